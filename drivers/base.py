@@ -1,0 +1,225 @@
+"""The port: what a hypervisor can do for us, and the errors it may answer with.
+
+Mechanism only. How long to wait, what to try again and what to do after a failure is decided by `worker.procedures`.
+Every driver passes the one suite in `tests/contract`.
+
+Words: a *domain* is libvirt's name for a VM; an *adopted* domain carries our server id and account as metadata.
+A *tag* is the name of an internal qcow2 snapshot, the same on every disk of the server and in libvirt's metadata.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar, Protocol
+
+
+class Power(StrEnum):
+    """What a domain is doing, as far as its disks care."""
+
+    ON = "on"
+    OFF = "off"
+    PAUSED = "paused"  # a QEMU process holds the disks but the guest does not run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """An adopted domain: a customer's server as this node has it."""
+
+    server_id: int
+    account_id: int
+    name: str
+    power: Power
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """A disk that takes part in every snapshot of its server."""
+
+    target: str  # "vda"
+    path: str
+    virtual_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedDisk:
+    """A device that no snapshot of the server holds, and why: a CD-ROM, a read-only or a shared disk."""
+
+    target: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What a snapshot of the server would hold. Reading it changes nothing, whether the domain runs or not."""
+
+    disks: tuple[Disk, ...]
+    skipped: tuple[SkippedDisk, ...]
+    nvram: bool  # UEFI variables: saved and restored with the disks
+    free_bytes: int  # on the fullest of the file systems that hold the disks
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotSpec:
+    """What is written down beside a snapshot, so that it can be read back from the node alone."""
+
+    tag: str
+    name: str
+    description: str
+    created_at: datetime  # UTC
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundSnapshot:
+    """A tag as found on a server: on which disks, and whether the hypervisor lists it."""
+
+    tag: str
+    targets: frozenset[str]
+    complete: bool  # on every disk of the server's layout, with the NVRAM where there is one
+    spec: SnapshotSpec | None  # None: on a disk only; the hypervisor's own list does not know it
+
+
+class DriverError(Exception):
+    """Base of all that a driver raises. The text says what is true now and may be shown to the customer."""
+
+    code: ClassVar[str] = "hypervisor_error"
+    retryable: ClassVar[bool] = False
+
+
+class DomainNotFound(DriverError):
+    """No adopted domain has this server id. Nothing was changed."""
+
+    code = "server_not_on_node"
+
+
+class InvalidState(DriverError):
+    """The domain is in a state (paused, saved to disk) in which the call cannot be done. Nothing was changed."""
+
+    code = "server_not_ready"
+
+
+class UnsupportedServer(DriverError):
+    """The server has a part that no snapshot can hold; the text names it. Nothing was changed."""
+
+    code = "unsupported_server"
+
+
+class SnapshotNotFound(DriverError):
+    """A disk of the server does not have the tag. Nothing was changed."""
+
+    code = "snapshot_not_on_disk"
+
+
+class SnapshotExists(DriverError):
+    """A disk of the server already has the tag. Nothing was changed."""
+
+    code = "snapshot_exists_on_disk"
+
+
+class DiskFailed(DriverError):
+    """A disk refused a change. Some disks may have it, some not: `repair`, then go on or back."""
+
+    code = "disk_failed"
+
+
+class DiskCorrupt(DriverError):
+    """An image is damaged beyond what `repair` can mend; the text names it."""
+
+    code = "disk_corrupt"
+
+
+class StartFailed(DriverError):
+    """The domain did not start. It is off."""
+
+    code = "start_failed"
+    retryable = True
+
+
+class HypervisorUnavailable(DriverError):
+    """The hypervisor did not answer, or its answer was lost: the outcome is unknown, look before acting."""
+
+    code = "hypervisor_unavailable"
+    retryable = True
+
+
+class Hypervisor(Protocol):
+    """The hypervisor of one node. All calls are safe to make from one event loop, concurrently for different servers.
+
+    Any call may raise `HypervisorUnavailable`; any call that names a server may raise `DomainNotFound`. A call that is
+    cancelled finishes what it has begun before the cancellation goes on.
+    """
+
+    async def domains(self) -> list[Domain]:
+        """Every adopted domain of the node."""
+        ...
+
+    async def adopt(self, domain: str, *, server_id: int, account_id: int) -> None:
+        """Mark the domain of that libvirt name as a customer's server; may be run again.
+
+        Raises `DomainNotFound`, or `InvalidState` where another domain of the node has this server id.
+        """
+        ...
+
+    async def power(self, server_id: int) -> Power: ...
+
+    async def press_power_button(self, server_id: int) -> None:
+        """Ask the guest to shut down (ACPI). Returns at once; a guest may be deaf. A domain that is off is left alone."""
+        ...
+
+    async def wait_for_off(self, server_id: int, *, timeout_seconds: float) -> bool:
+        """Whether the domain was off, its disks released, before the time was over."""
+        ...
+
+    async def cut_power(self, server_id: int) -> None:
+        """Turn the domain off as if its plug were pulled, and return when its disks are released. Off is fine."""
+        ...
+
+    async def start(self, server_id: int) -> None:
+        """Turn the domain on; on already is fine. Raises `StartFailed`."""
+        ...
+
+    async def layout(self, server_id: int) -> Layout:
+        """What a snapshot would hold. Raises `UnsupportedServer` naming the first part that can't be snapshotted
+        (raw, block or missing disk, TPM, ...), `InvalidState` for a domain that is paused or has saved memory,
+        `DiskCorrupt` for an image already marked corrupt."""
+        ...
+
+    async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
+        """Every tag found on the server's disks or in the hypervisor's list, ours (`vps-`) and others'."""
+        ...
+
+    async def take_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
+        """Snapshot all disks (and NVRAM) of a domain that is off, and list it with the hypervisor.
+
+        Raises `SnapshotExists`, `InvalidState` (not off), or `DiskFailed`: some disks may hold the tag.
+        """
+        ...
+
+    async def revert(self, server_id: int, tag: str) -> None:
+        """Bring all disks (and NVRAM) of a domain that is off back to the tag. Snapshots taken later stay.
+
+        Raises `SnapshotNotFound` before any change where one disk lacks the tag, `InvalidState` (not off),
+        or `DiskFailed`: some disks may be reverted.
+        """
+        ...
+
+    async def delete_snapshot(self, server_id: int, tag: str) -> None:
+        """Remove the tag from every disk, NVRAM copy and list that has it, whether the domain runs or not.
+
+        A tag that is nowhere is fine. Raises `DiskFailed`: call again until it succeeds.
+        """
+        ...
+
+    async def repair(self, server_id: int) -> tuple[str, ...]:
+        """Check and mend every disk of a domain that is off; the targets that needed it. Raises `DiskCorrupt`, `InvalidState`."""
+        ...
+
+    async def size_mb(self, server_id: int, tag: str) -> int:
+        """MiB of guest data that the snapshot holds over all disks, rounded up. Works while the domain runs."""
+        ...
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed` (on the event loop) soon after any domain was started, stopped, defined or undefined."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,90 @@
+"""What the tests stand on: a real Redis of their own, in a temporary folder, on a socket."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from arq.connections import ArqRedis
+from redis.asyncio import UnixDomainSocketConnection
+from redis.asyncio.connection import ConnectionPool
+
+
+def needs(program: str) -> None:
+    """Skip where a program is missing on a developer's machine; in CI nothing may be missing."""
+    if shutil.which(program) is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{program} is not installed, and in CI nothing may be skipped")
+        pytest.skip(f"{program} is not installed")
+
+
+class RedisServer:
+    """A redis-server process on a unix socket, with the durability of production; it can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "redis.sock"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        arguments = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder), "--save", ""]
+        durability = ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]
+        self.process = subprocess.Popen(  # noqa: S603 - a fixed program and our own arguments
+            ["redis-server", *arguments, *durability],  # noqa: S607 - whichever Redis the machine has
+            stdout=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            answer = subprocess.run(  # noqa: S603
+                ["redis-cli", "-s", str(self.socket), "ping"],  # noqa: S607
+                capture_output=True,
+                check=False,
+            )
+            if answer.stdout.strip() == b"PONG":
+                return
+            time.sleep(0.02)
+        raise RuntimeError("redis-server did not answer within 10 s")
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def lose_data(self) -> None:
+        """Forget everything that was written. Only while the server is down."""
+        for name in self.folder.iterdir():
+            if name.is_dir():
+                shutil.rmtree(name)
+            else:
+                name.unlink()
+
+    def client(self) -> ArqRedis:
+        pool = ConnectionPool(connection_class=UnixDomainSocketConnection, path=str(self.socket))
+        return ArqRedis(pool_or_conn=pool)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    needs("redis-server")
+    # not below pytest's own folder: a socket's path may have 107 characters at most
+    with tempfile.TemporaryDirectory(prefix="vps-redis-") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[ArqRedis]:
+    client = redis_server.client()
+    await client.flushdb()
+    yield client
+    await client.aclose()
+    await client.connection_pool.disconnect()
+    await asyncio.sleep(0)  # let the transports close before the loop does

@@ -1,0 +1,67 @@
+"""Why a request was refused. Each says what is true now and has a stable code; `api.problems` gives each its HTTP status."""
+
+from typing import ClassVar
+
+
+class Refused(Exception):
+    """Base of every refusal: the request changed nothing. `detail` is for the caller's eyes."""
+
+    code: ClassVar[str]
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class ServerNotFound(Refused):
+    code = "server_not_found"
+
+
+class SnapshotNotFound(Refused):
+    code = "snapshot_not_found"
+
+
+class JobNotFound(Refused):
+    code = "job_not_found"
+
+
+class ServerBusy(Refused):
+    """The server has a job already; the detail names it."""
+
+    code = "server_busy"
+
+    def __init__(self, detail: str, *, job_id: str) -> None:
+        super().__init__(detail)
+        self.job_id = job_id
+
+
+class SnapshotLimitReached(Refused):
+    code = "snapshot_limit_reached"
+
+
+class NameTaken(Refused):
+    code = "name_taken"
+
+
+class SnapshotNotReady(Refused):
+    """A restore of a snapshot that is not completed."""
+
+    code = "snapshot_not_ready"
+
+
+class ServerNotReady(Refused):
+    """The server is in a state (suspended) in which it can be neither snapshotted nor restored."""
+
+    code = "server_not_ready"
+
+
+class NodeUnavailable(Refused):
+    """The server's node has been silent for too long."""
+
+    code = "node_unavailable"
+
+
+class StoreUnavailable(Refused):
+    """Redis did not answer, or could not write."""
+
+    code = "store_unavailable"

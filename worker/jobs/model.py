@@ -1,0 +1,138 @@
+"""The records that everyone shares, and the one table of what may follow what."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import NewType, Self
+
+AccountId = NewType("AccountId", int)
+ServerId = NewType("ServerId", int)
+SnapshotId = NewType("SnapshotId", int)
+JobId = NewType("JobId", str)
+
+SNAPSHOTS_PER_SERVER = 5  # the public contract's limit
+NAME_MAX = 64  # characters of a snapshot's name
+DESCRIPTION_MAX = 1000  # characters of a snapshot's description
+
+
+class JobKind(StrEnum):
+    CREATE = "create"
+    RESTORE = "restore"
+    DELETE = "delete"
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+MAY_FOLLOW: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.IN_PROGRESS, JobState.FAILED}),
+    JobState.IN_PROGRESS: frozenset({JobState.COMPLETED, JobState.FAILED}),
+    JobState.COMPLETED: frozenset(),
+    JobState.FAILED: frozenset(),
+}
+
+
+class SnapshotStatus(StrEnum):
+    """The contract's words, and `deleting`, which no customer sees: gone for them, its space not yet freed."""
+
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    DELETING = "deleting"
+
+
+class ServerState(StrEnum):
+    ACTIVE = "active"
+    STOPPED = "stopped"
+    SUSPENDED = "suspended"
+    SNAPSHOTTING = "snapshotting"
+    RESTORING = "restoring"
+
+
+class Step(StrEnum):
+    """How far a job has got. Written to the node's journal before the step's first effect."""
+
+    PREFLIGHT = "preflight"
+    STOPPING = "stopping"
+    SNAPSHOTTING = "snapshotting"
+    SAFEGUARDING = "safeguarding"  # the safety snapshot, before a restore overwrites
+    REVERTING = "reverting"
+    UNDOING = "undoing"  # a revert that failed: every disk back to the safety snapshot
+    CLEANING = "cleaning"  # what a failed step left on the disks
+    DELETING = "deleting"
+    STARTING = "starting"
+    MEASURING = "measuring"
+
+
+class IllegalTransition(Exception):
+    """A job was asked to change into a state that may not follow its own. Nothing was changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    id: ServerId
+    name: str
+    account_id: AccountId
+    node: str
+    state: ServerState
+    job_id: JobId | None  # the job that holds the server
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    id: SnapshotId
+    server_id: ServerId
+    server_name: str
+    account_id: AccountId
+    name: str
+    description: str
+    status: SnapshotStatus
+    size_mb: int | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a job failed: a stable code, a text that the customer may read, and whether an operator must look."""
+
+    code: str
+    detail: str
+    stranded: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    id: JobId
+    kind: JobKind
+    state: JobState
+    server_id: ServerId
+    server_name: str
+    account_id: AccountId
+    node: str
+    snapshot_id: SnapshotId
+    snapshot_name: str
+    snapshot_description: str
+    snapshot_created_at: datetime
+    request_id: str
+    queued_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    step: Step | None = None
+    attempts: int = 0  # times a worker process began it: more than 1 after a crash
+    estimated_seconds: int | None = None  # median of the node's latest jobs of this kind; None before the first
+    downtime_seconds: float | None = None  # how long the job kept the guest off
+    failure: Failure | None = None
+
+    def to(self, state: JobState) -> Self:
+        if state not in MAY_FOLLOW[self.state]:
+            raise IllegalTransition(f"{self.id}: {self.state} -> {state}")
+        return replace(self, state=state)
+
+
+def snapshot_tag(snapshot_id: SnapshotId) -> str:
+    """The name of a customer's snapshot on the disks: ours and unique, for qcow2 accepts one name twice."""
+    return f"vps-{snapshot_id}"

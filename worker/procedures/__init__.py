@@ -1,0 +1,1 @@
+"""The procedures: what is done for each kind of job, step by step."""
