@@ -1,0 +1,56 @@
+# `make` alone prints the targets. Each sets up what it needs; the second time that takes milliseconds.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup run demo test check format lock clean bench-pickup bench-admission
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# read by deploy/setup.sh and by deploy/demo/run.py
+export VENV PYTHON PORT STATE_DIR DRIVER
+
+help: ## print this
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
+	    printf '  make %-16s %s\n' "$$target" "$$text"; done
+	@echo 'Options: PORT=8080 STATE_DIR=./state DRIVER=kvm|fake (make run), PYTHON=python3 (interpreter of a new .venv)'
+
+setup: ## Debian packages and .venv, from the lock
+	@deploy/setup.sh
+
+run: setup ## the whole service with a real guest, until Ctrl-C (DRIVER=fake: no hypervisor)
+	@exec $(BIN)/python -m deploy.demo.run
+
+demo: setup ## the scripted proof: write A, create, write B, restore, A is back, delete
+	@exec $(BIN)/python -m deploy.demo.demo
+
+test: setup ## every test
+	$(BIN)/pytest
+
+check: setup ## what CI runs: format, lint, types, import walls, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+format: setup ## format, and mend what ruff can
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench-pickup: setup ## enqueue to start, beside plain arq's
+	$(BIN)/python -m tests.bench.pickup
+
+bench-admission: setup ## jobs admitted a second, beside plain arq's enqueue
+	$(BIN)/python -m tests.bench.admission
+
+# uv only resolves; the lock is in pip's own format. dev.txt first: the other two keep to its versions.
+UV = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+    --no-header --no-annotate --no-emit-index-url --no-emit-find-links $(UPGRADE)
+lock: setup ## resolve pyproject.toml into deploy/lock (UPGRADE=--upgrade: to the newest versions)
+	@test -x .venv-lock/bin/uv || { $(BIN)/python -m venv .venv-lock && .venv-lock/bin/pip install -q uv; }
+	$(UV) pyproject.toml --group build --group dev -o deploy/lock/dev.txt
+	$(UV) pyproject.toml -c deploy/lock/dev.txt -o deploy/lock/runtime.txt
+	$(UV) --group build -c deploy/lock/dev.txt -o deploy/lock/build.txt
+
+clean: setup ## forget what `make run` keeps (STATE_DIR)
+	@exec $(BIN)/python -m deploy.demo.run --clean

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Makes this checkout ready to run: Debian's packages, then .venv from the lock files, then the project itself, editable.
+#
+# Runs from everywhere as often as you like: what is there already is not touched, and a second run takes milliseconds.
+#   PYTHON=/usr/bin/python3.12   interpreter of the venv, 3.11 or later (default: the venv's own, for a new one python3)
+#   VENV=.venv                   where the venv goes
+set -euo pipefail
+cd "$(dirname "$0")/.."
+VENV=${VENV:-.venv}
+LOCK=deploy/lock
+
+# What `make` needs of Debian 12 beyond git, make and python3, by what asks for it:
+PACKAGES=(
+    libvirt-dev pkg-config gcc                                  # libvirt-python is shipped as source only
+    libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils ovmf  # the hypervisor; a libvirtd is not needed
+    redis-server                                                # started by us, never as a service
+    busybox-static cpio kmod xz-utils                           # the demo's and the tests' guest is built from Debian's kernel
+)
+# ... and where PYTHON is Debian's own, which comes without venv and headers:
+DEBIAN_PYTHON_PACKAGES=(python3-venv python3-dev)
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+# What this venv was made from. The interpreter is part of it only where one was asked for.
+fingerprint() { { pwd && cat "$LOCK"/*.txt pyproject.toml deploy/setup.sh; } | sha256sum | cut -d ' ' -f 1; }
+is_current() { [ "$(sed -n 1p "$VENV/.setup" 2>/dev/null)" = "$(fingerprint)" ]; }
+is_of_python() { [ -z "${PYTHON:-}" ] || [ "$(sed -n 2p "$VENV/.setup" 2>/dev/null)" = "$(command -v "$PYTHON")" ]; }
+
+if is_current && is_of_python; then exit 0; fi
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then "$@"
+    elif command -v sudo >/dev/null; then sudo "$@"
+    else die "not root and no sudo here; as root run: apt-get install --no-install-recommends ${missing[*]}"
+    fi
+}
+
+# Debian starts a service with its package unless a policy says no. A policy of the machine's own stands.
+install_packages() {
+    say "installing ${missing[*]}"
+    # A source that can't be reached is no reason to stop: what is missing then shows below.
+    as_root apt-get -q update || say "apt-get update had errors, going on"
+    # shellcheck disable=SC2016  # $0 and $@ are the inner shell's
+    as_root env DEBIAN_FRONTEND=noninteractive sh -c '
+        if ! [ -e /usr/sbin/policy-rc.d ]; then
+            trap "rm -f /usr/sbin/policy-rc.d" EXIT
+            printf "#!/bin/sh\nexit 101\n" >/usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d
+        fi
+        had_redis=$(command -v redis-server)
+        apt-get -q -y install --no-install-recommends "$@" || exit
+        if [ -z "$had_redis" ] && [ -d /run/systemd/system ]; then systemctl disable redis-server; fi
+    ' install "${missing[@]}"
+}
+
+ensure_packages() {
+    local wanted=("${PACKAGES[@]}") package
+    if ! command -v apt-get >/dev/null; then
+        say "no apt-get here: these, by their Debian names, must be there: ${wanted[*]}"
+        return
+    fi
+    [ "$("$python" -c 'import sys; print(sys.base_prefix)')" != /usr ] || wanted+=("${DEBIAN_PYTHON_PACKAGES[@]}")
+    missing=()
+    for package in "${wanted[@]}"; do
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+    done
+    [ ${#missing[@]} -eq 0 ] || install_packages
+}
+
+ensure_venv() {
+    if [ -n "${PYTHON:-}" ] && [ -d "$VENV" ] && ! is_of_python; then rm -rf "$VENV"; fi
+    [ -x "$VENV/bin/pip" ] || "$python" -m venv --clear "$VENV"
+    say "installing from the lock into $VENV ($("$VENV/bin/python" --version))"
+    # Two steps, so that what builds a source package is locked as well: pip would fetch build tools unchecked.
+    "$VENV/bin/pip" install -q --disable-pip-version-check --require-hashes -r "$LOCK/build.txt"
+    "$VENV/bin/pip" install -q --no-build-isolation --require-hashes -r "$LOCK/dev.txt"
+    "$VENV/bin/pip" install -q --no-build-isolation --no-deps -e .
+    printf '%s\n%s\n' "$(fingerprint)" "$(command -v "$python")" >"$VENV/.setup"
+}
+
+# One at a time: a `make test` beside a `make run` waits for its venv instead of tearing at it.
+exec 9<.
+flock 9
+if is_current && is_of_python; then exit 0; fi
+
+python=${PYTHON:-$(sed -n 2p "$VENV/.setup" 2>/dev/null || true)}
+python=${python:-python3}
+command -v "$python" >/dev/null || die "$python: no such interpreter"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "$("$python" --version): 3.11 or later is needed, set PYTHON="
+ensure_packages
+ensure_venv
