@@ -1,0 +1,150 @@
+"""The node's side of the store: what a worker asks of Redis.
+
+Every call that changes a job names the node and the owner of its lease; a worker that comes back late, after
+another took its lease, changes nothing. Any trouble with Redis is `StoreUnavailable`.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from arq.connections import ArqRedis
+
+from worker.jobs import records, scripts
+from worker.jobs.model import AccountId, Failure, Job, JobId, JobState, ServerId, SnapshotStatus, Step
+from worker.jobs.store import DELETE_RETRY_SECONDS, NODE_SILENT_SECONDS, queue_parameters, redis_answers
+
+JOB_KEPT_SECONDS = 30 * 86_400  # how long the record of a job that ended can be read
+FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
+BATCH = 100  # records that one sweep of housekeeping touches: a bound on how long a script holds Redis
+
+
+class LeaseLost(Exception):
+    """Another worker holds the node's lease. Nothing was changed."""
+
+
+class BeginRefused(Exception):
+    """The job must not run: it is over, unknown, or another node's. Nothing was changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaseHeld:
+    """Who holds a node's lease instead of us, in words for a person, and for how long yet."""
+
+    who: str
+    seconds_left: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportedServer:
+    id: ServerId
+    account_id: AccountId
+    name: str
+    power: str  # "on", "off" or "paused"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a job ended. `snapshot_status` says what became of the snapshot that a create made."""
+
+    state: JobState
+    failure: Failure | None = None
+    downtime_seconds: float | None = None
+    size_mb: int | None = None
+    snapshot_status: SnapshotStatus | None = None
+
+    def for_script(self) -> str:
+        failure = self.failure
+        return json.dumps(
+            {
+                "state": self.state,
+                "failure_code": failure.code if failure else "",
+                "failure_detail": failure.detail if failure else "",
+                "stranded": "1" if failure and failure.stranded else "0",
+                "downtime_seconds": "" if self.downtime_seconds is None else f"{self.downtime_seconds:.3f}",
+                "size_mb": "" if self.size_mb is None else str(self.size_mb),
+                "snapshot_status": self.snapshot_status or SnapshotStatus.FAILED,
+                "kept_ms": JOB_KEPT_SECONDS * 1000,
+                "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
+            }
+        )
+
+
+class NodeStore:
+    """The store as one worker of one node sees it.
+
+    `owner` is this process's own mark on the lease; `machine` is the same for every worker of this node's lock
+    file, so that a restarted one takes over at once; `who` tells people where the worker runs.
+    """
+
+    def __init__(self, redis: ArqRedis, *, node: str, machine: str, who: str) -> None:
+        self._redis = redis
+        self.node = node
+        self._machine = machine
+        self._who = who
+        self._owner = uuid4().hex
+        names = ("begin", "progress", "finish", "lease", "report", "retry_deletes", "fail_waiting", "forget_failed")
+        self._scripts = {name: scripts.load(redis, name) for name in names}
+
+    async def _call(self, name: str, *arguments: Any) -> Any:
+        with redis_answers():
+            return await self._scripts[name](args=list(arguments))
+
+    async def take_lease(self, *, seconds: float) -> LeaseHeld | None:
+        """Take or keep the node's lease and beat its heart; None, or who holds it."""
+        milliseconds = round(seconds * 1000)
+        taken, left_ms, *who = await self._call(
+            "lease", self.node, self._owner, self._machine, self._who, milliseconds
+        )
+        return None if taken else LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000)
+
+    async def begin(self, job_id: JobId) -> Job:
+        """Mark a job as begun by us, the first time or again. Raises LeaseLost or BeginRefused."""
+        verdict, answer = await self._call("begin", job_id, self.node, self._owner)
+        if verdict == b"begun":
+            return records.job(job_id, records.pairs(answer))
+        if answer == b"lease_lost":
+            raise LeaseLost
+        raise BeginRefused(answer.decode())
+
+    async def progress(self, job_id: JobId, step: Step) -> None:
+        """Tell everyone how far a job has got. A job that is not ours any more is left as it is."""
+        await self._call("progress", job_id, self.node, self._owner, step)
+
+    async def finish(self, job_id: JobId, outcome: Outcome) -> str:
+        """Publish how a job ended; again changes nothing. What the store made of it, for the log. Raises LeaseLost."""
+        answer: bytes = await self._call("finish", job_id, self.node, self._owner, outcome.for_script())
+        if answer == b"lease_lost":
+            raise LeaseLost
+        return answer.decode()
+
+    async def report(self, servers: Iterable[ReportedServer]) -> tuple[ServerId, ...]:
+        """Say which servers the node has; the ids that another living node claims as well. Raises LeaseLost."""
+        listed = [{"id": str(s.id), "account": str(s.account_id), "name": s.name, "power": s.power} for s in servers]
+        conflicts = await self._call("report", self.node, self._owner, self._silent_ms, json.dumps(listed))
+        if conflicts == b"lease_lost":
+            raise LeaseLost
+        return tuple(ServerId(int(conflict)) for conflict in conflicts)
+
+    async def retry_deletes(self) -> int:
+        """Queue again the deletes of this node that have not freed their space; how many."""
+        fresh = [uuid4().hex for _ in range(BATCH)]
+        queue = json.dumps(queue_parameters())
+        retry_ms = round(DELETE_RETRY_SECONDS * 1000)
+        return len(await self._call("retry_deletes", self.node, self._owner, retry_ms, queue, *fresh))
+
+    async def fail_waiting(self, outcome: Outcome, *, silent_seconds: float) -> tuple[JobId, ...]:
+        """Fail the jobs that wait for any node which has been silent for so long; their ids."""
+        failed = await self._call("fail_waiting", round(silent_seconds * 1000), BATCH, outcome.for_script())
+        return tuple(JobId(job_id.decode()) for job_id in failed)
+
+    async def forget_failed(self) -> int:
+        """Forget failed snapshots that were listed for their 7 days; how many."""
+        forgotten: int = await self._call("forget_failed", FAILED_SNAPSHOT_KEPT_SECONDS * 1000, BATCH)
+        return forgotten
+
+    @property
+    def _silent_ms(self) -> int:
+        return round(NODE_SILENT_SECONDS * 1000)

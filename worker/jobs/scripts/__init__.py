@@ -1,0 +1,18 @@
+"""The Lua scripts, each atomic in Redis, each with the prelude and the table of states in front of it."""
+
+import json
+from importlib.resources import files
+
+from arq.connections import ArqRedis
+from redis.commands.core import AsyncScript
+
+from worker.jobs.model import MAY_FOLLOW
+
+
+def load(redis: ArqRedis, name: str) -> AsyncScript:
+    """The script `name`.lua, ready to be called. Redis caches it; after a restart of Redis it is sent again by itself."""
+    folder = files(__name__)
+    table = {state: {follower: True for follower in followers} for state, followers in MAY_FOLLOW.items()}
+    states = f"local MAY_FOLLOW = cjson.decode('{json.dumps(table)}')\n"
+    prelude = (folder / "prelude.lua").read_text()
+    return redis.register_script(states + prelude + (folder / f"{name}.lua").read_text())

@@ -1,0 +1,76 @@
+-- Decide on a create, restore or delete and write all of it, or refuse and write nothing.
+-- ARGV[1]: JSON {kind, account, id, name, description, request_id, job_id, limit, silent_ms, queue{...}}
+-- id: the server's for a create, else the snapshot's. Answers {'refused', code, ...} or
+-- {'admitted', snapshot id, snapshot, server, job}, the records as {field, value, ...}.
+local ask = cjson.decode(ARGV[1])
+
+local function refuse_server(server)
+  if node_is_silent(server.node, ask.silent_ms) then return {'refused', 'node_unavailable'} end
+  if server.job then return {'refused', 'server_busy', server.job} end
+  if server.power == 'paused' and ask.kind ~= 'delete' then return {'refused', 'server_not_ready'} end
+end
+
+local function admit(server_id, server, snapshot_id, snapshot)
+  enqueue(ask.job_id, {
+    kind = ask.kind, server = server_id, server_name = server.name, account = server.account, node = server.node,
+    snapshot = snapshot_id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
+    snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id,
+  }, ask.queue)
+  return {'admitted', snapshot_id, redis.call('HGETALL', 'snapshot:' .. snapshot_id),
+    redis.call('HGETALL', 'server:' .. server_id), redis.call('HGETALL', 'job:' .. ask.job_id)}
+end
+
+local function create()
+  local server_id = ask.id
+  local server = read('server:' .. server_id)
+  if not server or server.account ~= ask.account or server.missing then return {'refused', 'server_not_found'} end
+  local refused = refuse_server(server)
+  if refused then return refused end
+  local counted = 'server:' .. server_id .. ':counted'
+  if redis.call('SCARD', counted) >= tonumber(ask.limit) then return {'refused', 'snapshot_limit_reached'} end
+  local names = 'server:' .. server_id .. ':names'
+  local namesake = redis.call('HGET', names, ask.name)
+  if namesake then return {'refused', 'name_taken', namesake} end
+
+  local id = string.format('%.0f', redis.call('INCR', 'snapshots:last_id'))
+  local snapshot = {
+    v = '1', server = server_id, account = server.account, node = server.node, name = ask.name,
+    description = ask.description, status = 'in_progress', size_mb = '', created_ms = tostring(now_ms()),
+  }
+  for field, value in pairs(snapshot) do redis.call('HSET', 'snapshot:' .. id, field, value) end
+  redis.call('ZADD', 'account:' .. server.account .. ':snapshots', id, id)
+  redis.call('ZADD', 'server:' .. server_id .. ':snapshots', id, id)
+  redis.call('SADD', counted, id)
+  redis.call('HSET', names, ask.name, id)
+  return admit(server_id, server, id, snapshot)
+end
+
+local function restore(snapshot, server)
+  if snapshot.status ~= 'completed' then return {'refused', 'snapshot_not_ready', snapshot.status} end
+  if not server or server.missing then return {'refused', 'server_not_ready'} end
+  return refuse_server(server) or admit(snapshot.server, server, ask.id, snapshot)
+end
+
+local function delete(snapshot, server)
+  if not server or server.missing then -- its disks went with it: nothing is left to free
+    forget_snapshot(ask.id, snapshot)
+    return {'admitted', ask.id}
+  end
+  local refused = refuse_server(server)
+  if refused then return refused end
+  hide_snapshot(ask.id, snapshot)
+  redis.call('ZREM', 'snapshots:failed', ask.id)
+  redis.call('HSET', 'snapshot:' .. ask.id, 'status', 'deleting', 'node', server.node)
+  -- until a job has freed the space, the node finds it here and tries again
+  redis.call('ZADD', 'node:' .. server.node .. ':deleting', now_ms() + tonumber(ask.retry_ms), ask.id)
+  return admit(snapshot.server, server, ask.id, snapshot)
+end
+
+if ask.kind == 'create' then return create() end
+local snapshot = read('snapshot:' .. ask.id)
+if not snapshot or snapshot.account ~= ask.account or snapshot.status == 'deleting' then
+  return {'refused', 'snapshot_not_found'}
+end
+local server = read('server:' .. snapshot.server)
+if ask.kind == 'restore' then return restore(snapshot, server) end
+return delete(snapshot, server)

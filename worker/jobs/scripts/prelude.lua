@@ -1,0 +1,117 @@
+-- Put in front of every script: the clock, the records, and the only functions that change a job's state.
+-- MAY_FOLLOW is prepended from worker/jobs/model.py, so that the table of states exists once.
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- A hash as a table; nil where there is none.
+local function read(key)
+  local flat = redis.call('HGETALL', key)
+  if #flat == 0 then return nil end
+  local record = {}
+  for i = 1, #flat, 2 do record[flat[i]] = flat[i + 1] end
+  return record
+end
+
+local function node_is_silent(node, silent_ms)
+  local heartbeat = redis.call('HGET', 'node:' .. node, 'heartbeat_ms')
+  return not heartbeat or now_ms() - heartbeat > tonumber(silent_ms)
+end
+
+local function owns_lease(node, owner)
+  return redis.call('HGET', 'node:' .. node, 'owner') == owner
+end
+
+local function tell(job_id, job)
+  redis.call('XADD', 'events', 'MAXLEN', '~', '100000', '*', 'account', job.account, 'server', job.server,
+    'snapshot', job.snapshot, 'job', job_id, 'kind', job.kind, 'state', job.state, 'step', job.step or '')
+end
+
+-- Change a job's state; an error, which writes nothing, where the table forbids it.
+local function become(job_id, job, state)
+  if not MAY_FOLLOW[job.state][state] then
+    return error('job ' .. job_id .. ': ' .. state .. ' may not follow ' .. job.state)
+  end
+  job.state = state
+  redis.call('HSET', 'job:' .. job_id, 'state', state)
+end
+
+-- Write the job's record, hold its server, hand it to the node's queue and wake the node.
+local function enqueue(job_id, job, queue)
+  local now = now_ms()
+  job.v, job.state, job.queued_ms, job.attempts = '1', 'queued', tostring(now), '0'
+  local flat = {}
+  for field, value in pairs(job) do
+    flat[#flat + 1] = field
+    flat[#flat + 1] = value
+  end
+  redis.call('HSET', 'job:' .. job_id, unpack(flat))
+  redis.call('HSET', 'server:' .. job.server, 'job', job_id)
+  redis.call('ZADD', 'jobs:waiting', now, job_id)
+  -- arq's own record of the job. It expires only as a net below us: a job of a dead node is failed long before.
+  local payload = string.gsub(queue.payload, 'JOB_ID', job_id)
+  payload = string.gsub(payload, '"et":0', '"et":' .. string.format('%.0f', now))
+  redis.call('SET', 'arq:job:' .. job_id, payload, 'PX', queue.expires_ms)
+  redis.call('ZADD', queue.prefix .. job.node, now, job_id)
+  local wake = queue.prefix .. job.node .. ':wake'
+  redis.call('LPUSH', wake, '1')
+  redis.call('LTRIM', wake, 0, 0)
+  tell(job_id, job)
+end
+
+-- Take a snapshot out of every list: the customer can't see it, its name and its slot are free.
+local function hide_snapshot(id, snapshot)
+  redis.call('ZREM', 'account:' .. snapshot.account .. ':snapshots', id)
+  redis.call('ZREM', 'server:' .. snapshot.server .. ':snapshots', id)
+  redis.call('SREM', 'server:' .. snapshot.server .. ':counted', id)
+  local names = 'server:' .. snapshot.server .. ':names'
+  if redis.call('HGET', names, snapshot.name) == id then redis.call('HDEL', names, snapshot.name) end
+end
+
+local function forget_snapshot(id, snapshot)
+  hide_snapshot(id, snapshot)
+  redis.call('ZREM', 'snapshots:failed', id)
+  redis.call('ZREM', 'node:' .. snapshot.node .. ':deleting', id)
+  redis.call('DEL', 'snapshot:' .. id)
+end
+
+local function settle_create(id, snapshot, result, now)
+  redis.call('HSET', 'snapshot:' .. id, 'status', result.snapshot_status, 'size_mb', result.size_mb)
+  if result.snapshot_status == 'failed' then
+    -- still listed, but it holds neither a slot nor its name: the customer may try again at once
+    redis.call('SREM', 'server:' .. snapshot.server .. ':counted', id)
+    redis.call('HDEL', 'server:' .. snapshot.server .. ':names', snapshot.name)
+    redis.call('ZADD', 'snapshots:failed', now, id)
+  end
+end
+
+-- End a job: its state, what it means for its snapshot, the server free again, arq's record gone.
+-- result: state, failure_code, failure_detail, stranded, downtime_seconds, snapshot_status, size_mb, retry_ms
+local function conclude(job_id, job, result)
+  local now = now_ms()
+  become(job_id, job, result.state)
+  redis.call('HSET', 'job:' .. job_id, 'finished_ms', now, 'failure_code', result.failure_code,
+    'failure_detail', result.failure_detail, 'stranded', result.stranded, 'downtime_seconds', result.downtime_seconds)
+  redis.call('PEXPIRE', 'job:' .. job_id, result.kept_ms)
+  redis.call('ZREM', 'jobs:waiting', job_id)
+  local snapshot = read('snapshot:' .. job.snapshot)
+  if snapshot and job.kind == 'create' then settle_create(job.snapshot, snapshot, result, now) end
+  if snapshot and job.kind == 'delete' then
+    if result.state == 'completed' then
+      forget_snapshot(job.snapshot, snapshot)
+    else
+      redis.call('ZADD', 'node:' .. job.node .. ':deleting', now + tonumber(result.retry_ms), job.snapshot)
+    end
+  end
+  if redis.call('HGET', 'server:' .. job.server, 'job') == job_id then
+    redis.call('HDEL', 'server:' .. job.server, 'job')
+  end
+  if result.state == 'completed' and job.started_ms then
+    local durations = 'node:' .. job.node .. ':milliseconds:' .. job.kind
+    redis.call('LPUSH', durations, now - job.started_ms)
+    redis.call('LTRIM', durations, 0, 19)
+  end
+  tell(job_id, job)
+end

@@ -1,0 +1,36 @@
+-- A node says which servers it has. ARGV: node, owner, silent_ms, JSON [{id, account, name, power}, ...] (all as text).
+-- Answers the ids that a living other node claims as well: those keep their node until a person has looked.
+if not owns_lease(ARGV[1], ARGV[2]) then return 'lease_lost' end
+local node, silent_ms = ARGV[1], ARGV[3]
+local mine = 'node:' .. node .. ':servers'
+local conflicts, present = {}, {}
+
+local function move_account(server_id, from, to)
+  for _, id in ipairs(redis.call('ZRANGE', 'server:' .. server_id .. ':snapshots', 0, -1)) do
+    redis.call('HSET', 'snapshot:' .. id, 'account', to)
+    redis.call('ZREM', 'account:' .. from .. ':snapshots', id)
+    redis.call('ZADD', 'account:' .. to .. ':snapshots', id, id)
+  end
+end
+
+for _, found in ipairs(cjson.decode(ARGV[4])) do
+  local key = 'server:' .. found.id
+  local known = read(key) or {}
+  present[found.id] = true
+  if known.node and known.node ~= node and not known.missing and not node_is_silent(known.node, silent_ms) then
+    conflicts[#conflicts + 1] = found.id
+  else
+    if known.account and known.account ~= found.account then move_account(found.id, known.account, found.account) end
+    if known.node and known.node ~= node then redis.call('SREM', 'node:' .. known.node .. ':servers', found.id) end
+    redis.call('HSET', key, 'v', '1', 'name', found.name, 'account', found.account, 'node', node, 'power', found.power)
+    redis.call('HDEL', key, 'missing')
+    redis.call('SADD', mine, found.id)
+  end
+end
+for _, id in ipairs(redis.call('SMEMBERS', mine)) do
+  if not present[id] then
+    redis.call('SREM', mine, id)
+    redis.call('HSET', 'server:' .. id, 'missing', '1')
+  end
+end
+return conflicts

@@ -1,0 +1,169 @@
+"""The node's own durable record of the jobs that it has begun.
+
+One SQLite file, `synchronous=FULL`: what `enter` has returned from survives kill -9 and a power cut. A job is written
+down before its first effect, each step before the step's first effect, and the outcome before anyone is told. So after
+a crash the journal alone says what is still owed; Redis is not asked.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from worker.jobs.model import JobId, ServerId, Step
+from worker.jobs.node_store import Outcome
+from worker.procedures.work import Facts, Task
+
+VERSION = 1
+KEPT_SECONDS = 30 * 86_400  # how long a job that is over and published stays: as long as its record in the store
+
+_TASK, _FACTS, _OUTCOME = TypeAdapter(Task), TypeAdapter(Facts), TypeAdapter(Outcome)
+_SELECT = "SELECT task, step, facts, interruptions, outcome FROM jobs"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+    id TEXT PRIMARY KEY,
+    task TEXT NOT NULL,                  -- JSON: what is to be done
+    step TEXT NOT NULL,                  -- entered, perhaps begun, perhaps done
+    facts TEXT NOT NULL,                 -- JSON: what the steps so far have found out
+    interruptions INTEGER NOT NULL,      -- worker processes that died in this step
+    outcome TEXT,                        -- JSON once it is over
+    published INTEGER NOT NULL DEFAULT 0,
+    changed_at REAL NOT NULL             -- Unix seconds
+) STRICT;
+CREATE INDEX IF NOT EXISTS owed ON jobs (published) WHERE published = 0;
+CREATE TABLE IF NOT EXISTS spare_tags (
+    tag TEXT PRIMARY KEY,
+    server_id INTEGER NOT NULL,
+    drop_after REAL NOT NULL             -- Unix seconds
+) STRICT;
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A job as the journal has it."""
+
+    task: Task
+    step: Step
+    facts: Facts
+    interruptions: int
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpareTag:
+    """A tag on a server's disks that no customer sees and that is to be deleted when its time is over."""
+
+    tag: str
+    server_id: ServerId
+
+
+class NewerJournal(Exception):
+    """The file was written by a later version of this program. Nothing was changed."""
+
+
+class Journal:
+    """The journal of one node; one process at a time (its owner holds the node's lock file)."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            self._db.close()
+            raise NewerJournal(f"{path} has version {version}; this program knows {VERSION}")
+        self._db.executescript(_SCHEMA)
+        self._db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def begin(self, task: Task, step: Step) -> Entry:
+        """Write down that the job is ours now, before its first effect. A job that is here already stays as it is."""
+        self._db.execute(
+            "INSERT INTO jobs (id, task, step, facts, interruptions, changed_at) VALUES (?, ?, ?, ?, 0, ?)"
+            " ON CONFLICT DO NOTHING",
+            (task.job_id, _TASK.dump_json(task).decode(), step, _FACTS.dump_json(Facts()).decode(), time.time()),
+        )
+        entry = self.find(task.job_id)
+        assert entry is not None, "just written"  # noqa: S101 - SQLite has answered
+        return entry
+
+    def enter(self, job_id: JobId, step: Step, facts: Facts) -> None:
+        """Write down the step that comes next, before its first effect."""
+        self._db.execute(
+            "UPDATE jobs SET step = ?, facts = ?, interruptions = 0, changed_at = ? WHERE id = ?",
+            (step, _FACTS.dump_json(facts).decode(), time.time(), job_id),
+        )
+
+    def interrupted(self, job_id: JobId) -> None:
+        """Count a process that died in the job's step."""
+        self._db.execute("UPDATE jobs SET interruptions = interruptions + 1 WHERE id = ?", (job_id,))
+
+    def conclude(self, entry: Entry, outcome: Outcome, *, spare_tag_kept_seconds: float | None) -> None:
+        """Write down how the job ended, before anyone is told, and with it the tag that is left to be deleted.
+
+        `spare_tag_kept_seconds` None: the tag stays until a person has decided.
+        """
+        now, task = time.time(), entry.task
+        with self._transaction():
+            self._db.execute(
+                "UPDATE jobs SET facts = ?, outcome = ?, changed_at = ? WHERE id = ?",
+                (_FACTS.dump_json(entry.facts).decode(), _OUTCOME.dump_json(outcome).decode(), now, task.job_id),
+            )
+            if entry.facts.spare_tag is not None and spare_tag_kept_seconds is not None:
+                # one for each server: the newer safety snapshot makes the older ones due
+                self._db.execute("UPDATE spare_tags SET drop_after = ? WHERE server_id = ?", (now, task.server_id))
+                self._db.execute(
+                    "INSERT OR REPLACE INTO spare_tags (tag, server_id, drop_after) VALUES (?, ?, ?)",
+                    (entry.facts.spare_tag, task.server_id, now + spare_tag_kept_seconds),
+                )
+
+    def published(self, job_id: JobId) -> None:
+        """The outcome has reached the store: nothing is owed any more."""
+        self._db.execute("UPDATE jobs SET published = 1 WHERE id = ?", (job_id,))
+
+    def find(self, job_id: JobId) -> Entry | None:
+        row = self._db.execute(f"{_SELECT} WHERE id = ?", (job_id,)).fetchone()
+        return _entry(row) if row else None
+
+    def owed(self) -> list[Entry]:
+        """The jobs that were begun and whose outcome nobody knows yet, oldest first."""
+        return [_entry(row) for row in self._db.execute(f"{_SELECT} WHERE published = 0 ORDER BY rowid")]
+
+    def due_spare_tags(self) -> list[SpareTag]:
+        rows = self._db.execute("SELECT tag, server_id FROM spare_tags WHERE drop_after <= ?", (time.time(),))
+        return [SpareTag(tag=tag, server_id=ServerId(server_id)) for tag, server_id in rows]
+
+    def dropped(self, tag: str) -> None:
+        self._db.execute("DELETE FROM spare_tags WHERE tag = ?", (tag,))
+
+    def forget_old(self) -> None:
+        """Forget the jobs that have been over and published for longer than anyone asks."""
+        self._db.execute("DELETE FROM jobs WHERE published = 1 AND changed_at < ?", (time.time() - KEPT_SECONDS,))
+
+
+def _entry(row: tuple[str, str, str, int, str | None]) -> Entry:
+    task, step, facts, interruptions, outcome = row
+    return Entry(
+        task=_TASK.validate_json(task),
+        step=Step(step),
+        facts=_FACTS.validate_json(facts),
+        interruptions=interruptions,
+        outcome=_OUTCOME.validate_json(outcome) if outcome else None,
+    )

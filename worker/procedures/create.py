@@ -1,0 +1,81 @@
+"""Create: stop the guest, snapshot every disk, start it again, measure."""
+
+import time
+from dataclasses import replace
+
+from drivers.base import SnapshotExists
+from worker.jobs.model import Step
+from worker.procedures.disks import cleaned, roomy_layout, without
+from worker.procedures.power import as_found, ensure_off, ensure_off_gently, was_running
+from worker.procedures.work import Facts, Next, Procedure, Work, over, then
+
+
+async def _preflight(work: Work) -> Next:
+    hypervisor, task = work.hypervisor, work.task
+    await roomy_layout(work)
+    if any(found.tag == task.tag for found in await hypervisor.snapshots(task.server_id)):
+        raise SnapshotExists(f"the tag {task.tag} is on the server's disks already")
+    running = await was_running(hypervisor, task.server_id)
+    return Next(
+        step=Step.STOPPING,
+        facts=replace(work.facts, was_running=running, off_since=time.time() if running else None),
+    )
+
+
+async def _stop(work: Work) -> Next:
+    # Gently: what the guest has not yet written to its disks would be missing from the snapshot.
+    await ensure_off_gently(work.hypervisor, work.task.server_id, work.policy)
+    return Next(step=Step.SNAPSHOTTING, facts=work.facts)
+
+
+async def _snapshot(work: Work) -> Next:
+    if work.interrupted:
+        # Someone may have started the guest since; and some disks may hold the tag already.
+        await ensure_off(work.hypervisor, work.task.server_id)
+        await without(work.hypervisor, work.task.server_id, work.task.tag)
+    await work.hypervisor.take_snapshot(work.task.server_id, work.task.spec)
+    return Next(step=Step.STARTING, facts=replace(work.facts, taken=True))
+
+
+async def _clean(work: Work) -> Next:
+    return Next(step=Step.STARTING, facts=await cleaned(work, work.task.tag))
+
+
+def _after_starting(facts: Facts) -> Step | None:
+    # Also where the guest did not start: the snapshot is whole, and worth having all the more.
+    return Step.MEASURING if facts.taken else None
+
+
+async def _start(work: Work) -> Next:
+    facts = await as_found(work)
+    return Next(step=_after_starting(facts), facts=facts)
+
+
+async def _measure(work: Work) -> Next:
+    facts = work.facts
+    if work.interrupted:
+        facts = await as_found(work)  # the machine itself may have gone down since the start
+    size_mb = await work.hypervisor.size_mb(work.task.server_id, work.task.tag)
+    return Next(step=None, facts=replace(facts, size_mb=size_mb))
+
+
+CREATE = Procedure(
+    first=Step.PREFLIGHT,
+    steps={
+        Step.PREFLIGHT: _preflight,
+        Step.STOPPING: _stop,
+        Step.SNAPSHOTTING: _snapshot,
+        Step.CLEANING: _clean,
+        Step.STARTING: _start,
+        Step.MEASURING: _measure,
+    },
+    if_it_fails={
+        Step.PREFLIGHT: over,
+        Step.STOPPING: then(Step.STARTING),
+        Step.SNAPSHOTTING: then(Step.CLEANING),
+        Step.CLEANING: over,
+        Step.STARTING: _after_starting,
+        Step.MEASURING: then(Step.CLEANING),
+    },
+    strands=frozenset({Step.CLEANING, Step.STARTING}),
+)

@@ -1,0 +1,47 @@
+"""Disks: the checks before anything is touched, and how they are put right again after an interruption."""
+
+from dataclasses import replace
+
+from drivers.base import DriverError, Hypervisor, Layout, Power
+from worker.jobs.model import ServerId
+from worker.procedures.work import Facts, Work
+
+
+class NotEnoughSpace(DriverError):
+    """The storage is too full to take a snapshot on. Nothing was changed."""
+
+    code = "not_enough_space"
+
+
+async def roomy_layout(work: Work) -> Layout:
+    """The server's layout, checked: all that can be refused is refused before it costs the guest its uptime."""
+    layout = await work.hypervisor.layout(work.task.server_id)
+    floor = work.policy.free_floor_bytes
+    if layout.free_bytes < floor:
+        raise NotEnoughSpace(
+            f"the storage of the server has {layout.free_bytes >> 20} MiB free; {floor >> 20} MiB are kept for guests"
+        )
+    return layout
+
+
+async def cleaned(work: Work, tag: str) -> Facts:
+    """Whole disks, and the tag gone from them if they let it go; the job goes back, and the guest must not wait for it."""
+    await _repaired(work.hypervisor, work.task.server_id)
+    try:
+        await work.hypervisor.delete_snapshot(work.task.server_id, tag)
+    except DriverError:
+        return replace(work.facts, taken=False, spare_tag=tag)
+    return replace(work.facts, taken=False, spare_tag=None)
+
+
+async def without(hypervisor: Hypervisor, server_id: ServerId, tag: str) -> None:
+    """Every disk whole and free of the tag, whatever an interrupted change has left behind."""
+    await _repaired(hypervisor, server_id)
+    await hypervisor.delete_snapshot(server_id, tag)
+
+
+async def _repaired(hypervisor: Hypervisor, server_id: ServerId) -> None:
+    # Before anything else touches a disk: a boot or a change on a torn image destroys its snapshots for good.
+    # The disks of a guest that runs are QEMU's alone, and it opened them whole.
+    if await hypervisor.power(server_id) is Power.OFF:
+        await hypervisor.repair(server_id)

@@ -1,0 +1,37 @@
+"""Power: how a guest is brought down and up again."""
+
+import time
+from dataclasses import replace
+
+from drivers.base import Hypervisor, Power
+from worker.jobs.model import ServerId
+from worker.procedures.work import Facts, Policy, Work
+
+
+async def ensure_off_gently(hypervisor: Hypervisor, server_id: ServerId, policy: Policy) -> None:
+    """Ask the guest to shut down, again and again until the grace is over, then cut its power."""
+    deadline = time.monotonic() + policy.grace_seconds
+    while (left := deadline - time.monotonic()) > 0:
+        if await hypervisor.power(server_id) is Power.OFF:
+            break
+        await hypervisor.press_power_button(server_id)
+        if await hypervisor.wait_for_off(server_id, timeout_seconds=min(left, policy.press_again_seconds)):
+            break
+    await ensure_off(hypervisor, server_id)
+
+
+async def ensure_off(hypervisor: Hypervisor, server_id: ServerId) -> None:
+    """Off at once, its disks released."""
+    await hypervisor.cut_power(server_id)
+
+
+async def as_found(work: Work) -> Facts:
+    """On again where the guest was found running, else left off."""
+    if not work.facts.was_running:
+        return work.facts
+    await work.hypervisor.start(work.task.server_id)
+    return replace(work.facts, on_again=work.facts.on_again or time.time())
+
+
+async def was_running(hypervisor: Hypervisor, server_id: ServerId) -> bool:
+    return await hypervisor.power(server_id) is Power.ON

@@ -1,0 +1,57 @@
+"""What the node tells the store, when the store listens: how far the jobs are, and how they ended.
+
+Nothing here can hold up or change the work on a VM. A step that could not be told is forgotten (the next one is told);
+an outcome is told again until the store has taken it.
+"""
+
+import asyncio
+
+import structlog
+
+from worker.jobs.errors import StoreUnavailable
+from worker.jobs.model import JobId, Step
+from worker.jobs.node_store import LeaseLost, NodeStore, Outcome
+
+RETRY_SECONDS = (0.2, 2.0)  # between two tries to publish: the first wait, doubled up to the last
+
+log = structlog.stdlib.get_logger()
+
+
+class Publisher:
+    def __init__(self, store: NodeStore) -> None:
+        self._store = store
+        self._steps: dict[JobId, Step] = {}
+        self._news = asyncio.Event()
+
+    def step(self, job_id: JobId, step: Step) -> None:
+        """Tell the step soon; returns at once."""
+        self._steps[job_id] = step
+        self._news.set()
+
+    async def outcome(self, job_id: JobId, outcome: Outcome) -> None:
+        """Return when the store has the outcome, however long that takes."""
+        self._steps.pop(job_id, None)  # told now, it would come too late
+        wait, longest = RETRY_SECONDS
+        while True:
+            try:
+                answer = await self._store.finish(job_id, outcome)
+            except (StoreUnavailable, LeaseLost) as error:
+                log.warning("outcome.not_published", reason=type(error).__name__, again_in_seconds=wait)
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, longest)
+            else:
+                if answer != "published":
+                    log.warning("outcome.refused", reason=answer)
+                return
+
+    async def tell_steps(self) -> None:
+        """Run until cancelled: tell the latest step of each job."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            while self._steps:
+                job_id, step = self._steps.popitem()
+                try:
+                    await self._store.progress(job_id, step)
+                except StoreUnavailable:
+                    log.info("step.not_published", job_id=job_id, step=step)

@@ -1,0 +1,227 @@
+"""Runs jobs: claims each in the journal, walks its procedure step by step, records how it ended, publishes it."""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import structlog
+
+from drivers.base import DriverError, Hypervisor
+from worker.jobs.errors import StoreUnavailable
+from worker.jobs.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
+from worker.jobs.node_store import BeginRefused, LeaseLost, NodeStore, Outcome
+from worker.journal import Entry, Journal, SpareTag
+from worker.procedures import PROCEDURES
+from worker.procedures.disks import without
+from worker.procedures.work import Facts, Next, Policy, Procedure, Task, Work
+from worker.publisher import RETRY_SECONDS, Publisher
+
+log = structlog.stdlib.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds on one step of one job. All times in seconds."""
+
+    # For any step but the waiting for a guest to shut down, which has its grace on top. Ten times what
+    # `qemu-img snapshot -c` took on a 1 TB disk (12 s), and three disks of it.
+    step_seconds: float = 360.0
+    tries: int = 4  # of a step whose error may pass by itself
+    first_retry_seconds: float = 0.5  # doubled with each try
+    interruptions: int = 3  # processes that may die in one step before the step is held to be the cause
+    spare_tag_kept_seconds: float = 86_400.0  # of the safety snapshot that a restore leaves
+
+
+class Runner:
+    """Runs the jobs of one node. One job of a server at a time, whoever asks."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        hypervisor: Hypervisor,
+        store: NodeStore,
+        publisher: Publisher,
+        policy: Policy,
+        limits: Limits,
+        procedures: Mapping[JobKind, Procedure] = PROCEDURES,
+    ) -> None:
+        self._journal = journal
+        self._hypervisor = hypervisor
+        self._store = store
+        self._publisher = publisher
+        self._policy = policy
+        self._limits = limits
+        self._procedures = procedures
+        self._running: dict[JobId, asyncio.Task[None]] = {}
+        self._servers: defaultdict[ServerId, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def run(self, job_id: JobId) -> None:
+        """Do a job that came from the queue, unless it is over or not ours; returns when its outcome is published.
+
+        A job that was begun before is never begun again: this waits for the run that is under way.
+        """
+        with structlog.contextvars.bound_contextvars(job_id=job_id):
+            entry = self._journal.find(job_id)
+            if entry is None:
+                job = await self._begin(job_id)
+                if job is None:
+                    return
+                entry = self._journal.begin(Task.of(job), self._procedures[job.kind].first)
+            await asyncio.shield(self._pursue(entry))
+
+    def resume(self) -> list[asyncio.Task[None]]:
+        """Go on, at once and without the store, with all that a process before this one has left owed."""
+        return [self._pursue(entry, resumed=True) for entry in self._journal.owed()]
+
+    async def drain(self) -> None:
+        """Return when nothing runs any more."""
+        while self._running:
+            await asyncio.wait(self._running.values())
+
+    async def drop_spare_tags(self) -> None:
+        """Delete the safety snapshots, and what failed jobs have left, whose time is over."""
+        for spare in self._journal.due_spare_tags():
+            # Behind a busy server it would wait for as long as its job: the next round will do.
+            if not self._servers[spare.server_id].locked():
+                async with self._servers[spare.server_id]:
+                    await self._drop(spare)
+
+    async def _drop(self, spare: SpareTag) -> None:
+        try:
+            await without(self._hypervisor, spare.server_id, spare.tag)
+        except DriverError as error:
+            log.warning("spare_tag.kept", tag=spare.tag, server_id=spare.server_id, reason=str(error))
+        else:
+            self._journal.dropped(spare.tag)
+            log.info("spare_tag.deleted", tag=spare.tag, server_id=spare.server_id)
+
+    async def _begin(self, job_id: JobId) -> Job | None:
+        """Claim a queued job in the store. While that is away, or another holds our lease, nothing may begin."""
+        wait, longest = RETRY_SECONDS
+        while True:
+            try:
+                return await self._store.begin(job_id)
+            except BeginRefused as refused:
+                log.warning("job.refused", reason=str(refused))
+                return None
+            except (StoreUnavailable, LeaseLost) as error:
+                log.warning("job.not_begun", reason=type(error).__name__, again_in_seconds=wait)
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, longest)
+
+    def _pursue(self, entry: Entry, *, resumed: bool = False) -> asyncio.Task[None]:
+        """The one task that takes the job to its end. Nobody cancels it but the end of the process."""
+        job_id = entry.task.job_id
+        if job_id not in self._running:
+            task = asyncio.create_task(self._to_the_end(entry, resumed=resumed), name=f"job {job_id}")
+            self._running[job_id] = task
+            task.add_done_callback(lambda _: self._running.pop(job_id, None))
+        return self._running[job_id]
+
+    async def _to_the_end(self, entry: Entry, *, resumed: bool) -> None:
+        task = entry.task
+        with structlog.contextvars.bound_contextvars(
+            job_id=task.job_id, request_id=task.request_id, kind=task.kind, server_id=task.server_id
+        ):
+            outcome = entry.outcome
+            if outcome is None:
+                async with self._servers[task.server_id]:
+                    outcome = await self._execute(entry, resumed=resumed)
+            await self._publisher.outcome(task.job_id, outcome)
+            self._journal.published(task.job_id)
+
+    async def _execute(self, entry: Entry, *, resumed: bool) -> Outcome:
+        """Walk the steps, each written down before its first effect, and write down the outcome."""
+        began = time.monotonic()
+        task, procedure = entry.task, self._procedures[entry.task.kind]
+        step: Step | None = entry.step
+        facts, interruptions, interrupted = entry.facts, entry.interruptions, resumed
+        if resumed:
+            interruptions += 1
+            self._journal.interrupted(task.job_id)
+            log.warning("job.resumed", step=step, interruptions=interruptions)
+        while step is not None:
+            self._publisher.step(task.job_id, step)
+            if interruptions > self._limits.interruptions:
+                reason = Failure(code="interrupted", detail=f"The node's worker died {interruptions} times in this step.")
+                step_over = self._failed(procedure, step, facts, reason)
+            else:
+                work = self._work(task, facts, interrupted=interrupted)
+                step_over = await self._take(procedure, step, work)
+            step, facts, interruptions, interrupted = step_over.step, step_over.facts, 0, False
+            if step is not None:
+                self._journal.enter(task.job_id, step, facts)
+        outcome = _outcome(task, facts)
+        stranded = facts.failure is not None and facts.failure.stranded
+        self._journal.conclude(
+            replace(entry, facts=facts),
+            outcome,
+            spare_tag_kept_seconds=self._keep(outcome) if not stranded else None,
+        )
+        _tell(outcome, seconds=time.monotonic() - began)
+        return outcome
+
+    def _keep(self, outcome: Outcome) -> float:
+        return self._limits.spare_tag_kept_seconds if outcome.state is JobState.COMPLETED else 0.0
+
+    def _work(self, task: Task, facts: Facts, *, interrupted: bool) -> Work:
+        return Work(
+            task=task, facts=facts, hypervisor=self._hypervisor, policy=self._policy, interrupted=interrupted
+        )
+
+    async def _take(self, procedure: Procedure, step: Step, work: Work) -> Next:
+        """Take one step, again where its error may pass by itself, and say where to go from there."""
+        wait = self._limits.first_retry_seconds
+        limit = self._limits.step_seconds + (self._policy.grace_seconds if step is Step.STOPPING else 0)
+        for tries_left in reversed(range(self._limits.tries)):
+            try:
+                async with asyncio.timeout(limit):
+                    return await procedure.steps[step](work)
+            except TimeoutError:
+                reason = Failure(code="step_timeout", detail=f"The step took longer than {limit:.0f} seconds.")
+                break
+            except DriverError as error:
+                reason = Failure(code=error.code, detail=str(error))
+                if not error.retryable or not tries_left:
+                    log.warning("step.failed", step=step, code=error.code, exc_info=error)
+                    break
+                log.warning("step.tried", step=step, code=error.code, again_in_seconds=wait)
+                await asyncio.sleep(wait)
+                wait, work = 2 * wait, replace(work, interrupted=True)
+            except Exception as error:  # noqa: BLE001 - a bug must not leave a VM off: the job goes back as for any failure
+                log.error("step.broke", step=step, exc_info=error)  # noqa: TRY400 - with the step it broke in
+                reason = Failure(code="internal_error", detail="Something unexpected went wrong; it was logged.")
+                break
+        return self._failed(procedure, step, work.facts, reason)
+
+    def _failed(self, procedure: Procedure, step: Step, facts: Facts, reason: Failure) -> Next:
+        facts = facts.failed(replace(reason, stranded=step in procedure.strands))
+        return Next(step=procedure.if_it_fails[step](facts), facts=facts)
+
+
+def _outcome(task: Task, facts: Facts) -> Outcome:
+    status = None
+    if task.kind is JobKind.CREATE:
+        # measured last of all: a size says that the snapshot is whole, even where the guest did not start again
+        status = SnapshotStatus.FAILED if facts.size_mb is None else SnapshotStatus.COMPLETED
+    return Outcome(
+        state=JobState.COMPLETED if facts.failure is None else JobState.FAILED,
+        failure=facts.failure,
+        downtime_seconds=facts.downtime_seconds,
+        size_mb=facts.size_mb,
+        snapshot_status=status,
+    )
+
+
+def _tell(outcome: Outcome, *, seconds: float) -> None:
+    """The one line that ends a job."""
+    fields = {"seconds": round(seconds, 3), "downtime_seconds": outcome.downtime_seconds, "size_mb": outcome.size_mb}
+    if outcome.failure is None:
+        log.info("job.completed", **fields)
+    elif outcome.failure.stranded:
+        log.error("job.stranded", code=outcome.failure.code, detail=outcome.failure.detail, **fields)
+    else:
+        log.warning("job.failed", code=outcome.failure.code, detail=outcome.failure.detail, **fields)
