@@ -2,6 +2,7 @@
 # Makes this checkout ready to run: Debian's packages, then .venv from the lock files, then the project itself, editable.
 #
 # Runs from everywhere as often as you like: what is there already is not touched, and a second run takes milliseconds.
+#   deploy/setup.sh packages     only what needs root
 #   PYTHON=/usr/bin/python3.12   interpreter of the venv, 3.11 or later (default: the venv's own, for a new one python3)
 #   VENV=.venv                   where the venv goes
 set -euo pipefail
@@ -27,12 +28,12 @@ fingerprint() { { pwd && cat "$LOCK"/*.txt pyproject.toml deploy/setup.sh; } | s
 is_current() { [ "$(sed -n 1p "$VENV/.setup" 2>/dev/null)" = "$(fingerprint)" ]; }
 is_of_python() { [ -z "${PYTHON:-}" ] || [ "$(sed -n 2p "$VENV/.setup" 2>/dev/null)" = "$(command -v "$PYTHON")" ]; }
 
-if is_current && is_of_python; then exit 0; fi
+if [ "${1:-}" != packages ] && is_current && is_of_python; then exit 0; fi
 
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"
     elif command -v sudo >/dev/null; then sudo "$@"
-    else die "not root and no sudo here; as root run: apt-get install --no-install-recommends ${missing[*]}"
+    else die "not root and no sudo here; let root run once: $PWD/deploy/setup.sh packages"
     fi
 }
 
@@ -65,6 +66,14 @@ ensure_packages() {
         [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
     done
     [ ${#missing[@]} -eq 0 ] || install_packages
+    # Run by root, libvirt's driver insists on this account even where qemu.conf names another. Debian makes it with the
+    # daemon, which we leave out; number and home are Debian's, so that a libvirtd installed later finds what it expects.
+    if ! getent passwd libvirt-qemu >/dev/null && { [ ${#missing[@]} -gt 0 ] || [ "$(id -u)" -eq 0 ]; }; then
+        as_root groupadd --system --force kvm
+        as_root groupadd --system --force --key SYS_GID_MAX=64055 --gid 64055 libvirt-qemu
+        as_root useradd --system --key SYS_UID_MAX=64055 --uid 64055 --gid kvm --groups libvirt-qemu \
+            --no-create-home --home-dir /var/lib/libvirt --shell /usr/sbin/nologin libvirt-qemu
+    fi
 }
 
 ensure_venv() {
@@ -81,11 +90,11 @@ ensure_venv() {
 # One at a time: a `make test` beside a `make run` waits for its venv instead of tearing at it.
 exec 9<.
 flock 9
-if is_current && is_of_python; then exit 0; fi
+if [ "${1:-}" != packages ] && is_current && is_of_python; then exit 0; fi
 
 python=${PYTHON:-$(sed -n 2p "$VENV/.setup" 2>/dev/null || true)}
 python=${python:-python3}
 command -v "$python" >/dev/null || die "$python: no such interpreter"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "$("$python" --version): 3.11 or later is needed, set PYTHON="
 ensure_packages
-ensure_venv
+[ "${1:-}" = packages ] || ensure_venv
