@@ -146,7 +146,9 @@ class Runner:
         while step is not None:
             self._publisher.step(task.job_id, step)
             if interruptions > self._limits.interruptions:
-                reason = Failure(code="interrupted", detail=f"The node's worker died {interruptions} times in this step.")
+                reason = Failure(
+                    code="interrupted", detail=f"The node's worker died {interruptions} times in this step."
+                )
                 step_over = self._failed(procedure, step, facts, reason)
             else:
                 work = self._work(task, facts, interrupted=interrupted)
@@ -168,9 +170,7 @@ class Runner:
         return self._limits.spare_tag_kept_seconds if outcome.state is JobState.COMPLETED else 0.0
 
     def _work(self, task: Task, facts: Facts, *, interrupted: bool) -> Work:
-        return Work(
-            task=task, facts=facts, hypervisor=self._hypervisor, policy=self._policy, interrupted=interrupted
-        )
+        return Work(task=task, facts=facts, hypervisor=self._hypervisor, policy=self._policy, interrupted=interrupted)
 
     async def _take(self, procedure: Procedure, step: Step, work: Work) -> Next:
         """Take one step, again where its error may pass by itself, and say where to go from there."""

@@ -95,9 +95,7 @@ class NodeStore:
     async def take_lease(self, *, seconds: float) -> LeaseHeld | None:
         """Take or keep the node's lease and beat its heart; None, or who holds it."""
         milliseconds = round(seconds * 1000)
-        taken, left_ms, *who = await self._call(
-            "lease", self.node, self._owner, self._machine, self._who, milliseconds
-        )
+        taken, left_ms, *who = await self._call("lease", self.node, self._owner, self._machine, self._who, milliseconds)
         return None if taken else LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000)
 
     async def begin(self, job_id: JobId) -> Job:

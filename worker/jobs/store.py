@@ -82,9 +82,7 @@ class Store:
     ) -> Admitted:
         """Accept a new snapshot. Raises ServerNotFound, NodeUnavailable, ServerBusy, ServerNotReady,
         SnapshotLimitReached, NameTaken or StoreUnavailable."""
-        answer = await self._ask(
-            JobKind.CREATE, account_id, server_id, request_id, name=name, description=description
-        )
+        answer = await self._ask(JobKind.CREATE, account_id, server_id, request_id, name=name, description=description)
         return _admitted(JobKind.CREATE, answer)
 
     async def restore(self, *, account_id: AccountId, snapshot_id: SnapshotId, request_id: str) -> Admitted:

@@ -1,0 +1,50 @@
+"""A cell in Redis: a front end's store, a node's store, and a server for them to talk about."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pytest
+from arq.connections import ArqRedis
+
+from worker.jobs.model import AccountId, ServerId
+from worker.jobs.node_store import NodeStore, ReportedServer
+from worker.jobs.store import Admitted, Store
+
+ACCOUNT = AccountId(77)
+SERVER = ServerId(12345)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One node `n1` that holds its lease, seen from both sides of Redis."""
+
+    redis: ArqRedis
+    store: Store
+    node: NodeStore
+
+    async def have(
+        self, servers: Iterable[ServerId] = (SERVER,), *, account: AccountId = ACCOUNT, power: str = "on"
+    ) -> None:
+        await self.node.report(
+            [ReportedServer(id=server, account_id=account, name="web-server-01", power=power) for server in servers]
+        )
+
+    async def create(
+        self, name: str = "before-update", *, server: ServerId = SERVER, description: str = ""
+    ) -> Admitted:
+        return await self.store.create(
+            account_id=ACCOUNT, server_id=server, name=name, description=description, request_id="r1"
+        )
+
+
+def node_store(redis: ArqRedis, *, node: str = "n1", machine: str = "m1", who: str = "pid 1 on m1") -> NodeStore:
+    return NodeStore(redis, node=node, machine=machine, who=who)
+
+
+@pytest.fixture
+async def cell(redis: ArqRedis) -> Cell:
+    node = node_store(redis)
+    assert await node.take_lease(seconds=60) is None
+    cell = Cell(redis=redis, store=Store(redis), node=node)
+    await cell.have()
+    return cell

@@ -1,0 +1,316 @@
+"""What the admission script promises, on a real Redis."""
+
+import asyncio
+import json
+
+import pytest
+from arq.connections import ArqRedis
+
+from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
+from worker.jobs import errors
+from worker.jobs.model import (
+    AccountId,
+    Failure,
+    JobId,
+    JobKind,
+    JobState,
+    ServerId,
+    ServerState,
+    SnapshotId,
+    SnapshotStatus,
+    Step,
+)
+from worker.jobs.node_store import BeginRefused, LeaseLost, Outcome, ReportedServer
+from worker.jobs.store import Admitted, Store
+
+DONE = Outcome(state=JobState.COMPLETED, size_mb=12, snapshot_status=SnapshotStatus.COMPLETED, downtime_seconds=1.5)
+BROKEN = Outcome(
+    state=JobState.FAILED,
+    failure=Failure(code="disk_failed", detail="disk vdb refused"),
+    snapshot_status=SnapshotStatus.FAILED,
+)
+
+
+async def do(cell: Cell, admitted: Admitted, outcome: Outcome = DONE) -> None:
+    await cell.node.begin(admitted.job.id)
+    assert await cell.node.finish(admitted.job.id, outcome) == "published"
+
+
+async def snapshots(cell: Cell) -> list[int]:
+    page = await cell.store.snapshots(account_id=ACCOUNT, server_id=None, offset=0, limit=100)
+    assert page.count == len(page.results)
+    return [snapshot.id for snapshot in page.results]
+
+
+async def test_a_create_is_accepted_whole(cell: Cell) -> None:
+    admitted = await cell.create(description='"quoted"\nünï')
+
+    assert admitted.snapshot.status is SnapshotStatus.IN_PROGRESS
+    assert admitted.snapshot.description == '"quoted"\nünï'
+    assert admitted.server.state is ServerState.SNAPSHOTTING
+    assert (admitted.job.kind, admitted.job.state) == (JobKind.CREATE, JobState.QUEUED)
+    assert await cell.store.job(account_id=ACCOUNT, job_id=admitted.job.id) == admitted.job
+    assert await cell.store.snapshot(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id) == admitted.snapshot
+    queued = await cell.redis.zrange("arq:queue:n1", 0, -1)
+    assert queued == [admitted.job.id.encode()]
+    for_arq = json.loads(await cell.redis.get(f"arq:job:{admitted.job.id}"))
+    assert (for_arq["f"], for_arq["a"]) == ("run", [admitted.job.id])
+    assert for_arq["et"] == int(admitted.job.queued_at.timestamp() * 1000)
+    assert await cell.redis.llen("arq:queue:n1:wake") == 1
+
+
+async def test_of_200_creates_at_once_exactly_one_is_accepted(cell: Cell) -> None:
+    answers = await asyncio.gather(*[cell.create(f"s{n}") for n in range(200)], return_exceptions=True)
+
+    accepted = [answer for answer in answers if isinstance(answer, Admitted)]
+    busy = [answer for answer in answers if isinstance(answer, errors.ServerBusy)]
+    assert (len(accepted), len(busy)) == (1, 199)
+    assert {refusal.job_id for refusal in busy} == {accepted[0].job.id}
+    assert await cell.redis.zcard("arq:queue:n1") == 1
+    assert await snapshots(cell) == [accepted[0].snapshot.id]
+
+
+async def test_a_server_keeps_exactly_five_snapshots(cell: Cell) -> None:
+    for n in range(5):
+        await do(cell, await cell.create(f"s{n}"))
+
+    with pytest.raises(errors.SnapshotLimitReached):
+        await cell.create("sixth")
+
+    newest = (await snapshots(cell))[0]
+    await cell.store.delete(account_id=ACCOUNT, snapshot_id=SnapshotId(newest), request_id="r")
+    delete_job = (await cell.redis.hget(f"server:{SERVER}", "job")).decode()
+    await cell.node.begin(JobId(delete_job))
+    await cell.node.finish(JobId(delete_job), DONE)
+    await cell.create("sixth")
+
+
+async def test_a_failed_create_counts_no_more_and_frees_its_name(cell: Cell) -> None:
+    for n in range(5):
+        await do(cell, await cell.create(f"s{n}"), DONE if n else BROKEN)
+
+    again = await cell.create("s0")
+
+    assert len(await snapshots(cell)) == 6
+    await do(cell, again)
+    with pytest.raises(errors.SnapshotLimitReached):
+        await cell.create("seventh")
+
+
+async def test_a_name_is_taken_once_on_a_server_and_free_on_another(cell: Cell) -> None:
+    other = ServerId(99)
+    await cell.have([SERVER, other])
+    await do(cell, await cell.create("same"))
+
+    with pytest.raises(errors.NameTaken):
+        await cell.create("same")
+    await cell.create("same", server=other)
+
+
+async def test_another_accounts_servers_snapshots_and_jobs_do_not_exist(cell: Cell) -> None:
+    admitted = await cell.create()
+    stranger = AccountId(78)
+
+    with pytest.raises(errors.ServerNotFound):
+        await cell.store.create(account_id=stranger, server_id=SERVER, name="x", description="", request_id="r")
+    for ask in (cell.store.restore, cell.store.delete):
+        with pytest.raises(errors.SnapshotNotFound):
+            await ask(account_id=stranger, snapshot_id=admitted.snapshot.id, request_id="r")
+    with pytest.raises(errors.SnapshotNotFound):
+        await cell.store.snapshot(account_id=stranger, snapshot_id=admitted.snapshot.id)
+    with pytest.raises(errors.JobNotFound):
+        await cell.store.job(account_id=stranger, job_id=admitted.job.id)
+    for server in (None, SERVER):
+        assert (await cell.store.snapshots(account_id=stranger, server_id=server, offset=0, limit=9)).count == 0
+
+
+async def test_only_a_completed_snapshot_is_restored(cell: Cell) -> None:
+    admitted = await cell.create()
+    with pytest.raises(errors.SnapshotNotReady):
+        await cell.store.restore(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
+    await do(cell, admitted)
+
+    restore = await cell.store.restore(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
+
+    assert restore.server.state is ServerState.RESTORING
+    with pytest.raises(errors.ServerBusy):
+        await cell.create("next")
+    await do(cell, restore)
+    assert (await cell.create("next")).server.state is ServerState.SNAPSHOTTING
+
+
+async def test_a_deleted_snapshot_is_gone_at_once_and_its_record_when_the_space_is_free(cell: Cell) -> None:
+    admitted = await cell.create()
+    with pytest.raises(errors.ServerBusy):
+        await cell.store.delete(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
+    await do(cell, admitted)
+
+    await cell.store.delete(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
+
+    assert await snapshots(cell) == []
+    with pytest.raises(errors.SnapshotNotFound):
+        await cell.store.delete(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
+    job_id = JobId((await cell.redis.hget(f"server:{SERVER}", "job")).decode())
+    await cell.node.begin(job_id)
+    await cell.node.finish(job_id, DONE)
+    assert not await cell.redis.exists(f"snapshot:{admitted.snapshot.id}")
+
+
+async def test_a_delete_that_failed_is_queued_again_until_it_has_freed_the_space(cell: Cell) -> None:
+    admitted = await cell.create()
+    await do(cell, admitted)
+    await cell.store.delete(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
+    first = JobId((await cell.redis.hget(f"server:{SERVER}", "job")).decode())
+    await cell.node.begin(first)
+    await cell.node.finish(first, BROKEN)
+
+    assert await cell.node.retry_deletes() == 0, "not at once"
+    await cell.redis.zadd("node:n1:deleting", {str(admitted.snapshot.id): 0})
+    assert await cell.node.retry_deletes() == 1
+
+    second = JobId((await cell.redis.hget(f"server:{SERVER}", "job")).decode())
+    assert second != first
+    assert json.loads(await cell.redis.get(f"arq:job:{second}"))["a"] == [second]
+    await cell.node.begin(second)
+    await cell.node.finish(second, DONE)
+    assert await cell.node.retry_deletes() == 0
+    assert not await cell.redis.exists(f"snapshot:{admitted.snapshot.id}", "node:n1:deleting")
+
+
+async def test_a_silent_node_gets_no_job_and_nothing_is_queued(cell: Cell) -> None:
+    hasty = Store(cell.redis, node_silent_seconds=0.05)
+    await asyncio.sleep(0.1)
+    with pytest.raises(errors.NodeUnavailable):
+        await hasty.create(account_id=ACCOUNT, server_id=SERVER, name="x", description="", request_id="r")
+    assert await snapshots(cell) == []
+    assert not await cell.redis.exists("arq:queue:n1")
+
+
+async def test_a_suspended_server_is_neither_snapshotted_nor_restored(cell: Cell) -> None:
+    admitted = await cell.create()
+    await do(cell, admitted)
+    await cell.have(power="paused")
+
+    with pytest.raises(errors.ServerNotReady):
+        await cell.create("next")
+    with pytest.raises(errors.ServerNotReady):
+        await cell.store.restore(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
+    await cell.store.delete(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
+
+
+async def test_a_list_is_newest_first_by_pages_and_by_server(cell: Cell) -> None:
+    servers = [ServerId(n) for n in range(1, 8)]
+    await cell.have(servers)
+    ids = [(await cell.create(server=server)).snapshot.id for server in servers]
+
+    page = await cell.store.snapshots(account_id=ACCOUNT, server_id=None, offset=2, limit=3)
+    assert (page.count, [snapshot.id for snapshot in page.results]) == (7, ids[::-1][2:5])
+    one = await cell.store.snapshots(account_id=ACCOUNT, server_id=servers[3], offset=0, limit=3)
+    assert [snapshot.id for snapshot in one.results] == [ids[3]]
+
+
+async def test_a_job_that_ended_cannot_be_begun_again_or_end_otherwise(cell: Cell) -> None:
+    admitted = await cell.create()
+    await do(cell, admitted)
+
+    with pytest.raises(BeginRefused):
+        await cell.node.begin(admitted.job.id)
+    assert await cell.node.finish(admitted.job.id, BROKEN) == "job_over"
+    job = await cell.store.job(account_id=ACCOUNT, job_id=admitted.job.id)
+    assert (job.state, job.failure, job.downtime_seconds) == (JobState.COMPLETED, None, 1.5)
+
+
+async def test_a_worker_that_lost_its_lease_changes_nothing(cell: Cell) -> None:
+    admitted = await cell.create()
+    await cell.node.take_lease(seconds=0)
+    newcomer = node_store(cell.redis, machine="m2", who="pid 2 on m2")
+    assert await newcomer.take_lease(seconds=60) is None
+
+    with pytest.raises(LeaseLost):
+        await cell.node.begin(admitted.job.id)
+    await newcomer.begin(admitted.job.id)
+    await cell.node.progress(admitted.job.id, Step.STOPPING)
+    with pytest.raises(LeaseLost):
+        await cell.node.finish(admitted.job.id, BROKEN)
+    with pytest.raises(LeaseLost):
+        await cell.node.report([])
+    job = await cell.store.job(account_id=ACCOUNT, job_id=admitted.job.id)
+    assert (job.state, job.step) == (JobState.IN_PROGRESS, None)
+
+
+async def test_a_lease_that_runs_names_its_holder_and_the_same_machine_takes_over(cell: Cell) -> None:
+    held = await node_store(cell.redis, machine="m2").take_lease(seconds=60)
+    assert held is not None
+    assert held.who == "pid 1 on m1"
+    assert await node_store(cell.redis, machine="m1").take_lease(seconds=60) is None
+
+
+async def test_a_job_that_waits_for_a_silent_node_fails_and_frees_its_server(cell: Cell) -> None:
+    admitted = await cell.create()
+    assert await cell.node.fail_waiting(BROKEN, silent_seconds=60) == ()
+    await asyncio.sleep(0.1)
+
+    assert await cell.node.fail_waiting(BROKEN, silent_seconds=0.05) == (admitted.job.id,)
+
+    job = await cell.store.job(account_id=ACCOUNT, job_id=admitted.job.id)
+    assert job.state is JobState.FAILED
+    with pytest.raises(BeginRefused):
+        await cell.node.begin(admitted.job.id)
+    assert not await cell.redis.exists("arq:queue:n1", f"arq:job:{admitted.job.id}")
+    await cell.create("again")
+
+
+async def test_a_failed_snapshot_is_forgotten_after_its_seven_days(cell: Cell) -> None:
+    admitted = await cell.create()
+    await do(cell, admitted, BROKEN)
+    assert await cell.node.forget_failed() == 0
+    await cell.redis.zadd("snapshots:failed", {str(admitted.snapshot.id): 0})
+    assert await cell.node.forget_failed() == 1
+    assert await snapshots(cell) == []
+
+
+async def test_a_server_that_vanished_is_not_found_and_its_snapshots_can_be_deleted(cell: Cell) -> None:
+    admitted = await cell.create()
+    await do(cell, admitted)
+    await cell.node.report([])
+
+    with pytest.raises(errors.ServerNotFound):
+        await cell.create("next")
+    with pytest.raises(errors.ServerNotReady):
+        await cell.store.restore(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
+    await cell.store.delete(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
+    assert not await cell.redis.exists(f"snapshot:{admitted.snapshot.id}")
+
+
+async def test_a_server_given_to_another_account_takes_its_snapshots_along(cell: Cell) -> None:
+    admitted = await cell.create()
+    await do(cell, admitted)
+    await cell.have(account=AccountId(5))
+    assert await snapshots(cell) == []
+    page = await cell.store.snapshots(account_id=AccountId(5), server_id=None, offset=0, limit=9)
+    assert [snapshot.id for snapshot in page.results] == [admitted.snapshot.id]
+
+
+async def test_a_server_that_two_living_nodes_claim_stays_with_the_first(cell: Cell) -> None:
+    other = node_store(cell.redis, node="n2", machine="m2")
+    await other.take_lease(seconds=60)
+    claim = ReportedServer(id=SERVER, account_id=ACCOUNT, name="web-server-01", power="on")
+    assert await other.report([claim]) == (SERVER,)
+    assert (await cell.create()).job.node == "n1"
+
+
+async def test_an_estimate_is_the_median_of_the_nodes_past_jobs(cell: Cell) -> None:
+    assert (await cell.create("first")).job.estimated_seconds is None
+    await cell.redis.rpush("node:n1:milliseconds:create", 4000, 90_000, 6000)
+    job_id = JobId((await cell.redis.hget(f"server:{SERVER}", "job")).decode())
+    assert (await cell.store.job(account_id=ACCOUNT, job_id=job_id)).estimated_seconds == 6
+
+
+async def test_a_full_or_absent_redis_is_one_error(cell: Cell, redis: ArqRedis) -> None:
+    await redis.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(errors.StoreUnavailable):
+            await cell.create()
+    finally:
+        await redis.config_set("maxmemory", "0")
+    assert await snapshots(cell) == []

@@ -1,0 +1,57 @@
+"""Settings out of the environment and a TOML file, refused at start with a text that names the key."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+ENV_PREFIX = "VPS_SNAPSHOTS_"
+CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
+
+
+class ConfigurationError(Exception):
+    """The settings can't be used; the text names each key and what is wrong with it."""
+
+
+class FileSettings(BaseSettings):
+    """Base of a program's settings: VPS_SNAPSHOTS_<KEY> (tables by `__`) goes before the key in the file."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the library's signature
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+
+Settings = TypeVar("Settings", bound=FileSettings)
+
+
+def load(kind: type[Settings], file: Path | None) -> Settings:
+    """The settings of that kind from the environment and the file (or VPS_SNAPSHOTS_CONFIG). Raises ConfigurationError."""
+    if file is None and os.environ.get(CONFIG_VARIABLE):
+        file = Path(os.environ[CONFIG_VARIABLE])
+    try:
+        return kind(**(_read(file) if file else {}))
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        where = f"{file} and the environment ({ENV_PREFIX}*)" if file else f"the environment ({ENV_PREFIX}*)"
+        raise ConfigurationError("\n".join([f"settings from {where}:", *lines])) from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{file} is not TOML: {error}") from error

@@ -1,0 +1,33 @@
+"""The names and the wire format of the queues: arq's, with JSON in the place of pickle."""
+
+import json
+from typing import Any
+
+from arq.jobs import serialize_job
+
+QUEUE_PREFIX = "arq:queue:"  # + the node's name
+FUNCTION = "run"  # the one function that a worker knows; its one argument is the job's id
+
+
+def queue_name(node: str) -> str:
+    return f"{QUEUE_PREFIX}{node}"
+
+
+def wake_key(queue: str) -> str:
+    """The list on which a worker waits: at most one entry, put there with each job."""
+    return f"{queue}:wake"
+
+
+def serialize(data: dict[str, Any]) -> bytes:
+    """JSON: whoever can write to Redis could run code on every node through arq's own choice, pickle."""
+    return json.dumps(data, separators=(",", ":"), default=repr).encode()
+
+
+def deserialize(data: bytes) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(data)
+    return record
+
+
+def payload(job_id: str, enqueued_ms: int) -> bytes:
+    """A job as arq finds it in Redis."""
+    return serialize_job(FUNCTION, (job_id,), {}, None, enqueued_ms, serializer=serialize)

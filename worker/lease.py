@@ -1,0 +1,124 @@
+"""Exactly one worker for a node: a lock file on the node itself, and a lease in the store for all to see."""
+
+import asyncio
+import fcntl
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TextIO
+
+import structlog
+
+from worker.jobs.errors import StoreUnavailable
+from worker.jobs.node_store import LeaseHeld, NodeStore
+
+LEASE_SECONDS = 15.0  # an owner that was silent for so long may be replaced from another machine
+HEARTBEAT_SECONDS = 5.0  # three of them to a lease: two may be lost
+RETRY_SECONDS = 0.5  # between two tries while the store does not answer
+
+log = structlog.stdlib.get_logger()
+
+
+class NodeTaken(Exception):
+    """Another worker has this node; the text says who. Nothing was changed."""
+
+
+def who_am_i() -> str:
+    """This process in words for a person."""
+    return f"pid {os.getpid()} on {socket.gethostname()}"
+
+
+def machine_id(state_folder: Path) -> str:
+    """The same for every worker that could hold the lock file in this folder, and for no other."""
+    try:
+        machine = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        machine = socket.gethostname()
+    return f"{machine}:{state_folder.resolve()}"
+
+
+class NodeLock:
+    """The lock file of a node's state folder. The kernel frees it when the process ends, however it ends."""
+
+    def __init__(self, state_folder: Path) -> None:
+        self._path = state_folder / "worker.lock"
+        self._file: TextIO | None = None
+
+    def take(self) -> None:
+        """Raises NodeTaken, naming the holder."""
+        file = self._path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "an unknown process"
+            file.close()
+            raise NodeTaken(f"{self._path} is held by {holder}: this node has a worker already") from None
+        file.truncate(0)
+        file.write(who_am_i())
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class Lease:
+    """Keeps the node's lease in the store. While it is not ours, no new job may begin; what has begun goes on."""
+
+    def __init__(self, store: NodeStore, *, gained: Callable[[], Awaitable[None]], lost: Callable[[], None]) -> None:
+        self._store = store
+        self._gained = gained
+        self._lost = lost
+        self._held = False
+
+    async def take_at_start(self) -> None:
+        """Take the lease, waiting for the store for as long as it is away. Raises NodeTaken, naming the holder."""
+        while True:
+            try:
+                holder = await self._store.take_lease(seconds=LEASE_SECONDS)
+            except StoreUnavailable as error:
+                log.warning("lease.store_unavailable", cause=str(error.__cause__))
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if holder is not None:
+                raise NodeTaken(_held_by(self._store.node, holder))
+            await self._turn(held=True)
+            return
+
+    async def keep(self) -> None:
+        """Run until cancelled: beat the heart, and notice when the lease is lost or ours again."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS if self._held else RETRY_SECONDS)
+            try:
+                holder = await self._store.take_lease(seconds=LEASE_SECONDS)
+            except StoreUnavailable as error:
+                # The lease may run out, but as long as the store is away nobody else can take it either.
+                log.warning("lease.not_renewed", cause=str(error.__cause__))
+                self._held = False
+                continue
+            if holder is not None and self._held:
+                log.error("lease.lost", detail=_held_by(self._store.node, holder))
+            await self._turn(held=holder is None)
+
+    async def give_back(self) -> None:
+        """At the end: the next worker need not wait. A store that is away finds the lease run out."""
+        if self._held:
+            try:
+                await self._store.take_lease(seconds=0)
+            except StoreUnavailable:
+                log.info("lease.not_given_back")
+
+    async def _turn(self, *, held: bool) -> None:
+        if held and not self._held:
+            await self._gained()
+        if not held:
+            self._lost()
+        self._held = held
+
+
+def _held_by(node: str, holder: LeaseHeld) -> str:
+    return f"node {node} has a worker already: {holder.who}; its lease runs for {holder.seconds_left:.0f} s yet"

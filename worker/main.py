@@ -1,0 +1,173 @@
+"""The worker's program: the only place that knows how it is all wired."""
+
+import asyncio
+import signal
+import sys
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import structlog
+import typer
+import uvloop
+from arq.connections import ArqRedis
+
+from drivers.base import DriverError, Hypervisor
+from worker.housekeeping import Housekeeping
+from worker.inventory import Inventory
+from worker.jobs import logs
+from worker.jobs.configuration import ConfigurationError, load
+from worker.jobs.connection import connect
+from worker.jobs.model import JobId
+from worker.jobs.node_store import NodeStore
+from worker.journal import Journal, NewerJournal
+from worker.lease import Lease, NodeLock, NodeTaken, machine_id, who_am_i
+from worker.node_worker import NodeWorker
+from worker.publisher import Publisher
+from worker.runner import Runner
+from worker.settings import Driver, WorkerSettings
+
+log = structlog.stdlib.get_logger()
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="The worker of one hypervisor node.")
+Config = Annotated[Path | None, typer.Option(help="A TOML file with the settings; the environment goes before it.")]
+
+
+@app.command()
+def run(config: Config = None) -> None:
+    """Do the snapshot jobs of this node's servers until SIGTERM or SIGINT."""
+    settings = _settings(config)
+    logs.configure()
+    try:
+        uvloop.run(_serve(settings))
+    except (NodeTaken, NewerJournal, DriverError) as error:
+        _refuse(str(error))
+
+
+@app.command()
+def adopt(
+    domain: Annotated[str, typer.Argument(help="The domain's name in libvirt.")],
+    server_id: Annotated[int, typer.Option(min=1, help="The server's id in the public API.")],
+    account: Annotated[int, typer.Option(min=1, help="The account that owns the server.")],
+    config: Config = None,
+) -> None:
+    """Make a libvirt domain of this node a server of the API. May be run again, also to change the account."""
+    settings = _settings(config)
+    try:
+        uvloop.run(_adopt(settings, domain, server_id, account))
+    except DriverError as error:
+        _refuse(str(error))
+    typer.echo(f"domain {domain} is server {server_id} of account {account}")
+
+
+def _settings(config: Path | None) -> WorkerSettings:
+    try:
+        return load(WorkerSettings, config)
+    except ConfigurationError as error:
+        _refuse(str(error))
+
+
+def _refuse(why: str) -> NoReturn:
+    typer.echo(f"vps-snapshots-worker: {why}", err=True)
+    sys.exit(2)
+
+
+async def _open_hypervisor(settings: WorkerSettings) -> Hypervisor:
+    if settings.driver is Driver.FAKE:
+        from drivers.fake import simulated_node  # noqa: PLC0415 - never loaded on a real node
+
+        return simulated_node(settings.state_dir / "fake.json", servers=settings.fake_servers)
+    from drivers.kvm import KvmHypervisor  # noqa: PLC0415 - a machine without libvirt can still run the fake
+
+    return await KvmHypervisor.open(settings.libvirt_uri)
+
+
+async def _adopt(settings: WorkerSettings, domain: str, server_id: int, account: int) -> None:
+    hypervisor = await _open_hypervisor(settings)
+    try:
+        await hypervisor.adopt(domain, server_id=server_id, account_id=account)
+    finally:
+        await hypervisor.close()
+
+
+async def _serve(settings: WorkerSettings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    async with AsyncExitStack() as stack:
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+        lock = NodeLock(settings.state_dir)
+        lock.take()
+        stack.callback(lock.release)
+        journal = Journal(settings.state_dir / "journal.sqlite")
+        stack.callback(journal.close)
+        hypervisor = await _open_hypervisor(settings)
+        stack.push_async_callback(hypervisor.close)
+        redis = connect(settings.redis)
+        stack.push_async_callback(redis.aclose, close_connection_pool=True)
+        store = NodeStore(redis, node=settings.node, machine=machine_id(settings.state_dir), who=who_am_i())
+        await _live(settings, hypervisor, journal, redis, store, stop)
+
+
+async def _live(  # noqa: PLR0913 - the parts, opened above and closed there
+    settings: WorkerSettings,
+    hypervisor: Hypervisor,
+    journal: Journal,
+    redis: ArqRedis,
+    store: NodeStore,
+    stop: asyncio.Event,
+) -> None:
+    publisher = Publisher(store)
+    runner = Runner(
+        journal=journal,
+        hypervisor=hypervisor,
+        store=store,
+        publisher=publisher,
+        policy=settings.policy,
+        limits=settings.limits,
+    )
+    queue = NodeWorker(
+        redis, node=settings.node, run=lambda job_id: runner.run(JobId(job_id)), max_jobs=settings.max_jobs
+    )
+    inventory = Inventory(hypervisor, store)
+
+    async def lease_gained() -> None:
+        await inventory.report()  # first of all: a job may wait for a server that the store lost
+        queue.resume()
+
+    lease = Lease(store, gained=lease_gained, lost=queue.pause)
+    housekeeping = Housekeeping(store=store, journal=journal, runner=runner, waiting_seconds=settings.waiting_seconds)
+    owed = runner.resume()  # before the store is asked for anything: what was begun is owed whether it answers or not
+    log.info("worker.started", node=settings.node, driver=settings.driver, owed_jobs=len(owed))
+
+    async def with_lease() -> None:
+        await lease.take_at_start()
+        async with asyncio.TaskGroup() as group:
+            for part in (lease.keep(), inventory.keep_reporting(), housekeeping.keep_house(), queue.work()):
+                group.create_task(part)
+
+    parts = [asyncio.create_task(part) for part in (publisher.tell_steps(), with_lease())]
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([*parts, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    log.info("worker.stopping", drain_seconds=settings.drain_seconds)
+    await queue.stop(settings.drain_seconds)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(settings.drain_seconds):
+            await runner.drain()
+    await lease.give_back()
+    for part in parts:
+        part.cancel()
+    ends = await asyncio.gather(*parts, return_exceptions=True)
+    for end in ends:
+        if isinstance(end, Exception):
+            raise end  # a part that must not end has: the reason, for the log and the exit code
+    log.info("worker.stopped")
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()
