@@ -1,0 +1,67 @@
+"""Programs that live and die with the one that started them."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+STOP_SECONDS = 330.0  # the worker may take its 300 s to end the jobs in its hands
+
+
+class Child:
+    """A program that we started.
+
+    It stands in a process group of its own, so that a Ctrl-C reaches us alone and we decide who ends first; and the
+    kernel sends it SIGTERM should we be killed.
+    """
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+        self.name = name
+        self._process = process
+
+    @classmethod
+    async def start(
+        cls, name: str, command: Sequence[str | Path], *, settings: Mapping[str, str], log: Path | None
+    ) -> Self:
+        """`settings` are added to our environment; the output goes to the end of `log`, or where ours goes."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("VPS_SNAPSHOTS_")}
+        output = log.open("ab") if log else None
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *("setpriv", "--pdeathsig", "TERM", "--", *command),
+                env={**environment, **settings},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT if output else None,
+                start_new_session=True,
+            )
+        finally:
+            if output:
+                output.close()
+        return cls(name, process)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def ended(self) -> int:
+        """Wait for its end; the exit status, negative for the signal that killed it."""
+        return await self._process.wait()
+
+    async def stop(self) -> int:
+        """Ask it to end, and kill it with its children where it does not. May be called again."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self._process.wait()
+            except TimeoutError:
+                self.kill()
+        return await self._process.wait()
+
+    def kill(self) -> None:
+        if self._process.returncode is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
