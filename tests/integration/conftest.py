@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
 
-from worker.jobs.model import AccountId, ServerId
+from worker.jobs.model import AccountId, JobId, ServerId
 from worker.jobs.node_store import NodeStore, ReportedServer
 from worker.jobs.store import Admitted, Store
 
@@ -35,6 +36,15 @@ class Cell:
         return await self.store.create(
             account_id=ACCOUNT, server_id=server, name=name, description=description, request_id="r1"
         )
+
+    async def holder(self, server: ServerId = SERVER) -> JobId:
+        """The job that holds the server."""
+        held: bytes = await self.raw("HGET", f"server:{server}", "job")
+        return JobId(held.decode())
+
+    async def raw(self, *command: str | int) -> Any:
+        """What Redis answers to a command, unadorned."""
+        return await self.redis.execute_command(*command)  # type: ignore[no-untyped-call] # redis-py's gap
 
 
 def node_store(redis: ArqRedis, *, node: str = "n1", machine: str = "m1", who: str = "pid 1 on m1") -> NodeStore:

@@ -56,7 +56,7 @@ async def test_a_create_is_accepted_whole(cell: Cell) -> None:
     for_arq = json.loads(await cell.redis.get(f"arq:job:{admitted.job.id}"))
     assert (for_arq["f"], for_arq["a"]) == ("run", [admitted.job.id])
     assert for_arq["et"] == int(admitted.job.queued_at.timestamp() * 1000)
-    assert await cell.redis.llen("arq:queue:n1:wake") == 1
+    assert await cell.raw("LLEN", "arq:queue:n1:wake") == 1
 
 
 async def test_of_200_creates_at_once_exactly_one_is_accepted(cell: Cell) -> None:
@@ -79,9 +79,9 @@ async def test_a_server_keeps_exactly_five_snapshots(cell: Cell) -> None:
 
     newest = (await snapshots(cell))[0]
     await cell.store.delete(account_id=ACCOUNT, snapshot_id=SnapshotId(newest), request_id="r")
-    delete_job = (await cell.redis.hget(f"server:{SERVER}", "job")).decode()
-    await cell.node.begin(JobId(delete_job))
-    await cell.node.finish(JobId(delete_job), DONE)
+    delete_job = await cell.holder()
+    await cell.node.begin(delete_job)
+    await cell.node.finish(delete_job, DONE)
     await cell.create("sixth")
 
 
@@ -150,7 +150,7 @@ async def test_a_deleted_snapshot_is_gone_at_once_and_its_record_when_the_space_
     assert await snapshots(cell) == []
     with pytest.raises(errors.SnapshotNotFound):
         await cell.store.delete(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
-    job_id = JobId((await cell.redis.hget(f"server:{SERVER}", "job")).decode())
+    job_id = await cell.holder()
     await cell.node.begin(job_id)
     await cell.node.finish(job_id, DONE)
     assert not await cell.redis.exists(f"snapshot:{admitted.snapshot.id}")
@@ -160,7 +160,7 @@ async def test_a_delete_that_failed_is_queued_again_until_it_has_freed_the_space
     admitted = await cell.create()
     await do(cell, admitted)
     await cell.store.delete(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
-    first = JobId((await cell.redis.hget(f"server:{SERVER}", "job")).decode())
+    first = await cell.holder()
     await cell.node.begin(first)
     await cell.node.finish(first, BROKEN)
 
@@ -168,7 +168,7 @@ async def test_a_delete_that_failed_is_queued_again_until_it_has_freed_the_space
     await cell.redis.zadd("node:n1:deleting", {str(admitted.snapshot.id): 0})
     assert await cell.node.retry_deletes() == 1
 
-    second = JobId((await cell.redis.hget(f"server:{SERVER}", "job")).decode())
+    second = await cell.holder()
     assert second != first
     assert json.loads(await cell.redis.get(f"arq:job:{second}"))["a"] == [second]
     await cell.node.begin(second)
@@ -301,8 +301,8 @@ async def test_a_server_that_two_living_nodes_claim_stays_with_the_first(cell: C
 
 async def test_an_estimate_is_the_median_of_the_nodes_past_jobs(cell: Cell) -> None:
     assert (await cell.create("first")).job.estimated_seconds is None
-    await cell.redis.rpush("node:n1:milliseconds:create", 4000, 90_000, 6000)
-    job_id = JobId((await cell.redis.hget(f"server:{SERVER}", "job")).decode())
+    await cell.raw("RPUSH", "node:n1:milliseconds:create", 4000, 90_000, 6000)
+    job_id = await cell.holder()
     assert (await cell.store.job(account_id=ACCOUNT, job_id=job_id)).estimated_seconds == 6
 
 

@@ -1,0 +1,144 @@
+"""Access tokens: opaque and random. Redis holds their SHA-256 only; whoever reads it can't use them.
+
+Keys: `token:<sha256>` is a token's record, `tokens` leads from the id that operators see to the hash.
+"""
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Self
+
+from arq.connections import ArqRedis
+
+from worker.jobs.model import AccountId
+from worker.jobs.store import redis_answers
+
+_INDEX = "tokens"
+_SECRET = re.compile(r"vps_[A-Za-z0-9_-]{43}")  # 256 random bits in URL-safe base64
+
+
+class Permission(StrEnum):
+    """What a token allows. None includes another."""
+
+    SNAPSHOTS_READ = "snapshots:read"
+    SNAPSHOTS_WRITE = "snapshots:write"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """A token as it is remembered. `account_id` None: a service's, which names the account with every request."""
+
+    id: str
+    name: str
+    account_id: AccountId | None
+    permissions: frozenset[Permission]
+    created_at: datetime
+    expires_at: datetime | None
+
+    def record(self) -> dict[str, str]:
+        return {
+            "v": "1",
+            "id": self.id,
+            "name": self.name,
+            "account": "" if self.account_id is None else str(self.account_id),
+            "permissions": " ".join(sorted(self.permissions)),
+            "created_at": self.created_at.isoformat(),
+            "expires_at": self.expires_at.isoformat() if self.expires_at else "",
+        }
+
+    @classmethod
+    def of(cls, record: dict[bytes, bytes]) -> Self:
+        text = {field.decode(): value.decode() for field, value in record.items()}
+        return cls(
+            id=text["id"],
+            name=text["name"],
+            account_id=AccountId(int(text["account"])) if text["account"] else None,
+            permissions=frozenset(map(Permission, text["permissions"].split())),
+            created_at=datetime.fromisoformat(text["created_at"]),
+            expires_at=datetime.fromisoformat(text["expires_at"]) if text["expires_at"] else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewToken:
+    """A token at its birth, the only time that anyone sees the secret."""
+
+    token: Token
+    secret: str
+
+
+def _key(secret: str) -> str:
+    return f"token:{hashlib.sha256(secret.encode()).hexdigest()}"
+
+
+class Tokens:
+    """All tokens of the cell. Every call may raise `StoreUnavailable`."""
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self._redis = redis
+
+    async def create(
+        self,
+        *,
+        name: str,
+        account_id: AccountId | None,
+        permissions: frozenset[Permission],
+        lifetime: timedelta | None = None,
+    ) -> NewToken:
+        """Make a token that ends after `lifetime` (None: never). Redis forgets an ended one by itself."""
+        created_at = datetime.now(UTC).replace(microsecond=0)
+        token = Token(
+            id=secrets.token_hex(6),
+            name=name,
+            account_id=account_id,
+            permissions=permissions,
+            created_at=created_at,
+            expires_at=created_at + lifetime if lifetime is not None else None,
+        )
+        secret = f"vps_{secrets.token_urlsafe(32)}"
+        key = _key(secret)
+        with redis_answers():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hset(key, mapping=token.record())
+                if token.expires_at is not None:
+                    pipe.pexpireat(key, token.expires_at)
+                pipe.hset(_INDEX, token.id, key)
+                await pipe.execute()
+        return NewToken(token=token, secret=secret)
+
+    async def find(self, secret: str) -> Token | None:
+        """The token of that secret, unless it never was, was revoked or has ended."""
+        if not _SECRET.fullmatch(secret):
+            return None
+        with redis_answers():
+            record = await self._redis.hgetall(_key(secret))  # type: ignore[misc]  # typed for the blocking client too
+        return Token.of(record) if record else None
+
+    async def all(self) -> list[Token]:
+        """Every token that is valid, oldest first; ended ones are dropped from the index on the way."""
+        with redis_answers():
+            index = await self._redis.hgetall(_INDEX)  # type: ignore[misc]  # typed for the blocking client too
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for key in index.values():
+                    pipe.hgetall(key)
+                records = await pipe.execute()
+            if ended := [token_id for token_id, record in zip(index, records, strict=True) if not record]:
+                await self._redis.hdel(_INDEX, *ended)  # type: ignore[misc]  # typed for the blocking client too
+        valid = [Token.of(record) for record in records if record]
+        return sorted(valid, key=lambda token: (token.created_at, token.id))
+
+    async def revoke(self, token_id: str) -> bool:
+        """End a token now. False: there is none of that id."""
+        with redis_answers():
+            key = await self._redis.hget(_INDEX, token_id)  # type: ignore[misc]  # typed for the blocking client too
+            if key is None:
+                return False
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.delete(key)
+                pipe.hdel(_INDEX, token_id)
+                revoked, _ = await pipe.execute()
+        return bool(revoked)
