@@ -1,0 +1,67 @@
+"""One method per call of the API: parse, one call of the store, render."""
+
+from aiohttp import web
+
+from api import bodies, requests
+from api.callers import Caller
+from worker.jobs.store import Store
+
+
+class Handlers:
+    """The calls of the API. `body_seconds`: how long a client may take to send a body."""
+
+    def __init__(self, store: Store, *, body_seconds: float) -> None:
+        self._store = store
+        self._body_seconds = body_seconds
+
+    async def list_snapshots(self, request: web.Request, caller: Caller) -> web.Response:
+        query = requests.list_query(request)
+        page = await self._store.snapshots(
+            account_id=caller.account_id, server_id=query.server_id, offset=query.offset, limit=query.page_size
+        )
+        return bodies.answer(bodies.snapshots(page), headers={"Link": bodies.link(request.rel_url, query, page.count)})
+
+    async def create_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
+        body = await requests.create_body(request, timeout_seconds=self._body_seconds)
+        admitted = await self._store.create(
+            account_id=caller.account_id,
+            server_id=body.server_id,
+            name=body.name,
+            description=body.description,
+            request_id=request["request_id"],
+        )
+        return bodies.answer(bodies.created(admitted), status=201, headers=bodies.places(admitted))
+
+    async def show_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
+        snapshot_id = requests.snapshot_id(request)
+        found = await self._store.snapshot(account_id=caller.account_id, snapshot_id=snapshot_id)
+        return bodies.answer(bodies.snapshot(found))
+
+    async def restore_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
+        admitted = await self._store.restore(
+            account_id=caller.account_id,
+            snapshot_id=requests.snapshot_id(request),
+            request_id=request["request_id"],
+        )
+        return bodies.answer(bodies.restoring(admitted), headers=bodies.places(admitted))
+
+    async def delete_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
+        await self._store.delete(
+            account_id=caller.account_id,
+            snapshot_id=requests.snapshot_id(request),
+            request_id=request["request_id"],
+        )
+        return web.Response(status=204)
+
+    async def show_job(self, request: web.Request, caller: Caller) -> web.Response:
+        found = await self._store.job(account_id=caller.account_id, job_id=requests.job_id(request))
+        return bodies.answer(bodies.job(found))
+
+    async def alive(self, _: web.Request) -> web.Response:
+        """The process answers. Says nothing about Redis: a restart of this process would not mend that."""
+        return bodies.answer({"status": "ok"})
+
+    async def ready(self, _: web.Request) -> web.Response:
+        """Requests can be served: Redis answers."""
+        await self._store.ping()
+        return bodies.answer({"status": "ok"})

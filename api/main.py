@@ -1,0 +1,194 @@
+"""The front end's program: the only place of `api` that knows how it is all wired."""
+
+import asyncio
+import logging
+import re
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeVar
+
+import structlog
+import typer
+import uvloop
+from aiohttp import web
+
+from api.app import build
+from api.settings import ApiSettings
+from worker.jobs import logs
+from worker.jobs.configuration import ConfigurationError, load
+from worker.jobs.connection import connect
+from worker.jobs.errors import StoreUnavailable
+from worker.jobs.model import AccountId
+from worker.jobs.store import Store
+from worker.jobs.tokens import NewToken, Permission, Token, Tokens
+
+Result = TypeVar("Result")
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+log = structlog.get_logger()
+app = typer.Typer(add_completion=False, help="The HTTP front end of the snapshot service, and its access tokens.")
+token_app = typer.Typer(no_args_is_help=True, help="Create, list and revoke access tokens.")
+app.add_typer(token_app, name="token")
+
+
+def _lifetime(text: str) -> timedelta:
+    match = re.fullmatch(r"([1-9][0-9]{0,5})([smhd])", text)
+    if match is None:
+        raise typer.BadParameter("a number with its unit: 45s, 90m, 12h or 30d")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+Config = Annotated[Path | None, typer.Option(help="A TOML file with the settings; the environment goes before it.")]
+
+
+@app.callback(invoke_without_command=True)
+def start(context: typer.Context, config: Config = None) -> None:
+    """The HTTP front end of the snapshot service, and its access tokens. Without a command: serve.
+
+    Settings come from the environment (VPS_SNAPSHOTS_PORT, VPS_SNAPSHOTS_REDIS__URL, ...) and from a TOML file
+    (--config, or VPS_SNAPSHOTS_CONFIG).
+    """
+    context.obj = config
+    if context.invoked_subcommand is None:
+        serve(context, config)
+
+
+@app.command()
+def serve(context: typer.Context, config: Config = None) -> None:
+    """Answer requests until SIGTERM or SIGINT."""
+    settings = _settings(context, config)
+    logs.configure(level=logging.getLevelNamesMapping()[settings.log_level.upper()])
+    try:
+        uvloop.run(_serve(settings))
+    except OSError as error:
+        _refuse(f"can't listen on {_address(settings)}: {error.strerror or error}")
+
+
+@token_app.command("create")
+def create_token(
+    context: typer.Context,
+    *,
+    name: Annotated[str, typer.Option(help="What the token is for; shown in lists and logs.")],
+    permission: Annotated[list[Permission], typer.Option(help="What it allows; may be given several times.")],
+    account: Annotated[int | None, typer.Option(min=1, help="The account that it belongs to.")] = None,
+    service: Annotated[
+        bool, typer.Option("--service", help="Acts for the account that each request names in X-Account-Id.")
+    ] = False,
+    expires_in: Annotated[
+        timedelta | None, typer.Option(parser=_lifetime, metavar="30d", help="Its lifetime; without it, no end.")
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Make a token. It is printed on standard output, this once, and nowhere kept."""
+    if (account is None) is not service:
+        raise typer.BadParameter("give either --account or --service")
+    new: NewToken = _with_tokens(
+        _settings(context, config),
+        lambda tokens: tokens.create(
+            name=name,
+            account_id=None if account is None else AccountId(account),
+            permissions=frozenset(permission),
+            lifetime=expires_in,
+        ),
+    )
+    typer.echo(f"token {new.token.id}, shown only now:", err=True)
+    typer.echo(new.secret)
+
+
+@token_app.command("list")
+def list_tokens(context: typer.Context, config: Config = None) -> None:
+    """Show the valid tokens, never their secrets."""
+    rows = [["ID", "NAME", "ACCOUNT", "PERMISSIONS", "CREATED", "EXPIRES"]]
+    rows += [_row(token) for token in _with_tokens(_settings(context, config), lambda tokens: tokens.all())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@token_app.command("revoke")
+def revoke_token(
+    context: typer.Context, token_id: Annotated[str, typer.Argument(metavar="ID")], config: Config = None
+) -> None:
+    """End a token at once."""
+    if not _with_tokens(_settings(context, config), lambda tokens: tokens.revoke(token_id)):
+        _refuse(f"there is no token {token_id}", code=1)
+    typer.echo(f"token {token_id} revoked", err=True)
+
+
+def _row(token: Token) -> list[str]:
+    return [
+        token.id,
+        token.name,
+        "service" if token.account_id is None else str(token.account_id),
+        ",".join(sorted(token.permissions)),
+        token.created_at.isoformat(),
+        token.expires_at.isoformat() if token.expires_at else "never",
+    ]
+
+
+def _settings(context: typer.Context, config: Path | None) -> ApiSettings:
+    try:
+        return load(ApiSettings, config or context.obj)
+    except ConfigurationError as error:
+        _refuse(str(error))
+
+
+def _refuse(why: str, *, code: int = 2) -> NoReturn:
+    typer.echo(f"vps-snapshots-api: {why}", err=True)
+    sys.exit(code)
+
+
+def _with_tokens(settings: ApiSettings, call: Callable[[Tokens], Awaitable[Result]]) -> Result:
+    async def run() -> Result:
+        redis = connect(settings.redis)
+        try:
+            return await call(Tokens(redis))
+        finally:
+            await redis.aclose(close_connection_pool=True)
+
+    try:
+        return asyncio.run(run())
+    except StoreUnavailable as error:
+        _refuse(f"{error.detail} ({error.__cause__})", code=1)
+
+
+async def _serve(settings: ApiSettings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    async with AsyncExitStack() as stack:
+        redis = connect(settings.redis)
+        stack.push_async_callback(redis.aclose, close_connection_pool=True)
+        store = Store(redis, node_silent_seconds=settings.node_silent_seconds)
+        application = build(store=store, tokens=Tokens(redis), body_seconds=settings.body_seconds)
+        runner = web.AppRunner(
+            application,
+            access_log=None,  # `request.done` is the line of a request
+            keepalive_timeout=settings.keepalive_seconds,
+            shutdown_timeout=settings.drain_seconds,
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        site: web.BaseSite
+        if settings.unix_socket is not None:
+            site = web.UnixSite(runner, settings.unix_socket)
+        else:
+            site = web.TCPSite(runner, settings.host, settings.port)
+        await site.start()
+        log.info("api.listening", address=runner.addresses[0])
+        await stop.wait()
+        log.info("api.stopping")
+
+
+def _address(settings: ApiSettings) -> str:
+    return str(settings.unix_socket) if settings.unix_socket is not None else f"{settings.host}:{settings.port}"
+
+
+def main() -> None:
+    app()

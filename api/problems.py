@@ -1,0 +1,100 @@
+"""Refusals on the wire: RFC 9457 problem documents. The one table that gives each refusal its HTTP status is here."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from worker.jobs import errors
+
+STATUS: dict[type[errors.Refused], int] = {
+    errors.ServerNotFound: 404,
+    errors.SnapshotNotFound: 404,
+    errors.JobNotFound: 404,
+    errors.ServerBusy: 400,  # the contract's code on create and restore
+    errors.SnapshotLimitReached: 400,
+    errors.NameTaken: 400,
+    errors.SnapshotNotReady: 400,
+    errors.ServerNotReady: 400,
+    errors.NodeUnavailable: 503,
+    errors.StoreUnavailable: 503,
+}
+RETRY_AFTER_SECONDS: dict[type[errors.Refused], int] = {
+    errors.NodeUnavailable: 30,
+    errors.StoreUnavailable: 5,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldError:
+    """What is wrong with one field of a request: a key of the body, a query parameter, a header, the whole `body`."""
+
+    field: str
+    detail: str
+
+
+class Problem(Exception):
+    """The answer to a request that is not done. Everything in it is for the caller's eyes."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        fields: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.fields = tuple(fields)
+        self.headers = dict(headers or {})
+
+
+def invalid(*fields: FieldError) -> Problem:
+    """A request that says something it can't; the problem names each field."""
+    detail = " ".join(f"{field.field}: {field.detail}" for field in fields)
+    return Problem(400, "invalid_request", detail, fields=fields)
+
+
+def of_refusal(refusal: errors.Refused, *, method: str) -> Problem:
+    status = STATUS[type(refusal)]
+    if isinstance(refusal, errors.ServerBusy) and method == "DELETE":
+        status = 409  # the contract knows no 400 on a delete
+    wait = RETRY_AFTER_SECONDS.get(type(refusal))
+    headers = {} if wait is None else {"Retry-After": str(wait)}
+    return Problem(status, refusal.code, refusal.detail, headers=headers)
+
+
+def of_http(error: web.HTTPException) -> Problem:
+    """What aiohttp itself refuses: no such path, a method that the path doesn't know."""
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return Problem(405, "method_not_allowed", f"This path knows {allowed} only.", headers={"Allow": allowed})
+    if isinstance(error, web.HTTPNotFound):
+        return Problem(404, "not_found", "There is nothing at this path.")
+    code = error.reason.lower().replace(" ", "_")
+    return Problem(error.status, code, f"{error.reason}.")
+
+
+def respond(problem: Problem, *, request_id: str) -> web.Response:
+    body: dict[str, Any] = {
+        "type": f"urn:problem-type:vps-snapshots:{problem.code}",
+        "title": problem.code.replace("_", " ").capitalize(),
+        "status": problem.status,
+        "detail": problem.detail,
+        "code": problem.code,
+        "request_id": request_id,
+    }
+    if problem.fields:
+        body["errors"] = [{"field": field.field, "detail": field.detail} for field in problem.fields]
+    return web.Response(
+        body=json.dumps(body).encode(),
+        status=problem.status,
+        headers=problem.headers,
+        content_type="application/problem+json",
+    )

@@ -1,0 +1,30 @@
+"""The front end's settings: from the environment, or a TOML file, checked at start."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from worker.jobs.configuration import FileSettings
+from worker.jobs.connection import RedisSettings
+from worker.jobs.store import NODE_SILENT_SECONDS
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ApiSettings(FileSettings):
+    """Each may be set as VPS_SNAPSHOTS_<NAME> or as a key of the TOML file. All times in seconds."""
+
+    host: Annotated[str, Field(min_length=1)] = Field(default="127.0.0.1", description="address to listen on")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8080, description="0: any that is free")
+    unix_socket: Path | None = Field(default=None, description="listen here and not on host and port")
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    node_silent_seconds: Seconds = Field(
+        default=NODE_SILENT_SECONDS, description="after so long without a heartbeat a node gets no new job"
+    )
+    body_seconds: Seconds = Field(default=10.0, description="for a client to send a whole body")
+    keepalive_seconds: Seconds = Field(
+        default=75.0, description="a connection without a whole request's head for so long is closed"
+    )
+    drain_seconds: Seconds = Field(default=30.0, description="at SIGTERM: how long running requests may take to end")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
