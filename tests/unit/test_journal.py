@@ -1,0 +1,104 @@
+"""The journal: what it has returned from is there for the next process."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+import sqlite3
+
+import pytest
+
+from worker.jobs.model import Failure, JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus, Step
+from worker.jobs.node_store import Outcome
+from worker.journal import Journal, NewerJournal
+from worker.procedures.work import Facts, Task
+
+TASK = Task(
+    job_id=JobId("j1"),
+    kind=JobKind.RESTORE,
+    server_id=ServerId(12345),
+    snapshot_id=SnapshotId(801),
+    name="before-update",
+    description='two\nlines "ü"',
+    created_at=datetime(2025, 1, 15, 18, 30, tzinfo=UTC),
+    request_id="r1",
+)
+FACTS = Facts(was_running=True, off_since=1.5, failure=Failure(code="disk_failed", detail="vdb", stranded=True))
+OUTCOME = Outcome(
+    state=JobState.FAILED, failure=FACTS.failure, downtime_seconds=2.5, snapshot_status=SnapshotStatus.FAILED
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.sqlite"
+
+
+def test_a_process_that_comes_later_finds_the_job_the_step_and_the_facts(path: Path) -> None:
+    first = Journal(path)
+    first.begin(TASK, Step.PREFLIGHT)
+    first.enter(TASK.job_id, Step.REVERTING, FACTS)
+    # not closed: a killed process closes nothing
+
+    (entry,) = Journal(path).owed()
+
+    assert (entry.task, entry.step, entry.facts, entry.outcome) == (TASK, Step.REVERTING, FACTS, None)
+    first.close()
+
+
+def test_a_job_that_is_begun_twice_keeps_its_step(path: Path) -> None:
+    journal = Journal(path)
+    journal.begin(TASK, Step.PREFLIGHT)
+    journal.enter(TASK.job_id, Step.STARTING, FACTS)
+    assert journal.begin(TASK, Step.PREFLIGHT).step is Step.STARTING
+
+
+def test_interruptions_count_for_one_step(path: Path) -> None:
+    journal = Journal(path)
+    journal.begin(TASK, Step.PREFLIGHT)
+    journal.interrupted(TASK.job_id)
+    journal.interrupted(TASK.job_id)
+    assert [entry.interruptions for entry in journal.owed()] == [2]
+    journal.enter(TASK.job_id, Step.STOPPING, Facts())
+    assert [entry.interruptions for entry in journal.owed()] == [0]
+
+
+def test_an_outcome_is_owed_until_it_is_published(path: Path) -> None:
+    journal = Journal(path)
+    entry = journal.begin(TASK, Step.PREFLIGHT)
+    journal.conclude(entry, OUTCOME, spare_tag_kept_seconds=0)
+    assert [owed.outcome for owed in journal.owed()] == [OUTCOME]
+    journal.published(TASK.job_id)
+    assert journal.owed() == []
+    kept = journal.find(TASK.job_id)
+    assert kept is not None
+    assert kept.outcome == OUTCOME
+
+
+def test_a_newer_safety_snapshot_makes_the_servers_older_one_due(path: Path) -> None:
+    journal = Journal(path)
+    for number in (1, 2):
+        task = Task(**{**TASK.__dict__, "job_id": JobId(f"j{number}")})
+        journal.begin(task, Step.PREFLIGHT)
+        journal.enter(task.job_id, Step.STARTING, Facts(spare_tag=task.safety_tag))
+        entry = journal.find(task.job_id)
+        assert entry is not None
+        journal.conclude(entry, OUTCOME, spare_tag_kept_seconds=3600)
+
+    assert [spare.tag for spare in journal.due_spare_tags()] == ["vps-safety-j1"]
+    journal.dropped("vps-safety-j1")
+    assert journal.due_spare_tags() == []
+
+
+def test_a_stranded_jobs_safety_snapshot_waits_for_a_person(path: Path) -> None:
+    journal = Journal(path)
+    journal.begin(TASK, Step.PREFLIGHT)
+    journal.enter(TASK.job_id, Step.UNDOING, Facts(spare_tag=TASK.safety_tag))
+    entry = journal.find(TASK.job_id)
+    assert entry is not None
+    journal.conclude(entry, OUTCOME, spare_tag_kept_seconds=None)
+    assert journal.due_spare_tags() == []
+
+
+def test_a_journal_of_a_later_version_is_left_alone(path: Path) -> None:
+    sqlite3.connect(path).execute("PRAGMA user_version = 99").connection.close()
+    with pytest.raises(NewerJournal):
+        Journal(path)
