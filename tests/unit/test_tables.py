@@ -2,9 +2,9 @@
 
 import pytest
 
-from worker.jobs.model import MAY_FOLLOW, JobKind, JobState, Step
+from worker.jobs.model import MAY_FOLLOW, Failure, JobKind, JobState, Step
 from worker.procedures import PROCEDURES
-from worker.procedures.work import Facts, Failure, Procedure
+from worker.procedures.work import Facts, Procedure
 
 
 def test_every_kind_of_job_has_a_procedure() -> None:

@@ -32,6 +32,9 @@ local function create()
   local namesake = redis.call('HGET', names, ask.name)
   if namesake then return {'refused', 'name_taken', namesake} end
 
+  -- Begins at the seconds since 2025: after a loss of the data it is above every id given before, for a cell gives
+  -- less than one a second over its life. An id must never come back: the disks of silent nodes still carry it.
+  redis.call('SET', 'snapshots:last_id', math.floor(now_ms() / 1000) - 1735689600, 'NX')
   local id = string.format('%.0f', redis.call('INCR', 'snapshots:last_id'))
   local snapshot = {
     v = '1', server = server_id, account = server.account, node = server.node, name = ask.name,

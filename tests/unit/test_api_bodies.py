@@ -1,0 +1,204 @@
+"""The contract's own examples, key for key."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from yarl import URL
+
+from api import bodies
+from api.requests import ListQuery
+from worker.jobs.model import (
+    AccountId,
+    Failure,
+    Job,
+    JobId,
+    JobKind,
+    JobState,
+    Server,
+    ServerId,
+    ServerState,
+    Snapshot,
+    SnapshotId,
+    SnapshotStatus,
+    Step,
+)
+from worker.jobs.store import Admitted, SnapshotPage
+
+JOB_ID = JobId("0123456789abcdef0123456789abcdef")
+
+BEFORE_MIGRATION = Snapshot(
+    id=SnapshotId(801),
+    server_id=ServerId(12345),
+    server_name="web-server-01",
+    account_id=AccountId(77),
+    name="pre-migration-snapshot",
+    description="Before major migration",
+    status=SnapshotStatus.COMPLETED,
+    size_mb=5120,
+    created_at=datetime(2025, 1, 15, 18, 30, 0, 999_000, UTC),
+)
+WEEKLY = replace(
+    BEFORE_MIGRATION,
+    id=SnapshotId(798),
+    name="weekly-snapshot-2025-01-08",
+    description="Weekly snapshot",
+    size_mb=4856,
+    created_at=datetime(2025, 1, 8, 12, tzinfo=UTC),
+)
+SERVER = Server(
+    id=ServerId(12345),
+    name="web-server-01",
+    account_id=AccountId(77),
+    node="n1",
+    state=ServerState.RESTORING,
+    job_id=JOB_ID,
+)
+JOB = Job(
+    id=JOB_ID,
+    kind=JobKind.RESTORE,
+    state=JobState.QUEUED,
+    server_id=SERVER.id,
+    server_name=SERVER.name,
+    account_id=SERVER.account_id,
+    node="n1",
+    snapshot_id=BEFORE_MIGRATION.id,
+    snapshot_name=BEFORE_MIGRATION.name,
+    snapshot_description=BEFORE_MIGRATION.description,
+    snapshot_created_at=BEFORE_MIGRATION.created_at,
+    request_id="r1",
+    queued_at=datetime(2025, 1, 16, 16, 15, tzinfo=UTC),
+)
+
+
+def test_the_list_is_the_contracts_example() -> None:
+    assert bodies.snapshots(SnapshotPage(count=2, results=(BEFORE_MIGRATION, WEEKLY))) == {
+        "count": 2,
+        "results": [
+            {
+                "id": 801,
+                "server": {"id": 12345, "name": "web-server-01"},
+                "name": "pre-migration-snapshot",
+                "status": "completed",
+                "size_mb": 5120,
+                "created_at": "2025-01-15T18:30:00Z",
+                "description": "Before major migration",
+            },
+            {
+                "id": 798,
+                "server": {"id": 12345, "name": "web-server-01"},
+                "name": "weekly-snapshot-2025-01-08",
+                "status": "completed",
+                "size_mb": 4856,
+                "created_at": "2025-01-08T12:00:00Z",
+                "description": "Weekly snapshot",
+            },
+        ],
+    }
+
+
+def test_the_answer_to_a_create_is_the_contracts_example() -> None:
+    snapshot = replace(
+        BEFORE_MIGRATION,
+        id=SnapshotId(802),
+        name="before-update-snapshot",
+        description="Snapshot before system update",
+        status=SnapshotStatus.IN_PROGRESS,
+        size_mb=None,
+        created_at=datetime(2025, 1, 16, 16, 15, tzinfo=UTC),
+    )
+    admitted = Admitted(job=JOB, snapshot=snapshot, server=SERVER)
+
+    assert bodies.created(admitted) == {
+        "id": 802,
+        "server": {"id": 12345, "name": "web-server-01"},
+        "name": "before-update-snapshot",
+        "status": "in_progress",
+        "size_mb": None,
+        "created_at": "2025-01-16T16:15:00Z",
+        "description": "Snapshot before system update",
+        "message": "Snapshot is being created. This may take 3-10 minutes depending on server size.",
+    }
+    assert bodies.places(admitted) == {
+        "Location": "/api/v1/snapshots/802/",
+        "Operation-Location": f"/api/v1/jobs/{JOB_ID}/",
+    }
+
+
+def test_the_answer_to_a_restore_is_the_contracts_example() -> None:
+    assert bodies.restoring(Admitted(job=JOB, snapshot=BEFORE_MIGRATION, server=SERVER)) == {
+        "status": "success",
+        "message": "Server is being restored from snapshot. This may take 5-15 minutes.",
+        "snapshot": {"id": 801, "name": "pre-migration-snapshot", "created_at": "2025-01-15T18:30:00Z"},
+        "server": {"id": 12345, "name": "web-server-01", "status": "restoring"},
+    }
+
+
+def test_times_are_utc_whatever_zone_they_come_in() -> None:
+    east = timezone(timedelta(hours=5, minutes=30))
+    moved = replace(BEFORE_MIGRATION, created_at=BEFORE_MIGRATION.created_at.astimezone(east))
+
+    assert bodies.snapshot(moved)["created_at"] == "2025-01-15T18:30:00Z"
+
+
+def test_a_job_that_waits_has_no_step_no_times_and_no_error() -> None:
+    assert bodies.job(JOB) == {
+        "id": JOB_ID,
+        "kind": "restore",
+        "state": "queued",
+        "step": None,
+        "server": {"id": 12345, "name": "web-server-01"},
+        "snapshot": {"id": 801, "name": "pre-migration-snapshot"},
+        "attempts": 0,
+        "queued_at": "2025-01-16T16:15:00Z",
+        "started_at": None,
+        "finished_at": None,
+        "estimated_seconds": None,
+        "downtime_seconds": None,
+        "error": None,
+    }
+
+
+def test_a_job_that_failed_says_why_and_whether_someone_must_look() -> None:
+    failed = replace(
+        JOB,
+        state=JobState.FAILED,
+        step=Step.UNDOING,
+        attempts=2,
+        started_at=JOB.queued_at,
+        finished_at=JOB.queued_at + timedelta(seconds=9),
+        estimated_seconds=7,
+        downtime_seconds=4.25,
+        failure=Failure(code="disk_failed", detail="vdb refused.", stranded=True),
+    )
+
+    body = bodies.job(failed)
+
+    assert (body["state"], body["step"], body["attempts"]) == ("failed", "undoing", 2)
+    assert (body["started_at"], body["finished_at"]) == ("2025-01-16T16:15:00Z", "2025-01-16T16:15:09Z")
+    assert (body["estimated_seconds"], body["downtime_seconds"]) == (7, 4.25)
+    assert body["error"] == {"code": "disk_failed", "detail": "vdb refused.", "stranded": True}
+
+
+@pytest.mark.parametrize(
+    ("page", "count", "expected"),
+    [
+        (1, 0, {"first": 1, "last": 1}),
+        (1, 2, {"first": 1, "last": 1}),
+        (1, 3, {"first": 1, "last": 2, "next": 2}),
+        (2, 5, {"first": 1, "last": 3, "prev": 1, "next": 3}),
+        (3, 5, {"first": 1, "last": 3, "prev": 2}),
+        (9, 5, {"first": 1, "last": 3, "prev": 3}),
+    ],
+)
+def test_links_lead_to_the_pages_that_there_are(page: int, count: int, expected: dict[str, int]) -> None:
+    url = URL(f"/api/v1/snapshots/?page={page}&page_size=2&server_id=12345&theirs=a%20b")
+
+    links = dict(
+        reversed(part.split("; rel=")) for part in bodies.link(url, ListQuery(page=page, page_size=2), count).split(", ")
+    )
+
+    assert links == {
+        f'"{name}"': f"</api/v1/snapshots/?page={number}&page_size=2&server_id=12345&theirs=a+b>"
+        for name, number in expected.items()
+    }

@@ -1,0 +1,155 @@
+"""What callers may send, and that all else is refused by name."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.problems import Problem
+from api.requests import CreateBody, parse_create
+
+GOOD: dict[str, Any] = {"server_id": 12345, "name": "before-update", "description": "Before the update"}
+
+
+def refused(raw: bytes) -> Problem:
+    with pytest.raises(Problem) as caught:
+        parse_create(raw)
+    problem = caught.value
+    assert (problem.status, problem.code) == (400, "invalid_request")
+    assert problem.fields
+    assert all(field.field in problem.detail and field.detail for field in problem.fields)
+    return problem
+
+
+def fields_of(raw: bytes) -> list[str]:
+    return [field.field for field in refused(raw).fields]
+
+
+def test_a_body_is_read() -> None:
+    assert parse_create(json.dumps(GOOD).encode()) == CreateBody(**GOOD)
+
+
+def test_a_description_may_be_left_out() -> None:
+    assert parse_create(b'{"server_id": 1, "name": "a"}').description == ""
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b" ",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"17",
+        b"NaN",
+        b"server_id=1&name=a",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf{}",
+        json.dumps(GOOD).encode("utf-16"),
+        b'{"server_id": 1, "name": "a", "description": "\xff"}',
+        b'{"server_id": 1, "name": "a", "description": "\\ud800"}',
+        b'{"server_id": 1, "name": "a", "description": "\\udc00"}',
+        b'{"server_id": 1, "name": "a"} more',
+        b"[" * 60_000,
+        b'{"a":' * 12_000 + b"1" + b"}" * 12_000,
+    ],
+)
+def test_what_is_no_json_object_is_refused_as_a_body(raw: bytes) -> None:
+    assert fields_of(raw) == ["body"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("server_id", "12345"),
+        ("server_id", True),
+        ("server_id", 12345.5),
+        ("server_id", 1e400),
+        ("server_id", None),
+        ("server_id", [12345]),
+        ("server_id", 0),
+        ("server_id", -1),
+        ("server_id", 2**63),
+        ("server_id", 10**4000),
+        ("name", 7),
+        ("name", None),
+        ("name", ""),
+        ("name", "a" * 65),
+        ("name", "two words"),
+        ("name", "dot.ted"),
+        ("name", "line\n"),
+        ("name", "\nline"),
+        ("name", "ünï"),
+        ("name", "１２"),
+        ("name", "a\x00"),
+        ("description", 7),
+        ("description", None),
+        ("description", "a" * 1001),
+        ("description", "nul \x00"),
+        ("description", "escape \x1b[2J"),
+        ("description", "delete \x7f"),
+        ("description", "c1 \x9b"),
+        ("description", "no character \ufffe"),
+        ("description", "no character \uffff"),
+        ("status", "completed"),
+        ("Name", "a"),
+        ("", "a"),
+    ],
+)
+def test_a_wrong_field_is_refused_by_its_name(field: str, value: object) -> None:
+    if field:
+        assert fields_of(json.dumps(GOOD | {field: value}).encode()) == [field]
+    else:
+        refused(json.dumps(GOOD | {field: value}).encode())
+
+
+@pytest.mark.parametrize("field", ["server_id", "name"])
+def test_a_missing_field_is_refused_by_its_name(field: str) -> None:
+    assert fields_of(json.dumps({key: value for key, value in GOOD.items() if key != field}).encode()) == [field]
+
+
+def test_every_wrong_field_is_named_at_once() -> None:
+    assert sorted(fields_of(b'{"server_id": "1", "name": "", "more": 1}')) == ["more", "name", "server_id"]
+
+
+@pytest.mark.parametrize("name", ["a", "A-Z_09", "-", "a" * 64])
+def test_letters_digits_hyphens_and_underscores_make_a_name(name: str) -> None:
+    assert parse_create(json.dumps(GOOD | {"name": name}).encode()).name == name
+
+
+@pytest.mark.parametrize("text", ["", "a" * 1000, "\N{GRINNING FACE}" * 1000, "tab\tline\r\nünï", "<b>&amp;]]>"])
+def test_a_description_is_kept_as_it_came(text: str) -> None:
+    assert parse_create(json.dumps(GOOD | {"description": text}).encode()).description == text
+
+
+def test_the_refusal_of_a_hostile_body_stays_short() -> None:
+    problem = refused(json.dumps({f"{n}" + "x" * 500: 1 for n in range(100)}).encode())
+
+    assert len(problem.fields) <= 20
+    assert len(problem.detail) < 5000
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+NEARLY = st.fixed_dictionaries(
+    {},
+    optional={"server_id": st.just(1) | JSON, "name": st.just("a") | JSON, "description": st.text() | JSON, "more": JSON},
+)
+
+
+@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()) | NEARLY.map(lambda v: json.dumps(v).encode()))
+def test_any_body_is_either_right_or_refused_by_name(raw: bytes) -> None:
+    try:
+        body = parse_create(raw)
+    except Problem:
+        refused(raw)
+    else:
+        assert body.server_id > 0
+        assert 1 <= len(body.name) <= 64
+        assert len(body.description) <= 1000
