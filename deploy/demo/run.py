@@ -1,0 +1,123 @@
+"""`make run`: the whole service on this machine, until Ctrl-C.
+
+Options by environment: PORT (8080), STATE_DIR (./state), DRIVER (kvm, or fake for simulated servers without a hypervisor).
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from deploy.demo.guest import GuestFailed
+from deploy.demo.service import ACCOUNT_ID, SERVER_ID, SERVER_NAME, Driver, Service, ServiceFailed
+from deploy.demo.state import State, StateRefused
+
+_MANUAL = """
+The service is up: {url}
+  server {server} "{name}" of account {account}: {what}
+  state, logs and token: {folder}; `make clean` forgets them
+
+Copy and paste into another terminal:
+  export API={url}/api/v1 AUTH='Authorization: Bearer {token}' JSON='Content-Type: application/json'
+  # create: the answer has the snapshot's id, its Operation-Location names the job
+  curl -sS -i -H "$AUTH" -H "$JSON" $API/snapshots/ -d '{{"server_id": {server}, "name": "before-update"}}'
+  # list, newest first
+  curl -sS -H "$AUTH" "$API/snapshots/?server_id={server}"
+  # one snapshot, by its id
+  ID={next_id}; curl -sS -H "$AUTH" $API/snapshots/$ID/
+  # follow a job, by the id at the end of its Operation-Location
+  JOB=...; curl -sS -H "$AUTH" $API/jobs/$JOB/
+  # restore: the server's disks become what they were
+  curl -sS -i -X POST -H "$AUTH" -H "$JSON" $API/snapshots/$ID/restore/
+  # delete, for good
+  curl -sS -i -X DELETE -H "$AUTH" $API/snapshots/$ID/
+
+Ctrl-C stops all of it.
+"""
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+
+async def serve(service: Service, *, driver: Driver, folder: Path) -> None:
+    """Run until a part ends. Raises ServiceFailed; cancelled, it has stopped everything when it returns."""
+    try:
+        say(f"starting in {folder} ...")
+        await service.start()
+        newest = (await service.client.call("GET", "/api/v1/snapshots/?page_size=1")).body["results"]
+        say(
+            _MANUAL.format(
+                url=service.url,
+                server=SERVER_ID,
+                name=SERVER_NAME,
+                account=ACCOUNT_ID,
+                what="simulated" if driver is Driver.FAKE else "a real guest in QEMU",
+                folder=folder,
+                token=service.client.token,
+                next_id=newest[0]["id"] + 1 if newest else 1,
+            )
+        )
+        raise ServiceFailed(await service.ended())
+    finally:
+        say("stopping ... (Ctrl-C again: at once)")
+        await asyncio.shield(service.stop())
+
+
+async def run(service: Service, *, driver: Driver, folder: Path) -> int:
+    serving = asyncio.ensure_future(serve(service, driver=driver, folder=folder))
+
+    def stop() -> None:
+        if stop_asked.is_set():
+            service.kill()
+        else:
+            stop_asked.set()
+            serving.cancel()
+
+    stop_asked = asyncio.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signum, stop)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        say("stopped")
+        return 0
+    except (ServiceFailed, GuestFailed) as error:
+        say(f"make run: {error}; logs in {folder / 'logs'}")
+    return 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make run", description=__doc__)
+    parser.add_argument("--clean", action="store_true", help="forget the state folder instead")
+    clean = parser.parse_args().clean
+    folder = Path(os.environ.get("STATE_DIR") or "state").resolve()
+    if clean and not folder.exists():
+        return 0
+    try:
+        driver = Driver(os.environ.get("DRIVER") or Driver.KVM)
+        port = int(os.environ.get("PORT") or 8080)
+    except ValueError as error:
+        say(f"make run: {error}: DRIVER is kvm or fake, PORT a number")
+        return 2
+    try:
+        state = State.open(folder)
+    except StateRefused as error:
+        say(f"make run: {error}")
+        return 2
+    service = Service(state, port=port, driver=driver, quiet=False)
+    if clean:
+        asyncio.run(service.guest.stop())
+        state.remove()
+        return 0
+    try:
+        return asyncio.run(run(service, driver=driver, folder=folder))
+    finally:
+        state.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

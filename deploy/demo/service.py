@@ -1,0 +1,178 @@
+"""The whole service on one machine: a private Redis, a node with its server, its worker, and the front end."""
+
+import asyncio
+import errno
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from pathlib import Path
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from deploy.demo.client import Client
+from deploy.demo.guest import Guest
+from deploy.demo.processes import Child
+from deploy.demo.state import State
+
+SERVER_ID, SERVER_NAME, ACCOUNT_ID = 12345, "web-server-01", 77
+NODE = "node-1"
+READY_SECONDS = 60.0  # the slowest start seen, on a loaded machine, was a tenth of it
+
+_PROGRAMS = Path(sys.executable).parent
+_REDIS_CONF = Path(__file__).parent.parent / "redis" / "redis.conf"
+
+
+class Driver(StrEnum):
+    KVM = "kvm"
+    FAKE = "fake"
+
+
+class ServiceFailed(Exception):
+    """A part did not start, or ended by itself; the text says which."""
+
+
+def ensure_port_free(port: int) -> None:
+    """Raises ServiceFailed where something listens there already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            why = "is in use" if error.errno == errno.EADDRINUSE else error.strerror
+            raise ServiceFailed(f"port {port} {why}: set another, PORT=8081 for example") from error
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Service:
+    """Starts the parts in their order and stops them in the reverse one."""
+
+    def __init__(self, state: State, *, port: int, driver: Driver, quiet: bool) -> None:
+        """`quiet`: the programs' output goes to files in the state folder, else where ours goes."""
+        self.url = f"http://127.0.0.1:{port}"
+        self.guest = Guest(state, server_id=SERVER_ID, name=SERVER_NAME, account_id=ACCOUNT_ID)
+        self.client: Client  # from start() on
+        self._state = state
+        self._port = port
+        self._driver = driver
+        self._quiet = quiet
+        self._children: list[Child] = []
+        self._redis_socket = state.runtime / "redis.sock"
+
+    async def start(self) -> None:
+        """Return when a customer's request would be served. Raises ServiceFailed."""
+        ensure_port_free(self._port)
+        await self._start_redis()
+        if self._driver is Driver.KVM:
+            # Before the worker: an embedded libvirt is one process's at a time, and the guest outlives that process.
+            await self.guest.start()
+        shared = {"VPS_SNAPSHOTS_REDIS__URL": f"unix://{self._redis_socket}"}
+        worker = {
+            "VPS_SNAPSHOTS_NODE": NODE,
+            "VPS_SNAPSHOTS_DRIVER": self._driver,
+            "VPS_SNAPSHOTS_LIBVIRT_URI": f"qemu:///embed?root={self._state.libvirt_root}",
+            "VPS_SNAPSHOTS_STATE_DIR": str(self._state.subfolder("node")),
+        }
+        await self._start("worker", [_PROGRAMS / "vps-snapshots-worker", "run"], settings=shared | worker)
+        port = {"VPS_SNAPSHOTS_HOST": "127.0.0.1", "VPS_SNAPSHOTS_PORT": str(self._port)}
+        await self._start("front end", [_PROGRAMS / "vps-snapshots-api", "serve"], settings=shared | port)
+        await self._ready("the front end", Client(self.url, "").is_up)
+        self.client = await self._welcome_client(shared)
+        await self._ready("the worker", self._is_server_known)
+
+    async def ended(self) -> str:
+        """Wait until a part ends that should not; what happened, in words."""
+        first = await self._first_end()
+        return f"the {first.name} ended by itself with status {await first.ended()}"
+
+    async def stop(self) -> None:
+        """Stop everything, the guest too. May be called again, also after a start that failed midway."""
+        while self._children:
+            child = self._children[-1]
+            if child.name == "Redis" and self._driver is Driver.KVM:
+                await self.guest.stop()
+            await child.stop()
+            self._children.pop()
+
+    def kill(self) -> None:
+        """Stop waiting for those that take their time."""
+        for child in self._children:
+            child.kill()
+
+    async def _start_redis(self) -> None:
+        # The configuration of production but for the address: no port, a socket that only this account may open.
+        here = ["--port", "0", "--bind", "", "--aclfile", "", "--unixsocket", self._redis_socket, "--unixsocketperm", "700"]
+        folder = self._state.subfolder("redis")
+        command = ["redis-server", _REDIS_CONF, *map(str, here), "--dir", str(folder)]
+        child = await Child.start("Redis", command, settings={}, log=self._state.log("redis"))
+        self._children.append(child)
+        await self._ready("Redis", self._is_redis_up)
+
+    async def _start(self, name: str, command: list[Path | str], *, settings: dict[str, str]) -> None:
+        log = self._state.log(name.replace(" ", "-")) if self._quiet else None
+        self._children.append(await Child.start(name, command, settings=settings, log=log))
+
+    async def _ready(self, what: str, is_ready: Callable[[], Awaitable[bool]]) -> None:
+        gone = asyncio.ensure_future(self.ended())
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                while not await is_ready():
+                    if gone.done():
+                        raise ServiceFailed(gone.result())
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise ServiceFailed(f"{what} was not ready within {READY_SECONDS:.0f} s") from None
+        finally:
+            gone.cancel()
+
+    async def _first_end(self) -> Child:
+        waits = {asyncio.ensure_future(child.ended()): child for child in self._children}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            return waits[done.pop()]
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _is_redis_up(self) -> bool:
+        async with Redis(unix_socket_path=str(self._redis_socket)) as redis:
+            try:
+                return bool(await redis.ping())
+            except (RedisError, OSError):
+                return False
+
+    async def _is_server_known(self) -> bool:
+        """Whether the node has reported its server: from then on a request for it is admitted."""
+        async with Redis(unix_socket_path=str(self._redis_socket)) as redis:
+            return bool(await redis.exists(f"server:{SERVER_ID}"))
+
+    async def _welcome_client(self, settings: dict[str, str]) -> Client:
+        """With the token of the last run, or a new one where there is none or Redis has forgotten it."""
+        file = self._state.folder / "token"
+        if file.exists():
+            client = Client(self.url, file.read_text().strip())
+            if await client.is_welcome():
+                return client
+        file.touch(mode=0o600)
+        file.write_text(await _new_token(settings))
+        return Client(self.url, file.read_text().strip())
+
+
+async def _new_token(settings: dict[str, str]) -> str:
+    command = (_PROGRAMS / "vps-snapshots-api", "token", "create", "--name", "make run", "--account", str(ACCOUNT_ID))
+    permissions = ("--permission", "snapshots:read", "--permission", "snapshots:write")
+    process = await asyncio.create_subprocess_exec(
+        *command, *permissions, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    output, trouble = await process.communicate()
+    if process.returncode != 0:
+        raise ServiceFailed(f"no token could be made: {trouble.decode().strip()}")
+    return output.decode()

@@ -1,0 +1,89 @@
+"""The folder that a service on one machine keeps between its runs, and the short-lived one for its sockets."""
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+from typing import TextIO
+
+_MARK = ".vps-snapshots"  # what a folder must hold before we remove it
+# A unix socket's path has 107 characters at most, and QEMU's lie up to 62 below libvirt's root.
+_LONGEST_ROOT = 40
+
+
+class StateRefused(Exception):
+    """The folder can't be used; the text says why. Nothing was changed."""
+
+
+class State:
+    """An opened state folder; one process at a time has it."""
+
+    def __init__(self, folder: Path, lock: TextIO) -> None:
+        self.folder = folder
+        self._lock = lock
+        self.runtime = self._make_runtime()
+
+    @classmethod
+    def open(cls, folder: Path) -> "State":
+        """Raises StateRefused where the folder is someone else's, or in use."""
+        folder = folder.resolve()
+        try:
+            if folder.is_dir() and not (folder / _MARK).exists() and any(folder.iterdir()):
+                raise StateRefused(f"{folder} has other things in it: set STATE_DIR to a new or an empty folder")
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = (folder / _MARK).open("a+")
+        except OSError as error:
+            raise StateRefused(f"{folder}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise StateRefused(f"{folder} is in use by another run: stop that one, or set STATE_DIR") from None
+        return cls(folder, lock)
+
+    def subfolder(self, name: str) -> Path:
+        path = self.folder / name
+        path.mkdir(exist_ok=True, mode=0o700)
+        return path
+
+    def log(self, name: str) -> Path:
+        return self.subfolder("logs") / f"{name}.log"
+
+    @property
+    def libvirt_root(self) -> Path:
+        """The root of the embedded libvirt: in the state folder, by a short name where its own is too long for sockets."""
+        root = self.subfolder("libvirt")
+        if len(str(root)) <= _LONGEST_ROOT:
+            return root
+        link = self.runtime / "libvirt"
+        if not link.is_symlink():
+            link.symlink_to(root)
+        return link
+
+    def close(self) -> None:
+        """Remove the sockets' folder. The state stays."""
+        shutil.rmtree(self.runtime, ignore_errors=True)
+        (self.folder / "runtime").unlink(missing_ok=True)
+        self._lock.close()
+
+    def remove(self) -> None:
+        """Forget everything."""
+        self.close()
+        shutil.rmtree(self.folder)
+
+    def _make_runtime(self) -> Path:
+        """That of a run that was killed is taken over: a guest that outlived it has its sockets there."""
+        remembered = self.folder / "runtime"
+        try:
+            folder = Path(remembered.read_text())
+            found = folder.lstat()
+        except OSError:
+            pass
+        else:
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+                return folder
+        folder = Path(tempfile.mkdtemp(prefix="vps-snapshots-", dir="/tmp"))  # noqa: S108 - TMPDIR may be too long a name
+        remembered.write_text(str(folder))
+        return folder
