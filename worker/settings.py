@@ -21,7 +21,7 @@ class Driver(StrEnum):
 class WorkerSettings(FileSettings):
     """Each may be set as VPS_SNAPSHOTS_<NAME> or as a key of the TOML file. All times in seconds."""
 
-    node: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")] = Field(
+    node: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
         default_factory=lambda: socket.gethostname().split(".")[0], description="this node's name, unique in the cell"
     )
     state_dir: Path = Field(default=Path("/var/lib/vps-snapshots"), description="holds the journal and the lock file")
