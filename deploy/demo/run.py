@@ -1,6 +1,6 @@
 """`make run`: the whole service on this machine, until Ctrl-C.
 
-Options by environment: PORT (8080), STATE_DIR (./state), DRIVER (kvm, or fake for simulated servers without a hypervisor).
+Options by environment: PORT (8080), STATE_DIR (./state), DRIVER (kvm; fake: simulated servers, no hypervisor needed).
 """
 
 import argparse
@@ -40,7 +40,6 @@ Ctrl-C stops all of it.
 
 def say(text: str) -> None:
     print(text, flush=True)
-
 
 
 async def serve(service: Service, *, driver: Driver, folder: Path) -> None:

@@ -109,9 +109,9 @@ class Service:
 
     async def _start_redis(self) -> None:
         # The configuration of production but for the address: no port, a socket that only this account may open.
-        here = ["--port", "0", "--bind", "", "--aclfile", "", "--unixsocket", self._redis_socket, "--unixsocketperm", "700"]
-        folder = self._state.subfolder("redis")
-        command = ["redis-server", _REDIS_CONF, *map(str, here), "--dir", str(folder)]
+        address = f"--port 0 --unixsocket {self._redis_socket} --unixsocketperm 700".split()
+        folder = str(self._state.subfolder("redis"))
+        command = ["redis-server", _REDIS_CONF, *address, "--bind", "", "--aclfile", "", "--dir", folder]
         child = await Child.start("Redis", command, settings={}, log=self._state.log("redis"))
         self._children.append(child)
         await self._ready("Redis", self._is_redis_up)

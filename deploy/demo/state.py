@@ -53,7 +53,7 @@ class State:
 
     @property
     def libvirt_root(self) -> Path:
-        """The root of the embedded libvirt: in the state folder, by a short name where its own is too long for sockets."""
+        """The root of the embedded libvirt, by a short name where its own is too long for sockets."""
         root = self.subfolder("libvirt")
         if len(str(root)) <= _LONGEST_ROOT:
             return root
@@ -84,6 +84,6 @@ class State:
         else:
             if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
                 return folder
-        folder = Path(tempfile.mkdtemp(prefix="vps-snapshots-", dir="/tmp"))  # noqa: S108 - TMPDIR may be too long a name
+        folder = Path(tempfile.mkdtemp(prefix="vps-snapshots-", dir="/tmp"))  # TMPDIR may be too long a name
         remembered.write_text(str(folder))
         return folder

@@ -1,0 +1,97 @@
+"""What is handed to an operator is what the programs take."""
+
+import configparser
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from api.settings import ApiSettings
+from tests.conftest import needs
+from worker.jobs.configuration import ENV_PREFIX, FileSettings, load
+from worker.settings import WorkerSettings
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+EXAMPLES: dict[str, type[FileSettings]] = {"api.toml": ApiSettings, "worker.toml": WorkerSettings}
+LOCKS = sorted((DEPLOY / "lock").glob("*.txt"))
+EXPOSURE_MAX = 30  # of 100, as `systemd-analyze security` counts; the worker, root over disks, stands at 24
+
+
+@pytest.fixture
+def installed_units(tmp_path: Path) -> dict[str, Path]:
+    """The units with the paths of this checkout in the place of a node's: verify wants programs that exist."""
+    programs = Path(sys.executable).parent
+    for unit in UNITS:
+        (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/vps-snapshots/bin", str(programs)))
+    return {unit.name: tmp_path / unit.name for unit in UNITS}
+
+
+@pytest.fixture
+def no_settings_in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+        monkeypatch.delenv(name)
+
+
+def unit_options(name: str) -> configparser.ConfigParser:
+    # one key may stand several times in a unit, and `%` is systemd's own
+    options = configparser.ConfigParser(strict=False, interpolation=None)
+    options.read(DEPLOY / "systemd" / name)
+    return options
+
+
+@pytest.mark.parametrize("name", [unit.name for unit in UNITS])
+def test_systemd_accepts_each_unit(name: str, installed_units: dict[str, Path]) -> None:
+    needs("systemd-analyze")
+    said = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", installed_units[name]], capture_output=True, text=True, check=False
+    )
+    assert (said.returncode, said.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", [unit.name for unit in UNITS])
+def test_each_unit_is_shut_in(name: str, installed_units: dict[str, Path]) -> None:
+    needs("systemd-analyze")
+    command = ["systemd-analyze", "security", "--no-pager", "--offline=yes", f"--threshold={EXPOSURE_MAX}"]
+    said = subprocess.run([*command, installed_units[name]], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stdout[-200:]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.usefixtures("no_settings_in_environment")
+def test_the_programs_take_their_example_settings(name: str) -> None:
+    load(EXAMPLES[name], DEPLOY / "examples" / name)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.usefixtures("no_settings_in_environment")
+def test_the_examples_show_the_defaults_but_for_where_redis_is(name: str) -> None:
+    shown = tomllib.loads((DEPLOY / "examples" / name).read_text())
+    defaults = EXAMPLES[name]().model_dump(mode="json")
+    assert {key: defaults[key] for key in shown if key not in {"redis", "node"}} == {
+        key: value for key, value in shown.items() if key not in {"redis", "node"}
+    }
+
+
+def test_a_stop_gives_the_worker_the_time_to_drain() -> None:
+    service = unit_options("vps-snapshots-worker.service")["Service"]
+    drain = WorkerSettings.model_fields["drain_seconds"].default
+    assert float(service["TimeoutStopSec"]) > 2 * drain  # the queue, then what was taken up again at the start
+    assert service["KillMode"] == "mixed"  # SIGTERM must not reach the qemu-img in its hands
+
+
+def test_a_stop_gives_the_front_end_the_time_to_drain() -> None:
+    service = unit_options("vps-snapshots-api.service")["Service"]
+    assert float(service["TimeoutStopSec"]) > ApiSettings.model_fields["drain_seconds"].default
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_every_locked_package_has_its_version_and_hashes_and_no_host(lock: Path) -> None:
+    text = lock.read_text()
+    assert "://" not in text
+    assert not [line for line in text.splitlines() if line.startswith("-")]
+    requirements = text.replace("\\\n", "").splitlines()
+    assert [line for line in requirements if "==" not in line or "--hash=sha256:" not in line] == []
