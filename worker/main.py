@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -22,9 +22,9 @@ from worker.jobs.model import JobId
 from worker.jobs.node_store import NodeStore
 from worker.journal import Journal, NewerJournal
 from worker.lease import Lease, NodeLock, NodeTaken, machine_id, who_am_i
-from worker.node_worker import NodeWorker
+from worker.node_worker import FALLBACK_SECONDS, NodeWorker
 from worker.publisher import Publisher
-from worker.runner import Runner
+from worker.runner import LAST_WORDS_SECONDS, Runner
 from worker.settings import Driver, WorkerSettings
 
 log = structlog.stdlib.get_logger()
@@ -105,8 +105,9 @@ async def _serve(settings: WorkerSettings) -> None:
         stack.push_async_callback(hypervisor.close)
         redis = connect(settings.redis)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
-        store = NodeStore(redis, node=settings.node, machine=machine_id(settings.state_dir), who=who_am_i())
-        await _live(settings, hypervisor, journal, redis, store, stop)
+        waiting = connect(settings.redis, command_seconds=2 * FALLBACK_SECONDS)
+        stack.push_async_callback(waiting.aclose, close_connection_pool=True)
+        await _live(settings, hypervisor, journal, redis, waiting, stop)
 
 
 async def _live(  # noqa: PLR0913 - the parts, opened above and closed there
@@ -114,9 +115,10 @@ async def _live(  # noqa: PLR0913 - the parts, opened above and closed there
     hypervisor: Hypervisor,
     journal: Journal,
     redis: ArqRedis,
-    store: NodeStore,
+    waiting: ArqRedis,
     stop: asyncio.Event,
 ) -> None:
+    store = NodeStore(redis, node=settings.node, machine=machine_id(settings.state_dir), who=who_am_i())
     publisher = Publisher(store)
     runner = Runner(
         journal=journal,
@@ -127,7 +129,7 @@ async def _live(  # noqa: PLR0913 - the parts, opened above and closed there
         limits=settings.limits,
     )
     queue = NodeWorker(
-        redis, node=settings.node, run=lambda job_id: runner.run(JobId(job_id)), max_jobs=settings.max_jobs
+        redis, waiting, node=settings.node, run=lambda job_id: runner.run(JobId(job_id)), max_jobs=settings.max_jobs
     )
     inventory = Inventory(hypervisor, store)
 
@@ -151,10 +153,9 @@ async def _live(  # noqa: PLR0913 - the parts, opened above and closed there
     await asyncio.wait([*parts, stopping], return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     log.info("worker.stopping", drain_seconds=settings.drain_seconds)
-    await queue.stop(settings.drain_seconds)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(settings.drain_seconds):
-            await runner.drain()
+    queue.pause()
+    await runner.drain(settings.drain_seconds)
+    await queue.stop(LAST_WORDS_SECONDS)
     await lease.give_back()
     for part in parts:
         part.cancel()

@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 import structlog
@@ -17,6 +18,8 @@ from worker.procedures import PROCEDURES
 from worker.procedures.disks import without
 from worker.procedures.work import Facts, Next, Policy, Procedure, Task, Work
 from worker.publisher import RETRY_SECONDS, Publisher
+
+LAST_WORDS_SECONDS = 3.0  # at the end of the process, for outcomes to reach the store
 
 log = structlog.stdlib.get_logger()
 
@@ -56,6 +59,9 @@ class Runner:
         self._limits = limits
         self._procedures = procedures
         self._running: dict[JobId, asyncio.Task[None]] = {}
+        self._executing = 0
+        self._idle = asyncio.Event()  # no VM is worked on
+        self._idle.set()
         self._servers: defaultdict[ServerId, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def run(self, job_id: JobId) -> None:
@@ -65,21 +71,28 @@ class Runner:
         """
         with structlog.contextvars.bound_contextvars(job_id=job_id):
             entry = self._journal.find(job_id)
+            known = entry is not None
             if entry is None:
                 job = await self._begin(job_id)
                 if job is None:
                     return
                 entry = self._journal.begin(Task.of(job), self._procedures[job.kind].first)
-            await asyncio.shield(self._pursue(entry))
+            await asyncio.shield(self._pursue(entry, resumed=known))
 
     def resume(self) -> list[asyncio.Task[None]]:
         """Go on, at once and without the store, with all that a process before this one has left owed."""
         return [self._pursue(entry, resumed=True) for entry in self._journal.owed()]
 
-    async def drain(self) -> None:
-        """Return when nothing runs any more."""
-        while self._running:
-            await asyncio.wait(self._running.values())
+    async def drain(self, seconds: float) -> None:
+        """Return when no VM is worked on any more, or the time is over.
+
+        Outcomes get a moment to be published. Those that the store does not take are published by the next process.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=LAST_WORDS_SECONDS)
 
     async def drop_spare_tags(self) -> None:
         """Delete the safety snapshots, and what failed jobs have left, whose time is over."""
@@ -112,7 +125,7 @@ class Runner:
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, longest)
 
-    def _pursue(self, entry: Entry, *, resumed: bool = False) -> asyncio.Task[None]:
+    def _pursue(self, entry: Entry, *, resumed: bool) -> asyncio.Task[None]:
         """The one task that takes the job to its end. Nobody cancels it but the end of the process."""
         job_id = entry.task.job_id
         if job_id not in self._running:
@@ -128,10 +141,21 @@ class Runner:
         ):
             outcome = entry.outcome
             if outcome is None:
-                async with self._servers[task.server_id]:
+                async with self._servers[task.server_id], self._busy():
                     outcome = await self._execute(entry, resumed=resumed)
             await self._publisher.outcome(task.job_id, outcome)
             self._journal.published(task.job_id)
+
+    @asynccontextmanager
+    async def _busy(self) -> AsyncIterator[None]:
+        self._executing += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._executing -= 1
+            if not self._executing:
+                self._idle.set()
 
     async def _execute(self, entry: Entry, *, resumed: bool) -> Outcome:
         """Walk the steps, each written down before its first effect, and write down the outcome."""

@@ -1,0 +1,108 @@
+"""How Redis is reached: one address, or the one that Sentinels name; with TLS, checked to the host's name."""
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from arq.connections import ArqRedis
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+
+from worker.jobs import queue
+
+Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+IDLE_CHECK_SECONDS = 15  # a connection that was idle for so long is tried with a PING before it is used
+
+
+class RedisSettings(BaseModel):
+    """Where Redis is. All times in seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str = Field(default="redis://127.0.0.1:6379/0", description="redis://, rediss:// (TLS) or unix://")
+    sentinels: list[str] = Field(default=[], description="host:port of each; they know the address, not the url")
+    sentinel_master: str = Field(default="vps-snapshots", description="what the Sentinels call the master")
+    username: str | None = None
+    password: SecretStr | None = None
+    tls_ca_file: Path | None = Field(default=None, description="in the place of the system's authorities")
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_check_hostname: bool = True
+    connect_seconds: Seconds = 2.0
+    command_seconds: Seconds = Field(default=5.0, description="bound on one command with its answer")
+    max_connections: Annotated[int, Field(ge=4, le=10_000)] = 200
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_url(cls, url: str) -> str:
+        parse_url(url)  # ValueError says what a Redis URL looks like
+        return url
+
+    @field_validator("sentinels")
+    @classmethod
+    def _have_ports(cls, sentinels: list[str]) -> list[str]:
+        for sentinel in sentinels:
+            host, _, port = sentinel.rpartition(":")
+            if not host or not port.isdecimal():
+                raise ValueError(f"{sentinel!r} is not host:port")
+        return sentinels
+
+    @model_validator(mode="after")
+    def _key_with_certificate(self) -> Self:
+        if (self.tls_cert_file is None) is not (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file go together")
+        return self
+
+    @property
+    def uses_tls(self) -> bool:
+        return self.url.startswith("rediss://")
+
+
+def connect(settings: RedisSettings, *, command_seconds: float | None = None) -> ArqRedis:
+    """A client, connected at its first command; `command_seconds` in the place of the settings' own.
+
+    No command is sent a second time by itself: one whose answer was lost may have been done. Who asked decides.
+    """
+    options: dict[str, Any] = {
+        "socket_timeout": command_seconds or settings.command_seconds,
+        "socket_connect_timeout": settings.connect_seconds,
+        "health_check_interval": IDLE_CHECK_SECONDS,
+        "retry": Retry(NoBackoff(), 0),
+        "max_connections": settings.max_connections,
+    }
+    if settings.username is not None:
+        options["username"] = settings.username
+    if settings.password is not None:
+        options["password"] = settings.password.get_secret_value()
+    if not settings.url.startswith("unix://"):
+        options["socket_keepalive"] = True
+    if settings.uses_tls:
+        options |= _tls(settings)
+    pool = _sentinel_pool(settings, options) if settings.sentinels else ConnectionPool.from_url(settings.url, **options)
+    return ArqRedis(pool_or_conn=pool, job_serializer=queue.serialize, job_deserializer=queue.deserialize)
+
+
+def _tls(settings: RedisSettings) -> dict[str, Any]:
+    files = {
+        "ssl_ca_certs": settings.tls_ca_file,
+        "ssl_certfile": settings.tls_cert_file,
+        "ssl_keyfile": settings.tls_key_file,
+    }
+    return {"ssl_check_hostname": settings.tls_check_hostname, "ssl_cert_reqs": "required"} | {
+        option: str(file) for option, file in files.items() if file is not None
+    }
+
+
+def _sentinel_pool(settings: RedisSettings, options: dict[str, Any]) -> ConnectionPool:
+    # arq's own way to Sentinel drops the authority, the time-outs and the check of the host's name
+    if settings.uses_tls:
+        options = {**options, "ssl": True}
+    for_sentinels = {key: value for key, value in options.items() if key not in {"username", "password"}}
+    hosts = [(host, int(port)) for host, _, port in (text.rpartition(":") for text in settings.sentinels)]
+    sentinel = Sentinel(hosts, sentinel_kwargs=for_sentinels, **options)  # type: ignore[no-untyped-call] # redis-py's gap
+    client = sentinel.master_for(settings.sentinel_master, db=parse_url(settings.url).get("db", 0))
+    pool: ConnectionPool = client.connection_pool
+    return pool
