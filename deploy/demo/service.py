@@ -111,7 +111,7 @@ class Service:
         # The configuration of production but for the address: no port, a socket that only this account may open.
         address = f"--port 0 --unixsocket {self._redis_socket} --unixsocketperm 700".split()
         folder = str(self._state.subfolder("redis"))
-        command = ["redis-server", _REDIS_CONF, *address, "--bind", "", "--aclfile", "", "--dir", folder]
+        command = ["redis-server", str(_REDIS_CONF), *address, "--bind", "", "--aclfile", "", "--dir", folder]
         child = await Child.start("Redis", command, settings={}, log=self._state.log("redis"))
         self._children.append(child)
         await self._ready("Redis", self._is_redis_up)
