@@ -43,13 +43,14 @@ bench-pickup: setup ## enqueue to start, beside plain arq's
 bench-admission: setup ## jobs admitted a second, beside plain arq's enqueue
 	$(BIN)/python -m tests.bench.admission
 
-# uv only resolves; the lock is in pip's own format. dev.txt first: the other two keep to its versions.
+# uv only resolves; the lock is in pip's own format. dev.txt first: the others keep to its versions.
 UV = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
     --no-header --no-annotate --no-emit-index-url --no-emit-find-links $(UPGRADE)
 lock: setup ## resolve pyproject.toml into deploy/lock (UPGRADE=--upgrade: to the newest versions)
 	@test -x .venv-lock/bin/uv || { $(BIN)/python -m venv .venv-lock && .venv-lock/bin/pip install -q uv; }
-	$(UV) pyproject.toml --group build --group dev -o deploy/lock/dev.txt
-	$(UV) pyproject.toml -c deploy/lock/dev.txt -o deploy/lock/runtime.txt
+	$(UV) pyproject.toml --extra node --group build --group dev -o deploy/lock/dev.txt
+	$(UV) pyproject.toml --extra node -c deploy/lock/dev.txt -o deploy/lock/node.txt
+	$(UV) pyproject.toml -c deploy/lock/dev.txt -o deploy/lock/front-end.txt
 	$(UV) --group build -c deploy/lock/dev.txt -o deploy/lock/build.txt
 
 clean: setup ## forget what `make run` keeps (STATE_DIR)

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Installs this checkout on a machine of production: deploy/install.sh node | front-end     (as root, on Debian 12)
+#
+# Debian's packages, the programs with their own venv in /opt/vps-snapshots, hash-checked from the lock, the unit, and the
+# example settings where there are none yet. Starts nothing. Run again to upgrade; then restart the unit.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf 'install: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+role=${1:-}
+case $role in
+    node) unit=worker packages=(libvirt-daemon-system qemu-utils libvirt-dev pkg-config gcc python3-dev) ;;
+    front-end) unit=api packages=() ;;
+    *) die "say what this machine is: node or front-end" ;;
+esac
+[ "$(id -u)" -eq 0 ] || die "must be root"
+packages+=(python3-venv)
+
+missing=()
+for package in "${packages[@]}"; do
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    say "packages: ${missing[*]}"
+    apt-get -q update
+    DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${missing[@]}"
+fi
+
+home=/opt/vps-snapshots
+say "programs: $home"
+[ -x "$home/bin/pip" ] || python3 -m venv --clear "$home"
+"$home/bin/pip" install -q --disable-pip-version-check --require-hashes -r deploy/lock/build.txt
+"$home/bin/pip" install -q --no-build-isolation --require-hashes -r "deploy/lock/$role.txt"
+"$home/bin/pip" install -q --no-build-isolation --no-deps --force-reinstall .
+
+settings=/etc/vps-snapshots/$unit.toml
+if [ -e "$settings" ]; then
+    say "settings: $settings, as it was"
+else
+    say "settings: $settings, from the example: edit it"
+    install -D -m 600 "deploy/examples/$unit.toml" "$settings"
+fi
+install -D -m 644 "deploy/systemd/vps-snapshots-$unit.service" "/etc/systemd/system/vps-snapshots-$unit.service"
+if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+say "done; next: systemctl enable --now vps-snapshots-$unit"
