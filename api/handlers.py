@@ -28,7 +28,7 @@ class Handlers:
             server_id=body.server_id,
             name=body.name,
             description=body.description,
-            request_id=request["request_id"],
+            request_id=request[requests.REQUEST_ID],
         )
         return bodies.answer(bodies.created(admitted), status=201, headers=bodies.places(admitted))
 
@@ -41,7 +41,7 @@ class Handlers:
         admitted = await self._store.restore(
             account_id=caller.account_id,
             snapshot_id=requests.snapshot_id(request),
-            request_id=request["request_id"],
+            request_id=request[requests.REQUEST_ID],
         )
         return bodies.answer(bodies.restoring(admitted), headers=bodies.places(admitted))
 
@@ -49,7 +49,7 @@ class Handlers:
         await self._store.delete(
             account_id=caller.account_id,
             snapshot_id=requests.snapshot_id(request),
-            request_id=request["request_id"],
+            request_id=request[requests.REQUEST_ID],
         )
         return web.Response(status=204)
 

@@ -14,12 +14,12 @@ from typing import Annotated, NoReturn, TypeVar
 import structlog
 import typer
 import uvloop
-from aiohttp import web
 
 from api.app import build
+from api.server import listening
 from api.settings import ApiSettings
 from worker.jobs import logs
-from worker.jobs.configuration import ConfigurationError, load
+from worker.jobs.configuration import ConfigurationError, described, load
 from worker.jobs.connection import connect
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import AccountId
@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False, help="The HTTP front end of the snapshot service, and its access tokens.")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 token_app = typer.Typer(no_args_is_help=True, help="Create, list and revoke access tokens.")
 app.add_typer(token_app, name="token")
 
@@ -50,15 +50,22 @@ Config = Annotated[Path | None, typer.Option(help="A TOML file with the settings
 def start(context: typer.Context, config: Config = None) -> None:
     """The HTTP front end of the snapshot service, and its access tokens. Without a command: serve.
 
-    Settings come from the environment (VPS_SNAPSHOTS_PORT, VPS_SNAPSHOTS_REDIS__URL, ...) and from a TOML file
-    (--config, or VPS_SNAPSHOTS_CONFIG).
+    Settings come from the environment and from a TOML file (--config, or VPS_SNAPSHOTS_CONFIG); see serve --help.
     """
     context.obj = config
     if context.invoked_subcommand is None:
         serve(context, config)
 
 
-@app.command()
+@app.command(
+    epilog="\n\n".join(
+        [
+            "Settings, here by their keys in the file; in the environment redis.url is"
+            " VPS_SNAPSHOTS_REDIS__URL. Times in seconds.",
+            *described(ApiSettings),
+        ]
+    )
+)
 def serve(context: typer.Context, config: Config = None) -> None:
     """Answer requests until SIGTERM or SIGINT."""
     settings = _settings(context, config)
@@ -167,21 +174,8 @@ async def _serve(settings: ApiSettings) -> None:
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         store = Store(redis, node_silent_seconds=settings.node_silent_seconds)
         application = build(store=store, tokens=Tokens(redis), body_seconds=settings.body_seconds)
-        runner = web.AppRunner(
-            application,
-            access_log=None,  # `request.done` is the line of a request
-            keepalive_timeout=settings.keepalive_seconds,
-            shutdown_timeout=settings.drain_seconds,
-        )
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        site: web.BaseSite
-        if settings.unix_socket is not None:
-            site = web.UnixSite(runner, settings.unix_socket)
-        else:
-            site = web.TCPSite(runner, settings.host, settings.port)
-        await site.start()
-        log.info("api.listening", address=runner.addresses[0])
+        address = await stack.enter_async_context(listening(application, settings))
+        log.info("api.listening", address=address)
         await stop.wait()
         log.info("api.stopping")
 

@@ -10,6 +10,7 @@ from aiohttp import web
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from api import problems
+from api.requests import REQUEST_ID
 from worker.jobs import errors
 
 Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -25,7 +26,7 @@ async def around(request: web.Request, handler: Next) -> web.StreamResponse:
     began = time.monotonic()
     given = request.headers.get("X-Request-Id", "")
     request_id = given if _SANE_ID.fullmatch(given) else uuid4().hex
-    request["request_id"] = request_id
+    request[REQUEST_ID] = request_id
     clear_contextvars()
     bind_contextvars(request_id=request_id)
     response = await _answer(request, handler, request_id)
@@ -48,9 +49,9 @@ async def _answer(request: web.Request, handler: Next, request_id: str) -> web.S
         refused = problems.of_refusal(refusal, method=request.method)
     except web.HTTPException as error:
         refused = problems.of_http(error)
-    except Exception:
-        if request.transport is None:  # the client went away while it was sending; nobody is there to be answered
-            raise
+    except Exception as error:
+        if isinstance(error, ConnectionError) and request.transport is None:
+            raise  # the client went away while it was sending: no one is there to be answered
         log.exception("request.failed")
         refused = problems.Problem(500, "internal_error", "Something went wrong on our side. It was written down.")
     return problems.respond(refused, request_id=request_id)

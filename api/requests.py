@@ -13,6 +13,8 @@ from api.problems import FieldError, Problem, invalid
 from worker.jobs import errors
 from worker.jobs.model import DESCRIPTION_MAX, NAME_MAX, AccountId, JobId, ServerId, SnapshotId
 
+REQUEST_ID = web.RequestKey("request_id", str)
+
 BODY_MAX_BYTES = 64 * 1024
 ID_MAX = 2**63 - 1
 PAGE_MAX = 10**9  # far beyond any list, and its offset is still exact in Redis's scripts
@@ -69,7 +71,11 @@ class ListQuery(BaseModel):
 
 async def create_body(request: web.Request, *, timeout_seconds: float) -> CreateBody:
     """The body, whatever its Content-Type says: `curl -d` sends JSON as a form. Raises Problem."""
-    raw = await _read(request, timeout_seconds=timeout_seconds)
+    return parse_create(await _read(request, timeout_seconds=timeout_seconds))
+
+
+def parse_create(raw: bytes) -> CreateBody:
+    """Raises Problem."""
     try:
         return CreateBody.model_validate_json(raw)
     except ValidationError as error:
@@ -127,5 +133,5 @@ def _invalid(error: ValidationError) -> Problem:
 
 
 def _field_error(error: ErrorDetails) -> FieldError:
-    field = str(error["loc"][0])[:_FIELD_SHOWN] if error["loc"] else "body"
-    return FieldError(field=field, detail=f"{error['msg']}.")
+    field = str(error["loc"][0])[:_FIELD_SHOWN] if error["loc"] else ""
+    return FieldError(field=field or "body", detail=f"{error['msg']}.")

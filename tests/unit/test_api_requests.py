@@ -54,6 +54,7 @@ def test_a_description_may_be_left_out() -> None:
         b'{"server_id": 1, "name": "a", "description": "\\ud800"}',
         b'{"server_id": 1, "name": "a", "description": "\\udc00"}',
         b'{"server_id": 1, "name": "a"} more',
+        b'{"server_id": 1, "name": "a", "": 1}',
         b"[" * 60_000,
         b'{"a":' * 12_000 + b"1" + b"}" * 12_000,
     ],
@@ -84,7 +85,7 @@ def test_what_is_no_json_object_is_refused_as_a_body(raw: bytes) -> None:
         ("name", "line\n"),
         ("name", "\nline"),
         ("name", "ünï"),
-        ("name", "１２"),
+        ("name", "\N{FULLWIDTH DIGIT ONE}"),
         ("name", "a\x00"),
         ("description", 7),
         ("description", None),
@@ -97,14 +98,10 @@ def test_what_is_no_json_object_is_refused_as_a_body(raw: bytes) -> None:
         ("description", "no character \uffff"),
         ("status", "completed"),
         ("Name", "a"),
-        ("", "a"),
     ],
 )
 def test_a_wrong_field_is_refused_by_its_name(field: str, value: object) -> None:
-    if field:
-        assert fields_of(json.dumps(GOOD | {field: value}).encode()) == [field]
-    else:
-        refused(json.dumps(GOOD | {field: value}).encode())
+    assert fields_of(json.dumps(GOOD | {field: value}).encode()) == [field]
 
 
 @pytest.mark.parametrize("field", ["server_id", "name"])
@@ -139,7 +136,12 @@ JSON = st.recursive(
 )
 NEARLY = st.fixed_dictionaries(
     {},
-    optional={"server_id": st.just(1) | JSON, "name": st.just("a") | JSON, "description": st.text() | JSON, "more": JSON},
+    optional={
+        "server_id": st.just(1) | JSON,
+        "name": st.just("a") | JSON,
+        "description": st.text() | JSON,
+        "more": JSON,
+    },
 )
 
 

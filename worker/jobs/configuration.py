@@ -2,11 +2,12 @@
 
 import os
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 ENV_PREFIX = "VPS_SNAPSHOTS_"
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
@@ -37,7 +38,7 @@ Settings = TypeVar("Settings", bound=FileSettings)
 
 
 def load(kind: type[Settings], file: Path | None) -> Settings:
-    """The settings of that kind from the environment and the file (or VPS_SNAPSHOTS_CONFIG). Raises ConfigurationError."""
+    """Settings from the environment and the file (or VPS_SNAPSHOTS_CONFIG). Raises ConfigurationError."""
     if file is None and os.environ.get(CONFIG_VARIABLE):
         file = Path(os.environ[CONFIG_VARIABLE])
     try:
@@ -46,6 +47,20 @@ def load(kind: type[Settings], file: Path | None) -> Settings:
         lines = [f"  {'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
         where = f"{file} and the environment ({ENV_PREFIX}*)" if file else f"the environment ({ENV_PREFIX}*)"
         raise ConfigurationError("\n".join([f"settings from {where}:", *lines])) from error
+    except SettingsError as error:  # a table or list that is no JSON
+        raise ConfigurationError(f"settings from the environment ({ENV_PREFIX}*): {error}") from error
+
+
+def described(kind: type[BaseModel], above: str = "") -> Iterator[str]:
+    """Every key of the settings with its default and its meaning, a line each; for --help."""
+    for name, key in kind.model_fields.items():
+        if isinstance(key.annotation, type) and issubclass(key.annotation, BaseModel):
+            yield from described(key.annotation, f"{above}{name}.")
+        else:
+            default = key.get_default(call_default_factory=True)
+            unset = default is None or default == []
+            meaning = "; ".join(filter(None, [key.description, "" if unset else f"default {default}"]))
+            yield f"{above}{name}: {meaning}" if meaning else f"{above}{name}"
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""The front end on a real port, in front of a real Redis, and a customer who calls it."""
+
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import ClientSession
+from yarl import URL
+
+from api.app import build
+from api.server import listening
+from api.settings import ApiSettings
+from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from worker.jobs.model import AccountId, JobId, JobState, SnapshotStatus
+from worker.jobs.node_store import Outcome
+from worker.jobs.tokens import Permission, Tokens
+
+SNAPSHOTS = "/api/v1/snapshots/"
+READ_WRITE = frozenset({Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE})
+DONE = Outcome(state=JobState.COMPLETED, snapshot_status=SnapshotStatus.COMPLETED, size_mb=5120, downtime_seconds=1.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    raw: bytes
+
+    @property
+    def body(self) -> Any:
+        return json.loads(self.raw)
+
+    def refused(self, status: int, code: str) -> Any:
+        """The problem document, when it is one with that status and code."""
+        assert (self.status, self.body["code"]) == (status, code), self.raw
+        assert self.headers["Content-Type"] == "application/problem+json"
+        keys = ["type", "title", "status", "detail", "code", "request_id"]
+        assert list(self.body) in (keys, [*keys, "errors"])
+        assert self.body["status"] == status
+        assert self.body["request_id"] == self.headers["X-Request-Id"]
+        return self.body
+
+    def refused_fields(self) -> list[str]:
+        return [error["field"] for error in self.refused(400, "invalid_request")["errors"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontEnd:
+    client: ClientSession
+    port: int
+    cell: Cell
+    tokens: Tokens
+    token: str  # of ACCOUNT, may read and write
+
+    async def new_token(
+        self, *, account: AccountId | None = ACCOUNT, permissions: Iterable[Permission] = READ_WRITE
+    ) -> str:
+        new = await self.tokens.create(name="a test", account_id=account, permissions=frozenset(permissions))
+        return new.secret
+
+    async def call(
+        self,
+        method: str,
+        path: str = SNAPSHOTS,
+        *,
+        body: object = None,
+        data: object = None,
+        token: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """As the public tier calls: with its token, and application/json also where there is no body."""
+        sent = {"Authorization": f"Bearer {token or self.token}", "Content-Type": "application/json", **(headers or {})}
+        raw = json.dumps(body).encode() if body is not None else data
+        # encoded: what stands in the path goes on the wire as it stands
+        url = URL(f"http://127.0.0.1:{self.port}{path}", encoded=True)
+        async with self.client.request(method, url, data=raw, headers=sent, allow_redirects=False) as response:
+            return Answer(status=response.status, headers=response.headers, raw=await response.read())
+
+    async def create(self, name: str = "before-update", description: str = "") -> Answer:
+        return await self.call("POST", body={"server_id": SERVER, "name": name, "description": description})
+
+    async def have_snapshot(self, name: str = "pre-migration") -> int:
+        """A snapshot that is completed."""
+        answer = await self.create(name, "Before major migration")
+        assert answer.status == 201, answer.raw
+        await self.work(answer)
+        return int(answer.body["id"])
+
+    async def work(self, answer: Answer, outcome: Outcome = DONE) -> None:
+        """Let the node do the job that an answer points to."""
+        job_id = JobId(answer.headers["Operation-Location"].split("/")[-2])
+        await self.cell.node.begin(job_id)
+        await self.cell.node.finish(job_id, outcome)
+
+
+@asynccontextmanager
+async def serving(cell: Cell, **options: float) -> AsyncIterator[FrontEnd]:
+    tokens = Tokens(cell.redis)
+    new = await tokens.create(name="a customer", account_id=ACCOUNT, permissions=READ_WRITE)
+    app = build(store=cell.store, tokens=tokens, **options)
+    async with listening(app, ApiSettings(port=0)) as address, ClientSession() as client:
+        yield FrontEnd(client=client, port=int(address[1]), cell=cell, tokens=tokens, token=new.secret)
