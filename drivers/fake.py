@@ -1,0 +1,363 @@
+"""A hypervisor in memory: it passes the suite that the real one passes, and has a switch for each failure.
+
+It is as unforgiving as qcow2. A change of a disk that breaks off leaves the disk *dirty*: to touch it before `repair`
+is a misuse (noted in `misuse`, and raised), to start the guest on it destroys every snapshot that the disk holds.
+"""
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from drivers.base import (
+    Disk,
+    DiskCorrupt,
+    Domain,
+    DomainNotFound,
+    FoundSnapshot,
+    InvalidState,
+    Layout,
+    Power,
+    SkippedDisk,
+    SnapshotExists,
+    SnapshotNotFound,
+    SnapshotSpec,
+    UnsupportedServer,
+)
+from drivers.fake_faults import Effect, Faults
+from drivers.fake_state import FakeDisk, FakeServer, StateFile
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+TORN = "torn"  # what a guest reads from a disk whose revert broke off
+FIRST_SERVER_ID = 12345
+SIMULATED_ACCOUNT_ID = 77
+
+
+class Misused(AssertionError):
+    """The caller broke a rule that would have cost a customer's data on real disks."""
+
+
+def _whole(call: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """A cancelled call finishes what it has begun, as the threads and children of the real driver do."""
+
+    @functools.wraps(call)
+    async def through(*args: P.args, **kwargs: P.kwargs) -> T:
+        running = asyncio.ensure_future(call(*args, **kwargs))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            while not running.done():
+                try:
+                    await asyncio.wait({running})
+                except asyncio.CancelledError:
+                    continue
+            running.cancelled() or running.exception()  # asked for, so that asyncio does not report it as lost
+            raise
+
+    return through
+
+
+class FakeHypervisor:
+    """With a `state_file`, what was changed is there again after the process has ended, or was killed."""
+
+    def __init__(self, servers: Iterable[FakeServer] = (), *, state_file: Path | None = None) -> None:
+        self.faults = Faults()
+        self.free_bytes = 100 << 30
+        self.misuse: list[str] = []
+        self._watchers: list[Callable[[], None]] = []
+        self._turned_off = asyncio.Condition()
+        self._state = StateFile(state_file) if state_file else None
+        self._domains = {server.name: server for server in servers}
+        if self._state is not None:
+            self._domains |= self._state.read()
+        self._by_id = {server.server_id: server for server in self._domains.values() if server.server_id is not None}
+
+    # What tests and simulations do to the node
+
+    def add(self, server: FakeServer) -> FakeServer:
+        self._domains[server.name] = server
+        if server.server_id is not None:
+            self._by_id[server.server_id] = server
+        self._keep(server)
+        self._notify()
+        return server
+
+    def remove(self, server_id: int) -> None:
+        """The domain is undefined behind our back. Not kept in the state file."""
+        del self._domains[self._by_id.pop(server_id).name]
+        self._notify()
+
+    def server(self, server_id: int) -> FakeServer:
+        """The domain itself, to be looked at and changed as a guest or an operator would. Raises `DomainNotFound`."""
+        if server_id not in self._by_id:
+            raise DomainNotFound(f"no domain of this node is server {server_id}")
+        return self._by_id[server_id]
+
+    def write(self, server_id: int, text: str) -> None:
+        """As the guest: this text on every disk."""
+        for disk in self.server(server_id).disks.values():
+            disk.content = text
+        self._keep(self.server(server_id))
+
+    def read(self, server_id: int) -> dict[str, str]:
+        """As the guest: the text on each disk."""
+        return {target: disk.content for target, disk in self.server(server_id).disks.items()}
+
+    # The port
+
+    async def domains(self) -> list[Domain]:
+        await self._look()
+        return [
+            Domain(server_id=server_id, account_id=server.account_id, name=server.name, power=server.power)
+            for server_id, server in self._by_id.items()
+        ]
+
+    @_whole
+    async def adopt(self, domain: str, *, server_id: int, account_id: int) -> None:
+        if domain not in self._domains:
+            raise DomainNotFound(f"this node has no domain {domain}")
+        server = self._domains[domain]
+        if self._by_id.get(server_id, server) is not server:
+            raise InvalidState(f"server {server_id} is the domain {self._by_id[server_id].name}")
+
+        def change() -> None:
+            self._by_id.pop(server.server_id or -1, None)
+            server.server_id, server.account_id = server_id, account_id
+            self._by_id[server_id] = server
+
+        await self._do(Effect.ADOPT, server, change=change)
+        self._notify()
+
+    async def power(self, server_id: int) -> Power:
+        await self._look(server := self.server(server_id))
+        return server.power
+
+    @_whole
+    async def press_power_button(self, server_id: int) -> None:
+        server = self.server(server_id)
+
+        def change() -> None:
+            server.presses_needed = max(0, server.presses_needed - 1)
+            if server.power is Power.ON and not server.deaf and not server.presses_needed:
+                server.power = Power.OFF
+
+        await self._do(Effect.PRESS, server, change=change)
+        await self._power_changed()
+
+    async def wait_for_off(self, server_id: int, *, timeout_seconds: float) -> bool:
+        await self._look(server := self.server(server_id))
+        try:
+            async with asyncio.timeout(timeout_seconds), self._turned_off:
+                await self._turned_off.wait_for(lambda: server.power is Power.OFF)
+        except TimeoutError:
+            return False
+        return True
+
+    @_whole
+    async def cut_power(self, server_id: int) -> None:
+        server = self.server(server_id)
+        await self._do(Effect.CUT, server, change=lambda: setattr(server, "power", Power.OFF))
+        await self._power_changed()
+
+    @_whole
+    async def start(self, server_id: int) -> None:
+        server = self.server(server_id)
+        if server.power is Power.PAUSED:
+            raise InvalidState(f"server {server_id} is paused")
+
+        def change() -> None:
+            for target, disk in server.disks.items():
+                if disk.dirty and server.power is Power.OFF:
+                    self.misuse.append(f"server {server_id} was started with {target} dirty")
+                    disk.tags.clear()
+                    disk.content = TORN
+            server.power = Power.ON
+
+        await self._do(Effect.START, server, change=change)
+        await self._power_changed()
+
+    async def layout(self, server_id: int) -> Layout:
+        await self._look(server := self.server(server_id))
+        if server.power is Power.PAUSED:
+            raise InvalidState(f"server {server_id} is paused")
+        for target, disk in server.disks.items():
+            if disk.unsupported:
+                raise UnsupportedServer(f"disk {target}: {disk.unsupported}")
+            if disk.ruined:
+                raise DiskCorrupt(f"disk {target} is damaged")
+        return Layout(
+            disks=tuple(
+                Disk(target=target, path=f"/simulated/{server.name}/{target}.qcow2", virtual_bytes=disk.virtual_bytes)
+                for target, disk in server.disks.items()
+            ),
+            skipped=tuple(SkippedDisk(target=target, reason=reason) for target, reason in server.skipped.items()),
+            nvram=server.nvram is not None,
+            free_bytes=self.free_bytes,
+        )
+
+    async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
+        await self._look(server := self.server(server_id))
+        tags = dict.fromkeys([tag for disk in server.disks.values() for tag in disk.tags])
+        return [
+            FoundSnapshot(
+                tag=tag,
+                targets=frozenset(target for target, disk in server.disks.items() if tag in disk.tags),
+                complete=self._complete(server, tag),
+                spec=server.listed.get(tag),
+            )
+            for tag in tags | dict.fromkeys(server.listed)
+        ]
+
+    @_whole
+    async def take_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
+        server = self._off(server_id)
+        for target, disk in server.disks.items():
+            if spec.tag in disk.tags:
+                raise SnapshotExists(f"disk {target} has the tag {spec.tag} already")
+        for target, disk in server.disks.items():
+            # The entry in the image is written last but one, so a broken one may be there, and must be deleted.
+            half = functools.partial(disk.tags.__setitem__, spec.tag, disk.content)
+            await self._change_disk(Effect.SNAPSHOT_DISK, server, target, half=half, change=half)
+        if server.nvram is not None:
+            saved = functools.partial(server.nvram_copies.__setitem__, spec.tag, server.nvram)
+            await self._do(Effect.SAVE_NVRAM, server, change=saved)
+        await self._do(Effect.LIST, server, change=lambda: server.listed.__setitem__(spec.tag, spec))
+
+    @_whole
+    async def revert(self, server_id: int, tag: str) -> None:
+        server = self._off(server_id)
+        if not self._complete(server, tag):
+            raise SnapshotNotFound(f"not every disk of server {server_id} has the tag {tag}")
+        for target, disk in server.disks.items():
+            await self._change_disk(
+                Effect.REVERT_DISK,
+                server,
+                target,
+                half=functools.partial(setattr, disk, "content", TORN),
+                change=functools.partial(setattr, disk, "content", disk.tags[tag]),
+            )
+        if server.nvram is not None:
+            back = functools.partial(setattr, server, "nvram", server.nvram_copies[tag])
+            await self._do(Effect.RESTORE_NVRAM, server, change=back)
+
+    @_whole
+    async def delete_snapshot(self, server_id: int, tag: str) -> None:
+        server = self.server(server_id)
+        for target, disk in server.disks.items():
+            if tag in disk.tags:
+                gone = functools.partial(disk.tags.pop, tag)
+                await self._change_disk(Effect.DELETE_TAG, server, target, half=lambda: None, change=gone)
+        if tag in server.nvram_copies:
+            await self._do(Effect.DELETE_NVRAM, server, change=lambda: server.nvram_copies.pop(tag))
+        if tag in server.listed:
+            await self._do(Effect.UNLIST, server, change=lambda: server.listed.pop(tag))
+
+    @_whole
+    async def repair(self, server_id: int) -> tuple[str, ...]:
+        server = self._off(server_id)
+        mended = []
+        for target, disk in server.disks.items():
+            if disk.ruined:
+                raise DiskCorrupt(f"disk {target} is damaged beyond repair")
+            if disk.dirty:
+                mend = functools.partial(setattr, disk, "dirty", False)
+                await self._do(Effect.REPAIR_DISK, server, target=target, change=mend)
+                mended.append(target)
+        return tuple(mended)
+
+    async def size_mb(self, server_id: int, tag: str) -> int:
+        server = self.server(server_id)
+        await self.faults.effect(Effect.MEASURE, server_id=server_id)
+        if any(tag not in disk.tags for disk in server.disks.values()):
+            raise SnapshotNotFound(f"not every disk of server {server_id} has the tag {tag}")
+        return sum(disk.data_mb for disk in server.disks.values())
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        self._watchers.append(changed)
+
+    async def close(self) -> None:
+        self._watchers.clear()
+
+    # How an effect takes place
+
+    async def _look(self, server: FakeServer | None = None) -> None:
+        await self.faults.effect(Effect.LOOK, server_id=(server and server.server_id) or 0)
+
+    async def _do(self, effect: Effect, server: FakeServer, *, target: str = "", change: Callable[[], object]) -> None:
+        def changed() -> None:
+            change()
+            self._keep(server)
+
+        await self.faults.effect(effect, server_id=server.server_id or 0, target=target, change=changed)
+
+    async def _change_disk(
+        self,
+        effect: Effect,
+        server: FakeServer,
+        target: str,
+        *,
+        half: Callable[[], object],
+        change: Callable[[], object],
+    ) -> None:
+        disk = server.disks[target]
+        if disk.dirty:
+            self.misuse.append(f"{effect} on {target} of server {server.server_id}, which is dirty")
+            raise Misused(self.misuse[-1])
+        if server.power is not Power.OFF:  # QEMU itself does it: it ends what it has begun, whatever happens to us
+            await self._do(effect, server, target=target, change=change)
+            return
+
+        def begin() -> None:
+            half()
+            disk.dirty = True
+            self._keep(server)
+
+        def end() -> None:
+            change()
+            disk.dirty = False
+            self._keep(server)
+
+        await self.faults.effect(effect, server_id=server.server_id or 0, target=target, half=begin, change=end)
+
+    def _off(self, server_id: int) -> FakeServer:
+        server = self.server(server_id)
+        if server.power is not Power.OFF:
+            raise InvalidState(f"server {server_id} is not off")
+        return server
+
+    def _complete(self, server: FakeServer, tag: str) -> bool:
+        nvram = server.nvram is None or tag in server.nvram_copies
+        return nvram and all(tag in disk.tags for disk in server.disks.values())
+
+    def _keep(self, server: FakeServer) -> None:
+        if self._state is not None:
+            self._state.write(server)
+
+    async def _power_changed(self) -> None:
+        async with self._turned_off:
+            self._turned_off.notify_all()
+        self._notify()
+
+    def _notify(self) -> None:
+        for changed in self._watchers:
+            asyncio.get_running_loop().call_soon(changed)
+
+
+def simulated_node(state_file: Path, *, servers: int) -> FakeHypervisor:
+    """A node of so many running servers of one account; what became of them in earlier runs is in the state file."""
+    return FakeHypervisor(
+        (
+            FakeServer(
+                name=f"web-server-{number + 1:02}",
+                server_id=FIRST_SERVER_ID + number,
+                account_id=SIMULATED_ACCOUNT_ID,
+                power=Power.ON,
+                disks={"vda": FakeDisk(), "vdb": FakeDisk()},
+            )
+            for number in range(servers)
+        ),
+        state_file=state_file,
+    )

@@ -1,0 +1,146 @@
+"""The switches of the fake hypervisor: each of its effects can fail, hang, take long, or be where the worker dies."""
+
+import asyncio
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from drivers.base import DiskFailed, DriverError, HypervisorUnavailable, StartFailed
+
+
+class Effect(StrEnum):
+    """Everything that the driver does, one by one: where a call can fail, hang or be killed."""
+
+    LOOK = "look"  # any reading: domains, power, layout, snapshots
+    MEASURE = "measure"
+    ADOPT = "adopt"
+    PRESS = "press"
+    CUT = "cut"
+    START = "start"
+    SNAPSHOT_DISK = "snapshot_disk"
+    REVERT_DISK = "revert_disk"
+    DELETE_TAG = "delete_tag"
+    REPAIR_DISK = "repair_disk"
+    SAVE_NVRAM = "save_nvram"
+    RESTORE_NVRAM = "restore_nvram"
+    DELETE_NVRAM = "delete_nvram"
+    LIST = "list"  # a snapshot enters the hypervisor's own list
+    UNLIST = "unlist"
+
+
+class Moment(StrEnum):
+    BEFORE = "before"  # nothing was changed
+    DURING = "during"  # half done: the disk is dirty. Only effects on the disks of a guest that is off have it
+    AFTER = "after"  # done, but the caller does not learn of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Happening:
+    moment: Moment
+    effect: Effect
+    server_id: int
+    target: str  # the disk; empty for what concerns no disk
+
+
+class Killed(BaseException):
+    """Raised by a crash test's hook in place of the death of the worker's process: nothing may handle it."""
+
+
+_ON_DISKS = {Effect.SNAPSHOT_DISK, Effect.REVERT_DISK, Effect.DELETE_TAG, Effect.REPAIR_DISK}
+_ON_NVRAM = {Effect.SAVE_NVRAM, Effect.RESTORE_NVRAM, Effect.DELETE_NVRAM}
+
+
+def usual_error(effect: Effect, target: str) -> DriverError:
+    """What the real driver raises when the effect fails."""
+    if effect is Effect.START:
+        return StartFailed("the domain did not start")
+    if effect in _ON_DISKS:
+        return DiskFailed(f"disk {target} refused: {effect}")
+    if effect in _ON_NVRAM:
+        return DiskFailed(f"the UEFI variables refused: {effect}")
+    return HypervisorUnavailable(f"the hypervisor did not answer: {effect}")
+
+
+@dataclass(kw_only=True)
+class _Fault:
+    effect: Effect
+    target: str | None
+    server_id: int | None
+    at: Moment
+    times: int
+    error: BaseException | None
+
+    def fits(self, happening: Happening) -> bool:
+        return (
+            (self.effect, self.at) == (happening.effect, happening.moment)
+            and self.target in (None, happening.target)
+            and self.server_id in (None, happening.server_id)
+            and self.times > 0
+        )
+
+
+class Faults:
+    """`hook` is called at each moment of each effect, and may raise; `delay_seconds` is how long an effect takes."""
+
+    def __init__(self) -> None:
+        self.hook: Callable[[Happening], None] | None = None
+        self.delay_seconds: dict[Effect, float] = {}
+        self._faults: list[_Fault] = []
+        self._hung: dict[Effect, asyncio.Event] = {}
+
+    def fail(
+        self,
+        effect: Effect,
+        target: str | None = None,
+        *,
+        server_id: int | None = None,
+        at: Moment = Moment.BEFORE,
+        times: int = 1,
+        error: BaseException | None = None,
+    ) -> None:
+        """Let the effect fail so many times, by default with its usual error. None as target or server: any."""
+        self._faults.append(_Fault(effect=effect, target=target, server_id=server_id, at=at, times=times, error=error))
+
+    def hang(self, effect: Effect) -> asyncio.Event:
+        """Let the effect hang, half done, until the event that is returned is set."""
+        return self._hung.setdefault(effect, asyncio.Event())
+
+    def heal(self) -> None:
+        """Forget every fault, and let go of what hangs."""
+        self._faults.clear()
+        for hung in self._hung.values():
+            hung.set()
+        self._hung.clear()
+
+    async def effect(
+        self,
+        effect: Effect,
+        *,
+        server_id: int,
+        target: str = "",
+        half: Callable[[], object] | None = None,
+        change: Callable[[], object] | None = None,
+    ) -> None:
+        """Let the effect take place, or not. One that has a `half` is half done for as long as it takes."""
+        reach = functools.partial(self._reach, effect, server_id, target)
+        reach(Moment.BEFORE)
+        if half is not None:
+            half()
+        await asyncio.sleep(self.delay_seconds.get(effect, 0))
+        if effect in self._hung:
+            await self._hung[effect].wait()
+        if half is not None:
+            reach(Moment.DURING)
+        if change is not None:
+            change()
+        reach(Moment.AFTER)
+
+    def _reach(self, effect: Effect, server_id: int, target: str, moment: Moment) -> None:
+        happening = Happening(moment=moment, effect=effect, server_id=server_id, target=target)
+        if self.hook is not None:
+            self.hook(happening)
+        for fault in self._faults:
+            if fault.fits(happening):
+                fault.times -= 1
+                raise fault.error or usual_error(effect, target)
