@@ -153,7 +153,7 @@ class Hypervisor(Protocol):
         """Every adopted domain of the node."""
         ...
 
-    async def adopt(self, domain: str, *, server_id: int, account_id: int) -> None:
+    async def adopt(self, name: str, *, server_id: int, account_id: int) -> None:
         """Mark the domain of that libvirt name as a customer's server; may be run again.
 
         Raises `DomainNotFound`, or `InvalidState` where another domain of the node has this server id.

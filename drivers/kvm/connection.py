@@ -1,0 +1,212 @@
+"""The connection to libvirt: opened again when it was lost, its calls in threads, its events on the event loop."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import libvirt
+
+from drivers.base import DomainNotFound, DriverError, HypervisorUnavailable, InvalidState
+from drivers.kvm.domain_xml import NAMESPACE, PREFIX, ServerMark
+
+Answer = TypeVar("Answer")
+Read = TypeVar("Read")
+AlsoRead = TypeVar("AlsoRead")
+
+THREADS = 32  # calls at a time: a hung one must not keep the others waiting
+KEEPALIVE_SECONDS, KEEPALIVE_COUNT = 5, 3  # a daemon that is silent for 15 s is given up
+# The daemon is gone, hangs, or went while it answered: what was asked may have been done.
+UNKNOWN_OUTCOME = frozenset(
+    {
+        libvirt.VIR_ERR_SYSTEM_ERROR,
+        libvirt.VIR_ERR_RPC,
+        libvirt.VIR_ERR_NO_CONNECT,
+        libvirt.VIR_ERR_INVALID_CONN,
+        libvirt.VIR_ERR_OPERATION_TIMEOUT,
+    }
+)
+
+
+def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: str) -> DriverError:
+    """libvirt's error as ours. Its codes classify little: only "no such domain" and a lost daemon are reliable."""
+    code = error.get_error_code()
+    if code == libvirt.VIR_ERR_NO_DOMAIN:
+        return DomainNotFound("the hypervisor does not know the server")
+    if code in UNKNOWN_OUTCOME or "client socket is closed" in str(error):
+        return HypervisorUnavailable("the hypervisor does not answer")
+    return otherwise(text)
+
+
+class _EventLoop:
+    """libvirt's own event loop, one for the process, in a thread that ends with it."""
+
+    _started = False
+    _lock = threading.Lock()
+
+    @classmethod
+    def ensure_running(cls) -> None:
+        with cls._lock:
+            if not cls._started:
+                libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors are raised, not printed
+                libvirt.virEventRegisterDefaultImpl()
+                threading.Thread(target=cls._run, name="libvirt events", daemon=True).start()
+                cls._started = True
+
+    @staticmethod
+    def _run() -> None:
+        while True:
+            with suppress(libvirt.libvirtError):
+                libvirt.virEventRunDefaultImpl()
+
+
+class Connection:
+    """libvirt at one URI. Every method may raise HypervisorUnavailable."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="libvirt")
+        self._opening = threading.Lock()
+        self._handle: Any = None
+        self._uuids: dict[int, str] = {}  # server id -> where it was found last
+        self._loop = asyncio.get_running_loop()
+        self._listeners: list[Callable[[], None]] = []
+
+    async def open(self) -> None:
+        _EventLoop.ensure_running()
+        await self.call(lambda _handle: None)
+
+    async def close(self) -> None:
+        await self._in_thread(self._close)
+        self._threads.shutdown()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call the listener on the event loop whenever a domain was started, stopped, defined or undefined."""
+        self._listeners.append(listener)
+
+    async def call(
+        self,
+        work: Callable[[Any], Answer],
+        *,
+        otherwise: type[DriverError] = HypervisorUnavailable,
+        text: str = "the hypervisor refused",
+    ) -> Answer:
+        """`work(connection)` in a thread; an error of libvirt as `otherwise(text)` if nothing better is known."""
+
+        def run() -> Answer:
+            try:
+                return work(self._open_handle())
+            except libvirt.libvirtError as error:
+                raise translate(error, otherwise, text) from error
+
+        return await self._in_thread(run)
+
+    async def on(
+        self,
+        server_id: int,
+        work: Callable[[Any], Answer],
+        *,
+        otherwise: type[DriverError] = HypervisorUnavailable,
+        text: str = "the hypervisor refused",
+    ) -> Answer:
+        """`work(domain)` on the domain that is adopted as this server. Raises DomainNotFound."""
+        return await self.call(lambda handle: work(self._domain(handle, server_id)), otherwise=otherwise, text=text)
+
+    async def adopted(self, read: Callable[[Any], tuple[Read, AlsoRead]]) -> list[tuple[ServerMark, Read, AlsoRead]]:
+        """The mark of each adopted domain, with what `read` says of it. One that vanishes meanwhile is left out."""
+
+        def read_all(handle: Any) -> list[tuple[ServerMark, Read, AlsoRead]]:
+            answers = []
+            for mark, domain in _adopted(handle):
+                try:
+                    answers.append((mark, *read(domain)))
+                except libvirt.libvirtError as error:
+                    if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                        raise
+            return answers
+
+        return await self.call(read_all)
+
+    async def adopt(self, name: str, *, server_id: int, account_id: int) -> None:
+        """Raises DomainNotFound or InvalidState."""
+        mark = ServerMark(server_id=server_id, account_id=account_id)
+        await self.call(lambda handle: _adopt(handle, name, mark), text="libvirt refused the mark")
+
+    async def _in_thread(self, run: Callable[[], Answer]) -> Answer:
+        running = self._loop.run_in_executor(self._threads, run)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            # libvirt is still at work on the VM: nobody else may be until it has returned
+            while not running.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({running})
+            raise
+
+    def _open_handle(self) -> Any:
+        with self._opening:
+            if self._handle is None or not self._handle.isAlive():
+                self._handle = libvirt.open(self._uri)
+                with suppress(libvirt.libvirtError):  # the embedded driver has no wire to keep alive
+                    self._handle.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
+                lifecycle = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+                self._handle.domainEventRegisterAny(None, lifecycle, self._tell, None)
+                self._tell()  # what happened while nobody listened is not known
+            return self._handle
+
+    def _tell(self, *_event: Any) -> None:
+        for listener in self._listeners:
+            with suppress(RuntimeError):  # the event loop has been closed
+                self._loop.call_soon_threadsafe(listener)
+
+    def _close(self) -> None:
+        with self._opening:
+            handle, self._handle = self._handle, None
+        if handle is not None:
+            with suppress(libvirt.libvirtError):
+                handle.close()
+
+    def _domain(self, handle: Any, server_id: int) -> Any:
+        if uuid := self._uuids.get(server_id):
+            with suppress(libvirt.libvirtError):
+                domain = handle.lookupByUUIDString(uuid)
+                mark = _mark(domain)
+                if mark is not None and mark.server_id == server_id:
+                    return domain
+        self._uuids = {mark.server_id: domain.UUIDString() for mark, domain in _adopted(handle)}
+        if server_id not in self._uuids:
+            raise DomainNotFound("the hypervisor does not know the server")
+        return handle.lookupByUUIDString(self._uuids[server_id])
+
+
+def _mark(domain: Any) -> ServerMark | None:
+    try:
+        xml = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE, 0)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in {libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN}:
+            return None
+        raise
+    return ServerMark.read(xml)
+
+
+def _adopted(handle: Any) -> list[tuple[ServerMark, Any]]:
+    marked = ((_mark(domain), domain) for domain in handle.listAllDomains(0))
+    return [(mark, domain) for mark, domain in marked if mark is not None]
+
+
+def _adopt(handle: Any, name: str, mark: ServerMark) -> None:
+    try:
+        domain = handle.lookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            raise DomainNotFound(f"there is no domain {name}") from error
+        raise
+    for known, other in _adopted(handle):
+        if known.server_id == mark.server_id and other.UUIDString() != domain.UUIDString():
+            raise InvalidState(f"domain {other.name()} is server {mark.server_id} already")
+    if not domain.isPersistent():
+        raise InvalidState(f"domain {name} is transient: it would be gone once it is off")
+    where = libvirt.VIR_DOMAIN_AFFECT_CONFIG | (libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0)
+    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, mark.xml, PREFIX, NAMESPACE, where)

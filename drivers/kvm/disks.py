@@ -1,0 +1,84 @@
+"""The disks of one server: read, refused or changed together, foreign errors turned into the port's."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from drivers import qcow2
+from drivers.base import DiskCorrupt, DiskFailed, DriverError, UnsupportedServer
+from drivers.kvm.domain_xml import FileDisk
+from drivers.qcow2 import Image, QemuImgFailed
+
+BACKING_DEPTH = 200  # images in one chain, as many as libvirt itself follows; more is a loop
+
+
+@contextmanager
+def refused_as(kind: type[DriverError], text: str) -> Iterator[None]:
+    """A file or qemu-img that refuses is `kind(text)`; the text names the disk as the customer knows it."""
+    try:
+        yield
+    except (QemuImgFailed, OSError) as error:
+        raise kind(text) from error
+
+
+async def readable(disk: FileDisk) -> Image:
+    """Raises UnsupportedServer for a file that is not there or no qcow2 image."""
+    if not await asyncio.to_thread(Path(disk.path).is_file):
+        raise UnsupportedServer(f"disk {disk.target} has no file")
+    with refused_as(UnsupportedServer, f"disk {disk.target} can't be read as qcow2"):
+        return await qcow2.image(disk.path)
+
+
+async def refuse_unfit(disk: FileDisk, image: Image) -> None:
+    """Raises UnsupportedServer or DiskCorrupt for an image that can't be snapshotted."""
+    if image.corrupt:
+        raise DiskCorrupt(f"disk {disk.target} is marked corrupt")
+    if image.encrypted:
+        raise UnsupportedServer(f"disk {disk.target} is encrypted, which can't be snapshotted")
+    if image.data_file is not None:
+        raise UnsupportedServer(f"disk {disk.target} keeps its data in a file beside it, which can't be snapshotted")
+    if not await asyncio.to_thread(os.access, disk.path, os.W_OK):
+        raise UnsupportedServer(f"disk {disk.target} can't be written to")
+    for _ in range(BACKING_DEPTH):
+        if image.backing_file is None:
+            return
+        if image.backing_format is None:  # whoever opened it would have to guess, and a guest can forge a header
+            raise UnsupportedServer(f"disk {disk.target} does not say of what format its backing file is")
+        if not await asyncio.to_thread(Path(image.backing_file).is_file):
+            raise UnsupportedServer(f"the backing file of disk {disk.target} is missing")
+        if image.backing_format != "qcow2":
+            return
+        with refused_as(UnsupportedServer, f"the backing file of disk {disk.target} can't be read as qcow2"):
+            image = await qcow2.image(image.backing_file)
+    raise UnsupportedServer(f"the backing files of disk {disk.target} have no end")
+
+
+async def held_tags(disks: Iterable[FileDisk]) -> dict[str, frozenset[str]]:
+    """Each tag with the targets of the disks that hold it."""
+    holders: dict[str, frozenset[str]] = {}
+    for disk in disks:
+        for tag in (await readable(disk)).tags:
+            holders[tag] = holders.get(tag, frozenset()) | {disk.target}
+    return holders
+
+
+async def on_every(disks: Iterable[FileDisk], change: Callable[[FileDisk], Awaitable[None]], *, text: str) -> None:
+    """Make the change to all disks side by side. Returns, or raises DiskFailed naming the first that refused, when
+    none is at it any more."""
+
+    async def on_one(disk: FileDisk) -> None:
+        with refused_as(DiskFailed, f"disk {disk.target} {text}"):
+            await change(disk)
+
+    ends = await asyncio.gather(*[on_one(disk) for disk in disks], return_exceptions=True)
+    for end in ends:
+        if isinstance(end, BaseException):
+            raise end
+
+
+def free_bytes(disks: Iterable[FileDisk]) -> int:
+    """What is free for us on the fullest of the file systems that hold the disks."""
+    file_systems = [os.statvfs(Path(disk.path).parent) for disk in disks]
+    return min(file_system.f_bavail * file_system.f_frsize for file_system in file_systems)

@@ -1,0 +1,224 @@
+"""The hypervisor port on libvirt and qemu-img.
+
+On a domain that is off, qemu-img changes the disks and libvirt is told afterwards (REDEFINE), so that its list, `virsh`
+and its own delete know the snapshot. On a running domain only libvirt may touch the disks.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Self
+
+from drivers import qcow2
+from drivers.base import (
+    Disk,
+    DiskCorrupt,
+    DiskFailed,
+    Domain,
+    FoundSnapshot,
+    InvalidState,
+    Layout,
+    Power,
+    SnapshotExists,
+    SnapshotNotFound,
+    SnapshotSpec,
+    StartFailed,
+    UnsupportedServer,
+)
+from drivers.kvm import disks, domain, nvram
+from drivers.kvm.connection import Connection
+from drivers.kvm.domain_xml import Hardware, refuse_unsupported
+
+LOOK_AGAIN_SECONDS = 0.3  # libvirt's event of a stop was seen up to 1.6 s late
+
+
+class KvmHypervisor:
+    """libvirt at one URI: `qemu:///system`, or `qemu:///embed?root=DIR` within this process."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._libvirt = connection
+        self._waiting_for_off: list[asyncio.Event] = []
+        connection.listen(self._wake_waiting)
+
+    @classmethod
+    async def open(cls, uri: str) -> Self:
+        """Raises HypervisorUnavailable."""
+        connection = Connection(uri)
+        await connection.open()
+        return cls(connection)
+
+    async def close(self) -> None:
+        await self._libvirt.close()
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        self._libvirt.listen(changed)
+
+    async def domains(self) -> list[Domain]:
+        return [
+            Domain(server_id=mark.server_id, account_id=mark.account_id, name=name, power=power)
+            for mark, name, power in await self._libvirt.adopted(lambda found: (found.name(), domain.power(found)))
+        ]
+
+    async def adopt(self, name: str, *, server_id: int, account_id: int) -> None:
+        await self._libvirt.adopt(name, server_id=server_id, account_id=account_id)
+
+    # --- power ---
+
+    async def power(self, server_id: int) -> Power:
+        return await self._libvirt.on(server_id, domain.power)
+
+    async def press_power_button(self, server_id: int) -> None:
+        text = "the power button can't be pressed"
+        await self._libvirt.on(server_id, domain.press_power_button, otherwise=InvalidState, text=text)
+
+    async def wait_for_off(self, server_id: int, *, timeout_seconds: float) -> bool:
+        deadline = time.monotonic() + timeout_seconds
+        changed = asyncio.Event()
+        self._waiting_for_off.append(changed)
+        try:
+            while await self.power(server_id) is not Power.OFF:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, LOOK_AGAIN_SECONDS)):
+                        await changed.wait()
+                changed.clear()
+            return True
+        finally:
+            self._waiting_for_off.remove(changed)
+
+    async def cut_power(self, server_id: int) -> None:
+        text = "the server can't be turned off"
+        await self._libvirt.on(server_id, domain.cut_power, otherwise=InvalidState, text=text)
+
+    async def start(self, server_id: int) -> None:
+        await self._libvirt.on(server_id, domain.start, otherwise=StartFailed, text="the server does not start")
+
+    # --- looking ---
+
+    async def layout(self, server_id: int) -> Layout:
+        found = await self._libvirt.on(server_id, domain.ready_hardware)
+        refuse_unsupported(found)
+        if found.uefi and (found.nvram is None or not found.nvram.is_file()):
+            raise UnsupportedServer("the server's UEFI variables have no file yet: start the server once")
+        images = {disk: await disks.readable(disk) for disk in found.disks}
+        for disk, image in images.items():
+            await disks.refuse_unfit(disk, image)
+        return Layout(
+            disks=tuple(
+                Disk(target=disk.target, path=disk.path, virtual_bytes=image.virtual_bytes)
+                for disk, image in images.items()
+            ),
+            skipped=found.skipped,
+            nvram=found.nvram is not None,
+            free_bytes=await asyncio.to_thread(disks.free_bytes, found.disks),
+        )
+
+    async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
+        found = await self._hardware(server_id)
+        listed = {spec.tag: spec for spec in await self._libvirt.on(server_id, domain.listed_snapshots)}
+        held = await disks.held_tags(found.disks)
+        in_nvram = nvram.tags(found.nvram) if found.nvram else frozenset()
+        every = frozenset(disk.target for disk in found.disks)
+        return [
+            FoundSnapshot(
+                tag=tag,
+                targets=held.get(tag, frozenset()),
+                complete=held.get(tag) == every and (found.nvram is None or tag in in_nvram),
+                spec=listed.get(tag),
+            )
+            for tag in sorted({*held, *listed, *in_nvram})
+        ]
+
+    async def size_mb(self, server_id: int, tag: str) -> int:
+        size_bytes = 0
+        for disk in (await self._hardware(server_id)).disks:
+            image = await disks.readable(disk)
+            with disks.refused_as(DiskFailed, f"disk {disk.target} can't be measured"):
+                size_bytes += await qcow2.snapshot_bytes(disk.path, tag, image)
+        return -(-size_bytes // (1 << 20))
+
+    # --- changing ---
+
+    async def take_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
+        found = await self._ready_and_off(server_id)
+        if any(snapshot.tag == spec.tag for snapshot in await self.snapshots(server_id)):
+            raise SnapshotExists(f"the tag {spec.tag} exists already")
+        if found.nvram is not None:
+            with disks.refused_as(DiskFailed, "the UEFI variables can't be copied"):
+                await asyncio.to_thread(nvram.save, found.nvram, spec.tag)
+        await disks.on_every(
+            found.disks, lambda disk: qcow2.create_snapshot(disk.path, spec.tag), text="took no snapshot"
+        )
+        text = "libvirt did not list the snapshot"
+        await self._libvirt.on(
+            server_id, lambda found: domain.list_snapshot(found, spec), otherwise=DiskFailed, text=text
+        )
+
+    async def revert(self, server_id: int, tag: str) -> None:
+        found = await self._ready_and_off(server_id)
+        if not any(snapshot.tag == tag and snapshot.complete for snapshot in await self.snapshots(server_id)):
+            raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
+        await disks.on_every(
+            found.disks, lambda disk: qcow2.apply_snapshot(disk.path, tag), text="did not go back to the snapshot"
+        )
+        if found.nvram is not None:
+            with disks.refused_as(DiskFailed, "the UEFI variables can't be restored"):
+                await asyncio.to_thread(nvram.restore, found.nvram, tag)
+
+    async def delete_snapshot(self, server_id: int, tag: str) -> None:
+        # What lists the tag goes last: a call that died anywhere is made again and finds what is left.
+        found = await self._hardware(server_id)
+        holders = (await disks.held_tags(found.disks)).get(tag, frozenset())
+        if holders:
+            await self._delete_from_disks(server_id, tag, found, holders)
+            if tag in await disks.held_tags(found.disks):
+                raise DiskFailed("a disk kept the snapshot")
+        if found.nvram is not None:
+            with disks.refused_as(DiskFailed, "the copy of the UEFI variables can't be deleted"):
+                await asyncio.to_thread(nvram.delete, found.nvram, tag)
+        text = "libvirt kept the snapshot in its list"
+        await self._libvirt.on(
+            server_id, lambda found: domain.unlist_snapshot(found, tag), otherwise=DiskFailed, text=text
+        )
+
+    async def repair(self, server_id: int) -> tuple[str, ...]:
+        await self._must_be_off(server_id)
+        mended = []
+        for disk in (await self._hardware(server_id)).disks:
+            with disks.refused_as(DiskCorrupt, f"disk {disk.target} can't be checked"):
+                if await qcow2.check(disk.path) != qcow2.CLEAN:
+                    mended.append(disk.target)
+                    if await qcow2.repair(disk.path) != qcow2.CLEAN:
+                        raise DiskCorrupt(f"disk {disk.target} is damaged and can't be mended")
+        return tuple(mended)
+
+    # --- how ---
+
+    def _wake_waiting(self) -> None:
+        for changed in self._waiting_for_off:
+            changed.set()
+
+    async def _hardware(self, server_id: int) -> Hardware:
+        return await self._libvirt.on(server_id, domain.configured_hardware)
+
+    async def _must_be_off(self, server_id: int) -> None:
+        if await self.power(server_id) is not Power.OFF:
+            raise InvalidState("the server is not off")
+
+    async def _ready_and_off(self, server_id: int) -> Hardware:
+        await self._must_be_off(server_id)
+        await self.layout(server_id)  # refuses what it must before the first effect
+        return await self._hardware(server_id)
+
+    async def _delete_from_disks(self, server_id: int, tag: str, found: Hardware, holders: frozenset[str]) -> None:
+        if await self.power(server_id) is Power.OFF:
+            held = [disk for disk in found.disks if disk.target in holders]
+            await disks.on_every(held, lambda disk: qcow2.delete_snapshot(disk.path, tag), text="kept the snapshot")
+        else:
+            text = "a disk of the running server kept the snapshot"
+            await self._libvirt.on(
+                server_id, lambda found: domain.delete_under_guest(found, tag), otherwise=DiskFailed, text=text
+            )
