@@ -1,0 +1,56 @@
+"""One look at or change of an embedded libvirt's domains, from a process that lives no longer than that.
+
+An embedded root is one process's at a time, and an embedded libvirt one root's per process: whoever can't keep it open
+asks through here. A guest that was started runs on.
+"""
+
+import argparse
+import sys
+
+import libvirt
+
+from deploy.lab import domains
+
+_NOT_DONE = 3  # beside 1 for a failure: a shutdown that the guest did not follow
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m deploy.lab", description=__doc__)
+    parser.add_argument("uri")
+    calls = parser.add_subparsers(dest="call", required=True)
+    calls.add_parser("define", help="the XML is read from standard input")
+    for name in ("start", "power", "shut-down", "cut-power", "remove"):
+        calls.add_parser(name).add_argument("domain")
+    calls.choices["shut-down"].add_argument("--timeout-seconds", type=float, default=30.0)
+    calls.add_parser("remove-all")
+    arguments = parser.parse_args()
+    try:
+        with domains.connection(arguments.uri) as connection:
+            return _do(connection, arguments)
+    except libvirt.libvirtError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _do(connection: object, arguments: argparse.Namespace) -> int:
+    match arguments.call:
+        case "define":
+            domains.define(connection, sys.stdin.read())
+        case "start":
+            domains.start(connection, arguments.domain)
+        case "power":
+            print(domains.power(connection, arguments.domain))
+        case "shut-down":
+            if not domains.shut_down(connection, arguments.domain, timeout_seconds=arguments.timeout_seconds):
+                return _NOT_DONE
+        case "cut-power":
+            domains.cut_power(connection, arguments.domain)
+        case "remove":
+            domains.remove(connection, arguments.domain)
+        case "remove-all":
+            domains.remove_all(connection)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

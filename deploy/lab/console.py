@@ -1,0 +1,92 @@
+"""Talking to the guest over its serial console; the words are those at the top of mkguest.sh."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_READY = re.compile(rb"^READY((?: \w+=\d+:\S*)*)\r?\n", re.MULTILINE)
+_LOOK_SECONDS = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """What the guest said when it was up."""
+
+    boots: Mapping[str, int]  # by the disk's target name: how often it was booted with
+    markers: Mapping[str, str]  # by the disk's target name; empty: none was written yet
+    end: int  # where in the log it said so: `ready(after=end)` waits for the next boot
+
+
+class Console:
+    """Listens by the log, which libvirt continues over all the domain's lives, and speaks over the socket, which is a
+    new one in each. Needs no connection to libvirt."""
+
+    def __init__(self, *, socket: Path, log: Path) -> None:
+        self.socket = socket
+        self.log = log
+
+    def end(self) -> int:
+        """How long the log is now: `after=` this, only what comes from here on counts."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    async def ready(self, *, after: int = 0, timeout_seconds: float = 60.0) -> Ready:
+        """The last boot that came up, of those that did so after that place in the log. Raises TimeoutError."""
+        found = await self._said(_READY, after=after, timeout_seconds=timeout_seconds)
+        disks = [word.split("=", 1) for word in found[1].decode(errors="replace").split()]
+        values = {target: value.split(":", 1) for target, value in disks}
+        return Ready(
+            boots={target: int(boots) for target, (boots, _) in values.items()},
+            markers={target: marker for target, (_, marker) in values.items()},
+            end=after + found.end(),
+        )
+
+    async def powered_off(self, *, after: int, timeout_seconds: float = 60.0) -> int:
+        """Wait until the guest has said that it heard the power button and let go of its disks; where in the log.
+
+        QEMU ends a moment later. Raises TimeoutError.
+        """
+        said = re.compile(rb"^POWEROFF clean\r?\n", re.MULTILINE)
+        return after + (await self._said(said, after=after, timeout_seconds=timeout_seconds)).end()
+
+    async def write(self, marker: str, *, synced: bool = True, timeout_seconds: float = 30.0) -> None:
+        """Have the guest put a marker without blanks on all its disks, or only into its memory. Raises TimeoutError."""
+        if not re.fullmatch(r"[\x21-\x7e]{1,200}", marker):
+            raise ValueError(f"not a marker: {marker!r}")
+        line = f"{'write' if synced else 'dirty'} {marker}"
+        said = re.compile(rf"^OK {re.escape(line)}\r?\n".encode(), re.MULTILINE)
+        after = self.end()
+        async with asyncio.timeout(timeout_seconds):
+            writer = await self._speak(line)
+            try:
+                await self._said(said, after=after, timeout_seconds=timeout_seconds)
+            finally:
+                writer.close()
+
+    async def _speak(self, line: str) -> asyncio.StreamWriter:
+        while True:
+            try:
+                _, writer = await asyncio.open_unix_connection(self.socket)
+                writer.write(f"{line}\n".encode())
+                await writer.drain()
+            except OSError:  # the domain is on its way up, or it is off
+                await asyncio.sleep(_LOOK_SECONDS)
+            else:
+                return writer
+
+    async def _said(self, pattern: re.Pattern[bytes], *, after: int, timeout_seconds: float) -> re.Match[bytes]:
+        async with asyncio.timeout(timeout_seconds):
+            while True:
+                found = list(pattern.finditer(self._read(after)))
+                if found:
+                    return found[-1]
+                await asyncio.sleep(_LOOK_SECONDS)
+
+    def _read(self, after: int) -> bytes:
+        try:
+            with self.log.open("rb") as log:
+                log.seek(after)
+                return log.read()
+        except FileNotFoundError:
+            return b""

@@ -1,0 +1,121 @@
+"""A guest's domain XML, with whatever a snapshot may meet on a server."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
+
+from deploy.lab.guest import GuestImage
+
+# Debian's `ovmf`: firmware and the empty variables that a new server starts with, 540 kB
+UEFI_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+UEFI_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+
+# QEMU's user-mode emulation of the processor (TCG): the guest boots in 3 to 5 s on machines where KVM is absent or broken.
+_DOMAIN = """\
+<domain type='qemu'>
+  <name>{name}</name>
+  <uuid>{uuid}</uuid>
+  <metadata>{metadata}</metadata>
+  <memory unit='MiB'>{memory_mib}</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='{machine}'>hvm</type>{firmware}
+    <kernel>{kernel}</kernel>
+    <initrd>{initrd}</initrd>
+    <cmdline>{cmdline}</cmdline>
+  </os>
+  <features><acpi/></features>
+  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>restart</on_reboot>
+  <on_crash>destroy</on_crash>
+  <devices>
+    {devices}
+    <controller type='usb' model='none'/>
+    <serial type='unix'>
+      <source mode='bind' path={socket}/>
+      <log file={log} append='on'/>
+      <target port='0'/>
+    </serial>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A disk or a CD-ROM as the domain names it; the file need not exist."""
+
+    path: Path | None  # None: an empty CD-ROM drive
+    format: str = "qcow2"
+    cdrom: bool = False
+    readonly: bool = False
+    shareable: bool = False
+    cache: str | None = None  # libvirt's word: none, writeback, directsync, ...; None: the hypervisor's default
+
+
+def disk(path: Path, *, cache: str | None = None) -> Device:
+    """A plain qcow2 disk, as a server of ours has them."""
+    return Device(path=path, cache=cache)
+
+
+def domain_xml(
+    name: str,
+    devices: Sequence[Device],
+    *,
+    image: GuestImage,
+    socket: Path,
+    log: Path,
+    memory_mib: int = 128,
+    metadata: str = "",
+    deaf: bool = False,
+    nvram: Path | None = None,
+    tpm: bool = False,
+) -> str:
+    """The XML to define. Writable and other disks become vda, vdb, ... in their order, CD-ROMs sda, sdb, ...
+
+    `metadata`: elements to put below `<metadata>`. `deaf`: the guest ignores the power button. `nvram`: boot by UEFI with
+    its variables in that file, which libvirt makes at the first start. `tpm`: an emulated one.
+    """
+    disks = [device for device in devices if not device.cdrom]
+    cdroms = [device for device in devices if device.cdrom]
+    lines = [_disk_xml(device, f"vd{_letter(index)}", "virtio") for index, device in enumerate(disks)]
+    lines += [_disk_xml(device, f"sd{_letter(index)}", "sata") for index, device in enumerate(cdroms)]
+    if tpm:
+        lines.append("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>")
+    firmware = ""
+    if nvram:
+        firmware = f"<loader readonly='yes' type='pflash'>{UEFI_CODE}</loader>"
+        firmware += f"<nvram template='{UEFI_VARIABLES}'>{escape(str(nvram))}</nvram>"
+    return _DOMAIN.format(
+        name=escape(name),
+        # the same at each define: libvirt refuses a second definition of a name under another UUID
+        uuid=uuid.uuid5(uuid.NAMESPACE_URL, f"{socket.parent}/{name}"),
+        metadata=metadata,
+        memory_mib=memory_mib,
+        machine="q35" if nvram else "pc",
+        firmware=firmware,
+        kernel=escape(str(image.kernel)),
+        initrd=escape(str(image.initrd)),
+        cmdline="console=ttyS0 quiet" + (" deaf" if deaf else ""),
+        devices="\n    ".join(lines),
+        socket=quoteattr(str(socket)),
+        log=quoteattr(str(log)),
+    )
+
+
+def _disk_xml(device: Device, target: str, bus: str) -> str:
+    driver = f"<driver name='qemu' type='{device.format}'"
+    if device.cache:
+        driver += f" cache='{device.cache}'"
+    driver += "/>" if device.cdrom else " discard='unmap'/>"
+    source = f"<source file={quoteattr(str(device.path))}/>" if device.path else ""
+    flags = ("<readonly/>" if device.readonly else "") + ("<shareable/>" if device.shareable else "")
+    kind = "cdrom" if device.cdrom else "disk"
+    return f"<disk type='file' device='{kind}'>{driver}{source}<target dev='{target}' bus='{bus}'/>{flags}</disk>"
+
+
+def _letter(index: int) -> str:
+    return "abcdefghijklmnopqrstuvwxyz"[index]

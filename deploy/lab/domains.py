@@ -1,0 +1,127 @@
+"""What is done to domains over an open connection, which is the caller's; all calls block.
+
+libvirt is imported where it is used: the lab's XML and disks are of use on machines without it too.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_PRESS_AGAIN_SECONDS = 3.0  # a press that comes before the guest listens is lost
+_OPEN_SECONDS = 10.0
+
+
+@contextmanager
+def connection(uri: str) -> Iterator[Any]:
+    """An own connection with an event loop in a thread, without which an embedded libvirt does nothing.
+
+    Waits up to 10 s for another process to let go of the same embedded root. Raises libvirt.libvirtError.
+    """
+    import libvirt  # noqa: PLC0415 - see the top
+
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)  # else each goes to stderr, beside being raised
+    libvirt.virEventRegisterDefaultImpl()
+    ended = threading.Event()
+
+    def run_events() -> None:
+        while not ended.is_set():
+            libvirt.virEventRunDefaultImpl()
+
+    libvirt.virEventAddTimeout(100, lambda _timer, _opaque: None, None)  # so that the loop sees its end
+    thread = threading.Thread(target=run_events, name="libvirt events")
+    thread.start()
+    try:
+        opened = _open(uri)
+        try:
+            yield opened
+        finally:
+            opened.close()
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _open(uri: str) -> Any:
+    import libvirt  # noqa: PLC0415
+
+    deadline = time.monotonic() + _OPEN_SECONDS
+    while True:
+        try:
+            return libvirt.open(uri)
+        except libvirt.libvirtError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def define(connection: Any, xml: str) -> None:
+    connection.defineXML(xml)
+
+
+def start(connection: Any, name: str) -> None:
+    """On already is fine."""
+    domain = connection.lookupByName(name)
+    if not domain.isActive():
+        domain.create()
+
+
+def power(connection: Any, name: str) -> str:
+    """on, off or paused."""
+    import libvirt  # noqa: PLC0415
+
+    domain = connection.lookupByName(name)
+    if not domain.isActive():
+        return "off"
+    state, _reason = domain.state()
+    return "on" if state == libvirt.VIR_DOMAIN_RUNNING else "paused"
+
+
+def shut_down(connection: Any, name: str, *, timeout_seconds: float) -> bool:
+    """Press the power button, every few seconds again, until it is off; whether it was before the time was over."""
+    import libvirt  # noqa: PLC0415
+
+    domain = connection.lookupByName(name)
+    deadline = time.monotonic() + timeout_seconds
+    pressed = 0.0
+    while domain.isActive():
+        now = time.monotonic()
+        if now > deadline:
+            return False
+        if now - pressed > _PRESS_AGAIN_SECONDS:
+            try:
+                domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+            except libvirt.libvirtError:
+                if domain.isActive():  # it went off by itself meanwhile: fine
+                    raise
+            pressed = now
+        time.sleep(0.05)
+    return True
+
+
+def cut_power(connection: Any, name: str) -> None:
+    """Off already is fine."""
+    import libvirt  # noqa: PLC0415
+
+    domain = connection.lookupByName(name)
+    try:
+        domain.destroy()
+    except libvirt.libvirtError:
+        if domain.isActive():
+            raise
+
+
+def remove(connection: Any, name: str) -> None:
+    """Off and forgotten, with libvirt's list of its snapshots and its UEFI variables; its disks stay."""
+    import libvirt  # noqa: PLC0415
+
+    cut_power(connection, name)
+    flags = libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+    flags |= libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    connection.lookupByName(name).undefineFlags(flags)
+
+
+def remove_all(connection: Any) -> None:
+    for domain in connection.listAllDomains():
+        remove(connection, domain.name())

@@ -1,0 +1,32 @@
+"""The guest's kernel and initrd, built once and kept."""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+_BUILDER = Path(__file__).parent / "mkguest.sh"
+
+
+class GuestNotBuilt(Exception):
+    """Kernel and initrd can't be had here; the text is what the builder said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuestImage:
+    kernel: Path
+    initrd: Path
+
+
+def guest_image(folder: Path | None = None) -> GuestImage:
+    """Build it (3 s and a download of 30 MB from Debian), or find it in `folder` as it is (10 ms).
+
+    The default folder is the user's cache. Raises GuestNotBuilt.
+    """
+    if folder is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(cache) / "vps-snapshots" / "guest"
+    built = subprocess.run([_BUILDER, folder], capture_output=True, text=True, check=False)
+    if built.returncode:
+        raise GuestNotBuilt(built.stderr.strip() or f"{_BUILDER.name} ended with status {built.returncode}")
+    return GuestImage(kernel=folder / "kernel", initrd=folder / "initrd")
