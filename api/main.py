@@ -28,12 +28,20 @@ from worker.jobs.tokens import NewToken, Permission, Token, Tokens
 
 Result = TypeVar("Result")
 
+_NAME_MAX = 64  # characters of a token's name: it stands in every log line of its requests
+_PERMISSIONS = ", ".join(Permission)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 token_app = typer.Typer(no_args_is_help=True, help="Create, list and revoke access tokens.")
 app.add_typer(token_app, name="token")
+
+
+def _label(text: str) -> str:
+    if not text.strip() or not text.isprintable() or len(text) > _NAME_MAX:
+        raise typer.BadParameter(f"1 to {_NAME_MAX} printable characters")
+    return text
 
 
 def _lifetime(text: str) -> timedelta:
@@ -80,8 +88,10 @@ def serve(context: typer.Context, config: Config = None) -> None:
 def create_token(
     context: typer.Context,
     *,
-    name: Annotated[str, typer.Option(help="What the token is for; shown in lists and logs.")],
-    permission: Annotated[list[Permission], typer.Option(help="What it allows; may be given several times.")],
+    name: Annotated[str, typer.Option(parser=_label, metavar="NAME", help="What it is for; shown in lists and logs.")],
+    permission: Annotated[
+        list[Permission], typer.Option(metavar="PERMISSION", help=f"{_PERMISSIONS}; may be given several times.")
+    ],
     account: Annotated[int | None, typer.Option(min=1, help="The account that it belongs to.")] = None,
     service: Annotated[
         bool, typer.Option("--service", help="Acts for the account that each request names in X-Account-Id.")

@@ -31,6 +31,7 @@ async def listening(app: web.Application, settings: ApiSettings) -> AsyncIterato
         keepalive_timeout=settings.keepalive_seconds,
         shutdown_timeout=settings.drain_seconds,
         lingering_time=LINGERING_SECONDS,
+        auto_decompress=False,  # nothing that is worth packing, and what unpacks to gigabytes, gets in
     )
     await runner.setup()
     try:

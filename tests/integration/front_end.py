@@ -96,9 +96,11 @@ class FrontEnd:
 
 
 @asynccontextmanager
-async def serving(cell: Cell, **options: float) -> AsyncIterator[FrontEnd]:
+async def serving(cell: Cell, **seconds: float) -> AsyncIterator[FrontEnd]:
+    """`seconds`: those of the settings that the test shortens."""
+    settings = ApiSettings.model_validate({"port": 0, **seconds})
     tokens = Tokens(cell.redis)
     new = await tokens.create(name="a customer", account_id=ACCOUNT, permissions=READ_WRITE)
-    app = build(store=cell.store, tokens=tokens, **options)
-    async with listening(app, ApiSettings(port=0)) as address, ClientSession() as client:
+    app = build(store=cell.store, tokens=tokens, body_seconds=settings.body_seconds)
+    async with listening(app, settings) as address, ClientSession() as client:
         yield FrontEnd(client=client, port=int(address[1]), cell=cell, tokens=tokens, token=new.secret)

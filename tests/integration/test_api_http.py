@@ -100,13 +100,13 @@ async def test_a_body_over_the_limit_is_refused_by_name(api: FrontEnd) -> None:
     assert (await api.call("POST", data=io.BytesIO(b"x" * 10_000_000))).refused_fields() == ["body"]
 
 
-async def test_a_compressed_body_may_not_unpack_to_more(api: FrontEnd) -> None:
-    packed = {"Content-Encoding": "gzip"}
-    body = json.dumps({"server_id": SERVER, "name": "a"}).encode()
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "unheard-of"])
+async def test_a_compressed_body_is_refused_by_name(api: FrontEnd, encoding: str) -> None:
+    bomb = gzip.compress(b" " * 50_000_000)
 
-    assert (await api.call("POST", data=gzip.compress(body), headers=packed)).status == 201
-    assert (await api.call("POST", data=gzip.compress(b" " * 50_000_000), headers=packed)).refused_fields() == ["body"]
-    assert (await api.call("POST", data=b"not gzip at all", headers=packed)).refused_fields() == ["body"]
+    answer = await api.call("POST", data=bomb, headers={"Content-Encoding": encoding})
+
+    assert answer.refused_fields() == ["Content-Encoding"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"{", b"x" * 100_000])
@@ -239,6 +239,12 @@ async def test_a_body_that_does_not_come_is_given_up(api: FrontEnd) -> None:
 
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"code": "request_timeout"' in answer
+
+
+@pytest.mark.parametrize("head", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: a\r\n"])
+async def test_a_client_that_never_gets_to_the_point_is_cut_off(cell: Cell, head: bytes) -> None:
+    async with serving(cell, keepalive_seconds=0.2) as api:
+        assert await raw(api, head) == b""
 
 
 async def test_a_body_in_broken_chunks_is_the_callers_fault(api: FrontEnd, caplog: pytest.LogCaptureFixture) -> None:

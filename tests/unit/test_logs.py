@@ -1,0 +1,66 @@
+"""What stands in the log, and what never does."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import asyncio, logging, structlog
+from worker.jobs import logs
+
+logs.configure({options})
+log = structlog.get_logger()
+structlog.contextvars.bind_contextvars(request_id="r1")
+
+def fail(secret):
+    raise ValueError("what is true")
+
+log.debug("unheard")
+log.info("job.completed", seconds=1.5)
+logging.getLogger("a.library").info("chatter")
+logging.getLogger("a.library").warning("of %s", "note")
+try:
+    fail("vps_" + "s3cr3t")
+except ValueError:
+    log.exception("request.failed")
+    logging.getLogger("a.library").exception("trouble")
+"""
+
+
+def said(options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(options=options)], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout == ""
+    return done.stderr
+
+
+def test_without_a_terminal_every_line_is_json_with_its_request() -> None:
+    lines = [json.loads(line) for line in said("").splitlines()]
+
+    assert [line["event"] for line in lines] == ["job.completed", "of note", "request.failed", "trouble"]
+    assert {line["request_id"] for line in lines} == {"r1"}
+    assert all(line["timestamp"].endswith("Z") for line in lines)
+    assert lines[0] | {"timestamp": ""} == {
+        "event": "job.completed",
+        "seconds": 1.5,
+        "request_id": "r1",
+        "level": "info",
+        "timestamp": "",
+    }
+    assert lines[1]["logger"] == "a.library"
+
+
+@pytest.mark.parametrize("options", ["json=True", "json=False"])
+def test_a_traceback_shows_the_place_and_no_variables(options: str) -> None:
+    text = said(options)
+
+    assert text.count("what is true") >= 2
+    assert "in fail" in text or '"fail"' in text
+    assert "s3cr3t" not in text
+
+
+def test_debug_is_heard_when_asked_for() -> None:
+    assert "unheard" in said("level=10")
