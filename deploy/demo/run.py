@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from deploy.demo.guest import GuestFailed
-from deploy.demo.service import ACCOUNT_ID, SERVER_ID, SERVER_NAME, Driver, Service, ServiceFailed
+from deploy.demo.service import ACCOUNT_ID, SERVER_ID, SERVER_NAME, Driver, Service, ServiceFailed, ensure_port_free
 from deploy.demo.state import State, StateRefused
 
 _MANUAL = """
@@ -20,18 +20,19 @@ The service is up: {url}
   state, logs and token: {folder}; `make clean` forgets them
 
 Copy and paste into another terminal:
-  export API={url}/api/v1 AUTH='Authorization: Bearer {token}' JSON='Content-Type: application/json'
-  # create: the answer has the snapshot's id, its Operation-Location names the job
-  curl -sS -i -H "$AUTH" -H "$JSON" $API/snapshots/ -d '{{"server_id": {server}, "name": "before-update"}}'
-  # list, newest first
-  curl -sS -H "$AUTH" "$API/snapshots/?server_id={server}"
-  # one snapshot, by its id
-  ID={next_id}; curl -sS -H "$AUTH" $API/snapshots/$ID/
-  # follow a job, by the id at the end of its Operation-Location
-  JOB=...; curl -sS -H "$AUTH" $API/jobs/$JOB/
-  # restore: the server's disks become what they were
-  curl -sS -i -X POST -H "$AUTH" -H "$JSON" $API/snapshots/$ID/restore/
-  # delete, for good
+  URL={url} API=$URL/api/v1 AUTH='Authorization: Bearer {token}' JSON='Content-Type: application/json'
+  # create: the answer, and where its job is to be followed
+  OUT=$(curl -sS -H "$AUTH" -H "$JSON" $API/snapshots/ -d '{{"server_id": {server}, "name": "before-update"}}' \\
+        -w '\\n%header{{operation-location}}'); echo "$OUT"
+  ID=$(grep -o '[0-9]*' <<<"$OUT" | head -n 1) JOB=$(tail -n 1 <<<"$OUT")
+  # follow the job: "state" ends as "completed"
+  curl -sS -H "$AUTH" $URL$JOB; echo
+  # list, newest first; and this one
+  curl -sS -H "$AUTH" "$API/snapshots/?server_id={server}"; echo
+  curl -sS -H "$AUTH" $API/snapshots/$ID/; echo
+  # restore: all data of the server becomes what it was
+  curl -sS -i -X POST -H "$AUTH" -H "$JSON" $API/snapshots/$ID/restore/; echo
+  # delete, for good (refused while the restore runs)
   curl -sS -i -X DELETE -H "$AUTH" $API/snapshots/$ID/
 
 Ctrl-C stops all of it.
@@ -47,7 +48,6 @@ async def serve(service: Service, *, driver: Driver, folder: Path) -> None:
     try:
         say(f"starting in {folder} ...")
         await service.start()
-        newest = (await service.client.call("GET", "/api/v1/snapshots/?page_size=1")).body["results"]
         say(
             _MANUAL.format(
                 url=service.url,
@@ -57,7 +57,6 @@ async def serve(service: Service, *, driver: Driver, folder: Path) -> None:
                 what="simulated" if driver is Driver.FAKE else "a real guest in QEMU",
                 folder=folder,
                 token=service.client.token,
-                next_id=newest[0]["id"] + 1 if newest else 1,
             )
         )
         raise ServiceFailed(await service.ended())
@@ -85,7 +84,7 @@ async def run(service: Service, *, driver: Driver, folder: Path) -> int:
         say("stopped")
         return 0
     except (ServiceFailed, GuestFailed) as error:
-        say(f"make run: {error}; logs in {folder / 'logs'}")
+        say(f"make run: {error}")
     return 1
 
 
@@ -103,8 +102,10 @@ def main() -> int:
         say(f"make run: {error}: DRIVER is kvm or fake, PORT a number")
         return 2
     try:
+        if not clean:
+            ensure_port_free(port)
         state = State.open(folder)
-    except StateRefused as error:
+    except (StateRefused, ServiceFailed) as error:
         say(f"make run: {error}")
         return 2
     service = Service(state, port=port, driver=driver, quiet=False)

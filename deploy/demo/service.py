@@ -69,7 +69,6 @@ class Service:
 
     async def start(self) -> None:
         """Return when a customer's request would be served. Raises ServiceFailed."""
-        ensure_port_free(self._port)
         await self._start_redis()
         if self._driver is Driver.KVM:
             # Before the worker: an embedded libvirt is one process's at a time, and the guest outlives that process.
