@@ -6,9 +6,8 @@ is a misuse (noted in `misuse`, and raised), to start the guest on it destroys e
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
 
 from drivers.base import (
     Disk,
@@ -28,9 +27,6 @@ from drivers.base import (
 from drivers.fake_faults import Effect, Faults
 from drivers.fake_state import FakeDisk, FakeServer, StateFile
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 TORN = "torn"  # what a guest reads from a disk whose revert broke off
 FIRST_SERVER_ID = 12345
 SIMULATED_ACCOUNT_ID = 77
@@ -38,26 +34,6 @@ SIMULATED_ACCOUNT_ID = 77
 
 class Misused(AssertionError):
     """The caller broke a rule that would have cost a customer's data on real disks."""
-
-
-def _whole(call: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """A cancelled call finishes what it has begun, as the threads and children of the real driver do."""
-
-    @functools.wraps(call)
-    async def through(*args: P.args, **kwargs: P.kwargs) -> T:
-        running = asyncio.ensure_future(call(*args, **kwargs))
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            while not running.done():
-                try:
-                    await asyncio.wait({running})
-                except asyncio.CancelledError:
-                    continue
-            running.cancelled() or running.exception()  # asked for, so that asyncio does not report it as lost
-            raise
-
-    return through
 
 
 class FakeHypervisor:
@@ -115,7 +91,6 @@ class FakeHypervisor:
             for server_id, server in self._by_id.items()
         ]
 
-    @_whole
     async def adopt(self, domain: str, *, server_id: int, account_id: int) -> None:
         if domain not in self._domains:
             raise DomainNotFound(f"this node has no domain {domain}")
@@ -135,7 +110,6 @@ class FakeHypervisor:
         await self._look(server := self.server(server_id))
         return server.power
 
-    @_whole
     async def press_power_button(self, server_id: int) -> None:
         server = self.server(server_id)
 
@@ -156,21 +130,19 @@ class FakeHypervisor:
             return False
         return True
 
-    @_whole
     async def cut_power(self, server_id: int) -> None:
         server = self.server(server_id)
         await self._do(Effect.CUT, server, change=lambda: setattr(server, "power", Power.OFF))
         await self._power_changed()
 
-    @_whole
     async def start(self, server_id: int) -> None:
         server = self.server(server_id)
-        if server.power is Power.PAUSED:
-            raise InvalidState(f"server {server_id} is paused")
 
         def change() -> None:
+            if server.power is not Power.OFF:
+                return
             for target, disk in server.disks.items():
-                if disk.dirty and server.power is Power.OFF:
+                if disk.dirty:
                     self.misuse.append(f"server {server_id} was started with {target} dirty")
                     disk.tags.clear()
                     disk.content = TORN
@@ -181,26 +153,10 @@ class FakeHypervisor:
 
     async def layout(self, server_id: int) -> Layout:
         await self._look(server := self.server(server_id))
-        if server.power is Power.PAUSED:
-            raise InvalidState(f"server {server_id} is paused")
-        for target, disk in server.disks.items():
-            if disk.unsupported:
-                raise UnsupportedServer(f"disk {target}: {disk.unsupported}")
-            if disk.ruined:
-                raise DiskCorrupt(f"disk {target} is damaged")
-        return Layout(
-            disks=tuple(
-                Disk(target=target, path=f"/simulated/{server.name}/{target}.qcow2", virtual_bytes=disk.virtual_bytes)
-                for target, disk in server.disks.items()
-            ),
-            skipped=tuple(SkippedDisk(target=target, reason=reason) for target, reason in server.skipped.items()),
-            nvram=server.nvram is not None,
-            free_bytes=self.free_bytes,
-        )
+        return self._layout(server)
 
     async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
         await self._look(server := self.server(server_id))
-        tags = dict.fromkeys([tag for disk in server.disks.values() for tag in disk.tags])
         return [
             FoundSnapshot(
                 tag=tag,
@@ -208,15 +164,14 @@ class FakeHypervisor:
                 complete=self._complete(server, tag),
                 spec=server.listed.get(tag),
             )
-            for tag in tags | dict.fromkeys(server.listed)
+            for tag in sorted(_tags(server))
         ]
 
-    @_whole
     async def take_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
         server = self._off(server_id)
-        for target, disk in server.disks.items():
-            if spec.tag in disk.tags:
-                raise SnapshotExists(f"disk {target} has the tag {spec.tag} already")
+        self._layout(server)
+        if spec.tag in _tags(server):
+            raise SnapshotExists(f"the tag {spec.tag} exists already")
         for target, disk in server.disks.items():
             # The entry in the image is written last but one, so a broken one may be there, and must be deleted.
             half = functools.partial(disk.tags.__setitem__, spec.tag, disk.content)
@@ -226,9 +181,9 @@ class FakeHypervisor:
             await self._do(Effect.SAVE_NVRAM, server, change=saved)
         await self._do(Effect.LIST, server, change=lambda: server.listed.__setitem__(spec.tag, spec))
 
-    @_whole
     async def revert(self, server_id: int, tag: str) -> None:
         server = self._off(server_id)
+        self._layout(server)
         if not self._complete(server, tag):
             raise SnapshotNotFound(f"not every disk of server {server_id} has the tag {tag}")
         for target, disk in server.disks.items():
@@ -243,7 +198,6 @@ class FakeHypervisor:
             back = functools.partial(setattr, server, "nvram", server.nvram_copies[tag])
             await self._do(Effect.RESTORE_NVRAM, server, change=back)
 
-    @_whole
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
         server = self.server(server_id)
         for target, disk in server.disks.items():
@@ -255,7 +209,6 @@ class FakeHypervisor:
         if tag in server.listed:
             await self._do(Effect.UNLIST, server, change=lambda: server.listed.pop(tag))
 
-    @_whole
     async def repair(self, server_id: int) -> tuple[str, ...]:
         server = self._off(server_id)
         mended = []
@@ -322,6 +275,24 @@ class FakeHypervisor:
 
         await self.faults.effect(effect, server_id=server.server_id or 0, target=target, half=begin, change=end)
 
+    def _layout(self, server: FakeServer) -> Layout:
+        if server.power is Power.PAUSED:
+            raise InvalidState("the server is suspended")
+        for target, disk in server.disks.items():
+            if disk.unsupported:
+                raise UnsupportedServer(f"disk {target} {disk.unsupported}")
+            if disk.ruined:
+                raise DiskCorrupt(f"disk {target} is marked corrupt")
+        return Layout(
+            disks=tuple(
+                Disk(target=target, path=f"/simulated/{server.name}/{target}.qcow2", virtual_bytes=disk.virtual_bytes)
+                for target, disk in server.disks.items()
+            ),
+            skipped=tuple(SkippedDisk(target=target, reason=reason) for target, reason in server.skipped.items()),
+            nvram=server.nvram is not None,
+            free_bytes=self.free_bytes,
+        )
+
     def _off(self, server_id: int) -> FakeServer:
         server = self.server(server_id)
         if server.power is not Power.OFF:
@@ -344,6 +315,10 @@ class FakeHypervisor:
     def _notify(self) -> None:
         for changed in self._watchers:
             asyncio.get_running_loop().call_soon(changed)
+
+
+def _tags(server: FakeServer) -> set[str]:
+    return {tag for disk in server.disks.values() for tag in disk.tags} | {*server.nvram_copies, *server.listed}
 
 
 def simulated_node(state_file: Path, *, servers: int) -> FakeHypervisor:

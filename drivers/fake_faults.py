@@ -122,14 +122,23 @@ class Faults:
         half: Callable[[], object] | None = None,
         change: Callable[[], object] | None = None,
     ) -> None:
-        """Let the effect take place, or not. One that has a `half` is half done for as long as it takes."""
+        """Let the effect take place, or not.
+
+        One that has a `half` is half done for as long as it takes, and left so when its call is cancelled: its child is
+        killed. Any other is libvirt's, which finishes it.
+        """
         reach = functools.partial(self._reach, effect, server_id, target)
         reach(Moment.BEFORE)
         if half is not None:
             half()
-        await asyncio.sleep(self.delay_seconds.get(effect, 0))
-        if effect in self._hung:
-            await self._hung[effect].wait()
+        try:
+            await asyncio.sleep(self.delay_seconds.get(effect, 0))
+            if effect in self._hung:
+                await self._hung[effect].wait()
+        except asyncio.CancelledError:
+            if half is None and change is not None:
+                change()
+            raise
         if half is not None:
             reach(Moment.DURING)
         if change is not None:
