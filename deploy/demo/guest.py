@@ -1,18 +1,117 @@
-"""The node's one server: a real guest under the embedded libvirt, started and stopped from outside the worker."""
+"""The node's one server: a real guest under the embedded libvirt.
+
+An embedded root is one process's at a time: all here works while no worker runs, but for the console.
+"""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
 
 from deploy.demo.state import State
+from deploy.lab.console import Console, Ready
+from deploy.lab.domain import disk
+from deploy.lab.guest import GuestNotBuilt
+from deploy.lab.lab import Lab, LabFailed, make_disk
+
+DISKS = {"vda": "64M", "vdb": "64M"}  # two, so that all or none has a meaning
+_ADOPT = Path(sys.executable).parent / "vps-snapshots-worker"
+_SHUTDOWN_SECONDS = 30.0  # ten times what the guest takes here; then its power is cut
 
 
 class GuestFailed(Exception):
-    """The guest did not start or stop; the text says why."""
+    """The guest did not do what it was to; the text says what."""
 
 
 class Guest:
-    def __init__(self, state: State, *, server_id: int, name: str, account_id: int) -> None:
-        pass
+    """The domain, as the machine's owner has it; what the service does to it is the worker's."""
 
-    async def start(self) -> None:
-        raise GuestFailed("not yet")
+    def __init__(self, state: State, *, server_id: int, name: str, account_id: int) -> None:
+        self.name = name
+        self._state = state
+        self._server_id = server_id
+        self._account_id = account_id
+        self._stopping: asyncio.Task[None] | None = None
+
+    @property
+    def disks(self) -> list[Path]:
+        folder = self._state.subfolder("disks")
+        return [folder / f"{target}.qcow2" for target in DISKS]
+
+    @property
+    def console(self) -> Console:
+        return self._lab.console(self.name)
+
+    @property
+    def _lab(self) -> Lab:
+        return Lab(self._state.libvirt_root)
+
+    @property
+    def uri(self) -> str:
+        return self._lab.uri
+
+    async def start(self) -> int:
+        """Turn it on, defined, with its disks and adopted where it is not yet; returns before it is up.
+
+        The place in the console's log after which `console.ready` waits for this boot. Raises GuestFailed.
+        """
+        lab, after = self._lab, self.console.end()
+        try:
+            await asyncio.to_thread(lambda: lab.image)
+            for path, size in zip(self.disks, DISKS.values(), strict=True):
+                if not path.exists():
+                    make_disk(path, size)
+            await self._ensure_defined(lab)
+            if lab.is_on(self.name):
+                return 0  # it outlived a run that was killed: its last boot counts
+            await lab.start(self.name)
+        except (LabFailed, GuestNotBuilt) as error:
+            raise GuestFailed(f"the guest {self.name}: {error}") from error
+        return after
 
     async def stop(self) -> None:
-        pass
+        """Shut it down, and cut its power where it does not follow. Off is fine. Raises GuestFailed."""
+        lab = self._lab
+        if not lab.is_on(self.name):
+            return
+        self._stopping = asyncio.ensure_future(lab.shut_down(self.name, timeout_seconds=_SHUTDOWN_SECONDS))
+        await asyncio.wait({self._stopping})
+        if lab.is_on(self.name):
+            try:
+                await lab.cut_power(self.name)
+            except LabFailed as error:
+                raise GuestFailed(f"the guest {self.name} still runs: {error}") from error
+
+    def hurry(self) -> None:
+        """Cut short a `stop` that waits for the guest."""
+        if self._stopping is not None:
+            self._stopping.cancel()
+
+    async def ready(self, *, after: int) -> Ready:
+        """The boot that came up after that place in the console's log. Raises GuestFailed."""
+        try:
+            return await self.console.ready(after=after)
+        except TimeoutError:
+            raise GuestFailed(f"the guest {self.name} did not come up; its console: {self.console.log}") from None
+
+    async def _ensure_defined(self, lab: Lab) -> None:
+        xml = lab.domain_xml(self.name, [disk(path) for path in self.disks])
+        remembered = self._state.folder / f"{self.name}.xml"
+        if remembered.exists() and remembered.read_text() == xml:
+            return
+        await lab.define(xml)
+        await self._adopt(lab.uri)
+        remembered.write_text(xml)
+
+    async def _adopt(self, uri: str) -> None:
+        """As an operator does on a real node."""
+        whose = ("--server-id", str(self._server_id), "--account", str(self._account_id))
+        process = await asyncio.create_subprocess_exec(
+            *(_ADOPT, "adopt", self.name, *whose),
+            env={"VPS_SNAPSHOTS_LIBVIRT_URI": uri},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        output, _ = await process.communicate()
+        if process.returncode != 0:
+            raise GuestFailed(f"the guest {self.name} was not adopted: {output.decode().strip()}")

@@ -16,6 +16,7 @@ from deploy.demo.client import Client
 from deploy.demo.guest import Guest
 from deploy.demo.processes import Child
 from deploy.demo.state import State
+from deploy.lab.console import Ready
 
 SERVER_ID, SERVER_NAME, ACCOUNT_ID = 12345, "web-server-01", 77
 NODE = "node-1"
@@ -59,7 +60,8 @@ class Service:
         """`quiet`: the programs' output goes to files in the state folder, else where ours goes."""
         self.url = f"http://127.0.0.1:{port}"
         self.guest = Guest(state, server_id=SERVER_ID, name=SERVER_NAME, account_id=ACCOUNT_ID)
-        self.client: Client  # from start() on
+        self.client: Client  # both from start() on; the second with a real guest only
+        self.booted: Ready
         self._state = state
         self._port = port
         self._driver = driver
@@ -72,12 +74,12 @@ class Service:
         await self._start_redis()
         if self._driver is Driver.KVM:
             # Before the worker: an embedded libvirt is one process's at a time, and the guest outlives that process.
-            await self.guest.start()
+            booted_after = await self.guest.start()
         shared = {"VPS_SNAPSHOTS_REDIS__URL": f"unix://{self._redis_socket}"}
         worker = {
             "VPS_SNAPSHOTS_NODE": NODE,
             "VPS_SNAPSHOTS_DRIVER": self._driver,
-            "VPS_SNAPSHOTS_LIBVIRT_URI": f"qemu:///embed?root={self._state.libvirt_root}",
+            "VPS_SNAPSHOTS_LIBVIRT_URI": self.guest.uri,
             "VPS_SNAPSHOTS_STATE_DIR": str(self._state.subfolder("node")),
         }
         await self._start("worker", [_PROGRAMS / "vps-snapshots-worker", "run"], settings=shared | worker)
@@ -86,6 +88,8 @@ class Service:
         await self._ready("the front end", Client(self.url, "").is_up)
         self.client = await self._welcome_client(shared)
         await self._ready("the worker", self._is_server_known)
+        if self._driver is Driver.KVM:
+            self.booted = await self.guest.ready(after=booted_after)
 
     async def ended(self) -> str:
         """Wait until a part ends that should not; what happened, in words."""
@@ -105,6 +109,7 @@ class Service:
         """Stop waiting for those that take their time."""
         for child in self._children:
             child.kill()
+        self.guest.hurry()
 
     async def _start_redis(self) -> None:
         # The configuration of production but for the address: no port, a socket that only this account may open.

@@ -5,12 +5,11 @@ import os
 import shutil
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 _MARK = ".vps-snapshots"  # what a folder must hold before we remove it
-# A unix socket's path has 107 characters at most, and QEMU's lie up to 62 below libvirt's root.
-_LONGEST_ROOT = 40
 
 
 class StateRefused(Exception):
@@ -53,19 +52,15 @@ class State:
 
     @property
     def libvirt_root(self) -> Path:
-        """The root of the embedded libvirt, by a short name where its own is too long for sockets."""
-        root = self.subfolder("libvirt")
-        if len(str(root)) <= _LONGEST_ROOT:
-            return root
+        """The root of the embedded libvirt, by a name that stays the same and is short enough for its sockets."""
         link = self.runtime / "libvirt"
         if not link.is_symlink():
-            link.symlink_to(root)
+            link.symlink_to(self.subfolder("libvirt"))
         return link
 
     def close(self) -> None:
         """Remove the sockets' folder. The state stays."""
         shutil.rmtree(self.runtime, ignore_errors=True)
-        (self.folder / "runtime").unlink(missing_ok=True)
         self._lock.close()
 
     def remove(self) -> None:
@@ -74,16 +69,19 @@ class State:
         shutil.rmtree(self.folder)
 
     def _make_runtime(self) -> Path:
-        """That of a run that was killed is taken over: a guest that outlived it has its sockets there."""
+        """A socket's path has 107 characters at most: its folder is elsewhere, of the same name in each run.
+
+        Domains name it, and a guest that outlived a killed run has its sockets there.
+        """
         remembered = self.folder / "runtime"
-        try:
+        if remembered.exists():
             folder = Path(remembered.read_text())
+            with suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
             found = folder.lstat()
-        except OSError:
-            pass
-        else:
-            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
-                return folder
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                raise StateRefused(f"{folder} is someone else's, and {self.folder} has its sockets there")
+            return folder
         folder = Path(tempfile.mkdtemp(prefix="vps-snapshots-", dir="/tmp"))  # TMPDIR may be too long a name
         remembered.write_text(str(folder))
         return folder
