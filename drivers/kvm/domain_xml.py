@@ -137,13 +137,12 @@ def snapshot_xml(spec: SnapshotSpec, hardware_now: Hardware, domain: str) -> str
     for skipped in hardware_now.skipped:
         ET.SubElement(disks, "disk", name=skipped.target, snapshot="no")
     root.append(ET.fromstring(domain))  # noqa: S314 - libvirt's own output
-    # a bare carriage return would come back as a newline
-    return ET.tostring(root, encoding="unicode").replace("\r", "&#13;")
+    return _with_carriage_returns(ET.tostring(root, encoding="unicode"))
 
 
 def read_snapshot_xml(xml: str) -> SnapshotSpec:
     """A snapshot in libvirt's list; one that is not ours has its description for a name."""
-    root = ET.fromstring(xml)  # noqa: S314 - libvirt's own output
+    root = ET.fromstring(_with_carriage_returns(xml))  # noqa: S314 - libvirt's own output
     name, _, description = (root.findtext("description") or "").partition("\n")
     created = int(root.findtext("creationTime") or 0)
     return SnapshotSpec(
@@ -152,6 +151,11 @@ def read_snapshot_xml(xml: str) -> SnapshotSpec:
         description=description,
         created_at=datetime.fromtimestamp(created, UTC),
     )
+
+
+def _with_carriage_returns(xml: str) -> str:
+    # neither we nor libvirt escape them, and a bare one is read back as a newline
+    return xml.replace("\r", "&#13;")
 
 
 def refuse_unsupported(found: Hardware) -> None:
