@@ -2,9 +2,13 @@
 
 from dataclasses import replace
 
+import structlog
+
 from drivers.base import DriverError, Hypervisor, Layout, Power
 from worker.jobs.model import ServerId
 from worker.procedures.work import Facts, Work
+
+log = structlog.stdlib.get_logger()
 
 
 class NotEnoughSpace(DriverError):
@@ -16,6 +20,8 @@ class NotEnoughSpace(DriverError):
 async def roomy_layout(work: Work) -> Layout:
     """The server's layout, checked: all that can be refused is refused before it costs the guest its uptime."""
     layout = await work.hypervisor.layout(work.task.server_id)
+    if layout.skipped:
+        log.info("disks.skipped", **{disk.target: disk.reason for disk in layout.skipped})
     floor = work.policy.free_floor_bytes
     if layout.free_bytes < floor:
         raise NotEnoughSpace(
