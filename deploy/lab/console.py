@@ -1,6 +1,7 @@
 """Talking to the guest over its serial console; the words are those at the top of mkguest.sh."""
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 
 _READY = re.compile(rb"^READY((?: \w+=\d+:\S*)*)\r?\n", re.MULTILINE)
 _LOOK_SECONDS = 0.05
+_TELL_AGAIN_SECONDS = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +33,8 @@ class Console:
         """How long the log is now: `after=` this, only what comes from here on counts."""
         return self.log.stat().st_size if self.log.exists() else 0
 
-    async def ready(self, *, after: int = 0, timeout_seconds: float = 60.0) -> Ready:
-        """The last boot that came up, of those that did so after that place in the log. Raises TimeoutError."""
+    async def ready(self, *, after: int, timeout_seconds: float = 60.0) -> Ready:
+        """The last boot that came up after that place in the log (0: ever). Raises TimeoutError."""
         found = await self._said(_READY, after=after, timeout_seconds=timeout_seconds)
         disks = [word.split("=", 1) for word in found[1].decode(errors="replace").split()]
         values = {target: value.split(":", 1) for target, value in disks}
@@ -58,22 +60,24 @@ class Console:
         said = re.compile(rf"^OK {re.escape(line)}\r?\n".encode(), re.MULTILINE)
         after = self.end()
         async with asyncio.timeout(timeout_seconds):
-            writer = await self._speak(line)
-            try:
-                await self._said(said, after=after, timeout_seconds=timeout_seconds)
-            finally:
-                writer.close()
-
-    async def _speak(self, line: str) -> asyncio.StreamWriter:
-        while True:
-            try:
-                _, writer = await asyncio.open_unix_connection(self.socket)
-                writer.write(f"{line}\n".encode())
-                await writer.drain()
-            except OSError:  # the domain is on its way up, or it is off
+            while True:
+                with contextlib.suppress(
+                    OSError, TimeoutError
+                ):  # the domain is on its way up: what it was told is lost
+                    await self._tell(line, said, after=after)
+                    return
                 await asyncio.sleep(_LOOK_SECONDS)
-            else:
-                return writer
+
+    async def _tell(self, line: str, said: re.Pattern[bytes], *, after: int) -> None:
+        _, writer = await asyncio.open_unix_connection(self.socket)
+        try:
+            writer.write(f"{line}\n".encode())
+            await writer.drain()
+            await self._said(said, after=after, timeout_seconds=_TELL_AGAIN_SECONDS)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     async def _said(self, pattern: re.Pattern[bytes], *, after: int, timeout_seconds: float) -> re.Match[bytes]:
         async with asyncio.timeout(timeout_seconds):

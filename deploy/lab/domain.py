@@ -12,7 +12,7 @@ from deploy.lab.guest import GuestImage
 UEFI_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 UEFI_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 
-# QEMU's user-mode emulation of the processor (TCG): the guest boots in 3 to 5 s on machines where KVM is absent or broken.
+# type='qemu': the processor is emulated (TCG), so it boots in 3 to 5 s also where KVM is absent or broken.
 _DOMAIN = """\
 <domain type='qemu'>
   <name>{name}</name>
@@ -61,7 +61,7 @@ def disk(path: Path, *, cache: str | None = None) -> Device:
     return Device(path=path, cache=cache)
 
 
-def domain_xml(
+def domain_xml(  # noqa: PLR0913 - each a part of a server, and by name
     name: str,
     devices: Sequence[Device],
     *,
@@ -76,7 +76,7 @@ def domain_xml(
 ) -> str:
     """The XML to define. Writable and other disks become vda, vdb, ... in their order, CD-ROMs sda, sdb, ...
 
-    `metadata`: elements to put below `<metadata>`. `deaf`: the guest ignores the power button. `nvram`: boot by UEFI with
+    `metadata`: elements to put below `<metadata>`. `deaf`: the guest ignores the power button. `nvram`: boot by UEFI,
     its variables in that file, which libvirt makes at the first start. `tpm`: an emulated one.
     """
     disks = [device for device in devices if not device.cdrom]

@@ -3,6 +3,7 @@
 libvirt is imported where it is used: the lab's XML and disks are of use on machines without it too.
 """
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,22 @@ from typing import Any
 
 _PRESS_AGAIN_SECONDS = 3.0  # a press that comes before the guest listens is lost
 _OPEN_SECONDS = 10.0
+
+
+@contextmanager
+def steady_cpu() -> Iterator[None]:
+    """Stay on one CPU, the same in each process: wrap the opening of an embedded libvirt in it.
+
+    It keeps what it learnt of QEMU for as long as the CPU's identity is the same, and where there is a /dev/kvm that
+    identity has the CPU's number in it: on 2 CPUs half of all openings took 4 s to ask QEMU anew, pinned ones 0.1 s.
+    The guests get all CPUs, whatever ours are.
+    """
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @contextmanager
@@ -49,7 +66,8 @@ def _open(uri: str) -> Any:
     deadline = time.monotonic() + _OPEN_SECONDS
     while True:
         try:
-            return libvirt.open(uri)
+            with steady_cpu():
+                return libvirt.open(uri)
         except libvirt.libvirtError:
             if time.monotonic() > deadline:
                 raise
