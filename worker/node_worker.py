@@ -6,13 +6,13 @@ says that there is something to do, and a mark of a job that this process does n
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 from arq.connections import ArqRedis
-from arq.constants import in_progress_key_prefix
+from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from arq.worker import Retry, Worker, func
 from redis.exceptions import RedisError
 
@@ -25,6 +25,7 @@ REDIS_TROUBLE = (RedisError, OSError, TimeoutError)  # away, slow, and its error
 FALLBACK_SECONDS = 5  # longest sleep without a wake-up
 RETRY_SECONDS = 0.2  # between two looks while Redis is in trouble
 BROKEN_AGAIN_SECONDS = 5.0  # until a job is tried again whose run met something unexpected (the journal's disk full)
+PUT_BACK_SECONDS = 1.0  # at the end of the process, to give the jobs that it leaves back to the queue
 NEVER_SECONDS = 10 * 365 * 86_400  # for the limits of arq that we do not want
 
 log = structlog.stdlib.get_logger()
@@ -39,7 +40,8 @@ class NodeWorker(Worker):
     def __init__(
         self, redis: ArqRedis, waiting: ArqRedis, *, node: str, run: Callable[[str], Awaitable[None]], max_jobs: int
     ) -> None:
-        async def run_job(_context: dict[Any, Any], job_id: str) -> None:
+        async def run_job(context: dict[Any, Any], /, *_arguments: Any, **_named: Any) -> None:
+            job_id = context["job_id"]  # whatever else arq's record says
             try:
                 await run(job_id)
             except Exception as error:
@@ -65,17 +67,20 @@ class NodeWorker(Worker):
             job_deserializer=queue.deserialize,
             poll_delay=0,
         )
-        self._run = run
         self._waiting = waiting
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._over = asyncio.Event()
+        self._over.set()
         self._finishing: set[asyncio.Task[None]] = set()
+        self._slots_freed = 0
         self._marks_are_stale = True  # in-progress marks in Redis may be a dead process's
         self.allow_pick_jobs = False  # until the lease is ours
 
     def resume(self) -> None:
-        """Take jobs: the node's lease is ours."""
+        """Take jobs: the node's lease is ours. Whoever had it in between may have left marks."""
         self.allow_pick_jobs = True
+        self._marks_are_stale = True
         self._wake.set()
 
     def pause(self) -> None:
@@ -84,44 +89,53 @@ class NodeWorker(Worker):
 
     async def work(self) -> None:
         """Run until cancelled or stopped."""
-        listener = asyncio.create_task(self._listen())
+        self._over.clear()
         try:
-            while not self._stopping.is_set():
-                try:
+            async with asyncio.TaskGroup() as group:
+                listener = group.create_task(self._listen())
+                while not self._stopping.is_set():
                     await self._look()
-                except REDIS_TROUBLE as error:
-                    if not self._marks_are_stale:
-                        log.warning("queue.redis_trouble", cause=str(error))
-                    self._marks_are_stale = True
-                    await self._sleep(RETRY_SECONDS)
+                listener.cancel()
         finally:
-            listener.cancel()
+            self._over.set()
 
     async def stop(self, drain_seconds: float) -> None:
-        """Take no new job, and return when those that run have ended or the time is over."""
+        """Take no new job; return when those that run have ended. When the time is over they go back to the queue."""
         self.pause()
         self._stopping.set()
         self._wake.set()
-        running = {*self.tasks.values(), *self._finishing}
-        if running:
-            await asyncio.wait(running, timeout=drain_seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(drain_seconds):
+                await self._over.wait()  # the loop may be starting a job yet
+                await asyncio.gather(*map(_ended, self.tasks.values()))
+        await _cancel(self.tasks.values())  # arq answers by putting them back
+        await _cancel(self._finishing)  # Redis does not answer: the next process finds it all in the journal
 
     async def _look(self) -> None:
         self._wake.clear()
+        looked_ms = int(time.time() * 1000)
+        try:
+            if self._marks_are_stale and self.allow_pick_jobs:
+                await self._clear_marks()
+            await self._poll_iteration()
+            seconds = await self._until_due(looked_ms)
+        except REDIS_TROUBLE as error:
+            if not self._marks_are_stale:
+                log.warning("queue.redis_trouble", cause=str(error))
+            self._marks_are_stale = True
+            await _wait(self._stopping, RETRY_SECONDS)
+        else:
+            await _wait(self._wake, seconds)
+
+    async def _until_due(self, looked_ms: int) -> float:
+        """Seconds until the next look is due: for a deferred job, or, where nothing is known of any, as a net."""
+        if not self.allow_pick_jobs:
+            return FALLBACK_SECONDS
         if self._marks_are_stale:
-            await self._clear_marks()
-        await self._poll_iteration()
-        await self._sleep(await self._until_due())
-
-    async def _sleep(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-
-    async def _until_due(self) -> float:
-        """Seconds until the next deferred job, at most the longest sleep."""
+            return RETRY_SECONDS
+        # from before the look, not from now: else one that came due during the look would be missed by both
+        due = await self.pool.zrangebyscore(self.queue_name, f"({looked_ms}", "+inf", 0, 1, withscores=True)
         now_ms = time.time() * 1000
-        due = await self.pool.zrangebyscore(self.queue_name, f"({now_ms:.0f}", "+inf", 0, 1, withscores=True)
         return min([float(FALLBACK_SECONDS), *(max(0.001, (float(score) - now_ms) / 1000) for _, score in due)])
 
     async def _listen(self) -> None:
@@ -132,9 +146,10 @@ class NodeWorker(Worker):
                     self._wake.set()
             except REDIS_TROUBLE:
                 await asyncio.sleep(RETRY_SECONDS)
+                self._wake.set()  # the answer that was lost may have been a wake-up
 
     async def _clear_marks(self) -> None:
-        """Take away the marks of jobs that nobody runs: left by a process that died, or by a start that Redis cut off."""
+        """Take away the marks of jobs that nobody runs: a dead process's, or of a start that Redis cut off."""
         queued = {job_id.decode() for job_id in await self.pool.zrange(self.queue_name, 0, -1)}
         idle = [in_progress_key_prefix + job_id for job_id in queued if not self._runs(job_id)]
         if idle and (freed := await self.pool.delete(*idle)):
@@ -148,6 +163,7 @@ class NodeWorker(Worker):
 
     def _release_sem_dec_counter_on_complete(self) -> None:
         super()._release_sem_dec_counter_on_complete()
+        self._slots_freed += 1
         self._wake.set()  # the next job starts now, not at the next look
 
     async def heart_beat(self) -> None:
@@ -158,30 +174,69 @@ class NodeWorker(Worker):
             # Its mark may be lost with Redis's data while it runs: never start it a second time.
             if self._runs(job_id.decode()):
                 continue
-            slots = self.job_counter
-            try:
-                await super().start_jobs([job_id])
-            except REDIS_TROUBLE:
-                if self.job_counter > slots:  # arq took the slot and then could not start the job
-                    super()._release_sem_dec_counter_on_complete()
-                raise
+            if not self.allow_pick_jobs or self.job_counter >= self.max_jobs:
+                return
+            await self._start(job_id)
+
+    async def _start(self, job_id: bytes) -> None:
+        task_before = self.tasks.get(job_id.decode())
+        slots_before = self.job_counter + self._slots_freed  # others may end meanwhile
+        try:
+            await super().start_jobs([job_id])
+        except REDIS_TROUBLE:
+            started = self.tasks.get(job_id.decode()) is not task_before
+            if not started and self.job_counter + self._slots_freed > slots_before:  # arq keeps the slot for good
+                super()._release_sem_dec_counter_on_complete()
+            raise
+        if self.tasks.get(job_id.decode()) is task_before:
+            # Over by now, or arq took an error reply or a lost answer for another worker's mark. It may have set one.
+            log.info("queue.job_not_started", job_id=job_id.decode())
+            self._marks_are_stale = True
 
     async def run_job(self, job_id: str, score: int) -> None:
         try:
             await super().run_job(job_id, score)
-        except REDIS_TROUBLE:  # before the job began: it is queued still, under a mark that is stale now
+        except REDIS_TROUBLE as error:  # before the job began: it is queued still, under a mark
+            log.warning("queue.job_not_begun", job_id=job_id, cause=str(error))
+            await asyncio.sleep(RETRY_SECONDS)  # in its slot: where only this job has the trouble, we would spin
             self._marks_are_stale = True
-            self._wake.set()
 
-    async def finish_job(self, job_id: str, *how: Any) -> None:
-        await self._insist(lambda: super(NodeWorker, self).finish_job(job_id, *how))
+    async def finish_job(  # noqa: PLR0917 - arq's signature
+        self,
+        job_id: str,
+        finish: bool,
+        result_data: bytes | None,
+        result_timeout_s: float | None,
+        keep_result_forever: bool,
+        incr_score: int | None,
+        keep_in_progress: float | None,
+    ) -> None:
+        if finish:
+            how = (finish, result_data, result_timeout_s, keep_result_forever, incr_score, keep_in_progress)
+            await self._insist(lambda: super(NodeWorker, self).finish_job(job_id, *how))
+        else:
+            # arq adds to the score, and would add again when the answer was lost
+            at_ms = round((time.time() + (BROKEN_AGAIN_SECONDS if incr_score else 0)) * 1000)
+            await self._insist(lambda: self._put_back(job_id, at_ms=at_ms))
 
-    async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:
-        # arq's record of the job has expired or can't be read. The id is all that we need: without this, the job
-        # would wait for ever in the store.
+    async def _put_back(self, job_id: str, *, at_ms: int) -> None:
+        async with self.pool.pipeline(transaction=True) as pipe:
+            pipe.zadd(self.queue_name, {job_id: at_ms}, xx=True)
+            pipe.delete(in_progress_key_prefix + job_id)
+            await pipe.execute()
+
+    async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:  # noqa: ARG002 - arq's signature
+        # arq's record of the job has expired or can't be read, and arq would drop the job: it would wait for ever in
+        # the store. The id is all that we need.
         log.error("queue.record_unusable", job_id=job_id)
-        await self._run(job_id)
-        await self._insist(lambda: super(NodeWorker, self).finish_failed_job(job_id, result_data))
+        await self._insist(lambda: self._mend(job_id))
+
+    async def _mend(self, job_id: str) -> None:
+        record = queue.payload(job_id, int(time.time() * 1000))
+        async with self.pool.pipeline(transaction=True) as pipe:
+            pipe.set(job_key_prefix + job_id, record, px=self.expires_extra_ms)
+            pipe.delete(in_progress_key_prefix + job_id, retry_key_prefix + job_id)
+            await pipe.execute()
 
     async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
         """Until Redis takes it, or the worker stops: the next one finds the job over in the journal."""
@@ -197,4 +252,23 @@ class NodeWorker(Worker):
             except REDIS_TROUBLE:
                 if self._stopping.is_set():
                     return None
-                await asyncio.sleep(RETRY_SECONDS)
+                await _wait(self._stopping, RETRY_SECONDS)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    """Until the event is set, at most so long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    left = [task for task in tasks if not task.done()]
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=PUT_BACK_SECONDS)

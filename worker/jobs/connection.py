@@ -1,14 +1,13 @@
 """How Redis is reached: one address, or the one that Sentinels name; with TLS, checked to the host's name."""
 
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 from arq.connections import ArqRedis
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
-from redis.asyncio import ConnectionPool
+from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
+from redis.asyncio import BlockingConnectionPool, ConnectionPool
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 from worker.jobs import queue
@@ -27,9 +26,9 @@ class RedisSettings(BaseModel):
     sentinel_master: str = Field(default="vps-snapshots", description="what the Sentinels call the master")
     username: str | None = None
     password: SecretStr | None = None
-    tls_ca_file: Path | None = Field(default=None, description="in the place of the system's authorities")
-    tls_cert_file: Path | None = None
-    tls_key_file: Path | None = None
+    tls_ca_file: FilePath | None = Field(default=None, description="in the place of the system's authorities")
+    tls_cert_file: FilePath | None = None
+    tls_key_file: FilePath | None = None
     tls_check_hostname: bool = True
     connect_seconds: Seconds = 2.0
     command_seconds: Seconds = Field(default=5.0, description="bound on one command with its answer")
@@ -54,6 +53,8 @@ class RedisSettings(BaseModel):
     def _key_with_certificate(self) -> Self:
         if (self.tls_cert_file is None) is not (self.tls_key_file is None):
             raise ValueError("tls_cert_file and tls_key_file go together")
+        if not self.uses_tls and (self.tls_ca_file or self.tls_cert_file):
+            raise ValueError("tls_ca_file and tls_cert_file say TLS, url does not: it would be rediss://")
         return self
 
     @property
@@ -65,13 +66,13 @@ def connect(settings: RedisSettings, *, command_seconds: float | None = None) ->
     """A client, connected at its first command; `command_seconds` in the place of the settings' own.
 
     No command is sent a second time by itself: one whose answer was lost may have been done. Who asked decides.
+    Close it with `aclose(close_connection_pool=True)`.
     """
     options: dict[str, Any] = {
         "socket_timeout": command_seconds or settings.command_seconds,
         "socket_connect_timeout": settings.connect_seconds,
         "health_check_interval": IDLE_CHECK_SECONDS,
         "retry": Retry(NoBackoff(), 0),
-        "max_connections": settings.max_connections,
     }
     if settings.username is not None:
         options["username"] = settings.username
@@ -81,7 +82,12 @@ def connect(settings: RedisSettings, *, command_seconds: float | None = None) ->
         options["socket_keepalive"] = True
     if settings.uses_tls:
         options |= _tls(settings)
-    pool = _sentinel_pool(settings, options) if settings.sentinels else ConnectionPool.from_url(settings.url, **options)
+    # where all connections are in use: wait for one, as long as for a command, and connect several at a time
+    size = {"max_connections": settings.max_connections, "timeout": settings.command_seconds}
+    if settings.sentinels:
+        pool: ConnectionPool = _sentinel_pool(settings, options, size)
+    else:
+        pool = BlockingConnectionPool.from_url(settings.url, **options, **size)
     return ArqRedis(pool_or_conn=pool, job_serializer=queue.serialize, job_deserializer=queue.deserialize)
 
 
@@ -96,13 +102,22 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
     }
 
 
-def _sentinel_pool(settings: RedisSettings, options: dict[str, Any]) -> ConnectionPool:
+class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        await super().disconnect(inuse_connections)
+        if inuse_connections:  # the end: redis-py leaves the connections to the Sentinels open
+            for sentinel in self.sentinel_manager.sentinels:
+                await sentinel.aclose()
+
+
+def _sentinel_pool(settings: RedisSettings, options: dict[str, Any], size: dict[str, Any]) -> ConnectionPool:
     # arq's own way to Sentinel drops the authority, the time-outs and the check of the host's name
     if settings.uses_tls:
         options = {**options, "ssl": True}
     for_sentinels = {key: value for key, value in options.items() if key not in {"username", "password"}}
     hosts = [(host, int(port)) for host, _, port in (text.rpartition(":") for text in settings.sentinels)]
     sentinel = Sentinel(hosts, sentinel_kwargs=for_sentinels, **options)  # type: ignore[no-untyped-call] # redis-py's gap
-    client = sentinel.master_for(settings.sentinel_master, db=parse_url(settings.url).get("db", 0))
+    database = parse_url(settings.url).get("db", 0)
+    client = sentinel.master_for(settings.sentinel_master, connection_pool_class=_SentinelPool, db=database, **size)
     pool: ConnectionPool = client.connection_pool
     return pool

@@ -24,8 +24,11 @@ def serialize(data: dict[str, Any]) -> bytes:
 
 
 def deserialize(data: bytes) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(data)
-    return record
+    """Raises ValueError where it is not a record of arq's: arq itself would find out too late to survive it."""
+    match record := json.loads(data):
+        case {"t": int() | None, "f": str(), "a": list(), "k": dict(), "et": int(at)} if 0 <= at < 1 << 47:
+            return dict(record)
+    raise ValueError("not the record of a job")
 
 
 def payload(job_id: str, enqueued_ms: int) -> bytes:

@@ -1,0 +1,509 @@
+"""The node's end of the queue, on a real Redis: nothing stuck and nothing started twice, whatever Redis does."""
+
+import asyncio
+import gc
+import json
+import pickle
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix, job_key_prefix
+
+from tests.conftest import RedisServer, needs
+from tests.lossy import lossy_way
+from tests.queueing import PATIENCE_SECONDS, QUEUE, Jobs, at_work, client, put, until, until_told, wake
+from worker.jobs import queue
+from worker.node_worker import NodeWorker
+
+
+@pytest.fixture(autouse=True)
+async def no_noise() -> AsyncIterator[None]:
+    """Nothing is left to the loop's handler: no error that nobody looked at, no task that nobody awaited."""
+    heard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))
+    yield
+    gc.collect()
+    await asyncio.sleep(0)
+    assert heard == []
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    """A Redis that the test may kill."""
+    needs("redis-server")
+    with tempfile.TemporaryDirectory(prefix="vps-redis-") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def jobs() -> Jobs:
+    return Jobs()
+
+
+async def left(redis: ArqRedis) -> dict[bytes, float]:
+    return dict(await redis.zrange(QUEUE, 0, -1, withscores=True))
+
+
+async def marks(redis: ArqRedis) -> list[bytes]:
+    return [key async for key in redis.scan_iter(in_progress_key_prefix + "*")]
+
+
+async def nothing_left(redis: ArqRedis) -> None:
+    async def done() -> bool:
+        return not await left(redis) and not await marks(redis)
+
+    await until_told(done)
+    assert [key async for key in redis.scan_iter("arq:*")] in ([], [queue.wake_key(QUEUE).encode()])
+
+
+async def every_slot_works(redis: ArqRedis, jobs: Jobs, *, slots: int = 2) -> None:
+    """As many jobs run side by side as there are slots, and no more."""
+    job_ids = [f"slot{n}" for n in range(slots)]
+    await put(redis, *job_ids, "w-too-many")
+    await jobs.have_started(*job_ids)
+    assert not jobs.starts["w-too-many"]
+    jobs.end(*job_ids, "w-too-many")
+    await jobs.have_ended(*job_ids, "w-too-many")
+    await nothing_left(redis)
+
+
+async def errors_told(redis: ArqRedis, code: str) -> int:
+    stats: dict[str, dict[str, int]] = await redis.info("errorstats")
+    return stats.get(f"errorstat_{code}", {}).get("count", 0)
+
+
+async def met(redis: ArqRedis, code: str, *, times: int = 3) -> None:
+    """Return when clients were refused with that error some times more."""
+    before = await errors_told(redis, code)
+
+    async def often() -> bool:
+        return await errors_told(redis, code) >= before + times
+
+    await until_told(often)
+
+
+# --- every day ---
+
+
+async def test_a_queued_job_runs_once_and_leaves_nothing(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+) -> None:
+    async with at_work(redis_server.socket, jobs):
+        await put(redis, "a")
+        await jobs.have_started("a")
+        jobs.end("a")
+        await jobs.have_ended("a")
+        await nothing_left(redis)
+    assert jobs.starts == {"a": 1}
+
+
+async def test_as_many_run_as_there_are_slots_and_the_next_when_one_is_free(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+) -> None:
+    async with at_work(redis_server.socket, jobs, max_jobs=2):
+        await put(redis, "a", "b", "c")
+        await jobs.have_started("a", "b")
+        await wake(redis)
+        assert not jobs.starts["c"]
+        jobs.end("a")
+        await jobs.have_started("c")
+        assert jobs.ended == {"a"}
+        jobs.end("b", "c")
+        await jobs.have_ended("b", "c")
+
+
+async def test_more_jobs_than_one_look_reads_all_run(redis: ArqRedis, redis_server: RedisServer, jobs: Jobs) -> None:
+    job_ids = [f"j{n}" for n in range(250)]
+    jobs.end(*job_ids)
+    await put(redis, *job_ids)
+    async with at_work(redis_server.socket, jobs):
+        await jobs.have_ended(*job_ids)
+        await nothing_left(redis)
+    assert set(jobs.starts.values()) == {1}
+
+
+async def test_a_deferred_job_runs_when_it_is_due_and_not_before(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+) -> None:
+    due_ms = int(time.time() * 1000) + 300
+    async with at_work(redis_server.socket, jobs):
+        await put(redis, "later", at_ms=due_ms)
+        await jobs.have_started("later")
+    assert jobs.started["later"] * 1000 >= due_ms
+
+
+async def test_a_paused_worker_takes_nothing_and_a_resumed_one_all(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+) -> None:
+    async with at_work(redis_server.socket, jobs) as worker:
+        await put(redis, "before")
+        await jobs.have_started("before")
+        worker.pause()
+        await put(redis, "while")
+        jobs.end("before")
+        await jobs.have_ended("before")  # what runs goes on
+        await until(lambda: not worker.tasks)
+        assert not jobs.starts["while"]
+        worker.resume()
+        await jobs.have_started("while")
+
+
+async def test_a_worker_takes_nothing_before_the_lease_is_its_own(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+) -> None:
+    async def woken() -> bool:
+        return not await redis.exists(queue.wake_key(QUEUE))
+
+    await put(redis, "a")
+    async with at_work(redis_server.socket, jobs, resumed=False) as worker:
+        await until_told(woken)
+        await asyncio.sleep(0.05)
+        assert not jobs.starts
+        worker.resume()
+        await jobs.have_started("a")
+
+
+async def test_marks_of_another_worker_are_gone_when_the_lease_is_ours_again(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+) -> None:
+    async with at_work(redis_server.socket, jobs) as worker:
+        await put(redis, "ours")
+        await jobs.have_started("ours")
+        worker.pause()
+        await redis.set(in_progress_key_prefix + "theirs", b"1")
+        await put(redis, "theirs")
+        worker.resume()
+        await jobs.have_started("theirs")
+    assert jobs.starts == {"ours": 1, "theirs": 1}
+
+
+# --- the record that arq keeps of a job ---
+
+
+async def test_a_job_travels_as_json(redis: ArqRedis, redis_server: RedisServer, jobs: Jobs) -> None:
+    await put(redis, "a")
+    record = json.loads(await redis.get(job_key_prefix + "a"))
+    assert (record["f"], record["a"]) == ("run", ["a"])
+    async with client(redis_server.socket) as arq, at_work(redis_server.socket, jobs):
+        await arq.enqueue_job("run", "b", _job_id="b", _queue_name=QUEUE)  # by arq's own hand
+        assert json.loads(await redis.get(job_key_prefix + "b"))["a"] == ["b"]
+        assert {job.job_id for job in await arq.queued_jobs(queue_name=QUEUE)} == {"a", "b"}
+        await wake(redis)
+        await jobs.have_started("a", "b")
+
+
+class Trap:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+async def test_a_pickle_in_the_queue_is_not_opened(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs, tmp_path: Path
+) -> None:
+    trap = tmp_path / "opened"
+    async with at_work(redis_server.socket, jobs):
+        await put(redis, "a", record=pickle.dumps({"f": "run", "a": [Trap(trap)], "k": {}, "t": None, "et": 0}))
+        await jobs.have_started("a")
+    assert not trap.exists()
+
+
+UNUSABLE = {
+    "not JSON": b"\x80\x04nonsense",
+    "no object": b"[]",
+    "without fields": b"{}",
+    "another function": b'{"t":null,"f":"other","a":["x"],"k":{},"et":0}',
+    "no arguments": b'{"t":null,"f":"run","a":[],"k":{},"et":0}',
+    "too many arguments": b'{"t":null,"f":"run","a":["x","y"],"k":{"z":1,"context":2},"et":0}',
+    "arguments of a wrong type": b'{"t":null,"f":"run","a":5,"k":{},"et":0}',
+    "function of a wrong type": b'{"t":null,"f":[],"a":["x"],"k":{},"et":0}',
+    "no time": b'{"t":null,"f":"run","a":["x"],"k":{},"et":"yesterday"}',
+    "a time beyond all calendars": b'{"t":null,"f":"run","a":["x"],"k":{},"et":1e30}',
+    "a time beyond most": b'{"t":null,"f":"run","a":["x"],"k":{},"et":1000000000000000000}',
+    "too many tries": b'{"t":9999999999,"f":"run","a":["x"],"k":{},"et":0}',
+}
+
+
+@pytest.mark.parametrize("record", UNUSABLE.values(), ids=UNUSABLE)
+async def test_a_job_with_a_record_that_arq_cannot_use_runs_by_its_id(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs, record: bytes
+) -> None:
+    jobs.end("a")
+    async with at_work(redis_server.socket, jobs):
+        await put(redis, "a", record=record)
+        await jobs.have_ended("a")
+        await nothing_left(redis)
+        await every_slot_works(redis, jobs)
+    assert jobs.starts["a"] == 1
+    assert not jobs.starts["x"]
+
+
+async def test_a_job_whose_record_has_expired_runs_by_its_id(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+) -> None:
+    jobs.end("a")
+    await put(redis, "a")
+    await redis.delete(job_key_prefix + "a")
+    async with at_work(redis_server.socket, jobs):
+        await jobs.have_ended("a")
+        await nothing_left(redis)
+
+
+class Broken(Jobs):
+    """Meets something unexpected the first time."""
+
+    async def run(self, job_id: str) -> None:
+        self.starts[job_id] += 1
+        if self.starts[job_id] == 1:
+            raise RuntimeError("the journal's disk is full")
+        self.ended.add(job_id)
+
+
+@pytest.mark.parametrize("usable", [True, False])
+async def test_a_job_whose_run_broke_is_tried_again_later(
+    redis: ArqRedis, redis_server: RedisServer, usable: bool
+) -> None:
+    jobs = Broken()
+    async with at_work(redis_server.socket, jobs) as worker:
+        await put(redis, "a", record=None if usable else b"nonsense")
+        await jobs.have_started("a")
+        await until(lambda: not worker.tasks)
+        assert (await left(redis))[b"a"] > time.time() * 1000  # later, and not under a mark
+        assert await marks(redis) == []
+        await put(redis, "a")  # it is later now
+        await jobs.have_ended("a")
+        await nothing_left(redis)
+    assert jobs.starts == {"a": 2}
+
+
+async def test_a_job_is_put_off_once_although_the_answer_was_lost(redis: ArqRedis, redis_server: RedisServer) -> None:
+    jobs = Broken()
+    async with lossy_way(redis_server.socket) as way, at_work(way.socket, jobs) as worker:
+        way.lose("ZADD")
+        await put(redis, "old", at_ms=int(time.time() * 1000) - 86_400_000)  # queued yesterday
+        await jobs.have_started("old")
+        await until(lambda: not worker.tasks)
+        assert way.lost == 1
+        assert (await left(redis))[b"old"] < (time.time() + 60) * 1000
+
+
+# --- Redis in trouble ---
+
+
+async def test_a_start_whose_answer_was_lost_is_made_again(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+) -> None:
+    async with lossy_way(redis_server.socket) as way, at_work(way.socket, jobs):
+        way.lose("PSETEX")
+        await put(redis, "a")
+        await jobs.have_started("a")
+        assert way.lost == 1
+        jobs.end("a")
+        await jobs.have_ended("a")
+        await every_slot_works(redis, jobs)
+    assert jobs.starts["a"] == 1
+
+
+@pytest.mark.parametrize("word", ["ZRANGEBYSCORE", "WATCH", "ZSCORE", "INCR", "BLPOP", "ZREM"])
+async def test_any_answer_may_be_lost(redis: ArqRedis, redis_server: RedisServer, jobs: Jobs, word: str) -> None:
+    async with lossy_way(redis_server.socket) as way, at_work(way.socket, jobs):
+        way.lose(word)
+        jobs.end("a", "b")
+        await put(redis, "a", "b")
+        await jobs.have_ended("a", "b")
+        await nothing_left(redis)
+        await every_slot_works(redis, jobs)
+    assert (jobs.starts["a"], jobs.starts["b"]) == (1, 1)
+
+
+async def test_jobs_go_on_while_redis_is_away_and_their_end_is_told_when_it_is_back(
+    server: RedisServer, jobs: Jobs
+) -> None:
+    async with client(server.socket) as redis, at_work(server.socket, jobs):
+        await put(redis, "a", "b", "c")
+        await jobs.have_started("a", "b")
+        server.kill()
+        await asyncio.sleep(0.5)  # it looks for Redis some times
+        jobs.end("a", "b", "c")
+        await jobs.have_ended("a", "b")
+        await asyncio.to_thread(server.start)
+        await jobs.have_ended("c")
+        await nothing_left(redis)
+        await every_slot_works(redis, jobs)
+    assert {jobs.starts[job_id] for job_id in "abc"} == {1}
+
+
+async def test_a_worker_that_starts_before_redis_works_when_it_comes(server: RedisServer, jobs: Jobs) -> None:
+    async with client(server.socket) as redis:
+        await put(redis, "a")
+    server.kill()
+    async with at_work(server.socket, jobs):
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(server.start)
+        await jobs.have_started("a")
+
+
+@pytest.mark.parametrize("queued_again", [True, False])
+async def test_a_job_that_runs_is_not_started_again_when_redis_lost_its_data(
+    server: RedisServer, jobs: Jobs, queued_again: bool
+) -> None:
+    async with client(server.socket) as redis, at_work(server.socket, jobs):
+        await put(redis, "a")
+        await jobs.have_started("a")
+        server.kill()
+        server.lose_data()
+        await asyncio.to_thread(server.start)
+        if queued_again:
+            await put(redis, "a")
+        await put(redis, "b")
+        await jobs.have_started("b")  # so it has looked
+        jobs.end("a", "b")
+        await jobs.have_ended("a", "b")
+        await nothing_left(redis)
+        await every_slot_works(redis, jobs)
+    assert (jobs.starts["a"], jobs.starts["b"]) == (1, 1)
+
+
+async def test_a_job_that_runs_is_not_started_again_when_its_mark_is_gone(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+) -> None:
+    async with at_work(redis_server.socket, jobs):
+        await put(redis, "a")
+        await jobs.have_started("a")
+        await redis.delete(in_progress_key_prefix + "a")
+        await put(redis, "b")
+        await jobs.have_started("b")
+    assert jobs.starts == {"a": 1, "b": 1}
+
+
+async def test_a_full_redis_is_survived(server: RedisServer, jobs: Jobs) -> None:
+    async with client(server.socket) as redis, at_work(server.socket, jobs, resumed=False) as worker:
+        await put(redis, "a", "b")
+        await redis.config_set("maxmemory", "1")
+        worker.resume()
+        await met(redis, "OOM")
+        assert not jobs.starts
+        await redis.config_set("maxmemory", "0")
+        await jobs.have_started("a", "b")
+        jobs.end("a", "b")
+        await jobs.have_ended("a", "b")
+        await every_slot_works(redis, jobs)
+
+
+async def test_a_redis_that_became_a_replica_is_survived(server: RedisServer, jobs: Jobs) -> None:
+    async with client(server.socket) as redis, at_work(server.socket, jobs) as worker:
+        await put(redis, "a")
+        await jobs.have_started("a")
+        worker.pause()
+        await put(redis, "b")
+        await redis.execute_command("REPLICAOF", "127.0.0.1", "1")  # type: ignore[no-untyped-call]
+        worker.resume()
+        jobs.end("a")
+        await jobs.have_ended("a")  # and it can't be told
+        await met(redis, "READONLY")
+        assert not jobs.starts["b"]
+        await redis.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]
+        await jobs.have_started("b")
+        jobs.end("b")
+        await jobs.have_ended("b")
+        await every_slot_works(redis, jobs)
+    assert (jobs.starts["a"], jobs.starts["b"]) == (1, 1)
+
+
+# --- the end of a worker ---
+
+
+async def test_a_successor_takes_up_the_job_of_a_killed_worker(server: RedisServer, jobs: Jobs) -> None:
+    command = [sys.executable, "-m", "tests.node_process", str(server.socket)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    async with client(server.socket) as redis:
+        await put(redis, "a")
+        assert await process.stdout.readline() == b"began a\n"
+        process.kill()
+        await process.wait()
+        assert await marks(redis) == [b"arq:in-progress:a"]
+        jobs.end("a")
+        async with at_work(server.socket, jobs):
+            await jobs.have_ended("a")
+            await nothing_left(redis)
+
+
+async def test_a_worker_that_stops_waits_for_what_runs(redis: ArqRedis, redis_server: RedisServer, jobs: Jobs) -> None:
+    async with at_work(redis_server.socket, jobs) as worker:
+        await put(redis, "a")
+        await jobs.have_started("a")
+        stopping = asyncio.create_task(worker.stop(PATIENCE_SECONDS))
+        await put(redis, "b")
+        jobs.end("a")
+        await stopping
+        assert jobs.ended == {"a"}
+        assert set(await left(redis)) == {b"b"}
+        assert await marks(redis) == []
+    assert not jobs.starts["b"]
+
+
+async def test_a_job_that_outlasts_the_stop_goes_back_to_the_queue(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+) -> None:
+    async with at_work(redis_server.socket, jobs) as worker:
+        await put(redis, "a")
+        await jobs.have_started("a")
+        await worker.stop(0)
+        assert set(await left(redis)) == {b"a"}
+        assert await marks(redis) == []
+    async with at_work(redis_server.socket, jobs):
+        await until(lambda: jobs.starts["a"] == 2)
+
+
+async def test_an_idle_worker_stops(redis: ArqRedis, redis_server: RedisServer, jobs: Jobs) -> None:
+    async with at_work(redis_server.socket, jobs) as worker:
+        await put(redis, "a")
+        await jobs.have_started("a")
+        jobs.end("a")
+        await until(lambda: not worker.tasks)
+
+
+async def test_a_worker_that_never_worked_stops(redis: ArqRedis, jobs: Jobs) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await NodeWorker(redis, redis, node="n1", run=jobs.run, max_jobs=1).stop(1)
+
+
+@pytest.mark.parametrize("job_ended", [True, False])
+async def test_a_worker_stops_while_redis_is_away(server: RedisServer, jobs: Jobs, job_ended: bool) -> None:
+    async with client(server.socket) as redis:
+        async with at_work(server.socket, jobs):
+            await put(redis, "a")
+            await jobs.have_started("a")
+            server.kill()
+            if job_ended:
+                jobs.end("a")
+                await jobs.have_ended("a")
+        await asyncio.to_thread(server.start)
+        jobs.end("a")
+        async with at_work(server.socket, jobs):  # the next one finds it over in the journal, or goes on
+            await until(lambda: jobs.starts["a"] == 2)
+            await nothing_left(redis)
+
+
+async def test_a_worker_stops_while_redis_hangs(server: RedisServer, jobs: Jobs) -> None:
+    assert server.process is not None
+    async with client(server.socket) as redis:
+        await put(redis, "a")
+    async with at_work(server.socket, jobs):
+        await jobs.have_started("a")
+        server.process.send_signal(signal.SIGSTOP)
+        jobs.end("a")
+        await jobs.have_ended("a")

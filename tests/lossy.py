@@ -1,0 +1,84 @@
+"""A way to Redis that loses an answer: the command is done, and the one who asked never learns of it."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+
+class LossyWay:
+    """A socket in front of Redis's. After `lose(word)` the next command with that word is done, and its answer lost."""
+
+    def __init__(self, redis: Path, socket: Path) -> None:
+        self.socket = socket
+        self.lost = 0
+        self._redis = redis
+        self._word: bytes | None = None
+        self._links: set[asyncio.Task[None]] = set()
+
+    def lose(self, word: str) -> None:
+        self._word = word.encode()
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = asyncio.current_task()
+        assert link is not None
+        self._links.add(link)
+        to_redis = None
+        try:
+            from_redis, to_redis = await asyncio.open_unix_connection(str(self._redis))
+            await self._carry(reader, writer, from_redis, to_redis)
+        except (OSError, asyncio.CancelledError):
+            pass  # both ends see the link close
+        finally:
+            self._links.discard(link)
+            for end in (writer, to_redis):
+                if end is not None:
+                    end.close()
+
+    async def _carry(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        from_redis: asyncio.StreamReader,
+        to_redis: asyncio.StreamWriter,
+    ) -> None:
+        async def answers() -> None:
+            while answer := await from_redis.read(1 << 16):
+                writer.write(answer)
+                await writer.drain()
+
+        answering = asyncio.create_task(answers())
+        try:
+            while asked := await reader.read(1 << 16):
+                losing = self._word is not None and self._word in asked
+                if losing:
+                    self._word = None
+                    answering.cancel()
+                    await asyncio.wait([answering])
+                to_redis.write(asked)
+                await to_redis.drain()
+                if losing:
+                    await from_redis.read(1 << 16)  # it is done
+                    self.lost += 1
+                    return
+        finally:
+            answering.cancel()
+            await asyncio.wait([answering])
+
+    async def close(self) -> None:
+        for link in self._links:
+            link.cancel()
+        if self._links:
+            await asyncio.wait(self._links)
+
+
+@asynccontextmanager
+async def lossy_way(redis: Path) -> AsyncIterator[LossyWay]:
+    with tempfile.TemporaryDirectory(prefix="vps-lossy-") as folder:
+        way = LossyWay(redis, Path(folder) / "redis.sock")
+        server = await asyncio.start_unix_server(way.connected, str(way.socket))
+        yield way
+        server.close()
+        await way.close()
+        await server.wait_closed()
