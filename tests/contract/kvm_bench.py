@@ -1,0 +1,178 @@
+"""The contract's bench on real QEMU: a libvirt embedded in this process, its root in a temporary folder.
+
+All tests share it, one after the other: a process can embed one root only, and libvirt 9.0 can't open it more than some
+15 times ("Too many drivers").
+"""
+
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+import libvirt
+
+from deploy.lab import domains
+from deploy.lab.domain import UEFI_VARIABLES, Device, disk
+from deploy.lab.guest import GuestImage
+from deploy.lab.lab import Lab, make_disk
+from drivers.kvm import KvmHypervisor
+from tests.contract.harness import ACCOUNT_ID, TARGETS
+
+# Where the tests write on a disk: the test guest's ext4 has neither its tables nor any of its few files there.
+TEXT_AT, TEXT_BYTES = 36 << 20, 4096
+
+
+class KvmBench:
+    def __init__(self, lab: Lab, hypervisor: KvmHypervisor) -> None:
+        self.lab = lab
+        self.hypervisor = hypervisor
+        self.connection = libvirt.open(lab.uri)
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, image: GuestImage) -> AsyncIterator[Self]:
+        folder = Path(tempfile.mkdtemp(prefix="vps-contract-"))  # short: sockets lie below
+        lab = Lab(folder, image=image)
+        # the driver first: it starts the event loop, without which an embedded libvirt does nothing
+        bench = cls(lab, await KvmHypervisor.open(lab.uri))
+        try:
+            yield bench
+        finally:
+            await bench.close()
+            await bench.hypervisor.close()
+            bench.connection.close()
+            shutil.rmtree(folder)
+
+    async def reopen(self) -> None:
+        await self.hypervisor.close()
+        self.hypervisor = await KvmHypervisor.open(self.lab.uri)
+
+    async def add_server(
+        self,
+        server_id: int,
+        *,
+        disks: int = 2,
+        running: bool = False,
+        deaf: bool = False,
+        uefi: bool = False,
+        adopted: bool = True,
+    ) -> None:
+        devices = [disk(make_disk(self.path(server_id, target))) for target in TARGETS[:disks]]
+        await self.add_domain(server_id, devices, deaf=deaf, uefi=uefi, adopted=adopted)
+        if running:
+            await self.hypervisor.start(server_id)
+
+    async def add_domain(
+        self,
+        server_id: int,
+        devices: Sequence[Device],
+        *,
+        deaf: bool = False,
+        uefi: bool = False,
+        tpm: bool = False,
+        adopted: bool = True,
+    ) -> None:
+        """A domain of these very devices."""
+        name = f"server-{server_id}"
+        if uefi:
+            shutil.copyfile(UEFI_VARIABLES, self.lab.nvram_path(name))  # as libvirt does at the first start
+        domains.define(self.connection, self.lab.domain_xml(name, devices, deaf=deaf, uefi=uefi, tpm=tpm))
+        if adopted:
+            await self.hypervisor.adopt(name, server_id=server_id, account_id=ACCOUNT_ID)
+
+    def path(self, server_id: int, target: str) -> Path:
+        return self.lab.disk_path(f"{server_id}-{target}.qcow2")
+
+    def domain(self, server_id: int) -> Any:
+        return self.connection.lookupByName(f"server-{server_id}")
+
+    def write(self, server_id: int, text: str) -> None:
+        for path in self._paths(server_id):
+            write_text(path, text)
+
+    def read(self, server_id: int) -> dict[str, str]:
+        return {target: read_text(path) for target, path in zip(TARGETS, self._paths(server_id), strict=False)}
+
+    def write_nvram(self, server_id: int, text: str) -> None:
+        self.lab.nvram_path(f"server-{server_id}").write_text(text)
+
+    def read_nvram(self, server_id: int) -> str:
+        return self.lab.nvram_path(f"server-{server_id}").read_text()
+
+    def plant_tag(self, server_id: int, target: str, tag: str) -> None:
+        qemu_img("snapshot", "-c", tag, str(self.path(server_id, target)))
+
+    def drop_tag(self, server_id: int, target: str, tag: str) -> None:
+        qemu_img("snapshot", "-d", tag, str(self.path(server_id, target)))
+
+    def tear(self, server_id: int, target: str) -> None:
+        share_a_cluster_less(self.path(server_id, target))
+
+    def ruin(self, server_id: int, target: str) -> None:
+        with self.path(server_id, target).open("r+b") as file:
+            file.write(b"NONE")  # where a qcow2 image says what it is
+
+    def suspend(self, server_id: int) -> None:
+        self.domain(server_id).suspend()
+
+    async def close(self) -> None:
+        domains.remove_all(self.connection)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.lab.folder / "disks")
+
+    def _paths(self, server_id: int) -> list[Path]:
+        return [path for target in TARGETS if (path := self.path(server_id, target)).exists()]
+
+
+def write_text(path: Path, text: str) -> None:
+    """On a qcow2 disk that no QEMU holds."""
+    data = path.with_name(f"data-{uuid.uuid4()}")
+    data.write_bytes(text.encode().ljust(TEXT_BYTES, b"\0"))
+    command = f"write -q -s {data} {TEXT_AT} {TEXT_BYTES}"
+    subprocess.run(["qemu-io", "--image-opts", image_options(path), "-c", command], check=True, capture_output=True)
+    data.unlink()
+
+
+def read_text(path: Path) -> str:
+    data = path.with_name(f"data-{uuid.uuid4()}")
+    skip, blocks = f"skip={TEXT_AT // TEXT_BYTES}", f"count={TEXT_AT // TEXT_BYTES + 1}"
+    qemu_img(
+        "dd", "--image-opts", "-O", "raw", f"bs={TEXT_BYTES}", skip, blocks, f"if={image_options(path)}", f"of={data}"
+    )
+    text = data.read_bytes().rstrip(b"\0").decode()
+    data.unlink()
+    return text
+
+
+def image_options(path: Path) -> str:
+    return f"driver=qcow2,file.driver=file,file.filename={str(path).replace(',', ',,')}"
+
+
+def qemu_img(*arguments: str) -> str:
+    return subprocess.run(["qemu-img", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def share_a_cluster_less(path: Path) -> None:
+    """Count one user too few for a cluster that a snapshot shares with the disk: what a `snapshot -c` or `-a` that was
+    killed leaves. The guest's next write to it would go into the snapshot."""
+    with path.open("r+b") as file:
+        header = file.read(104)
+        (cluster_bits,) = struct.unpack_from(">I", header, 20)
+        (table_at,) = struct.unpack_from(">Q", header, 48)
+        (refcount_order,) = struct.unpack_from(">I", header, 96)
+        assert refcount_order == 4, "refcounts of 16 bits"
+        file.seek(table_at)
+        (block_at,) = struct.unpack(">Q", file.read(8))
+        file.seek(block_at)
+        counts = struct.unpack(f">{1 << (cluster_bits - 1)}H", file.read(1 << cluster_bits))
+        cluster = counts.index(2)
+        file.seek(block_at + 2 * cluster)
+        file.write(struct.pack(">H", 1))
+        file.flush()
+        os.fsync(file.fileno())
