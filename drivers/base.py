@@ -215,7 +215,10 @@ class Hypervisor(Protocol):
         ...
 
     async def size_mb(self, server_id: int, tag: str) -> int:
-        """MiB of guest data that the snapshot holds over all disks, rounded up. Works while the domain runs."""
+        """MiB of guest data that the snapshot holds over all disks, rounded up. Works while the domain runs.
+
+        Raises `SnapshotNotFound` where one disk lacks the tag.
+        """
         ...
 
     def watch(self, changed: Callable[[], None]) -> None:

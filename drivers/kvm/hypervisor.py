@@ -136,6 +136,8 @@ class KvmHypervisor:
         size_bytes = 0
         for disk in (await self._hardware(server_id)).disks:
             image = await disks.readable(disk)
+            if tag not in image.tags:
+                raise SnapshotNotFound(f"disk {disk.target} does not have the tag {tag}")
             with disks.refused_as(DiskFailed, f"disk {disk.target} can't be measured"):
                 size_bytes += await qcow2.snapshot_bytes(disk.path, tag, image)
         return -(-size_bytes // (1 << 20))
