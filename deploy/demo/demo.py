@@ -1,0 +1,177 @@
+"""`make demo`: the proof that a restore brings a guest's data back, played by a script in a folder of its own."""
+
+import asyncio
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deploy.demo.guest import GuestFailed
+from deploy.demo.service import SERVER_ID, Driver, Service, ServiceFailed, free_port
+from deploy.demo.state import State
+from deploy.lab.console import Ready
+
+JOB_SECONDS = 180.0  # for one job; on an idle machine each takes 2 to 6
+FREED_SECONDS = 30.0  # until the node has freed the space of a deleted snapshot
+
+
+class Demo:
+    """The play, and what it found to be false."""
+
+    def __init__(self, service: Service) -> None:
+        self.failed: list[str] = []
+        self._service = service
+        self._guest = service.guest
+        self._began = time.monotonic()
+
+    def say(self, text: str) -> None:
+        print(f"{time.monotonic() - self._began:6.1f} s  {text}", flush=True)
+
+    def check(self, what: str, held: object) -> None:
+        self.say(f"   {'✓' if held else '✗'} {what}")
+        if not held:
+            self.failed.append(what)
+
+    async def play(self) -> None:
+        self.say("starting Redis, a guest under QEMU as server 12345, its node's worker and the front end")
+        await self._service.start()
+        self._check_guest(self._service.booted, boots=1, marker="")
+        snapshot_id, tag = await self._create()
+        await self._restore(snapshot_id)
+        await self._delete(snapshot_id, tag)
+
+    async def _create(self) -> tuple[int, str]:
+        self.say("the guest writes A on both of its disks")
+        await self._guest.console.write("A")
+        self.say("POST /api/v1/snapshots/: shut down, snapshot both disks, start again")
+        before = self._guest.console.end()
+        body = {"server_id": SERVER_ID, "name": "before-update", "description": "while the guest says A"}
+        answer = await self._service.client.call("POST", "/api/v1/snapshots/", body)
+        self.check(f"201, status {answer.body.get('status')}", answer.status == 201)  # noqa: PLR2004
+        await self._follow(answer.headers["Operation-Location"])
+        snapshot = (await self._service.client.call("GET", answer.headers["Location"])).body
+        held = snapshot["status"] == "completed" and snapshot["size_mb"]
+        self.check(f"the snapshot is {snapshot['status']} and holds {snapshot['size_mb']} MiB", held)
+        self._check_guest(await self._guest.ready(after=before), boots=2, marker="A")
+        tag = f"vps-{snapshot['id']}"
+        self.check(f"qemu-img lists {tag} on both disks", all(tag in tags(disk) for disk in self._guest.disks))
+        return snapshot["id"], tag
+
+    async def _restore(self, snapshot_id: int) -> None:
+        self.say("the guest writes B on both of its disks")
+        await self._guest.console.write("B")
+        self.say(f"POST /api/v1/snapshots/{snapshot_id}/restore/: off, bring both disks back, start again")
+        before = self._guest.console.end()
+        answer = await self._service.client.call("POST", f"/api/v1/snapshots/{snapshot_id}/restore/")
+        self.check(f"200, server {answer.body.get('server', {}).get('status')}", answer.status == 200)  # noqa: PLR2004
+        await self._follow(answer.headers["Operation-Location"])
+        # The count is on the disks as well: the snapshot was taken when the guest had booted once.
+        self._check_guest(await self._guest.ready(after=before), boots=2, marker="A")
+
+    async def _delete(self, snapshot_id: int, tag: str) -> None:
+        self.say(f"DELETE /api/v1/snapshots/{snapshot_id}/: under the running guest")
+        console_end, allocated_before = self._guest.console.end(), self._allocated()
+        answer = await self._service.client.call("DELETE", f"/api/v1/snapshots/{snapshot_id}/")
+        self.check("204", answer.status == 204)  # noqa: PLR2004
+        left = (await self._service.client.call("GET", f"/api/v1/snapshots/?server_id={SERVER_ID}")).body
+        self.check("the list is empty", left == {"count": 0, "results": []})
+        gone = await becomes(lambda: not any(tag in tags(disk) for disk in self._guest.disks))
+        self.check(f"qemu-img lists {tag} on no disk", gone)
+        less = await becomes(lambda: self._allocated() < allocated_before)
+        sizes = f"{allocated_before >> 10} KiB before, {self._allocated() >> 10} KiB now"
+        self.check(f"the disks' files take less space: {sizes}", less)
+        self.check(
+            "the guest was not stopped for it", b"POWEROFF" not in self._guest.console.log.read_bytes()[console_end:]
+        )
+
+    async def _follow(self, path: str) -> None:
+        job = await self._service.client.follow(path, timeout_seconds=JOB_SECONDS)
+        downtime = f"guest down for {job['downtime_seconds'] or 0:.2f} s"
+        why = f": {job['error']['detail']}" if job["error"] else ""
+        self.check(f"{job['kind']} job {job['state']}, {downtime}{why}", job["state"] == "completed")
+
+    def _check_guest(self, said: Ready, *, boots: int, marker: str) -> None:
+        both = {target: (said.boots[target], said.markers[target]) for target in said.boots}
+        words = " ".join(f"{target}={count}:{text}" for target, (count, text) in both.items())
+        self.check(f"the guest's console: READY {words}", both == dict.fromkeys(("vda", "vdb"), (boots, marker)))
+
+    def _allocated(self) -> int:
+        """Bytes that the disks' files take on the storage."""
+        return sum(disk.stat().st_blocks * 512 for disk in self._guest.disks)
+
+    def check_leftovers(self) -> None:
+        self.check("the guest is off, its disks are sound", all(is_sound(disk) for disk in self._guest.disks))
+
+
+def tags(disk: Path) -> set[str]:
+    """The snapshots on that disk, read as it is, whether its guest runs or not."""
+    info = _qemu_img("info", "--force-share", "--output=json", "-f", "qcow2", disk)
+    return {snapshot["name"] for snapshot in json.loads(info.stdout).get("snapshots", [])}
+
+
+def is_sound(disk: Path) -> bool:
+    """Whether nothing holds the disk (qemu-img would find it locked) and `qemu-img check` finds nothing."""
+    return _qemu_img("check", "-q", "-f", "qcow2", disk).returncode == 0
+
+
+def _qemu_img(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["qemu-img", *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+async def becomes(is_so: Callable[[], bool]) -> bool:
+    """Whether it is so before long."""
+    try:
+        async with asyncio.timeout(FREED_SECONDS):
+            while not is_so():  # noqa: ASYNC110 - a file on the disk tells nobody that it changed
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def run(state: State) -> int:
+    service = Service(state, port=free_port(), driver=Driver.KVM, quiet=True)
+    demo = Demo(service)
+    loop, this = asyncio.get_running_loop(), asyncio.current_task()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, lambda: this and this.cancel())
+    try:
+        await demo.play()
+    except (ServiceFailed, GuestFailed, TimeoutError) as error:
+        demo.check(f"the play came to its end ({type(error).__name__}: {error})", held=False)
+    finally:
+        demo.say("stopping everything")
+        await asyncio.shield(service.stop())
+    demo.check_leftovers()
+    if demo.failed:
+        demo.say(f"FAILED: {len(demo.failed)} of the above did not hold; logs in {state.folder / 'logs'}")
+        return 1
+    demo.say("all of it held")
+    return 0
+
+
+def main() -> int:
+    folder = Path(tempfile.mkdtemp(prefix="vps-snapshots-demo-"))
+    state = State.open(folder)
+    failed = True
+    try:
+        failed = bool(asyncio.run(run(state)))
+    except asyncio.CancelledError:
+        print("stopped")
+        failed = True
+        shutil.rmtree(folder)
+    finally:
+        state.close()
+    if not failed:
+        shutil.rmtree(folder)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
