@@ -1,6 +1,7 @@
 """Which servers this node has: read from the hypervisor, told to the store."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -16,9 +17,13 @@ log = structlog.stdlib.get_logger()
 
 
 class Inventory:
-    def __init__(self, hypervisor: Hypervisor, store: NodeStore) -> None:
+    def __init__(
+        self, hypervisor: Hypervisor, store: NodeStore, publish: Callable[[ServerId], Awaitable[None]]
+    ) -> None:
+        """`publish`: tells the store which snapshots a server has; asked for when the store does not know the server."""
         self._hypervisor = hypervisor
         self._store = store
+        self._publish = publish
         self._changed = asyncio.Event()
         self._conflicts: frozenset[ServerId] = frozenset()
 
@@ -34,13 +39,15 @@ class Inventory:
                 )
                 for domain in await self._hypervisor.domains()
             ]
-            conflicts = frozenset(await self._store.report(servers))
+            reported = await self._store.report(servers)
         except (DriverError, StoreUnavailable, LeaseLost) as error:
             log.warning("inventory.not_reported", reason=type(error).__name__, detail=str(error))
             return
-        for server_id in conflicts - self._conflicts:
+        for server_id in reported.conflicts - self._conflicts:
             log.error("inventory.server_on_two_nodes", server_id=server_id)
-        self._conflicts = conflicts
+        self._conflicts = reported.conflicts
+        for server_id in reported.fresh:
+            await self._publish(server_id)
 
     async def keep_reporting(self) -> None:
         """Run until cancelled: report soon after each change on the hypervisor, and every few seconds anyway."""

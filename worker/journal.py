@@ -150,6 +150,17 @@ class Journal:
         rows = self._db.execute("SELECT tag, server_id FROM spare_tags WHERE drop_after <= ?", (time.time(),))
         return [SpareTag(tag=tag, server_id=ServerId(server_id)) for tag, server_id in rows]
 
+    def spare_tags(self, server_id: ServerId) -> frozenset[str]:
+        rows = self._db.execute("SELECT tag FROM spare_tags WHERE server_id = ?", (server_id,))
+        return frozenset(tag for (tag,) in rows)
+
+    def track_spare_tag(self, server_id: ServerId, tag: str, *, kept_seconds: float) -> None:
+        """Write down a spare tag that was found on the disks."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO spare_tags (tag, server_id, drop_after) VALUES (?, ?, ?)",
+            (tag, server_id, time.time() + kept_seconds),
+        )
+
     def dropped(self, tag: str) -> None:
         self._db.execute("DELETE FROM spare_tags WHERE tag = ?", (tag,))
 

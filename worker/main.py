@@ -24,6 +24,7 @@ from worker.journal import Journal, NewerJournal
 from worker.lease import Lease, NodeLock, NodeTaken, machine_id, who_am_i
 from worker.node_worker import FALLBACK_SECONDS, NodeWorker
 from worker.publisher import Publisher
+from worker.reconcile import Reconciler
 from worker.runner import LAST_WORDS_SECONDS, Runner
 from worker.settings import Driver, WorkerSettings
 
@@ -131,7 +132,14 @@ async def _live(  # noqa: PLR0913 - the parts, opened above and closed there
     queue = NodeWorker(
         redis, waiting, node=settings.node, run=lambda job_id: runner.run(JobId(job_id)), max_jobs=settings.max_jobs
     )
-    inventory = Inventory(hypervisor, store)
+    reconciler = Reconciler(
+        hypervisor=hypervisor,
+        store=store,
+        journal=journal,
+        runner=runner,
+        safety_kept_seconds=settings.safety_kept_seconds,
+    )
+    inventory = Inventory(hypervisor, store, publish=reconciler.server)
 
     async def lease_gained() -> None:
         await inventory.report()  # first of all: a job may wait for a server that the store lost
@@ -145,7 +153,10 @@ async def _live(  # noqa: PLR0913 - the parts, opened above and closed there
     async def with_lease() -> None:
         await lease.take_at_start()
         async with asyncio.TaskGroup() as group:
-            for part in (lease.keep(), inventory.keep_reporting(), housekeeping.keep_house(), queue.work()):
+            for part in (
+                *(lease.keep(), queue.work()),
+                *(inventory.keep_reporting(), housekeeping.keep_house(), reconciler.keep_reconciling()),
+            ):
                 group.create_task(part)
 
     parts = [asyncio.create_task(part) for part in (publisher.tell_steps(), with_lease())]

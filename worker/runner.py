@@ -94,6 +94,10 @@ class Runner:
         if self._running:
             await asyncio.wait(self._running.values(), timeout=LAST_WORDS_SECONDS)
 
+    def lock_of(self, server_id: ServerId) -> asyncio.Lock:
+        """Who holds it may touch the server's disks."""
+        return self._servers[server_id]
+
     async def drop_spare_tags(self) -> None:
         """Delete the safety snapshots, and what failed jobs have left, whose time is over."""
         for spare in self._journal.due_spare_tags():

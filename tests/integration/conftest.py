@@ -26,9 +26,11 @@ class Cell:
     async def have(
         self, servers: Iterable[ServerId] = (SERVER,), *, account: AccountId = ACCOUNT, power: str = "on"
     ) -> None:
-        await self.node.report(
-            [ReportedServer(id=server, account_id=account, name="web-server-01", power=power) for server in servers]
-        )
+        listed = [
+            ReportedServer(id=server, account_id=account, name="web-server-01", power=power) for server in servers
+        ]
+        for fresh in (await self.node.report(listed)).fresh:
+            await self.node.publish(fresh, [], [])
 
     async def create(
         self, name: str = "before-update", *, server: ServerId = SERVER, description: str = ""

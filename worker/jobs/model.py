@@ -136,3 +136,9 @@ class Job:
 def snapshot_tag(snapshot_id: SnapshotId) -> str:
     """The name of a customer's snapshot on the disks: ours and unique, for qcow2 accepts one name twice."""
     return f"vps-{snapshot_id}"
+
+
+def snapshot_id_of(tag: str) -> SnapshotId | None:
+    """Whose tag it is; None for one that is not a customer's snapshot of ours."""
+    number = tag.removeprefix("vps-")
+    return SnapshotId(int(number)) if number != tag and number.isascii() and number.isdecimal() else None

@@ -5,20 +5,37 @@ another took its lease, changes nothing. Any trouble with Redis is `StoreUnavail
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
 from arq.connections import ArqRedis
 
 from worker.jobs import records, scripts
-from worker.jobs.model import AccountId, Failure, Job, JobId, JobState, ServerId, SnapshotStatus, Step
+from worker.jobs.model import (
+    AccountId,
+    Failure,
+    Job,
+    JobId,
+    JobKind,
+    JobState,
+    ServerId,
+    SnapshotId,
+    SnapshotStatus,
+    Step,
+)
 from worker.jobs.store import DELETE_RETRY_SECONDS, NODE_SILENT_SECONDS, queue_parameters, redis_answers
 
 JOB_KEPT_SECONDS = 30 * 86_400  # how long the record of a job that ended can be read
 FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
 BATCH = 100  # records that one sweep of housekeeping touches: a bound on how long a script holds Redis
+
+SCRIPTS = (
+    *("begin", "progress", "finish", "lease", "report", "publish", "known", "lose", "findings"),
+    *("retry_deletes", "fail_waiting", "forget_failed"),
+)
 
 
 class LeaseLost(Exception):
@@ -43,6 +60,73 @@ class ReportedServer:
     account_id: AccountId
     name: str
     power: str  # "on", "off" or "paused"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """What the store made of a node's report."""
+
+    conflicts: frozenset[ServerId]  # another living node claims them as well
+    fresh: frozenset[ServerId]  # their snapshots must be published
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedSnapshot:
+    """A snapshot as it is on the node's disks."""
+
+    id: SnapshotId
+    name: str
+    description: str
+    created_at: datetime
+    size_mb: int | None
+    status: SnapshotStatus
+
+    def for_script(self) -> dict[str, str]:
+        return {
+            "id": str(self.id),
+            "name": self.name,
+            "description": self.description,
+            "created_ms": _milliseconds(self.created_at),
+            "size_mb": "" if self.size_mb is None else str(self.size_mb),
+            "status": self.status,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BegunJob:
+    """A job that the node's journal says is under way."""
+
+    id: JobId
+    kind: JobKind
+    snapshot_id: SnapshotId
+    snapshot_name: str
+    snapshot_description: str
+    snapshot_created_at: datetime
+    request_id: str
+
+    def for_script(self) -> dict[str, str]:
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "snapshot": str(self.snapshot_id),
+            "snapshot_name": self.snapshot_name,
+            "snapshot_description": self.snapshot_description,
+            "snapshot_created_ms": _milliseconds(self.snapshot_created_at),
+            "request_id": self.request_id,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What the store knows of one server's snapshots."""
+
+    busy: bool  # a job holds the server: what differs now may be its work
+    on_disk: Mapping[SnapshotId, SnapshotStatus | None]  # of those asked for; None: it knows nothing of it
+    listed: Mapping[SnapshotId, SnapshotStatus]  # as the customer sees them
+
+
+def _milliseconds(moment: datetime) -> str:
+    return str(round(moment.timestamp() * 1000))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +169,7 @@ class NodeStore:
         self._machine = machine
         self._who = who
         self._owner = uuid4().hex
-        names = ("begin", "progress", "finish", "lease", "report", "retry_deletes", "fail_waiting", "forget_failed")
-        self._scripts = {name: scripts.load(redis, name) for name in names}
+        self._scripts = {name: scripts.load(redis, name) for name in SCRIPTS}
 
     async def _call(self, name: str, *arguments: Any) -> Any:
         with redis_answers():
@@ -118,13 +201,48 @@ class NodeStore:
             raise LeaseLost
         return answer.decode()
 
-    async def report(self, servers: Iterable[ReportedServer]) -> tuple[ServerId, ...]:
-        """Say which servers the node has; the ids that another living node claims as well. Raises LeaseLost."""
+    async def report(self, servers: Iterable[ReportedServer]) -> Reported:
+        """Say which servers the node has. Raises LeaseLost."""
         listed = [{"id": str(s.id), "account": str(s.account_id), "name": s.name, "power": s.power} for s in servers]
-        conflicts = await self._call("report", self.node, self._owner, self._silent_ms, json.dumps(listed))
-        if conflicts == b"lease_lost":
+        answer = await self._call("report", self.node, self._owner, self._silent_ms, json.dumps(listed))
+        if answer == b"lease_lost":
             raise LeaseLost
-        return tuple(ServerId(int(conflict)) for conflict in conflicts)
+        conflicts, fresh = (frozenset(ServerId(int(server)) for server in servers) for servers in answer)
+        return Reported(conflicts=conflicts, fresh=fresh)
+
+    async def publish(
+        self, server_id: ServerId, snapshots: Iterable[PublishedSnapshot], begun: Iterable[BegunJob]
+    ) -> tuple[SnapshotId, ...]:
+        """Say which snapshots a server has on its disks and which jobs are under way; what the store knows stays.
+        The ids of the snapshots that it did not know. Raises LeaseLost."""
+        has = {
+            "snapshots": [snapshot.for_script() for snapshot in snapshots],
+            "jobs": [job.for_script() for job in begun],
+        }
+        answer = await self._call("publish", self.node, self._owner, server_id, json.dumps(has))
+        if answer == b"lease_lost":
+            raise LeaseLost
+        return () if answer == b"other_node" else tuple(SnapshotId(int(new)) for new in answer)
+
+    async def known(self, server_id: ServerId, on_disk: Sequence[SnapshotId]) -> Known:
+        """What the store knows of a server's snapshots, and of those that were found on its disks."""
+        holder, asked, listed = await self._call("known", self.node, server_id, *on_disk)
+        return Known(
+            busy=bool(holder),
+            on_disk={
+                snapshot_id: SnapshotStatus(status.decode()) if status else None
+                for snapshot_id, status in zip(on_disk, asked, strict=True)
+            },
+            listed={SnapshotId(int(k)): SnapshotStatus(v) for k, v in records.pairs(listed).items()},
+        )
+
+    async def lose(self, server_id: ServerId, snapshot_id: SnapshotId) -> bool:
+        """Say that a listed snapshot is not on the disks; whether it was counted as lost."""
+        return bool(await self._call("lose", self.node, self._owner, server_id, snapshot_id))
+
+    async def tell_findings(self, server_id: ServerId, findings: Sequence[dict[str, str]]) -> None:
+        """Put what reconciliation found on a server into the operators' list, or clear it."""
+        await self._call("findings", self.node, self._owner, server_id, json.dumps(findings))
 
     async def retry_deletes(self) -> int:
         """Queue again the deletes of this node that have not freed their space; how many."""

@@ -12,6 +12,8 @@ from typing import Self
 from drivers.base import Hypervisor, SnapshotSpec
 from worker.jobs.model import Failure, Job, JobId, JobKind, ServerId, SnapshotId, Step, snapshot_tag
 
+SAFETY_PREFIX = "vps-safety-"  # of the tags of safety snapshots; the restore's job id follows
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -45,7 +47,7 @@ class Task:
 
     @property
     def safety_tag(self) -> str:
-        return f"vps-safety-{self.job_id}"
+        return f"{SAFETY_PREFIX}{self.job_id}"
 
     @property
     def spec(self) -> SnapshotSpec:

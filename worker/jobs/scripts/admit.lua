@@ -26,6 +26,8 @@ local function create()
   if not server or server.account ~= ask.account or server.missing then return {'refused', 'server_not_found'} end
   local refused = refuse_server(server)
   if refused then return refused end
+  -- its node is about to say which snapshots it has: until then nobody knows how many slots are taken
+  if server.unpublished then return {'refused', 'node_unavailable'} end
   local counted = 'server:' .. server_id .. ':counted'
   if redis.call('SCARD', counted) >= tonumber(ask.limit) then return {'refused', 'snapshot_limit_reached'} end
   local names = 'server:' .. server_id .. ':names'
@@ -37,14 +39,10 @@ local function create()
   redis.call('SET', 'snapshots:last_id', math.floor(now_ms() / 1000) - 1735689600, 'NX')
   local id = string.format('%.0f', redis.call('INCR', 'snapshots:last_id'))
   local snapshot = {
-    v = '1', server = server_id, account = server.account, node = server.node, name = ask.name,
+    server = server_id, account = server.account, node = server.node, name = ask.name,
     description = ask.description, status = 'in_progress', size_mb = '', created_ms = tostring(now_ms()),
   }
-  for field, value in pairs(snapshot) do redis.call('HSET', 'snapshot:' .. id, field, value) end
-  redis.call('ZADD', 'account:' .. server.account .. ':snapshots', id, id)
-  redis.call('ZADD', 'server:' .. server_id .. ':snapshots', id, id)
-  redis.call('SADD', counted, id)
-  redis.call('HSET', names, ask.name, id)
+  add_snapshot(id, snapshot)
   return admit(server_id, server, id, snapshot)
 end
 

@@ -15,6 +15,15 @@ local function read(key)
   return record
 end
 
+local function write(key, record)
+  local flat = {}
+  for field, value in pairs(record) do
+    flat[#flat + 1] = field
+    flat[#flat + 1] = value
+  end
+  redis.call('HSET', key, unpack(flat))
+end
+
 local function node_is_silent(node, silent_ms)
   local heartbeat = redis.call('HGET', 'node:' .. node, 'heartbeat_ms')
   return not heartbeat or now_ms() - heartbeat > tonumber(silent_ms)
@@ -42,12 +51,7 @@ end
 local function enqueue(job_id, job, queue)
   local now = now_ms()
   job.v, job.state, job.queued_ms, job.attempts = '1', 'queued', tostring(now), '0'
-  local flat = {}
-  for field, value in pairs(job) do
-    flat[#flat + 1] = field
-    flat[#flat + 1] = value
-  end
-  redis.call('HSET', 'job:' .. job_id, unpack(flat))
+  write('job:' .. job_id, job)
   redis.call('HSET', 'server:' .. job.server, 'job', job_id)
   redis.call('ZADD', 'jobs:waiting', now, job_id)
   -- arq's own record of the job. It expires only as a net below us: a job of a dead node is failed long before.
@@ -59,6 +63,16 @@ local function enqueue(job_id, job, queue)
   redis.call('LPUSH', wake, '1')
   redis.call('LTRIM', wake, 0, 0)
   tell(job_id, job)
+end
+
+-- Write a snapshot's record and put it into every list. A name that another one holds stays with that one.
+local function add_snapshot(id, snapshot)
+  snapshot.v = '1'
+  write('snapshot:' .. id, snapshot)
+  redis.call('ZADD', 'account:' .. snapshot.account .. ':snapshots', id, id)
+  redis.call('ZADD', 'server:' .. snapshot.server .. ':snapshots', id, id)
+  redis.call('SADD', 'server:' .. snapshot.server .. ':counted', id)
+  redis.call('HSETNX', 'server:' .. snapshot.server .. ':names', snapshot.name, id)
 end
 
 -- Take a snapshot out of every list: the customer can't see it, its name and its slot are free.
@@ -82,7 +96,8 @@ local function settle_create(id, snapshot, result, now)
   if result.snapshot_status == 'failed' then
     -- still listed, but it holds neither a slot nor its name: the customer may try again at once
     redis.call('SREM', 'server:' .. snapshot.server .. ':counted', id)
-    redis.call('HDEL', 'server:' .. snapshot.server .. ':names', snapshot.name)
+    local names = 'server:' .. snapshot.server .. ':names'
+    if redis.call('HGET', names, snapshot.name) == id then redis.call('HDEL', names, snapshot.name) end
     redis.call('ZADD', 'snapshots:failed', now, id)
   end
 end

@@ -1,9 +1,10 @@
 -- A node says which servers it has. ARGV: node, owner, silent_ms, JSON [{id, account, name, power}, ...] (all as text).
--- Answers the ids that a living other node claims as well: those keep their node until a person has looked.
+-- Answers {conflicts, fresh}: the ids that a living other node claims as well (those keep their node until a person has
+-- looked), and those whose snapshots the node must publish before one can be added: new here, or Redis lost its data.
 if not owns_lease(ARGV[1], ARGV[2]) then return 'lease_lost' end
 local node, silent_ms = ARGV[1], ARGV[3]
 local mine = 'node:' .. node .. ':servers'
-local conflicts, present = {}, {}
+local conflicts, fresh, present = {}, {}, {}
 
 local function move_account(server_id, from, to)
   for _, id in ipairs(redis.call('ZRANGE', 'server:' .. server_id .. ':snapshots', 0, -1)) do
@@ -23,6 +24,8 @@ for _, found in ipairs(cjson.decode(ARGV[4])) do
     if known.account and known.account ~= found.account then move_account(found.id, known.account, found.account) end
     if known.node and known.node ~= node then redis.call('SREM', 'node:' .. known.node .. ':servers', found.id) end
     redis.call('HSET', key, 'v', '1', 'name', found.name, 'account', found.account, 'node', node, 'power', found.power)
+    if not known.node or known.node ~= node then redis.call('HSET', key, 'unpublished', '1') end
+    if not known.node or known.node ~= node or known.unpublished then fresh[#fresh + 1] = found.id end
     redis.call('HDEL', key, 'missing')
     redis.call('SADD', mine, found.id)
   end
@@ -33,4 +36,4 @@ for _, id in ipairs(redis.call('SMEMBERS', mine)) do
     redis.call('HSET', 'server:' .. id, 'missing', '1')
   end
 end
-return conflicts
+return {conflicts, fresh}

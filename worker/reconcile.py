@@ -1,0 +1,187 @@
+"""Reconciliation: the store against the disks, libvirt's list and the journal, one server at a time.
+
+What is on the disks and nobody knows is told to the store (so a store that lost its data is built up again). What is
+provably ours and an orphan is deleted. What the store lists and no disk has is told as failed. What is not ours, that
+is, has no tag of ours, is never touched.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import structlog
+
+from drivers.base import DriverError, FoundSnapshot, Hypervisor
+from worker.jobs.errors import StoreUnavailable
+from worker.jobs.model import JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
+from worker.jobs.node_store import BegunJob, Known, LeaseLost, NodeStore, PublishedSnapshot
+from worker.journal import Journal
+from worker.procedures.disks import without
+from worker.procedures.work import SAFETY_PREFIX, Task
+from worker.runner import Runner
+
+ROUND_SECONDS = 300.0  # between two looks at every server of the node
+
+log = structlog.stdlib.get_logger()
+
+
+class Finding(StrEnum):
+    """What can differ, and what is done about it."""
+
+    UNKNOWN_SNAPSHOT = "unknown_snapshot"  # on the disks and not in the store: published
+    ORPHANED_TAG = "orphaned_tag"  # of a create that never ended, and no job owns it: deleted
+    LOST_SNAPSHOT = "lost_snapshot"  # in the store and on no disk: told as failed
+    TORN_SNAPSHOT = "torn_snapshot"  # in the store, and on some disks only (a disk was added?): told, nothing else
+    UNTRACKED_SAFETY = "untracked_safety"  # a safety snapshot that the journal does not know: given its usual time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    finding: Finding
+    tag: str
+
+
+class Reconciler:
+    """`safety_kept_seconds`: how long a safety snapshot that was found is kept."""
+
+    def __init__(
+        self, *, hypervisor: Hypervisor, store: NodeStore, journal: Journal, runner: Runner, safety_kept_seconds: float
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._store = store
+        self._journal = journal
+        self._runner = runner
+        self._safety_kept_seconds = safety_kept_seconds
+
+    async def keep_reconciling(self) -> None:
+        """Run until cancelled: look at every server at once, and every few minutes."""
+        while True:
+            try:
+                for domain in await self._hypervisor.domains():
+                    await self.server(ServerId(domain.server_id))
+            except DriverError as error:
+                log.warning("reconcile.put_off", reason=str(error))
+            await asyncio.sleep(ROUND_SECONDS)
+
+    async def server(self, server_id: ServerId) -> None:
+        """Look at one server. One that is being worked on has its view published, and is judged the next time."""
+        try:
+            lock = self._runner.lock_of(server_id)
+            if lock.locked():
+                await self._publish(server_id, await self._hypervisor.snapshots(server_id))
+                return
+            async with lock:
+                await self._judge(server_id)
+        except (DriverError, StoreUnavailable, LeaseLost) as error:
+            log.warning("reconcile.put_off", server_id=server_id, reason=str(error) or type(error).__name__)
+
+    async def _publish(self, server_id: ServerId, found: Iterable[FoundSnapshot]) -> list[Difference]:
+        """Tell the store of the snapshots and jobs that it does not know."""
+        open_tasks = self._open_tasks(server_id)
+        at_work = {task.snapshot_id for task in open_tasks}
+        # libvirt lists a snapshot of ours when every disk has it: what is listed was whole, and is a customer's.
+        taken = {
+            snapshot_id: (snapshot.tag, snapshot.spec)
+            for snapshot in found
+            if snapshot.targets and snapshot.spec and (snapshot_id := snapshot_id_of(snapshot.tag)) is not None
+        }
+        known = await self._store.known(server_id, list(taken))
+        spare = self._journal.spare_tags(server_id)
+        missing = [
+            PublishedSnapshot(
+                id=snapshot_id,
+                name=spec.name,
+                description=spec.description,
+                created_at=spec.created_at,
+                size_mb=await self._hypervisor.size_mb(server_id, tag),
+                status=SnapshotStatus.COMPLETED,
+            )
+            for snapshot_id, (tag, spec) in taken.items()
+            if known.on_disk[snapshot_id] is None and snapshot_id not in at_work and tag not in spare
+        ]
+        begun = [_begun(task) for task in open_tasks]
+        made = [_in_the_making(task) for task in open_tasks if task.kind is JobKind.CREATE]
+        new = await self._store.publish(server_id, [*missing, *made], begun)
+        return [
+            Difference(finding=Finding.UNKNOWN_SNAPSHOT, tag=whole[new_id].tag) for new_id in new if new_id in whole
+        ]
+
+    async def _judge(self, server_id: ServerId) -> None:
+        found = await self._hypervisor.snapshots(server_id)
+        differences = await self._publish(server_id, found)
+        ids = {found_id: snapshot for snapshot in found if (found_id := snapshot_id_of(snapshot.tag)) is not None}
+        known = await self._store.known(server_id, list(ids))
+        if not known.busy and not self._open_tasks(server_id):
+            spare = self._journal.spare_tags(server_id)
+            differences += await self._delete_orphans(server_id, ids, known, spare)
+            differences += await self._tell_lost(server_id, ids, known)
+            differences += self._track_safeties(server_id, found, spare)
+        for difference in differences:
+            log.warning(f"reconcile.{difference.finding}", server_id=server_id, tag=difference.tag)
+        listed = [{"finding": str(d.finding), "tag": d.tag, "at": f"{time.time():.0f}"} for d in differences]
+        await self._store.tell_findings(server_id, listed)
+
+    async def _delete_orphans(
+        self, server_id: ServerId, ids: dict[SnapshotId, FoundSnapshot], known: Known, spare: frozenset[str]
+    ) -> list[Difference]:
+        """Delete what creates have left that never came to their end."""
+        orphans = [
+            snapshot.tag
+            for snapshot_id, snapshot in ids.items()
+            if snapshot.spec is None
+            and snapshot.tag not in spare
+            and known.on_disk[snapshot_id] in {None, SnapshotStatus.FAILED}
+        ]
+        for tag in orphans:
+            await without(self._hypervisor, server_id, tag)
+        return [Difference(finding=Finding.ORPHANED_TAG, tag=tag) for tag in orphans]
+
+    async def _tell_lost(
+        self, server_id: ServerId, ids: dict[SnapshotId, FoundSnapshot], known: Known
+    ) -> list[Difference]:
+        differences = []
+        for snapshot_id, status in known.listed.items():
+            held = ids.get(snapshot_id)
+            if status in {SnapshotStatus.FAILED, SnapshotStatus.DELETING} or (held and held.complete):
+                continue
+            finding = Finding.TORN_SNAPSHOT if held and held.targets else Finding.LOST_SNAPSHOT
+            if finding is Finding.TORN_SNAPSHOT or await self._store.lose(server_id, snapshot_id):
+                differences.append(Difference(finding=finding, tag=snapshot_tag(snapshot_id)))
+        return differences
+
+    def _track_safeties(
+        self, server_id: ServerId, found: Iterable[FoundSnapshot], spare: frozenset[str]
+    ) -> list[Difference]:
+        untracked = [s.tag for s in found if s.tag.startswith(SAFETY_PREFIX) and s.tag not in spare]
+        for tag in untracked:
+            self._journal.track_spare_tag(server_id, tag, kept_seconds=self._safety_kept_seconds)
+        return [Difference(finding=Finding.UNTRACKED_SAFETY, tag=tag) for tag in untracked]
+
+    def _open_tasks(self, server_id: ServerId) -> list[Task]:
+        owed = (entry.task for entry in self._journal.owed() if entry.outcome is None)
+        return [task for task in owed if task.server_id == server_id]
+
+
+def _begun(task: Task) -> BegunJob:
+    return BegunJob(
+        id=task.job_id,
+        kind=task.kind,
+        snapshot_id=task.snapshot_id,
+        snapshot_name=task.name,
+        snapshot_description=task.description,
+        snapshot_created_at=task.created_at,
+        request_id=task.request_id,
+    )
+
+
+def _in_the_making(task: Task) -> PublishedSnapshot:
+    return PublishedSnapshot(
+        id=task.snapshot_id,
+        name=task.name,
+        description=task.description,
+        created_at=task.created_at,
+        size_mb=None,
+        status=SnapshotStatus.IN_PROGRESS,
+    )
