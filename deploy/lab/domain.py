@@ -68,7 +68,7 @@ def domain_xml(  # noqa: PLR0913 - each a part of a server, and by name
     image: GuestImage,
     socket: Path,
     log: Path,
-    memory_mib: int = 128,
+    memory_mib: int | None = None,
     metadata: str = "",
     deaf: bool = False,
     nvram: Path | None = None,
@@ -94,7 +94,7 @@ def domain_xml(  # noqa: PLR0913 - each a part of a server, and by name
         # the same at each define: libvirt refuses a second definition of a name under another UUID
         uuid=uuid.uuid5(uuid.NAMESPACE_URL, f"{socket.parent}/{name}"),
         metadata=metadata,
-        memory_mib=memory_mib,
+        memory_mib=memory_mib or (256 if nvram else 128),  # in 128 MiB the UEFI firmware does not come up
         machine="q35" if nvram else "pc",
         firmware=firmware,
         kernel=escape(str(image.kernel)),

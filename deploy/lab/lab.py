@@ -75,7 +75,7 @@ class Lab:
         name: str,
         devices: Sequence[Device],
         *,
-        memory_mib: int = 128,
+        memory_mib: int | None = None,
         metadata: str = "",
         deaf: bool = False,
         uefi: bool = False,

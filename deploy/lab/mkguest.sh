@@ -110,6 +110,7 @@ if ! grep -qw deaf /proc/cmdline; then
     usleep 10000; tries=$((tries + 1))
   done
 fi
+echo # a line of our own, whatever the firmware has left on it
 echo "READY$said"
 while read -r verb text; do
   case $verb in write | dirty) ;; *) continue ;; esac
