@@ -104,9 +104,7 @@ class Reconciler:
         begun = [_begun(task) for task in open_tasks]
         made = [_in_the_making(task) for task in open_tasks if task.kind is JobKind.CREATE]
         new = await self._store.publish(server_id, [*missing, *made], begun)
-        return [
-            Difference(finding=Finding.UNKNOWN_SNAPSHOT, tag=whole[new_id].tag) for new_id in new if new_id in whole
-        ]
+        return [Difference(finding=Finding.UNKNOWN_SNAPSHOT, tag=taken[new_id][0]) for new_id in new if new_id in taken]
 
     async def _judge(self, server_id: ServerId) -> None:
         found = await self._hypervisor.snapshots(server_id)

@@ -156,9 +156,12 @@ class Service:
                 return False
 
     async def _is_server_known(self) -> bool:
-        """Whether the node has reported its server: from then on a request for it is admitted."""
+        """Whether the node has reported its server and what it holds: from then on a request for it is admitted."""
         async with Redis(unix_socket_path=str(self._redis_socket)) as redis:
-            return bool(await redis.exists(f"server:{SERVER_ID}"))
+            server = f"server:{SERVER_ID}"
+            return bool(await redis.exists(server)) and not await redis.execute_command(
+                "HEXISTS", server, "unpublished"
+            )
 
     async def _welcome_client(self, settings: dict[str, str]) -> Client:
         """With the token of the last run, or a new one where there is none or Redis has forgotten it."""

@@ -1,0 +1,200 @@
+"""Reconciliation: the store, the disks and the journal agree again, and nothing that is not ours is touched."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from drivers.base import Power, SnapshotSpec
+from drivers.fake import FakeHypervisor
+from drivers.fake_state import FakeDisk, FakeServer
+from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from worker.inventory import Inventory
+from worker.jobs import errors
+from worker.jobs.model import JobId, JobKind, SnapshotId, SnapshotStatus, Step
+from worker.journal import Journal
+from worker.procedures.work import Policy, Task
+from worker.publisher import Publisher
+from worker.reconcile import Reconciler
+from worker.runner import Limits, Runner
+
+WHEN = datetime(2025, 1, 15, 18, 30, tzinfo=UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    cell: Cell
+    hypervisor: FakeHypervisor
+    journal: Journal
+    runner: Runner
+    reconciler: Reconciler
+    inventory: Inventory
+
+    async def have_snapshot(self, tag: str, name: str = "kept") -> None:
+        await self.hypervisor.take_snapshot(
+            SERVER, SnapshotSpec(tag=tag, name=name, description="two\nlines", created_at=WHEN)
+        )
+
+    async def reconcile(self) -> None:
+        await self.reconciler.server(SERVER)
+
+    async def tags(self) -> set[str]:
+        return {found.tag for found in await self.hypervisor.snapshots(SERVER)}
+
+    async def listed(self) -> dict[int, SnapshotStatus]:
+        page = await self.cell.store.snapshots(account_id=ACCOUNT, server_id=SERVER, offset=0, limit=100)
+        return {snapshot.id: snapshot.status for snapshot in page.results}
+
+    async def create(self, name: str) -> SnapshotId:
+        admitted = await self.cell.create(name)
+        await self.runner.run(admitted.job.id)
+        return admitted.snapshot.id
+
+
+@pytest.fixture
+async def node(cell: Cell, tmp_path: Path) -> AsyncIterator[Node]:
+    disks = {target: FakeDisk() for target in ("vda", "vdb")}
+    server = FakeServer(name="web-server-01", server_id=SERVER, account_id=ACCOUNT, disks=disks, power=Power.OFF)
+    hypervisor = FakeHypervisor([server])
+    journal = Journal(tmp_path / "journal.sqlite")
+    runner = Runner(
+        journal=journal,
+        hypervisor=hypervisor,
+        store=cell.node,
+        publisher=Publisher(cell.node),
+        policy=Policy(grace_seconds=0.1),
+        limits=Limits(),
+    )
+    reconciler = Reconciler(
+        hypervisor=hypervisor, store=cell.node, journal=journal, runner=runner, safety_kept_seconds=3600
+    )
+    inventory = Inventory(hypervisor, cell.node, publish=reconciler.server)
+    yield Node(
+        cell=cell, hypervisor=hypervisor, journal=journal, runner=runner, reconciler=reconciler, inventory=inventory
+    )
+    journal.close()
+
+
+async def lose_redis_data(node: Node) -> None:
+    await node.cell.redis.flushall()
+    await node.cell.node.take_lease(seconds=60)
+
+
+async def test_a_store_that_lost_its_data_is_built_up_again_by_the_next_report(node: Node) -> None:
+    kept = await node.create("kept")
+    await lose_redis_data(node)
+    with pytest.raises(errors.ServerNotFound):
+        await node.cell.create("next")
+
+    await node.inventory.report()
+
+    snapshot = await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept)
+    assert (snapshot.status, snapshot.name) == (SnapshotStatus.COMPLETED, "kept")
+    assert snapshot.size_mb is not None
+    with pytest.raises(errors.NameTaken):
+        await node.cell.create("kept")
+    for n in range(4):
+        await node.create(f"s{n}")
+    with pytest.raises(errors.SnapshotLimitReached):
+        await node.cell.create("sixth")
+
+
+async def test_ids_go_on_above_every_id_that_a_disk_carries(node: Node) -> None:
+    await node.have_snapshot("vps-99000000000")
+    await lose_redis_data(node)
+    await node.inventory.report()
+    assert (await node.cell.create("next")).snapshot.id > 99_000_000_000
+
+
+async def test_no_snapshot_is_added_before_the_node_has_said_what_it_has(node: Node) -> None:
+    await node.cell.raw("HSET", f"server:{SERVER}", "unpublished", "1")
+    with pytest.raises(errors.NodeUnavailable):
+        await node.cell.create("too-early")
+    await node.inventory.report()
+    await node.cell.create("now")
+
+
+async def test_a_job_that_runs_while_the_data_is_lost_ends_as_its_own_record(node: Node) -> None:
+    admitted = await node.cell.create("underway")
+    job = await node.cell.node.begin(admitted.job.id)
+    node.journal.begin(Task.of(job), Step.PREFLIGHT)
+    await lose_redis_data(node)
+
+    await node.inventory.report()
+
+    assert (await node.cell.store.job(account_id=ACCOUNT, job_id=job.id)).state == "in_progress"
+    with pytest.raises(errors.ServerBusy):
+        await node.cell.create("meanwhile")
+    await node.runner.run(job.id)
+    assert await node.listed() == {admitted.snapshot.id: SnapshotStatus.COMPLETED}
+
+
+async def test_what_agrees_is_left_alone(node: Node) -> None:
+    kept = await node.create("kept")
+    await node.reconcile()
+    assert await node.listed() == {kept: SnapshotStatus.COMPLETED}
+    assert await node.tags() == {f"vps-{kept}"}
+    assert not await node.cell.redis.exists("node:n1:findings")
+
+
+async def test_a_tag_that_a_create_left_midway_is_deleted_and_told(node: Node) -> None:
+    node.hypervisor.server(SERVER).disks["vda"].tags["vps-7"] = "half"
+    await node.reconcile()
+    assert await node.tags() == set()
+    assert b"orphaned_tag" in await node.cell.raw("HGET", "node:n1:findings", SERVER)
+    await node.reconcile()
+    assert not await node.cell.redis.exists("node:n1:findings")
+
+
+async def test_what_is_not_ours_is_never_touched(node: Node) -> None:
+    node.hypervisor.server(SERVER).disks["vda"].tags["before-upgrade"] = "theirs"
+    await node.reconcile()
+    assert await node.tags() == {"before-upgrade"}
+    assert await node.listed() == {}
+
+
+async def test_a_snapshot_deleted_behind_our_back_is_told_as_failed_and_frees_its_slot(node: Node) -> None:
+    gone = await node.create("gone")
+    await node.hypervisor.delete_snapshot(SERVER, f"vps-{gone}")
+    await node.reconcile()
+    assert await node.listed() == {gone: SnapshotStatus.FAILED}
+    await node.cell.create("gone")
+
+
+async def test_a_snapshot_that_a_new_disk_does_not_have_is_told_and_kept(node: Node) -> None:
+    kept = await node.create("kept")
+    node.hypervisor.server(SERVER).disks["vdc"] = FakeDisk()
+    await node.reconcile()
+    assert await node.listed() == {kept: SnapshotStatus.COMPLETED}
+    assert await node.tags() == {f"vps-{kept}"}
+    assert b"torn_snapshot" in await node.cell.raw("HGET", "node:n1:findings", SERVER)
+
+
+async def test_a_server_that_a_job_holds_is_not_judged(node: Node) -> None:
+    await node.cell.create("queued")
+    node.hypervisor.server(SERVER).disks["vda"].tags["vps-7"] = "half"
+    await node.reconcile()
+    assert await node.tags() == {"vps-7"}
+
+
+async def test_a_safety_snapshot_that_the_journal_lost_gets_its_usual_time(node: Node) -> None:
+    await node.have_snapshot("vps-safety-abc", name="safety")
+    await node.reconcile()
+    assert node.journal.spare_tags(SERVER) == {"vps-safety-abc"}
+    assert node.journal.due_spare_tags() == []
+    assert await node.listed() == {}
+
+
+async def test_a_delete_that_is_under_way_does_not_bring_its_snapshot_back(node: Node) -> None:
+    kept = await node.create("kept")
+    await node.cell.store.delete(account_id=ACCOUNT, snapshot_id=kept, request_id="r")
+    job = await node.cell.node.begin(JobId(await node.cell.holder()))
+    assert job.kind is JobKind.DELETE
+    node.journal.begin(Task.of(job), Step.DELETING)
+    await lose_redis_data(node)
+    await node.inventory.report()
+    assert await node.listed() == {}
+    await node.runner.run(job.id)
+    assert await node.tags() == set()
