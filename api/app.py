@@ -28,6 +28,7 @@ def build(*, store: Store, tokens: Tokens, body_seconds: float = 10.0) -> web.Ap
         return handler
 
     snapshots, one, jobs = "/api/v1/snapshots/", "/api/v1/snapshots/{snapshot_id}/", "/api/v1/jobs/{job_id}/"
+    undo = "/api/v1/restores/{job_id}/undo/"
     app = web.Application(middlewares=[around], client_max_size=BODY_MAX_BYTES)
     app.add_routes(
         [
@@ -36,12 +37,13 @@ def build(*, store: Store, tokens: Tokens, body_seconds: float = 10.0) -> web.Ap
             web.get(one, knowing(READ, handlers.show_snapshot)),
             web.delete(one, knowing(WRITE, handlers.delete_snapshot)),
             web.post(f"{one}restore/", knowing(WRITE, handlers.restore_snapshot)),
+            web.post(undo, knowing(WRITE, handlers.undo_restore)),
             web.get(jobs, knowing(READ, handlers.show_job)),
             web.get("/healthz", handlers.alive),
             web.get("/readyz", handlers.ready),
         ]
     )
-    for path in (snapshots, one, f"{one}restore/", jobs):
+    for path in (snapshots, one, f"{one}restore/", undo, jobs):
         app.router.add_route("*", path.removesuffix("/"), _with_slash)
     return app
 

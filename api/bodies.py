@@ -74,10 +74,12 @@ def job(record: Job) -> Body:
 
 def places(admitted: Admitted) -> dict[str, str]:
     """Where to follow what was accepted."""
-    return {
-        "Location": f"/api/v1/snapshots/{admitted.snapshot.id}/",
-        "Operation-Location": f"/api/v1/jobs/{admitted.job.id}/",
-    }
+    return {"Location": f"/api/v1/snapshots/{admitted.snapshot.id}/"} | place(admitted.job)
+
+
+def place(record: Job) -> dict[str, str]:
+    """Where to follow a job."""
+    return {"Operation-Location": f"/api/v1/jobs/{record.id}/"}
 
 
 def link(url: URL, query: ListQuery, count: int) -> str:

@@ -53,6 +53,14 @@ class Handlers:
         )
         return web.Response(status=204)
 
+    async def undo_restore(self, request: web.Request, caller: Caller) -> web.Response:
+        job = await self._store.undo(
+            account_id=caller.account_id,
+            job_id=requests.job_id(request),
+            request_id=request[requests.REQUEST_ID],
+        )
+        return bodies.answer(bodies.job(job), status=202, headers=bodies.place(job))
+
     async def show_job(self, request: web.Request, caller: Caller) -> web.Response:
         found = await self._store.job(account_id=caller.account_id, job_id=requests.job_id(request))
         return bodies.answer(bodies.job(found))

@@ -17,6 +17,7 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.SnapshotLimitReached: 400,
     errors.NameTaken: 400,
     errors.SnapshotNotReady: 400,
+    errors.UndoUnavailable: 400,
     errors.ServerNotReady: 400,
     errors.NodeUnavailable: 503,
     errors.StoreUnavailable: 503,

@@ -127,8 +127,11 @@ class Journal:
                 (_FACTS.dump_json(entry.facts).decode(), _OUTCOME.dump_json(outcome).decode(), now, task.job_id),
             )
             if entry.facts.spare_tag is not None and spare_tag_kept_seconds is not None:
-                # one for each server: the newer safety snapshot makes the older ones due
-                self._db.execute("UPDATE spare_tags SET drop_after = ? WHERE server_id = ?", (now, task.server_id))
+                if (
+                    spare_tag_kept_seconds > 0
+                ):  # one for each server: the newer safety snapshot makes the older ones due
+                    due_now = "UPDATE spare_tags SET drop_after = ? WHERE server_id = ?"
+                    self._db.execute(due_now, (now, task.server_id))
                 self._db.execute(
                     "INSERT OR REPLACE INTO spare_tags (tag, server_id, drop_after) VALUES (?, ?, ?)",
                     (entry.facts.spare_tag, task.server_id, now + spare_tag_kept_seconds),

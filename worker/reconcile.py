@@ -171,6 +171,7 @@ def _begun(task: Task) -> BegunJob:
         snapshot_description=task.description,
         snapshot_created_at=task.created_at,
         request_id=task.request_id,
+        undoes=task.undoes,
     )
 
 

@@ -184,7 +184,7 @@ class Runner:
             step, facts, interruptions, interrupted = step_over.step, step_over.facts, 0, False
             if step is not None:
                 self._journal.enter(task.job_id, step, facts)
-        outcome = _outcome(task, facts)
+        outcome = _outcome(task, facts, safety_kept_seconds=self._limits.spare_tag_kept_seconds)
         stranded = facts.failure is not None and facts.failure.stranded
         self._journal.conclude(
             replace(entry, facts=facts),
@@ -230,8 +230,9 @@ class Runner:
         return Next(step=procedure.if_it_fails[step](facts), facts=facts)
 
 
-def _outcome(task: Task, facts: Facts) -> Outcome:
+def _outcome(task: Task, facts: Facts, *, safety_kept_seconds: float) -> Outcome:
     status = None
+    undoable = facts.failure is None and task.kind in {JobKind.RESTORE, JobKind.UNDO}
     if task.kind is JobKind.CREATE:
         # measured last of all: a size says that the snapshot is whole, even where the guest did not start again
         status = SnapshotStatus.FAILED if facts.size_mb is None else SnapshotStatus.COMPLETED
@@ -241,6 +242,7 @@ def _outcome(task: Task, facts: Facts) -> Outcome:
         downtime_seconds=facts.downtime_seconds,
         size_mb=facts.size_mb,
         snapshot_status=status,
+        undoable_seconds=safety_kept_seconds if undoable else None,
     )
 
 

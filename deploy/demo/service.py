@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import re
 import socket
 import subprocess
 import sys
@@ -44,6 +45,11 @@ def ensure_port_free(port: int) -> None:
         except OSError as error:
             why = "is in use" if error.errno == errno.EADDRINUSE else error.strerror
             raise ServiceFailed(f"port {port} {why}: set another, PORT=8081 for example") from error
+
+
+def redis_configuration(folder: Path) -> str:
+    """That of production with its data in another folder. Redis goes to each `dir` that it reads: the last is not enough."""
+    return re.sub(r"(?m)^dir .*$", f'dir "{folder}"', _REDIS_CONF.read_text())
 
 
 def free_port() -> int:
@@ -114,10 +120,12 @@ class Service:
         self.guest.hurry()
 
     async def _start_redis(self) -> None:
-        # The configuration of production but for the address: no port, a socket that only this account may open.
+        folder = self._state.subfolder("redis")
+        configuration = folder / "redis.conf"
+        configuration.write_text(redis_configuration(folder))
+        # No port, and a socket that only this account may open.
         address = f"--port 0 --unixsocket {self._redis_socket} --unixsocketperm 700".split()
-        folder = str(self._state.subfolder("redis"))
-        command = ["redis-server", str(_REDIS_CONF), *address, "--bind", "", "--aclfile", "", "--dir", folder]
+        command = ["redis-server", str(configuration), *address, "--bind", "", "--aclfile", ""]
         child = await Child.start("Redis", command, settings={}, log=self._state.log("redis"))
         self._children.append(child)
         await self._ready("Redis", self._is_redis_up)
@@ -159,9 +167,8 @@ class Service:
         """Whether the node has reported its server and what it holds: from then on a request for it is admitted."""
         async with Redis(unix_socket_path=str(self._redis_socket)) as redis:
             server = f"server:{SERVER_ID}"
-            return bool(await redis.exists(server)) and not await redis.execute_command(
-                "HEXISTS", server, "unpublished"
-            )
+            known: dict[bytes, bytes] = await redis.hgetall(server)  # type: ignore[misc] # redis-py says sync or async
+            return bool(known) and b"unpublished" not in known
 
     async def _welcome_client(self, settings: dict[str, str]) -> Client:
         """With the token of the last run, or a new one where there is none or Redis has forgotten it."""

@@ -139,6 +139,42 @@ async def test_only_a_completed_snapshot_is_restored(cell: Cell) -> None:
     assert (await cell.create("next")).server.state is ServerState.SNAPSHOTTING
 
 
+UNDOABLE = Outcome(state=JobState.COMPLETED, undoable_seconds=60)
+
+
+async def test_a_completed_restore_is_undone_once_and_the_undo_too(cell: Cell) -> None:
+    admitted = await cell.create()
+    await do(cell, admitted)
+    restore = await cell.store.restore(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
+    with pytest.raises(errors.UndoUnavailable):
+        await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
+    await do(cell, restore, UNDOABLE)
+
+    undo = await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
+
+    assert (undo.kind, undo.undoes) == (JobKind.UNDO, restore.job.id)
+    await cell.node.begin(undo.id)
+    await cell.node.finish(undo.id, UNDOABLE)
+    with pytest.raises(errors.UndoUnavailable):
+        await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
+    assert (await cell.store.undo(account_id=ACCOUNT, job_id=undo.id, request_id="r")).undoes == undo.id
+
+
+async def test_a_restore_is_undone_by_its_account_only_and_only_while_what_it_overwrote_is_kept(cell: Cell) -> None:
+    admitted = await cell.create()
+    with pytest.raises(errors.UndoUnavailable):
+        await cell.store.undo(account_id=ACCOUNT, job_id=admitted.job.id, request_id="r")
+    await do(cell, admitted)
+    restore = await cell.store.restore(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
+    await do(cell, restore, Outcome(state=JobState.COMPLETED, undoable_seconds=0.01))
+    await asyncio.sleep(0.05)
+
+    with pytest.raises(errors.UndoUnavailable):
+        await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
+    with pytest.raises(errors.JobNotFound):
+        await cell.store.undo(account_id=AccountId(78), job_id=restore.job.id, request_id="r")
+
+
 async def test_a_deleted_snapshot_is_gone_at_once_and_its_record_when_the_space_is_free(cell: Cell) -> None:
     admitted = await cell.create()
     with pytest.raises(errors.ServerBusy):

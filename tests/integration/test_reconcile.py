@@ -187,6 +187,20 @@ async def test_a_safety_snapshot_that_the_journal_lost_gets_its_usual_time(node:
     assert await node.listed() == {}
 
 
+async def test_a_restore_is_undone_with_every_disk_as_it_was(node: Node) -> None:
+    kept = await node.create("kept")
+    node.hypervisor.write(SERVER, "later")
+    restore = await node.cell.store.restore(account_id=ACCOUNT, snapshot_id=kept, request_id="r")
+    await node.runner.run(restore.job.id)
+    assert set(node.hypervisor.read(SERVER).values()) == {"installed"}
+
+    undo = await node.cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
+    await node.runner.run(undo.id)
+
+    assert set(node.hypervisor.read(SERVER).values()) == {"later"}
+    assert (await node.cell.store.job(account_id=ACCOUNT, job_id=undo.id)).state == "completed"
+
+
 async def test_a_delete_that_is_under_way_does_not_bring_its_snapshot_back(node: Node) -> None:
     kept = await node.create("kept")
     await node.cell.store.delete(account_id=ACCOUNT, snapshot_id=kept, request_id="r")

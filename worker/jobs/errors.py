@@ -49,6 +49,12 @@ class SnapshotNotReady(Refused):
     code = "snapshot_not_ready"
 
 
+class UndoUnavailable(Refused):
+    """What the restore has overwritten is not kept any more, or a later restore came over it."""
+
+    code = "undo_unavailable"
+
+
 class ServerNotReady(Refused):
     """The server is in a state (suspended) in which it can be neither snapshotted nor restored."""
 

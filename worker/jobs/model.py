@@ -19,6 +19,7 @@ class JobKind(StrEnum):
     CREATE = "create"
     RESTORE = "restore"
     DELETE = "delete"
+    UNDO = "undo"  # a restore of what a restore has overwritten
 
 
 class JobState(StrEnum):
@@ -122,6 +123,7 @@ class Job:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     step: Step | None = None
+    undoes: JobId | None = None  # of an undo: the restore (or undo) that it takes back
     attempts: int = 0  # times a worker process began it: more than 1 after a crash
     estimated_seconds: int | None = None  # median of the node's latest jobs of this kind; None before the first
     downtime_seconds: float | None = None  # how long the job kept the guest off

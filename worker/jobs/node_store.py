@@ -103,6 +103,7 @@ class BegunJob:
     snapshot_description: str
     snapshot_created_at: datetime
     request_id: str
+    undoes: JobId | None
 
     def for_script(self) -> dict[str, str]:
         return {
@@ -113,6 +114,7 @@ class BegunJob:
             "snapshot_description": self.snapshot_description,
             "snapshot_created_ms": _milliseconds(self.snapshot_created_at),
             "request_id": self.request_id,
+            "undoes": self.undoes or "",
         }
 
 
@@ -138,6 +140,7 @@ class Outcome:
     downtime_seconds: float | None = None
     size_mb: int | None = None
     snapshot_status: SnapshotStatus | None = None
+    undoable_seconds: float | None = None  # of a restore: how long what it overwrote is kept
 
     def for_script(self) -> str:
         failure = self.failure
@@ -149,6 +152,7 @@ class Outcome:
                 "stranded": "1" if failure and failure.stranded else "0",
                 "downtime_seconds": "" if self.downtime_seconds is None else f"{self.downtime_seconds:.3f}",
                 "size_mb": "" if self.size_mb is None else str(self.size_mb),
+                "undoable_ms": "" if self.undoable_seconds is None else str(round(self.undoable_seconds * 1000)),
                 "snapshot_status": self.snapshot_status or SnapshotStatus.FAILED,
                 "kept_ms": JOB_KEPT_SECONDS * 1000,
                 "retry_ms": round(DELETE_RETRY_SECONDS * 1000),

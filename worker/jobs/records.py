@@ -23,7 +23,11 @@ from worker.jobs.model import (
 Hash = dict[str, str]
 
 _STATE_OF_POWER = {"on": ServerState.ACTIVE, "off": ServerState.STOPPED, "paused": ServerState.SUSPENDED}
-_STATE_UNDER = {JobKind.CREATE: ServerState.SNAPSHOTTING, JobKind.RESTORE: ServerState.RESTORING}
+_STATE_UNDER = {
+    JobKind.CREATE: ServerState.SNAPSHOTTING,
+    JobKind.RESTORE: ServerState.RESTORING,
+    JobKind.UNDO: ServerState.RESTORING,
+}
 
 
 def pairs(flat: Sequence[bytes]) -> Hash:
@@ -91,6 +95,7 @@ def job(job_id: JobId, record: Hash, milliseconds: Sequence[bytes] = ()) -> Job:
         started_at=moment(record["started_ms"]) if record.get("started_ms") else None,
         finished_at=moment(record["finished_ms"]) if record.get("finished_ms") else None,
         step=Step(record["step"]) if record.get("step") else None,
+        undoes=JobId(record["undoes"]) if record.get("undoes") else None,
         attempts=int(record["attempts"]),
         estimated_seconds=max(1, round(median(map(int, milliseconds)) / 1000)) if milliseconds else None,
         downtime_seconds=float(record["downtime_seconds"]) if record.get("downtime_seconds") else None,

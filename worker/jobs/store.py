@@ -90,6 +90,12 @@ class Store:
         or StoreUnavailable."""
         return _admitted(JobKind.RESTORE, await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id))
 
+    async def undo(self, *, account_id: AccountId, job_id: JobId, request_id: str) -> Job:
+        """Accept to bring a server back to what a completed restore (or undo) has overwritten. Raises JobNotFound,
+        UndoUnavailable, NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
+        _snapshot_id, _snapshot, server, job = await self._ask(JobKind.UNDO, account_id, job_id, request_id)
+        return records.job(JobId(records.pairs(server)["job"]), records.pairs(job))
+
     async def delete(self, *, account_id: AccountId, snapshot_id: SnapshotId, request_id: str) -> None:
         """Make a snapshot be gone for the customer; its node frees the space next. Raises SnapshotNotFound,
         NodeUnavailable, ServerBusy or StoreUnavailable."""
@@ -131,7 +137,7 @@ class Store:
             await self._redis.ping()
 
     async def _ask(
-        self, kind: JobKind, account_id: AccountId, target: ServerId | SnapshotId, request_id: str, **more: str
+        self, kind: JobKind, account_id: AccountId, target: ServerId | SnapshotId | JobId, request_id: str, **more: str
     ) -> list[Any]:
         job_id = uuid4().hex
         ask = {
@@ -163,15 +169,17 @@ def _admitted(kind: JobKind, answer: list[Any]) -> Admitted:
     )
 
 
-def _not_found(kind: JobKind, target: int) -> errors.Refused:
+def _not_found(kind: JobKind, target: int | str) -> errors.Refused:
     if kind is JobKind.CREATE:
         return errors.ServerNotFound(f"There is no server {target}.")
+    if kind is JobKind.UNDO:
+        return errors.JobNotFound(f"There is no job {target}.")
     return errors.SnapshotNotFound(f"There is no snapshot {target}.")
 
 
-def _refusal(kind: JobKind, target: int, code: str, fact: str = "") -> errors.Refused:
+def _refusal(kind: JobKind, target: int | str, code: str, fact: str = "") -> errors.Refused:
     """The script's answer as the error that says it. `fact` is what the script found in the way."""
-    if code in {errors.ServerNotFound.code, errors.SnapshotNotFound.code}:
+    if code in {errors.ServerNotFound.code, errors.SnapshotNotFound.code, errors.JobNotFound.code}:
         return _not_found(kind, target)
     if code == errors.ServerBusy.code:
         return errors.ServerBusy(f"The server is held by job {fact}, which has not ended yet.", job_id=fact)
@@ -180,6 +188,7 @@ def _refusal(kind: JobKind, target: int, code: str, fact: str = "") -> errors.Re
         errors.ServerNotReady: "The server is suspended or gone; it can be neither snapshotted nor restored.",
         errors.SnapshotLimitReached: f"The server has its {SNAPSHOTS_PER_SERVER} snapshots; delete one first.",
         errors.NameTaken: f"Snapshot {fact} of the server has this name.",
+        errors.UndoUnavailable: "What the job has overwritten is not kept any more, or a later restore came over it.",
         errors.SnapshotNotReady: f"Snapshot {target} is {fact}; only a completed one can be restored.",
     }
     return next(refusal(text) for refusal, text in details.items() if refusal.code == code)

@@ -12,4 +12,5 @@ PROCEDURES: Mapping[JobKind, Procedure] = {
     JobKind.CREATE: CREATE,
     JobKind.RESTORE: RESTORE,
     JobKind.DELETE: DELETE,
+    JobKind.UNDO: RESTORE,  # of the safety snapshot; it takes one of its own, so that an undo can be undone
 }

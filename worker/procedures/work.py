@@ -27,6 +27,7 @@ class Task:
     description: str
     created_at: datetime
     request_id: str
+    undoes: JobId | None = None
 
     @classmethod
     def of(cls, job: Job) -> Self:
@@ -39,11 +40,13 @@ class Task:
             description=job.snapshot_description,
             created_at=job.snapshot_created_at,
             request_id=job.request_id,
+            undoes=job.undoes,
         )
 
     @property
     def tag(self) -> str:
-        return snapshot_tag(self.snapshot_id)
+        """The tag that the job makes, reverts to or deletes."""
+        return f"{SAFETY_PREFIX}{self.undoes}" if self.undoes else snapshot_tag(self.snapshot_id)
 
     @property
     def safety_tag(self) -> str:

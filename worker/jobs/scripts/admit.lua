@@ -1,6 +1,6 @@
 -- Decide on a create, restore or delete and write all of it, or refuse and write nothing.
 -- ARGV[1]: JSON {kind, account, id, name, description, request_id, job_id, limit, silent_ms, queue{...}}
--- id: the server's for a create, else the snapshot's. Answers {'refused', code, ...} or
+-- id: the server's for a create, the restore's job for an undo, else the snapshot's. Answers {'refused', code, ...} or
 -- {'admitted', snapshot id, snapshot, server, job}, the records as {field, value, ...}.
 local ask = cjson.decode(ARGV[1])
 
@@ -10,8 +10,9 @@ local function refuse_server(server)
   if server.power == 'paused' and ask.kind ~= 'delete' then return {'refused', 'server_not_ready'} end
 end
 
-local function admit(server_id, server, snapshot_id, snapshot)
+local function admit(server_id, server, snapshot_id, snapshot, undoes)
   enqueue(ask.job_id, {
+    undoes = undoes,
     kind = ask.kind, server = server_id, server_name = server.name, account = server.account, node = server.node,
     snapshot = snapshot_id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
     snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id,
@@ -67,7 +68,21 @@ local function delete(snapshot, server)
   return admit(snapshot.server, server, ask.id, snapshot)
 end
 
+local function undo()
+  local restore = read('job:' .. ask.id)
+  if not restore or restore.account ~= ask.account then return {'refused', 'job_not_found'} end
+  local server = read('server:' .. restore.server)
+  if not server or server.undoable ~= ask.id or now_ms() > tonumber(restore.undoable_until_ms) then
+    return {'refused', 'undo_unavailable'}
+  end
+  if server.missing then return {'refused', 'server_not_ready'} end
+  return refuse_server(server) or admit(restore.server, server, restore.snapshot, {
+    name = restore.snapshot_name, description = restore.snapshot_description, created_ms = restore.snapshot_created_ms,
+  }, ask.id)
+end
+
 if ask.kind == 'create' then return create() end
+if ask.kind == 'undo' then return undo() end
 local snapshot = read('snapshot:' .. ask.id)
 if not snapshot or snapshot.account ~= ask.account or snapshot.status == 'deleting' then
   return {'refused', 'snapshot_not_found'}

@@ -103,7 +103,7 @@ local function settle_create(id, snapshot, result, now)
 end
 
 -- End a job: its state, what it means for its snapshot, the server free again, arq's record gone.
--- result: state, failure_code, failure_detail, stranded, downtime_seconds, snapshot_status, size_mb, retry_ms
+-- result: state, failure_code, failure_detail, stranded, downtime_seconds, snapshot_status, size_mb, retry_ms, undoable_ms
 local function conclude(job_id, job, result)
   local now = now_ms()
   become(job_id, job, result.state)
@@ -122,6 +122,10 @@ local function conclude(job_id, job, result)
   end
   if redis.call('HGET', 'server:' .. job.server, 'job') == job_id then
     redis.call('HDEL', 'server:' .. job.server, 'job')
+  end
+  if result.undoable_ms ~= '' then
+    redis.call('HSET', 'job:' .. job_id, 'undoable_until_ms', now + tonumber(result.undoable_ms))
+    redis.call('HSET', 'server:' .. job.server, 'undoable', job_id) -- the latest only: it has replaced the one before
   end
   if result.state == 'completed' and job.started_ms then
     local durations = 'node:' .. job.node .. ':milliseconds:' .. job.kind

@@ -1,6 +1,6 @@
 -- A node publishes what it has of a server: the snapshots on its disks, the jobs that it has begun. What the store knows
 -- already stays as it is. ARGV: node, owner, server id, JSON {snapshots: [{id, name, description, created_ms, size_mb,
--- status}], jobs: [{id, kind, snapshot, snapshot_name, snapshot_description, snapshot_created_ms, request_id}]}.
+-- status}], jobs: [{id, kind, snapshot, snapshot_name, snapshot_description, snapshot_created_ms, request_id, undoes}]}.
 -- Answers the ids of the snapshots that were not known.
 if not owns_lease(ARGV[1], ARGV[2]) then return 'lease_lost' end
 local node, server_id = ARGV[1], ARGV[3]
@@ -31,7 +31,7 @@ for _, begun in ipairs(has.jobs) do
       v = '1', state = 'in_progress', kind = begun.kind, server = server_id, server_name = server.name,
       account = server.account, node = node, snapshot = begun.snapshot, snapshot_name = begun.snapshot_name,
       snapshot_description = begun.snapshot_description, snapshot_created_ms = begun.snapshot_created_ms,
-      request_id = begun.request_id, queued_ms = now, started_ms = now, attempts = '1',
+      request_id = begun.request_id, undoes = begun.undoes, queued_ms = now, started_ms = now, attempts = '1',
     }
     write('job:' .. begun.id, job)
     if not server.job then redis.call('HSET', key, 'job', begun.id) end
