@@ -48,7 +48,7 @@ def ensure_port_free(port: int) -> None:
 
 
 def redis_configuration(folder: Path) -> str:
-    """That of production with its data in another folder. Redis goes to each `dir` that it reads: the last is not enough."""
+    """That of production, its data elsewhere. Redis enters each `dir` that it reads: to give a second one is not enough."""
     return re.sub(r"(?m)^dir .*$", f'dir "{folder}"', _REDIS_CONF.read_text())
 
 
@@ -166,9 +166,8 @@ class Service:
     async def _is_server_known(self) -> bool:
         """Whether the node has reported its server and what it holds: from then on a request for it is admitted."""
         async with Redis(unix_socket_path=str(self._redis_socket)) as redis:
-            server = f"server:{SERVER_ID}"
-            known: dict[bytes, bytes] = await redis.hgetall(server)  # type: ignore[misc] # redis-py says sync or async
-            return bool(known) and b"unpublished" not in known
+            fields = await redis.hgetall(f"server:{SERVER_ID}")  # type: ignore[misc] # redis-py types it as both kinds
+            return bool(fields) and b"unpublished" not in fields
 
     async def _welcome_client(self, settings: dict[str, str]) -> Client:
         """With the token of the last run, or a new one where there is none or Redis has forgotten it."""

@@ -11,9 +11,10 @@ import pytest
 from redis import Redis, exceptions
 from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 
+from deploy.demo.service import redis_configuration
 from tests.conftest import needs
 
-FOLDER = Path(__file__).parents[2] / "deploy" / "redis"
+ACCOUNTS = Path(__file__).parents[2] / "deploy" / "redis" / "users.acl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,10 @@ def deployed() -> Iterator[DeployedRedis]:
     needs("redis-server")
     with tempfile.TemporaryDirectory(prefix="vps-redis-") as folder:
         redis = DeployedRedis(socket=Path(folder) / "redis.sock")
-        here = ["--port", "0", "--bind", "", "--dir", folder, "--unixsocket", str(redis.socket)]
-        command = ["redis-server", str(FOLDER / "redis.conf"), *here, "--aclfile", str(FOLDER / "users.acl")]
+        configuration = Path(folder) / "redis.conf"
+        configuration.write_text(redis_configuration(Path(folder)))
+        here = ["--port", "0", "--bind", "", "--unixsocket", str(redis.socket)]
+        command = ["redis-server", str(configuration), *here, "--aclfile", str(ACCOUNTS)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             _wait_for(redis)
