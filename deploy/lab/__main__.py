@@ -10,8 +10,7 @@ import sys
 import libvirt
 
 from deploy.lab import domains
-
-_NOT_DONE = 3  # beside 1 for a failure: a shutdown that the guest did not follow
+from deploy.lab.lab import NOT_DONE, NOT_OPENED
 
 
 def main() -> int:
@@ -24,12 +23,14 @@ def main() -> int:
     calls.choices["shut-down"].add_argument("--timeout-seconds", type=float, default=30.0)
     calls.add_parser("remove-all")
     arguments = parser.parse_args()
+    opened = False
     try:
         with domains.connection(arguments.uri) as connection:
+            opened = True
             return _do(connection, arguments)
     except libvirt.libvirtError as error:
         print(error, file=sys.stderr)
-        return 1
+        return 1 if opened else NOT_OPENED
 
 
 def _do(connection: object, arguments: argparse.Namespace) -> int:
@@ -42,7 +43,7 @@ def _do(connection: object, arguments: argparse.Namespace) -> int:
             print(domains.power(connection, arguments.domain))
         case "shut-down":
             if not domains.shut_down(connection, arguments.domain, timeout_seconds=arguments.timeout_seconds):
-                return _NOT_DONE
+                return NOT_DONE
         case "cut-power":
             domains.cut_power(connection, arguments.domain)
         case "remove":

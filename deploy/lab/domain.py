@@ -74,10 +74,11 @@ def domain_xml(  # noqa: PLR0913 - each a part of a server, and by name
     nvram: Path | None = None,
     tpm: bool = False,
 ) -> str:
-    """The XML to define. Writable and other disks become vda, vdb, ... in their order, CD-ROMs sda, sdb, ...
+    """The XML to define. Disks become vda, vdb, ... in their order, CD-ROMs sda, sdb, ...
 
     `metadata`: elements to put below `<metadata>`. `deaf`: the guest ignores the power button. `nvram`: boot by UEFI,
-    its variables in that file, which libvirt makes at the first start. `tpm`: an emulated one.
+    its variables in that file, which libvirt makes at the first start. `tpm`: an emulated one, which libvirt only
+    defines where swtpm is installed. `memory_mib`: what it takes to boot where not given.
     """
     disks = [device for device in devices if not device.cdrom]
     cdroms = [device for device in devices if device.cdrom]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _PRESS_AGAIN_SECONDS = 3.0  # a press that comes before the guest listens is lost
-_OPEN_SECONDS = 10.0
+_GOING_OFF_SECONDS = 5.0  # seen: 1.6, until the machine's init reaps the QEMU that libvirt waits for
 
 
 @contextmanager
@@ -34,7 +34,8 @@ def steady_cpu() -> Iterator[None]:
 def connection(uri: str) -> Iterator[Any]:
     """An own connection with an event loop in a thread, without which an embedded libvirt does nothing.
 
-    Waits up to 10 s for another process to let go of the same embedded root. Raises libvirt.libvirtError.
+    A process holds the embedded root that it opened until it ends, also when the connection is closed; it can open that
+    one again, but no other, nor one that was refused to it. Raises libvirt.libvirtError.
     """
     import libvirt  # noqa: PLC0415 - see the top
 
@@ -46,11 +47,12 @@ def connection(uri: str) -> Iterator[Any]:
         while not ended.is_set():
             libvirt.virEventRunDefaultImpl()
 
-    libvirt.virEventAddTimeout(100, lambda _timer, _opaque: None, None)  # so that the loop sees its end
+    timer = libvirt.virEventAddTimeout(100, lambda _timer, _opaque: None, None)  # so that the loop sees its end
     thread = threading.Thread(target=run_events, name="libvirt events")
     thread.start()
     try:
-        opened = _open(uri)
+        with steady_cpu():
+            opened = libvirt.open(uri)
         try:
             yield opened
         finally:
@@ -58,20 +60,7 @@ def connection(uri: str) -> Iterator[Any]:
     finally:
         ended.set()
         thread.join()
-
-
-def _open(uri: str) -> Any:
-    import libvirt  # noqa: PLC0415
-
-    deadline = time.monotonic() + _OPEN_SECONDS
-    while True:
-        try:
-            with steady_cpu():
-                return libvirt.open(uri)
-        except libvirt.libvirtError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+        libvirt.virEventRemoveTimeout(timer)
 
 
 def define(connection: Any, xml: str) -> None:
@@ -86,14 +75,19 @@ def start(connection: Any, name: str) -> None:
 
 
 def power(connection: Any, name: str) -> str:
-    """on, off or paused."""
+    """on, off or paused. One that is on its way down, up to 2 s, is waited for."""
     import libvirt  # noqa: PLC0415
 
     domain = connection.lookupByName(name)
-    if not domain.isActive():
-        return "off"
-    state, _reason = domain.state()
-    return "on" if state == libvirt.VIR_DOMAIN_RUNNING else "paused"
+    deadline = time.monotonic() + _GOING_OFF_SECONDS
+    while domain.isActive():
+        state, _reason = domain.state()
+        if state == libvirt.VIR_DOMAIN_RUNNING:
+            return "on"
+        if state != libvirt.VIR_DOMAIN_SHUTDOWN or time.monotonic() > deadline:
+            return "paused"
+        time.sleep(0.05)
+    return "off"
 
 
 def shut_down(connection: Any, name: str, *, timeout_seconds: float) -> bool:

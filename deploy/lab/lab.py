@@ -1,8 +1,10 @@
 """A node in a folder: an embedded libvirt, the disks and the consoles of its guests."""
 
 import asyncio
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +18,8 @@ LONGEST_FOLDER = 40
 # No root daemon is beside us that could keep logs, label files or own cgroups; and where QEMU runs as another user than
 # we do, libvirt asks the QEMU binary anew what it can do at each call (4 to 8 s).
 _QEMU_CONF = """\
-user = "root"
-group = "root"
+user = "+{user}"
+group = "+{group}"
 dynamic_ownership = 0
 remember_owner = 0
 security_driver = "none"
@@ -27,7 +29,11 @@ cgroup_controllers = []
 """
 _PROJECT = Path(__file__).parents[2]
 _CALL_SECONDS = 120.0
-_NOT_DONE = 3
+_IN_USE_SECONDS = 10.0
+
+# how a call's own process ends, beside 1 for what libvirt refused
+NOT_DONE = 3  # a shutdown that the guest did not follow
+NOT_OPENED = 4  # the root is in use, as a rule
 
 
 class LabFailed(Exception):
@@ -37,9 +43,9 @@ class LabFailed(Exception):
 class Lab:
     """`folder` is the embedded libvirt's root; its path must be short, for the sockets' sake.
 
-    The calls that change or look at domains each run in a process of their own, since a root is one process's at a time
-    and a process can't change its root: they work only while nobody else (a worker, a driver) has the root open, and
-    wait 10 s for that. Who has it open uses `deploy.lab.domains`. All of them raise LabFailed.
+    The calls that change or look at domains each run in a process of their own, since a process that has opened a root
+    holds it until it ends: they work only where no process (a worker, a test with a driver) has it, and wait 10 s for
+    that. Who has it uses `deploy.lab.domains` with its own connection. All of them raise LabFailed.
     """
 
     def __init__(self, folder: Path, *, image: GuestImage | None = None) -> None:
@@ -49,7 +55,7 @@ class Lab:
         self.folder = folder
         self._image = image
         (folder / "etc").mkdir(parents=True, exist_ok=True)
-        (folder / "etc" / "qemu.conf").write_text(_QEMU_CONF)
+        (folder / "etc" / "qemu.conf").write_text(_QEMU_CONF.format(user=os.geteuid(), group=os.getegid()))
 
     @property
     def uri(self) -> str:
@@ -81,7 +87,7 @@ class Lab:
         uefi: bool = False,
         tpm: bool = False,
     ) -> str:
-        """See `deploy.lab.domain.domain_xml`; `uefi`: with the variables in the file `nvram_path(name)`."""
+        """See `deploy.lab.domain.domain_xml`; `uefi`: its variables in the file `nvram_path(name)`."""
         console = self.console(name)
         return domain_xml(
             name,
@@ -131,12 +137,27 @@ class Lab:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except (FileNotFoundError, ProcessLookupError, ValueError):
             return False
-        return stat.rsplit(")", 1)[1].split()[0] != "Z"
+        # not another program under the same number by now, nor one that has ended and only waits to be reaped
+        return "(qemu" in stat and stat.rsplit(")", 1)[1].split()[0] != "Z"
 
     async def _call(self, *arguments: str, xml: str = "") -> str:
+        deadline = time.monotonic() + _IN_USE_SECONDS
+        while True:
+            status, output, trouble = await self._run(arguments, xml=xml)
+            if status == NOT_OPENED and time.monotonic() < deadline:
+                await asyncio.sleep(0.2)
+            elif status == NOT_DONE:
+                raise LabFailed(f"{' '.join(arguments)}: the guest did not follow")
+            elif status:
+                raise LabFailed(f"{' '.join(arguments)}: {trouble.strip()}")
+            else:
+                return output
+
+    async def _run(self, arguments: tuple[str, ...], *, xml: str) -> tuple[int, str, str]:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "deploy.lab", self.uri, *arguments),
             cwd=_PROJECT,
+            env={"LIBVIRT_LOG_OUTPUTS": "4:file:/dev/null", **os.environ},  # the error that counts is raised
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -148,11 +169,7 @@ class Lab:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        if process.returncode == _NOT_DONE:
-            raise LabFailed(f"{' '.join(arguments)}: the guest did not follow")
-        if process.returncode:
-            raise LabFailed(f"{' '.join(arguments)}: {trouble.decode().strip()}")
-        return output.decode()
+        return process.returncode or 0, output.decode(), trouble.decode()
 
 
 def make_disk(path: Path, size: str = "64M", *, backing: Path | None = None, format: str = "qcow2") -> Path:  # noqa: A002 - qemu-img's word
