@@ -48,7 +48,7 @@ def ensure_port_free(port: int) -> None:
 
 
 def redis_configuration(folder: Path) -> str:
-    """That of production, its data elsewhere. Redis enters each `dir` that it reads: to give a second one is not enough."""
+    """That of production with its data elsewhere. A second `dir` would not do: Redis enters each that it reads."""
     return re.sub(r"(?m)^dir .*$", f'dir "{folder}"', _REDIS_CONF.read_text())
 
 
