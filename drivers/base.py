@@ -163,7 +163,7 @@ class Hypervisor(Protocol):
     async def power(self, server_id: int) -> Power: ...
 
     async def press_power_button(self, server_id: int) -> None:
-        """Ask the guest to shut down (ACPI). Returns at once; a guest may be deaf. A domain that is off is left alone."""
+        """Ask the guest to shut down (ACPI). Returns at once; a guest may be deaf. One that is off is left alone."""
         ...
 
     async def wait_for_off(self, server_id: int, *, timeout_seconds: float) -> bool:
@@ -211,7 +211,10 @@ class Hypervisor(Protocol):
         ...
 
     async def repair(self, server_id: int) -> tuple[str, ...]:
-        """Check and mend every disk of a domain that is off; the targets that needed it. Raises `DiskCorrupt`, `InvalidState`."""
+        """Check and mend every disk of a domain that is off; the targets that needed it.
+
+        Raises `DiskCorrupt` or `InvalidState`.
+        """
         ...
 
     async def size_mb(self, server_id: int, tag: str) -> int:

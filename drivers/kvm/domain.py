@@ -1,12 +1,14 @@
 """What is asked of one libvirt domain, in a thread; libvirt's own errors pass through."""
 
-from datetime import UTC, datetime
+import json
+from collections.abc import Iterable
 from typing import Any
 
 import libvirt
+import libvirt_qemu
 
-from drivers.base import InvalidState, Power, SnapshotSpec, UnsupportedServer
-from drivers.kvm.domain_xml import Hardware, hardware, read_snapshot_xml, snapshot_xml
+from drivers.base import DiskFailed, InvalidState, Power, SnapshotSpec, UnsupportedServer
+from drivers.kvm.domain_xml import FileDisk, Hardware, hardware, read_snapshot_xml, snapshot_xml
 
 _PAUSED = frozenset({libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED})
 
@@ -48,7 +50,10 @@ def configured_hardware(domain: Any) -> Hardware:
 
 
 def ready_hardware(domain: Any) -> Hardware:
-    """The same, of a domain whose disks are all that there is to its state. Raises InvalidState or UnsupportedServer."""
+    """The same, of a domain whose disks are all that there is to its state.
+
+    Raises InvalidState or UnsupportedServer.
+    """
     if not domain.isPersistent():
         raise UnsupportedServer("the server is transient: it would be gone once it is off")
     if power(domain) is Power.PAUSED:
@@ -84,9 +89,24 @@ def unlist_snapshot(domain: Any, tag: str) -> None:
             snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
 
 
-def delete_under_guest(domain: Any, tag: str) -> None:
-    """Delete the snapshot from the disks of a running domain; the guest pauses for as long as it takes."""
-    if tag not in [snapshot.getName() for snapshot in domain.listAllSnapshots(0)]:
-        # libvirt deletes only what it has in its list
-        list_snapshot(domain, SnapshotSpec(tag=tag, name="", description="", created_at=datetime.now(UTC)))
-    domain.snapshotLookupByName(tag, 0).delete(0)
+def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> None:
+    """Delete the snapshot from these disks of a running domain; the guest pauses for as long as it takes.
+
+    QEMU is asked itself, disk by disk. libvirt 9.0's own delete asks it for `delvm`, which refuses all disks where one
+    is writable and no qcow2 (UEFI variables, a shared disk), and then tells us that all went well. Raises DiskFailed.
+    """
+    nodes = {
+        node.get("file"): node["node-name"]
+        for node in _ask_qemu(domain, "query-named-block-nodes", flat=True)["return"]
+        if node["drv"] == "qcow2"
+    }
+    for disk in disks:
+        command = "blockdev-snapshot-delete-internal-sync"
+        if disk.path not in nodes or "error" in _ask_qemu(domain, command, device=nodes[disk.path], name=tag):
+            raise DiskFailed(f"disk {disk.target} of the running server kept the snapshot")
+
+
+def _ask_qemu(domain: Any, command: str, **arguments: object) -> Any:
+    return json.loads(
+        libvirt_qemu.qemuMonitorCommand(domain, json.dumps({"execute": command, "arguments": arguments}), 0)
+    )

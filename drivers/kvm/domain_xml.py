@@ -136,8 +136,16 @@ def snapshot_xml(spec: SnapshotSpec, hardware_now: Hardware, domain: str) -> str
         ET.SubElement(disks, "disk", name=disk.target, snapshot="internal")
     for skipped in hardware_now.skipped:
         ET.SubElement(disks, "disk", name=skipped.target, snapshot="no")
-    root.append(ET.fromstring(domain))  # noqa: S314 - libvirt's own output
+    root.append(_with_left_out_marked(ET.fromstring(domain)))  # noqa: S314 - libvirt's own output
     return _with_carriage_returns(ET.tostring(root, encoding="unicode"))
+
+
+def _with_left_out_marked(domain: ET.Element) -> ET.Element:
+    # libvirt takes a "no" for a writable disk (a shared one) only where the domain itself says so
+    for disk in domain.iterfind("./devices/disk"):
+        if _left_out(disk):
+            disk.set("snapshot", "no")
+    return domain
 
 
 def read_snapshot_xml(xml: str) -> SnapshotSpec:

@@ -191,9 +191,10 @@ class KvmHypervisor:
         mended = []
         for disk in (await self._hardware(server_id)).disks:
             with disks.refused_as(DiskCorrupt, f"disk {disk.target} can't be checked"):
-                if await qcow2.check(disk.path) != qcow2.CLEAN:
+                if not await qcow2.is_sound(disk.path):
                     mended.append(disk.target)
-                    if await qcow2.repair(disk.path) != qcow2.CLEAN:
+                    await qcow2.repair(disk.path)
+                    if not await qcow2.is_sound(disk.path):
                         raise DiskCorrupt(f"disk {disk.target} is damaged and can't be mended")
         return tuple(mended)
 
@@ -216,11 +217,14 @@ class KvmHypervisor:
         return await self._hardware(server_id)
 
     async def _delete_from_disks(self, server_id: int, tag: str, found: Hardware, holders: frozenset[str]) -> None:
+        held = [disk for disk in found.disks if disk.target in holders]
         if await self.power(server_id) is Power.OFF:
-            held = [disk for disk in found.disks if disk.target in holders]
             await disks.on_every(held, lambda disk: qcow2.delete_snapshot(disk.path, tag), text="kept the snapshot")
         else:
             text = "a disk of the running server kept the snapshot"
             await self._libvirt.on(
-                server_id, lambda found: domain.delete_under_guest(found, tag), otherwise=DiskFailed, text=text
+                server_id,
+                lambda found: domain.delete_under_guest(found, held, tag),
+                otherwise=DiskFailed,
+                text=text,
             )
