@@ -5,13 +5,15 @@ down before its first effect, each step before the step's first effect, and the 
 a crash the journal alone says what is still owed; Redis is not asked.
 """
 
+import os
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import structlog
 from pydantic import TypeAdapter
 
 from worker.jobs.model import JobId, ServerId, Step
@@ -19,6 +21,7 @@ from worker.jobs.node_store import Outcome
 from worker.procedures.work import Facts, Task
 
 VERSION = 1
+BALLAST_BYTES = 4 << 20  # a thousand steps: each writes two or three pages of 4 KiB to the write-ahead log
 KEPT_SECONDS = 30 * 86_400  # how long a job that is over and published stays: as long as its record in the store
 
 _TASK, _FACTS, _OUTCOME = TypeAdapter(Task), TypeAdapter(Facts), TypeAdapter(Outcome)
@@ -41,6 +44,8 @@ CREATE TABLE IF NOT EXISTS spare_tags (
     drop_after REAL NOT NULL             -- Unix seconds
 ) STRICT;
 """
+
+log = structlog.stdlib.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,7 @@ class Journal:
     """The journal of one node; one process at a time (its owner holds the node's lock file)."""
 
     def __init__(self, path: Path) -> None:
+        self._ballast = path.with_suffix(".ballast")
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
@@ -79,63 +85,75 @@ class Journal:
             raise NewerJournal(f"{path} has version {version}; this program knows {VERSION}")
         self._db.executescript(_SCHEMA)
         self._db.execute(f"PRAGMA user_version = {VERSION}")
+        self._take_ballast()
+
+    def _take_ballast(self) -> None:
+        """Hold some space on the disk, to be let go when it is full: a begun job must be able to end."""
+        if not self._ballast.exists():
+            with suppress(OSError), self._ballast.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+
+    def _durably(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
+        """All of the statements, or none; on a full disk with the space that was held for this."""
+        try:
+            self._in_one_transaction(statements)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._ballast.exists():
+                raise
+            log.error("journal.disk_full", detail="the reserve was let go", ballast=str(self._ballast))  # noqa: TRY400 - not a failure yet
+            self._ballast.unlink()
+            self._in_one_transaction(statements)
+
+    def _in_one_transaction(self, statements: tuple[tuple[str, tuple[Any, ...]], ...]) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for statement, values in statements:
+                self._db.execute(statement, values)
+            self._db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.OperationalError):  # SQLite has rolled back by itself
+                self._db.execute("ROLLBACK")
+            raise
 
     def close(self) -> None:
         self._db.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
     def begin(self, task: Task, step: Step) -> Entry:
         """Write down that the job is ours now, before its first effect. A job that is here already stays as it is."""
-        self._db.execute(
+        insert = (
             "INSERT INTO jobs (id, task, step, facts, interruptions, changed_at) VALUES (?, ?, ?, ?, 0, ?)"
-            " ON CONFLICT DO NOTHING",
-            (task.job_id, _TASK.dump_json(task).decode(), step, _FACTS.dump_json(Facts()).decode(), time.time()),
+            " ON CONFLICT DO NOTHING"
         )
+        self._durably((insert, (task.job_id, _json(_TASK, task), step, _json(_FACTS, Facts()), time.time())))
         entry = self.find(task.job_id)
         assert entry is not None, "just written"  # noqa: S101 - SQLite has answered
         return entry
 
     def enter(self, job_id: JobId, step: Step, facts: Facts) -> None:
         """Write down the step that comes next, before its first effect."""
-        self._db.execute(
-            "UPDATE jobs SET step = ?, facts = ?, interruptions = 0, changed_at = ? WHERE id = ?",
-            (step, _FACTS.dump_json(facts).decode(), time.time(), job_id),
-        )
+        update = "UPDATE jobs SET step = ?, facts = ?, interruptions = 0, changed_at = ? WHERE id = ?"
+        self._durably((update, (step, _json(_FACTS, facts), time.time(), job_id)))
 
     def interrupted(self, job_id: JobId) -> None:
         """Count a process that died in the job's step."""
-        self._db.execute("UPDATE jobs SET interruptions = interruptions + 1 WHERE id = ?", (job_id,))
+        self._durably(("UPDATE jobs SET interruptions = interruptions + 1 WHERE id = ?", (job_id,)))
 
     def conclude(self, entry: Entry, outcome: Outcome, *, spare_tag_kept_seconds: float | None) -> None:
         """Write down how the job ended, before anyone is told, and with it the tag that is left to be deleted.
 
         `spare_tag_kept_seconds` None: the tag stays until a person has decided.
         """
-        now, task = time.time(), entry.task
-        with self._transaction():
-            self._db.execute(
-                "UPDATE jobs SET facts = ?, outcome = ?, changed_at = ? WHERE id = ?",
-                (_FACTS.dump_json(entry.facts).decode(), _OUTCOME.dump_json(outcome).decode(), now, task.job_id),
-            )
-            if entry.facts.spare_tag is not None and spare_tag_kept_seconds is not None:
-                if (
-                    spare_tag_kept_seconds > 0
-                ):  # one for each server: the newer safety snapshot makes the older ones due
-                    due_now = "UPDATE spare_tags SET drop_after = ? WHERE server_id = ?"
-                    self._db.execute(due_now, (now, task.server_id))
-                self._db.execute(
-                    "INSERT OR REPLACE INTO spare_tags (tag, server_id, drop_after) VALUES (?, ?, ?)",
-                    (entry.facts.spare_tag, task.server_id, now + spare_tag_kept_seconds),
-                )
+        now, task, tag = time.time(), entry.task, entry.facts.spare_tag
+        facts, ended = _json(_FACTS, entry.facts), _json(_OUTCOME, outcome)
+        statements: list[tuple[str, tuple[Any, ...]]] = [
+            ("UPDATE jobs SET facts = ?, outcome = ?, changed_at = ? WHERE id = ?", (facts, ended, now, task.job_id))
+        ]
+        if tag is not None and spare_tag_kept_seconds is not None:
+            if spare_tag_kept_seconds > 0:  # one for each server: the newer safety snapshot makes the older ones due
+                statements.append(("UPDATE spare_tags SET drop_after = ? WHERE server_id = ?", (now, task.server_id)))
+            insert = "INSERT OR REPLACE INTO spare_tags (tag, server_id, drop_after) VALUES (?, ?, ?)"
+            statements.append((insert, (tag, task.server_id, now + spare_tag_kept_seconds)))
+        self._durably(*statements)
 
     def published(self, job_id: JobId) -> None:
         """The outcome has reached the store: nothing is owed any more."""
@@ -169,7 +187,12 @@ class Journal:
 
     def forget_old(self) -> None:
         """Forget the jobs that have been over and published for longer than anyone asks."""
+        self._take_ballast()
         self._db.execute("DELETE FROM jobs WHERE published = 1 AND changed_at < ?", (time.time() - KEPT_SECONDS,))
+
+
+def _json(kind: TypeAdapter[Any], record: Any) -> str:
+    return kind.dump_json(record).decode()
 
 
 def _entry(row: tuple[str, str, str, int, str | None]) -> Entry:

@@ -15,7 +15,7 @@ from worker.jobs.model import Failure, Job, JobId, JobKind, JobState, ServerId, 
 from worker.jobs.node_store import BeginRefused, LeaseLost, NodeStore, Outcome
 from worker.journal import Entry, Journal, SpareTag
 from worker.procedures import PROCEDURES
-from worker.procedures.disks import without
+from worker.procedures.disks import NotEnoughSpace, without
 from worker.procedures.work import Facts, Next, Policy, Procedure, Task, Work
 from worker.publisher import RETRY_SECONDS, Publisher
 
@@ -105,6 +105,14 @@ class Runner:
             if not self._servers[spare.server_id].locked():
                 async with self._servers[spare.server_id]:
                     await self._drop(spare)
+
+    async def _gave_up_spare_tags(self, server_id: ServerId) -> bool:
+        """Delete the server's safety snapshots before their time, to make room; whether there were any."""
+        tags = self._journal.spare_tags(server_id)
+        for tag in tags:
+            log.warning("spare_tag.given_up", tag=tag, server_id=server_id)
+            await self._drop(SpareTag(tag=tag, server_id=server_id))
+        return bool(tags - self._journal.spare_tags(server_id))
 
     async def _drop(self, spare: SpareTag) -> None:
         try:
@@ -198,7 +206,9 @@ class Runner:
         return self._limits.spare_tag_kept_seconds if outcome.state is JobState.COMPLETED else 0.0
 
     def _work(self, task: Task, facts: Facts, *, interrupted: bool) -> Work:
-        return Work(task=task, facts=facts, hypervisor=self._hypervisor, policy=self._policy, interrupted=interrupted)
+        # What is free now is free for all jobs that run: each must find its own reserve.
+        policy = replace(self._policy, free_floor_bytes=self._policy.free_floor_bytes * self._executing)
+        return Work(task=task, facts=facts, hypervisor=self._hypervisor, policy=policy, interrupted=interrupted)
 
     async def _take(self, procedure: Procedure, step: Step, work: Work) -> Next:
         """Take one step, again where its error may pass by itself, and say where to go from there."""
@@ -213,6 +223,8 @@ class Runner:
                 break
             except DriverError as error:
                 reason = Failure(code=error.code, detail=str(error))
+                if isinstance(error, NotEnoughSpace) and await self._gave_up_spare_tags(work.task.server_id):
+                    continue
                 if not error.retryable or not tries_left:
                     log.warning("step.failed", step=step, code=error.code, exc_info=error)
                     break

@@ -17,6 +17,7 @@ Read = TypeVar("Read")
 AlsoRead = TypeVar("AlsoRead")
 
 THREADS = 32  # calls at a time: a hung one must not keep the others waiting
+HUNG_SECONDS = 30.0  # a call whose caller has given up may take so long yet; then nobody waits for it any more
 KEEPALIVE_SECONDS, KEEPALIVE_COUNT = 5, 3  # a daemon that is silent for 15 s is given up
 # The daemon is gone, hangs, or went while it answered: what was asked may have been done.
 UNKNOWN_OUTCOME = frozenset(
@@ -70,6 +71,7 @@ class Connection:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="libvirt")
         self._opening = threading.Lock()
         self._handle: Any = None
+        self._hung: set[int] = set()  # servers on which a call has never returned
         self._uuids: dict[int, str] = {}  # server id -> where it was found last
         self._loop = asyncio.get_running_loop()
         self._listeners: list[Callable[[], None]] = []
@@ -80,7 +82,7 @@ class Connection:
 
     async def close(self) -> None:
         await self._in_thread(self._close)
-        self._threads.shutdown()
+        self._threads.shutdown(wait=False)
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call the listener on the event loop whenever a domain was started, stopped, defined or undefined."""
@@ -112,7 +114,16 @@ class Connection:
         text: str = "the hypervisor refused",
     ) -> Answer:
         """`work(domain)` on the domain that is adopted as this server. Raises DomainNotFound."""
-        return await self.call(lambda handle: work(self._domain(handle, server_id)), otherwise=otherwise, text=text)
+        if server_id in self._hung:
+            raise HypervisorUnavailable("the hypervisor has not answered an earlier call on the server")
+
+        def run() -> Answer:
+            try:
+                return work(self._domain(self._open_handle(), server_id))
+            except libvirt.libvirtError as error:
+                raise translate(error, otherwise, text) from error
+
+        return await self._in_thread(run, server_id)
 
     async def adopted(self, read: Callable[[Any], tuple[Read, AlsoRead]]) -> list[tuple[ServerMark, Read, AlsoRead]]:
         """The mark of each adopted domain, with what `read` says of it. One that vanishes meanwhile is left out."""
@@ -134,15 +145,19 @@ class Connection:
         mark = ServerMark(server_id=server_id, account_id=account_id)
         await self.call(lambda handle: _adopt(handle, name, mark), text="libvirt refused the mark")
 
-    async def _in_thread(self, run: Callable[[], Answer]) -> Answer:
+    async def _in_thread(self, run: Callable[[], Answer], server_id: int | None = None) -> Answer:
         running = self._loop.run_in_executor(self._threads, run)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             # libvirt is still at work on the VM: nobody else may be until it has returned
-            while not running.done():
+            given_up = self._loop.time() + HUNG_SECONDS
+            while not running.done() and (left := given_up - self._loop.time()) > 0:
                 with suppress(asyncio.CancelledError):
-                    await asyncio.wait({running})
+                    await asyncio.wait({running}, timeout=left)
+            if not running.done() and server_id is not None:
+                self._hung.add(server_id)
+                running.add_done_callback(lambda _: self._hung.discard(server_id))
             raise
 
     def _open_handle(self) -> Any:
