@@ -317,6 +317,10 @@ async def _driver(lab: Lab, *calls: str) -> asyncio.subprocess.Process:
     body = textwrap.indent("\n".join(calls), "    ")
     program = f"""\
 import asyncio
+import os
+
+os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})  # as deploy.lab.domains.steady_cpu says
+
 from drivers.kvm import KvmHypervisor
 
 async def main():
