@@ -3,31 +3,16 @@
 libvirt is imported where it is used: the lab's XML and disks are of use on machines without it too.
 """
 
-import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from drivers.steady_cpu import steady_cpu
+
 _PRESS_AGAIN_SECONDS = 3.0  # a press that comes before the guest listens is lost
 _GOING_OFF_SECONDS = 5.0  # seen: 1.6, until the machine's init reaps the QEMU that libvirt waits for
-
-
-@contextmanager
-def steady_cpu() -> Iterator[None]:
-    """Stay on one CPU, the same in each process: wrap the opening of an embedded libvirt in it.
-
-    It keeps what it learnt of QEMU for as long as the CPU's identity is the same, and where there is a /dev/kvm that
-    identity has the CPU's number in it: on 2 CPUs half of all openings took 4 s to ask QEMU anew, pinned ones 0.1 s.
-    The guests get all CPUs, whatever ours are.
-    """
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 @contextmanager
