@@ -20,7 +20,7 @@ class Inventory:
     def __init__(
         self, hypervisor: Hypervisor, store: NodeStore, publish: Callable[[ServerId], Awaitable[None]]
     ) -> None:
-        """`publish`: tells the store which snapshots a server has; asked for when the store does not know the server."""
+        """`publish` tells the store which snapshots a server has, where the store does not know the server."""
         self._hypervisor = hypervisor
         self._store = store
         self._publish = publish

@@ -111,7 +111,7 @@ async def _serve(settings: WorkerSettings) -> None:
         await _live(settings, hypervisor, journal, redis, waiting, stop)
 
 
-async def _live(  # noqa: PLR0913 - the parts, opened above and closed there
+async def _live(
     settings: WorkerSettings,
     hypervisor: Hypervisor,
     journal: Journal,

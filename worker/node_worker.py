@@ -1,7 +1,7 @@
 """arq's worker with a loop of our own: woken instead of polling, and not ended by anything that Redis does.
 
 This process is the only worker of its queue (`worker.lease`), and what a job has begun is in the journal. So arq only
-says that there is something to do, and a mark of a job that this process does not run is a dead process's.
+says that there is something to do, and an in-progress mark of a job that this process does not run means nothing.
 """
 
 import asyncio
@@ -73,14 +73,12 @@ class NodeWorker(Worker):
         self._over = asyncio.Event()
         self._over.set()
         self._finishing: set[asyncio.Task[None]] = set()
-        self._slots_freed = 0
-        self._marks_are_stale = True  # in-progress marks in Redis may be a dead process's
+        self._in_trouble = False
         self.allow_pick_jobs = False  # until the lease is ours
 
     def resume(self) -> None:
-        """Take jobs: the node's lease is ours. Whoever had it in between may have left marks."""
+        """Take jobs: the node's lease is ours."""
         self.allow_pick_jobs = True
-        self._marks_are_stale = True
         self._wake.set()
 
     def pause(self) -> None:
@@ -115,24 +113,23 @@ class NodeWorker(Worker):
         self._wake.clear()
         looked_ms = int(time.time() * 1000)
         try:
-            if self._marks_are_stale and self.allow_pick_jobs:
-                await self._clear_marks()
             await self._poll_iteration()
             seconds = await self._until_due(looked_ms)
         except REDIS_TROUBLE as error:
-            if not self._marks_are_stale:
+            if not self._in_trouble:
                 log.warning("queue.redis_trouble", cause=str(error))
-            self._marks_are_stale = True
+            self._in_trouble = True
             await _wait(self._stopping, RETRY_SECONDS)
         else:
+            if self._in_trouble:
+                log.info("queue.redis_answers")
+            self._in_trouble = False
             await _wait(self._wake, seconds)
 
     async def _until_due(self, looked_ms: int) -> float:
         """Seconds until the next look is due: for a deferred job, or, where nothing is known of any, as a net."""
         if not self.allow_pick_jobs:
             return FALLBACK_SECONDS
-        if self._marks_are_stale:
-            return RETRY_SECONDS
         # from before the look, not from now: else one that came due during the look would be missed by both
         due = await self.pool.zrangebyscore(self.queue_name, f"({looked_ms}", "+inf", 0, 1, withscores=True)
         now_ms = time.time() * 1000
@@ -148,58 +145,48 @@ class NodeWorker(Worker):
                 await asyncio.sleep(RETRY_SECONDS)
                 self._wake.set()  # the answer that was lost may have been a wake-up
 
-    async def _clear_marks(self) -> None:
-        """Take away the marks of jobs that nobody runs: a dead process's, or of a start that Redis cut off."""
-        queued = {job_id.decode() for job_id in await self.pool.zrange(self.queue_name, 0, -1)}
-        idle = [in_progress_key_prefix + job_id for job_id in queued if not self._runs(job_id)]
-        if idle and (freed := await self.pool.delete(*idle)):
-            log.warning("queue.stale_marks_cleared", marks=freed)
-        self._marks_are_stale = False
-
     def _runs(self, job_id: str) -> bool:
         return job_id in self.tasks and not self.tasks[job_id].done()
 
     # --- what arq does, where it would end the worker, lose a slot or lose a job ---
 
     def _release_sem_dec_counter_on_complete(self) -> None:
-        super()._release_sem_dec_counter_on_complete()
-        self._slots_freed += 1
+        self.job_counter -= 1  # without arq's semaphore, which only its own start of jobs needs
         self._wake.set()  # the next job starts now, not at the next look
 
     async def heart_beat(self) -> None:
         """Nothing: `worker.lease` beats, and there are no cron jobs here."""
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        for job_id in job_ids:
-            # Its mark may be lost with Redis's data while it runs: never start it a second time.
-            if self._runs(job_id.decode()):
+        # arq asks Redis four times whether another worker was faster, loses the slot where Redis fails in between, and
+        # takes the mark of a dead process, or its own when the answer was lost, for a living worker's. None is here.
+        for job_id in (job_id.decode() for job_id in job_ids):
+            if self._runs(job_id):  # its mark may be lost with Redis's data: never start it a second time
                 continue
             if not self.allow_pick_jobs or self.job_counter >= self.max_jobs:
                 return
-            await self._start(job_id)
+            score = await self._mark(job_id)
+            if score is not None:
+                self.job_counter += 1
+                self.tasks[job_id] = task = self.loop.create_task(self.run_job(job_id, int(score)))
+                task.add_done_callback(lambda _: self._release_sem_dec_counter_on_complete())
 
-    async def _start(self, job_id: bytes) -> None:
-        task_before = self.tasks.get(job_id.decode())
-        slots_before = self.job_counter + self._slots_freed  # others may end meanwhile
-        try:
-            await super().start_jobs([job_id])
-        except REDIS_TROUBLE:
-            started = self.tasks.get(job_id.decode()) is not task_before
-            if not started and self.job_counter + self._slots_freed > slots_before:  # arq keeps the slot for good
-                super()._release_sem_dec_counter_on_complete()
-            raise
-        if self.tasks.get(job_id.decode()) is task_before:
-            # Over by now, or arq took an error reply or a lost answer for another worker's mark. It may have set one.
-            log.info("queue.job_not_started", job_id=job_id.decode())
-            self._marks_are_stale = True
+    async def _mark(self, job_id: str) -> float | None:
+        """Mark a job as in progress, for all that look with arq's tools; its score, None where it is queued no more."""
+        async with self.pool.pipeline(transaction=True) as pipe:
+            pipe.zscore(self.queue_name, job_id)
+            pipe.psetex(in_progress_key_prefix + job_id, NEVER_SECONDS * 1000, b"1")
+            score, _ = await pipe.execute()
+        if score is None:
+            await self.pool.delete(in_progress_key_prefix + job_id)
+        return cast("float | None", score)
 
     async def run_job(self, job_id: str, score: int) -> None:
         try:
             await super().run_job(job_id, score)
-        except REDIS_TROUBLE as error:  # before the job began: it is queued still, under a mark
+        except REDIS_TROUBLE as error:  # before the job began: it is queued still
             log.warning("queue.job_not_begun", job_id=job_id, cause=str(error))
             await asyncio.sleep(RETRY_SECONDS)  # in its slot: where only this job has the trouble, we would spin
-            self._marks_are_stale = True
 
     async def finish_job(  # noqa: PLR0917 - arq's signature
         self,

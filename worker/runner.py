@@ -231,7 +231,7 @@ class Runner:
                 log.warning("step.tried", step=step, code=error.code, again_in_seconds=wait)
                 await asyncio.sleep(wait)
                 wait, work = 2 * wait, replace(work, interrupted=True)
-            except Exception as error:  # noqa: BLE001 - a bug must not leave a VM off: the job goes back as for any failure
+            except Exception as error:
                 log.error("step.broke", step=step, exc_info=error)  # noqa: TRY400 - with the step it broke in
                 reason = Failure(code="internal_error", detail="Something unexpected went wrong; it was logged.")
                 break

@@ -11,7 +11,6 @@ from worker.jobs import errors
 from worker.jobs.model import (
     AccountId,
     Failure,
-    JobId,
     JobKind,
     JobState,
     ServerId,

@@ -1,4 +1,4 @@
-"""Why a request was refused. Each says what is true now and has a stable code; `api.problems` gives each its HTTP status."""
+"""Why a request was refused: what is true now, under a stable code. `api.problems` gives each its HTTP status."""
 
 from typing import ClassVar
 

@@ -10,9 +10,9 @@ from worker.jobs.model import MAY_FOLLOW
 
 
 def load(redis: ArqRedis, name: str) -> AsyncScript:
-    """The script `name`.lua, ready to be called. Redis caches it; after a restart of Redis it is sent again by itself."""
+    """The script `name`.lua, ready to be called. Redis caches it; a Redis that has forgotten it is sent it again."""
     folder = files(__name__)
-    table = {state: {follower: True for follower in followers} for state, followers in MAY_FOLLOW.items()}
+    table = {state: dict.fromkeys(followers, True) for state, followers in MAY_FOLLOW.items()}
     states = f"local MAY_FOLLOW = cjson.decode('{json.dumps(table)}')\n"
     prelude = (folder / "prelude.lua").read_text()
     return redis.register_script(states + prelude + (folder / f"{name}.lua").read_text())
