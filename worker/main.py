@@ -108,10 +108,11 @@ async def _serve(settings: WorkerSettings) -> None:
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         waiting = connect(settings.redis, command_seconds=2 * FALLBACK_SECONDS)
         stack.push_async_callback(waiting.aclose, close_connection_pool=True)
-        await _live(settings, hypervisor, journal, redis, waiting, stop)
+        await _live(settings=settings, hypervisor=hypervisor, journal=journal, redis=redis, waiting=waiting, stop=stop)
 
 
 async def _live(
+    *,
     settings: WorkerSettings,
     hypervisor: Hypervisor,
     journal: Journal,

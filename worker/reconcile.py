@@ -117,7 +117,7 @@ class Reconciler:
             differences += await self._tell_lost(server_id, ids, known)
             differences += self._track_safeties(server_id, found, spare)
         for difference in differences:
-            log.warning(f"reconcile.{difference.finding}", server_id=server_id, tag=difference.tag)
+            log.warning("reconcile.finding", finding=difference.finding, server_id=server_id, tag=difference.tag)
         listed = [{"finding": str(d.finding), "tag": d.tag, "at": f"{time.time():.0f}"} for d in differences]
         await self._store.tell_findings(server_id, listed)
 

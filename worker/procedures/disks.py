@@ -31,7 +31,7 @@ async def roomy_layout(work: Work) -> Layout:
 
 
 async def cleaned(work: Work, tag: str) -> Facts:
-    """Whole disks, and the tag gone from them if they let it go: the job goes back, and the guest waits for nothing else."""
+    """Whole disks, and the tag gone from them if they let it go: the guest is not to wait for more than that."""
     await _repaired(work.hypervisor, work.task.server_id)
     try:
         await work.hypervisor.delete_snapshot(work.task.server_id, tag)
