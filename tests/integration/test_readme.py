@@ -1,0 +1,70 @@
+"""The documents say what is true: their commands run, their paths exist, their tables are whole."""
+
+import asyncio
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from api.problems import STATUS
+from deploy.demo.service import Driver, Service, free_port
+from deploy.demo.state import State
+from drivers import base
+from tests.conftest import needs
+
+PROJECT = Path(__file__).parents[2]
+README = (PROJECT / "README.md").read_text()
+API = (PROJECT / "docs" / "api.md").read_text()
+
+
+async def test_the_calls_in_the_readme_do_what_it_says(tmp_path: Path) -> None:
+    needs("redis-server")
+    needs("curl")
+    (script,) = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    state = State.open(tmp_path / "state")
+    service = Service(state, port=free_port(), driver=Driver.FAKE, quiet=True)
+    try:
+        await service.start()
+        process = await asyncio.create_subprocess_exec(
+            *("bash", "-eu", "-o", "pipefail", "-c", script),
+            cwd=tmp_path,
+            env={"PATH": "/usr/bin:/bin", "URL": service.url, "TOKEN": service.client.token},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        async with asyncio.timeout(60):
+            output, _ = await process.communicate()
+    finally:
+        await service.stop()
+        state.close()
+    said = output.decode()
+    assert process.returncode == 0, said
+    assert said.count('"state": "completed"') == 2
+    assert said.strip().endswith("204")
+
+
+@pytest.mark.parametrize(
+    "target", sorted(set(re.findall(r"(?:^ {4}|`)(?:[A-Z]+=\w+ )?make ([a-z-]+)", README, re.MULTILINE)))
+)
+def test_every_make_target_that_the_readme_names_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_every_place_that_the_readme_names_exists() -> None:
+    places = set(re.findall(r"`([a-z_/]+/)`", README)) | set(re.findall(r"\]\(([^)]+)\)", README))
+    missing = [place for place in places if not (PROJECT / place).exists() and not _is_below_tests(place)]
+    assert missing == []
+
+
+def _is_below_tests(place: str) -> bool:
+    return (PROJECT / "tests" / place).exists()
+
+
+def test_every_refusal_is_in_the_document_of_the_api() -> None:
+    assert [refusal.code for refusal in STATUS if f"`{refusal.code}`" not in API] == []
+
+
+def test_every_error_of_a_driver_is_in_the_document_of_the_api() -> None:
+    codes = {kind.code for kind in base.DriverError.__subclasses__()}
+    assert {code for code in codes if f"`{code}`" not in API} == set()
