@@ -1,0 +1,159 @@
+"""What is handed to an operator, put together: Redis keeps what it answered, lets each side in to its own; it serves."""
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+from redis import Redis, exceptions
+from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
+
+from deploy.demo.client import Answer, Client
+from deploy.demo.processes import Child
+from deploy.demo.service import free_port, redis_configuration
+from tests.conftest import needs
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+ACCOUNTS = DEPLOY / "redis" / "users.acl"
+EXAMPLES = DEPLOY / "examples"
+PROGRAMS = Path(sys.executable).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeployedRedis:
+    socket: Path
+
+    def as_user(self, name: str) -> Redis:
+        """A client with the password that the file has before an operator sets one."""
+        return Redis(unix_socket_path=str(self.socket), username=name, password=f"{name.upper()}-PASSWORD")
+
+
+@pytest.fixture(scope="module")
+def deployed() -> Iterator[DeployedRedis]:
+    needs("redis-server")
+    with tempfile.TemporaryDirectory(prefix="vps-redis-") as folder:
+        redis = DeployedRedis(socket=Path(folder) / "redis.sock")
+        configuration = Path(folder) / "redis.conf"
+        configuration.write_text(redis_configuration(Path(folder)))
+        here = ["--port", "0", "--bind", "", "--unixsocket", str(redis.socket)]
+        command = ["redis-server", str(configuration), *here, "--aclfile", str(ACCOUNTS)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            _wait_for(redis)
+            yield redis
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _wait_for(redis: DeployedRedis) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with redis.as_user("operator") as client:
+            try:
+                client.ping()
+            except exceptions.ConnectionError:
+                time.sleep(0.02)
+            else:
+                return
+    raise RuntimeError("redis-server did not answer within 10 s")
+
+
+def test_it_loses_nothing_it_answered_and_throws_nothing_away(deployed: DeployedRedis) -> None:
+    wanted = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
+    wanted |= {"maxmemory-policy": "noeviction", "maxmemory": str(1 << 30)}
+    with deployed.as_user("operator") as client:
+        assert {name: client.config_get(name)[name] for name in wanted} == wanted
+
+
+def test_nobody_gets_in_without_an_account(deployed: DeployedRedis) -> None:
+    with Redis(unix_socket_path=str(deployed.socket)) as client, pytest.raises(AuthenticationError):
+        client.ping()
+
+
+@pytest.mark.parametrize("command", ["HGETALL token:x", "HSET token:x id x", "HGETALL tokens", "KEYS *"])
+def test_a_node_can_neither_read_nor_make_a_token(deployed: DeployedRedis, command: str) -> None:
+    words = command.split()
+    with deployed.as_user("worker") as client:
+        with pytest.raises(NoPermissionError):
+            client.execute_command(*words)
+        with pytest.raises(ResponseError, match="The user executing the script can't"):
+            client.eval(f"return redis.call({','.join(map(repr, words))})", 0)
+
+
+@pytest.mark.parametrize("user", ["api", "worker"])
+@pytest.mark.parametrize("command", ["FLUSHALL", "CONFIG GET dir", "SHUTDOWN", "ACL LIST", "MONITOR"])
+def test_neither_side_can_run_the_server(deployed: DeployedRedis, user: str, command: str) -> None:
+    with deployed.as_user(user) as client, pytest.raises(NoPermissionError):
+        client.execute_command(*command.split())
+
+
+async def test_a_cell_with_the_example_settings_serves(deployed: DeployedRedis, tmp_path: Path) -> None:
+    """Redis's accounts suffice for all that the programs do, from the token to the deleted snapshot."""
+    port = free_port()
+    here = {
+        "VPS_SNAPSHOTS_REDIS__URL": f"unix://{deployed.socket}",
+        "VPS_SNAPSHOTS_PORT": str(port),
+        "VPS_SNAPSHOTS_DRIVER": "fake",
+        "VPS_SNAPSHOTS_STATE_DIR": str(tmp_path),
+    }
+    api = [f"{PROGRAMS}/vps-snapshots-api", "--config", f"{EXAMPLES}/api.toml"]
+    worker = [f"{PROGRAMS}/vps-snapshots-worker", "run", "--config", f"{EXAMPLES}/worker.toml"]
+    client = Client(f"http://127.0.0.1:{port}", await _new_token(api, here))
+    logs = [tmp_path / "api.log", tmp_path / "worker.log"]
+    children = [
+        await Child.start("api", [*api, "serve"], settings=here, log=logs[0]),
+        await Child.start("worker", worker, settings=here, log=logs[1]),
+    ]
+    try:
+        await _becomes(client.is_up)
+        created = await _create(client)
+        snapshot = created.headers["Location"]
+        restored = await client.call("POST", f"{snapshot}restore/")
+        await _completed(client, restored)
+        assert (await client.call("DELETE", snapshot)).status == HTTPStatus.NO_CONTENT
+        assert (await client.call("GET", "/api/v1/snapshots/")).body == {"count": 0, "results": []}
+    finally:
+        statuses = [await child.stop() for child in reversed(children)]
+    assert statuses == [0, 0]
+    assert not [log for log in logs if "NOPERM" in log.read_text()]
+
+
+async def _new_token(api: list[str], settings: dict[str, str]) -> str:
+    whose = ["--name", "test", "--account", "77", "--permission", "snapshots:read", "--permission", "snapshots:write"]
+    process = await asyncio.create_subprocess_exec(
+        *api, "token", "create", *whose, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    output, trouble = await process.communicate()
+    assert process.returncode == 0, trouble.decode()
+    return output.decode().strip()
+
+
+async def _create(client: Client) -> Answer:
+    """A completed snapshot; the node may not have told of its server yet when we first ask."""
+    answers: list[Answer] = []
+
+    async def ask() -> bool:
+        answers.append(await client.call("POST", "/api/v1/snapshots/", {"server_id": 12345, "name": "before-update"}))
+        return answers[-1].status == HTTPStatus.CREATED
+
+    await _becomes(ask)
+    await _completed(client, answers[-1])
+    return answers[-1]
+
+
+async def _completed(client: Client, admitted: Answer) -> None:
+    job = await client.follow(admitted.headers["Operation-Location"], timeout_seconds=30)
+    assert job["state"] == "completed", job["error"]
+
+
+async def _becomes(is_so: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(30):
+        while not await is_so():  # noqa: ASYNC110 - another process tells nobody that it is up
+            await asyncio.sleep(0.05)
