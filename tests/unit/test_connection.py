@@ -1,0 +1,259 @@
+"""How Redis is reached: settings that say what is wrong, sockets, Sentinels, TLS, and no command sent twice."""
+
+import asyncio
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+from pydantic import ValidationError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+from tests.conftest import RedisServer, needs
+from tests.lossy import lossy_way
+from tests.queueing import until_told
+from worker.jobs.connection import RedisSettings, connect
+
+BOUND_SECONDS = 20
+
+
+@asynccontextmanager
+async def connected(settings: RedisSettings) -> AsyncIterator[ArqRedis]:
+    redis = connect(settings)
+    try:
+        yield redis
+    finally:
+        await redis.aclose(close_connection_pool=True)
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"url": "localhost:6379"}, "url"),
+        ({"url": "http://localhost"}, "url"),
+        ({"url": "redis://localhost:sixthousand"}, "url"),
+        ({"sentinels": ["10.0.0.1"]}, "sentinels"),
+        ({"sentinels": ["10.0.0.1:x"]}, "sentinels"),
+        ({"connect_seconds": 0}, "connect_seconds"),
+        ({"command_seconds": "inf"}, "command_seconds"),
+        ({"max_connections": 1}, "max_connections"),
+        ({"url": "rediss://localhost", "tls_ca_file": "/nowhere/ca.crt"}, "tls_ca_file"),
+        ({"url": "rediss://localhost", "tls_cert_file": __file__}, "tls_key_file"),
+        ({"url": "redis://localhost", "tls_ca_file": __file__}, "tls_ca_file"),
+        ({"pasword": "x"}, "pasword"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_and_the_key_is_named(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        RedisSettings(**settings)
+    (problem,) = refused.value.errors()
+    assert named in ".".join(map(str, problem["loc"])) or named in problem["msg"]
+
+
+def test_the_password_is_not_shown() -> None:
+    settings = RedisSettings.model_validate({"password": "hunter2"})
+    assert "hunter2" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+
+
+# --- one Redis ---
+
+
+async def test_a_socket_is_reached_and_answers_in_bytes(redis_server: RedisServer, redis: ArqRedis) -> None:
+    async with connected(RedisSettings(url=f"unix://{redis_server.socket}?db=0")) as client:
+        await client.set("a", "1")
+        assert await redis.get("a") == await client.get("a") == b"1"
+
+
+async def test_a_user_and_password_are_given(redis_server: RedisServer, redis: ArqRedis) -> None:
+    await redis.execute_command("ACL", "SETUSER", "api", "on", ">s3cret", "~*", "+@all")  # type: ignore[no-untyped-call]
+    settings = {"url": f"unix://{redis_server.socket}", "username": "api"}
+    try:
+        async with connected(RedisSettings.model_validate({**settings, "password": "s3cret"})) as client:
+            assert await client.acl_whoami() == "api"
+        async with connected(RedisSettings.model_validate({**settings, "password": "wrong"})) as client:
+            with pytest.raises(RedisError):
+                await client.ping()
+    finally:
+        await redis.execute_command("ACL", "DELUSER", "api")  # type: ignore[no-untyped-call]
+
+
+async def alone(client: ArqRedis) -> None:
+    await client.incr("counted")
+
+
+async def in_transaction(client: ArqRedis) -> None:
+    async with client.pipeline(transaction=True) as pipe:
+        pipe.incr("counted")
+        await pipe.execute()
+
+
+@pytest.mark.parametrize("ask", [alone, in_transaction])
+async def test_a_command_whose_answer_was_lost_is_not_sent_twice(
+    redis_server: RedisServer, redis: ArqRedis, ask: Callable[[ArqRedis], Awaitable[None]]
+) -> None:
+    async with (
+        lossy_way(redis_server.socket) as way,
+        connected(RedisSettings(url=f"unix://{way.socket}")) as client,
+    ):
+        await client.ping()
+        way.lose("INCR")
+        with pytest.raises(RedisConnectionError):
+            await ask(client)
+        assert await redis.get("counted") == b"1"
+        assert await client.incr("counted") == 2  # and the next command has a connection again
+
+
+async def test_a_redis_that_hangs_is_given_up(tmp_path: Path) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    with tempfile.TemporaryDirectory(prefix="vps-hangs-") as folder:
+        path = f"{folder}/redis.sock"
+        server = await asyncio.start_unix_server(silent, path)
+        async with connected(RedisSettings(url=f"unix://{path}", command_seconds=0.1)) as client:
+            with pytest.raises(RedisError):
+                async with asyncio.timeout(BOUND_SECONDS):
+                    await client.ping()
+        server.close()
+        await server.wait_closed()
+
+
+async def test_more_callers_than_connections_wait_for_one(redis_server: RedisServer, redis: ArqRedis) -> None:
+    settings = RedisSettings(url=f"unix://{redis_server.socket}", max_connections=4)
+    async with connected(settings) as client:
+        answers = await asyncio.gather(*(client.incr("n") for _ in range(100)))
+        assert sorted(answers) == list(range(1, 101))
+        clients = await redis.client_list()
+        assert len(clients) <= 4 + 2  # the test's own
+
+
+# --- TLS ---
+
+
+@pytest.fixture(scope="module")
+def tls() -> Iterator[tuple[int, Path]]:
+    """The port of a Redis that speaks TLS as `localhost`, and the folder with its authority."""
+    needs("redis-server")
+    needs("openssl")
+    with tempfile.TemporaryDirectory(prefix="vps-tls-") as name:
+        folder = Path(name)
+        make = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ]
+        subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+        out = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "ca.pem")]
+        subprocess.run([*make, *subject, *out], check=True, capture_output=True, timeout=BOUND_SECONDS)
+        port = free_port()
+        arguments = ["--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--dir", name, "--save", ""]
+        files = ["--tls-cert-file", f"{name}/ca.pem", "--tls-key-file", f"{name}/key.pem", "--tls-auth-clients", "no"]
+        process = subprocess.Popen(["redis-server", *arguments, *files], stdout=subprocess.DEVNULL)
+        yield port, folder
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def comes_to_answer(client: ArqRedis) -> None:
+    async def answers() -> bool:
+        try:
+            return bool(await client.ping())
+        except RedisError:
+            return False
+
+    await until_told(answers)
+
+
+async def test_tls_is_spoken_with_the_authority_that_was_named(tls: tuple[int, Path]) -> None:
+    port, folder = tls
+    settings = RedisSettings(url=f"rediss://localhost:{port}", tls_ca_file=folder / "ca.pem")
+    async with connected(settings) as client:
+        await comes_to_answer(client)
+
+
+@pytest.mark.parametrize(("host", "with_authority"), [("127.0.0.1", True), ("localhost", False)])
+async def test_another_host_or_an_unknown_authority_is_refused(
+    tls: tuple[int, Path], host: str, with_authority: bool
+) -> None:
+    port, folder = tls
+    authority = folder / "ca.pem"
+    async with connected(RedisSettings(url=f"rediss://localhost:{port}", tls_ca_file=authority)) as client:
+        await comes_to_answer(client)
+    settings = RedisSettings(url=f"rediss://{host}:{port}", tls_ca_file=authority if with_authority else None)
+    async with connected(settings) as client:
+        with pytest.raises(RedisConnectionError, match="certificate verify failed"):
+            await client.ping()
+
+
+async def test_the_hosts_name_is_not_checked_where_that_was_said(tls: tuple[int, Path]) -> None:
+    port, folder = tls
+    settings = RedisSettings(url=f"rediss://127.0.0.1:{port}", tls_ca_file=folder / "ca.pem", tls_check_hostname=False)
+    async with connected(settings) as client:
+        await comes_to_answer(client)
+
+
+# --- Sentinel ---
+
+
+@pytest.fixture
+def sentinel() -> Iterator[tuple[int, str]]:
+    """The port of a Sentinel, and the name of the master that it watches."""
+    needs("redis-server")
+    with tempfile.TemporaryDirectory(prefix="vps-sentinel-") as folder:
+        port, master = free_port(), free_port()
+        config = Path(folder) / "sentinel.conf"
+        config.write_text(f"port {port}\nbind 127.0.0.1\ndir {folder}\nsentinel monitor cell-a 127.0.0.1 {master} 1\n")
+        programs = [
+            ["redis-server", "--port", str(master), "--bind", "127.0.0.1", "--dir", folder, "--save", ""],
+            ["redis-server", str(config), "--sentinel"],
+        ]
+        processes = [subprocess.Popen(program, stdout=subprocess.DEVNULL) for program in programs]
+        yield port, "cell-a"
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+async def test_the_master_that_a_sentinel_names_is_reached_behind_one_that_is_dead(sentinel: tuple[int, str]) -> None:
+    port, master = sentinel
+    settings = RedisSettings(
+        url="redis://ignored/3",
+        sentinels=[f"127.0.0.1:{free_port()}", f"127.0.0.1:{port}"],
+        sentinel_master=master,
+    )
+    async with connected(settings) as client:
+        await comes_to_answer(client)
+        assert "role:master" in str(await client.info("replication")).replace("'", "").replace(": ", ":")
+        assert (await client.client_info())["db"] == 3
+
+
+async def test_a_master_that_no_sentinel_knows_is_trouble_with_redis(sentinel: tuple[int, str]) -> None:
+    port, _ = sentinel
+    settings = RedisSettings(sentinels=[f"127.0.0.1:{port}"], sentinel_master="cell-b")
+    async with connected(settings) as client:
+        with pytest.raises(RedisConnectionError):
+            await client.ping()
