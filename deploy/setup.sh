@@ -15,6 +15,7 @@ PACKAGES=(
     libvirt-dev pkg-config gcc                                  # libvirt-python is shipped as source only
     libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils ovmf  # the hypervisor; a libvirtd is not needed
     redis-server                                                # started by us, never as a service
+    curl                                                        # the calls that `make run` and the README show
     systemd                                                     # the tests have it verify the units
     busybox-static cpio xz-utils                                # the demo's and the tests' guest is built from Debian's kernel
 )

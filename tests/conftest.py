@@ -24,7 +24,7 @@ def needs(program: str) -> None:
 
 
 class RedisServer:
-    """A redis-server process on a unix socket, with the durability of production; it can be killed and started again."""
+    """A redis-server process on a unix socket, durable as in production; it can be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,14 +34,14 @@ class RedisServer:
     def start(self) -> None:
         arguments = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder), "--save", ""]
         durability = ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]
-        self.process = subprocess.Popen(  # noqa: S603 - a fixed program and our own arguments
-            ["redis-server", *arguments, *durability],  # noqa: S607 - whichever Redis the machine has
+        self.process = subprocess.Popen(
+            ["redis-server", *arguments, *durability],
             stdout=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
-            answer = subprocess.run(  # noqa: S603
-                ["redis-cli", "-s", str(self.socket), "ping"],  # noqa: S607
+            answer = subprocess.run(
+                ["redis-cli", "-s", str(self.socket), "ping"],
                 capture_output=True,
                 check=False,
             )

@@ -9,9 +9,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from deploy.demo.client import Answer
 from deploy.demo.guest import GuestFailed
 from deploy.demo.service import SERVER_ID, Driver, Service, ServiceFailed, free_port
 from deploy.demo.state import State
@@ -53,7 +55,7 @@ class Demo:
         before = self._guest.console.end()
         body = {"server_id": SERVER_ID, "name": "before-update", "description": "while the guest says A"}
         answer = await self._service.client.call("POST", "/api/v1/snapshots/", body)
-        self.check(f"201, status {answer.body.get('status')}", answer.status == 201)  # noqa: PLR2004
+        self._check_answer(answer, HTTPStatus.CREATED)
         await self._follow(answer.headers["Operation-Location"])
         snapshot = (await self._service.client.call("GET", answer.headers["Location"])).body
         held = snapshot["status"] == "completed" and snapshot["size_mb"]
@@ -69,7 +71,7 @@ class Demo:
         self.say(f"POST /api/v1/snapshots/{snapshot_id}/restore/: off, bring both disks back, start again")
         before = self._guest.console.end()
         answer = await self._service.client.call("POST", f"/api/v1/snapshots/{snapshot_id}/restore/")
-        self.check(f"200, server {answer.body.get('server', {}).get('status')}", answer.status == 200)  # noqa: PLR2004
+        self._check_answer(answer, HTTPStatus.OK)
         await self._follow(answer.headers["Operation-Location"])
         # The count is on the disks as well: the snapshot was taken when the guest had booted once.
         self._check_guest(await self._guest.ready(after=before), boots=2, marker="A")
@@ -78,7 +80,7 @@ class Demo:
         self.say(f"DELETE /api/v1/snapshots/{snapshot_id}/: under the running guest")
         console_end, allocated_before = self._guest.console.end(), self._allocated()
         answer = await self._service.client.call("DELETE", f"/api/v1/snapshots/{snapshot_id}/")
-        self.check("204", answer.status == 204)  # noqa: PLR2004
+        self._check_answer(answer, HTTPStatus.NO_CONTENT)
         left = (await self._service.client.call("GET", f"/api/v1/snapshots/?server_id={SERVER_ID}")).body
         self.check("the list is empty", left == {"count": 0, "results": []})
         gone = await becomes(lambda: not any(tag in tags(disk) for disk in self._guest.disks))
@@ -89,6 +91,12 @@ class Demo:
         self.check(
             "the guest was not stopped for it", b"POWEROFF" not in self._guest.console.log.read_bytes()[console_end:]
         )
+
+    def _check_answer(self, answer: Answer, status: HTTPStatus) -> None:
+        """Raises ServiceFailed where it is another: there is nothing to follow then."""
+        self.check(f"{answer.status} {HTTPStatus(answer.status).phrase}", answer.status == status)
+        if answer.status != status:
+            raise ServiceFailed(f"{status} was promised, the answer is {answer.body}")
 
     async def _follow(self, path: str) -> None:
         job = await self._service.client.follow(path, timeout_seconds=JOB_SECONDS)

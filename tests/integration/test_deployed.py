@@ -1,4 +1,4 @@
-"""What is handed to an operator, put together: Redis keeps what it answered, lets each side in to its own; it serves."""
+"""What is handed to an operator, put together: Redis keeps what it answered, lets each side in to its own."""
 
 import asyncio
 import subprocess

@@ -1,0 +1,158 @@
+"""`make run` without a hypervisor: it comes up, keeps its state, and leaves nothing running however it ends."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from deploy.demo.client import Client
+from deploy.demo.service import free_port
+from tests.conftest import needs
+
+UP_SECONDS = 60
+END_SECONDS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A `make run` in a process of its own."""
+
+    process: asyncio.subprocess.Process
+    port: int
+    state: Path
+
+    async def up(self) -> Client:
+        """A customer's client with the token that it printed."""
+        assert self.process.stdout
+        async with asyncio.timeout(UP_SECONDS):
+            async for line in self.process.stdout:
+                if b"Authorization: Bearer " in line:
+                    token = line.split(b"Authorization: Bearer ")[1].split(b"'")[0]
+                    return Client(f"http://127.0.0.1:{self.port}", token.decode())
+        raise AssertionError("it ended before it was up")
+
+    async def ended(self) -> tuple[int | None, str]:
+        """Exit status and the rest of what it said."""
+        async with asyncio.timeout(END_SECONDS):
+            output, _ = await self.process.communicate()
+        return self.process.returncode, output.decode()
+
+    def children(self) -> dict[str, int]:
+        """Process id by the program's name."""
+        listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return {name: int(pid) for pid in listing.split() for name in PROGRAMS if name in commandline(int(pid))}
+
+
+PROGRAMS = ("redis-server", "vps-snapshots-worker", "vps-snapshots-api")
+
+
+def commandline(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+@asynccontextmanager
+async def running(state: Path, *, port: int | None = None) -> AsyncIterator[Run]:
+    port = port or free_port()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "deploy.demo.run"),
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PORT": str(port), "STATE_DIR": str(state), "DRIVER": "fake"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        yield Run(process=process, port=port, state=state)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+@pytest.fixture(autouse=True)
+def parts() -> None:
+    needs("redis-server")
+    needs("setpriv")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_stops_all_of_it_and_the_next_run_goes_on(tmp_path: Path, signum: signal.Signals) -> None:
+    async with running(tmp_path / "state") as run:
+        client = await run.up()
+        children = run.children()
+        assert set(children) == set(PROGRAMS)
+        created = await client.call("POST", "/api/v1/snapshots/", {"server_id": 12345, "name": "kept"})
+        await client.follow(created.headers["Operation-Location"], timeout_seconds=30)
+        run.process.send_signal(signum)
+        status, _ = await run.ended()
+        assert status == 0
+        assert [name for name, pid in children.items() if name in commandline(pid)] == []
+    async with running(tmp_path / "state") as run:
+        again = await run.up()
+        assert again.token == client.token
+        listed = (await again.call("GET", "/api/v1/snapshots/")).body
+        assert [snapshot["name"] for snapshot in listed["results"]] == ["kept"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+async def test_a_part_that_dies_is_named_and_takes_the_others_along(tmp_path: Path, program: str) -> None:
+    names = {"redis-server": "Redis", "vps-snapshots-worker": "worker", "vps-snapshots-api": "front end"}
+    async with running(tmp_path / "state") as run:
+        await run.up()
+        children = run.children()
+        os.kill(children[program], signal.SIGKILL)
+        status, said = await run.ended()
+        assert status == 1
+        assert f"the {names[program]} ended by itself" in said
+        assert [name for name, pid in children.items() if name in commandline(pid)] == []
+
+
+async def test_a_folder_in_use_and_a_port_in_use_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    async with running(tmp_path / "state") as run:
+        await run.up()
+        async with running(tmp_path / "other", port=run.port) as second:
+            assert await second.ended() == (
+                2,
+                f"make run: port {run.port} is in use: set another, PORT=8081 for example\n",
+            )
+        async with running(tmp_path / "state") as third:
+            status, said = await third.ended()
+            assert status == 2
+            assert "in use by another run" in said
+        assert not (tmp_path / "other").exists()
+
+
+async def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    async with running(tmp_path) as run:
+        status, said = await run.ended()
+    assert status == 2
+    assert "has other things in it" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+async def test_a_run_that_was_killed_is_taken_over_by_the_next(tmp_path: Path) -> None:
+    async with running(tmp_path / "state") as run:
+        await run.up()
+        children = run.children()
+        run.process.kill()
+        await run.ended()
+    async with asyncio.timeout(END_SECONDS):
+        while any(name in commandline(pid) for name, pid in children.items()):  # noqa: ASYNC110 - not our children
+            await asyncio.sleep(0.02)
+    async with running(tmp_path / "state") as again:
+        assert await (await again.up()).is_up()
+
+
+async def test_a_state_folder_with_a_long_path_is_fine(tmp_path: Path) -> None:
+    async with running(tmp_path / ("deep" * 25) / ("er" * 50)) as run:
+        assert await (await run.up()).is_up()
