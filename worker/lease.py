@@ -69,8 +69,16 @@ class NodeLock:
 class Lease:
     """Keeps the node's lease in the store. While it is not ours, no new job may begin; what has begun goes on."""
 
-    def __init__(self, store: NodeStore, *, gained: Callable[[], Awaitable[None]], lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: NodeStore,
+        *,
+        gained: Callable[[], Awaitable[None]],
+        lost: Callable[[], None],
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    ) -> None:
         self._store = store
+        self._heartbeat_seconds = heartbeat_seconds
         self._gained = gained
         self._lost = lost
         self._held = False
@@ -92,7 +100,7 @@ class Lease:
     async def keep(self) -> None:
         """Run until cancelled: beat the heart, and notice when the lease is lost or ours again."""
         while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS if self._held else RETRY_SECONDS)
+            await asyncio.sleep(self._heartbeat_seconds if self._held else RETRY_SECONDS)
             try:
                 holder = await self._store.take_lease(seconds=LEASE_SECONDS)
             except StoreUnavailable as error:

@@ -1,0 +1,208 @@
+"""One worker for a node: the lock file that the kernel frees, and the lease that all can see."""
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from arq.connections import ArqRedis
+
+from tests.conftest import RedisServer, needs
+from tests.integration.conftest import Cell, node_store
+from tests.queueing import PATIENCE_SECONDS, client, until
+from worker.jobs.errors import StoreUnavailable
+from worker.jobs.node_store import LeaseLost, NodeStore
+from worker.lease import Lease, NodeLock, NodeTaken, machine_id, who_am_i
+
+HOLD_THE_LOCK = """
+import sys, time
+from pathlib import Path
+from worker.lease import NodeLock
+lock = NodeLock(Path(sys.argv[1]))
+lock.take()
+print("taken", flush=True)
+time.sleep(3600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that holds the lock of the folder."""
+    program = [sys.executable, "-c", HOLD_THE_LOCK, str(tmp_path)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"taken\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_node(
+    holder: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    with pytest.raises(NodeTaken, match=f"held by pid {holder.pid} on "):
+        NodeLock(tmp_path).take()
+    with pytest.raises(NodeTaken, match=f"pid {holder.pid} "):  # the refused one has not written its own name
+        NodeLock(tmp_path).take()
+
+
+def test_the_lock_of_a_killed_process_is_free_at_once(holder: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    holder.kill()
+    holder.wait()
+    lock = NodeLock(tmp_path)
+    lock.take()
+    assert (tmp_path / "worker.lock").read_text() == who_am_i()
+    lock.release()
+
+
+def test_a_released_lock_can_be_taken_again(tmp_path: Path) -> None:
+    first, second = NodeLock(tmp_path), NodeLock(tmp_path)
+    first.take()
+    with pytest.raises(NodeTaken):
+        second.take()
+    first.release()
+    second.take()
+    second.release()
+    second.release()
+
+
+def test_the_machine_is_the_same_for_workers_of_one_folder_only(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert machine_id(tmp_path) == machine_id(tmp_path / "link") != machine_id(tmp_path / "other")
+
+
+class Told:
+    """What the lease has told the rest of the worker."""
+
+    def __init__(self, store: NodeStore) -> None:
+        self.gained = 0
+        self.lost = 0
+        self.lease = Lease(store, gained=self._gain, lost=self._lose, heartbeat_seconds=0.05)
+
+    async def _gain(self) -> None:
+        self.gained += 1
+
+    def _lose(self) -> None:
+        self.lost += 1
+
+
+@asynccontextmanager
+async def kept(told: Told) -> AsyncIterator[None]:
+    await told.lease.take_at_start()
+    keeping = asyncio.create_task(told.lease.keep())
+    try:
+        yield
+    finally:
+        assert not keeping.done()
+        keeping.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeping
+
+
+async def test_a_free_node_is_taken(redis: ArqRedis) -> None:
+    told = Told(node_store(redis))
+    await told.lease.take_at_start()
+    assert (told.gained, told.lost) == (1, 0)
+    held = await node_store(redis, machine="m2", who="pid 9 on m2").take_lease(seconds=1)
+    assert held is not None
+    assert held.who == "pid 1 on m1"
+
+
+async def test_a_node_with_a_worker_elsewhere_is_refused_and_the_holder_named(redis: ArqRedis) -> None:
+    await node_store(redis, machine="m2", who="pid 9 on m2").take_lease(seconds=60)
+    told = Told(node_store(redis))
+    with pytest.raises(NodeTaken, match=r"node n1 has a worker already: pid 9 on m2; its lease runs for \d+ s yet"):
+        await told.lease.take_at_start()
+    assert told.gained == 0
+
+
+async def test_a_worker_that_is_started_again_on_the_same_machine_waits_for_nothing(redis: ArqRedis) -> None:
+    dead = node_store(redis, who="pid 1 on m1")
+    await dead.take_lease(seconds=60)
+    told = Told(node_store(redis, who="pid 2 on m1"))
+    await told.lease.take_at_start()
+    assert told.gained == 1
+    with pytest.raises(LeaseLost):
+        await dead.report([])
+
+
+async def test_a_lease_that_ran_out_can_be_taken_from_elsewhere(redis: ArqRedis) -> None:
+    await node_store(redis, machine="m2").take_lease(seconds=0)
+    told = Told(node_store(redis))
+    await told.lease.take_at_start()
+    assert told.gained == 1
+
+
+async def test_a_lease_that_is_lost_pauses_and_one_that_is_ours_again_resumes(redis: ArqRedis) -> None:
+    ours = node_store(redis)
+    other = node_store(redis, machine="m2", who="pid 9 on m2")
+    told = Told(ours)
+    async with kept(told):
+        await ours.take_lease(seconds=0)  # as if we had been silent for too long
+        while await other.take_lease(seconds=60) is not None:  # our heart beats in between
+            await ours.take_lease(seconds=0)
+        await until(lambda: told.lost > 0)
+        assert told.gained == 1
+        with pytest.raises(LeaseLost):
+            await ours.report([])
+        await other.take_lease(seconds=0)
+        await until(lambda: told.gained == 2)
+        await ours.report([])
+
+
+async def test_giving_back_lets_the_next_take_it_at_once(redis: ArqRedis) -> None:
+    told = Told(node_store(redis))
+    await told.lease.take_at_start()
+    await told.lease.give_back()
+    assert await node_store(redis, machine="m2").take_lease(seconds=60) is None
+
+
+async def test_giving_back_a_lease_that_was_lost_leaves_it_to_its_holder(cell: Cell, redis: ArqRedis) -> None:
+    told = Told(node_store(redis, machine="m2"))
+    with pytest.raises(NodeTaken):
+        await told.lease.take_at_start()
+    await told.lease.give_back()
+    await cell.node.report([])
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    """A Redis that the test may kill."""
+    needs("redis-server")
+    with tempfile.TemporaryDirectory(prefix="vps-redis-") as folder:
+        server = RedisServer(Path(folder))
+        yield server
+        server.kill()
+
+
+async def test_a_worker_that_starts_before_redis_takes_its_lease_when_redis_comes(server: RedisServer) -> None:
+    async with client(server.socket) as redis:
+        told = Told(node_store(redis))
+        taking = asyncio.create_task(told.lease.take_at_start())
+        await asyncio.sleep(0.1)
+        assert not taking.done()
+        await asyncio.to_thread(server.start)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await taking
+        assert told.gained == 1
+
+
+async def test_a_lease_outlives_redis_and_its_loss_of_all_data(server: RedisServer) -> None:
+    server.start()
+    async with client(server.socket) as redis:
+        ours = node_store(redis)
+        told = Told(ours)
+        async with kept(told):
+            server.kill()
+            server.lose_data()
+            with pytest.raises(StoreUnavailable):
+                await ours.take_lease(seconds=60)
+            await told.lease.give_back()  # not noisy either
+            await asyncio.sleep(0.1)  # its heart beats some times in vain
+            await asyncio.to_thread(server.start)
+            await until(lambda: told.gained == 2)  # all is to be told again
+            await ours.report([])

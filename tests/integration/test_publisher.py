@@ -1,0 +1,159 @@
+"""What the node tells the store: outcomes until the store has them, steps while they are news."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RedisServer, needs
+from tests.integration.conftest import ACCOUNT, Cell, node_store
+from tests.queueing import PATIENCE_SECONDS, client, until_told
+from worker.jobs.model import Failure, Job, JobId, JobState, SnapshotStatus, Step
+from worker.jobs.node_store import Outcome
+from worker.jobs.store import Store
+from worker.publisher import Publisher
+
+DONE = Outcome(state=JobState.COMPLETED, size_mb=12, snapshot_status=SnapshotStatus.COMPLETED, downtime_seconds=1.5)
+
+
+async def begun(cell: Cell) -> JobId:
+    """A create that the node has begun."""
+    job_id = (await cell.create()).job.id
+    await cell.node.begin(job_id)
+    return job_id
+
+
+async def seen(cell: Cell, job_id: JobId) -> Job:
+    return await cell.store.job(account_id=ACCOUNT, job_id=job_id)
+
+
+async def comes_to(cell: Cell, job_id: JobId, step: Step) -> None:
+    async def there() -> bool:
+        return (await seen(cell, job_id)).step is step
+
+    await until_told(there)
+
+
+@asynccontextmanager
+async def telling(publisher: Publisher) -> AsyncIterator[None]:
+    task = asyncio.create_task(publisher.tell_steps())
+    try:
+        yield
+    finally:
+        assert not task.done()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_a_step_is_told_soon(cell: Cell) -> None:
+    job_id = await begun(cell)
+    publisher = Publisher(cell.node)
+    async with telling(publisher):
+        publisher.step(job_id, Step.STOPPING)
+        await comes_to(cell, job_id, Step.STOPPING)
+        publisher.step(job_id, Step.STARTING)
+        await comes_to(cell, job_id, Step.STARTING)
+
+
+async def test_a_step_that_is_told_late_changes_nothing(cell: Cell) -> None:
+    job_id = await begun(cell)
+    publisher = Publisher(cell.node)
+    await publisher.outcome(job_id, DONE)
+    over = await seen(cell, job_id)
+    assert over.state is JobState.COMPLETED
+    publisher.step(job_id, Step.STOPPING)
+    second = (await cell.create("second")).job.id
+    await cell.node.begin(second)
+    async with telling(publisher):
+        publisher.step(second, Step.STOPPING)  # told first or last
+        await comes_to(cell, second, Step.STOPPING)
+        publisher.step(second, Step.STARTING)
+        await comes_to(cell, second, Step.STARTING)  # so the late one was told as well
+    assert await seen(cell, job_id) == over
+
+
+async def test_a_step_that_waited_is_forgotten_when_the_job_is_over(cell: Cell) -> None:
+    job_id = await begun(cell)
+    publisher = Publisher(cell.node)
+    publisher.step(job_id, Step.STOPPING)
+    await publisher.outcome(job_id, DONE)
+    over = await seen(cell, job_id)
+    async with telling(publisher):
+        await asyncio.sleep(0.05)
+    assert await seen(cell, job_id) == over
+
+
+async def test_an_outcome_that_is_told_twice_changes_nothing(cell: Cell) -> None:
+    job_id = await begun(cell)
+    publisher = Publisher(cell.node)
+    await publisher.outcome(job_id, DONE)
+    over = await seen(cell, job_id)
+    failed = Outcome(state=JobState.FAILED, failure=Failure(code="interrupted", detail="late"))
+    await publisher.outcome(job_id, failed)
+    assert await seen(cell, job_id) == over
+
+
+async def test_an_outcome_waits_for_the_lease(cell: Cell) -> None:
+    job_id = await begun(cell)
+    other = node_store(cell.redis, machine="m2")
+    await cell.node.take_lease(seconds=0)
+    assert await other.take_lease(seconds=60) is None
+    telling_it = asyncio.create_task(Publisher(cell.node).outcome(job_id, DONE))
+    await asyncio.sleep(0.1)
+    assert (await seen(cell, job_id)).state is JobState.IN_PROGRESS
+    await other.take_lease(seconds=0)
+    assert await cell.node.take_lease(seconds=60) is None
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await telling_it
+    assert (await seen(cell, job_id)).state is JobState.COMPLETED
+
+
+@pytest.fixture
+async def own() -> AsyncIterator[tuple[Cell, RedisServer]]:
+    """A cell on a Redis that the test may kill."""
+    needs("redis-server")
+    with tempfile.TemporaryDirectory(prefix="vps-redis-") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        async with client(server.socket) as redis:
+            cell = Cell(redis=redis, store=Store(redis), node=node_store(redis))
+            assert await cell.node.take_lease(seconds=60) is None
+            await cell.have()
+            yield cell, server
+        server.kill()
+
+
+async def test_an_outcome_is_told_when_redis_is_back_and_so_is_the_next_step(own: tuple[Cell, RedisServer]) -> None:
+    cell, server = own
+    job_id = await begun(cell)
+    publisher = Publisher(cell.node)
+    async with telling(publisher):
+        server.kill()
+        publisher.step(job_id, Step.STARTING)
+        ending = asyncio.create_task(publisher.outcome(job_id, DONE))
+        await asyncio.sleep(0.1)  # it is told in vain some times
+        assert not ending.done()
+        await asyncio.to_thread(server.start)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await ending
+        assert (await seen(cell, job_id)).state is JobState.COMPLETED
+        second = (await cell.create("second")).job.id
+        await cell.node.begin(second)
+        publisher.step(second, Step.STOPPING)
+        await comes_to(cell, second, Step.STOPPING)
+
+
+async def test_an_outcome_of_a_job_that_redis_has_lost_holds_nothing_up(own: tuple[Cell, RedisServer]) -> None:
+    cell, server = own
+    job_id = await begun(cell)
+    server.kill()
+    server.lose_data()
+    ending = asyncio.create_task(Publisher(cell.node).outcome(job_id, DONE))
+    await asyncio.to_thread(server.start)
+    assert await cell.node.take_lease(seconds=60) is None
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await ending
