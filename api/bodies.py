@@ -61,7 +61,8 @@ def job(record: Job) -> Body:
         "state": record.state,
         "step": record.step,
         "server": {"id": record.server_id, "name": record.server_name},
-        "snapshot": {"id": record.snapshot_id, "name": record.snapshot_name},
+        # a dry run of a create is about none
+        "snapshot": {"id": record.snapshot_id, "name": record.snapshot_name} if record.snapshot_id else None,
         "attempts": record.attempts,
         "queued_at": _moment(record.queued_at),
         "started_at": _moment(record.started_at) if record.started_at else None,

@@ -1,10 +1,15 @@
 """One method per call of the API: parse, one call of the store, render."""
 
+import asyncio
+
 from aiohttp import web
 
 from api import bodies, requests
 from api.callers import Caller
+from worker.jobs.model import Job
 from worker.jobs.store import Store
+
+CHECK_LOOKS, CHECK_LOOK_SECONDS = 100, 0.05  # a node's checks take 0.02 s for two disks; it may have to wait for a job
 
 
 class Handlers:
@@ -23,6 +28,14 @@ class Handlers:
 
     async def create_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
         body = await requests.create_body(request, timeout_seconds=self._body_seconds)
+        if requests.is_dry_run(request):
+            check = await self._store.check_create(
+                account_id=caller.account_id,
+                server_id=body.server_id,
+                name=body.name,
+                request_id=request[requests.REQUEST_ID],
+            )
+            return await self._checked(caller, check)
         admitted = await self._store.create(
             account_id=caller.account_id,
             server_id=body.server_id,
@@ -38,6 +51,13 @@ class Handlers:
         return bodies.answer(bodies.snapshot(found))
 
     async def restore_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
+        if requests.is_dry_run(request):
+            check = await self._store.check_restore(
+                account_id=caller.account_id,
+                snapshot_id=requests.snapshot_id(request),
+                request_id=request[requests.REQUEST_ID],
+            )
+            return await self._checked(caller, check)
         admitted = await self._store.restore(
             account_id=caller.account_id,
             snapshot_id=requests.snapshot_id(request),
@@ -64,6 +84,15 @@ class Handlers:
     async def show_job(self, request: web.Request, caller: Caller) -> web.Response:
         found = await self._store.job(account_id=caller.account_id, job_id=requests.job_id(request))
         return bodies.answer(bodies.job(found))
+
+    async def _checked(self, caller: Caller, check: Job) -> web.Response:
+        """200 with the check once it is over; 202 where the node is slow to look, to be followed like any job."""
+        for _ in range(CHECK_LOOKS):
+            if check.state.is_final:
+                return bodies.answer(bodies.job(check), headers=bodies.place(check))
+            await asyncio.sleep(CHECK_LOOK_SECONDS)
+            check = await self._store.job(account_id=caller.account_id, job_id=check.id)
+        return bodies.answer(bodies.job(check), status=202, headers=bodies.place(check))
 
     async def alive(self, _: web.Request) -> web.Response:
         """The process answers. Says nothing about Redis: a restart of this process would not mend that."""

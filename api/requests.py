@@ -93,6 +93,14 @@ def list_query(request: web.Request) -> ListQuery:
         raise _invalid(error) from error
 
 
+def is_dry_run(request: web.Request) -> bool:
+    """Whether only the checks are asked for. Raises Problem for what is neither true nor false."""
+    given = request.query.getall("dry_run", ["false"])
+    if len(given) > 1 or given[0] not in {"true", "false"}:
+        raise invalid(FieldError(field="dry_run", detail="Must be true or false, and given once."))
+    return given[0] == "true"
+
+
 def snapshot_id(request: web.Request) -> SnapshotId:
     """Raises SnapshotNotFound for what is no id: it names nothing, like an id that is not taken."""
     text = request.match_info["snapshot_id"]

@@ -1,6 +1,6 @@
 """Reconciliation: the store, the disks and the journal agree again, and nothing that is not ours is touched."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from drivers.fake_state import FakeDisk, FakeServer
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from worker.inventory import Inventory
 from worker.jobs import errors
-from worker.jobs.model import JobId, JobKind, SnapshotId, SnapshotStatus, Step
+from worker.jobs.model import Job, JobId, JobKind, SnapshotId, SnapshotStatus, Step
 from worker.journal import Journal
 from worker.procedures.work import Policy, Task
 from worker.publisher import Publisher
@@ -185,6 +185,30 @@ async def test_a_safety_snapshot_that_the_journal_lost_gets_its_usual_time(node:
     assert node.journal.spare_tags(SERVER) == {"vps-safety-abc"}
     assert node.journal.due_spare_tags() == []
     assert await node.listed() == {}
+
+
+async def test_a_dry_run_makes_the_nodes_checks_and_changes_nothing(node: Node) -> None:
+    kept = await node.create("kept")
+    asks: tuple[Callable[[], Awaitable[Job]], ...] = (
+        lambda: node.cell.store.check_create(account_id=ACCOUNT, server_id=SERVER, name="next", request_id="r"),
+        lambda: node.cell.store.check_restore(account_id=ACCOUNT, snapshot_id=kept, request_id="r"),
+    )
+    for ask in asks:
+        check = await ask()
+        await node.runner.run(check.id)
+        assert (await node.cell.store.job(account_id=ACCOUNT, job_id=check.id)).state == "completed"
+
+    node.hypervisor.server(SERVER).disks["vdb"].unsupported = "disk vdb is raw"
+    for ask in asks:
+        check = await ask()
+        await node.runner.run(check.id)
+        failed = await node.cell.store.job(account_id=ACCOUNT, job_id=check.id)
+        assert failed.failure is not None
+        assert failed.failure.code == "unsupported_server"
+    assert await node.listed() == {kept: SnapshotStatus.COMPLETED}
+    assert await node.tags() == {f"vps-{kept}"}
+    with pytest.raises(errors.NameTaken):
+        await node.cell.store.check_create(account_id=ACCOUNT, server_id=SERVER, name="kept", request_id="r")
 
 
 async def test_a_restore_is_undone_with_every_disk_as_it_was(node: Node) -> None:

@@ -19,6 +19,8 @@ class JobKind(StrEnum):
     CREATE = "create"
     RESTORE = "restore"
     DELETE = "delete"
+    CHECK_CREATE = "check_create"  # a dry run: would a create be refused? Nothing is changed, no server held
+    CHECK_RESTORE = "check_restore"
     UNDO = "undo"  # a restore of what a restore has overwritten
 
 
@@ -27,6 +29,10 @@ class JobState(StrEnum):
     IN_PROGRESS = "in_progress"
     COMPLETED = "completed"
     FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        return not MAY_FOLLOW[self]
 
 
 MAY_FOLLOW: dict[JobState, frozenset[JobState]] = {

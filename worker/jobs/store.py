@@ -82,19 +82,27 @@ class Store:
     ) -> Admitted:
         """Accept a new snapshot. Raises ServerNotFound, NodeUnavailable, ServerBusy, ServerNotReady,
         SnapshotLimitReached, NameTaken or StoreUnavailable."""
-        answer = await self._ask(JobKind.CREATE, account_id, server_id, request_id, name=name, description=description)
-        return _admitted(JobKind.CREATE, answer)
+        return _admitted(
+            await self._ask(JobKind.CREATE, account_id, server_id, request_id, name=name, description=description)
+        )
 
     async def restore(self, *, account_id: AccountId, snapshot_id: SnapshotId, request_id: str) -> Admitted:
         """Accept a restore. Raises SnapshotNotFound, SnapshotNotReady, NodeUnavailable, ServerBusy, ServerNotReady
         or StoreUnavailable."""
-        return _admitted(JobKind.RESTORE, await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id))
+        return _admitted(await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id))
+
+    async def check_create(self, *, account_id: AccountId, server_id: ServerId, name: str, request_id: str) -> Job:
+        """A dry run: refused like a create, or a job that makes the node's own checks. Raises as `create` does."""
+        return _job(await self._ask(JobKind.CREATE, account_id, server_id, request_id, name=name, dry_run=True))
+
+    async def check_restore(self, *, account_id: AccountId, snapshot_id: SnapshotId, request_id: str) -> Job:
+        """A dry run: refused like a restore, or a job that makes the node's own checks. Raises as `restore` does."""
+        return _job(await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id, dry_run=True))
 
     async def undo(self, *, account_id: AccountId, job_id: JobId, request_id: str) -> Job:
         """Accept to bring a server back to what a completed restore (or undo) has overwritten. Raises JobNotFound,
         UndoUnavailable, NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
-        _snapshot_id, _snapshot, server, job = await self._ask(JobKind.UNDO, account_id, job_id, request_id)
-        return records.job(JobId(records.pairs(server)["job"]), records.pairs(job))
+        return _job(await self._ask(JobKind.UNDO, account_id, job_id, request_id))
 
     async def delete(self, *, account_id: AccountId, snapshot_id: SnapshotId, request_id: str) -> None:
         """Make a snapshot be gone for the customer; its node frees the space next. Raises SnapshotNotFound,
@@ -137,8 +145,14 @@ class Store:
             await self._redis.ping()
 
     async def _ask(
-        self, kind: JobKind, account_id: AccountId, target: ServerId | SnapshotId | JobId, request_id: str, **more: str
+        self,
+        kind: JobKind,
+        account_id: AccountId,
+        target: ServerId | SnapshotId | JobId,
+        request_id: str,
+        **more: str | bool,
     ) -> list[Any]:
+        """The job's id, and the records of the job, its snapshot and its server."""
         job_id = uuid4().hex
         ask = {
             "kind": kind,
@@ -159,13 +173,16 @@ class Store:
         return list(answer)
 
 
-def _admitted(kind: JobKind, answer: list[Any]) -> Admitted:
-    raw_id, snapshot, server, job = answer
-    server_record, job_record, snapshot_record = records.pairs(server), records.pairs(job), records.pairs(snapshot)
+def _job(answer: list[Any]) -> Job:
+    return records.job(JobId(answer[0].decode()), records.pairs(answer[1]))
+
+
+def _admitted(answer: list[Any]) -> Admitted:
+    job, snapshot, server_record = _job(answer), answer[2], records.pairs(answer[3])
     return Admitted(
-        job=records.job(JobId(server_record["job"]), job_record),
-        snapshot=records.snapshot(SnapshotId(int(raw_id)), snapshot_record, server_record["name"]),
-        server=records.server(ServerId(int(snapshot_record["server"])), server_record, kind),
+        job=job,
+        snapshot=records.snapshot(job.snapshot_id, records.pairs(snapshot), server_record["name"]),
+        server=records.server(job.server_id, server_record, job.kind),
     )
 
 

@@ -10,12 +10,17 @@ from worker.procedures.power import as_found, ensure_off, ensure_off_gently, was
 from worker.procedures.work import Facts, Next, Procedure, Work, over, then
 
 
-async def _preflight(work: Work) -> Next:
-    hypervisor, task = work.hypervisor, work.task
+async def _check(work: Work) -> Next:
+    """All that can refuse a create before it costs the guest its uptime; changes nothing."""
     await roomy_layout(work)
-    if any(found.tag == task.tag for found in await hypervisor.snapshots(task.server_id)):
-        raise SnapshotExists(f"the tag {task.tag} is on the server's disks already")
-    running = await was_running(hypervisor, task.server_id)
+    if any(found.tag == work.task.tag for found in await work.hypervisor.snapshots(work.task.server_id)):
+        raise SnapshotExists(f"the tag {work.task.tag} is on the server's disks already")
+    return Next(step=None, facts=work.facts)
+
+
+async def _preflight(work: Work) -> Next:
+    await _check(work)
+    running = await was_running(work.hypervisor, work.task.server_id)
     return Next(
         step=Step.STOPPING,
         facts=replace(work.facts, was_running=running, off_since=time.time() if running else None),
@@ -79,3 +84,5 @@ CREATE = Procedure(
     },
     strands=frozenset({Step.CLEANING, Step.STARTING}),
 )
+
+CHECK_CREATE = Procedure(first=Step.PREFLIGHT, steps={Step.PREFLIGHT: _check}, if_it_fails={Step.PREFLIGHT: over})

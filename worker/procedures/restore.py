@@ -10,13 +10,18 @@ from worker.procedures.power import as_found, ensure_off, was_running
 from worker.procedures.work import Next, Procedure, Work, over, then
 
 
-async def _preflight(work: Work) -> Next:
-    hypervisor, task = work.hypervisor, work.task
+async def _check(work: Work) -> Next:
+    """All that can refuse a restore before it costs the guest its uptime; changes nothing."""
     await roomy_layout(work)
-    found = {snapshot.tag: snapshot for snapshot in await hypervisor.snapshots(task.server_id)}
-    if task.tag not in found or not found[task.tag].complete:
+    found = {snapshot.tag: snapshot for snapshot in await work.hypervisor.snapshots(work.task.server_id)}
+    if work.task.tag not in found or not found[work.task.tag].complete:
         raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
-    running = await was_running(hypervisor, task.server_id)
+    return Next(step=None, facts=work.facts)
+
+
+async def _preflight(work: Work) -> Next:
+    await _check(work)
+    running = await was_running(work.hypervisor, work.task.server_id)
     return Next(
         step=Step.STOPPING,
         facts=replace(work.facts, was_running=running, off_since=time.time() if running else None),
@@ -90,3 +95,5 @@ RESTORE = Procedure(
     },
     strands=frozenset({Step.UNDOING, Step.CLEANING, Step.STARTING}),
 )
+
+CHECK_RESTORE = Procedure(first=Step.PREFLIGHT, steps={Step.PREFLIGHT: _check}, if_it_fails={Step.PREFLIGHT: over})

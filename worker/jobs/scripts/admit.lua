@@ -1,7 +1,8 @@
--- Decide on a create, restore or delete and write all of it, or refuse and write nothing.
--- ARGV[1]: JSON {kind, account, id, name, description, request_id, job_id, limit, silent_ms, queue{...}}
+-- Decide on a create, restore, delete or undo and write all of it, or refuse and write nothing. A dry run is decided in the
+-- same way; its job holds no server and makes no snapshot.
+-- ARGV[1]: JSON {kind, dry_run, account, id, name, description, request_id, job_id, limit, silent_ms, queue{...}}
 -- id: the server's for a create, the restore's job for an undo, else the snapshot's. Answers {'refused', code, ...} or
--- {'admitted', snapshot id, snapshot, server, job}, the records as {field, value, ...}.
+-- {'admitted', job's id, job, snapshot, server}, the records as {field, value, ...}.
 local ask = cjson.decode(ARGV[1])
 
 local function refuse_server(server)
@@ -13,12 +14,12 @@ end
 local function admit(server_id, server, snapshot_id, snapshot, undoes)
   enqueue(ask.job_id, {
     undoes = undoes,
-    kind = ask.kind, server = server_id, server_name = server.name, account = server.account, node = server.node,
+    kind = ask.dry_run and 'check_' .. ask.kind or ask.kind, server = server_id, server_name = server.name, account = server.account, node = server.node,
     snapshot = snapshot_id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
     snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id,
   }, ask.queue)
-  return {'admitted', snapshot_id, redis.call('HGETALL', 'snapshot:' .. snapshot_id),
-    redis.call('HGETALL', 'server:' .. server_id), redis.call('HGETALL', 'job:' .. ask.job_id)}
+  return {'admitted', ask.job_id, redis.call('HGETALL', 'job:' .. ask.job_id),
+    redis.call('HGETALL', 'snapshot:' .. snapshot_id), redis.call('HGETALL', 'server:' .. server_id)}
 end
 
 local function create()
@@ -35,6 +36,9 @@ local function create()
   local namesake = redis.call('HGET', names, ask.name)
   if namesake then return {'refused', 'name_taken', namesake} end
 
+  if ask.dry_run then
+    return admit(server_id, server, '0', {name = ask.name, description = '', created_ms = tostring(now_ms())})
+  end
   -- Begins at the seconds since 2025: after a loss of the data it is above every id given before, for a cell gives
   -- less than one a second over its life. An id must never come back: the disks of silent nodes still carry it.
   redis.call('SET', 'snapshots:last_id', math.floor(now_ms() / 1000) - 1735689600, 'NX')
@@ -56,7 +60,7 @@ end
 local function delete(snapshot, server)
   if not server or server.missing then -- its disks went with it: nothing is left to free
     forget_snapshot(ask.id, snapshot)
-    return {'admitted', ask.id}
+    return {'admitted'}
   end
   local refused = refuse_server(server)
   if refused then return refused end

@@ -47,12 +47,14 @@ local function become(job_id, job, state)
   redis.call('HSET', 'job:' .. job_id, 'state', state)
 end
 
--- Write the job's record, hold its server, hand it to the node's queue and wake the node.
+-- Write the job's record, hold its server (unless it only looks), hand it to the node's queue and wake the node.
 local function enqueue(job_id, job, queue)
   local now = now_ms()
   job.v, job.state, job.queued_ms, job.attempts = '1', 'queued', tostring(now), '0'
   write('job:' .. job_id, job)
-  redis.call('HSET', 'server:' .. job.server, 'job', job_id)
+  if job.kind ~= 'check_create' and job.kind ~= 'check_restore' then
+    redis.call('HSET', 'server:' .. job.server, 'job', job_id)
+  end
   redis.call('ZADD', 'jobs:waiting', now, job_id)
   -- arq's own record of the job. It expires only as a net below us: a job of a dead node is failed long before.
   local payload = string.gsub(queue.payload, 'JOB_ID', job_id)

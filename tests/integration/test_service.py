@@ -1,0 +1,61 @@
+"""The whole service as processes, on the simulated hypervisor: what takes a front end, Redis and a worker together."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from deploy.demo.client import Client
+from deploy.demo.service import SERVER_ID, Driver, Service, free_port
+from deploy.demo.state import State
+from tests.conftest import needs
+
+
+@pytest.fixture
+async def customer(tmp_path: Path) -> AsyncIterator[Client]:
+    needs("redis-server")
+    state = State.open(tmp_path / "state")
+    service = Service(state, port=free_port(), driver=Driver.FAKE, quiet=True)
+    try:
+        await service.start()
+        yield service.client
+    finally:
+        await service.stop()
+        state.close()
+
+
+async def create(customer: Client, name: str) -> int:
+    answer = await customer.call("POST", "/api/v1/snapshots/", {"server_id": SERVER_ID, "name": name})
+    assert answer.status == 201
+    await customer.follow(answer.headers["Operation-Location"], timeout_seconds=30)
+    snapshot_id: int = answer.body["id"]
+    return snapshot_id
+
+
+async def test_a_restore_is_undone_over_http(customer: Client) -> None:
+    snapshot_id = await create(customer, "s")
+    answer = await customer.call("POST", f"/api/v1/snapshots/{snapshot_id}/restore/")
+    restore = await customer.follow(answer.headers["Operation-Location"], timeout_seconds=30)
+
+    undo = await customer.call("POST", f"/api/v1/restores/{restore['id']}/undo/")
+
+    assert (undo.status, undo.body["kind"]) == (202, "undo")
+    ended = await customer.follow(undo.headers["Operation-Location"], timeout_seconds=30)
+    assert ended["state"] == "completed"
+    again = await customer.call("POST", f"/api/v1/restores/{restore['id']}/undo/")
+    assert (again.status, again.body["code"]) == (400, "undo_unavailable")
+    unknown = await customer.call("POST", f"/api/v1/restores/{'0' * 32}/undo/")
+    assert (unknown.status, unknown.body["code"]) == (404, "job_not_found")
+
+
+async def test_a_dry_run_answers_with_the_nodes_checks_and_leaves_nothing_behind(customer: Client) -> None:
+    check = await customer.call("POST", "/api/v1/snapshots/?dry_run=true", {"server_id": SERVER_ID, "name": "s"})
+    assert (check.status, check.body["kind"], check.body["state"]) == (200, "check_create", "completed")
+    assert check.body["snapshot"] is None
+    assert (await customer.call("GET", "/api/v1/snapshots/")).body["count"] == 0
+
+    restore = f"/api/v1/snapshots/{await create(customer, 's')}/restore/"
+    check = await customer.call("POST", f"{restore}?dry_run=true")
+    assert (check.status, check.body["kind"], check.body["state"]) == (200, "check_restore", "completed")
+    unclear = await customer.call("POST", f"{restore}?dry_run=perhaps")
+    assert (unclear.status, unclear.body["errors"][0]["field"]) == (400, "dry_run")
