@@ -13,6 +13,7 @@ from worker.jobs.model import JobId, Step
 from worker.jobs.node_store import LeaseLost, NodeStore, Outcome
 
 RETRY_SECONDS = (0.2, 2.0)  # between two tries to publish: the first wait, doubled up to the last
+UNKNOWN_TRIES = 6  # 7 s: by then a store that lost its data must have heard of the job again, with the next report
 
 log = structlog.stdlib.get_logger()
 
@@ -32,6 +33,7 @@ class Publisher:
         """Return when the store has the outcome, however long that takes."""
         self._steps.pop(job_id, None)  # told now, it would come too late
         wait, longest = RETRY_SECONDS
+        tries = UNKNOWN_TRIES
         while True:
             try:
                 answer = await self._store.finish(job_id, outcome)
@@ -40,6 +42,11 @@ class Publisher:
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, longest)
             else:
+                # A store that lost its data is told of the job again, with all that the node has, and takes it then.
+                if answer == "job_unknown" and (tries := tries - 1):
+                    await asyncio.sleep(wait)
+                    wait = min(2 * wait, longest)
+                    continue
                 if answer != "published":
                     log.warning("outcome.refused", reason=answer)
                 return

@@ -158,8 +158,8 @@ class Reconciler:
         return [Difference(finding=Finding.UNTRACKED_SAFETY, tag=tag) for tag in untracked]
 
     def _open_tasks(self, server_id: ServerId) -> list[Task]:
-        owed = (entry.task for entry in self._journal.owed() if entry.outcome is None)
-        return [task for task in owed if task.server_id == server_id]
+        """The jobs of which the store does not know the end: under way, or over and not yet published."""
+        return [entry.task for entry in self._journal.owed() if entry.task.server_id == server_id]
 
 
 def _begun(task: Task) -> BegunJob:

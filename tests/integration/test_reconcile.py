@@ -1,5 +1,6 @@
 """Reconciliation: the store, the disks and the journal agree again, and nothing that is not ours is touched."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -236,3 +237,19 @@ async def test_a_delete_that_is_under_way_does_not_bring_its_snapshot_back(node:
     assert await node.listed() == {}
     await node.runner.run(job.id)
     assert await node.tags() == set()
+
+
+async def test_an_outcome_that_meets_an_empty_store_is_taken_once_the_node_has_told_it_of_the_job(node: Node) -> None:
+    admitted = await node.cell.create("kept")
+    job = await node.cell.node.begin(admitted.job.id)
+    node.journal.begin(Task.of(job), Step.PREFLIGHT)
+    await lose_redis_data(node)
+    ending = asyncio.create_task(node.runner.run(job.id))
+    while (entry := node.journal.find(job.id)) is None or entry.outcome is None:
+        await asyncio.sleep(0.01)
+
+    await node.inventory.report()
+
+    await ending
+    assert (await node.cell.store.job(account_id=ACCOUNT, job_id=job.id)).state == "completed"
+    assert await node.listed() == {admitted.snapshot.id: SnapshotStatus.COMPLETED}
