@@ -65,7 +65,6 @@ class NodeWorker(Worker):
             handle_signals=False,
             job_serializer=queue.serialize,
             job_deserializer=queue.deserialize,
-            poll_delay=0,
         )
         self._waiting = waiting
         self._wake = asyncio.Event()
@@ -111,29 +110,37 @@ class NodeWorker(Worker):
 
     async def _look(self) -> None:
         self._wake.clear()
-        looked_ms = int(time.time() * 1000)
+        self._forget_ended()
         try:
-            await self._poll_iteration()
-            seconds = await self._until_due(looked_ms)
+            seconds = await self._start_due() if self.allow_pick_jobs else FALLBACK_SECONDS
         except REDIS_TROUBLE as error:
             if not self._in_trouble:
                 log.warning("queue.redis_trouble", cause=str(error))
             self._in_trouble = True
             await _wait(self._stopping, RETRY_SECONDS)
         else:
-            if self._in_trouble:
+            if self._in_trouble and self.allow_pick_jobs:
+                self._in_trouble = False
                 log.info("queue.redis_answers")
-            self._in_trouble = False
             await _wait(self._wake, seconds)
 
-    async def _until_due(self, looked_ms: int) -> float:
-        """Seconds until the next look is due: for a deferred job, or, where nothing is known of any, as a net."""
-        if not self.allow_pick_jobs:
-            return FALLBACK_SECONDS
-        # from before the look, not from now: else one that came due during the look would be missed by both
-        due = await self.pool.zrangebyscore(self.queue_name, f"({looked_ms}", "+inf", 0, 1, withscores=True)
-        now_ms = time.time() * 1000
-        return min([float(FALLBACK_SECONDS), *(max(0.001, (float(score) - now_ms) / 1000) for _, score in due)])
+    async def _start_due(self) -> float:
+        """Start what is due; seconds until the next look. The clock is Redis's, which gave the jobs their moments: on a
+        node whose own clock is late, arq would let them wait."""
+        async with self.pool.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.zrange(self.queue_name, 0, self.queue_read_limit - 1, withscores=True)
+            moment, queued = await pipe.execute()
+        now_ms = _milliseconds(moment)
+        await self.start_jobs([job_id for job_id, score in queued if score <= now_ms])
+        later: list[float] = [max(1, score - now_ms) / 1000 for _, score in queued if score > now_ms]
+        return min([FALLBACK_SECONDS, *later])
+
+    def _forget_ended(self) -> None:
+        for job_id, task in list(self.tasks.items()):
+            if task.done():
+                del self.tasks[job_id]
+                task.result()  # what nobody expected ends the worker
 
     async def _listen(self) -> None:
         while True:
@@ -154,9 +161,6 @@ class NodeWorker(Worker):
         self.job_counter -= 1  # without arq's semaphore, which only its own start of jobs needs
         self._wake.set()  # the next job starts now, not at the next look
 
-    async def heart_beat(self) -> None:
-        """Nothing: `worker.lease` beats, and there are no cron jobs here."""
-
     async def start_jobs(self, job_ids: list[bytes]) -> None:
         # arq asks Redis four times whether another worker was faster, loses the slot where Redis fails in between, and
         # takes the mark of a dead process, or its own when the answer was lost, for a living worker's. None is here.
@@ -172,14 +176,16 @@ class NodeWorker(Worker):
                 task.add_done_callback(lambda _: self._release_sem_dec_counter_on_complete())
 
     async def _mark(self, job_id: str) -> float | None:
-        """Mark a job as in progress, for all that look with arq's tools; its score, None where it is queued no more."""
+        """Mark a job as in progress, for who looks with arq's tools; its score, None where it is not due any more."""
         async with self.pool.pipeline(transaction=True) as pipe:
+            pipe.time()
             pipe.zscore(self.queue_name, job_id)
             pipe.psetex(in_progress_key_prefix + job_id, NEVER_SECONDS * 1000, b"1")
-            score, _ = await pipe.execute()
-        if score is None:
-            await self.pool.delete(in_progress_key_prefix + job_id)
-        return cast("float | None", score)
+            moment, score, _ = await pipe.execute()
+        if score is not None and score <= _milliseconds(moment):
+            return cast("float", score)
+        await self.pool.delete(in_progress_key_prefix + job_id)  # it has ended, or was put off, since we looked
+        return None
 
     async def run_job(self, job_id: str, score: int) -> None:
         try:
@@ -202,13 +208,13 @@ class NodeWorker(Worker):
             how = (finish, result_data, result_timeout_s, keep_result_forever, incr_score, keep_in_progress)
             await self._insist(lambda: super(NodeWorker, self).finish_job(job_id, *how))
         else:
-            # arq adds to the score, and would add again when the answer was lost
-            at_ms = round((time.time() + (BROKEN_AGAIN_SECONDS if incr_score else 0)) * 1000)
-            await self._insist(lambda: self._put_back(job_id, at_ms=at_ms))
+            await self._insist(lambda: self._put_back(job_id, put_off=bool(incr_score)))
 
-    async def _put_back(self, job_id: str, *, at_ms: int) -> None:
+    async def _put_back(self, job_id: str, *, put_off: bool) -> None:
+        now_ms = _milliseconds(await self.pool.time())
         async with self.pool.pipeline(transaction=True) as pipe:
-            pipe.zadd(self.queue_name, {job_id: at_ms}, xx=True)
+            if put_off:  # arq adds to the score, and would add again where the answer was lost
+                pipe.zadd(self.queue_name, {job_id: now_ms + BROKEN_AGAIN_SECONDS * 1000}, xx=True)
             pipe.delete(in_progress_key_prefix + job_id)
             await pipe.execute()
 
@@ -240,6 +246,12 @@ class NodeWorker(Worker):
                 if self._stopping.is_set():
                     return None
                 await _wait(self._stopping, RETRY_SECONDS)
+
+
+def _milliseconds(moment: tuple[int, int]) -> float:
+    """What Redis answers to TIME, in the unit of the scores."""
+    seconds, microseconds = moment
+    return seconds * 1000 + microseconds / 1000
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -316,7 +316,7 @@ async def test_a_start_whose_answer_was_lost_is_made_again(
     assert jobs.starts["a"] == 1
 
 
-@pytest.mark.parametrize("word", ["ZRANGEBYSCORE", "INCR", "BLPOP", "ZREM"])
+@pytest.mark.parametrize("word", ["ZRANGE", "ZSCORE", "INCR", "BLPOP", "ZREM"])
 async def test_any_answer_may_be_lost(redis: ArqRedis, redis_server: RedisServer, jobs: Jobs, word: str) -> None:
     async with lossy_way(redis_server.socket) as way, at_work(way.socket, jobs):
         way.lose(word)
