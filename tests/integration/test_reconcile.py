@@ -245,8 +245,8 @@ async def test_an_outcome_that_meets_an_empty_store_is_taken_once_the_node_has_t
     node.journal.begin(Task.of(job), Step.PREFLIGHT)
     await lose_redis_data(node)
     ending = asyncio.create_task(node.runner.run(job.id))
-    while (entry := node.journal.find(job.id)) is None or entry.outcome is None:
-        await asyncio.sleep(0.01)
+    await asyncio.wait({ending}, timeout=0.5)
+    assert not ending.done()
 
     await node.inventory.report()
 
