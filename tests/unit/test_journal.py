@@ -1,8 +1,10 @@
 """The journal: what it has returned from is there for the next process."""
 
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
-import sqlite3
 
 import pytest
 
@@ -32,27 +34,33 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "journal.sqlite"
 
 
-def test_a_process_that_comes_later_finds_the_job_the_step_and_the_facts(path: Path) -> None:
-    first = Journal(path)
+@pytest.fixture
+def opened(path: Path) -> Iterator[Callable[[], Journal]]:
+    """Opens the journal as one more process would; closed when the test is over."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(closing(Journal(path)))
+
+
+def test_a_process_that_comes_later_finds_the_job_the_step_and_the_facts(opened: Callable[[], Journal]) -> None:
+    first = opened()
     first.begin(TASK, Step.PREFLIGHT)
     first.enter(TASK.job_id, Step.REVERTING, FACTS)
     # not closed: a killed process closes nothing
 
-    (entry,) = Journal(path).owed()
+    (entry,) = opened().owed()
 
     assert (entry.task, entry.step, entry.facts, entry.outcome) == (TASK, Step.REVERTING, FACTS, None)
-    first.close()
 
 
-def test_a_job_that_is_begun_twice_keeps_its_step(path: Path) -> None:
-    journal = Journal(path)
+def test_a_job_that_is_begun_twice_keeps_its_step(opened: Callable[[], Journal]) -> None:
+    journal = opened()
     journal.begin(TASK, Step.PREFLIGHT)
     journal.enter(TASK.job_id, Step.STARTING, FACTS)
     assert journal.begin(TASK, Step.PREFLIGHT).step is Step.STARTING
 
 
-def test_interruptions_count_for_one_step(path: Path) -> None:
-    journal = Journal(path)
+def test_interruptions_count_for_one_step(opened: Callable[[], Journal]) -> None:
+    journal = opened()
     journal.begin(TASK, Step.PREFLIGHT)
     journal.interrupted(TASK.job_id)
     journal.interrupted(TASK.job_id)
@@ -61,8 +69,8 @@ def test_interruptions_count_for_one_step(path: Path) -> None:
     assert [entry.interruptions for entry in journal.owed()] == [0]
 
 
-def test_an_outcome_is_owed_until_it_is_published(path: Path) -> None:
-    journal = Journal(path)
+def test_an_outcome_is_owed_until_it_is_published(opened: Callable[[], Journal]) -> None:
+    journal = opened()
     entry = journal.begin(TASK, Step.PREFLIGHT)
     journal.conclude(entry, OUTCOME, spare_tag_kept_seconds=0)
     assert [owed.outcome for owed in journal.owed()] == [OUTCOME]
@@ -73,8 +81,8 @@ def test_an_outcome_is_owed_until_it_is_published(path: Path) -> None:
     assert kept.outcome == OUTCOME
 
 
-def test_a_newer_safety_snapshot_makes_the_servers_older_one_due(path: Path) -> None:
-    journal = Journal(path)
+def test_a_newer_safety_snapshot_makes_the_servers_older_one_due(opened: Callable[[], Journal]) -> None:
+    journal = opened()
     for number in (1, 2):
         task = Task(**{**TASK.__dict__, "job_id": JobId(f"j{number}")})
         journal.begin(task, Step.PREFLIGHT)
@@ -88,8 +96,8 @@ def test_a_newer_safety_snapshot_makes_the_servers_older_one_due(path: Path) -> 
     assert journal.due_spare_tags() == []
 
 
-def test_a_stranded_jobs_safety_snapshot_waits_for_a_person(path: Path) -> None:
-    journal = Journal(path)
+def test_a_stranded_jobs_safety_snapshot_waits_for_a_person(opened: Callable[[], Journal]) -> None:
+    journal = opened()
     journal.begin(TASK, Step.PREFLIGHT)
     journal.enter(TASK.job_id, Step.UNDOING, Facts(spare_tag=TASK.safety_tag))
     entry = journal.find(TASK.job_id)
