@@ -21,8 +21,9 @@ log.debug("unheard")
 log.info("job.completed", seconds=1.5)
 logging.getLogger("a.library").info("chatter")
 logging.getLogger("a.library").warning("of %s", "note")
+token = "vps_s3cr3t"
 try:
-    fail("vps_" + "s3cr3t")
+    fail(token)
 except ValueError:
     log.exception("request.failed")
     logging.getLogger("a.library").exception("trouble")
