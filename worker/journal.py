@@ -25,7 +25,7 @@ BALLAST_BYTES = 4 << 20  # a thousand steps: each writes two or three pages of 4
 KEPT_SECONDS = 30 * 86_400  # how long a job that is over and published stays: as long as its record in the store
 
 _TASK, _FACTS, _OUTCOME = TypeAdapter(Task), TypeAdapter(Facts), TypeAdapter(Outcome)
-_SELECT = "SELECT task, step, facts, interruptions, outcome FROM jobs"
+_SELECT = "SELECT task, step, facts, interruptions, outcome, published FROM jobs"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY,
@@ -57,6 +57,7 @@ class Entry:
     facts: Facts
     interruptions: int
     outcome: Outcome | None
+    published: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,12 +196,13 @@ def _json(kind: TypeAdapter[Any], record: Any) -> str:
     return kind.dump_json(record).decode()
 
 
-def _entry(row: tuple[str, str, str, int, str | None]) -> Entry:
-    task, step, facts, interruptions, outcome = row
+def _entry(row: tuple[str, str, str, int, str | None, int]) -> Entry:
+    task, step, facts, interruptions, outcome, published = row
     return Entry(
         task=_TASK.validate_json(task),
         step=Step(step),
         facts=_FACTS.validate_json(facts),
         interruptions=interruptions,
         outcome=_OUTCOME.validate_json(outcome) if outcome else None,
+        published=bool(published),
     )

@@ -47,7 +47,7 @@ class Publisher:
                     await asyncio.sleep(wait)
                     wait = min(2 * wait, longest)
                     continue
-                if answer != "published":
+                if answer not in {"published", "job_over"}:  # over: told before, by a process that died right after
                     log.warning("outcome.refused", reason=answer)
                 return
 

@@ -72,6 +72,8 @@ class Runner:
         with structlog.contextvars.bound_contextvars(job_id=job_id):
             entry = self._journal.find(job_id)
             known = entry is not None
+            if entry is not None and entry.published:
+                return  # delivered again: the queue was told of the end too late, or not at all
             if entry is None:
                 job = await self._begin(job_id)
                 if job is None:

@@ -1,0 +1,169 @@
+"""A node whose worker dies where a test says so, and what must be true of it afterwards, whatever has happened."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from drivers.base import Power
+from drivers.fake import FakeHypervisor
+from drivers.fake_faults import Happening, Killed
+from drivers.fake_state import FakeDisk, FakeServer
+from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from worker.jobs.model import Job, JobId, JobKind, JobState, SnapshotId, SnapshotStatus
+from worker.journal import Journal
+from worker.procedures.work import Policy
+from worker.publisher import Publisher
+from worker.reconcile import Reconciler
+from worker.runner import Limits, Runner
+
+TARGETS = ("vda", "vdb")
+BEFORE, NOW = "at the snapshot", "now"  # what the guest had on its disks when the snapshot was taken, and has today
+LIMITS = Limits(first_retry_seconds=0.001, spare_tag_kept_seconds=3600)
+
+
+@dataclass(kw_only=True)
+class DyingNode:
+    """`happened` holds all that the driver did since the last `start_over`; `die_at` the places in it to die at."""
+
+    cell: Cell
+    folder: Path
+    hypervisor: FakeHypervisor
+    limits: Limits = LIMITS
+    happened: list[Happening] = field(default_factory=list)
+    die_at: set[int] = field(default_factory=set)
+    contents: dict[SnapshotId, str] = field(default_factory=dict)
+
+    @classmethod
+    async def make(cls, cell: Cell, folder: Path, *, power: Power, limits: Limits = LIMITS) -> "DyingNode":
+        """With one snapshot, taken of BEFORE; the guest has NOW."""
+        server = FakeServer(
+            name="web-server-01",
+            server_id=SERVER,
+            account_id=ACCOUNT,
+            power=power,
+            disks={target: FakeDisk(content=BEFORE) for target in TARGETS},
+            nvram=BEFORE,
+        )
+        node = cls(cell=cell, folder=folder, hypervisor=FakeHypervisor([server]), limits=limits)
+        await cell.have(power=power)
+        admitted = await cell.create("first")
+        await node.live(admitted.job.id)
+        node.contents[admitted.snapshot.id] = BEFORE
+        node.write(NOW)
+        node.hypervisor.faults.hook = node._reach
+        return node
+
+    @property
+    def first(self) -> SnapshotId:
+        return next(iter(self.contents))
+
+    def write(self, text: str) -> None:
+        self.hypervisor.write(SERVER, text)
+        self.hypervisor.server(SERVER).nvram = text
+
+    async def admit(self, kind: JobKind) -> JobId:
+        """Ask for a job of this kind, about the first snapshot where it is about one."""
+        store = self.cell.store
+        if kind is JobKind.CREATE:
+            admitted = await self.cell.create("second")
+            self.contents[admitted.snapshot.id] = NOW
+            return admitted.job.id
+        if kind is JobKind.DELETE:
+            await store.delete(account_id=ACCOUNT, snapshot_id=self.first, request_id="r")
+            return await self.cell.holder()
+        restore = await store.restore(account_id=ACCOUNT, snapshot_id=self.first, request_id="r")
+        if kind is JobKind.RESTORE:
+            return restore.job.id
+        await self.live(restore.job.id)
+        return (await store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")).id
+
+    async def live(self, job_id: JobId | None = None) -> bool:
+        """One life of the worker: it goes on with what is owed, then does the job. Whether it outlived that."""
+        journal = Journal(self.folder / "journal.sqlite")
+        runner = self._runner(journal)
+        try:
+            for task in runner.resume():
+                await task
+            if job_id is not None:
+                await runner.run(job_id)
+        except Killed:
+            return False
+        finally:
+            journal.close()
+        return True
+
+    async def settle(self, job_id: JobId) -> Job:
+        """Start the worker again until it lives, and the job's end."""
+        while not await self.live(job_id):
+            pass
+        self.die_at.clear()
+        return await self.job(job_id)
+
+    async def job(self, job_id: JobId) -> Job:
+        return await self.cell.store.job(account_id=ACCOUNT, job_id=job_id)
+
+    def start_over(self, *, die_at: Iterable[int] = ()) -> None:
+        self.happened.clear()
+        self.die_at = set(die_at)
+
+    async def reconcile(self) -> None:
+        journal = Journal(self.folder / "journal.sqlite")
+        runner = self._runner(journal)
+        reconciler = Reconciler(
+            hypervisor=self.hypervisor, store=self.cell.node, journal=journal, runner=runner, safety_kept_seconds=3600
+        )
+        await reconciler.server(SERVER)
+        await runner.drop_spare_tags()
+        journal.close()
+
+    async def check(self, job: Job, *, power: Power) -> None:
+        """What must be true when a job has ended, unless it is stranded."""
+        server = self.hypervisor.server(SERVER)
+        assert self.hypervisor.misuse == []
+        assert job.state in {JobState.COMPLETED, JobState.FAILED}
+        assert not (job.failure and job.failure.stranded), job.failure
+        assert server.power is power
+        assert not any(disk.dirty for disk in server.disks.values())
+        # of a restore, and of an undo that failed: what it would have undone
+        restored = (job.kind, job.state) in {(JobKind.RESTORE, JobState.COMPLETED), (JobKind.UNDO, JobState.FAILED)}
+        assert self.data() == {BEFORE if restored else NOW}
+        await self.check_snapshots()
+
+    def data(self) -> set[str]:
+        """What the guest finds on all its disks and in its UEFI variables: one text, unless something is torn."""
+        server = self.hypervisor.server(SERVER)
+        return {*self.hypervisor.read(SERVER).values(), server.nvram or ""}
+
+    async def check_snapshots(self) -> None:
+        """Each snapshot that the customer sees as completed is whole, with its data; nothing else of ours is there."""
+        server = self.hypervisor.server(SERVER)
+        page = await self.cell.store.snapshots(account_id=ACCOUNT, server_id=SERVER, offset=0, limit=100)
+        completed = {s.id for s in page.results if s.status is SnapshotStatus.COMPLETED}
+        assert not [s for s in page.results if s.status is SnapshotStatus.IN_PROGRESS]
+        for snapshot_id in completed:
+            tag, text = f"vps-{snapshot_id}", self.contents[snapshot_id]
+            assert {disk.tags.get(tag) for disk in server.disks.values()} == {text}
+            assert server.nvram_copies[tag] == text
+            assert tag in server.listed
+        journal = Journal(self.folder / "journal.sqlite")
+        spare = journal.spare_tags(SERVER)
+        journal.close()
+        on_disk = {tag for disk in server.disks.values() for tag in disk.tags} | {*server.listed, *server.nvram_copies}
+        assert on_disk - spare == {f"vps-{snapshot_id}" for snapshot_id in completed}
+        assert await self.cell.raw("SCARD", f"server:{SERVER}:counted") == len(completed)
+        assert not await self.cell.raw("HEXISTS", f"server:{SERVER}", "job")
+
+    def _reach(self, happening: Happening) -> None:
+        self.happened.append(happening)
+        if len(self.happened) in self.die_at:
+            raise Killed(happening)
+
+    def _runner(self, journal: Journal) -> Runner:
+        return Runner(
+            journal=journal,
+            hypervisor=self.hypervisor,
+            store=self.cell.node,
+            publisher=Publisher(self.cell.node),
+            policy=Policy(grace_seconds=0.05, press_again_seconds=0.01),
+            limits=self.limits,
+        )

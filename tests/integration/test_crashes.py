@@ -1,0 +1,162 @@
+"""The worker dies, at each moment of each effect, and everything ends well by itself."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from drivers.base import Power
+from drivers.fake_faults import Effect, Killed, Moment
+from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from tests.integration.dying import BEFORE, LIMITS, NOW, DyingNode
+from worker.jobs.model import JobKind, JobState
+from worker.runner import Limits
+
+KINDS = (JobKind.CREATE, JobKind.RESTORE, JobKind.DELETE, JobKind.UNDO)
+POWERS = (Power.ON, Power.OFF)
+
+
+async def fresh(cell: Cell, folder: Path, power: Power, kind: JobKind, *, limits: Limits = LIMITS) -> DyingNode:
+    """A node on which a job of this kind waits to be begun."""
+    await cell.redis.flushdb()
+    await cell.node.take_lease(seconds=600)
+    folder.mkdir()
+    return await DyingNode.make(cell, folder, power=power, limits=limits)
+
+
+@pytest.mark.parametrize("power", POWERS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_job_whose_worker_dies_once_anywhere_is_completed(
+    cell: Cell, tmp_path: Path, kind: JobKind, power: Power
+) -> None:
+    node = await fresh(cell, tmp_path / "whole", power, kind)
+    job_id = await node.admit(kind)
+    node.start_over()
+    job = await node.settle(job_id)
+    assert job.state is JobState.COMPLETED
+    await node.check(job, power=power)
+    moments = len(node.happened)
+    assert moments > 3, "nothing happened: the hook is not in the way"
+
+    for moment in range(1, moments + 1):
+        node = await fresh(cell, tmp_path / f"{moment}", power, kind)
+        job_id = await node.admit(kind)
+        node.start_over(die_at=[moment])
+        job = await node.settle(job_id)
+        assert job.state is JobState.COMPLETED, node.happened[moment - 1]
+        await node.check(job, power=power)
+
+
+@pytest.mark.parametrize("power", POWERS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_worker_that_dies_again_and_again_ends_well_all_the_same(
+    cell: Cell, tmp_path: Path, kind: JobKind, power: Power
+) -> None:
+    chance = random.Random(f"{kind} {power}")  # noqa: S311 - a campaign that can be repeated, not a secret
+    for campaign in range(40):
+        node = await fresh(cell, tmp_path / f"{campaign}", power, kind)
+        job_id = await node.admit(kind)
+        deaths = sorted(chance.sample(range(1, 90), chance.randint(2, 6)))
+        node.start_over(die_at=deaths)
+        job = await node.settle(job_id)
+        await node.reconcile()
+        await node.check(job, power=power)
+
+
+@pytest.mark.parametrize("effect", list(Effect))
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_effect_that_fails_once_or_for_ever_leaves_nothing_half_done(
+    cell: Cell, tmp_path: Path, kind: JobKind, effect: Effect
+) -> None:
+    for at in Moment:
+        for times in (1, 2):
+            node = await fresh(cell, tmp_path / f"{at}{times}", Power.ON, kind)
+            job_id = await node.admit(kind)
+            node.hypervisor.faults.fail(effect, times=times, at=at)
+            job = await node.settle(job_id)
+            if job.failure and job.failure.stranded:
+                assert effect in {Effect.REVERT_DISK, Effect.RESTORE_NVRAM, Effect.REPAIR_DISK}, job.failure
+                assert node.hypervisor.server(SERVER).power is Power.OFF or node.data() <= {BEFORE, NOW}
+                assert node.hypervisor.misuse == []
+                continue
+            node.hypervisor.faults.heal()
+            if job.kind is JobKind.DELETE and job.state is JobState.FAILED:
+                continue  # queued again by housekeeping until it has freed the space
+            await node.reconcile()
+            await node.check(job, power=Power.ON)
+
+
+async def test_a_restore_that_one_disk_refuses_brings_all_disks_back(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
+    job_id = await node.admit(JobKind.RESTORE)
+    node.hypervisor.faults.fail(Effect.REVERT_DISK, "vdb")
+    job = await node.settle(job_id)
+    assert job.failure is not None
+    assert (job.state, job.failure.code) == (JobState.FAILED, "disk_failed")
+    await node.check(job, power=Power.ON)
+
+
+async def test_a_restore_that_can_go_neither_on_nor_back_is_stranded_and_stays_off(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
+    job_id = await node.admit(JobKind.RESTORE)
+    node.hypervisor.faults.fail(Effect.REVERT_DISK, "vdb", times=100)
+    job = await node.settle(job_id)
+    assert job.failure is not None
+    assert job.failure.stranded
+    assert node.hypervisor.server(SERVER).power is Power.OFF
+    assert node.hypervisor.server(SERVER).disks["vda"].tags[f"vps-safety-{job_id}"] == NOW
+
+
+async def test_a_guest_that_does_not_start_again_is_stranded_and_its_snapshot_kept(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE)
+    job_id = await node.admit(JobKind.CREATE)
+    node.hypervisor.faults.fail(Effect.START, times=100)
+    job = await node.settle(job_id)
+    assert job.failure is not None
+    assert (job.failure.code, job.failure.stranded) == ("start_failed", True)
+    await node.check_snapshots()
+
+
+async def test_a_start_that_fails_at_first_is_tried_again(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE)
+    job_id = await node.admit(JobKind.CREATE)
+    node.hypervisor.faults.fail(Effect.START, times=2)
+    job = await node.settle(job_id)
+    assert job.state is JobState.COMPLETED
+    await node.check(job, power=Power.ON)
+
+
+async def test_a_step_that_kills_every_worker_is_given_up(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE)
+    job_id = await node.admit(JobKind.CREATE)
+    node.hypervisor.faults.fail(Effect.SNAPSHOT_DISK, "vdb", at=Moment.DURING, times=100, error=Killed("again"))
+    job = await node.settle(job_id)
+    assert job.failure is not None
+    assert job.failure.code == "interrupted"
+    await node.check(job, power=Power.ON)
+
+
+async def test_a_step_that_takes_too_long_is_given_up_and_its_disk_repaired(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(
+        cell, tmp_path / "n", Power.ON, JobKind.CREATE, limits=Limits(step_seconds=0.2, first_retry_seconds=0.001)
+    )
+    job_id = await node.admit(JobKind.CREATE)
+    node.hypervisor.faults.hang(Effect.SNAPSHOT_DISK)
+    job = await node.settle(job_id)
+    assert job.failure is not None
+    assert job.failure.code == "step_timeout"
+    await node.check(job, power=Power.ON)
+
+
+async def test_a_job_that_is_delivered_again_or_twice_at_once_is_done_once(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE)
+    job_id = await node.admit(JobKind.CREATE)
+    node.start_over()
+    await node.live(job_id)
+    once = len(node.happened)
+    await node.live(job_id)
+    assert len(node.happened) == once
+    job = await node.job(job_id)
+    assert job.attempts == 1
+    await node.check(job, power=Power.ON)
+    assert (await cell.store.snapshots(account_id=ACCOUNT, server_id=SERVER, offset=0, limit=9)).count == 2
