@@ -187,6 +187,20 @@ async def test_marks_of_another_worker_are_gone_when_the_lease_is_ours_again(
     assert jobs.starts == {"ours": 1, "theirs": 1}
 
 
+async def test_what_has_changed_since_the_look_is_not_started(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+) -> None:
+    async with at_work(redis_server.socket, jobs) as worker:
+        await put(redis, "put-off", at_ms=int(time.time() * 1000) + 3_600_000)
+        await worker.start_jobs([b"put-off", b"over"])
+        worker.pause()
+        await put(redis, "paused")
+        await worker.start_jobs([b"paused"])
+        assert await marks(redis) == []
+        assert not worker.tasks
+    assert not jobs.starts
+
+
 # --- the record that arq keeps of a job ---
 
 
@@ -504,8 +518,11 @@ async def test_a_worker_stops_while_redis_hangs(server: RedisServer, jobs: Jobs)
     assert server.process is not None
     async with client(server.socket) as redis:
         await put(redis, "a")
-    async with at_work(server.socket, jobs):
+    async with at_work(server.socket, jobs) as worker:
         await jobs.have_started("a")
         server.process.send_signal(signal.SIGSTOP)
         jobs.end("a")
         await jobs.have_ended("a")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await worker.stop(0.1)
+        assert not worker._finishing
