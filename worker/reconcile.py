@@ -13,7 +13,7 @@ from enum import StrEnum
 
 import structlog
 
-from drivers.base import DriverError, FoundSnapshot, Hypervisor
+from drivers.base import DriverError, FoundSnapshot, Hypervisor, UnsupportedServer
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
 from worker.jobs.node_store import BegunJob, Known, LeaseLost, NodeStore, PublishedSnapshot
@@ -70,12 +70,22 @@ class Reconciler:
         try:
             lock = self._runner.lock_of(server_id)
             if lock.locked():
-                await self._publish(server_id, await self._hypervisor.snapshots(server_id))
+                await self._publish(server_id, await self._found(server_id))
                 return
             async with lock:
                 await self._judge(server_id)
         except (DriverError, StoreUnavailable, LeaseLost) as error:
             log.warning("reconcile.put_off", server_id=server_id, reason=str(error) or type(error).__name__)
+
+    async def _found(self, server_id: ServerId) -> list[FoundSnapshot]:
+        """What is on the server's disks. Of one that can't be read (a disk is missing), the store hears of no snapshot:
+        what the customer asks for must reach the node, and fail there with the reason."""
+        try:
+            return await self._hypervisor.snapshots(server_id)
+        except UnsupportedServer as error:
+            log.warning("reconcile.unreadable", server_id=server_id, reason=str(error))
+            await self._store.publish(server_id, [], [])
+            raise
 
     async def _publish(self, server_id: ServerId, found: Iterable[FoundSnapshot]) -> list[Difference]:
         """Tell the store of the snapshots and jobs that it does not know."""
@@ -107,7 +117,7 @@ class Reconciler:
         return [Difference(finding=Finding.UNKNOWN_SNAPSHOT, tag=taken[new_id][0]) for new_id in new if new_id in taken]
 
     async def _judge(self, server_id: ServerId) -> None:
-        found = await self._hypervisor.snapshots(server_id)
+        found = await self._found(server_id)
         differences = await self._publish(server_id, found)
         ids = {found_id: snapshot for snapshot in found if (found_id := snapshot_id_of(snapshot.tag)) is not None}
         known = await self._store.known(server_id, list(ids))

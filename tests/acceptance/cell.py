@@ -1,0 +1,195 @@
+"""A whole cell on this machine with real guests: Redis, a node under embedded libvirt, its worker, the front end."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from arq.connections import ArqRedis
+
+from deploy.demo.client import Client
+from deploy.demo.processes import Child
+from deploy.demo.service import free_port
+from deploy.lab.console import Console, Ready
+from deploy.lab.domain import Device
+from deploy.lab.lab import Lab
+from tests.conftest import RedisServer
+
+PROGRAMS = Path(sys.executable).parent
+ACCOUNT = 77
+GRACE_SECONDS = 8  # a guest of ours that listens needs 2 s
+
+
+@dataclass(kw_only=True)
+class Server:
+    """A domain of the node and what the tests know of it."""
+
+    id: int
+    name: str
+    disks: Sequence[Path]
+    console: Console
+    booted: Ready | None = None
+
+    async def ready(self) -> Ready:
+        """The next boot that we have not seen yet."""
+        self.booted = await self.console.ready(after=self.booted.end if self.booted else 0)
+        return self.booted
+
+
+@dataclass(kw_only=True)
+class AcceptanceCell:
+    """Servers are added before the worker starts: an embedded libvirt is one process's at a time."""
+
+    folder: Path
+    redis: RedisServer
+    lab: Lab
+    servers: dict[int, Server] = field(default_factory=dict)
+    worker: Child | None = None
+    api: Child | None = None
+    client: Client | None = None
+
+    async def add(
+        self,
+        server_id: int,
+        devices: Sequence[Device],
+        *,
+        running: bool = True,
+        deaf: bool = False,
+        uefi: bool = False,
+        tpm: bool = False,
+    ) -> Server:
+        name = f"s{server_id}"
+        await self.lab.define(self.lab.domain_xml(name, devices, deaf=deaf, uefi=uefi, tpm=tpm))
+        arguments = ("adopt", name, "--server-id", str(server_id), "--account", str(ACCOUNT))
+        await self.program("vps-snapshots-worker", *arguments)
+        disks = [device.path for device in devices if device.path and not (device.cdrom or device.readonly)]
+        server = Server(id=server_id, name=name, disks=disks, console=self.lab.console(name))
+        self.servers[server_id] = server
+        if running:
+            await self.lab.start(name)
+        return server
+
+    async def start(self) -> None:
+        port = {"VPS_SNAPSHOTS_PORT": str(free_port())}
+        self.api = await Child.start(
+            "api", [PROGRAMS / "vps-snapshots-api", "serve"], settings=self.settings | port, log=self.folder / "api.log"
+        )
+        token = ("token", "create", "--name", "t", "--account", str(ACCOUNT))
+        permissions = ("--permission", "snapshots:read", "--permission", "snapshots:write")
+        secret = await self.program("vps-snapshots-api", *token, *permissions)
+        self.client = Client(f"http://127.0.0.1:{port['VPS_SNAPSHOTS_PORT']}", secret.strip())
+        await self.start_worker()
+
+    async def start_worker(self) -> None:
+        """Return when a job for any of the servers would be admitted."""
+        self.worker = await Child.start(
+            "worker",
+            [PROGRAMS / "vps-snapshots-worker", "run"],
+            settings=self.settings | {"VPS_SNAPSHOTS_MAX_JOBS": "2"},
+            log=self.worker_log,
+        )
+        redis = self.redis.client()
+        try:
+            for server_id in self.servers:
+                await eventually(partial(_is_known, redis, server_id))
+        finally:
+            await redis.aclose(close_connection_pool=True)
+
+    async def stop(self) -> None:
+        for child in (self.worker, self.api):
+            if child is not None:
+                await child.stop()
+        await self.lab.remove_all()
+        self.redis.kill()
+
+    @property
+    def worker_log(self) -> Path:
+        return self.folder / "worker.log"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {
+            "VPS_SNAPSHOTS_REDIS__URL": f"unix://{self.redis.socket}",
+            "VPS_SNAPSHOTS_NODE": "n1",
+            "VPS_SNAPSHOTS_LIBVIRT_URI": self.lab.uri,
+            "VPS_SNAPSHOTS_STATE_DIR": str(self.folder / "node"),
+            "VPS_SNAPSHOTS_GRACE_SECONDS": str(GRACE_SECONDS),
+            "LIBVIRT_LOG_OUTPUTS": "4:stderr",
+        }
+
+    async def program(self, name: str, *arguments: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            str(PROGRAMS / name),
+            *arguments,
+            env={**os.environ, **self.settings},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        output, trouble = await process.communicate()
+        assert process.returncode == 0, trouble.decode()
+        return output.decode()
+
+    async def call(
+        self, method: str, path: str, body: dict[str, object] | None = None
+    ) -> tuple[int, dict[str, object]]:
+        assert self.client is not None
+        answer = await self.client.call(method, path, body)
+        return answer.status, answer.body or {}
+
+    async def create(self, server: Server, name: str) -> tuple[int, dict[str, object]]:
+        """The snapshot's id and the ended job."""
+        assert self.client is not None
+        answer = await self.client.call("POST", "/api/v1/snapshots/", {"server_id": server.id, "name": name})
+        assert answer.status == 201, answer.body
+        job = await self.client.follow(answer.headers["Operation-Location"], timeout_seconds=90)
+        return answer.body["id"], job
+
+    async def restore(self, snapshot_id: int) -> dict[str, object]:
+        """The ended job."""
+        assert self.client is not None
+        answer = await self.client.call("POST", f"/api/v1/snapshots/{snapshot_id}/restore/")
+        assert answer.status == 200, answer.body
+        return await self.client.follow(answer.headers["Operation-Location"], timeout_seconds=90)
+
+    async def delete(self, server: Server, snapshot_id: int) -> None:
+        """Return when no disk has the tag any more."""
+        status, body = await self.call("DELETE", f"/api/v1/snapshots/{snapshot_id}/")
+        assert status == 204, body
+
+        async def gone() -> bool:
+            return not any(f"vps-{snapshot_id}" in tags(disk) for disk in server.disks)
+
+        await eventually(gone)
+
+    def is_on(self, server: Server) -> bool:
+        return self.lab.is_on(server.name)
+
+
+async def eventually(is_so: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until it is so. Raises TimeoutError after a minute."""
+    async with asyncio.timeout(60):
+        while not await is_so():  # noqa: ASYNC110 - another process decides, and tells nobody
+            await asyncio.sleep(0.05)
+
+
+async def _is_known(redis: ArqRedis, server_id: int) -> bool:
+    """Whether the node has reported the server and what is on its disks."""
+    known: dict[bytes, bytes] = await redis.hgetall(f"server:{server_id}")  # type: ignore[misc] # redis-py: sync or async
+    return bool(known) and b"unpublished" not in known
+
+
+def tags(disk: Path) -> list[str]:
+    """The snapshots of a disk, also while a guest runs on it."""
+    listed = subprocess.run(
+        ["qemu-img", "snapshot", "-U", "-l", str(disk)], capture_output=True, text=True, check=True
+    ).stdout
+    return [line.split()[1] for line in listed.splitlines()[2:]]
+
+
+def is_sound(disk: Path) -> bool:
+    """Of a disk that no guest runs on."""
+    return subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", str(disk)], check=False).returncode == 0
