@@ -1,76 +1,197 @@
-"""What callers get: the contract's bodies, key for key, and the headers beside them."""
+"""What callers get: the contract's bodies, key for key. The API's own document is made from these models."""
 
-import json
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Literal
 
 from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from yarl import URL
 
 from api.requests import ListQuery
-from worker.jobs.model import Job, Snapshot
+from worker.jobs import model
+from worker.jobs.model import JobKind, JobState, ServerState, SnapshotStatus, Step
 from worker.jobs.store import Admitted, SnapshotPage
 
 CREATE_MESSAGE = "Snapshot is being created. This may take 3-10 minutes depending on server size."
 RESTORE_MESSAGE = "Server is being restored from snapshot. This may take 5-15 minutes."
 
-Body = dict[str, Any]
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def answer(body: Body, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(
-        body=json.dumps(body).encode(), status=status, headers=headers, content_type="application/json", charset="utf-8"
+Moment = Annotated[
+    datetime,
+    PlainSerializer(_rfc3339, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time", "description": "UTC, RFC 3339, whole seconds"}),
+]
+# `deleting` is shown to nobody: for the customer such a snapshot is gone
+ShownStatus = Annotated[
+    SnapshotStatus,
+    WithJsonSchema(
+        {"type": "string", "enum": [word for word in SnapshotStatus if word is not SnapshotStatus.DELETING]}
+    ),
+]
+
+
+class Closed(BaseModel):
+    """A body of the contract: exactly these keys, today and later."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Open(BaseModel):
+    """A body of our own: keys may be added, and a client leaves alone what it does not know."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class ServerName(Closed):
+    """A server by its number and name."""
+
+    id: int
+    name: str
+
+
+class SnapshotName(Closed):
+    """A snapshot by its number and name."""
+
+    id: int
+    name: str
+
+
+class Snapshot(Closed):
+    """One point in time of one server: all its disks."""
+
+    id: int
+    server: ServerName
+    name: str
+    status: ShownStatus
+    size_mb: Annotated[int | None, Field(description="MiB of guest data over all disks; null until completed")]
+    created_at: Moment
+    description: str
+
+
+class SnapshotCreated(Snapshot):
+    """The snapshot that is being made."""
+
+    message: str
+
+
+class SnapshotList(Closed):
+    """One page of the list, newest first."""
+
+    count: Annotated[int, Field(description="the total over all pages")]
+    results: tuple[Snapshot, ...]
+
+
+class RestoredSnapshot(SnapshotName):
+    """The snapshot that a server goes back to."""
+
+    created_at: Moment
+
+
+class RestoredServer(ServerName):
+    """The server that goes back, and what it does now."""
+
+    status: ServerState
+
+
+class RestoreStarted(Closed):
+    """What goes back to what."""
+
+    status: Literal["success"] = Field(description="the restore was accepted")
+    message: str
+    snapshot: RestoredSnapshot
+    server: RestoredServer
+
+
+class JobError(Open):
+    """Why a job failed."""
+
+    code: Annotated[str, Field(description="stable, snake_case; more may be added")]
+    detail: str
+    stranded: Annotated[bool, Field(description="the server could not be left as it was found: an operator must look")]
+
+
+class Job(Open):
+    """The work on one server, to be followed until its state is `completed` or `failed`."""
+
+    id: str
+    kind: JobKind
+    state: JobState
+    step: Annotated[Step | None, Field(description="how far it has got; null before it began")]
+    server: ServerName
+    snapshot: Annotated[SnapshotName | None, Field(description="null for the dry run of a create")]
+    attempts: Annotated[int, Field(description="times that a node began it: more than 1 after a crash")]
+    queued_at: Moment
+    started_at: Moment | None
+    finished_at: Moment | None
+    estimated_seconds: Annotated[
+        int | None, Field(description="median of the node's latest jobs of the kind; null before the first")
+    ]
+    downtime_seconds: Annotated[float | None, Field(description="how long the guest was kept off")]
+    error: Annotated[JobError | None, Field(description="set when the state is `failed`")]
+
+
+class Health(Open):
+    """A probe's answer."""
+
+    status: Literal["ok"]
+
+
+def answer(body: BaseModel, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    raw = body.model_dump_json().encode()
+    return web.Response(body=raw, status=status, headers=headers, content_type="application/json", charset="utf-8")
+
+
+def snapshot(record: model.Snapshot) -> Snapshot:
+    return Snapshot(
+        id=record.id,
+        server=ServerName(id=record.server_id, name=record.server_name),
+        name=record.name,
+        status=record.status,
+        size_mb=record.size_mb,
+        created_at=record.created_at,
+        description=record.description,
     )
 
 
-def snapshot(record: Snapshot) -> Body:
-    return {
-        "id": record.id,
-        "server": {"id": record.server_id, "name": record.server_name},
-        "name": record.name,
-        "status": record.status,
-        "size_mb": record.size_mb,
-        "created_at": _moment(record.created_at),
-        "description": record.description,
-    }
+def snapshots(page: SnapshotPage) -> SnapshotList:
+    return SnapshotList(count=page.count, results=tuple(snapshot(record) for record in page.results))
 
 
-def snapshots(page: SnapshotPage) -> Body:
-    return {"count": page.count, "results": [snapshot(record) for record in page.results]}
+def created(admitted: Admitted) -> SnapshotCreated:
+    return SnapshotCreated(**dict(snapshot(admitted.snapshot)), message=CREATE_MESSAGE)
 
 
-def created(admitted: Admitted) -> Body:
-    return snapshot(admitted.snapshot) | {"message": CREATE_MESSAGE}
-
-
-def restoring(admitted: Admitted) -> Body:
+def restoring(admitted: Admitted) -> RestoreStarted:
     record, server = admitted.snapshot, admitted.server
-    return {
-        "status": "success",
-        "message": RESTORE_MESSAGE,
-        "snapshot": {"id": record.id, "name": record.name, "created_at": _moment(record.created_at)},
-        "server": {"id": server.id, "name": server.name, "status": server.state},
-    }
+    return RestoreStarted(
+        status="success",
+        message=RESTORE_MESSAGE,
+        snapshot=RestoredSnapshot(id=record.id, name=record.name, created_at=record.created_at),
+        server=RestoredServer(id=server.id, name=server.name, status=server.state),
+    )
 
 
-def job(record: Job) -> Body:
+def job(record: model.Job) -> Job:
     failure = record.failure
-    return {
-        "id": record.id,
-        "kind": record.kind,
-        "state": record.state,
-        "step": record.step,
-        "server": {"id": record.server_id, "name": record.server_name},
-        # a dry run of a create is about none
-        "snapshot": {"id": record.snapshot_id, "name": record.snapshot_name} if record.snapshot_id else None,
-        "attempts": record.attempts,
-        "queued_at": _moment(record.queued_at),
-        "started_at": _moment(record.started_at) if record.started_at else None,
-        "finished_at": _moment(record.finished_at) if record.finished_at else None,
-        "estimated_seconds": record.estimated_seconds,
-        "downtime_seconds": record.downtime_seconds,
-        "error": {"code": failure.code, "detail": failure.detail, "stranded": failure.stranded} if failure else None,
-    }
+    return Job(
+        id=record.id,
+        kind=record.kind,
+        state=record.state,
+        step=record.step,
+        server=ServerName(id=record.server_id, name=record.server_name),
+        snapshot=SnapshotName(id=record.snapshot_id, name=record.snapshot_name) if record.snapshot_id else None,
+        attempts=record.attempts,
+        queued_at=record.queued_at,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+        estimated_seconds=record.estimated_seconds,
+        downtime_seconds=record.downtime_seconds,
+        error=JobError(code=failure.code, detail=failure.detail, stranded=failure.stranded) if failure else None,
+    )
 
 
 def places(admitted: Admitted) -> dict[str, str]:
@@ -78,9 +199,9 @@ def places(admitted: Admitted) -> dict[str, str]:
     return {"Location": f"/api/v1/snapshots/{admitted.snapshot.id}/"} | place(admitted.job)
 
 
-def place(record: Job) -> dict[str, str]:
-    """Where to follow a job."""
-    return {"Operation-Location": f"/api/v1/jobs/{record.id}/"}
+def place(record: model.Job) -> dict[str, str]:
+    """Where to follow a job, and its id, which no body of the contract has."""
+    return {"Operation-Location": f"/api/v1/jobs/{record.id}/", "X-Job-Id": record.id}
 
 
 def link(url: URL, query: ListQuery, count: int) -> str:
@@ -93,8 +214,3 @@ def link(url: URL, query: ListQuery, count: int) -> str:
         pages["next"] = query.page + 1
     here = url.relative() if url.absolute else url
     return ", ".join(f'<{here.update_query(page=page)}>; rel="{name}"' for name, page in pages.items())
-
-
-def _moment(moment: datetime) -> str:
-    """RFC 3339 in UTC, whole seconds."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

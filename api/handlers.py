@@ -96,9 +96,9 @@ class Handlers:
 
     async def alive(self, _: web.Request) -> web.Response:
         """The process answers. Says nothing about Redis: a restart of this process would not mend that."""
-        return bodies.answer({"status": "ok"})
+        return bodies.answer(bodies.Health(status="ok"))
 
     async def ready(self, _: web.Request) -> web.Response:
         """Requests can be served: Redis answers."""
         await self._store.ping()
-        return bodies.answer({"status": "ok"})
+        return bodies.answer(bodies.Health(status="ok"))

@@ -1,11 +1,10 @@
 """Refusals on the wire: RFC 9457 problem documents. The one table that gives each refusal its HTTP status is here."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field
 
 from worker.jobs import errors
 
@@ -28,12 +27,30 @@ RETRY_AFTER_SECONDS: dict[type[errors.Refused], int] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class FieldError:
+class FieldError(BaseModel):
     """What is wrong with one field of a request: a key of the body, a query parameter, a header, the whole `body`."""
+
+    model_config = ConfigDict(frozen=True)
 
     field: str
     detail: str
+
+
+class ProblemBody(BaseModel):
+    """Why a request was not done (RFC 9457)."""
+
+    model_config = ConfigDict(frozen=True, title="Problem")
+
+    type: Annotated[str, Field(description="a URN that ends with the code")]
+    title: str
+    status: Annotated[int, Field(description="the HTTP status again")]
+    detail: Annotated[str, Field(description="what is true now, for a person's eyes")]
+    code: Annotated[str, Field(description="stable, snake_case; more may be added")]
+    request_id: Annotated[str, Field(description="that of the header X-Request-Id")]
+    errors: Annotated[
+        tuple[FieldError, ...],
+        Field(description="of `invalid_request`: each field that is wrong", exclude_if=lambda errors: not errors),
+    ] = ()
 
 
 class Problem(Exception):
@@ -82,19 +99,21 @@ def of_http(error: web.HTTPException) -> Problem:
     return Problem(error.status, code, f"{error.reason}.")
 
 
+def body(problem: Problem, *, request_id: str) -> ProblemBody:
+    return ProblemBody(
+        type=f"urn:problem-type:vps-snapshots:{problem.code}",
+        title=problem.code.replace("_", " ").capitalize(),
+        status=problem.status,
+        detail=problem.detail,
+        code=problem.code,
+        request_id=request_id,
+        errors=problem.fields,
+    )
+
+
 def respond(problem: Problem, *, request_id: str) -> web.Response:
-    body: dict[str, Any] = {
-        "type": f"urn:problem-type:vps-snapshots:{problem.code}",
-        "title": problem.code.replace("_", " ").capitalize(),
-        "status": problem.status,
-        "detail": problem.detail,
-        "code": problem.code,
-        "request_id": request_id,
-    }
-    if problem.fields:
-        body["errors"] = [{"field": field.field, "detail": field.detail} for field in problem.fields]
     return web.Response(
-        body=json.dumps(body).encode(),
+        body=body(problem, request_id=request_id).model_dump_json().encode(),
         status=problem.status,
         headers=problem.headers,
         content_type="application/problem+json",

@@ -1,10 +1,13 @@
 """The contract's own examples, key for key."""
 
+import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any, cast
 
 import pytest
+from pydantic import BaseModel
 from yarl import URL
 
 from api import bodies
@@ -72,8 +75,13 @@ JOB = Job(
 )
 
 
+def sent(body: BaseModel) -> Any:
+    """The body as it goes over the wire."""
+    return json.loads(bytes(cast("bytes", bodies.answer(body).body)))
+
+
 def test_the_list_is_the_contracts_example() -> None:
-    assert bodies.snapshots(SnapshotPage(count=2, results=(BEFORE_MIGRATION, WEEKLY))) == {
+    assert sent(bodies.snapshots(SnapshotPage(count=2, results=(BEFORE_MIGRATION, WEEKLY)))) == {
         "count": 2,
         "results": [
             {
@@ -110,7 +118,7 @@ def test_the_answer_to_a_create_is_the_contracts_example() -> None:
     )
     admitted = Admitted(job=JOB, snapshot=snapshot, server=SERVER)
 
-    assert bodies.created(admitted) == {
+    assert sent(bodies.created(admitted)) == {
         "id": 802,
         "server": {"id": 12345, "name": "web-server-01"},
         "name": "before-update-snapshot",
@@ -123,11 +131,12 @@ def test_the_answer_to_a_create_is_the_contracts_example() -> None:
     assert bodies.places(admitted) == {
         "Location": "/api/v1/snapshots/802/",
         "Operation-Location": f"/api/v1/jobs/{JOB_ID}/",
+        "X-Job-Id": JOB_ID,
     }
 
 
 def test_the_answer_to_a_restore_is_the_contracts_example() -> None:
-    assert bodies.restoring(Admitted(job=JOB, snapshot=BEFORE_MIGRATION, server=SERVER)) == {
+    assert sent(bodies.restoring(Admitted(job=JOB, snapshot=BEFORE_MIGRATION, server=SERVER))) == {
         "status": "success",
         "message": "Server is being restored from snapshot. This may take 5-15 minutes.",
         "snapshot": {"id": 801, "name": "pre-migration-snapshot", "created_at": "2025-01-15T18:30:00Z"},
@@ -139,11 +148,11 @@ def test_times_are_utc_whatever_zone_they_come_in() -> None:
     east = timezone(timedelta(hours=5, minutes=30))
     moved = replace(BEFORE_MIGRATION, created_at=BEFORE_MIGRATION.created_at.astimezone(east))
 
-    assert bodies.snapshot(moved)["created_at"] == "2025-01-15T18:30:00Z"
+    assert sent(bodies.snapshot(moved))["created_at"] == "2025-01-15T18:30:00Z"
 
 
 def test_a_job_that_waits_has_no_step_no_times_and_no_error() -> None:
-    assert bodies.job(JOB) == {
+    assert sent(bodies.job(JOB)) == {
         "id": JOB_ID,
         "kind": "restore",
         "state": "queued",
@@ -173,7 +182,7 @@ def test_a_job_that_failed_says_why_and_whether_someone_must_look() -> None:
         failure=Failure(code="disk_failed", detail="vdb refused.", stranded=True),
     )
 
-    body = bodies.job(failed)
+    body = sent(bodies.job(failed))
 
     assert (body["state"], body["step"], body["attempts"]) == ("failed", "undoing", 2)
     assert (body["started_at"], body["finished_at"]) == ("2025-01-16T16:15:00Z", "2025-01-16T16:15:09Z")
