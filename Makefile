@@ -2,12 +2,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check format lock clean bench-pickup bench-admission
+.PHONY: help setup run demo test check format lock clean bench-pickup bench-admission chaos
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 # read by deploy/setup.sh and by deploy/demo/run.py
-export VENV PYTHON PORT STATE_DIR DRIVER
+export VENV PYTHON PORT STATE_DIR DRIVER N SEED SABOTAGE
 
 help: ## print this
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -39,6 +39,9 @@ format: setup ## format, and mend what ruff can
 
 bench-pickup: setup ## enqueue to start, beside plain arq's
 	$(BIN)/python -m tests.bench.pickup
+
+chaos: setup ## kill parts of a real cell in the midst of random work, and look at all of it (N=50 SEED=7)
+	@exec $(BIN)/python -m tests.chaos
 
 bench-admission: setup ## jobs admitted a second, beside plain arq's enqueue
 	$(BIN)/python -m tests.bench.admission

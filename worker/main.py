@@ -168,10 +168,10 @@ async def _live(
     queue.pause()
     await runner.drain(settings.drain_seconds)
     await queue.stop(LAST_WORDS_SECONDS)
-    await lease.give_back()
     for part in parts:
         part.cancel()
     ends = await asyncio.gather(*parts, return_exceptions=True)
+    await lease.give_back()  # not before the heart has stopped: a beat in between would take it again
     for end in ends:
         if isinstance(end, Exception):
             raise end  # a part that must not end has: the reason, for the log and the exit code

@@ -86,13 +86,15 @@ class Lab:
         deaf: bool = False,
         uefi: bool = False,
         tpm: bool = False,
+        guest: bool = True,
     ) -> str:
-        """See `deploy.lab.domain.domain_xml`; `uefi`: its variables in the file `nvram_path(name)`."""
+        """See `deploy.lab.domain.domain_xml`; `uefi`: its variables in the file `nvram_path(name)`. Without
+        a `guest` it boots nothing."""
         console = self.console(name)
         return domain_xml(
             name,
             devices,
-            image=self.image,
+            image=self.image if guest else None,
             socket=console.socket,
             log=console.log,
             memory_mib=memory_mib,

@@ -47,6 +47,9 @@ class AcceptanceCell:
     folder: Path
     redis: RedisServer
     lab: Lab
+    overrides: dict[str, str] = field(default_factory=dict)  # settings of the programs in the place of ours
+    worker_command: Sequence[str | Path] = (PROGRAMS / "vps-snapshots-worker", "run")
+    port: int = field(default_factory=free_port)
     servers: dict[int, Server] = field(default_factory=dict)
     worker: Child | None = None
     api: Child | None = None
@@ -61,9 +64,10 @@ class AcceptanceCell:
         deaf: bool = False,
         uefi: bool = False,
         tpm: bool = False,
+        guest: bool = True,
     ) -> Server:
         name = f"s{server_id}"
-        await self.lab.define(self.lab.domain_xml(name, devices, deaf=deaf, uefi=uefi, tpm=tpm))
+        await self.lab.define(self.lab.domain_xml(name, devices, deaf=deaf, uefi=uefi, tpm=tpm, guest=guest))
         arguments = ("adopt", name, "--server-id", str(server_id), "--account", str(ACCOUNT))
         await self.program("vps-snapshots-worker", *arguments)
         disks = [device.path for device in devices if device.path and not (device.cdrom or device.readonly)]
@@ -74,22 +78,25 @@ class AcceptanceCell:
         return server
 
     async def start(self) -> None:
-        port = {"VPS_SNAPSHOTS_PORT": str(free_port())}
-        self.api = await Child.start(
-            "api", [PROGRAMS / "vps-snapshots-api", "serve"], settings=self.settings | port, log=self.folder / "api.log"
-        )
+        await self.start_api()
         token = ("token", "create", "--name", "t", "--account", str(ACCOUNT))
         permissions = ("--permission", "snapshots:read", "--permission", "snapshots:write")
         secret = await self.program("vps-snapshots-api", *token, *permissions)
-        self.client = Client(f"http://127.0.0.1:{port['VPS_SNAPSHOTS_PORT']}", secret.strip())
+        self.client = Client(f"http://127.0.0.1:{self.port}", secret.strip())
         await self.start_worker()
+
+    async def start_api(self) -> None:
+        """Return when it answers."""
+        command = (PROGRAMS / "vps-snapshots-api", "serve")
+        self.api = await Child.start("api", command, settings=self.settings, log=self.folder / "api.log")
+        await eventually(Client(f"http://127.0.0.1:{self.port}", "").is_up)
 
     async def start_worker(self) -> None:
         """Return when a job for any of the servers would be admitted."""
         self.worker = await Child.start(
             "worker",
-            [PROGRAMS / "vps-snapshots-worker", "run"],
-            settings=self.settings | {"VPS_SNAPSHOTS_MAX_JOBS": "2"},
+            self.worker_command,
+            settings=self.settings,
             log=self.worker_log,
         )
         redis = self.redis.client()
@@ -118,7 +125,10 @@ class AcceptanceCell:
             "VPS_SNAPSHOTS_LIBVIRT_URI": self.lab.uri,
             "VPS_SNAPSHOTS_STATE_DIR": str(self.folder / "node"),
             "VPS_SNAPSHOTS_GRACE_SECONDS": str(GRACE_SECONDS),
+            "VPS_SNAPSHOTS_MAX_JOBS": "2",
+            "VPS_SNAPSHOTS_PORT": str(self.port),
             "LIBVIRT_LOG_OUTPUTS": "4:stderr",
+            **self.overrides,
         }
 
     async def program(self, name: str, *arguments: str) -> str:

@@ -1,0 +1,166 @@
+"""What must be true of a cell whose parts are killed, server by server; and how to look at it on the real disks."""
+
+import asyncio
+import sqlite3
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.acceptance.cell import AcceptanceCell, Server, tags
+
+DATA_BYTES = 64 << 10  # at the start of each disk: one byte, repeated, is its content
+SAFETY_PREFIX = "vps-safety-"
+CHECK_LEAKS = 3  # exit code of `qemu-img check`: space lost, nothing else
+
+
+@dataclass(kw_only=True)
+class Expected:
+    """A server as it must be when nothing is under way."""
+
+    server: Server
+    running: bool
+    content: int  # the byte on every disk
+    snapshots: dict[int, int] = field(default_factory=dict)  # id -> the byte that it holds
+    undoable: tuple[str, int] | None = None  # the restore's job, and the byte that it overwrote
+    runs_by_nature: bool = False  # started again, as by an operator, after its QEMU was killed
+    qemu_was_killed: bool = False  # by us: what it had not written of its own bookkeeping is leaked
+
+
+def write(server: Server, content: int) -> None:
+    """As a guest that has shut down since."""
+    for disk in server.disks:
+        _qemu_io(disk, f"write -P {content} 0 {DATA_BYTES}")
+
+
+def content(disk: Path) -> int | None:
+    """The byte that the disk has; None where it is torn. Reads beside a running QEMU, which writes nothing."""
+    return _one_byte(_converted(disk))
+
+
+def held(disk: Path, tag: str) -> int | None:
+    return _one_byte(_converted(disk, "-l", f"snapshot.name={tag}"))
+
+
+async def violations(cell: AcceptanceCell, expected: Expected, spare: set[str]) -> list[str]:
+    """All that is not as it must be with one server."""
+    server, found = expected.server, []
+    _, page = await cell.call("GET", f"/api/v1/snapshots/?server_id={server.id}&page_size=500")
+    results: Any = page["results"]
+    completed = {s["id"] for s in results if s["status"] == "completed"}
+    if completed != set(expected.snapshots):
+        found.append(f"listed as completed {sorted(completed)}, expected {sorted(expected.snapshots)}")
+    if unended := [s["id"] for s in results if s["status"] == "in_progress"]:
+        found.append(f"in progress with no job: {unended}")
+    found += await asyncio.to_thread(_disk_violations, expected, completed, spare)
+    if cell.is_on(server) is not expected.running:
+        found.append(f"power: on is {cell.is_on(server)}, expected {expected.running}")
+    return [f"server {server.id}: {violation}" for violation in found]
+
+
+def _disk_violations(expected: Expected, completed: set[int], spare: set[str]) -> list[str]:
+    found = []
+    for disk in expected.server.disks:
+        on_disk = set(tags(disk))
+        if stray := {tag for tag in on_disk if tag.startswith(SAFETY_PREFIX)} - spare:
+            found.append(f"{disk.name}: safety snapshots that nobody remembers: {stray}")
+        ours = {tag for tag in on_disk if not tag.startswith(SAFETY_PREFIX)}
+        if ours != {f"vps-{snapshot}" for snapshot in completed}:
+            found.append(f"{disk.name}: has {sorted(ours)}, the store lists {sorted(completed)}")
+        if (now := content(disk)) != expected.content:
+            found.append(f"{disk.name}: content {now}, expected {expected.content}")
+        for snapshot, byte in expected.snapshots.items():
+            if f"vps-{snapshot}" in ours and (kept := held(disk, f"vps-{snapshot}")) != byte:
+                found.append(f"{disk.name}: snapshot {snapshot} holds {kept}, expected {byte}")
+        if not expected.running:
+            code = subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", str(disk)], check=False).returncode
+            if code and not (code == CHECK_LEAKS and expected.qemu_was_killed):
+                found.append(f"{disk.name}: qemu-img check answers {code}")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Journaled:
+    """What the node's journal says of its newest job."""
+
+    job_id: str
+    step: str
+    was_running: bool
+    over: bool
+
+
+def newest(journal: Path) -> Journaled | None:
+    rows = _query(
+        journal,
+        "SELECT id, step, json_extract(facts, '$.was_running'), outcome IS NOT NULL"
+        " FROM jobs ORDER BY rowid DESC LIMIT 1",
+    )
+    for job_id, step, was_running, over in rows:
+        return Journaled(job_id=job_id, step=step, was_running=bool(was_running), over=bool(over))
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How a job ended, by the journal."""
+
+    row: int
+    job_id: str
+    kind: str
+    snapshot_id: int
+    state: str
+    stranded: bool
+
+
+def ends(journal: Path, *, after: int) -> list[End]:
+    """The jobs that ended and that the journal got after that row, in the order in which they were begun."""
+    rows = _query(
+        journal,
+        "SELECT rowid, id, json_extract(task, '$.kind'), json_extract(task, '$.snapshot_id'),"
+        " json_extract(outcome, '$.state'), coalesce(json_extract(outcome, '$.failure.stranded'), 0)"
+        " FROM jobs WHERE outcome IS NOT NULL AND rowid > ? ORDER BY rowid",
+        after,
+    )
+    return [
+        End(row=row, job_id=job_id, kind=kind, snapshot_id=snapshot_id, state=state, stranded=bool(stranded))
+        for row, job_id, kind, snapshot_id, state, stranded in rows
+    ]
+
+
+def owed(journal: Path) -> int:
+    """Jobs that were begun and are not over, or not published."""
+    return len(_query(journal, "SELECT 1 FROM jobs WHERE published = 0"))
+
+
+def spare_tags(journal: Path) -> set[str]:
+    return {tag for (tag,) in _query(journal, "SELECT tag FROM spare_tags")}
+
+
+def _query(journal: Path, statement: str, *values: int) -> list[tuple[Any, ...]]:
+    if not journal.exists():
+        return []
+    database = sqlite3.connect(f"file:{journal}?mode=ro", uri=True, timeout=5)
+    try:
+        return database.execute(statement, values).fetchall()
+    except sqlite3.OperationalError:
+        return []  # it is being made, or its last writer was killed: the next look sees it
+    finally:
+        database.close()
+
+
+def _qemu_io(disk: Path, command: str) -> None:
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, str(disk)], check=True, capture_output=True)
+
+
+def _converted(disk: Path, *options: str) -> bytes:
+    raw = disk.with_suffix(".look")
+    command = ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", *options, str(disk), str(raw)]
+    done = subprocess.run(command, check=False, capture_output=True)
+    if done.returncode:
+        return b""
+    with raw.open("rb") as file:
+        return file.read(DATA_BYTES)
+
+
+def _one_byte(data: bytes) -> int | None:
+    return data[0] if len(data) == DATA_BYTES and data == data[:1] * DATA_BYTES else None
