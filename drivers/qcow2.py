@@ -16,6 +16,7 @@ from typing import Any
 
 LOCK_SECONDS = 10.0  # a QEMU that has just ended, or a killed qemu-img, gives its locks back within this
 LOCK_RETRY_SECONDS = 0.1
+KILLED_TRIES = 3
 CLEAN, CORRUPT, LEAKY = 0, 2, 3  # the exit codes of `qemu-img check` that are answers
 
 
@@ -132,10 +133,17 @@ async def _run(*arguments: str) -> str:
 
 
 async def _run_for_code(*arguments: str) -> tuple[int, str, str]:
-    """Exit code, output and error output; waits for a lock that is about to be given back."""
+    """Exit code, output and error output; waits for a lock that is about to be given back.
+
+    A child that someone killed is started again, unless it was changing snapshots: what it has done of that is the
+    caller's to find out.
+    """
     deadline = time.monotonic() + LOCK_SECONDS
+    tries_left = KILLED_TRIES
     while True:
         code, out, err = await _child(*arguments)
+        if code < 0 and arguments[0] != "snapshot" and (tries_left := tries_left - 1):
+            continue
         if code == 0 or not QemuImgFailed(arguments, code, err).locked or time.monotonic() > deadline:
             return code, out, err
         await asyncio.sleep(LOCK_RETRY_SECONDS)

@@ -22,12 +22,12 @@ from tests.chaos.model import Expected
 from tests.conftest import RedisServer
 
 # A qemu-img in front of the real one. Every other change begins late, so that a death can come right before it; and
-# while the file exists that is named here, it refuses what the file says.
+# while the file exists that is named here, it refuses, once, what the file says.
 SHIM = """#!/bin/sh
 case "$1.$$" in snapshot.*[02468]) sleep 0.15 ;; esac
 if [ -s "{refusal}" ]; then
     read -r action disk <"{refusal}"
-    case " $* " in *" $action "*"$disk"*) echo "refused by the campaign" >&2; exit 1 ;; esac
+    case " $* " in *" $action "*"$disk"*) rm -f "{refusal}"; echo "refused by the campaign" >&2; exit 1 ;; esac
 fi
 exec {real} "$@"
 """

@@ -1,15 +1,20 @@
 """Delete: free the space of a snapshot, under the running guest or on the disks of one that is off."""
 
+from contextlib import suppress
+
+from drivers.base import DiskFailed
 from worker.jobs.model import Step
 from worker.procedures.disks import without
 from worker.procedures.work import Next, Procedure, Work, over
 
 
 async def _delete(work: Work) -> Next:
-    if work.interrupted:
-        await without(work.hypervisor, work.task.server_id, work.task.tag)
-    else:
-        await work.hypervisor.delete_snapshot(work.task.server_id, work.task.tag)
+    hypervisor, task = work.hypervisor, work.task
+    if not work.interrupted:
+        with suppress(DiskFailed):  # some disks may have let go of it, one may be torn: mend them and go on
+            await hypervisor.delete_snapshot(task.server_id, task.tag)
+            return Next(step=None, facts=work.facts)
+    await without(hypervisor, task.server_id, task.tag)
     return Next(step=None, facts=work.facts)
 
 
