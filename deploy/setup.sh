@@ -12,12 +12,14 @@ LOCK=deploy/lock
 
 # What `make` needs of Debian 12 beyond git, make and python3, by what asks for it:
 PACKAGES=(
-    libvirt-dev pkg-config gcc                                  # libvirt-python is shipped as source only
-    libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils ovmf  # the hypervisor; a libvirtd is not needed
-    redis-server                                                # started by us, never as a service
-    curl                                                        # the calls that `make run` and the README show
-    systemd                                                     # the tests have it verify the units
-    busybox-static cpio xz-utils                                # the demo's and the tests' guest is built from Debian's kernel
+    libvirt-dev pkg-config gcc                      # libvirt-python is shipped as source only
+    libvirt-daemon-driver-qemu libvirt-daemon       # the hypervisor's driver and its helper programs; no service comes along
+    qemu-system-x86 qemu-utils ovmf
+    swtpm swtpm-tools                               # a server with a TPM, to be refused
+    redis-server                                    # started by us, never as a service
+    busybox-static cpio xz-utils                    # the demo's and the tests' guest is built from Debian's kernel
+    curl openssl                                    # the calls that `make run` and the README show; TLS to Redis in the tests
+    systemd                                         # the tests have it verify the units
 )
 # ... and where PYTHON is Debian's own, which comes without venv and headers:
 DEBIAN_PYTHON_PACKAGES=(python3-venv python3-dev)
