@@ -213,7 +213,7 @@ class Runner:
         return Work(task=task, facts=facts, hypervisor=self._hypervisor, policy=policy, interrupted=interrupted)
 
     async def _take(self, procedure: Procedure, step: Step, work: Work) -> Next:
-        """Take one step, again where its error may pass by itself, and say where to go from there."""
+        """Take one step, again where that may help, and say where to go from there."""
         wait = self._limits.first_retry_seconds
         limit = self._limits.step_seconds + (self._policy.grace_seconds if step is Step.STOPPING else 0)
         for tries_left in reversed(range(self._limits.tries)):
@@ -227,7 +227,8 @@ class Runner:
                 reason = Failure(code=error.code, detail=str(error))
                 if isinstance(error, NotEnoughSpace) and await self._gave_up_spare_tags(work.task.server_id):
                     continue
-                if not error.retryable or not tries_left:
+                # What would strand the VM is tried again whatever the error says: nothing is worse than to give up.
+                if not (error.retryable or step in procedure.strands) or not tries_left:
                     log.warning("step.failed", step=step, code=error.code, exc_info=error)
                     break
                 log.warning("step.tried", step=step, code=error.code, again_in_seconds=wait)
