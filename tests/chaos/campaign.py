@@ -154,7 +154,10 @@ class Campaign:
         step = begun.step if begun and not begun.over else "no job"
         self.summary.kills[target] += 1
         self.summary.steps[step] += 1
-        self._must_run = bool(begun and not begun.over and begun.was_running)
+        # A QEMU that dies in these steps is the new one: it had been started, and its death is no one's job to mend,
+        # unless the worker died as well.
+        started = target == "qemu" and begun is not None and begun.step in {"starting", "measuring"}
+        self._must_run = bool(begun and not begun.over and begun.was_running and not started)
         if target in {"qemu", "everything"}:
             for other in self._servers:
                 other.qemu_was_killed |= target == "everything" or other is expected

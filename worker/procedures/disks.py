@@ -1,5 +1,6 @@
 """Disks: the checks before anything is touched, and how they are put right again after an interruption."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -7,6 +8,8 @@ import structlog
 from drivers.base import DriverError, Hypervisor, Layout, Power
 from worker.jobs.model import ServerId
 from worker.procedures.work import Facts, Work
+
+CLEANING_TRIES = 3  # to delete what a failed step has left; then it is deleted some time after the job
 
 log = structlog.stdlib.get_logger()
 
@@ -32,12 +35,13 @@ async def roomy_layout(work: Work) -> Layout:
 
 async def cleaned(work: Work, tag: str) -> Facts:
     """Whole disks, and the tag gone from them if they let it go: the guest is not to wait for more than that."""
+    for _ in range(CLEANING_TRIES):
+        await _repaired(work.hypervisor, work.task.server_id)
+        with suppress(DriverError):
+            await work.hypervisor.delete_snapshot(work.task.server_id, tag)
+            return replace(work.facts, taken=False, spare_tag=None)
     await _repaired(work.hypervisor, work.task.server_id)
-    try:
-        await work.hypervisor.delete_snapshot(work.task.server_id, tag)
-    except DriverError:
-        return replace(work.facts, taken=False, spare_tag=tag)
-    return replace(work.facts, taken=False, spare_tag=None)
+    return replace(work.facts, taken=False, spare_tag=tag)
 
 
 async def without(hypervisor: Hypervisor, server_id: ServerId, tag: str) -> None:
