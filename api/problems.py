@@ -1,5 +1,6 @@
 """Refusals on the wire: RFC 9457 problem documents. The one table that gives each refusal its HTTP status is here."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -113,7 +114,7 @@ def body(problem: Problem, *, request_id: str) -> ProblemBody:
 
 def respond(problem: Problem, *, request_id: str) -> web.Response:
     return web.Response(
-        body=body(problem, request_id=request_id).model_dump_json().encode(),
+        body=json.dumps(body(problem, request_id=request_id).model_dump(mode="json")).encode(),
         status=problem.status,
         headers=problem.headers,
         content_type="application/problem+json",

@@ -238,7 +238,7 @@ async def test_a_body_that_does_not_come_is_given_up(api: FrontEnd) -> None:
     answer = await raw(api, post(api, "Content-Length: 100", body=b'{"server_id"'))
 
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b'"code":"request_timeout"' in answer
+    assert b'"code": "request_timeout"' in answer
 
 
 @pytest.mark.parametrize("head", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: a\r\n"])
