@@ -61,6 +61,16 @@ def _is_below_tests(place: str) -> bool:
     return (PROJECT / "tests" / place).exists()
 
 
+def test_every_warning_and_error_in_the_log_has_its_line_in_the_runbook() -> None:
+    sources = [path.read_text() for part in ("api", "worker", "drivers") for path in (PROJECT / part).rglob("*.py")]
+    events = {
+        event for source in sources for event in re.findall(r'log\.(?:warning|error|exception)\(\s*"([^"]+)"', source)
+    }
+    runbook = (PROJECT / "docs" / "runbook.md").read_text()
+    assert len(events) > 10
+    assert {event for event in events if f"`{event}`" not in runbook} == set()
+
+
 def test_every_refusal_is_in_the_document_of_the_api() -> None:
     assert [refusal.code for refusal in STATUS if f"`{refusal.code}`" not in API] == []
 
