@@ -14,10 +14,11 @@ from arq.connections import ArqRedis
 
 from drivers.base import DriverError, Hypervisor
 from worker.housekeeping import Housekeeping
-from worker.inventory import Inventory
+from worker.inventory import REPORT_SECONDS, Inventory
 from worker.jobs import logs
 from worker.jobs.configuration import ConfigurationError, load
 from worker.jobs.connection import connect
+from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import JobId
 from worker.jobs.node_store import NodeStore
 from worker.journal import Journal, NewerJournal
@@ -60,6 +61,20 @@ def adopt(
     typer.echo(f"domain {domain} is server {server_id} of account {account}")
 
 
+@app.command()
+def rebuild(config: Config = None) -> None:
+    """Have this node's running worker tell Redis again which snapshots and jobs its servers have.
+
+    It does so by itself where Redis has lost its data; this is for a Redis that was brought back from an old copy.
+    """
+    settings = _settings(config)
+    try:
+        servers = uvloop.run(_rebuild(settings))
+    except StoreUnavailable as error:
+        _refuse(f"{error.detail} ({error.__cause__})")
+    typer.echo(f"{servers} servers are published again when the worker reports next, within {REPORT_SECONDS:.0f} s")
+
+
 def _settings(config: Path | None) -> WorkerSettings:
     try:
         return load(WorkerSettings, config)
@@ -88,6 +103,14 @@ async def _adopt(settings: WorkerSettings, domain: str, server_id: int, account:
         await hypervisor.adopt(domain, server_id=server_id, account_id=account)
     finally:
         await hypervisor.close()
+
+
+async def _rebuild(settings: WorkerSettings) -> int:
+    redis = connect(settings.redis)
+    try:
+        return await NodeStore(redis, node=settings.node, machine="", who="").republish()
+    finally:
+        await redis.aclose(close_connection_pool=True)
 
 
 async def _serve(settings: WorkerSettings) -> None:

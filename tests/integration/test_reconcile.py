@@ -102,6 +102,18 @@ async def test_a_store_that_lost_its_data_is_built_up_again_by_the_next_report(n
         await node.cell.create("sixth")
 
 
+async def test_a_rebuild_publishes_what_an_old_copy_of_the_data_lacks(node: Node) -> None:
+    kept = await node.create("kept")
+    await node.cell.raw("DEL", f"snapshot:{kept}", f"server:{SERVER}:snapshots", f"server:{SERVER}:counted")
+    await node.inventory.report()
+    assert await node.listed() == {}
+
+    assert await node.cell.node.republish() == 1
+    await node.inventory.report()
+
+    assert await node.listed() == {kept: SnapshotStatus.COMPLETED}
+
+
 async def test_ids_go_on_above_every_id_that_a_disk_carries(node: Node) -> None:
     await node.have_snapshot("vps-99000000000")
     await lose_redis_data(node)

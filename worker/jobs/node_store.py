@@ -33,7 +33,7 @@ FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays
 BATCH = 100  # records that one sweep of housekeeping touches: a bound on how long a script holds Redis
 
 SCRIPTS = (
-    *("begin", "progress", "finish", "lease", "report", "publish", "known", "lose", "findings"),
+    *("begin", "progress", "finish", "lease", "report", "publish", "known", "lose", "findings", "republish"),
     *("retry_deletes", "fail_waiting", "forget_failed"),
 )
 
@@ -243,6 +243,11 @@ class NodeStore:
     async def lose(self, server_id: ServerId, snapshot_id: SnapshotId) -> bool:
         """Say that a listed snapshot is not on the disks; whether it was counted as lost."""
         return bool(await self._call("lose", self.node, self._owner, server_id, snapshot_id))
+
+    async def republish(self) -> int:
+        """Have the node's worker publish again, with its next report, what each server has; how many servers."""
+        servers: int = await self._call("republish", self.node)
+        return servers
 
     async def tell_findings(self, server_id: ServerId, findings: Sequence[dict[str, str]]) -> None:
         """Put what reconciliation found on a server into the operators' list, or clear it."""
