@@ -1,0 +1,134 @@
+"""The driver beside a real libvirtd that is killed and started again."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from deploy.lab.domain import disk
+from deploy.lab.lab import Lab, make_disk
+from drivers.base import HypervisorUnavailable, Power, SnapshotSpec
+from tests.conftest import needs
+
+PROJECT = Path(__file__).parents[2]
+SERVER, NAME = 12345, "s1"
+SPEC = SnapshotSpec(tag="vps-7", name="n", description="", created_at=datetime(2025, 1, 15, tzinfo=UTC))
+
+
+class Daemon:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.uri = f"qemu+unix:///system?socket={folder}/run/libvirt-sock"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        command = [PROJECT / "deploy" / "lab" / "libvirtd.sh", self.folder]
+        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # noqa: ASYNC220 - it is to be killed, whatever the loop does
+        async with asyncio.timeout(30):
+            while not await self._listens():  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.05)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    async def _listens(self) -> bool:
+        try:
+            _, writer = await asyncio.open_unix_connection(self.folder / "run" / "libvirt-sock")
+        except OSError:
+            return False
+        writer.close()
+        await writer.wait_closed()
+        return True
+
+
+@pytest.fixture
+async def daemon() -> AsyncIterator[Daemon]:
+    for program in ("libvirtd", "qemu-system-x86_64", "qemu-img", "setpriv", "unshare"):
+        needs(program)
+    if os.getuid():
+        pytest.skip("a libvirtd of one's own needs root")
+    with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as folder:
+        daemon = Daemon(Path(folder))
+        await daemon.start()
+        try:
+            yield daemon
+        finally:
+            daemon.kill()
+            for pid in (daemon.folder / "run" / "qemu").glob("*.pid"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+def define(daemon: Daemon) -> None:
+    import libvirt  # noqa: PLC0415 - only where there is one
+
+    lab = Lab(daemon.folder / "l")  # for its XML alone
+    devices = [disk(make_disk(lab.disk_path(f"d{n}"), "16M")) for n in range(2)]
+    connection = libvirt.open(daemon.uri)
+    connection.defineXML(lab.domain_xml(NAME, devices, guest=False))
+    connection.close()
+
+
+async def test_a_libvirtd_that_is_killed_takes_no_guest_along_and_its_successor_is_used_at_once(
+    daemon: Daemon,
+) -> None:
+    from drivers.kvm import KvmHypervisor  # noqa: PLC0415 - only where there is a libvirt
+
+    await asyncio.to_thread(define, daemon)
+    hypervisor = await KvmHypervisor.open(daemon.uri)
+    changes = 0
+
+    def changed() -> None:
+        nonlocal changes
+        changes += 1
+
+    hypervisor.watch(changed)
+    await hypervisor.adopt(NAME, server_id=SERVER, account_id=77)
+    await hypervisor.take_snapshot(SERVER, SPEC)
+    await hypervisor.start(SERVER)
+
+    daemon.kill()
+    with pytest.raises(HypervisorUnavailable):
+        await hypervisor.power(SERVER)
+    await daemon.start()
+
+    assert await hypervisor.power(SERVER) is Power.ON
+    assert [found.spec for found in await hypervisor.snapshots(SERVER)] == [SPEC]
+    changes = 0
+    await hypervisor.cut_power(SERVER)
+    assert await hypervisor.wait_for_off(SERVER, timeout_seconds=30)
+    async with asyncio.timeout(30):
+        while not changes:  # noqa: ASYNC110 - a callback cannot be awaited
+            await asyncio.sleep(0.05)
+    await hypervisor.revert(SERVER, SPEC.tag)
+    await hypervisor.delete_snapshot(SERVER, SPEC.tag)
+    assert await hypervisor.snapshots(SERVER) == []
+    await hypervisor.close()
+
+
+async def test_a_libvirtd_that_dies_under_a_call_leaves_the_outcome_to_be_looked_up(daemon: Daemon) -> None:
+    from drivers.kvm import KvmHypervisor  # noqa: PLC0415
+
+    await asyncio.to_thread(define, daemon)
+    hypervisor = await KvmHypervisor.open(daemon.uri)
+    await hypervisor.adopt(NAME, server_id=SERVER, account_id=77)
+    await hypervisor.start(SERVER)
+    cutting = asyncio.create_task(hypervisor.cut_power(SERVER))
+    await asyncio.sleep(0.1)
+    daemon.kill()
+    with pytest.raises(HypervisorUnavailable):
+        await cutting
+    await daemon.start()
+    await hypervisor.cut_power(SERVER)
+    assert await hypervisor.power(SERVER) is Power.OFF
+    assert await hypervisor.repair(SERVER) == ()
+    await hypervisor.close()
