@@ -8,8 +8,10 @@ disk on behalf of a job that is not there any more.
 import asyncio
 import json
 import os
+import subprocess
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,8 @@ from typing import Any
 LOCK_SECONDS = 10.0  # a QEMU that has just ended, or a killed qemu-img, gives its locks back within this
 LOCK_RETRY_SECONDS = 0.1
 KILLED_TRIES = 3
+CHILDREN = 64  # at a time; one more waits
+_WAITING = ThreadPoolExecutor(CHILDREN, thread_name_prefix="qemu-img")  # one waits for each child
 CLEAN, CORRUPT, LEAKY = 0, 2, 3  # the exit codes of `qemu-img check` that are answers
 
 
@@ -150,23 +154,23 @@ async def _run_for_code(*arguments: str) -> tuple[int, str, str]:
 
 
 async def _child(*arguments: str) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        *("setpriv", "--pdeathsig", "KILL", "--", "qemu-img", *arguments),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    # Not by the event loop: uvloop forks, and a fork of a process in which libvirt's threads hold locks was seen to hang
+    # for ever before it became qemu-img. subprocess starts a child by vfork, which runs nothing of ours in it. And from
+    # this thread, which lives as long as the process: the kernel takes its end for our death.
+    process = subprocess.Popen(  # noqa: ASYNC220 - it takes as long as the kernel needs to start a program
+        ("setpriv", "--pdeathsig", "KILL", "--", "qemu-img", *arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
     )
-    ended = asyncio.ensure_future(process.communicate())
+    ended = asyncio.get_running_loop().run_in_executor(_WAITING, process.communicate)
     try:
         out, err = await asyncio.shield(ended)
     except asyncio.CancelledError:
-        with suppress(ProcessLookupError):  # it has just ended by itself
-            process.kill()
+        process.kill()
         while not ended.done():  # its write to the disk is over before the cancellation goes on
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({ended})
         raise
-    code = process.returncode
-    assert code is not None, "communicate() has waited for it"  # noqa: S101 - for the type checker
-    return code, out.decode(errors="replace"), err.decode(errors="replace")
+    return process.returncode, out.decode(errors="replace"), err.decode(errors="replace")
