@@ -157,7 +157,7 @@ async def _child(*arguments: str) -> tuple[int, str, str]:
     # Not by the event loop: uvloop forks, and a fork of a process in which libvirt's threads hold locks was seen to hang
     # for ever before it became qemu-img. subprocess starts a child by vfork, which runs nothing of ours in it. And from
     # this thread, which lives as long as the process: the kernel takes its end for our death.
-    process = subprocess.Popen(  # noqa: ASYNC220 - it takes as long as the kernel needs to start a program
+    process = subprocess.Popen(  # noqa: ASYNC220 - no longer than the kernel needs
         ("setpriv", "--pdeathsig", "KILL", "--", "qemu-img", *arguments),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

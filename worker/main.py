@@ -1,6 +1,7 @@
 """The worker's program: the only place that knows how it is all wired."""
 
 import asyncio
+import faulthandler
 import signal
 import sys
 from contextlib import AsyncExitStack
@@ -28,6 +29,10 @@ from worker.publisher import Publisher
 from worker.reconcile import Reconciler
 from worker.runner import LAST_WORDS_SECONDS, Runner
 from worker.settings import Driver, WorkerSettings
+
+HUNG_SECONDS = (
+    30.0  # without one turn of the event loop; the longest that it does, a write to the journal, is far below
+)
 
 log = structlog.stdlib.get_logger()
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The worker of one hypervisor node.")
@@ -113,6 +118,17 @@ async def _rebuild(settings: WorkerSettings) -> int:
         await redis.aclose(close_connection_pool=True)
 
 
+async def _prove_alive() -> None:
+    """Run until cancelled. Should the event loop hang, so that not even a step's limit is seen, the process says where
+    and ends; the one that systemd starts in its place goes on with what is owed."""
+    try:
+        while True:
+            faulthandler.dump_traceback_later(HUNG_SECONDS, exit=True)
+            await asyncio.sleep(HUNG_SECONDS / 10)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 async def _serve(settings: WorkerSettings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -183,7 +199,7 @@ async def _live(
             ):
                 group.create_task(part)
 
-    parts = [asyncio.create_task(part) for part in (publisher.tell_steps(), with_lease())]
+    parts = [asyncio.create_task(part) for part in (publisher.tell_steps(), with_lease(), _prove_alive())]
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([*parts, stopping], return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()

@@ -1,15 +1,14 @@
 """Disks: the checks before anything is touched, and how they are put right again after an interruption."""
 
-from contextlib import suppress
 from dataclasses import replace
 
 import structlog
 
-from drivers.base import DriverError, Hypervisor, Layout, Power
+from drivers.base import DiskCorrupt, DiskFailed, DriverError, Hypervisor, Layout, Power
 from worker.jobs.model import ServerId
 from worker.procedures.work import Facts, Work
 
-CLEANING_TRIES = 3  # to delete what a failed step has left; then it is deleted some time after the job
+CLEANING_TRIES = 3  # to delete a tag at once; then it is deleted some time after the job
 
 log = structlog.stdlib.get_logger()
 
@@ -35,19 +34,30 @@ async def roomy_layout(work: Work) -> Layout:
 
 async def cleaned(work: Work, tag: str) -> Facts:
     """Whole disks, and the tag gone from them if they let it go: the guest is not to wait for more than that."""
-    for _ in range(CLEANING_TRIES):
-        await _repaired(work.hypervisor, work.task.server_id)
-        with suppress(DriverError):
-            await work.hypervisor.delete_snapshot(work.task.server_id, tag)
-            return replace(work.facts, taken=False, spare_tag=None)
-    await _repaired(work.hypervisor, work.task.server_id)
-    return replace(work.facts, taken=False, spare_tag=tag)
+    try:
+        await without(work.hypervisor, work.task.server_id, tag)
+    except DiskCorrupt:
+        raise
+    except DriverError:
+        return replace(work.facts, taken=False, spare_tag=tag)
+    return replace(work.facts, taken=False, spare_tag=None)
 
 
 async def without(hypervisor: Hypervisor, server_id: ServerId, tag: str) -> None:
-    """Every disk whole and free of the tag, whatever an interrupted change has left behind."""
-    await _repaired(hypervisor, server_id)
-    await hypervisor.delete_snapshot(server_id, tag)
+    """Every disk whole and free of the tag, whatever an interrupted change has left behind.
+
+    Raises what the last try met; whole they are then all the same, unless it was DiskCorrupt.
+    """
+    for tries_left in reversed(range(CLEANING_TRIES)):
+        await _repaired(hypervisor, server_id)
+        try:
+            await hypervisor.delete_snapshot(server_id, tag)
+        except DiskFailed:
+            if not tries_left:
+                await _repaired(hypervisor, server_id)
+                raise
+        else:
+            return
 
 
 async def _repaired(hypervisor: Hypervisor, server_id: ServerId) -> None:
