@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check format lock clean bench-pickup bench-admission chaos
+.PHONY: help setup run demo test check format openapi lock clean bench-pickup bench-admission chaos
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -37,6 +37,10 @@ format: setup ## format, and mend what ruff can
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
+openapi: setup ## write the document of the API, docs/openapi.json
+	$(BIN)/python -m api.openapi >docs/openapi.json.new
+	@mv docs/openapi.json.new docs/openapi.json
+
 bench-pickup: setup ## enqueue to start, beside plain arq's
 	$(BIN)/python -m tests.bench.pickup
 
@@ -55,6 +59,7 @@ lock: setup ## resolve pyproject.toml into deploy/lock (UPGRADE=--upgrade: to th
 	$(UV) pyproject.toml --extra node -c deploy/lock/dev.txt -o deploy/lock/node.txt
 	$(UV) pyproject.toml -c deploy/lock/dev.txt -o deploy/lock/front-end.txt
 	$(UV) --group build -c deploy/lock/dev.txt -o deploy/lock/build.txt
+	$(UV) --group client -o deploy/lock/client.txt
 
 clean: setup ## forget what `make run` keeps (STATE_DIR)
 	@exec $(BIN)/python -m deploy.demo.run --clean

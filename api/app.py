@@ -1,51 +1,70 @@
-"""The routes."""
+"""The routes, made from the table of calls."""
 
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from api.callers import Caller, Callers
+from api import docs_page, openapi
+from api.callers import Callers
 from api.handlers import Handlers
 from api.middleware import around
+from api.operations import OPERATIONS, PROBES, Operation, Probing
 from api.requests import BODY_MAX_BYTES
 from worker.jobs.store import Store
-from worker.jobs.tokens import Permission, Tokens
+from worker.jobs.tokens import Tokens
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-CallersHandler = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
-
-READ, WRITE = Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE
 
 
 def build(*, store: Store, tokens: Tokens, body_seconds: float = 10.0) -> web.Application:
     """The application. It opens nothing and closes nothing: store and tokens are their owner's."""
     handlers, callers = Handlers(store, body_seconds=body_seconds), Callers(tokens)
 
-    def knowing(permission: Permission, handle: CallersHandler) -> Handler:
+    def called(operation: Operation) -> Handler:
         async def handler(request: web.Request) -> web.StreamResponse:
-            return await handle(request, await callers.identify(request, permission))
+            return await operation.handle(handlers, request, await callers.identify(request, operation.permission))
 
         return handler
 
-    snapshots, one, jobs = "/api/v1/snapshots/", "/api/v1/snapshots/{snapshot_id}/", "/api/v1/jobs/{job_id}/"
-    undo = "/api/v1/restores/{job_id}/undo/"
+    def probed(probe: Probing) -> Handler:
+        async def handler(request: web.Request) -> web.StreamResponse:
+            return await probe.handle(handlers, request)
+
+        return handler
+
     app = web.Application(middlewares=[around], client_max_size=BODY_MAX_BYTES)
-    app.add_routes(
-        [
-            web.get(snapshots, knowing(READ, handlers.list_snapshots)),
-            web.post(snapshots, knowing(WRITE, handlers.create_snapshot)),
-            web.get(one, knowing(READ, handlers.show_snapshot)),
-            web.delete(one, knowing(WRITE, handlers.delete_snapshot)),
-            web.post(f"{one}restore/", knowing(WRITE, handlers.restore_snapshot)),
-            web.post(undo, knowing(WRITE, handlers.undo_restore)),
-            web.get(jobs, knowing(READ, handlers.show_job)),
-            web.get("/healthz", handlers.alive),
-            web.get("/readyz", handlers.ready),
-        ]
-    )
-    for path in (snapshots, one, f"{one}restore/", undo, jobs):
+    for operation in OPERATIONS:
+        _add(app, operation.method, operation.path, called(operation))
+    for probe in PROBES:
+        _add(app, "GET", probe.path, probed(probe))
+    for path, handler in _documents().items():
+        _add(app, "GET", path, handler)
+    for path in dict.fromkeys(operation.path for operation in OPERATIONS):
         app.router.add_route("*", path.removesuffix("/"), _with_slash)
     return app
+
+
+def _add(app: web.Application, method: str, path: str, handler: Handler) -> None:
+    # web.get answers a HEAD too
+    app.add_routes([web.get(path, handler) if method == "GET" else web.route(method, path, handler)])
+
+
+def _documents() -> dict[str, Handler]:
+    """What is said about the API, made once: it is the same for everyone."""
+    document = openapi.document()
+    page = docs_page.page(document, document_path=openapi.PATH)
+    html = {"Content-Security-Policy": docs_page.POLICY, "X-Content-Type-Options": "nosniff"}
+    return {
+        openapi.PATH: _constant(openapi.text().encode(), kind="application/json", headers={}),
+        docs_page.PATH: _constant(page.encode(), kind="text/html", headers=html),
+    }
+
+
+def _constant(raw: bytes, *, kind: str, headers: dict[str, str]) -> Handler:
+    async def handler(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=raw, headers=headers, content_type=kind, charset="utf-8")
+
+    return handler
 
 
 async def _with_slash(request: web.Request) -> web.Response:

@@ -26,13 +26,6 @@ Moment = Annotated[
     PlainSerializer(_rfc3339, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time", "description": "UTC, RFC 3339, whole seconds"}),
 ]
-# `deleting` is shown to nobody: for the customer such a snapshot is gone
-ShownStatus = Annotated[
-    SnapshotStatus,
-    WithJsonSchema(
-        {"type": "string", "enum": [word for word in SnapshotStatus if word is not SnapshotStatus.DELETING]}
-    ),
-]
 
 
 class Closed(BaseModel):
@@ -67,7 +60,7 @@ class Snapshot(Closed):
     id: int
     server: ServerName
     name: str
-    status: ShownStatus
+    status: SnapshotStatus
     size_mb: Annotated[int | None, Field(description="MiB of guest data over all disks; null until completed")]
     created_at: Moment
     description: str

@@ -6,6 +6,7 @@ from aiohttp import web
 
 from api import bodies, requests
 from api.callers import Caller
+from api.requests import DryRunQuery, ListQuery
 from worker.jobs.model import Job
 from worker.jobs.store import Store
 
@@ -20,7 +21,7 @@ class Handlers:
         self._body_seconds = body_seconds
 
     async def list_snapshots(self, request: web.Request, caller: Caller) -> web.Response:
-        query = requests.list_query(request)
+        query = requests.query(request, ListQuery)
         page = await self._store.snapshots(
             account_id=caller.account_id, server_id=query.server_id, offset=query.offset, limit=query.page_size
         )
@@ -28,7 +29,7 @@ class Handlers:
 
     async def create_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
         body = await requests.create_body(request, timeout_seconds=self._body_seconds)
-        if requests.is_dry_run(request):
+        if requests.query(request, DryRunQuery).dry_run:
             check = await self._store.check_create(
                 account_id=caller.account_id,
                 server_id=body.server_id,
@@ -51,7 +52,7 @@ class Handlers:
         return bodies.answer(bodies.snapshot(found))
 
     async def restore_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
-        if requests.is_dry_run(request):
+        if requests.query(request, DryRunQuery).dry_run:
             check = await self._store.check_restore(
                 account_id=caller.account_id,
                 snapshot_id=requests.snapshot_id(request),

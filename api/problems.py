@@ -37,10 +37,10 @@ class FieldError(BaseModel):
     detail: str
 
 
-class ProblemBody(BaseModel):
+class ProblemDocument(BaseModel):
     """Why a request was not done (RFC 9457)."""
 
-    model_config = ConfigDict(frozen=True, title="Problem")
+    model_config = ConfigDict(frozen=True)
 
     type: Annotated[str, Field(description="a URN that ends with the code")]
     title: str
@@ -100,8 +100,8 @@ def of_http(error: web.HTTPException) -> Problem:
     return Problem(error.status, code, f"{error.reason}.")
 
 
-def body(problem: Problem, *, request_id: str) -> ProblemBody:
-    return ProblemBody(
+def document(problem: Problem, *, request_id: str) -> ProblemDocument:
+    return ProblemDocument(
         type=f"urn:problem-type:vps-snapshots:{problem.code}",
         title=problem.code.replace("_", " ").capitalize(),
         status=problem.status,
@@ -114,7 +114,7 @@ def body(problem: Problem, *, request_id: str) -> ProblemBody:
 
 def respond(problem: Problem, *, request_id: str) -> web.Response:
     return web.Response(
-        body=json.dumps(body(problem, request_id=request_id).model_dump(mode="json")).encode(),
+        body=json.dumps(document(problem, request_id=request_id).model_dump(mode="json")).encode(),
         status=problem.status,
         headers=problem.headers,
         content_type="application/problem+json",

@@ -2,11 +2,19 @@
 
 import asyncio
 import re
-import unicodedata
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from aiohttp import web
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from api.problems import FieldError, Problem, invalid
@@ -23,19 +31,24 @@ _ERRORS_SHOWN = 20
 _FIELD_SHOWN = 100  # characters: a key of the body is the caller's text
 
 _ID = re.compile(r"[1-9][0-9]{0,18}")
-_JOB_ID = re.compile(r"[0-9a-f]{32}")
 _DIGITS = re.compile(r"[0-9]{1,19}")  # int() itself would take " 1", "1_0" and other scripts' digits
-_LAYOUT = frozenset("\t\n\r")
-_NOT_XML = frozenset("\ufffe\uffff")
+# Descriptions are kept in XML: what XML can't hold is refused, and with it all that steers a terminal.
+_NOT_STORABLE = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff"
+_UNSTORABLE = re.compile(rf"[{_NOT_STORABLE}]")  # half a character (a lone surrogate) is no JSON to begin with
 
 
 def _storable(text: str) -> str:
-    """Descriptions are kept in XML: what XML can't hold is refused, and with it all that steers a terminal."""
-    for character in text:
-        if character not in _LAYOUT and (unicodedata.category(character) in {"Cc", "Cs"} or character in _NOT_XML):
-            context = {"character": f"U+{ord(character):04X}"}
-            raise PydanticCustomError("not_storable", "The character {character} is not allowed", context)
+    if found := _UNSTORABLE.search(text):
+        context = {"character": f"U+{ord(found[0]):04X}"}
+        raise PydanticCustomError("not_storable", "The character {character} is not allowed", context)
     return text
+
+
+def _id(text: object) -> int:
+    """An id as we write it: 007 is not another name of 7."""
+    if not isinstance(text, str) or not _ID.fullmatch(text):
+        raise PydanticCustomError("not_an_id", "Input should be a positive integer")
+    return int(text)
 
 
 def _digits(text: object) -> int:
@@ -44,15 +57,45 @@ def _digits(text: object) -> int:
     return int(text)
 
 
+def _truth(text: object) -> bool:
+    if text not in {"true", "false"}:
+        raise PydanticCustomError("not_a_truth", "Input should be true or false")
+    return text == "true"
+
+
+SnapshotIdInPath = Annotated[
+    SnapshotId, BeforeValidator(_id), Field(ge=1, le=ID_MAX, description="the `id` of a snapshot", examples=[801])
+]
+JobIdInPath = Annotated[
+    JobId,
+    StringConstraints(pattern=r"^[0-9a-f]{32}$"),
+    Field(description="the `id` of a job", examples=["0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b"]),
+]
+AccountIdInHeader = Annotated[AccountId, BeforeValidator(_id), Field(ge=1, le=ID_MAX, examples=[77])]
+
+_SNAPSHOT_ID: TypeAdapter[SnapshotId] = TypeAdapter(SnapshotIdInPath)
+_JOB_ID: TypeAdapter[JobId] = TypeAdapter(JobIdInPath)
+_ACCOUNT_ID: TypeAdapter[AccountId] = TypeAdapter(AccountIdInHeader)
+
+
 class CreateBody(BaseModel):
-    """The body of a create."""
+    """What a snapshot is to be made of."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     server_id: Annotated[ServerId, Field(ge=1, le=ID_MAX)]
     # a dollar sign of the validator's regex engine is the end of the text, never before a line break
-    name: Annotated[str, StringConstraints(pattern=rf"^[A-Za-z0-9_-]{{1,{NAME_MAX}}}$")]
-    description: Annotated[str, StringConstraints(max_length=DESCRIPTION_MAX), AfterValidator(_storable)] = ""
+    name: Annotated[
+        str,
+        StringConstraints(pattern=rf"^[A-Za-z0-9_-]{{1,{NAME_MAX}}}$"),
+        Field(description=f"letters, digits, hyphen, underscore; at most {NAME_MAX}; unique on its server"),
+    ]
+    description: Annotated[
+        str,
+        StringConstraints(max_length=DESCRIPTION_MAX),
+        AfterValidator(_storable),
+        Field(description="no control characters", json_schema_extra={"pattern": f"^[^{_NOT_STORABLE}]*$"}),
+    ] = ""
 
 
 class ListQuery(BaseModel):
@@ -60,13 +103,32 @@ class ListQuery(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    server_id: Annotated[ServerId | None, BeforeValidator(_digits), Field(ge=1, le=ID_MAX)] = None
-    page: Annotated[int, BeforeValidator(_digits), Field(ge=1, le=PAGE_MAX)] = 1
-    page_size: Annotated[int, BeforeValidator(_digits), Field(ge=1, le=PAGE_SIZE_MAX)] = 100
+    server_id: Annotated[
+        ServerId | None, BeforeValidator(_digits), Field(ge=1, le=ID_MAX, description="of this server only")
+    ] = None
+    page: Annotated[int, BeforeValidator(_digits), Field(ge=1, le=PAGE_MAX, description="from 1 on")] = 1
+    page_size: Annotated[
+        int, BeforeValidator(_digits), Field(ge=1, le=PAGE_SIZE_MAX, description="results of a page")
+    ] = 100
 
     @property
     def offset(self) -> int:
         return (self.page - 1) * self.page_size
+
+
+class DryRunQuery(BaseModel):
+    """The query of a create and of a restore."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dry_run: Annotated[
+        bool,
+        BeforeValidator(_truth),
+        Field(description="only make the checks that the call makes before it changes anything"),
+    ] = False
+
+
+Query = TypeVar("Query", bound=BaseModel)
 
 
 async def create_body(request: web.Request, *, timeout_seconds: float) -> CreateBody:
@@ -82,44 +144,39 @@ def parse_create(raw: bytes) -> CreateBody:
         raise _invalid(error) from error
 
 
-def list_query(request: web.Request) -> ListQuery:
+def query(request: web.Request, model: type[Query]) -> Query:
     """Raises Problem, also for a parameter of ours that comes twice."""
-    given = {name: request.query.getall(name) for name in ListQuery.model_fields if name in request.query}
+    given = {name: request.query.getall(name) for name in model.model_fields if name in request.query}
     if twice := [name for name, values in given.items() if len(values) > 1]:
         raise invalid(*(FieldError(field=name, detail="Given more than once.") for name in twice))
     try:
-        return ListQuery.model_validate({name: values[0] for name, values in given.items()})
+        return model.model_validate({name: values[0] for name, values in given.items()})
     except ValidationError as error:
         raise _invalid(error) from error
 
 
-def is_dry_run(request: web.Request) -> bool:
-    """Whether only the checks are asked for. Raises Problem for what is neither true nor false."""
-    given = request.query.getall("dry_run", ["false"])
-    if len(given) > 1 or given[0] not in {"true", "false"}:
-        raise invalid(FieldError(field="dry_run", detail="Must be true or false, and given once."))
-    return given[0] == "true"
-
-
 def snapshot_id(request: web.Request) -> SnapshotId:
     """Raises SnapshotNotFound for what is no id: it names nothing, like an id that is not taken."""
-    text = request.match_info["snapshot_id"]
-    if not _ID.fullmatch(text) or int(text) > ID_MAX:
-        raise errors.SnapshotNotFound("There is no such snapshot.")
-    return SnapshotId(int(text))
+    try:
+        return _SNAPSHOT_ID.validate_python(request.match_info["snapshot_id"])
+    except ValidationError:
+        raise errors.SnapshotNotFound("There is no such snapshot.") from None
 
 
 def job_id(request: web.Request) -> JobId:
     """Raises JobNotFound for what is no id."""
-    text = request.match_info["job_id"]
-    if not _JOB_ID.fullmatch(text):
-        raise errors.JobNotFound("There is no such job.")
-    return JobId(text)
+    try:
+        return _JOB_ID.validate_python(request.match_info["job_id"])
+    except ValidationError:
+        raise errors.JobNotFound("There is no such job.") from None
 
 
 def account_id(text: str) -> AccountId | None:
     """The account that a header names, None where it names none."""
-    return AccountId(int(text)) if _ID.fullmatch(text) and int(text) <= ID_MAX else None
+    try:
+        return _ACCOUNT_ID.validate_python(text)
+    except ValidationError:
+        return None
 
 
 async def _read(request: web.Request, *, timeout_seconds: float) -> bytes:

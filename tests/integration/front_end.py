@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import ClientSession
+from aiohttp import ClientSession, web
 from yarl import URL
 
 from api.app import build
@@ -48,6 +48,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class FrontEnd:
+    app: web.Application
     client: ClientSession
     port: int
     cell: Cell
@@ -103,4 +104,4 @@ async def serving(cell: Cell, **seconds: float) -> AsyncIterator[FrontEnd]:
     new = await tokens.create(name="a customer", account_id=ACCOUNT, permissions=READ_WRITE)
     app = build(store=cell.store, tokens=tokens, body_seconds=settings.body_seconds)
     async with listening(app, settings) as address, ClientSession() as client:
-        yield FrontEnd(client=client, port=int(address[1]), cell=cell, tokens=tokens, token=new.secret)
+        yield FrontEnd(app=app, client=client, port=int(address[1]), cell=cell, tokens=tokens, token=new.secret)

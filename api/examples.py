@@ -1,0 +1,110 @@
+"""The examples of the API's document: the public contract's own, and one for each refusal."""
+
+from datetime import UTC, datetime
+
+from api import bodies
+from api.problems import FieldError, Problem, invalid
+from api.requests import CreateBody
+from worker.jobs import errors
+from worker.jobs.model import SNAPSHOTS_PER_SERVER, JobKind, JobState, ServerId, ServerState, SnapshotStatus
+
+JOB_ID = "0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b"
+REQUEST_ID = "4f6c1d2e8b9a4c3d9e7f0a1b2c3d4e5f"
+
+_SERVER = bodies.ServerName(id=12345, name="web-server-01")
+_ASKED = datetime(2025, 1, 16, 16, 15, tzinfo=UTC)
+
+CREATE = CreateBody(
+    server_id=ServerId(12345), name="before-update-snapshot", description="Snapshot before system update"
+)
+SNAPSHOT = bodies.Snapshot(
+    id=801,
+    server=_SERVER,
+    name="pre-migration-snapshot",
+    status=SnapshotStatus.COMPLETED,
+    size_mb=5120,
+    created_at=datetime(2025, 1, 15, 18, 30, tzinfo=UTC),
+    description="Before major migration",
+)
+_WEEKLY = bodies.Snapshot(
+    id=798,
+    server=_SERVER,
+    name="weekly-snapshot-2025-01-08",
+    status=SnapshotStatus.COMPLETED,
+    size_mb=4856,
+    created_at=datetime(2025, 1, 8, 12, tzinfo=UTC),
+    description="Weekly snapshot",
+)
+SNAPSHOTS = bodies.SnapshotList(count=2, results=(SNAPSHOT, _WEEKLY))
+CREATED = bodies.SnapshotCreated(
+    id=802,
+    server=_SERVER,
+    name="before-update-snapshot",
+    status=SnapshotStatus.IN_PROGRESS,
+    size_mb=None,
+    created_at=_ASKED,
+    description="Snapshot before system update",
+    message=bodies.CREATE_MESSAGE,
+)
+RESTORING = bodies.RestoreStarted(
+    status="success",
+    message=bodies.RESTORE_MESSAGE,
+    snapshot=bodies.RestoredSnapshot(id=SNAPSHOT.id, name=SNAPSHOT.name, created_at=SNAPSHOT.created_at),
+    server=bodies.RestoredServer(id=_SERVER.id, name=_SERVER.name, status=ServerState.RESTORING),
+)
+HEALTH = bodies.Health(status="ok")
+
+
+def _job(kind: JobKind, state: JobState, *, error: bodies.JobError | None = None) -> bodies.Job:
+    ended = state.is_final
+    return bodies.Job(
+        id=JOB_ID,
+        kind=kind,
+        state=state,
+        step=None,
+        server=_SERVER,
+        snapshot=None if kind is JobKind.CHECK_CREATE else bodies.SnapshotName(id=SNAPSHOT.id, name=SNAPSHOT.name),
+        attempts=1 if ended else 0,
+        queued_at=_ASKED,
+        started_at=_ASKED if ended else None,
+        finished_at=_ASKED.replace(minute=16) if ended else None,
+        estimated_seconds=45,
+        downtime_seconds=38.5 if ended and error is None else None,
+        error=error,
+    )
+
+
+CHECKED = _job(JobKind.CHECK_CREATE, JobState.COMPLETED).model_copy(update={"downtime_seconds": None})
+CHECKED_RESTORE = _job(JobKind.CHECK_RESTORE, JobState.COMPLETED).model_copy(update={"downtime_seconds": None})
+CHECK_WAITS = _job(JobKind.CHECK_CREATE, JobState.QUEUED)
+CHECK_RESTORE_WAITS = _job(JobKind.CHECK_RESTORE, JobState.QUEUED)
+UNDO_WAITS = _job(JobKind.UNDO, JobState.QUEUED)
+JOB_COMPLETED = _job(JobKind.RESTORE, JobState.COMPLETED)
+JOB_FAILED = _job(
+    JobKind.RESTORE,
+    JobState.FAILED,
+    error=bodies.JobError(code="not_enough_space", detail="The storage has too little free space.", stranded=False),
+)
+
+REFUSALS: tuple[errors.Refused, ...] = (
+    errors.ServerNotFound("There is no server 12345."),
+    errors.SnapshotNotFound("There is no snapshot 801."),
+    errors.JobNotFound(f"There is no job {JOB_ID}."),
+    errors.ServerBusy(f"The server is held by job {JOB_ID}, which has not ended yet.", job_id=JOB_ID),
+    errors.SnapshotLimitReached(f"The server has its {SNAPSHOTS_PER_SERVER} snapshots; delete one first."),
+    errors.NameTaken("Snapshot 801 of the server has this name."),
+    errors.SnapshotNotReady("Snapshot 801 is in_progress; only a completed one can be restored."),
+    errors.UndoUnavailable("What the job has overwritten is not kept any more, or a later restore came over it."),
+    errors.ServerNotReady("The server is suspended or gone; it can be neither snapshotted nor restored."),
+    errors.NodeUnavailable("The hypervisor node of the server does not answer; nothing was queued."),
+    errors.StoreUnavailable("The store of the service does not answer."),
+)
+INVALID = invalid(FieldError(field="name", detail="Field required."))
+OF_THE_CALLER = (
+    Problem(401, "token_missing", "Send an access token: Authorization: Bearer TOKEN."),
+    Problem(401, "token_invalid", "The access token is not valid: unknown, revoked or expired."),
+    Problem(403, "permission_denied", "The token lacks the permission snapshots:write."),
+    Problem(403, "account_mismatch", "X-Account-Id names another account than the token's."),
+)
+LATE = Problem(408, "request_timeout", "The body did not arrive within 10 seconds.")
+OURS = Problem(500, "internal_error", "Something went wrong on our side. It was written down.")

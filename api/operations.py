@@ -1,0 +1,271 @@
+"""Every call of the API, once: its route, who may call it, what comes in and what goes out.
+
+The routes are made from this table, and so is the API's document.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from api import examples
+from api.callers import Caller
+from api.handlers import Handlers
+from api.requests import CreateBody, DryRunQuery, ListQuery
+from worker.jobs import errors
+from worker.jobs.tokens import Permission
+
+READ, WRITE = Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE
+
+Handle = Callable[[Handlers, web.Request, Caller], Awaitable[web.StreamResponse]]
+Probe = Callable[[Handlers, web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """From an answer to the call that goes on from it; `parameters` in OpenAPI's runtime expressions."""
+
+    to: str
+    text: str
+    parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """An answer to a call that is done. `examples` are instances of the models of its body; none: no body."""
+
+    text: str
+    examples: Mapping[str, BaseModel] = field(default_factory=dict)
+    headers: tuple[str, ...] = ()
+    links: tuple[Link, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """A call. Its id in the document is the name of its handler."""
+
+    method: str
+    path: str
+    tag: str
+    summary: str
+    text: str
+    handle: Handle
+    permission: Permission
+    replies: Mapping[int, Reply]
+    refusals: tuple[type[errors.Refused], ...] = ()
+    query: type[BaseModel] | None = None
+    body: type[BaseModel] | None = None
+    body_examples: Mapping[str, BaseModel] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return self.handle.__name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probing:
+    """A call for those that run the service: without a token."""
+
+    path: str
+    summary: str
+    text: str
+    handle: Probe
+    refusals: tuple[type[errors.Refused], ...] = ()
+
+    @property
+    def id(self) -> str:
+        return self.handle.__name__
+
+
+SNAPSHOTS = "/api/v1/snapshots/"
+ONE_SNAPSHOT = "/api/v1/snapshots/{snapshot_id}/"
+
+JOB_OF_HEADER = {"job_id": "$response.header.X-Job-Id"}
+SNAPSHOT_OF_BODY = {"snapshot_id": "$response.body#/id"}
+
+FOLLOW = Link(to="show_job", text="Follow the work.", parameters=JOB_OF_HEADER)
+SHOW = Link(to="show_snapshot", text="Look at the snapshot.", parameters=SNAPSHOT_OF_BODY)
+RESTORE = Link(to="restore_snapshot", text="Restore it, once completed.", parameters=SNAPSHOT_OF_BODY)
+DELETE = Link(to="delete_snapshot", text="Delete it.", parameters=SNAPSHOT_OF_BODY)
+UNDO = Link(to="undo_restore", text="Take the restore back, once completed.", parameters=JOB_OF_HEADER)
+
+OF_THE_JOB = ("Operation-Location", "X-Job-Id")
+DRY_RUN_WAITS = "Dry run: the node is busy and looks later; follow the job."
+DRY_RUN_DONE = "`completed`, or `failed` with the error that the real job would end with."
+TO_CHANGE = (errors.NodeUnavailable, errors.ServerBusy, errors.ServerNotReady)
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        method="GET",
+        path=SNAPSHOTS,
+        tag="snapshots",
+        summary="List snapshots",
+        text="The account's snapshots, newest first, of one server or of all.",
+        handle=Handlers.list_snapshots,
+        permission=READ,
+        query=ListQuery,
+        replies={
+            200: Reply(
+                text="One page of the list.",
+                examples={"two_snapshots": examples.SNAPSHOTS},
+                headers=("Link",),
+                links=(
+                    Link(
+                        to="show_snapshot",
+                        text="Look at the newest.",
+                        parameters={"snapshot_id": "$response.body#/results/0/id"},
+                    ),
+                ),
+            )
+        },
+    ),
+    Operation(
+        method="POST",
+        path=SNAPSHOTS,
+        tag="snapshots",
+        summary="Create a snapshot",
+        text=(
+            "The server is stopped, its disks are snapshotted, and it is started again if it was running."
+            " A server keeps at most 5 snapshots; failed ones do not count."
+        ),
+        handle=Handlers.create_snapshot,
+        permission=WRITE,
+        query=DryRunQuery,
+        body=CreateBody,
+        body_examples={"before_update": examples.CREATE},
+        replies={
+            201: Reply(
+                text="The snapshot is being made; follow the job.",
+                examples={"in_progress": examples.CREATED},
+                headers=("Location", *OF_THE_JOB),
+                links=(FOLLOW, SHOW, RESTORE, DELETE),
+            ),
+            200: Reply(
+                text=f"Dry run: the job of the checks, {DRY_RUN_DONE}",
+                examples={"checked": examples.CHECKED},
+                headers=OF_THE_JOB,
+                links=(FOLLOW,),
+            ),
+            202: Reply(
+                text=DRY_RUN_WAITS, examples={"waits": examples.CHECK_WAITS}, headers=OF_THE_JOB, links=(FOLLOW,)
+            ),
+        },
+        refusals=(errors.ServerNotFound, errors.SnapshotLimitReached, errors.NameTaken, *TO_CHANGE),
+    ),
+    Operation(
+        method="GET",
+        path=ONE_SNAPSHOT,
+        tag="snapshots",
+        summary="Show a snapshot",
+        text="One snapshot; a failed one stays for 7 days or until it is deleted.",
+        handle=Handlers.show_snapshot,
+        permission=READ,
+        replies={200: Reply(text="The snapshot.", examples={"completed": examples.SNAPSHOT}, links=(RESTORE, DELETE))},
+        refusals=(errors.SnapshotNotFound,),
+    ),
+    Operation(
+        method="DELETE",
+        path=ONE_SNAPSHOT,
+        tag="snapshots",
+        summary="Delete a snapshot",
+        text="For good. Its slot is free at once; its node frees the space next. A running server is not stopped.",
+        handle=Handlers.delete_snapshot,
+        permission=WRITE,
+        replies={204: Reply(text="The snapshot is gone.")},
+        refusals=(errors.SnapshotNotFound, errors.NodeUnavailable, errors.ServerBusy),
+    ),
+    Operation(
+        method="POST",
+        path=f"{ONE_SNAPSHOT}restore/",
+        tag="snapshots",
+        summary="Restore a server from a snapshot",
+        text=(
+            "Overwrites all current data of the server. The server is stopped first, and started again if it was"
+            " running. What is overwritten is kept for 24 hours, for an undo. No body."
+        ),
+        handle=Handlers.restore_snapshot,
+        permission=WRITE,
+        query=DryRunQuery,
+        replies={
+            200: Reply(
+                text=f"The server is being restored; follow the job. Dry run: the job of the checks, {DRY_RUN_DONE}",
+                examples={"restoring": examples.RESTORING, "checked": examples.CHECKED_RESTORE},
+                headers=("Location", *OF_THE_JOB),
+                links=(FOLLOW, UNDO),
+            ),
+            202: Reply(
+                text=DRY_RUN_WAITS,
+                examples={"waits": examples.CHECK_RESTORE_WAITS},
+                headers=OF_THE_JOB,
+                links=(FOLLOW,),
+            ),
+        },
+        refusals=(errors.SnapshotNotFound, errors.SnapshotNotReady, *TO_CHANGE),
+    ),
+    Operation(
+        method="POST",
+        path="/api/v1/restores/{job_id}/undo/",
+        tag="jobs",
+        summary="Undo a restore",
+        text=(
+            "Brings back what the restore of that job has overwritten. It is kept for 24 hours, one for each server."
+            " An undo is a restore too, and can be undone. No body."
+        ),
+        handle=Handlers.undo_restore,
+        permission=WRITE,
+        replies={
+            202: Reply(
+                text="The undo is under way; follow the new job.",
+                examples={"undo": examples.UNDO_WAITS},
+                headers=OF_THE_JOB,
+                links=(FOLLOW,),
+            )
+        },
+        refusals=(errors.JobNotFound, errors.UndoUnavailable, *TO_CHANGE),
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/jobs/{job_id}/",
+        tag="jobs",
+        summary="Show a job",
+        text="How far the work is. `state` goes from `queued` over `in_progress` to `completed` or `failed`.",
+        handle=Handlers.show_job,
+        permission=READ,
+        replies={
+            200: Reply(
+                text="The job.",
+                examples={"completed": examples.JOB_COMPLETED, "failed": examples.JOB_FAILED},
+                links=(
+                    Link(
+                        to="undo_restore",
+                        text="Take it back, where it is a completed restore.",
+                        parameters={"job_id": "$response.body#/id"},
+                    ),
+                    Link(
+                        to="show_snapshot",
+                        text="Look at its snapshot.",
+                        parameters={"snapshot_id": "$response.body#/snapshot/id"},
+                    ),
+                ),
+            )
+        },
+        refusals=(errors.JobNotFound,),
+    ),
+)
+
+PROBES: tuple[Probing, ...] = (
+    Probing(
+        path="/healthz",
+        summary="Is the process alive?",
+        text="Says nothing about the store: a restart of the process would not mend that.",
+        handle=Handlers.alive,
+    ),
+    Probing(
+        path="/readyz",
+        summary="Would a request be served?",
+        text="The store answers.",
+        handle=Handlers.ready,
+        refusals=(errors.StoreUnavailable,),
+    ),
+)

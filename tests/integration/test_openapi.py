@@ -1,0 +1,123 @@
+"""The API's document is true, whole, served, and readable without anything from outside."""
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from api import openapi
+from api.problems import STATUS
+from tests.integration.conftest import Cell
+from tests.integration.front_end import FrontEnd, serving
+
+COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
+DOCUMENT = openapi.document()
+
+
+@pytest.fixture
+async def api(cell: Cell) -> AsyncIterator[FrontEnd]:
+    async with serving(cell) as front_end:
+        yield front_end
+
+
+def calls() -> Iterator[tuple[str, Any]]:
+    for path, item in DOCUMENT["paths"].items():
+        for method, call in item.items():
+            yield f"{method.upper()} {path}", call
+
+
+def test_the_committed_document_is_the_programs() -> None:
+    assert COMMITTED.read_text() == openapi.text(), "make openapi writes it anew"
+
+
+async def test_it_is_served_to_everyone(api: FrontEnd) -> None:
+    async with api.client.get(f"http://127.0.0.1:{api.port}{openapi.PATH}") as answer:
+        assert (answer.status, answer.content_type) == (200, "application/json")
+        assert await answer.text() == COMMITTED.read_text()
+
+
+async def test_every_route_is_in_it(api: FrontEnd) -> None:
+    app = api.app
+    routes = {
+        f"{route.method} {route.resource.canonical}"
+        for route in app.router.routes()
+        if route.resource is not None and route.method not in {"*", "HEAD"}
+    }
+
+    assert routes - {"GET /docs"} == {name for name, _ in calls()}
+
+
+@pytest.mark.parametrize("call", [pytest.param(call, id=name) for name, call in calls()])
+def test_every_example_is_what_its_schema_says(call: Any) -> None:
+    contents = [answer.get("content", {}) for answer in call["responses"].values()]
+    contents += [call["requestBody"]["content"]] if "requestBody" in call else []
+    for media in (media for content in contents for media in content.values()):
+        for example in media.get("examples", {}).values():
+            value = example.get("value", DOCUMENT["components"]["examples"].get(example.get("$ref", "").split("/")[-1]))
+            schema = {"$ref": "#/schema", "schema": media["schema"], "components": DOCUMENT["components"]}
+            jsonschema_rs.validate(schema, value["value"] if "$ref" in example else value)
+
+
+def test_every_link_leads_to_a_call_and_gives_it_all_that_its_path_needs() -> None:
+    by_id = {call["operationId"]: name for name, call in calls()}
+    links = [
+        link
+        for _, call in calls()
+        for answer in call["responses"].values()
+        for link in answer.get("links", {}).values()
+    ]
+
+    assert links
+    for link in links:
+        assert set(link["parameters"]) == set(re.findall(r"{(\w+)}", by_id[link["operationId"]]))
+
+
+def test_every_refusal_is_in_it() -> None:
+    assert {kind.code for kind in STATUS} <= set(DOCUMENT["components"]["examples"])
+
+
+class Page(HTMLParser):
+    """What a page names and refers to; it must close what it opens."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.ids: set[str] = set()
+        self.refers: set[str] = set()
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag != "meta":
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.add(value or "")
+            elif name in {"href", "src", "action"}:
+                self.refers.add(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+async def test_the_page_for_people_needs_nothing_from_outside(api: FrontEnd) -> None:
+    answer = await api.call("GET", "/docs", headers={"Authorization": ""})
+    page = Page(answer.raw.decode())
+
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert page.open == []
+    assert page.tags.isdisjoint({"script", "link", "img", "iframe", "form", "object"})
+    assert page.refers == {f"#{name}" for name in page.ids} | {openapi.PATH}
+    assert {call["operationId"] for _, call in calls()} <= page.ids
+
+
+def test_the_document_is_json_and_nothing_else() -> None:
+    assert json.loads(openapi.text()) == DOCUMENT
