@@ -154,7 +154,7 @@ async def _run_for_code(*arguments: str) -> tuple[int, str, str]:
 
 
 async def _child(*arguments: str) -> tuple[int, str, str]:
-    # Not by the event loop: uvloop forks, and a fork of a process in which libvirt's threads hold locks was seen to hang
+    # Not by the event loop: uvloop forks, and a fork of a process whose libvirt threads hold locks was seen to hang
     # for ever before it became qemu-img. subprocess starts a child by vfork, which runs nothing of ours in it. And from
     # this thread, which lives as long as the process: the kernel takes its end for our death.
     process = subprocess.Popen(  # noqa: ASYNC220 - no longer than the kernel needs
