@@ -1,5 +1,7 @@
 """`make chaos N=200 SEED=7`: a campaign of so many kills; exit code 1 where anything was not as it must be.
 
+N=steps: not by chance, but every step of every operation with each death in its midst.
+
 SABOTAGE=repair, safety or journal takes that part out of the worker: then it must fail, or it proves nothing.
 """
 
@@ -36,8 +38,8 @@ SERVERS = {1: (2, False), 2: (3, False), 3: (2, True), 4: (2, False), 5: (2, Tru
 SLOW = 4  # its disks have so many clusters mapped that a change of one takes a tenth of a second: time to die in
 
 
-async def campaign(folder: Path, *, kills: int, seed: int, sabotage: str, quiet: bool = False) -> Summary:
-    """`folder`: short, for the sockets' sake."""
+async def campaign(folder: Path, *, kills: int | None, seed: int, sabotage: str, quiet: bool = False) -> Summary:
+    """`folder`: short, for the sockets' sake. `kills` None: every step in turn."""
     refusal, programs = folder / "refusal", folder / "bin"
     programs.mkdir()
     shim = programs / "qemu-img"
@@ -59,9 +61,9 @@ async def campaign(folder: Path, *, kills: int, seed: int, sabotage: str, quiet:
     try:
         servers = await _furnish(cell)
         await cell.start()
-        return await Campaign(
-            cell, servers, chance=random.Random(seed), refusal=refusal, say=(lambda _: None) if quiet else print
-        ).run(kills)
+        say = (lambda _: None) if quiet else print
+        played = Campaign(cell, servers, chance=random.Random(seed), refusal=refusal, say=say)
+        return await (played.run_steps() if kills is None else played.run(kills))
     finally:
         await cell.stop()
 
@@ -86,10 +88,11 @@ def _make_slow_disk(path: Path) -> Path:
 
 
 def main() -> int:
-    kills, seed = int(os.environ.get("N") or 50), int(os.environ.get("SEED") or secrets.randbelow(10_000))
+    wanted, seed = os.environ.get("N") or "50", int(os.environ.get("SEED") or secrets.randbelow(10_000))
+    kills = None if wanted == "steps" else int(wanted)
     sabotage = os.environ.get("SABOTAGE") or ""
     folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))
-    print(f"{kills} kills, SEED={seed}, in {folder}{', sabotaged: ' + sabotage if sabotage else ''}")
+    print(f"{wanted} kills, SEED={seed}, in {folder}{', sabotaged: ' + sabotage if sabotage else ''}")
     summary = asyncio.run(campaign(folder, kills=kills, seed=seed, sabotage=sabotage))
     print(summary.text())
     if summary.violations:

@@ -22,6 +22,12 @@ TARGETS = ("worker", "worker", "qemu-img", "qemu-img", "qemu", "redis", "api", "
 OPERATIONS = ("create", "create", "restore", "restore", "restore", "delete", "undo")
 SETTLE_SECONDS = 60.0  # when a job has not ended by then, nothing will end it
 REVIVE_ROUNDS = 12
+STEPS_OF = {
+    "create": ("preflight", "stopping", "snapshotting", "starting", "measuring"),
+    "restore": ("preflight", "stopping", "safeguarding", "reverting", "starting"),
+    "undo": ("preflight", "stopping", "safeguarding", "reverting", "starting"),
+    "delete": ("deleting",),
+}
 TYPICAL_SECONDS = {True: 2.5, False: 0.6}  # of a job, by whether its server runs: turning it off takes 1.3 s here
 
 
@@ -65,31 +71,51 @@ class Campaign:
         self._refusal = refusal  # while this file exists, qemu-img refuses what its text says
         self._say = say
         self._names = 0
+        self._rounds = 0
         self._seen = 0  # the newest row of the journal that the model has learnt of
         self._must_run = False  # the job that was under way had found its server running
 
     async def run(self, kills: int) -> Summary:
         """Until so many were killed, or something is not as it must be."""
-        round_number = 0
         while sum(self.summary.kills.values()) < kills and not self.summary.violations:
-            round_number += 1
-            await self._round(round_number)
-            if round_number % REVIVE_ROUNDS == 0:
+            await self._round()
+            if self._rounds % REVIVE_ROUNDS == 0:
                 await self.revive()
-        await self._look(self._servers, round_number)
+        await self._look(self._servers)
         return self.summary
 
-    async def _round(self, number: int) -> None:
+    async def run_steps(self) -> Summary:
+        """Every step of every operation, on a server that is off and on one that runs, with each death in its midst."""
+        off, running = self._servers[3], self._servers[4]
+        for operation, steps in STEPS_OF.items():
+            for step in steps:
+                for target in ("worker", "qemu-img", "everything"):
+                    for expected in (off, running):
+                        await self._make_possible(operation, expected)
+                        await self._play(expected, operation, target, step=step)
+                        if self.summary.violations:
+                            return self.summary
+            await self.revive()
+        await self._look(self._servers)
+        return self.summary
+
+    async def _round(self) -> None:
         expected = self._chance.choice(self._servers)
         operation = self._possible(expected)
+        self._maybe_refuse(operation, expected)
+        target = self._chance.choice(TARGETS) if self._chance.random() < 0.9 else "nothing"
+        step = self._chance.choice(list(STEPS)) if self._chance.random() < 0.5 else None
+        await self._play(expected, operation, target, step=step)
+
+    async def _play(self, expected: Expected, operation: str, target: str, *, step: str | None) -> None:
+        """One operation on one server, a death in it, everything started again, and a look."""
+        self._rounds += 1
         if not expected.running and self._chance.random() < 0.6:
             expected.content = self._chance.randrange(1, 256)
             await asyncio.to_thread(model.write, expected.server, expected.content)
-        self._maybe_refuse(operation, expected)
-        target = self._chance.choice(TARGETS)
         self._must_run = False
         asked = asyncio.create_task(self._ask(operation, expected))
-        told = await self._kill(target, expected) if self._chance.random() < 0.9 else "nothing"
+        told = await self._kill(target, expected, step) if target != "nothing" else "nothing"
         answer = await asked
         await self._start_again()
         restarted = time.monotonic()
@@ -97,8 +123,16 @@ class Campaign:
         self.summary.settle_seconds.append(time.monotonic() - restarted)
         self.summary.operations[f"{operation} {outcome}"] += 1
         self._refusal.unlink(missing_ok=True)
-        await self._look([expected], number)
-        self._say(f"round {number:4} server {expected.server.id} {operation:7} killed {told:28} {outcome}")
+        await self._look([expected])
+        self._say(f"round {self._rounds:4} server {expected.server.id} {operation:7} killed {told:28} {outcome}")
+
+    async def _make_possible(self, operation: str, expected: Expected) -> None:
+        if operation == "create" and len(expected.snapshots) == 5:
+            await self._play(expected, "delete", "nothing", step=None)
+        if operation in {"restore", "delete", "undo"} and not expected.snapshots:
+            await self._play(expected, "create", "nothing", step=None)
+        if operation == "undo" and expected.undoable is None:
+            await self._play(expected, "restore", "nothing", step=None)
 
     def _possible(self, expected: Expected) -> str:
         operation = self._chance.choice(OPERATIONS)
@@ -134,11 +168,11 @@ class Campaign:
             return await call("POST", f"/api/v1/restores/{expected.undoable[0]}/undo/")
         return None
 
-    async def _kill(self, target: str, expected: Expected) -> str:
-        """Kill the target at a moment in the job's life; what was killed, in words."""
+    async def _kill(self, target: str, expected: Expected, step: str | None) -> str:
+        """Kill the target in that step of the job, or at any moment; what was killed, in words."""
         typical = TYPICAL_SECONDS[expected.running]
-        if self._chance.random() < 0.5:
-            await self._reach_step(self._chance.choice(list(STEPS)), within_seconds=typical)
+        if step is not None:
+            await self._reach_step(step, within_seconds=typical)
             await asyncio.sleep(self._chance.random() * 0.03)
         else:
             await asyncio.sleep(self._chance.random() * typical)
@@ -151,9 +185,9 @@ class Campaign:
             await asyncio.to_thread(self._cell.redis.kill)
         if not pids:
             return "nothing"
-        step = begun.step if begun and not begun.over else "no job"
+        at = begun.step if begun and not begun.over else "no job"
         self.summary.kills[target] += 1
-        self.summary.steps[step] += 1
+        self.summary.steps[at] += 1
         # A QEMU that dies in these steps is the new one: it had been started, and its death is no one's job to mend,
         # unless the worker died as well.
         started = target == "qemu" and begun is not None and begun.step in {"starting", "measuring"}
@@ -161,7 +195,7 @@ class Campaign:
         if target in {"qemu", "everything"}:
             for other in self._servers:
                 other.qemu_was_killed |= target == "everything" or other is expected
-        return f"{target} ({step})"
+        return f"{target} ({at})"
 
     async def _reach_step(self, step: str, *, within_seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -256,11 +290,11 @@ class Campaign:
         finally:
             await redis.aclose(close_connection_pool=True)
 
-    async def _look(self, servers: list[Expected], number: int) -> None:
+    async def _look(self, servers: list[Expected]) -> None:
         spare = model.spare_tags(self._journal)
         for expected in servers:
             found = await model.violations(self._cell, expected, spare)
-            self.summary.violations += [f"round {number}: {violation}" for violation in found]
+            self.summary.violations += [f"round {self._rounds}: {violation}" for violation in found]
 
     @property
     def _journal(self) -> Path:
