@@ -196,8 +196,8 @@ def _parameters(operation: Operation) -> list[Json]:
     in_query: list[Json] = []
     if operation.query is not None:
         for name, schema in operation.query.model_json_schema(schema_generator=_Schemas)["properties"].items():
-            described = {"description": schema.pop("description")} if "description" in schema else {}
-            in_query.append({"name": name, "in": "query", **described, "schema": _never_null(schema)})
+            given = _never_null(schema)
+            in_query.append({"name": name, "in": "query", "description": given.pop("description"), "schema": given})
     shared = [*in_path, "X-Account-Id", "X-Request-Id"]
     return [*in_query, *(_component("parameters", name) for name in shared)]
 

@@ -27,6 +27,7 @@ BODY_MAX_BYTES = 64 * 1024
 ID_MAX = 2**63 - 1
 PAGE_MAX = 10**9  # far beyond any list, and its offset is still exact in Redis's scripts
 PAGE_SIZE_MAX = 500
+_EXACT_MAX = 2**53  # up to here a float stands for one integer only
 _ERRORS_SHOWN = 20
 _FIELD_SHOWN = 100  # characters: a key of the body is the caller's text
 
@@ -57,21 +58,27 @@ def _digits(text: object) -> int:
     return int(text)
 
 
+def _whole(number: object) -> object:
+    """JSON knows one kind of number: 7.0 is the integer 7. Beyond 2**53 the point may have cost digits."""
+    return int(number) if isinstance(number, float) and number.is_integer() and abs(number) <= _EXACT_MAX else number
+
+
 def _truth(text: object) -> bool:
     if text not in {"true", "false"}:
         raise PydanticCustomError("not_a_truth", "Input should be true or false")
     return text == "true"
 
 
+# Limits before the parser, or they are not written into the schema.
 SnapshotIdInPath = Annotated[
-    SnapshotId, BeforeValidator(_id), Field(ge=1, le=ID_MAX, description="the `id` of a snapshot", examples=[801])
+    SnapshotId, Field(ge=1, le=ID_MAX, description="the `id` of a snapshot", examples=[801]), BeforeValidator(_id)
 ]
 JobIdInPath = Annotated[
     JobId,
     StringConstraints(pattern=r"^[0-9a-f]{32}$"),
     Field(description="the `id` of a job", examples=["0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b"]),
 ]
-AccountIdInHeader = Annotated[AccountId, BeforeValidator(_id), Field(ge=1, le=ID_MAX, examples=[77])]
+AccountIdInHeader = Annotated[AccountId, Field(ge=1, le=ID_MAX, examples=[77]), BeforeValidator(_id)]
 
 _SNAPSHOT_ID: TypeAdapter[SnapshotId] = TypeAdapter(SnapshotIdInPath)
 _JOB_ID: TypeAdapter[JobId] = TypeAdapter(JobIdInPath)
@@ -83,7 +90,7 @@ class CreateBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    server_id: Annotated[ServerId, Field(ge=1, le=ID_MAX)]
+    server_id: Annotated[ServerId, Field(ge=1, le=ID_MAX), BeforeValidator(_whole)]
     # a dollar sign of the validator's regex engine is the end of the text, never before a line break
     name: Annotated[
         str,
@@ -103,12 +110,12 @@ class ListQuery(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    server_id: Annotated[
-        ServerId | None, BeforeValidator(_digits), Field(ge=1, le=ID_MAX, description="of this server only")
-    ] = None
-    page: Annotated[int, BeforeValidator(_digits), Field(ge=1, le=PAGE_MAX, description="from 1 on")] = 1
+    server_id: (
+        Annotated[ServerId, Field(ge=1, le=ID_MAX, description="of this server only"), BeforeValidator(_digits)] | None
+    ) = None
+    page: Annotated[int, Field(ge=1, le=PAGE_MAX, description="from 1 on"), BeforeValidator(_digits)] = 1
     page_size: Annotated[
-        int, BeforeValidator(_digits), Field(ge=1, le=PAGE_SIZE_MAX, description="results of a page")
+        int, Field(ge=1, le=PAGE_SIZE_MAX, description="results of a page"), BeforeValidator(_digits)
     ] = 100
 
     @property
@@ -123,8 +130,8 @@ class DryRunQuery(BaseModel):
 
     dry_run: Annotated[
         bool,
-        BeforeValidator(_truth),
         Field(description="only make the checks that the call makes before it changes anything"),
+        BeforeValidator(_truth),
     ] = False
 
 

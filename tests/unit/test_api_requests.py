@@ -35,6 +35,11 @@ def test_a_description_may_be_left_out() -> None:
     assert parse_create(b'{"server_id": 1, "name": "a"}').description == ""
 
 
+@pytest.mark.parametrize("number", ["7", "7.0", "70e-1"])
+def test_a_number_is_what_it_stands_for(number: str) -> None:
+    assert parse_create(b'{"server_id": %s, "name": "a"}' % number.encode()).server_id == 7
+
+
 @pytest.mark.parametrize(
     "raw",
     [
@@ -70,6 +75,7 @@ def test_what_is_no_json_object_is_refused_as_a_body(raw: bytes) -> None:
         ("server_id", True),
         ("server_id", 12345.5),
         ("server_id", 1e400),
+        ("server_id", 2.0**53 + 2),
         ("server_id", None),
         ("server_id", [12345]),
         ("server_id", 0),

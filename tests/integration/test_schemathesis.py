@@ -1,0 +1,106 @@
+"""The running service does what its document says, whatever is sent: Schemathesis with all its checks."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from api import openapi
+from api.operations import OPERATIONS, PROBES
+from deploy.demo.service import Driver, Service, free_port
+from deploy.demo.state import State
+from tests.conftest import needs
+from worker.jobs.connection import RedisSettings, connect
+from worker.jobs.model import AccountId
+from worker.jobs.tokens import Permission, Tokens
+
+SEED = 20261123  # CI must not fail by chance; another one is a change like any other
+LIMIT_SECONDS = 300.0
+
+CONFIGURATION = """
+hooks = "{hooks}"
+seed = {seed}
+continue-on-failure = true
+{auth}
+
+[generation]
+mode = "all"
+max-examples = {examples}
+database = "none"
+# HTTP wants a header or parameter that is not known left alone
+allow-extra-parameters = false
+
+[phases.stateful]
+max-steps = 12
+
+[checks.positive_data_acceptance]
+# 400 is the contract's code for what the server's state forbids; the hooks see that it is never `invalid_request`
+expected-statuses = ["2xx", 400, 401, 403, 404, 409, 503]
+"""
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[State]:
+    state = State.open(tmp_path / "state")
+    yield state
+    state.close()
+
+
+@pytest.fixture
+async def service(state: State) -> AsyncIterator[Service]:
+    needs("redis-server")
+    service = Service(state, port=free_port(), driver=Driver.FAKE, quiet=True)
+    try:
+        await service.start()
+        yield service
+    finally:
+        await service.stop()
+
+
+async def token(state: State, account: AccountId) -> str:
+    redis = connect(RedisSettings(url=f"unix://{state.runtime / 'redis.sock'}"))
+    try:
+        new = await Tokens(redis).create(name="a test", account_id=account, permissions=frozenset(Permission))
+        return new.secret
+    finally:
+        await redis.aclose(close_connection_pool=True)
+
+
+async def tried(service: Service, folder: Path, *, auth: str, examples: int) -> str:
+    """What Schemathesis says when it has found nothing."""
+    configuration = folder / "schemathesis.toml"
+    hooks = Path(__file__).with_name("schemathesis_hooks.py")
+    configuration.write_text(CONFIGURATION.format(hooks=hooks, seed=SEED, auth=auth, examples=examples))
+    program = Path(sys.executable).with_name("st")
+    process = await asyncio.create_subprocess_exec(
+        *(program, "--config-file", configuration, "run", f"{service.url}{openapi.PATH}", "--checks=all"),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    async with asyncio.timeout(LIMIT_SECONDS):
+        output, _ = await process.communicate()
+    said = output.decode()
+    assert process.returncode == 0, said
+    return said
+
+
+async def test_nothing_that_is_sent_makes_an_answer_that_the_document_does_not_have(
+    service: Service, tmp_path: Path
+) -> None:
+    said = await tried(service, tmp_path, auth=f'[auth.openapi.token]\nbearer = "{service.client.token}"', examples=100)
+
+    assert f"{len(OPERATIONS) + len(PROBES)} selected" in said  # the document leaves itself out
+
+
+async def test_no_account_gets_at_what_another_has(service: Service, state: State, tmp_path: Path) -> None:
+    tokens = {"one": service.client.token, "other": await token(state, AccountId(78))}
+    headers = {name: {"name": "Authorization", "value": f"Bearer {secret}"} for name, secret in tokens.items()}
+    users = [{"name": name, "fixedHeaders": [header]} for name, header in headers.items()]
+    (tmp_path / "auth.json").write_text(json.dumps({"auth": users}))
+
+    await tried(service, tmp_path, auth='[auth.wfc]\npath = "auth.json"\npeers = ["one", "other"]', examples=20)
