@@ -35,7 +35,7 @@ exec {real} "$@"
 """
 # server id -> number of disks, whether it runs
 SERVERS = {1: (2, False), 2: (3, False), 3: (2, True), 4: (2, False), 5: (2, True)}
-SLOW = 4  # its disks have so many clusters mapped that a change of one takes a tenth of a second: time to die in
+SLOW = 4  # its disks have so many clusters mapped that a change of one takes a quarter of a second: time to die in
 
 
 async def campaign(folder: Path, *, kills: int | None, seed: int, sabotage: str, quiet: bool = False) -> Summary:
@@ -83,7 +83,7 @@ async def _furnish(cell: AcceptanceCell) -> list[Expected]:
 
 def _make_slow_disk(path: Path) -> Path:
     options = "cluster_size=64k,preallocation=metadata"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, str(path), "6G"], check=True)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, str(path), "24G"], check=True)
     return path
 
 

@@ -22,6 +22,7 @@ TARGETS = ("worker", "worker", "qemu-img", "qemu-img", "qemu", "redis", "api", "
 OPERATIONS = ("create", "create", "restore", "restore", "restore", "delete", "undo")
 SETTLE_SECONDS = 60.0  # when a job has not ended by then, nothing will end it
 REVIVE_ROUNDS = 12
+CHANGE_SECONDS = 0.5  # of a slow disk, with the wait before it
 STEPS_OF = {
     "create": ("preflight", "stopping", "snapshotting", "starting", "measuring"),
     "restore": ("preflight", "stopping", "safeguarding", "reverting", "starting"),
@@ -173,11 +174,12 @@ class Campaign:
         typical = TYPICAL_SECONDS[expected.running]
         if step is not None:
             await self._reach_step(step, within_seconds=typical)
-            await asyncio.sleep(self._chance.random() * 0.03)
+            await asyncio.sleep(self._chance.random() * CHANGE_SECONDS * self._chance.choice((0.05, 1)))
         else:
             await asyncio.sleep(self._chance.random() * typical)
         pids = await self._pids(target, expected, within_seconds=typical)
         begun = model.newest(self._journal)
+        were_on = [other for other in self._servers if self._cell.is_on(other.server)]
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -193,7 +195,7 @@ class Campaign:
         started = target == "qemu" and begun is not None and begun.step in {"starting", "measuring"}
         self._must_run = bool(begun and not begun.over and begun.was_running and not started)
         if target in {"qemu", "everything"}:
-            for other in self._servers:
+            for other in were_on:
                 other.qemu_was_killed |= target == "everything" or other is expected
         return f"{target} ({at})"
 
@@ -225,10 +227,10 @@ class Campaign:
         if target == "qemu-img":
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(within_seconds):
-                    while not (children := _children(cell.worker.pid)):  # noqa: ASYNC110 - /proc tells nobody
+                    while not _children(cell.worker.pid):  # noqa: ASYNC110 - /proc tells nobody
                         await asyncio.sleep(0.001)
-                    return children
-            return []
+            await asyncio.sleep(self._chance.random() * CHANGE_SECONDS)  # right before, during, or after its change
+            return _children(cell.worker.pid)
         return [cell.worker.pid if target == "worker" else cell.api.pid]
 
     async def _start_again(self) -> None:
