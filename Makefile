@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 BIN := $(VENV)/bin
+CLIENT := $(VENV)-client
 # read by deploy/setup.sh and by deploy/demo/run.py
 export VENV PYTHON PORT STATE_DIR DRIVER N SEED SABOTAGE
 
@@ -23,15 +24,24 @@ run: setup ## the whole service with a real guest, until Ctrl-C (DRIVER=fake: no
 demo: setup ## the scripted proof: write A, create, write B, restore, A is back, delete
 	@exec $(BIN)/python -m deploy.demo.demo
 
-test: setup ## every test
+test: setup $(CLIENT)/.lock ## every test
 	$(BIN)/pytest
 
-check: setup ## what CI runs: format, lint, types, import walls, tests
+check: setup $(CLIENT)/.lock ## what CI runs: format, lint, types, import walls, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+# What the tests generate clients of the API with. Apart from our own venv: other versions of what we run.
+CLIENT_LOCKS := deploy/lock/client.txt tests/integration/clients/package.json tests/integration/clients/package-lock.json
+$(CLIENT)/.lock: $(CLIENT_LOCKS) | setup
+	$(BIN)/python -m venv --clear $(CLIENT)
+	$(CLIENT)/bin/pip install -q --disable-pip-version-check --require-hashes -r deploy/lock/client.txt
+	cp tests/integration/clients/package*.json $(CLIENT)
+	PATH="$$PWD/$(CLIENT)/bin:$$PATH" npm ci --prefix $(CLIENT) --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
 
 format: setup ## format, and mend what ruff can
 	$(BIN)/ruff check --fix-only --quiet .
@@ -53,13 +63,16 @@ bench-admission: setup ## jobs admitted a second, beside plain arq's enqueue
 # uv only resolves; the lock is in pip's own format. dev.txt first: the others keep to its versions.
 UV = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
     --no-header --no-annotate --no-emit-index-url --no-emit-find-links $(UPGRADE)
-lock: setup ## resolve pyproject.toml into deploy/lock (UPGRADE=--upgrade: to the newest versions)
+lock: setup $(CLIENT)/.lock ## resolve what we need into the lock files (UPGRADE=--upgrade: to the newest versions)
 	@test -x .venv-lock/bin/uv || { $(BIN)/python -m venv .venv-lock && .venv-lock/bin/pip install -q uv; }
 	$(UV) pyproject.toml --extra node --group build --group dev -o deploy/lock/dev.txt
 	$(UV) pyproject.toml --extra node -c deploy/lock/dev.txt -o deploy/lock/node.txt
 	$(UV) pyproject.toml -c deploy/lock/dev.txt -o deploy/lock/front-end.txt
 	$(UV) --group build -c deploy/lock/dev.txt -o deploy/lock/build.txt
 	$(UV) --group client -o deploy/lock/client.txt
+	cd tests/integration/clients && PATH="$(abspath $(CLIENT))/bin:$$PATH" npm install --package-lock-only --ignore-scripts \
+	    --omit-lockfile-registry-resolved --no-audit --no-fund --loglevel=error && sed -i -zE \
+	    's/,\n *"funding": (\{[^}]*\}|\[[^]]*\]|"[^"]*")//g' package-lock.json
 
 clean: setup ## forget what `make run` keeps (STATE_DIR)
 	@exec $(BIN)/python -m deploy.demo.run --clean

@@ -5,15 +5,16 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from api import openapi
 from api.operations import OPERATIONS, PROBES
-from deploy.demo.service import Driver, Service, free_port
+from deploy.demo.service import Service
 from deploy.demo.state import State
-from tests.conftest import needs
+from tests.integration.whole_service import running
 from worker.jobs.connection import RedisSettings, connect
 from worker.jobs.model import AccountId
 from worker.jobs.tokens import Permission, Tokens
@@ -45,20 +46,14 @@ expected-statuses = ["2xx", 400, 401, 403, 404, 409, 503]
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[State]:
-    state = State.open(tmp_path / "state")
-    yield state
-    state.close()
+    with closing(State.open(tmp_path / "state")) as state:
+        yield state
 
 
 @pytest.fixture
 async def service(state: State) -> AsyncIterator[Service]:
-    needs("redis-server")
-    service = Service(state, port=free_port(), driver=Driver.FAKE, quiet=True)
-    try:
-        await service.start()
+    async with running(state) as service:
         yield service
-    finally:
-        await service.stop()
 
 
 async def token(state: State, account: AccountId) -> str:
