@@ -176,15 +176,16 @@ class NodeWorker(Worker):
                 task.add_done_callback(lambda _: self._release_sem_dec_counter_on_complete())
 
     async def _mark(self, job_id: str) -> float | None:
-        """Mark a job as in progress, for who looks with arq's tools; its score, None where it is not due any more."""
+        """Mark a job as in progress, for who looks with arq's tools; its score, None where it is not to start now."""
         async with self.pool.pipeline(transaction=True) as pipe:
             pipe.time()
             pipe.zscore(self.queue_name, job_id)
             pipe.psetex(in_progress_key_prefix + job_id, NEVER_SECONDS * 1000, b"1")
             moment, score, _ = await pipe.execute()
-        if score is not None and score <= _milliseconds(moment):
+        if score is not None and score <= _milliseconds(moment) and self.allow_pick_jobs:
             return cast("float", score)
-        await self.pool.delete(in_progress_key_prefix + job_id)  # it has ended, or was put off, since we looked
+        # since we looked it has ended or was put off, or while we asked the lease was lost or the worker stopped
+        await self.pool.delete(in_progress_key_prefix + job_id)
         return None
 
     async def run_job(self, job_id: str, score: int) -> None:

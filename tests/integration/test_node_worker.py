@@ -158,6 +158,32 @@ async def test_a_paused_worker_takes_nothing_and_a_resumed_one_all(
         await jobs.have_started("while")
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+async def test_a_job_whose_start_was_on_its_way_to_redis_is_not_started_after_a_pause(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs, stopped: bool
+) -> None:
+    async def asked() -> bool:
+        return any({*"xb"} <= {*asking["flags"]} for asking in await redis.client_list())  # its EXEC is held
+
+    async def answered() -> bool:
+        return "cmdstat_psetex" in await redis.info("commandstats") and not await marks(redis)
+
+    await put(redis, "a")
+    async with at_work(redis_server.socket, jobs, resumed=False) as worker:
+        await redis.config_resetstat()
+        await redis.client_pause(int(PATIENCE_SECONDS * 1000), all=False)
+        worker.resume()
+        await until_told(asked)
+        if stopped:
+            await worker.stop(0)
+        else:
+            worker.pause()
+        await redis.client_unpause()
+        await until_told(answered)
+        assert not jobs.starts
+        assert set(await left(redis)) == {b"a"}
+
+
 async def test_a_worker_takes_nothing_before_the_lease_is_its_own(
     redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
 ) -> None:

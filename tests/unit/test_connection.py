@@ -41,8 +41,17 @@ async def connected(settings: RedisSettings) -> AsyncIterator[ArqRedis]:
         ({"url": "localhost:6379"}, "url"),
         ({"url": "http://localhost"}, "url"),
         ({"url": "redis://localhost:sixthousand"}, "url"),
+        ({"url": "redis://localhost:70000"}, "url"),
+        ({"url": "redis://localhost/customers"}, "url"),
+        ({"url": "redis://localhost?socket_timeout=600"}, "url"),  # the settings have keys for these
+        ({"url": "redis://localhost?decode_responses=yes"}, "url"),
+        ({"url": "redis://localhost?no_such_option=1"}, "url"),
+        ({"url": "unix://"}, "url"),
+        ({"url": "unix://run/redis.sock"}, "url"),
         ({"sentinels": ["10.0.0.1"]}, "sentinels"),
         ({"sentinels": ["10.0.0.1:x"]}, "sentinels"),
+        ({"sentinels": ["10.0.0.1:0"]}, "sentinels"),
+        ({"sentinels": ["10.0.0.1:70000"]}, "sentinels"),
         ({"connect_seconds": 0}, "connect_seconds"),
         ({"command_seconds": "inf"}, "command_seconds"),
         ({"max_connections": 1}, "max_connections"),
@@ -59,9 +68,23 @@ def test_settings_that_cannot_work_are_refused_and_the_key_is_named(settings: di
     assert named in ".".join(map(str, problem["loc"])) or named in problem["msg"]
 
 
+@pytest.mark.parametrize(
+    "url", ["redis://h", "redis://h:6380", "rediss://h/2", "redis://[::1]:6379/0", "unix:///run/redis@a/s?db=3"]
+)
+def test_addresses_that_can_work_are_taken(url: str) -> None:
+    assert RedisSettings(url=url).url == url
+
+
 def test_the_password_is_not_shown() -> None:
     settings = RedisSettings.model_validate({"password": "hunter2"})
     assert "hunter2" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+
+
+@pytest.mark.parametrize("url", ["redis://api:hunter2@localhost", "redis://:hunter2/@localhost", "unix://:hunter2@/s"])
+def test_a_password_in_the_address_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ValidationError, match="password") as refused:
+        RedisSettings(url=url)
+    assert "hunter2" not in str(refused.value)
 
 
 # --- one Redis ---

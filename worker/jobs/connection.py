@@ -1,5 +1,6 @@
 """How Redis is reached: one address, or the one that Sentinels name; with TLS, checked to the host's name."""
 
+import re
 from typing import Annotated, Any, Self
 
 from arq.connections import ArqRedis
@@ -13,13 +14,14 @@ from redis.backoff import NoBackoff
 from worker.jobs import queue
 
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+ADDRESS = re.compile(r"rediss?://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?(/[0-9]+)?|unix:///[^?#]+(\?db=[0-9]+)?")
 IDLE_CHECK_SECONDS = 15  # a connection that was idle for so long is tried with a PING before it is used
 
 
 class RedisSettings(BaseModel):
     """Where Redis is. All times in seconds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     url: str = Field(default="redis://127.0.0.1:6379/0", description="redis://, rediss:// (TLS) or unix://")
     sentinels: list[str] = Field(default=[], description="host:port of each; they know the address, not the url")
@@ -37,7 +39,11 @@ class RedisSettings(BaseModel):
     @field_validator("url")
     @classmethod
     def _is_a_url(cls, url: str) -> str:
-        parse_url(url)  # ValueError says what a Redis URL looks like
+        # redis-py takes any option from a query, in the place of ours, and any path, and misses what it can't read
+        if not ADDRESS.fullmatch(url):
+            forms = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///SOCKET?db=DB"
+            raise ValueError(f"is not {forms}; username and password have keys of their own")
+        parse_url(url)  # ValueError where the port can't be one
         return url
 
     @field_validator("sentinels")
@@ -45,7 +51,7 @@ class RedisSettings(BaseModel):
     def _have_ports(cls, sentinels: list[str]) -> list[str]:
         for sentinel in sentinels:
             host, _, port = sentinel.rpartition(":")
-            if not host or not port.isdecimal():
+            if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
                 raise ValueError(f"{sentinel!r} is not host:port")
         return sentinels
 
@@ -115,7 +121,7 @@ def _sentinel_pool(settings: RedisSettings, options: dict[str, Any], size: dict[
     if settings.uses_tls:
         options = {**options, "ssl": True}
     for_sentinels = {key: value for key, value in options.items() if key not in {"username", "password"}}
-    hosts = [(host, int(port)) for host, _, port in (text.rpartition(":") for text in settings.sentinels)]
+    hosts = [(host.strip("[]"), int(port)) for host, _, port in (text.rpartition(":") for text in settings.sentinels)]
     sentinel = Sentinel(hosts, sentinel_kwargs=for_sentinels, **options)  # type: ignore[no-untyped-call] # redis-py's gap
     database = parse_url(settings.url).get("db", 0)
     client = sentinel.master_for(settings.sentinel_master, connection_pool_class=_SentinelPool, db=database, **size)
