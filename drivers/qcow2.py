@@ -162,6 +162,7 @@ async def _child(*arguments: str) -> tuple[int, str, str]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        close_fds=False,  # it inherits the node's lock: our successor waits for its end
         env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
     )
     ended = asyncio.get_running_loop().run_in_executor(_WAITING, process.communicate)

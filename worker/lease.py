@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TextIO
@@ -15,6 +16,7 @@ from worker.jobs.node_store import LeaseHeld, NodeStore
 
 LEASE_SECONDS = 15.0  # an owner that was silent for so long may be replaced from another machine
 HEARTBEAT_SECONDS = 5.0  # three of them to a lease: two may be lost
+ORPHAN_SECONDS = 30.0  # for a child of a killed worker to end; it is killed as well, if a little later
 RETRY_SECONDS = 0.5  # between two tries while the store does not answer
 
 log = structlog.stdlib.get_logger()
@@ -39,31 +41,48 @@ def machine_id(state_folder: Path) -> str:
 
 
 class NodeLock:
-    """The lock file of a node's state folder. The kernel frees it when the process ends, however it ends."""
+    """The lock file of a node's state folder. The kernel frees it when the process and its children have ended, however
+    they end: a `qemu-img` that outlives a killed worker keeps the next one out until it is off the disks."""
 
     def __init__(self, state_folder: Path) -> None:
         self._path = state_folder / "worker.lock"
         self._file: TextIO | None = None
 
-    def take(self) -> None:
-        """Raises NodeTaken, naming the holder."""
+    def take(self, *, orphan_seconds: float = ORPHAN_SECONDS) -> None:
+        """Waits for what a dead worker has left. Raises NodeTaken, naming the holder."""
         file = self._path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        deadline = time.monotonic() + orphan_seconds
+        while not _locked(file):
             file.seek(0)
             holder = file.read().strip() or "an unknown process"
-            file.close()
-            raise NodeTaken(f"{self._path} is held by {holder}: this node has a worker already") from None
+            if _is_alive(holder) or time.monotonic() > deadline:
+                file.close()
+                raise NodeTaken(f"{self._path} is held by {holder}: this node has a worker already")
+            time.sleep(0.02)
         file.truncate(0)
         file.write(who_am_i())
         file.flush()
+        os.set_inheritable(file.fileno(), True)
         self._file = file
 
     def release(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_alive(holder: str) -> bool:
+    """Whether the process that wrote itself down runs; one that has ended and was not waited for has no program."""
+    pid = holder.removeprefix("pid ").split()[0]
+    return not pid.isdecimal() or Path(f"/proc/{pid}/exe").exists()
 
 
 class Lease:

@@ -58,6 +58,24 @@ def test_the_lock_of_a_killed_process_is_free_at_once(holder: subprocess.Popen[b
     lock.release()
 
 
+def test_a_child_that_outlives_a_killed_process_keeps_the_next_one_out_until_it_ends(tmp_path: Path) -> None:
+    orphaning = HOLD_THE_LOCK.replace("import sys,", "import subprocess, sys,").replace(
+        "time.sleep(3600)",
+        "subprocess.Popen(['sleep', '1'], close_fds=False)\nprint('child', flush=True)\ntime.sleep(9)",
+    )
+    program = [sys.executable, "-c", orphaning, str(tmp_path)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline(), process.stdout.readline()] == [b"taken\n", b"child\n"]
+        process.kill()
+        process.wait()
+        with pytest.raises(NodeTaken):
+            NodeLock(tmp_path).take(orphan_seconds=0)
+        lock = NodeLock(tmp_path)
+        lock.take()
+        lock.release()
+
+
 def test_a_released_lock_can_be_taken_again(tmp_path: Path) -> None:
     first, second = NodeLock(tmp_path), NodeLock(tmp_path)
     first.take()
