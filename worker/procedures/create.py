@@ -1,12 +1,11 @@
 """Create: stop the guest, snapshot every disk, start it again, measure."""
 
-import time
 from dataclasses import replace
 
 from drivers.base import SnapshotExists
 from worker.jobs.model import Step
 from worker.procedures.disks import cleaned, roomy_layout, without
-from worker.procedures.power import as_found, ensure_off, ensure_off_gently, was_running
+from worker.procedures.power import as_found, ensure_off, ensure_off_gently, power_remembered
 from worker.procedures.work import Facts, Next, Procedure, Work, over, then
 
 
@@ -20,11 +19,7 @@ async def _check(work: Work) -> Next:
 
 async def _preflight(work: Work) -> Next:
     await _check(work)
-    running = await was_running(work.hypervisor, work.task.server_id)
-    return Next(
-        step=Step.STOPPING,
-        facts=replace(work.facts, was_running=running, off_since=time.time() if running else None),
-    )
+    return Next(step=Step.STOPPING, facts=await power_remembered(work))
 
 
 async def _stop(work: Work) -> Next:

@@ -33,5 +33,7 @@ async def as_found(work: Work) -> Facts:
     return replace(work.facts, on_again=work.facts.on_again or time.time())
 
 
-async def was_running(hypervisor: Hypervisor, server_id: ServerId) -> bool:
-    return await hypervisor.power(server_id) is Power.ON
+async def power_remembered(work: Work) -> Facts:
+    """Whether the guest runs, before anything is done to it: this is how it will be left."""
+    running = await work.hypervisor.power(work.task.server_id) is Power.ON
+    return replace(work.facts, was_running=running, off_since=time.time() if running else None)

@@ -1,12 +1,11 @@
 """Restore: a safety snapshot first, then every disk back to the snapshot, or all of them back to where they were."""
 
-import time
 from dataclasses import replace
 
 from drivers.base import SnapshotNotFound, SnapshotSpec
 from worker.jobs.model import Step
 from worker.procedures.disks import cleaned, roomy_layout, without
-from worker.procedures.power import as_found, ensure_off, was_running
+from worker.procedures.power import as_found, ensure_off, power_remembered
 from worker.procedures.work import Next, Procedure, Work, over, then
 
 
@@ -21,11 +20,7 @@ async def _check(work: Work) -> Next:
 
 async def _preflight(work: Work) -> Next:
     await _check(work)
-    running = await was_running(work.hypervisor, work.task.server_id)
-    return Next(
-        step=Step.STOPPING,
-        facts=replace(work.facts, was_running=running, off_since=time.time() if running else None),
-    )
+    return Next(step=Step.STOPPING, facts=await power_remembered(work))
 
 
 async def _stop(work: Work) -> Next:
