@@ -159,6 +159,7 @@ class Connection:
             if not running.done() and server_id is not None:
                 self._hung.add(server_id)
                 running.add_done_callback(lambda _: self._hung.discard(server_id))
+            running.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks for it
             raise
 
     def _open_handle(self) -> Any:

@@ -39,8 +39,10 @@ def cut_power(domain: Any) -> None:
 def start(domain: Any) -> None:
     try:
         domain.create()
-    except libvirt.libvirtError:
-        if not domain.isActive():
+    except libvirt.libvirtError as error:
+        # Only this says that it runs. After a start that was cut off, libvirt takes a dead QEMU for active until it has
+        # given up to reach it: then the call times out, and is to be made again.
+        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or not domain.isActive():
             raise
 
 
