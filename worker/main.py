@@ -30,6 +30,7 @@ from worker.reconcile import Reconciler
 from worker.runner import LAST_WORDS_SECONDS, Runner
 from worker.settings import Driver, WorkerSettings
 
+CANCEL_AGAIN_SECONDS = 1.0
 HUNG_SECONDS = (
     30.0  # without one turn of the event loop; the longest that it does, a write to the journal, is far below
 )
@@ -192,12 +193,10 @@ async def _live(
 
     async def with_lease() -> None:
         await lease.take_at_start()
-        async with asyncio.TaskGroup() as group:
-            for part in (
-                *(lease.keep(), queue.work()),
-                *(inventory.keep_reporting(), housekeeping.keep_house(), reconciler.keep_reconciling()),
-            ):
-                group.create_task(part)
+        await asyncio.gather(
+            *(lease.keep(), queue.work()),
+            *(inventory.keep_reporting(), housekeeping.keep_house(), reconciler.keep_reconciling()),
+        )
 
     parts = [asyncio.create_task(part) for part in (publisher.tell_steps(), with_lease(), _prove_alive())]
     stopping = asyncio.create_task(stop.wait())
@@ -207,8 +206,11 @@ async def _live(
     queue.pause()
     await runner.drain(settings.drain_seconds)
     await queue.stop(LAST_WORDS_SECONDS)
-    for part in parts:
-        part.cancel()
+    while left := [part for part in parts if not part.done()]:
+        for part in left:
+            part.cancel()
+        # again, where the first was lost: at the start of the process, a part was seen to go on as if nothing had been
+        await asyncio.wait(left, timeout=CANCEL_AGAIN_SECONDS)
     ends = await asyncio.gather(*parts, return_exceptions=True)
     await lease.give_back()  # not before the heart has stopped: a beat in between would take it again
     for end in ends:

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import subprocess
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from tests.acceptance.cell import AcceptanceCell, Server, tags
 
 DATA_BYTES = 64 << 10  # at the start of each disk: one byte, repeated, is its content
 SAFETY_PREFIX = "vps-safety-"
+LOCKED_SECONDS = 10.0
+LOOK_AGAIN_SECONDS = 0.1
 CHECK_LEAKS = 3  # exit code of `qemu-img check`: space lost, nothing else
 
 
@@ -73,7 +76,7 @@ def _disk_violations(expected: Expected, completed: set[int], spare: set[str]) -
             if f"vps-{snapshot}" in ours and (kept := held(disk, f"vps-{snapshot}")) != byte:
                 found.append(f"{disk.name}: snapshot {snapshot} holds {kept}, expected {byte}")
         if not expected.running:
-            code = subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", str(disk)], check=False).returncode
+            code = _checked(disk)
             if code and not (code == CHECK_LEAKS and expected.qemu_was_killed):
                 found.append(f"{disk.name}: qemu-img check answers {code}")
     return found
@@ -146,6 +149,16 @@ def _query(journal: Path, statement: str, *values: int) -> list[tuple[Any, ...]]
         return []  # it is being made, or its last writer was killed: the next look sees it
     finally:
         database.close()
+
+
+def _checked(disk: Path) -> int:
+    """The exit code of `qemu-img check`, once nobody is on the disk: the worker may be giving up a spare tag."""
+    deadline = time.monotonic() + LOCKED_SECONDS
+    while True:
+        done = subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", str(disk)], check=False, capture_output=True)
+        if b"lock" not in done.stderr or time.monotonic() > deadline:
+            return done.returncode
+        time.sleep(LOOK_AGAIN_SECONDS)
 
 
 def _qemu_io(disk: Path, command: str) -> None:
