@@ -43,5 +43,8 @@ else
     install -D -m 600 "deploy/examples/$unit.toml" "$settings"
 fi
 install -D -m 644 "deploy/systemd/vps-snapshots-$unit.service" "/etc/systemd/system/vps-snapshots-$unit.service"
+if [ "$role" = node ]; then
+    install -D -m 644 deploy/systemd/libvirtd.conf /etc/systemd/system/libvirtd.service.d/vps-snapshots.conf
+fi
 if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 say "done; next: systemctl enable --now vps-snapshots-$unit"

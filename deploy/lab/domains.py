@@ -1,7 +1,4 @@
-"""What is done to domains over an open connection, which is the caller's; all calls block.
-
-libvirt is imported where it is used: the lab's XML and disks are of use on machines without it too.
-"""
+"""What is done to domains over an open connection, which is the caller's; all calls block."""
 
 import threading
 import time
@@ -9,7 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from drivers.steady_cpu import steady_cpu
+import libvirt
+
+from drivers.kvm import domain as driver
+from drivers.kvm.opening import opened
 
 _PRESS_AGAIN_SECONDS = 3.0  # a press that comes before the guest listens is lost
 _GOING_OFF_SECONDS = 5.0  # seen: 1.6, until the machine's init reaps the QEMU that libvirt waits for
@@ -22,8 +22,6 @@ def connection(uri: str) -> Iterator[Any]:
     A process holds the embedded root that it opened until it ends, also when the connection is closed; it can open that
     one again, but no other, nor one that was refused to it. Raises libvirt.libvirtError.
     """
-    import libvirt  # noqa: PLC0415 - see the top
-
     libvirt.registerErrorHandler(lambda _context, _error: None, None)  # else each goes to stderr, beside being raised
     libvirt.virEventRegisterDefaultImpl()
     ended = threading.Event()
@@ -36,12 +34,11 @@ def connection(uri: str) -> Iterator[Any]:
     thread = threading.Thread(target=run_events, name="libvirt events")
     thread.start()
     try:
-        with steady_cpu():
-            opened = libvirt.open(uri)
+        connection = opened(uri)
         try:
-            yield opened
+            yield connection
         finally:
-            opened.close()
+            connection.close()
     finally:
         ended.set()
         thread.join()
@@ -54,15 +51,11 @@ def define(connection: Any, xml: str) -> None:
 
 def start(connection: Any, name: str) -> None:
     """On already is fine."""
-    domain = connection.lookupByName(name)
-    if not domain.isActive():
-        domain.create()
+    driver.start(connection.lookupByName(name))
 
 
 def power(connection: Any, name: str) -> str:
     """on, off or paused. One that is on its way down, up to 2 s, is waited for."""
-    import libvirt  # noqa: PLC0415
-
     domain = connection.lookupByName(name)
     deadline = time.monotonic() + _GOING_OFF_SECONDS
     while domain.isActive():
@@ -77,8 +70,6 @@ def power(connection: Any, name: str) -> str:
 
 def shut_down(connection: Any, name: str, *, timeout_seconds: float) -> bool:
     """Press the power button, every few seconds again, until it is off; whether it was before the time was over."""
-    import libvirt  # noqa: PLC0415
-
     domain = connection.lookupByName(name)
     deadline = time.monotonic() + timeout_seconds
     pressed = 0.0
@@ -99,20 +90,11 @@ def shut_down(connection: Any, name: str, *, timeout_seconds: float) -> bool:
 
 def cut_power(connection: Any, name: str) -> None:
     """Off already is fine."""
-    import libvirt  # noqa: PLC0415
-
-    domain = connection.lookupByName(name)
-    try:
-        domain.destroy()
-    except libvirt.libvirtError:
-        if domain.isActive():
-            raise
+    driver.cut_power(connection.lookupByName(name))
 
 
 def remove(connection: Any, name: str) -> None:
     """Off and forgotten, with libvirt's list of its snapshots and its UEFI variables; its disks stay."""
-    import libvirt  # noqa: PLC0415
-
     cut_power(connection, name)
     flags = libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
     flags |= libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE

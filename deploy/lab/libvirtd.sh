@@ -19,6 +19,7 @@ namespaces = []
 cgroup_controllers = []
 EOF
 echo 'auth_unix_rw = "none"' >"$folder/etc/libvirtd.conf"
+(cd "$(dirname "$0")/../.." && python3 -m drivers.cut_off_starts "$folder/run/qemu") # as deploy/systemd/libvirtd.conf does
 exec unshare --mount --propagation private bash -c '
   for place in etc:/etc/libvirt lib:/var/lib/libvirt run:/run/libvirt cache:/var/cache/libvirt log:/var/log/libvirt; do
     mkdir -p "${place#*:}"

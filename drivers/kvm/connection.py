@@ -4,14 +4,14 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import libvirt
 
 from drivers.base import DomainNotFound, DriverError, HypervisorUnavailable, InvalidState
 from drivers.kvm.domain_xml import NAMESPACE, PREFIX, ServerMark
-from drivers.steady_cpu import steady_cpu
+from drivers.kvm.opening import opened
 
 Answer = TypeVar("Answer")
 Read = TypeVar("Read")
@@ -165,8 +165,7 @@ class Connection:
     def _open_handle(self) -> Any:
         with self._opening:
             if self._handle is None or not self._handle.isAlive():
-                with steady_cpu() if ":///embed" in self._uri else nullcontext():
-                    self._handle = libvirt.open(self._uri)
+                self._handle = opened(self._uri)
                 with suppress(libvirt.libvirtError):  # the embedded driver has no wire to keep alive
                     self._handle.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
                 lifecycle = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE

@@ -194,6 +194,9 @@ class Campaign:
         # unless the worker died as well.
         started = target == "qemu" and begun is not None and begun.step in {"starting", "measuring"}
         self._must_run = bool(begun and not begun.over and begun.was_running and not started)
+        if target in {"worker", "qemu-img", "everything"}:
+            for other in self._servers:  # the worker gives up spare tags of any server
+                other.change_was_killed = True
         if target in {"qemu", "everything"}:
             for other in were_on:
                 other.qemu_was_killed |= target == "everything" or other is expected

@@ -1,6 +1,7 @@
 """What must be true of a cell whose parts are killed, server by server; and how to look at it on the real disks."""
 
 import asyncio
+import json
 import sqlite3
 import subprocess
 import time
@@ -15,6 +16,10 @@ SAFETY_PREFIX = "vps-safety-"
 LOCKED_SECONDS = 10.0
 LOOK_AGAIN_SECONDS = 0.1
 CHECK_LEAKS = 3  # exit code of `qemu-img check`: space lost, nothing else
+# qemu-img takes a cluster beyond the end of the file before it writes to it. Killed in between it leaves one that
+# nobody uses, which no `check` sees or mends until the file has grown over it.
+LEAKS_OF_A_CHANGE = 1
+LOOKS = 5
 
 
 @dataclass(kw_only=True)
@@ -28,6 +33,7 @@ class Expected:
     undoable: tuple[str, int] | None = None  # the restore's job, and the byte that it overwrote
     runs_by_nature: bool = False  # started again, as by an operator, after its QEMU was killed
     qemu_was_killed: bool = False  # by us: what it had not written of its own bookkeeping is leaked
+    change_was_killed: bool = False  # by us: see LEAKS_OF_A_CHANGE
 
 
 def write(server: Server, content: int) -> None:
@@ -38,11 +44,11 @@ def write(server: Server, content: int) -> None:
 
 def content(disk: Path) -> int | None:
     """The byte that the disk has; None where it is torn. Reads beside a running QEMU, which writes nothing."""
-    return _one_byte(_converted(disk))
+    return _one_byte(disk)
 
 
 def held(disk: Path, tag: str) -> int | None:
-    return _one_byte(_converted(disk, "-l", f"snapshot.name={tag}"))
+    return _one_byte(disk, "-l", f"snapshot.name={tag}")
 
 
 async def violations(cell: AcceptanceCell, expected: Expected, spare: set[str]) -> list[str]:
@@ -76,9 +82,10 @@ def _disk_violations(expected: Expected, completed: set[int], spare: set[str]) -
             if f"vps-{snapshot}" in ours and (kept := held(disk, f"vps-{snapshot}")) != byte:
                 found.append(f"{disk.name}: snapshot {snapshot} holds {kept}, expected {byte}")
         if not expected.running:
-            code = _checked(disk)
-            if code and not (code == CHECK_LEAKS and expected.qemu_was_killed):
-                found.append(f"{disk.name}: qemu-img check answers {code}")
+            code, leaks = _checked(disk)
+            spilt = expected.qemu_was_killed or (expected.change_was_killed and leaks <= LEAKS_OF_A_CHANGE)
+            if code and not (code == CHECK_LEAKS and spilt):
+                found.append(f"{disk.name}: qemu-img check answers {code}, {leaks} clusters leaked")
     return found
 
 
@@ -151,18 +158,30 @@ def _query(journal: Path, statement: str, *values: int) -> list[tuple[Any, ...]]
         database.close()
 
 
-def _checked(disk: Path) -> int:
-    """The exit code of `qemu-img check`, once nobody is on the disk: the worker may be giving up a spare tag."""
+def _checked(disk: Path) -> tuple[int, int]:
+    """The exit code of `qemu-img check` and the leaked clusters that it found, once nobody is on the disk: the worker
+    may be giving up a spare tag."""
     deadline = time.monotonic() + LOCKED_SECONDS
+    command = ["qemu-img", "check", "--output=json", "-f", "qcow2", str(disk)]
     while True:
-        done = subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", str(disk)], check=False, capture_output=True)
+        done = subprocess.run(command, check=False, capture_output=True)
         if b"lock" not in done.stderr or time.monotonic() > deadline:
-            return done.returncode
+            return done.returncode, json.loads(done.stdout or "{}").get("leaks", 0)
         time.sleep(LOOK_AGAIN_SECONDS)
 
 
 def _qemu_io(disk: Path, command: str) -> None:
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, str(disk)], check=True, capture_output=True)
+
+
+def _one_byte(disk: Path, *options: str) -> int | None:
+    """Looked at again where it is torn: the worker may just have changed the image, giving up a spare tag."""
+    for _ in range(LOOKS):
+        data = _converted(disk, *options)
+        if len(data) == DATA_BYTES and data == data[:1] * DATA_BYTES:
+            return data[0]
+        time.sleep(LOOK_AGAIN_SECONDS)
+    return None
 
 
 def _converted(disk: Path, *options: str) -> bytes:
@@ -173,7 +192,3 @@ def _converted(disk: Path, *options: str) -> bytes:
         return b""
     with raw.open("rb") as file:
         return file.read(DATA_BYTES)
-
-
-def _one_byte(data: bytes) -> int | None:
-    return data[0] if len(data) == DATA_BYTES and data == data[:1] * DATA_BYTES else None

@@ -5,7 +5,9 @@ All tests share it, one after the other: a process can embed one root only, and 
 """
 
 import os
+import re
 import shutil
+import signal
 import struct
 import subprocess
 import tempfile
@@ -176,3 +178,11 @@ def share_a_cluster_less(path: Path) -> None:
         file.write(struct.pack(">H", 1))
         file.flush()
         os.fsync(file.fileno())
+
+
+def cut_off_start(folder: Path, name: str) -> None:
+    """Leave of a running domain what a libvirt leaves that was killed while it started it. `folder`: of its status."""
+    os.kill(int((folder / f"{name}.pid").read_text()), signal.SIGKILL)
+    status = folder / f"{name}.xml"
+    text = re.sub(r"<domstatus [^>]*>", "<domstatus state='paused' reason='starting up' pid='0'>", status.read_text())
+    status.write_text(re.sub(r"<job [^>]*>", "<job type='none' async='start' flags='0x0' asyncStarted='1'/>", text))

@@ -21,7 +21,7 @@ from deploy.lab.lab import Lab, make_disk
 from drivers import qcow2
 from drivers.base import DiskCorrupt, DiskFailed, DomainNotFound, InvalidState, Power, SnapshotSpec, UnsupportedServer
 from tests.contract.harness import ACCOUNT_ID
-from tests.contract.kvm_bench import KvmBench, image_options, qemu_img, read_text, write_text
+from tests.contract.kvm_bench import KvmBench, cut_off_start, image_options, qemu_img, read_text, write_text
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -312,6 +312,26 @@ async def test_a_guest_outlives_a_driver_that_is_killed_and_is_found_by_the_next
         shutil.rmtree(folder)
 
 
+async def test_a_start_in_which_the_driver_was_killed_is_made_again(kvm_bench: KvmBench) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="vps-killed-"))
+    lab = Lab(folder, image=kvm_bench.lab.image)
+    try:
+        await lab.define(lab.domain_xml("server-1", [disk(make_disk(lab.disk_path("vda")))]))
+        first = await _driver(
+            lab, "await hypervisor.adopt('server-1', server_id=1, account_id=77)", "await hypervisor.start(1)"
+        )
+        first.send_signal(signal.SIGKILL)
+        await first.wait()
+        cut_off_start(folder / "run" / "qemu", "server-1")
+        second = await _driver(lab, "assert await hypervisor.power(1) == 'off'", "await hypervisor.start(1)")
+        assert lab.is_on("server-1")
+        second.kill()
+        await second.wait()
+    finally:
+        await lab.remove_all()
+        shutil.rmtree(folder)
+
+
 async def _driver(lab: Lab, *calls: str) -> asyncio.subprocess.Process:
     """A process that has made these calls with a driver of its own, and holds it open."""
     body = textwrap.indent("\n".join(calls), "    ")
@@ -319,7 +339,7 @@ async def _driver(lab: Lab, *calls: str) -> asyncio.subprocess.Process:
 import asyncio
 import os
 
-os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})  # as deploy.lab.domains.steady_cpu says
+os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})  # as drivers.kvm.opening does
 
 from drivers.kvm import KvmHypervisor
 

@@ -132,3 +132,20 @@ async def test_a_libvirtd_that_dies_under_a_call_leaves_the_outcome_to_be_looked
     assert await hypervisor.power(SERVER) is Power.OFF
     assert await hypervisor.repair(SERVER) == ()
     await hypervisor.close()
+
+
+async def test_a_start_in_which_libvirtd_was_killed_is_made_again(daemon: Daemon) -> None:
+    from drivers.kvm import KvmHypervisor  # noqa: PLC0415
+    from tests.contract.kvm_bench import cut_off_start  # noqa: PLC0415
+
+    await asyncio.to_thread(define, daemon)
+    hypervisor = await KvmHypervisor.open(daemon.uri)
+    await hypervisor.adopt(NAME, server_id=SERVER, account_id=77)
+    await hypervisor.start(SERVER)
+    daemon.kill()
+    cut_off_start(daemon.folder / "run" / "qemu", NAME)
+    await daemon.start()
+    assert await hypervisor.power(SERVER) is Power.OFF
+    await hypervisor.start(SERVER)
+    assert await hypervisor.power(SERVER) is Power.ON
+    await hypervisor.close()
