@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from api import docs_page, openapi
+from api.caching import spared
 from api.callers import Callers
 from api.handlers import Handlers
 from api.middleware import around
@@ -22,7 +23,9 @@ def build(*, store: Store, tokens: Tokens, body_seconds: float = 10.0) -> web.Ap
 
     def called(operation: Operation) -> Handler:
         async def handler(request: web.Request) -> web.StreamResponse:
-            return await operation.handle(handlers, request, await callers.identify(request, operation.permission))
+            caller = await callers.identify(request, operation.permission)
+            response = await operation.handle(handlers, request, caller)
+            return spared(request, response) if request.method == "GET" else response
 
         return handler
 

@@ -8,10 +8,10 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from yarl import URL
 
-from api.requests import ListQuery
+from api.requests import PageQuery
 from worker.jobs import model
 from worker.jobs.model import JobKind, JobState, ServerState, SnapshotStatus, Step
-from worker.jobs.store import Admitted, SnapshotPage
+from worker.jobs.store import Admitted, Page
 
 CREATE_MESSAGE = "Snapshot is being created. This may take 3-10 minutes depending on server size."
 RESTORE_MESSAGE = "Server is being restored from snapshot. This may take 5-15 minutes."
@@ -66,6 +66,15 @@ class Snapshot(Closed):
     description: str
 
 
+class SnapshotDetails(Snapshot):
+    """A snapshot with what its owner says about it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    labels: dict[str, str]
+    protected: Annotated[bool, Field(description="its delete is refused")]
+
+
 class SnapshotCreated(Snapshot):
     """The snapshot that is being made."""
 
@@ -100,6 +109,33 @@ class RestoreStarted(Closed):
     server: RestoredServer
 
 
+class BusyJob(Open):
+    """The job that holds a server."""
+
+    id: str
+    kind: JobKind
+
+
+class Server(Open):
+    """A server, and what can be asked of it."""
+
+    id: int
+    name: str
+    status: ServerState
+    snapshots: Annotated[int, Field(description="those that take one of its slots: not failed ones")]
+    snapshots_max: int
+    job: Annotated[BusyJob | None, Field(description="what keeps it busy")]
+    reachable: Annotated[bool, Field(description="its node answers: new work would be taken")]
+
+
+class ServerNow(Open):
+    """A server, and what it does now."""
+
+    id: int
+    name: str
+    status: Annotated[ServerState | None, Field(description="null: the server is gone")]
+
+
 class JobError(Open):
     """Why a job failed."""
 
@@ -115,7 +151,10 @@ class Job(Open):
     kind: JobKind
     state: JobState
     step: Annotated[Step | None, Field(description="how far it has got; null before it began")]
-    server: ServerName
+    percent: Annotated[
+        int, Field(ge=0, le=100, description="how far, in whole steps; of a failed job: where it failed")
+    ]
+    server: ServerNow
     snapshot: Annotated[SnapshotName | None, Field(description="null for the dry run of a create")]
     attempts: Annotated[int, Field(description="times that a node began it: more than 1 after a crash")]
     queued_at: Moment
@@ -126,6 +165,13 @@ class Job(Open):
     ]
     downtime_seconds: Annotated[float | None, Field(description="how long the guest was kept off")]
     error: Annotated[JobError | None, Field(description="set when the state is `failed`")]
+
+
+class JobList(Open):
+    """One page of the list, newest first."""
+
+    count: Annotated[int, Field(description="the total over all pages")]
+    results: tuple[Job, ...]
 
 
 class Health(Open):
@@ -152,7 +198,11 @@ def snapshot(record: model.Snapshot) -> Snapshot:
     )
 
 
-def snapshots(page: SnapshotPage) -> SnapshotList:
+def details(record: model.Snapshot) -> SnapshotDetails:
+    return SnapshotDetails(**dict(snapshot(record)), labels=dict(record.labels), protected=record.protected)
+
+
+def snapshots(page: Page[model.Snapshot]) -> SnapshotList:
     return SnapshotList(count=page.count, results=tuple(snapshot(record) for record in page.results))
 
 
@@ -161,13 +211,32 @@ def created(admitted: Admitted) -> SnapshotCreated:
 
 
 def restoring(admitted: Admitted) -> RestoreStarted:
-    record, server = admitted.snapshot, admitted.server
+    record, restore = admitted.snapshot, admitted.job
+    state = restore.server_state or ServerState.RESTORING  # there is one: else it would not have been admitted
     return RestoreStarted(
         status="success",
         message=RESTORE_MESSAGE,
         snapshot=RestoredSnapshot(id=record.id, name=record.name, created_at=record.created_at),
-        server=RestoredServer(id=server.id, name=server.name, status=server.state),
+        server=RestoredServer(id=restore.server_id, name=restore.server_name, status=state),
     )
+
+
+def server(view: model.ServerView) -> Server:
+    record = view.server
+    busy = BusyJob(id=record.job_id, kind=record.job_kind) if record.job_id and record.job_kind else None
+    return Server(
+        id=record.id,
+        name=record.name,
+        status=record.state,
+        snapshots=view.counted,
+        snapshots_max=model.SNAPSHOTS_PER_SERVER,
+        job=busy,
+        reachable=view.reachable,
+    )
+
+
+def jobs(page: Page[model.Job]) -> JobList:
+    return JobList(count=page.count, results=tuple(job(record) for record in page.results))
 
 
 def job(record: model.Job) -> Job:
@@ -177,7 +246,8 @@ def job(record: model.Job) -> Job:
         kind=record.kind,
         state=record.state,
         step=record.step,
-        server=ServerName(id=record.server_id, name=record.server_name),
+        percent=record.percent,
+        server=ServerNow(id=record.server_id, name=record.server_name, status=record.server_state),
         snapshot=SnapshotName(id=record.snapshot_id, name=record.snapshot_name) if record.snapshot_id else None,
         attempts=record.attempts,
         queued_at=record.queued_at,
@@ -199,7 +269,7 @@ def place(record: model.Job) -> dict[str, str]:
     return {"Operation-Location": f"/api/v1/jobs/{record.id}/", "X-Job-Id": record.id}
 
 
-def link(url: URL, query: ListQuery, count: int) -> str:
+def link(url: URL, query: PageQuery, count: int) -> str:
     """The pages around this one as RFC 8288 wants them, with all other parameters of the query kept."""
     last = max(1, -(-count // query.page_size))
     pages = {"first": 1, "last": last}

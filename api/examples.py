@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from api import bodies
 from api.problems import FieldError, Problem, invalid
-from api.requests import CreateBody
+from api.requests import CreateBody, EditBody
 from worker.jobs import errors
 from worker.jobs.model import SNAPSHOTS_PER_SERVER, JobKind, JobState, ServerId, ServerState, SnapshotStatus
 
@@ -26,6 +26,8 @@ SNAPSHOT = bodies.Snapshot(
     created_at=datetime(2025, 1, 15, 18, 30, tzinfo=UTC),
     description="Before major migration",
 )
+DETAILS = bodies.SnapshotDetails(**dict(SNAPSHOT), labels={"env": "production"}, protected=True)
+EDIT = EditBody(labels={"env": "production"}, protected=True)
 _WEEKLY = bodies.Snapshot(
     id=798,
     server=_SERVER,
@@ -62,7 +64,8 @@ def _job(kind: JobKind, state: JobState, *, error: bodies.JobError | None = None
         kind=kind,
         state=state,
         step=None,
-        server=_SERVER,
+        percent=100 if state is JobState.COMPLETED else 0,
+        server=bodies.ServerNow(id=_SERVER.id, name=_SERVER.name, status=ServerState.ACTIVE),
         snapshot=None if kind is JobKind.CHECK_CREATE else bodies.SnapshotName(id=SNAPSHOT.id, name=SNAPSHOT.name),
         attempts=1 if ended else 0,
         queued_at=_ASKED,
@@ -85,6 +88,21 @@ JOB_FAILED = _job(
     JobState.FAILED,
     error=bodies.JobError(code="not_enough_space", detail="The storage has too little free space.", stranded=False),
 )
+JOB_CANCELLED = _job(
+    JobKind.CREATE,
+    JobState.FAILED,
+    error=bodies.JobError(code="cancelled", detail="The job was cancelled before its node began it.", stranded=False),
+)
+JOBS = bodies.JobList(count=1, results=(JOB_COMPLETED,))
+SERVER = bodies.Server(
+    id=_SERVER.id,
+    name=_SERVER.name,
+    status=ServerState.RESTORING,
+    snapshots=2,
+    snapshots_max=SNAPSHOTS_PER_SERVER,
+    job=bodies.BusyJob(id=JOB_ID, kind=JobKind.RESTORE),
+    reachable=True,
+)
 
 REFUSALS: tuple[errors.Refused, ...] = (
     errors.ServerNotFound("There is no server 12345."),
@@ -95,6 +113,9 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.NameTaken("Snapshot 801 of the server has this name."),
     errors.SnapshotNotReady("Snapshot 801 is in_progress; only a completed one can be restored."),
     errors.UndoUnavailable("What the job has overwritten is not kept any more, or a later restore came over it."),
+    errors.SnapshotProtected("Snapshot 801 is protected; lift that first."),
+    errors.JobNotCancellable("The job is in_progress; only a queued create, restore or undo can be cancelled."),
+    errors.IdempotencyKeyReused("This Idempotency-Key came with another request within the last 24 hours."),
     errors.ServerNotReady("The server is suspended or gone; it can be neither snapshotted nor restored."),
     errors.NodeUnavailable("The hypervisor node of the server does not answer; nothing was queued."),
     errors.StoreUnavailable("The store of the service does not answer."),

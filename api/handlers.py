@@ -6,8 +6,8 @@ from aiohttp import web
 
 from api import bodies, requests
 from api.callers import Caller
-from api.requests import DryRunQuery, ListQuery
-from worker.jobs.model import Job
+from api.requests import CreateBody, DryRunQuery, EditBody, JobsQuery, ListQuery
+from worker.jobs.model import Job, JobState
 from worker.jobs.store import Store
 
 CHECK_LOOKS, CHECK_LOOK_SECONDS = 100, 0.05  # a node's checks take 0.02 s for two disks; it may have to wait for a job
@@ -23,18 +23,19 @@ class Handlers:
     async def list_snapshots(self, request: web.Request, caller: Caller) -> web.Response:
         query = requests.query(request, ListQuery)
         page = await self._store.snapshots(
-            account_id=caller.account_id, server_id=query.server_id, offset=query.offset, limit=query.page_size
+            account_id=caller.account_id, wanted=query.wanted, offset=query.offset, limit=query.page_size
         )
         return bodies.answer(bodies.snapshots(page), headers={"Link": bodies.link(request.rel_url, query, page.count)})
 
     async def create_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
-        body = await requests.create_body(request, timeout_seconds=self._body_seconds)
+        body = await requests.body(request, CreateBody, timeout_seconds=self._body_seconds)
         if requests.query(request, DryRunQuery).dry_run:
             check = await self._store.check_create(
                 account_id=caller.account_id,
                 server_id=body.server_id,
                 name=body.name,
                 request_id=request[requests.REQUEST_ID],
+                idempotency=requests.idempotency(request, body),
             )
             return await self._checked(caller, check)
         admitted = await self._store.create(
@@ -43,13 +44,25 @@ class Handlers:
             name=body.name,
             description=body.description,
             request_id=request[requests.REQUEST_ID],
+            idempotency=requests.idempotency(request, body),
         )
         return bodies.answer(bodies.created(admitted), status=201, headers=bodies.places(admitted))
 
     async def show_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
         snapshot_id = requests.snapshot_id(request)
         found = await self._store.snapshot(account_id=caller.account_id, snapshot_id=snapshot_id)
-        return bodies.answer(bodies.snapshot(found))
+        return bodies.answer(bodies.details(found))
+
+    async def edit_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
+        body = await requests.body(request, EditBody, timeout_seconds=self._body_seconds)
+        edited = await self._store.edit(
+            account_id=caller.account_id,
+            snapshot_id=requests.snapshot_id(request),
+            description=body.description,
+            labels=body.labels,
+            protected=body.protected,
+        )
+        return bodies.answer(bodies.details(edited))
 
     async def restore_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
         if requests.query(request, DryRunQuery).dry_run:
@@ -57,12 +70,14 @@ class Handlers:
                 account_id=caller.account_id,
                 snapshot_id=requests.snapshot_id(request),
                 request_id=request[requests.REQUEST_ID],
+                idempotency=requests.idempotency(request),
             )
             return await self._checked(caller, check)
         admitted = await self._store.restore(
             account_id=caller.account_id,
             snapshot_id=requests.snapshot_id(request),
             request_id=request[requests.REQUEST_ID],
+            idempotency=requests.idempotency(request),
         )
         return bodies.answer(bodies.restoring(admitted), headers=bodies.places(admitted))
 
@@ -79,12 +94,36 @@ class Handlers:
             account_id=caller.account_id,
             job_id=requests.job_id(request),
             request_id=request[requests.REQUEST_ID],
+            idempotency=requests.idempotency(request),
         )
         return bodies.answer(bodies.job(job), status=202, headers=bodies.place(job))
+
+    async def list_jobs(self, request: web.Request, caller: Caller) -> web.Response:
+        query = requests.query(request, JobsQuery)
+        page = await self._store.jobs(
+            account_id=caller.account_id,
+            server_id=query.server_id,
+            state=query.state and JobState(query.state),
+            offset=query.offset,
+            limit=query.page_size,
+        )
+        return bodies.answer(bodies.jobs(page), headers={"Link": bodies.link(request.rel_url, query, page.count)})
 
     async def show_job(self, request: web.Request, caller: Caller) -> web.Response:
         found = await self._store.job(account_id=caller.account_id, job_id=requests.job_id(request))
         return bodies.answer(bodies.job(found))
+
+    async def cancel_job(self, request: web.Request, caller: Caller) -> web.Response:
+        cancelled = await self._store.cancel(
+            account_id=caller.account_id,
+            job_id=requests.job_id(request),
+            idempotency=requests.idempotency(request),
+        )
+        return bodies.answer(bodies.job(cancelled))
+
+    async def show_server(self, request: web.Request, caller: Caller) -> web.Response:
+        found = await self._store.server(account_id=caller.account_id, server_id=requests.server_id(request))
+        return bodies.answer(bodies.server(found))
 
     async def _checked(self, caller: Caller, check: Job) -> web.Response:
         """200 with the check once it is over; 202 where the node is slow to look, to be followed like any job."""

@@ -15,7 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from api import bodies, examples, problems
 from api.operations import OPERATIONS, PROBES, Link, Operation, Probing, Reply
 from api.problems import Problem, ProblemDocument
-from api.requests import AccountIdInHeader, JobIdInPath, SnapshotIdInPath
+from api.requests import KEY_HEADER, AccountIdInHeader, JobIdInPath, ServerIdInPath, SnapshotIdInPath
 from worker.jobs import errors
 from worker.jobs.model import SnapshotStatus
 from worker.jobs.tokens import Permission
@@ -46,6 +46,7 @@ _HEADERS: dict[str, Json] = {
     "X-Job-Id": {"description": "the job's `id`", "schema": TypeAdapter(JobIdInPath).json_schema()},
     "Link": {"description": "the pages `first`, `prev`, `next` and `last` (RFC 8288)", "schema": _STRING},
     "Retry-After": {"description": "seconds after which to try again", "schema": {"type": "integer", "minimum": 1}},
+    "ETag": {"description": "what the answer says; for `If-None-Match`", "schema": _STRING},
     "WWW-Authenticate": {"description": "the scheme, and what is wrong with the token", "schema": _STRING},
 }
 _PARAMETERS: dict[str, Json] = {
@@ -59,6 +60,20 @@ _PARAMETERS: dict[str, Json] = {
         "description": "Names the request in answers and logs: up to 64 letters, digits, `.`, `_`, `-`; else replaced.",
         "schema": _STRING,
     },
+    KEY_HEADER: {
+        "in": "header",
+        "description": (
+            "1 to 255 visible ASCII characters of the caller's own. Asked again with the same key within 24 hours, an"
+            " accepted request answers as it did the first time, and nothing is done twice."
+        ),
+        "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,255}$"},
+    },
+    "If-None-Match": {
+        "in": "header",
+        "description": "An `ETag` that was answered before: 304 where nothing has changed since.",
+        "schema": _STRING,
+    },
+    "server_id": {"in": "path", "required": True, "schema": TypeAdapter(ServerIdInPath).json_schema()},
     "snapshot_id": {"in": "path", "required": True, "schema": TypeAdapter(SnapshotIdInPath).json_schema()},
     "job_id": {"in": "path", "required": True, "schema": TypeAdapter(JobIdInPath).json_schema()},
 }
@@ -92,6 +107,7 @@ def document() -> Json:
         "tags": [
             {"name": "snapshots", "description": "The snapshots of an account's servers."},
             {"name": "jobs", "description": "The work that was accepted, and how to take it back."},
+            {"name": "servers", "description": "The servers themselves, as far as snapshots go."},
             {"name": "service", "description": "For those that run the service, and for programs. Without a token."},
         ],
         "security": [{"token": []}],
@@ -150,11 +166,17 @@ def _operation(operation: Operation) -> Json:
             "content": {
                 "application/json": {
                     "schema": _ref(operation.body),
-                    "examples": {name: {"value": _value(value)} for name, value in operation.body_examples.items()},
+                    "examples": {name: {"value": _asked(value)} for name, value in operation.body_examples.items()},
                 }
             },
         }
     replies = {str(status): _reply(reply) for status, reply in sorted(operation.replies.items())}
+    if operation.method == "GET":
+        replies["200"]["headers"]["ETag"] = _component("headers", "ETag")
+        replies["304"] = {
+            "description": "Nothing has changed: the caller has this answer.",
+            "headers": {name: _component("headers", name) for name in ("ETag", "X-Request-Id")},
+        }
     return said | {"responses": replies | _refused(_problems_of(operation))}
 
 
@@ -192,13 +214,15 @@ def _itself() -> Json:
 
 
 def _parameters(operation: Operation) -> list[Json]:
-    in_path = [name for name in ("snapshot_id", "job_id") if f"{{{name}}}" in operation.path]
+    in_path = [name for name in ("snapshot_id", "job_id", "server_id") if f"{{{name}}}" in operation.path]
     in_query: list[Json] = []
     if operation.query is not None:
         for name, schema in operation.query.model_json_schema(schema_generator=_Schemas)["properties"].items():
             given = _never_null(schema)
-            in_query.append({"name": name, "in": "query", "description": given.pop("description"), "schema": given})
-    shared = [*in_path, "X-Account-Id", "X-Request-Id"]
+            text = given.pop("description", None)
+            in_query.append({"name": name, "in": "query", **({"description": text} if text else {}), "schema": given})
+    for_method = {"POST": [KEY_HEADER], "GET": ["If-None-Match"]}.get(operation.method, [])
+    shared = [*in_path, *for_method, "X-Account-Id", "X-Request-Id"]
     return [*in_query, *(_component("parameters", name) for name in shared)]
 
 
@@ -242,6 +266,8 @@ def _problems() -> list[Problem]:
 
 def _problems_of(operation: Operation) -> list[Problem]:
     refusals = (*operation.refusals, errors.StoreUnavailable)
+    if operation.method == "POST":
+        refusals = (*refusals, errors.IdempotencyKeyReused)
     late = [examples.LATE] if operation.body is not None else []
     refused = [_of(refusal, operation.method) for refusal in refusals]
     return [examples.INVALID, *examples.OF_THE_CALLER, *refused, *late, examples.OURS]
@@ -290,6 +316,10 @@ def _problem_example(problem: Problem) -> Json:
 
 def _value(example: BaseModel) -> Any:
     return example.model_dump(mode="json")
+
+
+def _asked(example: BaseModel) -> Any:
+    return example.model_dump(mode="json", exclude_unset=True)
 
 
 def _ref(model: type[BaseModel]) -> Json:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from api import examples
 from api.callers import Caller
 from api.handlers import Handlers
-from api.requests import CreateBody, DryRunQuery, ListQuery
+from api.requests import CreateBody, DryRunQuery, EditBody, JobsQuery, ListQuery
 from worker.jobs import errors
 from worker.jobs.tokens import Permission
 
@@ -101,7 +101,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path=SNAPSHOTS,
         tag="snapshots",
         summary="List snapshots",
-        text="The account's snapshots, newest first, of one server or of all.",
+        text="The account's snapshots, of one server or of all; newest first where `sort` does not say otherwise.",
         handle=Handlers.list_snapshots,
         permission=READ,
         query=ListQuery,
@@ -161,7 +161,20 @@ OPERATIONS: tuple[Operation, ...] = (
         text="One snapshot; a failed one stays for 7 days or until it is deleted.",
         handle=Handlers.show_snapshot,
         permission=READ,
-        replies={200: Reply(text="The snapshot.", examples={"completed": examples.SNAPSHOT}, links=(RESTORE, DELETE))},
+        replies={200: Reply(text="The snapshot.", examples={"completed": examples.DETAILS}, links=(RESTORE, DELETE))},
+        refusals=(errors.SnapshotNotFound,),
+    ),
+    Operation(
+        method="PATCH",
+        path=ONE_SNAPSHOT,
+        tag="snapshots",
+        summary="Edit a snapshot",
+        text="Changes what its owner says about it: its description, its labels, and whether it may be deleted.",
+        handle=Handlers.edit_snapshot,
+        permission=WRITE,
+        body=EditBody,
+        body_examples={"protect": examples.EDIT},
+        replies={200: Reply(text="The snapshot as it is now.", examples={"edited": examples.DETAILS})},
         refusals=(errors.SnapshotNotFound,),
     ),
     Operation(
@@ -173,7 +186,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=Handlers.delete_snapshot,
         permission=WRITE,
         replies={204: Reply(text="The snapshot is gone.")},
-        refusals=(errors.SnapshotNotFound, errors.NodeUnavailable, errors.ServerBusy),
+        refusals=(errors.SnapshotNotFound, errors.SnapshotProtected, errors.NodeUnavailable, errors.ServerBusy),
     ),
     Operation(
         method="POST",
@@ -226,6 +239,17 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         method="GET",
+        path="/api/v1/jobs/",
+        tag="jobs",
+        summary="List jobs",
+        text="The account's jobs of the last 30 days, newest first, of one server or of all, in one state or in any.",
+        handle=Handlers.list_jobs,
+        permission=READ,
+        query=JobsQuery,
+        replies={200: Reply(text="One page of the list.", examples={"one_job": examples.JOBS}, headers=("Link",))},
+    ),
+    Operation(
+        method="GET",
         path="/api/v1/jobs/{job_id}/",
         tag="jobs",
         summary="Show a job",
@@ -251,6 +275,28 @@ OPERATIONS: tuple[Operation, ...] = (
             )
         },
         refusals=(errors.JobNotFound,),
+    ),
+    Operation(
+        method="POST",
+        path="/api/v1/jobs/{job_id}/cancel/",
+        tag="jobs",
+        summary="Cancel a job",
+        text="Ends a job that its node has not begun; it is then `failed` with the code `cancelled`. No body.",
+        handle=Handlers.cancel_job,
+        permission=WRITE,
+        replies={200: Reply(text="The job, ended.", examples={"cancelled": examples.JOB_CANCELLED})},
+        refusals=(errors.JobNotFound, errors.JobNotCancellable),
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/servers/{server_id}/",
+        tag="servers",
+        summary="Show a server",
+        text="What the server does now, how many snapshots it has, and whether new work would be taken.",
+        handle=Handlers.show_server,
+        permission=READ,
+        replies={200: Reply(text="The server.", examples={"restoring": examples.SERVER})},
+        refusals=(errors.ServerNotFound,),
     ),
 )
 

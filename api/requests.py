@@ -1,12 +1,14 @@
 """What callers send, as types. Whatever is not exactly right becomes a problem that names the field."""
 
 import asyncio
+import hashlib
 import re
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from aiohttp import web
 from pydantic import (
     AfterValidator,
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -15,15 +17,28 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+from pydantic.config import JsonDict
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from api.problems import FieldError, Problem, invalid
 from worker.jobs import errors
-from worker.jobs.model import DESCRIPTION_MAX, NAME_MAX, AccountId, JobId, ServerId, SnapshotId
+from worker.jobs.model import (
+    DESCRIPTION_MAX,
+    NAME_MAX,
+    AccountId,
+    JobId,
+    ServerId,
+    SnapshotId,
+    SnapshotStatus,
+)
+from worker.jobs.store import Idempotency, SnapshotFilter
 
 REQUEST_ID = web.RequestKey("request_id", str)
 
+KEY_HEADER = "Idempotency-Key"
 BODY_MAX_BYTES = 64 * 1024
+LABELS_MAX = 20
 ID_MAX = 2**63 - 1
 PAGE_MAX = 10**9  # far beyond any list, and its offset is still exact in Redis's scripts
 PAGE_SIZE_MAX = 500
@@ -32,6 +47,8 @@ _ERRORS_SHOWN = 20
 _FIELD_SHOWN = 100  # characters: a key of the body is the caller's text
 
 _ID = re.compile(r"[1-9][0-9]{0,18}")
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _DIGITS = re.compile(r"[0-9]{1,19}")  # int() itself would take " 1", "1_0" and other scripts' digits
 # Descriptions are kept in XML: what XML can't hold is refused, and with it all that steers a terminal.
 _NOT_STORABLE = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff"
@@ -69,6 +86,27 @@ def _truth(text: object) -> bool:
     return text == "true"
 
 
+def _not_null(value: object) -> object:
+    """A key that is there has a value: null is no way to leave it out."""
+    if value is None:
+        raise PydanticCustomError("null", "Leave it out, or give it a value")
+    return value
+
+
+def _without_default(schema: JsonDict) -> None:
+    schema.pop("default")  # null: see _not_null
+
+
+def _moment(text: object) -> object:
+    """RFC 3339 only: the parser after it would take bare numbers too."""
+    if not isinstance(text, str) or not _MOMENT.fullmatch(text):
+        raise PydanticCustomError("not_a_moment", "Input should be a time as RFC 3339 has it, with its zone")
+    return text
+
+
+NOT_NULL = BeforeValidator(_not_null)
+LEFT_OUT = Field(json_schema_extra=_without_default)
+
 # Limits before the parser, or they are not written into the schema.
 SnapshotIdInPath = Annotated[
     SnapshotId, Field(ge=1, le=ID_MAX, description="the `id` of a snapshot", examples=[801]), BeforeValidator(_id)
@@ -78,11 +116,28 @@ JobIdInPath = Annotated[
     StringConstraints(pattern=r"^[0-9a-f]{32}$"),
     Field(description="the `id` of a job", examples=["0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b"]),
 ]
+ServerIdInPath = Annotated[
+    ServerId, Field(ge=1, le=ID_MAX, description="the `id` of a server", examples=[12345]), BeforeValidator(_id)
+]
 AccountIdInHeader = Annotated[AccountId, Field(ge=1, le=ID_MAX, examples=[77]), BeforeValidator(_id)]
 
 _SNAPSHOT_ID: TypeAdapter[SnapshotId] = TypeAdapter(SnapshotIdInPath)
+_SERVER_ID: TypeAdapter[ServerId] = TypeAdapter(ServerIdInPath)
 _JOB_ID: TypeAdapter[JobId] = TypeAdapter(JobIdInPath)
 _ACCOUNT_ID: TypeAdapter[AccountId] = TypeAdapter(AccountIdInHeader)
+
+
+# a dollar sign of the validator's regex engine is the end of the text, never before a line break
+Name = Annotated[str, StringConstraints(pattern=rf"^[A-Za-z0-9_-]{{1,{NAME_MAX}}}$")]
+Description = Annotated[
+    str,
+    StringConstraints(max_length=DESCRIPTION_MAX),
+    AfterValidator(_storable),
+    Field(description="no control characters", json_schema_extra={"pattern": f"^[^{_NOT_STORABLE}]*$"}),
+]
+LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+LabelValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{0,63}$")]
+ListedStatus = Literal["in_progress", "completed", "failed"]
 
 
 class CreateBody(BaseModel):
@@ -91,28 +146,34 @@ class CreateBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     server_id: Annotated[ServerId, Field(ge=1, le=ID_MAX), BeforeValidator(_whole)]
-    # a dollar sign of the validator's regex engine is the end of the text, never before a line break
     name: Annotated[
-        str,
-        StringConstraints(pattern=rf"^[A-Za-z0-9_-]{{1,{NAME_MAX}}}$"),
-        Field(description=f"letters, digits, hyphen, underscore; at most {NAME_MAX}; unique on its server"),
+        Name, Field(description=f"letters, digits, hyphen, underscore; at most {NAME_MAX}; unique on its server")
     ]
-    description: Annotated[
-        str,
-        StringConstraints(max_length=DESCRIPTION_MAX),
-        AfterValidator(_storable),
-        Field(description="no control characters", json_schema_extra={"pattern": f"^[^{_NOT_STORABLE}]*$"}),
-    ] = ""
+    description: Description = ""
 
 
-class ListQuery(BaseModel):
-    """The query of the list. Parameters that we don't know are left alone."""
+class EditBody(BaseModel):
+    """What is to change; what is left out stays."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    description: Annotated[Description | SkipJsonSchema[None], NOT_NULL, LEFT_OUT] = None
+    labels: Annotated[
+        Annotated[dict[LabelKey, LabelValue], Field(max_length=LABELS_MAX)] | SkipJsonSchema[None],
+        NOT_NULL,
+        LEFT_OUT,
+        Field(description=f"all of them, at most {LABELS_MAX}; those before are replaced"),
+    ] = None
+    protected: Annotated[bool | SkipJsonSchema[None], NOT_NULL, LEFT_OUT, Field(description="refuse to delete it")] = (
+        None
+    )
+
+
+class PageQuery(BaseModel):
+    """Which page of a list. Parameters that we don't know are left alone."""
 
     model_config = ConfigDict(frozen=True)
 
-    server_id: (
-        Annotated[ServerId, Field(ge=1, le=ID_MAX, description="of this server only"), BeforeValidator(_digits)] | None
-    ) = None
     page: Annotated[int, Field(ge=1, le=PAGE_MAX, description="from 1 on"), BeforeValidator(_digits)] = 1
     page_size: Annotated[
         int, Field(ge=1, le=PAGE_SIZE_MAX, description="results of a page"), BeforeValidator(_digits)
@@ -121,6 +182,44 @@ class ListQuery(BaseModel):
     @property
     def offset(self) -> int:
         return (self.page - 1) * self.page_size
+
+
+OfServer = (
+    Annotated[ServerId, Field(ge=1, le=ID_MAX, description="of this server only"), BeforeValidator(_digits)] | None
+)
+Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
+
+
+class ListQuery(PageQuery):
+    """The query of the list of snapshots."""
+
+    server_id: OfServer = None
+    status: ListedStatus | None = None
+    name: Annotated[Name, Field(description="exactly this one")] | None = None
+    created_from: Annotated[Moment, Field(description="at this moment or later")] | None = None
+    created_before: Annotated[Moment, Field(description="before this moment")] | None = None
+    sort: Annotated[
+        Literal["created_at", "-created_at", "name", "-name", "size_mb", "-size_mb"],
+        Field(description="ascending, or with `-` descending"),
+    ] = "-created_at"
+
+    @property
+    def wanted(self) -> SnapshotFilter:
+        return SnapshotFilter(
+            server_id=self.server_id,
+            status=self.status and SnapshotStatus(self.status),
+            name=self.name,
+            created_from=self.created_from,
+            created_before=self.created_before,
+            sort=self.sort,
+        )
+
+
+class JobsQuery(PageQuery):
+    """The query of the list of jobs."""
+
+    server_id: OfServer = None
+    state: Literal["queued", "in_progress", "completed", "failed"] | None = None
 
 
 class DryRunQuery(BaseModel):
@@ -135,23 +234,39 @@ class DryRunQuery(BaseModel):
     ] = False
 
 
-Query = TypeVar("Query", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
 
 
-async def create_body(request: web.Request, *, timeout_seconds: float) -> CreateBody:
+async def body(request: web.Request, model: type[Model], *, timeout_seconds: float) -> Model:
     """The body, whatever its Content-Type says: `curl -d` sends JSON as a form. Raises Problem."""
-    return parse_create(await _read(request, timeout_seconds=timeout_seconds))
+    return parse(await _read(request, timeout_seconds=timeout_seconds), model)
 
 
-def parse_create(raw: bytes) -> CreateBody:
+def parse(raw: bytes, model: type[Model]) -> Model:
     """Raises Problem."""
     try:
-        return CreateBody.model_validate_json(raw)
+        return model.model_validate_json(raw)
     except ValidationError as error:
         raise _invalid(error) from error
 
 
-def query(request: web.Request, model: type[Query]) -> Query:
+def idempotency(request: web.Request, content: BaseModel | None = None) -> Idempotency | None:
+    """The caller's mark on a POST, if it has one; `content` is its body, where it has one. Raises Problem."""
+    given = request.headers.getall(KEY_HEADER, [])
+    if not given:
+        return None
+    if len(given) > 1 or not _KEY.fullmatch(given[0]):
+        raise invalid(FieldError(field=KEY_HEADER, detail="One key of 1 to 255 visible ASCII characters."))
+    asked = [request.method, request.rel_url.raw_path, request.rel_url.raw_query_string]
+    asked.append(content.model_dump_json() if content else "")
+    return Idempotency(key=_digest(given[0]), fingerprint=_digest("\n".join(asked)))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def query(request: web.Request, model: type[Model]) -> Model:
     """Raises Problem, also for a parameter of ours that comes twice."""
     given = {name: request.query.getall(name) for name in model.model_fields if name in request.query}
     if twice := [name for name, values in given.items() if len(values) > 1]:
@@ -168,6 +283,14 @@ def snapshot_id(request: web.Request) -> SnapshotId:
         return _SNAPSHOT_ID.validate_python(request.match_info["snapshot_id"])
     except ValidationError:
         raise errors.SnapshotNotFound("There is no such snapshot.") from None
+
+
+def server_id(request: web.Request) -> ServerId:
+    """Raises ServerNotFound for what is no id."""
+    try:
+        return _SERVER_ID.validate_python(request.match_info["server_id"])
+    except ValidationError:
+        raise errors.ServerNotFound("There is no such server.") from None
 
 
 def job_id(request: web.Request) -> JobId:

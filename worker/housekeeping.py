@@ -6,7 +6,8 @@ import structlog
 
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import Failure, JobState, SnapshotStatus
-from worker.jobs.node_store import NodeStore, Outcome
+from worker.jobs.node_store import NodeStore
+from worker.jobs.outcome import Outcome
 from worker.journal import Journal
 from worker.runner import Runner
 

@@ -17,7 +17,7 @@ import structlog
 from pydantic import TypeAdapter
 
 from worker.jobs.model import JobId, ServerId, Step
-from worker.jobs.node_store import Outcome
+from worker.jobs.outcome import Outcome
 from worker.procedures.work import Facts, Task
 
 VERSION = 1

@@ -10,7 +10,8 @@ import structlog
 
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import JobId, Step
-from worker.jobs.node_store import LeaseLost, NodeStore, Outcome
+from worker.jobs.node_store import LeaseLost, NodeStore
+from worker.jobs.outcome import Outcome
 
 RETRY_SECONDS = (0.2, 2.0)  # between two tries to publish: the first wait, doubled up to the last
 UNKNOWN_TRIES = 6  # 7 s: by then a store that lost its data must have heard of the job again, with the next report

@@ -12,7 +12,8 @@ import structlog
 from drivers.base import DriverError, Hypervisor
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
-from worker.jobs.node_store import BeginRefused, LeaseLost, NodeStore, Outcome
+from worker.jobs.node_store import BeginRefused, LeaseLost, NodeStore
+from worker.jobs.outcome import Outcome
 from worker.journal import Entry, Journal, SpareTag
 from worker.procedures import PROCEDURES
 from worker.procedures.disks import NotEnoughSpace, without

@@ -10,6 +10,7 @@ from drivers.fake_faults import Happening, Killed
 from drivers.fake_state import FakeDisk, FakeServer
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from worker.jobs.model import Job, JobId, JobKind, JobState, SnapshotId, SnapshotStatus
+from worker.jobs.store import SnapshotFilter
 from worker.journal import Journal
 from worker.procedures.work import Policy
 from worker.publisher import Publisher
@@ -137,7 +138,9 @@ class DyingNode:
     async def check_snapshots(self) -> None:
         """Each snapshot that the customer sees as completed is whole, with its data; nothing else of ours is there."""
         server = self.hypervisor.server(SERVER)
-        page = await self.cell.store.snapshots(account_id=ACCOUNT, server_id=SERVER, offset=0, limit=100)
+        page = await self.cell.store.snapshots(
+            account_id=ACCOUNT, wanted=SnapshotFilter(server_id=SERVER), offset=0, limit=100
+        )
         completed = {s.id for s in page.results if s.status is SnapshotStatus.COMPLETED}
         assert not [s for s in page.results if s.status is SnapshotStatus.IN_PROGRESS]
         for snapshot_id in completed:

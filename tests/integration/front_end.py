@@ -14,7 +14,7 @@ from api.server import listening
 from api.settings import ApiSettings
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from worker.jobs.model import AccountId, JobId, JobState, SnapshotStatus
-from worker.jobs.node_store import Outcome
+from worker.jobs.outcome import Outcome
 from worker.jobs.tokens import Permission, Tokens
 
 SNAPSHOTS = "/api/v1/snapshots/"

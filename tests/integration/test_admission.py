@@ -19,8 +19,9 @@ from worker.jobs.model import (
     SnapshotStatus,
     Step,
 )
-from worker.jobs.node_store import BeginRefused, LeaseLost, Outcome, ReportedServer
-from worker.jobs.store import Admitted, Store
+from worker.jobs.node_store import BeginRefused, LeaseLost, ReportedServer
+from worker.jobs.outcome import Outcome
+from worker.jobs.store import Admitted, SnapshotFilter, Store
 
 DONE = Outcome(state=JobState.COMPLETED, size_mb=12, snapshot_status=SnapshotStatus.COMPLETED, downtime_seconds=1.5)
 BROKEN = Outcome(
@@ -36,7 +37,7 @@ async def do(cell: Cell, admitted: Admitted, outcome: Outcome = DONE) -> None:
 
 
 async def snapshots(cell: Cell) -> list[int]:
-    page = await cell.store.snapshots(account_id=ACCOUNT, server_id=None, offset=0, limit=100)
+    page = await cell.store.snapshots(account_id=ACCOUNT, offset=0, limit=100)
     assert page.count == len(page.results)
     return [snapshot.id for snapshot in page.results]
 
@@ -46,7 +47,7 @@ async def test_a_create_is_accepted_whole(cell: Cell) -> None:
 
     assert admitted.snapshot.status is SnapshotStatus.IN_PROGRESS
     assert admitted.snapshot.description == '"quoted"\nünï'
-    assert admitted.server.state is ServerState.SNAPSHOTTING
+    assert admitted.job.server_state is ServerState.SNAPSHOTTING
     assert (admitted.job.kind, admitted.job.state) == (JobKind.CREATE, JobState.QUEUED)
     assert await cell.store.job(account_id=ACCOUNT, job_id=admitted.job.id) == admitted.job
     assert await cell.store.snapshot(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id) == admitted.snapshot
@@ -120,7 +121,9 @@ async def test_another_accounts_servers_snapshots_and_jobs_do_not_exist(cell: Ce
     with pytest.raises(errors.JobNotFound):
         await cell.store.job(account_id=stranger, job_id=admitted.job.id)
     for server in (None, SERVER):
-        assert (await cell.store.snapshots(account_id=stranger, server_id=server, offset=0, limit=9)).count == 0
+        assert (
+            await cell.store.snapshots(account_id=stranger, wanted=SnapshotFilter(server_id=server), offset=0, limit=9)
+        ).count == 0
 
 
 async def test_only_a_completed_snapshot_is_restored(cell: Cell) -> None:
@@ -131,11 +134,11 @@ async def test_only_a_completed_snapshot_is_restored(cell: Cell) -> None:
 
     restore = await cell.store.restore(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
 
-    assert restore.server.state is ServerState.RESTORING
+    assert restore.job.server_state is ServerState.RESTORING
     with pytest.raises(errors.ServerBusy):
         await cell.create("next")
     await do(cell, restore)
-    assert (await cell.create("next")).server.state is ServerState.SNAPSHOTTING
+    assert (await cell.create("next")).job.server_state is ServerState.SNAPSHOTTING
 
 
 UNDOABLE = Outcome(state=JobState.COMPLETED, undoable_seconds=60)
@@ -238,9 +241,9 @@ async def test_a_list_is_newest_first_by_pages_and_by_server(cell: Cell) -> None
     await cell.have(servers)
     ids = [(await cell.create(server=server)).snapshot.id for server in servers]
 
-    page = await cell.store.snapshots(account_id=ACCOUNT, server_id=None, offset=2, limit=3)
+    page = await cell.store.snapshots(account_id=ACCOUNT, offset=2, limit=3)
     assert (page.count, [snapshot.id for snapshot in page.results]) == (7, ids[::-1][2:5])
-    one = await cell.store.snapshots(account_id=ACCOUNT, server_id=servers[3], offset=0, limit=3)
+    one = await cell.store.snapshots(account_id=ACCOUNT, wanted=SnapshotFilter(server_id=servers[3]), offset=0, limit=3)
     assert [snapshot.id for snapshot in one.results] == [ids[3]]
 
 
@@ -322,7 +325,7 @@ async def test_a_server_given_to_another_account_takes_its_snapshots_along(cell:
     await do(cell, admitted)
     await cell.have(account=AccountId(5))
     assert await snapshots(cell) == []
-    page = await cell.store.snapshots(account_id=AccountId(5), server_id=None, offset=0, limit=9)
+    page = await cell.store.snapshots(account_id=AccountId(5), offset=0, limit=9)
     assert [snapshot.id for snapshot in page.results] == [admitted.snapshot.id]
 
 

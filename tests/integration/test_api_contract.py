@@ -8,7 +8,7 @@ import pytest
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.front_end import DONE, SNAPSHOTS, Answer, FrontEnd, serving
 from worker.jobs.model import AccountId, Failure, JobId, JobState, ServerId, SnapshotId, SnapshotStatus, Step
-from worker.jobs.node_store import Outcome
+from worker.jobs.outcome import Outcome
 
 OTHERS = AccountId(78)
 SNAPSHOT_KEYS = ["id", "server", "name", "status", "size_mb", "created_at", "description"]
@@ -58,7 +58,7 @@ async def test_a_create_says_where_to_follow_it(api: FrontEnd) -> None:
 
     assert answer.headers["Location"] == one(answer.body["id"])
     followed = await api.call("GET", answer.headers["Location"])
-    assert followed.body == {key: answer.body[key] for key in SNAPSHOT_KEYS}
+    assert followed.body == {**{key: answer.body[key] for key in SNAPSHOT_KEYS}, "labels": {}, "protected": False}
     job = (await api.call("GET", answer.headers["Operation-Location"])).body
     assert (job["id"], job["kind"], job["state"]) == (job_id(answer), "create", "queued")
 
@@ -66,7 +66,7 @@ async def test_a_create_says_where_to_follow_it(api: FrontEnd) -> None:
 async def test_a_completed_snapshot_has_its_size(api: FrontEnd) -> None:
     snapshot = (await api.call("GET", one(await api.have_snapshot()))).body
 
-    assert list(snapshot) == SNAPSHOT_KEYS
+    assert list(snapshot) == [*SNAPSHOT_KEYS, "labels", "protected"]
     assert (snapshot["status"], snapshot["size_mb"]) == ("completed", 5120)
 
 
@@ -154,11 +154,13 @@ async def test_a_job_tells_how_it_went(api: FrontEnd) -> None:
     failed = (await api.call("GET", answer.headers["Operation-Location"])).body
 
     assert list(running) == [
-        *["id", "kind", "state", "step", "server", "snapshot", "attempts", "queued_at", "started_at", "finished_at"],
-        *["estimated_seconds", "downtime_seconds", "error"],
+        *["id", "kind", "state", "step", "percent", "server", "snapshot", "attempts", "queued_at", "started_at"],
+        *["finished_at", "estimated_seconds", "downtime_seconds", "error"],
     ]
     assert (running["state"], running["step"], running["attempts"]) == ("in_progress", "snapshotting", 1)
-    assert running["server"] == {"id": SERVER, "name": "web-server-01"}
+    assert running["percent"] == 33
+    assert running["server"] == {"id": SERVER, "name": "web-server-01", "status": "snapshotting"}
+    assert failed["server"]["status"] == "active"
     assert running["snapshot"] == {"id": answer.body["id"], "name": "before-update"}
     assert running["started_at"]
     assert running["finished_at"] is None

@@ -21,9 +21,12 @@ from tests.integration.front_end import SNAPSHOTS, FrontEnd, serving
 
 PATHS = {
     SNAPSHOTS: {"GET", "HEAD", "POST"},
-    f"{SNAPSHOTS}1/": {"GET", "HEAD", "DELETE"},
+    f"{SNAPSHOTS}1/": {"GET", "HEAD", "PATCH", "DELETE"},
     f"{SNAPSHOTS}1/restore/": {"POST"},
+    "/api/v1/jobs/": {"GET", "HEAD"},
     "/api/v1/jobs/1/": {"GET", "HEAD"},
+    "/api/v1/jobs/1/cancel/": {"POST"},
+    "/api/v1/servers/1/": {"GET", "HEAD"},
     "/healthz": {"GET", "HEAD"},
     "/readyz": {"GET", "HEAD"},
 }

@@ -10,6 +10,7 @@ from drivers.fake_faults import Effect, Killed, Moment
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.dying import BEFORE, LIMITS, NOW, DyingNode
 from worker.jobs.model import JobKind, JobState
+from worker.jobs.store import SnapshotFilter
 from worker.runner import Limits
 
 KINDS = (JobKind.CREATE, JobKind.RESTORE, JobKind.DELETE, JobKind.UNDO)
@@ -159,4 +160,6 @@ async def test_a_job_that_is_delivered_again_or_twice_at_once_is_done_once(cell:
     job = await node.job(job_id)
     assert job.attempts == 1
     await node.check(job, power=Power.ON)
-    assert (await cell.store.snapshots(account_id=ACCOUNT, server_id=SERVER, offset=0, limit=9)).count == 2
+    assert (
+        await cell.store.snapshots(account_id=ACCOUNT, wanted=SnapshotFilter(server_id=SERVER), offset=0, limit=9)
+    ).count == 2

@@ -15,6 +15,7 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from worker.inventory import Inventory
 from worker.jobs import errors
 from worker.jobs.model import Job, JobId, JobKind, SnapshotId, SnapshotStatus, Step
+from worker.jobs.store import SnapshotFilter
 from worker.journal import Journal
 from worker.procedures.work import Policy, Task
 from worker.publisher import Publisher
@@ -45,7 +46,9 @@ class Node:
         return {found.tag for found in await self.hypervisor.snapshots(SERVER)}
 
     async def listed(self) -> dict[int, SnapshotStatus]:
-        page = await self.cell.store.snapshots(account_id=ACCOUNT, server_id=SERVER, offset=0, limit=100)
+        page = await self.cell.store.snapshots(
+            account_id=ACCOUNT, wanted=SnapshotFilter(server_id=SERVER), offset=0, limit=100
+        )
         return {snapshot.id: snapshot.status for snapshot in page.results}
 
     async def create(self, name: str) -> SnapshotId:

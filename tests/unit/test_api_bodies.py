@@ -19,7 +19,6 @@ from worker.jobs.model import (
     JobId,
     JobKind,
     JobState,
-    Server,
     ServerId,
     ServerState,
     Snapshot,
@@ -27,7 +26,7 @@ from worker.jobs.model import (
     SnapshotStatus,
     Step,
 )
-from worker.jobs.store import Admitted, SnapshotPage
+from worker.jobs.store import Admitted, Page
 
 JOB_ID = JobId("0123456789abcdef0123456789abcdef")
 
@@ -41,6 +40,8 @@ BEFORE_MIGRATION = Snapshot(
     status=SnapshotStatus.COMPLETED,
     size_mb=5120,
     created_at=datetime(2025, 1, 15, 18, 30, 0, 999_000, UTC),
+    labels={},
+    protected=False,
 )
 WEEKLY = replace(
     BEFORE_MIGRATION,
@@ -50,27 +51,20 @@ WEEKLY = replace(
     size_mb=4856,
     created_at=datetime(2025, 1, 8, 12, tzinfo=UTC),
 )
-SERVER = Server(
-    id=ServerId(12345),
-    name="web-server-01",
-    account_id=AccountId(77),
-    node="n1",
-    state=ServerState.RESTORING,
-    job_id=JOB_ID,
-)
 JOB = Job(
     id=JOB_ID,
     kind=JobKind.RESTORE,
     state=JobState.QUEUED,
-    server_id=SERVER.id,
-    server_name=SERVER.name,
-    account_id=SERVER.account_id,
+    server_id=ServerId(12345),
+    server_name="web-server-01",
+    account_id=AccountId(77),
     node="n1",
     snapshot_id=BEFORE_MIGRATION.id,
     snapshot_name=BEFORE_MIGRATION.name,
     snapshot_description=BEFORE_MIGRATION.description,
     snapshot_created_at=BEFORE_MIGRATION.created_at,
     request_id="r1",
+    server_state=ServerState.RESTORING,
     queued_at=datetime(2025, 1, 16, 16, 15, tzinfo=UTC),
 )
 
@@ -81,7 +75,7 @@ def sent(body: BaseModel) -> Any:
 
 
 def test_the_list_is_the_contracts_example() -> None:
-    assert sent(bodies.snapshots(SnapshotPage(count=2, results=(BEFORE_MIGRATION, WEEKLY)))) == {
+    assert sent(bodies.snapshots(Page(count=2, results=(BEFORE_MIGRATION, WEEKLY)))) == {
         "count": 2,
         "results": [
             {
@@ -116,7 +110,7 @@ def test_the_answer_to_a_create_is_the_contracts_example() -> None:
         size_mb=None,
         created_at=datetime(2025, 1, 16, 16, 15, tzinfo=UTC),
     )
-    admitted = Admitted(job=JOB, snapshot=snapshot, server=SERVER)
+    admitted = Admitted(job=JOB, snapshot=snapshot)
 
     assert sent(bodies.created(admitted)) == {
         "id": 802,
@@ -136,7 +130,7 @@ def test_the_answer_to_a_create_is_the_contracts_example() -> None:
 
 
 def test_the_answer_to_a_restore_is_the_contracts_example() -> None:
-    assert sent(bodies.restoring(Admitted(job=JOB, snapshot=BEFORE_MIGRATION, server=SERVER))) == {
+    assert sent(bodies.restoring(Admitted(job=JOB, snapshot=BEFORE_MIGRATION))) == {
         "status": "success",
         "message": "Server is being restored from snapshot. This may take 5-15 minutes.",
         "snapshot": {"id": 801, "name": "pre-migration-snapshot", "created_at": "2025-01-15T18:30:00Z"},
@@ -157,7 +151,8 @@ def test_a_job_that_waits_has_no_step_no_times_and_no_error() -> None:
         "kind": "restore",
         "state": "queued",
         "step": None,
-        "server": {"id": 12345, "name": "web-server-01"},
+        "percent": 0,
+        "server": {"id": 12345, "name": "web-server-01", "status": "restoring"},
         "snapshot": {"id": 801, "name": "pre-migration-snapshot"},
         "attempts": 0,
         "queued_at": "2025-01-16T16:15:00Z",
@@ -184,7 +179,7 @@ def test_a_job_that_failed_says_why_and_whether_someone_must_look() -> None:
 
     body = sent(bodies.job(failed))
 
-    assert (body["state"], body["step"], body["attempts"]) == ("failed", "undoing", 2)
+    assert (body["state"], body["step"], body["percent"], body["attempts"]) == ("failed", "undoing", 57, 2)
     assert (body["started_at"], body["finished_at"]) == ("2025-01-16T16:15:00Z", "2025-01-16T16:15:09Z")
     assert (body["estimated_seconds"], body["downtime_seconds"]) == (7, 4.25)
     assert body["error"] == {"code": "disk_failed", "detail": "vdb refused.", "stranded": True}

@@ -8,9 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.problems import Problem
-from api.requests import CreateBody, parse_create
+from api.requests import CreateBody, parse
 
 GOOD: dict[str, Any] = {"server_id": 12345, "name": "before-update", "description": "Before the update"}
+
+
+def parse_create(raw: bytes) -> CreateBody:
+    return parse(raw, CreateBody)
 
 
 def refused(raw: bytes) -> Problem:

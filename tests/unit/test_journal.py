@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from worker.jobs.model import Failure, JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus, Step
-from worker.jobs.node_store import Outcome
+from worker.jobs.outcome import Outcome
 from worker.journal import Journal, NewerJournal
 from worker.procedures.work import Facts, Task
 

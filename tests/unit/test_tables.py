@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.jobs.model import MAY_FOLLOW, Failure, JobKind, JobState, Step
+from worker.jobs.model import MAY_FOLLOW, STEPS, Failure, JobKind, JobState, Step
 from worker.procedures import PROCEDURES
 from worker.procedures.work import Facts, Procedure
 
@@ -14,6 +14,11 @@ def test_every_kind_of_job_has_a_procedure() -> None:
 def test_every_state_says_what_may_follow_and_two_are_the_end() -> None:
     assert set(MAY_FOLLOW) == set(JobState)
     assert {state for state, followers in MAY_FOLLOW.items() if not followers} == {JobState.COMPLETED, JobState.FAILED}
+
+
+@pytest.mark.parametrize("kind", list(JobKind))
+def test_the_steps_that_a_customer_is_told_of_are_the_procedures(kind: JobKind) -> None:
+    assert STEPS[kind] == tuple(PROCEDURES[kind].steps)
 
 
 @pytest.mark.parametrize("kind", list(JobKind))

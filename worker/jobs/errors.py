@@ -49,6 +49,24 @@ class SnapshotNotReady(Refused):
     code = "snapshot_not_ready"
 
 
+class SnapshotProtected(Refused):
+    """The snapshot's owner has protected it from a delete."""
+
+    code = "snapshot_protected"
+
+
+class JobNotCancellable(Refused):
+    """The job's node has begun it, or it is a delete's own work."""
+
+    code = "job_not_cancellable"
+
+
+class IdempotencyKeyReused(Refused):
+    """The key came with another request before."""
+
+    code = "idempotency_key_reused"
+
+
 class UndoUnavailable(Refused):
     """What the restore has overwritten is not kept any more, or a later restore came over it."""
 

@@ -1,5 +1,6 @@
 """The records that everyone shares, and the one table of what may follow what."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -75,6 +76,24 @@ class Step(StrEnum):
     MEASURING = "measuring"
 
 
+# The steps of each kind in the order in which they come, those of the way back included.
+_OVERWRITING = (
+    *(Step.PREFLIGHT, Step.STOPPING, Step.SAFEGUARDING, Step.REVERTING),
+    *(Step.UNDOING, Step.CLEANING, Step.STARTING),
+)
+STEPS: dict[JobKind, tuple[Step, ...]] = {
+    JobKind.CREATE: (
+        *(Step.PREFLIGHT, Step.STOPPING, Step.SNAPSHOTTING),
+        *(Step.CLEANING, Step.STARTING, Step.MEASURING),
+    ),
+    JobKind.RESTORE: _OVERWRITING,
+    JobKind.UNDO: _OVERWRITING,
+    JobKind.DELETE: (Step.DELETING,),
+    JobKind.CHECK_CREATE: (Step.PREFLIGHT,),
+    JobKind.CHECK_RESTORE: (Step.PREFLIGHT,),
+}
+
+
 class IllegalTransition(Exception):
     """A job was asked to change into a state that may not follow its own. Nothing was changed."""
 
@@ -87,6 +106,16 @@ class Server:
     node: str
     state: ServerState
     job_id: JobId | None  # the job that holds the server
+    job_kind: JobKind | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerView:
+    """A server with what its owner asks next."""
+
+    server: Server
+    counted: int  # snapshots that take one of its slots
+    reachable: bool  # its node answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +129,8 @@ class Snapshot:
     status: SnapshotStatus
     size_mb: int | None
     created_at: datetime
+    labels: Mapping[str, str]
+    protected: bool  # its delete is refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +161,19 @@ class Job:
     finished_at: datetime | None = None
     step: Step | None = None
     undoes: JobId | None = None  # of an undo: the restore (or undo) that it takes back
+    server_state: ServerState | None = None  # of the server now; None: it is gone
     attempts: int = 0  # times a worker process began it: more than 1 after a crash
     estimated_seconds: int | None = None  # median of the node's latest jobs of this kind; None before the first
     downtime_seconds: float | None = None  # how long the job kept the guest off
     failure: Failure | None = None
+
+    @property
+    def percent(self) -> int:
+        """How far it is on its way, in whole steps; a failed job stays where it failed."""
+        if self.state is JobState.COMPLETED:
+            return 100
+        steps = STEPS[self.kind]
+        return 100 * steps.index(self.step) // len(steps) if self.step in steps else 0
 
     def to(self, state: JobState) -> Self:
         if state not in MAY_FOLLOW[self.state]:

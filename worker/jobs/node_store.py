@@ -16,19 +16,17 @@ from arq.connections import ArqRedis
 from worker.jobs import records, scripts
 from worker.jobs.model import (
     AccountId,
-    Failure,
     Job,
     JobId,
     JobKind,
-    JobState,
     ServerId,
     SnapshotId,
     SnapshotStatus,
     Step,
 )
-from worker.jobs.store import DELETE_RETRY_SECONDS, NODE_SILENT_SECONDS, queue_parameters, redis_answers
+from worker.jobs.outcome import DELETE_RETRY_SECONDS, Outcome
+from worker.jobs.store import NODE_SILENT_SECONDS, queue_parameters, redis_answers
 
-JOB_KEPT_SECONDS = 30 * 86_400  # how long the record of a job that ended can be read
 FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
 BATCH = 100  # records that one sweep of housekeeping touches: a bound on how long a script holds Redis
 
@@ -86,7 +84,7 @@ class PublishedSnapshot:
             "id": str(self.id),
             "name": self.name,
             "description": self.description,
-            "created_ms": _milliseconds(self.created_at),
+            "created_ms": records.milliseconds(self.created_at),
             "size_mb": "" if self.size_mb is None else str(self.size_mb),
             "status": self.status,
         }
@@ -112,7 +110,7 @@ class BegunJob:
             "snapshot": str(self.snapshot_id),
             "snapshot_name": self.snapshot_name,
             "snapshot_description": self.snapshot_description,
-            "snapshot_created_ms": _milliseconds(self.snapshot_created_at),
+            "snapshot_created_ms": records.milliseconds(self.snapshot_created_at),
             "request_id": self.request_id,
             "undoes": self.undoes or "",
         }
@@ -125,39 +123,6 @@ class Known:
     busy: bool  # a job holds the server: what differs now may be its work
     on_disk: Mapping[SnapshotId, SnapshotStatus | None]  # of those asked for; None: it knows nothing of it
     listed: Mapping[SnapshotId, SnapshotStatus]  # as the customer sees them
-
-
-def _milliseconds(moment: datetime) -> str:
-    return str(round(moment.timestamp() * 1000))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a job ended. `snapshot_status` says what became of the snapshot that a create made."""
-
-    state: JobState
-    failure: Failure | None = None
-    downtime_seconds: float | None = None
-    size_mb: int | None = None
-    snapshot_status: SnapshotStatus | None = None
-    undoable_seconds: float | None = None  # of a restore: how long what it overwrote is kept
-
-    def for_script(self) -> str:
-        failure = self.failure
-        return json.dumps(
-            {
-                "state": self.state,
-                "failure_code": failure.code if failure else "",
-                "failure_detail": failure.detail if failure else "",
-                "stranded": "1" if failure and failure.stranded else "0",
-                "downtime_seconds": "" if self.downtime_seconds is None else f"{self.downtime_seconds:.3f}",
-                "size_mb": "" if self.size_mb is None else str(self.size_mb),
-                "undoable_ms": "" if self.undoable_seconds is None else str(round(self.undoable_seconds * 1000)),
-                "snapshot_status": self.snapshot_status or SnapshotStatus.FAILED,
-                "kept_ms": JOB_KEPT_SECONDS * 1000,
-                "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
-            }
-        )
 
 
 class NodeStore:
@@ -200,7 +165,7 @@ class NodeStore:
 
     async def finish(self, job_id: JobId, outcome: Outcome) -> str:
         """Publish how a job ended; again changes nothing. What the store made of it, for the log. Raises LeaseLost."""
-        answer: bytes = await self._call("finish", job_id, self.node, self._owner, outcome.for_script())
+        answer: bytes = await self._call("finish", job_id, self.node, self._owner, json.dumps(outcome.for_script()))
         if answer == b"lease_lost":
             raise LeaseLost
         return answer.decode()
@@ -262,7 +227,7 @@ class NodeStore:
 
     async def fail_waiting(self, outcome: Outcome, *, silent_seconds: float) -> tuple[JobId, ...]:
         """Fail the jobs that wait for any node which has been silent for so long; their ids."""
-        failed = await self._call("fail_waiting", round(silent_seconds * 1000), BATCH, outcome.for_script())
+        failed = await self._call("fail_waiting", round(silent_seconds * 1000), BATCH, json.dumps(outcome.for_script()))
         return tuple(JobId(job_id.decode()) for job_id in failed)
 
     async def forget_failed(self) -> int:

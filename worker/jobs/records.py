@@ -1,5 +1,6 @@
 """The records as Redis holds them: hashes of text, read into the types of `worker.jobs.model`."""
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from statistics import median
@@ -40,6 +41,10 @@ def decoded(raw: dict[bytes, bytes]) -> Hash:
     return {field.decode(): value.decode() for field, value in raw.items()}
 
 
+def milliseconds(moment: datetime) -> str:
+    return str(round(moment.timestamp() * 1000))
+
+
 def moment(milliseconds: str) -> datetime:
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
 
@@ -55,23 +60,33 @@ def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapsho
         status=SnapshotStatus(record["status"]),
         size_mb=int(record["size_mb"]) if record["size_mb"] else None,
         created_at=moment(record["created_ms"]),
+        labels=json.loads(record.get("labels", "{}")),
+        protected=record.get("protected") == "1",
     )
 
 
-def server(server_id: ServerId, record: Hash, holding: JobKind | None) -> Server:
-    """A server; `holding` is the kind of the job that holds it, which its state shows while it lasts."""
+def server_state(record: Hash, holding: JobKind | None) -> ServerState:
+    """`holding` is the kind of the job that holds the server, which its state shows while it lasts."""
     state = _STATE_OF_POWER[record["power"]]
+    return _STATE_UNDER.get(holding, state) if holding else state
+
+
+def server(server_id: ServerId, record: Hash, holding: JobKind | None) -> Server:
+    """A server; `holding` is the kind of the job that holds it."""
     return Server(
         id=server_id,
         name=record["name"],
         account_id=AccountId(int(record["account"])),
         node=record["node"],
-        state=_STATE_UNDER.get(holding, state) if holding else state,
+        state=server_state(record, holding),
         job_id=JobId(record["job"]) if record.get("job") else None,
+        job_kind=holding,
     )
 
 
-def job(job_id: JobId, record: Hash, milliseconds: Sequence[bytes] = ()) -> Job:
+def job(
+    job_id: JobId, record: Hash, milliseconds: Sequence[bytes] = (), server_state: ServerState | None = None
+) -> Job:
     """A job; `milliseconds` are the durations of the node's latest completed jobs of its kind."""
     failure = None
     if record.get("failure_code"):
@@ -96,6 +111,7 @@ def job(job_id: JobId, record: Hash, milliseconds: Sequence[bytes] = ()) -> Job:
         finished_at=moment(record["finished_ms"]) if record.get("finished_ms") else None,
         step=Step(record["step"]) if record.get("step") else None,
         undoes=JobId(record["undoes"]) if record.get("undoes") else None,
+        server_state=server_state,
         attempts=int(record["attempts"]),
         estimated_seconds=max(1, round(median(map(int, milliseconds)) / 1000)) if milliseconds else None,
         downtime_seconds=float(record["downtime_seconds"]) if record.get("downtime_seconds") else None,

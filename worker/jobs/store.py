@@ -5,10 +5,11 @@ queue, wake-up) or refused and changes nothing. Any trouble with Redis is `Store
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
 from arq.connections import ArqRedis
@@ -18,18 +19,23 @@ from worker.jobs import errors, queue, records, scripts
 from worker.jobs.model import (
     SNAPSHOTS_PER_SERVER,
     AccountId,
+    Failure,
     Job,
     JobId,
     JobKind,
-    Server,
+    JobState,
     ServerId,
+    ServerView,
     Snapshot,
     SnapshotId,
+    SnapshotStatus,
 )
+from worker.jobs.outcome import DELETE_RETRY_SECONDS, Outcome
 
 NODE_SILENT_SECONDS = 60.0  # the contract: a node that was silent for over a minute gets no new job
 ARQ_RECORD_KEPT_SECONDS = 30 * 86_400  # longer than any node may be away with a job waiting
-DELETE_RETRY_SECONDS = 60.0  # until the node looks again at a delete that has not freed its space
+IDEMPOTENCY_KEPT_SECONDS = 86_400.0
+CANCELLED = "cancelled"  # code of the failure of a job that was cancelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +44,51 @@ class Admitted:
 
     job: Job
     snapshot: Snapshot
-    server: Server
+
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SnapshotPage:
+class Page(Generic[Item]):
     """One page of a list; `count` is the total over all pages."""
 
     count: int
-    results: tuple[Snapshot, ...]
+    results: tuple[Item, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotFilter:
+    """What is to be listed, and in which order. None: whatever it is."""
+
+    server_id: ServerId | None = None
+    status: SnapshotStatus | None = None
+    name: str | None = None
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+    sort: str = "-created_at"  # a field of the snapshot; "-": the other way round
+
+    def for_script(self) -> dict[str, str]:
+        fields = {
+            "server": self.server_id,
+            "status": self.status,
+            "name": self.name,
+            "from_ms": self.created_from and records.milliseconds(self.created_from),
+            "before_ms": self.created_before and records.milliseconds(self.created_before),
+            "sort": self.sort,
+        }
+        return {field: str(value) for field, value in fields.items() if value is not None}
+
+
+EVERY = SnapshotFilter()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idempotency:
+    """The caller's own mark on a request: asked again with the same, it gets the answer of the first time."""
+
+    key: str
+    fingerprint: str  # of all that was asked: the same key with another is refused
 
 
 @contextmanager
@@ -68,81 +110,187 @@ def queue_parameters() -> dict[str, Any]:
 
 
 class Store:
-    """The store as the front end sees it. `node_silent_seconds`: how old a node's last heartbeat may be."""
+    """The store as the front end sees it. `node_silent_seconds`: how old a node's last heartbeat may be.
+
+    A call that takes an `Idempotency` answers as it did the first time, or raises IdempotencyKeyReused.
+    """
 
     def __init__(self, redis: ArqRedis, *, node_silent_seconds: float = NODE_SILENT_SECONDS) -> None:
         self._redis = redis
         self._silent_ms = round(node_silent_seconds * 1000)
         self._admit = scripts.load(redis, "admit")
-        self._list = scripts.load(redis, "list")
+        self._cancel = scripts.load(redis, "cancel")
+        self._edit = scripts.load(redis, "edit")
         self._find = scripts.load(redis, "find")
+        self._list_jobs = scripts.load(redis, "list_jobs")
+        self._list_snapshots = scripts.load(redis, "list_snapshots")
+
+    # --- asking for work ---
 
     async def create(
-        self, *, account_id: AccountId, server_id: ServerId, name: str, description: str, request_id: str
+        self,
+        *,
+        account_id: AccountId,
+        server_id: ServerId,
+        name: str,
+        description: str,
+        request_id: str,
+        idempotency: Idempotency | None = None,
     ) -> Admitted:
         """Accept a new snapshot. Raises ServerNotFound, NodeUnavailable, ServerBusy, ServerNotReady,
         SnapshotLimitReached, NameTaken or StoreUnavailable."""
-        return _admitted(
-            await self._ask(JobKind.CREATE, account_id, server_id, request_id, name=name, description=description)
-        )
+        more = {"name": name, "description": description}
+        return _admitted(await self._ask(JobKind.CREATE, account_id, server_id, request_id, idempotency, **more))
 
-    async def restore(self, *, account_id: AccountId, snapshot_id: SnapshotId, request_id: str) -> Admitted:
+    async def restore(
+        self,
+        *,
+        account_id: AccountId,
+        snapshot_id: SnapshotId,
+        request_id: str,
+        idempotency: Idempotency | None = None,
+    ) -> Admitted:
         """Accept a restore. Raises SnapshotNotFound, SnapshotNotReady, NodeUnavailable, ServerBusy, ServerNotReady
         or StoreUnavailable."""
-        return _admitted(await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id))
+        return _admitted(await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id, idempotency))
 
-    async def check_create(self, *, account_id: AccountId, server_id: ServerId, name: str, request_id: str) -> Job:
+    async def check_create(
+        self,
+        *,
+        account_id: AccountId,
+        server_id: ServerId,
+        name: str,
+        request_id: str,
+        idempotency: Idempotency | None = None,
+    ) -> Job:
         """A dry run: refused like a create, or a job that makes the node's own checks. Raises as `create` does."""
-        return _job(await self._ask(JobKind.CREATE, account_id, server_id, request_id, name=name, dry_run=True))
+        more: dict[str, str | bool] = {"name": name, "dry_run": True}
+        return _job((await self._ask(JobKind.CREATE, account_id, server_id, request_id, idempotency, **more))[0])
 
-    async def check_restore(self, *, account_id: AccountId, snapshot_id: SnapshotId, request_id: str) -> Job:
+    async def check_restore(
+        self,
+        *,
+        account_id: AccountId,
+        snapshot_id: SnapshotId,
+        request_id: str,
+        idempotency: Idempotency | None = None,
+    ) -> Job:
         """A dry run: refused like a restore, or a job that makes the node's own checks. Raises as `restore` does."""
-        return _job(await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id, dry_run=True))
+        asked = await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id, idempotency, dry_run=True)
+        return _job(asked[0])
 
-    async def undo(self, *, account_id: AccountId, job_id: JobId, request_id: str) -> Job:
+    async def undo(
+        self, *, account_id: AccountId, job_id: JobId, request_id: str, idempotency: Idempotency | None = None
+    ) -> Job:
         """Accept to bring a server back to what a completed restore (or undo) has overwritten. Raises JobNotFound,
         UndoUnavailable, NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
-        return _job(await self._ask(JobKind.UNDO, account_id, job_id, request_id))
+        return _job((await self._ask(JobKind.UNDO, account_id, job_id, request_id, idempotency))[0])
 
     async def delete(self, *, account_id: AccountId, snapshot_id: SnapshotId, request_id: str) -> None:
         """Make a snapshot be gone for the customer; its node frees the space next. Raises SnapshotNotFound,
-        NodeUnavailable, ServerBusy or StoreUnavailable."""
-        await self._ask(JobKind.DELETE, account_id, snapshot_id, request_id)
+        SnapshotProtected, NodeUnavailable, ServerBusy or StoreUnavailable."""
+        await self._ask(JobKind.DELETE, account_id, snapshot_id, request_id, None)
+
+    async def cancel(self, *, account_id: AccountId, job_id: JobId, idempotency: Idempotency | None = None) -> Job:
+        """End a job that its node has not begun. Raises JobNotFound, JobNotCancellable or StoreUnavailable."""
+        cancelled = Outcome(
+            state=JobState.FAILED,
+            failure=Failure(code=CANCELLED, detail="The job was cancelled before its node began it."),
+            snapshot_status=SnapshotStatus.FAILED,
+        )
+        ask = {
+            "account": str(account_id),
+            "id": job_id,
+            "queue": queue.QUEUE_PREFIX,
+            "result": cancelled.for_script(),
+            "idempotency": _for_script(idempotency),
+        }
+        with redis_answers():
+            verdict, *answer = await self._cancel(args=[json.dumps(ask)])
+        if verdict == b"refused":
+            raise _refusal(JobKind.UNDO, job_id, *[item.decode() for item in answer])
+        return _job(answer[0])
+
+    async def edit(
+        self,
+        *,
+        account_id: AccountId,
+        snapshot_id: SnapshotId,
+        description: str | None,
+        labels: Mapping[str, str] | None,
+        protected: bool | None,
+    ) -> Snapshot:
+        """Change what the customer says about a snapshot; None leaves it as it is. Raises SnapshotNotFound or
+        StoreUnavailable."""
+        fields = {
+            "description": description,
+            "labels": None if labels is None else json.dumps(dict(labels)),
+            "protected": None if protected is None else "1" if protected else "",
+        }
+        given = {field: text for field, text in fields.items() if text is not None}
+        ask = {"account": str(account_id), "id": str(snapshot_id), "fields": given}
+        with redis_answers():
+            found = await self._edit(args=[json.dumps(ask)])
+        if found is None:
+            raise _not_found(JobKind.RESTORE, snapshot_id)
+        return _snapshot(found)
+
+    # --- looking ---
 
     async def snapshot(self, *, account_id: AccountId, snapshot_id: SnapshotId) -> Snapshot:
         """Raises SnapshotNotFound, also for another account's, or StoreUnavailable."""
-        with redis_answers():
-            found = await self._find(args=["snapshot", snapshot_id, account_id])
+        found = await self._found("snapshot", snapshot_id, account_id)
         if found is None:
             raise _not_found(JobKind.RESTORE, snapshot_id)
-        flat, server_name = found
-        return records.snapshot(snapshot_id, records.pairs(flat), server_name.decode())
+        return _snapshot(found)
 
     async def snapshots(
-        self, *, account_id: AccountId, server_id: ServerId | None, offset: int, limit: int
-    ) -> SnapshotPage:
-        """An account's snapshots, newest first, of one server or of all. Another account's server has none.
-        Raises StoreUnavailable."""
+        self, *, account_id: AccountId, wanted: SnapshotFilter = EVERY, offset: int, limit: int
+    ) -> Page[Snapshot]:
+        """An account's snapshots. Another account's server has none. Raises StoreUnavailable."""
+        ask = {"account": str(account_id), **wanted.for_script(), "offset": offset, "limit": limit}
         with redis_answers():
-            count, *rows = await self._list(args=[account_id, server_id or "", offset, limit])
-        page = tuple(
-            records.snapshot(SnapshotId(int(row)), records.pairs(flat), name.decode()) for row, name, flat in rows
-        )
-        return SnapshotPage(count=count, results=page)
+            count, *rows = await self._list_snapshots(args=[json.dumps(ask)])
+        return Page(count=count, results=tuple(map(_snapshot, rows)))
 
     async def job(self, *, account_id: AccountId, job_id: JobId) -> Job:
         """Raises JobNotFound, also for another account's, or StoreUnavailable."""
-        with redis_answers():
-            found = await self._find(args=["job", job_id, account_id])
+        found = await self._found("job", job_id, account_id)
         if found is None:
             raise errors.JobNotFound(f"There is no job {job_id}.")
-        flat, durations = found
-        return records.job(job_id, records.pairs(flat), durations)
+        return _job(found)
+
+    async def jobs(
+        self, *, account_id: AccountId, server_id: ServerId | None, state: JobState | None, offset: int, limit: int
+    ) -> Page[Job]:
+        """An account's jobs of the last 30 days, newest first. Another account's server has none. Raises
+        StoreUnavailable."""
+        with redis_answers():
+            count, *rows = await self._list_jobs(args=[account_id, server_id or "", state or "", offset, limit])
+        return Page(count=count, results=tuple(map(_job, rows)))
+
+    async def server(self, *, account_id: AccountId, server_id: ServerId) -> ServerView:
+        """Raises ServerNotFound, also for another account's, or StoreUnavailable."""
+        found = await self._found("server", server_id, account_id)
+        if found is None:
+            raise _not_found(JobKind.CREATE, server_id)
+        flat, holding, counted, reachable = found
+        return ServerView(
+            server=records.server(server_id, records.pairs(flat), _kind(holding)),
+            counted=counted,
+            reachable=bool(reachable),
+        )
 
     async def ping(self) -> None:
         """Raises StoreUnavailable."""
         with redis_answers():
             await self._redis.ping()
+
+    # --- how ---
+
+    async def _found(self, what: str, key: int | str, account_id: AccountId) -> Any:
+        with redis_answers():
+            return await self._find(args=[what, key, account_id, self._silent_ms])
 
     async def _ask(
         self,
@@ -150,20 +298,21 @@ class Store:
         account_id: AccountId,
         target: ServerId | SnapshotId | JobId,
         request_id: str,
+        idempotency: Idempotency | None,
         **more: str | bool,
     ) -> list[Any]:
-        """The job's id, and the records of the job, its snapshot and its server."""
-        job_id = uuid4().hex
+        """The records of the job and of its snapshot, as they are shown."""
         ask = {
             "kind": kind,
             "account": str(account_id),
             "id": str(target),
             "request_id": request_id,
-            "job_id": job_id,
+            "job_id": uuid4().hex,
             "limit": SNAPSHOTS_PER_SERVER,
             "silent_ms": self._silent_ms,
             "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
             "queue": queue_parameters(),
+            "idempotency": _for_script(idempotency),
             **more,
         }
         with redis_answers():
@@ -173,17 +322,32 @@ class Store:
         return list(answer)
 
 
-def _job(answer: list[Any]) -> Job:
-    return records.job(JobId(answer[0].decode()), records.pairs(answer[1]))
+def _for_script(idempotency: Idempotency | None) -> dict[str, str | int] | bool:
+    if idempotency is None:
+        return False
+    kept_ms = round(IDEMPOTENCY_KEPT_SECONDS * 1000)
+    return {"key": idempotency.key, "fingerprint": idempotency.fingerprint, "kept_ms": kept_ms}
+
+
+def _kind(holding: bytes) -> JobKind | None:
+    return JobKind(holding.decode()) if holding else None
+
+
+def _job(shown: list[Any]) -> Job:
+    job_id, flat, durations, server, holding = shown
+    record = records.pairs(server)
+    gone = not record or "missing" in record
+    state = None if gone else records.server_state(record, _kind(holding))
+    return records.job(JobId(job_id.decode()), records.pairs(flat), durations, state)
+
+
+def _snapshot(shown: list[Any]) -> Snapshot:
+    snapshot_id, flat, server_name = shown
+    return records.snapshot(SnapshotId(int(snapshot_id)), records.pairs(flat), server_name.decode())
 
 
 def _admitted(answer: list[Any]) -> Admitted:
-    job, snapshot, server_record = _job(answer), answer[2], records.pairs(answer[3])
-    return Admitted(
-        job=job,
-        snapshot=records.snapshot(job.snapshot_id, records.pairs(snapshot), server_record["name"]),
-        server=records.server(job.server_id, server_record, job.kind),
-    )
+    return Admitted(job=_job(answer[0]), snapshot=_snapshot(answer[1]))
 
 
 def _not_found(kind: JobKind, target: int | str) -> errors.Refused:
@@ -200,10 +364,14 @@ def _refusal(kind: JobKind, target: int | str, code: str, fact: str = "") -> err
         return _not_found(kind, target)
     if code == errors.ServerBusy.code:
         return errors.ServerBusy(f"The server is held by job {fact}, which has not ended yet.", job_id=fact)
+    if code == errors.JobNotCancellable.code:
+        return errors.JobNotCancellable(f"The job is {fact}; only a queued create, restore or undo can be cancelled.")
     details: dict[type[errors.Refused], str] = {
         errors.NodeUnavailable: "The hypervisor node of the server does not answer; nothing was queued.",
         errors.ServerNotReady: "The server is suspended or gone; it can be neither snapshotted nor restored.",
         errors.SnapshotLimitReached: f"The server has its {SNAPSHOTS_PER_SERVER} snapshots; delete one first.",
+        errors.SnapshotProtected: f"Snapshot {target} is protected; lift that first.",
+        errors.IdempotencyKeyReused: "This Idempotency-Key came with another request within the last 24 hours.",
         errors.NameTaken: f"Snapshot {fact} of the server has this name.",
         errors.UndoUnavailable: "What the job has overwritten is not kept any more, or a later restore came over it.",
         errors.SnapshotNotReady: f"Snapshot {target} is {fact}; only a completed one can be restored.",

@@ -1,8 +1,8 @@
 -- Decide on a create, restore, delete or undo and write all of it, or refuse and write nothing. A dry run is decided in the
 -- same way; its job holds no server and makes no snapshot.
--- ARGV[1]: JSON {kind, dry_run, account, id, name, description, request_id, job_id, limit, silent_ms, queue{...}}
--- id: the server's for a create, the restore's job for an undo, else the snapshot's. Answers {'refused', code, ...} or
--- {'admitted', job's id, job, snapshot, server}, the records as {field, value, ...}.
+-- ARGV[1]: JSON {kind, dry_run, account, id, name, description, request_id, job_id, limit, silent_ms, queue{...},
+-- idempotency{key, fingerprint, kept_ms}}. id: the server's for a create, the restore's job for an undo, else the
+-- snapshot's. Answers {'refused', code, ...} or {'admitted', job, snapshot (nil for a dry run)}, as they are shown.
 local ask = cjson.decode(ARGV[1])
 
 local function refuse_server(server)
@@ -18,8 +18,7 @@ local function admit(server_id, server, snapshot_id, snapshot, undoes)
     snapshot = snapshot_id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
     snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id,
   }, ask.queue)
-  return {'admitted', ask.job_id, redis.call('HGETALL', 'job:' .. ask.job_id),
-    redis.call('HGETALL', 'snapshot:' .. snapshot_id), redis.call('HGETALL', 'server:' .. server_id)}
+  return {'admitted', show_job(ask.job_id), snapshot_id ~= '0' and show_snapshot(snapshot_id) or nil}
 end
 
 local function create()
@@ -58,6 +57,7 @@ local function restore(snapshot, server)
 end
 
 local function delete(snapshot, server)
+  if snapshot.protected == '1' then return {'refused', 'snapshot_protected'} end
   if not server or server.missing then -- its disks went with it: nothing is left to free
     forget_snapshot(ask.id, snapshot)
     return {'admitted'}
@@ -85,12 +85,16 @@ local function undo()
   }, ask.id)
 end
 
-if ask.kind == 'create' then return create() end
-if ask.kind == 'undo' then return undo() end
-local snapshot = read('snapshot:' .. ask.id)
-if not snapshot or snapshot.account ~= ask.account or snapshot.status == 'deleting' then
-  return {'refused', 'snapshot_not_found'}
+local function decide()
+  if ask.kind == 'create' then return create() end
+  if ask.kind == 'undo' then return undo() end
+  local snapshot = read('snapshot:' .. ask.id)
+  if not snapshot or snapshot.account ~= ask.account or snapshot.status == 'deleting' then
+    return {'refused', 'snapshot_not_found'}
+  end
+  local server = read('server:' .. snapshot.server)
+  if ask.kind == 'restore' then return restore(snapshot, server) end
+  return delete(snapshot, server)
 end
-local server = read('server:' .. snapshot.server)
-if ask.kind == 'restore' then return restore(snapshot, server) end
-return delete(snapshot, server)
+
+return replay(ask) or remember(ask, decide())

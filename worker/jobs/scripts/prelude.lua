@@ -1,4 +1,5 @@
--- Put in front of every script: the clock, the records, and the only functions that change a job's state.
+-- Put in front of every script: the clock, the records and how a customer is shown them, and the only functions that
+-- change a job's state.
 -- MAY_FOLLOW is prepended from worker/jobs/model.py, so that the table of states exists once.
 
 local function now_ms()
@@ -38,13 +39,33 @@ local function tell(job_id, job)
     'snapshot', job.snapshot, 'job', job_id, 'kind', job.kind, 'state', job.state, 'step', job.step or '')
 end
 
+-- The lists that a job is in: its account's, and its account's of its server; each again by state.
+local function job_lists(job)
+  local all = 'account:' .. job.account .. ':jobs'
+  return {all, all .. ':server:' .. job.server}
+end
+
+local JOBS_LISTED_MS = 31 * 86400 * 1000 -- a little longer than the record of a job that ended is kept
+
+local function list_job(job_id, job)
+  for _, list in ipairs(job_lists(job)) do
+    for _, key in ipairs({list, list .. ':' .. job.state}) do
+      redis.call('ZADD', key, job.queued_ms, job_id)
+      redis.call('ZREMRANGEBYSCORE', key, '-inf', now_ms() - JOBS_LISTED_MS)
+      redis.call('PEXPIRE', key, JOBS_LISTED_MS)
+    end
+  end
+end
+
 -- Change a job's state; an error, which writes nothing, where the table forbids it.
 local function become(job_id, job, state)
   if not MAY_FOLLOW[job.state][state] then
     return error('job ' .. job_id .. ': ' .. state .. ' may not follow ' .. job.state)
   end
+  for _, list in ipairs(job_lists(job)) do redis.call('ZREM', list .. ':' .. job.state, job_id) end
   job.state = state
   redis.call('HSET', 'job:' .. job_id, 'state', state)
+  list_job(job_id, job)
 end
 
 -- Write the job's record, hold its server (unless it only looks), hand it to the node's queue and wake the node.
@@ -52,6 +73,7 @@ local function enqueue(job_id, job, queue)
   local now = now_ms()
   job.v, job.state, job.queued_ms, job.attempts = '1', 'queued', tostring(now), '0'
   write('job:' .. job_id, job)
+  list_job(job_id, job)
   if job.kind ~= 'check_create' and job.kind ~= 'check_restore' then
     redis.call('HSET', 'server:' .. job.server, 'job', job_id)
   end
@@ -71,8 +93,8 @@ end
 local function add_snapshot(id, snapshot)
   snapshot.v = '1'
   write('snapshot:' .. id, snapshot)
-  redis.call('ZADD', 'account:' .. snapshot.account .. ':snapshots', id, id)
-  redis.call('ZADD', 'server:' .. snapshot.server .. ':snapshots', id, id)
+  redis.call('ZADD', 'account:' .. snapshot.account .. ':snapshots', snapshot.created_ms, id)
+  redis.call('ZADD', 'server:' .. snapshot.server .. ':snapshots', snapshot.created_ms, id)
   redis.call('SADD', 'server:' .. snapshot.server .. ':counted', id)
   redis.call('HSETNX', 'server:' .. snapshot.server .. ':names', snapshot.name, id)
 end
@@ -135,4 +157,43 @@ local function conclude(job_id, job, result)
     redis.call('LTRIM', durations, 0, 19)
   end
   tell(job_id, job)
+end
+
+-- What a customer is shown of a server: {field, value, ...}, kind of the job that holds it or ''.
+local function show_server(server_id)
+  local holder = redis.call('HGET', 'server:' .. server_id, 'job')
+  return redis.call('HGETALL', 'server:' .. server_id), holder and redis.call('HGET', 'job:' .. holder, 'kind') or ''
+end
+
+-- What a customer is shown of a job: {id, {field, value, ...}, {durations in ms of the node's latest jobs of its kind},
+-- {its server's field, value, ...}, kind of the job that holds the server or ''}.
+local function show_job(job_id)
+  local job = read('job:' .. job_id)
+  local server, holding = show_server(job.server)
+  return {job_id, redis.call('HGETALL', 'job:' .. job_id),
+    redis.call('LRANGE', 'node:' .. job.node .. ':milliseconds:' .. job.kind, 0, -1), server, holding}
+end
+
+-- {id, {field, value, ...}, name of its server}.
+local function show_snapshot(id)
+  local server = redis.call('HGET', 'snapshot:' .. id, 'server')
+  return {id, redis.call('HGETALL', 'snapshot:' .. id), redis.call('HGET', 'server:' .. server, 'name') or ''}
+end
+
+-- The answer that the request was given before, if it has a key and it is not its first time; else nil.
+local function replay(ask)
+  local seen = ask.idempotency and redis.call('GET', 'idempotency:' .. ask.account .. ':' .. ask.idempotency.key)
+  if not seen then return nil end
+  seen = cjson.decode(seen)
+  if seen.fingerprint ~= ask.idempotency.fingerprint then return {'refused', 'idempotency_key_reused'} end
+  return seen.answer
+end
+
+-- Keep what was answered under the request's key. A refusal has changed nothing: asked again it is decided anew.
+local function remember(ask, answer)
+  if ask.idempotency and answer[1] == 'admitted' then
+    local seen = cjson.encode({fingerprint = ask.idempotency.fingerprint, answer = answer})
+    redis.call('SET', 'idempotency:' .. ask.account .. ':' .. ask.idempotency.key, seen, 'PX', ask.idempotency.kept_ms)
+  end
+  return answer
 end

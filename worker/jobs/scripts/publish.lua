@@ -34,6 +34,7 @@ for _, begun in ipairs(has.jobs) do
       request_id = begun.request_id, undoes = begun.undoes, queued_ms = now, started_ms = now, attempts = '1',
     }
     write('job:' .. begun.id, job)
+    list_job(begun.id, job)
     if not server.job then redis.call('HSET', key, 'job', begun.id) end
     tell(begun.id, job)
   end

@@ -10,7 +10,7 @@ local function move_account(server_id, from, to)
   for _, id in ipairs(redis.call('ZRANGE', 'server:' .. server_id .. ':snapshots', 0, -1)) do
     redis.call('HSET', 'snapshot:' .. id, 'account', to)
     redis.call('ZREM', 'account:' .. from .. ':snapshots', id)
-    redis.call('ZADD', 'account:' .. to .. ':snapshots', id, id)
+    redis.call('ZADD', 'account:' .. to .. ':snapshots', redis.call('HGET', 'snapshot:' .. id, 'created_ms'), id)
   end
 end
 

@@ -1,0 +1,35 @@
+"""How a job ended, as the scripts take it."""
+
+from dataclasses import dataclass
+
+from worker.jobs.model import Failure, JobState, SnapshotStatus
+
+JOB_KEPT_SECONDS = 30 * 86_400  # how long the record of a job that ended can be read
+DELETE_RETRY_SECONDS = 60.0  # until the node looks again at a delete that has not freed its space
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a job ended. `snapshot_status` says what became of the snapshot that a create made."""
+
+    state: JobState
+    failure: Failure | None = None
+    downtime_seconds: float | None = None
+    size_mb: int | None = None
+    snapshot_status: SnapshotStatus | None = None
+    undoable_seconds: float | None = None  # of a restore: how long what it overwrote is kept
+
+    def for_script(self) -> dict[str, str | int]:
+        failure = self.failure
+        return {
+            "state": self.state,
+            "failure_code": failure.code if failure else "",
+            "failure_detail": failure.detail if failure else "",
+            "stranded": "1" if failure and failure.stranded else "0",
+            "downtime_seconds": "" if self.downtime_seconds is None else f"{self.downtime_seconds:.3f}",
+            "size_mb": "" if self.size_mb is None else str(self.size_mb),
+            "undoable_ms": "" if self.undoable_seconds is None else str(round(self.undoable_seconds * 1000)),
+            "snapshot_status": self.snapshot_status or SnapshotStatus.FAILED,
+            "kept_ms": JOB_KEPT_SECONDS * 1000,
+            "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
+        }
