@@ -11,15 +11,16 @@ from api.handlers import Handlers
 from api.middleware import around
 from api.operations import OPERATIONS, PROBES, Operation, Probing
 from api.requests import BODY_MAX_BYTES
+from worker.jobs.schedules import Schedules
 from worker.jobs.store import Store
 from worker.jobs.tokens import Tokens
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def build(*, store: Store, tokens: Tokens, body_seconds: float = 10.0) -> web.Application:
+def build(*, store: Store, schedules: Schedules, tokens: Tokens, body_seconds: float = 10.0) -> web.Application:
     """The application. It opens nothing and closes nothing: store and tokens are their owner's."""
-    handlers, callers = Handlers(store, body_seconds=body_seconds), Callers(tokens)
+    handlers, callers = Handlers(store, schedules, body_seconds=body_seconds), Callers(tokens)
 
     def called(operation: Operation) -> Handler:
         async def handler(request: web.Request) -> web.StreamResponse:

@@ -1,7 +1,7 @@
 """What callers get: the contract's bodies, key for key. The API's own document is made from these models."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 from aiohttp import web
@@ -10,6 +10,7 @@ from yarl import URL
 
 from api.requests import PageQuery
 from worker.jobs import model
+from worker.jobs import schedules as schedules_
 from worker.jobs.model import JobKind, JobState, ServerState, SnapshotStatus, Step
 from worker.jobs.store import Admitted, Page
 
@@ -73,6 +74,8 @@ class SnapshotDetails(Snapshot):
 
     labels: dict[str, str]
     protected: Annotated[bool, Field(description="its delete is refused")]
+    expires_at: Annotated[Moment | None, Field(description="deleted then, unless it is protected")]
+    schedule_id: Annotated[str | None, Field(description="the schedule that made it")]
 
 
 class SnapshotCreated(Snapshot):
@@ -174,6 +177,36 @@ class JobList(Open):
     results: tuple[Job, ...]
 
 
+class ScheduleRun(Open):
+    """What became of a schedule's last run."""
+
+    at: Moment
+    job_id: Annotated[str | None, Field(description="null: it was refused")]
+    error: Annotated[str | None, Field(description="the code of the refusal")]
+
+
+class Schedule(Open):
+    """When a server is snapshotted without anyone asking for it each time."""
+
+    id: str
+    server: ServerName
+    name: Annotated[str, Field(description="of its snapshots, which have the moment behind it")]
+    when: Annotated[str, Field(description="`hourly`, `daily`, `weekly`, or a cron expression in UTC")]
+    keep: Annotated[int, Field(description="of its completed snapshots the newest stay")]
+    expire_after_hours: int | None
+    enabled: bool
+    created_at: Moment
+    next_run_at: Annotated[Moment | None, Field(description="null: it is not enabled")]
+    last_run: ScheduleRun | None
+
+
+class ScheduleList(Open):
+    """One page of the list, newest first."""
+
+    count: Annotated[int, Field(description="the total over all pages")]
+    results: tuple[Schedule, ...]
+
+
 class Health(Open):
     """A probe's answer."""
 
@@ -199,7 +232,13 @@ def snapshot(record: model.Snapshot) -> Snapshot:
 
 
 def details(record: model.Snapshot) -> SnapshotDetails:
-    return SnapshotDetails(**dict(snapshot(record)), labels=dict(record.labels), protected=record.protected)
+    return SnapshotDetails(
+        **dict(snapshot(record)),
+        labels=dict(record.labels),
+        protected=record.protected,
+        expires_at=record.expires_at,
+        schedule_id=record.schedule_id,
+    )
 
 
 def snapshots(page: Page[model.Snapshot]) -> SnapshotList:
@@ -257,6 +296,26 @@ def job(record: model.Job) -> Job:
         downtime_seconds=record.downtime_seconds,
         error=JobError(code=failure.code, detail=failure.detail, stranded=failure.stranded) if failure else None,
     )
+
+
+def schedule(record: schedules_.Schedule) -> Schedule:
+    plan, ran_at = record.plan, record.last_run_at
+    return Schedule(
+        id=record.id,
+        server=ServerName(id=record.server_id, name=record.server_name),
+        name=plan.name,
+        when=plan.when,
+        keep=plan.keep,
+        expire_after_hours=plan.expire_after // timedelta(hours=1) if plan.expire_after else None,
+        enabled=plan.enabled,
+        created_at=record.created_at,
+        next_run_at=record.next_run_at,
+        last_run=ScheduleRun(at=ran_at, job_id=record.last_job_id, error=record.last_error) if ran_at else None,
+    )
+
+
+def schedules(page: Page[schedules_.Schedule]) -> ScheduleList:
+    return ScheduleList(count=page.count, results=tuple(schedule(record) for record in page.results))
 
 
 def places(admitted: Admitted) -> dict[str, str]:

@@ -4,11 +4,12 @@ from datetime import UTC, datetime
 
 from api import bodies
 from api.problems import FieldError, Problem, invalid
-from api.requests import CreateBody, EditBody
+from api.requests import CreateBody, EditBody, ScheduleBody, ScheduleEditBody
 from worker.jobs import errors
 from worker.jobs.model import SNAPSHOTS_PER_SERVER, JobKind, JobState, ServerId, ServerState, SnapshotStatus
 
 JOB_ID = "0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b"
+SCHEDULE_ID = "5c1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e"
 REQUEST_ID = "4f6c1d2e8b9a4c3d9e7f0a1b2c3d4e5f"
 
 _SERVER = bodies.ServerName(id=12345, name="web-server-01")
@@ -26,7 +27,9 @@ SNAPSHOT = bodies.Snapshot(
     created_at=datetime(2025, 1, 15, 18, 30, tzinfo=UTC),
     description="Before major migration",
 )
-DETAILS = bodies.SnapshotDetails(**dict(SNAPSHOT), labels={"env": "production"}, protected=True)
+DETAILS = bodies.SnapshotDetails(
+    **dict(SNAPSHOT), labels={"env": "production"}, protected=True, expires_at=None, schedule_id=None
+)
 EDIT = EditBody(labels={"env": "production"}, protected=True)
 _WEEKLY = bodies.Snapshot(
     id=798,
@@ -54,6 +57,21 @@ RESTORING = bodies.RestoreStarted(
     snapshot=bodies.RestoredSnapshot(id=SNAPSHOT.id, name=SNAPSHOT.name, created_at=SNAPSHOT.created_at),
     server=bodies.RestoredServer(id=_SERVER.id, name=_SERVER.name, status=ServerState.RESTORING),
 )
+NIGHTLY = ScheduleBody(server_id=ServerId(12345), name="nightly", when="0 3 * * *", keep=3)
+LESS = ScheduleEditBody(keep=2)
+SCHEDULE = bodies.Schedule(
+    id=SCHEDULE_ID,
+    server=_SERVER,
+    name=NIGHTLY.name,
+    when=NIGHTLY.when,
+    keep=NIGHTLY.keep,
+    expire_after_hours=None,
+    enabled=True,
+    created_at=_ASKED,
+    next_run_at=datetime(2025, 1, 18, 3, tzinfo=UTC),
+    last_run=bodies.ScheduleRun(at=datetime(2025, 1, 17, 3, tzinfo=UTC), job_id=JOB_ID, error=None),
+)
+SCHEDULES = bodies.ScheduleList(count=1, results=(SCHEDULE,))
 HEALTH = bodies.Health(status="ok")
 
 
@@ -108,6 +126,8 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.ServerNotFound("There is no server 12345."),
     errors.SnapshotNotFound("There is no snapshot 801."),
     errors.JobNotFound(f"There is no job {JOB_ID}."),
+    errors.ScheduleNotFound(f"There is no schedule {SCHEDULE_ID}."),
+    errors.ScheduleLimitReached("The server has its 5 schedules; delete one first."),
     errors.ServerBusy(f"The server is held by job {JOB_ID}, which has not ended yet.", job_id=JOB_ID),
     errors.SnapshotLimitReached(f"The server has its {SNAPSHOTS_PER_SERVER} snapshots; delete one first."),
     errors.NameTaken("Snapshot 801 of the server has this name."),

@@ -6,8 +6,18 @@ from aiohttp import web
 
 from api import bodies, requests
 from api.callers import Caller
-from api.requests import CreateBody, DryRunQuery, EditBody, JobsQuery, ListQuery
+from api.requests import (
+    CreateBody,
+    DryRunQuery,
+    EditBody,
+    JobsQuery,
+    ListQuery,
+    ScheduleBody,
+    ScheduleEditBody,
+    SchedulesQuery,
+)
 from worker.jobs.model import Job, JobState
+from worker.jobs.schedules import Schedules
 from worker.jobs.store import Store
 
 CHECK_LOOKS, CHECK_LOOK_SECONDS = 100, 0.05  # a node's checks take 0.02 s for two disks; it may have to wait for a job
@@ -16,8 +26,9 @@ CHECK_LOOKS, CHECK_LOOK_SECONDS = 100, 0.05  # a node's checks take 0.02 s for t
 class Handlers:
     """The calls of the API. `body_seconds`: how long a client may take to send a body."""
 
-    def __init__(self, store: Store, *, body_seconds: float) -> None:
+    def __init__(self, store: Store, schedules: Schedules, *, body_seconds: float) -> None:
         self._store = store
+        self._schedules = schedules
         self._body_seconds = body_seconds
 
     async def list_snapshots(self, request: web.Request, caller: Caller) -> web.Response:
@@ -58,9 +69,7 @@ class Handlers:
         edited = await self._store.edit(
             account_id=caller.account_id,
             snapshot_id=requests.snapshot_id(request),
-            description=body.description,
-            labels=body.labels,
-            protected=body.protected,
+            edit=body.edit,
         )
         return bodies.answer(bodies.details(edited))
 
@@ -124,6 +133,38 @@ class Handlers:
     async def show_server(self, request: web.Request, caller: Caller) -> web.Response:
         found = await self._store.server(account_id=caller.account_id, server_id=requests.server_id(request))
         return bodies.answer(bodies.server(found))
+
+    async def list_schedules(self, request: web.Request, caller: Caller) -> web.Response:
+        query = requests.query(request, SchedulesQuery)
+        page = await self._schedules.page(
+            account_id=caller.account_id, server_id=query.server_id, offset=query.offset, limit=query.page_size
+        )
+        return bodies.answer(bodies.schedules(page), headers={"Link": bodies.link(request.rel_url, query, page.count)})
+
+    async def create_schedule(self, request: web.Request, caller: Caller) -> web.Response:
+        body = await requests.body(request, ScheduleBody, timeout_seconds=self._body_seconds)
+        made = await self._schedules.create(
+            account_id=caller.account_id,
+            server_id=body.server_id,
+            plan=body.plan,
+            idempotency=requests.idempotency(request, body),
+        )
+        return bodies.answer(bodies.schedule(made), status=201, headers={"Location": f"/api/v1/schedules/{made.id}/"})
+
+    async def show_schedule(self, request: web.Request, caller: Caller) -> web.Response:
+        schedule_id = requests.schedule_id(request)
+        found = await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)
+        return bodies.answer(bodies.schedule(found))
+
+    async def edit_schedule(self, request: web.Request, caller: Caller) -> web.Response:
+        body = await requests.body(request, ScheduleEditBody, timeout_seconds=self._body_seconds)
+        schedule_id = requests.schedule_id(request)
+        before = await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)
+        return bodies.answer(bodies.schedule(await self._schedules.change(before, body.applied(before.plan))))
+
+    async def delete_schedule(self, request: web.Request, caller: Caller) -> web.Response:
+        await self._schedules.drop(account_id=caller.account_id, schedule_id=requests.schedule_id(request))
+        return web.Response(status=204)
 
     async def _checked(self, caller: Caller, check: Job) -> web.Response:
         """200 with the check once it is over; 202 where the node is slow to look, to be followed like any job."""

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -15,7 +16,14 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from api import bodies, examples, problems
 from api.operations import OPERATIONS, PROBES, Link, Operation, Probing, Reply
 from api.problems import Problem, ProblemDocument
-from api.requests import KEY_HEADER, AccountIdInHeader, JobIdInPath, ServerIdInPath, SnapshotIdInPath
+from api.requests import (
+    KEY_HEADER,
+    AccountIdInHeader,
+    JobIdInPath,
+    ScheduleIdInPath,
+    ServerIdInPath,
+    SnapshotIdInPath,
+)
 from worker.jobs import errors
 from worker.jobs.model import SnapshotStatus
 from worker.jobs.tokens import Permission
@@ -75,6 +83,7 @@ _PARAMETERS: dict[str, Json] = {
     },
     "server_id": {"in": "path", "required": True, "schema": TypeAdapter(ServerIdInPath).json_schema()},
     "snapshot_id": {"in": "path", "required": True, "schema": TypeAdapter(SnapshotIdInPath).json_schema()},
+    "schedule_id": {"in": "path", "required": True, "schema": TypeAdapter(ScheduleIdInPath).json_schema()},
     "job_id": {"in": "path", "required": True, "schema": TypeAdapter(JobIdInPath).json_schema()},
 }
 
@@ -108,6 +117,7 @@ def document() -> Json:
             {"name": "snapshots", "description": "The snapshots of an account's servers."},
             {"name": "jobs", "description": "The work that was accepted, and how to take it back."},
             {"name": "servers", "description": "The servers themselves, as far as snapshots go."},
+            {"name": "schedules", "description": "Snapshots that are made without anyone asking each time."},
             {"name": "service", "description": "For those that run the service, and for programs. Without a token."},
         ],
         "security": [{"token": []}],
@@ -214,7 +224,7 @@ def _itself() -> Json:
 
 
 def _parameters(operation: Operation) -> list[Json]:
-    in_path = [name for name in ("snapshot_id", "job_id", "server_id") if f"{{{name}}}" in operation.path]
+    in_path = re.findall(r"{(\w+)}", operation.path)
     in_query: list[Json] = []
     if operation.query is not None:
         for name, schema in operation.query.model_json_schema(schema_generator=_Schemas)["properties"].items():

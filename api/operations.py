@@ -12,7 +12,16 @@ from pydantic import BaseModel
 from api import examples
 from api.callers import Caller
 from api.handlers import Handlers
-from api.requests import CreateBody, DryRunQuery, EditBody, JobsQuery, ListQuery
+from api.requests import (
+    CreateBody,
+    DryRunQuery,
+    EditBody,
+    JobsQuery,
+    ListQuery,
+    ScheduleBody,
+    ScheduleEditBody,
+    SchedulesQuery,
+)
 from worker.jobs import errors
 from worker.jobs.tokens import Permission
 
@@ -80,6 +89,8 @@ class Probing:
 
 SNAPSHOTS = "/api/v1/snapshots/"
 ONE_SNAPSHOT = "/api/v1/snapshots/{snapshot_id}/"
+SCHEDULES = "/api/v1/schedules/"
+ONE_SCHEDULE = "/api/v1/schedules/{schedule_id}/"
 
 JOB_OF_HEADER = {"job_id": "$response.header.X-Job-Id"}
 SNAPSHOT_OF_BODY = {"snapshot_id": "$response.body#/id"}
@@ -89,6 +100,10 @@ SHOW = Link(to="show_snapshot", text="Look at the snapshot.", parameters=SNAPSHO
 RESTORE = Link(to="restore_snapshot", text="Restore it, once completed.", parameters=SNAPSHOT_OF_BODY)
 DELETE = Link(to="delete_snapshot", text="Delete it.", parameters=SNAPSHOT_OF_BODY)
 UNDO = Link(to="undo_restore", text="Take the restore back, once completed.", parameters=JOB_OF_HEADER)
+OWN = tuple(
+    Link(to=to, text=text, parameters={"schedule_id": "$response.body#/id"})
+    for to, text in (("show_schedule", "Look at it."), ("edit_schedule", "Change it."), ("delete_schedule", "End it."))
+)
 
 OF_THE_JOB = ("Operation-Location", "X-Job-Id")
 DRY_RUN_WAITS = "Dry run: the node is busy and looks later; follow the job."
@@ -297,6 +312,70 @@ OPERATIONS: tuple[Operation, ...] = (
         permission=READ,
         replies={200: Reply(text="The server.", examples={"restoring": examples.SERVER})},
         refusals=(errors.ServerNotFound,),
+    ),
+    Operation(
+        method="GET",
+        path=SCHEDULES,
+        tag="schedules",
+        summary="List schedules",
+        text="The account's schedules, newest first, of one server or of all.",
+        handle=Handlers.list_schedules,
+        permission=READ,
+        query=SchedulesQuery,
+        replies={200: Reply(text="One page of the list.", examples={"nightly": examples.SCHEDULES}, headers=("Link",))},
+    ),
+    Operation(
+        method="POST",
+        path=SCHEDULES,
+        tag="schedules",
+        summary="Create a schedule",
+        text=(
+            "Each run makes a snapshot, as a create does. Where the server has its 5, the oldest that a schedule made"
+            " goes first; one that was made by hand never does, nor a protected one. Of its own the newest `keep` stay."
+        ),
+        handle=Handlers.create_schedule,
+        permission=WRITE,
+        body=ScheduleBody,
+        body_examples={"nightly": examples.NIGHTLY},
+        replies={
+            201: Reply(text="The schedule.", examples={"nightly": examples.SCHEDULE}, headers=("Location",), links=OWN)
+        },
+        refusals=(errors.ServerNotFound, errors.ScheduleLimitReached),
+    ),
+    Operation(
+        method="GET",
+        path=ONE_SCHEDULE,
+        tag="schedules",
+        summary="Show a schedule",
+        text="One schedule, with its next run and what became of the last.",
+        handle=Handlers.show_schedule,
+        permission=READ,
+        replies={200: Reply(text="The schedule.", examples={"nightly": examples.SCHEDULE})},
+        refusals=(errors.ScheduleNotFound,),
+    ),
+    Operation(
+        method="PATCH",
+        path=ONE_SCHEDULE,
+        tag="schedules",
+        summary="Edit a schedule",
+        text="What is left out stays.",
+        handle=Handlers.edit_schedule,
+        permission=WRITE,
+        body=ScheduleEditBody,
+        body_examples={"keep_less": examples.LESS},
+        replies={200: Reply(text="The schedule as it is now.", examples={"nightly": examples.SCHEDULE})},
+        refusals=(errors.ScheduleNotFound,),
+    ),
+    Operation(
+        method="DELETE",
+        path=ONE_SCHEDULE,
+        tag="schedules",
+        summary="Delete a schedule",
+        text="The snapshots that it made stay.",
+        handle=Handlers.delete_schedule,
+        permission=WRITE,
+        replies={204: Reply(text="The schedule is gone.")},
+        refusals=(errors.ScheduleNotFound,),
     ),
 )
 

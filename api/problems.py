@@ -13,6 +13,8 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.ServerNotFound: 404,
     errors.SnapshotNotFound: 404,
     errors.JobNotFound: 404,
+    errors.ScheduleNotFound: 404,
+    errors.ScheduleLimitReached: 400,
     errors.ServerBusy: 400,  # the contract's code on create and restore
     errors.SnapshotLimitReached: 400,
     errors.NameTaken: 400,

@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import re
-from typing import Annotated, Literal, TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal, TypeVar, cast
 
 from aiohttp import web
 from pydantic import (
@@ -18,7 +19,6 @@ from pydantic import (
     ValidationError,
 )
 from pydantic.config import JsonDict
-from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from api.problems import FieldError, Problem, invalid
@@ -26,19 +26,26 @@ from worker.jobs import errors
 from worker.jobs.model import (
     DESCRIPTION_MAX,
     NAME_MAX,
+    SNAPSHOTS_PER_SERVER,
     AccountId,
     JobId,
+    ScheduleId,
     ServerId,
     SnapshotId,
     SnapshotStatus,
 )
-from worker.jobs.store import Idempotency, SnapshotFilter
+from worker.jobs.schedules import BadCron, Plan
+from worker.jobs.schedules import check as check_when
+from worker.jobs.store import Edit, Idempotency, SnapshotFilter
 
 REQUEST_ID = web.RequestKey("request_id", str)
 
 KEY_HEADER = "Idempotency-Key"
 BODY_MAX_BYTES = 64 * 1024
 LABELS_MAX = 20
+SCHEDULE_NAME_MAX = NAME_MAX - len("-20250131-2359")
+WHEN_MAX = 100
+EXPIRE_HOURS_MAX = 87_600
 ID_MAX = 2**63 - 1
 PAGE_MAX = 10**9  # far beyond any list, and its offset is still exact in Redis's scripts
 PAGE_SIZE_MAX = 500
@@ -94,7 +101,27 @@ def _not_null(value: object) -> object:
 
 
 def _without_default(schema: JsonDict) -> None:
-    schema.pop("default")  # null: see _not_null
+    schema.pop("default")  # left out is not null
+
+
+def _without_null(schema: JsonDict) -> None:
+    _without_default(schema)
+    choices = schema.pop("anyOf")
+    schema.update(*(choice for choice in cast("list[JsonDict]", choices) if choice != {"type": "null"}))
+
+
+def _to_come(moment: datetime) -> datetime:
+    if not datetime.now(UTC) < moment < datetime.now(UTC) + timedelta(hours=EXPIRE_HOURS_MAX):
+        raise PydanticCustomError("not_to_come", "Input should be in the future, within ten years")
+    return moment
+
+
+def _runnable(when: str) -> str:
+    try:
+        check_when(when, datetime.now(UTC))
+    except BadCron as error:
+        raise PydanticCustomError("not_a_cron", "{why}", {"why": str(error)}) from error
+    return when
 
 
 def _moment(text: object) -> object:
@@ -104,8 +131,8 @@ def _moment(text: object) -> object:
     return text
 
 
-NOT_NULL = BeforeValidator(_not_null)
 LEFT_OUT = Field(json_schema_extra=_without_default)
+NOT_NULL = BeforeValidator(_not_null), Field(json_schema_extra=_without_null)
 
 # Limits before the parser, or they are not written into the schema.
 SnapshotIdInPath = Annotated[
@@ -119,10 +146,16 @@ JobIdInPath = Annotated[
 ServerIdInPath = Annotated[
     ServerId, Field(ge=1, le=ID_MAX, description="the `id` of a server", examples=[12345]), BeforeValidator(_id)
 ]
+ScheduleIdInPath = Annotated[
+    ScheduleId,
+    StringConstraints(pattern=r"^[0-9a-f]{32}$"),
+    Field(description="the `id` of a schedule", examples=["5c1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e"]),
+]
 AccountIdInHeader = Annotated[AccountId, Field(ge=1, le=ID_MAX, examples=[77]), BeforeValidator(_id)]
 
 _SNAPSHOT_ID: TypeAdapter[SnapshotId] = TypeAdapter(SnapshotIdInPath)
 _SERVER_ID: TypeAdapter[ServerId] = TypeAdapter(ServerIdInPath)
+_SCHEDULE_ID: TypeAdapter[ScheduleId] = TypeAdapter(ScheduleIdInPath)
 _JOB_ID: TypeAdapter[JobId] = TypeAdapter(JobIdInPath)
 _ACCOUNT_ID: TypeAdapter[AccountId] = TypeAdapter(AccountIdInHeader)
 
@@ -152,21 +185,118 @@ class CreateBody(BaseModel):
     description: Description = ""
 
 
+# not strict: what the check before it returns is no JSON any more, but a text
+Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_moment)]
+
+
 class EditBody(BaseModel):
     """What is to change; what is left out stays."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    description: Annotated[Description | SkipJsonSchema[None], NOT_NULL, LEFT_OUT] = None
+    description: Annotated[Description | None, *NOT_NULL] = None
     labels: Annotated[
-        Annotated[dict[LabelKey, LabelValue], Field(max_length=LABELS_MAX)] | SkipJsonSchema[None],
-        NOT_NULL,
-        LEFT_OUT,
+        Annotated[
+            dict[LabelKey, LabelValue],
+            Field(max_length=LABELS_MAX, json_schema_extra={"additionalProperties": False}),
+        ]
+        | None,
+        *NOT_NULL,
         Field(description=f"all of them, at most {LABELS_MAX}; those before are replaced"),
     ] = None
-    protected: Annotated[bool | SkipJsonSchema[None], NOT_NULL, LEFT_OUT, Field(description="refuse to delete it")] = (
-        None
-    )
+    expires_at: Annotated[
+        Annotated[Moment, AfterValidator(_to_come)] | None,
+        LEFT_OUT,
+        Field(description="deleted then, unless it is protected; null: never"),
+    ] = None
+    protected: Annotated[bool | None, *NOT_NULL, Field(description="refuse to delete it")] = None
+
+    @property
+    def edit(self) -> Edit:
+        never = "expires_at" in self.model_fields_set and self.expires_at is None
+        return Edit(
+            description=self.description,
+            labels=self.labels,
+            protected=self.protected,
+            expires_at="never" if never else self.expires_at,
+        )
+
+
+ScheduleName = Annotated[
+    str,
+    StringConstraints(pattern=rf"^[A-Za-z0-9_-]{{1,{SCHEDULE_NAME_MAX}}}$"),
+    Field(description="of its snapshots, which have the moment behind it"),
+]
+When = Annotated[
+    str,
+    StringConstraints(max_length=WHEN_MAX),
+    AfterValidator(_runnable),
+    Field(
+        description=(
+            "`hourly`, `daily` or `weekly`, at a moment of the server's own; or a cron expression of five fields, in"
+            " UTC, with an hour between two runs at least"
+        ),
+        examples=["daily", "0 3 * * MON-FRI"],
+    ),
+]
+Keep = Annotated[
+    int,
+    Field(ge=1, le=SNAPSHOTS_PER_SERVER, description="of its completed snapshots the newest stay"),
+    BeforeValidator(_whole),
+]
+ExpireAfterHours = Annotated[
+    int, Field(ge=1, le=EXPIRE_HOURS_MAX, description="each of its snapshots is deleted then"), BeforeValidator(_whole)
+]
+
+
+class ScheduleBody(BaseModel):
+    """When a server is to be snapshotted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    server_id: Annotated[ServerId, Field(ge=1, le=ID_MAX), BeforeValidator(_whole)]
+    name: ScheduleName
+    when: When
+    keep: Keep = 3
+    expire_after_hours: ExpireAfterHours | None = None
+    enabled: bool = True
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(
+            name=self.name,
+            when=self.when,
+            keep=self.keep,
+            expire_after=_hours(self.expire_after_hours),
+            enabled=self.enabled,
+        )
+
+
+class ScheduleEditBody(BaseModel):
+    """What is to change of a schedule; what is left out stays."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: Annotated[ScheduleName | None, *NOT_NULL] = None
+    when: Annotated[When | None, *NOT_NULL] = None
+    keep: Annotated[Keep | None, *NOT_NULL] = None
+    expire_after_hours: Annotated[ExpireAfterHours | None, LEFT_OUT, Field(description="null: never")] = None
+    enabled: Annotated[bool | None, *NOT_NULL] = None
+
+    def applied(self, plan: Plan) -> Plan:
+        """The plan as it is with the changes."""
+        expires = "expire_after_hours" in self.model_fields_set
+        return Plan(
+            name=self.name or plan.name,
+            when=self.when or plan.when,
+            keep=self.keep or plan.keep,
+            expire_after=_hours(self.expire_after_hours) if expires else plan.expire_after,
+            enabled=plan.enabled if self.enabled is None else self.enabled,
+        )
+
+
+def _hours(hours: int | None) -> timedelta | None:
+    return None if hours is None else timedelta(hours=hours)
 
 
 class PageQuery(BaseModel):
@@ -187,7 +317,6 @@ class PageQuery(BaseModel):
 OfServer = (
     Annotated[ServerId, Field(ge=1, le=ID_MAX, description="of this server only"), BeforeValidator(_digits)] | None
 )
-Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
 
 
 class ListQuery(PageQuery):
@@ -220,6 +349,12 @@ class JobsQuery(PageQuery):
 
     server_id: OfServer = None
     state: Literal["queued", "in_progress", "completed", "failed"] | None = None
+
+
+class SchedulesQuery(PageQuery):
+    """The query of the list of schedules."""
+
+    server_id: OfServer = None
 
 
 class DryRunQuery(BaseModel):
@@ -291,6 +426,14 @@ def server_id(request: web.Request) -> ServerId:
         return _SERVER_ID.validate_python(request.match_info["server_id"])
     except ValidationError:
         raise errors.ServerNotFound("There is no such server.") from None
+
+
+def schedule_id(request: web.Request) -> ScheduleId:
+    """Raises ScheduleNotFound for what is no id."""
+    try:
+        return _SCHEDULE_ID.validate_python(request.match_info["schedule_id"])
+    except ValidationError:
+        raise errors.ScheduleNotFound("There is no such schedule.") from None
 
 
 def job_id(request: web.Request) -> JobId:

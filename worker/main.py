@@ -28,6 +28,7 @@ from worker.node_worker import FALLBACK_SECONDS, NodeWorker
 from worker.publisher import Publisher
 from worker.reconcile import Reconciler
 from worker.runner import LAST_WORDS_SECONDS, Runner
+from worker.scheduler import Scheduler
 from worker.settings import Driver, WorkerSettings
 
 CANCEL_AGAIN_SECONDS = 1.0
@@ -196,6 +197,7 @@ async def _live(
         await asyncio.gather(
             *(lease.keep(), queue.work()),
             *(inventory.keep_reporting(), housekeeping.keep_house(), reconciler.keep_reconciling()),
+            Scheduler(store=store).keep_running(),
         )
 
     parts = [asyncio.create_task(part) for part in (publisher.tell_steps(), with_lease(), _prove_alive())]

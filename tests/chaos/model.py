@@ -159,19 +159,23 @@ def _query(journal: Path, statement: str, *values: int) -> list[tuple[Any, ...]]
 
 
 def _checked(disk: Path) -> tuple[int, int]:
-    """The exit code of `qemu-img check` and the leaked clusters that it found, once nobody is on the disk: the worker
-    may be giving up a spare tag."""
-    deadline = time.monotonic() + LOCKED_SECONDS
-    command = ["qemu-img", "check", "--output=json", "-f", "qcow2", str(disk)]
-    while True:
-        done = subprocess.run(command, check=False, capture_output=True)
-        if b"lock" not in done.stderr or time.monotonic() > deadline:
-            return done.returncode, json.loads(done.stdout or "{}").get("leaks", 0)
-        time.sleep(LOOK_AGAIN_SECONDS)
+    """The exit code of `qemu-img check`, and the leaked clusters that it found."""
+    done = _unlocked("qemu-img", "check", "--output=json", "-f", "qcow2", str(disk))
+    return done.returncode, json.loads(done.stdout or "{}").get("leaks", 0)
 
 
 def _qemu_io(disk: Path, command: str) -> None:
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, str(disk)], check=True, capture_output=True)
+    _unlocked("qemu-io", "-f", "qcow2", "-c", command, str(disk)).check_returncode()
+
+
+def _unlocked(*command: str) -> "subprocess.CompletedProcess[bytes]":
+    """What the command says once nobody else is on its disk: the worker may be giving up a spare tag."""
+    deadline = time.monotonic() + LOCKED_SECONDS
+    while True:
+        done = subprocess.run(command, check=False, capture_output=True)
+        if b"lock" not in done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(LOOK_AGAIN_SECONDS)
 
 
 def _one_byte(disk: Path, *options: str) -> int | None:

@@ -58,7 +58,8 @@ async def test_a_create_says_where_to_follow_it(api: FrontEnd) -> None:
 
     assert answer.headers["Location"] == one(answer.body["id"])
     followed = await api.call("GET", answer.headers["Location"])
-    assert followed.body == {**{key: answer.body[key] for key in SNAPSHOT_KEYS}, "labels": {}, "protected": False}
+    ours = {"labels": {}, "protected": False, "expires_at": None, "schedule_id": None}
+    assert followed.body == {key: answer.body[key] for key in SNAPSHOT_KEYS} | ours
     job = (await api.call("GET", answer.headers["Operation-Location"])).body
     assert (job["id"], job["kind"], job["state"]) == (job_id(answer), "create", "queued")
 
@@ -66,7 +67,7 @@ async def test_a_create_says_where_to_follow_it(api: FrontEnd) -> None:
 async def test_a_completed_snapshot_has_its_size(api: FrontEnd) -> None:
     snapshot = (await api.call("GET", one(await api.have_snapshot()))).body
 
-    assert list(snapshot) == [*SNAPSHOT_KEYS, "labels", "protected"]
+    assert list(snapshot) == [*SNAPSHOT_KEYS, "labels", "protected", "expires_at", "schedule_id"]
     assert (snapshot["status"], snapshot["size_mb"]) == ("completed", 5120)
 
 

@@ -42,6 +42,8 @@ BEFORE_MIGRATION = Snapshot(
     created_at=datetime(2025, 1, 15, 18, 30, 0, 999_000, UTC),
     labels={},
     protected=False,
+    expires_at=None,
+    schedule_id=None,
 )
 WEEKLY = replace(
     BEFORE_MIGRATION,

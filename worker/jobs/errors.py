@@ -21,6 +21,14 @@ class SnapshotNotFound(Refused):
     code = "snapshot_not_found"
 
 
+class ScheduleNotFound(Refused):
+    code = "schedule_not_found"
+
+
+class ScheduleLimitReached(Refused):
+    code = "schedule_limit_reached"
+
+
 class JobNotFound(Refused):
     code = "job_not_found"
 
@@ -59,6 +67,9 @@ class JobNotCancellable(Refused):
     """The job's node has begun it, or it is a delete's own work."""
 
     code = "job_not_cancellable"
+
+
+KEY_REUSED = "This Idempotency-Key came with another request within the last 24 hours."
 
 
 class IdempotencyKeyReused(Refused):

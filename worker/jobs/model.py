@@ -10,6 +10,7 @@ AccountId = NewType("AccountId", int)
 ServerId = NewType("ServerId", int)
 SnapshotId = NewType("SnapshotId", int)
 JobId = NewType("JobId", str)
+ScheduleId = NewType("ScheduleId", str)
 
 SNAPSHOTS_PER_SERVER = 5  # the public contract's limit
 NAME_MAX = 64  # characters of a snapshot's name
@@ -131,6 +132,8 @@ class Snapshot:
     created_at: datetime
     labels: Mapping[str, str]
     protected: bool  # its delete is refused
+    expires_at: datetime | None  # deleted then, unless it is protected
+    schedule_id: ScheduleId | None  # of the schedule that made it
 
 
 @dataclass(frozen=True, kw_only=True)

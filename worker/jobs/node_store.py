@@ -15,10 +15,12 @@ from arq.connections import ArqRedis
 
 from worker.jobs import records, scripts
 from worker.jobs.model import (
+    SNAPSHOTS_PER_SERVER,
     AccountId,
     Job,
     JobId,
     JobKind,
+    ScheduleId,
     ServerId,
     SnapshotId,
     SnapshotStatus,
@@ -28,11 +30,13 @@ from worker.jobs.outcome import DELETE_RETRY_SECONDS, Outcome
 from worker.jobs.store import NODE_SILENT_SECONDS, queue_parameters, redis_answers
 
 FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
+# A run that was refused for what passes (the server is busy, its node away) is tried again until the next is near.
+SCHEDULE_RETRY_SECONDS = 300.0
 BATCH = 100  # records that one sweep of housekeeping touches: a bound on how long a script holds Redis
 
 SCRIPTS = (
     *("begin", "progress", "finish", "lease", "report", "publish", "known", "lose", "findings", "republish"),
-    *("retry_deletes", "fail_waiting", "forget_failed"),
+    *("retry_deletes", "fail_waiting", "forget_failed", "expire", "due_schedules", "admit"),
 )
 
 
@@ -42,6 +46,14 @@ class LeaseLost(Exception):
 
 class BeginRefused(Exception):
     """The job must not run: it is over, unknown, or another node's. Nothing was changed."""
+
+
+class RunRefused(Exception):
+    """A schedule's run made no snapshot; the code says why, `schedule_not_due` that another worker was first."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +126,15 @@ class BegunJob:
             "request_id": self.request_id,
             "undoes": self.undoes or "",
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DueSchedule:
+    id: ScheduleId
+    due_ms: int
+    name: str
+    when: str
+    server_id: ServerId
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +255,51 @@ class NodeStore:
         """Forget failed snapshots that were listed for their 7 days; how many."""
         forgotten: int = await self._call("forget_failed", FAILED_SNAPSHOT_KEPT_SECONDS * 1000, BATCH)
         return forgotten
+
+    async def expire(self) -> int:
+        """Retire the snapshots, of any node, whose time is over; how many."""
+        retired: int = await self._call("expire", BATCH, round(DELETE_RETRY_SECONDS * 1000))
+        return retired
+
+    async def due_schedules(self) -> tuple[datetime, tuple[DueSchedule, ...]]:
+        """The store's moment, and schedules that are due by it, of any node's servers."""
+        now_ms, *rows = await self._call("due_schedules", BATCH)
+        due = tuple(
+            DueSchedule(
+                id=ScheduleId(schedule_id.decode()),
+                due_ms=int(due_ms),
+                name=name.decode(),
+                when=when.decode(),
+                server_id=ServerId(int(server_id)),
+            )
+            for schedule_id, due_ms, name, when, server_id in rows
+        )
+        return records.moment(now_ms), due
+
+    async def run_schedule(self, schedule: DueSchedule, *, name: str, next_run_at: datetime) -> JobId:
+        """Make the snapshot that is due, and write down the next run; its job. Raises RunRefused."""
+        job_id = JobId(uuid4().hex)
+        run = {
+            "id": schedule.id,
+            "due_ms": schedule.due_ms,
+            "next_ms": int(records.milliseconds(next_run_at)),
+            "retry_ms": round(SCHEDULE_RETRY_SECONDS * 1000),
+        }
+        ask = {
+            "kind": JobKind.CREATE,
+            "schedule": run,
+            "name": name,
+            "description": "",
+            "request_id": "",
+            "job_id": job_id,
+            "limit": SNAPSHOTS_PER_SERVER,
+            "silent_ms": self._silent_ms,
+            "queue": queue_parameters(),
+        }
+        verdict, answer, *_ = await self._call("admit", json.dumps(ask))
+        if verdict == b"refused":
+            raise RunRefused(answer.decode())
+        return job_id
 
     @property
     def _silent_ms(self) -> int:

@@ -12,6 +12,7 @@ from worker.jobs.model import (
     JobId,
     JobKind,
     JobState,
+    ScheduleId,
     Server,
     ServerId,
     ServerState,
@@ -62,6 +63,8 @@ def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapsho
         created_at=moment(record["created_ms"]),
         labels=json.loads(record.get("labels", "{}")),
         protected=record.get("protected") == "1",
+        expires_at=moment(record["expires_ms"]) if record.get("expires_ms") else None,
+        schedule_id=ScheduleId(record["schedule"]) if record.get("schedule") else None,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from uuid import uuid4
 
 from arq.connections import ArqRedis
@@ -81,6 +81,26 @@ class SnapshotFilter:
 
 
 EVERY = SnapshotFilter()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """What is to change of a snapshot; None leaves it as it is."""
+
+    description: str | None = None
+    labels: Mapping[str, str] | None = None
+    protected: bool | None = None
+    expires_at: datetime | Literal["never"] | None = None
+
+    def for_script(self) -> dict[str, str]:
+        expires = self.expires_at
+        fields = {
+            "description": self.description,
+            "labels": None if self.labels is None else json.dumps(dict(self.labels)),
+            "protected": None if self.protected is None else "1" if self.protected else "",
+            "expires_ms": records.milliseconds(expires) if isinstance(expires, datetime) else expires and "",
+        }
+        return {field: text for field, text in fields.items() if text is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +223,7 @@ class Store:
             "id": job_id,
             "queue": queue.QUEUE_PREFIX,
             "result": cancelled.for_script(),
-            "idempotency": _for_script(idempotency),
+            "idempotency": for_script(idempotency),
         }
         with redis_answers():
             verdict, *answer = await self._cancel(args=[json.dumps(ask)])
@@ -211,24 +231,9 @@ class Store:
             raise _refusal(JobKind.UNDO, job_id, *[item.decode() for item in answer])
         return _job(answer[0])
 
-    async def edit(
-        self,
-        *,
-        account_id: AccountId,
-        snapshot_id: SnapshotId,
-        description: str | None,
-        labels: Mapping[str, str] | None,
-        protected: bool | None,
-    ) -> Snapshot:
-        """Change what the customer says about a snapshot; None leaves it as it is. Raises SnapshotNotFound or
-        StoreUnavailable."""
-        fields = {
-            "description": description,
-            "labels": None if labels is None else json.dumps(dict(labels)),
-            "protected": None if protected is None else "1" if protected else "",
-        }
-        given = {field: text for field, text in fields.items() if text is not None}
-        ask = {"account": str(account_id), "id": str(snapshot_id), "fields": given}
+    async def edit(self, *, account_id: AccountId, snapshot_id: SnapshotId, edit: Edit) -> Snapshot:
+        """Change what the customer says about a snapshot. Raises SnapshotNotFound or StoreUnavailable."""
+        ask = {"account": str(account_id), "id": str(snapshot_id), "fields": edit.for_script()}
         with redis_answers():
             found = await self._edit(args=[json.dumps(ask)])
         if found is None:
@@ -312,7 +317,7 @@ class Store:
             "silent_ms": self._silent_ms,
             "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
             "queue": queue_parameters(),
-            "idempotency": _for_script(idempotency),
+            "idempotency": for_script(idempotency),
             **more,
         }
         with redis_answers():
@@ -322,7 +327,7 @@ class Store:
         return list(answer)
 
 
-def _for_script(idempotency: Idempotency | None) -> dict[str, str | int] | bool:
+def for_script(idempotency: Idempotency | None) -> dict[str, str | int] | bool:
     if idempotency is None:
         return False
     kept_ms = round(IDEMPOTENCY_KEPT_SECONDS * 1000)
@@ -371,7 +376,7 @@ def _refusal(kind: JobKind, target: int | str, code: str, fact: str = "") -> err
         errors.ServerNotReady: "The server is suspended or gone; it can be neither snapshotted nor restored.",
         errors.SnapshotLimitReached: f"The server has its {SNAPSHOTS_PER_SERVER} snapshots; delete one first.",
         errors.SnapshotProtected: f"Snapshot {target} is protected; lift that first.",
-        errors.IdempotencyKeyReused: "This Idempotency-Key came with another request within the last 24 hours.",
+        errors.IdempotencyKeyReused: errors.KEY_REUSED,
         errors.NameTaken: f"Snapshot {fact} of the server has this name.",
         errors.UndoUnavailable: "What the job has overwritten is not kept any more, or a later restore came over it.",
         errors.SnapshotNotReady: f"Snapshot {target} is {fact}; only a completed one can be restored.",

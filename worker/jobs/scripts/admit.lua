@@ -1,7 +1,7 @@
 -- Decide on a create, restore, delete or undo and write all of it, or refuse and write nothing. A dry run is decided in the
--- same way; its job holds no server and makes no snapshot.
+-- same way; its job holds no server and makes no snapshot. A create by a schedule makes room where it must.
 -- ARGV[1]: JSON {kind, dry_run, account, id, name, description, request_id, job_id, limit, silent_ms, queue{...},
--- idempotency{key, fingerprint, kept_ms}}. id: the server's for a create, the restore's job for an undo, else the
+-- idempotency{key, fingerprint, kept_ms}, schedule{id, due_ms, next_ms, retry_ms}}. id: the server's for a create, the restore's job for an undo, else the
 -- snapshot's. Answers {'refused', code, ...} or {'admitted', job, snapshot (nil for a dry run)}, as they are shown.
 local ask = cjson.decode(ARGV[1])
 
@@ -29,10 +29,14 @@ local function create()
   if refused then return refused end
   -- its node is about to say which snapshots it has: until then nobody knows how many slots are taken
   if server.unpublished then return {'refused', 'node_unavailable'} end
-  local counted = 'server:' .. server_id .. ':counted'
-  if redis.call('SCARD', counted) >= tonumber(ask.limit) then return {'refused', 'snapshot_limit_reached'} end
-  local names = 'server:' .. server_id .. ':names'
-  local namesake = redis.call('HGET', names, ask.name)
+  local namesake = redis.call('HGET', 'server:' .. server_id .. ':names', ask.name)
+  local over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - tonumber(ask.limit)
+  if ask.schedule and over > 0 and not namesake then
+    local made = scheduled_snapshots(server_id)
+    retire_oldest(made, #made - over, server.node)
+    over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - tonumber(ask.limit)
+  end
+  if over > 0 then return {'refused', 'snapshot_limit_reached'} end
   if namesake then return {'refused', 'name_taken', namesake} end
 
   if ask.dry_run then
@@ -45,6 +49,7 @@ local function create()
   local snapshot = {
     server = server_id, account = server.account, node = server.node, name = ask.name,
     description = ask.description, status = 'in_progress', size_mb = '', created_ms = tostring(now_ms()),
+    schedule = ask.schedule and ask.schedule.id, expires_ms = ask.expires_ms,
   }
   add_snapshot(id, snapshot)
   return admit(server_id, server, id, snapshot)
@@ -64,11 +69,7 @@ local function delete(snapshot, server)
   end
   local refused = refuse_server(server)
   if refused then return refused end
-  hide_snapshot(ask.id, snapshot)
-  redis.call('ZREM', 'snapshots:failed', ask.id)
-  redis.call('HSET', 'snapshot:' .. ask.id, 'status', 'deleting', 'node', server.node)
-  -- until a job has freed the space, the node finds it here and tries again
-  redis.call('ZADD', 'node:' .. server.node .. ':deleting', now_ms() + tonumber(ask.retry_ms), ask.id)
+  retire_snapshot(ask.id, snapshot, server.node, now_ms() + tonumber(ask.retry_ms))
   return admit(snapshot.server, server, ask.id, snapshot)
 end
 
@@ -85,7 +86,33 @@ local function undo()
   }, ask.id)
 end
 
+-- A run of a schedule is the first to find it due; whatever becomes of it, the next is written down with it.
+local function run_schedule()
+  local id = ask.schedule.id
+  local schedule = read('schedule:' .. id)
+  if not schedule or tonumber(redis.call('ZSCORE', 'schedules:due', id)) ~= ask.schedule.due_ms then
+    return {'refused', 'schedule_not_due'}
+  end
+  local server = read('server:' .. schedule.server)
+  if server and server.account ~= schedule.account then
+    forget_schedule(id, schedule)
+    return {'refused', 'server_not_found'}
+  end
+  ask.account, ask.id = schedule.account, schedule.server
+  if schedule.expire_after_ms ~= '' then ask.expires_ms = string.format('%.0f', now_ms() + schedule.expire_after_ms) end
+  local answer = create()
+  local passes = answer[2] == 'server_busy' or answer[2] == 'node_unavailable' or answer[2] == 'server_not_ready'
+  local next_ms = ask.schedule.next_ms
+  local again_ms = passes and math.min(now_ms() + ask.schedule.retry_ms, next_ms) or next_ms
+  redis.call('ZADD', 'schedules:due', again_ms, id)
+  local refused = answer[1] == 'refused'
+  redis.call('HSET', 'schedule:' .. id, 'next_ms', string.format('%.0f', again_ms), 'last_ms', now_ms(),
+    'last_job', refused and '' or ask.job_id, 'last_error', refused and answer[2] or '')
+  return answer
+end
+
 local function decide()
+  if ask.schedule then return run_schedule() end
   if ask.kind == 'create' then return create() end
   if ask.kind == 'undo' then return undo() end
   local snapshot = read('snapshot:' .. ask.id)

@@ -91,6 +91,7 @@ end
 
 -- Write a snapshot's record and put it into every list. A name that another one holds stays with that one.
 local function add_snapshot(id, snapshot)
+  if snapshot.expires_ms then redis.call('ZADD', 'snapshots:expiring', snapshot.expires_ms, id) end
   snapshot.v = '1'
   write('snapshot:' .. id, snapshot)
   redis.call('ZADD', 'account:' .. snapshot.account .. ':snapshots', snapshot.created_ms, id)
@@ -106,11 +107,42 @@ local function hide_snapshot(id, snapshot)
   redis.call('SREM', 'server:' .. snapshot.server .. ':counted', id)
   local names = 'server:' .. snapshot.server .. ':names'
   if redis.call('HGET', names, snapshot.name) == id then redis.call('HDEL', names, snapshot.name) end
+  redis.call('ZREM', 'snapshots:failed', id)
+  redis.call('ZREM', 'snapshots:expiring', id)
+end
+
+-- Gone for the customer. Its node frees the space with a job, and finds it here until that is done.
+local function retire_snapshot(id, snapshot, node, due_ms)
+  hide_snapshot(id, snapshot)
+  redis.call('HSET', 'snapshot:' .. id, 'status', 'deleting', 'node', node)
+  redis.call('ZADD', 'node:' .. node .. ':deleting', due_ms, id)
+end
+
+-- A server's completed snapshots that were made by a schedule, this one or any, oldest first.
+local function scheduled_snapshots(server_id, schedule_id)
+  local made = {}
+  for _, id in ipairs(redis.call('ZRANGE', 'server:' .. server_id .. ':snapshots', 0, -1)) do
+    local snapshot = read('snapshot:' .. id)
+    if snapshot.status == 'completed' and snapshot.schedule and snapshot.schedule == (schedule_id or snapshot.schedule) then
+      made[#made + 1] = {id = id, snapshot = snapshot}
+    end
+  end
+  return made
+end
+
+-- Retire the oldest of those snapshots until only so many are left. A protected one stays.
+local function retire_oldest(made, left, node)
+  local over = #made - left
+  for _, one in ipairs(made) do
+    if over > 0 and one.snapshot.protected ~= '1' then
+      retire_snapshot(one.id, one.snapshot, node, now_ms())
+      over = over - 1
+    end
+  end
 end
 
 local function forget_snapshot(id, snapshot)
   hide_snapshot(id, snapshot)
-  redis.call('ZREM', 'snapshots:failed', id)
   redis.call('ZREM', 'node:' .. snapshot.node .. ':deleting', id)
   redis.call('DEL', 'snapshot:' .. id)
 end
@@ -136,7 +168,11 @@ local function conclude(job_id, job, result)
   redis.call('PEXPIRE', 'job:' .. job_id, result.kept_ms)
   redis.call('ZREM', 'jobs:waiting', job_id)
   local snapshot = read('snapshot:' .. job.snapshot)
-  if snapshot and job.kind == 'create' then settle_create(job.snapshot, snapshot, result, now) end
+  if snapshot and job.kind == 'create' then
+    settle_create(job.snapshot, snapshot, result, now)
+    local keep = snapshot.schedule and redis.call('HGET', 'schedule:' .. snapshot.schedule, 'keep')
+    if keep then retire_oldest(scheduled_snapshots(job.server, snapshot.schedule), tonumber(keep), job.node) end
+  end
   if snapshot and job.kind == 'delete' then
     if result.state == 'completed' then
       forget_snapshot(job.snapshot, snapshot)
@@ -178,6 +214,19 @@ end
 local function show_snapshot(id)
   local server = redis.call('HGET', 'snapshot:' .. id, 'server')
   return {id, redis.call('HGETALL', 'snapshot:' .. id), redis.call('HGET', 'server:' .. server, 'name') or ''}
+end
+
+-- {id, {field, value, ...}, name of its server}.
+local function show_schedule(id)
+  local server = redis.call('HGET', 'schedule:' .. id, 'server')
+  return {id, redis.call('HGETALL', 'schedule:' .. id), redis.call('HGET', 'server:' .. server, 'name') or ''}
+end
+
+local function forget_schedule(id, schedule)
+  redis.call('ZREM', 'account:' .. schedule.account .. ':schedules', id)
+  redis.call('ZREM', 'account:' .. schedule.account .. ':schedules:server:' .. schedule.server, id)
+  redis.call('ZREM', 'schedules:due', id)
+  redis.call('DEL', 'schedule:' .. id)
 end
 
 -- The answer that the request was given before, if it has a key and it is not its first time; else nil.

@@ -1,0 +1,283 @@
+"""Snapshots that nobody asks for each time: when they are made, what makes room for them, when they end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import SERVER, Cell, node_store
+from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd, serving
+from worker.jobs.model import AccountId, JobState, ServerId
+from worker.jobs.outcome import Outcome
+from worker.jobs.schedules import BadCron, check, cron_of, next_run
+from worker.scheduler import Scheduler
+
+SCHEDULES = "/api/v1/schedules/"
+NIGHTLY = {"server_id": SERVER, "name": "nightly", "when": "0 3 * * *", "keep": 2}
+OTHERS = AccountId(78)
+NOW = datetime(2025, 1, 16, 16, 15, tzinfo=UTC)
+
+
+@pytest.fixture
+async def api(cell: Cell) -> AsyncIterator[FrontEnd]:
+    async with serving(cell, body_seconds=2.0) as front_end:
+        yield front_end
+
+
+async def made(api: FrontEnd, body: dict[str, Any] = NIGHTLY) -> dict[str, Any]:
+    answer = await api.call("POST", SCHEDULES, body=body)
+    assert answer.status == 201, answer.raw
+    return dict(answer.body)
+
+
+async def fall_due(api: FrontEnd, schedule_id: str, *, minutes_ago: int = 0) -> None:
+    moment = datetime.now(UTC) - timedelta(minutes=minutes_ago)
+    await api.cell.redis.zadd("schedules:due", {schedule_id: moment.timestamp() * 1000 // 1})
+
+
+async def run(api: FrontEnd, schedule_id: str, *, minutes_ago: int = 0, outcome: Outcome | None = DONE) -> None:
+    """Let the schedule fall due, a worker find it, and the node make the snapshot."""
+    await fall_due(api, schedule_id, minutes_ago=minutes_ago)
+    await Scheduler(store=api.cell.node).round()
+    if outcome is not None:
+        await end_job(api, outcome)
+
+
+async def end_job(api: FrontEnd, outcome: Outcome = DONE) -> None:
+    job_id = await api.cell.holder()
+    await api.cell.node.begin(job_id)
+    await api.cell.node.finish(job_id, outcome)
+
+
+async def listed(api: FrontEnd) -> list[str]:
+    return [result["name"] for result in (await api.call("GET", f"{SNAPSHOTS}?sort=created_at")).body["results"]]
+
+
+async def shown(api: FrontEnd, schedule_id: str) -> dict[str, Any]:
+    return dict((await api.call("GET", f"{SCHEDULES}{schedule_id}/")).body)
+
+
+class TestCalls:
+    async def test_one_is_made_shown_changed_and_deleted(self, api: FrontEnd) -> None:
+        schedule = await made(api)
+        path = f"{SCHEDULES}{schedule['id']}/"
+
+        assert schedule["server"] == {"id": SERVER, "name": "web-server-01"}
+        assert (schedule["when"], schedule["keep"], schedule["enabled"]) == ("0 3 * * *", 2, True)
+        assert schedule["next_run_at"].endswith("T03:00:00Z")
+        assert schedule["last_run"] is None
+        assert await shown(api, schedule["id"]) == schedule
+        assert (await api.call("GET", f"{SCHEDULES}?server_id={SERVER}")).body == {"count": 1, "results": [schedule]}
+
+        changed = (await api.call("PATCH", path, body={"when": "weekly", "expire_after_hours": 48})).body
+        assert (changed["when"], changed["expire_after_hours"], changed["keep"]) == ("weekly", 48, 2)
+        off = (await api.call("PATCH", path, body={"enabled": False, "expire_after_hours": None})).body
+        assert (off["next_run_at"], off["expire_after_hours"]) == (None, None)
+        assert await api.cell.redis.zcard("schedules:due") == 0
+        assert (await api.call("PATCH", path, body={"enabled": True})).body["next_run_at"]
+
+        assert (await api.call("DELETE", path)).status == 204
+        (await api.call("GET", path)).refused(404, "schedule_not_found")
+        assert await api.cell.redis.zcard("schedules:due") == 0
+        assert (await api.call("GET", SCHEDULES)).body["count"] == 0
+
+    @pytest.mark.parametrize(
+        ("change", "field"),
+        [
+            ({"when": "* * * * *"}, "when"),
+            ({"when": "0,30 3 * * *"}, "when"),
+            ({"when": "59 3 * * *\n"}, "when"),
+            ({"when": "0 3 * * * *"}, "when"),
+            ({"when": "0 0 31 2 *"}, "when"),
+            ({"when": "x" * 101}, "when"),
+            ({"when": None}, "when"),
+            ({"keep": 0}, "keep"),
+            ({"keep": 6}, "keep"),
+            ({"name": "x" * 51}, "name"),
+            ({"expire_after_hours": 0}, "expire_after_hours"),
+            ({"server_id": 0}, "server_id"),
+            ({"color": "red"}, "color"),
+        ],
+    )
+    async def test_what_cannot_be_is_named(self, api: FrontEnd, change: dict[str, Any], field: str) -> None:
+        assert (await api.call("POST", SCHEDULES, body=NIGHTLY | change)).refused_fields() == [field]
+        assert (await api.call("GET", SCHEDULES)).body["count"] == 0
+
+    async def test_a_strangers_is_not_found_and_five_are_enough(self, api: FrontEnd) -> None:
+        schedule = await made(api)
+        path, stranger = f"{SCHEDULES}{schedule['id']}/", await api.new_token(account=OTHERS)
+        for method in ("GET", "DELETE"):
+            (await api.call(method, path, token=stranger)).refused(404, "schedule_not_found")
+        (await api.call("PATCH", path, body={"keep": 1}, token=stranger)).refused(404, "schedule_not_found")
+        (await api.call("POST", SCHEDULES, body=NIGHTLY, token=stranger)).refused(404, "server_not_found")
+        (await api.call("GET", f"{SCHEDULES}x/")).refused(404, "schedule_not_found")
+        assert await shown(api, schedule["id"]) == schedule
+
+        for _ in range(4):
+            await made(api)
+        (await api.call("POST", SCHEDULES, body=NIGHTLY)).refused(400, "schedule_limit_reached")
+
+    async def test_a_create_that_is_retried_makes_one(self, api: FrontEnd) -> None:
+        key = {"Idempotency-Key": "k"}
+        answers = await asyncio.gather(*[api.call("POST", SCHEDULES, body=NIGHTLY, headers=key) for _ in range(10)])
+        assert len({answer.raw for answer in answers}) == 1
+        assert (await api.call("GET", SCHEDULES)).body["count"] == 1
+
+
+class TestRuns:
+    async def test_a_snapshot_is_made_when_it_is_due_and_the_next_run_is_told(self, api: FrontEnd) -> None:
+        schedule = await made(api, NIGHTLY | {"expire_after_hours": 48})
+        await Scheduler(store=api.cell.node).round()
+        assert await listed(api) == []
+
+        await run(api, schedule["id"])
+
+        (result,) = (await api.call("GET")).body["results"]
+        snapshot = (await api.call("GET", f"{SNAPSHOTS}{result['id']}/")).body
+        assert snapshot["name"].startswith("nightly-2")
+        assert snapshot["schedule_id"] == schedule["id"]
+        lives = datetime.fromisoformat(snapshot["expires_at"]) - datetime.fromisoformat(snapshot["created_at"])
+        assert abs(lives - timedelta(hours=48)) <= timedelta(seconds=1)
+        after = await shown(api, schedule["id"])
+        assert after["next_run_at"] == schedule["next_run_at"]
+        assert after["last_run"]["job_id"]
+        assert after["last_run"]["error"] is None
+
+    async def test_of_many_workers_one_makes_it(self, api: FrontEnd) -> None:
+        schedule = await made(api)
+        await fall_due(api, schedule["id"])
+        await asyncio.gather(*[Scheduler(store=node_store(api.cell.redis, node=f"n{n}")).round() for n in range(20)])
+        assert len(await listed(api)) == 1
+
+    async def test_of_the_runs_that_were_missed_one_is_made_up_for(self, api: FrontEnd) -> None:
+        schedule = await made(api)
+        await run(api, schedule["id"], minutes_ago=3 * 24 * 60)
+        await Scheduler(store=api.cell.node).round()
+        assert len(await listed(api)) == 1
+        assert (await shown(api, schedule["id"]))["next_run_at"] == schedule["next_run_at"]
+
+    async def test_of_its_own_the_newest_stay_and_none_goes_before_the_new_one_is_there(self, api: FrontEnd) -> None:
+        schedule = await made(api)
+        await api.have_snapshot("by-hand")
+        for minutes_ago in (9, 8):
+            await run(api, schedule["id"], minutes_ago=minutes_ago)
+        before = await listed(api)
+
+        await run(api, schedule["id"], minutes_ago=7, outcome=Outcome(state=JobState.FAILED))
+        assert (await listed(api))[:3] == before
+        await run(api, schedule["id"], minutes_ago=6)
+
+        assert [name for name in await listed(api) if name in before] == ["by-hand", before[2]]
+        assert await api.cell.redis.zcard("node:n1:deleting") == 1
+
+    async def test_the_oldest_scheduled_one_makes_room_a_manual_or_protected_one_never(self, api: FrontEnd) -> None:
+        schedule = await made(api, NIGHTLY | {"keep": 5})
+        for minutes_ago in (9, 8):
+            await run(api, schedule["id"], minutes_ago=minutes_ago)
+        oldest, second = await listed(api)
+        (newest_result, oldest_result) = (await api.call("GET")).body["results"]
+        await api.call("PATCH", f"{SNAPSHOTS}{oldest_result['id']}/", body={"protected": True})
+        for n in range(3):
+            await api.have_snapshot(f"by-hand-{n}")
+
+        await run(api, schedule["id"], minutes_ago=7)
+        names = await listed(api)
+        assert len(names) == 5
+        assert second not in names
+        assert names[:4] == [oldest, "by-hand-0", "by-hand-1", "by-hand-2"]
+        assert newest_result["name"] == second
+
+        await api.call(
+            "PATCH", f"{SNAPSHOTS}{(await api.call('GET')).body['results'][0]['id']}/", body={"protected": True}
+        )
+        await run(api, schedule["id"], minutes_ago=6, outcome=None)
+        assert await listed(api) == names
+        assert (await shown(api, schedule["id"]))["last_run"]["error"] == "snapshot_limit_reached"
+
+    async def test_a_busy_server_is_tried_again_soon(self, api: FrontEnd) -> None:
+        schedule = await made(api)
+        await api.create("holder")
+
+        await run(api, schedule["id"], outcome=None)
+
+        refused = await shown(api, schedule["id"])
+        assert refused["last_run"]["error"] == "server_busy"
+        wait = datetime.fromisoformat(refused["next_run_at"]) - datetime.now(UTC)
+        assert timedelta(minutes=4) < wait <= timedelta(minutes=5)
+        await end_job(api)
+        await run(api, schedule["id"])
+        assert len(await listed(api)) == 2
+
+    async def test_a_server_that_has_changed_hands_loses_its_schedules(self, api: FrontEnd) -> None:
+        schedule = await made(api)
+        await api.cell.have([SERVER], account=OTHERS)
+
+        await run(api, schedule["id"], outcome=None)
+
+        assert not await api.cell.redis.exists(f"schedule:{schedule['id']}")
+        stranger = await api.new_token(account=OTHERS)
+        assert (await api.call("GET", token=stranger)).body["count"] == 0
+
+
+class TestExpiry:
+    async def test_a_snapshot_is_deleted_when_its_time_is_over(self, api: FrontEnd) -> None:
+        snapshot_id = await api.have_snapshot()
+        path = f"{SNAPSHOTS}{snapshot_id}/"
+        soon = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        assert (await api.call("PATCH", path, body={"expires_at": soon})).body["expires_at"] == soon
+        await Scheduler(store=api.cell.node).round()
+        assert (await api.call("GET", path)).status == 200
+
+        await api.cell.redis.zadd("snapshots:expiring", {str(snapshot_id): 1})
+        await Scheduler(store=api.cell.node).round()
+
+        (await api.call("GET", path)).refused(404, "snapshot_not_found")
+        assert await api.cell.redis.zcard("node:n1:deleting") == 1
+        assert await api.cell.node.retry_deletes() == 1
+
+    @pytest.mark.parametrize("held_by", ["protection", "job"])
+    async def test_what_is_protected_or_at_work_is_left(self, api: FrontEnd, held_by: str) -> None:
+        snapshot_id = await api.have_snapshot()
+        path = f"{SNAPSHOTS}{snapshot_id}/"
+        if held_by == "protection":
+            await api.call("PATCH", path, body={"protected": True})
+        else:
+            await api.call("POST", f"{path}restore/")
+        await api.cell.redis.zadd("snapshots:expiring", {str(snapshot_id): 1})
+
+        await Scheduler(store=api.cell.node).round()
+
+        assert (await api.call("GET", path)).status == 200
+        assert await api.cell.redis.zscore("snapshots:expiring", str(snapshot_id)) > 1
+
+    async def test_an_end_can_be_lifted_and_must_be_to_come(self, api: FrontEnd) -> None:
+        path = f"{SNAPSHOTS}{await api.have_snapshot()}/"
+        await api.call("PATCH", path, body={"expires_at": "2030-01-01T00:00:00Z"})
+        assert (await api.call("PATCH", path, body={"labels": {}})).body["expires_at"] == "2030-01-01T00:00:00Z"
+        assert (await api.call("PATCH", path, body={"expires_at": None})).body["expires_at"] is None
+        assert await api.cell.redis.zcard("snapshots:expiring") == 0
+        past = await api.call("PATCH", path, body={"expires_at": "2020-01-01T00:00:00Z"})
+        assert past.refused_fields() == ["expires_at"]
+
+
+class TestCron:
+    def test_each_server_has_its_own_moment(self) -> None:
+        assert cron_of("hourly", ServerId(61)) == "1 * * * *"
+        assert cron_of("daily", ServerId(61)) == "1 1 * * *"
+        assert cron_of("weekly", ServerId(1440 * 6 + 61)) == "1 1 * * 6"
+
+    def test_the_next_run_is_after_now_in_utc(self) -> None:
+        east = NOW.astimezone().replace(microsecond=0)
+        assert next_run("0 3 * * *", east) == datetime(2025, 1, 17, 3, tzinfo=UTC)
+        assert next_run("15 16 * * *", NOW) == NOW + timedelta(days=1)
+
+    @pytest.mark.parametrize("cron", ["", "x", "60 * * * *", "0 0 30 2 *", "0  3 * * *", "0 3 * * *\n", "@daily"])
+    def test_what_is_no_cron_is_refused(self, cron: str) -> None:
+        with pytest.raises(BadCron):
+            check(cron, NOW)
+
+    @pytest.mark.parametrize("cron", ["0 * * * *", "59 23 * * MON#2", "0 0 L * *", "0 0 29 2 *"])
+    def test_what_comes_once_an_hour_or_less_is_taken(self, cron: str) -> None:
+        check(cron, NOW)
