@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from arq.connections import ArqRedis
 
 from api import docs_page, openapi
 from api.caching import spared
@@ -11,22 +12,36 @@ from api.handlers import Handlers
 from api.middleware import around
 from api.operations import OPERATIONS, PROBES, Operation, Probing
 from api.requests import BODY_MAX_BYTES
+from api.settings import ApiSettings
+from api.streams import Streams
+from worker.jobs.events import Events
 from worker.jobs.schedules import Schedules
 from worker.jobs.store import Store
 from worker.jobs.tokens import Tokens
 
+TOKEN_CHECK_SECONDS = 30.0  # a stream of events ends so soon after its token
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def build(*, store: Store, schedules: Schedules, tokens: Tokens, body_seconds: float = 10.0) -> web.Application:
-    """The application. It opens nothing and closes nothing: store and tokens are their owner's."""
-    handlers, callers = Handlers(store, schedules, body_seconds=body_seconds), Callers(tokens)
+def build(redis: ArqRedis, settings: ApiSettings) -> web.Application:
+    """The application. It opens nothing and closes nothing: the client is its owner's."""
+    callers = Callers(Tokens(redis))
+    streams = Streams(
+        Events(redis),
+        per_account=settings.streams_per_account,
+        most=settings.streams,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        check_seconds=TOKEN_CHECK_SECONDS,
+    )
+    store = Store(redis, node_silent_seconds=settings.node_silent_seconds)
+    handlers = Handlers(store, Schedules(redis), streams, callers, body_seconds=settings.body_seconds)
 
     def called(operation: Operation) -> Handler:
         async def handler(request: web.Request) -> web.StreamResponse:
             caller = await callers.identify(request, operation.permission)
             response = await operation.handle(handlers, request, caller)
-            return spared(request, response) if request.method == "GET" else response
+            return spared(request, response) if operation.is_spared else response
 
         return handler
 
@@ -37,6 +52,8 @@ def build(*, store: Store, schedules: Schedules, tokens: Tokens, body_seconds: f
         return handler
 
     app = web.Application(middlewares=[around], client_max_size=BODY_MAX_BYTES)
+    app.cleanup_ctx.append(streams.running)
+    app.on_shutdown.append(streams.end_all)
     for operation in OPERATIONS:
         _add(app, operation.method, operation.path, called(operation))
     for probe in PROBES:

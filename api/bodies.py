@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSche
 from yarl import URL
 
 from api.requests import PageQuery
-from worker.jobs import model
+from worker.jobs import events, model
 from worker.jobs import schedules as schedules_
 from worker.jobs.model import JobKind, JobState, ServerState, SnapshotStatus, Step
 from worker.jobs.store import Admitted, Page
@@ -177,6 +177,17 @@ class JobList(Open):
     results: tuple[Job, ...]
 
 
+class Event(Open):
+    """A job has changed: the data of one event of the stream."""
+
+    job_id: str
+    kind: JobKind
+    state: JobState
+    step: Step | None
+    server_id: int
+    snapshot_id: Annotated[int | None, Field(description="null for the dry run of a create")]
+
+
 class ScheduleRun(Open):
     """What became of a schedule's last run."""
 
@@ -295,6 +306,17 @@ def job(record: model.Job) -> Job:
         estimated_seconds=record.estimated_seconds,
         downtime_seconds=record.downtime_seconds,
         error=JobError(code=failure.code, detail=failure.detail, stranded=failure.stranded) if failure else None,
+    )
+
+
+def event(record: events.Event) -> Event:
+    return Event(
+        job_id=record.job_id,
+        kind=record.kind,
+        state=record.state,
+        step=record.step,
+        server_id=record.server_id,
+        snapshot_id=record.snapshot_id,
     )
 
 

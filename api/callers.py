@@ -36,6 +36,14 @@ class Callers:
         bind_contextvars(account=account_id)
         return Caller(account_id=account_id, token=token)
 
+    async def still(self, request: web.Request, permission: Permission) -> bool:
+        """Whether a caller that was let in would be let in again. Raises StoreUnavailable."""
+        try:
+            await self.identify(request, permission)
+        except Problem:
+            return False
+        return True
+
     async def _token(self, request: web.Request) -> Token:
         scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer":

@@ -6,7 +6,7 @@ from api import bodies
 from api.problems import FieldError, Problem, invalid
 from api.requests import CreateBody, EditBody, ScheduleBody, ScheduleEditBody
 from worker.jobs import errors
-from worker.jobs.model import SNAPSHOTS_PER_SERVER, JobKind, JobState, ServerId, ServerState, SnapshotStatus
+from worker.jobs.model import SNAPSHOTS_PER_SERVER, JobKind, JobState, ServerId, ServerState, SnapshotStatus, Step
 
 JOB_ID = "0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b"
 SCHEDULE_ID = "5c1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e"
@@ -112,6 +112,14 @@ JOB_CANCELLED = _job(
     error=bodies.JobError(code="cancelled", detail="The job was cancelled before its node began it.", stranded=False),
 )
 JOBS = bodies.JobList(count=1, results=(JOB_COMPLETED,))
+EVENT = bodies.Event(
+    job_id=JOB_ID,
+    kind=JobKind.CREATE,
+    state=JobState.IN_PROGRESS,
+    step=Step.STOPPING,
+    server_id=_SERVER.id,
+    snapshot_id=SNAPSHOT.id,
+)
 SERVER = bodies.Server(
     id=_SERVER.id,
     name=_SERVER.name,
@@ -137,6 +145,7 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.JobNotCancellable("The job is in_progress; only a queued create, restore or undo can be cancelled."),
     errors.IdempotencyKeyReused("This Idempotency-Key came with another request within the last 24 hours."),
     errors.ServerNotReady("The server is suspended or gone; it can be neither snapshotted nor restored."),
+    errors.TooManyStreams("There are too many streams of events; close one first."),
     errors.NodeUnavailable("The hypervisor node of the server does not answer; nothing was queued."),
     errors.StoreUnavailable("The store of the service does not answer."),
 )

@@ -5,7 +5,7 @@ import asyncio
 from aiohttp import web
 
 from api import bodies, requests
-from api.callers import Caller
+from api.callers import Caller, Callers
 from api.requests import (
     CreateBody,
     DryRunQuery,
@@ -16,9 +16,11 @@ from api.requests import (
     ScheduleEditBody,
     SchedulesQuery,
 )
+from api.streams import Streams
 from worker.jobs.model import Job, JobState
 from worker.jobs.schedules import Schedules
 from worker.jobs.store import Store
+from worker.jobs.tokens import Permission
 
 CHECK_LOOKS, CHECK_LOOK_SECONDS = 100, 0.05  # a node's checks take 0.02 s for two disks; it may have to wait for a job
 
@@ -26,9 +28,13 @@ CHECK_LOOKS, CHECK_LOOK_SECONDS = 100, 0.05  # a node's checks take 0.02 s for t
 class Handlers:
     """The calls of the API. `body_seconds`: how long a client may take to send a body."""
 
-    def __init__(self, store: Store, schedules: Schedules, *, body_seconds: float) -> None:
+    def __init__(
+        self, store: Store, schedules: Schedules, streams: Streams, callers: Callers, *, body_seconds: float
+    ) -> None:
         self._store = store
         self._schedules = schedules
+        self._streams = streams
+        self._callers = callers
         self._body_seconds = body_seconds
 
     async def list_snapshots(self, request: web.Request, caller: Caller) -> web.Response:
@@ -133,6 +139,23 @@ class Handlers:
     async def show_server(self, request: web.Request, caller: Caller) -> web.Response:
         found = await self._store.server(account_id=caller.account_id, server_id=requests.server_id(request))
         return bodies.answer(bodies.server(found))
+
+    async def follow_events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-store",
+                "X-Accel-Buffering": "no",
+                "X-Request-Id": request[requests.REQUEST_ID],
+            }
+        )
+        return await self._streams.send(
+            request,
+            response,
+            caller.account_id,
+            last_event_id=requests.last_event_id(request),
+            still_allowed=lambda: self._callers.still(request, Permission.SNAPSHOTS_READ),
+        )
 
     async def list_schedules(self, request: web.Request, caller: Caller) -> web.Response:
         query = requests.query(request, SchedulesQuery)

@@ -23,8 +23,6 @@ from worker.jobs.configuration import ConfigurationError, described, load
 from worker.jobs.connection import connect
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import AccountId
-from worker.jobs.schedules import Schedules
-from worker.jobs.store import Store
 from worker.jobs.tokens import NewToken, Permission, Token, Tokens
 
 Result = TypeVar("Result")
@@ -183,11 +181,7 @@ async def _serve(settings: ApiSettings) -> None:
     async with AsyncExitStack() as stack:
         redis = connect(settings.redis)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
-        store = Store(redis, node_silent_seconds=settings.node_silent_seconds)
-        application = build(
-            store=store, schedules=Schedules(redis), tokens=Tokens(redis), body_seconds=settings.body_seconds
-        )
-        address = await stack.enter_async_context(listening(application, settings))
+        address = await stack.enter_async_context(listening(build(redis, settings), settings))
         log.info("api.listening", address=address)
         await stop.wait()
         log.info("api.stopping")

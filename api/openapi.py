@@ -18,6 +18,7 @@ from api.operations import OPERATIONS, PROBES, Link, Operation, Probing, Reply
 from api.problems import Problem, ProblemDocument
 from api.requests import (
     KEY_HEADER,
+    LAST_EVENT_HEADER,
     AccountIdInHeader,
     JobIdInPath,
     ScheduleIdInPath,
@@ -75,6 +76,11 @@ _PARAMETERS: dict[str, Json] = {
             " accepted request answers as it did the first time, and nothing is done twice."
         ),
         "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,255}$"},
+    },
+    LAST_EVENT_HEADER: {
+        "in": "header",
+        "description": "The `id` of the last event that the caller has seen.",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,18}-[0-9]{1,18}$"},
     },
     "If-None-Match": {
         "in": "header",
@@ -181,7 +187,7 @@ def _operation(operation: Operation) -> Json:
             },
         }
     replies = {str(status): _reply(reply) for status, reply in sorted(operation.replies.items())}
-    if operation.method == "GET":
+    if operation.is_spared:
         replies["200"]["headers"]["ETag"] = _component("headers", "ETag")
         replies["304"] = {
             "description": "Nothing has changed: the caller has this answer.",
@@ -231,8 +237,8 @@ def _parameters(operation: Operation) -> list[Json]:
             given = _never_null(schema)
             text = given.pop("description", None)
             in_query.append({"name": name, "in": "query", **({"description": text} if text else {}), "schema": given})
-    for_method = {"POST": [KEY_HEADER], "GET": ["If-None-Match"]}.get(operation.method, [])
-    shared = [*in_path, *for_method, "X-Account-Id", "X-Request-Id"]
+    for_method = [KEY_HEADER] if operation.method == "POST" else ["If-None-Match"] if operation.is_spared else []
+    shared = [*in_path, *operation.headers, *for_method, "X-Account-Id", "X-Request-Id"]
     return [*in_query, *(_component("parameters", name) for name in shared)]
 
 
@@ -254,7 +260,7 @@ def _reply(reply: Reply) -> Json:
         models = list(dict.fromkeys(type(example) for example in reply.examples.values()))
         refs = [_ref(model) for model in models]
         said["content"] = {
-            "application/json": {
+            reply.media: {
                 "schema": refs[0] if len(refs) == 1 else {"anyOf": refs},
                 "examples": {name: {"value": _value(example)} for name, example in reply.examples.items()},
             }

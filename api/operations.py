@@ -13,6 +13,7 @@ from api import examples
 from api.callers import Caller
 from api.handlers import Handlers
 from api.requests import (
+    LAST_EVENT_HEADER,
     CreateBody,
     DryRunQuery,
     EditBody,
@@ -46,6 +47,7 @@ class Reply:
 
     text: str
     examples: Mapping[str, BaseModel] = field(default_factory=dict)
+    media: str = "application/json"
     headers: tuple[str, ...] = ()
     links: tuple[Link, ...] = ()
 
@@ -65,11 +67,17 @@ class Operation:
     refusals: tuple[type[errors.Refused], ...] = ()
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
+    headers: tuple[str, ...] = ()  # that are its own
     body_examples: Mapping[str, BaseModel] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
         return self.handle.__name__
+
+    @property
+    def is_spared(self) -> bool:
+        """Has an ETag: see api.caching."""
+        return self.method == "GET" and all(reply.media == "application/json" for reply in self.replies.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +97,7 @@ class Probing:
 
 SNAPSHOTS = "/api/v1/snapshots/"
 ONE_SNAPSHOT = "/api/v1/snapshots/{snapshot_id}/"
+EVENTS = "/api/v1/events/"
 SCHEDULES = "/api/v1/schedules/"
 ONE_SCHEDULE = "/api/v1/schedules/{schedule_id}/"
 
@@ -301,6 +310,27 @@ OPERATIONS: tuple[Operation, ...] = (
         permission=WRITE,
         replies={200: Reply(text="The job, ended.", examples={"cancelled": examples.JOB_CANCELLED})},
         refusals=(errors.JobNotFound, errors.JobNotCancellable),
+    ),
+    Operation(
+        method="GET",
+        path=EVENTS,
+        tag="jobs",
+        summary="Follow all jobs",
+        text=(
+            "A stream of server-sent events, one for each change of a job of the account, from now on or after the"
+            " `Last-Event-ID`. An event `missed` says that the stream does not reach back so far: look at the lists."
+        ),
+        handle=Handlers.follow_events,
+        permission=READ,
+        headers=(LAST_EVENT_HEADER,),
+        replies={
+            200: Reply(
+                text="Events without an end. The schema is that of the `data` of each event `job`.",
+                examples={"stopping": examples.EVENT},
+                media="text/event-stream",
+            )
+        },
+        refusals=(errors.TooManyStreams,),
     ),
     Operation(
         method="GET",

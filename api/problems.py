@@ -24,10 +24,12 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.JobNotCancellable: 409,
     errors.IdempotencyKeyReused: 422,
     errors.ServerNotReady: 400,
+    errors.TooManyStreams: 429,
     errors.NodeUnavailable: 503,
     errors.StoreUnavailable: 503,
 }
 RETRY_AFTER_SECONDS: dict[type[errors.Refused], int] = {
+    errors.TooManyStreams: 30,
     errors.NodeUnavailable: 30,
     errors.StoreUnavailable: 5,
 }

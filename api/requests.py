@@ -41,6 +41,7 @@ from worker.jobs.store import Edit, Idempotency, SnapshotFilter
 REQUEST_ID = web.RequestKey("request_id", str)
 
 KEY_HEADER = "Idempotency-Key"
+LAST_EVENT_HEADER = "Last-Event-ID"
 BODY_MAX_BYTES = 64 * 1024
 LABELS_MAX = 20
 SCHEDULE_NAME_MAX = NAME_MAX - len("-20250131-2359")
@@ -56,6 +57,7 @@ _FIELD_SHOWN = 100  # characters: a key of the body is the caller's text
 _ID = re.compile(r"[1-9][0-9]{0,18}")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_EVENT_ID = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 _DIGITS = re.compile(r"[0-9]{1,19}")  # int() itself would take " 1", "1_0" and other scripts' digits
 # Descriptions are kept in XML: what XML can't hold is refused, and with it all that steers a terminal.
 _NOT_STORABLE = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff"
@@ -410,6 +412,14 @@ def query(request: web.Request, model: type[Model]) -> Model:
         return model.model_validate({name: values[0] for name, values in given.items()})
     except ValidationError as error:
         raise _invalid(error) from error
+
+
+def last_event_id(request: web.Request) -> str | None:
+    """The event after which a stream goes on, if the caller names one. Raises Problem."""
+    given = request.headers.get(LAST_EVENT_HEADER)
+    if given is not None and not _EVENT_ID.fullmatch(given):
+        raise invalid(FieldError(field=LAST_EVENT_HEADER, detail="Not the id of an event of ours."))
+    return given
 
 
 def snapshot_id(request: web.Request) -> SnapshotId:

@@ -12,6 +12,9 @@ from worker.jobs.store import NODE_SILENT_SECONDS
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+Count = Annotated[int, Field(ge=1)]
+
+
 class ApiSettings(FileSettings):
     """Each may be set as VPS_SNAPSHOTS_<NAME> or as a key of the TOML file. All times in seconds."""
 
@@ -26,5 +29,8 @@ class ApiSettings(FileSettings):
     keepalive_seconds: Seconds = Field(
         default=75.0, description="a connection without a whole request's head for so long is closed"
     )
+    streams_per_account: Count = Field(default=20, description="streams of events at a time")
+    streams: Count = Field(default=1000, description="streams of events of all accounts at a time, of this process")
+    heartbeat_seconds: Seconds = Field(default=15.0, description="the longest silence on a stream of events")
     drain_seconds: Seconds = Field(default=30.0, description="at SIGTERM: how long running requests may take to end")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -15,7 +15,6 @@ from api.settings import ApiSettings
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from worker.jobs.model import AccountId, JobId, JobState, SnapshotStatus
 from worker.jobs.outcome import Outcome
-from worker.jobs.schedules import Schedules
 from worker.jobs.tokens import Permission, Tokens
 
 SNAPSHOTS = "/api/v1/snapshots/"
@@ -103,6 +102,6 @@ async def serving(cell: Cell, **seconds: float) -> AsyncIterator[FrontEnd]:
     settings = ApiSettings.model_validate({"port": 0, **seconds})
     tokens = Tokens(cell.redis)
     new = await tokens.create(name="a customer", account_id=ACCOUNT, permissions=READ_WRITE)
-    app = build(store=cell.store, schedules=Schedules(cell.redis), tokens=tokens, body_seconds=settings.body_seconds)
+    app = build(cell.redis, settings)
     async with listening(app, settings) as address, ClientSession() as client:
         yield FrontEnd(app=app, client=client, port=int(address[1]), cell=cell, tokens=tokens, token=new.secret)

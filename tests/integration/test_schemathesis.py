@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from api import openapi
-from api.operations import OPERATIONS, PROBES
+from api.operations import EVENTS, OPERATIONS, PROBES
 from deploy.demo.service import Service
 from deploy.demo.state import State
 from tests.integration.whole_service import running
@@ -73,7 +73,15 @@ async def tried(service: Service, folder: Path, *, auth: str, examples: int) -> 
     configuration.write_text(CONFIGURATION.format(hooks=hooks, seed=SEED, auth=auth, examples=examples))
     program = Path(sys.executable).with_name("st")
     process = await asyncio.create_subprocess_exec(
-        *(program, "--config-file", configuration, "run", f"{service.url}{openapi.PATH}", "--checks=all"),
+        *(
+            program,
+            "--config-file",
+            configuration,
+            "run",
+            f"{service.url}{openapi.PATH}",
+            "--checks=all",
+            f"--exclude-path={EVENTS}",
+        ),
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -90,7 +98,8 @@ async def test_nothing_that_is_sent_makes_an_answer_that_the_document_does_not_h
 ) -> None:
     said = await tried(service, tmp_path, auth=f'[auth.openapi.token]\nbearer = "{service.client.token}"', examples=100)
 
-    assert f"{len(OPERATIONS) + len(PROBES)} selected" in said  # the document leaves itself out
+    # the document leaves itself out; a stream without an end it would wait for
+    assert f"{len(OPERATIONS) - 1 + len(PROBES)} selected" in said
 
 
 async def test_no_account_gets_at_what_another_has(service: Service, state: State, tmp_path: Path) -> None:

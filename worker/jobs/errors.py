@@ -90,6 +90,12 @@ class ServerNotReady(Refused):
     code = "server_not_ready"
 
 
+class TooManyStreams(Refused):
+    """The account, or this front end, has as many streams of events open as it may."""
+
+    code = "too_many_streams"
+
+
 class NodeUnavailable(Refused):
     """The server's node has been silent for too long."""
 

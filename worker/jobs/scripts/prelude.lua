@@ -34,9 +34,14 @@ local function owns_lease(node, owner)
   return redis.call('HGET', 'node:' .. node, 'owner') == owner
 end
 
+-- Tell the account, and the operators of the cell, how a job has changed.
 local function tell(job_id, job)
-  redis.call('XADD', 'events', 'MAXLEN', '~', '100000', '*', 'account', job.account, 'server', job.server,
-    'snapshot', job.snapshot, 'job', job_id, 'kind', job.kind, 'state', job.state, 'step', job.step or '')
+  local mine = 'account:' .. job.account .. ':events'
+  for key, most in pairs({[mine] = 1000, events = 10000}) do
+    redis.call('XADD', key, 'MAXLEN', '~', most, '*', 'account', job.account, 'server', job.server,
+      'snapshot', job.snapshot, 'job', job_id, 'kind', job.kind, 'state', job.state, 'step', job.step or '')
+  end
+  redis.call('PEXPIRE', mine, 7 * 86400 * 1000)
 end
 
 -- The lists that a job is in: its account's, and its account's of its server; each again by state.

@@ -1,0 +1,226 @@
+"""Server-sent events: what a customer hears of its jobs while they happen."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+from aiohttp import ClientResponse, ClientSession, ClientTimeout
+
+from tests.conftest import RedisServer
+from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from tests.integration.front_end import FrontEnd, serving
+from worker.jobs.events import place
+from worker.jobs.model import AccountId
+
+EVENTS = "/api/v1/events/"
+OTHERS = AccountId(78)
+
+EVENT = {
+    "account": "77",
+    "server": "1",
+    "snapshot": "1",
+    "job": "0" * 32,
+    "kind": "create",
+    "state": "queued",
+    "step": "",
+}
+FLOOD = 30_000  # events: more than all buffers between the two ends hold
+
+Sse = dict[str, str]
+
+
+class Stream:
+    """As a browser's EventSource reads one."""
+
+    def __init__(self, response: ClientResponse) -> None:
+        self.response = response
+
+    async def block(self) -> Sse:
+        """The next block of lines, comments too. Raises EOFError at the end."""
+        fields: Sse = {}
+        async with asyncio.timeout(10):
+            async for line in self.response.content:
+                text = line.decode().rstrip("\n")
+                if not text:
+                    return fields
+                name, _, value = text.partition(": ")
+                fields[name] = value
+        raise EOFError
+
+    async def event(self) -> Sse:
+        while "data" not in (block := await self.block()):
+            pass
+        return block
+
+    async def job(self) -> tuple[str, dict[str, Any]]:
+        event = await self.event()
+        assert event["event"] == "job"
+        return event["id"], json.loads(event["data"])
+
+
+@asynccontextmanager
+async def listening(api: FrontEnd, *, token: str | None = None, after: str | None = None) -> AsyncIterator[Stream]:
+    headers = {"Authorization": f"Bearer {token or api.token}"} | ({"Last-Event-ID": after} if after else {})
+    url = f"http://127.0.0.1:{api.port}{EVENTS}"
+    async with (
+        ClientSession(timeout=ClientTimeout(total=30)) as client,
+        client.get(url, headers=headers) as response,
+    ):
+        assert response.status == 200, await response.text()
+        stream = Stream(response)
+        assert await stream.block() == {"retry": "2000"}
+        yield stream
+
+
+@pytest.fixture
+async def api(cell: Cell) -> AsyncIterator[FrontEnd]:
+    async with serving(cell, heartbeat_seconds=0.2, streams_per_account=3, streams=5) as front_end:
+        yield front_end
+
+
+async def test_each_change_of_a_job_is_heard_in_order(api: FrontEnd) -> None:
+    async with listening(api) as stream:
+        created = await api.create()
+        await api.work(created)
+        heard = [await stream.job() for _ in range(3)]
+
+    job_id = created.headers["X-Job-Id"]
+    assert [data["state"] for _, data in heard] == ["queued", "in_progress", "completed"]
+    assert heard[0][1] == {
+        "job_id": job_id,
+        "kind": "create",
+        "state": "queued",
+        "step": None,
+        "server_id": SERVER,
+        "snapshot_id": created.body["id"],
+    }
+    assert sorted(heard, key=lambda each: place(each[0])) == heard
+    content = stream.response.headers
+    assert content["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert (content["Cache-Control"], content["X-Accel-Buffering"]) == ("no-store", "no")
+    assert content["X-Request-Id"]
+
+
+async def test_who_comes_again_misses_nothing_and_hears_nothing_twice(api: FrontEnd) -> None:
+    async with listening(api) as stream:
+        first = await api.create()
+        seen, _ = await stream.job()
+    await api.work(first)
+
+    async with listening(api, after=seen) as stream:
+        second = await api.create("second")
+        await api.work(second)
+        heard = [(await stream.job())[1] for _ in range(5)]
+
+    jobs = [first.headers["X-Job-Id"]] * 2 + [second.headers["X-Job-Id"]] * 3
+    assert [data["job_id"] for data in heard] == jobs
+    assert [data["state"] for data in heard] == ["in_progress", "completed", "queued", "in_progress", "completed"]
+
+
+async def test_who_was_away_for_too_long_is_told_so(api: FrontEnd) -> None:
+    created = await api.create()
+    async with listening(api, after="1-1") as stream:
+        assert (await stream.event())["event"] == "missed"
+        assert (await stream.job())[1]["job_id"] == created.headers["X-Job-Id"]
+
+
+async def test_another_accounts_events_are_not_heard(api: FrontEnd) -> None:
+    stranger = await api.new_token(account=OTHERS)
+    async with listening(api) as mine, listening(api, token=stranger) as theirs:
+        await api.create()
+        await mine.job()
+        assert [await theirs.block() for _ in range(3)] == [{"": "still here"}] * 3
+
+
+async def test_silence_is_broken_by_heartbeats(api: FrontEnd) -> None:
+    async with listening(api) as stream:
+        assert await stream.block() == {"": "still here"}
+
+
+@pytest.mark.parametrize("after", ["x", "1", "-1-1", "1-1-1", "9" * 19 + "-1"])
+async def test_what_is_no_id_of_an_event_is_named(api: FrontEnd, after: str) -> None:
+    assert (await api.call("GET", EVENTS, headers={"Last-Event-ID": after})).refused_fields() == ["Last-Event-ID"]
+
+
+async def test_an_account_and_a_front_end_have_so_many_streams(api: FrontEnd) -> None:
+    stranger = await api.new_token(account=OTHERS)
+    async with listening(api), listening(api), listening(api):
+        (await api.call("GET", EVENTS)).refused(429, "too_many_streams")
+        async with listening(api, token=stranger), listening(api, token=stranger):
+            refused = await api.call("GET", EVENTS, token=stranger)
+            refused.refused(429, "too_many_streams")
+            assert int(refused.headers["Retry-After"]) > 0
+    async with asyncio.timeout(5):
+        while True:  # the front end sees the end of a client with its next write
+            try:
+                async with listening(api):
+                    return
+            except AssertionError:
+                await asyncio.sleep(0.05)
+
+
+async def test_a_revoked_token_hears_no_more(api: FrontEnd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.app.TOKEN_CHECK_SECONDS", 0.1)
+    async with serving(api.cell, heartbeat_seconds=0.05) as other, listening(other) as stream:
+        await stream.block()
+        for token in await other.tokens.all():
+            await other.tokens.revoke(token.id)
+        with suppress(EOFError):
+            async with asyncio.timeout(5):
+                while await stream.block():
+                    pass
+
+
+async def test_the_end_of_the_front_end_is_the_end_of_its_streams_at_once(cell: Cell) -> None:
+    async with asyncio.timeout(10):
+        async with serving(cell, heartbeat_seconds=60, drain_seconds=60) as api:
+            stream = await api.client.get(
+                f"http://127.0.0.1:{api.port}{EVENTS}", headers={"Authorization": f"Bearer {api.token}"}
+            )
+    stream.close()
+
+
+async def test_a_listener_that_reads_nothing_is_cut_off_and_harms_no_other(api: FrontEnd) -> None:
+    deaf = socket.socket()
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(deaf, ("127.0.0.1", api.port))
+    deaf.sendall(f"GET {EVENTS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.token}\r\n\r\n".encode())
+    async with listening(api) as other:
+        await other.block()
+        for _ in range(FLOOD // 1000):
+            async with api.cell.redis.pipeline(transaction=False) as pipe:
+                for _ in range(1000):
+                    pipe.xadd(f"account:{ACCOUNT}:events", EVENT)  # type: ignore[arg-type] # redis-py: a dict is invariant
+                await pipe.execute()
+        heard = {(await other.job())[0] for _ in range(FLOOD)}
+    assert len(heard) == FLOOD
+    with deaf:
+        assert (await _all_that_comes(deaf)).count(b"\nid: ") < FLOOD
+
+
+async def _all_that_comes(deaf: socket.socket) -> bytes:
+    """Until its end, whichever way that comes."""
+    received = b""
+    with suppress(ConnectionResetError):
+        while data := await asyncio.get_running_loop().sock_recv(deaf, 1 << 20):
+            received += data
+    return received
+
+
+async def test_redis_may_go_and_come_back_under_a_stream(
+    api: FrontEnd, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.streams.AGAIN_SECONDS", 0.05)
+    async with listening(api) as stream:
+        await api.create()
+        await stream.job()
+        await asyncio.to_thread(redis_server.kill)
+        await stream.block()
+        await asyncio.to_thread(redis_server.start)
+        await api.call("POST", f"/api/v1/jobs/{await api.cell.holder()}/cancel/")
+        assert (await stream.job())[1]["state"] == "failed"
