@@ -1,6 +1,7 @@
 """The routes, made from the table of calls."""
 
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 
 from aiohttp import web
 from arq.connections import ArqRedis
@@ -14,10 +15,11 @@ from api.operations import OPERATIONS, PROBES, Operation, Probing
 from api.requests import BODY_MAX_BYTES
 from api.settings import ApiSettings
 from api.streams import Streams
+from worker.jobs.audit import Audit
 from worker.jobs.events import Events
 from worker.jobs.schedules import Schedules
 from worker.jobs.store import Store
-from worker.jobs.tokens import Tokens
+from worker.jobs.tokens import Limits, Tokens
 
 TOKEN_CHECK_SECONDS = 30.0  # a stream of events ends so soon after its token
 
@@ -26,7 +28,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def build(redis: ArqRedis, settings: ApiSettings) -> web.Application:
     """The application. It opens nothing and closes nothing: the client is its owner's."""
-    callers = Callers(Tokens(redis))
+    limits = Limits(calls=settings.calls_per_minute, failed_logins=settings.failed_logins_per_minute)
+    callers = Callers(Tokens(redis), limits, trusted_proxies=settings.trusted_proxies)
     streams = Streams(
         Events(redis),
         per_account=settings.streams_per_account,
@@ -51,7 +54,8 @@ def build(redis: ArqRedis, settings: ApiSettings) -> web.Application:
 
         return handler
 
-    app = web.Application(middlewares=[around], client_max_size=BODY_MAX_BYTES)
+    audit = Audit(redis, kept=timedelta(days=settings.audit_days))
+    app = web.Application(middlewares=[around(callers, audit)], client_max_size=BODY_MAX_BYTES)
     app.cleanup_ctx.append(streams.running)
     app.on_shutdown.append(streams.end_all)
     for operation in OPERATIONS:

@@ -1,6 +1,9 @@
 """Who calls: from the request's token to the account it acts for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from math import ceil
 
 from aiohttp import web
 from structlog.contextvars import bind_contextvars
@@ -8,9 +11,16 @@ from structlog.contextvars import bind_contextvars
 from api import requests
 from api.problems import FieldError, Problem, invalid
 from worker.jobs.model import AccountId
-from worker.jobs.tokens import Permission, Token, Tokens
+from worker.jobs.tokens import Entered, Limits, Permission, Token, Tokens
 
 ACCOUNT_HEADER = "X-Account-Id"
+Network = IPv4Network | IPv6Network
+# what is learnt of a request on the way, for its log line, its audit entry and its answer's headers
+TOKEN = web.RequestKey("token", Token)
+ACCOUNT = web.RequestKey("account", AccountId)
+ALLOWANCE = web.RequestKey("allowance", dict[str, str])
+
+_ADDRESS_SHOWN = 64  # characters: a header's text is anyone's
 _CHALLENGE = 'Bearer realm="vps-snapshots"'
 
 
@@ -23,18 +33,36 @@ class Caller:
 class Callers:
     """Lets in whom a token lets in."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Tokens, limits: Limits, *, trusted_proxies: Sequence[Network]) -> None:
         self._tokens = tokens
+        self._limits = limits
+        self._trusted_proxies = trusted_proxies
 
     async def identify(self, request: web.Request, permission: Permission) -> Caller:
-        """The caller, with that permission. Raises Problem (400, 401, 403) or StoreUnavailable."""
+        """The caller, with that permission. Raises Problem (400, 401, 403, 429) or StoreUnavailable."""
         token = await self._token(request)
         bind_contextvars(token=token.id, token_name=token.name)
+        request[TOKEN] = token
         if permission not in token.permissions:
             raise Problem(403, "permission_denied", f"The token lacks the permission {permission}.")
         account_id = _account(token, request)
         bind_contextvars(account=account_id)
+        request[ACCOUNT] = account_id
         return Caller(account_id=account_id, token=token)
+
+    def address(self, request: web.Request) -> str:
+        """Where the call comes from: the peer, or the nearest address before it that is no proxy of ours."""
+        passed = [hop.strip() for hop in ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")]
+        nearest = request.remote or ""
+        while passed and self._is_ours(nearest):
+            nearest = passed.pop()
+        return nearest[:_ADDRESS_SHOWN]
+
+    def _is_ours(self, address: str) -> bool:
+        try:
+            return any(ip_address(address) in network for network in self._trusted_proxies)
+        except ValueError:
+            return not address  # none: it came by the unix socket
 
     async def still(self, request: web.Request, permission: Permission) -> bool:
         """Whether a caller that was let in would be let in again. Raises StoreUnavailable."""
@@ -49,12 +77,30 @@ class Callers:
         if scheme.lower() != "bearer":
             detail = "Send an access token: Authorization: Bearer TOKEN."
             raise Problem(401, "token_missing", detail, headers={"WWW-Authenticate": _CHALLENGE})
-        token = await self._tokens.find(secret.strip())
+        named = requests.account_id(request.headers.get(ACCOUNT_HEADER, ""))
+        entered = await self._tokens.enter(
+            secret.strip(), address=self.address(request), named=named, limits=self._limits
+        )
+        token = entered.token
+        if token is not None:
+            request[ALLOWANCE] = self._allowance(entered)
+        if not entered.allowed:
+            wait = {"Retry-After": str(max(1, ceil(entered.wait.total_seconds())))}
+            what = "calls with this token" if token else "calls with bad tokens from this address"
+            raise Problem(429, "rate_limited", f"There were too many {what} within a minute.", headers=wait)
         if token is None:
             challenge = f'{_CHALLENGE}, error="invalid_token"'
             detail = "The access token is not valid: unknown, revoked or expired."
             raise Problem(401, "token_invalid", detail, headers={"WWW-Authenticate": challenge})
         return token
+
+    def _allowance(self, entered: Entered) -> dict[str, str]:
+        """As draft-ietf-httpapi-ratelimit-headers-10 has it."""
+        window = round(self._limits.window.total_seconds())
+        return {
+            "RateLimit-Policy": f'"token";q={self._limits.calls};w={window}',
+            "RateLimit": f'"token";r={entered.left};t={ceil(entered.full_in.total_seconds())}',
+        }
 
 
 def _account(token: Token, request: web.Request) -> AccountId:

@@ -156,5 +156,8 @@ OF_THE_CALLER = (
     Problem(403, "permission_denied", "The token lacks the permission snapshots:write."),
     Problem(403, "account_mismatch", "X-Account-Id names another account than the token's."),
 )
+LIMITED = Problem(
+    429, "rate_limited", "There were too many calls with this token within a minute.", headers={"Retry-After": "1"}
+)
 LATE = Problem(408, "request_timeout", "The body did not arrive within 10 seconds.")
 OURS = Problem(500, "internal_error", "Something went wrong on our side. It was written down.")

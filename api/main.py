@@ -1,24 +1,29 @@
 """The front end's program: the only place of `api` that knows how it is all wired."""
 
 import asyncio
+import json
 import logging
 import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from getpass import getuser
 from pathlib import Path
+from socket import gethostname
 from typing import Annotated, NoReturn, TypeVar
 
 import structlog
 import typer
 import uvloop
+from arq.connections import ArqRedis
 
 from api.app import build
 from api.server import listening
 from api.settings import ApiSettings
 from worker.jobs import logs
+from worker.jobs.audit import Audit
 from worker.jobs.configuration import ConfigurationError, described, load
 from worker.jobs.connection import connect
 from worker.jobs.errors import StoreUnavailable
@@ -103,15 +108,18 @@ def create_token(
     """Make a token. It is printed on standard output, this once, and nowhere kept."""
     if (account is None) is not service:
         raise typer.BadParameter("give either --account or --service")
-    new: NewToken = _with_tokens(
-        _settings(context, config),
-        lambda tokens: tokens.create(
+
+    async def create(redis: ArqRedis, audit: Audit) -> NewToken:
+        new = await Tokens(redis).create(
             name=name,
             account_id=None if account is None else AccountId(account),
             permissions=frozenset(permission),
             lifetime=expires_in,
-        ),
-    )
+        )
+        await _write_down(audit, "token create", new.token.id)
+        return new
+
+    new = _with_store(_settings(context, config), create)
     typer.echo(f"token {new.token.id}, shown only now:", err=True)
     typer.echo(new.secret)
 
@@ -120,7 +128,7 @@ def create_token(
 def list_tokens(context: typer.Context, config: Config = None) -> None:
     """Show the valid tokens, never their secrets."""
     rows = [["ID", "NAME", "ACCOUNT", "PERMISSIONS", "CREATED", "EXPIRES"]]
-    rows += [_row(token) for token in _with_tokens(_settings(context, config), lambda tokens: tokens.all())]
+    rows += [_row(token) for token in _with_store(_settings(context, config), lambda redis, _: Tokens(redis).all())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -131,9 +139,49 @@ def revoke_token(
     context: typer.Context, token_id: Annotated[str, typer.Argument(metavar="ID")], config: Config = None
 ) -> None:
     """End a token at once."""
-    if not _with_tokens(_settings(context, config), lambda tokens: tokens.revoke(token_id)):
+
+    async def revoke(redis: ArqRedis, audit: Audit) -> bool:
+        revoked = await Tokens(redis).revoke(token_id)
+        if revoked:
+            await _write_down(audit, "token revoke", token_id)
+        return revoked
+
+    if not _with_store(_settings(context, config), revoke):
         _refuse(f"there is no token {token_id}", code=1)
     typer.echo(f"token {token_id} revoked", err=True)
+
+
+@app.command("audit")
+def show_audit(
+    context: typer.Context,
+    *,
+    since: Annotated[timedelta, typer.Option(parser=_lifetime, metavar="7d", help="How far to go back.")] = timedelta(
+        days=7
+    ),
+    account: Annotated[int | None, typer.Option(min=1, help="Only what was done for this account.")] = None,
+    token: Annotated[str | None, typer.Option(metavar="ID", help="Only what was done with this token.")] = None,
+    request_id: Annotated[str | None, typer.Option(help="Only this request.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many entries, the oldest first.")] = 1000,
+    config: Config = None,
+) -> None:
+    """Show who did what: every call that was to change something, each as one line of JSON."""
+    given = {"account": account and str(account), "token": token, "request_id": request_id}
+    wanted = {field: text for field, text in given.items() if text}
+
+    async def show(_: ArqRedis, audit: Audit) -> None:
+        shown = 0
+        async for entry in audit.since(datetime.now(UTC) - since, wanted):
+            typer.echo(json.dumps(entry, ensure_ascii=False))
+            shown += 1
+            if shown == limit:
+                return
+
+    _with_store(_settings(context, config), show)
+
+
+async def _write_down(audit: Audit, what: str, token_id: str) -> None:
+    entry = {"token": token_id, "method": "CLI", "path": what, "address": f"{getuser()}@{gethostname()}"}
+    await audit.write(entry, now=datetime.now(UTC))
 
 
 def _row(token: Token) -> list[str]:
@@ -159,11 +207,11 @@ def _refuse(why: str, *, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def _with_tokens(settings: ApiSettings, call: Callable[[Tokens], Awaitable[Result]]) -> Result:
+def _with_store(settings: ApiSettings, call: Callable[[ArqRedis, Audit], Awaitable[Result]]) -> Result:
     async def run() -> Result:
         redis = connect(settings.redis)
         try:
-            return await call(Tokens(redis))
+            return await call(redis, Audit(redis, kept=timedelta(days=settings.audit_days)))
         finally:
             await redis.aclose(close_connection_pool=True)
 

@@ -1,43 +1,84 @@
-"""Around every request: its id, its one log line, and a problem document for whatever was not done."""
+"""Around every request: its id, its one log line, its audit entry, and a problem document for whatever was not done."""
 
 import re
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from api import problems
+from api.callers import ACCOUNT, ALLOWANCE, TOKEN, Callers
 from api.requests import REQUEST_ID
 from worker.jobs import errors
+from worker.jobs.audit import Audit
+
+PROBLEM = web.RequestKey("problem", str)
 
 Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_PATH_SHOWN = 200  # characters: a path that we don't know is anyone's text
 _PROBES = frozenset({"/healthz", "/readyz"})
 
 log = structlog.get_logger()
 
 
-@web.middleware
-async def around(request: web.Request, handler: Next) -> web.StreamResponse:
-    began = time.monotonic()
-    given = request.headers.get("X-Request-Id", "")
-    request_id = given if _SANE_ID.fullmatch(given) else uuid4().hex
-    request[REQUEST_ID] = request_id
-    clear_contextvars()
-    bind_contextvars(request_id=request_id)
-    response = await _answer(request, handler, request_id)
-    response.headers["X-Request-Id"] = request_id
-    response.headers["Server"] = "vps-snapshots"
-    route = _route(request)
-    # probes come every few seconds: on demand only
-    write = log.debug if route in _PROBES else log.info
-    milliseconds = round((time.monotonic() - began) * 1000, 1)
-    write("request.done", method=request.method, route=route, status=response.status, milliseconds=milliseconds)
-    return response
+def around(callers: Callers, audit: Audit) -> Middleware:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Next) -> web.StreamResponse:
+        began = time.monotonic()
+        given = request.headers.get("X-Request-Id", "")
+        request_id = given if _SANE_ID.fullmatch(given) else uuid4().hex
+        request[REQUEST_ID] = request_id
+        clear_contextvars()
+        bind_contextvars(request_id=request_id)
+        response = await _answer(request, handler, request_id)
+        response.headers.update(request.get(ALLOWANCE, {}))
+        response.headers["X-Request-Id"] = request_id
+        response.headers["Server"] = "vps-snapshots"
+        if request.method in _CHANGING or response.status == web.HTTPUnauthorized.status_code:
+            await _write_down(audit, _entry(request, response, callers.address(request)))
+        route = _route(request)
+        # probes come every few seconds: on demand only
+        write = log.debug if route in _PROBES else log.info
+        milliseconds = round((time.monotonic() - began) * 1000, 1)
+        write("request.done", method=request.method, route=route, status=response.status, milliseconds=milliseconds)
+        return response
+
+    return middleware
+
+
+def _entry(request: web.Request, response: web.StreamResponse, address: str) -> dict[str, str]:
+    """Who, what, on what, from where, and what came of it."""
+    token = request.get(TOKEN)
+    entry = {
+        "token": token.id if token else "",
+        "token_name": token.name if token else "",
+        "account": str(request.get(ACCOUNT, "")),
+        "method": request.method,
+        "path": request.rel_url.raw_path[:_PATH_SHOWN],
+        "job": response.headers.get("X-Job-Id", ""),
+        "address": address,
+        "status": str(response.status),
+        "code": request.get(PROBLEM, ""),
+        "request_id": request[REQUEST_ID],
+    }
+    return {field: text for field, text in entry.items() if text}
+
+
+async def _write_down(audit: Audit, entry: dict[str, str]) -> None:
+    # After the call: what was accepted stands, whether it can be written down or not. Then the log has it.
+    if entry.get("code") != errors.StoreUnavailable.code:  # else it would not take this either
+        with suppress(errors.StoreUnavailable):
+            await audit.write(entry, now=datetime.now(UTC))
+            return
+    log.error("audit.failed", entry=entry)
 
 
 async def _answer(request: web.Request, handler: Next, request_id: str) -> web.StreamResponse:
@@ -54,6 +95,7 @@ async def _answer(request: web.Request, handler: Next, request_id: str) -> web.S
             raise  # the client went away while it was sending: no one is there to be answered
         log.exception("request.failed")
         refused = problems.Problem(500, "internal_error", "Something went wrong on our side. It was written down.")
+    request[PROBLEM] = refused.code
     return problems.respond(refused, request_id=request_id)
 
 

@@ -56,6 +56,8 @@ _HEADERS: dict[str, Json] = {
     "Link": {"description": "the pages `first`, `prev`, `next` and `last` (RFC 8288)", "schema": _STRING},
     "Retry-After": {"description": "seconds after which to try again", "schema": {"type": "integer", "minimum": 1}},
     "ETag": {"description": "what the answer says; for `If-None-Match`", "schema": _STRING},
+    "RateLimit-Policy": {"description": "`q` calls in `w` seconds, by the draft of the IETF", "schema": _STRING},
+    "RateLimit": {"description": "`r` calls are left; all are there again in `t` seconds", "schema": _STRING},
     "WWW-Authenticate": {"description": "the scheme, and what is wrong with the token", "schema": _STRING},
 }
 _PARAMETERS: dict[str, Json] = {
@@ -186,7 +188,10 @@ def _operation(operation: Operation) -> Json:
                 }
             },
         }
-    replies = {str(status): _reply(reply) for status, reply in sorted(operation.replies.items())}
+    replies = {
+        str(status): _reply(reply, "RateLimit-Policy", "RateLimit")
+        for status, reply in sorted(operation.replies.items())
+    }
     if operation.is_spared:
         replies["200"]["headers"]["ETag"] = _component("headers", "ETag")
         replies["304"] = {
@@ -250,8 +255,8 @@ def _never_null(schema: Json) -> Json:
     return dict(only)
 
 
-def _reply(reply: Reply) -> Json:
-    headers = (*reply.headers, "X-Request-Id")
+def _reply(reply: Reply, *more_headers: str) -> Json:
+    headers = (*reply.headers, *more_headers, "X-Request-Id")
     said: Json = {
         "description": reply.text,
         "headers": {name: _component("headers", name) for name in headers},
@@ -277,7 +282,7 @@ def _link(link: Link) -> Json:
 def _problems() -> list[Problem]:
     """One of each code."""
     refused = [problems.of_refusal(refusal, method="POST") for refusal in examples.REFUSALS]
-    return [examples.INVALID, *examples.OF_THE_CALLER, *refused, examples.LATE, examples.OURS]
+    return [examples.INVALID, *examples.OF_THE_CALLER, examples.LIMITED, *refused, examples.LATE, examples.OURS]
 
 
 def _problems_of(operation: Operation) -> list[Problem]:
@@ -286,7 +291,7 @@ def _problems_of(operation: Operation) -> list[Problem]:
         refusals = (*refusals, errors.IdempotencyKeyReused)
     late = [examples.LATE] if operation.body is not None else []
     refused = [_of(refusal, operation.method) for refusal in refusals]
-    return [examples.INVALID, *examples.OF_THE_CALLER, *refused, *late, examples.OURS]
+    return [examples.INVALID, *examples.OF_THE_CALLER, examples.LIMITED, *refused, *late, examples.OURS]
 
 
 def _of(refusal: type[errors.Refused], method: str) -> Problem:

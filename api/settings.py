@@ -1,5 +1,6 @@
 """The front end's settings: from the environment, or a TOML file, checked at start."""
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +30,12 @@ class ApiSettings(FileSettings):
     keepalive_seconds: Seconds = Field(
         default=75.0, description="a connection without a whole request's head for so long is closed"
     )
+    calls_per_minute: Count = Field(default=600, description="with one token; with a service's, for one account")
+    failed_logins_per_minute: Count = Field(default=30, description="with bad tokens, from one address")
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(), description="networks whose X-Forwarded-For says where a call comes from"
+    )
+    audit_days: Count = Field(default=90, description="how long it is kept who did what")
     streams_per_account: Count = Field(default=20, description="streams of events at a time")
     streams: Count = Field(default=1000, description="streams of events of all accounts at a time, of this process")
     heartbeat_seconds: Seconds = Field(default=15.0, description="the longest silence on a stream of events")

@@ -127,6 +127,7 @@ class AcceptanceCell:
             "VPS_SNAPSHOTS_GRACE_SECONDS": str(GRACE_SECONDS),
             "VPS_SNAPSHOTS_MAX_JOBS": "2",
             "VPS_SNAPSHOTS_PORT": str(self.port),
+            "VPS_SNAPSHOTS_CALLS_PER_MINUTE": "1000000",
             "LIBVIRT_LOG_OUTPUTS": "4:stderr",
             **self.overrides,
         }

@@ -9,7 +9,7 @@ from api.callers import ACCOUNT_HEADER
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import READ_WRITE, SNAPSHOTS, FrontEnd, serving
 from worker.jobs.model import AccountId
-from worker.jobs.tokens import Permission, Tokens
+from worker.jobs.tokens import Limits, Permission, Tokens
 
 CALLS = [
     ("GET", SNAPSHOTS, Permission.SNAPSHOTS_READ),
@@ -118,7 +118,8 @@ async def test_a_token_is_remembered_as_it_was_made(cell: Cell) -> None:
         name="ünï", account_id=None, permissions=frozenset({Permission.OPERATOR}), lifetime=timedelta(days=30)
     )
 
-    assert await tokens.find(new.secret) == new.token
+    limits = Limits(calls=1, failed_logins=1)
+    assert (await tokens.enter(new.secret, address="", named=None, limits=limits)).token == new.token
     assert await tokens.all() == [new.token]
     assert new.token.expires_at == new.token.created_at + timedelta(days=30)
 

@@ -13,6 +13,7 @@ from typing import Self
 
 from arq.connections import ArqRedis
 
+from worker.jobs import records, scripts
 from worker.jobs.model import AccountId
 from worker.jobs.store import redis_answers
 
@@ -51,8 +52,7 @@ class Token:
         }
 
     @classmethod
-    def of(cls, record: dict[bytes, bytes]) -> Self:
-        text = {field.decode(): value.decode() for field, value in record.items()}
+    def of(cls, text: records.Hash) -> Self:
         return cls(
             id=text["id"],
             name=text["name"],
@@ -71,6 +71,26 @@ class NewToken:
     secret: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What may come within each window, at once or spread."""
+
+    calls: int  # of a token
+    failed_logins: int  # from an address
+    window: timedelta = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entered:
+    """A caller at the door."""
+
+    token: Token | None
+    allowed: bool  # within its limit
+    left: int  # of the limit
+    wait: timedelta  # until there is one more
+    full_in: timedelta  # until all of it is there again
+
+
 def _key(secret: str) -> str:
     return f"token:{hashlib.sha256(secret.encode()).hexdigest()}"
 
@@ -80,6 +100,7 @@ class Tokens:
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
+        self._enter = scripts.load(redis, "enter")
 
     async def create(
         self,
@@ -110,13 +131,21 @@ class Tokens:
                 await pipe.execute()
         return NewToken(token=token, secret=secret)
 
-    async def find(self, secret: str) -> Token | None:
-        """The token of that secret, unless it never was, was revoked or has ended."""
-        if not _SECRET.fullmatch(secret):
-            return None
+    async def enter(self, secret: str, *, address: str, named: AccountId | None, limits: Limits) -> Entered:
+        """The token of that secret, unless it never was, was revoked or has ended. The call is counted: on the token,
+        on a service's for the account that it names; or on the address where there is no such token."""
+        key = _key(secret) if _SECRET.fullmatch(secret) else ""
+        window_ms = round(limits.window.total_seconds() * 1000)
+        asked = [key, address, named or "", limits.calls, limits.failed_logins, window_ms]
         with redis_answers():
-            record = await self._redis.hgetall(_key(secret))  # type: ignore[misc]  # typed for the blocking client too
-        return Token.of(record) if record else None
+            flat, allowed, left, wait_ms, full_ms = await self._enter(args=asked)
+        return Entered(
+            token=Token.of(records.pairs(flat)) if flat else None,
+            allowed=bool(allowed),
+            left=left,
+            wait=timedelta(milliseconds=wait_ms),
+            full_in=timedelta(milliseconds=full_ms),
+        )
 
     async def all(self) -> list[Token]:
         """Every token that is valid, oldest first; ended ones are dropped from the index on the way."""
@@ -125,10 +154,10 @@ class Tokens:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for key in index.values():
                     pipe.hgetall(key)
-                records = await pipe.execute()
-            if ended := [token_id for token_id, record in zip(index, records, strict=True) if not record]:
+                found = await pipe.execute()
+            if ended := [token_id for token_id, record in zip(index, found, strict=True) if not record]:
                 await self._redis.hdel(_INDEX, *ended)  # type: ignore[misc]  # typed for the blocking client too
-        valid = [Token.of(record) for record in records if record]
+        valid = [Token.of(records.decoded(record)) for record in found if record]
         return sorted(valid, key=lambda token: (token.created_at, token.id))
 
     async def revoke(self, token_id: str) -> bool:

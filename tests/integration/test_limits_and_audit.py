@@ -1,0 +1,164 @@
+"""How much a caller may ask, and who is seen to have done what."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+
+from tests.conftest import RedisServer
+from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from tests.integration.front_end import SNAPSHOTS, FrontEnd, serving
+from worker.jobs.audit import STREAM, Audit, Entry
+
+KEPT = timedelta(days=90)
+CALLS, FAILED = 8, 3
+BAD = "vps_" + "A" * 43
+
+
+@pytest.fixture
+async def api(cell: Cell) -> AsyncIterator[FrontEnd]:
+    async with serving(cell, calls_per_minute=CALLS, failed_logins_per_minute=FAILED) as front_end:
+        yield front_end
+
+
+@pytest.fixture
+async def behind_proxy(cell: Cell) -> AsyncIterator[FrontEnd]:
+    proxies: Any = [ip_network("127.0.0.0/8"), ip_network("10.0.0.0/8")]
+    async with serving(cell, failed_logins_per_minute=FAILED, trusted_proxies=proxies) as front_end:
+        yield front_end
+
+
+async def entries(cell: Cell, **wanted: str) -> list[Entry]:
+    audit = Audit(cell.redis, kept=KEPT)
+    return [entry async for entry in audit.since(datetime.now(UTC) - timedelta(hours=1), wanted)]
+
+
+class TestCalls:
+    async def test_a_token_has_so_many_and_is_told_how_many_are_left(self, api: FrontEnd) -> None:
+        answers = [await api.call("GET") for _ in range(CALLS + 1)]
+
+        assert [answer.status for answer in answers] == [200] * CALLS + [429]
+        left = [re.fullmatch(r'"token";r=(\d+);t=(\d+)', answer.headers["RateLimit"]) for answer in answers]
+        assert [int(match[1]) for match in left if match] == [*range(CALLS - 1, -1, -1), 0]
+        assert {answer.headers["RateLimit-Policy"] for answer in answers} == {f'"token";q={CALLS};w=60'}
+        answers[-1].refused(429, "rate_limited")
+        assert 0 < int(answers[-1].headers["Retry-After"]) <= 60 // CALLS + 1
+
+    async def test_of_many_at_once_no_more_get_through(self, api: FrontEnd) -> None:
+        answers = await asyncio.gather(*[api.call("GET") for _ in range(50)])
+        assert [answer.status for answer in answers].count(200) == CALLS
+
+    async def test_each_token_has_its_own_and_a_service_one_for_each_account(self, api: FrontEnd) -> None:
+        service = await api.new_token(account=None)
+        for _ in range(CALLS):
+            await api.call("GET")
+            await api.call("GET", token=service, headers={"X-Account-Id": "77"})
+
+        assert (await api.call("GET")).status == 429
+        assert (await api.call("GET", token=service, headers={"X-Account-Id": "77"})).status == 429
+        assert (await api.call("GET", token=service, headers={"X-Account-Id": "78"})).status == 200
+        assert (await api.call("GET", token=await api.new_token())).status == 200
+
+    async def test_what_is_used_up_comes_back_and_nothing_is_left_behind(self, api: FrontEnd) -> None:
+        await api.call("GET")
+        (key,) = [key async for key in api.cell.redis.scan_iter("calls:*")]
+        assert 0 < await api.cell.redis.pttl(key) <= 60_000 / CALLS
+
+    async def test_probes_and_the_document_are_free(self, api: FrontEnd) -> None:
+        for _ in range(CALLS + 1):
+            for path in ("/healthz", "/readyz", "/api/v1/openapi.json"):
+                assert (await api.call("GET", path)).status == 200
+
+
+class TestFailedLogins:
+    async def test_an_address_has_so_many_and_good_tokens_still_get_in(self, api: FrontEnd) -> None:
+        for _ in range(FAILED):
+            (await api.call("GET", token=BAD)).refused(401, "token_invalid")
+        refused = await api.call("GET", token=BAD)
+
+        refused.refused(429, "rate_limited")
+        assert "RateLimit" not in refused.headers
+        assert (await api.call("GET")).status == 200
+
+    async def test_behind_our_proxies_the_address_is_the_one_before_them(self, behind_proxy: FrontEnd) -> None:
+        async def status(forwarded: str) -> int:
+            headers = {"X-Forwarded-For": forwarded}
+            return (await behind_proxy.call("GET", token=BAD, headers=headers)).status
+
+        assert [await status("203.0.113.7, 10.1.1.1") for _ in range(FAILED + 1)] == [401] * FAILED + [429]
+        assert await status("203.0.113.8, 10.1.1.1") == 401
+        # what a client says of itself stands to the left of what our proxies have added
+        assert await status("203.0.113.9, 203.0.113.7") == 429
+
+    async def test_what_a_stranger_says_of_its_address_is_nothing(self, api: FrontEnd) -> None:
+        answers = [
+            await api.call("GET", token=BAD, headers={"X-Forwarded-For": f"203.0.113.{n}"}) for n in range(FAILED + 1)
+        ]
+        assert answers[-1].status == 429
+
+
+class TestAudit:
+    async def test_each_call_that_changes_something_is_written_down_and_no_other(self, api: FrontEnd) -> None:
+        created = await api.create()
+        await api.call("GET")
+        refused = await api.call("DELETE", f"{SNAPSHOTS}999/")
+        failed = await api.call("GET", token=BAD)
+
+        first, second, third = await entries(api.cell)
+        assert first.pop("at").startswith(datetime.now(UTC).date().isoformat())
+        (token,) = await api.tokens.all()
+        who = {"token": token.id, "token_name": "a customer", "account": str(ACCOUNT), "address": "127.0.0.1"}
+        assert first == who | {
+            "method": "POST",
+            "path": SNAPSHOTS,
+            "job": created.headers["X-Job-Id"],
+            "status": "201",
+            "request_id": created.headers["X-Request-Id"],
+        }
+        assert (second["code"], second["status"]) == ("snapshot_not_found", "404")
+        assert second["request_id"] == refused.headers["X-Request-Id"]
+        assert (third["code"], third["address"]) == ("token_invalid", "127.0.0.1")
+        assert third["request_id"] == failed.headers["X-Request-Id"]
+        assert "token" not in third
+
+    async def test_no_secret_and_no_text_of_the_customers_is_in_it(self, api: FrontEnd) -> None:
+        await api.call("POST", body={"server_id": SERVER, "name": "n", "description": "their own words"})
+        await api.call("POST", "/api/v1/" + "x" * 5000)
+        written = json.dumps(await entries(api.cell))
+        assert api.token not in written
+        assert "their own words" not in written
+        assert len(written) < 2000
+
+    async def test_it_is_found_by_who_and_what(self, api: FrontEnd) -> None:
+        other = await api.new_token()
+        await api.create()
+        given = await api.call("POST", body={}, token=other)
+
+        (found,) = await entries(api.cell, request_id=given.headers["X-Request-Id"])
+        assert [entry["request_id"] for entry in await entries(api.cell, token=found["token"])] == [found["request_id"]]
+        assert len(await entries(api.cell, account=str(ACCOUNT))) == 2
+        assert await entries(api.cell, account="78") == []
+
+    async def test_many_entries_are_read_in_batches_and_old_ones_go(self, cell: Cell) -> None:
+        audit, now = Audit(cell.redis, kept=KEPT), datetime.now(UTC)
+        await cell.redis.xadd(STREAM, {"path": "old"}, id=str(round((now - timedelta(days=91)).timestamp() * 1000)))
+        for n in range(1100):
+            await audit.write({"path": str(n)}, now=now)
+
+        assert [entry["path"] for entry in await entries(cell)] == [str(n) for n in range(1100)]
+        assert await cell.redis.xlen(STREAM) <= 1100 + 100  # whole nodes of the stream go, not single entries
+
+    async def test_a_call_stands_whose_entry_could_not_be_written(
+        self, api: FrontEnd, redis_server: RedisServer, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        await asyncio.to_thread(redis_server.kill)
+        try:
+            (await api.create()).refused(503, "store_unavailable")
+        finally:
+            await asyncio.to_thread(redis_server.start)
+        assert "audit.failed" in capsys.readouterr().out
