@@ -10,7 +10,7 @@ from api import docs_page, openapi
 from api.caching import spared
 from api.callers import Callers
 from api.handlers import Handlers
-from api.middleware import around
+from api.middleware import around, finish_head
 from api.operations import OPERATIONS, PROBES, Operation, Probing
 from api.requests import BODY_MAX_BYTES
 from api.settings import ApiSettings
@@ -58,6 +58,7 @@ def build(redis: ArqRedis, settings: ApiSettings) -> web.Application:
     app = web.Application(middlewares=[around(callers, audit)], client_max_size=BODY_MAX_BYTES)
     app.cleanup_ctx.append(streams.running)
     app.on_shutdown.append(streams.end_all)
+    app.on_response_prepare.append(finish_head)
     for operation in OPERATIONS:
         _add(app, operation.method, operation.path, called(operation))
     for probe in PROBES:

@@ -46,6 +46,7 @@ class Handlers:
 
     async def create_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
         body = await requests.body(request, CreateBody, timeout_seconds=self._body_seconds)
+        request[requests.SERVER_ID] = body.server_id
         if requests.query(request, DryRunQuery).dry_run:
             check = await self._store.check_create(
                 account_id=caller.account_id,
@@ -146,7 +147,6 @@ class Handlers:
                 "Content-Type": "text/event-stream; charset=utf-8",
                 "Cache-Control": "no-store",
                 "X-Accel-Buffering": "no",
-                "X-Request-Id": request[requests.REQUEST_ID],
             }
         )
         return await self._streams.send(
@@ -166,6 +166,7 @@ class Handlers:
 
     async def create_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         body = await requests.body(request, ScheduleBody, timeout_seconds=self._body_seconds)
+        request[requests.SERVER_ID] = body.server_id
         made = await self._schedules.create(
             account_id=caller.account_id,
             server_id=body.server_id,

@@ -173,7 +173,8 @@ async def test_one_request_leaves_nothing_in_the_log_of_the_next(api: FrontEnd) 
     with capture_logs(processors=[merge_contextvars]) as lines:
         await api.call("GET", "/api/v1/nothing/7/")
 
-    assert set(lines[0]) == {"event", "log_level", "method", "route", "status", "milliseconds", "request_id"}
+    said = {"method", "route", "status", "code", "address", "milliseconds", "request_id"}
+    assert set(lines[0]) == {"event", "log_level", *said}
     assert lines[0]["route"] == "unknown"
 
 
