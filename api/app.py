@@ -1,5 +1,6 @@
 """The routes, made from the table of calls."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -16,6 +17,7 @@ from api.requests import BODY_MAX_BYTES
 from api.settings import ApiSettings
 from api.streams import Streams
 from worker.jobs.audit import Audit
+from worker.jobs.errors import StoreUnavailable
 from worker.jobs.events import Events
 from worker.jobs.schedules import Schedules
 from worker.jobs.store import Store
@@ -42,8 +44,12 @@ def build(redis: ArqRedis, settings: ApiSettings) -> web.Application:
 
     def called(operation: Operation) -> Handler:
         async def handler(request: web.Request) -> web.StreamResponse:
-            caller = await callers.identify(request, operation.permission)
-            response = await operation.handle(handlers, request, caller)
+            try:
+                async with asyncio.timeout(settings.request_seconds if operation.has_an_end else None):
+                    caller = await callers.identify(request, operation.permission)
+                    response = await operation.handle(handlers, request, caller)
+            except TimeoutError as error:  # bodies and checks have limits of their own: it is the store that is slow
+                raise StoreUnavailable("The store of the service is too slow.") from error
             return spared(request, response) if operation.is_spared else response
 
         return handler

@@ -30,6 +30,11 @@ class ApiSettings(FileSettings):
     keepalive_seconds: Seconds = Field(
         default=75.0, description="a connection without a whole request's head for so long is closed"
     )
+    request_seconds: Seconds = Field(default=30.0, description="for one call as a whole, streams of events apart")
+    stalled_seconds: Seconds = Field(
+        default=30.0, description="a TCP connection whose client takes nothing of its answer for so long is closed"
+    )
+    connections: Count = Field(default=5000, description="open at a time, of this process; more are turned away")
     calls_per_minute: Count = Field(default=600, description="with one token; with a service's, for one account")
     failed_logins_per_minute: Count = Field(default=30, description="with bad tokens, from one address")
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = Field(
