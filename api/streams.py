@@ -88,7 +88,8 @@ class Streams:
                     await self._write(response, "event: missed\ndata: {}\n\n")
                 for event in late:
                     await self._write(response, _text(event))
-                after = late[-1].id if late else last_event_id or newest
+                # an id that never was may lie ahead of all that comes
+                after = late[-1].id if late else newest if missed else last_event_id or newest
                 await self._follow(response, listener, after, still_allowed)
         return response
 
@@ -132,6 +133,10 @@ class Streams:
                 found = await self._events.next(self._seen, wait_seconds=READ_SECONDS)
             except StoreUnavailable as error:
                 log.warning("streams.store_unavailable", cause=str(error.__cause__))
+                await asyncio.sleep(AGAIN_SECONDS)
+                continue
+            except Exception:  # all listeners hang on this one reader
+                log.exception("streams.broke")
                 await asyncio.sleep(AGAIN_SECONDS)
                 continue
             for account_id, events in found.items():

@@ -1,16 +1,18 @@
 """Which servers this node has: read from the hypervisor, told to the store."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import structlog
 
-from drivers.base import DriverError, Hypervisor
+from drivers.base import Domain, DriverError, Hypervisor, HypervisorUnavailable
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import AccountId, ServerId
 from worker.jobs.node_store import LeaseLost, NodeStore, ReportedServer
 
 REPORT_SECONDS = 5.0  # with each heartbeat, for what no event told
+LOOK_SECONDS = 30.0  # for the list of a node's domains; hundreds take milliseconds
 SETTLE_SECONDS = 0.1  # a guest that starts fires several events at once
 
 log = structlog.stdlib.get_logger()
@@ -26,28 +28,51 @@ class Inventory:
         self._publish = publish
         self._changed = asyncio.Event()
         self._conflicts: frozenset[ServerId] = frozenset()
+        self._twice: frozenset[int] = frozenset()
+        self._fresh: set[ServerId] = set()
+        self._some_fresh = asyncio.Event()
 
     async def report(self) -> None:
         """Tell the store what the node has now. A hypervisor or a store that is away is told the next time."""
         try:
-            servers = [
+            domains = await self._domains()
+            servers = {ServerId(domain.server_id): domain for domain in reversed(domains)}
+            reported = await self._store.report(
                 ReportedServer(
-                    id=ServerId(domain.server_id),
-                    account_id=AccountId(domain.account_id),
-                    name=domain.name,
-                    power=domain.power,
+                    id=server_id, account_id=AccountId(domain.account_id), name=domain.name, power=domain.power
                 )
-                for domain in await self._hypervisor.domains()
-            ]
-            reported = await self._store.report(servers)
+                for server_id, domain in servers.items()
+            )
         except (DriverError, StoreUnavailable, LeaseLost) as error:
             log.warning("inventory.not_reported", reason=type(error).__name__, detail=str(error))
             return
+        twice = frozenset(server_id for server_id, count in Counter(d.server_id for d in domains).items() if count > 1)
+        for server_id in twice - self._twice:
+            log.error("inventory.server_twice_on_node", server_id=server_id)
+        self._twice = twice
         for server_id in reported.conflicts - self._conflicts:
             log.error("inventory.server_on_two_nodes", server_id=server_id)
         self._conflicts = reported.conflicts
-        for server_id in reported.fresh:
-            await self._publish(server_id)
+        self._fresh |= reported.fresh
+        self._some_fresh.set()
+
+    async def _domains(self) -> list[Domain]:
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                return await self._hypervisor.domains()
+        except TimeoutError as error:
+            raise HypervisorUnavailable("the hypervisor does not say which domains it has") from error
+
+    async def keep_publishing(self) -> None:
+        """Run until cancelled: publish, one after the other, the servers that the store does not know yet."""
+        while True:
+            await self._some_fresh.wait()
+            self._some_fresh.clear()
+            await self.publish_fresh()
+
+    async def publish_fresh(self) -> None:
+        while self._fresh:
+            await self._publish(self._fresh.pop())
 
     async def keep_reporting(self) -> None:
         """Run until cancelled: report soon after each change on the hypervisor, and every few seconds anyway."""

@@ -162,7 +162,7 @@ async def _live(
     stop: asyncio.Event,
 ) -> None:
     store = NodeStore(redis, node=settings.node, machine=machine_id(settings.state_dir), who=who_am_i())
-    publisher = Publisher(store)
+    publisher = Publisher(store, tell_again=lambda server_id: reconciler.server(server_id))  # noqa: PLW0108 - made below
     runner = Runner(
         journal=journal,
         hypervisor=hypervisor,
@@ -180,6 +180,7 @@ async def _live(
         journal=journal,
         runner=runner,
         safety_kept_seconds=settings.safety_kept_seconds,
+        look_seconds=settings.step_seconds,
     )
     inventory = Inventory(hypervisor, store, publish=reconciler.server)
 
@@ -196,7 +197,8 @@ async def _live(
         await lease.take_at_start()
         await asyncio.gather(
             *(lease.keep(), queue.work()),
-            *(inventory.keep_reporting(), housekeeping.keep_house(), reconciler.keep_reconciling()),
+            *(inventory.keep_reporting(), inventory.keep_publishing()),
+            *(housekeeping.keep_house(), reconciler.keep_reconciling()),
             Scheduler(store=store).keep_running(),
         )
 

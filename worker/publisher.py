@@ -5,23 +5,27 @@ an outcome is told again until the store has taken it.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import structlog
 
 from worker.jobs.errors import StoreUnavailable
-from worker.jobs.model import JobId, Step
+from worker.jobs.model import JobId, ServerId, Step
 from worker.jobs.node_store import LeaseLost, NodeStore
 from worker.jobs.outcome import Outcome
 
 RETRY_SECONDS = (0.2, 2.0)  # between two tries to publish: the first wait, doubled up to the last
-UNKNOWN_TRIES = 6  # 7 s: by then a store that lost its data must have heard of the job again, with the next report
+UNKNOWN_TRIES = 6  # of an outcome whose job the store does not know: its server may have left the node for good
 
 log = structlog.stdlib.get_logger()
 
 
 class Publisher:
-    def __init__(self, store: NodeStore) -> None:
+    """`tell_again` tells the store all that the node has of a server."""
+
+    def __init__(self, store: NodeStore, tell_again: Callable[[ServerId], Awaitable[None]]) -> None:
         self._store = store
+        self._tell_again = tell_again
         self._steps: dict[JobId, Step] = {}
         self._news = asyncio.Event()
 
@@ -30,7 +34,7 @@ class Publisher:
         self._steps[job_id] = step
         self._news.set()
 
-    async def outcome(self, job_id: JobId, outcome: Outcome) -> None:
+    async def outcome(self, job_id: JobId, server_id: ServerId, outcome: Outcome) -> None:
         """Return when the store has the outcome, however long that takes."""
         self._steps.pop(job_id, None)  # told now, it would come too late
         wait, longest = RETRY_SECONDS
@@ -43,10 +47,12 @@ class Publisher:
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, longest)
             else:
-                # A store that lost its data is told of the job again, with all that the node has, and takes it then.
-                if answer == "job_unknown" and (tries := tries - 1):
+                if answer == "job_unknown" and (
+                    tries := tries - 1
+                ):  # it lost its data; told of the job it takes its end
                     await asyncio.sleep(wait)
                     wait = min(2 * wait, longest)
+                    await self._tell_again(server_id)
                     continue
                 if answer not in {"published", "job_over"}:  # over: told before, by a process that died right after
                     log.warning("outcome.refused", reason=answer)

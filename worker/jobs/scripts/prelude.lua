@@ -200,6 +200,12 @@ local function conclude(job_id, job, result)
   tell(job_id, job)
 end
 
+-- Take a job that was ended out of its node's queue.
+local function forget_queued(job_id, job)
+  redis.call('ZREM', 'arq:queue:' .. job.node, job_id)
+  redis.call('DEL', 'arq:job:' .. job_id)
+end
+
 -- What a customer is shown of a server: {field, value, ...}, kind of the job that holds it or ''.
 local function show_server(server_id)
   local holder = redis.call('HGET', 'server:' .. server_id, 'job')
@@ -210,7 +216,10 @@ end
 -- {its server's field, value, ...}, kind of the job that holds the server or ''}.
 local function show_job(job_id)
   local job = read('job:' .. job_id)
-  local server, holding = show_server(job.server)
+  local server, holding = {}, ''
+  if redis.call('HGET', 'server:' .. job.server, 'account') == job.account then -- else it has a new owner
+    server, holding = show_server(job.server)
+  end
   return {job_id, redis.call('HGETALL', 'job:' .. job_id),
     redis.call('LRANGE', 'node:' .. job.node .. ':milliseconds:' .. job.kind, 0, -1), server, holding}
 end

@@ -1,4 +1,5 @@
--- A node says which servers it has. ARGV: node, owner, silent_ms, JSON [{id, account, name, power}, ...] (all as text).
+-- A node says which servers it has. ARGV: node, owner, silent_ms, JSON [{id, account, name, power}, ...] (all as text),
+-- JSON result of a job whose server has left its node.
 -- Answers {conflicts, fresh}: the ids that a living other node claims as well (those keep their node until a person has
 -- looked), and those whose snapshots the node must publish before one can be added: new here, or Redis lost its data.
 if not owns_lease(ARGV[1], ARGV[2]) then return 'lease_lost' end
@@ -12,6 +13,27 @@ local function move_account(server_id, from, to)
     redis.call('ZREM', 'account:' .. from .. ':snapshots', id)
     redis.call('ZADD', 'account:' .. to .. ':snapshots', redis.call('HGET', 'snapshot:' .. id, 'created_ms'), id)
   end
+  redis.call('HDEL', 'server:' .. server_id, 'undoable')
+end
+
+-- The server has come from another node, which is silent or has lost it: that one ends nothing of it any more.
+local function take_over(server_id, server)
+  redis.call('SREM', 'node:' .. server.node .. ':servers', server_id)
+  local job = server.job and read('job:' .. server.job)
+  if job then
+    conclude(server.job, job, cjson.decode(ARGV[5]))
+    forget_queued(server.job, job)
+  elseif server.job then
+    redis.call('HDEL', 'server:' .. server_id, 'job')
+  end
+  local deleting = 'node:' .. server.node .. ':deleting'
+  for _, id in ipairs(redis.call('ZRANGE', deleting, 0, -1)) do
+    if redis.call('HGET', 'snapshot:' .. id, 'server') == server_id then
+      redis.call('ZREM', deleting, id)
+      redis.call('HSET', 'snapshot:' .. id, 'node', node)
+      redis.call('ZADD', 'node:' .. node .. ':deleting', now_ms(), id)
+    end
+  end
 end
 
 for _, found in ipairs(cjson.decode(ARGV[4])) do
@@ -22,7 +44,7 @@ for _, found in ipairs(cjson.decode(ARGV[4])) do
     conflicts[#conflicts + 1] = found.id
   else
     if known.account and known.account ~= found.account then move_account(found.id, known.account, found.account) end
-    if known.node and known.node ~= node then redis.call('SREM', 'node:' .. known.node .. ':servers', found.id) end
+    if known.node and known.node ~= node then take_over(found.id, known) end
     redis.call('HSET', key, 'v', '1', 'name', found.name, 'account', found.account, 'node', node, 'power', found.power)
     if not known.node or known.node ~= node then redis.call('HSET', key, 'unpublished', '1') end
     if not known.node or known.node ~= node or known.unpublished then fresh[#fresh + 1] = found.id end
