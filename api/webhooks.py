@@ -37,8 +37,8 @@ def webhook_id(request: web.Request) -> WebhookId:
 
 
 def _once(events: tuple[JobEvent, ...]) -> tuple[JobEvent, ...]:
-    if len(set(events)) < len(events):
-        raise PydanticCustomError("twice", "Each event should be there once")
+    if not events or len(set(events)) < len(events):
+        raise PydanticCustomError("not_a_choice", "There should be one event at least, and each once")
     return events
 
 
@@ -47,9 +47,10 @@ Url = Annotated[
     StringConstraints(pattern=r"^https?://[\x21-\x7e]+$", max_length=URL_MAX),
     Field(description="https, to a public address, port 443 or from 1024 on; no user, no fragment"),
 ]
+# not strict: what comes from the check for null is no JSON any more
 Events = Annotated[
-    tuple[JobEvent, ...],
-    Field(min_length=1, json_schema_extra={"uniqueItems": True}, description="of which it is told"),
+    tuple[Annotated[JobEvent, Field(strict=False)], ...],
+    Field(strict=False, json_schema_extra={"minItems": 1, "uniqueItems": True}, description="of which it is told"),
     AfterValidator(_once),
 ]
 

@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientConnectorError, web
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from api.outside import is_public, why_not
-from api.sender import PATIENCE_SECONDS, RETRIES, signed
+from api.outside import AddressRefused, client, is_public, why_not
+from api.sender import AT_ONCE, PATIENCE_SECONDS, RETRIES, signed
 from tests.conftest import RedisServer
 from tests.integration.conftest import Cell
 from tests.integration.front_end import DONE, FrontEnd, Names, serving
@@ -115,7 +115,7 @@ async def time_passes(cell: Cell, webhook_id: str) -> None:
         await pipe.execute()
 
 
-async def test(api: FrontEnd, webhook: dict[str, Any]) -> None:
+async def send_test(api: FrontEnd, webhook: dict[str, Any]) -> None:
     assert (await api.call("POST", f"{WEBHOOKS}{webhook['id']}/test/")).status == 202
 
 
@@ -223,7 +223,7 @@ class TestDeliveries:
         off = await made(api, receiver.url, events=EVERY, enabled=False)
         failed = await made(api, receiver.url, events=["job.failed"])
         await api.work(await api.create())
-        await test(api, failed)
+        await send_test(api, failed)
         await receiver.has(1)
 
         (message,) = receiver.messages(failed["secret"])
@@ -235,13 +235,13 @@ class TestDeliveries:
         webhook = await made(api, receiver.url)
         rotated = (await api.call("POST", f"{WEBHOOKS}{webhook['id']}/rotate-secret/")).body
         assert rotated["secret"] != webhook["secret"]
-        await test(api, webhook)
+        await send_test(api, webhook)
         await receiver.has(1)
         assert receiver.messages(webhook["secret"]) == receiver.messages(rotated["secret"])
 
         receiver.got.clear()
         await api.cell.redis.hset(f"token:webhook:{webhook['id']}", "old_until_ms", "1")  # type: ignore[misc]  # typed for the blocking client too
-        await test(api, webhook)
+        await send_test(api, webhook)
         await receiver.has(1)
         assert receiver.messages(rotated["secret"])
         with pytest.raises(WebhookVerificationError):
@@ -250,7 +250,7 @@ class TestDeliveries:
     async def test_a_failure_is_tried_again_as_the_same_message_until_it_is_delivered(self, api: FrontEnd) -> None:
         async with receiving(answers=[500, 302, 204]) as receiver:
             webhook = await made(api, receiver.url)
-            await test(api, webhook)
+            await send_test(api, webhook)
             for times, status in ((1, 500), (2, 302)):
                 failed = await attempted(api, webhook, times)
                 assert (failed["status_code"], failed["error"]) == (status, "bad_status")
@@ -269,7 +269,7 @@ class TestDeliveries:
     async def test_after_the_last_attempt_it_is_given_up(self, api: FrontEnd) -> None:
         async with receiving(answers=[500]) as receiver:
             webhook = await made(api, receiver.url)
-            await test(api, webhook)
+            await send_test(api, webhook)
             for times in range(1, len(RETRIES) + 1):
                 await attempted(api, webhook, times)
                 await time_passes(api.cell, webhook["id"])
@@ -280,7 +280,7 @@ class TestDeliveries:
     async def test_who_is_gone_is_told_no_more(self, api: FrontEnd, capsys: pytest.CaptureFixture[str]) -> None:
         async with receiving(answers=[410]) as receiver:
             webhook = await made(api, receiver.url)
-            await test(api, webhook)
+            await send_test(api, webhook)
             await attempted(api, webhook)
             shown = (await api.call("GET", f"{WEBHOOKS}{webhook['id']}/")).body
             assert (shown["enabled"], shown["disabled_reason"]) == (False, "gone")
@@ -293,7 +293,7 @@ class TestDeliveries:
             days_ago = (datetime.now(UTC) - timedelta(seconds=PATIENCE_SECONDS + 60)).timestamp() * 1000
             key = f"webhook:{webhook['id']}"
             await api.cell.redis.hset(key, "failing_since_ms", str(round(days_ago)))  # type: ignore[misc]  # typed for the blocking client too
-            await test(api, webhook)
+            await send_test(api, webhook)
             await attempted(api, webhook)
             shown = (await api.call("GET", f"{WEBHOOKS}{webhook['id']}/")).body
             assert (shown["enabled"], shown["disabled_reason"]) == (False, "failing")
@@ -303,35 +303,30 @@ class TestDeliveries:
             slow.open.clear()
             hangs = await made(api, slow.url)
             for _ in range(20):
-                await test(api, hangs)
-            await slow.has(8)
+                await send_test(api, hangs)
+            await slow.has(1)
             works = await made(api, receiver.url)
-            await test(api, works)
+            await send_test(api, works)
             await attempted(api, works)
 
-            assert len(slow.got) == 8
-            timed_out = await latest(api, hangs, lambda _: True)
-            assert timed_out["delivered_at"] is None
+            await slow.has(2)  # the first has come to its limit of time: then those that waited, some at a time
+            assert len(slow.got) <= 1 + AT_ONCE
 
     async def test_the_log_is_paged_and_bounded(self, api: FrontEnd, receiver: Receiver) -> None:
         webhook = await made(api, receiver.url)
-        await test(api, webhook)
-        await test(api, webhook)
+        await send_test(api, webhook)
+        await send_test(api, webhook)
         answer = await api.call("GET", f"{WEBHOOKS}{webhook['id']}/deliveries/?page_size=1")
         assert (answer.body["count"], len(answer.body["results"])) == (2, 1)
         assert 'rel="next"' in answer.headers["Link"]
         redis, log = api.cell.redis, f"webhook:{webhook['id']}:log"
         await redis.zadd(log, {f"old-{n}": 1 for n in range(5)})  # more than 7 days ago
-        await test(api, webhook)
+        await send_test(api, webhook)
         assert await redis.zcard(log) == 3
 
 
 class TestSenders:
     """Without a front end between: who gets what to send."""
-
-    async def claimed(self, api: FrontEnd, count: int) -> str:
-        webhook = await made(api, "https://nowhere.example/", events=["job.queued"], enabled=False)
-        return str(webhook["id"])
 
     async def test_of_many_one_gets_it_and_after_its_time_another(self, cell: Cell) -> None:
         async with serving(cell, webhooks=1) as api:
@@ -388,7 +383,7 @@ class TestSenders:
         receiver.open.clear()
         async with serving(cell, webhooks_to_private=True, drain_seconds=0.1) as api:
             webhook = await made(api, receiver.url)
-            await test(api, webhook)
+            await send_test(api, webhook)
             await receiver.has(1)
         receiver.open.set()
         async with serving(cell, webhooks_to_private=True) as api:
@@ -399,7 +394,7 @@ class TestWhere:
     @pytest.mark.parametrize(
         "address",
         [
-            *("127.0.0.1", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1"),
+            *("127.0.0.1", "0.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1"),
             *("192.0.2.1", "224.0.0.1", "255.255.255.255", "::", "::1", "fe80::1", "fe80::1%2", "fc00::1", "ff02::1"),
             *("::ffff:127.0.0.1", "::ffff:8.8.8.8", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::a00:1"),
             *("2002:7f00:1::", "2002:a00:1::1", "2001:0:4136:e378:8000:63bf:3fff:fdd2", "2001:db8::1"),
@@ -415,7 +410,7 @@ class TestWhere:
             literal = await api.call("POST", WEBHOOKS, body={"url": f"https://{host}/"})
             assert literal.refused_fields() == ["url"]
             webhook = await made(api, "https://rebound.example/")
-            await test(api, webhook)
+            await send_test(api, webhook)
             refused = await attempted(api, webhook)
             assert (refused["status_code"], refused["error"]) == (None, "address_refused")
 
@@ -447,7 +442,7 @@ class TestWhere:
         async with serving(cell, names=Names({host: "127.0.0.1"})) as api:
             answer = await api.call("POST", WEBHOOKS, body={"url": f"https://{host}:{port}"})
             if answer.status == 201:
-                await test(api, answer.body)
+                await send_test(api, answer.body)
                 assert (await attempted(api, answer.body))["status_code"] is None
         assert receiver.got == []
 
@@ -455,16 +450,14 @@ class TestWhere:
         async with serving(cell, webhooks_to_private=True) as lenient:
             webhook = await made(lenient, receiver.url)
         async with serving(cell) as api:
-            await test(api, webhook)
+            await send_test(api, webhook)
             assert (await attempted(api, webhook))["error"] == "address_refused"
         assert receiver.got == []
 
     async def test_the_last_look_is_at_the_socket(self, receiver: Receiver) -> None:
         """Whatever the looks before it have let pass."""
-        from api.outside import AddressRefused, client
-
         async with client(to_private=False, resolver=Names({}), seconds=5.0) as session:
-            with pytest.raises(OSError) as refused:
+            with pytest.raises(ClientConnectorError) as refused:
                 await session.post(receiver.url)
         assert isinstance(refused.value.__cause__, AddressRefused)
         assert receiver.got == []
@@ -473,7 +466,7 @@ class TestWhere:
     async def test_no_redirect_is_followed(self, api: FrontEnd, status: int) -> None:
         async with receiving(answers=[status]) as receiver:
             webhook = await made(api, receiver.url)
-            await test(api, webhook)
+            await send_test(api, webhook)
             assert (await attempted(api, webhook))["error"] == "bad_status"
             assert len(receiver.got) == 1
 
@@ -486,7 +479,7 @@ class TestWhere:
             port = closed.url.split(":")[-1]
         async with serving(cell, names=Names(names), webhooks_to_private=True) as api:
             webhook = await made(api, url or f"https://x.example:{port}")
-            await test(api, webhook)
+            await send_test(api, webhook)
             assert (await attempted(api, webhook))["error"] == code
 
 
