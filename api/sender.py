@@ -32,6 +32,7 @@ AT_ONCE = 8  # deliveries of one endpoint
 LEASE_ATTEMPTS = 4  # a claim holds for so many times the limit of an attempt: then its sender is taken to be dead
 SUCCESS = range(200, 300)
 WAIT_SECONDS = 2  # a retry that falls due is seen so late at most
+STOP_AGAIN_SECONDS = 0.2
 AGAIN_SECONDS = 3.0  # after trouble with the store
 
 log = structlog.stdlib.get_logger()
@@ -57,7 +58,10 @@ class Sender:
         ) as client:
             sending = asyncio.create_task(self._send_all(client))
             yield
-            sending.cancel()
+            while not sending.done():
+                # Again, where it was lost: Python 3.11's wait_for, in which redis-py sends, may swallow one.
+                sending.cancel()
+                await asyncio.wait({sending}, timeout=STOP_AGAIN_SECONDS)
             with suppress(asyncio.CancelledError):
                 await sending
 

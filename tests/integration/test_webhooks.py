@@ -26,6 +26,7 @@ from worker.jobs.webhooks import JobEvent
 WEBHOOKS = "/api/v1/webhooks/"
 OTHERS = AccountId(78)
 EVERY = [str(event) for event in JobEvent]
+PATIENCE_SECONDS_FOR_END = 10.0  # a bound: it ends within milliseconds, or never
 URL = "https://hooks.example.com/snapshots"
 
 
@@ -388,6 +389,11 @@ class TestSenders:
         receiver.open.set()
         async with serving(cell, webhooks_to_private=True) as api:
             await latest(api, webhook, lambda delivery: delivery["delivered_at"] is not None)
+
+    async def test_a_front_end_ends_at_whatever_moment_it_is_told_to(self, cell: Cell) -> None:
+        for n in range(100):
+            async with asyncio.timeout(PATIENCE_SECONDS_FOR_END), serving(cell):
+                await asyncio.sleep(n % 10 / 1000)
 
 
 class TestWhere:
