@@ -1,10 +1,11 @@
 """The routes, made from the table of calls."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
-from aiohttp import web
+from aiohttp import ThreadedResolver, web
+from aiohttp.abc import AbstractResolver
 from arq.connections import ArqRedis
 
 from api import docs_page, openapi
@@ -14,22 +15,26 @@ from api.handlers import Handlers
 from api.middleware import around, finish_head
 from api.operations import OPERATIONS, PROBES, Operation, Probing
 from api.requests import BODY_MAX_BYTES
+from api.sender import Sender
 from api.settings import ApiSettings
 from api.streams import Streams
 from worker.jobs.audit import Audit
+from worker.jobs.deliveries import Deliveries
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.events import Events
 from worker.jobs.schedules import Schedules
 from worker.jobs.store import Store
 from worker.jobs.tokens import Limits, Tokens
+from worker.jobs.webhooks import Webhooks
 
 TOKEN_CHECK_SECONDS = 30.0  # a stream of events ends so soon after its token
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def build(redis: ArqRedis, settings: ApiSettings) -> web.Application:
-    """The application. It opens nothing and closes nothing: the client is its owner's."""
+def build(redis: ArqRedis, settings: ApiSettings, *, resolver: AbstractResolver | None = None) -> web.Application:
+    """The application. It opens nothing and closes nothing: the client is its owner's. `resolver`: finds the receivers
+    of webhooks, in the place of the system's own."""
     limits = Limits(calls=settings.calls_per_minute, failed_logins=settings.failed_logins_per_minute)
     callers = Callers(Tokens(redis), limits, trusted_proxies=settings.trusted_proxies)
     streams = Streams(
@@ -40,7 +45,15 @@ def build(redis: ArqRedis, settings: ApiSettings) -> web.Application:
         check_seconds=TOKEN_CHECK_SECONDS,
     )
     store = Store(redis, node_silent_seconds=settings.node_silent_seconds)
-    handlers = Handlers(store, Schedules(redis), streams, callers, body_seconds=settings.body_seconds)
+    handlers = Handlers(
+        store,
+        Schedules(redis),
+        Webhooks(redis),
+        streams,
+        callers,
+        body_seconds=settings.body_seconds,
+        to_private=settings.webhooks_to_private,
+    )
 
     def called(operation: Operation) -> Handler:
         async def handler(request: web.Request) -> web.StreamResponse:
@@ -65,6 +78,7 @@ def build(redis: ArqRedis, settings: ApiSettings) -> web.Application:
     app.cleanup_ctx.append(streams.running)
     app.on_shutdown.append(streams.end_all)
     app.on_response_prepare.append(finish_head)
+    app.cleanup_ctx.append(_sender(redis, settings, resolver))
     for operation in OPERATIONS:
         _add(app, operation.method, operation.path, called(operation))
     for probe in PROBES:
@@ -74,6 +88,23 @@ def build(redis: ArqRedis, settings: ApiSettings) -> web.Application:
     for path in dict.fromkeys(operation.path for operation in OPERATIONS):
         app.router.add_route("*", path.removesuffix("/"), _with_slash)
     return app
+
+
+def _sender(
+    redis: ArqRedis, settings: ApiSettings, resolver: AbstractResolver | None
+) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def running(app: web.Application) -> AsyncIterator[None]:
+        sender = Sender(
+            Deliveries(redis),
+            endpoints=settings.webhooks,
+            seconds=settings.webhook_seconds,
+            to_private=settings.webhooks_to_private,
+            resolver=resolver or ThreadedResolver(),
+        )
+        async for _ in sender.running(app):
+            yield
+
+    return running
 
 
 def _add(app: web.Application, method: str, path: str, handler: Handler) -> None:

@@ -44,5 +44,10 @@ class ApiSettings(FileSettings):
     streams_per_account: Count = Field(default=20, description="streams of events at a time")
     streams: Count = Field(default=1000, description="streams of events of all accounts at a time, of this process")
     heartbeat_seconds: Seconds = Field(default=15.0, description="the longest silence on a stream of events")
+    webhook_seconds: Seconds = Field(default=15.0, description="for the receiver of a webhook to answer")
+    webhooks: Count = Field(default=100, description="webhooks that are served at a time, by this process")
+    webhooks_to_private: bool = Field(
+        default=False, description="webhooks may go to http and to private networks: for development only"
+    )
     drain_seconds: Seconds = Field(default=30.0, description="at SIGTERM: how long running requests may take to end")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

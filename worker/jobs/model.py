@@ -11,6 +11,8 @@ ServerId = NewType("ServerId", int)
 SnapshotId = NewType("SnapshotId", int)
 JobId = NewType("JobId", str)
 ScheduleId = NewType("ScheduleId", str)
+WebhookId = NewType("WebhookId", str)
+DeliveryId = NewType("DeliveryId", str)
 
 SNAPSHOTS_PER_SERVER = 5  # the public contract's limit
 NAME_MAX = 64  # characters of a snapshot's name
