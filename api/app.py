@@ -80,7 +80,7 @@ def build(redis: ArqRedis, settings: ApiSettings, *, resolver: AbstractResolver 
     app.on_response_prepare.append(finish_head)
     app.cleanup_ctx.append(_sender(redis, settings, resolver))
     for operation in OPERATIONS:
-        _add(app, operation.method, operation.path, called(operation))
+        _add(app, operation.method, operation.path, called(operation), head=operation.has_an_end)
     for probe in PROBES:
         _add(app, "GET", probe.path, probed(probe))
     for path, handler in _documents().items():
@@ -107,9 +107,10 @@ def _sender(
     return running
 
 
-def _add(app: web.Application, method: str, path: str, handler: Handler) -> None:
-    # web.get answers a HEAD too
-    app.add_routes([web.get(path, handler) if method == "GET" else web.route(method, path, handler)])
+def _add(app: web.Application, method: str, path: str, handler: Handler, *, head: bool = True) -> None:
+    """`head`: a GET answers a HEAD too."""
+    get = method == "GET"
+    app.add_routes([web.get(path, handler, allow_head=head) if get else web.route(method, path, handler)])
 
 
 def _documents() -> dict[str, Handler]:
