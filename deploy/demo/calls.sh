@@ -2,8 +2,8 @@ call() { curl -sS --fail-with-body -H "Authorization: Bearer $TOKEN" -H 'Content
 header() { tr -d '\r' <headers.txt | sed -n "s/^$1: //p"; }
 follow() {  # the job that the last answer names, to its end
     job=$(header Operation-Location)
-    for _ in $(seq 600); do
-        call "$URL${job:?the call was refused}" | grep -E '"state": "(completed|failed)"' && break || sleep 1
+    [ -n "$job" ] && for _ in $(seq 600); do
+        call "$URL$job" | grep -E '"state": "(completed|failed)"' && return || sleep 1
     done
 }
 
