@@ -21,7 +21,7 @@ from worker.jobs.model import JobId, ServerId, Step
 from worker.jobs.outcome import Outcome
 from worker.procedures.work import Facts, Task
 
-VERSION = 1
+VERSION = 2
 BALLAST_BYTES = 4 << 20  # a thousand steps: each writes two or three pages of 4 KiB to the write-ahead log
 KEPT_FOR_A_PERSON = math.inf  # seconds that a spare tag is kept: no clock ends it
 KEPT_SECONDS = 30 * 86_400  # how long a job that is over and published stays: as long as its record in the store
@@ -44,6 +44,9 @@ CREATE TABLE IF NOT EXISTS spare_tags (
     tag TEXT PRIMARY KEY,
     server_id INTEGER NOT NULL,
     drop_after REAL NOT NULL             -- Unix seconds
+) STRICT;
+CREATE TABLE IF NOT EXISTS changing (    -- servers whose disks are being changed by no job
+    server_id INTEGER PRIMARY KEY
 ) STRICT;
 """
 
@@ -205,6 +208,18 @@ class Journal:
 
     def dropped(self, tag: str) -> None:
         self._durably(("DELETE FROM spare_tags WHERE tag = ?", (tag,)))
+
+    def change(self, server_id: ServerId) -> None:
+        """Write down that the server's disks are about to be changed, outside of any job."""
+        self._durably(("INSERT OR IGNORE INTO changing (server_id) VALUES (?)", (server_id,)))
+
+    def changed(self, server_id: ServerId) -> None:
+        """The change has come to its end: the disks are whole."""
+        self._durably(("DELETE FROM changing WHERE server_id = ?", (server_id,)))
+
+    def changing(self) -> frozenset[ServerId]:
+        """The servers of which a change was begun and has not come to its end."""
+        return frozenset(ServerId(server_id) for (server_id,) in self._db.execute("SELECT server_id FROM changing"))
 
     def forget_old(self) -> None:
         """Forget the jobs that have been over and published for longer than anyone asks."""

@@ -154,7 +154,9 @@ class Reconciler:
             and known.on_disk[snapshot_id] in {None, SnapshotStatus.FAILED}
         ]
         for tag in orphans:
+            self._journal.change(server_id)
             await without(self._hypervisor, server_id, tag)
+            self._journal.changed(server_id)
         return [Difference(finding=Finding.ORPHANED_TAG, tag=tag) for tag in orphans]
 
     async def _tell_lost(

@@ -16,7 +16,7 @@ from worker.jobs.node_store import BeginRefused, LeaseLost, NodeStore
 from worker.jobs.outcome import Outcome
 from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed, SpareTag
 from worker.procedures import PROCEDURES
-from worker.procedures.disks import NotEnoughSpace, without
+from worker.procedures.disks import NotEnoughSpace, whole, without
 from worker.procedures.work import Facts, Next, Policy, Procedure, Task, Work
 from worker.publisher import RETRY_SECONDS, Publisher
 
@@ -105,7 +105,11 @@ class Runner:
         return self._servers[server_id]
 
     async def drop_spare_tags(self) -> None:
-        """Delete the safety snapshots, and what failed jobs have left, whose time is over."""
+        """Mend what was broken off; delete the safety snapshots, and what failed jobs have left, whose time is over."""
+        for server_id in self._journal.changing():
+            if not self._servers[server_id].locked():
+                async with self._servers[server_id]:
+                    await self._mended(server_id)
         for spare in self._journal.due_spare_tags():
             # Behind a busy server it would wait for as long as its job: the next round will do.
             if not self._servers[spare.server_id].locked():
@@ -125,8 +129,10 @@ class Runner:
     async def _drop(self, spare: SpareTag) -> None:
         try:
             async with asyncio.timeout(self._limits.step_seconds):
+                self._journal.change(spare.server_id)
                 await without(self._hypervisor, spare.server_id, spare.tag)
-        except (DriverError, TimeoutError) as error:
+                self._journal.changed(spare.server_id)
+        except (DriverError, TimeoutError, JournalFailed) as error:
             reason = str(error) or type(error).__name__
             log.warning("spare_tag.kept", tag=spare.tag, server_id=spare.server_id, reason=reason)
         else:
@@ -166,6 +172,7 @@ class Runner:
             while outcome is None:
                 try:
                     async with self._servers[task.server_id], self._busy():
+                        await self._mended(task.server_id)
                         outcome = await self._execute(entry, resumed=resumed)
                 except JournalFailed as error:
                     log.error("job.not_written_down", reason=str(error), again_in_seconds=RETRY_MOST_SECONDS)  # noqa: TRY400 - the disk's
@@ -174,6 +181,17 @@ class Runner:
             await self._publisher.outcome(task.job_id, task.server_id, outcome)
             with suppress(JournalFailed):  # published again by the next process: that changes nothing
                 self._journal.published(task.job_id)
+
+    async def _mended(self, server_id: ServerId) -> None:
+        """Put right what a process that died has left outside of a job, before anything else touches the disks."""
+        if server_id in self._journal.changing():
+            try:
+                async with asyncio.timeout(self._limits.step_seconds):
+                    await whole(self._hypervisor, server_id)
+            except (DriverError, TimeoutError) as error:  # the job's own checks say what becomes of it
+                log.warning("disks.not_mended", server_id=server_id, reason=str(error) or type(error).__name__)
+            else:
+                self._journal.changed(server_id)
 
     @asynccontextmanager
     async def _busy(self) -> AsyncIterator[None]:

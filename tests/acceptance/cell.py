@@ -167,12 +167,13 @@ class AcceptanceCell:
         return await self.client.follow(answer.headers["Operation-Location"], timeout_seconds=90)
 
     async def delete(self, server: Server, snapshot_id: int) -> None:
-        """Return when no disk has the tag any more."""
+        """Return when no disk has the tag any more, and the node is done with it."""
         status, body = await self.call("DELETE", f"/api/v1/snapshots/{snapshot_id}/")
         assert status == 204, body
 
         async def gone() -> bool:
-            return not any(f"vps-{snapshot_id}" in tags(disk) for disk in server.disks)
+            _, shown = await self.call("GET", f"/api/v1/servers/{server.id}/")
+            return shown["job"] is None and not any(f"vps-{snapshot_id}" in tags(disk) for disk in server.disks)
 
         await eventually(gone)
 

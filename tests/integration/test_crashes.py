@@ -227,3 +227,22 @@ async def test_a_disk_that_something_holds_is_not_booted_and_waited_for(cell: Ce
     assert job.failure is not None
     assert (job.failure.code, job.failure.stranded) == ("disk_failed", False)
     await node.check(job, power=Power.ON)
+
+
+async def test_a_worker_that_dies_while_it_drops_a_safety_snapshot_mends_the_disks_before_the_next_job(
+    cell: Cell, tmp_path: Path
+) -> None:
+    limits = Limits(first_retry_seconds=0.001, spare_tag_kept_seconds=0.001)
+    node = await fresh(cell, tmp_path / "n", Power.OFF, JobKind.RESTORE, limits=limits)
+    await node.settle(await node.admit(JobKind.RESTORE))
+    node.hypervisor.faults.fail(Effect.DELETE_TAG, "vdb", at=Moment.DURING, error=Killed("housekeeping"))
+    with pytest.raises(Killed):
+        await node.reconcile()
+    assert node.hypervisor.server(SERVER).disks["vdb"].dirty
+
+    job = await node.settle(await node.admit(JobKind.RESTORE))
+
+    assert job.state is JobState.COMPLETED
+    assert not node.hypervisor.server(SERVER).disks["vdb"].dirty
+    await node.reconcile()
+    await node.check_snapshots()

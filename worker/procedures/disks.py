@@ -49,18 +49,19 @@ async def without(hypervisor: Hypervisor, server_id: ServerId, tag: str) -> None
     Raises what the last try met; whole they are then all the same, unless it was DiskBusy or DiskCorrupt.
     """
     for tries_left in reversed(range(CLEANING_TRIES)):
-        await _repaired(hypervisor, server_id)
+        await whole(hypervisor, server_id)
         try:
             await hypervisor.delete_snapshot(server_id, tag)
         except DiskFailed:
             if not tries_left:
-                await _repaired(hypervisor, server_id)
+                await whole(hypervisor, server_id)
                 raise
         else:
             return
 
 
-async def _repaired(hypervisor: Hypervisor, server_id: ServerId) -> None:
+async def whole(hypervisor: Hypervisor, server_id: ServerId) -> None:
+    """Check the disks, and repair what is not whole; of a guest that runs they are."""
     # Before anything else touches a disk: a boot or a change on a torn image destroys its snapshots for good.
     # The disks of a guest that runs are QEMU's alone, and it opened them whole.
     if await hypervisor.power(server_id) is Power.OFF:
