@@ -8,6 +8,7 @@ is, has no tag of ours, is never touched.
 import asyncio
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -54,16 +55,24 @@ class Reconciler:
         self._journal = journal
         self._runner = runner
         self._safety_kept_seconds = safety_kept_seconds
+        self._asked = asyncio.Event()
+
+    def soon(self) -> None:
+        """Look at every server at once, not only when the round comes."""
+        self._asked.set()
 
     async def keep_reconciling(self) -> None:
         """Run until cancelled: look at every server at once, and every few minutes."""
         while True:
+            self._asked.clear()
             try:
                 for domain in await self._hypervisor.domains():
                     await self.server(ServerId(domain.server_id))
             except DriverError as error:
                 log.warning("reconcile.put_off", reason=str(error))
-            await asyncio.sleep(ROUND_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ROUND_SECONDS):
+                    await self._asked.wait()
 
     async def server(self, server_id: ServerId) -> None:
         """Look at one server. One that is being worked on has its view published, and is judged the next time."""

@@ -183,7 +183,6 @@ class Runner:
             self._journal.interrupted(task.job_id)
             log.warning("job.resumed", step=step, interruptions=interruptions)
         while step is not None:
-            self._publisher.step(task.job_id, step)
             if interruptions > self._limits.interruptions:
                 reason = Failure(
                     code="interrupted", detail=f"The node's worker died {interruptions} times in this step."
@@ -191,7 +190,7 @@ class Runner:
                 step_over = self._failed(procedure, step, facts, reason)
             else:
                 work = self._work(task, facts, interrupted=interrupted)
-                step_over = await self._take(procedure, step, work)
+                step_over = await self._take(procedure, step, work, tried=interruptions)
             step, facts, interruptions, interrupted = step_over.step, step_over.facts, 0, False
             if step is not None:
                 self._journal.enter(task.job_id, step, facts)
@@ -213,11 +212,14 @@ class Runner:
         policy = replace(self._policy, free_floor_bytes=self._policy.free_floor_bytes * self._executing)
         return Work(task=task, facts=facts, hypervisor=self._hypervisor, policy=policy, interrupted=interrupted)
 
-    async def _take(self, procedure: Procedure, step: Step, work: Work) -> Next:
-        """Take one step, again where that may help, and say where to go from there."""
+    async def _take(self, procedure: Procedure, step: Step, work: Work, *, tried: int) -> Next:
+        """Take one step, again where that may help, and say where to go from there. `tried`: times that processes
+        before this one have begun it."""
         wait = self._limits.first_retry_seconds
         limit = self._limits.step_seconds + (self._policy.grace_seconds if step is Step.STOPPING else 0)
         for tries_left in reversed(range(self._limits.tries)):
+            attempt = tried + self._limits.tries - tries_left
+            self._publisher.step(work.task.job_id, step, attempt=attempt)
             try:
                 async with asyncio.timeout(limit):
                     return await procedure.steps[step](work)

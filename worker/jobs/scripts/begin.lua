@@ -7,7 +7,8 @@ if job.node ~= ARGV[2] then return {'refused', 'other_node'} end
 if job.state == 'completed' or job.state == 'failed' then return {'refused', 'job_over'} end
 if job.state == 'queued' then
   become(ARGV[1], job, 'in_progress')
-  redis.call('HSET', 'job:' .. ARGV[1], 'started_ms', now_ms())
+  redis.call('HSET', 'job:' .. ARGV[1], 'started_ms', now_ms(),
+    'power_found', redis.call('HGET', 'server:' .. job.server, 'power') or '')
   redis.call('ZREM', 'jobs:waiting', ARGV[1])
   tell(ARGV[1], job)
 end
