@@ -12,11 +12,14 @@ from api.callers import Callers
 from api.handlers import Handlers
 from api.middleware import around
 from api.operations import OPERATIONS, PROBES, Operation, Probing
+from api.ops_handlers import OpsHandlers
+from api.ops_operations import OPS_OPERATIONS, OpsOperation
 from api.requests import BODY_MAX_BYTES
 from api.settings import ApiSettings
 from api.streams import Streams
 from worker.jobs.audit import Audit
 from worker.jobs.events import Events
+from worker.jobs.ops import Operators
 from worker.jobs.schedules import Schedules
 from worker.jobs.store import Store
 from worker.jobs.tokens import Limits, Tokens
@@ -29,7 +32,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def build(redis: ArqRedis, settings: ApiSettings) -> web.Application:
     """The application. It opens nothing and closes nothing: the client is its owner's."""
     limits = Limits(calls=settings.calls_per_minute, failed_logins=settings.failed_logins_per_minute)
-    callers = Callers(Tokens(redis), limits, trusted_proxies=settings.trusted_proxies)
+    tokens = Tokens(redis)
+    callers = Callers(tokens, limits, trusted_proxies=settings.trusted_proxies)
     streams = Streams(
         Events(redis),
         per_account=settings.streams_per_account,
@@ -39,34 +43,55 @@ def build(redis: ArqRedis, settings: ApiSettings) -> web.Application:
     )
     store = Store(redis, node_silent_seconds=settings.node_silent_seconds)
     handlers = Handlers(store, Schedules(redis), streams, callers, body_seconds=settings.body_seconds)
-
-    def called(operation: Operation) -> Handler:
-        async def handler(request: web.Request) -> web.StreamResponse:
-            caller = await callers.identify(request, operation.permission)
-            response = await operation.handle(handlers, request, caller)
-            return spared(request, response) if operation.is_spared else response
-
-        return handler
-
-    def probed(probe: Probing) -> Handler:
-        async def handler(request: web.Request) -> web.StreamResponse:
-            return await probe.handle(handlers, request)
-
-        return handler
+    ops_handlers = OpsHandlers(
+        Operators(redis, store, node_silent_seconds=settings.node_silent_seconds),
+        store,
+        tokens,
+        streams,
+        callers,
+        body_seconds=settings.body_seconds,
+        runbook_url=settings.runbook_url,
+    )
 
     audit = Audit(redis, kept=timedelta(days=settings.audit_days))
     app = web.Application(middlewares=[around(callers, audit)], client_max_size=BODY_MAX_BYTES)
     app.cleanup_ctx.append(streams.running)
     app.on_shutdown.append(streams.end_all)
     for operation in OPERATIONS:
-        _add(app, operation.method, operation.path, called(operation))
+        _add(app, operation.method, operation.path, _called(operation, handlers, callers))
+    for ops in OPS_OPERATIONS:
+        _add(app, ops.method, ops.path, _operated(ops, ops_handlers, callers))
     for probe in PROBES:
-        _add(app, "GET", probe.path, probed(probe))
+        _add(app, "GET", probe.path, _probed(probe, handlers))
     for path, handler in _documents().items():
         _add(app, "GET", path, handler)
-    for path in dict.fromkeys(operation.path for operation in OPERATIONS):
+    for path in dict.fromkeys(call.path for call in openapi.CALLS):
         app.router.add_route("*", path.removesuffix("/"), _with_slash)
     return app
+
+
+def _called(operation: Operation, handlers: Handlers, callers: Callers) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        caller = await callers.identify(request, operation.permission)
+        response = await operation.handle(handlers, request, caller)
+        return spared(request, response) if operation.is_spared else response
+
+    return handler
+
+
+def _operated(operation: OpsOperation, handlers: OpsHandlers, callers: Callers) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = await operation.handle(handlers, request, await callers.operator(request))
+        return spared(request, response) if operation.is_spared else response
+
+    return handler
+
+
+def _probed(probe: Probing, handlers: Handlers) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await probe.handle(handlers, request)
+
+    return handler
 
 
 def _add(app: web.Application, method: str, path: str, handler: Handler) -> None:

@@ -18,6 +18,7 @@ Network = IPv4Network | IPv6Network
 # what is learnt of a request on the way, for its log line, its audit entry and its answer's headers
 TOKEN = web.RequestKey("token", Token)
 ACCOUNT = web.RequestKey("account", AccountId)
+REASON = web.RequestKey("reason", str)
 ALLOWANCE = web.RequestKey("allowance", dict[str, str])
 
 _ADDRESS_SHOWN = 64  # characters: a header's text is anyone's
@@ -40,15 +41,18 @@ class Callers:
 
     async def identify(self, request: web.Request, permission: Permission) -> Caller:
         """The caller, with that permission. Raises Problem (400, 401, 403, 429) or StoreUnavailable."""
-        token = await self._token(request)
-        bind_contextvars(token=token.id, token_name=token.name)
-        request[TOKEN] = token
-        if permission not in token.permissions:
-            raise Problem(403, "permission_denied", f"The token lacks the permission {permission}.")
+        token = await self._allowed(request, permission)
         account_id = _account(token, request)
         bind_contextvars(account=account_id)
         request[ACCOUNT] = account_id
         return Caller(account_id=account_id, token=token)
+
+    async def operator(self, request: web.Request) -> Token:
+        """The token of an operator, who acts for no account. Raises as `identify` does."""
+        token = await self._allowed(request, Permission.OPERATOR)
+        if token.account_id is not None:
+            raise Problem(403, "permission_denied", "The token is an account's; an operator's belongs to none.")
+        return token
 
     def address(self, request: web.Request) -> str:
         """Where the call comes from: the peer, or the nearest address before it that is no proxy of ours."""
@@ -67,10 +71,21 @@ class Callers:
     async def still(self, request: web.Request, permission: Permission) -> bool:
         """Whether a caller that was let in would be let in again. Raises StoreUnavailable."""
         try:
-            await self.identify(request, permission)
+            if permission is Permission.OPERATOR:
+                await self.operator(request)
+            else:
+                await self.identify(request, permission)
         except Problem:
             return False
         return True
+
+    async def _allowed(self, request: web.Request, permission: Permission) -> Token:
+        token = await self._token(request)
+        bind_contextvars(token=token.id, token_name=token.name)
+        request[TOKEN] = token
+        if permission not in token.permissions:
+            raise Problem(403, "permission_denied", f"The token lacks the permission {permission}.")
+        return token
 
     async def _token(self, request: web.Request) -> Token:
         scheme, _, secret = request.headers.get("Authorization", "").partition(" ")

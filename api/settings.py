@@ -39,5 +39,6 @@ class ApiSettings(FileSettings):
     streams_per_account: Count = Field(default=20, description="streams of events at a time")
     streams: Count = Field(default=1000, description="streams of events of all accounts at a time, of this process")
     heartbeat_seconds: Seconds = Field(default=15.0, description="the longest silence on a stream of events")
+    runbook_url: str = Field(default="/docs/runbook", description="of docs/runbook.md as your operators read it")
     drain_seconds: Seconds = Field(default=30.0, description="at SIGTERM: how long running requests may take to end")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

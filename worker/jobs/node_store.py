@@ -27,8 +27,8 @@ from worker.jobs.model import (
     Step,
 )
 from worker.jobs.outcome import DELETE_RETRY_SECONDS, Outcome
-from worker.jobs.telling import NOTHING_TOLD, NodeFacts, Told
 from worker.jobs.store import NODE_SILENT_SECONDS, queue_parameters, redis_answers
+from worker.jobs.telling import NOTHING_TOLD, NodeFacts, Told
 
 FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
 # A run that was refused for what passes (the server is busy, its node away) is tried again until the next is near.

@@ -185,7 +185,7 @@ class Store:
     ) -> Job:
         """A dry run: refused like a create, or a job that makes the node's own checks. Raises as `create` does."""
         more: dict[str, str | bool] = {"name": name, "dry_run": True}
-        return _job((await self._ask(JobKind.CREATE, account_id, server_id, request_id, idempotency, **more))[0])
+        return shown_job((await self._ask(JobKind.CREATE, account_id, server_id, request_id, idempotency, **more))[0])
 
     async def check_restore(
         self,
@@ -197,14 +197,14 @@ class Store:
     ) -> Job:
         """A dry run: refused like a restore, or a job that makes the node's own checks. Raises as `restore` does."""
         asked = await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id, idempotency, dry_run=True)
-        return _job(asked[0])
+        return shown_job(asked[0])
 
     async def undo(
         self, *, account_id: AccountId, job_id: JobId, request_id: str, idempotency: Idempotency | None = None
     ) -> Job:
         """Accept to bring a server back to what a completed restore (or undo) has overwritten. Raises JobNotFound,
         UndoUnavailable, NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
-        return _job((await self._ask(JobKind.UNDO, account_id, job_id, request_id, idempotency))[0])
+        return shown_job((await self._ask(JobKind.UNDO, account_id, job_id, request_id, idempotency))[0])
 
     async def delete(self, *, account_id: AccountId, snapshot_id: SnapshotId, request_id: str) -> None:
         """Make a snapshot be gone for the customer; its node frees the space next. Raises SnapshotNotFound,
@@ -229,7 +229,23 @@ class Store:
             verdict, *answer = await self._cancel(args=[json.dumps(ask)])
         if verdict == b"refused":
             raise _refusal(JobKind.UNDO, job_id, *[item.decode() for item in answer])
-        return _job(answer[0])
+        return shown_job(answer[0])
+
+    async def again(self, job: Job, *, request_id: str) -> Job:
+        """Accept once more what a failed job was to do, as a new job. Raises JobNotRetryable, or as its kind does."""
+        asked: dict[JobKind, tuple[ServerId | SnapshotId | JobId | None, dict[str, str | bool]]] = {
+            JobKind.CREATE: (job.server_id, {"name": job.snapshot_name, "description": job.snapshot_description}),
+            JobKind.RESTORE: (job.snapshot_id, {}),
+            JobKind.DELETE: (job.snapshot_id, {"again": True}),
+            JobKind.UNDO: (job.undoes, {}),
+        }
+        target, more = asked.get(job.kind, (None, {}))
+        if target is None:
+            raise errors.JobNotRetryable(f"A {job.kind} is asked for anew.")
+        answer = await self._ask(job.kind, job.account_id, target, request_id, None, **more)
+        if not answer:
+            raise errors.SnapshotNotFound("The snapshot went with its server: nothing is left to delete.")
+        return shown_job(answer[0])
 
     async def edit(self, *, account_id: AccountId, snapshot_id: SnapshotId, edit: Edit) -> Snapshot:
         """Change what the customer says about a snapshot. Raises SnapshotNotFound or StoreUnavailable."""
@@ -263,7 +279,7 @@ class Store:
         found = await self._found("job", job_id, account_id)
         if found is None:
             raise errors.JobNotFound(f"There is no job {job_id}.")
-        return _job(found)
+        return shown_job(found)
 
     async def jobs(
         self, *, account_id: AccountId, server_id: ServerId | None, state: JobState | None, offset: int, limit: int
@@ -272,7 +288,7 @@ class Store:
         StoreUnavailable."""
         with redis_answers():
             count, *rows = await self._list_jobs(args=[account_id, server_id or "", state or "", offset, limit])
-        return Page(count=count, results=tuple(map(_job, rows)))
+        return Page(count=count, results=tuple(map(shown_job, rows)))
 
     async def server(self, *, account_id: AccountId, server_id: ServerId) -> ServerView:
         """Raises ServerNotFound, also for another account's, or StoreUnavailable."""
@@ -338,7 +354,7 @@ def _kind(holding: bytes) -> JobKind | None:
     return JobKind(holding.decode()) if holding else None
 
 
-def _job(shown: list[Any]) -> Job:
+def shown_job(shown: list[Any]) -> Job:
     job_id, flat, durations, server, holding = shown
     record = records.pairs(server)
     gone = not record or "missing" in record
@@ -352,7 +368,7 @@ def _snapshot(shown: list[Any]) -> Snapshot:
 
 
 def _admitted(answer: list[Any]) -> Admitted:
-    return Admitted(job=_job(answer[0]), snapshot=_snapshot(answer[1]))
+    return Admitted(job=shown_job(answer[0]), snapshot=_snapshot(answer[1]))
 
 
 def _not_found(kind: JobKind, target: int | str) -> errors.Refused:
