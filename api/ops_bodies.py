@@ -227,6 +227,13 @@ class Point(Open):
     downtime_seconds: Annotated[Durations, Field(description="how long guests were kept off")]
 
 
+class Chart(Open):
+    """The last 24 hours of one kind of job."""
+
+    kind: JobKind
+    points: Annotated[tuple[Point, ...], Field(description="a quarter of an hour in which none ended is left out")]
+
+
 class Ended(Open):
     """Jobs that came to their end, to within five minutes."""
 
@@ -261,10 +268,7 @@ class Overview(Open):
     stranded_servers: int
     nodes: NodeCounts
     servers_with_findings: int
-    charts: Annotated[
-        dict[JobKind, tuple[Point, ...]],
-        Field(description="the last 24 hours by kind; a quarter of an hour in which none ended is left out"),
-    ]
+    charts: Annotated[tuple[Chart, ...], Field(description="of the kinds of which any ended")]
 
 
 def job_summary(record: Job) -> OpsJobSummary:
@@ -411,7 +415,7 @@ def glance(record: overview.Overview) -> Overview:
             alive=record.nodes_alive, silent=record.nodes - record.nodes_alive, paused=record.nodes_paused
         ),
         servers_with_findings=record.servers_with_findings,
-        charts={kind: tuple(map(_point, points)) for kind, points in record.charts.items()},
+        charts=tuple(Chart(kind=kind, points=tuple(map(_point, points))) for kind, points in record.charts.items()),
     )
 
 

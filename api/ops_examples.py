@@ -107,7 +107,10 @@ OVERVIEW = ops_bodies.Overview(
     stranded_servers=0,
     nodes=ops_bodies.NodeCounts(alive=47, silent=1, paused=1),
     servers_with_findings=1,
-    charts={
-        JobKind.CREATE: (ops_bodies.Point(at=_AT, completed=8, failed=0, seconds=_SECONDS, downtime_seconds=_SECONDS),)
-    },
+    charts=(
+        ops_bodies.Chart(
+            kind=JobKind.CREATE,
+            points=(ops_bodies.Point(at=_AT, completed=8, failed=0, seconds=_SECONDS, downtime_seconds=_SECONDS),),
+        ),
+    ),
 )
