@@ -12,7 +12,9 @@ local function matches(flat)
   return true
 end
 
-while looked < 5000 do
+local LOOKS = 2000 -- entries that one call looks at: a bound on how long it holds Redis
+
+while looked < LOOKS do
   local found = redis.call('XREVRANGE', 'audit', to, ask.from, 'COUNT', 500)
   for _, entry in ipairs(found) do
     looked, to = looked + 1, '(' .. entry[1]

@@ -17,9 +17,10 @@ end
 local SEARCHED = {'server_name', 'snapshot_name', 'failure_detail', 'request_id'}
 
 local function matches(id)
-  local found = #fields > 0 and redis.call('HMGET', 'job:' .. id, unpack(fields)) or {}
+  local found = redis.call('HMGET', 'job:' .. id, 'state', unpack(fields))
+  if not found[1] then return false end -- its record has expired
   for i, value in ipairs(values) do
-    if found[i] ~= value then return false end
+    if found[i + 1] ~= value then return false end
   end
   if not ask.text then return true end
   for _, text in ipairs({id, unpack(redis.call('HMGET', 'job:' .. id, unpack(SEARCHED)))}) do
@@ -31,6 +32,6 @@ end
 local list = shortest(lists)
 local whole = not ask.text and #fields <= 1
 local page = walk(ask, list, function(id)
-  return redis.call('EXISTS', 'job:' .. id) == 1 and matches(id) and show_job(id) or nil
+  return matches(id) and show_job(id) or nil
 end)
 return {whole and redis.call('ZCARD', list) or -1, unpack(page)}

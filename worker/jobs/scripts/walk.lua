@@ -1,6 +1,6 @@
 -- Put in front of the scripts that list for operators, whose lists may be of any length.
 
-local LOOKS = 5000 -- entries that one call looks at: a bound on how long it holds Redis
+local LOOKS = 2000 -- entries that one call looks at: a bound on how long it holds Redis
 
 -- Where a page begins: after the entry that the page before ended with, or, where that has left the list or moved in it,
 -- at its place. after: {score, member} or nil.
