@@ -1,36 +1,43 @@
 """The routes, made from the table of calls."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
-from aiohttp import web
+from aiohttp import ThreadedResolver, web
+from aiohttp.abc import AbstractResolver
 from arq.connections import ArqRedis
 
 from api import docs_page, openapi
 from api.caching import spared
 from api.callers import Callers
 from api.handlers import Handlers
-from api.middleware import around
+from api.middleware import around, finish_head
 from api.operations import OPERATIONS, PROBES, Operation, Probing
 from api.ops_handlers import OpsHandlers
 from api.ops_operations import OPS_OPERATIONS, OpsOperation
 from api.requests import BODY_MAX_BYTES
+from api.sender import Sender
 from api.settings import ApiSettings
 from api.streams import Streams
 from worker.jobs.audit import Audit
+from worker.jobs.deliveries import Deliveries
+from worker.jobs.errors import StoreUnavailable
 from worker.jobs.events import Events
 from worker.jobs.ops import Operators
 from worker.jobs.schedules import Schedules
 from worker.jobs.store import Store
 from worker.jobs.tokens import Limits, Tokens
+from worker.jobs.webhooks import Webhooks
 
 TOKEN_CHECK_SECONDS = 30.0  # a stream of events ends so soon after its token
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def build(redis: ArqRedis, settings: ApiSettings) -> web.Application:
-    """The application. It opens nothing and closes nothing: the client is its owner's."""
+def build(redis: ArqRedis, settings: ApiSettings, *, resolver: AbstractResolver | None = None) -> web.Application:
+    """The application. It opens nothing and closes nothing: the client is its owner's. `resolver`: finds the receivers
+    of webhooks, in the place of the system's own."""
     limits = Limits(calls=settings.calls_per_minute, failed_logins=settings.failed_logins_per_minute)
     tokens = Tokens(redis)
     callers = Callers(tokens, limits, trusted_proxies=settings.trusted_proxies)
@@ -42,7 +49,6 @@ def build(redis: ArqRedis, settings: ApiSettings) -> web.Application:
         check_seconds=TOKEN_CHECK_SECONDS,
     )
     store = Store(redis, node_silent_seconds=settings.node_silent_seconds)
-    handlers = Handlers(store, Schedules(redis), streams, callers, body_seconds=settings.body_seconds)
     ops_handlers = OpsHandlers(
         Operators(redis, store, node_silent_seconds=settings.node_silent_seconds),
         store,
@@ -52,15 +58,28 @@ def build(redis: ArqRedis, settings: ApiSettings) -> web.Application:
         body_seconds=settings.body_seconds,
         runbook_url=settings.runbook_url,
     )
+    handlers = Handlers(
+        store,
+        Schedules(redis),
+        Webhooks(redis),
+        streams,
+        callers,
+        body_seconds=settings.body_seconds,
+        to_private=settings.webhooks_to_private,
+    )
 
     audit = Audit(redis, kept=timedelta(days=settings.audit_days))
     app = web.Application(middlewares=[around(callers, audit)], client_max_size=BODY_MAX_BYTES)
     app.cleanup_ctx.append(streams.running)
     app.on_shutdown.append(streams.end_all)
-    for operation in OPERATIONS:
-        _add(app, operation.method, operation.path, _called(operation, handlers, callers))
-    for ops in OPS_OPERATIONS:
-        _add(app, ops.method, ops.path, _operated(ops, ops_handlers, callers))
+    app.on_response_prepare.append(finish_head)
+    app.cleanup_ctx.append(_sender(redis, settings, resolver))
+    calls: list[tuple[Operation | OpsOperation, Handler]] = [
+        *((operation, _called(operation, handlers, callers)) for operation in OPERATIONS),
+        *((operation, _operated(operation, ops_handlers, callers)) for operation in OPS_OPERATIONS),
+    ]
+    for call, handler in calls:
+        _add(app, call.method, call.path, _bounded(call, handler, seconds=settings.request_seconds))
     for probe in PROBES:
         _add(app, "GET", probe.path, _probed(probe, handlers))
     for path, handler in _documents().items():
@@ -73,18 +92,30 @@ def build(redis: ArqRedis, settings: ApiSettings) -> web.Application:
 def _called(operation: Operation, handlers: Handlers, callers: Callers) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
         caller = await callers.identify(request, operation.permission)
-        response = await operation.handle(handlers, request, caller)
-        return spared(request, response) if operation.is_spared else response
+        return await operation.handle(handlers, request, caller)
 
     return handler
 
 
 def _operated(operation: OpsOperation, handlers: OpsHandlers, callers: Callers) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
-        response = await operation.handle(handlers, request, await callers.operator(request))
-        return spared(request, response) if operation.is_spared else response
+        return await operation.handle(handlers, request, await callers.operator(request))
 
     return handler
+
+
+def _bounded(call: Operation | OpsOperation, handler: Handler, *, seconds: float) -> Handler:
+    """Within its time, and without the body that its client has already."""
+
+    async def bounded(request: web.Request) -> web.StreamResponse:
+        try:
+            async with asyncio.timeout(seconds if call.has_an_end else None):
+                response = await handler(request)
+        except TimeoutError as error:  # bodies and checks have limits of their own: it is the store that is slow
+            raise StoreUnavailable("The store of the service is too slow.") from error
+        return spared(request, response) if call.is_spared else response
+
+    return bounded
 
 
 def _probed(probe: Probing, handlers: Handlers) -> Handler:
@@ -92,6 +123,23 @@ def _probed(probe: Probing, handlers: Handlers) -> Handler:
         return await probe.handle(handlers, request)
 
     return handler
+
+
+def _sender(
+    redis: ArqRedis, settings: ApiSettings, resolver: AbstractResolver | None
+) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def running(app: web.Application) -> AsyncIterator[None]:
+        sender = Sender(
+            Deliveries(redis),
+            endpoints=settings.webhooks,
+            seconds=settings.webhook_seconds,
+            to_private=settings.webhooks_to_private,
+            resolver=resolver or ThreadedResolver(),
+        )
+        async for _ in sender.running(app):
+            yield
+
+    return running
 
 
 def _add(app: web.Application, method: str, path: str, handler: Handler) -> None:

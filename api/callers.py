@@ -2,26 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address
 from math import ceil
 
 from aiohttp import web
 from structlog.contextvars import bind_contextvars
 
-from api import requests
+from api import addresses, requests
+from api.addresses import Network
 from api.problems import FieldError, Problem, invalid
 from worker.jobs.model import AccountId
 from worker.jobs.tokens import Entered, Limits, Permission, Token, Tokens
 
 ACCOUNT_HEADER = "X-Account-Id"
-Network = IPv4Network | IPv6Network
 # what is learnt of a request on the way, for its log line, its audit entry and its answer's headers
 TOKEN = web.RequestKey("token", Token)
 ACCOUNT = web.RequestKey("account", AccountId)
 REASON = web.RequestKey("reason", str)
 ALLOWANCE = web.RequestKey("allowance", dict[str, str])
 
-_ADDRESS_SHOWN = 64  # characters: a header's text is anyone's
 _CHALLENGE = 'Bearer realm="vps-snapshots"'
 
 
@@ -55,28 +53,17 @@ class Callers:
         return token
 
     def address(self, request: web.Request) -> str:
-        """Where the call comes from: the peer, or the nearest address before it that is no proxy of ours."""
-        passed = [hop.strip() for hop in ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")]
-        nearest = request.remote or ""
-        while passed and self._is_ours(nearest):
-            nearest = passed.pop()
-        return nearest[:_ADDRESS_SHOWN]
-
-    def _is_ours(self, address: str) -> bool:
-        try:
-            return any(ip_address(address) in network for network in self._trusted_proxies)
-        except ValueError:
-            return not address  # none: it came by the unix socket
+        return addresses.of(request, trusted_proxies=self._trusted_proxies)
 
     async def still(self, request: web.Request, permission: Permission) -> bool:
-        """Whether a caller that was let in would be let in again. Raises StoreUnavailable."""
+        """Whether a caller that was let in would be let in again, now or later. Raises StoreUnavailable."""
         try:
             if permission is Permission.OPERATOR:
                 await self.operator(request)
             else:
                 await self.identify(request, permission)
-        except Problem:
-            return False
+        except Problem as problem:
+            return problem.status == web.HTTPTooManyRequests.status_code
         return True
 
     async def _allowed(self, request: web.Request, permission: Permission) -> Token:
@@ -88,25 +75,20 @@ class Callers:
         return token
 
     async def _token(self, request: web.Request) -> Token:
-        scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            detail = "Send an access token: Authorization: Bearer TOKEN."
-            raise Problem(401, "token_missing", detail, headers={"WWW-Authenticate": _CHALLENGE})
+        scheme, _, text = request.headers.get("Authorization", "").partition(" ")
+        secret = text.strip() if scheme.lower() == "bearer" else ""
         named = requests.account_id(request.headers.get(ACCOUNT_HEADER, ""))
-        entered = await self._tokens.enter(
-            secret.strip(), address=self.address(request), named=named, limits=self._limits
-        )
+        home = addresses.home(self.address(request))
+        entered = await self._tokens.enter(secret, address=home, named=named, limits=self._limits)
         token = entered.token
         if token is not None:
             request[ALLOWANCE] = self._allowance(entered)
         if not entered.allowed:
             wait = {"Retry-After": str(max(1, ceil(entered.wait.total_seconds())))}
-            what = "calls with this token" if token else "calls with bad tokens from this address"
+            what = "calls with this token" if token else "calls without a good token from this address"
             raise Problem(429, "rate_limited", f"There were too many {what} within a minute.", headers=wait)
         if token is None:
-            challenge = f'{_CHALLENGE}, error="invalid_token"'
-            detail = "The access token is not valid: unknown, revoked or expired."
-            raise Problem(401, "token_invalid", detail, headers={"WWW-Authenticate": challenge})
+            raise _stranger(secret)
         return token
 
     def _allowance(self, entered: Entered) -> dict[str, str]:
@@ -129,3 +111,12 @@ def _account(token: Token, request: web.Request) -> AccountId:
         detail = "A service token names the account it acts for here, a positive integer."
         raise invalid(FieldError(field=ACCOUNT_HEADER, detail=detail))
     return named
+
+
+def _stranger(secret: str) -> Problem:
+    if not secret:
+        detail = "Send an access token: Authorization: Bearer TOKEN."
+        return Problem(401, "token_missing", detail, headers={"WWW-Authenticate": _CHALLENGE})
+    challenge = f'{_CHALLENGE}, error="invalid_token"'
+    detail = "The access token is not valid: unknown, revoked or expired."
+    return Problem(401, "token_invalid", detail, headers={"WWW-Authenticate": challenge})

@@ -62,9 +62,14 @@ class Call(Generic[Side, By]):
         return self.method == "POST" and self.permission is not Permission.OPERATOR
 
     @property
+    def has_an_end(self) -> bool:
+        """Is no stream of events."""
+        return all(reply.media == "application/json" for reply in self.replies.values())
+
+    @property
     def is_spared(self) -> bool:
         """Has an ETag: see api.caching."""
-        return self.method == "GET" and all(reply.media == "application/json" for reply in self.replies.values())
+        return self.method == "GET" and self.has_an_end
 
 
 @dataclass(frozen=True, kw_only=True)

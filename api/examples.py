@@ -5,11 +5,14 @@ from datetime import UTC, datetime
 from api import bodies
 from api.problems import FieldError, Problem, invalid
 from api.requests import CreateBody, EditBody, ScheduleBody, ScheduleEditBody
+from api.webhooks import Delivery, DeliveryList, Webhook, WebhookBody, WebhookEditBody, WebhookList, WebhookWithSecret
 from worker.jobs import errors
 from worker.jobs.model import SNAPSHOTS_PER_SERVER, JobKind, JobState, ServerId, ServerState, SnapshotStatus, Step
+from worker.jobs.webhooks import JobEvent
 
 JOB_ID = "0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b"
 SCHEDULE_ID = "5c1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e"
+WEBHOOK_ID = "1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e5c"
 REQUEST_ID = "4f6c1d2e8b9a4c3d9e7f0a1b2c3d4e5f"
 
 _SERVER = bodies.ServerName(id=12345, name="web-server-01")
@@ -72,6 +75,41 @@ SCHEDULE = bodies.Schedule(
     last_run=bodies.ScheduleRun(at=datetime(2025, 1, 17, 3, tzinfo=UTC), job_id=JOB_ID, error=None),
 )
 SCHEDULES = bodies.ScheduleList(count=1, results=(SCHEDULE,))
+WEBHOOK_ASKED = WebhookBody(url="https://hooks.example.com/snapshots", events=(JobEvent.COMPLETED, JobEvent.FAILED))
+WEBHOOK_OFF = WebhookEditBody(enabled=False)
+WEBHOOK = Webhook(
+    id=WEBHOOK_ID,
+    url=WEBHOOK_ASKED.url,
+    description="",
+    events=WEBHOOK_ASKED.events,
+    enabled=True,
+    disabled_reason=None,
+    failing_since=None,
+    created_at=_ASKED,
+)
+WEBHOOK_SECRET = WebhookWithSecret(**dict(WEBHOOK), secret="whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD")  # noqa: S106 - the specification's own example
+WEBHOOKS = WebhookList(count=1, results=(WEBHOOK,))
+DELIVERY = Delivery(
+    id="9d6b1a0f8e7d6c5b0b5e5c1d8f3a4c2e",
+    event=JobEvent.COMPLETED,
+    attempts=2,
+    status_code=204,
+    error=None,
+    created_at=_ASKED,
+    next_attempt_at=None,
+    delivered_at=_ASKED.replace(second=5),
+)
+TEST_WAITS = Delivery(
+    id=DELIVERY.id,
+    event="webhook.test",
+    attempts=0,
+    status_code=None,
+    error=None,
+    created_at=_ASKED,
+    next_attempt_at=_ASKED,
+    delivered_at=None,
+)
+DELIVERIES = DeliveryList(count=1, results=(DELIVERY,))
 HEALTH = bodies.Health(status="ok")
 
 
@@ -136,6 +174,9 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.JobNotFound(f"There is no job {JOB_ID}."),
     errors.ScheduleNotFound(f"There is no schedule {SCHEDULE_ID}."),
     errors.ScheduleLimitReached("The server has its 5 schedules; delete one first."),
+    errors.WebhookNotFound("There is no such webhook."),
+    errors.WebhookLimitReached("The account has its 10 webhooks; delete one first."),
+    errors.WebhookNotReady("The webhook is disabled, or 100 deliveries wait for it already."),
     errors.ServerBusy(f"The server is held by job {JOB_ID}, which has not ended yet.", job_id=JOB_ID),
     errors.SnapshotLimitReached(f"The server has its {SNAPSHOTS_PER_SERVER} snapshots; delete one first."),
     errors.NameTaken("Snapshot 801 of the server has this name."),

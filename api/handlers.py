@@ -4,38 +4,53 @@ import asyncio
 
 from aiohttp import web
 
-from api import bodies, requests
+from api import bodies, outside, requests, webhooks
 from api.callers import Caller, Callers
+from api.problems import FieldError, invalid
 from api.requests import (
     CreateBody,
     DryRunQuery,
     EditBody,
     JobsQuery,
     ListQuery,
+    PageQuery,
     ScheduleBody,
     ScheduleEditBody,
     SchedulesQuery,
 )
 from api.streams import Streams, opened
+from api.webhooks import WebhookBody, WebhookEditBody
 from worker.jobs.model import Job, JobState
 from worker.jobs.schedules import Schedules
 from worker.jobs.store import Store
 from worker.jobs.tokens import Permission
+from worker.jobs.webhooks import Webhooks
 
 CHECK_LOOKS, CHECK_LOOK_SECONDS = 100, 0.05  # a node's checks take 0.02 s for two disks; it may have to wait for a job
 
 
 class Handlers:
-    """The calls of the API. `body_seconds`: how long a client may take to send a body."""
+    """The calls of the API. `body_seconds`: how long a client may take to send a body. `to_private`: webhooks may go
+    to http and to private networks."""
 
     def __init__(
-        self, store: Store, schedules: Schedules, streams: Streams, callers: Callers, *, body_seconds: float
+        self,
+        store: Store,
+        schedules: Schedules,
+        hooks: Webhooks,
+        streams: Streams,
+        callers: Callers,
+        *,
+        body_seconds: float,
+        to_private: bool,
     ) -> None:
         self._store = store
         self._schedules = schedules
+        self._hooks = hooks
         self._streams = streams
         self._callers = callers
         self._body_seconds = body_seconds
+        self._to_private = to_private
 
     async def list_snapshots(self, request: web.Request, caller: Caller) -> web.Response:
         query = requests.query(request, ListQuery)
@@ -46,6 +61,7 @@ class Handlers:
 
     async def create_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
         body = await requests.body(request, CreateBody, timeout_seconds=self._body_seconds)
+        request[requests.SERVER_ID] = body.server_id
         if requests.query(request, DryRunQuery).dry_run:
             check = await self._store.check_create(
                 account_id=caller.account_id,
@@ -143,7 +159,7 @@ class Handlers:
     async def follow_events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         return await self._streams.send(
             request,
-            opened(request),
+            opened(),
             caller.account_id,
             last_event_id=requests.last_event_id(request),
             still_allowed=lambda: self._callers.still(request, Permission.SNAPSHOTS_READ),
@@ -158,6 +174,7 @@ class Handlers:
 
     async def create_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         body = await requests.body(request, ScheduleBody, timeout_seconds=self._body_seconds)
+        request[requests.SERVER_ID] = body.server_id
         made = await self._schedules.create(
             account_id=caller.account_id,
             server_id=body.server_id,
@@ -180,6 +197,66 @@ class Handlers:
     async def delete_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         await self._schedules.drop(account_id=caller.account_id, schedule_id=requests.schedule_id(request))
         return web.Response(status=204)
+
+    async def list_webhooks(self, _: web.Request, caller: Caller) -> web.Response:
+        return bodies.answer(webhooks.webhooks(await self._hooks.all(account_id=caller.account_id)))
+
+    async def create_webhook(self, request: web.Request, caller: Caller) -> web.Response:
+        body = await requests.body(request, WebhookBody, timeout_seconds=self._body_seconds)
+        self._check_url(body.url)
+        new = await self._hooks.create(
+            account_id=caller.account_id, wish=body.wish, idempotency=requests.idempotency(request, body)
+        )
+        place = {"Location": f"/api/v1/webhooks/{new.webhook.id}/"}
+        return bodies.answer(webhooks.with_secret(new), status=201, headers=place)
+
+    async def show_webhook(self, request: web.Request, caller: Caller) -> web.Response:
+        found = await self._hooks.one(account_id=caller.account_id, webhook_id=webhooks.webhook_id(request))
+        return bodies.answer(webhooks.webhook(found))
+
+    async def edit_webhook(self, request: web.Request, caller: Caller) -> web.Response:
+        body = await requests.body(request, WebhookEditBody, timeout_seconds=self._body_seconds)
+        if body.url is not None:
+            self._check_url(body.url)
+        edited = await self._hooks.change(
+            account_id=caller.account_id, webhook_id=webhooks.webhook_id(request), wish=body.wish
+        )
+        return bodies.answer(webhooks.webhook(edited))
+
+    async def delete_webhook(self, request: web.Request, caller: Caller) -> web.Response:
+        await self._hooks.drop(account_id=caller.account_id, webhook_id=webhooks.webhook_id(request))
+        return web.Response(status=204)
+
+    async def rotate_webhook_secret(self, request: web.Request, caller: Caller) -> web.Response:
+        new = await self._hooks.rotate(
+            account_id=caller.account_id,
+            webhook_id=webhooks.webhook_id(request),
+            idempotency=requests.idempotency(request),
+        )
+        return bodies.answer(webhooks.with_secret(new))
+
+    async def test_webhook(self, request: web.Request, caller: Caller) -> web.Response:
+        delivery = await self._hooks.test(
+            account_id=caller.account_id,
+            webhook_id=webhooks.webhook_id(request),
+            idempotency=requests.idempotency(request),
+        )
+        return bodies.answer(webhooks.delivery(delivery), status=202)
+
+    async def list_deliveries(self, request: web.Request, caller: Caller) -> web.Response:
+        query = requests.query(request, PageQuery)
+        page = await self._hooks.deliveries(
+            account_id=caller.account_id,
+            webhook_id=webhooks.webhook_id(request),
+            offset=query.offset,
+            limit=query.page_size,
+        )
+        link = bodies.link(request.rel_url, query, page.count)
+        return bodies.answer(webhooks.deliveries(page), headers={"Link": link})
+
+    def _check_url(self, url: str) -> None:
+        if why := outside.why_not(url, to_private=self._to_private):
+            raise invalid(FieldError(field="url", detail=f"{why}."))
 
     async def _checked(self, caller: Caller, check: Job) -> web.Response:
         """200 with the check once it is over; 202 where the node is slow to look, to be followed like any job."""

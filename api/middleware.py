@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -14,7 +13,7 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from api import problems
 from api.callers import ACCOUNT, ALLOWANCE, REASON, TOKEN, Callers
-from api.requests import REQUEST_ID
+from api.requests import REQUEST_ID, SERVER_ID
 from worker.jobs import errors
 from worker.jobs.audit import Audit
 
@@ -23,7 +22,7 @@ PROBLEM = web.RequestKey("problem", str)
 Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-_PATH_SHOWN = 200  # characters: a path that we don't know is anyone's text
+_PATH_SHOWN = 200  # characters: an id in it is anyone's text until it is looked at
 _PROBES = frozenset({"/healthz", "/readyz"})
 
 log = structlog.get_logger()
@@ -39,30 +38,51 @@ def around(callers: Callers, audit: Audit) -> Middleware:
         clear_contextvars()
         bind_contextvars(request_id=request_id)
         response = await _answer(request, handler, request_id)
-        response.headers.update(request.get(ALLOWANCE, {}))
-        response.headers["X-Request-Id"] = request_id
-        response.headers["Server"] = "vps-snapshots"
-        if request.method in _CHANGING or response.status == web.HTTPUnauthorized.status_code:
-            await _write_down(audit, _entry(request, response, callers.address(request)))
+        address = callers.address(request)
+        if _is_audited(request, response):
+            await _write_down(audit, _entry(request, response, address))
         route = _route(request)
         # probes come every few seconds: on demand only
         write = log.debug if route in _PROBES else log.info
         milliseconds = round((time.monotonic() - began) * 1000, 1)
-        write("request.done", method=request.method, route=route, status=response.status, milliseconds=milliseconds)
+        write(
+            "request.done",
+            method=request.method,
+            route=route,
+            status=response.status,
+            code=request.get(PROBLEM),
+            address=address,
+            milliseconds=milliseconds,
+        )
         return response
 
     return middleware
 
 
+async def finish_head(request: web.Request, response: web.StreamResponse) -> None:
+    """What every answer carries, a stream's too: before its head is sent."""
+    response.headers.update(request.get(ALLOWANCE, {}))
+    response.headers["X-Request-Id"] = request[REQUEST_ID]
+    response.headers["Server"] = "vps-snapshots"
+
+
+def _is_audited(request: web.Request, response: web.StreamResponse) -> bool:
+    """Only of those who have a token, and within their limit: what a stranger sends must not push out what others did.
+    The log has it."""
+    limited = response.status == web.HTTPTooManyRequests.status_code
+    return request.method in _CHANGING and TOKEN in request and not limited
+
+
 def _entry(request: web.Request, response: web.StreamResponse, address: str) -> dict[str, str]:
     """Who, what, on what, from where, and what came of it."""
-    token = request.get(TOKEN)
+    token = request[TOKEN]
     entry = {
-        "token": token.id if token else "",
-        "token_name": token.name if token else "",
+        "token": token.id,
+        "token_name": token.name,
         "account": str(request.get(ACCOUNT, "")),
         "method": request.method,
         "path": request.rel_url.raw_path[:_PATH_SHOWN],
+        "server": str(request.get(SERVER_ID, "")),
         "job": response.headers.get("X-Job-Id", ""),
         "address": address,
         "status": str(response.status),
@@ -75,11 +95,10 @@ def _entry(request: web.Request, response: web.StreamResponse, address: str) -> 
 
 async def _write_down(audit: Audit, entry: dict[str, str]) -> None:
     # After the call: what was accepted stands, whether it can be written down or not. Then the log has it.
-    if entry.get("code") != errors.StoreUnavailable.code:  # else it would not take this either
-        with suppress(errors.StoreUnavailable):
-            await audit.write(entry, now=datetime.now(UTC))
-            return
-    log.error("audit.failed", entry=entry)
+    try:
+        await audit.write(entry, now=datetime.now(UTC))
+    except errors.StoreUnavailable:
+        log.exception("audit.failed", entry=entry)
 
 
 async def _answer(request: web.Request, handler: Next, request_id: str) -> web.StreamResponse:

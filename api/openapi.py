@@ -28,6 +28,7 @@ from api.requests import (
     ServerIdInPath,
     SnapshotIdInPath,
 )
+from api.webhooks import WebhookIdInPath
 from worker.jobs import errors
 from worker.jobs.model import SnapshotStatus
 from worker.jobs.tokens import Permission
@@ -100,6 +101,7 @@ _PARAMETERS: dict[str, Json] = {
     "schedule_id": {"in": "path", "required": True, "schema": TypeAdapter(ScheduleIdInPath).json_schema()},
     "node": {"in": "path", "required": True, "schema": TypeAdapter(NodeInPath).json_schema()},
     "token_id": {"in": "path", "required": True, "schema": TypeAdapter(TokenIdInPath).json_schema()},
+    "webhook_id": {"in": "path", "required": True, "schema": TypeAdapter(WebhookIdInPath).json_schema()},
     "job_id": {"in": "path", "required": True, "schema": TypeAdapter(JobIdInPath).json_schema()},
 }
 
@@ -134,6 +136,7 @@ def document() -> Json:
             {"name": "jobs", "description": "The work that was accepted, and how to take it back."},
             {"name": "servers", "description": "The servers themselves, as far as snapshots go."},
             {"name": "schedules", "description": "Snapshots that are made without anyone asking each time."},
+            {"name": "webhooks", "description": "Calls of the account's own, which tell of its jobs."},
             {"name": "operators", "description": "All accounts and all nodes, for those that run the service."},
             {"name": "service", "description": "For those that run the service, and for programs. Without a token."},
         ],

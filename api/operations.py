@@ -14,10 +14,12 @@ from api.requests import (
     EditBody,
     JobsQuery,
     ListQuery,
+    PageQuery,
     ScheduleBody,
     ScheduleEditBody,
     SchedulesQuery,
 )
+from api.webhooks import WebhookBody, WebhookEditBody
 from worker.jobs import errors
 from worker.jobs.tokens import Permission
 
@@ -32,6 +34,8 @@ ONE_SNAPSHOT = "/api/v1/snapshots/{snapshot_id}/"
 EVENTS = "/api/v1/events/"
 SCHEDULES = "/api/v1/schedules/"
 ONE_SCHEDULE = "/api/v1/schedules/{schedule_id}/"
+WEBHOOKS = "/api/v1/webhooks/"
+ONE_WEBHOOK = "/api/v1/webhooks/{webhook_id}/"
 
 JOB_OF_HEADER = {"job_id": "$response.header.X-Job-Id"}
 SNAPSHOT_OF_BODY = {"snapshot_id": "$response.body#/id"}
@@ -44,6 +48,17 @@ UNDO = Link(to="undo_restore", text="Take the restore back, once completed.", pa
 OWN = tuple(
     Link(to=to, text=text, parameters={"schedule_id": "$response.body#/id"})
     for to, text in (("show_schedule", "Look at it."), ("edit_schedule", "Change it."), ("delete_schedule", "End it."))
+)
+OWN_WEBHOOK = tuple(
+    Link(to=to, text=text, parameters={"webhook_id": "$response.body#/id"})
+    for to, text in (
+        ("show_webhook", "Look at it."),
+        ("edit_webhook", "Change it."),
+        ("test_webhook", "Have a test sent."),
+        ("list_deliveries", "See what was sent."),
+        ("rotate_webhook_secret", "Give it a new secret."),
+        ("delete_webhook", "End it."),
+    )
 )
 
 OF_THE_JOB = ("Operation-Location", "X-Job-Id")
@@ -338,6 +353,113 @@ OPERATIONS: tuple[Operation, ...] = (
         permission=WRITE,
         replies={204: Reply(text="The schedule is gone.")},
         refusals=(errors.ScheduleNotFound,),
+    ),
+    Operation(
+        method="GET",
+        path=WEBHOOKS,
+        tag="webhooks",
+        summary="List webhooks",
+        text="The account's webhooks, newest first, without their secrets.",
+        handle=Handlers.list_webhooks,
+        permission=READ,
+        replies={200: Reply(text="All of them.", examples={"one": examples.WEBHOOKS})},
+    ),
+    Operation(
+        method="POST",
+        path=WEBHOOKS,
+        tag="webhooks",
+        summary="Create a webhook",
+        text=(
+            "From now on each of these events is sent to the URL, signed as the Standard Webhooks specification says."
+            " The secret is shown this once. An account has at most 10 webhooks."
+        ),
+        handle=Handlers.create_webhook,
+        permission=WRITE,
+        body=WebhookBody,
+        body_examples={"terminal": examples.WEBHOOK_ASKED},
+        replies={
+            201: Reply(
+                text="The webhook, with its secret.",
+                examples={"terminal": examples.WEBHOOK_SECRET},
+                headers=("Location",),
+                links=OWN_WEBHOOK,
+            )
+        },
+        refusals=(errors.WebhookLimitReached,),
+    ),
+    Operation(
+        method="GET",
+        path=ONE_WEBHOOK,
+        tag="webhooks",
+        summary="Show a webhook",
+        text="One webhook, without its secret.",
+        handle=Handlers.show_webhook,
+        permission=READ,
+        replies={200: Reply(text="The webhook.", examples={"terminal": examples.WEBHOOK})},
+        refusals=(errors.WebhookNotFound,),
+    ),
+    Operation(
+        method="PATCH",
+        path=ONE_WEBHOOK,
+        tag="webhooks",
+        summary="Edit a webhook",
+        text="What is left out stays. While it is disabled nothing is sent; what waits is sent afterwards.",
+        handle=Handlers.edit_webhook,
+        permission=WRITE,
+        body=WebhookEditBody,
+        body_examples={"off": examples.WEBHOOK_OFF},
+        replies={
+            200: Reply(
+                text="The webhook as it is now.",
+                examples={"off": examples.WEBHOOK.model_copy(update={"enabled": False})},
+            )
+        },
+        refusals=(errors.WebhookNotFound,),
+    ),
+    Operation(
+        method="DELETE",
+        path=ONE_WEBHOOK,
+        tag="webhooks",
+        summary="Delete a webhook",
+        text="With all that it was to send, and its log.",
+        handle=Handlers.delete_webhook,
+        permission=WRITE,
+        replies={204: Reply(text="The webhook is gone.")},
+        refusals=(errors.WebhookNotFound,),
+    ),
+    Operation(
+        method="POST",
+        path=f"{ONE_WEBHOOK}rotate-secret/",
+        tag="webhooks",
+        summary="Rotate a webhook's secret",
+        text="A new secret, shown this once. For 24 hours the one before signs beside it. No body.",
+        handle=Handlers.rotate_webhook_secret,
+        permission=WRITE,
+        replies={200: Reply(text="The webhook, with its new secret.", examples={"new": examples.WEBHOOK_SECRET})},
+        refusals=(errors.WebhookNotFound,),
+    ),
+    Operation(
+        method="POST",
+        path=f"{ONE_WEBHOOK}test/",
+        tag="webhooks",
+        summary="Test a webhook",
+        text="Sends an event `webhook.test`, whose data has `webhook_id`; its log tells what came of it. No body.",
+        handle=Handlers.test_webhook,
+        permission=WRITE,
+        replies={202: Reply(text="It is on its way.", examples={"waits": examples.TEST_WAITS})},
+        refusals=(errors.WebhookNotFound, errors.WebhookNotReady),
+    ),
+    Operation(
+        method="GET",
+        path=f"{ONE_WEBHOOK}deliveries/",
+        tag="webhooks",
+        summary="List a webhook's deliveries",
+        text="What was and is to be sent in the last 7 days, newest first, at most 1,000.",
+        handle=Handlers.list_deliveries,
+        permission=READ,
+        query=PageQuery,
+        replies={200: Reply(text="One page of the list.", examples={"one": examples.DELIVERIES}, headers=("Link",))},
+        refusals=(errors.WebhookNotFound,),
     ),
 )
 

@@ -181,7 +181,7 @@ class OpsHandlers:
     async def ops_follow_events(self, request: web.Request, _: Token) -> web.StreamResponse:
         return await self._streams.send(
             request,
-            opened(request),
+            opened(),
             None,
             last_event_id=requests.last_event_id(request),
             still_allowed=lambda: self._callers.still(request, Permission.OPERATOR),

@@ -15,6 +15,8 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.JobNotFound: 404,
     errors.ScheduleNotFound: 404,
     errors.ScheduleLimitReached: 400,
+    errors.WebhookNotFound: 404,
+    errors.WebhookLimitReached: 400,
     errors.ServerBusy: 400,  # the contract's code on create and restore
     errors.SnapshotLimitReached: 400,
     errors.NameTaken: 400,
@@ -26,6 +28,7 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.JobNotRetryable: 409,
     errors.JobNotStranded: 409,
     errors.JobNotCancellable: 409,
+    errors.WebhookNotReady: 409,
     errors.IdempotencyKeyReused: 422,
     errors.ServerNotReady: 400,
     errors.TooManyStreams: 429,

@@ -38,7 +38,9 @@ from worker.jobs.schedules import BadCron, Plan
 from worker.jobs.schedules import check as check_when
 from worker.jobs.store import Edit, Idempotency, SnapshotFilter
 
+# what is learnt of a request on the way, for its log line and its audit entry
 REQUEST_ID = web.RequestKey("request_id", str)
+SERVER_ID = web.RequestKey("server_id", int)
 
 KEY_HEADER = "Idempotency-Key"
 LAST_EVENT_HEADER = "Last-Event-ID"

@@ -1,8 +1,11 @@
 """Listening: where, for how long, and what is said when what arrives is no HTTP."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from socket import IPPROTO_TCP, TCP_USER_TIMEOUT
+from typing import cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -35,13 +38,30 @@ async def listening(app: web.Application, settings: ApiSettings) -> AsyncIterato
     )
     await runner.setup()
     try:
-        await _site(runner, settings).start()
-        yield runner.addresses[0]
+        async with await _listen(runner, settings) as server:
+            yield server.sockets[0].getsockname()
+            server.close()
     finally:
         await runner.cleanup()
 
 
-def _site(runner: web.AppRunner, settings: ApiSettings) -> web.BaseSite:
+class _TurnedAway(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.Transport", transport).abort()
+
+
+async def _listen(runner: web.AppRunner, settings: ApiSettings) -> asyncio.Server:
+    # Not by aiohttp's sites: they take as many connections as come, and wait for ever for one that does not read.
+    server = cast("web.Server", runner.server)  # set up
+
+    def protocol() -> asyncio.BaseProtocol:
+        return server() if len(server.connections) < settings.connections else _TurnedAway()
+
+    loop = asyncio.get_running_loop()
     if settings.unix_socket is not None:
-        return web.UnixSite(runner, settings.unix_socket)
-    return web.TCPSite(runner, settings.host, settings.port)
+        return await loop.create_unix_server(protocol, settings.unix_socket)
+    listening = await loop.create_server(protocol, settings.host, settings.port, start_serving=False)
+    for listener in listening.sockets:  # what they accept inherits it
+        listener.setsockopt(IPPROTO_TCP, TCP_USER_TIMEOUT, round(settings.stalled_seconds * 1000))
+    await listening.start_serving()
+    return listening

@@ -30,6 +30,11 @@ class ApiSettings(FileSettings):
     keepalive_seconds: Seconds = Field(
         default=75.0, description="a connection without a whole request's head for so long is closed"
     )
+    request_seconds: Seconds = Field(default=30.0, description="for one call as a whole, streams of events apart")
+    stalled_seconds: Seconds = Field(
+        default=30.0, description="a TCP connection whose client takes nothing of its answer for so long is closed"
+    )
+    connections: Count = Field(default=5000, description="open at a time, of this process; more are turned away")
     calls_per_minute: Count = Field(default=600, description="with one token; with a service's, for one account")
     failed_logins_per_minute: Count = Field(default=30, description="with bad tokens, from one address")
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = Field(
@@ -39,6 +44,11 @@ class ApiSettings(FileSettings):
     streams_per_account: Count = Field(default=20, description="streams of events at a time")
     streams: Count = Field(default=1000, description="streams of events of all accounts at a time, of this process")
     heartbeat_seconds: Seconds = Field(default=15.0, description="the longest silence on a stream of events")
+    webhook_seconds: Seconds = Field(default=15.0, description="for the receiver of a webhook to answer")
+    webhooks: Count = Field(default=100, description="webhooks that are served at a time, by this process")
+    webhooks_to_private: bool = Field(
+        default=False, description="webhooks may go to http and to private networks: for development only"
+    )
     runbook_url: str = Field(default="/docs/runbook", description="of docs/runbook.md as your operators read it")
     drain_seconds: Seconds = Field(default=30.0, description="at SIGTERM: how long running requests may take to end")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

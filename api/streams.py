@@ -10,7 +10,6 @@ import structlog
 from aiohttp import web
 
 from api import bodies, ops_bodies
-from api.requests import REQUEST_ID
 from worker.jobs.errors import StoreUnavailable, TooManyStreams
 from worker.jobs.events import Audience, Event, Events, place
 
@@ -88,7 +87,8 @@ class Streams:
                     await self._write(response, "event: missed\ndata: {}\n\n")
                 for event in late:
                     await self._write(response, _text(event, account_id))
-                after = late[-1].id if late else last_event_id or newest
+                # an id that never was may lie ahead of all that comes
+                after = late[-1].id if late else newest if missed else last_event_id or newest
                 await self._follow(response, listener, account_id, after, still_allowed)
         return response
 
@@ -135,6 +135,10 @@ class Streams:
                 log.warning("streams.store_unavailable", cause=str(error.__cause__))
                 await asyncio.sleep(AGAIN_SECONDS)
                 continue
+            except Exception:  # all listeners hang on this one reader
+                log.exception("streams.broke")
+                await asyncio.sleep(AGAIN_SECONDS)
+                continue
             for account_id, events in found.items():
                 self._seen[account_id] = events[-1].id
                 for event in events:
@@ -165,14 +169,13 @@ class Streams:
                 del self._listeners[account_id]
 
 
-def opened(request: web.Request) -> web.StreamResponse:
+def opened() -> web.StreamResponse:
     """The answer in which events are sent."""
     return web.StreamResponse(
         headers={
             "Content-Type": "text/event-stream; charset=utf-8",
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",
-            "X-Request-Id": request[REQUEST_ID],
         }
     )
 

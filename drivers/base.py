@@ -102,6 +102,7 @@ class DriverError(Exception):
 
     code: ClassVar[str] = "hypervisor_error"
     retryable: ClassVar[bool] = False
+    lasting: ClassVar[bool] = False  # the cause may last for minutes, and go by itself
 
 
 class DomainNotFound(DriverError):
@@ -146,6 +147,14 @@ class DiskCorrupt(DriverError):
     code = "disk_corrupt"
 
 
+class DiskBusy(DriverError):
+    """A disk can't be looked at because something else holds it. It may be torn: nothing may touch it before."""
+
+    code = "disk_busy"
+    retryable = True
+    lasting = True
+
+
 class StartFailed(DriverError):
     """The domain did not start. It is off."""
 
@@ -158,6 +167,7 @@ class HypervisorUnavailable(DriverError):
 
     code = "hypervisor_unavailable"
     retryable = True
+    lasting = True
 
 
 class Hypervisor(Protocol):

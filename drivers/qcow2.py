@@ -19,7 +19,7 @@ from typing import Any
 LOCK_SECONDS = 10.0  # a QEMU that has just ended, or a killed qemu-img, gives its locks back within this
 LOCK_RETRY_SECONDS = 0.1
 KILLED_TRIES = 3
-CHILDREN = 64  # at a time; one more waits
+CHILDREN = 64  # that are waited for at a time
 _WAITING = ThreadPoolExecutor(CHILDREN, thread_name_prefix="qemu-img")  # one waits for each child
 CLEAN, CORRUPT, LEAKY = 0, 2, 3  # the exit codes of `qemu-img check` that are answers
 
@@ -29,7 +29,12 @@ class QemuImgFailed(Exception):
 
     def __init__(self, arguments: tuple[str, ...], code: int, stderr: str) -> None:
         super().__init__(f"qemu-img {' '.join(arguments)}: exit code {code}: {stderr.strip()}")
+        self.code = code
         self.stderr = stderr
+
+    @property
+    def killed(self) -> bool:
+        return self.code < 0
 
     @property
     def locked(self) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 
 import structlog
 
+from worker.jobs import errors
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import Failure, JobState, SnapshotStatus
 from worker.jobs.node_store import NodeStore
@@ -53,6 +54,6 @@ def _never_begun(seconds: float) -> Outcome:
     detail = f"The server's node was silent for {seconds:.0f} seconds; the job was not begun."
     return Outcome(
         state=JobState.FAILED,
-        failure=Failure(code="node_unavailable", detail=detail),
+        failure=Failure(code=errors.NodeUnavailable.code, detail=detail),
         snapshot_status=SnapshotStatus.FAILED,
     )

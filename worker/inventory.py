@@ -2,19 +2,22 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 
 import structlog
 
-from drivers.base import DriverError, Hypervisor
+from drivers.base import About, Domain, DriverError, Hypervisor, HypervisorUnavailable
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import AccountId, ServerId
 from worker.jobs.node_store import LeaseLost, NodeStore, ReportedServer
 from worker.jobs.telling import NodeFacts, Pool
 
 FACTS_SECONDS = 60.0  # between two looks at versions and free space
+FACTS_LOOK_SECONDS = 5.0  # that a report waits for such a look; a slower one is told with a later report
 REPORT_SECONDS = 5.0  # with each heartbeat, for what no event told
+LOOK_SECONDS = 30.0  # for the list of a node's domains; hundreds take milliseconds
 SETTLE_SECONDS = 0.1  # a guest that starts fires several events at once
 
 log = structlog.stdlib.get_logger()
@@ -36,40 +39,70 @@ class Inventory:
         self._reconcile = reconcile
         self._reconcile_asked = ""
         self._facts_at = -FACTS_SECONDS
+        self._looking: asyncio.Task[About] | None = None
         self._changed = asyncio.Event()
         self._conflicts: frozenset[ServerId] = frozenset()
+        self._twice: frozenset[int] = frozenset()
+        self._fresh: set[ServerId] = set()
+        self._some_fresh = asyncio.Event()
 
     async def report(self) -> None:
         """Tell the store what the node has now. A hypervisor or a store that is away is told the next time."""
         try:
-            servers = [
+            domains = await self._domains()
+            servers = {ServerId(domain.server_id): domain for domain in reversed(domains)}
+            reported_servers = [
                 ReportedServer(
-                    id=ServerId(domain.server_id),
-                    account_id=AccountId(domain.account_id),
-                    name=domain.name,
-                    power=domain.power,
+                    id=server_id, account_id=AccountId(domain.account_id), name=domain.name, power=domain.power
                 )
-                for domain in await self._hypervisor.domains()
+                for server_id, domain in servers.items()
             ]
-            reported = await self._store.report(servers, await self._facts())
+            reported = await self._store.report(reported_servers, await self._facts())
         except (DriverError, StoreUnavailable, LeaseLost) as error:
             log.warning("inventory.not_reported", reason=type(error).__name__, detail=str(error))
             return
+        twice = frozenset(server_id for server_id, count in Counter(d.server_id for d in domains).items() if count > 1)
+        for server_id in twice - self._twice:
+            log.error("inventory.server_twice_on_node", server_id=server_id)
+        self._twice = twice
         for server_id in reported.conflicts - self._conflicts:
             log.error("inventory.server_on_two_nodes", server_id=server_id)
         self._conflicts = reported.conflicts
         if reported.reconcile_asked != self._reconcile_asked:
             self._reconcile_asked = reported.reconcile_asked
             self._reconcile()
-        for server_id in reported.fresh:
-            await self._publish(server_id)
+        self._fresh |= reported.fresh
+        self._some_fresh.set()
+
+    async def _domains(self) -> list[Domain]:
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                return await self._hypervisor.domains()
+        except TimeoutError as error:
+            raise HypervisorUnavailable("the hypervisor does not say which domains it has") from error
+
+    async def keep_publishing(self) -> None:
+        """Run until cancelled: publish, one after the other, the servers that the store does not know yet."""
+        while True:
+            await self._some_fresh.wait()
+            self._some_fresh.clear()
+            await self.publish_fresh()
+
+    async def publish_fresh(self) -> None:
+        while self._fresh:
+            await self._publish(self._fresh.pop())
 
     async def _facts(self) -> NodeFacts | None:
         """What the node runs on, from time to time: it changes slowly."""
         if time.monotonic() - self._facts_at < FACTS_SECONDS:
             return None
-        about = await self._hypervisor.about()
-        self._facts_at = time.monotonic()
+        # never given up for another: each on a disk that hangs would cost a thread
+        looking = self._looking = self._looking or asyncio.create_task(self._hypervisor.about())
+        await asyncio.wait({looking}, timeout=FACTS_LOOK_SECONDS)
+        if not looking.done():
+            return None
+        self._looking, self._facts_at = None, time.monotonic()
+        about = looking.result()
         return NodeFacts(
             worker=version("vps-snapshots"),
             hypervisor=about.hypervisor,

@@ -5,6 +5,7 @@ down before its first effect, each step before the step's first effect, and the 
 a crash the journal alone says what is still owed; Redis is not asked.
 """
 
+import math
 import os
 import sqlite3
 import time
@@ -22,6 +23,7 @@ from worker.procedures.work import Facts, Task
 
 VERSION = 1
 BALLAST_BYTES = 4 << 20  # a thousand steps: each writes two or three pages of 4 KiB to the write-ahead log
+KEPT_FOR_A_PERSON = math.inf  # seconds that a spare tag is kept: no clock ends it
 KEPT_SECONDS = 30 * 86_400  # how long a job that is over and published stays: as long as its record in the store
 
 _TASK, _FACTS, _OUTCOME = TypeAdapter(Task), TypeAdapter(Facts), TypeAdapter(Outcome)
@@ -90,9 +92,13 @@ class Journal:
 
     def _take_ballast(self) -> None:
         """Hold some space on the disk, to be let go when it is full: a begun job must be able to end."""
-        if not self._ballast.exists():
-            with suppress(OSError), self._ballast.open("wb") as file:
+        if self._ballast.exists() and self._ballast.stat().st_size == BALLAST_BYTES:
+            return
+        try:
+            with self._ballast.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+        except OSError:  # no room yet: the next time
+            self._ballast.unlink(missing_ok=True)
 
     def _durably(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
         """All of the statements, or none; on a full disk with the space that was held for this."""
@@ -139,26 +145,24 @@ class Journal:
         """Count a process that died in the job's step."""
         self._durably(("UPDATE jobs SET interruptions = interruptions + 1 WHERE id = ?", (job_id,)))
 
-    def conclude(self, entry: Entry, outcome: Outcome, *, spare_tag_kept_seconds: float | None) -> None:
-        """Write down how the job ended, before anyone is told, and with it the tag that is left to be deleted.
-
-        `spare_tag_kept_seconds` None: the tag stays until a person has decided.
-        """
+    def conclude(self, entry: Entry, outcome: Outcome, *, spare_tag_kept_seconds: float) -> None:
+        """Write down how the job ended, before anyone is told, and with it the tag that is left to be deleted."""
         now, task, tag = time.time(), entry.task, entry.facts.spare_tag
         facts, ended = _json(_FACTS, entry.facts), _json(_OUTCOME, outcome)
         statements: list[tuple[str, tuple[Any, ...]]] = [
             ("UPDATE jobs SET facts = ?, outcome = ?, changed_at = ? WHERE id = ?", (facts, ended, now, task.job_id))
         ]
-        if tag is not None and spare_tag_kept_seconds is not None:
+        if tag is not None:
             if spare_tag_kept_seconds > 0:  # one for each server: the newer safety snapshot makes the older ones due
-                statements.append(("UPDATE spare_tags SET drop_after = ? WHERE server_id = ?", (now, task.server_id)))
+                older = "UPDATE spare_tags SET drop_after = ? WHERE server_id = ? AND drop_after < ?"
+                statements.append((older, (now, task.server_id, KEPT_FOR_A_PERSON)))
             insert = "INSERT OR REPLACE INTO spare_tags (tag, server_id, drop_after) VALUES (?, ?, ?)"
             statements.append((insert, (tag, task.server_id, now + spare_tag_kept_seconds)))
         self._durably(*statements)
 
     def published(self, job_id: JobId) -> None:
         """The outcome has reached the store: nothing is owed any more."""
-        self._db.execute("UPDATE jobs SET published = 1 WHERE id = ?", (job_id,))
+        self._durably(("UPDATE jobs SET published = 1 WHERE id = ?", (job_id,)))
 
     def find(self, job_id: JobId) -> Entry | None:
         row = self._db.execute(f"{_SELECT} WHERE id = ?", (job_id,)).fetchone()
@@ -176,20 +180,23 @@ class Journal:
         rows = self._db.execute("SELECT tag FROM spare_tags WHERE server_id = ?", (server_id,))
         return frozenset(tag for (tag,) in rows)
 
+    def droppable_tags(self, server_id: ServerId) -> frozenset[str]:
+        """The spare tags that may go before their time."""
+        select = "SELECT tag FROM spare_tags WHERE server_id = ? AND drop_after < ?"
+        return frozenset(tag for (tag,) in self._db.execute(select, (server_id, KEPT_FOR_A_PERSON)))
+
     def track_spare_tag(self, server_id: ServerId, tag: str, *, kept_seconds: float) -> None:
         """Write down a spare tag that was found on the disks."""
-        self._db.execute(
-            "INSERT OR IGNORE INTO spare_tags (tag, server_id, drop_after) VALUES (?, ?, ?)",
-            (tag, server_id, time.time() + kept_seconds),
-        )
+        insert = "INSERT OR IGNORE INTO spare_tags (tag, server_id, drop_after) VALUES (?, ?, ?)"
+        self._durably((insert, (tag, server_id, time.time() + kept_seconds)))
 
     def dropped(self, tag: str) -> None:
-        self._db.execute("DELETE FROM spare_tags WHERE tag = ?", (tag,))
+        self._durably(("DELETE FROM spare_tags WHERE tag = ?", (tag,)))
 
     def forget_old(self) -> None:
         """Forget the jobs that have been over and published for longer than anyone asks."""
         self._take_ballast()
-        self._db.execute("DELETE FROM jobs WHERE published = 1 AND changed_at < ?", (time.time() - KEPT_SECONDS,))
+        self._durably(("DELETE FROM jobs WHERE published = 1 AND changed_at < ?", (time.time() - KEPT_SECONDS,)))
 
 
 def _json(kind: TypeAdapter[Any], record: Any) -> str:

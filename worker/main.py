@@ -151,13 +151,11 @@ async def _serve(settings: WorkerSettings, job_log: JobLog) -> None:
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         waiting = connect(settings.redis, command_seconds=2 * FALLBACK_SECONDS)
         stack.push_async_callback(waiting.aclose, close_connection_pool=True)
-        store = NodeStore(redis, node=settings.node, machine=machine_id(settings.state_dir), who=who_am_i())
         await _live(
             settings=settings,
             hypervisor=hypervisor,
             journal=journal,
-            store=store,
-            publisher=Publisher(store, log_of=job_log.taken),
+            job_log=job_log,
             redis=redis,
             waiting=waiting,
             stop=stop,
@@ -169,12 +167,17 @@ async def _live(
     settings: WorkerSettings,
     hypervisor: Hypervisor,
     journal: Journal,
-    store: NodeStore,
-    publisher: Publisher,
+    job_log: JobLog,
     redis: ArqRedis,
     waiting: ArqRedis,
     stop: asyncio.Event,
 ) -> None:
+    store = NodeStore(redis, node=settings.node, machine=machine_id(settings.state_dir), who=who_am_i())
+    publisher = Publisher(
+        store,
+        tell_again=lambda server_id: reconciler.server(server_id),  # noqa: PLW0108 - made below
+        log_of=job_log.taken,
+    )
     runner = Runner(
         journal=journal,
         hypervisor=hypervisor,
@@ -192,6 +195,7 @@ async def _live(
         journal=journal,
         runner=runner,
         safety_kept_seconds=settings.safety_kept_seconds,
+        look_seconds=settings.step_seconds,
     )
     inventory = Inventory(hypervisor, store, publish=reconciler.server, reconcile=reconciler.soon)
 
@@ -208,7 +212,8 @@ async def _live(
         await lease.take_at_start()
         await asyncio.gather(
             *(lease.keep(), queue.work()),
-            *(inventory.keep_reporting(), housekeeping.keep_house(), reconciler.keep_reconciling()),
+            *(inventory.keep_reporting(), inventory.keep_publishing()),
+            *(housekeeping.keep_house(), reconciler.keep_reconciling()),
             Scheduler(store=store).keep_running(),
         )
 

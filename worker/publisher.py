@@ -6,28 +6,36 @@ is told again until the store has taken it.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import structlog
 
 from worker.jobs.errors import StoreUnavailable
-from worker.jobs.model import JobId, Step
+from worker.jobs.model import JobId, ServerId, Step
 from worker.jobs.node_store import LeaseLost, NodeStore
 from worker.jobs.outcome import Outcome
 from worker.jobs.telling import NOTHING_TOLD, StepBegun, Told
 
 RETRY_SECONDS = (0.2, 2.0)  # between two tries to publish: the first wait, doubled up to the last
-UNKNOWN_TRIES = 6  # 7 s: by then a store that lost its data must have heard of the job again, with the next report
+UNKNOWN_TRIES = 6  # of an outcome whose job the store does not know: its server may have left the node for good
 
 log = structlog.stdlib.get_logger()
 
 
 class Publisher:
-    """`log_of`: the log lines of a job since they were asked for last."""
+    """`tell_again` tells the store all that the node has of a server. `log_of`: the log lines of a job since they were
+    asked for last."""
 
-    def __init__(self, store: NodeStore, *, log_of: Callable[[JobId], tuple[str, ...]] = lambda _: ()) -> None:
+    def __init__(
+        self,
+        store: NodeStore,
+        tell_again: Callable[[ServerId], Awaitable[None]],
+        *,
+        log_of: Callable[[JobId], tuple[str, ...]] = lambda _: (),
+    ) -> None:
         self._store = store
+        self._tell_again = tell_again
         self._log_of = log_of
         self._untold: dict[JobId, Told] = {}
         self._steps: dict[JobId, Step] = {}
@@ -39,7 +47,7 @@ class Publisher:
         self._steps[job_id] = step
         self._news.set()
 
-    async def outcome(self, job_id: JobId, outcome: Outcome) -> None:
+    async def outcome(self, job_id: JobId, server_id: ServerId, outcome: Outcome) -> None:
         """Return when the store has the outcome, however long that takes."""
         self._steps.pop(job_id, None)  # told now, it would come too late
         self._note(job_id, StepBegun(step=None, at=time.time(), attempt=1))
@@ -54,10 +62,12 @@ class Publisher:
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, longest)
             else:
-                # A store that lost its data is told of the job again, with all that the node has, and takes it then.
-                if answer == "job_unknown" and (tries := tries - 1):
+                if answer == "job_unknown" and (
+                    tries := tries - 1
+                ):  # it lost its data; told of the job it takes its end
                     await asyncio.sleep(wait)
                     wait = min(2 * wait, longest)
+                    await self._tell_again(server_id)
                     continue
                 if answer not in {"published", "job_over"}:  # over: told before, by a process that died right after
                     log.warning("outcome.refused", reason=answer)

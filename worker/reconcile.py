@@ -45,16 +45,24 @@ class Difference:
 
 
 class Reconciler:
-    """`safety_kept_seconds`: how long a safety snapshot that was found is kept."""
+    """`safety_kept_seconds`: how long a safety snapshot that was found is kept. `look_seconds`: bound on one server."""
 
     def __init__(
-        self, *, hypervisor: Hypervisor, store: NodeStore, journal: Journal, runner: Runner, safety_kept_seconds: float
+        self,
+        *,
+        hypervisor: Hypervisor,
+        store: NodeStore,
+        journal: Journal,
+        runner: Runner,
+        safety_kept_seconds: float,
+        look_seconds: float,
     ) -> None:
         self._hypervisor = hypervisor
         self._store = store
         self._journal = journal
         self._runner = runner
         self._safety_kept_seconds = safety_kept_seconds
+        self._look_seconds = look_seconds
         self._asked = asyncio.Event()
 
     def soon(self) -> None:
@@ -66,10 +74,12 @@ class Reconciler:
         while True:
             self._asked.clear()
             try:
-                for domain in await self._hypervisor.domains():
+                async with asyncio.timeout(self._look_seconds):
+                    domains = await self._hypervisor.domains()
+                for domain in domains:
                     await self.server(ServerId(domain.server_id))
-            except DriverError as error:
-                log.warning("reconcile.put_off", reason=str(error))
+            except (DriverError, TimeoutError) as error:
+                log.warning("reconcile.put_off", reason=str(error) or type(error).__name__)
             with suppress(TimeoutError):
                 async with asyncio.timeout(ROUND_SECONDS):
                     await self._asked.wait()
@@ -79,11 +89,12 @@ class Reconciler:
         try:
             lock = self._runner.lock_of(server_id)
             if lock.locked():
-                await self._publish(server_id, await self._found(server_id))
+                async with asyncio.timeout(self._look_seconds):
+                    await self._publish(server_id, await self._found(server_id))
                 return
-            async with lock:
+            async with lock, asyncio.timeout(self._look_seconds):
                 await self._judge(server_id)
-        except (DriverError, StoreUnavailable, LeaseLost) as error:
+        except (DriverError, StoreUnavailable, LeaseLost, TimeoutError) as error:
             log.warning("reconcile.put_off", server_id=server_id, reason=str(error) or type(error).__name__)
 
     async def _found(self, server_id: ServerId) -> list[FoundSnapshot]:
@@ -98,8 +109,7 @@ class Reconciler:
 
     async def _publish(self, server_id: ServerId, found: Iterable[FoundSnapshot]) -> list[Difference]:
         """Tell the store of the snapshots and jobs that it does not know."""
-        open_tasks = self._open_tasks(server_id)
-        at_work = {task.snapshot_id for task in open_tasks}
+        at_work = {task.snapshot_id for task in self._open_tasks(server_id)}
         # libvirt lists a snapshot of ours when every disk has it: what is listed was whole, and is a customer's.
         taken = {
             snapshot_id: (snapshot.tag, snapshot.spec)
@@ -120,6 +130,7 @@ class Reconciler:
             for snapshot_id, (tag, spec) in taken.items()
             if known.on_disk[snapshot_id] is None and snapshot_id not in at_work and tag not in spare
         ]
+        open_tasks = self._open_tasks(server_id)  # as it is now: one that ended meanwhile must not come back
         begun = [_begun(task) for task in open_tasks]
         made = [_in_the_making(task) for task in open_tasks if task.kind is JobKind.CREATE]
         new = await self._store.publish(server_id, [*missing, *made], begun)

@@ -14,12 +14,13 @@ from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
 from worker.jobs.node_store import BeginRefused, LeaseLost, NodeStore
 from worker.jobs.outcome import Outcome
-from worker.journal import Entry, Journal, SpareTag
+from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, SpareTag
 from worker.procedures import PROCEDURES
 from worker.procedures.disks import NotEnoughSpace, without
 from worker.procedures.work import Facts, Next, Policy, Procedure, Task, Work
 from worker.publisher import RETRY_SECONDS, Publisher
 
+RETRY_MOST_SECONDS = 5.0  # between two tries of a step
 LAST_WORDS_SECONDS = 3.0  # at the end of the process, for outcomes to reach the store
 
 log = structlog.stdlib.get_logger()
@@ -34,7 +35,7 @@ class Limits:
     step_seconds: float = 360.0
     tries: int = 4  # of a step whose error may pass by itself
     first_retry_seconds: float = 0.5  # doubled with each try
-    interruptions: int = 3  # processes that may die in one step before the step is held to be the cause
+    interruptions: int = 3  # processes that may die in one step; with the next the step is held to be the cause
     spare_tag_kept_seconds: float = 86_400.0  # of the safety snapshot that a restore leaves
 
 
@@ -73,8 +74,10 @@ class Runner:
         with structlog.contextvars.bound_contextvars(job_id=job_id):
             entry = self._journal.find(job_id)
             known = entry is not None
-            if entry is not None and entry.published:
-                return  # delivered again: the queue was told of the end too late, or not at all
+            if entry is not None and entry.outcome is not None and entry.published:
+                # Delivered again: the queue was told of the end too late, or Redis came back from an older copy.
+                await self._publisher.outcome(job_id, entry.task.server_id, entry.outcome)
+                return
             if entry is None:
                 job = await self._begin(job_id)
                 if job is None:
@@ -109,19 +112,23 @@ class Runner:
                 async with self._servers[spare.server_id]:
                     await self._drop(spare)
 
-    async def _gave_up_spare_tags(self, server_id: ServerId) -> bool:
+    async def _gave_up_spare_tags(self, task: Task) -> bool:
         """Delete the server's safety snapshots before their time, to make room; whether there were any."""
-        tags = self._journal.spare_tags(server_id)
+        if task.kind.only_looks:
+            return False
+        tags = self._journal.droppable_tags(task.server_id) - {task.tag}  # an undo goes back to one of them
         for tag in tags:
-            log.warning("spare_tag.given_up", tag=tag, server_id=server_id)
-            await self._drop(SpareTag(tag=tag, server_id=server_id))
-        return bool(tags - self._journal.spare_tags(server_id))
+            log.warning("spare_tag.given_up", tag=tag, server_id=task.server_id)
+            await self._drop(SpareTag(tag=tag, server_id=task.server_id))
+        return bool(tags - self._journal.spare_tags(task.server_id))
 
     async def _drop(self, spare: SpareTag) -> None:
         try:
-            await without(self._hypervisor, spare.server_id, spare.tag)
-        except DriverError as error:
-            log.warning("spare_tag.kept", tag=spare.tag, server_id=spare.server_id, reason=str(error))
+            async with asyncio.timeout(self._limits.step_seconds):
+                await without(self._hypervisor, spare.server_id, spare.tag)
+        except (DriverError, TimeoutError) as error:
+            reason = str(error) or type(error).__name__
+            log.warning("spare_tag.kept", tag=spare.tag, server_id=spare.server_id, reason=reason)
         else:
             self._journal.dropped(spare.tag)
             log.info("spare_tag.deleted", tag=spare.tag, server_id=spare.server_id)
@@ -158,7 +165,7 @@ class Runner:
             if outcome is None:
                 async with self._servers[task.server_id], self._busy():
                     outcome = await self._execute(entry, resumed=resumed)
-            await self._publisher.outcome(task.job_id, outcome)
+            await self._publisher.outcome(task.job_id, task.server_id, outcome)
             self._journal.published(task.job_id)
 
     @asynccontextmanager
@@ -195,16 +202,13 @@ class Runner:
             if step is not None:
                 self._journal.enter(task.job_id, step, facts)
         outcome = _outcome(task, facts, safety_kept_seconds=self._limits.spare_tag_kept_seconds)
-        stranded = facts.failure is not None and facts.failure.stranded
-        self._journal.conclude(
-            replace(entry, facts=facts),
-            outcome,
-            spare_tag_kept_seconds=self._keep(outcome) if not stranded else None,
-        )
+        self._journal.conclude(replace(entry, facts=facts), outcome, spare_tag_kept_seconds=self._keep(outcome))
         _tell(outcome, seconds=time.monotonic() - began)
         return outcome
 
     def _keep(self, outcome: Outcome) -> float:
+        if outcome.failure is not None and outcome.failure.stranded:
+            return KEPT_FOR_A_PERSON  # it may be all that is left of the disks as they were
         return self._limits.spare_tag_kept_seconds if outcome.state is JobState.COMPLETED else 0.0
 
     def _work(self, task: Task, facts: Facts, *, interrupted: bool) -> Work:
@@ -217,9 +221,10 @@ class Runner:
         before this one have begun it."""
         wait = self._limits.first_retry_seconds
         limit = self._limits.step_seconds + (self._policy.grace_seconds if step is Step.STOPPING else 0)
-        for tries_left in reversed(range(self._limits.tries)):
-            attempt = tried + self._limits.tries - tries_left
-            self._publisher.step(work.task.job_id, step, attempt=attempt)
+        patience_ends, tries = time.monotonic() + limit, 0
+        while True:
+            tries += 1
+            self._publisher.step(work.task.job_id, step, attempt=tried + tries)
             try:
                 async with asyncio.timeout(limit):
                     return await procedure.steps[step](work)
@@ -228,15 +233,17 @@ class Runner:
                 break
             except DriverError as error:
                 reason = Failure(code=error.code, detail=str(error))
-                if isinstance(error, NotEnoughSpace) and await self._gave_up_spare_tags(work.task.server_id):
+                if isinstance(error, NotEnoughSpace) and await self._gave_up_spare_tags(work.task):
                     continue
                 # What would strand the VM is tried again whatever the error says: nothing is worse than to give up.
-                if not (error.retryable or step in procedure.strands) or not tries_left:
+                strands = step in procedure.strands
+                waits = strands and error.lasting and time.monotonic() < patience_ends
+                if not waits and (tries >= self._limits.tries or not (strands or error.retryable)):
                     log.warning("step.failed", step=step, code=error.code, exc_info=error)
                     break
                 log.warning("step.tried", step=step, code=error.code, again_in_seconds=wait)
                 await asyncio.sleep(wait)
-                wait, work = 2 * wait, replace(work, interrupted=True)
+                wait, work = min(2 * wait, RETRY_MOST_SECONDS), replace(work, interrupted=True)
             except Exception as error:
                 log.error("step.broke", step=step, exc_info=error)  # noqa: TRY400 - with the step it broke in
                 reason = Failure(code="internal_error", detail="Something unexpected went wrong; it was logged.")
@@ -252,8 +259,8 @@ def _outcome(task: Task, facts: Facts, *, safety_kept_seconds: float) -> Outcome
     status = None
     undoable = facts.failure is None and task.kind in {JobKind.RESTORE, JobKind.UNDO}
     if task.kind is JobKind.CREATE:
-        # measured last of all: a size says that the snapshot is whole, even where the guest did not start again
-        status = SnapshotStatus.FAILED if facts.size_mb is None else SnapshotStatus.COMPLETED
+        # whole on every disk, even where the guest did not start again
+        status = SnapshotStatus.COMPLETED if facts.taken else SnapshotStatus.FAILED
     return Outcome(
         state=JobState.COMPLETED if facts.failure is None else JobState.FAILED,
         failure=facts.failure,

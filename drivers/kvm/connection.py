@@ -192,10 +192,15 @@ class Connection:
                 mark = _mark(domain)
                 if mark is not None and mark.server_id == server_id:
                     return domain
-        self._uuids = {mark.server_id: domain.UUIDString() for mark, domain in _adopted(handle)}
-        if server_id not in self._uuids:
+        # A copy of a domain carries its mark too: which of them is the customer's, a person must say.
+        marked = [(mark.server_id, domain.UUIDString()) for mark, domain in _adopted(handle)]
+        found = [uuid for marked_id, uuid in marked if marked_id == server_id]
+        if not found:
             raise DomainNotFound("the hypervisor does not know the server")
-        return handle.lookupByUUIDString(self._uuids[server_id])
+        if len(found) > 1:
+            raise InvalidState("several domains of the node are marked as the server")
+        self._uuids = dict(marked)
+        return handle.lookupByUUIDString(found[0])
 
 
 def _mark(domain: Any) -> ServerMark | None:

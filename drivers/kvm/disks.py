@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from drivers import qcow2
-from drivers.base import DiskCorrupt, DiskFailed, DriverError, Pool, UnsupportedServer
+from drivers.base import DiskBusy, DiskCorrupt, DiskFailed, DriverError, Pool, UnsupportedServer
 from drivers.kvm.domain_xml import FileDisk
 from drivers.qcow2 import Image, QemuImgFailed
 
@@ -21,6 +21,16 @@ def refused_as(kind: type[DriverError], text: str) -> Iterator[None]:
         yield
     except (QemuImgFailed, OSError) as error:
         raise kind(text) from error
+
+
+@contextmanager
+def unchecked(disk: FileDisk) -> Iterator[None]:
+    """A check that came to no end: DiskBusy where it may the next time, else DiskCorrupt."""
+    try:
+        yield
+    except QemuImgFailed as error:
+        kind = DiskBusy if error.locked or error.killed else DiskCorrupt
+        raise kind(f"disk {disk.target} can't be checked") from error
 
 
 async def readable(disk: FileDisk) -> Image:

@@ -197,7 +197,7 @@ class KvmHypervisor:
         await self._must_be_off(server_id)
         mended = []
         for disk in (await self._hardware(server_id)).disks:
-            with disks.refused_as(DiskCorrupt, f"disk {disk.target} can't be checked"):
+            with disks.unchecked(disk):
                 if not await qcow2.is_sound(disk.path):
                     mended.append(disk.target)
                     await qcow2.repair(disk.path)

@@ -53,6 +53,10 @@ def node_store(redis: ArqRedis, *, node: str = "n1", machine: str = "m1", who: s
     return NodeStore(redis, node=node, machine=machine, who=who)
 
 
+async def nothing_more(_: ServerId) -> None:
+    """For a publisher whose node has nothing to tell again."""
+
+
 @pytest.fixture
 async def cell(redis: ArqRedis) -> Cell:
     node = node_store(redis)

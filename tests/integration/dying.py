@@ -8,7 +8,7 @@ from drivers.base import Power
 from drivers.fake import FakeHypervisor
 from drivers.fake_faults import Happening, Killed
 from drivers.fake_state import FakeDisk, FakeServer
-from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from tests.integration.conftest import ACCOUNT, SERVER, Cell, nothing_more
 from worker.jobs.model import Job, JobId, JobKind, JobState, SnapshotId, SnapshotStatus
 from worker.jobs.store import SnapshotFilter
 from worker.journal import Journal
@@ -111,7 +111,12 @@ class DyingNode:
         journal = Journal(self.folder / "journal.sqlite")
         runner = self._runner(journal)
         reconciler = Reconciler(
-            hypervisor=self.hypervisor, store=self.cell.node, journal=journal, runner=runner, safety_kept_seconds=3600
+            hypervisor=self.hypervisor,
+            store=self.cell.node,
+            journal=journal,
+            runner=runner,
+            safety_kept_seconds=3600,
+            look_seconds=60,
         )
         await reconciler.server(SERVER)
         await runner.drop_spare_tags()
@@ -166,7 +171,7 @@ class DyingNode:
             journal=journal,
             hypervisor=self.hypervisor,
             store=self.cell.node,
-            publisher=Publisher(self.cell.node),
+            publisher=Publisher(self.cell.node, tell_again=nothing_more),
             policy=Policy(grace_seconds=0.05, press_again_seconds=0.01),
             limits=self.limits,
         )

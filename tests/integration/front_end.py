@@ -1,12 +1,14 @@
 """The front end on a real port, in front of a real Redis, and a customer who calls it."""
 
 import json
+import socket
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import ClientSession, web
+from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from api.app import build
@@ -96,12 +98,34 @@ class FrontEnd:
         await self.cell.node.finish(job_id, outcome)
 
 
+class Names(AbstractResolver):
+    """Knows these names and no other: a test asks nobody outside."""
+
+    def __init__(self, addresses: Mapping[str, str]) -> None:
+        self._addresses = addresses
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        if host not in self._addresses:
+            raise OSError(f"There is no {host}.")
+        address = self._addresses[host]
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return [ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)]
+
+    async def close(self) -> None:
+        pass
+
+
+NO_NAMES = Names({})
+
+
 @asynccontextmanager
-async def serving(cell: Cell, **seconds: float) -> AsyncIterator[FrontEnd]:
+async def serving(cell: Cell, *, names: Names = NO_NAMES, **seconds: float) -> AsyncIterator[FrontEnd]:
     """`seconds`: those of the settings that the test shortens."""
     settings = ApiSettings.model_validate({"port": 0, **seconds})
     tokens = Tokens(cell.redis)
     new = await tokens.create(name="a customer", account_id=ACCOUNT, permissions=READ_WRITE)
-    app = build(cell.redis, settings)
+    app = build(cell.redis, settings, resolver=names)
     async with listening(app, settings) as address, ClientSession() as client:
         yield FrontEnd(app=app, client=client, port=int(address[1]), cell=cell, tokens=tokens, token=new.secret)

@@ -10,7 +10,7 @@ from urllib.parse import urljoin
 import schemathesis
 
 JOB_SECONDS = 20.0
-VALUES = {"when": "daily", "expires_at": "2030-12-31T23:59:59Z"}
+VALUES = {"when": "daily", "expires_at": "2030-12-31T23:59:59Z", "url": "https://localhost/"}
 OF_NO_CALL = {"not_found", "method_not_allowed"}  # of a path or a method that the document does not have
 
 

@@ -5,7 +5,9 @@ import gzip
 import io
 import json
 import re
+import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from urllib.parse import urlencode
 
 import pytest
@@ -173,7 +175,8 @@ async def test_one_request_leaves_nothing_in_the_log_of_the_next(api: FrontEnd) 
     with capture_logs(processors=[merge_contextvars]) as lines:
         await api.call("GET", "/api/v1/nothing/7/")
 
-    assert set(lines[0]) == {"event", "log_level", "method", "route", "status", "milliseconds", "request_id"}
+    said = {"method", "route", "status", "code", "address", "milliseconds", "request_id"}
+    assert set(lines[0]) == {"event", "log_level", *said}
     assert lines[0]["route"] == "unknown"
 
 
@@ -248,6 +251,40 @@ async def test_a_body_that_does_not_come_is_given_up(api: FrontEnd) -> None:
 async def test_a_client_that_never_gets_to_the_point_is_cut_off(cell: Cell, head: bytes) -> None:
     async with serving(cell, keepalive_seconds=0.2) as api:
         assert await raw(api, head) == b""
+
+
+async def test_a_client_that_takes_nothing_of_its_answers_is_cut_off(cell: Cell) -> None:
+    async with serving(cell, stalled_seconds=0.5) as api:
+        with socket.create_connection(("127.0.0.1", api.port)) as client:
+            client.setblocking(False)
+            for _ in range(300):  # answers of more than all buffers between us hold, and none of it read
+                with suppress(BlockingIOError):
+                    client.send(b"GET /api/v1/openapi.json HTTP/1.1\r\nHost: a\r\n\r\n")
+            with pytest.raises(ConnectionError):  # noqa: PT012 - the kernel tells at the second send after it
+                for _ in range(60):
+                    await asyncio.sleep(0.5)
+                    with suppress(BlockingIOError):
+                        client.send(b"GET")
+
+
+async def test_connections_beyond_the_limit_are_turned_away_and_then_let_in_again(cell: Cell) -> None:
+    async with serving(cell, connections=2) as api:
+        held = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(2)]
+        with suppress(ConnectionError):
+            assert await raw(api, b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n") == b""
+        for _, writer in held:
+            writer.close()
+            await writer.wait_closed()
+        await asyncio.sleep(0.1)
+        assert b" 200 " in await raw(api, b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+
+
+async def test_a_call_that_the_store_makes_wait_too_long_is_503(cell: Cell) -> None:
+    async with serving(cell, request_seconds=0.2) as api:
+        await cell.raw("CLIENT", "PAUSE", "1000", "ALL")
+        answer = await api.call("GET")
+    assert answer.refused(503, "store_unavailable")["detail"]
+    assert answer.headers["Retry-After"]
 
 
 async def test_a_body_in_broken_chunks_is_the_callers_fault(api: FrontEnd, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from deploy.demo.service import SERVER_ID, Service
 from deploy.demo.state import State
+from tests.conftest import needs
 from tests.integration.whole_service import running
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "openapi.json"
@@ -28,6 +29,7 @@ EXPECTED = {
     "count": 1,
     "deleted": 204,
 }
+STATUSES = {"create": 201, "list": 200, "restore": 200, "delete": 204}
 
 
 @pytest.fixture
@@ -89,6 +91,31 @@ async def test_the_client_of_openapi_typescript_creates_follows_and_restores(
     await run(tmp_path, modules / ".bin" / "tsc", *strict, "--types", "node", program)
 
     assert await did(tmp_path, service, "node", program) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("bash", "contract.sh"), (sys.executable, "contract.py"), ("node", "contract.mjs")],
+    ids=["curl", "requests", "fetch"],
+)
+async def test_the_contracts_four_calls_as_anyone_makes_them(
+    tools: Path, service: Service, tmp_path: Path, command: tuple[str, str]
+) -> None:
+    program, script = command
+    if script.endswith(".sh"):
+        needs("curl")
+    answers = await did(tmp_path, service, program, PROGRAMS / script)
+
+    assert {name: status for name, (status, _) in answers.items()} == STATUSES
+    (_, created), (_, listed), (_, restoring), (_, deleted) = (answers[name] for name in STATUSES)
+    keys = ["id", "server", "name", "status", "size_mb", "created_at", "description"]
+    assert list(created) == [*keys, "message"]
+    assert listed["count"] == 1
+    assert list(listed["results"][0]) == keys
+    assert listed["results"][0] | {"size_mb": None} == {key: created[key] for key in keys} | {"status": "completed"}
+    assert list(restoring) == ["status", "message", "snapshot", "server"]
+    assert restoring["server"]["status"] == "restoring"
+    assert deleted is None
 
 
 async def test_the_linter_has_nothing_to_say(tools: Path, tmp_path: Path) -> None:

@@ -88,6 +88,13 @@ def test_a_node_can_neither_read_nor_make_a_token(deployed: DeployedRedis, comma
 
 
 @pytest.mark.parametrize("user", ["api", "worker"])
+@pytest.mark.parametrize("command", ["DEL audit", "RENAME audit x", "SET audit x", "XDEL audit 0-1"])
+def test_neither_side_can_do_away_with_what_was_audited(deployed: DeployedRedis, user: str, command: str) -> None:
+    with deployed.as_user(user) as client, pytest.raises(NoPermissionError):
+        client.execute_command(*command.split())
+
+
+@pytest.mark.parametrize("user", ["api", "worker"])
 @pytest.mark.parametrize("command", ["FLUSHALL", "CONFIG GET dir", "SHUTDOWN", "ACL LIST", "MONITOR"])
 def test_neither_side_can_run_the_server(deployed: DeployedRedis, user: str, command: str) -> None:
     with deployed.as_user(user) as client, pytest.raises(NoPermissionError):

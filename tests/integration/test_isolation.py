@@ -61,7 +61,9 @@ async def world(cell: Cell) -> AsyncIterator[World]:
         schedule = await api.call(
             "POST", "/api/v1/schedules/", body={"server_id": THEIR_SERVER, "name": "n", "when": "daily"}, token=stranger
         )
+        webhook = await api.call("POST", "/api/v1/webhooks/", body={"url": "https://theirs.example/"}, token=stranger)
         theirs = {
+            "webhook_id": webhook.body["id"],
             "snapshot_id": str(created.body["id"]),
             "job_id": restored.headers["X-Job-Id"],
             "schedule_id": schedule.body["id"],

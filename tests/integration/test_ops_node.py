@@ -16,7 +16,7 @@ from drivers.fake import FakeHypervisor
 from drivers.fake_faults import Effect, Happening
 from drivers.fake_state import FakeServer
 from tests.conftest import RedisServer
-from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from tests.integration.conftest import ACCOUNT, SERVER, Cell, nothing_more
 from tests.queueing import QUEUE, Jobs, at_work, put, until, until_told
 from worker.inventory import Inventory
 from worker.job_log import MOST_JOBS, MOST_LINES, JobLog
@@ -51,12 +51,17 @@ async def node(cell: Cell, tmp_path: Path) -> AsyncIterator[Node]:
         journal=journal,
         hypervisor=hypervisor,
         store=cell.node,
-        publisher=Publisher(cell.node, log_of=job_log.taken),
+        publisher=Publisher(cell.node, tell_again=nothing_more, log_of=job_log.taken),
         policy=Policy(grace_seconds=0.1),
         limits=Limits(first_retry_seconds=0.01),
     )
     reconciler = Reconciler(
-        hypervisor=hypervisor, store=cell.node, journal=journal, runner=runner, safety_kept_seconds=3600
+        hypervisor=hypervisor,
+        store=cell.node,
+        journal=journal,
+        runner=runner,
+        safety_kept_seconds=3600,
+        look_seconds=60,
     )
     yield Node(
         cell=cell,

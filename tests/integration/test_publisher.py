@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RedisServer, needs
-from tests.integration.conftest import ACCOUNT, Cell, node_store
+from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store, nothing_more
 from tests.queueing import PATIENCE_SECONDS, client, until_told
 from worker.jobs.model import Failure, Job, JobId, JobState, SnapshotStatus, Step
 from worker.jobs.outcome import Outcome
@@ -51,7 +51,7 @@ async def telling(publisher: Publisher) -> AsyncIterator[None]:
 
 async def test_a_step_is_told_soon(cell: Cell) -> None:
     job_id = await begun(cell)
-    publisher = Publisher(cell.node)
+    publisher = Publisher(cell.node, tell_again=nothing_more)
     async with telling(publisher):
         publisher.step(job_id, Step.STOPPING)
         await comes_to(cell, job_id, Step.STOPPING)
@@ -61,8 +61,8 @@ async def test_a_step_is_told_soon(cell: Cell) -> None:
 
 async def test_a_step_that_is_told_late_changes_nothing(cell: Cell) -> None:
     job_id = await begun(cell)
-    publisher = Publisher(cell.node)
-    await publisher.outcome(job_id, DONE)
+    publisher = Publisher(cell.node, tell_again=nothing_more)
+    await publisher.outcome(job_id, SERVER, DONE)
     over = await seen(cell, job_id)
     assert over.state is JobState.COMPLETED
     publisher.step(job_id, Step.STOPPING)
@@ -78,9 +78,9 @@ async def test_a_step_that_is_told_late_changes_nothing(cell: Cell) -> None:
 
 async def test_a_step_that_waited_is_forgotten_when_the_job_is_over(cell: Cell) -> None:
     job_id = await begun(cell)
-    publisher = Publisher(cell.node)
+    publisher = Publisher(cell.node, tell_again=nothing_more)
     publisher.step(job_id, Step.STOPPING)
-    await publisher.outcome(job_id, DONE)
+    await publisher.outcome(job_id, SERVER, DONE)
     over = await seen(cell, job_id)
     async with telling(publisher):
         await asyncio.sleep(0.05)
@@ -89,11 +89,11 @@ async def test_a_step_that_waited_is_forgotten_when_the_job_is_over(cell: Cell) 
 
 async def test_an_outcome_that_is_told_twice_changes_nothing(cell: Cell) -> None:
     job_id = await begun(cell)
-    publisher = Publisher(cell.node)
-    await publisher.outcome(job_id, DONE)
+    publisher = Publisher(cell.node, tell_again=nothing_more)
+    await publisher.outcome(job_id, SERVER, DONE)
     over = await seen(cell, job_id)
     failed = Outcome(state=JobState.FAILED, failure=Failure(code="interrupted", detail="late"))
-    await publisher.outcome(job_id, failed)
+    await publisher.outcome(job_id, SERVER, failed)
     assert await seen(cell, job_id) == over
 
 
@@ -102,7 +102,7 @@ async def test_an_outcome_waits_for_the_lease(cell: Cell) -> None:
     other = node_store(cell.redis, machine="m2")
     await cell.node.take_lease(seconds=0)
     assert await other.take_lease(seconds=60) is None
-    telling_it = asyncio.create_task(Publisher(cell.node).outcome(job_id, DONE))
+    telling_it = asyncio.create_task(Publisher(cell.node, tell_again=nothing_more).outcome(job_id, SERVER, DONE))
     await asyncio.sleep(0.1)
     assert (await seen(cell, job_id)).state is JobState.IN_PROGRESS
     await other.take_lease(seconds=0)
@@ -130,11 +130,11 @@ async def own() -> AsyncIterator[tuple[Cell, RedisServer]]:
 async def test_an_outcome_is_told_when_redis_is_back_and_so_is_the_next_step(own: tuple[Cell, RedisServer]) -> None:
     cell, server = own
     job_id = await begun(cell)
-    publisher = Publisher(cell.node)
+    publisher = Publisher(cell.node, tell_again=nothing_more)
     async with telling(publisher):
         server.kill()
         publisher.step(job_id, Step.STARTING)
-        ending = asyncio.create_task(publisher.outcome(job_id, DONE))
+        ending = asyncio.create_task(publisher.outcome(job_id, SERVER, DONE))
         await asyncio.sleep(0.1)  # it is told in vain some times
         assert not ending.done()
         await asyncio.to_thread(server.start)
@@ -152,7 +152,7 @@ async def test_an_outcome_of_a_job_that_redis_has_lost_holds_nothing_up(own: tup
     job_id = await begun(cell)
     server.kill()
     server.lose_data()
-    ending = asyncio.create_task(Publisher(cell.node).outcome(job_id, DONE))
+    ending = asyncio.create_task(Publisher(cell.node, tell_again=nothing_more).outcome(job_id, SERVER, DONE))
     await asyncio.to_thread(server.start)
     assert await cell.node.take_lease(seconds=60) is None
     async with asyncio.timeout(PATIENCE_SECONDS):

@@ -11,7 +11,7 @@ import pytest
 from drivers.base import Power, SnapshotSpec
 from drivers.fake import FakeHypervisor
 from drivers.fake_state import FakeDisk, FakeServer
-from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from tests.integration.conftest import ACCOUNT, SERVER, Cell, nothing_more
 from worker.inventory import Inventory
 from worker.jobs import errors
 from worker.jobs.model import Job, JobId, JobKind, SnapshotId, SnapshotStatus, Step
@@ -67,18 +67,28 @@ async def node(cell: Cell, tmp_path: Path) -> AsyncIterator[Node]:
         journal=journal,
         hypervisor=hypervisor,
         store=cell.node,
-        publisher=Publisher(cell.node),
+        publisher=Publisher(cell.node, tell_again=nothing_more),
         policy=Policy(grace_seconds=0.1),
         limits=Limits(),
     )
     reconciler = Reconciler(
-        hypervisor=hypervisor, store=cell.node, journal=journal, runner=runner, safety_kept_seconds=3600
+        hypervisor=hypervisor,
+        store=cell.node,
+        journal=journal,
+        runner=runner,
+        safety_kept_seconds=3600,
+        look_seconds=60,
     )
     inventory = Inventory(hypervisor, cell.node, publish=reconciler.server)
     yield Node(
         cell=cell, hypervisor=hypervisor, journal=journal, runner=runner, reconciler=reconciler, inventory=inventory
     )
     journal.close()
+
+
+async def report(node: Node) -> None:
+    await node.inventory.report()
+    await node.inventory.publish_fresh()
 
 
 async def lose_redis_data(node: Node) -> None:
@@ -92,7 +102,7 @@ async def test_a_store_that_lost_its_data_is_built_up_again_by_the_next_report(n
     with pytest.raises(errors.ServerNotFound):
         await node.cell.create("next")
 
-    await node.inventory.report()
+    await report(node)
 
     snapshot = await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept)
     assert (snapshot.status, snapshot.name) == (SnapshotStatus.COMPLETED, "kept")
@@ -108,11 +118,11 @@ async def test_a_store_that_lost_its_data_is_built_up_again_by_the_next_report(n
 async def test_a_rebuild_publishes_what_an_old_copy_of_the_data_lacks(node: Node) -> None:
     kept = await node.create("kept")
     await node.cell.raw("DEL", f"snapshot:{kept}", f"server:{SERVER}:snapshots", f"server:{SERVER}:counted")
-    await node.inventory.report()
+    await report(node)
     assert await node.listed() == {}
 
     assert await node.cell.node.republish() == 1
-    await node.inventory.report()
+    await report(node)
 
     assert await node.listed() == {kept: SnapshotStatus.COMPLETED}
 
@@ -120,7 +130,7 @@ async def test_a_rebuild_publishes_what_an_old_copy_of_the_data_lacks(node: Node
 async def test_ids_go_on_above_every_id_that_a_disk_carries(node: Node) -> None:
     await node.have_snapshot("vps-99000000000")
     await lose_redis_data(node)
-    await node.inventory.report()
+    await report(node)
     assert (await node.cell.create("next")).snapshot.id > 99_000_000_000
 
 
@@ -128,7 +138,7 @@ async def test_no_snapshot_is_added_before_the_node_has_said_what_it_has(node: N
     await node.cell.raw("HSET", f"server:{SERVER}", "unpublished", "1")
     with pytest.raises(errors.NodeUnavailable):
         await node.cell.create("too-early")
-    await node.inventory.report()
+    await report(node)
     await node.cell.create("now")
 
 
@@ -138,7 +148,7 @@ async def test_a_job_that_runs_while_the_data_is_lost_ends_as_its_own_record(nod
     node.journal.begin(Task.of(job), Step.PREFLIGHT)
     await lose_redis_data(node)
 
-    await node.inventory.report()
+    await report(node)
 
     assert (await node.cell.store.job(account_id=ACCOUNT, job_id=job.id)).state == "in_progress"
     with pytest.raises(errors.ServerBusy):
@@ -248,7 +258,7 @@ async def test_a_delete_that_is_under_way_does_not_bring_its_snapshot_back(node:
     assert job.kind is JobKind.DELETE
     node.journal.begin(Task.of(job), Step.DELETING)
     await lose_redis_data(node)
-    await node.inventory.report()
+    await report(node)
     assert await node.listed() == {}
     await node.runner.run(job.id)
     assert await node.tags() == set()
@@ -263,7 +273,7 @@ async def test_an_outcome_that_meets_an_empty_store_is_taken_once_the_node_has_t
     await asyncio.wait({ending}, timeout=0.5)
     assert not ending.done()
 
-    await node.inventory.report()
+    await report(node)
 
     await ending
     assert (await node.cell.store.job(account_id=ACCOUNT, job_id=job.id)).state == "completed"

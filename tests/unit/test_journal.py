@@ -10,7 +10,7 @@ import pytest
 
 from worker.jobs.model import Failure, JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus, Step
 from worker.jobs.outcome import Outcome
-from worker.journal import Journal, NewerJournal
+from worker.journal import KEPT_FOR_A_PERSON, Journal, NewerJournal
 from worker.procedures.work import Facts, Task
 
 TASK = Task(
@@ -102,8 +102,10 @@ def test_a_stranded_jobs_safety_snapshot_waits_for_a_person(opened: Callable[[],
     journal.enter(TASK.job_id, Step.UNDOING, Facts(spare_tag=TASK.safety_tag))
     entry = journal.find(TASK.job_id)
     assert entry is not None
-    journal.conclude(entry, OUTCOME, spare_tag_kept_seconds=None)
+    journal.conclude(entry, OUTCOME, spare_tag_kept_seconds=KEPT_FOR_A_PERSON)
     assert journal.due_spare_tags() == []
+    assert journal.spare_tags(TASK.server_id) == {TASK.safety_tag}  # known, so that no one takes it for a stray
+    assert journal.droppable_tags(TASK.server_id) == frozenset()
 
 
 def test_a_journal_of_a_later_version_is_left_alone(path: Path) -> None:

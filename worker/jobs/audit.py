@@ -1,5 +1,6 @@
-"""Who did what: an entry for each call that was to change something, in an append-only stream."""
+"""Who did what: an entry for each call of a token's owner that was to change something, in an append-only stream."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,6 +12,8 @@ from worker.jobs.store import redis_answers
 
 STREAM = "audit"
 _BATCH = 500
+_MOST = 1_000_000  # entries, about 240 MB: one caller in a loop must not fill Redis
+_WRITE_SECONDS = 1.0  # the caller waits for it
 
 Entry = dict[str, str]
 
@@ -25,9 +28,12 @@ class Audit:
     async def write(self, entry: Mapping[str, str], *, now: datetime) -> None:
         """Add an entry; those whose time is over go on the way."""
         oldest = records.milliseconds(now - self._kept)
+        fields: Any = dict(entry)
         with redis_answers():
-            fields: Any = dict(entry)
-            await self._redis.xadd(STREAM, fields, minid=oldest)
+            async with asyncio.timeout(_WRITE_SECONDS), self._redis.pipeline(transaction=False) as pipe:
+                pipe.xadd(STREAM, fields, maxlen=_MOST)
+                pipe.xtrim(STREAM, minid=oldest)
+                await pipe.execute()
 
     async def since(self, moment: datetime, wanted: Mapping[str, str]) -> AsyncIterator[Entry]:
         """The entries from that moment on, oldest first, whose fields are as wanted; each has its moment as `at`."""

@@ -29,6 +29,20 @@ class ScheduleLimitReached(Refused):
     code = "schedule_limit_reached"
 
 
+class WebhookNotFound(Refused):
+    code = "webhook_not_found"
+
+
+class WebhookLimitReached(Refused):
+    code = "webhook_limit_reached"
+
+
+class WebhookNotReady(Refused):
+    """A test of a webhook that is disabled, or has too much to deliver already."""
+
+    code = "webhook_not_ready"
+
+
 class JobNotFound(Refused):
     code = "job_not_found"
 

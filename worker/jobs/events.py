@@ -1,9 +1,10 @@
 """The events of jobs: a stream for each account and one of the cell, written by the scripts that change a job."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from arq.connections import ArqRedis
 
 from worker.jobs import records
@@ -13,6 +14,7 @@ from worker.jobs.store import redis_answers
 NOTHING_BEFORE = "0-0"
 MOST_AT_ONCE = 100  # events of one stream
 
+log = structlog.stdlib.get_logger()
 Audience = AccountId | None  # None: the operators, who hear of every account
 
 
@@ -55,7 +57,7 @@ class Events:
     async def after(self, account_id: Audience, event_id: str) -> list[Event]:
         with redis_answers():
             found = await self._redis.xrange(_key(account_id), f"({event_id}")
-        return [_event(*entry) for entry in found]
+        return _events(found)
 
     async def next(self, after: Mapping[Audience, str], *, wait_seconds: float) -> dict[Audience, list[Event]]:
         """What has come in these streams after these events; waits for so long, in one command for all of them."""
@@ -65,11 +67,21 @@ class Events:
             found: Sequence[Any] = await self._redis.xread(
                 streams, count=MOST_AT_ONCE, block=round(wait_seconds * 1000)
             )
-        return {keys[key.decode()]: [_event(*entry) for entry in entries] for key, entries in found}
+        return {keys[key.decode()]: _events(entries) for key, entries in found}
 
 
 def _key(account_id: Audience) -> str:
     return "events" if account_id is None else f"account:{account_id}:events"
+
+
+def _events(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Event]:
+    events = []
+    for event_id, fields in entries:
+        try:
+            events.append(_event(event_id, fields))
+        except (KeyError, ValueError) as error:  # of a newer worker, while the cell is being upgraded
+            log.warning("event.unreadable", event_id=event_id.decode(), reason=str(error))
+    return events
 
 
 def _event(event_id: bytes, fields: Mapping[bytes, bytes]) -> Event:

@@ -1,16 +1,18 @@
 """The records that everyone shares, and the one table of what may follow what."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import NewType, Self
+from typing import NewType
 
 AccountId = NewType("AccountId", int)
 ServerId = NewType("ServerId", int)
 SnapshotId = NewType("SnapshotId", int)
 JobId = NewType("JobId", str)
 ScheduleId = NewType("ScheduleId", str)
+WebhookId = NewType("WebhookId", str)
+DeliveryId = NewType("DeliveryId", str)
 
 SNAPSHOTS_PER_SERVER = 5  # the public contract's limit
 NAME_MAX = 64  # characters of a snapshot's name
@@ -24,6 +26,10 @@ class JobKind(StrEnum):
     CHECK_CREATE = "check_create"  # a dry run: would a create be refused? Nothing is changed, no server held
     CHECK_RESTORE = "check_restore"
     UNDO = "undo"  # a restore of what a restore has overwritten
+
+    @property
+    def only_looks(self) -> bool:
+        return self in {JobKind.CHECK_CREATE, JobKind.CHECK_RESTORE}
 
 
 class JobState(StrEnum):
@@ -93,10 +99,6 @@ STEPS: dict[JobKind, tuple[Step, ...]] = {
     JobKind.CHECK_CREATE: (Step.PREFLIGHT,),
     JobKind.CHECK_RESTORE: (Step.PREFLIGHT,),
 }
-
-
-class IllegalTransition(Exception):
-    """A job was asked to change into a state that may not follow its own. Nothing was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,11 +179,6 @@ class Job:
             return 100
         steps = STEPS[self.kind]
         return 100 * steps.index(self.step) // len(steps) if self.step in steps else 0
-
-    def to(self, state: JobState) -> Self:
-        if state not in MAY_FOLLOW[self.state]:
-            raise IllegalTransition(f"{self.id}: {self.state} -> {state}")
-        return replace(self, state=state)
 
 
 def snapshot_tag(snapshot_id: SnapshotId) -> str:

@@ -13,13 +13,15 @@ from uuid import uuid4
 
 from arq.connections import ArqRedis
 
-from worker.jobs import records, scripts
+from worker.jobs import errors, records, scripts
 from worker.jobs.model import (
     SNAPSHOTS_PER_SERVER,
     AccountId,
+    Failure,
     Job,
     JobId,
     JobKind,
+    JobState,
     ScheduleId,
     ServerId,
     SnapshotId,
@@ -38,6 +40,15 @@ BATCH = 100  # records that one sweep of housekeeping touches: a bound on how lo
 SCRIPTS = (
     *("begin", "lease", "report", "publish", "known", "lose", "findings", "republish"),
     *("retry_deletes", "fail_waiting", "forget_failed", "expire", "due_schedules", "admit"),
+)
+
+
+_LEFT_ITS_NODE = Outcome(
+    state=JobState.FAILED,
+    failure=Failure(
+        code=errors.NodeUnavailable.code, detail="The server has gone to another node; the job was given up."
+    ),
+    snapshot_status=SnapshotStatus.FAILED,
 )
 
 
@@ -198,8 +209,9 @@ class NodeStore:
     async def report(self, servers: Iterable[ReportedServer], about: NodeFacts | None = None) -> Reported:
         """Say which servers the node has, and what it runs on; None: as said before. Raises LeaseLost."""
         listed = [{"id": str(s.id), "account": str(s.account_id), "name": s.name, "power": s.power} for s in servers]
+        left = json.dumps(_LEFT_ITS_NODE.for_script())
         facts = ("", "0") if about is None else (about.model_dump_json(), str(about.free_bytes))
-        answer = await self._call("report", self.node, self._owner, self._silent_ms, json.dumps(listed), *facts)
+        answer = await self._call("report", self.node, self._owner, self._silent_ms, json.dumps(listed), left, *facts)
         if answer == b"lease_lost":
             raise LeaseLost
         *lists, asked = answer

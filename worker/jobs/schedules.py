@@ -113,11 +113,16 @@ class Schedules:
     ) -> Schedule:
         """Raises ServerNotFound, ScheduleLimitReached or IdempotencyKeyReused."""
         more = {"server": str(server_id), "idempotency": for_script(idempotency)}
-        return await self._write(account_id, ScheduleId(uuid4().hex), server_id, plan, **more)
+        due_ms = _due_ms(plan, server_id)
+        return await self._write(account_id, ScheduleId(uuid4().hex), fields=plan.for_script(), due_ms=due_ms, **more)
 
     async def change(self, schedule: Schedule, plan: Plan) -> Schedule:
         """Raises ScheduleNotFound, should it be gone meanwhile."""
-        return await self._write(schedule.account_id, schedule.id, schedule.server_id, plan)
+        before = schedule.plan.for_script()
+        fields = {field: text for field, text in plan.for_script().items() if text != before[field]}
+        is_due_anew = bool(fields.keys() & {"when", "enabled"})
+        due = {"due_ms": _due_ms(plan, schedule.server_id)} if is_due_anew else {}
+        return await self._write(schedule.account_id, schedule.id, fields=fields, **due)
 
     async def drop(self, *, account_id: AccountId, schedule_id: ScheduleId) -> None:
         """The snapshots that it made stay. Raises ScheduleNotFound."""
@@ -142,24 +147,19 @@ class Schedules:
             count, *rows = await self._list(args=[account_id, server_id or "", offset, limit])
         return Page(count=count, results=tuple(map(_schedule, rows)))
 
-    async def _write(
-        self, account_id: AccountId, schedule_id: ScheduleId, server_id: ServerId, plan: Plan, **more: Any
-    ) -> Schedule:
-        cron = cron_of(plan.when, server_id)
-        due = records.milliseconds(next_run(cron, datetime.now(UTC))) if plan.enabled else ""
-        ask = {
-            "account": str(account_id),
-            "id": schedule_id,
-            "most": SCHEDULES_PER_SERVER,
-            "fields": plan.for_script(),
-            "due_ms": due,
-            **more,
-        }
+    async def _write(self, account_id: AccountId, schedule_id: ScheduleId, **more: Any) -> Schedule:
+        ask = {"account": str(account_id), "id": schedule_id, "most": SCHEDULES_PER_SERVER, **more}
         with redis_answers():
             verdict, answer = await self._put(args=[json.dumps(ask)])
         if verdict == b"admitted":
             return _schedule(answer)
         raise _REFUSED[answer.decode()]
+
+
+def _due_ms(plan: Plan, server_id: ServerId) -> int | str:
+    """When it runs next; '': never."""
+    cron = cron_of(plan.when, server_id)
+    return records.milliseconds(next_run(cron, datetime.now(UTC))) if plan.enabled else ""
 
 
 _REFUSED = {

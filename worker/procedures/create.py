@@ -42,8 +42,10 @@ async def _clean(work: Work) -> Next:
 
 
 def _after_starting(facts: Facts) -> Step | None:
-    # Also where the guest did not start: the snapshot is whole, and worth having all the more.
-    return Step.MEASURING if facts.taken else None
+    # Also where the guest did not start: the snapshot is whole, and worth having all the more. Not where it was the
+    # measuring that failed.
+    unmeasured = facts.taken and facts.size_mb is None
+    return Step.MEASURING if unmeasured and (facts.failure is None or facts.failure.stranded) else None
 
 
 async def _start(work: Work) -> Next:
@@ -52,11 +54,14 @@ async def _start(work: Work) -> Next:
 
 
 async def _measure(work: Work) -> Next:
-    facts = work.facts
-    if work.interrupted:
-        facts = await as_found(work)  # the machine itself may have gone down since the start
     size_mb = await work.hypervisor.size_mb(work.task.server_id, work.task.tag)
-    return Next(step=None, facts=replace(facts, size_mb=size_mb))
+    # interrupted: the machine itself may have gone down since the start
+    return Next(step=Step.STARTING if work.interrupted else None, facts=replace(work.facts, size_mb=size_mb))
+
+
+def _after_measuring_failed(facts: Facts) -> Step | None:
+    # A size that can't be told is no reason to give the snapshot away, nor to leave the guest off.
+    return None if facts.failure and facts.failure.stranded else Step.STARTING
 
 
 CREATE = Procedure(
@@ -75,7 +80,7 @@ CREATE = Procedure(
         Step.SNAPSHOTTING: then(Step.CLEANING),
         Step.CLEANING: over,
         Step.STARTING: _after_starting,
-        Step.MEASURING: then(Step.CLEANING),
+        Step.MEASURING: _after_measuring_failed,
     },
     strands=frozenset({Step.CLEANING, Step.STARTING}),
 )

@@ -1,8 +1,9 @@
 -- Decide on a create, restore, delete or undo and write all of it, or refuse and write nothing. A dry run is decided in the
 -- same way; its job holds no server and makes no snapshot. A create by a schedule makes room where it must.
--- ARGV[1]: JSON {kind, dry_run, account, id, name, description, request_id, job_id, limit, silent_ms, queue{...}, again (a delete that has not freed its space),
--- idempotency{key, fingerprint, kept_ms}, schedule{id, due_ms, next_ms, retry_ms}}. id: the server's for a create, the restore's job for an undo, else the
--- snapshot's. Answers {'refused', code, ...} or {'admitted', job, snapshot (nil for a dry run)}, as they are shown.
+-- ARGV[1]: JSON {kind, dry_run, account, id, name, description, request_id, job_id, limit, silent_ms, queue{...},
+-- again (a delete that has not freed its space), idempotency{key, fingerprint, kept_ms}, schedule{id, due_ms, next_ms,
+-- retry_ms}}. id: the server's for a create, the restore's job for an undo, else the snapshot's.
+-- Answers {'refused', code, ...} or {'admitted', job, snapshot (nil for a dry run)}, as they are shown.
 local ask = cjson.decode(ARGV[1])
 
 local function refuse_server(server)
@@ -14,7 +15,8 @@ end
 local function admit(server_id, server, snapshot_id, snapshot, undoes)
   enqueue(ask.job_id, {
     undoes = undoes,
-    kind = ask.dry_run and 'check_' .. ask.kind or ask.kind, server = server_id, server_name = server.name, account = server.account, node = server.node,
+    kind = ask.dry_run and 'check_' .. ask.kind or ask.kind,
+    server = server_id, server_name = server.name, account = server.account, node = server.node,
     snapshot = snapshot_id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
     snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id,
   }, ask.queue)
@@ -77,7 +79,9 @@ local function undo()
   local restore = read('job:' .. ask.id)
   if not restore or restore.account ~= ask.account then return {'refused', 'job_not_found'} end
   local server = read('server:' .. restore.server)
-  if not server or server.undoable ~= ask.id or now_ms() > tonumber(restore.undoable_until_ms) then
+  -- the server may have a new owner since, who owes the old one nothing
+  if not server or server.account ~= ask.account or server.undoable ~= ask.id
+      or now_ms() > tonumber(restore.undoable_until_ms) then
     return {'refused', 'undo_unavailable'}
   end
   if server.missing then return {'refused', 'server_not_ready'} end

@@ -5,6 +5,7 @@ if not owns_lease(ARGV[2], ARGV[3]) then return {'refused', 'lease_lost'} end
 if not job then return {'refused', 'job_unknown'} end
 if job.node ~= ARGV[2] then return {'refused', 'other_node'} end
 if job.state == 'completed' or job.state == 'failed' then return {'refused', 'job_over'} end
+redis.call('HINCRBY', 'job:' .. ARGV[1], 'attempts', 1)
 if job.state == 'queued' then
   become(ARGV[1], job, 'in_progress')
   redis.call('HSET', 'job:' .. ARGV[1], 'started_ms', now_ms(),
@@ -12,5 +13,4 @@ if job.state == 'queued' then
   redis.call('ZREM', 'jobs:waiting', ARGV[1])
   tell(ARGV[1], job)
 end
-redis.call('HINCRBY', 'job:' .. ARGV[1], 'attempts', 1)
 return {'begun', redis.call('HGETALL', 'job:' .. ARGV[1])}

@@ -2,10 +2,14 @@
 -- names or '', calls, failed logins, window_ms. Answers {{field, value, ...} of the token, allowed, left, wait_ms,
 -- full_ms}; without a token the numbers are those of the address's failed logins.
 
+-- Who only reads should not cost a write to the disk: what is counted here is not kept.
+redis.set_repl(redis.REPL_NONE)
+
 -- The generic cell rate algorithm: `most` at once, and one more each window_ms / most.
 local function take(key, most, window_ms)
   local now, each = now_ms(), window_ms / most
-  local full = math.max(tonumber(redis.call('GET', key)) or 0, now) -- when all of them are there again
+  -- When all of them are there again. Never further than a window: also where the clock was set back.
+  local full = math.min(math.max(tonumber(redis.call('GET', key)) or 0, now), now + window_ms)
   local allowed = full + each - window_ms <= now
   if allowed then
     full = full + each

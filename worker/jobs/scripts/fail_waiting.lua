@@ -8,9 +8,10 @@ for _, job_id in ipairs(oldest) do
     redis.call('ZREM', 'jobs:waiting', job_id)
   elseif node_is_silent(job.node, ARGV[1]) then
     conclude(job_id, job, cjson.decode(ARGV[3]))
-    redis.call('ZREM', 'arq:queue:' .. job.node, job_id)
-    redis.call('DEL', 'arq:job:' .. job_id)
+    forget_queued(job_id, job)
     failed[#failed + 1] = job_id
+  else -- its node lives: it is looked at again when that could have been silent for so long
+    redis.call('ZADD', 'jobs:waiting', redis.call('HGET', 'node:' .. job.node, 'heartbeat_ms'), job_id)
   end
 end
 return failed

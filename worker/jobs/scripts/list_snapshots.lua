@@ -1,5 +1,5 @@
--- One page of a customer's snapshots. ARGV[1]: JSON {account, server, status, name, from_ms, before_ms, sort, offset, limit};
--- all but account, sort, offset and limit may be missing; sort is a field, with '-' in front for the other way round.
+-- One page of a customer's snapshots. ARGV[1]: JSON {account, server, status, name, from_ms, before_ms, sort, offset,
+-- limit}; all but account, sort, offset and limit may be missing; sort is a field, with '-' in front for the other way round.
 -- Answers {total, snapshot, ...}, as they are shown.
 local ask = cjson.decode(ARGV[1])
 local index = 'account:' .. ask.account .. ':snapshots'

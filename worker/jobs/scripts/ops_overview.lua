@@ -9,7 +9,7 @@ for number = last - 86400000 / STATS_MS + 1, last do
 end
 return {
   now, redis.call('ZCARD', 'jobs:state:queued'), redis.call('ZCARD', 'jobs:state:in_progress'),
-  redis.call('ZRANGE', 'jobs:waiting', 0, 0, 'WITHSCORES'), redis.call('ZCARD', 'servers:stranded'),
+  redis.call('ZRANGE', 'jobs:state:queued', 0, 0, 'WITHSCORES'), redis.call('ZCARD', 'servers:stranded'),
   redis.call('ZCARD', 'nodes:by:name'), redis.call('ZCOUNT', 'nodes:by:heartbeat', now - ARGV[1], '+inf'),
   redis.call('SCARD', 'nodes:paused'), redis.call('ZCARD', 'findings'), stats,
 }

@@ -34,14 +34,79 @@ local function owns_lease(node, owner)
   return redis.call('HGET', 'node:' .. node, 'owner') == owner
 end
 
+-- What a customer is shown of a server: {field, value, ...}, kind of the job that holds it or ''.
+local function show_server(server_id)
+  local holder = redis.call('HGET', 'server:' .. server_id, 'job')
+  return redis.call('HGETALL', 'server:' .. server_id), holder and redis.call('HGET', 'job:' .. holder, 'kind') or ''
+end
+
+-- What a customer is shown of a job: {id, {field, value, ...}, {durations in ms of the node's latest jobs of its kind},
+-- {its server's field, value, ...}, kind of the job that holds the server or ''}.
+local function show_job(job_id)
+  local job = read('job:' .. job_id)
+  local server, holding = {}, ''
+  if redis.call('HGET', 'server:' .. job.server, 'account') == job.account then -- else it has a new owner
+    server, holding = show_server(job.server)
+  end
+  return {job_id, redis.call('HGETALL', 'job:' .. job_id),
+    redis.call('LRANGE', 'node:' .. job.node .. ':milliseconds:' .. job.kind, 0, -1), server, holding}
+end
+
+local DELIVERIES_KEPT_MS = 7 * 86400 * 1000
+local DELIVERIES_LISTED = 1000 -- of a webhook
+
+-- Put a webhook into the line of those that have something to send: at the end of it, or later where it waits for a
+-- retry or for the end of its claim. One whose turn it is keeps its place.
+local function line_up(id)
+  local hook, now = read('webhook:' .. id), now_ms()
+  local place = tonumber(redis.call('ZSCORE', 'webhooks:due', id) or nil)
+  if place and place <= now then return end
+  local first = redis.call('ZRANGE', 'webhook:' .. id .. ':due', 0, 0, 'WITHSCORES')
+  if not first[2] or hook.enabled ~= '1' then return redis.call('ZREM', 'webhooks:due', id) end
+  redis.call('ZADD', 'webhooks:due', math.max(now, tonumber(first[2]), tonumber(hook.claimed_until_ms) or 0), id)
+  redis.call('LPUSH', 'webhooks:wake', '1')
+  redis.call('LTRIM', 'webhooks:wake', 0, 0)
+end
+
+-- Have a delivery made. It is in the webhook's log, and in its queue until it is made or given up.
+local function post(id, delivery_id, delivery)
+  local now, log, queue = now_ms(), 'webhook:' .. id .. ':log', 'webhook:' .. id .. ':due'
+  delivery.v, delivery.attempts, delivery.created_ms, delivery.next_ms = '1', '0', tostring(now), tostring(now)
+  write('delivery:' .. delivery_id, delivery)
+  redis.call('ZADD', log, now, delivery_id)
+  redis.call('ZADD', queue, now, delivery_id)
+  for _, key in ipairs({'delivery:' .. delivery_id, log, queue}) do redis.call('PEXPIRE', key, DELIVERIES_KEPT_MS) end
+  redis.call('ZREMRANGEBYSCORE', log, '-inf', now - DELIVERIES_KEPT_MS)
+  for _, old in ipairs(redis.call('ZRANGE', log, 0, -DELIVERIES_LISTED - 1)) do
+    redis.call('ZREM', log, old)
+    if not redis.call('ZSCORE', queue, old) then redis.call('DEL', 'delivery:' .. old) end
+  end
+  line_up(id)
+end
+
+-- Tell the webhooks that want to know it what has become of a job, as it is now.
+local function call_webhooks(job_id, job, event_id)
+  local event, shown = 'job.' .. job.state, nil
+  for _, id in ipairs(redis.call('ZRANGE', 'account:' .. job.account .. ':webhooks', 0, -1)) do
+    local hook = read('webhook:' .. id)
+    if hook.enabled == '1' and string.find(' ' .. hook.events .. ' ', ' ' .. event .. ' ', 1, true) then
+      shown = shown or cjson.encode(show_job(job_id))
+      post(id, string.sub(redis.sha1hex(id .. event_id), 1, 32), {event = event, job = shown})
+    end
+  end
+end
+
 -- Tell the account, and the operators of the cell, how a job has changed.
 local function tell(job_id, job)
-  local mine = 'account:' .. job.account .. ':events'
+  local mine, event_id = 'account:' .. job.account .. ':events', nil
   for key, most in pairs({[mine] = 1000, events = 10000}) do
-    redis.call('XADD', key, 'MAXLEN', '~', most, '*', 'account', job.account, 'server', job.server,
+    local added = redis.call('XADD', key, 'MAXLEN', '~', most, '*', 'account', job.account, 'server', job.server,
       'snapshot', job.snapshot, 'job', job_id, 'kind', job.kind, 'state', job.state, 'step', job.step or '')
+    if key == mine then event_id = added end
   end
   redis.call('PEXPIRE', mine, 7 * 86400 * 1000)
+  -- a step is no change of the state
+  if job.state ~= 'in_progress' or not job.step then call_webhooks(job_id, job, event_id) end
 end
 
 local JOBS_LISTED_MS = 31 * 86400 * 1000 -- a little longer than the record of a job that ended is kept
@@ -242,19 +307,10 @@ local function conclude(job_id, job, result)
   tell(job_id, job)
 end
 
--- What a customer is shown of a server: {field, value, ...}, kind of the job that holds it or ''.
-local function show_server(server_id)
-  local holder = redis.call('HGET', 'server:' .. server_id, 'job')
-  return redis.call('HGETALL', 'server:' .. server_id), holder and redis.call('HGET', 'job:' .. holder, 'kind') or ''
-end
-
--- What a customer is shown of a job: {id, {field, value, ...}, {durations in ms of the node's latest jobs of its kind},
--- {its server's field, value, ...}, kind of the job that holds the server or ''}.
-local function show_job(job_id)
-  local job = read('job:' .. job_id)
-  local server, holding = show_server(job.server)
-  return {job_id, redis.call('HGETALL', 'job:' .. job_id),
-    redis.call('LRANGE', 'node:' .. job.node .. ':milliseconds:' .. job.kind, 0, -1), server, holding}
+-- Take a job that was ended out of its node's queue.
+local function forget_queued(job_id, job)
+  redis.call('ZREM', 'arq:queue:' .. job.node, job_id)
+  redis.call('DEL', 'arq:job:' .. job_id)
 end
 
 -- {id, {field, value, ...}, name of its server}.
@@ -267,6 +323,11 @@ end
 local function show_schedule(id)
   local server = redis.call('HGET', 'schedule:' .. id, 'server')
   return {id, redis.call('HGETALL', 'schedule:' .. id), redis.call('HGET', 'server:' .. server, 'name') or ''}
+end
+
+-- {id, {field, value, ...}}: its secrets are kept elsewhere.
+local function show_webhook(id)
+  return {id, redis.call('HGETALL', 'webhook:' .. id)}
 end
 
 local function forget_schedule(id, schedule)

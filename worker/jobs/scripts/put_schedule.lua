@@ -1,5 +1,5 @@
 -- Make a schedule, or change one. ARGV[1]: JSON {account, id, server (only to make one), most, fields{field: text},
--- due_ms ('': not enabled), idempotency{...}}. Answers {'admitted', schedule as it is shown} or {'refused', code}.
+-- due_ms ('': not enabled; missing: as before), idempotency{...}}. Answers {'admitted', schedule as it is shown} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 
 local function put()
@@ -19,10 +19,10 @@ local function put()
     ask.fields.created_ms = tostring(now)
   end
   ask.fields.next_ms = ask.due_ms
-  write('schedule:' .. ask.id, ask.fields)
+  if next(ask.fields) then write('schedule:' .. ask.id, ask.fields) end
   if ask.due_ms == '' then
     redis.call('ZREM', 'schedules:due', ask.id)
-  else
+  elseif ask.due_ms then
     redis.call('ZADD', 'schedules:due', ask.due_ms, ask.id)
   end
   return {'admitted', show_schedule(ask.id)}

@@ -1,5 +1,6 @@
 -- A node says which servers it has, and from time to time what it runs on. ARGV: node, owner, silent_ms,
--- JSON [{id, account, name, power}, ...] (all as text), JSON of the node or '', the least free bytes of its pools.
+-- JSON [{id, account, name, power}, ...] (all as text), JSON result of a job whose server has left its node,
+-- JSON of the node or '', the least free bytes of its pools.
 -- Answers {conflicts, fresh, moment at which an operator asked for a reconciliation, or ''}: conflicts are the ids that a
 -- living other node claims as well (those keep their node until a person has looked), fresh are those whose snapshots the
 -- node must publish before one can be added: new here, or Redis lost its data.
@@ -14,6 +15,28 @@ local function move_account(server_id, from, to)
     redis.call('HSET', 'snapshot:' .. id, 'account', to)
     redis.call('ZREM', 'account:' .. from .. ':snapshots', id)
     redis.call('ZADD', 'account:' .. to .. ':snapshots', redis.call('HGET', 'snapshot:' .. id, 'created_ms'), id)
+  end
+  redis.call('HDEL', 'server:' .. server_id, 'undoable')
+end
+
+-- The server has come from another node, which is silent or has lost it: that one ends nothing of it any more.
+local function take_over(server_id, server)
+  redis.call('SREM', 'node:' .. server.node .. ':servers', server_id)
+  redis.call('HDEL', 'node:' .. server.node .. ':findings', server_id)
+  local job = server.job and read('job:' .. server.job)
+  if job then
+    conclude(server.job, job, cjson.decode(ARGV[5]))
+    forget_queued(server.job, job)
+  elseif server.job then
+    redis.call('HDEL', 'server:' .. server_id, 'job')
+  end
+  local deleting = 'node:' .. server.node .. ':deleting'
+  for _, id in ipairs(redis.call('ZRANGE', deleting, 0, -1)) do
+    if redis.call('HGET', 'snapshot:' .. id, 'server') == server_id then
+      redis.call('ZREM', deleting, id)
+      redis.call('HSET', 'snapshot:' .. id, 'node', node)
+      redis.call('ZADD', 'node:' .. node .. ':deleting', now_ms(), id)
+    end
   end
 end
 
@@ -36,10 +59,7 @@ for _, found in ipairs(cjson.decode(ARGV[4])) do
     conflicts[#conflicts + 1] = found.id
   else
     if known.account and known.account ~= found.account then move_account(found.id, known.account, found.account) end
-    if known.node and known.node ~= node then
-      redis.call('SREM', 'node:' .. known.node .. ':servers', found.id)
-      redis.call('HDEL', 'node:' .. known.node .. ':findings', found.id)
-    end
+    if known.node and known.node ~= node then take_over(found.id, known) end
     list(found, known)
     redis.call('HSET', key, 'v', LISTED, 'name', found.name, 'account', found.account, 'node', node, 'power', found.power)
     if not known.node or known.node ~= node then redis.call('HSET', key, 'unpublished', '1') end
@@ -57,8 +77,8 @@ for _, id in ipairs(redis.call('SMEMBERS', mine)) do
     redis.call('HSET', 'server:' .. id, 'missing', '1')
   end
 end
-if ARGV[5] ~= '' then
-  redis.call('HSET', 'node:' .. node, 'about', ARGV[5])
-  redis.call('ZADD', 'nodes:by:free', ARGV[6], node)
+if ARGV[6] ~= '' then
+  redis.call('HSET', 'node:' .. node, 'about', ARGV[6])
+  redis.call('ZADD', 'nodes:by:free', ARGV[7], node)
 end
 return {conflicts, fresh, redis.call('HGET', 'node:' .. node, 'reconcile_ms') or ''}

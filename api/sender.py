@@ -1,0 +1,167 @@
+"""Makes the deliveries of webhooks, after the Standard Webhooks specification: every front end has a sender."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import time
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from random import SystemRandom
+
+import structlog
+from aiohttp import ClientConnectorDNSError, ClientConnectorError, ClientError, ClientSession, ClientSSLError, web
+from aiohttp.abc import AbstractResolver
+
+from api import outside, webhooks
+from worker.jobs.deliveries import Claim, Deliveries, DueDelivery, Result
+from worker.jobs.errors import StoreUnavailable
+from worker.jobs.model import DeliveryId
+from worker.jobs.webhooks import SECRET_PREFIX
+
+# After each failed attempt; the specification's own example. After the tenth attempt a delivery is given up.
+RETRIES = (
+    *(timedelta(seconds=5), timedelta(minutes=5), timedelta(minutes=30)),
+    *(timedelta(hours=hours) for hours in (2, 5, 10, 14, 20, 24)),
+)
+JITTER = 0.2  # so much longer a wait may be, so that not all come back at once
+PATIENCE_SECONDS = 5 * 86_400.0  # an endpoint that took nothing for so long is disabled
+AT_ONCE = 8  # deliveries of one endpoint
+LEASE_ATTEMPTS = 4  # a claim holds for so many times the limit of an attempt: then its sender is taken to be dead
+SUCCESS = range(200, 300)
+WAIT_SECONDS = 2  # a retry that falls due is seen so late at most
+STOP_AGAIN_SECONDS = 0.2
+AGAIN_SECONDS = 3.0  # after trouble with the store
+
+log = structlog.stdlib.get_logger()
+_chance = SystemRandom()
+
+
+class Sender:
+    """`endpoints`: how many are served at a time; one that is slow holds its own place only. `seconds`: an attempt."""
+
+    def __init__(
+        self, deliveries: Deliveries, *, endpoints: int, seconds: float, to_private: bool, resolver: AbstractResolver
+    ) -> None:
+        self._deliveries = deliveries
+        self._places = asyncio.Semaphore(endpoints)
+        self._seconds = seconds
+        self._to_private = to_private
+        self._resolver = resolver
+
+    async def running(self, _: web.Application) -> AsyncIterator[None]:
+        """Send while the application runs; at its end what is on its way is let go, for another sender."""
+        async with outside.client(
+            to_private=self._to_private, resolver=self._resolver, seconds=self._seconds
+        ) as client:
+            sending = asyncio.create_task(self._send_all(client))
+            yield
+            while not sending.done():
+                # Again, where it was lost: Python 3.11's wait_for, in which redis-py sends, may swallow one.
+                sending.cancel()
+                await asyncio.wait({sending}, timeout=STOP_AGAIN_SECONDS)
+            with suppress(asyncio.CancelledError):
+                await sending
+
+    async def _send_all(self, client: ClientSession) -> None:
+        async with asyncio.TaskGroup() as serving:
+            while True:
+                await self._places.acquire()
+                claim = await self._next()
+                serving.create_task(self._serve(client, claim)).add_done_callback(lambda _: self._places.release())
+
+    async def _next(self) -> Claim:
+        while True:
+            try:
+                claim = await self._deliveries.claim(lease_seconds=LEASE_ATTEMPTS * self._seconds, most=AT_ONCE)
+                if claim is not None:
+                    return claim
+                await self._deliveries.wait(seconds=WAIT_SECONDS)
+                continue
+            except StoreUnavailable as error:
+                log.warning("webhooks.store_unavailable", cause=str(error.__cause__))
+            except Exception:  # a record that this version can't read: in the way of its own webhook only
+                log.exception("webhook.broke")
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _serve(self, client: ClientSession, claim: Claim) -> None:
+        results: dict[DeliveryId, Result] = {}
+
+        async def attempt(delivery: DueDelivery) -> None:
+            results[delivery.id] = await self._attempt(client, claim, delivery)
+
+        try:
+            async with asyncio.TaskGroup() as attempts:
+                for delivery in claim.deliveries:
+                    attempts.create_task(attempt(delivery))
+        finally:  # also at the end of the process: the others know at once
+            await self._settle(claim, results)
+
+    async def _settle(self, claim: Claim, results: dict[DeliveryId, Result]) -> None:
+        try:
+            why = await self._deliveries.settle(claim, results, patience_seconds=PATIENCE_SECONDS)
+        except StoreUnavailable as error:  # sent again, once the claim is over
+            log.warning("webhooks.store_unavailable", cause=str(error.__cause__))
+            return
+        except Exception:  # a bug with one must not end the sending to others
+            log.exception("webhook.broke", webhook_id=claim.webhook_id)
+            return
+        if why:
+            log.warning("webhook.disabled", webhook_id=claim.webhook_id, reason=why)
+
+    async def _attempt(self, client: ClientSession, claim: Claim, delivery: DueDelivery) -> Result:
+        try:
+            status, error = await self._post(client, claim, delivery)
+        except Exception:
+            log.exception("webhook.broke", webhook_id=claim.webhook_id, delivery_id=delivery.id)
+            status, error = None, "internal_error"
+        log.info(
+            "webhook.attempted",
+            webhook_id=claim.webhook_id,
+            delivery_id=delivery.id,
+            attempt=delivery.attempts + 1,
+            status=status,
+            error=error,
+        )
+        if error is None or delivery.attempts >= len(RETRIES):
+            return Result(status=status, error=error)
+        retry_in = RETRIES[delivery.attempts] * _chance.uniform(1, 1 + JITTER)
+        return Result(status=status, error=error, retry_in=retry_in)
+
+    async def _post(self, client: ClientSession, claim: Claim, delivery: DueDelivery) -> tuple[int | None, str | None]:
+        """The answer's status, and a code of what was wrong, None where nothing was."""
+        if outside.why_not(claim.url, to_private=self._to_private):  # the settings may have changed since it was taken
+            return None, "address_refused"
+        body = json.dumps(webhooks.message(claim.webhook_id, delivery).model_dump(mode="json")).encode()
+        headers = signed(claim.secrets, delivery.id, body, moment=int(time.time()))
+        try:
+            async with client.post(claim.url, data=body, headers=headers, allow_redirects=False) as response:
+                return response.status, None if response.status in SUCCESS else "bad_status"
+        except TimeoutError:
+            return None, "timeout"
+        except (ClientError, OSError, ValueError) as error:  # ValueError: a host that can't be sent as one
+            return None, _code(error)
+
+
+def signed(secrets: Sequence[str], message_id: str, body: bytes, *, moment: int) -> dict[str, str]:
+    """The headers of a message, signed with each of these secrets; `moment` in seconds since 1970."""
+    content = f"{message_id}.{moment}.".encode() + body
+    keys = [b64decode(secret.removeprefix(SECRET_PREFIX)) for secret in secrets]
+    signatures = [b64encode(hmac.digest(key, content, hashlib.sha256)).decode() for key in keys]
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": "vps-snapshots",
+        "webhook-id": message_id,
+        "webhook-timestamp": str(moment),
+        "webhook-signature": " ".join(f"v1,{signature}" for signature in signatures),
+    }
+
+
+def _code(error: Exception) -> str:
+    if isinstance(error, ClientConnectorError) and isinstance(error.os_error, outside.AddressRefused):
+        return "address_refused"
+    if isinstance(error, ClientSSLError):
+        return "tls_failed"
+    return "name_not_found" if isinstance(error, ClientConnectorDNSError) else "connection_failed"

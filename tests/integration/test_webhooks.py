@@ -1,0 +1,499 @@
+"""Webhooks: what an account's receivers are told, again until they have it, and where nothing is ever sent."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from aiohttp import ClientConnectorError, web
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
+
+from api.outside import AddressRefused, client, is_public, why_not
+from api.sender import AT_ONCE, PATIENCE_SECONDS, RETRIES, signed
+from tests.conftest import RedisServer
+from tests.integration.conftest import Cell
+from tests.integration.front_end import DONE, FrontEnd, Names, serving
+from tests.integration.test_api_program import Program
+from tests.queueing import until, until_told
+from worker.jobs.deliveries import Deliveries, Result
+from worker.jobs.model import AccountId, JobId, JobState, Step
+from worker.jobs.webhooks import JobEvent
+
+WEBHOOKS = "/api/v1/webhooks/"
+OTHERS = AccountId(78)
+EVERY = [str(event) for event in JobEvent]
+PATIENCE_SECONDS_FOR_END = 10.0  # a bound: it ends within milliseconds, or never
+URL = "https://hooks.example.com/snapshots"
+
+
+@dataclass(kw_only=True)
+class Receiver:
+    """A customer's endpoint. `answers`: the status of each request, the last of them for all that come later."""
+
+    answers: list[int] = field(default_factory=lambda: [200])
+    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    open: asyncio.Event = field(default_factory=asyncio.Event)
+    url: str = ""
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.got.append((dict(request.headers), await request.read()))
+        await self.open.wait()
+        status = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return web.Response(status=status, headers={"Location": f"{self.url}inside/"})
+
+    def messages(self, secret: str) -> list[Any]:
+        """What has come, each checked by the specification's own library."""
+        return [Webhook(secret).verify(body, headers) for headers, body in self.got]
+
+    async def has(self, count: int) -> None:
+        await until(lambda: len(self.got) >= count)
+
+
+@asynccontextmanager
+async def receiving(**given: Any) -> AsyncIterator[Receiver]:
+    receiver = Receiver(**given)
+    receiver.open.set()
+    app = web.Application()
+    app.router.add_route("*", "/{any:.*}", receiver.answer)
+    runner = web.AppRunner(app, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    yield receiver
+    receiver.open.set()
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def api(cell: Cell) -> AsyncIterator[FrontEnd]:
+    async with serving(cell, webhooks_to_private=True, webhook_seconds=2.0) as front_end:
+        yield front_end
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as receiver:
+        yield receiver
+
+
+async def made(api: FrontEnd, url: str, **more: Any) -> dict[str, Any]:
+    answer = await api.call("POST", WEBHOOKS, body={"url": url, **more})
+    assert answer.status == 201, answer.raw
+    return dict(answer.body)
+
+
+async def log_of(api: FrontEnd, webhook: dict[str, Any]) -> list[dict[str, Any]]:
+    return list((await api.call("GET", f"{WEBHOOKS}{webhook['id']}/deliveries/")).body["results"])
+
+
+async def latest(api: FrontEnd, webhook: dict[str, Any], is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The newest delivery, once it is so."""
+
+    async def look() -> bool:
+        return is_so((await log_of(api, webhook))[0])
+
+    await until_told(look)
+    return (await log_of(api, webhook))[0]
+
+
+async def attempted(api: FrontEnd, webhook: dict[str, Any], times: int = 1) -> dict[str, Any]:
+    return await latest(api, webhook, lambda delivery: delivery["attempts"] == times)
+
+
+async def time_passes(cell: Cell, webhook_id: str) -> None:
+    """All that the webhook waits for, a retry or the end of a claim, is over."""
+    queue = f"webhook:{webhook_id}:due"
+    async with cell.redis.pipeline(transaction=True) as pipe:
+        for delivery_id in await cell.redis.zrange(queue, 0, -1):
+            pipe.zadd(queue, {delivery_id: 1}, xx=True)
+        pipe.hdel(f"webhook:{webhook_id}", "claimed_until_ms")
+        pipe.zadd("webhooks:due", {webhook_id: 1})
+        pipe.lpush("webhooks:wake", "1")
+        await pipe.execute()
+
+
+async def send_test(api: FrontEnd, webhook: dict[str, Any]) -> None:
+    assert (await api.call("POST", f"{WEBHOOKS}{webhook['id']}/test/")).status == 202
+
+
+class TestCalls:
+    async def test_one_is_made_shown_changed_and_deleted(self, api: FrontEnd) -> None:
+        answer = await api.call("POST", WEBHOOKS, body={"url": URL, "description": "ours"})
+        webhook = dict(answer.body)
+        path = answer.headers["Location"]
+
+        assert len(Webhook(webhook.pop("secret"))._whsecret) == 32
+        assert webhook | {"id": "", "created_at": ""} == {
+            "id": "",
+            "url": URL,
+            "description": "ours",
+            "events": ["job.completed", "job.failed"],
+            "enabled": True,
+            "disabled_reason": None,
+            "failing_since": None,
+            "created_at": "",
+        }
+        assert (await api.call("GET", path)).body == webhook
+        assert (await api.call("GET", WEBHOOKS)).body == {"count": 1, "results": [webhook]}
+        change = {"events": ["job.failed"], "enabled": False}
+        assert (await api.call("PATCH", path, body=change)).body == webhook | change
+        assert (await api.call("PATCH", path, body={})).body == webhook | change
+
+        assert (await api.call("DELETE", path)).status == 204
+        for method, call in (("GET", path), ("DELETE", path), ("GET", f"{path}deliveries/"), ("POST", f"{path}test/")):
+            (await api.call(method, call)).refused(404, "webhook_not_found")
+        assert [key async for key in api.cell.redis.scan_iter("*webhook*")] == []
+
+    @pytest.mark.parametrize(
+        ("change", "field"),
+        [
+            ({"url": None}, "url"),
+            ({"url": "hooks.example.com"}, "url"),
+            ({"url": "ftp://hooks.example.com/"}, "url"),
+            ({"url": "https://"}, "url"),
+            ({"url": "https://hooks.example.com:99999/"}, "url"),
+            ({"url": "https://user:word@hooks.example.com/"}, "url"),
+            ({"url": "https://hooks.example.com/#x"}, "url"),
+            ({"url": "https://hooks.example.com/\n"}, "url"),
+            ({"url": "https://hooks.example.com/" + "x" * 2048}, "url"),
+            ({"events": []}, "events"),
+            ({"events": ["job.lost"]}, "events"),
+            ({"events": ["job.failed", "job.failed"]}, "events"),
+            ({"enabled": None}, "enabled"),
+            ({"secret": "whsec_x"}, "secret"),
+        ],
+    )
+    async def test_what_cannot_be_is_named(self, api: FrontEnd, change: dict[str, Any], field: str) -> None:
+        assert (await api.call("POST", WEBHOOKS, body={"url": URL} | change)).refused_fields() == [field]
+        path = f"{WEBHOOKS}{(await made(api, URL))['id']}/"
+        assert (await api.call("PATCH", path, body=change)).refused_fields() == [field]
+
+    async def test_ten_are_enough(self, api: FrontEnd) -> None:
+        for _ in range(10):
+            await made(api, URL)
+        (await api.call("POST", WEBHOOKS, body={"url": URL})).refused(400, "webhook_limit_reached")
+
+    async def test_a_retried_call_does_it_once_and_no_secret_is_where_nodes_may_read(
+        self, api: FrontEnd, receiver: Receiver
+    ) -> None:
+        key, body = {"Idempotency-Key": "k"}, {"url": receiver.url}
+        answers = await asyncio.gather(*[api.call("POST", WEBHOOKS, body=body, headers=key) for _ in range(10)])
+        assert len({answer.raw for answer in answers}) == 1
+        path = answers[0].headers["Location"]
+        for call in ("rotate-secret", "test"):
+            key = {"Idempotency-Key": call}
+            first, again = [await api.call("POST", f"{path}{call}/", headers=key) for _ in range(2)]
+            assert first.raw == again.raw
+        assert len(await log_of(api, answers[0].body)) == 1
+
+        redis = api.cell.redis
+        for readable in [name async for name in redis.scan_iter("[^t]*")]:
+            assert b"whsec_" not in (await redis.dump(readable) or b"")
+        assert (await redis.keys("token:answer:*")) != []
+
+
+class TestDeliveries:
+    async def test_each_event_that_is_wanted_is_told_with_the_job_as_it_was(
+        self, api: FrontEnd, receiver: Receiver
+    ) -> None:
+        webhook = await made(api, receiver.url, events=EVERY)
+        created = await api.create()
+        job_id = JobId(created.headers["X-Job-Id"])
+        await api.cell.node.begin(job_id)
+        await api.cell.node.progress(job_id, Step.STOPPING)
+        await api.cell.node.finish(job_id, DONE)
+        await receiver.has(4 - 1)
+
+        told = sorted(receiver.messages(webhook["secret"]), key=lambda message: EVERY.index(message["type"]))
+        assert [message["type"] for message in told] == ["job.queued", "job.in_progress", "job.completed"]
+        assert [message["data"]["state"] for message in told] == ["queued", "in_progress", "completed"]
+        assert [message["data"]["attempts"] for message in told] == [0, 1, 1]
+        shown = (await api.call("GET", f"/api/v1/jobs/{job_id}/")).body
+        assert told[-1]["data"] == shown
+        assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 3
+        done = await latest(api, webhook, lambda delivery: delivery["delivered_at"] is not None)
+        assert (done["status_code"], done["error"], done["next_attempt_at"]) == (200, None, None)
+
+    async def test_what_is_not_wanted_or_of_others_is_not_told(self, api: FrontEnd, receiver: Receiver) -> None:
+        stranger = await api.new_token(account=OTHERS)
+        await api.call("POST", WEBHOOKS, body={"url": receiver.url, "events": EVERY}, token=stranger)
+        off = await made(api, receiver.url, events=EVERY, enabled=False)
+        failed = await made(api, receiver.url, events=["job.failed"])
+        await api.work(await api.create())
+        await send_test(api, failed)
+        await receiver.has(1)
+
+        (message,) = receiver.messages(failed["secret"])
+        assert (message["type"], message["data"]) == ("webhook.test", {"webhook_id": failed["id"]})
+        assert await log_of(api, off) == []
+        (await api.call("POST", f"{WEBHOOKS}{off['id']}/test/")).refused(409, "webhook_not_ready")
+
+    async def test_for_a_day_the_old_secret_signs_too(self, api: FrontEnd, receiver: Receiver) -> None:
+        webhook = await made(api, receiver.url)
+        rotated = (await api.call("POST", f"{WEBHOOKS}{webhook['id']}/rotate-secret/")).body
+        assert rotated["secret"] != webhook["secret"]
+        await send_test(api, webhook)
+        await receiver.has(1)
+        assert receiver.messages(webhook["secret"]) == receiver.messages(rotated["secret"])
+
+        receiver.got.clear()
+        await api.cell.redis.hset(f"token:webhook:{webhook['id']}", "old_until_ms", "1")  # type: ignore[misc]  # typed for the blocking client too
+        await send_test(api, webhook)
+        await receiver.has(1)
+        assert receiver.messages(rotated["secret"])
+        with pytest.raises(WebhookVerificationError):
+            receiver.messages(webhook["secret"])
+
+    async def test_a_failure_is_tried_again_as_the_same_message_until_it_is_delivered(self, api: FrontEnd) -> None:
+        async with receiving(answers=[500, 302, 204]) as receiver:
+            webhook = await made(api, receiver.url)
+            await send_test(api, webhook)
+            for times, status in ((1, 500), (2, 302)):
+                failed = await attempted(api, webhook, times)
+                assert (failed["status_code"], failed["error"]) == (status, "bad_status")
+                wait = datetime.fromisoformat(failed["next_attempt_at"]) - datetime.now(UTC)
+                assert timedelta(0) < wait + timedelta(seconds=5) <= RETRIES[times - 1] * 1.2 + timedelta(seconds=6)
+                assert (await api.call("GET", f"{WEBHOOKS}{webhook['id']}/")).body["failing_since"] is not None
+                await time_passes(api.cell, webhook["id"])
+            delivered = await attempted(api, webhook, 3)
+
+            assert (delivered["status_code"], delivered["error"]) == (204, None)
+            assert delivered["delivered_at"] is not None
+            assert (await api.call("GET", f"{WEBHOOKS}{webhook['id']}/")).body["failing_since"] is None
+            assert len({body for _, body in receiver.got}) == 1
+            assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
+
+    async def test_after_the_last_attempt_it_is_given_up(self, api: FrontEnd) -> None:
+        async with receiving(answers=[500]) as receiver:
+            webhook = await made(api, receiver.url)
+            await send_test(api, webhook)
+            for times in range(1, len(RETRIES) + 1):
+                await attempted(api, webhook, times)
+                await time_passes(api.cell, webhook["id"])
+            last = await attempted(api, webhook, len(RETRIES) + 1)
+            assert (last["next_attempt_at"], last["delivered_at"]) == (None, None)
+            assert await api.cell.redis.zcard(f"webhook:{webhook['id']}:due") == 0
+
+    async def test_who_is_gone_is_told_no_more(self, api: FrontEnd, capsys: pytest.CaptureFixture[str]) -> None:
+        async with receiving(answers=[410]) as receiver:
+            webhook = await made(api, receiver.url)
+            await send_test(api, webhook)
+            await attempted(api, webhook)
+            shown = (await api.call("GET", f"{WEBHOOKS}{webhook['id']}/")).body
+            assert (shown["enabled"], shown["disabled_reason"]) == (False, "gone")
+            on = (await api.call("PATCH", f"{WEBHOOKS}{webhook['id']}/", body={"enabled": True})).body
+            assert (on["enabled"], on["disabled_reason"]) == (True, None)
+
+    async def test_who_took_nothing_for_days_is_disabled(self, api: FrontEnd) -> None:
+        async with receiving(answers=[500]) as receiver:
+            webhook = await made(api, receiver.url)
+            days_ago = (datetime.now(UTC) - timedelta(seconds=PATIENCE_SECONDS + 60)).timestamp() * 1000
+            key = f"webhook:{webhook['id']}"
+            await api.cell.redis.hset(key, "failing_since_ms", str(round(days_ago)))  # type: ignore[misc]  # typed for the blocking client too
+            await send_test(api, webhook)
+            await attempted(api, webhook)
+            shown = (await api.call("GET", f"{WEBHOOKS}{webhook['id']}/")).body
+            assert (shown["enabled"], shown["disabled_reason"]) == (False, "failing")
+
+    async def test_one_that_hangs_holds_nobody_else_back(self, api: FrontEnd, receiver: Receiver) -> None:
+        async with receiving() as slow:
+            slow.open.clear()
+            hangs = await made(api, slow.url)
+            for _ in range(20):
+                await send_test(api, hangs)
+            await slow.has(1)
+            works = await made(api, receiver.url)
+            await send_test(api, works)
+            await attempted(api, works)
+
+            await slow.has(2)  # the first has come to its limit of time: then those that waited, some at a time
+            assert len(slow.got) <= 1 + AT_ONCE
+
+    async def test_the_log_is_paged_and_bounded(self, api: FrontEnd, receiver: Receiver) -> None:
+        webhook = await made(api, receiver.url)
+        await send_test(api, webhook)
+        await send_test(api, webhook)
+        answer = await api.call("GET", f"{WEBHOOKS}{webhook['id']}/deliveries/?page_size=1")
+        assert (answer.body["count"], len(answer.body["results"])) == (2, 1)
+        assert 'rel="next"' in answer.headers["Link"]
+        redis, log = api.cell.redis, f"webhook:{webhook['id']}:log"
+        await redis.zadd(log, {f"old-{n}": 1 for n in range(5)})  # more than 7 days ago
+        await send_test(api, webhook)
+        assert await redis.zcard(log) == 3
+
+
+class TestSenders:
+    """Without a front end between: who gets what to send."""
+
+    async def test_of_many_one_gets_it_and_after_its_time_another(self, cell: Cell) -> None:
+        async with serving(cell, webhooks=1) as api:
+            webhook = await made(api, URL, enabled=False)
+        # no sender runs from here on
+        await cell.redis.hset(f"webhook:{webhook['id']}", "enabled", "1")  # type: ignore[misc]  # typed for the blocking client too
+        await cell.create()
+        await cell.store.cancel(account_id=AccountId(77), job_id=await cell.holder())
+        claims = await asyncio.gather(*[Deliveries(cell.redis).claim(lease_seconds=60, most=8) for _ in range(20)])
+        (claim,) = [claim for claim in claims if claim is not None]
+        assert len(claim.deliveries) == 1
+        assert claim.deliveries[0].job
+        assert claim.deliveries[0].job.state is JobState.FAILED
+
+        deliveries = Deliveries(cell.redis)
+        await time_passes(cell, webhook["id"])
+        second = await deliveries.claim(lease_seconds=60, most=8)
+        assert second is not None
+        assert second.deliveries == claim.deliveries
+        results = {claim.deliveries[0].id: Result(status=200, error=None)}
+        assert await deliveries.settle(claim, results, patience_seconds=60) is None  # too late: it changes nothing
+        assert await deliveries.claim(lease_seconds=60, most=8) is None
+        await deliveries.settle(second, {}, patience_seconds=60)  # let go: due at once
+        third = await deliveries.claim(lease_seconds=60, most=8)
+        assert third is not None
+        await deliveries.settle(third, results, patience_seconds=60)
+        assert await cell.redis.zcard("webhooks:due") == 0
+
+    async def test_what_a_killed_front_end_was_sending_another_sends(
+        self, cell: Cell, redis_server: RedisServer, receiver: Receiver
+    ) -> None:
+        receiver.open.clear()
+        program = Program(redis_url=f"unix://{redis_server.socket}")
+        settings = {"webhooks_to_private": "true", "port": "0"}
+        async with program.serving(**settings) as process:
+            async with serving(cell, webhooks_to_private=True) as api:
+                webhook = await made(api, receiver.url, enabled=False)
+            await cell.redis.hset(f"webhook:{webhook['id']}", "enabled", "1")  # type: ignore[misc]  # typed for the blocking client too
+            await cell.create()
+            await cell.store.cancel(account_id=AccountId(77), job_id=await cell.holder())
+            await receiver.has(1)
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+        receiver.open.set()
+        async with serving(cell, webhooks_to_private=True) as api:
+            assert (await log_of(api, webhook))[0]["attempts"] == 0
+            await time_passes(cell, webhook["id"])
+            await attempted(api, webhook)
+        first, second = receiver.messages(webhook["secret"])
+        assert first == second
+        assert receiver.got[0][0]["webhook-id"] == receiver.got[1][0]["webhook-id"]
+
+    async def test_a_front_end_that_ends_lets_go_of_what_it_was_sending(self, cell: Cell, receiver: Receiver) -> None:
+        receiver.open.clear()
+        async with serving(cell, webhooks_to_private=True, drain_seconds=0.1) as api:
+            webhook = await made(api, receiver.url)
+            await send_test(api, webhook)
+            await receiver.has(1)
+        receiver.open.set()
+        async with serving(cell, webhooks_to_private=True) as api:
+            await latest(api, webhook, lambda delivery: delivery["delivered_at"] is not None)
+
+    async def test_a_front_end_ends_at_whatever_moment_it_is_told_to(self, cell: Cell) -> None:
+        for n in range(100):
+            async with asyncio.timeout(PATIENCE_SECONDS_FOR_END), serving(cell):
+                await asyncio.sleep(n % 10 / 1000)
+
+
+class TestWhere:
+    @pytest.mark.parametrize(
+        "address",
+        [
+            *("127.0.0.1", "0.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1"),
+            *("192.0.2.1", "224.0.0.1", "255.255.255.255", "::", "::1", "fe80::1", "fe80::1%2", "fc00::1", "ff02::1"),
+            *("::ffff:127.0.0.1", "::ffff:8.8.8.8", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::a00:1"),
+            *("2002:7f00:1::", "2002:a00:1::1", "2001:0:4136:e378:8000:63bf:3fff:fdd2", "2001:db8::1"),
+        ],
+    )
+    async def test_no_address_but_a_public_one(self, cell: Cell, address: str) -> None:
+        assert not is_public(address)
+        host = f"[{address}]" if ":" in address else address
+        assert why_not(f"https://{host}/", to_private=False)
+        assert why_not(f"https://{host}/", to_private=True) is None or "%" in host
+        names = Names({"rebound.example": address.partition("%")[0]})
+        async with serving(cell, names=names) as api:
+            literal = await api.call("POST", WEBHOOKS, body={"url": f"https://{host}/"})
+            assert literal.refused_fields() == ["url"]
+            webhook = await made(api, "https://rebound.example/")
+            await send_test(api, webhook)
+            refused = await attempted(api, webhook)
+            assert (refused["status_code"], refused["error"]) == (None, "address_refused")
+
+    @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111"])
+    def test_a_public_one(self, address: str) -> None:
+        assert is_public(address)
+
+    @pytest.mark.parametrize(
+        ("url", "is_fine"),
+        [
+            ("https://hooks.example.com/", True),
+            ("https://hooks.example.com:8443/", True),
+            ("https://hooks.example.com:22/", False),
+            ("https://hooks.example.com:0/", False),
+            ("http://hooks.example.com/", False),
+            ("https://user@hooks.example.com/", False),
+            ("https://@hooks.example.com/", True),
+            ("https://:word@hooks.example.com/", False),
+        ],
+    )
+    def test_scheme_port_and_user(self, url: str, *, is_fine: bool) -> None:
+        assert (why_not(url, to_private=False) is None) is is_fine
+
+    @pytest.mark.parametrize("host", ["2130706433", "127.1", "0x7f000001", "0177.0.0.1"])
+    async def test_an_address_written_in_another_way_is_not_reached(
+        self, cell: Cell, host: str, receiver: Receiver
+    ) -> None:
+        port = receiver.url.split(":")[-1]
+        async with serving(cell, names=Names({host: "127.0.0.1"})) as api:
+            answer = await api.call("POST", WEBHOOKS, body={"url": f"https://{host}:{port}"})
+            if answer.status == 201:
+                await send_test(api, answer.body)
+                assert (await attempted(api, answer.body))["status_code"] is None
+        assert receiver.got == []
+
+    async def test_what_was_taken_under_other_settings_is_looked_at_again(self, cell: Cell, receiver: Receiver) -> None:
+        async with serving(cell, webhooks_to_private=True) as lenient:
+            webhook = await made(lenient, receiver.url)
+        async with serving(cell) as api:
+            await send_test(api, webhook)
+            assert (await attempted(api, webhook))["error"] == "address_refused"
+        assert receiver.got == []
+
+    async def test_the_last_look_is_at_the_socket(self, receiver: Receiver) -> None:
+        """Whatever the looks before it have let pass."""
+        async with client(to_private=False, resolver=Names({}), seconds=5.0) as session:
+            with pytest.raises(ClientConnectorError) as refused:
+                await session.post(receiver.url)
+        assert isinstance(refused.value.__cause__, AddressRefused)
+        assert receiver.got == []
+
+    @pytest.mark.parametrize("status", [301, 302, 307, 308])
+    async def test_no_redirect_is_followed(self, api: FrontEnd, status: int) -> None:
+        async with receiving(answers=[status]) as receiver:
+            webhook = await made(api, receiver.url)
+            await send_test(api, webhook)
+            assert (await attempted(api, webhook))["error"] == "bad_status"
+            assert len(receiver.got) == 1
+
+    @pytest.mark.parametrize(
+        ("names", "url", "code"),
+        [({}, "https://nowhere.example/", "name_not_found"), ({"x.example": "127.0.0.1"}, "", "connection_failed")],
+    )
+    async def test_what_goes_wrong_is_told(self, cell: Cell, names: dict[str, str], url: str, code: str) -> None:
+        async with receiving() as closed:
+            port = closed.url.split(":")[-1]
+        async with serving(cell, names=Names(names), webhooks_to_private=True) as api:
+            webhook = await made(api, url or f"https://x.example:{port}")
+            await send_test(api, webhook)
+            assert (await attempted(api, webhook))["error"] == code
+
+
+def test_the_signature_is_that_of_the_specification() -> None:
+    secret, body = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", b'{"test": 2432232314}'
+    headers = signed([secret], "msg_p5jXN8AQM9LWM0D4loKWxJek", body, moment=1614265330)
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_there_is_an_event_for_each_state_of_a_job() -> None:
+    assert [f"job.{state}" for state in JobState] == EVERY
