@@ -79,7 +79,8 @@ def build(redis: ArqRedis, settings: ApiSettings, *, resolver: AbstractResolver 
         *((operation, _operated(operation, ops_handlers, callers)) for operation in OPS_OPERATIONS),
     ]
     for call, handler in calls:
-        _add(app, call.method, call.path, _bounded(call, handler, seconds=settings.request_seconds))
+        bounded = _bounded(call, handler, seconds=settings.request_seconds)
+        _add(app, call.method, call.path, bounded, head=call.has_an_end)
     for probe in PROBES:
         _add(app, "GET", probe.path, _probed(probe, handlers))
     for path, handler in _documents().items():
@@ -142,9 +143,10 @@ def _sender(
     return running
 
 
-def _add(app: web.Application, method: str, path: str, handler: Handler) -> None:
-    # web.get answers a HEAD too
-    app.add_routes([web.get(path, handler) if method == "GET" else web.route(method, path, handler)])
+def _add(app: web.Application, method: str, path: str, handler: Handler, *, head: bool = True) -> None:
+    """`head`: a GET answers a HEAD too."""
+    get = method == "GET"
+    app.add_routes([web.get(path, handler, allow_head=head) if get else web.route(method, path, handler)])
 
 
 def _documents() -> dict[str, Handler]:

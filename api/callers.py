@@ -75,6 +75,9 @@ class Callers:
         return token
 
     async def _token(self, request: web.Request) -> Token:
+        for header in ("Authorization", ACCOUNT_HEADER):
+            if len(request.headers.getall(header, [])) > 1:  # whoever added one may mean the other
+                raise invalid(FieldError(field=header, detail="Send it once."))
         scheme, _, text = request.headers.get("Authorization", "").partition(" ")
         secret = text.strip() if scheme.lower() == "bearer" else ""
         named = requests.account_id(request.headers.get(ACCOUNT_HEADER, ""))

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from api import bodies
-from api.problems import FieldError, Problem, invalid
+from api.problems import FieldError, Problem, broke, invalid
 from api.requests import CreateBody, EditBody, ScheduleBody, ScheduleEditBody
 from api.webhooks import Delivery, DeliveryList, Webhook, WebhookBody, WebhookEditBody, WebhookList, WebhookWithSecret
 from worker.jobs import errors
@@ -205,4 +205,4 @@ LIMITED = Problem(
     429, "rate_limited", "There were too many calls with this token within a minute.", headers={"Retry-After": "1"}
 )
 LATE = Problem(408, "request_timeout", "The body did not arrive within 10 seconds.")
-OURS = Problem(500, "internal_error", "Something went wrong on our side. It was written down.")
+OURS = broke()

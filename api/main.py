@@ -24,7 +24,7 @@ from api.server import listening
 from api.settings import ApiSettings
 from worker.jobs import logs
 from worker.jobs.audit import Audit
-from worker.jobs.configuration import ConfigurationError, described, load
+from worker.jobs.configuration import ConfigurationError, help_text, load
 from worker.jobs.connection import connect
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import AccountId
@@ -48,7 +48,9 @@ def _label(text: str) -> str:
     return text
 
 
-def _lifetime(text: str) -> timedelta:
+def _lifetime(text: str | timedelta) -> timedelta:
+    if isinstance(text, timedelta):  # a default is given to the parser too
+        return text
     match = re.fullmatch(r"([1-9][0-9]{0,5})([smhd])", text)
     if match is None:
         raise typer.BadParameter("a number with its unit: 45s, 90m, 12h or 30d")
@@ -69,15 +71,7 @@ def start(context: typer.Context, config: Config = None) -> None:
         serve(context, config)
 
 
-@app.command(
-    epilog="\n\n".join(
-        [
-            "Settings, here by their keys in the file; in the environment redis.url is"
-            " VPS_SNAPSHOTS_REDIS__URL. Times in seconds.",
-            *described(ApiSettings),
-        ]
-    )
-)
+@app.command(epilog=help_text(ApiSettings))
 def serve(context: typer.Context, config: Config = None) -> None:
     """Answer requests until SIGTERM or SIGINT."""
     settings = _settings(context, config)
@@ -155,9 +149,9 @@ def revoke_token(
 def show_audit(
     context: typer.Context,
     *,
-    since: Annotated[timedelta, typer.Option(parser=_lifetime, metavar="7d", help="How far to go back.")] = timedelta(
-        days=7
-    ),
+    since: Annotated[
+        timedelta, typer.Option(parser=_lifetime, metavar="7d", help="How far to go back.", show_default="7d")
+    ] = timedelta(days=7),
     account: Annotated[int | None, typer.Option(min=1, help="Only what was done for this account.")] = None,
     token: Annotated[str | None, typer.Option(metavar="ID", help="Only what was done with this token.")] = None,
     request_id: Annotated[str | None, typer.Option(help="Only this request.")] = None,

@@ -18,6 +18,7 @@ from worker.jobs import errors
 from worker.jobs.audit import Audit
 
 PROBLEM = web.RequestKey("problem", str)
+SERVER = "vps-snapshots"
 
 Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -62,8 +63,8 @@ def around(callers: Callers, audit: Audit) -> Middleware:
 async def finish_head(request: web.Request, response: web.StreamResponse) -> None:
     """What every answer carries, a stream's too: before its head is sent."""
     response.headers.update(request.get(ALLOWANCE, {}))
-    response.headers["X-Request-Id"] = request[REQUEST_ID]
-    response.headers["Server"] = "vps-snapshots"
+    response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
+    response.headers["Server"] = SERVER
 
 
 def _is_audited(request: web.Request, response: web.StreamResponse) -> bool:
@@ -112,9 +113,10 @@ async def _answer(request: web.Request, handler: Next, request_id: str) -> web.S
         refused = problems.of_http(error)
     except Exception as error:
         if isinstance(error, ConnectionError) and request.transport is None:
-            raise  # the client went away while it was sending: no one is there to be answered
-        log.exception("request.failed")
-        refused = problems.Problem(500, "internal_error", "Something went wrong on our side. It was written down.")
+            refused = problems.Problem(400, "client_gone", "Nobody is there to be answered.")
+        else:
+            log.exception("request.failed")
+            refused = problems.broke()
     request[PROBLEM] = refused.code
     return problems.respond(refused, request_id=request_id)
 

@@ -114,6 +114,11 @@ def of_http(error: web.HTTPException) -> Problem:
     return Problem(error.status, code, f"{error.reason}.")
 
 
+def broke(status: int = 500) -> Problem:
+    """A bug of ours: the log has what the caller is not shown."""
+    return Problem(status, "internal_error", "Something went wrong on our side. It was written down.")
+
+
 def document(problem: Problem, *, request_id: str) -> ProblemDocument:
     return ProblemDocument(
         type=f"urn:problem-type:vps-snapshots:{problem.code}",

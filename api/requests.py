@@ -465,7 +465,8 @@ def account_id(text: str) -> AccountId | None:
 
 
 async def _read(request: web.Request, *, timeout_seconds: float) -> bytes:
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+    encodings = [*request.headers.getall("Content-Encoding", []), *request.headers.getall("Transfer-Encoding", [])]
+    if {encoding.strip().lower() for encoding in ",".join(encodings).split(",")} - {"", "identity", "chunked"}:
         raise invalid(FieldError(field="Content-Encoding", detail="Send the body as it is, not compressed."))
     try:
         async with asyncio.timeout(timeout_seconds):

@@ -1,41 +1,54 @@
 """Listening: where, for how long, and what is said when what arrives is no HTTP."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from socket import IPPROTO_TCP, TCP_USER_TIMEOUT
 from typing import cast
+from uuid import uuid4
 
+import structlog
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
+from api import problems
+from api.middleware import SERVER
 from api.settings import ApiSettings
 
 LINGERING_SECONDS = 2.0  # for a client that still sends after its answer: closed at once, it might never read it
 
+log = structlog.get_logger()
 
-class _Unquoted(logging.Filter):
-    """A request that can't be parsed is its sender's fault, and the parser's error quotes it, tokens and all."""
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+class _Connection(web.RequestHandler):
+    """Says what is no HTTP in a problem document, and never quotes it: it may hold a token."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - the library's signature
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer had begun")
+        request_id = uuid4().hex
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.error("request.failed", request_id=request_id, exc_info=exc)
+            problem = problems.broke(status)
+        else:
+            problem = problems.Problem(status, "bad_request", "This is no HTTP request that can be read.")
+        response = problems.respond(problem, request_id=request_id)
+        response.headers["X-Request-Id"] = request_id
+        response.headers["Server"] = SERVER
+        response.force_close()
+        return response
 
 
 @asynccontextmanager
 async def listening(app: web.Application, settings: ApiSettings) -> AsyncIterator[tuple[str, int] | str]:
     """Serve until the end of the block, then let running requests finish. Yields the address. Raises OSError."""
-    logger = logging.getLogger("api.server")
-    logger.addFilter(_Unquoted())
-    runner = web.AppRunner(
-        app,
-        logger=logger,
-        access_log=None,  # `request.done` is the line of a request
-        keepalive_timeout=settings.keepalive_seconds,
-        shutdown_timeout=settings.drain_seconds,
-        lingering_time=LINGERING_SECONDS,
-        auto_decompress=False,  # nothing that is worth packing, and what unpacks to gigabytes, gets in
-    )
+    runner = web.AppRunner(app, shutdown_timeout=settings.drain_seconds)
     await runner.setup()
     try:
         async with await _listen(runner, settings) as server:
@@ -54,10 +67,20 @@ async def _listen(runner: web.AppRunner, settings: ApiSettings) -> asyncio.Serve
     # Not by aiohttp's sites: they take as many connections as come, and wait for ever for one that does not read.
     server = cast("web.Server", runner.server)  # set up
 
-    def protocol() -> asyncio.BaseProtocol:
-        return server() if len(server.connections) < settings.connections else _TurnedAway()
-
     loop = asyncio.get_running_loop()
+
+    def protocol() -> asyncio.BaseProtocol:
+        if len(server.connections) >= settings.connections:
+            return _TurnedAway()
+        return _Connection(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # a gap in its type; `request.done` is the line of a request
+            keepalive_timeout=settings.keepalive_seconds,
+            lingering_time=LINGERING_SECONDS,
+            auto_decompress=False,  # nothing that is worth packing, and what unpacks to gigabytes, gets in
+        )
+
     if settings.unix_socket is not None:
         return await loop.create_unix_server(protocol, settings.unix_socket)
     listening = await loop.create_server(protocol, settings.host, settings.port, start_serving=False)

@@ -35,6 +35,8 @@ say "programs: $home"
 "$home/bin/pip" install -q --no-build-isolation --require-hashes -r "deploy/lock/$role.txt"
 "$home/bin/pip" install -q --no-build-isolation --no-deps --force-reinstall .
 
+ln -sf "$home/bin/vps-snapshots-$unit" /usr/local/bin/
+
 settings=/etc/vps-snapshots/$unit.toml
 if [ -e "$settings" ]; then
     say "settings: $settings, as it was"

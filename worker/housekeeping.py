@@ -1,6 +1,7 @@
 """What has to happen sooner or later without anyone asking for it."""
 
 import asyncio
+from contextlib import suppress
 
 import structlog
 
@@ -9,7 +10,7 @@ from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import Failure, JobState, SnapshotStatus
 from worker.jobs.node_store import NodeStore
 from worker.jobs.outcome import Outcome
-from worker.journal import Journal
+from worker.journal import Journal, JournalFailed
 from worker.runner import Runner
 
 ROUND_SECONDS = 30.0
@@ -33,7 +34,8 @@ class Housekeeping:
             await asyncio.sleep(ROUND_SECONDS)
 
     async def round(self) -> None:
-        self._journal.forget_old()
+        with suppress(JournalFailed):  # on a full disk: the next time
+            self._journal.forget_old()
         await self._runner.drop_spare_tags()
         try:
             deletes = await self._store.retry_deletes()

@@ -74,20 +74,24 @@ class NewerJournal(Exception):
     """The file was written by a later version of this program. Nothing was changed."""
 
 
+class JournalFailed(Exception):
+    """The disk does not take it. What stood in the journal before stands."""
+
+
 class Journal:
-    """The journal of one node; one process at a time (its owner holds the node's lock file)."""
+    """The journal of one node; one process at a time (its owner holds the node's lock file).
+
+    Whatever writes may raise JournalFailed.
+    """
 
     def __init__(self, path: Path) -> None:
         self._ballast = path.with_suffix(".ballast")
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > VERSION:
-            self._db.close()
-            raise NewerJournal(f"{path} has version {version}; this program knows {VERSION}")
-        self._db.executescript(_SCHEMA)
-        self._db.execute(f"PRAGMA user_version = {VERSION}")
+        try:
+            self._db = _opened(path)
+        except sqlite3.OperationalError:
+            if not self._let_ballast_go():
+                raise
+            self._db = _opened(path)
         self._take_ballast()
 
     def _take_ballast(self) -> None:
@@ -105,11 +109,20 @@ class Journal:
         try:
             self._in_one_transaction(statements)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._ballast.exists():
-                raise
-            log.error("journal.disk_full", detail="the reserve was let go", ballast=str(self._ballast))  # noqa: TRY400 - not a failure yet
-            self._ballast.unlink()
-            self._in_one_transaction(statements)
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._let_ballast_go():
+                raise JournalFailed(str(error)) from error
+            try:
+                self._in_one_transaction(statements)
+            except sqlite3.OperationalError as still:
+                raise JournalFailed(str(still)) from still
+
+    def _let_ballast_go(self) -> bool:
+        """Whether there was one."""
+        if not self._ballast.exists():
+            return False
+        log.error("journal.disk_full", detail="the reserve was let go", ballast=str(self._ballast))
+        self._ballast.unlink()
+        return True
 
     def _in_one_transaction(self, statements: tuple[tuple[str, tuple[Any, ...]], ...]) -> None:
         self._db.execute("BEGIN IMMEDIATE")
@@ -197,6 +210,24 @@ class Journal:
         """Forget the jobs that have been over and published for longer than anyone asks."""
         self._take_ballast()
         self._durably(("DELETE FROM jobs WHERE published = 1 AND changed_at < ?", (time.time() - KEPT_SECONDS,)))
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """Writes nothing to a journal that is as it should be: it must open on a full disk."""
+    db = sqlite3.connect(path, isolation_level=None)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise NewerJournal(f"{path} has version {version}; this program knows {VERSION}")  # noqa: TRY301 - to be closed
+        if version < VERSION:
+            db.executescript(_SCHEMA)
+            db.execute(f"PRAGMA user_version = {VERSION}")
+    except BaseException:
+        db.close()
+        raise
+    return db
 
 
 def _json(kind: TypeAdapter[Any], record: Any) -> str:

@@ -13,12 +13,12 @@ import typer
 import uvloop
 from arq.connections import ArqRedis
 
-from drivers.base import DriverError, Hypervisor
+from drivers.base import DriverError, Hypervisor, HypervisorUnavailable
 from worker.housekeeping import Housekeeping
 from worker.inventory import REPORT_SECONDS, Inventory
 from worker.job_log import JobLog
 from worker.jobs import logs
-from worker.jobs.configuration import ConfigurationError, load
+from worker.jobs.configuration import ConfigurationError, help_text, load
 from worker.jobs.connection import connect
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import JobId
@@ -38,11 +38,16 @@ HUNG_SECONDS = (
 )
 
 log = structlog.stdlib.get_logger()
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="The worker of one hypervisor node.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="The worker of one hypervisor node.",
+)
 Config = Annotated[Path | None, typer.Option(help="A TOML file with the settings; the environment goes before it.")]
 
 
-@app.command()
+@app.command(epilog=help_text(WorkerSettings))
 def run(config: Config = None) -> None:
     """Do the snapshot jobs of this node's servers until SIGTERM or SIGINT."""
     settings = _settings(config)
@@ -101,9 +106,14 @@ async def _open_hypervisor(settings: WorkerSettings) -> Hypervisor:
         from drivers.fake import simulated_node  # noqa: PLC0415 - never loaded on a real node
 
         return simulated_node(settings.state_dir / "fake.json", servers=settings.fake_servers)
-    from drivers.kvm import KvmHypervisor  # noqa: PLC0415 - a machine without libvirt can still run the fake
-
-    return await KvmHypervisor.open(settings.libvirt_uri)
+    try:
+        from drivers.kvm import KvmHypervisor  # noqa: PLC0415 - a machine without libvirt can still run the fake
+    except ModuleNotFoundError as error:
+        _refuse(f"{error}: was this machine installed as a front end? A node has libvirt-python")
+    try:
+        return await KvmHypervisor.open(settings.libvirt_uri)
+    except HypervisorUnavailable as error:
+        raise HypervisorUnavailable(f"{settings.libvirt_uri}: {error} ({error.__cause__})") from error
 
 
 async def _adopt(settings: WorkerSettings, domain: str, server_id: int, account: int) -> None:

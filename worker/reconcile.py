@@ -18,7 +18,7 @@ from drivers.base import DriverError, FoundSnapshot, Hypervisor, UnsupportedServ
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
 from worker.jobs.node_store import BegunJob, Known, LeaseLost, NodeStore, PublishedSnapshot
-from worker.journal import Journal
+from worker.journal import Journal, JournalFailed
 from worker.procedures.disks import without
 from worker.procedures.work import SAFETY_PREFIX, Task
 from worker.runner import Runner
@@ -94,7 +94,7 @@ class Reconciler:
                 return
             async with lock, asyncio.timeout(self._look_seconds):
                 await self._judge(server_id)
-        except (DriverError, StoreUnavailable, LeaseLost, TimeoutError) as error:
+        except (DriverError, StoreUnavailable, LeaseLost, TimeoutError, JournalFailed) as error:
             log.warning("reconcile.put_off", server_id=server_id, reason=str(error) or type(error).__name__)
 
     async def _found(self, server_id: ServerId) -> list[FoundSnapshot]:

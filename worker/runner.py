@@ -14,7 +14,7 @@ from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
 from worker.jobs.node_store import BeginRefused, LeaseLost, NodeStore
 from worker.jobs.outcome import Outcome
-from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, SpareTag
+from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed, SpareTag
 from worker.procedures import PROCEDURES
 from worker.procedures.disks import NotEnoughSpace, without
 from worker.procedures.work import Facts, Next, Policy, Procedure, Task, Work
@@ -130,7 +130,8 @@ class Runner:
             reason = str(error) or type(error).__name__
             log.warning("spare_tag.kept", tag=spare.tag, server_id=spare.server_id, reason=reason)
         else:
-            self._journal.dropped(spare.tag)
+            with suppress(JournalFailed):  # deleted again the next time
+                self._journal.dropped(spare.tag)
             log.info("spare_tag.deleted", tag=spare.tag, server_id=spare.server_id)
 
     async def _begin(self, job_id: JobId) -> Job | None:
@@ -162,11 +163,17 @@ class Runner:
             job_id=task.job_id, request_id=task.request_id, kind=task.kind, server_id=task.server_id
         ):
             outcome = entry.outcome
-            if outcome is None:
-                async with self._servers[task.server_id], self._busy():
-                    outcome = await self._execute(entry, resumed=resumed)
+            while outcome is None:
+                try:
+                    async with self._servers[task.server_id], self._busy():
+                        outcome = await self._execute(entry, resumed=resumed)
+                except JournalFailed as error:
+                    log.error("job.not_written_down", reason=str(error), again_in_seconds=RETRY_MOST_SECONDS)  # noqa: TRY400 - the disk's
+                    await asyncio.sleep(RETRY_MOST_SECONDS)
+                    entry, resumed = self._journal.find(task.job_id) or entry, True  # as after a crash
             await self._publisher.outcome(task.job_id, task.server_id, outcome)
-            self._journal.published(task.job_id)
+            with suppress(JournalFailed):  # published again by the next process: that changes nothing
+                self._journal.published(task.job_id)
 
     @asynccontextmanager
     async def _busy(self) -> AsyncIterator[None]:

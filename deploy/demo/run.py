@@ -17,26 +17,18 @@ from deploy.demo.state import State, StateRefused
 _MANUAL = """
 The service is up: {url}
   server {server} "{name}" of account {account}: {what}
-  state, logs and token: {folder}; `make clean` forgets them
+  state and token: {folder}; `{clean}` forgets them
 
 Copy and paste into another terminal:
-  URL={url} API=$URL/api/v1 AUTH='Authorization: Bearer {token}' JSON='Content-Type: application/json'
-  # create: the answer, and where its job is to be followed
-  OUT=$(curl -sS -H "$AUTH" -H "$JSON" $API/snapshots/ -d '{{"server_id": {server}, "name": "before-update"}}' \\
-        -w '\\n%header{{operation-location}}'); echo "$OUT"
-  ID=$(grep -o '[0-9]*' <<<"$OUT" | head -n 1) JOB=$(tail -n 1 <<<"$OUT")
-  # follow the job: "state" ends as "completed"
-  curl -sS -H "$AUTH" $URL$JOB; echo
-  # list, newest first; and this one
-  curl -sS -H "$AUTH" "$API/snapshots/?server_id={server}"; echo
-  curl -sS -H "$AUTH" $API/snapshots/$ID/; echo
-  # restore: all data of the server becomes what it was
-  curl -sS -i -X POST -H "$AUTH" -H "$JSON" $API/snapshots/$ID/restore/; echo
-  # delete, for good (refused while the restore runs)
-  curl -sS -i -X DELETE -H "$AUTH" $API/snapshots/$ID/
 
+URL={url} TOKEN={token}
+{calls}
 Ctrl-C stops all of it.
 """
+
+
+_CALLS = Path(__file__).with_name("calls.sh")
+_USUAL_FOLDER = Path("state").resolve()
 
 
 def say(text: str) -> None:
@@ -56,6 +48,8 @@ async def serve(service: Service, *, driver: Driver, folder: Path) -> None:
                 account=ACCOUNT_ID,
                 what="simulated" if driver is Driver.FAKE else "a real guest in QEMU",
                 folder=folder,
+                clean="make clean" if folder == _USUAL_FOLDER else f"STATE_DIR={folder} make clean",
+                calls=_CALLS.read_text(),
                 token=service.client.token,
             )
         )
@@ -94,6 +88,7 @@ def main() -> int:
     clean = parser.parse_args().clean
     folder = Path(os.environ.get("STATE_DIR") or "state").resolve()
     if clean and not folder.exists():
+        say(f"make clean: there is nothing in {folder}")
         return 0
     try:
         driver = Driver(os.environ.get("DRIVER") or Driver.KVM)
@@ -112,6 +107,7 @@ def main() -> int:
     if clean:
         asyncio.run(service.guest.stop())
         state.remove()
+        say(f"make clean: {folder} is gone")
         return 0
     try:
         return asyncio.run(run(service, driver=driver, folder=folder))

@@ -92,9 +92,8 @@ class Service:
         }
         await self._start("worker", [_PROGRAMS / "vps-snapshots-worker", "run"], settings=shared | worker)
         port = {"VPS_SNAPSHOTS_HOST": "127.0.0.1", "VPS_SNAPSHOTS_PORT": str(self._port)}
-        port |= {
-            "VPS_SNAPSHOTS_CALLS_PER_MINUTE": "1000000"
-        }  # whoever tries it out, by hand or program, is not to wait
+        # whoever tries it out, by hand or program, is not to wait
+        port |= {f"VPS_SNAPSHOTS_{limit}_PER_MINUTE": "1000000" for limit in ("CALLS", "FAILED_LOGINS")}
         await self._start("front end", [_PROGRAMS / "vps-snapshots-api", "serve"], settings=shared | port)
         await self._ready("the front end", Client(self.url, "").is_up)
         self.client = await self._welcome_client(shared)

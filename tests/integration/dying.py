@@ -140,6 +140,13 @@ class DyingNode:
         server = self.hypervisor.server(SERVER)
         return {*self.hypervisor.read(SERVER).values(), server.nvram or ""}
 
+    async def completed(self) -> set[SnapshotId]:
+        """What the customer sees as completed."""
+        page = await self.cell.store.snapshots(
+            account_id=ACCOUNT, wanted=SnapshotFilter(server_id=SERVER), offset=0, limit=100
+        )
+        return {snapshot.id for snapshot in page.results if snapshot.status is SnapshotStatus.COMPLETED}
+
     async def check_snapshots(self) -> None:
         """Each snapshot that the customer sees as completed is whole, with its data; nothing else of ours is there."""
         server = self.hypervisor.server(SERVER)

@@ -352,3 +352,61 @@ async def test_a_full_or_absent_redis_is_one_error(cell: Cell, redis: ArqRedis) 
     finally:
         await redis.config_set("maxmemory", "0")
     assert await snapshots(cell) == []
+
+
+async def test_a_former_owner_neither_undoes_a_restore_nor_sees_the_server_any_more(cell: Cell) -> None:
+    admitted = await cell.create()
+    await do(cell, admitted)
+    restore = await cell.store.restore(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
+    await do(cell, restore, UNDOABLE)
+
+    await cell.have(account=AccountId(88))
+
+    with pytest.raises(errors.UndoUnavailable):
+        await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
+    assert (await cell.store.job(account_id=ACCOUNT, job_id=restore.job.id)).server_state is None
+    await cell.have()
+    with pytest.raises(errors.UndoUnavailable):  # what was overwritten may be the other's
+        await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
+
+
+async def test_a_server_that_left_a_dead_node_is_free_and_its_deletes_come_with_it(cell: Cell) -> None:
+    old = await cell.create("old")
+    await do(cell, old)
+    await cell.store.delete(account_id=ACCOUNT, snapshot_id=old.snapshot.id, request_id="r")
+    deleting = await cell.holder()
+    await cell.node.begin(deleting)
+    await cell.node.finish(deleting, Outcome(state=JobState.FAILED, failure=Failure(code="disk_failed", detail="vdb")))
+    begun = await cell.create("begun")
+    await cell.node.begin(begun.job.id)
+    await cell.raw("HSET", "node:n1", "heartbeat_ms", "1")
+
+    other = node_store(cell.redis, node="n2", machine="m2")
+    assert await other.take_lease(seconds=60) is None
+    await other.report([ReportedServer(id=SERVER, account_id=ACCOUNT, name="web-server-01", power="on")])
+    await other.publish(SERVER, [], [])
+
+    job = await cell.store.job(account_id=ACCOUNT, job_id=begun.job.id)
+    assert job.failure is not None
+    assert (job.state, job.failure.code) == (JobState.FAILED, "node_unavailable")
+    assert await cell.redis.zrange("node:n2:deleting", 0, -1) == [str(old.snapshot.id).encode()]
+    assert await cell.redis.zcard("node:n1:deleting") == 0
+    await cell.create("on-the-new-node")
+
+
+async def test_the_jobs_of_busy_nodes_do_not_keep_those_of_a_dead_one_waiting(cell: Cell) -> None:
+    alive, dead = node_store(cell.redis, node="n2", machine="m2"), cell.node
+    assert await alive.take_lease(seconds=60) is None
+    servers = [ServerId(n) for n in range(1, 131)]
+    await alive.report([ReportedServer(id=s, account_id=ACCOUNT, name="busy", power="on") for s in servers])
+    for server in servers:
+        await alive.publish(server, [], [])
+        await cell.create(server=server)
+    waiting = await cell.create()
+    await cell.raw("HSET", "node:n1", "heartbeat_ms", "1")
+    await asyncio.sleep(0.1)
+
+    failed = [job for _ in range(2) for job in await dead.fail_waiting(BROKEN, silent_seconds=0.05)]
+    assert await alive.take_lease(seconds=60) is None
+
+    assert waiting.job.id in failed

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from drivers.base import Power
+from drivers.base import DiskBusy, DiskFailed, HypervisorUnavailable, Power
 from drivers.fake_faults import Effect, Killed, Moment
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.dying import BEFORE, LIMITS, NOW, DyingNode
 from worker.jobs.model import JobKind, JobState
 from worker.jobs.store import SnapshotFilter
+from worker.journal import Journal
 from worker.runner import Limits
 
 KINDS = (JobKind.CREATE, JobKind.RESTORE, JobKind.DELETE, JobKind.UNDO)
@@ -163,3 +164,66 @@ async def test_a_job_that_is_delivered_again_or_twice_at_once_is_done_once(cell:
     assert (
         await cell.store.snapshots(account_id=ACCOUNT, wanted=SnapshotFilter(server_id=SERVER), offset=0, limit=9)
     ).count == 2
+
+
+async def test_a_snapshot_whose_size_can_not_be_told_is_kept(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE)
+    job_id = await node.admit(JobKind.CREATE)
+    node.hypervisor.faults.fail(Effect.MEASURE, times=100, error=DiskFailed("vdb"))
+    job = await node.settle(job_id)
+    assert job.state is JobState.FAILED
+    await node.check_snapshots()
+    assert len(await node.completed()) == 2
+    assert node.hypervisor.server(SERVER).power is Power.ON
+
+
+async def test_a_hypervisor_that_is_away_for_long_leaves_no_guest_off(cell: Cell, tmp_path: Path) -> None:
+    limits = Limits(first_retry_seconds=0.001, step_seconds=30)
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE, limits=limits)
+    job_id = await node.admit(JobKind.CREATE)
+    node.hypervisor.faults.fail(Effect.START, times=9, error=HypervisorUnavailable("away"))
+    job = await node.settle(job_id)
+    assert job.state is JobState.COMPLETED
+    await node.check(job, power=Power.ON)
+
+
+async def test_a_store_that_came_back_from_an_older_copy_is_told_again_of_the_end(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE)
+    job_id = await node.admit(JobKind.CREATE)
+    before = {key: await cell.redis.dump(key) for key in await cell.redis.keys("*")}
+    await node.live(job_id)
+    await cell.redis.flushall()
+    for key, value in before.items():
+        await cell.redis.restore(key, 0, value)
+
+    await node.live(job_id)
+
+    job = await node.job(job_id)
+    assert job.state is JobState.COMPLETED
+    await node.check(job, power=Power.ON)
+
+
+async def test_the_safety_snapshot_of_a_stranded_restore_outlives_every_round(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
+    job_id = await node.admit(JobKind.RESTORE)
+    node.hypervisor.faults.fail(Effect.REVERT_DISK, "vdb", times=100)
+    await node.settle(job_id)
+    for _ in range(2):
+        await node.reconcile()
+    journal = Journal(tmp_path / "n" / "journal.sqlite")
+    assert journal.droppable_tags(SERVER) == frozenset()
+    assert journal.spare_tags(SERVER) == {f"vps-safety-{job_id}"}
+    journal.close()
+    assert node.hypervisor.server(SERVER).disks["vda"].tags[f"vps-safety-{job_id}"] == NOW
+
+
+async def test_a_disk_that_something_holds_is_not_booted_and_waited_for(cell: Cell, tmp_path: Path) -> None:
+    limits = Limits(first_retry_seconds=0.001, step_seconds=30)
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE, limits=limits)
+    job_id = await node.admit(JobKind.CREATE)
+    node.hypervisor.faults.fail(Effect.SNAPSHOT_DISK, "vdb", at=Moment.DURING)
+    node.hypervisor.faults.fail(Effect.REPAIR_DISK, "vdb", times=9, error=DiskBusy("held"))
+    job = await node.settle(job_id)
+    assert job.failure is not None
+    assert (job.failure.code, job.failure.stranded) == ("disk_failed", False)
+    await node.check(job, power=Power.ON)

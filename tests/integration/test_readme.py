@@ -23,12 +23,14 @@ async def test_the_calls_in_the_readme_do_what_it_says(tmp_path: Path) -> None:
     needs("redis-server")
     needs("curl")
     (script,) = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    assert script == (PROJECT / "deploy" / "demo" / "calls.sh").read_text()  # what `make run` prints
+    script = f"{script}sleep 1\n{script}"  # as who tries it again, not before the node has freed the space
     state = State.open(tmp_path / "state")
     service = Service(state, port=free_port(), driver=Driver.FAKE, quiet=True)
     try:
         await service.start()
         process = await asyncio.create_subprocess_exec(
-            *("bash", "-eu", "-o", "pipefail", "-c", script),
+            *("bash", "-u", "-c", script),
             cwd=tmp_path,
             env={"PATH": "/usr/bin:/bin", "URL": service.url, "TOKEN": service.client.token},
             stdout=subprocess.PIPE,
@@ -41,7 +43,7 @@ async def test_the_calls_in_the_readme_do_what_it_says(tmp_path: Path) -> None:
         state.close()
     said = output.decode()
     assert process.returncode == 0, said
-    assert said.count('"state": "completed"') == 2
+    assert said.count('"state": "completed"') == 4
     assert said.strip().endswith("204")
 
 

@@ -278,3 +278,25 @@ async def test_an_outcome_that_meets_an_empty_store_is_taken_once_the_node_has_t
     await ending
     assert (await node.cell.store.job(account_id=ACCOUNT, job_id=job.id)).state == "completed"
     assert await node.listed() == {admitted.snapshot.id: SnapshotStatus.COMPLETED}
+
+
+async def test_what_an_undo_goes_back_to_is_never_given_up_for_space_nor_by_a_dry_run(node: Node) -> None:
+    kept = await node.create("kept")
+    restore = await node.cell.store.restore(account_id=ACCOUNT, snapshot_id=kept, request_id="r")
+    await node.runner.run(restore.job.id)
+    safety = f"vps-safety-{restore.job.id}"
+    node.hypervisor.free_bytes = 0
+
+    check = await node.cell.store.check_create(account_id=ACCOUNT, server_id=SERVER, name="next", request_id="r")
+    await node.runner.run(check.id)
+    assert safety in await node.tags()
+    undo = await node.cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
+    await node.runner.run(undo.id)
+    failed = await node.cell.store.job(account_id=ACCOUNT, job_id=undo.id)
+    assert failed.failure is not None
+    assert failed.failure.code == "not_enough_space"
+    assert safety in await node.tags()
+
+    create = await node.cell.create("next")
+    await node.runner.run(create.job.id)
+    assert safety not in await node.tags()

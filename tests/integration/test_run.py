@@ -33,8 +33,8 @@ class Run:
         assert self.process.stdout
         async with asyncio.timeout(UP_SECONDS):
             async for line in self.process.stdout:
-                if b"Authorization: Bearer " in line:
-                    token = line.split(b"Authorization: Bearer ")[1].split(b"'")[0]
+                if line.startswith(b"URL="):
+                    token = line.split(b"TOKEN=")[1].strip()
                     return Client(f"http://127.0.0.1:{self.port}", token.decode())
         raise AssertionError("it ended before it was up")
 

@@ -12,6 +12,7 @@ import pytest
 from api.settings import ApiSettings
 from tests.conftest import needs
 from worker.jobs.configuration import ENV_PREFIX, FileSettings, load
+from worker.runner import LAST_WORDS_SECONDS
 from worker.settings import WorkerSettings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -79,7 +80,7 @@ def test_the_examples_show_the_defaults_but_for_where_redis_is(name: str) -> Non
 def test_a_stop_gives_the_worker_the_time_to_drain() -> None:
     service = unit_options("vps-snapshots-worker.service")["Service"]
     drain = WorkerSettings.model_fields["drain_seconds"].default
-    assert float(service["TimeoutStopSec"]) > 2 * drain  # the queue, then what was taken up again at the start
+    assert float(service["TimeoutStopSec"]) > drain + LAST_WORDS_SECONDS
     assert service["KillMode"] == "mixed"  # SIGTERM must not reach the qemu-img in its hands
 
 

@@ -1,8 +1,10 @@
 """The journal: what it has returned from is there for the next process."""
 
+import os
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from worker.jobs.model import Failure, JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus, Step
 from worker.jobs.outcome import Outcome
-from worker.journal import KEPT_FOR_A_PERSON, Journal, NewerJournal
+from worker.journal import BALLAST_BYTES, KEPT_FOR_A_PERSON, Journal, JournalFailed, NewerJournal
 from worker.procedures.work import Facts, Task
 
 TASK = Task(
@@ -106,6 +108,59 @@ def test_a_stranded_jobs_safety_snapshot_waits_for_a_person(opened: Callable[[],
     assert journal.due_spare_tags() == []
     assert journal.spare_tags(TASK.server_id) == {TASK.safety_tag}  # known, so that no one takes it for a stray
     assert journal.droppable_tags(TASK.server_id) == frozenset()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of its own, of 6 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], check=False)
+    if mounted.returncode:
+        assert not os.environ.get("CI"), "in CI nothing may be skipped"
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def fill(folder: Path) -> Path:
+    filler = folder / "filler"
+    with filler.open("ab") as file, suppress(OSError):
+        while True:
+            os.write(file.fileno(), bytes(512))
+    return filler
+
+
+def test_a_killed_worker_on_a_full_disk_comes_back_and_ends_its_job(small_disk: Path) -> None:
+    path = small_disk / "journal.sqlite"
+    with closing(Journal(path)) as dead:
+        dead.begin(TASK, Step.PREFLIGHT)
+        fill(small_disk)
+        with closing(Journal(path)) as journal:
+            assert [entry.task.job_id for entry in journal.owed()] == [TASK.job_id]
+            for step in (Step.STOPPING, Step.SAFEGUARDING, Step.REVERTING, Step.STARTING):
+                journal.enter(TASK.job_id, step, FACTS)
+        assert not (small_disk / "journal.ballast").exists()
+
+
+def test_the_reserve_is_there_again_once_there_is_room(small_disk: Path) -> None:
+    with closing(Journal(small_disk / "journal.sqlite")) as journal:
+        ballast = small_disk / "journal.ballast"
+        for _ in range(2):
+            journal.begin(TASK, Step.PREFLIGHT)
+            filler = fill(small_disk)
+            while ballast.exists():
+                journal.enter(TASK.job_id, Step.STOPPING, FACTS)
+            fill(small_disk)
+            with suppress(JournalFailed):
+                for _ in range(1000):
+                    journal.enter(TASK.job_id, Step.STOPPING, FACTS)
+            with suppress(JournalFailed):
+                journal.forget_old()
+            assert not ballast.exists()
+            filler.unlink()
+            journal.forget_old()
+            assert ballast.stat().st_size == BALLAST_BYTES
 
 
 def test_a_journal_of_a_later_version_is_left_alone(path: Path) -> None:

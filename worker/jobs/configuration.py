@@ -51,11 +51,19 @@ def load(kind: type[Settings], file: Path | None) -> Settings:
         raise ConfigurationError(f"settings from the environment ({ENV_PREFIX}*): {error}") from error
 
 
-def described(kind: type[BaseModel], above: str = "") -> Iterator[str]:
-    """Every key of the settings with its default and its meaning, a line each; for --help."""
+def help_text(kind: type[BaseModel]) -> str:
+    """All settings, for the end of a program's --help."""
+    how = (
+        "Settings by their keys in the file; in the environment redis.url is VPS_SNAPSHOTS_REDIS__URL. Times: seconds."
+    )
+    return "\n\n".join([how, *_described(kind)])
+
+
+def _described(kind: type[BaseModel], above: str = "") -> Iterator[str]:
+    """Every key of the settings with its default and its meaning, a line each."""
     for name, key in kind.model_fields.items():
         if isinstance(key.annotation, type) and issubclass(key.annotation, BaseModel):
-            yield from described(key.annotation, f"{above}{name}.")
+            yield from _described(key.annotation, f"{above}{name}.")
         else:
             default = key.get_default(call_default_factory=True)
             unset = default is None or default == []
