@@ -99,6 +99,12 @@ class TestCallers:
         assert entry["fields"]["reason"] == "a new disk"
         assert "account" not in entry["fields"]
 
+    async def test_one_that_the_store_makes_wait_too_long_is_told(self, cell: Cell) -> None:
+        async with serving(cell, request_seconds=0.2) as api:
+            token = await api.new_token(account=None, permissions={Permission.OPERATOR})
+            await cell.raw("CLIENT", "PAUSE", "1000", "ALL")
+            (await Ops(api=api, token=token).call("GET", "overview/")).refused(503, "store_unavailable")
+
 
 class TestJobs:
     async def test_they_are_found_by_each_filter_and_by_several(self, ops: Ops) -> None:
@@ -355,6 +361,13 @@ class TestOverview:
         assert point["downtime_seconds"]["p95"] == pytest.approx(2.0, rel=0.05)
         assert point["seconds"]["p50"] is not None
 
+    async def test_the_oldest_job_that_waits_stays_it_when_its_turn_to_be_given_up_is_put_off(self, ops: Ops) -> None:
+        await have_theirs(ops.api.cell)
+        first = await ops.made("first", None)
+        await ops.made("second", None, server=THEIRS)
+        await ops.api.cell.redis.zincrby("jobs:waiting", 60_000, first)
+        assert (await ops.get("overview/"))["oldest_queued"]["id"] == first
+
     async def test_of_many_durations_the_percentiles_are_near(self, ops: Ops) -> None:
         for seconds in range(1, 101):
             outcome = Outcome(state=JobState.FAILED, failure=failed().failure, downtime_seconds=float(seconds))
@@ -446,6 +459,8 @@ async def test_the_events_of_all_accounts_are_heard(ops: Ops) -> None:
         ClientSession(timeout=ClientTimeout(total=30)) as client,
         client.get(url, headers={"Authorization": f"Bearer {ops.token}"}) as response,
     ):
+        assert response.headers["RateLimit"]
+        assert response.headers["X-Request-Id"]
         stream = Stream(response)
         assert await stream.block() == {"retry": "2000"}
         mine, theirs = await ops.made("mine", None), await ops.made("theirs", None, server=THEIRS)
