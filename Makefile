@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check format openapi lock clean bench-pickup bench-admission chaos
+.PHONY: help setup run demo test check format openapi lock clean bench-pickup bench-admission bench-ops chaos
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -56,6 +56,9 @@ bench-pickup: setup ## enqueue to start, beside plain arq's
 
 chaos: setup ## kill parts of a real cell in the midst of random work, and look at all of it (N=50 SEED=7)
 	@exec $(BIN)/python -m tests.chaos
+
+bench-ops: setup ## the operators' lists on N jobs (100000), beside the same on 1,000
+	$(BIN)/python -m tests.bench.ops
 
 bench-admission: setup ## jobs admitted a second, beside plain arq's enqueue
 	$(BIN)/python -m tests.bench.admission

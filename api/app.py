@@ -14,6 +14,8 @@ from api.callers import Callers
 from api.handlers import Handlers
 from api.middleware import around, finish_head
 from api.operations import OPERATIONS, PROBES, Operation, Probing
+from api.ops_handlers import OpsHandlers
+from api.ops_operations import OPS_OPERATIONS, OpsOperation
 from api.requests import BODY_MAX_BYTES
 from api.sender import Sender
 from api.settings import ApiSettings
@@ -22,6 +24,7 @@ from worker.jobs.audit import Audit
 from worker.jobs.deliveries import Deliveries
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.events import Events
+from worker.jobs.ops import Operators
 from worker.jobs.schedules import Schedules
 from worker.jobs.store import Store
 from worker.jobs.tokens import Limits, Tokens
@@ -36,7 +39,8 @@ def build(redis: ArqRedis, settings: ApiSettings, *, resolver: AbstractResolver 
     """The application. It opens nothing and closes nothing: the client is its owner's. `resolver`: finds the receivers
     of webhooks, in the place of the system's own."""
     limits = Limits(calls=settings.calls_per_minute, failed_logins=settings.failed_logins_per_minute)
-    callers = Callers(Tokens(redis), limits, trusted_proxies=settings.trusted_proxies)
+    tokens = Tokens(redis)
+    callers = Callers(tokens, limits, trusted_proxies=settings.trusted_proxies)
     streams = Streams(
         Events(redis),
         per_account=settings.streams_per_account,
@@ -45,6 +49,15 @@ def build(redis: ArqRedis, settings: ApiSettings, *, resolver: AbstractResolver 
         check_seconds=TOKEN_CHECK_SECONDS,
     )
     store = Store(redis, node_silent_seconds=settings.node_silent_seconds)
+    ops_handlers = OpsHandlers(
+        Operators(redis, store, node_silent_seconds=settings.node_silent_seconds),
+        store,
+        tokens,
+        streams,
+        callers,
+        body_seconds=settings.body_seconds,
+        runbook_url=settings.runbook_url,
+    )
     handlers = Handlers(
         store,
         Schedules(redis),
@@ -55,39 +68,62 @@ def build(redis: ArqRedis, settings: ApiSettings, *, resolver: AbstractResolver 
         to_private=settings.webhooks_to_private,
     )
 
-    def called(operation: Operation) -> Handler:
-        async def handler(request: web.Request) -> web.StreamResponse:
-            try:
-                async with asyncio.timeout(settings.request_seconds if operation.has_an_end else None):
-                    caller = await callers.identify(request, operation.permission)
-                    response = await operation.handle(handlers, request, caller)
-            except TimeoutError as error:  # bodies and checks have limits of their own: it is the store that is slow
-                raise StoreUnavailable("The store of the service is too slow.") from error
-            return spared(request, response) if operation.is_spared else response
-
-        return handler
-
-    def probed(probe: Probing) -> Handler:
-        async def handler(request: web.Request) -> web.StreamResponse:
-            return await probe.handle(handlers, request)
-
-        return handler
-
     audit = Audit(redis, kept=timedelta(days=settings.audit_days))
     app = web.Application(middlewares=[around(callers, audit)], client_max_size=BODY_MAX_BYTES)
     app.cleanup_ctx.append(streams.running)
     app.on_shutdown.append(streams.end_all)
     app.on_response_prepare.append(finish_head)
     app.cleanup_ctx.append(_sender(redis, settings, resolver))
-    for operation in OPERATIONS:
-        _add(app, operation.method, operation.path, called(operation), head=operation.has_an_end)
+    calls: list[tuple[Operation | OpsOperation, Handler]] = [
+        *((operation, _called(operation, handlers, callers)) for operation in OPERATIONS),
+        *((operation, _operated(operation, ops_handlers, callers)) for operation in OPS_OPERATIONS),
+    ]
+    for call, handler in calls:
+        bounded = _bounded(call, handler, seconds=settings.request_seconds)
+        _add(app, call.method, call.path, bounded, head=call.has_an_end)
     for probe in PROBES:
-        _add(app, "GET", probe.path, probed(probe))
+        _add(app, "GET", probe.path, _probed(probe, handlers))
     for path, handler in _documents().items():
         _add(app, "GET", path, handler)
-    for path in dict.fromkeys(operation.path for operation in OPERATIONS):
+    for path in dict.fromkeys(call.path for call in openapi.CALLS):
         app.router.add_route("*", path.removesuffix("/"), _with_slash)
     return app
+
+
+def _called(operation: Operation, handlers: Handlers, callers: Callers) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        caller = await callers.identify(request, operation.permission)
+        return await operation.handle(handlers, request, caller)
+
+    return handler
+
+
+def _operated(operation: OpsOperation, handlers: OpsHandlers, callers: Callers) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await operation.handle(handlers, request, await callers.operator(request))
+
+    return handler
+
+
+def _bounded(call: Operation | OpsOperation, handler: Handler, *, seconds: float) -> Handler:
+    """Within its time, and without the body that its client has already."""
+
+    async def bounded(request: web.Request) -> web.StreamResponse:
+        try:
+            async with asyncio.timeout(seconds if call.has_an_end else None):
+                response = await handler(request)
+        except TimeoutError as error:  # bodies and checks have limits of their own: it is the store that is slow
+            raise StoreUnavailable("The store of the service is too slow.") from error
+        return spared(request, response) if call.is_spared else response
+
+    return bounded
+
+
+def _probed(probe: Probing, handlers: Handlers) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await probe.handle(handlers, request)
+
+    return handler
 
 
 def _sender(

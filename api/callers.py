@@ -17,6 +17,7 @@ ACCOUNT_HEADER = "X-Account-Id"
 # what is learnt of a request on the way, for its log line, its audit entry and its answer's headers
 TOKEN = web.RequestKey("token", Token)
 ACCOUNT = web.RequestKey("account", AccountId)
+REASON = web.RequestKey("reason", str)
 ALLOWANCE = web.RequestKey("allowance", dict[str, str])
 
 _CHALLENGE = 'Bearer realm="vps-snapshots"'
@@ -38,15 +39,18 @@ class Callers:
 
     async def identify(self, request: web.Request, permission: Permission) -> Caller:
         """The caller, with that permission. Raises Problem (400, 401, 403, 429) or StoreUnavailable."""
-        token = await self._token(request)
-        bind_contextvars(token=token.id, token_name=token.name)
-        request[TOKEN] = token
-        if permission not in token.permissions:
-            raise Problem(403, "permission_denied", f"The token lacks the permission {permission}.")
+        token = await self._allowed(request, permission)
         account_id = _account(token, request)
         bind_contextvars(account=account_id)
         request[ACCOUNT] = account_id
         return Caller(account_id=account_id, token=token)
+
+    async def operator(self, request: web.Request) -> Token:
+        """The token of an operator, who acts for no account. Raises as `identify` does."""
+        token = await self._allowed(request, Permission.OPERATOR)
+        if token.account_id is not None:
+            raise Problem(403, "permission_denied", "The token is an account's; an operator's belongs to none.")
+        return token
 
     def address(self, request: web.Request) -> str:
         return addresses.of(request, trusted_proxies=self._trusted_proxies)
@@ -54,10 +58,21 @@ class Callers:
     async def still(self, request: web.Request, permission: Permission) -> bool:
         """Whether a caller that was let in would be let in again, now or later. Raises StoreUnavailable."""
         try:
-            await self.identify(request, permission)
+            if permission is Permission.OPERATOR:
+                await self.operator(request)
+            else:
+                await self.identify(request, permission)
         except Problem as problem:
             return problem.status == web.HTTPTooManyRequests.status_code
         return True
+
+    async def _allowed(self, request: web.Request, permission: Permission) -> Token:
+        token = await self._token(request)
+        bind_contextvars(token=token.id, token_name=token.name)
+        request[TOKEN] = token
+        if permission not in token.permissions:
+            raise Problem(403, "permission_denied", f"The token lacks the permission {permission}.")
+        return token
 
     async def _token(self, request: web.Request) -> Token:
         for header in ("Authorization", ACCOUNT_HEADER):

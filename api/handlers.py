@@ -18,7 +18,7 @@ from api.requests import (
     ScheduleEditBody,
     SchedulesQuery,
 )
-from api.streams import Streams
+from api.streams import Streams, opened
 from api.webhooks import WebhookBody, WebhookEditBody
 from worker.jobs.model import Job, JobState
 from worker.jobs.schedules import Schedules
@@ -157,16 +157,9 @@ class Handlers:
         return bodies.answer(bodies.server(found))
 
     async def follow_events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
-        response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/event-stream; charset=utf-8",
-                "Cache-Control": "no-store",
-                "X-Accel-Buffering": "no",
-            }
-        )
         return await self._streams.send(
             request,
-            response,
+            opened(),
             caller.account_id,
             last_event_id=requests.last_event_id(request),
             still_allowed=lambda: self._callers.still(request, Permission.SNAPSHOTS_READ),

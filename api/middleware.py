@@ -12,7 +12,7 @@ from aiohttp.typedefs import Middleware
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from api import problems
-from api.callers import ACCOUNT, ALLOWANCE, TOKEN, Callers
+from api.callers import ACCOUNT, ALLOWANCE, REASON, TOKEN, Callers
 from api.requests import REQUEST_ID, SERVER_ID
 from worker.jobs import errors
 from worker.jobs.audit import Audit
@@ -88,6 +88,7 @@ def _entry(request: web.Request, response: web.StreamResponse, address: str) -> 
         "address": address,
         "status": str(response.status),
         "code": request.get(PROBLEM, ""),
+        "reason": request.get(REASON, ""),
         "request_id": request[REQUEST_ID],
     }
     return {field: text for field, text in entry.items() if text}

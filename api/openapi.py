@@ -14,7 +14,10 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 from api import bodies, examples, problems
-from api.operations import OPERATIONS, PROBES, Link, Operation, Probing, Reply
+from api.calls import Call, Link, Reply
+from api.operations import OPERATIONS, PROBES, Probing
+from api.ops_operations import OPS_OPERATIONS
+from api.ops_requests import NodeInPath, TokenIdInPath
 from api.problems import Problem, ProblemDocument
 from api.requests import (
     KEY_HEADER,
@@ -34,6 +37,9 @@ PATH = "/api/v1/openapi.json"
 VERSION = "1.0.0"  # of the API, not of the program
 
 Json = dict[str, Any]
+AnyCall = Call[Any, Any]
+
+CALLS: tuple[AnyCall, ...] = (*OPERATIONS, *OPS_OPERATIONS)
 
 _REFS = "#/components/schemas/{model}"
 _TEXT = """\
@@ -93,6 +99,8 @@ _PARAMETERS: dict[str, Json] = {
     "server_id": {"in": "path", "required": True, "schema": TypeAdapter(ServerIdInPath).json_schema()},
     "snapshot_id": {"in": "path", "required": True, "schema": TypeAdapter(SnapshotIdInPath).json_schema()},
     "schedule_id": {"in": "path", "required": True, "schema": TypeAdapter(ScheduleIdInPath).json_schema()},
+    "node": {"in": "path", "required": True, "schema": TypeAdapter(NodeInPath).json_schema()},
+    "token_id": {"in": "path", "required": True, "schema": TypeAdapter(TokenIdInPath).json_schema()},
     "webhook_id": {"in": "path", "required": True, "schema": TypeAdapter(WebhookIdInPath).json_schema()},
     "job_id": {"in": "path", "required": True, "schema": TypeAdapter(JobIdInPath).json_schema()},
 }
@@ -108,7 +116,7 @@ class _Schemas(GenerateJsonSchema):
 def document() -> Json:
     """The whole document, as JSON's own types."""
     paths: dict[str, Json] = {}
-    for operation in OPERATIONS:
+    for operation in CALLS:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
     for probe in PROBES:
         paths[probe.path] = {"get": _probe(probe)}
@@ -129,6 +137,7 @@ def document() -> Json:
             {"name": "servers", "description": "The servers themselves, as far as snapshots go."},
             {"name": "schedules", "description": "Snapshots that are made without anyone asking each time."},
             {"name": "webhooks", "description": "Calls of the account's own, which tell of its jobs."},
+            {"name": "operators", "description": "All accounts and all nodes, for those that run the service."},
             {"name": "service", "description": "For those that run the service, and for programs. Without a token."},
         ],
         "security": [{"token": []}],
@@ -156,11 +165,11 @@ def text() -> str:
 
 def _schemas() -> Json:
     answers = {
-        type(example) for call in OPERATIONS for reply in call.replies.values() for example in reply.examples.values()
+        type(example) for call in CALLS for reply in call.replies.values() for example in reply.examples.values()
     }
     asked: set[tuple[type[BaseModel], JsonSchemaMode]] = {(model, "serialization") for model in answers}
     asked |= {(bodies.Health, "serialization"), (ProblemDocument, "serialization")}
-    asked |= {(call.body, "validation") for call in OPERATIONS if call.body is not None}
+    asked |= {(call.body, "validation") for call in CALLS if call.body is not None}
     in_order = sorted(asked, key=lambda pair: pair[0].__name__)
     _, found = models_json_schema(in_order, ref_template=_REFS, schema_generator=_Schemas)
     schemas: Json = found["$defs"]
@@ -172,7 +181,7 @@ def _schemas() -> Json:
     return schemas
 
 
-def _operation(operation: Operation) -> Json:
+def _operation(operation: AnyCall) -> Json:
     said: Json = {
         "operationId": operation.id,
         "tags": [operation.tag],
@@ -237,7 +246,7 @@ def _itself() -> Json:
     }
 
 
-def _parameters(operation: Operation) -> list[Json]:
+def _parameters(operation: AnyCall) -> list[Json]:
     in_path = re.findall(r"{(\w+)}", operation.path)
     in_query: list[Json] = []
     if operation.query is not None:
@@ -245,8 +254,9 @@ def _parameters(operation: Operation) -> list[Json]:
             given = _never_null(schema)
             text = given.pop("description", None)
             in_query.append({"name": name, "in": "query", **({"description": text} if text else {}), "schema": given})
-    for_method = [KEY_HEADER] if operation.method == "POST" else ["If-None-Match"] if operation.is_spared else []
-    shared = [*in_path, *operation.headers, *for_method, "X-Account-Id", "X-Request-Id"]
+    for_method = [KEY_HEADER] if operation.takes_key else ["If-None-Match"] if operation.is_spared else []
+    account = [] if operation.permission is Permission.OPERATOR else ["X-Account-Id"]
+    shared = [*in_path, *operation.headers, *for_method, *account, "X-Request-Id"]
     return [*in_query, *(_component("parameters", name) for name in shared)]
 
 
@@ -288,9 +298,9 @@ def _problems() -> list[Problem]:
     return [examples.INVALID, *examples.OF_THE_CALLER, examples.LIMITED, *refused, examples.LATE, examples.OURS]
 
 
-def _problems_of(operation: Operation) -> list[Problem]:
+def _problems_of(operation: AnyCall) -> list[Problem]:
     refusals = (*operation.refusals, errors.StoreUnavailable)
-    if operation.method == "POST":
+    if operation.takes_key:
         refusals = (*refusals, errors.IdempotencyKeyReused)
     late = [examples.LATE] if operation.body is not None else []
     refused = [_of(refusal, operation.method) for refusal in refusals]

@@ -3,14 +3,9 @@
 The routes are made from this table, and so is the API's document.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-
-from aiohttp import web
-from pydantic import BaseModel
-
 from api import examples
 from api.callers import Caller
+from api.calls import Call, Link, Probe, Reply
 from api.handlers import Handlers
 from api.requests import (
     LAST_EVENT_HEADER,
@@ -30,77 +25,9 @@ from worker.jobs.tokens import Permission
 
 READ, WRITE = Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE
 
-Handle = Callable[[Handlers, web.Request, Caller], Awaitable[web.StreamResponse]]
-Probe = Callable[[Handlers, web.Request], Awaitable[web.StreamResponse]]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Link:
-    """From an answer to the call that goes on from it; `parameters` in OpenAPI's runtime expressions."""
-
-    to: str
-    text: str
-    parameters: Mapping[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """An answer to a call that is done. `examples` are instances of the models of its body; none: no body."""
-
-    text: str
-    examples: Mapping[str, BaseModel] = field(default_factory=dict)
-    media: str = "application/json"
-    headers: tuple[str, ...] = ()
-    links: tuple[Link, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Operation:
-    """A call. Its id in the document is the name of its handler."""
-
-    method: str
-    path: str
-    tag: str
-    summary: str
-    text: str
-    handle: Handle
-    permission: Permission
-    replies: Mapping[int, Reply]
-    refusals: tuple[type[errors.Refused], ...] = ()
-    query: type[BaseModel] | None = None
-    body: type[BaseModel] | None = None
-    headers: tuple[str, ...] = ()  # that are its own
-    body_examples: Mapping[str, BaseModel] = field(default_factory=dict)
-
-    @property
-    def id(self) -> str:
-        return self.handle.__name__
-
-    @property
-    def has_an_end(self) -> bool:
-        """Is no stream of events."""
-        return all(reply.media == "application/json" for reply in self.replies.values())
-
-    @property
-    def is_spared(self) -> bool:
-        """Has an ETag: see api.caching."""
-        return self.method == "GET" and self.has_an_end
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probing:
-    """A call for those that run the service: without a token."""
-
-    path: str
-    summary: str
-    text: str
-    handle: Probe
-    refusals: tuple[type[errors.Refused], ...] = ()
-
-    @property
-    def id(self) -> str:
-        return self.handle.__name__
-
+Operation = Call[Handlers, Caller]
+Probing = Probe[Handlers]
 
 SNAPSHOTS = "/api/v1/snapshots/"
 ONE_SNAPSHOT = "/api/v1/snapshots/{snapshot_id}/"

@@ -66,7 +66,7 @@ _NOT_STORABLE = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff"
 _UNSTORABLE = re.compile(rf"[{_NOT_STORABLE}]")  # half a character (a lone surrogate) is no JSON to begin with
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     if found := _UNSTORABLE.search(text):
         context = {"character": f"U+{ord(found[0]):04X}"}
         raise PydanticCustomError("not_storable", "The character {character} is not allowed", context)
@@ -80,18 +80,18 @@ def _id(text: object) -> int:
     return int(text)
 
 
-def _digits(text: object) -> int:
+def digits(text: object) -> int:
     if not isinstance(text, str) or not _DIGITS.fullmatch(text):
         raise PydanticCustomError("not_an_integer", "Input should be a whole number in digits, not too large")
     return int(text)
 
 
-def _whole(number: object) -> object:
+def whole(number: object) -> object:
     """JSON knows one kind of number: 7.0 is the integer 7. Beyond 2**53 the point may have cost digits."""
     return int(number) if isinstance(number, float) and number.is_integer() and abs(number) <= _EXACT_MAX else number
 
 
-def _truth(text: object) -> bool:
+def truth(text: object) -> bool:
     if text not in {"true", "false"}:
         raise PydanticCustomError("not_a_truth", "Input should be true or false")
     return text == "true"
@@ -169,7 +169,7 @@ Name = Annotated[str, StringConstraints(pattern=rf"^[A-Za-z0-9_-]{{1,{NAME_MAX}}
 Description = Annotated[
     str,
     StringConstraints(max_length=DESCRIPTION_MAX),
-    AfterValidator(_storable),
+    AfterValidator(storable),
     Field(description="no control characters", json_schema_extra={"pattern": f"^[^{_NOT_STORABLE}]*$"}),
 ]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
@@ -182,7 +182,7 @@ class CreateBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    server_id: Annotated[ServerId, Field(ge=1, le=ID_MAX), BeforeValidator(_whole)]
+    server_id: Annotated[ServerId, Field(ge=1, le=ID_MAX), BeforeValidator(whole)]
     name: Annotated[
         Name, Field(description=f"letters, digits, hyphen, underscore; at most {NAME_MAX}; unique on its server")
     ]
@@ -246,10 +246,10 @@ When = Annotated[
 Keep = Annotated[
     int,
     Field(ge=1, le=SNAPSHOTS_PER_SERVER, description="of its completed snapshots the newest stay"),
-    BeforeValidator(_whole),
+    BeforeValidator(whole),
 ]
 ExpireAfterHours = Annotated[
-    int, Field(ge=1, le=EXPIRE_HOURS_MAX, description="each of its snapshots is deleted then"), BeforeValidator(_whole)
+    int, Field(ge=1, le=EXPIRE_HOURS_MAX, description="each of its snapshots is deleted then"), BeforeValidator(whole)
 ]
 
 
@@ -258,7 +258,7 @@ class ScheduleBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    server_id: Annotated[ServerId, Field(ge=1, le=ID_MAX), BeforeValidator(_whole)]
+    server_id: Annotated[ServerId, Field(ge=1, le=ID_MAX), BeforeValidator(whole)]
     name: ScheduleName
     when: When
     keep: Keep = 3
@@ -308,9 +308,9 @@ class PageQuery(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    page: Annotated[int, Field(ge=1, le=PAGE_MAX, description="from 1 on"), BeforeValidator(_digits)] = 1
+    page: Annotated[int, Field(ge=1, le=PAGE_MAX, description="from 1 on"), BeforeValidator(digits)] = 1
     page_size: Annotated[
-        int, Field(ge=1, le=PAGE_SIZE_MAX, description="results of a page"), BeforeValidator(_digits)
+        int, Field(ge=1, le=PAGE_SIZE_MAX, description="results of a page"), BeforeValidator(digits)
     ] = 100
 
     @property
@@ -319,7 +319,7 @@ class PageQuery(BaseModel):
 
 
 OfServer = (
-    Annotated[ServerId, Field(ge=1, le=ID_MAX, description="of this server only"), BeforeValidator(_digits)] | None
+    Annotated[ServerId, Field(ge=1, le=ID_MAX, description="of this server only"), BeforeValidator(digits)] | None
 )
 
 
@@ -369,7 +369,7 @@ class DryRunQuery(BaseModel):
     dry_run: Annotated[
         bool,
         Field(description="only make the checks that the call makes before it changes anything"),
-        BeforeValidator(_truth),
+        BeforeValidator(truth),
     ] = False
 
 

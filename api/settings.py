@@ -49,5 +49,6 @@ class ApiSettings(FileSettings):
     webhooks_to_private: bool = Field(
         default=False, description="webhooks may go to http and to private networks: for development only"
     )
+    runbook_url: str = Field(default="/docs/runbook", description="of docs/runbook.md as your operators read it")
     drain_seconds: Seconds = Field(default=30.0, description="at SIGTERM: how long running requests may take to end")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

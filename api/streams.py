@@ -9,10 +9,9 @@ from contextlib import contextmanager, suppress
 import structlog
 from aiohttp import web
 
-from api import bodies
+from api import bodies, ops_bodies
 from worker.jobs.errors import StoreUnavailable, TooManyStreams
-from worker.jobs.events import Event, Events, place
-from worker.jobs.model import AccountId
+from worker.jobs.events import Audience, Event, Events, place
 
 READ_SECONDS = 0.25  # so long a new listener's account may wait to be read with the others
 AGAIN_SECONDS = 1.0  # after trouble with the store
@@ -46,9 +45,9 @@ class Streams:
         self._most = most
         self._heartbeat_seconds = heartbeat_seconds
         self._check_seconds = check_seconds
-        self._listeners: defaultdict[AccountId, set[_Listener]] = defaultdict(set)
-        self._seen: dict[AccountId, str] = {}
-        self._open: Counter[AccountId] = Counter()
+        self._listeners: defaultdict[Audience, set[_Listener]] = defaultdict(set)
+        self._seen: dict[Audience, str] = {}
+        self._open: Counter[Audience] = Counter()
         self._heard = asyncio.Event()
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
@@ -67,13 +66,13 @@ class Streams:
         self,
         request: web.Request,
         response: web.StreamResponse,
-        account_id: AccountId,
+        account_id: Audience,
         *,
         last_event_id: str | None,
         still_allowed: Callable[[], Awaitable[bool]],
     ) -> web.StreamResponse:
-        """Send the account's events until the client goes, or is not allowed to listen any more. Raises TooManyStreams
-        or StoreUnavailable before anything is sent."""
+        """Send the events of the account, or of all, until the client goes, or is not allowed to listen any more.
+        Raises TooManyStreams or StoreUnavailable before anything is sent."""
         with self._counted(account_id), self._listening(account_id) as listener:
             newest = await self._events.newest(account_id)
             self._seen.setdefault(account_id, newest)
@@ -87,16 +86,17 @@ class Streams:
                 if missed:
                     await self._write(response, "event: missed\ndata: {}\n\n")
                 for event in late:
-                    await self._write(response, _text(event))
+                    await self._write(response, _text(event, account_id))
                 # an id that never was may lie ahead of all that comes
                 after = late[-1].id if late else newest if missed else last_event_id or newest
-                await self._follow(response, listener, after, still_allowed)
+                await self._follow(response, listener, account_id, after, still_allowed)
         return response
 
     async def _follow(
         self,
         response: web.StreamResponse,
         listener: _Listener,
+        account_id: Audience,
         after: str,
         still_allowed: Callable[[], Awaitable[bool]],
     ) -> None:
@@ -111,7 +111,7 @@ class Streams:
             except TimeoutError:
                 await self._write(response, ": still here\n\n")
             if event is not None and place(event.id) > place(after):  # the first may have been among the late ones
-                await self._write(response, _text(event))
+                await self._write(response, _text(event, account_id))
             if time.monotonic() - checked > self._check_seconds:
                 with suppress(StoreUnavailable):
                     if not await still_allowed():
@@ -146,7 +146,7 @@ class Streams:
                         listener.tell(event)
 
     @contextmanager
-    def _counted(self, account_id: AccountId) -> Iterator[None]:
+    def _counted(self, account_id: Audience) -> Iterator[None]:
         if self._open[account_id] >= self._per_account or self._open.total() >= self._most:
             raise TooManyStreams("There are too many streams of events; close one first.")
         self._open[account_id] += 1
@@ -158,7 +158,7 @@ class Streams:
                 del self._open[account_id]
 
     @contextmanager
-    def _listening(self, account_id: AccountId) -> Iterator[_Listener]:
+    def _listening(self, account_id: Audience) -> Iterator[_Listener]:
         listener = _Listener()
         self._listeners[account_id].add(listener)
         try:
@@ -169,5 +169,17 @@ class Streams:
                 del self._listeners[account_id]
 
 
-def _text(event: Event) -> str:
-    return f"id: {event.id}\nevent: job\ndata: {bodies.event(event).model_dump_json()}\n\n"
+def opened() -> web.StreamResponse:
+    """The answer in which events are sent."""
+    return web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-store",
+            "X-Accel-Buffering": "no",
+        }
+    )
+
+
+def _text(event: Event, account_id: Audience) -> str:
+    said = bodies.event(event) if account_id is not None else ops_bodies.event(event)
+    return f"id: {event.id}\nevent: job\ndata: {said.model_dump_json()}\n\n"

@@ -79,6 +79,24 @@ class FoundSnapshot:
     spec: SnapshotSpec | None  # None: on a disk only; the hypervisor's own list does not know it
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """A file system that holds disks of adopted domains."""
+
+    path: str  # where it is mounted
+    free_bytes: int  # for us
+    total_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What the node runs on: its parts by name and version, its storage."""
+
+    hypervisor: str  # "libvirt 9.0.0"
+    emulator: str  # "QEMU 7.2.0"
+    pools: tuple[Pool, ...]
+
+
 class DriverError(Exception):
     """Base of all that a driver raises. The text says what is true now and may be shown to the customer."""
 
@@ -161,6 +179,10 @@ class Hypervisor(Protocol):
 
     async def domains(self) -> list[Domain]:
         """Every adopted domain of the node."""
+        ...
+
+    async def about(self) -> About:
+        """What the node runs on now."""
         ...
 
     async def adopt(self, name: str, *, server_id: int, account_id: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from drivers.base import (
+    About,
     Disk,
     DiskCorrupt,
     Domain,
@@ -17,6 +18,7 @@ from drivers.base import (
     FoundSnapshot,
     InvalidState,
     Layout,
+    Pool,
     Power,
     SkippedDisk,
     SnapshotExists,
@@ -28,6 +30,7 @@ from drivers.fake_faults import Effect, Faults
 from drivers.fake_state import FakeDisk, FakeServer, StateFile
 
 TORN = "torn"  # what a guest reads from a disk whose revert broke off
+TOTAL_BYTES = 1 << 40  # of the storage
 FIRST_SERVER_ID = 12345
 SIMULATED_ACCOUNT_ID = 77
 
@@ -90,6 +93,11 @@ class FakeHypervisor:
             Domain(server_id=server_id, account_id=server.account_id, name=server.name, power=server.power)
             for server_id, server in self._by_id.items()
         ]
+
+    async def about(self) -> About:
+        await self._look()
+        pool = Pool(path="/simulated", free_bytes=self.free_bytes, total_bytes=TOTAL_BYTES)
+        return About(hypervisor="fake 1.0.0", emulator="fake 1.0.0", pools=(pool,))
 
     async def adopt(self, domain: str, *, server_id: int, account_id: int) -> None:
         if domain not in self._domains:

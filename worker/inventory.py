@@ -1,16 +1,21 @@
 """Which servers this node has: read from the hypervisor, told to the store."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 
 import structlog
 
-from drivers.base import Domain, DriverError, Hypervisor, HypervisorUnavailable
+from drivers.base import About, Domain, DriverError, Hypervisor, HypervisorUnavailable
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import AccountId, ServerId
 from worker.jobs.node_store import LeaseLost, NodeStore, ReportedServer
+from worker.jobs.telling import NodeFacts, Pool
 
+FACTS_SECONDS = 60.0  # between two looks at versions and free space
+FACTS_LOOK_SECONDS = 5.0  # that a report waits for such a look; a slower one is told with a later report
 REPORT_SECONDS = 5.0  # with each heartbeat, for what no event told
 LOOK_SECONDS = 30.0  # for the list of a node's domains; hundreds take milliseconds
 SETTLE_SECONDS = 0.1  # a guest that starts fires several events at once
@@ -20,12 +25,21 @@ log = structlog.stdlib.get_logger()
 
 class Inventory:
     def __init__(
-        self, hypervisor: Hypervisor, store: NodeStore, publish: Callable[[ServerId], Awaitable[None]]
+        self,
+        hypervisor: Hypervisor,
+        store: NodeStore,
+        publish: Callable[[ServerId], Awaitable[None]],
+        reconcile: Callable[[], None] = lambda: None,
     ) -> None:
-        """`publish` tells the store which snapshots a server has, where the store does not know the server."""
+        """`publish` tells the store which snapshots a server has, where the store does not know the server. `reconcile`
+        is called when an operator has asked for it."""
         self._hypervisor = hypervisor
         self._store = store
         self._publish = publish
+        self._reconcile = reconcile
+        self._reconcile_asked = ""
+        self._facts_at = -FACTS_SECONDS
+        self._looking: asyncio.Task[About] | None = None
         self._changed = asyncio.Event()
         self._conflicts: frozenset[ServerId] = frozenset()
         self._twice: frozenset[int] = frozenset()
@@ -37,12 +51,13 @@ class Inventory:
         try:
             domains = await self._domains()
             servers = {ServerId(domain.server_id): domain for domain in reversed(domains)}
-            reported = await self._store.report(
+            reported_servers = [
                 ReportedServer(
                     id=server_id, account_id=AccountId(domain.account_id), name=domain.name, power=domain.power
                 )
                 for server_id, domain in servers.items()
-            )
+            ]
+            reported = await self._store.report(reported_servers, await self._facts())
         except (DriverError, StoreUnavailable, LeaseLost) as error:
             log.warning("inventory.not_reported", reason=type(error).__name__, detail=str(error))
             return
@@ -53,6 +68,9 @@ class Inventory:
         for server_id in reported.conflicts - self._conflicts:
             log.error("inventory.server_on_two_nodes", server_id=server_id)
         self._conflicts = reported.conflicts
+        if reported.reconcile_asked != self._reconcile_asked:
+            self._reconcile_asked = reported.reconcile_asked
+            self._reconcile()
         self._fresh |= reported.fresh
         self._some_fresh.set()
 
@@ -73,6 +91,26 @@ class Inventory:
     async def publish_fresh(self) -> None:
         while self._fresh:
             await self._publish(self._fresh.pop())
+
+    async def _facts(self) -> NodeFacts | None:
+        """What the node runs on, from time to time: it changes slowly."""
+        if time.monotonic() - self._facts_at < FACTS_SECONDS:
+            return None
+        # never given up for another: each on a disk that hangs would cost a thread
+        looking = self._looking = self._looking or asyncio.create_task(self._hypervisor.about())
+        await asyncio.wait({looking}, timeout=FACTS_LOOK_SECONDS)
+        if not looking.done():
+            return None
+        self._looking, self._facts_at = None, time.monotonic()
+        about = looking.result()
+        return NodeFacts(
+            worker=version("vps-snapshots"),
+            hypervisor=about.hypervisor,
+            emulator=about.emulator,
+            pools=tuple(
+                Pool(path=pool.path, free_bytes=pool.free_bytes, total_bytes=pool.total_bytes) for pool in about.pools
+            ),
+        )
 
     async def keep_reporting(self) -> None:
         """Run until cancelled: report soon after each change on the hypervisor, and every few seconds anyway."""

@@ -16,6 +16,7 @@ from arq.connections import ArqRedis
 from drivers.base import DriverError, Hypervisor, HypervisorUnavailable
 from worker.housekeeping import Housekeeping
 from worker.inventory import REPORT_SECONDS, Inventory
+from worker.job_log import JobLog
 from worker.jobs import logs
 from worker.jobs.configuration import ConfigurationError, help_text, load
 from worker.jobs.connection import connect
@@ -50,9 +51,10 @@ Config = Annotated[Path | None, typer.Option(help="A TOML file with the settings
 def run(config: Config = None) -> None:
     """Do the snapshot jobs of this node's servers until SIGTERM or SIGINT."""
     settings = _settings(config)
-    logs.configure()
+    job_log = JobLog()
+    logs.configure(also=(job_log,))
     try:
-        uvloop.run(_serve(settings))
+        uvloop.run(_serve(settings, job_log))
     except (NodeTaken, NewerJournal, DriverError) as error:
         _refuse(str(error))
 
@@ -141,7 +143,7 @@ async def _prove_alive() -> None:
         faulthandler.cancel_dump_traceback_later()
 
 
-async def _serve(settings: WorkerSettings) -> None:
+async def _serve(settings: WorkerSettings, job_log: JobLog) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -159,7 +161,15 @@ async def _serve(settings: WorkerSettings) -> None:
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         waiting = connect(settings.redis, command_seconds=2 * FALLBACK_SECONDS)
         stack.push_async_callback(waiting.aclose, close_connection_pool=True)
-        await _live(settings=settings, hypervisor=hypervisor, journal=journal, redis=redis, waiting=waiting, stop=stop)
+        await _live(
+            settings=settings,
+            hypervisor=hypervisor,
+            journal=journal,
+            job_log=job_log,
+            redis=redis,
+            waiting=waiting,
+            stop=stop,
+        )
 
 
 async def _live(
@@ -167,12 +177,17 @@ async def _live(
     settings: WorkerSettings,
     hypervisor: Hypervisor,
     journal: Journal,
+    job_log: JobLog,
     redis: ArqRedis,
     waiting: ArqRedis,
     stop: asyncio.Event,
 ) -> None:
     store = NodeStore(redis, node=settings.node, machine=machine_id(settings.state_dir), who=who_am_i())
-    publisher = Publisher(store, tell_again=lambda server_id: reconciler.server(server_id))  # noqa: PLW0108 - made below
+    publisher = Publisher(
+        store,
+        tell_again=lambda server_id: reconciler.server(server_id),  # noqa: PLW0108 - made below
+        log_of=job_log.taken,
+    )
     runner = Runner(
         journal=journal,
         hypervisor=hypervisor,
@@ -192,7 +207,7 @@ async def _live(
         safety_kept_seconds=settings.safety_kept_seconds,
         look_seconds=settings.step_seconds,
     )
-    inventory = Inventory(hypervisor, store, publish=reconciler.server)
+    inventory = Inventory(hypervisor, store, publish=reconciler.server, reconcile=reconciler.soon)
 
     async def lease_gained() -> None:
         await inventory.report()  # first of all: a job may wait for a server that the store lost

@@ -67,6 +67,7 @@ class NodeWorker(Worker):
             job_deserializer=queue.deserialize,
         )
         self._waiting = waiting
+        self._node = node
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._over = asyncio.Event()
@@ -130,7 +131,10 @@ class NodeWorker(Worker):
         async with self.pool.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.zrange(self.queue_name, 0, self.queue_read_limit - 1, withscores=True)
-            moment, queued = await pipe.execute()
+            pipe.hexists(f"node:{self._node}", "paused_ms")
+            moment, queued, paused = await pipe.execute()
+        if paused:  # by an operator; who ends it wakes us
+            return FALLBACK_SECONDS
         now_ms = _milliseconds(moment)
         await self.start_jobs([job_id for job_id, score in queued if score <= now_ms])
         later: list[float] = [max(1, score - now_ms) / 1000 for _, score in queued if score > now_ms]

@@ -1,11 +1,13 @@
 """What the node tells the store, when the store listens: how far the jobs are, and how they ended.
 
-Nothing here can hold up or change the work on a VM. A step that could not be told is forgotten (the next one is told);
-an outcome is told again until the store has taken it.
+Nothing here can hold up or change the work on a VM. A step that could not be told is told with the next one; an outcome
+is told again until the store has taken it.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import structlog
 
@@ -13,6 +15,7 @@ from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import JobId, ServerId, Step
 from worker.jobs.node_store import LeaseLost, NodeStore
 from worker.jobs.outcome import Outcome
+from worker.jobs.telling import NOTHING_TOLD, StepBegun, Told
 
 RETRY_SECONDS = (0.2, 2.0)  # between two tries to publish: the first wait, doubled up to the last
 UNKNOWN_TRIES = 6  # of an outcome whose job the store does not know: its server may have left the node for good
@@ -21,27 +24,39 @@ log = structlog.stdlib.get_logger()
 
 
 class Publisher:
-    """`tell_again` tells the store all that the node has of a server."""
+    """`tell_again` tells the store all that the node has of a server. `log_of`: the log lines of a job since they were
+    asked for last."""
 
-    def __init__(self, store: NodeStore, tell_again: Callable[[ServerId], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        store: NodeStore,
+        tell_again: Callable[[ServerId], Awaitable[None]],
+        *,
+        log_of: Callable[[JobId], tuple[str, ...]] = lambda _: (),
+    ) -> None:
         self._store = store
         self._tell_again = tell_again
+        self._log_of = log_of
+        self._untold: dict[JobId, Told] = {}
         self._steps: dict[JobId, Step] = {}
         self._news = asyncio.Event()
 
-    def step(self, job_id: JobId, step: Step) -> None:
+    def step(self, job_id: JobId, step: Step, *, attempt: int = 1) -> None:
         """Tell the step soon; returns at once."""
+        self._note(job_id, StepBegun(step=step, at=time.time(), attempt=attempt))
         self._steps[job_id] = step
         self._news.set()
 
     async def outcome(self, job_id: JobId, server_id: ServerId, outcome: Outcome) -> None:
         """Return when the store has the outcome, however long that takes."""
         self._steps.pop(job_id, None)  # told now, it would come too late
+        self._note(job_id, StepBegun(step=None, at=time.time(), attempt=1))
+        told = self._taken(job_id)
         wait, longest = RETRY_SECONDS
         tries = UNKNOWN_TRIES
         while True:
             try:
-                answer = await self._store.finish(job_id, outcome)
+                answer = await self._store.finish(job_id, outcome, told)
             except (StoreUnavailable, LeaseLost) as error:
                 log.warning("outcome.not_published", reason=type(error).__name__, again_in_seconds=wait)
                 await asyncio.sleep(wait)
@@ -65,7 +80,18 @@ class Publisher:
             self._news.clear()
             while self._steps:
                 job_id, step = self._steps.popitem()
+                told = self._taken(job_id)
                 try:
-                    await self._store.progress(job_id, step)
+                    await self._store.progress(job_id, step, told)
                 except StoreUnavailable:
+                    later = self._untold.get(job_id, NOTHING_TOLD)
+                    self._untold[job_id] = Told(steps=told.steps + later.steps, log=told.log + later.log)
                     log.info("step.not_published", job_id=job_id, step=step)
+
+    def _note(self, job_id: JobId, begun: StepBegun) -> None:
+        told = self._untold.get(job_id, NOTHING_TOLD)
+        self._untold[job_id] = replace(told, steps=(*told.steps, begun))
+
+    def _taken(self, job_id: JobId) -> Told:
+        told = self._untold.pop(job_id, NOTHING_TOLD)
+        return replace(told, log=told.log + self._log_of(job_id))

@@ -8,6 +8,7 @@ is, has no tag of ours, is never touched.
 import asyncio
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -62,10 +63,16 @@ class Reconciler:
         self._runner = runner
         self._safety_kept_seconds = safety_kept_seconds
         self._look_seconds = look_seconds
+        self._asked = asyncio.Event()
+
+    def soon(self) -> None:
+        """Look at every server at once, not only when the round comes."""
+        self._asked.set()
 
     async def keep_reconciling(self) -> None:
         """Run until cancelled: look at every server at once, and every few minutes."""
         while True:
+            self._asked.clear()
             try:
                 async with asyncio.timeout(self._look_seconds):
                     domains = await self._hypervisor.domains()
@@ -73,7 +80,9 @@ class Reconciler:
                     await self.server(ServerId(domain.server_id))
             except (DriverError, TimeoutError) as error:
                 log.warning("reconcile.put_off", reason=str(error) or type(error).__name__)
-            await asyncio.sleep(ROUND_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ROUND_SECONDS):
+                    await self._asked.wait()
 
     async def server(self, server_id: ServerId) -> None:
         """Look at one server. One that is being worked on has its view published, and is judged the next time."""

@@ -215,7 +215,6 @@ class Runner:
             self._journal.interrupted(task.job_id)
             log.warning("job.resumed", step=step, interruptions=interruptions)
         while step is not None:
-            self._publisher.step(task.job_id, step)
             if interruptions > self._limits.interruptions:
                 reason = Failure(
                     code="interrupted", detail=f"The node's worker died {interruptions} times in this step."
@@ -223,7 +222,7 @@ class Runner:
                 step_over = self._failed(procedure, step, facts, reason)
             else:
                 work = self._work(task, facts, interrupted=interrupted)
-                step_over = await self._take(procedure, step, work)
+                step_over = await self._take(procedure, step, work, tried=interruptions)
             step, facts, interruptions, interrupted = step_over.step, step_over.facts, 0, False
             if step is not None:
                 self._journal.enter(task.job_id, step, facts)
@@ -242,13 +241,15 @@ class Runner:
         policy = replace(self._policy, free_floor_bytes=self._policy.free_floor_bytes * self._executing)
         return Work(task=task, facts=facts, hypervisor=self._hypervisor, policy=policy, interrupted=interrupted)
 
-    async def _take(self, procedure: Procedure, step: Step, work: Work) -> Next:
-        """Take one step, again where that may help, and say where to go from there."""
+    async def _take(self, procedure: Procedure, step: Step, work: Work, *, tried: int) -> Next:
+        """Take one step, again where that may help, and say where to go from there. `tried`: times that processes
+        before this one have begun it."""
         wait = self._limits.first_retry_seconds
         limit = self._limits.step_seconds + (self._policy.grace_seconds if step is Step.STOPPING else 0)
-        patience_ends, tries_left = time.monotonic() + limit, self._limits.tries
+        patience_ends, tries = time.monotonic() + limit, 0
         while True:
-            tries_left -= 1
+            tries += 1
+            self._publisher.step(work.task.job_id, step, attempt=tried + tries)
             try:
                 async with asyncio.timeout(limit):
                     return await procedure.steps[step](work)
@@ -262,7 +263,7 @@ class Runner:
                 # What would strand the VM is tried again whatever the error says: nothing is worse than to give up.
                 strands = step in procedure.strands
                 waits = strands and error.lasting and time.monotonic() < patience_ends
-                if not waits and (tries_left <= 0 or not (strands or error.retryable)):
+                if not waits and (tries >= self._limits.tries or not (strands or error.retryable)):
                     log.warning("step.failed", step=step, code=error.code, exc_info=error)
                     break
                 log.warning("step.tried", step=step, code=error.code, again_in_seconds=wait)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from drivers import qcow2
-from drivers.base import DiskBusy, DiskCorrupt, DiskFailed, DriverError, UnsupportedServer
+from drivers.base import DiskBusy, DiskCorrupt, DiskFailed, DriverError, Pool, UnsupportedServer
 from drivers.kvm.domain_xml import FileDisk
 from drivers.qcow2 import Image, QemuImgFailed
 
@@ -92,3 +92,19 @@ def free_bytes(disks: Iterable[FileDisk]) -> int:
     """What is free for us on the fullest of the file systems that hold the disks."""
     file_systems = [os.statvfs(Path(disk.path).parent) for disk in disks]
     return min(file_system.f_bavail * file_system.f_frsize for file_system in file_systems)
+
+
+def pools(paths: Iterable[str]) -> tuple[Pool, ...]:
+    """The file systems that hold these files, by where they are mounted. A file that is gone is left out."""
+    mounts = {_mount(Path(path).resolve().parent) for path in paths if Path(path).exists()}
+    found = []
+    for mount in sorted(mounts):
+        file_system = os.statvfs(mount)
+        size = file_system.f_frsize
+        free, total = file_system.f_bavail * size, file_system.f_blocks * size
+        found.append(Pool(path=str(mount), free_bytes=free, total_bytes=total))
+    return tuple(found)
+
+
+def _mount(folder: Path) -> Path:
+    return next(place for place in (folder, *folder.parents) if os.path.ismount(place))

@@ -51,6 +51,11 @@ def configured_hardware(domain: Any) -> Hardware:
     return hardware(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
 
 
+def configured_paths(domain: Any) -> tuple[str, ...]:
+    """Where the disks lie that take part in snapshots."""
+    return tuple(disk.path for disk in configured_hardware(domain).disks)
+
+
 def ready_hardware(domain: Any) -> Hardware:
     """The same, of a domain whose disks are all that there is to its state.
 

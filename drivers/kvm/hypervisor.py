@@ -12,6 +12,7 @@ from typing import Self
 
 from drivers import qcow2
 from drivers.base import (
+    About,
     Disk,
     DiskCorrupt,
     DiskFailed,
@@ -59,6 +60,12 @@ class KvmHypervisor:
             Domain(server_id=mark.server_id, account_id=mark.account_id, name=name, power=power)
             for mark, name, power in await self._libvirt.adopted(lambda found: (found.name(), domain.power(found)))
         ]
+
+    async def about(self) -> About:
+        paths = await self._libvirt.adopted(lambda found: (domain.configured_paths(found), None))
+        hypervisor, emulator = await self._libvirt.call(lambda handle: (handle.getLibVersion(), handle.getVersion()))
+        pools = await asyncio.to_thread(disks.pools, {path for _, found, _ in paths for path in found})
+        return About(hypervisor=f"libvirt {_version(hypervisor)}", emulator=f"QEMU {_version(emulator)}", pools=pools)
 
     async def adopt(self, name: str, *, server_id: int, account_id: int) -> None:
         await self._libvirt.adopt(name, server_id=server_id, account_id=account_id)
@@ -228,3 +235,8 @@ class KvmHypervisor:
                 otherwise=DiskFailed,
                 text=text,
             )
+
+
+def _version(number: int) -> str:
+    """As libvirt packs versions: a million for each major, a thousand for each minor."""
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

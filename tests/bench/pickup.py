@@ -109,7 +109,7 @@ async def pickups(bench: Bench) -> list[float]:
         await bench.put()  # opens the connections
         await process.heard(2)
         for _ in range(PICKUPS[bench.kind]):
-            await asyncio.sleep(APART_SECONDS[bench.kind] * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            await asyncio.sleep(APART_SECONDS[bench.kind] * random.uniform(0.5, 1.5))
             before = time.monotonic()
             (job_id,) = await bench.put()
             queued[job_id] = before

@@ -1,6 +1,7 @@
 """What every driver promises: the docstrings of the port, as tests. The fake is trusted because it passes them too."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
@@ -56,6 +57,15 @@ ON_A_SERVER: list[Callable[[Hypervisor], Awaitable[object]]] = [
 
 
 class TestServers:
+    async def test_the_node_says_what_it_runs_on_and_what_is_free(self, bench: Bench) -> None:
+        await bench.add_server(1)
+        about = await bench.hypervisor.about()
+        assert re.fullmatch(r"\w+ \d+\.\d+\.\d+", about.hypervisor)
+        assert re.fullmatch(r"\w+ \d+\.\d+\.\d+", about.emulator)
+        (pool,) = about.pools
+        assert pool.path.startswith("/")
+        assert 0 < pool.free_bytes <= pool.total_bytes
+
     async def test_an_adopted_domain_is_a_server(self, bench: Bench) -> None:
         await bench.add_server(1)
         await bench.add_server(2, adopted=False)

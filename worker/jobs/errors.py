@@ -83,6 +83,26 @@ class JobNotCancellable(Refused):
     code = "job_not_cancellable"
 
 
+class JobNotRetryable(Refused):
+    """The job has not failed, or is of a kind that a customer asks for anew (a dry run)."""
+
+    code = "job_not_retryable"
+
+
+class JobNotStranded(Refused):
+    """The job has stranded no server, or that was resolved."""
+
+    code = "job_not_stranded"
+
+
+class NodeNotFound(Refused):
+    code = "node_not_found"
+
+
+class TokenNotFound(Refused):
+    code = "token_not_found"
+
+
 KEY_REUSED = "This Idempotency-Key came with another request within the last 24 hours."
 
 

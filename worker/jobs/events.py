@@ -1,4 +1,4 @@
-"""The events of an account's jobs: a stream for each account, written by the scripts that change a job."""
+"""The events of jobs: a stream for each account and one of the cell, written by the scripts that change a job."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ NOTHING_BEFORE = "0-0"
 MOST_AT_ONCE = 100  # events of one stream
 
 log = structlog.stdlib.get_logger()
+Audience = AccountId | None  # None: the operators, who hear of every account
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Event:
     kind: JobKind
     state: JobState
     step: Step | None
+    account_id: AccountId
     server_id: ServerId
     snapshot_id: SnapshotId | None
 
@@ -42,22 +44,22 @@ class Events:
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
 
-    async def newest(self, account_id: AccountId) -> str:
+    async def newest(self, account_id: Audience) -> str:
         with redis_answers():
             found = await self._redis.xrevrange(_key(account_id), count=1)
         return found[0][0].decode() if found else NOTHING_BEFORE
 
-    async def has(self, account_id: AccountId, event_id: str) -> bool:
+    async def has(self, account_id: Audience, event_id: str) -> bool:
         """Whether the stream reaches back to that event."""
         with redis_answers():
             return bool(await self._redis.xrange(_key(account_id), event_id, event_id, count=1))
 
-    async def after(self, account_id: AccountId, event_id: str) -> list[Event]:
+    async def after(self, account_id: Audience, event_id: str) -> list[Event]:
         with redis_answers():
             found = await self._redis.xrange(_key(account_id), f"({event_id}")
         return _events(found)
 
-    async def next(self, after: Mapping[AccountId, str], *, wait_seconds: float) -> dict[AccountId, list[Event]]:
+    async def next(self, after: Mapping[Audience, str], *, wait_seconds: float) -> dict[Audience, list[Event]]:
         """What has come in these streams after these events; waits for so long, in one command for all of them."""
         keys = {_key(account_id): account_id for account_id in after}
         streams: Any = {key: after[account_id] for key, account_id in keys.items()}
@@ -68,8 +70,8 @@ class Events:
         return {keys[key.decode()]: _events(entries) for key, entries in found}
 
 
-def _key(account_id: AccountId) -> str:
-    return f"account:{account_id}:events"
+def _key(account_id: Audience) -> str:
+    return "events" if account_id is None else f"account:{account_id}:events"
 
 
 def _events(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Event]:
@@ -90,6 +92,7 @@ def _event(event_id: bytes, fields: Mapping[bytes, bytes]) -> Event:
         kind=JobKind(record["kind"]),
         state=JobState(record["state"]),
         step=Step(record["step"]) if record["step"] else None,
+        account_id=AccountId(int(record["account"])),
         server_id=ServerId(int(record["server"])),
         snapshot_id=SnapshotId(int(record["snapshot"])) if record["snapshot"] != "0" else None,
     )

@@ -21,14 +21,15 @@ def _renderers(*, json: bool) -> list[Processor]:
     return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
 
 
-def configure(*, json: bool | None = None, level: int = logging.INFO) -> None:
+def configure(*, json: bool | None = None, level: int = logging.INFO, also: tuple[Processor, ...] = ()) -> None:
     """Set up structlog, and the standard library's logging for what libraries say, to write the same lines.
 
     `json` None: JSON unless stderr is a terminal. `level` holds for our lines; libraries are heard from WARNING on.
+    `also` sees our lines before they are rendered.
     """
     renderers = _renderers(json=not sys.stderr.isatty() if json is None else json)
     structlog.configure(
-        processors=[*_SHARED, *renderers],
+        processors=[*_SHARED, *also, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,

@@ -30,6 +30,7 @@ from worker.jobs.model import (
 )
 from worker.jobs.outcome import DELETE_RETRY_SECONDS, Outcome
 from worker.jobs.store import NODE_SILENT_SECONDS, queue_parameters, redis_answers
+from worker.jobs.telling import NOTHING_TOLD, NodeFacts, Told
 
 FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
 # A run that was refused for what passes (the server is busy, its node away) is tried again until the next is near.
@@ -37,7 +38,7 @@ SCHEDULE_RETRY_SECONDS = 300.0
 BATCH = 100  # records that one sweep of housekeeping touches: a bound on how long a script holds Redis
 
 SCRIPTS = (
-    *("begin", "progress", "finish", "lease", "report", "publish", "known", "lose", "findings", "republish"),
+    *("begin", "lease", "report", "publish", "known", "lose", "findings", "republish"),
     *("retry_deletes", "fail_waiting", "forget_failed", "expire", "due_schedules", "admit"),
 )
 
@@ -89,6 +90,7 @@ class Reported:
 
     conflicts: frozenset[ServerId]  # another living node claims them as well
     fresh: frozenset[ServerId]  # their snapshots must be published
+    reconcile_asked: str  # the moment at which an operator last asked for a reconciliation; "": none has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +173,7 @@ class NodeStore:
         self._who = who
         self._owner = uuid4().hex
         self._scripts = {name: scripts.load(redis, name) for name in SCRIPTS}
+        self._scripts |= {name: scripts.load(redis, "told", name) for name in ("progress", "finish")}
 
     async def _call(self, name: str, *arguments: Any) -> Any:
         with redis_answers():
@@ -191,32 +194,29 @@ class NodeStore:
             raise LeaseLost
         raise BeginRefused(answer.decode())
 
-    async def progress(self, job_id: JobId, step: Step) -> None:
+    async def progress(self, job_id: JobId, step: Step, told: Told = NOTHING_TOLD) -> None:
         """Tell everyone how far a job has got. A job that is not ours any more is left as it is."""
-        await self._call("progress", job_id, self.node, self._owner, step)
+        await self._call("progress", job_id, self.node, self._owner, step, told.for_script())
 
-    async def finish(self, job_id: JobId, outcome: Outcome) -> str:
+    async def finish(self, job_id: JobId, outcome: Outcome, told: Told = NOTHING_TOLD) -> str:
         """Publish how a job ended; again changes nothing. What the store made of it, for the log. Raises LeaseLost."""
-        answer: bytes = await self._call("finish", job_id, self.node, self._owner, json.dumps(outcome.for_script()))
+        result = json.dumps(outcome.for_script())
+        answer: bytes = await self._call("finish", job_id, self.node, self._owner, result, told.for_script())
         if answer == b"lease_lost":
             raise LeaseLost
         return answer.decode()
 
-    async def report(self, servers: Iterable[ReportedServer]) -> Reported:
-        """Say which servers the node has. Raises LeaseLost."""
+    async def report(self, servers: Iterable[ReportedServer], about: NodeFacts | None = None) -> Reported:
+        """Say which servers the node has, and what it runs on; None: as said before. Raises LeaseLost."""
         listed = [{"id": str(s.id), "account": str(s.account_id), "name": s.name, "power": s.power} for s in servers]
-        answer = await self._call(
-            "report",
-            self.node,
-            self._owner,
-            self._silent_ms,
-            json.dumps(listed),
-            json.dumps(_LEFT_ITS_NODE.for_script()),
-        )
+        left = json.dumps(_LEFT_ITS_NODE.for_script())
+        facts = ("", "0") if about is None else (about.model_dump_json(), str(about.free_bytes))
+        answer = await self._call("report", self.node, self._owner, self._silent_ms, json.dumps(listed), left, *facts)
         if answer == b"lease_lost":
             raise LeaseLost
-        conflicts, fresh = (frozenset(ServerId(int(server)) for server in servers) for servers in answer)
-        return Reported(conflicts=conflicts, fresh=fresh)
+        *lists, asked = answer
+        conflicts, fresh = (frozenset(ServerId(int(server)) for server in servers) for servers in lists)
+        return Reported(conflicts=conflicts, fresh=fresh, reconcile_asked=asked.decode())
 
     async def publish(
         self, server_id: ServerId, snapshots: Iterable[PublishedSnapshot], begun: Iterable[BegunJob]

@@ -46,7 +46,7 @@ def milliseconds(moment: datetime) -> str:
     return str(round(moment.timestamp() * 1000))
 
 
-def moment(milliseconds: str) -> datetime:
+def moment(milliseconds: str | bytes | int) -> datetime:
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
 
 

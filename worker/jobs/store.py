@@ -231,6 +231,22 @@ class Store:
             raise _refusal(JobKind.UNDO, job_id, *[item.decode() for item in answer])
         return shown_job(answer[0])
 
+    async def again(self, job: Job, *, request_id: str) -> Job:
+        """Accept once more what a failed job was to do, as a new job. Raises JobNotRetryable, or as its kind does."""
+        asked: dict[JobKind, tuple[ServerId | SnapshotId | JobId | None, dict[str, str | bool]]] = {
+            JobKind.CREATE: (job.server_id, {"name": job.snapshot_name, "description": job.snapshot_description}),
+            JobKind.RESTORE: (job.snapshot_id, {}),
+            JobKind.DELETE: (job.snapshot_id, {"again": True}),
+            JobKind.UNDO: (job.undoes, {}),
+        }
+        target, more = asked.get(job.kind, (None, {}))
+        if target is None:
+            raise errors.JobNotRetryable(f"A {job.kind} is asked for anew.")
+        answer = await self._ask(job.kind, job.account_id, target, request_id, None, **more)
+        if not answer:
+            raise errors.SnapshotNotFound("The snapshot went with its server: nothing is left to delete.")
+        return shown_job(answer[0])
+
     async def edit(self, *, account_id: AccountId, snapshot_id: SnapshotId, edit: Edit) -> Snapshot:
         """Change what the customer says about a snapshot. Raises SnapshotNotFound or StoreUnavailable."""
         ask = {"account": str(account_id), "id": str(snapshot_id), "fields": edit.for_script()}

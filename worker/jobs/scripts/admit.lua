@@ -1,8 +1,9 @@
 -- Decide on a create, restore, delete or undo and write all of it, or refuse and write nothing. A dry run is decided in the
 -- same way; its job holds no server and makes no snapshot. A create by a schedule makes room where it must.
 -- ARGV[1]: JSON {kind, dry_run, account, id, name, description, request_id, job_id, limit, silent_ms, queue{...},
--- idempotency{key, fingerprint, kept_ms}, schedule{id, due_ms, next_ms, retry_ms}}. id: the server's for a create, the
--- restore's job for an undo, else the snapshot's. Answers {'refused', code, ...} or {'admitted', job, snapshot (nil for a dry run)}, as they are shown.
+-- again (a delete that has not freed its space), idempotency{key, fingerprint, kept_ms}, schedule{id, due_ms, next_ms,
+-- retry_ms}}. id: the server's for a create, the restore's job for an undo, else the snapshot's.
+-- Answers {'refused', code, ...} or {'admitted', job, snapshot (nil for a dry run)}, as they are shown.
 local ask = cjson.decode(ARGV[1])
 
 local function refuse_server(server)
@@ -119,7 +120,7 @@ local function decide()
   if ask.kind == 'create' then return create() end
   if ask.kind == 'undo' then return undo() end
   local snapshot = read('snapshot:' .. ask.id)
-  if not snapshot or snapshot.account ~= ask.account or snapshot.status == 'deleting' then
+  if not snapshot or snapshot.account ~= ask.account or (snapshot.status == 'deleting' and not ask.again) then
     return {'refused', 'snapshot_not_found'}
   end
   local server = read('server:' .. snapshot.server)

@@ -8,7 +8,8 @@ if job.state == 'completed' or job.state == 'failed' then return {'refused', 'jo
 redis.call('HINCRBY', 'job:' .. ARGV[1], 'attempts', 1)
 if job.state == 'queued' then
   become(ARGV[1], job, 'in_progress')
-  redis.call('HSET', 'job:' .. ARGV[1], 'started_ms', now_ms())
+  redis.call('HSET', 'job:' .. ARGV[1], 'started_ms', now_ms(),
+    'power_found', redis.call('HGET', 'server:' .. job.server, 'power') or '')
   redis.call('ZREM', 'jobs:waiting', ARGV[1])
   tell(ARGV[1], job)
 end

@@ -109,22 +109,34 @@ local function tell(job_id, job)
   if job.state ~= 'in_progress' or not job.step then call_webhooks(job_id, job, event_id) end
 end
 
--- The lists that a job is in: its account's, and its account's of its server; each again by state.
-local function job_lists(job)
-  local all = 'account:' .. job.account .. ':jobs'
-  return {all, all .. ':server:' .. job.server}
-end
-
 local JOBS_LISTED_MS = 31 * 86400 * 1000 -- a little longer than the record of a job that ended is kept
 
-local function list_job(job_id, job)
-  for _, list in ipairs(job_lists(job)) do
-    for _, key in ipairs({list, list .. ':' .. job.state}) do
-      redis.call('ZADD', key, job.queued_ms, job_id)
-      redis.call('ZREMRANGEBYSCORE', key, '-inf', now_ms() - JOBS_LISTED_MS)
-      redis.call('PEXPIRE', key, JOBS_LISTED_MS)
-    end
+local function put_into(lists, job_id, job)
+  for _, key in ipairs(lists) do
+    redis.call('ZADD', key, job.queued_ms, job_id)
+    redis.call('ZREMRANGEBYSCORE', key, '-inf', now_ms() - JOBS_LISTED_MS)
+    redis.call('PEXPIRE', key, JOBS_LISTED_MS)
   end
+end
+
+-- The lists that a job is in whatever becomes of it, and those of its state: its account's, and the operators'.
+local function job_lists(job)
+  local mine = 'account:' .. job.account .. ':jobs'
+  local of_server = mine .. ':server:' .. job.server
+  local of_state = {mine .. ':' .. job.state, of_server .. ':' .. job.state, 'jobs:state:' .. job.state}
+  if next(MAY_FOLLOW[job.state]) then of_state[4] = 'jobs:node:' .. job.node .. ':' .. job.state end
+  return {mine, of_server, 'jobs', 'jobs:kind:' .. job.kind, 'jobs:node:' .. job.node, 'jobs:server:' .. job.server},
+    of_state
+end
+
+-- How many wait for a node, for the operators' list of nodes.
+local function count_queue(node)
+  redis.call('ZADD', 'nodes:by:queued', redis.call('ZCARD', 'jobs:node:' .. node .. ':queued'), node)
+end
+
+local function list_job(job_id, job)
+  for _, lists in ipairs({job_lists(job)}) do put_into(lists, job_id, job) end
+  count_queue(job.node)
 end
 
 -- Change a job's state; an error, which writes nothing, where the table forbids it.
@@ -132,10 +144,13 @@ local function become(job_id, job, state)
   if not MAY_FOLLOW[job.state][state] then
     return error('job ' .. job_id .. ': ' .. state .. ' may not follow ' .. job.state)
   end
-  for _, list in ipairs(job_lists(job)) do redis.call('ZREM', list .. ':' .. job.state, job_id) end
+  local _, before = job_lists(job)
+  for _, key in ipairs(before) do redis.call('ZREM', key, job_id) end
   job.state = state
   redis.call('HSET', 'job:' .. job_id, 'state', state)
-  list_job(job_id, job)
+  local _, lists = job_lists(job)
+  put_into(lists, job_id, job)
+  count_queue(job.node)
 end
 
 -- Write the job's record, hold its server (unless it only looks), hand it to the node's queue and wake the node.
@@ -228,6 +243,31 @@ local function settle_create(id, snapshot, result, now)
   end
 end
 
+local STATS_MS, STATS_KEPT_MS = 300000, 25 * 3600 * 1000
+
+-- Count an end for the operators' charts: a hash for each five minutes. Durations are counted in bins a tenth apart.
+local function count_end(job, result, now)
+  local key = 'stats:' .. math.floor(now / STATS_MS)
+  local function count(what, ms)
+    local bin = ms and ':' .. math.floor(math.log(math.max(ms, 1)) / math.log(1.1)) or ''
+    redis.call('HINCRBY', key, job.kind .. ':' .. what .. bin, 1)
+  end
+  count(result.state)
+  if result.state == 'completed' and job.started_ms then count('ms', now - job.started_ms) end
+  if result.downtime_seconds ~= '' then count('downtime', tonumber(result.downtime_seconds) * 1000) end
+  redis.call('PEXPIRE', key, STATS_KEPT_MS)
+end
+
+-- What operators look for when a job did not end well.
+local function list_failure(job_id, job, result, now)
+  if result.failure_code == '' then return end
+  put_into({'jobs:error:' .. result.failure_code}, job_id, job)
+  if result.stranded == '1' then
+    redis.call('HSET', 'server:' .. job.server, 'stranded', job_id)
+    redis.call('ZADD', 'servers:stranded', now, job.server)
+  end
+end
+
 -- End a job: its state, what it means for its snapshot, the server free again, arq's record gone.
 -- result: state, failure_code, failure_detail, stranded, downtime_seconds, snapshot_status, size_mb, retry_ms, undoable_ms
 local function conclude(job_id, job, result)
@@ -237,6 +277,8 @@ local function conclude(job_id, job, result)
     'failure_detail', result.failure_detail, 'stranded', result.stranded, 'downtime_seconds', result.downtime_seconds)
   redis.call('PEXPIRE', 'job:' .. job_id, result.kept_ms)
   redis.call('ZREM', 'jobs:waiting', job_id)
+  count_end(job, result, now)
+  list_failure(job_id, job, result, now)
   local snapshot = read('snapshot:' .. job.snapshot)
   if snapshot and job.kind == 'create' then
     settle_create(job.snapshot, snapshot, result, now)

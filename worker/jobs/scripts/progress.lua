@@ -1,7 +1,9 @@
--- A node tells how far a job has got. ARGV: job id, node, owner, step. Told late or by another, it changes nothing.
+-- A node tells how far a job has got. ARGV: job id, node, owner, step, JSON as `keep_told` takes
+-- it. Told late or by another, it changes nothing.
 local job = read('job:' .. ARGV[1])
 if not job or job.state ~= 'in_progress' or not owns_lease(ARGV[2], ARGV[3]) then return 0 end
 job.step = ARGV[4]
 redis.call('HSET', 'job:' .. ARGV[1], 'step', job.step)
+keep_told(ARGV[1], cjson.decode(ARGV[5]))
 tell(ARGV[1], job)
 return 1

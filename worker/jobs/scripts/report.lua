@@ -1,11 +1,14 @@
--- A node says which servers it has. ARGV: node, owner, silent_ms, JSON [{id, account, name, power}, ...] (all as text),
--- JSON result of a job whose server has left its node.
--- Answers {conflicts, fresh}: the ids that a living other node claims as well (those keep their node until a person has
--- looked), and those whose snapshots the node must publish before one can be added: new here, or Redis lost its data.
+-- A node says which servers it has, and from time to time what it runs on. ARGV: node, owner, silent_ms,
+-- JSON [{id, account, name, power}, ...] (all as text), JSON result of a job whose server has left its node,
+-- JSON of the node or '', the least free bytes of its pools.
+-- Answers {conflicts, fresh, moment at which an operator asked for a reconciliation, or ''}: conflicts are the ids that a
+-- living other node claims as well (those keep their node until a person has looked), fresh are those whose snapshots the
+-- node must publish before one can be added: new here, or Redis lost its data.
 if not owns_lease(ARGV[1], ARGV[2]) then return 'lease_lost' end
 local node, silent_ms = ARGV[1], ARGV[3]
 local mine = 'node:' .. node .. ':servers'
 local conflicts, fresh, present = {}, {}, {}
+local LISTED = '2' -- version of a record that is in the operators' lists too
 
 local function move_account(server_id, from, to)
   for _, id in ipairs(redis.call('ZRANGE', 'server:' .. server_id .. ':snapshots', 0, -1)) do
@@ -19,6 +22,7 @@ end
 -- The server has come from another node, which is silent or has lost it: that one ends nothing of it any more.
 local function take_over(server_id, server)
   redis.call('SREM', 'node:' .. server.node .. ':servers', server_id)
+  redis.call('HDEL', 'node:' .. server.node .. ':findings', server_id)
   local job = server.job and read('job:' .. server.job)
   if job then
     conclude(server.job, job, cjson.decode(ARGV[5]))
@@ -36,6 +40,17 @@ local function take_over(server_id, server)
   end
 end
 
+local function lists_of(server)
+  return {'servers', 'servers:node:' .. (server.node or ''), 'servers:account:' .. (server.account or '')}
+end
+
+-- In the operators' lists, in the order of the ids.
+local function list(found, known)
+  if known.v == LISTED and known.node == node and known.account == found.account and not known.missing then return end
+  for _, key in ipairs(lists_of(known)) do redis.call('ZREM', key, found.id) end
+  for _, key in ipairs(lists_of({node = node, account = found.account})) do redis.call('ZADD', key, found.id, found.id) end
+end
+
 for _, found in ipairs(cjson.decode(ARGV[4])) do
   local key = 'server:' .. found.id
   local known = read(key) or {}
@@ -45,7 +60,8 @@ for _, found in ipairs(cjson.decode(ARGV[4])) do
   else
     if known.account and known.account ~= found.account then move_account(found.id, known.account, found.account) end
     if known.node and known.node ~= node then take_over(found.id, known) end
-    redis.call('HSET', key, 'v', '1', 'name', found.name, 'account', found.account, 'node', node, 'power', found.power)
+    list(found, known)
+    redis.call('HSET', key, 'v', LISTED, 'name', found.name, 'account', found.account, 'node', node, 'power', found.power)
     if not known.node or known.node ~= node then redis.call('HSET', key, 'unpublished', '1') end
     if not known.node or known.node ~= node or known.unpublished then fresh[#fresh + 1] = found.id end
     redis.call('HDEL', key, 'missing')
@@ -55,7 +71,14 @@ end
 for _, id in ipairs(redis.call('SMEMBERS', mine)) do
   if not present[id] then
     redis.call('SREM', mine, id)
+    for _, key in ipairs(lists_of(read('server:' .. id) or {})) do redis.call('ZREM', key, id) end
+    redis.call('HDEL', 'node:' .. node .. ':findings', id)
+    redis.call('ZREM', 'findings', id)
     redis.call('HSET', 'server:' .. id, 'missing', '1')
   end
 end
-return {conflicts, fresh}
+if ARGV[6] ~= '' then
+  redis.call('HSET', 'node:' .. node, 'about', ARGV[6])
+  redis.call('ZADD', 'nodes:by:free', ARGV[7], node)
+end
+return {conflicts, fresh, redis.call('HGET', 'node:' .. node, 'reconcile_ms') or ''}

@@ -1,0 +1,194 @@
+"""One method per call of the operators: parse, one call of the store, render."""
+
+from datetime import timedelta
+
+from aiohttp import web
+
+from api import bodies, ops_bodies, ops_requests, requests
+from api.callers import REASON, Callers
+from api.ops_requests import (
+    AuditQuery,
+    BulkBody,
+    OpsJobsQuery,
+    OpsNodesQuery,
+    OpsServersQuery,
+    PartQuery,
+    ReasonBody,
+    TokenBody,
+    TokensQuery,
+)
+from api.problems import FieldError, invalid
+from api.streams import Streams, opened
+from worker.jobs import errors
+from worker.jobs.model import SNAPSHOTS_PER_SERVER, JobId, JobState
+from worker.jobs.ops import Cut, JobFilter, Operators
+from worker.jobs.store import SnapshotFilter, Store
+from worker.jobs.tokens import Permission, Token, Tokens
+
+SHOWN = Cut(limit=100)  # of a list that stands within another answer
+SNAPSHOTS_SHOWN = 20 * SNAPSHOTS_PER_SERVER  # the failed ones come on top of the five
+
+
+class OpsHandlers:
+    """The calls of the operators. `body_seconds`: how long a client may take to send a body; `runbook_url`: of the page
+    that the errors of jobs point into."""
+
+    def __init__(
+        self,
+        operators: Operators,
+        store: Store,
+        tokens: Tokens,
+        streams: Streams,
+        callers: Callers,
+        *,
+        body_seconds: float,
+        runbook_url: str,
+    ) -> None:
+        self._operators = operators
+        self._store = store
+        self._tokens = tokens
+        self._streams = streams
+        self._callers = callers
+        self._body_seconds = body_seconds
+        self._runbook_url = runbook_url
+
+    async def ops_overview(self, _: web.Request, __: Token) -> web.Response:
+        return bodies.answer(ops_bodies.glance(await self._operators.overview()))
+
+    # --- nodes ---
+
+    async def ops_list_nodes(self, request: web.Request, _: Token) -> web.Response:
+        query = requests.query(request, OpsNodesQuery)
+        part = await self._operators.nodes(state=query.state, sort=query.sort, cut=query.cut)
+        return bodies.answer(ops_bodies.nodes(part), headers=ops_bodies.follow(request.rel_url, part.after))
+
+    async def ops_show_node(self, request: web.Request, _: Token) -> web.Response:
+        name = ops_requests.node(request)
+        found = await self._operators.node(name)
+        running = await self._operators.jobs(JobFilter(node=name, state=JobState.IN_PROGRESS), SHOWN)
+        return bodies.answer(ops_bodies.node_details(found, running))
+
+    async def ops_pause_node(self, request: web.Request, token: Token) -> web.Response:
+        name, reason = ops_requests.node(request), await self._reason(request)
+        return bodies.answer(ops_bodies.node(await self._operators.pause(name, by=token.name, reason=reason)))
+
+    async def ops_resume_node(self, request: web.Request, _: Token) -> web.Response:
+        name = ops_requests.node(request)
+        await self._reason(request)
+        return bodies.answer(ops_bodies.node(await self._operators.resume(name)))
+
+    async def ops_reconcile_node(self, request: web.Request, _: Token) -> web.Response:
+        return bodies.answer(
+            ops_bodies.node(await self._operators.reconcile(ops_requests.node(request))),
+            status=202,
+        )
+
+    # --- jobs ---
+
+    async def ops_list_jobs(self, request: web.Request, _: Token) -> web.Response:
+        query = requests.query(request, OpsJobsQuery)
+        part = await self._operators.jobs(query.wanted, query.cut)
+        return bodies.answer(ops_bodies.jobs(part), headers=ops_bodies.follow(request.rel_url, part.after))
+
+    async def ops_show_job(self, request: web.Request, _: Token) -> web.Response:
+        found = await self._operators.job(requests.job_id(request))
+        return bodies.answer(ops_bodies.job(found, runbook_url=self._runbook_url))
+
+    async def ops_retry_job(self, request: web.Request, _: Token) -> web.Response:
+        job = await self._operators.retry(requests.job_id(request), request_id=request[requests.REQUEST_ID])
+        return bodies.answer(ops_bodies.job_summary(job), status=202, headers=ops_bodies.place(job))
+
+    async def ops_cancel_job(self, request: web.Request, _: Token) -> web.Response:
+        return bodies.answer(ops_bodies.job_summary(await self._operators.cancel(requests.job_id(request))))
+
+    async def ops_resolve_job(self, request: web.Request, token: Token) -> web.Response:
+        job_id, reason = requests.job_id(request), await self._reason(request)
+        resolved = await self._operators.resolve(job_id, by=token.name, reason=reason)
+        return bodies.answer(ops_bodies.job(resolved, runbook_url=self._runbook_url))
+
+    async def ops_bulk_jobs(self, request: web.Request, _: Token) -> web.Response:
+        body = await requests.body(request, BulkBody, timeout_seconds=self._body_seconds)
+        results = [await self._one_of_many(request, body.action, job_id) for job_id in body.ids]
+        return bodies.answer(ops_bodies.BulkResults(results=tuple(results)))
+
+    async def _one_of_many(self, request: web.Request, action: str, job_id: JobId) -> ops_bodies.BulkResult:
+        made = None
+        try:
+            if action == "retry":
+                made = (await self._operators.retry(job_id, request_id=request[requests.REQUEST_ID])).id
+            else:
+                await self._operators.cancel(job_id)
+        except errors.Refused as refusal:
+            return ops_bodies.BulkResult(id=job_id, done=False, job_id=None, code=refusal.code, detail=refusal.detail)
+        return ops_bodies.BulkResult(id=job_id, done=True, job_id=made, code=None, detail=None)
+
+    # --- servers, findings, audit ---
+
+    async def ops_list_servers(self, request: web.Request, _: Token) -> web.Response:
+        query = requests.query(request, OpsServersQuery)
+        part = await self._operators.servers(
+            node=query.node, account_id=query.account_id, stranded=query.stranded, cut=query.cut
+        )
+        return bodies.answer(ops_bodies.servers(part), headers=ops_bodies.follow(request.rel_url, part.after))
+
+    async def ops_show_server(self, request: web.Request, _: Token) -> web.Response:
+        server_id = requests.server_id(request)
+        found = await self._operators.server(server_id)
+        snapshots = await self._store.snapshots(
+            account_id=found.view.server.account_id,
+            wanted=SnapshotFilter(server_id=server_id),
+            offset=0,
+            limit=SNAPSHOTS_SHOWN,
+        )
+        latest = await self._operators.jobs(JobFilter(server_id=server_id), SHOWN)
+        return bodies.answer(ops_bodies.server_details(found, bodies.snapshots(snapshots), latest))
+
+    async def ops_list_findings(self, request: web.Request, _: Token) -> web.Response:
+        part = await self._operators.findings(requests.query(request, PartQuery).cut)
+        return bodies.answer(ops_bodies.findings(part), headers=ops_bodies.follow(request.rel_url, part.after))
+
+    async def ops_list_audit(self, request: web.Request, _: Token) -> web.Response:
+        query = requests.query(request, AuditQuery)
+        part = await self._operators.audit(query.wanted, since=query.since, until=query.until, cut=query.cut)
+        return bodies.answer(ops_bodies.audit(part), headers=ops_bodies.follow(request.rel_url, part.after))
+
+    # --- tokens ---
+
+    async def ops_list_tokens(self, request: web.Request, _: Token) -> web.Response:
+        wanted = requests.query(request, TokensQuery).account_id
+        found = [one for one in await self._tokens.all() if wanted in {None, one.account_id}]
+        return bodies.answer(ops_bodies.TokenList(results=tuple(map(ops_bodies.token, found))))
+
+    async def ops_create_token(self, request: web.Request, _: Token) -> web.Response:
+        body = await requests.body(request, TokenBody, timeout_seconds=self._body_seconds)
+        permissions = frozenset(map(Permission, body.permissions))
+        if body.account_id is not None and Permission.OPERATOR in permissions:
+            raise invalid(FieldError(field="account_id", detail="An operator's token belongs to no account."))
+        new = await self._tokens.create(
+            name=body.name,
+            account_id=body.account_id,
+            permissions=permissions,
+            lifetime=timedelta(hours=body.lifetime_hours) if body.lifetime_hours else None,
+        )
+        return bodies.answer(ops_bodies.new_token(new), status=201, headers={"Cache-Control": "no-store"})
+
+    async def ops_revoke_token(self, request: web.Request, _: Token) -> web.Response:
+        token_id = ops_requests.token_id(request)
+        if not await self._tokens.revoke(token_id):
+            raise errors.TokenNotFound(f"There is no token {token_id}.")
+        return web.Response(status=204)
+
+    async def ops_follow_events(self, request: web.Request, _: Token) -> web.StreamResponse:
+        return await self._streams.send(
+            request,
+            opened(),
+            None,
+            last_event_id=requests.last_event_id(request),
+            still_allowed=lambda: self._callers.still(request, Permission.OPERATOR),
+        )
+
+    async def _reason(self, request: web.Request) -> str:
+        """Why it is done, for the audit too. Raises Problem."""
+        body = await requests.body(request, ReasonBody, timeout_seconds=self._body_seconds)
+        request[REASON] = body.reason
+        return body.reason

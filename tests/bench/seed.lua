@@ -1,0 +1,43 @@
+-- Write a cell in bulk, for a test of its size only. ARGV: 'nodes', 'servers' or 'jobs', JSON [row, ...]. No job is queued.
+local now = now_ms()
+
+local function node(row)
+  redis.call('SADD', 'nodes', row.name)
+  redis.call('ZADD', 'nodes:by:name', 0, row.name)
+  redis.call('ZADD', 'nodes:by:heartbeat', now, row.name)
+  redis.call('ZADD', 'nodes:by:queued', 0, row.name)
+  redis.call('ZADD', 'nodes:by:free', row.free_bytes, row.name)
+  write('node:' .. row.name, {owner = 'seed', machine = 'seed', who = 'seed', heartbeat_ms = now, about = row.about})
+end
+
+local function server(row)
+  for _, key in ipairs({'servers', 'servers:node:' .. row.node, 'servers:account:' .. row.account}) do
+    redis.call('ZADD', key, row.id, row.id)
+  end
+  redis.call('SADD', 'node:' .. row.node .. ':servers', row.id)
+  write('server:' .. row.id, {v = '2', name = row.name, account = row.account, node = row.node, power = 'on'})
+end
+
+local function job(row)
+  local id, at = row.id, now - row.age_ms
+  row.id, row.age_ms = nil, nil
+  row.v, row.attempts, row.snapshot_description, row.step = '1', '1', '', 'preflight'
+  row.queued_ms, row.snapshot_created_ms = string.format('%.0f', at), string.format('%.0f', at)
+  local result = {
+    state = row.state, failure_code = row.failure_code, stranded = '0', downtime_seconds = tostring(at % 60 + 5),
+  }
+  if row.state ~= 'queued' then row.started_ms = row.queued_ms end
+  if not next(MAY_FOLLOW[row.state]) then
+    row.finished_ms = string.format('%.0f', at + at % 60000)
+    row.failure_detail, row.stranded, row.downtime_seconds = '', '0', result.downtime_seconds
+    if at > now - 86400000 then count_end(row, result, at) end
+  end
+  write('job:' .. id, row)
+  list_job(id, row)
+  list_failure(id, row, result, now)
+end
+
+for _, row in ipairs(cjson.decode(ARGV[2])) do
+  if ARGV[1] == 'nodes' then node(row) elseif ARGV[1] == 'servers' then server(row) else job(row) end
+end
+return 1

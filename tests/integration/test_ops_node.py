@@ -1,0 +1,181 @@
+"""What a node's worker does for the operators: pauses, reconciles, tells of its steps, its log and its storage."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import structlog
+from arq.connections import ArqRedis
+
+from drivers.base import Power
+from drivers.fake import FakeHypervisor
+from drivers.fake_faults import Effect, Happening
+from drivers.fake_state import FakeServer
+from tests.conftest import RedisServer
+from tests.integration.conftest import ACCOUNT, SERVER, Cell, nothing_more
+from tests.queueing import QUEUE, Jobs, at_work, put, until, until_told
+from worker.inventory import Inventory
+from worker.job_log import MOST_JOBS, MOST_LINES, JobLog
+from worker.jobs import queue
+from worker.jobs.model import Step
+from worker.jobs.ops import Cut, Operators
+from worker.journal import Journal
+from worker.procedures.work import Policy
+from worker.publisher import Publisher
+from worker.reconcile import Reconciler
+from worker.runner import Limits, Runner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    cell: Cell
+    operators: Operators
+    hypervisor: FakeHypervisor
+    runner: Runner
+    reconciler: Reconciler
+    inventory: Inventory
+    job_log: JobLog
+
+
+@pytest.fixture
+async def node(cell: Cell, tmp_path: Path) -> AsyncIterator[Node]:
+    hypervisor = FakeHypervisor(
+        [FakeServer(name="web-server-01", server_id=SERVER, account_id=ACCOUNT, power=Power.ON)]
+    )
+    journal, job_log = Journal(tmp_path / "journal.sqlite"), JobLog()
+    runner = Runner(
+        journal=journal,
+        hypervisor=hypervisor,
+        store=cell.node,
+        publisher=Publisher(cell.node, tell_again=nothing_more, log_of=job_log.taken),
+        policy=Policy(grace_seconds=0.1),
+        limits=Limits(first_retry_seconds=0.01),
+    )
+    reconciler = Reconciler(
+        hypervisor=hypervisor,
+        store=cell.node,
+        journal=journal,
+        runner=runner,
+        safety_kept_seconds=3600,
+        look_seconds=60,
+    )
+    yield Node(
+        cell=cell,
+        operators=Operators(cell.redis, cell.store),
+        hypervisor=hypervisor,
+        runner=runner,
+        reconciler=reconciler,
+        inventory=Inventory(hypervisor, cell.node, publish=reconciler.server, reconcile=reconciler.soon),
+        job_log=job_log,
+    )
+    journal.close()
+
+
+@pytest.fixture
+def logged(node: Node) -> Iterator[None]:
+    """Lines go by way of the job's log."""
+    before = structlog.get_config()["processors"]
+    structlog.configure(processors=[structlog.contextvars.merge_contextvars, node.job_log, *before])
+    yield
+    structlog.configure(processors=before)
+
+
+async def test_a_paused_node_takes_no_job_and_goes_on_at_once_when_told(
+    cell: Cell, redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    operators, jobs = Operators(redis, cell.store), Jobs()
+    async with at_work(redis_server.socket, jobs):
+        await put(redis, "before")
+        await jobs.have_started("before")
+        await operators.pause("n1", by="alice", reason="a new disk")
+        await put(redis, "while")
+
+        async def seen() -> bool:
+            return not await redis.exists(queue.wake_key(QUEUE))
+
+        await until_told(seen)
+        jobs.end("before")
+        await jobs.have_ended("before")  # what runs goes on
+        assert not jobs.starts["while"]
+
+        await operators.resume("n1")
+        await jobs.have_started("while")
+        jobs.end("while")
+
+
+async def test_every_step_is_told_with_its_tries_and_what_the_log_said(node: Node, logged: None) -> None:
+    node.hypervisor.faults.fail(Effect.START)
+    job = (await node.cell.create()).job
+    await node.runner.run(job.id)
+
+    shown = await node.operators.job(job.id)
+    assert [(step.step, step.attempt) for step in shown.steps] == [
+        ("preflight", 1),
+        ("stopping", 1),
+        ("snapshotting", 1),
+        ("starting", 1),
+        ("starting", 2),
+        ("measuring", 1),
+    ]
+    assert all(step.seconds is not None and step.seconds >= 0 for step in shown.steps)
+    assert [line["event"] for line in shown.log] == ["step.tried", "job.completed"]
+    assert (shown.power_found, shown.power_now) == ("on", "on")
+
+
+async def test_a_report_tells_what_the_node_runs_on_and_how_much_is_free(node: Node) -> None:
+    await node.inventory.report()
+    facts = (await node.operators.node("n1")).facts
+    assert facts is not None
+    assert (facts.hypervisor, facts.emulator) == ("fake 1.0.0", "fake 1.0.0")
+    assert facts.worker
+    assert facts.free_bytes == node.hypervisor.free_bytes
+    (first, *_) = (await node.operators.nodes(state=None, sort="free", cut=Cut(limit=1))).results
+    assert first.name == "n1"
+
+
+async def test_who_is_asked_reconciles_without_waiting_for_the_round(node: Node) -> None:
+    await node.inventory.report()
+    looks = 0
+
+    def count(happening: Happening) -> None:
+        nonlocal looks
+        looks += happening.server_id == SERVER
+
+    node.hypervisor.faults.hook = count
+    rounds = asyncio.create_task(node.reconciler.keep_reconciling())
+    await until(lambda: looks > 0)
+    async with node.runner.lock_of(SERVER):  # the first round is over
+        before = looks
+    await node.operators.reconcile("n1")
+    await node.inventory.report()
+    await until(lambda: looks > before)
+    rounds.cancel()
+    with suppress(asyncio.CancelledError):
+        await rounds
+
+
+async def test_the_lists_outlive_a_store_that_lost_its_data(node: Node) -> None:
+    await node.cell.redis.flushdb()
+    await node.cell.node.take_lease(seconds=60)
+    await node.inventory.report()
+    servers = await node.operators.servers(node="n1", account_id=None, stranded=False, cut=Cut(limit=10))
+    assert [server.view.server.id for server in servers.results] == [SERVER]
+
+
+def test_a_jobs_log_is_bounded_in_every_way() -> None:
+    log = JobLog()
+    for n in range(MOST_LINES + 10):
+        log(None, "info", {"event": "x" * 10_000, "n": n, "job_id": "one"})
+    log(None, "info", {"event": "of no job"})
+    lines = log.taken("one")
+    assert len(lines) == MOST_LINES
+    assert {len(line) for line in lines} == {2000}
+    assert log.taken("one") == ()
+    for n in range(MOST_JOBS + 1):
+        log(None, "info", {"event": "e", "job_id": str(n), "step": Step.STOPPING})
+    assert log.taken("0") == ()
+    assert json.loads(log.taken(str(MOST_JOBS))[0]) == {"event": "e", "step": "stopping"}
