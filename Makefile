@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check format openapi lock clean bench-pickup bench-admission bench-ops chaos
+.PHONY: help setup setup-tests run demo test check format openapi lock clean bench-pickup bench-admission bench-ops chaos
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -18,16 +18,19 @@ help: ## print this
 setup: ## Debian packages and .venv, from the lock
 	@deploy/setup.sh
 
+setup-tests: setup $(CLIENT)/.lock
+	@deploy/setup.sh tests
+
 run: setup ## the whole service with a real guest, until Ctrl-C (DRIVER=fake: no hypervisor)
 	@exec $(BIN)/python -m deploy.demo.run
 
 demo: setup ## the scripted proof: write A, create, write B, restore, A is back, delete
 	@exec $(BIN)/python -m deploy.demo.demo
 
-test: setup $(CLIENT)/.lock ## every test
+test: setup-tests ## every test
 	$(BIN)/pytest
 
-check: setup $(CLIENT)/.lock ## what CI runs: format, lint, types, import walls, tests
+check: setup-tests ## what CI runs: format, lint, types, import walls, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -68,9 +71,10 @@ UV = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --g
     --no-header --no-annotate --no-emit-index-url --no-emit-find-links $(UPGRADE)
 lock: setup $(CLIENT)/.lock ## resolve what we need into the lock files (UPGRADE=--upgrade: to the newest versions)
 	@test -x .venv-lock/bin/uv || { $(BIN)/python -m venv .venv-lock && .venv-lock/bin/pip install -q uv; }
-	$(UV) pyproject.toml --extra node --group build --group dev -o deploy/lock/dev.txt
+	$(UV) pyproject.toml --extra node --extra tracing --group build --group dev -o deploy/lock/dev.txt
 	$(UV) pyproject.toml --extra node -c deploy/lock/dev.txt -o deploy/lock/node.txt
 	$(UV) pyproject.toml -c deploy/lock/dev.txt -o deploy/lock/front-end.txt
+	$(UV) pyproject.toml --extra tracing -c deploy/lock/dev.txt -o deploy/lock/tracing.txt
 	$(UV) --group build -c deploy/lock/dev.txt -o deploy/lock/build.txt
 	$(UV) --group client -o deploy/lock/client.txt
 	cd tests/integration/clients && PATH="$(abspath $(CLIENT))/bin:$$PATH" npm install --package-lock-only --ignore-scripts \

@@ -3,6 +3,7 @@
 #
 # Runs from everywhere as often as you like: what is there already is not touched, and a second run takes milliseconds.
 #   deploy/setup.sh packages     only what needs root
+#   deploy/setup.sh tests        only Debian's packages that the tests need on top
 #   PYTHON=/usr/bin/python3.12   interpreter of the venv, 3.11 or later (default: the venv's own, for a new one python3)
 #   VENV=.venv                   where the venv goes
 set -euo pipefail
@@ -21,6 +22,8 @@ PACKAGES=(
     curl openssl                                    # the calls that `make run` and the README show; TLS to Redis in the tests
     systemd                                         # the tests have it verify the units
 )
+# ... and what only the tests ask for: a browser for the dashboard; Prometheus with promtool for metrics and alerts
+TEST_PACKAGES=(chromium prometheus)
 # ... and where PYTHON is Debian's own, which comes without venv and headers:
 DEBIAN_PYTHON_PACKAGES=(python3-venv python3-dev)
 
@@ -32,12 +35,12 @@ fingerprint() { { pwd && cat "$LOCK"/*.txt pyproject.toml deploy/setup.sh; } | s
 is_current() { [ "$(sed -n 1p "$VENV/.setup" 2>/dev/null)" = "$(fingerprint)" ]; }
 is_of_python() { [ -z "${PYTHON:-}" ] || [ "$(sed -n 2p "$VENV/.setup" 2>/dev/null)" = "$(command -v "$PYTHON")" ]; }
 
-if [ "${1:-}" != packages ] && is_current && is_of_python; then exit 0; fi
+if [ -z "${1:-}" ] && is_current && is_of_python; then exit 0; fi
 
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"
     elif command -v sudo >/dev/null; then sudo "$@"
-    else die "not root and no sudo here; let root run once: $PWD/deploy/setup.sh packages"
+    else die "not root and no sudo here; let root run once: $PWD/deploy/setup.sh packages; deploy/setup.sh tests"
     fi
 }
 
@@ -52,24 +55,32 @@ install_packages() {
             trap "rm -f /usr/sbin/policy-rc.d" EXIT
             printf "#!/bin/sh\nexit 101\n" >/usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d
         fi
-        had_redis=$(command -v redis-server)
+        for service in redis-server prometheus; do
+            command -v $service >/dev/null || new="${new:-} $service"
+        done
         apt-get -q -y install --no-install-recommends "$@" || exit
-        if [ -z "$had_redis" ] && [ -d /run/systemd/system ]; then systemctl disable redis-server; fi
+        [ -d /run/systemd/system ] || exit 0
+        for service in ${new:-}; do
+            systemctl disable $service 2>/dev/null || true
+        done
     ' install "${missing[@]}"
 }
 
+missing=()
 ensure_packages() {
-    local wanted=("${PACKAGES[@]}") package
+    local wanted=("$@") package
     if ! command -v apt-get >/dev/null; then
         say "no apt-get here: these, by their Debian names, must be there: ${wanted[*]}"
         return
     fi
-    [ "$("$python" -c 'import sys; print(sys.base_prefix)')" != /usr ] || wanted+=("${DEBIAN_PYTHON_PACKAGES[@]}")
     missing=()
     for package in "${wanted[@]}"; do
         [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
     done
     [ ${#missing[@]} -eq 0 ] || install_packages
+}
+
+ensure_hypervisor_account() {
     # Run by root, libvirt's driver insists on this account even where qemu.conf names another. Debian makes it with the
     # daemon, which we leave out; number and home are Debian's, so that a libvirtd installed later finds what it expects.
     if ! getent passwd libvirt-qemu >/dev/null && { [ ${#missing[@]} -gt 0 ] || [ "$(id -u)" -eq 0 ]; }; then
@@ -94,11 +105,14 @@ ensure_venv() {
 # One at a time: a `make test` beside a `make run` waits for its venv instead of tearing at it.
 exec 9<.
 flock 9
-if [ "${1:-}" != packages ] && is_current && is_of_python; then exit 0; fi
+if [ "${1:-}" = tests ]; then ensure_packages "${TEST_PACKAGES[@]}"; exit 0; fi
+if [ -z "${1:-}" ] && is_current && is_of_python; then exit 0; fi
 
 python=${PYTHON:-$(sed -n 2p "$VENV/.setup" 2>/dev/null || true)}
 python=${python:-python3}
 command -v "$python" >/dev/null || die "$python: no such interpreter"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "$("$python" --version): 3.11 or later is needed, set PYTHON="
-ensure_packages
+[ "$("$python" -c 'import sys; print(sys.base_prefix)')" != /usr ] || PACKAGES+=("${DEBIAN_PYTHON_PACKAGES[@]}")
+ensure_packages "${PACKAGES[@]}"
+ensure_hypervisor_account
 [ "${1:-}" = packages ] || ensure_venv
