@@ -20,6 +20,7 @@ from api.requests import BODY_MAX_BYTES
 from api.sender import Sender
 from api.settings import ApiSettings
 from api.streams import Streams
+from api.traces import traced
 from worker.jobs.audit import Audit
 from worker.jobs.deliveries import Deliveries
 from worker.jobs.errors import StoreUnavailable
@@ -69,7 +70,7 @@ def build(redis: ArqRedis, settings: ApiSettings, *, resolver: AbstractResolver 
     )
 
     audit = Audit(redis, kept=timedelta(days=settings.audit_days))
-    app = web.Application(middlewares=[around(callers, audit)], client_max_size=BODY_MAX_BYTES)
+    app = web.Application(middlewares=[traced, around(callers, audit)], client_max_size=BODY_MAX_BYTES)
     app.cleanup_ctx.append(streams.running)
     app.on_shutdown.append(streams.end_all)
     app.on_response_prepare.append(finish_head)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import re
 import signal
 import sys
@@ -28,6 +29,7 @@ from worker.jobs.configuration import ConfigurationError, help_text, load
 from worker.jobs.connection import connect
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import AccountId
+from worker.jobs.span_export import exporting
 from worker.jobs.tokens import NewToken, Permission, Token, Tokens
 
 Result = TypeVar("Result")
@@ -77,7 +79,10 @@ def serve(context: typer.Context, config: Config = None) -> None:
     settings = _settings(context, config)
     logs.configure(level=logging.getLevelNamesMapping()[settings.log_level.upper()])
     try:
-        uvloop.run(_serve(settings))
+        with exporting(settings.tracing, service="vps-snapshots-api", instance=f"{gethostname()}:{os.getpid()}"):
+            uvloop.run(_serve(settings))
+    except ConfigurationError as error:
+        _refuse(str(error))
     except OSError as error:
         _refuse(f"can't listen on {_address(settings)}: {error.strerror or error}")
 

@@ -24,7 +24,7 @@ Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _PATH_SHOWN = 200  # characters: an id in it is anyone's text until it is looked at
-_PROBES = frozenset({"/healthz", "/readyz"})
+PROBES = frozenset({"/healthz", "/readyz"})
 
 log = structlog.get_logger()
 
@@ -42,9 +42,9 @@ def around(callers: Callers, audit: Audit) -> Middleware:
         address = callers.address(request)
         if _is_audited(request, response):
             await _write_down(audit, _entry(request, response, address))
-        route = _route(request)
+        route = route_of(request)
         # probes come every few seconds: on demand only
-        write = log.debug if route in _PROBES else log.info
+        write = log.debug if route in PROBES else log.info
         milliseconds = round((time.monotonic() - began) * 1000, 1)
         write(
             "request.done",
@@ -121,7 +121,7 @@ async def _answer(request: web.Request, handler: Next, request_id: str) -> web.S
     return problems.respond(refused, request_id=request_id)
 
 
-def _route(request: web.Request) -> str:
+def route_of(request: web.Request) -> str:
     """The path with its ids left out; paths that we don't know are one."""
     resource = request.match_info.route.resource
     return resource.canonical if resource is not None else "unknown"

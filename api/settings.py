@@ -8,6 +8,7 @@ from pydantic import Field
 
 from worker.jobs.configuration import FileSettings
 from worker.jobs.connection import RedisSettings
+from worker.jobs.span_export import TracingSettings
 from worker.jobs.store import NODE_SILENT_SECONDS
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -23,6 +24,7 @@ class ApiSettings(FileSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8080, description="0: any that is free")
     unix_socket: Path | None = Field(default=None, description="listen here and not on host and port")
     redis: RedisSettings = Field(default_factory=RedisSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
     node_silent_seconds: Seconds = Field(
         default=NODE_SILENT_SECONDS, description="after so long without a heartbeat a node gets no new job"
     )

@@ -23,6 +23,7 @@ from worker.jobs.connection import connect
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import JobId
 from worker.jobs.node_store import NodeStore
+from worker.jobs.span_export import exporting
 from worker.journal import Journal, NewerJournal
 from worker.lease import Lease, NodeLock, NodeTaken, machine_id, who_am_i
 from worker.node_worker import FALLBACK_SECONDS, NodeWorker
@@ -31,6 +32,7 @@ from worker.reconcile import Reconciler
 from worker.runner import LAST_WORDS_SECONDS, Runner
 from worker.scheduler import Scheduler
 from worker.settings import Driver, WorkerSettings
+from worker.traces import of_calls
 
 CANCEL_AGAIN_SECONDS = 1.0
 HUNG_SECONDS = (
@@ -54,8 +56,9 @@ def run(config: Config = None) -> None:
     job_log = JobLog()
     logs.configure(also=(job_log,))
     try:
-        uvloop.run(_serve(settings, job_log))
-    except (NodeTaken, NewerJournal, DriverError) as error:
+        with exporting(settings.tracing, service="vps-snapshots-worker", instance=settings.node):
+            uvloop.run(_serve(settings, job_log))
+    except (NodeTaken, NewerJournal, DriverError, ConfigurationError) as error:
         _refuse(str(error))
 
 
@@ -163,7 +166,7 @@ async def _serve(settings: WorkerSettings, job_log: JobLog) -> None:
         stack.push_async_callback(waiting.aclose, close_connection_pool=True)
         await _live(
             settings=settings,
-            hypervisor=hypervisor,
+            hypervisor=of_calls(hypervisor) if settings.tracing.endpoint else hypervisor,
             journal=journal,
             job_log=job_log,
             redis=redis,

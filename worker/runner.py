@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from drivers.base import DriverError, Hypervisor
+from worker import traces
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
 from worker.jobs.node_store import BeginRefused, LeaseLost, NodeStore
@@ -165,8 +166,11 @@ class Runner:
 
     async def _to_the_end(self, entry: Entry, *, resumed: bool) -> None:
         task = entry.task
-        with structlog.contextvars.bound_contextvars(
-            job_id=task.job_id, request_id=task.request_id, kind=task.kind, server_id=task.server_id
+        with (
+            structlog.contextvars.bound_contextvars(
+                job_id=task.job_id, request_id=task.request_id, kind=task.kind, server_id=task.server_id
+            ),
+            traces.job(task, node=self._store.node, resumed=resumed),
         ):
             outcome = entry.outcome
             while outcome is None:
@@ -178,6 +182,7 @@ class Runner:
                     log.error("job.not_written_down", reason=str(error), again_in_seconds=RETRY_MOST_SECONDS)  # noqa: TRY400 - the disk's
                     await asyncio.sleep(RETRY_MOST_SECONDS)
                     entry, resumed = self._journal.find(task.job_id) or entry, True  # as after a crash
+            traces.job_over(outcome)
             await self._publisher.outcome(task.job_id, task.server_id, outcome)
             with suppress(JournalFailed):  # published again by the next process: that changes nothing
                 self._journal.published(task.job_id)
@@ -215,14 +220,15 @@ class Runner:
             self._journal.interrupted(task.job_id)
             log.warning("job.resumed", step=step, interruptions=interruptions)
         while step is not None:
-            if interruptions > self._limits.interruptions:
-                reason = Failure(
-                    code="interrupted", detail=f"The node's worker died {interruptions} times in this step."
-                )
-                step_over = self._failed(procedure, step, facts, reason)
-            else:
-                work = self._work(task, facts, interrupted=interrupted)
-                step_over = await self._take(procedure, step, work, tried=interruptions)
+            with traces.step(step, resumed=interrupted):
+                if interruptions > self._limits.interruptions:
+                    reason = Failure(
+                        code="interrupted", detail=f"The node's worker died {interruptions} times in this step."
+                    )
+                    step_over = self._failed(procedure, step, facts, reason)
+                else:
+                    work = self._work(task, facts, interrupted=interrupted)
+                    step_over = await self._take(procedure, step, work, tried=interruptions)
             step, facts, interruptions, interrupted = step_over.step, step_over.facts, 0, False
             if step is not None:
                 self._journal.enter(task.job_id, step, facts)
@@ -250,6 +256,7 @@ class Runner:
         while True:
             tries += 1
             self._publisher.step(work.task.job_id, step, attempt=tried + tries)
+            traces.step_tried(tried + tries)
             try:
                 async with asyncio.timeout(limit):
                     return await procedure.steps[step](work)
@@ -276,6 +283,7 @@ class Runner:
         return self._failed(procedure, step, work.facts, reason)
 
     def _failed(self, procedure: Procedure, step: Step, facts: Facts, reason: Failure) -> Next:
+        traces.step_failed(reason.code)
         facts = facts.failed(replace(reason, stranded=step in procedure.strands))
         return Next(step=procedure.if_it_fails[step](facts), facts=facts)
 

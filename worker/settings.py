@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints
 
 from worker.jobs.configuration import FileSettings
 from worker.jobs.connection import RedisSettings
+from worker.jobs.span_export import TracingSettings
 from worker.procedures.work import Policy
 from worker.runner import Limits
 
@@ -26,6 +27,7 @@ class WorkerSettings(FileSettings):
     )
     state_dir: Path = Field(default=Path("/var/lib/vps-snapshots"), description="holds the journal and the lock file")
     redis: RedisSettings = Field(default_factory=RedisSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
     driver: Driver = Field(default=Driver.KVM, description="fake: simulated servers, for trying out and for load")
     libvirt_uri: str = Field(default="qemu:///system")
     fake_servers: Annotated[int, Field(ge=1, le=100_000)] = Field(default=3, description="with driver fake: how many")

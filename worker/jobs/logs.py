@@ -6,8 +6,11 @@ import sys
 import structlog
 from structlog.typing import Processor
 
+from worker.jobs.tracing import with_trace_id
+
 _SHARED: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,  # request id, job id: on every line of the request or job
+    with_trace_id,
     structlog.stdlib.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 )

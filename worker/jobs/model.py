@@ -171,6 +171,7 @@ class Job:
     estimated_seconds: int | None = None  # median of the node's latest jobs of this kind; None before the first
     downtime_seconds: float | None = None  # how long the job kept the guest off
     failure: Failure | None = None
+    traceparent: str = ""  # the span that it goes on from, after W3C Trace Context; "": none
 
     @property
     def percent(self) -> int:

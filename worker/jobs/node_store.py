@@ -29,7 +29,7 @@ from worker.jobs.model import (
     Step,
 )
 from worker.jobs.outcome import DELETE_RETRY_SECONDS, Outcome
-from worker.jobs.store import NODE_SILENT_SECONDS, queue_parameters, redis_answers
+from worker.jobs.store import NODE_SILENT_SECONDS, decided, queue_parameters, redis_answers
 from worker.jobs.telling import NOTHING_TOLD, NodeFacts, Told
 
 FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
@@ -314,7 +314,7 @@ class NodeStore:
             "silent_ms": self._silent_ms,
             "queue": queue_parameters(),
         }
-        verdict, answer, *_ = await self._call("admit", json.dumps(ask))
+        verdict, answer, *_ = await decided(self._scripts["admit"], ask)
         if verdict == b"refused":
             raise RunRefused(answer.decode())
         return job_id

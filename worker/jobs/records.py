@@ -119,4 +119,5 @@ def job(
         estimated_seconds=max(1, round(median(map(int, milliseconds)) / 1000)) if milliseconds else None,
         downtime_seconds=float(record["downtime_seconds"]) if record.get("downtime_seconds") else None,
         failure=failure,
+        traceparent=record.get("traceparent", ""),
     )

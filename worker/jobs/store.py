@@ -13,9 +13,11 @@ from typing import Any, Generic, Literal, TypeVar
 from uuid import uuid4
 
 from arq.connections import ArqRedis
+from opentelemetry.trace import SpanKind
+from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
-from worker.jobs import errors, queue, records, scripts
+from worker.jobs import errors, queue, records, scripts, tracing
 from worker.jobs.model import (
     SNAPSHOTS_PER_SERVER,
     AccountId,
@@ -127,6 +129,19 @@ def queue_parameters() -> dict[str, Any]:
         "payload": queue.payload("JOB_ID", 0).decode(),
         "expires_ms": ARQ_RECORD_KEPT_SECONDS * 1000,
     }
+
+
+async def decided(admit: AsyncScript, ask: dict[str, Any]) -> list[Any]:
+    """What `admit.lua` answers, within a span that the job's goes on from."""
+    name = f"admit {ask['kind']}"
+    with redis_answers(), tracing.span(name, {"vps_snapshots.job.kind": ask["kind"]}, kind=SpanKind.PRODUCER) as span:
+        answer: list[Any] = await admit(args=[json.dumps(ask | tracing.carried())])
+        match answer:
+            case [b"refused", code, *_]:
+                span.set_attribute("vps_snapshots.refused", code.decode())
+            case [_, [job_id, *_], *_]:
+                span.set_attribute("vps_snapshots.job.id", job_id.decode())
+        return answer
 
 
 class Store:
@@ -336,8 +351,7 @@ class Store:
             "idempotency": for_script(idempotency),
             **more,
         }
-        with redis_answers():
-            verdict, *answer = await self._admit(args=[json.dumps(ask)])
+        verdict, *answer = await decided(self._admit, ask)
         if verdict == b"refused":
             raise _refusal(kind, target, *[item.decode() for item in answer])
         return list(answer)

@@ -28,6 +28,7 @@ class Task:
     created_at: datetime
     request_id: str
     undoes: JobId | None = None
+    traceparent: str = ""  # so that after a crash the trace goes on, too
 
     @classmethod
     def of(cls, job: Job) -> Self:
@@ -41,6 +42,7 @@ class Task:
             created_at=job.snapshot_created_at,
             request_id=job.request_id,
             undoes=job.undoes,
+            traceparent=job.traceparent,
         )
 
     @property

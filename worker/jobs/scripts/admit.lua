@@ -2,7 +2,7 @@
 -- same way; its job holds no server and makes no snapshot. A create by a schedule makes room where it must.
 -- ARGV[1]: JSON {kind, dry_run, account, id, name, description, request_id, job_id, limit, silent_ms, queue{...},
 -- again (a delete that has not freed its space), idempotency{key, fingerprint, kept_ms}, schedule{id, due_ms, next_ms,
--- retry_ms}}. id: the server's for a create, the restore's job for an undo, else the snapshot's.
+-- retry_ms}, traceparent or nil}. id: the server's for a create, the restore's job for an undo, else the snapshot's.
 -- Answers {'refused', code, ...} or {'admitted', job, snapshot (nil for a dry run)}, as they are shown.
 local ask = cjson.decode(ARGV[1])
 
@@ -18,7 +18,7 @@ local function admit(server_id, server, snapshot_id, snapshot, undoes)
     kind = ask.dry_run and 'check_' .. ask.kind or ask.kind,
     server = server_id, server_name = server.name, account = server.account, node = server.node,
     snapshot = snapshot_id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
-    snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id,
+    snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id, traceparent = ask.traceparent,
   }, ask.queue)
   return {'admitted', show_job(ask.job_id), snapshot_id ~= '0' and show_snapshot(snapshot_id) or nil}
 end
@@ -72,6 +72,7 @@ local function delete(snapshot, server)
   local refused = refuse_server(server)
   if refused then return refused end
   retire_snapshot(ask.id, snapshot, server.node, now_ms() + tonumber(ask.retry_ms))
+  if ask.traceparent then redis.call('HSET', 'snapshot:' .. ask.id, 'traceparent', ask.traceparent) end
   return admit(snapshot.server, server, ask.id, snapshot)
 end
 

@@ -15,7 +15,7 @@ for i, id in ipairs(ids) do
     enqueue(ARGV[4 + i], {
       kind = 'delete', server = snapshot.server, server_name = server.name, account = snapshot.account,
       node = ARGV[1], snapshot = id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
-      snapshot_created_ms = snapshot.created_ms, request_id = '',
+      snapshot_created_ms = snapshot.created_ms, request_id = '', traceparent = snapshot.traceparent,
     }, cjson.decode(ARGV[4]))
     queued[#queued + 1] = ARGV[4 + i]
   end

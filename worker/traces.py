@@ -1,0 +1,84 @@
+"""The spans of a node: a job, its steps, and the calls of the hypervisor that a step makes."""
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from opentelemetry.trace import SpanKind
+
+from drivers.base import Hypervisor
+from worker.jobs import tracing
+from worker.jobs.model import Step
+from worker.jobs.outcome import Outcome
+from worker.procedures.work import Task
+
+
+@contextmanager
+def job(task: Task, *, node: str, resumed: bool) -> Iterator[None]:
+    """One run of a job by one process; after a crash the next run's span stands beside it, in the same trace."""
+    attributes: dict[str, str | int | bool] = {
+        "vps_snapshots.job.id": task.job_id,
+        "vps_snapshots.job.kind": task.kind,
+        "vps_snapshots.server.id": task.server_id,
+        "vps_snapshots.node": node,
+        "vps_snapshots.request.id": task.request_id,
+        "vps_snapshots.resumed": resumed,
+    }
+    parent = {tracing.TRACEPARENT: task.traceparent}
+    with tracing.span(f"job {task.kind}", attributes, kind=SpanKind.CONSUMER, parent=parent):
+        yield
+
+
+def job_over(outcome: Outcome) -> None:
+    tracing.note({"vps_snapshots.outcome": outcome.state})
+    if outcome.failure is not None:
+        tracing.note({"vps_snapshots.stranded": outcome.failure.stranded})
+        tracing.failed(outcome.failure.code)
+
+
+@contextmanager
+def step(name: Step, *, resumed: bool) -> Iterator[None]:
+    with tracing.span(f"step {name}", {"vps_snapshots.resumed": resumed, "vps_snapshots.outcome": "completed"}):
+        try:
+            yield
+        except BaseException:  # the end of the process, or the journal's disk is full
+            tracing.note({"vps_snapshots.outcome": "interrupted"})
+            raise
+
+
+def step_tried(attempt: int) -> None:
+    tracing.note({"vps_snapshots.attempts": attempt})
+
+
+def step_failed(code: str) -> None:
+    tracing.note({"vps_snapshots.outcome": "failed"})
+    tracing.failed(code)
+
+
+class _Traced:
+    """Any driver, each call with a span of its own."""
+
+    def __init__(self, hypervisor: Hypervisor) -> None:
+        self._hypervisor = hypervisor
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._hypervisor, name)
+        return _with_span(name, call) if inspect.iscoroutinefunction(call) else call
+
+
+def of_calls(hypervisor: Hypervisor) -> Hypervisor:
+    """The same hypervisor, whose calls are spans where a job makes them; of the looking around all day long none is."""
+    return cast("Hypervisor", _Traced(hypervisor))
+
+
+def _with_span(name: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(call)
+    async def called(*arguments: Any, **named: Any) -> Any:
+        if not tracing.is_traced():
+            return await call(*arguments, **named)
+        with tracing.span(f"hypervisor {name}", {}):
+            return await call(*arguments, **named)
+
+    return called
