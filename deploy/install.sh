@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs this checkout on a machine of production: deploy/install.sh node | front-end     (as root, on Debian 12)
+# Installs this checkout on a machine of production: deploy/install.sh node | front-end [tracing]     (as root, on Debian 12)
 #
 # Debian's packages, the programs with their own venv in /opt/vps-snapshots, hash-checked from the lock, the unit, and the
 # example settings where there are none yet. Starts nothing. Run again to upgrade; then restart the unit.
@@ -14,6 +14,11 @@ case $role in
     node) unit=worker packages=(libvirt-daemon-system qemu-utils libvirt-dev pkg-config gcc python3-dev) ;;
     front-end) unit=api packages=() ;;
     *) die "say what this machine is: node or front-end" ;;
+esac
+extra=${2:-}
+case $extra in
+    '' | tracing) ;;
+    *) die "$extra: the one extra is tracing" ;;
 esac
 [ "$(id -u)" -eq 0 ] || die "must be root"
 packages+=(python3-venv)
@@ -31,8 +36,11 @@ fi
 home=/opt/vps-snapshots
 say "programs: $home"
 [ -x "$home/bin/pip" ] || python3 -m venv --clear "$home"
+# what is there is upgraded with the rest: its parts must fit together
+if "$home/bin/pip" show -q opentelemetry-sdk 2>/dev/null; then extra=tracing; fi
 "$home/bin/pip" install -q --disable-pip-version-check --require-hashes -r deploy/lock/build.txt
 "$home/bin/pip" install -q --no-build-isolation --require-hashes -r "deploy/lock/$role.txt"
+if [ -n "$extra" ]; then "$home/bin/pip" install -q --no-build-isolation --require-hashes -r "deploy/lock/$extra.txt"; fi
 "$home/bin/pip" install -q --no-build-isolation --no-deps --force-reinstall .
 
 ln -sf "$home/bin/vps-snapshots-$unit" /usr/local/bin/

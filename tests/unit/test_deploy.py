@@ -12,6 +12,7 @@ import pytest
 from api.settings import ApiSettings
 from tests.conftest import needs
 from worker.jobs.configuration import ENV_PREFIX, FileSettings, load
+from worker.jobs.span_export import SHUTDOWN_SECONDS
 from worker.runner import LAST_WORDS_SECONDS
 from worker.settings import WorkerSettings
 
@@ -80,13 +81,13 @@ def test_the_examples_show_the_defaults_but_for_where_redis_is(name: str) -> Non
 def test_a_stop_gives_the_worker_the_time_to_drain() -> None:
     service = unit_options("vps-snapshots-worker.service")["Service"]
     drain = WorkerSettings.model_fields["drain_seconds"].default
-    assert float(service["TimeoutStopSec"]) > drain + LAST_WORDS_SECONDS
+    assert float(service["TimeoutStopSec"]) > drain + LAST_WORDS_SECONDS + SHUTDOWN_SECONDS
     assert service["KillMode"] == "mixed"  # SIGTERM must not reach the qemu-img in its hands
 
 
 def test_a_stop_gives_the_front_end_the_time_to_drain() -> None:
     service = unit_options("vps-snapshots-api.service")["Service"]
-    assert float(service["TimeoutStopSec"]) > ApiSettings.model_fields["drain_seconds"].default
+    assert float(service["TimeoutStopSec"]) > ApiSettings.model_fields["drain_seconds"].default + SHUTDOWN_SECONDS
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
