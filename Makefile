@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run demo test check format openapi lock clean bench-pickup bench-admission bench-ops chaos
+.PHONY: help setup setup-tests run demo test check format openapi lock clean bench-pickup bench-admission bench-ops bench-tracing chaos
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -62,6 +62,9 @@ chaos: setup ## kill parts of a real cell in the midst of random work, and look 
 
 bench-ops: setup ## the operators' lists on N jobs (100000), beside the same on 1,000
 	$(BIN)/python -m tests.bench.ops
+
+bench-tracing: setup ## what the spans of a request cost, beside the request
+	$(BIN)/python -m tests.bench.tracing
 
 bench-admission: setup ## jobs admitted a second, beside plain arq's enqueue
 	$(BIN)/python -m tests.bench.admission

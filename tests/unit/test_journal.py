@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +25,7 @@ TASK = Task(
     description='two\nlines "ü"',
     created_at=datetime(2025, 1, 15, 18, 30, tzinfo=UTC),
     request_id="r1",
+    traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
 )
 FACTS = Facts(was_running=True, off_since=1.5, failure=Failure(code="disk_failed", detail="vdb", stranded=True))
 OUTCOME = Outcome(
@@ -52,6 +54,16 @@ def test_a_process_that_comes_later_finds_the_job_the_step_and_the_facts(opened:
     (entry,) = opened().owed()
 
     assert (entry.task, entry.step, entry.facts, entry.outcome) == (TASK, Step.REVERTING, FACTS, None)
+
+
+def test_a_job_that_was_begun_before_there_were_traces_goes_on(opened: Callable[[], Journal], path: Path) -> None:
+    opened().begin(TASK, Step.PREFLIGHT)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE jobs SET task = json_remove(task, '$.traceparent')")
+
+    (entry,) = opened().owed()
+
+    assert entry.task == replace(TASK, traceparent="")
 
 
 def test_a_job_that_is_begun_twice_keeps_its_step(opened: Callable[[], Journal]) -> None:

@@ -20,7 +20,7 @@ from worker.jobs.configuration import ConfigurationError
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-SHUTDOWN_SECONDS = 3.0  # at the end of the process, for the last spans
+SHUTDOWN_SECONDS = 2.0  # at the end of the process, for the last spans
 COMPLAINT_SECONDS = 60.0  # from one line on trouble to the next
 
 log = structlog.stdlib.get_logger()

@@ -1,0 +1,73 @@
+"""What a caller's trace is handed on by, whatever becomes of the job, also where nothing is exported."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from worker.jobs import tracing
+from worker.jobs.model import Failure, Job, JobId, JobState, SnapshotId, SnapshotStatus
+from worker.jobs.outcome import Outcome
+from worker.jobs.schedules import Plan, Schedules
+from worker.scheduler import Scheduler
+
+FIRST, SECOND = (f"00-4bf92f3577b34da6a3ce929d0e0e4736-{span}-01" for span in ("00f067aa0ba902b7", "53995c3f42cd8ad8"))
+DONE = Outcome(state=JobState.COMPLETED, snapshot_status=SnapshotStatus.COMPLETED, size_mb=1, undoable_seconds=60)
+BROKEN = Outcome(state=JobState.FAILED, failure=Failure(code="disk_failed", detail="vdb"))
+
+
+async def do(cell: Cell, job_id: JobId, outcome: Outcome = DONE) -> Job:
+    """The job as the node gets it."""
+    job = await cell.node.begin(job_id)
+    await cell.node.finish(job_id, outcome)
+    return job
+
+
+async def made(cell: Cell) -> SnapshotId:
+    admitted = await cell.create()
+    assert (await do(cell, admitted.job.id)).traceparent == ""
+    return admitted.snapshot.id
+
+
+async def test_a_create_a_restore_its_undo_and_a_second_try_each_carry_the_trace_of_their_request(cell: Cell) -> None:
+    with tracing.span("a request", {}, parent={"traceparent": FIRST}):
+        create = await cell.create()
+    assert (await do(cell, create.job.id)).traceparent == FIRST
+    with tracing.span("a request", {}, parent={"traceparent": SECOND}):
+        restore = await cell.store.restore(account_id=ACCOUNT, snapshot_id=create.snapshot.id, request_id="r")
+    assert (await do(cell, restore.job.id)).traceparent == SECOND
+    with tracing.span("a request", {}, parent={"traceparent": FIRST}):
+        undo = await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
+    assert (await do(cell, undo.id, BROKEN)).traceparent == FIRST
+    with tracing.span("a request", {}, parent={"traceparent": SECOND}):
+        again = await cell.store.again(undo, request_id="r")
+    assert (await do(cell, again.id)).traceparent == SECOND
+
+
+async def test_a_delete_that_the_node_tries_again_stays_in_its_trace(cell: Cell) -> None:
+    snapshot_id = await made(cell)
+    with tracing.span("a request", {}, parent={"traceparent": FIRST}):
+        await cell.store.delete(account_id=ACCOUNT, snapshot_id=snapshot_id, request_id="r")
+    first = await cell.holder()
+    assert (await do(cell, first, BROKEN)).traceparent == FIRST
+    await cell.redis.zadd("node:n1:deleting", {str(snapshot_id): 0})
+    assert await cell.node.retry_deletes() == 1
+    assert (await do(cell, await cell.holder())).traceparent == FIRST
+
+
+async def test_a_run_of_a_schedule_carries_the_trace_of_its_round(cell: Cell) -> None:
+    plan = Plan(name="nightly", when="daily", keep=2, expire_after=None, enabled=True)
+    schedule = await Schedules(cell.redis).create(account_id=ACCOUNT, server_id=SERVER, plan=plan, idempotency=None)
+    await cell.redis.zadd("schedules:due", {schedule.id: datetime.now(UTC).timestamp() * 1000 // 1})
+    with tracing.span("a round", {}, parent={"traceparent": FIRST}):
+        await Scheduler(store=cell.node).round()
+    assert (await do(cell, await cell.holder())).traceparent == FIRST
+
+
+@pytest.mark.parametrize(
+    "text", ["", "00-short-01", FIRST.replace("00-", "ff-", 1), f"00-{'0' * 32}-00f067aa0ba902b7-01"]
+)
+async def test_what_is_no_traceparent_is_as_none(cell: Cell, text: str) -> None:
+    with tracing.span("a request", {}, parent={"traceparent": text}):
+        created = await cell.create()
+    assert (await do(cell, created.job.id)).traceparent == ""
