@@ -12,6 +12,7 @@ from drivers.base import Power, SnapshotSpec
 from drivers.fake import FakeHypervisor
 from drivers.fake_state import FakeDisk, FakeServer
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, nothing_more
+from tests.queueing import until_told
 from worker.inventory import Inventory
 from worker.jobs import errors
 from worker.jobs.model import Job, JobId, JobKind, SnapshotId, SnapshotStatus, Step
@@ -132,6 +133,21 @@ async def test_ids_go_on_above_every_id_that_a_disk_carries(node: Node) -> None:
     await lose_redis_data(node)
     await report(node)
     assert (await node.cell.create("next")).snapshot.id > 99_000_000_000
+
+
+async def test_an_older_copy_of_the_data_gives_no_id_a_second_time(node: Node) -> None:
+    given = await node.create("given")
+    await node.cell.raw("SET", "snapshots:last_id", given - 1000)
+    await node.cell.raw("DEL", f"snapshot:{given}")
+    seconds, _ = await node.cell.redis.time()
+
+    async def later() -> bool:
+        now, _ = await node.cell.redis.time()
+        return bool(now > seconds)
+
+    await until_told(later)  # an older copy is not there within the same second
+
+    assert (await node.cell.create("next")).snapshot.id > given
 
 
 async def test_no_snapshot_is_added_before_the_node_has_said_what_it_has(node: Node) -> None:
