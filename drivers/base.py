@@ -227,6 +227,13 @@ class Hypervisor(Protocol):
         """
         ...
 
+    async def list_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
+        """Put a snapshot that every disk holds into the hypervisor's own list, whether the domain runs or not.
+
+        Raises `SnapshotNotFound` where one disk lacks the tag.
+        """
+        ...
+
     async def revert(self, server_id: int, tag: str) -> None:
         """Bring all disks (and NVRAM) of a domain that is off back to the tag. Snapshots taken later stay.
 

@@ -181,13 +181,58 @@ async def test_what_agrees_is_left_alone(node: Node) -> None:
     assert not await node.cell.redis.exists("node:n1:findings")
 
 
-async def test_a_tag_that_a_create_left_midway_is_deleted_and_told(node: Node) -> None:
-    node.hypervisor.server(SERVER).disks["vda"].tags["vps-7"] = "half"
+async def test_a_tag_that_a_failed_create_has_left_is_deleted_and_told(node: Node) -> None:
+    node.hypervisor.server(SERVER).disks["vdb"].unsupported = "is raw"
+    failed = await node.create("failed")
+    node.hypervisor.server(SERVER).disks["vdb"].unsupported = ""
+    node.hypervisor.server(SERVER).disks["vda"].tags[f"vps-{failed}"] = "half"
     await node.reconcile()
     assert await node.tags() == set()
     assert b"orphaned_tag" in await node.cell.raw("HGET", "node:n1:findings", SERVER)
     await node.reconcile()
     assert not await node.cell.redis.exists("node:n1:findings")
+
+
+async def test_a_tag_that_nobody_knows_may_be_all_that_is_left_and_is_never_touched(node: Node) -> None:
+    for disk in node.hypervisor.server(SERVER).disks.values():
+        disk.tags["vps-7"] = "whole"
+    node.hypervisor.server(SERVER).disks["vda"].tags["vps-8"] = "of before there was a second disk"
+    for _ in range(2):
+        await node.reconcile()
+        assert await node.tags() == {"vps-7", "vps-8"}
+        assert (await node.cell.raw("HGET", "node:n1:findings", SERVER)).count(b"stray_tag") == 2
+    assert await node.listed() == {}
+
+
+async def test_what_the_list_of_the_hypervisor_has_lost_is_listed_again_and_outlives_the_store(node: Node) -> None:
+    """As when the domain was moved here, or by `virsh snapshot-delete --metadata`."""
+    kept = await node.create("kept")
+    node.hypervisor.server(SERVER).listed.clear()
+    await node.reconcile()
+    assert b"unlisted_snapshot" in await node.cell.raw("HGET", "node:n1:findings", SERVER)
+    await node.reconcile()
+    assert not await node.cell.redis.exists("node:n1:findings")
+
+    await lose_redis_data(node)
+    await report(node)
+    await node.reconcile()
+
+    snapshot = await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept)
+    assert (snapshot.status, snapshot.name) == (SnapshotStatus.COMPLETED, "kept")
+
+
+async def test_a_lost_snapshot_that_turns_up_again_is_not_taken_for_a_failed_creates(node: Node) -> None:
+    """As when an operator had put other disks in the place of the server's for a while."""
+    kept = await node.create("kept")
+    server = node.hypervisor.server(SERVER)
+    disks, server.disks = server.disks, {target: FakeDisk() for target in ("vda", "vdb")}
+    server.listed.clear()
+    await node.reconcile()
+    assert await node.listed() == {kept: SnapshotStatus.FAILED}
+    server.disks = disks
+    await node.reconcile()
+    assert await node.tags() == {f"vps-{kept}"}
+    assert b"stray_tag" in await node.cell.raw("HGET", "node:n1:findings", SERVER)
 
 
 async def test_what_is_not_ours_is_never_touched(node: Node) -> None:

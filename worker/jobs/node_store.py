@@ -151,11 +151,23 @@ class DueSchedule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KnownSnapshot:
+    """A snapshot as the store has it."""
+
+    server_id: ServerId
+    status: SnapshotStatus
+    lost: bool  # it was completed, and then it was not on the disks
+    name: str
+    description: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class Known:
     """What the store knows of one server's snapshots."""
 
     busy: bool  # a job holds the server: what differs now may be its work
-    on_disk: Mapping[SnapshotId, SnapshotStatus | None]  # of those asked for; None: it knows nothing of it
+    on_disk: Mapping[SnapshotId, KnownSnapshot | None]  # of those asked for; None: it knows nothing of it
     listed: Mapping[SnapshotId, SnapshotStatus]  # as the customer sees them
 
 
@@ -238,8 +250,8 @@ class NodeStore:
         return Known(
             busy=bool(holder),
             on_disk={
-                snapshot_id: SnapshotStatus(status.decode()) if status else None
-                for snapshot_id, status in zip(on_disk, asked, strict=True)
+                snapshot_id: _known(records.pairs(flat)) if flat else None
+                for snapshot_id, flat in zip(on_disk, asked, strict=True)
             },
             listed={SnapshotId(int(k)): SnapshotStatus(v) for k, v in records.pairs(listed).items()},
         )
@@ -322,3 +334,14 @@ class NodeStore:
     @property
     def _silent_ms(self) -> int:
         return round(NODE_SILENT_SECONDS * 1000)
+
+
+def _known(record: records.Hash) -> KnownSnapshot:
+    return KnownSnapshot(
+        server_id=ServerId(int(record["server"])),
+        status=SnapshotStatus(record["status"]),
+        lost="lost" in record,
+        name=record["name"],
+        description=record["description"],
+        created_at=records.moment(record["created_ms"]),
+    )
