@@ -216,6 +216,10 @@ class Hypervisor(Protocol):
         `DiskCorrupt` for an image already marked corrupt."""
         ...
 
+    async def free_space(self, server_id: int) -> int:
+        """Bytes that are free on the fullest of the file systems that hold the server's disks, whatever it is doing."""
+        ...
+
     async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
         """Every tag found on the server's disks or in the hypervisor's list, ours (`vps-`) and others'."""
         ...

@@ -163,6 +163,10 @@ class FakeHypervisor:
         await self._look(server := self.server(server_id))
         return self._layout(server)
 
+    async def free_space(self, server_id: int) -> int:
+        await self._look(self.server(server_id))
+        return self.free_bytes
+
     async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
         await self._look(server := self.server(server_id))
         return [

@@ -100,6 +100,8 @@ class Reconciler:
                 await self._judge(server_id)
         except (DriverError, StoreUnavailable, LeaseLost, TimeoutError, JournalFailed) as error:
             log.warning("reconcile.put_off", server_id=server_id, reason=str(error) or type(error).__name__)
+        except Exception:  # one odd server must not end the worker, again and again
+            log.exception("reconcile.broke", server_id=server_id)
 
     async def _found(self, server_id: ServerId) -> list[FoundSnapshot]:
         """What is on the server's disks. Of one that can't be read (a disk is missing), the store hears of no snapshot:

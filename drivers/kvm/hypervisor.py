@@ -120,8 +120,13 @@ class KvmHypervisor:
             ),
             skipped=found.skipped,
             nvram=found.nvram is not None,
-            free_bytes=await asyncio.to_thread(disks.free_bytes, found.disks),
+            free_bytes=await self.free_space(server_id),
         )
+
+    async def free_space(self, server_id: int) -> int:
+        found = await self._hardware(server_id)
+        with disks.refused_as(UnsupportedServer, "the storage of the server does not say what is free"):
+            return await asyncio.to_thread(disks.free_bytes, found.disks)
 
     async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
         found = await self._hardware(server_id)

@@ -47,6 +47,7 @@ ON_A_SERVER: list[Callable[[Hypervisor], Awaitable[object]]] = [
     lambda hypervisor: hypervisor.cut_power(404),
     lambda hypervisor: hypervisor.start(404),
     lambda hypervisor: hypervisor.layout(404),
+    lambda hypervisor: hypervisor.free_space(404),
     lambda hypervisor: hypervisor.snapshots(404),
     lambda hypervisor: hypervisor.take_snapshot(404, spec()),
     lambda hypervisor: hypervisor.list_snapshot(404, spec()),
@@ -205,6 +206,11 @@ class TestLayout:
         assert layout.skipped == ()
         assert not layout.nvram
         assert layout.free_bytes > 0
+
+    async def test_it_tells_what_is_free_also_of_a_suspended_server(self, bench: Bench) -> None:
+        await bench.add_server(1, running=True)
+        bench.suspend(1)  # as QEMU does by itself when the storage is full
+        assert await bench.hypervisor.free_space(1) > 0
 
     async def test_it_knows_uefi_variables(self, bench: Bench) -> None:
         await bench.add_server(1, uefi=True)
