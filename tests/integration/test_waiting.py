@@ -1,8 +1,6 @@
 """A job that waits for a node which has died ends, whoever is left to see to it, and is never begun after that."""
 
 import asyncio
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from tests.conftest import RedisServer
 from tests.integration.conftest import ACCOUNT, Cell, node_store
 from tests.integration.front_end import serving
 from tests.queueing import until_told
+from tests.worker_process import worker_process
 from worker.jobs.model import Job, JobId, JobState, ServerId
 from worker.jobs.node_store import BeginRefused, ReportedServer
 from worker.jobs.waiting import Waiting
@@ -77,19 +76,7 @@ async def test_a_node_that_comes_back_does_not_begin_what_has_waited_too_long(
 ) -> None:
     late = await cell.create("late")
     await _die(cell, late.job.id)
-    settings = {
-        "REDIS__URL": f"unix://{redis_server.socket}",
-        "DRIVER": "fake",
-        "FAKE_SERVERS": "1",
-        "STATE_DIR": str(tmp_path),
-        "NODE": "n1",
-    }
-    worker = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "worker.main", "run"),
-        env=os.environ | {f"VPS_SNAPSHOTS_{name}": value for name, value in settings.items()},
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
+    async with worker_process(redis_server.socket, tmp_path):
         await until_told(lambda: _has_failed(cell, late.job.id))
 
         async def is_back() -> bool:
@@ -103,6 +90,3 @@ async def test_a_node_that_comes_back_does_not_begin_what_has_waited_too_long(
 
         await until_told(is_over)
         assert (await _job(cell, late.job.id)).attempts == 0
-    finally:
-        worker.kill()
-        await worker.wait()
