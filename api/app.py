@@ -20,6 +20,7 @@ from api.requests import BODY_MAX_BYTES
 from api.sender import Sender
 from api.settings import ApiSettings
 from api.streams import Streams
+from api.sweeper import Sweeper
 from api.traces import traced
 from worker.jobs.audit import Audit
 from worker.jobs.deliveries import Deliveries
@@ -29,6 +30,7 @@ from worker.jobs.ops import Operators
 from worker.jobs.schedules import Schedules
 from worker.jobs.store import Store
 from worker.jobs.tokens import Limits, Tokens
+from worker.jobs.waiting import Waiting
 from worker.jobs.webhooks import Webhooks
 
 TOKEN_CHECK_SECONDS = 30.0  # a stream of events ends so soon after its token
@@ -75,6 +77,7 @@ def build(redis: ArqRedis, settings: ApiSettings, *, resolver: AbstractResolver 
     app.on_shutdown.append(streams.end_all)
     app.on_response_prepare.append(finish_head)
     app.cleanup_ctx.append(_sender(redis, settings, resolver))
+    app.cleanup_ctx.append(Sweeper(Waiting(redis, seconds=settings.waiting_seconds)).running)
     calls: list[tuple[Operation | OpsOperation, Handler]] = [
         *((operation, _called(operation, handlers, callers)) for operation in OPERATIONS),
         *((operation, _operated(operation, ops_handlers, callers)) for operation in OPS_OPERATIONS),

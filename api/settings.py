@@ -10,6 +10,7 @@ from worker.jobs.configuration import FileSettings
 from worker.jobs.connection import RedisSettings
 from worker.jobs.span_export import TracingSettings
 from worker.jobs.store import NODE_SILENT_SECONDS
+from worker.jobs.waiting import WAITING_SECONDS
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -27,6 +28,9 @@ class ApiSettings(FileSettings):
     tracing: TracingSettings = Field(default_factory=TracingSettings)
     node_silent_seconds: Seconds = Field(
         default=NODE_SILENT_SECONDS, description="after so long without a heartbeat a node gets no new job"
+    )
+    waiting_seconds: Annotated[float, Field(ge=60, allow_inf_nan=False)] = Field(
+        default=WAITING_SECONDS, description="how long a job waits for a silent node before it fails; as the workers'"
     )
     body_seconds: Seconds = Field(default=10.0, description="for a client to send a whole body")
     keepalive_seconds: Seconds = Field(

@@ -216,6 +216,10 @@ class Hypervisor(Protocol):
         `DiskCorrupt` for an image already marked corrupt."""
         ...
 
+    async def free_space(self, server_id: int) -> int:
+        """Bytes that are free on the fullest of the file systems that hold the server's disks, whatever it is doing."""
+        ...
+
     async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
         """Every tag found on the server's disks or in the hypervisor's list, ours (`vps-`) and others'."""
         ...
@@ -224,6 +228,13 @@ class Hypervisor(Protocol):
         """Snapshot all disks (and NVRAM) of a domain that is off, and list it with the hypervisor.
 
         Raises `SnapshotExists`, `InvalidState` (not off), or `DiskFailed`: some disks may hold the tag.
+        """
+        ...
+
+    async def list_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
+        """Put a snapshot that every disk holds into the hypervisor's own list, whether the domain runs or not.
+
+        Raises `SnapshotNotFound` where one disk lacks the tag.
         """
         ...
 

@@ -163,6 +163,10 @@ class FakeHypervisor:
         await self._look(server := self.server(server_id))
         return self._layout(server)
 
+    async def free_space(self, server_id: int) -> int:
+        await self._look(self.server(server_id))
+        return self.free_bytes
+
     async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
         await self._look(server := self.server(server_id))
         return [
@@ -187,13 +191,17 @@ class FakeHypervisor:
         if server.nvram is not None:
             saved = functools.partial(server.nvram_copies.__setitem__, spec.tag, server.nvram)
             await self._do(Effect.SAVE_NVRAM, server, change=saved)
-        await self._do(Effect.LIST, server, change=lambda: server.listed.__setitem__(spec.tag, spec))
+        await self._list(server, spec)
+
+    async def list_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
+        server = self.server(server_id)
+        self._must_be_complete(server, spec.tag)
+        await self._list(server, spec)
 
     async def revert(self, server_id: int, tag: str) -> None:
         server = self._off(server_id)
         self._layout(server)
-        if not self._complete(server, tag):
-            raise SnapshotNotFound(f"not every disk of server {server_id} has the tag {tag}")
+        self._must_be_complete(server, tag)
         for target, disk in server.disks.items():
             await self._change_disk(
                 Effect.REVERT_DISK,
@@ -310,6 +318,13 @@ class FakeHypervisor:
     def _complete(self, server: FakeServer, tag: str) -> bool:
         nvram = server.nvram is None or tag in server.nvram_copies
         return nvram and all(tag in disk.tags for disk in server.disks.values())
+
+    def _must_be_complete(self, server: FakeServer, tag: str) -> None:
+        if not self._complete(server, tag):
+            raise SnapshotNotFound(f"not every disk of server {server.server_id} has the tag {tag}")
+
+    async def _list(self, server: FakeServer, spec: SnapshotSpec) -> None:
+        await self._do(Effect.LIST, server, change=lambda: server.listed.__setitem__(spec.tag, spec))
 
     def _keep(self, server: FakeServer) -> None:
         if self._state is not None:

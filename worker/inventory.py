@@ -68,6 +68,8 @@ class Inventory:
         for server_id in reported.conflicts - self._conflicts:
             log.error("inventory.server_on_two_nodes", server_id=server_id)
         self._conflicts = reported.conflicts
+        for server_id in reported.gone:  # undefined, moved to another node, or its mark was taken away
+            log.warning("inventory.server_gone", server_id=server_id)
         if reported.reconcile_asked != self._reconcile_asked:
             self._reconcile_asked = reported.reconcile_asked
             self._reconcile()

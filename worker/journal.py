@@ -201,6 +201,11 @@ class Journal:
         select = "SELECT tag FROM spare_tags WHERE server_id = ? AND drop_after < ?"
         return frozenset(tag for (tag,) in self._db.execute(select, (server_id, KEPT_FOR_A_PERSON)))
 
+    def with_droppable_tags(self) -> frozenset[ServerId]:
+        """The servers that have such tags."""
+        rows = self._db.execute("SELECT DISTINCT server_id FROM spare_tags WHERE drop_after < ?", (KEPT_FOR_A_PERSON,))
+        return frozenset(ServerId(server_id) for (server_id,) in rows)
+
     def track_spare_tag(self, server_id: ServerId, tag: str, *, kept_seconds: float) -> None:
         """Write down a spare tag that was found on the disks."""
         insert = "INSERT OR IGNORE INTO spare_tags (tag, server_id, drop_after) VALUES (?, ?, ?)"

@@ -86,17 +86,22 @@ def _is_alive(holder: str) -> bool:
 
 
 class Lease:
-    """Keeps the node's lease in the store. While it is not ours, no new job may begin; what has begun goes on."""
+    """Keeps the node's lease in the store. While it is not ours, no new job may begin; what has begun goes on.
+
+    `before`: is done before our heart beats for the first time; may raise StoreUnavailable.
+    """
 
     def __init__(
         self,
         store: NodeStore,
         *,
+        before: Callable[[], Awaitable[object]],
         gained: Callable[[], Awaitable[None]],
         lost: Callable[[], None],
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._store = store
+        self._before = before
         self._heartbeat_seconds = heartbeat_seconds
         self._gained = gained
         self._lost = lost
@@ -106,6 +111,7 @@ class Lease:
         """Take the lease, waiting for the store for as long as it is away. Raises NodeTaken, naming the holder."""
         while True:
             try:
+                await self._before()
                 holder = await self._store.take_lease(seconds=LEASE_SECONDS)
             except StoreUnavailable as error:
                 log.warning("lease.store_unavailable", cause=str(error.__cause__))

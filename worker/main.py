@@ -24,6 +24,7 @@ from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import JobId
 from worker.jobs.node_store import NodeStore
 from worker.jobs.span_export import exporting
+from worker.jobs.waiting import Waiting
 from worker.journal import Journal, NewerJournal
 from worker.lease import Lease, NodeLock, NodeTaken, machine_id, who_am_i
 from worker.node_worker import FALLBACK_SECONDS, NodeWorker
@@ -216,8 +217,10 @@ async def _live(
         await inventory.report()  # first of all: a job may wait for a server that the store lost
         queue.resume()
 
-    lease = Lease(store, gained=lease_gained, lost=queue.pause)
-    housekeeping = Housekeeping(store=store, journal=journal, runner=runner, waiting_seconds=settings.waiting_seconds)
+    waiting_jobs = Waiting(redis, seconds=settings.waiting_seconds)
+    # What has waited for us for too long fails before our heart beats: a job that nobody expects any more must not run.
+    lease = Lease(store, before=waiting_jobs.fail, gained=lease_gained, lost=queue.pause)
+    housekeeping = Housekeeping(store=store, journal=journal, runner=runner, waiting=waiting_jobs)
     owed = runner.resume()  # before the store is asked for anything: what was begun is owed whether it answers or not
     log.info("worker.started", node=settings.node, driver=settings.driver, owed_jobs=len(owed))
 

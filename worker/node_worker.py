@@ -69,6 +69,7 @@ class NodeWorker(Worker):
         self._waiting = waiting
         self._node = node
         self._wake = asyncio.Event()
+        self._may_take = asyncio.Event()
         self._stopping = asyncio.Event()
         self._over = asyncio.Event()
         self._over.set()
@@ -79,11 +80,13 @@ class NodeWorker(Worker):
     def resume(self) -> None:
         """Take jobs: the node's lease is ours."""
         self.allow_pick_jobs = True
+        self._may_take.set()
         self._wake.set()
 
     def pause(self) -> None:
         """Take no new job; those that run go on."""
         self.allow_pick_jobs = False
+        self._may_take.clear()
 
     async def work(self) -> None:
         """Run until cancelled or stopped."""
@@ -148,6 +151,7 @@ class NodeWorker(Worker):
 
     async def _listen(self) -> None:
         while True:
+            await self._may_take.wait()  # the wake-ups are another's who holds the lease
             try:
                 woken: Any = self._waiting.blpop([queue.wake_key(self.queue_name)], timeout=FALLBACK_SECONDS)
                 if await woken:

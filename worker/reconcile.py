@@ -1,8 +1,8 @@
 """Reconciliation: the store against the disks, libvirt's list and the journal, one server at a time.
 
 What is on the disks and nobody knows is told to the store (so a store that lost its data is built up again). What is
-provably ours and an orphan is deleted. What the store lists and no disk has is told as failed. What is not ours, that
-is, has no tag of ours, is never touched.
+provably ours and an orphan is deleted. What the store lists and no disk has is told as failed, what libvirt's list has
+lost is listed again. What is not ours, that is, has no tag of ours, is never touched.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from enum import StrEnum
 
 import structlog
 
-from drivers.base import DriverError, FoundSnapshot, Hypervisor, UnsupportedServer
+from drivers.base import DriverError, FoundSnapshot, Hypervisor, SnapshotSpec, UnsupportedServer
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
 from worker.jobs.node_store import BegunJob, Known, LeaseLost, NodeStore, PublishedSnapshot
@@ -32,7 +32,11 @@ class Finding(StrEnum):
     """What can differ, and what is done about it."""
 
     UNKNOWN_SNAPSHOT = "unknown_snapshot"  # on the disks and not in the store: published
-    ORPHANED_TAG = "orphaned_tag"  # of a create that never ended, and no job owns it: deleted
+    UNLISTED_SNAPSHOT = "unlisted_snapshot"  # whole, and not in libvirt's list (the server was moved?): listed again
+    STRAY_TAG = (
+        "stray_tag"  # ours by its name; store and libvirt know nothing of it, or it was lost: told, nothing else
+    )
+    ORPHANED_TAG = "orphaned_tag"  # of a create that has failed, and no job owns it: deleted
     LOST_SNAPSHOT = "lost_snapshot"  # in the store and on no disk: told as failed
     TORN_SNAPSHOT = "torn_snapshot"  # in the store, and on some disks only (a disk was added?): told, nothing else
     UNTRACKED_SAFETY = "untracked_safety"  # a safety snapshot that the journal does not know: given its usual time
@@ -96,6 +100,8 @@ class Reconciler:
                 await self._judge(server_id)
         except (DriverError, StoreUnavailable, LeaseLost, TimeoutError, JournalFailed) as error:
             log.warning("reconcile.put_off", server_id=server_id, reason=str(error) or type(error).__name__)
+        except Exception:  # one odd server must not end the worker, again and again
+            log.exception("reconcile.broke", server_id=server_id)
 
     async def _found(self, server_id: ServerId) -> list[FoundSnapshot]:
         """What is on the server's disks. Of one that can't be read (a disk is missing), the store hears of no snapshot:
@@ -143,7 +149,11 @@ class Reconciler:
         known = await self._store.known(server_id, list(ids))
         if not known.busy and not self._open_tasks(server_id):
             spare = self._journal.spare_tags(server_id)
-            differences += await self._delete_orphans(server_id, ids, known, spare)
+            ours = {found_id: one for found_id, one in ids.items() if one.tag not in spare}
+            differences += _strays(ours, known)
+            unlisted = {found_id: one for found_id, one in ours.items() if one.spec is None}
+            differences += await self._list_again(server_id, unlisted, known)
+            differences += await self._delete_orphans(server_id, unlisted, known)
             differences += await self._tell_lost(server_id, ids, known)
             differences += self._track_safeties(server_id, found, spare)
         for difference in differences:
@@ -151,16 +161,38 @@ class Reconciler:
         listed = [{"finding": str(d.finding), "tag": d.tag, "at": f"{time.time():.0f}"} for d in differences]
         await self._store.tell_findings(server_id, listed)
 
-    async def _delete_orphans(
-        self, server_id: ServerId, ids: dict[SnapshotId, FoundSnapshot], known: Known, spare: frozenset[str]
+    async def _list_again(
+        self, server_id: ServerId, unlisted: dict[SnapshotId, FoundSnapshot], known: Known
     ) -> list[Difference]:
-        """Delete what creates have left that never came to their end."""
+        """Put back into libvirt's list what it must know: should the store lose its data, the names are there alone."""
+        differences = []
+        for snapshot_id, snapshot in unlisted.items():
+            record = known.on_disk[snapshot_id]
+            if not snapshot.complete or record is None:
+                continue
+            if (record.status, record.server_id) != (SnapshotStatus.COMPLETED, server_id):
+                continue
+            spec = SnapshotSpec(
+                tag=snapshot.tag,
+                name=record.name,
+                description=record.description,
+                created_at=record.created_at,
+            )
+            await self._hypervisor.list_snapshot(server_id, spec)
+            differences.append(Difference(finding=Finding.UNLISTED_SNAPSHOT, tag=snapshot.tag))
+        return differences
+
+    async def _delete_orphans(
+        self, server_id: ServerId, unlisted: dict[SnapshotId, FoundSnapshot], known: Known
+    ) -> list[Difference]:
+        """Delete what creates have left that failed, though not all could be cleaned then."""
         orphans = [
             snapshot.tag
-            for snapshot_id, snapshot in ids.items()
-            if snapshot.spec is None
-            and snapshot.tag not in spare
-            and known.on_disk[snapshot_id] in {None, SnapshotStatus.FAILED}
+            for snapshot_id, snapshot in unlisted.items()
+            if (record := known.on_disk[snapshot_id])
+            and record.status is SnapshotStatus.FAILED
+            and record.server_id == server_id
+            and not record.lost
         ]
         for tag in orphans:
             self._journal.change(server_id)
@@ -192,6 +224,15 @@ class Reconciler:
     def _open_tasks(self, server_id: ServerId) -> list[Task]:
         """The jobs of which the store does not know the end: under way, or over and not yet published."""
         return [entry.task for entry in self._journal.owed() if entry.task.server_id == server_id]
+
+
+def _strays(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Difference]:
+    """What may be all that is left of a customer's snapshot: its server was moved, say, and the store lost its data."""
+    return [
+        Difference(finding=Finding.STRAY_TAG, tag=snapshot.tag)
+        for snapshot_id, snapshot in ours.items()
+        if ((record := known.on_disk[snapshot_id]) is None and snapshot.spec is None) or (record and record.lost)
+    ]
 
 
 def _begun(task: Task) -> BegunJob:

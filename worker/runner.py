@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -117,15 +117,36 @@ class Runner:
                 async with self._servers[spare.server_id]:
                     await self._drop(spare)
 
+    async def make_room(self) -> None:
+        """Give up safety snapshots where the storage has too little left for the guests' writes."""
+        # that a restore can be undone is worth less than that no guest stops
+        for server_id in self._journal.with_droppable_tags():
+            if not self._servers[server_id].locked():
+                async with self._servers[server_id]:
+                    await self._make_room(server_id)
+
+    async def _make_room(self, server_id: ServerId) -> None:
+        try:
+            async with asyncio.timeout(self._limits.step_seconds):
+                free_bytes = await self._hypervisor.free_space(server_id)
+        except (DriverError, TimeoutError) as error:
+            log.warning("storage.unknown", server_id=server_id, reason=str(error) or type(error).__name__)
+            return
+        if free_bytes < self._policy.free_floor_bytes:
+            await self._give_up(server_id, self._journal.droppable_tags(server_id))
+
     async def _gave_up_spare_tags(self, task: Task) -> bool:
         """Delete the server's safety snapshots before their time, to make room; whether there were any."""
         if task.kind.only_looks:
             return False
         tags = self._journal.droppable_tags(task.server_id) - {task.tag}  # an undo goes back to one of them
-        for tag in tags:
-            log.warning("spare_tag.given_up", tag=tag, server_id=task.server_id)
-            await self._drop(SpareTag(tag=tag, server_id=task.server_id))
+        await self._give_up(task.server_id, tags)
         return bool(tags - self._journal.spare_tags(task.server_id))
+
+    async def _give_up(self, server_id: ServerId, tags: Iterable[str]) -> None:
+        for tag in tags:
+            log.warning("spare_tag.given_up", tag=tag, server_id=server_id)
+            await self._drop(SpareTag(tag=tag, server_id=server_id))
 
     async def _drop(self, spare: SpareTag) -> None:
         try:

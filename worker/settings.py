@@ -10,6 +10,7 @@ from pydantic import Field, StringConstraints
 from worker.jobs.configuration import FileSettings
 from worker.jobs.connection import RedisSettings
 from worker.jobs.span_export import TracingSettings
+from worker.jobs.waiting import WAITING_SECONDS
 from worker.procedures.work import Policy
 from worker.runner import Limits
 
@@ -45,7 +46,7 @@ class WorkerSettings(FileSettings):
         default=Limits.spare_tag_kept_seconds, description="how long what a restore overwrote is kept"
     )
     waiting_seconds: Annotated[float, Field(ge=60)] = Field(
-        default=600.0, description="how long a job waits for a silent node before it fails"
+        default=WAITING_SECONDS, description="how long a job waits for a silent node before it fails"
     )
     drain_seconds: Annotated[float, Field(ge=0)] = Field(
         default=300.0, description="at SIGTERM: how long running jobs may take to end"

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from drivers import qcow2
@@ -35,8 +35,9 @@ def unchecked(disk: FileDisk) -> Iterator[None]:
 
 async def readable(disk: FileDisk) -> Image:
     """Raises UnsupportedServer for a file that is not there or no qcow2 image."""
-    if not await asyncio.to_thread(Path(disk.path).is_file):
-        raise UnsupportedServer(f"disk {disk.target} has no file")
+    with refused_as(UnsupportedServer, f"disk {disk.target} can't be looked at"):
+        if not await asyncio.to_thread(Path(disk.path).is_file):
+            raise UnsupportedServer(f"disk {disk.target} has no file")
     with refused_as(UnsupportedServer, f"disk {disk.target} can't be read as qcow2"):
         return await qcow2.image(disk.path)
 
@@ -56,8 +57,9 @@ async def refuse_unfit(disk: FileDisk, image: Image) -> None:
             return
         if image.backing_format is None:  # whoever opened it would have to guess, and a guest can forge a header
             raise UnsupportedServer(f"disk {disk.target} does not say of what format its backing file is")
-        if not await asyncio.to_thread(Path(image.backing_file).is_file):
-            raise UnsupportedServer(f"the backing file of disk {disk.target} is missing")
+        with refused_as(UnsupportedServer, f"the backing file of disk {disk.target} can't be looked at"):
+            if not await asyncio.to_thread(Path(image.backing_file).is_file):
+                raise UnsupportedServer(f"the backing file of disk {disk.target} is missing")
         if image.backing_format != "qcow2":
             return
         with refused_as(UnsupportedServer, f"the backing file of disk {disk.target} can't be read as qcow2"):
@@ -91,19 +93,24 @@ async def on_every(disks: Iterable[FileDisk], change: Callable[[FileDisk], Await
 def free_bytes(disks: Iterable[FileDisk]) -> int:
     """What is free for us on the fullest of the file systems that hold the disks."""
     file_systems = [os.statvfs(Path(disk.path).parent) for disk in disks]
-    return min(file_system.f_bavail * file_system.f_frsize for file_system in file_systems)
+    return min((file_system.f_bavail * file_system.f_frsize for file_system in file_systems), default=0)
 
 
 def pools(paths: Iterable[str]) -> tuple[Pool, ...]:
-    """The file systems that hold these files, by where they are mounted. A file that is gone is left out."""
-    mounts = {_mount(Path(path).resolve().parent) for path in paths if Path(path).exists()}
-    found = []
-    for mount in sorted(mounts):
-        file_system = os.statvfs(mount)
-        size = file_system.f_frsize
-        free, total = file_system.f_bavail * size, file_system.f_blocks * size
-        found.append(Pool(path=str(mount), free_bytes=free, total_bytes=total))
-    return tuple(found)
+    """The file systems that hold these files, by where they are mounted. One that does not answer, and a file that is
+    gone, are left out."""
+    found: dict[Path, Pool] = {}
+    for path in sorted(paths):
+        with suppress(OSError):  # a storage that is away
+            mount = _mount(Path(path).resolve(strict=True).parent)
+            found[mount] = found.get(mount) or _pool(mount)
+    return tuple(found.values())
+
+
+def _pool(mount: Path) -> Pool:
+    file_system = os.statvfs(mount)
+    size = file_system.f_frsize
+    return Pool(path=str(mount), free_bytes=file_system.f_bavail * size, total_bytes=file_system.f_blocks * size)
 
 
 def _mount(folder: Path) -> Path:

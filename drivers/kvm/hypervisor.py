@@ -120,8 +120,13 @@ class KvmHypervisor:
             ),
             skipped=found.skipped,
             nvram=found.nvram is not None,
-            free_bytes=await asyncio.to_thread(disks.free_bytes, found.disks),
+            free_bytes=await self.free_space(server_id),
         )
+
+    async def free_space(self, server_id: int) -> int:
+        found = await self._hardware(server_id)
+        with disks.refused_as(UnsupportedServer, "the storage of the server does not say what is free"):
+            return await asyncio.to_thread(disks.free_bytes, found.disks)
 
     async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
         found = await self._hardware(server_id)
@@ -161,15 +166,15 @@ class KvmHypervisor:
         await disks.on_every(
             found.disks, lambda disk: qcow2.create_snapshot(disk.path, spec.tag), text="took no snapshot"
         )
-        text = "libvirt did not list the snapshot"
-        await self._libvirt.on(
-            server_id, lambda found: domain.list_snapshot(found, spec), otherwise=DiskFailed, text=text
-        )
+        await self._list(server_id, spec)
+
+    async def list_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
+        await self._must_be_complete(server_id, spec.tag)
+        await self._list(server_id, spec)
 
     async def revert(self, server_id: int, tag: str) -> None:
         found = await self._ready_and_off(server_id)
-        if not any(snapshot.tag == tag and snapshot.complete for snapshot in await self.snapshots(server_id)):
-            raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
+        await self._must_be_complete(server_id, tag)
         await disks.on_every(
             found.disks, lambda disk: qcow2.apply_snapshot(disk.path, tag), text="did not go back to the snapshot"
         )
@@ -217,6 +222,16 @@ class KvmHypervisor:
     async def _must_be_off(self, server_id: int) -> None:
         if await self.power(server_id) is not Power.OFF:
             raise InvalidState("the server is not off")
+
+    async def _must_be_complete(self, server_id: int, tag: str) -> None:
+        if not any(snapshot.tag == tag and snapshot.complete for snapshot in await self.snapshots(server_id)):
+            raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
+
+    async def _list(self, server_id: int, spec: SnapshotSpec) -> None:
+        text = "libvirt did not list the snapshot"
+        await self._libvirt.on(
+            server_id, lambda found: domain.list_snapshot(found, spec), otherwise=DiskFailed, text=text
+        )
 
     async def _ready_and_off(self, server_id: int) -> Hardware:
         await self._must_be_off(server_id)

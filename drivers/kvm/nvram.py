@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 
@@ -20,8 +19,9 @@ def restore(nvram: Path, tag: str) -> None:
 
 
 def delete(nvram: Path, tag: str) -> None:
-    with suppress(FileNotFoundError):
-        copy_for(nvram, tag).unlink()
+    copy = copy_for(nvram, tag)
+    for path in (copy, _fresh(copy)):
+        path.unlink(missing_ok=True)
 
 
 def tags(nvram: Path) -> frozenset[str]:
@@ -35,9 +35,14 @@ def _literal(text: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
 
 
+def _fresh(target: Path) -> Path:
+    """What will be the file once it is whole."""
+    return target.with_name(f"{target.name}.new")
+
+
 def _replace(source: Path, target: Path) -> None:
     """Whole or not at all, also in a power cut; owner and mode as the original's."""
-    fresh = target.with_name(f"{target.name}.new")
+    fresh = _fresh(target)
     shutil.copyfile(source, fresh)
     shutil.copystat(source, fresh)
     status = source.stat()

@@ -52,6 +52,10 @@ class Bench(Protocol):
         """One disk loses a tag behind the driver's back."""
         ...
 
+    def unlist(self, server_id: int, tag: str) -> None:
+        """The hypervisor's own list forgets a snapshot behind the driver's back; the disks keep it."""
+        ...
+
     def tear(self, server_id: int, target: str) -> None:
         """One disk, which holds a snapshot, is left as an interrupted change leaves it."""
         ...
@@ -118,6 +122,9 @@ class FakeBench:
 
     def drop_tag(self, server_id: int, target: str, tag: str) -> None:
         del self._disk(server_id, target).tags[tag]
+
+    def unlist(self, server_id: int, tag: str) -> None:
+        del self.hypervisor.server(server_id).listed[tag]
 
     def tear(self, server_id: int, target: str) -> None:
         self._disk(server_id, target).dirty = True

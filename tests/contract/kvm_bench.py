@@ -113,6 +113,10 @@ class KvmBench:
     def drop_tag(self, server_id: int, target: str, tag: str) -> None:
         qemu_img("snapshot", "-d", tag, str(self.path(server_id, target)))
 
+    def unlist(self, server_id: int, tag: str) -> None:
+        snapshot = self.domain(server_id).snapshotLookupByName(tag)
+        snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+
     def tear(self, server_id: int, target: str) -> None:
         share_a_cluster_less(self.path(server_id, target))
 

@@ -47,8 +47,10 @@ ON_A_SERVER: list[Callable[[Hypervisor], Awaitable[object]]] = [
     lambda hypervisor: hypervisor.cut_power(404),
     lambda hypervisor: hypervisor.start(404),
     lambda hypervisor: hypervisor.layout(404),
+    lambda hypervisor: hypervisor.free_space(404),
     lambda hypervisor: hypervisor.snapshots(404),
     lambda hypervisor: hypervisor.take_snapshot(404, spec()),
+    lambda hypervisor: hypervisor.list_snapshot(404, spec()),
     lambda hypervisor: hypervisor.revert(404, "vps-801"),
     lambda hypervisor: hypervisor.delete_snapshot(404, "vps-801"),
     lambda hypervisor: hypervisor.repair(404),
@@ -205,6 +207,11 @@ class TestLayout:
         assert not layout.nvram
         assert layout.free_bytes > 0
 
+    async def test_it_tells_what_is_free_also_of_a_suspended_server(self, bench: Bench) -> None:
+        await bench.add_server(1, running=True)
+        bench.suspend(1)  # as QEMU does by itself when the storage is full
+        assert await bench.hypervisor.free_space(1) > 0
+
     async def test_it_knows_uefi_variables(self, bench: Bench) -> None:
         await bench.add_server(1, uefi=True)
         assert (await bench.hypervisor.layout(1)).nvram
@@ -264,6 +271,24 @@ class TestSnapshots:
         bench.plant_tag(1, "vdb", "by-hand")
         (found,) = await bench.hypervisor.snapshots(1)
         assert found == FoundSnapshot(tag="by-hand", targets=frozenset({"vdb"}), complete=False, spec=None)
+
+    @pytest.mark.parametrize("running", [False, True])
+    async def test_one_that_the_list_has_lost_is_listed_again(self, bench: Bench, running: bool) -> None:
+        await bench.add_server(1)
+        await bench.hypervisor.take_snapshot(1, spec(description="two\nlines"))
+        if running:
+            await bench.hypervisor.start(1)
+        bench.unlist(1, "vps-801")
+        (found,) = await bench.hypervisor.snapshots(1)
+        assert (found.complete, found.spec) == (True, None)
+
+        for _ in range(2):  # it may be run again
+            await bench.hypervisor.list_snapshot(1, spec(description="two\nlines"))
+
+        (found,) = await bench.hypervisor.snapshots(1)
+        assert (found.complete, found.spec) == (True, spec(description="two\nlines"))
+        with pytest.raises(SnapshotNotFound):
+            await bench.hypervisor.list_snapshot(1, spec("vps-802"))
 
     @pytest.mark.parametrize("target", ["vda", "vdb"])
     async def test_no_disk_is_reverted_where_one_lacks_the_tag(self, bench: Bench, target: str) -> None:

@@ -283,21 +283,6 @@ async def test_a_lease_that_runs_names_its_holder_and_the_same_machine_takes_ove
     assert await node_store(cell.redis, machine="m1").take_lease(seconds=60) is None
 
 
-async def test_a_job_that_waits_for_a_silent_node_fails_and_frees_its_server(cell: Cell) -> None:
-    admitted = await cell.create()
-    assert await cell.node.fail_waiting(BROKEN, silent_seconds=60) == ()
-    await asyncio.sleep(0.1)
-
-    assert await cell.node.fail_waiting(BROKEN, silent_seconds=0.05) == (admitted.job.id,)
-
-    job = await cell.store.job(account_id=ACCOUNT, job_id=admitted.job.id)
-    assert job.state is JobState.FAILED
-    with pytest.raises(BeginRefused):
-        await cell.node.begin(admitted.job.id)
-    assert not await cell.redis.exists("arq:queue:n1", f"arq:job:{admitted.job.id}")
-    await cell.create("again")
-
-
 async def test_a_failed_snapshot_is_forgotten_after_its_seven_days(cell: Cell) -> None:
     admitted = await cell.create()
     await do(cell, admitted, BROKEN)
@@ -392,21 +377,3 @@ async def test_a_server_that_left_a_dead_node_is_free_and_its_deletes_come_with_
     assert await cell.redis.zrange("node:n2:deleting", 0, -1) == [str(old.snapshot.id).encode()]
     assert await cell.redis.zcard("node:n1:deleting") == 0
     await cell.create("on-the-new-node")
-
-
-async def test_the_jobs_of_busy_nodes_do_not_keep_those_of_a_dead_one_waiting(cell: Cell) -> None:
-    alive, dead = node_store(cell.redis, node="n2", machine="m2"), cell.node
-    assert await alive.take_lease(seconds=60) is None
-    servers = [ServerId(n) for n in range(1, 131)]
-    await alive.report([ReportedServer(id=s, account_id=ACCOUNT, name="busy", power="on") for s in servers])
-    for server in servers:
-        await alive.publish(server, [], [])
-        await cell.create(server=server)
-    waiting = await cell.create()
-    await cell.raw("HSET", "node:n1", "heartbeat_ms", "1")
-    await asyncio.sleep(0.1)
-
-    failed = [job for _ in range(2) for job in await dead.fail_waiting(BROKEN, silent_seconds=0.05)]
-    assert await alive.take_lease(seconds=60) is None
-
-    assert waiting.job.id in failed

@@ -7,14 +7,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from drivers.base import Power, SnapshotSpec
 from drivers.fake import FakeHypervisor
+from drivers.fake_faults import Effect
 from drivers.fake_state import FakeDisk, FakeServer
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, nothing_more
+from tests.queueing import until_told
 from worker.inventory import Inventory
 from worker.jobs import errors
-from worker.jobs.model import Job, JobId, JobKind, SnapshotId, SnapshotStatus, Step
+from worker.jobs.model import Job, JobId, JobKind, ServerId, SnapshotId, SnapshotStatus, Step
 from worker.jobs.store import SnapshotFilter
 from worker.journal import Journal
 from worker.procedures.work import Policy, Task
@@ -22,6 +25,7 @@ from worker.publisher import Publisher
 from worker.reconcile import Reconciler
 from worker.runner import Limits, Runner
 
+OTHER = ServerId(77)
 WHEN = datetime(2025, 1, 15, 18, 30, tzinfo=UTC)
 
 
@@ -134,6 +138,21 @@ async def test_ids_go_on_above_every_id_that_a_disk_carries(node: Node) -> None:
     assert (await node.cell.create("next")).snapshot.id > 99_000_000_000
 
 
+async def test_an_older_copy_of_the_data_gives_no_id_a_second_time(node: Node) -> None:
+    given = await node.create("given")
+    await node.cell.raw("SET", "snapshots:last_id", given - 1000)
+    await node.cell.raw("DEL", f"snapshot:{given}")
+    seconds, _ = await node.cell.redis.time()
+
+    async def later() -> bool:
+        now, _ = await node.cell.redis.time()
+        return bool(now > seconds)
+
+    await until_told(later)  # an older copy is not there within the same second
+
+    assert (await node.cell.create("next")).snapshot.id > given
+
+
 async def test_no_snapshot_is_added_before_the_node_has_said_what_it_has(node: Node) -> None:
     await node.cell.raw("HSET", f"server:{SERVER}", "unpublished", "1")
     with pytest.raises(errors.NodeUnavailable):
@@ -165,13 +184,58 @@ async def test_what_agrees_is_left_alone(node: Node) -> None:
     assert not await node.cell.redis.exists("node:n1:findings")
 
 
-async def test_a_tag_that_a_create_left_midway_is_deleted_and_told(node: Node) -> None:
-    node.hypervisor.server(SERVER).disks["vda"].tags["vps-7"] = "half"
+async def test_a_tag_that_a_failed_create_has_left_is_deleted_and_told(node: Node) -> None:
+    node.hypervisor.server(SERVER).disks["vdb"].unsupported = "is raw"
+    failed = await node.create("failed")
+    node.hypervisor.server(SERVER).disks["vdb"].unsupported = ""
+    node.hypervisor.server(SERVER).disks["vda"].tags[f"vps-{failed}"] = "half"
     await node.reconcile()
     assert await node.tags() == set()
     assert b"orphaned_tag" in await node.cell.raw("HGET", "node:n1:findings", SERVER)
     await node.reconcile()
     assert not await node.cell.redis.exists("node:n1:findings")
+
+
+async def test_a_tag_that_nobody_knows_may_be_all_that_is_left_and_is_never_touched(node: Node) -> None:
+    for disk in node.hypervisor.server(SERVER).disks.values():
+        disk.tags["vps-7"] = "whole"
+    node.hypervisor.server(SERVER).disks["vda"].tags["vps-8"] = "of before there was a second disk"
+    for _ in range(2):
+        await node.reconcile()
+        assert await node.tags() == {"vps-7", "vps-8"}
+        assert (await node.cell.raw("HGET", "node:n1:findings", SERVER)).count(b"stray_tag") == 2
+    assert await node.listed() == {}
+
+
+async def test_what_the_list_of_the_hypervisor_has_lost_is_listed_again_and_outlives_the_store(node: Node) -> None:
+    """As when the domain was moved here, or by `virsh snapshot-delete --metadata`."""
+    kept = await node.create("kept")
+    node.hypervisor.server(SERVER).listed.clear()
+    await node.reconcile()
+    assert b"unlisted_snapshot" in await node.cell.raw("HGET", "node:n1:findings", SERVER)
+    await node.reconcile()
+    assert not await node.cell.redis.exists("node:n1:findings")
+
+    await lose_redis_data(node)
+    await report(node)
+    await node.reconcile()
+
+    snapshot = await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept)
+    assert (snapshot.status, snapshot.name) == (SnapshotStatus.COMPLETED, "kept")
+
+
+async def test_a_lost_snapshot_that_turns_up_again_is_not_taken_for_a_failed_creates(node: Node) -> None:
+    """As when an operator had put other disks in the place of the server's for a while."""
+    kept = await node.create("kept")
+    server = node.hypervisor.server(SERVER)
+    disks, server.disks = server.disks, {target: FakeDisk() for target in ("vda", "vdb")}
+    server.listed.clear()
+    await node.reconcile()
+    assert await node.listed() == {kept: SnapshotStatus.FAILED}
+    server.disks = disks
+    await node.reconcile()
+    assert await node.tags() == {f"vps-{kept}"}
+    assert b"stray_tag" in await node.cell.raw("HGET", "node:n1:findings", SERVER)
 
 
 async def test_what_is_not_ours_is_never_touched(node: Node) -> None:
@@ -196,6 +260,47 @@ async def test_a_snapshot_that_a_new_disk_does_not_have_is_told_and_kept(node: N
     assert await node.listed() == {kept: SnapshotStatus.COMPLETED}
     assert await node.tags() == {f"vps-{kept}"}
     assert b"torn_snapshot" in await node.cell.raw("HGET", "node:n1:findings", SERVER)
+
+
+async def test_a_server_that_vanished_is_told_as_long_as_it_has_snapshots(node: Node) -> None:
+    async def findings() -> bytes:
+        return await node.cell.raw("HGET", "node:n1:findings", SERVER) or b""
+
+    domain = node.hypervisor.server(SERVER)
+    kept = await node.create("kept")
+    await report(node)
+    node.hypervisor.remove(SERVER)
+    with capture_logs() as lines:
+        for _ in range(2):
+            await report(node)
+    assert [line["server_id"] for line in lines if line["event"] == "inventory.server_gone"] == [SERVER]
+    assert b"missing_server" in await findings()
+
+    node.hypervisor.add(domain)
+    await report(node)
+    await node.reconcile()
+    assert await findings() == b""
+
+    node.hypervisor.remove(SERVER)
+    await report(node)
+    await node.cell.store.delete(account_id=ACCOUNT, snapshot_id=kept, request_id="r")
+    assert await findings() == b""
+    assert await node.cell.raw("ZCARD", "findings") == 0
+
+
+async def test_a_server_that_was_renamed_keeps_its_snapshots_under_its_new_name(node: Node) -> None:
+    kept = await node.create("kept")
+    node.hypervisor.server(SERVER).name = "renamed"
+    await report(node)
+    snapshot = await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept)
+    assert (snapshot.server_name, snapshot.status) == ("renamed", SnapshotStatus.COMPLETED)
+
+
+async def test_an_odd_server_does_not_end_the_worker(node: Node) -> None:
+    node.hypervisor.faults.fail(Effect.LOOK, server_id=SERVER, error=ValueError("nobody has thought of this"))
+    with capture_logs() as lines:
+        await node.reconcile()
+    assert [line["event"] for line in lines] == ["reconcile.broke"]
 
 
 async def test_a_server_that_a_job_holds_is_not_judged(node: Node) -> None:
@@ -278,6 +383,38 @@ async def test_an_outcome_that_meets_an_empty_store_is_taken_once_the_node_has_t
     await ending
     assert (await node.cell.store.job(account_id=ACCOUNT, job_id=job.id)).state == "completed"
     assert await node.listed() == {admitted.snapshot.id: SnapshotStatus.COMPLETED}
+
+
+async def test_what_a_restore_overwrote_is_given_up_before_the_guests_have_no_room(node: Node) -> None:
+    kept = await node.create("kept")
+    restore = await node.cell.store.restore(account_id=ACCOUNT, snapshot_id=kept, request_id="r")
+    await node.runner.run(restore.job.id)
+    safety = f"vps-safety-{restore.job.id}"
+    await node.runner.make_room()
+    assert safety in await node.tags()
+
+    node.hypervisor.free_bytes = Policy.free_floor_bytes - 1
+    await node.runner.make_room()
+
+    assert await node.tags() == {f"vps-{kept}"}
+    assert node.journal.spare_tags(SERVER) == set()
+
+
+async def test_each_job_that_runs_has_its_own_reserve(node: Node) -> None:
+    """What one has seen as free is not free any more for the next."""
+    node.hypervisor.free_bytes = 2 * Policy.free_floor_bytes - 1
+    node.hypervisor.add(FakeServer(name="other", server_id=OTHER, account_id=ACCOUNT, deaf=True, power=Power.ON))
+    await node.cell.have([SERVER, OTHER])
+    slow, quick = await node.cell.create("slow", server=OTHER), await node.cell.create("quick")
+    pressed = asyncio.Event()
+    node.hypervisor.faults.hook = lambda happening: pressed.set() if happening.effect is Effect.PRESS else None
+    running = asyncio.create_task(node.runner.run(slow.job.id))
+    await pressed.wait()  # it is through with its checks
+    await node.runner.run(quick.job.id)
+    await running
+
+    ends = [await node.cell.store.job(account_id=ACCOUNT, job_id=one.job.id) for one in (slow, quick)]
+    assert [end.failure and end.failure.code for end in ends] == [None, "not_enough_space"]
 
 
 async def test_what_an_undo_goes_back_to_is_never_given_up_for_space_nor_by_a_dry_run(node: Node) -> None:

@@ -39,7 +39,7 @@ BATCH = 100  # records that one sweep of housekeeping touches: a bound on how lo
 
 SCRIPTS = (
     *("begin", "lease", "report", "publish", "known", "lose", "findings", "republish"),
-    *("retry_deletes", "fail_waiting", "forget_failed", "expire", "due_schedules", "admit"),
+    *("retry_deletes", "forget_failed", "expire", "due_schedules", "admit"),
 )
 
 
@@ -90,6 +90,7 @@ class Reported:
 
     conflicts: frozenset[ServerId]  # another living node claims them as well
     fresh: frozenset[ServerId]  # their snapshots must be published
+    gone: frozenset[ServerId]  # the node had them when it reported last
     reconcile_asked: str  # the moment at which an operator last asked for a reconciliation; "": none has
 
 
@@ -151,11 +152,23 @@ class DueSchedule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KnownSnapshot:
+    """A snapshot as the store has it."""
+
+    server_id: ServerId
+    status: SnapshotStatus
+    lost: bool  # it was completed, and then it was not on the disks
+    name: str
+    description: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class Known:
     """What the store knows of one server's snapshots."""
 
     busy: bool  # a job holds the server: what differs now may be its work
-    on_disk: Mapping[SnapshotId, SnapshotStatus | None]  # of those asked for; None: it knows nothing of it
+    on_disk: Mapping[SnapshotId, KnownSnapshot | None]  # of those asked for; None: it knows nothing of it
     listed: Mapping[SnapshotId, SnapshotStatus]  # as the customer sees them
 
 
@@ -215,8 +228,8 @@ class NodeStore:
         if answer == b"lease_lost":
             raise LeaseLost
         *lists, asked = answer
-        conflicts, fresh = (frozenset(ServerId(int(server)) for server in servers) for servers in lists)
-        return Reported(conflicts=conflicts, fresh=fresh, reconcile_asked=asked.decode())
+        conflicts, fresh, gone = (frozenset(ServerId(int(server)) for server in servers) for servers in lists)
+        return Reported(conflicts=conflicts, fresh=fresh, gone=gone, reconcile_asked=asked.decode())
 
     async def publish(
         self, server_id: ServerId, snapshots: Iterable[PublishedSnapshot], begun: Iterable[BegunJob]
@@ -238,8 +251,8 @@ class NodeStore:
         return Known(
             busy=bool(holder),
             on_disk={
-                snapshot_id: SnapshotStatus(status.decode()) if status else None
-                for snapshot_id, status in zip(on_disk, asked, strict=True)
+                snapshot_id: _known(records.pairs(flat)) if flat else None
+                for snapshot_id, flat in zip(on_disk, asked, strict=True)
             },
             listed={SnapshotId(int(k)): SnapshotStatus(v) for k, v in records.pairs(listed).items()},
         )
@@ -263,11 +276,6 @@ class NodeStore:
         queue = json.dumps(queue_parameters())
         retry_ms = round(DELETE_RETRY_SECONDS * 1000)
         return len(await self._call("retry_deletes", self.node, self._owner, retry_ms, queue, *fresh))
-
-    async def fail_waiting(self, outcome: Outcome, *, silent_seconds: float) -> tuple[JobId, ...]:
-        """Fail the jobs that wait for any node which has been silent for so long; their ids."""
-        failed = await self._call("fail_waiting", round(silent_seconds * 1000), BATCH, json.dumps(outcome.for_script()))
-        return tuple(JobId(job_id.decode()) for job_id in failed)
 
     async def forget_failed(self) -> int:
         """Forget failed snapshots that were listed for their 7 days; how many."""
@@ -322,3 +330,14 @@ class NodeStore:
     @property
     def _silent_ms(self) -> int:
         return round(NODE_SILENT_SECONDS * 1000)
+
+
+def _known(record: records.Hash) -> KnownSnapshot:
+    return KnownSnapshot(
+        server_id=ServerId(int(record["server"])),
+        status=SnapshotStatus(record["status"]),
+        lost="lost" in record,
+        name=record["name"],
+        description=record["description"],
+        created_at=records.moment(record["created_ms"]),
+    )

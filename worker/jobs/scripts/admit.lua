@@ -44,10 +44,11 @@ local function create()
   if ask.dry_run then
     return admit(server_id, server, '0', {name = ask.name, description = '', created_ms = tostring(now_ms())})
   end
-  -- Begins at the seconds since 2025: after a loss of the data it is above every id given before, for a cell gives
-  -- less than one a second over its life. An id must never come back: the disks of silent nodes still carry it.
-  redis.call('SET', 'snapshots:last_id', math.floor(now_ms() / 1000) - 1735689600, 'NX')
-  local id = string.format('%.0f', redis.call('INCR', 'snapshots:last_id'))
+  -- Never below the seconds since 2025: after a loss of the data, or the return of an older copy of it, it is above every
+  -- id given before, for a cell gives less than one a second. An id must never come back: disks still carry it.
+  local last_id = tonumber(redis.call('GET', 'snapshots:last_id')) or 0
+  local id = string.format('%.0f', math.max(last_id + 1, math.floor(now_ms() / 1000) - 1735689600))
+  redis.call('SET', 'snapshots:last_id', id)
   local snapshot = {
     server = server_id, account = server.account, node = server.node, name = ask.name,
     description = ask.description, status = 'in_progress', size_mb = '', created_ms = tostring(now_ms()),

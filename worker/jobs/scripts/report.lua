@@ -1,13 +1,13 @@
 -- A node says which servers it has, and from time to time what it runs on. ARGV: node, owner, silent_ms,
 -- JSON [{id, account, name, power}, ...] (all as text), JSON result of a job whose server has left its node,
 -- JSON of the node or '', the least free bytes of its pools.
--- Answers {conflicts, fresh, moment at which an operator asked for a reconciliation, or ''}: conflicts are the ids that a
--- living other node claims as well (those keep their node until a person has looked), fresh are those whose snapshots the
--- node must publish before one can be added: new here, or Redis lost its data.
+-- Answers {conflicts, fresh, gone, moment at which an operator asked for a reconciliation, or ''}: conflicts are the ids
+-- that a living other node claims as well (those keep their node until a person has looked), fresh are those whose snapshots
+-- the node must publish before one can be added: new here, or Redis lost its data; gone are those that it had before.
 if not owns_lease(ARGV[1], ARGV[2]) then return 'lease_lost' end
 local node, silent_ms = ARGV[1], ARGV[3]
 local mine = 'node:' .. node .. ':servers'
-local conflicts, fresh, present = {}, {}, {}
+local conflicts, fresh, gone, present = {}, {}, {}, {}
 local LISTED = '2' -- version of a record that is in the operators' lists too
 
 local function move_account(server_id, from, to)
@@ -72,13 +72,19 @@ for _, id in ipairs(redis.call('SMEMBERS', mine)) do
   if not present[id] then
     redis.call('SREM', mine, id)
     for _, key in ipairs(lists_of(read('server:' .. id) or {})) do redis.call('ZREM', key, id) end
-    redis.call('HDEL', 'node:' .. node .. ':findings', id)
-    redis.call('ZREM', 'findings', id)
     redis.call('HSET', 'server:' .. id, 'missing', '1')
+    if redis.call('EXISTS', 'server:' .. id .. ':snapshots') == 1 then
+      local found = {finding = 'missing_server', tag = '', at = string.format('%.0f', now_ms() / 1000)}
+      redis.call('HSET', 'node:' .. node .. ':findings', id, cjson.encode({found}))
+      redis.call('ZADD', 'findings', now_ms(), id)
+    else
+      forget_findings(node, id)
+    end
+    gone[#gone + 1] = id
   end
 end
 if ARGV[6] ~= '' then
   redis.call('HSET', 'node:' .. node, 'about', ARGV[6])
   redis.call('ZADD', 'nodes:by:free', ARGV[7], node)
 end
-return {conflicts, fresh, redis.call('HGET', 'node:' .. node, 'reconcile_ms') or ''}
+return {conflicts, fresh, gone, redis.call('HGET', 'node:' .. node, 'reconcile_ms') or ''}

@@ -1,0 +1,43 @@
+"""Fails the jobs that wait for a dead node: where all nodes are dead, no worker is left to do it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import structlog
+from aiohttp import web
+
+from worker.jobs.errors import StoreUnavailable
+from worker.jobs.waiting import Waiting
+
+ROUND_SECONDS = 30.0
+STOP_AGAIN_SECONDS = 0.2
+
+log = structlog.stdlib.get_logger()
+
+
+class Sweeper:
+    def __init__(self, waiting: Waiting, *, round_seconds: float = ROUND_SECONDS) -> None:
+        self._waiting = waiting
+        self._round_seconds = round_seconds
+
+    async def running(self, _: web.Application) -> AsyncIterator[None]:
+        """Sweep while the application runs."""
+        sweeping = asyncio.create_task(self._keep_sweeping())
+        yield
+        while not sweeping.done():
+            # again, where it was lost: Python 3.11's wait_for, in which redis-py sends, may swallow one
+            sweeping.cancel()
+            await asyncio.wait({sweeping}, timeout=STOP_AGAIN_SECONDS)
+        with suppress(asyncio.CancelledError):
+            await sweeping
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            try:
+                await self._waiting.fail()
+            except StoreUnavailable as error:
+                log.warning("sweeper.store_unavailable", cause=str(error.__cause__))
+            except Exception:  # it must go on for all the others
+                log.exception("sweeper.broke")
+            await asyncio.sleep(self._round_seconds)

@@ -1,0 +1,236 @@
+"""The worker's program as a whole: the only one of its node, whatever becomes of Redis, and stopped without harm."""
+
+import asyncio
+import json
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+
+from drivers.base import Power
+from drivers.fake_state import FakeDisk, FakeServer, StateFile
+from tests.conftest import RedisServer, needs
+from tests.integration.conftest import ACCOUNT
+from tests.queueing import client, until_told
+from tests.worker_process import FIRST, SECOND, WorkerProcess, server_of, worker_process
+from worker.jobs.errors import Refused
+from worker.jobs.model import Job, JobId, JobState, ServerId
+from worker.jobs.store import Store
+
+GRACE_SECONDS = "1.5"  # a job on the deaf server takes so long: time for something to happen
+
+
+@pytest.fixture
+async def redis_of_ours() -> AsyncIterator[RedisServer]:
+    """A Redis that the test may kill."""
+    needs("redis-server")
+    with tempfile.TemporaryDirectory(prefix="vps-redis-") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A node whose first server hears no power button."""
+    folder = tmp_path / "node"
+    folder.mkdir()
+    deaf = FakeServer(
+        name="web-server-01",
+        server_id=FIRST,
+        account_id=ACCOUNT,
+        power=Power.ON,
+        deaf=True,
+        disks={"vda": FakeDisk(), "vdb": FakeDisk()},
+    )
+    StateFile(folder / "fake.json").write(deaf)
+    return folder
+
+
+class Customer:
+    def __init__(self, redis: ArqRedis) -> None:
+        self.redis = redis
+        self._store = Store(redis)
+
+    async def create(self, server_id: int, name: str = "n") -> JobId:
+        """As soon as the node has reported its server."""
+        admitted: list[JobId] = []
+
+        async def is_admitted() -> bool:
+            try:
+                ask = {"account_id": ACCOUNT, "server_id": ServerId(server_id), "name": name, "description": ""}
+                admitted.append((await self._store.create(**ask, request_id="r")).job.id)  # type: ignore[arg-type]
+            except Refused:
+                return False
+            return True
+
+        await until_told(is_admitted)
+        return admitted[0]
+
+    async def job(self, job_id: JobId) -> Job:
+        return await self._store.job(account_id=ACCOUNT, job_id=job_id)
+
+    async def sees_step(self, job_id: JobId, step: str) -> None:
+        async def is_there() -> bool:
+            return (await self.job(job_id)).step == step
+
+        await until_told(is_there)
+
+    async def sees_end(self, job_id: JobId) -> Job:
+        async def is_over() -> bool:
+            return (await self.job(job_id)).state.is_final
+
+        await until_told(is_over)
+        return await self.job(job_id)
+
+
+@asynccontextmanager
+async def customer(server: RedisServer) -> AsyncIterator[Customer]:
+    async with client(server.socket) as redis:
+        yield Customer(redis)
+
+
+async def _refused(worker: WorkerProcess, *words: str) -> None:
+    async with asyncio.timeout(30):
+        assert await worker.process.wait() == 2
+    await asyncio.sleep(0)
+    said = "".join(worker.lines)
+    assert all(word in said for word in words), said
+
+
+async def test_a_second_worker_is_refused_and_told_who_holds_the_node_even_one_that_was_stopped(
+    redis_of_ours: RedisServer, state: Path, tmp_path: Path
+) -> None:
+    async with worker_process(redis_of_ours.socket, state) as first:
+        await first.says("worker.started")
+        async with customer(redis_of_ours) as ours:
+            await ours.sees_end(await ours.create(SECOND))
+        first.signal(signal.SIGSTOP)
+        holder = f"pid {first.process.pid} on "
+        async with worker_process(redis_of_ours.socket, state) as second:
+            await _refused(second, "worker.lock is held by", holder)
+        async with worker_process(redis_of_ours.socket, tmp_path / "elsewhere") as third:
+            await _refused(third, "node n1 has a worker already", holder)
+
+
+async def test_a_worker_that_slept_through_its_lease_takes_no_work_any_more(
+    redis_of_ours: RedisServer, state: Path, tmp_path: Path
+) -> None:
+    async with worker_process(redis_of_ours.socket, state) as sleeper, customer(redis_of_ours) as ours:
+        await ours.sees_end(await ours.create(SECOND, "before"))
+        sleeper.signal(signal.SIGSTOP)
+        await ours.redis.hset("node:n1", "lease_until_ms", "1")  # type: ignore[misc] # redis-py: sync or async
+        async with worker_process(redis_of_ours.socket, tmp_path / "elsewhere") as heir:
+            await heir.says("worker.started")
+
+            async def is_taken() -> bool:
+                who: Any = await ours.redis.hget("node:n1", "who")  # type: ignore[misc]
+                return f"pid {heir.process.pid} ".encode() in who
+
+            await until_told(is_taken)
+            sleeper.signal(signal.SIGCONT)
+            for number in range(3):
+                job_id = await ours.create(SECOND, f"after-{number}")
+                assert (await ours.sees_end(job_id)).state is JobState.COMPLETED
+                assert heir.has_said("job.completed", job_id=job_id)
+                assert not sleeper.has_said("job.completed", job_id=job_id)
+                await ours.redis.delete(f"server:{SECOND}:counted")
+            await sleeper.says("lease.lost")
+            sleeper.signal(signal.SIGTERM)
+            async with asyncio.timeout(30):
+                assert await sleeper.process.wait() == 0
+
+
+async def test_one_that_is_told_to_stop_ends_the_job_in_its_hands_and_begins_no_other(
+    redis_of_ours: RedisServer, state: Path
+) -> None:
+    settings = {"GRACE_SECONDS": GRACE_SECONDS, "MAX_JOBS": "1"}
+    async with worker_process(redis_of_ours.socket, state, **settings) as worker, customer(redis_of_ours) as ours:
+        running, waiting = await ours.create(FIRST), await ours.create(SECOND)
+        await ours.sees_step(running, "stopping")
+        worker.signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            assert await worker.process.wait() == 0
+        assert (await ours.job(running)).state is JobState.COMPLETED
+        assert server_of(state, FIRST).power is Power.ON
+        left = await ours.job(waiting)
+        assert (left.state, left.attempts) == (JobState.QUEUED, 0)
+        async with worker_process(redis_of_ours.socket, state, **settings):
+            assert (await ours.sees_end(waiting)).state is JobState.COMPLETED
+
+
+async def test_one_whose_time_to_stop_is_over_leaves_the_rest_to_the_next(
+    redis_of_ours: RedisServer, state: Path
+) -> None:
+    settings = {"GRACE_SECONDS": "30", "DRAIN_SECONDS": "0"}
+    async with worker_process(redis_of_ours.socket, state, **settings) as worker, customer(redis_of_ours) as ours:
+        running = await ours.create(FIRST)
+        await ours.sees_step(running, "stopping")
+        worker.signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            assert await worker.process.wait() == 0
+        assert (await ours.job(running)).state is JobState.IN_PROGRESS
+    async with worker_process(redis_of_ours.socket, state, GRACE_SECONDS="0"), customer(redis_of_ours) as ours:
+        assert (await ours.sees_end(running)).state is JobState.COMPLETED
+    assert server_of(state, FIRST).power is Power.ON
+
+
+# --- Redis in trouble under a job ---
+
+
+async def _away(server: RedisServer, _: ArqRedis) -> Callable[[], Awaitable[object]]:
+    server.kill()
+    return lambda: asyncio.to_thread(server.start)
+
+
+async def _full(_: RedisServer, redis: ArqRedis) -> Callable[[], Awaitable[object]]:
+    await redis.config_set("maxmemory", "1")
+    return lambda: redis.config_set("maxmemory", "0")
+
+
+async def _read_only(_: RedisServer, redis: ArqRedis) -> Callable[[], Awaitable[object]]:
+    await redis.execute_command("REPLICAOF", "127.0.0.1", "1")  # type: ignore[no-untyped-call]
+    return lambda: redis.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]
+
+
+async def _unable_to_save(server: RedisServer, redis: ArqRedis) -> Callable[[], Awaitable[object]]:
+    """MISCONF, as when its disk is full."""
+    (server.folder / "dump.rdb").mkdir()
+    await redis.config_set("save", "3600 1")
+    await redis.bgsave()
+
+    async def has_failed() -> bool:
+        return bool((await redis.info("persistence"))["rdb_last_bgsave_status"] == "err")
+
+    await until_told(has_failed)
+    return lambda: redis.config_set("save", "")
+
+
+@pytest.mark.parametrize("trouble", [_away, _full, _read_only, _unable_to_save])
+async def test_what_was_begun_is_done_though_redis_is_in_trouble_and_told_when_it_is_well(
+    redis_of_ours: RedisServer,
+    state: Path,
+    trouble: Callable[[RedisServer, ArqRedis], Awaitable[Callable[[], Awaitable[object]]]],
+) -> None:
+    async with (
+        worker_process(redis_of_ours.socket, state, GRACE_SECONDS=GRACE_SECONDS) as worker,
+        customer(redis_of_ours) as ours,
+    ):
+        job_id = await ours.create(FIRST)
+        await ours.sees_step(job_id, "stopping")
+        heal = await trouble(redis_of_ours, ours.redis)
+        await worker.says("outcome.not_published")
+
+        assert worker.has_said("job.completed", job_id=job_id)
+        assert server_of(state, FIRST).power is Power.ON
+        await heal()
+
+        assert (await ours.sees_end(job_id)).state is JobState.COMPLETED
+        assert (await ours.sees_end(await ours.create(SECOND))).state is JobState.COMPLETED  # and all works again
+        assert [json.loads(line)["event"] for line in worker.lines if '"error"' in line] == []
