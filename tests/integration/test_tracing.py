@@ -257,7 +257,7 @@ async def test_a_collector_that_is_not_there_holds_up_nothing(start: Callable[[s
         endpoint = address if how == "hangs" else f"http://127.0.0.1:{free_port()}"
         async with start(endpoint) as cell:
             await cell.completed(await cell.create())
-            assert await asyncio.gather(cell.stop("worker"), cell.stop("api")) == [0, 0]
+            assert set(await asyncio.gather(cell.stop("worker"), cell.stop("api"))) == {0}
             for program in ("api", "worker"):
                 assert len(cell.lines(program, "tracing.trouble")) <= 1
                 assert not cell.lines(program, "request.failed")
