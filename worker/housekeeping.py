@@ -11,6 +11,7 @@ from worker.jobs.model import Failure, JobState, SnapshotStatus
 from worker.jobs.node_store import NodeStore
 from worker.jobs.outcome import Outcome
 from worker.journal import Journal, JournalFailed
+from worker.metrics import Metrics
 from worker.runner import Runner
 
 ROUND_SECONDS = 30.0
@@ -21,11 +22,20 @@ log = structlog.stdlib.get_logger()
 class Housekeeping:
     """`waiting_seconds`: how long a job may wait for a silent node, this one or any other, before it fails."""
 
-    def __init__(self, *, store: NodeStore, journal: Journal, runner: Runner, waiting_seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        store: NodeStore,
+        journal: Journal,
+        runner: Runner,
+        waiting_seconds: float,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._store = store
         self._journal = journal
         self._runner = runner
         self._waiting_seconds = waiting_seconds
+        self._metrics = metrics or Metrics()
 
     async def keep_house(self) -> None:
         """Run until cancelled. A round that fails is tried again with the next one."""
@@ -50,6 +60,7 @@ class Housekeeping:
             log.warning("delete.queued_again", jobs=deletes)
         for job_id in failed:
             log.warning("job.failed", job_id=job_id, code="node_unavailable", waited_seconds=self._waiting_seconds)
+            self._metrics.gave_up()
 
 
 def _never_begun(seconds: float) -> Outcome:
