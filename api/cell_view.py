@@ -15,18 +15,29 @@ from worker.jobs.errors import StoreUnavailable
 from worker.jobs.metrics import NAMESPACE
 from worker.jobs.store import NODE_SILENT_SECONDS
 
-STALE_SECONDS = 120.0  # what was seen longer ago is not told any more: another front end may see what is
+STALE_SECONDS = 120.0  # another front end may see what is true now
 
 log = structlog.stdlib.get_logger()
 
 
 class CellView(Collector):
-    """`look_seconds`: between two looks at the cell. Read from another thread: what was seen is replaced as a whole."""
+    """`look_seconds`: between two looks at the cell; what was seen `stale_seconds` ago is not told any more.
 
-    def __init__(self, cell: Cell, *, look_seconds: float, node_silent_seconds: float = NODE_SILENT_SECONDS) -> None:
+    Read from another thread: what was seen is replaced as a whole.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        *,
+        look_seconds: float,
+        node_silent_seconds: float = NODE_SILENT_SECONDS,
+        stale_seconds: float = STALE_SECONDS,
+    ) -> None:
         self._cell = cell
         self._look_seconds = look_seconds
         self._silent_seconds = node_silent_seconds
+        self._stale_seconds = stale_seconds
         self._seen: CellNumbers | None = None
         self._seen_at = 0.0  # Unix seconds
 
@@ -49,7 +60,7 @@ class CellView(Collector):
         seen, at = self._seen, self._seen_at
         text = "When this process last saw the whole cell; 0: not yet."
         yield _gauge("cell_view_timestamp_seconds", text, at)
-        if seen is None or time.time() - at > STALE_SECONDS:
+        if seen is None or time.time() - at > self._stale_seconds:
             return
         yield from _of_cell(seen)
         yield self._count_nodes(seen)

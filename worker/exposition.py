@@ -14,23 +14,23 @@ log = structlog.stdlib.get_logger()
 
 
 @asynccontextmanager
-async def exposed(registry: CollectorRegistry, *, host: str, port: int | None) -> AsyncIterator[None]:
-    """While the block runs. An address that can't be had is said in the log and keeps no VM waiting: who scrapes it
-    notices. Without a port nothing is served."""
+async def exposed(registry: CollectorRegistry, *, host: str, port: int | None) -> AsyncIterator[int | None]:
+    """While the block runs; yields the port, None where nothing is served: none was given, or it can't be had. That is
+    said in the log and keeps no VM waiting: who scrapes it notices."""
     if port is None:
-        yield
+        yield None
         return
     try:
         # in a thread: it asks the resolver for its own name
         server, thread = await asyncio.to_thread(start_http_server, port, host, registry)
     except OSError as error:
         log.error("metrics.not_served", host=host, port=port, reason=str(error))  # noqa: TRY400 - the reason is all
-        yield
+        yield None
         return
     server.RequestHandlerClass = _bounded(server.RequestHandlerClass)
-    log.info("metrics.served", address=server.server_address)
+    log.info("metrics.served", host=host, port=server.server_port)
     try:
-        yield
+        yield server.server_port
     finally:
         await asyncio.to_thread(server.shutdown)
         server.server_close()
