@@ -3,12 +3,15 @@
 import asyncio
 import re
 import socket
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
+from prometheus_client import CollectorRegistry, generate_latest
+from redis.exceptions import RedisError, ResponseError
 from structlog.testing import capture_logs
 
 from api.cell_view import CellView
@@ -23,7 +26,8 @@ from tests.queueing import until_told
 from worker.exposition import exposed
 from worker.jobs.cell import GONE_SECONDS, PAGE
 from worker.jobs.cell import Cell as CellLooks
-from worker.jobs.metrics import registry
+from worker.jobs.connection import RedisSettings, connect
+from worker.jobs.metrics import REDIS_ERRORS, RedisMetrics, registry
 from worker.jobs.model import JobKind
 from worker.metrics import Metrics
 
@@ -197,6 +201,34 @@ async def test_all_nodes_are_seen_in_parts_and_those_that_were_taken_away_are_no
     assert "node-2" not in names
 
 
+async def test_it_is_told_how_redis_does() -> None:
+    found = registry()
+    with tempfile.TemporaryDirectory(prefix="vps-redis-") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        redis = connect(RedisSettings(url=f"unix://{server.socket}"), observer=RedisMetrics(found))
+        await redis.register_script("return 1")()  # Redis does not know it yet: that is no error
+        await redis.blpop(["a list"], timeout=1)  # type: ignore[misc] # redis-py types it as both kinds
+        well = read(found)
+        with pytest.raises(ResponseError):
+            await redis.incr("a", amount="much")  # type: ignore[arg-type]
+        server.kill()
+        with pytest.raises(RedisError):
+            await redis.ping()
+        await redis.aclose(close_connection_pool=True)
+
+    assert value(well, "redis_up") == 1
+    assert value(well, "redis_command_duration_seconds_count") == 2  # the script is loaded, and run
+    assert [value(well, "redis_command_errors_total", error=error) for error in REDIS_ERRORS] == [0, 0, 0]
+    ill = read(found)
+    assert value(ill, "redis_up") == 0
+    assert [value(ill, "redis_command_errors_total", error=error) for error in REDIS_ERRORS] == [1, 0, 1]
+
+
+def read(found: CollectorRegistry) -> Samples:
+    return samples(generate_latest(found).decode())
+
+
 @pytest.mark.parametrize("kind", [JobKind.CREATE, JobKind.RESTORE, JobKind.DELETE])
 async def test_a_job_counts_once_however_often_the_worker_dies(cell: Cell, tmp_path: Path, kind: JobKind) -> None:
     node = await DyingNode.make(cell, tmp_path, power=Power.ON)
@@ -206,7 +238,7 @@ async def test_a_job_counts_once_however_often_the_worker_dies(cell: Cell, tmp_p
     await node.settle(job_id)
     await node.live(job_id)  # delivered again
 
-    found = {(s.name, frozenset(s.labels.items())): s.value for m in node.metrics.registry.collect() for s in m.samples}
+    found = read(node.metrics.registry)
     assert value(found, "jobs_total", kind=kind, outcome="completed") == 1
     assert value(found, "job_resumptions_total", kind=kind) == 1
     assert value(found, "job_duration_seconds_count", kind=kind) == 1
