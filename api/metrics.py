@@ -65,7 +65,7 @@ class Metrics:
     def request(self, request: web.Request, response: web.StreamResponse, *, route: str, seconds: float) -> None:
         """The method is anyone's text; a stream lasts as long as its client likes."""
         if response.content_type != "text/event-stream":
-            method = request.method if request.method in _METHODS else "other"
+            method = request.method if request.method in _METHODS else "_OTHER"
             self._requests.labels(method, route, f"{response.status // 100}xx").observe(seconds)
 
     def problem(self, code: str) -> None:

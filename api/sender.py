@@ -125,9 +125,9 @@ class Sender:
             status=status,
             error=error,
         )
-        is_last = error is None or delivery.attempts >= len(RETRIES)
-        self._metrics.attempted(error, given_up=is_last and error is not None)
-        if is_last:
+        is_over = error is None or delivery.attempts >= len(RETRIES)
+        self._metrics.attempted(error, given_up=is_over and error is not None)
+        if is_over:
             return Result(status=status, error=error)
         retry_in = RETRIES[delivery.attempts] * _chance.uniform(1, 1 + JITTER)
         return Result(status=status, error=error, retry_in=retry_in)
