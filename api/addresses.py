@@ -7,6 +7,8 @@ from aiohttp import web
 
 Network = IPv4Network | IPv6Network
 
+# what a proxy adds to a call that it passes on
+_PASSED_ON = ("X-Forwarded-For", "X-Real-IP", "Forwarded", "Via")
 _SHOWN = 64  # characters: a header's text is anyone's
 _HOME_BITS = 64  # of an IPv6 address: the rest is its owner's to choose
 
@@ -18,6 +20,14 @@ def of(request: web.Request, *, trusted_proxies: Sequence[Network]) -> str:
     while passed and _is_ours(nearest, trusted_proxies):
         nearest = passed.pop()
     return nearest[:_SHOWN]
+
+
+def is_from(request: web.Request, networks: Sequence[Network]) -> bool:
+    """Whether the peer itself asks, from one of these networks. What a proxy passes on comes from anywhere, wherever
+    the proxy is."""
+    parsed = _parsed(request.remote or "")
+    passed_on = any(header in request.headers for header in _PASSED_ON)
+    return parsed is not None and not passed_on and any(parsed in network for network in networks)
 
 
 def home(address: str) -> str:

@@ -11,7 +11,10 @@ from arq.connections import ArqRedis
 from api import docs_page, openapi
 from api.caching import spared
 from api.callers import Callers
+from api.cell_view import CellView
 from api.handlers import Handlers
+from api.metrics import PATH as METRICS
+from api.metrics import Metrics, exposition
 from api.middleware import around, finish_head
 from api.operations import OPERATIONS, PROBES, Operation, Probing
 from api.ops_handlers import OpsHandlers
@@ -23,6 +26,7 @@ from api.streams import Streams
 from api.sweeper import Sweeper
 from api.traces import traced
 from worker.jobs.audit import Audit
+from worker.jobs.cell import Cell
 from worker.jobs.deliveries import Deliveries
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.events import Events
@@ -38,9 +42,12 @@ TOKEN_CHECK_SECONDS = 30.0  # a stream of events ends so soon after its token
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def build(redis: ArqRedis, settings: ApiSettings, *, resolver: AbstractResolver | None = None) -> web.Application:
+def build(
+    redis: ArqRedis, settings: ApiSettings, *, metrics: Metrics | None = None, resolver: AbstractResolver | None = None
+) -> web.Application:
     """The application. It opens nothing and closes nothing: the client is its owner's. `resolver`: finds the receivers
     of webhooks, in the place of the system's own."""
+    metrics = metrics or Metrics()
     limits = Limits(calls=settings.calls_per_minute, failed_logins=settings.failed_logins_per_minute)
     tokens = Tokens(redis)
     callers = Callers(tokens, limits, trusted_proxies=settings.trusted_proxies)
@@ -72,12 +79,18 @@ def build(redis: ArqRedis, settings: ApiSettings, *, resolver: AbstractResolver 
     )
 
     audit = Audit(redis, kept=timedelta(days=settings.audit_days))
-    app = web.Application(middlewares=[traced, around(callers, audit)], client_max_size=BODY_MAX_BYTES)
+    app = web.Application(middlewares=[traced, around(callers, audit, metrics)], client_max_size=BODY_MAX_BYTES)
     app.cleanup_ctx.append(streams.running)
     app.on_shutdown.append(streams.end_all)
     app.on_response_prepare.append(finish_head)
-    app.cleanup_ctx.append(_sender(redis, settings, resolver))
-    app.cleanup_ctx.append(Sweeper(Waiting(redis, seconds=settings.waiting_seconds)).running)
+    app.cleanup_ctx.append(_sender(redis, settings, metrics, resolver))
+    waiting = Waiting(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
+    app.cleanup_ctx.append(Sweeper(waiting).running)
+    view = CellView(
+        Cell(redis), look_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
+    )
+    app.cleanup_ctx.append(view.running)
+    metrics.follow(streams=lambda: streams.open, cell=view)
     calls: list[tuple[Operation | OpsOperation, Handler]] = [
         *((operation, _called(operation, handlers, callers)) for operation in OPERATIONS),
         *((operation, _operated(operation, ops_handlers, callers)) for operation in OPS_OPERATIONS),
@@ -87,6 +100,7 @@ def build(redis: ArqRedis, settings: ApiSettings, *, resolver: AbstractResolver 
         _add(app, call.method, call.path, bounded, head=call.has_an_end)
     for probe in PROBES:
         _add(app, "GET", probe.path, _probed(probe, handlers))
+    app.router.add_route("*", METRICS, exposition(metrics, settings.metrics_networks))
     for path, handler in _documents().items():
         _add(app, "GET", path, handler)
     for path in dict.fromkeys(call.path for call in openapi.CALLS):
@@ -131,7 +145,7 @@ def _probed(probe: Probing, handlers: Handlers) -> Handler:
 
 
 def _sender(
-    redis: ArqRedis, settings: ApiSettings, resolver: AbstractResolver | None
+    redis: ArqRedis, settings: ApiSettings, metrics: Metrics, resolver: AbstractResolver | None
 ) -> Callable[[web.Application], AsyncIterator[None]]:
     async def running(app: web.Application) -> AsyncIterator[None]:
         sender = Sender(
@@ -140,6 +154,7 @@ def _sender(
             seconds=settings.webhook_seconds,
             to_private=settings.webhooks_to_private,
             resolver=resolver or ThreadedResolver(),
+            metrics=metrics,
         )
         async for _ in sender.running(app):
             yield

@@ -21,6 +21,7 @@ import uvloop
 from arq.connections import ArqRedis
 
 from api.app import build
+from api.metrics import Metrics
 from api.server import listening
 from api.settings import ApiSettings
 from worker.jobs import logs
@@ -77,10 +78,12 @@ def start(context: typer.Context, config: Config = None) -> None:
 def serve(context: typer.Context, config: Config = None) -> None:
     """Answer requests until SIGTERM or SIGINT."""
     settings = _settings(context, config)
-    logs.configure(level=logging.getLevelNamesMapping()[settings.log_level.upper()])
+    metrics = Metrics()
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    logs.configure(level=level, count=(metrics.log_events,))
     try:
         with exporting(settings.tracing, service="vps-snapshots-api", instance=f"{gethostname()}:{os.getpid()}"):
-            uvloop.run(_serve(settings))
+            uvloop.run(_serve(settings, metrics))
     except ConfigurationError as error:
         _refuse(str(error))
     except OSError as error:
@@ -220,15 +223,15 @@ def _with_store(settings: ApiSettings, call: Callable[[ArqRedis, Audit], Awaitab
         _refuse(f"{error.detail} ({error.__cause__})", code=1)
 
 
-async def _serve(settings: ApiSettings) -> None:
+async def _serve(settings: ApiSettings, metrics: Metrics) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     async with AsyncExitStack() as stack:
-        redis = connect(settings.redis)
+        redis = connect(settings.redis, observer=metrics.redis)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
-        address = await stack.enter_async_context(listening(build(redis, settings), settings))
+        address = await stack.enter_async_context(listening(build(redis, settings, metrics=metrics), settings))
         log.info("api.listening", address=address)
         await stop.wait()
         log.info("api.stopping")

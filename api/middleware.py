@@ -13,6 +13,8 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from api import problems
 from api.callers import ACCOUNT, ALLOWANCE, REASON, TOKEN, Callers
+from api.metrics import PATH as METRICS
+from api.metrics import Metrics
 from api.requests import REQUEST_ID, SERVER_ID
 from worker.jobs import errors
 from worker.jobs.audit import Audit
@@ -24,12 +26,12 @@ Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _PATH_SHOWN = 200  # characters: an id in it is anyone's text until it is looked at
-PROBES = frozenset({"/healthz", "/readyz"})
+PROBES = frozenset({"/healthz", "/readyz", METRICS})
 
 log = structlog.get_logger()
 
 
-def around(callers: Callers, audit: Audit) -> Middleware:
+def around(callers: Callers, audit: Audit, metrics: Metrics) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Next) -> web.StreamResponse:
         began = time.monotonic()
@@ -38,14 +40,18 @@ def around(callers: Callers, audit: Audit) -> Middleware:
         request[REQUEST_ID] = request_id
         clear_contextvars()
         bind_contextvars(request_id=request_id)
-        response = await _answer(request, handler, request_id)
+        with metrics.in_flight.track_inprogress():
+            response = await _answer(request, handler, request_id)
+        if PROBLEM in request:
+            metrics.problem(request[PROBLEM])
         address = callers.address(request)
         if _is_audited(request, response):
             await _write_down(audit, _entry(request, response, address))
         route = route_of(request)
         # probes come every few seconds: on demand only
         write = log.debug if route in PROBES else log.info
-        milliseconds = round((time.monotonic() - began) * 1000, 1)
+        seconds = time.monotonic() - began
+        metrics.request(request, response, route=route, seconds=seconds)
         write(
             "request.done",
             method=request.method,
@@ -53,7 +59,7 @@ def around(callers: Callers, audit: Audit) -> Middleware:
             status=response.status,
             code=request.get(PROBLEM),
             address=address,
-            milliseconds=milliseconds,
+            milliseconds=round(seconds * 1000, 1),
         )
         return response
 

@@ -7,7 +7,6 @@ import json
 import time
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from random import SystemRandom
 
@@ -16,6 +15,8 @@ from aiohttp import ClientConnectorDNSError, ClientConnectorError, ClientError, 
 from aiohttp.abc import AbstractResolver
 
 from api import outside, webhooks
+from api.background import in_background
+from api.metrics import Metrics
 from worker.jobs.deliveries import Claim, Deliveries, DueDelivery, Result
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import DeliveryId
@@ -32,7 +33,6 @@ AT_ONCE = 8  # deliveries of one endpoint
 LEASE_ATTEMPTS = 4  # a claim holds for so many times the limit of an attempt: then its sender is taken to be dead
 SUCCESS = range(200, 300)
 WAIT_SECONDS = 2  # a retry that falls due is seen so late at most
-STOP_AGAIN_SECONDS = 0.2
 AGAIN_SECONDS = 3.0  # after trouble with the store
 
 log = structlog.stdlib.get_logger()
@@ -43,27 +43,27 @@ class Sender:
     """`endpoints`: how many are served at a time; one that is slow holds its own place only. `seconds`: an attempt."""
 
     def __init__(
-        self, deliveries: Deliveries, *, endpoints: int, seconds: float, to_private: bool, resolver: AbstractResolver
+        self,
+        deliveries: Deliveries,
+        *,
+        endpoints: int,
+        seconds: float,
+        to_private: bool,
+        resolver: AbstractResolver,
+        metrics: Metrics,
     ) -> None:
         self._deliveries = deliveries
         self._places = asyncio.Semaphore(endpoints)
         self._seconds = seconds
         self._to_private = to_private
         self._resolver = resolver
+        self._metrics = metrics
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
         """Send while the application runs; at its end what is on its way is let go, for another sender."""
-        async with outside.client(
-            to_private=self._to_private, resolver=self._resolver, seconds=self._seconds
-        ) as client:
-            sending = asyncio.create_task(self._send_all(client))
+        client = outside.client(to_private=self._to_private, resolver=self._resolver, seconds=self._seconds)
+        async with client as session, in_background(self._send_all(session)):
             yield
-            while not sending.done():
-                # Again, where it was lost: Python 3.11's wait_for, in which redis-py sends, may swallow one.
-                sending.cancel()
-                await asyncio.wait({sending}, timeout=STOP_AGAIN_SECONDS)
-            with suppress(asyncio.CancelledError):
-                await sending
 
     async def _send_all(self, client: ClientSession) -> None:
         async with asyncio.TaskGroup() as serving:
@@ -125,7 +125,9 @@ class Sender:
             status=status,
             error=error,
         )
-        if error is None or delivery.attempts >= len(RETRIES):
+        is_over = error is None or delivery.attempts >= len(RETRIES)
+        self._metrics.attempted(error, given_up=is_over and error is not None)
+        if is_over:
             return Result(status=status, error=error)
         retry_in = RETRIES[delivery.attempts] * _chance.uniform(1, 1 + JITTER)
         return Result(status=status, error=error, retry_in=retry_in)

@@ -46,6 +46,11 @@ class ApiSettings(FileSettings):
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = Field(
         default=(), description="networks whose X-Forwarded-For says where a call comes from"
     )
+    metrics_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
+        description="networks from which Prometheus may read /metrics; for all others it does not exist",
+    )
+    metrics_look_seconds: Seconds = Field(default=15.0, description="between two looks at the cell, for the metrics")
     audit_days: Count = Field(default=90, description="how long it is kept who did what")
     streams_per_account: Count = Field(default=20, description="streams of events at a time")
     streams: Count = Field(default=1000, description="streams of events of all accounts at a time, of this process")

@@ -50,6 +50,11 @@ class Streams:
         self._open: Counter[Audience] = Counter()
         self._heard = asyncio.Event()
 
+    @property
+    def open(self) -> int:
+        """Streams that are open now."""
+        return self._open.total()
+
     async def running(self, _: web.Application) -> AsyncIterator[None]:
         """Read while the application runs; at its end end all streams, so that they don't hold it up."""
         reading = asyncio.create_task(self._read())

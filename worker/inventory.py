@@ -13,6 +13,7 @@ from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import AccountId, ServerId
 from worker.jobs.node_store import LeaseLost, NodeStore, ReportedServer
 from worker.jobs.telling import NodeFacts, Pool
+from worker.metrics import Metrics
 
 FACTS_SECONDS = 60.0  # between two looks at versions and free space
 FACTS_LOOK_SECONDS = 5.0  # that a report waits for such a look; a slower one is told with a later report
@@ -30,6 +31,7 @@ class Inventory:
         store: NodeStore,
         publish: Callable[[ServerId], Awaitable[None]],
         reconcile: Callable[[], None] = lambda: None,
+        metrics: Metrics | None = None,
     ) -> None:
         """`publish` tells the store which snapshots a server has, where the store does not know the server. `reconcile`
         is called when an operator has asked for it."""
@@ -37,6 +39,7 @@ class Inventory:
         self._store = store
         self._publish = publish
         self._reconcile = reconcile
+        self._metrics = metrics or Metrics()
         self._reconcile_asked = ""
         self._facts_at = -FACTS_SECONDS
         self._looking: asyncio.Task[About] | None = None
@@ -105,13 +108,12 @@ class Inventory:
             return None
         self._looking, self._facts_at = None, time.monotonic()
         about = looking.result()
+        pools = tuple(
+            Pool(path=pool.path, free_bytes=pool.free_bytes, total_bytes=pool.total_bytes) for pool in about.pools
+        )
+        self._metrics.storage(pools)
         return NodeFacts(
-            worker=version("vps-snapshots"),
-            hypervisor=about.hypervisor,
-            emulator=about.emulator,
-            pools=tuple(
-                Pool(path=pool.path, free_bytes=pool.free_bytes, total_bytes=pool.total_bytes) for pool in about.pools
-            ),
+            worker=version("vps-snapshots"), hypervisor=about.hypervisor, emulator=about.emulator, pools=pools
         )
 
     async def keep_reporting(self) -> None:

@@ -88,6 +88,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._ballast = path.with_suffix(".ballast")
         try:
             self._db = _opened(path)
@@ -140,6 +141,14 @@ class Journal:
 
     def close(self) -> None:
         self._db.close()
+
+    def size_bytes(self) -> int:
+        """With its write-ahead log. From any thread."""
+        size = 0
+        for file in (self._path, self._path.with_name(f"{self._path.name}-wal")):
+            with suppress(FileNotFoundError):
+                size += file.stat().st_size
+        return size
 
     def begin(self, task: Task, step: Step) -> Entry:
         """Write down that the job is ours now, before its first effect. A job that is here already stays as it is."""

@@ -107,6 +107,10 @@ class Lease:
         self._lost = lost
         self._held = False
 
+    @property
+    def held(self) -> bool:
+        return self._held
+
     async def take_at_start(self) -> None:
         """Take the lease, waiting for the store for as long as it is away. Raises NodeTaken, naming the holder."""
         while True:

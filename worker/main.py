@@ -14,6 +14,7 @@ import uvloop
 from arq.connections import ArqRedis
 
 from drivers.base import DriverError, Hypervisor, HypervisorUnavailable
+from worker.exposition import exposed
 from worker.housekeeping import Housekeeping
 from worker.inventory import REPORT_SECONDS, Inventory
 from worker.job_log import JobLog
@@ -27,6 +28,7 @@ from worker.jobs.span_export import exporting
 from worker.jobs.waiting import Waiting
 from worker.journal import Journal, NewerJournal
 from worker.lease import Lease, NodeLock, NodeTaken, machine_id, who_am_i
+from worker.metrics import Metrics
 from worker.node_worker import FALLBACK_SECONDS, NodeWorker
 from worker.publisher import Publisher
 from worker.reconcile import Reconciler
@@ -54,11 +56,11 @@ Config = Annotated[Path | None, typer.Option(help="A TOML file with the settings
 def run(config: Config = None) -> None:
     """Do the snapshot jobs of this node's servers until SIGTERM or SIGINT."""
     settings = _settings(config)
-    job_log = JobLog()
-    logs.configure(also=(job_log,))
+    job_log, metrics = JobLog(), Metrics()
+    logs.configure(also=(job_log,), count=(metrics.log_events,))
     try:
         with exporting(settings.tracing, service="vps-snapshots-worker", instance=settings.node):
-            uvloop.run(_serve(settings, job_log))
+            uvloop.run(_serve(settings, job_log, metrics))
     except (NodeTaken, NewerJournal, DriverError, ConfigurationError) as error:
         _refuse(str(error))
 
@@ -147,7 +149,7 @@ async def _prove_alive() -> None:
         faulthandler.cancel_dump_traceback_later()
 
 
-async def _serve(settings: WorkerSettings, job_log: JobLog) -> None:
+async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -157,11 +159,14 @@ async def _serve(settings: WorkerSettings, job_log: JobLog) -> None:
         lock = NodeLock(settings.state_dir)
         lock.take()
         stack.callback(lock.release)
+        await stack.enter_async_context(
+            exposed(metrics.registry, host=settings.metrics_host, port=settings.metrics_port)
+        )
         journal = Journal(settings.state_dir / "journal.sqlite")
         stack.callback(journal.close)
         hypervisor = await _open_hypervisor(settings)
         stack.push_async_callback(hypervisor.close)
-        redis = connect(settings.redis)
+        redis = connect(settings.redis, observer=metrics.redis)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         waiting = connect(settings.redis, command_seconds=2 * FALLBACK_SECONDS)
         stack.push_async_callback(waiting.aclose, close_connection_pool=True)
@@ -170,6 +175,7 @@ async def _serve(settings: WorkerSettings, job_log: JobLog) -> None:
             hypervisor=of_calls(hypervisor) if settings.tracing.endpoint else hypervisor,
             journal=journal,
             job_log=job_log,
+            metrics=metrics,
             redis=redis,
             waiting=waiting,
             stop=stop,
@@ -182,6 +188,7 @@ async def _live(
     hypervisor: Hypervisor,
     journal: Journal,
     job_log: JobLog,
+    metrics: Metrics,
     redis: ArqRedis,
     waiting: ArqRedis,
     stop: asyncio.Event,
@@ -199,6 +206,7 @@ async def _live(
         publisher=publisher,
         policy=settings.policy,
         limits=settings.limits,
+        metrics=metrics,
     )
     queue = NodeWorker(
         redis, waiting, node=settings.node, run=lambda job_id: runner.run(JobId(job_id)), max_jobs=settings.max_jobs
@@ -210,17 +218,24 @@ async def _live(
         runner=runner,
         safety_kept_seconds=settings.safety_kept_seconds,
         look_seconds=settings.step_seconds,
+        metrics=metrics,
     )
-    inventory = Inventory(hypervisor, store, publish=reconciler.server, reconcile=reconciler.soon)
+    inventory = Inventory(hypervisor, store, publish=reconciler.server, reconcile=reconciler.soon, metrics=metrics)
 
     async def lease_gained() -> None:
         await inventory.report()  # first of all: a job may wait for a server that the store lost
         queue.resume()
 
-    waiting_jobs = Waiting(redis, seconds=settings.waiting_seconds)
+    waiting_jobs = Waiting(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
     # What has waited for us for too long fails before our heart beats: a job that nobody expects any more must not run.
     lease = Lease(store, before=waiting_jobs.fail, gained=lease_gained, lost=queue.pause)
     housekeeping = Housekeeping(store=store, journal=journal, runner=runner, waiting=waiting_jobs)
+    metrics.follow(
+        running=lambda: runner.working,
+        owed=lambda: runner.owed,
+        lease_held=lambda: lease.held,
+        journal_bytes=journal.size_bytes,
+    )
     owed = runner.resume()  # before the store is asked for anything: what was begun is owed whether it answers or not
     log.info("worker.started", node=settings.node, driver=settings.driver, owed_jobs=len(owed))
 

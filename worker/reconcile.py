@@ -19,6 +19,7 @@ from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
 from worker.jobs.node_store import BegunJob, Known, LeaseLost, NodeStore, PublishedSnapshot
 from worker.journal import Journal, JournalFailed
+from worker.metrics import Metrics
 from worker.procedures.disks import without
 from worker.procedures.work import SAFETY_PREFIX, Task
 from worker.runner import Runner
@@ -60,6 +61,7 @@ class Reconciler:
         runner: Runner,
         safety_kept_seconds: float,
         look_seconds: float,
+        metrics: Metrics | None = None,
     ) -> None:
         self._hypervisor = hypervisor
         self._store = store
@@ -67,6 +69,9 @@ class Reconciler:
         self._runner = runner
         self._safety_kept_seconds = safety_kept_seconds
         self._look_seconds = look_seconds
+        self._metrics = metrics or Metrics()
+        for finding in Finding:
+            self._metrics.found(finding, times=0)
         self._asked = asyncio.Event()
 
     def soon(self) -> None:
@@ -158,6 +163,7 @@ class Reconciler:
             differences += self._track_safeties(server_id, found, spare)
         for difference in differences:
             log.warning("reconcile.finding", finding=difference.finding, server_id=server_id, tag=difference.tag)
+            self._metrics.found(difference.finding)
         listed = [{"finding": str(d.finding), "tag": d.tag, "at": f"{time.time():.0f}"} for d in differences]
         await self._store.tell_findings(server_id, listed)
 

@@ -16,6 +16,7 @@ from worker.jobs.model import Failure, Job, JobId, JobKind, JobState, ServerId, 
 from worker.jobs.node_store import BeginRefused, LeaseLost, NodeStore
 from worker.jobs.outcome import Outcome
 from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed, SpareTag
+from worker.metrics import Metrics
 from worker.procedures import PROCEDURES
 from worker.procedures.disks import NotEnoughSpace, whole, without
 from worker.procedures.work import Facts, Next, Policy, Procedure, Task, Work
@@ -53,6 +54,7 @@ class Runner:
         policy: Policy,
         limits: Limits,
         procedures: Mapping[JobKind, Procedure] = PROCEDURES,
+        metrics: Metrics | None = None,
     ) -> None:
         self._journal = journal
         self._hypervisor = hypervisor
@@ -61,6 +63,7 @@ class Runner:
         self._policy = policy
         self._limits = limits
         self._procedures = procedures
+        self._metrics = metrics or Metrics()
         self._running: dict[JobId, asyncio.Task[None]] = {}
         self._executing = 0
         self._idle = asyncio.Event()  # no VM is worked on
@@ -83,6 +86,7 @@ class Runner:
                 job = await self._begin(job_id)
                 if job is None:
                     return
+                self._metrics.begun(job)
                 entry = self._journal.begin(Task.of(job), self._procedures[job.kind].first)
             await asyncio.shield(self._pursue(entry, resumed=known))
 
@@ -100,6 +104,16 @@ class Runner:
                 await self._idle.wait()
         if self._running:
             await asyncio.wait(self._running.values(), timeout=LAST_WORDS_SECONDS)
+
+    @property
+    def working(self) -> int:
+        """Jobs that work on a VM now."""
+        return self._executing
+
+    @property
+    def owed(self) -> int:
+        """Jobs whose end the store does not know yet."""
+        return len(self._running)
 
     def lock_of(self, server_id: ServerId) -> asyncio.Lock:
         """Who holds it may touch the server's disks."""
@@ -239,9 +253,10 @@ class Runner:
         if resumed:
             interruptions += 1
             self._journal.interrupted(task.job_id)
+            self._metrics.resumed(task.kind)
             log.warning("job.resumed", step=step, interruptions=interruptions)
         while step is not None:
-            with traces.step(step, resumed=interrupted):
+            with traces.step(step, resumed=interrupted), self._metrics.step(task.kind, step):
                 if interruptions > self._limits.interruptions:
                     reason = Failure(
                         code="interrupted", detail=f"The node's worker died {interruptions} times in this step."
@@ -255,7 +270,9 @@ class Runner:
                 self._journal.enter(task.job_id, step, facts)
         outcome = _outcome(task, facts, safety_kept_seconds=self._limits.spare_tag_kept_seconds)
         self._journal.conclude(replace(entry, facts=facts), outcome, spare_tag_kept_seconds=self._keep(outcome))
-        _tell(outcome, seconds=time.monotonic() - began)
+        seconds = time.monotonic() - began
+        self._metrics.ended(task.kind, outcome, seconds=seconds)
+        _tell(outcome, seconds=seconds)
         return outcome
 
     def _keep(self, outcome: Outcome) -> float:
@@ -295,6 +312,7 @@ class Runner:
                     log.warning("step.failed", step=step, code=error.code, exc_info=error)
                     break
                 log.warning("step.tried", step=step, code=error.code, again_in_seconds=wait)
+                self._metrics.tried_again(work.task.kind, step)
                 await asyncio.sleep(wait)
                 wait, work = min(2 * wait, RETRY_MOST_SECONDS), replace(work, interrupted=True)
             except Exception as error:

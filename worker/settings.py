@@ -45,6 +45,12 @@ class WorkerSettings(FileSettings):
     safety_kept_seconds: Annotated[float, Field(ge=0)] = Field(
         default=Limits.spare_tag_kept_seconds, description="how long what a restore overwrote is kept"
     )
+    metrics_host: Annotated[str, Field(min_length=1)] = Field(
+        default="127.0.0.1", description="address on which Prometheus finds /metrics"
+    )
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        default=None, description="0: any that is free; without one there is no /metrics"
+    )
     waiting_seconds: Annotated[float, Field(ge=60)] = Field(
         default=WAITING_SECONDS, description="how long a job waits for a silent node before it fails"
     )

@@ -18,6 +18,7 @@ _MANUAL = """
 The service is up: {url}
   server {server} "{name}" of account {account}: {what}
   state and token: {folder}; `{clean}` forgets them
+  for Prometheus: {metrics}
 
 Copy and paste into another terminal:
 
@@ -48,6 +49,7 @@ async def serve(service: Service, *, driver: Driver, folder: Path) -> None:
                 account=ACCOUNT_ID,
                 what="simulated" if driver is Driver.FAKE else "a real guest in QEMU",
                 folder=folder,
+                metrics=" and ".join(service.metrics_urls),
                 clean="make clean" if folder == _USUAL_FOLDER else f"STATE_DIR={folder} make clean",
                 calls=_CALLS.read_text(),
                 token=service.client.token,

@@ -65,6 +65,8 @@ class Service:
     def __init__(self, state: State, *, port: int, driver: Driver, quiet: bool) -> None:
         """`quiet`: the programs' output goes to files in the state folder, else where ours goes."""
         self.url = f"http://127.0.0.1:{port}"
+        self._metrics_port = free_port()
+        self.metrics_urls = (f"{self.url}/metrics", f"http://127.0.0.1:{self._metrics_port}/metrics")
         self.guest = Guest(state, server_id=SERVER_ID, name=SERVER_NAME, account_id=ACCOUNT_ID)
         self.client: Client  # both from start() on; the second with a real guest only
         self.booted: Ready
@@ -87,6 +89,7 @@ class Service:
             "VPS_SNAPSHOTS_DRIVER": self._driver,
             "VPS_SNAPSHOTS_LIBVIRT_URI": self.guest.uri,
             "VPS_SNAPSHOTS_STATE_DIR": str(self._state.subfolder("node")),
+            "VPS_SNAPSHOTS_METRICS_PORT": str(self._metrics_port),
             # Errors only, or they come among our lines. Never to a file: libvirt 9.0 then starts no QEMU.
             "LIBVIRT_LOG_OUTPUTS": "4:stderr",
         }

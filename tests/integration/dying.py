@@ -12,6 +12,7 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell, nothing_more
 from worker.jobs.model import Job, JobId, JobKind, JobState, SnapshotId, SnapshotStatus
 from worker.jobs.store import SnapshotFilter
 from worker.journal import Journal
+from worker.metrics import Metrics
 from worker.procedures.work import Policy
 from worker.publisher import Publisher
 from worker.reconcile import Reconciler
@@ -33,6 +34,7 @@ class DyingNode:
     happened: list[Happening] = field(default_factory=list)
     die_at: set[int] = field(default_factory=set)
     contents: dict[SnapshotId, str] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=Metrics)  # of all its lives, as if each had been scraped at its end
 
     @classmethod
     async def make(cls, cell: Cell, folder: Path, *, power: Power, limits: Limits = LIMITS) -> "DyingNode":
@@ -181,4 +183,5 @@ class DyingNode:
             publisher=Publisher(self.cell.node, tell_again=nothing_more),
             policy=Policy(grace_seconds=0.05, press_again_seconds=0.01),
             limits=self.limits,
+            metrics=self.metrics,
         )

@@ -12,6 +12,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from api.app import build
+from api.metrics import Metrics
 from api.server import listening
 from api.settings import ApiSettings
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
@@ -121,11 +122,13 @@ NO_NAMES = Names({})
 
 
 @asynccontextmanager
-async def serving(cell: Cell, *, names: Names = NO_NAMES, **seconds: float) -> AsyncIterator[FrontEnd]:
-    """`seconds`: those of the settings that the test shortens."""
-    settings = ApiSettings.model_validate({"port": 0, **seconds})
+async def serving(
+    cell: Cell, *, names: Names = NO_NAMES, metrics: Metrics | None = None, **settings: Any
+) -> AsyncIterator[FrontEnd]:
+    """`settings`: those that the test shortens or changes."""
+    given = ApiSettings.model_validate({"port": 0, **settings})
     tokens = Tokens(cell.redis)
     new = await tokens.create(name="a customer", account_id=ACCOUNT, permissions=READ_WRITE)
-    app = build(cell.redis, settings, resolver=names)
-    async with listening(app, settings) as address, ClientSession() as client:
+    app = build(cell.redis, given, metrics=metrics, resolver=names)
+    async with listening(app, given) as address, ClientSession() as client:
         yield FrontEnd(app=app, client=client, port=int(address[1]), cell=cell, tokens=tokens, token=new.secret)

@@ -2,15 +2,17 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientSession
 
 from deploy.demo.client import Client
 from deploy.demo.service import free_port
@@ -27,12 +29,14 @@ class Run:
     process: asyncio.subprocess.Process
     port: int
     state: Path
+    said: list[str] = field(default_factory=list)  # until it was up
 
     async def up(self) -> Client:
         """A customer's client with the token that it printed."""
         assert self.process.stdout
         async with asyncio.timeout(UP_SECONDS):
             async for line in self.process.stdout:
+                self.said.append(line.decode())
                 if line.startswith(b"URL="):
                     token = line.split(b"TOKEN=")[1].strip()
                     return Client(f"http://127.0.0.1:{self.port}", token.decode())
@@ -90,6 +94,9 @@ async def test_a_signal_stops_all_of_it_and_the_next_run_goes_on(tmp_path: Path,
         client = await run.up()
         children = run.children()
         assert set(children) == set(PROGRAMS)
+        urls = re.findall(r"http://\S+/metrics", "".join(run.said))
+        async with ClientSession() as prometheus:
+            assert [(await prometheus.get(url)).status for url in urls] == [200, 200]
         created = await client.call("POST", "/api/v1/snapshots/", {"server_id": 12345, "name": "kept"})
         await client.follow(created.headers["Operation-Location"], timeout_seconds=30)
         run.process.send_signal(signum)

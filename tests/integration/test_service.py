@@ -4,24 +4,31 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientSession
 
 from deploy.demo.client import Client
 from deploy.demo.service import SERVER_ID, Driver, Service, free_port
 from deploy.demo.state import State
 from tests.conftest import needs
+from tests.integration.scraping import samples, value
 
 
 @pytest.fixture
-async def customer(tmp_path: Path) -> AsyncIterator[Client]:
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
     needs("redis-server")
     state = State.open(tmp_path / "state")
     service = Service(state, port=free_port(), driver=Driver.FAKE, quiet=True)
     try:
         await service.start()
-        yield service.client
+        yield service
     finally:
         await service.stop()
         state.close()
+
+
+@pytest.fixture
+def customer(service: Service) -> Client:
+    return service.client
 
 
 async def create(customer: Client, name: str) -> int:
@@ -46,6 +53,21 @@ async def test_a_restore_is_undone_over_http(customer: Client) -> None:
     assert (again.status, again.body["code"]) == (400, "undo_unavailable")
     unknown = await customer.call("POST", f"/api/v1/restores/{'0' * 32}/undo/")
     assert (unknown.status, unknown.body["code"]) == (404, "job_not_found")
+
+
+async def test_both_programs_tell_prometheus_of_themselves(service: Service) -> None:
+    await create(service.client, "s")
+    async with ClientSession() as prometheus:
+        front_end, worker = [samples(await (await prometheus.get(url)).text()) for url in service.metrics_urls]
+
+    route = {"method": "POST", "route": "/api/v1/snapshots/", "status": "2xx"}
+    assert value(front_end, "http_request_duration_seconds_count", **route) == 1
+    assert value(worker, "jobs_total", kind="create", outcome="completed") == 1
+    assert value(worker, "lease_held") == 1
+    for program in (front_end, worker):
+        assert value(program, "redis_up") == 1
+        assert value(program, "redis_command_duration_seconds_count") > 0
+        assert ("process_resident_memory_bytes", frozenset()) in program
 
 
 async def test_a_dry_run_answers_with_the_nodes_checks_and_leaves_nothing_behind(customer: Client) -> None:

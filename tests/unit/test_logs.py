@@ -63,5 +63,35 @@ def test_a_traceback_shows_the_place_and_no_variables(options: str) -> None:
     assert "s3cr3t" not in text
 
 
+COUNTING = """
+import logging, structlog
+from prometheus_client import generate_latest
+from worker.jobs import logs, metrics
+
+registry = metrics.registry()
+logs.configure(count=(metrics.LogEvents(registry),))
+log = structlog.get_logger()
+log.info("job.completed")
+log.warning("job.failed")
+log.error("job.stranded", event_id="x")
+log.error("what somebody has sent us")
+try:
+    raise ValueError
+except ValueError:
+    log.exception("job.stranded")
+logging.getLogger("asyncio").error("task.exception was never retrieved")
+print(generate_latest(registry).decode())
+"""
+
+
+def test_what_is_worth_a_look_is_counted_by_its_name() -> None:
+    done = subprocess.run([sys.executable, "-c", COUNTING], capture_output=True, text=True, check=True, timeout=30)
+    assert [line for line in done.stdout.splitlines() if line.startswith("vps_snapshots_log")] == [
+        'vps_snapshots_log_events_total{event="library",level="error"} 2.0',
+        'vps_snapshots_log_events_total{event="job.failed",level="warning"} 1.0',
+        'vps_snapshots_log_events_total{event="job.stranded",level="error"} 2.0',
+    ]
+
+
 def test_debug_is_heard_when_asked_for() -> None:
     assert "unheard" in said("level=10")

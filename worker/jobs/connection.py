@@ -1,7 +1,8 @@
 """How Redis is reached: one address, or the one that Sentinels name; with TLS, checked to the host's name."""
 
 import re
-from typing import Annotated, Any, Self
+import time
+from typing import Annotated, Any, Protocol, Self
 
 from arq.connections import ArqRedis
 from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
@@ -10,11 +11,13 @@ from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
 
 from worker.jobs import queue
 
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 ADDRESS = re.compile(r"rediss?://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?(/[0-9]+)?|unix:///[^?#]+(\?db=[0-9]+)?")
+WAITING = frozenset({"BLPOP", "XREAD"})  # as we call them they wait for something: their time says nothing of Redis
 IDLE_CHECK_SECONDS = 15  # a connection that was idle for so long is tried with a PING before it is used
 
 
@@ -68,8 +71,38 @@ class RedisSettings(BaseModel):
         return self.url.startswith("rediss://")
 
 
-def connect(settings: RedisSettings, *, command_seconds: float | None = None) -> ArqRedis:
-    """A client, connected at its first command; `command_seconds` in the place of the settings' own.
+class Observer(Protocol):
+    """Is told how each command went."""
+
+    def answered(self, seconds: float) -> None: ...
+
+    def failed(self, error: Exception) -> None: ...
+
+
+class _Observed(ArqRedis):
+    def __init__(self, observer: Observer, **options: Any) -> None:
+        super().__init__(**options)
+        self._observer = observer
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py's gap
+        except NoScriptError:  # it is sent the script next
+            raise
+        except (RedisError, OSError) as error:
+            self._observer.failed(error)
+            raise
+        if args[0] not in WAITING:
+            self._observer.answered(time.perf_counter() - began)
+        return answer
+
+
+def connect(
+    settings: RedisSettings, *, command_seconds: float | None = None, observer: Observer | None = None
+) -> ArqRedis:
+    """A client, connected at its first command; `command_seconds` in the place of the settings' own. `observer` is told
+    of each command and script, not of those in pipelines.
 
     No command is sent a second time by itself: one whose answer was lost may have been done. Who asked decides.
     Close it with `aclose(close_connection_pool=True)`.
@@ -94,7 +127,10 @@ def connect(settings: RedisSettings, *, command_seconds: float | None = None) ->
         pool: ConnectionPool = _sentinel_pool(settings, options, size)
     else:
         pool = BlockingConnectionPool.from_url(settings.url, **options, **size)
-    return ArqRedis(pool_or_conn=pool, job_serializer=queue.serialize, job_deserializer=queue.deserialize)
+    serializers: dict[str, Any] = {"job_serializer": queue.serialize, "job_deserializer": queue.deserialize}
+    if observer is None:
+        return ArqRedis(pool_or_conn=pool, **serializers)
+    return _Observed(observer, pool_or_conn=pool, **serializers)
 
 
 def _tls(settings: RedisSettings) -> dict[str, Any]:

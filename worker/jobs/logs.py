@@ -24,15 +24,21 @@ def _renderers(*, json: bool) -> list[Processor]:
     return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
 
 
-def configure(*, json: bool | None = None, level: int = logging.INFO, also: tuple[Processor, ...] = ()) -> None:
+def configure(
+    *,
+    json: bool | None = None,
+    level: int = logging.INFO,
+    also: tuple[Processor, ...] = (),
+    count: tuple[Processor, ...] = (),
+) -> None:
     """Set up structlog, and the standard library's logging for what libraries say, to write the same lines.
 
     `json` None: JSON unless stderr is a terminal. `level` holds for our lines; libraries are heard from WARNING on.
-    `also` sees our lines before they are rendered.
+    `also` sees our lines before they are rendered, `count` also those of libraries.
     """
     renderers = _renderers(json=not sys.stderr.isatty() if json is None else json)
     structlog.configure(
-        processors=[*_SHARED, *also, *renderers],
+        processors=[*_SHARED, *count, *also, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
@@ -40,7 +46,7 @@ def configure(*, json: bool | None = None, level: int = logging.INFO, also: tupl
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*_SHARED, structlog.stdlib.add_logger_name],
+            foreign_pre_chain=[*_SHARED, *count, structlog.stdlib.add_logger_name],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )

@@ -1,6 +1,7 @@
 """The jobs that wait for a node which is silent: after a while they fail, and their servers are free again."""
 
 import json
+from collections.abc import Callable
 
 import structlog
 from arq.connections import ArqRedis
@@ -17,11 +18,13 @@ log = structlog.stdlib.get_logger()
 
 
 class Waiting:
-    """Whoever lives sees to it, front ends and all workers. `seconds`: how long a job may wait for a silent node."""
+    """Whoever lives sees to it, front ends and all workers. `seconds`: how long a job may wait for a silent node;
+    `gave_up` is called for each that has waited longer."""
 
-    def __init__(self, redis: ArqRedis, *, seconds: float) -> None:
+    def __init__(self, redis: ArqRedis, *, seconds: float, gave_up: Callable[[], None] = lambda: None) -> None:
         self._fail_waiting = scripts.load(redis, "fail_waiting")
         self._seconds = seconds
+        self._gave_up = gave_up
 
     async def fail(self) -> tuple[JobId, ...]:
         """Fail those, of any node, that have waited for so long; which. Raises StoreUnavailable."""
@@ -38,4 +41,5 @@ class Waiting:
         failed = tuple(JobId(job_id.decode()) for job_id in answer)
         for job_id in failed:
             log.warning("job.failed", job_id=job_id, code=errors.NodeUnavailable.code, waited_seconds=self._seconds)
+            self._gave_up()
         return failed

@@ -1,0 +1,107 @@
+"""The cell's numbers for Prometheus: read in the background, told from memory."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import structlog
+from aiohttp import web
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from api.background import in_background
+from worker.jobs.cell import Cell, CellNumbers, NodeNumbers
+from worker.jobs.errors import StoreUnavailable
+from worker.jobs.metrics import NAMESPACE
+from worker.jobs.store import NODE_SILENT_SECONDS
+
+STALE_SECONDS = 120.0  # another front end may see what is true now
+
+log = structlog.stdlib.get_logger()
+
+
+class CellView(Collector):
+    """`look_seconds`: between two looks at the cell; what was seen `stale_seconds` ago is not told any more.
+
+    Read from another thread: what was seen is replaced as a whole.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        *,
+        look_seconds: float,
+        node_silent_seconds: float = NODE_SILENT_SECONDS,
+        stale_seconds: float = STALE_SECONDS,
+    ) -> None:
+        self._cell = cell
+        self._look_seconds = look_seconds
+        self._silent_seconds = node_silent_seconds
+        self._stale_seconds = stale_seconds
+        self._seen: CellNumbers | None = None
+        self._seen_at = 0.0  # Unix seconds
+
+    async def running(self, _: web.Application) -> AsyncIterator[None]:
+        """Look while the application runs."""
+        async with in_background(self._keep_looking()):
+            yield
+
+    async def _keep_looking(self) -> None:
+        while True:
+            try:
+                self._seen, self._seen_at = await self._cell.numbers(), time.time()
+            except StoreUnavailable as error:
+                log.warning("cell_view.store_unavailable", cause=str(error.__cause__))
+            except Exception:  # a record that this version can't read: the requests are served all the same
+                log.exception("cell_view.broke")
+            await asyncio.sleep(self._look_seconds)
+
+    def collect(self) -> Iterator[Metric]:
+        seen, at = self._seen, self._seen_at
+        text = "When this process last saw the whole cell; 0: not yet."
+        yield _gauge("cell_view_timestamp_seconds", text, at)
+        if seen is None or time.time() - at > self._stale_seconds:
+            return
+        yield from _of_cell(seen)
+        yield self._count_nodes(seen)
+        yield from _of_nodes(seen.nodes)
+
+    def _count_nodes(self, seen: CellNumbers) -> Metric:
+        nodes = _gauge("cell_nodes", "Nodes that are silent, paused (and not silent), or at work.", label="state")
+        silent = sum(node.heartbeat_age > self._silent_seconds for node in seen.nodes)
+        paused = sum(node.paused and node.heartbeat_age <= self._silent_seconds for node in seen.nodes)
+        nodes.add_metric(["silent"], silent)
+        nodes.add_metric(["paused"], paused)
+        nodes.add_metric(["working"], len(seen.nodes) - silent - paused)
+        return nodes
+
+
+def _of_cell(seen: CellNumbers) -> Iterator[Metric]:
+    jobs = _gauge("cell_jobs", "Jobs that wait, and jobs that their nodes have begun.", label="state")
+    jobs.add_metric(["queued"], seen.queued)
+    jobs.add_metric(["in_progress"], seen.running)
+    yield jobs
+    yield _gauge("cell_queue_age_seconds", "Age of the oldest job that waits; 0: none waits.", seen.queue_age)
+    yield _gauge("cell_servers", "Servers of all nodes.", seen.servers)
+    yield _gauge("cell_stranded_servers", "Servers that a job could not leave as it found them.", seen.stranded)
+    yield _gauge(
+        "cell_servers_with_findings", "Servers on which reconciliation has found something.", seen.with_findings
+    )
+    yield _gauge("cell_webhooks_due", "Webhooks with something to send, now.", seen.webhooks_due)
+
+
+def _of_nodes(nodes: tuple[NodeNumbers, ...]) -> Iterator[Metric]:
+    heartbeat = _gauge("node_heartbeat_age_seconds", "Since the node's worker was heard of.", label="node")
+    paused = _gauge("node_paused", "1: an operator has paused the node.", label="node")
+    queued = _gauge("node_queued_jobs", "Jobs that wait for the node.", label="node")
+    age = _gauge("node_queue_age_seconds", "Age of the oldest job that waits for the node; 0: none does.", label="node")
+    for node in nodes:
+        heartbeat.add_metric([node.name], node.heartbeat_age)
+        paused.add_metric([node.name], node.paused)
+        queued.add_metric([node.name], node.queued)
+        age.add_metric([node.name], node.queue_age)
+    yield from (heartbeat, paused, queued, age)
+
+
+def _gauge(name: str, text: str, value: float | None = None, *, label: str | None = None) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{NAMESPACE}_{name}", text, value=value, labels=[label] if label else None)

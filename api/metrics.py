@@ -1,0 +1,104 @@
+"""What one front end measures, and who may read it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from aiohttp import hdrs, web
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from api import addresses
+from api.addresses import Network
+from worker.jobs.metrics import NAMESPACE, LogEvents, RedisMetrics, jobs_given_up, registry
+
+PATH = "/metrics"
+DELIVERED = "delivered"
+REQUEST_BUCKETS = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+)  # seconds; `request_seconds` ends a call
+LIMITED = ("rate_limited", "too_many_streams", "internal_error", "store_unavailable")
+
+_METHODS = frozenset(hdrs.METH_ALL)
+
+
+class Metrics:
+    """The instruments of one front end. Safe to be read from another thread."""
+
+    def __init__(self) -> None:
+        self.registry = registry()
+        self.log_events = LogEvents(self.registry)
+        self.redis = RedisMetrics(self.registry)
+        self.jobs_given_up = jobs_given_up(self.registry)
+        self._requests = Histogram(
+            "http_request_duration_seconds",
+            "Requests that were answered, by the pattern of their path; streams of events are left out.",
+            ["method", "route", "status"],
+            namespace=NAMESPACE,
+            registry=self.registry,
+            buckets=REQUEST_BUCKETS,
+        )
+        self._problems = self._counter("http_problems", "Requests that were not done, by the problem's code.", "code")
+        self._attempts = self._counter("webhook_attempts", "Attempts at a delivery, by what came of them.", "result")
+        self._given_up = self._counter("webhook_deliveries_given_up", "Deliveries whose last attempt has failed.")
+        self.in_flight = self._gauge("http_requests_in_flight", "Requests under way, streams of events included.")
+        self._streams = self._gauge("event_streams_open", "Streams of events that are open.")
+        for code in LIMITED:
+            self._problems.labels(code)
+        self._attempts.labels(DELIVERED)
+
+    def follow(self, *, streams: Callable[[], int], cell: Collector) -> None:
+        """Where to look at a scrape, from its thread."""
+        self._streams.set_function(streams)
+        self.registry.register(cell)
+
+    def request(self, request: web.Request, response: web.StreamResponse, *, route: str, seconds: float) -> None:
+        """The method is anyone's text; a stream lasts as long as its client likes."""
+        if response.content_type != "text/event-stream":
+            method = request.method if request.method in _METHODS else "_OTHER"
+            self._requests.labels(method, route, f"{response.status // 100}xx").observe(seconds)
+
+    def problem(self, code: str) -> None:
+        self._problems.labels(code).inc()
+
+    def attempted(self, error: str | None, *, given_up: bool) -> None:
+        """`error`: the code of what was wrong with a delivery's attempt; None: it was taken."""
+        self._attempts.labels(error or DELIVERED).inc()
+        if given_up:
+            self._given_up.inc()
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, namespace=NAMESPACE, registry=self.registry)
+
+
+def exposition(metrics: Metrics, networks: Sequence[Network]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """Answers Prometheus. To all others there is nothing at this path, whatever the method."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if not addresses.is_from(request, networks):
+            raise web.HTTPNotFound
+        if request.method not in {hdrs.METH_GET, hdrs.METH_HEAD}:
+            raise web.HTTPMethodNotAllowed(request.method, [hdrs.METH_GET, hdrs.METH_HEAD])
+        encode, kind = choose_encoder(",".join(request.headers.getall(hdrs.ACCEPT, [])))
+        # in a thread: with a thousand nodes it takes a tenth of a second
+        response = web.Response(
+            body=await asyncio.to_thread(encode, metrics.registry), headers={hdrs.CONTENT_TYPE: kind}
+        )
+        response.enable_compression()
+        return response
+
+    return handler

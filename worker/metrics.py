@@ -1,0 +1,126 @@
+"""What one worker measures: its jobs and their steps, its node's storage, its lease and its journal."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from worker.jobs.metrics import NAMESPACE, LogEvents, RedisMetrics, jobs_given_up, registry
+from worker.jobs.model import STEPS, Job, JobKind, JobState, Step
+from worker.jobs.outcome import Outcome
+from worker.jobs.telling import Pool
+
+COMPLETED, FAILED, STRANDED = "completed", "failed", "stranded"  # how a job ends, as an operator counts it
+
+# All in seconds. A create takes 3 to 10 minutes where the guest is slow to shut down, and seconds where it is not.
+JOB_BUCKETS = (1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
+STEP_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 360, 900)
+PICKUP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 15, 60, 300, 900)
+
+
+class Metrics:
+    """The instruments of one worker. Safe to be read from another thread."""
+
+    def __init__(self) -> None:
+        self.registry = registry()
+        self.log_events = LogEvents(self.registry)
+        self.redis = RedisMetrics(self.registry)
+        self._jobs = self._counter("jobs", "Jobs that came to their end.", "kind", "outcome")
+        self._failures = self._counter("job_failures", "Jobs that failed or stranded, by the error's code.", "code")
+        self.jobs_given_up = jobs_given_up(self.registry)
+        self._retries = self._counter("job_step_retries", "Further tries of a step.", "kind", "step")
+        self._resumptions = self._counter("job_resumptions", "Jobs gone on with after a process had died.", "kind")
+        self._findings = self._counter("reconcile_findings", "Differences that reconciliation has found.", "finding")
+        self._seconds = self._histogram("job_duration_seconds", "From a job's begin to its end.", JOB_BUCKETS, "kind")
+        self._step_seconds = self._histogram(
+            "job_step_duration_seconds", "A step with all its tries.", STEP_BUCKETS, "kind", "step"
+        )
+        self._downtime = self._histogram(
+            "guest_downtime_seconds", "From the moment in which a guest is asked to stop, until it runs again.",
+            JOB_BUCKETS, "kind",
+        )  # fmt: skip
+        self._pickup = self._histogram(
+            "job_pickup_seconds", "From a job's admission to its begin.", PICKUP_BUCKETS, "kind"
+        )
+        self._free = self._gauge("storage_free_bytes", "Free on a file system that holds disks.", "pool")
+        self._size = self._gauge("storage_size_bytes", "Size of a file system that holds disks.", "pool")
+        self._pools: set[str] = set()
+        self._running = self._gauge("jobs_running", "Jobs that work on a VM.")
+        self._owed = self._gauge("jobs_owed", "Jobs that were begun and whose end the store does not know yet.")
+        self._lease = self._gauge("lease_held", "1: the node's lease is this worker's.")
+        self._journal = self._gauge("journal_bytes", "The journal, with what was not yet folded into it.")
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """A series that appears with its first event would hide that event from `increase`."""
+        for kind in JobKind:
+            for outcome in (COMPLETED, FAILED, STRANDED):
+                self._jobs.labels(kind, outcome)
+            self._resumptions.labels(kind)
+            for step in STEPS[kind]:
+                self._retries.labels(kind, step)
+
+    def follow(
+        self,
+        *,
+        running: Callable[[], int],
+        owed: Callable[[], int],
+        lease_held: Callable[[], bool],
+        journal_bytes: Callable[[], int],
+    ) -> None:
+        """Where to look at a scrape, from its thread."""
+        self._running.set_function(running)
+        self._owed.set_function(owed)
+        self._lease.set_function(lease_held)
+        self._journal.set_function(journal_bytes)
+
+    # --- what happens ---
+
+    def begun(self, job: Job) -> None:
+        if job.attempts == 1 and job.started_at is not None:
+            self._pickup.labels(job.kind).observe((job.started_at - job.queued_at).total_seconds())
+
+    def resumed(self, kind: JobKind) -> None:
+        self._resumptions.labels(kind).inc()
+
+    def step(self, kind: JobKind, step: Step) -> AbstractContextManager[object]:
+        return self._step_seconds.labels(kind, step).time()
+
+    def tried_again(self, kind: JobKind, step: Step) -> None:
+        self._retries.labels(kind, step).inc()
+
+    def ended(self, kind: JobKind, outcome: Outcome, *, seconds: float) -> None:
+        """Once for each job, by the process that brought it to its end."""
+        failure = outcome.failure
+        if outcome.state is JobState.COMPLETED or failure is None:
+            self._jobs.labels(kind, COMPLETED).inc()
+        else:
+            self._jobs.labels(kind, STRANDED if failure.stranded else FAILED).inc()
+            self._failures.labels(failure.code).inc()
+        self._seconds.labels(kind).observe(seconds)
+        if outcome.downtime_seconds is not None:
+            self._downtime.labels(kind).observe(outcome.downtime_seconds)
+
+    def found(self, finding: str, *, times: int = 1) -> None:
+        self._findings.labels(finding).inc(times)
+
+    def storage(self, pools: Iterable[Pool]) -> None:
+        now = {pool.path: pool for pool in pools}
+        for path, pool in now.items():
+            self._free.labels(path).set(pool.free_bytes)
+            self._size.labels(path).set(pool.total_bytes)
+        for path in self._pools - now.keys():
+            self._free.remove(path)
+            self._size.remove(path)
+        self._pools = set(now)
+
+    # --- how they are made ---
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, namespace=NAMESPACE, registry=self.registry, buckets=buckets)
