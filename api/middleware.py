@@ -39,6 +39,8 @@ def around(callers: Callers, audit: Audit) -> Middleware:
         clear_contextvars()
         bind_contextvars(request_id=request_id)
         response = await _answer(request, handler, request_id)
+        if job_id := response.headers.get("X-Job-Id"):
+            bind_contextvars(job_id=job_id)
         address = callers.address(request)
         if _is_audited(request, response):
             await _write_down(audit, _entry(request, response, address))
