@@ -1,6 +1,7 @@
 """What stands in the log, and what never does."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -61,6 +62,19 @@ def test_a_traceback_shows_the_place_and_no_variables(options: str) -> None:
     assert text.count("what is true") >= 2
     assert "in fail" in text or '"fail"' in text
     assert "s3cr3t" not in text
+
+
+def test_on_a_terminal_the_lines_are_coloured_for_a_person() -> None:
+    ours, theirs = os.openpty()
+    done = subprocess.run([sys.executable, "-c", PROGRAM.format(options="")], stderr=theirs, check=True, timeout=30)
+    os.close(theirs)
+    text = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+
+    assert done.returncode == 0
+    assert "\x1b[" in text
+    assert "job.completed" in text
+    assert "{" not in text.splitlines()[0]
 
 
 def test_debug_is_heard_when_asked_for() -> None:
