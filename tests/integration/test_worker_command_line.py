@@ -1,4 +1,4 @@
-"""The worker's program as an operator starts it: its settings, its command line, what it says when it can't go on."""
+"""The worker's command line: its settings, its help, and what it says when it can't go on."""
 
 import os
 import subprocess
