@@ -44,6 +44,8 @@ def around(callers: Callers, audit: Audit, metrics: Metrics) -> Middleware:
             response = await _answer(request, handler, request_id)
         if PROBLEM in request:
             metrics.problem(request[PROBLEM])
+        if job_id := response.headers.get("X-Job-Id"):
+            bind_contextvars(job_id=job_id)
         address = callers.address(request)
         if _is_audited(request, response):
             await _write_down(audit, _entry(request, response, address))

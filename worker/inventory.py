@@ -32,14 +32,17 @@ class Inventory:
         publish: Callable[[ServerId], Awaitable[None]],
         reconcile: Callable[[], None] = lambda: None,
         metrics: Metrics | None = None,
+        *,
+        report_seconds: float = REPORT_SECONDS,
     ) -> None:
         """`publish` tells the store which snapshots a server has, where the store does not know the server. `reconcile`
-        is called when an operator has asked for it."""
+        is called when an operator has asked for it. `report_seconds`: between two reports where nothing changes."""
         self._hypervisor = hypervisor
         self._store = store
         self._publish = publish
         self._reconcile = reconcile
         self._metrics = metrics or Metrics()
+        self._report_seconds = report_seconds
         self._reconcile_asked = ""
         self._facts_at = -FACTS_SECONDS
         self._looking: asyncio.Task[About] | None = None
@@ -121,7 +124,7 @@ class Inventory:
         self._hypervisor.watch(self._changed.set)
         while True:
             try:
-                async with asyncio.timeout(REPORT_SECONDS):
+                async with asyncio.timeout(self._report_seconds):
                     await self._changed.wait()
                 await asyncio.sleep(SETTLE_SECONDS)
             except TimeoutError:

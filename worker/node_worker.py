@@ -134,10 +134,7 @@ class NodeWorker(Worker):
         async with self.pool.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.zrange(self.queue_name, 0, self.queue_read_limit - 1, withscores=True)
-            pipe.hexists(f"node:{self._node}", "paused_ms")
-            moment, queued, paused = await pipe.execute()
-        if paused:  # by an operator; who ends it wakes us
-            return FALLBACK_SECONDS
+            moment, queued = await pipe.execute()
         now_ms = _milliseconds(moment)
         await self.start_jobs([job_id for job_id, score in queued if score <= now_ms])
         later: list[float] = [max(1, score - now_ms) / 1000 for _, score in queued if score > now_ms]
@@ -177,24 +174,28 @@ class NodeWorker(Worker):
                 continue
             if not self.allow_pick_jobs or self.job_counter >= self.max_jobs:
                 return
-            score = await self._mark(job_id)
+            score, paused = await self._mark(job_id)
+            if paused:  # by an operator; who ends it wakes us
+                return
             if score is not None:
                 self.job_counter += 1
                 self.tasks[job_id] = task = self.loop.create_task(self.run_job(job_id, int(score)))
                 task.add_done_callback(lambda _: self._release_sem_dec_counter_on_complete())
 
-    async def _mark(self, job_id: str) -> float | None:
-        """Mark a job as in progress, for who looks with arq's tools; its score, None where it is not to start now."""
+    async def _mark(self, job_id: str) -> tuple[float | None, bool]:
+        """Mark a job as in progress, for who looks with arq's tools; its score, None where it is not to start now, and
+        whether no job of the node is."""
         async with self.pool.pipeline(transaction=True) as pipe:
             pipe.time()
             pipe.zscore(self.queue_name, job_id)
+            pipe.hexists(f"node:{self._node}", "paused_ms")
             pipe.psetex(in_progress_key_prefix + job_id, NEVER_SECONDS * 1000, b"1")
-            moment, score, _ = await pipe.execute()
-        if score is not None and score <= _milliseconds(moment) and self.allow_pick_jobs:
-            return cast("float", score)
+            moment, score, paused, _ = await pipe.execute()
+        if score is not None and score <= _milliseconds(moment) and self.allow_pick_jobs and not paused:
+            return cast("float", score), False
         # since we looked it has ended or was put off, or while we asked the lease was lost or the worker stopped
         await self.pool.delete(in_progress_key_prefix + job_id)
-        return None
+        return None, bool(paused)
 
     async def run_job(self, job_id: str, score: int) -> None:
         try:

@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from deploy.demo.guest import GuestFailed
+from deploy.demo.guest import Guest, GuestFailed
 from deploy.demo.service import ACCOUNT_ID, SERVER_ID, SERVER_NAME, Driver, Service, ServiceFailed, ensure_port_free
 from deploy.demo.state import State, StateRefused
 
@@ -30,6 +30,7 @@ Ctrl-C stops all of it.
 
 _CALLS = Path(__file__).with_name("calls.sh")
 _USUAL_FOLDER = Path("state").resolve()
+_PORT_MAX = 65535
 
 
 def say(text: str) -> None:
@@ -84,37 +85,60 @@ async def run(service: Service, *, driver: Driver, folder: Path) -> int:
     return 1
 
 
+class OptionRefused(Exception):
+    """An option of the environment can't be used; the text names it. Nothing was changed."""
+
+
+def chosen_driver() -> Driver:
+    text = os.environ.get("DRIVER") or Driver.KVM
+    if text not in {*Driver}:
+        raise OptionRefused(f"DRIVER={text}: it is {' or '.join(Driver)}")
+    return Driver(text)
+
+
+def chosen_port() -> int:
+    text = os.environ.get("PORT") or "8080"
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= _PORT_MAX:
+        raise OptionRefused(f"PORT={text}: it is a number from 1 to {_PORT_MAX}")
+    return int(text)
+
+
+def start(folder: Path) -> int:
+    driver, port = chosen_driver(), chosen_port()
+    ensure_port_free(port)
+    state = State.open(folder)
+    try:
+        return asyncio.run(run(Service(state, port=port, driver=driver, quiet=False), driver=driver, folder=folder))
+    finally:
+        state.close()
+
+
+def clean(folder: Path) -> int:
+    """Forget the folder, and turn off the guest that a killed run has left."""
+    if not folder.exists():
+        say(f"make clean: there is nothing in {folder}")
+        return 0
+    state = State.open(folder)
+    try:
+        asyncio.run(Guest(state, server_id=SERVER_ID, name=SERVER_NAME, account_id=ACCOUNT_ID).stop())
+    except GuestFailed:
+        state.close()
+        raise
+    state.remove()
+    say(f"make clean: {folder} is gone")
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make run", description=__doc__)
     parser.add_argument("--clean", action="store_true", help="forget the state folder instead")
-    clean = parser.parse_args().clean
+    wants_clean = parser.parse_args().clean
     folder = Path(os.environ.get("STATE_DIR") or "state").resolve()
-    if clean and not folder.exists():
-        say(f"make clean: there is nothing in {folder}")
-        return 0
     try:
-        driver = Driver(os.environ.get("DRIVER") or Driver.KVM)
-        port = int(os.environ.get("PORT") or 8080)
-    except ValueError as error:
-        say(f"make run: {error}: DRIVER is kvm or fake, PORT a number")
+        return clean(folder) if wants_clean else start(folder)
+    except (OptionRefused, StateRefused, ServiceFailed, GuestFailed) as error:
+        say(f"make {'clean' if wants_clean else 'run'}: {error}")
         return 2
-    try:
-        if not clean:
-            ensure_port_free(port)
-        state = State.open(folder)
-    except (StateRefused, ServiceFailed) as error:
-        say(f"make run: {error}")
-        return 2
-    service = Service(state, port=port, driver=driver, quiet=False)
-    if clean:
-        asyncio.run(service.guest.stop())
-        state.remove()
-        say(f"make clean: {folder} is gone")
-        return 0
-    try:
-        return asyncio.run(run(service, driver=driver, folder=folder))
-    finally:
-        state.close()
 
 
 if __name__ == "__main__":

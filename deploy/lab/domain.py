@@ -50,6 +50,7 @@ class Device:
     cdrom: bool = False
     readonly: bool = False
     shareable: bool = False
+    block: bool = False  # the path is a block device of the host
     cache: str | None = None  # libvirt's word: none, writeback, directsync, ...; None: the hypervisor's default
 
 
@@ -113,10 +114,11 @@ def _disk_xml(device: Device, target: str, bus: str) -> str:
     if device.cache:
         driver += f" cache='{device.cache}'"
     driver += "/>" if device.cdrom else " discard='unmap'/>"
-    source = f"<source file={quoteattr(str(device.path))}/>" if device.path else ""
+    kind = "block" if device.block else "file"
+    source = f"<source {'dev' if device.block else 'file'}={quoteattr(str(device.path))}/>" if device.path else ""
     flags = ("<readonly/>" if device.readonly else "") + ("<shareable/>" if device.shareable else "")
-    kind = "cdrom" if device.cdrom else "disk"
-    return f"<disk type='file' device='{kind}'>{driver}{source}<target dev='{target}' bus='{bus}'/>{flags}</disk>"
+    what = "cdrom" if device.cdrom else "disk"
+    return f"<disk type='{kind}' device='{what}'>{driver}{source}<target dev='{target}' bus='{bus}'/>{flags}</disk>"
 
 
 def _letter(index: int) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from arq.connections import ArqRedis
 
-from deploy.demo.client import Client
+from deploy.demo.client import Answer, Client
 from deploy.demo.processes import Child
 from deploy.demo.service import free_port
 from deploy.lab.console import Console, Ready
@@ -30,7 +30,7 @@ class Server:
 
     id: int
     name: str
-    disks: Sequence[Path]
+    disks: Sequence[Path]  # those that a snapshot holds
     console: Console
     booted: Ready | None = None
 
@@ -51,6 +51,7 @@ class AcceptanceCell:
     worker_command: Sequence[str | Path] = (PROGRAMS / "vps-snapshots-worker", "run")
     port: int = field(default_factory=free_port)
     servers: dict[int, Server] = field(default_factory=dict)
+    changed: set[int] = field(default_factory=set)  # servers that had a job since they were last checked
     worker: Child | None = None
     api: Child | None = None
     client: Client | None = None
@@ -70,7 +71,7 @@ class AcceptanceCell:
         await self.lab.define(self.lab.domain_xml(name, devices, deaf=deaf, uefi=uefi, tpm=tpm, guest=guest))
         arguments = ("adopt", name, "--server-id", str(server_id), "--account", str(ACCOUNT))
         await self.program("vps-snapshots-worker", *arguments)
-        disks = [device.path for device in devices if device.path and not (device.cdrom or device.readonly)]
+        disks = [device.path for device in devices if device.path and device.format == "qcow2" and not device.readonly]
         server = Server(id=server_id, name=name, disks=disks, console=self.lab.console(name))
         self.servers[server_id] = server
         if running:
@@ -153,11 +154,17 @@ class AcceptanceCell:
 
     async def create(self, server: Server, name: str) -> tuple[int, dict[str, object]]:
         """The snapshot's id and the ended job."""
+        answer = await self.begin_create(server, name)
         assert self.client is not None
-        answer = await self.client.call("POST", "/api/v1/snapshots/", {"server_id": server.id, "name": name})
-        assert answer.status == 201, answer.body
         job = await self.client.follow(answer.headers["Operation-Location"], timeout_seconds=90)
         return answer.body["id"], job
+
+    async def begin_create(self, server: Server, name: str) -> Answer:
+        assert self.client is not None
+        self.changed.add(server.id)
+        answer = await self.client.call("POST", "/api/v1/snapshots/", {"server_id": server.id, "name": name})
+        assert answer.status == 201, answer.body
+        return answer
 
     async def restore(self, snapshot_id: int) -> dict[str, object]:
         """The ended job."""
@@ -177,8 +184,21 @@ class AcceptanceCell:
 
         await eventually(gone)
 
+    async def check_disks(self) -> None:
+        """`qemu-img check` of every server that has changed, also under its running guest."""
+        for server in [self.servers[server_id] for server_id in sorted(self.changed)]:
+            if self.is_on(server):
+                await server.console.write("checked")  # synced: what its QEMU held back of the images is on them
+            for path in filter(Path.exists, server.disks):
+                await eventually(partial(_is_sound_by_now, path))
+        self.changed.clear()
+
     def is_on(self, server: Server) -> bool:
         return self.lab.is_on(server.name)
+
+    def pid(self, server: Server) -> str:
+        """Of the QEMU that the server runs in."""
+        return (self.lab.folder / "run" / "qemu" / f"{server.name}.pid").read_text()
 
 
 async def eventually(is_so: Callable[[], Awaitable[bool]]) -> None:
@@ -202,6 +222,10 @@ def tags(disk: Path) -> list[str]:
     return [line.split()[1] for line in listed.splitlines()[2:]]
 
 
-def is_sound(disk: Path) -> bool:
-    """Of a disk that no guest runs on."""
-    return subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", str(disk)], check=False).returncode == 0
+def is_sound(path: Path, *, under_guest: bool = False) -> bool:
+    shared = ["-U"] if under_guest else []
+    return subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", *shared, str(path)], check=False).returncode == 0
+
+
+async def _is_sound_by_now(path: Path) -> bool:
+    return is_sound(path, under_guest=True)  # a guest may have just been writing

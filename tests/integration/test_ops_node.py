@@ -20,8 +20,8 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell, nothing_more
 from tests.queueing import QUEUE, Jobs, at_work, put, until, until_told
 from worker.inventory import Inventory
 from worker.job_log import MOST_JOBS, MOST_LINES, JobLog
-from worker.jobs import queue
-from worker.jobs.model import Step
+from worker.jobs import errors, queue
+from worker.jobs.model import ServerState, Step
 from worker.jobs.ops import Cut, Operators
 from worker.journal import Journal
 from worker.procedures.work import Policy
@@ -105,6 +105,35 @@ async def test_a_paused_node_takes_no_job_and_goes_on_at_once_when_told(
         await operators.resume("n1")
         await jobs.have_started("while")
         jobs.end("while")
+
+
+async def test_what_changes_on_the_hypervisor_is_told_without_waiting_for_the_heartbeat(node: Node) -> None:
+    inventory = Inventory(node.hypervisor, node.cell.node, publish=node.reconciler.server, report_seconds=3600)
+    reporting = asyncio.create_task(inventory.keep_reporting())
+    await asyncio.sleep(0)  # it listens
+
+    async def told(state: ServerState | None) -> None:
+        async def is_so() -> bool:
+            return await _state(node) == state
+
+        await until_told(is_so)
+
+    await node.hypervisor.cut_power(SERVER)
+    await told(ServerState.STOPPED)
+    await node.hypervisor.start(SERVER)
+    await told(ServerState.ACTIVE)
+    node.hypervisor.remove(SERVER)
+    await told(None)
+    reporting.cancel()
+    with suppress(asyncio.CancelledError):
+        await reporting
+
+
+async def _state(node: Node) -> ServerState | None:
+    try:
+        return (await node.cell.store.server(account_id=ACCOUNT, server_id=SERVER)).server.state
+    except errors.ServerNotFound:
+        return None
 
 
 async def test_every_step_is_told_with_its_tries_and_what_the_log_said(node: Node, logged: None) -> None:

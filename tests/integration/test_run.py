@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,12 +65,15 @@ def commandline(pid: int) -> str:
 
 
 @asynccontextmanager
-async def running(state: Path, *, port: int | None = None) -> AsyncIterator[Run]:
+async def running(
+    state: Path, *arguments: str, port: int | None = None, options: Mapping[str, str] | None = None
+) -> AsyncIterator[Run]:
     port = port or free_port()
+    ours = {"PORT": str(port), "STATE_DIR": str(state), "DRIVER": "fake"}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "deploy.demo.run"),
+        *(sys.executable, "-m", "deploy.demo.run", *arguments),
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "PORT": str(port), "STATE_DIR": str(state), "DRIVER": "fake"},
+        env={**os.environ, **ours, **(options or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
@@ -80,6 +83,13 @@ async def running(state: Path, *, port: int | None = None) -> AsyncIterator[Run]
         if process.returncode is None:
             process.kill()
             await process.communicate()
+
+
+async def all_gone(children: Mapping[str, int]) -> None:
+    """Wait for the end of what a killed run has left."""
+    async with asyncio.timeout(END_SECONDS):
+        while any(name in commandline(pid) for name, pid in children.items()):  # noqa: ASYNC110 - not our children
+            await asyncio.sleep(0.02)
 
 
 @pytest.fixture(autouse=True)
@@ -138,9 +148,47 @@ async def test_a_folder_in_use_and_a_port_in_use_are_refused_before_anything_sta
         assert not (tmp_path / "other").exists()
 
 
-async def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"PORT": "0"}, {"PORT": "-1"}, {"PORT": "65536"}, {"PORT": "http"}, {"PORT": "80.5"}, {"DRIVER": "xen"}],
+    ids=str,
+)
+async def test_an_option_that_cannot_be_is_named_before_anything_starts(
+    tmp_path: Path, options: Mapping[str, str]
+) -> None:
+    async with running(tmp_path / "state", options=options) as run:
+        status, said = await run.ended()
+    ((name, value),) = options.items()
+    assert status == 2
+    assert said.startswith(f"make run: {name}={value}: ")
+    assert not (tmp_path / "state").exists()
+
+
+async def test_a_clean_forgets_all_of_a_run_that_has_ended_and_none_of_one_that_runs(tmp_path: Path) -> None:
+    async with running(tmp_path / "state") as run:
+        await run.up()
+        sockets = Path((tmp_path / "state" / "runtime").read_text())
+        async with running(tmp_path / "state", "--clean") as clean:
+            status, said = await clean.ended()
+            assert (status, said.startswith("make clean: ")) == (2, True)
+            assert "in use by another run" in said
+        children = run.children()
+        run.process.kill()
+        await run.ended()
+    await all_gone(children)
+    assert sockets.exists()
+    for word in ("is gone", "nothing in"):
+        async with running(tmp_path / "state", "--clean") as clean:
+            status, said = await clean.ended()
+            assert (status, word in said) == (0, True), said
+    assert list(tmp_path.iterdir()) == []
+    assert not sockets.exists()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--clean",)])
+async def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     (tmp_path / "thesis.tex").touch()
-    async with running(tmp_path) as run:
+    async with running(tmp_path, *arguments) as run:
         status, said = await run.ended()
     assert status == 2
     assert "has other things in it" in said
@@ -153,9 +201,7 @@ async def test_a_run_that_was_killed_is_taken_over_by_the_next(tmp_path: Path) -
         children = run.children()
         run.process.kill()
         await run.ended()
-    async with asyncio.timeout(END_SECONDS):
-        while any(name in commandline(pid) for name, pid in children.items()):  # noqa: ASYNC110 - not our children
-            await asyncio.sleep(0.02)
+    await all_gone(children)
     async with running(tmp_path / "state") as again:
         assert await (await again.up()).is_up()
 

@@ -1,29 +1,30 @@
 """The whole service as processes, on the simulated hypervisor: what takes a front end, Redis and a worker together."""
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession
 
 from deploy.demo.client import Client
-from deploy.demo.service import SERVER_ID, Driver, Service, free_port
+from deploy.demo.service import SERVER_ID, Service
 from deploy.demo.state import State
-from tests.conftest import needs
 from tests.integration.scraping import samples, value
+from tests.integration.whole_service import running
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    needs("redis-server")
+def state(tmp_path: Path) -> Iterator[State]:
     state = State.open(tmp_path / "state")
-    service = Service(state, port=free_port(), driver=Driver.FAKE, quiet=True)
-    try:
-        await service.start()
+    yield state
+    state.close()
+
+
+@pytest.fixture
+async def service(state: State) -> AsyncIterator[Service]:
+    async with running(state) as service:
         yield service
-    finally:
-        await service.stop()
-        state.close()
 
 
 @pytest.fixture
@@ -81,3 +82,25 @@ async def test_a_dry_run_answers_with_the_nodes_checks_and_leaves_nothing_behind
     assert (check.status, check.body["kind"], check.body["state"]) == (200, "check_restore", "completed")
     unclear = await customer.call("POST", f"{restore}?dry_run=perhaps")
     assert (unclear.status, unclear.body["errors"][0]["field"]) == (400, "dry_run")
+
+
+async def test_each_line_of_a_job_names_it_and_its_request_and_one_line_ends_it(customer: Client, state: State) -> None:
+    created = await customer.call("POST", "/api/v1/snapshots/", {"server_id": SERVER_ID, "name": "secret-name"})
+    snapshot = created.headers["Location"]
+    asked = {"create": created}
+    await customer.follow(created.headers["Operation-Location"], timeout_seconds=30)
+    asked["restore"] = await customer.call("POST", f"{snapshot}restore/")
+    await customer.follow(asked["restore"].headers["Operation-Location"], timeout_seconds=30)
+
+    text = state.log("worker").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+
+    for kind, answer in asked.items():
+        of_the_job = [line for line in lines if line.get("job_id") == answer.headers["X-Job-Id"]]
+        assert {line["request_id"] for line in of_the_job} == {answer.headers["X-Request-Id"]}
+        assert {line["kind"] for line in of_the_job} == {kind}
+        (end,) = [line for line in of_the_job if line["event"] == "job.completed"]
+        assert end["server_id"] == SERVER_ID
+        assert end["seconds"] >= end["downtime_seconds"] >= 0
+    assert "secret-name" not in text
+    assert customer.token not in text

@@ -1,6 +1,7 @@
 """What stands in the log, and what never does."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -91,6 +92,19 @@ def test_what_is_worth_a_look_is_counted_by_its_name() -> None:
         'vps_snapshots_log_events_total{event="job.failed",level="warning"} 1.0',
         'vps_snapshots_log_events_total{event="job.stranded",level="error"} 2.0',
     ]
+
+
+def test_on_a_terminal_the_lines_are_coloured_for_a_person() -> None:
+    ours, theirs = os.openpty()
+    done = subprocess.run([sys.executable, "-c", PROGRAM.format(options="")], stderr=theirs, check=True, timeout=30)
+    os.close(theirs)
+    text = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+
+    assert done.returncode == 0
+    assert "\x1b[" in text
+    assert "job.completed" in text
+    assert "{" not in text.splitlines()[0]
 
 
 def test_debug_is_heard_when_asked_for() -> None:

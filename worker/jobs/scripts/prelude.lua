@@ -2,9 +2,13 @@
 -- change a job's state.
 -- MAY_FOLLOW is prepended from worker/jobs/model.py, so that the table of states exists once.
 
+local moment
 local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
+  if not moment then
+    local time = redis.call('TIME')
+    moment = time[1] * 1000 + math.floor(time[2] / 1000)
+  end
+  return moment
 end
 
 -- A hash as a table; nil where there is none.

@@ -1,0 +1,100 @@
+"""The worker's command line: its settings, its help, and what it says when it can't go on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from worker.jobs.configuration import ENV_PREFIX
+from worker.settings import WorkerSettings
+
+PROGRAM = [sys.executable, "-c", "from worker.main import main; main()"]
+ADOPT = ["--server-id", "12345", "--account", "77"]
+
+
+def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    ours = {f"{ENV_PREFIX}{name.upper()}": value for name, value in settings.items()}
+    return subprocess.run(
+        [*PROGRAM, *arguments],
+        env=clean | {"COLUMNS": "200"} | ours,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def refuses(*arguments: str, **settings: str) -> str:
+    """What it says when it can't be started like this, which is never a traceback."""
+    done = run(*arguments, **settings)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"node": "two words"}, "node:"),
+        ({"driver": "xen"}, "driver:"),
+        ({"max_jobs": "0"}, "max_jobs:"),
+        ({"grace_seconds": "-1"}, "grace_seconds:"),
+        ({"redis__url": "http://x"}, "redis.url:"),
+        ({"redis__colour": "red"}, "redis.colour:"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command", [["run"], ["adopt", "web-server-01", *ADOPT], ["rebuild"]], ids=lambda words: words[0]
+)
+def test_a_wrong_setting_is_named_at_start(command: list[str], settings: dict[str, str], named: str) -> None:
+    assert named in refuses(*command, **settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("max_jobs = 'four'", "max_jobs:"), ("max_job = 4", "max_job:"), (None, "No such file")]
+)
+def test_a_wrong_settings_file_is_named_at_start(tmp_path: Path, text: str | None, named: str) -> None:
+    path = tmp_path / "worker.toml"
+    if text is not None:
+        path.write_text(text)
+    said = refuses("run", "--config", str(path))
+    assert str(path) in said
+    assert named in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "domain"),
+        (["web-server-01", "--account", "77"], "--server-id"),
+        (["web-server-01", "--server-id", "0", "--account", "77"], "--server-id"),
+        (["web-server-01", "--server-id", "12345", "--account", "x"], "--account"),
+    ],
+)
+def test_an_adoption_that_makes_no_sense_is_refused(arguments: list[str], named: str) -> None:
+    assert named in refuses("adopt", *arguments, driver="fake")
+
+
+def test_a_domain_that_is_not_there_and_a_server_that_is_another_are_named(tmp_path: Path) -> None:
+    node = {"driver": "fake", "state_dir": str(tmp_path)}
+    assert "no domain nowhere" in refuses("adopt", "nowhere", "--server-id", "1", "--account", "77", **node)
+    adopted = run("adopt", "web-server-01", *ADOPT, **node)
+    assert (adopted.returncode, adopted.stdout) == (0, "domain web-server-01 is server 12345 of account 77\n")
+    assert "12345" in refuses("adopt", "web-server-02", *ADOPT, **node)
+
+
+def test_a_hypervisor_that_is_not_there_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("libvirt")
+    uri = f"qemu+unix:///system?socket={tmp_path}/nowhere"
+    assert uri in refuses("run", libvirt_uri=uri, state_dir=str(tmp_path))
+
+
+def test_help_tells_all() -> None:
+    assert {"run", "adopt", "rebuild"} <= set(run("--help").stdout.split())
+    settings = run("run", "--help").stdout
+    assert all(f"{key}:" in settings for key in {*WorkerSettings.model_fields} - {"redis"})
+    assert "redis.tls_ca_file" in settings
+    assert {"--server-id", "--account", "--config"} <= set(run("adopt", "--help").stdout.split())
