@@ -84,7 +84,7 @@ class _Lines:
         if self._output.as_json:
             self._output.line(job)
         else:
-            self._output.note(f"{job['state']} {shown.progress(job)}".rstrip())
+            self._output.note(shown.job_state(job))
 
     def away(self, away: Unreachable) -> None:
         if not self._is_away:
@@ -114,13 +114,12 @@ async def _teller(job: Body, output: Output) -> AsyncIterator[_Lines | _Bar]:
         lines.tell(job)
         yield lines
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415 - slow to import
+    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415 - slow to import
 
     columns = (
         TextColumn("{task.fields[now]:<12}", style="cyan"),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=output.errors, transient=True) as progress:
@@ -130,10 +129,11 @@ async def _teller(job: Body, output: Output) -> AsyncIterator[_Lines | _Bar]:
 
 
 def _left(job: Body) -> str:
-    if job["state"] == "queued":
+    if job["started_at"] is None:
         return f"waits for its node, {shown.ago(job['queued_at'])}"
-    if job["estimated_seconds"] is None or job["started_at"] is None:
-        return ""
     taken = (datetime.now(UTC) - shown.moment(job["started_at"])).total_seconds()
-    left = job["estimated_seconds"] - taken
-    return f"about {shown.seconds(left)} left" if left > 0 else "takes longer than usual"
+    so_far = shown.seconds(max(0, int(taken)))
+    if job["estimated_seconds"] is None:
+        return so_far
+    left = int(job["estimated_seconds"] - taken)
+    return f"{so_far}, {f'about {shown.seconds(left)} left' if left > 0 else 'longer than usual'}"

@@ -49,13 +49,13 @@ COLUMNS = (
     Column(title="JOB", of=lambda job: job["id"]),
     Column(title="STATE", of=shown.job_state),
     Column(title="KIND", of=lambda job: job["kind"]),
-    Column(title="SERVER", of=lambda job: shown.named(job["server"]), yields=2),
-    Column(title="AGE", of=lambda job: shown.ago(job["queued_at"]), yields=3, right=True),
-    Column(title="STEP", of=shown.progress, yields=4),
+    Column(title="SERVER", of=lambda job: job["server"]["id"]),
+    Column(title="NAME", of=lambda job: job["server"]["name"], yields=3),
+    Column(title="AGE", of=lambda job: shown.ago(job["queued_at"]), yields=2, right=True),
     Column(title="ERROR", of=shown.job_error, yields=1),
-    Column(title="NODE", of=lambda job: job.get("node", "-"), yields=5),
-    Column(title="ACCOUNT", of=lambda job: job.get("account_id", "-"), yields=7, right=True),
-    Column(title="SNAPSHOT", of=lambda job: shown.named(job["snapshot"]), yields=6),
+    Column(title="NODE", of=lambda job: job.get("node", "-"), yields=4),
+    Column(title="SNAPSHOT", of=lambda job: shown.named(job["snapshot"]), yields=5),
+    Column(title="ACCOUNT", of=lambda job: job.get("account_id", "-"), yields=6, right=True),
 )
 STEP_COLUMNS = (
     Column(title="STEP", of=lambda step: step["step"]),
@@ -197,7 +197,6 @@ def show_one(output: Output, job: Body) -> None:
             ("job", job["id"]),
             ("what", shown.what(job)),
             ("state", shown.job_state(job)),
-            ("step", shown.progress(job)),
             ("error", f"{error['code']}: {error['detail']}" if error else None),
             ("runbook", job.get("runbook")),
             ("resolved", resolution and f"{shown.at(resolution['at'])} by {resolution['by']}: {resolution['reason']}"),
@@ -220,7 +219,8 @@ def show_one(output: Output, job: Body) -> None:
         for line in job["log"]:
             output.say(shown.log_line(line))
     if advice := _advice(job):
-        output.note(f"\n{advice}")
+        output.note("")
+        output.note(advice)
 
 
 def _advice(job: Body) -> str | None:

@@ -15,7 +15,7 @@ _GAP = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """`yields`: on a terminal too narrow for all, columns with the highest go first; those with 0 stay."""
+    """`yields`: where a terminal is too narrow for all, columns with the highest go first; those with 0 stay."""
 
     title: str
     of: Callable[[dict[str, Any]], str | int | Text]
@@ -72,7 +72,10 @@ class Output:
         self.say(Text(text, style="bold"))
 
     def _plain(self, columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> None:
-        cells = [[column.title for column in columns], *([c.plain for c in row] for row in _cells(columns, rows))]
+        cells = [
+            [column.title for column in columns],
+            *([cell.plain or "-" for cell in row] for row in _cells(columns, rows)),
+        ]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for row in cells:
             typer.echo((" " * _GAP).join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip())
@@ -98,17 +101,17 @@ def table(columns: Sequence[Column], rows: Sequence[dict[str, Any]], *, width: i
 
 
 def _fitting(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: int) -> Sequence[Column]:
-    cells = [[Text(column.title) for column in columns], *_cells(columns, rows)]
-    widths = {
-        column.title: max(cell.cell_len for cell in cells_of)
-        for column, cells_of in zip(columns, zip(*cells, strict=True), strict=True)
-    }
-    kept = list(columns)
-    for column in sorted(columns, key=lambda column: -column.yields):
-        if not column.yields or sum(widths[c.title] + _GAP for c in kept) - _GAP <= width:
+    texts = list(zip(*_cells(columns, rows), strict=True))
+    widths = [
+        max(len(column.title), *(text.cell_len for text in own)) + _GAP
+        for column, own in zip(columns, texts, strict=True)
+    ]
+    kept = [n for n, column in enumerate(columns) if not column.yields or any(text.plain for text in texts[n])]
+    for n in sorted(kept, key=lambda n: -columns[n].yields):
+        if not columns[n].yields or sum(widths[n] for n in kept) - _GAP <= width:
             break
-        kept.remove(column)
-    return kept
+        kept.remove(n)
+    return [columns[n] for n in kept]
 
 
 def _cells(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> list[list[Text]]:

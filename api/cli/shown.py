@@ -89,6 +89,9 @@ def word(text: str) -> Text:
 
 
 def job_state(job: Body) -> Text:
+    """In one word; of a job that runs: how far it is."""
+    if job["state"] == "in_progress":
+        return Text(progress(job), style=STYLES["in_progress"])
     return word("stranded" if is_stranded(job) else job["state"])
 
 
@@ -102,8 +105,6 @@ def job_error(job: Body) -> str:
 
 
 def progress(job: Body) -> str:
-    if job["state"] != "in_progress":
-        return ""
     return f"{job['step'] or 'begun'} {job['percent']}%"
 
 

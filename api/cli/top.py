@@ -23,11 +23,12 @@ from api.cli.options import Json
 from api.cli.output import Column, Output, table
 
 LISTED = 50  # of each list; what fits is shown
+_AROUND = 3  # lines of a section beside its rows: one that is empty, its title, its table's head
 
 _STRANDED = tuple(column for column in servers.COLUMNS if column.title != "FINDINGS")
 _NODES = tuple(column for column in nodes.COLUMNS if column.title != "WORKER")
-_RUNNING = tuple(column for column in jobs.COLUMNS if column.title not in {"STATE", "ERROR"})
-_WAITING = tuple(column for column in jobs.COLUMNS if column.title not in {"STATE", "ERROR", "STEP"})
+_RUNNING = tuple(column for column in jobs.COLUMNS if column.title != "ERROR")
+_WAITING = tuple(column for column in jobs.COLUMNS if column.title not in {"STATE", "ERROR"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,16 +131,21 @@ def _screen(now: Body, seen_at: datetime, trouble: Unreachable | None, *, width:
     glance = shown.glance(now["overview"])
     lines: list[RenderableType] = [head, glance]
     sections = [section for section in _sections(now) if section.rows]
-    left = height - 1 - -(-glance.cell_len // width)
-    for n, section in enumerate(sections):
-        fair = left // (len(sections) - n) - 3  # a blank line, the title, the header
-        rows = section.rows[: max(1, fair)]
-        more = "" if section.total is None or section.total <= len(rows) else f", {len(rows)} shown"
+    shares = _shares([len(section.rows) for section in sections], height - 2 - -(-glance.cell_len // width))
+    for section, share in zip(sections, shares, strict=True):
+        more = "" if section.total is None or section.total <= share else f", {share} shown"
         style = "bold red" if section.title == "Stranded" else "bold"
         lines += [Text(""), Text(f"{section.title} ({section.total}{more})", style=style)]
-        lines.append(table(section.columns, rows, width=width))
-        left -= len(rows) + 3
+        lines.append(table(section.columns, section.rows[:share], width=width))
     return Group(*lines)
+
+
+def _shares(rows: list[int], height: int) -> list[int]:
+    """How many rows each section shows in so many lines: the longest give way."""
+    shares = list(rows)
+    while sum(shares) + _AROUND * len(shares) > height and max(shares) > 1:
+        shares[shares.index(max(shares))] -= 1
+    return shares
 
 
 @contextmanager
