@@ -42,7 +42,9 @@ def follow_events(
 
     async def follow(client: Client) -> None:
         told = 0
-        async for event in client.events(lost=lambda away: output.note(f"{away} Trying again.")):
+        async for event in client.events(
+            listening=lambda: output.note("Listening."), lost=lambda away: output.note(f"{away} Trying again.")
+        ):
             _tell(output, event)
             told += 1
             if told == count:

@@ -132,7 +132,9 @@ class Client:
             if not part["results"] or len(results) >= min(part["count"], limit or part["count"]):
                 return {"count": part["count"], "results": results[:limit]}
 
-    async def events(self, *, lost: Callable[[Unreachable], None]) -> AsyncIterator[Event]:
+    async def events(
+        self, *, listening: Callable[[], None], lost: Callable[[Unreachable], None]
+    ) -> AsyncIterator[Event]:
         """Every event from now on, of all accounts or of the token's; after a lost connection it goes on where it was.
         Raises Unreachable where the first connection fails, or none has come about for OUTAGE_SECONDS."""
         path = "events/" if self._headers else "ops/events/"
@@ -144,6 +146,7 @@ class Client:
                 async with self._wire.stream(path, headers={**self._headers, **seen}) as (reply, lines):
                     _check(reply)
                     heard_at = clock()
+                    listening()
                     async for event in _events(lines, seen):
                         yield event
                 lost(Unreachable("The service has ended the stream."))

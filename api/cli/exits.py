@@ -20,7 +20,7 @@ class Exit(IntEnum):
 
 MEANING = {
     Exit.OK: "done",
-    Exit.REFUSED: "refused by the service, or only done in part",
+    Exit.REFUSED: "refused by the service, or in part, or the answer was no",
     Exit.USAGE: "wrong usage, or --yes is missing where nobody can be asked",
     Exit.NOT_FOUND: "there is no such job, node, server, snapshot or token",
     Exit.NOT_ALLOWED: "no token, a bad one, or it lacks the permission",

@@ -1,6 +1,7 @@
 """The options that many commands have, and the question before a change."""
 
 import re
+import signal
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -9,6 +10,7 @@ import typer
 
 from api.cli import completion
 from api.cli.exits import Exit, Trouble
+from api.cli.output import printable
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
@@ -71,4 +73,8 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise Trouble(Exit.USAGE, f"{question} Nobody can be asked here: give --yes.")
-    typer.confirm(question, abort=True, err=True)
+    asyncios = signal.signal(signal.SIGINT, signal.default_int_handler)  # which would wait for the answer first
+    try:
+        typer.confirm(printable(question), abort=True, err=True)
+    finally:
+        signal.signal(signal.SIGINT, asyncios)
