@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from api.cli import shown
-from api.cli.client import Body, Client, Event
+from api.cli.client import MISSED, Body, Client, Event
 from api.cli.connection import run
 from api.cli.options import Json
 from api.cli.output import Column, Output
@@ -46,7 +46,7 @@ def follow_events(
             listening=lambda: output.note("Listening."), lost=lambda away: output.note(f"{away} Trying again.")
         ):
             _tell(output, event)
-            told += 1
+            told += event.kind != MISSED
             if told == count:
                 return
 
@@ -87,7 +87,7 @@ def _latest(chart: Body, what: str, percentile: str) -> str:
 def _tell(output: Output, event: Event) -> None:
     if output.as_json:
         output.line({"id": event.id, "event": event.kind, **event.data})
-    elif event.kind == "missed":
+    elif event.kind == MISSED:
         output.note("Some were missed: the connection was lost for too long.")
     else:
         output.say(f"{shown.clock(event.id)}  {event.data['job_id']}  {_words(event.data)}")

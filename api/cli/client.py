@@ -20,6 +20,7 @@ PART_MAX = 500  # results of one answer
 LIMITED_TRIES = 3  # of a call that came too soon after too many others
 LIMITED_SECONDS = 60.0  # the longest wait for its turn
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 5.0  # between tries of a service that is away
+MISSED = "missed"  # the event that says that some did not come
 OUTAGE_SECONDS = 600.0  # so long it may be away while something is followed
 
 _AGAIN = {
@@ -145,6 +146,8 @@ class Client:
             try:
                 async with self._wire.stream(path, headers={**self._headers, **seen}) as (reply, lines):
                     _check(reply)
+                    if heard_at is not None and not seen:  # nothing names the place to go on from
+                        yield Event(id="", kind=MISSED, data={})
                     heard_at = clock()
                     listening()
                     async for event in _events(lines, seen):
