@@ -1,7 +1,6 @@
 """The front end's program: the only place of `api` that knows how it is all wired."""
 
 import asyncio
-import json
 import logging
 import os
 import re
@@ -151,34 +150,6 @@ def revoke_token(
     if not _with_store(_settings(context, config), revoke):
         _refuse(f"there is no token {token_id}", code=1)
     typer.echo(f"token {token_id} revoked", err=True)
-
-
-@app.command("audit")
-def show_audit(
-    context: typer.Context,
-    *,
-    since: Annotated[
-        timedelta, typer.Option(parser=_lifetime, metavar="7d", help="How far to go back.", show_default="7d")
-    ] = timedelta(days=7),
-    account: Annotated[int | None, typer.Option(min=1, help="Only what was done for this account.")] = None,
-    token: Annotated[str | None, typer.Option(metavar="ID", help="Only what was done with this token.")] = None,
-    request_id: Annotated[str | None, typer.Option(help="Only this request.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many entries, the oldest first.")] = 1000,
-    config: Config = None,
-) -> None:
-    """Show who did what: every call that was to change something, each as one line of JSON."""
-    given = {"account": account and str(account), "token": token, "request_id": request_id}
-    wanted = {field: text for field, text in given.items() if text}
-
-    async def show(_: ArqRedis, audit: Audit) -> None:
-        shown = 0
-        async for entry in audit.since(datetime.now(UTC) - since, wanted):
-            typer.echo(json.dumps(entry, ensure_ascii=False))
-            shown += 1
-            if shown == limit:
-                return
-
-    _with_store(_settings(context, config), show)
 
 
 async def _write_down(audit: Audit, what: str, token_id: str) -> None:

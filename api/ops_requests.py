@@ -126,6 +126,12 @@ class AuditQuery(BaseModel):
     account_id: Account | None = None
     token_id: TokenIdInPath | None = None
     job_id: JobIdInPath | None = None
+    request_id: (
+        Annotated[
+            str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$"), Field(description="of the call's X-Request-Id")
+        ]
+        | None
+    ) = None
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE", "CLI"] | None = None
     since: Annotated[Moment, Field(description="at this moment or later")] | None = None
     until: Annotated[Moment, Field(description="before this moment")] | None = None
@@ -137,6 +143,7 @@ class AuditQuery(BaseModel):
     @property
     def wanted(self) -> dict[str, str]:
         fields = {"account": self.account_id, "token": self.token_id, "job": self.job_id, "method": self.method}
+        fields |= {"request_id": self.request_id}
         return {field: str(value) for field, value in fields.items() if value is not None}
 
 

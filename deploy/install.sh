@@ -11,8 +11,11 @@ die() { say "$*"; exit 1; }
 
 role=${1:-}
 case $role in
-    node) unit=worker packages=(libvirt-daemon-system qemu-utils libvirt-dev pkg-config gcc python3-dev) ;;
-    front-end) unit=api packages=() ;;
+    node)
+        unit=worker programs=(vps-snapshots-worker)
+        packages=(libvirt-daemon-system qemu-utils libvirt-dev pkg-config gcc python3-dev)
+        ;;
+    front-end) unit=api programs=(vps-snapshots-api vps-snapshots) packages=() ;;
     *) die "say what this machine is: node or front-end" ;;
 esac
 extra=${2:-}
@@ -43,7 +46,7 @@ if "$home/bin/pip" show -q opentelemetry-sdk 2>/dev/null; then extra=tracing; fi
 if [ -n "$extra" ]; then "$home/bin/pip" install -q --no-build-isolation --require-hashes -r "deploy/lock/$extra.txt"; fi
 "$home/bin/pip" install -q --no-build-isolation --no-deps --force-reinstall .
 
-ln -sf "$home/bin/vps-snapshots-$unit" /usr/local/bin/
+ln -sf "${programs[@]/#/$home/bin/}" /usr/local/bin/
 
 settings=/etc/vps-snapshots/$unit.toml
 if [ -e "$settings" ]; then

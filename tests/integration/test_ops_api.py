@@ -429,6 +429,7 @@ class TestAudit:
         assert created["fields"]["account"] == str(ACCOUNT)
         (found,) = (await ops.get(f"audit/?job_id={created['fields']['job']}"))["results"]
         assert found == created
+        assert (await ops.get(f"audit/?request_id={created['fields']['request_id']}"))["results"] == [created]
         assert len((await ops.get(f"audit/?account_id={ACCOUNT}&method=POST"))["results"]) == 3
         assert len((await ops.get(f"audit/?token_id={created['fields']['token']}"))["results"]) == 3
         assert (await ops.get(f"audit/?account_id={OTHERS}"))["results"] == []

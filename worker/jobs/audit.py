@@ -1,7 +1,7 @@
 """Who did what: an entry for each call of a token's owner that was to change something, in an append-only stream."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,11 +11,8 @@ from worker.jobs import records
 from worker.jobs.store import redis_answers
 
 STREAM = "audit"
-_BATCH = 500
 _MOST = 1_000_000  # entries, about 240 MB: one caller in a loop must not fill Redis
 _WRITE_SECONDS = 1.0  # the caller waits for it
-
-Entry = dict[str, str]
 
 
 class Audit:
@@ -34,18 +31,3 @@ class Audit:
                 pipe.xadd(STREAM, fields, maxlen=_MOST)
                 pipe.xtrim(STREAM, minid=oldest)
                 await pipe.execute()
-
-    async def since(self, moment: datetime, wanted: Mapping[str, str]) -> AsyncIterator[Entry]:
-        """The entries from that moment on, oldest first, whose fields are as wanted; each has its moment as `at`."""
-        after = records.milliseconds(moment)
-        while True:
-            with redis_answers():
-                found = await self._redis.xrange(STREAM, min=after, count=_BATCH)
-            for entry_id, fields in found:
-                entry = records.decoded(fields)
-                if wanted.items() <= entry.items():
-                    at = records.moment(entry_id.decode().partition("-")[0])
-                    yield {"at": at.isoformat(timespec="milliseconds"), **entry}
-            if len(found) < _BATCH:
-                return
-            after = f"({found[-1][0].decode()}"

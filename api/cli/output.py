@@ -1,0 +1,124 @@
+"""What is printed: tables that fit a terminal, the same plain and whole in a pipe, or JSON."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_GAP = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """`yields`: where a terminal is too narrow for all, columns with the highest go first; those with 0 stay."""
+
+    title: str
+    of: Callable[[dict[str, Any]], str | int | Text]
+    yields: int = 0
+    right: bool = False
+
+
+class Output:
+    """Results go to standard output, all else to standard error."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = Console(highlight=False)
+        self.errors = Console(stderr=True, highlight=False)
+
+    def document(self, body: Any) -> None:
+        typer.echo(json.dumps(body, indent=2))
+
+    def line(self, body: Any) -> None:
+        typer.echo(json.dumps(body))
+
+    def say(self, text: str | Text) -> None:
+        self._print(self.console, text)
+
+    def note(self, text: str | Text) -> None:
+        self._print(self.errors, text)
+
+    def table(self, columns: Sequence[Column], rows: Sequence[dict[str, Any]], *, none: str) -> None:
+        """`none`: what is said in the place of an empty table."""
+        if not rows:
+            self.note(none)
+        elif self.console.is_terminal:
+            self.console.print(table(columns, rows, width=self.console.width))
+        else:
+            self._plain(columns, rows)
+
+    def list(self, columns: Sequence[Column], listed: dict[str, Any], *, none: str) -> None:
+        """A list of the API, and whether there is more of it."""
+        self.table(columns, listed["results"], none=none)
+        shown, count = len(listed["results"]), listed.get("count")
+        if listed.get("after") or (count is not None and count > shown):
+            of = f" of {count:,}" if count is not None else ""
+            self.note(f"{shown:,}{of}; more with --limit or --all")
+
+    def facts(self, pairs: Iterable[tuple[str, str | Text | None]]) -> None:
+        """Names and values, one a line; what has no value is left out."""
+        known = [(name, _clean(value)) for name, value in pairs if value]
+        wide = max((len(name) for name, _ in known), default=0)
+        for name, value in known:
+            self.say(Text.assemble((name.ljust(wide + _GAP), "dim"), value))
+
+    def heading(self, text: str) -> None:
+        self.say("")
+        self.say(Text(text, style="bold"))
+
+    def _plain(self, columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> None:
+        cells = [
+            [column.title for column in columns],
+            *([cell.plain or "-" for cell in row] for row in _cells(columns, rows)),
+        ]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for row in cells:
+            typer.echo((" " * _GAP).join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip())
+
+    def _print(self, console: Console, text: str | Text) -> None:
+        console.print(_clean(text), soft_wrap=not console.is_terminal)
+
+
+def printable(text: str) -> str:
+    """What others wrote, with nothing in it that steers a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def table(columns: Sequence[Column], rows: Sequence[dict[str, Any]], *, width: int) -> Table:
+    """At most so wide: columns give way, then texts are cut."""
+    kept = _fitting(columns, rows, width)
+    grid = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim")
+    for column in kept:
+        grid.add_column(column.title, justify="right" if column.right else "left", no_wrap=True, overflow="ellipsis")
+    for row in _cells(kept, rows):
+        grid.add_row(*row)
+    return grid
+
+
+def _fitting(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: int) -> Sequence[Column]:
+    texts = list(zip(*_cells(columns, rows), strict=True))
+    widths = [
+        max(len(column.title), *(text.cell_len for text in own)) + _GAP
+        for column, own in zip(columns, texts, strict=True)
+    ]
+    kept = [n for n, column in enumerate(columns) if not column.yields or any(text.plain for text in texts[n])]
+    for n in sorted(kept, key=lambda n: -columns[n].yields):
+        if not columns[n].yields or sum(widths[n] for n in kept) - _GAP <= width:
+            break
+        kept.remove(n)
+    return [columns[n] for n in kept]
+
+
+def _cells(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> list[list[Text]]:
+    return [[_clean(column.of(row)) for column in columns] for row in rows]
+
+
+def _clean(value: str | int | Text) -> Text:
+    if isinstance(value, Text):  # made of our own words
+        return value
+    return Text(printable(str(value)).replace("\n", " "))

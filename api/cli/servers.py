@@ -1,0 +1,119 @@
+"""Servers, and what reconciliation has found on them."""
+
+from typing import Annotated
+
+import typer
+
+from api.cli import jobs, shown
+from api.cli.client import Body, Client
+from api.cli.connection import run
+from api.cli.options import AccountId, All, Json, Limit, NodeFilter, ServerArgument
+from api.cli.output import Column, Output
+
+app = typer.Typer(no_args_is_help=True, help="One server: show.")
+
+COLUMNS = (
+    Column(title="SERVER", of=lambda server: server["id"]),
+    Column(title="NAME", of=lambda server: server["name"]),
+    Column(title="STATUS", of=lambda server: shown.word("stranded" if server["stranded_by"] else server["status"])),
+    Column(title="POWER", of=lambda server: server["power"], yields=4),
+    Column(title="SNAPSHOTS", of=lambda server: f"{server['snapshots']}/{server['snapshots_max']}", yields=3),
+    Column(title="NODE", of=lambda server: server["node"], yields=1),
+    Column(title="ACCOUNT", of=lambda server: server["account_id"], yields=2, right=True),
+    Column(title="FINDINGS", of=lambda server: ", ".join({one["kind"]: 1 for one in server["findings"]}), yields=5),
+    Column(title="JOB", of=lambda server: server["stranded_by"] or (server["job"] or {}).get("id", ""), yields=6),
+)
+SNAPSHOT_COLUMNS = (
+    Column(title="SNAPSHOT", of=lambda snapshot: snapshot["id"]),
+    Column(title="NAME", of=lambda snapshot: snapshot["name"]),
+    Column(title="STATUS", of=lambda snapshot: shown.word(snapshot["status"])),
+    Column(title="SIZE", of=lambda snapshot: shown.mebibytes(snapshot["size_mb"]), yields=2, right=True),
+    Column(title="CREATED (UTC)", of=lambda snapshot: shown.at(snapshot["created_at"]), yields=1),
+    Column(title="DESCRIPTION", of=lambda snapshot: snapshot["description"], yields=3),
+)
+FINDING_COLUMNS = (
+    Column(title="SERVER", of=lambda found: shown.named(found["server"])),
+    Column(title="FINDING", of=lambda found: found["kind"]),
+    Column(title="TAG", of=lambda found: found["tag"], yields=1),
+    Column(title="FOUND (UTC)", of=lambda found: shown.at(found["at"]), yields=2),
+    Column(title="NODE", of=lambda found: found["node"], yields=3),
+    Column(title="ACCOUNT", of=lambda found: found["account_id"], yields=4, right=True),
+)
+
+
+def list_servers(
+    context: typer.Context,
+    *,
+    node: NodeFilter = None,
+    account_id: AccountId = None,
+    stranded: Annotated[bool, typer.Option("--stranded", help="Only those that a person must look at.")] = False,
+    limit: Limit = 100,
+    everything: All = False,
+    as_json: Json = False,
+) -> None:
+    """List servers."""
+    output = Output(as_json=as_json)
+    asked = {"node": node, "account_id": account_id, "stranded": "true" if stranded else None}
+
+    async def show(client: Client) -> None:
+        listed = await client.parts("ops/servers/", asked, limit=None if everything else limit)
+        output.document(listed) if as_json else output.list(COLUMNS, listed, none="No such servers.")
+
+    run(context, show)
+
+
+@app.command("show")
+def show_server(context: typer.Context, server: ServerArgument, *, as_json: Json = False) -> None:
+    """Show a server; an operator sees its snapshots, its latest jobs and its findings too."""
+    output = Output(as_json=as_json)
+
+    async def show(client: Client) -> None:
+        path = f"servers/{server}/"
+        found = await client.either(lambda: client.get(f"ops/{path}"), lambda: client.get(path))
+        output.document(found) if as_json else _show_one(output, found)
+
+    run(context, show)
+
+
+def list_findings(
+    context: typer.Context, *, limit: Limit = 100, everything: All = False, as_json: Json = False
+) -> None:
+    """List what reconciliation has found, newest first."""
+    output = Output(as_json=as_json)
+
+    async def show(client: Client) -> None:
+        listed = await client.parts("ops/findings/", {}, limit=None if everything else limit)
+        if as_json:
+            output.document(listed)
+            return
+        each = [{**server, **finding} for server in listed["results"] for finding in server["findings"]]
+        output.list(FINDING_COLUMNS, {**listed, "results": each}, none="No findings.")
+
+    run(context, show)
+
+
+def _show_one(output: Output, server: Body) -> None:
+    job, stranded_by = server["job"], server.get("stranded_by")
+    output.facts(
+        (
+            ("server", shown.named(server)),
+            ("status", shown.word("stranded" if stranded_by else server["status"])),
+            ("stranded by", stranded_by),
+            ("job", f"{job['id']} ({job['kind']})" if job else None),
+            ("snapshots", f"{server['snapshots']} of {server['snapshots_max']}"),
+            ("reachable", "yes" if server["reachable"] else "no: its node does not answer, or has it no more"),
+            ("power", server.get("power")),
+            ("node", server.get("node")),
+            ("account", str(server["account_id"]) if "account_id" in server else None),
+        )
+    )
+    if server.get("findings"):
+        output.heading("Findings")
+        found = [{**server, "server": server, **finding} for finding in server["findings"]]
+        output.table(FINDING_COLUMNS[1:4], found, none="")
+    if server.get("snapshot_list"):
+        output.heading("Snapshots")
+        output.table(SNAPSHOT_COLUMNS, server["snapshot_list"], none="")
+    if server.get("jobs"):
+        output.heading("Jobs")
+        output.table(jobs.COLUMNS, server["jobs"], none="")

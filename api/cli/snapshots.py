@@ -1,0 +1,216 @@
+"""Snapshots, with a token that acts for an account."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from api.cli import following, shown
+from api.cli.client import Answer, Body, Client, segment
+from api.cli.connection import run
+from api.cli.exits import Exit, Refused
+from api.cli.options import (
+    All,
+    Follow,
+    JobArgument,
+    Json,
+    Limit,
+    MaxWait,
+    ServerArgument,
+    ServerFilter,
+    SnapshotArgument,
+    Yes,
+    confirm,
+)
+from api.cli.output import Column, Output
+from api.cli.servers import SNAPSHOT_COLUMNS
+
+app = typer.Typer(
+    no_args_is_help=True, help="One snapshot: show, create, restore, delete; undo a restore. For an account's token."
+)
+
+COLUMNS = (
+    *SNAPSHOT_COLUMNS[:3],
+    Column(title="SERVER", of=lambda snapshot: shown.named(snapshot["server"])),
+    *SNAPSHOT_COLUMNS[3:],
+)
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only make the checks; change nothing.")]
+
+
+class Status(StrEnum):
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class Sort(StrEnum):
+    CREATED = "created_at"
+    CREATED_DOWN = "-created_at"
+    NAME = "name"
+    NAME_DOWN = "-name"
+    SIZE = "size_mb"
+    SIZE_DOWN = "-size_mb"
+
+
+def list_snapshots(
+    context: typer.Context,
+    *,
+    server_id: ServerFilter = None,
+    status: Annotated[Status | None, typer.Option(help="In this status only.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of exactly this name only.")] = None,
+    sort: Annotated[Sort, typer.Option(help="By this; with - from the greatest.")] = Sort.CREATED_DOWN,
+    limit: Limit = 100,
+    everything: All = False,
+    as_json: Json = False,
+) -> None:
+    """List an account's snapshots; an operator's token lists those of one server."""
+    output = Output(as_json=as_json)
+    asked = {"server_id": server_id, "status": status, "name": name, "sort": sort}
+
+    async def show(client: Client) -> None:
+        try:
+            listed = await client.pages("snapshots/", asked, limit=None if everything else limit)
+        except Refused as refused:
+            if refused.code != "permission_denied" or server_id is None:
+                raise
+            found = (await client.get(f"ops/servers/{server_id}/"))["snapshot_list"]
+            listed = {"count": len(found), "results": found[: None if everything else limit]}
+        output.document(listed) if as_json else output.list(COLUMNS, listed, none="No such snapshots.")
+
+    run(context, show)
+
+
+@app.command("show")
+def show_snapshot(context: typer.Context, snapshot: SnapshotArgument, *, as_json: Json = False) -> None:
+    """Show a snapshot with its labels and when it expires."""
+    output = Output(as_json=as_json)
+
+    async def show(client: Client) -> None:
+        found = await client.get(f"snapshots/{snapshot}/")
+        if as_json:
+            output.document(found)
+            return
+        output.facts(
+            (
+                ("snapshot", shown.named(found)),
+                ("server", shown.named(found["server"])),
+                ("status", shown.word(found["status"])),
+                ("size", shown.mebibytes(found["size_mb"])),
+                ("created", f"{shown.at(found['created_at'])} UTC"),
+                ("expires", found["expires_at"] and f"{shown.at(found['expires_at'])} UTC"),
+                ("protected", "yes" if found["protected"] else None),
+                ("schedule", found["schedule_id"]),
+                ("labels", ", ".join(f"{key}={value}" for key, value in found["labels"].items())),
+                ("description", found["description"]),
+            )
+        )
+
+    run(context, show)
+
+
+@app.command("create")
+def create_snapshot(  # noqa: PLR0913 - an option is a parameter
+    context: typer.Context,
+    server: ServerArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    *,
+    description: Annotated[str, typer.Option(help="Shown with it.")] = "",
+    dry_run: DryRun = False,
+    follow: Follow = False,
+    max_wait: MaxWait = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Snapshot a server; it is stopped for that, and started again."""
+    output = Output(as_json=as_json)
+
+    async def create(client: Client) -> Exit:
+        if not (yes or dry_run):
+            found = await client.get(f"servers/{server}/")
+            confirm(f"Stop {shown.named(found)} and snapshot it as {name}?", yes=False)
+        body = {"server_id": server, "name": name, "description": description}
+        begun = await client.post_once("snapshots/", body, {"dry_run": "true" if dry_run else None})
+        return await _begun(client, begun, output, follow=follow, max_wait=max_wait)
+
+    run(context, create)
+
+
+@app.command("restore")
+def restore_snapshot(
+    context: typer.Context,
+    snapshot: SnapshotArgument,
+    *,
+    dry_run: DryRun = False,
+    follow: Follow = False,
+    max_wait: MaxWait = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Bring a server back to a snapshot; it is stopped for that, and started again."""
+    output = Output(as_json=as_json)
+
+    async def restore(client: Client) -> Exit:
+        if not (yes or dry_run):
+            found = await client.get(f"snapshots/{snapshot}/")
+            age = shown.ago(found["created_at"])
+            confirm(
+                f"Stop {shown.named(found['server'])} and overwrite its disks with {shown.named(found)}, {age} old?",
+                yes=False,
+            )
+        path = f"snapshots/{snapshot}/restore/"
+        begun = await client.post_once(path, query={"dry_run": "true" if dry_run else None})
+        return await _begun(client, begun, output, follow=follow, max_wait=max_wait)
+
+    run(context, restore)
+
+
+@app.command("undo")
+def undo_restore(
+    context: typer.Context,
+    job: JobArgument,
+    *,
+    follow: Follow = False,
+    max_wait: MaxWait = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Bring back what a restore has overwritten, by the restore's job."""
+    output = Output(as_json=as_json)
+
+    async def undo(client: Client) -> Exit:
+        if not yes:
+            found = await following.job(client, job)
+            confirm(f"Stop the server and take this back: {shown.what(found)}?", yes=False)
+        begun = await client.post_once(f"restores/{segment(job)}/undo/")
+        return await _begun(client, begun, output, follow=follow, max_wait=max_wait)
+
+    run(context, undo)
+
+
+@app.command("delete")
+def delete_snapshot(
+    context: typer.Context, snapshot: SnapshotArgument, *, yes: Yes = False, as_json: Json = False
+) -> None:
+    """Delete a snapshot, for good."""
+    output = Output(as_json=as_json)
+
+    async def delete(client: Client) -> None:
+        if not yes:
+            found = await client.get(f"snapshots/{snapshot}/")
+            confirm(f"Delete {shown.named(found)} of {shown.named(found['server'])} for good?", yes=False)
+        await client.delete(f"snapshots/{snapshot}/")
+        output.document({"id": snapshot}) if as_json else output.say(f"snapshot {snapshot} is deleted")
+
+    run(context, delete)
+
+
+async def _begun(client: Client, begun: Answer, output: Output, *, follow: bool, max_wait: float | None) -> Exit:
+    """Tell what was accepted; JSON has the job's id in it, which no body of the contract has."""
+    body: Body = {**begun.body, "job_id": begun.job_id}
+    if output.as_json:
+        output.line(body) if follow else output.document(body)
+    elif not follow:
+        output.say(f"job {begun.job_id}: {begun.body.get('message') or begun.body['state']}")
+    if begun.job_id and (follow or begun.body.get("state") == "failed"):
+        return await following.to_the_end(client, begun.job_id, output, most_seconds=max_wait)
+    return Exit.OK

@@ -1,0 +1,81 @@
+"""HTTP itself. aiohttp stays here, and so do its errors."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+
+import aiohttp
+from yarl import URL
+
+from api.cli.access import Access
+from api.cli.client import Body, Query, Reply
+from api.cli.exits import Unreachable
+
+BASE = "/api/v1/"
+SILENCE_SECONDS = 60.0  # on a stream, which says something every 15 s
+
+
+class Wire:
+    """Every call may raise Unreachable."""
+
+    def __init__(self, access: Access, session: aiohttp.ClientSession) -> None:
+        self._access = access
+        self._session = session
+
+    async def send(
+        self, method: str, path: str, *, query: Query, body: Body | None, headers: Mapping[str, str]
+    ) -> Reply:
+        limit = aiohttp.ClientTimeout(total=self._access.timeout_seconds)
+        with self._border():
+            async with self._session.request(
+                method,
+                self._url(path, query),
+                json=body,
+                headers=self._with_token(headers),
+                timeout=limit,
+                allow_redirects=False,  # the token is for this address
+            ) as response:
+                return Reply(status=response.status, headers=response.headers, raw=await response.read())
+
+    @asynccontextmanager
+    async def stream(self, path: str, *, headers: Mapping[str, str]) -> AsyncIterator[tuple[Reply, AsyncIterator[str]]]:
+        """The answer's head, and the lines of its body as they come; of any but a 200 the body is in the reply."""
+        limit = aiohttp.ClientTimeout(sock_connect=self._access.timeout_seconds, sock_read=SILENCE_SECONDS)
+        with self._border():
+            async with self._session.get(
+                self._url(path, {}), headers=self._with_token(headers), timeout=limit, allow_redirects=False
+            ) as response:
+                raw = b"" if response.ok else await response.read()
+                yield (
+                    Reply(status=response.status, headers=response.headers, raw=raw),
+                    (line.decode().rstrip("\r\n") async for line in response.content),
+                )
+
+    def _with_token(self, headers: Mapping[str, str]) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._access.token}", **headers}
+
+    def _url(self, path: str, query: Query) -> URL:
+        asked = {name: str(value) for name, value in query.items() if value is not None}
+        return URL(f"{self._access.url}{BASE}{path}", encoded=True).with_query(asked)
+
+    @contextmanager
+    def _border(self) -> Iterator[None]:
+        try:
+            yield
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(f"{self._access.url} does not answer: {_words(error)}.") from error
+
+
+@asynccontextmanager
+async def opened(access: Access) -> AsyncIterator[Wire]:
+    async with aiohttp.ClientSession() as session:
+        yield Wire(access, session)
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "it took too long"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"its certificate is not good: {error.certificate_error}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.os_error.strerror or str(error.os_error)
+    return str(error) or type(error).__name__

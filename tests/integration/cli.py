@@ -1,0 +1,168 @@
+"""`vps-snapshots` as a person or a script calls it: a process, in a pipe or at a terminal."""
+
+import asyncio
+import json
+import multiprocessing
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from fcntl import ioctl
+from pathlib import Path
+from struct import pack
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from api.cli.main import main
+from tests.queueing import PATIENCE_SECONDS
+
+PROGRAM = Path(sys.executable).parent / "vps-snapshots"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    code: int | None
+    out: str
+    err: str
+
+    @property
+    def body(self) -> Any:
+        assert self.code == 0, self
+        return json.loads(self.out)
+
+    @property
+    def bodies(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@dataclass(kw_only=True)
+class Terminal:
+    """The other side of a terminal: what is on it, and what is typed."""
+
+    process: asyncio.subprocess.Process
+    keyboard: int
+    shown: str = ""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def shows(self, text: str) -> str:
+        """Wait until it is on the screen; all that came so far, without what steers the terminal."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while text not in plain(self.shown):
+                self.changed.clear()
+                await self.changed.wait()
+        return plain(self.shown)
+
+    def type(self, text: str) -> None:
+        os.write(self.keyboard, text.encode())
+
+    async def ends(self) -> int:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await self.process.wait()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cli:
+    url: str
+    token: str
+    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))  # a test may ask for dozens at once
+
+    def environment(self, **more: str) -> dict[str, str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("VPS_SNAPSHOTS_")}
+        ours = {"VPS_SNAPSHOTS_URL": self.url, "VPS_SNAPSHOTS_TOKEN": self.token, "TERM": "xterm-256color"}
+        return {name: value for name, value in (clean | ours | more).items() if value}
+
+    async def run(self, *arguments: object, **environment: str) -> Done:
+        """In a pipe, to its end. In a process that has imported what it needs: there are hundreds of runs."""
+        async with self._slots:
+            with TemporaryDirectory() as folder:
+                out, err = Path(folder) / "out", Path(folder) / "err"
+                process = _WARM.Process(
+                    target=_program, args=(list(map(str, arguments)), self.environment(**environment), out, err)
+                )
+                process.start()
+                try:
+                    await asyncio.to_thread(process.join, PATIENCE_SECONDS)
+                    assert process.exitcode is not None, arguments
+                finally:
+                    process.kill()
+                    await asyncio.to_thread(process.join)
+                done = Done(code=process.exitcode, out=out.read_text(), err=err.read_text())
+        said = done.out + done.err
+        assert "\x1b" not in said, said
+        assert not self.token or self.token not in said, said
+        assert "Traceback" not in said, said
+        return done
+
+    @asynccontextmanager
+    async def running(self, *arguments: object, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+        process = await asyncio.create_subprocess_exec(
+            PROGRAM,
+            *map(str, arguments),
+            env=self.environment(**environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.communicate()
+
+    @asynccontextmanager
+    async def at_terminal(
+        self, *arguments: object, width: int = 100, height: int = 30, **environment: str
+    ) -> AsyncIterator[Terminal]:
+        keyboard, screen = pty.openpty()
+        ioctl(screen, termios.TIOCSWINSZ, pack("HHHH", height, width, 0, 0))
+        process = await asyncio.create_subprocess_exec(
+            PROGRAM,
+            *map(str, arguments),
+            env=self.environment(**environment),
+            stdin=screen,
+            stdout=screen,
+            stderr=screen,
+            start_new_session=True,
+            preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C reaches it
+        )
+        terminal = Terminal(process=process, keyboard=keyboard)
+
+        def read() -> None:
+            terminal.shown += os.read(keyboard, 65536).decode(errors="replace")
+            terminal.changed.set()
+
+        asyncio.get_running_loop().add_reader(keyboard, read)
+        try:
+            yield terminal
+        finally:
+            asyncio.get_running_loop().remove_reader(keyboard)
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGKILL)
+            await process.wait()
+            os.close(keyboard)
+            os.close(screen)
+
+
+_WARM = multiprocessing.get_context("forkserver")
+_WARM.set_forkserver_preload(["__main__", "api.cli.main", "api.cli.wire", "tests.integration.cli"])
+
+
+def _program(arguments: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    for stream, path in ((sys.stdout, out), (sys.stderr, err)):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    sys.argv = [PROGRAM.name, *arguments]
+    main()
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|[=>(][0B]?)", "", text)

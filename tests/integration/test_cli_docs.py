@@ -1,0 +1,77 @@
+"""The examples in docs/cli.md: each is run, and says what the document shows."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from api.cli.exits import MEANING
+from deploy.demo.state import State
+from tests.integration.whole_service import running
+
+PROJECT = Path(__file__).parents[2]
+CLI = (PROJECT / "docs" / "cli.md").read_text()
+RUNBOOK = (PROJECT / "docs" / "runbook.md").read_text()
+
+_ID = re.compile(r"\b(?:[0-9a-f]{32}|[0-9a-f]{12}|[0-9]{8})\b")
+_PASSING = re.compile(r"(?:queued|completed|\w+ \d+%)$")  # steps that a following may see, or be too late for
+
+
+def examples() -> list[tuple[str, list[str]]]:
+    """Each command with the lines that it shows."""
+    blocks = re.findall(r"```console\n(.*?)```", CLI, re.DOTALL)
+    parts = [part for block in blocks for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
+    return [(lines[0], lines[1:]) for lines in (part.splitlines() for part in parts)]
+
+
+def alike(lines: list[str]) -> list[str]:
+    """With what is another each time left out."""
+    kept = [line for line in lines if not _PASSING.match(line)]
+    return [re.sub(r"\d+(\.\d+)?", "N", _ID.sub("ID", " ".join(line.split()))) for line in kept]
+
+
+def with_ids(command: str, ids: Mapping[str, str]) -> str:
+    """With those of this run in the place of the document's."""
+    return _ID.sub(lambda found: ids.get(found[0], found[0]), command)
+
+
+async def said_to(command: str, environment: Mapping[str, str], folder: Path) -> list[str]:
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-c", command),
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    async with asyncio.timeout(60):
+        output, _ = await process.communicate()
+    return output.decode().splitlines()
+
+
+async def test_each_example_shows_what_the_document_says(tmp_path: Path) -> None:
+    state = State.open(tmp_path / "state")
+    ids: dict[str, str] = {}
+    try:
+        async with running(state) as service:
+            environment = {
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "VPS_SNAPSHOTS_URL": service.url,
+                "VPS_SNAPSHOTS_TOKEN_FILE": "alice.token",
+                "VPS_SNAPSHOTS_REDIS__URL": f"unix://{state.runtime}/redis.sock",
+            }
+            for command, shown in examples():
+                said = await said_to(with_ids(command, ids), environment, tmp_path)
+                assert sorted(alike(said)) == sorted(alike(shown)), command
+                ids |= dict(zip(_ID.findall("\n".join(shown)), _ID.findall("\n".join(said)), strict=True))
+    finally:
+        state.close()
+
+
+def test_the_exit_codes_are_those_of_the_program() -> None:
+    assert dict(re.findall(r"^\| (\d+) \| (.*) \|$", CLI, re.MULTILINE)) == {
+        str(code.value): meaning for code, meaning in MEANING.items()
+    }
