@@ -164,5 +164,13 @@ def _program(arguments: list[str], environment: dict[str, str], out: Path, err: 
     main()
 
 
+def commands(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Every command by the words that call it."""
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        return {path: command}
+    return {words: one for name, sub in inner.items() for words, one in commands(sub, (*path, name)).items()}
+
+
 def plain(text: str) -> str:
     return re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|[=>(][0B]?)", "", text)

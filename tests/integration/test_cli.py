@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
@@ -16,7 +15,7 @@ from aiohttp import web
 from api.cli.exits import MEANING, Exit
 from api.cli.main import app
 from tests.conftest import needs
-from tests.integration.cli import Cli
+from tests.integration.cli import Cli, commands
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.front_end import serving
 from tests.integration.test_ops_api import DONE, NO_JOB, OTHERS, THEIRS, Ops, failed, have_theirs
@@ -50,14 +49,6 @@ def cli(ops: Ops) -> Cli:
 @pytest.fixture
 def customer(ops: Ops, cli: Cli) -> Cli:
     return replace(cli, token=ops.api.token)
-
-
-def commands(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Every command by the words that call it."""
-    inner = getattr(command, "commands", None)
-    if inner is None:
-        return {path: command}
-    return {words: one for name, sub in inner.items() for words, one in commands(sub, (*path, name)).items()}
 
 
 def test_every_command_has_json_and_every_one_that_changes_something_asks() -> None:

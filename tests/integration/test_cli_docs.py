@@ -8,8 +8,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import typer
+
 from api.cli.exits import MEANING
+from api.cli.main import app
 from deploy.demo.state import State
+from tests.integration.cli import commands
 from tests.integration.whole_service import running
 
 PROJECT = Path(__file__).parents[2]
@@ -75,3 +79,24 @@ def test_the_exit_codes_are_those_of_the_program() -> None:
     assert dict(re.findall(r"^\| (\d+) \| (.*) \|$", CLI, re.MULTILINE)) == {
         str(code.value): meaning for code, meaning in MEANING.items()
     }
+
+
+def test_the_runbook_names_the_command_beside_each_call() -> None:
+    calls = [part for part in re.split(r"\n\n|\n(?=\*)", RUNBOOK) if re.search(r"`(GET|POST) \S*ops/", part)]
+    assert len(calls) > 8
+    assert [part for part in calls if "`vps-snapshots " not in part] == []
+
+
+def test_every_command_in_a_document_is_one() -> None:
+    documents = [
+        path.read_text() for path in (*PROJECT.glob("docs/*.md"), *PROJECT.glob("*.md"), *PROJECT.glob("deploy/*.md"))
+    ]
+    named = {words for text in documents for words in re.findall(r"[`$ ]vps-snapshots ([a-z][^`\n|>]*)", text)}
+    known = commands(typer.main.get_command(app))
+    assert len(named) > 20
+    for line in sorted(named):
+        words = line.split()
+        path = max((path for path in known if tuple(words[: len(path)]) == path), key=len, default=None)
+        assert path is not None, line
+        options = {option for parameter in known[path].params for option in parameter.opts}
+        assert {word for word in words if re.match("--[a-z]", word)} <= options, line
