@@ -90,8 +90,9 @@ class Service:
             "VPS_SNAPSHOTS_LIBVIRT_URI": self.guest.uri,
             "VPS_SNAPSHOTS_STATE_DIR": str(self._state.subfolder("node")),
             "VPS_SNAPSHOTS_METRICS_PORT": str(self._metrics_port),
-            # Errors only, or they come among our lines. Never to a file: libvirt 9.0 then starts no QEMU.
-            "LIBVIRT_LOG_OUTPUTS": "4:stderr",
+            # Errors only, and to the machine's log, for libvirt calls so what it merely did not find here: the error
+            # that counts is raised. Never to a file: libvirt 9.0 then starts no QEMU.
+            "LIBVIRT_LOG_OUTPUTS": "4:syslog:vps-snapshots",
         }
         await self._start("worker", [_PROGRAMS / "vps-snapshots-worker", "run"], settings=shared | worker)
         port = {"VPS_SNAPSHOTS_HOST": "127.0.0.1", "VPS_SNAPSHOTS_PORT": str(self._port)}
