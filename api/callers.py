@@ -87,7 +87,7 @@ class Callers:
         if token is not None:
             request[ALLOWANCE] = self._allowance(entered)
         if not entered.allowed:
-            wait = {"Retry-After": str(max(1, ceil(entered.wait.total_seconds())))}
+            wait = {"Retry-After": str(max(1, ceil(entered.more_in.total_seconds())))}
             what = "calls with this token" if token else "calls without a good token from this address"
             raise Problem(429, "rate_limited", f"There were too many {what} within a minute.", headers=wait)
         if token is None:
@@ -99,7 +99,7 @@ class Callers:
         window = round(self._limits.window.total_seconds())
         return {
             "RateLimit-Policy": f'"token";q={self._limits.calls};w={window}',
-            "RateLimit": f'"token";r={entered.left};t={ceil(entered.full_in.total_seconds())}',
+            "RateLimit": f'"token";r={entered.left};t={ceil(entered.more_in.total_seconds())}',
         }
 
 

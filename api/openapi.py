@@ -64,7 +64,7 @@ _HEADERS: dict[str, Json] = {
     "Retry-After": {"description": "seconds after which to try again", "schema": {"type": "integer", "minimum": 1}},
     "ETag": {"description": "what the answer says; for `If-None-Match`", "schema": _STRING},
     "RateLimit-Policy": {"description": "`q` calls in `w` seconds, by the draft of the IETF", "schema": _STRING},
-    "RateLimit": {"description": "`r` calls are left; all are there again in `t` seconds", "schema": _STRING},
+    "RateLimit": {"description": "`r` calls are left; there is one more in `t` seconds", "schema": _STRING},
     "WWW-Authenticate": {"description": "the scheme, and what is wrong with the token", "schema": _STRING},
 }
 _PARAMETERS: dict[str, Json] = {

@@ -87,8 +87,7 @@ class Entered:
     token: Token | None
     allowed: bool  # within its limit
     left: int  # of the limit
-    wait: timedelta  # until there is one more
-    full_in: timedelta  # until all of it is there again
+    more_in: timedelta  # until there is one more
 
 
 def _key(secret: str) -> str:
@@ -138,13 +137,12 @@ class Tokens:
         window_ms = round(limits.window.total_seconds() * 1000)
         asked = [key, address, named or "", limits.calls, limits.failed_logins, window_ms]
         with redis_answers():
-            flat, allowed, left, wait_ms, full_ms = await self._enter(args=asked)
+            flat, allowed, left, more_ms = await self._enter(args=asked)
         return Entered(
             token=Token.of(records.pairs(flat)) if flat else None,
             allowed=bool(allowed),
             left=left,
-            wait=timedelta(milliseconds=wait_ms),
-            full_in=timedelta(milliseconds=full_ms),
+            more_in=timedelta(milliseconds=more_ms),
         )
 
     async def all(self) -> list[Token]:
