@@ -9,7 +9,7 @@ from aiohttp.abc import AbstractResolver
 from arq.connections import ArqRedis
 
 from api import docs_page, openapi
-from api.caching import spared
+from api.caching import Document, spared
 from api.callers import Callers
 from api.handlers import Handlers
 from api.middleware import around, finish_head
@@ -155,20 +155,12 @@ def _add(app: web.Application, method: str, path: str, handler: Handler, *, head
 
 def _documents() -> dict[str, Handler]:
     """What is said about the API, made once: it is the same for everyone."""
-    document = openapi.document()
-    page = docs_page.page(document, document_path=openapi.PATH)
+    page = docs_page.page(openapi.document(), document_path=openapi.PATH)
     html = {"Content-Security-Policy": docs_page.POLICY, "X-Content-Type-Options": "nosniff"}
     return {
-        openapi.PATH: _constant(openapi.text().encode(), kind="application/json", headers={}),
-        docs_page.PATH: _constant(page.encode(), kind="text/html", headers=html),
+        openapi.PATH: Document.of(openapi.text().encode(), kind="application/json", headers={}).show,
+        docs_page.PATH: Document.of(page.encode(), kind="text/html", headers=html).show,
     }
-
-
-def _constant(raw: bytes, *, kind: str, headers: dict[str, str]) -> Handler:
-    async def handler(_: web.Request) -> web.StreamResponse:
-        return web.Response(body=raw, headers=headers, content_type=kind, charset="utf-8")
-
-    return handler
 
 
 async def _with_slash(request: web.Request) -> web.Response:

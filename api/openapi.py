@@ -104,6 +104,10 @@ _PARAMETERS: dict[str, Json] = {
     "webhook_id": {"in": "path", "required": True, "schema": TypeAdapter(WebhookIdInPath).json_schema()},
     "job_id": {"in": "path", "required": True, "schema": TypeAdapter(JobIdInPath).json_schema()},
 }
+_NOT_MODIFIED: Json = {
+    "description": "Nothing has changed: the caller has this answer.",
+    "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in ("ETag", "X-Request-Id")},
+}
 
 
 class _Schemas(GenerateJsonSchema):
@@ -206,10 +210,7 @@ def _operation(operation: AnyCall) -> Json:
     }
     if operation.is_spared:
         replies["200"]["headers"]["ETag"] = _component("headers", "ETag")
-        replies["304"] = {
-            "description": "Nothing has changed: the caller has this answer.",
-            "headers": {name: _component("headers", name) for name in ("ETag", "X-Request-Id")},
-        }
+        replies["304"] = _NOT_MODIFIED
     return said | {"responses": replies | _refused(_problems_of(operation))}
 
 
@@ -234,13 +235,14 @@ def _itself() -> Json:
         "summary": "Show this document",
         "description": "The API's document, in OpenAPI 3.1. For people: `/docs`.",
         "security": [],
-        "parameters": [_component("parameters", "X-Request-Id")],
+        "parameters": [_component("parameters", name) for name in ("If-None-Match", "X-Request-Id")],
         "responses": {
             "200": {
                 "description": "This document.",
-                "headers": {"X-Request-Id": _component("headers", "X-Request-Id")},
+                "headers": {name: _component("headers", name) for name in ("ETag", "X-Request-Id")},
                 "content": {"application/json": {"schema": {"type": "object"}}},
-            }
+            },
+            "304": _NOT_MODIFIED,
         }
         | _refused([examples.OURS]),
     }
