@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
-from aiohttp import ThreadedResolver, web
+from aiohttp import HttpVersion11, ThreadedResolver, web
 from aiohttp.abc import AbstractResolver
 from arq.connections import ArqRedis
 
@@ -149,8 +149,17 @@ def _sender(
 
 def _add(app: web.Application, method: str, path: str, handler: Handler, *, head: bool = True) -> None:
     """`head`: a GET answers a HEAD too."""
-    get = method == "GET"
-    app.add_routes([web.get(path, handler, allow_head=head) if get else web.route(method, path, handler)])
+    if method == "GET":
+        app.router.add_get(path, handler, allow_head=head, expect_handler=_expected)
+    else:
+        app.router.add_route(method, path, handler, expect_handler=_expected)
+
+
+async def _expected(request: web.Request) -> None:
+    # Any other expectation is left alone, as it may be: aiohttp would refuse it before an answer has its request id.
+    if request.headers["Expect"].lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
 
 
 def _documents() -> dict[str, Handler]:
