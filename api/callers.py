@@ -78,8 +78,7 @@ class Callers:
         for header in ("Authorization", ACCOUNT_HEADER):
             if len(request.headers.getall(header, [])) > 1:  # whoever added one may mean the other
                 raise invalid(FieldError(field=header, detail="Send it once."))
-        scheme, _, text = request.headers.get("Authorization", "").partition(" ")
-        secret = text.strip() if scheme.lower() == "bearer" else ""
+        secret = bearer(request)
         named = requests.account_id(request.headers.get(ACCOUNT_HEADER, ""))
         home = addresses.home(self.address(request))
         entered = await self._tokens.enter(secret, address=home, named=named, limits=self._limits)
@@ -101,6 +100,12 @@ class Callers:
             "RateLimit-Policy": f'"token";q={self._limits.calls};w={window}',
             "RateLimit": f'"token";r={entered.left};t={ceil(entered.more_in.total_seconds())}',
         }
+
+
+def bearer(request: web.Request) -> str:
+    """The secret that the caller shows; '' where it shows none."""
+    scheme, _, text = request.headers.get("Authorization", "").partition(" ")
+    return text.strip() if scheme.lower() == "bearer" else ""
 
 
 def _account(token: Token, request: web.Request) -> AccountId:

@@ -389,8 +389,9 @@ def parse(raw: bytes, model: type[Model]) -> Model:
         raise _invalid(error) from error
 
 
-def idempotency(request: web.Request, content: BaseModel | None = None) -> Idempotency | None:
-    """The caller's mark on a POST, if it has one; `content` is its body, where it has one. Raises Problem."""
+def idempotency(request: web.Request, content: BaseModel | None = None, *, owner: str = "") -> Idempotency | None:
+    """The caller's mark on a POST, if it has one; `content` is its body, where it has one; `owner` where it is not the
+    account's. Raises Problem."""
     given = request.headers.getall(KEY_HEADER, [])
     if not given:
         return None
@@ -398,7 +399,7 @@ def idempotency(request: web.Request, content: BaseModel | None = None) -> Idemp
         raise invalid(FieldError(field=KEY_HEADER, detail="One key of 1 to 255 visible ASCII characters."))
     asked = [request.method, request.rel_url.raw_path, request.rel_url.raw_query_string]
     asked.append(content.model_dump_json() if content else "")
-    return Idempotency(key=_digest(given[0]), fingerprint=_digest("\n".join(asked)))
+    return Idempotency(key=_digest(given[0]), fingerprint=_digest("\n".join(asked)), owner=owner)
 
 
 def _digest(text: str) -> str:
