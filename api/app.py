@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from typing import NoReturn
 
-from aiohttp import HttpVersion11, ThreadedResolver, web
+from aiohttp import HttpVersion11, ThreadedResolver, hdrs, web
 from aiohttp.abc import AbstractResolver
 from arq.connections import ArqRedis
 
@@ -82,9 +83,13 @@ def build(redis: ArqRedis, settings: ApiSettings, *, resolver: AbstractResolver 
         *((operation, _called(operation, handlers, callers)) for operation in OPERATIONS),
         *((operation, _operated(operation, ops_handlers, callers)) for operation in OPS_OPERATIONS),
     ]
-    for call, handler in calls:
-        bounded = _bounded(call, handler, seconds=settings.request_seconds)
-        _add(app, call.method, call.path, bounded, head=call.has_an_end)
+    for path in dict.fromkeys(call.path for call, _ in calls):
+        for call, handler in calls:
+            if call.path == path:
+                bounded = _bounded(call, handler, seconds=settings.request_seconds)
+                _add(app, call.method, path, bounded, head=call.has_an_end)
+        # a path may look like another's id, as `jobs/bulk/` does: its own methods are all that it knows
+        app.router.add_route("*", path, _another_method)
     for probe in PROBES:
         _add(app, "GET", probe.path, _probed(probe, handlers))
     for path, handler in _documents().items():
@@ -170,6 +175,11 @@ def _documents() -> dict[str, Handler]:
         openapi.PATH: Document.of(openapi.text().encode(), kind="application/json", headers={}).show,
         docs_page.PATH: Document.of(page.encode(), kind="text/html", headers=html).show,
     }
+
+
+async def _another_method(request: web.Request) -> NoReturn:
+    known = {route.method for route in request.match_info.route.resource or ()} - {hdrs.METH_ANY}
+    raise web.HTTPMethodNotAllowed(request.method, known)
 
 
 async def _with_slash(request: web.Request) -> web.Response:

@@ -135,6 +135,10 @@ def _moment(text: object) -> object:
     return text
 
 
+STORABLE = (
+    AfterValidator(storable),
+    Field(description="no control characters", json_schema_extra={"pattern": f"^[^{_NOT_STORABLE}]*$"}),
+)
 LEFT_OUT = Field(json_schema_extra=_without_default)
 NOT_NULL = BeforeValidator(_not_null), Field(json_schema_extra=_without_null)
 
@@ -169,8 +173,7 @@ Name = Annotated[str, StringConstraints(pattern=rf"^[A-Za-z0-9_-]{{1,{NAME_MAX}}
 Description = Annotated[
     str,
     StringConstraints(max_length=DESCRIPTION_MAX),
-    AfterValidator(storable),
-    Field(description="no control characters", json_schema_extra={"pattern": f"^[^{_NOT_STORABLE}]*$"}),
+    *STORABLE,
 ]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{0,63}$")]

@@ -436,6 +436,25 @@ class TestAudit:
         assert (await ops.get(f"audit/?since={future}"))["results"] == []
         assert len((await ops.get(f"audit/?until={future}"))["results"]) == 3
 
+    @pytest.mark.parametrize(
+        ("path", "field"),
+        [
+            ("audit/?after=0-0", "after"),
+            *[
+                ("jobs/?after=" + cursor, "after")
+                for cursor in ("6-:x", "96e.:x", "%2B:x", "94.0e-08.:x", "nan:x", ".:x")
+            ],
+        ],
+    )
+    async def test_a_cursor_that_is_none_is_named(self, ops: Ops, path: str, field: str) -> None:
+        assert (await ops.call("GET", path)).refused_fields() == [field]
+
+    @pytest.mark.parametrize("query", ["since=0001-01-01T00:00:00Z", "until=1970-01-01T00:00:00Z", "after=1-0"])
+    async def test_a_moment_before_the_stream_knows_any_is_one(self, ops: Ops, query: str) -> None:
+        await ops.post("nodes/n1/pause/", {"reason": "x"})
+        found = (await ops.get(f"audit/?{query}"))["results"]
+        assert len(found) == (1 if query.startswith("since") else 0)
+
 
 class TestTokens:
     async def test_one_is_made_shown_once_and_revoked(self, ops: Ops) -> None:
@@ -519,6 +538,12 @@ class TestOnce:
         kept = [key + (await redis.dump(key) or b"") async for key in redis.scan_iter("*")]
         assert not any(part.encode() in record for record in kept for part in (secret, secret[4:], ops.token[4:]))
         assert (await ops.post("tokens/", asked, status=201))["secret"] != secret
+
+
+async def test_a_path_knows_its_own_methods_though_it_looks_like_anothers_id(ops: Ops) -> None:
+    answer = await ops.call("GET", "jobs/bulk/")
+    answer.refused(405, "method_not_allowed")
+    assert answer.headers["Allow"] == "POST"
 
 
 async def test_the_events_of_all_accounts_are_heard(ops: Ops) -> None:

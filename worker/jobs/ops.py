@@ -183,10 +183,11 @@ class Operators:
         self, wanted: Mapping[str, str], *, since: datetime | None, until: datetime | None, cut: Cut
     ) -> Slice[AuditEntry]:
         """Newest first; `wanted`: entries with these fields."""
-        before = f"({records.milliseconds(until)}" if until else "+"
+        # the stream knows no moment before 1970
+        before = str(max(0, int(records.milliseconds(until)) - 1)) if until else "+"
         ask = {
             "match": dict(wanted),
-            "from": records.milliseconds(since) if since else "-",
+            "from": str(max(0, int(records.milliseconds(since)))) if since else "-",
             "to": f"({cut.after}" if cut.after else before,
             "limit": cut.limit,
         }
