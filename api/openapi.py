@@ -57,7 +57,10 @@ _HEADERS: dict[str, Json] = {
         "description": "the request's own if it was sane, else a new one; in every log line",
         "schema": _STRING,
     },
-    "Location": {"description": "path of the snapshot", "schema": {"type": "string", "format": "uri-reference"}},
+    "Location": {
+        "description": "path of what was made or is restored",
+        "schema": {"type": "string", "format": "uri-reference"},
+    },
     "Operation-Location": {"description": "path of the job", "schema": {"type": "string", "format": "uri-reference"}},
     "X-Job-Id": {"description": "the job's `id`", "schema": TypeAdapter(JobIdInPath).json_schema()},
     "Link": {"description": "the pages `first`, `prev`, `next` and `last` (RFC 8288)", "schema": _STRING},
