@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from typing import NoReturn
 
-from aiohttp import ThreadedResolver, web
+from aiohttp import HttpVersion11, ThreadedResolver, hdrs, web
 from aiohttp.abc import AbstractResolver
 from arq.connections import ArqRedis
 
 from api import docs_page, openapi
-from api.caching import spared
+from api.caching import Document, spared
 from api.callers import Callers
 from api.cell_view import CellView
 from api.handlers import Handlers
@@ -95,9 +96,13 @@ def build(
         *((operation, _called(operation, handlers, callers)) for operation in OPERATIONS),
         *((operation, _operated(operation, ops_handlers, callers)) for operation in OPS_OPERATIONS),
     ]
-    for call, handler in calls:
-        bounded = _bounded(call, handler, seconds=settings.request_seconds)
-        _add(app, call.method, call.path, bounded, head=call.has_an_end)
+    for path in dict.fromkeys(call.path for call, _ in calls):
+        for call, handler in calls:
+            if call.path == path:
+                bounded = _bounded(call, handler, seconds=settings.request_seconds)
+                _add(app, call.method, path, bounded, head=call.has_an_end)
+        # a path may look like another's id, as `jobs/bulk/` does: its own methods are all that it knows
+        app.router.add_route("*", path, _another_method)
     for probe in PROBES:
         _add(app, "GET", probe.path, _probed(probe, handlers))
     app.router.add_route("*", METRICS, exposition(metrics, settings.metrics_networks))
@@ -164,26 +169,32 @@ def _sender(
 
 def _add(app: web.Application, method: str, path: str, handler: Handler, *, head: bool = True) -> None:
     """`head`: a GET answers a HEAD too."""
-    get = method == "GET"
-    app.add_routes([web.get(path, handler, allow_head=head) if get else web.route(method, path, handler)])
+    if method == "GET":
+        app.router.add_get(path, handler, allow_head=head, expect_handler=_expected)
+    else:
+        app.router.add_route(method, path, handler, expect_handler=_expected)
+
+
+async def _expected(request: web.Request) -> None:
+    # Any other expectation is left alone, as it may be: aiohttp would refuse it before an answer has its request id.
+    if request.headers["Expect"].lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
 
 
 def _documents() -> dict[str, Handler]:
     """What is said about the API, made once: it is the same for everyone."""
-    document = openapi.document()
-    page = docs_page.page(document, document_path=openapi.PATH)
+    page = docs_page.page(openapi.document(), document_path=openapi.PATH)
     html = {"Content-Security-Policy": docs_page.POLICY, "X-Content-Type-Options": "nosniff"}
     return {
-        openapi.PATH: _constant(openapi.text().encode(), kind="application/json", headers={}),
-        docs_page.PATH: _constant(page.encode(), kind="text/html", headers=html),
+        openapi.PATH: Document.of(openapi.text().encode(), kind="application/json", headers={}).show,
+        docs_page.PATH: Document.of(page.encode(), kind="text/html", headers=html).show,
     }
 
 
-def _constant(raw: bytes, *, kind: str, headers: dict[str, str]) -> Handler:
-    async def handler(_: web.Request) -> web.StreamResponse:
-        return web.Response(body=raw, headers=headers, content_type=kind, charset="utf-8")
-
-    return handler
+async def _another_method(request: web.Request) -> NoReturn:
+    known = {route.method for route in request.match_info.route.resource or ()} - {hdrs.METH_ANY}
+    raise web.HTTPMethodNotAllowed(request.method, known)
 
 
 async def _with_slash(request: web.Request) -> web.Response:

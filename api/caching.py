@@ -1,6 +1,10 @@
 """What spares a GET its way: an answer that the caller has already is not sent again, a long one is sent packed."""
 
+import gzip
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
 
 from aiohttp import ETag, web
 
@@ -13,8 +17,8 @@ def spared(request: web.Request, response: web.StreamResponse) -> web.StreamResp
     if not isinstance(response, web.Response) or response.status != web.HTTPOk.status_code:
         return response
     body = response.body if isinstance(response.body, bytes) else b""
-    tag = ETag(is_weak=True, value=hashlib.sha256(body).hexdigest()[:32])
-    if any(known.value in {tag.value, "*"} for known in request.if_none_match or ()):
+    tag = _tag(body)
+    if _is_known(request, tag):
         response = web.Response(
             status=304, headers={"Link": response.headers["Link"]} if "Link" in response.headers else {}
         )
@@ -24,6 +28,43 @@ def spared(request: web.Request, response: web.StreamResponse) -> web.StreamResp
     response.headers["Cache-Control"] = "private, no-cache"  # kept by the caller alone, and asked for each time
     response.headers["Vary"] = "Authorization, X-Account-Id, Accept-Encoding"
     return response
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """What is the same for everyone, packed once: it is large, and whoever asks for it needs no token."""
+
+    raw: bytes
+    packed: bytes
+    tag: ETag
+    kind: str
+    headers: Mapping[str, str]
+
+    @classmethod
+    def of(cls, raw: bytes, *, kind: str, headers: Mapping[str, str]) -> Self:
+        return cls(raw=raw, packed=gzip.compress(raw, mtime=0), tag=_tag(raw), kind=kind, headers=headers)
+
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        if _is_known(request, self.tag):
+            response = web.Response(status=304)
+        else:
+            is_packed = _takes_gzip(request)
+            body = self.packed if is_packed else self.raw
+            response = web.Response(body=body, headers=self.headers, content_type=self.kind, charset="utf-8")
+            if is_packed:
+                response.headers["Content-Encoding"] = "gzip"
+        response.etag = self.tag
+        response.headers["Cache-Control"] = "no-cache"
+        response.headers["Vary"] = "Accept-Encoding"
+        return response
+
+
+def _tag(body: bytes) -> ETag:
+    return ETag(is_weak=True, value=hashlib.sha256(body).hexdigest()[:32])
+
+
+def _is_known(request: web.Request, tag: ETag) -> bool:
+    return any(known.value in {tag.value, "*"} for known in request.if_none_match or ())
 
 
 def _takes_gzip(request: web.Request) -> bool:

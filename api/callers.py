@@ -78,8 +78,7 @@ class Callers:
         for header in ("Authorization", ACCOUNT_HEADER):
             if len(request.headers.getall(header, [])) > 1:  # whoever added one may mean the other
                 raise invalid(FieldError(field=header, detail="Send it once."))
-        scheme, _, text = request.headers.get("Authorization", "").partition(" ")
-        secret = text.strip() if scheme.lower() == "bearer" else ""
+        secret = bearer(request)
         named = requests.account_id(request.headers.get(ACCOUNT_HEADER, ""))
         home = addresses.home(self.address(request))
         entered = await self._tokens.enter(secret, address=home, named=named, limits=self._limits)
@@ -87,7 +86,7 @@ class Callers:
         if token is not None:
             request[ALLOWANCE] = self._allowance(entered)
         if not entered.allowed:
-            wait = {"Retry-After": str(max(1, ceil(entered.wait.total_seconds())))}
+            wait = {"Retry-After": str(max(1, ceil(entered.more_in.total_seconds())))}
             what = "calls with this token" if token else "calls without a good token from this address"
             raise Problem(429, "rate_limited", f"There were too many {what} within a minute.", headers=wait)
         if token is None:
@@ -99,8 +98,14 @@ class Callers:
         window = round(self._limits.window.total_seconds())
         return {
             "RateLimit-Policy": f'"token";q={self._limits.calls};w={window}',
-            "RateLimit": f'"token";r={entered.left};t={ceil(entered.full_in.total_seconds())}',
+            "RateLimit": f'"token";r={entered.left};t={ceil(entered.more_in.total_seconds())}',
         }
+
+
+def bearer(request: web.Request) -> str:
+    """The secret that the caller shows; '' where it shows none."""
+    scheme, _, text = request.headers.get("Authorization", "").partition(" ")
+    return text.strip() if scheme.lower() == "bearer" else ""
 
 
 def _account(token: Token, request: web.Request) -> AccountId:

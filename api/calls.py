@@ -58,8 +58,8 @@ class Call(Generic[Side, By]):
 
     @property
     def takes_key(self) -> bool:
-        """Takes an Idempotency-Key, which is an account's."""
-        return self.method == "POST" and self.permission is not Permission.OPERATOR
+        """Takes an Idempotency-Key."""
+        return self.method == "POST"
 
     @property
     def has_an_end(self) -> bool:

@@ -57,14 +57,17 @@ _HEADERS: dict[str, Json] = {
         "description": "the request's own if it was sane, else a new one; in every log line",
         "schema": _STRING,
     },
-    "Location": {"description": "path of the snapshot", "schema": {"type": "string", "format": "uri-reference"}},
+    "Location": {
+        "description": "path of what was made or is restored",
+        "schema": {"type": "string", "format": "uri-reference"},
+    },
     "Operation-Location": {"description": "path of the job", "schema": {"type": "string", "format": "uri-reference"}},
     "X-Job-Id": {"description": "the job's `id`", "schema": TypeAdapter(JobIdInPath).json_schema()},
     "Link": {"description": "the pages `first`, `prev`, `next` and `last` (RFC 8288)", "schema": _STRING},
     "Retry-After": {"description": "seconds after which to try again", "schema": {"type": "integer", "minimum": 1}},
     "ETag": {"description": "what the answer says; for `If-None-Match`", "schema": _STRING},
     "RateLimit-Policy": {"description": "`q` calls in `w` seconds, by the draft of the IETF", "schema": _STRING},
-    "RateLimit": {"description": "`r` calls are left; all are there again in `t` seconds", "schema": _STRING},
+    "RateLimit": {"description": "`r` calls are left; there is one more in `t` seconds", "schema": _STRING},
     "WWW-Authenticate": {"description": "the scheme, and what is wrong with the token", "schema": _STRING},
 }
 _PARAMETERS: dict[str, Json] = {
@@ -103,6 +106,10 @@ _PARAMETERS: dict[str, Json] = {
     "token_id": {"in": "path", "required": True, "schema": TypeAdapter(TokenIdInPath).json_schema()},
     "webhook_id": {"in": "path", "required": True, "schema": TypeAdapter(WebhookIdInPath).json_schema()},
     "job_id": {"in": "path", "required": True, "schema": TypeAdapter(JobIdInPath).json_schema()},
+}
+_NOT_MODIFIED: Json = {
+    "description": "Nothing has changed: the caller has this answer.",
+    "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in ("ETag", "X-Request-Id")},
 }
 
 
@@ -206,10 +213,7 @@ def _operation(operation: AnyCall) -> Json:
     }
     if operation.is_spared:
         replies["200"]["headers"]["ETag"] = _component("headers", "ETag")
-        replies["304"] = {
-            "description": "Nothing has changed: the caller has this answer.",
-            "headers": {name: _component("headers", name) for name in ("ETag", "X-Request-Id")},
-        }
+        replies["304"] = _NOT_MODIFIED
     return said | {"responses": replies | _refused(_problems_of(operation))}
 
 
@@ -234,13 +238,14 @@ def _itself() -> Json:
         "summary": "Show this document",
         "description": "The API's document, in OpenAPI 3.1. For people: `/docs`.",
         "security": [],
-        "parameters": [_component("parameters", "X-Request-Id")],
+        "parameters": [_component("parameters", name) for name in ("If-None-Match", "X-Request-Id")],
         "responses": {
             "200": {
                 "description": "This document.",
-                "headers": {"X-Request-Id": _component("headers", "X-Request-Id")},
+                "headers": {name: _component("headers", name) for name in ("ETag", "X-Request-Id")},
                 "content": {"application/json": {"schema": {"type": "object"}}},
-            }
+            },
+            "304": _NOT_MODIFIED,
         }
         | _refused([examples.OURS]),
     }

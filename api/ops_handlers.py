@@ -3,9 +3,10 @@
 from datetime import timedelta
 
 from aiohttp import web
+from pydantic import BaseModel
 
 from api import bodies, ops_bodies, ops_requests, requests
-from api.callers import REASON, Callers
+from api.callers import REASON, Callers, bearer
 from api.ops_requests import (
     AuditQuery,
     BulkBody,
@@ -22,7 +23,7 @@ from api.streams import Streams, opened
 from worker.jobs import errors
 from worker.jobs.model import SNAPSHOTS_PER_SERVER, JobId, JobState
 from worker.jobs.ops import Cut, JobFilter, Operators
-from worker.jobs.store import SnapshotFilter, Store
+from worker.jobs.store import Idempotency, SnapshotFilter, Store
 from worker.jobs.tokens import Permission, Token, Tokens
 
 SHOWN = Cut(limit=100)  # of a list that stands within another answer
@@ -69,19 +70,20 @@ class OpsHandlers:
         return bodies.answer(ops_bodies.node_details(found, running))
 
     async def ops_pause_node(self, request: web.Request, token: Token) -> web.Response:
-        name, reason = ops_requests.node(request), await self._reason(request)
-        return bodies.answer(ops_bodies.node(await self._operators.pause(name, by=token.name, reason=reason)))
-
-    async def ops_resume_node(self, request: web.Request, _: Token) -> web.Response:
-        name = ops_requests.node(request)
-        await self._reason(request)
-        return bodies.answer(ops_bodies.node(await self._operators.resume(name)))
-
-    async def ops_reconcile_node(self, request: web.Request, _: Token) -> web.Response:
-        return bodies.answer(
-            ops_bodies.node(await self._operators.reconcile(ops_requests.node(request))),
-            status=202,
+        name, why = ops_requests.node(request), await self._reason(request)
+        paused = await self._operators.pause(
+            name, by=token.name, reason=why.reason, idempotency=_once(request, token, why)
         )
+        return bodies.answer(ops_bodies.node(paused))
+
+    async def ops_resume_node(self, request: web.Request, token: Token) -> web.Response:
+        name, why = ops_requests.node(request), await self._reason(request)
+        resumed = await self._operators.resume(name, idempotency=_once(request, token, why))
+        return bodies.answer(ops_bodies.node(resumed))
+
+    async def ops_reconcile_node(self, request: web.Request, token: Token) -> web.Response:
+        asked = await self._operators.reconcile(ops_requests.node(request), idempotency=_once(request, token))
+        return bodies.answer(ops_bodies.node(asked), status=202)
 
     # --- jobs ---
 
@@ -94,30 +96,41 @@ class OpsHandlers:
         found = await self._operators.job(requests.job_id(request))
         return bodies.answer(ops_bodies.job(found, runbook_url=self._runbook_url))
 
-    async def ops_retry_job(self, request: web.Request, _: Token) -> web.Response:
-        job = await self._operators.retry(requests.job_id(request), request_id=request[requests.REQUEST_ID])
+    async def ops_retry_job(self, request: web.Request, token: Token) -> web.Response:
+        job = await self._operators.retry(
+            requests.job_id(request), request_id=request[requests.REQUEST_ID], idempotency=_once(request, token)
+        )
         return bodies.answer(ops_bodies.job_summary(job), status=202, headers=ops_bodies.place(job))
 
-    async def ops_cancel_job(self, request: web.Request, _: Token) -> web.Response:
-        return bodies.answer(ops_bodies.job_summary(await self._operators.cancel(requests.job_id(request))))
+    async def ops_cancel_job(self, request: web.Request, token: Token) -> web.Response:
+        cancelled = await self._operators.cancel(requests.job_id(request), idempotency=_once(request, token))
+        return bodies.answer(ops_bodies.job_summary(cancelled))
 
     async def ops_resolve_job(self, request: web.Request, token: Token) -> web.Response:
-        job_id, reason = requests.job_id(request), await self._reason(request)
-        resolved = await self._operators.resolve(job_id, by=token.name, reason=reason)
+        job_id, why = requests.job_id(request), await self._reason(request)
+        resolved = await self._operators.resolve(
+            job_id, by=token.name, reason=why.reason, idempotency=_once(request, token, why)
+        )
         return bodies.answer(ops_bodies.job(resolved, runbook_url=self._runbook_url))
 
-    async def ops_bulk_jobs(self, request: web.Request, _: Token) -> web.Response:
+    async def ops_bulk_jobs(self, request: web.Request, token: Token) -> web.Response:
         body = await requests.body(request, BulkBody, timeout_seconds=self._body_seconds)
-        results = [await self._one_of_many(request, body.action, job_id) for job_id in body.ids]
+        once = _once(request, token, body)
+        if once is not None:
+            await self._operators.once(once)
+        results = [await self._one_of_many(request, body.action, job_id, once) for job_id in body.ids]
         return bodies.answer(ops_bodies.BulkResults(results=tuple(results)))
 
-    async def _one_of_many(self, request: web.Request, action: str, job_id: JobId) -> ops_bodies.BulkResult:
-        made = None
+    async def _one_of_many(
+        self, request: web.Request, action: str, job_id: JobId, once: Idempotency | None
+    ) -> ops_bodies.BulkResult:
+        made, own = None, once and once.of_one(job_id)
         try:
             if action == "retry":
-                made = (await self._operators.retry(job_id, request_id=request[requests.REQUEST_ID])).id
+                request_id = request[requests.REQUEST_ID]
+                made = (await self._operators.retry(job_id, request_id=request_id, idempotency=own)).id
             else:
-                await self._operators.cancel(job_id)
+                await self._operators.cancel(job_id, idempotency=own)
         except errors.Refused as refusal:
             return ops_bodies.BulkResult(id=job_id, done=False, job_id=None, code=refusal.code, detail=refusal.detail)
         return ops_bodies.BulkResult(id=job_id, done=True, job_id=made, code=None, detail=None)
@@ -159,7 +172,7 @@ class OpsHandlers:
         found = [one for one in await self._tokens.all() if wanted in {None, one.account_id}]
         return bodies.answer(ops_bodies.TokenList(results=tuple(map(ops_bodies.token, found))))
 
-    async def ops_create_token(self, request: web.Request, _: Token) -> web.Response:
+    async def ops_create_token(self, request: web.Request, token: Token) -> web.Response:
         body = await requests.body(request, TokenBody, timeout_seconds=self._body_seconds)
         permissions = frozenset(map(Permission, body.permissions))
         if body.account_id is not None and Permission.OPERATOR in permissions:
@@ -169,6 +182,8 @@ class OpsHandlers:
             account_id=body.account_id,
             permissions=permissions,
             lifetime=timedelta(hours=body.lifetime_hours) if body.lifetime_hours else None,
+            idempotency=_once(request, token, body),
+            seed=bearer(request),
         )
         return bodies.answer(ops_bodies.new_token(new), status=201, headers={"Cache-Control": "no-store"})
 
@@ -187,8 +202,13 @@ class OpsHandlers:
             still_allowed=lambda: self._callers.still(request, Permission.OPERATOR),
         )
 
-    async def _reason(self, request: web.Request) -> str:
+    async def _reason(self, request: web.Request) -> ReasonBody:
         """Why it is done, for the audit too. Raises Problem."""
         body = await requests.body(request, ReasonBody, timeout_seconds=self._body_seconds)
         request[REASON] = body.reason
-        return body.reason
+        return body
+
+
+def _once(request: web.Request, token: Token, content: BaseModel | None = None) -> Idempotency | None:
+    """The operator's mark on a POST: an operator has no account, so that its keys are its token's. Raises Problem."""
+    return requests.idempotency(request, content, owner=f"token:{token.id}")

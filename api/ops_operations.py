@@ -1,7 +1,9 @@
 """Every call of the operators, once: they see all accounts, with a token that belongs to none."""
 
+from collections.abc import Mapping
+
 from api import ops_examples
-from api.calls import Call, Reply
+from api.calls import Call, Link, Reply
 from api.ops_handlers import OpsHandlers
 from api.ops_requests import (
     AuditQuery,
@@ -23,6 +25,14 @@ OpsOperation = Call[OpsHandlers, Token]
 OPS = "/api/v1/ops/"
 OPS_EVENTS = f"{OPS}events/"
 TAG = "operators"
+
+
+def _links(*calls: str, given: Mapping[str, str]) -> tuple[Link, ...]:
+    return tuple(Link(to=call, text="Go on with that one.", parameters=given) for call in calls)
+
+
+OF_JOB = ("ops_retry_job", "ops_cancel_job", "ops_resolve_job")
+OF_NODE = ("ops_pause_node", "ops_resume_node", "ops_reconcile_node")
 
 # what the admission of a retry may refuse
 RETRY = (
@@ -51,7 +61,14 @@ OPS_OPERATIONS: tuple[OpsOperation, ...] = (
         handle=OpsHandlers.ops_list_nodes,
         permission=Permission.OPERATOR,
         query=OpsNodesQuery,
-        replies={200: Reply(text="Here it is.", examples={"nodes": ops_examples.NODES}, headers=("Link",))},
+        replies={
+            200: Reply(
+                text="Here it is.",
+                examples={"nodes": ops_examples.NODES},
+                headers=("Link",),
+                links=_links("ops_show_node", given={"node": "$response.body#/results/0/name"}),
+            )
+        },
     ),
     OpsOperation(
         method="GET",
@@ -61,7 +78,13 @@ OPS_OPERATIONS: tuple[OpsOperation, ...] = (
         text="A node with the jobs that run on it.",
         handle=OpsHandlers.ops_show_node,
         permission=Permission.OPERATOR,
-        replies={200: Reply(text="Here it is.", examples={"node_details": ops_examples.NODE_DETAILS})},
+        replies={
+            200: Reply(
+                text="Here it is.",
+                examples={"node_details": ops_examples.NODE_DETAILS},
+                links=_links(*OF_NODE, given={"node": "$response.body#/name"}),
+            )
+        },
         refusals=(errors.NodeNotFound,),
     ),
     OpsOperation(
@@ -110,7 +133,14 @@ OPS_OPERATIONS: tuple[OpsOperation, ...] = (
         handle=OpsHandlers.ops_list_jobs,
         permission=Permission.OPERATOR,
         query=OpsJobsQuery,
-        replies={200: Reply(text="Here it is.", examples={"jobs": ops_examples.JOBS}, headers=("Link",))},
+        replies={
+            200: Reply(
+                text="Here it is.",
+                examples={"jobs": ops_examples.JOBS},
+                headers=("Link",),
+                links=_links("ops_show_job", *OF_JOB, given={"job_id": "$response.body#/results/0/id"}),
+            )
+        },
     ),
     OpsOperation(
         method="POST",
@@ -132,7 +162,13 @@ OPS_OPERATIONS: tuple[OpsOperation, ...] = (
         text="With the times of its steps and its last log lines.",
         handle=OpsHandlers.ops_show_job,
         permission=Permission.OPERATOR,
-        replies={200: Reply(text="Here it is.", examples={"failed": ops_examples.FAILED})},
+        replies={
+            200: Reply(
+                text="Here it is.",
+                examples={"failed": ops_examples.FAILED},
+                links=_links(*OF_JOB, given={"job_id": "$response.body#/id"}),
+            )
+        },
         refusals=(errors.JobNotFound,),
     ),
     OpsOperation(
@@ -145,7 +181,10 @@ OPS_OPERATIONS: tuple[OpsOperation, ...] = (
         permission=Permission.OPERATOR,
         replies={
             202: Reply(
-                text="Done.", examples={"retried": ops_examples.RETRIED}, headers=("Operation-Location", "X-Job-Id")
+                text="Done.",
+                examples={"retried": ops_examples.RETRIED},
+                headers=("Operation-Location", "X-Job-Id"),
+                links=_links("ops_show_job", given={"job_id": "$response.header.X-Job-Id"}),
             )
         },
         refusals=RETRY,
@@ -189,7 +228,14 @@ OPS_OPERATIONS: tuple[OpsOperation, ...] = (
         handle=OpsHandlers.ops_list_servers,
         permission=Permission.OPERATOR,
         query=OpsServersQuery,
-        replies={200: Reply(text="Here it is.", examples={"servers": ops_examples.SERVERS}, headers=("Link",))},
+        replies={
+            200: Reply(
+                text="Here it is.",
+                examples={"servers": ops_examples.SERVERS},
+                headers=("Link",),
+                links=_links("ops_show_server", given={"server_id": "$response.body#/results/0/id"}),
+            )
+        },
     ),
     OpsOperation(
         method="GET",
@@ -245,7 +291,13 @@ OPS_OPERATIONS: tuple[OpsOperation, ...] = (
         permission=Permission.OPERATOR,
         body=TokenBody,
         body_examples={"token": ops_examples.TOKEN},
-        replies={201: Reply(text="Done.", examples={"new_token": ops_examples.NEW_TOKEN})},
+        replies={
+            201: Reply(
+                text="Done.",
+                examples={"new_token": ops_examples.NEW_TOKEN},
+                links=_links("ops_revoke_token", given={"token_id": "$response.body#/id"}),
+            )
+        },
     ),
     OpsOperation(
         method="DELETE",

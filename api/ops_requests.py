@@ -4,7 +4,6 @@ from typing import Annotated, Literal
 
 from aiohttp import web
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -14,7 +13,7 @@ from pydantic import (
     ValidationError,
 )
 
-from api.requests import ID_MAX, JobIdInPath, Moment, digits, storable, truth, whole
+from api.requests import ID_MAX, STORABLE, JobIdInPath, Moment, digits, truth, whole
 from worker.jobs import errors
 from worker.jobs.model import AccountId, JobKind, JobState, ServerId
 from worker.jobs.ops import Cut, JobFilter
@@ -36,7 +35,7 @@ Server = Annotated[ServerId, Field(ge=1, le=ID_MAX, description="of this server 
 Code = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,64}$")]
 Cursor = Annotated[
     str,
-    StringConstraints(pattern=r"^[-+.0-9e]{1,32}:[A-Za-z0-9._-]{1,64}$"),
+    StringConstraints(pattern=r"^-?[0-9]{1,20}(\.[0-9]{1,20})?(e[-+][0-9]{1,3})?:[A-Za-z0-9._-]{1,64}$"),
     Field(description="the `after` of the part before"),
 ]
 
@@ -70,7 +69,7 @@ class OpsJobsQuery(PartQuery):
         Annotated[
             str,
             StringConstraints(min_length=1, max_length=100),
-            AfterValidator(storable),
+            *STORABLE,
             Field(description="in the id, the server's or the snapshot's name, the error's detail or the request's id"),
         ]
         | None
@@ -118,7 +117,7 @@ class AuditQuery(BaseModel):
     after: (
         Annotated[
             str,
-            StringConstraints(pattern=r"^[0-9]{1,18}-[0-9]{1,18}$"),
+            StringConstraints(pattern=r"^[1-9][0-9]{0,17}-[0-9]{1,18}$"),
             Field(description="the `after` of the part before"),
         ]
         | None
@@ -160,7 +159,7 @@ class ReasonBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    reason: Annotated[str, StringConstraints(min_length=1, max_length=REASON_MAX), AfterValidator(storable)]
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=REASON_MAX), *STORABLE]
 
 
 class BulkBody(BaseModel):
@@ -175,7 +174,15 @@ class BulkBody(BaseModel):
 class TokenBody(BaseModel):
     """A token to be made."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        json_schema_extra={
+            "if": {"properties": {"permissions": {"contains": {"const": Permission.OPERATOR}}}},
+            "then": {"properties": {"account_id": {"type": "null"}}},
+        },
+    )
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9 ._@-]{1,64}$")]
     permissions: Annotated[

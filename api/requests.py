@@ -135,6 +135,10 @@ def _moment(text: object) -> object:
     return text
 
 
+STORABLE = (
+    AfterValidator(storable),
+    Field(description="no control characters", json_schema_extra={"pattern": f"^[^{_NOT_STORABLE}]*$"}),
+)
 LEFT_OUT = Field(json_schema_extra=_without_default)
 NOT_NULL = BeforeValidator(_not_null), Field(json_schema_extra=_without_null)
 
@@ -169,8 +173,7 @@ Name = Annotated[str, StringConstraints(pattern=rf"^[A-Za-z0-9_-]{{1,{NAME_MAX}}
 Description = Annotated[
     str,
     StringConstraints(max_length=DESCRIPTION_MAX),
-    AfterValidator(storable),
-    Field(description="no control characters", json_schema_extra={"pattern": f"^[^{_NOT_STORABLE}]*$"}),
+    *STORABLE,
 ]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{0,63}$")]
@@ -389,8 +392,9 @@ def parse(raw: bytes, model: type[Model]) -> Model:
         raise _invalid(error) from error
 
 
-def idempotency(request: web.Request, content: BaseModel | None = None) -> Idempotency | None:
-    """The caller's mark on a POST, if it has one; `content` is its body, where it has one. Raises Problem."""
+def idempotency(request: web.Request, content: BaseModel | None = None, *, owner: str = "") -> Idempotency | None:
+    """The caller's mark on a POST, if it has one; `content` is its body, where it has one; `owner` where it is not the
+    account's. Raises Problem."""
     given = request.headers.getall(KEY_HEADER, [])
     if not given:
         return None
@@ -398,7 +402,7 @@ def idempotency(request: web.Request, content: BaseModel | None = None) -> Idemp
         raise invalid(FieldError(field=KEY_HEADER, detail="One key of 1 to 255 visible ASCII characters."))
     asked = [request.method, request.rel_url.raw_path, request.rel_url.raw_query_string]
     asked.append(content.model_dump_json() if content else "")
-    return Idempotency(key=_digest(given[0]), fingerprint=_digest("\n".join(asked)))
+    return Idempotency(key=_digest(given[0]), fingerprint=_digest("\n".join(asked)), owner=owner)
 
 
 def _digest(text: str) -> str:

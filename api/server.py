@@ -23,6 +23,20 @@ log = structlog.get_logger()
 class _Connection(web.RequestHandler):
     """Says what is no HTTP in a problem document, and never quotes it: it may hold a token."""
 
+    @property
+    def waits(self) -> bool:
+        """For the rest of a request's head, or for the next request."""
+        closes = self.transport is None or self.transport.is_closing()
+        return self._waiter is not None and not self._waiter.done() and not closes
+
+    @property
+    def has_asked(self) -> bool:
+        return self._request_count > 0
+
+    def give_way(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -63,6 +77,16 @@ class _TurnedAway(asyncio.Protocol):
         cast("asyncio.Transport", transport).abort()
 
 
+def _made_room(server: web.Server) -> bool:
+    """Whether one that only waits has given way: the oldest of those that never asked anything, or else of all. So a
+    crowd of connections that say nothing, or say it slowly, keeps nobody out."""
+    waiting = [each for each in server.connections if isinstance(each, _Connection) and each.waits]
+    first = next((each for each in waiting if not each.has_asked), waiting[0] if waiting else None)
+    if first is not None:
+        first.give_way()
+    return first is not None
+
+
 async def _listen(runner: web.AppRunner, settings: ApiSettings) -> asyncio.Server:
     # Not by aiohttp's sites: they take as many connections as come, and wait for ever for one that does not read.
     server = cast("web.Server", runner.server)  # set up
@@ -70,7 +94,7 @@ async def _listen(runner: web.AppRunner, settings: ApiSettings) -> asyncio.Serve
     loop = asyncio.get_running_loop()
 
     def protocol() -> asyncio.BaseProtocol:
-        if len(server.connections) >= settings.connections:
+        if len(server.connections) >= settings.connections and not _made_room(server):
             return _TurnedAway()
         return _Connection(
             server,

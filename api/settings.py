@@ -40,7 +40,10 @@ class ApiSettings(FileSettings):
     stalled_seconds: Seconds = Field(
         default=30.0, description="a TCP connection whose client takes nothing of its answer for so long is closed"
     )
-    connections: Count = Field(default=5000, description="open at a time, of this process; more are turned away")
+    connections: Count = Field(
+        default=5000,
+        description="open at a time, of this process; one more takes the place of one that waits, or is turned away",
+    )
     calls_per_minute: Count = Field(default=600, description="with one token; with a service's, for one account")
     failed_logins_per_minute: Count = Field(default=30, description="with bad tokens, from one address")
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = Field(

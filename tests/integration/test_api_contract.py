@@ -9,6 +9,7 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.front_end import DONE, SNAPSHOTS, Answer, FrontEnd, serving
 from worker.jobs.model import AccountId, Failure, JobId, JobState, ServerId, SnapshotId, SnapshotStatus, Step
 from worker.jobs.outcome import Outcome
+from worker.jobs.telling import StepBegun, Told
 
 OTHERS = AccountId(78)
 SNAPSHOT_KEYS = ["id", "server", "name", "status", "size_mb", "created_at", "description"]
@@ -167,6 +168,17 @@ async def test_a_job_tells_how_it_went(api: FrontEnd) -> None:
     assert running["finished_at"] is None
     assert failed["error"] == {"code": "disk_failed", "detail": "vda refused.", "stranded": True}
     assert failed["finished_at"]
+
+
+async def test_a_step_that_the_end_has_overtaken_is_told_with_it(api: FrontEnd) -> None:
+    answer = await api.create()
+    await api.cell.node.begin(job_id(answer))
+    await api.cell.node.progress(job_id(answer), Step.PREFLIGHT)
+    begun = tuple(StepBegun(step=step, at=1.0, attempt=1) for step in (Step.STOPPING, Step.SNAPSHOTTING, None))
+    await api.cell.node.finish(job_id(answer), FAILED, Told(steps=begun))
+
+    failed = (await api.call("GET", answer.headers["Operation-Location"])).body
+    assert (failed["step"], failed["percent"]) == ("snapshotting", 33)
 
 
 async def test_the_estimate_is_learned_from_the_nodes_jobs(api: FrontEnd) -> None:

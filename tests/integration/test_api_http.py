@@ -160,6 +160,12 @@ async def test_every_answer_has_a_request_id_and_hides_what_serves_it(api: Front
         assert answer.headers["Server"] == "vps-snapshots"
 
 
+async def test_what_a_client_expects_of_us_beyond_http_is_left_alone(api: FrontEnd) -> None:
+    answer = await api.call("POST", body={"server_id": SERVER, "name": "a"}, headers={"Expect": "a-wonder"})
+    assert answer.status == 201
+    assert answer.headers["X-Request-Id"]
+
+
 async def test_a_request_is_one_log_line_without_secrets(api: FrontEnd) -> None:
     with capture_logs(processors=[merge_contextvars]) as lines:
         answer = await api.create("secret-name", "secret words")
@@ -309,16 +315,54 @@ async def test_a_client_that_takes_nothing_of_its_answers_is_cut_off(cell: Cell)
                         client.send(b"GET")
 
 
+PROBE = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+LAST_PROBE = PROBE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+
 async def test_connections_beyond_the_limit_are_turned_away_and_then_let_in_again(cell: Cell) -> None:
-    async with serving(cell, connections=2) as api:
-        held = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(2)]
+    async with serving(cell, connections=2, body_seconds=20) as api:
+        busy = []
+        for _ in range(2):  # each in the midst of a request
+            reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+            writer.write(post(api, "Content-Length: 100", "Expect: 100-continue", body=b""))
+            assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"
+            busy.append(writer)
         with suppress(ConnectionError):
-            assert await raw(api, b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n") == b""
-        for _, writer in held:
+            assert await raw(api, LAST_PROBE) == b""
+        for writer in busy:
             writer.close()
             await writer.wait_closed()
-        await asyncio.sleep(0.1)
-        assert b" 200 " in await raw(api, b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        async with asyncio.timeout(5):
+            while True:
+                with suppress(ConnectionError):
+                    if b" 200 " in await raw(api, LAST_PROBE):
+                        return
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /heal", PROBE], ids=["nothing", "half a head", "one request"])
+async def test_a_crowd_that_only_waits_keeps_nobody_out(cell: Cell, said: bytes) -> None:
+    async with serving(cell, connections=20) as api:
+        crowd = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(60)]
+        for reader, writer in crowd:
+            writer.write(said)
+            with suppress(ConnectionError):
+                assert said != PROBE or b" 200 " in await reader.readline() or reader.at_eof()
+        assert b" 200 " in await raw(api, LAST_PROBE)
+        for _, writer in crowd:
+            writer.close()
+
+
+async def test_who_has_never_asked_anything_gives_way_before_who_has(cell: Cell) -> None:
+    async with serving(cell, connections=3) as api:
+        kept_reader, kept = await asyncio.open_connection("127.0.0.1", api.port)
+        kept.write(PROBE)
+        assert b" 200 " in await kept_reader.readline()
+        silent = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(2)]
+        assert b" 200 " in await raw(api, LAST_PROBE)
+        kept.write(LAST_PROBE)
+        assert b" 200 " in await asyncio.wait_for(kept_reader.read(), 5)
+        for writer in (kept, *(writer for _, writer in silent)):
+            writer.close()
 
 
 async def test_a_call_that_the_store_makes_wait_too_long_is_503(cell: Cell) -> None:

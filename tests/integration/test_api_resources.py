@@ -139,6 +139,16 @@ class TestJobs:
         assert await kinds("?state=failed") == []
         (await api.call("GET", f"{JOBS}?state=over")).refused(400, "invalid_request")
 
+    async def test_what_is_not_kept_any_more_is_not_counted(self, api: FrontEnd) -> None:
+        for n in range(3):
+            await api.have_snapshot(f"s{n}")
+        oldest = (await api.call("GET", JOBS)).body["results"][-1]["id"]
+        await api.cell.redis.delete(f"job:{oldest}")
+
+        for query in ("", f"?server_id={SERVER}", "?state=completed"):
+            body = (await api.call("GET", f"{JOBS}{query}")).body
+            assert (body["count"], len(body["results"])) == (2, 2)
+
     async def test_a_strangers_list_is_empty(self, api: FrontEnd) -> None:
         await api.create()
         stranger = await api.new_token(account=OTHERS)

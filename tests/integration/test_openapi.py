@@ -1,5 +1,6 @@
 """The API's document is true, whole, served, and readable without anything from outside."""
 
+import gzip
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -9,8 +10,9 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
+from aiohttp import ClientSession
 
-from api import openapi
+from api import docs_page, openapi
 from api.problems import STATUS
 from tests.integration.conftest import Cell
 from tests.integration.front_end import FrontEnd, serving
@@ -39,6 +41,21 @@ async def test_it_is_served_to_everyone(api: FrontEnd) -> None:
     async with api.client.get(f"http://127.0.0.1:{api.port}{openapi.PATH}") as answer:
         assert (answer.status, answer.content_type) == (200, "application/json")
         assert await answer.text() == COMMITTED.read_text()
+
+
+@pytest.mark.parametrize("path", [openapi.PATH, docs_page.PATH])
+async def test_it_is_packed_and_not_sent_to_who_has_it(api: FrontEnd, path: str) -> None:
+    plain = await api.call("GET", path, headers={"Accept-Encoding": "identity"})
+    async with ClientSession(auto_decompress=False) as client:
+        url, takes = f"http://127.0.0.1:{api.port}{path}", {"Accept-Encoding": "gzip"}
+        async with client.get(url, headers=takes) as response:
+            packed = await response.read()
+            assert response.headers["Content-Encoding"] == "gzip"
+    again = await api.call("GET", path, headers={"If-None-Match": plain.headers["ETag"]})
+
+    assert gzip.decompress(packed) == plain.raw
+    assert len(packed) < len(plain.raw) / 5
+    assert (again.status, again.raw, again.headers["ETag"]) == (304, b"", plain.headers["ETag"])
 
 
 async def test_every_route_is_in_it(api: FrontEnd) -> None:

@@ -437,6 +437,25 @@ class TestAudit:
         assert (await ops.get(f"audit/?since={future}"))["results"] == []
         assert len((await ops.get(f"audit/?until={future}"))["results"]) == 3
 
+    @pytest.mark.parametrize(
+        ("path", "field"),
+        [
+            ("audit/?after=0-0", "after"),
+            *[
+                ("jobs/?after=" + cursor, "after")
+                for cursor in ("6-:x", "96e.:x", "%2B:x", "94.0e-08.:x", "nan:x", ".:x")
+            ],
+        ],
+    )
+    async def test_a_cursor_that_is_none_is_named(self, ops: Ops, path: str, field: str) -> None:
+        assert (await ops.call("GET", path)).refused_fields() == [field]
+
+    @pytest.mark.parametrize("query", ["since=0001-01-01T00:00:00Z", "until=1970-01-01T00:00:00Z", "after=1-0"])
+    async def test_a_moment_before_the_stream_knows_any_is_one(self, ops: Ops, query: str) -> None:
+        await ops.post("nodes/n1/pause/", {"reason": "x"})
+        found = (await ops.get(f"audit/?{query}"))["results"]
+        assert len(found) == (1 if query.startswith("since") else 0)
+
 
 class TestTokens:
     async def test_one_is_made_shown_once_and_revoked(self, ops: Ops) -> None:
@@ -451,6 +470,81 @@ class TestTokens:
         (await ops.call("DELETE", f"tokens/{made['id']}/")).refused(404, "token_not_found")
         both = await ops.call("POST", "tokens/", asked | {"permissions": ["operator"]})
         assert both.refused_fields() == ["account_id"]
+
+
+KEY = {"Idempotency-Key": "9c07602c-94ec"}
+POSTS = [call for call in OPS_OPERATIONS if call.method == "POST"]
+
+
+class TestOnce:
+    """A POST that is sent again with its key is done once."""
+
+    async def body(self, ops: Ops, call_id: str) -> tuple[JobId, object]:
+        """A job for the call to be about, and its body."""
+        if call_id == "ops_cancel_job":
+            return await ops.made("waits", None), None
+        job = await ops.made("bad", failed(stranded=True))
+        bodies: dict[str, object] = {
+            "ops_bulk_jobs": {"action": "retry", "ids": [job]},
+            "ops_create_token": {"name": "billing", "permissions": ["snapshots:read"], "account_id": 77},
+        }
+        needs_none = call_id in {"ops_retry_job", "ops_reconcile_node"}
+        return job, None if needs_none else bodies.get(call_id, {"reason": "a new disk"})
+
+    @pytest.mark.parametrize("operation", POSTS, ids=[call.id for call in POSTS])
+    async def test_of_twins_at_once_one_works_and_all_get_its_answer(self, ops: Ops, operation: Any) -> None:
+        job, body = await self.body(ops, operation.id)
+        path = operation.path.removeprefix(OPS).replace("{job_id}", job).replace("{node}", "n1")
+        jobs, tokens = len(await ops.listed()), len((await ops.get("tokens/"))["results"])
+
+        answers = await asyncio.gather(*[ops.call("POST", path, body, headers=KEY) for _ in range(5)])
+
+        assert {answer.status for answer in answers} == set(operation.replies)
+        assert len({answer.raw for answer in answers}) == 1
+        more_jobs = 1 if operation.id in {"ops_retry_job", "ops_bulk_jobs"} else 0
+        assert len(await ops.listed()) == jobs + more_jobs
+        more_tokens = 1 if operation.id == "ops_create_token" else 0
+        assert len((await ops.get("tokens/"))["results"]) == tokens + more_tokens
+        other = await ops.call("POST", "nodes/n1/pause/", {"reason": "another"}, headers=KEY)
+        other.refused(422, "idempotency_key_reused")
+
+    async def test_what_was_undone_meanwhile_is_not_done_again(self, ops: Ops) -> None:
+        why = {"reason": "a new disk"}
+        for _ in range(2):
+            assert (await ops.call("POST", "nodes/n1/pause/", why, headers=KEY)).status == 200
+            await ops.post("nodes/n1/resume/", why)
+        assert (await ops.call("POST", "nodes/n1/pause/", why, headers=KEY)).body["paused"] is None
+
+    async def test_many_with_another_list_are_refused_and_none_is_touched(self, ops: Ops) -> None:
+        job = await ops.made("bad", failed())
+        await ops.call("POST", "jobs/bulk/", {"action": "retry", "ids": [NO_JOB]}, headers=KEY)
+        other = await ops.call("POST", "jobs/bulk/", {"action": "retry", "ids": [job]}, headers=KEY)
+        other.refused(422, "idempotency_key_reused")
+        assert await ops.listed("?state=queued") == []
+
+    async def test_a_key_is_its_tokens_own(self, ops: Ops) -> None:
+        await ops.call("POST", "nodes/n1/pause/", {"reason": "one"}, headers=KEY)
+        colleague = await ops.api.new_token(account=None, permissions={Permission.OPERATOR})
+        answer = await Ops(api=ops.api, token=colleague).call("POST", "nodes/n1/pause/", {"reason": "two"}, headers=KEY)
+        assert (answer.status, answer.body["paused"]["reason"]) == (200, "two")
+
+    async def test_a_tokens_secret_is_said_again_and_kept_nowhere(self, ops: Ops) -> None:
+        asked = {"name": "billing", "permissions": ["snapshots:read"], "account_id": 77}
+        first, again = [await ops.call("POST", "tokens/", asked, headers=KEY) for _ in range(2)]
+        secret = first.body["secret"]
+
+        assert first.raw == again.raw
+        assert (await ops.api.call("GET", token=secret)).status == 200
+        redis = ops.api.cell.redis
+        kept = [key + (await redis.dump(key) or b"") async for key in redis.scan_iter("*")]
+        assert not any(part.encode() in record for record in kept for part in (secret, secret[4:], ops.token[4:]))
+        assert (await ops.post("tokens/", asked, status=201))["secret"] != secret
+
+
+async def test_a_path_knows_its_own_methods_though_it_looks_like_anothers_id(ops: Ops) -> None:
+    answer = await ops.call("GET", "jobs/bulk/")
+    answer.refused(405, "method_not_allowed")
+    assert answer.headers["Allow"] == "POST"
 
 
 async def test_the_events_of_all_accounts_are_heard(ops: Ops) -> None:

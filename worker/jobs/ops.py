@@ -15,10 +15,10 @@ from worker.jobs import errors, ops_records, queue, records, scripts
 from worker.jobs.model import AccountId, Job, JobId, JobKind, JobState, ServerId
 from worker.jobs.ops_records import AuditEntry, Node, OpsJob, OpsServer, ServerFindings, Slice
 from worker.jobs.overview import Overview, overview
-from worker.jobs.store import NODE_SILENT_SECONDS, Store, redis_answers, shown_job
+from worker.jobs.store import NODE_SILENT_SECONDS, Idempotency, Store, for_script, redis_answers, shown_job
 
 LISTS = ("ops_jobs", "ops_nodes", "ops_servers", "ops_findings")
-SCRIPTS = ("ops_job", "ops_audit", "ops_overview", "pause", "resolve", "ask_reconcile")
+SCRIPTS = ("ops_job", "ops_audit", "ops_overview", "pause", "resolve", "ask_reconcile", "same_request")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Cut:
 
 
 class Operators:
-    """Every call may raise StoreUnavailable."""
+    """Every call may raise StoreUnavailable, and one that takes an `Idempotency` IdempotencyKeyReused."""
 
     def __init__(self, redis: ArqRedis, store: Store, *, node_silent_seconds: float = NODE_SILENT_SECONDS) -> None:
         self._store = store
@@ -69,6 +69,19 @@ class Operators:
     async def _call(self, name: str, *arguments: Any) -> Any:
         with redis_answers():
             return await self._scripts[name](args=list(arguments))
+
+    async def _do(self, name: str, idempotency: Idempotency | None, **ask: str) -> None:
+        """What the script does, unless it was done before with that key. Raises what it refuses."""
+        verdict, *code = await self._call(name, json.dumps({**ask, "idempotency": for_script(idempotency)}))
+        if verdict == b"admitted":
+            return
+        refused = (
+            errors.NodeNotFound(f"There is no node {ask.get('node')}."),
+            errors.JobNotFound(f"There is no job {ask.get('job')}."),
+            errors.JobNotStranded("The job has stranded no server, or that was resolved before."),
+            errors.IdempotencyKeyReused(errors.KEY_REUSED),
+        )
+        raise next(refusal for refusal in refused if refusal.code == code[0].decode())
 
     async def overview(self) -> Overview:
         return overview(await self._call("ops_overview", self._silent_ms))
@@ -87,23 +100,26 @@ class Operators:
             raise errors.JobNotFound(f"There is no job {job_id}.")
         return ops_records.job(found)
 
-    async def retry(self, job_id: JobId, *, request_id: str) -> Job:
+    async def once(self, idempotency: Idempotency) -> None:
+        """Note what is asked with that key, before it is done in parts."""
+        await self._do("same_request", idempotency)
+
+    async def retry(self, job_id: JobId, *, request_id: str, idempotency: Idempotency | None = None) -> Job:
         """Admit a failed job anew, as a job of its own. Raises JobNotFound, JobNotRetryable, and whatever the admission
         of its kind raises."""
         job = (await self.job(job_id)).job
         if job.state is not JobState.FAILED:
             raise errors.JobNotRetryable(f"The job is {job.state}; only a failed one can be tried again.")
-        return await self._store.again(job, request_id=request_id)
+        return await self._store.again(job, request_id=request_id, idempotency=idempotency)
 
-    async def cancel(self, job_id: JobId) -> Job:
+    async def cancel(self, job_id: JobId, *, idempotency: Idempotency | None = None) -> Job:
         """Raises JobNotFound or JobNotCancellable."""
         job = (await self.job(job_id)).job
-        return await self._store.cancel(account_id=job.account_id, job_id=job_id)
+        return await self._store.cancel(account_id=job.account_id, job_id=job_id, idempotency=idempotency)
 
-    async def resolve(self, job_id: JobId, *, by: str, reason: str) -> OpsJob:
+    async def resolve(self, job_id: JobId, *, by: str, reason: str, idempotency: Idempotency | None = None) -> OpsJob:
         """Note that the server which a job has stranded was put right. Raises JobNotFound or JobNotStranded."""
-        if await self._call("resolve", job_id, by, reason) == 0:
-            raise errors.JobNotStranded("The job has stranded no server, or that was resolved before.")
+        await self._do("resolve", idempotency, job=job_id, by=by, reason=reason)
         return await self.job(job_id)
 
     # --- nodes ---
@@ -119,26 +135,25 @@ class Operators:
         """Raises NodeNotFound."""
         _, *rows = await self._call("ops_nodes", json.dumps({"node": name, "silent_ms": self._silent_ms}))
         if not rows:
-            raise _no_node(name)
+            raise errors.NodeNotFound(f"There is no node {name}.")
         return ops_records.node(rows[0])
 
-    async def pause(self, name: str, *, by: str, reason: str) -> Node:
+    async def pause(self, name: str, *, by: str, reason: str, idempotency: Idempotency | None = None) -> Node:
         """Have a node take no new job; those that run go on, those that wait wait. Raises NodeNotFound."""
-        return await self._turn(name, reason, by)
+        return await self._turn(name, reason, by, idempotency)
 
-    async def resume(self, name: str) -> Node:
+    async def resume(self, name: str, *, idempotency: Idempotency | None = None) -> Node:
         """Raises NodeNotFound."""
-        return await self._turn(name, "", "")
+        return await self._turn(name, "", "", idempotency)
 
-    async def _turn(self, name: str, reason: str, by: str) -> Node:
-        if not await self._call("pause", name, reason, by, queue.wake_key(queue.queue_name(name))):
-            raise _no_node(name)
+    async def _turn(self, name: str, reason: str, by: str, idempotency: Idempotency | None) -> Node:
+        wake = queue.wake_key(queue.queue_name(name))
+        await self._do("pause", idempotency, node=name, reason=reason, by=by, wake=wake)
         return await self.node(name)
 
-    async def reconcile(self, name: str) -> Node:
+    async def reconcile(self, name: str, *, idempotency: Idempotency | None = None) -> Node:
         """Have a node reconcile all its servers; it hears of it within seconds. Raises NodeNotFound."""
-        if not await self._call("ask_reconcile", name):
-            raise _no_node(name)
+        await self._do("ask_reconcile", idempotency, node=name)
         return await self.node(name)
 
     # --- servers, findings, audit ---
@@ -168,10 +183,11 @@ class Operators:
         self, wanted: Mapping[str, str], *, since: datetime | None, until: datetime | None, cut: Cut
     ) -> Slice[AuditEntry]:
         """Newest first; `wanted`: entries with these fields."""
-        before = f"({records.milliseconds(until)}" if until else "+"
+        # the stream knows no moment before 1970
+        before = str(max(0, int(records.milliseconds(until)) - 1)) if until else "+"
         ask = {
             "match": dict(wanted),
-            "from": records.milliseconds(since) if since else "-",
+            "from": str(max(0, int(records.milliseconds(since)))) if since else "-",
             "to": f"({cut.after}" if cut.after else before,
             "limit": cut.limit,
         }
@@ -181,7 +197,3 @@ class Operators:
 
 def _slice(count: int, after: list[bytes], results: tuple[Any, ...]) -> Slice[Any]:
     return Slice(count=None if count < 0 else count, after=ops_records.cut(after), results=results)
-
-
-def _no_node(name: str) -> errors.NodeNotFound:
-    return errors.NodeNotFound(f"There is no node {name}.")

@@ -7,9 +7,9 @@ queue, wake-up) or refused and changes nothing. Any trouble with Redis is `Store
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 from uuid import uuid4
 
 from arq.connections import ArqRedis
@@ -111,6 +111,11 @@ class Idempotency:
 
     key: str
     fingerprint: str  # of all that was asked: the same key with another is refused
+    owner: str = ""  # whose key it is, where it is not the account's
+
+    def of_one(self, item: str) -> Self:
+        """For one of many things that are asked for at once."""
+        return replace(self, key=f"{self.key}:{item}")
 
 
 @contextmanager
@@ -246,7 +251,7 @@ class Store:
             raise _refusal(JobKind.UNDO, job_id, *[item.decode() for item in answer])
         return shown_job(answer[0])
 
-    async def again(self, job: Job, *, request_id: str) -> Job:
+    async def again(self, job: Job, *, request_id: str, idempotency: Idempotency | None = None) -> Job:
         """Accept once more what a failed job was to do, as a new job. Raises JobNotRetryable, or as its kind does."""
         asked: dict[JobKind, tuple[ServerId | SnapshotId | JobId | None, dict[str, str | bool]]] = {
             JobKind.CREATE: (job.server_id, {"name": job.snapshot_name, "description": job.snapshot_description}),
@@ -257,7 +262,7 @@ class Store:
         target, more = asked.get(job.kind, (None, {}))
         if target is None:
             raise errors.JobNotRetryable(f"A {job.kind} is asked for anew.")
-        answer = await self._ask(job.kind, job.account_id, target, request_id, None, **more)
+        answer = await self._ask(job.kind, job.account_id, target, request_id, idempotency, **more)
         if not answer:
             raise errors.SnapshotNotFound("The snapshot went with its server: nothing is left to delete.")
         return shown_job(answer[0])
@@ -361,7 +366,8 @@ def for_script(idempotency: Idempotency | None) -> dict[str, str | int] | bool:
     if idempotency is None:
         return False
     kept_ms = round(IDEMPOTENCY_KEPT_SECONDS * 1000)
-    return {"key": idempotency.key, "fingerprint": idempotency.fingerprint, "kept_ms": kept_ms}
+    mark: dict[str, str | int] = {"key": idempotency.key, "fingerprint": idempotency.fingerprint, "kept_ms": kept_ms}
+    return mark | ({"owner": idempotency.owner} if idempotency.owner else {})
 
 
 def _kind(holding: bytes) -> JobKind | None:

@@ -4,8 +4,11 @@ Keys: `token:<sha256>` is a token's record, `tokens` leads from the id that oper
 """
 
 import hashlib
+import hmac
+import json
 import re
 import secrets
+from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -13,9 +16,9 @@ from typing import Self
 
 from arq.connections import ArqRedis
 
-from worker.jobs import records, scripts
+from worker.jobs import errors, records, scripts
 from worker.jobs.model import AccountId
-from worker.jobs.store import redis_answers
+from worker.jobs.store import Idempotency, for_script, redis_answers
 
 _INDEX = "tokens"
 _SECRET = re.compile(r"vps_[A-Za-z0-9_-]{43}")  # 256 random bits in URL-safe base64
@@ -87,8 +90,12 @@ class Entered:
     token: Token | None
     allowed: bool  # within its limit
     left: int  # of the limit
-    wait: timedelta  # until there is one more
-    full_in: timedelta  # until all of it is there again
+    more_in: timedelta  # until there is one more
+
+
+def _secret(seed: str, salt: str) -> str:
+    digest = hmac.digest(seed.encode(), salt.encode(), hashlib.sha256)
+    return f"vps_{urlsafe_b64encode(digest).decode().rstrip('=')}"
 
 
 def _key(secret: str) -> str:
@@ -101,6 +108,7 @@ class Tokens:
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
         self._enter = scripts.load(redis, "enter")
+        self._put = scripts.load(redis, "put_token")
 
     async def create(
         self,
@@ -109,8 +117,12 @@ class Tokens:
         account_id: AccountId | None,
         permissions: frozenset[Permission],
         lifetime: timedelta | None = None,
+        idempotency: Idempotency | None = None,
+        seed: str = "",
     ) -> NewToken:
-        """Make a token that ends after `lifetime` (None: never). Redis forgets an ended one by itself."""
+        """Make a token that ends after `lifetime` (None: never). Redis forgets an ended one by itself. Asked again with
+        the same `idempotency` it is said once more, though its secret is nowhere kept: that is made from `seed`, which
+        only the caller has, and a salt, which is kept for a day. Raises IdempotencyKeyReused."""
         created_at = datetime.now(UTC).replace(microsecond=0)
         token = Token(
             id=secrets.token_hex(6),
@@ -120,16 +132,21 @@ class Tokens:
             created_at=created_at,
             expires_at=created_at + lifetime if lifetime is not None else None,
         )
-        secret = f"vps_{secrets.token_urlsafe(32)}"
-        key = _key(secret)
+        salt, seed = secrets.token_urlsafe(32), seed if idempotency else secrets.token_urlsafe(32)
+        ask = {
+            "key": _key(_secret(seed, salt)),
+            "record": token.record(),
+            "salt": salt,
+            "idempotency": for_script(idempotency),
+        }
+        if token.expires_at is not None:
+            ask["expires_ms"] = records.milliseconds(token.expires_at)
         with redis_answers():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hset(key, mapping=token.record())
-                if token.expires_at is not None:
-                    pipe.pexpireat(key, token.expires_at)
-                pipe.hset(_INDEX, token.id, key)
-                await pipe.execute()
-        return NewToken(token=token, secret=secret)
+            verdict, *answer = await self._put(args=[json.dumps(ask)])
+        if verdict != b"admitted":
+            raise errors.IdempotencyKeyReused(errors.KEY_REUSED)
+        made, first_salt = answer
+        return NewToken(token=Token.of(records.pairs(made)), secret=_secret(seed, first_salt.decode()))
 
     async def enter(self, secret: str, *, address: str, named: AccountId | None, limits: Limits) -> Entered:
         """The token of that secret, unless it never was, was revoked or has ended. The call is counted: on the token,
@@ -138,13 +155,12 @@ class Tokens:
         window_ms = round(limits.window.total_seconds() * 1000)
         asked = [key, address, named or "", limits.calls, limits.failed_logins, window_ms]
         with redis_answers():
-            flat, allowed, left, wait_ms, full_ms = await self._enter(args=asked)
+            flat, allowed, left, more_ms = await self._enter(args=asked)
         return Entered(
             token=Token.of(records.pairs(flat)) if flat else None,
             allowed=bool(allowed),
             left=left,
-            wait=timedelta(milliseconds=wait_ms),
-            full_in=timedelta(milliseconds=full_ms),
+            more_in=timedelta(milliseconds=more_ms),
         )
 
     async def all(self) -> list[Token]:

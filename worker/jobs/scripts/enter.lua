@@ -1,6 +1,6 @@
 -- Let a caller in who shows a token, and count the call. ARGV: key of the token or '', address, account that the call
--- names or '', calls, failed logins, window_ms. Answers {{field, value, ...} of the token, allowed, left, wait_ms,
--- full_ms}; without a token the numbers are those of the address's failed logins.
+-- names or '', calls, failed logins, window_ms. Answers {{field, value, ...} of the token, allowed, left, ms until there is one
+-- more}; without a token the numbers are those of the address's failed logins.
 
 -- Who only reads should not cost a write to the disk: what is counted here is not kept.
 redis.set_repl(redis.REPL_NONE)
@@ -16,7 +16,7 @@ local function take(key, most, window_ms)
     redis.call('SET', key, string.format('%.3f', full), 'PX', math.ceil(full - now))
   end
   local left = math.floor((window_ms - (full - now)) / each)
-  return allowed and 1 or 0, left, math.ceil(math.max(0, full + each - window_ms - now)), math.ceil(full - now)
+  return allowed and 1 or 0, left, math.ceil(math.max(0, full - now - window_ms + (left + 1) * each))
 end
 
 local token = ARGV[1] ~= '' and read(ARGV[1])

@@ -6,6 +6,11 @@ if not job then return 'job_unknown' end
 if job.state == 'completed' or job.state == 'failed' then return 'job_over' end
 if job.node ~= ARGV[2] then return 'other_node' end
 if job.state == 'queued' then become(ARGV[1], job, 'in_progress') end -- Redis lost the moment in which it began
-keep_told(ARGV[1], cjson.decode(ARGV[5]))
+local told = cjson.decode(ARGV[5])
+for _, begun in ipairs(told.steps) do -- those that the outcome has overtaken
+  if begun.step ~= '' then job.step = begun.step end
+end
+if job.step then redis.call('HSET', 'job:' .. ARGV[1], 'step', job.step) end
+keep_told(ARGV[1], told)
 conclude(ARGV[1], job, cjson.decode(ARGV[4]))
 return 'published'

@@ -351,9 +351,14 @@ local function forget_schedule(id, schedule)
   redis.call('DEL', 'schedule:' .. id)
 end
 
+-- Where the answer to a request with a key is kept: its account's, or an operator's own.
+local function answer_key(ask)
+  return 'idempotency:' .. (ask.idempotency.owner or ask.account) .. ':' .. ask.idempotency.key
+end
+
 -- The answer that the request was given before, if it has a key and it is not its first time; else nil.
 local function replay(ask)
-  local seen = ask.idempotency and redis.call('GET', 'idempotency:' .. ask.account .. ':' .. ask.idempotency.key)
+  local seen = ask.idempotency and redis.call('GET', answer_key(ask))
   if not seen then return nil end
   seen = cjson.decode(seen)
   if seen.fingerprint ~= ask.idempotency.fingerprint then return {'refused', 'idempotency_key_reused'} end
@@ -364,7 +369,7 @@ end
 local function remember(ask, answer)
   if ask.idempotency and answer[1] == 'admitted' then
     local seen = cjson.encode({fingerprint = ask.idempotency.fingerprint, answer = answer})
-    redis.call('SET', 'idempotency:' .. ask.account .. ':' .. ask.idempotency.key, seen, 'PX', ask.idempotency.kept_ms)
+    redis.call('SET', answer_key(ask), seen, 'PX', ask.idempotency.kept_ms)
   end
   return answer
 end
