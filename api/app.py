@@ -8,15 +8,20 @@ from aiohttp import ThreadedResolver, web
 from aiohttp.abc import AbstractResolver
 from arq.connections import ArqRedis
 
-from api import docs_page, openapi
+from api import docs_page, openapi, problems
 from api.caching import spared
 from api.callers import Callers
+from api.dashboard import routes
+from api.dashboard.assets import Assets
+from api.dashboard.desk import Desk
+from api.dashboard.rendering import Rendering
+from api.dashboard.session import Door
 from api.handlers import Handlers
 from api.middleware import around, finish_head
 from api.operations import OPERATIONS, PROBES, Operation, Probing
 from api.ops_handlers import OpsHandlers
 from api.ops_operations import OPS_OPERATIONS, OpsOperation
-from api.requests import BODY_MAX_BYTES
+from api.requests import BODY_MAX_BYTES, REQUEST_ID
 from api.sender import Sender
 from api.settings import ApiSettings
 from api.streams import Streams
@@ -28,6 +33,7 @@ from worker.jobs.errors import StoreUnavailable
 from worker.jobs.events import Events
 from worker.jobs.ops import Operators
 from worker.jobs.schedules import Schedules
+from worker.jobs.sessions import Lasting, Sessions
 from worker.jobs.store import Store
 from worker.jobs.tokens import Limits, Tokens
 from worker.jobs.waiting import Waiting
@@ -47,13 +53,15 @@ def build(redis: ArqRedis, settings: ApiSettings, *, resolver: AbstractResolver 
     streams = Streams(
         Events(redis),
         per_account=settings.streams_per_account,
+        of_operators=settings.operators_streams,
         most=settings.streams,
         heartbeat_seconds=settings.heartbeat_seconds,
         check_seconds=TOKEN_CHECK_SECONDS,
     )
     store = Store(redis, node_silent_seconds=settings.node_silent_seconds)
+    operators = Operators(redis, store, node_silent_seconds=settings.node_silent_seconds)
     ops_handlers = OpsHandlers(
-        Operators(redis, store, node_silent_seconds=settings.node_silent_seconds),
+        operators,
         store,
         tokens,
         streams,
@@ -71,8 +79,27 @@ def build(redis: ArqRedis, settings: ApiSettings, *, resolver: AbstractResolver 
         to_private=settings.webhooks_to_private,
     )
 
+    assets = Assets()
+    lasting = Lasting(
+        at_most=timedelta(seconds=settings.session_seconds), idle=timedelta(seconds=settings.session_idle_seconds)
+    )
+    desk = Desk(
+        operators=operators,
+        store=store,
+        tokens=tokens,
+        streams=streams,
+        rendering=Rendering(assets),
+        door=Door(callers, Sessions(redis, lasting=lasting, limits=limits), body_seconds=settings.body_seconds),
+        runbook_url=settings.runbook_url,
+    )
+
+    def refuse(request: web.Request, problem: problems.Problem) -> web.Response:
+        if routes.is_ours(request):
+            return routes.refuse(desk, request, problem)
+        return problems.respond(problem, request_id=request[REQUEST_ID])
+
     audit = Audit(redis, kept=timedelta(days=settings.audit_days))
-    app = web.Application(middlewares=[traced, around(callers, audit)], client_max_size=BODY_MAX_BYTES)
+    app = web.Application(middlewares=[traced, around(callers, audit, refuse)], client_max_size=BODY_MAX_BYTES)
     app.cleanup_ctx.append(streams.running)
     app.on_shutdown.append(streams.end_all)
     app.on_response_prepare.append(finish_head)
@@ -87,6 +114,7 @@ def build(redis: ArqRedis, settings: ApiSettings, *, resolver: AbstractResolver 
         _add(app, call.method, call.path, bounded, head=call.has_an_end)
     for probe in PROBES:
         _add(app, "GET", probe.path, _probed(probe, handlers))
+    routes.add(app, desk, assets, request_seconds=settings.request_seconds)
     for path, handler in _documents().items():
         _add(app, "GET", path, handler)
     for path in dict.fromkeys(call.path for call in openapi.CALLS):

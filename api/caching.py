@@ -18,7 +18,7 @@ def spared(request: web.Request, response: web.StreamResponse) -> web.StreamResp
         response = web.Response(
             status=304, headers={"Link": response.headers["Link"]} if "Link" in response.headers else {}
         )
-    elif len(body) >= PACKED_FROM_BYTES and _takes_gzip(request):
+    elif len(body) >= PACKED_FROM_BYTES and takes_gzip(request):
         response.enable_compression(web.ContentCoding.gzip)
     response.etag = tag
     response.headers["Cache-Control"] = "private, no-cache"  # kept by the caller alone, and asked for each time
@@ -26,6 +26,6 @@ def spared(request: web.Request, response: web.StreamResponse) -> web.StreamResp
     return response
 
 
-def _takes_gzip(request: web.Request) -> bool:
+def takes_gzip(request: web.Request) -> bool:
     codings = request.headers.get("Accept-Encoding", "").lower().replace(" ", "").split(",")
     return any(coding == "gzip" or (coding.startswith("gzip;q=") and coding.strip("gzip;q=.0")) for coding in codings)

@@ -68,8 +68,6 @@ class Callers:
 
     async def _allowed(self, request: web.Request, permission: Permission) -> Token:
         token = await self._token(request)
-        bind_contextvars(token=token.id, token_name=token.name)
-        request[TOKEN] = token
         if permission not in token.permissions:
             raise Problem(403, "permission_denied", f"The token lacks the permission {permission}.")
         return token
@@ -80,6 +78,10 @@ class Callers:
                 raise invalid(FieldError(field=header, detail="Send it once."))
         scheme, _, text = request.headers.get("Authorization", "").partition(" ")
         secret = text.strip() if scheme.lower() == "bearer" else ""
+        return await self.with_secret(request, secret)
+
+    async def with_secret(self, request: web.Request, secret: str) -> Token:
+        """The token of that secret, shown with that request. Raises Problem (401, 429) or StoreUnavailable."""
         named = requests.account_id(request.headers.get(ACCOUNT_HEADER, ""))
         home = addresses.home(self.address(request))
         entered = await self._tokens.enter(secret, address=home, named=named, limits=self._limits)
@@ -92,6 +94,8 @@ class Callers:
             raise Problem(429, "rate_limited", f"There were too many {what} within a minute.", headers=wait)
         if token is None:
             raise _stranger(secret)
+        bind_contextvars(token=token.id, token_name=token.name)
+        request[TOKEN] = token
         return token
 
     def _allowance(self, entered: Entered) -> dict[str, str]:

@@ -29,7 +29,12 @@ PROBES = frozenset({"/healthz", "/readyz"})
 log = structlog.get_logger()
 
 
-def around(callers: Callers, audit: Audit) -> Middleware:
+Refuse = Callable[[web.Request, problems.Problem], web.Response]
+
+
+def around(callers: Callers, audit: Audit, refuse: Refuse) -> Middleware:
+    """`refuse`: says in an answer why a request was not done."""
+
     @web.middleware
     async def middleware(request: web.Request, handler: Next) -> web.StreamResponse:
         began = time.monotonic()
@@ -38,7 +43,7 @@ def around(callers: Callers, audit: Audit) -> Middleware:
         request[REQUEST_ID] = request_id
         clear_contextvars()
         bind_contextvars(request_id=request_id)
-        response = await _answer(request, handler, request_id)
+        response = await _answer(request, handler, refuse)
         address = callers.address(request)
         if _is_audited(request, response):
             await _write_down(audit, _entry(request, response, address))
@@ -102,7 +107,7 @@ async def _write_down(audit: Audit, entry: dict[str, str]) -> None:
         log.exception("audit.failed", entry=entry)
 
 
-async def _answer(request: web.Request, handler: Next, request_id: str) -> web.StreamResponse:
+async def _answer(request: web.Request, handler: Next, refuse: Refuse) -> web.StreamResponse:
     try:
         return await handler(request)
     except problems.Problem as problem:
@@ -118,7 +123,7 @@ async def _answer(request: web.Request, handler: Next, request_id: str) -> web.S
             log.exception("request.failed")
             refused = problems.broke()
     request[PROBLEM] = refused.code
-    return problems.respond(refused, request_id=request_id)
+    return refuse(request, refused)
 
 
 def route_of(request: web.Request) -> str:

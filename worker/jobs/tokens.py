@@ -91,7 +91,19 @@ class Entered:
     full_in: timedelta  # until all of it is there again
 
 
-def _key(secret: str) -> str:
+def entered(token: Token | None, allowed: int, left: int, wait_ms: int, full_ms: int) -> Entered:
+    """As the scripts count it."""
+    return Entered(
+        token=token,
+        allowed=bool(allowed),
+        left=left,
+        wait=timedelta(milliseconds=wait_ms),
+        full_in=timedelta(milliseconds=full_ms),
+    )
+
+
+def key_of(secret: str) -> str:
+    """Where the token's record is."""
     return f"token:{hashlib.sha256(secret.encode()).hexdigest()}"
 
 
@@ -100,7 +112,7 @@ class Tokens:
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
-        self._enter = scripts.load(redis, "enter")
+        self._enter = scripts.load(redis, "rate", "enter")
 
     async def create(
         self,
@@ -121,7 +133,7 @@ class Tokens:
             expires_at=created_at + lifetime if lifetime is not None else None,
         )
         secret = f"vps_{secrets.token_urlsafe(32)}"
-        key = _key(secret)
+        key = key_of(secret)
         with redis_answers():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hset(key, mapping=token.record())
@@ -134,18 +146,12 @@ class Tokens:
     async def enter(self, secret: str, *, address: str, named: AccountId | None, limits: Limits) -> Entered:
         """The token of that secret, unless it never was, was revoked or has ended. The call is counted: on the token,
         on a service's for the account that it names; or on the address where there is no such token."""
-        key = _key(secret) if _SECRET.fullmatch(secret) else ""
+        key = key_of(secret) if _SECRET.fullmatch(secret) else ""
         window_ms = round(limits.window.total_seconds() * 1000)
         asked = [key, address, named or "", limits.calls, limits.failed_logins, window_ms]
         with redis_answers():
-            flat, allowed, left, wait_ms, full_ms = await self._enter(args=asked)
-        return Entered(
-            token=Token.of(records.pairs(flat)) if flat else None,
-            allowed=bool(allowed),
-            left=left,
-            wait=timedelta(milliseconds=wait_ms),
-            full_in=timedelta(milliseconds=full_ms),
-        )
+            flat, *counted = await self._enter(args=asked)
+        return entered(Token.of(records.pairs(flat)) if flat else None, *counted)
 
     async def all(self) -> list[Token]:
         """Every token that is valid, oldest first; ended ones are dropped from the index on the way."""

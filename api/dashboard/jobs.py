@@ -1,0 +1,6 @@
+"""The jobs."""
+
+from api.dashboard.desk import Pages
+
+PAGES: Pages = {}
+ACTIONS: Pages = {}
