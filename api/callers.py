@@ -18,6 +18,7 @@ ACCOUNT_HEADER = "X-Account-Id"
 TOKEN = web.RequestKey("token", Token)
 ACCOUNT = web.RequestKey("account", AccountId)
 REASON = web.RequestKey("reason", str)
+EACH = web.RequestKey("each", list[dict[str, str]])  # of what was done to many: fields of an entry of its own
 ALLOWANCE = web.RequestKey("allowance", dict[str, str])
 
 _CHALLENGE = 'Bearer realm="vps-snapshots"'

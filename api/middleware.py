@@ -12,7 +12,7 @@ from aiohttp.typedefs import Middleware
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from api import problems
-from api.callers import ACCOUNT, ALLOWANCE, REASON, TOKEN, Callers
+from api.callers import ACCOUNT, ALLOWANCE, EACH, REASON, TOKEN, Callers
 from api.requests import REQUEST_ID, SERVER_ID
 from worker.jobs import errors
 from worker.jobs.audit import Audit
@@ -46,7 +46,7 @@ def around(callers: Callers, audit: Audit, refuse: Refuse) -> Middleware:
         response = await _answer(request, handler, refuse)
         address = callers.address(request)
         if _is_audited(request, response):
-            await _write_down(audit, _entry(request, response, address))
+            await _write_down(audit, _entries(request, response, address))
         route = route_of(request)
         # probes come every few seconds: on demand only
         write = log.debug if route in PROBES else log.info
@@ -79,8 +79,8 @@ def _is_audited(request: web.Request, response: web.StreamResponse) -> bool:
     return request.method in _CHANGING and TOKEN in request and not limited
 
 
-def _entry(request: web.Request, response: web.StreamResponse, address: str) -> dict[str, str]:
-    """Who, what, on what, from where, and what came of it."""
+def _entries(request: web.Request, response: web.StreamResponse, address: str) -> list[dict[str, str]]:
+    """Who, what, on what, from where, and what came of it: for each that it was done to."""
     token = request[TOKEN]
     entry = {
         "token": token.id,
@@ -96,15 +96,16 @@ def _entry(request: web.Request, response: web.StreamResponse, address: str) -> 
         "reason": request.get(REASON, ""),
         "request_id": request[REQUEST_ID],
     }
-    return {field: text for field, text in entry.items() if text}
+    each = [entry | one for one in request.get(EACH, ())] or [entry]
+    return [{field: text for field, text in one.items() if text} for one in each]
 
 
-async def _write_down(audit: Audit, entry: dict[str, str]) -> None:
+async def _write_down(audit: Audit, entries: list[dict[str, str]]) -> None:
     # After the call: what was accepted stands, whether it can be written down or not. Then the log has it.
     try:
-        await audit.write(entry, now=datetime.now(UTC))
+        await audit.write(*entries, now=datetime.now(UTC))
     except errors.StoreUnavailable:
-        log.exception("audit.failed", entry=entry)
+        log.exception("audit.failed", entries=entries)
 
 
 async def _answer(request: web.Request, handler: Next, refuse: Refuse) -> web.StreamResponse:

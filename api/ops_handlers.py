@@ -5,7 +5,7 @@ from datetime import timedelta
 from aiohttp import web
 
 from api import bodies, ops_bodies, ops_requests, requests
-from api.callers import REASON, Callers
+from api.callers import EACH, REASON, Callers
 from api.ops_requests import (
     AuditQuery,
     BulkBody,
@@ -108,7 +108,11 @@ class OpsHandlers:
 
     async def ops_bulk_jobs(self, request: web.Request, _: Token) -> web.Response:
         body = await requests.body(request, BulkBody, timeout_seconds=self._body_seconds)
-        results = [await self._one_of_many(request, body.action, job_id) for job_id in body.ids]
+        results: list[ops_bodies.BulkResult] = []
+        each = request[EACH] = []  # as it goes: it may be broken off
+        for job_id in body.ids:
+            results.append(await self._one_of_many(request, body.action, job_id))
+            each.append({"job": job_id, "reason": body.action, "code": results[-1].code or ""})
         return bodies.answer(ops_bodies.BulkResults(results=tuple(results)))
 
     async def _one_of_many(self, request: web.Request, action: str, job_id: JobId) -> ops_bodies.BulkResult:

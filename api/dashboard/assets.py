@@ -4,6 +4,7 @@ import gzip
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
@@ -52,6 +53,7 @@ class Assets:
         )
 
 
+@cache  # packing costs more than the rest of an application's start
 def _asset(name: str, raw: bytes) -> Asset:
     mark = hashlib.sha256(raw).hexdigest()[:16]
     return Asset(

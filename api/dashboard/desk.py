@@ -43,6 +43,12 @@ def reason(visit: Visit) -> str:
     return given
 
 
+def filters(visit: Visit, query: BaseModel) -> dict[str, str]:
+    """What the query asks for, to lead on to other parts of the same list."""
+    given = visit.request.query
+    return {name: given[name] for name in type(query).model_fields if given.get(name) and name != "after"}
+
+
 def query(visit: Visit, model: type[Part], *, limit: int) -> Part:
     """Which part of a list is asked for, `limit` long where the address says nothing. What a form has left empty is
     left out. Raises Problem."""

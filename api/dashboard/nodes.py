@@ -24,7 +24,9 @@ JOBS_SHOWN = 25
 async def show_all(desk: Desk, visit: Visit) -> web.Response:
     query = at.query(visit, OpsNodesQuery, limit=SHOWN)
     part = await desk.operators.nodes(state=query.state, sort=query.sort, cut=query.cut)
-    return desk.rendering.page(visit.request, "nodes.html", query=query, part=part, is_low=is_low)
+    return desk.rendering.page(
+        visit.request, "nodes.html", filters=at.filters(visit, query), query=query, part=part, is_low=is_low
+    )
 
 
 async def show_one(desk: Desk, visit: Visit) -> web.Response:

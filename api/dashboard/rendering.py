@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from yarl import URL
 
 from api.caching import PACKED_FROM_BYTES, takes_gzip
 from api.dashboard import words
@@ -14,7 +15,6 @@ from api.dashboard.assets import Assets
 from api.dashboard.session import VISIT
 from api.problems import Problem
 from api.requests import REQUEST_ID
-from worker.jobs.model import JobState
 
 # Everything comes from here; nothing is run or styled inline, also if a text should ever get past the escaping.
 POLICY = (
@@ -45,6 +45,11 @@ class Question:
     fields: Mapping[str, str | list[str]] | None = None  # that are sent along
 
 
+def address(path: str, given: Mapping[str, str] | None = None, **other: str | None) -> str:
+    """A path with a query: what was `given`, but for what is `other`; None: without that."""
+    return str(URL(path).with_query({name: text for name, text in ({**(given or {}), **other}).items() if text}))
+
+
 def is_fragment(request: web.Request) -> bool:
     """Asked for by a page of ours, to put it into itself."""
     return request.headers.get("HX-Request") == "true"
@@ -62,7 +67,7 @@ class Rendering:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.globals |= {"asset": assets.url, "JobState": JobState}
+        self._templates.globals |= {"asset": assets.url, "address": address}
         self._templates.filters |= {
             name: getattr(words, name)
             for name in ("span", "rough", "ago", "absolute", "machine", "size", "number", "plain")
