@@ -35,7 +35,7 @@
     clearTimeout(waiting);
     waiting = undefined;
     last = Date.now();
-    if (!document.hidden) htmx.trigger(live, "refetch");
+    if (!document.hidden && live.hasAttribute("hx-get")) htmx.trigger(live, "refetch");
   }
 
   function lookSoon(delay = SOON_MS) {
@@ -59,13 +59,21 @@
     });
     source.addEventListener("job", () => lookSoon());
     source.addEventListener("error", () => {
-      tell("lost", "Reconnecting …");
-      if (source.readyState !== EventSource.CLOSED) return; // it comes again by itself
-      again = setTimeout(() => {
-        look(); // leads to the login where the session has ended
-        listen();
-      }, AGAIN_MS);
+      lost();
+      if (source?.readyState === EventSource.CLOSED) comeAgain(); // else it does so by itself
     });
+  }
+
+  function lost() {
+    tell("lost", "Reconnecting …");
+  }
+
+  function comeAgain() {
+    clearTimeout(again);
+    again = setTimeout(() => {
+      look(); // leads to the login where the session has ended
+      listen();
+    }, AGAIN_MS);
   }
 
   function leave() {
@@ -125,7 +133,11 @@
   });
   document.addEventListener("htmx:error", (event) => {
     const { ctx } = event.detail;
-    if (!ctx || ctx.request?.method !== "POST") return;
+    if (ctx?.sourceElement === live) {
+      lost(); // also where the stream has not heard of it: a connection may be dead and say nothing
+      comeAgain();
+    }
+    if (ctx?.request?.method !== "POST") return;
     const words = "There was no answer. Look whether it was done before you try again.";
     const place = ask.querySelector(".ask-trouble");
     if (place) place.textContent = words;
