@@ -105,9 +105,9 @@ def drop_cookie(response: web.Response) -> None:
 
 def local(path: str) -> str:
     """Where to go after the login: a page of ours, or else the first one."""
-    parts = urlsplit(path) if path.isprintable() and len(path) <= NEXT_MAX else None
-    ours = parts and not parts.scheme and not parts.netloc and parts.path.startswith(HOME) and "\\" not in path
-    return path if ours and parts and not parts.path.startswith(LOGIN) and ".." not in parts.path else HOME
+    # begun like that it has no room for another host: `//` or a scheme would stand before it
+    ours = path.startswith(HOME) and not path.startswith(LOGIN) and len(path) <= NEXT_MAX
+    return path if ours and path.isprintable() and "\\" not in path and ".." not in path.partition("?")[0] else HOME
 
 
 def _is_operators(token: Token) -> bool:
