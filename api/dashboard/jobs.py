@@ -102,7 +102,7 @@ def _is_cancellable(found: OpsJob) -> bool:
 
 
 def _is_stranded(found: OpsJob) -> bool:
-    return found.job.failure is not None and found.job.failure.stranded and found.resolution is None
+    return found.job.needs_person
 
 
 ACTIONS_ON_ONE: Mapping[str, Offered] = {

@@ -3,6 +3,7 @@
 import gzip
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from aiohttp import web
@@ -55,35 +56,43 @@ def is_fragment(request: web.Request) -> bool:
     return request.headers.get("HX-Request") == "true"
 
 
+@cache  # what is compiled serves every application of the process
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("api.dashboard"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["address"] = address
+    told = (words.span, words.rough, words.ago, words.absolute, words.machine, words.size, words.number, words.plain)
+    environment.filters |= {filter_.__name__: filter_ for filter_ in told}
+    return environment
+
+
 class Rendering:
     """The templates. A page is sent whole; of one that a page of ours asks for, its inside only."""
 
     def __init__(self, assets: Assets) -> None:
-        # found in the package, also where that is a wheel
-        self._templates = Environment(
-            loader=PackageLoader("api.dashboard"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._templates.globals |= {"asset": assets.url, "address": address}
-        self._templates.filters |= {
-            name: getattr(words, name)
-            for name in ("span", "rough", "ago", "absolute", "machine", "size", "number", "plain")
-        }
+        self._assets = assets
 
     def page(self, request: web.Request, template: str, *, status: int = 200, **shown: Any) -> web.Response:
         """`shown`: what the template needs."""
         inside = is_fragment(request)
         visit = request.get(VISIT)
-        text = self._templates.get_template(template).render(
-            layout="inside.html" if inside else "layout.html",
-            visit=visit,
-            path=request.path,
-            here=str(request.rel_url),
-            request_id=request.get(REQUEST_ID, ""),
-            **shown,
+        text = (
+            _templates()
+            .get_template(template)
+            .render(
+                asset=self._assets.url,
+                layout="inside.html" if inside else "layout.html",
+                visit=visit,
+                path=request.path,
+                here=str(request.rel_url),
+                request_id=request.get(REQUEST_ID, ""),
+                **shown,
+            )
         )
         return _response(request, text, status=status)
 
