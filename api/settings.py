@@ -60,6 +60,6 @@ class ApiSettings(FileSettings):
     )
     session_seconds: Seconds = Field(default=43_200.0, description="a login to the dashboard ends after so long")
     session_idle_seconds: Seconds = Field(default=3600.0, description="and after so long without a person")
-    runbook_url: str = Field(default="/docs/runbook", description="of docs/runbook.md as your operators read it")
+    runbook_url: str = Field(default="/ops/runbook/", description="of docs/runbook.md as your operators read it")
     drain_seconds: Seconds = Field(default=30.0, description="at SIGTERM: how long running requests may take to end")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -167,7 +167,7 @@ class TestJobs:
         assert "/retry/" not in page
         await desk.cell.node.finish(job, failed())
         page = await desk.browser.seen(f"/ops/jobs/{job}/")
-        assert 'href="/docs/runbook#not_enough_space"' in page
+        assert 'href="/ops/runbook/#not_enough_space"' in page
         assert f"/ops/jobs/{job}/retry/" in page
         assert "to come" not in visible(page)
 

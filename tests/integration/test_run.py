@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -27,12 +27,15 @@ class Run:
     process: asyncio.subprocess.Process
     port: int
     state: Path
+    operators: list[bytes] = field(default_factory=list)  # the token that it printed for them
 
     async def up(self) -> Client:
         """A customer's client with the token that it printed."""
         assert self.process.stdout
         async with asyncio.timeout(UP_SECONDS):
             async for line in self.process.stdout:
+                if b" dashboard: " in line:
+                    self.operators.append(line.split()[-1])
                 if line.startswith(b"URL="):
                     token = line.split(b"TOKEN=")[1].strip()
                     return Client(f"http://127.0.0.1:{self.port}", token.decode())
@@ -87,7 +90,7 @@ def parts() -> None:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_stops_all_of_it_and_the_next_run_goes_on(tmp_path: Path, signum: signal.Signals) -> None:
     async with running(tmp_path / "state") as run:
-        client = await run.up()
+        client, first = await run.up(), run
         children = run.children()
         assert set(children) == set(PROGRAMS)
         created = await client.call("POST", "/api/v1/snapshots/", {"server_id": 12345, "name": "kept"})
@@ -99,6 +102,8 @@ async def test_a_signal_stops_all_of_it_and_the_next_run_goes_on(tmp_path: Path,
     async with running(tmp_path / "state") as run:
         again = await run.up()
         assert again.token == client.token
+        assert run.operators == first.operators
+        assert await Client(again.url, run.operators[0].decode()).is_operators()
         listed = (await again.call("GET", "/api/v1/snapshots/")).body
         assert [snapshot["name"] for snapshot in listed["results"]] == ["kept"]
 

@@ -77,9 +77,7 @@ class Sessions:
         window_ms = round(self._limits.window.total_seconds() * 1000)
         idle_ms = round(self._lasting.idle.total_seconds() * 1000)
         with redis_answers():
-            answer = await self._look(
-                args=[_key(session_id), int(by_person), idle_ms, self._limits.calls, window_ms]
-            )
+            answer = await self._look(args=[_key(session_id), int(by_person), idle_ms, self._limits.calls, window_ms])
         if not answer:
             return None
         flat, token_flat, *counted = answer
