@@ -390,3 +390,12 @@ class TestAssets:
         assert Assets().url("ops.js").startswith(STATIC)
         with pytest.raises(KeyError):
             Assets().url("nothing.js")
+
+
+class TestRunbook:
+    async def test_the_link_of_each_error_leads_to_its_place(self, desk: Desk) -> None:
+        page = await desk.browser.seen("/ops/runbook/")
+        for code in ("not_enough_space", "start_failed", "interrupted"):
+            assert f'<h3 id="{code}">' in page
+        assert "<table>" in page
+        assert 'href="adr' not in page
