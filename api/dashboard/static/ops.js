@@ -3,7 +3,7 @@
 (() => {
   const EVENTS = "/ops/events/";
   const SOON_MS = 250; // after an event: others come with it
-  const APART_MS = 1000; // from one look to the next
+  const APART_MS = 1000; // from one look to the next, where the page says nothing else
   const SLOW_MS = 10_000; // what sends no event (heartbeats, storage) is looked at so often
   const AGAIN_MS = 3000; // after the stream was refused
 
@@ -38,8 +38,10 @@
     if (!document.hidden && live.hasAttribute("hx-get")) htmx.trigger(live, "refetch");
   }
 
+  const apart = () => Number(live.querySelector("[data-apart-ms]")?.dataset.apartMs ?? APART_MS);
+
   function lookSoon(delay = SOON_MS) {
-    waiting ??= setTimeout(look, Math.max(delay, last + APART_MS - Date.now()));
+    waiting ??= setTimeout(look, Math.max(delay, last + apart() - Date.now()));
   }
 
   function tell(state, words) {
