@@ -9,10 +9,15 @@ from aiohttp import HttpVersion11, ThreadedResolver, hdrs, web
 from aiohttp.abc import AbstractResolver
 from arq.connections import ArqRedis
 
-from api import docs_page, openapi
+from api import docs_page, openapi, problems
 from api.caching import Document, spared
 from api.callers import Callers
 from api.cell_view import CellView
+from api.dashboard import routes
+from api.dashboard.assets import Assets
+from api.dashboard.desk import Desk
+from api.dashboard.rendering import Rendering
+from api.dashboard.session import Door
 from api.handlers import Handlers
 from api.metrics import PATH as METRICS
 from api.metrics import Metrics, exposition
@@ -20,7 +25,7 @@ from api.middleware import around, finish_head
 from api.operations import OPERATIONS, PROBES, Operation, Probing
 from api.ops_handlers import OpsHandlers
 from api.ops_operations import OPS_OPERATIONS, OpsOperation
-from api.requests import BODY_MAX_BYTES
+from api.requests import BODY_MAX_BYTES, REQUEST_ID
 from api.sender import Sender
 from api.settings import ApiSettings
 from api.streams import Streams
@@ -33,6 +38,7 @@ from worker.jobs.errors import StoreUnavailable
 from worker.jobs.events import Events
 from worker.jobs.ops import Operators
 from worker.jobs.schedules import Schedules
+from worker.jobs.sessions import Lasting, Sessions
 from worker.jobs.store import Store
 from worker.jobs.tokens import Limits, Tokens
 from worker.jobs.waiting import Waiting
@@ -55,13 +61,15 @@ def build(
     streams = Streams(
         Events(redis),
         per_account=settings.streams_per_account,
+        of_operators=settings.operators_streams,
         most=settings.streams,
         heartbeat_seconds=settings.heartbeat_seconds,
         check_seconds=TOKEN_CHECK_SECONDS,
     )
     store = Store(redis, node_silent_seconds=settings.node_silent_seconds)
+    operators = Operators(redis, store, node_silent_seconds=settings.node_silent_seconds)
     ops_handlers = OpsHandlers(
-        Operators(redis, store, node_silent_seconds=settings.node_silent_seconds),
+        operators,
         store,
         tokens,
         streams,
@@ -79,8 +87,27 @@ def build(
         to_private=settings.webhooks_to_private,
     )
 
+    assets = Assets()
+    lasting = Lasting(
+        at_most=timedelta(seconds=settings.session_seconds), idle=timedelta(seconds=settings.session_idle_seconds)
+    )
+    desk = Desk(
+        operators=operators,
+        store=store,
+        tokens=tokens,
+        streams=streams,
+        rendering=Rendering(assets),
+        door=Door(callers, Sessions(redis, lasting=lasting, limits=limits), body_seconds=settings.body_seconds),
+        runbook_url=settings.runbook_url,
+    )
+
+    def refuse(request: web.Request, problem: problems.Problem) -> web.Response:
+        if routes.is_ours(request):
+            return routes.refuse(desk, request, problem)
+        return problems.respond(problem, request_id=request[REQUEST_ID])
+
     audit = Audit(redis, kept=timedelta(days=settings.audit_days))
-    app = web.Application(middlewares=[traced, around(callers, audit, metrics)], client_max_size=BODY_MAX_BYTES)
+    app = web.Application(middlewares=[traced, around(callers, audit, metrics, refuse)], client_max_size=BODY_MAX_BYTES)
     app.cleanup_ctx.append(streams.running)
     app.on_shutdown.append(streams.end_all)
     app.on_response_prepare.append(finish_head)
@@ -106,6 +133,7 @@ def build(
     for probe in PROBES:
         _add(app, "GET", probe.path, _probed(probe, handlers))
     app.router.add_route("*", METRICS, exposition(metrics, settings.metrics_networks))
+    routes.add(app, desk, assets, request_seconds=settings.request_seconds)
     for path, handler in _documents().items():
         _add(app, "GET", path, handler)
     for path in dict.fromkeys(call.path for call in openapi.CALLS):

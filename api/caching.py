@@ -22,7 +22,7 @@ def spared(request: web.Request, response: web.StreamResponse) -> web.StreamResp
         response = web.Response(
             status=304, headers={"Link": response.headers["Link"]} if "Link" in response.headers else {}
         )
-    elif len(body) >= PACKED_FROM_BYTES and _takes_gzip(request):
+    elif len(body) >= PACKED_FROM_BYTES and takes_gzip(request):
         response.enable_compression(web.ContentCoding.gzip)
     response.etag = tag
     response.headers["Cache-Control"] = "private, no-cache"  # kept by the caller alone, and asked for each time
@@ -48,7 +48,7 @@ class Document:
         if _is_known(request, self.tag):
             response = web.Response(status=304)
         else:
-            is_packed = _takes_gzip(request)
+            is_packed = takes_gzip(request)
             body = self.packed if is_packed else self.raw
             response = web.Response(body=body, headers=self.headers, content_type=self.kind, charset="utf-8")
             if is_packed:
@@ -67,6 +67,6 @@ def _is_known(request: web.Request, tag: ETag) -> bool:
     return any(known.value in {tag.value, "*"} for known in request.if_none_match or ())
 
 
-def _takes_gzip(request: web.Request) -> bool:
+def takes_gzip(request: web.Request) -> bool:
     codings = request.headers.get("Accept-Encoding", "").lower().replace(" ", "").split(",")
     return any(coding == "gzip" or (coding.startswith("gzip;q=") and coding.strip("gzip;q=.0")) for coding in codings)

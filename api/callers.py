@@ -18,6 +18,7 @@ ACCOUNT_HEADER = "X-Account-Id"
 TOKEN = web.RequestKey("token", Token)
 ACCOUNT = web.RequestKey("account", AccountId)
 REASON = web.RequestKey("reason", str)
+EACH = web.RequestKey("each", list[dict[str, str]])  # of what was done to many: fields of an entry of its own
 ALLOWANCE = web.RequestKey("allowance", dict[str, str])
 
 _CHALLENGE = 'Bearer realm="vps-snapshots"'
@@ -68,8 +69,6 @@ class Callers:
 
     async def _allowed(self, request: web.Request, permission: Permission) -> Token:
         token = await self._token(request)
-        bind_contextvars(token=token.id, token_name=token.name)
-        request[TOKEN] = token
         if permission not in token.permissions:
             raise Problem(403, "permission_denied", f"The token lacks the permission {permission}.")
         return token
@@ -78,7 +77,10 @@ class Callers:
         for header in ("Authorization", ACCOUNT_HEADER):
             if len(request.headers.getall(header, [])) > 1:  # whoever added one may mean the other
                 raise invalid(FieldError(field=header, detail="Send it once."))
-        secret = bearer(request)
+        return await self.with_secret(request, bearer(request))
+
+    async def with_secret(self, request: web.Request, secret: str) -> Token:
+        """The token of that secret, shown with that request. Raises Problem (401, 429) or StoreUnavailable."""
         named = requests.account_id(request.headers.get(ACCOUNT_HEADER, ""))
         home = addresses.home(self.address(request))
         entered = await self._tokens.enter(secret, address=home, named=named, limits=self._limits)
@@ -91,6 +93,8 @@ class Callers:
             raise Problem(429, "rate_limited", f"There were too many {what} within a minute.", headers=wait)
         if token is None:
             raise _stranger(secret)
+        bind_contextvars(token=token.id, token_name=token.name)
+        request[TOKEN] = token
         return token
 
     def _allowance(self, entered: Entered) -> dict[str, str]:

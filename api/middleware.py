@@ -12,7 +12,7 @@ from aiohttp.typedefs import Middleware
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from api import problems
-from api.callers import ACCOUNT, ALLOWANCE, REASON, TOKEN, Callers
+from api.callers import ACCOUNT, ALLOWANCE, EACH, REASON, TOKEN, Callers
 from api.metrics import PATH as METRICS
 from api.metrics import Metrics
 from api.requests import REQUEST_ID, SERVER_ID
@@ -31,7 +31,12 @@ PROBES = frozenset({"/healthz", "/readyz", METRICS})
 log = structlog.get_logger()
 
 
-def around(callers: Callers, audit: Audit, metrics: Metrics) -> Middleware:
+Refuse = Callable[[web.Request, problems.Problem], web.Response]
+
+
+def around(callers: Callers, audit: Audit, metrics: Metrics, refuse: Refuse) -> Middleware:
+    """`refuse`: says in an answer why a request was not done."""
+
     @web.middleware
     async def middleware(request: web.Request, handler: Next) -> web.StreamResponse:
         began = time.monotonic()
@@ -41,14 +46,14 @@ def around(callers: Callers, audit: Audit, metrics: Metrics) -> Middleware:
         clear_contextvars()
         bind_contextvars(request_id=request_id)
         with metrics.in_flight.track_inprogress():
-            response = await _answer(request, handler, request_id)
+            response = await _answer(request, handler, refuse)
         if PROBLEM in request:
             metrics.problem(request[PROBLEM])
         if job_id := response.headers.get("X-Job-Id"):
             bind_contextvars(job_id=job_id)
         address = callers.address(request)
         if _is_audited(request, response):
-            await _write_down(audit, _entry(request, response, address))
+            await _write_down(audit, _entries(request, response, address))
         route = route_of(request)
         # probes come every few seconds: on demand only
         write = log.debug if route in PROBES else log.info
@@ -82,8 +87,8 @@ def _is_audited(request: web.Request, response: web.StreamResponse) -> bool:
     return request.method in _CHANGING and TOKEN in request and not limited
 
 
-def _entry(request: web.Request, response: web.StreamResponse, address: str) -> dict[str, str]:
-    """Who, what, on what, from where, and what came of it."""
+def _entries(request: web.Request, response: web.StreamResponse, address: str) -> list[dict[str, str]]:
+    """Who, what, on what, from where, and what came of it: for each that it was done to."""
     token = request[TOKEN]
     entry = {
         "token": token.id,
@@ -99,18 +104,19 @@ def _entry(request: web.Request, response: web.StreamResponse, address: str) -> 
         "reason": request.get(REASON, ""),
         "request_id": request[REQUEST_ID],
     }
-    return {field: text for field, text in entry.items() if text}
+    each = [entry | one for one in request.get(EACH, ())] or [entry]
+    return [{field: text for field, text in one.items() if text} for one in each]
 
 
-async def _write_down(audit: Audit, entry: dict[str, str]) -> None:
+async def _write_down(audit: Audit, entries: list[dict[str, str]]) -> None:
     # After the call: what was accepted stands, whether it can be written down or not. Then the log has it.
     try:
-        await audit.write(entry, now=datetime.now(UTC))
+        await audit.write(*entries, now=datetime.now(UTC))
     except errors.StoreUnavailable:
-        log.exception("audit.failed", entry=entry)
+        log.exception("audit.failed", entries=entries)
 
 
-async def _answer(request: web.Request, handler: Next, request_id: str) -> web.StreamResponse:
+async def _answer(request: web.Request, handler: Next, refuse: Refuse) -> web.StreamResponse:
     try:
         return await handler(request)
     except problems.Problem as problem:
@@ -126,7 +132,7 @@ async def _answer(request: web.Request, handler: Next, request_id: str) -> web.S
             log.exception("request.failed")
             refused = problems.broke()
     request[PROBLEM] = refused.code
-    return problems.respond(refused, request_id=request_id)
+    return refuse(request, refused)
 
 
 def route_of(request: web.Request) -> str:

@@ -21,7 +21,7 @@ FAILED = ops_bodies.OpsJob(
     **dict(_job(JOB_FAILED)),
     power_found="on",
     power_now="on",
-    runbook="/docs/runbook#not_enough_space",
+    runbook="/ops/runbook/#not_enough_space",
     resolution=None,
     steps=(ops_bodies.StepTaken(step="preflight", started_at=_AT, seconds=0.021, attempt=1),),
     log=({"event": "job.failed", "level": "warning", "code": "not_enough_space"},),

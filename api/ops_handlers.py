@@ -6,7 +6,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from api import bodies, ops_bodies, ops_requests, requests
-from api.callers import REASON, Callers, bearer
+from api.callers import EACH, REASON, Callers, bearer
 from api.ops_requests import (
     AuditQuery,
     BulkBody,
@@ -118,7 +118,11 @@ class OpsHandlers:
         once = _once(request, token, body)
         if once is not None:
             await self._operators.once(once)
-        results = [await self._one_of_many(request, body.action, job_id, once) for job_id in body.ids]
+        results: list[ops_bodies.BulkResult] = []
+        each = request[EACH] = []  # as it goes: it may be broken off
+        for job_id in body.ids:
+            results.append(await self._one_of_many(request, body.action, job_id, once))
+            each.append({"job": job_id, "reason": body.action, "code": results[-1].code or ""})
         return bodies.answer(ops_bodies.BulkResults(results=tuple(results)))
 
     async def _one_of_many(

@@ -3,8 +3,10 @@
 import asyncio
 import hashlib
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal, TypeVar, cast
+from urllib.parse import parse_qs
 
 from aiohttp import web
 from pydantic import (
@@ -45,6 +47,7 @@ SERVER_ID = web.RequestKey("server_id", int)
 KEY_HEADER = "Idempotency-Key"
 LAST_EVENT_HEADER = "Last-Event-ID"
 BODY_MAX_BYTES = 64 * 1024
+FORM_FIELDS_MAX = 1000
 LABELS_MAX = 20
 SCHEDULE_NAME_MAX = NAME_MAX - len("-20250131-2359")
 WHEN_MAX = 100
@@ -409,15 +412,32 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def query(request: web.Request, model: type[Model]) -> Model:
-    """Raises Problem, also for a parameter of ours that comes twice."""
+def query(request: web.Request, model: type[Model], *, but_empty: bool = False) -> Model:
+    """Raises Problem, also for a parameter of ours that comes twice. `but_empty`: a browser's form sends what was left
+    empty too; that is left out."""
     given = {name: request.query.getall(name) for name in model.model_fields if name in request.query}
+    if but_empty:
+        given = {name: filled for name, values in given.items() if (filled := [value for value in values if value])}
     if twice := [name for name, values in given.items() if len(values) > 1]:
         raise invalid(*(FieldError(field=name, detail="Given more than once.") for name in twice))
+    return validated({name: values[0] for name, values in given.items()}, model)
+
+
+def validated(values: Mapping[str, object], model: type[Model]) -> Model:
+    """Raises Problem."""
     try:
-        return model.model_validate({name: values[0] for name, values in given.items()})
+        return model.model_validate(values)
     except ValidationError as error:
         raise _invalid(error) from error
+
+
+async def form(request: web.Request, *, timeout_seconds: float) -> dict[str, list[str]]:
+    """What a browser's form says; fields that were left empty are left out. Raises Problem."""
+    raw = await _read(request, timeout_seconds=timeout_seconds)
+    try:
+        return parse_qs(raw.decode(), strict_parsing=bool(raw), errors="strict", max_num_fields=FORM_FIELDS_MAX)
+    except ValueError as error:
+        raise invalid(FieldError(field="body", detail="Not a form.")) from error
 
 
 def last_event_id(request: web.Request) -> str | None:

@@ -56,6 +56,9 @@ class ApiSettings(FileSettings):
     metrics_look_seconds: Seconds = Field(default=15.0, description="between two looks at the cell, for the metrics")
     audit_days: Count = Field(default=90, description="how long it is kept who did what")
     streams_per_account: Count = Field(default=20, description="streams of events at a time")
+    operators_streams: Count = Field(
+        default=200, description="streams of events of all operators at a time: one for each open page of the dashboard"
+    )
     streams: Count = Field(default=1000, description="streams of events of all accounts at a time, of this process")
     heartbeat_seconds: Seconds = Field(default=15.0, description="the longest silence on a stream of events")
     webhook_seconds: Seconds = Field(default=15.0, description="for the receiver of a webhook to answer")
@@ -63,6 +66,8 @@ class ApiSettings(FileSettings):
     webhooks_to_private: bool = Field(
         default=False, description="webhooks may go to http and to private networks: for development only"
     )
-    runbook_url: str = Field(default="/docs/runbook", description="of docs/runbook.md as your operators read it")
+    session_seconds: Seconds = Field(default=43_200.0, description="a login to the dashboard ends after so long")
+    session_idle_seconds: Seconds = Field(default=3600.0, description="and after so long without a person")
+    runbook_url: str = Field(default="/ops/runbook/", description="of docs/runbook.md as your operators read it")
     drain_seconds: Seconds = Field(default=30.0, description="at SIGTERM: how long running requests may take to end")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

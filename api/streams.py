@@ -35,13 +35,21 @@ class _Listener:
 
 
 class Streams:
-    """`per_account`, `most`: streams at a time. `heartbeat_seconds`: the longest silence on a stream."""
+    """`per_account`, `of_operators`, `most`: streams at a time; `heartbeat_seconds`: the longest silence on one."""
 
     def __init__(
-        self, events: Events, *, per_account: int, most: int, heartbeat_seconds: float, check_seconds: float
+        self,
+        events: Events,
+        *,
+        per_account: int,
+        of_operators: int,
+        most: int,
+        heartbeat_seconds: float,
+        check_seconds: float,
     ) -> None:
         self._events = events
         self._per_account = per_account
+        self._of_operators = of_operators
         self._most = most
         self._heartbeat_seconds = heartbeat_seconds
         self._check_seconds = check_seconds
@@ -152,7 +160,8 @@ class Streams:
 
     @contextmanager
     def _counted(self, account_id: Audience) -> Iterator[None]:
-        if self._open[account_id] >= self._per_account or self._open.total() >= self._most:
+        most = self._per_account if account_id is not None else self._of_operators
+        if self._open[account_id] >= most or self._open.total() >= self._most:
             raise TooManyStreams("There are too many streams of events; close one first.")
         self._open[account_id] += 1
         try:

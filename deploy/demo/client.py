@@ -45,6 +45,10 @@ class Client:
         """Whether the token is a valid one."""
         return (await self.call("GET", "/api/v1/snapshots/?page_size=1")).status == HTTPStatus.OK
 
+    async def is_operators(self) -> bool:
+        """Whether the token is a valid one of an operator."""
+        return (await self.call("GET", "/api/v1/ops/nodes/?limit=1")).status == HTTPStatus.OK
+
     async def follow(self, path: str, *, timeout_seconds: float) -> dict[str, Any]:
         """The job at that path once it has ended. Raises TimeoutError."""
         async with asyncio.timeout(timeout_seconds):

@@ -17,7 +17,8 @@ from deploy.demo.state import State, StateRefused
 _MANUAL = """
 The service is up: {url}
   server {server} "{name}" of account {account}: {what}
-  state and token: {folder}; `{clean}` forgets them
+  state and tokens: {folder}; `{clean}` forgets them
+  operators' dashboard: {url}/ops/, log in with {operator}
   for Prometheus: {metrics}
 
 Copy and paste into another terminal:
@@ -54,6 +55,7 @@ async def serve(service: Service, *, driver: Driver, folder: Path) -> None:
                 clean="make clean" if folder == _USUAL_FOLDER else f"STATE_DIR={folder} make clean",
                 calls=_CALLS.read_text(),
                 token=service.client.token,
+                operator=service.operator.token,
             )
         )
         raise ServiceFailed(await service.ended())

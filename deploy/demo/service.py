@@ -6,7 +6,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -23,6 +23,8 @@ SERVER_ID, SERVER_NAME, ACCOUNT_ID = 12345, "web-server-01", 77
 NODE = "node-1"
 READY_SECONDS = 60.0  # the slowest start seen, on a loaded machine, was a tenth of it
 
+_CUSTOMERS = f"--account {ACCOUNT_ID} --permission snapshots:read --permission snapshots:write".split()
+_OPERATORS = ["--service", "--permission", "operator"]
 _PROGRAMS = Path(sys.executable).parent
 _REDIS_CONF = Path(__file__).parent.parent / "redis" / "redis.conf"
 
@@ -68,7 +70,8 @@ class Service:
         self._metrics_port = free_port()
         self.metrics_urls = (f"{self.url}/metrics", f"http://127.0.0.1:{self._metrics_port}/metrics")
         self.guest = Guest(state, server_id=SERVER_ID, name=SERVER_NAME, account_id=ACCOUNT_ID)
-        self.client: Client  # both from start() on; the second with a real guest only
+        self.client: Client  # all from start() on; the last with a real guest only
+        self.operator: Client
         self.booted: Ready
         self._state = state
         self._port = port
@@ -100,7 +103,8 @@ class Service:
         port |= {f"VPS_SNAPSHOTS_{of}_PER_MINUTE": "1000000" for of in ("CALLS", "FAILED_LOGINS")}
         await self._start("front end", [_PROGRAMS / "vps-snapshots-api", "serve"], settings=shared | port)
         await self._ready("the front end", Client(self.url, "").is_up)
-        self.client = await self._welcome_client(shared)
+        self.client = await self._welcome("token", _CUSTOMERS, shared, Client.is_welcome)
+        self.operator = await self._welcome("operator-token", _OPERATORS, shared, Client.is_operators)
         await self._ready("the worker", self._is_server_known)
         if self._driver is Driver.KVM:
             self.booted = await self.guest.ready(after=booted_after)
@@ -175,23 +179,31 @@ class Service:
             fields = await redis.hgetall(f"server:{SERVER_ID}")  # type: ignore[misc] # redis-py types it as both kinds
             return bool(fields) and b"unpublished" not in fields
 
-    async def _welcome_client(self, settings: dict[str, str]) -> Client:
+    async def _welcome(
+        self,
+        name: str,
+        whose: Sequence[str],
+        settings: dict[str, str],
+        is_welcome: Callable[[Client], Awaitable[bool]],
+    ) -> Client:
         """With the token of the last run, or a new one where there is none or Redis has forgotten it."""
-        file = self._state.folder / "token"
+        file = self._state.folder / name
         if file.exists():
             client = Client(self.url, file.read_text().strip())
-            if await client.is_welcome():
+            if await is_welcome(client):
                 return client
         file.touch(mode=0o600)
-        file.write_text(await _new_token(settings))
+        file.write_text(await _new_token(whose, settings))
         return Client(self.url, file.read_text().strip())
 
 
-async def _new_token(settings: dict[str, str]) -> str:
-    command = (_PROGRAMS / "vps-snapshots-api", "token", "create", "--name", "make run", "--account", str(ACCOUNT_ID))
-    permissions = ("--permission", "snapshots:read", "--permission", "snapshots:write")
+async def _new_token(whose: Sequence[str], settings: dict[str, str]) -> str:
     process = await asyncio.create_subprocess_exec(
-        *command, *permissions, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        *(_PROGRAMS / "vps-snapshots-api", "token", "create", "--name", "make run"),
+        *whose,
+        env=settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     output, trouble = await process.communicate()
     if process.returncode != 0:

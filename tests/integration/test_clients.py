@@ -18,6 +18,7 @@ from tests.conftest import needs
 from tests.integration.whole_service import running
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "openapi.json"
+VENDORED = Path(__file__).parents[2] / "api" / "dashboard" / "static" / "vendor"
 PROGRAMS = Path(__file__).with_name("clients")
 TOOLS = Path(f"{sys.prefix}-client")  # the generators, Node and what npm has brought
 RUN_SECONDS = 120.0
@@ -46,6 +47,23 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
     with closing(State.open(tmp_path / "state")) as state:
         async with running(state) as service:
             yield service
+
+
+@pytest.mark.parametrize(
+    ("package", "files"),
+    [
+        ("htmx.org", {"dist/htmx.min.js": "htmx-{}.min.js", "LICENSE": "htmx.LICENSE"}),
+        ("uplot", {"dist/uPlot.iife.min.js": "uplot-{}.min.js", "dist/uPlot.min.css": "uplot-{}.min.css"}),
+        ("uplot", {"LICENSE": "uplot.LICENSE"}),
+    ],
+)
+def test_what_the_dashboard_ships_is_what_the_locked_package_has(
+    tools: Path, package: str, files: dict[str, str]
+) -> None:
+    folder = tools / "node_modules" / package
+    version = json.loads((folder / "package.json").read_text())["version"]
+    for theirs, ours in files.items():
+        assert (VENDORED / ours.format(version)).read_bytes() == (folder / theirs).read_bytes()
 
 
 async def run(folder: Path, program: str | Path, *arguments: str | Path) -> str:

@@ -191,7 +191,7 @@ class TestJobs:
             ("stopping", 3.25, 2),
         ]
         assert (shown["power_found"], shown["power_now"], shown["account_id"]) == ("on", "on", ACCOUNT)
-        assert shown["runbook"] == "/docs/runbook#not_enough_space"
+        assert shown["runbook"] == "/ops/runbook/#not_enough_space"
         assert shown["log"][-1] == {"event": '{"event": "la'}
         assert 20 < len(shown["log"]) < 60
         assert 0 < await ops.api.cell.redis.ttl(f"job:{job}:log") <= 7 * 86400

@@ -30,6 +30,7 @@ class Run:
     port: int
     state: Path
     said: list[str] = field(default_factory=list)  # until it was up
+    operators: list[bytes] = field(default_factory=list)  # the token that it printed for them
 
     async def up(self) -> Client:
         """A customer's client with the token that it printed."""
@@ -37,6 +38,8 @@ class Run:
         async with asyncio.timeout(UP_SECONDS):
             async for line in self.process.stdout:
                 self.said.append(line.decode())
+                if b" dashboard: " in line:
+                    self.operators.append(line.split()[-1])
                 if line.startswith(b"URL="):
                     token = line.split(b"TOKEN=")[1].strip()
                     return Client(f"http://127.0.0.1:{self.port}", token.decode())
@@ -101,7 +104,7 @@ def parts() -> None:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_stops_all_of_it_and_the_next_run_goes_on(tmp_path: Path, signum: signal.Signals) -> None:
     async with running(tmp_path / "state") as run:
-        client = await run.up()
+        client, first = await run.up(), run
         children = run.children()
         assert set(children) == set(PROGRAMS)
         urls = re.findall(r"http://\S+/metrics", "".join(run.said))
@@ -116,6 +119,8 @@ async def test_a_signal_stops_all_of_it_and_the_next_run_goes_on(tmp_path: Path,
     async with running(tmp_path / "state") as run:
         again = await run.up()
         assert again.token == client.token
+        assert run.operators == first.operators
+        assert await Client(again.url, run.operators[0].decode()).is_operators()
         listed = (await again.call("GET", "/api/v1/snapshots/")).body
         assert [snapshot["name"] for snapshot in listed["results"]] == ["kept"]
 

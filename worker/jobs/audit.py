@@ -22,12 +22,13 @@ class Audit:
         self._redis = redis
         self._kept = kept
 
-    async def write(self, entry: Mapping[str, str], *, now: datetime) -> None:
-        """Add an entry; those whose time is over go on the way."""
+    async def write(self, *entries: Mapping[str, str], now: datetime) -> None:
+        """Add entries; those whose time is over go on the way."""
         oldest = records.milliseconds(now - self._kept)
-        fields: Any = dict(entry)
         with redis_answers():
             async with asyncio.timeout(_WRITE_SECONDS), self._redis.pipeline(transaction=False) as pipe:
-                pipe.xadd(STREAM, fields, maxlen=_MOST)
+                for entry in entries:
+                    fields: Any = dict(entry)
+                    pipe.xadd(STREAM, fields, maxlen=_MOST)
                 pipe.xtrim(STREAM, minid=oldest)
                 await pipe.execute()

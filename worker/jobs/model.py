@@ -172,6 +172,12 @@ class Job:
     downtime_seconds: float | None = None  # how long the job kept the guest off
     failure: Failure | None = None
     traceparent: str = ""  # the span that it goes on from, after W3C Trace Context; "": none
+    resolved_at: datetime | None = None  # when an operator noted that what it had stranded was put right
+
+    @property
+    def needs_person(self) -> bool:
+        """Its server is not as it was found, and nobody has put it right."""
+        return self.failure is not None and self.failure.stranded and self.resolved_at is None
 
     @property
     def percent(self) -> int:

@@ -120,4 +120,5 @@ def job(
         downtime_seconds=float(record["downtime_seconds"]) if record.get("downtime_seconds") else None,
         failure=failure,
         traceparent=record.get("traceparent", ""),
+        resolved_at=moment(record["resolved_ms"]) if record.get("resolved_ms") else None,
     )

@@ -98,7 +98,18 @@ def _secret(seed: str, salt: str) -> str:
     return f"vps_{urlsafe_b64encode(digest).decode().rstrip('=')}"
 
 
-def _key(secret: str) -> str:
+def entered(token: Token | None, allowed: int, left: int, more_ms: int) -> Entered:
+    """As the scripts count it."""
+    return Entered(
+        token=token,
+        allowed=bool(allowed),
+        left=left,
+        more_in=timedelta(milliseconds=more_ms),
+    )
+
+
+def key_of(secret: str) -> str:
+    """Where the token's record is."""
     return f"token:{hashlib.sha256(secret.encode()).hexdigest()}"
 
 
@@ -107,7 +118,7 @@ class Tokens:
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
-        self._enter = scripts.load(redis, "enter")
+        self._enter = scripts.load(redis, "rate", "enter")
         self._put = scripts.load(redis, "put_token")
 
     async def create(
@@ -134,7 +145,7 @@ class Tokens:
         )
         salt, seed = secrets.token_urlsafe(32), seed if idempotency else secrets.token_urlsafe(32)
         ask = {
-            "key": _key(_secret(seed, salt)),
+            "key": key_of(_secret(seed, salt)),
             "record": token.record(),
             "salt": salt,
             "idempotency": for_script(idempotency),
@@ -151,17 +162,12 @@ class Tokens:
     async def enter(self, secret: str, *, address: str, named: AccountId | None, limits: Limits) -> Entered:
         """The token of that secret, unless it never was, was revoked or has ended. The call is counted: on the token,
         on a service's for the account that it names; or on the address where there is no such token."""
-        key = _key(secret) if _SECRET.fullmatch(secret) else ""
+        key = key_of(secret) if _SECRET.fullmatch(secret) else ""
         window_ms = round(limits.window.total_seconds() * 1000)
         asked = [key, address, named or "", limits.calls, limits.failed_logins, window_ms]
         with redis_answers():
-            flat, allowed, left, more_ms = await self._enter(args=asked)
-        return Entered(
-            token=Token.of(records.pairs(flat)) if flat else None,
-            allowed=bool(allowed),
-            left=left,
-            more_in=timedelta(milliseconds=more_ms),
-        )
+            flat, *counted = await self._enter(args=asked)
+        return entered(Token.of(records.pairs(flat)) if flat else None, *counted)
 
     async def all(self) -> list[Token]:
         """Every token that is valid, oldest first; ended ones are dropped from the index on the way."""

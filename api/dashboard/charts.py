@@ -1,0 +1,84 @@
+"""The last day as series that a chart can draw: a value for each quarter of an hour, null where nothing ended."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from worker.jobs.model import JobKind
+from worker.jobs.overview import COUNTED_MS, POINT, Overview, Point
+
+POINT_SECONDS = COUNTED_MS * POINT // 1000
+POINTS = 86_400 // POINT_SECONDS
+
+Value = float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    label: str
+    hue: str  # the kind of job, or `failed`
+    is_dashed: bool
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    id: str
+    title: str
+    unit: str
+    times: tuple[int, ...]  # Unix seconds
+    series: tuple[Series, ...]
+
+    @property
+    def has_data(self) -> bool:
+        return any(value for series in self.series for value in series.values)
+
+    @property
+    def data(self) -> Mapping[str, object]:
+        """For the script that draws it."""
+        series = [{"label": s.label, "hue": s.hue, "dashed": s.is_dashed, "values": s.values} for s in self.series]
+        return {"unit": self.unit, "times": self.times, "series": series}
+
+
+def charts(glance: Overview) -> tuple[Chart, ...]:
+    last = int(glance.at.timestamp()) // POINT_SECONDS * POINT_SECONDS
+    times = tuple(range(last - (POINTS - 1) * POINT_SECONDS, last + 1, POINT_SECONDS))
+    at = {kind: {int(point.at.timestamp()): point for point in points} for kind, points in glance.charts.items()}
+
+    def series(
+        kind: JobKind, label: str, value: Callable[[Point], Value], *, none: Value, dashed: bool = False
+    ) -> Series:
+        found = at[kind]
+        values = tuple(value(found[moment]) if moment in found else none for moment in times)
+        return Series(label=f"{kind.replace('_', ' ')}{label}", hue=kind, is_dashed=dashed, values=values)
+
+    done = [series(kind, "", lambda point: point.completed, none=0) for kind in at]
+    seconds = [
+        line
+        for kind in at
+        for line in (
+            series(kind, " p50", lambda point: point.seconds.p50, none=None),
+            series(kind, " p95", lambda point: point.seconds.p95, none=None, dashed=True),
+        )
+    ]
+    downtime = [
+        line
+        for kind in at
+        for line in (
+            series(kind, " p50", lambda point: point.downtime_seconds.p50, none=None),
+            series(kind, " p95", lambda point: point.downtime_seconds.p95, none=None, dashed=True),
+        )
+        if any(line.values)
+    ]
+    return (
+        Chart(id="ended", title="Jobs ended", unit="", times=times, series=(*done, _failed(glance, times))),
+        Chart(id="seconds", title="How long they took", unit="s", times=times, series=tuple(seconds)),
+        Chart(id="downtime", title="How long guests were off", unit="s", times=times, series=tuple(downtime)),
+    )
+
+
+def _failed(glance: Overview, times: Sequence[int]) -> Series:
+    counted = dict.fromkeys(times, 0)
+    for point in (point for points in glance.charts.values() for point in points):
+        moment = int(point.at.timestamp())
+        counted[moment] = counted.get(moment, 0) + point.failed
+    return Series(label="failed", hue="failed", is_dashed=False, values=tuple(counted[moment] for moment in times))

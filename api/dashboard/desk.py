@@ -1,0 +1,56 @@
+"""What every page and every action of the dashboard has at hand."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from api import requests
+from api.callers import REASON
+from api.dashboard.rendering import Rendering
+from api.dashboard.session import Door, Visit
+from api.ops_requests import ReasonBody
+from api.streams import Streams
+from worker.jobs.ops import Operators
+from worker.jobs.store import Store
+from worker.jobs.tokens import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    """The objects behind the operators' calls. `runbook_url`: of the page that the errors of jobs point into."""
+
+    operators: Operators
+    store: Store
+    tokens: Tokens
+    streams: Streams
+    rendering: Rendering
+    door: Door
+    runbook_url: str
+
+
+Handler = Callable[[Desk, Visit], Awaitable[web.StreamResponse]]
+Part = TypeVar("Part", bound=BaseModel)
+Pages = Mapping[str, Handler]  # by path
+
+
+def reason(visit: Visit) -> str:
+    """Why it is done, for the audit too. Raises Problem."""
+    given = requests.validated({"reason": " ".join(visit.form.get("reason", [""])).strip()}, ReasonBody).reason
+    visit.request[REASON] = given
+    return given
+
+
+def filters(visit: Visit, query: BaseModel) -> dict[str, str]:
+    """What the query asks for, to lead on to other parts of the same list."""
+    given = visit.request.query
+    return {name: given[name] for name in type(query).model_fields if given.get(name) and name != "after"}
+
+
+def query(visit: Visit, model: type[Part], *, limit: int) -> Part:
+    """Which part of a list is asked for, `limit` long where the address says nothing. What a form has left empty is
+    left out. Raises Problem."""
+    found = requests.query(visit.request, model, but_empty=True)
+    return found if "limit" in found.model_fields_set else found.model_copy(update={"limit": limit})

@@ -1,0 +1,68 @@
+// Draws what stands in data-chart. Colours are the style sheet's, so that they follow light and dark.
+"use strict";
+(() => {
+  const drawn = new Map(); // plot by the figure's id
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
+  const clock = (seconds) => new Date(seconds * 1000).toISOString().slice(11, 16);
+
+  function options(chart, width) {
+    const line = { stroke: colour("soft"), grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line"), width: 1 }, font: "11px system-ui, sans-serif" };
+    const say = (self, value) => (value == null ? "–" : `${value.toLocaleString("en")}${chart.unit && ` ${chart.unit}`}`);
+    return {
+      width,
+      height: 190,
+      cursor: { y: false },
+      scales: { x: { time: true }, y: { range: (self, low, high) => [0, Math.max(high * 1.1, 1)] } },
+      axes: [{ ...line, space: 60, values: (self, moments) => moments.map(clock) }, { ...line, size: 44 }],
+      tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
+      series: [
+        { label: "UTC", value: (self, seconds) => (seconds == null ? "–" : clock(seconds)) },
+        ...chart.series.map(({ label, hue, dashed }) => ({
+          label,
+          stroke: colour(hue),
+          width: 1.75,
+          dash: dashed ? [5, 4] : undefined,
+          points: { show: dashed ? false : undefined, size: 5 },
+          spanGaps: false,
+          value: say,
+        })),
+      ],
+    };
+  }
+
+  function draw(figure) {
+    const text = figure.dataset.chart;
+    const place = figure.querySelector(".plot");
+    const before = drawn.get(figure.id);
+    if (!place || (before?.text === text && before.place === place)) return;
+    const chart = JSON.parse(text);
+    const data = [chart.times, ...chart.series.map(({ values }) => values)];
+    const labels = chart.series.map(({ label }) => label).join();
+    if (before?.place === place && before.labels === labels) {
+      before.plot.setData(data);
+      before.text = text;
+      return;
+    }
+    before?.plot.destroy();
+    place.replaceChildren();
+    const plot = new uPlot(options(chart, place.clientWidth), data, place);
+    drawn.set(figure.id, { plot, place, text, labels });
+  }
+
+  const all = () => document.querySelectorAll("[data-chart]").forEach(draw);
+  function anew() {
+    for (const { plot } of drawn.values()) plot.destroy();
+    drawn.clear();
+    all();
+  }
+  document.addEventListener("htmx:after:swap", all);
+  dark.addEventListener("change", anew);
+  new ResizeObserver(() => {
+    for (const { plot, place } of drawn.values()) {
+      if (plot.width !== place.clientWidth && place.clientWidth) plot.setSize({ width: place.clientWidth, height: 190 });
+    }
+  }).observe(document.getElementById("live"));
+  all();
+})();

@@ -1,0 +1,401 @@
+"""The dashboard's pages and what an operator does on them."""
+
+import re
+from collections.abc import AsyncIterator
+from html import unescape
+from typing import Any
+
+import pytest
+
+from api.dashboard.assets import STATIC, Assets
+from api.dashboard.bulk import MATCHING_MAX
+from api.dashboard.routes import PAGES
+from tests.bench.seeding import Size, seed
+from tests.integration.browsing import Desk, at_desk
+from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
+from worker.jobs.model import Failure, JobId, JobState, ServerId, SnapshotStatus, Step
+from worker.jobs.node_store import ReportedServer
+from worker.jobs.outcome import Outcome
+from worker.jobs.telling import NodeFacts, Pool, StepBegun, Told
+
+HOSTILE = "<script>alert('x')</script>\"'&{{7*7}}"
+FRAGMENT: dict[str, Any] = {"HX_Request": "true"}
+NO_JOB = "0" * 32
+
+
+@pytest.fixture
+async def desk(cell: Cell) -> AsyncIterator[Desk]:
+    async with at_desk(cell) as desk:
+        yield desk
+
+
+def failed(code: str = "not_enough_space", *, detail: str = "Too little space.", stranded: bool = False) -> Outcome:
+    failure = Failure(code=code, detail=detail, stranded=stranded)
+    return Outcome(state=JobState.FAILED, failure=failure, snapshot_status=SnapshotStatus.FAILED)
+
+
+async def made(desk: Desk, outcome: Outcome | None = None, *, name: str = "a", server: ServerId = SERVER) -> JobId:
+    """A create, taken to that outcome; None: it waits."""
+    job = (await desk.cell.create(name, server=server)).job
+    if outcome is not None:
+        await desk.cell.node.begin(job.id)
+        await desk.cell.node.finish(job.id, outcome)
+    return job.id
+
+
+async def have_many(desk: Desk, count: int, outcome: Outcome | None) -> list[JobId]:
+    servers = [ServerId(1000 + n) for n in range(count)]
+    await desk.cell.have([SERVER, *servers])
+    return [await made(desk, outcome, server=server) for server in servers]
+
+
+async def audited(desk: Desk) -> list[dict[str, str]]:
+    found = await desk.cell.redis.xrange("audit")
+    entries = [{name.decode(): text.decode() for name, text in fields.items()} for _, fields in found]
+    return [entry for entry in entries if entry["path"] != "/ops/login/"]
+
+
+def visible(page: str) -> str:
+    """What a person reads, in one line."""
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", page)).split())
+
+
+class TestOverview:
+    async def test_an_empty_cell_says_that_nothing_needs_anyone(self, desk: Desk) -> None:
+        text = visible(await desk.browser.seen("/ops/"))
+        assert "Nothing needs you. 1 node is alive" in text
+        assert "No job has ended within 24 hours" in text
+
+    async def test_a_stranded_server_comes_first_with_its_job_node_and_error(self, desk: Desk) -> None:
+        job = await made(desk, failed("start_failed", detail="It does not start.", stranded=True))
+        page = await desk.browser.seen("/ops/")
+        text = visible(page[page.index("<main") :])
+        assert text.startswith("Overview 1 stranded server")
+        for said in (f"{SERVER} web-server-01", "n1", job[:8], "start_failed", "It does not start.", "1 job failed"):
+            assert said in text
+        assert f'href="/ops/jobs/{job}/"' in page
+        assert "<title>(1) Overview" in page
+        await desk.browser.done(f"/ops/jobs/{job}/resolve/", {"reason": "started by hand"})
+        assert "stranded" not in await desk.browser.seen("/ops/")
+        assert "stranded" not in await desk.browser.seen("/ops/jobs/")
+        text = visible(await desk.browser.seen(f"/ops/jobs/{job}/"))
+        assert "The server was stranded: start_failed" in text
+        assert "by a test: started by hand" in text
+
+    async def test_silent_full_and_paused_nodes_and_a_job_that_waits_too_long_are_alarms(self, desk: Desk) -> None:
+        cell = desk.cell
+        pools = (Pool(path="/full", free_bytes=1 << 30, total_bytes=100 << 30),)
+        facts = NodeFacts(worker="0.1.0", hypervisor="libvirt 9.0.0", emulator="QEMU 7.2.0", pools=pools)
+        await cell.node.report([], facts)
+        await cell.have()
+        await desk.browser.done("/ops/nodes/n1/pause/", {"reason": "a new disk"})
+        assert await node_store(cell.redis, node="n2", machine="m2").take_lease(seconds=60) is None
+        await cell.raw("HSET", "node:n2", "heartbeat_ms", 1000)
+        await cell.raw("ZADD", "nodes:by:heartbeat", 1000, "n2")
+        job = await made(desk)
+        await cell.raw("ZADD", "jobs:state:queued", 1000, job)
+
+        text = visible(await desk.browser.seen("/ops/"))
+        for alarm in (
+            "1 node is silent: new jobs for its servers are refused n2",
+            "A job has waited for",
+            "Storage is low on n1 1.0 GiB of 100 GiB free in /full",
+            "1 node is paused: jobs wait there n1",
+        ):
+            assert alarm in text
+
+    async def test_the_last_day_is_drawn_by_kind(self, desk: Desk) -> None:
+        await made(desk, Outcome(state=JobState.COMPLETED, size_mb=1, downtime_seconds=2.0))
+        page = await desk.browser.seen("/ops/")
+        for label in ("create", "failed", "create p50", "create p95"):
+            assert f"&#34;label&#34;: &#34;{label}&#34;" in page
+
+
+class TestJobs:
+    async def test_they_are_listed_by_the_filter_in_the_address(self, desk: Desk) -> None:
+        bad, waiting = await made(desk, failed()), await made(desk, name="b")
+        for query, found in {
+            "": {bad, waiting},
+            "?state=&kind=&node=&text=": {bad, waiting},
+            "?state=failed": {bad},
+            "?error_code=not_enough_space&node=n1": {bad},
+            f"?server_id={SERVER}&state=queued": {waiting},
+            f"?account_id={ACCOUNT}&kind=create": {bad, waiting},
+            "?node=other": set(),
+        }.items():
+            page = await desk.browser.seen(f"/ops/jobs/{query}")
+            assert set(re.findall(r'<tr id="job-([0-9a-f]{32})"', page)) == found, query
+
+    async def test_a_filter_that_can_not_be_is_told(self, desk: Desk) -> None:
+        page = await desk.browser.get("/ops/jobs/?state=lost")
+        assert page.status == 400
+        assert "state: Input should be" in visible(page.text)
+
+    async def test_next_leads_through_all_of_them_and_first_leads_back(self, desk: Desk) -> None:
+        jobs = await have_many(desk, 7, None)
+        seen: list[str] = []
+        path = "/ops/jobs/?limit=3&state=queued"
+        for _ in range(3):
+            page = await desk.browser.seen(path)
+            seen += re.findall(r'<tr id="job-([0-9a-f]{32})"', page)
+            following = re.search(r'rel="next" href="([^"]+)"', page)
+            path = unescape(following[1]) if following else ""
+        assert (sorted(seen), path) == (sorted(jobs), "")
+        assert 'href="/ops/jobs/?limit=3&amp;state=queued">First' in page
+
+    async def test_one_is_shown_with_all_that_is_known_of_it(self, desk: Desk) -> None:
+        job = await made(desk)
+        await desk.cell.node.begin(job)
+        begun = [
+            StepBegun(step=Step.PREFLIGHT, at=1000.0, attempt=1),
+            StepBegun(step=Step.STOPPING, at=1000.5, attempt=2),
+        ]
+        log = ('{"event": "step.tried", "level": "warning", "timestamp": "2026-01-02T03:04:05Z", "step": "stopping"}',)
+        await desk.cell.node.progress(job, Step.STOPPING, Told(steps=tuple(begun), log=(*log, '{"cut', "[]")))
+        page = await desk.browser.seen(f"/ops/jobs/{job}/")
+        text = visible(page)
+        for said in (
+            "preflight 0.5 s",
+            "stopping try 2 under way",
+            "snapshotting to come",
+            "stopping · 16 %",
+            "on → on",
+            "03:04:05 warning step.tried step= stopping",
+            '{"cut',
+        ):
+            assert said in text, said
+        assert "/retry/" not in page
+        await desk.cell.node.finish(job, failed())
+        page = await desk.browser.seen(f"/ops/jobs/{job}/")
+        assert 'href="/ops/runbook/#not_enough_space"' in page
+        assert f"/ops/jobs/{job}/retry/" in page
+        assert "to come" not in visible(page)
+
+    async def test_a_failed_one_is_tried_again_and_a_waiting_one_cancelled(self, desk: Desk) -> None:
+        job = await made(desk, failed())
+        assert "Try it again?" in await desk.browser.seen(f"/ops/jobs/{job}/retry/")
+        page = await desk.browser.post(f"/ops/jobs/{job}/retry/", **FRAGMENT)
+        new = page.headers["X-Job-Id"]
+        assert f'href="/ops/jobs/{new}/"' in page.text
+        assert page.headers["HX-Trigger"] == "acted"
+        assert "<html" not in page.text
+        await desk.browser.done(f"/ops/jobs/{new}/cancel/")
+        assert "cancelled" in visible(await desk.browser.seen(f"/ops/jobs/{new}/"))
+        retried, cancelled = await audited(desk)
+        assert (retried["path"], retried["job"], retried["status"]) == (f"/ops/jobs/{job}/retry/", new, "200")
+        assert (cancelled["path"], cancelled["token_name"]) == (f"/ops/jobs/{new}/cancel/", "a test")
+
+    async def test_what_is_refused_is_told_in_words_on_a_page_that_stays(self, desk: Desk) -> None:
+        job = await made(desk)
+        page = await desk.browser.post(f"/ops/jobs/{job}/retry/", **FRAGMENT)
+        assert (page.status, page.headers["HX-Retarget"]) == (409, "#notice")
+        assert "only a failed one can be tried again. job_not_retryable" in visible(page.text)
+        whole = await desk.browser.post(f"/ops/jobs/{job}/retry/")
+        assert "<html" in whole.text
+        assert [entry["code"] for entry in await audited(desk)] == ["job_not_retryable"] * 2
+
+    async def test_a_reason_is_asked_for_and_kept(self, desk: Desk) -> None:
+        job = await made(desk, failed("start_failed", stranded=True))
+        page = await desk.browser.post(f"/ops/jobs/{job}/resolve/", {"reason": "  "})
+        assert (page.status, "reason" in page.text) == (400, True)
+        await desk.browser.done(f"/ops/jobs/{job}/resolve/", {"reason": "started by hand, Žižkov"})
+        assert "started by hand, Žižkov" in visible(await desk.browser.seen(f"/ops/jobs/{job}/"))
+        assert [entry.get("reason") for entry in await audited(desk)] == [None, "started by hand, Žižkov"]
+
+
+class TestMany:
+    async def test_those_that_are_ticked_are_answered_for_one_by_one_and_audited_each(self, desk: Desk) -> None:
+        bad, waiting = await have_many(desk, 1, failed()), await made(desk)
+        query = f"?action=retry&ids={bad[0]}&ids={waiting}"
+        question = await desk.browser.seen(f"/ops/jobs/bulk/{query}")
+        assert "Retry 2 jobs?" in question
+        fields = re.findall(r'<input type="hidden" name="(action|ids)" value="([^"]+)">', question)
+        assert fields == [("action", "retry"), ("ids", bad[0]), ("ids", waiting)]
+
+        text = visible(await desk.browser.done("/ops/jobs/bulk/", {"action": "retry", "ids": [bad[0], waiting]}))
+        assert "1 tried again, 1 refused." in text
+        assert "job_not_retryable 1" in text
+        entries = {entry["job"]: (entry["reason"], entry.get("code")) for entry in await audited(desk)}
+        assert entries == {bad[0]: ("retry", None), waiting: ("retry", "job_not_retryable")}
+
+    async def test_all_that_match_are_done_and_no_other(self, desk: Desk) -> None:
+        await have_many(desk, 5, None)
+        other = await made(desk, failed())
+        filters = {"action": "cancel", "all": "true", "state": "queued", "node": "n1"}
+        query = "&".join(f"{name}={value}" for name, value in filters.items())
+        question = visible(await desk.browser.seen(f"/ops/jobs/bulk/?{query}"))
+        assert f"all jobs that match (state queued, node n1), the newest {MATCHING_MAX} at most" in question
+        assert "5 cancelled, 0 refused." in visible(await desk.browser.done("/ops/jobs/bulk/", filters))
+        assert await desk.cell.raw("ZCARD", "jobs:state:queued") == 0
+        assert other not in {entry["job"] for entry in await audited(desk)}
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"action": "retry"},
+            {"action": "retry", "ids": ["x"]},
+            {"action": "retry", "ids": [NO_JOB] * 101},
+            {"action": "explode", "ids": [NO_JOB]},
+            {"action": "retry", "all": "true"},
+            {"action": "retry", "all": "true", "state": "queued"},
+            {"action": "cancel", "all": "true", "state": "failed"},
+        ],
+        ids=str,
+    )
+    async def test_what_makes_no_sense_is_refused_before_anything_is_done(self, desk: Desk, fields: Any) -> None:
+        job = await made(desk)
+        assert (await desk.browser.post("/ops/jobs/bulk/", fields)).status == 400
+        assert await desk.cell.raw("ZSCORE", "jobs:state:queued", job)
+
+
+class TestNodes:
+    async def test_one_is_shown_with_what_it_runs_on_and_what_it_does(self, desk: Desk) -> None:
+        pools = (Pool(path="/a", free_bytes=50 << 30, total_bytes=100 << 30),)
+        facts = NodeFacts(worker="0.1.0", hypervisor="libvirt 9.0.0", emulator="QEMU 7.2.0", pools=pools)
+        server = ReportedServer(id=SERVER, account_id=ACCOUNT, name="web", power="on")
+        await desk.cell.node.report([server], facts)
+        job = await made(desk)
+        await desk.cell.node.begin(job)
+        for path in ("/ops/nodes/", "/ops/nodes/n1/"):
+            text = visible(await desk.browser.seen(path))
+            for said in ("n1", "alive", "0.1.0", "libvirt 9.0.0", "QEMU 7.2.0", "50 GiB free of 100 GiB"):
+                assert said in text, (path, said)
+        assert job[:8] in text
+
+    async def test_it_is_paused_and_resumed_with_a_reason_and_asked_to_reconcile(self, desk: Desk) -> None:
+        assert "It takes no new job" in await desk.browser.seen("/ops/nodes/n1/pause/")
+        await desk.browser.done("/ops/nodes/n1/pause/", {"reason": "a new disk"})
+        assert "paused a new disk, a test" in visible(await desk.browser.seen("/ops/nodes/?state=paused"))
+        await desk.browser.done("/ops/nodes/n1/resume/", {"reason": "it is in"})
+        assert "No node is paused." in await desk.browser.seen("/ops/nodes/?state=paused")
+        await desk.browser.done("/ops/nodes/n1/reconcile/")
+        entries = [(entry["path"], entry.get("reason")) for entry in await audited(desk)]
+        assert entries == [
+            ("/ops/nodes/n1/pause/", "a new disk"),
+            ("/ops/nodes/n1/resume/", "it is in"),
+            ("/ops/nodes/n1/reconcile/", None),
+        ]
+
+    async def test_they_are_sorted_and_come_in_parts(self, desk: Desk) -> None:
+        for name in ("n2", "n3"):
+            assert await node_store(desk.cell.redis, node=name, machine=name).take_lease(seconds=60) is None
+        seen, path = [], "/ops/nodes/?limit=2&sort=-name"
+        while path:
+            page = await desk.browser.seen(path)
+            seen += re.findall(r'<tr id="node-([^"]+)"', page)
+            following = re.search(r'rel="next" href="([^"]+)"', page)
+            path = unescape(following[1]) if following else ""
+        assert seen == ["n3", "n2", "n1"]
+
+
+class TestEveryPage:
+    async def paths(self, desk: Desk, job: JobId) -> list[str]:
+        return [
+            re.sub(r"\{action:(\w+)[^}]*\}", r"\1", path)
+            .replace("{job_id}", job)
+            .replace("{node}", "n1")
+            .replace("{server_id}", str(SERVER))
+            .replace("/bulk/", f"/bulk/?action=retry&ids={job}")
+            for path in PAGES
+        ]
+
+    async def test_shows_what_others_wrote_as_text(self, desk: Desk) -> None:
+        cell = desk.cell
+        facts = NodeFacts(
+            worker=HOSTILE,
+            hypervisor=HOSTILE,
+            emulator=HOSTILE,
+            pools=(Pool(path=HOSTILE, free_bytes=1, total_bytes=2),),
+        )
+        await cell.node.report([ReportedServer(id=SERVER, account_id=ACCOUNT, name=HOSTILE, power="on")], facts)
+        job = await made(desk, failed("start_failed", detail=HOSTILE, stranded=True))
+        await cell.raw("HSET", f"job:{job}", "snapshot_name", HOSTILE, "server_name", HOSTILE, "request_id", HOSTILE)
+        await cell.raw("RPUSH", f"job:{job}:log", '{"event": "<script>", "level": "<script>", "<script>": "<script>"}')
+        await cell.raw("RPUSH", f"job:{job}:steps", '{"step": "<script>", "ms": 1, "attempt": 1}')
+        await desk.browser.done("/ops/nodes/n1/pause/", {"reason": HOSTILE})
+        await desk.browser.done(f"/ops/jobs/{job}/resolve/", {"reason": HOSTILE})
+        told = 0
+        for path in [*await self.paths(desk, job), "/ops/jobs/?text=%3Cscript%3E%22%27"]:
+            page = await desk.browser.get(path)
+            assert page.status == 200, (path, page.text)
+            assert "<script>" not in page.text, path
+            told += page.text.count("&lt;script&gt;")
+        assert told > 10
+
+    async def test_of_what_is_not_there_says_so(self, desk: Desk) -> None:
+        for path in ("/ops/nodes/no-such/", "/ops/nodes/.../", f"/ops/jobs/{NO_JOB}/", "/ops/jobs/x/", "/ops/nowhere/"):
+            page = await desk.browser.get(path)
+            assert page.status == 404, path
+            assert "There is nothing here" in page.text
+
+    async def test_without_the_store_says_so_and_what_goes_on(self, cell: Cell) -> None:
+        async with at_desk(cell, request_seconds=0.2) as desk:
+            await cell.raw("CLIENT", "PAUSE", "1500", "ALL")
+            page = await desk.browser.get("/ops/")
+            assert page.status == 503
+            assert "The store does not answer" in page.text
+            part = await desk.browser.get("/ops/", **FRAGMENT)
+            assert (part.status, part.headers["HX-Retarget"]) == (503, "#trouble")
+
+    async def test_asked_for_by_a_page_is_its_inside_only(self, desk: Desk) -> None:
+        for path in ("/ops/", "/ops/jobs/", "/ops/nodes/"):
+            whole, inside = await desk.browser.get(path), await desk.browser.get(path, **FRAGMENT)
+            assert "<html" in whole.text
+            assert "<h1" in inside.text
+            assert "<html" not in inside.text
+            assert '<form class="filter"' not in inside.text
+
+    async def test_costs_the_store_the_same_with_four_times_as_much_in_it(self, cell: Cell) -> None:
+        async def commands(desk: Desk, path: str) -> int:
+            await cell.raw("CONFIG", "RESETSTAT")
+            await desk.browser.seen(path)
+            told = await cell.redis.info("commandstats")
+            return sum(
+                stat["calls"] for name, stat in told.items() if not name.startswith(("cmdstat_xread", "cmdstat_info"))
+            )
+
+        cost: dict[int, dict[str, int]] = {}
+        for times in (1, 4):
+            await cell.redis.flushdb()
+            await seed(cell.redis, Size(nodes=60 * times, servers_per_node=2, jobs=2000 * times, open_jobs=120 * times))
+            async with at_desk(cell) as desk:
+                paths = ("/ops/", "/ops/jobs/", "/ops/jobs/?state=failed", "/ops/nodes/", "/ops/nodes/node-3/")
+                cost[times] = {path: await commands(desk, path) for path in paths}
+        assert {path: many for path, many in cost[4].items() if many > cost[1][path] + 100} == {}
+
+
+class TestAssets:
+    async def test_each_may_be_kept_for_ever_and_is_packed_and_needs_no_login(self, desk: Desk) -> None:
+        page = await desk.stranger().get("/ops/login/")
+        addresses = set(re.findall(rf'(?:href|src)="({STATIC}[^"]+)"', page.text))
+        assert len(addresses) >= 4
+        for address in addresses:
+            async with desk.api.client.get(f"http://127.0.0.1:{desk.api.port}{address}") as answer:
+                assert answer.status == 200
+                assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+                assert answer.headers["Content-Encoding"] == "gzip"
+                assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert (await desk.stranger().get(address.replace(STATIC, f"{STATIC}0"))).status == 404
+
+    async def test_the_first_page_with_all_that_it_needs_is_small(self, desk: Desk) -> None:
+        await have_many(desk, 10, failed())
+        url, cookie = f"http://127.0.0.1:{desk.api.port}", {"Cookie": f"__Host-ops={desk.browser.session}"}
+        size, page = 0, await desk.browser.seen("/ops/")
+        for address in {"/ops/", *re.findall(rf'(?:href|src)="({STATIC}[^"]+)"', page)}:
+            async with desk.api.client.get(url + address, headers=cookie, auto_decompress=False) as answer:
+                size += len(await answer.read())
+        assert 40_000 < size < 100_000
+
+    def test_each_that_a_template_names_is_there(self) -> None:
+        assert Assets().url("ops.js").startswith(STATIC)
+        with pytest.raises(KeyError):
+            Assets().url("nothing.js")
+
+
+class TestRunbook:
+    async def test_the_link_of_each_error_leads_to_its_place(self, desk: Desk) -> None:
+        page = await desk.browser.seen("/ops/runbook/")
+        for code in ("not_enough_space", "start_failed", "interrupted"):
+            assert f'<h3 id="{code}">' in page
+        assert "<table>" in page
+        assert 'href="adr' not in page
