@@ -99,6 +99,10 @@ class Halts:
         """The next such change of that disk is refused, though nobody is killed in it."""
         self._refusal.write_text(f"{action} {disk.name}")
 
+    def hang(self, action: str) -> None:
+        """The next such change stands still, and nobody is killed in it."""
+        self._write(self._child, f"{Moment.BEFORE} 0 {action}\n")
+
     def forget(self) -> None:
         for path in (self._asked, self._child, self._halted, self._refusal):
             path.unlink(missing_ok=True)
