@@ -11,7 +11,7 @@ from deploy.lab.lab import Lab
 
 PROGRAMS = ("libvirtd", "qemu-system-x86_64", "qemu-img", "setpriv", "unshare")
 _SCRIPT = Path(__file__).parents[1] / "deploy" / "lab" / "libvirtd.sh"
-_START_SECONDS = 30
+_START_SECONDS = 60  # a machine with much else to do
 
 
 class Daemon:
@@ -36,6 +36,10 @@ class Daemon:
         self._process.kill()
         self._process.wait()
         self._process = None
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def stop_for_good(self) -> None:
         """With the guests that outlive it."""

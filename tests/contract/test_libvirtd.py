@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -97,6 +98,22 @@ async def test_a_libvirtd_that_dies_under_a_call_leaves_the_outcome_to_be_looked
     await hypervisor.cut_power(SERVER)
     assert await hypervisor.power(SERVER) is Power.OFF
     assert await hypervisor.repair(SERVER) == ()
+    await hypervisor.close()
+
+
+async def test_a_libvirtd_that_hangs_is_given_up_and_used_again_once_it_answers(daemon: Daemon) -> None:
+    from drivers.kvm import KvmHypervisor  # noqa: PLC0415
+
+    await asyncio.to_thread(define, daemon)
+    hypervisor = await KvmHypervisor.open(daemon.uri)
+    await hypervisor.adopt(NAME, server_id=SERVER, account_id=77)
+    await hypervisor.start(SERVER)
+    daemon.signal(signal.SIGSTOP)
+    async with asyncio.timeout(60):  # far above the 15 to 20 s of silence after which it is given up
+        with pytest.raises(HypervisorUnavailable):
+            await hypervisor.power(SERVER)
+    daemon.signal(signal.SIGCONT)
+    assert await hypervisor.power(SERVER) is Power.ON
     await hypervisor.close()
 
 
