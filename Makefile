@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CLIENT := $(VENV)-client
 # read by deploy/setup.sh and by deploy/demo/run.py
-export VENV PYTHON PORT STATE_DIR DRIVER N SEED SABOTAGE
+export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE
 
 help: ## print this
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \

@@ -18,6 +18,7 @@ from worker.metrics import Metrics
 FACTS_SECONDS = 60.0  # between two looks at versions and free space
 FACTS_LOOK_SECONDS = 5.0  # that a report waits for such a look; a slower one is told with a later report
 REPORT_SECONDS = 5.0  # with each heartbeat, for what no event told
+AGAIN_SECONDS = 1.0  # after a report that was not taken: a store that lost its data must soon know what there is
 LOOK_SECONDS = 30.0  # for the list of a node's domains; hundreds take milliseconds
 SETTLE_SECONDS = 0.1  # a guest that starts fires several events at once
 
@@ -52,8 +53,8 @@ class Inventory:
         self._fresh: set[ServerId] = set()
         self._some_fresh = asyncio.Event()
 
-    async def report(self) -> None:
-        """Tell the store what the node has now. A hypervisor or a store that is away is told the next time."""
+    async def report(self) -> bool:
+        """Tell the store what the node has now; whether it has taken it."""
         try:
             domains = await self._domains()
             servers = {ServerId(domain.server_id): domain for domain in reversed(domains)}
@@ -66,7 +67,7 @@ class Inventory:
             reported = await self._store.report(reported_servers, await self._facts())
         except (DriverError, StoreUnavailable, LeaseLost) as error:
             log.warning("inventory.not_reported", reason=type(error).__name__, detail=str(error))
-            return
+            return False
         twice = frozenset(server_id for server_id, count in Counter(d.server_id for d in domains).items() if count > 1)
         for server_id in twice - self._twice:
             log.error("inventory.server_twice_on_node", server_id=server_id)
@@ -81,6 +82,7 @@ class Inventory:
             self._reconcile()
         self._fresh |= reported.fresh
         self._some_fresh.set()
+        return True
 
     async def _domains(self) -> list[Domain]:
         try:
@@ -122,12 +124,13 @@ class Inventory:
     async def keep_reporting(self) -> None:
         """Run until cancelled: report soon after each change on the hypervisor, and every few seconds anyway."""
         self._hypervisor.watch(self._changed.set)
+        taken = True
         while True:
             try:
-                async with asyncio.timeout(self._report_seconds):
+                async with asyncio.timeout(self._report_seconds if taken else AGAIN_SECONDS):
                     await self._changed.wait()
                 await asyncio.sleep(SETTLE_SECONDS)
             except TimeoutError:
                 pass  # nothing has changed; the view in the store may still be old
             self._changed.clear()
-            await self.report()
+            taken = await self.report()

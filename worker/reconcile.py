@@ -120,7 +120,8 @@ class Reconciler:
 
     async def _publish(self, server_id: ServerId, found: Iterable[FoundSnapshot]) -> list[Difference]:
         """Tell the store of the snapshots and jobs that it does not know."""
-        at_work = {task.snapshot_id for task in self._open_tasks(server_id)}
+        making_or_deleting = {JobKind.CREATE, JobKind.DELETE}
+        at_work = {task.snapshot_id for task in self._open_tasks(server_id) if task.kind in making_or_deleting}
         # libvirt lists a snapshot of ours when every disk has it: what is listed was whole, and is a customer's.
         taken = {
             snapshot_id: (snapshot.tag, snapshot.spec)

@@ -20,10 +20,10 @@ AlsoRead = TypeVar("AlsoRead")
 THREADS = 32  # calls at a time: a hung one must not keep the others waiting
 HUNG_SECONDS = 30.0  # a call whose caller has given up may take so long yet; then nobody waits for it any more
 KEEPALIVE_SECONDS, KEEPALIVE_COUNT = 5, 3  # a daemon that is silent for 15 s is given up
-# The daemon is gone, hangs, or went while it answered: what was asked may have been done.
+# The daemon is gone, hangs, or went while it answered: what was asked may have been done. VIR_ERR_SYSTEM_ERROR says so
+# where the connection is dead; over a living one it is the kernel's answer (a file that a start needs is missing).
 UNKNOWN_OUTCOME = frozenset(
     {
-        libvirt.VIR_ERR_SYSTEM_ERROR,
         libvirt.VIR_ERR_RPC,
         libvirt.VIR_ERR_NO_CONNECT,
         libvirt.VIR_ERR_INVALID_CONN,
@@ -32,12 +32,16 @@ UNKNOWN_OUTCOME = frozenset(
 )
 
 
-def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: str) -> DriverError:
-    """libvirt's error as ours. Its codes classify little: only "no such domain" and a lost daemon are reliable."""
+def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: str, *, alive: bool) -> DriverError:
+    """libvirt's error as ours. Its codes classify little: only "no such domain" and a lost daemon are reliable.
+
+    `alive`: the connection is, now that the call has failed.
+    """
     code = error.get_error_code()
     if code == libvirt.VIR_ERR_NO_DOMAIN:
         return DomainNotFound("the hypervisor does not know the server")
-    if code in UNKNOWN_OUTCOME or "client socket is closed" in str(error):
+    lost = code in UNKNOWN_OUTCOME or "client socket is closed" in str(error)
+    if lost or (code == libvirt.VIR_ERR_SYSTEM_ERROR and not alive):
         return HypervisorUnavailable("the hypervisor does not answer")
     return otherwise(text)
 
@@ -102,7 +106,7 @@ class Connection:
             try:
                 return work(self._open_handle())
             except libvirt.libvirtError as error:
-                raise translate(error, otherwise, text) from error
+                raise self._translate(error, otherwise, text) from error
 
         return await self._in_thread(run)
 
@@ -122,7 +126,7 @@ class Connection:
             try:
                 return work(self._domain(self._open_handle(), server_id))
             except libvirt.libvirtError as error:
-                raise translate(error, otherwise, text) from error
+                raise self._translate(error, otherwise, text) from error
 
         return await self._in_thread(run, server_id)
 
@@ -172,6 +176,11 @@ class Connection:
                 self._handle.domainEventRegisterAny(None, lifecycle, self._tell, None)
                 self._tell()  # what happened while nobody listened is not known
             return self._handle
+
+    def _translate(self, error: libvirt.libvirtError, otherwise: type[DriverError], text: str) -> DriverError:
+        with self._opening:
+            alive = self._handle is not None and bool(self._handle.isAlive())
+        return translate(error, otherwise, text, alive=alive)
 
     def _tell(self, *_event: Any) -> None:
         for listener in self._listeners:

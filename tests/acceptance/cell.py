@@ -80,11 +80,15 @@ class AcceptanceCell:
 
     async def start(self) -> None:
         await self.start_api()
+        await self.enrol()
+        await self.start_worker()
+
+    async def enrol(self) -> None:
+        """A token for us."""
         token = ("token", "create", "--name", "t", "--account", str(ACCOUNT))
         permissions = ("--permission", "snapshots:read", "--permission", "snapshots:write")
         secret = await self.program("vps-snapshots-api", *token, *permissions)
         self.client = Client(f"http://127.0.0.1:{self.port}", secret.strip())
-        await self.start_worker()
 
     async def start_api(self) -> None:
         """Return when it answers."""
@@ -94,12 +98,20 @@ class AcceptanceCell:
 
     async def start_worker(self) -> None:
         """Return when a job for any of the servers would be admitted."""
+        await self.spawn_worker()
+        await self.is_published()
+
+    async def spawn_worker(self) -> None:
+        """Return at once."""
         self.worker = await Child.start(
             "worker",
             self.worker_command,
             settings=self.settings,
             log=self.worker_log,
         )
+
+    async def is_published(self) -> None:
+        """Return when the node has told of all servers and their snapshots."""
         redis = self.redis.client()
         try:
             for server_id in self.servers:

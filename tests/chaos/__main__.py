@@ -1,7 +1,7 @@
 """`make chaos N=200 SEED=7`: a campaign of so many kills; exit code 1 where anything was not as it must be.
 
-N=steps: not by chance, but every step of every operation with each death in its midst.
-
+N=steps: not by chance, but every moment of every step of every operation; N=steps:20, so many of them.
+LIBVIRT=daemon: with a libvirtd, which is killed too, in the place of the embedded one.
 SABOTAGE=repair, safety or journal takes that part out of the worker: then it must fail, or it proves nothing.
 """
 
@@ -17,67 +17,81 @@ from pathlib import Path
 
 from deploy.lab.domain import disk
 from deploy.lab.lab import Lab, make_disk
-from tests.acceptance.cell import PROGRAMS, AcceptanceCell
-from tests.chaos import model
-from tests.chaos.campaign import Campaign, Summary
+from tests.acceptance.cell import AcceptanceCell
+from tests.chaos import model, moments
+from tests.chaos.campaign import Campaign
+from tests.chaos.deaths import Deaths
+from tests.chaos.halts import Halts
 from tests.chaos.model import Expected
+from tests.chaos.summary import Summary
 from tests.conftest import RedisServer
+from tests.libvirtd import Daemon, DaemonLab
 
-# A qemu-img in front of the real one. Every other change begins late, so that a death can come right before it; and
-# while the file exists that is named here, it refuses, once, what the file says.
-SHIM = """#!/bin/sh
-case "$1.$$" in snapshot.*[02468]) sleep 0.15 ;; esac
-if [ -s "{refusal}" ]; then
-    read -r action disk <"{refusal}"
-    case " $* " in *" $action "*"$disk"*) rm -f "{refusal}"; echo "refused by the campaign" >&2; exit 1 ;; esac
-fi
-exec {real} "$@"
-"""
 # server id -> number of disks, whether it runs
-SERVERS = {1: (2, False), 2: (3, False), 3: (2, True), 4: (2, False), 5: (2, True)}
-SLOW = 4  # its disks have so many clusters mapped that a change of one takes a quarter of a second: time to die in
+SERVERS = {1: (2, False), 2: (3, False), 3: (2, True), 4: (2, False), 5: (2, True), 6: (1, False)}
+SLOW = (4, 5)  # their disks have so many clusters mapped that a change takes a quarter of a second: time to die in
+UEFI = 6
 
 
-async def campaign(folder: Path, *, kills: int | None, seed: int, sabotage: str, quiet: bool = False) -> Summary:
-    """`folder`: short, for the sockets' sake. `kills` None: every step in turn."""
-    refusal, programs = folder / "refusal", folder / "bin"
-    programs.mkdir()
-    shim = programs / "qemu-img"
-    shim.write_text(SHIM.format(refusal=refusal, real=shutil.which("qemu-img")))
-    shim.chmod(0o755)
+async def campaign(
+    folder: Path, *, wanted: str, seed: int, sabotage: str = "none", daemon: bool = False, quiet: bool = False
+) -> Summary:
+    """`folder`: short, for the sockets' sake. `wanted`: as N."""
+    halts = Halts(folder)
+    programs = halts.put_in_front()
     (folder / "r").mkdir()
     redis = RedisServer(folder / "r")
     redis.start()
-    worker: tuple[str | Path, ...] = (PROGRAMS / "vps-snapshots-worker", "run")
-    if sabotage:
-        worker = (sys.executable, "-m", "tests.chaos.sabotage", sabotage, "run")
+    libvirtd = Daemon(folder / "l") if daemon else None
     cell = AcceptanceCell(
         folder=folder,
         redis=redis,
-        lab=Lab(folder / "l"),
+        lab=DaemonLab(libvirtd) if libvirtd else Lab(folder / "l"),
         overrides={"VPS_SNAPSHOTS_GRACE_SECONDS": "0.3", "PATH": f"{programs}:{os.environ['PATH']}"},
-        worker_command=worker,
+        worker_command=(sys.executable, "-m", "tests.chaos.stage", folder, sabotage, "run"),
     )
     try:
+        if libvirtd:
+            await libvirtd.start()
         servers = await _furnish(cell)
         await cell.start()
-        say = (lambda _: None) if quiet else print
-        played = Campaign(cell, servers, chance=random.Random(seed), refusal=refusal, say=say)
-        return await (played.run_steps() if kills is None else played.run(kills))
+        played = Campaign(
+            cell,
+            servers,
+            deaths=Deaths(cell=cell, servers=servers, daemon=libvirtd),
+            halts=halts,
+            chance=random.Random(seed),
+            say=(lambda _: None) if quiet else print,
+        )
+        return await _play(played, wanted, servers)
     finally:
         await cell.stop()
+        if libvirtd:
+            libvirtd.stop_for_good()
+
+
+async def _play(played: Campaign, wanted: str, servers: list[Expected]) -> Summary:
+    if not wanted.startswith("steps"):
+        return await played.run(int(wanted))
+    plays = list(moments.plays())
+    if how_many := wanted.removeprefix("steps").lstrip(":"):
+        plays = played.chance.sample(plays, int(how_many))
+    return await moments.run(played, plays, off=servers[SLOW[0] - 1], running=servers[SLOW[1] - 1])
 
 
 async def _furnish(cell: AcceptanceCell) -> list[Expected]:
     servers = []
     for server_id, (disks, runs) in SERVERS.items():
         paths = [cell.lab.disk_path(f"s{server_id}-{n}.qcow2") for n in range(disks)]
-        devices = [disk(_make_slow_disk(path) if server_id == SLOW else make_disk(path, "16M")) for path in paths]
-        server = await cell.add(server_id, devices, running=False, guest=False)
-        model.write(server, server_id)
+        devices = [disk(_make_slow_disk(path) if server_id in SLOW else make_disk(path, "16M")) for path in paths]
+        uefi = server_id == UEFI
+        server = await cell.add(server_id, devices, running=False, guest=False, uefi=uefi)
+        nvram = cell.lab.nvram_path(server.name) if uefi else None
+        expected = Expected(server=server, running=runs, runs_by_nature=runs, content=0, nvram=nvram)
+        model.write(expected, server_id)
         if runs:
             await cell.lab.start(server.name)
-        servers.append(Expected(server=server, running=runs, runs_by_nature=runs, content=server_id))
+        servers.append(expected)
     return servers
 
 
@@ -89,11 +103,11 @@ def _make_slow_disk(path: Path) -> Path:
 
 def main() -> int:
     wanted, seed = os.environ.get("N") or "50", int(os.environ.get("SEED") or secrets.randbelow(10_000))
-    kills = None if wanted == "steps" else int(wanted)
-    sabotage = os.environ.get("SABOTAGE") or ""
+    sabotage, libvirt = os.environ.get("SABOTAGE") or "none", os.environ.get("LIBVIRT") or "embedded"
     folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))
-    print(f"{wanted} kills, SEED={seed}, in {folder}{', sabotaged: ' + sabotage if sabotage else ''}")
-    summary = asyncio.run(campaign(folder, kills=kills, seed=seed, sabotage=sabotage))
+    print(f"{wanted} kills, SEED={seed}, libvirt: {libvirt}, sabotage: {sabotage}, in {folder}")
+    daemon = libvirt == "daemon"
+    summary = asyncio.run(campaign(folder, wanted=wanted, seed=seed, sabotage=sabotage, daemon=daemon))
     print(summary.text())
     if summary.violations:
         print(f"left for a look: {folder}")

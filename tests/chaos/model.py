@@ -12,6 +12,7 @@ from typing import Any
 from tests.acceptance.cell import AcceptanceCell, Server, tags
 
 DATA_BYTES = 64 << 10  # at the start of each disk: one byte, repeated, is its content
+NVRAM_BYTES = 4 << 10  # nobody boots with it
 SAFETY_PREFIX = "vps-safety-"
 LOCKED_SECONDS = 10.0
 LOOK_AGAIN_SECONDS = 0.1
@@ -30,16 +31,22 @@ class Expected:
     running: bool
     content: int  # the byte on every disk
     snapshots: dict[int, int] = field(default_factory=dict)  # id -> the byte that it holds
-    undoable: tuple[str, int] | None = None  # the restore's job, and the byte that it overwrote
+    undoable: str | None = None  # the job of the restore that can be undone
+    overwrote: dict[str, int] = field(default_factory=dict)  # a restore's job -> the byte that it overwrote
+    nvram: Path | None = None  # UEFI variables: a file of the same byte, copied for each snapshot
+    must_run: bool = False  # the job that was under way when something was killed had found it running
     runs_by_nature: bool = False  # started again, as by an operator, after its QEMU was killed
     qemu_was_killed: bool = False  # by us: what it had not written of its own bookkeeping is leaked
     change_was_killed: bool = False  # by us: see LEAKS_OF_A_CHANGE
 
 
-def write(server: Server, content: int) -> None:
+def write(expected: Expected, content: int) -> None:
     """As a guest that has shut down since."""
-    for disk in server.disks:
+    expected.content = content
+    for disk in expected.server.disks:
         _qemu_io(disk, f"write -P {content} 0 {DATA_BYTES}")
+    if expected.nvram is not None:
+        expected.nvram.write_bytes(bytes([content]) * NVRAM_BYTES)
 
 
 def content(disk: Path) -> int | None:
@@ -52,7 +59,7 @@ def held(disk: Path, tag: str) -> int | None:
 
 
 async def violations(cell: AcceptanceCell, expected: Expected, spare: set[str]) -> list[str]:
-    """All that is not as it must be with one server."""
+    """All that is not as it must be with one server. `spare`: tags that the journal remembers."""
     server, found = expected.server, []
     _, page = await cell.call("GET", f"/api/v1/snapshots/?server_id={server.id}&page_size=500")
     results: Any = page["results"]
@@ -61,14 +68,46 @@ async def violations(cell: AcceptanceCell, expected: Expected, spare: set[str]) 
         found.append(f"listed as completed {sorted(completed)}, expected {sorted(expected.snapshots)}")
     if unended := [s["id"] for s in results if s["status"] == "in_progress"]:
         found.append(f"in progress with no job: {unended}")
-    found += await asyncio.to_thread(_disk_violations, expected, completed, spare)
+    _, shown = await cell.call("GET", f"/api/v1/servers/{server.id}/")
+    if (shown["snapshots"], shown["job"]) != (len(expected.snapshots), None):
+        found.append(f"counts {shown['snapshots']} of {len(expected.snapshots)} snapshots, busy with {shown['job']}")
+    _, jobs = await cell.call("GET", f"/api/v1/jobs/?server_id={server.id}&page_size=500")
+    listed_jobs: Any = jobs["results"]
+    if unended := [job["id"] for job in listed_jobs if job["state"] in {"queued", "in_progress"}]:
+        found.append(f"jobs without an end: {unended}")
+    found += await asyncio.to_thread(disk_violations, expected, completed, spare)
+    found += _list_violations(cell.lab.folder, expected, spare)
     if cell.is_on(server) is not expected.running:
         found.append(f"power: on is {cell.is_on(server)}, expected {expected.running}")
     return [f"server {server.id}: {violation}" for violation in found]
 
 
-def _disk_violations(expected: Expected, completed: set[int], spare: set[str]) -> list[str]:
-    found = []
+def _list_violations(libvirt: Path, expected: Expected, spare: set[str]) -> list[str]:
+    """What libvirt lists, by the files in which it keeps that."""
+    listed = {path.stem for path in (libvirt / "lib" / "qemu" / "snapshot" / expected.server.name).glob("*.xml")}
+    ours = {f"vps-{snapshot}" for snapshot in expected.snapshots}
+    if ours - listed or listed - ours - spare:
+        return [f"libvirt lists {sorted(listed)}, expected {sorted(ours)}"]
+    return []
+
+
+def _nvram_violations(expected: Expected, spare: set[str]) -> list[str]:
+    if expected.nvram is None:
+        return []
+    files = {path.name.removeprefix(expected.nvram.name): path for path in expected.nvram.parent.glob("*.nvram*")}
+    bytes_of = {"": expected.content, **{f".vps-{snapshot}": byte for snapshot, byte in expected.snapshots.items()}}
+    found = [
+        f"{expected.nvram.name}{suffix}: not as expected"
+        for suffix, byte in bytes_of.items()
+        if suffix not in files or files[suffix].read_bytes() != bytes([byte]) * NVRAM_BYTES
+    ]
+    if stray := set(files) - set(bytes_of) - {f".{tag}" for tag in spare}:
+        found.append(f"{expected.nvram.name}: nobody remembers {stray}")
+    return found
+
+
+def disk_violations(expected: Expected, completed: set[int], spare: set[str]) -> list[str]:
+    found = _nvram_violations(expected, spare)
     for disk in expected.server.disks:
         on_disk = set(tags(disk))
         if stray := {tag for tag in on_disk if tag.startswith(SAFETY_PREFIX)} - spare:
@@ -90,24 +129,21 @@ def _disk_violations(expected: Expected, completed: set[int], spare: set[str]) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class Journaled:
-    """What the node's journal says of its newest job."""
+class UnderWay:
+    """What the node's journal says of a job that it has begun and not ended."""
 
-    job_id: str
     step: str
     was_running: bool
-    over: bool
 
 
-def newest(journal: Path) -> Journaled | None:
+def under_way(journal: Path) -> dict[int, UnderWay]:
+    """By the server's id."""
     rows = _query(
         journal,
-        "SELECT id, step, json_extract(facts, '$.was_running'), outcome IS NOT NULL"
-        " FROM jobs ORDER BY rowid DESC LIMIT 1",
+        "SELECT json_extract(task, '$.server_id'), step, json_extract(facts, '$.was_running')"
+        " FROM jobs WHERE outcome IS NULL ORDER BY rowid",
     )
-    for job_id, step, was_running, over in rows:
-        return Journaled(job_id=job_id, step=step, was_running=bool(was_running), over=bool(over))
-    return None
+    return {server_id: UnderWay(step=step, was_running=bool(on)) for server_id, step, on in rows}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +152,10 @@ class End:
 
     row: int
     job_id: str
+    server_id: int
     kind: str
     snapshot_id: int
+    undoes: str | None
     state: str
     stranded: bool
 
@@ -126,14 +164,24 @@ def ends(journal: Path, *, after: int) -> list[End]:
     """The jobs that ended and that the journal got after that row, in the order in which they were begun."""
     rows = _query(
         journal,
-        "SELECT rowid, id, json_extract(task, '$.kind'), json_extract(task, '$.snapshot_id'),"
-        " json_extract(outcome, '$.state'), coalesce(json_extract(outcome, '$.failure.stranded'), 0)"
+        "SELECT rowid, id, json_extract(task, '$.server_id'), json_extract(task, '$.kind'),"
+        " json_extract(task, '$.snapshot_id'), json_extract(task, '$.undoes'), json_extract(outcome, '$.state'),"
+        " coalesce(json_extract(outcome, '$.failure.stranded'), 0)"
         " FROM jobs WHERE outcome IS NOT NULL AND rowid > ? ORDER BY rowid",
         after,
     )
     return [
-        End(row=row, job_id=job_id, kind=kind, snapshot_id=snapshot_id, state=state, stranded=bool(stranded))
-        for row, job_id, kind, snapshot_id, state, stranded in rows
+        End(
+            row=row,
+            job_id=job_id,
+            server_id=server_id,
+            kind=kind,
+            snapshot_id=snapshot_id,
+            undoes=undoes,
+            state=state,
+            stranded=bool(stranded),
+        )
+        for row, job_id, server_id, kind, snapshot_id, undoes, state, stranded in rows
     ]
 
 

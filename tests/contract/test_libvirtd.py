@@ -1,10 +1,8 @@
 """The driver beside a real libvirtd that is killed and started again."""
 
 import asyncio
-import contextlib
 import os
 import signal
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -16,43 +14,15 @@ from deploy.lab.domain import disk
 from deploy.lab.lab import Lab, make_disk
 from drivers.base import HypervisorUnavailable, Power, SnapshotSpec
 from tests.conftest import needs
+from tests.libvirtd import PROGRAMS, Daemon
 
-PROJECT = Path(__file__).parents[2]
 SERVER, NAME = 12345, "s1"
 SPEC = SnapshotSpec(tag="vps-7", name="n", description="", created_at=datetime(2025, 1, 15, tzinfo=UTC))
 
 
-class Daemon:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.uri = f"qemu+unix:///system?socket={folder}/run/libvirt-sock"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    async def start(self) -> None:
-        command = [PROJECT / "deploy" / "lab" / "libvirtd.sh", self.folder]
-        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # noqa: ASYNC220 - it is to be killed, whatever the loop does
-        async with asyncio.timeout(30):
-            while not await self._listens():  # noqa: ASYNC110 - it tells nobody
-                await asyncio.sleep(0.05)
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    async def _listens(self) -> bool:
-        try:
-            _, writer = await asyncio.open_unix_connection(self.folder / "run" / "libvirt-sock")
-        except OSError:
-            return False
-        writer.close()
-        await writer.wait_closed()
-        return True
-
-
 @pytest.fixture
 async def daemon() -> AsyncIterator[Daemon]:
-    for program in ("libvirtd", "qemu-system-x86_64", "qemu-img", "setpriv", "unshare"):
+    for program in PROGRAMS:
         needs(program)
     if os.getuid():
         pytest.skip("a libvirtd of one's own needs root")
@@ -62,10 +32,7 @@ async def daemon() -> AsyncIterator[Daemon]:
         try:
             yield daemon
         finally:
-            daemon.kill()
-            for pid in (daemon.folder / "run" / "qemu").glob("*.pid"):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid.read_text()), signal.SIGKILL)
+            daemon.stop_for_good()
 
 
 def define(daemon: Daemon) -> None:
@@ -131,6 +98,22 @@ async def test_a_libvirtd_that_dies_under_a_call_leaves_the_outcome_to_be_looked
     await hypervisor.cut_power(SERVER)
     assert await hypervisor.power(SERVER) is Power.OFF
     assert await hypervisor.repair(SERVER) == ()
+    await hypervisor.close()
+
+
+async def test_a_libvirtd_that_hangs_is_given_up_and_used_again_once_it_answers(daemon: Daemon) -> None:
+    from drivers.kvm import KvmHypervisor  # noqa: PLC0415
+
+    await asyncio.to_thread(define, daemon)
+    hypervisor = await KvmHypervisor.open(daemon.uri)
+    await hypervisor.adopt(NAME, server_id=SERVER, account_id=77)
+    await hypervisor.start(SERVER)
+    daemon.signal(signal.SIGSTOP)
+    async with asyncio.timeout(60):  # far above the 15 to 20 s of silence after which it is given up
+        with pytest.raises(HypervisorUnavailable):
+            await hypervisor.power(SERVER)
+    daemon.signal(signal.SIGCONT)
+    assert await hypervisor.power(SERVER) is Power.ON
     await hypervisor.close()
 
 

@@ -369,6 +369,18 @@ async def test_a_delete_that_is_under_way_does_not_bring_its_snapshot_back(node:
     assert await node.tags() == set()
 
 
+async def test_the_snapshot_that_is_being_restored_is_told_at_once_to_a_store_that_lost_its_data(node: Node) -> None:
+    kept = await node.create("kept")
+    restore = await node.cell.store.restore(account_id=ACCOUNT, snapshot_id=kept, request_id="r")
+    job = await node.cell.node.begin(restore.job.id)
+    node.journal.begin(Task.of(job), Step.PREFLIGHT)
+    await lose_redis_data(node)
+
+    await report(node)
+
+    assert await node.listed() == {kept: SnapshotStatus.COMPLETED}
+
+
 async def test_an_outcome_that_meets_an_empty_store_is_taken_once_the_node_has_told_it_of_the_job(node: Node) -> None:
     admitted = await node.cell.create("kept")
     job = await node.cell.node.begin(admitted.job.id)

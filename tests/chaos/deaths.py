@@ -1,0 +1,138 @@
+"""Who is killed and how, and how all of it is started again."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy.demo.processes import Child
+from tests.acceptance.cell import AcceptanceCell
+from tests.chaos.model import Expected
+from tests.libvirtd import Daemon
+
+LOST, OLDER = "redis's data", "redis's newer data"  # it comes back with none, or with those of some time ago
+STARTED_STEPS = {"starting", "measuring"}  # a QEMU that dies in these is the new one: it had been started
+
+
+@dataclass(kw_only=True)
+class Deaths:
+    """The cell's processes, to be killed; `daemon` where it has a libvirtd."""
+
+    cell: AcceptanceCell
+    servers: Sequence[Expected]
+    daemon: Daemon | None
+    _copy: Path | None = field(default=None, init=False)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        often = ("worker", "worker", "qemu-img", "qemu-img", "qemu", "redis", "api", "everything")
+        return (*often, LOST, OLDER, *(["libvirtd", "libvirtd"] if self.daemon else []))
+
+    def qemu_imgs(self) -> list[int]:
+        """The worker's children."""
+        worker = self._worker.pid
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            children = [int(pid) for pid in Path(f"/proc/{worker}/task/{worker}/children").read_text().split()]
+            return [pid for pid in children if b"qemu-img" in _command(pid)]
+        return []
+
+    async def kill(self, target: str, expected: Expected, children: Sequence[int] = ()) -> int:
+        """How many processes were killed. `children`: the qemu-img processes that are meant."""
+        pids = self._pids(target, expected, children)
+        on = [other for other in self.servers if self.cell.is_on(other.server)]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed = len(pids)
+        if target in {"redis", LOST, OLDER, "everything"}:
+            await asyncio.to_thread(self.cell.redis.kill)
+            killed += 1
+        if self.daemon and target in {"libvirtd", "everything"}:
+            await asyncio.to_thread(self.daemon.kill)
+            killed += 1
+        for child in (self._worker, self._api):
+            if child.pid in pids:
+                await child.ended()
+        if target in {"worker", "qemu-img", "everything"}:
+            for other in self.servers:  # the worker gives up spare tags of any server
+                other.change_was_killed = True
+        for other in on:
+            other.qemu_was_killed |= target == "everything" or (target == "qemu" and other is expected)
+        return killed
+
+    async def start_again(self, target: str) -> None:
+        """Everything that was killed; the data of Redis as the target says. The worker is not waited for."""
+        redis, worker_ended, api_ended = self.cell.redis, await _has_ended(self._worker), await _has_ended(self._api)
+        if target == LOST:
+            redis.lose_data()
+        if target == OLDER and self._copy is not None:
+            redis.lose_data()
+            shutil.copytree(self._copy, redis.folder, dirs_exist_ok=True)
+        if self.daemon and self.daemon.pid is None:
+            await self.daemon.start()
+        if redis.process is None:
+            await asyncio.to_thread(redis.start)
+        if worker_ended:
+            await self.cell.spawn_worker()
+        if api_ended:
+            await self.cell.start_api()
+        if target == LOST:
+            await self.cell.enrol()
+
+    async def rebuild(self) -> None:
+        """What an operator does with a Redis that was brought back from an older copy."""
+        await self.cell.program("vps-snapshots-worker", "rebuild")
+        await self.cell.is_published()
+
+    def keep_a_copy(self) -> None:
+        """Of what Redis has now, to come back to."""
+        self._copy = self._copy or Path(f"{self.cell.redis.folder}-copy")
+        shutil.rmtree(self._copy, ignore_errors=True)
+        shutil.copytree(self.cell.redis.folder, self._copy, ignore=lambda _, names: [n for n in names if "sock" in n])
+
+    def _pids(self, target: str, expected: Expected, children: Sequence[int]) -> list[int]:
+        if target == "worker":
+            return [self._worker.pid]
+        if target == "api":
+            return [self._api.pid]
+        if target == "qemu-img":
+            return list(children) or self.qemu_imgs()
+        if target == "qemu":
+            return [pid for pid in [self._qemu(expected)] if pid]
+        if target == "everything":
+            qemus = [pid for other in self.servers if (pid := self._qemu(other))]
+            return [self._worker.pid, self._api.pid, *self.qemu_imgs(), *qemus]
+        return []
+
+    def _qemu(self, expected: Expected) -> int | None:
+        if not self.cell.is_on(expected.server):
+            return None
+        return int((self.cell.lab.folder / "run" / "qemu" / f"{expected.server.name}.pid").read_text())
+
+    @property
+    def _worker(self) -> Child:
+        assert self.cell.worker is not None
+        return self.cell.worker
+
+    @property
+    def _api(self) -> Child:
+        assert self.cell.api is not None
+        return self.cell.api
+
+
+def _command(pid: int) -> bytes:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+async def _has_ended(child: Child) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.1):  # one that was killed has been waited for already
+            await child.ended()
+            return True
+    return False

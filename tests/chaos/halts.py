@@ -1,0 +1,113 @@
+"""Where in a job the worker, or a qemu-img of its, is to stand still until it is killed: so each moment can be hit.
+
+The campaign asks by a file; the worker of `tests.chaos.stage`, and a qemu-img before the real one, answer by another.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+# Every other change begins late, so that a death can come right before it; and while there is a refusal, the change
+# that it names is refused, once. Who stands still can be killed, and what it has started dies with it.
+_SHIM = """#!/bin/sh
+stand_still() {{ echo "$$" >"{halted}.new"; mv "{halted}.new" "{halted}"; kill -STOP $$; }}
+if [ -s "{child}" ] && read -r moment seconds pattern <"{child}"; then
+    case " $* " in *" $pattern"*)
+        if mv "{child}" "{child}.$$" 2>/dev/null; then
+            case $moment in
+            before) stand_still ;;
+            during)
+                setpriv --pdeathsig KILL -- {real} "$@" &
+                sleep "$seconds"; kill -STOP $! 2>/dev/null; stand_still ;;
+            after) {real} "$@"; stand_still ;;
+            esac
+        fi ;;
+    esac
+fi
+case "$1.$$" in snapshot.*[02468]) sleep 0.15 ;; esac
+if [ -s "{refusal}" ]; then
+    read -r action disk <"{refusal}"
+    case " $* " in *" $action "*"$disk"*) rm -f "{refusal}"; echo "refused by the campaign" >&2; exit 1 ;; esac
+fi
+exec {real} "$@"
+"""
+
+
+class Moment(StrEnum):
+    BEFORE = "before"
+    DURING = "during"
+    AFTER = "after"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halt:
+    """A moment of a step. `child`: of the qemu-img that it starts, the first one with `pattern` in its command."""
+
+    kind: str
+    step: str
+    moment: Moment
+    seconds: float  # from the beginning to what is "during"
+    child: bool = False
+    pattern: str = ""
+
+
+class Halts:
+    def __init__(self, folder: Path) -> None:
+        self._asked = folder / "halt"
+        self._child = folder / "child"
+        self._halted = folder / "halted"
+        self._refusal = folder / "refusal"
+        self._programs = folder / "bin"
+
+    def put_in_front(self) -> Path:
+        """Where a qemu-img lies that heeds all this."""
+        self._programs.mkdir()
+        shim = self._programs / "qemu-img"
+        places = {"child": self._child, "halted": self._halted, "refusal": self._refusal}
+        shim.write_text(_SHIM.format(**places, real=shutil.which("qemu-img")))
+        shim.chmod(0o755)
+        return self._programs
+
+    def ask(self, halt: Halt) -> None:
+        self._write(self._asked, json.dumps(asdict(halt)))
+
+    def asked(self) -> Halt | None:
+        try:
+            asked = json.loads(self._asked.read_text())
+        except FileNotFoundError:
+            return None
+        return Halt(**asked | {"moment": Moment(asked["moment"])})
+
+    def arm_child(self, halt: Halt) -> None:
+        self._asked.unlink()
+        self._write(self._child, f"{halt.moment} {halt.seconds:.3f} {halt.pattern}\n")
+
+    def stand_still(self) -> None:
+        self._asked.unlink(missing_ok=True)
+        self._write(self._halted, "")
+
+    def reached(self) -> list[int] | None:
+        """The child that stands still; none: the worker does. None: nobody yet."""
+        try:
+            return [int(pid) for pid in self._halted.read_text().split()]
+        except FileNotFoundError:
+            return None
+
+    def refuse(self, action: str, disk: Path) -> None:
+        """The next such change of that disk is refused, though nobody is killed in it."""
+        self._refusal.write_text(f"{action} {disk.name}")
+
+    def hang(self, action: str) -> None:
+        """The next such change stands still, and nobody is killed in it."""
+        self._write(self._child, f"{Moment.BEFORE} 0 {action}\n")
+
+    def forget(self) -> None:
+        for path in (self._asked, self._child, self._halted, self._refusal):
+            path.unlink(missing_ok=True)
+
+    def _write(self, path: Path, text: str) -> None:
+        fresh = path.with_name(f"{path.name}.fresh")
+        fresh.write_text(text)
+        fresh.replace(path)

@@ -1,0 +1,91 @@
+"""Not by chance: in every step of every operation the worker, its child, everything dies before, during and after."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from tests.chaos.campaign import REFUSALS, Campaign
+from tests.chaos.halts import Halt, Moment
+from tests.chaos.model import Expected
+from tests.chaos.summary import Summary
+from worker.jobs.model import STEPS, JobKind, Step
+
+KINDS = (JobKind.CREATE, JobKind.RESTORE, JobKind.UNDO, JobKind.DELETE)
+POWER_STEPS = {Step.STOPPING, Step.STARTING}
+ON_THE_WAY_BACK = {Step.UNDOING, Step.CLEANING}  # reached where a disk has refused
+# what the qemu-img does that is to be hit; of the other steps, whatever it does first
+PATTERNS = {
+    Step.SNAPSHOTTING: "-c",
+    Step.SAFEGUARDING: "-c",
+    Step.REVERTING: "-a",
+    Step.UNDOING: "-a",
+    Step.CLEANING: "-d",
+}
+# In the steps of power the child is QEMU, and only these moments have one.
+QEMU_MOMENTS = {
+    (Step.STOPPING, Moment.BEFORE),
+    (Step.STOPPING, Moment.DURING),
+    (Step.STARTING, Moment.DURING),
+    (Step.STARTING, Moment.AFTER),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Play:
+    kind: JobKind
+    step: Step
+    moment: Moment
+    target: str
+    running: bool  # the server
+
+
+def plays() -> Iterator[Play]:
+    for kind in KINDS:
+        for step in STEPS[kind]:
+            for moment in Moment:
+                for target in ("worker", "qemu" if step in POWER_STEPS else "qemu-img", "everything"):
+                    for running in (False, True):
+                        if target != "qemu" or (running and (step, moment) in QEMU_MOMENTS):
+                            yield Play(kind=kind, step=step, moment=moment, target=target, running=running)
+
+
+async def run(campaign: Campaign, wanted: Iterable[Play], *, off: Expected, running: Expected) -> Summary:
+    """`off` and `running`: servers whose disks take long enough to be changed."""
+    for play in wanted:
+        expected = running if play.running else off
+        await _make_possible(campaign, play.kind, expected)
+        if expected.running is not play.running:
+            await campaign.upkeep()
+        if play.step in ON_THE_WAY_BACK:
+            campaign.halts.refuse(REFUSALS[play.kind], expected.server.disks[-1])
+        await _hit(campaign, play, expected)
+        if campaign.summary.violations:
+            break
+    return await campaign.end()
+
+
+async def _hit(campaign: Campaign, play: Play, expected: Expected) -> None:
+    by_child = play.step not in POWER_STEPS and (play.target == "qemu-img" or play.moment is Moment.DURING)
+    pattern = PATTERNS.get(play.step, "")
+    if play.step is Step.DELETING and not play.running:
+        pattern = "-d"
+    halt = Halt(
+        kind=play.kind,
+        step=play.step,
+        moment=play.moment,
+        seconds=campaign.chance.uniform(0.01, 0.12) if by_child else campaign.chance.uniform(0.0, 1.0),
+        child=by_child,
+        pattern=pattern,
+    )
+    await campaign.play(expected, play.kind, play.target, lambda: campaign.kill_at(halt, play.target, expected))
+
+
+async def _make_possible(campaign: Campaign, kind: JobKind, expected: Expected) -> None:
+    async def nothing() -> str:
+        return "nothing"
+
+    if kind is JobKind.CREATE and len(expected.snapshots) == 5:
+        await campaign.play(expected, JobKind.DELETE, "nothing", nothing)
+    if kind is not JobKind.CREATE and not expected.snapshots:
+        await campaign.play(expected, JobKind.CREATE, "nothing", nothing)
+    if kind is JobKind.UNDO and expected.undoable is None:
+        await campaign.play(expected, JobKind.RESTORE, "nothing", nothing)

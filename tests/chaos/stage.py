@@ -1,0 +1,89 @@
+"""`python -m tests.chaos.stage FOLDER SABOTAGE run`: the worker, standing still where `tests.chaos.halts` asks for it.
+
+SABOTAGE takes one part out of it, to show that the campaign notices; none: it has all of them.
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from drivers.kvm.hypervisor import KvmHypervisor
+from tests.chaos.halts import Halts, Moment
+from worker import main
+from worker.jobs.model import Step
+from worker.journal import Journal
+from worker.procedures import PROCEDURES
+from worker.procedures.restore import RESTORE
+from worker.procedures.work import Next, Work
+
+Take = Callable[[Work], Awaitable[Next]]
+
+
+def heed(halts: Halts) -> None:
+    for steps in {id(procedure): procedure.steps for procedure in PROCEDURES.values()}.values():
+        heeding: Any = steps
+        heeding |= {step: _heeding(step, take, halts) for step, take in steps.items()}
+
+
+def _heeding(step: Step, take: Take, halts: Halts) -> Take:
+    async def stand_still() -> None:
+        halts.stand_still()
+        await asyncio.Event().wait()
+
+    async def heeding(work: Work) -> Next:
+        halt = halts.asked()
+        if halt is None or (halt.kind, halt.step) != (work.task.kind, step):
+            return await take(work)
+        if halt.child:
+            halts.arm_child(halt)
+            return await take(work)
+        if halt.moment is Moment.BEFORE:
+            await stand_still()
+        taking = asyncio.ensure_future(take(work))
+        await asyncio.wait({taking}, timeout=halt.seconds if halt.moment is Moment.DURING else None)
+        await stand_still()
+        return await taking
+
+    return heeding
+
+
+def no_repair() -> None:
+    async def repair(_hypervisor: KvmHypervisor, _server_id: int) -> tuple[str, ...]:
+        return ()
+
+    sabotaged: Any = KvmHypervisor
+    sabotaged.repair = repair
+
+
+def no_safety() -> None:
+    async def safeguard(work: Work) -> Next:
+        return Next(step=Step.REVERTING, facts=work.facts)
+
+    steps: Any = RESTORE.steps
+    steps[Step.SAFEGUARDING] = safeguard
+
+
+def no_journal() -> None:
+    class Forgetful(Journal):
+        def __init__(self, path: Path) -> None:
+            path.unlink(missing_ok=True)
+            super().__init__(path)
+
+    sabotaged: Any = main
+    sabotaged.Journal = Forgetful
+
+
+SABOTAGES: dict[str, Callable[[], None]] = {
+    "none": lambda: None,
+    "repair": no_repair,
+    "safety": no_safety,
+    "journal": no_journal,
+}
+
+if __name__ == "__main__":
+    place, sabotage = Path(sys.argv.pop(1)), sys.argv.pop(1)
+    SABOTAGES[sabotage]()
+    heed(Halts(place))
+    main.main()

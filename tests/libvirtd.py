@@ -1,0 +1,71 @@
+"""A libvirtd of one's own, which can be killed and started again; its guests go on meanwhile. For root only."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from deploy.lab.lab import Lab
+
+PROGRAMS = ("libvirtd", "qemu-system-x86_64", "qemu-img", "setpriv", "unshare")
+_SCRIPT = Path(__file__).parents[1] / "deploy" / "lab" / "libvirtd.sh"
+_START_SECONDS = 60  # a machine with much else to do
+
+
+class Daemon:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.uri = f"qemu+unix:///system?socket={folder}/run/libvirt-sock"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Return when it listens."""
+        self._process = subprocess.Popen([_SCRIPT, self.folder], stderr=subprocess.DEVNULL)  # noqa: ASYNC220 - it is to be killed, whatever the loop does
+        async with asyncio.timeout(_START_SECONDS):
+            while not await self._listens():  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.05)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def stop_for_good(self) -> None:
+        """With the guests that outlive it."""
+        if self._process is not None:
+            self.kill()
+        for pid in (self.folder / "run" / "qemu").glob("*.pid"):
+            with suppress(ProcessLookupError):
+                os.kill(int(pid.read_text()), signal.SIGKILL)
+
+    async def _listens(self) -> bool:
+        try:
+            _, writer = await asyncio.open_unix_connection(self.folder / "run" / "libvirt-sock")
+        except OSError:
+            return False
+        writer.close()
+        await writer.wait_closed()
+        return True
+
+
+class DaemonLab(Lab):
+    """The same laboratory below a libvirtd."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        super().__init__(daemon.folder)
+        self._daemon = daemon
+
+    @property
+    def uri(self) -> str:
+        return self._daemon.uri
