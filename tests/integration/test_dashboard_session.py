@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -195,6 +196,16 @@ class TestSession:
             await desk.api.create("a")
             assert (await stream.job())[0]
         assert (await desk.stranger().get("/ops/events/")).status == 401
+
+    async def test_operators_have_a_number_of_streams_of_their_own(self, cell: Cell) -> None:
+        async with at_desk(cell, operators_streams=2, streams_per_account=1) as desk:
+            url, cookie = f"http://127.0.0.1:{desk.api.port}/ops/events/", f"{COOKIE}={desk.browser.session}"
+            async with AsyncExitStack() as stack:
+                answers = [
+                    await stack.enter_async_context(desk.api.client.get(url, headers={"Cookie": cookie}))
+                    for _ in range(3)
+                ]
+                assert [answer.status for answer in answers] == [200, 200, 429]
 
 
 class TestOtherSites:

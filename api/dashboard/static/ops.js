@@ -40,8 +40,8 @@
 
   const apart = () => Number(live.querySelector("[data-apart-ms]")?.dataset.apartMs ?? APART_MS);
 
-  function lookSoon(delay = SOON_MS) {
-    waiting ??= setTimeout(look, Math.max(delay, last + apart() - Date.now()));
+  function lookSoon() {
+    waiting ??= setTimeout(look, Math.max(SOON_MS, last + apart() - Date.now()));
   }
 
   function tell(state, words) {
@@ -55,9 +55,8 @@
     source?.close();
     source = new EventSource(EVENTS);
     source.addEventListener("open", () => {
-      const was = badge.dataset.state;
       tell("live", "Live");
-      if (was === "lost") lookSoon(0); // what happened meanwhile
+      look(); // at what happened before there was a stream, or while there was none
     });
     source.addEventListener("job", () => lookSoon());
     source.addEventListener("error", () => {
@@ -87,10 +86,7 @@
   // A page that nobody sees holds no connection: browsers have few to one host.
   function seen() {
     if (document.hidden) leave();
-    else if (!source) {
-      look();
-      listen();
-    }
+    else if (!source) listen();
   }
   document.addEventListener("visibilitychange", seen);
   window.addEventListener("pagehide", leave);
@@ -130,7 +126,7 @@
     if (ctx.request.method === "POST" && ask.contains(ctx.sourceElement)) {
       ask.close();
       notice.scrollIntoView({ block: "nearest" });
-      lookSoon(0);
+      look();
     }
   });
   document.addEventListener("htmx:error", (event) => {
@@ -198,5 +194,5 @@
 
   picked();
   last = Date.now();
-  listen();
+  if (!document.hidden) listen();
 })();
