@@ -58,6 +58,7 @@ fi
 install -D -m 644 "deploy/systemd/vps-snapshots-$unit.service" "/etc/systemd/system/vps-snapshots-$unit.service"
 if [ "$role" = node ]; then
     install -D -m 644 deploy/systemd/libvirtd.conf /etc/systemd/system/libvirtd.service.d/vps-snapshots.conf
+    install -D -m 755 deploy/libvirt/hook.sh /etc/libvirt/hooks/qemu.d/vps-snapshots
 fi
 if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 say "done; next: systemctl enable --now vps-snapshots-$unit"

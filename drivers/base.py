@@ -13,6 +13,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar, Protocol
 
+MARK_NAMESPACE = "https://vps-snapshots.dev/libvirt/1"  # of the <server id= account=> in an adopted domain's metadata
+
 
 class Power(StrEnum):
     """What a domain is doing, as far as its disks care."""

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from deploy.lab.lab import Lab
 
 PROGRAMS = ("libvirtd", "qemu-system-x86_64", "qemu-img", "setpriv", "unshare")
 _SCRIPT = Path(__file__).parents[1] / "deploy" / "lab" / "libvirtd.sh"
+_HOOK = Path(__file__).parents[1] / "deploy" / "libvirt" / "hook.sh"
 _START_SECONDS = 60  # a machine with much else to do
 
 
@@ -57,6 +59,15 @@ class Daemon:
         writer.close()
         await writer.wait_closed()
         return True
+
+
+def install_hook(daemon: Daemon, state_dir: Path) -> None:
+    """As on a node; in force from the daemon's next start on."""
+    hook = daemon.folder / "etc" / "hooks" / "qemu.d" / "vps-snapshots"
+    hook.parent.mkdir(parents=True)
+    text = _HOOK.read_text().replace("/opt/vps-snapshots/bin/python", sys.executable)
+    hook.write_text(text.replace("/var/lib/vps-snapshots", str(state_dir)))
+    hook.chmod(0o755)
 
 
 class DaemonLab(Lab):

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import libvirt
 
-from drivers.base import DomainNotFound, DriverError, HypervisorUnavailable, InvalidState
-from drivers.kvm.domain_xml import NAMESPACE, PREFIX, ServerMark
+from drivers.base import MARK_NAMESPACE, DomainNotFound, DriverError, HypervisorUnavailable, InvalidState
+from drivers.kvm.domain_xml import PREFIX, ServerMark
 from drivers.kvm.opening import opened
 
 Answer = TypeVar("Answer")
@@ -214,7 +214,7 @@ class Connection:
 
 def _mark(domain: Any) -> ServerMark | None:
     try:
-        xml = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE, 0)
+        xml = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, MARK_NAMESPACE, 0)
     except libvirt.libvirtError as error:
         if error.get_error_code() in {libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN}:
             return None
@@ -240,4 +240,4 @@ def _adopt(handle: Any, name: str, mark: ServerMark) -> None:
     if not domain.isPersistent():
         raise InvalidState(f"domain {name} is transient: it would be gone once it is off")
     where = libvirt.VIR_DOMAIN_AFFECT_CONFIG | (libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0)
-    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, mark.xml, PREFIX, NAMESPACE, where)
+    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, mark.xml, PREFIX, MARK_NAMESPACE, where)

@@ -8,7 +8,6 @@ from typing import Self
 
 from drivers.base import SkippedDisk, SnapshotSpec, UnsupportedServer
 
-NAMESPACE = "https://vps-snapshots.dev/libvirt/1"  # of our <server> element in a domain's metadata
 PREFIX = "vps"
 
 

@@ -25,7 +25,7 @@ from tests.chaos.halts import Halts
 from tests.chaos.model import Expected
 from tests.chaos.summary import Summary
 from tests.conftest import RedisServer
-from tests.libvirtd import Daemon, DaemonLab
+from tests.libvirtd import Daemon, DaemonLab, install_hook
 
 # server id -> number of disks, whether it runs
 SERVERS = {1: (2, False), 2: (3, False), 3: (2, True), 4: (2, False), 5: (2, True), 6: (1, False)}
@@ -52,6 +52,7 @@ async def campaign(
     )
     try:
         if libvirtd:
+            install_hook(libvirtd, folder / "node")
             await libvirtd.start()
         servers = await _furnish(cell)
         await cell.start()

@@ -103,13 +103,14 @@ class Campaign:
         if not expected.running and self.chance.random() < 0.6:
             await asyncio.to_thread(model.write, expected, self.chance.randrange(1, 256))
         for other in self._servers:
-            other.must_run = False
+            other.must_run = other.was_started = False
         asked = (asks or {}) | {expected.server.id: asyncio.create_task(self._ask(operation, expected))}
         killed = await kill() if target != "nothing" else "nothing"
         answers = {server_id: await ask for server_id, ask in asked.items()}
         self.halts.forget()
         began = time.monotonic()
         await self._deaths.start_again(target)
+        self.summary.violations += [f"server {torn}: booted on torn disks" for torn in self._deaths.booted_torn]
         ended = await self._have_ended([expected, *beside])
         self.summary.settle_seconds.append(time.monotonic() - began)
         if ended:
@@ -242,7 +243,7 @@ class Campaign:
             if answer is not None and answer.status < 300 and server_id not in outcomes and not may_vanish:
                 self.summary.violations.append(f"server {server_id}: an accepted job has vanished")
         for expected in self._servers:
-            if expected.qemu_was_killed and not expected.must_run:
+            if (expected.qemu_was_killed or expected.was_started) and not expected.must_run:
                 expected.running = self._cell.is_on(expected.server)
         return outcomes
 

@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.demo.processes import Child
+from deploy.lab.lab import LabFailed
 from tests.acceptance.cell import AcceptanceCell
-from tests.chaos.model import Expected
+from tests.chaos import model
+from tests.chaos.model import Expected, UnderWay
 from tests.libvirtd import Daemon
+from worker.start_guard import TEARING
 
 LOST, OLDER = "redis's data", "redis's newer data"  # it comes back with none, or with those of some time ago
+UNTOUCHED = UnderWay(step="no job", was_running=False)
 STARTED_STEPS = {"starting", "measuring"}  # a QEMU that dies in these is the new one: it had been started
 
 
@@ -25,6 +29,7 @@ class Deaths:
     cell: AcceptanceCell
     servers: Sequence[Expected]
     daemon: Daemon | None
+    booted_torn: list[int] = field(default_factory=list, init=False)  # servers that nothing kept from it
     _copy: Path | None = field(default=None, init=False)
 
     @property
@@ -76,12 +81,25 @@ class Deaths:
             await self.daemon.start()
         if redis.process is None:
             await asyncio.to_thread(redis.start)
+        if target == "everything" and self.daemon:
+            await self._boot()
         if worker_ended:
             await self.cell.spawn_worker()
         if api_ended:
             await self.cell.start_api()
         if target == LOST:
             await self.cell.enrol()
+
+    async def _boot(self) -> None:
+        """As a host that starts its VMs before its worker."""
+        under_way = model.under_way(self.cell.folder / "node" / "journal.sqlite")
+        for expected in self.servers:
+            if expected.runs_by_nature or expected.server.id in under_way:
+                with contextlib.suppress(LabFailed):
+                    await self.cell.lab.start(expected.server.name)
+                    expected.was_started = True
+                    if under_way.get(expected.server.id, UNTOUCHED).step in TEARING:
+                        self.booted_torn.append(expected.server.id)
 
     async def rebuild(self) -> None:
         """What an operator does with a Redis that was brought back from an older copy."""

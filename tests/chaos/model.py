@@ -34,6 +34,7 @@ class Expected:
     undoable: str | None = None  # the job of the restore that can be undone
     overwrote: dict[str, int] = field(default_factory=dict)  # a restore's job -> the byte that it overwrote
     nvram: Path | None = None  # UEFI variables: a file of the same byte, copied for each snapshot
+    was_started: bool = False  # by the host that came up again
     must_run: bool = False  # the job that was under way when something was killed had found it running
     runs_by_nature: bool = False  # started again, as by an operator, after its QEMU was killed
     qemu_was_killed: bool = False  # by us: what it had not written of its own bookkeeping is leaked

@@ -1,0 +1,104 @@
+"""No VM boots on disks that a job was just changing when all died, whoever starts it and however early."""
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from deploy.lab.domain import disk
+from deploy.lab.lab import LabFailed, make_disk
+from tests.conftest import needs
+from tests.libvirtd import PROGRAMS, Daemon, DaemonLab, install_hook
+from worker.jobs.model import JobId, JobKind, JobState, ServerId, SnapshotId, Step
+from worker.jobs.outcome import Outcome
+from worker.journal import Journal
+from worker.procedures.work import Facts, Task
+from worker.start_guard import NOT_YET, TEARING
+
+SERVER = ServerId(7)
+DOMAIN = (
+    "<domain><metadata><o:x xmlns:o='urn:other'/><vps:server xmlns:vps='https://vps-snapshots.dev/libvirt/1' id='{id}'"
+    " account='77'/></metadata></domain>"
+)
+TASK = Task(
+    job_id=JobId("j1"),
+    kind=JobKind.RESTORE,
+    server_id=SERVER,
+    snapshot_id=SnapshotId(801),
+    name="n",
+    description="",
+    created_at=datetime(2025, 1, 15, tzinfo=UTC),
+    request_id="r",
+)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with closing(Journal(tmp_path / "journal.sqlite")) as opened:
+        yield opened
+
+
+def asked(state_dir: Path, domain: str) -> int:
+    command = [sys.executable, "-m", "worker.start_guard", str(state_dir)]
+    return subprocess.run(command, input=domain, text=True, check=False, stderr=subprocess.DEVNULL).returncode
+
+
+@pytest.mark.parametrize("step", [*Step])
+def test_only_the_server_whose_job_was_in_a_step_that_tears_waits(tmp_path: Path, journal: Journal, step: Step) -> None:
+    journal.begin(TASK, step)
+    journal.close()  # as in a power cut, nobody has it open
+    assert asked(tmp_path, DOMAIN.format(id=SERVER)) == (NOT_YET if step in TEARING else 0)
+    assert asked(tmp_path, DOMAIN.format(id=8)) == 0
+
+
+def test_it_waits_for_the_jobs_next_step_and_no_longer(tmp_path: Path, journal: Journal) -> None:
+    entry = journal.begin(TASK, Step.REVERTING)
+    assert asked(tmp_path, DOMAIN.format(id=SERVER)) == NOT_YET
+    journal.enter(TASK.job_id, Step.STARTING, Facts())
+    assert asked(tmp_path, DOMAIN.format(id=SERVER)) == 0
+    journal.enter(TASK.job_id, Step.UNDOING, Facts())
+    journal.conclude(entry, Outcome(state=JobState.FAILED), spare_tag_kept_seconds=0)  # stranded: a person starts it
+    assert asked(tmp_path, DOMAIN.format(id=SERVER)) == 0
+
+
+@pytest.mark.parametrize("domain", ["", "<domain/>", "no XML", DOMAIN.format(id="x")])
+def test_what_it_can_not_tell_is_no_reason_to_wait(tmp_path: Path, domain: str) -> None:
+    assert asked(tmp_path, domain) != NOT_YET
+    assert asked(tmp_path / "nowhere", DOMAIN.format(id=SERVER)) != NOT_YET
+    (tmp_path / "journal.sqlite").write_text("no journal")
+    assert asked(tmp_path, DOMAIN.format(id=SERVER)) != NOT_YET
+
+
+@pytest.fixture
+async def lab() -> AsyncIterator[DaemonLab]:
+    for program in PROGRAMS:
+        needs(program)
+    with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as folder:
+        daemon = Daemon(Path(folder))
+        (daemon.folder / "node").mkdir()
+        install_hook(daemon, daemon.folder / "node")
+        await daemon.start()
+        try:
+            yield DaemonLab(daemon)
+        finally:
+            daemon.stop_for_good()
+
+
+async def test_libvirt_asks_it(lab: DaemonLab) -> None:
+    mark = f"<vps:server xmlns:vps='https://vps-snapshots.dev/libvirt/1' id='{SERVER}' account='77'/>"
+    devices = [disk(await asyncio.to_thread(make_disk, lab.disk_path("d")))]
+    await lab.define(lab.domain_xml("s", devices, guest=False, metadata=mark))
+    with closing(Journal(lab.folder / "node" / "journal.sqlite")) as journal:
+        journal.begin(TASK, Step.REVERTING)
+        with pytest.raises(LabFailed, match="a job is putting the VM's disks right"):
+            await lab.start("s")
+        assert not lab.is_on("s")
+        journal.enter(TASK.job_id, Step.STARTING, Facts())
+        await lab.start("s")
+        assert lab.is_on("s")
