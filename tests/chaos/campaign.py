@@ -7,18 +7,16 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
-import aiohttp
-
 from deploy.demo.client import Answer
 from tests.acceptance.cell import AcceptanceCell
 from tests.chaos import model
+from tests.chaos.asking import Asking
 from tests.chaos.deaths import LOST, OLDER, STARTED_STEPS, Deaths
 from tests.chaos.halts import Halt, Halts
 from tests.chaos.model import Expected
 from tests.chaos.summary import Summary
 from worker.jobs.model import Step
 
-OPERATIONS = ("create", "create", "restore", "restore", "restore", "delete", "undo")
 SETTLE_SECONDS = 60.0  # when a job has not ended by then, nothing will end it
 HALT_SECONDS = 20.0  # for a job to come to where it is to stand still
 RECONCILED_SECONDS = 20.0  # for the node to judge what an older copy of Redis's data says
@@ -47,8 +45,8 @@ class Campaign:
         self._cell = cell
         self._servers = servers
         self._deaths = deaths
+        self._asking = Asking(cell, chance)
         self._say = say
-        self._names = 0
         self._rounds = 0
         self._seen = 0  # the newest row of the journal that the model has learnt of
         self._given: set[int] = set()  # ids of snapshots
@@ -76,15 +74,25 @@ class Campaign:
 
     async def _round(self) -> None:
         chance, expected = self.chance, self.chance.choice(self._servers)
-        operation = self._possible(expected)
-        if operation in REFUSALS and chance.random() < 0.2:
+        operation = self._asking.possible(expected)
+        refused = operation in REFUSALS and chance.random() < 0.3
+        if refused:
             self.halts.refuse(REFUSALS[operation], expected.server.disks[-1])
         target = chance.choice(self._deaths.targets) if chance.random() < 0.9 else "nothing"
         step = chance.choice(list(Step)) if chance.random() < 0.5 else None
         beside = [other for other in self._servers if other is not expected and chance.random() < 0.15][:1]
-        asks = {other.server.id: asyncio.create_task(self._ask(self._possible(other), other)) for other in beside}
+        asks = {
+            other.server.id: asyncio.create_task(self._asking.ask(self._asking.possible(other), other))
+            for other in beside
+        }
         await self.play(
-            expected, operation, target, lambda: self._kill_by_chance(target, expected, step), beside=beside, asks=asks
+            expected,
+            operation,
+            target,
+            lambda: self._kill_by_chance(target, expected, step),
+            may_fail=refused,
+            beside=beside,
+            asks=asks,
         )
 
     async def play(
@@ -94,17 +102,20 @@ class Campaign:
         target: str,
         kill: Callable[[], Awaitable[str]],
         *,
+        may_fail: bool = False,
         beside: Iterable[Expected] = (),
         asks: dict[int, "asyncio.Task[Answer | None]"] | None = None,
     ) -> None:
-        """One operation on one server, a death in it, everything started again, and a look. `asks`: what was asked for
-        other servers beside it."""
+        """One operation on one server, a death in it, everything started again, and a look.
+
+        `may_fail`: something has refused. `asks`: what was asked for other servers beside it.
+        """
         self._rounds += 1
         if not expected.running and self.chance.random() < 0.6:
             await asyncio.to_thread(model.write, expected, self.chance.randrange(1, 256))
         for other in self._servers:
             other.must_run = other.was_started = False
-        asked = (asks or {}) | {expected.server.id: asyncio.create_task(self._ask(operation, expected))}
+        asked = (asks or {}) | {expected.server.id: asyncio.create_task(self._asking.ask(operation, expected))}
         killed = await kill() if target != "nothing" else "nothing"
         answers = {server_id: await ask for server_id, ask in asked.items()}
         self.halts.forget()
@@ -116,7 +127,10 @@ class Campaign:
         if ended:
             await self._cell.is_published()
             await self._after_older_data(target, [expected, *beside])
-        outcomes = self._learn_all(answers, may_vanish=target in {LOST, OLDER})
+        # a qemu-img that was killed has refused: what was begun goes back
+        outcomes = self._learn_all(
+            answers, may_vanish=target in {LOST, OLDER}, may_fail=may_fail or target == "qemu-img"
+        )
         self.summary.operations[f"{operation} {outcomes.get(expected.server.id, 'not done')}"] += 1
         await self._look(self._servers if target in {LOST, OLDER} else [expected, *beside], patient=target == OLDER)
         if target == "nothing" and self.chance.random() < 0.5:
@@ -126,34 +140,6 @@ class Campaign:
         self._say(
             f"round {self._rounds:4} server {expected.server.id} {operation:7} killed {killed:32} {outcome}{also}"
         )
-
-    def _possible(self, expected: Expected) -> str:
-        operation = self.chance.choice(OPERATIONS)
-        if operation == "undo" and expected.undoable is None:
-            operation = "restore"
-        if operation in {"restore", "delete"} and not expected.snapshots:
-            operation = "create"
-        if operation == "create" and len(expected.snapshots) == 5:
-            operation = "delete"
-        return operation
-
-    async def _ask(self, operation: str, expected: Expected) -> Answer | None:
-        """None: the front end died, or could not say."""
-        self._names += 1
-        assert self._cell.client is not None
-        call = self._cell.client.call
-        snapshot = self.chance.choice(sorted(expected.snapshots)) if expected.snapshots else 0
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
-            if operation == "create":
-                body = {"server_id": expected.server.id, "name": f"n{self._names}"}
-                return await call("POST", "/api/v1/snapshots/", body)
-            if operation == "restore":
-                return await call("POST", f"/api/v1/snapshots/{snapshot}/restore/")
-            if operation == "delete":
-                return await call("DELETE", f"/api/v1/snapshots/{snapshot}/")
-            assert expected.undoable is not None
-            return await call("POST", f"/api/v1/restores/{expected.undoable}/undo/")
-        return None
 
     async def _kill_by_chance(self, target: str, expected: Expected, step: Step | None) -> str:
         """In that step of the job, or at any moment; what was killed, in words."""
@@ -231,13 +217,15 @@ class Campaign:
             await self._deaths.rebuild()
             await self._have_ended(servers)
 
-    def _learn_all(self, answers: dict[int, Answer | None], *, may_vanish: bool) -> dict[int, str]:
+    def _learn_all(self, answers: dict[int, Answer | None], *, may_vanish: bool, may_fail: bool) -> dict[int, str]:
         """Bring the model up to what has ended; how, by the server's id."""
         outcomes: dict[int, str] = {}
         by_id = {expected.server.id: expected for expected in self._servers}
         for end in model.ends(self._journal, after=self._seen):
             self._seen = end.row
             self._learn(by_id[end.server_id], end, undoable=not may_vanish)
+            if end.state == "failed" and not (may_fail or end.stranded):
+                self.summary.violations.append(f"server {end.server_id}: {end.kind} failed: {end.code}")
             outcomes[end.server_id] = f"{outcomes.get(end.server_id, '')} {end.state}".strip()
         for server_id, answer in answers.items():
             if answer is not None and answer.status < 300 and server_id not in outcomes and not may_vanish:

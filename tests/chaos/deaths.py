@@ -35,7 +35,7 @@ class Deaths:
     @property
     def targets(self) -> tuple[str, ...]:
         often = ("worker", "worker", "qemu-img", "qemu-img", "qemu", "redis", "api", "everything")
-        return (*often, LOST, OLDER, *(["libvirtd", "libvirtd"] if self.daemon else []))
+        return (*often, *often, LOST, OLDER, *(["libvirtd"] * 4 if self.daemon else []))
 
     def qemu_imgs(self) -> list[int]:
         """The worker's children."""

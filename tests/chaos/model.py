@@ -158,6 +158,7 @@ class End:
     snapshot_id: int
     undoes: str | None
     state: str
+    code: str | None  # why it failed
     stranded: bool
 
 
@@ -167,7 +168,7 @@ def ends(journal: Path, *, after: int) -> list[End]:
         journal,
         "SELECT rowid, id, json_extract(task, '$.server_id'), json_extract(task, '$.kind'),"
         " json_extract(task, '$.snapshot_id'), json_extract(task, '$.undoes'), json_extract(outcome, '$.state'),"
-        " coalesce(json_extract(outcome, '$.failure.stranded'), 0)"
+        " json_extract(outcome, '$.failure.code'), coalesce(json_extract(outcome, '$.failure.stranded'), 0)"
         " FROM jobs WHERE outcome IS NOT NULL AND rowid > ? ORDER BY rowid",
         after,
     )
@@ -180,9 +181,10 @@ def ends(journal: Path, *, after: int) -> list[End]:
             snapshot_id=snapshot_id,
             undoes=undoes,
             state=state,
+            code=code,
             stranded=bool(stranded),
         )
-        for row, job_id, server_id, kind, snapshot_id, undoes, state, stranded in rows
+        for row, job_id, server_id, kind, snapshot_id, undoes, state, code, stranded in rows
     ]
 
 

@@ -76,7 +76,13 @@ async def _hit(campaign: Campaign, play: Play, expected: Expected) -> None:
         child=by_child,
         pattern=pattern,
     )
-    await campaign.play(expected, play.kind, play.target, lambda: campaign.kill_at(halt, play.target, expected))
+    await campaign.play(
+        expected,
+        play.kind,
+        play.target,
+        lambda: campaign.kill_at(halt, play.target, expected),
+        may_fail=play.step in ON_THE_WAY_BACK,
+    )
 
 
 async def _make_possible(campaign: Campaign, kind: JobKind, expected: Expected) -> None:

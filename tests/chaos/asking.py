@@ -1,0 +1,47 @@
+"""What a customer asks for in a campaign."""
+
+import contextlib
+import random
+
+import aiohttp
+
+from deploy.demo.client import Answer
+from tests.acceptance.cell import AcceptanceCell
+from tests.chaos.model import Expected
+
+OPERATIONS = ("create", "create", "restore", "restore", "restore", "delete", "undo")
+
+
+class Asking:
+    def __init__(self, cell: AcceptanceCell, chance: random.Random) -> None:
+        self._cell = cell
+        self._chance = chance
+        self._names = 0
+
+    def possible(self, expected: Expected) -> str:
+        operation = self._chance.choice(OPERATIONS)
+        if operation == "undo" and expected.undoable is None:
+            operation = "restore"
+        if operation in {"restore", "delete"} and not expected.snapshots:
+            operation = "create"
+        if operation == "create" and len(expected.snapshots) == 5:
+            operation = "delete"
+        return operation
+
+    async def ask(self, operation: str, expected: Expected) -> Answer | None:
+        """None: the front end died, or could not say."""
+        self._names += 1
+        assert self._cell.client is not None
+        call = self._cell.client.call
+        snapshot = self._chance.choice(sorted(expected.snapshots)) if expected.snapshots else 0
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+            if operation == "create":
+                body = {"server_id": expected.server.id, "name": f"n{self._names}"}
+                return await call("POST", "/api/v1/snapshots/", body)
+            if operation == "restore":
+                return await call("POST", f"/api/v1/snapshots/{snapshot}/restore/")
+            if operation == "delete":
+                return await call("DELETE", f"/api/v1/snapshots/{snapshot}/")
+            assert expected.undoable is not None
+            return await call("POST", f"/api/v1/restores/{expected.undoable}/undo/")
+        return None
