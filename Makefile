@@ -60,7 +60,7 @@ bench-pickup: setup ## enqueue to start, beside plain arq's
 chaos: setup ## kill parts of a real cell in the midst of random work, and look at all of it (N=50 SEED=7)
 	@exec $(BIN)/python -m tests.chaos
 
-bench-ops: setup ## the operators' lists on N jobs (100000), beside the same on 1,000
+bench-ops: setup ## the lists and pages of operators on N jobs (100000), beside the same on 1,000
 	$(BIN)/python -m tests.bench.ops
 
 bench-tracing: setup ## what the spans of a request cost, beside the request

@@ -30,7 +30,7 @@ from drivers.fake_faults import Effect, Faults
 from drivers.fake_state import FakeDisk, FakeServer, StateFile
 
 TORN = "torn"  # what a guest reads from a disk whose revert broke off
-TOTAL_BYTES = 1 << 40  # of the storage
+TOTAL_BYTES = 400 << 30  # of the storage
 FIRST_SERVER_ID = 12345
 SIMULATED_ACCOUNT_ID = 77
 
