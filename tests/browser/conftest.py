@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest_asyncio
 from playwright.async_api import Browser, async_playwright
 
-from tests.browser.stage import Stage, numbered, staged
+from tests.browser.stage import Stage, running, staged
 from tests.conftest import needs
 
 CHROMIUM = "/usr/bin/chromium"
@@ -20,7 +20,7 @@ PATIENCE_MS = 10_000  # a bound: what is waited for comes within a second, or ne
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def stage() -> AsyncIterator[Stage]:
     async with staged() as stage:
-        await stage.start_node("node-1", numbered(12345, [f"shop-{n:02}" for n in range(40)]))
+        await stage.start_node("node-1", (running(12345 + n, f"shop-{n:02}") for n in range(40)))
         yield stage
 
 

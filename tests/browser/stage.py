@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -34,13 +34,16 @@ _CUSTOMER = frozenset({Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE})
 
 @dataclass(kw_only=True)
 class StagedNode:
-    """A node with its worker. The servers run, and shut down when they are asked for the first time."""
+    """A node with its worker."""
 
     name: str
     folder: Path
-    servers: Mapping[int, str]  # their names
+    servers: Sequence[ServerId]
     worker: Child | None = None
-    unused: list[ServerId] = field(default_factory=list)
+
+    @property
+    def state(self) -> StateFile:
+        return StateFile(self.folder / "fake.json")
 
     def befall(self, *rules: Rule) -> None:
         """From now on these faults, and no others."""
@@ -84,16 +87,13 @@ class Stage:
         if self.front_end is not None:
             await self.front_end.stop()
 
-    async def start_node(self, name: str, servers: Mapping[int, str]) -> StagedNode:
+    async def start_node(self, name: str, servers: Iterable[FakeServer]) -> StagedNode:
         """Return when jobs for its servers would be admitted."""
-        node = StagedNode(name=name, folder=self.folder / name, servers=servers, unused=[*map(ServerId, servers)])
-        state = StateFile(node.folder / "fake.json")
-        for server_id, server_name in servers.items():
-            disks = {"vda": FakeDisk(), "vdb": FakeDisk()}
-            state.write(
-                FakeServer(name=server_name, server_id=server_id, account_id=ACCOUNT, power=Power.ON, disks=disks)
-            )
-        self.nodes[name] = node
+        adopted = {ServerId(server.server_id): server for server in servers if server.server_id}
+        node = self.nodes[name] = StagedNode(name=name, folder=self.folder / name, servers=[*adopted])
+        state = node.state
+        for server in adopted.values():
+            state.write(server)
         await self.start_worker(node)
         return node
 
@@ -185,5 +185,7 @@ async def staged(**settings: str) -> AsyncIterator[Stage]:
         yield stage
 
 
-def numbered(first: int, names: Sequence[str]) -> dict[int, str]:
-    return {first + number: name for number, name in enumerate(names)}
+def running(server_id: int, name: str, *, account: int = ACCOUNT) -> FakeServer:
+    """With two disks. It shuts down when it is asked for the first time."""
+    disks = {"vda": FakeDisk(), "vdb": FakeDisk()}
+    return FakeServer(name=name, server_id=server_id, account_id=account, power=Power.ON, disks=disks)
