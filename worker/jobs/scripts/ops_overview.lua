@@ -1,6 +1,7 @@
--- The cell at a glance. ARGV: silent_ms, number of the five minutes from which on their counts are wanted. Answers {now_ms, jobs that wait, jobs in progress, {oldest waiting job and its
--- moment} or {}, stranded servers, nodes, nodes that are alive, nodes that are paused, servers with findings,
--- {{five minutes' number, {field, value, ...}}, ...} of the last day, oldest first}.
+-- The cell at a glance. ARGV: silent_ms, number of the five minutes from which on counts are wanted.
+-- Answers {now_ms, jobs that wait, jobs in progress, {oldest waiting job and its moment} or {}, stranded servers, nodes,
+-- nodes that are alive, nodes that are paused, servers with findings, {{five minutes' number, {field, value, ...}}, ...} of
+-- the last day, oldest first}.
 local now = now_ms()
 local last, stats = math.floor(now / STATS_MS), {}
 for number = math.max(last - 86400000 / STATS_MS + 1, tonumber(ARGV[2])), last do
