@@ -1,6 +1,5 @@
 """One method per call of the operators: parse, one call of the store, render."""
 
-
 from aiohttp import web
 from pydantic import BaseModel
 
