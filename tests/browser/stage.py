@@ -120,8 +120,10 @@ class Stage:
         return {"VPS_SNAPSHOTS_REDIS__URL": f"unix://{self.redis_server.socket}"}
 
     async def _knows(self, node: StagedNode) -> bool:
-        known = [await self.redis.hgetall(f"server:{server_id}") for server_id in node.servers]  # type: ignore[misc] # redis-py: sync or async
-        return all(one and b"unpublished" not in one for one in known)
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for server_id in node.servers:
+                pipe.hmget(f"server:{server_id}", "node", "unpublished")
+            return all(where and unpublished is None for where, unpublished in await pipe.execute())
 
     # what people do
 

@@ -77,6 +77,7 @@ async def serious(desk: Desk, scheme: str) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_no_page_has_a_serious_finding_of_axe(
+    *,
     scheme: Literal["light", "dark"],
     stage: Stage,
     browser: Browser,
