@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run demo test check format openapi lock clean bench-pickup bench-admission bench-ops bench-tracing chaos
+.PHONY: help setup setup-tests run demo test check format openapi lock clean bench-pickup bench-admission bench-ops bench-tracing \
+    chaos screenshots
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -65,6 +66,9 @@ bench-ops: setup ## the lists and pages of operators on N jobs (100000), beside 
 
 bench-tracing: setup ## what the spans of a request cost, beside the request
 	$(BIN)/python -m tests.bench.tracing
+
+screenshots: setup ## write the pictures of the dashboard, docs/screenshots/
+	$(BIN)/python -m tests.browser.screenshots
 
 bench-admission: setup ## jobs admitted a second, beside plain arq's enqueue
 	$(BIN)/python -m tests.bench.admission

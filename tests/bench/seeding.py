@@ -1,7 +1,7 @@
 """A cell with many nodes, servers and jobs, written in bulk in the formats and by the lists of the scripts."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -76,11 +76,19 @@ def _jobs(size: Size, random: Random) -> Iterator[dict[str, str]]:
 
 
 def job(
-    n: int, *, state: JobState, age_ms: int, server: tuple[int, str], account: int, node: str, random: Random
+    n: int,
+    *,
+    state: JobState,
+    age_ms: int,
+    server: tuple[int, str],
+    account: int,
+    node: str,
+    random: Random,
+    kinds: Sequence[JobKind] = KINDS,
 ) -> dict[str, str]:
-    """The n-th job, of any kind. It took seconds rather than minutes, and most of that its guest was off."""
-    kind = random.choice(KINDS)
-    seconds = random.lognormvariate(USUAL_SECONDS[kind], 0.4)
+    """The n-th job, of one of the kinds. It took seconds rather than minutes, and most of that its guest was off."""
+    kind = random.choice(kinds)
+    seconds = random.lognormvariate(USUAL_SECONDS[kind], 0.3)
     return {
         "id": f"{n:032x}",
         "kind": kind,

@@ -12,8 +12,9 @@ from drivers.fake_state import FakeServer
 from tests.bench import seeding
 from tests.browser.stage import Stage, StagedNode, running
 from tests.queueing import until_told
-from worker.jobs.model import AccountId, JobId, JobState, ServerId, SnapshotId, snapshot_tag
+from worker.jobs.model import AccountId, JobId, JobKind, JobState, ServerId, SnapshotId, snapshot_tag
 from worker.jobs.store import Store
+from worker.jobs.telling import NodeFacts, Pool
 
 DAY_MS, HOUR_MS = 86_400_000, 3_600_000
 NAMES = (
@@ -25,7 +26,8 @@ NODES = tuple(f"fra1-hv{number:02}" for number in range(1, 7))
 BUSY, PAUSED, BROKEN, ODD, SILENT, FULL = NODES
 SNAPSHOTS = ("nightly", "before-update", "pre-migration", "pre-deploy", "before-kernel-6.12", "known-good")
 SILENT_MS = 14 * 60_000
-FAILING_SHARE = 0.025
+FAILING_SHARE = 0.004
+KINDS = (*[JobKind.CREATE] * 14, *[JobKind.RESTORE] * 3, *[JobKind.DELETE] * 3)
 
 
 def server(number: int) -> FakeServer:
@@ -47,12 +49,14 @@ class Scene:
         self._stage = stage
         self._random = Random(chance)
         self._store = Store(stage.redis)
+        self.secret = ""  # of Olga's token
 
     async def play(self) -> None:
         for number, name in enumerate(NODES):
             await self._stage.start_node(name, [server(number * PER_NODE + n) for n in range(PER_NODE)])
         await seeding.write_jobs(self._stage.redis, self._history())
-        olga = Client(self._stage.url, (await self._stage.new_operator("Olga Brandt")).secret)
+        self.secret = (await self._stage.new_operator("Olga Brandt")).secret
+        olga = Client(self._stage.url, self.secret)
         await self._make_tokens(olga)
         for node in self._stage.nodes.values():
             _slow_down(node)
@@ -65,12 +69,13 @@ class Scene:
         await self._keep_busy(made[0])
         await self._pause(olga)
         await self._fall_silent()
-        await self._fill_up()
+        await self.dress()
 
     def _history(self) -> Iterator[dict[str, str]]:
         """Of 29 days. The night has more: schedules run then."""
-        ages = [self._random.uniform(10 * 60_000, 29 * DAY_MS) for _ in range(1500)]
-        ages += [self._random.triangular(20 * 60_000, DAY_MS, 3 * HOUR_MS) for _ in range(900)]
+        ages = [self._random.uniform(10 * 60_000, 29 * DAY_MS) for _ in range(1000)]
+        ages += [self._random.uniform(10 * 60_000, DAY_MS) for _ in range(3000)]
+        ages += [self._random.triangular(20 * 60_000, 8 * HOUR_MS, 2 * HOUR_MS) for _ in range(2500)]
         for n, age_ms in enumerate(sorted(ages, reverse=True)):
             number = self._random.randrange(len(NODES) * PER_NODE)
             one, failed = server(number), self._random.random() < FAILING_SHARE
@@ -82,6 +87,7 @@ class Scene:
                 account=one.account_id,
                 node=NODES[number // PER_NODE],
                 random=self._random,
+                kinds=KINDS,
             )
             yield row | {
                 "id": f"{self._random.getrandbits(128):032x}",
@@ -134,25 +140,26 @@ class Scene:
         """One server does not start again, one has a disk that refuses; another was put right already."""
         node = self._stage.nodes[BROKEN]
         stranded, refused, resolved = (node.servers[n] for n in (0, 1, 2))
-        node.befall(
+        _slow_down(
+            node,
             *(Rule(effect=Effect.START, server_id=server_id, fails=True) for server_id in (stranded, resolved)),
             Rule(effect=Effect.SNAPSHOT_DISK, server_id=refused, fails=True),
         )
         jobs = [await self._create(BROKEN, n, "pre-deploy") for n in (0, 1, 2)]
         for job_id, _ in jobs:
             assert (await self._stage.ended(job_id)).failure
-        node.befall()
+        _slow_down(node)
         reason = {"reason": "Host bridge br7 was missing; made it again and started the guest by hand."}
         await _done(olga, "POST", f"jobs/{jobs[2][0]}/resolve/", reason)
         await _done(olga, "POST", f"jobs/{jobs[1][0]}/retry/")
 
     async def _keep_busy(self, snapshot: tuple[JobId, SnapshotId]) -> None:
         node = self._stage.nodes[BUSY]
-        node.befall(*(Rule(effect=effect, seconds=3600) for effect in (Effect.SNAPSHOT_DISK, Effect.START)))
+        _slow_down(node, Rule(effect=Effect.SNAPSHOT_DISK, seconds=3600))
         job_id, _ = await self._create(BUSY, 2, "before-kernel-6.12")
         await self._stage.at_step(job_id, "snapshotting")
         one = server(NODES.index(BUSY) * PER_NODE)
-        node.befall(*(Rule(effect=effect, seconds=3600) for effect in (Effect.REVERT_DISK, Effect.START)))
+        _slow_down(node, Rule(effect=Effect.REVERT_DISK, seconds=3600))
         restore = await self._store.restore(
             account_id=AccountId(one.account_id), snapshot_id=snapshot[1], request_id="5f0c2a9be1d34476"
         )
@@ -173,20 +180,20 @@ class Scene:
         await self._stage.redis.hset(f"node:{SILENT}", "heartbeat_ms", str(heartbeat_ms))  # type: ignore[misc] # redis-py: sync or async
         await self._stage.redis.zadd("nodes:by:heartbeat", {SILENT: heartbeat_ms})
 
-    async def _fill_up(self) -> None:
-        """Its storage is nearly full. The worker looks again after a minute only."""
-        facts = (await self._stage.operators.node(FULL)).facts
-        assert facts
-        pool = facts.pools[0].model_copy(update={"free_bytes": 19 << 30})
-        fuller = facts.model_copy(update={"pools": (pool,)})
-        await self._stage.redis.hset(f"node:{FULL}", "about", fuller.model_dump_json())  # type: ignore[misc] # redis-py: sync or async
-        await self._stage.redis.zadd("nodes:by:free", {FULL: fuller.free_bytes})
+    async def dress(self) -> None:
+        """As real hypervisors would report, one of them nearly full. Workers report again after a minute."""
+        for name in NODES:
+            free_gib = 38 if name == FULL else 310 + 37 * (NODES.index(name) % 4)
+            pool = Pool(path="/var/lib/libvirt/images", free_bytes=free_gib << 30, total_bytes=900 << 30)
+            facts = NodeFacts(worker="0.1.0", hypervisor="libvirt 9.0.0", emulator="QEMU 7.2.0", pools=(pool,))
+            await self._stage.redis.hset(f"node:{name}", "about", facts.model_dump_json())  # type: ignore[misc] # redis-py: sync or async
+            await self._stage.redis.zadd("nodes:by:free", {name: pool.free_bytes})
 
 
-def _slow_down(node: StagedNode) -> None:
-    """To what guests and disks take."""
+def _slow_down(node: StagedNode, *rules: Rule) -> None:
+    """To what guests and disks take; these rules hold beside that."""
     seconds = {Effect.PRESS: 0.8, Effect.SNAPSHOT_DISK: 0.2, Effect.START: 0.5, Effect.MEASURE: 0.1}
-    node.befall(*(Rule(effect=effect, seconds=taken) for effect, taken in seconds.items()))
+    node.befall(*rules, *(Rule(effect=effect, seconds=taken) for effect, taken in seconds.items()))
 
 
 async def _done(operator: Client, method: str, path: str, body: dict[str, Any] | None = None) -> None:

@@ -122,7 +122,7 @@ class Stage:
     async def _knows(self, node: StagedNode) -> bool:
         async with self.redis.pipeline(transaction=False) as pipe:
             for server_id in node.servers:
-                pipe.hmget(f"server:{server_id}", "node", "unpublished")
+                pipe.hmget(f"server:{server_id}", ["node", "unpublished"])
             return all(where and unpublished is None for where, unpublished in await pipe.execute())
 
     # what people do

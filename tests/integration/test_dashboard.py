@@ -369,14 +369,14 @@ class TestEveryPage:
             await cell.redis.flushdb()
             await seed(cell.redis, Size(nodes=60 * times, servers_per_node=2, jobs=2000 * times, open_jobs=120 * times))
             async with at_desk(cell) as desk:
-                paths = ("/ops/", "/ops/jobs/", "/ops/jobs/?state=failed", "/ops/nodes/", "/ops/nodes/node-3/")
-                paths += (
+                paths = ["/ops/", "/ops/jobs/", "/ops/jobs/?state=failed", "/ops/nodes/", "/ops/nodes/node-3/"]
+                paths += [
                     "/ops/servers/",
                     "/ops/servers/?node=node-3",
                     "/ops/servers/3/",
                     "/ops/findings/",
                     "/ops/audit/",
-                )
+                ]
                 cost[times] = {path: await commands(desk, path) for path in paths}
         assert {path: many for path, many in cost[4].items() if many > cost[1][path] + 100} == {}
 
