@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run demo test check format openapi lock clean bench-pickup bench-admission bench-ops bench-tracing chaos
+.PHONY: help setup setup-tests run demo test check format openapi lock clean bench-pickup bench-admission bench-ops bench-tracing \
+    chaos screenshots
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -60,11 +61,14 @@ bench-pickup: setup ## enqueue to start, beside plain arq's
 chaos: setup ## kill parts of a real cell in the midst of random work, and look at all of it (N=50 SEED=7)
 	@exec $(BIN)/python -m tests.chaos
 
-bench-ops: setup ## the operators' lists on N jobs (100000), beside the same on 1,000
+bench-ops: setup ## the lists and pages of operators on N jobs (100000), beside the same on 1,000
 	$(BIN)/python -m tests.bench.ops
 
 bench-tracing: setup ## what the spans of a request cost, beside the request
 	$(BIN)/python -m tests.bench.tracing
+
+screenshots: setup ## write the pictures of the dashboard, docs/screenshots/
+	$(BIN)/python -m tests.browser.screenshots
 
 bench-admission: setup ## jobs admitted a second, beside plain arq's enqueue
 	$(BIN)/python -m tests.bench.admission

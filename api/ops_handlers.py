@@ -1,7 +1,5 @@
 """One method per call of the operators: parse, one call of the store, render."""
 
-from datetime import timedelta
-
 from aiohttp import web
 from pydantic import BaseModel
 
@@ -18,7 +16,6 @@ from api.ops_requests import (
     TokenBody,
     TokensQuery,
 )
-from api.problems import FieldError, invalid
 from api.streams import Streams, opened
 from worker.jobs import errors
 from worker.jobs.model import SNAPSHOTS_PER_SERVER, JobId, JobState
@@ -178,14 +175,11 @@ class OpsHandlers:
 
     async def ops_create_token(self, request: web.Request, token: Token) -> web.Response:
         body = await requests.body(request, TokenBody, timeout_seconds=self._body_seconds)
-        permissions = frozenset(map(Permission, body.permissions))
-        if body.account_id is not None and Permission.OPERATOR in permissions:
-            raise invalid(FieldError(field="account_id", detail="An operator's token belongs to no account."))
         new = await self._tokens.create(
             name=body.name,
             account_id=body.account_id,
-            permissions=permissions,
-            lifetime=timedelta(hours=body.lifetime_hours) if body.lifetime_hours else None,
+            permissions=body.granted,
+            lifetime=body.lifetime,
             idempotency=_once(request, token, body),
             seed=bearer(request),
         )

@@ -1,5 +1,6 @@
 """What operators send, as types."""
 
+from datetime import timedelta
 from typing import Annotated, Literal
 
 from aiohttp import web
@@ -11,6 +12,8 @@ from pydantic import (
     StringConstraints,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
 
 from api.requests import ID_MAX, STORABLE, JobIdInPath, Moment, digits, truth, whole
@@ -195,6 +198,21 @@ class TokenBody(BaseModel):
     lifetime_hours: Annotated[
         Annotated[int, Field(ge=1, le=87_600), BeforeValidator(whole)] | None, Field(description="null: it never ends")
     ] = None
+
+    @field_validator("account_id", mode="after")
+    @classmethod
+    def _is_no_operators(cls, account_id: AccountId | None, info: ValidationInfo) -> AccountId | None:
+        if account_id is not None and Permission.OPERATOR in info.data.get("permissions", ()):
+            raise ValueError("An operator's token belongs to no account.")
+        return account_id
+
+    @property
+    def granted(self) -> frozenset[Permission]:
+        return frozenset(map(Permission, self.permissions))
+
+    @property
+    def lifetime(self) -> timedelta | None:
+        return timedelta(hours=self.lifetime_hours) if self.lifetime_hours else None
 
 
 def node(request: web.Request) -> str:

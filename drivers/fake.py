@@ -30,7 +30,7 @@ from drivers.fake_faults import Effect, Faults
 from drivers.fake_state import FakeDisk, FakeServer, StateFile
 
 TORN = "torn"  # what a guest reads from a disk whose revert broke off
-TOTAL_BYTES = 1 << 40  # of the storage
+TOTAL_BYTES = 400 << 30  # of the storage
 FIRST_SERVER_ID = 12345
 SIMULATED_ACCOUNT_ID = 77
 
@@ -42,8 +42,10 @@ class Misused(AssertionError):
 class FakeHypervisor:
     """With a `state_file`, what was changed is there again after the process has ended, or was killed."""
 
-    def __init__(self, servers: Iterable[FakeServer] = (), *, state_file: Path | None = None) -> None:
-        self.faults = Faults()
+    def __init__(
+        self, servers: Iterable[FakeServer] = (), *, state_file: Path | None = None, rules_file: Path | None = None
+    ) -> None:
+        self.faults = Faults(rules_file)
         self.free_bytes = 100 << 30
         self.misuse: list[str] = []
         self._watchers: list[Callable[[], None]] = []
@@ -345,7 +347,8 @@ def _tags(server: FakeServer) -> set[str]:
 
 
 def simulated_node(state_file: Path, *, servers: int) -> FakeHypervisor:
-    """A node of so many running servers of one account; what became of them in earlier runs is in the state file."""
+    """A node of so many running servers of one account; what became of them in earlier runs is in the state file. Rules
+    for its faults may be put beside it."""
     return FakeHypervisor(
         (
             FakeServer(
@@ -358,4 +361,5 @@ def simulated_node(state_file: Path, *, servers: int) -> FakeHypervisor:
             for number in range(servers)
         ),
         state_file=state_file,
+        rules_file=state_file.with_name("faults.json"),
     )

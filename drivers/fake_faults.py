@@ -2,9 +2,13 @@
 
 import asyncio
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from drivers.base import DiskFailed, DriverError, HypervisorUnavailable, StartFailed
 
@@ -80,10 +84,34 @@ class _Fault:
         )
 
 
-class Faults:
-    """`hook` is called at each moment of each effect, and may raise; `delay_seconds` is how long an effect takes."""
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What befalls an effect, each time and on every disk. `server_id` None: whichever server it is about."""
 
-    def __init__(self) -> None:
+    effect: Effect
+    server_id: int | None = None
+    fails: bool = False
+    seconds: float = 0.0  # that it takes
+
+
+_RULES = TypeAdapter(tuple[Rule, ...])
+
+
+def write_rules(rules_file: Path, rules: Iterable[Rule]) -> None:
+    """Let these rules hold from now on, in the place of those before."""
+    fresh = rules_file.with_name(f"{rules_file.name}.new")
+    fresh.write_bytes(_RULES.dump_json(tuple(rules)))
+    os.replace(fresh, rules_file)
+
+
+class Faults:
+    """`hook` is called at each moment of each effect, and may raise; `delay_seconds` is how long an effect takes.
+
+    `rules_file`: the rules in it hold while it is there. It is how a worker's process is reached from outside.
+    """
+
+    def __init__(self, rules_file: Path | None = None) -> None:
+        self._rules_file = rules_file
         self.hook: Callable[[Happening], None] | None = None
         self.delay_seconds: dict[Effect, float] = {}
         self._faults: list[_Fault] = []
@@ -129,10 +157,13 @@ class Faults:
         """
         reach = functools.partial(self._reach, effect, server_id, target)
         reach(Moment.BEFORE)
+        rules = self._rules(effect, server_id)
+        if any(rule.fails for rule in rules):
+            raise usual_error(effect, target)
         if half is not None:
             half()
         try:
-            await asyncio.sleep(self.delay_seconds.get(effect, 0))
+            await asyncio.sleep(self.delay_seconds.get(effect, 0) + sum(rule.seconds for rule in rules))
             if effect in self._hung:
                 await self._hung[effect].wait()
         except asyncio.CancelledError:
@@ -144,6 +175,15 @@ class Faults:
         if change is not None:
             change()
         reach(Moment.AFTER)
+
+    def _rules(self, effect: Effect, server_id: int) -> list[Rule]:
+        if self._rules_file is None:
+            return []
+        try:
+            rules = _RULES.validate_json(self._rules_file.read_bytes())
+        except FileNotFoundError:
+            return []
+        return [rule for rule in rules if rule.effect is effect and rule.server_id in (None, server_id)]
 
     def _reach(self, effect: Effect, server_id: int, target: str, moment: Moment) -> None:
         happening = Happening(moment=moment, effect=effect, server_id=server_id, target=target)

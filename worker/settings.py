@@ -31,7 +31,9 @@ class WorkerSettings(FileSettings):
     tracing: TracingSettings = Field(default_factory=TracingSettings)
     driver: Driver = Field(default=Driver.KVM, description="fake: simulated servers, for trying out and for load")
     libvirt_uri: str = Field(default="qemu:///system")
-    fake_servers: Annotated[int, Field(ge=1, le=100_000)] = Field(default=3, description="with driver fake: how many")
+    fake_servers: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=3, description="with driver fake: how many, besides those in its state file"
+    )
     max_jobs: Annotated[int, Field(ge=1, le=100)] = Field(default=4, description="jobs of different servers at a time")
     grace_seconds: Annotated[float, Field(ge=0, le=3600)] = Field(
         default=Policy.grace_seconds, description="for a guest to shut itself down before its power is cut"

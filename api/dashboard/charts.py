@@ -71,8 +71,8 @@ def charts(glance: Overview) -> tuple[Chart, ...]:
     ]
     return (
         Chart(id="ended", title="Jobs ended", unit="", times=times, series=(*done, _failed(glance, times))),
-        Chart(id="seconds", title="How long they took", unit="s", times=times, series=tuple(seconds)),
-        Chart(id="downtime", title="How long guests were off", unit="s", times=times, series=tuple(downtime)),
+        Chart(id="seconds", title="Durations", unit="s", times=times, series=tuple(seconds)),
+        Chart(id="downtime", title="Guest downtime", unit="s", times=times, series=tuple(downtime)),
     )
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -14,7 +15,7 @@ from api.dashboard.rendering import Question
 from api.dashboard.session import Visit
 from api.ops_requests import OpsJobsQuery
 from worker.jobs.model import STEPS, Job, JobKind, JobState
-from worker.jobs.ops_records import OpsJob
+from worker.jobs.ops_records import OpsJob, StepTaken
 
 JOBS = "/ops/jobs/"
 JOB = f"{JOBS}{{job_id}}/"
@@ -36,16 +37,43 @@ def _bulk(filters: Mapping[str, str]) -> list[str]:
 
 async def show_one(desk: Desk, visit: Visit) -> web.Response:
     found = await desk.operators.job(requests.job_id(visit.request))
+    steps = _steps(found)
     return desk.rendering.page(
         visit.request,
         "job.html",
         found=found,
         job=found.job,
+        steps=steps,
+        longest=max((step.seconds for step in steps), default=0) or 1,
         actions=[name for name, offered in ACTIONS_ON_ONE.items() if offered.is_for(found)],
         to_come=_to_come(found),
         lines=[_line(line) for line in found.log],
         runbook_url=desk.runbook_url,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownStep:
+    """`tone`: past, bad where it failed, now. `seconds`: so far, of what is under way."""
+
+    taken: StepTaken
+    tone: str
+    seconds: float
+
+
+def _steps(found: OpsJob) -> list[ShownStep]:
+    """What was tried again has failed before; which step failed for good is said by the log."""
+    failed = {line.get("step") for line in found.log if line.get("event") == "step.failed"}
+    names = [taken.step for taken in found.steps]
+    shown = []
+    for place, taken in enumerate(found.steps):
+        rest = names[place + 1 :]
+        is_tried_again = bool(rest) and rest[0] == taken.step
+        is_bad = is_tried_again or (taken.step in failed and taken.step not in rest)
+        tone = "now" if taken.seconds is None else "bad" if is_bad else "past"
+        so_far = (datetime.now(UTC) - taken.started_at).total_seconds() if taken.seconds is None else taken.seconds
+        shown.append(ShownStep(taken=taken, tone=tone, seconds=max(0.0, so_far)))
+    return shown
 
 
 def _to_come(found: OpsJob) -> list[str]:

@@ -61,10 +61,11 @@ async def _stranded(operators: Operators, glance: Overview) -> list[Stranded]:
     if not glance.stranded_servers:
         return []
     part = await operators.servers(node=None, account_id=None, stranded=True, cut=Cut(limit=SHOWN))
-    return [Stranded(server=server, job=await _job_of(operators, server)) for server in part.results]
+    return [Stranded(server=server, job=await stranding_job(operators, server)) for server in part.results]
 
 
-async def _job_of(operators: Operators, server: OpsServer) -> Job | None:
+async def stranding_job(operators: Operators, server: OpsServer) -> Job | None:
+    """What has stranded the server; None also where the job's record is gone."""
     if server.stranded_by is None:
         return None
     try:

@@ -6,7 +6,7 @@ from urllib.parse import urlencode, urlsplit
 
 from aiohttp import web
 
-from api.dashboard import bulk, jobs, live, login, nodes, overview, runbook
+from api.dashboard import audit, bulk, findings, jobs, live, login, nodes, overview, runbook, servers, tokens
 from api.dashboard.assets import STATIC, Assets
 from api.dashboard.desk import Desk, Handler, Pages
 from api.dashboard.rendering import is_fragment
@@ -14,8 +14,18 @@ from api.dashboard.session import HOME, LOGIN, local
 from api.problems import Problem
 from worker.jobs.errors import StoreUnavailable
 
-PAGES: Pages = {**overview.PAGES, **nodes.PAGES, **jobs.PAGES, **bulk.PAGES, **runbook.PAGES}
-ACTIONS: Pages = {**nodes.ACTIONS, **jobs.ACTIONS, **bulk.ACTIONS, **login.ACTIONS}
+PAGES: Pages = {
+    **overview.PAGES,
+    **nodes.PAGES,
+    **jobs.PAGES,
+    **bulk.PAGES,
+    **servers.PAGES,
+    **findings.PAGES,
+    **audit.PAGES,
+    **tokens.PAGES,
+    **runbook.PAGES,
+}
+ACTIONS: Pages = {**nodes.ACTIONS, **jobs.ACTIONS, **bulk.ACTIONS, **tokens.ACTIONS, **login.ACTIONS}
 
 Plain = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

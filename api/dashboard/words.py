@@ -4,11 +4,14 @@ from datetime import UTC, datetime
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _KIB = 1024
+_TENTH = 0.1
 _SHORT = 10  # below it, one more digit
 
 
 def span(seconds: float) -> str:
-    """A duration, to what matters of it: 0.4 s, 42 s, 3 min 05 s, 2 h 10 min, 4 d 3 h."""
+    """A duration, to what matters of it: < 0.1 s, 0.4 s, 42 s, 3 min 05 s, 2 h 10 min, 4 d 3 h."""
+    if seconds < _TENTH / 2:
+        return f"< {_TENTH} s"
     if seconds < _SHORT:
         return f"{seconds:.1f} s"
     whole = round(seconds)

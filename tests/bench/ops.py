@@ -1,21 +1,17 @@
-"""How long the operators' lists take on many jobs: `make bench-ops N=100000`. Beside each time is that of the same list
-on 1,000 jobs, the baseline: a list that does not look at all of them takes about as long. Medians of the rounds.
+"""How long the operators' lists and pages take on many jobs: `make bench-ops N=100000`. Beside each time is that of the
+same on 1,000 jobs, the baseline: what does not look at all of them takes about as long. Medians of the rounds.
 """
 
 import os
 import statistics
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import uvloop
-from arq.connections import ArqRedis
+from aiohttp import ClientSession
 
 from tests.bench.seeding import Size, seed
-from tests.conftest import RedisServer
-from tests.queueing import client
+from tests.browser.stage import Stage, staged
 from worker.jobs.model import AccountId, JobKind, JobState, ServerId
 from worker.jobs.ops import Cut, JobFilter, Operators
 from worker.jobs.store import Store
@@ -27,7 +23,7 @@ OPEN_JOBS = 200
 PAGE = Cut(limit=100)
 
 
-def looks(operators: Operators) -> Mapping[str, Callable[[], Awaitable[object]]]:
+def looks(operators: Operators) -> dict[str, Callable[[], Awaitable[object]]]:
     def jobs(**wanted: object) -> Callable[[], Awaitable[object]]:
         return lambda: operators.jobs(JobFilter(**wanted), PAGE)  # type: ignore[arg-type] # named where they are given
 
@@ -50,32 +46,85 @@ def looks(operators: Operators) -> Mapping[str, Callable[[], Awaitable[object]]]
     }
 
 
-async def milliseconds(redis: ArqRedis, jobs: int) -> dict[str, float]:
-    await redis.flushdb()
+async def pages(stage: Stage, visitor: ClientSession, jobs: int) -> dict[str, Callable[[], Awaitable[object]]]:
+    """Each as a browser gets it, once logged in."""
+
+    def page(path: str) -> Callable[[], Awaitable[object]]:
+        async def get() -> None:
+            async with visitor.get(f"{stage.url}/ops/{path}", allow_redirects=False) as response:
+                await response.read()
+                assert response.status == 200, (path, response.status)
+
+        return get
+
+    middle = f"{jobs // 2:032x}"
+    score = await stage.redis.zscore("jobs", middle)
+    assert score is not None
+    return {
+        "page: overview": page(""),
+        "page: jobs": page("jobs/"),
+        "page: jobs, from the middle on": page(f"jobs/?after={score:.0f}:{middle}"),
+        "page: jobs, failed": page("jobs/?state=failed"),
+        "page: jobs, failed, of a node": page("jobs/?state=failed&node=node-7"),
+        "page: jobs, undone, failed": page("jobs/?state=failed&kind=undo"),
+        "page: jobs, of an account": page("jobs/?account_id=7"),
+        "page: jobs, with a text": page("jobs/?text=web-7777"),
+        "page: jobs, with a text that none has": page("jobs/?text=nowhere"),
+        "page: a job": page(f"jobs/{middle}/"),
+        "page: nodes": page("nodes/"),
+        "page: nodes, by queue": page("nodes/?sort=-queued"),
+        "page: a node": page("nodes/node-7/"),
+        "page: servers": page("servers/"),
+        "page: servers, of a node": page("servers/?node=node-7"),
+        "page: a server": page("servers/7/"),
+        "page: findings": page("findings/"),
+        "page: audit": page("audit/"),
+    }
+
+
+async def medians(stage: Stage, jobs: int) -> dict[str, float]:
+    await stage.redis.flushdb()
     began = time.perf_counter()
-    await seed(redis, Size(nodes=NODES, servers_per_node=SERVERS_PER_NODE, jobs=jobs, open_jobs=OPEN_JOBS))
+    await stage.redis.config_set("appendfsync", "no")  # bulk: as an import would, and no rewrite in the midst of it
+    await stage.redis.config_set("auto-aof-rewrite-percentage", "0")
+    await seed(stage.redis, Size(nodes=NODES, servers_per_node=SERVERS_PER_NODE, jobs=jobs, open_jobs=OPEN_JOBS))
+    await stage.redis.config_set("appendfsync", "always")
     print(f"{jobs:,} jobs written in {time.perf_counter() - began:.0f} s")
-    taken: dict[str, float] = {}
-    for name, look in looks(Operators(redis, Store(redis))).items():
-        times = []
-        for _ in range(ROUNDS):
-            before = time.perf_counter()
-            await look()
-            times.append((time.perf_counter() - before) * 1000)
-        taken[name] = statistics.median(times)
-    return taken
+    await stage.stop_front_end()
+    await stage.start_front_end()  # it remembers counts of the cell before
+    async with ClientSession() as visitor:
+        await log_in(stage, visitor)
+        wanted = looks(Operators(stage.redis, Store(stage.redis))) | await pages(stage, visitor, jobs)
+        first = await milliseconds_of(wanted["page: overview"])
+        return {"page: overview, the first": first} | {name: await median_of(look) for name, look in wanted.items()}
+
+
+async def log_in(stage: Stage, visitor: ClientSession) -> None:
+    secret = (await stage.new_operator()).secret
+    from_here = {"Sec-Fetch-Site": "same-origin"}
+    form = {"token": secret}
+    async with visitor.post(f"{stage.url}/ops/login/", data=form, headers=from_here, allow_redirects=False) as answer:
+        assert answer.status == 303, await answer.text()
+        session = next(iter(answer.cookies.values()))
+    visitor.headers["Cookie"] = f"{session.key}={session.value}"
+
+
+async def median_of(look: Callable[[], Awaitable[object]]) -> float:
+    return statistics.median([await milliseconds_of(look) for _ in range(ROUNDS)])
+
+
+async def milliseconds_of(look: Callable[[], Awaitable[object]]) -> float:
+    before = time.perf_counter()
+    await look()
+    return (time.perf_counter() - before) * 1000
 
 
 async def main(jobs: int) -> None:
-    async with AsyncExitStack() as stack:
-        server = RedisServer(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vps-bench-"))))
-        stack.callback(server.kill)
-        server.start()
-        redis = await stack.enter_async_context(client(server.socket))
-        few, many = await milliseconds(redis, BASELINE), await milliseconds(redis, jobs)
-        print(f"{'ms, medians':<36}{f'{BASELINE:,} jobs':>14}{f'{jobs:,} jobs':>18}{'ratio':>8}")
-        for name, baseline in few.items():
-            print(f"{name:<36}{baseline:>14.1f}{many[name]:>18.1f}{many[name] / baseline:>7.1f}x")
+    async with staged() as stage:
+        few, many = await medians(stage, BASELINE), await medians(stage, jobs)
+    print(f"{'ms, medians':<40}{f'{BASELINE:,} jobs':>14}{f'{jobs:,} jobs':>18}{'ratio':>8}")
+    for name, baseline in few.items():
+        print(f"{name:<40}{baseline:>14.1f}{many[name]:>18.1f}{many[name] / baseline:>7.1f}x")
 
 
 if __name__ == "__main__":

@@ -18,23 +18,26 @@ local function server(row)
   write('server:' .. row.id, {v = '2', name = row.name, account = row.account, node = row.node, power = 'on'})
 end
 
+-- A row may lack failure_detail, stranded and downtime_seconds.
 local function job(row)
-  local id, at = row.id, now - row.age_ms
-  row.id, row.age_ms = nil, nil
+  local id, at, ended = row.id, now - row.age_ms, now - row.age_ms + row.seconds * 1000
+  row.id, row.age_ms, row.seconds = nil, nil, nil
   row.v, row.attempts, row.snapshot_description, row.step = '1', '1', '', 'preflight'
   row.queued_ms, row.snapshot_created_ms = string.format('%.0f', at), string.format('%.0f', at)
   local result = {
-    state = row.state, failure_code = row.failure_code, stranded = '0', downtime_seconds = tostring(at % 60 + 5),
+    state = row.state, failure_code = row.failure_code, stranded = row.stranded or '0',
+    downtime_seconds = row.downtime_seconds or '',
   }
   if row.state ~= 'queued' then row.started_ms = row.queued_ms end
   if not next(MAY_FOLLOW[row.state]) then
-    row.finished_ms = string.format('%.0f', at + at % 60000)
-    row.failure_detail, row.stranded, row.downtime_seconds = '', '0', result.downtime_seconds
-    if at > now - 86400000 then count_end(row, result, at) end
+    row.finished_ms = string.format('%.0f', ended)
+    row.failure_detail, row.stranded = row.failure_detail or '', result.stranded
+    row.downtime_seconds = result.downtime_seconds
+    if ended > now - 86400000 then count_end(row, result, ended) end
   end
   write('job:' .. id, row)
   list_job(id, row)
-  list_failure(id, row, result, now)
+  list_failure(id, row, result, ended)
 end
 
 for _, row in ipairs(cjson.decode(ARGV[2])) do

@@ -1,7 +1,7 @@
 """A cell with many nodes, servers and jobs, written in bulk in the formats and by the lists of the scripts."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ BATCH = 500
 SPREAD_MS = 29 * 86_400_000  # of the jobs, backwards from now
 KINDS = (*[JobKind.CREATE] * 6, *[JobKind.RESTORE] * 2, JobKind.DELETE, JobKind.UNDO)
 STATES = (*[JobState.COMPLETED] * 96, *[JobState.FAILED] * 4)
+USUAL_SECONDS = {JobKind.CREATE: 2.7, JobKind.RESTORE: 3.2, JobKind.DELETE: 1.0, JobKind.UNDO: 3.2}  # logarithms
 ERRORS = ("not_enough_space", "disk_failed", "start_failed", "hypervisor_unavailable")
 
 
@@ -30,11 +31,20 @@ class Size:
 
 async def seed(redis: ArqRedis, size: Size, *, chance: int = 7) -> None:
     """Fill an empty Redis. The same chance makes the same cell."""
+    await _write(redis, "nodes", _nodes(size))
+    await _write(redis, "servers", _servers(size))
+    await write_jobs(redis, _jobs(size, Random(chance)))
+
+
+async def write_jobs(redis: ArqRedis, jobs: Iterator[dict[str, str]]) -> None:
+    """Jobs as `job` makes them, oldest first."""
+    await _write(redis, "jobs", jobs)
+
+
+async def _write(redis: ArqRedis, what: str, rows: Iterator[dict[str, Any]]) -> None:
     write = redis.register_script(scripts.text("prelude") + Path(__file__).with_name("seed.lua").read_text())
-    nodes, servers, jobs = _nodes(size), _servers(size), _jobs(size, Random(chance))
-    for what, rows in (("nodes", nodes), ("servers", servers), ("jobs", jobs)):
-        while batch := list(islice(rows, BATCH)):
-            await write(args=[what, json.dumps(batch)])
+    while batch := list(islice(rows, BATCH)):
+        await write(args=[what, json.dumps(batch)])
 
 
 def _nodes(size: Size) -> Iterator[dict[str, Any]]:
@@ -54,18 +64,44 @@ def _jobs(size: Size, random: Random) -> Iterator[dict[str, str]]:
         server = random.randrange(servers)
         is_open = n >= size.jobs - size.open_jobs
         state = random.choice((JobState.QUEUED, JobState.IN_PROGRESS)) if is_open else random.choice(STATES)
-        error = random.choice(ERRORS) if state is JobState.FAILED else ""
-        yield {
-            "id": f"{n:032x}",
-            "kind": random.choice(KINDS),
-            "state": state,
-            "age_ms": str(SPREAD_MS * (size.jobs - n) // size.jobs),
-            "server": str(server + 1),
-            "server_name": f"web-{server + 1}",
-            "account": str(server // 10 + 1),
-            "node": f"node-{server % size.nodes}",
-            "snapshot": str(n + 1),
-            "snapshot_name": f"snapshot-{n}",
-            "request_id": f"{n:08x}",
-            "failure_code": error,
-        }
+        yield job(
+            n,
+            state=state,
+            age_ms=SPREAD_MS * (size.jobs - n) // size.jobs,
+            server=(server + 1, f"web-{server + 1}"),
+            account=server // 10 + 1,
+            node=f"node-{server % size.nodes}",
+            random=random,
+        )
+
+
+def job(
+    n: int,
+    *,
+    state: JobState,
+    age_ms: int,
+    server: tuple[int, str],
+    account: int,
+    node: str,
+    random: Random,
+    kinds: Sequence[JobKind] = KINDS,
+) -> dict[str, str]:
+    """The n-th job, of one of the kinds. It took seconds rather than minutes, and most of that its guest was off."""
+    kind = random.choice(kinds)
+    seconds = random.lognormvariate(USUAL_SECONDS[kind], 0.3)
+    return {
+        "id": f"{n:032x}",
+        "kind": kind,
+        "state": state,
+        "age_ms": str(age_ms),
+        "seconds": f"{seconds:.3f}",
+        "downtime_seconds": f"{0.8 * seconds:.3f}" if kind is not JobKind.DELETE else "",
+        "server": str(server[0]),
+        "server_name": server[1],
+        "account": str(account),
+        "node": node,
+        "snapshot": str(n + 1),
+        "snapshot_name": f"snapshot-{n}",
+        "request_id": f"{n:08x}",
+        "failure_code": random.choice(ERRORS) if state is JobState.FAILED else "",
+    }

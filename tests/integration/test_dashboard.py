@@ -290,11 +290,13 @@ class TestNodes:
 
 class TestEveryPage:
     async def paths(self, desk: Desk, job: JobId) -> list[str]:
+        token = next(token for token in await desk.api.tokens.all() if token.account_id is None)
         return [
             re.sub(r"\{action:(\w+)[^}]*\}", r"\1", path)
             .replace("{job_id}", job)
             .replace("{node}", "n1")
             .replace("{server_id}", str(SERVER))
+            .replace("{token_id}", token.id)
             .replace("/bulk/", f"/bulk/?action=retry&ids={job}")
             for path in PAGES
         ]
@@ -311,6 +313,7 @@ class TestEveryPage:
         job = await made(desk, failed("start_failed", detail=HOSTILE, stranded=True))
         await cell.raw("HSET", f"job:{job}", "snapshot_name", HOSTILE, "server_name", HOSTILE, "request_id", HOSTILE)
         await cell.raw("RPUSH", f"job:{job}:log", '{"event": "<script>", "level": "<script>", "<script>": "<script>"}')
+        await cell.node.tell_findings(SERVER, [{"finding": HOSTILE, "tag": HOSTILE, "at": "1"}])
         await cell.raw("RPUSH", f"job:{job}:steps", '{"step": "<script>", "ms": 1, "attempt": 1}')
         await desk.browser.done("/ops/nodes/n1/pause/", {"reason": HOSTILE})
         await desk.browser.done(f"/ops/jobs/{job}/resolve/", {"reason": HOSTILE})
@@ -323,7 +326,14 @@ class TestEveryPage:
         assert told > 10
 
     async def test_of_what_is_not_there_says_so(self, desk: Desk) -> None:
-        for path in ("/ops/nodes/no-such/", "/ops/nodes/.../", f"/ops/jobs/{NO_JOB}/", "/ops/jobs/x/", "/ops/nowhere/"):
+        for path in (
+            "/ops/nodes/no-such/",
+            "/ops/nodes/.../",
+            f"/ops/jobs/{NO_JOB}/",
+            "/ops/jobs/x/",
+            "/ops/nowhere/",
+            "/ops/servers/9/",
+        ):
             page = await desk.browser.get(path)
             assert page.status == 404, path
             assert "There is nothing here" in page.text
@@ -338,7 +348,7 @@ class TestEveryPage:
             assert (part.status, part.headers["HX-Retarget"]) == (503, "#trouble")
 
     async def test_asked_for_by_a_page_is_its_inside_only(self, desk: Desk) -> None:
-        for path in ("/ops/", "/ops/jobs/", "/ops/nodes/"):
+        for path in ("/ops/", "/ops/jobs/", "/ops/nodes/", "/ops/servers/", "/ops/audit/", "/ops/tokens/"):
             whole, inside = await desk.browser.get(path), await desk.browser.get(path, **FRAGMENT)
             assert "<html" in whole.text
             assert "<h1" in inside.text
@@ -359,7 +369,14 @@ class TestEveryPage:
             await cell.redis.flushdb()
             await seed(cell.redis, Size(nodes=60 * times, servers_per_node=2, jobs=2000 * times, open_jobs=120 * times))
             async with at_desk(cell) as desk:
-                paths = ("/ops/", "/ops/jobs/", "/ops/jobs/?state=failed", "/ops/nodes/", "/ops/nodes/node-3/")
+                paths = ["/ops/", "/ops/jobs/", "/ops/jobs/?state=failed", "/ops/nodes/", "/ops/nodes/node-3/"]
+                paths += [
+                    "/ops/servers/",
+                    "/ops/servers/?node=node-3",
+                    "/ops/servers/3/",
+                    "/ops/findings/",
+                    "/ops/audit/",
+                ]
                 cost[times] = {path: await commands(desk, path) for path in paths}
         assert {path: many for path, many in cost[4].items() if many > cost[1][path] + 100} == {}
 

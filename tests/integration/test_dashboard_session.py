@@ -31,7 +31,12 @@ def key_of(browser: Browser) -> str:
 
 def filled(path: str) -> str:
     path = re.sub(r"\{action:(\w+)[^}]*\}", r"\1", path)
-    return path.replace("{node}", "n1").replace("{job_id}", "0" * 32).replace("{server_id}", "12345")
+    return (
+        path.replace("{node}", "n1")
+        .replace("{job_id}", "0" * 32)
+        .replace("{server_id}", "12345")
+        .replace("{token_id}", "0" * 12)
+    )
 
 
 async def is_paused(desk: Desk) -> bool:

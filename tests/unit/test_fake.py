@@ -10,7 +10,7 @@ import pytest
 
 from drivers.base import DiskFailed, DriverError, Power, SnapshotSpec, StartFailed
 from drivers.fake import FIRST_SERVER_ID, TORN, FakeHypervisor, Misused, simulated_node
-from drivers.fake_faults import Effect, Happening, Killed, Moment
+from drivers.fake_faults import Effect, Happening, Killed, Moment, Rule, write_rules
 from drivers.fake_state import FakeDisk, FakeServer
 
 SPEC = SnapshotSpec(tag="vps-801", name="x", description="", created_at=datetime(2025, 1, 15, tzinfo=UTC))
@@ -80,6 +80,25 @@ async def test_a_fault_of_one_server_spares_the_others(fake: FakeHypervisor) -> 
     await fake.start(1)
     with pytest.raises(StartFailed):
         await fake.start(2)
+
+
+async def test_rules_in_a_file_hold_while_they_are_there(tmp_path: Path) -> None:
+    rules_file = tmp_path / "faults.json"
+    fake = simulated_node(tmp_path / "fake.json", servers=2)
+    await fake.cut_power(12345)
+    write_rules(rules_file, [Rule(effect=Effect.START, server_id=12345, fails=True)])
+    for _ in range(2):
+        with pytest.raises(StartFailed):
+            await fake.start(12345)
+    await fake.start(12346)
+    write_rules(rules_file, [Rule(effect=Effect.START, seconds=3600)])
+    starting = asyncio.ensure_future(fake.start(12345))
+    await asyncio.sleep(0.01)
+    assert not starting.done()
+    starting.cancel()
+    await asyncio.wait([starting])
+    rules_file.unlink()
+    await fake.start(12345)
 
 
 @pytest.mark.parametrize("effect", ON_DISKS)

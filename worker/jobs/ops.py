@@ -14,7 +14,7 @@ from arq.connections import ArqRedis
 from worker.jobs import errors, ops_records, queue, records, scripts
 from worker.jobs.model import AccountId, Job, JobId, JobKind, JobState, ServerId
 from worker.jobs.ops_records import AuditEntry, Node, OpsJob, OpsServer, ServerFindings, Slice
-from worker.jobs.overview import Overview, overview
+from worker.jobs.overview import Counted, Overview, overview
 from worker.jobs.store import NODE_SILENT_SECONDS, Idempotency, Store, for_script, redis_answers, shown_job
 
 LISTS = ("ops_jobs", "ops_nodes", "ops_servers", "ops_findings")
@@ -63,6 +63,7 @@ class Operators:
     def __init__(self, redis: ArqRedis, store: Store, *, node_silent_seconds: float = NODE_SILENT_SECONDS) -> None:
         self._store = store
         self._silent_ms = round(node_silent_seconds * 1000)
+        self._counted = Counted()
         self._scripts = {name: scripts.load(redis, name) for name in SCRIPTS}
         self._scripts |= {name: scripts.load(redis, "walk", name) for name in LISTS}
 
@@ -84,7 +85,7 @@ class Operators:
         raise next(refusal for refusal in refused if refusal.code == code[0].decode())
 
     async def overview(self) -> Overview:
-        return overview(await self._call("ops_overview", self._silent_ms))
+        return overview(await self._call("ops_overview", self._silent_ms, self._counted.last), self._counted)
 
     # --- jobs ---
 

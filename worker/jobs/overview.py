@@ -11,7 +11,7 @@ from worker.jobs.model import JobId, JobKind
 
 COUNTED_MS = 300_000  # what the scripts count together
 POINT = 3  # of these to a point of a chart
-HOUR = 12  # of these
+HOUR, DAY = 12, 288  # of these
 BIN = 1.1  # from one bin of durations to the next; in the middle of a bin, a percentile is off by a twentieth at most
 
 Counts = Counter[str]
@@ -60,49 +60,82 @@ class Overview:
     charts: Mapping[JobKind, tuple[Point, ...]]  # of the kinds that there were; points without an end are left out
 
 
-def overview(answer: list[Any]) -> Overview:
+class Counted:
+    """What was counted within the last day. The five minutes that are over change no more: they are read once."""
+
+    def __init__(self) -> None:
+        self.last = 0  # the number of the five minutes that may have changed since they were read, and all after them
+        self._counts: dict[int, Counts] = {}
+        self._points: dict[int, Mapping[JobKind, Point]] = {}  # of those of which all is over
+
+    def learn(self, last: int, stats: Iterable[tuple[int, list[bytes]]]) -> None:
+        """`stats`: what there is from our last number on."""
+        day = range(last - DAY + 1, last + 1)
+        read = {number: _counts(flat) for number, flat in stats}
+        self._counts = {number: counts for number, counts in (self._counts | read).items() if number in day}
+        self._points = {number: points for number, points in self._points.items() if number * POINT in day}
+        self.last = last
+
+    def ended(self, state: str, *, within: int) -> int:
+        """How many jobs ended so, within so many of the latest five minutes."""
+        numbers = (number for number in self._counts if number > self.last - within)
+        return sum(self._counts[number][f"{kind}:{state}"] for number in numbers for kind in JobKind)
+
+    def charts(self) -> dict[JobKind, tuple[Point, ...]]:
+        """Of the kinds that there were; points without an end are left out."""
+        points = [self._point(number) for number in sorted({number // POINT for number in self._counts})]
+        charts = {kind: tuple(point[kind] for point in points if kind in point) for kind in JobKind}
+        return {kind: points for kind, points in charts.items() if points}
+
+    def _point(self, number: int) -> Mapping[JobKind, Point]:
+        if number in self._points:
+            return self._points[number]
+        together = Counter[str]()
+        for part in range(number * POINT, (number + 1) * POINT):
+            together.update(self._counts.get(part, {}))
+        points = _points(number, together)
+        if (number + 1) * POINT <= self.last:
+            self._points[number] = points
+        return points
+
+
+def overview(answer: list[Any], counted: Counted) -> Overview:
     now, queued, running, oldest, stranded, nodes, alive, paused, findings, stats = answer
-    counted = [
-        (number, Counter({name: int(count) for name, count in records.pairs(flat).items()})) for number, flat in stats
-    ]
-    day = sum((counts for _, counts in counted), Counter[str]())
-    hour = sum((counts for number, counts in counted if number > now // COUNTED_MS - HOUR), Counter[str]())
+    counted.learn(now // COUNTED_MS, stats)
     return Overview(
         at=records.moment(now),
         queued=queued,
         in_progress=running,
         oldest=Oldest(job_id=JobId(oldest[0].decode()), queued_at=records.moment(oldest[1])) if oldest else None,
-        completed_hour=_ended(hour, "completed"),
-        failed_hour=_ended(hour, "failed"),
-        completed_day=_ended(day, "completed"),
-        failed_day=_ended(day, "failed"),
+        completed_hour=counted.ended("completed", within=HOUR),
+        failed_hour=counted.ended("failed", within=HOUR),
+        completed_day=counted.ended("completed", within=DAY),
+        failed_day=counted.ended("failed", within=DAY),
         stranded_servers=stranded,
         nodes=nodes,
         nodes_alive=alive,
         nodes_paused=paused,
         servers_with_findings=findings,
-        charts={kind: points for kind in JobKind if (points := tuple(_points(kind, counted)))},
+        charts=counted.charts(),
     )
 
 
-def _ended(counts: Counts, state: str) -> int:
-    return sum(counts[f"{kind}:{state}"] for kind in JobKind)
+def _counts(flat: list[bytes]) -> Counts:
+    return Counter({name: int(count) for name, count in records.pairs(flat).items()})
 
 
-def _points(kind: JobKind, counted: Iterable[tuple[int, Counts]]) -> Iterable[Point]:
-    together: dict[int, Counts] = {}
-    for number, counts in counted:
-        together.setdefault(number // POINT, Counter()).update(counts)
-    for number, counts in together.items():
-        completed, failed = counts[f"{kind}:completed"], counts[f"{kind}:failed"]
-        if completed or failed:
-            yield Point(
-                at=records.moment(number * POINT * COUNTED_MS),
-                completed=completed,
-                failed=failed,
-                seconds=_durations(counts, f"{kind}:ms:"),
-                downtime_seconds=_durations(counts, f"{kind}:downtime:"),
-            )
+def _points(number: int, counts: Counts) -> Mapping[JobKind, Point]:
+    return {
+        kind: Point(
+            at=records.moment(number * POINT * COUNTED_MS),
+            completed=counts[f"{kind}:completed"],
+            failed=counts[f"{kind}:failed"],
+            seconds=_durations(counts, f"{kind}:ms:"),
+            downtime_seconds=_durations(counts, f"{kind}:downtime:"),
+        )
+        for kind in JobKind
+        if counts[f"{kind}:completed"] or counts[f"{kind}:failed"]
+    }
 
 
 def _durations(counts: Counts, prefix: str) -> Durations:

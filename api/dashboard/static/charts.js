@@ -9,7 +9,7 @@
 
   function options(chart, width) {
     const line = { stroke: colour("soft"), grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line"), width: 1 }, font: "11px system-ui, sans-serif" };
-    const say = (self, value) => (value == null ? "–" : `${value.toLocaleString("en")}${chart.unit && ` ${chart.unit}`}`);
+    const say = (self, value) => (value == null ? "" : `${value.toLocaleString("en")}${chart.unit && ` ${chart.unit}`}`);
     return {
       width,
       height: 190,
@@ -18,7 +18,7 @@
       axes: [{ ...line, space: 60, values: (self, moments) => moments.map(clock) }, { ...line, size: 44 }],
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
       series: [
-        { label: "UTC", value: (self, seconds) => (seconds == null ? "–" : clock(seconds)) },
+        { label: "UTC", value: (self, seconds) => (seconds == null ? "" : clock(seconds)) },
         ...chart.series.map(({ label, hue, dashed }) => ({
           label,
           stroke: colour(hue),

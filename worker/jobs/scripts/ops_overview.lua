@@ -1,9 +1,10 @@
--- The cell at a glance. ARGV: silent_ms. Answers {now_ms, jobs that wait, jobs in progress, {oldest waiting job and its
--- moment} or {}, stranded servers, nodes, nodes that are alive, nodes that are paused, servers with findings,
--- {{five minutes' number, {field, value, ...}}, ...} of the last day, oldest first}.
+-- The cell at a glance. ARGV: silent_ms, number of the five minutes from which on counts are wanted.
+-- Answers {now_ms, jobs that wait, jobs in progress, {oldest waiting job and its moment} or {}, stranded servers, nodes,
+-- nodes that are alive, nodes that are paused, servers with findings, {{five minutes' number, {field, value, ...}}, ...} of
+-- the last day, oldest first}.
 local now = now_ms()
 local last, stats = math.floor(now / STATS_MS), {}
-for number = last - 86400000 / STATS_MS + 1, last do
+for number = math.max(last - 86400000 / STATS_MS + 1, tonumber(ARGV[2])), last do
   local counted = redis.call('HGETALL', string.format('stats:%.0f', number))
   if #counted > 0 then stats[#stats + 1] = {number, counted} end
 end

@@ -1,0 +1,33 @@
+"""What the nodes have found to differ between the store and the disks."""
+
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from api.dashboard import desk as at
+from api.dashboard.desk import Desk, Pages
+from api.dashboard.session import Visit
+from api.ops_requests import PartQuery
+
+FINDINGS = "/ops/findings/"
+SHOWN = 50
+
+# by the words of worker.reconcile
+MEANINGS: Mapping[str, str] = {
+    "unknown_snapshot": "On the disks, and the store did not know it: its customer sees it again. Nothing to do.",
+    "orphaned_tag": "Left by a create that never ended, and no job owns it: it is deleted. Nothing to do.",
+    "lost_snapshot": "The store has it, and no disk does: its customer sees it as failed. Who deleted it, and how?",
+    "torn_snapshot": "Some disks lack it, so it can't be restored. Was a disk added or removed? Tell the customer.",
+    "untracked_safety": "A restore's safety snapshot that the journal did not know: kept for its usual time.",
+}
+
+
+async def show_all(desk: Desk, visit: Visit) -> web.Response:
+    query = at.query(visit, PartQuery, limit=SHOWN)
+    part = await desk.operators.findings(query.cut)
+    return desk.rendering.page(
+        visit.request, "findings.html", filters=at.filters(visit, query), part=part, meanings=MEANINGS
+    )
+
+
+PAGES: Pages = {FINDINGS: show_all}

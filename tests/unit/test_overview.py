@@ -1,0 +1,45 @@
+"""What is remembered of the counts that are over is the same as what is read anew."""
+
+from worker.jobs.model import JobKind
+from worker.jobs.overview import DAY, HOUR, Counted
+
+FIRST = 5_985_000
+
+
+def written(until: int) -> dict[int, dict[str, int]]:
+    """Counts of one kind for each five minutes, some without any."""
+    numbers = [number for number in range(FIRST, until + 1) if number % 5]
+    return {number: {"create:completed": number % 9 + 1, f"create:ms:{number % 90}": 2} for number in numbers}
+
+
+def told(counts: dict[int, dict[str, int]], *, last: int, since: int) -> list[tuple[int, list[bytes]]]:
+    """As the script answers."""
+    return [
+        (number, [part for name, count in row.items() for part in (name.encode(), str(count).encode())])
+        for number, row in counts.items()
+        if max(since, last - DAY + 1) <= number <= last
+    ]
+
+
+def test_it_is_the_same_as_if_all_was_read_at_once() -> None:
+    counts = written(FIRST + 2 * DAY)
+    remembered = Counted()
+    for last in (FIRST + DAY, FIRST + DAY, FIRST + DAY + 1, FIRST + DAY + 5, FIRST + DAY + 100, FIRST + 2 * DAY):
+        counts.setdefault(last, {"create:completed": 0})["create:completed"] += 1  # it is not over yet
+        remembered.learn(last, told(counts, last=last, since=remembered.last))
+        anew = Counted()
+        anew.learn(last, told(counts, last=last, since=0))
+        assert remembered.ended("completed", within=DAY) == anew.ended("completed", within=DAY)
+        assert remembered.ended("completed", within=HOUR) == anew.ended("completed", within=HOUR)
+        assert (
+            remembered.charts()[JobKind.CREATE][1:] == anew.charts()[JobKind.CREATE][1:]
+        )  # the first is on its way out
+
+
+def test_what_is_older_than_a_day_is_forgotten() -> None:
+    counted = Counted()
+    counted.learn(FIRST, told({FIRST: {"create:completed": 3}}, last=FIRST, since=0))
+    assert counted.ended("completed", within=DAY) == 3
+    counted.learn(FIRST + DAY, [])
+    assert counted.ended("completed", within=DAY) == 0
+    assert counted.charts() == {}
