@@ -58,78 +58,46 @@ def build(
     limits = Limits(calls=settings.calls_per_minute, failed_logins=settings.failed_logins_per_minute)
     tokens = Tokens(redis)
     callers = Callers(tokens, limits, trusted_proxies=settings.trusted_proxies)
-    streams = Streams(
-        Events(redis),
-        per_account=settings.streams_per_account,
-        of_operators=settings.operators_streams,
-        most=settings.streams,
-        heartbeat_seconds=settings.heartbeat_seconds,
-        check_seconds=TOKEN_CHECK_SECONDS,
-    )
+    streams = _streams(redis, settings)
     store = Store(redis, node_silent_seconds=settings.node_silent_seconds)
     operators = Operators(redis, store, node_silent_seconds=settings.node_silent_seconds)
-    ops_handlers = OpsHandlers(
-        operators,
-        store,
-        tokens,
-        streams,
-        callers,
-        body_seconds=settings.body_seconds,
-        runbook_url=settings.runbook_url,
-    )
+    body_seconds, runbook_url = settings.body_seconds, settings.runbook_url
     handlers = Handlers(
         store,
         Schedules(redis),
         Webhooks(redis),
         streams,
         callers,
-        body_seconds=settings.body_seconds,
+        body_seconds=body_seconds,
         to_private=settings.webhooks_to_private,
     )
-
-    assets = Assets()
-    lasting = Lasting(
-        at_most=timedelta(seconds=settings.session_seconds), idle=timedelta(seconds=settings.session_idle_seconds)
+    ops_handlers = OpsHandlers(
+        operators, store, tokens, streams, callers, body_seconds=body_seconds, runbook_url=runbook_url
     )
+    assets = Assets()
     desk = Desk(
         operators=operators,
         store=store,
         tokens=tokens,
         streams=streams,
         rendering=Rendering(assets),
-        door=Door(callers, Sessions(redis, lasting=lasting, limits=limits), body_seconds=settings.body_seconds),
-        runbook_url=settings.runbook_url,
+        door=Door(callers, _sessions(redis, settings, limits), body_seconds=body_seconds),
+        runbook_url=runbook_url,
     )
-
-    def refuse(request: web.Request, problem: problems.Problem) -> web.Response:
-        if routes.is_ours(request):
-            return routes.refuse(desk, request, problem)
-        return problems.respond(problem, request_id=request[REQUEST_ID])
-
     audit = Audit(redis, kept=timedelta(days=settings.audit_days))
-    app = web.Application(middlewares=[traced, around(callers, audit, metrics, refuse)], client_max_size=BODY_MAX_BYTES)
-    app.cleanup_ctx.append(streams.running)
-    app.on_shutdown.append(streams.end_all)
-    app.on_response_prepare.append(finish_head)
-    app.cleanup_ctx.append(_sender(redis, settings, metrics, resolver))
-    waiting = Waiting(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
-    app.cleanup_ctx.append(Sweeper(waiting).running)
-    view = CellView(
-        Cell(redis), look_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
+    app = web.Application(
+        middlewares=[traced, around(callers, audit, metrics, _refusing(desk))], client_max_size=BODY_MAX_BYTES
     )
-    app.cleanup_ctx.append(view.running)
-    metrics.follow(streams=lambda: streams.open, cell=view)
-    calls: list[tuple[Operation | OpsOperation, Handler]] = [
-        *((operation, _called(operation, handlers, callers)) for operation in OPERATIONS),
-        *((operation, _operated(operation, ops_handlers, callers)) for operation in OPS_OPERATIONS),
-    ]
-    for path in dict.fromkeys(call.path for call, _ in calls):
-        for call, handler in calls:
-            if call.path == path:
-                bounded = _bounded(call, handler, seconds=settings.request_seconds)
-                _add(app, call.method, path, bounded, head=call.has_an_end)
-        # a path may look like another's id, as `jobs/bulk/` does: its own methods are all that it knows
-        app.router.add_route("*", path, _another_method)
+    app.on_response_prepare.append(finish_head)
+    _beside(app, redis, settings, streams=streams, metrics=metrics, resolver=resolver)
+    _serve_calls(
+        app,
+        [
+            *((operation, _called(operation, handlers, callers)) for operation in OPERATIONS),
+            *((operation, _operated(operation, ops_handlers, callers)) for operation in OPS_OPERATIONS),
+        ],
+        seconds=settings.request_seconds,
+    )
     for probe in PROBES:
         _add(app, "GET", probe.path, _probed(probe, handlers))
     app.router.add_route("*", METRICS, exposition(metrics, settings.metrics_networks))
@@ -139,6 +107,65 @@ def build(
     for path in dict.fromkeys(call.path for call in openapi.CALLS):
         app.router.add_route("*", path.removesuffix("/"), _with_slash)
     return app
+
+
+def _streams(redis: ArqRedis, settings: ApiSettings) -> Streams:
+    return Streams(
+        Events(redis),
+        per_account=settings.streams_per_account,
+        of_operators=settings.operators_streams,
+        most=settings.streams,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        check_seconds=TOKEN_CHECK_SECONDS,
+    )
+
+
+def _sessions(redis: ArqRedis, settings: ApiSettings, limits: Limits) -> Sessions:
+    at_most, idle = timedelta(seconds=settings.session_seconds), timedelta(seconds=settings.session_idle_seconds)
+    return Sessions(redis, lasting=Lasting(at_most=at_most, idle=idle), limits=limits)
+
+
+def _refusing(desk: Desk) -> Callable[[web.Request, problems.Problem], web.Response]:
+    """A person at the dashboard reads a page, a program a problem document."""
+
+    def refuse(request: web.Request, problem: problems.Problem) -> web.Response:
+        if routes.is_ours(request):
+            return routes.refuse(desk, request, problem)
+        return problems.respond(problem, request_id=request[REQUEST_ID])
+
+    return refuse
+
+
+def _beside(
+    app: web.Application,
+    redis: ArqRedis,
+    settings: ApiSettings,
+    *,
+    streams: Streams,
+    metrics: Metrics,
+    resolver: AbstractResolver | None,
+) -> None:
+    """What runs as long as the application does, and answers no request."""
+    waiting = Waiting(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
+    view = CellView(
+        Cell(redis), look_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
+    )
+    metrics.follow(streams=lambda: streams.open, cell=view)
+    app.on_shutdown.append(streams.end_all)
+    app.cleanup_ctx.extend(
+        [streams.running, _sender(redis, settings, metrics, resolver), Sweeper(waiting).running, view.running]
+    )
+
+
+def _serve_calls(
+    app: web.Application, calls: list[tuple[Operation | OpsOperation, Handler]], *, seconds: float
+) -> None:
+    for path in dict.fromkeys(call.path for call, _ in calls):
+        for call, handler in calls:
+            if call.path == path:
+                _add(app, call.method, path, _bounded(call, handler, seconds=seconds), head=call.has_an_end)
+        # a path may look like another's id, as `jobs/bulk/` does: its own methods are all that it knows
+        app.router.add_route("*", path, _another_method)
 
 
 def _called(operation: Operation, handlers: Handlers, callers: Callers) -> Handler:

@@ -5,6 +5,7 @@ import faulthandler
 import signal
 import sys
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -193,6 +194,56 @@ async def _live(
     waiting: ArqRedis,
     stop: asyncio.Event,
 ) -> None:
+    """Work until asked to stop, or until a part ends that must not; then let what runs come to its end."""
+    parts = _wired(
+        settings=settings,
+        hypervisor=hypervisor,
+        journal=journal,
+        job_log=job_log,
+        metrics=metrics,
+        redis=redis,
+        waiting=waiting,
+    )
+    owed = parts.runner.resume()  # before the store is asked for anything: what was begun is owed in any case
+    log.info("worker.started", node=settings.node, driver=settings.driver, owed_jobs=len(owed))
+    running = [asyncio.create_task(part) for part in (parts.publisher.tell_steps(), _with_lease(parts), _prove_alive())]
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    log.info("worker.stopping", drain_seconds=settings.drain_seconds)
+    parts.queue.pause()
+    await parts.runner.drain(settings.drain_seconds)
+    await parts.queue.stop(LAST_WORDS_SECONDS)
+    await _end(running)
+    await parts.lease.give_back()  # not before the heart has stopped: a beat in between would take it again
+    for end in await asyncio.gather(*running, return_exceptions=True):
+        if isinstance(end, Exception):
+            raise end  # a part that must not end has: the reason, for the log and the exit code
+    log.info("worker.stopped")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    runner: Runner
+    publisher: Publisher
+    queue: NodeWorker
+    reconciler: Reconciler
+    inventory: Inventory
+    lease: Lease
+    housekeeping: Housekeeping
+    scheduler: Scheduler
+
+
+def _wired(
+    *,
+    settings: WorkerSettings,
+    hypervisor: Hypervisor,
+    journal: Journal,
+    job_log: JobLog,
+    metrics: Metrics,
+    redis: ArqRedis,
+    waiting: ArqRedis,
+) -> _Parts:
     store = NodeStore(redis, node=settings.node, machine=machine_id(settings.state_dir), who=who_am_i())
     publisher = Publisher(
         store,
@@ -229,44 +280,41 @@ async def _live(
     waiting_jobs = Waiting(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
     # What has waited for us for too long fails before our heart beats: a job that nobody expects any more must not run.
     lease = Lease(store, before=waiting_jobs.fail, gained=lease_gained, lost=queue.pause)
-    housekeeping = Housekeeping(store=store, journal=journal, runner=runner, waiting=waiting_jobs)
     metrics.follow(
         running=lambda: runner.working,
         owed=lambda: runner.owed,
         lease_held=lambda: lease.held,
         journal_bytes=journal.size_bytes,
     )
-    owed = runner.resume()  # before the store is asked for anything: what was begun is owed whether it answers or not
-    log.info("worker.started", node=settings.node, driver=settings.driver, owed_jobs=len(owed))
+    return _Parts(
+        runner=runner,
+        publisher=publisher,
+        queue=queue,
+        reconciler=reconciler,
+        inventory=inventory,
+        lease=lease,
+        housekeeping=Housekeeping(store=store, journal=journal, runner=runner, waiting=waiting_jobs),
+        scheduler=Scheduler(store=store),
+    )
 
-    async def with_lease() -> None:
-        await lease.take_at_start()
-        await asyncio.gather(
-            *(lease.keep(), queue.work()),
-            *(inventory.keep_reporting(), inventory.keep_publishing()),
-            *(housekeeping.keep_house(), reconciler.keep_reconciling()),
-            Scheduler(store=store).keep_running(),
-        )
 
-    parts = [asyncio.create_task(part) for part in (publisher.tell_steps(), with_lease(), _prove_alive())]
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([*parts, stopping], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    log.info("worker.stopping", drain_seconds=settings.drain_seconds)
-    queue.pause()
-    await runner.drain(settings.drain_seconds)
-    await queue.stop(LAST_WORDS_SECONDS)
-    while left := [part for part in parts if not part.done()]:
-        for part in left:
-            part.cancel()
+async def _with_lease(parts: _Parts) -> None:
+    """All that a node does with others, which only the holder of its lease may."""
+    await parts.lease.take_at_start()
+    await asyncio.gather(
+        *(parts.lease.keep(), parts.queue.work()),
+        *(parts.inventory.keep_reporting(), parts.inventory.keep_publishing()),
+        *(parts.housekeeping.keep_house(), parts.reconciler.keep_reconciling()),
+        parts.scheduler.keep_running(),
+    )
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
         # again, where the first was lost: at the start of the process, a part was seen to go on as if nothing had been
         await asyncio.wait(left, timeout=CANCEL_AGAIN_SECONDS)
-    ends = await asyncio.gather(*parts, return_exceptions=True)
-    await lease.give_back()  # not before the heart has stopped: a beat in between would take it again
-    for end in ends:
-        if isinstance(end, Exception):
-            raise end  # a part that must not end has: the reason, for the log and the exit code
-    log.info("worker.stopped")
 
 
 def main() -> None:
