@@ -12,12 +12,15 @@ from api.ops_requests import PartQuery
 FINDINGS = "/ops/findings/"
 SHOWN = 50
 
-# by the words of worker.reconcile
+# by the words of worker.reconcile, and of the script that takes a node's report
 MEANINGS: Mapping[str, str] = {
     "unknown_snapshot": "On the disks, and the store did not know it: its customer sees it again. Nothing to do.",
+    "unlisted_snapshot": "Whole on the disks, and not in libvirt's list: listed again. Was the server moved here?",
+    "stray_tag": "Ours by its name, and neither store nor libvirt knows it: it stays. Find out whose it is.",
     "orphaned_tag": "Left by a create that never ended, and no job owns it: it is deleted. Nothing to do.",
     "lost_snapshot": "The store has it, and no disk does: its customer sees it as failed. Who deleted it, and how?",
     "torn_snapshot": "Some disks lack it, so it can't be restored. Was a disk added or removed? Tell the customer.",
+    "missing_server": "It has snapshots, and its node does not report it any more. Was it undefined, or moved?",
     "untracked_safety": "A restore's safety snapshot that the journal did not know: kept for its usual time.",
 }
 

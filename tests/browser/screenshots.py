@@ -16,7 +16,7 @@ from worker.jobs.ops import Cut, JobFilter
 
 FOLDER = Path("docs/screenshots")
 WIDE, PHONE = ViewportSize(width=1360, height=850), ViewportSize(width=390, height=844)
-COLOURS = 128
+COLOURS = 256
 Scheme = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 
