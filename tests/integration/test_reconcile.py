@@ -226,7 +226,7 @@ async def test_what_the_list_of_the_hypervisor_has_lost_is_listed_again_and_outl
 
 @pytest.mark.parametrize("listed", [True, False])
 async def test_a_lost_snapshot_that_turns_up_again_is_what_it_was(node: Node, listed: bool) -> None:
-    """As when a live backup had put an overlay over each disk, or an operator other disks in their place, for a while."""
+    """As when a live backup had put an overlay over each disk for a while."""
     kept = await node.create("kept")
     size_mb = (await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept)).size_mb
     server = node.hypervisor.server(SERVER)
