@@ -34,9 +34,8 @@ class Finding(StrEnum):
 
     UNKNOWN_SNAPSHOT = "unknown_snapshot"  # on the disks and not in the store: published
     UNLISTED_SNAPSHOT = "unlisted_snapshot"  # whole, and not in libvirt's list (the server was moved?): listed again
-    STRAY_TAG = (
-        "stray_tag"  # ours by its name; store and libvirt know nothing of it, or it was lost: told, nothing else
-    )
+    FOUND_SNAPSHOT = "found_snapshot"  # had been lost, and is whole on the disks again: completed as it was
+    STRAY_TAG = "stray_tag"  # ours by its name, of nobody that is known, or a part of a lost one: told, nothing else
     ORPHANED_TAG = "orphaned_tag"  # of a create that has failed, and no job owns it: deleted
     LOST_SNAPSHOT = "lost_snapshot"  # in the store and on no disk: told as failed
     TORN_SNAPSHOT = "torn_snapshot"  # in the store, and on some disks only (a disk was added?): told, nothing else
@@ -156,10 +155,11 @@ class Reconciler:
         if not known.busy and not self._open_tasks(server_id):
             spare = self._journal.spare_tags(server_id)
             ours = {found_id: one for found_id, one in ids.items() if one.tag not in spare}
+            whole = {found_id: one for found_id, one in ours.items() if one.complete}
+            differences += await self._list_again(server_id, whole, known)
+            differences += await self._regain(server_id, whole, known)
+            differences += await self._delete_orphans(server_id, ours, known)
             differences += _strays(ours, known)
-            unlisted = {found_id: one for found_id, one in ours.items() if one.spec is None}
-            differences += await self._list_again(server_id, unlisted, known)
-            differences += await self._delete_orphans(server_id, unlisted, known)
             differences += await self._tell_lost(server_id, ids, known)
             differences += self._track_safeties(server_id, found, spare)
         for difference in differences:
@@ -169,15 +169,15 @@ class Reconciler:
         await self._store.tell_findings(server_id, listed)
 
     async def _list_again(
-        self, server_id: ServerId, unlisted: dict[SnapshotId, FoundSnapshot], known: Known
+        self, server_id: ServerId, whole: dict[SnapshotId, FoundSnapshot], known: Known
     ) -> list[Difference]:
         """Put back into libvirt's list what it must know: should the store lose its data, the names are there alone."""
         differences = []
-        for snapshot_id, snapshot in unlisted.items():
+        for snapshot_id, snapshot in whole.items():
             record = known.on_disk[snapshot_id]
-            if not snapshot.complete or record is None:
+            if snapshot.spec is not None or record is None or record.server_id != server_id:
                 continue
-            if (record.status, record.server_id) != (SnapshotStatus.COMPLETED, server_id):
+            if record.status is not SnapshotStatus.COMPLETED and not record.lost:
                 continue
             spec = SnapshotSpec(
                 tag=snapshot.tag,
@@ -189,14 +189,28 @@ class Reconciler:
             differences.append(Difference(finding=Finding.UNLISTED_SNAPSHOT, tag=snapshot.tag))
         return differences
 
+    async def _regain(
+        self, server_id: ServerId, whole: dict[SnapshotId, FoundSnapshot], known: Known
+    ) -> list[Difference]:
+        """What a live backup has hidden, for example, under an overlay that it put over each disk for a while."""
+        differences = []
+        for snapshot_id, snapshot in whole.items():
+            record = known.on_disk[snapshot_id]
+            if record is not None and record.lost:
+                size_mb = await self._hypervisor.size_mb(server_id, snapshot.tag)
+                if await self._store.regain(server_id, snapshot_id, size_mb=size_mb):
+                    differences.append(Difference(finding=Finding.FOUND_SNAPSHOT, tag=snapshot.tag))
+        return differences
+
     async def _delete_orphans(
-        self, server_id: ServerId, unlisted: dict[SnapshotId, FoundSnapshot], known: Known
+        self, server_id: ServerId, ours: dict[SnapshotId, FoundSnapshot], known: Known
     ) -> list[Difference]:
         """Delete what creates have left that failed, though not all could be cleaned then."""
         orphans = [
             snapshot.tag
-            for snapshot_id, snapshot in unlisted.items()
-            if (record := known.on_disk[snapshot_id])
+            for snapshot_id, snapshot in ours.items()
+            if snapshot.spec is None
+            and (record := known.on_disk[snapshot_id])
             and record.status is SnapshotStatus.FAILED
             and record.server_id == server_id
             and not record.lost
@@ -238,7 +252,8 @@ def _strays(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Differe
     return [
         Difference(finding=Finding.STRAY_TAG, tag=snapshot.tag)
         for snapshot_id, snapshot in ours.items()
-        if ((record := known.on_disk[snapshot_id]) is None and snapshot.spec is None) or (record and record.lost)
+        if ((record := known.on_disk[snapshot_id]) is None and snapshot.spec is None)
+        or (record and record.lost and not snapshot.complete)
     ]
 
 

@@ -137,9 +137,9 @@ class Campaign:
             self._deaths.keep_a_copy()
         also = "".join(f", {other.server.id}: {outcomes.get(other.server.id, 'not done')}" for other in beside)
         outcome = outcomes.get(expected.server.id, "not done")
-        self._say(
-            f"round {self._rounds:4} server {expected.server.id} {operation:7} killed {killed:32} {outcome}{also}"
-        )
+        took = f"{self.summary.settle_seconds[-1]:5.1f} s"
+        what = f"round {self._rounds:4} server {expected.server.id} {operation:7} killed {killed:32}"
+        self._say(f"{what} {took} {outcome}{also}")
 
     async def _kill_by_chance(self, target: str, expected: Expected, step: Step | None) -> str:
         """In that step of the job, or at any moment; what was killed, in words."""

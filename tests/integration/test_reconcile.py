@@ -224,17 +224,42 @@ async def test_what_the_list_of_the_hypervisor_has_lost_is_listed_again_and_outl
     assert (snapshot.status, snapshot.name) == (SnapshotStatus.COMPLETED, "kept")
 
 
-async def test_a_lost_snapshot_that_turns_up_again_is_not_taken_for_a_failed_creates(node: Node) -> None:
-    """As when an operator had put other disks in the place of the server's for a while."""
+@pytest.mark.parametrize("listed", [True, False])
+async def test_a_lost_snapshot_that_turns_up_again_is_what_it_was(node: Node, listed: bool) -> None:
+    """As when a live backup had put an overlay over each disk for a while."""
+    kept = await node.create("kept")
+    size_mb = (await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept)).size_mb
+    server = node.hypervisor.server(SERVER)
+    disks, server.disks = server.disks, {target: FakeDisk() for target in ("vda", "vdb")}
+    if not listed:
+        server.listed.clear()
+    await node.reconcile()
+    assert await node.listed() == {kept: SnapshotStatus.FAILED}
+
+    server.disks = disks
+    await node.reconcile()
+
+    assert b"found_snapshot" in await node.cell.raw("HGET", "node:n1:findings", SERVER)
+    snapshot = await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept)
+    assert (snapshot.status, snapshot.size_mb) == (SnapshotStatus.COMPLETED, size_mb)
+    assert f"vps-{kept}" in server.listed
+    assert await node.cell.raw("SCARD", f"server:{SERVER}:counted") == 1
+    with pytest.raises(errors.NameTaken):
+        await node.cell.create("kept")
+    await node.reconcile()
+    assert not await node.cell.redis.exists("node:n1:findings")
+
+
+async def test_a_lost_snapshot_of_which_a_part_turns_up_is_told_and_never_touched(node: Node) -> None:
     kept = await node.create("kept")
     server = node.hypervisor.server(SERVER)
     disks, server.disks = server.disks, {target: FakeDisk() for target in ("vda", "vdb")}
     server.listed.clear()
     await node.reconcile()
-    assert await node.listed() == {kept: SnapshotStatus.FAILED}
-    server.disks = disks
+    server.disks["vda"] = disks["vda"]
     await node.reconcile()
     assert await node.tags() == {f"vps-{kept}"}
+    assert await node.listed() == {kept: SnapshotStatus.FAILED}
     assert b"stray_tag" in await node.cell.raw("HGET", "node:n1:findings", SERVER)
 
 

@@ -38,7 +38,7 @@ SCHEDULE_RETRY_SECONDS = 300.0
 BATCH = 100  # records that one sweep of housekeeping touches: a bound on how long a script holds Redis
 
 SCRIPTS = (
-    *("begin", "lease", "report", "publish", "known", "lose", "findings", "republish"),
+    *("begin", "lease", "report", "publish", "known", "lose", "regain", "findings", "republish"),
     *("retry_deletes", "forget_failed", "expire", "due_schedules", "admit"),
 )
 
@@ -260,6 +260,10 @@ class NodeStore:
     async def lose(self, server_id: ServerId, snapshot_id: SnapshotId) -> bool:
         """Say that a listed snapshot is not on the disks; whether it was counted as lost."""
         return bool(await self._call("lose", self.node, self._owner, server_id, snapshot_id))
+
+    async def regain(self, server_id: ServerId, snapshot_id: SnapshotId, *, size_mb: int) -> bool:
+        """Say that a snapshot which was lost is whole on the disks again; whether it is completed as it was."""
+        return bool(await self._call("regain", self.node, self._owner, server_id, snapshot_id, size_mb))
 
     async def republish(self) -> int:
         """Have the node's worker publish again, with its next report, what each server has; how many servers."""

@@ -6,5 +6,5 @@ local snapshot = read('snapshot:' .. ARGV[4])
 if not snapshot or snapshot.server ~= ARGV[3] then return 0 end
 if snapshot.status ~= 'completed' and snapshot.status ~= 'in_progress' then return 0 end
 settle_create(ARGV[4], snapshot, {snapshot_status = 'failed', size_mb = ''}, now_ms())
-redis.call('HSET', 'snapshot:' .. ARGV[4], 'lost', '1') -- it had been whole: should it turn up again, it is no create's rest
+if snapshot.status == 'completed' then redis.call('HSET', 'snapshot:' .. ARGV[4], 'lost', '1') end -- it may turn up again
 return 1
