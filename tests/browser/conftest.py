@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, StorageState, async_playwright
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, StorageState, async_playwright, expect
 
 from tests.browser.stage import Stage, StagedNode, running, staged
 from tests.conftest import needs
@@ -19,6 +19,7 @@ ARGUMENTS = (
 )
 PATIENCE_MS = 15_000  # a bound: what is waited for comes within a second, or never
 SERVERS = 60
+expect.set_options(timeout=PATIENCE_MS)
 TOLD_ANYWAY = ("Failed to load resource", "Failed to fetch")  # of answers that are no success, and of none
 
 

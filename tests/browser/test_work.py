@@ -141,7 +141,7 @@ async def test_a_stranded_server_stands_first_until_somebody_tells_how_it_was_pu
     desk.node.befall(Rule(effect=Effect.START, server_id=server_id, fails=True))
     job_id = await desk.stage.create(server_id)
     first = desk.page.locator("main section").first
-    await expect(first).to_contain_text("stranded")
+    await expect(first.get_by_role("heading")).to_contain_text("stranded server")
     await expect(first.get_by_role("link", name=str(server_id))).to_be_visible()
     assert await desk.is_same_document()
     await first.get_by_role("link", name=job_id[:8]).click()
