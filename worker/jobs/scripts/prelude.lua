@@ -114,12 +114,15 @@ local function tell(job_id, job)
 end
 
 local JOBS_LISTED_MS = 31 * 86400 * 1000 -- a little longer than the record of a job that ended is kept
+local TRIMMED_MS = 3600 * 1000 -- between two trimmings of a list: each costs two writes, and a job is in ten lists
 
 local function put_into(lists, job_id, job)
   for _, key in ipairs(lists) do
     redis.call('ZADD', key, job.queued_ms, job_id)
-    redis.call('ZREMRANGEBYSCORE', key, '-inf', now_ms() - JOBS_LISTED_MS)
-    redis.call('PEXPIRE', key, JOBS_LISTED_MS)
+    if redis.call('PTTL', key) < JOBS_LISTED_MS then -- it is new, or was not trimmed for an hour
+      redis.call('ZREMRANGEBYSCORE', key, '-inf', now_ms() - JOBS_LISTED_MS)
+      redis.call('PEXPIRE', key, JOBS_LISTED_MS + TRIMMED_MS)
+    end
   end
 end
 
