@@ -37,6 +37,8 @@ class Limits:
     step_seconds: float = 360.0
     tries: int = 4  # of a step whose error may pass by itself
     first_retry_seconds: float = 0.5  # doubled with each try
+    # For a cause that goes by itself, as a libvirtd that is restarted. Without it the VM could not be started either.
+    lasting_seconds: float = 30.0
     interruptions: int = 3  # processes that may die in one step; with the next the step is held to be the cause
     spare_tag_kept_seconds: float = 86_400.0  # of the safety snapshot that a restore leaves
 
@@ -290,7 +292,8 @@ class Runner:
         before this one have begun it."""
         wait = self._limits.first_retry_seconds
         limit = self._limits.step_seconds + (self._policy.grace_seconds if step is Step.STOPPING else 0)
-        patience_ends, tries = time.monotonic() + limit, 0
+        strands = step in procedure.strands
+        patience_ends, tries = time.monotonic() + (limit if strands else self._limits.lasting_seconds), 0
         while True:
             tries += 1
             self._publisher.step(work.task.job_id, step, attempt=tried + tries)
@@ -306,8 +309,7 @@ class Runner:
                 if isinstance(error, NotEnoughSpace) and await self._gave_up_spare_tags(work.task):
                     continue
                 # What would strand the VM is tried again whatever the error says: nothing is worse than to give up.
-                strands = step in procedure.strands
-                waits = strands and error.lasting and time.monotonic() < patience_ends
+                waits = error.lasting and time.monotonic() < patience_ends
                 if not waits and (tries >= self._limits.tries or not (strands or error.retryable)):
                     log.warning("step.failed", step=step, code=error.code, exc_info=error)
                     break

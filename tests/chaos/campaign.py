@@ -133,7 +133,7 @@ class Campaign:
         )
         self.summary.operations[f"{operation} {outcomes.get(expected.server.id, 'not done')}"] += 1
         await self._look(self._servers if target in {LOST, OLDER} else [expected, *beside], patient=target == OLDER)
-        if target == "nothing" and self.chance.random() < 0.5:
+        if self.chance.random() < 0.2:
             self._deaths.keep_a_copy()
         also = "".join(f", {other.server.id}: {outcomes.get(other.server.id, 'not done')}" for other in beside)
         outcome = outcomes.get(expected.server.id, "not done")

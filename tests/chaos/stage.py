@@ -30,7 +30,8 @@ def heed(halts: Halts) -> None:
 def _heeding(step: Step, take: Take, halts: Halts) -> Take:
     async def stand_still() -> None:
         halts.stand_still()
-        await asyncio.Event().wait()
+        while halts.reached() is not None:  # noqa: ASYNC110 - a file tells nobody
+            await asyncio.sleep(0.01)
 
     async def heeding(work: Work) -> Next:
         halt = halts.asked()

@@ -177,11 +177,12 @@ async def test_a_snapshot_whose_size_can_not_be_told_is_kept(cell: Cell, tmp_pat
     assert node.hypervisor.server(SERVER).power is Power.ON
 
 
-async def test_a_hypervisor_that_is_away_for_long_leaves_no_guest_off(cell: Cell, tmp_path: Path) -> None:
+@pytest.mark.parametrize("effect", [Effect.START, Effect.CUT, Effect.SNAPSHOT_DISK, Effect.MEASURE])
+async def test_a_hypervisor_that_is_away_for_long_is_waited_for(cell: Cell, tmp_path: Path, effect: Effect) -> None:
     limits = Limits(first_retry_seconds=0.001, step_seconds=30)
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE, limits=limits)
     job_id = await node.admit(JobKind.CREATE)
-    node.hypervisor.faults.fail(Effect.START, times=9, error=HypervisorUnavailable("away"))
+    node.hypervisor.faults.fail(effect, times=9, error=HypervisorUnavailable("away"))
     job = await node.settle(job_id)
     assert job.state is JobState.COMPLETED
     await node.check(job, power=Power.ON)
