@@ -67,7 +67,7 @@ bench-ops: setup ## the lists and pages of operators on N jobs (100000), beside 
 bench-tracing: setup ## what the spans of a request cost, beside the request
 	$(BIN)/python -m tests.bench.tracing
 
-screenshots: setup ## write the pictures of the dashboard, docs/screenshots/
+screenshots: setup-tests ## write the pictures of the dashboard, docs/screenshots/
 	$(BIN)/python -m tests.browser.screenshots
 
 bench-admission: setup ## jobs admitted a second, beside plain arq's enqueue
