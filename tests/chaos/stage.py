@@ -42,6 +42,7 @@ def _heeding(step: Step, take: Take, halts: Halts) -> Take:
             return await take(work)
         if halt.moment is Moment.BEFORE:
             await stand_still()
+            return await take(work)
         taking = asyncio.ensure_future(take(work))
         await asyncio.wait({taking}, timeout=halt.seconds if halt.moment is Moment.DURING else None)
         await stand_still()

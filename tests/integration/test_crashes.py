@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from drivers.base import DiskBusy, DiskFailed, HypervisorUnavailable, Power
+from drivers.base import DiskBusy, DiskFailed, HypervisorUnavailable, InvalidState, Power
 from drivers.fake_faults import Effect, Killed, Moment
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.dying import BEFORE, LIMITS, NOW, DyingNode
@@ -183,6 +183,16 @@ async def test_a_hypervisor_that_is_away_for_long_is_waited_for(cell: Cell, tmp_
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE, limits=limits)
     job_id = await node.admit(JobKind.CREATE)
     node.hypervisor.faults.fail(effect, times=9, error=HypervisorUnavailable("away"))
+    job = await node.settle(job_id)
+    assert job.state is JobState.COMPLETED
+    await node.check(job, power=Power.ON)
+
+
+async def test_a_guest_that_can_not_be_asked_to_shut_down_is_cut_off(cell: Cell, tmp_path: Path) -> None:
+    """Its QEMU may just have died, and libvirt not have noticed yet."""
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE)
+    job_id = await node.admit(JobKind.CREATE)
+    node.hypervisor.faults.fail(Effect.PRESS, times=100, error=InvalidState("the power button can't be pressed"))
     job = await node.settle(job_id)
     assert job.state is JobState.COMPLETED
     await node.check(job, power=Power.ON)

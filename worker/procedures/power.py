@@ -1,9 +1,10 @@
 """Power: how a guest is brought down and up again."""
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 
-from drivers.base import Hypervisor, Power
+from drivers.base import Hypervisor, InvalidState, Power
 from worker.jobs.model import ServerId
 from worker.procedures.work import Facts, Policy, Work
 
@@ -14,7 +15,8 @@ async def ensure_off_gently(hypervisor: Hypervisor, server_id: ServerId, policy:
     while (left := deadline - time.monotonic()) > 0:
         if await hypervisor.power(server_id) is Power.OFF:
             break
-        await hypervisor.press_power_button(server_id)
+        with suppress(InvalidState):  # it may just be going away by itself; one that can't be asked is cut off
+            await hypervisor.press_power_button(server_id)
         if await hypervisor.wait_for_off(server_id, timeout_seconds=min(left, policy.press_again_seconds)):
             break
     await ensure_off(hypervisor, server_id)
