@@ -400,7 +400,8 @@ class TestExits:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         far = replace(cli, url=f"http://127.0.0.1:{runner.addresses[0][1]}")
-        made = await far.run(*"token create --name once --permission snapshots:read --service --yes".split())
+        line = "token create --name once --permission snapshots:read --service --yes"
+        made = await far.run(*line.split())
         await runner.cleanup()
         assert (made.code, len(keys), len(set(keys))) == (0, 2, 1)
         (token,) = [one for one in await ops.api.tokens.all() if one.name == "once"]
