@@ -10,6 +10,7 @@ import structlog
 from aiohttp import web
 
 from api import bodies, ops_bodies
+from api.background import in_background
 from worker.jobs.errors import StoreUnavailable, TooManyStreams
 from worker.jobs.events import Audience, Event, Events, place
 
@@ -65,11 +66,8 @@ class Streams:
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
         """Read while the application runs; at its end end all streams, so that they don't hold it up."""
-        reading = asyncio.create_task(self._read())
-        yield
-        reading.cancel()
-        with suppress(asyncio.CancelledError):
-            await reading
+        async with in_background(self._read()):
+            yield
 
     async def end_all(self, _: web.Application) -> None:
         for listener in [listener for listeners in self._listeners.values() for listener in listeners]:

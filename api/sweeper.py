@@ -2,16 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 
 import structlog
 from aiohttp import web
 
+from api.background import in_background
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.waiting import Waiting
 
 ROUND_SECONDS = 30.0
-STOP_AGAIN_SECONDS = 0.2
 
 log = structlog.stdlib.get_logger()
 
@@ -23,14 +22,8 @@ class Sweeper:
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
         """Sweep while the application runs."""
-        sweeping = asyncio.create_task(self._keep_sweeping())
-        yield
-        while not sweeping.done():
-            # again, where it was lost: Python 3.11's wait_for, in which redis-py sends, may swallow one
-            sweeping.cancel()
-            await asyncio.wait({sweeping}, timeout=STOP_AGAIN_SECONDS)
-        with suppress(asyncio.CancelledError):
-            await sweeping
+        async with in_background(self._keep_sweeping()):
+            yield
 
     async def _keep_sweeping(self) -> None:
         while True:

@@ -65,8 +65,10 @@ def install_hook(daemon: Daemon, state_dir: Path) -> None:
     """As on a node; in force from the daemon's next start on."""
     hook = daemon.folder / "etc" / "hooks" / "qemu.d" / "vps-snapshots"
     hook.parent.mkdir(parents=True)
+    settings = daemon.folder / "etc" / "worker.toml"
+    settings.write_text(f'state_dir = "{state_dir}"\n')
     text = _HOOK.read_text().replace("/opt/vps-snapshots/bin/python", sys.executable)
-    hook.write_text(text.replace("/var/lib/vps-snapshots", str(state_dir)))
+    hook.write_text(text.replace("/etc/vps-snapshots/worker.toml", str(settings)))
     hook.chmod(0o755)
 
 

@@ -4,12 +4,13 @@ A host that comes up after a power cut starts its VMs before its worker. A guest
 broken off destroys the very snapshot that it was to go back to. The journal tells which servers those are; their jobs
 put the disks right, and start those that had been running.
 
-`python -m worker.start_guard STATE_DIR <DOMAIN.xml` ends with 75 where the VM must not start yet. It imports little, to
-be quick.
+`python -m worker.start_guard WORKER.toml <DOMAIN.xml` ends with 75 where the VM must not start yet. It imports little,
+to be quick. Of the settings it reads `state_dir`, from the file alone: libvirt has none of the worker's environment.
 """
 
 import sqlite3
 import sys
+import tomllib
 import xml.etree.ElementTree as ET
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +19,7 @@ from drivers.base import MARK_NAMESPACE
 from worker.jobs.model import Step
 
 NOT_YET = 75
+STATE_DIR = Path("/var/lib/vps-snapshots")  # as in worker.settings
 LOCKED_SECONDS = 2.0  # for the worker to end a write to its journal
 
 # Broken off in one of these, a disk may be torn. A delete leaves nothing worse than lost space.
@@ -37,10 +39,16 @@ def may_start(journal: Path, domain_xml: str) -> bool:
         return not any(step in TEARING for (step,) in database.execute(under_way, (int(mark.get("id", "0")),)))
 
 
+def state_dir(settings: Path) -> Path:
+    """Raises OSError or ValueError."""
+    given = tomllib.loads(settings.read_text()) if settings.exists() else {}
+    return Path(str(given.get("state_dir", STATE_DIR)))
+
+
 def main() -> int:
     try:
-        may = may_start(Path(sys.argv[1], "journal.sqlite"), sys.stdin.read())
-    except (sqlite3.Error, ET.ParseError, ValueError) as error:
+        may = may_start(state_dir(Path(sys.argv[1])) / "journal.sqlite", sys.stdin.read())
+    except (sqlite3.Error, ET.ParseError, OSError, ValueError) as error:
         sys.stderr.write(f"vps-snapshots can't say whether the VM may start: {error}\n")
         return 1
     if not may:

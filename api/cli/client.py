@@ -81,10 +81,7 @@ class Client:
     async def get(self, path: str, query: Query | None = None) -> Body:
         return (await self._call("GET", path, query=query)).body
 
-    async def post(self, path: str, body: Body | None = None) -> Answer:
-        return await self._call("POST", path, body=body)
-
-    async def post_once(self, path: str, body: Body | None = None, query: Query | None = None) -> Answer:
+    async def post(self, path: str, body: Body | None = None, query: Query | None = None) -> Answer:
         """Sent again while the service is away, under one Idempotency-Key: it is done once at most."""
         key = {"Idempotency-Key": uuid4().hex}
         return await patiently(

@@ -129,7 +129,7 @@ def create_snapshot(  # noqa: PLR0913 - an option is a parameter
             found = await client.get(f"servers/{server}/")
             confirm(f"Stop {shown.named(found)} and snapshot it as {name}?", yes=False)
         body = {"server_id": server, "name": name, "description": description}
-        begun = await client.post_once("snapshots/", body, {"dry_run": "true" if dry_run else None})
+        begun = await client.post("snapshots/", body, {"dry_run": "true" if dry_run else None})
         return await _begun(client, begun, output, follow=follow, max_wait=max_wait)
 
     run(context, create)
@@ -158,7 +158,7 @@ def restore_snapshot(
                 yes=False,
             )
         path = f"snapshots/{snapshot}/restore/"
-        begun = await client.post_once(path, query={"dry_run": "true" if dry_run else None})
+        begun = await client.post(path, query={"dry_run": "true" if dry_run else None})
         return await _begun(client, begun, output, follow=follow, max_wait=max_wait)
 
     run(context, restore)
@@ -181,7 +181,7 @@ def undo_restore(
         if not yes:
             found = await following.job(client, job)
             confirm(f"Stop the server and take this back: {shown.what(found)}?", yes=False)
-        begun = await client.post_once(f"restores/{segment(job)}/undo/")
+        begun = await client.post(f"restores/{segment(job)}/undo/")
         return await _begun(client, begun, output, follow=follow, max_wait=max_wait)
 
     run(context, undo)

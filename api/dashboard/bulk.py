@@ -105,11 +105,9 @@ async def do(desk: Desk, visit: Visit) -> web.Response:
     for job_id in job_ids:
         code = await _do_one(desk, visit, outcome, job_id)
         each.append({"job": job_id, "reason": wanted.action, "code": code})
-    response = desk.rendering.page(
+    return desk.rendering.page(
         visit.request, "bulk.html", outcome=outcome, shown=REFUSED_SHOWN, has_more=has_more, back=JOBS
     )
-    response.headers["HX-Trigger"] = "acted"
-    return response
 
 
 async def _do_one(desk: Desk, visit: Visit, outcome: Outcome, job_id: JobId) -> str:

@@ -16,7 +16,8 @@ SHOWN = 50
 MEANINGS: Mapping[str, str] = {
     "unknown_snapshot": "On the disks, and the store did not know it: its customer sees it again. Nothing to do.",
     "unlisted_snapshot": "Whole on the disks, and not in libvirt's list: listed again. Was the server moved here?",
-    "stray_tag": "Ours by its name, and neither store nor libvirt knows it: it stays. Find out whose it is.",
+    "found_snapshot": "It had been lost, and is whole on the disks: its customer has it again. Nothing to do.",
+    "stray_tag": "Ours by its name, and of nobody that is known, or a part of a lost one: it stays. Whose is it?",
     "orphaned_tag": "Left by a create that never ended, and no job owns it: it is deleted. Nothing to do.",
     "lost_snapshot": "The store has it, and no disk does: its customer sees it as failed. Who deleted it, and how?",
     "torn_snapshot": "Some disks lack it, so it can't be restored. Was a disk added or removed? Tell the customer.",

@@ -6,8 +6,6 @@ from api.dashboard.desk import Desk
 from api.dashboard.session import Visit
 from api.streams import opened
 
-PATH = "/ops/events/"
-
 
 async def follow(desk: Desk, visit: Visit) -> web.StreamResponse:
     # From now on: a page that was away for a while asks for all of itself again, and needs no event of before.

@@ -101,9 +101,7 @@ class Rendering:
 
     def done(self, request: web.Request, text: str, *, back: str, link: str | None = None) -> web.Response:
         """That an action was done. `link`: to what it has made."""
-        response = self.page(request, "done.html", text=text, back=back, link=link)
-        response.headers["HX-Trigger"] = "acted"
-        return response
+        return self.page(request, "done.html", text=text, back=back, link=link)
 
     def refuse(self, request: web.Request, problem: Problem) -> web.Response:
         """Why something was not done, on a page that stays as it is where there is one."""

@@ -10,7 +10,7 @@ from api.dashboard import audit, bulk, findings, jobs, live, login, nodes, overv
 from api.dashboard.assets import STATIC, Assets
 from api.dashboard.desk import Desk, Handler, Pages
 from api.dashboard.rendering import is_fragment
-from api.dashboard.session import HOME, LOGIN, local
+from api.dashboard.session import EVENTS, HOME, LOGIN, local
 from api.problems import Problem
 from worker.jobs.errors import StoreUnavailable
 
@@ -57,7 +57,7 @@ def add(app: web.Application, desk: Desk, assets: Assets, *, request_seconds: fl
 
     app.router.add_get(LOGIN, bounded(known(login.show)))
     app.router.add_post(LOGIN, bounded(known(login.enter)))
-    app.router.add_get(live.PATH, visited(live.follow), allow_head=False)
+    app.router.add_get(EVENTS, visited(live.follow), allow_head=False)
     for path, page in PAGES.items():
         app.router.add_get(path, bounded(visited(page)))
     for path, action in ACTIONS.items():
@@ -73,7 +73,7 @@ def is_ours(request: web.Request) -> bool:
 def refuse(desk: Desk, request: web.Request, problem: Problem) -> web.Response:
     """Where the API answers with a problem document, the dashboard answers with a page: to who has no session any
     more, with that of the login."""
-    if problem.status == web.HTTPUnauthorized.status_code and request.path not in {LOGIN, live.PATH}:
+    if problem.status == web.HTTPUnauthorized.status_code and request.path not in {LOGIN, EVENTS}:
         return _to_login(request, problem)
     return desk.rendering.refuse(request, problem)
 

@@ -18,6 +18,7 @@ from worker.jobs.tokens import Permission, Token
 COOKIE = "__Host-ops"  # the prefix: browsers take it from this host alone, for all paths, with Secure
 HOME = "/ops/"
 LOGIN = "/ops/login/"
+EVENTS = "/ops/events/"
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf"
 LIVE_HEADER = "X-Live"  # a page keeps itself fresh; `idle`: and nobody has touched it since it did so last
@@ -83,7 +84,9 @@ class Door:
 
     async def _session(self, request: web.Request) -> Session:
         shown = request.cookies.get(COOKIE, "")
-        session = await self._sessions.look(shown, by_person=request.headers.get(LIVE_HEADER) != "idle")
+        # an EventSource sends no header of ours, and opens its stream again and again by itself
+        by_page = request.path == EVENTS or request.headers.get(LIVE_HEADER) == "idle"
+        session = await self._sessions.look(shown, by_person=not by_page)
         if session is None:
             code = "session_ended" if shown else "session_missing"
             raise Problem(401, code, "Log in with an operator's token.")

@@ -1,5 +1,6 @@
 """The tokens: who may call, a new one, and the end of one."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ NEW = f"{TOKENS}new/"
 REVOKE = f"{TOKENS}{{token_id}}/revoke/"
 LIFETIMES: Mapping[int, str] = {12: "12 hours", 24 * 7: "7 days", 24 * 90: "90 days", 24 * 365: "a year"}  # by hours
 
+_NUMBER = re.compile(r"[0-9]{1,19}")  # an id has no more
+
 
 async def show_all(desk: Desk, visit: Visit) -> web.Response:
     tokens = await desk.tokens.all()
@@ -33,9 +36,7 @@ async def create(desk: Desk, visit: Visit) -> web.Response:
     new = await desk.tokens.create(
         name=wanted.name, account_id=wanted.account_id, permissions=wanted.granted, lifetime=wanted.lifetime
     )
-    response = desk.rendering.page(visit.request, "token_made.html", new=new, back=TOKENS)
-    response.headers["HX-Trigger"] = "acted"
-    return response
+    return desk.rendering.page(visit.request, "token_made.html", new=new, back=TOKENS)
 
 
 def _wanted(form: Form) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def _wanted(form: Form) -> dict[str, Any]:
     }
     for number in ("account_id", "lifetime_hours"):
         text = "".join(form.get(number, []))
-        wanted[number] = int(text) if text.isascii() and text.isdecimal() else text or None
+        wanted[number] = int(text) if _NUMBER.fullmatch(text) else text or None
     return wanted
 
 

@@ -384,6 +384,30 @@ class TestExits:
         assert "took too long" in slow.err
         assert all("is the URL right?" in one.err for one in (moved, broken, odd))
 
+    async def test_a_change_whose_answer_was_lost_is_asked_for_again_and_done_once(self, ops: Ops, cli: Cli) -> None:
+        keys: list[str] = []
+
+        async def hand_on(request: web.Request) -> web.Response:
+            keys.append(request.headers["Idempotency-Key"])
+            url, headers = f"{cli.url}{request.rel_url}", request.headers.copy()
+            async with ops.api.client.post(url, data=await request.read(), headers=headers) as answer:
+                body = await answer.read()
+            return web.Response(body=body, status=502 if len(keys) == 1 else answer.status)
+
+        between = web.Application()
+        between.router.add_post("/{path:.*}", hand_on)
+        runner = web.AppRunner(between)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        far = replace(cli, url=f"http://127.0.0.1:{runner.addresses[0][1]}")
+        line = "token create --name once --permission snapshots:read --service --yes"
+        made = await far.run(*line.split())
+        await runner.cleanup()
+        assert (made.code, len(keys), len(set(keys))) == (0, 2, 1)
+        (token,) = [one for one in await ops.api.tokens.all() if one.name == "once"]
+        assert token.id in made.err
+        assert (await replace(cli, token=made.out.strip()).run("--account", "77", "snapshots")).code == 0
+
     async def test_a_certificate_that_nobody_signed_is_refused(self, tmp_path: Path) -> None:
         needs("openssl")
         made = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"

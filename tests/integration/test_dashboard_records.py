@@ -154,6 +154,7 @@ class TestTokens:
             ({"name": "a", "permissions": "root"}, "permissions"),
             ({"name": "a", "permissions": "operator", "account_id": "77"}, "account_id"),
             ({"name": "a", "permissions": "snapshots:read", "account_id": "mine"}, "account_id"),
+            ({"name": "a", "permissions": "snapshots:read", "account_id": "9" * 5000}, "account_id"),
             ({"name": "a", "permissions": "operator", "lifetime_hours": "0"}, "lifetime_hours"),
         ],
     )

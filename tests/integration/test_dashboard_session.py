@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from api.dashboard.routes import ACTIONS, PAGES
-from api.dashboard.session import COOKIE, local
+from api.dashboard.session import COOKIE, EVENTS, local
 from tests.integration.browsing import Browser, Desk, at_desk
 from tests.integration.conftest import Cell
 from tests.integration.test_streams import Stream
@@ -165,6 +165,14 @@ class TestSession:
         assert await left_after(X_Live="idle") <= 100_000
         assert await left_after(X_Live="used") > 3_000_000
         assert await left_after() > 3_000_000
+
+    async def test_a_stream_that_is_opened_again_is_no_person(self, desk: Desk) -> None:
+        key, url = key_of(desk.browser), f"http://127.0.0.1:{desk.api.port}{EVENTS}"
+        await desk.cell.raw("HINCRBY", key, "seen_ms", -120_000)
+        await desk.cell.redis.pexpire(key, 100_000)
+        async with desk.api.client.get(url, headers={"Cookie": f"{COOKIE}={desk.browser.session}"}) as response:
+            assert response.status == 200
+            assert await desk.cell.redis.pttl(key) <= 100_000
 
     async def test_nothing_keeps_it_from_its_end(self, desk: Desk) -> None:
         key, redis = key_of(desk.browser), desk.cell.redis
