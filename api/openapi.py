@@ -51,6 +51,7 @@ followed at `/api/v1/jobs/{job_id}/`. What is not done is told as a problem (RFC
 keys may be added, so a client takes an unknown one like the others of its status. Times are UTC, RFC 3339, whole
 seconds."""
 
+_PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's; Python has them from 3.13 on
 _STRING: Json = {"type": "string"}
 _HEADERS: dict[str, Json] = {
     "X-Request-Id": {
@@ -327,10 +328,11 @@ def _refused(found: Iterable[Problem]) -> Json:
 
 def _problem_reply(status: int, found: list[Problem]) -> Json:
     codes = {problem.code: problem for problem in found}
+    phrase = _PHRASES.get(status, HTTPStatus(status).phrase)
     headers = ["X-Request-Id", *(name for name in _HEADERS if any(name in problem.headers for problem in found))]
     headers += ["WWW-Authenticate"] if status == HTTPStatus.UNAUTHORIZED else []
     return {
-        "description": f"{HTTPStatus(status).phrase}: {', '.join(f'`{code}`' for code in codes)}.",
+        "description": f"{phrase}: {', '.join(f'`{code}`' for code in codes)}.",
         "headers": {name: _component("headers", name) for name in headers},
         "content": {
             "application/problem+json": {
