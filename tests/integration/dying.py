@@ -1,6 +1,7 @@
 """A node whose worker dies where a test says so, and what must be true of it afterwards, whatever has happened."""
 
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,9 +121,9 @@ class DyingNode:
             safety_kept_seconds=3600,
             look_seconds=60,
         )
-        await reconciler.server(SERVER)
-        await runner.drop_spare_tags()
-        journal.close()
+        with closing(journal):
+            await reconciler.server(SERVER)
+            await runner.drop_spare_tags()
 
     async def check(self, job: Job, *, power: Power) -> None:
         """What must be true when a job has ended, unless it is stranded."""
