@@ -79,6 +79,8 @@ async def test_a_filter_shows_what_it_asks_for_and_stands_in_the_address(desk: D
     await expect(row(desk, good)).to_have_count(0)
     await expect(desk.page).to_have_url(re.compile(r"/ops/jobs/\?state=failed$"))
     await desk.page.get_by_role("link", name="All", exact=True).click()
+    await expect(desk.page).to_have_url(re.compile(r"/ops/jobs/$"))
+    await desk.is_live()
     await desk.page.keyboard.press("/")
     await desk.page.keyboard.type("A-GOOD-ONE")
     await desk.page.keyboard.press("Enter")
