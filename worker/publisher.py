@@ -47,6 +47,11 @@ class Publisher:
         self._steps[job_id] = step
         self._news.set()
 
+    def resumed(self, job_id: JobId) -> None:
+        """Tell with the job's next step that this process goes on with what another had begun."""
+        told = self._untold.get(job_id, NOTHING_TOLD)
+        self._untold[job_id] = replace(told, resumed=told.resumed + 1)
+
     async def outcome(self, job_id: JobId, server_id: ServerId, outcome: Outcome) -> None:
         """Return when the store has the outcome, however long that takes."""
         self._steps.pop(job_id, None)  # told now, it would come too late
@@ -83,9 +88,13 @@ class Publisher:
                 told = self._taken(job_id)
                 try:
                     await self._store.progress(job_id, step, told)
-                except StoreUnavailable:
+                except (StoreUnavailable, LeaseLost):  # a process that has just started may not have the lease yet
                     later = self._untold.get(job_id, NOTHING_TOLD)
-                    self._untold[job_id] = Told(steps=told.steps + later.steps, log=told.log + later.log)
+                    self._untold[job_id] = Told(
+                        steps=told.steps + later.steps,
+                        log=told.log + later.log,
+                        resumed=told.resumed + later.resumed,
+                    )
                     log.info("step.not_published", job_id=job_id, step=step)
 
     def _note(self, job_id: JobId, begun: StepBegun) -> None:

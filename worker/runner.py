@@ -256,6 +256,7 @@ class Runner:
             interruptions += 1
             self._journal.interrupted(task.job_id)
             self._metrics.resumed(task.kind)
+            self._publisher.resumed(task.job_id)
             log.warning("job.resumed", step=step, interruptions=interruptions)
         while step is not None:
             with traces.step(step, resumed=interrupted), self._metrics.step(task.kind, step):

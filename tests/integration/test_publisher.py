@@ -12,6 +12,7 @@ from tests.conftest import RedisServer, needs
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store, nothing_more
 from tests.queueing import PATIENCE_SECONDS, client, until_told
 from worker.jobs.model import Failure, Job, JobId, JobState, SnapshotStatus, Step
+from worker.jobs.ops import Operators
 from worker.jobs.outcome import Outcome
 from worker.jobs.store import Store
 from worker.publisher import Publisher
@@ -95,6 +96,24 @@ async def test_an_outcome_that_is_told_twice_changes_nothing(cell: Cell) -> None
     failed = Outcome(state=JobState.FAILED, failure=Failure(code="interrupted", detail="late"))
     await publisher.outcome(job_id, SERVER, failed)
     assert await seen(cell, job_id) == over
+
+
+async def test_a_job_that_is_gone_on_with_before_the_lease_is_ours_shows_it(cell: Cell) -> None:
+    job_id = await begun(cell)
+    next_process = node_store(cell.redis)
+    publisher = Publisher(next_process, tell_again=nothing_more, log_of=lambda _: ("{}",))
+    async with telling(publisher):
+        publisher.resumed(job_id)
+        publisher.step(job_id, Step.STOPPING, attempt=2)
+        await asyncio.sleep(0.1)
+        assert (await seen(cell, job_id)).attempts == 1
+        assert await next_process.take_lease(seconds=60) is None
+        publisher.step(job_id, Step.STARTING)
+        await comes_to(cell, job_id, Step.STARTING)
+    shown = await Operators(cell.redis, cell.store).job(job_id)
+    assert [(taken.step, taken.attempt) for taken in shown.steps] == [("stopping", 2), ("starting", 1)]
+    assert len(shown.log) == 2
+    assert shown.job.attempts == 2
 
 
 async def test_an_outcome_waits_for_the_lease(cell: Cell) -> None:

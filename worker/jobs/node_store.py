@@ -208,8 +208,9 @@ class NodeStore:
         raise BeginRefused(answer.decode())
 
     async def progress(self, job_id: JobId, step: Step, told: Told = NOTHING_TOLD) -> None:
-        """Tell everyone how far a job has got. A job that is not ours any more is left as it is."""
-        await self._call("progress", job_id, self.node, self._owner, step, told.for_script())
+        """Tell everyone how far a job has got; one that is over is left as it is. Raises LeaseLost."""
+        if await self._call("progress", job_id, self.node, self._owner, step, told.for_script()) == b"lease_lost":
+            raise LeaseLost
 
     async def finish(self, job_id: JobId, outcome: Outcome, told: Told = NOTHING_TOLD) -> str:
         """Publish how a job ended; again changes nothing. What the store made of it, for the log. Raises LeaseLost."""

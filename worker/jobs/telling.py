@@ -49,10 +49,11 @@ class Told:
 
     steps: tuple[StepBegun, ...] = ()
     log: tuple[str, ...] = ()  # lines as JSON
+    resumed: int = 0  # times that a process has gone on with it after another
 
     def for_script(self) -> str:
         steps = [{"step": s.step or "", "ms": round(s.at * 1000), "attempt": s.attempt} for s in self.steps]
-        return json.dumps({"steps": steps, "log": self.log})
+        return json.dumps({"steps": steps, "log": self.log, "resumed": self.resumed})
 
 
 NOTHING_TOLD = Told()
