@@ -5,6 +5,9 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
+  const DAY = 86400; // seconds
+  const FEW = 24; // values that a line alone would hide, one that stands alone altogether
+
   const clock = (seconds) => new Date(seconds * 1000).toISOString().slice(11, 16);
 
   function options(chart, width) {
@@ -14,17 +17,17 @@
       width,
       height: 190,
       cursor: { y: false },
-      scales: { x: { time: true }, y: { range: (self, low, high) => [0, Math.max(high * 1.1, 1)] } },
+      scales: { x: { time: true, range: () => [Date.now() / 1000 - DAY, Date.now() / 1000] }, y: { range: (self, low, high) => [0, Math.max(high * 1.1, 1)] } },
       axes: [{ ...line, space: 60, values: (self, moments) => moments.map(clock) }, { ...line, size: 44 }],
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
       series: [
         { label: "UTC", value: (self, seconds) => (seconds == null ? "" : clock(seconds)) },
-        ...chart.series.map(({ label, hue, dashed }) => ({
+        ...chart.series.map(({ label, hue, dashed, values }) => ({
           label,
           stroke: colour(hue),
           width: 1.75,
           dash: dashed ? [5, 4] : undefined,
-          points: { show: dashed ? false : undefined, size: 5 },
+          points: { show: values.filter((value) => value != null).length <= FEW, size: 5 },
           spanGaps: false,
           value: say,
         })),
