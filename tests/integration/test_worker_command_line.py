@@ -86,6 +86,13 @@ def test_a_domain_that_is_not_there_and_a_server_that_is_another_are_named(tmp_p
     assert "12345" in refuses("adopt", "web-server-02", *ADOPT, **node)
 
 
+def test_a_state_folder_of_no_use_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "state_dir" in refuses("run", driver="fake", state_dir=str(tmp_path / "file"))
+    (tmp_path / "journal.sqlite").write_bytes(bytes(range(256)) * 16)
+    assert "journal.sqlite can't be opened" in refuses("run", driver="fake", state_dir=str(tmp_path))
+
+
 def test_a_hypervisor_that_is_not_there_is_named(tmp_path: Path) -> None:
     pytest.importorskip("libvirt")
     uri = f"qemu+unix:///system?socket={tmp_path}/nowhere"
