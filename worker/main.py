@@ -39,6 +39,7 @@ from worker.settings import Driver, WorkerSettings
 from worker.traces import of_calls
 
 CANCEL_AGAIN_SECONDS = 1.0
+ID_MAX = 2**63 - 1  # as the API takes it and the journal holds it
 HUNG_SECONDS = (
     30.0  # without one turn of the event loop; the longest that it does, a write to the journal, is far below
 )
@@ -69,8 +70,8 @@ def run(config: Config = None) -> None:
 @app.command()
 def adopt(
     domain: Annotated[str, typer.Argument(help="The domain's name in libvirt.")],
-    server_id: Annotated[int, typer.Option(min=1, help="The server's id in the public API.")],
-    account: Annotated[int, typer.Option(min=1, help="The account that owns the server.")],
+    server_id: Annotated[int, typer.Option(min=1, max=ID_MAX, help="The server's id in the public API.")],
+    account: Annotated[int, typer.Option(min=1, max=ID_MAX, help="The account that owns the server.")],
     config: Config = None,
 ) -> None:
     """Make a libvirt domain of this node a server of the API. May be run again, also to change the account."""

@@ -72,6 +72,7 @@ def test_a_wrong_settings_file_is_named_at_start(tmp_path: Path, text: str | Non
         (["web-server-01", "--account", "77"], "--server-id"),
         (["web-server-01", "--server-id", "0", "--account", "77"], "--server-id"),
         (["web-server-01", "--server-id", "12345", "--account", "x"], "--account"),
+        (["web-server-01", "--server-id", str(1 << 63), "--account", "77"], "--server-id"),
     ],
 )
 def test_an_adoption_that_makes_no_sense_is_refused(arguments: list[str], named: str) -> None:
