@@ -1,7 +1,7 @@
 """Listening: where, for how long, and what is said when what arrives is no HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from socket import IPPROTO_TCP, TCP_USER_TIMEOUT
@@ -21,7 +21,15 @@ log = structlog.get_logger()
 
 
 class _Connection(web.RequestHandler):
-    """Says what is no HTTP in a problem document, and never quotes it: it may hold a token."""
+    """Says what is no HTTP in a problem document, and never quotes it: it may hold a token. Tells who waits on a
+    client's behalf when that has gone: aiohttp lets a handler find out at its next write."""
+
+    gone: Callable[[], None] | None = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self.gone is not None:
+            self.gone()
 
     @property
     def waits(self) -> bool:
@@ -57,6 +65,12 @@ class _Connection(web.RequestHandler):
         response.headers["Server"] = SERVER
         response.force_close()
         return response
+
+
+def when_gone(request: web.Request, tell: Callable[[], None]) -> None:
+    """Have it called once the client has closed the connection."""
+    if isinstance(request.protocol, _Connection):
+        request.protocol.gone = tell
 
 
 @asynccontextmanager

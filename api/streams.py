@@ -11,6 +11,7 @@ from aiohttp import web
 
 from api import bodies, ops_bodies
 from api.background import in_background
+from api.server import when_gone
 from worker.jobs.errors import StoreUnavailable, TooManyStreams
 from worker.jobs.events import Audience, Event, Events, place
 
@@ -91,6 +92,7 @@ class Streams:
             missed = last_event_id is not None and not await self._events.has(account_id, last_event_id)
             late = await self._events.after(account_id, last_event_id) if last_event_id is not None else []
             listener.cut_off = lambda: request.transport.abort() if request.transport else None
+            when_gone(request, lambda: listener.tell(None))  # its place is free at once, not with the next heartbeat
             await response.prepare(request)
             with suppress(ConnectionError, TimeoutError):
                 await self._write(response, f"retry: {RETRY_MS}\n\n")

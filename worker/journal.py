@@ -84,19 +84,25 @@ class JournalFailed(Exception):
 class Journal:
     """The journal of one node; one process at a time (its owner holds the node's lock file).
 
-    Whatever writes may raise JournalFailed.
+    Whatever writes, and the opening, may raise JournalFailed.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._ballast = path.with_suffix(".ballast")
         try:
-            self._db = _opened(path)
+            self._db = self._first_opened()
+        except sqlite3.DatabaseError as error:
+            raise JournalFailed(f"{path} can't be opened: {error}") from error
+        self._take_ballast()
+
+    def _first_opened(self) -> sqlite3.Connection:
+        try:
+            return _opened(self._path)
         except sqlite3.OperationalError:
             if not self._let_ballast_go():
                 raise
-            self._db = _opened(path)
-        self._take_ballast()
+            return _opened(self._path)
 
     def _take_ballast(self) -> None:
         """Hold some space on the disk, to be let go when it is full: a begun job must be able to end."""

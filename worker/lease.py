@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -49,7 +50,7 @@ class NodeLock:
         self._file: TextIO | None = None
 
     def take(self, *, orphan_seconds: float = ORPHAN_SECONDS) -> None:
-        """Waits for what a dead worker has left. Raises NodeTaken, naming the holder."""
+        """Waits for what a dead worker has left. Raises NodeTaken, naming the holder, or OSError."""
         file = self._path.open("a+")
         deadline = time.monotonic() + orphan_seconds
         while not _locked(file):
@@ -60,8 +61,8 @@ class NodeLock:
                 raise NodeTaken(f"{self._path} is held by {holder}: this node has a worker already")
             time.sleep(0.02)
         file.truncate(0)
-        file.write(who_am_i())
-        file.flush()
+        with suppress(OSError):  # on a full disk the lock is as good, and what is owed must go on
+            os.write(file.fileno(), who_am_i().encode())
         os.set_inheritable(file.fileno(), True)
         self._file = file
 

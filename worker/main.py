@@ -27,7 +27,7 @@ from worker.jobs.model import JobId
 from worker.jobs.node_store import NodeStore
 from worker.jobs.span_export import exporting
 from worker.jobs.waiting import Waiting
-from worker.journal import Journal, NewerJournal
+from worker.journal import Journal, JournalFailed, NewerJournal
 from worker.lease import Lease, NodeLock, NodeTaken, machine_id, who_am_i
 from worker.metrics import Metrics
 from worker.node_worker import FALLBACK_SECONDS, NodeWorker
@@ -39,6 +39,7 @@ from worker.settings import Driver, WorkerSettings
 from worker.traces import of_calls
 
 CANCEL_AGAIN_SECONDS = 1.0
+ID_MAX = 2**63 - 1  # as the API takes it and the journal holds it
 HUNG_SECONDS = (
     30.0  # without one turn of the event loop; the longest that it does, a write to the journal, is far below
 )
@@ -62,15 +63,15 @@ def run(config: Config = None) -> None:
     try:
         with exporting(settings.tracing, service="vps-snapshots-worker", instance=settings.node):
             uvloop.run(_serve(settings, job_log, metrics))
-    except (NodeTaken, NewerJournal, DriverError, ConfigurationError) as error:
+    except (NodeTaken, NewerJournal, JournalFailed, DriverError, ConfigurationError) as error:
         _refuse(str(error))
 
 
 @app.command()
 def adopt(
     domain: Annotated[str, typer.Argument(help="The domain's name in libvirt.")],
-    server_id: Annotated[int, typer.Option(min=1, help="The server's id in the public API.")],
-    account: Annotated[int, typer.Option(min=1, help="The account that owns the server.")],
+    server_id: Annotated[int, typer.Option(min=1, max=ID_MAX, help="The server's id in the public API.")],
+    account: Annotated[int, typer.Option(min=1, max=ID_MAX, help="The account that owns the server.")],
     config: Config = None,
 ) -> None:
     """Make a libvirt domain of this node a server of the API. May be run again, also to change the account."""
@@ -139,6 +140,17 @@ async def _rebuild(settings: WorkerSettings) -> int:
         await redis.aclose(close_connection_pool=True)
 
 
+def _locked(state_dir: Path) -> NodeLock:
+    """Raises NodeTaken, or ConfigurationError where the folder is of no use."""
+    lock = NodeLock(state_dir)
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        lock.take()
+    except OSError as error:
+        raise ConfigurationError(f"state_dir {state_dir}: {error.strerror}") from error
+    return lock
+
+
 async def _prove_alive() -> None:
     """Run until cancelled. Should the event loop hang, so that not even a step's limit is seen, the process says where
     and ends; the one that systemd starts in its place goes on with what is owed."""
@@ -156,10 +168,7 @@ async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) ->
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     async with AsyncExitStack() as stack:
-        settings.state_dir.mkdir(parents=True, exist_ok=True)
-        lock = NodeLock(settings.state_dir)
-        lock.take()
-        stack.callback(lock.release)
+        stack.callback(_locked(settings.state_dir).release)
         await stack.enter_async_context(
             exposed(metrics.registry, host=settings.metrics_host, port=settings.metrics_port)
         )

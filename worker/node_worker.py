@@ -231,10 +231,13 @@ class NodeWorker(Worker):
     async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:  # noqa: ARG002 - arq's signature
         # arq's record of the job has expired or can't be read, and arq would drop the job: it would wait for ever in
         # the store. The id is all that we need.
-        log.error("queue.record_unusable", job_id=job_id)
         await self._insist(lambda: self._mend(job_id))
 
     async def _mend(self, job_id: str) -> None:
+        if await self.pool.zscore(self.queue_name, job_id) is None:  # it was cancelled while we took it
+            await self.pool.delete(in_progress_key_prefix + job_id, retry_key_prefix + job_id)
+            return
+        log.error("queue.record_unusable", job_id=job_id)
         record = queue.payload(job_id, int(time.time() * 1000))
         async with self.pool.pipeline(transaction=True) as pipe:
             pipe.set(job_key_prefix + job_id, record, px=self.expires_extra_ms)

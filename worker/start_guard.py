@@ -27,7 +27,7 @@ TEARING = frozenset({Step.SNAPSHOTTING, Step.SAFEGUARDING, Step.REVERTING, Step.
 
 
 def may_start(journal: Path, domain_xml: str) -> bool:
-    """Raises sqlite3.Error or ET.ParseError."""
+    """Raises sqlite3.Error, ET.ParseError, ValueError or OverflowError."""
     mark = ET.fromstring(domain_xml).find(f"./metadata/{{{MARK_NAMESPACE}}}server")  # noqa: S314 - libvirt's own
     if mark is None or not journal.exists():
         return True
@@ -48,7 +48,7 @@ def state_dir(settings: Path) -> Path:
 def main() -> int:
     try:
         may = may_start(state_dir(Path(sys.argv[1])) / "journal.sqlite", sys.stdin.read())
-    except (sqlite3.Error, ET.ParseError, OSError, ValueError) as error:
+    except (sqlite3.Error, ET.ParseError, OSError, ValueError, OverflowError) as error:
         sys.stderr.write(f"vps-snapshots can't say whether the VM may start: {error}\n")
         return 1
     if not may:

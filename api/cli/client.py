@@ -177,7 +177,8 @@ class Client:
             limited = reply.status == HTTPStatus.TOO_MANY_REQUESTS and "RateLimit" in reply.headers
             if not limited or n == LIMITED_TRIES - 1:
                 break
-            await asyncio.sleep(min(float(reply.headers.get("Retry-After", 1)), LIMITED_SECONDS))
+            after = reply.headers.get("Retry-After", "")  # a proxy before the service may say it with a date
+            await asyncio.sleep(min(int(after), LIMITED_SECONDS) if after.isdecimal() and after.isascii() else 1.0)
         _check(reply)
         return Answer(body=_json(reply.raw) if reply.raw else {}, job_id=reply.headers.get("X-Job-Id"))
 

@@ -12,6 +12,8 @@ from api.cli.exits import Exit, Trouble
 from api.cli.output import printable
 
 PROGRAM = "vps-snapshots"
+# what comes of a body that has not what the API's document says: another service's, or another version's
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 
 def run(context: typer.Context, action: Callable[[Client], Awaitable[Exit | None]]) -> None:
@@ -24,11 +26,22 @@ def run(context: typer.Context, action: Callable[[Client], Awaitable[Exit | None
     try:
         code = asyncio.run(call()) or Exit.OK
     except Trouble as trouble:
-        typer.echo(f"{PROGRAM}: {printable(str(trouble))}", err=True)
-        code = trouble.exit_code
+        code = _told(str(trouble), trouble.exit_code)
+    except BrokenPipeError:
+        raise  # `| head`: for typer, which says nothing
+    except OSError as error:  # the service's are Unreachable
+        code = _told(f"what is printed can't be written: {error.strerror}.", Exit.REFUSED)
+    except UNREADABLE as error:
+        what = f"{type(error).__name__}: {error}"
+        code = _told(f"What answers is not the snapshots API as this program knows it ({what}).", Exit.REFUSED)
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
     raise typer.Exit(code)
+
+
+def _told(text: str, code: Exit) -> Exit:
+    typer.echo(f"{PROGRAM}: {printable(text)}", err=True)
+    return code
 
 
 @asynccontextmanager

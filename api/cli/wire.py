@@ -4,12 +4,14 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
+from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from api.cli.access import Access
 from api.cli.client import Body, Query, Reply
-from api.cli.exits import Unreachable
+from api.cli.exits import Exit, Refused, Unreachable
 
+ANSWER_MAX_BYTES = 64 << 20  # the longest that the service gives, a list of 500, is a hundredth of it
 BASE = "/api/v1/"
 SILENCE_SECONDS = 60.0  # on a stream, which says something every 15 s
 
@@ -34,7 +36,7 @@ class Wire:
                 timeout=limit,
                 allow_redirects=False,  # the token is for this address
             ) as response:
-                return Reply(status=response.status, headers=response.headers, raw=await response.read())
+                return Reply(status=response.status, headers=response.headers, raw=await _whole(response))
 
     @asynccontextmanager
     async def stream(self, path: str, *, headers: Mapping[str, str]) -> AsyncIterator[tuple[Reply, AsyncIterator[str]]]:
@@ -44,10 +46,10 @@ class Wire:
             async with self._session.get(
                 self._url(path, {}), headers=self._with_token(headers), timeout=limit, allow_redirects=False
             ) as response:
-                raw = b"" if response.ok else await response.read()
+                raw = b"" if response.ok else await _whole(response)
                 yield (
                     Reply(status=response.status, headers=response.headers, raw=raw),
-                    (line.decode().rstrip("\r\n") async for line in response.content),
+                    (line.decode(errors="replace").rstrip("\r\n") async for line in response.content),
                 )
 
     def _with_token(self, headers: Mapping[str, str]) -> dict[str, str]:
@@ -61,7 +63,7 @@ class Wire:
     def _border(self) -> Iterator[None]:
         try:
             yield
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError) as error:
             raise Unreachable(f"{self._access.url} does not answer: {_words(error)}.") from error
 
 
@@ -69,6 +71,15 @@ class Wire:
 async def opened(access: Access) -> AsyncIterator[Wire]:
     async with aiohttp.ClientSession() as session:
         yield Wire(access, session)
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    raw = bytearray()
+    async for part in response.content.iter_any():
+        raw += part
+        if len(raw) > ANSWER_MAX_BYTES:
+            raise Refused(Exit.REFUSED, "The answer has no end: is the URL right?", code="")
+    return bytes(raw)
 
 
 def _words(error: BaseException) -> str:

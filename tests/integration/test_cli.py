@@ -4,7 +4,8 @@ import asyncio
 import json
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from aiohttp import web
 
 from api.cli.exits import MEANING, Exit
 from api.cli.main import app
+from api.cli.wire import ANSWER_MAX_BYTES
 from tests.conftest import needs
-from tests.integration.cli import Cli, commands
+from tests.integration.cli import PROGRAM, Cli, commands
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.front_end import serving
 from tests.integration.test_ops_api import DONE, NO_JOB, OTHERS, THEIRS, Ops, failed, have_theirs
@@ -33,6 +35,24 @@ CHANGES = (
     *("node drain n1 --reason x", "node resume n1 --reason x", "node reconcile n1", "reconcile --all"),
     *("token create --name x --permission operator --service", "token revoke 0a1b2c3d4e5f"),
 )
+
+
+@asynccontextmanager
+async def _answering(answer: Callable[[web.Request], web.Response]) -> AsyncIterator[str]:
+    """The URL of another service, which answers so to all."""
+
+    async def handler(request: web.Request) -> web.Response:
+        return answer(request)
+
+    other = web.Application()
+    other.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(other, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 @pytest.fixture
@@ -407,6 +427,48 @@ class TestExits:
         (token,) = [one for one in await ops.api.tokens.all() if one.name == "once"]
         assert token.id in made.err
         assert (await replace(cli, token=made.out.strip()).run("--account", "77", "snapshots")).code == 0
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            b"{}",
+            b'{"results": null, "after": 5, "count": "x"}',
+            b'{"results": [1, {}], "after": null, "count": 2}',
+            b"[" * 100_000,
+        ],
+        ids=["nothing", "other types", "other things", "without end"],
+    )
+    async def test_a_service_that_speaks_otherwise_is_said_in_a_line(self, answer: bytes) -> None:
+        async with _answering(lambda _: web.Response(body=answer, content_type="application/json")) as url:
+            cli = Cli(url=url, token=BAD)
+            ended = await asyncio.gather(cli.run("jobs"), cli.run("job", "show", NO_JOB), cli.run("top", "--once"))
+        assert [one.code for one in ended] == [Exit.REFUSED] * 3
+        assert all("not the snapshots API" in one.err and one.err.count("\n") == 1 for one in ended)
+
+    async def test_an_answer_without_end_is_not_waited_for(self) -> None:
+        async with _answering(lambda _: web.Response(body=b" " * (ANSWER_MAX_BYTES + 1))) as url:
+            ended = await Cli(url=url, token=BAD).run("jobs")
+        assert (ended.code, "no end" in ended.err) == (Exit.REFUSED, True)
+
+    async def test_a_proxy_may_say_with_a_date_when_to_come_again(self) -> None:
+        told = {"RateLimit": "limit=1", "Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}
+        async with _answering(lambda _: web.Response(status=429, headers=told)) as url:
+            ended = await Cli(url=url, token=BAD).run("nodes")
+        assert ended.code == Exit.UNREACHABLE
+
+    @pytest.mark.parametrize("said", [b"data: \xff\n\n", b"data: {}\nid: x\n\n"], ids=["no text", "no job"])
+    async def test_a_stream_of_something_else_is_said_in_a_line(self, said: bytes) -> None:
+        events = {"Content-Type": "text/event-stream"}
+        async with _answering(lambda _: web.Response(body=said, headers=events)) as url:
+            ended = await Cli(url=url, token=BAD).run("events")
+        assert (ended.code, "not the snapshots API" in ended.err) == (Exit.REFUSED, True)
+
+    async def test_a_full_disk_is_said_in_a_line(self, cli: Cli) -> None:
+        words = ("sh", "-c", '"$0" overview >/dev/full', PROGRAM)
+        ended = await asyncio.create_subprocess_exec(*words, env=cli.environment(), stderr=subprocess.PIPE)
+        _, said = await ended.communicate()
+        assert b"No space left" in said
+        assert b"Traceback" not in said
 
     async def test_a_certificate_that_nobody_signed_is_refused(self, tmp_path: Path) -> None:
         needs("openssl")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix
+from structlog.testing import capture_logs
 
 from tests.conftest import RedisServer, needs
 from tests.lossy import lossy_way
@@ -271,6 +272,17 @@ UNUSABLE = {
     "a time beyond most": b'{"t":null,"f":"run","a":["x"],"k":{},"et":1000000000000000000}',
     "too many tries": b'{"t":9999999999,"f":"run","a":["x"],"k":{},"et":0}',
 }
+
+
+async def test_a_job_that_was_cancelled_while_it_was_taken_leaves_nothing_and_is_no_error(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+) -> None:
+    async with at_work(redis_server.socket, jobs, resumed=False) as worker:
+        with capture_logs() as said:
+            await worker.run_job("a", 0)  # as after the look that has found it
+        assert [line["event"] for line in said] == []
+    assert not jobs.starts
+    await nothing_left(redis)
 
 
 @pytest.mark.parametrize("record", UNUSABLE.values(), ids=UNUSABLE)

@@ -58,7 +58,9 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 def asked(settings: Path, domain: str) -> int:
     command = [sys.executable, "-m", "worker.start_guard", str(settings)]
-    return subprocess.run(command, input=domain, text=True, check=False, stderr=subprocess.DEVNULL).returncode
+    done = subprocess.run(command, input=domain, text=True, check=False, capture_output=True)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode
 
 
 @pytest.mark.parametrize("step", [*Step])
@@ -79,13 +81,15 @@ def test_it_waits_for_the_jobs_next_step_and_no_longer(settings: Path, journal: 
     assert asked(settings, DOMAIN.format(id=SERVER)) == 0
 
 
-@pytest.mark.parametrize("domain", ["", "<domain/>", "no XML", DOMAIN.format(id="x")])
+@pytest.mark.parametrize("domain", ["", "<domain/>", "no XML", DOMAIN.format(id="x"), DOMAIN.format(id=1 << 64)])
 def test_what_it_can_not_tell_is_no_reason_to_wait(tmp_path: Path, settings: Path, domain: str) -> None:
     assert asked(settings, domain) != NOT_YET
     assert asked(settings, DOMAIN.format(id=SERVER)) != NOT_YET  # there is no journal yet
     (tmp_path / "odd.toml").write_text("no TOML")
     for odd in (tmp_path, tmp_path / "odd.toml"):
         assert asked(odd, DOMAIN.format(id=SERVER)) != NOT_YET
+    Journal(tmp_path / "journal.sqlite").close()
+    assert asked(settings, domain) != NOT_YET
     (tmp_path / "journal.sqlite").write_text("no journal")
     assert asked(settings, DOMAIN.format(id=SERVER)) != NOT_YET
 

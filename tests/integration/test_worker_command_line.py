@@ -72,6 +72,7 @@ def test_a_wrong_settings_file_is_named_at_start(tmp_path: Path, text: str | Non
         (["web-server-01", "--account", "77"], "--server-id"),
         (["web-server-01", "--server-id", "0", "--account", "77"], "--server-id"),
         (["web-server-01", "--server-id", "12345", "--account", "x"], "--account"),
+        (["web-server-01", "--server-id", str(1 << 63), "--account", "77"], "--server-id"),
     ],
 )
 def test_an_adoption_that_makes_no_sense_is_refused(arguments: list[str], named: str) -> None:
@@ -84,6 +85,13 @@ def test_a_domain_that_is_not_there_and_a_server_that_is_another_are_named(tmp_p
     adopted = run("adopt", "web-server-01", *ADOPT, **node)
     assert (adopted.returncode, adopted.stdout) == (0, "domain web-server-01 is server 12345 of account 77\n")
     assert "12345" in refuses("adopt", "web-server-02", *ADOPT, **node)
+
+
+def test_a_state_folder_of_no_use_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "state_dir" in refuses("run", driver="fake", state_dir=str(tmp_path / "file"))
+    (tmp_path / "journal.sqlite").write_bytes(bytes(range(256)) * 16)
+    assert "journal.sqlite can't be opened" in refuses("run", driver="fake", state_dir=str(tmp_path))
 
 
 def test_a_hypervisor_that_is_not_there_is_named(tmp_path: Path) -> None:

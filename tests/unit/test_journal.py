@@ -14,6 +14,7 @@ import pytest
 from worker.jobs.model import Failure, JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus, Step
 from worker.jobs.outcome import Outcome
 from worker.journal import BALLAST_BYTES, KEPT_FOR_A_PERSON, Journal, JournalFailed, NewerJournal
+from worker.lease import NodeLock, NodeTaken
 from worker.procedures.work import Facts, Task
 
 TASK = Task(
@@ -153,6 +154,15 @@ def test_a_killed_worker_on_a_full_disk_comes_back_and_ends_its_job(small_disk: 
             for step in (Step.STOPPING, Step.SAFEGUARDING, Step.REVERTING, Step.STARTING):
                 journal.enter(TASK.job_id, step, FACTS)
         assert not (small_disk / "journal.ballast").exists()
+
+
+def test_a_worker_has_its_node_also_on_a_full_disk(small_disk: Path) -> None:
+    fill(small_disk)
+    lock = NodeLock(small_disk)
+    lock.take()
+    with pytest.raises(NodeTaken):
+        NodeLock(small_disk).take(orphan_seconds=0)
+    lock.release()
 
 
 def test_the_reserve_is_there_again_once_there_is_room(small_disk: Path) -> None:
