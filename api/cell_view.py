@@ -38,8 +38,7 @@ class CellView(Collector):
         self._look_seconds = look_seconds
         self._silent_seconds = node_silent_seconds
         self._stale_seconds = stale_seconds
-        self._seen: CellNumbers | None = None
-        self._seen_at = 0.0  # Unix seconds
+        self._seen: tuple[CellNumbers | None, float] = (None, 0.0)  # and when, in Unix seconds
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
         """Look while the application runs."""
@@ -49,7 +48,7 @@ class CellView(Collector):
     async def _keep_looking(self) -> None:
         while True:
             try:
-                self._seen, self._seen_at = await self._cell.numbers(), time.time()
+                self._seen = (await self._cell.numbers(), time.time())
             except StoreUnavailable as error:
                 log.warning("cell_view.store_unavailable", cause=str(error.__cause__))
             except Exception:  # a record that this version can't read: the requests are served all the same
@@ -57,7 +56,7 @@ class CellView(Collector):
             await asyncio.sleep(self._look_seconds)
 
     def collect(self) -> Iterator[Metric]:
-        seen, at = self._seen, self._seen_at
+        seen, at = self._seen
         text = "When this process last saw the whole cell; 0: not yet."
         yield _gauge("cell_view_timestamp_seconds", text, at)
         if seen is None or time.time() - at > self._stale_seconds:

@@ -28,10 +28,16 @@ class Daemon:
 
     async def start(self) -> None:
         """Return when it listens."""
-        self._process = subprocess.Popen([_SCRIPT, self.folder], stderr=subprocess.DEVNULL)  # noqa: ASYNC220 - it is to be killed, whatever the loop does
-        async with asyncio.timeout(_START_SECONDS):
-            while not await self._listens():  # noqa: ASYNC110 - it tells nobody
-                await asyncio.sleep(0.05)
+        process = self._process = subprocess.Popen([_SCRIPT, self.folder], stderr=subprocess.DEVNULL)  # noqa: ASYNC220 - it is to be killed, whatever the loop does
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                while not await self._listens():
+                    assert process.poll() is None, f"{_SCRIPT} has ended: by hand it says why"
+                    await asyncio.sleep(0.05)
+        except BaseException:  # whoever asked for it has nothing yet that could stop it
+            process.kill()
+            process.wait()
+            raise
 
     def kill(self) -> None:
         assert self._process is not None

@@ -25,4 +25,4 @@ exec unshare --mount --propagation private bash -c '
     mkdir -p "${place#*:}"
     mount --bind "$0/${place%%:*}" "${place#*:}"
   done
-  exec libvirtd' "$folder"
+  exec libvirtd --pid-file "$0/run/libvirtd.pid"' "$folder" # its usual place is the machine's: only one could run
