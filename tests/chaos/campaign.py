@@ -161,9 +161,10 @@ class Campaign:
         children = self.halts.reached()
         if children is None:
             self.summary.violations.append(f"server {expected.server.id}: {halt} was not reached")
-        else:
-            self.summary.moments.add((halt.kind, halt.step, halt.moment, target, expected.running))
-        return await self.kill(target, expected, children or ())
+        before = self.summary.killed
+        killed = await self.kill(target, expected, children or ())
+        self.summary.moments_hit += self.summary.killed - before
+        return killed
 
     async def kill(self, target: str, expected: Expected, children: Iterable[int] = ()) -> str:
         under_way = model.under_way(self._journal)

@@ -51,6 +51,7 @@ def plays() -> Iterator[Play]:
 async def run(campaign: Campaign, wanted: Iterable[Play], *, off: Expected, running: Expected) -> Summary:
     """`off` and `running`: servers whose disks take long enough to be changed."""
     for play in wanted:
+        campaign.summary.moments_wanted += 1
         expected = running if play.running else off
         await _make_possible(campaign, play.kind, expected)
         if expected.running is not play.running:
@@ -72,7 +73,7 @@ async def _hit(campaign: Campaign, play: Play, expected: Expected) -> None:
         kind=play.kind,
         step=play.step,
         moment=play.moment,
-        seconds=campaign.chance.uniform(0.01, 0.12) if by_child else campaign.chance.uniform(0.0, 1.0),
+        seconds=campaign.chance.uniform(0.01, 0.12) if by_child else campaign.chance.uniform(0.0, 0.3),
         child=by_child,
         pattern=pattern,
     )

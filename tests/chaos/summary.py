@@ -12,7 +12,8 @@ class Summary:
     operations: Counter[str] = field(default_factory=Counter)
     kills: Counter[str] = field(default_factory=Counter)
     steps: Counter[str] = field(default_factory=Counter)
-    moments: set[tuple[object, ...]] = field(default_factory=set)  # exact ones that were hit
+    moments_wanted: int = 0  # exact ones
+    moments_hit: int = 0
     settle_seconds: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
@@ -32,8 +33,8 @@ class Summary:
             f"{late} of {len(times)} later than {SETTLED_SECONDS:.0f} s",
             f"violations: {len(self.violations)}",
         ]
-        if self.moments:
-            rows.insert(3, f"exact moments of steps: {len(self.moments)}")
+        if self.moments_wanted:
+            rows.insert(3, f"exact moments of steps: {self.moments_hit} hit of {self.moments_wanted}")
         return "\n".join([*rows, *(f"  {violation}" for violation in self.violations)])
 
 

@@ -13,7 +13,7 @@ from tests.chaos.__main__ import campaign
 from tests.conftest import needs
 
 
-@pytest.mark.parametrize(("wanted", "daemon"), [("10", False), ("10", True), ("steps:12", False)])
+@pytest.mark.parametrize(("wanted", "daemon"), [("8", False), ("8", True), ("steps:8", False)])
 def test_nothing_is_lost_or_stuck_whatever_is_killed(wanted: str, daemon: bool) -> None:
     for program in ("redis-server", "qemu-io", *libvirtd.PROGRAMS):
         needs(program)
@@ -22,5 +22,5 @@ def test_nothing_is_lost_or_stuck_whatever_is_killed(wanted: str, daemon: bool) 
     folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))  # short, for the sockets' sake
     summary = asyncio.run(campaign(folder, wanted=wanted, seed=20260, daemon=daemon, quiet=True))
     assert summary.violations == [], f"{summary.text()}\nleft for a look: {folder}"
-    assert summary.killed >= 10
+    assert summary.killed >= 6
     shutil.rmtree(folder)
