@@ -413,8 +413,8 @@ def _digest(text: str) -> str:
 
 
 def only_known(request: web.Request, model: type[BaseModel] | None) -> None:
-    """Raises Problem for a query parameter that the call does not have: a mistyped `dry_run` must not do the real thing.
-    `model`: the call's query, None where it has none."""
+    """Raises Problem for a query parameter that the call does not have: a mistyped `dry_run` must not do the real
+    thing. `model`: the call's query, None where it has none."""
     known = list(model.model_fields) if model else []
     unknown = [name for name in dict.fromkeys(request.query) if name not in known][:_ERRORS_SHOWN]
     if unknown:

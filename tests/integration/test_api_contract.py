@@ -12,6 +12,7 @@ from worker.jobs.outcome import Outcome
 from worker.jobs.telling import StepBegun, Told
 
 OTHERS = AccountId(78)
+NOBODYS = "vps_nobodys"
 SNAPSHOT_KEYS = ["id", "server", "name", "status", "size_mb", "created_at", "description"]
 FAILED = Outcome(
     state=JobState.FAILED,
@@ -120,8 +121,20 @@ async def test_a_delete_answers_204_and_the_snapshot_is_gone(api: FrontEnd) -> N
 
     assert (answer.status, answer.raw) == (204, b"")
     assert "Content-Type" not in answer.headers
+    job = (await api.call("GET", answer.headers["Operation-Location"])).body
+    assert (job["id"], job["kind"], job["state"]) == (answer.headers["X-Job-Id"], "delete", "queued")
     (await api.call("GET", one(snapshot_id))).refused(404, "snapshot_not_found")
     assert (await api.call("GET")).body == {"count": 0, "results": []}
+
+
+async def test_a_delete_of_a_server_that_is_gone_has_no_job(api: FrontEnd) -> None:
+    snapshot_id = await api.have_snapshot()
+    await api.cell.node.report([])
+
+    answer = await api.call("DELETE", one(snapshot_id))
+
+    assert (answer.status, answer.raw) == (204, b"")
+    assert not {"Operation-Location", "X-Job-Id"} & set(answer.headers)
 
 
 async def test_a_delete_frees_the_slot_and_the_name_at_once(api: FrontEnd) -> None:
@@ -349,7 +362,7 @@ async def test_a_parameter_that_a_call_does_not_have_is_refused_by_its_name(
         assert answer.status == 400
     else:
         assert answer.refused_fields() == ["dryrun"]
-    assert (await api.call(method, path, body=body, token="bad")).status == 401
+    assert (await api.call(method, path, body=body, token=NOBODYS)).status == 401
     assert (await api.call("GET")).body["count"] == 0
 
 
