@@ -9,7 +9,7 @@ from aiohttp import HttpVersion11, ThreadedResolver, hdrs, web
 from aiohttp.abc import AbstractResolver
 from arq.connections import ArqRedis
 
-from api import docs_page, openapi, problems
+from api import docs_page, openapi, problems, requests
 from api.caching import Document, spared
 from api.callers import Callers
 from api.cell_view import CellView
@@ -171,6 +171,7 @@ def _serve_calls(
 def _called(operation: Operation, handlers: Handlers, callers: Callers) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
         caller = await callers.identify(request, operation.permission)
+        requests.only_known(request, operation.query)
         return await operation.handle(handlers, request, caller)
 
     return handler
@@ -178,7 +179,9 @@ def _called(operation: Operation, handlers: Handlers, callers: Callers) -> Handl
 
 def _operated(operation: OpsOperation, handlers: OpsHandlers, callers: Callers) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
-        return await operation.handle(handlers, request, await callers.operator(request))
+        operator = await callers.operator(request)
+        requests.only_known(request, operation.query)
+        return await operation.handle(handlers, request, operator)
 
     return handler
 

@@ -351,7 +351,7 @@ def place(record: model.Job) -> dict[str, str]:
 
 
 def link(url: URL, query: PageQuery, count: int) -> str:
-    """The pages around this one as RFC 8288 wants them, with all other parameters of the query kept."""
+    """The pages around this one as RFC 8288 wants them, with the other parameters of the query kept."""
     last = max(1, -(-count // query.page_size))
     pages = {"first": 1, "last": last}
     if query.page > 1:

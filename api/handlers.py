@@ -113,12 +113,12 @@ class Handlers:
         return bodies.answer(bodies.restoring(admitted), headers=bodies.places(admitted))
 
     async def delete_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
-        await self._store.delete(
+        job = await self._store.delete(
             account_id=caller.account_id,
             snapshot_id=requests.snapshot_id(request),
             request_id=request[requests.REQUEST_ID],
         )
-        return web.Response(status=204)
+        return web.Response(status=204, headers=bodies.place(job) if job else {})
 
     async def undo_restore(self, request: web.Request, caller: Caller) -> web.Response:
         job = await self._store.undo(

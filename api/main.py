@@ -203,9 +203,17 @@ async def _serve(settings: ApiSettings, metrics: Metrics) -> None:
         redis = connect(settings.redis, observer=metrics.redis)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         address = await stack.enter_async_context(listening(build(redis, settings, metrics=metrics), settings))
-        log.info("api.listening", address=address)
+        log.info("api.listening", address=_shown(address))
         await stop.wait()
         log.info("api.stopping")
+
+
+def _shown(address: tuple[str, int] | str) -> str:
+    """As it is written in a URL; a socket's is its path."""
+    if isinstance(address, str):
+        return address
+    host, port = address[:2]  # of IPv6 there is more
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _address(settings: ApiSettings) -> str:

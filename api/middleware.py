@@ -64,7 +64,7 @@ def around(callers: Callers, audit: Audit, metrics: Metrics, refuse: Refuse) -> 
             method=request.method,
             route=route,
             status=response.status,
-            code=request.get(PROBLEM),
+            **({"code": request[PROBLEM]} if PROBLEM in request else {}),
             address=address,
             milliseconds=round(seconds * 1000, 1),
         )

@@ -186,6 +186,10 @@ def _schemas() -> Json:
             schema.pop("description", None)  # what it says is for us
     # shown to nobody: for the customer such a snapshot is gone
     schemas["SnapshotStatus"]["enum"].remove(SnapshotStatus.DELETING)
+    schemas["SnapshotStatus"]["description"] = (
+        "It can be restored once it is `completed`. A `failed` one can't be: it stays listed for 7 days or until it is"
+        " deleted, holds no slot and gives its name back, so another one may have the same name."
+    )
     return schemas
 
 

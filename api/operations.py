@@ -156,7 +156,12 @@ OPERATIONS: tuple[Operation, ...] = (
         text="For good. Its slot is free at once; its node frees the space next. A running server is not stopped.",
         handle=Handlers.delete_snapshot,
         permission=WRITE,
-        replies={204: Reply(text="The snapshot is gone.")},
+        replies={
+            204: Reply(
+                text="The snapshot is gone. The headers name the job that frees its space, where its server still is.",
+                headers=OF_THE_JOB,
+            )
+        },
         refusals=(errors.SnapshotNotFound, errors.SnapshotProtected, errors.NodeUnavailable, errors.ServerBusy),
     ),
     Operation(

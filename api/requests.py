@@ -310,7 +310,7 @@ def _hours(hours: int | None) -> timedelta | None:
 
 
 class PageQuery(BaseModel):
-    """Which page of a list. Parameters that we don't know are left alone."""
+    """Which page of a list."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -410,6 +410,16 @@ def idempotency(request: web.Request, content: BaseModel | None = None, *, owner
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def only_known(request: web.Request, model: type[BaseModel] | None) -> None:
+    """Raises Problem for a query parameter that the call does not have: a mistyped `dry_run` must not do the real
+    thing. `model`: the call's query, None where it has none."""
+    known = list(model.model_fields) if model else []
+    unknown = [name for name in dict.fromkeys(request.query) if name not in known][:_ERRORS_SHOWN]
+    if unknown:
+        detail = f"There is no such query parameter here; there is {', '.join(known) or 'none'}."
+        raise invalid(*(FieldError(field=name[:_FIELD_SHOWN] or "query", detail=detail) for name in unknown))
 
 
 def query(request: web.Request, model: type[Model], *, but_empty: bool = False) -> Model:

@@ -102,7 +102,7 @@ class About:
 class DriverError(Exception):
     """Base of all that a driver raises. The text says what is true now and may be shown to the customer."""
 
-    code: ClassVar[str] = "hypervisor_error"
+    code: ClassVar[str]  # of the failure of a job that it ends
     retryable: ClassVar[bool] = False
     lasting: ClassVar[bool] = False  # the cause may last for minutes, and go by itself
 

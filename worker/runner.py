@@ -348,7 +348,9 @@ def _outcome(task: Task, facts: Facts, *, safety_kept_seconds: float) -> Outcome
 
 def _tell(outcome: Outcome, *, seconds: float) -> None:
     """The one line that ends a job."""
-    fields = {"seconds": round(seconds, 3), "downtime_seconds": outcome.downtime_seconds, "size_mb": outcome.size_mb}
+    off = outcome.downtime_seconds
+    downtime = off if off is None else round(off, 3)
+    fields = {"seconds": round(seconds, 3), "downtime_seconds": downtime, "size_mb": outcome.size_mb}
     if outcome.failure is None:
         log.info("job.completed", **fields)
     elif outcome.failure.stranded:

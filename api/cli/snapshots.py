@@ -71,8 +71,11 @@ def list_snapshots(
         try:
             listed = await client.pages("snapshots/", asked, limit=None if everything else limit)
         except Refused as refused:
-            if refused.code != "permission_denied" or server_id is None:
+            if refused.code != "permission_denied":
                 raise
+            if server_id is None:
+                text = f"{refused} With an operator's token, name a server with --server-id."
+                raise Refused(refused.exit_code, text, code=refused.code) from refused
             found = (await client.get(f"ops/servers/{server_id}/"))["snapshot_list"]
             listed = {"count": len(found), "results": found[: None if everything else limit]}
         output.document(listed) if as_json else output.list(COLUMNS, listed, none="No such snapshots.")

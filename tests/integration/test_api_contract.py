@@ -12,6 +12,7 @@ from worker.jobs.outcome import Outcome
 from worker.jobs.telling import StepBegun, Told
 
 OTHERS = AccountId(78)
+NOBODYS = "vps_nobodys"
 SNAPSHOT_KEYS = ["id", "server", "name", "status", "size_mb", "created_at", "description"]
 FAILED = Outcome(
     state=JobState.FAILED,
@@ -120,8 +121,20 @@ async def test_a_delete_answers_204_and_the_snapshot_is_gone(api: FrontEnd) -> N
 
     assert (answer.status, answer.raw) == (204, b"")
     assert "Content-Type" not in answer.headers
+    job = (await api.call("GET", answer.headers["Operation-Location"])).body
+    assert (job["id"], job["kind"], job["state"]) == (answer.headers["X-Job-Id"], "delete", "queued")
     (await api.call("GET", one(snapshot_id))).refused(404, "snapshot_not_found")
     assert (await api.call("GET")).body == {"count": 0, "results": []}
+
+
+async def test_a_delete_of_a_server_that_is_gone_has_no_job(api: FrontEnd) -> None:
+    snapshot_id = await api.have_snapshot()
+    await api.cell.node.report([])
+
+    answer = await api.call("DELETE", one(snapshot_id))
+
+    assert (answer.status, answer.raw) == (204, b"")
+    assert not {"Operation-Location", "X-Job-Id"} & set(answer.headers)
 
 
 async def test_a_delete_frees_the_slot_and_the_name_at_once(api: FrontEnd) -> None:
@@ -294,7 +307,7 @@ async def test_anothers_ids_look_exactly_like_missing_ones(api: FrontEnd) -> Non
 
 async def test_pages_cover_the_list_and_link_to_each_other(api: FrontEnd) -> None:
     ids = [await api.have_snapshot(f"s{n}") for n in range(5)]
-    path, seen = f"{SNAPSHOTS}?page_size=2&server_id={SERVER}&theirs=%26x", []
+    path, seen = f"{SNAPSHOTS}?page_size=2&server_id={SERVER}&created_from=2025-01-01T00:00:00%2B00:00", []
 
     while path:
         answer = await api.call("GET", path)
@@ -303,7 +316,7 @@ async def test_pages_cover_the_list_and_link_to_each_other(api: FrontEnd) -> Non
         links = {name: target for target, name in re.findall(r'<([^>]+)>; rel="(\w+)"', answer.headers["Link"])}
         assert {"first", "last"} <= set(links)
         assert all("page_size=2" in link and f"server_id={SERVER}" in link for link in links.values())
-        assert all("theirs=%26x" in link for link in links.values())
+        assert all("created_from=2025-01-01T00:00:00%2B00:00" in link for link in links.values())
         path = links.get("next", "")
 
     assert seen == ids[::-1]
@@ -325,6 +338,40 @@ async def test_a_bad_query_is_refused_by_the_fields_name(api: FrontEnd, field: s
 
 async def test_a_query_that_says_two_things_is_refused(api: FrontEnd) -> None:
     assert (await api.call("GET", f"{SNAPSHOTS}?page=1&page=2")).refused_fields() == ["page"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", f"{SNAPSHOTS}?dryrun=true", {"server_id": SERVER, "name": "a"}),
+        ("POST", f"{SNAPSHOTS}?dry_run=true&dryrun=true", {"server_id": SERVER, "name": "a"}),
+        ("GET", f"{SNAPSHOTS}?page=1&dryrun=x", None),
+        ("HEAD", f"{SNAPSHOTS}?dryrun", None),
+        *[(method, f"{one(SERVER)}?dryrun=true", None) for method in ("GET", "PATCH", "DELETE")],
+        ("POST", f"{restore(SERVER)}?dryrun=true", None),
+        ("GET", "/api/v1/events/?dryrun=1", None),
+        ("GET", "/api/v1/webhooks/?dryrun=1", None),
+    ],
+)
+async def test_a_parameter_that_a_call_does_not_have_is_refused_by_its_name(
+    api: FrontEnd, method: str, path: str, body: object
+) -> None:
+    """Before anything is looked at or done: with a good token only."""
+    answer = await api.call(method, path, body=body)
+    if method == "HEAD":
+        assert answer.status == 400
+    else:
+        assert answer.refused_fields() == ["dryrun"]
+    assert (await api.call(method, path, body=body, token=NOBODYS)).status == 401
+    assert (await api.call("GET")).body["count"] == 0
+
+
+async def test_of_many_unknown_parameters_the_refusal_stays_short(api: FrontEnd) -> None:
+    many = "&".join(f"{'x' * 150}{n}=1" for n in range(25))
+    fields = (await api.call("GET", f"{SNAPSHOTS}?={many}&page=1")).refused_fields()
+    assert len(fields) == 20
+    assert max(map(len, fields)) == 100
+    assert (await api.call("GET", f"{SNAPSHOTS}?=1")).refused_fields() == ["query"]
 
 
 async def test_the_node_that_deletes_is_the_servers_own(api: FrontEnd) -> None:

@@ -176,6 +176,7 @@ async def test_a_request_is_one_log_line_without_secrets(api: FrontEnd) -> None:
     assert (line["account"], line["token_name"]) == (77, "a customer")
     assert (line["request_id"], line["job_id"]) == (answer.headers["X-Request-Id"], answer.headers["X-Job-Id"])
     assert line["milliseconds"] >= 0
+    assert "code" not in line
     assert not any(secret in repr(line) for secret in ("secret", api.token, api.token[4:20]))
 
 

@@ -103,9 +103,9 @@ def at_socket(path: Path) -> ClientSession:
 @pytest.mark.parametrize("arguments", [[], ["serve"]])
 async def test_it_serves_on_a_port_until_it_is_told_to_stop(program: Program, arguments: list[str]) -> None:
     async with program.serving(*arguments, port="0") as process, ClientSession() as client:
-        host, port = program.lines[-1]["address"]
-        assert host == "127.0.0.1"
-        async with client.get(f"http://{host}:{port}/readyz") as response:
+        address = program.lines[-1]["address"]
+        assert address.startswith("127.0.0.1:")
+        async with client.get(f"http://{address}/readyz") as response:
             assert response.status == 200
         assert await program.stop(process) == 0
 

@@ -343,7 +343,7 @@ class TestExits:
             (cli, "audit --since yesterday"): (Exit.USAGE, "--since"),
             (cli, "jobs --colour red"): (Exit.USAGE, "--colour"),
             (cli, "--token x jobs"): (Exit.USAGE, "--token"),  # as an argument others could see it
-            (cli, "snapshots"): (Exit.NOT_ALLOWED, "permission_denied"),
+            (cli, "snapshots"): (Exit.NOT_ALLOWED, "--server-id"),
             (customer, "nodes"): (Exit.NOT_ALLOWED, "permission_denied"),
             (replace(cli, token=BAD), "jobs"): (Exit.NOT_ALLOWED, "token_invalid"),
             (replace(cli, token=BAD), f"--token-file {missing} jobs"): (Exit.NOT_ALLOWED, str(missing)),

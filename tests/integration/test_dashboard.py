@@ -179,7 +179,9 @@ class TestJobs:
         assert f'href="/ops/jobs/{new}/"' in page.text
         assert "<html" not in page.text
         await desk.browser.done(f"/ops/jobs/{new}/cancel/")
-        assert "cancelled" in visible(await desk.browser.seen(f"/ops/jobs/{new}/"))
+        shown = visible(await desk.browser.seen(f"/ops/jobs/{new}/"))
+        assert "Cancelled The job was cancelled before its node began it." in shown
+        assert "Why it failed" not in shown
         retried, cancelled = await audited(desk)
         assert (retried["path"], retried["job"], retried["status"]) == (f"/ops/jobs/{job}/retry/", new, "200")
         assert (cancelled["path"], cancelled["token_name"]) == (f"/ops/jobs/{new}/cancel/", "a test")

@@ -344,10 +344,18 @@ class TestNodes:
         (await ops.call("POST", "nodes/n9/pause/", {"reason": "x"})).refused(404, "node_not_found")
 
 
+@pytest.mark.parametrize("path", ["overview/", "jobs/", "nodes/", "nodes/n1/", "events/", "tokens/", "audit/"])
+async def test_a_parameter_that_a_call_does_not_have_is_refused_by_its_name(ops: Ops, path: str) -> None:
+    assert (await ops.call("GET", f"{path}?stat=failed")).refused_fields() == ["stat"]
+    (await ops.api.call("GET", f"{OPS}{path}?stat=failed")).refused(403, "permission_denied")
+
+
 class TestOverview:
     async def test_it_counts_what_is_and_what_was(self, ops: Ops) -> None:
         await ops.made("good")
         await ops.made("bad", failed())
+        cancelled = await ops.made("not-wanted", None)
+        await ops.post(f"jobs/{cancelled}/cancel/")  # on purpose: that is no failure
         waiting = await ops.made("waits", None)
         now = await ops.get("overview/")
 

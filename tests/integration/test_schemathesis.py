@@ -36,7 +36,7 @@ continue-on-failure = true
 mode = "all"
 max-examples = {examples}
 database = "none"
-# HTTP wants a header or parameter that is not known left alone
+# HTTP wants a header that is not known left alone
 allow-extra-parameters = false
 
 [phases.stateful]

@@ -102,5 +102,6 @@ async def test_each_line_of_a_job_names_it_and_its_request_and_one_line_ends_it(
         (end,) = [line for line in of_the_job if line["event"] == "job.completed"]
         assert end["server_id"] == SERVER_ID
         assert end["seconds"] >= end["downtime_seconds"] >= 0
+        assert end["downtime_seconds"] == round(end["downtime_seconds"], 3)
     assert "secret-name" not in text
     assert customer.token not in text

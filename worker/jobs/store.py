@@ -226,10 +226,12 @@ class Store:
         UndoUnavailable, NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
         return shown_job((await self._ask(JobKind.UNDO, account_id, job_id, request_id, idempotency))[0])
 
-    async def delete(self, *, account_id: AccountId, snapshot_id: SnapshotId, request_id: str) -> None:
-        """Make a snapshot be gone for the customer; its node frees the space next. Raises SnapshotNotFound,
-        SnapshotProtected, NodeUnavailable, ServerBusy or StoreUnavailable."""
-        await self._ask(JobKind.DELETE, account_id, snapshot_id, request_id, None)
+    async def delete(self, *, account_id: AccountId, snapshot_id: SnapshotId, request_id: str) -> Job | None:
+        """Make a snapshot be gone for the customer; its node frees the space next, with this job. None: the server is
+        gone, and nothing is left to free. Raises SnapshotNotFound, SnapshotProtected, NodeUnavailable, ServerBusy or
+        StoreUnavailable."""
+        answer = await self._ask(JobKind.DELETE, account_id, snapshot_id, request_id, None)
+        return shown_job(answer[0]) if answer else None
 
     async def cancel(self, *, account_id: AccountId, job_id: JobId, idempotency: Idempotency | None = None) -> Job:
         """End a job that its node has not begun. Raises JobNotFound, JobNotCancellable or StoreUnavailable."""

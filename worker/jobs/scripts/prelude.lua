@@ -269,7 +269,8 @@ local function count_end(job, result, now)
     local bin = ms and ':' .. math.floor(math.log(math.max(ms, 1)) / math.log(1.1)) or ''
     redis.call('HINCRBY', key, job.kind .. ':' .. what .. bin, 1)
   end
-  count(result.state)
+  -- what was cancelled did not fail: someone wanted it so
+  count(result.failure_code == 'cancelled' and 'cancelled' or result.state)
   if result.state == 'completed' and job.started_ms then count('ms', now - job.started_ms) end
   if result.downtime_seconds ~= '' then count('downtime', tonumber(result.downtime_seconds) * 1000) end
   redis.call('PEXPIRE', key, STATS_KEPT_MS)
