@@ -9,7 +9,7 @@ import math
 import os
 import sqlite3
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,16 +247,34 @@ class Journal:
         self._durably(("DELETE FROM jobs WHERE published = 1 AND changed_at < ?", (time.time() - KEPT_SECONDS,)))
 
 
+def drop_kept(path: Path, tag: str) -> ServerId | None:
+    """Make the tag due that a job has left for a person: the worker whose journal this is deletes it next, also one that
+    runs meanwhile. The tag's server, or None where no such tag is kept. Raises JournalFailed or NewerJournal."""
+    update = "UPDATE spare_tags SET drop_after = ? WHERE tag = ? AND drop_after = ? RETURNING server_id"
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)) as db:
+            _ensure_known(db, path)
+            found = db.execute(update, (time.time(), tag, KEPT_FOR_A_PERSON)).fetchall()
+    except sqlite3.Error as error:
+        raise JournalFailed(f"{path}: {error}") from error
+    return ServerId(found[0][0]) if found else None
+
+
+def _ensure_known(db: sqlite3.Connection, path: Path) -> int:
+    """The journal's version."""
+    version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > VERSION:
+        raise NewerJournal(f"{path} has version {version}; this program knows {VERSION}")
+    return version
+
+
 def _opened(path: Path) -> sqlite3.Connection:
     """Writes nothing to a journal that is as it should be: it must open on a full disk."""
     db = sqlite3.connect(path, isolation_level=None)
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version > VERSION:
-            raise NewerJournal(f"{path} has version {version}; this program knows {VERSION}")  # noqa: TRY301 - to be closed
-        if version < VERSION:
+        if _ensure_known(db, path) < VERSION:
             db.executescript(_SCHEMA)
             db.execute(f"PRAGMA user_version = {VERSION}")
     except BaseException:

@@ -16,7 +16,7 @@ from arq.connections import ArqRedis
 
 from drivers.base import DriverError, Hypervisor, HypervisorUnavailable
 from worker.exposition import exposed
-from worker.housekeeping import Housekeeping
+from worker.housekeeping import ROUND_SECONDS, Housekeeping
 from worker.inventory import REPORT_SECONDS, Inventory
 from worker.job_log import JobLog
 from worker.jobs import logs
@@ -28,6 +28,7 @@ from worker.jobs.node_store import NodeStore
 from worker.jobs.span_export import exporting
 from worker.jobs.waiting import Waiting
 from worker.journal import Journal, JournalFailed, NewerJournal
+from worker.journal import drop_kept as drop_kept_tag
 from worker.lease import Lease, NodeLock, NodeTaken, machine_id, who_am_i
 from worker.metrics import Metrics
 from worker.node_worker import FALLBACK_SECONDS, NodeWorker
@@ -95,6 +96,23 @@ def rebuild(config: Config = None) -> None:
     except StoreUnavailable as error:
         _refuse(f"{error.detail} ({error.__cause__})")
     typer.echo(f"{servers} servers are published again when the worker reports next, within {REPORT_SECONDS:.0f} s")
+
+
+@app.command()
+def drop_kept(
+    tag: Annotated[str, typer.Argument(help="The snapshot's tag on the disks: vps-safety-JOB.")], config: Config = None
+) -> None:
+    """Have this node's worker delete from the disks what a stranded job has left, once a person is done with it."""
+    journal = _settings(config).state_dir / "journal.sqlite"
+    try:
+        server_id = drop_kept_tag(journal, tag)
+    except (JournalFailed, NewerJournal) as error:
+        _refuse(str(error))
+    if server_id is None:
+        _refuse(f"{journal} knows no tag {tag} that is kept for a person")
+    typer.echo(
+        f"the worker deletes {tag} from the disks of server {server_id} within {ROUND_SECONDS:.0f} s of its running"
+    )
 
 
 def _settings(config: Path | None) -> WorkerSettings:

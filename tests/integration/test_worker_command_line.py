@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from worker.jobs.configuration import ENV_PREFIX
+from worker.jobs.model import ServerId
+from worker.journal import KEPT_FOR_A_PERSON, Journal
 from worker.settings import WorkerSettings
 
 PROGRAM = [sys.executable, "-c", "from worker.main import main; main()"]
@@ -47,7 +50,9 @@ def refuses(*arguments: str, **settings: str) -> str:
     ],
 )
 @pytest.mark.parametrize(
-    "command", [["run"], ["adopt", "web-server-01", *ADOPT], ["rebuild"]], ids=lambda words: words[0]
+    "command",
+    [["run"], ["adopt", "web-server-01", *ADOPT], ["rebuild"], ["drop-kept", "vps-safety-j1"]],
+    ids=lambda words: words[0],
 )
 def test_a_wrong_setting_is_named_at_start(command: list[str], settings: dict[str, str], named: str) -> None:
     assert named in refuses(*command, **settings)
@@ -100,8 +105,23 @@ def test_a_hypervisor_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert uri in refuses("run", libvirt_uri=uri, state_dir=str(tmp_path))
 
 
+def test_what_was_kept_for_a_person_is_let_go_also_beside_a_running_worker(tmp_path: Path) -> None:
+    node = {"driver": "fake", "state_dir": str(tmp_path)}
+    assert f"{tmp_path}/journal.sqlite: unable to open" in refuses("drop-kept", "vps-safety-j1", **node)
+    assert list(tmp_path.iterdir()) == []
+    with closing(Journal(tmp_path / "journal.sqlite")) as journal:  # as a running worker has it
+        journal.track_spare_tag(ServerId(12345), "vps-safety-j1", kept_seconds=KEPT_FOR_A_PERSON)
+        journal.track_spare_tag(ServerId(12345), "vps-safety-j2", kept_seconds=3600)
+        for other in ("vps-safety-j2", "nightly"):  # a restore's, that can still be undone; nobody's
+            assert f"no tag {other} that is kept" in refuses("drop-kept", other, **node)
+        assert journal.due_spare_tags() == []
+        done = run("drop-kept", "vps-safety-j1", **node)
+        assert (done.returncode, "vps-safety-j1 from the disks of server 12345" in done.stdout) == (0, True), done
+        assert [spare.tag for spare in journal.due_spare_tags()] == ["vps-safety-j1"]
+
+
 def test_help_tells_all() -> None:
-    assert {"run", "adopt", "rebuild"} <= set(run("--help").stdout.split())
+    assert {"run", "adopt", "rebuild", "drop-kept"} <= set(run("--help").stdout.split())
     settings = run("run", "--help").stdout
     assert [
         key for key in WorkerSettings.model_fields if f" {key}:" not in settings and f" {key}." not in settings
