@@ -14,7 +14,7 @@ export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE
 help: ## print this
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
 	    printf '  make %-16s %s\n' "$$target" "$$text"; done
-	@echo 'Options: PORT=8080 STATE_DIR=./state DRIVER=kvm|fake (make run), PYTHON=python3 (interpreter of a new .venv)'
+	@echo 'Options: PORT=8080 DRIVER=kvm|fake STATE_DIR=./state or ./state-fake (make run), PYTHON=python3 (interpreter of a new .venv)'
 
 setup: ## Debian packages and .venv, from the lock
 	@deploy/setup.sh
@@ -88,5 +88,5 @@ lock: setup $(CLIENT)/.lock ## resolve what we need into the lock files (UPGRADE
 	    --omit-lockfile-registry-resolved --no-audit --no-fund --loglevel=error && sed -i -zE \
 	    's/,\n *"funding": (\{[^}]*\}|\[[^]]*\]|"[^"]*")//g' package-lock.json
 
-clean: setup ## forget what `make run` keeps (STATE_DIR)
+clean: setup ## forget what `make run` keeps (STATE_DIR; without it, of both drivers)
 	@exec $(BIN)/python -m deploy.demo.run --clean

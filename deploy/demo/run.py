@@ -1,11 +1,13 @@
 """`make run`: the whole service on this machine, until Ctrl-C.
 
-Options by environment: PORT (8080), STATE_DIR (./state), DRIVER (kvm; fake: simulated servers, no hypervisor needed).
+Options by environment: PORT (8080), DRIVER (kvm; fake: simulated servers, no hypervisor needed), STATE_DIR (./state, of
+the simulated ones ./state-fake).
 """
 
 import argparse
 import asyncio
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +21,8 @@ The service is up: {url}
   server {server} "{name}" of account {account}: {what}
   state and tokens: {folder}; `{clean}` forgets them
   operators' dashboard: {url}/ops/, log in with {operator}
+  its API as pages: {url}/docs
+  the command line: VPS_SNAPSHOTS_URL={url} VPS_SNAPSHOTS_TOKEN_FILE={token_file} {program} top
   for Prometheus: {metrics}
 
 Copy and paste into another terminal:
@@ -30,7 +34,8 @@ Ctrl-C stops all of it.
 
 
 _CALLS = Path(__file__).with_name("calls.sh")
-_USUAL_FOLDER = Path("state").resolve()
+_USUAL_FOLDERS = {Driver.KVM: Path("state").resolve(), Driver.FAKE: Path("state-fake").resolve()}
+_COMMAND_LINE = os.path.relpath(Path(sys.executable).with_name("vps-snapshots"))
 _PORT_MAX = 65535
 
 
@@ -52,10 +57,12 @@ async def serve(service: Service, *, driver: Driver, folder: Path) -> None:
                 what="simulated" if driver is Driver.FAKE else "a real guest in QEMU",
                 folder=folder,
                 metrics=" and ".join(service.metrics_urls),
-                clean="make clean" if folder == _USUAL_FOLDER else f"STATE_DIR={folder} make clean",
+                clean="make clean" if folder in _USUAL_FOLDERS.values() else f"STATE_DIR={folder} make clean",
                 calls=_CALLS.read_text(),
                 token=service.client.token,
                 operator=service.operator.token,
+                token_file=shlex.quote(str(service.operator_token_file)),
+                program=shlex.quote(_COMMAND_LINE),
             )
         )
         raise ServiceFailed(await service.ended())
@@ -105,21 +112,36 @@ def chosen_port() -> int:
     return int(text)
 
 
-def start(folder: Path) -> int:
+def chosen_folder() -> Path | None:
+    text = os.environ.get("STATE_DIR")
+    return Path(text).resolve() if text else None
+
+
+def start() -> int:
     driver, port = chosen_driver(), chosen_port()
+    folder = chosen_folder() or _USUAL_FOLDERS[driver]
     ensure_port_free(port)
-    state = State.open(folder)
+    state = State.open(folder, driver=driver)
     try:
         return asyncio.run(run(Service(state, port=port, driver=driver, quiet=False), driver=driver, folder=folder))
     finally:
         state.close()
 
 
-def clean(folder: Path) -> int:
-    """Forget the folder, and turn off the guest that a killed run has left."""
-    if not folder.exists():
-        say(f"make clean: there is nothing in {folder}")
-        return 0
+def clean() -> int:
+    """Forget the folder that is chosen, or those of both drivers."""
+    chosen = chosen_folder()
+    folders = [chosen] if chosen else list(_USUAL_FOLDERS.values())
+    for folder in folders:
+        if folder.exists():
+            forget(folder)
+        else:
+            say(f"make clean: there is nothing in {folder}")
+    return 0
+
+
+def forget(folder: Path) -> None:
+    """Remove the folder, and turn off the guest that a killed run has left."""
     state = State.open(folder)
     try:
         asyncio.run(Guest(state, server_id=SERVER_ID, name=SERVER_NAME, account_id=ACCOUNT_ID).stop())
@@ -128,16 +150,16 @@ def clean(folder: Path) -> int:
         raise
     state.remove()
     say(f"make clean: {folder} is gone")
-    return 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make run", description=__doc__)
-    parser.add_argument("--clean", action="store_true", help="forget the state folder instead")
+    parser.add_argument(
+        "--clean", action="store_true", help="forget the state folder instead (without STATE_DIR: both)"
+    )
     wants_clean = parser.parse_args().clean
-    folder = Path(os.environ.get("STATE_DIR") or "state").resolve()
     try:
-        return clean(folder) if wants_clean else start(folder)
+        return clean() if wants_clean else start()
     except (OptionRefused, StateRefused, ServiceFailed, GuestFailed) as error:
         say(f"make {'clean' if wants_clean else 'run'}: {error}")
         return 2

@@ -72,6 +72,7 @@ class Service:
         self.guest = Guest(state, server_id=SERVER_ID, name=SERVER_NAME, account_id=ACCOUNT_ID)
         self.client: Client  # all from start() on; the last with a real guest only
         self.operator: Client
+        self.operator_token_file = state.folder / "operator-token"
         self.booted: Ready
         self._state = state
         self._port = port
@@ -104,7 +105,7 @@ class Service:
         await self._start("front end", [_PROGRAMS / "vps-snapshots-api", "serve"], settings=shared | port)
         await self._ready("the front end", Client(self.url, "").is_up)
         self.client = await self._welcome("token", _CUSTOMERS, shared, Client.is_welcome)
-        self.operator = await self._welcome("operator-token", _OPERATORS, shared, Client.is_operators)
+        self.operator = await self._welcome(self.operator_token_file.name, _OPERATORS, shared, Client.is_operators)
         await self._ready("the worker", self._is_server_known)
         if self._driver is Driver.KVM:
             self.booted = await self.guest.ready(after=booted_after)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-_MARK = ".vps-snapshots"  # what a folder must hold before we remove it
+_MARK = ".vps-snapshots"  # what a folder must hold before we remove it; it says whose driver's state it is
 
 
 class StateRefused(Exception):
@@ -25,8 +25,9 @@ class State:
         self.runtime = self._make_runtime()
 
     @classmethod
-    def open(cls, folder: Path) -> "State":
-        """Raises StateRefused where the folder is someone else's, or in use."""
+    def open(cls, folder: Path, *, driver: str | None = None) -> "State":
+        """Raises StateRefused where the folder is someone else's, in use, or was made with another driver: its
+        snapshots would all be lost ones."""
         folder = folder.resolve()
         try:
             if folder.is_dir() and not (folder / _MARK).exists() and any(folder.iterdir()):
@@ -40,6 +41,14 @@ class State:
         except BlockingIOError:
             lock.close()
             raise StateRefused(f"{folder} is in use by another run: stop that one, or set STATE_DIR") from None
+        lock.seek(0)
+        made_with = lock.read().strip()
+        if driver and made_with and made_with != driver:
+            lock.close()
+            raise StateRefused(f"{folder} was made with DRIVER={made_with}: set STATE_DIR to another folder")
+        if driver and not made_with:
+            lock.write(driver)
+            lock.flush()
         return cls(folder, lock)
 
     def subfolder(self, name: str) -> Path:

@@ -20,6 +20,7 @@ from tests.conftest import needs
 
 UP_SECONDS = 60
 END_SECONDS = 60
+PROJECT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +70,17 @@ def commandline(pid: int) -> str:
 
 @asynccontextmanager
 async def running(
-    state: Path, *arguments: str, port: int | None = None, options: Mapping[str, str] | None = None
+    state: Path,
+    *arguments: str,
+    port: int | None = None,
+    options: Mapping[str, str] | None = None,
+    cwd: Path = PROJECT,
 ) -> AsyncIterator[Run]:
     port = port or free_port()
     ours = {"PORT": str(port), "STATE_DIR": str(state), "DRIVER": "fake"}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "deploy.demo.run", *arguments),
-        cwd=Path(__file__).parents[2],
+        cwd=cwd,
         env={**os.environ, **ours, **(options or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -209,6 +214,55 @@ async def test_a_run_that_was_killed_is_taken_over_by_the_next(tmp_path: Path) -
     await all_gone(children)
     async with running(tmp_path / "state") as again:
         assert await (await again.up()).is_up()
+
+
+async def test_a_folder_of_the_other_driver_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / ".vps-snapshots").write_text("kvm")
+    async with running(tmp_path / "state") as run:
+        assert await run.ended() == (
+            2,
+            f"make run: {tmp_path}/state was made with DRIVER=kvm: set STATE_DIR to another folder\n",
+        )
+    assert [path.name for path in (tmp_path / "state").iterdir()] == [".vps-snapshots"]
+    async with running(tmp_path / "simulated") as run:
+        await run.up()
+        run.process.terminate()
+        await run.ended()
+    async with running(tmp_path / "simulated", options={"DRIVER": "kvm"}) as run:
+        status, said = await run.ended()
+        assert (status, "was made with DRIVER=fake" in said) == (2, True), said
+
+
+async def test_without_a_folder_each_driver_has_its_own_and_a_clean_forgets_both(tmp_path: Path) -> None:
+    no_folder = {"STATE_DIR": "", "PYTHONPATH": str(PROJECT)}
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / ".vps-snapshots").write_text("kvm")
+    async with running(tmp_path / "state-fake", options=no_folder, cwd=tmp_path) as run:
+        await run.up()
+        assert "`make clean` forgets them" in "".join(run.said)
+        run.process.terminate()
+        await run.ended()
+    assert (tmp_path / "state-fake" / "operator-token").exists()
+    async with running(tmp_path, "--clean", options=no_folder, cwd=tmp_path) as clean:
+        status, said = await clean.ended()
+        assert (status, said.count("is gone")) == (0, 2), said
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_the_command_line_that_it_prints_works(tmp_path: Path) -> None:
+    async with running(tmp_path / "state with a blank") as run:
+        await run.up()
+        (printed,) = re.findall(r"the command line: (.*) top\n", "".join(run.said))
+        process = await asyncio.create_subprocess_exec(
+            *("bash", "-c", f"{printed} nodes"), cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        async with asyncio.timeout(END_SECONDS):
+            output, _ = await process.communicate()
+        assert b"node-1" in output, output
+        (pages,) = re.findall(r"its API as pages: (\S+)", "".join(run.said))
+        async with ClientSession() as browser:
+            assert (await browser.get(pages)).status == 200
 
 
 async def test_a_state_folder_with_a_long_path_is_fine(tmp_path: Path) -> None:
