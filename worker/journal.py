@@ -248,8 +248,8 @@ class Journal:
 
 
 def drop_kept(path: Path, tag: str) -> ServerId | None:
-    """Make the tag due that a job has left for a person: the worker whose journal this is deletes it next, also one that
-    runs meanwhile. The tag's server, or None where no such tag is kept. Raises JournalFailed or NewerJournal."""
+    """Make the tag due that a job has left for a person: the worker whose journal this is deletes it next, also one
+    that runs meanwhile. The tag's server, or None where no such tag is kept. Raises JournalFailed or NewerJournal."""
     update = "UPDATE spare_tags SET drop_after = ? WHERE tag = ? AND drop_after = ? RETURNING server_id"
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)) as db:
