@@ -225,13 +225,6 @@ async def test_a_folder_of_the_other_driver_is_refused_and_left_as_it_was(tmp_pa
             f"make run: {tmp_path}/state was made with DRIVER=kvm: set STATE_DIR to another folder\n",
         )
     assert [path.name for path in (tmp_path / "state").iterdir()] == [".vps-snapshots"]
-    async with running(tmp_path / "simulated") as run:
-        await run.up()
-        run.process.terminate()
-        await run.ended()
-    async with running(tmp_path / "simulated", options={"DRIVER": "kvm"}) as run:
-        status, said = await run.ended()
-        assert (status, "was made with DRIVER=fake" in said) == (2, True), said
 
 
 async def test_without_a_folder_each_driver_has_its_own_and_a_clean_forgets_both(tmp_path: Path) -> None:
@@ -244,6 +237,9 @@ async def test_without_a_folder_each_driver_has_its_own_and_a_clean_forgets_both
         run.process.terminate()
         await run.ended()
     assert (tmp_path / "state-fake" / "operator-token").exists()
+    async with running(tmp_path / "state-fake", options={"DRIVER": "kvm"}) as run:
+        status, said = await run.ended()
+        assert (status, "was made with DRIVER=fake" in said) == (2, True), said
     async with running(tmp_path, "--clean", options=no_folder, cwd=tmp_path) as clean:
         status, said = await clean.ended()
         assert (status, said.count("is gone")) == (0, 2), said
