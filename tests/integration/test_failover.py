@@ -66,7 +66,7 @@ class Cell:
 
     async def knows_its_replica(self) -> bool:
         async with Redis(port=self.sentinel, decode_responses=True) as sentinel:
-            (found,) = (await sentinel.execute_command("SENTINEL MASTERS")).values()
+            (found,) = (await sentinel.sentinel_masters()).values()  # type: ignore[no-untyped-call] # redis-py's gap
         async with self.operator(self.ports[1]) as replica:
             return bool(found["num-slaves"] == 1 and (await replica.info())["master_link_status"] == "up")
 
