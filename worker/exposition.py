@@ -1,6 +1,7 @@
 """Lets Prometheus in: `/metrics` on an address of its own, in a thread of its own."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -28,6 +29,7 @@ async def exposed(registry: CollectorRegistry, *, host: str, port: int | None) -
         yield None
         return
     server.RequestHandlerClass = _bounded(server.RequestHandlerClass)
+    server.handle_error = _told  # type: ignore[assignment] # the server's class is the library's choice
     log.info("metrics.served", host=host, port=server.server_port)
     try:
         yield server.server_port
@@ -35,6 +37,15 @@ async def exposed(registry: CollectorRegistry, *, host: str, port: int | None) -
         await asyncio.to_thread(server.shutdown)
         server.server_close()
         thread.join()
+
+
+def _told(_request: object, address: object) -> None:
+    """The library's prints a traceback for each client that hangs up or says nothing."""
+    error = sys.exception()
+    if isinstance(error, OSError):
+        log.debug("metrics.client_gone", address=address, reason=repr(error))
+    else:
+        log.error("metrics.broke", address=address, exc_info=error)
 
 
 def _bounded(handler: Any) -> Any:

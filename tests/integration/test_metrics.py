@@ -3,6 +3,7 @@
 import asyncio
 import re
 import socket
+import struct
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -270,3 +271,18 @@ async def test_a_client_that_says_nothing_keeps_no_one_waiting() -> None:
     for stream in (silent, asking):
         stream.close()
         await stream.wait_closed()
+
+
+async def test_a_scraper_that_hangs_up_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    async with exposed(registry(), host="127.0.0.1", port=0) as port:
+        for sent in (b"", b"GET /metrics HTTP/1.1\r\n\r\n"):
+            hung_up = socket.create_connection(("127.0.0.1", port or 0))
+            hung_up.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed with a reset
+            hung_up.sendall(sent)
+            hung_up.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert b"200 OK" in await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    assert "Traceback" not in capfd.readouterr().err
