@@ -92,7 +92,7 @@ class Deaths:
             await self.cell.spawn_worker()
         if api_ended:
             await self.cell.start_api()
-        if target == LOST:
+        if target in {LOST, OLDER}:  # the token went with the data
             await self.cell.enrol()
         return ready
 
