@@ -119,11 +119,10 @@ class Campaign:
         killed = await kill() if target != "nothing" else "nothing"
         answers = {server_id: await ask for server_id, ask in asked.items()}
         self.halts.forget()
-        began = time.monotonic()
-        await self._deaths.start_again(target)
+        restarted = await self._deaths.start_again(target)
         self.summary.violations += [f"server {torn}: booted on torn disks" for torn in self._deaths.booted_torn]
         ended = await self._have_ended([expected, *beside])
-        self.summary.settle_seconds.append(time.monotonic() - began)
+        self.summary.settle_seconds.append(time.monotonic() - restarted)
         if ended:
             await self._cell.is_published()
             await self._after_older_data(target, [expected, *beside])

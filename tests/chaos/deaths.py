@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,8 +70,11 @@ class Deaths:
             other.qemu_was_killed |= target == "everything" or (target == "qemu" and other is expected)
         return killed
 
-    async def start_again(self, target: str) -> None:
-        """Everything that was killed; the data of Redis as the target says. The worker is not waited for."""
+    async def start_again(self, target: str) -> float:
+        """Everything that was killed; the data of Redis as the target says. The worker is not waited for.
+
+        The moment, of the monotonic clock, from which on it had what it needs.
+        """
         redis, worker_ended, api_ended = self.cell.redis, await _has_ended(self._worker), await _has_ended(self._api)
         if target == LOST:
             redis.lose_data()
@@ -83,12 +87,14 @@ class Deaths:
             await asyncio.to_thread(redis.start)
         if target == "everything" and self.daemon:
             await self._boot()
+        ready = time.monotonic()
         if worker_ended:
             await self.cell.spawn_worker()
         if api_ended:
             await self.cell.start_api()
-        if target == LOST:
+        if target in {LOST, OLDER}:  # the token went with the data
             await self.cell.enrol()
+        return ready
 
     async def _boot(self) -> None:
         """As a host that starts its VMs before its worker."""
