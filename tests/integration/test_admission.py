@@ -267,7 +267,8 @@ async def test_a_worker_that_lost_its_lease_changes_nothing(cell: Cell) -> None:
     with pytest.raises(LeaseLost):
         await cell.node.begin(admitted.job.id)
     await newcomer.begin(admitted.job.id)
-    await cell.node.progress(admitted.job.id, Step.STOPPING)
+    with pytest.raises(LeaseLost):
+        await cell.node.progress(admitted.job.id, Step.STOPPING)
     with pytest.raises(LeaseLost):
         await cell.node.finish(admitted.job.id, BROKEN)
     with pytest.raises(LeaseLost):
