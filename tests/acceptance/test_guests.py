@@ -270,7 +270,7 @@ async def test_a_worker_killed_while_a_guest_is_off_is_finished_by_the_next(cell
     await cell.start_worker()
 
     job = await cell.client.follow(place, timeout_seconds=90)
-    assert (job["state"], job["attempts"]) == ("completed", 1)
+    assert (job["state"], job["attempts"]) == ("completed", 2)
     await server.ready()
     await cell.delete(server, answer.body["id"])
 
