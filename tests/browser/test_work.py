@@ -91,7 +91,8 @@ async def test_a_filter_shows_what_it_asks_for_and_stands_in_the_address(desk: D
 async def test_a_failed_job_tells_why_and_what_to_do_and_is_tried_again(desk: Desk) -> None:
     job_id = await failed(desk)
     await desk.open(f"jobs/{job_id}/")
-    await expect(desk.page.get_by_role("link", name="What to do: runbook")).to_have_attribute("href", re.compile(r"#disk_failed$"))
+    link = desk.page.get_by_role("link", name="What to do: runbook")
+    await expect(link).to_have_attribute("href", re.compile(r"#disk_failed$"))
     await press(desk, "Retry", answer="Retry")
     await desk.page.get_by_role("link", name="Look at it").click()
     await expect(desk.page.locator(".head").get_by_text("completed")).to_be_visible()

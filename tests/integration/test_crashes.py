@@ -177,6 +177,19 @@ async def test_a_snapshot_whose_size_can_not_be_told_is_kept(cell: Cell, tmp_pat
     assert node.hypervisor.server(SERVER).power is Power.ON
 
 
+async def test_disks_that_nobody_could_look_at_are_not_booted(cell: Cell, tmp_path: Path) -> None:
+    limits = Limits(first_retry_seconds=0.001, step_seconds=30)
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE, limits=limits)
+    job_id = await node.admit(JobKind.CREATE)
+    node.hypervisor.faults.fail(Effect.SNAPSHOT_DISK, "vdb", at=Moment.DURING)
+    node.hypervisor.faults.fail(Effect.REPAIR_DISK, times=9, error=HypervisorUnavailable("away"))
+    job = await node.settle(job_id)
+    assert job.failure is not None
+    assert (job.failure.code, job.failure.stranded) == ("disk_failed", False)
+    assert node.hypervisor.misuse == []
+    await node.check(job, power=Power.ON)
+
+
 @pytest.mark.parametrize("effect", [Effect.START, Effect.CUT, Effect.SNAPSHOT_DISK, Effect.MEASURE])
 async def test_a_hypervisor_that_is_away_for_long_is_waited_for(cell: Cell, tmp_path: Path, effect: Effect) -> None:
     limits = Limits(first_retry_seconds=0.001, step_seconds=30)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import structlog
 
-from drivers.base import DiskBusy, DiskCorrupt, DiskFailed, DriverError, Hypervisor, Layout, Power
+from drivers.base import DiskFailed, DriverError, Hypervisor, Layout, Power
 from worker.jobs.model import ServerId
 from worker.procedures.work import Facts, Work
 
@@ -36,9 +36,7 @@ async def cleaned(work: Work, tag: str) -> Facts:
     """Whole disks, and the tag gone from them if they let it go: the guest is not to wait for more than that."""
     try:
         await without(work.hypervisor, work.task.server_id, tag)
-    except (DiskBusy, DiskCorrupt):  # not whole, or not known to be: nothing may boot on them
-        raise
-    except DriverError:
+    except DiskFailed:  # they are whole; after any other error they are not known to be, and nothing may boot on them
         return replace(work.facts, taken=False, spare_tag=tag)
     return replace(work.facts, taken=False, spare_tag=None)
 
@@ -46,7 +44,8 @@ async def cleaned(work: Work, tag: str) -> Facts:
 async def without(hypervisor: Hypervisor, server_id: ServerId, tag: str) -> None:
     """Every disk whole and free of the tag, whatever an interrupted change has left behind.
 
-    Raises what the last try met; whole they are then all the same, unless it was DiskBusy or DiskCorrupt.
+    Raises DiskFailed where a disk does not let go of the tag: whole they are then all the same. After any other error
+    they are not known to be.
     """
     for tries_left in reversed(range(CLEANING_TRIES)):
         await whole(hypervisor, server_id)
