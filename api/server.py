@@ -79,9 +79,11 @@ async def listening(app: web.Application, settings: ApiSettings) -> AsyncIterato
     runner = web.AppRunner(app, shutdown_timeout=settings.drain_seconds)
     await runner.setup()
     try:
-        async with await _listen(runner, settings) as server:
+        server = await _listen(runner, settings)
+        try:
             yield server.sockets[0].getsockname()
-            server.close()
+        finally:
+            server.close()  # not waited for: from Python 3.12 on it ends with the last stream, and those the runner ends
     finally:
         await runner.cleanup()
 
