@@ -83,7 +83,7 @@ async def listening(app: web.Application, settings: ApiSettings) -> AsyncIterato
         try:
             yield server.sockets[0].getsockname()
         finally:
-            server.close()  # not waited for: from Python 3.12 on it ends with the last stream, and those the runner ends
+            server.close()  # not waited for: from Python 3.12 on it ends with the last stream, which the runner ends
     finally:
         await runner.cleanup()
 

@@ -25,6 +25,8 @@ from worker.procedures.work import SAFETY_PREFIX, Task
 from worker.runner import Runner
 
 ROUND_SECONDS = 300.0  # between two looks at every server of the node
+AGAIN_SECONDS = 3.0  # until a server is looked at again that was being worked on
+AGAIN_TRIES = 5  # then it is judged with the next round: a job may wait for hours
 
 log = structlog.stdlib.get_logger()
 
@@ -72,6 +74,7 @@ class Reconciler:
         for finding in Finding:
             self._metrics.found(finding, times=0)
         self._asked = asyncio.Event()
+        self._unjudged: dict[ServerId, int] = {}  # tries that are left
 
     def soon(self) -> None:
         """Look at every server at once, not only when the round comes."""
@@ -88,15 +91,27 @@ class Reconciler:
                     await self.server(ServerId(domain.server_id))
             except (DriverError, TimeoutError) as error:
                 log.warning("reconcile.put_off", reason=str(error) or type(error).__name__)
+            await self._look_again_until(time.monotonic() + ROUND_SECONDS)
+
+    async def _look_again_until(self, round_ends: float) -> None:
+        """A store that came back from an older copy may hold a server for a job that ended long ago: its end is told
+        within moments, and then what differs is to be judged."""
+        while not self._asked.is_set() and time.monotonic() < round_ends:
             with suppress(TimeoutError):
-                async with asyncio.timeout(ROUND_SECONDS):
+                async with asyncio.timeout(AGAIN_SECONDS):
                     await self._asked.wait()
+            for server_id, tries in list(self._unjudged.items()):
+                self._unjudged[server_id] = tries - 1
+                await self.server(server_id)
+                if self._unjudged.get(server_id) == 0:
+                    del self._unjudged[server_id]
 
     async def server(self, server_id: ServerId) -> None:
         """Look at one server. One that is being worked on has its view published, and is judged the next time."""
         try:
             lock = self._runner.lock_of(server_id)
             if lock.locked():
+                self._unjudged.setdefault(server_id, AGAIN_TRIES)
                 async with asyncio.timeout(self._look_seconds):
                     await self._publish(server_id, await self._found(server_id))
                 return
@@ -152,7 +167,10 @@ class Reconciler:
         differences = await self._publish(server_id, found)
         ids = {found_id: snapshot for snapshot in found if (found_id := snapshot_id_of(snapshot.tag)) is not None}
         known = await self._store.known(server_id, list(ids))
-        if not known.busy and not self._open_tasks(server_id):
+        if known.busy or self._open_tasks(server_id):
+            self._unjudged.setdefault(server_id, AGAIN_TRIES)
+        else:
+            self._unjudged.pop(server_id, None)
             spare = self._journal.spare_tags(server_id)
             ours = {found_id: one for found_id, one in ids.items() if one.tag not in spare}
             whole = {found_id: one for found_id, one in ours.items() if one.complete}

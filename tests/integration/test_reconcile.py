@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -333,6 +334,24 @@ async def test_a_server_that_a_job_holds_is_not_judged(node: Node) -> None:
     node.hypervisor.server(SERVER).disks["vda"].tags["vps-7"] = "half"
     await node.reconcile()
     assert await node.tags() == {"vps-7"}
+
+
+async def test_a_server_that_a_job_held_is_judged_soon_after(node: Node) -> None:
+    gone = await node.create("gone")
+    await node.hypervisor.delete_snapshot(SERVER, f"vps-{gone}")
+    job = (await node.cell.create("queued")).job
+    reconciling = asyncio.create_task(node.reconciler.keep_reconciling())
+    await asyncio.sleep(0.1)
+    assert (await node.listed())[gone] is SnapshotStatus.COMPLETED
+    await node.cell.store.cancel(account_id=ACCOUNT, job_id=job.id)
+
+    async def is_judged() -> bool:
+        return (await node.listed())[gone] is SnapshotStatus.FAILED
+
+    await until_told(is_judged)
+    reconciling.cancel()
+    with suppress(asyncio.CancelledError):
+        await reconciling
 
 
 async def test_a_safety_snapshot_that_the_journal_lost_gets_its_usual_time(node: Node) -> None:
