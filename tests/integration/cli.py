@@ -66,6 +66,12 @@ class Terminal:
             return await self.process.wait()
 
 
+def _at_its_terminal() -> None:
+    """So that Ctrl-C reaches the program, also where the tests run in the background, where a shell has it ignored."""
+    ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cli:
     url: str
@@ -130,7 +136,7 @@ class Cli:
             stdout=screen,
             stderr=screen,
             start_new_session=True,
-            preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C reaches it
+            preexec_fn=_at_its_terminal,
         )
         terminal = Terminal(process=process, keyboard=keyboard)
 
