@@ -177,6 +177,7 @@ class FakeHypervisor:
                 targets=frozenset(target for target, disk in server.disks.items() if tag in disk.tags),
                 complete=self._complete(server, tag),
                 spec=server.listed.get(tag),
+                current=tag == server.current,
             )
             for tag in sorted(_tags(server))
         ]
@@ -326,7 +327,11 @@ class FakeHypervisor:
             raise SnapshotNotFound(f"not every disk of server {server.server_id} has the tag {tag}")
 
     async def _list(self, server: FakeServer, spec: SnapshotSpec) -> None:
-        await self._do(Effect.LIST, server, change=lambda: server.listed.__setitem__(spec.tag, spec))
+        def change() -> None:
+            server.listed[spec.tag] = spec
+            server.current = "" if server.current == spec.tag else server.current
+
+        await self._do(Effect.LIST, server, change=change)
 
     def _keep(self, server: FakeServer) -> None:
         if self._state is not None:

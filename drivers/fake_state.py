@@ -33,6 +33,7 @@ class FakeServer:
     nvram: str | None = None
     nvram_copies: dict[str, str] = field(default_factory=dict)
     listed: dict[str, SnapshotSpec] = field(default_factory=dict)
+    current: str = ""  # the tag that someone went back to past the driver
 
 
 _SERVER = TypeAdapter(FakeServer)

@@ -78,12 +78,17 @@ def ready_hardware(domain: Any) -> Hardware:
     return found
 
 
-def listed_snapshots(domain: Any) -> list[SnapshotSpec]:
-    return [read_snapshot_xml(snapshot.getXMLDesc(0)) for snapshot in domain.listAllSnapshots(0)]
+def listed_snapshots(domain: Any) -> tuple[dict[str, SnapshotSpec], str | None]:
+    """What libvirt lists, by tag, and which of it is its current one: `virsh snapshot-revert` makes it that, we never
+    do."""
+    current = domain.snapshotCurrent(0).getName() if domain.hasCurrentSnapshot(0) else None
+    specs = [read_snapshot_xml(snapshot.getXMLDesc(0)) for snapshot in domain.listAllSnapshots(0)]
+    return {spec.tag: spec for spec in specs}, current
 
 
 def list_snapshot(domain: Any, spec: SnapshotSpec) -> None:
     """Make a snapshot that is on the disks known to libvirt, which does not look for it there."""
+    unlist_snapshot(domain, spec.tag)  # to redefine one would leave it the current one
     inactive = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
     xml = snapshot_xml(spec, hardware(inactive), inactive)
     domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)

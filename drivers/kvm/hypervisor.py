@@ -130,7 +130,7 @@ class KvmHypervisor:
 
     async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
         found = await self._hardware(server_id)
-        listed = {spec.tag: spec for spec in await self._libvirt.on(server_id, domain.listed_snapshots)}
+        listed, current = await self._libvirt.on(server_id, domain.listed_snapshots)
         held = await disks.held_tags(found.disks)
         in_nvram = nvram.tags(found.nvram) if found.nvram else frozenset()
         every = frozenset(disk.target for disk in found.disks)
@@ -140,6 +140,7 @@ class KvmHypervisor:
                 targets=held.get(tag, frozenset()),
                 complete=held.get(tag) == every and (found.nvram is None or tag in in_nvram),
                 spec=listed.get(tag),
+                current=tag == current,
             )
             for tag in sorted({*held, *listed, *in_nvram})
         ]

@@ -56,6 +56,10 @@ class Bench(Protocol):
         """The hypervisor's own list forgets a snapshot behind the driver's back; the disks keep it."""
         ...
 
+    def revert_outside(self, server_id: int, tag: str) -> None:
+        """As `virsh snapshot-revert` does."""
+        ...
+
     def tear(self, server_id: int, target: str) -> None:
         """One disk, which holds a snapshot, is left as an interrupted change leaves it."""
         ...
@@ -125,6 +129,12 @@ class FakeBench:
 
     def unlist(self, server_id: int, tag: str) -> None:
         del self.hypervisor.server(server_id).listed[tag]
+
+    def revert_outside(self, server_id: int, tag: str) -> None:
+        server = self.hypervisor.server(server_id)
+        for disk in server.disks.values():
+            disk.content = disk.tags[tag]
+        server.current = tag
 
     def tear(self, server_id: int, target: str) -> None:
         self._disk(server_id, target).dirty = True

@@ -117,6 +117,10 @@ class KvmBench:
         snapshot = self.domain(server_id).snapshotLookupByName(tag)
         snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
 
+    def revert_outside(self, server_id: int, tag: str) -> None:
+        domain = self.domain(server_id)
+        domain.revertToSnapshot(domain.snapshotLookupByName(tag))
+
     def tear(self, server_id: int, target: str) -> None:
         share_a_cluster_less(self.path(server_id, target))
 

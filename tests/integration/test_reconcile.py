@@ -225,6 +225,18 @@ async def test_what_the_list_of_the_hypervisor_has_lost_is_listed_again_and_outl
     assert (snapshot.status, snapshot.name) == (SnapshotStatus.COMPLETED, "kept")
 
 
+async def test_a_server_that_someone_took_back_past_us_is_told_each_time(node: Node) -> None:
+    """As by `virsh snapshot-revert`."""
+    kept = await node.create("kept")
+    for _ in range(2):
+        node.hypervisor.server(SERVER).current = f"vps-{kept}"
+        await node.reconcile()
+        assert b"reverted_snapshot" in await node.cell.raw("HGET", "node:n1:findings", SERVER)
+        await node.reconcile()
+        assert not await node.cell.redis.exists("node:n1:findings")
+    assert await node.listed() == {kept: SnapshotStatus.COMPLETED}
+
+
 @pytest.mark.parametrize("listed", [True, False])
 async def test_a_lost_snapshot_that_turns_up_again_is_what_it_was(node: Node, listed: bool) -> None:
     """As when a live backup had put an overlay over each disk for a while."""
