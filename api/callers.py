@@ -17,6 +17,7 @@ ACCOUNT_HEADER = "X-Account-Id"
 # what is learnt of a request on the way, for its log line, its audit entry and its answer's headers
 TOKEN = web.RequestKey("token", Token)
 ACCOUNT = web.RequestKey("account", AccountId)
+MADE = web.RequestKey("made", str)  # what a call made that no job stands for: "token 0a1b2c3d4e5f"
 REASON = web.RequestKey("reason", str)
 EACH = web.RequestKey("each", list[dict[str, str]])  # of what was done to many: fields of an entry of its own
 ALLOWANCE = web.RequestKey("allowance", dict[str, str])

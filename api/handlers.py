@@ -5,7 +5,7 @@ import asyncio
 from aiohttp import web
 
 from api import bodies, outside, requests, webhooks
-from api.callers import Caller, Callers
+from api.callers import MADE, Caller, Callers
 from api.problems import FieldError, invalid
 from api.requests import (
     CreateBody,
@@ -181,6 +181,7 @@ class Handlers:
             plan=body.plan,
             idempotency=requests.idempotency(request, body),
         )
+        request[MADE] = f"schedule {made.id}"
         return bodies.answer(bodies.schedule(made), status=201, headers={"Location": f"/api/v1/schedules/{made.id}/"})
 
     async def show_schedule(self, request: web.Request, caller: Caller) -> web.Response:
@@ -207,6 +208,7 @@ class Handlers:
         new = await self._hooks.create(
             account_id=caller.account_id, wish=body.wish, idempotency=requests.idempotency(request, body)
         )
+        request[MADE] = f"webhook {new.webhook.id}"
         place = {"Location": f"/api/v1/webhooks/{new.webhook.id}/"}
         return bodies.answer(webhooks.with_secret(new), status=201, headers=place)
 

@@ -12,7 +12,7 @@ from aiohttp.typedefs import Middleware
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from api import problems
-from api.callers import ACCOUNT, ALLOWANCE, EACH, REASON, TOKEN, Callers
+from api.callers import ACCOUNT, ALLOWANCE, EACH, MADE, REASON, TOKEN, Callers
 from api.metrics import PATH as METRICS
 from api.metrics import Metrics
 from api.requests import REQUEST_ID, SERVER_ID
@@ -26,6 +26,7 @@ Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _PATH_SHOWN = 200  # characters: an id in it is anyone's text until it is looked at
+_ID = re.compile(r"[0-9a-f]{1,32}")  # a server's or a job's
 PROBES = frozenset({"/healthz", "/readyz", METRICS})
 
 log = structlog.get_logger()
@@ -96,8 +97,9 @@ def _entries(request: web.Request, response: web.StreamResponse, address: str) -
         "account": str(request.get(ACCOUNT, "")),
         "method": request.method,
         "path": request.rel_url.raw_path[:_PATH_SHOWN],
-        "server": str(request.get(SERVER_ID, "")),
-        "job": response.headers.get("X-Job-Id", ""),
+        "server": str(request.get(SERVER_ID, "")) or _in_path(request, "server_id"),
+        "job": response.headers.get("X-Job-Id") or _in_path(request, "job_id"),
+        "made": request.get(MADE, ""),
         "address": address,
         "status": str(response.status),
         "code": request.get(PROBLEM, ""),
@@ -106,6 +108,12 @@ def _entries(request: web.Request, response: web.StreamResponse, address: str) -
     }
     each = [entry | one for one in request.get(EACH, ())] or [entry]
     return [{field: text for field, text in one.items() if text} for one in each]
+
+
+def _in_path(request: web.Request, name: str) -> str:
+    """What the path names, where that could be an id of ours."""
+    text = request.match_info.get(name, "")
+    return text if _ID.fullmatch(text) else ""
 
 
 async def _write_down(audit: Audit, entries: list[dict[str, str]]) -> None:

@@ -4,7 +4,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from api import bodies, ops_bodies, ops_requests, requests
-from api.callers import EACH, REASON, Callers, bearer
+from api.callers import EACH, MADE, REASON, Callers, bearer
 from api.ops_requests import (
     AuditQuery,
     BulkBody,
@@ -183,6 +183,7 @@ class OpsHandlers:
             idempotency=_once(request, token, body),
             seed=bearer(request),
         )
+        request[MADE] = f"token {new.token.id}"
         return bodies.answer(ops_bodies.new_token(new), status=201, headers={"Cache-Control": "no-store"})
 
     async def ops_revoke_token(self, request: web.Request, _: Token) -> web.Response:

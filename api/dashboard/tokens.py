@@ -7,6 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from api import ops_requests, requests
+from api.callers import MADE
 from api.dashboard.desk import Desk, Pages
 from api.dashboard.rendering import Question
 from api.dashboard.session import Form, Visit
@@ -36,6 +37,7 @@ async def create(desk: Desk, visit: Visit) -> web.Response:
     new = await desk.tokens.create(
         name=wanted.name, account_id=wanted.account_id, permissions=wanted.granted, lifetime=wanted.lifetime
     )
+    visit.request[MADE] = f"token {new.token.id}"
     return desk.rendering.page(visit.request, "token_made.html", new=new, back=TOKENS)
 
 

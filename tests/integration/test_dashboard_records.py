@@ -143,7 +143,10 @@ class TestTokens:
         text = await desk.browser.seen("/ops/tokens/")
         assert "public tier" in text
         assert secret not in text
-        assert secret not in str(await audited(desk))
+        written = await audited(desk)
+        assert secret not in str(written)
+        assert written[-1]["made"] == f"token {token.id}"
+        assert f"token {token.id}" in await desk.browser.seen("/ops/audit/")
 
     @pytest.mark.parametrize(
         ("form", "field"),

@@ -168,6 +168,27 @@ class TestAudit:
         assert (second.fields["code"], second.fields["status"]) == ("snapshot_not_found", "404")
         assert second.fields["request_id"] == refused.headers["X-Request-Id"]
 
+    async def test_what_was_made_or_named_in_the_path_is_told_too(self, api: FrontEnd) -> None:
+        created = await api.create()
+        job_id = created.headers["X-Job-Id"]
+        schedule = await api.call(
+            "POST", "/api/v1/schedules/", body={"server_id": SERVER, "name": "n", "when": "daily"}
+        )
+        webhook = await api.call("POST", "/api/v1/webhooks/", body={"url": "https://hooks.example.com/"})
+        assert (await api.call("POST", f"/api/v1/jobs/{job_id}/cancel/")).status == 200
+        for stranger in ("f" * 500, "..%2f..%2flogout"):
+            await api.call("POST", f"/api/v1/jobs/{stranger}/cancel/")
+
+        told = [(entry.fields.get("job"), entry.fields.get("made")) for entry in await entries(api.cell)]
+        assert told == [
+            (job_id, None),
+            (None, f"schedule {schedule.body['id']}"),
+            (None, f"webhook {webhook.body['id']}"),
+            (job_id, None),
+            (None, None),
+            (None, None),
+        ]
+
     async def test_neither_a_stranger_nor_one_over_the_limit_can_push_out_what_others_did(
         self, api: FrontEnd, capsys: pytest.CaptureFixture[str]
     ) -> None:
