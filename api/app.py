@@ -1,8 +1,9 @@
 """The routes, made from the table of calls."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import timedelta
+from functools import cache
 from typing import NoReturn
 
 from aiohttp import HttpVersion11, ThreadedResolver, hdrs, web
@@ -240,12 +241,14 @@ async def _expected(request: web.Request) -> None:
         request.writer.output_size = 0  # the answer itself has not begun
 
 
-def _documents() -> dict[str, Handler]:
+@cache
+def _documents() -> Mapping[str, Handler]:
     """What is said about the API, made once: it is the same for everyone."""
-    page = docs_page.page(openapi.document(), document_path=openapi.PATH)
+    document = openapi.document()
+    page = docs_page.page(document, document_path=openapi.PATH)
     html = {"Content-Security-Policy": docs_page.POLICY, "X-Content-Type-Options": "nosniff"}
     return {
-        openapi.PATH: Document.of(openapi.text().encode(), kind="application/json", headers={}).show,
+        openapi.PATH: Document.of(openapi.text(document).encode(), kind="application/json", headers={}).show,
         docs_page.PATH: Document.of(page.encode(), kind="text/html", headers=html).show,
     }
 

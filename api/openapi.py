@@ -166,9 +166,9 @@ def document() -> Json:
     }
 
 
-def text() -> str:
-    """As it is committed: the same for the same program."""
-    return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
+def text(whole: Json) -> str:
+    """The document as it is committed: the same for the same program."""
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
 
 def _schemas() -> Json:
@@ -376,4 +376,4 @@ def _component(kind: str, name: str) -> Json:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(text())
+    sys.stdout.write(text(document()))
