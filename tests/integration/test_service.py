@@ -5,13 +5,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from aiohttp import ClientSession
 
 from deploy.demo.client import Client
 from deploy.demo.service import SERVER_ID, Service
 from deploy.demo.state import State
 from tests.integration.scraping import samples, value
-from tests.integration.whole_service import running
+from tests.integration.whole_service import fetched, running
 
 
 @pytest.fixture
@@ -58,8 +57,7 @@ async def test_a_restore_is_undone_over_http(customer: Client) -> None:
 
 async def test_both_programs_tell_prometheus_of_themselves(service: Service) -> None:
     await create(service.client, "s")
-    async with ClientSession() as prometheus:
-        front_end, worker = [samples(await (await prometheus.get(url)).text()) for url in service.metrics_urls]
+    front_end, worker = [samples(await fetched(url)) for url in service.metrics_urls]
 
     route = {"method": "POST", "route": "/api/v1/snapshots/", "status": "2xx"}
     assert value(front_end, "http_request_duration_seconds_count", **route) == 1

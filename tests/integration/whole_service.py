@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from aiohttp import ClientSession
+
 from deploy.demo.service import Driver, Service, free_port
 from deploy.demo.state import State
 from tests.conftest import needs
@@ -17,3 +19,10 @@ async def running(state: State) -> AsyncIterator[Service]:
         yield service
     finally:
         await service.stop()
+
+
+async def fetched(url: str) -> str:
+    """What a browser or a Prometheus gets there, read to its end: an answer left unread warns in some later test."""
+    async with ClientSession() as session, session.get(url) as answer:
+        assert answer.status == 200, url
+        return await answer.text()
