@@ -248,7 +248,6 @@ class Runner:
 
     async def _execute(self, entry: Entry, *, resumed: bool) -> Outcome:
         """Walk the steps, each written down before its first effect, and write down the outcome."""
-        began = time.monotonic()
         task, procedure = entry.task, self._procedures[entry.task.kind]
         step: Step | None = entry.step
         facts, interruptions, interrupted = entry.facts, entry.interruptions, resumed
@@ -273,7 +272,7 @@ class Runner:
                 self._journal.enter(task.job_id, step, facts)
         outcome = _outcome(task, facts, safety_kept_seconds=self._limits.spare_tag_kept_seconds)
         self._journal.conclude(replace(entry, facts=facts), outcome, spare_tag_kept_seconds=self._keep(outcome))
-        seconds = time.monotonic() - began
+        seconds = max(0.0, time.time() - facts.begun_at)  # by the clock of the wall: over the deaths of processes too
         self._metrics.ended(task.kind, outcome, seconds=seconds)
         _tell(outcome, seconds=seconds)
         return outcome

@@ -89,8 +89,8 @@ class Client:
             most_seconds=2 * LONGEST_WAIT_SECONDS,
         )
 
-    async def delete(self, path: str) -> None:
-        await self._call("DELETE", path)
+    async def delete(self, path: str) -> Answer:
+        return await self._call("DELETE", path)
 
     async def either(
         self, operators: Callable[[], Awaitable[Result]], customers: Callable[[], Awaitable[Result]]

@@ -192,17 +192,24 @@ def undo_restore(
 
 @app.command("delete")
 def delete_snapshot(
-    context: typer.Context, snapshot: SnapshotArgument, *, yes: Yes = False, as_json: Json = False
+    context: typer.Context,
+    snapshot: SnapshotArgument,
+    *,
+    follow: Follow = False,
+    max_wait: MaxWait = None,
+    yes: Yes = False,
+    as_json: Json = False,
 ) -> None:
-    """Delete a snapshot, for good."""
+    """Delete a snapshot, for good; it leaves the list at once, and the disks with its job."""
     output = Output(as_json=as_json)
 
-    async def delete(client: Client) -> None:
+    async def delete(client: Client) -> Exit:
         if not yes:
             found = await client.get(f"snapshots/{snapshot}/")
             confirm(f"Delete {shown.named(found)} of {shown.named(found['server'])} for good?", yes=False)
-        await client.delete(f"snapshots/{snapshot}/")
-        output.document({"id": snapshot}) if as_json else output.say(f"snapshot {snapshot} is deleted")
+        gone = await client.delete(f"snapshots/{snapshot}/")
+        begun = Answer(body={"id": snapshot, "message": f"snapshot {snapshot} is deleted"}, job_id=gone.job_id)
+        return await _begun(client, begun, output, follow=follow, max_wait=max_wait)
 
     run(context, delete)
 
@@ -212,8 +219,9 @@ async def _begun(client: Client, begun: Answer, output: Output, *, follow: bool,
     body: Body = {**begun.body, "job_id": begun.job_id}
     if output.as_json:
         output.line(body) if follow else output.document(body)
-    elif not follow:
-        output.say(f"job {begun.job_id}: {begun.body.get('message') or begun.body['state']}")
+    elif not (follow and begun.job_id):
+        job = f"job {begun.job_id}: " if begun.job_id else ""
+        output.say(f"{job}{begun.body.get('message') or begun.body['state']}")
     if begun.job_id and (follow or begun.body.get("state") == "failed"):
         return await following.to_the_end(client, begun.job_id, output, most_seconds=max_wait)
     return Exit.OK

@@ -21,7 +21,8 @@ from tests.integration.cli import PROGRAM, Cli, commands
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.front_end import serving
 from tests.integration.test_ops_api import DONE, NO_JOB, OTHERS, THEIRS, Ops, failed, have_theirs
-from worker.jobs.model import JobState
+from tests.queueing import until_told
+from worker.jobs.model import JobId, JobState
 from worker.jobs.outcome import Outcome
 from worker.jobs.telling import NodeFacts, Pool
 from worker.jobs.tokens import Permission
@@ -314,7 +315,19 @@ class TestSnapshots:
         assert undo["id"] in undone.out
         assert (await customer.run("job", "cancel", undo["id"], "--yes")).code == 0
         assert (await customer.run("job", "show", undo["id"], "--json")).body["error"]["code"] == "cancelled"
-        assert (await customer.run("snapshot", "delete", snapshot, "--yes")).code == 0
+        deleting = asyncio.create_task(customer.run("snapshot", "delete", snapshot, "--yes", "--follow"))
+        deletes: list[str] = []
+
+        async def asked() -> bool:
+            deletes.extend(await ops.listed("?kind=delete"))
+            return bool(deletes)
+
+        await until_told(asked)
+        await ops.api.cell.node.begin(JobId(deletes[0]))
+        await ops.api.cell.node.finish(JobId(deletes[0]), DONE)
+        deleted = await deleting
+        assert deleted.code == 0
+        assert f"delete of one on web-server-01 ({SERVER})" in deleted.out
         assert (await customer.run("snapshots", "--json")).body == {"count": 0, "results": []}
 
     async def test_a_service_names_the_account(self, ops: Ops, cli: Cli) -> None:

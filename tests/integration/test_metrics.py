@@ -236,6 +236,8 @@ async def test_a_job_counts_once_however_often_the_worker_dies(cell: Cell, tmp_p
     node.metrics = Metrics()
     node.start_over(die_at={3})
     job_id = await node.admit(kind)
+    assert not await node.live(job_id)
+    await asyncio.sleep(0.2)
     await node.settle(job_id)
     await node.live(job_id)  # delivered again
 
@@ -243,6 +245,7 @@ async def test_a_job_counts_once_however_often_the_worker_dies(cell: Cell, tmp_p
     assert value(found, "jobs_total", kind=kind, outcome="completed") == 1
     assert value(found, "job_resumptions_total", kind=kind) == 1
     assert value(found, "job_duration_seconds_count", kind=kind) == 1
+    assert value(found, "job_duration_seconds_sum", kind=kind) >= 0.2, "from its begin, in a life before"
 
 
 async def test_a_port_that_is_taken_keeps_nothing_waiting() -> None:

@@ -4,8 +4,9 @@ A procedure is a table: step -> the function that does it. The function returns 
 runner writes both to the journal before it goes on. Every step may be run again after a crash, on its own entry alone.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Self
 
@@ -63,6 +64,7 @@ class Task:
 class Facts:
     """What the steps so far have found out; kept in the journal beside the step."""
 
+    begun_at: float = field(default_factory=time.time, compare=False)  # Unix seconds
     was_running: bool = False
     off_since: float | None = None  # Unix seconds: when the guest was first asked, or made, to stop
     on_again: float | None = None  # Unix seconds: when it had been started
