@@ -16,7 +16,7 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from arq.worker import Retry, Worker, func
 from redis.exceptions import RedisError
 
-from worker.jobs import queue
+from worker.jobs import queue, scripts
 
 if TYPE_CHECKING:
     from arq.typing import WorkerCoroutine
@@ -66,6 +66,7 @@ class NodeWorker(Worker):
             job_serializer=queue.serialize,
             job_deserializer=queue.deserialize,
         )
+        self._due = scripts.load(redis, "start_due")
         self._waiting = waiting
         self._node = node
         self._wake = asyncio.Event()
@@ -131,14 +132,23 @@ class NodeWorker(Worker):
     async def _start_due(self) -> float:
         """Start what is due; seconds until the next look. The clock is Redis's, which gave the jobs their moments: on a
         node whose own clock is late, arq would let them wait."""
-        async with self.pool.pipeline(transaction=False) as pipe:
-            pipe.time()
-            pipe.zrange(self.queue_name, 0, self.queue_read_limit - 1, withscores=True)
-            moment, queued = await pipe.execute()
-        now_ms = _milliseconds(moment)
-        await self.start_jobs([job_id for job_id, score in queued if score <= now_ms])
-        later: list[float] = [max(1, score - now_ms) / 1000 for _, score in queued if score > now_ms]
-        return min([FALLBACK_SECONDS, *later])
+        running = [job_id for job_id, task in self.tasks.items() if not task.done()]
+        free = self.max_jobs - self.job_counter
+        limits = (free, self.queue_read_limit, in_progress_key_prefix, NEVER_SECONDS * 1000)
+        later_ms, *due = await self._due(args=[self.queue_name, f"node:{self._node}", *limits, *running])
+        for job_id, score in zip(due[::2], due[1::2], strict=True):
+            await self._start(job_id.decode(), int(float(score)))
+        return min(FALLBACK_SECONDS, later_ms / 1000) if later_ms >= 0 else FALLBACK_SECONDS
+
+    async def _start(self, job_id: str, score: int) -> None:
+        # arq asks Redis four times whether another worker was faster, loses the slot where Redis fails in between, and
+        # takes the mark of a dead process, or its own when the answer was lost, for a living worker's. None is here.
+        if not self.allow_pick_jobs:  # while we asked, the lease was lost or the worker stopped
+            await self.pool.delete(in_progress_key_prefix + job_id)
+            return
+        self.job_counter += 1
+        self.tasks[job_id] = task = self.loop.create_task(self.run_job(job_id, score))
+        task.add_done_callback(lambda _: self._release_sem_dec_counter_on_complete())
 
     def _forget_ended(self) -> None:
         for job_id, task in list(self.tasks.items()):
@@ -157,45 +167,11 @@ class NodeWorker(Worker):
                 await asyncio.sleep(RETRY_SECONDS)
                 self._wake.set()  # the answer that was lost may have been a wake-up
 
-    def _runs(self, job_id: str) -> bool:
-        return job_id in self.tasks and not self.tasks[job_id].done()
-
     # --- what arq does, where it would end the worker, lose a slot or lose a job ---
 
     def _release_sem_dec_counter_on_complete(self) -> None:
         self.job_counter -= 1  # without arq's semaphore, which only its own start of jobs needs
         self._wake.set()  # the next job starts now, not at the next look
-
-    async def start_jobs(self, job_ids: list[bytes]) -> None:
-        # arq asks Redis four times whether another worker was faster, loses the slot where Redis fails in between, and
-        # takes the mark of a dead process, or its own when the answer was lost, for a living worker's. None is here.
-        for job_id in (job_id.decode() for job_id in job_ids):
-            if self._runs(job_id):  # its mark may be lost with Redis's data: never start it a second time
-                continue
-            if not self.allow_pick_jobs or self.job_counter >= self.max_jobs:
-                return
-            score, paused = await self._mark(job_id)
-            if paused:  # by an operator; who ends it wakes us
-                return
-            if score is not None:
-                self.job_counter += 1
-                self.tasks[job_id] = task = self.loop.create_task(self.run_job(job_id, int(score)))
-                task.add_done_callback(lambda _: self._release_sem_dec_counter_on_complete())
-
-    async def _mark(self, job_id: str) -> tuple[float | None, bool]:
-        """Mark a job as in progress, for who looks with arq's tools; its score, None where it is not to start now, and
-        whether no job of the node is."""
-        async with self.pool.pipeline(transaction=True) as pipe:
-            pipe.time()
-            pipe.zscore(self.queue_name, job_id)
-            pipe.hexists(f"node:{self._node}", "paused_ms")
-            pipe.psetex(in_progress_key_prefix + job_id, NEVER_SECONDS * 1000, b"1")
-            moment, score, paused, _ = await pipe.execute()
-        if score is not None and score <= _milliseconds(moment) and self.allow_pick_jobs and not paused:
-            return cast("float", score), False
-        # since we looked it has ended or was put off, or while we asked the lease was lost or the worker stopped
-        await self.pool.delete(in_progress_key_prefix + job_id)
-        return None, bool(paused)
 
     async def run_job(self, job_id: str, score: int) -> None:
         try:
@@ -221,7 +197,8 @@ class NodeWorker(Worker):
             await self._insist(lambda: self._put_back(job_id, put_off=bool(incr_score)))
 
     async def _put_back(self, job_id: str, *, put_off: bool) -> None:
-        now_ms = _milliseconds(await self.pool.time())
+        seconds, microseconds = await self.pool.time()
+        now_ms = seconds * 1000 + microseconds / 1000
         async with self.pool.pipeline(transaction=True) as pipe:
             if put_off:  # arq adds to the score, and would add again where the answer was lost
                 pipe.zadd(self.queue_name, {job_id: now_ms + BROKEN_AGAIN_SECONDS * 1000}, xx=True)
@@ -259,12 +236,6 @@ class NodeWorker(Worker):
                 if self._stopping.is_set():
                     return None
                 await _wait(self._stopping, RETRY_SECONDS)
-
-
-def _milliseconds(moment: tuple[int, int]) -> float:
-    """What Redis answers to TIME, in the unit of the scores."""
-    seconds, microseconds = moment
-    return seconds * 1000 + microseconds / 1000
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -164,10 +164,10 @@ async def test_a_job_whose_start_was_on_its_way_to_redis_is_not_started_after_a_
     redis: ArqRedis, redis_server: RedisServer, jobs: Jobs, stopped: bool
 ) -> None:
     async def asked() -> bool:
-        return any({*"xb"} <= {*asking["flags"]} for asking in await redis.client_list())  # its EXEC is held
+        return any(one["cmd"] == "evalsha" and "b" in one["flags"] for one in await redis.client_list())  # held
 
     async def answered() -> bool:
-        return "cmdstat_psetex" in await redis.info("commandstats") and not await marks(redis)
+        return "cmdstat_set" in await redis.info("commandstats") and not await marks(redis)
 
     await put(redis, "a")
     async with at_work(redis_server.socket, jobs, resumed=False) as worker:
@@ -209,20 +209,6 @@ async def test_marks_of_another_worker_are_gone_when_the_lease_is_ours_again(
         worker.resume()
         await jobs.have_started("theirs")
     assert jobs.starts == {"ours": 1, "theirs": 1}
-
-
-async def test_what_has_changed_since_the_look_is_not_started(
-    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
-) -> None:
-    async with at_work(redis_server.socket, jobs) as worker:
-        await put(redis, "put-off", at_ms=int(time.time() * 1000) + 3_600_000)
-        await worker.start_jobs([b"put-off", b"over"])
-        worker.pause()
-        await put(redis, "paused")
-        await worker.start_jobs([b"paused"])
-        assert await marks(redis) == []
-        assert not worker.tasks
-    assert not jobs.starts
 
 
 # --- the record that arq keeps of a job ---
@@ -351,21 +337,7 @@ async def test_a_job_is_put_off_once_although_the_answer_was_lost(redis: ArqRedi
 # --- Redis in trouble ---
 
 
-async def test_a_start_whose_answer_was_lost_is_made_again(
-    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
-) -> None:
-    async with lossy_way(redis_server.socket) as way, at_work(way.socket, jobs):
-        way.lose("PSETEX")
-        await put(redis, "a")
-        await jobs.have_started("a")
-        assert way.lost == 1
-        jobs.end("a")
-        await jobs.have_ended("a")
-        await every_slot_works(redis, jobs)
-    assert jobs.starts["a"] == 1
-
-
-@pytest.mark.parametrize("word", ["ZRANGE", "ZSCORE", "INCR", "BLPOP", "ZREM"])
+@pytest.mark.parametrize("word", ["EVALSHA", "INCR", "BLPOP", "ZREM"])
 async def test_any_answer_may_be_lost(redis: ArqRedis, redis_server: RedisServer, jobs: Jobs, word: str) -> None:
     async with lossy_way(redis_server.socket) as way, at_work(way.socket, jobs):
         way.lose(word)
