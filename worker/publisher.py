@@ -52,8 +52,8 @@ class Publisher:
         told = self._untold.get(job_id, NOTHING_TOLD)
         self._untold[job_id] = replace(told, resumed=told.resumed + 1)
 
-    async def outcome(self, job_id: JobId, server_id: ServerId, outcome: Outcome) -> None:
-        """Return when the store has the outcome, however long that takes."""
+    async def outcome(self, job_id: JobId, server_id: ServerId, outcome: Outcome, *, power: str = "") -> None:
+        """Return when the store has the outcome, however long that takes. `power`: what the server does now."""
         self._steps.pop(job_id, None)  # told now, it would come too late
         self._note(job_id, StepBegun(step=None, at=time.time(), attempt=1))
         told = self._taken(job_id)
@@ -61,7 +61,7 @@ class Publisher:
         tries = UNKNOWN_TRIES
         while True:
             try:
-                answer = await self._store.finish(job_id, outcome, told)
+                answer = await self._store.finish(job_id, outcome, told, power)
             except (StoreUnavailable, LeaseLost) as error:
                 log.warning("outcome.not_published", reason=type(error).__name__, again_in_seconds=wait)
                 await asyncio.sleep(wait)

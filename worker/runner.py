@@ -23,6 +23,7 @@ from worker.procedures.work import Facts, Next, Policy, Procedure, Task, Work
 from worker.publisher import RETRY_SECONDS, Publisher
 
 RETRY_MOST_SECONDS = 5.0  # between two tries of a step
+POWER_SECONDS = 2.0  # for the hypervisor to say what a server does now, at the end of a job that went well
 LAST_WORDS_SECONDS = 3.0  # at the end of the process, for outcomes to reach the store
 
 log = structlog.stdlib.get_logger()
@@ -220,9 +221,18 @@ class Runner:
                     await asyncio.sleep(RETRY_MOST_SECONDS)
                     entry, resumed = self._journal.find(task.job_id) or entry, True  # as after a crash
             traces.job_over(outcome)
-            await self._publisher.outcome(task.job_id, task.server_id, outcome)
+            power = await self._power(task.server_id) if outcome.failure is None else ""
+            await self._publisher.outcome(task.job_id, task.server_id, outcome, power=power)
             with suppress(JournalFailed):  # published again by the next process: that changes nothing
                 self._journal.published(task.job_id)
+
+    async def _power(self, server_id: ServerId) -> str:
+        """What the server does now; '' where the hypervisor does not say."""
+        try:
+            async with asyncio.timeout(POWER_SECONDS):
+                return await self._hypervisor.power(server_id)
+        except (DriverError, TimeoutError):
+            return ""
 
     async def _mended(self, server_id: ServerId) -> None:
         """Put right what a process that died has left outside of a job, before anything else touches the disks."""

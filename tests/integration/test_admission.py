@@ -21,7 +21,7 @@ from worker.jobs.model import (
 )
 from worker.jobs.node_store import BeginRefused, LeaseLost, ReportedServer
 from worker.jobs.outcome import Outcome
-from worker.jobs.store import Admitted, SnapshotFilter, Store
+from worker.jobs.store import Admitted, Idempotency, SnapshotFilter, Store, redis_answers
 
 DONE = Outcome(state=JobState.COMPLETED, size_mb=12, snapshot_status=SnapshotStatus.COMPLETED, downtime_seconds=1.5)
 BROKEN = Outcome(
@@ -160,6 +160,38 @@ async def test_a_completed_restore_is_undone_once_and_the_undo_too(cell: Cell) -
     with pytest.raises(errors.UndoUnavailable):
         await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
     assert (await cell.store.undo(account_id=ACCOUNT, job_id=undo.id, request_id="r")).undoes == undo.id
+
+
+async def test_a_restore_is_undone_though_its_snapshot_is_deleted(cell: Cell) -> None:
+    admitted = await cell.create()
+    await do(cell, admitted)
+    restore = await cell.store.restore(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
+    await do(cell, restore, UNDOABLE)
+    delete = await cell.store.delete(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
+    assert delete is not None
+    await cell.node.begin(delete.id)
+    await cell.node.finish(delete.id, DONE)
+
+    again = Idempotency(key="k", fingerprint="f")
+    undo = await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r", idempotency=again)
+
+    assert (undo.kind, undo.snapshot_name) == (JobKind.UNDO, restore.job.snapshot_name)
+    assert await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r", idempotency=again) == undo
+
+
+async def test_the_end_of_a_job_tells_what_its_server_does_now(cell: Cell) -> None:
+    admitted = await cell.create()
+    await cell.node.begin(admitted.job.id)
+    await cell.have([SERVER], power="paused")  # as a report finds it in the moment of its start
+    await cell.node.finish(admitted.job.id, DONE, power="on")
+    assert (await cell.create("next")).job.server_state is ServerState.SNAPSHOTTING
+
+
+async def test_a_script_that_breaks_is_told(cell: Cell, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = cell.redis.register_script("return nil .. 'a'")
+    with pytest.raises(errors.StoreUnavailable), redis_answers():
+        await broken()
+    assert "store.script_broke" in capsys.readouterr().out
 
 
 async def test_a_restore_is_undone_by_its_account_only_and_only_while_what_it_overwrote_is_kept(cell: Cell) -> None:

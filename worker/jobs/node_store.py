@@ -212,10 +212,11 @@ class NodeStore:
         if await self._call("progress", job_id, self.node, self._owner, step, told.for_script()) == b"lease_lost":
             raise LeaseLost
 
-    async def finish(self, job_id: JobId, outcome: Outcome, told: Told = NOTHING_TOLD) -> str:
-        """Publish how a job ended; again changes nothing. What the store made of it, for the log. Raises LeaseLost."""
+    async def finish(self, job_id: JobId, outcome: Outcome, told: Told = NOTHING_TOLD, power: str = "") -> str:
+        """Publish how a job ended, and what its server does now ('': not known); again changes nothing. What the store
+        made of it, for the log. Raises LeaseLost."""
         result = json.dumps(outcome.for_script())
-        answer: bytes = await self._call("finish", job_id, self.node, self._owner, result, told.for_script())
+        answer: bytes = await self._call("finish", job_id, self.node, self._owner, result, told.for_script(), power)
         if answer == b"lease_lost":
             raise LeaseLost
         return answer.decode()

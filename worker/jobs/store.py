@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Generic, Literal, Self, TypeVar
 from uuid import uuid4
 
+import structlog
 from arq.connections import ArqRedis
 from opentelemetry.trace import SpanKind
 from redis.commands.core import AsyncScript
@@ -38,6 +39,9 @@ NODE_SILENT_SECONDS = 60.0  # the contract: a node that was silent for over a mi
 ARQ_RECORD_KEPT_SECONDS = 30 * 86_400  # longer than any node may be away with a job waiting
 IDEMPOTENCY_KEPT_SECONDS = 86_400.0
 CANCELLED = "cancelled"  # code of the failure of a job that was cancelled
+_SCRIPT_BROKE = "user_script:"  # so begins what Redis says of an error in Lua itself
+
+log = structlog.stdlib.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +128,8 @@ def redis_answers() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
+        if str(error).startswith(_SCRIPT_BROKE):  # ours to mend: no outage
+            log.exception("store.script_broke")
         raise errors.StoreUnavailable("The store of the service does not answer.") from error
 
 

@@ -3,7 +3,7 @@
 -- ARGV[1]: JSON {kind, dry_run, account, id, name, description, request_id, job_id, limit, silent_ms, queue{...},
 -- again (a delete that has not freed its space), idempotency{key, fingerprint, kept_ms}, schedule{id, due_ms, next_ms,
 -- retry_ms}, traceparent or nil}. id: the server's for a create, the restore's job for an undo, else the snapshot's.
--- Answers {'refused', code, ...} or {'admitted', job, snapshot (nil for a dry run)}, as they are shown.
+-- Answers {'refused', code, ...} or {'admitted', job, snapshot (nil for a dry run, or where it is deleted)}, as they are shown.
 local ask = cjson.decode(ARGV[1])
 
 local function refuse_server(server)
@@ -20,7 +20,8 @@ local function admit(server_id, server, snapshot_id, snapshot, undoes)
     snapshot = snapshot_id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
     snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id, traceparent = ask.traceparent,
   }, ask.queue)
-  return {'admitted', show_job(ask.job_id), snapshot_id ~= '0' and show_snapshot(snapshot_id) or nil}
+  local exists = redis.call('EXISTS', 'snapshot:' .. snapshot_id) == 1 -- an undo's may be deleted
+  return {'admitted', show_job(ask.job_id), exists and show_snapshot(snapshot_id) or nil}
 end
 
 local function create()
