@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar, Protocol
 
+OURS = "vps-"  # so begin the tags that we give
 MARK_NAMESPACE = "https://vps-snapshots.dev/libvirt/1"  # of the <server id= account=> in an adopted domain's metadata
 
 
@@ -79,7 +80,7 @@ class FoundSnapshot:
     targets: frozenset[str]
     complete: bool  # on every disk of the server's layout, with the NVRAM where there is one
     spec: SnapshotSpec | None  # None: on a disk only; the hypervisor's own list does not know it
-    current: bool = False  # someone went back to it (or took it) with the hypervisor's own tools
+    current: bool = False  # someone went back to it (or took it) with the hypervisor's own tools, and no `revert` since
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +238,6 @@ class Hypervisor(Protocol):
     async def list_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
         """Put a snapshot that every disk holds into the hypervisor's own list, whether the domain runs or not.
 
-        One that is listed is listed anew, and is no longer its current one.
         Raises `SnapshotNotFound` where one disk lacks the tag.
         """
         ...

@@ -205,6 +205,7 @@ class FakeHypervisor:
         server = self._off(server_id)
         self._layout(server)
         self._must_be_complete(server, tag)
+        server.current = ""
         for target, disk in server.disks.items():
             await self._change_disk(
                 Effect.REVERT_DISK,
@@ -327,11 +328,7 @@ class FakeHypervisor:
             raise SnapshotNotFound(f"not every disk of server {server.server_id} has the tag {tag}")
 
     async def _list(self, server: FakeServer, spec: SnapshotSpec) -> None:
-        def change() -> None:
-            server.listed[spec.tag] = spec
-            server.current = "" if server.current == spec.tag else server.current
-
-        await self._do(Effect.LIST, server, change=change)
+        await self._do(Effect.LIST, server, change=lambda: server.listed.__setitem__(spec.tag, spec))
 
     def _keep(self, server: FakeServer) -> None:
         if self._state is not None:

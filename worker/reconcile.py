@@ -41,7 +41,7 @@ class Finding(StrEnum):
     ORPHANED_TAG = "orphaned_tag"  # of a create that has failed, and no job owns it: deleted
     LOST_SNAPSHOT = "lost_snapshot"  # in the store and on no disk: told as failed
     TORN_SNAPSHOT = "torn_snapshot"  # in the store, and on some disks only (a disk was added?): told, nothing else
-    REVERTED_SNAPSHOT = "reverted_snapshot"  # someone took the server back to it past us (virsh): told, once
+    REVERTED_SNAPSHOT = "reverted_snapshot"  # someone took the server back to it past us (virsh?): told, nothing else
     UNTRACKED_SAFETY = "untracked_safety"  # a safety snapshot that the journal does not know: given its usual time
 
 
@@ -177,9 +177,9 @@ class Reconciler:
             whole = {found_id: one for found_id, one in ours.items() if one.complete}
             differences += await self._list_again(server_id, whole, known)
             differences += await self._regain(server_id, whole, known)
-            differences += await self._tell_reverted(server_id, whole)
             differences += await self._delete_orphans(server_id, ours, known)
             differences += _strays(ours, known)
+            differences += _reverted(found)
             differences += await self._tell_lost(server_id, ids, known)
             differences += self._track_safeties(server_id, found, spare)
         for difference in differences:
@@ -220,15 +220,6 @@ class Reconciler:
                 size_mb = await self._hypervisor.size_mb(server_id, snapshot.tag)
                 if await self._store.regain(server_id, snapshot_id, size_mb=size_mb):
                     differences.append(Difference(finding=Finding.FOUND_SNAPSHOT, tag=snapshot.tag))
-        return differences
-
-    async def _tell_reverted(self, server_id: ServerId, whole: dict[SnapshotId, FoundSnapshot]) -> list[Difference]:
-        """The guest's data are older than any job of ours says: whoever looks for the newer ones must find out why."""
-        differences = []
-        for snapshot in whole.values():
-            if snapshot.current and snapshot.spec is not None:
-                await self._hypervisor.list_snapshot(server_id, snapshot.spec)  # so that the next time is told too
-                differences.append(Difference(finding=Finding.REVERTED_SNAPSHOT, tag=snapshot.tag))
         return differences
 
     async def _delete_orphans(
@@ -283,6 +274,16 @@ def _strays(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Differe
         for snapshot_id, snapshot in ours.items()
         if ((record := known.on_disk[snapshot_id]) is None and snapshot.spec is None)
         or (record and record.lost and not snapshot.complete)
+    ]
+
+
+def _reverted(found: Iterable[FoundSnapshot]) -> list[Difference]:
+    """The guest's data are older than any job of ours says: whoever looks for the newer ones must find out why. Told
+    until a restore or an undo of ours has brought the disks somewhere else."""
+    return [
+        Difference(finding=Finding.REVERTED_SNAPSHOT, tag=snapshot.tag)
+        for snapshot in found
+        if snapshot.current and (snapshot_id_of(snapshot.tag) is not None or snapshot.tag.startswith(SAFETY_PREFIX))
     ]
 
 

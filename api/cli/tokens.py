@@ -125,7 +125,7 @@ def show_audit(  # noqa: PLR0913 - an option is a parameter, and the API has so 
     *,
     account_id: AccountId = None,
     token_id: Annotated[str | None, typer.Option(metavar="ID", help="With this token only.")] = None,
-    job_id: Annotated[str | None, typer.Option(metavar="ID", help="That began this job only.")] = None,
+    job_id: Annotated[str | None, typer.Option(metavar="ID", help="That began this job, or named it.")] = None,
     request_id: Annotated[str | None, typer.Option(metavar="ID", help="This request only.")] = None,
     method: Annotated[Method | None, typer.Option(help="Of this method only.")] = None,
     since: Moment = None,
