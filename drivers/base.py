@@ -13,7 +13,6 @@ from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar, Protocol
 
-OURS = "vps-"  # so begin the tags that we give
 MARK_NAMESPACE = "https://vps-snapshots.dev/libvirt/1"  # of the <server id= account=> in an adopted domain's metadata
 
 
@@ -80,7 +79,7 @@ class FoundSnapshot:
     targets: frozenset[str]
     complete: bool  # on every disk of the server's layout, with the NVRAM where there is one
     spec: SnapshotSpec | None  # None: on a disk only; the hypervisor's own list does not know it
-    current: bool = False  # someone went back to it (or took it) with the hypervisor's own tools, and no `revert` since
+    current: bool = False  # someone went back to it (or took it) with the hypervisor's own tools
 
 
 @dataclass(frozen=True, kw_only=True)

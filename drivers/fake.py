@@ -205,7 +205,6 @@ class FakeHypervisor:
         server = self._off(server_id)
         self._layout(server)
         self._must_be_complete(server, tag)
-        server.current = ""
         for target, disk in server.disks.items():
             await self._change_disk(
                 Effect.REVERT_DISK,
@@ -227,7 +226,7 @@ class FakeHypervisor:
         if tag in server.nvram_copies:
             await self._do(Effect.DELETE_NVRAM, server, change=lambda: server.nvram_copies.pop(tag))
         if tag in server.listed:
-            await self._do(Effect.UNLIST, server, change=lambda: server.listed.pop(tag))
+            await self._do(Effect.UNLIST, server, change=lambda: _unlist(server, tag))
 
     async def repair(self, server_id: int) -> tuple[str, ...]:
         server = self._off(server_id)
@@ -365,3 +364,8 @@ def simulated_node(state_file: Path, *, servers: int) -> FakeHypervisor:
         state_file=state_file,
         rules_file=state_file.with_name("faults.json"),
     )
+
+
+def _unlist(server: FakeServer, tag: str) -> None:
+    del server.listed[tag]
+    server.current = "" if server.current == tag else server.current

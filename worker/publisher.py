@@ -64,6 +64,7 @@ class Publisher:
                 answer = await self._store.finish(job_id, outcome, told, power)
             except (StoreUnavailable, LeaseLost) as error:
                 log.warning("outcome.not_published", reason=type(error).__name__, again_in_seconds=wait)
+                power = ""  # by then it may be another
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, longest)
             else:

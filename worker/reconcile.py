@@ -278,8 +278,7 @@ def _strays(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Differe
 
 
 def _reverted(found: Iterable[FoundSnapshot]) -> list[Difference]:
-    """The guest's data are older than any job of ours says: whoever looks for the newer ones must find out why. Told
-    until a restore or an undo of ours has brought the disks somewhere else."""
+    """The guest's data are older than any job of ours says: whoever looks for the newer ones must find out why."""
     return [
         Difference(finding=Finding.REVERTED_SNAPSHOT, tag=snapshot.tag)
         for snapshot in found

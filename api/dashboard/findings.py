@@ -17,7 +17,7 @@ MEANINGS: Mapping[str, str] = {
     "unknown_snapshot": "On the disks, and the store did not know it: its customer sees it again. Nothing to do.",
     "unlisted_snapshot": "Whole on the disks, and not in libvirt's list: listed again. Was the server moved here?",
     "found_snapshot": "It had been lost, and is whole on the disks: its customer has it again. Nothing to do.",
-    "reverted_snapshot": "Someone took the server back to it past us (virsh?). Who? Told until the next restore.",
+    "reverted_snapshot": "Someone took the server back to it past us (virsh?). Who? The runbook says how to end this.",
     "stray_tag": "Ours by its name, and of nobody that is known, or a part of a lost one: it stays. Whose is it?",
     "orphaned_tag": "Left by a create that never ended, and no job owns it: it is deleted. Nothing to do.",
     "lost_snapshot": "The store has it, and no disk does: its customer sees it as failed. Who deleted it, and how?",

@@ -7,7 +7,7 @@ from typing import Any
 import libvirt
 import libvirt_qemu
 
-from drivers.base import OURS, DiskFailed, InvalidState, Power, SnapshotSpec, UnsupportedServer
+from drivers.base import DiskFailed, InvalidState, Power, SnapshotSpec, UnsupportedServer
 from drivers.kvm.domain_xml import FileDisk, Hardware, hardware, read_snapshot_xml, snapshot_xml
 
 _PAUSED = frozenset({libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED})
@@ -88,18 +88,9 @@ def listed_snapshots(domain: Any) -> tuple[dict[str, SnapshotSpec], str | None]:
 
 def list_snapshot(domain: Any, spec: SnapshotSpec) -> None:
     """Make a snapshot that is on the disks known to libvirt, which does not look for it there."""
-    unlist_snapshot(domain, spec.tag)  # to redefine one would leave it the current one
     inactive = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
     xml = snapshot_xml(spec, hardware(inactive), inactive)
     domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
-
-
-def forget_current(domain: Any) -> None:
-    """The disks are where we brought them: what someone went back to with libvirt's own tools is not current any more.
-    One that is not ours stays as it is."""
-    current = read_snapshot_xml(domain.snapshotCurrent(0).getXMLDesc(0)) if domain.hasCurrentSnapshot(0) else None
-    if current is not None and current.tag.startswith(OURS):
-        list_snapshot(domain, current)
 
 
 def unlist_snapshot(domain: Any, tag: str) -> None:

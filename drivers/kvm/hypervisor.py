@@ -182,8 +182,6 @@ class KvmHypervisor:
         if found.nvram is not None:
             with disks.refused_as(DiskFailed, "the UEFI variables can't be restored"):
                 await asyncio.to_thread(nvram.restore, found.nvram, tag)
-        text = "libvirt did not forget which snapshot was its current one"
-        await self._libvirt.on(server_id, domain.forget_current, otherwise=DiskFailed, text=text)
 
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
         # What lists the tag goes last: a call that died anywhere is made again and finds what is left.

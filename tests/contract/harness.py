@@ -128,7 +128,9 @@ class FakeBench:
         del self._disk(server_id, target).tags[tag]
 
     def unlist(self, server_id: int, tag: str) -> None:
-        del self.hypervisor.server(server_id).listed[tag]
+        server = self.hypervisor.server(server_id)
+        del server.listed[tag]
+        server.current = "" if server.current == tag else server.current
 
     def revert_outside(self, server_id: int, tag: str) -> None:
         server = self.hypervisor.server(server_id)

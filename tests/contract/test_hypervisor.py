@@ -290,7 +290,9 @@ class TestSnapshots:
         with pytest.raises(SnapshotNotFound):
             await bench.hypervisor.list_snapshot(1, spec("vps-802"))
 
-    async def test_one_that_someone_went_back_to_past_us_is_the_current_one_until_we_revert(self, bench: Bench) -> None:
+    async def test_one_that_someone_went_back_to_past_us_is_the_current_one_until_it_is_unlisted(
+        self, bench: Bench
+    ) -> None:
         await bench.add_server(1)
         for tag, text in (("vps-801", "A"), ("vps-802", "B"), ("vps-803", "C")):
             bench.write(1, text)
@@ -305,6 +307,8 @@ class TestSnapshots:
         await bench.reopen()
         await bench.hypervisor.revert(1, "vps-802")
         assert bench.read(1) == {"vda": "B", "vdb": "B"}
+        bench.unlist(1, "vps-801")
+        await bench.hypervisor.list_snapshot(1, spec("vps-801"))
         found = await bench.hypervisor.snapshots(1)
         assert [(one.tag, one.complete, one.current, one.spec is None) for one in found] == [
             (tag, True, False, False) for tag in ("vps-801", "vps-802", "vps-803")
