@@ -26,7 +26,7 @@ Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _PATH_SHOWN = 200  # characters: an id in it is anyone's text until it is looked at
-_ID = re.compile(r"[0-9a-f]{1,32}")  # a server's or a job's
+_JOB_ID = re.compile(r"[0-9a-f]{32}")
 PROBES = frozenset({"/healthz", "/readyz", METRICS})
 
 log = structlog.get_logger()
@@ -97,8 +97,8 @@ def _entries(request: web.Request, response: web.StreamResponse, address: str) -
         "account": str(request.get(ACCOUNT, "")),
         "method": request.method,
         "path": request.rel_url.raw_path[:_PATH_SHOWN],
-        "server": str(request.get(SERVER_ID, "")) or _in_path(request, "server_id"),
-        "job": response.headers.get("X-Job-Id") or _in_path(request, "job_id"),
+        "server": str(request.get(SERVER_ID, "")),
+        "job": response.headers.get("X-Job-Id") or _job_in_path(request),
         "made": request.get(MADE, ""),
         "address": address,
         "status": str(response.status),
@@ -110,10 +110,10 @@ def _entries(request: web.Request, response: web.StreamResponse, address: str) -
     return [{field: text for field, text in one.items() if text} for one in each]
 
 
-def _in_path(request: web.Request, name: str) -> str:
-    """What the path names, where that could be an id of ours."""
-    text = request.match_info.get(name, "")
-    return text if _ID.fullmatch(text) else ""
+def _job_in_path(request: web.Request) -> str:
+    """The job that the path names, where that could be an id of ours."""
+    text = request.match_info.get("job_id", "")
+    return text if _JOB_ID.fullmatch(text) else ""
 
 
 async def _write_down(audit: Audit, entries: list[dict[str, str]]) -> None:

@@ -168,7 +168,8 @@ class Reconciler:
         differences = await self._publish(server_id, found)
         ids = {found_id: snapshot for snapshot in found if (found_id := snapshot_id_of(snapshot.tag)) is not None}
         known = await self._store.known(server_id, list(ids))
-        if known.busy or self._open_tasks(server_id):
+        is_busy = known.busy or bool(self._open_tasks(server_id))
+        if is_busy:
             self._unjudged.setdefault(server_id, AGAIN_TRIES)
         else:
             self._unjudged.pop(server_id, None)
@@ -185,6 +186,8 @@ class Reconciler:
         for difference in differences:
             log.warning("reconcile.finding", finding=difference.finding, server_id=server_id, tag=difference.tag)
             self._metrics.found(difference.finding)
+        if is_busy:
+            return  # what was found before stays in the list until it is judged again
         listed = [{"finding": str(d.finding), "tag": d.tag, "at": f"{time.time():.0f}"} for d in differences]
         await self._store.tell_findings(server_id, listed)
 

@@ -23,7 +23,7 @@ from worker.procedures.work import Facts, Next, Policy, Procedure, Task, Work
 from worker.publisher import RETRY_SECONDS, Publisher
 
 RETRY_MOST_SECONDS = 5.0  # between two tries of a step
-POWER_SECONDS = 2.0  # for the hypervisor to say what a server does now, at the end of a job that went well
+POWER_SECONDS = 2.0  # for the hypervisor to say what a server does now, at the end of a job
 LAST_WORDS_SECONDS = 3.0  # at the end of the process, for outcomes to reach the store
 
 log = structlog.stdlib.get_logger()
@@ -221,7 +221,7 @@ class Runner:
                     await asyncio.sleep(RETRY_MOST_SECONDS)
                     entry, resumed = self._journal.find(task.job_id) or entry, True  # as after a crash
             traces.job_over(outcome)
-            power = await self._power(task.server_id) if outcome.failure is None else ""
+            power = await self._power(task.server_id)
             await self._publisher.outcome(task.job_id, task.server_id, outcome, power=power)
             with suppress(JournalFailed):  # published again by the next process: that changes nothing
                 self._journal.published(task.job_id)
@@ -233,10 +233,9 @@ class Runner:
         if not looking.done():
             looking.add_done_callback(lambda late: late.cancelled() or late.exception())
             return ""
-        try:
-            return looking.result()
-        except DriverError:
-            return ""
+        if isinstance(error := looking.exception(), Exception) and not isinstance(error, DriverError):
+            log.error("power.broke", server_id=server_id, exc_info=error)  # a bug, and no reason to keep the end back
+        return "" if error else looking.result()
 
     async def _mended(self, server_id: ServerId) -> None:
         """Put right what a process that died has left outside of a job, before anything else touches the disks."""

@@ -187,8 +187,9 @@ async def test_the_end_of_a_job_tells_what_its_server_does_now(cell: Cell) -> No
     assert (await cell.create("next")).job.server_state is ServerState.SNAPSHOTTING
 
 
-async def test_a_script_that_breaks_is_told(cell: Cell, capsys: pytest.CaptureFixture[str]) -> None:
-    broken = cell.redis.register_script("return nil .. 'a'")
+@pytest.mark.parametrize("script", ["return nil .. 'a'", "redis.call('HSET', 'k', 'f', false)", "redis.call('NO')"])
+async def test_a_script_that_breaks_is_told(cell: Cell, capsys: pytest.CaptureFixture[str], script: str) -> None:
+    broken = cell.redis.register_script(script)
     with pytest.raises(errors.StoreUnavailable), redis_answers():
         await broken()
     assert "store.script_broke" in capsys.readouterr().out

@@ -230,6 +230,33 @@ async def test_what_the_list_of_the_hypervisor_has_lost_is_listed_again_and_outl
     assert (snapshot.status, snapshot.name) == (SnapshotStatus.COMPLETED, "kept")
 
 
+async def test_what_was_found_stays_told_while_a_job_holds_the_server(node: Node) -> None:
+    for disk in node.hypervisor.server(SERVER).disks.values():
+        disk.tags["vps-7"] = "whole"
+    await node.reconcile()
+    await node.cell.create("waits")
+    await node.reconcile()
+    assert b"stray_tag" in await node.cell.raw("HGET", "node:n1:findings", SERVER)
+
+
+async def test_a_job_ends_also_where_the_look_at_the_power_breaks(
+    node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    admitted = await node.cell.create("kept")
+    look = node.hypervisor.power
+
+    async def power(server_id: int) -> Power:
+        entry = node.journal.find(admitted.job.id)
+        if entry is not None and entry.outcome is not None:
+            raise RuntimeError("a bug of the driver")
+        return await look(server_id)
+
+    monkeypatch.setattr(node.hypervisor, "power", power)
+    await node.runner.run(admitted.job.id)
+    assert await node.listed() == {admitted.snapshot.id: SnapshotStatus.COMPLETED}
+    assert "power.broke" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("safety", [True, False])
 async def test_a_server_that_someone_took_back_past_us_is_told_until_it_is_unlisted(node: Node, safety: bool) -> None:
     """As by `virsh snapshot-revert`."""

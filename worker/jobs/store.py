@@ -16,7 +16,7 @@ import structlog
 from arq.connections import ArqRedis
 from opentelemetry.trace import SpanKind
 from redis.commands.core import AsyncScript
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from worker.jobs import errors, queue, records, scripts, tracing
 from worker.jobs.model import (
@@ -39,7 +39,7 @@ NODE_SILENT_SECONDS = 60.0  # the contract: a node that was silent for over a mi
 ARQ_RECORD_KEPT_SECONDS = 30 * 86_400  # longer than any node may be away with a job waiting
 IDEMPOTENCY_KEPT_SECONDS = 86_400.0
 CANCELLED = "cancelled"  # code of the failure of a job that was cancelled
-_SCRIPT_BROKE = "user_script:"  # so begins what Redis says of an error in Lua itself
+_REDIS_REFUSES = ("MISCONF", "NOREPLICAS")  # said of a script's write too; any other error in one is ours to mend
 
 log = structlog.stdlib.get_logger()
 
@@ -128,7 +128,7 @@ def redis_answers() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
-        if str(error).startswith(_SCRIPT_BROKE):  # ours to mend: no outage
+        if type(error) is ResponseError and "user_script" in str(error) and not str(error).startswith(_REDIS_REFUSES):
             log.exception("store.script_broke")
         raise errors.StoreUnavailable("The store of the service does not answer.") from error
 

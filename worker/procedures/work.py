@@ -64,7 +64,7 @@ class Task:
 class Facts:
     """What the steps so far have found out; kept in the journal beside the step."""
 
-    begun_at: float = field(default_factory=time.time, compare=False)  # Unix seconds
+    begun_at: float = field(default_factory=time.time, compare=False)  # Unix seconds; older journals lack it
     was_running: bool = False
     off_since: float | None = None  # Unix seconds: when the guest was first asked, or made, to stop
     on_again: float | None = None  # Unix seconds: when it had been started
