@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from arq.connections import ArqRedis
@@ -15,12 +16,21 @@ from redis.asyncio import UnixDomainSocketConnection
 from redis.asyncio.connection import ConnectionPool
 
 
+def lacking(what: str) -> NoReturn:
+    """Skip on a developer's machine; in CI nothing may be missing."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what}, and in CI nothing may be skipped")
+    pytest.skip(what)
+
+
 def needs(program: str) -> None:
-    """Skip where a program is missing on a developer's machine; in CI nothing may be missing."""
     if shutil.which(program) is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{program} is not installed, and in CI nothing may be skipped")
-        pytest.skip(f"{program} is not installed")
+        lacking(f"{program} is not installed")
+
+
+def needs_root() -> None:
+    if os.getuid():
+        lacking("a libvirtd of one's own needs root")
 
 
 class RedisServer:

@@ -1,7 +1,6 @@
 """Short campaigns: `make chaos` plays long ones."""
 
 import asyncio
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,15 +9,15 @@ import pytest
 
 from tests import libvirtd
 from tests.chaos.__main__ import campaign
-from tests.conftest import needs
+from tests.conftest import needs, needs_root
 
 
 @pytest.mark.parametrize(("wanted", "daemon"), [("8", False), ("8", True), ("steps:8", False)])
 def test_nothing_is_lost_or_stuck_whatever_is_killed(wanted: str, daemon: bool) -> None:
     for program in ("redis-server", "qemu-io", *libvirtd.PROGRAMS):
         needs(program)
-    if daemon and os.getuid():
-        pytest.skip("a libvirtd of one's own needs root")
+    if daemon:
+        needs_root()
     folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))  # short, for the sockets' sake
     summary = asyncio.run(campaign(folder, wanted=wanted, seed=20260, daemon=daemon, quiet=True))
     assert summary.violations == [], f"{summary.text()}\nleft for a look: {folder}"

@@ -1,7 +1,6 @@
 """The driver beside a real libvirtd that is killed and started again."""
 
 import asyncio
-import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator
@@ -13,7 +12,7 @@ import pytest
 from deploy.lab.domain import disk
 from deploy.lab.lab import Lab, make_disk
 from drivers.base import HypervisorUnavailable, Power, SnapshotSpec
-from tests.conftest import needs
+from tests.conftest import needs, needs_root
 from tests.libvirtd import PROGRAMS, Daemon
 
 SERVER, NAME = 12345, "s1"
@@ -24,8 +23,7 @@ SPEC = SnapshotSpec(tag="vps-7", name="n", description="", created_at=datetime(2
 async def daemon() -> AsyncIterator[Daemon]:
     for program in PROGRAMS:
         needs(program)
-    if os.getuid():
-        pytest.skip("a libvirtd of one's own needs root")
+    needs_root()
     with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as folder:
         daemon = Daemon(Path(folder))
         await daemon.start()
