@@ -233,7 +233,8 @@ async def _live(
     )
     owed = parts.runner.resume()  # before the store is asked for anything: what was begun is owed in any case
     log.info("worker.started", node=settings.node, driver=settings.driver, owed_jobs=len(owed))
-    running = [asyncio.create_task(part) for part in (parts.publisher.tell_steps(), _with_lease(parts), _prove_alive())]
+    running = [asyncio.create_task(part) for part in (parts.publisher.tell_steps(), _prove_alive())]
+    running.append(asyncio.create_task(_with_lease(parts, running)))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
@@ -325,15 +326,19 @@ def _wired(
     )
 
 
-async def _with_lease(parts: _Parts) -> None:
-    """All that a node does with others, which only the holder of its lease may."""
+async def _with_lease(parts: _Parts, running: list[asyncio.Task[None]]) -> None:
+    """All that a node does with others, which only the holder of its lease may. `running` gets a task for each: one
+    that loses a cancellation outlives this one, and `_end` must know of it."""
     await parts.lease.take_at_start()
-    await asyncio.gather(
+    with_others = (
         *(parts.lease.keep(), parts.queue.work()),
         *(parts.inventory.keep_reporting(), parts.inventory.keep_publishing()),
         *(parts.housekeeping.keep_house(), parts.reconciler.keep_reconciling()),
         parts.scheduler.keep_running(),
     )
+    tasks = [asyncio.create_task(part) for part in with_others]
+    running += tasks
+    await asyncio.gather(*tasks)
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:
