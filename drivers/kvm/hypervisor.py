@@ -6,13 +6,14 @@ and its own delete know the snapshot. On a running domain only libvirt may touch
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Self
 
 from drivers import qcow2
 from drivers.base import (
     About,
+    Contents,
     Disk,
     DiskCorrupt,
     DiskFailed,
@@ -21,6 +22,7 @@ from drivers.base import (
     InvalidState,
     Layout,
     Power,
+    RestorePlan,
     SnapshotExists,
     SnapshotNotFound,
     SnapshotSpec,
@@ -123,6 +125,30 @@ class KvmHypervisor:
             free_bytes=await self.free_space(server_id),
         )
 
+    async def restore_plan(self, server_id: int, tag: str, *, present_only: bool = False) -> RestorePlan:
+        raise NotImplementedError
+
+    async def refuse_if_in_use(self, server_id: int) -> None:
+        raise NotImplementedError
+
+    async def hold(self, server_id: int) -> None:
+        raise NotImplementedError
+
+    async def let_go(self, server_id: int) -> None:
+        raise NotImplementedError
+
+    async def is_at(self, server_id: int, tag: str) -> bool:
+        raise NotImplementedError
+
+    async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
+        raise NotImplementedError
+
+    async def renew_generation_id(self, server_id: int) -> None:
+        raise NotImplementedError
+
     async def free_space(self, server_id: int) -> int:
         found = await self._hardware(server_id)
         with disks.refused_as(UnsupportedServer, "the storage of the server does not say what is free"):
@@ -169,11 +195,11 @@ class KvmHypervisor:
         )
         await self._list(server_id, spec)
 
-    async def list_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
+    async def list_snapshot(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
         await self._must_be_complete(server_id, spec.tag)
         await self._list(server_id, spec)
 
-    async def revert(self, server_id: int, tag: str) -> None:
+    async def revert(self, server_id: int, tag: str, *, targets: frozenset[str] | None = None) -> None:
         found = await self._ready_and_off(server_id)
         await self._must_be_complete(server_id, tag)
         await disks.on_every(

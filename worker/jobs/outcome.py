@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from worker.jobs.model import Failure, JobState, SnapshotStatus
+from worker.jobs.model import Contents, Failure, JobState, Note, SnapshotStatus
 
 JOB_KEPT_SECONDS = 30 * 86_400  # how long the record of a job that ended can be read
 DELETE_RETRY_SECONDS = 60.0  # until the node looks again at a delete that has not freed its space
@@ -18,6 +18,8 @@ class Outcome:
     size_mb: int | None = None
     snapshot_status: SnapshotStatus | None = None
     undoable_seconds: float | None = None  # of a restore: how long what it overwrote is kept
+    notes: tuple[Note, ...] = ()
+    contents: Contents | None = None  # of a create or its dry run: what the snapshot holds, or would
 
     def for_script(self) -> dict[str, str | int]:
         failure = self.failure
