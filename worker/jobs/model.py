@@ -125,6 +125,35 @@ class ServerView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldDisk:
+    """A disk as it was when a snapshot was taken."""
+
+    target: str
+    path: str  # on the node: never shown to customers
+    virtual_bytes: int
+    stamp: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A disk or device that a snapshot does not hold, and why."""
+
+    target: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a snapshot holds; as `drivers.base.Contents`, which the node writes down beside the disks."""
+
+    disks: tuple[HeldDisk, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    firmware: str = "bios"  # or "uefi"
+    nvram: bool = False
+    tpm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
     id: SnapshotId
     server_id: ServerId
@@ -169,35 +198,6 @@ class Note:
     code: NoteCode
     detail: str  # a sentence, for the customer's eyes
     disks: tuple[str, ...] = ()  # targets
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldDisk:
-    """A disk as it was when a snapshot was taken."""
-
-    target: str
-    path: str  # on the node: never shown to customers
-    virtual_bytes: int
-    stamp: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeftOut:
-    """A disk or device that a snapshot does not hold, and why."""
-
-    target: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """What a snapshot holds; as `drivers.base.Contents`, which the node writes down beside the disks."""
-
-    disks: tuple[HeldDisk, ...]
-    left_out: tuple[LeftOut, ...] = ()
-    firmware: str = "bios"  # or "uefi"
-    nvram: bool = False
-    tpm: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
