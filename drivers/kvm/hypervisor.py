@@ -23,13 +23,14 @@ from drivers.base import (
     Layout,
     Power,
     RestorePlan,
+    SkippedDisk,
     SnapshotExists,
     SnapshotNotFound,
     SnapshotSpec,
     StartFailed,
     UnsupportedServer,
 )
-from drivers.kvm import disks, domain, nvram
+from drivers.kvm import disks, domain, nvram, sharing
 from drivers.kvm.connection import Connection
 from drivers.kvm.domain_xml import Hardware, refuse_unsupported
 
@@ -127,6 +128,12 @@ class KvmHypervisor:
 
     async def restore_plan(self, server_id: int, tag: str, *, present_only: bool = False) -> RestorePlan:
         raise NotImplementedError
+
+    async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
+        every = await self._libvirt.call(sharing.uses)
+        found = await self._libvirt.adopted(lambda one: (one.UUIDString(), domain.configured_hardware(one).disks))
+        common = {mark.server_id: tuple(sharing.shared(held, uuid, every)) for mark, uuid, held in found}
+        return {server_id: shared for server_id, shared in common.items() if shared}
 
     async def refuse_if_in_use(self, server_id: int) -> None:
         raise NotImplementedError
