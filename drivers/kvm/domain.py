@@ -1,14 +1,11 @@
 """What is asked of one libvirt domain, in a thread; libvirt's own errors pass through."""
 
-import json
-from collections.abc import Iterable
 from typing import Any
 
 import libvirt
-import libvirt_qemu
 
-from drivers.base import DiskFailed, InvalidState, Power, SnapshotSpec, UnsupportedServer
-from drivers.kvm.domain_xml import FileDisk, Hardware, hardware, read_snapshot_xml, snapshot_xml
+from drivers.base import InvalidState, Power, SnapshotSpec, UnsupportedServer
+from drivers.kvm.domain_xml import Hardware, hardware, read_snapshot_xml, snapshot_xml
 
 _PAUSED = frozenset({libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED})
 
@@ -100,24 +97,7 @@ def unlist_snapshot(domain: Any, tag: str) -> None:
             snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
 
 
-def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> None:
-    """Delete the snapshot from these disks of a running domain; the guest pauses for as long as it takes.
-
-    QEMU is asked itself, disk by disk. libvirt 9.0's own delete asks it for `delvm`, which refuses all disks where one
-    is writable and no qcow2 (UEFI variables, a shared disk), and then tells us that all went well. Raises DiskFailed.
-    """
-    nodes = {
-        node.get("file"): node["node-name"]
-        for node in _ask_qemu(domain, "query-named-block-nodes", flat=True)["return"]
-        if node["drv"] == "qcow2"
-    }
-    for disk in disks:
-        command = "blockdev-snapshot-delete-internal-sync"
-        if disk.path not in nodes or "error" in _ask_qemu(domain, command, device=nodes[disk.path], name=tag):
-            raise DiskFailed(f"disk {disk.target} of the running server kept the snapshot")
-
-
-def _ask_qemu(domain: Any, command: str, **arguments: object) -> Any:
-    return json.loads(
-        libvirt_qemu.qemuMonitorCommand(domain, json.dumps({"execute": command, "arguments": arguments}), 0)
-    )
+def forget_checkpoints(domain: Any) -> None:
+    """Make libvirt forget its records of incremental backups; none is fine. The disks' bitmaps are not touched."""
+    for checkpoint in domain.listAllCheckpoints(0):
+        checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)

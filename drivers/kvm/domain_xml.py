@@ -1,7 +1,7 @@
 """Domain XML: what of it a snapshot must hold, what it may leave out, what it can't hold; and our marks in it."""
 
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -12,11 +12,24 @@ PREFIX = "vps"
 
 
 @dataclass(frozen=True, kw_only=True)
+class BackingFile:
+    """What lies below an image, as the XML gives it."""
+
+    kind: str  # libvirt's word: file, block, network, ...
+    path: str  # "" where it is no file
+    format: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileDisk:
     """A disk of the kind that qemu-img can snapshot: a writable qcow2 file of this domain alone."""
 
     target: str
     path: str
+    # What lies below, from the top down. None: the XML says nothing, QEMU goes by the image's header. Not compared: in
+    # the XML of a running domain libvirt adds what it has found.
+    backing: tuple[BackingFile, ...] | None = field(default=None, compare=False)
+    backing_ends: bool = field(default=False, compare=False)  # nothing lies below the last of `backing`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ from drivers.base import (
     About,
     Contents,
     Disk,
-    DiskCorrupt,
     DiskFailed,
     Domain,
     FoundSnapshot,
@@ -30,7 +29,7 @@ from drivers.base import (
     StartFailed,
     UnsupportedServer,
 )
-from drivers.kvm import disks, domain, nvram, sharing
+from drivers.kvm import disks, domain, live_delete, nvram, sharing
 from drivers.kvm.connection import Connection
 from drivers.kvm.domain_xml import Hardware, refuse_unsupported
 
@@ -114,11 +113,19 @@ class KvmHypervisor:
         if found.uefi and (found.nvram is None or not found.nvram.is_file()):
             raise UnsupportedServer("the server's UEFI variables have no file yet: start the server once")
         images = {disk: await disks.readable(disk) for disk in found.disks}
+        await disks.refuse_same_file(found.disks)
         for disk, image in images.items():
             await disks.refuse_unfit(disk, image)
+        if await self.power(server_id) is Power.OFF:
+            await disks.refuse_held(found.disks)
         return Layout(
             disks=tuple(
-                Disk(target=disk.target, path=disk.path, virtual_bytes=image.virtual_bytes)
+                Disk(
+                    target=disk.target,
+                    path=disk.path,
+                    virtual_bytes=image.virtual_bytes,
+                    bitmaps=tuple(bitmap.name for bitmap in image.bitmaps),
+                )
                 for disk, image in images.items()
             ),
             skipped=found.skipped,
@@ -142,15 +149,6 @@ class KvmHypervisor:
         raise NotImplementedError
 
     async def let_go(self, server_id: int) -> None:
-        raise NotImplementedError
-
-    async def is_at(self, server_id: int, tag: str) -> bool:
-        raise NotImplementedError
-
-    async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
-        raise NotImplementedError
-
-    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
         raise NotImplementedError
 
     async def renew_generation_id(self, server_id: int) -> None:
@@ -182,11 +180,14 @@ class KvmHypervisor:
         size_bytes = 0
         for disk in (await self._hardware(server_id)).disks:
             image = await disks.readable(disk)
-            if tag not in image.tags:
-                raise SnapshotNotFound(f"disk {disk.target} does not have the tag {tag}")
+            await disks.must_hold([disk], tag)
             with disks.refused_as(DiskFailed, f"disk {disk.target} can't be measured"):
                 size_bytes += await qcow2.snapshot_bytes(disk.path, tag, image)
         return -(-size_bytes // (1 << 20))
+
+    async def is_at(self, server_id: int, tag: str) -> bool:
+        await self._must_be_off(server_id)
+        return await disks.are_at((await self._hardware(server_id)).disks, tag)
 
     # --- changing ---
 
@@ -206,15 +207,36 @@ class KvmHypervisor:
         await self._must_be_complete(server_id, spec.tag)
         await self._list(server_id, spec)
 
+    async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
+        await self._must_be_off(server_id)
+        cleared = await disks.without_bitmaps((await self._hardware(server_id)).disks)
+        text = "libvirt kept its checkpoints"
+        await self._libvirt.on(server_id, domain.forget_checkpoints, otherwise=DiskFailed, text=text)
+        return cleared
+
     async def revert(self, server_id: int, tag: str, *, targets: frozenset[str] | None = None) -> None:
         found = await self._ready_and_off(server_id)
-        await self._must_be_complete(server_id, tag)
+        if targets is None:
+            await self._must_be_complete(server_id, tag)
+        chosen = [disk for disk in found.disks if targets is None or disk.target in targets]
+        await disks.must_hold(chosen, tag)
         await disks.on_every(
-            found.disks, lambda disk: qcow2.apply_snapshot(disk.path, tag), text="did not go back to the snapshot"
+            chosen, lambda disk: qcow2.apply_snapshot(disk.path, tag), text="did not go back to the snapshot"
         )
         if found.nvram is not None:
             with disks.refused_as(DiskFailed, "the UEFI variables can't be restored"):
                 await asyncio.to_thread(nvram.restore, found.nvram, tag)
+
+    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
+        await self._must_be_off(server_id)
+        found = {disk.target: disk for disk in (await self._hardware(server_id)).disks}
+        if unknown := virtual_bytes.keys() - found.keys():
+            raise DiskFailed(f"the server has no disk {min(unknown)}")
+        await disks.on_every(
+            [found[target] for target in virtual_bytes],
+            lambda disk: qcow2.enlarge(disk.path, virtual_bytes[disk.target]),
+            text="was not enlarged",
+        )
 
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
         # What lists the tag goes last: a call that died anywhere is made again and finds what is left.
@@ -234,15 +256,7 @@ class KvmHypervisor:
 
     async def repair(self, server_id: int) -> tuple[str, ...]:
         await self._must_be_off(server_id)
-        mended = []
-        for disk in (await self._hardware(server_id)).disks:
-            with disks.unchecked(disk):
-                if not await qcow2.is_sound(disk.path):
-                    mended.append(disk.target)
-                    await qcow2.repair(disk.path)
-                    if not await qcow2.is_sound(disk.path):
-                        raise DiskCorrupt(f"disk {disk.target} is damaged and can't be mended")
-        return tuple(mended)
+        return await disks.mended((await self._hardware(server_id)).disks)
 
     # --- how ---
 
@@ -274,16 +288,15 @@ class KvmHypervisor:
 
     async def _delete_from_disks(self, server_id: int, tag: str, found: Hardware, holders: frozenset[str]) -> None:
         held = [disk for disk in found.disks if disk.target in holders]
-        if await self.power(server_id) is Power.OFF:
-            await disks.on_every(held, lambda disk: qcow2.delete_snapshot(disk.path, tag), text="kept the snapshot")
-        else:
+        if await self.power(server_id) is not Power.OFF:
             text = "a disk of the running server kept the snapshot"
-            await self._libvirt.on(
+            held = await self._libvirt.on(
                 server_id,
-                lambda found: domain.delete_under_guest(found, held, tag),
+                lambda running: live_delete.delete_under_guest(running, held, tag),
                 otherwise=DiskFailed,
                 text=text,
             )
+        await disks.on_every(held, lambda disk: qcow2.delete_snapshot(disk.path, tag), text="kept the snapshot")
 
 
 def _version(number: int) -> str:
