@@ -64,8 +64,10 @@ def left_out(disk: ET.Element) -> str | None:
 def refusal(disk: ET.Element) -> str | None:
     """Why it can't be snapshotted, to go on after the disk's name."""
     kind, form = disk.get("type", "file"), _attribute(disk, "driver", "type")
-    if kind not in {"file", "volume"} or disk.get("device", "disk") != "disk":
+    if kind not in {"file", "volume"}:
         return f"is no file but of type {kind}, which can't be snapshotted"
+    if (device := disk.get("device", "disk")) != "disk":
+        return f"is a {device}, which can't be snapshotted"
     if disk.find("shareable") is not None:
         return "is shared with other servers, which can't be snapshotted"
     if form != "qcow2":
