@@ -101,12 +101,19 @@ async def refuse_held(disks: Iterable[FileDisk], *, patience_seconds: float = qc
     deadline = time.monotonic() + patience_seconds
     for disk in disks:
         with refused_as(UnsupportedServer, f"disk {disk.target} can't be looked at"):
-            while (holder := await asyncio.to_thread(image_locks.holder, disk.path)) and time.monotonic() < deadline:
-                await asyncio.sleep(qcow2.LOCK_RETRY_SECONDS)
+            holder = await _holder(disk, deadline)
         if holder is Holder.WRITER:
             raise ServerInUse(f"disk {disk.target} is being written to by another program")
         if holder is Holder.READER:
             raise ServerInUse(f"disk {disk.target} is being read by another program, which lets nobody write to it")
+
+
+async def _holder(disk: FileDisk, deadline: float) -> Holder | None:
+    while True:
+        holder = await asyncio.to_thread(image_locks.holder, disk.path)
+        if holder is None or time.monotonic() > deadline:
+            return holder
+        await asyncio.sleep(qcow2.LOCK_RETRY_SECONDS)
 
 
 async def held_tags(disks: Iterable[FileDisk]) -> dict[str, frozenset[str]]:

@@ -1,8 +1,8 @@
 """Deleting a snapshot from the disks of a running domain; the guest pauses for as long as it takes.
 
 QEMU is asked itself, disk by disk. libvirt 9.0's own delete asks it for `delvm`, which refuses all disks where one is
-writable and no qcow2 (UEFI variables, a shared disk), and then tells us that all went well. Blocks; libvirt's own errors
-pass through.
+writable and no qcow2 (UEFI variables, a shared disk), and then tells us that all went well. All calls block; libvirt's
+own errors pass through.
 """
 
 import json
@@ -36,7 +36,8 @@ def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> list
     """Delete the snapshot from these disks. Those that lack it are fine; the ones that the guest does not have yet are
     left alone and returned: QEMU does not hold them.
 
-    Raises DiskFailed: before any change where QEMU does not say which node is a disk's; else some disks may have lost it.
+    Raises DiskFailed: before any change where QEMU does not say which node is a disk's, else some disks may have lost
+    the snapshot.
     """
     running = {element.target: element for element in _running_disks(domain.XMLDesc(0))}
     nodes = _nodes(domain)
