@@ -344,7 +344,7 @@ class Hypervisor(Protocol):
     async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
         """Remove every dirty bitmap from the disks of a domain that is off, and the hypervisor's checkpoints.
 
-        Returns the targets of the disks that had bitmaps; none is fine. Raises `InvalidState` (not off) or `DiskFailed`.
+        Returns the targets of the disks that had bitmaps; none is fine. Raises `InvalidState` or `DiskFailed`.
         """
         ...
 
@@ -370,7 +370,8 @@ class Hypervisor(Protocol):
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
         """Remove the tag from every disk, state copy and list that has it, whether the domain runs or not.
 
-        Also from the files of disks that the snapshot is written down to hold and that are not the server's any more. A tag that is nowhere is fine. Raises `DiskFailed`: call again until it succeeds.
+        Also from the files of disks that the snapshot is written down to hold and that are not the server's any more.
+        A tag that is nowhere is fine. Raises `DiskFailed`: call again until it succeeds.
         """
         ...
 

@@ -29,7 +29,7 @@ from drivers.base import (
 )
 from drivers.image_locks import Holder
 from drivers.kvm import disks
-from drivers.kvm.domain_xml import BackingFile, FileDisk
+from drivers.kvm.disks_xml import BackingFile, FileDisk
 from tests.contract.kvm_bench import (
     KvmBench,
     break_a_cluster,
@@ -208,7 +208,7 @@ class TestForeignSnapshots:
         if running:
             await kvm_bench.hypervisor.cut_power(1)
         (left,) = await kvm_bench.hypervisor.snapshots(1)
-        assert (left.tag, left.targets) == ("foreign", {"vda", "vdb"})
+        assert (left.tag, left.targets) == ("foreign", frozenset({"vda", "vdb"}))
         assert await kvm_bench.hypervisor.repair(1) == ()
 
     async def test_a_tag_that_an_image_has_twice_is_not_reverted_to_and_is_deleted_whole(
