@@ -84,17 +84,6 @@ def _refuse_too_many(name: str, image: Image) -> None:
         raise UnsupportedServer(f"{name} has as many snapshots as it can hold: {len(image.snapshots)}")
 
 
-async def refuse_same_file(disks: Sequence[FileDisk]) -> None:
-    """Raises UnsupportedServer where two disks are one file, by a symbolic or a hard link."""
-    seen: dict[tuple[int, int], FileDisk] = {}
-    for disk in disks:
-        with refused_as(UnsupportedServer, f"disk {disk.target} can't be looked at"):
-            status = await asyncio.to_thread(os.stat, disk.path)
-        other = seen.setdefault((status.st_dev, status.st_ino), disk)
-        if other is not disk:
-            raise UnsupportedServer(f"disk {disk.target} and disk {other.target} are the same file")
-
-
 async def refuse_held(disks: Iterable[FileDisk], *, patience_seconds: float = qcow2.LOCK_SECONDS) -> None:
     """Of a server that is off: raises ServerInUse where another program holds a disk, after as long as a QEMU that has
     just ended may take to let go of it."""
@@ -156,7 +145,11 @@ async def mended(disks: Iterable[FileDisk]) -> tuple[str, ...]:
             if damage.corruptions:
                 corrupt.append(disk.target)
             if damage.corruptions or damage.leaks:
+                held = (await qcow2.image(disk.path)).snapshots
                 await qcow2.repair(disk.path)
+                if lost := {*held} - {*(await qcow2.image(disk.path)).snapshots}:
+                    # qemu-img drops what its tables can't hold, and calls the image mended
+                    raise DiskCorrupt(f"disk {disk.target} was damaged and has lost {len(lost)} of its snapshots")
                 if (await qcow2.damage(disk.path)).corruptions:
                     raise DiskCorrupt(f"disk {disk.target} is damaged and can't be mended")
     return tuple(corrupt)

@@ -143,7 +143,7 @@ class TestRefusedBeforeTheStop:
         path, other = make_disk(kvm_bench.lab.disk_path("one")), kvm_bench.lab.disk_path("two")
         (os.symlink if link == "symbolic" else os.link)(path, other)
         await kvm_bench.add_domain(1, [disk(path), disk(other)])
-        with pytest.raises(UnsupportedServer, match="disk vdb and disk vda are the same file"):
+        with pytest.raises(UnsupportedServer, match="disk vdb shares its file with disk vda"):
             await kvm_bench.hypervisor.layout(1)
 
     @pytest.mark.parametrize(
