@@ -145,6 +145,7 @@ async def test_every_step_is_told_with_its_tries_and_what_the_log_said(node: Nod
     assert [(step.step, step.attempt) for step in shown.steps] == [
         ("preflight", 1),
         ("stopping", 1),
+        ("checking", 1),
         ("snapshotting", 1),
         ("starting", 1),
         ("starting", 2),
