@@ -96,8 +96,10 @@ async def refuse_same_file(disks: Sequence[FileDisk]) -> None:
 
 
 async def refuse_held(disks: Iterable[FileDisk], *, patience_seconds: float = qcow2.LOCK_SECONDS) -> None:
-    """Of a server that is off: raises ServerInUse where another program holds a disk, after as long as a QEMU that has
-    just ended may take to let go of it."""
+    """Of a server that is off: raises ServerInUse where another program holds a disk.
+
+    `patience_seconds`: what a QEMU that has just ended may take to let go of it.
+    """
     deadline = time.monotonic() + patience_seconds
     for disk in disks:
         with refused_as(UnsupportedServer, f"disk {disk.target} can't be looked at"):
@@ -106,6 +108,16 @@ async def refuse_held(disks: Iterable[FileDisk], *, patience_seconds: float = qc
             raise ServerInUse(f"disk {disk.target} is being written to by another program")
         if holder is Holder.READER:
             raise ServerInUse(f"disk {disk.target} is being read by another program, which lets nobody write to it")
+
+
+async def refuse_other_file(disks: Iterable[FileDisk]) -> None:
+    """Of a server that runs: raises UnsupportedServer where its QEMU does not hold the file of a disk. It was put in the
+    place of the one that the guest writes to, which would be gone once the server is off."""
+    for disk in disks:
+        with refused_as(UnsupportedServer, f"disk {disk.target} can't be looked at"):
+            holder = await asyncio.to_thread(image_locks.holder, disk.path)
+        if holder is not Holder.WRITER:
+            raise UnsupportedServer(f"the running server does not use the file of disk {disk.target}: it was replaced")
 
 
 async def _holder(disk: FileDisk, deadline: float) -> Holder | None:
@@ -147,18 +159,24 @@ async def are_at(disks: Iterable[FileDisk], tag: str) -> bool:
 
 
 async def mended(disks: Iterable[FileDisk]) -> tuple[str, ...]:
-    """Check and mend every disk; the targets of those that were corrupt. Leaks, which are lost space and no damage, are
-    mended without a word. Raises DiskBusy, or DiskCorrupt naming the first that stays corrupt."""
+    """Check and mend every disk; the targets of those that were corrupt. Leaks, which are lost space and no damage, and
+    what a killed QEMU leaves of an image with lazy_refcounts are mended without a word.
+
+    Raises DiskBusy, or DiskCorrupt naming the first that stays corrupt.
+    """
     corrupt = []
     for disk in disks:
         with unchecked(disk):
-            damage = await qcow2.damage(disk.path)
-            if damage.corruptions:
+            before = await qcow2.damage(disk.path)
+            if before.corruptions and not before.dirty:
                 corrupt.append(disk.target)
-            if damage.corruptions or damage.leaks:
+            if before.any:
                 await qcow2.repair(disk.path)
-                if (await qcow2.damage(disk.path)).corruptions:
+                after = await qcow2.damage(disk.path)
+                if after.corruptions:
                     raise DiskCorrupt(f"disk {disk.target} is damaged and can't be mended")
+                if {*before.snapshots} - {*after.snapshots}:  # QEMU drops those whose entries make no sense
+                    raise DiskCorrupt(f"disk {disk.target} was damaged and has lost snapshots")
     return tuple(corrupt)
 
 

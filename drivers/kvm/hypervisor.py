@@ -115,8 +115,11 @@ class KvmHypervisor:
         await disks.refuse_same_file(found.disks)
         for disk, image in images.items():
             await disks.refuse_unfit(disk, image)
-        if await self.power(server_id) is Power.OFF:
+        power = await self.power(server_id)
+        if power is Power.OFF:
             await disks.refuse_held(found.disks)
+        if power is Power.ON:
+            await disks.refuse_other_file(found.disks)
         return Layout(
             disks=tuple(
                 Disk(

@@ -19,6 +19,8 @@ from drivers.base import DiskFailed
 from drivers.kvm.domain_xml import FileDisk
 
 JOB_PREFIX = "vps-delete-"
+HANDED_OVER = frozenset({"inmigrate", "postmigrate", "finish-migrate"})  # of query-status
+NOT_MIGRATING = frozenset({"none", "completed", "failed", "cancelled"})  # of query-migrate
 JOB_SECONDS = 600.0  # 1 TB fully mapped takes 6 s
 JOB_RETRY_SECONDS = 0.02
 
@@ -39,6 +41,7 @@ def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> list
     Raises DiskFailed: before any change where QEMU does not say which node is a disk's, else some disks may have lost
     the snapshot.
     """
+    _refuse_migrating(domain)
     running = {element.target: element for element in _running_disks(domain.XMLDesc(0))}
     nodes = _nodes(domain)
     found: list[tuple[FileDisk, _Node]] = []
@@ -56,6 +59,14 @@ def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> list
             if name == tag and not _deleted(domain, node, snapshot_id, tag):
                 raise DiskFailed(f"disk {disk.target} of the running server kept the snapshot")
     return elsewhere
+
+
+def _refuse_migrating(domain: Any) -> None:
+    """A QEMU that has handed its disks to another, or is to be handed them, dies of the command."""
+    status = _ask(domain, "query-status")["status"]
+    migration = _ask(domain, "query-migrate").get("status", "none")
+    if status in HANDED_OVER or migration not in NOT_MIGRATING:
+        raise DiskFailed("the server is being migrated: its disks kept the snapshot")
 
 
 @dataclass(frozen=True, kw_only=True)
