@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -62,7 +62,6 @@ class Runner:
         publisher: Publisher,
         policy: Policy,
         limits: Limits,
-        procedures: Mapping[JobKind, Procedure] = PROCEDURES,
         metrics: Metrics | None = None,
         may_go_on: Callable[[], Awaitable[bool]] = _always,
     ) -> None:
@@ -73,7 +72,6 @@ class Runner:
         self._publisher = publisher
         self._policy = policy
         self._limits = limits
-        self._procedures = procedures
         self._metrics = metrics or Metrics()
         self._may_go_on = may_go_on
         self._running: dict[JobId, asyncio.Task[None]] = {}
@@ -99,7 +97,7 @@ class Runner:
                 if job is None:
                     return
                 self._metrics.begun(job)
-                entry = self._journal.begin(Task.of(job), self._procedures[job.kind].first)
+                entry = self._journal.begin(Task.of(job), PROCEDURES[job.kind].first)
             await asyncio.shield(self._pursue(entry, resumed=known))
 
     def resume(self) -> list[asyncio.Task[None]]:
@@ -270,7 +268,7 @@ class Runner:
 
     async def _execute(self, entry: Entry, *, resumed: bool) -> Outcome:
         """Walk the steps, each written down before its first effect, and write down the outcome."""
-        task, procedure = entry.task, self._procedures[entry.task.kind]
+        task, procedure = entry.task, PROCEDURES[entry.task.kind]
         step: Step | None = entry.step
         facts, interruptions, interrupted = entry.facts, entry.interruptions, resumed
         if resumed:

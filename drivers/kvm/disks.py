@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -84,17 +84,6 @@ def _refuse_too_many(name: str, image: Image) -> None:
         raise UnsupportedServer(f"{name} has as many snapshots as it can hold: {len(image.snapshots)}")
 
 
-async def refuse_same_file(disks: Sequence[FileDisk]) -> None:
-    """Raises UnsupportedServer where two disks are one file, by a symbolic or a hard link."""
-    seen: dict[tuple[int, int], FileDisk] = {}
-    for disk in disks:
-        with refused_as(UnsupportedServer, f"disk {disk.target} can't be looked at"):
-            status = await asyncio.to_thread(os.stat, disk.path)
-        other = seen.setdefault((status.st_dev, status.st_ino), disk)
-        if other is not disk:
-            raise UnsupportedServer(f"disk {disk.target} and disk {other.target} are the same file")
-
-
 async def refuse_held(disks: Iterable[FileDisk], *, patience_seconds: float = qcow2.LOCK_SECONDS) -> None:
     """Of a server that is off: raises ServerInUse where another program holds a disk.
 
@@ -108,16 +97,6 @@ async def refuse_held(disks: Iterable[FileDisk], *, patience_seconds: float = qc
             raise ServerInUse(f"disk {disk.target} is being written to by another program")
         if holder is Holder.READER:
             raise ServerInUse(f"disk {disk.target} is being read by another program, which lets nobody write to it")
-
-
-async def refuse_other_file(disks: Iterable[FileDisk]) -> None:
-    """Of a server that runs: raises UnsupportedServer where its QEMU does not hold the file of a disk. It was put in the
-    place of the one that the guest writes to, which would be gone once the server is off."""
-    for disk in disks:
-        with refused_as(UnsupportedServer, f"disk {disk.target} can't be looked at"):
-            holder = await asyncio.to_thread(image_locks.holder, disk.path)
-        if holder is not Holder.WRITER:
-            raise UnsupportedServer(f"the running server does not use the file of disk {disk.target}: it was replaced")
 
 
 async def _holder(disk: FileDisk, deadline: float) -> Holder | None:

@@ -8,7 +8,6 @@ own errors pass through.
 import json
 import secrets
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,8 @@ from typing import Any
 import libvirt_qemu
 
 from drivers.base import DiskFailed
-from drivers.kvm.domain_xml import FileDisk
+from drivers.kvm.disks_xml import FileDisk
+from drivers.kvm.libvirt_xml import read
 
 JOB_PREFIX = "vps-delete-"
 HANDED_OVER = frozenset({"inmigrate", "postmigrate", "finish-migrate"})  # of query-status
@@ -77,7 +77,7 @@ class _RunningDisk:
 
 
 def _running_disks(xml: str) -> Iterable[_RunningDisk]:
-    for element in ET.fromstring(xml).iterfind("./devices/disk"):  # noqa: S314 - libvirt's own output
+    for element in read(xml).iterfind("./devices/disk"):
         target, source = element.find("target"), element.find("source")
         if target is not None and source is not None:
             yield _RunningDisk(
