@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from drivers.base import DriverError, SkippedDisk, UnsupportedServer
+from drivers.base import Contents, DriverError, Firmware, SkippedDisk, UnsupportedServer
 from drivers.kvm import disks
 from drivers.kvm.domain_xml import FileDisk, Hardware, Kind, StatePart
 from drivers.kvm.firmware_xml import WORDS
@@ -80,3 +80,31 @@ def _parts(found: Hardware, refusals: list[DriverError]) -> tuple[tuple[StatePar
         except DriverError as error:
             refusals.append(error)
     return tuple(held), tuple(unheld)
+
+
+def missing_copies(contents: Contents, copied: frozenset[Kind]) -> tuple[str, ...]:
+    """Of what a snapshot is written down to hold; `copied`: what it has copies of."""
+    missing = []
+    if contents.nvram and not copied & {Kind.NVRAM, Kind.PFLASH}:
+        missing.append("the copy of the UEFI variables is missing")
+    if contents.tpm and Kind.TPM not in copied:
+        missing.append("the copy of the TPM's state is missing")
+    return tuple(missing)
+
+
+def state_difference(contents: Contents, now: Hardware, unfit: frozenset[Kind] = frozenset()) -> str | None:
+    """Why firmware and TPM of the server are not those that the snapshot holds. `unfit`: `Copies.unfit` of its tag."""
+    if contents.firmware is not now.firmware:
+        boots = {Firmware.BIOS: "by BIOS", Firmware.UEFI: "by UEFI"}
+        return f"the server boots {boots[now.firmware]}, and when the snapshot was taken {boots[contents.firmware]}"
+    kinds = {part.kind for part in now.parts}
+    if contents.nvram and not kinds & {Kind.NVRAM, Kind.PFLASH}:
+        return "the server's firmware keeps no variables, and the snapshot holds some"
+    if contents.tpm and Kind.TPM not in kinds:
+        return "the server has no TPM whose state could go back, and the snapshot holds one"
+    had_one = contents.tpm or any(skipped.target == Kind.TPM for skipped in contents.left_out)
+    if Kind.TPM in kinds and not had_one:
+        return "the server has a TPM, and had none when the snapshot was taken"
+    if Kind.TPM in unfit:
+        return "the server has a TPM of another version than the snapshot"
+    return None
