@@ -287,10 +287,15 @@ class Hypervisor(Protocol):
     async def restore_plan(self, server_id: int, tag: str, *, present_only: bool = False) -> RestorePlan:
         """What a revert to the tag would do. Reading it changes nothing, whether the domain runs or not.
 
-        `present_only`: the disks that are there go back, whatever else the snapshot holds or the server has. Raises what
-        `layout` does, `SnapshotNotFound` where no disk has the tag, `DisksDiffer` where the server's disks are not
-        those of the snapshot, `UnsupportedServer` where a disk could not be made as large again as it is.
+        `present_only`: the disks that are there go back, whatever else the snapshot holds or the server has.
+        Raises what `layout` does, `SnapshotNotFound` where no disk has the tag, `DisksDiffer` where the server's disks
+        are not those of the snapshot, `UnsupportedServer` where a disk could not be made as large again as it is.
         """
+        ...
+
+    async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
+        """The disks that adopted domains have in common with other domains of the node, by server id, each with the
+        reason. `layout` refuses such a server."""
         ...
 
     async def refuse_if_in_use(self, server_id: int) -> None:
@@ -337,8 +342,10 @@ class Hypervisor(Protocol):
         ...
 
     async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
-        """Remove every dirty bitmap from the disks of a domain that is off, and the hypervisor's checkpoints; the targets
-        of the disks that had some. None is fine. Raises `InvalidState` (not off) or `DiskFailed`."""
+        """Remove every dirty bitmap from the disks of a domain that is off, and the hypervisor's checkpoints.
+
+        Returns the targets of the disks that had bitmaps; none is fine. Raises `InvalidState` or `DiskFailed`.
+        """
         ...
 
     async def revert(self, server_id: int, tag: str, *, targets: frozenset[str] | None = None) -> None:
@@ -361,9 +368,9 @@ class Hypervisor(Protocol):
         ...
 
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
-        """Remove the tag from every disk, state copy and list that has it, whether the domain runs or not; also from disks
-        that it is written down to hold and that are not the server's any more, where they are still there.
+        """Remove the tag from every disk, state copy and list that has it, whether the domain runs or not.
 
+        Also from the files of disks that the snapshot is written down to hold and that are not the server's any more.
         A tag that is nowhere is fine. Raises `DiskFailed`: call again until it succeeds.
         """
         ...

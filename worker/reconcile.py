@@ -7,20 +7,21 @@ lost is listed again. What is not ours, that is, has no tag of ours, is never to
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
 import structlog
 
-from drivers.base import DriverError, FoundSnapshot, Hypervisor, SnapshotSpec, UnsupportedServer
+from drivers.base import DriverError, FoundSnapshot, Hypervisor, SkippedDisk, SnapshotSpec, UnsupportedServer
 from worker.jobs.errors import StoreUnavailable
-from worker.jobs.model import JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
-from worker.jobs.node_store import BegunJob, Known, LeaseLost, NodeStore, PublishedSnapshot
+from worker.jobs.model import Contents, JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
+from worker.jobs.node_store import BegunJob, Known, KnownSnapshot, LeaseLost, NodeStore, PublishedSnapshot
 from worker.journal import Journal, JournalFailed
 from worker.metrics import Metrics
 from worker.procedures.disks import without
+from worker.procedures.notes import contents_held, contents_to_write
 from worker.procedures.work import SAFETY_PREFIX, Task
 from worker.runner import Runner
 
@@ -42,13 +43,15 @@ class Finding(StrEnum):
     LOST_SNAPSHOT = "lost_snapshot"  # in the store and on no disk: told as failed
     TORN_SNAPSHOT = "torn_snapshot"  # in the store, and on some disks only (a disk was added?): told, nothing else
     REVERTED_SNAPSHOT = "reverted_snapshot"  # someone took the server back to it past us (virsh?): told, nothing else
+    SHARED_DISK = "shared_disk"  # another domain has it, or is based on it: told; jobs of the server are refused
+    UNDELETED_SNAPSHOT = "undeleted_snapshot"  # gone for its customer; each try to free its space failed: tried again
     UNTRACKED_SAFETY = "untracked_safety"  # a safety snapshot that the journal does not know: given its usual time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     finding: Finding
-    tag: str
+    tag: str  # of a shared disk: its target
 
 
 class Reconciler:
@@ -75,6 +78,7 @@ class Reconciler:
         for finding in Finding:
             self._metrics.found(finding, times=0)
         self._asked = asyncio.Event()
+        self._shared: Mapping[int, tuple[SkippedDisk, ...]] = {}  # as seen with the last round
         self._unjudged: dict[ServerId, int] = {}  # tries that are left
 
     def soon(self) -> None:
@@ -88,6 +92,7 @@ class Reconciler:
             try:
                 async with asyncio.timeout(self._look_seconds):
                     domains = await self._hypervisor.domains()
+                    self._shared = await self._hypervisor.shared_disks()
                 for domain in domains:
                     await self.server(ServerId(domain.server_id))
             except (DriverError, TimeoutError) as error:
@@ -143,6 +148,11 @@ class Reconciler:
             for snapshot in found
             if snapshot.targets and snapshot.spec and (snapshot_id := snapshot_id_of(snapshot.tag)) is not None
         }
+        held = {
+            snapshot_id: contents_held(snapshot.contents)
+            for snapshot in found
+            if snapshot.contents and (snapshot_id := snapshot_id_of(snapshot.tag)) in taken
+        }
         known = await self._store.known(server_id, list(taken))
         spare = self._journal.spare_tags(server_id)
         missing = [
@@ -153,14 +163,20 @@ class Reconciler:
                 created_at=spec.created_at,
                 size_mb=await self._hypervisor.size_mb(server_id, tag),
                 status=SnapshotStatus.COMPLETED,
+                contents=held.get(snapshot_id),
             )
             for snapshot_id, (tag, spec) in taken.items()
             if known.on_disk[snapshot_id] is None and snapshot_id not in at_work and tag not in spare
         ]
+        described = [
+            _described(snapshot_id, record, contents)
+            for snapshot_id, contents in held.items()
+            if (record := known.on_disk[snapshot_id]) is not None and record.contents is None
+        ]
         open_tasks = self._open_tasks(server_id)  # as it is now: one that ended meanwhile must not come back
         begun = [_begun(task) for task in open_tasks]
         made = [_in_the_making(task) for task in open_tasks if task.kind is JobKind.CREATE]
-        new = await self._store.publish(server_id, [*missing, *made], begun)
+        new = await self._store.publish(server_id, [*missing, *described, *made], begun)
         return [Difference(finding=Finding.UNKNOWN_SNAPSHOT, tag=taken[new_id][0]) for new_id in new if new_id in taken]
 
     async def _judge(self, server_id: ServerId) -> None:
@@ -180,7 +196,10 @@ class Reconciler:
             differences += await self._regain(server_id, whole, known)
             differences += await self._delete_orphans(server_id, ours, known)
             differences += _strays(ours, known)
+            differences += _undeleted(ours, known)
             differences += _reverted(found)
+            shared = self._shared.get(server_id, ())
+            differences += [Difference(finding=Finding.SHARED_DISK, tag=disk.target) for disk in shared]
             differences += await self._tell_lost(server_id, ids, known)
             differences += self._track_safeties(server_id, found, spare)
         for difference in differences:
@@ -208,7 +227,7 @@ class Reconciler:
                 description=record.description,
                 created_at=record.created_at,
             )
-            await self._hypervisor.list_snapshot(server_id, spec)
+            await self._hypervisor.list_snapshot(server_id, spec, contents_to_write(record.contents))
             differences.append(Difference(finding=Finding.UNLISTED_SNAPSHOT, tag=snapshot.tag))
         return differences
 
@@ -280,6 +299,15 @@ def _strays(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Differe
     ]
 
 
+def _undeleted(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Difference]:
+    """One of which no delete has failed yet is about to go."""
+    return [
+        Difference(finding=Finding.UNDELETED_SNAPSHOT, tag=snapshot.tag)
+        for snapshot_id, snapshot in ours.items()
+        if (record := known.on_disk[snapshot_id]) and record.status is SnapshotStatus.DELETING and record.failed_deletes
+    ]
+
+
 def _reverted(found: Iterable[FoundSnapshot]) -> list[Difference]:
     """The guest's data are older than any job of ours says: whoever looks for the newer ones must find out why."""
     return [
@@ -299,6 +327,20 @@ def _begun(task: Task) -> BegunJob:
         snapshot_created_at=task.created_at,
         request_id=task.request_id,
         undoes=task.undoes,
+        present_only=task.present_only,
+    )
+
+
+def _described(snapshot_id: SnapshotId, record: KnownSnapshot, contents: Contents) -> PublishedSnapshot:
+    """A snapshot that the store knows, with what it holds: nothing else of it is written."""
+    return PublishedSnapshot(
+        id=snapshot_id,
+        name=record.name,
+        description=record.description,
+        created_at=record.created_at,
+        size_mb=None,
+        status=record.status,
+        contents=contents,
     )
 
 

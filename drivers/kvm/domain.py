@@ -1,32 +1,22 @@
 """What is asked of one libvirt domain, in a thread; libvirt's own errors pass through."""
 
-import json
 import re
 import uuid
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import libvirt
-import libvirt_qemu
 
-from drivers.base import DiskFailed, InvalidState, Power, SnapshotSpec, UnsupportedServer
-from drivers.kvm.domain_xml import FileDisk, Hardware, hardware
+from drivers.base import InvalidState, SnapshotSpec, UnsupportedServer
+from drivers.kvm import readiness
+from drivers.kvm.domain_xml import Hardware, hardware
 from drivers.kvm.libvirt_xml import escaped, read
 from drivers.kvm.marks import read_snapshot_xml, snapshot_xml
 from drivers.kvm.places import Places
 from drivers.kvm.volumes import paths_by
 
-_PAUSED = frozenset({libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED})
 _GENERATION_ID = re.compile(r"<genid>[^<]*</genid>|<genid/>")
-
-
-def power(domain: Any) -> Power:
-    if not domain.isActive():
-        return Power.OFF
-    state, _reason = domain.state()
-    return Power.PAUSED if state in _PAUSED else Power.ON
 
 
 def press_power_button(domain: Any) -> None:
@@ -78,16 +68,13 @@ def ready_hardware(domain: Any, places: Places) -> Hardware:
     """
     if not domain.isPersistent():
         raise UnsupportedServer("the server is transient: it would be gone once it is off")
-    if power(domain) is Power.PAUSED:
-        raise InvalidState("the server is suspended")
-    if domain.hasManagedSaveImage(0):
-        raise InvalidState("the server has saved memory, which would not fit its disks: start it once")
+    readiness.refuse_paused(domain)
+    readiness.refuse_saved(domain)
     found = configured_hardware(domain, places)
     if domain.isActive():
         _must_stay_with_its_next_start(found, _hardware(domain, 0, places))
-        for disk in found.disks:
-            if domain.blockJobInfo(disk.target, 0):
-                raise InvalidState(f"disk {disk.target} is being copied by the hypervisor")
+        readiness.refuse_unstartable(domain)
+        readiness.refuse_other_files(found.disks)
     return found
 
 
@@ -138,6 +125,12 @@ def unlist_snapshot(domain: Any, tag: str) -> None:
             snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
 
 
+def forget_checkpoints(domain: Any) -> None:
+    """Make libvirt forget its records of incremental backups; none is fine. The disks' bitmaps are not touched."""
+    for checkpoint in domain.listAllCheckpoints(0):
+        checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+
+
 def renew_generation_id(domain: Any) -> None:
     """Write a new generation id into the definition of a domain that has one. May be run again."""
     # the definition as `virsh edit` takes it: what is secret in it stays
@@ -146,26 +139,3 @@ def renew_generation_id(domain: Any) -> None:
     renewed, found = _GENERATION_ID.subn(f"<genid>{uuid.uuid4()}</genid>", escaped(xml), count=1)
     if found:
         domain.connect().defineXML(renewed)
-
-
-def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> None:
-    """Delete the snapshot from these disks of a running domain; the guest pauses for as long as it takes.
-
-    QEMU is asked itself, disk by disk. libvirt 9.0's own delete asks it for `delvm`, which refuses all disks where one
-    is writable and no qcow2 (UEFI variables, a shared disk), and then tells us that all went well. Raises DiskFailed.
-    """
-    nodes = {
-        node.get("file"): node["node-name"]
-        for node in _ask_qemu(domain, "query-named-block-nodes", flat=True)["return"]
-        if node["drv"] == "qcow2"
-    }
-    for disk in disks:
-        command = "blockdev-snapshot-delete-internal-sync"
-        if disk.path not in nodes or "error" in _ask_qemu(domain, command, device=nodes[disk.path], name=tag):
-            raise DiskFailed(f"disk {disk.target} of the running server kept the snapshot")
-
-
-def _ask_qemu(domain: Any, command: str, **arguments: object) -> Any:
-    return json.loads(
-        libvirt_qemu.qemuMonitorCommand(domain, json.dumps({"execute": command, "arguments": arguments}), 0)
-    )

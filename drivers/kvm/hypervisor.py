@@ -16,7 +16,6 @@ from drivers.base import (
     About,
     Contents,
     Disk,
-    DiskCorrupt,
     DiskFailed,
     Domain,
     FoundSnapshot,
@@ -24,13 +23,14 @@ from drivers.base import (
     Layout,
     Power,
     RestorePlan,
+    SkippedDisk,
     SnapshotExists,
     SnapshotNotFound,
     SnapshotSpec,
     StartFailed,
     UnsupportedServer,
 )
-from drivers.kvm import disks, domain
+from drivers.kvm import disks, domain, live_delete, readiness, sharing
 from drivers.kvm.connection import Connection
 from drivers.kvm.domain_xml import Hardware, Kind
 from drivers.kvm.judgement import judge
@@ -65,7 +65,7 @@ class KvmHypervisor:
     async def domains(self) -> list[Domain]:
         return [
             Domain(server_id=mark.server_id, account_id=mark.account_id, name=name, power=power)
-            for mark, name, power in await self._libvirt.adopted(lambda found: (found.name(), domain.power(found)))
+            for mark, name, power in await self._libvirt.adopted(lambda found: (found.name(), readiness.power(found)))
         ]
 
     async def about(self) -> About:
@@ -80,7 +80,7 @@ class KvmHypervisor:
     # --- power ---
 
     async def power(self, server_id: int) -> Power:
-        return await self._libvirt.on(server_id, domain.power)
+        return await self._libvirt.on(server_id, readiness.power)
 
     async def press_power_button(self, server_id: int) -> None:
         text = "the power button can't be pressed"
@@ -116,9 +116,16 @@ class KvmHypervisor:
         found = await self._libvirt.on(server_id, lambda found: domain.ready_hardware(found, self._places))
         judged = await judge(found)
         judged.refuse()
+        if await self.power(server_id) is Power.OFF:
+            await disks.refuse_held(found.disks)
         return Layout(
             disks=tuple(
-                Disk(target=disk.target, path=disk.path, virtual_bytes=image.virtual_bytes)
+                Disk(
+                    target=disk.target,
+                    path=disk.path,
+                    virtual_bytes=image.virtual_bytes,
+                    bitmaps=tuple(bitmap.name for bitmap in image.bitmaps),
+                )
                 for disk, image in judged.images.items()
             ),
             skipped=judged.skipped,
@@ -131,6 +138,14 @@ class KvmHypervisor:
     async def restore_plan(self, server_id: int, tag: str, *, present_only: bool = False) -> RestorePlan:
         raise NotImplementedError
 
+    async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
+        every = await self._libvirt.call(sharing.uses)
+        found = await self._libvirt.adopted(
+            lambda one: (one.UUIDString(), domain.configured_hardware(one, self._places).disks)
+        )
+        common = {mark.server_id: tuple(sharing.shared(held, uuid, every)) for mark, uuid, held in found}
+        return {server_id: shared for server_id, shared in common.items() if shared}
+
     async def refuse_if_in_use(self, server_id: int) -> None:
         raise NotImplementedError
 
@@ -138,15 +153,6 @@ class KvmHypervisor:
         raise NotImplementedError
 
     async def let_go(self, server_id: int) -> None:
-        raise NotImplementedError
-
-    async def is_at(self, server_id: int, tag: str) -> bool:
-        raise NotImplementedError
-
-    async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
-        raise NotImplementedError
-
-    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
         raise NotImplementedError
 
     async def renew_generation_id(self, server_id: int) -> None:
@@ -182,11 +188,14 @@ class KvmHypervisor:
         size_bytes = 0
         for disk in (await self._hardware(server_id)).disks:
             image = await disks.readable(disk)
-            if tag not in image.tags:
-                raise SnapshotNotFound(f"disk {disk.target} does not have the tag {tag}")
+            await disks.must_hold([disk], tag)
             with disks.refused_as(DiskFailed, f"disk {disk.target} can't be measured"):
                 size_bytes += await qcow2.snapshot_bytes(disk.path, tag, image)
         return -(-size_bytes // (1 << 20))
+
+    async def is_at(self, server_id: int, tag: str) -> bool:
+        await self._must_be_off(server_id)
+        return await disks.are_at((await self._hardware(server_id)).disks, tag)
 
     # --- changing ---
 
@@ -205,14 +214,35 @@ class KvmHypervisor:
         await self._must_be_complete(server_id, spec.tag)
         await self._list(server_id, spec)
 
+    async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
+        await self._must_be_off(server_id)
+        cleared = await disks.without_bitmaps((await self._hardware(server_id)).disks)
+        text = "libvirt kept its checkpoints"
+        await self._libvirt.on(server_id, domain.forget_checkpoints, otherwise=DiskFailed, text=text)
+        return cleared
+
     async def revert(self, server_id: int, tag: str, *, targets: frozenset[str] | None = None) -> None:
         found = await self._ready_and_off(server_id)
-        await self._must_be_complete(server_id, tag)
+        if targets is None:
+            await self._must_be_complete(server_id, tag)
+        chosen = [disk for disk in found.disks if targets is None or disk.target in targets]
+        await disks.must_hold(chosen, tag)
         await disks.on_every(
-            found.disks, lambda disk: qcow2.apply_snapshot(disk.path, tag), text="did not go back to the snapshot"
+            chosen, lambda disk: qcow2.apply_snapshot(disk.path, tag), text="did not go back to the snapshot"
         )
         with disks.refused_as(DiskFailed, "the UEFI variables or the TPM can't be restored"):
             await asyncio.to_thread(_copies(found).restore, tag)
+
+    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
+        await self._must_be_off(server_id)
+        found = {disk.target: disk for disk in (await self._hardware(server_id)).disks}
+        if unknown := virtual_bytes.keys() - found.keys():
+            raise DiskFailed(f"the server has no disk {min(unknown)}")
+        await disks.on_every(
+            [found[target] for target in virtual_bytes],
+            lambda disk: qcow2.enlarge(disk.path, virtual_bytes[disk.target]),
+            text="was not enlarged",
+        )
 
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
         # What lists the tag goes last: a call that died anywhere is made again and finds what is left.
@@ -235,15 +265,7 @@ class KvmHypervisor:
 
     async def repair(self, server_id: int) -> tuple[str, ...]:
         await self._must_be_off(server_id)
-        mended = []
-        for disk in (await self._hardware(server_id)).disks:
-            with disks.unchecked(disk):
-                if not await qcow2.is_sound(disk.path):
-                    mended.append(disk.target)
-                    await qcow2.repair(disk.path)
-                    if not await qcow2.is_sound(disk.path):
-                        raise DiskCorrupt(f"disk {disk.target} is damaged and can't be mended")
-        return tuple(mended)
+        return await disks.mended((await self._hardware(server_id)).disks)
 
     # --- how ---
 
@@ -275,16 +297,15 @@ class KvmHypervisor:
 
     async def _delete_from_disks(self, server_id: int, tag: str, found: Hardware, holders: frozenset[str]) -> None:
         held = [disk for disk in found.disks if disk.target in holders]
-        if await self.power(server_id) is Power.OFF:
-            await disks.on_every(held, lambda disk: qcow2.delete_snapshot(disk.path, tag), text="kept the snapshot")
-        else:
+        if await self.power(server_id) is not Power.OFF:
             text = "a disk of the running server kept the snapshot"
-            await self._libvirt.on(
+            held = await self._libvirt.on(
                 server_id,
-                lambda found: domain.delete_under_guest(found, held, tag),
+                lambda running: live_delete.delete_under_guest(running, held, tag),
                 otherwise=DiskFailed,
                 text=text,
             )
+        await disks.on_every(held, lambda disk: qcow2.delete_snapshot(disk.path, tag), text="kept the snapshot")
 
 
 def _copies(found: Hardware, former: Sequence[Path] = ()) -> Copies:

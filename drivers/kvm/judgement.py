@@ -11,7 +11,7 @@ from drivers.kvm import disks
 from drivers.kvm.domain_xml import FileDisk, Hardware, Kind, StatePart
 from drivers.kvm.firmware_xml import WORDS
 from drivers.kvm.state_copies import Copies
-from drivers.qcow2 import Image
+from drivers.qcow2_image import Image
 
 NOT_YET = {
     Kind.NVRAM: "the server has no UEFI variables yet",

@@ -123,6 +123,7 @@ class DyingNode:
         )
         with closing(journal):
             await reconciler.server(SERVER)
+            journal.age_spare_tags(1)
             await runner.drop_spare_tags()
 
     async def check(self, job: Job, *, power: Power) -> None:

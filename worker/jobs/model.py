@@ -125,6 +125,35 @@ class ServerView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldDisk:
+    """A disk as it was when a snapshot was taken."""
+
+    target: str
+    path: str  # on the node: never shown to customers
+    virtual_bytes: int
+    stamp: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A disk or device that a snapshot does not hold, and why."""
+
+    target: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a snapshot holds; as `drivers.base.Contents`, which the node writes down beside the disks."""
+
+    disks: tuple[HeldDisk, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    firmware: str = "bios"  # or "uefi"
+    nvram: bool = False
+    tpm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
     id: SnapshotId
     server_id: ServerId
@@ -172,35 +201,6 @@ class Note:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldDisk:
-    """A disk as it was when a snapshot was taken."""
-
-    target: str
-    path: str  # on the node: never shown to customers
-    virtual_bytes: int
-    stamp: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeftOut:
-    """A disk or device that a snapshot does not hold, and why."""
-
-    target: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """What a snapshot holds; as `drivers.base.Contents`, which the node writes down beside the disks."""
-
-    disks: tuple[HeldDisk, ...]
-    left_out: tuple[LeftOut, ...] = ()
-    firmware: str = "bios"  # or "uefi"
-    nvram: bool = False
-    tpm: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Job:
     id: JobId
     kind: JobKind
@@ -226,9 +226,11 @@ class Job:
     failure: Failure | None = None
     traceparent: str = ""  # the span that it goes on from, after W3C Trace Context; "": none
     resolved_at: datetime | None = None  # when an operator noted that what it had stranded was put right
-    present_only: bool = False  # of a restore: the disks that are there go back, whatever else the snapshot holds
+    # of a restore or an undo: the disks that are there go back, whatever else the snapshot holds
+    present_only: bool = False
     notes: tuple[Note, ...] = ()
     contents: Contents | None = None  # of a create, and of a dry run of one: what the snapshot holds, or would
+    retried_by: JobId | None = None  # the job that was admitted to do the same again
 
     @property
     def needs_person(self) -> bool:

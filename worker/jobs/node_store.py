@@ -13,10 +13,11 @@ from uuid import uuid4
 
 from arq.connections import ArqRedis
 
-from worker.jobs import errors, records, scripts
+from worker.jobs import errors, records, scripts, written
 from worker.jobs.model import (
     SNAPSHOTS_PER_SERVER,
     AccountId,
+    Contents,
     Failure,
     Job,
     JobId,
@@ -104,6 +105,7 @@ class PublishedSnapshot:
     created_at: datetime
     size_mb: int | None
     status: SnapshotStatus
+    contents: Contents | None = None  # None: not written down
 
     def for_script(self) -> dict[str, str]:
         return {
@@ -113,6 +115,7 @@ class PublishedSnapshot:
             "created_ms": records.milliseconds(self.created_at),
             "size_mb": "" if self.size_mb is None else str(self.size_mb),
             "status": self.status,
+            "contents": written.contents(self.contents),
         }
 
 
@@ -128,6 +131,7 @@ class BegunJob:
     snapshot_created_at: datetime
     request_id: str
     undoes: JobId | None
+    present_only: bool = False
 
     def for_script(self) -> dict[str, str]:
         return {
@@ -139,6 +143,7 @@ class BegunJob:
             "snapshot_created_ms": records.milliseconds(self.snapshot_created_at),
             "request_id": self.request_id,
             "undoes": self.undoes or "",
+            "present_only": "1" if self.present_only else "",
         }
 
 
@@ -161,6 +166,8 @@ class KnownSnapshot:
     name: str
     description: str
     created_at: datetime
+    contents: Contents | None = None  # None: a record of an earlier version
+    failed_deletes: int = 0  # tries of its delete that failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,8 +243,8 @@ class NodeStore:
     async def publish(
         self, server_id: ServerId, snapshots: Iterable[PublishedSnapshot], begun: Iterable[BegunJob]
     ) -> tuple[SnapshotId, ...]:
-        """Say which snapshots a server has on its disks and which jobs are under way; what the store knows stays.
-        The ids of the snapshots that it did not know. Raises LeaseLost."""
+        """Say which snapshots a server has on its disks and which jobs are under way; what the store knows stays, but
+        contents that it lacks are added. The ids of the snapshots that it did not know. Raises LeaseLost."""
         has = {
             "snapshots": [snapshot.for_script() for snapshot in snapshots],
             "jobs": [job.for_script() for job in begun],
@@ -346,4 +353,6 @@ def _known(record: records.Hash) -> KnownSnapshot:
         name=record["name"],
         description=record["description"],
         created_at=records.moment(record["created_ms"]),
+        contents=written.read_contents(record.get("contents", "")),
+        failed_deletes=int(record.get("failed_deletes", 0)),
     )

@@ -2,31 +2,66 @@
 
 from dataclasses import replace
 
-from drivers.base import SnapshotNotFound, SnapshotSpec
-from worker.jobs.model import Step
-from worker.procedures.disks import cleaned, roomy_layout, without
-from worker.procedures.power import as_found, ensure_off, power_remembered
+import structlog
+
+from drivers.base import RestorePlan, SnapshotSpec
+from worker.jobs.model import Note, Step
+from worker.procedures import notes
+from worker.procedures.disks import checked, cleaned, roomy_layout, without
+from worker.procedures.power import as_found, claimed, ensure_off, power_remembered
 from worker.procedures.work import Next, Procedure, Work, over, then
+
+log = structlog.stdlib.get_logger()
 
 
 async def _check(work: Work) -> Next:
     """All that can refuse a restore before it costs the guest its uptime; changes nothing."""
+    plan = await _plan(work)
+    return Next(step=None, facts=work.facts.noting(*_beforehand(plan), *_at_the_effect(plan)))
+
+
+async def _plan(work: Work) -> RestorePlan:
     await roomy_layout(work)
-    found = {snapshot.tag: snapshot for snapshot in await work.hypervisor.snapshots(work.task.server_id)}
-    if work.task.tag not in found or not found[work.task.tag].complete:
-        raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
-    return Next(step=None, facts=work.facts)
+    task = work.task
+    return await work.hypervisor.restore_plan(task.server_id, task.tag, present_only=task.present_only)
+
+
+def _beforehand(plan: RestorePlan) -> tuple[Note, ...]:
+    return notes.not_restored(plan.not_restored)
+
+
+def _at_the_effect(plan: RestorePlan) -> tuple[Note, ...]:
+    """What a dry run foretells, and a restore tells once it is done."""
+    ended = [notes.backup_chain_ended(plan.bitmaps)] if _clears(plan) else []
+    renewed = [notes.GENERATION_ID_CHANGED] if plan.generation_id else []
+    return (*ended, *notes.kept_sizes(plan.grown), *renewed)
+
+
+def _clears(plan: RestorePlan) -> bool:
+    return bool(plan.bitmaps or plan.checkpoints)
 
 
 async def _preflight(work: Work) -> Next:
-    await _check(work)
-    return Next(step=Step.STOPPING, facts=await power_remembered(work))
+    plan = await _plan(work)
+    facts = replace(
+        work.facts.noting(*_beforehand(plan)),
+        targets=frozenset(plan.targets),
+        grown=plan.grown,
+        clears=plan.bitmaps if _clears(plan) else None,
+        renews_generation=plan.generation_id,
+    )
+    return Next(step=Step.STOPPING, facts=await power_remembered(replace(work, facts=facts)))
 
 
 async def _stop(work: Work) -> Next:
+    await claimed(work)
     # At once: what the guest has not yet written is about to be overwritten.
     await ensure_off(work.hypervisor, work.task.server_id)
-    return Next(step=Step.SAFEGUARDING, facts=work.facts)
+    return Next(step=Step.CHECKING, facts=work.facts)
+
+
+async def _check_disks(work: Work) -> Next:
+    return Next(step=Step.SAFEGUARDING, facts=await checked(work))
 
 
 async def _safeguard(work: Work) -> Next:
@@ -41,22 +76,55 @@ async def _safeguard(work: Work) -> Next:
         created_at=task.created_at,
     )
     await work.hypervisor.take_snapshot(task.server_id, spec)
-    return Next(step=Step.REVERTING, facts=replace(work.facts, spare_tag=task.safety_tag))
+    facts = replace(work.facts, spare_tag=task.safety_tag)
+    if facts.clears is None:
+        return Next(step=Step.REVERTING, facts=facts)
+    # Noted before the first of them goes: a step that breaks off has ended the chain as well.
+    return Next(step=Step.CLEARING, facts=facts.noting(notes.backup_chain_ended(facts.clears)))
+
+
+async def _clear(work: Work) -> Next:
+    if work.interrupted:
+        await ensure_off(work.hypervisor, work.task.server_id)
+    targets = await work.hypervisor.clear_bitmaps(work.task.server_id)
+    log.warning("backup_chain.ended", disks=targets or work.facts.clears)
+    return Next(step=Step.REVERTING, facts=work.facts)
 
 
 async def _revert(work: Work) -> Next:
     if work.interrupted:
         await ensure_off(work.hypervisor, work.task.server_id)
         await work.hypervisor.repair(work.task.server_id)
-    await work.hypervisor.revert(work.task.server_id, work.task.tag)
+    await work.hypervisor.revert(work.task.server_id, work.task.tag, targets=work.facts.targets)
     # From the next step on the guest may write: whoever runs this job again must not revert again.
-    return Next(step=Step.STARTING, facts=work.facts)
+    adapts = work.facts.grown or work.facts.renews_generation
+    return Next(step=Step.ADAPTING if adapts else Step.STARTING, facts=work.facts)
+
+
+async def _adapt(work: Work) -> Next:
+    hypervisor, server_id, facts = work.hypervisor, work.task.server_id, work.facts
+    if work.interrupted:
+        await ensure_off(hypervisor, server_id)
+        await hypervisor.repair(server_id)
+    if facts.grown:
+        virtual_bytes = {disk.target: disk.virtual_bytes for disk in facts.grown}
+        await hypervisor.resize(server_id, virtual_bytes)
+        log.info("disks.enlarged", **virtual_bytes)
+        facts = facts.noting(*notes.kept_sizes(facts.grown))
+    if facts.renews_generation:
+        await hypervisor.renew_generation_id(server_id)
+        facts = facts.noting(notes.GENERATION_ID_CHANGED)
+    return Next(step=Step.STARTING, facts=facts)
 
 
 async def _undo(work: Work) -> Next:
-    await ensure_off(work.hypervisor, work.task.server_id)
-    await work.hypervisor.repair(work.task.server_id)
-    await work.hypervisor.revert(work.task.server_id, work.task.safety_tag)
+    hypervisor, task = work.hypervisor, work.task
+    await ensure_off(hypervisor, task.server_id)
+    await hypervisor.repair(task.server_id)
+    # Where nothing was changed there is nothing to go back to: what refused the revert would refuse this one, too.
+    if not await hypervisor.is_at(task.server_id, task.safety_tag):
+        await hypervisor.clear_bitmaps(task.server_id)
+        await hypervisor.revert(task.server_id, task.safety_tag)
     return Next(step=Step.CLEANING, facts=work.facts)
 
 
@@ -73,8 +141,11 @@ RESTORE = Procedure(
     steps={
         Step.PREFLIGHT: _preflight,
         Step.STOPPING: _stop,
+        Step.CHECKING: _check_disks,
         Step.SAFEGUARDING: _safeguard,
+        Step.CLEARING: _clear,
         Step.REVERTING: _revert,
+        Step.ADAPTING: _adapt,
         Step.UNDOING: _undo,
         Step.CLEANING: _clean,
         Step.STARTING: _start,
@@ -82,8 +153,11 @@ RESTORE = Procedure(
     if_it_fails={
         Step.PREFLIGHT: over,
         Step.STOPPING: then(Step.STARTING),
+        Step.CHECKING: then(Step.STARTING),  # nothing was changed: it starts as it was found, damaged or not
         Step.SAFEGUARDING: then(Step.CLEANING),
+        Step.CLEARING: then(Step.UNDOING),
         Step.REVERTING: then(Step.UNDOING),
+        Step.ADAPTING: then(Step.UNDOING),
         Step.UNDOING: over,  # the disks are torn: the VM stays off
         Step.CLEANING: over,
         Step.STARTING: over,
