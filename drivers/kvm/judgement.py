@@ -1,8 +1,8 @@
 """What a snapshot of a server would hold and what keeps it from being taken: for the layout, and for the survey."""
 
 import asyncio
-import os
-from collections.abc import Mapping
+import os.path
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,34 +39,41 @@ class Judgement:
 
 async def judge(found: Hardware) -> Judgement:
     """Changes nothing, whether the domain runs or not."""
-    refusals: list[DriverError] = [UnsupportedServer(text) for text in found.troubles]
+    images, refusals = await judge_disks(found.disks)
+    parts, unheld, unfit = await asyncio.to_thread(_parts, found)
+    return Judgement(
+        images=images,
+        parts=tuple(parts),
+        skipped=(*found.skipped, *unheld),
+        refusals=(*(UnsupportedServer(text) for text in found.troubles), *refusals, *unfit),
+    )
+
+
+async def judge_disks(of: Sequence[FileDisk]) -> tuple[dict[FileDisk, Image], list[DriverError]]:
+    """The images that can be read, and what is wrong with any."""
+    refusals: list[DriverError] = []
     images: dict[FileDisk, Image] = {}
-    for disk in found.disks:
+    for disk in of:
         try:
             images[disk] = await disks.readable(disk)
             await disks.refuse_unfit(disk, images[disk])
         except DriverError as error:
             refusals.append(error)
-    refusals += await asyncio.to_thread(_same_files, [*images])
-    parts, unheld = await asyncio.to_thread(_parts, found, refusals)
-    return Judgement(images=images, parts=parts, skipped=(*found.skipped, *unheld), refusals=tuple(refusals))
+    try:
+        # of disks with one path the XML has told already
+        await disks.refuse_same_file([*_by_path(images).values()])
+    except DriverError as error:
+        refusals.append(error)
+    return images, refusals
 
 
-def _same_files(of: list[FileDisk]) -> list[DriverError]:
-    """A file that two disks have under two names, by a link: the XML does not tell."""
-    first: dict[tuple[int, int], FileDisk] = {}
-    refusals: list[DriverError] = []
-    for disk in of:
-        with disks.refused_as(UnsupportedServer, f"disk {disk.target} can't be looked at"):
-            status = os.stat(disk.path)
-        other = first.setdefault((status.st_dev, status.st_ino), disk)
-        if other is not disk and os.path.normpath(other.path) != os.path.normpath(disk.path):
-            refusals.append(UnsupportedServer(f"disk {disk.target} shares its file with disk {other.target}"))
-    return refusals
+def _by_path(of: Iterable[FileDisk]) -> dict[str, FileDisk]:
+    return {os.path.normpath(disk.path): disk for disk in of}
 
 
-def _parts(found: Hardware, refusals: list[DriverError]) -> tuple[tuple[StatePart, ...], tuple[SkippedDisk, ...]]:
-    held, unheld = [], []
+def _parts(found: Hardware) -> tuple[list[StatePart], list[SkippedDisk], list[DriverError]]:
+    """Those that are there, those that are not, and why some can't be copied."""
+    held, unheld, refusals = [], [], list[DriverError]()
     for part in found.parts:
         copies = Copies(images=[Path(disk.path) for disk in found.disks], parts=[part])
         try:
@@ -79,7 +86,7 @@ def _parts(found: Hardware, refusals: list[DriverError]) -> tuple[tuple[StatePar
                     copies.refuse_unwritable()
         except DriverError as error:
             refusals.append(error)
-    return tuple(held), tuple(unheld)
+    return held, unheld, refusals
 
 
 def missing_copies(contents: Contents, copied: frozenset[Kind]) -> tuple[str, ...]:
