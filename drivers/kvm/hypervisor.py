@@ -195,7 +195,10 @@ class KvmHypervisor:
 
     async def is_at(self, server_id: int, tag: str) -> bool:
         await self._must_be_off(server_id)
-        return await disks.are_at((await self._hardware(server_id)).disks, tag)
+        found = await self._hardware(server_id)
+        with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM can't be looked at"):
+            state_is_at = await asyncio.to_thread(_copies(found).is_at, tag)
+        return state_is_at and await disks.are_at(found.disks, tag)
 
     # --- changing ---
 
