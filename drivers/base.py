@@ -133,6 +133,8 @@ class FoundSnapshot:
     current: bool = False  # someone went back to it (or took it) with the hypervisor's own tools
     contents: Contents | None = None  # None: nothing is written down about it
     missing: tuple[str, ...] = ()  # why it is not complete, a sentence for each thing, for the customer's eyes
+    # It is written down where it stays and keeps the server from nothing. If not, `list_snapshot` writes it there.
+    settled: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +333,11 @@ class Hypervisor(Protocol):
         """
         ...
 
+    async def list_for_people(self, server_id: int) -> tuple[str, ...]:
+        """List our whole snapshots where the hypervisor's own tools show them; the tags. Until they are settled again,
+        the server can't be moved to another node. Raises `ServerInUse`."""
+        ...
+
     async def is_at(self, server_id: int, tag: str) -> bool:
         """Whether every disk (and NVRAM and TPM) of a domain that is off holds just what the tag holds: nothing was
         written since it was taken or reverted to. Tags that a disk lacks: no."""
@@ -339,7 +346,8 @@ class Hypervisor(Protocol):
     async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
         """Remove every dirty bitmap from the disks of a domain that is off, and the hypervisor's checkpoints.
 
-        Returns the targets of the disks that had bitmaps; none is fine. Raises `InvalidState` (not off) or `DiskFailed`.
+        Returns the targets of the disks that had bitmaps; none is fine. Raises `InvalidState` (not off) or
+        `DiskFailed`.
         """
         ...
 
@@ -365,7 +373,8 @@ class Hypervisor(Protocol):
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
         """Remove the tag from every disk, state copy and list that has it, whether the domain runs or not.
 
-        Also from the files of disks that the snapshot is written down to hold and that are not the server's any more. A tag that is nowhere is fine. Raises `DiskFailed`: call again until it succeeds.
+        Also from the files of disks that the snapshot is written down to hold and that are not the server's any more.
+        A tag that is nowhere is fine. Raises `DiskFailed`: call again until it succeeds.
         """
         ...
 

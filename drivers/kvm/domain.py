@@ -1,14 +1,16 @@
 """What is asked of one libvirt domain, in a thread; libvirt's own errors pass through."""
 
 import json
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import libvirt
 import libvirt_qemu
 
-from drivers.base import DiskFailed, InvalidState, Power, SnapshotSpec, UnsupportedServer
-from drivers.kvm.domain_xml import FileDisk, Hardware, hardware, read_snapshot_xml, snapshot_xml
+from drivers.base import DiskFailed, InvalidState, Power, UnsupportedServer
+from drivers.kvm.domain_xml import FileDisk, Hardware, hardware
 
 _PAUSED = frozenset({libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED})
 
@@ -78,26 +80,20 @@ def ready_hardware(domain: Any) -> Hardware:
     return found
 
 
-def listed_snapshots(domain: Any) -> tuple[dict[str, SnapshotSpec], str | None]:
-    """What libvirt lists, by tag, and which of it is its current one: `virsh snapshot-revert` makes it that, we never
-    do."""
-    current = domain.snapshotCurrent(0).getName() if domain.hasCurrentSnapshot(0) else None
-    specs = [read_snapshot_xml(snapshot.getXMLDesc(0)) for snapshot in domain.listAllSnapshots(0)]
-    return {spec.tag: spec for spec in specs}, current
+def has_generation_id(domain: Any) -> bool:
+    """Whether the guest is told by a VM generation id when it has gone back in time."""
+    return "<genid>" in domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
 
 
-def list_snapshot(domain: Any, spec: SnapshotSpec) -> None:
-    """Make a snapshot that is on the disks known to libvirt, which does not look for it there."""
-    inactive = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-    xml = snapshot_xml(spec, hardware(inactive), inactive)
-    domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
-
-
-def unlist_snapshot(domain: Any, tag: str) -> None:
-    """Make libvirt forget the snapshot, if it knows it; the disks are not touched."""
-    for snapshot in domain.listAllSnapshots(0):
-        if snapshot.getName() == tag:
-            snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+def delete_where_it_runs(handle: Any, path: str, tag: str) -> bool:
+    """Delete the snapshot from a file by the QEMU of the running domain that has it as a disk; whether there is one."""
+    for domain in handle.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        with suppress(ValueError):
+            for disk in hardware(domain.XMLDesc(0)).disks:
+                if os.path.realpath(disk.path) == os.path.realpath(path):
+                    delete_under_guest(domain, [disk], tag)
+                    return True
+    return False
 
 
 def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> None:

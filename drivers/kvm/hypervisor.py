@@ -8,6 +8,8 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Self
 
 from drivers import qcow2
@@ -18,6 +20,7 @@ from drivers.base import (
     DiskCorrupt,
     DiskFailed,
     Domain,
+    Firmware,
     FoundSnapshot,
     InvalidState,
     Layout,
@@ -29,9 +32,11 @@ from drivers.base import (
     StartFailed,
     UnsupportedServer,
 )
-from drivers.kvm import disks, domain, nvram
+from drivers.kvm import disks, domain, in_use, listing, nvram, plan
 from drivers.kvm.connection import Connection
-from drivers.kvm.domain_xml import Hardware, refuse_unsupported
+from drivers.kvm.domain_xml import FileDisk, Hardware, refuse_unsupported
+from drivers.kvm.plan import StateBeside
+from drivers.kvm.snapshots import View, left_behind, read_disks
 
 LOOK_AGAIN_SECONDS = 0.3  # libvirt's event of a stop was seen up to 1.6 s late
 
@@ -108,6 +113,7 @@ class KvmHypervisor:
     # --- looking ---
 
     async def layout(self, server_id: int) -> Layout:
+        await self.refuse_if_in_use(server_id)
         found = await self._libvirt.on(server_id, domain.ready_hardware)
         refuse_unsupported(found)
         if found.uefi and (found.nvram is None or not found.nvram.is_file()):
@@ -126,16 +132,28 @@ class KvmHypervisor:
         )
 
     async def restore_plan(self, server_id: int, tag: str, *, present_only: bool = False) -> RestorePlan:
-        raise NotImplementedError
+        layout = await self.layout(server_id)
+        view = await self._view(server_id, await self._hardware(server_id))
+        comparison, state = view.compare(tag), view.differing_state(tag)
+        plan.refuse(comparison, state, present_only=present_only)
+        return RestorePlan(
+            targets=comparison.targets,
+            not_restored=(*comparison.differing, *state),
+            grown=tuple(match.grown for match in comparison.matches if match.grown is not None),
+            bitmaps=tuple(disk.target for disk in layout.disks if disk.bitmaps and disk.target in comparison.targets),
+            checkpoints=layout.checkpoints,
+            generation_id=await self._libvirt.on(server_id, domain.has_generation_id),
+        )
 
     async def refuse_if_in_use(self, server_id: int) -> None:
-        raise NotImplementedError
+        await self._libvirt.on(server_id, in_use.refuse)
 
     async def hold(self, server_id: int) -> None:
-        raise NotImplementedError
+        await self.refuse_if_in_use(server_id)  # libvirt would have us wait for half a minute, and then refuse
+        await self._libvirt.on(server_id, listing.hold)
 
     async def let_go(self, server_id: int) -> None:
-        raise NotImplementedError
+        await self._libvirt.on(server_id, listing.let_go)
 
     async def is_at(self, server_id: int, tag: str) -> bool:
         raise NotImplementedError
@@ -155,21 +173,7 @@ class KvmHypervisor:
             return await asyncio.to_thread(disks.free_bytes, found.disks)
 
     async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
-        found = await self._hardware(server_id)
-        listed, current = await self._libvirt.on(server_id, domain.listed_snapshots)
-        held = await disks.held_tags(found.disks)
-        in_nvram = nvram.tags(found.nvram) if found.nvram else frozenset()
-        every = frozenset(disk.target for disk in found.disks)
-        return [
-            FoundSnapshot(
-                tag=tag,
-                targets=held.get(tag, frozenset()),
-                complete=held.get(tag) == every and (found.nvram is None or tag in in_nvram),
-                spec=listed.get(tag),
-                current=tag == current,
-            )
-            for tag in sorted({*held, *listed, *in_nvram})
-        ]
+        return (await self._view(server_id, await self._hardware(server_id))).found()
 
     async def size_mb(self, server_id: int, tag: str) -> int:
         size_bytes = 0
@@ -193,11 +197,21 @@ class KvmHypervisor:
         await disks.on_every(
             found.disks, lambda disk: qcow2.create_snapshot(disk.path, spec.tag), text="took no snapshot"
         )
-        await self._list(server_id, spec)
+        await self._write_down(server_id, spec)
 
     async def list_snapshot(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
-        await self._must_be_complete(server_id, spec.tag)
-        await self._list(server_id, spec)
+        await self._write_down(server_id, spec, contents)
+
+    async def list_for_people(self, server_id: int) -> tuple[str, ...]:
+        await self.refuse_if_in_use(server_id)
+        whole = [found.spec for found in await self.snapshots(server_id) if found.complete and found.spec]
+        ours = [spec for spec in whole if spec.tag.startswith(listing.OURS)]
+        text = "libvirt did not list the snapshot"
+        for spec in ours:
+            await self._libvirt.on(
+                server_id, partial(listing.list_for_people, spec=spec), otherwise=InvalidState, text=text
+            )
+        return tuple(spec.tag for spec in ours)
 
     async def revert(self, server_id: int, tag: str, *, targets: frozenset[str] | None = None) -> None:
         found = await self._ready_and_off(server_id)
@@ -210,20 +224,21 @@ class KvmHypervisor:
                 await asyncio.to_thread(nvram.restore, found.nvram, tag)
 
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
-        # What lists the tag goes last: a call that died anywhere is made again and finds what is left.
+        # What is written down goes last: a call that died anywhere is made again and finds what is left.
         found = await self._hardware(server_id)
-        holders = (await disks.held_tags(found.disks)).get(tag, frozenset())
-        if holders:
+        view = await self._view(server_id, found)
+        if holders := view.holders(tag):
             await self._delete_from_disks(server_id, tag, found, holders)
             if tag in await disks.held_tags(found.disks):
                 raise DiskFailed("a disk kept the snapshot")
+        if (contents := view.contents(tag)) is not None:
+            for disk in await asyncio.to_thread(left_behind, tag, contents, found.disks):
+                await self._delete_left_behind(tag, disk)
         if found.nvram is not None:
             with disks.refused_as(DiskFailed, "the copy of the UEFI variables can't be deleted"):
                 await asyncio.to_thread(nvram.delete, found.nvram, tag)
         text = "libvirt kept the snapshot in its list"
-        await self._libvirt.on(
-            server_id, lambda found: domain.unlist_snapshot(found, tag), otherwise=DiskFailed, text=text
-        )
+        await self._libvirt.on(server_id, lambda found: listing.strike_out(found, tag), otherwise=DiskFailed, text=text)
 
     async def repair(self, server_id: int) -> tuple[str, ...]:
         await self._must_be_off(server_id)
@@ -254,10 +269,19 @@ class KvmHypervisor:
         if not any(snapshot.tag == tag and snapshot.complete for snapshot in await self.snapshots(server_id)):
             raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
 
-    async def _list(self, server_id: int, spec: SnapshotSpec) -> None:
-        text = "libvirt did not list the snapshot"
+    async def _view(self, server_id: int, found: Hardware) -> View:
+        written = await self._libvirt.on(server_id, listing.written_down)
+        now, copies = _beside(found)
+        return View(hardware=found, disks=await read_disks(found.disks), written=written, beside=now, copies=copies)
+
+    async def _write_down(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
+        view = await self._view(server_id, await self._hardware(server_id))
+        record = view.record(spec, contents)
+        if record is None:
+            raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
+        text = "libvirt did not write down the snapshot"
         await self._libvirt.on(
-            server_id, lambda found: domain.list_snapshot(found, spec), otherwise=DiskFailed, text=text
+            server_id, lambda found: listing.write_down(found, record), otherwise=DiskFailed, text=text
         )
 
     async def _ready_and_off(self, server_id: int) -> Hardware:
@@ -277,6 +301,24 @@ class KvmHypervisor:
                 otherwise=DiskFailed,
                 text=text,
             )
+
+    async def _delete_left_behind(self, tag: str, disk: FileDisk) -> None:
+        """From a file that is no disk of the server any more: by the QEMU that runs on it now, if one does."""
+        in_qemu = await self._libvirt.call(
+            lambda handle: domain.delete_where_it_runs(handle, disk.path, tag),
+            otherwise=DiskFailed,
+            text=f"disk {disk.target}, which is not the server's any more, kept the snapshot",
+        )
+        if not in_qemu:
+            await disks.on_every([disk], lambda disk: qcow2.delete_snapshot(disk.path, tag), text="kept the snapshot")
+
+
+def _beside(found: Hardware) -> tuple[StateBeside, dict[str, StateBeside]]:
+    """UEFI variables and TPM: what the server has, and the copies by tag."""
+    firmware = Firmware.UEFI if found.uefi else Firmware.BIOS
+    now = StateBeside(nvram=found.nvram is not None, tpm=False, firmware=firmware)
+    in_nvram = nvram.tags(found.nvram) if found.nvram else frozenset()
+    return now, {tag: replace(now, nvram=True) for tag in in_nvram}
 
 
 def _version(number: int) -> str:
