@@ -295,6 +295,11 @@ class Hypervisor(Protocol):
         """
         ...
 
+    async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
+        """The disks that adopted domains have in common with other domains of the node, by server id, each with the
+        reason. `layout` refuses such a server."""
+        ...
+
     async def refuse_if_in_use(self, server_id: int) -> None:
         """Raises `ServerInUse` where another tool is at work on the server (see `layout`): it is not to be stopped."""
         ...

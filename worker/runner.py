@@ -3,13 +3,13 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 import structlog
 
-from drivers.base import DriverError, Hypervisor, Power
+from drivers.base import DomainNotFound, DriverError, Hypervisor, Power
 from worker import traces
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
@@ -62,7 +62,6 @@ class Runner:
         publisher: Publisher,
         policy: Policy,
         limits: Limits,
-        procedures: Mapping[JobKind, Procedure] = PROCEDURES,
         metrics: Metrics | None = None,
         may_go_on: Callable[[], Awaitable[bool]] = _always,
     ) -> None:
@@ -73,7 +72,6 @@ class Runner:
         self._publisher = publisher
         self._policy = policy
         self._limits = limits
-        self._procedures = procedures
         self._metrics = metrics or Metrics()
         self._may_go_on = may_go_on
         self._running: dict[JobId, asyncio.Task[None]] = {}
@@ -99,7 +97,7 @@ class Runner:
                 if job is None:
                     return
                 self._metrics.begun(job)
-                entry = self._journal.begin(Task.of(job), self._procedures[job.kind].first)
+                entry = self._journal.begin(Task.of(job), PROCEDURES[job.kind].first)
             await asyncio.shield(self._pursue(entry, resumed=known))
 
     def resume(self) -> list[asyncio.Task[None]]:
@@ -155,6 +153,8 @@ class Runner:
         try:
             async with asyncio.timeout(self._limits.step_seconds):
                 free_bytes = await self._hypervisor.free_space(server_id)
+        except DomainNotFound:  # gone to another node; its tags are dropped when they are due
+            return
         except (DriverError, TimeoutError) as error:
             log.warning("storage.unknown", server_id=server_id, reason=str(error) or type(error).__name__)
             return
@@ -180,6 +180,11 @@ class Runner:
                 self._journal.change(spare.server_id)
                 await without(self._hypervisor, spare.server_id, spare.tag)
                 self._journal.changed(spare.server_id)
+        except DomainNotFound:  # its new node has found it
+            with suppress(JournalFailed):
+                self._journal.changed(spare.server_id)
+                self._journal.dropped(spare.tag)
+            log.info("spare_tag.gone_with_server", tag=spare.tag, server_id=spare.server_id)
         except (DriverError, TimeoutError, JournalFailed) as error:
             reason = str(error) or type(error).__name__
             log.warning("spare_tag.kept", tag=spare.tag, server_id=spare.server_id, reason=reason)
@@ -252,6 +257,8 @@ class Runner:
             try:
                 async with asyncio.timeout(self._limits.step_seconds):
                     await whole(self._hypervisor, server_id)
+            except DomainNotFound:  # gone to another node, whose jobs check the disks first
+                self._journal.changed(server_id)
             except (DriverError, TimeoutError) as error:  # the job's own checks say what becomes of it
                 log.warning("disks.not_mended", server_id=server_id, reason=str(error) or type(error).__name__)
             else:
@@ -270,7 +277,7 @@ class Runner:
 
     async def _execute(self, entry: Entry, *, resumed: bool) -> Outcome:
         """Walk the steps, each written down before its first effect, and write down the outcome."""
-        task, procedure = entry.task, self._procedures[entry.task.kind]
+        task, procedure = entry.task, PROCEDURES[entry.task.kind]
         step: Step | None = entry.step
         facts, interruptions, interrupted = entry.facts, entry.interruptions, resumed
         if resumed:

@@ -122,7 +122,8 @@ class Offered:
 
 
 def _is_retryable(found: OpsJob) -> bool:
-    return found.job.state is JobState.FAILED and not found.job.kind.only_looks
+    job = found.job
+    return job.state is JobState.FAILED and not job.kind.only_looks and job.retried_by is None
 
 
 def _is_cancellable(found: OpsJob) -> bool:

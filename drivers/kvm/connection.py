@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import libvirt
 
 from drivers.base import MARK_NAMESPACE, DomainNotFound, DriverError, HypervisorUnavailable, InvalidState, ServerInUse
-from drivers.kvm.domain_xml import PREFIX, ServerMark
 from drivers.kvm.in_use import is_incoming
+from drivers.kvm.marks import PREFIX, ServerMark
 from drivers.kvm.opening import opened
 
 Answer = TypeVar("Answer")
@@ -42,9 +42,7 @@ def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: s
     if code == libvirt.VIR_ERR_NO_DOMAIN:
         return DomainNotFound("the hypervisor does not know the server")
     if code == libvirt.VIR_ERR_OPERATION_TIMEOUT and "state change lock" in str(error):
-        return ServerInUse(
-            "another tool is at work on the server"
-        )  # which the call has waited for, and then done nothing
+        return ServerInUse("another tool is at work on the server")  # the call has waited for it, and done nothing
     lost = code in UNKNOWN_OUTCOME or "client socket is closed" in str(error)
     if lost or (code == libvirt.VIR_ERR_SYSTEM_ERROR and not alive):
         return HypervisorUnavailable("the hypervisor does not answer")
@@ -77,7 +75,7 @@ class Connection:
     """libvirt at one URI. Every method may raise HypervisorUnavailable."""
 
     def __init__(self, uri: str) -> None:
-        self._uri = uri
+        self.uri = uri
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="libvirt")
         self._opening = threading.Lock()
         self._handle: Any = None
@@ -174,7 +172,7 @@ class Connection:
     def _open_handle(self) -> Any:
         with self._opening:
             if self._handle is None or not self._handle.isAlive():
-                self._handle = opened(self._uri)
+                self._handle = opened(self.uri)
                 with suppress(libvirt.libvirtError):  # the embedded driver has no wire to keep alive
                     self._handle.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
                 lifecycle = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE

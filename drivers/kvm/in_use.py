@@ -1,11 +1,11 @@
 """Whether another tool is at work on a domain; asked in a thread, libvirt's own errors pass through."""
 
-import xml.etree.ElementTree as ET
 from typing import Any
 
 import libvirt
 
 from drivers.base import ServerInUse
+from drivers.kvm.libvirt_xml import read
 
 # libvirt's own constants, some of which its older Python bindings lack
 _SAVE, _RESTORE, _MIGRATION_OUT, _SNAPSHOT, _REVERT, _DUMP, _BACKUP, _DELETE = 2, 3, 5, 6, 7, 8, 9, 10
@@ -81,8 +81,7 @@ def _job(domain: Any) -> str | None:
 
 def _targets(xml: str) -> list[str]:
     """Of all disks, whatever they are: another tool may copy one that no snapshot holds."""
-    domain = ET.fromstring(xml)  # noqa: S314 - libvirt's own output
-    targets = (element.get("dev", "") for element in domain.iterfind("./devices/disk/target"))
+    targets = (element.get("dev", "") for element in read(xml).iterfind("./devices/disk/target"))
     return [target for target in targets if target]
 
 

@@ -13,8 +13,13 @@ import libvirt
 
 from drivers.base import SnapshotSpec
 from drivers.kvm import records
-from drivers.kvm.domain_xml import Hardware, hardware, read_snapshot_xml, snapshot_xml
+from drivers.kvm.domain import configured_hardware
+from drivers.kvm.domain_xml import Hardware, hardware
+from drivers.kvm.libvirt_xml import read
+from drivers.kvm.marks import read_snapshot_xml, snapshot_xml
+from drivers.kvm.places import Places
 from drivers.kvm.records import Record
+from drivers.kvm.volumes import paths_by
 
 HOLD = "vps-job"  # the entry in libvirt's list while a job is at work
 OURS = "vps-"  # begins each tag of ours
@@ -43,39 +48,39 @@ class Written:
         return self.listed[tag].spec if tag in self.listed else None
 
 
-def written_down(domain: Any) -> Written:
+def written_down(domain: Any, places: Places) -> Written:
     current = domain.snapshotCurrent(0).getName() if domain.hasCurrentSnapshot(0) else None
-    listed = [_listed(snapshot.getXMLDesc(0)) for snapshot in domain.listAllSnapshots(0)]
-    places = [records.read(_metadata(domain, place)) for place in _places(domain)]
-    together = {tag: record for place in reversed(places) for tag, record in place.items()}
+    listed = [_listed(domain, snapshot.getXMLDesc(0), places) for snapshot in domain.listAllSnapshots(0)]
+    definitions = [records.read(_metadata(domain, which)) for which in _definitions(domain)]
+    together = {tag: record for definition in reversed(definitions) for tag, record in definition.items()}
     return Written(
         records=together,
         listed={entry.spec.tag: entry for entry in listed if entry.spec.tag != HOLD},
-        unsettled=frozenset(tag for tag in together if any(tag not in place for place in places)),
+        unsettled=frozenset(tag for tag in together if any(tag not in definition for definition in definitions)),
         current=current,
     )
 
 
 def write_down(domain: Any, record: Record) -> None:
     """In each of the domain's definitions; and no longer in libvirt's list, where older versions of us wrote it."""
-    for place in _places(domain):
-        _set_metadata(domain, records.with_record(_metadata(domain, place), record), place)
+    for which in _definitions(domain):
+        _set_metadata(domain, records.with_record(_metadata(domain, which), record), which)
     unlist(domain, record.spec.tag)
 
 
 def strike_out(domain: Any, tag: str) -> None:
     """Nothing is written down about the snapshot any more; the disks are not touched."""
     unlist(domain, tag)
-    for place in _places(domain):
-        before = _metadata(domain, place)
+    for which in _definitions(domain):
+        before = _metadata(domain, which)
         if before is not None:
-            _set_metadata(domain, records.without_record(before, tag), place)
+            _set_metadata(domain, records.without_record(before, tag), which)
 
 
-def list_for_people(domain: Any, spec: SnapshotSpec) -> None:
+def list_for_people(domain: Any, spec: SnapshotSpec, places: Places) -> None:
     """Put a snapshot into libvirt's list, for `virsh`. A domain with an entry there can't be migrated."""
     inactive = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-    xml = snapshot_xml(spec, hardware(inactive), inactive)
+    xml = snapshot_xml(spec, configured_hardware(domain, places), inactive)
     domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
 
 
@@ -103,15 +108,15 @@ def let_go(domain: Any) -> None:
     unlist(domain, HOLD)
 
 
-def _places(domain: Any) -> tuple[int, ...]:
+def _definitions(domain: Any) -> tuple[int, ...]:
     """The definitions that the domain has: the one that runs, and the one that it will start with."""
     running = (libvirt.VIR_DOMAIN_AFFECT_LIVE,) if domain.isActive() else ()
     return (*running, libvirt.VIR_DOMAIN_AFFECT_CONFIG) if domain.isPersistent() else running
 
 
-def _metadata(domain: Any, place: int) -> str | None:
+def _metadata(domain: Any, which: int) -> str | None:
     try:
-        xml: str = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, records.NAMESPACE, place)
+        xml: str = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, records.NAMESPACE, which)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
             return None
@@ -119,15 +124,16 @@ def _metadata(domain: Any, place: int) -> str | None:
     return xml
 
 
-def _set_metadata(domain: Any, xml: str | None, place: int) -> None:
+def _set_metadata(domain: Any, xml: str | None, which: int) -> None:
     prefix = None if xml is None else records.PREFIX
-    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, prefix, records.NAMESPACE, place)
+    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, prefix, records.NAMESPACE, which)
 
 
-def _listed(xml: str) -> Listed:
-    root = ET.fromstring(xml)  # noqa: S314 - libvirt's own output
-    then = root.find("domain")
-    found = None if then is None else hardware(ET.tostring(then, encoding="unicode"))
+def _listed(domain: Any, xml: str, places: Places) -> Listed:
+    then = read(xml).find("domain")
+    if then is None:
+        return Listed(spec=read_snapshot_xml(xml), hardware=None)
+    found = hardware(ET.tostring(then, encoding="unicode"), places=places, volume_path=paths_by(domain.connect()))
     return Listed(spec=read_snapshot_xml(xml), hardware=found)
 
 
@@ -140,7 +146,7 @@ def _hold_xml(inactive: str) -> str:
     ET.SubElement(root, "creationTime").text = "0"
     ET.SubElement(root, "memory", snapshot="no")
     disks = ET.SubElement(root, "disks")
-    domain = ET.fromstring(inactive)  # noqa: S314 - libvirt's own output
+    domain = read(inactive)
     for disk in domain.iterfind("./devices/disk"):
         target = disk.find("target")
         if target is not None:

@@ -6,6 +6,7 @@ and whatever target it is attached as. Targets and paths are for words, and for 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 from drivers.base import (
     Contents,
@@ -17,7 +18,7 @@ from drivers.base import (
     SnapshotNotFound,
     UnsupportedServer,
 )
-from drivers.kvm.domain_xml import FileDisk
+from drivers.kvm.domain_xml import FileDisk, Kind
 from drivers.qcow2_tables import Entry, Tables
 
 FIXED_SIZE_VERSION = 2  # of qcow2: QEMU does not resize such an image while it has snapshots
@@ -156,6 +157,10 @@ class StateBeside:
     nvram: bool
     tpm: bool
     firmware: Firmware
+
+    @classmethod
+    def of(cls, kinds: frozenset[Kind], firmware: Firmware) -> Self:
+        return cls(nvram=bool(kinds - {Kind.TPM}), tpm=Kind.TPM in kinds, firmware=firmware)
 
 
 def differing_state(contents: Contents | None, now: StateBeside, copies: StateBeside) -> tuple[SkippedDisk, ...]:

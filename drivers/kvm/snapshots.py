@@ -9,20 +9,17 @@ from pathlib import Path
 from drivers import qcow2_tables
 from drivers.base import (
     Contents,
-    Firmware,
     FoundSnapshot,
     HeldDisk,
     SkippedDisk,
     SnapshotSpec,
     UnsupportedServer,
 )
-from drivers.kvm.domain_xml import FileDisk, Hardware
+from drivers.kvm.domain_xml import FileDisk, Hardware, Kind
 from drivers.kvm.listing import OURS, Written
 from drivers.kvm.plan import Comparison, DiskNow, StateBeside, compare, differing_state, with_stamps
 from drivers.kvm.records import Record
 from drivers.qcow2_tables import TablesUnreadable
-
-NOTHING_BESIDE = StateBeside(nvram=False, tpm=False, firmware=Firmware.BIOS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +29,8 @@ class View:
     hardware: Hardware
     disks: tuple[DiskNow, ...]
     written: Written
-    beside: StateBeside  # UEFI variables and TPM of the server now
-    copies: Mapping[str, StateBeside]  # of them, by tag
+    present: frozenset[Kind]  # UEFI variables, TPM: what the server has now beside its disks
+    copies: Mapping[str, frozenset[Kind]]  # of them, by tag
 
     @property
     def tags(self) -> frozenset[str]:
@@ -65,7 +62,11 @@ class View:
         return tuple(skipped.reason for skipped in (*comparison.differing, *self.differing_state(tag)))
 
     def differing_state(self, tag: str) -> tuple[SkippedDisk, ...]:
-        return differing_state(self.contents(tag), self.beside, self.copies.get(tag, NOTHING_BESIDE))
+        now = StateBeside.of(self.present, self.hardware.firmware)
+        return differing_state(self.contents(tag), now, self._copied(tag))
+
+    def _copied(self, tag: str) -> StateBeside:
+        return StateBeside.of(self.copies.get(tag, frozenset()), self.hardware.firmware)
 
     def found(self) -> list[FoundSnapshot]:
         return [self._found(tag) for tag in sorted(self.tags)]
@@ -94,7 +95,7 @@ class View:
         if not comparison.is_whole:
             return None
         held = tuple(match.held for match in comparison.matches)
-        copies = self.copies.get(spec.tag, NOTHING_BESIDE)
+        copies = self._copied(spec.tag)
         now = replace(contents_of(self.hardware), disks=held, nvram=copies.nvram, tpm=copies.tpm)
         return Record(spec=spec, contents=now)
 
@@ -104,8 +105,9 @@ def contents_of(hardware: Hardware) -> Contents:
     return Contents(
         disks=tuple(HeldDisk(target=disk.target, path=disk.path, virtual_bytes=0) for disk in hardware.disks),
         left_out=hardware.skipped,
-        firmware=Firmware.UEFI if hardware.uefi else Firmware.BIOS,
-        nvram=hardware.nvram is not None,
+        firmware=hardware.firmware,
+        nvram=any(part.kind is not Kind.TPM for part in hardware.parts),
+        tpm=any(part.kind is Kind.TPM for part in hardware.parts),
     )
 
 

@@ -24,6 +24,7 @@ from deploy.lab.domain import UEFI_VARIABLES, Device, disk
 from deploy.lab.guest import GuestImage
 from deploy.lab.lab import Lab, make_disk
 from drivers.kvm import KvmHypervisor, listing
+from drivers.kvm.places import SYSTEM
 from tests.contract.harness import ACCOUNT_ID, TARGETS
 
 # Where the tests write on a disk: the test guest's ext4 has neither its tables nor any of its few files there.
@@ -118,9 +119,9 @@ class KvmBench:
 
     def revert_outside(self, server_id: int, tag: str) -> None:
         domain = self.domain(server_id)
-        spec = listing.written_down(domain).spec(tag)
+        spec = listing.written_down(domain, SYSTEM).spec(tag)
         assert spec is not None
-        listing.list_for_people(domain, spec)
+        listing.list_for_people(domain, spec, SYSTEM)
         domain.revertToSnapshot(domain.snapshotLookupByName(tag))
 
     def tear(self, server_id: int, target: str) -> None:

@@ -33,6 +33,22 @@ def contents_held(held: base.Contents) -> Contents:
     )
 
 
+def contents_to_write(held: Contents | None) -> base.Contents | None:
+    """What the store knows that a snapshot holds, for the node to write it down again."""
+    if held is None:
+        return None
+    return base.Contents(
+        disks=tuple(
+            base.HeldDisk(target=disk.target, path=disk.path, virtual_bytes=disk.virtual_bytes, stamp=disk.stamp)
+            for disk in held.disks
+        ),
+        left_out=tuple(base.SkippedDisk(target=one.target, reason=one.reason) for one in held.left_out),
+        firmware=base.Firmware(held.firmware),
+        nvram=held.nvram,
+        tpm=held.tpm,
+    )
+
+
 def left_out(contents: Contents) -> tuple[Note, ...]:
     return _about_disks(NoteCode.LEFT_OUT, "The snapshot does not hold", contents.left_out)
 
