@@ -2,7 +2,7 @@
 
 import asyncio
 import os.path
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,16 +59,25 @@ async def judge_disks(of: Sequence[FileDisk]) -> tuple[dict[FileDisk, Image], li
             await disks.refuse_unfit(disk, images[disk])
         except DriverError as error:
             refusals.append(error)
-    try:
-        # of disks with one path the XML has told already
-        await disks.refuse_same_file([*_by_path(images).values()])
-    except DriverError as error:
-        refusals.append(error)
+    # of disks with one path the XML has told already
+    refusals += await asyncio.to_thread(_same_files, {os.path.normpath(disk.path): disk for disk in images})
     return images, refusals
 
 
-def _by_path(of: Iterable[FileDisk]) -> dict[str, FileDisk]:
-    return {os.path.normpath(disk.path): disk for disk in of}
+def _same_files(of: Mapping[str, FileDisk]) -> list[DriverError]:
+    """Two disks that are one file under two names, by a symbolic or a hard link."""
+    first: dict[tuple[int, int], FileDisk] = {}
+    refusals: list[DriverError] = []
+    for path, disk in of.items():
+        try:
+            status = os.stat(path)
+        except OSError:
+            refusals.append(UnsupportedServer(f"disk {disk.target} can't be looked at"))
+            continue
+        other = first.setdefault((status.st_dev, status.st_ino), disk)
+        if other is not disk:
+            refusals.append(UnsupportedServer(f"disk {disk.target} shares its file with disk {other.target}"))
+    return refusals
 
 
 def _parts(found: Hardware) -> tuple[list[StatePart], list[SkippedDisk], list[DriverError]]:
