@@ -60,15 +60,15 @@ async def judge_disks(of: Sequence[FileDisk]) -> tuple[dict[FileDisk, Image], li
         except DriverError as error:
             refusals.append(error)
     # of disks with one path the XML has told already
-    refusals += await asyncio.to_thread(_same_files, {os.path.normpath(disk.path): disk for disk in images})
+    refusals += await asyncio.to_thread(_same_files, [*images])
     return images, refusals
 
 
-def _same_files(of: Mapping[str, FileDisk]) -> list[DriverError]:
+def _same_files(of: Sequence[FileDisk]) -> list[DriverError]:
     """Two disks that are one file under two names, by a symbolic or a hard link."""
     first: dict[tuple[int, int], FileDisk] = {}
     refusals: list[DriverError] = []
-    for path, disk in of.items():
+    for path, disk in {os.path.normpath(disk.path): disk for disk in of}.items():
         try:
             status = os.stat(path)
         except OSError:
