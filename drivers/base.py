@@ -293,6 +293,11 @@ class Hypervisor(Protocol):
         """
         ...
 
+    async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
+        """The disks that adopted domains have in common with other domains of the node, by server id, each with the
+        reason. `layout` refuses such a server."""
+        ...
+
     async def refuse_if_in_use(self, server_id: int) -> None:
         """Raises `ServerInUse` where another tool is at work on the server (see `layout`): it is not to be stopped."""
         ...
@@ -339,7 +344,7 @@ class Hypervisor(Protocol):
     async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
         """Remove every dirty bitmap from the disks of a domain that is off, and the hypervisor's checkpoints.
 
-        Returns the targets of the disks that had bitmaps; none is fine. Raises `InvalidState` (not off) or `DiskFailed`.
+        Returns the targets of the disks that had bitmaps; none is fine. Raises `InvalidState` or `DiskFailed`.
         """
         ...
 
@@ -365,7 +370,8 @@ class Hypervisor(Protocol):
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
         """Remove the tag from every disk, state copy and list that has it, whether the domain runs or not.
 
-        Also from the files of disks that the snapshot is written down to hold and that are not the server's any more. A tag that is nowhere is fine. Raises `DiskFailed`: call again until it succeeds.
+        Also from the files of disks that the snapshot is written down to hold and that are not the server's any more.
+        A tag that is nowhere is fine. Raises `DiskFailed`: call again until it succeeds.
         """
         ...
 

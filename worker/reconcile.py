@@ -7,14 +7,14 @@ lost is listed again. What is not ours, that is, has no tag of ours, is never to
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
 import structlog
 
-from drivers.base import DriverError, FoundSnapshot, Hypervisor, SnapshotSpec, UnsupportedServer
+from drivers.base import DriverError, FoundSnapshot, Hypervisor, SkippedDisk, SnapshotSpec, UnsupportedServer
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import Contents, JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
 from worker.jobs.node_store import BegunJob, Known, KnownSnapshot, LeaseLost, NodeStore, PublishedSnapshot
@@ -44,6 +44,7 @@ class Finding(StrEnum):
     LOST_SNAPSHOT = "lost_snapshot"  # in the store and on no disk: told as failed
     TORN_SNAPSHOT = "torn_snapshot"  # in the store, and on some disks only (a disk was added?): told, nothing else
     REVERTED_SNAPSHOT = "reverted_snapshot"  # someone took the server back to it past us (virsh?): told, nothing else
+    SHARED_DISK = "shared_disk"  # another domain has it, or is based on it: told; jobs of the server are refused
     UNDELETED_SNAPSHOT = "undeleted_snapshot"  # gone for its customer; each try to free its space failed: tried again
     UNTRACKED_SAFETY = "untracked_safety"  # a safety snapshot that the journal does not know: given its usual time
 
@@ -51,7 +52,7 @@ class Finding(StrEnum):
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     finding: Finding
-    tag: str
+    tag: str  # of a shared disk: its target
 
 
 class Reconciler:
@@ -78,6 +79,7 @@ class Reconciler:
         for finding in Finding:
             self._metrics.found(finding, times=0)
         self._asked = asyncio.Event()
+        self._shared: Mapping[int, tuple[SkippedDisk, ...]] = {}  # as seen with the last round
         self._unjudged: dict[ServerId, int] = {}  # tries that are left
 
     def soon(self) -> None:
@@ -91,6 +93,7 @@ class Reconciler:
             try:
                 async with asyncio.timeout(self._look_seconds):
                     domains = await self._hypervisor.domains()
+                    self._shared = await self._hypervisor.shared_disks()
                 for domain in domains:
                     await self.server(ServerId(domain.server_id))
             except (DriverError, TimeoutError) as error:
@@ -196,6 +199,8 @@ class Reconciler:
             differences += _strays(ours, known)
             differences += _undeleted(ours, known)
             differences += _reverted(found)
+            shared = self._shared.get(server_id, ())
+            differences += [Difference(finding=Finding.SHARED_DISK, tag=disk.target) for disk in shared]
             differences += await self._tell_lost(server_id, ids, known)
             differences += self._track_safeties(server_id, found, spare)
         for difference in differences:

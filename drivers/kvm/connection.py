@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import libvirt
 
 from drivers.base import MARK_NAMESPACE, DomainNotFound, DriverError, HypervisorUnavailable, InvalidState
-from drivers.kvm.domain_xml import PREFIX, ServerMark
+from drivers.kvm.marks import PREFIX, ServerMark
 from drivers.kvm.opening import opened
 
 Answer = TypeVar("Answer")
@@ -72,7 +72,7 @@ class Connection:
     """libvirt at one URI. Every method may raise HypervisorUnavailable."""
 
     def __init__(self, uri: str) -> None:
-        self._uri = uri
+        self.uri = uri
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="libvirt")
         self._opening = threading.Lock()
         self._handle: Any = None
@@ -169,7 +169,7 @@ class Connection:
     def _open_handle(self) -> Any:
         with self._opening:
             if self._handle is None or not self._handle.isAlive():
-                self._handle = opened(self._uri)
+                self._handle = opened(self.uri)
                 with suppress(libvirt.libvirtError):  # the embedded driver has no wire to keep alive
                     self._handle.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
                 lifecycle = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE

@@ -6,8 +6,9 @@ and its own delete know the snapshot. On a running domain only libvirt may touch
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Self
 
 from drivers import qcow2
@@ -15,7 +16,6 @@ from drivers.base import (
     About,
     Contents,
     Disk,
-    DiskCorrupt,
     DiskFailed,
     Domain,
     FoundSnapshot,
@@ -23,15 +23,19 @@ from drivers.base import (
     Layout,
     Power,
     RestorePlan,
+    SkippedDisk,
     SnapshotExists,
     SnapshotNotFound,
     SnapshotSpec,
     StartFailed,
     UnsupportedServer,
 )
-from drivers.kvm import disks, domain, nvram
+from drivers.kvm import disks, domain, live_delete, readiness, sharing
 from drivers.kvm.connection import Connection
-from drivers.kvm.domain_xml import Hardware, refuse_unsupported
+from drivers.kvm.domain_xml import Hardware, Kind
+from drivers.kvm.judgement import judge
+from drivers.kvm.places import places_of
+from drivers.kvm.state_copies import Copies
 
 LOOK_AGAIN_SECONDS = 0.3  # libvirt's event of a stop was seen up to 1.6 s late
 
@@ -41,6 +45,7 @@ class KvmHypervisor:
 
     def __init__(self, connection: Connection) -> None:
         self._libvirt = connection
+        self._places = places_of(connection.uri)
         self._waiting_for_off: list[asyncio.Event] = []
         connection.listen(self._wake_waiting)
 
@@ -60,11 +65,11 @@ class KvmHypervisor:
     async def domains(self) -> list[Domain]:
         return [
             Domain(server_id=mark.server_id, account_id=mark.account_id, name=name, power=power)
-            for mark, name, power in await self._libvirt.adopted(lambda found: (found.name(), domain.power(found)))
+            for mark, name, power in await self._libvirt.adopted(lambda found: (found.name(), readiness.power(found)))
         ]
 
     async def about(self) -> About:
-        paths = await self._libvirt.adopted(lambda found: (domain.configured_paths(found), None))
+        paths = await self._libvirt.adopted(lambda found: (domain.configured_paths(found, self._places), None))
         hypervisor, emulator = await self._libvirt.call(lambda handle: (handle.getLibVersion(), handle.getVersion()))
         pools = await asyncio.to_thread(disks.pools, {path for _, found, _ in paths for path in found})
         return About(hypervisor=f"libvirt {_version(hypervisor)}", emulator=f"QEMU {_version(emulator)}", pools=pools)
@@ -75,7 +80,7 @@ class KvmHypervisor:
     # --- power ---
 
     async def power(self, server_id: int) -> Power:
-        return await self._libvirt.on(server_id, domain.power)
+        return await self._libvirt.on(server_id, readiness.power)
 
     async def press_power_button(self, server_id: int) -> None:
         text = "the power button can't be pressed"
@@ -108,25 +113,38 @@ class KvmHypervisor:
     # --- looking ---
 
     async def layout(self, server_id: int) -> Layout:
-        found = await self._libvirt.on(server_id, domain.ready_hardware)
-        refuse_unsupported(found)
-        if found.uefi and (found.nvram is None or not found.nvram.is_file()):
-            raise UnsupportedServer("the server's UEFI variables have no file yet: start the server once")
-        images = {disk: await disks.readable(disk) for disk in found.disks}
-        for disk, image in images.items():
-            await disks.refuse_unfit(disk, image)
+        found = await self._libvirt.on(server_id, lambda found: domain.ready_hardware(found, self._places))
+        judged = await judge(found)
+        judged.refuse()
+        if await self.power(server_id) is Power.OFF:
+            await disks.refuse_held(found.disks)
         return Layout(
             disks=tuple(
-                Disk(target=disk.target, path=disk.path, virtual_bytes=image.virtual_bytes)
-                for disk, image in images.items()
+                Disk(
+                    target=disk.target,
+                    path=disk.path,
+                    virtual_bytes=image.virtual_bytes,
+                    bitmaps=tuple(bitmap.name for bitmap in image.bitmaps),
+                )
+                for disk, image in judged.images.items()
             ),
-            skipped=found.skipped,
-            nvram=found.nvram is not None,
+            skipped=judged.skipped,
+            nvram=judged.holds(Kind.NVRAM, Kind.PFLASH),
+            tpm=judged.holds(Kind.TPM),
+            firmware=found.firmware,
             free_bytes=await self.free_space(server_id),
         )
 
     async def restore_plan(self, server_id: int, tag: str, *, present_only: bool = False) -> RestorePlan:
         raise NotImplementedError
+
+    async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
+        every = await self._libvirt.call(sharing.uses)
+        found = await self._libvirt.adopted(
+            lambda one: (one.UUIDString(), domain.configured_hardware(one, self._places).disks)
+        )
+        common = {mark.server_id: tuple(sharing.shared(held, uuid, every)) for mark, uuid, held in found}
+        return {server_id: shared for server_id, shared in common.items() if shared}
 
     async def refuse_if_in_use(self, server_id: int) -> None:
         raise NotImplementedError
@@ -137,17 +155,10 @@ class KvmHypervisor:
     async def let_go(self, server_id: int) -> None:
         raise NotImplementedError
 
-    async def is_at(self, server_id: int, tag: str) -> bool:
-        raise NotImplementedError
-
-    async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
-        raise NotImplementedError
-
-    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
-        raise NotImplementedError
-
     async def renew_generation_id(self, server_id: int) -> None:
-        raise NotImplementedError
+        await self._must_be_off(server_id)
+        text = "libvirt did not take a new generation id"
+        await self._libvirt.on(server_id, domain.renew_generation_id, otherwise=DiskFailed, text=text)
 
     async def free_space(self, server_id: int) -> int:
         found = await self._hardware(server_id)
@@ -158,28 +169,33 @@ class KvmHypervisor:
         found = await self._hardware(server_id)
         listed, current = await self._libvirt.on(server_id, domain.listed_snapshots)
         held = await disks.held_tags(found.disks)
-        in_nvram = nvram.tags(found.nvram) if found.nvram else frozenset()
+        with disks.refused_as(UnsupportedServer, "the copies of the UEFI variables or the TPM can't be looked at"):
+            copies = await asyncio.to_thread(_copies(found).tags)
+            needed = frozenset(part.kind for part in await asyncio.to_thread(_copies(found).present))
         every = frozenset(disk.target for disk in found.disks)
         return [
             FoundSnapshot(
                 tag=tag,
                 targets=held.get(tag, frozenset()),
-                complete=held.get(tag) == every and (found.nvram is None or tag in in_nvram),
+                complete=held.get(tag) == every and needed <= copies.get(tag, frozenset()),
                 spec=listed.get(tag),
                 current=tag == current,
             )
-            for tag in sorted({*held, *listed, *in_nvram})
+            for tag in sorted({*held, *listed, *copies})
         ]
 
     async def size_mb(self, server_id: int, tag: str) -> int:
         size_bytes = 0
         for disk in (await self._hardware(server_id)).disks:
             image = await disks.readable(disk)
-            if tag not in image.tags:
-                raise SnapshotNotFound(f"disk {disk.target} does not have the tag {tag}")
+            await disks.must_hold([disk], tag)
             with disks.refused_as(DiskFailed, f"disk {disk.target} can't be measured"):
                 size_bytes += await qcow2.snapshot_bytes(disk.path, tag, image)
         return -(-size_bytes // (1 << 20))
+
+    async def is_at(self, server_id: int, tag: str) -> bool:
+        await self._must_be_off(server_id)
+        return await disks.are_at((await self._hardware(server_id)).disks, tag)
 
     # --- changing ---
 
@@ -187,9 +203,8 @@ class KvmHypervisor:
         found = await self._ready_and_off(server_id)
         if any(snapshot.tag == spec.tag for snapshot in await self.snapshots(server_id)):
             raise SnapshotExists(f"the tag {spec.tag} exists already")
-        if found.nvram is not None:
-            with disks.refused_as(DiskFailed, "the UEFI variables can't be copied"):
-                await asyncio.to_thread(nvram.save, found.nvram, spec.tag)
+        with disks.refused_as(DiskFailed, "the UEFI variables or the TPM can't be copied"):
+            await asyncio.to_thread(_copies(found).save, spec.tag)
         await disks.on_every(
             found.disks, lambda disk: qcow2.create_snapshot(disk.path, spec.tag), text="took no snapshot"
         )
@@ -199,15 +214,35 @@ class KvmHypervisor:
         await self._must_be_complete(server_id, spec.tag)
         await self._list(server_id, spec)
 
+    async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
+        await self._must_be_off(server_id)
+        cleared = await disks.without_bitmaps((await self._hardware(server_id)).disks)
+        text = "libvirt kept its checkpoints"
+        await self._libvirt.on(server_id, domain.forget_checkpoints, otherwise=DiskFailed, text=text)
+        return cleared
+
     async def revert(self, server_id: int, tag: str, *, targets: frozenset[str] | None = None) -> None:
         found = await self._ready_and_off(server_id)
-        await self._must_be_complete(server_id, tag)
+        if targets is None:
+            await self._must_be_complete(server_id, tag)
+        chosen = [disk for disk in found.disks if targets is None or disk.target in targets]
+        await disks.must_hold(chosen, tag)
         await disks.on_every(
-            found.disks, lambda disk: qcow2.apply_snapshot(disk.path, tag), text="did not go back to the snapshot"
+            chosen, lambda disk: qcow2.apply_snapshot(disk.path, tag), text="did not go back to the snapshot"
         )
-        if found.nvram is not None:
-            with disks.refused_as(DiskFailed, "the UEFI variables can't be restored"):
-                await asyncio.to_thread(nvram.restore, found.nvram, tag)
+        with disks.refused_as(DiskFailed, "the UEFI variables or the TPM can't be restored"):
+            await asyncio.to_thread(_copies(found).restore, tag)
+
+    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
+        await self._must_be_off(server_id)
+        found = {disk.target: disk for disk in (await self._hardware(server_id)).disks}
+        if unknown := virtual_bytes.keys() - found.keys():
+            raise DiskFailed(f"the server has no disk {min(unknown)}")
+        await disks.on_every(
+            [found[target] for target in virtual_bytes],
+            lambda disk: qcow2.enlarge(disk.path, virtual_bytes[disk.target]),
+            text="was not enlarged",
+        )
 
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
         # What lists the tag goes last: a call that died anywhere is made again and finds what is left.
@@ -217,9 +252,12 @@ class KvmHypervisor:
             await self._delete_from_disks(server_id, tag, found, holders)
             if tag in await disks.held_tags(found.disks):
                 raise DiskFailed("a disk kept the snapshot")
-        if found.nvram is not None:
-            with disks.refused_as(DiskFailed, "the copy of the UEFI variables can't be deleted"):
-                await asyncio.to_thread(nvram.delete, found.nvram, tag)
+        former = await self._libvirt.on(
+            server_id,
+            lambda found: (*domain.listed_variables(found, tag), domain.assumed_variables(found, self._places)),
+        )
+        with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM can't be deleted"):
+            await asyncio.to_thread(_copies(found, former).delete, tag)
         text = "libvirt kept the snapshot in its list"
         await self._libvirt.on(
             server_id, lambda found: domain.unlist_snapshot(found, tag), otherwise=DiskFailed, text=text
@@ -227,15 +265,7 @@ class KvmHypervisor:
 
     async def repair(self, server_id: int) -> tuple[str, ...]:
         await self._must_be_off(server_id)
-        mended = []
-        for disk in (await self._hardware(server_id)).disks:
-            with disks.unchecked(disk):
-                if not await qcow2.is_sound(disk.path):
-                    mended.append(disk.target)
-                    await qcow2.repair(disk.path)
-                    if not await qcow2.is_sound(disk.path):
-                        raise DiskCorrupt(f"disk {disk.target} is damaged and can't be mended")
-        return tuple(mended)
+        return await disks.mended((await self._hardware(server_id)).disks)
 
     # --- how ---
 
@@ -244,7 +274,7 @@ class KvmHypervisor:
             changed.set()
 
     async def _hardware(self, server_id: int) -> Hardware:
-        return await self._libvirt.on(server_id, domain.configured_hardware)
+        return await self._libvirt.on(server_id, lambda found: domain.configured_hardware(found, self._places))
 
     async def _must_be_off(self, server_id: int) -> None:
         if await self.power(server_id) is not Power.OFF:
@@ -257,7 +287,7 @@ class KvmHypervisor:
     async def _list(self, server_id: int, spec: SnapshotSpec) -> None:
         text = "libvirt did not list the snapshot"
         await self._libvirt.on(
-            server_id, lambda found: domain.list_snapshot(found, spec), otherwise=DiskFailed, text=text
+            server_id, lambda found: domain.list_snapshot(found, spec, self._places), otherwise=DiskFailed, text=text
         )
 
     async def _ready_and_off(self, server_id: int) -> Hardware:
@@ -267,16 +297,19 @@ class KvmHypervisor:
 
     async def _delete_from_disks(self, server_id: int, tag: str, found: Hardware, holders: frozenset[str]) -> None:
         held = [disk for disk in found.disks if disk.target in holders]
-        if await self.power(server_id) is Power.OFF:
-            await disks.on_every(held, lambda disk: qcow2.delete_snapshot(disk.path, tag), text="kept the snapshot")
-        else:
+        if await self.power(server_id) is not Power.OFF:
             text = "a disk of the running server kept the snapshot"
-            await self._libvirt.on(
+            held = await self._libvirt.on(
                 server_id,
-                lambda found: domain.delete_under_guest(found, held, tag),
+                lambda running: live_delete.delete_under_guest(running, held, tag),
                 otherwise=DiskFailed,
                 text=text,
             )
+        await disks.on_every(held, lambda disk: qcow2.delete_snapshot(disk.path, tag), text="kept the snapshot")
+
+
+def _copies(found: Hardware, former: Sequence[Path] = ()) -> Copies:
+    return Copies(images=[Path(disk.path) for disk in found.disks], parts=found.parts, former=former)
 
 
 def _version(number: int) -> str:
