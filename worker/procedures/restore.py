@@ -83,18 +83,22 @@ async def _safeguard(work: Work) -> Next:
     return Next(step=Step.CLEARING, facts=facts.noting(notes.backup_chain_ended(facts.clears)))
 
 
-async def _clear(work: Work) -> Next:
+async def _picked_up(work: Work) -> None:
+    """Off and whole after an interruption: someone may have started the guest since, and a disk may be torn."""
     if work.interrupted:
         await ensure_off(work.hypervisor, work.task.server_id)
+        await work.hypervisor.repair(work.task.server_id)
+
+
+async def _clear(work: Work) -> Next:
+    await _picked_up(work)
     targets = await work.hypervisor.clear_bitmaps(work.task.server_id)
     log.warning("backup_chain.ended", disks=targets or work.facts.clears)
     return Next(step=Step.REVERTING, facts=work.facts)
 
 
 async def _revert(work: Work) -> Next:
-    if work.interrupted:
-        await ensure_off(work.hypervisor, work.task.server_id)
-        await work.hypervisor.repair(work.task.server_id)
+    await _picked_up(work)
     await work.hypervisor.revert(work.task.server_id, work.task.tag, targets=work.facts.targets)
     # From the next step on the guest may write: whoever runs this job again must not revert again.
     adapts = work.facts.grown or work.facts.renews_generation
@@ -103,9 +107,7 @@ async def _revert(work: Work) -> Next:
 
 async def _adapt(work: Work) -> Next:
     hypervisor, server_id, facts = work.hypervisor, work.task.server_id, work.facts
-    if work.interrupted:
-        await ensure_off(hypervisor, server_id)
-        await hypervisor.repair(server_id)
+    await _picked_up(work)
     if facts.grown:
         virtual_bytes = {disk.target: disk.virtual_bytes for disk in facts.grown}
         await hypervisor.resize(server_id, virtual_bytes)
