@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from drivers.base import DiskBusy, DiskFailed, HypervisorUnavailable, InvalidState, Power
-from drivers.fake_faults import Effect, Killed, Moment
+from drivers.fake_faults import Effect, Happening, Killed, Moment
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.dying import BEFORE, LIMITS, NOW, DyingNode
-from tests.integration.pasts import Past
+from tests.integration.pasts import Found, Past
 from worker.jobs.model import JobKind, JobState
 from worker.jobs.store import SnapshotFilter
 from worker.journal import Journal
@@ -130,6 +130,30 @@ async def test_a_disk_damaged_before_is_named_and_the_guest_started_again(cell: 
         assert "vdb" in job.failure.detail
         await node.reconcile()
         await node.check(job, power=Power.ON)
+
+
+@pytest.mark.parametrize("tool", ["resize", "backup", "detach"])
+async def test_what_others_do_between_the_look_and_the_stop_is_seen(cell: Cell, tmp_path: Path, tool: str) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
+    job_id = await node.admit(JobKind.RESTORE)
+    server = node.hypervisor.server(SERVER)
+
+    def act(happening: Happening) -> None:
+        if (happening.effect, happening.moment) != (Effect.CUT, Moment.BEFORE) or server.power is Power.OFF:
+            return
+        if tool == "resize":
+            server.disks["vdb"].virtual_bytes *= 2
+        elif tool == "backup":
+            server.disks["vda"].bitmaps, server.checkpoints = ["b0"], ["c0"]
+        else:
+            server.detached["vdb"] = server.disks.pop("vdb")
+        assert node.found is not None
+        node.found = Found.now(server, goes_back_to=node.found.goes_back_to)
+
+    node.hypervisor.faults.hook = act
+    job = await node.settle(job_id)
+    assert (job.failure and job.failure.code) == ("disks_differ" if tool == "detach" else None)
+    await node.check(job, power=Power.ON)
 
 
 async def test_a_start_after_which_every_worker_died_is_no_stranded_server(cell: Cell, tmp_path: Path) -> None:
