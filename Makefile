@@ -3,13 +3,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tests run demo test check format openapi lock clean bench-pickup bench-admission bench-ops bench-tracing \
-    chaos screenshots
+    chaos screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 CLIENT := $(VENV)-client
 # read by deploy/setup.sh and by deploy/demo/run.py
-export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE
+export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER
 
 help: ## print this
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -66,6 +66,9 @@ bench-ops: setup ## the lists and pages of operators on N jobs (100000), beside 
 
 bench-tracing: setup ## what the spans of a request cost, beside the request
 	$(BIN)/python -m tests.bench.tracing
+
+survey: setup ## what a snapshot of each server would hold, leave out, be refused for (FOLDER=… or LIBVIRT=qemu:///system)
+	@$(BIN)/vps-snapshots-worker survey $(if $(FOLDER),"$$FOLDER") $(if $(LIBVIRT),--libvirt "$$LIBVIRT") $(if $(JSON),--json)
 
 screenshots: setup-tests ## write the pictures of the dashboard, docs/screenshots/
 	$(BIN)/python -m tests.browser.screenshots

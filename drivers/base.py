@@ -153,6 +153,28 @@ class About:
     pools: tuple[Pool, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SurveyedDisk:
+    target: str
+    path: str
+    virtual_bytes: int | None = None  # None: its image can't be read, or is not here
+    snapshots: int = 0  # that its image holds today, whoever took them
+    bitmaps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surveyed:
+    """What a snapshot of one server would hold, for those who run the service: with paths, and adopted or not."""
+
+    name: str
+    server_id: int | None = None  # None: not adopted
+    disks: tuple[SurveyedDisk, ...] = ()
+    state: tuple[str, ...] = ()  # what is saved beside the disks: nvram, pflash, tpm
+    left_out: tuple[SkippedDisk, ...] = ()
+    refused: tuple[str, ...] = ()  # why no snapshot can be taken; empty: one can
+    noticed: tuple[str, ...] = ()  # what a person should know beside
+
+
 class DriverError(Exception):
     """Base of all that a driver raises. The text says what is true now and may be shown to the customer."""
 
@@ -344,7 +366,7 @@ class Hypervisor(Protocol):
     async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
         """Remove every dirty bitmap from the disks of a domain that is off, and the hypervisor's checkpoints.
 
-        Returns the targets of the disks that had bitmaps; none is fine. Raises `InvalidState` (not off) or `DiskFailed`.
+        Returns the targets of the disks that had bitmaps; none is fine. Raises `InvalidState` or `DiskFailed`.
         """
         ...
 
@@ -370,7 +392,8 @@ class Hypervisor(Protocol):
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
         """Remove the tag from every disk, state copy and list that has it, whether the domain runs or not.
 
-        Also from the files of disks that the snapshot is written down to hold and that are not the server's any more. A tag that is nowhere is fine. Raises `DiskFailed`: call again until it succeeds.
+        Also from the files of disks that the snapshot is written down to hold and that are not the server's any more.
+        A tag that is nowhere is fine. Raises `DiskFailed`: call again until it succeeds.
         """
         ...
 

@@ -14,7 +14,7 @@ import typer
 import uvloop
 from arq.connections import ArqRedis
 
-from drivers.base import DriverError, Hypervisor, HypervisorUnavailable
+from drivers.base import DriverError, Hypervisor, HypervisorUnavailable, Surveyed
 from worker.exposition import exposed
 from worker.housekeeping import ROUND_SECONDS, Housekeeping
 from worker.inventory import REPORT_SECONDS, Inventory
@@ -37,6 +37,8 @@ from worker.reconcile import Reconciler
 from worker.runner import LAST_WORDS_SECONDS, Runner
 from worker.scheduler import Scheduler
 from worker.settings import Driver, WorkerSettings
+from worker.survey import as_json as survey_as_json
+from worker.survey import as_text as survey_as_text
 from worker.traces import of_calls
 
 CANCEL_AGAIN_SECONDS = 1.0
@@ -115,6 +117,22 @@ def drop_kept(
     )
 
 
+@app.command()
+def survey(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Of definitions (*.xml) and images; without it, a libvirt.")
+    ] = None,
+    libvirt: Annotated[str, typer.Option(help="The libvirt to ask.")] = "qemu:///system",
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what a snapshot of each server would hold, leave out, or be refused for. Changes nothing; needs no Redis."""
+    try:
+        surveyed = asyncio.run(_survey(folder, libvirt))
+    except (DriverError, OSError) as error:
+        _refuse(str(error))
+    typer.echo(survey_as_json(surveyed) if as_json else survey_as_text(surveyed))
+
+
 def _settings(config: Path | None) -> WorkerSettings:
     try:
         return load(WorkerSettings, config)
@@ -140,6 +158,14 @@ async def _open_hypervisor(settings: WorkerSettings) -> Hypervisor:
         return await KvmHypervisor.open(settings.libvirt_uri)
     except HypervisorUnavailable as error:
         raise HypervisorUnavailable(f"{settings.libvirt_uri}: {error} ({error.__cause__})") from error
+
+
+async def _survey(folder: Path | None, uri: str) -> list[Surveyed]:
+    try:
+        from drivers.kvm import survey_folder, survey_libvirt  # noqa: PLC0415 - as above
+    except ModuleNotFoundError as error:
+        _refuse(f"{error}: was this machine installed as a front end? A node has libvirt-python")
+    return await (survey_libvirt(uri) if folder is None else survey_folder(folder))
 
 
 async def _adopt(settings: WorkerSettings, domain: str, server_id: int, account: int) -> None:

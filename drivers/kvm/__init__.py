@@ -1,5 +1,6 @@
 """The driver for libvirt and QEMU; the only place that imports libvirt."""
 
 from drivers.kvm.hypervisor import KvmHypervisor
+from drivers.kvm.survey import survey_folder, survey_libvirt
 
-__all__ = ["KvmHypervisor"]
+__all__ = ["KvmHypervisor", "survey_folder", "survey_libvirt"]

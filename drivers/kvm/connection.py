@@ -198,7 +198,7 @@ class Connection:
         if uuid := self._uuids.get(server_id):
             with suppress(libvirt.libvirtError):
                 domain = handle.lookupByUUIDString(uuid)
-                mark = _mark(domain)
+                mark = mark_of(domain)
                 if mark is not None and mark.server_id == server_id:
                     return domain
         # A copy of a domain carries its mark too: which of them is the customer's, a person must say.
@@ -212,7 +212,7 @@ class Connection:
         return handle.lookupByUUIDString(found[0])
 
 
-def _mark(domain: Any) -> ServerMark | None:
+def mark_of(domain: Any) -> ServerMark | None:
     try:
         xml = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, MARK_NAMESPACE, 0)
     except libvirt.libvirtError as error:
@@ -223,7 +223,7 @@ def _mark(domain: Any) -> ServerMark | None:
 
 
 def _adopted(handle: Any) -> list[tuple[ServerMark, Any]]:
-    marked = ((_mark(domain), domain) for domain in handle.listAllDomains(0))
+    marked = ((mark_of(domain), domain) for domain in handle.listAllDomains(0))
     return [(mark, domain) for mark, domain in marked if mark is not None]
 
 

@@ -30,7 +30,7 @@ from drivers.base import (
     StartFailed,
     UnsupportedServer,
 )
-from drivers.kvm import disks, domain, live_delete, sharing
+from drivers.kvm import disks, domain, live_delete, readiness, sharing
 from drivers.kvm.connection import Connection
 from drivers.kvm.domain_xml import Hardware, Kind
 from drivers.kvm.judgement import judge
@@ -65,7 +65,7 @@ class KvmHypervisor:
     async def domains(self) -> list[Domain]:
         return [
             Domain(server_id=mark.server_id, account_id=mark.account_id, name=name, power=power)
-            for mark, name, power in await self._libvirt.adopted(lambda found: (found.name(), domain.power(found)))
+            for mark, name, power in await self._libvirt.adopted(lambda found: (found.name(), readiness.power(found)))
         ]
 
     async def about(self) -> About:
@@ -80,7 +80,7 @@ class KvmHypervisor:
     # --- power ---
 
     async def power(self, server_id: int) -> Power:
-        return await self._libvirt.on(server_id, domain.power)
+        return await self._libvirt.on(server_id, readiness.power)
 
     async def press_power_button(self, server_id: int) -> None:
         text = "the power button can't be pressed"
@@ -140,7 +140,9 @@ class KvmHypervisor:
 
     async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
         every = await self._libvirt.call(sharing.uses)
-        found = await self._libvirt.adopted(lambda one: (one.UUIDString(), domain.configured_hardware(one, self._places).disks))
+        found = await self._libvirt.adopted(
+            lambda one: (one.UUIDString(), domain.configured_hardware(one, self._places).disks)
+        )
         common = {mark.server_id: tuple(sharing.shared(held, uuid, every)) for mark, uuid, held in found}
         return {server_id: shared for server_id, shared in common.items() if shared}
 
@@ -193,7 +195,10 @@ class KvmHypervisor:
 
     async def is_at(self, server_id: int, tag: str) -> bool:
         await self._must_be_off(server_id)
-        return await disks.are_at((await self._hardware(server_id)).disks, tag)
+        found = await self._hardware(server_id)
+        with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM can't be looked at"):
+            state_is_at = await asyncio.to_thread(_copies(found).is_at, tag)
+        return state_is_at and await disks.are_at(found.disks, tag)
 
     # --- changing ---
 
