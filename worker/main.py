@@ -29,7 +29,7 @@ from worker.jobs.span_export import exporting
 from worker.jobs.waiting import Waiting
 from worker.journal import Journal, JournalFailed, NewerJournal
 from worker.journal import drop_kept as drop_kept_tag
-from worker.lease import Lease, NodeLock, NodeTaken, machine_id, who_am_i
+from worker.lease import HypervisorLock, Lease, NodeLock, NodeTaken, machine_id, who_am_i
 from worker.metrics import Metrics
 from worker.node_worker import FALLBACK_SECONDS, NodeWorker
 from worker.publisher import Publisher
@@ -98,6 +98,21 @@ def rebuild(config: Config = None) -> None:
     except StoreUnavailable as error:
         _refuse(f"{error.detail} ({error.__cause__})")
     typer.echo(f"{servers} servers are published again when the worker reports next, within {REPORT_SECONDS:.0f} s")
+
+
+@app.command()
+def list_in_virsh(
+    server_id: Annotated[int, typer.Argument(min=1, max=ID_MAX, help="The server's id in the public API.")],
+    config: Config = None,
+) -> None:
+    """Put a server's snapshots into libvirt's own list, for `virsh snapshot-list` and the like, until the worker looks
+    at the server next (each 5 minutes). As long as they are there, libvirt does not migrate the server."""
+    settings = _settings(config)
+    try:
+        tags = uvloop.run(_list_in_virsh(settings, server_id))
+    except DriverError as error:
+        _refuse(str(error))
+    typer.echo("\n".join(tags) if tags else f"server {server_id} has no snapshot that is whole")
 
 
 @app.command()
@@ -176,6 +191,14 @@ async def _adopt(settings: WorkerSettings, domain: str, server_id: int, account:
         await hypervisor.close()
 
 
+async def _list_in_virsh(settings: WorkerSettings, server_id: int) -> tuple[str, ...]:
+    hypervisor = await _open_hypervisor(settings)
+    try:
+        return await hypervisor.list_for_people(server_id)
+    finally:
+        await hypervisor.close()
+
+
 async def _rebuild(settings: WorkerSettings) -> int:
     redis = connect(settings.redis)
     try:
@@ -192,6 +215,23 @@ def _locked(state_dir: Path) -> NodeLock:
         lock.take()
     except OSError as error:
         raise ConfigurationError(f"state_dir {state_dir}: {error.strerror}") from error
+    return lock
+
+
+def _fence(settings: WorkerSettings) -> HypervisorLock | None:
+    """The lock on the hypervisor itself; None where that is simulated, or another machine's. Raises NodeTaken."""
+    if settings.driver is Driver.FAKE:
+        return None
+    from drivers.kvm import fence_of  # noqa: PLC0415 - a machine without libvirt can still run the fake
+
+    folder = fence_of(settings.libvirt_uri)
+    if folder is None:
+        return None
+    lock = HypervisorLock(folder)
+    try:
+        lock.take()
+    except OSError as error:
+        raise ConfigurationError(f"libvirt_uri {settings.libvirt_uri}: {folder}: {error.strerror}") from error
     return lock
 
 
@@ -220,6 +260,8 @@ async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) ->
         stack.callback(journal.close)
         hypervisor = await _open_hypervisor(settings)
         stack.push_async_callback(hypervisor.close)
+        if fence := _fence(settings):
+            stack.callback(fence.release)
         redis = connect(settings.redis, observer=metrics.redis)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         waiting = connect(settings.redis, command_seconds=2 * FALLBACK_SECONDS)
@@ -312,6 +354,7 @@ def _wired(
         policy=settings.policy,
         limits=settings.limits,
         metrics=metrics,
+        may_go_on=lambda: lease.still_ours(),  # noqa: PLW0108 - made below
     )
     queue = NodeWorker(
         redis, waiting, node=settings.node, run=lambda job_id: runner.run(JobId(job_id)), max_jobs=settings.max_jobs

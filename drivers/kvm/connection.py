@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import libvirt
 
-from drivers.base import MARK_NAMESPACE, DomainNotFound, DriverError, HypervisorUnavailable, InvalidState
+from drivers.base import MARK_NAMESPACE, DomainNotFound, DriverError, HypervisorUnavailable, InvalidState, ServerInUse
+from drivers.kvm.in_use import is_incoming
 from drivers.kvm.marks import PREFIX, ServerMark
 from drivers.kvm.opening import opened
 
@@ -40,6 +41,8 @@ def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: s
     code = error.get_error_code()
     if code == libvirt.VIR_ERR_NO_DOMAIN:
         return DomainNotFound("the hypervisor does not know the server")
+    if code == libvirt.VIR_ERR_OPERATION_TIMEOUT and "state change lock" in str(error):
+        return ServerInUse("another tool is at work on the server")  # the call has waited for it, and done nothing
     lost = code in UNKNOWN_OUTCOME or "client socket is closed" in str(error)
     if lost or (code == libvirt.VIR_ERR_SYSTEM_ERROR and not alive):
         return HypervisorUnavailable("the hypervisor does not answer")
@@ -214,6 +217,8 @@ class Connection:
 
 def mark_of(domain: Any) -> ServerMark | None:
     try:
+        if is_incoming(domain):
+            return None
         xml = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, MARK_NAMESPACE, 0)
     except libvirt.libvirtError as error:
         if error.get_error_code() in {libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN}:

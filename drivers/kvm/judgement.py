@@ -1,8 +1,7 @@
 """What a snapshot of a server would hold and what keeps it from being taken: for the layout, and for the survey."""
 
 import asyncio
-import os.path
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,16 +58,7 @@ async def judge_disks(of: Sequence[FileDisk]) -> tuple[dict[FileDisk, Image], li
             await disks.refuse_unfit(disk, images[disk])
         except DriverError as error:
             refusals.append(error)
-    try:
-        # of disks with one path the XML has told already
-        await disks.refuse_same_file([*_by_path(images).values()])
-    except DriverError as error:
-        refusals.append(error)
     return images, refusals
-
-
-def _by_path(of: Iterable[FileDisk]) -> dict[str, FileDisk]:
-    return {os.path.normpath(disk.path): disk for disk in of}
 
 
 def _parts(found: Hardware) -> tuple[list[StatePart], list[SkippedDisk], list[DriverError]]:

@@ -39,7 +39,7 @@ SCHEDULE_RETRY_SECONDS = 300.0
 BATCH = 100  # records that one sweep of housekeeping touches: a bound on how long a script holds Redis
 
 SCRIPTS = (
-    *("begin", "lease", "report", "publish", "known", "lose", "regain", "findings", "republish"),
+    *("begin", "lease", "holder", "report", "publish", "known", "lose", "regain", "findings", "republish"),
     *("retry_deletes", "forget_failed", "expire", "due_schedules", "admit"),
 )
 
@@ -205,6 +205,11 @@ class NodeStore:
         taken, left_ms, *who = await self._call("lease", self.node, self._owner, self._machine, self._who, milliseconds)
         return None if taken else LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000)
 
+    async def lease_holder(self) -> LeaseHeld | None:
+        """Who holds the node's lease instead of us. Changes nothing."""
+        left_ms, *who = await self._call("holder", self.node, self._owner, self._machine)
+        return LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000) if who else None
+
     async def begin(self, job_id: JobId) -> Job:
         """Mark a job as begun by us, the first time or again. Raises LeaseLost or BeginRefused."""
         verdict, answer = await self._call("begin", job_id, self.node, self._owner)
@@ -266,9 +271,9 @@ class NodeStore:
             listed={SnapshotId(int(k)): SnapshotStatus(v) for k, v in records.pairs(listed).items()},
         )
 
-    async def lose(self, server_id: ServerId, snapshot_id: SnapshotId) -> bool:
-        """Say that a listed snapshot is not on the disks; whether it was counted as lost."""
-        return bool(await self._call("lose", self.node, self._owner, server_id, snapshot_id))
+    async def lose(self, server_id: ServerId, snapshot_id: SnapshotId, *, reason: str) -> bool:
+        """Say that a listed snapshot is not on the disks, and why; whether it was counted as lost."""
+        return bool(await self._call("lose", self.node, self._owner, server_id, snapshot_id, reason))
 
     async def regain(self, server_id: ServerId, snapshot_id: SnapshotId, *, size_mb: int) -> bool:
         """Say that a snapshot which was lost is whole on the disks again; whether it is completed as it was."""
