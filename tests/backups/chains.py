@@ -1,6 +1,7 @@
 """Chains of backups: a full one and the incrementals after it, with what the disks held at the moment of each."""
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +12,11 @@ Truth = dict[str, str]  # digests by the disks' file names
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    checkpoint: str | None  # up to which it is restored; None: only as the newest of its chain
+    copy: Path  # of the chain as it was then, carried away
     truths: tuple[Truth, ...]  # two where a job ran beside it: the disks before and after that
+
+    async def is_right(self, tool: Tool) -> bool:
+        return await tool.restored(self.copy) in self.truths
 
 
 @dataclass(kw_only=True)
@@ -27,31 +31,27 @@ class Chain:
     def takes_offline(self) -> bool:
         """Whether the tool (1.9) may be asked for an incremental of a domain that is off.
 
-        It would write that over the last incremental of a running one, and say nothing.
+        It writes that over the last incremental of a running one, and says nothing.
         """
-        return not self.over and [point.checkpoint for point in self.points] in ([FIRST], [FIRST, None])
+        return not self.over and self._checkpoints() == [FIRST]
 
-    def add(self, run: Run, truths: tuple[Truth, ...]) -> None:
+    def add(self, run: Run, truths: tuple[Truth, ...]) -> Point:
         """What the run, which went well, has saved."""
-        taken = [point.checkpoint for point in self.points]
-        if run.offline:
-            self.points = [point for point in self.points if point.checkpoint is not None]
-            self.points.append(Point(checkpoint=None, truths=truths))
-            self.over = not taken  # a copy, which nothing can follow
-        else:
-            if None in taken:  # what it saved is now part of the first point as the tool restores that
-                self.points.clear()
-            self.points.append(Point(checkpoint=self._newest_checkpoint(), truths=truths))
+        copy = self.folder.with_name(f"{self.folder.name}.{len(self.points)}")
+        shutil.copytree(self.folder, copy)
+        point = Point(copy=copy, truths=truths)
+        self.points.append(point)
+        self.over = run.offline and not self._checkpoints()  # a copy, which nothing can follow
         self.excused = False
+        return point
 
-    async def newest_is_right(self, tool: Tool) -> bool:
-        return await tool.restored(self.folder, until=None) in self.points[-1].truths
+    def remove(self) -> None:
+        for folder in (self.folder, *(point.copy for point in self.points)):
+            shutil.rmtree(folder, ignore_errors=True)
 
-    async def wrong_points(self, tool: Tool) -> list[str]:
-        """Those that can be restored one by one, and are not what the disks held."""
-        named = [(point.checkpoint, point.truths) for point in self.points if point.checkpoint]
-        return [name for name, truths in named if await tool.restored(self.folder, until=name) not in truths]
-
-    def _newest_checkpoint(self) -> str:
-        names: list[str] = json.loads((self.folder / f"{self.domain}.cpt").read_text())
-        return names[-1]
+    def _checkpoints(self) -> list[str]:
+        try:
+            names: list[str] = json.loads((self.folder / f"{self.domain}.cpt").read_text())
+        except FileNotFoundError:
+            return []
+        return names

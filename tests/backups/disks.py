@@ -13,18 +13,19 @@ from typing import Any
 import libvirt
 import libvirt_qemu
 
-from tests.chaos.model import DATA_BYTES, Expected
+from tests.chaos.model import DATA_BYTES, Expected, unlocked
 
 DISK_MIB = 16
 _PIECES = 3  # written beside the content that the model knows
 _READ_BYTES = 1 << 20
 
 
-def digest(path: Path) -> str:
-    """Of all that the disk holds, its size included; also beside a QEMU that writes nothing at the moment."""
+def digest(path: Path, *, in_use: bool = False) -> str:
+    """Of all that the disk holds, its size included. `in_use`: by a QEMU that writes nothing at the moment; else whoever
+    still writes to it is waited for."""
     raw = path.with_name(f"{path.name}.{uuid.uuid4()}.raw")
-    command = ["qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", str(path), str(raw)]
-    subprocess.run(command, check=True, capture_output=True)
+    shared = ["-U"] if in_use else []
+    unlocked("qemu-img", "convert", *shared, "-f", "qcow2", "-O", "raw", str(path), str(raw)).check_returncode()
     found = hashlib.sha256()
     with raw.open("rb") as file:
         while piece := file.read(_READ_BYTES):
@@ -35,7 +36,7 @@ def digest(path: Path) -> str:
 
 def truth(expected: Expected) -> dict[str, str]:
     """By the disks' file names."""
-    return {disk.name: digest(disk) for disk in expected.server.disks}
+    return {disk.name: digest(disk, in_use=True) for disk in expected.server.disks}
 
 
 def change(connection: Any, expected: Expected, chance: random.Random) -> None:
@@ -49,7 +50,7 @@ def change(connection: Any, expected: Expected, chance: random.Random) -> None:
             _through_qemu(connection.lookupByName(expected.server.name), number, [*commands, "flush"])
         else:
             words = [word for command in commands for word in ("-c", command)]
-            subprocess.run(["qemu-io", "-f", "qcow2", *words, str(disk)], check=True, capture_output=True)
+            unlocked("qemu-io", "-f", "qcow2", *words, str(disk)).check_returncode()
 
 
 def bitmaps(disk: Path) -> list[str]:

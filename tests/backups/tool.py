@@ -13,6 +13,7 @@ from tests.backups.disks import digest
 PROGRAMS = ("virtnbdbackup", "virtnbdrestore")
 FIRST = "virtnbdbackup.0"  # the checkpoint of every chain's full backup
 _RUN_SECONDS = 120.0
+_OF_ONE_RUN = re.compile(r"/tmp/\S+?(?=[\s',\]]|$)|…/n\d+\S*?(?=[\s',\]]|$)")
 _ERROR = re.compile(r"(?:ERROR|CRITICAL) .*?\]: (.*)")
 
 
@@ -35,16 +36,19 @@ class Tool:
         """`level`: full, inc or copy. A full backup of a domain that is off silently becomes a copy."""
         scratch = ("-S", str(self.folder / "scratch"))
         code, output = await self._call("virtnbdbackup", "-d", domain, "-l", level, "-o", str(chain), *scratch)
-        words = "; ".join(_ERROR.findall(output)) or output[-300:]
+        words = "; ".join(_ERROR.findall(output)) or output.strip().rpartition("\n")[2]
+        words = _OF_ONE_RUN.sub("…", words.replace(str(self.folder), "…"))
         return Run(ok=code == 0, offline=bool(re.search(r"Offline backup|Domain is offline", output)), words=words)
 
-    async def restored(self, chain: Path, *, until: str | None) -> dict[str, str]:
-        """What each disk holds, by the file's name, after a restore up to that checkpoint, or of all; {}: it failed."""
+    async def restored(self, chain: Path) -> dict[str, str]:
+        """What each disk holds, by the file's name, after a restore of all that is in the folder; {}: it failed.
+
+        Not up to a checkpoint: 1.9 goes past one whose backup had nothing to save.
+        """
         place = self.folder / "restored"
         shutil.rmtree(place, ignore_errors=True)
-        point = ("--until", until) if until else ()
         log = ("-L", str(self.folder / "restore.log"))
-        code, _ = await self._call("virtnbdrestore", "-i", str(chain), "-o", str(place), *log, *point)
+        code, _ = await self._call("virtnbdrestore", "-i", str(chain), "-o", str(place), *log)
         return {} if code else {path.name: await asyncio.to_thread(digest, path) for path in place.glob("*.qcow2")}
 
     async def _call(self, program: str, *arguments: str) -> tuple[int, str]:
