@@ -180,19 +180,22 @@ class StateBeside:
         return cls(nvram=bool(kinds - {Kind.TPM}), tpm=Kind.TPM in kinds, firmware=firmware)
 
 
-def differing_state(contents: Contents | None, now: StateBeside, copies: StateBeside) -> tuple[SkippedDisk, ...]:
-    """`copies`: those that are there. Each reason is a sentence."""
+def differing_state(
+    contents: Contents | None, now: StateBeside, copies: StateBeside, configured: StateBeside
+) -> tuple[SkippedDisk, ...]:
+    """`copies`: those that are there. `configured`: what the server would have beside its disks; a file of it that was
+    lost comes back with a restore. Each reason is a sentence."""
     held = contents or Contents(disks=(), nvram=copies.nvram, tpm=copies.tpm, firmware=now.firmware)
     differing = []
-    for target, name, has, holds, is_there in (
-        ("nvram", "UEFI variables", now.nvram, held.nvram, copies.nvram),
-        ("tpm", "TPM state", now.tpm, held.tpm, copies.tpm),
+    for target, name, has, takes, holds, is_there in (
+        ("nvram", "UEFI variables", now.nvram, configured.nvram, held.nvram, copies.nvram),
+        ("tpm", "TPM state", now.tpm, configured.tpm, held.tpm, copies.tpm),
     ):
         if holds and not is_there:
             reason = f"the snapshot's copy of the {name} is gone"
         elif has and not is_there:
             reason = f"the server has {name}, and the snapshot holds none"
-        elif holds and not has:
+        elif holds and not takes:
             reason = f"the snapshot holds {name}, and the server has none now"
         else:
             continue

@@ -63,7 +63,8 @@ class View:
 
     def differing_state(self, tag: str) -> tuple[SkippedDisk, ...]:
         now = StateBeside.of(self.present, self.hardware.firmware)
-        return differing_state(self.contents(tag), now, self._copied(tag))
+        configured = StateBeside.of(frozenset(part.kind for part in self.hardware.parts), self.hardware.firmware)
+        return differing_state(self.contents(tag), now, self._copied(tag), configured)
 
     def _copied(self, tag: str) -> StateBeside:
         return StateBeside.of(self.copies.get(tag, frozenset()), self.hardware.firmware)
