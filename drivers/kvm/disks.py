@@ -85,8 +85,10 @@ def _refuse_too_many(name: str, image: Image) -> None:
 
 
 async def refuse_held(disks: Iterable[FileDisk], *, patience_seconds: float = qcow2.LOCK_SECONDS) -> None:
-    """Of a server that is off: raises ServerInUse where another program holds a disk, after as long as a QEMU that has
-    just ended may take to let go of it."""
+    """Of a server that is off: raises ServerInUse where another program holds a disk.
+
+    `patience_seconds`: what a QEMU that has just ended may take to let go of it.
+    """
     deadline = time.monotonic() + patience_seconds
     for disk in disks:
         with refused_as(UnsupportedServer, f"disk {disk.target} can't be looked at"):
@@ -136,22 +138,24 @@ async def are_at(disks: Iterable[FileDisk], tag: str) -> bool:
 
 
 async def mended(disks: Iterable[FileDisk]) -> tuple[str, ...]:
-    """Check and mend every disk; the targets of those that were corrupt. Leaks, which are lost space and no damage, are
-    mended without a word. Raises DiskBusy, or DiskCorrupt naming the first that stays corrupt."""
+    """Check and mend every disk; the targets of those that were corrupt. Leaks, which are lost space and no damage, and
+    what a killed QEMU leaves of an image with lazy_refcounts are mended without a word.
+
+    Raises DiskBusy, or DiskCorrupt naming the first that stays corrupt.
+    """
     corrupt = []
     for disk in disks:
         with unchecked(disk):
-            damage = await qcow2.damage(disk.path)
-            if damage.corruptions:
+            before = await qcow2.damage(disk.path)
+            if before.corruptions and not before.dirty:
                 corrupt.append(disk.target)
-            if damage.corruptions or damage.leaks:
-                held = (await qcow2.image(disk.path)).snapshots
+            if before.any:
                 await qcow2.repair(disk.path)
-                if lost := {*held} - {*(await qcow2.image(disk.path)).snapshots}:
-                    # qemu-img drops what its tables can't hold, and calls the image mended
-                    raise DiskCorrupt(f"disk {disk.target} was damaged and has lost {len(lost)} of its snapshots")
-                if (await qcow2.damage(disk.path)).corruptions:
+                after = await qcow2.damage(disk.path)
+                if after.corruptions:
                     raise DiskCorrupt(f"disk {disk.target} is damaged and can't be mended")
+                if {*before.snapshots} - {*after.snapshots}:  # QEMU drops those whose entries make no sense
+                    raise DiskCorrupt(f"disk {disk.target} was damaged and has lost snapshots")
     return tuple(corrupt)
 
 
