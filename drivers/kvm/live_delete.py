@@ -8,7 +8,6 @@ own errors pass through.
 import json
 import secrets
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +15,12 @@ from typing import Any
 import libvirt_qemu
 
 from drivers.base import DiskFailed
-from drivers.kvm.domain_xml import FileDisk
+from drivers.kvm.disks_xml import FileDisk
+from drivers.kvm.libvirt_xml import read
 
 JOB_PREFIX = "vps-delete-"
+HANDED_OVER = frozenset({"inmigrate", "postmigrate", "finish-migrate"})  # of query-status
+NOT_MIGRATING = frozenset({"none", "completed", "failed", "cancelled"})  # of query-migrate
 JOB_SECONDS = 600.0  # 1 TB fully mapped takes 6 s
 JOB_RETRY_SECONDS = 0.02
 
@@ -39,6 +41,7 @@ def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> list
     Raises DiskFailed: before any change where QEMU does not say which node is a disk's, else some disks may have lost
     the snapshot.
     """
+    _refuse_migrating(domain)
     running = {element.target: element for element in _running_disks(domain.XMLDesc(0))}
     nodes = _nodes(domain)
     found: list[tuple[FileDisk, _Node]] = []
@@ -58,6 +61,14 @@ def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> list
     return elsewhere
 
 
+def _refuse_migrating(domain: Any) -> None:
+    """A QEMU that has handed its disks to another, or is to be handed them, dies of the command."""
+    status = _ask(domain, "query-status")["status"]
+    migration = _ask(domain, "query-migrate").get("status", "none")
+    if status in HANDED_OVER or migration not in NOT_MIGRATING:
+        raise DiskFailed("the server is being migrated: its disks kept the snapshot")
+
+
 @dataclass(frozen=True, kw_only=True)
 class _RunningDisk:
     target: str
@@ -66,7 +77,7 @@ class _RunningDisk:
 
 
 def _running_disks(xml: str) -> Iterable[_RunningDisk]:
-    for element in ET.fromstring(xml).iterfind("./devices/disk"):  # noqa: S314 - libvirt's own output
+    for element in read(xml).iterfind("./devices/disk"):
         target, source = element.find("target"), element.find("source")
         if target is not None and source is not None:
             yield _RunningDisk(

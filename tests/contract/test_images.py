@@ -138,12 +138,23 @@ class TestRefusedBeforeTheStop:
         assert image_locks.holder(str(vdb)) is Holder.WRITER
         await kvm_bench.hypervisor.layout(1)  # its own guest may
 
+    async def test_a_file_that_was_put_in_the_place_of_the_one_that_the_guest_uses_is_refused(
+        self, kvm_bench: KvmBench
+    ) -> None:
+        await kvm_bench.add_server(1, running=True)
+        await kvm_bench.hypervisor.layout(1)
+        path = kvm_bench.path(1, "vdb")
+        qemu_img("convert", "-U", "-f", "qcow2", "-O", "qcow2", str(path), f"{path}.new")
+        path.with_name(f"{path.name}.new").rename(path)
+        with pytest.raises(InvalidState, match="disk vdb is not the one that the server runs on"):
+            await kvm_bench.hypervisor.layout(1)
+
     @pytest.mark.parametrize("link", ["symbolic", "hard"])
     async def test_one_file_twice_is_refused(self, kvm_bench: KvmBench, link: str) -> None:
         path, other = make_disk(kvm_bench.lab.disk_path("one")), kvm_bench.lab.disk_path("two")
         (os.symlink if link == "symbolic" else os.link)(path, other)
         await kvm_bench.add_domain(1, [disk(path), disk(other)])
-        with pytest.raises(UnsupportedServer, match="disk vdb and disk vda are the same file"):
+        with pytest.raises(UnsupportedServer, match="disk vdb shares its file with disk vda"):
             await kvm_bench.hypervisor.layout(1)
 
     @pytest.mark.parametrize(
@@ -352,10 +363,19 @@ class TestDamage:
         leave_in_use(path)
         assert (await qcow2.image(str(path))).dirty
         await kvm_bench.add_domain(1, [disk(path)])
-        await kvm_bench.hypervisor.repair(1)
-        assert not (await qcow2.image(str(path))).dirty
+        assert await kvm_bench.hypervisor.repair(1) == ()
+        assert not (await qcow2.damage(str(path))).any
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         assert read_text(path) == "A"
+
+    async def test_a_repair_that_costs_snapshots_is_told(self, kvm_bench: KvmBench) -> None:
+        await kvm_bench.add_server(1)
+        await kvm_bench.hypervisor.take_snapshot(1, SPEC)
+        path = kvm_bench.path(1, "vdb")
+        (at,) = struct.unpack(">Q", path.read_bytes()[64:72])
+        patch(path, at + 8, ">I", 1 << 30)  # entries of the snapshot's L1 table
+        with pytest.raises(DiskCorrupt, match="vdb"):
+            await kvm_bench.hypervisor.repair(1)
 
     async def test_what_no_check_mends_is_named_and_the_server_still_starts(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
@@ -573,7 +593,7 @@ def ask(bench: KvmBench, command: str) -> str:
 
 def disk_elements(domain: Any) -> list[str]:
     xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-    return [ET.tostring(element, encoding="unicode") for element in ET.fromstring(xml).iterfind("./devices/disk")]
+    return [ET.tostring(element, encoding="unicode") for element in ET.fromstring(xml).iterfind("./devices/disk")]  # noqa: S314 - libvirt's own output
 
 
 def qemu_pid(bench: KvmBench) -> int:

@@ -21,7 +21,7 @@ from worker.runner import Limits, Runner
 
 TARGETS = ("vda", "vdb")
 BEFORE, NOW = "at the snapshot", "now"  # what the guest had on its disks when the snapshot was taken, and has today
-LIMITS = Limits(first_retry_seconds=0.001, spare_tag_kept_seconds=3600)
+LIMITS = Limits(first_retry_seconds=0.001, start_seconds=0.02, spare_tag_kept_seconds=3600)
 
 
 @dataclass(kw_only=True)

@@ -79,7 +79,7 @@ async def node(cell: Cell, tmp_path: Path) -> AsyncIterator[Node]:
         store=cell.node,
         publisher=Publisher(cell.node, tell_again=nothing_more),
         policy=Policy(grace_seconds=0.1),
-        limits=Limits(),
+        limits=Limits(start_seconds=0.1),
     )
     reconciler = Reconciler(
         hypervisor=hypervisor,
