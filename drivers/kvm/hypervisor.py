@@ -16,6 +16,7 @@ from drivers.base import (
     About,
     Contents,
     Disk,
+    DiskBusy,
     DiskFailed,
     Domain,
     FoundSnapshot,
@@ -277,7 +278,11 @@ class KvmHypervisor:
             changed.set()
 
     async def _hardware(self, server_id: int) -> Hardware:
-        return await self._libvirt.on(server_id, lambda found: domain.configured_hardware(found, self._places))
+        """Raises DiskBusy where a disk's file can't be told now: all disks or none."""
+        found = await self._libvirt.on(server_id, lambda found: domain.configured_hardware(found, self._places))
+        if found.away:
+            raise DiskBusy(found.away[0])
+        return found
 
     async def _must_be_off(self, server_id: int) -> None:
         if await self.power(server_id) is not Power.OFF:

@@ -1,8 +1,8 @@
 """What a snapshot of a server would hold and what keeps it from being taken: for the layout, and for the survey."""
 
 import asyncio
-import os.path
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,16 +59,24 @@ async def judge_disks(of: Sequence[FileDisk]) -> tuple[dict[FileDisk, Image], li
             await disks.refuse_unfit(disk, images[disk])
         except DriverError as error:
             refusals.append(error)
-    try:
-        # of disks with one path the XML has told already
-        await disks.refuse_same_file([*_by_path(images).values()])
-    except DriverError as error:
-        refusals.append(error)
+    refusals += await asyncio.to_thread(_same_files, [*images])
     return images, refusals
 
 
-def _by_path(of: Iterable[FileDisk]) -> dict[str, FileDisk]:
-    return {os.path.normpath(disk.path): disk for disk in of}
+def _same_files(of: Sequence[FileDisk]) -> list[DriverError]:
+    """A file that two disks have under two names, by a link: the XML does not tell."""
+    first: dict[tuple[int, int], FileDisk] = {}
+    refusals: list[DriverError] = []
+    for disk in of:
+        try:
+            status = os.stat(disk.path)
+        except OSError:
+            refusals.append(UnsupportedServer(f"disk {disk.target} can't be looked at"))
+            continue
+        other = first.setdefault((status.st_dev, status.st_ino), disk)
+        if other is not disk and os.path.normpath(other.path) != os.path.normpath(disk.path):
+            refusals.append(UnsupportedServer(f"disk {disk.target} shares its file with disk {other.target}"))
+    return refusals
 
 
 def _parts(found: Hardware) -> tuple[list[StatePart], list[SkippedDisk], list[DriverError]]:

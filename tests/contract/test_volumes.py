@@ -13,7 +13,7 @@ import pytest
 
 from deploy.lab.domain import disk
 from deploy.lab.lab import Lab, make_disk
-from drivers.base import SnapshotSpec, UnsupportedServer
+from drivers.base import DiskBusy, SnapshotSpec, UnsupportedServer
 from tests.conftest import needs, needs_root
 from tests.libvirtd import PROGRAMS, Daemon
 
@@ -94,6 +94,29 @@ async def test_a_disk_that_is_a_volume_of_a_pool_is_held_like_its_file(daemon: D
     (surveyed,) = await survey_libvirt(daemon.uri)
     assert surveyed.refused == ()
     assert surveyed.server_id == SERVER
+    await hypervisor.close()
+
+
+async def test_a_disk_whose_pool_is_away_for_a_while_is_not_passed_over(daemon: Daemon, connection: Any) -> None:
+    from drivers.kvm import KvmHypervisor  # noqa: PLC0415
+    from drivers.qcow2 import image  # noqa: PLC0415
+
+    folder = daemon.folder / "pool"
+    folder.mkdir()
+    volume = make_disk(folder / "v1", "64M")
+    images = pool(connection, folder, "images")
+    await asyncio.to_thread(define, daemon, connection, "pool='images' volume='v1'")
+    hypervisor = await KvmHypervisor.open(daemon.uri)
+    await hypervisor.adopt("s1", server_id=SERVER, account_id=77)
+    await hypervisor.take_snapshot(SERVER, SPEC)
+    images.destroy()
+    for call in (hypervisor.repair(SERVER), hypervisor.delete_snapshot(SERVER, SPEC.tag)):
+        with pytest.raises(DiskBusy, match="vdb"):
+            await call
+    assert (await hypervisor.about()).pools
+    images.create(0)
+    await hypervisor.delete_snapshot(SERVER, SPEC.tag)
+    assert (await image(str(volume))).tags == ()
     await hypervisor.close()
 
 

@@ -205,7 +205,7 @@ def contents(
 
 def now(copies: Copies, *kinds: Kind, firmware: Firmware = Firmware.UEFI) -> Hardware:
     parts = tuple(part for part in copies.parts if part.kind in kinds)
-    return Hardware(disks=(), skipped=(), unsupported=(), firmware=firmware, parts=parts, generation_id=False)
+    return Hardware(disks=(), skipped=(), unsupported=(), firmware=firmware, parts=parts, away=(), generation_id=False)
 
 
 def test_a_server_whose_firmware_or_tpm_is_another_differs(copies: Copies) -> None:

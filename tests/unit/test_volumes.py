@@ -5,7 +5,7 @@ from typing import Any
 import libvirt
 import pytest
 
-from drivers.kvm.disks_xml import NoVolumeFile
+from drivers.kvm.disks_xml import NoVolumeFile, VolumeAway
 from drivers.kvm.volumes import paths_by
 
 
@@ -47,3 +47,23 @@ def test_a_volume_that_is_no_file_is_told_by_its_kind(kind: int, word: str) -> N
 
 def test_a_file_is_where_libvirt_says() -> None:
     assert paths_by(Pools(libvirt.VIR_STORAGE_VOL_FILE))("images", "v1") == "/dev/vg/lv"
+
+
+class Silent:
+    """A libvirt whose storage daemon does not answer; `alive`: it itself does."""
+
+    def __init__(self, *, alive: bool) -> None:
+        self._alive = alive
+
+    def isAlive(self) -> int:  # noqa: N802 - libvirt's name
+        return int(self._alive)
+
+    def storagePoolLookupByName(self, _name: str) -> Any:  # noqa: N802 - libvirt's name
+        raise libvirt.libvirtError("Failed to connect socket to virtstoraged-sock")
+
+
+def test_a_storage_daemon_that_does_not_answer_hides_a_file_and_ends_nothing_else() -> None:
+    with pytest.raises(VolumeAway, match="does not answer"):
+        paths_by(Silent(alive=True))("images", "v1")
+    with pytest.raises(libvirt.libvirtError):
+        paths_by(Silent(alive=False))("images", "v1")
