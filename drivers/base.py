@@ -78,6 +78,9 @@ class HeldDisk:
     path: str  # then
     virtual_bytes: int  # then: a revert brings this size back
     stamp: str = ""  # of the snapshot's entry in the image: the same wherever the file is moved to; "": not known
+    # What lay below the image: a snapshot holds nothing of it, and is worth as much as it stays the same. "": nothing;
+    # None: not known.
+    base: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,8 @@ class FoundSnapshot:
     current: bool = False  # someone went back to it (or took it) with the hypervisor's own tools
     contents: Contents | None = None  # None: nothing is written down about it
     missing: tuple[str, ...] = ()  # why it is not complete, a sentence for each thing, for the customer's eyes
+    # It is written down where it stays and keeps the server from nothing. If not, `list_snapshot` writes it there.
+    settled: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,6 +361,11 @@ class Hypervisor(Protocol):
 
         Raises `SnapshotNotFound` where one disk lacks the tag.
         """
+        ...
+
+    async def list_for_people(self, server_id: int) -> tuple[str, ...]:
+        """List our whole snapshots where the hypervisor's own tools show them; the tags. Until they are settled again,
+        the server can't be moved to another node. Raises `ServerInUse`."""
         ...
 
     async def is_at(self, server_id: int, tag: str) -> bool:

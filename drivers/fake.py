@@ -220,6 +220,10 @@ class FakeHypervisor:
             for tag in sorted(_tags(server))
         ]
 
+    async def list_for_people(self, server_id: int) -> tuple[str, ...]:
+        await self._look(server := self.server(server_id))
+        return tuple(server.listed)
+
     async def take_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
         server = self._off(server_id)
         self._layout(server)

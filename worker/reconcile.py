@@ -14,7 +14,15 @@ from enum import StrEnum
 
 import structlog
 
-from drivers.base import DriverError, FoundSnapshot, Hypervisor, SkippedDisk, SnapshotSpec, UnsupportedServer
+from drivers.base import (
+    DriverError,
+    FoundSnapshot,
+    Hypervisor,
+    ServerInUse,
+    SkippedDisk,
+    SnapshotSpec,
+    UnsupportedServer,
+)
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import Contents, JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
 from worker.jobs.node_store import BegunJob, Known, KnownSnapshot, LeaseLost, NodeStore, PublishedSnapshot
@@ -26,6 +34,7 @@ from worker.procedures.work import SAFETY_PREFIX, Task
 from worker.runner import Runner
 
 ROUND_SECONDS = 300.0  # between two looks at every server of the node
+UNDELETED_AFTER = 3  # failures of a delete, over three minutes at least: what passes by itself is none to look at
 AGAIN_SECONDS = 3.0  # until a server is looked at again that was being worked on
 AGAIN_TRIES = 5  # then it is judged with the next round: a job may wait for hours
 
@@ -184,7 +193,7 @@ class Reconciler:
         differences = await self._publish(server_id, found)
         ids = {found_id: snapshot for snapshot in found if (found_id := snapshot_id_of(snapshot.tag)) is not None}
         known = await self._store.known(server_id, list(ids))
-        is_busy = known.busy or bool(self._open_tasks(server_id))
+        is_busy = known.busy or bool(self._open_tasks(server_id)) or await self._is_in_use(server_id)
         if is_busy:
             self._unjudged.setdefault(server_id, AGAIN_TRIES)
         else:
@@ -192,6 +201,8 @@ class Reconciler:
             spare = self._journal.spare_tags(server_id)
             ours = {found_id: one for found_id, one in ids.items() if one.tag not in spare}
             whole = {found_id: one for found_id, one in ours.items() if one.complete}
+            await self._hypervisor.let_go(server_id)  # a process that died in a job's last moment has not
+            await self._settle(server_id, found)
             differences += await self._list_again(server_id, whole, known)
             differences += await self._regain(server_id, whole, known)
             differences += await self._delete_orphans(server_id, ours, known)
@@ -210,10 +221,27 @@ class Reconciler:
         listed = [{"finding": str(d.finding), "tag": d.tag, "at": f"{time.time():.0f}"} for d in differences]
         await self._store.tell_findings(server_id, listed)
 
+    async def _is_in_use(self, server_id: ServerId) -> bool:
+        """Whether another tool is at work on the server: it is left alone then."""
+        try:
+            await self._hypervisor.refuse_if_in_use(server_id)
+        except ServerInUse as error:
+            log.info("reconcile.in_use", server_id=server_id, reason=str(error))
+            return True
+        return False
+
+    async def _settle(self, server_id: ServerId, found: Iterable[FoundSnapshot]) -> None:
+        """Write down where it stays what older versions, or an operator who wanted to see it in virsh, have put into
+        libvirt's list: it would keep the server from being migrated. What someone has gone back to past us stays."""
+        for snapshot in found:
+            if not snapshot.settled and not snapshot.current and snapshot.spec is not None:
+                await self._hypervisor.list_snapshot(server_id, snapshot.spec, snapshot.contents)
+                log.info("reconcile.settled", server_id=server_id, tag=snapshot.tag)
+
     async def _list_again(
         self, server_id: ServerId, whole: dict[SnapshotId, FoundSnapshot], known: Known
     ) -> list[Difference]:
-        """Put back into libvirt's list what it must know: should the store lose its data, the names are there alone."""
+        """Write down again what was lost: should the store lose its data, the names are there alone."""
         differences = []
         for snapshot_id, snapshot in whole.items():
             record = known.on_disk[snapshot_id]
@@ -272,14 +300,16 @@ class Reconciler:
             if status in {SnapshotStatus.FAILED, SnapshotStatus.DELETING} or (held and held.complete):
                 continue
             finding = Finding.TORN_SNAPSHOT if held and held.targets else Finding.LOST_SNAPSHOT
-            if finding is Finding.TORN_SNAPSHOT or await self._store.lose(server_id, snapshot_id):
+            reason = "; ".join(held.missing) if held else "no disk of the server holds the snapshot"
+            if finding is Finding.TORN_SNAPSHOT or await self._store.lose(server_id, snapshot_id, reason=reason):
                 differences.append(Difference(finding=finding, tag=snapshot_tag(snapshot_id)))
         return differences
 
     def _track_safeties(
         self, server_id: ServerId, found: Iterable[FoundSnapshot], spare: frozenset[str]
     ) -> list[Difference]:
-        untracked = [s.tag for s in found if s.tag.startswith(SAFETY_PREFIX) and s.tag not in spare]
+        """A migrated server brings its own along."""
+        untracked = [s.tag for s in found if s.tag.startswith(SAFETY_PREFIX) and s.tag not in spare and s.targets]
         for tag in untracked:
             self._journal.track_spare_tag(server_id, tag, kept_seconds=self._safety_kept_seconds)
         return [Difference(finding=Finding.UNTRACKED_SAFETY, tag=tag) for tag in untracked]
@@ -300,11 +330,12 @@ def _strays(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Differe
 
 
 def _undeleted(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Difference]:
-    """One of which no delete has failed yet is about to go."""
     return [
         Difference(finding=Finding.UNDELETED_SNAPSHOT, tag=snapshot.tag)
         for snapshot_id, snapshot in ours.items()
-        if (record := known.on_disk[snapshot_id]) and record.status is SnapshotStatus.DELETING and record.failed_deletes
+        if (record := known.on_disk[snapshot_id])
+        and record.status is SnapshotStatus.DELETING
+        and record.failed_deletes >= UNDELETED_AFTER
     ]
 
 

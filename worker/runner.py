@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from drivers.base import DriverError, Hypervisor, Power
+from drivers.base import DomainNotFound, DriverError, Hypervisor, Power
 from worker import traces
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
@@ -155,6 +155,8 @@ class Runner:
         try:
             async with asyncio.timeout(self._limits.step_seconds):
                 free_bytes = await self._hypervisor.free_space(server_id)
+        except DomainNotFound:  # gone to another node; its tags are dropped when they are due
+            return
         except (DriverError, TimeoutError) as error:
             log.warning("storage.unknown", server_id=server_id, reason=str(error) or type(error).__name__)
             return
@@ -180,6 +182,11 @@ class Runner:
                 self._journal.change(spare.server_id)
                 await without(self._hypervisor, spare.server_id, spare.tag)
                 self._journal.changed(spare.server_id)
+        except DomainNotFound:  # its new node has found it
+            with suppress(JournalFailed):
+                self._journal.changed(spare.server_id)
+                self._journal.dropped(spare.tag)
+            log.info("spare_tag.gone_with_server", tag=spare.tag, server_id=spare.server_id)
         except (DriverError, TimeoutError, JournalFailed) as error:
             reason = str(error) or type(error).__name__
             log.warning("spare_tag.kept", tag=spare.tag, server_id=spare.server_id, reason=reason)
@@ -252,6 +259,8 @@ class Runner:
             try:
                 async with asyncio.timeout(self._limits.step_seconds):
                     await whole(self._hypervisor, server_id)
+            except DomainNotFound:  # gone to another node, whose jobs check the disks first
+                self._journal.changed(server_id)
             except (DriverError, TimeoutError) as error:  # the job's own checks say what becomes of it
                 log.warning("disks.not_mended", server_id=server_id, reason=str(error) or type(error).__name__)
             else:

@@ -8,11 +8,10 @@ from typing import Any
 
 import libvirt
 
-from drivers.base import InvalidState, SnapshotSpec, UnsupportedServer
+from drivers.base import InvalidState, UnsupportedServer
 from drivers.kvm import readiness
 from drivers.kvm.domain_xml import Hardware, hardware
 from drivers.kvm.libvirt_xml import escaped, read
-from drivers.kvm.marks import read_snapshot_xml, snapshot_xml
 from drivers.kvm.places import Places
 from drivers.kvm.volumes import paths_by
 
@@ -91,14 +90,6 @@ def _must_stay_with_its_next_start(configured: Hardware, running: Hardware) -> N
         raise InvalidState("the server's firmware or TPM changes with its next start: restart it once")
 
 
-def listed_snapshots(domain: Any) -> tuple[dict[str, SnapshotSpec], str | None]:
-    """What libvirt lists, by tag, and which of it is its current one: `virsh snapshot-revert` makes it that, we never
-    do."""
-    current = domain.snapshotCurrent(0).getName() if domain.hasCurrentSnapshot(0) else None
-    specs = [read_snapshot_xml(snapshot.getXMLDesc(0)) for snapshot in domain.listAllSnapshots(0)]
-    return {spec.tag: spec for spec in specs}, current
-
-
 def listed_variables(domain: Any, tag: str) -> tuple[Path, ...]:
     """Where the UEFI variables were when libvirt was told of the snapshot."""
     xmls = [found.getXMLDesc(0) for found in domain.listAllSnapshots(0) if found.getName() == tag]
@@ -111,18 +102,9 @@ def assumed_variables(domain: Any, places: Places) -> Path:
     return places.variables / f"{domain.name()}_VARS.fd"
 
 
-def list_snapshot(domain: Any, spec: SnapshotSpec, places: Places) -> None:
-    """Make a snapshot that is on the disks known to libvirt, which does not look for it there."""
-    inactive = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-    xml = snapshot_xml(spec, configured_hardware(domain, places), inactive)
-    domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
-
-
-def unlist_snapshot(domain: Any, tag: str) -> None:
-    """Make libvirt forget the snapshot, if it knows it; the disks are not touched."""
-    for snapshot in domain.listAllSnapshots(0):
-        if snapshot.getName() == tag:
-            snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+def checkpoints(domain: Any) -> tuple[str, ...]:
+    """libvirt's own records of incremental backups."""
+    return tuple(checkpoint.getName() for checkpoint in domain.listAllCheckpoints(0))
 
 
 def forget_checkpoints(domain: Any) -> None:

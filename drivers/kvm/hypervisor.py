@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +25,7 @@ from drivers.base import (
     Layout,
     Power,
     RestorePlan,
+    ServerInUse,
     SkippedDisk,
     SnapshotExists,
     SnapshotNotFound,
@@ -31,13 +33,15 @@ from drivers.base import (
     StartFailed,
     UnsupportedServer,
 )
-from drivers.kvm import disks, domain, live_delete, readiness, sharing
+from drivers.kvm import disks, domain, in_use, listing, live_delete, plan, readiness, sharing
 from drivers.kvm.connection import Connection
-from drivers.kvm.domain_xml import Hardware, Kind
+from drivers.kvm.domain_xml import FileDisk, Hardware, Kind
 from drivers.kvm.judgement import judge
 from drivers.kvm.places import places_of
+from drivers.kvm.snapshots import View, left_behind, read_disks
 from drivers.kvm.state_copies import Copies
 
+OTHERS_SECONDS = 5.0  # for a look at the files of every domain; hundreds take a tenth of a second
 LOOK_AGAIN_SECONDS = 0.3  # libvirt's event of a stop was seen up to 1.6 s late
 
 
@@ -48,6 +52,7 @@ class KvmHypervisor:
         self._libvirt = connection
         self._places = places_of(connection.uri)
         self._waiting_for_off: list[asyncio.Event] = []
+        self._looking_at_files: asyncio.Future[sharing.Uses] | None = None
         connection.listen(self._wake_waiting)
 
     @classmethod
@@ -109,16 +114,27 @@ class KvmHypervisor:
         await self._libvirt.on(server_id, domain.cut_power, otherwise=InvalidState, text=text)
 
     async def start(self, server_id: int) -> None:
-        await self._libvirt.on(server_id, domain.start, otherwise=StartFailed, text="the server does not start")
+        try:
+            await self._libvirt.on(server_id, domain.start, otherwise=StartFailed, text="the server does not start")
+        except StartFailed:
+            try:
+                await disks.refuse_held((await self._hardware(server_id)).disks, patience_seconds=0)
+            except ServerInUse as error:  # a backup of a server that is off: it lets go when it is done
+                raise DiskBusy(f"the server does not start: {error}") from error
+            raise
 
     # --- looking ---
 
     async def layout(self, server_id: int) -> Layout:
+        await self.refuse_if_in_use(server_id)
         found = await self._libvirt.on(server_id, lambda found: domain.ready_hardware(found, self._places))
         judged = await judge(found)
         judged.refuse()
         if await self.power(server_id) is Power.OFF:
             await disks.refuse_held(found.disks)
+        await self._refuse_shared(server_id, found)
+        written = await self._libvirt.on(server_id, lambda found: listing.written_down(found, self._places))
+        await asyncio.to_thread(sharing.refuse_overlays, found.disks, written.ours)
         return Layout(
             disks=tuple(
                 Disk(
@@ -134,10 +150,35 @@ class KvmHypervisor:
             tpm=judged.holds(Kind.TPM),
             firmware=found.firmware,
             free_bytes=await self.free_space(server_id),
+            checkpoints=await self._libvirt.on(server_id, domain.checkpoints),
         )
 
     async def restore_plan(self, server_id: int, tag: str, *, present_only: bool = False) -> RestorePlan:
-        raise NotImplementedError
+        layout = await self.layout(server_id)
+        view = await self._view(server_id)
+        comparison, state = view.compare(tag), view.differing_state(tag)
+        plan.refuse(comparison, state, present_only=present_only)
+        return RestorePlan(
+            targets=comparison.targets,
+            not_restored=(*comparison.differing, *state),
+            grown=tuple(match.grown for match in comparison.matches if match.grown is not None),
+            bitmaps=tuple(disk.target for disk in layout.disks if disk.bitmaps),
+            checkpoints=layout.checkpoints,
+            generation_id=view.hardware.generation_id,
+        )
+
+    async def _refuse_shared(self, server_id: int, found: Hardware) -> None:
+        """Raises UnsupportedServer. Storage of other servers that does not answer keeps no job of this one waiting."""
+        uuid = await self._libvirt.on(server_id, lambda found: found.UUIDString())
+        looking = self._looking_at_files = self._looking_at_files or asyncio.ensure_future(
+            self._libvirt.call(sharing.uses)
+        )
+        await asyncio.wait({looking}, timeout=OTHERS_SECONDS)
+        if not looking.done():
+            return
+        self._looking_at_files = None
+        for shared in await asyncio.to_thread(lambda: [*sharing.shared(found.disks, uuid, looking.result())]):
+            raise UnsupportedServer(f"disk {shared.target} can't be snapshotted: {shared.reason}")
 
     async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
         every = await self._libvirt.call(sharing.uses)
@@ -148,13 +189,14 @@ class KvmHypervisor:
         return {server_id: shared for server_id, shared in common.items() if shared}
 
     async def refuse_if_in_use(self, server_id: int) -> None:
-        raise NotImplementedError
+        await self._libvirt.on(server_id, in_use.refuse)
 
     async def hold(self, server_id: int) -> None:
-        raise NotImplementedError
+        await self.refuse_if_in_use(server_id)  # libvirt would have us wait for half a minute, and then refuse
+        await self._libvirt.on(server_id, listing.hold)
 
     async def let_go(self, server_id: int) -> None:
-        raise NotImplementedError
+        await self._libvirt.on(server_id, listing.let_go)
 
     async def renew_generation_id(self, server_id: int) -> None:
         await self._must_be_off(server_id)
@@ -167,23 +209,7 @@ class KvmHypervisor:
             return await asyncio.to_thread(disks.free_bytes, found.disks)
 
     async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
-        found = await self._hardware(server_id)
-        listed, current = await self._libvirt.on(server_id, domain.listed_snapshots)
-        held = await disks.held_tags(found.disks)
-        with disks.refused_as(UnsupportedServer, "the copies of the UEFI variables or the TPM can't be looked at"):
-            copies = await asyncio.to_thread(_copies(found).tags)
-            needed = frozenset(part.kind for part in await asyncio.to_thread(_copies(found).present))
-        every = frozenset(disk.target for disk in found.disks)
-        return [
-            FoundSnapshot(
-                tag=tag,
-                targets=held.get(tag, frozenset()),
-                complete=held.get(tag) == every and needed <= copies.get(tag, frozenset()),
-                spec=listed.get(tag),
-                current=tag == current,
-            )
-            for tag in sorted({*held, *listed, *copies})
-        ]
+        return (await self._view(server_id)).found()
 
     async def size_mb(self, server_id: int, tag: str) -> int:
         size_bytes = 0
@@ -212,11 +238,23 @@ class KvmHypervisor:
         await disks.on_every(
             found.disks, lambda disk: qcow2.create_snapshot(disk.path, spec.tag), text="took no snapshot"
         )
-        await self._list(server_id, spec)
+        await self._write_down(server_id, spec)
 
     async def list_snapshot(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
-        await self._must_be_complete(server_id, spec.tag)
-        await self._list(server_id, spec)
+        await self._write_down(server_id, spec, contents)
+
+    async def list_for_people(self, server_id: int) -> tuple[str, ...]:
+        await self.refuse_if_in_use(server_id)
+        whole = [found.spec for found in await self.snapshots(server_id) if found.complete and found.spec]
+        ours = [spec for spec in whole if spec.tag.startswith(listing.OURS)]
+        for spec in ours:
+            await self._libvirt.on(
+                server_id,
+                partial(listing.list_for_people, spec=spec, places=self._places),
+                otherwise=InvalidState,
+                text="libvirt did not list the snapshot",
+            )
+        return tuple(spec.tag for spec in ours)
 
     async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
         await self._must_be_off(server_id)
@@ -234,8 +272,9 @@ class KvmHypervisor:
         await disks.on_every(
             chosen, lambda disk: qcow2.apply_snapshot(disk.path, tag), text="did not go back to the snapshot"
         )
+        held = (await self._view(server_id)).contents(tag)
         with disks.refused_as(DiskFailed, "the UEFI variables or the TPM can't be restored"):
-            await asyncio.to_thread(_copies(found).restore, tag)
+            await asyncio.to_thread(_copies(found, held).restore, tag)
 
     async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
         await self._must_be_off(server_id)
@@ -249,23 +288,24 @@ class KvmHypervisor:
         )
 
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
-        # What lists the tag goes last: a call that died anywhere is made again and finds what is left.
-        found = await self._hardware(server_id)
-        holders = (await disks.held_tags(found.disks)).get(tag, frozenset())
-        if holders:
+        # What is written down goes last: a call that died anywhere is made again and finds what is left.
+        view = await self._view(server_id)
+        found = view.hardware
+        if holders := view.holders(tag):
             await self._delete_from_disks(server_id, tag, found, holders)
             if tag in await disks.held_tags(found.disks):
                 raise DiskFailed("a disk kept the snapshot")
+        held = view.contents(tag)
+        for disk in await asyncio.to_thread(left_behind, tag, held, found.disks) if held else ():
+            await self._delete_left_behind(tag, disk)
         former = await self._libvirt.on(
             server_id,
             lambda found: (*domain.listed_variables(found, tag), domain.assumed_variables(found, self._places)),
         )
         with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM can't be deleted"):
-            await asyncio.to_thread(_copies(found, former).delete, tag)
-        text = "libvirt kept the snapshot in its list"
-        await self._libvirt.on(
-            server_id, lambda found: domain.unlist_snapshot(found, tag), otherwise=DiskFailed, text=text
-        )
+            await asyncio.to_thread(_copies(found, held, former=former).delete, tag)
+        text = "libvirt kept what is written down of the snapshot"
+        await self._libvirt.on(server_id, lambda found: listing.strike_out(found, tag), otherwise=DiskFailed, text=text)
 
     async def repair(self, server_id: int) -> tuple[str, ...]:
         await self._must_be_off(server_id)
@@ -292,10 +332,24 @@ class KvmHypervisor:
         if not any(snapshot.tag == tag and snapshot.complete for snapshot in await self.snapshots(server_id)):
             raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
 
-    async def _list(self, server_id: int, spec: SnapshotSpec) -> None:
-        text = "libvirt did not list the snapshot"
+    async def _view(self, server_id: int) -> View:
+        found = await self._hardware(server_id)
+        written = await self._libvirt.on(server_id, lambda found: listing.written_down(found, self._places))
+        copies = _copies(found, *(record.contents for record in written.records.values()))
+        with disks.refused_as(UnsupportedServer, "the copies of the UEFI variables or the TPM can't be looked at"):
+            by_tag = await asyncio.to_thread(copies.tags)
+            present = frozenset(part.kind for part in await asyncio.to_thread(copies.present))
+        return View(
+            hardware=found, disks=await read_disks(found.disks), written=written, present=present, copies=by_tag
+        )
+
+    async def _write_down(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
+        record = (await self._view(server_id)).record(spec, contents)
+        if record is None:
+            raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
+        text = "libvirt did not write down the snapshot"
         await self._libvirt.on(
-            server_id, lambda found: domain.list_snapshot(found, spec, self._places), otherwise=DiskFailed, text=text
+            server_id, lambda found: listing.write_down(found, record), otherwise=DiskFailed, text=text
         )
 
     async def _ready_and_off(self, server_id: int) -> Hardware:
@@ -315,9 +369,23 @@ class KvmHypervisor:
             )
         await disks.on_every(held, lambda disk: qcow2.delete_snapshot(disk.path, tag), text="kept the snapshot")
 
+    async def _delete_left_behind(self, tag: str, disk: FileDisk) -> None:
+        """From a file that is no disk of the server any more: by the QEMU that runs on it now, if one does."""
+        in_qemu = await self._libvirt.call(
+            lambda handle: live_delete.delete_where_it_runs(handle, disk, tag),
+            otherwise=DiskFailed,
+            text=f"disk {disk.target}, which is not the server's any more, kept the snapshot",
+        )
+        if not in_qemu:
+            text = "is not the server's any more and kept the snapshot"
+            await disks.on_every([disk], lambda disk: qcow2.delete_snapshot(disk.path, tag), text=text)
 
-def _copies(found: Hardware, former: Sequence[Path] = ()) -> Copies:
-    return Copies(images=[Path(disk.path) for disk in found.disks], parts=found.parts, former=former)
+
+def _copies(found: Hardware, *held: Contents | None, former: Sequence[Path] = ()) -> Copies:
+    """`held`: what snapshots hold whose copies are looked for; they lie beside the disk that was the first one then."""
+    then = (disk.path for contents in held if contents for disk in contents.disks)
+    images = dict.fromkeys([*(disk.path for disk in found.disks), *then])
+    return Copies(images=[Path(path) for path in images], parts=found.parts, former=former)
 
 
 def _version(number: int) -> str:

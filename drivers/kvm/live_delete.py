@@ -6,12 +6,14 @@ own errors pass through.
 """
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import libvirt
 import libvirt_qemu
 
 from drivers.base import DiskFailed
@@ -67,6 +69,17 @@ def _refuse_migrating(domain: Any) -> None:
     migration = _ask(domain, "query-migrate").get("status", "none")
     if status in HANDED_OVER or migration not in NOT_MIGRATING:
         raise DiskFailed("the server is being migrated: its disks kept the snapshot")
+
+
+def delete_where_it_runs(handle: Any, disk: FileDisk, tag: str) -> bool:
+    """Delete the snapshot from a file by the QEMU of the running domain that has it as a disk; whether there is one.
+
+    Raises DiskFailed."""
+    for domain in handle.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        for here in _running_disks(domain.XMLDesc(0)):
+            if here.path is not None and os.path.realpath(here.path) == os.path.realpath(disk.path):
+                return not delete_under_guest(domain, [FileDisk(target=here.target, path=here.path)], tag)
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)

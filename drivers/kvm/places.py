@@ -34,6 +34,24 @@ def places_of(uri: str) -> Places:
     return _of_socket(Path(options.get("socket", ["/run/libvirt/libvirt-sock"])[0]))
 
 
+def fence_of(uri: str) -> Path | None:
+    """A folder that is the same for all who use the libvirt at this URI, however they spell it.
+
+    None: it runs on another machine.
+    """
+    address = urlsplit(uri)
+    options = parse_qs(address.query)
+    if address.hostname or address.scheme.partition("+")[2] not in {"", "unix"}:
+        return None
+    if address.path == "/embed":
+        return Path(options["root"][0]).resolve()
+    if "socket" in options:
+        return Path(options["socket"][0]).resolve().parent
+    if address.path == "/session" and os.geteuid():
+        return Path(os.environ.get("XDG_RUNTIME_DIR") or Path.home() / ".cache", "libvirt").resolve()
+    return Path("/run/libvirt").resolve()
+
+
 def _of_socket(socket: Path) -> Places:
     """PREFIX/var/run/libvirt/libvirt-sock: a libvirt that was built with another prefix keeps its state below it.
     FOLDER/run/libvirt-sock: one whose folders all lie below one."""

@@ -24,7 +24,8 @@ from deploy.lab import domains
 from deploy.lab.domain import UEFI_VARIABLES, Device, disk
 from deploy.lab.guest import GuestImage
 from deploy.lab.lab import Lab, make_disk
-from drivers.kvm import KvmHypervisor
+from drivers.kvm import KvmHypervisor, listing
+from drivers.kvm.places import SYSTEM
 from tests.contract.harness import ACCOUNT_ID, TARGETS
 
 # Where the tests write on a disk: the test guest's ext4 has neither its tables nor any of its few files there.
@@ -115,11 +116,13 @@ class KvmBench:
         qemu_img("snapshot", "-d", tag, str(self.path(server_id, target)))
 
     def unlist(self, server_id: int, tag: str) -> None:
-        snapshot = self.domain(server_id).snapshotLookupByName(tag)
-        snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+        listing.strike_out(self.domain(server_id), tag)
 
     def revert_outside(self, server_id: int, tag: str) -> None:
         domain = self.domain(server_id)
+        spec = listing.written_down(domain, SYSTEM).spec(tag)
+        assert spec is not None
+        listing.list_for_people(domain, spec, SYSTEM)
         domain.revertToSnapshot(domain.snapshotLookupByName(tag))
 
     def tear(self, server_id: int, target: str) -> None:

@@ -221,15 +221,21 @@ class TestKilledMidway:
 
 
 class TestLibvirt:
-    async def test_its_own_list_shows_the_snapshot(self, kvm_bench: KvmBench) -> None:
+    async def test_its_own_list_shows_the_snapshots_on_demand(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
+        assert kvm_bench.domain(1).listAllSnapshots(0) == []
+        assert await kvm_bench.hypervisor.list_for_people(1) == ("vps-801",)
         (listed,) = kvm_bench.domain(1).listAllSnapshots(0)
         assert listed.getName() == "vps-801"
         xml = listed.getXMLDesc(0)
         assert "<description>before-update\nas written\non two lines</description>" in xml
         assert "<state>shutoff</state>" in xml
         assert f"<creationTime>{int(SPEC.created_at.timestamp())}</creationTime>" in xml
+        (found,) = await kvm_bench.hypervisor.snapshots(1)
+        assert (found.spec, found.settled) == (SPEC, False)
+        await kvm_bench.hypervisor.list_snapshot(1, SPEC, found.contents)
+        assert kvm_bench.domain(1).listAllSnapshots(0) == []
 
     async def test_a_snapshot_that_libvirt_took_itself_can_be_reverted_to_and_deleted(
         self, kvm_bench: KvmBench
