@@ -21,8 +21,8 @@ from tests.conftest import RedisServer
 from tests.contract.kvm_bench import read_text, write_text
 from tests.libvirtd import Daemon
 from tests.worker_process import WorkerProcess, worker_process
-from worker.jobs.errors import Refused, SnapshotNotFound
-from worker.jobs.model import AccountId, Job, JobId, JobState, ServerId, Snapshot, SnapshotId, SnapshotStatus
+from worker.jobs.errors import JobNotFound, Refused
+from worker.jobs.model import AccountId, Job, JobId, JobState, ServerId, Snapshot, SnapshotId
 from worker.jobs.store import Store
 
 ACCOUNT, SERVER, NAME = AccountId(77), ServerId(12345), "s1"
@@ -82,6 +82,14 @@ class Two:
     second: Node
     folder: Path
     redis: ArqRedis
+    _virsh: list["subprocess.Popen[str]"] = field(default_factory=list)
+
+    def close(self) -> None:
+        for process in self._virsh:
+            process.kill()
+            process.wait()
+            if process.stderr is not None:
+                process.stderr.close()
 
     @property
     def store(self) -> Store:
@@ -108,7 +116,9 @@ class Two:
     def migration(self, *flags: str, back: bool = False) -> "subprocess.Popen[str]":
         source, target = (self.second, self.first) if back else (self.first, self.second)
         command = ["virsh", "-c", source.daemon.uri, "migrate", *flags, NAME, target.daemon.uri]
-        return subprocess.Popen([*command, f"unix://{self.folder}/m"], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*command, f"unix://{self.folder}/m"], stderr=subprocess.PIPE, text=True)
+        self._virsh.append(process)
+        return process
 
     async def migrate(self, *flags: str, back: bool = False) -> str:
         """What virsh says of it; nothing where it went well."""
@@ -175,11 +185,10 @@ class Two:
         return await self.over(undo.id)
 
     async def deleted(self, snapshot_id: SnapshotId) -> None:
-        await self.store.delete(account_id=ACCOUNT, snapshot_id=snapshot_id, request_id="r")
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            with suppress(SnapshotNotFound):
-                while (await self.snapshot(snapshot_id)).status is SnapshotStatus.DELETING:  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
+        job = await self.store.delete(account_id=ACCOUNT, snapshot_id=snapshot_id, request_id="r")
+        assert job is not None
+        with suppress(JobNotFound):  # it is forgotten with its snapshot
+            await self.over(job.id)
 
     def text(self, node: Node) -> str:
         """On the disk; the server is turned off for it, and on again."""
@@ -210,6 +219,7 @@ async def two_nodes(redis_server: RedisServer, redis: ArqRedis) -> AsyncIterator
                 await node.daemon.start()
             yield two
         finally:
+            two.close()
             for node in nodes:
                 await node.worker_ends()
                 node.daemon.stop_for_good()
