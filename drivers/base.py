@@ -78,6 +78,9 @@ class HeldDisk:
     path: str  # then
     virtual_bytes: int  # then: a revert brings this size back
     stamp: str = ""  # of the snapshot's entry in the image: the same wherever the file is moved to; "": not known
+    # What lay below the image: a snapshot holds nothing of it, and is worth as much as it stays the same. "": nothing;
+    # None: not known.
+    base: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +156,28 @@ class About:
     hypervisor: str  # "libvirt 9.0.0"
     emulator: str  # "QEMU 7.2.0"
     pools: tuple[Pool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyedDisk:
+    target: str
+    path: str
+    virtual_bytes: int | None = None  # None: its image can't be read, or is not here
+    snapshots: int = 0  # that its image holds today, whoever took them
+    bitmaps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surveyed:
+    """What a snapshot of one server would hold, for those who run the service: with paths, and adopted or not."""
+
+    name: str
+    server_id: int | None = None  # None: not adopted
+    disks: tuple[SurveyedDisk, ...] = ()
+    state: tuple[str, ...] = ()  # what is saved beside the disks: nvram, pflash, tpm
+    left_out: tuple[SkippedDisk, ...] = ()
+    refused: tuple[str, ...] = ()  # why no snapshot can be taken; empty: one can
+    noticed: tuple[str, ...] = ()  # what a person should know beside
 
 
 class DriverError(Exception):
@@ -351,8 +376,7 @@ class Hypervisor(Protocol):
     async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
         """Remove every dirty bitmap from the disks of a domain that is off, and the hypervisor's checkpoints.
 
-        Returns the targets of the disks that had bitmaps; none is fine. Raises `InvalidState` (not off) or
-        `DiskFailed`.
+        Returns the targets of the disks that had bitmaps; none is fine. Raises `InvalidState` or `DiskFailed`.
         """
         ...
 

@@ -92,8 +92,13 @@ async def enlarge(path: str, virtual_bytes: int) -> None:
 
 async def damage(path: str) -> Damage:
     code = await _check(path)
-    corrupt = (await image(path)).corrupt
-    return Damage(corruptions=corrupt or code == CORRUPT, leaks=code == LEAKY)
+    found = await image(path)
+    return Damage(
+        corruptions=found.corrupt or code == CORRUPT,
+        leaks=code == LEAKY,
+        dirty=found.dirty,
+        snapshots=found.snapshots,
+    )
 
 
 async def repair(path: str) -> None:

@@ -152,3 +152,9 @@ class Damage:
 
     corruptions: bool  # or QEMU's mark of them: `check` alone calls a marked image clean
     leaks: bool  # lost space only
+    dirty: bool  # what is wrong is what a QEMU that was killed leaves with lazy_refcounts: any QEMU puts it right
+    snapshots: tuple[Tagged, ...]
+
+    @property
+    def any(self) -> bool:
+        return self.corruptions or self.leaks or self.dirty

@@ -42,6 +42,8 @@ class Limits:
     first_retry_seconds: float = 0.5  # doubled with each try
     # For a cause that goes by itself, as a libvirtd that is restarted. Without it the VM could not be started either.
     lasting_seconds: float = 30.0
+    # For a start that is refused: a device, a lock or a machine's name may take its time to become free.
+    start_seconds: float = 60.0
     interruptions: int = 3  # processes that may die in one step; with the next the step is held to be the cause
     spare_tag_kept_seconds: float = 86_400.0  # of the safety snapshot that a restore leaves
 
@@ -326,7 +328,7 @@ class Runner:
         wait = self._limits.first_retry_seconds
         limit = self._limits.step_seconds + (self._policy.grace_seconds if step is Step.STOPPING else 0)
         strands = step in procedure.strands
-        patience_ends, tries = time.monotonic() + (limit if strands else self._limits.lasting_seconds), 0
+        began, tries = time.monotonic(), 0
         while True:
             tries += 1
             self._publisher.step(work.task.job_id, step, attempt=tried + tries)
@@ -342,7 +344,7 @@ class Runner:
                 if isinstance(error, NotEnoughSpace) and await self._gave_up_spare_tags(work.task):
                     continue
                 # What would strand the VM is tried again whatever the error says: nothing is worse than to give up.
-                waits = error.lasting and time.monotonic() < patience_ends
+                waits = time.monotonic() - began < self._patience_seconds(step, error, limit if strands else None)
                 if not waits and (tries >= self._limits.tries or not (strands or error.retryable)):
                     log.warning("step.failed", step=step, code=error.code, exc_info=error)
                     break
@@ -355,6 +357,12 @@ class Runner:
                 reason = Failure(code="internal_error", detail="Something unexpected went wrong; it was logged.")
                 break
         return await self._failed(procedure, step, work, reason)
+
+    def _patience_seconds(self, step: Step, error: DriverError, limit: float | None) -> float:
+        """How long a step is tried again, however often. `limit`: of a step whose failure strands the server."""
+        if error.lasting:
+            return self._limits.lasting_seconds if limit is None else limit
+        return self._limits.start_seconds if step is Step.STARTING and error.retryable else 0.0
 
     async def _failed(self, procedure: Procedure, step: Step, work: Work, reason: Failure) -> Next:
         """Where a step leads that has failed for good."""

@@ -2,5 +2,6 @@
 
 from drivers.kvm.hypervisor import KvmHypervisor
 from drivers.kvm.places import fence_of
+from drivers.kvm.survey import survey_folder, survey_libvirt
 
-__all__ = ["KvmHypervisor", "fence_of"]
+__all__ = ["KvmHypervisor", "fence_of", "survey_folder", "survey_libvirt"]

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -84,29 +84,27 @@ def _refuse_too_many(name: str, image: Image) -> None:
         raise UnsupportedServer(f"{name} has as many snapshots as it can hold: {len(image.snapshots)}")
 
 
-async def refuse_same_file(disks: Sequence[FileDisk]) -> None:
-    """Raises UnsupportedServer where two disks are one file, by a symbolic or a hard link."""
-    seen: dict[tuple[int, int], FileDisk] = {}
-    for disk in disks:
-        with refused_as(UnsupportedServer, f"disk {disk.target} can't be looked at"):
-            status = await asyncio.to_thread(os.stat, disk.path)
-        other = seen.setdefault((status.st_dev, status.st_ino), disk)
-        if other is not disk:
-            raise UnsupportedServer(f"disk {disk.target} and disk {other.target} are the same file")
-
-
 async def refuse_held(disks: Iterable[FileDisk], *, patience_seconds: float = qcow2.LOCK_SECONDS) -> None:
-    """Of a server that is off: raises ServerInUse where another program holds a disk, after as long as a QEMU that has
-    just ended may take to let go of it."""
+    """Of a server that is off: raises ServerInUse where another program holds a disk.
+
+    `patience_seconds`: what a QEMU that has just ended may take to let go of it.
+    """
     deadline = time.monotonic() + patience_seconds
     for disk in disks:
         with refused_as(UnsupportedServer, f"disk {disk.target} can't be looked at"):
-            while (holder := await asyncio.to_thread(image_locks.holder, disk.path)) and time.monotonic() < deadline:
-                await asyncio.sleep(qcow2.LOCK_RETRY_SECONDS)
+            holder = await _holder(disk, deadline)
         if holder is Holder.WRITER:
             raise ServerInUse(f"disk {disk.target} is being written to by another program")
         if holder is Holder.READER:
             raise ServerInUse(f"disk {disk.target} is being read by another program, which lets nobody write to it")
+
+
+async def _holder(disk: FileDisk, deadline: float) -> Holder | None:
+    while True:
+        holder = await asyncio.to_thread(image_locks.holder, disk.path)
+        if holder is None or time.monotonic() > deadline:
+            return holder
+        await asyncio.sleep(qcow2.LOCK_RETRY_SECONDS)
 
 
 async def held_tags(disks: Iterable[FileDisk]) -> dict[str, frozenset[str]]:
@@ -140,18 +138,24 @@ async def are_at(disks: Iterable[FileDisk], tag: str) -> bool:
 
 
 async def mended(disks: Iterable[FileDisk]) -> tuple[str, ...]:
-    """Check and mend every disk; the targets of those that were corrupt. Leaks, which are lost space and no damage, are
-    mended without a word. Raises DiskBusy, or DiskCorrupt naming the first that stays corrupt."""
+    """Check and mend every disk; the targets of those that were corrupt. Leaks, which are lost space and no damage, and
+    what a killed QEMU leaves of an image with lazy_refcounts are mended without a word.
+
+    Raises DiskBusy, or DiskCorrupt naming the first that stays corrupt.
+    """
     corrupt = []
     for disk in disks:
         with unchecked(disk):
-            damage = await qcow2.damage(disk.path)
-            if damage.corruptions:
+            before = await qcow2.damage(disk.path)
+            if before.corruptions and not before.dirty:
                 corrupt.append(disk.target)
-            if damage.corruptions or damage.leaks:
+            if before.any:
                 await qcow2.repair(disk.path)
-                if (await qcow2.damage(disk.path)).corruptions:
+                after = await qcow2.damage(disk.path)
+                if after.corruptions:
                     raise DiskCorrupt(f"disk {disk.target} is damaged and can't be mended")
+                if {*before.snapshots} - {*after.snapshots}:  # QEMU drops those whose entries make no sense
+                    raise DiskCorrupt(f"disk {disk.target} was damaged and has lost snapshots")
     return tuple(corrupt)
 
 

@@ -8,21 +8,14 @@ from typing import Any
 
 import libvirt
 
-from drivers.base import InvalidState, Power, UnsupportedServer
+from drivers.base import InvalidState, UnsupportedServer
+from drivers.kvm import readiness
 from drivers.kvm.domain_xml import Hardware, hardware
 from drivers.kvm.libvirt_xml import escaped, read
 from drivers.kvm.places import Places
 from drivers.kvm.volumes import paths_by
 
-_PAUSED = frozenset({libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED})
 _GENERATION_ID = re.compile(r"<genid>[^<]*</genid>|<genid/>")
-
-
-def power(domain: Any) -> Power:
-    if not domain.isActive():
-        return Power.OFF
-    state, _reason = domain.state()
-    return Power.PAUSED if state in _PAUSED else Power.ON
 
 
 def press_power_button(domain: Any) -> None:
@@ -74,13 +67,13 @@ def ready_hardware(domain: Any, places: Places) -> Hardware:
     """
     if not domain.isPersistent():
         raise UnsupportedServer("the server is transient: it would be gone once it is off")
-    if power(domain) is Power.PAUSED:
-        raise InvalidState("the server is suspended")
-    if domain.hasManagedSaveImage(0):
-        raise InvalidState("the server has saved memory, which would not fit its disks: start it once")
+    readiness.refuse_paused(domain)
+    readiness.refuse_saved(domain)
     found = configured_hardware(domain, places)
     if domain.isActive():
         _must_stay_with_its_next_start(found, _hardware(domain, 0, places))
+        readiness.refuse_unstartable(domain)
+        readiness.refuse_other_files(found.disks)
     return found
 
 

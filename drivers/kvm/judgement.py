@@ -1,12 +1,12 @@
 """What a snapshot of a server would hold and what keeps it from being taken: for the layout, and for the survey."""
 
 import asyncio
-import os
-from collections.abc import Mapping
+import os.path
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drivers.base import DriverError, SkippedDisk, UnsupportedServer
+from drivers.base import Contents, DriverError, Firmware, SkippedDisk, UnsupportedServer
 from drivers.kvm import disks
 from drivers.kvm.domain_xml import FileDisk, Hardware, Kind, StatePart
 from drivers.kvm.firmware_xml import WORDS
@@ -39,34 +39,50 @@ class Judgement:
 
 async def judge(found: Hardware) -> Judgement:
     """Changes nothing, whether the domain runs or not."""
-    refusals: list[DriverError] = [UnsupportedServer(text) for text in found.troubles]
+    images, refusals = await judge_disks(found.disks)
+    parts, unheld, unfit = await asyncio.to_thread(_parts, found)
+    return Judgement(
+        images=images,
+        parts=tuple(parts),
+        skipped=(*found.skipped, *unheld),
+        refusals=(*(UnsupportedServer(text) for text in found.troubles), *refusals, *unfit),
+    )
+
+
+async def judge_disks(of: Sequence[FileDisk]) -> tuple[dict[FileDisk, Image], list[DriverError]]:
+    """The images that can be read, and what is wrong with any."""
+    refusals: list[DriverError] = []
     images: dict[FileDisk, Image] = {}
-    for disk in found.disks:
+    for disk in of:
         try:
             images[disk] = await disks.readable(disk)
             await disks.refuse_unfit(disk, images[disk])
         except DriverError as error:
             refusals.append(error)
+    # of disks with one path the XML has told already
     refusals += await asyncio.to_thread(_same_files, [*images])
-    parts, unheld = await asyncio.to_thread(_parts, found, refusals)
-    return Judgement(images=images, parts=parts, skipped=(*found.skipped, *unheld), refusals=tuple(refusals))
+    return images, refusals
 
 
-def _same_files(of: list[FileDisk]) -> list[DriverError]:
-    """A file that two disks have under two names, by a link: the XML does not tell."""
+def _same_files(of: Sequence[FileDisk]) -> list[DriverError]:
+    """Two disks that are one file under two names, by a symbolic or a hard link."""
     first: dict[tuple[int, int], FileDisk] = {}
     refusals: list[DriverError] = []
-    for disk in of:
-        with disks.refused_as(UnsupportedServer, f"disk {disk.target} can't be looked at"):
-            status = os.stat(disk.path)
+    for path, disk in {os.path.normpath(disk.path): disk for disk in of}.items():
+        try:
+            status = os.stat(path)
+        except OSError:
+            refusals.append(UnsupportedServer(f"disk {disk.target} can't be looked at"))
+            continue
         other = first.setdefault((status.st_dev, status.st_ino), disk)
-        if other is not disk and os.path.normpath(other.path) != os.path.normpath(disk.path):
+        if other is not disk:
             refusals.append(UnsupportedServer(f"disk {disk.target} shares its file with disk {other.target}"))
     return refusals
 
 
-def _parts(found: Hardware, refusals: list[DriverError]) -> tuple[tuple[StatePart, ...], tuple[SkippedDisk, ...]]:
-    held, unheld = [], []
+def _parts(found: Hardware) -> tuple[list[StatePart], list[SkippedDisk], list[DriverError]]:
+    """Those that are there, those that are not, and why some can't be copied."""
+    held, unheld, refusals = [], [], list[DriverError]()
     for part in found.parts:
         copies = Copies(images=[Path(disk.path) for disk in found.disks], parts=[part])
         try:
@@ -79,4 +95,32 @@ def _parts(found: Hardware, refusals: list[DriverError]) -> tuple[tuple[StatePar
                     copies.refuse_unwritable()
         except DriverError as error:
             refusals.append(error)
-    return tuple(held), tuple(unheld)
+    return held, unheld, refusals
+
+
+def missing_copies(contents: Contents, copied: frozenset[Kind]) -> tuple[str, ...]:
+    """Of what a snapshot is written down to hold; `copied`: what it has copies of."""
+    missing = []
+    if contents.nvram and not copied & {Kind.NVRAM, Kind.PFLASH}:
+        missing.append("the copy of the UEFI variables is missing")
+    if contents.tpm and Kind.TPM not in copied:
+        missing.append("the copy of the TPM's state is missing")
+    return tuple(missing)
+
+
+def state_difference(contents: Contents, now: Hardware, unfit: frozenset[Kind] = frozenset()) -> str | None:
+    """Why firmware and TPM of the server are not those that the snapshot holds. `unfit`: `Copies.unfit` of its tag."""
+    if contents.firmware is not now.firmware:
+        boots = {Firmware.BIOS: "by BIOS", Firmware.UEFI: "by UEFI"}
+        return f"the server boots {boots[now.firmware]}, and when the snapshot was taken {boots[contents.firmware]}"
+    kinds = {part.kind for part in now.parts}
+    if contents.nvram and not kinds & {Kind.NVRAM, Kind.PFLASH}:
+        return "the server's firmware keeps no variables, and the snapshot holds some"
+    if contents.tpm and Kind.TPM not in kinds:
+        return "the server has no TPM whose state could go back, and the snapshot holds one"
+    had_one = contents.tpm or any(skipped.target == Kind.TPM for skipped in contents.left_out)
+    if Kind.TPM in kinds and not had_one:
+        return "the server has a TPM, and had none when the snapshot was taken"
+    if Kind.TPM in unfit:
+        return "the server has a TPM of another version than the snapshot"
+    return None

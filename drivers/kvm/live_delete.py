@@ -1,15 +1,14 @@
 """Deleting a snapshot from the disks of a running domain; the guest pauses for as long as it takes.
 
 QEMU is asked itself, disk by disk. libvirt 9.0's own delete asks it for `delvm`, which refuses all disks where one is
-writable and no qcow2 (UEFI variables, a shared disk), and then tells us that all went well. Blocks; libvirt's own errors
-pass through.
+writable and no qcow2 (UEFI variables, a shared disk), and then tells us that all went well. All calls block; libvirt's
+own errors pass through.
 """
 
 import json
 import os
 import secrets
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +17,12 @@ import libvirt
 import libvirt_qemu
 
 from drivers.base import DiskFailed
-from drivers.kvm.domain_xml import FileDisk
+from drivers.kvm.disks_xml import FileDisk
+from drivers.kvm.libvirt_xml import read
 
 JOB_PREFIX = "vps-delete-"
+HANDED_OVER = frozenset({"inmigrate", "postmigrate", "finish-migrate"})  # of query-status
+NOT_MIGRATING = frozenset({"none", "completed", "failed", "cancelled"})  # of query-migrate
 JOB_SECONDS = 600.0  # 1 TB fully mapped takes 6 s
 JOB_RETRY_SECONDS = 0.02
 
@@ -38,8 +40,10 @@ def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> list
     """Delete the snapshot from these disks. Those that lack it are fine; the ones that the guest does not have yet are
     left alone and returned: QEMU does not hold them.
 
-    Raises DiskFailed: before any change where QEMU does not say which node is a disk's; else some disks may have lost it.
+    Raises DiskFailed: before any change where QEMU does not say which node is a disk's, else some disks may have lost
+    the snapshot.
     """
+    _refuse_migrating(domain)
     running = {element.target: element for element in _running_disks(domain.XMLDesc(0))}
     nodes = _nodes(domain)
     found: list[tuple[FileDisk, _Node]] = []
@@ -57,6 +61,14 @@ def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> list
             if name == tag and not _deleted(domain, node, snapshot_id, tag):
                 raise DiskFailed(f"disk {disk.target} of the running server kept the snapshot")
     return elsewhere
+
+
+def _refuse_migrating(domain: Any) -> None:
+    """A QEMU that has handed its disks to another, or is to be handed them, dies of the command."""
+    status = _ask(domain, "query-status")["status"]
+    migration = _ask(domain, "query-migrate").get("status", "none")
+    if status in HANDED_OVER or migration not in NOT_MIGRATING:
+        raise DiskFailed("the server is being migrated: its disks kept the snapshot")
 
 
 def delete_where_it_runs(handle: Any, disk: FileDisk, tag: str) -> bool:
@@ -78,7 +90,7 @@ class _RunningDisk:
 
 
 def _running_disks(xml: str) -> Iterable[_RunningDisk]:
-    for element in ET.fromstring(xml).iterfind("./devices/disk"):  # noqa: S314 - libvirt's own output
+    for element in read(xml).iterfind("./devices/disk"):
         target, source = element.find("target"), element.find("source")
         if target is not None and source is not None:
             yield _RunningDisk(

@@ -60,7 +60,7 @@ class Copies:
     def restore(self, tag: str) -> None:
         """Each part of which there is a copy becomes what it was; the others stay. May be run again."""
         for part in self.parts:
-            if (copy := self._read(tag, part)) is not None:
+            if (copy := self._read(tag, part)) is not None and _fits(part, copy):
                 self._put_back(part, copy)
 
     def is_at(self, tag: str) -> bool:
@@ -71,10 +71,10 @@ class Copies:
                 return False
         return True
 
-    def fits(self, tag: str, part: StatePart) -> bool:
-        """Whether the copy is of such a part: not of a TPM of another version. No copy is fine."""
-        copy = self._read(tag, part)
-        return copy is None or not part.folder or bool(_unpacked(copy, part.path.name))
+    def unfit(self, tag: str) -> frozenset[Kind]:
+        """The parts whose copy is of another thing: a TPM of another version."""
+        copies = ((part, self._read(tag, part)) for part in self.parts)
+        return frozenset(part.kind for part, copy in copies if copy is not None and not _fits(part, copy))
 
     def tags(self) -> dict[str, frozenset[Kind]]:
         """Every tag that has a copy, and of what."""
@@ -189,8 +189,9 @@ def _files(path: Path) -> dict[str, tuple[bytes, Owner]]:
             if len(names) > MAX_FILES:
                 raise NotPlain("has too many files")
             for name in names:
-                found[name] = state_files.read(within, name, at_most=left)
-                left -= len(found[name][0])
+                with suppress(FileNotFoundError):  # of a TPM that is in use and has just taken a new file
+                    found[name] = state_files.read(within, name, at_most=left)
+                    left -= len(found[name][0])
     except FileNotFoundError:
         return {}
     return found
@@ -232,6 +233,10 @@ def _unpacked(copy: bytes, name: str) -> dict[str, tuple[bytes, Owner]]:
     except tarfile.TarError as error:
         raise NotPlain("is no copy of a TPM") from error
     return found
+
+
+def _fits(part: StatePart, copy: bytes) -> bool:
+    return not part.folder or bool(_unpacked(copy, part.path.name))
 
 
 def _put_back_folder(path: Path, copy: bytes) -> None:

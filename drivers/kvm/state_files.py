@@ -48,14 +48,17 @@ def read(within: int, name: str, *, at_most: int = MAX_BYTES) -> tuple[bytes, Ow
         raise
     except OSError as error:
         raise NotPlain(error.errno, "can't be opened") from error
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise NotPlain("is no regular file")
-        content = file.read(at_most + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(at_most + 1)
         if len(content) > at_most:
             raise NotPlain("is too large")
         return content, Owner.of(status)
+    finally:
+        os.close(descriptor)
 
 
 def owner(within: int, name: str) -> Owner | None:

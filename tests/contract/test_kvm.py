@@ -9,8 +9,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,7 +29,16 @@ from drivers.base import (
     UnsupportedServer,
 )
 from tests.contract.harness import ACCOUNT_ID
-from tests.contract.kvm_bench import KvmBench, cut_off_start, image_options, qemu_img, read_text, write_text
+from tests.contract.kvm_bench import (
+    KvmBench,
+    break_a_cluster,
+    cut_off_start,
+    held,
+    image_options,
+    qemu_img,
+    read_text,
+    write_text,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -156,16 +164,17 @@ class TestDisks:
 
     async def test_a_lock_that_is_about_to_be_given_back_is_waited_for(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
-        async with _held(kvm_bench.path(1, "vdb"), seconds=1):
+        async with held(kvm_bench.path(1, "vdb"), seconds=1):
             await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         (found,) = await kvm_bench.hypervisor.snapshots(1)
         assert found.complete
 
-    async def test_a_disk_that_stays_locked_is_named_and_the_rest_can_be_cleaned(self, kvm_bench: KvmBench) -> None:
+    async def test_a_disk_that_refuses_is_named_and_the_rest_can_be_cleaned(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
-        async with _held(kvm_bench.path(1, "vdb"), seconds=60):
-            with pytest.raises(DiskFailed, match="vdb"):
-                await kvm_bench.hypervisor.take_snapshot(1, SPEC)
+        kvm_bench.write(1, "A")
+        break_a_cluster(kvm_bench.path(1, "vdb"))
+        with pytest.raises(DiskFailed, match="vdb"):
+            await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         (found,) = await kvm_bench.hypervisor.snapshots(1)
         assert found.targets == {"vda"}
         assert not found.complete
@@ -425,19 +434,3 @@ def _large_disk(path: Path) -> Path:
     options = "cluster_size=64k,preallocation=metadata"
     qemu_img("create", "-q", "-f", "qcow2", "-o", options, str(path), "20G")
     return path
-
-
-@asynccontextmanager
-async def _held(path: Path, *, seconds: float) -> AsyncIterator[None]:
-    """Another process holds the disk's lock for that long."""
-    hold = ("-c", "write 0 4k", "-c", f"sleep {int(seconds * 1000)}")
-    command = ["stdbuf", "-oL", "qemu-io", "--image-opts", image_options(path), *hold]
-    holder = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
-    assert holder.stdout is not None
-    try:
-        assert b"wrote" in await holder.stdout.readline()
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            holder.kill()
-        await holder.communicate()

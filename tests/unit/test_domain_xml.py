@@ -55,7 +55,7 @@ def of_backing(disk: FileDisk) -> str:
 
 def test_every_refusal_is_named_at_once() -> None:
     path = next(path for path in DOMAINS if path.stem == "persistent-memory")
-    with pytest.raises(UnsupportedServer, match="nvdimm.*; .*pmem"):
+    with pytest.raises(UnsupportedServer, match=r"nvdimm.*; .*pmem"):
         refuse_unsupported(hardware(path.read_text()))
 
 
@@ -63,7 +63,8 @@ def test_every_refusal_is_named_at_once() -> None:
 def test_what_libvirt_prints_is_read_as_libvirt_means_it(text: str) -> None:
     # as libvirt's virBufferEscapeString does: quotes and brackets, no line breaks
     printed = text.replace("&", "&amp;").replace("'", "&apos;").replace('"', "&quot;").replace(">", "&gt;")
-    xml = f"<domain><!-- it's a\nb --><name>{printed}</name><source\n file='{printed}'/><m><![CDATA[<a b='\n'>]]></m></domain>"
+    others = "<!-- it's a\nb --><m><![CDATA[<a b='\n'>]]></m>"
+    xml = f"<domain>{others}<name>{printed}</name><source\n file='{printed}'/></domain>"
     domain = read(xml)
     source = domain.find("source")
     assert source is not None
