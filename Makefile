@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tests run demo test check format openapi lock clean bench-pickup bench-admission bench-ops bench-tracing \
-    chaos screenshots survey
+    chaos backups-beside screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -60,6 +60,9 @@ bench-pickup: setup ## enqueue to start, beside plain arq's
 
 chaos: setup ## kill parts of a real cell in the midst of random work, and look at all of it (N=50 SEED=7)
 	@exec $(BIN)/python -m tests.chaos
+
+backups-beside: setup-tests ## virtnbdbackup beside our jobs and kills at random, each chain restored and compared (N=200 SEED=7)
+	@exec $(BIN)/python -m tests.backups
 
 bench-ops: setup ## the lists and pages of operators on N jobs (100000), beside the same on 1,000
 	$(BIN)/python -m tests.bench.ops

@@ -22,8 +22,9 @@ PACKAGES=(
     curl openssl                                    # the calls that `make run` and the README show; TLS to Redis in the tests
     systemd                                         # the tests have it verify the units
 )
-# ... and what only the tests ask for: a browser for the dashboard; Prometheus with promtool for metrics and alerts
-TEST_PACKAGES=(chromium prometheus)
+# ... and what only the tests ask for: a browser for the dashboard; Prometheus with promtool for metrics and alerts; other
+# people's backups beside our snapshots
+TEST_PACKAGES=(chromium prometheus virtnbdbackup)
 # ... and where PYTHON is Debian's own, which comes without venv and headers:
 DEBIAN_PYTHON_PACKAGES=(python3-venv python3-dev)
 

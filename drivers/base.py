@@ -78,6 +78,9 @@ class HeldDisk:
     path: str  # then
     virtual_bytes: int  # then: a revert brings this size back
     stamp: str = ""  # of the snapshot's entry in the image: the same wherever the file is moved to; "": not known
+    # What lay below the image: a snapshot holds nothing of it, and is worth as much as it stays the same. "": nothing;
+    # None: not known.
+    base: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,11 @@ import asyncio
 import faulthandler
 import signal
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import structlog
 import typer
@@ -41,7 +42,6 @@ from worker.survey import as_json as survey_as_json
 from worker.survey import as_text as survey_as_text
 from worker.traces import of_calls
 
-CANCEL_AGAIN_SECONDS = 1.0
 ID_MAX = 2**63 - 1  # as the API takes it and the journal holds it
 HUNG_SECONDS = (
     30.0  # without one turn of the event loop; the longest that it does, a write to the journal, is far below
@@ -64,7 +64,10 @@ def run(config: Config = None) -> None:
     job_log, metrics = JobLog(), Metrics()
     logs.configure(also=(job_log,), count=(metrics.log_events,))
     try:
-        with exporting(settings.tracing, service="vps-snapshots-worker", instance=settings.node):
+        with (
+            _locked(settings.state_dir),  # not in the event loop: it waits for what a dead worker has left
+            exporting(settings.tracing, service="vps-snapshots-worker", instance=settings.node),
+        ):
             uvloop.run(_serve(settings, job_log, metrics))
     except (NodeTaken, NewerJournal, JournalFailed, DriverError, ConfigurationError) as error:
         _refuse(str(error))
@@ -207,7 +210,8 @@ async def _rebuild(settings: WorkerSettings) -> int:
         await redis.aclose(close_connection_pool=True)
 
 
-def _locked(state_dir: Path) -> NodeLock:
+@contextmanager
+def _locked(state_dir: Path) -> Iterator[None]:
     """Raises NodeTaken, or ConfigurationError where the folder is of no use."""
     lock = NodeLock(state_dir)
     try:
@@ -215,7 +219,10 @@ def _locked(state_dir: Path) -> NodeLock:
         lock.take()
     except OSError as error:
         raise ConfigurationError(f"state_dir {state_dir}: {error.strerror}") from error
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _fence(settings: WorkerSettings) -> HypervisorLock | None:
@@ -246,13 +253,24 @@ async def _prove_alive() -> None:
         faulthandler.cancel_dump_traceback_later()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    runner: Runner
+    publisher: Publisher
+    queue: NodeWorker
+    reconciler: Reconciler
+    inventory: Inventory
+    lease: Lease
+    housekeeping: Housekeeping
+    scheduler: Scheduler
+
+
 async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     async with AsyncExitStack() as stack:
-        stack.callback(_locked(settings.state_dir).release)
         await stack.enter_async_context(
             exposed(metrics.registry, host=settings.metrics_host, port=settings.metrics_port)
         )
@@ -266,7 +284,7 @@ async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) ->
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         waiting = connect(settings.redis, command_seconds=2 * FALLBACK_SECONDS)
         stack.push_async_callback(waiting.aclose, close_connection_pool=True)
-        await _live(
+        parts = _wired(
             settings=settings,
             hypervisor=of_calls(hypervisor) if settings.tracing.endpoint else hypervisor,
             journal=journal,
@@ -274,60 +292,48 @@ async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) ->
             metrics=metrics,
             redis=redis,
             waiting=waiting,
-            stop=stop,
         )
+        if not stop.is_set():  # asked to stop during the start: what is owed is the next process's
+            await _live(parts, settings, stop)
 
 
-async def _live(
-    *,
-    settings: WorkerSettings,
-    hypervisor: Hypervisor,
-    journal: Journal,
-    job_log: JobLog,
-    metrics: Metrics,
-    redis: ArqRedis,
-    waiting: ArqRedis,
-    stop: asyncio.Event,
-) -> None:
-    """Work until asked to stop, or until a part ends that must not; then let what runs come to its end."""
-    parts = _wired(
-        settings=settings,
-        hypervisor=hypervisor,
-        journal=journal,
-        job_log=job_log,
-        metrics=metrics,
-        redis=redis,
-        waiting=waiting,
-    )
+async def _live(parts: _Parts, settings: WorkerSettings, stop: asyncio.Event) -> None:
+    """Work until asked to stop, or until a part fails; then let the running jobs end. Raises what the part raised."""
     owed = parts.runner.resume()  # before the store is asked for anything: what was begun is owed in any case
     log.info("worker.started", node=settings.node, driver=settings.driver, owed_jobs=len(owed))
-    running = [asyncio.create_task(part) for part in (parts.publisher.tell_steps(), _prove_alive())]
-    running.append(asyncio.create_task(_with_lease(parts, running)))
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    log.info("worker.stopping", drain_seconds=settings.drain_seconds)
-    parts.queue.pause()
-    await parts.runner.drain(settings.drain_seconds)
-    await parts.queue.stop(LAST_WORDS_SECONDS)
-    await _end(running)
-    await parts.lease.give_back()  # not before the heart has stopped: a beat in between would take it again
-    for end in await asyncio.gather(*running, return_exceptions=True):
-        if isinstance(end, Exception):
-            raise end  # a part that must not end has: the reason, for the log and the exit code
+    taken = asyncio.Event()
+    until_the_end = (parts.publisher.tell_steps(), _prove_alive(), _keep_lease(parts.lease, taken))
+    try:
+        async with _beside(*until_the_end), _beside(_work_with_others(parts, taken)):
+            try:
+                await stop.wait()
+            finally:  # also when a part has failed
+                log.info("worker.stopping", drain_seconds=settings.drain_seconds)
+                parts.queue.pause()
+                await parts.runner.drain(settings.drain_seconds)
+                await parts.queue.stop(LAST_WORDS_SECONDS)
+    finally:
+        await parts.lease.give_back()  # not before the heart has stopped: a beat in between would take it again
     log.info("worker.stopped")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Parts:
-    runner: Runner
-    publisher: Publisher
-    queue: NodeWorker
-    reconciler: Reconciler
-    inventory: Inventory
-    lease: Lease
-    housekeeping: Housekeeping
-    scheduler: Scheduler
+@asynccontextmanager
+async def _beside(*parts: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run the parts while the block runs, and cancel them at its end. One that fails cancels the block and the other
+    parts; what it raised is raised here."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(part) for part in parts]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+    except BaseExceptionGroup as failed:
+        first: BaseException = failed
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from failed
 
 
 def _wired(
@@ -391,31 +397,26 @@ def _wired(
         inventory=inventory,
         lease=lease,
         housekeeping=Housekeeping(store=store, journal=journal, runner=runner, waiting=waiting_jobs),
-        scheduler=Scheduler(store=store),
+        scheduler=Scheduler(store=store, unreadable=metrics.schedules_unreadable.inc),
     )
 
 
-async def _with_lease(parts: _Parts, running: list[asyncio.Task[None]]) -> None:
-    """All that a node does with others, which only the holder of its lease may. `running` gets a task for each: one
-    that loses a cancellation outlives this one, and `_end` must know of it."""
-    await parts.lease.take_at_start()
-    with_others = (
-        *(parts.lease.keep(), parts.queue.work()),
-        *(parts.inventory.keep_reporting(), parts.inventory.keep_publishing()),
-        *(parts.housekeeping.keep_house(), parts.reconciler.keep_reconciling()),
-        parts.scheduler.keep_running(),
-    )
-    tasks = [asyncio.create_task(part) for part in with_others]
-    running += tasks
-    await asyncio.gather(*tasks)
+async def _keep_lease(lease: Lease, taken: asyncio.Event) -> None:
+    await lease.take_at_start()
+    taken.set()
+    await lease.keep()
 
 
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    while left := [task for task in tasks if not task.done()]:
-        for task in left:
-            task.cancel()
-        # again, where the first was lost: at the start of the process, a part was seen to go on as if nothing had been
-        await asyncio.wait(left, timeout=CANCEL_AGAIN_SECONDS)
+async def _work_with_others(parts: _Parts, taken: asyncio.Event) -> None:
+    """All that only the holder of the node's lease may do, from the moment when the lease was taken."""
+    await taken.wait()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(parts.queue.work())
+        group.create_task(parts.inventory.keep_reporting())
+        group.create_task(parts.inventory.keep_publishing())
+        group.create_task(parts.housekeeping.keep_house())
+        group.create_task(parts.reconciler.keep_reconciling())
+        group.create_task(parts.scheduler.keep_running())
 
 
 def main() -> None:

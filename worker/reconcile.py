@@ -36,6 +36,7 @@ from worker.procedures.work import SAFETY_PREFIX, Task
 from worker.runner import Runner
 
 ROUND_SECONDS = 300.0  # between two looks at every server of the node
+UNDELETED_AFTER = 3  # failures of a delete, over three minutes at least: what passes by itself is none to look at
 AGAIN_SECONDS = 3.0  # until a server is looked at again that was being worked on
 AGAIN_TRIES = 5  # then it is judged with the next round: a job may wait for hours
 
@@ -339,11 +340,12 @@ def _strays(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Differe
 
 
 def _undeleted(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Difference]:
-    """One of which no delete has failed yet is about to go."""
     return [
         Difference(finding=Finding.UNDELETED_SNAPSHOT, tag=snapshot.tag)
         for snapshot_id, snapshot in ours.items()
-        if (record := known.on_disk[snapshot_id]) and record.status is SnapshotStatus.DELETING and record.failed_deletes
+        if (record := known.on_disk[snapshot_id])
+        and record.status is SnapshotStatus.DELETING
+        and record.failed_deletes >= UNDELETED_AFTER
     ]
 
 

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import libvirt
 
 from drivers.base import MARK_NAMESPACE, DomainNotFound, DriverError, HypervisorUnavailable, InvalidState, ServerInUse
-from drivers.kvm.in_use import is_incoming
+from drivers.kvm import records
+from drivers.kvm.in_use import has_left, is_incoming
 from drivers.kvm.marks import PREFIX, ServerMark
 from drivers.kvm.opening import opened
 
@@ -43,6 +44,8 @@ def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: s
         return DomainNotFound("the hypervisor does not know the server")
     if code == libvirt.VIR_ERR_OPERATION_TIMEOUT and "state change lock" in str(error):
         return ServerInUse("another tool is at work on the server")  # the call has waited for it, and done nothing
+    if code == libvirt.VIR_ERR_OPERATION_TIMEOUT and "state change lock" in str(error):
+        return HypervisorUnavailable("the hypervisor is at work on the server for another tool")
     lost = code in UNKNOWN_OUTCOME or "client socket is closed" in str(error)
     if lost or (code == libvirt.VIR_ERR_SYSTEM_ERROR and not alive):
         return HypervisorUnavailable("the hypervisor does not answer")
@@ -217,7 +220,7 @@ class Connection:
 
 def mark_of(domain: Any) -> ServerMark | None:
     try:
-        if is_incoming(domain):
+        if is_incoming(domain) or has_left(domain):
             return None
         xml = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, MARK_NAMESPACE, 0)
     except libvirt.libvirtError as error:
@@ -245,4 +248,16 @@ def _adopt(handle: Any, name: str, mark: ServerMark) -> None:
     if not domain.isPersistent():
         raise InvalidState(f"domain {name} is transient: it would be gone once it is off")
     where = libvirt.VIR_DOMAIN_AFFECT_CONFIG | (libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0)
+    before = mark_of(domain)
+    if before is not None and before.server_id != mark.server_id:
+        # a copy of that server's domain: what is written down there of its snapshots is not this server's
+        _drop_records(domain, where)
     domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, mark.xml, PREFIX, MARK_NAMESPACE, where)
+
+
+def _drop_records(domain: Any, where: int) -> None:
+    try:
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, records.PREFIX, records.NAMESPACE, where)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+            raise

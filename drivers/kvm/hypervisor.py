@@ -17,6 +17,7 @@ from drivers.base import (
     About,
     Contents,
     Disk,
+    DiskBusy,
     DiskFailed,
     Domain,
     FoundSnapshot,
@@ -24,6 +25,7 @@ from drivers.base import (
     Layout,
     Power,
     RestorePlan,
+    ServerInUse,
     SkippedDisk,
     SnapshotExists,
     SnapshotNotFound,
@@ -39,6 +41,7 @@ from drivers.kvm.places import places_of
 from drivers.kvm.snapshots import View, left_behind, read_disks
 from drivers.kvm.state_copies import Copies
 
+OTHERS_SECONDS = 5.0  # for a look at the files of every domain; hundreds take a tenth of a second
 LOOK_AGAIN_SECONDS = 0.3  # libvirt's event of a stop was seen up to 1.6 s late
 
 
@@ -49,6 +52,7 @@ class KvmHypervisor:
         self._libvirt = connection
         self._places = places_of(connection.uri)
         self._waiting_for_off: list[asyncio.Event] = []
+        self._looking_at_files: asyncio.Future[sharing.Uses] | None = None
         connection.listen(self._wake_waiting)
 
     @classmethod
@@ -110,7 +114,14 @@ class KvmHypervisor:
         await self._libvirt.on(server_id, domain.cut_power, otherwise=InvalidState, text=text)
 
     async def start(self, server_id: int) -> None:
-        await self._libvirt.on(server_id, domain.start, otherwise=StartFailed, text="the server does not start")
+        try:
+            await self._libvirt.on(server_id, domain.start, otherwise=StartFailed, text="the server does not start")
+        except StartFailed:
+            try:
+                await disks.refuse_held((await self._hardware(server_id)).disks, patience_seconds=0)
+            except ServerInUse as error:  # a backup of a server that is off: it lets go when it is done
+                raise DiskBusy(f"the server does not start: {error}") from error
+            raise
 
     # --- looking ---
 
@@ -121,6 +132,9 @@ class KvmHypervisor:
         judged.refuse()
         if await self.power(server_id) is Power.OFF:
             await disks.refuse_held(found.disks)
+        await self._refuse_shared(server_id, found)
+        written = await self._libvirt.on(server_id, lambda found: listing.written_down(found, self._places))
+        await asyncio.to_thread(sharing.refuse_overlays, found.disks, written.ours)
         return Layout(
             disks=tuple(
                 Disk(
@@ -152,6 +166,19 @@ class KvmHypervisor:
             checkpoints=layout.checkpoints,
             generation_id=view.hardware.generation_id,
         )
+
+    async def _refuse_shared(self, server_id: int, found: Hardware) -> None:
+        """Raises UnsupportedServer. Storage of other servers that does not answer keeps no job of this one waiting."""
+        uuid = await self._libvirt.on(server_id, lambda found: found.UUIDString())
+        looking = self._looking_at_files = self._looking_at_files or asyncio.ensure_future(
+            self._libvirt.call(sharing.uses)
+        )
+        await asyncio.wait({looking}, timeout=OTHERS_SECONDS)
+        if not looking.done():
+            return
+        self._looking_at_files = None
+        for shared in await asyncio.to_thread(lambda: [*sharing.shared(found.disks, uuid, looking.result())]):
+            raise UnsupportedServer(f"disk {shared.target} can't be snapshotted: {shared.reason}")
 
     async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
         every = await self._libvirt.call(sharing.uses)

@@ -49,6 +49,11 @@ def is_incoming(domain: Any) -> bool:
     return False
 
 
+def has_left(domain: Any) -> bool:
+    """Whether a migration took the domain to another node and left its definition here: it is that node's now."""
+    return list(domain.state()) == [libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED]
+
+
 def refuse(domain: Any) -> None:
     """Raises ServerInUse."""
     if not domain.isActive():

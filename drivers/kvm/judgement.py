@@ -1,6 +1,7 @@
 """What a snapshot of a server would hold and what keeps it from being taken: for the layout, and for the survey."""
 
 import asyncio
+import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,25 @@ async def judge_disks(of: Sequence[FileDisk]) -> tuple[dict[FileDisk, Image], li
             await disks.refuse_unfit(disk, images[disk])
         except DriverError as error:
             refusals.append(error)
+    # of disks with one path the XML has told already
+    refusals += await asyncio.to_thread(_same_files, [*images])
     return images, refusals
+
+
+def _same_files(of: Sequence[FileDisk]) -> list[DriverError]:
+    """Two disks that are one file under two names, by a symbolic or a hard link."""
+    first: dict[tuple[int, int], FileDisk] = {}
+    refusals: list[DriverError] = []
+    for path, disk in {os.path.normpath(disk.path): disk for disk in of}.items():
+        try:
+            status = os.stat(path)
+        except OSError:
+            refusals.append(UnsupportedServer(f"disk {disk.target} can't be looked at"))
+            continue
+        other = first.setdefault((status.st_dev, status.st_ino), disk)
+        if other is not disk:
+            refusals.append(UnsupportedServer(f"disk {disk.target} shares its file with disk {other.target}"))
+    return refusals
 
 
 def _parts(found: Hardware) -> tuple[list[StatePart], list[SkippedDisk], list[DriverError]]:

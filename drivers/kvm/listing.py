@@ -47,6 +47,10 @@ class Written:
             return self.records[tag].spec
         return self.listed[tag].spec if tag in self.listed else None
 
+    @property
+    def ours(self) -> frozenset[str]:
+        return frozenset(tag for tag in (*self.records, *self.listed) if tag.startswith(OURS))
+
 
 def written_down(domain: Any, places: Places) -> Written:
     current = domain.snapshotCurrent(0).getName() if domain.hasCurrentSnapshot(0) else None

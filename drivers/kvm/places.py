@@ -35,8 +35,10 @@ def places_of(uri: str) -> Places:
 
 
 def fence_of(uri: str) -> Path | None:
-    """A folder that is the same for all who use the libvirt at this URI, however they spell it; None: it runs on another
-    machine."""
+    """A folder that is the same for all who use the libvirt at this URI, however they spell it.
+
+    None: it runs on another machine.
+    """
     address = urlsplit(uri)
     options = parse_qs(address.query)
     if address.hostname or address.scheme.partition("+")[2] not in {"", "unix"}:

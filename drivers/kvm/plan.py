@@ -30,6 +30,7 @@ class DiskNow:
 
     disk: FileDisk
     tables: Tables
+    base: str  # as `HeldDisk.base`
 
     def entry(self, tag: str) -> Entry | None:
         """The snapshot of this name, if there is just one: of two, none can be told from the other."""
@@ -63,7 +64,13 @@ class Match:
     @property
     def held(self) -> HeldDisk:
         disk = self.now.disk
-        return HeldDisk(target=disk.target, path=disk.path, virtual_bytes=self.virtual_bytes, stamp=self.entry.stamp)
+        return HeldDisk(
+            target=disk.target,
+            path=disk.path,
+            virtual_bytes=self.virtual_bytes,
+            stamp=self.entry.stamp,
+            base=self.now.base,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +100,10 @@ def compare(
     free = list(now)
     for held in contents.disks:
         match = _find(tag, held, free)
-        if match is None:
+        if match is not None and held.base not in {None, match.now.base}:
+            differing.append(SkippedDisk(target=match.target, reason=_why_worthless(match)))
+            free.remove(match.now)
+        elif match is None:
             differing.append(SkippedDisk(target=held.target, reason=_why_gone(tag, held, now, left_out_now)))
         else:
             matches.append(match)
@@ -130,6 +140,13 @@ def _find(tag: str, held: HeldDisk, free: Iterable[DiskNow]) -> Match | None:
         if entry.stamp == held.stamp or (not held.stamp and any(likeness(one))):
             return Match(now=one, entry=entry)
     return None
+
+
+def _why_worthless(match: Match) -> str:
+    """An image names one base for the disk and all its snapshots: what they had in another is not there any more."""
+    if not match.now.base:
+        return f"disk {match.target} has lost the base image that the snapshot rests on"
+    return f"the base image of disk {match.target} is not the one that the snapshot rests on, or was changed since"
 
 
 def _why_gone(tag: str, held: HeldDisk, now: Sequence[DiskNow], left_out_now: Iterable[SkippedDisk]) -> str:

@@ -69,7 +69,7 @@ class Record:
         _add_text(element, "description", spec.description)
         for disk in contents.disks:
             about = {"target": disk.target, "path": disk.path, "bytes": str(disk.virtual_bytes), "stamp": disk.stamp}
-            _add(element, "disk", about)
+            _add(element, "disk", about if disk.base is None else {**about, "base": disk.base})
         for skipped in contents.left_out:
             _add(element, "left-out", {"target": skipped.target, "reason": skipped.reason})
         return element
@@ -139,6 +139,7 @@ def _held_disk(element: ET.Element) -> HeldDisk:
         path=_attribute(element, "path"),
         virtual_bytes=virtual_bytes,
         stamp=stamp,
+        base=base if (base := element.get("base")) is None else base[:TEXT_MAX],
     )
 
 

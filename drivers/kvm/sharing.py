@@ -4,23 +4,17 @@ Two domains on one file overwrite each other's data, and a revert of a disk chan
 on it. Files are compared by device and inode: a hard link or a symlink is the same file under another name.
 """
 
-import json
-import os
-import struct
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
 import libvirt
 
-from drivers.base import SkippedDisk
+from drivers import image_chain, qcow2_tables
+from drivers.base import ServerInUse, SkippedDisk
 from drivers.kvm.domain_xml import FileDisk
-
-DEPTH = 200  # images in one chain, as many as libvirt itself follows
-MAGIC = b"QFI\xfb"
-MAX_NAME_BYTES = 1023  # of a backing file, as QEMU has it
-_HEAD = struct.Struct(">4sIQI")
+from drivers.qcow2_tables import TablesUnreadable
 
 FileId = tuple[int, int]  # device and inode
 
@@ -68,6 +62,27 @@ def shared(disks: Iterable[FileDisk], uuid: str, every: Uses) -> Iterator[Skippe
                 break
 
 
+def refuse_overlays(disks: Iterable[FileDisk], tags: Collection[str]) -> None:
+    """Raises ServerInUse where the image below a disk holds snapshots of this server.
+
+    Another tool has put an overlay over the disk for a while: a backup, most likely. What is snapshotted in the overlay
+    is gone when it is merged, and the snapshots below can't be reached now.
+    """
+    for disk in disks:
+        for number, (path, _) in enumerate(image_chain.files(disk.path)):
+            if number and not {*tags}.isdisjoint(_tags(path)):
+                raise ServerInUse(
+                    f"disk {disk.target} has an overlay of another tool over the image with its snapshots"
+                )
+
+
+def _tags(path: str) -> frozenset[str]:
+    try:
+        return frozenset(entry.name for entry in qcow2_tables.read(path).snapshots)
+    except TablesUnreadable:  # no qcow2 image
+        return frozenset()
+
+
 def _disk_paths(xml: str) -> Iterator[str]:
     for disk in ET.fromstring(xml).iterfind("./devices/disk[@type='file']"):  # noqa: S314 - libvirt's own output
         source = disk.find("source")
@@ -77,44 +92,5 @@ def _disk_paths(xml: str) -> Iterator[str]:
 
 
 def _files(path: str) -> Iterator[tuple[Use, FileId]]:
-    """The file itself and all that lies below it, as far as that can be read."""
-    use, current = Use.DISK, path
-    for _ in range(DEPTH):
-        try:
-            status = os.stat(current)
-            below = _backing_file(current)
-        except (OSError, ValueError):
-            return
-        yield use, (status.st_dev, status.st_ino)
-        if below is None:
-            return
-        use, current = Use.BASE, below
-
-
-def _backing_file(path: str) -> str | None:
-    """What the image's header names below it; None for one that is no qcow2 image. Raises OSError or ValueError."""
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not hold us up
-    try:
-        head = os.pread(file, _HEAD.size, 0)
-        if len(head) < _HEAD.size:
-            return None
-        magic, _, name_at, name_bytes = _HEAD.unpack(head)
-        if magic != MAGIC or not name_at or not 0 < name_bytes <= MAX_NAME_BYTES:
-            return None
-        name = os.fsdecode(os.pread(file, name_bytes, name_at))
-    finally:
-        os.close(file)
-    if name.startswith("json:"):
-        name = _file_name(json.loads(name.removeprefix("json:")))
-    return os.path.join(os.path.dirname(path), name.removeprefix("file:"))
-
-
-def _file_name(options: object) -> str:
-    """Raises ValueError."""
-    if isinstance(options, dict):
-        for key in ("filename", "file.filename"):
-            if isinstance(options.get(key), str):
-                return str(options[key])
-        if "file" in options:
-            return _file_name(options["file"])
-    raise ValueError("no file is named")
+    for number, (_, status) in enumerate(image_chain.files(path)):
+        yield Use.BASE if number else Use.DISK, (status.st_dev, status.st_ino)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from drivers import qcow2_tables
+from drivers import image_chain, qcow2_tables
 from drivers.base import (
     Contents,
     FoundSnapshot,
@@ -120,7 +120,8 @@ async def _read(disk: FileDisk) -> DiskNow:
     try:
         if not await asyncio.to_thread(Path(disk.path).is_file):
             raise UnsupportedServer(f"disk {disk.target} has no file")
-        return DiskNow(disk=disk, tables=await asyncio.to_thread(qcow2_tables.read, disk.path))
+        tables = await asyncio.to_thread(qcow2_tables.read, disk.path)
+        return DiskNow(disk=disk, tables=tables, base=await asyncio.to_thread(image_chain.base, disk.path))
     except (TablesUnreadable, OSError) as error:
         raise UnsupportedServer(f"disk {disk.target} can't be read as qcow2") from error
 

@@ -212,7 +212,8 @@ class TestGenerationId:
             kvm_bench,
             (
                 "<memory ",
-                "<genid>43dc0cf8-809b-4adb-9bea-a9abb5f3d90e</genid><title>it's a &lt;genid&gt;</title><description>two\nlines</description><memory ",
+                "<genid>43dc0cf8-809b-4adb-9bea-a9abb5f3d90e</genid><title>it's a &lt;genid&gt;</title>"
+                "<description>two\nlines</description><memory ",
             ),
         )
         before = self.definition(kvm_bench)

@@ -26,7 +26,7 @@ from worker.jobs.connection import RedisSettings, connect
 from worker.jobs.model import ServerId
 from worker.jobs.store import Store
 from worker.journal import Journal
-from worker.main import _live
+from worker.main import _live, _wired
 from worker.metrics import Metrics as WorkerMetrics
 from worker.settings import WorkerSettings
 
@@ -125,14 +125,17 @@ async def scraped(server: RedisServer, folder: Path) -> AsyncIterator[Scraped]:
         stop = asyncio.Event()
         living = asyncio.create_task(
             _live(
-                settings=settings,
-                hypervisor=hypervisor,
-                journal=journal,
-                job_log=job_log,
-                metrics=worker_metrics,
-                redis=clients[1],
-                waiting=clients[2],
-                stop=stop,
+                _wired(
+                    settings=settings,
+                    hypervisor=hypervisor,
+                    journal=journal,
+                    job_log=job_log,
+                    metrics=worker_metrics,
+                    redis=clients[1],
+                    waiting=clients[2],
+                ),
+                settings,
+                stop,
             )
         )
         try:

@@ -6,10 +6,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import structlog
 
 from tests.integration.conftest import SERVER, Cell, node_store
 from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd, serving
 from worker.jobs.model import AccountId, JobState, ServerId
+from worker.jobs.node_store import BATCH
 from worker.jobs.outcome import Outcome
 from worker.jobs.schedules import BadCron, check, cron_of, next_run
 from worker.scheduler import Scheduler
@@ -219,6 +221,53 @@ class TestRuns:
         assert not await api.cell.redis.exists(f"schedule:{schedule['id']}")
         stranger = await api.new_token(account=OTHERS)
         assert (await api.call("GET", token=stranger)).body["count"] == 0
+
+
+class TestUnreadable:
+    """What a newer release or a fault has written is left to a worker that can read it."""
+
+    @pytest.mark.parametrize(
+        "damage",
+        [{"when": "monthly"}, {"when": "0 0 30 2 *"}, {"when": ""}, {"server": "web"}, {"server": ""}],
+        ids=lambda damage: ",".join(f"{field}={text}" for field, text in damage.items()),
+    )
+    async def test_one_is_left_out_told_once_and_counted_and_the_others_run(
+        self, api: FrontEnd, damage: dict[str, str]
+    ) -> None:
+        odd, good = await made(api), await made(api)
+        key = f"schedule:{odd['id']}"
+        await api.cell.redis.hset(key, mapping=damage)  # type: ignore[misc] # redis-py's types
+        left = await api.cell.redis.hgetall(key)  # type: ignore[misc]
+        for schedule in (odd, good):
+            await fall_due(api, schedule["id"], minutes_ago=5 if schedule is odd else 0)
+        told: list[str] = []
+        scheduler = Scheduler(store=api.cell.node, unreadable=lambda: told.append("once"))
+
+        with structlog.testing.capture_logs() as lines:
+            await scheduler.round()
+            await scheduler.round()
+
+        assert len(await listed(api)) == 1
+        assert (await shown(api, good["id"]))["last_run"]["job_id"]
+        assert await api.cell.redis.hgetall(key) == left  # type: ignore[misc]
+        assert await api.cell.redis.zscore("schedules:due", odd["id"]) is not None
+        assert told == ["once"]
+        (line,) = [line for line in lines if line["event"] == "schedule.unreadable"]
+        assert line["schedule_id"] == odd["id"]
+
+    async def test_many_do_not_hide_those_behind_them(self, api: FrontEnd) -> None:
+        good = await made(api)
+        odd = {f"odd-{n}": 1 for n in range(2 * BATCH + 1)}
+        await api.cell.redis.zadd("schedules:due", odd)
+        for schedule_id in odd:
+            await api.cell.redis.hset(
+                f"schedule:{schedule_id}", mapping={"name": "n", "when": "monthly", "server": "1"}
+            )  # type: ignore[misc]
+        await fall_due(api, good["id"])
+
+        await Scheduler(store=api.cell.node).round()
+
+        assert len(await listed(api)) == 1
 
 
 class TestExpiry:

@@ -132,6 +132,7 @@ class HeldDisk:
     path: str  # on the node: never shown to customers
     virtual_bytes: int
     stamp: str = ""
+    base: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

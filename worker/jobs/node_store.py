@@ -7,7 +7,7 @@ another took its lease, changes nothing. Any trouble with Redis is `StoreUnavail
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -30,6 +30,7 @@ from worker.jobs.model import (
     Step,
 )
 from worker.jobs.outcome import DELETE_RETRY_SECONDS, Outcome
+from worker.jobs.schedules import BadCron, cron_of, next_run, snapshot_name
 from worker.jobs.store import NODE_SILENT_SECONDS, decided, queue_parameters, redis_answers
 from worker.jobs.telling import NOTHING_TOLD, NodeFacts, Told
 
@@ -149,11 +150,21 @@ class BegunJob:
 
 @dataclass(frozen=True, kw_only=True)
 class DueSchedule:
+    """A run that is due. `next_run_at` is the first after now: of the runs that were missed while all was down one is
+    made up for, not each."""
+
     id: ScheduleId
     due_ms: int
-    name: str
-    when: str
-    server_id: ServerId
+    snapshot_name: str
+    next_run_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnreadableSchedule:
+    """A schedule that is due and that this release can't read: a newer one has written it, or it is damaged."""
+
+    id: ScheduleId
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,34 +316,25 @@ class NodeStore:
         retired: int = await self._call("expire", BATCH, round(DELETE_RETRY_SECONDS * 1000))
         return retired
 
-    async def due_schedules(self) -> tuple[datetime, tuple[DueSchedule, ...]]:
-        """The store's moment, and schedules that are due by it, of any node's servers."""
-        now_ms, *rows = await self._call("due_schedules", BATCH)
-        due = tuple(
-            DueSchedule(
-                id=ScheduleId(schedule_id.decode()),
-                due_ms=int(due_ms),
-                name=name.decode(),
-                when=when.decode(),
-                server_id=ServerId(int(server_id)),
-            )
-            for schedule_id, due_ms, name, when, server_id in rows
-        )
-        return records.moment(now_ms), due
+    async def due_schedules(self, *, skip: int = 0) -> tuple[DueSchedule | UnreadableSchedule, ...]:
+        """Schedules of any node's servers that are due by the store's clock: BATCH at most, the oldest first, without
+        the first `skip`."""
+        now_ms, *rows = await self._call("due_schedules", BATCH, skip)
+        return tuple(_due(row, records.moment(now_ms)) for row in rows)
 
-    async def run_schedule(self, schedule: DueSchedule, *, name: str, next_run_at: datetime) -> JobId:
+    async def run_schedule(self, schedule: DueSchedule) -> JobId:
         """Make the snapshot that is due, and write down the next run; its job. Raises RunRefused."""
         job_id = JobId(uuid4().hex)
         run = {
             "id": schedule.id,
             "due_ms": schedule.due_ms,
-            "next_ms": int(records.milliseconds(next_run_at)),
+            "next_ms": int(records.milliseconds(schedule.next_run_at)),
             "retry_ms": round(SCHEDULE_RETRY_SECONDS * 1000),
         }
         ask = {
             "kind": JobKind.CREATE,
             "schedule": run,
-            "name": name,
+            "name": schedule.snapshot_name,
             "description": "",
             "request_id": "",
             "job_id": job_id,
@@ -348,6 +350,20 @@ class NodeStore:
     @property
     def _silent_ms(self) -> int:
         return round(NODE_SILENT_SECONDS * 1000)
+
+
+def _due(row: Sequence[bytes | None], now: datetime) -> DueSchedule | UnreadableSchedule:
+    schedule_id, due_ms, name, when, server_id = ((field or b"").decode(errors="replace") for field in row)
+    try:
+        due_at = datetime.fromtimestamp(int(due_ms) / 1000, UTC)
+        return DueSchedule(
+            id=ScheduleId(schedule_id),
+            due_ms=int(due_ms),
+            snapshot_name=snapshot_name(name, due_at),
+            next_run_at=next_run(cron_of(when, ServerId(int(server_id))), now),
+        )
+    except (BadCron, ValueError, OverflowError, OSError) as error:
+        return UnreadableSchedule(id=ScheduleId(schedule_id), reason=f"when={when!r}, server={server_id!r}: {error}")
 
 
 def _known(record: records.Hash) -> KnownSnapshot:
