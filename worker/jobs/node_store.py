@@ -195,8 +195,9 @@ class NodeStore:
     """The store as one worker of one node sees it.
 
     `owner` is this process's own mark on the lease; `machine` is the same for every worker of this node's lock
-    file, so that a restarted one takes over at once; `who` tells people where the worker runs. `node_silent_seconds`: how
-    old a node's last heartbeat may be; after that another node may claim its servers, and they get no scheduled run.
+    file, so that a restarted one takes over at once; `who` tells people where the worker runs.
+    `node_silent_seconds`: how old a node's last heartbeat may be; after that another node may claim its servers, and
+    they get no scheduled run.
     """
 
     def __init__(
