@@ -2,14 +2,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run demo test test-fast check lint format openapi lock clean bench-pickup bench-admission bench-ops bench-tracing \
-    chaos screenshots
+.PHONY: help setup setup-tests run demo test test-fast check lint format openapi lock clean bench-pickup bench-admission \
+    bench-ops bench-tracing chaos backups-beside screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 CLIENT := $(VENV)-client
 # read by deploy/setup.sh and by deploy/demo/run.py
-export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE
+export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER
 
 help: ## print this
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -70,11 +70,17 @@ bench-pickup: setup ## enqueue to start, beside plain arq's
 chaos: setup ## kill parts of a real cell in the midst of random work, and look at all of it (N=50 SEED=7)
 	@exec $(BIN)/python -m tests.chaos
 
+backups-beside: setup-tests ## virtnbdbackup beside our jobs and kills at random, each chain restored and compared (N=200 SEED=7)
+	@exec $(BIN)/python -m tests.backups
+
 bench-ops: setup ## the lists and pages of operators on N jobs (100000), beside the same on 1,000
 	$(BIN)/python -m tests.bench.ops
 
 bench-tracing: setup ## what the spans of a request cost, beside the request
 	$(BIN)/python -m tests.bench.tracing
+
+survey: setup ## what a snapshot of each server would hold, leave out, be refused for (FOLDER=… or LIBVIRT=qemu:///system)
+	@$(BIN)/vps-snapshots-worker survey $(if $(FOLDER),"$$FOLDER") $(if $(LIBVIRT),--libvirt "$$LIBVIRT") $(if $(JSON),--json)
 
 screenshots: setup-tests ## write the pictures of the dashboard, docs/screenshots/
 	$(BIN)/python -m tests.browser.screenshots

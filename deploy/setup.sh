@@ -24,11 +24,12 @@ PACKAGES=(
 HYPERVISOR_PACKAGES=(
     libvirt-daemon-driver-qemu libvirt-daemon       # the hypervisor's driver and its helper programs; no service comes along
     qemu-system-x86 qemu-utils ovmf
-    swtpm swtpm-tools                               # a server with a TPM, to be refused
+    swtpm swtpm-tools                               # a server with a TPM, whose state snapshots hold
     busybox-static cpio xz-utils                    # the demo's and the tests' guest is built from Debian's kernel
 )
-# ... and what only the tests ask for: a browser for the dashboard; Prometheus with promtool for metrics and alerts
-TEST_PACKAGES=(chromium prometheus)
+# ... and what only the tests ask for: a browser for the dashboard; Prometheus with promtool for metrics and alerts; other
+# people's backups beside our snapshots
+TEST_PACKAGES=(chromium prometheus virtnbdbackup)
 # ... and where PYTHON is Debian's own, which comes without venv and headers:
 DEBIAN_PYTHON_PACKAGES=(python3-venv python3-dev)
 

@@ -78,6 +78,9 @@ class HeldDisk:
     path: str  # then
     virtual_bytes: int  # then: a revert brings this size back
     stamp: str = ""  # of the snapshot's entry in the image: the same wherever the file is moved to; "": not known
+    # What lay below the image: a snapshot holds nothing of it, and is worth as much as it stays the same. "": nothing;
+    # None: not known.
+    base: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,8 @@ class FoundSnapshot:
     current: bool = False  # someone went back to it (or took it) with the hypervisor's own tools
     contents: Contents | None = None  # None: nothing is written down about it
     missing: tuple[str, ...] = ()  # why it is not complete, a sentence for each thing, for the customer's eyes
+    # It is written down where it stays and keeps the server from nothing. If not, `list_snapshot` writes it there.
+    settled: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +156,28 @@ class About:
     hypervisor: str  # "libvirt 9.0.0"
     emulator: str  # "QEMU 7.2.0"
     pools: tuple[Pool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyedDisk:
+    target: str
+    path: str
+    virtual_bytes: int | None = None  # None: its image can't be read, or is not here
+    snapshots: int = 0  # that its image holds today, whoever took them
+    bitmaps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surveyed:
+    """What a snapshot of one server would hold, for those who run the service: with paths, and adopted or not."""
+
+    name: str
+    server_id: int | None = None  # None: not adopted
+    disks: tuple[SurveyedDisk, ...] = ()
+    state: tuple[str, ...] = ()  # what is saved beside the disks: nvram, pflash, tpm
+    left_out: tuple[SkippedDisk, ...] = ()
+    refused: tuple[str, ...] = ()  # why no snapshot can be taken; empty: one can
+    noticed: tuple[str, ...] = ()  # what a person should know beside
 
 
 class DriverError(Exception):
@@ -293,6 +320,11 @@ class Hypervisor(Protocol):
         """
         ...
 
+    async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
+        """The disks that adopted domains have in common with other domains of the node, by server id, each with the
+        reason. `layout` refuses such a server."""
+        ...
+
     async def refuse_if_in_use(self, server_id: int) -> None:
         """Raises `ServerInUse` where another tool is at work on the server (see `layout`): it is not to be stopped."""
         ...
@@ -331,6 +363,11 @@ class Hypervisor(Protocol):
         """
         ...
 
+    async def list_for_people(self, server_id: int) -> tuple[str, ...]:
+        """List our whole snapshots where the hypervisor's own tools show them; the tags. Until they are settled again,
+        the server can't be moved to another node. Raises `ServerInUse`."""
+        ...
+
     async def is_at(self, server_id: int, tag: str) -> bool:
         """Whether every disk (and NVRAM and TPM) of a domain that is off holds just what the tag holds: nothing was
         written since it was taken or reverted to. Tags that a disk lacks: no."""
@@ -339,7 +376,7 @@ class Hypervisor(Protocol):
     async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
         """Remove every dirty bitmap from the disks of a domain that is off, and the hypervisor's checkpoints.
 
-        Returns the targets of the disks that had bitmaps; none is fine. Raises `InvalidState` (not off) or `DiskFailed`.
+        Returns the targets of the disks that had bitmaps; none is fine. Raises `InvalidState` or `DiskFailed`.
         """
         ...
 
@@ -365,7 +402,8 @@ class Hypervisor(Protocol):
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
         """Remove the tag from every disk, state copy and list that has it, whether the domain runs or not.
 
-        Also from the files of disks that the snapshot is written down to hold and that are not the server's any more. A tag that is nowhere is fine. Raises `DiskFailed`: call again until it succeeds.
+        Also from the files of disks that the snapshot is written down to hold and that are not the server's any more.
+        A tag that is nowhere is fine. Raises `DiskFailed`: call again until it succeeds.
         """
         ...
 

@@ -176,6 +176,18 @@ class FakeHypervisor:
         self._layout(server)
         return fake_plan.restore_plan(server, tag, present_only=present_only)
 
+    async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
+        await self._look()
+        common = {server_id: self._shared(server) for server_id, server in self._by_id.items()}
+        return {server_id: shared for server_id, shared in common.items() if shared}
+
+    def _shared(self, server: FakeServer) -> tuple[SkippedDisk, ...]:
+        others = {
+            disk.image for other in self._domains.values() if other is not server for disk in other.disks.values()
+        }
+        reason = "it is a disk of another server as well"
+        return tuple(SkippedDisk(target=t, reason=reason) for t, disk in server.disks.items() if disk.image in others)
+
     async def refuse_if_in_use(self, server_id: int) -> None:
         await self._look(server := self.server(server_id))
         _refuse_if_in_use(server)
@@ -207,6 +219,10 @@ class FakeHypervisor:
             )
             for tag in sorted(_tags(server))
         ]
+
+    async def list_for_people(self, server_id: int) -> tuple[str, ...]:
+        await self._look(server := self.server(server_id))
+        return tuple(server.listed)
 
     async def take_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
         server = self._off(server_id)
@@ -367,6 +383,8 @@ class FakeHypervisor:
         if server.power is Power.PAUSED:
             raise InvalidState("the server is suspended")
         _refuse_if_in_use(server)
+        for shared in self._shared(server):
+            raise UnsupportedServer(f"disk {shared.target}: {shared.reason}")
         for target, disk in server.disks.items():
             if disk.unsupported:
                 raise UnsupportedServer(f"disk {target} {disk.unsupported}")

@@ -231,4 +231,4 @@ def _bytes_at(file: int, at: int, size: int) -> bytes:
 
 
 def _text(data: bytes) -> str:
-    return data.decode(errors="surrogateescape")
+    return data.partition(b"\0")[0].decode(errors="surrogateescape")  # to QEMU a NUL is the end

@@ -15,7 +15,7 @@ import typer
 import uvloop
 from arq.connections import ArqRedis
 
-from drivers.base import DriverError, Hypervisor, HypervisorUnavailable
+from drivers.base import DriverError, Hypervisor, HypervisorUnavailable, Surveyed
 from worker.exposition import exposed
 from worker.housekeeping import ROUND_SECONDS, Housekeeping
 from worker.inventory import REPORT_SECONDS, Inventory
@@ -30,7 +30,7 @@ from worker.jobs.span_export import exporting
 from worker.jobs.waiting import Waiting
 from worker.journal import Journal, JournalFailed, NewerJournal
 from worker.journal import drop_kept as drop_kept_tag
-from worker.lease import Lease, NodeLock, NodeTaken, machine_id, who_am_i
+from worker.lease import HypervisorLock, Lease, NodeLock, NodeTaken, machine_id, who_am_i
 from worker.metrics import Metrics
 from worker.node_worker import FALLBACK_SECONDS, NodeWorker
 from worker.publisher import Publisher
@@ -38,6 +38,8 @@ from worker.reconcile import Reconciler
 from worker.runner import LAST_WORDS_SECONDS, Runner
 from worker.scheduler import Scheduler
 from worker.settings import Driver, WorkerSettings
+from worker.survey import as_json as survey_as_json
+from worker.survey import as_text as survey_as_text
 from worker.traces import of_calls
 
 ID_MAX = 2**63 - 1  # as the API takes it and the journal holds it
@@ -102,6 +104,21 @@ def rebuild(config: Config = None) -> None:
 
 
 @app.command()
+def list_in_virsh(
+    server_id: Annotated[int, typer.Argument(min=1, max=ID_MAX, help="The server's id in the public API.")],
+    config: Config = None,
+) -> None:
+    """Put a server's snapshots into libvirt's own list, for `virsh snapshot-list` and the like, until the worker looks
+    at the server next (each 5 minutes). As long as they are there, libvirt does not migrate the server."""
+    settings = _settings(config)
+    try:
+        tags = uvloop.run(_list_in_virsh(settings, server_id))
+    except DriverError as error:
+        _refuse(str(error))
+    typer.echo("\n".join(tags) if tags else f"server {server_id} has no snapshot that is whole")
+
+
+@app.command()
 def drop_kept(
     tag: Annotated[str, typer.Argument(help="The snapshot's tag on the disks: vps-safety-JOB.")], config: Config = None
 ) -> None:
@@ -116,6 +133,22 @@ def drop_kept(
     typer.echo(
         f"the worker deletes {tag} from the disks of server {server_id} within {ROUND_SECONDS:.0f} s of its running"
     )
+
+
+@app.command()
+def survey(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Of definitions (*.xml) and images; without it, a libvirt.")
+    ] = None,
+    libvirt: Annotated[str, typer.Option(help="The libvirt to ask.")] = "qemu:///system",
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what a snapshot of each server would hold, leave out, or be refused for. Changes nothing; needs no Redis."""
+    try:
+        surveyed = asyncio.run(_survey(folder, libvirt))
+    except (DriverError, OSError) as error:
+        _refuse(str(error))
+    typer.echo(survey_as_json(surveyed) if as_json else survey_as_text(surveyed))
 
 
 def _settings(config: Path | None) -> WorkerSettings:
@@ -145,10 +178,26 @@ async def _open_hypervisor(settings: WorkerSettings) -> Hypervisor:
         raise HypervisorUnavailable(f"{settings.libvirt_uri}: {error} ({error.__cause__})") from error
 
 
+async def _survey(folder: Path | None, uri: str) -> list[Surveyed]:
+    try:
+        from drivers.kvm import survey_folder, survey_libvirt  # noqa: PLC0415 - as above
+    except ModuleNotFoundError as error:
+        _refuse(f"{error}: was this machine installed as a front end? A node has libvirt-python")
+    return await (survey_libvirt(uri) if folder is None else survey_folder(folder))
+
+
 async def _adopt(settings: WorkerSettings, domain: str, server_id: int, account: int) -> None:
     hypervisor = await _open_hypervisor(settings)
     try:
         await hypervisor.adopt(domain, server_id=server_id, account_id=account)
+    finally:
+        await hypervisor.close()
+
+
+async def _list_in_virsh(settings: WorkerSettings, server_id: int) -> tuple[str, ...]:
+    hypervisor = await _open_hypervisor(settings)
+    try:
+        return await hypervisor.list_for_people(server_id)
     finally:
         await hypervisor.close()
 
@@ -174,6 +223,23 @@ def _locked(state_dir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _fence(settings: WorkerSettings) -> HypervisorLock | None:
+    """The lock on the hypervisor itself; None where that is simulated, or another machine's. Raises NodeTaken."""
+    if settings.driver is Driver.FAKE:
+        return None
+    from drivers.kvm import fence_of  # noqa: PLC0415 - a machine without libvirt can still run the fake
+
+    folder = fence_of(settings.libvirt_uri)
+    if folder is None:
+        return None
+    lock = HypervisorLock(folder)
+    try:
+        lock.take()
+    except OSError as error:
+        raise ConfigurationError(f"libvirt_uri {settings.libvirt_uri}: {folder}: {error.strerror}") from error
+    return lock
 
 
 async def _prove_alive() -> None:
@@ -212,6 +278,8 @@ async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) ->
         stack.callback(journal.close)
         hypervisor = await _open_hypervisor(settings)
         stack.push_async_callback(hypervisor.close)
+        if fence := _fence(settings):
+            stack.callback(fence.release)
         redis = connect(settings.redis, observer=metrics.redis)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         waiting = connect(settings.redis, command_seconds=2 * FALLBACK_SECONDS)
@@ -298,6 +366,7 @@ def _wired(
         policy=settings.policy,
         limits=settings.limits,
         metrics=metrics,
+        may_go_on=lambda: lease.still_ours(),  # noqa: PLW0108 - made below
     )
     queue = NodeWorker(
         redis, waiting, node=settings.node, run=lambda job_id: runner.run(JobId(job_id)), max_jobs=settings.max_jobs

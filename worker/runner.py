@@ -3,13 +3,13 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 import structlog
 
-from drivers.base import DriverError, Hypervisor, Power
+from drivers.base import DomainNotFound, DriverError, Hypervisor, Power
 from worker import traces
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
@@ -42,6 +42,8 @@ class Limits:
     first_retry_seconds: float = 0.5  # doubled with each try
     # For a cause that goes by itself, as a libvirtd that is restarted. Without it the VM could not be started either.
     lasting_seconds: float = 30.0
+    # For a start that is refused: a device, a lock or a machine's name may take its time to become free.
+    start_seconds: float = 60.0
     interruptions: int = 3  # processes that may die in one step; with the next the step is held to be the cause
     spare_tag_kept_seconds: float = 86_400.0  # of the safety snapshot that a restore leaves
 
@@ -62,7 +64,6 @@ class Runner:
         publisher: Publisher,
         policy: Policy,
         limits: Limits,
-        procedures: Mapping[JobKind, Procedure] = PROCEDURES,
         metrics: Metrics | None = None,
         may_go_on: Callable[[], Awaitable[bool]] = _always,
     ) -> None:
@@ -73,7 +74,6 @@ class Runner:
         self._publisher = publisher
         self._policy = policy
         self._limits = limits
-        self._procedures = procedures
         self._metrics = metrics or Metrics()
         self._may_go_on = may_go_on
         self._running: dict[JobId, asyncio.Task[None]] = {}
@@ -99,7 +99,7 @@ class Runner:
                 if job is None:
                     return
                 self._metrics.begun(job)
-                entry = self._journal.begin(Task.of(job), self._procedures[job.kind].first)
+                entry = self._journal.begin(Task.of(job), PROCEDURES[job.kind].first)
             await asyncio.shield(self._pursue(entry, resumed=known))
 
     def resume(self) -> list[asyncio.Task[None]]:
@@ -155,6 +155,8 @@ class Runner:
         try:
             async with asyncio.timeout(self._limits.step_seconds):
                 free_bytes = await self._hypervisor.free_space(server_id)
+        except DomainNotFound:  # gone to another node; its tags are dropped when they are due
+            return
         except (DriverError, TimeoutError) as error:
             log.warning("storage.unknown", server_id=server_id, reason=str(error) or type(error).__name__)
             return
@@ -180,6 +182,11 @@ class Runner:
                 self._journal.change(spare.server_id)
                 await without(self._hypervisor, spare.server_id, spare.tag)
                 self._journal.changed(spare.server_id)
+        except DomainNotFound:  # its new node has found it
+            with suppress(JournalFailed):
+                self._journal.changed(spare.server_id)
+                self._journal.dropped(spare.tag)
+            log.info("spare_tag.gone_with_server", tag=spare.tag, server_id=spare.server_id)
         except (DriverError, TimeoutError, JournalFailed) as error:
             reason = str(error) or type(error).__name__
             log.warning("spare_tag.kept", tag=spare.tag, server_id=spare.server_id, reason=reason)
@@ -252,6 +259,8 @@ class Runner:
             try:
                 async with asyncio.timeout(self._limits.step_seconds):
                     await whole(self._hypervisor, server_id)
+            except DomainNotFound:  # gone to another node, whose jobs check the disks first
+                self._journal.changed(server_id)
             except (DriverError, TimeoutError) as error:  # the job's own checks say what becomes of it
                 log.warning("disks.not_mended", server_id=server_id, reason=str(error) or type(error).__name__)
             else:
@@ -270,7 +279,7 @@ class Runner:
 
     async def _execute(self, entry: Entry, *, resumed: bool) -> Outcome:
         """Walk the steps, each written down before its first effect, and write down the outcome."""
-        task, procedure = entry.task, self._procedures[entry.task.kind]
+        task, procedure = entry.task, PROCEDURES[entry.task.kind]
         step: Step | None = entry.step
         facts, interruptions, interrupted = entry.facts, entry.interruptions, resumed
         if resumed:
@@ -319,7 +328,7 @@ class Runner:
         wait = self._limits.first_retry_seconds
         limit = self._limits.step_seconds + (self._policy.grace_seconds if step is Step.STOPPING else 0)
         strands = step in procedure.strands
-        patience_ends, tries = time.monotonic() + (limit if strands else self._limits.lasting_seconds), 0
+        began, tries = time.monotonic(), 0
         while True:
             tries += 1
             self._publisher.step(work.task.job_id, step, attempt=tried + tries)
@@ -335,7 +344,7 @@ class Runner:
                 if isinstance(error, NotEnoughSpace) and await self._gave_up_spare_tags(work.task):
                     continue
                 # What would strand the VM is tried again whatever the error says: nothing is worse than to give up.
-                waits = error.lasting and time.monotonic() < patience_ends
+                waits = time.monotonic() - began < self._patience_seconds(step, error, limit if strands else None)
                 if not waits and (tries >= self._limits.tries or not (strands or error.retryable)):
                     log.warning("step.failed", step=step, code=error.code, exc_info=error)
                     break
@@ -348,6 +357,12 @@ class Runner:
                 reason = Failure(code="internal_error", detail="Something unexpected went wrong; it was logged.")
                 break
         return await self._failed(procedure, step, work, reason)
+
+    def _patience_seconds(self, step: Step, error: DriverError, limit: float | None) -> float:
+        """How long a step is tried again, however often. `limit`: of a step whose failure strands the server."""
+        if error.lasting:
+            return self._limits.lasting_seconds if limit is None else limit
+        return self._limits.start_seconds if step is Step.STARTING and error.retryable else 0.0
 
     async def _failed(self, procedure: Procedure, step: Step, work: Work, reason: Failure) -> Next:
         """Where a step leads that has failed for good."""

@@ -49,6 +49,9 @@ class WorkerSettings(FileSettings):
     step_seconds: Annotated[float, Field(gt=0)] = Field(
         default=Limits.step_seconds, description="bound on one step of a job, the grace not counted"
     )
+    start_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=Limits.start_seconds, description="how long a server's start that is refused is tried again"
+    )
     safety_kept_seconds: Annotated[float, Field(ge=0)] = Field(
         default=Limits.spare_tag_kept_seconds, description="how long what a restore overwrote is kept"
     )
@@ -70,4 +73,8 @@ class WorkerSettings(FileSettings):
 
     @property
     def limits(self) -> Limits:
-        return Limits(step_seconds=self.step_seconds, spare_tag_kept_seconds=self.safety_kept_seconds)
+        return Limits(
+            step_seconds=self.step_seconds,
+            start_seconds=self.start_seconds,
+            spare_tag_kept_seconds=self.safety_kept_seconds,
+        )

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import libvirt
 
-from drivers.base import MARK_NAMESPACE, DomainNotFound, DriverError, HypervisorUnavailable, InvalidState
-from drivers.kvm.domain_xml import PREFIX, ServerMark
+from drivers.base import MARK_NAMESPACE, DomainNotFound, DriverError, HypervisorUnavailable, InvalidState, ServerInUse
+from drivers.kvm import records
+from drivers.kvm.in_use import has_left, is_incoming
+from drivers.kvm.marks import PREFIX, ServerMark
 from drivers.kvm.opening import opened
 
 Answer = TypeVar("Answer")
@@ -40,6 +42,10 @@ def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: s
     code = error.get_error_code()
     if code == libvirt.VIR_ERR_NO_DOMAIN:
         return DomainNotFound("the hypervisor does not know the server")
+    if code == libvirt.VIR_ERR_OPERATION_TIMEOUT and "state change lock" in str(error):
+        return ServerInUse("another tool is at work on the server")  # the call has waited for it, and done nothing
+    if code == libvirt.VIR_ERR_OPERATION_TIMEOUT and "state change lock" in str(error):
+        return HypervisorUnavailable("the hypervisor is at work on the server for another tool")
     lost = code in UNKNOWN_OUTCOME or "client socket is closed" in str(error)
     if lost or (code == libvirt.VIR_ERR_SYSTEM_ERROR and not alive):
         return HypervisorUnavailable("the hypervisor does not answer")
@@ -72,7 +78,7 @@ class Connection:
     """libvirt at one URI. Every method may raise HypervisorUnavailable."""
 
     def __init__(self, uri: str) -> None:
-        self._uri = uri
+        self.uri = uri
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="libvirt")
         self._opening = threading.Lock()
         self._handle: Any = None
@@ -169,7 +175,7 @@ class Connection:
     def _open_handle(self) -> Any:
         with self._opening:
             if self._handle is None or not self._handle.isAlive():
-                self._handle = opened(self._uri)
+                self._handle = opened(self.uri)
                 with suppress(libvirt.libvirtError):  # the embedded driver has no wire to keep alive
                     self._handle.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
                 lifecycle = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
@@ -198,7 +204,7 @@ class Connection:
         if uuid := self._uuids.get(server_id):
             with suppress(libvirt.libvirtError):
                 domain = handle.lookupByUUIDString(uuid)
-                mark = _mark(domain)
+                mark = mark_of(domain)
                 if mark is not None and mark.server_id == server_id:
                     return domain
         # A copy of a domain carries its mark too: which of them is the customer's, a person must say.
@@ -212,8 +218,10 @@ class Connection:
         return handle.lookupByUUIDString(found[0])
 
 
-def _mark(domain: Any) -> ServerMark | None:
+def mark_of(domain: Any) -> ServerMark | None:
     try:
+        if is_incoming(domain) or has_left(domain):
+            return None
         xml = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, MARK_NAMESPACE, 0)
     except libvirt.libvirtError as error:
         if error.get_error_code() in {libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN}:
@@ -223,7 +231,7 @@ def _mark(domain: Any) -> ServerMark | None:
 
 
 def _adopted(handle: Any) -> list[tuple[ServerMark, Any]]:
-    marked = ((_mark(domain), domain) for domain in handle.listAllDomains(0))
+    marked = ((mark_of(domain), domain) for domain in handle.listAllDomains(0))
     return [(mark, domain) for mark, domain in marked if mark is not None]
 
 
@@ -240,4 +248,16 @@ def _adopt(handle: Any, name: str, mark: ServerMark) -> None:
     if not domain.isPersistent():
         raise InvalidState(f"domain {name} is transient: it would be gone once it is off")
     where = libvirt.VIR_DOMAIN_AFFECT_CONFIG | (libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0)
+    before = mark_of(domain)
+    if before is not None and before.server_id != mark.server_id:
+        # a copy of that server's domain: what is written down there of its snapshots is not this server's
+        _drop_records(domain, where)
     domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, mark.xml, PREFIX, MARK_NAMESPACE, where)
+
+
+def _drop_records(domain: Any, where: int) -> None:
+    try:
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, records.PREFIX, records.NAMESPACE, where)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+            raise

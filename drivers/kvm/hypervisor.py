@@ -6,8 +6,10 @@ and its own delete know the snapshot. On a running domain only libvirt may touch
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Self
 
 from drivers import qcow2
@@ -15,7 +17,7 @@ from drivers.base import (
     About,
     Contents,
     Disk,
-    DiskCorrupt,
+    DiskBusy,
     DiskFailed,
     Domain,
     FoundSnapshot,
@@ -23,16 +25,23 @@ from drivers.base import (
     Layout,
     Power,
     RestorePlan,
+    ServerInUse,
+    SkippedDisk,
     SnapshotExists,
     SnapshotNotFound,
     SnapshotSpec,
     StartFailed,
     UnsupportedServer,
 )
-from drivers.kvm import disks, domain, nvram
+from drivers.kvm import disks, domain, in_use, listing, live_delete, plan, readiness, sharing
 from drivers.kvm.connection import Connection
-from drivers.kvm.domain_xml import Hardware, refuse_unsupported
+from drivers.kvm.domain_xml import FileDisk, Hardware, Kind
+from drivers.kvm.judgement import judge
+from drivers.kvm.places import places_of
+from drivers.kvm.snapshots import View, left_behind, read_disks
+from drivers.kvm.state_copies import Copies
 
+OTHERS_SECONDS = 5.0  # for a look at the files of every domain; hundreds take a tenth of a second
 LOOK_AGAIN_SECONDS = 0.3  # libvirt's event of a stop was seen up to 1.6 s late
 
 
@@ -41,7 +50,9 @@ class KvmHypervisor:
 
     def __init__(self, connection: Connection) -> None:
         self._libvirt = connection
+        self._places = places_of(connection.uri)
         self._waiting_for_off: list[asyncio.Event] = []
+        self._looking_at_files: asyncio.Future[sharing.Uses] | None = None
         connection.listen(self._wake_waiting)
 
     @classmethod
@@ -60,11 +71,11 @@ class KvmHypervisor:
     async def domains(self) -> list[Domain]:
         return [
             Domain(server_id=mark.server_id, account_id=mark.account_id, name=name, power=power)
-            for mark, name, power in await self._libvirt.adopted(lambda found: (found.name(), domain.power(found)))
+            for mark, name, power in await self._libvirt.adopted(lambda found: (found.name(), readiness.power(found)))
         ]
 
     async def about(self) -> About:
-        paths = await self._libvirt.adopted(lambda found: (domain.configured_paths(found), None))
+        paths = await self._libvirt.adopted(lambda found: (domain.configured_paths(found, self._places), None))
         hypervisor, emulator = await self._libvirt.call(lambda handle: (handle.getLibVersion(), handle.getVersion()))
         pools = await asyncio.to_thread(disks.pools, {path for _, found, _ in paths for path in found})
         return About(hypervisor=f"libvirt {_version(hypervisor)}", emulator=f"QEMU {_version(emulator)}", pools=pools)
@@ -75,7 +86,7 @@ class KvmHypervisor:
     # --- power ---
 
     async def power(self, server_id: int) -> Power:
-        return await self._libvirt.on(server_id, domain.power)
+        return await self._libvirt.on(server_id, readiness.power)
 
     async def press_power_button(self, server_id: int) -> None:
         text = "the power button can't be pressed"
@@ -103,51 +114,101 @@ class KvmHypervisor:
         await self._libvirt.on(server_id, domain.cut_power, otherwise=InvalidState, text=text)
 
     async def start(self, server_id: int) -> None:
-        await self._libvirt.on(server_id, domain.start, otherwise=StartFailed, text="the server does not start")
+        try:
+            await self._libvirt.on(server_id, domain.start, otherwise=StartFailed, text="the server does not start")
+        except StartFailed:
+            try:
+                await disks.refuse_held((await self._hardware(server_id)).disks, patience_seconds=0)
+            except ServerInUse as error:  # a backup of a server that is off: it lets go when it is done
+                raise DiskBusy(f"the server does not start: {error}") from error
+            raise
 
     # --- looking ---
 
     async def layout(self, server_id: int) -> Layout:
-        found = await self._libvirt.on(server_id, domain.ready_hardware)
-        refuse_unsupported(found)
-        if found.uefi and (found.nvram is None or not found.nvram.is_file()):
-            raise UnsupportedServer("the server's UEFI variables have no file yet: start the server once")
-        images = {disk: await disks.readable(disk) for disk in found.disks}
-        for disk, image in images.items():
-            await disks.refuse_unfit(disk, image)
+        await self.refuse_if_in_use(server_id)
+        found = await self._libvirt.on(server_id, lambda found: domain.ready_hardware(found, self._places))
+        judged = await judge(found)
+        judged.refuse()
+        if await self.power(server_id) is Power.OFF:
+            await disks.refuse_held(found.disks)
+        await self._refuse_shared(server_id, found)
+        written = await self._libvirt.on(server_id, lambda found: listing.written_down(found, self._places))
+        await asyncio.to_thread(sharing.refuse_overlays, found.disks, written.ours)
         return Layout(
             disks=tuple(
-                Disk(target=disk.target, path=disk.path, virtual_bytes=image.virtual_bytes)
-                for disk, image in images.items()
+                Disk(
+                    target=disk.target,
+                    path=disk.path,
+                    virtual_bytes=image.virtual_bytes,
+                    bitmaps=tuple(bitmap.name for bitmap in image.bitmaps),
+                )
+                for disk, image in judged.images.items()
             ),
-            skipped=found.skipped,
-            nvram=found.nvram is not None,
+            skipped=judged.skipped,
+            nvram=judged.holds(Kind.NVRAM, Kind.PFLASH),
+            tpm=judged.holds(Kind.TPM),
+            firmware=found.firmware,
             free_bytes=await self.free_space(server_id),
+            checkpoints=await self._libvirt.on(server_id, domain.checkpoints),
         )
 
     async def restore_plan(self, server_id: int, tag: str, *, present_only: bool = False) -> RestorePlan:
-        raise NotImplementedError
+        layout = await self.layout(server_id)
+        view = await self._view(server_id)
+        comparison = view.compare(tag)
+        state = (*view.differing_state(tag), *await self._other_tpm(view, tag))
+        plan.refuse(comparison, state, present_only=present_only)
+        return RestorePlan(
+            targets=comparison.targets,
+            not_restored=(*comparison.differing, *state),
+            grown=tuple(match.grown for match in comparison.matches if match.grown is not None),
+            bitmaps=tuple(disk.target for disk in layout.disks if disk.bitmaps),
+            checkpoints=layout.checkpoints,
+            generation_id=view.hardware.generation_id,
+        )
+
+    async def _other_tpm(self, view: View, tag: str) -> tuple[SkippedDisk, ...]:
+        with disks.refused_as(UnsupportedServer, "the copies of the UEFI variables or the TPM can't be looked at"):
+            unfit = await asyncio.to_thread(_copies(view.hardware, view.contents(tag)).unfit, tag)
+        reason = "the server has a TPM of another version than when the snapshot was taken"
+        return tuple(SkippedDisk(target=kind, reason=reason) for kind in unfit)
+
+    async def _refuse_shared(self, server_id: int, found: Hardware) -> None:
+        """Raises UnsupportedServer. Storage of other servers that does not answer keeps no job of this one waiting."""
+        uuid = await self._libvirt.on(server_id, lambda found: found.UUIDString())
+        looking = self._looking_at_files = self._looking_at_files or asyncio.ensure_future(
+            self._libvirt.call(sharing.uses)
+        )
+        await asyncio.wait({looking}, timeout=OTHERS_SECONDS)
+        if not looking.done():
+            return
+        self._looking_at_files = None
+        for shared in await asyncio.to_thread(lambda: [*sharing.shared(found.disks, uuid, looking.result())]):
+            raise UnsupportedServer(f"disk {shared.target} can't be snapshotted: {shared.reason}")
+
+    async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
+        every = await self._libvirt.call(sharing.uses)
+        found = await self._libvirt.adopted(
+            lambda one: (one.UUIDString(), domain.configured_hardware(one, self._places).disks)
+        )
+        common = {mark.server_id: tuple(sharing.shared(held, uuid, every)) for mark, uuid, held in found}
+        return {server_id: shared for server_id, shared in common.items() if shared}
 
     async def refuse_if_in_use(self, server_id: int) -> None:
-        raise NotImplementedError
+        await self._libvirt.on(server_id, in_use.refuse)
 
     async def hold(self, server_id: int) -> None:
-        raise NotImplementedError
+        await self.refuse_if_in_use(server_id)  # libvirt would have us wait for half a minute, and then refuse
+        await self._libvirt.on(server_id, listing.hold)
 
     async def let_go(self, server_id: int) -> None:
-        raise NotImplementedError
-
-    async def is_at(self, server_id: int, tag: str) -> bool:
-        raise NotImplementedError
-
-    async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
-        raise NotImplementedError
-
-    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
-        raise NotImplementedError
+        await self._libvirt.on(server_id, listing.let_go)
 
     async def renew_generation_id(self, server_id: int) -> None:
-        raise NotImplementedError
+        await self._must_be_off(server_id)
+        text = "libvirt did not take a new generation id"
+        await self._libvirt.on(server_id, domain.renew_generation_id, otherwise=DiskFailed, text=text)
 
     async def free_space(self, server_id: int) -> int:
         found = await self._hardware(server_id)
@@ -155,31 +216,25 @@ class KvmHypervisor:
             return await asyncio.to_thread(disks.free_bytes, found.disks)
 
     async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
-        found = await self._hardware(server_id)
-        listed, current = await self._libvirt.on(server_id, domain.listed_snapshots)
-        held = await disks.held_tags(found.disks)
-        in_nvram = nvram.tags(found.nvram) if found.nvram else frozenset()
-        every = frozenset(disk.target for disk in found.disks)
-        return [
-            FoundSnapshot(
-                tag=tag,
-                targets=held.get(tag, frozenset()),
-                complete=held.get(tag) == every and (found.nvram is None or tag in in_nvram),
-                spec=listed.get(tag),
-                current=tag == current,
-            )
-            for tag in sorted({*held, *listed, *in_nvram})
-        ]
+        return (await self._view(server_id)).found()
 
     async def size_mb(self, server_id: int, tag: str) -> int:
         size_bytes = 0
         for disk in (await self._hardware(server_id)).disks:
             image = await disks.readable(disk)
-            if tag not in image.tags:
-                raise SnapshotNotFound(f"disk {disk.target} does not have the tag {tag}")
+            await disks.must_hold([disk], tag)
             with disks.refused_as(DiskFailed, f"disk {disk.target} can't be measured"):
                 size_bytes += await qcow2.snapshot_bytes(disk.path, tag, image)
         return -(-size_bytes // (1 << 20))
+
+    async def is_at(self, server_id: int, tag: str) -> bool:
+        await self._must_be_off(server_id)
+        view = await self._view(server_id)
+        if view.differing_state(tag):
+            return False
+        with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM can't be looked at"):
+            state_is_at = await asyncio.to_thread(_copies(view.hardware, view.contents(tag)).is_at, tag)
+        return state_is_at and await disks.are_at(view.hardware.disks, tag)
 
     # --- changing ---
 
@@ -187,55 +242,83 @@ class KvmHypervisor:
         found = await self._ready_and_off(server_id)
         if any(snapshot.tag == spec.tag for snapshot in await self.snapshots(server_id)):
             raise SnapshotExists(f"the tag {spec.tag} exists already")
-        if found.nvram is not None:
-            with disks.refused_as(DiskFailed, "the UEFI variables can't be copied"):
-                await asyncio.to_thread(nvram.save, found.nvram, spec.tag)
+        with disks.refused_as(DiskFailed, "the UEFI variables or the TPM can't be copied"):
+            await asyncio.to_thread(_copies(found).save, spec.tag)
         await disks.on_every(
             found.disks, lambda disk: qcow2.create_snapshot(disk.path, spec.tag), text="took no snapshot"
         )
-        await self._list(server_id, spec)
+        await self._write_down(server_id, spec)
 
     async def list_snapshot(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
-        await self._must_be_complete(server_id, spec.tag)
-        await self._list(server_id, spec)
+        await self._write_down(server_id, spec, contents)
+
+    async def list_for_people(self, server_id: int) -> tuple[str, ...]:
+        await self.refuse_if_in_use(server_id)
+        whole = [found.spec for found in await self.snapshots(server_id) if found.complete and found.spec]
+        ours = [spec for spec in whole if spec.tag.startswith(listing.OURS)]
+        for spec in ours:
+            await self._libvirt.on(
+                server_id,
+                partial(listing.list_for_people, spec=spec, places=self._places),
+                otherwise=InvalidState,
+                text="libvirt did not list the snapshot",
+            )
+        return tuple(spec.tag for spec in ours)
+
+    async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
+        await self._must_be_off(server_id)
+        cleared = await disks.without_bitmaps((await self._hardware(server_id)).disks)
+        text = "libvirt kept its checkpoints"
+        await self._libvirt.on(server_id, domain.forget_checkpoints, otherwise=DiskFailed, text=text)
+        return cleared
 
     async def revert(self, server_id: int, tag: str, *, targets: frozenset[str] | None = None) -> None:
         found = await self._ready_and_off(server_id)
-        await self._must_be_complete(server_id, tag)
+        if targets is None:
+            await self._must_be_complete(server_id, tag)
+        chosen = [disk for disk in found.disks if targets is None or disk.target in targets]
+        await disks.must_hold(chosen, tag)
         await disks.on_every(
-            found.disks, lambda disk: qcow2.apply_snapshot(disk.path, tag), text="did not go back to the snapshot"
+            chosen, lambda disk: qcow2.apply_snapshot(disk.path, tag), text="did not go back to the snapshot"
         )
-        if found.nvram is not None:
-            with disks.refused_as(DiskFailed, "the UEFI variables can't be restored"):
-                await asyncio.to_thread(nvram.restore, found.nvram, tag)
+        held = (await self._view(server_id)).contents(tag)
+        with disks.refused_as(DiskFailed, "the UEFI variables or the TPM can't be restored"):
+            await asyncio.to_thread(_copies(found, held).restore, tag)
+
+    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
+        await self._must_be_off(server_id)
+        found = {disk.target: disk for disk in (await self._hardware(server_id)).disks}
+        if unknown := virtual_bytes.keys() - found.keys():
+            raise DiskFailed(f"the server has no disk {min(unknown)}")
+        await disks.on_every(
+            [found[target] for target in virtual_bytes],
+            lambda disk: qcow2.enlarge(disk.path, virtual_bytes[disk.target]),
+            text="was not enlarged",
+        )
 
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
-        # What lists the tag goes last: a call that died anywhere is made again and finds what is left.
-        found = await self._hardware(server_id)
-        holders = (await disks.held_tags(found.disks)).get(tag, frozenset())
-        if holders:
+        # What is written down goes last: a call that died anywhere is made again and finds what is left.
+        view = await self._view(server_id)
+        found = view.hardware
+        if holders := view.holders(tag):
             await self._delete_from_disks(server_id, tag, found, holders)
             if tag in await disks.held_tags(found.disks):
                 raise DiskFailed("a disk kept the snapshot")
-        if found.nvram is not None:
-            with disks.refused_as(DiskFailed, "the copy of the UEFI variables can't be deleted"):
-                await asyncio.to_thread(nvram.delete, found.nvram, tag)
-        text = "libvirt kept the snapshot in its list"
-        await self._libvirt.on(
-            server_id, lambda found: domain.unlist_snapshot(found, tag), otherwise=DiskFailed, text=text
+        held = view.contents(tag)
+        for disk in await asyncio.to_thread(left_behind, tag, held, found.disks) if held else ():
+            await self._delete_left_behind(tag, disk)
+        former = await self._libvirt.on(
+            server_id,
+            lambda found: (*domain.listed_variables(found, tag), domain.assumed_variables(found, self._places)),
         )
+        with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM can't be deleted"):
+            await asyncio.to_thread(_copies(found, held, former=former).delete, tag)
+        text = "libvirt kept what is written down of the snapshot"
+        await self._libvirt.on(server_id, lambda found: listing.strike_out(found, tag), otherwise=DiskFailed, text=text)
 
     async def repair(self, server_id: int) -> tuple[str, ...]:
         await self._must_be_off(server_id)
-        mended = []
-        for disk in (await self._hardware(server_id)).disks:
-            with disks.unchecked(disk):
-                if not await qcow2.is_sound(disk.path):
-                    mended.append(disk.target)
-                    await qcow2.repair(disk.path)
-                    if not await qcow2.is_sound(disk.path):
-                        raise DiskCorrupt(f"disk {disk.target} is damaged and can't be mended")
-        return tuple(mended)
+        return await disks.mended((await self._hardware(server_id)).disks)
 
     # --- how ---
 
@@ -244,20 +327,42 @@ class KvmHypervisor:
             changed.set()
 
     async def _hardware(self, server_id: int) -> Hardware:
-        return await self._libvirt.on(server_id, domain.configured_hardware)
+        """Raises DiskBusy where a disk's file can't be told now: all disks or none."""
+        found = await self._libvirt.on(server_id, lambda found: domain.configured_hardware(found, self._places))
+        if found.away:
+            raise DiskBusy(found.away[0])
+        return found
 
     async def _must_be_off(self, server_id: int) -> None:
         if await self.power(server_id) is not Power.OFF:
             raise InvalidState("the server is not off")
 
     async def _must_be_complete(self, server_id: int, tag: str) -> None:
-        if not any(snapshot.tag == tag and snapshot.complete for snapshot in await self.snapshots(server_id)):
-            raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
+        missing = (await self._view(server_id)).missing(tag)
+        if missing:
+            raise SnapshotNotFound("; ".join(missing))
 
-    async def _list(self, server_id: int, spec: SnapshotSpec) -> None:
-        text = "libvirt did not list the snapshot"
+    async def _view(self, server_id: int) -> View:
+        found = await self._hardware(server_id)
+        written = await self._libvirt.on(server_id, lambda found: listing.written_down(found, self._places))
+        copies = _copies(found, *(record.contents for record in written.records.values()))
+        with disks.refused_as(UnsupportedServer, "the copies of the UEFI variables or the TPM can't be looked at"):
+            by_tag = await asyncio.to_thread(copies.tags)
+            present = frozenset(part.kind for part in await asyncio.to_thread(copies.present))
+        return View(
+            hardware=found, disks=await read_disks(found.disks), written=written, present=present, copies=by_tag
+        )
+
+    async def _write_down(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
+        view = await self._view(server_id)
+        record = view.record(spec, contents)
+        if record is None:
+            raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
+        with disks.refused_as(DiskFailed, "the copy of the UEFI variables can't be moved beside the disks"):
+            await asyncio.to_thread(_copies(view.hardware).move_former, spec.tag)
+        text = "libvirt did not write down the snapshot"
         await self._libvirt.on(
-            server_id, lambda found: domain.list_snapshot(found, spec), otherwise=DiskFailed, text=text
+            server_id, lambda found: listing.write_down(found, record), otherwise=DiskFailed, text=text
         )
 
     async def _ready_and_off(self, server_id: int) -> Hardware:
@@ -267,16 +372,33 @@ class KvmHypervisor:
 
     async def _delete_from_disks(self, server_id: int, tag: str, found: Hardware, holders: frozenset[str]) -> None:
         held = [disk for disk in found.disks if disk.target in holders]
-        if await self.power(server_id) is Power.OFF:
-            await disks.on_every(held, lambda disk: qcow2.delete_snapshot(disk.path, tag), text="kept the snapshot")
-        else:
+        if await self.power(server_id) is not Power.OFF:
             text = "a disk of the running server kept the snapshot"
-            await self._libvirt.on(
+            held = await self._libvirt.on(
                 server_id,
-                lambda found: domain.delete_under_guest(found, held, tag),
+                lambda running: live_delete.delete_under_guest(running, held, tag),
                 otherwise=DiskFailed,
                 text=text,
             )
+        await disks.on_every(held, lambda disk: qcow2.delete_snapshot(disk.path, tag), text="kept the snapshot")
+
+    async def _delete_left_behind(self, tag: str, disk: FileDisk) -> None:
+        """From a file that is no disk of the server any more: by the QEMU that runs on it now, if one does."""
+        in_qemu = await self._libvirt.call(
+            lambda handle: live_delete.delete_where_it_runs(handle, disk, tag),
+            otherwise=DiskFailed,
+            text=f"disk {disk.target}, which is not the server's any more, kept the snapshot",
+        )
+        if not in_qemu:
+            text = "is not the server's any more and kept the snapshot"
+            await disks.on_every([disk], lambda disk: qcow2.delete_snapshot(disk.path, tag), text=text)
+
+
+def _copies(found: Hardware, *held: Contents | None, former: Sequence[Path] = ()) -> Copies:
+    """`held`: what snapshots hold whose copies are looked for; they lie beside the disk that was the first one then."""
+    then = (disk.path for contents in held if contents for disk in contents.disks)
+    images = dict.fromkeys([*(disk.path for disk in found.disks), *then])
+    return Copies(images=[Path(path) for path in images], parts=found.parts, former=former)
 
 
 def _version(number: int) -> str:

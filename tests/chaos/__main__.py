@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from deploy.lab.domain import disk
@@ -37,6 +39,22 @@ async def campaign(
     folder: Path, *, wanted: str, seed: int, sabotage: str = "none", daemon: bool = False, quiet: bool = False
 ) -> Summary:
     """`folder`: short, for the sockets' sake. `wanted`: as N."""
+    say: Callable[[str], None] = (lambda _: None) if quiet else print
+    async with staged(folder, _furnish, seed=seed, sabotage=sabotage, daemon=daemon, say=say) as (played, _, servers):
+        return await _play(played, wanted, servers)
+
+
+@asynccontextmanager
+async def staged(
+    folder: Path,
+    furnish: Callable[[AcceptanceCell], Awaitable[list[Expected]]],
+    *,
+    seed: int,
+    say: Callable[[str], None],
+    sabotage: str = "none",
+    daemon: bool = False,
+) -> AsyncIterator[tuple[Campaign, AcceptanceCell, list[Expected]]]:
+    """A cell that is up, with the servers that `furnish` has put into it; all of it ends with the block."""
     halts = Halts(folder)
     programs = halts.put_in_front()
     (folder / "r").mkdir()
@@ -54,17 +72,11 @@ async def campaign(
         if libvirtd:
             install_hook(libvirtd, folder / "node")
             await libvirtd.start()
-        servers = await _furnish(cell)
+        servers = await furnish(cell)
         await cell.start()
-        played = Campaign(
-            cell,
-            servers,
-            deaths=Deaths(cell=cell, servers=servers, daemon=libvirtd),
-            halts=halts,
-            chance=random.Random(seed),
-            say=(lambda _: None) if quiet else print,
-        )
-        return await _play(played, wanted, servers)
+        deaths = Deaths(cell=cell, servers=servers, daemon=libvirtd)
+        played = Campaign(cell, servers, deaths=deaths, halts=halts, chance=random.Random(seed), say=say)
+        yield played, cell, servers
     finally:
         await cell.stop()
         if libvirtd:

@@ -211,15 +211,15 @@ def _query(journal: Path, statement: str, *values: int) -> list[tuple[Any, ...]]
 
 def _checked(disk: Path) -> tuple[int, int]:
     """The exit code of `qemu-img check`, and the leaked clusters that it found."""
-    done = _unlocked("qemu-img", "check", "--output=json", "-f", "qcow2", str(disk))
+    done = unlocked("qemu-img", "check", "--output=json", "-f", "qcow2", str(disk))
     return done.returncode, json.loads(done.stdout or "{}").get("leaks", 0)
 
 
 def _qemu_io(disk: Path, command: str) -> None:
-    _unlocked("qemu-io", "-f", "qcow2", "-c", command, str(disk)).check_returncode()
+    unlocked("qemu-io", "-f", "qcow2", "-c", command, str(disk)).check_returncode()
 
 
-def _unlocked(*command: str) -> "subprocess.CompletedProcess[bytes]":
+def unlocked(*command: str) -> "subprocess.CompletedProcess[bytes]":
     """What the command says once nobody else is on its disk: the worker may be giving up a spare tag."""
     deadline = time.monotonic() + LOCKED_SECONDS
     while True:

@@ -174,7 +174,7 @@ class TestTerminal:
                 job, Step.SNAPSHOTTING, Told(steps=(StepBegun(step=Step.SNAPSHOTTING, at=0, attempt=1),))
             )
             await terminal.shows("snapshotting")
-            await terminal.shows("33%")
+            await terminal.shows("42%")
             terminal.type("\x03")
             assert await terminal.ends() == Exit.INTERRUPTED
             await terminal.shows("The job goes on")

@@ -1,14 +1,16 @@
 """The worker dies, at each moment of each effect, and everything ends well by itself."""
 
+import itertools
 import random
 from pathlib import Path
 
 import pytest
 
 from drivers.base import DiskBusy, DiskFailed, HypervisorUnavailable, InvalidState, Power
-from drivers.fake_faults import Effect, Killed, Moment
+from drivers.fake_faults import Effect, Happening, Killed, Moment
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.dying import BEFORE, LIMITS, NOW, DyingNode
+from tests.integration.pasts import Found, Past
 from worker.jobs.model import JobKind, JobState
 from worker.jobs.store import SnapshotFilter
 from worker.journal import Journal
@@ -18,20 +20,25 @@ KINDS = (JobKind.CREATE, JobKind.RESTORE, JobKind.DELETE, JobKind.UNDO)
 POWERS = (Power.ON, Power.OFF)
 
 
-async def fresh(cell: Cell, folder: Path, power: Power, kind: JobKind, *, limits: Limits = LIMITS) -> DyingNode:
+async def fresh(
+    cell: Cell, folder: Path, power: Power, kind: JobKind, *, limits: Limits = LIMITS, past: Past = Past.QUIET
+) -> DyingNode:
     """A node on which a job of this kind waits to be begun."""
     await cell.redis.flushdb()
     await cell.node.take_lease(seconds=600)
     folder.mkdir()
-    return await DyingNode.make(cell, folder, power=power, limits=limits)
+    return await DyingNode.make(cell, folder, power=power, limits=limits, past=past)
 
 
-@pytest.mark.parametrize("power", POWERS)
+@pytest.mark.parametrize(
+    ("power", "past"),
+    [(Power.ON, Past.QUIET), (Power.OFF, Past.QUIET), (Power.ON, Past.WORN), (Power.ON, Past.REBUILT)],
+)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_job_whose_worker_dies_once_anywhere_is_completed(
-    cell: Cell, tmp_path: Path, kind: JobKind, power: Power
+    cell: Cell, tmp_path: Path, kind: JobKind, power: Power, past: Past
 ) -> None:
-    node = await fresh(cell, tmp_path / "whole", power, kind)
+    node = await fresh(cell, tmp_path / "whole", power, kind, past=past)
     job_id = await node.admit(kind)
     node.start_over()
     job = await node.settle(job_id)
@@ -41,7 +48,7 @@ async def test_a_job_whose_worker_dies_once_anywhere_is_completed(
     assert moments > 3, "nothing happened: the hook is not in the way"
 
     for moment in range(1, moments + 1):
-        node = await fresh(cell, tmp_path / f"{moment}", power, kind)
+        node = await fresh(cell, tmp_path / f"{moment}", power, kind, past=past)
         job_id = await node.admit(kind)
         node.start_over(die_at=[moment])
         job = await node.settle(job_id)
@@ -56,7 +63,8 @@ async def test_a_worker_that_dies_again_and_again_ends_well_all_the_same(
 ) -> None:
     chance = random.Random(f"{kind} {power}")  # noqa: S311 - a campaign that can be repeated, not a secret
     for campaign in range(40):
-        node = await fresh(cell, tmp_path / f"{campaign}", power, kind)
+        past = chance.choice(list(Past))
+        node = await fresh(cell, tmp_path / f"{campaign}", power, kind, past=past)
         job_id = await node.admit(kind)
         deaths = sorted(chance.sample(range(1, 90), chance.randint(2, 6)))
         node.start_over(die_at=deaths)
@@ -72,9 +80,9 @@ async def test_a_worker_that_dies_again_and_again_ends_well_all_the_same(
 async def test_an_effect_that_fails_once_or_for_ever_leaves_nothing_half_done(
     cell: Cell, tmp_path: Path, kind: JobKind, effect: Effect
 ) -> None:
-    for at in Moment:
+    for past, at in itertools.product((Past.QUIET, Past.WORN), Moment):
         for times in (1, 2):
-            node = await fresh(cell, tmp_path / f"{at}{times}", Power.ON, kind)
+            node = await fresh(cell, tmp_path / f"{past}{at}{times}", Power.ON, kind, past=past)
             job_id = await node.admit(kind)
             node.hypervisor.faults.fail(effect, times=times, at=at)
             job = await node.settle(job_id)
@@ -122,6 +130,30 @@ async def test_a_disk_damaged_before_is_named_and_the_guest_started_again(cell: 
         assert "vdb" in job.failure.detail
         await node.reconcile()
         await node.check(job, power=Power.ON)
+
+
+@pytest.mark.parametrize("tool", ["resize", "backup", "detach"])
+async def test_what_others_do_between_the_look_and_the_stop_is_seen(cell: Cell, tmp_path: Path, tool: str) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
+    job_id = await node.admit(JobKind.RESTORE)
+    server = node.hypervisor.server(SERVER)
+
+    def act(happening: Happening) -> None:
+        if (happening.effect, happening.moment) != (Effect.CUT, Moment.BEFORE) or server.power is Power.OFF:
+            return
+        if tool == "resize":
+            server.disks["vdb"].virtual_bytes *= 2
+        elif tool == "backup":
+            server.disks["vda"].bitmaps, server.checkpoints = ["b0"], ["c0"]
+        else:
+            server.detached["vdb"] = server.disks.pop("vdb")
+        assert node.found is not None
+        node.found = Found.now(server, goes_back_to=node.found.goes_back_to)
+
+    node.hypervisor.faults.hook = act
+    job = await node.settle(job_id)
+    assert (job.failure and job.failure.code) == ("disks_differ" if tool == "detach" else None)
+    await node.check(job, power=Power.ON)
 
 
 async def test_a_start_after_which_every_worker_died_is_no_stranded_server(cell: Cell, tmp_path: Path) -> None:
@@ -304,4 +336,16 @@ async def test_a_worker_that_dies_while_it_drops_a_safety_snapshot_mends_the_dis
     assert job.state is JobState.COMPLETED
     assert not node.hypervisor.server(SERVER).disks["vdb"].dirty
     await node.reconcile()
+    await node.check_snapshots()
+
+
+async def test_a_store_that_lost_all_hears_of_a_snapshot_whose_server_has_another_disk_today(
+    cell: Cell, tmp_path: Path
+) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE, past=Past.REBUILT)
+    await cell.redis.flushdb()
+    await cell.node.take_lease(seconds=600)
+    await cell.have()
+    await node.reconcile()
+    assert await node.completed() == {node.first}
     await node.check_snapshots()

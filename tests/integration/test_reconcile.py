@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from drivers.base import Power, SnapshotSpec
+from drivers.base import Power, ServerInUse, SnapshotSpec
 from drivers.fake import FakeHypervisor
 from drivers.fake_faults import Effect
 from drivers.fake_state import FakeDisk, FakeServer
@@ -79,7 +79,7 @@ async def node(cell: Cell, tmp_path: Path) -> AsyncIterator[Node]:
         store=cell.node,
         publisher=Publisher(cell.node, tell_again=nothing_more),
         policy=Policy(grace_seconds=0.1),
-        limits=Limits(),
+        limits=Limits(start_seconds=0.1),
     )
     reconciler = Reconciler(
         hypervisor=hypervisor,
@@ -541,3 +541,51 @@ async def test_what_an_undo_goes_back_to_is_never_given_up_for_space_nor_by_a_dr
     create = await node.cell.create("next")
     await node.runner.run(create.job.id)
     assert safety not in await node.tags()
+
+
+class TestContents:
+    async def test_a_store_that_lost_its_data_learns_again_what_a_snapshot_holds(self, node: Node) -> None:
+        kept = await node.create("kept")
+        before = (await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept)).contents
+        assert before is not None
+        assert [disk.target for disk in before.disks] == ["vda", "vdb"]
+        await lose_redis_data(node)
+        await report(node)
+        assert (await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept)).contents == before
+
+    async def test_a_record_of_an_earlier_version_gets_them_from_the_node(self, node: Node) -> None:
+        kept = await node.create("kept")
+        before = await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept)
+        await node.cell.raw("HDEL", f"snapshot:{kept}", "contents")
+        await node.reconcile()
+        assert await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept) == before
+
+    async def test_a_node_that_has_lost_its_note_gets_them_from_the_store(self, node: Node) -> None:
+        kept = await node.create("kept")
+        server = node.hypervisor.server(SERVER)
+        tag = f"vps-{kept}"
+        before = server.contents[tag]
+        del server.contents[tag], server.listed[tag]
+        server.disks["vda"].virtual_bytes *= 2  # since: what the disks say now is not what it holds
+        await node.reconcile()
+        assert server.contents[tag] == before
+
+
+async def test_a_delete_that_keeps_failing_is_found_until_it_has_freed_the_space(node: Node) -> None:
+    async def findings() -> bytes:
+        await node.reconcile()
+        return await node.cell.raw("HGET", "node:n1:findings", SERVER) or b""
+
+    kept = await node.create("kept")
+    await node.cell.store.delete(account_id=ACCOUNT, snapshot_id=kept, request_id="r")
+    for is_found in (False, False, True):
+        busy = ServerInUse("The server is being backed up.")
+        node.hypervisor.faults.fail(Effect.DELETE_TAG, target="vda", error=busy)
+        await node.runner.run(await node.cell.holder())
+        assert (b"undeleted_snapshot" in await findings()) is is_found
+        await node.cell.raw("ZADD", "node:n1:deleting", 0, kept)
+        await node.cell.node.retry_deletes()
+    assert await node.listed() == {}
+
+    await node.runner.run(await node.cell.holder())
+    assert await findings() == b""

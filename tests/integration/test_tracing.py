@@ -165,7 +165,7 @@ async def test_one_trace_leads_from_the_callers_request_to_each_step(start: Call
         *steps, at_the_end = collector.children(job_span)
         assert at_the_end.name == "hypervisor power"
         assert [step.name for step in steps] == [
-            f"step {name}" for name in ("preflight", "stopping", "snapshotting", "starting", "measuring")
+            f"step {name}" for name in ("preflight", "stopping", "checking", "snapshotting", "starting", "measuring")
         ]
         assert {step.attributes["vps_snapshots.outcome"] for step in steps} == {"completed"}
         assert {step.attributes["vps_snapshots.attempts"] for step in steps} == {1}

@@ -163,6 +163,10 @@ def test_a_job_that_waits_has_no_step_no_times_and_no_error() -> None:
         "estimated_seconds": None,
         "downtime_seconds": None,
         "error": None,
+        "disks": "all",
+        "notes": [],
+        "contents": None,
+        "retried_by": None,
     }
 
 

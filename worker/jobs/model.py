@@ -132,6 +132,7 @@ class HeldDisk:
     path: str  # on the node: never shown to customers
     virtual_bytes: int
     stamp: str = ""
+    base: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,9 +227,11 @@ class Job:
     failure: Failure | None = None
     traceparent: str = ""  # the span that it goes on from, after W3C Trace Context; "": none
     resolved_at: datetime | None = None  # when an operator noted that what it had stranded was put right
-    present_only: bool = False  # of a restore: the disks that are there go back, whatever else the snapshot holds
+    # of a restore or an undo: the disks that are there go back, whatever else the snapshot holds
+    present_only: bool = False
     notes: tuple[Note, ...] = ()
     contents: Contents | None = None  # of a create, and of a dry run of one: what the snapshot holds, or would
+    retried_by: JobId | None = None  # the job that was admitted to do the same again
 
     @property
     def needs_person(self) -> bool:

@@ -13,11 +13,12 @@ from uuid import uuid4
 
 from arq.connections import ArqRedis
 
-from worker.jobs import errors, records, scripts
+from worker.jobs import errors, records, scripts, written
 from worker.jobs.configuration import NODE_SILENT_SECONDS
 from worker.jobs.model import (
     SNAPSHOTS_PER_SERVER,
     AccountId,
+    Contents,
     Failure,
     Job,
     JobId,
@@ -40,7 +41,7 @@ SCHEDULE_RETRY_SECONDS = 300.0
 BATCH = 100  # records that one sweep of housekeeping touches: a bound on how long a script holds Redis
 
 SCRIPTS = (
-    *("begin", "lease", "report", "publish", "known", "lose", "regain", "findings", "republish"),
+    *("begin", "lease", "holder", "report", "publish", "known", "lose", "regain", "findings", "republish"),
     *("retry_deletes", "forget_failed", "expire", "due_schedules", "admit"),
 )
 
@@ -106,6 +107,7 @@ class PublishedSnapshot:
     created_at: datetime
     size_mb: int | None
     status: SnapshotStatus
+    contents: Contents | None = None  # None: not written down
 
     def for_script(self) -> dict[str, str]:
         return {
@@ -115,6 +117,7 @@ class PublishedSnapshot:
             "created_ms": records.milliseconds(self.created_at),
             "size_mb": "" if self.size_mb is None else str(self.size_mb),
             "status": self.status,
+            "contents": written.contents(self.contents),
         }
 
 
@@ -130,6 +133,7 @@ class BegunJob:
     snapshot_created_at: datetime
     request_id: str
     undoes: JobId | None
+    present_only: bool = False
 
     def for_script(self) -> dict[str, str]:
         return {
@@ -141,6 +145,7 @@ class BegunJob:
             "snapshot_created_ms": records.milliseconds(self.snapshot_created_at),
             "request_id": self.request_id,
             "undoes": self.undoes or "",
+            "present_only": "1" if self.present_only else "",
         }
 
 
@@ -173,6 +178,8 @@ class KnownSnapshot:
     name: str
     description: str
     created_at: datetime
+    contents: Contents | None = None  # None: a record of an earlier version
+    failed_deletes: int = 0  # tries of its delete that failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +196,8 @@ class NodeStore:
 
     `owner` is this process's own mark on the lease; `machine` is the same for every worker of this node's lock
     file, so that a restarted one takes over at once; `who` tells people where the worker runs.
-    `node_silent_seconds`: how old a node's last heartbeat may be; after that its servers get no scheduled run, and another
-    node may claim them.
+    `node_silent_seconds`: how old a node's last heartbeat may be; after that another node may claim its servers, and
+    they get no scheduled run.
     """
 
     def __init__(
@@ -220,6 +227,11 @@ class NodeStore:
         milliseconds = round(seconds * 1000)
         taken, left_ms, *who = await self._call("lease", self.node, self._owner, self._machine, self._who, milliseconds)
         return None if taken else LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000)
+
+    async def lease_holder(self) -> LeaseHeld | None:
+        """Who holds the node's lease instead of us. Changes nothing."""
+        left_ms, *who = await self._call("holder", self.node, self._owner, self._machine)
+        return LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000) if who else None
 
     async def begin(self, job_id: JobId) -> Job:
         """Mark a job as begun by us, the first time or again. Raises LeaseLost or BeginRefused."""
@@ -259,8 +271,8 @@ class NodeStore:
     async def publish(
         self, server_id: ServerId, snapshots: Iterable[PublishedSnapshot], begun: Iterable[BegunJob]
     ) -> tuple[SnapshotId, ...]:
-        """Say which snapshots a server has on its disks and which jobs are under way; what the store knows stays.
-        The ids of the snapshots that it did not know. Raises LeaseLost."""
+        """Say which snapshots a server has on its disks and which jobs are under way; what the store knows stays, but
+        contents that it lacks are added. The ids of the snapshots that it did not know. Raises LeaseLost."""
         has = {
             "snapshots": [snapshot.for_script() for snapshot in snapshots],
             "jobs": [job.for_script() for job in begun],
@@ -282,9 +294,9 @@ class NodeStore:
             listed={SnapshotId(int(k)): SnapshotStatus(v) for k, v in records.pairs(listed).items()},
         )
 
-    async def lose(self, server_id: ServerId, snapshot_id: SnapshotId) -> bool:
-        """Say that a listed snapshot is not on the disks; whether it was counted as lost."""
-        return bool(await self._call("lose", self.node, self._owner, server_id, snapshot_id))
+    async def lose(self, server_id: ServerId, snapshot_id: SnapshotId, *, reason: str) -> bool:
+        """Say that a listed snapshot is not on the disks, and why; whether it was counted as lost."""
+        return bool(await self._call("lose", self.node, self._owner, server_id, snapshot_id, reason))
 
     async def regain(self, server_id: ServerId, snapshot_id: SnapshotId, *, size_mb: int) -> bool:
         """Say that a snapshot which was lost is whole on the disks again; whether it is completed as it was."""
@@ -370,4 +382,6 @@ def _known(record: records.Hash) -> KnownSnapshot:
         name=record["name"],
         description=record["description"],
         created_at=records.moment(record["created_ms"]),
+        contents=written.read_contents(record.get("contents", "")),
+        failed_deletes=int(record.get("failed_deletes", 0)),
     )

@@ -23,11 +23,35 @@ def contents_held(held: base.Contents) -> Contents:
     """What a snapshot holds, as the node has written it down."""
     return Contents(
         disks=tuple(
-            HeldDisk(target=disk.target, path=disk.path, virtual_bytes=disk.virtual_bytes, stamp=disk.stamp)
+            HeldDisk(
+                target=disk.target, path=disk.path, virtual_bytes=disk.virtual_bytes, stamp=disk.stamp, base=disk.base
+            )
             for disk in held.disks
         ),
         left_out=_left_out(held.left_out),
         firmware=held.firmware,
+        nvram=held.nvram,
+        tpm=held.tpm,
+    )
+
+
+def contents_to_write(held: Contents | None) -> base.Contents | None:
+    """What the store knows that a snapshot holds, for the node to write it down again."""
+    if held is None:
+        return None
+    return base.Contents(
+        disks=tuple(
+            base.HeldDisk(
+                target=disk.target,
+                path=disk.path,
+                virtual_bytes=disk.virtual_bytes,
+                stamp=disk.stamp,
+                base=disk.base,
+            )
+            for disk in held.disks
+        ),
+        left_out=tuple(base.SkippedDisk(target=one.target, reason=one.reason) for one in held.left_out),
+        firmware=base.Firmware(held.firmware),
         nvram=held.nvram,
         tpm=held.tpm,
     )

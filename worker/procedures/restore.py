@@ -9,7 +9,7 @@ from worker.jobs.model import Note, Step
 from worker.procedures import notes
 from worker.procedures.disks import checked, cleaned, roomy_layout, without
 from worker.procedures.power import as_found, claimed, ensure_off, power_remembered
-from worker.procedures.work import Next, Procedure, Work, over, then
+from worker.procedures.work import Facts, Next, Procedure, Work, over, then
 
 log = structlog.stdlib.get_logger()
 
@@ -42,15 +42,18 @@ def _clears(plan: RestorePlan) -> bool:
 
 
 async def _preflight(work: Work) -> Next:
-    plan = await _plan(work)
-    facts = replace(
-        work.facts.noting(*_beforehand(plan)),
+    planned = _planned(await _plan(work), work.facts)
+    return Next(step=Step.STOPPING, facts=await power_remembered(replace(work, facts=planned)))
+
+
+def _planned(plan: RestorePlan, facts: Facts) -> Facts:
+    return replace(
+        facts.noting(*_beforehand(plan)),
         targets=frozenset(plan.targets),
         grown=plan.grown,
         clears=plan.bitmaps if _clears(plan) else None,
         renews_generation=plan.generation_id,
     )
-    return Next(step=Step.STOPPING, facts=await power_remembered(replace(work, facts=facts)))
 
 
 async def _stop(work: Work) -> Next:
@@ -61,7 +64,11 @@ async def _stop(work: Work) -> Next:
 
 
 async def _check_disks(work: Work) -> Next:
-    return Next(step=Step.SAFEGUARDING, facts=await checked(work))
+    facts, task = await checked(work), work.task
+    # Other tools may have enlarged a disk or begun a backup chain between the first look and the stop. From here on
+    # they find the server off, and held.
+    plan = await work.hypervisor.restore_plan(task.server_id, task.tag, present_only=task.present_only)
+    return Next(step=Step.SAFEGUARDING, facts=_planned(plan, facts))
 
 
 async def _safeguard(work: Work) -> Next:
@@ -83,18 +90,22 @@ async def _safeguard(work: Work) -> Next:
     return Next(step=Step.CLEARING, facts=facts.noting(notes.backup_chain_ended(facts.clears)))
 
 
-async def _clear(work: Work) -> Next:
+async def _picked_up(work: Work) -> None:
+    """Off and whole after an interruption: someone may have started the guest since, and a disk may be torn."""
     if work.interrupted:
         await ensure_off(work.hypervisor, work.task.server_id)
+        await work.hypervisor.repair(work.task.server_id)
+
+
+async def _clear(work: Work) -> Next:
+    await _picked_up(work)
     targets = await work.hypervisor.clear_bitmaps(work.task.server_id)
     log.warning("backup_chain.ended", disks=targets or work.facts.clears)
     return Next(step=Step.REVERTING, facts=work.facts)
 
 
 async def _revert(work: Work) -> Next:
-    if work.interrupted:
-        await ensure_off(work.hypervisor, work.task.server_id)
-        await work.hypervisor.repair(work.task.server_id)
+    await _picked_up(work)
     await work.hypervisor.revert(work.task.server_id, work.task.tag, targets=work.facts.targets)
     # From the next step on the guest may write: whoever runs this job again must not revert again.
     adapts = work.facts.grown or work.facts.renews_generation
@@ -103,9 +114,7 @@ async def _revert(work: Work) -> Next:
 
 async def _adapt(work: Work) -> Next:
     hypervisor, server_id, facts = work.hypervisor, work.task.server_id, work.facts
-    if work.interrupted:
-        await ensure_off(hypervisor, server_id)
-        await hypervisor.repair(server_id)
+    await _picked_up(work)
     if facts.grown:
         virtual_bytes = {disk.target: disk.virtual_bytes for disk in facts.grown}
         await hypervisor.resize(server_id, virtual_bytes)

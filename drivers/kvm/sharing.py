@@ -1,0 +1,96 @@
+"""Files that a server's disks have in common with other domains of the node.
+
+Two domains on one file overwrite each other's data, and a revert of a disk changes what the domains see that are based
+on it. Files are compared by device and inode: a hard link or a symlink is the same file under another name.
+"""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from enum import StrEnum
+from typing import Any
+
+import libvirt
+
+from drivers import image_chain, qcow2_tables
+from drivers.base import ServerInUse, SkippedDisk
+from drivers.kvm.domain_xml import FileDisk
+from drivers.qcow2_tables import TablesUnreadable
+
+FileId = tuple[int, int]  # device and inode
+
+
+class Use(StrEnum):
+    """What another domain does with a file."""
+
+    DISK = "disk"
+    BASE = "base"  # below one of its disks
+
+
+Uses = Mapping[str, frozenset[tuple[Use, FileId]]]  # by the domain's UUID
+
+
+def uses(handle: Any) -> Uses:
+    """The files of every domain of this libvirt, whether it runs or not: it could be started at any time."""
+    found = {}
+    for domain in handle.listAllDomains(0):
+        try:
+            xml = [domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), *([domain.XMLDesc(0)] if domain.isActive() else [])]
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+            continue
+        paths = {path for text in xml for path in _disk_paths(text)}
+        found[domain.UUIDString()] = frozenset(use for path in paths for use in _files(path))
+    return found
+
+
+def shared(disks: Iterable[FileDisk], uuid: str, every: Uses) -> Iterator[SkippedDisk]:
+    """The disks of this domain that others have, or have theirs based on, or that are based on disks of others; each
+    with the reason, in words for the customer."""
+    others = frozenset[tuple[Use, FileId]]().union(*(found for other, found in every.items() if other != uuid))
+    for disk in disks:
+        for use, file_id in _files(disk.path):
+            reason = None
+            if use is Use.DISK and (Use.DISK, file_id) in others:
+                reason = "it is a disk of another server as well"
+            elif use is Use.DISK and (Use.BASE, file_id) in others:
+                reason = "a disk of another server is based on it"
+            elif use is Use.BASE and (Use.DISK, file_id) in others:
+                reason = "it is based on a disk of another server, which may change it"
+            if reason is not None:
+                yield SkippedDisk(target=disk.target, reason=reason)
+                break
+
+
+def refuse_overlays(disks: Iterable[FileDisk], tags: Collection[str]) -> None:
+    """Raises ServerInUse where the image below a disk holds snapshots of this server.
+
+    Another tool has put an overlay over the disk for a while: a backup, most likely. What is snapshotted in the overlay
+    is gone when it is merged, and the snapshots below can't be reached now.
+    """
+    for disk in disks:
+        for number, (path, _) in enumerate(image_chain.files(disk.path)):
+            if number and not {*tags}.isdisjoint(_tags(path)):
+                raise ServerInUse(
+                    f"disk {disk.target} has an overlay of another tool over the image with its snapshots"
+                )
+
+
+def _tags(path: str) -> frozenset[str]:
+    try:
+        return frozenset(entry.name for entry in qcow2_tables.read(path).snapshots)
+    except TablesUnreadable:  # no qcow2 image
+        return frozenset()
+
+
+def _disk_paths(xml: str) -> Iterator[str]:
+    for disk in ET.fromstring(xml).iterfind("./devices/disk[@type='file']"):  # noqa: S314 - libvirt's own output
+        source = disk.find("source")
+        path = None if source is None else source.get("file")
+        if path and disk.get("device", "disk") == "disk":
+            yield path
+
+
+def _files(path: str) -> Iterator[tuple[Use, FileId]]:
+    for number, (_, status) in enumerate(image_chain.files(path)):
+        yield Use.BASE if number else Use.DISK, (status.st_dev, status.st_ino)
