@@ -338,8 +338,9 @@ class KvmHypervisor:
             raise InvalidState("the server is not off")
 
     async def _must_be_complete(self, server_id: int, tag: str) -> None:
-        if not any(snapshot.tag == tag and snapshot.complete for snapshot in await self.snapshots(server_id)):
-            raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
+        missing = (await self._view(server_id)).missing(tag)
+        if missing:
+            raise SnapshotNotFound("; ".join(missing))
 
     async def _view(self, server_id: int) -> View:
         found = await self._hardware(server_id)
