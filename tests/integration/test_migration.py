@@ -119,8 +119,7 @@ async def test_a_definition_that_is_left_behind_keeps_nothing_from_the_new_node(
     assert await two.migrate("--live", "--persistent", "--unsafe") == ""
     await two.until_on(two.second)
     assert (await two.restored(before.id)).failure is None
-    assert two.first.worker is not None
-    await two.first.worker.says("inventory.server_on_two_nodes")
+    assert two.first.has_it(running=False)
 
 
 def as_older_versions_do(two: Two) -> None:
