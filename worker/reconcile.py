@@ -15,11 +15,13 @@ from enum import StrEnum
 import structlog
 
 from drivers.base import (
+    DiskFailed,
     DriverError,
     FoundSnapshot,
     Hypervisor,
     ServerInUse,
     SkippedDisk,
+    SnapshotNotFound,
     SnapshotSpec,
     UnsupportedServer,
 )
@@ -170,7 +172,7 @@ class Reconciler:
                 name=spec.name,
                 description=spec.description,
                 created_at=spec.created_at,
-                size_mb=await self._hypervisor.size_mb(server_id, tag),
+                size_mb=await self._size_mb(server_id, tag),
                 status=SnapshotStatus.COMPLETED,
                 contents=held.get(snapshot_id),
             )
@@ -187,6 +189,14 @@ class Reconciler:
         made = [_in_the_making(task) for task in open_tasks if task.kind is JobKind.CREATE]
         new = await self._store.publish(server_id, [*missing, *described, *made], begun)
         return [Difference(finding=Finding.UNKNOWN_SNAPSHOT, tag=taken[new_id][0]) for new_id in new if new_id in taken]
+
+    async def _size_mb(self, server_id: ServerId, tag: str) -> int | None:
+        """None: not told, as of a snapshot that a disk of today lacks. It is the customer's all the same."""
+        try:
+            return await self._hypervisor.size_mb(server_id, tag)
+        except (SnapshotNotFound, DiskFailed) as error:
+            log.warning("snapshot.unmeasured", server_id=server_id, tag=tag, reason=str(error))
+            return None
 
     async def _judge(self, server_id: ServerId) -> None:
         found = await self._found(server_id)

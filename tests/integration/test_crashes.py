@@ -337,3 +337,15 @@ async def test_a_worker_that_dies_while_it_drops_a_safety_snapshot_mends_the_dis
     assert not node.hypervisor.server(SERVER).disks["vdb"].dirty
     await node.reconcile()
     await node.check_snapshots()
+
+
+async def test_a_store_that_lost_all_hears_of_a_snapshot_whose_server_has_another_disk_today(
+    cell: Cell, tmp_path: Path
+) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE, past=Past.REBUILT)
+    await cell.redis.flushdb()
+    await cell.node.take_lease(seconds=600)
+    await cell.have()
+    await node.reconcile()
+    assert await node.completed() == {node.first}
+    await node.check_snapshots()

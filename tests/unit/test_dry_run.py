@@ -2,62 +2,18 @@
 
 import copy
 import random
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 import pytest
 
-from drivers.base import DriverError, Power, SnapshotSpec
+from drivers.base import Power
 from drivers.fake import FakeHypervisor
 from drivers.fake_state import FakeDisk, FakeServer
-from worker.jobs.model import JobId, JobKind, ServerId, SnapshotId, Step
-from worker.procedures import PROCEDURES
-from worker.procedures.work import Facts, Policy, Task, Work
+from tests.walking import BEFORE_THE_FIRST_CHANGE, NEW_TAG, SERVER, SPEC, walk
+from worker.jobs.model import JobKind, Step
 
 STATES, BATCH = 10_000, 500
-SERVER = ServerId(1)
 THEN, NOW = "then", "now"
-SPEC = SnapshotSpec(tag="vps-801", name="x", description="", created_at=datetime(2025, 1, 15, tzinfo=UTC))
 GIB = 1 << 30
-POLICY = Policy(grace_seconds=0.01, press_again_seconds=0.001)
-BEFORE_THE_FIRST_CHANGE = {Step.PREFLIGHT, Step.STOPPING, Step.CHECKING}
-
-
-@dataclass(kw_only=True)
-class End:
-    """How a job went, without the runner: each step once."""
-
-    steps: list[Step] = field(default_factory=list)
-    failed_in: Step | None = None
-    code: str | None = None
-    facts: Facts = field(default_factory=Facts)
-
-
-async def run(kind: JobKind, hypervisor: FakeHypervisor, *, present_only: bool = False) -> End:
-    task = Task(
-        job_id=JobId("j1"),
-        kind=kind,
-        server_id=SERVER,
-        snapshot_id=SnapshotId(802 if kind in {JobKind.CREATE, JobKind.CHECK_CREATE} else 801),
-        name="y",
-        description="",
-        created_at=SPEC.created_at,
-        request_id="r1",
-        present_only=present_only,
-    )
-    procedure, end = PROCEDURES[kind], End()
-    step: Step | None = procedure.first
-    while step is not None:
-        end.steps.append(step)
-        work = Work(task=task, facts=end.facts, hypervisor=hypervisor, policy=POLICY, interrupted=False)
-        try:
-            after = await procedure.steps[step](work)
-        except DriverError as error:
-            end.failed_in, end.code = end.failed_in or step, end.code or error.code
-            step = procedure.if_it_fails[step](end.facts)
-        else:
-            step, end.facts = after.step, after.facts
-    return end
 
 
 def a_server(chance: random.Random) -> FakeServer:
@@ -128,10 +84,10 @@ async def test_what_a_dry_run_allows_the_job_does(first: int) -> None:
 async def check(kind: JobKind, hypervisor: FakeHypervisor, *, present_only: bool) -> None:
     server = hypervisor.server(SERVER)
     found = copy.deepcopy(server)
-    dry = await run(JobKind(f"check_{kind}"), hypervisor, present_only=present_only)
+    dry = await walk(JobKind(f"check_{kind}"), hypervisor, present_only=present_only)
     assert server == found, "a dry run changes nothing"
 
-    end = await run(kind, hypervisor, present_only=present_only)
+    end = await walk(kind, hypervisor, present_only=present_only)
 
     assert hypervisor.misuse == []
     assert server.power is found.power
@@ -156,9 +112,8 @@ async def check(kind: JobKind, hypervisor: FakeHypervisor, *, present_only: bool
         assert server.generation == (None if found.generation is None else found.generation + 1)
     else:
         assert server.generation == found.generation
-        assert all("vps-802" in disk.tags for disk in server.disks.values())
-        assert {disk.target for disk in server.contents["vps-802"].disks} == set(server.disks)
+        assert all(NEW_TAG in disk.tags for disk in server.disks.values())
+        assert {disk.target for disk in server.contents[NEW_TAG].disks} == set(server.disks)
         assert server.checkpoints == found.checkpoints
         assert [disk.bitmaps for disk in server.disks.values()] == [disk.bitmaps for disk in found.disks.values()]
-    foretold, told = ({note.code for note in one.facts.notes} for one in (dry, end))
-    assert foretold <= told
+    assert dry.told <= end.told
