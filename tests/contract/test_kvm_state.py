@@ -108,6 +108,7 @@ class TestFirmware:
         assert await kvm_bench.hypervisor.is_at(1, "vps-801")
         variables.write_bytes(b"changed")
         assert not await kvm_bench.hypervisor.is_at(1, "vps-801")
+        await kvm_bench.hypervisor.revert(1, "vps-801")
         await kvm_bench.hypervisor.start(1)
 
     async def test_a_snapshot_from_before_the_first_start_leaves_the_variables_of_today(

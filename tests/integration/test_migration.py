@@ -15,7 +15,9 @@ from tests.libvirtd import PROGRAMS
 
 libvirt = pytest.importorskip("libvirt")
 
-from tests.migrating import ACCOUNT, SERVER, Two, two_nodes  # noqa: E402 - only where there is a libvirt
+from drivers.kvm import listing, records  # noqa: E402 - only where there is a libvirt
+from drivers.kvm.places import SYSTEM  # noqa: E402
+from tests.migrating import ACCOUNT, NAME, SERVER, Two, two_nodes  # noqa: E402 - only where there is a libvirt
 from worker.jobs.model import JobState, SnapshotStatus  # noqa: E402
 
 ROUNDS = int(os.environ.get("MIGRATION_KILLS", "3"))
@@ -89,6 +91,46 @@ async def test_it_migrates_while_no_worker_runs(two: Two) -> None:
 
     assert await two.snapshot(before.id) == before
     assert (await two.restored(before.id)).failure is None
+
+
+async def test_what_an_older_version_has_listed_is_moved_and_then_it_migrates(two: Two) -> None:
+    worker = await two.first.start_worker()
+    await worker.says("worker.started")
+    await two.until_on(two.first)
+    two.first.ask("create")
+    before = await two.created("before")
+    await two.first.worker_ends()
+    as_older_versions_do(two)
+    assert "cannot migrate" in await two.migrate()
+    await with_workers(two)
+    async with asyncio.timeout(30):
+        while await asyncio.to_thread(two.first.ask, "listAllSnapshots", 0):
+            pass
+    assert await two.migrate() == ""
+    await two.until_on(two.second)
+    assert await two.snapshot(before.id) == before
+    assert (await two.restored(before.id)).failure is None
+
+
+async def test_a_definition_that_is_left_behind_keeps_nothing_from_the_new_node(two: Two) -> None:
+    await with_workers(two)
+    two.first.ask("create")
+    before = await two.created("before")
+    assert await two.migrate("--live", "--persistent", "--unsafe") == ""
+    await two.until_on(two.second)
+    assert (await two.restored(before.id)).failure is None
+    assert two.first.has_it(running=False)
+
+
+def as_older_versions_do(two: Two) -> None:
+    connection = libvirt.open(two.first.daemon.uri)
+    domain = connection.lookupByName(NAME)
+    for tag, record in listing.written_down(domain, SYSTEM).records.items():
+        listing.list_for_people(domain, record.spec, SYSTEM)
+        assert tag in [one.getName() for one in domain.listAllSnapshots(0)]
+    both = libvirt.VIR_DOMAIN_AFFECT_CONFIG | libvirt.VIR_DOMAIN_AFFECT_LIVE
+    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, None, records.NAMESPACE, both)
+    connection.close()
 
 
 async def test_no_migration_begins_while_a_job_is_at_work(two: Two) -> None:

@@ -52,7 +52,13 @@ def refuses(*arguments: str, **settings: str) -> str:
 )
 @pytest.mark.parametrize(
     "command",
-    [["run"], ["adopt", "web-server-01", *ADOPT], ["rebuild"], ["drop-kept", "vps-safety-j1"]],
+    [
+        ["run"],
+        ["adopt", "web-server-01", *ADOPT],
+        ["rebuild"],
+        ["drop-kept", "vps-safety-j1"],
+        ["list-in-virsh", "12345"],
+    ],
     ids=lambda words: words[0],
 )
 def test_a_wrong_setting_is_named_at_start(command: list[str], settings: dict[str, str], named: str) -> None:
