@@ -62,10 +62,10 @@ async def create_snapshot(path: str, tag: str) -> None:
     await _snapshot("-c", tag, path)
 
 
-async def apply_snapshot(path: str, tag: str) -> None:
-    """Raises NoSuchSnapshot before any change."""
-    # QEMU looks for an id first and for a name only then: another's snapshot may have our tag as its id
-    await _snapshot("-a", (await image(path)).only(tag).id, path)
+async def apply_snapshot(path: str, snapshot_id: str) -> None:
+    """By the id that the image gave it: QEMU looks for an id first and for a name only then, and another's snapshot may
+    have our tag as its id."""
+    await _snapshot("-a", snapshot_id, path)
 
 
 async def delete_snapshot(path: str, tag: str) -> None:
@@ -91,8 +91,7 @@ async def enlarge(path: str, virtual_bytes: int) -> None:
 
 
 async def damage(path: str) -> Damage:
-    code = await _check(path)
-    found = await image(path)
+    code, found = await asyncio.gather(_check(path), image(path))
     return Damage(
         corruptions=found.corrupt or code == CORRUPT,
         leaks=code == LEAKY,
