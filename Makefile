@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run demo test check format openapi lock clean bench-pickup bench-admission bench-ops bench-tracing \
-    chaos backups-beside dry-runs screenshots survey
+.PHONY: help setup setup-tests run demo test test-fast check lint format openapi lock clean bench-pickup bench-admission \
+    bench-ops bench-tracing chaos backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -28,15 +28,24 @@ run: setup ## the whole service with a real guest, until Ctrl-C (DRIVER=fake: no
 demo: setup ## the scripted proof: write A, create, write B, restore, A is back, delete
 	@exec $(BIN)/python -m deploy.demo.demo
 
-test: setup-tests ## every test
-	$(BIN)/pytest
+# One process more than cores: the tests wait a good part of their time.
+WORKERS ?= $(shell expr $$(nproc) + 1)
+PYTEST = $(BIN)/pytest $(if $(CI),--durations=25)
 
-check: setup-tests ## what CI runs: format, lint, types, import walls, tests
+test: setup-tests ## every test, or those of T=tests/unit/test_journal.py
+	$(PYTEST) $(if $(T),$(T),-n $(WORKERS))
+
+test-fast: setup lint ## what takes less than a minute: format, lint, types, import walls, unit tests
+	$(PYTEST) -n $(WORKERS) tests/unit
+
+check: setup-tests lint ## what CI runs: format, lint, types, import walls, tests
+	$(PYTEST) -n $(WORKERS)
+
+lint: setup ## format, lint, types, import walls
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
 
 # What the tests generate clients of the API with. Apart from our own venv: other versions of what we run.
 CLIENT_LOCKS := deploy/lock/client.txt tests/integration/clients/package.json tests/integration/clients/package-lock.json

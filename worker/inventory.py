@@ -18,7 +18,7 @@ from worker.metrics import Metrics
 FACTS_SECONDS = 60.0  # between two looks at versions and free space
 FACTS_LOOK_SECONDS = 5.0  # that a report waits for such a look; a slower one is told with a later report
 REPORT_SECONDS = 5.0  # with each heartbeat, for what no event told
-CONFLICT_SECONDS = 15.0  # that two nodes may both have a server: a migration is at its end
+CONFLICT_SECONDS = 15.0  # far more than a migration's end takes
 AGAIN_SECONDS = 1.0  # after a report that was not taken: a store that lost its data must soon know what there is
 LOOK_SECONDS = 30.0  # for the list of a node's domains; hundreds take milliseconds
 SETTLE_SECONDS = 0.1  # a guest that starts fires several events at once
@@ -36,15 +36,18 @@ class Inventory:
         metrics: Metrics | None = None,
         *,
         report_seconds: float = REPORT_SECONDS,
+        conflict_seconds: float = CONFLICT_SECONDS,
     ) -> None:
         """`publish` tells the store which snapshots a server has, where the store does not know the server. `reconcile`
-        is called when an operator has asked for it. `report_seconds`: between two reports where nothing changes."""
+        is called when an operator has asked for it. `report_seconds`: between two reports where nothing changes.
+        `conflict_seconds`: that two nodes may both have a server before a person is told."""
         self._hypervisor = hypervisor
         self._store = store
         self._publish = publish
         self._reconcile = reconcile
         self._metrics = metrics or Metrics()
         self._report_seconds = report_seconds
+        self._conflict_seconds = conflict_seconds
         self._reconcile_asked = ""
         self._facts_at = -FACTS_SECONDS
         self._looking: asyncio.Task[About] | None = None
@@ -87,7 +90,9 @@ class Inventory:
     def _note_conflicts(self, conflicts: frozenset[ServerId]) -> None:
         now = time.monotonic()
         self._conflicts = {server_id: self._conflicts.get(server_id, now) for server_id in conflicts}
-        lasting = frozenset(server_id for server_id, since in self._conflicts.items() if now - since > CONFLICT_SECONDS)
+        lasting = frozenset(
+            server_id for server_id, since in self._conflicts.items() if now - since > self._conflict_seconds
+        )
         for server_id in lasting - self._told_conflicts:
             log.error("inventory.server_on_two_nodes", server_id=server_id)
         self._told_conflicts = lasting

@@ -346,7 +346,13 @@ def _wired(
     redis: ArqRedis,
     waiting: ArqRedis,
 ) -> _Parts:
-    store = NodeStore(redis, node=settings.node, machine=machine_id(settings.state_dir), who=who_am_i())
+    store = NodeStore(
+        redis,
+        node=settings.node,
+        machine=machine_id(settings.state_dir),
+        who=who_am_i(),
+        node_silent_seconds=settings.node_silent_seconds,
+    )
     publisher = Publisher(
         store,
         tell_again=lambda server_id: reconciler.server(server_id),  # noqa: PLW0108 - made below

@@ -8,6 +8,7 @@ import structlog
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import ScheduleId
 from worker.jobs.node_store import BATCH, DueSchedule, NodeStore, RunRefused, UnreadableSchedule
+from worker.jobs.store import script_broke
 
 ROUND_SECONDS = 15.0
 NOT_DUE = "schedule_not_due"  # another worker was first, or the customer has changed it
@@ -33,6 +34,8 @@ class Scheduler:
                 await self.round()
             except StoreUnavailable as error:
                 log.warning("scheduler.store_unavailable", cause=str(error.__cause__))
+            except Exception:  # an odd record must not end the workers of the cell, again and again
+                log.exception("scheduler.broke")
             await asyncio.sleep(ROUND_SECONDS)
 
     async def round(self) -> None:
@@ -43,29 +46,33 @@ class Scheduler:
             # One that is left out stays due, for a worker that can read it, and must not hide those behind it.
             due = await self._store.due_schedules(skip=still_due)
             for schedule in due:
-                if isinstance(schedule, UnreadableSchedule):
-                    self._leave_out(schedule)
-                    still_due += 1
-                elif not await self._ran(schedule):
-                    still_due += 1
+                still_due += not await self._ran(schedule)
             is_full = len(due) == BATCH
         if expired := await self._store.expire():
             log.info("snapshots.expired", snapshots=expired)
 
-    def _leave_out(self, schedule: UnreadableSchedule) -> None:
-        if schedule.id not in self._left_out:
-            self._left_out.add(schedule.id)
-            log.error("schedule.unreadable", schedule_id=schedule.id, reason=schedule.reason)
-            self._unreadable()
-
-    async def _ran(self, schedule: DueSchedule) -> bool:
+    async def _ran(self, schedule: DueSchedule | UnreadableSchedule) -> bool:
         """Whether the store has decided on the run, and written down the next."""
+        if isinstance(schedule, UnreadableSchedule):
+            self._leave_out(schedule.id, schedule.reason)
+            return False
         try:
             job_id = await self._store.run_schedule(schedule)
         except RunRefused as refused:
             if refused.code == NOT_DUE:
                 return False
             log.warning("schedule.refused", schedule_id=schedule.id, code=refused.code)
+        except StoreUnavailable as error:
+            if not script_broke(error.__cause__):
+                raise
+            self._leave_out(schedule.id, str(error.__cause__))
+            return False
         else:
             log.info("schedule.ran", schedule_id=schedule.id, job_id=job_id)
         return True
+
+    def _leave_out(self, schedule_id: ScheduleId, reason: str) -> None:
+        if schedule_id not in self._left_out:
+            self._left_out.add(schedule_id)
+            log.error("schedule.unreadable", schedule_id=schedule_id, reason=reason)
+            self._unreadable()

@@ -14,6 +14,10 @@ class NoVolumeFile(Exception):
     """A volume of a storage pool that is no file; the text goes on after the disk's name."""
 
 
+class VolumeAway(NoVolumeFile):
+    """It may be a file, but its storage pool does not say now: not active, not known, no answer."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackingFile:
     """What lies below an image, as the XML gives it."""

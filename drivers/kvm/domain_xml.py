@@ -5,7 +5,16 @@ from dataclasses import dataclass
 
 from drivers.base import Firmware, SkippedDisk, UnsupportedServer
 from drivers.kvm import devices_xml
-from drivers.kvm.disks_xml import FileDisk, NoVolumeFile, VolumePath, file_disk, left_out, refusal, target_of
+from drivers.kvm.disks_xml import (
+    FileDisk,
+    NoVolumeFile,
+    VolumeAway,
+    VolumePath,
+    file_disk,
+    left_out,
+    refusal,
+    target_of,
+)
 from drivers.kvm.firmware_xml import Kind, StatePart, state
 from drivers.kvm.libvirt_xml import read
 from drivers.kvm.places import SYSTEM, Places
@@ -22,6 +31,7 @@ class Hardware:
     unsupported: tuple[str, ...]  # texts for a customer, each naming the thing
     firmware: Firmware
     parts: tuple[StatePart, ...]  # UEFI variables, TPM: saved and restored with the disks where they are there
+    away: tuple[str, ...]  # of `unsupported`: disks that may be held by snapshots, and whose files can't be told now
     generation_id: bool  # the guest is told by a new one that it has gone back in time
 
     @property
@@ -32,7 +42,7 @@ class Hardware:
 
 
 def unknown_volume(_pool: str, _volume: str) -> str:
-    raise NoVolumeFile("is in a storage pool, which only the libvirt of its node can look into")
+    raise VolumeAway("is in a storage pool, which only the libvirt of its node can look into")
 
 
 def hardware(xml: str, *, places: Places = SYSTEM, volume_path: VolumePath = unknown_volume) -> Hardware:
@@ -40,6 +50,7 @@ def hardware(xml: str, *, places: Places = SYSTEM, volume_path: VolumePath = unk
     domain = read(xml)
     disks: list[FileDisk] = []
     skipped: list[SkippedDisk] = []
+    away: list[str] = []
     beside = state(domain, places)
     unsupported = [*beside.unsupported, *devices_xml.refusals(domain)]
     for element in domain.iterfind("./devices/disk"):
@@ -53,6 +64,7 @@ def hardware(xml: str, *, places: Places = SYSTEM, volume_path: VolumePath = unk
                 disks.append(file_disk(element, volume_path))
             except NoVolumeFile as error:
                 unsupported.append(f"disk {target} {error}")
+                away += unsupported[-1:] if isinstance(error, VolumeAway) else []
     paths = [os.path.normpath(disk.path) for disk in disks]
     unsupported += [
         f"disk {disk.target} shares its file" for disk, path in zip(disks, paths, strict=True) if paths.count(path) > 1
@@ -63,6 +75,7 @@ def hardware(xml: str, *, places: Places = SYSTEM, volume_path: VolumePath = unk
         unsupported=tuple(dict.fromkeys(unsupported)),
         firmware=beside.firmware,
         parts=beside.parts,
+        away=tuple(away),
         generation_id=domain.find("./genid") is not None,
     )
 

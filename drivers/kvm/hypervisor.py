@@ -156,7 +156,8 @@ class KvmHypervisor:
     async def restore_plan(self, server_id: int, tag: str, *, present_only: bool = False) -> RestorePlan:
         layout = await self.layout(server_id)
         view = await self._view(server_id)
-        comparison, state = view.compare(tag), view.differing_state(tag)
+        comparison = view.compare(tag)
+        state = (*view.differing_state(tag), *await self._other_tpm(view, tag))
         plan.refuse(comparison, state, present_only=present_only)
         return RestorePlan(
             targets=comparison.targets,
@@ -166,6 +167,12 @@ class KvmHypervisor:
             checkpoints=layout.checkpoints,
             generation_id=view.hardware.generation_id,
         )
+
+    async def _other_tpm(self, view: View, tag: str) -> tuple[SkippedDisk, ...]:
+        with disks.refused_as(UnsupportedServer, "the copies of the UEFI variables or the TPM can't be looked at"):
+            unfit = await asyncio.to_thread(_copies(view.hardware, view.contents(tag)).unfit, tag)
+        reason = "the server has a TPM of another version than when the snapshot was taken"
+        return tuple(SkippedDisk(target=kind, reason=reason) for kind in unfit)
 
     async def _refuse_shared(self, server_id: int, found: Hardware) -> None:
         """Raises UnsupportedServer. Storage of other servers that does not answer keeps no job of this one waiting."""
@@ -222,10 +229,12 @@ class KvmHypervisor:
 
     async def is_at(self, server_id: int, tag: str) -> bool:
         await self._must_be_off(server_id)
-        found = await self._hardware(server_id)
+        view = await self._view(server_id)
+        if view.differing_state(tag):
+            return False
         with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM can't be looked at"):
-            state_is_at = await asyncio.to_thread(_copies(found).is_at, tag)
-        return state_is_at and await disks.are_at(found.disks, tag)
+            state_is_at = await asyncio.to_thread(_copies(view.hardware, view.contents(tag)).is_at, tag)
+        return state_is_at and await disks.are_at(view.hardware.disks, tag)
 
     # --- changing ---
 
@@ -318,15 +327,20 @@ class KvmHypervisor:
             changed.set()
 
     async def _hardware(self, server_id: int) -> Hardware:
-        return await self._libvirt.on(server_id, lambda found: domain.configured_hardware(found, self._places))
+        """Raises DiskBusy where a disk's file can't be told now: all disks or none."""
+        found = await self._libvirt.on(server_id, lambda found: domain.configured_hardware(found, self._places))
+        if found.away:
+            raise DiskBusy(found.away[0])
+        return found
 
     async def _must_be_off(self, server_id: int) -> None:
         if await self.power(server_id) is not Power.OFF:
             raise InvalidState("the server is not off")
 
     async def _must_be_complete(self, server_id: int, tag: str) -> None:
-        if not any(snapshot.tag == tag and snapshot.complete for snapshot in await self.snapshots(server_id)):
-            raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
+        missing = (await self._view(server_id)).missing(tag)
+        if missing:
+            raise SnapshotNotFound("; ".join(missing))
 
     async def _view(self, server_id: int) -> View:
         found = await self._hardware(server_id)
@@ -340,9 +354,12 @@ class KvmHypervisor:
         )
 
     async def _write_down(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
-        record = (await self._view(server_id)).record(spec, contents)
+        view = await self._view(server_id)
+        record = view.record(spec, contents)
         if record is None:
             raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
+        with disks.refused_as(DiskFailed, "the copy of the UEFI variables can't be moved beside the disks"):
+            await asyncio.to_thread(_copies(view.hardware).move_former, spec.tag)
         text = "libvirt did not write down the snapshot"
         await self._libvirt.on(
             server_id, lambda found: listing.write_down(found, record), otherwise=DiskFailed, text=text

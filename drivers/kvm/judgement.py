@@ -2,11 +2,11 @@
 
 import asyncio
 import os.path
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drivers.base import Contents, DriverError, Firmware, SkippedDisk, UnsupportedServer
+from drivers.base import DriverError, SkippedDisk, UnsupportedServer
 from drivers.kvm import disks
 from drivers.kvm.domain_xml import FileDisk, Hardware, Kind, StatePart
 from drivers.kvm.firmware_xml import WORDS
@@ -82,7 +82,9 @@ def _same_files(of: Sequence[FileDisk]) -> list[DriverError]:
 
 def _parts(found: Hardware) -> tuple[list[StatePart], list[SkippedDisk], list[DriverError]]:
     """Those that are there, those that are not, and why some can't be copied."""
-    held, unheld, refusals = [], [], list[DriverError]()
+    held: list[StatePart] = []
+    unheld: list[SkippedDisk] = []
+    refusals: list[DriverError] = []
     for part in found.parts:
         copies = Copies(images=[Path(disk.path) for disk in found.disks], parts=[part])
         try:
@@ -90,7 +92,7 @@ def _parts(found: Hardware) -> tuple[list[StatePart], list[SkippedDisk], list[Dr
                 if copies.present():
                     held.append(part)
                 else:
-                    unheld.append(SkippedDisk(target=part.kind, reason=NOT_YET[part.kind]))
+                    unheld += not_yet([part], ())
                 if found.disks:
                     copies.refuse_unwritable()
         except DriverError as error:
@@ -98,29 +100,6 @@ def _parts(found: Hardware) -> tuple[list[StatePart], list[SkippedDisk], list[Dr
     return held, unheld, refusals
 
 
-def missing_copies(contents: Contents, copied: frozenset[Kind]) -> tuple[str, ...]:
-    """Of what a snapshot is written down to hold; `copied`: what it has copies of."""
-    missing = []
-    if contents.nvram and not copied & {Kind.NVRAM, Kind.PFLASH}:
-        missing.append("the copy of the UEFI variables is missing")
-    if contents.tpm and Kind.TPM not in copied:
-        missing.append("the copy of the TPM's state is missing")
-    return tuple(missing)
-
-
-def state_difference(contents: Contents, now: Hardware, unfit: frozenset[Kind] = frozenset()) -> str | None:
-    """Why firmware and TPM of the server are not those that the snapshot holds. `unfit`: `Copies.unfit` of its tag."""
-    if contents.firmware is not now.firmware:
-        boots = {Firmware.BIOS: "by BIOS", Firmware.UEFI: "by UEFI"}
-        return f"the server boots {boots[now.firmware]}, and when the snapshot was taken {boots[contents.firmware]}"
-    kinds = {part.kind for part in now.parts}
-    if contents.nvram and not kinds & {Kind.NVRAM, Kind.PFLASH}:
-        return "the server's firmware keeps no variables, and the snapshot holds some"
-    if contents.tpm and Kind.TPM not in kinds:
-        return "the server has no TPM whose state could go back, and the snapshot holds one"
-    had_one = contents.tpm or any(skipped.target == Kind.TPM for skipped in contents.left_out)
-    if Kind.TPM in kinds and not had_one:
-        return "the server has a TPM, and had none when the snapshot was taken"
-    if Kind.TPM in unfit:
-        return "the server has a TPM of another version than the snapshot"
-    return None
+def not_yet(parts: Iterable[StatePart], there: Container[Kind]) -> tuple[SkippedDisk, ...]:
+    """Those of which there was no file when a snapshot was taken. `there`: the kinds that it has copies of."""
+    return tuple(SkippedDisk(target=part.kind, reason=NOT_YET[part.kind]) for part in parts if part.kind not in there)

@@ -180,20 +180,24 @@ class StateBeside:
         return cls(nvram=bool(kinds - {Kind.TPM}), tpm=Kind.TPM in kinds, firmware=firmware)
 
 
-def differing_state(contents: Contents | None, now: StateBeside, copies: StateBeside) -> tuple[SkippedDisk, ...]:
-    """`copies`: those that are there. Each reason is a sentence."""
+def differing_state(
+    contents: Contents | None, now: StateBeside, present: StateBeside, copies: StateBeside
+) -> tuple[SkippedDisk, ...]:
+    """`now`: what the server's definition has; `present`: that of it of which there is a file, which may be lost and
+    come back; `copies`: those of the snapshot that are there. Each reason is a sentence."""
     held = contents or Contents(disks=(), nvram=copies.nvram, tpm=copies.tpm, firmware=now.firmware)
+    none_then = {"nvram" if skipped.target == Kind.PFLASH else skipped.target for skipped in held.left_out}
     differing = []
-    for target, name, has, holds, is_there in (
-        ("nvram", "UEFI variables", now.nvram, held.nvram, copies.nvram),
-        ("tpm", "TPM state", now.tpm, held.tpm, copies.tpm),
+    for target, name, has, is_used, holds, is_there in (
+        ("nvram", "UEFI variables", now.nvram, present.nvram, held.nvram, copies.nvram),
+        ("tpm", "TPM state", now.tpm, present.tpm, held.tpm, copies.tpm),
     ):
-        if holds and not is_there:
-            reason = f"the snapshot's copy of the {name} is gone"
-        elif has and not is_there:
-            reason = f"the server has {name}, and the snapshot holds none"
-        elif holds and not has:
+        if holds and not has:
             reason = f"the snapshot holds {name}, and the server has none now"
+        elif holds and not is_there:
+            reason = f"the snapshot's copy of the {name} is gone"
+        elif is_used and not is_there and target not in none_then:
+            reason = f"the server has {name}, and the snapshot holds none"
         else:
             continue
         differing.append(SkippedDisk(target=target, reason=reason))

@@ -181,7 +181,10 @@ def _unwritten(plain: str | None, as_json: str | None) -> str:
     """Raises ValueError."""
     if as_json is None:
         return (plain or "")[:TEXT_MAX]
-    text = json.loads(as_json)
+    try:
+        text = json.loads(as_json)
+    except RecursionError as error:
+        raise ValueError("a text is nested") from error
     if not isinstance(text, str):
         raise ValueError("a text is none")  # noqa: TRY004 - as for all else that makes no sense
     return text[:TEXT_MAX]

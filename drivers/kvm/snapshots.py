@@ -16,6 +16,7 @@ from drivers.base import (
     UnsupportedServer,
 )
 from drivers.kvm.domain_xml import FileDisk, Hardware, Kind
+from drivers.kvm.judgement import not_yet
 from drivers.kvm.listing import OURS, Written
 from drivers.kvm.plan import Comparison, DiskNow, StateBeside, compare, differing_state, with_stamps
 from drivers.kvm.records import Record
@@ -62,8 +63,9 @@ class View:
         return tuple(skipped.reason for skipped in (*comparison.differing, *self.differing_state(tag)))
 
     def differing_state(self, tag: str) -> tuple[SkippedDisk, ...]:
-        now = StateBeside.of(self.present, self.hardware.firmware)
-        return differing_state(self.contents(tag), now, self._copied(tag))
+        firmware = self.hardware.firmware
+        now = StateBeside.of(frozenset(part.kind for part in self.hardware.parts), firmware)
+        return differing_state(self.contents(tag), now, StateBeside.of(self.present, firmware), self._copied(tag))
 
     def _copied(self, tag: str) -> StateBeside:
         return StateBeside.of(self.copies.get(tag, frozenset()), self.hardware.firmware)
@@ -96,8 +98,10 @@ class View:
             return None
         held = tuple(match.held for match in comparison.matches)
         copies = self._copied(spec.tag)
-        now = replace(contents_of(self.hardware), disks=held, nvram=copies.nvram, tpm=copies.tpm)
-        return Record(spec=spec, contents=now)
+        now = contents_of(self.hardware)
+        left_out = (*now.left_out, *not_yet(self.hardware.parts, self.copies.get(spec.tag, frozenset())))
+        contents = replace(now, disks=held, nvram=copies.nvram, tpm=copies.tpm, left_out=left_out)
+        return Record(spec=spec, contents=contents)
 
 
 def contents_of(hardware: Hardware) -> Contents:

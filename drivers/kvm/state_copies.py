@@ -102,6 +102,18 @@ class Copies:
             with suppress(FileNotFoundError, NotADirectoryError), folder(path.parent) as within:
                 state_files.remove(within, f"{path.name}.{tag}")
 
+    def move_former(self, tag: str) -> None:
+        """Bring a copy that an older version laid beside the UEFI variables to where copies lie now, while it is known
+        where that is. May be run again; none is fine."""
+        if not _is_name(tag):
+            return
+        for path in (*(part.path for part in self.parts if part.kind is Kind.NVRAM), *self.former):
+            with suppress(FileNotFoundError, NotADirectoryError), folder(path.parent) as there:
+                content, _ = state_files.read(there, f"{path.name}.{tag}")
+                with folder(self.images[0].parent) as here:
+                    state_files.write(here, copy_name(self.images[0], tag, Kind.NVRAM), content, PRIVATE)
+                state_files.remove(there, f"{path.name}.{tag}")
+
     def _meant(self, name: str) -> Iterable[tuple[str, Kind]]:
         stem, _, kind = name.rpartition(".")
         if kind not in {*Kind}:

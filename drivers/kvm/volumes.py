@@ -6,7 +6,7 @@ from typing import Any
 
 import libvirt
 
-from drivers.kvm.disks_xml import NoVolumeFile
+from drivers.kvm.disks_xml import NoVolumeFile, VolumeAway
 
 _KINDS = {
     libvirt.VIR_STORAGE_VOL_BLOCK: "block",
@@ -30,15 +30,16 @@ def paths_by(connection: Any) -> Callable[[str, str], str]:
         try:
             found = connection.storagePoolLookupByName(pool)
             if not found.isActive():
-                raise NoVolumeFile(_ANSWERS[libvirt.VIR_ERR_OPERATION_INVALID])
+                raise VolumeAway(_ANSWERS[libvirt.VIR_ERR_OPERATION_INVALID])
             file = found.storageVolLookupByName(volume)
-            kind = file.info()[0]
-            if kind != libvirt.VIR_STORAGE_VOL_FILE:
-                raise NoVolumeFile(f"is no file but of type {_KINDS.get(kind, kind)}, which can't be snapshotted")
-            return str(file.path())
+            kind, at = file.info()[0], str(file.path())
         except libvirt.libvirtError as error:
-            if answer := _ANSWERS.get(error.get_error_code()):
-                raise NoVolumeFile(answer) from error
-            raise
+            answer = _ANSWERS.get(error.get_error_code())
+            if answer is None and not connection.isAlive():
+                raise
+            raise VolumeAway(answer or "is in a storage pool that does not answer") from error
+        if kind != libvirt.VIR_STORAGE_VOL_FILE:
+            raise NoVolumeFile(f"is no file but of type {_KINDS.get(kind, kind)}, which can't be snapshotted")
+        return at
 
     return path

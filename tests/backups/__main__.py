@@ -1,4 +1,7 @@
-"""`make backups-beside N=200 SEED=7`: so many rounds; exit code 1 where anything was not as it must be."""
+"""`make backups-beside N=200 SEED=7`: so many rounds; exit code 1 where anything was not as it must be.
+
+SABOTAGE=bitmaps has a restore leave what incremental backups go by: then it must fail, or it proves nothing.
+"""
 
 import asyncio
 import os
@@ -23,10 +26,11 @@ from tests.chaos.model import Expected
 SERVERS = {1: (2, True), 2: (1, True), 3: (2, False)}
 
 
-async def campaign(folder: Path, *, rounds: int, seed: int, quiet: bool = False) -> Tally:
+async def campaign(folder: Path, *, rounds: int, seed: int, sabotage: str = "none", quiet: bool = False) -> Tally:
     """`folder`: short, for the sockets' sake."""
     say: Callable[[str], None] = (lambda _: None) if quiet else print
-    async with staged(folder, _furnish, seed=seed, say=lambda _: None, daemon=True) as (played, cell, servers):
+    staging = staged(folder, _furnish, seed=seed, say=lambda _: None, sabotage=sabotage, daemon=True)
+    async with staging as (played, cell, servers):
         tool = Tool(folder / "b", cell.lab.uri)
         return await Backups(played, cell, servers, tool=tool, say=say).run(rounds)
 
@@ -47,9 +51,10 @@ async def _furnish(cell: AcceptanceCell) -> list[Expected]:
 
 def main() -> int:
     rounds, seed = int(os.environ.get("N") or "50"), int(os.environ.get("SEED") or secrets.randbelow(10_000))
+    sabotage = os.environ.get("SABOTAGE") or "none"
     folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))
-    print(f"{rounds} rounds, SEED={seed}, in {folder}")
-    tally = asyncio.run(campaign(folder, rounds=rounds, seed=seed))
+    print(f"{rounds} rounds, SEED={seed}, sabotage: {sabotage}, in {folder}")
+    tally = asyncio.run(campaign(folder, rounds=rounds, seed=seed, sabotage=sabotage))
     print(tally.text())
     if tally.violations:
         print(f"left for a look: {folder}")

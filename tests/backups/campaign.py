@@ -14,6 +14,7 @@ from tests.acceptance.cell import AcceptanceCell
 from tests.backups import disks
 from tests.backups.chains import Chain, Point, Truth
 from tests.backups.tool import Run, Tool
+from tests.chaos import model
 from tests.chaos.asking import Asking
 from tests.chaos.campaign import Campaign
 from tests.chaos.model import Expected
@@ -34,6 +35,7 @@ class Tally:
     chaos: Summary
     backups: Counter[str] = field(default_factory=Counter)
     told: Counter[str] = field(default_factory=Counter)  # the tool's words when it refused or failed
+    refused: Counter[str] = field(default_factory=Counter)  # jobs of ours that failed, with their codes
     compared: int = 0  # restores that were compared with what the disks held
 
     @property
@@ -46,6 +48,8 @@ class Tally:
             f"restored and compared: {self.compared}",
             *(f"  told {count}: {words}" for words, count in self.told.most_common()),
         ]
+        if self.refused:
+            rows.append(f"jobs that failed: {_counted(self.refused)}")
         return "\n".join([*rows, self.chaos.text()])
 
 
@@ -73,6 +77,7 @@ class Backups:
         self._connection: Any = libvirt.open(cell.lab.uri)
         self._chains: dict[int, Chain] = {}
         self._folders = 0
+        self._seen = 0  # the newest row of the journal that was counted
 
     async def run(self, rounds: int) -> Tally:
         """So many rounds, or until something is not as it must be."""
@@ -144,6 +149,7 @@ class Backups:
         mortal = "worker" if target == "nothing" else target
         await self._played.play(expected, operation, mortal, act, may_fail=beside)
         outcome = " ".join(self.tally.chaos.operations - ended)
+        self._learn_refusals()
         if operation in REVERTING and "completed" in outcome and not beside:
             self.tally.violations.extend(self._left_behind(expected))
         said = f"{outcome}, dies: {target}"
@@ -154,6 +160,12 @@ class Backups:
         if (target != "nothing" or operation in REVERTING) and (known := self._chains.get(expected.server.id)):
             known.excused = True
         return said
+
+    def _learn_refusals(self) -> None:
+        for end in model.ends(self._cell.folder / "node" / "journal.sqlite", after=self._seen):
+            self._seen = end.row
+            if end.state == "failed":
+                self.tally.refused[f"{end.kind} {end.code}"] += 1
 
     async def _somewhat_later(self, expected: Expected, level: str, chain: Chain) -> Run:
         await asyncio.sleep(self._chance.random() * BESIDE_SECONDS * self._chance.choice((0, 1)))

@@ -21,10 +21,8 @@ _READ_BYTES = 1 << 20
 
 
 def digest(path: Path, *, in_use: bool = False) -> str:
-    """Of all that the disk holds, its size included.
-
-    `in_use`: by a QEMU that writes nothing at the moment; else whoever still writes to it is waited for.
-    """
+    """Of all that the disk holds, its size included. `in_use`: by a QEMU that writes nothing at the moment; else
+    whoever still writes to it is waited for."""
     raw = path.with_name(f"{path.name}.{uuid.uuid4()}.raw")
     shared = ["-U"] if in_use else []
     unlocked("qemu-img", "convert", *shared, "-f", "qcow2", "-O", "raw", str(path), str(raw)).check_returncode()

@@ -460,11 +460,11 @@ def make_odd(folder: Path, odd: str) -> Path:  # noqa: C901, PLR0912, PLR0915 - 
 
     match odd:
         case "encrypted base":
-            options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+            options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=200"
             qemu_img("create", "-q", *SECRET, "-f", "qcow2", "-o", options, str(base), "64M")
             return over(base)
         case "luks base":
-            qemu_img("create", "-q", *SECRET, "-f", "luks", "-o", "key-secret=s,iter-time=10", str(base), "64M")
+            qemu_img("create", "-q", *SECRET, "-f", "luks", "-o", "key-secret=s,iter-time=200", str(base), "64M")
             return over(base, "luks")
         case "base's base missing":
             make_disk(base, backing=make_disk(folder / "root"))

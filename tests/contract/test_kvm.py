@@ -1,6 +1,7 @@
 """What only libvirt and QEMU can be asked for: odd disks and paths, firmware, killed processes, libvirt's own list."""
 
 import asyncio
+import itertools
 import shutil
 import signal
 import struct
@@ -199,21 +200,26 @@ class TestKilledMidway:
             "revert": lambda: hypervisor.revert(1, "vps-801"),
             "delete": lambda: hypervisor.delete_snapshot(1, "vps-802"),
         }
+        if change != "take":
+            await hypervisor.take_snapshot(1, other)
         began = time.monotonic()
-        await hypervisor.take_snapshot(1, other)
+        await changes[change]()
         took_seconds = time.monotonic() - began
         mended = False
-        for tenths in range(3, 11):
+        for tenths in itertools.islice(itertools.cycle(range(3, 11)), 64):
             if change == "delete" and not [*await hypervisor.snapshots(1)][1:]:
                 await hypervisor.take_snapshot(1, other)
             call = asyncio.ensure_future(changes[change]())
             await asyncio.wait({call}, timeout=took_seconds * tenths / 10)
             call.cancel()
             await asyncio.wait({call})
-            mended |= bool(await hypervisor.repair(1))
+            mended |= any([(await qcow2.damage(str(path))).any for path in paths])
+            await hypervisor.repair(1)
             if change != "delete":
                 await hypervisor.delete_snapshot(1, "vps-802")
             assert "vps-801" in [found.tag for found in await hypervisor.snapshots(1) if found.complete]
+            if mended and tenths == 10:
+                break
         assert mended or change == "delete", "none was hit midway"
         await hypervisor.revert(1, "vps-801")
         assert kvm_bench.read(1) == {"vda": "A", "vdb": "A"}
@@ -364,6 +370,7 @@ async def _driver(lab: Lab, *calls: str) -> asyncio.subprocess.Process:
     body = textwrap.indent("\n".join(calls), "    ")
     program = f"""\
 import asyncio
+import itertools
 import os
 
 os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})  # as drivers.kvm.opening does

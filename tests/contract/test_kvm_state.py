@@ -10,7 +10,7 @@ import pytest
 from deploy.lab import domains
 from deploy.lab.domain import UEFI_CODE, UEFI_VARIABLES, disk
 from deploy.lab.lab import make_disk
-from drivers.base import Firmware, InvalidState, SnapshotSpec, UnsupportedServer
+from drivers.base import DisksDiffer, Firmware, InvalidState, SnapshotSpec, UnsupportedServer
 from tests import swtpm
 from tests.conftest import needs
 from tests.contract.harness import ACCOUNT_ID
@@ -102,17 +102,61 @@ class TestFirmware:
         variables.unlink()
         safety = SnapshotSpec(tag="vps-safety-9", name="", description="", created_at=SPEC.created_at)
         await kvm_bench.hypervisor.take_snapshot(1, safety)
+        assert (await kvm_bench.hypervisor.restore_plan(1, "vps-801")).targets == ("vda", "vdb")
         await kvm_bench.hypervisor.revert(1, "vps-801")
         assert variables.read_bytes() == before
+        assert await kvm_bench.hypervisor.is_at(1, "vps-801")
+        variables.write_bytes(b"changed")
+        assert not await kvm_bench.hypervisor.is_at(1, "vps-801")
+        await kvm_bench.hypervisor.revert(1, "vps-801")
         await kvm_bench.hypervisor.start(1)
+
+    async def test_a_snapshot_from_before_the_first_start_leaves_the_variables_of_today(
+        self, kvm_bench: KvmBench
+    ) -> None:
+        await kvm_bench.add_server(1, uefi=True)
+        variables = kvm_bench.lab.nvram_path("server-1")
+        variables.unlink()
+        await kvm_bench.hypervisor.take_snapshot(1, SPEC)
+        (found,) = await kvm_bench.hypervisor.snapshots(1)
+        assert found.contents is not None
+        assert [skipped.target for skipped in found.contents.left_out] == ["nvram"]
+        variables.write_bytes(b"of the first start")
+        (found,) = await kvm_bench.hypervisor.snapshots(1)
+        assert found.complete
+        await kvm_bench.hypervisor.restore_plan(1, "vps-801")
+        await kvm_bench.hypervisor.revert(1, "vps-801")
+        assert variables.read_bytes() == b"of the first start"
+
+    async def test_a_server_that_boots_otherwise_today_is_told_and_its_disks_can_be_restored(
+        self, kvm_bench: KvmBench
+    ) -> None:
+        path = await add(kvm_bench)
+        write_text(path, "A")
+        await kvm_bench.hypervisor.take_snapshot(1, SPEC)
+        write_text(path, "B")
+        variables = kvm_bench.lab.disk_path("own.fd")
+        variables.write_bytes(Path(UEFI_VARIABLES).read_bytes())
+        written = re.search(r"<metadata>.*?</metadata>", kvm_bench.domain(1).XMLDesc(0), re.DOTALL)
+        assert written is not None
+        uefi = ("</os>", f"{LOADER}<nvram>{variables}</nvram></os>")
+        await add(kvm_bench, uefi, ("<metadata></metadata>", written[0]))
+        with pytest.raises(DisksDiffer, match="boots by UEFI now"):
+            await kvm_bench.hypervisor.restore_plan(1, "vps-801")
+        plan = await kvm_bench.hypervisor.restore_plan(1, "vps-801", present_only=True)
+        assert "firmware" in {skipped.target for skipped in plan.not_restored}
+        await kvm_bench.hypervisor.revert(1, "vps-801", targets=frozenset(plan.targets))
+        assert read_text(path) == "A"
 
     async def test_copies_go_with_the_snapshot_though_the_server_boots_by_bios_today(self, kvm_bench: KvmBench) -> None:
         variables = kvm_bench.lab.disk_path("own.fd")
         variables.write_bytes(Path(UEFI_VARIABLES).read_bytes())
         path = await add(kvm_bench, ("</os>", f"{LOADER}<nvram>{variables}</nvram></os>"))
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
-        old = variables.with_name("own.fd.vps-801")  # as older versions left it
-        old.write_bytes(b"x")
+        old = variables.with_name("own.fd.vps-801")  # as older versions left it, and as it is moved when it is found
+        path.with_name(f"{path.name}.vps-801.nvram").rename(old)
+        await kvm_bench.hypervisor.list_snapshot(1, SPEC)
+        assert beside(path) == [f"{path.name}.vps-801.nvram"]
         await add(kvm_bench)
         assert (await kvm_bench.hypervisor.layout(1)).firmware is Firmware.BIOS
         await kvm_bench.hypervisor.delete_snapshot(1, "vps-801")
@@ -216,9 +260,9 @@ class TestGenerationId:
                 "<description>two\nlines</description><memory ",
             ),
         )
+        await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         before = self.definition(kvm_bench)
         assert "<vps:server" in before
-        await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         for _ in range(2):
             await kvm_bench.hypervisor.renew_generation_id(1)
         after = self.definition(kvm_bench)

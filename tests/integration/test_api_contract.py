@@ -191,7 +191,7 @@ async def test_a_step_that_the_end_has_overtaken_is_told_with_it(api: FrontEnd) 
     await api.cell.node.finish(job_id(answer), FAILED, Told(steps=begun))
 
     failed = (await api.call("GET", answer.headers["Operation-Location"])).body
-    assert (failed["step"], failed["percent"]) == ("snapshotting", 50)
+    assert (failed["step"], failed["percent"]) == ("snapshotting", 42)
 
 
 async def test_the_estimate_is_learned_from_the_nodes_jobs(api: FrontEnd) -> None:

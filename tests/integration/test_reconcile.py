@@ -14,7 +14,7 @@ from drivers.base import Power, ServerInUse, SnapshotSpec
 from drivers.fake import FakeHypervisor
 from drivers.fake_faults import Effect
 from drivers.fake_state import FakeDisk, FakeServer
-from tests.integration.conftest import ACCOUNT, SERVER, Cell, nothing_more
+from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store, nothing_more
 from tests.queueing import until_told
 from worker.inventory import Inventory
 from worker.jobs import errors
@@ -408,6 +408,40 @@ async def test_a_safety_snapshot_that_the_journal_lost_gets_its_usual_time(node:
     assert node.journal.spare_tags(SERVER) == {"vps-safety-abc"}
     assert node.journal.due_spare_tags() == []
     assert await node.listed() == {}
+
+
+async def test_one_that_did_not_come_along_with_its_server_is_not_tracked(node: Node) -> None:
+    await node.have_snapshot("vps-safety-abc", name="safety")
+    for disk in node.hypervisor.server(SERVER).disks.values():
+        disk.tags.clear()
+    await node.reconcile()
+    assert node.journal.spare_tags(SERVER) == frozenset()
+
+
+async def test_what_is_left_of_a_server_that_went_to_another_node_is_forgotten(node: Node) -> None:
+    await node.have_snapshot("vps-safety-abc", name="safety")
+    node.journal.track_spare_tag(SERVER, "vps-safety-abc", kept_seconds=0)
+    node.journal.change(SERVER)
+    node.hypervisor.remove(SERVER)
+    with capture_logs() as logs:
+        await node.runner.make_room()
+        await node.runner.drop_spare_tags()
+    assert node.journal.spare_tags(SERVER) == frozenset()
+    assert node.journal.changing() == frozenset()
+    assert [line["event"] for line in logs] == ["spare_tag.gone_with_server"]
+
+
+async def test_servers_of_two_nodes_are_told_once_that_lasts(node: Node) -> None:
+    other = node_store(node.cell.redis, node="n2", machine="m2")
+    await other.take_lease(seconds=60)
+    inventory = Inventory(node.hypervisor, other, publish=node.reconciler.server, conflict_seconds=0.05)
+    with capture_logs() as logs:
+        await inventory.report()
+        assert logs == []
+        await asyncio.sleep(0.06)
+        for _ in range(2):
+            await inventory.report()
+    assert [line["event"] for line in logs] == ["inventory.server_on_two_nodes"]
 
 
 async def test_a_dry_run_makes_the_nodes_checks_and_changes_nothing(node: Node) -> None:

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import structlog
 
+from api.settings import ApiSettings
 from tests.integration.conftest import SERVER, Cell, node_store
 from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd, serving
 from worker.jobs.model import AccountId, JobState, ServerId
-from worker.jobs.node_store import BATCH
+from worker.jobs.node_store import BATCH, NodeStore
 from worker.jobs.outcome import Outcome
 from worker.jobs.schedules import BadCron, check, cron_of, next_run
 from worker.scheduler import Scheduler
+from worker.settings import WorkerSettings
 
 SCHEDULES = "/api/v1/schedules/"
 NIGHTLY = {"server_id": SERVER, "name": "nightly", "when": "0 3 * * *", "keep": 2}
@@ -223,12 +225,31 @@ class TestRuns:
         assert (await api.call("GET", token=stranger)).body["count"] == 0
 
 
+class TestNodes:
+    async def test_one_that_is_silent_gets_no_run(self, api: FrontEnd) -> None:
+        schedule = await made(api)
+        await fall_due(api, schedule["id"])
+        hasty = NodeStore(api.cell.redis, node="n2", machine="m2", who="another", node_silent_seconds=0.001)
+        await asyncio.sleep(0.01)
+        await Scheduler(store=hasty).round()
+        assert (await shown(api, schedule["id"]))["last_run"]["error"] == "node_unavailable"
+
+    @pytest.mark.parametrize("setting", ["node_silent_seconds", "waiting_seconds"])
+    def test_front_ends_and_workers_decide_by_the_same_times(self, setting: str) -> None:
+        of_api, of_worker = ApiSettings.model_fields[setting], WorkerSettings.model_fields[setting]
+        assert of_api.default == of_worker.default
+        assert of_api.description == of_worker.description
+
+
 class TestUnreadable:
     """What a newer release or a fault has written is left to a worker that can read it."""
 
     @pytest.mark.parametrize(
         "damage",
-        [{"when": "monthly"}, {"when": "0 0 30 2 *"}, {"when": ""}, {"server": "web"}, {"server": ""}],
+        [
+            *({"when": "monthly"}, {"when": "0 0 30 2 *"}, {"when": ""}),
+            *({"server": "web"}, {"server": ""}, {"expire_after_ms": "a month"}),
+        ],
         ids=lambda damage: ",".join(f"{field}={text}" for field, text in damage.items()),
     )
     async def test_one_is_left_out_told_once_and_counted_and_the_others_run(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from drivers.base import Contents, Firmware, SkippedDisk
-from drivers.kvm.domain_xml import Hardware, Kind, StatePart
-from drivers.kvm.judgement import missing_copies, state_difference
+from drivers.kvm.domain_xml import Kind, StatePart
+from drivers.kvm.plan import StateBeside, differing_state
 from drivers.kvm.state_copies import Copies
 from drivers.kvm.state_files import MAX_BYTES, NotPlain
 
@@ -196,30 +196,44 @@ def test_a_tpm_of_another_version_is_told_and_left_alone(copies: Copies, tmp_pat
     assert not older.path.exists()
 
 
-def contents(
-    *, firmware: Firmware = Firmware.UEFI, nvram: bool = True, tpm: bool = True, tpm_later: bool = False
-) -> Contents:
-    later = (SkippedDisk(target="tpm", reason="the server's TPM has no state yet"),) if tpm_later else ()
-    return Contents(disks=(), left_out=later, firmware=firmware, nvram=nvram, tpm=tpm)
+def test_a_copy_of_an_older_version_is_brought_beside_the_disk(copies: Copies) -> None:
+    old = variables(copies).with_name("VARS.fd.vps-801")
+    old.write_bytes(b"variables then")
+    for _ in range(2):
+        copies.move_former(TAG)
+    assert beside_the_disk(copies) == ["vda.qcow2.vps-801.nvram"]
+    assert not old.exists()
+    copies.restore(TAG)
+    assert variables(copies).read_bytes() == b"variables then"
 
 
-def now(copies: Copies, *kinds: Kind, firmware: Firmware = Firmware.UEFI) -> Hardware:
-    parts = tuple(part for part in copies.parts if part.kind in kinds)
-    return Hardware(disks=(), skipped=(), unsupported=(), firmware=firmware, parts=parts, generation_id=False)
+def both(*, firmware: Firmware = Firmware.UEFI, nvram: bool = True, tpm: bool = True) -> StateBeside:
+    return StateBeside(nvram=nvram, tpm=tpm, firmware=firmware)
 
 
-def test_a_server_whose_firmware_or_tpm_is_another_differs(copies: Copies) -> None:
-    both = now(copies, Kind.NVRAM, Kind.TPM)
-    assert state_difference(contents(), both) is None
-    assert state_difference(contents(tpm=False, tpm_later=True), both) is None
-    assert "boots by BIOS, " in (state_difference(contents(), now(copies, firmware=Firmware.BIOS)) or "")
-    assert "taken by BIOS" in (state_difference(contents(firmware=Firmware.BIOS, nvram=False), both) or "")
-    assert "no TPM" in (state_difference(contents(), now(copies, Kind.NVRAM)) or "")
-    assert "had none" in (state_difference(contents(tpm=False), both) or "")
-    assert "version" in (state_difference(contents(), both, frozenset({Kind.TPM})) or "")
+def contents(*, firmware: Firmware = Firmware.UEFI, nvram: bool = True, tpm: bool = True, later: str = "") -> Contents:
+    none_yet = (SkippedDisk(target=later, reason="none yet"),) if later else ()
+    return Contents(disks=(), left_out=none_yet, firmware=firmware, nvram=nvram, tpm=tpm)
 
 
-def test_a_copy_that_is_gone_is_missed_by_name() -> None:
-    assert missing_copies(contents(), frozenset({Kind.NVRAM, Kind.TPM})) == ()
-    assert "UEFI" in missing_copies(contents(), frozenset({Kind.TPM}))[0]
-    assert "TPM" in missing_copies(contents(), frozenset({Kind.PFLASH}))[0]
+@pytest.mark.parametrize(
+    ("held", "now", "present", "copied", "words"),
+    [
+        (contents(), both(), both(), both(), None),
+        (contents(), both(), both(nvram=False, tpm=False), both(), None),  # lost: they come back
+        (contents(tpm=False, later="tpm"), both(), both(), both(tpm=False), None),  # it had never run
+        (contents(tpm=False), both(), both(), both(tpm=False), "has TPM state, and the snapshot holds none"),
+        (contents(), both(tpm=False), both(tpm=False), both(), "holds TPM state, and the server has none"),
+        (contents(), both(), both(), both(nvram=False), "copy of the UEFI variables is gone"),
+        (contents(), both(firmware=Firmware.BIOS), both(), both(), "boots by BIOS now"),
+        (contents(firmware=Firmware.BIOS), both(), both(), both(), "one that booted by BIOS"),
+        (None, both(), both(), both(), None),
+        (None, both(), both(), both(nvram=False), "has UEFI variables, and the snapshot holds none"),
+    ],
+)
+def test_a_server_whose_firmware_or_tpm_is_another_differs(
+    held: Contents | None, now: StateBeside, present: StateBeside, copied: StateBeside, words: str | None
+) -> None:
+    reasons = " ".join(skipped.reason for skipped in differing_state(held, now, present, copied))
+    assert (words or "") in reasons
+    assert bool(reasons) is (words is not None)

@@ -14,6 +14,7 @@ from uuid import uuid4
 from arq.connections import ArqRedis
 
 from worker.jobs import errors, records, scripts, written
+from worker.jobs.configuration import NODE_SILENT_SECONDS
 from worker.jobs.model import (
     SNAPSHOTS_PER_SERVER,
     AccountId,
@@ -31,7 +32,7 @@ from worker.jobs.model import (
 )
 from worker.jobs.outcome import DELETE_RETRY_SECONDS, Outcome
 from worker.jobs.schedules import BadCron, cron_of, next_run, snapshot_name
-from worker.jobs.store import NODE_SILENT_SECONDS, decided, queue_parameters, redis_answers
+from worker.jobs.store import decided, queue_parameters, redis_answers
 from worker.jobs.telling import NOTHING_TOLD, NodeFacts, Told
 
 FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
@@ -195,14 +196,25 @@ class NodeStore:
 
     `owner` is this process's own mark on the lease; `machine` is the same for every worker of this node's lock
     file, so that a restarted one takes over at once; `who` tells people where the worker runs.
+    `node_silent_seconds`: how old a node's last heartbeat may be; after that another node may claim its servers, and
+    they get no scheduled run.
     """
 
-    def __init__(self, redis: ArqRedis, *, node: str, machine: str, who: str) -> None:
+    def __init__(
+        self,
+        redis: ArqRedis,
+        *,
+        node: str,
+        machine: str,
+        who: str,
+        node_silent_seconds: float = NODE_SILENT_SECONDS,
+    ) -> None:
         self._redis = redis
         self.node = node
         self._machine = machine
         self._who = who
         self._owner = uuid4().hex
+        self._silent_ms = round(node_silent_seconds * 1000)
         self._scripts = {name: scripts.load(redis, name) for name in SCRIPTS}
         self._scripts |= {name: scripts.load(redis, "told", name) for name in ("progress", "finish")}
 
@@ -346,10 +358,6 @@ class NodeStore:
         if verdict == b"refused":
             raise RunRefused(answer.decode())
         return job_id
-
-    @property
-    def _silent_ms(self) -> int:
-        return round(NODE_SILENT_SECONDS * 1000)
 
 
 def _due(row: Sequence[bytes | None], now: datetime) -> DueSchedule | UnreadableSchedule:

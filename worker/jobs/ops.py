@@ -12,10 +12,11 @@ from typing import Any
 from arq.connections import ArqRedis
 
 from worker.jobs import errors, ops_records, queue, records, scripts
+from worker.jobs.configuration import NODE_SILENT_SECONDS
 from worker.jobs.model import AccountId, Job, JobId, JobKind, JobState, ServerId
 from worker.jobs.ops_records import AuditEntry, Node, OpsJob, OpsServer, ServerFindings, Slice
 from worker.jobs.overview import Counted, Overview, overview
-from worker.jobs.store import NODE_SILENT_SECONDS, Idempotency, Store, for_script, redis_answers, shown_job
+from worker.jobs.store import Idempotency, Store, for_script, redis_answers, shown_job
 
 LISTS = ("ops_jobs", "ops_nodes", "ops_servers", "ops_findings")
 SCRIPTS = ("ops_job", "ops_audit", "ops_overview", "pause", "resolve", "ask_reconcile", "same_request")

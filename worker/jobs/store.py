@@ -19,6 +19,7 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError, ResponseError
 
 from worker.jobs import errors, queue, records, scripts, tracing
+from worker.jobs.configuration import NODE_SILENT_SECONDS
 from worker.jobs.model import (
     SNAPSHOTS_PER_SERVER,
     AccountId,
@@ -35,7 +36,6 @@ from worker.jobs.model import (
 )
 from worker.jobs.outcome import DELETE_RETRY_SECONDS, Outcome
 
-NODE_SILENT_SECONDS = 60.0  # the contract: a node that was silent for over a minute gets no new job
 ARQ_RECORD_KEPT_SECONDS = 30 * 86_400  # longer than any node may be away with a job waiting
 IDEMPOTENCY_KEPT_SECONDS = 86_400.0
 CANCELLED = "cancelled"  # code of the failure of a job that was cancelled
@@ -122,13 +122,18 @@ class Idempotency:
         return replace(self, key=f"{self.key}:{item}")
 
 
+def script_broke(error: BaseException | None) -> bool:
+    """Whether Redis works and one of our scripts does not, for instance at a record that it can't read."""
+    return type(error) is ResponseError and "user_script" in str(error) and not str(error).startswith(_REDIS_REFUSES)
+
+
 @contextmanager
 def redis_answers() -> Iterator[None]:
     """Foreign errors stop here: Redis away, slow, full or read-only is one and the same to a caller."""
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
-        if type(error) is ResponseError and "user_script" in str(error) and not str(error).startswith(_REDIS_REFUSES):
+        if script_broke(error):
             log.exception("store.script_broke")
         raise errors.StoreUnavailable("The store of the service does not answer.") from error
 
