@@ -132,7 +132,6 @@ async def _beside_others(state: State, kind: JobKind, *, present_only: bool) -> 
     hypervisor, others = state.bench.hypervisor, Others(state=state)
     dry = await walk(JobKind(f"check_{kind}"), hypervisor, present_only=present_only)
     began_as, sizes = state.power, {target: image.virtual_bytes for target, image in state.readable().items()}
-    held = {target: image.held for target, image in state.images.items()}
 
     end = await walk(kind, hypervisor, present_only=present_only, tries=4, before_each=others.act)
 
@@ -144,8 +143,9 @@ async def _beside_others(state: State, kind: JobKind, *, present_only: bool) -> 
     await state.holders.aclose()
     if state.spoilt:
         return
-    goes_back = kind is JobKind.RESTORE and end.code is None
-    wanted = {target: THEN if goes_back and held.get(target) else NOW for target in state.images}
+    goes_back = (end.facts.targets or frozenset()) if kind is JobKind.RESTORE and end.code is None else frozenset()
+    assert present_only or not goes_back or goes_back >= set(state.images), "a part was restored, and called all"
+    wanted = {target: THEN if target in goes_back else NOW for target in state.images}
     assert state.texts() == {target: text for target, text in wanted.items() if not state.images[target].rotten}, end
     for target, image in state.images.items():
         assert image.virtual_bytes >= sizes.get(target, 0), f"{target} has become smaller: {end}"
