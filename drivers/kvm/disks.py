@@ -34,7 +34,9 @@ def refused_as(kind: type[DriverError], text: str) -> Iterator[None]:
     try:
         yield
     except (QemuImgFailed, NoSuchSnapshot, OSError) as error:
-        raise kind(text) from error
+        # One that was killed (the host had no memory left?) has not said that the disk is unfit.
+        died = kind is UnsupportedServer and isinstance(error, QemuImgFailed) and error.killed
+        raise (DiskBusy if died else kind)(text) from error
 
 
 @contextmanager
