@@ -14,7 +14,8 @@ export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER
 help: ## print this
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
 	    printf '  make %-16s %s\n' "$$target" "$$text"; done
-	@echo 'Options: PORT=8080 DRIVER=kvm|fake STATE_DIR=./state or ./state-fake (make run), PYTHON=python3 (interpreter of a new .venv)'
+	@echo 'Options: PORT=8080 DRIVER=kvm|fake STATE_DIR=./state or ./state-fake (make run), PYTHON=python3 (interpreter of a new .venv),'
+	@echo '         T=tests/unit/test_journal.py (make test), WORKERS=3 (processes that run tests side by side)'
 
 setup: ## Debian packages and .venv, from the lock
 	@deploy/setup.sh

@@ -84,7 +84,7 @@ async def test_a_worker_whose_redis_went_away_stops(server: RedisServer) -> None
     await _stops_well(process)
 
 
-@pytest.mark.parametrize("milliseconds", range(50, 2000, 150))
+@pytest.mark.parametrize("milliseconds", range(50, 2000, 300))
 async def test_a_worker_that_is_still_starting_stops(server: RedisServer, milliseconds: int) -> None:
     """From the interpreter's first moments on; before the program hears of signals, SIGTERM simply ends it."""
     server.start()
