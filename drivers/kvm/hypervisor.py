@@ -130,6 +130,7 @@ class KvmHypervisor:
         found = await self._libvirt.on(server_id, lambda found: domain.ready_hardware(found, self._places))
         judged = await judge(found)
         judged.refuse()
+        await self._libvirt.on(server_id, lambda one: readiness.refuse_unstoppable(one, found.disks))
         if await self.power(server_id) is Power.OFF:
             await disks.refuse_held(found.disks)
         await self._refuse_shared(server_id, found)
