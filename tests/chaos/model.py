@@ -45,7 +45,7 @@ class Expected:
     # What other people's tools have made of it. The byte of a disk that stayed when the others went back:
     stayed: dict[Path, int] = field(default_factory=dict)
     detached: list[Path] = field(default_factory=list)  # disks that are not the server's any more
-    held: dict[str, frozenset[Path]] = field(default_factory=dict)  # tag -> its disks; not there: all
+    held: dict[str, frozenset[Path]] = field(default_factory=dict)  # tag -> the disks of then
     sizes: dict[Path, int] = field(default_factory=dict)  # virtual bytes, of those that were ever enlarged
     bitmaps: dict[Path, frozenset[str]] = field(default_factory=dict)  # of incremental backups
     disturbed: bool = False  # a tool was at work on it while a job was: what it has done shows afterwards
