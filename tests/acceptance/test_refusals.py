@@ -107,7 +107,8 @@ async def written_since(cell: AcceptanceCell, server: Server) -> None:
     await cell.worker.stop()
     await cell.lab.cut_power(server.name)
     for path in server.disks:
-        subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 1 0 64k", path], check=True)
+        writing = ["qemu-io", "-f", "qcow2", "-c", "write -q -P 1 0 64k", str(path)]
+        await asyncio.to_thread(subprocess.check_call, writing)
     await cell.lab.start(server.name)
     await cell.start_worker()
 
