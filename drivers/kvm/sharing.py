@@ -48,8 +48,8 @@ def uses(handle: Any) -> Uses:
 def shared(disks: Iterable[FileDisk], uuid: str, every: Uses) -> Iterator[SkippedDisk]:
     """The disks of this domain that others have, or have theirs based on.
 
-    Each comes with the reason, in words for the customer. That a disk is based on another's is no reason: a template may
-    be a domain that nobody starts. A base that is written to, or was changed since a snapshot, is found elsewhere.
+    Each comes with the reason, in words for the customer. That a disk is based on another's is no reason: a template
+    may be a domain that nobody starts. A base that is written to, or was changed since a snapshot, is found elsewhere.
     """
     others = frozenset[tuple[Use, FileId]]().union(*(found for other, found in every.items() if other != uuid))
     for disk in disks:

@@ -91,7 +91,7 @@ class TestBases:
             qemu_img("rebase", "-f", "qcow2", "-F", "qcow2", "-b", str(other), str(path))
         else:
             write_text(base, "of another day")
-        with pytest.raises(DisksDiffer, match="base image .*vda|vda .*base image"):
+        with pytest.raises(DisksDiffer, match=r"base image .*vda|vda .*base image"):
             await kvm_bench.hypervisor.restore_plan(1, SPEC.tag)
         (found,) = await kvm_bench.hypervisor.snapshots(1)
         assert not found.complete
