@@ -52,8 +52,11 @@ async def image(path: str) -> Image:
 
 async def can_be_opened(path: str) -> bool:
     """Whether QEMU opens the image and all that lies below it, as it does to change a snapshot. Changes nothing, and
-    works while a VM runs on it."""
-    code, _out, _err = await _run_for_code("snapshot", "-U", "--image-opts", "-l", _options(path))
+    works while a VM runs on it. Raises QemuImgFailed where qemu-img was killed: nobody knows then."""
+    arguments = ("snapshot", "-U", "--image-opts", "-l", _options(path))
+    code, _out, err = await _run_for_code(*arguments)
+    if code < 0:
+        raise QemuImgFailed(arguments, code, err)
     return code == 0
 
 
@@ -62,10 +65,10 @@ async def create_snapshot(path: str, tag: str) -> None:
     await _snapshot("-c", tag, path)
 
 
-async def apply_snapshot(path: str, tag: str) -> None:
-    """Raises NoSuchSnapshot before any change."""
-    # QEMU looks for an id first and for a name only then: another's snapshot may have our tag as its id
-    await _snapshot("-a", (await image(path)).only(tag).id, path)
+async def apply_snapshot(path: str, snapshot_id: str) -> None:
+    """By the id that the image gave it: QEMU looks for an id first and for a name only then, and another's snapshot may
+    have our tag as its id."""
+    await _snapshot("-a", snapshot_id, path)
 
 
 async def delete_snapshot(path: str, tag: str) -> None:
@@ -91,8 +94,7 @@ async def enlarge(path: str, virtual_bytes: int) -> None:
 
 
 async def damage(path: str) -> Damage:
-    code = await _check(path)
-    found = await image(path)
+    code, found = await asyncio.gather(_check(path), image(path))
     return Damage(
         corruptions=found.corrupt or code == CORRUPT,
         leaks=code == LEAKY,
@@ -150,17 +152,21 @@ async def _run(*arguments: str) -> str:
     return out
 
 
+def _may_be_run_again(arguments: tuple[str, ...]) -> bool:
+    return arguments[0] in {"info", "measure", "check"} or (arguments[0] == "snapshot" and "-l" in arguments)
+
+
 async def _run_for_code(*arguments: str) -> tuple[int, str, str]:
     """Exit code, output and error output; waits for a lock that is about to be given back.
 
-    A child that someone killed is started again, unless it was changing snapshots: what it has done of that is the
-    caller's to find out.
+    A child that someone killed is started again, unless it was changing the image: what it has done of that is the
+    caller's to find out, and to repair first.
     """
     deadline = time.monotonic() + LOCK_SECONDS
     tries_left = KILLED_TRIES
     while True:
         code, out, err = await _child(*arguments)
-        if code < 0 and arguments[0] != "snapshot" and (tries_left := tries_left - 1):
+        if code < 0 and _may_be_run_again(arguments) and (tries_left := tries_left - 1):
             continue
         if code == 0 or not QemuImgFailed(arguments, code, err).locked or time.monotonic() > deadline:
             return code, out, err

@@ -99,8 +99,13 @@ class Runner:
                 if job is None:
                     return
                 self._metrics.begun(job)
-                entry = self._journal.begin(Task.of(job), PROCEDURES[job.kind].first)
+                entry = self._journal.begin(self._task_of(job), PROCEDURES[job.kind].first)
             await asyncio.shield(self._pursue(entry, resumed=known))
+
+    def _task_of(self, job: Job) -> Task:
+        undone = self._journal.find(job.undoes) if job.undoes else None
+        overwritten = undone.facts.targets if undone is not None and undone.task.present_only else None
+        return replace(Task.of(job), overwritten=overwritten)
 
     def resume(self) -> list[asyncio.Task[None]]:
         """Go on, at once and without the store, with all that a process before this one has left owed."""

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,7 +34,9 @@ def refused_as(kind: type[DriverError], text: str) -> Iterator[None]:
     try:
         yield
     except (QemuImgFailed, NoSuchSnapshot, OSError) as error:
-        raise kind(text) from error
+        # One that was killed (the host had no memory left?) has not said that the disk is unfit.
+        died = kind is UnsupportedServer and isinstance(error, QemuImgFailed) and error.killed
+        raise (DiskBusy if died else kind)(text) from error
 
 
 @contextmanager
@@ -116,13 +118,19 @@ async def held_tags(disks: Iterable[FileDisk]) -> dict[str, frozenset[str]]:
     return holders
 
 
-async def must_hold(disks: Iterable[FileDisk], tag: str) -> None:
-    """Raises SnapshotNotFound where a disk lacks the tag, or has several snapshots of this name."""
-    for disk in disks:
+async def ids_of(disks: Sequence[FileDisk], tag: str) -> dict[FileDisk, str]:
+    """What each image calls the snapshot.
+
+    Raises SnapshotNotFound where a disk lacks the tag, or has several snapshots of this name.
+    """
+
+    async def id_of(disk: FileDisk) -> str:
         try:
-            (await readable(disk)).only(tag)
+            return (await readable(disk)).only(tag).id
         except NoSuchSnapshot as error:
             raise SnapshotNotFound(f"disk {disk.target} does not hold the snapshot exactly once") from error
+
+    return dict(zip(disks, await asyncio.gather(*map(id_of, disks)), strict=True))
 
 
 async def are_at(disks: Iterable[FileDisk], tag: str) -> bool:
@@ -137,26 +145,29 @@ async def are_at(disks: Iterable[FileDisk], tag: str) -> bool:
     return True
 
 
-async def mended(disks: Iterable[FileDisk]) -> tuple[str, ...]:
-    """Check and mend every disk; the targets of those that were corrupt. Leaks, which are lost space and no damage, and
-    what a killed QEMU leaves of an image with lazy_refcounts are mended without a word.
+async def mended(disks: Sequence[FileDisk]) -> tuple[str, ...]:
+    """Check and mend every disk; the targets of those that were corrupt. Leaks, which are lost space and no damage, are
+    mended without a word. Raises DiskBusy, or DiskCorrupt naming the first that stays corrupt."""
+    ends = await asyncio.gather(*map(_mended, disks), return_exceptions=True)  # none is at a disk any more
+    for end in ends:
+        if isinstance(end, BaseException):
+            raise end
+    return tuple(disk.target for disk, was_corrupt in zip(disks, ends, strict=True) if was_corrupt)
 
-    Raises DiskBusy, or DiskCorrupt naming the first that stays corrupt.
-    """
-    corrupt = []
-    for disk in disks:
-        with unchecked(disk):
-            before = await qcow2.damage(disk.path)
-            if before.corruptions and not before.dirty:
-                corrupt.append(disk.target)
-            if before.any:
-                await qcow2.repair(disk.path)
-                after = await qcow2.damage(disk.path)
-                if after.corruptions:
-                    raise DiskCorrupt(f"disk {disk.target} is damaged and can't be mended")
-                if {*before.snapshots} - {*after.snapshots}:  # QEMU drops those whose entries make no sense
-                    raise DiskCorrupt(f"disk {disk.target} was damaged and has lost snapshots")
-    return tuple(corrupt)
+
+async def _mended(disk: FileDisk) -> bool:
+    """Whether it was corrupt."""
+    with unchecked(disk):
+        before = await qcow2.damage(disk.path)
+        if not before.any:
+            return False
+        await qcow2.repair(disk.path)
+        after = await qcow2.damage(disk.path)
+    if after.corruptions:
+        raise DiskCorrupt(f"disk {disk.target} is damaged and can't be mended")
+    if {*before.snapshots} - {*after.snapshots}:  # QEMU drops those whose entries make no sense
+        raise DiskCorrupt(f"disk {disk.target} was damaged and has lost snapshots")
+    return before.corruptions and not before.dirty
 
 
 async def without_bitmaps(disks: Iterable[FileDisk]) -> tuple[str, ...]:

@@ -72,8 +72,6 @@ def ready_hardware(domain: Any, places: Places) -> Hardware:
     found = configured_hardware(domain, places)
     if domain.isActive():
         _must_stay_with_its_next_start(found, _hardware(domain, 0, places))
-        readiness.refuse_unstartable(domain)
-        readiness.refuse_other_files(found.disks)
     return found
 
 

@@ -130,6 +130,7 @@ class KvmHypervisor:
         found = await self._libvirt.on(server_id, lambda found: domain.ready_hardware(found, self._places))
         judged = await judge(found)
         judged.refuse()
+        await self._libvirt.on(server_id, lambda one: readiness.refuse_unstoppable(one, found.disks))
         if await self.power(server_id) is Power.OFF:
             await disks.refuse_held(found.disks)
         await self._refuse_shared(server_id, found)
@@ -220,9 +221,10 @@ class KvmHypervisor:
 
     async def size_mb(self, server_id: int, tag: str) -> int:
         size_bytes = 0
-        for disk in (await self._hardware(server_id)).disks:
+        found = (await self._hardware(server_id)).disks
+        await disks.ids_of(found, tag)
+        for disk in found:
             image = await disks.readable(disk)
-            await disks.must_hold([disk], tag)
             with disks.refused_as(DiskFailed, f"disk {disk.target} can't be measured"):
                 size_bytes += await qcow2.snapshot_bytes(disk.path, tag, image)
         return -(-size_bytes // (1 << 20))
@@ -277,9 +279,11 @@ class KvmHypervisor:
         if targets is None:
             await self._must_be_complete(server_id, tag)
         chosen = [disk for disk in found.disks if targets is None or disk.target in targets]
-        await disks.must_hold(chosen, tag)
+        ids = await disks.ids_of(chosen, tag)
+        # A disk that is there already is left alone: what refused to take it away refuses to bring it back, too.
+        away = [disk for disk in chosen if not await disks.are_at([disk], tag)]
         await disks.on_every(
-            chosen, lambda disk: qcow2.apply_snapshot(disk.path, tag), text="did not go back to the snapshot"
+            away, lambda disk: qcow2.apply_snapshot(disk.path, ids[disk]), text="did not go back to the snapshot"
         )
         held = (await self._view(server_id)).contents(tag)
         with disks.refused_as(DiskFailed, "the UEFI variables or the TPM can't be restored"):

@@ -53,15 +53,24 @@ async def judge_disks(of: Sequence[FileDisk]) -> tuple[dict[FileDisk, Image], li
     """The images that can be read, and what is wrong with any."""
     refusals: list[DriverError] = []
     images: dict[FileDisk, Image] = {}
-    for disk in of:
-        try:
-            images[disk] = await disks.readable(disk)
-            await disks.refuse_unfit(disk, images[disk])
-        except DriverError as error:
+    for disk, (image, error) in zip(of, await asyncio.gather(*map(_judge_disk, of)), strict=True):
+        if image is not None:
+            images[disk] = image
+        if error is not None:
             refusals.append(error)
     # of disks with one path the XML has told already
     refusals += await asyncio.to_thread(_same_files, [*images])
     return images, refusals
+
+
+async def _judge_disk(disk: FileDisk) -> tuple[Image | None, DriverError | None]:
+    image = None
+    try:
+        image = await disks.readable(disk)
+        await disks.refuse_unfit(disk, image)
+    except DriverError as error:
+        return image, error
+    return image, None
 
 
 def _same_files(of: Sequence[FileDisk]) -> list[DriverError]:

@@ -147,7 +147,8 @@ def _hold_xml(inactive: str) -> str:
     ET.SubElement(root, "name").text = HOLD
     ET.SubElement(root, "description").text = "a snapshot job is at work; it ends with the job"
     ET.SubElement(root, "state").text = "shutoff"
-    ET.SubElement(root, "creationTime").text = "0"
+    # Not 0: libvirt writes no 0 into its file, and a libvirt that is started anew reads no entry without a time.
+    ET.SubElement(root, "creationTime").text = "1"
     ET.SubElement(root, "memory", snapshot="no")
     disks = ET.SubElement(root, "disks")
     domain = read(inactive)

@@ -47,6 +47,13 @@ def refuse_saved(domain: Any) -> None:
         raise InvalidState("the server has saved memory, which would not fit its disks: start it once")
 
 
+def refuse_unstoppable(domain: Any, disks: Iterable[FileDisk]) -> None:
+    """Raises InvalidState for a domain that runs and would not come back as it is."""
+    if domain.isActive():
+        refuse_unstartable(domain)
+        refuse_other_files(disks)
+
+
 def refuse_unstartable(domain: Any) -> None:
     """Of a domain that runs: raises InvalidState where it could not start again, or would come back without something
     that it has now."""

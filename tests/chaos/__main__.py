@@ -25,14 +25,16 @@ from tests.chaos.campaign import Campaign
 from tests.chaos.deaths import Deaths
 from tests.chaos.halts import Halts
 from tests.chaos.model import Expected
+from tests.chaos.others import arrive
 from tests.chaos.summary import Summary
 from tests.conftest import RedisServer
 from tests.libvirtd import Daemon, DaemonLab, install_hook
 
 # server id -> number of disks, whether it runs
-SERVERS = {1: (2, False), 2: (3, False), 3: (2, True), 4: (2, False), 5: (2, True), 6: (1, False)}
+SERVERS = {1: (2, False), 2: (3, False), 3: (2, True), 4: (2, False), 5: (2, True), 6: (1, False), 7: (3, False)}
 SLOW = (4, 5)  # their disks have so many clusters mapped that a change takes a quarter of a second: time to die in
 UEFI = 6
+MOVED, ITS_SNAPSHOT = 7, 1007  # comes from another node with a snapshot
 
 
 async def campaign(
@@ -102,6 +104,9 @@ async def _furnish(cell: AcceptanceCell) -> list[Expected]:
         nvram = cell.lab.nvram_path(server.name) if uefi else None
         expected = Expected(server=server, running=runs, runs_by_nature=runs, content=0, nvram=nvram)
         model.write(expected, server_id)
+        if server_id == MOVED:
+            await arrive(cell, expected, ITS_SNAPSHOT)
+            model.write(expected, server_id + 100)
         if runs:
             await cell.lab.start(server.name)
         servers.append(expected)

@@ -8,6 +8,7 @@ import pytest
 
 from drivers.base import DiskBusy, DiskFailed, HypervisorUnavailable, InvalidState, Power
 from drivers.fake_faults import Effect, Happening, Killed, Moment
+from drivers.fake_state import FakeDisk
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.dying import BEFORE, LIMITS, NOW, DyingNode
 from tests.integration.pasts import Found, Past
@@ -349,3 +350,18 @@ async def test_a_store_that_lost_all_hears_of_a_snapshot_whose_server_has_anothe
     await node.reconcile()
     assert await node.completed() == {node.first}
     await node.check_snapshots()
+
+
+async def test_the_undo_of_a_partial_restore_leaves_the_other_disks_alone(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
+    server = node.hypervisor.server(SERVER)
+    server.disks["vdc"] = FakeDisk(content=NOW)
+    restore = await cell.store.restore(account_id=ACCOUNT, snapshot_id=node.first, request_id="r", present_only=True)
+    assert (await node.settle(restore.job.id)).state is JobState.COMPLETED
+    assert node.hypervisor.read(SERVER) == {"vda": BEFORE, "vdb": BEFORE, "vdc": NOW}
+    server.disks["vdc"].content = "written since"
+
+    undo = await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
+
+    assert (await node.settle(undo.id)).state is JobState.COMPLETED
+    assert node.hypervisor.read(SERVER) == {"vda": NOW, "vdb": NOW, "vdc": "written since"}

@@ -42,15 +42,17 @@ def _clears(plan: RestorePlan) -> bool:
 
 
 async def _preflight(work: Work) -> Next:
-    planned = _planned(await _plan(work), work.facts)
+    planned = _planned(await _plan(work), work)
     return Next(step=Step.STOPPING, facts=await power_remembered(replace(work, facts=planned)))
 
 
-def _planned(plan: RestorePlan, facts: Facts) -> Facts:
+def _planned(plan: RestorePlan, work: Work) -> Facts:
+    overwritten = work.task.overwritten
+    targets = frozenset(plan.targets) if overwritten is None else overwritten.intersection(plan.targets)
     return replace(
-        facts.noting(*_beforehand(plan)),
-        targets=frozenset(plan.targets),
-        grown=plan.grown,
+        work.facts.noting(*_beforehand(plan)),
+        targets=targets,
+        grown=tuple(disk for disk in plan.grown if disk.target in targets),
         clears=plan.bitmaps if _clears(plan) else None,
         renews_generation=plan.generation_id,
     )
@@ -68,7 +70,7 @@ async def _check_disks(work: Work) -> Next:
     # Other tools may have enlarged a disk or begun a backup chain between the first look and the stop. From here on
     # they find the server off, and held.
     plan = await work.hypervisor.restore_plan(task.server_id, task.tag, present_only=task.present_only)
-    return Next(step=Step.SAFEGUARDING, facts=_planned(plan, facts))
+    return Next(step=Step.SAFEGUARDING, facts=_planned(plan, replace(work, facts=facts)))
 
 
 async def _safeguard(work: Work) -> Next:

@@ -31,6 +31,8 @@ class Task:
     undoes: JobId | None = None
     traceparent: str = ""  # so that after a crash the trace goes on, too
     present_only: bool = False  # of a restore: the disks that are there go back, whatever else the snapshot holds
+    # Of an undo: the disks that the restore overwrote, where it did not overwrite all. The others have gone on since.
+    overwritten: frozenset[str] | None = None
 
     @classmethod
     def of(cls, job: Job) -> Self:

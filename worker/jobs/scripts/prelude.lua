@@ -303,7 +303,10 @@ end
 -- A delete that failed is tried again: each time later, for its reason seldom goes by itself.
 local function put_off_delete(id, job, result, now)
   local failures = 1
-  if job.started_ms then failures = redis.call('HINCRBY', 'snapshot:' .. id, 'failed_deletes', 1) end
+  -- another tool at work on the server passes by itself
+  if job.started_ms and result.failure_code ~= 'server_busy' then
+    failures = redis.call('HINCRBY', 'snapshot:' .. id, 'failed_deletes', 1)
+  end
   local wait = tonumber(result.retry_ms) * 2 ^ math.min(failures - 1, 16)
   wait = math.min(wait, tonumber(result.retry_most_ms or result.retry_ms))
   redis.call('ZADD', 'node:' .. job.node .. ':deleting', now + wait, id)
