@@ -8,6 +8,7 @@ disk on behalf of a job that is not there any more.
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -100,12 +101,35 @@ async def damage(path: str) -> Damage:
         leaks=code == LEAKY,
         dirty=found.dirty,
         snapshots=found.snapshots,
+        bitmaps=found.bitmaps,
     )
 
 
 async def repair(path: str) -> None:
-    """Mend leaks and corruptions, and take QEMU's mark away. What can't be mended stays: look with `damage`."""
+    """Mend leaks and corruptions, and take QEMU's mark away. What can't be mended stays: look with `damage`.
+
+    Dirty bitmaps are worthless afterwards, and marked so.
+    """
+    await _spoil_bitmaps(path)
     await _check(path, "-r", "all")
+
+
+async def _spoil_bitmaps(path: str) -> None:
+    """Mark every valid dirty bitmap as in use, as a QEMU does that is killed.
+
+    `qemu-img check -r` opens the image without its snapshots. Where it finds a valid bitmap, it marks that one and writes
+    the header anew: without the snapshots, whose clusters it then frees (QEMU 7.2, each time). It leaves a bitmap that is
+    in use alone. Marking takes no cluster, so it is safe on a damaged image; removing a bitmap is not.
+    """
+    if await _valid_bitmaps(path):
+        # it opens the image for writing, which marks them, and dies before it could store them again
+        await _run_for_code("-f", "qcow2", "-c", f"sigraise {signal.SIGKILL:d}", path, program="qemu-io")
+        if left := await _valid_bitmaps(path):
+            raise QemuImgFailed(("check", "-r", "all", path), 1, f"bitmap {left[0]} could not be marked as in use")
+
+
+async def _valid_bitmaps(path: str) -> list[str]:
+    return [bitmap.name for bitmap in (await image(path)).bitmaps if not bitmap.in_use]
 
 
 async def snapshot_bytes(path: str, tag: str, like: Image) -> int:
@@ -156,7 +180,7 @@ def _may_be_run_again(arguments: tuple[str, ...]) -> bool:
     return arguments[0] in {"info", "measure", "check"} or (arguments[0] == "snapshot" and "-l" in arguments)
 
 
-async def _run_for_code(*arguments: str) -> tuple[int, str, str]:
+async def _run_for_code(*arguments: str, program: str = "qemu-img") -> tuple[int, str, str]:
     """Exit code, output and error output; waits for a lock that is about to be given back.
 
     A child that someone killed is started again, unless it was changing the image: what it has done of that is the
@@ -165,7 +189,7 @@ async def _run_for_code(*arguments: str) -> tuple[int, str, str]:
     deadline = time.monotonic() + LOCK_SECONDS
     tries_left = KILLED_TRIES
     while True:
-        code, out, err = await _child(*arguments)
+        code, out, err = await _child(program, *arguments)
         if code < 0 and _may_be_run_again(arguments) and (tries_left := tries_left - 1):
             continue
         if code == 0 or not QemuImgFailed(arguments, code, err).locked or time.monotonic() > deadline:
@@ -173,12 +197,12 @@ async def _run_for_code(*arguments: str) -> tuple[int, str, str]:
         await asyncio.sleep(LOCK_RETRY_SECONDS)
 
 
-async def _child(*arguments: str) -> tuple[int, str, str]:
+async def _child(program: str, *arguments: str) -> tuple[int, str, str]:
     # Not by the event loop: uvloop forks, and a fork of a process whose libvirt threads hold locks was seen to hang
     # for ever before it became qemu-img. subprocess starts a child by vfork, which runs nothing of ours in it. And from
     # this thread, which lives as long as the process: the kernel takes its end for our death.
     process = subprocess.Popen(  # noqa: ASYNC220 - no longer than the kernel needs
-        ("setpriv", "--pdeathsig", "KILL", "--", "qemu-img", *arguments),
+        ("setpriv", "--pdeathsig", "KILL", "--", program, *arguments),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

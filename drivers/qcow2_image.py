@@ -154,7 +154,13 @@ class Damage:
     leaks: bool  # lost space only
     dirty: bool  # what is wrong is what a QEMU that was killed leaves with lazy_refcounts: any QEMU puts it right
     snapshots: tuple[Tagged, ...]
+    bitmaps: tuple[Bitmap, ...] = ()
 
     @property
     def any(self) -> bool:
         return self.corruptions or self.leaks or self.dirty
+
+    @property
+    def can_wait(self) -> bool:
+        """Lost space alone, whose repair would cost the image its valid bitmaps."""
+        return self.leaks and not (self.corruptions or self.dirty) and any(not each.in_use for each in self.bitmaps)

@@ -159,7 +159,7 @@ async def _mended(disk: FileDisk) -> bool:
     """Whether it was corrupt."""
     with unchecked(disk):
         before = await qcow2.damage(disk.path)
-        if not before.any:
+        if not before.any or before.can_wait:
             return False
         await qcow2.repair(disk.path)
         after = await qcow2.damage(disk.path)

@@ -355,6 +355,39 @@ class TestDamage:
         assert not (await qcow2.damage(str(path))).leaks
         assert kvm_bench.read(1) == {"vda": "A", "vdb": "A"}
 
+    async def test_a_repair_beside_valid_bitmaps_keeps_every_snapshot(self, kvm_bench: KvmBench) -> None:
+        """qemu-img alone loses them all."""
+        await kvm_bench.add_server(1, disks=1)
+        kvm_bench.write(1, "A")
+        await kvm_bench.hypervisor.take_snapshot(1, SPEC)
+        path = kvm_bench.path(1, "vda")
+        for name in ("b0", "b1"):
+            qemu_img("bitmap", "--add", "-f", "qcow2", str(path), name)
+        kvm_bench.tear(1, "vda")
+        assert await kvm_bench.hypervisor.repair(1) == ("vda",)
+        (found,) = await kvm_bench.hypervisor.snapshots(1)
+        assert found.complete
+        image = await qcow2.image(str(path))
+        assert [bitmap.in_use for bitmap in image.bitmaps] == [True, True]
+        assert not (await qcow2.damage(str(path))).any
+        await kvm_bench.hypervisor.clear_bitmaps(1)
+        await kvm_bench.hypervisor.revert(1, SPEC.tag)
+        assert kvm_bench.read(1) == {"vda": "A"}
+
+    async def test_lost_space_is_left_alone_where_its_repair_would_cost_valid_bitmaps(
+        self, kvm_bench: KvmBench
+    ) -> None:
+        await kvm_bench.add_server(1, disks=1)
+        await kvm_bench.hypervisor.take_snapshot(1, SPEC)
+        path = kvm_bench.path(1, "vda")
+        kvm_bench.plant_tag(1, "vda", "foreign")
+        patch(path, 60, ">I", 1)  # the header forgets the second snapshot, whose clusters stay counted
+        qemu_img("bitmap", "--add", "-f", "qcow2", str(path), "b0")
+        assert (await qcow2.damage(str(path))).leaks
+        assert await kvm_bench.hypervisor.repair(1) == ()
+        image = await qcow2.image(str(path))
+        assert (image.tags, [bitmap.in_use for bitmap in image.bitmaps]) == ((SPEC.tag,), [False])
+
     async def test_an_image_that_a_killed_qemu_left_dirty_is_mended(self, kvm_bench: KvmBench) -> None:
         path = kvm_bench.path(1, "vda")
         path.parent.mkdir(exist_ok=True)

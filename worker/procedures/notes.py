@@ -89,7 +89,8 @@ def backup_chain_ended(targets: tuple[str, ...]) -> Note:
 def repaired(targets: tuple[str, ...]) -> Note:
     return Note(
         code=NoteCode.DISK_REPAIRED,
-        detail=f"Damage of the image was found and repaired before the first change: {', '.join(targets)}.",
+        detail=f"Damage of the image was found and repaired before the first change: {', '.join(targets)}. Where"
+        " the disks are backed up incrementally, the next backup must be a full one.",
         disks=targets,
     )
 
