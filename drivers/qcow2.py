@@ -117,9 +117,9 @@ async def repair(path: str) -> None:
 async def _spoil_bitmaps(path: str) -> None:
     """Mark every valid dirty bitmap as in use, as a QEMU does that is killed.
 
-    `qemu-img check -r` opens the image without its snapshots. Where it finds a valid bitmap, it marks that one and writes
-    the header anew: without the snapshots, whose clusters it then frees (QEMU 7.2, each time). It leaves a bitmap that is
-    in use alone. Marking takes no cluster, so it is safe on a damaged image; removing a bitmap is not.
+    `qemu-img check -r` opens the image without its snapshots. Where it finds a valid bitmap, it marks that one and
+    writes the header anew: without the snapshots, whose clusters it then frees (QEMU 7.2, each time). It leaves a
+    bitmap that is in use alone. Marking takes no cluster, so it is safe on a damaged image; removing a bitmap is not.
     """
     if await _valid_bitmaps(path):
         # it opens the image for writing, which marks them, and dies before it could store them again
