@@ -108,7 +108,7 @@ async def scraped(server: RedisServer, folder: Path) -> AsyncIterator[Scraped]:
     api_metrics, worker_metrics, job_log = ApiMetrics(), WorkerMetrics(), JobLog()
     redis = RedisSettings(url=f"unix://{server.socket}")
     hypervisor = FakeHypervisor(map(_server, (WELL, SICK, STRANDED)))
-    settings = WorkerSettings(node="node-1", state_dir=folder, redis=redis)
+    settings = WorkerSettings(node="node-1", state_dir=folder, redis=redis, start_seconds=1)
     async with AsyncExitStack() as stack:
         stack.enter_context(counted(job_log, api_metrics.log_events, worker_metrics.log_events))
         clients = [connect(redis, observer=metrics.redis) for metrics in (api_metrics, worker_metrics)]
