@@ -251,6 +251,19 @@ class Campaign:
     def _journal(self) -> Path:
         return self._cell.folder / "node" / "journal.sqlite"
 
+    async def while_off(self, expected: Expected, act: Callable[[], None]) -> None:
+        """Its owner turns the server off for what only then can be done to its disks, and on again."""
+        if not expected.running:
+            await asyncio.to_thread(act)
+            return
+        cell = self._cell
+        assert cell.worker is not None
+        await cell.worker.stop()
+        await cell.lab.cut_power(expected.server.name)
+        await asyncio.to_thread(act)
+        await cell.lab.start(expected.server.name)
+        await cell.start_worker()
+
     async def upkeep(self, *, rebuilds: bool = False) -> None:
         """Start the servers that have lost their QEMU, as an operator would, while no worker has the libvirt.
 

@@ -1,5 +1,6 @@
 """Not by chance: in every step of every operation the worker, its child, everything dies before, during and after."""
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -19,7 +20,11 @@ PATTERNS = {
     Step.REVERTING: "-a",
     Step.UNDOING: "-a",
     Step.CLEANING: "-d",
+    Step.CHECKING: "check",
+    Step.CLEARING: "bitmap",
+    Step.ADAPTING: "resize",
 }
+FOR_OTHERS_SAKE = {Step.CLEARING, Step.ADAPTING}  # reached where backups or resizes have left something
 # In the steps of power the child is QEMU, and only these moments have one.
 QEMU_MOMENTS = {
     (Step.STOPPING, Moment.BEFORE),
@@ -56,12 +61,21 @@ async def run(campaign: Campaign, wanted: Iterable[Play], *, off: Expected, runn
         await _make_possible(campaign, play.kind, expected)
         if expected.running is not play.running:
             await campaign.upkeep()
+        if play.step in FOR_OTHERS_SAKE:
+            await campaign.while_off(expected, functools.partial(_others_act, campaign, play.step, expected))
         if play.step in ON_THE_WAY_BACK:
             campaign.halts.refuse(REFUSALS[play.kind], expected.server.disks[-1])
         await _hit(campaign, play, expected)
         if campaign.summary.violations:
             break
     return await campaign.end()
+
+
+def _others_act(campaign: Campaign, step: Step, expected: Expected) -> None:
+    if step is Step.CLEARING:
+        campaign.others.add_bitmap(expected)
+    else:
+        campaign.others.enlarge(expected)
 
 
 async def _hit(campaign: Campaign, play: Play, expected: Expected) -> None:
