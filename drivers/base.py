@@ -321,8 +321,8 @@ class Hypervisor(Protocol):
         ...
 
     async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
-        """The disks that adopted domains have in common with other domains of the node, by server id, each with the
-        reason. `layout` refuses such a server."""
+        """The disks that adopted domains share with other domains of the node, by server id, each with the reason.
+        `layout` refuses such a server. Raises `HypervisorUnavailable` also where some storage does not answer."""
         ...
 
     async def refuse_if_in_use(self, server_id: int) -> None:

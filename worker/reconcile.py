@@ -89,7 +89,7 @@ class Reconciler:
         for finding in Finding:
             self._metrics.found(finding, times=0)
         self._asked = asyncio.Event()
-        self._shared: Mapping[int, tuple[SkippedDisk, ...]] = {}  # as seen with the last round
+        self._shared: Mapping[int, tuple[SkippedDisk, ...]] = {}  # as last seen
         self._unjudged: dict[ServerId, int] = {}  # tries that are left
 
     def soon(self) -> None:
@@ -103,12 +103,19 @@ class Reconciler:
             try:
                 async with asyncio.timeout(self._look_seconds):
                     domains = await self._hypervisor.domains()
-                    self._shared = await self._hypervisor.shared_disks()
+                    await self._look_for_shared_disks()
                 for domain in domains:
                     await self.server(ServerId(domain.server_id))
             except (DriverError, TimeoutError) as error:
                 log.warning("reconcile.put_off", reason=str(error) or type(error).__name__)
             await self._look_again_until(time.monotonic() + ROUND_SECONDS)
+
+    async def _look_for_shared_disks(self) -> None:
+        """Storage of one server that does not answer keeps no other server from being looked at."""
+        try:
+            self._shared = await self._hypervisor.shared_disks()
+        except DriverError as error:
+            log.warning("reconcile.shared_unknown", reason=str(error))
 
     async def _look_again_until(self, round_ends: float) -> None:
         """A store that came back from an older copy may hold a server for a job that ended long ago: its end is told
