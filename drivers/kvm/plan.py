@@ -78,6 +78,7 @@ class Comparison:
 
     matches: tuple[Match, ...]
     differing: tuple[SkippedDisk, ...]  # held and not there, or there and not held; each reason is a sentence
+    on_other_bases: bool = False  # some of these have the snapshot, and not what it rests on
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -96,12 +97,14 @@ def compare(
         return _compare_unwritten(tag, now)
     matches: list[Match] = []
     differing: list[SkippedDisk] = []
+    on_other_bases = False
     free = list(now)
     for held in contents.disks:
         match = _find(tag, held, free)
         if match is not None and held.base not in {None, match.now.base}:
             differing.append(SkippedDisk(target=match.target, reason=_why_worthless(match)))
             free.remove(match.now)
+            on_other_bases = True
         elif match is None:
             differing.append(SkippedDisk(target=held.target, reason=_why_gone(tag, held, now, left_out_now)))
         else:
@@ -113,7 +116,7 @@ def compare(
         for one in free
         if one.disk.target not in told
     ]
-    return Comparison(matches=tuple(matches), differing=tuple(differing))
+    return Comparison(matches=tuple(matches), differing=tuple(differing), on_other_bases=on_other_bases)
 
 
 def _compare_unwritten(tag: str, now: Sequence[DiskNow]) -> Comparison:
@@ -208,10 +211,10 @@ def differing_state(
 
 def refuse(found: Comparison, state: Sequence[SkippedDisk], *, present_only: bool) -> None:
     """Raises SnapshotNotFound, DisksDiffer or UnsupportedServer, all before any change."""
-    if not found.matches:
-        raise SnapshotNotFound("no disk of the server holds the snapshot")
     reasons = [skipped.reason for skipped in (*found.differing, *state)]
-    if reasons and not present_only:
+    if not found.matches and not found.on_other_bases:
+        raise SnapshotNotFound("no disk of the server holds the snapshot")
+    if reasons and not (present_only and found.matches):
         raise DisksDiffer("; ".join(reasons))
     for match in found.matches:
         now = match.now.tables
