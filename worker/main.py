@@ -278,7 +278,7 @@ async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) ->
         stack.callback(journal.close)
         hypervisor = await _open_hypervisor(settings)
         stack.push_async_callback(hypervisor.close)
-        if fence := _fence(settings):
+        if fence := await asyncio.to_thread(_fence, settings):  # it may wait for what a dead worker has left
             stack.callback(fence.release)
         redis = connect(settings.redis, observer=metrics.redis)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
