@@ -180,6 +180,7 @@ class KvmHypervisor:
         await self._libvirt.on(server_id, in_use.refuse)
 
     async def hold(self, server_id: int) -> None:
+        await self.refuse_if_in_use(server_id)  # libvirt would have us wait for half a minute, and then refuse
         await self._libvirt.on(server_id, listing.hold)
 
     async def let_go(self, server_id: int) -> None:
