@@ -332,8 +332,10 @@ class Hypervisor(Protocol):
     async def hold(self, server_id: int) -> None:
         """Keep others from moving the server to another node until `let_go`, also over the death of this process.
 
-        Held already is fine. Where the hypervisor has no means to hold a server, it is not held. Raises `ServerInUse` where
-        another tool is at work on the server already; what begins in the same moment is for `refuse_if_in_use` to find.
+        Held already is fine. Where the hypervisor has no means to hold a server, it is not held.
+
+        Raises `ServerInUse` where another tool is already at work on the server. What begins in the same moment is for
+        `refuse_if_in_use` to find.
         """
         ...
 
