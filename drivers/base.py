@@ -302,7 +302,8 @@ class Hypervisor(Protocol):
         ...
 
     async def start(self, server_id: int) -> None:
-        """Turn the domain on; on already is fine. Raises `StartFailed`."""
+        """Turn the domain on; on already is fine. Raises `StartFailed`, or `DiskBusy` while another program holds a
+        disk."""
         ...
 
     async def layout(self, server_id: int) -> Layout:

@@ -115,11 +115,16 @@ class KvmHypervisor:
         try:
             await self._libvirt.on(server_id, domain.start, otherwise=StartFailed, text="the server does not start")
         except StartFailed:
-            try:
-                await disks.refuse_held((await self._hardware(server_id)).disks, patience_seconds=0)
-            except ServerInUse as error:  # a backup of a server that is off: it lets go when it is done
-                raise DiskBusy(f"the server does not start: {error}") from error
+            with suppress(UnsupportedServer):  # a disk that can't be looked at: its storage may come back in a moment
+                await self._refuse_busy_disks(server_id)
             raise
+
+    async def _refuse_busy_disks(self, server_id: int) -> None:
+        """Raises DiskBusy where another program keeps a server that is off from starting."""
+        try:
+            await disks.refuse_held((await self._hardware(server_id)).disks, patience_seconds=0)
+        except ServerInUse as error:  # a backup, for example: it lets go when it is done
+            raise DiskBusy(f"the server does not start: {error}") from error
 
     # --- looking ---
 
