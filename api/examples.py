@@ -41,7 +41,7 @@ SNAPSHOT = bodies.Snapshot(
 )
 CONTENTS = bodies.Contents(
     disks=(bodies.HeldDisk(target="vda", size_mb=25600), bodies.HeldDisk(target="vdb", size_mb=102400)),
-    left_out=(bodies.LeftOut(target="sda", reason="a CD-ROM"),),
+    left_out=(bodies.LeftOut(target="sda", reason="it is a cdrom"),),
     firmware="uefi",
     nvram=True,
     tpm=False,
@@ -134,10 +134,13 @@ DELIVERIES = DeliveryList(count=1, results=(DELIVERY,))
 HEALTH = bodies.Health(status="ok")
 
 
-_LEFT_OUT = bodies.Note(code=NoteCode.LEFT_OUT, detail="The snapshot does not hold sda: a CD-ROM.", disks=("sda",))
+_LEFT_OUT = bodies.Note(
+    code=NoteCode.LEFT_OUT, detail="The snapshot does not hold sda (it is a cdrom).", disks=("sda",)
+)
 _CHAIN_ENDED = bodies.Note(
     code=NoteCode.BACKUP_CHAIN_ENDED,
-    detail="The dirty bitmaps of vda were removed: the next incremental backup must be a full one.",
+    detail="A restore ends the chain of incremental backups: the dirty bitmaps and checkpoints that it rests on are"
+    " removed. The next backup must be a full one.",
     disks=("vda",),
 )
 

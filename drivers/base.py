@@ -302,7 +302,8 @@ class Hypervisor(Protocol):
         ...
 
     async def start(self, server_id: int) -> None:
-        """Turn the domain on; on already is fine. Raises `StartFailed`."""
+        """Turn the domain on; on already is fine. Raises `StartFailed`, or `DiskBusy` while another program holds a
+        disk."""
         ...
 
     async def layout(self, server_id: int) -> Layout:
@@ -321,8 +322,8 @@ class Hypervisor(Protocol):
         ...
 
     async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
-        """The disks that adopted domains have in common with other domains of the node, by server id, each with the
-        reason. `layout` refuses such a server."""
+        """The disks that adopted domains share with other domains of the node, by server id, each with the reason.
+        `layout` refuses such a server. Raises `HypervisorUnavailable` also where some storage does not answer."""
         ...
 
     async def refuse_if_in_use(self, server_id: int) -> None:
@@ -333,6 +334,9 @@ class Hypervisor(Protocol):
         """Keep others from moving the server to another node until `let_go`, also over the death of this process.
 
         Held already is fine. Where the hypervisor has no means to hold a server, it is not held.
+
+        Raises `ServerInUse` where another tool is already at work on the server. What begins in the same moment is for
+        `refuse_if_in_use` to find.
         """
         ...
 

@@ -194,6 +194,7 @@ class FakeHypervisor:
 
     async def hold(self, server_id: int) -> None:
         server = self.server(server_id)
+        _refuse_if_in_use(server)
         await self._do(Effect.HOLD, server, change=lambda: setattr(server, "held", True))
 
     async def let_go(self, server_id: int) -> None:

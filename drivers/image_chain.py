@@ -5,9 +5,11 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 
-DEPTH = 200  # images in one chain, as many as libvirt itself follows
-MAGIC = b"QFI\xfb"
+from drivers.qcow2_tables import MAGIC
+
+DEPTH = 200  # images in one chain, as many as libvirt itself follows; more is a loop
 MAX_NAME_BYTES = 1023  # of a backing file, as QEMU has it
 _HEAD = struct.Struct(">4sIQI")
 
@@ -20,9 +22,11 @@ def files(path: str) -> Iterator[tuple[str, os.stat_result]]:
             return
         try:
             status = os.stat(current)
-            below = _backing_file(current)
         except (OSError, ValueError):
             return
+        below = None
+        with suppress(OSError, ValueError):
+            below = _backing_file(current)
         yield current, status
         current = below
 
@@ -53,7 +57,10 @@ def _backing_file(path: str) -> str | None:
     finally:
         os.close(file)
     if name.startswith("json:"):
-        name = _file_name(json.loads(name.removeprefix("json:")))
+        try:
+            name = _file_name(json.loads(name.removeprefix("json:")))
+        except RecursionError as error:  # a thousand brackets
+            raise ValueError("its name is nested too deeply") from error
     return os.path.join(os.path.dirname(path), name.removeprefix("file:"))
 
 

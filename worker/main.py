@@ -108,14 +108,14 @@ def list_in_virsh(
     server_id: Annotated[int, typer.Argument(min=1, max=ID_MAX, help="The server's id in the public API.")],
     config: Config = None,
 ) -> None:
-    """Put a server's snapshots into libvirt's own list, for `virsh snapshot-list` and the like, until the worker looks
-    at the server next (each 5 minutes). As long as they are there, libvirt does not migrate the server."""
+    """List a server's snapshots in libvirt, for `virsh snapshot-list` and the like, until the worker looks at the
+    server next (every 5 minutes). While they are listed, libvirt does not migrate the server."""
     settings = _settings(config)
     try:
         tags = uvloop.run(_list_in_virsh(settings, server_id))
     except DriverError as error:
         _refuse(str(error))
-    typer.echo("\n".join(tags) if tags else f"server {server_id} has no snapshot that is whole")
+    typer.echo("\n".join(tags) if tags else f"server {server_id} has no complete snapshot")
 
 
 @app.command()
@@ -138,12 +138,13 @@ def drop_kept(
 @app.command()
 def survey(
     folder: Annotated[
-        Path | None, typer.Argument(help="Of definitions (*.xml) and images; without it, a libvirt.")
+        Path | None, typer.Argument(help="Survey the domain XML (*.xml) and images in this folder, not a libvirt.")
     ] = None,
-    libvirt: Annotated[str, typer.Option(help="The libvirt to ask.")] = "qemu:///system",
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    libvirt: Annotated[str, typer.Option(help="URI of the libvirt to survey.")] = "qemu:///system",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a snapshot of each server would hold, leave out, or be refused for. Changes nothing; needs no Redis."""
+    """Say what a snapshot of each server would hold and leave out, or why it is refused. Changes nothing; needs no
+    Redis."""
     try:
         surveyed = asyncio.run(_survey(folder, libvirt))
     except (DriverError, OSError) as error:
@@ -278,7 +279,7 @@ async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) ->
         stack.callback(journal.close)
         hypervisor = await _open_hypervisor(settings)
         stack.push_async_callback(hypervisor.close)
-        if fence := _fence(settings):
+        if fence := await asyncio.to_thread(_fence, settings):  # it may wait for what a dead worker has left
             stack.callback(fence.release)
         redis = connect(settings.redis, observer=metrics.redis)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)

@@ -1,8 +1,8 @@
-"""Reconciliation: the store against the disks, libvirt's list and the journal, one server at a time.
+"""Reconciliation: compares the store with the disks, with what is written down on the node, and with the journal.
 
 What is on the disks and nobody knows is told to the store (so a store that lost its data is built up again). What is
-provably ours and an orphan is deleted. What the store lists and no disk has is told as failed, what libvirt's list has
-lost is listed again. What is not ours, that is, has no tag of ours, is never touched.
+provably ours and an orphan is deleted. What the store lists and no disk has is told as failed. What is no longer
+written down in the domain's metadata is written there again. A snapshot without a tag of ours is never touched.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class Finding(StrEnum):
     """What can differ, and what is done about it."""
 
     UNKNOWN_SNAPSHOT = "unknown_snapshot"  # on the disks and not in the store: published
-    UNLISTED_SNAPSHOT = "unlisted_snapshot"  # whole, and not in libvirt's list (the server was moved?): listed again
+    UNLISTED_SNAPSHOT = "unlisted_snapshot"  # whole, and nothing is written down of it: written again
     FOUND_SNAPSHOT = "found_snapshot"  # had been lost, and is whole on the disks again: completed as it was
     STRAY_TAG = "stray_tag"  # ours by its name, of nobody that is known, or a part of a lost one: told, nothing else
     ORPHANED_TAG = "orphaned_tag"  # of a create that has failed, and no job owns it: deleted
@@ -63,6 +63,7 @@ class Finding(StrEnum):
 class Difference:
     finding: Finding
     tag: str  # of a shared disk: its target
+    reason: str = ""  # for the log
 
 
 class Reconciler:
@@ -89,7 +90,7 @@ class Reconciler:
         for finding in Finding:
             self._metrics.found(finding, times=0)
         self._asked = asyncio.Event()
-        self._shared: Mapping[int, tuple[SkippedDisk, ...]] = {}  # as seen with the last round
+        self._shared: Mapping[int, tuple[SkippedDisk, ...]] = {}  # as last seen
         self._unjudged: dict[ServerId, int] = {}  # tries that are left
 
     def soon(self) -> None:
@@ -103,12 +104,19 @@ class Reconciler:
             try:
                 async with asyncio.timeout(self._look_seconds):
                     domains = await self._hypervisor.domains()
-                    self._shared = await self._hypervisor.shared_disks()
+                    await self._look_for_shared_disks()
                 for domain in domains:
                     await self.server(ServerId(domain.server_id))
             except (DriverError, TimeoutError) as error:
                 log.warning("reconcile.put_off", reason=str(error) or type(error).__name__)
             await self._look_again_until(time.monotonic() + ROUND_SECONDS)
+
+    async def _look_for_shared_disks(self) -> None:
+        """Storage of one server that does not answer keeps no other server from being looked at."""
+        try:
+            self._shared = await self._hypervisor.shared_disks()
+        except DriverError as error:
+            log.warning("reconcile.shared_unknown", reason=str(error))
 
     async def _look_again_until(self, round_ends: float) -> None:
         """A store that came back from an older copy may hold a server for a job that ended long ago: its end is told
@@ -153,7 +161,7 @@ class Reconciler:
         """Tell the store of the snapshots and jobs that it does not know."""
         making_or_deleting = {JobKind.CREATE, JobKind.DELETE}
         at_work = {task.snapshot_id for task in self._open_tasks(server_id) if task.kind in making_or_deleting}
-        # libvirt lists a snapshot of ours when every disk has it: what is listed was whole, and is a customer's.
+        # A create writes a snapshot down last: what is written down was whole, and is a customer's.
         taken = {
             snapshot_id: (snapshot.tag, snapshot.spec)
             for snapshot in found
@@ -220,11 +228,14 @@ class Reconciler:
             differences += _undeleted(ours, known)
             differences += _reverted(found)
             shared = self._shared.get(server_id, ())
-            differences += [Difference(finding=Finding.SHARED_DISK, tag=disk.target) for disk in shared]
+            differences += [
+                Difference(finding=Finding.SHARED_DISK, tag=disk.target, reason=disk.reason) for disk in shared
+            ]
             differences += await self._tell_lost(server_id, ids, known)
             differences += self._track_safeties(server_id, found, spare)
         for difference in differences:
-            log.warning("reconcile.finding", finding=difference.finding, server_id=server_id, tag=difference.tag)
+            why = {"reason": difference.reason} if difference.reason else {}
+            log.warning("reconcile.finding", finding=difference.finding, server_id=server_id, tag=difference.tag, **why)
             self._metrics.found(difference.finding)
         if is_busy:
             return  # what was found before stays in the list until it is judged again
@@ -311,8 +322,8 @@ class Reconciler:
                 continue
             finding = Finding.TORN_SNAPSHOT if held and held.targets else Finding.LOST_SNAPSHOT
             reason = "; ".join(held.missing) if held else "no disk of the server holds the snapshot"
-            if finding is Finding.TORN_SNAPSHOT or await self._store.lose(server_id, snapshot_id, reason=reason):
-                differences.append(Difference(finding=finding, tag=snapshot_tag(snapshot_id)))
+            if finding is Finding.TORN_SNAPSHOT or await self._store.lose(server_id, snapshot_id):
+                differences.append(Difference(finding=finding, tag=snapshot_tag(snapshot_id), reason=reason))
         return differences
 
     def _track_safeties(

@@ -35,7 +35,8 @@ def _counts(surveyed: Sequence[Surveyed]) -> dict[str, int]:
 
 def _lines(server: Surveyed) -> Iterator[str]:
     adopted = "" if server.server_id is None else f", server {server.server_id}"
-    yield f"{_shown(server.name)}{adopted}: {'can not be snapshotted' if server.refused else 'can be snapshotted'}"
+    verdict = "can't be snapshotted" if server.refused else "can be snapshotted"
+    yield f"{_shown(server.name)}{adopted}: {verdict}"
     for text in server.refused:
         yield f"  refused   {_shown(text)}"
     for disk in server.disks:

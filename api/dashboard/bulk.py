@@ -84,8 +84,8 @@ async def ask(desk: Desk, visit: Visit) -> web.Response:
     wanted = _wanted({name: visit.request.query.getall(name) for name in visit.request.query})
     if wanted.action == "retry":
         text = (
-            "New jobs will do the same again and may stop the VMs. Refused are jobs that were cancelled, that were"
-            " retried before, or whose server has had a later job."
+            "New jobs will do the same again and may stop the VMs. Jobs that were cancelled or retried before, or whose"
+            " server has had a later job, are refused."
         )
     else:
         text = "Those that have not begun end as failed, cancelled. Others are left alone."

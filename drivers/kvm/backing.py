@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from drivers import image_locks, qcow2
 from drivers.base import UnsupportedServer
+from drivers.image_chain import DEPTH
 from drivers.image_locks import Holder
 from drivers.kvm.domain_xml import FileDisk
 from drivers.qcow2 import QemuImgFailed
 from drivers.qcow2_image import Backing, Image, UnknownBacking
-
-DEPTH = 200  # images in one chain, as many as libvirt itself follows; more is a loop
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,8 +44,6 @@ def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: s
         return DomainNotFound("the hypervisor does not know the server")
     if code == libvirt.VIR_ERR_OPERATION_TIMEOUT and "state change lock" in str(error):
         return ServerInUse("another tool is at work on the server")  # the call has waited for it, and done nothing
-    if code == libvirt.VIR_ERR_OPERATION_TIMEOUT and "state change lock" in str(error):
-        return HypervisorUnavailable("the hypervisor is at work on the server for another tool")
     lost = code in UNKNOWN_OUTCOME or "client socket is closed" in str(error)
     if lost or (code == libvirt.VIR_ERR_SYSTEM_ERROR and not alive):
         return HypervisorUnavailable("the hypervisor does not answer")

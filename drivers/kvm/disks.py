@@ -109,15 +109,6 @@ async def _holder(disk: FileDisk, deadline: float) -> Holder | None:
         await asyncio.sleep(qcow2.LOCK_RETRY_SECONDS)
 
 
-async def held_tags(disks: Iterable[FileDisk]) -> dict[str, frozenset[str]]:
-    """Each tag with the targets of the disks that hold it."""
-    holders: dict[str, frozenset[str]] = {}
-    for disk in disks:
-        for tag in (await readable(disk)).tags:
-            holders[tag] = holders.get(tag, frozenset()) | {disk.target}
-    return holders
-
-
 async def ids_of(disks: Sequence[FileDisk], tag: str) -> dict[FileDisk, str]:
     """What each image calls the snapshot.
 

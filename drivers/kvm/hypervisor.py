@@ -1,15 +1,14 @@
 """The hypervisor port on libvirt and qemu-img.
 
-On a domain that is off, qemu-img changes the disks and libvirt is told afterwards (REDEFINE), so that its list, `virsh`
-and its own delete know the snapshot. On a running domain only libvirt may touch the disks.
+On a domain that is off, qemu-img changes the disks, and the snapshot is then written down in the domain's metadata
+(ADR 15). On a running domain only its QEMU may touch the disks, and libvirt passes our commands on to it.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Self
 
 from drivers import qcow2
@@ -33,15 +32,14 @@ from drivers.base import (
     StartFailed,
     UnsupportedServer,
 )
-from drivers.kvm import disks, domain, in_use, listing, live_delete, plan, readiness, sharing
+from drivers.kvm import deleting, disks, domain, in_use, listing, plan, readiness, sharing
 from drivers.kvm.connection import Connection
-from drivers.kvm.domain_xml import FileDisk, Hardware, Kind
+from drivers.kvm.domain_xml import Hardware, Kind
 from drivers.kvm.judgement import judge
+from drivers.kvm.neighbours import Neighbours
 from drivers.kvm.places import places_of
-from drivers.kvm.snapshots import View, left_behind, read_disks
-from drivers.kvm.state_copies import Copies
+from drivers.kvm.snapshots import View, copies_of, left_behind, look, read_disks
 
-OTHERS_SECONDS = 5.0  # for a look at the files of every domain; hundreds take a tenth of a second
 LOOK_AGAIN_SECONDS = 0.3  # libvirt's event of a stop was seen up to 1.6 s late
 
 
@@ -52,7 +50,7 @@ class KvmHypervisor:
         self._libvirt = connection
         self._places = places_of(connection.uri)
         self._waiting_for_off: list[asyncio.Event] = []
-        self._looking_at_files: asyncio.Future[sharing.Uses] | None = None
+        self._neighbours = Neighbours(connection, self._places)
         connection.listen(self._wake_waiting)
 
     @classmethod
@@ -117,11 +115,16 @@ class KvmHypervisor:
         try:
             await self._libvirt.on(server_id, domain.start, otherwise=StartFailed, text="the server does not start")
         except StartFailed:
-            try:
-                await disks.refuse_held((await self._hardware(server_id)).disks, patience_seconds=0)
-            except ServerInUse as error:  # a backup of a server that is off: it lets go when it is done
-                raise DiskBusy(f"the server does not start: {error}") from error
+            with suppress(UnsupportedServer):  # a disk that can't be looked at: its storage may come back in a moment
+                await self._refuse_busy_disks(server_id)
             raise
+
+    async def _refuse_busy_disks(self, server_id: int) -> None:
+        """Raises DiskBusy where another program keeps a server that is off from starting."""
+        try:
+            await disks.refuse_held((await self._hardware(server_id)).disks, patience_seconds=0)
+        except ServerInUse as error:  # a backup, for example: it lets go when it is done
+            raise DiskBusy(f"the server does not start: {error}") from error
 
     # --- looking ---
 
@@ -133,7 +136,7 @@ class KvmHypervisor:
         await self._libvirt.on(server_id, lambda one: readiness.refuse_unstoppable(one, found.disks))
         if await self.power(server_id) is Power.OFF:
             await disks.refuse_held(found.disks)
-        await self._refuse_shared(server_id, found)
+        await self._neighbours.refuse_shared(server_id, found.disks)
         written = await self._libvirt.on(server_id, lambda found: listing.written_down(found, self._places))
         await asyncio.to_thread(sharing.refuse_overlays, found.disks, written.ours)
         return Layout(
@@ -171,30 +174,12 @@ class KvmHypervisor:
 
     async def _other_tpm(self, view: View, tag: str) -> tuple[SkippedDisk, ...]:
         with disks.refused_as(UnsupportedServer, "the copies of the UEFI variables or the TPM can't be looked at"):
-            unfit = await asyncio.to_thread(_copies(view.hardware, view.contents(tag)).unfit, tag)
+            unfit = await asyncio.to_thread(copies_of(view.hardware, view.contents(tag)).unfit, tag)
         reason = "the server has a TPM of another version than when the snapshot was taken"
         return tuple(SkippedDisk(target=kind, reason=reason) for kind in unfit)
 
-    async def _refuse_shared(self, server_id: int, found: Hardware) -> None:
-        """Raises UnsupportedServer. Storage of other servers that does not answer keeps no job of this one waiting."""
-        uuid = await self._libvirt.on(server_id, lambda found: found.UUIDString())
-        looking = self._looking_at_files = self._looking_at_files or asyncio.ensure_future(
-            self._libvirt.call(sharing.uses)
-        )
-        await asyncio.wait({looking}, timeout=OTHERS_SECONDS)
-        if not looking.done():
-            return
-        self._looking_at_files = None
-        for shared in await asyncio.to_thread(lambda: [*sharing.shared(found.disks, uuid, looking.result())]):
-            raise UnsupportedServer(f"disk {shared.target} can't be snapshotted: {shared.reason}")
-
     async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
-        every = await self._libvirt.call(sharing.uses)
-        found = await self._libvirt.adopted(
-            lambda one: (one.UUIDString(), domain.configured_hardware(one, self._places).disks)
-        )
-        common = {mark.server_id: tuple(sharing.shared(held, uuid, every)) for mark, uuid, held in found}
-        return {server_id: shared for server_id, shared in common.items() if shared}
+        return await self._neighbours.shared_disks()
 
     async def refuse_if_in_use(self, server_id: int) -> None:
         await self._libvirt.on(server_id, in_use.refuse)
@@ -235,7 +220,7 @@ class KvmHypervisor:
         if view.differing_state(tag):
             return False
         with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM can't be looked at"):
-            state_is_at = await asyncio.to_thread(_copies(view.hardware, view.contents(tag)).is_at, tag)
+            state_is_at = await asyncio.to_thread(copies_of(view.hardware, view.contents(tag)).is_at, tag)
         return state_is_at and await disks.are_at(view.hardware.disks, tag)
 
     # --- changing ---
@@ -245,7 +230,7 @@ class KvmHypervisor:
         if any(snapshot.tag == spec.tag for snapshot in await self.snapshots(server_id)):
             raise SnapshotExists(f"the tag {spec.tag} exists already")
         with disks.refused_as(DiskFailed, "the UEFI variables or the TPM can't be copied"):
-            await asyncio.to_thread(_copies(found).save, spec.tag)
+            await asyncio.to_thread(copies_of(found).save, spec.tag)
         await disks.on_every(
             found.disks, lambda disk: qcow2.create_snapshot(disk.path, spec.tag), text="took no snapshot"
         )
@@ -287,7 +272,7 @@ class KvmHypervisor:
         )
         held = (await self._view(server_id)).contents(tag)
         with disks.refused_as(DiskFailed, "the UEFI variables or the TPM can't be restored"):
-            await asyncio.to_thread(_copies(found, held).restore, tag)
+            await asyncio.to_thread(copies_of(found, held).restore, tag)
 
     async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
         await self._must_be_off(server_id)
@@ -305,18 +290,20 @@ class KvmHypervisor:
         view = await self._view(server_id)
         found = view.hardware
         if holders := view.holders(tag):
-            await self._delete_from_disks(server_id, tag, found, holders)
-            if tag in await disks.held_tags(found.disks):
+            held_by = [disk for disk in found.disks if disk.target in holders]
+            running = await self.power(server_id) is not Power.OFF
+            await deleting.from_disks(self._libvirt, server_id, tag, held_by, running=running)
+            if any(disk.tables.named(tag) for disk in await read_disks(found.disks)):
                 raise DiskFailed("a disk kept the snapshot")
         held = view.contents(tag)
         for disk in await asyncio.to_thread(left_behind, tag, held, found.disks) if held else ():
-            await self._delete_left_behind(tag, disk)
+            await deleting.from_former_disk(self._libvirt, tag, disk)
         former = await self._libvirt.on(
             server_id,
             lambda found: (*domain.listed_variables(found, tag), domain.assumed_variables(found, self._places)),
         )
         with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM can't be deleted"):
-            await asyncio.to_thread(_copies(found, held, former=former).delete, tag)
+            await asyncio.to_thread(copies_of(found, held, former=former).delete, tag)
         text = "libvirt kept what is written down of the snapshot"
         await self._libvirt.on(server_id, lambda found: listing.strike_out(found, tag), otherwise=DiskFailed, text=text)
 
@@ -348,14 +335,8 @@ class KvmHypervisor:
 
     async def _view(self, server_id: int) -> View:
         found = await self._hardware(server_id)
-        written = await self._libvirt.on(server_id, lambda found: listing.written_down(found, self._places))
-        copies = _copies(found, *(record.contents for record in written.records.values()))
-        with disks.refused_as(UnsupportedServer, "the copies of the UEFI variables or the TPM can't be looked at"):
-            by_tag = await asyncio.to_thread(copies.tags)
-            present = frozenset(part.kind for part in await asyncio.to_thread(copies.present))
-        return View(
-            hardware=found, disks=await read_disks(found.disks), written=written, present=present, copies=by_tag
-        )
+        written = await self._libvirt.on(server_id, lambda one: listing.written_down(one, self._places))
+        return await look(found, written)
 
     async def _write_down(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
         view = await self._view(server_id)
@@ -363,7 +344,7 @@ class KvmHypervisor:
         if record is None:
             raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
         with disks.refused_as(DiskFailed, "the copy of the UEFI variables can't be moved beside the disks"):
-            await asyncio.to_thread(_copies(view.hardware).move_former, spec.tag)
+            await asyncio.to_thread(copies_of(view.hardware).move_former, spec.tag)
         text = "libvirt did not write down the snapshot"
         await self._libvirt.on(
             server_id, lambda found: listing.write_down(found, record), otherwise=DiskFailed, text=text
@@ -373,36 +354,6 @@ class KvmHypervisor:
         await self._must_be_off(server_id)
         await self.layout(server_id)  # refuses what it must before the first effect
         return await self._hardware(server_id)
-
-    async def _delete_from_disks(self, server_id: int, tag: str, found: Hardware, holders: frozenset[str]) -> None:
-        held = [disk for disk in found.disks if disk.target in holders]
-        if await self.power(server_id) is not Power.OFF:
-            text = "a disk of the running server kept the snapshot"
-            held = await self._libvirt.on(
-                server_id,
-                lambda running: live_delete.delete_under_guest(running, held, tag),
-                otherwise=DiskFailed,
-                text=text,
-            )
-        await disks.on_every(held, lambda disk: qcow2.delete_snapshot(disk.path, tag), text="kept the snapshot")
-
-    async def _delete_left_behind(self, tag: str, disk: FileDisk) -> None:
-        """From a file that is no disk of the server any more: by the QEMU that runs on it now, if one does."""
-        in_qemu = await self._libvirt.call(
-            lambda handle: live_delete.delete_where_it_runs(handle, disk, tag),
-            otherwise=DiskFailed,
-            text=f"disk {disk.target}, which is not the server's any more, kept the snapshot",
-        )
-        if not in_qemu:
-            text = "is not the server's any more and kept the snapshot"
-            await disks.on_every([disk], lambda disk: qcow2.delete_snapshot(disk.path, tag), text=text)
-
-
-def _copies(found: Hardware, *held: Contents | None, former: Sequence[Path] = ()) -> Copies:
-    """`held`: what snapshots hold whose copies are looked for; they lie beside the disk that was the first one then."""
-    then = (disk.path for contents in held if contents for disk in contents.disks)
-    images = dict.fromkeys([*(disk.path for disk in found.disks), *then])
-    return Copies(images=[Path(path) for path in images], parts=found.parts, former=former)
 
 
 def _version(number: int) -> str:

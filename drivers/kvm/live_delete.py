@@ -76,7 +76,7 @@ def delete_where_it_runs(handle: Any, disk: FileDisk, tag: str) -> bool:
 
     Raises DiskFailed."""
     for domain in handle.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
-        for here in _running_disks(domain.XMLDesc(0)):
+        for here in _running_disks_of(domain):
             if here.path is not None and os.path.realpath(here.path) == os.path.realpath(disk.path):
                 return not delete_under_guest(domain, [FileDisk(target=here.target, path=here.path)], tag)
     return False
@@ -87,6 +87,16 @@ class _RunningDisk:
     target: str
     path: str | None  # None: a volume of a storage pool
     node: str
+
+
+def _running_disks_of(domain: Any) -> list[_RunningDisk]:
+    """None of a domain that has gone meanwhile."""
+    try:
+        return [*_running_disks(domain.XMLDesc(0))]
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+            raise
+        return []
 
 
 def _running_disks(xml: str) -> Iterable[_RunningDisk]:

@@ -57,15 +57,19 @@ def snapshot_xml(spec: SnapshotSpec, hardware_now: Hardware, domain: str) -> str
 
 
 def read_snapshot_xml(xml: str) -> SnapshotSpec:
-    """A snapshot in libvirt's list; one that is not ours has its description for a name."""
+    """A snapshot in libvirt's list; one that is not ours has its description for a name. A moment that
+    no calendar has is 1970."""
     root = read(xml)
     name, _, description = (root.findtext("description") or "").partition("\n")
-    created = int(root.findtext("creationTime") or 0)
+    try:
+        created_at = datetime.fromtimestamp(int(root.findtext("creationTime") or 0), UTC)
+    except (ValueError, OverflowError, OSError):  # libvirt takes any number from whoever redefines an entry
+        created_at = datetime.fromtimestamp(0, UTC)
     return SnapshotSpec(
         tag=root.findtext("name") or "",
         name=name,
         description=description,
-        created_at=datetime.fromtimestamp(created, UTC),
+        created_at=created_at,
     )
 
 

@@ -19,9 +19,8 @@ from drivers.base import (
     UnsupportedServer,
 )
 from drivers.kvm.domain_xml import FileDisk, Kind
+from drivers.qcow2_image import VERSION_OF_FIXED_SIZE
 from drivers.qcow2_tables import Entry, Tables
-
-FIXED_SIZE_VERSION = 2  # of qcow2: QEMU does not resize such an image while it has snapshots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +220,7 @@ def refuse(found: Comparison, state: Sequence[SkippedDisk], *, present_only: boo
         now = match.now.tables
         if now.virtual_bytes < match.virtual_bytes:
             raise UnsupportedServer(f"disk {match.target} is smaller now than it was when the snapshot was taken")
-        if match.grown and now.version == FIXED_SIZE_VERSION:
+        if match.grown and now.version == VERSION_OF_FIXED_SIZE:
             raise UnsupportedServer(
                 f"disk {match.target} was enlarged since, and could not be again after the restore:"
                 " its image is of the old version 2 (compat=0.10)"

@@ -144,8 +144,12 @@ def _held_disk(element: ET.Element) -> HeldDisk:
 
 
 def _moment(text: str) -> datetime:
+    """Raises ValueError."""
     moment = datetime.fromisoformat(text)
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError as error:  # in the first or last hours that a datetime can tell
+        raise ValueError("a moment is too far away") from error
 
 
 def _add(parent: ET.Element, name: str, about: dict[str, str]) -> None:

@@ -60,6 +60,11 @@ def shared(disks: Iterable[FileDisk], uuid: str, every: Uses) -> Iterator[Skippe
                 yield SkippedDisk(target=disk.target, reason="a disk of another server is based on it")
 
 
+def refusal(disk: SkippedDisk) -> str:
+    """Why a server with this shared disk can't be snapshotted."""
+    return f"disk {disk.target} can't be snapshotted: {disk.reason}"
+
+
 def refuse_overlays(disks: Iterable[FileDisk], tags: Collection[str]) -> None:
     """Raises ServerInUse where the image below a disk holds snapshots of this server.
 

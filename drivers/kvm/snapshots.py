@@ -15,11 +15,13 @@ from drivers.base import (
     SnapshotSpec,
     UnsupportedServer,
 )
+from drivers.kvm.disks import refused_as
 from drivers.kvm.domain_xml import FileDisk, Hardware, Kind
 from drivers.kvm.judgement import not_yet
 from drivers.kvm.listing import OURS, Written
 from drivers.kvm.plan import Comparison, DiskNow, StateBeside, compare, differing_state, with_stamps
 from drivers.kvm.records import Record
+from drivers.kvm.state_copies import Copies
 from drivers.qcow2_tables import TablesUnreadable
 
 
@@ -113,6 +115,23 @@ def contents_of(hardware: Hardware) -> Contents:
         nvram=any(part.kind is not Kind.TPM for part in hardware.parts),
         tpm=any(part.kind is Kind.TPM for part in hardware.parts),
     )
+
+
+def copies_of(found: Hardware, *held: Contents | None, former: Sequence[Path] = ()) -> Copies:
+    """`held`: what snapshots hold whose copies are looked for; they lie beside the disk that was the first one then.
+    `former`: see Copies."""
+    then = (disk.path for contents in held if contents for disk in contents.disks)
+    images = dict.fromkeys([*(disk.path for disk in found.disks), *then])
+    return Copies(images=[Path(path) for path in images], parts=found.parts, former=former)
+
+
+async def look(found: Hardware, written: Written) -> View:
+    """Raises UnsupportedServer where a disk or a copy can't be looked at."""
+    copies = copies_of(found, *(record.contents for record in written.records.values()))
+    with refused_as(UnsupportedServer, "the copies of the UEFI variables or the TPM can't be looked at"):
+        by_tag = await asyncio.to_thread(copies.tags)
+        present = frozenset(part.kind for part in await asyncio.to_thread(copies.present))
+    return View(hardware=found, disks=await read_disks(found.disks), written=written, present=present, copies=by_tag)
 
 
 async def read_disks(disks: Sequence[FileDisk]) -> tuple[DiskNow, ...]:

@@ -237,10 +237,9 @@ def _unpacked(copy: bytes, name: str) -> dict[str, tuple[bytes, Owner]]:
                 if top != name or "/" in file or file in {".", ".."}:
                     continue
                 owned = Owner(uid=entry.uid, gid=entry.gid, mode=entry.mode & 0o777)
-                content = tar.extractfile(entry)
                 if entry.isdir() and not file:
                     found[""] = (b"", owned)
-                elif entry.isreg() and file and content is not None:
+                elif entry.isreg() and file and (content := tar.extractfile(entry)) is not None:
                     found[file] = (content.read(), owned)
     except tarfile.TarError as error:
         raise NotPlain("is no copy of a TPM") from error

@@ -1,6 +1,7 @@
 """What snapshots of servers would hold, without changing anything: of a libvirt, or of a folder of XML and images.
 
-The judgement is the one by which a snapshot is taken or refused (`judgement`, `domain.ready_hardware`).
+The judgement is the one by which a snapshot is taken or refused (`KvmHypervisor.layout`), but for what passes by
+itself: a migration, a backup, a program that holds a disk.
 """
 
 import asyncio
@@ -13,13 +14,13 @@ from typing import Any
 import libvirt
 
 from drivers.base import DriverError, Surveyed, SurveyedDisk
-from drivers.kvm import connection, domain, sharing
+from drivers.kvm import connection, domain, listing, readiness, sharing
 from drivers.kvm.domain_xml import FileDisk, Hardware, hardware
 from drivers.kvm.judgement import judge, judge_disks
 from drivers.kvm.places import places_of
 from drivers.qcow2_image import Image
+from drivers.qcow2_tables import MAGIC
 
-MAGIC = b"QFI\xfb"
 OTHER_IMAGES = frozenset({".img", ".raw", ".vmdk", ".vdi", ".vhd", ".vhdx", ".qed"})
 MAX_XML_BYTES = 16 << 20
 
@@ -42,9 +43,9 @@ async def survey_libvirt(uri: str) -> list[Surveyed]:
     try:
         found = await opened.call(lambda handle: [_read(one, uri) for one in handle.listAllDomains(0)])
         uses = await opened.call(sharing.uses)
+        return [await _of_domain(one, uses, opened) for one in sorted(found, key=lambda one: one.name)]
     finally:
         await opened.close()
-    return [await _of_domain(one, uses) for one in sorted(found, key=lambda one: one.name)]
 
 
 def _read(of: Any, uri: str) -> _Found:
@@ -67,21 +68,36 @@ def _read(of: Any, uri: str) -> _Found:
     )
 
 
-async def _of_domain(found: _Found, uses: sharing.Uses) -> Surveyed:
+async def _of_domain(found: _Found, uses: sharing.Uses, of: connection.Connection) -> Surveyed:
     if found.hardware is None:
         return Surveyed(name=found.name, server_id=found.server_id, refused=found.refusals)
     disks = found.hardware.disks
     judged = await judge(found.hardware)
     shared = await asyncio.to_thread(lambda: [*sharing.shared(disks, found.uuid, uses)])
+    refusals = (*found.refusals, *map(str, judged.refusals), *map(sharing.refusal, shared))
+    if not refusals:
+        refusals = await of.call(lambda handle: _stopping_refused(handle, found.uuid, disks, of.uri))
     return Surveyed(
         name=found.name,
         server_id=found.server_id,
         disks=_disks(disks, judged.images),
         state=tuple(part.kind for part in judged.parts),
         left_out=judged.skipped,
-        refused=(*found.refusals, *(str(error) for error in judged.refusals)),
-        noticed=tuple(f"disk {disk.target}: {disk.reason}" for disk in shared),
+        refused=refusals,
     )
+
+
+def _stopping_refused(handle: Any, uuid: str, disks: Sequence[FileDisk], uri: str) -> tuple[str, ...]:
+    """Why a server whose parts are fit is not to be stopped."""
+    try:
+        found = handle.lookupByUUIDString(uuid)
+        readiness.refuse_unstoppable(found, disks)
+        sharing.refuse_overlays(disks, listing.written_down(found, places_of(uri)).ours)
+    except DriverError as error:
+        return (str(error),)
+    except libvirt.libvirtError as error:
+        return (f"the hypervisor does not tell: {error}",)
+    return ()
 
 
 async def survey_folder(folder: Path) -> list[Surveyed]:

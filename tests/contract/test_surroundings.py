@@ -10,7 +10,7 @@ import pytest
 from deploy.lab.domain import Device, disk
 from deploy.lab.lab import make_disk
 from drivers import image_chain
-from drivers.base import DisksDiffer, InvalidState, ServerInUse, SnapshotSpec, UnsupportedServer
+from drivers.base import DisksDiffer, InvalidState, ServerInUse, SnapshotSpec, StartFailed, UnsupportedServer
 from tests.contract.kvm_bench import KvmBench, qemu_img, read_text, write_text
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -139,6 +139,17 @@ class TestNextStart:
             await kvm_bench.hypervisor.layout(1)
         await kvm_bench.hypervisor.cut_power(1)
         await kvm_bench.hypervisor.layout(1)  # of one that is off nothing is made worse
+
+    async def test_a_start_without_a_disk_may_be_made_again(self, kvm_bench: KvmBench) -> None:
+        """Its storage was away for a moment, for example."""
+        await kvm_bench.add_server(1, disks=1)
+        path, away = kvm_bench.path(1, "vda"), kvm_bench.lab.disk_path("away")
+        path.rename(away)
+        with pytest.raises(StartFailed) as refused:
+            await kvm_bench.hypervisor.start(1)
+        assert refused.value.retryable
+        away.rename(path)
+        await kvm_bench.hypervisor.start(1)
 
     async def test_a_file_that_was_put_in_the_place_of_the_one_in_use_is_noticed(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1, disks=1, running=True)

@@ -7,7 +7,7 @@ import pytest
 
 from deploy.lab.domain import Device, disk
 from deploy.lab.lab import make_disk
-from drivers.base import Surveyed, UnsupportedServer
+from drivers.base import InvalidState, Surveyed, UnsupportedServer
 from drivers.kvm import survey_folder, survey_libvirt
 from tests.conftest import needs
 from tests.contract.harness import ACCOUNT_ID
@@ -36,7 +36,9 @@ async def test_a_libvirt_is_surveyed_with_the_words_of_the_preflight(kvm_bench: 
     surveyed = await survey_libvirt(lab.uri)
     first, second = named(surveyed, "server-1"), named(surveyed, "server-2")
     assert (first.server_id, second.server_id) == (1, None)
-    assert first.refused == ()
+    assert first.refused == ("disk vdb can't be snapshotted: it is a disk of another server as well",)
+    with pytest.raises(UnsupportedServer, match=f"^{first.refused[0]}$"):
+        await kvm_bench.hypervisor.layout(1)
     assert [found.target for found in first.disks] == ["vda", "vdb"]
     assert first.state == ("nvram",)
     assert second.refused == ("disk vda is raw, and only qcow2 can be snapshotted",)
@@ -52,6 +54,19 @@ async def test_a_server_that_could_be_snapshotted_at_another_time_is_told_apart(
     (found,) = await survey_libvirt(kvm_bench.lab.uri)
     assert found.refused == ("the server is suspended",)
     assert [held.target for held in found.disks] == ["vda", "vdb"]
+
+
+async def test_a_server_that_could_not_start_again_is_refused_as_the_preflight_does(kvm_bench: KvmBench) -> None:
+    lab = kvm_bench.lab
+    inserted = make_disk(lab.disk_path("inserted"), format="raw")
+    disks = [disk(make_disk(lab.disk_path("own"))), Device(path=inserted, format="raw", cdrom=True)]
+    await kvm_bench.add_domain(1, disks)
+    await kvm_bench.hypervisor.start(1)
+    assert [found.refused for found in await survey_libvirt(lab.uri)] == [()]
+    inserted.unlink()
+    with pytest.raises(InvalidState) as refused:
+        await kvm_bench.hypervisor.layout(1)
+    assert [found.refused for found in await survey_libvirt(lab.uri)] == [(str(refused.value),)]
 
 
 async def test_a_folder_of_definitions_and_images_is_surveyed_and_stays_as_it_is(tmp_path: Path) -> None:

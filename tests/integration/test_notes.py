@@ -48,7 +48,7 @@ SHOWN = {
     "nvram": True,
     "tpm": False,
 }
-LEFT_OUT = Note(code=NoteCode.LEFT_OUT, detail="The snapshot does not hold: sda: a CD-ROM.", disks=("sda",))
+LEFT_OUT = Note(code=NoteCode.LEFT_OUT, detail="The snapshot does not hold sda (a CD-ROM).", disks=("sda",))
 CHAIN = Note(code=NoteCode.BACKUP_CHAIN_ENDED, detail="The next backup must be a full one.", disks=("vda", "vdb"))
 CREATED = replace(DONE, notes=(LEFT_OUT,), contents=HELD)
 RESTORED = Outcome(state=JobState.COMPLETED, notes=(CHAIN,), undoable_seconds=60)

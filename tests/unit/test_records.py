@@ -58,6 +58,7 @@ def test_hostile_texts_too(text: str) -> None:
         "<snapshot/>",
         "<snapshot tag='vps-8'/>",
         "<snapshot tag='vps-8' created='yesterday'/>",
+        "<snapshot tag='vps-8' created='0001-01-01T00:00:00+14:00'/>",
         "<snapshot tag='vps-8' created='2025-01-15'><disk bytes='many'/></snapshot>",
         "<snapshot tag='vps-8' created='2025-01-15'><disk bytes='-1'/></snapshot>",
         f"<snapshot tag='vps-8' created='2025-01-15'><disk bytes='{'9' * 5000}'/></snapshot>",

@@ -294,9 +294,9 @@ class NodeStore:
             listed={SnapshotId(int(k)): SnapshotStatus(v) for k, v in records.pairs(listed).items()},
         )
 
-    async def lose(self, server_id: ServerId, snapshot_id: SnapshotId, *, reason: str) -> bool:
-        """Say that a listed snapshot is not on the disks, and why; whether it was counted as lost."""
-        return bool(await self._call("lose", self.node, self._owner, server_id, snapshot_id, reason))
+    async def lose(self, server_id: ServerId, snapshot_id: SnapshotId) -> bool:
+        """Say that a listed snapshot is not on the disks; whether it was counted as lost."""
+        return bool(await self._call("lose", self.node, self._owner, server_id, snapshot_id))
 
     async def regain(self, server_id: ServerId, snapshot_id: SnapshotId, *, size_mb: int) -> bool:
         """Say that a snapshot which was lost is whole on the disks again; whether it is completed as it was."""

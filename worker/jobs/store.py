@@ -461,7 +461,7 @@ def _not_retryable(fact: str, other: str) -> str:
         case "retried":
             return f"The job was retried before, as job {other}."
         case "cancelled":
-            return "The job was cancelled; many at once are retried without those. Retry it alone if it is wanted."
+            return "The job was cancelled; a bulk retry leaves such jobs out. Retry it alone if you want it."
         case "later":
-            return f"Its server has had a later job, {other}; many at once are retried without those. Retry it alone."
+            return f"Its server has had a later job, {other}; a bulk retry leaves such jobs out. Retry it alone."
     return f"The job is {fact}; only a failed one can be retried."

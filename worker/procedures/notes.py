@@ -1,4 +1,4 @@
-"""What a job tells the owner of a server beside its outcome: sentences that stand on the job and in its event."""
+"""What a job tells the owner of a server beside its outcome: the notes of the job, whose codes are in its events."""
 
 from collections.abc import Iterable, Sequence
 
@@ -58,11 +58,13 @@ def contents_to_write(held: Contents | None) -> base.Contents | None:
 
 
 def left_out(contents: Contents) -> tuple[Note, ...]:
-    return _about_disks(NoteCode.LEFT_OUT, "The snapshot does not hold", contents.left_out)
+    each = ", ".join(f"{one.target} ({one.reason})" for one in contents.left_out)
+    return _about_disks(NoteCode.LEFT_OUT, f"The snapshot does not hold {each}.", contents.left_out)
 
 
 def not_restored(disks: Sequence[base.SkippedDisk]) -> tuple[Note, ...]:
-    return _about_disks(NoteCode.NOT_RESTORED, "The restore leaves alone", disks)
+    """Each reason names its disk."""
+    return _about_disks(NoteCode.NOT_RESTORED, f"Not restored: {'; '.join(disk.reason for disk in disks)}.", disks)
 
 
 def kept_sizes(disks: Iterable[base.GrownDisk]) -> tuple[Note, ...]:
@@ -89,8 +91,8 @@ def backup_chain_ended(targets: tuple[str, ...]) -> Note:
 def repaired(targets: tuple[str, ...]) -> Note:
     return Note(
         code=NoteCode.DISK_REPAIRED,
-        detail=f"Damage of the image was found and repaired before the first change: {', '.join(targets)}. Where"
-        " the disks are backed up incrementally, the next backup must be a full one.",
+        detail=f"Damage was found and repaired before the first change, on disk {', '.join(targets)}. If these disks are"
+        " backed up incrementally, the next backup must be a full one.",
         disks=targets,
     )
 
@@ -104,8 +106,7 @@ def _left_out(skipped: Iterable[base.SkippedDisk]) -> tuple[LeftOut, ...]:
     return tuple(LeftOut(target=disk.target, reason=disk.reason) for disk in skipped)
 
 
-def _about_disks(code: NoteCode, what: str, disks: Sequence[base.SkippedDisk] | Sequence[LeftOut]) -> tuple[Note, ...]:
-    if not disks:
-        return ()
-    each = "; ".join(f"{disk.target}: {disk.reason}" for disk in disks)
-    return (Note(code=code, detail=f"{what}: {each}.", disks=tuple(disk.target for disk in disks)),)
+def _about_disks(
+    code: NoteCode, detail: str, disks: Sequence[base.SkippedDisk] | Sequence[LeftOut]
+) -> tuple[Note, ...]:
+    return (Note(code=code, detail=detail, disks=tuple(disk.target for disk in disks)),) if disks else ()

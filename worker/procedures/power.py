@@ -24,12 +24,9 @@ async def ensure_off_gently(hypervisor: Hypervisor, server_id: ServerId, policy:
 
 async def claimed(work: Work) -> None:
     """Nobody else is at work on the server, and nobody can move it to another node until the job is over."""
-    hypervisor, server_id = work.hypervisor, work.task.server_id
-    # libvirt lets a hold wait for as long as a backup or a migration runs, so look first. What begins between the look
-    # and the hold is seen by the second look.
-    await hypervisor.refuse_if_in_use(server_id)
-    await hypervisor.hold(server_id)
-    await hypervisor.refuse_if_in_use(server_id)
+    await work.hypervisor.hold(work.task.server_id)
+    # What began in the same moment could not be seen before the hold.
+    await work.hypervisor.refuse_if_in_use(work.task.server_id)
 
 
 async def ensure_off(hypervisor: Hypervisor, server_id: ServerId) -> None:

@@ -6,7 +6,7 @@ local key, id = 'snapshot:' .. ARGV[4], ARGV[4]
 local snapshot = read(key)
 if not snapshot or snapshot.server ~= ARGV[3] or not snapshot.lost or snapshot.status ~= 'failed' then return 0 end
 redis.call('HSET', key, 'status', 'completed', 'size_mb', ARGV[5])
-redis.call('HDEL', key, 'lost', 'reason')
+redis.call('HDEL', key, 'lost')
 redis.call('ZREM', 'snapshots:failed', id)
 redis.call('SADD', 'server:' .. snapshot.server .. ':counted', id)
 redis.call('HSETNX', 'server:' .. snapshot.server .. ':names', snapshot.name, id)
