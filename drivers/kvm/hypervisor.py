@@ -160,6 +160,8 @@ class KvmHypervisor:
         comparison = view.compare(tag)
         state = (*view.differing_state(tag), *await self._other_tpm(view, tag))
         plan.refuse(comparison, state, present_only=present_only)
+        with disks.refused_as(UnsupportedServer, "the UEFI variables or the TPM could not be restored"):
+            await asyncio.to_thread(_copies(view.hardware, view.contents(tag)).refuse_unrestorable, tag)
         return RestorePlan(
             targets=comparison.targets,
             not_restored=(*comparison.differing, *state),
