@@ -4,7 +4,6 @@ Two domains on one file overwrite each other's data, and a revert of a disk chan
 on it. Files are compared by device and inode: a hard link or a symlink is the same file under another name.
 """
 
-import xml.etree.ElementTree as ET
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any
@@ -13,7 +12,9 @@ import libvirt
 
 from drivers import image_chain, qcow2_tables
 from drivers.base import ServerInUse, SkippedDisk
-from drivers.kvm.domain_xml import FileDisk
+from drivers.kvm.disks_xml import FileDisk, VolumePath, disk_path
+from drivers.kvm.libvirt_xml import read
+from drivers.kvm.volumes import paths_by
 from drivers.qcow2_tables import TablesUnreadable
 
 FileId = tuple[int, int]  # device and inode
@@ -23,7 +24,7 @@ class Use(StrEnum):
     """What another domain does with a file."""
 
     DISK = "disk"
-    BASE = "base"  # below one of its disks
+    BASE = "base"  # it only reads it: it lies below one of its disks, or is a read-only disk
 
 
 Uses = Mapping[str, frozenset[tuple[Use, FileId]]]  # by the domain's UUID
@@ -39,8 +40,7 @@ def uses(handle: Any) -> Uses:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 raise
             continue
-        paths = {path for text in xml for path in _disk_paths(text)}
-        found[domain.UUIDString()] = frozenset(use for path in paths for use in _files(path))
+        found[domain.UUIDString()] = frozenset(use for text in xml for use in _uses(text, paths_by(handle)))
     return found
 
 
@@ -54,7 +54,7 @@ def shared(disks: Iterable[FileDisk], uuid: str, every: Uses) -> Iterator[Skippe
             if use is Use.DISK and (Use.DISK, file_id) in others:
                 reason = "it is a disk of another server as well"
             elif use is Use.DISK and (Use.BASE, file_id) in others:
-                reason = "a disk of another server is based on it"
+                reason = "a disk of another server is based on it, or reads it"
             elif use is Use.BASE and (Use.DISK, file_id) in others:
                 reason = "it is based on a disk of another server, which may change it"
             if reason is not None:
@@ -83,12 +83,13 @@ def _tags(path: str) -> frozenset[str]:
         return frozenset()
 
 
-def _disk_paths(xml: str) -> Iterator[str]:
-    for disk in ET.fromstring(xml).iterfind("./devices/disk[@type='file']"):  # noqa: S314 - libvirt's own output
-        source = disk.find("source")
-        path = None if source is None else source.get("file")
+def _uses(xml: str, volume_path: VolumePath) -> Iterator[tuple[Use, FileId]]:
+    for disk in read(xml).iterfind("./devices/disk"):
+        path = disk_path(disk, volume_path)
         if path and disk.get("device", "disk") == "disk":
-            yield path
+            read_only = disk.find("readonly") is not None
+            # one that only reads a file is to it as a disk that is based on it: both see what another writes
+            yield from ((Use.BASE, file_id) if read_only else (use, file_id) for use, file_id in _files(path))
 
 
 def _files(path: str) -> Iterator[tuple[Use, FileId]]:
