@@ -30,13 +30,24 @@ def files(path: str) -> Iterator[tuple[str, os.stat_result]]:
 def base(path: str) -> str:
     """Changes when what lies below the image does: "" where nothing does, else size and time of the last write of each.
 
-    Both stay the same where the files are moved to other storage by a tool that keeps times. Of a block device neither
-    is known.
+    Both stay the same where the files are moved to other storage by a tool that keeps times; not every tool and file
+    system keeps a part of a second. Of a block device neither is known.
     """
     below = [status for _, status in files(path)][1:]
     return ";".join(
-        "device" if stat.S_ISBLK(status.st_mode) else f"{status.st_size}:{status.st_mtime_ns}" for status in below
+        "device" if stat.S_ISBLK(status.st_mode) else f"{status.st_size}:{status.st_mtime_ns // 10**9}"
+        for status in below
     )
+
+
+def is_same_but_for_times(one: str, other: str) -> bool:
+    """Of two answers of `base`: whether they differ in times alone. Nova sets the times of a base with each server that
+    it makes of it, and changes nothing in it."""
+    return _sizes(one) == _sizes(other)
+
+
+def _sizes(base_then: str) -> list[str]:
+    return [each.partition(":")[0] for each in base_then.split(";")]
 
 
 def _backing_file(path: str) -> str | None:

@@ -29,7 +29,7 @@ async def test_clones_of_a_template_that_can_only_read_its_disk_are_servers_like
 
 async def test_clones_of_a_template_that_may_write_are_refused(kvm_bench: KvmBench) -> None:
     await clones(kvm_bench, disk(kvm_bench.lab.disk_path("base.qcow2")))
-    with pytest.raises(UnsupportedServer, match="disk vda .* based on a disk of another server"):
+    with pytest.raises(UnsupportedServer, match=r"disk vda .* based on a disk of another server"):
         await kvm_bench.hypervisor.layout(1)
     assert sorted(await kvm_bench.hypervisor.shared_disks()) == [1, 2]
 
@@ -45,5 +45,5 @@ async def test_a_disk_that_another_server_has_too_is_refused(kvm_bench: KvmBench
     elif name == "a symbolic link":
         other.symlink_to(path)
     await kvm_bench.add_domain(9, [Device(path=other, readonly=readonly)], adopted=False)
-    with pytest.raises(UnsupportedServer, match="disk vda .* another server"):
+    with pytest.raises(UnsupportedServer, match=r"disk vda .* another server"):
         await kvm_bench.hypervisor.layout(1)
