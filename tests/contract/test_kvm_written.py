@@ -17,7 +17,9 @@ from drivers import qcow2
 from drivers.base import (
     DiskFailed,
     DisksDiffer,
+    DomainNotFound,
     GrownDisk,
+    Power,
     ServerInUse,
     SnapshotNotFound,
     SnapshotSpec,
@@ -279,6 +281,28 @@ class TestHold:
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         (found,) = await kvm_bench.hypervisor.snapshots(1)
         assert found.complete
+
+    async def test_one_that_is_defined_anew_without_its_mark_is_found_until_it_is_let_go(
+        self, kvm_bench: KvmBench
+    ) -> None:
+        await kvm_bench.add_server(1)
+        devices = [disk(kvm_bench.path(1, target)) for target in ("vda", "vdb")]
+        await kvm_bench.hypervisor.hold(1)
+        kvm_bench.connection.defineXML(kvm_bench.lab.domain_xml("server-1", devices))
+        assert await kvm_bench.hypervisor.domains() == []
+        await kvm_bench.hypervisor.take_snapshot(1, SPEC)
+        await kvm_bench.hypervisor.start(1)
+        assert await kvm_bench.hypervisor.power(1) is Power.ON
+        await kvm_bench.hypervisor.let_go(1)
+        with pytest.raises(DomainNotFound):
+            await kvm_bench.hypervisor.power(1)
+
+    async def test_one_that_was_given_to_another_server_is_not_found(self, kvm_bench: KvmBench) -> None:
+        await kvm_bench.add_server(1)
+        await kvm_bench.hypervisor.hold(1)
+        await kvm_bench.hypervisor.adopt("server-1", server_id=2, account_id=77)
+        with pytest.raises(DomainNotFound):
+            await kvm_bench.hypervisor.power(1)
 
 
 class TestInUse:
