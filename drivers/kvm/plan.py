@@ -81,6 +81,7 @@ class Comparison:
     matches: tuple[Match, ...]
     differing: tuple[SkippedDisk, ...]  # held and not there, or there and not held; each reason is a sentence
     doubtful: tuple[Match, ...] = ()  # of `differing`, those that go back on demand: the base was touched, no more
+    on_other_bases: bool = False  # some of these have the snapshot, and not what it rests on
 
     def going_back(self, *, present_only: bool) -> tuple[Match, ...]:
         return (*self.matches, *self.doubtful) if present_only else self.matches
@@ -104,15 +105,17 @@ def compare(
     matches: list[Match] = []
     doubtful: list[Match] = []
     differing: list[SkippedDisk] = []
+    on_other_bases = False
     free = list(now)
     for held in contents.disks:
         match = _find(tag, held, free)
-        if match is not None and held.base is not None and held.base != match.now.base:
+        if match is not None and held.base is not None and not image_chain.is_same(held.base, match.now.base):
             is_touched = image_chain.is_same_but_for_times(held.base, match.now.base)
             doubtful += [match] if is_touched else []
             reason = _why_doubtful(match) if is_touched else _why_worthless(match)
             differing.append(SkippedDisk(target=match.target, reason=reason))
             free.remove(match.now)
+            on_other_bases = True
         elif match is None:
             differing.append(SkippedDisk(target=held.target, reason=_why_gone(tag, held, now, left_out_now)))
         else:
@@ -124,7 +127,12 @@ def compare(
         for one in free
         if one.disk.target not in told
     ]
-    return Comparison(matches=tuple(matches), differing=tuple(differing), doubtful=tuple(doubtful))
+    return Comparison(
+        matches=tuple(matches),
+        differing=tuple(differing),
+        doubtful=tuple(doubtful),
+        on_other_bases=on_other_bases,
+    )
 
 
 def _compare_unwritten(tag: str, now: Sequence[DiskNow]) -> Comparison:
@@ -227,12 +235,10 @@ def differing_state(
 def refuse(found: Comparison, state: Sequence[SkippedDisk], *, present_only: bool) -> None:
     """Raises SnapshotNotFound, DisksDiffer or UnsupportedServer, all before any change."""
     reasons = [skipped.reason for skipped in (*found.differing, *state)]
-    if found.doubtful and not present_only:
-        raise DisksDiffer("; ".join(reasons))
     going = found.going_back(present_only=present_only)
-    if not going:
+    if not found.matches and not found.on_other_bases:
         raise SnapshotNotFound("no disk of the server holds the snapshot")
-    if reasons and not present_only:
+    if reasons and not (present_only and going):
         raise DisksDiffer("; ".join(reasons))
     for match in going:
         now = match.now.tables

@@ -4,6 +4,7 @@ Two domains on one file overwrite each other's data, and a revert of a disk chan
 on it. Files are compared by device and inode: a hard link or a symlink is the same file under another name.
 """
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any
@@ -45,21 +46,18 @@ def uses(handle: Any) -> Uses:
 
 
 def shared(disks: Iterable[FileDisk], uuid: str, every: Uses) -> Iterator[SkippedDisk]:
-    """The disks of this domain that others have, or have theirs based on, or that are based on disks of others; each
-    with the reason, in words for the customer."""
+    """The disks of this domain that others have, or have theirs based on.
+
+    Each comes with the reason, in words for the customer. That a disk is based on another's is no reason: a template
+    may be a domain that nobody starts. A base that is written to, or was changed since a snapshot, is found elsewhere.
+    """
     others = frozenset[tuple[Use, FileId]]().union(*(found for other, found in every.items() if other != uuid))
     for disk in disks:
-        for use, file_id in _files(disk.path):
-            reason = None
-            if use is Use.DISK and (Use.DISK, file_id) in others:
-                reason = "it is a disk of another server as well"
-            elif use is Use.DISK and (Use.BASE, file_id) in others:
-                reason = "a disk of another server is based on it, or reads it"
-            elif use is Use.BASE and (Use.DISK, file_id) in others:
-                reason = "it is based on a disk of another server, which may change it"
-            if reason is not None:
-                yield SkippedDisk(target=disk.target, reason=reason)
-                break
+        for _, file_id in itertools.islice(_files(disk.path), 1):
+            if (Use.DISK, file_id) in others:
+                yield SkippedDisk(target=disk.target, reason="it is a disk of another server as well")
+            elif (Use.BASE, file_id) in others:
+                yield SkippedDisk(target=disk.target, reason="a disk of another server is based on it, or reads it")
 
 
 def refuse_overlays(disks: Iterable[FileDisk], tags: Collection[str]) -> None:
