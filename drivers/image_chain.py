@@ -11,6 +11,7 @@ from drivers.qcow2_tables import MAGIC
 
 DEPTH = 200  # images in one chain, as many as libvirt itself follows; more is a loop
 MAX_NAME_BYTES = 1023  # of a backing file, as QEMU has it
+_KEPT = (10**9, 10**6, 10**3, 10**2, 1)  # nanoseconds of the times that tools and file systems keep
 _HEAD = struct.Struct(">4sIQI")
 
 
@@ -32,7 +33,7 @@ def files(path: str) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def base(path: str) -> str:
-    """Changes when what lies below the image does: "" where nothing does, else size and time of the last write of each.
+    """What `is_same` goes by: "" where nothing lies below the image, else size and time of the last write of each.
 
     Both stay the same where the files are moved to other storage by a tool that keeps times. Of a block device neither
     is known.
@@ -41,6 +42,34 @@ def base(path: str) -> str:
     return ";".join(
         "device" if stat.S_ISBLK(status.st_mode) else f"{status.st_size}:{status.st_mtime_ns}" for status in below
     )
+
+
+def is_same(one: str, other: str) -> bool:
+    """Of two answers of `base`: whether they are of the same files, unchanged. Tools and file systems keep times to the
+    nanosecond, or to the second."""
+    return is_same_but_for_times(one, other) and all(
+        _is_same_time(_time(this), _time(that)) for this, that in zip(one.split(";"), other.split(";"), strict=True)
+    )
+
+
+def is_same_but_for_times(one: str, other: str) -> bool:
+    """Nova sets the times of a base with each server that it makes of it, and changes nothing in it."""
+    return _sizes(one) == _sizes(other)
+
+
+def _sizes(of: str) -> list[str]:
+    return [each.partition(":")[0] for each in of.split(";")]
+
+
+def _time(of: str) -> int:
+    """0: of a device."""
+    nanoseconds = of.partition(":")[2]
+    return int(nanoseconds) if nanoseconds.isdecimal() else 0
+
+
+def _is_same_time(one: int, other: int) -> bool:
+    kept = next(unit for unit in _KEPT if one % unit == 0 or other % unit == 0)
+    return one // kept == other // kept
 
 
 def _backing_file(path: str) -> str | None:

@@ -207,7 +207,11 @@ class Reconciler:
             return None
 
     async def _judge(self, server_id: ServerId) -> None:
-        found = await self._found(server_id)
+        try:
+            found = await self._found(server_id)
+        except DriverError:
+            await self._let_go_if_idle(server_id)  # what can't be read now may have to be moved, or taken apart
+            raise
         differences = await self._publish(server_id, found)
         ids = {found_id: snapshot for snapshot in found if (found_id := snapshot_id_of(snapshot.tag)) is not None}
         known = await self._store.known(server_id, list(ids))
@@ -241,6 +245,11 @@ class Reconciler:
             return  # what was found before stays in the list until it is judged again
         listed = [{"finding": str(d.finding), "tag": d.tag, "at": f"{time.time():.0f}"} for d in differences]
         await self._store.tell_findings(server_id, listed)
+
+    async def _let_go_if_idle(self, server_id: ServerId) -> None:
+        known = await self._store.known(server_id, [])
+        if not known.busy and not self._open_tasks(server_id):
+            await self._hypervisor.let_go(server_id)
 
     async def _is_in_use(self, server_id: ServerId) -> bool:
         """Whether another tool is at work on the server: it is left alone then."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import libvirt
 
 from drivers.base import MARK_NAMESPACE, DomainNotFound, DriverError, HypervisorUnavailable, InvalidState, ServerInUse
-from drivers.kvm import records
+from drivers.kvm import listing, records
 from drivers.kvm.in_use import has_left, is_incoming
 from drivers.kvm.marks import PREFIX, ServerMark
 from drivers.kvm.opening import opened
@@ -208,12 +208,33 @@ class Connection:
         # A copy of a domain carries its mark too: which of them is the customer's, a person must say.
         marked = [(mark.server_id, domain.UUIDString()) for mark, domain in _adopted(handle)]
         found = [uuid for marked_id, uuid in marked if marked_id == server_id]
+        if not found and (domain := _unmarked_meanwhile(handle, self._uuids.get(server_id))) is not None:
+            return domain
         if not found:
             raise DomainNotFound("the hypervisor does not know the server")
         if len(found) > 1:
             raise InvalidState("several domains of the node are marked as the server")
-        self._uuids = dict(marked)
+        self._uuids |= dict(marked)
         return handle.lookupByUUIDString(found[0])
+
+
+def _unmarked_meanwhile(handle: Any, uuid: str | None) -> Any:
+    """The domain of that UUID, if it has lost its mark and a job of ours holds it; else None.
+
+    A tool that keeps definitions of its own has defined it anew, and what the job has stopped is to be started again.
+    """
+    try:
+        domain = handle.lookupByUUIDString(uuid) if uuid else None
+        if domain is None or is_incoming(domain) or has_left(domain) or not listing.is_held(domain):
+            return None
+        domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, MARK_NAMESPACE, 0)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+            return domain
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+    return None  # marked as another server
 
 
 def mark_of(domain: Any) -> ServerMark | None:

@@ -90,6 +90,16 @@ def file_disk(disk: ET.Element, volume_path: VolumePath) -> FileDisk:
     return FileDisk(target=target_of(disk), path=path, backing=backing, backing_ends=ends)
 
 
+def disk_path(disk: ET.Element, volume_path: VolumePath) -> str | None:
+    """Of any disk, whether it can be snapshotted or not; None for one that is no file, or can't be told now."""
+    if disk.get("type", "file") not in {"file", "volume"}:
+        return None
+    try:
+        return _path(disk, volume_path) or None
+    except NoVolumeFile:
+        return None
+
+
 def _path(element: ET.Element, volume_path: VolumePath) -> str:
     """Of a disk or of what lies below one."""
     if element.get("type", "file") != "volume":

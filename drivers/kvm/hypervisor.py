@@ -163,10 +163,13 @@ class KvmHypervisor:
         comparison = view.compare(tag)
         state = (*view.differing_state(tag), *await self._other_tpm(view, tag))
         plan.refuse(comparison, state, present_only=present_only)
+        going_back = comparison.going_back(present_only=present_only)
+        with disks.refused_as(UnsupportedServer, "the UEFI variables or the TPM could not be restored"):
+            await asyncio.to_thread(_copies(view.hardware, view.contents(tag)).refuse_unrestorable, tag)
         return RestorePlan(
-            targets=comparison.targets,
-            not_restored=(*comparison.differing, *state),
-            grown=tuple(match.grown for match in comparison.matches if match.grown is not None),
+            targets=tuple(match.target for match in going_back),
+            not_restored=(*comparison.left_alone(), *state),
+            grown=tuple(match.grown for match in going_back if match.grown is not None),
             bitmaps=tuple(disk.target for disk in layout.disks if disk.bitmaps),
             checkpoints=layout.checkpoints,
             generation_id=view.hardware.generation_id,
@@ -329,7 +332,7 @@ class KvmHypervisor:
             raise InvalidState("the server is not off")
 
     async def _must_be_complete(self, server_id: int, tag: str) -> None:
-        missing = (await self._view(server_id)).missing(tag)
+        missing = (await self._view(server_id)).missing(tag, for_certain=True)
         if missing:
             raise SnapshotNotFound("; ".join(missing))
 

@@ -98,7 +98,7 @@ def unlist(domain: Any, tag: str) -> None:
 def hold(domain: Any) -> None:
     """Keep libvirt from migrating the domain. One that is off and has checkpoints can't be held: libvirt adds nothing
     to its list then."""
-    if any(snapshot.getName() == HOLD for snapshot in domain.listAllSnapshots(0)):
+    if is_held(domain):
         return
     xml = _hold_xml(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
     try:
@@ -106,6 +106,10 @@ def hold(domain: Any) -> None:
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_OPERATION_UNSUPPORTED:
             raise
+
+
+def is_held(domain: Any) -> bool:
+    return any(snapshot.getName() == HOLD for snapshot in domain.listAllSnapshots(0))
 
 
 def let_go(domain: Any) -> None:

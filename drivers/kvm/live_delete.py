@@ -17,8 +17,9 @@ import libvirt
 import libvirt_qemu
 
 from drivers.base import DiskFailed
-from drivers.kvm.disks_xml import FileDisk
+from drivers.kvm.disks_xml import FileDisk, VolumePath, disk_path
 from drivers.kvm.libvirt_xml import read
+from drivers.kvm.volumes import paths_by
 
 JOB_PREFIX = "vps-delete-"
 HANDED_OVER = frozenset({"inmigrate", "postmigrate", "finish-migrate"})  # of query-status
@@ -44,7 +45,7 @@ def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> list
     the snapshot.
     """
     _refuse_migrating(domain)
-    running = {element.target: element for element in _running_disks(domain.XMLDesc(0))}
+    running = {here.target: here for here in _running_disks(domain.XMLDesc(0), paths_by(domain.connect()))}
     nodes = _nodes(domain)
     found: list[tuple[FileDisk, _Node]] = []
     elsewhere: list[FileDisk] = []
@@ -85,26 +86,28 @@ def delete_where_it_runs(handle: Any, disk: FileDisk, tag: str) -> bool:
 @dataclass(frozen=True, kw_only=True)
 class _RunningDisk:
     target: str
-    path: str | None  # None: a volume of a storage pool
+    path: str | None  # None: no file, or a volume of a storage pool that does not tell it now
     node: str
 
 
 def _running_disks_of(domain: Any) -> list[_RunningDisk]:
     """None of a domain that has gone meanwhile."""
     try:
-        return [*_running_disks(domain.XMLDesc(0))]
+        return [*_running_disks(domain.XMLDesc(0), paths_by(domain.connect()))]
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
             raise
         return []
 
 
-def _running_disks(xml: str) -> Iterable[_RunningDisk]:
+def _running_disks(xml: str, volume_path: VolumePath) -> Iterable[_RunningDisk]:
     for element in read(xml).iterfind("./devices/disk"):
         target, source = element.find("target"), element.find("source")
         if target is not None and source is not None:
             yield _RunningDisk(
-                target=target.get("dev", ""), path=source.get("file"), node=f"libvirt-{source.get('index')}-format"
+                target=target.get("dev", ""),
+                path=disk_path(element, volume_path),
+                node=f"libvirt-{source.get('index')}-format",
             )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+from drivers import image_chain
 from drivers.base import (
     Contents,
     DisksDiffer,
@@ -78,11 +79,16 @@ class Comparison:
 
     matches: tuple[Match, ...]
     differing: tuple[SkippedDisk, ...]  # held and not there, or there and not held; each reason is a sentence
+    doubtful: tuple[Match, ...] = ()  # of `differing`, those that go back on demand: the base was touched, no more
     on_other_bases: bool = False  # some of these have the snapshot, and not what it rests on
 
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return tuple(match.target for match in self.matches)
+    def going_back(self, *, present_only: bool) -> tuple[Match, ...]:
+        return (*self.matches, *self.doubtful) if present_only else self.matches
+
+    def left_alone(self) -> tuple[SkippedDisk, ...]:
+        """With `present_only`: what does not go back."""
+        going = {match.target for match in self.doubtful}
+        return tuple(skipped for skipped in self.differing if skipped.target not in going)
 
     @property
     def is_whole(self) -> bool:
@@ -96,13 +102,17 @@ def compare(
     if contents is None:
         return _compare_unwritten(tag, now)
     matches: list[Match] = []
+    doubtful: list[Match] = []
     differing: list[SkippedDisk] = []
     on_other_bases = False
     free = list(now)
     for held in contents.disks:
         match = _find(tag, held, free)
-        if match is not None and held.base not in {None, match.now.base}:
-            differing.append(SkippedDisk(target=match.target, reason=_why_worthless(match)))
+        if match is not None and held.base is not None and not image_chain.is_same(held.base, match.now.base):
+            is_touched = image_chain.is_same_but_for_times(held.base, match.now.base)
+            doubtful += [match] if is_touched else []
+            reason = _why_doubtful(match) if is_touched else _why_worthless(match)
+            differing.append(SkippedDisk(target=match.target, reason=reason))
             free.remove(match.now)
             on_other_bases = True
         elif match is None:
@@ -116,7 +126,12 @@ def compare(
         for one in free
         if one.disk.target not in told
     ]
-    return Comparison(matches=tuple(matches), differing=tuple(differing), on_other_bases=on_other_bases)
+    return Comparison(
+        matches=tuple(matches),
+        differing=tuple(differing),
+        doubtful=tuple(doubtful),
+        on_other_bases=on_other_bases,
+    )
 
 
 def _compare_unwritten(tag: str, now: Sequence[DiskNow]) -> Comparison:
@@ -149,6 +164,13 @@ def _why_worthless(match: Match) -> str:
     if not match.now.base:
         return f"disk {match.target} has lost the base image that the snapshot rests on"
     return f"the base image of disk {match.target} is not the one that the snapshot rests on, or was changed since"
+
+
+def _why_doubtful(match: Match) -> str:
+    return (
+        f"the base image of disk {match.target} has another time of last write than when the snapshot was taken:"
+        " it may have been changed since"
+    )
 
 
 def _why_gone(tag: str, held: HeldDisk, now: Sequence[DiskNow], left_out_now: Iterable[SkippedDisk]) -> str:
@@ -212,11 +234,12 @@ def differing_state(
 def refuse(found: Comparison, state: Sequence[SkippedDisk], *, present_only: bool) -> None:
     """Raises SnapshotNotFound, DisksDiffer or UnsupportedServer, all before any change."""
     reasons = [skipped.reason for skipped in (*found.differing, *state)]
+    going = found.going_back(present_only=present_only)
     if not found.matches and not found.on_other_bases:
         raise SnapshotNotFound("no disk of the server holds the snapshot")
-    if reasons and not (present_only and found.matches):
+    if reasons and not (present_only and going):
         raise DisksDiffer("; ".join(reasons))
-    for match in found.matches:
+    for match in going:
         now = match.now.tables
         if now.virtual_bytes < match.virtual_bytes:
             raise UnsupportedServer(f"disk {match.target} is smaller now than it was when the snapshot was taken")

@@ -60,10 +60,16 @@ def refuse_unstartable(domain: Any) -> None:
     configured = read(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
     for trouble in (*_missing_files(configured), *_inactive_networks(domain.connect(), configured)):
         raise InvalidState(f"the server could not be started again: {trouble}")
-    running = read(domain.XMLDesc(0))
+    if lost := lost_with_the_next_start(read(domain.XMLDesc(0)), configured):
+        raise InvalidState(f"the server has {lost} that it would lose with its next start: restart it once")
+
+
+def lost_with_the_next_start(running: ET.Element, configured: ET.Element) -> str | None:
+    """The first kind of device that the definition that runs has, and the one that it will start with has not."""
     for what, identities in _LIVE_DEVICES.items():
         if {*identities(running)} - {*identities(configured)}:
-            raise InvalidState(f"the server has {what} that it would lose with its next start: restart it once")
+            return what
+    return None
 
 
 def refuse_other_files(disks: Iterable[FileDisk]) -> None:
@@ -122,7 +128,9 @@ def _addresses(domain: ET.Element) -> Iterator[str]:
 
 def _host_devices(domain: ET.Element) -> Iterator[str]:
     for source in domain.iterfind("./devices/hostdev/source"):
-        yield ET.tostring(source, encoding="unicode").strip()
+        # of a USB device that is named by its vendor and product, only a domain that runs has an address: where it is
+        named = [*source.iterfind("./vendor"), *source.iterfind("./product")] or [*source]
+        yield " ".join(ET.tostring(each, encoding="unicode").strip() for each in named)
 
 
 _LIVE_DEVICES = {"a network card": _addresses, "a device of the host": _host_devices}

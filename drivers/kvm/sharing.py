@@ -5,7 +5,6 @@ on it. Files are compared by device and inode: a hard link or a symlink is the s
 """
 
 import itertools
-import xml.etree.ElementTree as ET
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any
@@ -14,7 +13,9 @@ import libvirt
 
 from drivers import image_chain, qcow2_tables
 from drivers.base import ServerInUse, SkippedDisk
-from drivers.kvm.domain_xml import FileDisk
+from drivers.kvm.disks_xml import FileDisk, VolumePath, disk_path
+from drivers.kvm.libvirt_xml import read
+from drivers.kvm.volumes import paths_by
 from drivers.qcow2_tables import TablesUnreadable
 
 FileId = tuple[int, int]  # device and inode
@@ -24,7 +25,7 @@ class Use(StrEnum):
     """What another domain does with a file."""
 
     DISK = "disk"
-    BASE = "base"  # below one of its disks
+    BASE = "base"  # it only reads it: it lies below one of its disks, or is a read-only disk
 
 
 Uses = Mapping[str, frozenset[tuple[Use, FileId]]]  # by the domain's UUID
@@ -40,8 +41,7 @@ def uses(handle: Any) -> Uses:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 raise
             continue
-        paths = {path for text in xml for path in _disk_paths(text)}
-        found[domain.UUIDString()] = frozenset(use for path in paths for use in _files(path))
+        found[domain.UUIDString()] = frozenset(use for text in xml for use in _uses(text, paths_by(handle)))
     return found
 
 
@@ -57,7 +57,7 @@ def shared(disks: Iterable[FileDisk], uuid: str, every: Uses) -> Iterator[Skippe
             if (Use.DISK, file_id) in others:
                 yield SkippedDisk(target=disk.target, reason="it is a disk of another server as well")
             elif (Use.BASE, file_id) in others:
-                yield SkippedDisk(target=disk.target, reason="a disk of another server is based on it")
+                yield SkippedDisk(target=disk.target, reason="a disk of another server is based on it, or reads it")
 
 
 def refusal(disk: SkippedDisk) -> str:
@@ -86,12 +86,13 @@ def _tags(path: str) -> frozenset[str]:
         return frozenset()
 
 
-def _disk_paths(xml: str) -> Iterator[str]:
-    for disk in ET.fromstring(xml).iterfind("./devices/disk[@type='file']"):  # noqa: S314 - libvirt's own output
-        source = disk.find("source")
-        path = None if source is None else source.get("file")
+def _uses(xml: str, volume_path: VolumePath) -> Iterator[tuple[Use, FileId]]:
+    for disk in read(xml).iterfind("./devices/disk"):
+        path = disk_path(disk, volume_path)
         if path and disk.get("device", "disk") == "disk":
-            yield path
+            read_only = disk.find("readonly") is not None
+            # one that only reads a file is to it as a disk that is based on it: both see what another writes
+            yield from ((Use.BASE, file_id) if read_only else (use, file_id) for use, file_id in _files(path))
 
 
 def _files(path: str) -> Iterator[tuple[Use, FileId]]:

@@ -57,12 +57,16 @@ class View:
         """The disks of the server that have a snapshot of this name."""
         return frozenset(disk.disk.target for disk in self.disks if disk.tables.named(tag))
 
-    def missing(self, tag: str) -> tuple[str, ...]:
-        """Why a restore to it would not bring back all, a sentence for each thing."""
+    def missing(self, tag: str, *, for_certain: bool = False) -> tuple[str, ...]:
+        """Why a restore to it would not bring back all, a sentence for each thing.
+
+        `for_certain`: without what may be as it was.
+        """
         comparison = self.compare(tag)
         if not self.holders(tag) and not comparison.differing:
             return ("no disk holds the snapshot",)
-        return tuple(skipped.reason for skipped in (*comparison.differing, *self.differing_state(tag)))
+        differing = comparison.left_alone() if for_certain else comparison.differing
+        return tuple(skipped.reason for skipped in (*differing, *self.differing_state(tag)))
 
     def differing_state(self, tag: str) -> tuple[SkippedDisk, ...]:
         firmware = self.hardware.firmware

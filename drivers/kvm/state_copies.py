@@ -58,10 +58,26 @@ class Copies:
                     state_files.write(within, name, content, PRIVATE)
 
     def restore(self, tag: str) -> None:
-        """Each part of which there is a copy becomes what it was; the others stay. May be run again."""
+        """Each part of which there is a copy becomes what it was; the others stay. May be run again.
+
+        A part that is there already is left alone: what refuses to take it away refuses to bring it back, too.
+        """
         for part in self.parts:
-            if (copy := self._read(tag, part)) is not None and _fits(part, copy):
+            copy = self._read(tag, part)
+            if copy is not None and _fits(part, copy) and not _is_there(part, copy):
                 self._put_back(part, copy)
+
+    def refuse_unrestorable(self, tag: str) -> None:
+        """Raises OSError where a part could not become what its copy holds: no room, or read-only storage."""
+        for part in self.parts:
+            copy = self._read(tag, part)
+            if copy is not None and _fits(part, copy):
+                place = next(each for each in part.path.parents if each.is_dir())
+                if not os.access(place, os.W_OK | os.X_OK):
+                    raise NotPlain(f"{place} can't be written to")
+                storage = os.statvfs(place)
+                if storage.f_bavail * storage.f_frsize < len(copy):
+                    raise NotPlain(f"{place} has no room")
 
     def is_at(self, tag: str) -> bool:
         """Whether each part of which there is a copy holds just what the copy holds."""
@@ -278,3 +294,9 @@ def _same(part: StatePart, copy: bytes) -> bool:
         return _content(part) == copy
     then = {name: content for name, (content, _) in _unpacked(copy, part.path.name).items() if name}
     return then == {name: content for name, (content, _) in _files(part.path).items()}
+
+
+def _is_there(part: StatePart, copy: bytes) -> bool:
+    with suppress(NotPlain):  # a link, say: it is replaced
+        return _same(part, copy)
+    return False

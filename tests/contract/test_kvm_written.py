@@ -1,10 +1,12 @@
 """What a snapshot is written down to hold beside what its server has today, and what holds a server on its node."""
 
 import asyncio
+import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import libvirt
 import pytest
@@ -15,7 +17,9 @@ from drivers import qcow2
 from drivers.base import (
     DiskFailed,
     DisksDiffer,
+    DomainNotFound,
     GrownDisk,
+    Power,
     ServerInUse,
     SnapshotNotFound,
     SnapshotSpec,
@@ -168,6 +172,46 @@ class TestContents:
             await kvm_bench.hypervisor.restore_plan(1, "vps-801")
 
 
+class TestBase:
+    async def clone(self, bench: KvmBench) -> Path:
+        """A server with a snapshot, over the base that is returned."""
+        base = make_disk(bench.lab.disk_path("base.qcow2"))
+        qemu_img("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(bench.path(1, "vda")))
+        await bench.add_domain(1, [disk(bench.path(1, "vda"))])
+        bench.write(1, "A")
+        await bench.hypervisor.take_snapshot(1, SPEC)
+        bench.write(1, "B")
+        return base
+
+    async def test_one_that_was_touched_is_doubtful_and_its_disk_goes_back_on_demand(self, kvm_bench: KvmBench) -> None:
+        base = await self.clone(kvm_bench)
+        os.utime(base, (0, base.stat().st_mtime + 2))  # as nova does
+        with pytest.raises(DisksDiffer, match=r"base image of disk vda .* may have been changed"):
+            await kvm_bench.hypervisor.restore_plan(1, "vps-801")
+        plan = await kvm_bench.hypervisor.restore_plan(1, "vps-801", present_only=True)
+        assert (plan.targets, plan.not_restored) == (("vda",), ())
+        await kvm_bench.hypervisor.revert(1, "vps-801", targets=frozenset(plan.targets))
+        assert kvm_bench.read(1) == {"vda": "A"}
+
+    async def test_a_step_back_does_not_care(self, kvm_bench: KvmBench) -> None:
+        os.utime(await self.clone(kvm_bench), (0, 0))
+        await kvm_bench.hypervisor.revert(1, "vps-801")
+        assert kvm_bench.read(1) == {"vda": "A"}
+
+    async def test_one_that_was_copied_by_a_tool_that_keeps_whole_seconds_is_the_same(
+        self, kvm_bench: KvmBench
+    ) -> None:
+        base = await self.clone(kvm_bench)
+        os.utime(base, ns=(0, base.stat().st_mtime_ns // 10**9 * 10**9))
+        assert (await kvm_bench.hypervisor.restore_plan(1, "vps-801")).targets == ("vda",)
+
+    async def test_one_that_was_written_to_is_another(self, kvm_bench: KvmBench) -> None:
+        write_text(await self.clone(kvm_bench), "changed")
+        for present_only in (False, True):
+            with pytest.raises((DisksDiffer, SnapshotNotFound)):
+                await kvm_bench.hypervisor.restore_plan(1, "vps-801", present_only=present_only)
+
+
 class TestOlderVersions:
     async def test_a_snapshot_that_is_only_listed_by_libvirt_is_whole_and_is_moved(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1, running=True)
@@ -237,6 +281,28 @@ class TestHold:
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         (found,) = await kvm_bench.hypervisor.snapshots(1)
         assert found.complete
+
+    async def test_one_that_is_defined_anew_without_its_mark_is_found_until_it_is_let_go(
+        self, kvm_bench: KvmBench
+    ) -> None:
+        await kvm_bench.add_server(1)
+        devices = [disk(kvm_bench.path(1, target)) for target in ("vda", "vdb")]
+        await kvm_bench.hypervisor.hold(1)
+        kvm_bench.connection.defineXML(kvm_bench.lab.domain_xml("server-1", devices))
+        assert await kvm_bench.hypervisor.domains() == []
+        await kvm_bench.hypervisor.take_snapshot(1, SPEC)
+        await kvm_bench.hypervisor.start(1)
+        assert await kvm_bench.hypervisor.power(1) is Power.ON
+        await kvm_bench.hypervisor.let_go(1)
+        with pytest.raises(DomainNotFound):
+            await kvm_bench.hypervisor.power(1)
+
+    async def test_one_that_was_given_to_another_server_is_not_found(self, kvm_bench: KvmBench) -> None:
+        await kvm_bench.add_server(1)
+        await kvm_bench.hypervisor.hold(1)
+        await kvm_bench.hypervisor.adopt("server-1", server_id=2, account_id=77)
+        with pytest.raises(DomainNotFound):
+            await kvm_bench.hypervisor.power(1)
 
 
 class TestInUse:

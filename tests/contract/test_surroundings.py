@@ -55,6 +55,18 @@ class TestOtherDomains:
         assert found.target == "vda"
         assert reason in found.reason
 
+    async def test_a_disk_that_another_server_only_reads_is_refused_and_one_that_both_only_read_is_not(
+        self, kvm_bench: KvmBench
+    ) -> None:
+        common = Device(path=make_disk(kvm_bench.lab.disk_path("common")), readonly=True)
+        await kvm_bench.add_domain(1, [disk(make_disk(kvm_bench.path(1, "vda"))), common])
+        await kvm_bench.add_domain(2, [disk(make_disk(kvm_bench.path(2, "vda"))), common])
+        await kvm_bench.hypervisor.layout(1)
+        await kvm_bench.add_domain(3, [Device(path=kvm_bench.path(1, "vda"), readonly=True)], adopted=False)
+        with pytest.raises(UnsupportedServer, match="another server"):
+            await kvm_bench.hypervisor.layout(1)
+        await kvm_bench.hypervisor.layout(2)
+
     async def test_clones_of_one_template_share_nothing_that_matters(self, kvm_bench: KvmBench) -> None:
         template = make_disk(kvm_bench.lab.disk_path("template"))
         await kvm_bench.add_domain(9, [disk(template)], adopted=False)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import stat
 import tempfile
 from collections.abc import AsyncIterator
@@ -167,4 +168,49 @@ async def test_variables_that_this_libvirt_chose_are_found_where_it_keeps_them(d
     variables.write_bytes(b"changed")
     await hypervisor.revert(SERVER, SPEC.tag)
     assert variables.read_bytes() == before
+    await hypervisor.close()
+
+
+async def test_a_volume_that_another_server_has_too_is_found_as_shared(daemon: Daemon, connection: Any) -> None:
+    from drivers.kvm import KvmHypervisor  # noqa: PLC0415
+
+    folder = daemon.folder / "pool"
+    folder.mkdir()
+    make_disk(folder / "v1", "64M")
+    pool(connection, folder, "images")
+    await asyncio.to_thread(define, daemon, connection, "pool='images' volume='v1'")
+    other = connection.lookupByName("s1").XMLDesc(0).replace("<name>s1<", "<name>s2<")
+    own = make_disk(daemon.folder / "own", "64M")
+    other = other.replace(str(daemon.folder / "l" / "disks" / "a"), str(own))
+    await asyncio.to_thread(connection.defineXML, re.sub("<uuid>.*</uuid>", "", other))
+    hypervisor = await KvmHypervisor.open(daemon.uri)
+    await hypervisor.adopt("s1", server_id=SERVER, account_id=77)
+    assert [disk.target for disk in (await hypervisor.shared_disks())[SERVER]] == ["vdb"]
+    with pytest.raises(UnsupportedServer, match=r"disk vdb .* a disk of another server"):
+        await hypervisor.layout(SERVER)
+    await hypervisor.close()
+
+
+async def test_a_detached_disk_loses_the_tag_also_where_another_server_runs_on_it_as_a_volume(
+    daemon: Daemon, connection: Any
+) -> None:
+    from drivers.kvm import KvmHypervisor  # noqa: PLC0415
+    from drivers.qcow2 import image  # noqa: PLC0415
+
+    folder = daemon.folder / "pool"
+    folder.mkdir()
+    volume = make_disk(folder / "v1", "64M")
+    pool(connection, folder, "images")
+    await asyncio.to_thread(define, daemon, connection, "pool='images' volume='v1'")
+    hypervisor = await KvmHypervisor.open(daemon.uri)
+    await hypervisor.adopt("s1", server_id=SERVER, account_id=77)
+    await hypervisor.take_snapshot(SERVER, SPEC)
+    domain = connection.lookupByName("s1")
+    other = domain.XMLDesc(0).replace("<name>s1<", "<name>s2<")
+    domain.detachDeviceFlags("<disk type='volume' device='disk'><target dev='vdb' bus='virtio'/></disk>", 2)
+    other = other.replace(str(daemon.folder / "l" / "disks" / "a"), str(make_disk(daemon.folder / "own", "64M")))
+    other = re.sub("<uuid>.*</uuid>|<metadata>.*</metadata>", "", other, flags=re.DOTALL)
+    await asyncio.to_thread(connection.createXML, other)
+    await hypervisor.delete_snapshot(SERVER, SPEC.tag)
+    assert (await image(str(volume))).tags == ()
     await hypervisor.close()

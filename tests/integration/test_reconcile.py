@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from drivers.base import Power, ServerInUse, SnapshotSpec
+from drivers.base import Power, ServerInUse, SnapshotSpec, UnsupportedServer
 from drivers.fake import FakeHypervisor
 from drivers.fake_faults import Effect
 from drivers.fake_state import FakeDisk, FakeServer
@@ -401,6 +401,14 @@ async def test_a_server_that_a_job_held_is_judged_soon_after(node: Node) -> None
     reconciling.cancel()
     with suppress(asyncio.CancelledError):
         await reconciling
+
+
+async def test_a_server_that_cannot_be_read_is_let_go_all_the_same(node: Node) -> None:
+    # of a worker that died at the end of a job, before a disk's storage went away
+    await node.hypervisor.hold(SERVER)
+    node.hypervisor.faults.fail(Effect.LOOK, error=UnsupportedServer("disk vda has no file"))
+    await node.reconcile()
+    assert not node.hypervisor.server(SERVER).held
 
 
 async def test_a_safety_snapshot_that_the_journal_lost_gets_its_usual_time(node: Node) -> None:

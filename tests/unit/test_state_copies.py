@@ -71,6 +71,24 @@ def test_one_that_differs_is_enough(copies: Copies, changed: str) -> None:
     assert not copies.is_at(TAG)
 
 
+def test_what_is_there_already_is_left_alone(copies: Copies) -> None:
+    # A step back must not need the room that the step forward has lacked.
+    copies.save(TAG)
+    (variables(copies).parent / "VARS.fd.new").mkdir()  # no new file can be written
+    copies.restore(TAG)
+    variables(copies).write_bytes(b"variables B")
+    with pytest.raises(OSError, match=r"VARS\.fd\.new"):
+        copies.restore(TAG)
+
+
+def test_what_could_not_be_put_back_is_known_before(copies: Copies, tmp_path: Path) -> None:
+    copies.save(TAG)
+    copies.refuse_unrestorable(TAG)
+    full = Copies(images=copies.images, parts=[StatePart(kind=Kind.NVRAM, path=Path("/proc/VARS.fd"))])
+    with pytest.raises(NotPlain, match="/proc"):
+        full.refuse_unrestorable(TAG)
+
+
 def test_what_was_lost_comes_back_for_those_who_may_open_the_disks(copies: Copies) -> None:
     copies.save(TAG)
     os.chown(copies.images[0], os.geteuid(), os.getegid())
@@ -125,6 +143,8 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(copies: Copi
     for name in ("vda.qcow2.vps-801.nvram", "vda.qcow2.vps-801.nvram.new"):
         (copies.images[0].parent / name).symlink_to(secret)
     copies.save(TAG)
+    variables(copies).write_bytes(b"variables B")
+    tpm(copies).write_bytes(b"tpm B")
     variables(copies).with_name("VARS.fd.new").symlink_to(secret)
     (tpm(copies).parent / "tpm2-00.permall.new").symlink_to(secret)
     copies.restore(TAG)
