@@ -165,7 +165,7 @@ class KvmHypervisor:
         plan.refuse(comparison, state, present_only=present_only)
         going_back = comparison.going_back(present_only=present_only)
         with disks.refused_as(UnsupportedServer, "the UEFI variables or the TPM could not be restored"):
-            await asyncio.to_thread(_copies(view.hardware, view.contents(tag)).refuse_unrestorable, tag)
+            await asyncio.to_thread(copies_of(view.hardware, view.contents(tag)).refuse_unrestorable, tag)
         return RestorePlan(
             targets=tuple(match.target for match in going_back),
             not_restored=(*comparison.left_alone(), *state),

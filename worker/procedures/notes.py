@@ -91,8 +91,8 @@ def backup_chain_ended(targets: tuple[str, ...]) -> Note:
 def repaired(targets: tuple[str, ...]) -> Note:
     return Note(
         code=NoteCode.DISK_REPAIRED,
-        detail=f"Damage was found and repaired before the first change, on disk {', '.join(targets)}. If these disks are"
-        " backed up incrementally, the next backup must be a full one.",
+        detail=f"Damage was found and repaired before the first change, on disk {', '.join(targets)}. If these disks"
+        " are backed up incrementally, the next backup must be a full one.",
         disks=targets,
     )
 
