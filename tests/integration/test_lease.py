@@ -222,13 +222,16 @@ class TestHypervisorLock:
         code = (
             "import subprocess, sys; from pathlib import Path; from worker.lease import HypervisorLock;"
             "HypervisorLock(Path(sys.argv[1])).take();"
-            "subprocess.Popen(['sleep', '1'], close_fds=False)"
+            "subprocess.Popen(['cat'], close_fds=False)"  # until its input ends
         )
-        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(tmp_path))
+        reading, writing = os.pipe()
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(tmp_path), stdin=reading)
+        os.close(reading)
         assert await process.wait() == 0
         lock = HypervisorLock(tmp_path)
         with pytest.raises(NodeTaken):
             lock.take(orphan_seconds=0)
+        os.close(writing)
         lock.take()
         lock.release()
 
