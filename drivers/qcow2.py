@@ -10,10 +10,14 @@ import json
 import os
 import subprocess
 import time
+import uuid
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from drivers import image_locks
+from drivers.qcow2_bitmaps import BitmapsUnreadable, set_aside
 from drivers.qcow2_image import Damage, Image
 
 LOCK_SECONDS = 10.0  # a QEMU that has just ended, or a killed qemu-img, gives its locks back within this
@@ -105,8 +109,39 @@ async def damage(path: str) -> Damage:
 
 
 async def repair(path: str) -> None:
-    """Mend leaks and corruptions, and take QEMU's mark away. What can't be mended stays: look with `damage`."""
-    await _check(path, "-r", "all")
+    """Mend leaks and corruptions, and take QEMU's mark away. What can't be mended stays: look with `damage`.
+
+    Bitmaps stay valid, but for those that QEMU itself would not use.
+    """
+    try:
+        async with _bitmaps_set_aside(path):
+            await _check(path, "-r", "all")
+    except (BitmapsUnreadable, OSError) as error:
+        raise QemuImgFailed(("check", "-r", "all", path), 1, str(error)) from error
+
+
+@asynccontextmanager
+async def _bitmaps_set_aside(path: str) -> AsyncIterator[None]:
+    await _given_back(path)
+    try:
+        aside = await asyncio.to_thread(set_aside, path)
+    except BitmapsUnreadable:
+        # Opened for a change, whichever, QEMU writes the header anew, here with its snapshots.
+        await _run_for_code("snapshot", "--image-opts", "-d", str(uuid.uuid4()), _options(path))
+        aside = await asyncio.to_thread(set_aside, path)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(aside.put_back)
+
+
+async def _given_back(path: str) -> None:
+    """Nobody holds the image any more. Raises QemuImgFailed, as qemu-img would itself."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while await asyncio.to_thread(image_locks.holder, path) is not None:
+        if time.monotonic() > deadline:
+            raise QemuImgFailed(("check", "-r", "all", path), 1, 'Failed to get "write" lock')
+        await asyncio.sleep(LOCK_RETRY_SECONDS)
 
 
 async def snapshot_bytes(path: str, tag: str, like: Image) -> int:
