@@ -110,22 +110,22 @@ async def repair(path: str) -> None:
 
     Dirty bitmaps are worthless afterwards, and marked so.
     """
-    await _spoil_bitmaps(path)
+    await _settle_header(path)
+    if valid := await _valid_bitmaps(path):
+        raise QemuImgFailed(("check", "-r", "all", path), 1, f"bitmap {valid[0]} is not marked as in use")
     await _check(path, "-r", "all")
 
 
-async def _spoil_bitmaps(path: str) -> None:
-    """Mark every valid dirty bitmap as in use, as a QEMU does that is killed.
+async def _settle_header(path: str) -> None:
+    """Have QEMU open the image for writing once, with its snapshots, and die before it closes it.
 
-    `qemu-img check -r` opens the image without its snapshots. Where it finds a valid bitmap, it marks that one and
-    writes the header anew: without the snapshots, whose clusters it then frees (QEMU 7.2, each time). It leaves a
-    bitmap that is in use alone. Marking takes no cluster, so it is safe on a damaged image; removing a bitmap is not.
+    `qemu-img check -r` opens an image without its snapshots. If that opening has something to write into the header
+    (a valid bitmap to be marked as in use; bitmaps or a feature of another program to be dropped), the header says
+    that there are no snapshots, and their clusters are freed: all are lost (QEMU 7.2, each time). Any other opening
+    writes the same with the snapshots. It takes no cluster, so it is safe on a damaged image; removing a bitmap is
+    not. An image that can't be opened has nothing written.
     """
-    if await _valid_bitmaps(path):
-        # it opens the image for writing, which marks them, and dies before it could store them again
-        await _run_for_code("-f", "qcow2", "-c", f"sigraise {signal.SIGKILL:d}", path, program="qemu-io")
-        if left := await _valid_bitmaps(path):
-            raise QemuImgFailed(("check", "-r", "all", path), 1, f"bitmap {left[0]} could not be marked as in use")
+    await _run_for_code("-f", "qcow2", "-c", f"sigraise {signal.SIGKILL:d}", path, program="qemu-io")
 
 
 async def _valid_bitmaps(path: str) -> list[str]:

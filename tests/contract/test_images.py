@@ -374,6 +374,22 @@ class TestDamage:
         await kvm_bench.hypervisor.revert(1, SPEC.tag)
         assert kvm_bench.read(1) == {"vda": "A"}
 
+    @pytest.mark.parametrize("features", [0, 1 << 40])
+    async def test_a_repair_of_an_image_that_another_program_wrote_keeps_every_snapshot(
+        self, kvm_bench: KvmBench, features: int
+    ) -> None:
+        """One that knows nothing of bitmaps, or has a feature that QEMU does not know."""
+        await kvm_bench.add_server(1, disks=1)
+        kvm_bench.write(1, "A")
+        await kvm_bench.hypervisor.take_snapshot(1, SPEC)
+        path = kvm_bench.path(1, "vda")
+        qemu_img("bitmap", "--add", "-f", "qcow2", str(path), "b0")
+        kvm_bench.tear(1, "vda")
+        patch(path, 88, ">Q", features)  # the header's autoclear features
+        assert await kvm_bench.hypervisor.repair(1) == ("vda",)
+        await kvm_bench.hypervisor.revert(1, SPEC.tag)
+        assert kvm_bench.read(1) == {"vda": "A"}
+
     async def test_lost_space_is_left_alone_where_its_repair_would_cost_valid_bitmaps(
         self, kvm_bench: KvmBench
     ) -> None:
