@@ -132,9 +132,10 @@ def _lock_holder(file: int) -> str:
 
 
 def _is_alive(holder: str) -> bool:
-    """Whether the process that wrote itself down runs; one that has ended and was not waited for has no program."""
+    """Whether the process is known to run; one that has ended and was not waited for has no program. One that is not
+    known may have let go of the lock since we tried."""
     pid = holder.removeprefix("pid ").split()[0]
-    return not pid.isdecimal() or Path(f"/proc/{pid}/exe").exists()
+    return pid.isdecimal() and Path(f"/proc/{pid}/exe").exists()
 
 
 class Lease:

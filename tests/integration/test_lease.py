@@ -1,6 +1,7 @@
 """One worker for a node: the lock file that the kernel frees, and the lease that all can see."""
 
 import asyncio
+import fcntl
 import os
 import subprocess
 import sys
@@ -202,6 +203,20 @@ async def test_a_store_that_is_away_takes_no_lease_from_anyone(server: RedisServ
     server.kill()
     assert await told.lease.still_ours()
     await client.aclose(close_connection_pool=True)
+
+
+async def test_a_holder_that_is_not_known_is_waited_for(tmp_path: Path) -> None:
+    """It had just taken the lock, or has just let go of it."""
+    with (tmp_path / "worker.lock").open("a+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(NodeTaken, match="an unknown process"):
+            NodeLock(tmp_path).take(orphan_seconds=0)
+        lock = NodeLock(tmp_path)
+        taking = asyncio.create_task(asyncio.to_thread(lock.take))
+        await asyncio.sleep(0.1)
+        assert not taking.done()
+    await taking
+    lock.release()
 
 
 class TestHypervisorLock:
