@@ -1,7 +1,9 @@
 """The worker dies, at each moment of each effect, and everything ends well by itself."""
 
 import itertools
+import json
 import random
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from drivers.fake_state import FakeDisk
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.dying import BEFORE, LIMITS, NOW, DyingNode
 from tests.integration.pasts import Found, Past
-from worker.jobs.model import JobKind, JobState
+from worker.jobs.model import JobKind, JobState, NoteCode
 from worker.jobs.store import SnapshotFilter
 from worker.journal import Journal
 from worker.runner import Limits
@@ -365,3 +367,25 @@ async def test_the_undo_of_a_partial_restore_leaves_the_other_disks_alone(cell: 
 
     assert (await node.settle(undo.id)).state is JobState.COMPLETED
     assert node.hypervisor.read(SERVER) == {"vda": NOW, "vdb": NOW, "vdc": "written since"}
+
+
+async def test_a_restore_that_an_earlier_version_began_keeps_the_sizes_too(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
+    node.hypervisor.server(SERVER).disks["vdb"].virtual_bytes *= 2
+    size = node.hypervisor.server(SERVER).disks["vdb"].virtual_bytes
+    job_id = await node.admit(JobKind.RESTORE)
+    node.hypervisor.faults.fail(Effect.REVERT_DISK, "vda", error=Killed("the upgrade"))
+    assert not await node.live(job_id)
+    with sqlite3.connect(tmp_path / "n" / "journal.sqlite") as journal:
+        (facts,) = journal.execute("SELECT facts FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        known_then = {"begun_at", "was_running", "off_since", "on_again", "taken", "size_mb", "spare_tag", "failure"}
+        old = {name: value for name, value in json.loads(facts).items() if name in known_then}
+        journal.execute("UPDATE jobs SET facts = ? WHERE id = ?", (json.dumps(old), job_id))
+    journal.close()
+
+    job = await node.settle(job_id)
+
+    assert job.state is JobState.COMPLETED
+    assert node.hypervisor.server(SERVER).disks["vdb"].virtual_bytes == size
+    assert NoteCode.DISK_KEPT_SIZE in {note.code for note in job.notes}
+    await node.check(job, power=Power.ON)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import structlog
 
-from drivers.base import RestorePlan, SnapshotSpec
+from drivers.base import GrownDisk, RestorePlan, SnapshotSpec
 from worker.jobs.model import Note, Step
 from worker.procedures import notes
 from worker.procedures.disks import checked, cleaned, roomy_layout, without
@@ -109,9 +109,24 @@ async def _clear(work: Work) -> Next:
 async def _revert(work: Work) -> Next:
     await _picked_up(work)
     await work.hypervisor.revert(work.task.server_id, work.task.tag, targets=work.facts.targets)
+    facts = work.facts if work.facts.targets is not None else await _as_begun_by_an_earlier_version(work)
     # From the next step on the guest may write: whoever runs this job again must not revert again.
-    adapts = work.facts.grown or work.facts.renews_generation
-    return Next(step=Step.ADAPTING if adapts else Step.STARTING, facts=work.facts)
+    adapts = facts.grown or facts.renews_generation
+    return Next(step=Step.ADAPTING if adapts else Step.STARTING, facts=facts)
+
+
+async def _as_begun_by_an_earlier_version(work: Work) -> Facts:
+    """What a restore has to bring back that was planned by a version which kept nothing: its safety snapshot has it."""
+    found = await work.hypervisor.snapshots(work.task.server_id)
+    safety = next((one.contents for one in found if one.tag == work.task.safety_tag), None)
+    then = {disk.target: disk.virtual_bytes for disk in safety.disks} if safety is not None else {}
+    now = (await work.hypervisor.layout(work.task.server_id)).disks
+    grown = tuple(
+        GrownDisk(target=disk.target, snapshot_bytes=disk.virtual_bytes, virtual_bytes=then[disk.target])
+        for disk in now
+        if then.get(disk.target, 0) > disk.virtual_bytes
+    )
+    return replace(work.facts, grown=grown, renews_generation=True)  # a server without such an id has nothing to renew
 
 
 async def _adapt(work: Work) -> Next:
