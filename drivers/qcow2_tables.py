@@ -231,4 +231,5 @@ def _bytes_at(file: int, at: int, size: int) -> bytes:
 
 
 def _text(data: bytes) -> str:
-    return data.partition(b"\0")[0].decode(errors="surrogateescape")  # to QEMU a NUL is the end
+    # To QEMU a NUL is the end. Ours are ASCII; what else there is goes into logs, SQLite and Redis.
+    return data.partition(b"\0")[0].decode(errors="backslashreplace")
