@@ -36,7 +36,7 @@ async def test_a_libvirt_is_surveyed_with_the_words_of_the_preflight(kvm_bench: 
     surveyed = await survey_libvirt(lab.uri)
     first, second = named(surveyed, "server-1"), named(surveyed, "server-2")
     assert (first.server_id, second.server_id) == (1, None)
-    assert first.refused == ("disk vdb can't be snapshotted: it is a disk of another server as well",)
+    assert first.refused == ("disk vdb can't be snapshotted: a disk of another server is based on it, or reads it",)
     with pytest.raises(UnsupportedServer, match=f"^{first.refused[0]}$"):
         await kvm_bench.hypervisor.layout(1)
     assert [found.target for found in first.disks] == ["vda", "vdb"]
