@@ -2,19 +2,20 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run demo test check format openapi lock clean bench-pickup bench-admission bench-ops bench-tracing \
-    chaos screenshots
+.PHONY: help setup setup-tests run demo test test-fast check lint format openapi lock clean bench-pickup bench-admission \
+    bench-ops bench-tracing chaos backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 CLIENT := $(VENV)-client
 # read by deploy/setup.sh and by deploy/demo/run.py
-export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE
+export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER
 
 help: ## print this
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
 	    printf '  make %-16s %s\n' "$$target" "$$text"; done
-	@echo 'Options: PORT=8080 DRIVER=kvm|fake STATE_DIR=./state or ./state-fake (make run), PYTHON=python3 (interpreter of a new .venv)'
+	@echo 'Options: PORT=8080 DRIVER=kvm|fake STATE_DIR=./state or ./state-fake (make run), PYTHON=python3 (interpreter of a new .venv),'
+	@echo '         T=tests/unit/test_journal.py (make test), WORKERS=3 (processes that run tests side by side)'
 
 setup: ## Debian packages and .venv, from the lock
 	@deploy/setup.sh
@@ -28,15 +29,24 @@ run: setup ## the whole service with a real guest, until Ctrl-C (DRIVER=fake: no
 demo: setup ## the scripted proof: write A, create, write B, restore, A is back, delete
 	@exec $(BIN)/python -m deploy.demo.demo
 
-test: setup-tests ## every test
-	$(BIN)/pytest
+# One process more than cores: the tests wait a good part of their time.
+WORKERS ?= $(shell expr $$(nproc) + 1)
+PYTEST = $(BIN)/pytest $(if $(CI),--durations=25)
 
-check: setup-tests ## what CI runs: format, lint, types, import walls, tests
+test: setup-tests ## every test, or those of T=tests/unit/test_journal.py
+	$(PYTEST) $(if $(T),$(T),-n $(WORKERS))
+
+test-fast: setup lint ## what takes less than a minute: format, lint, types, import walls, unit tests
+	$(PYTEST) -n $(WORKERS) tests/unit
+
+check: setup-tests lint ## what CI runs: format, lint, types, import walls, tests
+	$(PYTEST) -n $(WORKERS)
+
+lint: setup ## format, lint, types, import walls
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
 
 # What the tests generate clients of the API with. Apart from our own venv: other versions of what we run.
 CLIENT_LOCKS := deploy/lock/client.txt tests/integration/clients/package.json tests/integration/clients/package-lock.json
@@ -61,11 +71,20 @@ bench-pickup: setup ## enqueue to start, beside plain arq's
 chaos: setup ## kill parts of a real cell in the midst of random work, and look at all of it (N=50 SEED=7)
 	@exec $(BIN)/python -m tests.chaos
 
+backups-beside: setup-tests ## virtnbdbackup beside our jobs and kills at random, each chain restored and compared (N=200 SEED=7)
+	@exec $(BIN)/python -m tests.backups
+
+dry-runs: setup-tests ## a dry run, then the job, over N (300) states of servers on real QEMU (SEED=1000)
+	STATES=$${N:-300} $(BIN)/pytest -q tests/contract/test_dry_run_kvm.py
+
 bench-ops: setup ## the lists and pages of operators on N jobs (100000), beside the same on 1,000
 	$(BIN)/python -m tests.bench.ops
 
 bench-tracing: setup ## what the spans of a request cost, beside the request
 	$(BIN)/python -m tests.bench.tracing
+
+survey: setup ## what a snapshot of each server would hold, leave out, be refused for (FOLDER=… or LIBVIRT=qemu:///system)
+	@$(BIN)/vps-snapshots-worker survey $(if $(FOLDER),"$$FOLDER") $(if $(LIBVIRT),--libvirt "$$LIBVIRT") $(if $(JSON),--json)
 
 screenshots: setup-tests ## write the pictures of the dashboard, docs/screenshots/
 	$(BIN)/python -m tests.browser.screenshots

@@ -94,8 +94,8 @@ def build(
     _serve_calls(
         app,
         [
-            *((operation, _called(operation, handlers, callers)) for operation in OPERATIONS),
-            *((operation, _operated(operation, ops_handlers, callers)) for operation in OPS_OPERATIONS),
+            *((call, _called(call, handlers, callers, body_seconds=body_seconds)) for call in OPERATIONS),
+            *((call, _operated(call, ops_handlers, callers, body_seconds=body_seconds)) for call in OPS_OPERATIONS),
         ],
         seconds=settings.request_seconds,
     )
@@ -169,22 +169,29 @@ def _serve_calls(
         app.router.add_route("*", path, _another_method)
 
 
-def _called(operation: Operation, handlers: Handlers, callers: Callers) -> Handler:
+def _called(operation: Operation, handlers: Handlers, callers: Callers, *, body_seconds: float) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
         caller = await callers.identify(request, operation.permission)
-        requests.only_known(request, operation.query)
+        await _ensure_takes(operation, request, body_seconds=body_seconds)
         return await operation.handle(handlers, request, caller)
 
     return handler
 
 
-def _operated(operation: OpsOperation, handlers: OpsHandlers, callers: Callers) -> Handler:
+def _operated(operation: OpsOperation, handlers: OpsHandlers, callers: Callers, *, body_seconds: float) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
         operator = await callers.operator(request)
-        requests.only_known(request, operation.query)
+        await _ensure_takes(operation, request, body_seconds=body_seconds)
         return await operation.handle(handlers, request, operator)
 
     return handler
+
+
+async def _ensure_takes(call: Operation | OpsOperation, request: web.Request, *, body_seconds: float) -> None:
+    """Raises Problem for a query parameter, or a body, that the call does not take: before it does anything."""
+    requests.only_known(request, call.query)
+    if call.changes and call.body is None:
+        await requests.ensure_no_body(request, call.query, timeout_seconds=body_seconds)
 
 
 def _bounded(call: Operation | OpsOperation, handler: Handler, *, seconds: float) -> Handler:

@@ -14,6 +14,7 @@ from worker.jobs import schedules as schedules_
 from worker.jobs.model import JobKind, JobState, ServerState, SnapshotStatus, Step
 from worker.jobs.store import Admitted, Page
 
+MIB = 1 << 20
 CREATE_MESSAGE = "Snapshot is being created. This may take 3-10 minutes depending on server size."
 RESTORE_MESSAGE = "Server is being restored from snapshot. This may take 5-15 minutes."
 
@@ -67,8 +68,32 @@ class Snapshot(Closed):
     description: str
 
 
+class HeldDisk(Open):
+    """A disk of the server when the snapshot was taken."""
+
+    target: Annotated[str, Field(description="the device's name in the server, for example `vda`")]
+    size_mb: Annotated[int, Field(description="MiB, its size then")]
+
+
+class LeftOut(Open):
+    """A disk or device that the snapshot does not hold."""
+
+    target: str
+    reason: str
+
+
+class Contents(Open):
+    """What a snapshot holds, and what it does not."""
+
+    disks: tuple[HeldDisk, ...]
+    left_out: tuple[LeftOut, ...]
+    firmware: Annotated[str, Field(description="`bios` or `uefi`")]
+    nvram: Annotated[bool, Field(description="the UEFI variables are part of it")]
+    tpm: Annotated[bool, Field(description="the state of the emulated TPM is part of it")]
+
+
 class SnapshotDetails(Snapshot):
-    """A snapshot with what its owner says about it."""
+    """A snapshot with what it holds and what its owner says about it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -76,6 +101,9 @@ class SnapshotDetails(Snapshot):
     protected: Annotated[bool, Field(description="its delete is refused")]
     expires_at: Annotated[Moment | None, Field(description="deleted then, unless it is protected")]
     schedule_id: Annotated[str | None, Field(description="the schedule that made it")]
+    contents: Annotated[
+        Contents | None, Field(description="null until completed, and for a snapshot of an earlier version")
+    ]
 
 
 class SnapshotCreated(Snapshot):
@@ -147,6 +175,14 @@ class JobError(Open):
     stranded: Annotated[bool, Field(description="the server could not be left as it was found: an operator must look")]
 
 
+class Note(Open):
+    """What a job did, or a dry run would do, beside what it was asked for."""
+
+    code: Annotated[str, Field(description="stable, snake_case; more may be added")]
+    detail: str
+    disks: Annotated[tuple[str, ...], Field(description="the disks that it is about")]
+
+
 class Job(Open):
     """The work on one server, to be followed until its state is `completed` or `failed`."""
 
@@ -168,6 +204,16 @@ class Job(Open):
     ]
     downtime_seconds: Annotated[float | None, Field(description="how long the guest was kept off")]
     error: Annotated[JobError | None, Field(description="set when the state is `failed`")]
+    disks: Annotated[
+        Literal["all", "present"],
+        Field(description="of a restore or an undo: `present` restores the disks that are there, whatever is missing"),
+    ]
+    notes: tuple[Note, ...]
+    contents: Annotated[
+        Contents | None,
+        Field(description="of a completed create: what the snapshot holds; of its dry run: what it would hold"),
+    ]
+    retried_by: Annotated[str | None, Field(description="the job that does the same again")]
 
 
 class JobList(Open):
@@ -186,6 +232,7 @@ class Event(Open):
     step: Step | None
     server_id: int
     snapshot_id: Annotated[int | None, Field(description="null for the dry run of a create")]
+    notes: Annotated[tuple[str, ...], Field(description="codes of the job's notes; empty before its end")]
 
 
 class ScheduleRun(Open):
@@ -249,6 +296,20 @@ def details(record: model.Snapshot) -> SnapshotDetails:
         protected=record.protected,
         expires_at=record.expires_at,
         schedule_id=record.schedule_id,
+        contents=contents(record.contents),
+    )
+
+
+def contents(held: model.Contents | None) -> Contents | None:
+    """Without the paths on the node."""
+    if held is None:
+        return None
+    return Contents(
+        disks=tuple(HeldDisk(target=disk.target, size_mb=-(-disk.virtual_bytes // MIB)) for disk in held.disks),
+        left_out=tuple(LeftOut(target=one.target, reason=one.reason) for one in held.left_out),
+        firmware=held.firmware,
+        nvram=held.nvram,
+        tpm=held.tpm,
     )
 
 
@@ -306,6 +367,10 @@ def job(record: model.Job) -> Job:
         estimated_seconds=record.estimated_seconds,
         downtime_seconds=record.downtime_seconds,
         error=JobError(code=failure.code, detail=failure.detail, stranded=failure.stranded) if failure else None,
+        disks="present" if record.present_only else "all",
+        notes=tuple(Note(code=note.code, detail=note.detail, disks=note.disks) for note in record.notes),
+        contents=contents(record.contents),
+        retried_by=record.retried_by,
     )
 
 
@@ -317,6 +382,7 @@ def event(record: events.Event) -> Event:
         step=record.step,
         server_id=record.server_id,
         snapshot_id=record.snapshot_id,
+        notes=record.notes,
     )
 
 

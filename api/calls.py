@@ -57,6 +57,11 @@ class Call(Generic[Side, By]):
         return self.handle.__name__
 
     @property
+    def changes(self) -> bool:
+        """Is made to change something."""
+        return self.method != "GET"
+
+    @property
     def takes_key(self) -> bool:
         """Takes an Idempotency-Key."""
         return self.method == "POST"

@@ -11,9 +11,9 @@ from prometheus_client.registry import Collector
 
 from api.background import in_background
 from worker.jobs.cell import Cell, CellNumbers, NodeNumbers
+from worker.jobs.configuration import NODE_SILENT_SECONDS
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.metrics import NAMESPACE
-from worker.jobs.store import NODE_SILENT_SECONDS
 
 STALE_SECONDS = 120.0  # another front end may see what is true now
 

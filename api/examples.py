@@ -7,7 +7,16 @@ from api.problems import FieldError, Problem, broke, invalid
 from api.requests import CreateBody, EditBody, ScheduleBody, ScheduleEditBody
 from api.webhooks import Delivery, DeliveryList, Webhook, WebhookBody, WebhookEditBody, WebhookList, WebhookWithSecret
 from worker.jobs import errors
-from worker.jobs.model import SNAPSHOTS_PER_SERVER, JobKind, JobState, ServerId, ServerState, SnapshotStatus, Step
+from worker.jobs.model import (
+    SNAPSHOTS_PER_SERVER,
+    JobKind,
+    JobState,
+    NoteCode,
+    ServerId,
+    ServerState,
+    SnapshotStatus,
+    Step,
+)
 from worker.jobs.webhooks import JobEvent
 
 JOB_ID = "0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b"
@@ -30,8 +39,20 @@ SNAPSHOT = bodies.Snapshot(
     created_at=datetime(2025, 1, 15, 18, 30, tzinfo=UTC),
     description="Before major migration",
 )
+CONTENTS = bodies.Contents(
+    disks=(bodies.HeldDisk(target="vda", size_mb=25600), bodies.HeldDisk(target="vdb", size_mb=102400)),
+    left_out=(bodies.LeftOut(target="sda", reason="it is a cdrom"),),
+    firmware="uefi",
+    nvram=True,
+    tpm=False,
+)
 DETAILS = bodies.SnapshotDetails(
-    **dict(SNAPSHOT), labels={"env": "production"}, protected=True, expires_at=None, schedule_id=None
+    **dict(SNAPSHOT),
+    labels={"env": "production"},
+    protected=True,
+    expires_at=None,
+    schedule_id=None,
+    contents=CONTENTS,
 )
 EDIT = EditBody(labels={"env": "production"}, protected=True)
 _WEEKLY = bodies.Snapshot(
@@ -113,7 +134,20 @@ DELIVERIES = DeliveryList(count=1, results=(DELIVERY,))
 HEALTH = bodies.Health(status="ok")
 
 
-def _job(kind: JobKind, state: JobState, *, error: bodies.JobError | None = None) -> bodies.Job:
+_LEFT_OUT = bodies.Note(
+    code=NoteCode.LEFT_OUT, detail="The snapshot does not hold sda (it is a cdrom).", disks=("sda",)
+)
+_CHAIN_ENDED = bodies.Note(
+    code=NoteCode.BACKUP_CHAIN_ENDED,
+    detail="A restore ends the chain of incremental backups: the dirty bitmaps and checkpoints that it rests on are"
+    " removed. The next backup must be a full one.",
+    disks=("vda",),
+)
+
+
+def _job(
+    kind: JobKind, state: JobState, *, error: bodies.JobError | None = None, notes: tuple[bodies.Note, ...] = ()
+) -> bodies.Job:
     ended = state.is_final
     return bodies.Job(
         id=JOB_ID,
@@ -130,15 +164,21 @@ def _job(kind: JobKind, state: JobState, *, error: bodies.JobError | None = None
         estimated_seconds=45,
         downtime_seconds=38.5 if ended and error is None else None,
         error=error,
+        disks="all",
+        notes=notes,
+        contents=CONTENTS if kind is JobKind.CHECK_CREATE and ended else None,
+        retried_by=None,
     )
 
 
-CHECKED = _job(JobKind.CHECK_CREATE, JobState.COMPLETED).model_copy(update={"downtime_seconds": None})
+CHECKED = _job(JobKind.CHECK_CREATE, JobState.COMPLETED, notes=(_LEFT_OUT,)).model_copy(
+    update={"downtime_seconds": None}
+)
 CHECKED_RESTORE = _job(JobKind.CHECK_RESTORE, JobState.COMPLETED).model_copy(update={"downtime_seconds": None})
 CHECK_WAITS = _job(JobKind.CHECK_CREATE, JobState.QUEUED)
 CHECK_RESTORE_WAITS = _job(JobKind.CHECK_RESTORE, JobState.QUEUED)
 UNDO_WAITS = _job(JobKind.UNDO, JobState.QUEUED)
-JOB_COMPLETED = _job(JobKind.RESTORE, JobState.COMPLETED)
+JOB_COMPLETED = _job(JobKind.RESTORE, JobState.COMPLETED, notes=(_CHAIN_ENDED,))
 JOB_FAILED = _job(
     JobKind.RESTORE,
     JobState.FAILED,
@@ -157,6 +197,7 @@ EVENT = bodies.Event(
     step=Step.STOPPING,
     server_id=_SERVER.id,
     snapshot_id=SNAPSHOT.id,
+    notes=(),
 )
 SERVER = bodies.Server(
     id=_SERVER.id,

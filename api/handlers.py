@@ -14,9 +14,11 @@ from api.requests import (
     JobsQuery,
     ListQuery,
     PageQuery,
+    RestoreQuery,
     ScheduleBody,
     ScheduleEditBody,
     SchedulesQuery,
+    UndoQuery,
 )
 from api.streams import Streams, opened
 from api.webhooks import WebhookBody, WebhookEditBody
@@ -96,11 +98,13 @@ class Handlers:
         return bodies.answer(bodies.details(edited))
 
     async def restore_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
-        if requests.query(request, DryRunQuery).dry_run:
+        query = requests.query(request, RestoreQuery)
+        if query.dry_run:
             check = await self._store.check_restore(
                 account_id=caller.account_id,
                 snapshot_id=requests.snapshot_id(request),
                 request_id=request[requests.REQUEST_ID],
+                present_only=query.present_only,
                 idempotency=requests.idempotency(request),
             )
             return await self._checked(caller, check)
@@ -108,6 +112,7 @@ class Handlers:
             account_id=caller.account_id,
             snapshot_id=requests.snapshot_id(request),
             request_id=request[requests.REQUEST_ID],
+            present_only=query.present_only,
             idempotency=requests.idempotency(request),
         )
         return bodies.answer(bodies.restoring(admitted), headers=bodies.places(admitted))
@@ -125,6 +130,7 @@ class Handlers:
             account_id=caller.account_id,
             job_id=requests.job_id(request),
             request_id=request[requests.REQUEST_ID],
+            present_only=requests.query(request, UndoQuery).present_only,
             idempotency=requests.idempotency(request),
         )
         return bodies.answer(bodies.job(job), status=202, headers=bodies.place(job))

@@ -312,7 +312,7 @@ def _problems_of(operation: AnyCall) -> list[Problem]:
     refusals = (*operation.refusals, errors.StoreUnavailable)
     if operation.takes_key:
         refusals = (*refusals, errors.IdempotencyKeyReused)
-    late = [examples.LATE] if operation.body is not None else []
+    late = [examples.LATE] if operation.changes else []  # a body that is refused has to arrive first
     refused = [_of(refusal, operation.method) for refusal in refusals]
     return [examples.INVALID, *examples.OF_THE_CALLER, examples.LIMITED, *refused, *late, examples.OURS]
 

@@ -15,9 +15,11 @@ from api.requests import (
     JobsQuery,
     ListQuery,
     PageQuery,
+    RestoreQuery,
     ScheduleBody,
     ScheduleEditBody,
     SchedulesQuery,
+    UndoQuery,
 )
 from api.webhooks import WebhookBody, WebhookEditBody
 from worker.jobs import errors
@@ -171,11 +173,13 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Restore a server from a snapshot",
         text=(
             "Overwrites all current data of the server. The server is stopped first, and started again if it was"
-            " running. What is overwritten is kept for 24 hours, for an undo. No body."
+            " running. What is overwritten is kept for 24 hours, for an undo. Where the server's disks are not those of"
+            " the snapshot, the job fails with `disks_differ` before it stops the server; `disks=present` restores the"
+            " disks that are there. No body, or `{}`."
         ),
         handle=Handlers.restore_snapshot,
         permission=WRITE,
-        query=DryRunQuery,
+        query=RestoreQuery,
         replies={
             200: Reply(
                 text=f"The server is being restored; follow the job. Dry run: the job of the checks, {DRY_RUN_DONE}",
@@ -199,10 +203,11 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Undo a restore",
         text=(
             "Brings back what the restore of that job has overwritten. It is kept for 24 hours, one for each server."
-            " An undo is a restore too, and can be undone. No body."
+            " An undo is a restore too, and can be undone. No body, or `{}`."
         ),
         handle=Handlers.undo_restore,
         permission=WRITE,
+        query=UndoQuery,
         replies={
             202: Reply(
                 text="The undo is under way; follow the new job.",
@@ -257,7 +262,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/api/v1/jobs/{job_id}/cancel/",
         tag="jobs",
         summary="Cancel a job",
-        text="Ends a job that its node has not begun; it is then `failed` with the code `cancelled`. No body.",
+        text="Ends a job that its node has not begun; it is then `failed` with the code `cancelled`. No body, or `{}`.",
         handle=Handlers.cancel_job,
         permission=WRITE,
         replies={200: Reply(text="The job, ended.", examples={"cancelled": examples.JOB_CANCELLED})},
@@ -437,7 +442,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path=f"{ONE_WEBHOOK}rotate-secret/",
         tag="webhooks",
         summary="Rotate a webhook's secret",
-        text="A new secret, shown this once. For 24 hours the one before signs beside it. No body.",
+        text="A new secret, shown this once. For 24 hours the one before signs beside it. No body, or `{}`.",
         handle=Handlers.rotate_webhook_secret,
         permission=WRITE,
         replies={200: Reply(text="The webhook, with its new secret.", examples={"new": examples.WEBHOOK_SECRET})},
@@ -448,7 +453,10 @@ OPERATIONS: tuple[Operation, ...] = (
         path=f"{ONE_WEBHOOK}test/",
         tag="webhooks",
         summary="Test a webhook",
-        text="Sends an event `webhook.test`, whose data has `webhook_id`; its log tells what came of it. No body.",
+        text=(
+            "Sends an event `webhook.test`, whose data has `webhook_id`; its log tells what came of it."
+            " No body, or `{}`."
+        ),
         handle=Handlers.test_webhook,
         permission=WRITE,
         replies={202: Reply(text="It is on its way.", examples={"waits": examples.TEST_WAITS})},

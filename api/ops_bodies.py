@@ -9,8 +9,9 @@ from yarl import URL
 from api import bodies
 from api.bodies import Moment, Open
 from worker.jobs import events, ops_records, overview
-from worker.jobs.model import Job, JobKind
+from worker.jobs.model import Job, JobKind, Snapshot
 from worker.jobs.ops_records import Slice
+from worker.jobs.store import Page
 from worker.jobs.telling import NodeFacts
 from worker.jobs.tokens import NewToken, Token
 
@@ -137,7 +138,7 @@ class OpsServer(bodies.Server):
 class OpsServerDetails(OpsServer):
     """A server with its snapshots and its latest jobs."""
 
-    snapshot_list: tuple[bodies.Snapshot, ...]
+    snapshot_list: tuple[bodies.SnapshotDetails, ...]
     jobs: Annotated[tuple[OpsJobSummary, ...], Field(description="the newest 100")]
 
 
@@ -172,6 +173,10 @@ class AuditEntry(Open):
     id: str
     at: Moment
     fields: dict[str, str]
+    notes: Annotated[
+        tuple[str, ...],
+        Field(description="codes of what its job noted, for 90 days; what a snapshot leaves out is in its `contents`"),
+    ]
 
 
 class AuditList(Open):
@@ -338,11 +343,11 @@ def server(record: ops_records.OpsServer) -> OpsServer:
     )
 
 
-def server_details(
-    record: ops_records.OpsServer, snapshots: bodies.SnapshotList, latest: Slice[Job]
-) -> OpsServerDetails:
+def server_details(record: ops_records.OpsServer, snapshots: Page[Snapshot], latest: Slice[Job]) -> OpsServerDetails:
     return OpsServerDetails(
-        **dict(server(record)), snapshot_list=snapshots.results, jobs=tuple(map(job_summary, latest.results))
+        **dict(server(record)),
+        snapshot_list=tuple(map(bodies.details, snapshots.results)),
+        jobs=tuple(map(job_summary, latest.results)),
     )
 
 
@@ -364,7 +369,7 @@ def findings(part: Slice[ops_records.ServerFindings]) -> FindingsList:
 
 
 def audit(part: Slice[ops_records.AuditEntry]) -> AuditList:
-    entries = tuple(AuditEntry(id=one.id, at=one.at, fields=dict(one.fields)) for one in part.results)
+    entries = tuple(AuditEntry(id=one.id, at=one.at, fields=dict(one.fields), notes=one.notes) for one in part.results)
     return AuditList(after=part.after, results=entries)
 
 

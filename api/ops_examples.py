@@ -3,8 +3,8 @@
 from datetime import UTC, datetime, timedelta
 
 from api import bodies, ops_bodies
+from api.examples import DETAILS, JOB_CANCELLED, JOB_COMPLETED, JOB_FAILED, JOB_ID, REQUEST_ID, SERVER, UNDO_WAITS
 from api.examples import EVENT as CUSTOMERS_EVENT
-from api.examples import JOB_CANCELLED, JOB_COMPLETED, JOB_FAILED, JOB_ID, REQUEST_ID, SERVER, SNAPSHOT, UNDO_WAITS
 from api.ops_requests import BulkBody, ReasonBody, TokenBody
 from worker.jobs.model import AccountId, JobId, JobKind
 
@@ -59,7 +59,7 @@ _SERVER = ops_bodies.OpsServer(
     **dict(SERVER), account_id=77, node="node-17", power="on", missing=False, stranded_by=None, findings=_FINDINGS
 )
 SERVERS = ops_bodies.OpsServerList(count=1, after=None, results=(_SERVER,))
-SERVER_DETAILS = ops_bodies.OpsServerDetails(**dict(_SERVER), snapshot_list=(SNAPSHOT,), jobs=(_job(JOB_COMPLETED),))
+SERVER_DETAILS = ops_bodies.OpsServerDetails(**dict(_SERVER), snapshot_list=(DETAILS,), jobs=(_job(JOB_COMPLETED),))
 FINDINGS = ops_bodies.FindingsList(
     count=1,
     after=None,
@@ -81,6 +81,7 @@ AUDIT = ops_bodies.AuditList(
                 "path": "/api/v1/ops/nodes/node-17/pause/",
                 "status": "200",
             },
+            notes=(),
         ),
     ),
 )

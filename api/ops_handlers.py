@@ -119,7 +119,9 @@ class OpsHandlers:
         each = request[EACH] = []  # as it goes: it may be broken off
         for job_id in body.ids:
             results.append(await self._one_of_many(request, body.action, job_id, once))
-            each.append({"job": job_id, "reason": body.action, "code": results[-1].code or ""})
+            made = results[-1].job_id
+            told = {"job": job_id, "reason": body.action, "code": results[-1].code or ""}
+            each.append(told | ({"made": f"job {made}"} if made else {}))
         return bodies.answer(ops_bodies.BulkResults(results=tuple(results)))
 
     async def _one_of_many(
@@ -129,7 +131,8 @@ class OpsHandlers:
         try:
             if action == "retry":
                 request_id = request[requests.REQUEST_ID]
-                made = (await self._operators.retry(job_id, request_id=request_id, idempotency=own)).id
+                retried = await self._operators.retry(job_id, request_id=request_id, in_bulk=True, idempotency=own)
+                made = retried.id
             else:
                 await self._operators.cancel(job_id, idempotency=own)
         except errors.Refused as refusal:
@@ -155,7 +158,7 @@ class OpsHandlers:
             limit=SNAPSHOTS_SHOWN,
         )
         latest = await self._operators.jobs(JobFilter(server_id=server_id), SHOWN)
-        return bodies.answer(ops_bodies.server_details(found, bodies.snapshots(snapshots), latest))
+        return bodies.answer(ops_bodies.server_details(found, snapshots, latest))
 
     async def ops_list_findings(self, request: web.Request, _: Token) -> web.Response:
         part = await self._operators.findings(requests.query(request, PartQuery).cut)

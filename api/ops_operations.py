@@ -118,7 +118,7 @@ OPS_OPERATIONS: tuple[OpsOperation, ...] = (
         path=f"{OPS}nodes/{{node}}/reconcile/",
         tag=TAG,
         summary="Reconcile a node",
-        text="Its worker compares all its servers with the store; it hears of it within seconds. No body.",
+        text="Its worker compares all its servers with the store; it hears of it within seconds. No body, or `{}`.",
         handle=OpsHandlers.ops_reconcile_node,
         permission=Permission.OPERATOR,
         replies={202: Reply(text="Done.", examples={"node": ops_examples.NODE})},
@@ -147,7 +147,10 @@ OPS_OPERATIONS: tuple[OpsOperation, ...] = (
         path=f"{OPS}jobs/bulk/",
         tag=TAG,
         summary="Do one thing to many jobs",
-        text="Each is retried or cancelled as if it were asked alone, and answered for alone.",
+        text=(
+            "Each job succeeds or fails on its own. A retry is refused, `job_not_retryable`, also for a job that was"
+            " cancelled or whose server has had a later job: look at such a job and retry it alone."
+        ),
         handle=OpsHandlers.ops_bulk_jobs,
         permission=Permission.OPERATOR,
         body=BulkBody,
@@ -176,7 +179,10 @@ OPS_OPERATIONS: tuple[OpsOperation, ...] = (
         path=f"{OPS}jobs/{{job_id}}/retry/",
         tag=TAG,
         summary="Try a failed job again",
-        text="What it was to do is admitted anew, as a new job, where the rules permit. No body.",
+        text=(
+            "A new job does the same again, where the rules permit. A job is retried once: then `retried_by` names the"
+            " new job. No body, or `{}`."
+        ),
         handle=OpsHandlers.ops_retry_job,
         permission=Permission.OPERATOR,
         replies={
@@ -194,7 +200,7 @@ OPS_OPERATIONS: tuple[OpsOperation, ...] = (
         path=f"{OPS}jobs/{{job_id}}/cancel/",
         tag=TAG,
         summary="Cancel any job",
-        text="As its owner could. No body.",
+        text="As its owner could. No body, or `{}`.",
         handle=OpsHandlers.ops_cancel_job,
         permission=Permission.OPERATOR,
         replies={200: Reply(text="Done.", examples={"cancelled": ops_examples.CANCELLED})},

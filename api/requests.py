@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal, TypeVar, cast
 from urllib.parse import parse_qs
@@ -379,12 +379,65 @@ class DryRunQuery(BaseModel):
     ] = False
 
 
+DISKS = Field(
+    description=(
+        "`all`: refused where the server's disks are not those of the snapshot. `present`: the disks that are there are"
+        " restored, the others are named in the job's `notes`"
+    )
+)
+
+
+class UndoQuery(BaseModel):
+    """The query of an undo."""
+
+    model_config = ConfigDict(frozen=True)
+
+    disks: Annotated[Literal["all", "present"], DISKS] = "all"
+
+    @property
+    def present_only(self) -> bool:
+        return self.disks == "present"
+
+
+class RestoreQuery(DryRunQuery, UndoQuery):
+    """The query of a restore."""
+
+
+class NoBody(BaseModel):
+    """The body of a call that takes none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
 async def body(request: web.Request, model: type[Model], *, timeout_seconds: float) -> Model:
     """The body, whatever its Content-Type says: `curl -d` sends JSON as a form. Raises Problem."""
     return parse(await _read(request, timeout_seconds=timeout_seconds), model)
+
+
+async def ensure_no_body(request: web.Request, query: type[BaseModel] | None, *, timeout_seconds: float) -> None:
+    """Raises Problem for any body but an empty one or `{}`: who sends `{"dry_run": true}` must not get the real thing.
+    `query`: of the call, None where it has none."""
+    if not request.body_exists:
+        return
+    raw = (await _read(request, timeout_seconds=timeout_seconds)).strip()
+    if not raw:
+        return
+    try:
+        NoBody.model_validate_json(raw)
+    except ValidationError as error:
+        known = query.model_fields if query else {}
+        raise invalid(*(_unwanted(found, known) for found in _found_in(error))) from error
+
+
+def _unwanted(error: ErrorDetails, known: Collection[str]) -> FieldError:
+    if error["type"] != "extra_forbidden":
+        return FieldError(field="body", detail="This call takes no body: send none, or {}.")
+    field = str(error["loc"][0])
+    where = f"; send it in the query, ?{field}=" if field in known else ""
+    return FieldError(field=field[:_FIELD_SHOWN] or "body", detail=f"This call takes no field in its body{where}.")
 
 
 def parse(raw: bytes, model: type[Model]) -> Model:
@@ -515,8 +568,11 @@ async def _read(request: web.Request, *, timeout_seconds: float) -> bytes:
 
 
 def _invalid(error: ValidationError) -> Problem:
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    return invalid(*map(_field_error, found[:_ERRORS_SHOWN]))
+    return invalid(*map(_field_error, _found_in(error)))
+
+
+def _found_in(error: ValidationError) -> list[ErrorDetails]:
+    return error.errors(include_url=False, include_context=False, include_input=False)[:_ERRORS_SHOWN]
 
 
 def _field_error(error: ErrorDetails) -> FieldError:

@@ -6,11 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from worker.jobs.configuration import FileSettings
+from worker.jobs.configuration import (
+    NODE_SILENT_SECONDS,
+    WAITING_SECONDS,
+    FileSettings,
+    NodeSilentSeconds,
+    WaitingSeconds,
+)
 from worker.jobs.connection import RedisSettings
 from worker.jobs.span_export import TracingSettings
-from worker.jobs.store import NODE_SILENT_SECONDS
-from worker.jobs.waiting import WAITING_SECONDS
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -26,12 +30,8 @@ class ApiSettings(FileSettings):
     unix_socket: Path | None = Field(default=None, description="listen here and not on host and port")
     redis: RedisSettings = Field(default_factory=RedisSettings)
     tracing: TracingSettings = Field(default_factory=TracingSettings)
-    node_silent_seconds: Seconds = Field(
-        default=NODE_SILENT_SECONDS, description="after so long without a heartbeat a node gets no new job"
-    )
-    waiting_seconds: Annotated[float, Field(ge=60, allow_inf_nan=False)] = Field(
-        default=WAITING_SECONDS, description="how long a job waits for a silent node before it fails; as the workers'"
-    )
+    node_silent_seconds: NodeSilentSeconds = NODE_SILENT_SECONDS
+    waiting_seconds: WaitingSeconds = WAITING_SECONDS
     body_seconds: Seconds = Field(default=10.0, description="for a client to send a whole body")
     keepalive_seconds: Seconds = Field(
         default=75.0, description="a connection without a whole request's head for so long is closed"

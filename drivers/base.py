@@ -7,7 +7,7 @@ Words: a *domain* is libvirt's name for a VM; an *adopted* domain carries our se
 A *tag* is the name of an internal qcow2 snapshot, the same on every disk of the server and in libvirt's metadata.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -34,6 +34,11 @@ class Domain:
     power: Power
 
 
+class Firmware(StrEnum):
+    BIOS = "bios"
+    UEFI = "uefi"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Disk:
     """A disk that takes part in every snapshot of its server."""
@@ -41,11 +46,12 @@ class Disk:
     target: str  # "vda"
     path: str
     virtual_bytes: int
+    bitmaps: tuple[str, ...] = ()  # persistent dirty bitmaps: what the next incremental backup goes by
 
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedDisk:
-    """A device that no snapshot of the server holds, and why: a CD-ROM, a read-only or a shared disk."""
+    """A device that no snapshot of the server holds, and why: a CD-ROM, a read-only disk, one with `snapshot='no'`."""
 
     target: str
     reason: str
@@ -59,6 +65,54 @@ class Layout:
     skipped: tuple[SkippedDisk, ...]
     nvram: bool  # UEFI variables: saved and restored with the disks
     free_bytes: int  # on the fullest of the file systems that hold the disks
+    tpm: bool = False  # the state of an emulated TPM: saved and restored with the disks
+    firmware: Firmware = Firmware.BIOS
+    checkpoints: tuple[str, ...] = ()  # the hypervisor's own records of incremental backups
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldDisk:
+    """A disk as it was when a snapshot was taken."""
+
+    target: str  # "vda", then
+    path: str  # then
+    virtual_bytes: int  # then: a revert brings this size back
+    stamp: str = ""  # of the snapshot's entry in the image: the same wherever the file is moved to; "": not known
+    # What lay below the image: a snapshot holds nothing of it, and is worth as much as it stays the same. "": nothing;
+    # None: not known.
+    base: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What one snapshot holds, and what it leaves out. Written down beside it when it is taken."""
+
+    disks: tuple[HeldDisk, ...]
+    left_out: tuple[SkippedDisk, ...] = ()
+    firmware: Firmware = Firmware.BIOS
+    nvram: bool = False
+    tpm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrownDisk:
+    """A disk that was enlarged since the snapshot: a revert makes it small, `resize` as large as it is now."""
+
+    target: str
+    snapshot_bytes: int
+    virtual_bytes: int  # now
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestorePlan:
+    """What a revert to a snapshot would do to the server as it is now."""
+
+    targets: tuple[str, ...]  # the disks that go back
+    not_restored: tuple[SkippedDisk, ...]  # with `present_only`: what does not go back, and why
+    grown: tuple[GrownDisk, ...]
+    bitmaps: tuple[str, ...]  # disks with dirty bitmaps, which a revert makes worthless
+    checkpoints: tuple[str, ...]  # likewise
+    generation_id: bool  # the guest is told by a new one that it has gone back in time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +131,13 @@ class FoundSnapshot:
 
     tag: str
     targets: frozenset[str]
-    complete: bool  # on every disk of the server's layout, with the NVRAM where there is one
-    spec: SnapshotSpec | None  # None: on a disk only; the hypervisor's own list does not know it
+    complete: bool  # all that it holds is there, and it holds every disk that the server has today
+    spec: SnapshotSpec | None  # None: on a disk only; nothing is written down about it
     current: bool = False  # someone went back to it (or took it) with the hypervisor's own tools
+    contents: Contents | None = None  # None: nothing is written down about it
+    missing: tuple[str, ...] = ()  # why it is not complete, a sentence for each thing, for the customer's eyes
+    # It is written down where it stays and keeps the server from nothing. If not, `list_snapshot` writes it there.
+    settled: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +156,28 @@ class About:
     hypervisor: str  # "libvirt 9.0.0"
     emulator: str  # "QEMU 7.2.0"
     pools: tuple[Pool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyedDisk:
+    target: str
+    path: str
+    virtual_bytes: int | None = None  # None: its image can't be read, or is not here
+    snapshots: int = 0  # that its image holds today, whoever took them
+    bitmaps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surveyed:
+    """What a snapshot of one server would hold, for those who run the service: with paths, and adopted or not."""
+
+    name: str
+    server_id: int | None = None  # None: not adopted
+    disks: tuple[SurveyedDisk, ...] = ()
+    state: tuple[str, ...] = ()  # what is saved beside the disks: nvram, pflash, tpm
+    left_out: tuple[SkippedDisk, ...] = ()
+    refused: tuple[str, ...] = ()  # why no snapshot can be taken; empty: one can
+    noticed: tuple[str, ...] = ()  # what a person should know beside
 
 
 class DriverError(Exception):
@@ -124,6 +204,18 @@ class UnsupportedServer(DriverError):
     """The server has a part that no snapshot can hold; the text names it. Nothing was changed."""
 
     code = "unsupported_server"
+
+
+class ServerInUse(DriverError):
+    """Another tool is at work on the server: a migration, a backup, a copy of a disk. Nothing was changed."""
+
+    code = "server_busy"
+
+
+class DisksDiffer(DriverError):
+    """The server's disks are not those that the snapshot holds; the text names the first. Nothing was changed."""
+
+    code = "disks_differ"
 
 
 class SnapshotNotFound(DriverError):
@@ -210,13 +302,46 @@ class Hypervisor(Protocol):
         ...
 
     async def start(self, server_id: int) -> None:
-        """Turn the domain on; on already is fine. Raises `StartFailed`."""
+        """Turn the domain on; on already is fine. Raises `StartFailed`, or `DiskBusy` while another program holds a
+        disk."""
         ...
 
     async def layout(self, server_id: int) -> Layout:
         """What a snapshot would hold. Raises `UnsupportedServer` naming the first part that can't be snapshotted
-        (raw, block or missing disk, TPM, ...), `InvalidState` for a domain that is paused or has saved memory,
-        `DiskCorrupt` for an image already marked corrupt."""
+        (raw, block or missing disk, ...), `InvalidState` for a domain that is paused or has saved memory, `ServerInUse`
+        for one that is being migrated, backed up or copied, `DiskCorrupt` for an image already marked corrupt."""
+        ...
+
+    async def restore_plan(self, server_id: int, tag: str, *, present_only: bool = False) -> RestorePlan:
+        """What a revert to the tag would do. Reading it changes nothing, whether the domain runs or not.
+
+        `present_only`: the disks that are there go back, whatever else the snapshot holds or the server has.
+        Raises what `layout` does, `SnapshotNotFound` where no disk has the tag, `DisksDiffer` where the server's disks
+        are not those of the snapshot, `UnsupportedServer` where a disk could not be made as large again as it is.
+        """
+        ...
+
+    async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
+        """The disks that adopted domains share with other domains of the node, by server id, each with the reason.
+        `layout` refuses such a server. Raises `HypervisorUnavailable` also where some storage does not answer."""
+        ...
+
+    async def refuse_if_in_use(self, server_id: int) -> None:
+        """Raises `ServerInUse` where another tool is at work on the server (see `layout`): it is not to be stopped."""
+        ...
+
+    async def hold(self, server_id: int) -> None:
+        """Keep others from moving the server to another node until `let_go`, also over the death of this process.
+
+        Held already is fine. Where the hypervisor has no means to hold a server, it is not held.
+
+        Raises `ServerInUse` where another tool is already at work on the server. What begins in the same moment is for
+        `refuse_if_in_use` to find.
+        """
+        ...
+
+    async def let_go(self, server_id: int) -> None:
+        """Undo `hold`; not held is fine."""
         ...
 
     async def free_space(self, server_id: int) -> int:
@@ -228,30 +353,60 @@ class Hypervisor(Protocol):
         ...
 
     async def take_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
-        """Snapshot all disks (and NVRAM) of a domain that is off, and list it with the hypervisor.
+        """Snapshot all disks (and NVRAM and TPM) of a domain that is off, and write down what it holds.
 
         Raises `SnapshotExists`, `InvalidState` (not off), or `DiskFailed`: some disks may hold the tag.
         """
         ...
 
-    async def list_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
-        """Put a snapshot that every disk holds into the hypervisor's own list, whether the domain runs or not.
+    async def list_snapshot(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
+        """Write down a snapshot that every disk holds, whether the domain runs or not. `contents`: what it is known to
+        hold; None: what the disks say.
 
         Raises `SnapshotNotFound` where one disk lacks the tag.
         """
         ...
 
-    async def revert(self, server_id: int, tag: str) -> None:
-        """Bring all disks (and NVRAM) of a domain that is off back to the tag. Snapshots taken later stay.
+    async def list_for_people(self, server_id: int) -> tuple[str, ...]:
+        """List our whole snapshots where the hypervisor's own tools show them; the tags. Until they are settled again,
+        the server can't be moved to another node. Raises `ServerInUse`."""
+        ...
 
-        Raises `SnapshotNotFound` before any change where one disk lacks the tag, `InvalidState` (not off),
+    async def is_at(self, server_id: int, tag: str) -> bool:
+        """Whether every disk (and NVRAM and TPM) of a domain that is off holds just what the tag holds: nothing was
+        written since it was taken or reverted to. Tags that a disk lacks: no."""
+        ...
+
+    async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
+        """Remove every dirty bitmap from the disks of a domain that is off, and the hypervisor's checkpoints.
+
+        Returns the targets of the disks that had bitmaps; none is fine. Raises `InvalidState` or `DiskFailed`.
+        """
+        ...
+
+    async def revert(self, server_id: int, tag: str, *, targets: frozenset[str] | None = None) -> None:
+        """Bring these disks (None: all), NVRAM and TPM of a domain that is off back to the tag. Snapshots taken later
+        stay. A disk has the size that it had then.
+
+        Raises `SnapshotNotFound` before any change where one of the disks lacks the tag, `InvalidState` (not off),
         or `DiskFailed`: some disks may be reverted.
         """
         ...
 
-    async def delete_snapshot(self, server_id: int, tag: str) -> None:
-        """Remove the tag from every disk, NVRAM copy and list that has it, whether the domain runs or not.
+    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
+        """Enlarge the disks (by target) of a domain that is off to these sizes; one that is as large is left alone.
 
+        Raises `InvalidState` (not off) or `DiskFailed`."""
+        ...
+
+    async def renew_generation_id(self, server_id: int) -> None:
+        """Give a domain that is off a new VM generation id where it has one."""
+        ...
+
+    async def delete_snapshot(self, server_id: int, tag: str) -> None:
+        """Remove the tag from every disk, state copy and list that has it, whether the domain runs or not.
+
+        Also from the files of disks that the snapshot is written down to hold and that are not the server's any more.
         A tag that is nowhere is fine. Raises `DiskFailed`: call again until it succeeds.
         """
         ...

@@ -6,20 +6,26 @@ is a misuse (noted in `misuse`, and raised), to start the guest on it destroys e
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from drivers import fake_plan
 from drivers.base import (
     About,
+    Contents,
     Disk,
     DiskCorrupt,
+    DiskFailed,
     Domain,
     DomainNotFound,
+    Firmware,
     FoundSnapshot,
     InvalidState,
     Layout,
     Pool,
     Power,
+    RestorePlan,
+    ServerInUse,
     SkippedDisk,
     SnapshotExists,
     SnapshotNotFound,
@@ -165,6 +171,37 @@ class FakeHypervisor:
         await self._look(server := self.server(server_id))
         return self._layout(server)
 
+    async def restore_plan(self, server_id: int, tag: str, *, present_only: bool = False) -> RestorePlan:
+        await self._look(server := self.server(server_id))
+        self._layout(server)
+        return fake_plan.restore_plan(server, tag, present_only=present_only)
+
+    async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
+        await self._look()
+        common = {server_id: self._shared(server) for server_id, server in self._by_id.items()}
+        return {server_id: shared for server_id, shared in common.items() if shared}
+
+    def _shared(self, server: FakeServer) -> tuple[SkippedDisk, ...]:
+        others = {
+            disk.image for other in self._domains.values() if other is not server for disk in other.disks.values()
+        }
+        reason = "it is a disk of another server as well"
+        return tuple(SkippedDisk(target=t, reason=reason) for t, disk in server.disks.items() if disk.image in others)
+
+    async def refuse_if_in_use(self, server_id: int) -> None:
+        await self._look(server := self.server(server_id))
+        _refuse_if_in_use(server)
+
+    async def hold(self, server_id: int) -> None:
+        server = self.server(server_id)
+        _refuse_if_in_use(server)
+        await self._do(Effect.HOLD, server, change=lambda: setattr(server, "held", True))
+
+    async def let_go(self, server_id: int) -> None:
+        server = self.server(server_id)
+        if server.held:
+            await self._do(Effect.LET_GO, server, change=lambda: setattr(server, "held", False))
+
     async def free_space(self, server_id: int) -> int:
         await self._look(self.server(server_id))
         return self.free_bytes
@@ -175,12 +212,18 @@ class FakeHypervisor:
             FoundSnapshot(
                 tag=tag,
                 targets=frozenset(target for target, disk in server.disks.items() if tag in disk.tags),
-                complete=self._complete(server, tag),
+                complete=fake_plan.is_complete(server, tag),
                 spec=server.listed.get(tag),
                 current=tag == server.current,
+                contents=server.contents.get(tag),
+                missing=fake_plan.missing(server, tag),
             )
             for tag in sorted(_tags(server))
         ]
+
+    async def list_for_people(self, server_id: int) -> tuple[str, ...]:
+        await self._look(server := self.server(server_id))
+        return tuple(server.listed)
 
     async def take_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
         server = self._off(server_id)
@@ -189,40 +232,83 @@ class FakeHypervisor:
             raise SnapshotExists(f"the tag {spec.tag} exists already")
         for target, disk in server.disks.items():
             # The entry in the image is written last but one, so a broken one may be there, and must be deleted.
-            half = functools.partial(disk.tags.__setitem__, spec.tag, disk.content)
+            half = functools.partial(_take, disk, spec.tag)
             await self._change_disk(Effect.SNAPSHOT_DISK, server, target, half=half, change=half)
         if server.nvram is not None:
             saved = functools.partial(server.nvram_copies.__setitem__, spec.tag, server.nvram)
             await self._do(Effect.SAVE_NVRAM, server, change=saved)
-        await self._list(server, spec)
+        await self._list(server, spec, fake_plan.contents_now(server, spec.tag))
 
-    async def list_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
+    async def list_snapshot(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
         server = self.server(server_id)
-        self._must_be_complete(server, spec.tag)
-        await self._list(server, spec)
+        if not all(spec.tag in disk.tags for disk in server.disks.values()):
+            raise SnapshotNotFound(f"not every disk of server {server.server_id} has the tag {spec.tag}")
+        await self._list(server, spec, contents or fake_plan.contents_now(server, spec.tag))
 
-    async def revert(self, server_id: int, tag: str) -> None:
+    async def is_at(self, server_id: int, tag: str) -> bool:
+        server = self._off(server_id)
+        nvram = server.nvram is None or server.nvram_copies.get(tag) == server.nvram
+        return nvram and all(_is_at(disk, tag) for disk in server.disks.values())
+
+    async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
+        server = self._off(server_id)
+        cleared = []
+        for target, disk in server.disks.items():
+            if disk.bitmaps:
+                await self._change_disk(
+                    Effect.CLEAR_BITMAPS, server, target, half=lambda: None, change=disk.bitmaps.clear
+                )
+                cleared.append(target)
+        if server.checkpoints:
+            await self._do(Effect.CLEAR_CHECKPOINTS, server, change=server.checkpoints.clear)
+        return tuple(cleared)
+
+    async def revert(self, server_id: int, tag: str, *, targets: frozenset[str] | None = None) -> None:
         server = self._off(server_id)
         self._layout(server)
-        self._must_be_complete(server, tag)
-        for target, disk in server.disks.items():
-            await self._change_disk(
-                Effect.REVERT_DISK,
-                server,
-                target,
-                half=functools.partial(setattr, disk, "content", TORN),
-                change=functools.partial(setattr, disk, "content", disk.tags[tag]),
-            )
-        if server.nvram is not None:
+        disks = {target: disk for target, disk in server.disks.items() if targets is None or target in targets}
+        if not disks or any(tag not in disk.tags for disk in disks.values()):
+            raise SnapshotNotFound(f"not every disk of server {server.server_id} has the tag {tag}")
+        for target, disk in disks.items():
+            if disk.bitmaps:
+                raise DiskFailed(f"disk {target} has dirty bitmaps")
+            if not _is_at(disk, tag):
+                await self._change_disk(
+                    Effect.REVERT_DISK,
+                    server,
+                    target,
+                    half=functools.partial(setattr, disk, "content", TORN),
+                    change=functools.partial(_go_back, disk, tag),
+                )
+        if server.nvram is not None and tag in server.nvram_copies:
             back = functools.partial(setattr, server, "nvram", server.nvram_copies[tag])
             await self._do(Effect.RESTORE_NVRAM, server, change=back)
 
+    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
+        server = self._off(server_id)
+        for target, size in virtual_bytes.items():
+            disk = server.disks[target]
+            if disk.virtual_bytes < size:
+                if not disk.can_grow:
+                    raise DiskFailed(f"disk {target} can't be enlarged")
+                grow = functools.partial(setattr, disk, "virtual_bytes", size)
+                await self._change_disk(Effect.RESIZE_DISK, server, target, half=lambda: None, change=grow)
+
+    async def renew_generation_id(self, server_id: int) -> None:
+        server = self._off(server_id)
+        if server.generation is not None:
+            renew = functools.partial(setattr, server, "generation", server.generation + 1)
+            await self._do(Effect.RENEW_GENERATION, server, change=renew)
+
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
         server = self.server(server_id)
-        for target, disk in server.disks.items():
+        for target, disk in [*server.disks.items(), *server.detached.items()]:
             if tag in disk.tags:
-                gone = functools.partial(disk.tags.pop, tag)
-                await self._change_disk(Effect.DELETE_TAG, server, target, half=lambda: None, change=gone)
+                gone = functools.partial(_drop, disk, tag)
+                if target in server.disks:
+                    await self._change_disk(Effect.DELETE_TAG, server, target, half=lambda: None, change=gone)
+                else:
+                    await self._do(Effect.DELETE_TAG, server, target=target, change=gone)
         if tag in server.nvram_copies:
             await self._do(Effect.DELETE_NVRAM, server, change=lambda: server.nvram_copies.pop(tag))
         if tag in server.listed:
@@ -232,10 +318,10 @@ class FakeHypervisor:
         server = self._off(server_id)
         mended = []
         for target, disk in server.disks.items():
-            if disk.ruined:
-                raise DiskCorrupt(f"disk {target} is damaged beyond repair")
-            if disk.dirty:
-                mend = functools.partial(setattr, disk, "dirty", False)
+            if disk.ruined or disk.rotten:
+                raise DiskCorrupt(f"disk {target} is damaged and can't be repaired")
+            if disk.dirty or disk.damaged:
+                mend = functools.partial(_mend, disk)
                 await self._do(Effect.REPAIR_DISK, server, target=target, change=mend)
                 mended.append(target)
         return tuple(mended)
@@ -297,6 +383,9 @@ class FakeHypervisor:
     def _layout(self, server: FakeServer) -> Layout:
         if server.power is Power.PAUSED:
             raise InvalidState("the server is suspended")
+        _refuse_if_in_use(server)
+        for shared in self._shared(server):
+            raise UnsupportedServer(f"disk {shared.target}: {shared.reason}")
         for target, disk in server.disks.items():
             if disk.unsupported:
                 raise UnsupportedServer(f"disk {target} {disk.unsupported}")
@@ -304,11 +393,18 @@ class FakeHypervisor:
                 raise DiskCorrupt(f"disk {target} is marked corrupt")
         return Layout(
             disks=tuple(
-                Disk(target=target, path=f"/simulated/{server.name}/{target}.qcow2", virtual_bytes=disk.virtual_bytes)
+                Disk(
+                    target=target,
+                    path=fake_plan.path(server, target),
+                    virtual_bytes=disk.virtual_bytes,
+                    bitmaps=tuple(disk.bitmaps),
+                )
                 for target, disk in server.disks.items()
             ),
             skipped=tuple(SkippedDisk(target=target, reason=reason) for target, reason in server.skipped.items()),
             nvram=server.nvram is not None,
+            firmware=Firmware.BIOS if server.nvram is None else Firmware.UEFI,
+            checkpoints=tuple(server.checkpoints),
             free_bytes=self.free_bytes,
         )
 
@@ -318,16 +414,12 @@ class FakeHypervisor:
             raise InvalidState(f"server {server_id} is not off")
         return server
 
-    def _complete(self, server: FakeServer, tag: str) -> bool:
-        nvram = server.nvram is None or tag in server.nvram_copies
-        return nvram and all(tag in disk.tags for disk in server.disks.values())
+    async def _list(self, server: FakeServer, spec: SnapshotSpec, contents: Contents) -> None:
+        def change() -> None:
+            server.listed[spec.tag] = spec
+            server.contents[spec.tag] = contents
 
-    def _must_be_complete(self, server: FakeServer, tag: str) -> None:
-        if not self._complete(server, tag):
-            raise SnapshotNotFound(f"not every disk of server {server.server_id} has the tag {tag}")
-
-    async def _list(self, server: FakeServer, spec: SnapshotSpec) -> None:
-        await self._do(Effect.LIST, server, change=lambda: server.listed.__setitem__(spec.tag, spec))
+        await self._do(Effect.LIST, server, change=change)
 
     def _keep(self, server: FakeServer) -> None:
         if self._state is not None:
@@ -345,6 +437,34 @@ class FakeHypervisor:
 
 def _tags(server: FakeServer) -> set[str]:
     return {tag for disk in server.disks.values() for tag in disk.tags} | {*server.nvram_copies, *server.listed}
+
+
+def _refuse_if_in_use(server: FakeServer) -> None:
+    if server.in_use:
+        raise ServerInUse(f"the server {server.in_use}")
+
+
+def _take(disk: FakeDisk, tag: str) -> None:
+    disk.tags[tag] = disk.content
+    disk.tag_bytes[tag] = disk.virtual_bytes
+
+
+def _go_back(disk: FakeDisk, tag: str) -> None:
+    disk.content = disk.tags[tag]
+    disk.virtual_bytes = disk.tag_bytes.get(tag, disk.virtual_bytes)
+
+
+def _drop(disk: FakeDisk, tag: str) -> None:
+    del disk.tags[tag]
+    disk.tag_bytes.pop(tag, None)
+
+
+def _is_at(disk: FakeDisk, tag: str) -> bool:
+    return disk.tags.get(tag) == disk.content and disk.tag_bytes.get(tag, disk.virtual_bytes) == disk.virtual_bytes
+
+
+def _mend(disk: FakeDisk) -> None:
+    disk.dirty = disk.damaged = False
 
 
 def simulated_node(state_file: Path, *, servers: int) -> FakeHypervisor:
@@ -368,4 +488,5 @@ def simulated_node(state_file: Path, *, servers: int) -> FakeHypervisor:
 
 def _unlist(server: FakeServer, tag: str) -> None:
     del server.listed[tag]
+    server.contents.pop(tag, None)
     server.current = "" if server.current == tag else server.current

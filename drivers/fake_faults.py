@@ -29,6 +29,12 @@ class Effect(StrEnum):
     SAVE_NVRAM = "save_nvram"
     RESTORE_NVRAM = "restore_nvram"
     DELETE_NVRAM = "delete_nvram"
+    CLEAR_BITMAPS = "clear_bitmaps"  # of one disk
+    CLEAR_CHECKPOINTS = "clear_checkpoints"
+    RESIZE_DISK = "resize_disk"
+    RENEW_GENERATION = "renew_generation"
+    HOLD = "hold"
+    LET_GO = "let_go"
     LIST = "list"  # a snapshot enters the hypervisor's own list
     UNLIST = "unlist"
 
@@ -51,7 +57,10 @@ class Killed(BaseException):
     """Raised by a crash test's hook in place of the death of the worker's process: nothing may handle it."""
 
 
-_ON_DISKS = {Effect.SNAPSHOT_DISK, Effect.REVERT_DISK, Effect.DELETE_TAG, Effect.REPAIR_DISK}
+_ON_DISKS = {
+    *(Effect.SNAPSHOT_DISK, Effect.REVERT_DISK, Effect.DELETE_TAG, Effect.REPAIR_DISK),
+    *(Effect.CLEAR_BITMAPS, Effect.RESIZE_DISK),
+}
 _ON_NVRAM = {Effect.SAVE_NVRAM, Effect.RESTORE_NVRAM, Effect.DELETE_NVRAM}
 
 

@@ -3,18 +3,25 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
-from drivers.base import Power, SnapshotSpec
+from drivers.base import Contents, Power, SnapshotSpec
 
 
 @dataclass(kw_only=True)
 class FakeDisk:
     content: str = "installed"  # the guest's data
     tags: dict[str, str] = field(default_factory=dict)  # tag -> the content that it holds
+    image: str = field(default_factory=lambda: uuid4().hex)  # the file itself, wherever it is attached
+    tag_bytes: dict[str, int] = field(default_factory=dict)  # tag -> the size that the disk had
+    bitmaps: list[str] = field(default_factory=list)  # of incremental backups: a revert is refused where one is
+    can_grow: bool = True  # False: an old format, which can't be enlarged while it has snapshots
     dirty: bool = False
-    ruined: bool = False  # damaged beyond repair
+    damaged: bool = False  # by no change of ours; the guest does not notice, `repair` mends it
+    rotten: bool = False  # damaged so that only a check shows it, and nothing mends it; a guest runs on it
+    ruined: bool = False  # damaged beyond repair, for all to see
     unsupported: str = ""  # why no snapshot can hold it
     data_mb: int = 2560
     virtual_bytes: int = 20 << 30
@@ -29,10 +36,16 @@ class FakeServer:
     presses_needed: int = 1  # of the power button, until the guest hears one
     deaf: bool = False  # hears none
     disks: dict[str, FakeDisk] = field(default_factory=lambda: {"vda": FakeDisk()})
+    detached: dict[str, FakeDisk] = field(default_factory=dict)  # not the server's any more, and still there
     skipped: dict[str, str] = field(default_factory=dict)  # target -> reason
     nvram: str | None = None
     nvram_copies: dict[str, str] = field(default_factory=dict)
-    listed: dict[str, SnapshotSpec] = field(default_factory=dict)
+    generation: int | None = None  # of a server that has a VM generation id
+    listed: dict[str, SnapshotSpec] = field(default_factory=dict)  # written down with the domain
+    contents: dict[str, Contents] = field(default_factory=dict)  # likewise
+    checkpoints: list[str] = field(default_factory=list)
+    in_use: str = ""  # what another tool does with it: "is being migrated"
+    held: bool = False  # nobody can migrate it
     current: str = ""  # the tag that someone went back to past the driver
 
 

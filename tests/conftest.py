@@ -14,6 +14,25 @@ import pytest
 from arq.connections import ArqRedis
 from redis.asyncio import UnixDomainSocketConnection
 from redis.asyncio.connection import ConnectionPool
+from xdist.remote import Producer
+
+from tests.side_by_side import SideBySide, longest_first
+
+TESTS = Path(__file__).parent
+START_SECONDS = 30  # far above what Redis takes, for a machine with much else to do
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> SideBySide:
+    return SideBySide(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each test has the name of its folder for a marker: `-m "unit or contract"`."""
+    for item in items:
+        item.add_marker(item.path.relative_to(TESTS).parts[0])
+    if hasattr(config, "workerinput"):  # one of several processes
+        longest_first(items)
 
 
 def lacking(what: str) -> NoReturn:
@@ -48,7 +67,7 @@ class RedisServer:
             ["redis-server", *arguments, *durability],
             stdout=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             answer = subprocess.run(
                 ["redis-cli", "-s", str(self.socket), "ping"],
@@ -58,7 +77,7 @@ class RedisServer:
             if answer.stdout.strip() == b"PONG":
                 return
             time.sleep(0.02)
-        raise RuntimeError("redis-server did not answer within 10 s")
+        raise RuntimeError(f"redis-server did not answer within {START_SECONDS} s")
 
     def kill(self) -> None:
         if self.process is not None:

@@ -17,7 +17,7 @@ from worker.node_worker import FALLBACK_SECONDS, NodeWorker
 
 NODE = "n1"
 QUEUE = queue.queue_name(NODE)
-PATIENCE_SECONDS = 20.0  # a bound: what is waited for comes within milliseconds, or never
+PATIENCE_SECONDS = 60.0  # a bound: what is waited for comes within milliseconds, or never
 
 
 async def until(what: Callable[[], bool]) -> None:

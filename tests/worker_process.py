@@ -48,7 +48,13 @@ def _says(line: str, event: str, fields: dict[str, Any]) -> bool:
 @asynccontextmanager
 async def worker_process(redis_socket: Path, state_dir: Path, **settings: str) -> AsyncIterator[WorkerProcess]:
     """Of node n1, with two servers. Killed at the end, should it run yet."""
-    ours = {"REDIS__URL": f"unix://{redis_socket}", "DRIVER": "fake", "FAKE_SERVERS": "2", "NODE": "n1"}
+    ours = {
+        "REDIS__URL": f"unix://{redis_socket}",
+        "DRIVER": "fake",
+        "FAKE_SERVERS": "2",
+        "NODE": "n1",
+        "START_SECONDS": "1",
+    }
     ours |= {"STATE_DIR": str(state_dir)} | settings
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "worker.main", "run"),

@@ -1,6 +1,7 @@
 """What has to happen sooner or later without anyone asking for it."""
 
 import asyncio
+import time
 
 import structlog
 
@@ -21,6 +22,7 @@ class Housekeeping:
         self._journal = journal
         self._runner = runner
         self._waiting = waiting
+        self._last_round = time.monotonic()
 
     async def keep_house(self) -> None:
         """Run until cancelled. A round that fails is tried again with the next one."""
@@ -30,6 +32,11 @@ class Housekeeping:
             except Exception:  # an odd disk must not end the worker, again and again
                 log.exception("housekeeping.broke")
             await asyncio.sleep(ROUND_SECONDS)
+
+    def _seconds_since_last_round(self) -> float:
+        now = time.monotonic()
+        seconds, self._last_round = now - self._last_round, now
+        return min(seconds, 2 * ROUND_SECONDS)  # a process that was stopped for days has not looked after anything
 
     async def round(self) -> None:
         try:
@@ -43,6 +50,7 @@ class Housekeeping:
                 log.warning("delete.queued_again", jobs=deletes)
         try:
             self._journal.forget_old()
+            self._journal.age_spare_tags(self._seconds_since_last_round())
             await self._runner.drop_spare_tags()
             await self._runner.make_room()
         except JournalFailed as error:  # on a full disk

@@ -18,6 +18,7 @@ from worker.metrics import Metrics
 FACTS_SECONDS = 60.0  # between two looks at versions and free space
 FACTS_LOOK_SECONDS = 5.0  # that a report waits for such a look; a slower one is told with a later report
 REPORT_SECONDS = 5.0  # with each heartbeat, for what no event told
+CONFLICT_SECONDS = 15.0  # far more than a migration's end takes
 AGAIN_SECONDS = 1.0  # after a report that was not taken: a store that lost its data must soon know what there is
 LOOK_SECONDS = 30.0  # for the list of a node's domains; hundreds take milliseconds
 SETTLE_SECONDS = 0.1  # a guest that starts fires several events at once
@@ -35,20 +36,24 @@ class Inventory:
         metrics: Metrics | None = None,
         *,
         report_seconds: float = REPORT_SECONDS,
+        conflict_seconds: float = CONFLICT_SECONDS,
     ) -> None:
         """`publish` tells the store which snapshots a server has, where the store does not know the server. `reconcile`
-        is called when an operator has asked for it. `report_seconds`: between two reports where nothing changes."""
+        is called when an operator has asked for it. `report_seconds`: between two reports where nothing changes.
+        `conflict_seconds`: that two nodes may both have a server before a person is told."""
         self._hypervisor = hypervisor
         self._store = store
         self._publish = publish
         self._reconcile = reconcile
         self._metrics = metrics or Metrics()
         self._report_seconds = report_seconds
+        self._conflict_seconds = conflict_seconds
         self._reconcile_asked = ""
         self._facts_at = -FACTS_SECONDS
         self._looking: asyncio.Task[About] | None = None
         self._changed = asyncio.Event()
-        self._conflicts: frozenset[ServerId] = frozenset()
+        self._conflicts: dict[ServerId, float] = {}  # since when, by the monotonic clock
+        self._told_conflicts: frozenset[ServerId] = frozenset()
         self._twice: frozenset[int] = frozenset()
         self._fresh: set[ServerId] = set()
         self._some_fresh = asyncio.Event()
@@ -72,9 +77,7 @@ class Inventory:
         for server_id in twice - self._twice:
             log.error("inventory.server_twice_on_node", server_id=server_id)
         self._twice = twice
-        for server_id in reported.conflicts - self._conflicts:
-            log.error("inventory.server_on_two_nodes", server_id=server_id)
-        self._conflicts = reported.conflicts
+        self._note_conflicts(reported.conflicts)
         for server_id in reported.gone:  # undefined, moved to another node, or its mark was taken away
             log.warning("inventory.server_gone", server_id=server_id)
         if reported.reconcile_asked != self._reconcile_asked:
@@ -83,6 +86,21 @@ class Inventory:
         self._fresh |= reported.fresh
         self._some_fresh.set()
         return True
+
+    def _note_conflicts(self, conflicts: frozenset[ServerId]) -> None:
+        now = time.monotonic()
+        self._conflicts = {server_id: self._conflicts.get(server_id, now) for server_id in conflicts}
+        lasting = frozenset(
+            server_id for server_id, since in self._conflicts.items() if now - since > self._conflict_seconds
+        )
+        for server_id in lasting - self._told_conflicts:
+            log.error("inventory.server_on_two_nodes", server_id=server_id)
+        self._told_conflicts = lasting
+
+    @property
+    def _some_may_come(self) -> bool:
+        """A server has been migrated to this node, and the one that it came from has not told yet."""
+        return self._conflicts.keys() > self._told_conflicts
 
     async def _domains(self) -> list[Domain]:
         try:
@@ -127,7 +145,8 @@ class Inventory:
         taken = True
         while True:
             try:
-                async with asyncio.timeout(self._report_seconds if taken else AGAIN_SECONDS):
+                waits = taken and not self._some_may_come
+                async with asyncio.timeout(self._report_seconds if waits else AGAIN_SECONDS):
                     await self._changed.wait()
                 await asyncio.sleep(SETTLE_SECONDS)
             except TimeoutError:

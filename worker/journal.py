@@ -43,7 +43,8 @@ CREATE INDEX IF NOT EXISTS owed ON jobs (published) WHERE published = 0;
 CREATE TABLE IF NOT EXISTS spare_tags (
     tag TEXT PRIMARY KEY,
     server_id INTEGER NOT NULL,
-    drop_after REAL NOT NULL             -- Unix seconds
+    drop_after REAL NOT NULL,            -- Unix seconds: what programs before `left_seconds` go by
+    left_seconds REAL                    -- until it is dropped; NULL: written by such a program
 ) STRICT;
 CREATE TABLE IF NOT EXISTS changing (    -- servers whose disks are being changed by no job
     server_id INTEGER PRIMARY KEY
@@ -185,10 +186,11 @@ class Journal:
         ]
         if tag is not None:
             if spare_tag_kept_seconds > 0:  # one for each server: the newer safety snapshot makes the older ones due
-                older = "UPDATE spare_tags SET drop_after = ? WHERE server_id = ? AND drop_after < ?"
+                older = "UPDATE spare_tags SET drop_after = ?, left_seconds = 0 WHERE server_id = ? AND drop_after < ?"
                 statements.append((older, (now, task.server_id, KEPT_FOR_A_PERSON)))
-            insert = "INSERT OR REPLACE INTO spare_tags (tag, server_id, drop_after) VALUES (?, ?, ?)"
-            statements.append((insert, (tag, task.server_id, now + spare_tag_kept_seconds)))
+            kept = spare_tag_kept_seconds
+            insert = "INSERT OR REPLACE INTO spare_tags (tag, server_id, drop_after, left_seconds) VALUES (?, ?, ?, ?)"
+            statements.append((insert, (tag, task.server_id, now + kept, kept)))
         self._durably(*statements)
 
     def published(self, job_id: JobId) -> None:
@@ -203,8 +205,19 @@ class Journal:
         """The jobs that were begun and whose outcome nobody knows yet, oldest first."""
         return [_entry(row) for row in self._db.execute(f"{_SELECT} WHERE published = 0 ORDER BY rowid")]
 
+    def age_spare_tags(self, seconds: float) -> None:
+        """Count down the time of each spare tag, by seconds in which this program ran.
+
+        A wall clock that is wrong for a moment must not delete what a restore has overwritten.
+        """
+        if self.with_droppable_tags():
+            aged = (
+                "UPDATE spare_tags SET left_seconds = COALESCE(left_seconds, drop_after - ?) - ? WHERE drop_after < ?"
+            )
+            self._durably((aged, (time.time(), seconds, KEPT_FOR_A_PERSON)))
+
     def due_spare_tags(self) -> list[SpareTag]:
-        rows = self._db.execute("SELECT tag, server_id FROM spare_tags WHERE drop_after <= ?", (time.time(),))
+        rows = self._db.execute("SELECT tag, server_id FROM spare_tags WHERE left_seconds <= 0")
         return [SpareTag(tag=tag, server_id=ServerId(server_id)) for tag, server_id in rows]
 
     def spare_tags(self, server_id: ServerId) -> frozenset[str]:
@@ -223,8 +236,8 @@ class Journal:
 
     def track_spare_tag(self, server_id: ServerId, tag: str, *, kept_seconds: float) -> None:
         """Write down a spare tag that was found on the disks."""
-        insert = "INSERT OR IGNORE INTO spare_tags (tag, server_id, drop_after) VALUES (?, ?, ?)"
-        self._durably((insert, (tag, server_id, time.time() + kept_seconds)))
+        insert = "INSERT OR IGNORE INTO spare_tags (tag, server_id, drop_after, left_seconds) VALUES (?, ?, ?, ?)"
+        self._durably((insert, (tag, server_id, time.time() + kept_seconds, kept_seconds)))
 
     def dropped(self, tag: str) -> None:
         self._durably(("DELETE FROM spare_tags WHERE tag = ?", (tag,)))
@@ -250,10 +263,13 @@ class Journal:
 def drop_kept(path: Path, tag: str) -> ServerId | None:
     """Make the tag due that a job has left for a person: the worker whose journal this is deletes it next, also one
     that runs meanwhile. The tag's server, or None where no such tag is kept. Raises JournalFailed or NewerJournal."""
-    update = "UPDATE spare_tags SET drop_after = ? WHERE tag = ? AND drop_after = ? RETURNING server_id"
+    update = (
+        "UPDATE spare_tags SET drop_after = ?, left_seconds = 0 WHERE tag = ? AND drop_after = ? RETURNING server_id"
+    )
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)) as db:
             _ensure_known(db, path)
+            _ensure_ages(db)
             found = db.execute(update, (time.time(), tag, KEPT_FOR_A_PERSON)).fetchall()
     except sqlite3.Error as error:
         raise JournalFailed(f"{path}: {error}") from error
@@ -277,10 +293,17 @@ def _opened(path: Path) -> sqlite3.Connection:
         if _ensure_known(db, path) < VERSION:
             db.executescript(_SCHEMA)
             db.execute(f"PRAGMA user_version = {VERSION}")
+        _ensure_ages(db)
     except BaseException:
         db.close()
         raise
     return db
+
+
+def _ensure_ages(db: sqlite3.Connection) -> None:
+    # A column that older programs need not know: they can go on with this journal.
+    if not db.execute("SELECT 1 FROM pragma_table_info('spare_tags') WHERE name = 'left_seconds'").fetchone():
+        db.execute("ALTER TABLE spare_tags ADD COLUMN left_seconds REAL")
 
 
 def _json(kind: TypeAdapter[Any], record: Any) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import math
 import os
 import socket
 import time
@@ -19,6 +20,7 @@ LEASE_SECONDS = 15.0  # an owner that was silent for so long may be replaced fro
 HEARTBEAT_SECONDS = 5.0  # three of them to a lease: two may be lost
 ORPHAN_SECONDS = 30.0  # for a child of a killed worker to end; it is killed as well, if a little later
 RETRY_SECONDS = 0.5  # between two tries while the store does not answer
+ASKED_SECONDS = 5.0  # for the store to say who holds the lease
 
 log = structlog.stdlib.get_logger()
 
@@ -52,18 +54,19 @@ class NodeLock:
     def take(self, *, orphan_seconds: float = ORPHAN_SECONDS) -> None:
         """Waits for what a dead worker has left. Raises NodeTaken, naming the holder, or OSError."""
         file = self._path.open("a+")
-        deadline = time.monotonic() + orphan_seconds
-        while not _locked(file):
+
+        def holder() -> str:
             file.seek(0)
-            holder = file.read().strip() or "an unknown process"
-            if _is_alive(holder) or time.monotonic() > deadline:
-                file.close()
-                raise NodeTaken(f"{self._path} is held by {holder}: this node has a worker already")
-            time.sleep(0.02)
+            return file.read().strip()
+
+        try:
+            _take(file.fileno(), str(self._path), holder, orphan_seconds)
+        except BaseException:
+            file.close()
+            raise
         file.truncate(0)
         with suppress(OSError):  # on a full disk the lock is as good, and what is owed must go on
             os.write(file.fileno(), who_am_i().encode())
-        os.set_inheritable(file.fileno(), True)
         self._file = file
 
     def release(self) -> None:
@@ -72,7 +75,43 @@ class NodeLock:
             self._file = None
 
 
-def _locked(file: TextIO) -> bool:
+class HypervisorLock:
+    """The fence around one hypervisor: a lock on a folder that is the same for all who use it, whatever their settings.
+
+    Two workers of one libvirt would stop each other's guests, whatever their state folders. Given back as NodeLock is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: int | None = None
+
+    def take(self, *, orphan_seconds: float = ORPHAN_SECONDS) -> None:
+        """Waits for what a dead worker has left. Raises NodeTaken, naming the holder, or OSError."""
+        file = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _take(file, f"the hypervisor at {self._folder}", lambda: _lock_holder(file), orphan_seconds)
+        except BaseException:
+            os.close(file)
+            raise
+        self._file = file
+
+    def release(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _take(file: int, what: str, holder: Callable[[], str], orphan_seconds: float) -> None:
+    deadline = time.monotonic() + orphan_seconds
+    while not _locked(file):
+        held_by = holder() or "an unknown process"
+        if _is_alive(held_by) or time.monotonic() > deadline:
+            raise NodeTaken(f"{what} is held by {held_by}: this node has a worker already")
+        time.sleep(0.02)
+    os.set_inheritable(file, True)  # by qemu-img: our successor waits for its end
+
+
+def _locked(file: int) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -80,10 +119,23 @@ def _locked(file: TextIO) -> bool:
     return True
 
 
+def _lock_holder(file: int) -> str:
+    """The process that took the lock on a file in which nothing can be written, as the kernel lists it; '': unknown."""
+    status = os.fstat(file)
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()  # 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF
+            if "FLOCK" in fields and place in fields and int(fields[fields.index(place) - 1]) > 0:
+                return f"pid {fields[fields.index(place) - 1]}"
+    return ""
+
+
 def _is_alive(holder: str) -> bool:
-    """Whether the process that wrote itself down runs; one that has ended and was not waited for has no program."""
+    """Whether the process is known to run; one that has ended and was not waited for has no program. One that is not
+    known may have let go of the lock since we tried."""
     pid = holder.removeprefix("pid ").split()[0]
-    return not pid.isdecimal() or Path(f"/proc/{pid}/exe").exists()
+    return pid.isdecimal() and Path(f"/proc/{pid}/exe").exists()
 
 
 class Lease:
@@ -107,17 +159,34 @@ class Lease:
         self._gained = gained
         self._lost = lost
         self._held = False
+        self._sure_until = -math.inf  # by the clock that goes on while we are stopped, and while the machine sleeps
 
     @property
     def held(self) -> bool:
         return self._held
+
+    async def still_ours(self) -> bool:
+        """Whether no other worker has taken the lease. A process that was stopped does not notice how long it was.
+
+        A store that does not answer says nothing of another: then it is ours as before.
+        """
+        if _now() < self._sure_until:
+            return True
+        try:
+            async with asyncio.timeout(ASKED_SECONDS):
+                holder = await self._store.lease_holder()
+        except (StoreUnavailable, TimeoutError):
+            return True
+        if holder is not None:
+            log.error("lease.lost", detail=_held_by(self._store.node, holder))
+        return holder is None
 
     async def take_at_start(self) -> None:
         """Take the lease, waiting for the store for as long as it is away. Raises NodeTaken, naming the holder."""
         while True:
             try:
                 await self._before()
-                holder = await self._store.take_lease(seconds=LEASE_SECONDS)
+                holder = await self._renewed()
             except StoreUnavailable as error:
                 log.warning("lease.store_unavailable", cause=str(error.__cause__))
                 await asyncio.sleep(RETRY_SECONDS)
@@ -132,7 +201,7 @@ class Lease:
         while True:
             await asyncio.sleep(self._heartbeat_seconds if self._held else RETRY_SECONDS)
             try:
-                holder = await self._store.take_lease(seconds=LEASE_SECONDS)
+                holder = await self._renewed()
             except StoreUnavailable as error:
                 # The lease may run out, but as long as the store is away nobody else can take it either.
                 log.warning("lease.not_renewed", cause=str(error.__cause__))
@@ -150,12 +219,22 @@ class Lease:
             except StoreUnavailable:
                 log.info("lease.not_given_back")
 
+    async def _renewed(self) -> LeaseHeld | None:
+        asked_at = _now()
+        holder = await self._store.take_lease(seconds=LEASE_SECONDS)
+        self._sure_until = asked_at + LEASE_SECONDS if holder is None else -math.inf
+        return holder
+
     async def _turn(self, *, held: bool) -> None:
         if held and not self._held:
             await self._gained()
         if not held:
             self._lost()
         self._held = held
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _held_by(node: str, holder: LeaseHeld) -> str:

@@ -4,17 +4,18 @@ import asyncio
 import faulthandler
 import signal
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import structlog
 import typer
 import uvloop
 from arq.connections import ArqRedis
 
-from drivers.base import DriverError, Hypervisor, HypervisorUnavailable
+from drivers.base import DriverError, Hypervisor, HypervisorUnavailable, Surveyed
 from worker.exposition import exposed
 from worker.housekeeping import ROUND_SECONDS, Housekeeping
 from worker.inventory import REPORT_SECONDS, Inventory
@@ -29,7 +30,7 @@ from worker.jobs.span_export import exporting
 from worker.jobs.waiting import Waiting
 from worker.journal import Journal, JournalFailed, NewerJournal
 from worker.journal import drop_kept as drop_kept_tag
-from worker.lease import Lease, NodeLock, NodeTaken, machine_id, who_am_i
+from worker.lease import HypervisorLock, Lease, NodeLock, NodeTaken, machine_id, who_am_i
 from worker.metrics import Metrics
 from worker.node_worker import FALLBACK_SECONDS, NodeWorker
 from worker.publisher import Publisher
@@ -37,9 +38,10 @@ from worker.reconcile import Reconciler
 from worker.runner import LAST_WORDS_SECONDS, Runner
 from worker.scheduler import Scheduler
 from worker.settings import Driver, WorkerSettings
+from worker.survey import as_json as survey_as_json
+from worker.survey import as_text as survey_as_text
 from worker.traces import of_calls
 
-CANCEL_AGAIN_SECONDS = 1.0
 ID_MAX = 2**63 - 1  # as the API takes it and the journal holds it
 HUNG_SECONDS = (
     30.0  # without one turn of the event loop; the longest that it does, a write to the journal, is far below
@@ -62,7 +64,10 @@ def run(config: Config = None) -> None:
     job_log, metrics = JobLog(), Metrics()
     logs.configure(also=(job_log,), count=(metrics.log_events,))
     try:
-        with exporting(settings.tracing, service="vps-snapshots-worker", instance=settings.node):
+        with (
+            _locked(settings.state_dir),  # not in the event loop: it waits for what a dead worker has left
+            exporting(settings.tracing, service="vps-snapshots-worker", instance=settings.node),
+        ):
             uvloop.run(_serve(settings, job_log, metrics))
     except (NodeTaken, NewerJournal, JournalFailed, DriverError, ConfigurationError) as error:
         _refuse(str(error))
@@ -99,6 +104,21 @@ def rebuild(config: Config = None) -> None:
 
 
 @app.command()
+def list_in_virsh(
+    server_id: Annotated[int, typer.Argument(min=1, max=ID_MAX, help="The server's id in the public API.")],
+    config: Config = None,
+) -> None:
+    """List a server's snapshots in libvirt, for `virsh snapshot-list` and the like, until the worker looks at the
+    server next (every 5 minutes). While they are listed, libvirt does not migrate the server."""
+    settings = _settings(config)
+    try:
+        tags = uvloop.run(_list_in_virsh(settings, server_id))
+    except DriverError as error:
+        _refuse(str(error))
+    typer.echo("\n".join(tags) if tags else f"server {server_id} has no complete snapshot")
+
+
+@app.command()
 def drop_kept(
     tag: Annotated[str, typer.Argument(help="The snapshot's tag on the disks: vps-safety-JOB.")], config: Config = None
 ) -> None:
@@ -113,6 +133,23 @@ def drop_kept(
     typer.echo(
         f"the worker deletes {tag} from the disks of server {server_id} within {ROUND_SECONDS:.0f} s of its running"
     )
+
+
+@app.command()
+def survey(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Survey the domain XML (*.xml) and images in this folder, not a libvirt.")
+    ] = None,
+    libvirt: Annotated[str, typer.Option(help="URI of the libvirt to survey.")] = "qemu:///system",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a snapshot of each server would hold and leave out, or why it is refused. Changes nothing; needs no
+    Redis."""
+    try:
+        surveyed = asyncio.run(_survey(folder, libvirt))
+    except (DriverError, OSError) as error:
+        _refuse(str(error))
+    typer.echo(survey_as_json(surveyed) if as_json else survey_as_text(surveyed))
 
 
 def _settings(config: Path | None) -> WorkerSettings:
@@ -142,10 +179,26 @@ async def _open_hypervisor(settings: WorkerSettings) -> Hypervisor:
         raise HypervisorUnavailable(f"{settings.libvirt_uri}: {error} ({error.__cause__})") from error
 
 
+async def _survey(folder: Path | None, uri: str) -> list[Surveyed]:
+    try:
+        from drivers.kvm import survey_folder, survey_libvirt  # noqa: PLC0415 - as above
+    except ModuleNotFoundError as error:
+        _refuse(f"{error}: was this machine installed as a front end? A node has libvirt-python")
+    return await (survey_libvirt(uri) if folder is None else survey_folder(folder))
+
+
 async def _adopt(settings: WorkerSettings, domain: str, server_id: int, account: int) -> None:
     hypervisor = await _open_hypervisor(settings)
     try:
         await hypervisor.adopt(domain, server_id=server_id, account_id=account)
+    finally:
+        await hypervisor.close()
+
+
+async def _list_in_virsh(settings: WorkerSettings, server_id: int) -> tuple[str, ...]:
+    hypervisor = await _open_hypervisor(settings)
+    try:
+        return await hypervisor.list_for_people(server_id)
     finally:
         await hypervisor.close()
 
@@ -158,7 +211,8 @@ async def _rebuild(settings: WorkerSettings) -> int:
         await redis.aclose(close_connection_pool=True)
 
 
-def _locked(state_dir: Path) -> NodeLock:
+@contextmanager
+def _locked(state_dir: Path) -> Iterator[None]:
     """Raises NodeTaken, or ConfigurationError where the folder is of no use."""
     lock = NodeLock(state_dir)
     try:
@@ -166,6 +220,26 @@ def _locked(state_dir: Path) -> NodeLock:
         lock.take()
     except OSError as error:
         raise ConfigurationError(f"state_dir {state_dir}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fence(settings: WorkerSettings) -> HypervisorLock | None:
+    """The lock on the hypervisor itself; None where that is simulated, or another machine's. Raises NodeTaken."""
+    if settings.driver is Driver.FAKE:
+        return None
+    from drivers.kvm import fence_of  # noqa: PLC0415 - a machine without libvirt can still run the fake
+
+    folder = fence_of(settings.libvirt_uri)
+    if folder is None:
+        return None
+    lock = HypervisorLock(folder)
+    try:
+        lock.take()
+    except OSError as error:
+        raise ConfigurationError(f"libvirt_uri {settings.libvirt_uri}: {folder}: {error.strerror}") from error
     return lock
 
 
@@ -180,76 +254,6 @@ async def _prove_alive() -> None:
         faulthandler.cancel_dump_traceback_later()
 
 
-async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
-    async with AsyncExitStack() as stack:
-        stack.callback(_locked(settings.state_dir).release)
-        await stack.enter_async_context(
-            exposed(metrics.registry, host=settings.metrics_host, port=settings.metrics_port)
-        )
-        journal = Journal(settings.state_dir / "journal.sqlite")
-        stack.callback(journal.close)
-        hypervisor = await _open_hypervisor(settings)
-        stack.push_async_callback(hypervisor.close)
-        redis = connect(settings.redis, observer=metrics.redis)
-        stack.push_async_callback(redis.aclose, close_connection_pool=True)
-        waiting = connect(settings.redis, command_seconds=2 * FALLBACK_SECONDS)
-        stack.push_async_callback(waiting.aclose, close_connection_pool=True)
-        await _live(
-            settings=settings,
-            hypervisor=of_calls(hypervisor) if settings.tracing.endpoint else hypervisor,
-            journal=journal,
-            job_log=job_log,
-            metrics=metrics,
-            redis=redis,
-            waiting=waiting,
-            stop=stop,
-        )
-
-
-async def _live(
-    *,
-    settings: WorkerSettings,
-    hypervisor: Hypervisor,
-    journal: Journal,
-    job_log: JobLog,
-    metrics: Metrics,
-    redis: ArqRedis,
-    waiting: ArqRedis,
-    stop: asyncio.Event,
-) -> None:
-    """Work until asked to stop, or until a part ends that must not; then let what runs come to its end."""
-    parts = _wired(
-        settings=settings,
-        hypervisor=hypervisor,
-        journal=journal,
-        job_log=job_log,
-        metrics=metrics,
-        redis=redis,
-        waiting=waiting,
-    )
-    owed = parts.runner.resume()  # before the store is asked for anything: what was begun is owed in any case
-    log.info("worker.started", node=settings.node, driver=settings.driver, owed_jobs=len(owed))
-    running = [asyncio.create_task(part) for part in (parts.publisher.tell_steps(), _prove_alive())]
-    running.append(asyncio.create_task(_with_lease(parts, running)))
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    log.info("worker.stopping", drain_seconds=settings.drain_seconds)
-    parts.queue.pause()
-    await parts.runner.drain(settings.drain_seconds)
-    await parts.queue.stop(LAST_WORDS_SECONDS)
-    await _end(running)
-    await parts.lease.give_back()  # not before the heart has stopped: a beat in between would take it again
-    for end in await asyncio.gather(*running, return_exceptions=True):
-        if isinstance(end, Exception):
-            raise end  # a part that must not end has: the reason, for the log and the exit code
-    log.info("worker.stopped")
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Parts:
     runner: Runner
@@ -262,6 +266,77 @@ class _Parts:
     scheduler: Scheduler
 
 
+async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(
+            exposed(metrics.registry, host=settings.metrics_host, port=settings.metrics_port)
+        )
+        journal = Journal(settings.state_dir / "journal.sqlite")
+        stack.callback(journal.close)
+        hypervisor = await _open_hypervisor(settings)
+        stack.push_async_callback(hypervisor.close)
+        if fence := await asyncio.to_thread(_fence, settings):  # it may wait for what a dead worker has left
+            stack.callback(fence.release)
+        redis = connect(settings.redis, observer=metrics.redis)
+        stack.push_async_callback(redis.aclose, close_connection_pool=True)
+        waiting = connect(settings.redis, command_seconds=2 * FALLBACK_SECONDS)
+        stack.push_async_callback(waiting.aclose, close_connection_pool=True)
+        parts = _wired(
+            settings=settings,
+            hypervisor=of_calls(hypervisor) if settings.tracing.endpoint else hypervisor,
+            journal=journal,
+            job_log=job_log,
+            metrics=metrics,
+            redis=redis,
+            waiting=waiting,
+        )
+        if not stop.is_set():  # asked to stop during the start: what is owed is the next process's
+            await _live(parts, settings, stop)
+
+
+async def _live(parts: _Parts, settings: WorkerSettings, stop: asyncio.Event) -> None:
+    """Work until asked to stop, or until a part fails; then let the running jobs end. Raises what the part raised."""
+    owed = parts.runner.resume()  # before the store is asked for anything: what was begun is owed in any case
+    log.info("worker.started", node=settings.node, driver=settings.driver, owed_jobs=len(owed))
+    taken = asyncio.Event()
+    until_the_end = (parts.publisher.tell_steps(), _prove_alive(), _keep_lease(parts.lease, taken))
+    try:
+        async with _beside(*until_the_end), _beside(_work_with_others(parts, taken)):
+            try:
+                await stop.wait()
+            finally:  # also when a part has failed
+                log.info("worker.stopping", drain_seconds=settings.drain_seconds)
+                parts.queue.pause()
+                await parts.runner.drain(settings.drain_seconds)
+                await parts.queue.stop(LAST_WORDS_SECONDS)
+    finally:
+        await parts.lease.give_back()  # not before the heart has stopped: a beat in between would take it again
+    log.info("worker.stopped")
+
+
+@asynccontextmanager
+async def _beside(*parts: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run the parts while the block runs, and cancel them at its end. One that fails cancels the block and the other
+    parts; what it raised is raised here."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(part) for part in parts]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+    except BaseExceptionGroup as failed:
+        first: BaseException = failed
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from failed
+
+
 def _wired(
     *,
     settings: WorkerSettings,
@@ -272,7 +347,13 @@ def _wired(
     redis: ArqRedis,
     waiting: ArqRedis,
 ) -> _Parts:
-    store = NodeStore(redis, node=settings.node, machine=machine_id(settings.state_dir), who=who_am_i())
+    store = NodeStore(
+        redis,
+        node=settings.node,
+        machine=machine_id(settings.state_dir),
+        who=who_am_i(),
+        node_silent_seconds=settings.node_silent_seconds,
+    )
     publisher = Publisher(
         store,
         tell_again=lambda server_id: reconciler.server(server_id),  # noqa: PLW0108 - made below
@@ -286,6 +367,7 @@ def _wired(
         policy=settings.policy,
         limits=settings.limits,
         metrics=metrics,
+        may_go_on=lambda: lease.still_ours(),  # noqa: PLW0108 - made below
     )
     queue = NodeWorker(
         redis, waiting, node=settings.node, run=lambda job_id: runner.run(JobId(job_id)), max_jobs=settings.max_jobs
@@ -322,31 +404,26 @@ def _wired(
         inventory=inventory,
         lease=lease,
         housekeeping=Housekeeping(store=store, journal=journal, runner=runner, waiting=waiting_jobs),
-        scheduler=Scheduler(store=store),
+        scheduler=Scheduler(store=store, unreadable=metrics.schedules_unreadable.inc),
     )
 
 
-async def _with_lease(parts: _Parts, running: list[asyncio.Task[None]]) -> None:
-    """All that a node does with others, which only the holder of its lease may. `running` gets a task for each: one
-    that loses a cancellation outlives this one, and `_end` must know of it."""
-    await parts.lease.take_at_start()
-    with_others = (
-        *(parts.lease.keep(), parts.queue.work()),
-        *(parts.inventory.keep_reporting(), parts.inventory.keep_publishing()),
-        *(parts.housekeeping.keep_house(), parts.reconciler.keep_reconciling()),
-        parts.scheduler.keep_running(),
-    )
-    tasks = [asyncio.create_task(part) for part in with_others]
-    running += tasks
-    await asyncio.gather(*tasks)
+async def _keep_lease(lease: Lease, taken: asyncio.Event) -> None:
+    await lease.take_at_start()
+    taken.set()
+    await lease.keep()
 
 
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    while left := [task for task in tasks if not task.done()]:
-        for task in left:
-            task.cancel()
-        # again, where the first was lost: at the start of the process, a part was seen to go on as if nothing had been
-        await asyncio.wait(left, timeout=CANCEL_AGAIN_SECONDS)
+async def _work_with_others(parts: _Parts, taken: asyncio.Event) -> None:
+    """All that only the holder of the node's lease may do, from the moment when the lease was taken."""
+    await taken.wait()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(parts.queue.work())
+        group.create_task(parts.inventory.keep_reporting())
+        group.create_task(parts.inventory.keep_publishing())
+        group.create_task(parts.housekeeping.keep_house())
+        group.create_task(parts.reconciler.keep_reconciling())
+        group.create_task(parts.scheduler.keep_running())
 
 
 def main() -> None:

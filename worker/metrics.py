@@ -30,6 +30,9 @@ class Metrics:
         self.jobs_given_up = jobs_given_up(self.registry)
         self._retries = self._counter("job_step_retries", "Further tries of a step.", "kind", "step")
         self._resumptions = self._counter("job_resumptions", "Jobs gone on with after a process had died.", "kind")
+        self.schedules_unreadable = self._counter(
+            "schedules_unreadable", "Due schedules that were left out: this release can't read them."
+        )
         self._findings = self._counter("reconcile_findings", "Differences that reconciliation has found.", "finding")
         self._seconds = self._histogram("job_duration_seconds", "From a job's begin to its end.", JOB_BUCKETS, "kind")
         self._step_seconds = self._histogram(

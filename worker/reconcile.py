@@ -1,30 +1,42 @@
-"""Reconciliation: the store against the disks, libvirt's list and the journal, one server at a time.
+"""Reconciliation: compares the store with the disks, with what is written down on the node, and with the journal.
 
 What is on the disks and nobody knows is told to the store (so a store that lost its data is built up again). What is
-provably ours and an orphan is deleted. What the store lists and no disk has is told as failed, what libvirt's list has
-lost is listed again. What is not ours, that is, has no tag of ours, is never touched.
+provably ours and an orphan is deleted. What the store lists and no disk has is told as failed. What is no longer
+written down in the domain's metadata is written there again. A snapshot without a tag of ours is never touched.
 """
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
 import structlog
 
-from drivers.base import DriverError, FoundSnapshot, Hypervisor, SnapshotSpec, UnsupportedServer
+from drivers.base import (
+    DiskFailed,
+    DriverError,
+    FoundSnapshot,
+    Hypervisor,
+    ServerInUse,
+    SkippedDisk,
+    SnapshotNotFound,
+    SnapshotSpec,
+    UnsupportedServer,
+)
 from worker.jobs.errors import StoreUnavailable
-from worker.jobs.model import JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
-from worker.jobs.node_store import BegunJob, Known, LeaseLost, NodeStore, PublishedSnapshot
+from worker.jobs.model import Contents, JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
+from worker.jobs.node_store import BegunJob, Known, KnownSnapshot, LeaseLost, NodeStore, PublishedSnapshot
 from worker.journal import Journal, JournalFailed
 from worker.metrics import Metrics
 from worker.procedures.disks import without
+from worker.procedures.notes import contents_held, contents_to_write
 from worker.procedures.work import SAFETY_PREFIX, Task
 from worker.runner import Runner
 
 ROUND_SECONDS = 300.0  # between two looks at every server of the node
+UNDELETED_AFTER = 3  # failures of a delete, over three minutes at least: what passes by itself is none to look at
 AGAIN_SECONDS = 3.0  # until a server is looked at again that was being worked on
 AGAIN_TRIES = 5  # then it is judged with the next round: a job may wait for hours
 
@@ -35,20 +47,23 @@ class Finding(StrEnum):
     """What can differ, and what is done about it."""
 
     UNKNOWN_SNAPSHOT = "unknown_snapshot"  # on the disks and not in the store: published
-    UNLISTED_SNAPSHOT = "unlisted_snapshot"  # whole, and not in libvirt's list (the server was moved?): listed again
+    UNLISTED_SNAPSHOT = "unlisted_snapshot"  # whole, and nothing is written down of it: written again
     FOUND_SNAPSHOT = "found_snapshot"  # had been lost, and is whole on the disks again: completed as it was
     STRAY_TAG = "stray_tag"  # ours by its name, of nobody that is known, or a part of a lost one: told, nothing else
     ORPHANED_TAG = "orphaned_tag"  # of a create that has failed, and no job owns it: deleted
     LOST_SNAPSHOT = "lost_snapshot"  # in the store and on no disk: told as failed
     TORN_SNAPSHOT = "torn_snapshot"  # in the store, and on some disks only (a disk was added?): told, nothing else
     REVERTED_SNAPSHOT = "reverted_snapshot"  # someone took the server back to it past us (virsh?): told, nothing else
+    SHARED_DISK = "shared_disk"  # another domain has it, or is based on it: told; jobs of the server are refused
+    UNDELETED_SNAPSHOT = "undeleted_snapshot"  # gone for its customer; each try to free its space failed: tried again
     UNTRACKED_SAFETY = "untracked_safety"  # a safety snapshot that the journal does not know: given its usual time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     finding: Finding
-    tag: str
+    tag: str  # of a shared disk: its target
+    reason: str = ""  # for the log
 
 
 class Reconciler:
@@ -75,6 +90,7 @@ class Reconciler:
         for finding in Finding:
             self._metrics.found(finding, times=0)
         self._asked = asyncio.Event()
+        self._shared: Mapping[int, tuple[SkippedDisk, ...]] = {}  # as last seen
         self._unjudged: dict[ServerId, int] = {}  # tries that are left
 
     def soon(self) -> None:
@@ -88,11 +104,19 @@ class Reconciler:
             try:
                 async with asyncio.timeout(self._look_seconds):
                     domains = await self._hypervisor.domains()
+                    await self._look_for_shared_disks()
                 for domain in domains:
                     await self.server(ServerId(domain.server_id))
             except (DriverError, TimeoutError) as error:
                 log.warning("reconcile.put_off", reason=str(error) or type(error).__name__)
             await self._look_again_until(time.monotonic() + ROUND_SECONDS)
+
+    async def _look_for_shared_disks(self) -> None:
+        """Storage of one server that does not answer keeps no other server from being looked at."""
+        try:
+            self._shared = await self._hypervisor.shared_disks()
+        except DriverError as error:
+            log.warning("reconcile.shared_unknown", reason=str(error))
 
     async def _look_again_until(self, round_ends: float) -> None:
         """A store that came back from an older copy may hold a server for a job that ended long ago: its end is told
@@ -137,11 +161,16 @@ class Reconciler:
         """Tell the store of the snapshots and jobs that it does not know."""
         making_or_deleting = {JobKind.CREATE, JobKind.DELETE}
         at_work = {task.snapshot_id for task in self._open_tasks(server_id) if task.kind in making_or_deleting}
-        # libvirt lists a snapshot of ours when every disk has it: what is listed was whole, and is a customer's.
+        # A create writes a snapshot down last: what is written down was whole, and is a customer's.
         taken = {
             snapshot_id: (snapshot.tag, snapshot.spec)
             for snapshot in found
             if snapshot.targets and snapshot.spec and (snapshot_id := snapshot_id_of(snapshot.tag)) is not None
+        }
+        held = {
+            snapshot_id: contents_held(snapshot.contents)
+            for snapshot in found
+            if snapshot.contents and (snapshot_id := snapshot_id_of(snapshot.tag)) in taken
         }
         known = await self._store.known(server_id, list(taken))
         spare = self._journal.spare_tags(server_id)
@@ -151,24 +180,42 @@ class Reconciler:
                 name=spec.name,
                 description=spec.description,
                 created_at=spec.created_at,
-                size_mb=await self._hypervisor.size_mb(server_id, tag),
+                size_mb=await self._size_mb(server_id, tag),
                 status=SnapshotStatus.COMPLETED,
+                contents=held.get(snapshot_id),
             )
             for snapshot_id, (tag, spec) in taken.items()
             if known.on_disk[snapshot_id] is None and snapshot_id not in at_work and tag not in spare
         ]
+        described = [
+            _described(snapshot_id, record, contents)
+            for snapshot_id, contents in held.items()
+            if (record := known.on_disk[snapshot_id]) is not None and record.contents is None
+        ]
         open_tasks = self._open_tasks(server_id)  # as it is now: one that ended meanwhile must not come back
         begun = [_begun(task) for task in open_tasks]
         made = [_in_the_making(task) for task in open_tasks if task.kind is JobKind.CREATE]
-        new = await self._store.publish(server_id, [*missing, *made], begun)
+        new = await self._store.publish(server_id, [*missing, *described, *made], begun)
         return [Difference(finding=Finding.UNKNOWN_SNAPSHOT, tag=taken[new_id][0]) for new_id in new if new_id in taken]
 
+    async def _size_mb(self, server_id: ServerId, tag: str) -> int | None:
+        """None: not told, as of a snapshot that a disk of today lacks. It is the customer's all the same."""
+        try:
+            return await self._hypervisor.size_mb(server_id, tag)
+        except (SnapshotNotFound, DiskFailed) as error:
+            log.warning("snapshot.unmeasured", server_id=server_id, tag=tag, reason=str(error))
+            return None
+
     async def _judge(self, server_id: ServerId) -> None:
-        found = await self._found(server_id)
+        try:
+            found = await self._found(server_id)
+        except DriverError:
+            await self._let_go_if_idle(server_id)  # what can't be read now may have to be moved, or taken apart
+            raise
         differences = await self._publish(server_id, found)
         ids = {found_id: snapshot for snapshot in found if (found_id := snapshot_id_of(snapshot.tag)) is not None}
         known = await self._store.known(server_id, list(ids))
-        is_busy = known.busy or bool(self._open_tasks(server_id))
+        is_busy = known.busy or bool(self._open_tasks(server_id)) or await self._is_in_use(server_id)
         if is_busy:
             self._unjudged.setdefault(server_id, AGAIN_TRIES)
         else:
@@ -176,25 +223,55 @@ class Reconciler:
             spare = self._journal.spare_tags(server_id)
             ours = {found_id: one for found_id, one in ids.items() if one.tag not in spare}
             whole = {found_id: one for found_id, one in ours.items() if one.complete}
+            await self._hypervisor.let_go(server_id)  # a process that died in a job's last moment has not
+            await self._settle(server_id, found)
             differences += await self._list_again(server_id, whole, known)
             differences += await self._regain(server_id, whole, known)
             differences += await self._delete_orphans(server_id, ours, known)
             differences += _strays(ours, known)
+            differences += _undeleted(ours, known)
             differences += _reverted(found)
+            shared = self._shared.get(server_id, ())
+            differences += [
+                Difference(finding=Finding.SHARED_DISK, tag=disk.target, reason=disk.reason) for disk in shared
+            ]
             differences += await self._tell_lost(server_id, ids, known)
             differences += self._track_safeties(server_id, found, spare)
         for difference in differences:
-            log.warning("reconcile.finding", finding=difference.finding, server_id=server_id, tag=difference.tag)
+            why = {"reason": difference.reason} if difference.reason else {}
+            log.warning("reconcile.finding", finding=difference.finding, server_id=server_id, tag=difference.tag, **why)
             self._metrics.found(difference.finding)
         if is_busy:
             return  # what was found before stays in the list until it is judged again
         listed = [{"finding": str(d.finding), "tag": d.tag, "at": f"{time.time():.0f}"} for d in differences]
         await self._store.tell_findings(server_id, listed)
 
+    async def _let_go_if_idle(self, server_id: ServerId) -> None:
+        known = await self._store.known(server_id, [])
+        if not known.busy and not self._open_tasks(server_id):
+            await self._hypervisor.let_go(server_id)
+
+    async def _is_in_use(self, server_id: ServerId) -> bool:
+        """Whether another tool is at work on the server: it is left alone then."""
+        try:
+            await self._hypervisor.refuse_if_in_use(server_id)
+        except ServerInUse as error:
+            log.info("reconcile.in_use", server_id=server_id, reason=str(error))
+            return True
+        return False
+
+    async def _settle(self, server_id: ServerId, found: Iterable[FoundSnapshot]) -> None:
+        """Write down where it stays what older versions, or an operator who wanted to see it in virsh, have put into
+        libvirt's list: it would keep the server from being migrated. What someone has gone back to past us stays."""
+        for snapshot in found:
+            if not snapshot.settled and not snapshot.current and snapshot.spec is not None:
+                await self._hypervisor.list_snapshot(server_id, snapshot.spec, snapshot.contents)
+                log.info("reconcile.settled", server_id=server_id, tag=snapshot.tag)
+
     async def _list_again(
         self, server_id: ServerId, whole: dict[SnapshotId, FoundSnapshot], known: Known
     ) -> list[Difference]:
-        """Put back into libvirt's list what it must know: should the store lose its data, the names are there alone."""
+        """Write down again what was lost: should the store lose its data, the names are there alone."""
         differences = []
         for snapshot_id, snapshot in whole.items():
             record = known.on_disk[snapshot_id]
@@ -208,7 +285,7 @@ class Reconciler:
                 description=record.description,
                 created_at=record.created_at,
             )
-            await self._hypervisor.list_snapshot(server_id, spec)
+            await self._hypervisor.list_snapshot(server_id, spec, contents_to_write(record.contents))
             differences.append(Difference(finding=Finding.UNLISTED_SNAPSHOT, tag=snapshot.tag))
         return differences
 
@@ -253,14 +330,16 @@ class Reconciler:
             if status in {SnapshotStatus.FAILED, SnapshotStatus.DELETING} or (held and held.complete):
                 continue
             finding = Finding.TORN_SNAPSHOT if held and held.targets else Finding.LOST_SNAPSHOT
+            reason = "; ".join(held.missing) if held else "no disk of the server holds the snapshot"
             if finding is Finding.TORN_SNAPSHOT or await self._store.lose(server_id, snapshot_id):
-                differences.append(Difference(finding=finding, tag=snapshot_tag(snapshot_id)))
+                differences.append(Difference(finding=finding, tag=snapshot_tag(snapshot_id), reason=reason))
         return differences
 
     def _track_safeties(
         self, server_id: ServerId, found: Iterable[FoundSnapshot], spare: frozenset[str]
     ) -> list[Difference]:
-        untracked = [s.tag for s in found if s.tag.startswith(SAFETY_PREFIX) and s.tag not in spare]
+        """A migrated server brings its own along."""
+        untracked = [s.tag for s in found if s.tag.startswith(SAFETY_PREFIX) and s.tag not in spare and s.targets]
         for tag in untracked:
             self._journal.track_spare_tag(server_id, tag, kept_seconds=self._safety_kept_seconds)
         return [Difference(finding=Finding.UNTRACKED_SAFETY, tag=tag) for tag in untracked]
@@ -277,6 +356,16 @@ def _strays(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Differe
         for snapshot_id, snapshot in ours.items()
         if ((record := known.on_disk[snapshot_id]) is None and snapshot.spec is None)
         or (record and record.lost and not snapshot.complete)
+    ]
+
+
+def _undeleted(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Difference]:
+    return [
+        Difference(finding=Finding.UNDELETED_SNAPSHOT, tag=snapshot.tag)
+        for snapshot_id, snapshot in ours.items()
+        if (record := known.on_disk[snapshot_id])
+        and record.status is SnapshotStatus.DELETING
+        and record.failed_deletes >= UNDELETED_AFTER
     ]
 
 
@@ -299,6 +388,20 @@ def _begun(task: Task) -> BegunJob:
         snapshot_created_at=task.created_at,
         request_id=task.request_id,
         undoes=task.undoes,
+        present_only=task.present_only,
+    )
+
+
+def _described(snapshot_id: SnapshotId, record: KnownSnapshot, contents: Contents) -> PublishedSnapshot:
+    """A snapshot that the store knows, with what it holds: nothing else of it is written."""
+    return PublishedSnapshot(
+        id=snapshot_id,
+        name=record.name,
+        description=record.description,
+        created_at=record.created_at,
+        size_mb=None,
+        status=record.status,
+        contents=contents,
     )
 
 

@@ -3,13 +3,13 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 import structlog
 
-from drivers.base import DriverError, Hypervisor
+from drivers.base import DomainNotFound, DriverError, Hypervisor, Power
 from worker import traces
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
@@ -19,12 +19,14 @@ from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed, Spa
 from worker.metrics import Metrics
 from worker.procedures import PROCEDURES
 from worker.procedures.disks import NotEnoughSpace, whole, without
-from worker.procedures.work import Facts, Next, Policy, Procedure, Task, Work
+from worker.procedures.work import FORWARD, Facts, Next, Policy, Procedure, Task, Work
 from worker.publisher import RETRY_SECONDS, Publisher
 
 RETRY_MOST_SECONDS = 5.0  # between two tries of a step
 POWER_SECONDS = 2.0  # for the hypervisor to say what a server does now, at the end of a job
 LAST_WORDS_SECONDS = 3.0  # at the end of the process, for outcomes to reach the store
+
+NODE_REPLACED = Failure(code="node_replaced", detail="Another worker has taken over the node; the job was given up.")
 
 log = structlog.stdlib.get_logger()
 
@@ -40,8 +42,14 @@ class Limits:
     first_retry_seconds: float = 0.5  # doubled with each try
     # For a cause that goes by itself, as a libvirtd that is restarted. Without it the VM could not be started either.
     lasting_seconds: float = 30.0
+    # For a start that is refused: a device, a lock or a machine's name may take its time to become free.
+    start_seconds: float = 60.0
     interruptions: int = 3  # processes that may die in one step; with the next the step is held to be the cause
     spare_tag_kept_seconds: float = 86_400.0  # of the safety snapshot that a restore leaves
+
+
+async def _always() -> bool:
+    return True
 
 
 class Runner:
@@ -56,17 +64,18 @@ class Runner:
         publisher: Publisher,
         policy: Policy,
         limits: Limits,
-        procedures: Mapping[JobKind, Procedure] = PROCEDURES,
         metrics: Metrics | None = None,
+        may_go_on: Callable[[], Awaitable[bool]] = _always,
     ) -> None:
+        """`may_go_on`: whether the node is ours still; asked before each step that goes forward."""
         self._journal = journal
         self._hypervisor = hypervisor
         self._store = store
         self._publisher = publisher
         self._policy = policy
         self._limits = limits
-        self._procedures = procedures
         self._metrics = metrics or Metrics()
+        self._may_go_on = may_go_on
         self._running: dict[JobId, asyncio.Task[None]] = {}
         self._executing = 0
         self._idle = asyncio.Event()  # no VM is worked on
@@ -90,8 +99,13 @@ class Runner:
                 if job is None:
                     return
                 self._metrics.begun(job)
-                entry = self._journal.begin(Task.of(job), self._procedures[job.kind].first)
+                entry = self._journal.begin(self._task_of(job), PROCEDURES[job.kind].first)
             await asyncio.shield(self._pursue(entry, resumed=known))
+
+    def _task_of(self, job: Job) -> Task:
+        undone = self._journal.find(job.undoes) if job.undoes else None
+        overwritten = undone.facts.targets if undone is not None and undone.task.present_only else None
+        return replace(Task.of(job), overwritten=overwritten)
 
     def resume(self) -> list[asyncio.Task[None]]:
         """Go on, at once and without the store, with all that a process before this one has left owed."""
@@ -146,6 +160,8 @@ class Runner:
         try:
             async with asyncio.timeout(self._limits.step_seconds):
                 free_bytes = await self._hypervisor.free_space(server_id)
+        except DomainNotFound:  # gone to another node; its tags are dropped when they are due
+            return
         except (DriverError, TimeoutError) as error:
             log.warning("storage.unknown", server_id=server_id, reason=str(error) or type(error).__name__)
             return
@@ -171,6 +187,11 @@ class Runner:
                 self._journal.change(spare.server_id)
                 await without(self._hypervisor, spare.server_id, spare.tag)
                 self._journal.changed(spare.server_id)
+        except DomainNotFound:  # its new node has found it
+            with suppress(JournalFailed):
+                self._journal.changed(spare.server_id)
+                self._journal.dropped(spare.tag)
+            log.info("spare_tag.gone_with_server", tag=spare.tag, server_id=spare.server_id)
         except (DriverError, TimeoutError, JournalFailed) as error:
             reason = str(error) or type(error).__name__
             log.warning("spare_tag.kept", tag=spare.tag, server_id=spare.server_id, reason=reason)
@@ -243,6 +264,8 @@ class Runner:
             try:
                 async with asyncio.timeout(self._limits.step_seconds):
                     await whole(self._hypervisor, server_id)
+            except DomainNotFound:  # gone to another node, whose jobs check the disks first
+                self._journal.changed(server_id)
             except (DriverError, TimeoutError) as error:  # the job's own checks say what becomes of it
                 log.warning("disks.not_mended", server_id=server_id, reason=str(error) or type(error).__name__)
             else:
@@ -261,7 +284,7 @@ class Runner:
 
     async def _execute(self, entry: Entry, *, resumed: bool) -> Outcome:
         """Walk the steps, each written down before its first effect, and write down the outcome."""
-        task, procedure = entry.task, self._procedures[entry.task.kind]
+        task, procedure = entry.task, PROCEDURES[entry.task.kind]
         step: Step | None = entry.step
         facts, interruptions, interrupted = entry.facts, entry.interruptions, resumed
         if resumed:
@@ -276,13 +299,15 @@ class Runner:
                     reason = Failure(
                         code="interrupted", detail=f"The node's worker died {interruptions} times in this step."
                     )
-                    step_over = self._failed(procedure, step, facts, reason)
+                    step_over = await self._failed(procedure, step, self._work(task, facts, interrupted=True), reason)
                 else:
                     work = self._work(task, facts, interrupted=interrupted)
                     step_over = await self._take(procedure, step, work, tried=interruptions)
             step, facts, interruptions, interrupted = step_over.step, step_over.facts, 0, False
             if step is not None:
                 self._journal.enter(task.job_id, step, facts)
+        if not task.kind.only_looks:
+            await self._let_go(task.server_id)
         outcome = _outcome(task, facts, safety_kept_seconds=self._limits.spare_tag_kept_seconds)
         self._journal.conclude(replace(entry, facts=facts), outcome, spare_tag_kept_seconds=self._keep(outcome))
         seconds = max(0.0, time.time() - facts.begun_at)  # by the clock of the wall: over the deaths of processes too
@@ -303,10 +328,12 @@ class Runner:
     async def _take(self, procedure: Procedure, step: Step, work: Work, *, tried: int) -> Next:
         """Take one step, again where that may help, and say where to go from there. `tried`: times that processes
         before this one have begun it."""
+        if step in FORWARD and not await self._may_go_on():
+            return await self._failed(procedure, step, work, NODE_REPLACED)
         wait = self._limits.first_retry_seconds
         limit = self._limits.step_seconds + (self._policy.grace_seconds if step is Step.STOPPING else 0)
         strands = step in procedure.strands
-        patience_ends, tries = time.monotonic() + (limit if strands else self._limits.lasting_seconds), 0
+        began, tries = time.monotonic(), 0
         while True:
             tries += 1
             self._publisher.step(work.task.job_id, step, attempt=tried + tries)
@@ -322,7 +349,7 @@ class Runner:
                 if isinstance(error, NotEnoughSpace) and await self._gave_up_spare_tags(work.task):
                     continue
                 # What would strand the VM is tried again whatever the error says: nothing is worse than to give up.
-                waits = error.lasting and time.monotonic() < patience_ends
+                waits = time.monotonic() - began < self._patience_seconds(step, error, limit if strands else None)
                 if not waits and (tries >= self._limits.tries or not (strands or error.retryable)):
                     log.warning("step.failed", step=step, code=error.code, exc_info=error)
                     break
@@ -334,12 +361,33 @@ class Runner:
                 log.error("step.broke", step=step, exc_info=error)  # noqa: TRY400 - with the step it broke in
                 reason = Failure(code="internal_error", detail="Something unexpected went wrong; it was logged.")
                 break
-        return self._failed(procedure, step, work.facts, reason)
+        return await self._failed(procedure, step, work, reason)
 
-    def _failed(self, procedure: Procedure, step: Step, facts: Facts, reason: Failure) -> Next:
+    def _patience_seconds(self, step: Step, error: DriverError, limit: float | None) -> float:
+        """How long a step is tried again, however often. `limit`: of a step whose failure strands the server."""
+        if error.lasting:
+            return self._limits.lasting_seconds if limit is None else limit
+        return self._limits.start_seconds if step is Step.STARTING and error.retryable else 0.0
+
+    async def _failed(self, procedure: Procedure, step: Step, work: Work, reason: Failure) -> Next:
+        """Where a step leads that has failed for good."""
+        facts = work.facts
+        # Workers that died right behind the start, or an answer that was lost: look before saying that it is off.
+        if step is Step.STARTING and await self._power(work.task.server_id) == Power.ON:
+            log.warning("step.done_after_all", step=step, code=reason.code)
+            facts = replace(facts, on_again=facts.on_again or time.time())
+            return Next(step=procedure.if_it_fails[step](facts), facts=facts)
         traces.step_failed(reason.code)
         facts = facts.failed(replace(reason, stranded=step in procedure.strands))
         return Next(step=procedure.if_it_fails[step](facts), facts=facts)
+
+    async def _let_go(self, server_id: ServerId) -> None:
+        """Others may move the server again. Where that can't be said now, reconciliation says it later."""
+        try:
+            async with asyncio.timeout(self._limits.step_seconds):
+                await self._hypervisor.let_go(server_id)
+        except (DriverError, TimeoutError) as error:
+            log.warning("server.not_let_go", server_id=server_id, reason=str(error) or type(error).__name__)
 
 
 def _outcome(task: Task, facts: Facts, *, safety_kept_seconds: float) -> Outcome:
@@ -355,6 +403,8 @@ def _outcome(task: Task, facts: Facts, *, safety_kept_seconds: float) -> Outcome
         size_mb=facts.size_mb,
         snapshot_status=status,
         undoable_seconds=safety_kept_seconds if undoable else None,
+        notes=facts.notes,
+        contents=facts.contents,
     )
 
 

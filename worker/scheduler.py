@@ -1,13 +1,14 @@
 """Runs what is due: the snapshots of the schedules, of whichever node's servers, and the end of those that expire."""
 
 import asyncio
-from datetime import UTC, datetime
+from collections.abc import Callable
 
 import structlog
 
 from worker.jobs.errors import StoreUnavailable
-from worker.jobs.node_store import DueSchedule, NodeStore, RunRefused
-from worker.jobs.schedules import cron_of, next_run, snapshot_name
+from worker.jobs.model import ScheduleId
+from worker.jobs.node_store import BATCH, DueSchedule, NodeStore, RunRefused, UnreadableSchedule
+from worker.jobs.store import script_broke
 
 ROUND_SECONDS = 15.0
 NOT_DUE = "schedule_not_due"  # another worker was first, or the customer has changed it
@@ -16,10 +17,15 @@ log = structlog.stdlib.get_logger()
 
 
 class Scheduler:
-    """Every worker has one: a run is done by the first that finds it due, so that none waits for one that is away."""
+    """Every worker has one: a run is done by the first that finds it due, so that none waits for one that is away.
 
-    def __init__(self, *, store: NodeStore) -> None:
+    `unreadable` is called for each due schedule that this release can't read, once for each process.
+    """
+
+    def __init__(self, *, store: NodeStore, unreadable: Callable[[], None] = lambda: None) -> None:
         self._store = store
+        self._unreadable = unreadable
+        self._left_out: set[ScheduleId] = set()
 
     async def keep_running(self) -> None:
         """Run until cancelled. A round that fails is tried again with the next one."""
@@ -28,26 +34,45 @@ class Scheduler:
                 await self.round()
             except StoreUnavailable as error:
                 log.warning("scheduler.store_unavailable", cause=str(error.__cause__))
+            except Exception:  # an odd record must not end the workers of the cell, again and again
+                log.exception("scheduler.broke")
             await asyncio.sleep(ROUND_SECONDS)
 
     async def round(self) -> None:
         """Raises StoreUnavailable."""
-        now, due = await self._store.due_schedules()
-        for schedule in due:
-            await self._run(schedule, now)
+        still_due = 0
+        is_full = True
+        while is_full:
+            # One that is left out stays due, for a worker that can read it, and must not hide those behind it.
+            due = await self._store.due_schedules(skip=still_due)
+            for schedule in due:
+                still_due += not await self._ran(schedule)
+            is_full = len(due) == BATCH
         if expired := await self._store.expire():
             log.info("snapshots.expired", snapshots=expired)
 
-    async def _run(self, schedule: DueSchedule, now: datetime) -> None:
-        due_at = datetime.fromtimestamp(schedule.due_ms / 1000, UTC)
-        # from now on: of the runs that were missed while all was down one is made up for, not each
-        next_run_at = next_run(cron_of(schedule.when, schedule.server_id), now)
+    async def _ran(self, schedule: DueSchedule | UnreadableSchedule) -> bool:
+        """Whether the store has decided on the run, and written down the next."""
+        if isinstance(schedule, UnreadableSchedule):
+            self._leave_out(schedule.id, schedule.reason)
+            return False
         try:
-            job_id = await self._store.run_schedule(
-                schedule, name=snapshot_name(schedule.name, due_at), next_run_at=next_run_at
-            )
+            job_id = await self._store.run_schedule(schedule)
         except RunRefused as refused:
-            if refused.code != NOT_DUE:
-                log.warning("schedule.refused", schedule_id=schedule.id, code=refused.code)
+            if refused.code == NOT_DUE:
+                return False
+            log.warning("schedule.refused", schedule_id=schedule.id, code=refused.code)
+        except StoreUnavailable as error:
+            if not script_broke(error.__cause__):
+                raise
+            self._leave_out(schedule.id, str(error.__cause__))
+            return False
         else:
             log.info("schedule.ran", schedule_id=schedule.id, job_id=job_id)
+        return True
+
+    def _leave_out(self, schedule_id: ScheduleId, reason: str) -> None:
+        if schedule_id not in self._left_out:
+            self._left_out.add(schedule_id)
+            log.error("schedule.unreadable", schedule_id=schedule_id, reason=reason)
+            self._unreadable()

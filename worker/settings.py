@@ -7,10 +7,15 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from worker.jobs.configuration import FileSettings
+from worker.jobs.configuration import (
+    NODE_SILENT_SECONDS,
+    WAITING_SECONDS,
+    FileSettings,
+    NodeSilentSeconds,
+    WaitingSeconds,
+)
 from worker.jobs.connection import RedisSettings
 from worker.jobs.span_export import TracingSettings
-from worker.jobs.waiting import WAITING_SECONDS
 from worker.procedures.work import Policy
 from worker.runner import Limits
 
@@ -44,6 +49,9 @@ class WorkerSettings(FileSettings):
     step_seconds: Annotated[float, Field(gt=0)] = Field(
         default=Limits.step_seconds, description="bound on one step of a job, the grace not counted"
     )
+    start_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=Limits.start_seconds, description="how long a server's start that is refused is tried again"
+    )
     safety_kept_seconds: Annotated[float, Field(ge=0)] = Field(
         default=Limits.spare_tag_kept_seconds, description="how long what a restore overwrote is kept"
     )
@@ -53,9 +61,8 @@ class WorkerSettings(FileSettings):
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         default=None, description="0: any that is free; without one there is no /metrics"
     )
-    waiting_seconds: Annotated[float, Field(ge=60)] = Field(
-        default=WAITING_SECONDS, description="how long a job waits for a silent node before it fails"
-    )
+    node_silent_seconds: NodeSilentSeconds = NODE_SILENT_SECONDS
+    waiting_seconds: WaitingSeconds = WAITING_SECONDS
     drain_seconds: Annotated[float, Field(ge=0)] = Field(
         default=300.0, description="at SIGTERM: how long running jobs may take to end"
     )
@@ -66,4 +73,8 @@ class WorkerSettings(FileSettings):
 
     @property
     def limits(self) -> Limits:
-        return Limits(step_seconds=self.step_seconds, spare_tag_kept_seconds=self.safety_kept_seconds)
+        return Limits(
+            step_seconds=self.step_seconds,
+            start_seconds=self.start_seconds,
+            spare_tag_kept_seconds=self.safety_kept_seconds,
+        )

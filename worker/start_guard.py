@@ -23,7 +23,13 @@ STATE_DIR = Path("/var/lib/vps-snapshots")  # as in worker.settings
 LOCKED_SECONDS = 2.0  # for the worker to end a write to its journal
 
 # Broken off in one of these, a disk may be torn. A delete leaves nothing worse than lost space.
-TEARING = frozenset({Step.SNAPSHOTTING, Step.SAFEGUARDING, Step.REVERTING, Step.UNDOING, Step.CLEANING})
+# Before ADAPTING is done, a guest would find a disk smaller than the one that its owner pays for.
+TEARING = frozenset(
+    {
+        *(Step.CHECKING, Step.SNAPSHOTTING, Step.SAFEGUARDING, Step.CLEARING),
+        *(Step.REVERTING, Step.ADAPTING, Step.UNDOING, Step.CLEANING),
+    }
+)
 
 
 def may_start(journal: Path, domain_xml: str) -> bool:

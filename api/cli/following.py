@@ -61,6 +61,7 @@ def _tell_end(output: Output, job: Body) -> None:
             ("error", f"{error['code']}: {error['detail']}" if error else None),
             ("took", shown.between(job["started_at"], job["finished_at"])),
             ("guest off", shown.seconds(job["downtime_seconds"]) if job["downtime_seconds"] is not None else None),
+            *shown.job_facts(job),
         )
     )
     if error:

@@ -204,6 +204,7 @@ def show_one(output: Output, job: Body) -> None:
             ("waited", shown.between(job["queued_at"], job["started_at"])),
             ("took", shown.between(job["started_at"], job["finished_at"])),
             ("guest off", shown.seconds(job["downtime_seconds"]) if job["downtime_seconds"] is not None else None),
+            *shown.job_facts(job),
             ("attempts", str(job["attempts"]) if job["attempts"] > 1 else None),
             ("power", f"{job['power_found']} when begun, now {job['power_now']}" if job.get("power_found") else None),
             ("node", job.get("node")),

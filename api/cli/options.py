@@ -1,7 +1,9 @@
 """The options that many commands have, and the question before a change."""
 
 import re
+import select
 import signal
+import socket
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -75,6 +77,28 @@ def confirm(question: str, *, yes: bool) -> None:
         raise Trouble(Exit.USAGE, f"{question} Nobody can be asked here: give --yes.")
     asyncios = signal.signal(signal.SIGINT, signal.default_int_handler)  # which would wait for the answer first
     try:
-        typer.confirm(printable(question), abort=True, err=True)
+        while not (answer := _ANSWERS.get(_asked(question))):
+            if answer is False:
+                raise typer.Abort
+            typer.echo("Error: invalid input", err=True)
+    except KeyboardInterrupt:
+        raise typer.Abort from None
     finally:
         signal.signal(signal.SIGINT, asyncios)
+
+
+_ANSWERS = {"y": True, "yes": True, "n": False, "no": False, "": False}
+
+
+def _asked(question: str) -> str:
+    typer.echo(f"{printable(question)} [y/N]: ", nl=False, err=True)
+    interrupts, interrupted = socket.socketpair()
+    with interrupts, interrupted:
+        interrupted.setblocking(False)
+        before = signal.set_wakeup_fd(interrupted.fileno())
+        try:
+            # A Ctrl-C right before input() blocks would be seen only after the answer; select() returns for it.
+            select.select([sys.stdin, interrupts], [], [])
+        finally:
+            signal.set_wakeup_fd(before)
+    return sys.stdin.readline().strip().lower()

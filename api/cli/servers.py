@@ -31,6 +31,9 @@ SNAPSHOT_COLUMNS = (
     Column(title="CREATED (UTC)", of=lambda snapshot: shown.at(snapshot["created_at"]), yields=1),
     Column(title="DESCRIPTION", of=lambda snapshot: snapshot["description"], yields=3),
 )
+HELD_COLUMN = Column(
+    title="HOLDS", of=lambda snapshot: shown.holds(snapshot["contents"]) if snapshot.get("contents") else "-", yields=4
+)
 FINDING_COLUMNS = (
     Column(title="SERVER", of=lambda found: shown.named(found["server"])),
     Column(title="FINDING", of=lambda found: found["kind"]),
@@ -113,7 +116,7 @@ def _show_one(output: Output, server: Body) -> None:
         output.table(FINDING_COLUMNS[1:4], found, none="")
     if server.get("snapshot_list"):
         output.heading("Snapshots")
-        output.table(SNAPSHOT_COLUMNS, server["snapshot_list"], none="")
+        output.table((*SNAPSHOT_COLUMNS, HELD_COLUMN), server["snapshot_list"], none="")
     if server.get("jobs"):
         output.heading("Jobs")
         output.table(jobs.COLUMNS, server["jobs"], none="")

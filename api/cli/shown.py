@@ -100,6 +100,40 @@ def is_stranded(job: Body) -> bool:
     return bool(job["error"] and job["error"]["stranded"] and not job.get("resolution"))
 
 
+def note(one: Body) -> str:
+    """What a job noted, as a line."""
+    return f"{one['code']}: {one['detail']}"
+
+
+def holds(contents: Body) -> str:
+    """What a snapshot holds."""
+    disks = [f"{disk['target']} {mebibytes(disk['size_mb'])}" for disk in contents["disks"]]
+    more = [name for name, has in (("UEFI variables", contents["nvram"]), ("TPM", contents["tpm"])) if has]
+    return ", ".join(disks + more)
+
+
+def left_out(contents: Body) -> str:
+    return ", ".join(f"{one['target']} ({one['reason']})" for one in contents["left_out"])
+
+
+def contents_facts(contents: Body | None, *, would: bool = False) -> tuple[tuple[str, str | None], ...]:
+    """For the facts of a snapshot or a job. `would`: of a dry run."""
+    if contents is None:
+        return ()
+    return ("would hold" if would else "holds", holds(contents)), ("left out", left_out(contents) or None)
+
+
+def job_facts(job: Body) -> tuple[tuple[str, str | None], ...]:
+    """What a job says beside how it went."""
+    contents, notes = job.get("contents"), job.get("notes", ())  # an earlier service tells none
+    return (
+        ("disks", "only those that are present" if job.get("disks") == "present" else None),
+        *contents_facts(contents, would=job["kind"].startswith("check_")),
+        *(("note", note(one)) for one in notes if one["code"] != "left_out" or contents is None),
+        ("retried by", job.get("retried_by")),
+    )
+
+
 def job_error(job: Body) -> str:
     return job["error"]["code"] if job["error"] else ""
 

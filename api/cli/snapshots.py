@@ -29,11 +29,20 @@ app = typer.Typer(
     no_args_is_help=True, help="One snapshot: show, create, restore, delete; undo a restore. For an account's token."
 )
 
+
+class DisksChoice(StrEnum):
+    ALL = "all"
+    PRESENT = "present"
+
+
 COLUMNS = (
     *SNAPSHOT_COLUMNS[:3],
     Column(title="SERVER", of=lambda snapshot: shown.named(snapshot["server"])),
     *SNAPSHOT_COLUMNS[3:],
 )
+Disks = Annotated[
+    DisksChoice, typer.Option(help="present: restore the disks that are there, where the server's disks have changed.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only make the checks; change nothing.")]
 
 
@@ -103,6 +112,7 @@ def show_snapshot(context: typer.Context, snapshot: SnapshotArgument, *, as_json
                 ("expires", found["expires_at"] and f"{shown.at(found['expires_at'])} UTC"),
                 ("protected", "yes" if found["protected"] else None),
                 ("schedule", found["schedule_id"]),
+                *shown.contents_facts(found.get("contents")),
                 ("labels", ", ".join(f"{key}={value}" for key, value in found["labels"].items())),
                 ("description", found["description"]),
             )
@@ -143,6 +153,7 @@ def restore_snapshot(
     context: typer.Context,
     snapshot: SnapshotArgument,
     *,
+    disks: Disks = DisksChoice.ALL,
     dry_run: DryRun = False,
     follow: Follow = False,
     max_wait: MaxWait = None,
@@ -161,7 +172,7 @@ def restore_snapshot(
                 yes=False,
             )
         path = f"snapshots/{snapshot}/restore/"
-        begun = await client.post(path, query={"dry_run": "true" if dry_run else None})
+        begun = await client.post(path, query={"dry_run": "true" if dry_run else None, "disks": _asked(disks)})
         return await _begun(client, begun, output, follow=follow, max_wait=max_wait)
 
     run(context, restore)
@@ -172,6 +183,7 @@ def undo_restore(
     context: typer.Context,
     job: JobArgument,
     *,
+    disks: Disks = DisksChoice.ALL,
     follow: Follow = False,
     max_wait: MaxWait = None,
     yes: Yes = False,
@@ -184,7 +196,7 @@ def undo_restore(
         if not yes:
             found = await following.job(client, job)
             confirm(f"Stop the server and take this back: {shown.what(found)}?", yes=False)
-        begun = await client.post(f"restores/{segment(job)}/undo/")
+        begun = await client.post(f"restores/{segment(job)}/undo/", query={"disks": _asked(disks)})
         return await _begun(client, begun, output, follow=follow, max_wait=max_wait)
 
     run(context, undo)
@@ -214,6 +226,10 @@ def delete_snapshot(
     run(context, delete)
 
 
+def _asked(disks: DisksChoice) -> str | None:
+    return None if disks is DisksChoice.ALL else disks
+
+
 async def _begun(client: Client, begun: Answer, output: Output, *, follow: bool, max_wait: float | None) -> Exit:
     """Tell what was accepted; JSON has the job's id in it, which no body of the contract has."""
     body: Body = {**begun.body, "job_id": begun.job_id}
@@ -222,6 +238,8 @@ async def _begun(client: Client, begun: Answer, output: Output, *, follow: bool,
     elif not (follow and begun.job_id):
         job = f"job {begun.job_id}: " if begun.job_id else ""
         output.say(f"{job}{begun.body.get('message') or begun.body['state']}")
+        if begun.body.get("state") == "completed":  # of a dry run; one that failed is told below
+            output.facts(shown.job_facts(begun.body))
     if begun.job_id and (follow or begun.body.get("state") == "failed"):
         return await following.to_the_end(client, begun.job_id, output, most_seconds=max_wait)
     return Exit.OK

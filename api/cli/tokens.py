@@ -49,6 +49,7 @@ AUDIT_COLUMNS = (
     Column(title="FROM", of=lambda entry: entry["fields"].get("address", "-"), yields=6),
     Column(title="REQUEST", of=lambda entry: entry["fields"].get("request_id", "-"), yields=8),
     Column(title="JOB", of=lambda entry: entry["fields"].get("job", ""), yields=7),
+    Column(title="NOTED", of=lambda entry: ", ".join(entry.get("notes", ())), yields=3),
     Column(title="MADE", of=lambda entry: entry["fields"].get("made", ""), yields=4),
 )
 

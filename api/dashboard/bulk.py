@@ -83,12 +83,15 @@ class Outcome:
 async def ask(desk: Desk, visit: Visit) -> web.Response:
     wanted = _wanted({name: visit.request.query.getall(name) for name in visit.request.query})
     if wanted.action == "retry":
-        text = "What they were to do is admitted anew, as new jobs, where the rules permit. VMs may be stopped for it."
+        text = (
+            "New jobs will do the same again and may stop the VMs. Jobs that were cancelled or retried before, or whose"
+            " server has had a later job, are refused."
+        )
     else:
         text = "Those that have not begun end as failed, cancelled. Others are left alone."
     question = Question(
         title=f"{wanted.action.capitalize()} {wanted.words}?",
-        text=f"{text} Each is answered for alone.",
+        text=f"{text} Each job succeeds or fails on its own.",
         verb="Retry" if wanted.action == "retry" else "Cancel them",
         back=JOBS,
         is_grave=wanted.action == "cancel",
@@ -104,7 +107,10 @@ async def do(desk: Desk, visit: Visit) -> web.Response:
     each = visit.request[EACH] = []  # as it goes: it may be broken off
     for job_id in job_ids:
         code = await _do_one(desk, visit, outcome, job_id)
-        each.append({"job": job_id, "reason": wanted.action, "code": code})
+        told = {"job": job_id, "reason": wanted.action, "code": code}
+        if wanted.action == "retry" and not code:
+            told["made"] = f"job {outcome.done[job_id]}"
+        each.append(told)
     return desk.rendering.page(
         visit.request, "bulk.html", outcome=outcome, shown=REFUSED_SHOWN, has_more=has_more, back=JOBS
     )
@@ -114,7 +120,8 @@ async def _do_one(desk: Desk, visit: Visit, outcome: Outcome, job_id: JobId) -> 
     """The code of its refusal, if it was refused."""
     try:
         if outcome.action == "retry":
-            job = await desk.operators.retry(job_id, request_id=visit.request[requests.REQUEST_ID])
+            request_id = visit.request[requests.REQUEST_ID]
+            job = await desk.operators.retry(job_id, request_id=request_id, in_bulk=True)
         else:
             job = await desk.operators.cancel(job_id)
     except errors.Refused as refusal:

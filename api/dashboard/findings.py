@@ -22,6 +22,8 @@ MEANINGS: Mapping[str, str] = {
     "orphaned_tag": "Left by a create that never ended, and no job owns it: it is deleted. Nothing to do.",
     "lost_snapshot": "The store has it, and no disk does: its customer sees it as failed. Who deleted it, and how?",
     "torn_snapshot": "Some disks lack it, so it can't be restored. Was a disk added or removed? Tell the customer.",
+    "shared_disk": "Another domain uses this disk, or is based on it: jobs of the server are refused. See the runbook.",
+    "undeleted_snapshot": "Its delete keeps failing, so its space is still used. The server's failed deletes say why.",
     "missing_server": "It has snapshots, and its node does not report it any more. Was it undefined, or moved?",
     "untracked_safety": "A restore's safety snapshot that the journal did not know: kept for its usual time.",
 }

@@ -14,12 +14,13 @@ from api.dashboard.desk import Desk, Pages
 from api.dashboard.rendering import Question
 from api.dashboard.session import Visit
 from api.ops_requests import OpsJobsQuery
-from worker.jobs.model import STEPS, Job, JobKind, JobState
+from worker.jobs.model import STEPS, Job, JobKind, JobState, Step
 from worker.jobs.ops_records import OpsJob, StepTaken
 
 JOBS = "/ops/jobs/"
 JOB = f"{JOBS}{{job_id}}/"
 SHOWN = 50
+RARE = frozenset({Step.CLEARING, Step.ADAPTING, Step.UNDOING, Step.CLEANING})
 DONE_TO = {"retry": "failed", "cancel": "queued"}  # to jobs in this state alone
 
 
@@ -77,10 +78,10 @@ def _steps(found: OpsJob) -> list[ShownStep]:
 
 
 def _to_come(found: OpsJob) -> list[str]:
-    """The steps that an unfinished job may still take; those of the way back are left out."""
+    """The steps that an unfinished job may still take; those that few jobs need are left out."""
     if found.job.state.is_final:
         return []
-    steps = [step for step in STEPS[found.job.kind] if step not in {"undoing", "cleaning"}]
+    steps = [step for step in STEPS[found.job.kind] if step not in RARE]
     taken = {step.step for step in found.steps}
     last = max((place for place, step in enumerate(steps) if step in taken), default=-1)
     return [str(step) for step in steps[last + 1 :]]
@@ -122,7 +123,8 @@ class Offered:
 
 
 def _is_retryable(found: OpsJob) -> bool:
-    return found.job.state is JobState.FAILED and not found.job.kind.only_looks
+    job = found.job
+    return job.state is JobState.FAILED and not job.kind.only_looks and job.retried_by is None
 
 
 def _is_cancellable(found: OpsJob) -> bool:

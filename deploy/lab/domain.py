@@ -50,6 +50,7 @@ class Device:
     cdrom: bool = False
     readonly: bool = False
     shareable: bool = False
+    left_out: bool = False  # of snapshots, by its definition
     block: bool = False  # the path is a block device of the host
     cache: str | None = None  # libvirt's word: none, writeback, directsync, ...; None: the hypervisor's default
 
@@ -118,7 +119,10 @@ def _disk_xml(device: Device, target: str, bus: str) -> str:
     source = f"<source {'dev' if device.block else 'file'}={quoteattr(str(device.path))}/>" if device.path else ""
     flags = ("<readonly/>" if device.readonly else "") + ("<shareable/>" if device.shareable else "")
     what = "cdrom" if device.cdrom else "disk"
-    return f"<disk type='{kind}' device='{what}'>{driver}{source}<target dev='{target}' bus='{bus}'/>{flags}</disk>"
+    word = " snapshot='no'" if device.left_out else ""
+    return (
+        f"<disk type='{kind}' device='{what}'{word}>{driver}{source}<target dev='{target}' bus='{bus}'/>{flags}</disk>"
+    )
 
 
 def _letter(index: int) -> str:

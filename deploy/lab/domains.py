@@ -94,10 +94,11 @@ def cut_power(connection: Any, name: str) -> None:
 
 
 def remove(connection: Any, name: str) -> None:
-    """Off and forgotten, with libvirt's list of its snapshots and its UEFI variables; its disks stay."""
+    """Off and forgotten, with libvirt's lists of its snapshots and checkpoints and its UEFI variables; its disks
+    stay."""
     cut_power(connection, name)
     flags = libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
-    flags |= libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    flags |= libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
     connection.lookupByName(name).undefineFlags(flags)
 
 

@@ -1,5 +1,7 @@
 """The driver for libvirt and QEMU; the only place that imports libvirt."""
 
 from drivers.kvm.hypervisor import KvmHypervisor
+from drivers.kvm.places import fence_of
+from drivers.kvm.survey import survey_folder, survey_libvirt
 
-__all__ = ["KvmHypervisor"]
+__all__ = ["KvmHypervisor", "fence_of", "survey_folder", "survey_libvirt"]

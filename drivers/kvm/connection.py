@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import libvirt
 
-from drivers.base import MARK_NAMESPACE, DomainNotFound, DriverError, HypervisorUnavailable, InvalidState
-from drivers.kvm.domain_xml import PREFIX, ServerMark
+from drivers.base import MARK_NAMESPACE, DomainNotFound, DriverError, HypervisorUnavailable, InvalidState, ServerInUse
+from drivers.kvm import listing, records
+from drivers.kvm.in_use import has_left, is_incoming
+from drivers.kvm.marks import PREFIX, ServerMark
 from drivers.kvm.opening import opened
 
 Answer = TypeVar("Answer")
@@ -40,6 +42,8 @@ def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: s
     code = error.get_error_code()
     if code == libvirt.VIR_ERR_NO_DOMAIN:
         return DomainNotFound("the hypervisor does not know the server")
+    if code == libvirt.VIR_ERR_OPERATION_TIMEOUT and "state change lock" in str(error):
+        return ServerInUse("another tool is at work on the server")  # the call has waited for it, and done nothing
     lost = code in UNKNOWN_OUTCOME or "client socket is closed" in str(error)
     if lost or (code == libvirt.VIR_ERR_SYSTEM_ERROR and not alive):
         return HypervisorUnavailable("the hypervisor does not answer")
@@ -72,7 +76,7 @@ class Connection:
     """libvirt at one URI. Every method may raise HypervisorUnavailable."""
 
     def __init__(self, uri: str) -> None:
-        self._uri = uri
+        self.uri = uri
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="libvirt")
         self._opening = threading.Lock()
         self._handle: Any = None
@@ -169,7 +173,7 @@ class Connection:
     def _open_handle(self) -> Any:
         with self._opening:
             if self._handle is None or not self._handle.isAlive():
-                self._handle = opened(self._uri)
+                self._handle = opened(self.uri)
                 with suppress(libvirt.libvirtError):  # the embedded driver has no wire to keep alive
                     self._handle.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
                 lifecycle = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
@@ -198,22 +202,45 @@ class Connection:
         if uuid := self._uuids.get(server_id):
             with suppress(libvirt.libvirtError):
                 domain = handle.lookupByUUIDString(uuid)
-                mark = _mark(domain)
+                mark = mark_of(domain)
                 if mark is not None and mark.server_id == server_id:
                     return domain
         # A copy of a domain carries its mark too: which of them is the customer's, a person must say.
         marked = [(mark.server_id, domain.UUIDString()) for mark, domain in _adopted(handle)]
         found = [uuid for marked_id, uuid in marked if marked_id == server_id]
+        if not found and (domain := _unmarked_meanwhile(handle, self._uuids.get(server_id))) is not None:
+            return domain
         if not found:
             raise DomainNotFound("the hypervisor does not know the server")
         if len(found) > 1:
             raise InvalidState("several domains of the node are marked as the server")
-        self._uuids = dict(marked)
+        self._uuids |= dict(marked)
         return handle.lookupByUUIDString(found[0])
 
 
-def _mark(domain: Any) -> ServerMark | None:
+def _unmarked_meanwhile(handle: Any, uuid: str | None) -> Any:
+    """The domain of that UUID, if it has lost its mark and a job of ours holds it; else None.
+
+    A tool that keeps definitions of its own has defined it anew, and what the job has stopped is to be started again.
+    """
     try:
+        domain = handle.lookupByUUIDString(uuid) if uuid else None
+        if domain is None or is_incoming(domain) or has_left(domain) or not listing.is_held(domain):
+            return None
+        domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, MARK_NAMESPACE, 0)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+            return domain
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+    return None  # marked as another server
+
+
+def mark_of(domain: Any) -> ServerMark | None:
+    try:
+        if is_incoming(domain) or has_left(domain):
+            return None
         xml = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, MARK_NAMESPACE, 0)
     except libvirt.libvirtError as error:
         if error.get_error_code() in {libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN}:
@@ -223,7 +250,7 @@ def _mark(domain: Any) -> ServerMark | None:
 
 
 def _adopted(handle: Any) -> list[tuple[ServerMark, Any]]:
-    marked = ((_mark(domain), domain) for domain in handle.listAllDomains(0))
+    marked = ((mark_of(domain), domain) for domain in handle.listAllDomains(0))
     return [(mark, domain) for mark, domain in marked if mark is not None]
 
 
@@ -240,4 +267,16 @@ def _adopt(handle: Any, name: str, mark: ServerMark) -> None:
     if not domain.isPersistent():
         raise InvalidState(f"domain {name} is transient: it would be gone once it is off")
     where = libvirt.VIR_DOMAIN_AFFECT_CONFIG | (libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0)
+    before = mark_of(domain)
+    if before is not None and before.server_id != mark.server_id:
+        # a copy of that server's domain: what is written down there of its snapshots is not this server's
+        _drop_records(domain, where)
     domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, mark.xml, PREFIX, MARK_NAMESPACE, where)
+
+
+def _drop_records(domain: Any, where: int) -> None:
+    try:
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, records.PREFIX, records.NAMESPACE, where)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+            raise

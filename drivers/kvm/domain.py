@@ -1,23 +1,21 @@
 """What is asked of one libvirt domain, in a thread; libvirt's own errors pass through."""
 
-import json
-from collections.abc import Iterable
+import re
+import uuid
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import libvirt
-import libvirt_qemu
 
-from drivers.base import DiskFailed, InvalidState, Power, SnapshotSpec, UnsupportedServer
-from drivers.kvm.domain_xml import FileDisk, Hardware, hardware, read_snapshot_xml, snapshot_xml
+from drivers.base import InvalidState, UnsupportedServer
+from drivers.kvm import readiness
+from drivers.kvm.domain_xml import Hardware, hardware
+from drivers.kvm.libvirt_xml import escaped, read
+from drivers.kvm.places import Places
+from drivers.kvm.volumes import paths_by
 
-_PAUSED = frozenset({libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED})
-
-
-def power(domain: Any) -> Power:
-    if not domain.isActive():
-        return Power.OFF
-    state, _reason = domain.state()
-    return Power.PAUSED if state in _PAUSED else Power.ON
+_GENERATION_ID = re.compile(r"<genid>[^<]*</genid>|<genid/>")
 
 
 def press_power_button(domain: Any) -> None:
@@ -46,78 +44,78 @@ def start(domain: Any) -> None:
             raise
 
 
-def configured_hardware(domain: Any) -> Hardware:
+def configured_hardware(domain: Any, places: Places) -> Hardware:
     """The hardware of the domain as it is when it is off and will be when it starts."""
-    return hardware(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    found = _hardware(domain, libvirt.VIR_DOMAIN_XML_INACTIVE, places)
+    if any(part.assumed for part in found.parts) and domain.isActive():
+        # it may have got a firmware that keeps no variables
+        running = {part.kind for part in _hardware(domain, 0, places).parts}
+        parts = tuple(part for part in found.parts if not part.assumed or part.kind in running)
+        return replace(found, parts=parts)
+    return found
 
 
-def configured_paths(domain: Any) -> tuple[str, ...]:
+def configured_paths(domain: Any, places: Places) -> tuple[str, ...]:
     """Where the disks lie that take part in snapshots."""
-    return tuple(disk.path for disk in configured_hardware(domain).disks)
+    return tuple(disk.path for disk in configured_hardware(domain, places).disks)
 
 
-def ready_hardware(domain: Any) -> Hardware:
+def ready_hardware(domain: Any, places: Places) -> Hardware:
     """The same, of a domain whose disks are all that there is to its state.
 
     Raises InvalidState or UnsupportedServer.
     """
     if not domain.isPersistent():
         raise UnsupportedServer("the server is transient: it would be gone once it is off")
-    if power(domain) is Power.PAUSED:
-        raise InvalidState("the server is suspended")
-    if domain.hasManagedSaveImage(0):
-        raise InvalidState("the server has saved memory, which would not fit its disks: start it once")
-    found = configured_hardware(domain)
+    readiness.refuse_paused(domain)
+    readiness.refuse_saved(domain)
+    found = configured_hardware(domain, places)
     if domain.isActive():
-        running = hardware(domain.XMLDesc(0))
-        if {*running.disks} != {*found.disks}:
-            raise InvalidState("the server's disks change with its next start: restart it once")
-        for disk in found.disks:
-            if domain.blockJobInfo(disk.target, 0):
-                raise InvalidState(f"disk {disk.target} is being copied by the hypervisor")
+        _must_stay_with_its_next_start(found, _hardware(domain, 0, places))
     return found
 
 
-def listed_snapshots(domain: Any) -> tuple[dict[str, SnapshotSpec], str | None]:
-    """What libvirt lists, by tag, and which of it is its current one: `virsh snapshot-revert` makes it that, we never
-    do."""
-    current = domain.snapshotCurrent(0).getName() if domain.hasCurrentSnapshot(0) else None
-    specs = [read_snapshot_xml(snapshot.getXMLDesc(0)) for snapshot in domain.listAllSnapshots(0)]
-    return {spec.tag: spec for spec in specs}, current
+def _hardware(domain: Any, flags: int, places: Places) -> Hardware:
+    return hardware(domain.XMLDesc(flags), places=places, volume_path=paths_by(domain.connect()))
 
 
-def list_snapshot(domain: Any, spec: SnapshotSpec) -> None:
-    """Make a snapshot that is on the disks known to libvirt, which does not look for it there."""
-    inactive = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-    xml = snapshot_xml(spec, hardware(inactive), inactive)
-    domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+def _must_stay_with_its_next_start(configured: Hardware, running: Hardware) -> None:
+    if {*running.disks} != {*configured.disks}:
+        raise InvalidState("the server's disks change with its next start: restart it once")
+    assumed = {part.kind for part in configured.parts if part.assumed}
+    now = {part for part in running.parts if part.kind not in assumed}
+    if now != {part for part in configured.parts if not part.assumed}:
+        raise InvalidState("the server's firmware or TPM changes with its next start: restart it once")
 
 
-def unlist_snapshot(domain: Any, tag: str) -> None:
-    """Make libvirt forget the snapshot, if it knows it; the disks are not touched."""
-    for snapshot in domain.listAllSnapshots(0):
-        if snapshot.getName() == tag:
-            snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+def listed_variables(domain: Any, tag: str) -> tuple[Path, ...]:
+    """Where the UEFI variables were when libvirt was told of the snapshot."""
+    xmls = [found.getXMLDesc(0) for found in domain.listAllSnapshots(0) if found.getName() == tag]
+    paths = (file.text for xml in xmls for file in read(xml).iterfind(".//os/nvram"))
+    return tuple(Path(path) for path in paths if path and path.startswith("/"))
 
 
-def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> None:
-    """Delete the snapshot from these disks of a running domain; the guest pauses for as long as it takes.
-
-    QEMU is asked itself, disk by disk. libvirt 9.0's own delete asks it for `delvm`, which refuses all disks where one
-    is writable and no qcow2 (UEFI variables, a shared disk), and then tells us that all went well. Raises DiskFailed.
-    """
-    nodes = {
-        node.get("file"): node["node-name"]
-        for node in _ask_qemu(domain, "query-named-block-nodes", flat=True)["return"]
-        if node["drv"] == "qcow2"
-    }
-    for disk in disks:
-        command = "blockdev-snapshot-delete-internal-sync"
-        if disk.path not in nodes or "error" in _ask_qemu(domain, command, device=nodes[disk.path], name=tag):
-            raise DiskFailed(f"disk {disk.target} of the running server kept the snapshot")
+def assumed_variables(domain: Any, places: Places) -> Path:
+    """Where libvirt lays the UEFI variables of a domain that names no file for them."""
+    return places.variables / f"{domain.name()}_VARS.fd"
 
 
-def _ask_qemu(domain: Any, command: str, **arguments: object) -> Any:
-    return json.loads(
-        libvirt_qemu.qemuMonitorCommand(domain, json.dumps({"execute": command, "arguments": arguments}), 0)
-    )
+def checkpoints(domain: Any) -> tuple[str, ...]:
+    """libvirt's own records of incremental backups."""
+    return tuple(checkpoint.getName() for checkpoint in domain.listAllCheckpoints(0))
+
+
+def forget_checkpoints(domain: Any) -> None:
+    """Make libvirt forget its records of incremental backups; none is fine. The disks' bitmaps are not touched."""
+    for checkpoint in domain.listAllCheckpoints(0):
+        checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+
+
+def renew_generation_id(domain: Any) -> None:
+    """Write a new generation id into the definition of a domain that has one. May be run again."""
+    # the definition as `virsh edit` takes it: what is secret in it stays
+    xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+    # by its text: libvirt writes it once, before all that others could write into the definition
+    renewed, found = _GENERATION_ID.subn(f"<genid>{uuid.uuid4()}</genid>", escaped(xml), count=1)
+    if found:
+        domain.connect().defineXML(renewed)

@@ -1,35 +1,44 @@
 """The hypervisor port on libvirt and qemu-img.
 
-On a domain that is off, qemu-img changes the disks and libvirt is told afterwards (REDEFINE), so that its list, `virsh`
-and its own delete know the snapshot. On a running domain only libvirt may touch the disks.
+On a domain that is off, qemu-img changes the disks, and the snapshot is then written down in the domain's metadata
+(ADR 15). On a running domain only its QEMU may touch the disks, and libvirt passes our commands on to it.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Self
 
 from drivers import qcow2
 from drivers.base import (
     About,
+    Contents,
     Disk,
-    DiskCorrupt,
+    DiskBusy,
     DiskFailed,
     Domain,
     FoundSnapshot,
     InvalidState,
     Layout,
     Power,
+    RestorePlan,
+    ServerInUse,
+    SkippedDisk,
     SnapshotExists,
     SnapshotNotFound,
     SnapshotSpec,
     StartFailed,
     UnsupportedServer,
 )
-from drivers.kvm import disks, domain, nvram
+from drivers.kvm import deleting, disks, domain, in_use, listing, plan, readiness, sharing
 from drivers.kvm.connection import Connection
-from drivers.kvm.domain_xml import Hardware, refuse_unsupported
+from drivers.kvm.domain_xml import Hardware, Kind
+from drivers.kvm.judgement import judge
+from drivers.kvm.neighbours import Neighbours
+from drivers.kvm.places import places_of
+from drivers.kvm.snapshots import View, copies_of, left_behind, look, read_disks
 
 LOOK_AGAIN_SECONDS = 0.3  # libvirt's event of a stop was seen up to 1.6 s late
 
@@ -39,7 +48,9 @@ class KvmHypervisor:
 
     def __init__(self, connection: Connection) -> None:
         self._libvirt = connection
+        self._places = places_of(connection.uri)
         self._waiting_for_off: list[asyncio.Event] = []
+        self._neighbours = Neighbours(connection, self._places)
         connection.listen(self._wake_waiting)
 
     @classmethod
@@ -58,11 +69,11 @@ class KvmHypervisor:
     async def domains(self) -> list[Domain]:
         return [
             Domain(server_id=mark.server_id, account_id=mark.account_id, name=name, power=power)
-            for mark, name, power in await self._libvirt.adopted(lambda found: (found.name(), domain.power(found)))
+            for mark, name, power in await self._libvirt.adopted(lambda found: (found.name(), readiness.power(found)))
         ]
 
     async def about(self) -> About:
-        paths = await self._libvirt.adopted(lambda found: (domain.configured_paths(found), None))
+        paths = await self._libvirt.adopted(lambda found: (domain.configured_paths(found, self._places), None))
         hypervisor, emulator = await self._libvirt.call(lambda handle: (handle.getLibVersion(), handle.getVersion()))
         pools = await asyncio.to_thread(disks.pools, {path for _, found, _ in paths for path in found})
         return About(hypervisor=f"libvirt {_version(hypervisor)}", emulator=f"QEMU {_version(emulator)}", pools=pools)
@@ -73,7 +84,7 @@ class KvmHypervisor:
     # --- power ---
 
     async def power(self, server_id: int) -> Power:
-        return await self._libvirt.on(server_id, domain.power)
+        return await self._libvirt.on(server_id, readiness.power)
 
     async def press_power_button(self, server_id: int) -> None:
         text = "the power button can't be pressed"
@@ -101,27 +112,92 @@ class KvmHypervisor:
         await self._libvirt.on(server_id, domain.cut_power, otherwise=InvalidState, text=text)
 
     async def start(self, server_id: int) -> None:
-        await self._libvirt.on(server_id, domain.start, otherwise=StartFailed, text="the server does not start")
+        try:
+            await self._libvirt.on(server_id, domain.start, otherwise=StartFailed, text="the server does not start")
+        except StartFailed:
+            with suppress(UnsupportedServer):  # a disk that can't be looked at: its storage may come back in a moment
+                await self._refuse_busy_disks(server_id)
+            raise
+
+    async def _refuse_busy_disks(self, server_id: int) -> None:
+        """Raises DiskBusy where another program keeps a server that is off from starting."""
+        try:
+            await disks.refuse_held((await self._hardware(server_id)).disks, patience_seconds=0)
+        except ServerInUse as error:  # a backup, for example: it lets go when it is done
+            raise DiskBusy(f"the server does not start: {error}") from error
 
     # --- looking ---
 
     async def layout(self, server_id: int) -> Layout:
-        found = await self._libvirt.on(server_id, domain.ready_hardware)
-        refuse_unsupported(found)
-        if found.uefi and (found.nvram is None or not found.nvram.is_file()):
-            raise UnsupportedServer("the server's UEFI variables have no file yet: start the server once")
-        images = {disk: await disks.readable(disk) for disk in found.disks}
-        for disk, image in images.items():
-            await disks.refuse_unfit(disk, image)
+        await self.refuse_if_in_use(server_id)
+        found = await self._libvirt.on(server_id, lambda found: domain.ready_hardware(found, self._places))
+        judged = await judge(found)
+        judged.refuse()
+        await self._libvirt.on(server_id, lambda one: readiness.refuse_unstoppable(one, found.disks))
+        if await self.power(server_id) is Power.OFF:
+            await disks.refuse_held(found.disks)
+        await self._neighbours.refuse_shared(server_id, found.disks)
+        written = await self._libvirt.on(server_id, lambda found: listing.written_down(found, self._places))
+        await asyncio.to_thread(sharing.refuse_overlays, found.disks, written.ours)
         return Layout(
             disks=tuple(
-                Disk(target=disk.target, path=disk.path, virtual_bytes=image.virtual_bytes)
-                for disk, image in images.items()
+                Disk(
+                    target=disk.target,
+                    path=disk.path,
+                    virtual_bytes=image.virtual_bytes,
+                    bitmaps=tuple(bitmap.name for bitmap in image.bitmaps),
+                )
+                for disk, image in judged.images.items()
             ),
-            skipped=found.skipped,
-            nvram=found.nvram is not None,
+            skipped=judged.skipped,
+            nvram=judged.holds(Kind.NVRAM, Kind.PFLASH),
+            tpm=judged.holds(Kind.TPM),
+            firmware=found.firmware,
             free_bytes=await self.free_space(server_id),
+            checkpoints=await self._libvirt.on(server_id, domain.checkpoints),
         )
+
+    async def restore_plan(self, server_id: int, tag: str, *, present_only: bool = False) -> RestorePlan:
+        layout = await self.layout(server_id)
+        view = await self._view(server_id)
+        comparison = view.compare(tag)
+        state = (*view.differing_state(tag), *await self._other_tpm(view, tag))
+        plan.refuse(comparison, state, present_only=present_only)
+        going_back = comparison.going_back(present_only=present_only)
+        with disks.refused_as(UnsupportedServer, "the UEFI variables or the TPM could not be restored"):
+            await asyncio.to_thread(copies_of(view.hardware, view.contents(tag)).refuse_unrestorable, tag)
+        return RestorePlan(
+            targets=tuple(match.target for match in going_back),
+            not_restored=(*comparison.left_alone(), *state),
+            grown=tuple(match.grown for match in going_back if match.grown is not None),
+            bitmaps=tuple(disk.target for disk in layout.disks if disk.bitmaps),
+            checkpoints=layout.checkpoints,
+            generation_id=view.hardware.generation_id,
+        )
+
+    async def _other_tpm(self, view: View, tag: str) -> tuple[SkippedDisk, ...]:
+        with disks.refused_as(UnsupportedServer, "the copies of the UEFI variables or the TPM can't be looked at"):
+            unfit = await asyncio.to_thread(copies_of(view.hardware, view.contents(tag)).unfit, tag)
+        reason = "the server has a TPM of another version than when the snapshot was taken"
+        return tuple(SkippedDisk(target=kind, reason=reason) for kind in unfit)
+
+    async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
+        return await self._neighbours.shared_disks()
+
+    async def refuse_if_in_use(self, server_id: int) -> None:
+        await self._libvirt.on(server_id, in_use.refuse)
+
+    async def hold(self, server_id: int) -> None:
+        await self.refuse_if_in_use(server_id)  # libvirt would have us wait for half a minute, and then refuse
+        await self._libvirt.on(server_id, listing.hold)
+
+    async def let_go(self, server_id: int) -> None:
+        await self._libvirt.on(server_id, listing.let_go)
+
+    async def renew_generation_id(self, server_id: int) -> None:
+        await self._must_be_off(server_id)
+        text = "libvirt did not take a new generation id"
+        await self._libvirt.on(server_id, domain.renew_generation_id, otherwise=DiskFailed, text=text)
 
     async def free_space(self, server_id: int) -> int:
         found = await self._hardware(server_id)
@@ -129,31 +205,26 @@ class KvmHypervisor:
             return await asyncio.to_thread(disks.free_bytes, found.disks)
 
     async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
-        found = await self._hardware(server_id)
-        listed, current = await self._libvirt.on(server_id, domain.listed_snapshots)
-        held = await disks.held_tags(found.disks)
-        in_nvram = nvram.tags(found.nvram) if found.nvram else frozenset()
-        every = frozenset(disk.target for disk in found.disks)
-        return [
-            FoundSnapshot(
-                tag=tag,
-                targets=held.get(tag, frozenset()),
-                complete=held.get(tag) == every and (found.nvram is None or tag in in_nvram),
-                spec=listed.get(tag),
-                current=tag == current,
-            )
-            for tag in sorted({*held, *listed, *in_nvram})
-        ]
+        return (await self._view(server_id)).found()
 
     async def size_mb(self, server_id: int, tag: str) -> int:
         size_bytes = 0
-        for disk in (await self._hardware(server_id)).disks:
+        found = (await self._hardware(server_id)).disks
+        await disks.ids_of(found, tag)
+        for disk in found:
             image = await disks.readable(disk)
-            if tag not in image.tags:
-                raise SnapshotNotFound(f"disk {disk.target} does not have the tag {tag}")
             with disks.refused_as(DiskFailed, f"disk {disk.target} can't be measured"):
                 size_bytes += await qcow2.snapshot_bytes(disk.path, tag, image)
         return -(-size_bytes // (1 << 20))
+
+    async def is_at(self, server_id: int, tag: str) -> bool:
+        await self._must_be_off(server_id)
+        view = await self._view(server_id)
+        if view.differing_state(tag):
+            return False
+        with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM can't be looked at"):
+            state_is_at = await asyncio.to_thread(copies_of(view.hardware, view.contents(tag)).is_at, tag)
+        return state_is_at and await disks.are_at(view.hardware.disks, tag)
 
     # --- changing ---
 
@@ -161,55 +232,87 @@ class KvmHypervisor:
         found = await self._ready_and_off(server_id)
         if any(snapshot.tag == spec.tag for snapshot in await self.snapshots(server_id)):
             raise SnapshotExists(f"the tag {spec.tag} exists already")
-        if found.nvram is not None:
-            with disks.refused_as(DiskFailed, "the UEFI variables can't be copied"):
-                await asyncio.to_thread(nvram.save, found.nvram, spec.tag)
+        with disks.refused_as(DiskFailed, "the UEFI variables or the TPM can't be copied"):
+            await asyncio.to_thread(copies_of(found).save, spec.tag)
         await disks.on_every(
             found.disks, lambda disk: qcow2.create_snapshot(disk.path, spec.tag), text="took no snapshot"
         )
-        await self._list(server_id, spec)
+        await self._write_down(server_id, spec)
 
-    async def list_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
-        await self._must_be_complete(server_id, spec.tag)
-        await self._list(server_id, spec)
+    async def list_snapshot(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
+        await self._write_down(server_id, spec, contents)
 
-    async def revert(self, server_id: int, tag: str) -> None:
+    async def list_for_people(self, server_id: int) -> tuple[str, ...]:
+        await self.refuse_if_in_use(server_id)
+        whole = [found.spec for found in await self.snapshots(server_id) if found.complete and found.spec]
+        ours = [spec for spec in whole if spec.tag.startswith(listing.OURS)]
+        for spec in ours:
+            await self._libvirt.on(
+                server_id,
+                partial(listing.list_for_people, spec=spec, places=self._places),
+                otherwise=InvalidState,
+                text="libvirt did not list the snapshot",
+            )
+        return tuple(spec.tag for spec in ours)
+
+    async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
+        await self._must_be_off(server_id)
+        cleared = await disks.without_bitmaps((await self._hardware(server_id)).disks)
+        text = "libvirt kept its checkpoints"
+        await self._libvirt.on(server_id, domain.forget_checkpoints, otherwise=DiskFailed, text=text)
+        return cleared
+
+    async def revert(self, server_id: int, tag: str, *, targets: frozenset[str] | None = None) -> None:
         found = await self._ready_and_off(server_id)
-        await self._must_be_complete(server_id, tag)
+        if targets is None:
+            await self._must_be_complete(server_id, tag)
+        chosen = [disk for disk in found.disks if targets is None or disk.target in targets]
+        ids = await disks.ids_of(chosen, tag)
+        # A disk that is there already is left alone: what refused to take it away refuses to bring it back, too.
+        away = [disk for disk in chosen if not await disks.are_at([disk], tag)]
         await disks.on_every(
-            found.disks, lambda disk: qcow2.apply_snapshot(disk.path, tag), text="did not go back to the snapshot"
+            away, lambda disk: qcow2.apply_snapshot(disk.path, ids[disk]), text="did not go back to the snapshot"
         )
-        if found.nvram is not None:
-            with disks.refused_as(DiskFailed, "the UEFI variables can't be restored"):
-                await asyncio.to_thread(nvram.restore, found.nvram, tag)
+        held = (await self._view(server_id)).contents(tag)
+        with disks.refused_as(DiskFailed, "the UEFI variables or the TPM can't be restored"):
+            await asyncio.to_thread(copies_of(found, held).restore, tag)
+
+    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
+        await self._must_be_off(server_id)
+        found = {disk.target: disk for disk in (await self._hardware(server_id)).disks}
+        if unknown := virtual_bytes.keys() - found.keys():
+            raise DiskFailed(f"the server has no disk {min(unknown)}")
+        await disks.on_every(
+            [found[target] for target in virtual_bytes],
+            lambda disk: qcow2.enlarge(disk.path, virtual_bytes[disk.target]),
+            text="was not enlarged",
+        )
 
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
-        # What lists the tag goes last: a call that died anywhere is made again and finds what is left.
-        found = await self._hardware(server_id)
-        holders = (await disks.held_tags(found.disks)).get(tag, frozenset())
-        if holders:
-            await self._delete_from_disks(server_id, tag, found, holders)
-            if tag in await disks.held_tags(found.disks):
+        # What is written down goes last: a call that died anywhere is made again and finds what is left.
+        view = await self._view(server_id)
+        found = view.hardware
+        if holders := view.holders(tag):
+            held_by = [disk for disk in found.disks if disk.target in holders]
+            running = await self.power(server_id) is not Power.OFF
+            await deleting.from_disks(self._libvirt, server_id, tag, held_by, running=running)
+            if any(disk.tables.named(tag) for disk in await read_disks(found.disks)):
                 raise DiskFailed("a disk kept the snapshot")
-        if found.nvram is not None:
-            with disks.refused_as(DiskFailed, "the copy of the UEFI variables can't be deleted"):
-                await asyncio.to_thread(nvram.delete, found.nvram, tag)
-        text = "libvirt kept the snapshot in its list"
-        await self._libvirt.on(
-            server_id, lambda found: domain.unlist_snapshot(found, tag), otherwise=DiskFailed, text=text
+        held = view.contents(tag)
+        for disk in await asyncio.to_thread(left_behind, tag, held, found.disks) if held else ():
+            await deleting.from_former_disk(self._libvirt, tag, disk)
+        former = await self._libvirt.on(
+            server_id,
+            lambda found: (*domain.listed_variables(found, tag), domain.assumed_variables(found, self._places)),
         )
+        with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM can't be deleted"):
+            await asyncio.to_thread(copies_of(found, held, former=former).delete, tag)
+        text = "libvirt kept what is written down of the snapshot"
+        await self._libvirt.on(server_id, lambda found: listing.strike_out(found, tag), otherwise=DiskFailed, text=text)
 
     async def repair(self, server_id: int) -> tuple[str, ...]:
         await self._must_be_off(server_id)
-        mended = []
-        for disk in (await self._hardware(server_id)).disks:
-            with disks.unchecked(disk):
-                if not await qcow2.is_sound(disk.path):
-                    mended.append(disk.target)
-                    await qcow2.repair(disk.path)
-                    if not await qcow2.is_sound(disk.path):
-                        raise DiskCorrupt(f"disk {disk.target} is damaged and can't be mended")
-        return tuple(mended)
+        return await disks.mended((await self._hardware(server_id)).disks)
 
     # --- how ---
 
@@ -218,39 +321,42 @@ class KvmHypervisor:
             changed.set()
 
     async def _hardware(self, server_id: int) -> Hardware:
-        return await self._libvirt.on(server_id, domain.configured_hardware)
+        """Raises DiskBusy where a disk's file can't be told now: all disks or none."""
+        found = await self._libvirt.on(server_id, lambda found: domain.configured_hardware(found, self._places))
+        if found.away:
+            raise DiskBusy(found.away[0])
+        return found
 
     async def _must_be_off(self, server_id: int) -> None:
         if await self.power(server_id) is not Power.OFF:
             raise InvalidState("the server is not off")
 
     async def _must_be_complete(self, server_id: int, tag: str) -> None:
-        if not any(snapshot.tag == tag and snapshot.complete for snapshot in await self.snapshots(server_id)):
-            raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
+        missing = (await self._view(server_id)).missing(tag, for_certain=True)
+        if missing:
+            raise SnapshotNotFound("; ".join(missing))
 
-    async def _list(self, server_id: int, spec: SnapshotSpec) -> None:
-        text = "libvirt did not list the snapshot"
+    async def _view(self, server_id: int) -> View:
+        found = await self._hardware(server_id)
+        written = await self._libvirt.on(server_id, lambda one: listing.written_down(one, self._places))
+        return await look(found, written)
+
+    async def _write_down(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
+        view = await self._view(server_id)
+        record = view.record(spec, contents)
+        if record is None:
+            raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
+        with disks.refused_as(DiskFailed, "the copy of the UEFI variables can't be moved beside the disks"):
+            await asyncio.to_thread(copies_of(view.hardware).move_former, spec.tag)
+        text = "libvirt did not write down the snapshot"
         await self._libvirt.on(
-            server_id, lambda found: domain.list_snapshot(found, spec), otherwise=DiskFailed, text=text
+            server_id, lambda found: listing.write_down(found, record), otherwise=DiskFailed, text=text
         )
 
     async def _ready_and_off(self, server_id: int) -> Hardware:
         await self._must_be_off(server_id)
         await self.layout(server_id)  # refuses what it must before the first effect
         return await self._hardware(server_id)
-
-    async def _delete_from_disks(self, server_id: int, tag: str, found: Hardware, holders: frozenset[str]) -> None:
-        held = [disk for disk in found.disks if disk.target in holders]
-        if await self.power(server_id) is Power.OFF:
-            await disks.on_every(held, lambda disk: qcow2.delete_snapshot(disk.path, tag), text="kept the snapshot")
-        else:
-            text = "a disk of the running server kept the snapshot"
-            await self._libvirt.on(
-                server_id,
-                lambda found: domain.delete_under_guest(found, held, tag),
-                otherwise=DiskFailed,
-                text=text,
-            )
 
 
 def _version(number: int) -> str:

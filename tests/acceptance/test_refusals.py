@@ -3,6 +3,7 @@
 The one server is a QEMU that boots nothing, with three disks; the second lies on a small file system of its own.
 """
 
+import asyncio
 import struct
 import subprocess
 import tempfile
@@ -20,6 +21,7 @@ from deploy.lab.lab import Lab, make_disk
 from tests.acceptance.cell import AcceptanceCell, Server, is_sound, tags
 from tests.chaos.halts import Halts
 from tests.conftest import RedisServer, needs
+from tests.queueing import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -73,7 +75,7 @@ async def node(folder: Path) -> AsyncIterator[Node]:
     redis.start()
     halts = Halts(folder)
     programs = halts.put_in_front()
-    overrides = {"GRACE_SECONDS": "0.1", "STEP_SECONDS": str(STEP_SECONDS), "FREE_FLOOR_MB": "0"}
+    overrides = {"GRACE_SECONDS": "0.1", "STEP_SECONDS": str(STEP_SECONDS), "FREE_FLOOR_MB": "0", "START_SECONDS": "3"}
     cell = AcceptanceCell(
         folder=folder,
         redis=redis,
@@ -93,9 +95,22 @@ async def node(folder: Path) -> AsyncIterator[Node]:
             await cell.start()
             kept, job = await cell.create(server, "kept")
             assert job["state"] == "completed", job
+            await written_since(cell, server)
             yield Node(cell=cell, halts=halts, server=server, cd=cd, small=small, kept=kept)
         finally:
             await cell.stop()
+
+
+async def written_since(cell: AcceptanceCell, server: Server) -> None:
+    """Something on each disk, as a guest would have written it: a disk that is at the snapshot needs no revert."""
+    assert cell.worker is not None
+    await cell.worker.stop()
+    await cell.lab.cut_power(server.name)
+    for path in server.disks:
+        writing = ["qemu-io", "-f", "qcow2", "-c", "write -q -P 1 0 64k", str(path)]
+        await asyncio.to_thread(subprocess.check_call, writing)
+    await cell.lab.start(server.name)
+    await cell.start_worker()
 
 
 @contextmanager
@@ -197,8 +212,11 @@ async def test_a_qemu_img_that_hangs_is_given_up_and_killed(node: Node) -> None:
 
 async def test_a_server_that_does_not_start_again_is_stranded_loudly_and_its_snapshots_are_good(node: Node) -> None:
     """The last one: at its end all is looked at with the power off."""
+    creating = asyncio.create_task(node.cell.create(node.server, "good"))
+    # Away only now: a server that could not start again is not stopped.
+    await until(lambda: not node.cell.is_on(node.server))
     with away(node.cd):
-        snapshot_id, job = await node.cell.create(node.server, "good")
+        snapshot_id, job = await creating
     error: Any = job["error"]
     assert (job["state"], error["code"], error["stranded"]) == ("failed", "start_failed", True)
     assert not node.cell.is_on(node.server)

@@ -101,6 +101,7 @@ class Stage:
         settings = self._shared | {
             "VPS_SNAPSHOTS_NODE": node.name,
             "VPS_SNAPSHOTS_DRIVER": "fake",
+            "VPS_SNAPSHOTS_START_SECONDS": "1",
             "VPS_SNAPSHOTS_FAKE_SERVERS": "0",
             "VPS_SNAPSHOTS_STATE_DIR": str(node.folder),
             "VPS_SNAPSHOTS_GRACE_SECONDS": str(GRACE_SECONDS),

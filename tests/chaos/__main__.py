@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from deploy.lab.domain import disk
@@ -23,20 +25,38 @@ from tests.chaos.campaign import Campaign
 from tests.chaos.deaths import Deaths
 from tests.chaos.halts import Halts
 from tests.chaos.model import Expected
+from tests.chaos.others import arrive
 from tests.chaos.summary import Summary
 from tests.conftest import RedisServer
 from tests.libvirtd import Daemon, DaemonLab, install_hook
 
 # server id -> number of disks, whether it runs
-SERVERS = {1: (2, False), 2: (3, False), 3: (2, True), 4: (2, False), 5: (2, True), 6: (1, False)}
+SERVERS = {1: (2, False), 2: (3, False), 3: (2, True), 4: (2, False), 5: (2, True), 6: (1, False), 7: (3, False)}
 SLOW = (4, 5)  # their disks have so many clusters mapped that a change takes a quarter of a second: time to die in
 UEFI = 6
+MOVED, ITS_SNAPSHOT = 7, 1007  # comes from another node with a snapshot
 
 
 async def campaign(
     folder: Path, *, wanted: str, seed: int, sabotage: str = "none", daemon: bool = False, quiet: bool = False
 ) -> Summary:
     """`folder`: short, for the sockets' sake. `wanted`: as N."""
+    say: Callable[[str], None] = (lambda _: None) if quiet else print
+    async with staged(folder, _furnish, seed=seed, sabotage=sabotage, daemon=daemon, say=say) as (played, _, servers):
+        return await _play(played, wanted, servers)
+
+
+@asynccontextmanager
+async def staged(
+    folder: Path,
+    furnish: Callable[[AcceptanceCell], Awaitable[list[Expected]]],
+    *,
+    seed: int,
+    say: Callable[[str], None],
+    sabotage: str = "none",
+    daemon: bool = False,
+) -> AsyncIterator[tuple[Campaign, AcceptanceCell, list[Expected]]]:
+    """A cell that is up, with the servers that `furnish` has put into it; all of it ends with the block."""
     halts = Halts(folder)
     programs = halts.put_in_front()
     (folder / "r").mkdir()
@@ -54,17 +74,11 @@ async def campaign(
         if libvirtd:
             install_hook(libvirtd, folder / "node")
             await libvirtd.start()
-        servers = await _furnish(cell)
+        servers = await furnish(cell)
         await cell.start()
-        played = Campaign(
-            cell,
-            servers,
-            deaths=Deaths(cell=cell, servers=servers, daemon=libvirtd),
-            halts=halts,
-            chance=random.Random(seed),
-            say=(lambda _: None) if quiet else print,
-        )
-        return await _play(played, wanted, servers)
+        deaths = Deaths(cell=cell, servers=servers, daemon=libvirtd)
+        played = Campaign(cell, servers, deaths=deaths, halts=halts, chance=random.Random(seed), say=say)
+        yield played, cell, servers
     finally:
         await cell.stop()
         if libvirtd:
@@ -90,6 +104,9 @@ async def _furnish(cell: AcceptanceCell) -> list[Expected]:
         nvram = cell.lab.nvram_path(server.name) if uefi else None
         expected = Expected(server=server, running=runs, runs_by_nature=runs, content=0, nvram=nvram)
         model.write(expected, server_id)
+        if server_id == MOVED:
+            await arrive(cell, expected, ITS_SNAPSHOT)
+            model.write(expected, server_id + 100)
         if runs:
             await cell.lab.start(server.name)
         servers.append(expected)

@@ -7,7 +7,7 @@ import aiohttp
 
 from deploy.demo.client import Answer
 from tests.acceptance.cell import AcceptanceCell
-from tests.chaos.model import Expected
+from tests.chaos.model import SAFETY_PREFIX, Expected
 
 OPERATIONS = ("create", "create", "restore", "restore", "restore", "delete", "undo")
 
@@ -39,9 +39,16 @@ class Asking:
                 body = {"server_id": expected.server.id, "name": f"n{self._names}"}
                 return await call("POST", "/api/v1/snapshots/", body)
             if operation == "restore":
-                return await call("POST", f"/api/v1/snapshots/{snapshot}/restore/")
+                return await call(
+                    "POST", f"/api/v1/snapshots/{snapshot}/restore/{self._of(expected, f'vps-{snapshot}')}"
+                )
             if operation == "delete":
                 return await call("DELETE", f"/api/v1/snapshots/{snapshot}/")
             assert expected.undoable is not None
-            return await call("POST", f"/api/v1/restores/{expected.undoable}/undo/")
+            safety = f"{SAFETY_PREFIX}{expected.undoable}"
+            return await call("POST", f"/api/v1/restores/{expected.undoable}/undo/{self._of(expected, safety)}")
         return None
+
+    def _of(self, expected: Expected, tag: str) -> str:
+        """Of a server whose disks are others than the snapshot's: a restore of those that are there, or a refusal."""
+        return "?disks=present" if expected.differs(tag) and self._chance.random() < 0.6 else ""

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from deploy.demo.client import Answer
 from tests.acceptance.cell import AcceptanceCell
-from tests.chaos import model
+from tests.chaos import model, others
 from tests.chaos.asking import Asking
 from tests.chaos.deaths import LOST, OLDER, STARTED_STEPS, Deaths
 from tests.chaos.halts import Halt, Halts
+from tests.chaos.learning import Learning
 from tests.chaos.model import Expected
+from tests.chaos.others import Others
 from tests.chaos.summary import Summary
 from worker.jobs.model import Step
 
@@ -48,15 +50,15 @@ class Campaign:
         self._asking = Asking(cell, chance)
         self._say = say
         self._rounds = 0
-        self._seen = 0  # the newest row of the journal that the model has learnt of
-        self._given: set[int] = set()  # ids of snapshots
+        self._learning = Learning(cell, servers, self.summary)
+        self.others = Others(cell, chance, by_libvirt=deaths.daemon is not None)
 
     async def run(self, kills: int) -> Summary:
         """Until so many were killed, or something is not as it must be."""
         while self.summary.killed < kills and not self.summary.violations:
             await self._round()
             if self._rounds % UPKEEP_ROUNDS == 0:
-                await self.upkeep()
+                await self.upkeep(rebuilds=True)
         return await self.end()
 
     async def end(self) -> Summary:
@@ -91,6 +93,7 @@ class Campaign:
             target,
             lambda: self._kill_by_chance(target, expected, step),
             may_fail=refused,
+            befalls=True,
             beside=beside,
             asks=asks,
         )
@@ -103,20 +106,27 @@ class Campaign:
         kill: Callable[[], Awaitable[str]],
         *,
         may_fail: bool = False,
+        befalls: bool = False,
         beside: Iterable[Expected] = (),
         asks: dict[int, "asyncio.Task[Answer | None]"] | None = None,
     ) -> None:
         """One operation on one server, a death in it, everything started again, and a look.
 
-        `may_fail`: something has refused. `asks`: what was asked for other servers beside it.
+        `may_fail`: something has refused. `befalls`: something may happen to the server before.
+        `asks`: what was asked for other servers beside it.
         """
         self._rounds += 1
-        if not expected.running and self.chance.random() < 0.6:
+        if not expected.running and (self.chance.random() < 0.6 or expected.stayed):
             await asyncio.to_thread(model.write, expected, self.chance.randrange(1, 256))
+        if not expected.running and befalls:
+            await asyncio.to_thread(self.others.befall, expected, operation)
         for other in self._servers:
             other.must_run = other.was_started = False
         asked = (asks or {}) | {expected.server.id: asyncio.create_task(self._asking.ask(operation, expected))}
+        at_work = target in {"nothing", "worker"} and befalls and self.chance.random() < 0.25
+        tool = asyncio.create_task(self.others.meanwhile(expected)) if at_work else None
         killed = await kill() if target != "nothing" else "nothing"
+        killed += f" beside {await tool}" if tool else ""
         answers = {server_id: await ask for server_id, ask in asked.items()}
         self.halts.forget()
         restarted = await self._deaths.start_again(target)
@@ -127,9 +137,11 @@ class Campaign:
             await self._cell.is_published()
             await self._after_older_data(target, [expected, *beside])
         # a qemu-img that was killed has refused: what was begun goes back
-        outcomes = self._learn_all(
-            answers, may_vanish=target in {LOST, OLDER}, may_fail=may_fail or target == "qemu-img"
+        outcomes = self._learning.learn(
+            self._journal, answers, may_vanish=target in {LOST, OLDER}, may_fail=may_fail or target == "qemu-img"
         )
+        for one in (expected, *beside):
+            await asyncio.to_thread(self._after_others, one)
         self.summary.operations[f"{operation} {outcomes.get(expected.server.id, 'not done')}"] += 1
         await self._look(self._servers if target in {LOST, OLDER} else [expected, *beside], patient=target == OLDER)
         if self.chance.random() < 0.2:
@@ -217,42 +229,13 @@ class Campaign:
             await self._deaths.rebuild()
             await self._have_ended(servers)
 
-    def _learn_all(self, answers: dict[int, Answer | None], *, may_vanish: bool, may_fail: bool) -> dict[int, str]:
-        """Bring the model up to what has ended; how, by the server's id."""
-        outcomes: dict[int, str] = {}
-        by_id = {expected.server.id: expected for expected in self._servers}
-        for end in model.ends(self._journal, after=self._seen):
-            self._seen = end.row
-            self._learn(by_id[end.server_id], end, undoable=not may_vanish)
-            if end.state == "failed" and not (may_fail or end.stranded):
-                self.summary.violations.append(f"server {end.server_id}: {end.kind} failed: {end.code}")
-            outcomes[end.server_id] = f"{outcomes.get(end.server_id, '')} {end.state}".strip()
-        for server_id, answer in answers.items():
-            if answer is not None and answer.status < 300 and server_id not in outcomes and not may_vanish:
-                self.summary.violations.append(f"server {server_id}: an accepted job has vanished")
-        for expected in self._servers:
-            if (expected.qemu_was_killed or expected.was_started) and not expected.must_run:
-                expected.running = self._cell.is_on(expected.server)
-        return outcomes
-
-    def _learn(self, expected: Expected, end: "model.End", *, undoable: bool) -> None:
-        if end.stranded:
-            self.summary.violations.append(f"server {expected.server.id}: {end.kind} {end.job_id} is stranded")
-        if end.kind == "create":
-            if end.snapshot_id in self._given:
-                self.summary.violations.append(f"server {expected.server.id}: the id {end.snapshot_id} came twice")
-            self._given.add(end.snapshot_id)
-        if end.kind == "delete":
-            expected.snapshots.pop(end.snapshot_id, None)
-        if end.state != "completed":
-            return
-        if end.kind == "create":
-            expected.snapshots[end.snapshot_id] = expected.content
-        elif end.kind in {"restore", "undo"}:
-            before = expected.content
-            expected.content = expected.overwrote[end.undoes] if end.undoes else expected.snapshots[end.snapshot_id]
-            expected.overwrote[end.job_id] = before
-            expected.undoable = end.job_id if undoable else None
+    def _after_others(self, expected: Expected) -> None:
+        """A tool that was at work beside a job has done this or that; and what no job has mended is mended."""
+        if expected.disturbed:
+            self.summary.violations += others.look_up(expected)
+            expected.running = self._cell.is_on(expected.server)
+        if expected.damaged:
+            others.mend(expected)
 
     async def _look(self, servers: Iterable[Expected], *, patient: bool = False) -> None:
         """`patient`: the node has yet to judge what Redis says."""
@@ -268,8 +251,23 @@ class Campaign:
     def _journal(self) -> Path:
         return self._cell.folder / "node" / "journal.sqlite"
 
-    async def upkeep(self) -> None:
-        """Start the servers that have lost their QEMU, as an operator would; while no worker has the libvirt."""
+    async def while_off(self, expected: Expected, act: Callable[[], None]) -> None:
+        """Its owner turns the server off for what only then can be done to its disks, and on again."""
+        if not expected.running:
+            await asyncio.to_thread(act)
+            return
+        cell = self._cell
+        assert cell.worker is not None
+        await cell.worker.stop()
+        await cell.lab.cut_power(expected.server.name)
+        await asyncio.to_thread(act)
+        await cell.lab.start(expected.server.name)
+        await cell.start_worker()
+
+    async def upkeep(self, *, rebuilds: bool = False) -> None:
+        """Start the servers that have lost their QEMU, as an operator would, while no worker has the libvirt.
+
+        `rebuilds`: disks of others are detached, attached and moved."""
         cell = self._cell
         assert cell.worker is not None
         await cell.worker.stop()
@@ -278,6 +276,8 @@ class Campaign:
                 await asyncio.to_thread(model.write, expected, self.chance.randrange(1, 256))
                 await cell.lab.start(expected.server.name)
                 expected.running, expected.qemu_was_killed = True, False
+            if rebuilds and not expected.running and expected.nvram is None and self.chance.random() < 0.5:
+                await self.others.rebuild(expected)
         await cell.start_worker()
 
 

@@ -5,10 +5,13 @@ import json
 import sqlite3
 import subprocess
 import time
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from drivers.kvm.records import NAMESPACE
 from tests.acceptance.cell import AcceptanceCell, Server, tags
 
 DATA_BYTES = 64 << 10  # at the start of each disk: one byte, repeated, is its content
@@ -39,11 +42,27 @@ class Expected:
     runs_by_nature: bool = False  # started again, as by an operator, after its QEMU was killed
     qemu_was_killed: bool = False  # by us: what it had not written of its own bookkeeping is leaked
     change_was_killed: bool = False  # by us: see LEAKS_OF_A_CHANGE
+    # What other people's tools have made of it. The byte of a disk that stayed when the others went back:
+    stayed: dict[Path, int] = field(default_factory=dict)
+    detached: list[Path] = field(default_factory=list)  # disks that are not the server's any more
+    held: dict[str, frozenset[Path]] = field(default_factory=dict)  # tag -> the disks of then
+    sizes: dict[Path, int] = field(default_factory=dict)  # virtual bytes, of those that were ever enlarged
+    bitmaps: dict[Path, frozenset[str]] = field(default_factory=dict)  # of incremental backups
+    disturbed: bool = False  # a tool was at work on it while a job was: what it has done shows afterwards
+    damaged: bool = False  # a disk, so that it can be mended; the next job mends it
+
+    def holders(self, tag: str) -> frozenset[Path]:
+        return self.held.get(tag, frozenset(self.server.disks))
+
+    def differs(self, tag: str) -> bool:
+        """Whether the snapshot holds other disks than the server has today."""
+        return self.holders(tag) != frozenset(self.server.disks)
 
 
 def write(expected: Expected, content: int) -> None:
     """As a guest that has shut down since."""
     expected.content = content
+    expected.stayed.clear()
     for disk in expected.server.disks:
         _qemu_io(disk, f"write -P {content} 0 {DATA_BYTES}")
     if expected.nvram is not None:
@@ -84,49 +103,84 @@ async def violations(cell: AcceptanceCell, expected: Expected, spare: set[str]) 
 
 
 def _list_violations(libvirt: Path, expected: Expected, spare: set[str]) -> list[str]:
-    """What libvirt lists, by the files in which it keeps that."""
-    listed = {path.stem for path in (libvirt / "lib" / "qemu" / "snapshot" / expected.server.name).glob("*.xml")}
+    """What is written down of snapshots, by the files in which libvirt keeps that: in the domain's metadata those that
+    there are, in libvirt's own list none, or the server could not be migrated."""
+    found = []
+    name = expected.server.name
+    listed = {path.stem for path in (libvirt / "lib" / "qemu" / "snapshot" / name).glob("*.xml")}
+    if listed:
+        found.append(f"libvirt lists {sorted(listed)}")
+    definition = ET.parse(libvirt / "etc" / "qemu" / f"{name}.xml")  # noqa: S314 - libvirt's own
+    written = {snapshot.get("tag", "") for snapshot in definition.iterfind(f".//{{{NAMESPACE}}}snapshot")}
     ours = {f"vps-{snapshot}" for snapshot in expected.snapshots}
-    if ours - listed or listed - ours - spare:
-        return [f"libvirt lists {sorted(listed)}, expected {sorted(ours)}"]
-    return []
+    if ours - written or written - ours - spare:
+        found.append(f"written down are {sorted(written)}, expected {sorted(ours)}")
+    return found
 
 
 def _nvram_violations(expected: Expected, spare: set[str]) -> list[str]:
     if expected.nvram is None:
         return []
-    files = {path.name.removeprefix(expected.nvram.name): path for path in expected.nvram.parent.glob("*.nvram*")}
-    bytes_of = {"": expected.content, **{f".vps-{snapshot}": byte for snapshot, byte in expected.snapshots.items()}}
+    image = expected.server.disks[0]
+    copies = {path.name.removeprefix(f"{image.name}."): path for path in image.parent.glob(f"{image.name}.*.nvram")}
+    bytes_of = {f"vps-{snapshot}.nvram": byte for snapshot, byte in expected.snapshots.items()}
     found = [
-        f"{expected.nvram.name}{suffix}: not as expected"
-        for suffix, byte in bytes_of.items()
-        if suffix not in files or files[suffix].read_bytes() != bytes([byte]) * NVRAM_BYTES
+        f"{expected.nvram.name}, {name}: not as expected"
+        for name, byte in {"now": expected.content, **bytes_of}.items()
+        if (path := copies.get(name) if name != "now" else expected.nvram) is None
+        or path.read_bytes() != bytes([byte]) * NVRAM_BYTES
     ]
-    if stray := set(files) - set(bytes_of) - {f".{tag}" for tag in spare}:
+    if stray := set(copies) - set(bytes_of) - {f"{tag}.nvram" for tag in spare}:
         found.append(f"{expected.nvram.name}: nobody remembers {stray}")
     return found
 
 
 def disk_violations(expected: Expected, completed: set[int], spare: set[str]) -> list[str]:
     found = _nvram_violations(expected, spare)
-    for disk in expected.server.disks:
+    for disk in [*expected.server.disks, *expected.detached]:
         on_disk = set(tags(disk))
         if stray := {tag for tag in on_disk if tag.startswith(SAFETY_PREFIX)} - spare:
             found.append(f"{disk.name}: safety snapshots that nobody remembers: {stray}")
         ours = {tag for tag in on_disk if not tag.startswith(SAFETY_PREFIX)}
-        if ours != {f"vps-{snapshot}" for snapshot in completed}:
+        if ours != {tag for snapshot in completed if disk in expected.holders(tag := f"vps-{snapshot}")}:
             found.append(f"{disk.name}: has {sorted(ours)}, the store lists {sorted(completed)}")
-        if (now := content(disk)) != expected.content:
-            found.append(f"{disk.name}: content {now}, expected {expected.content}")
         for snapshot, byte in expected.snapshots.items():
             if f"vps-{snapshot}" in ours and (kept := held(disk, f"vps-{snapshot}")) != byte:
                 found.append(f"{disk.name}: snapshot {snapshot} holds {kept}, expected {byte}")
+    for disk in expected.server.disks:
+        if (now := content(disk)) != (byte := expected.stayed.get(disk, expected.content)):
+            found.append(f"{disk.name}: content {now}, expected {byte}")
+        found += [f"{disk.name}: {violation}" for violation in _others_violations(expected, disk)]
         if not expected.running:
             code, leaks = _checked(disk)
             spilt = expected.qemu_was_killed or (expected.change_was_killed and leaks <= LEAKS_OF_A_CHANGE)
             if code and not (code == CHECK_LEAKS and spilt):
                 found.append(f"{disk.name}: qemu-img check answers {code}, {leaks} clusters leaked")
     return found
+
+
+def _others_violations(expected: Expected, disk: Path) -> Iterator[str]:
+    """Of what other people's tools have made of a disk."""
+    if disk not in expected.sizes and disk not in expected.bitmaps:
+        return
+    now = look(disk)
+    if now.virtual_bytes != (size := expected.sizes.get(disk, now.virtual_bytes)):
+        yield f"has {now.virtual_bytes} bytes, expected {size}"
+    if now.bitmaps != (names := expected.bitmaps.get(disk, now.bitmaps)):
+        yield f"has the bitmaps {sorted(now.bitmaps)}, expected {sorted(names)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    virtual_bytes: int
+    bitmaps: frozenset[str]
+
+
+def look(disk: Path) -> Look:
+    command = ["qemu-img", "info", "-U", "-f", "qcow2", "--output=json", str(disk)]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    bitmaps = found["format-specific"]["data"].get("bitmaps", [])
+    return Look(virtual_bytes=found["virtual-size"], bitmaps=frozenset(bitmap["name"] for bitmap in bitmaps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +214,13 @@ class End:
     state: str
     code: str | None  # why it failed
     stranded: bool
+    present_only: bool  # a restore of the disks that are there
+    notes: frozenset[str]  # by code
+
+    @property
+    def tag(self) -> str:
+        """That a restore or an undo goes back to, or a create makes."""
+        return f"{SAFETY_PREFIX}{self.undoes}" if self.undoes else f"vps-{self.snapshot_id}"
 
 
 def ends(journal: Path, *, after: int) -> list[End]:
@@ -168,7 +229,8 @@ def ends(journal: Path, *, after: int) -> list[End]:
         journal,
         "SELECT rowid, id, json_extract(task, '$.server_id'), json_extract(task, '$.kind'),"
         " json_extract(task, '$.snapshot_id'), json_extract(task, '$.undoes'), json_extract(outcome, '$.state'),"
-        " json_extract(outcome, '$.failure.code'), coalesce(json_extract(outcome, '$.failure.stranded'), 0)"
+        " json_extract(outcome, '$.failure.code'), coalesce(json_extract(outcome, '$.failure.stranded'), 0),"
+        " coalesce(json_extract(task, '$.present_only'), 0), json_extract(outcome, '$.notes')"
         " FROM jobs WHERE outcome IS NOT NULL AND rowid > ? ORDER BY rowid",
         after,
     )
@@ -183,8 +245,10 @@ def ends(journal: Path, *, after: int) -> list[End]:
             state=state,
             code=code,
             stranded=bool(stranded),
+            present_only=bool(present),
+            notes=frozenset(note["code"] for note in json.loads(notes or "[]")),
         )
-        for row, job_id, server_id, kind, snapshot_id, undoes, state, code, stranded in rows
+        for row, job_id, server_id, kind, snapshot_id, undoes, state, code, stranded, present, notes in rows
     ]
 
 
@@ -211,15 +275,15 @@ def _query(journal: Path, statement: str, *values: int) -> list[tuple[Any, ...]]
 
 def _checked(disk: Path) -> tuple[int, int]:
     """The exit code of `qemu-img check`, and the leaked clusters that it found."""
-    done = _unlocked("qemu-img", "check", "--output=json", "-f", "qcow2", str(disk))
+    done = unlocked("qemu-img", "check", "--output=json", "-f", "qcow2", str(disk))
     return done.returncode, json.loads(done.stdout or "{}").get("leaks", 0)
 
 
 def _qemu_io(disk: Path, command: str) -> None:
-    _unlocked("qemu-io", "-f", "qcow2", "-c", command, str(disk)).check_returncode()
+    unlocked("qemu-io", "-f", "qcow2", "-c", command, str(disk)).check_returncode()
 
 
-def _unlocked(*command: str) -> "subprocess.CompletedProcess[bytes]":
+def unlocked(*command: str) -> "subprocess.CompletedProcess[bytes]":
     """What the command says once nobody else is on its disk: the worker may be giving up a spare tag."""
     deadline = time.monotonic() + LOCKED_SECONDS
     while True:

@@ -1,5 +1,6 @@
 """Not by chance: in every step of every operation the worker, its child, everything dies before, during and after."""
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -19,7 +20,11 @@ PATTERNS = {
     Step.REVERTING: "-a",
     Step.UNDOING: "-a",
     Step.CLEANING: "-d",
+    Step.CHECKING: "check",
+    Step.CLEARING: "bitmap",
+    Step.ADAPTING: "resize",
 }
+FOR_OTHERS_SAKE = {Step.CLEARING, Step.ADAPTING}  # reached where backups or resizes have left something
 # In the steps of power the child is QEMU, and only these moments have one.
 QEMU_MOMENTS = {
     (Step.STOPPING, Moment.BEFORE),
@@ -44,8 +49,15 @@ def plays() -> Iterator[Play]:
             for moment in Moment:
                 for target in ("worker", "qemu" if step in POWER_STEPS else "qemu-img", "everything"):
                     for running in (False, True):
+                        if target == "qemu-img" and not _has_child(step, running=running):
+                            continue
                         if target != "qemu" or (running and (step, moment) in QEMU_MOMENTS):
                             yield Play(kind=kind, step=step, moment=moment, target=target, running=running)
+
+
+def _has_child(step: Step, *, running: bool) -> bool:
+    """Whether it starts a qemu-img. Under a guest QEMU itself deletes."""
+    return step not in POWER_STEPS and not (step is Step.DELETING and running)
 
 
 async def run(campaign: Campaign, wanted: Iterable[Play], *, off: Expected, running: Expected) -> Summary:
@@ -56,6 +68,8 @@ async def run(campaign: Campaign, wanted: Iterable[Play], *, off: Expected, runn
         await _make_possible(campaign, play.kind, expected)
         if expected.running is not play.running:
             await campaign.upkeep()
+        if play.step in FOR_OTHERS_SAKE:
+            await campaign.while_off(expected, functools.partial(_others_act, campaign, play.step, expected))
         if play.step in ON_THE_WAY_BACK:
             campaign.halts.refuse(REFUSALS[play.kind], expected.server.disks[-1])
         await _hit(campaign, play, expected)
@@ -64,8 +78,16 @@ async def run(campaign: Campaign, wanted: Iterable[Play], *, off: Expected, runn
     return await campaign.end()
 
 
+def _others_act(campaign: Campaign, step: Step, expected: Expected) -> None:
+    if step is Step.CLEARING:
+        campaign.others.add_bitmap(expected)
+    else:
+        campaign.others.enlarge(expected)
+
+
 async def _hit(campaign: Campaign, play: Play, expected: Expected) -> None:
-    by_child = play.step not in POWER_STEPS and (play.target == "qemu-img" or play.moment is Moment.DURING)
+    has_child = _has_child(play.step, running=play.running)
+    by_child = has_child and (play.target == "qemu-img" or play.moment is Moment.DURING)
     pattern = PATTERNS.get(play.step, "")
     if play.step is Step.DELETING and not play.running:
         pattern = "-d"

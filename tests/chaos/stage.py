@@ -4,12 +4,14 @@ SABOTAGE takes one part out of it, to show that the campaign notices; none: it h
 """
 
 import asyncio
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from drivers.kvm.hypervisor import KvmHypervisor
+from tests.backups.disks import bitmaps
 from tests.chaos.halts import Halts, Moment
 from worker import main
 from worker.jobs.model import Step
@@ -77,11 +79,33 @@ def no_journal() -> None:
     sabotaged.Journal = Forgetful
 
 
+def keep_bitmaps() -> None:
+    """A revert ends with bitmaps of the same names, empty and valid: an incremental backup would take them for good."""
+    sabotaged: Any = KvmHypervisor
+    take, revert = sabotaged.take_snapshot, sabotaged.revert
+    noted: dict[str, tuple[str, ...]] = {}
+
+    async def take_snapshot(self: Any, server_id: int, *rest: Any, **named: Any) -> Any:
+        for disk in (await self._hardware(server_id)).disks:
+            noted[disk.path] = tuple(bitmaps(Path(disk.path)))
+        return await take(self, server_id, *rest, **named)
+
+    async def reverted(self: Any, server_id: int, *rest: Any, **named: Any) -> None:
+        await revert(self, server_id, *rest, **named)
+        for disk in (await self._hardware(server_id)).disks:
+            for bitmap in noted.get(disk.path, ()):
+                command = ["qemu-img", "bitmap", "--add", "-f", "qcow2", disk.path, bitmap]
+                subprocess.run(command, check=True)  # noqa: ASYNC221 - no longer than the kernel needs
+
+    sabotaged.take_snapshot, sabotaged.revert = take_snapshot, reverted
+
+
 SABOTAGES: dict[str, Callable[[], None]] = {
     "none": lambda: None,
     "repair": no_repair,
     "safety": no_safety,
     "journal": no_journal,
+    "bitmaps": keep_bitmaps,
 }
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ All tests share it, one after the other: a process can embed one root only, and 
 15 times ("Too many drivers").
 """
 
+import asyncio
 import os
 import re
 import shutil
@@ -23,7 +24,8 @@ from deploy.lab import domains
 from deploy.lab.domain import UEFI_VARIABLES, Device, disk
 from deploy.lab.guest import GuestImage
 from deploy.lab.lab import Lab, make_disk
-from drivers.kvm import KvmHypervisor
+from drivers.kvm import KvmHypervisor, listing
+from drivers.kvm.places import SYSTEM
 from tests.contract.harness import ACCOUNT_ID, TARGETS
 
 # Where the tests write on a disk: the test guest's ext4 has neither its tables nor any of its few files there.
@@ -114,11 +116,13 @@ class KvmBench:
         qemu_img("snapshot", "-d", tag, str(self.path(server_id, target)))
 
     def unlist(self, server_id: int, tag: str) -> None:
-        snapshot = self.domain(server_id).snapshotLookupByName(tag)
-        snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+        listing.strike_out(self.domain(server_id), tag)
 
     def revert_outside(self, server_id: int, tag: str) -> None:
         domain = self.domain(server_id)
+        spec = listing.written_down(domain, SYSTEM).spec(tag)
+        assert spec is not None
+        listing.list_for_people(domain, spec, SYSTEM)
         domain.revertToSnapshot(domain.snapshotLookupByName(tag))
 
     def tear(self, server_id: int, target: str) -> None:
@@ -194,3 +198,34 @@ def cut_off_start(folder: Path, name: str) -> None:
     status = folder / f"{name}.xml"
     text = re.sub(r"<domstatus [^>]*>", "<domstatus state='paused' reason='starting up' pid='0'>", status.read_text())
     status.write_text(re.sub(r"<job [^>]*>", "<job type='none' async='start' flags='0x0' asyncStarted='1'/>", text))
+
+
+@asynccontextmanager
+async def held(path: Path, *, seconds: float) -> AsyncIterator[None]:
+    """Another process holds the disk's lock for that long."""
+    hold = ("-c", "write 0 4k", "-c", f"sleep {int(seconds * 1000)}")
+    command = ["stdbuf", "-oL", "qemu-io", "--image-opts", image_options(path), *hold]
+    holder = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    try:
+        assert b"wrote" in await holder.stdout.readline()
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            holder.kill()
+        await holder.communicate()
+
+
+def break_a_cluster(path: Path) -> None:
+    """Let the disk's last cluster that is written to lie far behind the end of the file. QEMU runs on it, and reads
+    zeros there; no check mends it."""
+    with path.open("r+b") as file:
+        file.seek(40)
+        (l1_at,) = struct.unpack(">Q", file.read(8))
+        file.seek(l1_at)
+        l2_at = next(entry for (entry,) in struct.iter_unpack(">Q", file.read(512)) if entry) & ((1 << 56) - 512)
+        file.seek(l2_at)
+        entries = struct.unpack(">512Q", file.read(4096))
+        last = max(index for index, entry in enumerate(entries) if entry)
+        file.seek(l2_at + 8 * last)
+        file.write(struct.pack(">Q", (1 << 63) | (1 << 40)))

@@ -11,7 +11,6 @@ from drivers.base import (
     DiskCorrupt,
     Domain,
     DomainNotFound,
-    FoundSnapshot,
     Hypervisor,
     InvalidState,
     Power,
@@ -270,7 +269,9 @@ class TestSnapshots:
         await bench.add_server(1)
         bench.plant_tag(1, "vdb", "by-hand")
         (found,) = await bench.hypervisor.snapshots(1)
-        assert found == FoundSnapshot(tag="by-hand", targets=frozenset({"vdb"}), complete=False, spec=None)
+        assert (found.tag, found.targets, found.spec) == ("by-hand", frozenset({"vdb"}), None)
+        assert not found.complete
+        assert ["vda" in reason for reason in found.missing] == [True]
 
     @pytest.mark.parametrize("running", [False, True])
     async def test_one_that_the_list_has_lost_is_listed_again(self, bench: Bench, running: bool) -> None:

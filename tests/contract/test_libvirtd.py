@@ -130,3 +130,28 @@ async def test_a_start_in_which_libvirtd_was_killed_is_made_again(daemon: Daemon
     await hypervisor.start(SERVER)
     assert await hypervisor.power(SERVER) is Power.ON
     await hypervisor.close()
+
+
+async def test_a_server_that_is_held_is_held_by_the_libvirtd_that_comes_next_and_can_be_let_go(daemon: Daemon) -> None:
+    from drivers.kvm import KvmHypervisor  # noqa: PLC0415
+
+    await asyncio.to_thread(define, daemon)
+    hypervisor = await KvmHypervisor.open(daemon.uri)
+    await hypervisor.adopt(NAME, server_id=SERVER, account_id=77)
+    await hypervisor.hold(SERVER)
+    daemon.kill()
+    await daemon.start()
+    assert await asyncio.to_thread(held_by, daemon) == ["vps-job"]
+    await hypervisor.let_go(SERVER)
+    assert await asyncio.to_thread(held_by, daemon) == []
+    await hypervisor.close()
+
+
+def held_by(daemon: Daemon) -> list[str]:
+    """What keeps libvirt from moving the server."""
+    import libvirt  # noqa: PLC0415
+
+    connection = libvirt.open(daemon.uri)
+    names = [found.getName() for found in connection.lookupByName(NAME).listAllSnapshots()]
+    connection.close()
+    return names

@@ -80,6 +80,7 @@ class Cli:
 
     def environment(self, **more: str) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("VPS_SNAPSHOTS_")}
+        clean |= {"COLUMNS": "", "LINES": ""}  # of the terminal in which the tests run
         ours = {"VPS_SNAPSHOTS_URL": self.url, "VPS_SNAPSHOTS_TOKEN": self.token, "TERM": "xterm-256color"}
         return {name: value for name, value in (clean | ours | more).items() if value}
 

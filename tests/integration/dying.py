@@ -10,6 +10,7 @@ from drivers.fake import FakeHypervisor
 from drivers.fake_faults import Happening, Killed
 from drivers.fake_state import FakeDisk, FakeServer
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, nothing_more
+from tests.integration.pasts import Found, Held, Past, befall
 from worker.jobs.model import Job, JobId, JobKind, JobState, SnapshotId, SnapshotStatus
 from worker.jobs.store import SnapshotFilter
 from worker.journal import Journal
@@ -21,7 +22,7 @@ from worker.runner import Limits, Runner
 
 TARGETS = ("vda", "vdb")
 BEFORE, NOW = "at the snapshot", "now"  # what the guest had on its disks when the snapshot was taken, and has today
-LIMITS = Limits(first_retry_seconds=0.001, spare_tag_kept_seconds=3600)
+LIMITS = Limits(first_retry_seconds=0.001, start_seconds=0.02, spare_tag_kept_seconds=3600)
 
 
 @dataclass(kw_only=True)
@@ -34,12 +35,16 @@ class DyingNode:
     limits: Limits = LIMITS
     happened: list[Happening] = field(default_factory=list)
     die_at: set[int] = field(default_factory=set)
-    contents: dict[SnapshotId, str] = field(default_factory=dict)
+    past: Past = Past.QUIET
+    held: dict[SnapshotId, Held] = field(default_factory=dict)
+    found: Found | None = None  # by the job that was admitted last
     metrics: Metrics = field(default_factory=Metrics)  # of all its lives, as if each had been scraped at its end
 
     @classmethod
-    async def make(cls, cell: Cell, folder: Path, *, power: Power, limits: Limits = LIMITS) -> "DyingNode":
-        """With one snapshot, taken of BEFORE; the guest has NOW."""
+    async def make(
+        cls, cell: Cell, folder: Path, *, power: Power, limits: Limits = LIMITS, past: Past = Past.QUIET
+    ) -> "DyingNode":
+        """With one snapshot, taken of BEFORE; the guest has NOW, after that past."""
         server = FakeServer(
             name="web-server-01",
             server_id=SERVER,
@@ -47,19 +52,21 @@ class DyingNode:
             power=power,
             disks={target: FakeDisk(content=BEFORE) for target in TARGETS},
             nvram=BEFORE,
+            generation=1 if past is Past.WORN else None,
         )
-        node = cls(cell=cell, folder=folder, hypervisor=FakeHypervisor([server]), limits=limits)
+        node = cls(cell=cell, folder=folder, hypervisor=FakeHypervisor([server]), limits=limits, past=past)
         await cell.have(power=power)
         admitted = await cell.create("first")
         await node.live(admitted.job.id)
-        node.contents[admitted.snapshot.id] = BEFORE
+        node.held[admitted.snapshot.id] = Held.now(server, BEFORE)
         node.write(NOW)
+        befall(server, past, text=NOW)
         node.hypervisor.faults.hook = node._reach
         return node
 
     @property
     def first(self) -> SnapshotId:
-        return next(iter(self.contents))
+        return next(iter(self.held))
 
     def write(self, text: str) -> None:
         self.hypervisor.write(SERVER, text)
@@ -67,18 +74,26 @@ class DyingNode:
 
     async def admit(self, kind: JobKind) -> JobId:
         """Ask for a job of this kind, about the first snapshot where it is about one."""
-        store = self.cell.store
+        server, store, present_only = self.hypervisor.server(SERVER), self.cell.store, self.past is Past.REBUILT
         if kind is JobKind.CREATE:
+            self.found = Found.now(server, goes_back_to=None)
             admitted = await self.cell.create("second")
-            self.contents[admitted.snapshot.id] = NOW
+            self.held[admitted.snapshot.id] = Held.now(server, NOW)
             return admitted.job.id
         if kind is JobKind.DELETE:
+            self.found = Found.now(server, goes_back_to=None)
             await store.delete(account_id=ACCOUNT, snapshot_id=self.first, request_id="r")
             return await self.cell.holder()
-        restore = await store.restore(account_id=ACCOUNT, snapshot_id=self.first, request_id="r")
+        self.found = Found.now(server, goes_back_to=self.held[self.first])
+        overwritten = Held.now(server, NOW)
+        restore = await store.restore(
+            account_id=ACCOUNT, snapshot_id=self.first, request_id="r", present_only=present_only
+        )
         if kind is JobKind.RESTORE:
             return restore.job.id
         await self.live(restore.job.id)
+        befall(server, self.past, text=NOW)
+        self.found = Found.now(server, goes_back_to=overwritten)
         return (await store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")).id
 
     async def live(self, job_id: JobId | None = None) -> bool:
@@ -123,6 +138,7 @@ class DyingNode:
         )
         with closing(journal):
             await reconciler.server(SERVER)
+            journal.age_spare_tags(1)
             await runner.drop_spare_tags()
 
     async def check(self, job: Job, *, power: Power) -> None:
@@ -133,9 +149,9 @@ class DyingNode:
         assert not (job.failure and job.failure.stranded), job.failure
         assert server.power is power
         assert not any(disk.dirty for disk in server.disks.values())
-        # of a restore, and of an undo that failed: what it would have undone
-        restored = (job.kind, job.state) in {(JobKind.RESTORE, JobState.COMPLETED), (JobKind.UNDO, JobState.FAILED)}
-        assert self.data() == {BEFORE if restored else NOW}
+        assert not server.held, "nobody can migrate it any more"
+        assert self.found is not None
+        self.found.check(server, job)
         await self.check_snapshots()
 
     def data(self) -> set[str]:
@@ -159,14 +175,13 @@ class DyingNode:
         completed = {s.id for s in page.results if s.status is SnapshotStatus.COMPLETED}
         assert not [s for s in page.results if s.status is SnapshotStatus.IN_PROGRESS]
         for snapshot_id in completed:
-            tag, text = f"vps-{snapshot_id}", self.contents[snapshot_id]
-            assert {disk.tags.get(tag) for disk in server.disks.values()} == {text}
-            assert server.nvram_copies[tag] == text
-            assert tag in server.listed
+            self.held[snapshot_id].check(server, f"vps-{snapshot_id}")
         journal = Journal(self.folder / "journal.sqlite")
         spare = journal.spare_tags(SERVER)
         journal.close()
-        on_disk = {tag for disk in server.disks.values() for tag in disk.tags} | {*server.listed, *server.nvram_copies}
+        images = [*server.disks.values(), *server.detached.values()]
+        on_disk = {tag for disk in images for tag in disk.tags} | {*server.listed, *server.nvram_copies}
+        on_disk |= set(server.contents)
         assert on_disk - spare == {f"vps-{snapshot_id}" for snapshot_id in completed}
         assert await self.cell.raw("SCARD", f"server:{SERVER}:counted") == len(completed)
         assert not await self.cell.raw("HEXISTS", f"server:{SERVER}", "job")

@@ -26,7 +26,7 @@ from worker.jobs.connection import RedisSettings, connect
 from worker.jobs.model import ServerId
 from worker.jobs.store import Store
 from worker.journal import Journal
-from worker.main import _live
+from worker.main import _live, _wired
 from worker.metrics import Metrics as WorkerMetrics
 from worker.settings import WorkerSettings
 
@@ -108,7 +108,7 @@ async def scraped(server: RedisServer, folder: Path) -> AsyncIterator[Scraped]:
     api_metrics, worker_metrics, job_log = ApiMetrics(), WorkerMetrics(), JobLog()
     redis = RedisSettings(url=f"unix://{server.socket}")
     hypervisor = FakeHypervisor(map(_server, (WELL, SICK, STRANDED)))
-    settings = WorkerSettings(node="node-1", state_dir=folder, redis=redis)
+    settings = WorkerSettings(node="node-1", state_dir=folder, redis=redis, start_seconds=1)
     async with AsyncExitStack() as stack:
         stack.enter_context(counted(job_log, api_metrics.log_events, worker_metrics.log_events))
         clients = [connect(redis, observer=metrics.redis) for metrics in (api_metrics, worker_metrics)]
@@ -125,14 +125,17 @@ async def scraped(server: RedisServer, folder: Path) -> AsyncIterator[Scraped]:
         stop = asyncio.Event()
         living = asyncio.create_task(
             _live(
-                settings=settings,
-                hypervisor=hypervisor,
-                journal=journal,
-                job_log=job_log,
-                metrics=worker_metrics,
-                redis=clients[1],
-                waiting=clients[2],
-                stop=stop,
+                _wired(
+                    settings=settings,
+                    hypervisor=hypervisor,
+                    journal=journal,
+                    job_log=job_log,
+                    metrics=worker_metrics,
+                    redis=clients[1],
+                    waiting=clients[2],
+                ),
+                settings,
+                stop,
             )
         )
         try:

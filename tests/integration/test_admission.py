@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 from arq.connections import ArqRedis
@@ -354,6 +355,39 @@ async def test_a_server_that_two_living_nodes_claim_stays_with_the_first(cell: C
     claim = ReportedServer(id=SERVER, account_id=ACCOUNT, name="web-server-01", power="on")
     assert (await other.report([claim])).conflicts == {SERVER}
     assert (await cell.create()).job.node == "n1"
+
+
+@pytest.mark.parametrize("why", ["off there", "nobody looks after it there", "gone from there"])
+async def test_a_server_that_runs_on_another_node_is_that_nodes(cell: Cell, why: str) -> None:
+    other = node_store(cell.redis, node="n2", machine="m2")
+    await other.take_lease(seconds=60)
+    snapshot = await cell.create()
+    await do(cell, snapshot)
+    if why == "off there":
+        await cell.have(power="off")
+    elif why == "gone from there":
+        await cell.node.report([])
+    else:
+        await cell.node.take_lease(seconds=0)
+    claim = ReportedServer(id=SERVER, account_id=ACCOUNT, name="web-server-01", power="on")
+    assert (await other.report([replace(claim, power="off")])).conflicts == (
+        frozenset() if why == "gone from there" else {SERVER}
+    )
+    assert (await other.report([claim])).conflicts == frozenset()
+    await other.publish(SERVER, [], [])
+    assert (await cell.create("second")).job.node == "n2"
+    if why == "off there":  # its definition was left behind
+        left = replace(claim, power="off")
+        assert (await cell.node.report([left])).conflicts == {SERVER}
+
+
+async def test_a_server_that_a_job_has_turned_off_stays_where_it_is(cell: Cell) -> None:
+    await cell.create()
+    await cell.have(power="off")
+    other = node_store(cell.redis, node="n2", machine="m2")
+    await other.take_lease(seconds=60)
+    claim = ReportedServer(id=SERVER, account_id=ACCOUNT, name="web-server-01", power="on")
+    assert (await other.report([claim])).conflicts == {SERVER}
 
 
 async def test_an_estimate_is_the_median_of_the_nodes_past_jobs(cell: Cell) -> None:

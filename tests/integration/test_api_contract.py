@@ -60,7 +60,7 @@ async def test_a_create_says_where_to_follow_it(api: FrontEnd) -> None:
 
     assert answer.headers["Location"] == one(answer.body["id"])
     followed = await api.call("GET", answer.headers["Location"])
-    ours = {"labels": {}, "protected": False, "expires_at": None, "schedule_id": None}
+    ours = {"labels": {}, "protected": False, "expires_at": None, "schedule_id": None, "contents": None}
     assert followed.body == {key: answer.body[key] for key in SNAPSHOT_KEYS} | ours
     job = (await api.call("GET", answer.headers["Operation-Location"])).body
     assert (job["id"], job["kind"], job["state"]) == (job_id(answer), "create", "queued")
@@ -69,7 +69,7 @@ async def test_a_create_says_where_to_follow_it(api: FrontEnd) -> None:
 async def test_a_completed_snapshot_has_its_size(api: FrontEnd) -> None:
     snapshot = (await api.call("GET", one(await api.have_snapshot()))).body
 
-    assert list(snapshot) == [*SNAPSHOT_KEYS, "labels", "protected", "expires_at", "schedule_id"]
+    assert list(snapshot) == [*SNAPSHOT_KEYS, "labels", "protected", "expires_at", "schedule_id", "contents"]
     assert (snapshot["status"], snapshot["size_mb"]) == ("completed", 5120)
 
 
@@ -170,10 +170,10 @@ async def test_a_job_tells_how_it_went(api: FrontEnd) -> None:
 
     assert list(running) == [
         *["id", "kind", "state", "step", "percent", "server", "snapshot", "attempts", "queued_at", "started_at"],
-        *["finished_at", "estimated_seconds", "downtime_seconds", "error"],
+        *["finished_at", "estimated_seconds", "downtime_seconds", "error", "disks", "notes", "contents", "retried_by"],
     ]
     assert (running["state"], running["step"], running["attempts"]) == ("in_progress", "snapshotting", 1)
-    assert running["percent"] == 33
+    assert running["percent"] == 42
     assert running["server"] == {"id": SERVER, "name": "web-server-01", "status": "snapshotting"}
     assert failed["server"]["status"] == "active"
     assert running["snapshot"] == {"id": answer.body["id"], "name": "before-update"}
@@ -191,7 +191,7 @@ async def test_a_step_that_the_end_has_overtaken_is_told_with_it(api: FrontEnd) 
     await api.cell.node.finish(job_id(answer), FAILED, Told(steps=begun))
 
     failed = (await api.call("GET", answer.headers["Operation-Location"])).body
-    assert (failed["step"], failed["percent"]) == ("snapshotting", 33)
+    assert (failed["step"], failed["percent"]) == ("snapshotting", 42)
 
 
 async def test_the_estimate_is_learned_from_the_nodes_jobs(api: FrontEnd) -> None:

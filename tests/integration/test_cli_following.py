@@ -15,6 +15,7 @@ from tests.integration.cli import Cli
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import serving
 from tests.integration.test_ops_api import DONE, THEIRS, Ops, failed, have_theirs
+from tests.queueing import PATIENCE_SECONDS
 from worker.jobs.model import Step
 from worker.jobs.telling import StepBegun, Told
 from worker.jobs.tokens import Permission
@@ -40,7 +41,7 @@ def cli(ops: Ops) -> Cli:
 async def told(stream: asyncio.StreamReader | None, so: Callable[[Any], bool]) -> Any:
     """The first JSON line that is so."""
     assert stream
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not so(line := json.loads(await stream.readline())):
             pass
     return line
@@ -173,7 +174,7 @@ class TestTerminal:
                 job, Step.SNAPSHOTTING, Told(steps=(StepBegun(step=Step.SNAPSHOTTING, at=0, attempt=1),))
             )
             await terminal.shows("snapshotting")
-            await terminal.shows("33%")
+            await terminal.shows("42%")
             terminal.type("\x03")
             assert await terminal.ends() == Exit.INTERRUPTED
             await terminal.shows("The job goes on")

@@ -158,7 +158,7 @@ class TestJobs:
             "preflight 0.5 s",
             "stopping try 2 under way",
             "snapshotting to come",
-            "stopping · 16 %",
+            "stopping · 14 %",
             "on → on",
             "03:04:05 warning step.tried step= stopping",
             '{"cut',

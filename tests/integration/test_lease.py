@@ -1,6 +1,8 @@
 """One worker for a node: the lock file that the kernel frees, and the lease that all can see."""
 
 import asyncio
+import fcntl
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from tests.integration.conftest import Cell, node_store
 from tests.queueing import PATIENCE_SECONDS, client, until
 from worker.jobs.errors import StoreUnavailable
 from worker.jobs.node_store import LeaseLost, NodeStore
-from worker.lease import Lease, NodeLock, NodeTaken, machine_id, who_am_i
+from worker.lease import HypervisorLock, Lease, NodeLock, NodeTaken, machine_id, who_am_i
 
 HOLD_THE_LOCK = """
 import sys, time
@@ -174,6 +176,79 @@ async def test_a_lease_that_is_lost_pauses_and_one_that_is_ours_again_resumes(re
         await other.take_lease(seconds=0)
         await until(lambda: told.gained == 2)
         await ours.report([])
+
+
+async def test_a_worker_that_wakes_after_its_lease_went_to_another_knows_before_its_heart_beats(
+    redis: ArqRedis,
+) -> None:
+    ours = node_store(redis)
+    told = Told(ours)
+    await told.lease.take_at_start()
+    assert await told.lease.still_ours()
+    waking = Told(ours)  # one that is sure of nothing, as after a long sleep
+    assert await waking.lease.still_ours()
+    await ours.take_lease(seconds=0)
+    assert await waking.lease.still_ours(), "nobody else has it"
+    other = node_store(redis, machine="m2", who="pid 9 on m2")
+    assert await other.take_lease(seconds=60) is None
+    assert not await waking.lease.still_ours()
+    assert (await ours.lease_holder()) is not None, "to ask takes nothing"
+    await other.take_lease(seconds=0)
+    assert await waking.lease.still_ours()
+
+
+async def test_a_store_that_is_away_takes_no_lease_from_anyone(server: RedisServer) -> None:
+    client = server.client()
+    told = Told(node_store(client))
+    server.kill()
+    assert await told.lease.still_ours()
+    await client.aclose(close_connection_pool=True)
+
+
+async def test_a_holder_that_is_not_known_is_waited_for(tmp_path: Path) -> None:
+    """It had just taken the lock, or has just let go of it."""
+    with (tmp_path / "worker.lock").open("a+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(NodeTaken, match="an unknown process"):
+            NodeLock(tmp_path).take(orphan_seconds=0)
+        lock = NodeLock(tmp_path)
+        taking = asyncio.create_task(asyncio.to_thread(lock.take))
+        await asyncio.sleep(0.1)
+        assert not taking.done()
+    await taking
+    lock.release()
+
+
+class TestHypervisorLock:
+    async def test_it_is_held_once_for_each_folder_and_names_its_holder(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "a")
+        first, second = HypervisorLock(tmp_path / "a"), HypervisorLock(tmp_path / "link")
+        first.take()
+        with pytest.raises(NodeTaken, match=f"held by pid {os.getpid()}"):
+            second.take()
+        first.release()
+        second.take()
+        second.release()
+        with pytest.raises(FileNotFoundError):
+            HypervisorLock(tmp_path / "none").take()
+
+    async def test_it_waits_for_the_children_of_a_dead_worker(self, tmp_path: Path) -> None:
+        code = (
+            "import subprocess, sys; from pathlib import Path; from worker.lease import HypervisorLock;"
+            "HypervisorLock(Path(sys.argv[1])).take();"
+            "subprocess.Popen(['cat'], close_fds=False)"  # until its input ends
+        )
+        reading, writing = os.pipe()
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(tmp_path), stdin=reading)
+        os.close(reading)
+        assert await process.wait() == 0
+        lock = HypervisorLock(tmp_path)
+        with pytest.raises(NodeTaken):
+            lock.take(orphan_seconds=0)
+        os.close(writing)
+        lock.take()
+        lock.release()
 
 
 async def test_giving_back_lets_the_next_take_it_at_once(redis: ArqRedis) -> None:

@@ -203,7 +203,7 @@ class TestJobs:
         assert answer.status == 202
         new = answer.headers["X-Job-Id"]
         assert (answer.body["id"], answer.body["state"], answer.body["snapshot"]["name"]) == (new, "queued", "again")
-        (await ops.call("POST", f"jobs/{job}/retry/")).refused(400, "server_busy")
+        (await ops.call("POST", f"jobs/{job}/retry/")).refused(409, "job_not_retryable")
         (await ops.call("POST", f"jobs/{new}/retry/")).refused(409, "job_not_retryable")
         assert (await ops.post(f"jobs/{new}/cancel/"))["error"]["code"] == "cancelled"
         (await ops.call("POST", f"jobs/{new}/cancel/")).refused(409, "job_not_cancellable")
@@ -245,9 +245,9 @@ class TestJobs:
 
     async def test_many_at_once_are_answered_one_by_one(self, ops: Ops) -> None:
         await have_theirs(ops.api.cell)
-        bad, good, theirs = (
-            await ops.made("bad", failed()),
+        good, bad, theirs = (
             await ops.made("good"),
+            await ops.made("bad", failed()),
             await ops.made("t", None, server=THEIRS),
         )
         results = (await ops.post("jobs/bulk/", {"action": "retry", "ids": [bad, good, NO_JOB]}))["results"]
@@ -301,7 +301,7 @@ class TestNodes:
         )
         assert node["versions"] == {"worker": "0.1.0", "hypervisor": "libvirt 9.0.0", "emulator": "QEMU 7.2.0"}
         assert [pool["free_bytes"] for pool in node["pools"]] == [5, 3]
-        assert [(job["id"], job["step"], job["percent"]) for job in node["jobs"]] == [(running, "stopping", 16)]
+        assert [(job["id"], job["step"], job["percent"]) for job in node["jobs"]] == [(running, "stopping", 14)]
         assert node["worker_at"] == "pid 1 on m1"
         (await ops.call("GET", "nodes/n9/")).refused(404, "node_not_found")
         (await ops.call("GET", "nodes/..%20/")).refused(404, "node_not_found")

@@ -53,7 +53,7 @@ async def node(cell: Cell, tmp_path: Path) -> AsyncIterator[Node]:
         store=cell.node,
         publisher=Publisher(cell.node, tell_again=nothing_more, log_of=job_log.taken),
         policy=Policy(grace_seconds=0.1),
-        limits=Limits(first_retry_seconds=0.01),
+        limits=Limits(first_retry_seconds=0.01, start_seconds=0.1),
     )
     reconciler = Reconciler(
         hypervisor=hypervisor,
@@ -145,6 +145,7 @@ async def test_every_step_is_told_with_its_tries_and_what_the_log_said(node: Nod
     assert [(step.step, step.attempt) for step in shown.steps] == [
         ("preflight", 1),
         ("stopping", 1),
+        ("checking", 1),
         ("snapshotting", 1),
         ("starting", 1),
         ("starting", 2),

@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from drivers.base import Power, SnapshotSpec
+from drivers.base import Power, ServerInUse, SnapshotSpec, UnsupportedServer
 from drivers.fake import FakeHypervisor
 from drivers.fake_faults import Effect
 from drivers.fake_state import FakeDisk, FakeServer
-from tests.integration.conftest import ACCOUNT, SERVER, Cell, nothing_more
+from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store, nothing_more
 from tests.queueing import until_told
 from worker.inventory import Inventory
 from worker.jobs import errors
 from worker.jobs.model import Job, JobId, JobKind, ServerId, SnapshotId, SnapshotStatus, Step
 from worker.jobs.store import SnapshotFilter
 from worker.journal import Journal
+from worker.procedures.disks import CLEANING_TRIES
 from worker.procedures.work import Policy, Task
 from worker.publisher import Publisher
 from worker.reconcile import Reconciler
@@ -79,7 +80,7 @@ async def node(cell: Cell, tmp_path: Path) -> AsyncIterator[Node]:
         store=cell.node,
         publisher=Publisher(cell.node, tell_again=nothing_more),
         policy=Policy(grace_seconds=0.1),
-        limits=Limits(),
+        limits=Limits(start_seconds=0.1),
     )
     reconciler = Reconciler(
         hypervisor=hypervisor,
@@ -402,12 +403,54 @@ async def test_a_server_that_a_job_held_is_judged_soon_after(node: Node) -> None
         await reconciling
 
 
+async def test_a_server_that_cannot_be_read_is_let_go_all_the_same(node: Node) -> None:
+    # of a worker that died at the end of a job, before a disk's storage went away
+    await node.hypervisor.hold(SERVER)
+    node.hypervisor.faults.fail(Effect.LOOK, error=UnsupportedServer("disk vda has no file"))
+    await node.reconcile()
+    assert not node.hypervisor.server(SERVER).held
+
+
 async def test_a_safety_snapshot_that_the_journal_lost_gets_its_usual_time(node: Node) -> None:
     await node.have_snapshot("vps-safety-abc", name="safety")
     await node.reconcile()
     assert node.journal.spare_tags(SERVER) == {"vps-safety-abc"}
     assert node.journal.due_spare_tags() == []
     assert await node.listed() == {}
+
+
+async def test_one_that_did_not_come_along_with_its_server_is_not_tracked(node: Node) -> None:
+    await node.have_snapshot("vps-safety-abc", name="safety")
+    for disk in node.hypervisor.server(SERVER).disks.values():
+        disk.tags.clear()
+    await node.reconcile()
+    assert node.journal.spare_tags(SERVER) == frozenset()
+
+
+async def test_what_is_left_of_a_server_that_went_to_another_node_is_forgotten(node: Node) -> None:
+    await node.have_snapshot("vps-safety-abc", name="safety")
+    node.journal.track_spare_tag(SERVER, "vps-safety-abc", kept_seconds=0)
+    node.journal.change(SERVER)
+    node.hypervisor.remove(SERVER)
+    with capture_logs() as logs:
+        await node.runner.make_room()
+        await node.runner.drop_spare_tags()
+    assert node.journal.spare_tags(SERVER) == frozenset()
+    assert node.journal.changing() == frozenset()
+    assert [line["event"] for line in logs] == ["spare_tag.gone_with_server"]
+
+
+async def test_servers_of_two_nodes_are_told_once_that_lasts(node: Node) -> None:
+    other = node_store(node.cell.redis, node="n2", machine="m2")
+    await other.take_lease(seconds=60)
+    inventory = Inventory(node.hypervisor, other, publish=node.reconciler.server, conflict_seconds=0.05)
+    with capture_logs() as logs:
+        await inventory.report()
+        assert logs == []
+        await asyncio.sleep(0.06)
+        for _ in range(2):
+            await inventory.report()
+    assert [line["event"] for line in logs] == ["inventory.server_on_two_nodes"]
 
 
 async def test_a_dry_run_makes_the_nodes_checks_and_changes_nothing(node: Node) -> None:
@@ -541,3 +584,55 @@ async def test_what_an_undo_goes_back_to_is_never_given_up_for_space_nor_by_a_dr
     create = await node.cell.create("next")
     await node.runner.run(create.job.id)
     assert safety not in await node.tags()
+
+
+class TestContents:
+    async def test_a_store_that_lost_its_data_learns_again_what_a_snapshot_holds(self, node: Node) -> None:
+        kept = await node.create("kept")
+        before = (await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept)).contents
+        assert before is not None
+        assert [disk.target for disk in before.disks] == ["vda", "vdb"]
+        await lose_redis_data(node)
+        await report(node)
+        assert (await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept)).contents == before
+
+    async def test_a_record_of_an_earlier_version_gets_them_from_the_node(self, node: Node) -> None:
+        kept = await node.create("kept")
+        before = await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept)
+        await node.cell.raw("HDEL", f"snapshot:{kept}", "contents")
+        await node.reconcile()
+        assert await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=kept) == before
+
+    async def test_a_node_that_has_lost_its_note_gets_them_from_the_store(self, node: Node) -> None:
+        kept = await node.create("kept")
+        server = node.hypervisor.server(SERVER)
+        tag = f"vps-{kept}"
+        before = server.contents[tag]
+        del server.contents[tag], server.listed[tag]
+        server.disks["vda"].virtual_bytes *= 2  # since: what the disks say now is not what it holds
+        await node.reconcile()
+        assert server.contents[tag] == before
+
+
+async def test_a_delete_that_keeps_failing_is_found_until_it_has_freed_the_space(node: Node) -> None:
+    async def findings() -> bytes:
+        await node.reconcile()
+        return await node.cell.raw("HGET", "node:n1:findings", SERVER) or b""
+
+    kept = await node.create("kept")
+    await node.cell.store.delete(account_id=ACCOUNT, snapshot_id=kept, request_id="r")
+    # what passes by itself is not counted
+    for busy, is_found in ((False, False), (True, False), (False, False), (True, False), (False, True)):
+        if busy:
+            error = ServerInUse("The server is being backed up.")
+            node.hypervisor.faults.fail(Effect.DELETE_TAG, target="vda", error=error)
+        else:
+            node.hypervisor.faults.fail(Effect.DELETE_TAG, target="vda", times=1 + CLEANING_TRIES)
+        await node.runner.run(await node.cell.holder())
+        assert (b"undeleted_snapshot" in await findings()) is is_found
+        await node.cell.raw("ZADD", "node:n1:deleting", 0, kept)
+        await node.cell.node.retry_deletes()
+    assert await node.listed() == {}
+
+    await node.runner.run(await node.cell.holder())
+    assert await findings() == b""

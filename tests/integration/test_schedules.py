@@ -6,13 +6,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import structlog
 
+from api.settings import ApiSettings
 from tests.integration.conftest import SERVER, Cell, node_store
 from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd, serving
 from worker.jobs.model import AccountId, JobState, ServerId
+from worker.jobs.node_store import BATCH, NodeStore
 from worker.jobs.outcome import Outcome
 from worker.jobs.schedules import BadCron, check, cron_of, next_run
 from worker.scheduler import Scheduler
+from worker.settings import WorkerSettings
 
 SCHEDULES = "/api/v1/schedules/"
 NIGHTLY = {"server_id": SERVER, "name": "nightly", "when": "0 3 * * *", "keep": 2}
@@ -219,6 +223,72 @@ class TestRuns:
         assert not await api.cell.redis.exists(f"schedule:{schedule['id']}")
         stranger = await api.new_token(account=OTHERS)
         assert (await api.call("GET", token=stranger)).body["count"] == 0
+
+
+class TestNodes:
+    async def test_one_that_is_silent_gets_no_run(self, api: FrontEnd) -> None:
+        schedule = await made(api)
+        await fall_due(api, schedule["id"])
+        hasty = NodeStore(api.cell.redis, node="n2", machine="m2", who="another", node_silent_seconds=0.001)
+        await asyncio.sleep(0.01)
+        await Scheduler(store=hasty).round()
+        assert (await shown(api, schedule["id"]))["last_run"]["error"] == "node_unavailable"
+
+    @pytest.mark.parametrize("setting", ["node_silent_seconds", "waiting_seconds"])
+    def test_front_ends_and_workers_decide_by_the_same_times(self, setting: str) -> None:
+        of_api, of_worker = ApiSettings.model_fields[setting], WorkerSettings.model_fields[setting]
+        assert of_api.default == of_worker.default
+        assert of_api.description == of_worker.description
+
+
+class TestUnreadable:
+    """What a newer release or a fault has written is left to a worker that can read it."""
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            *({"when": "monthly"}, {"when": "0 0 30 2 *"}, {"when": ""}),
+            *({"server": "web"}, {"server": ""}, {"expire_after_ms": "a month"}),
+        ],
+        ids=lambda damage: ",".join(f"{field}={text}" for field, text in damage.items()),
+    )
+    async def test_one_is_left_out_told_once_and_counted_and_the_others_run(
+        self, api: FrontEnd, damage: dict[str, str]
+    ) -> None:
+        odd, good = await made(api), await made(api)
+        key = f"schedule:{odd['id']}"
+        await api.cell.redis.hset(key, mapping=damage)  # type: ignore[misc] # redis-py's types
+        left = await api.cell.redis.hgetall(key)  # type: ignore[misc]
+        for schedule in (odd, good):
+            await fall_due(api, schedule["id"], minutes_ago=5 if schedule is odd else 0)
+        told: list[str] = []
+        scheduler = Scheduler(store=api.cell.node, unreadable=lambda: told.append("once"))
+
+        with structlog.testing.capture_logs() as lines:
+            await scheduler.round()
+            await scheduler.round()
+
+        assert len(await listed(api)) == 1
+        assert (await shown(api, good["id"]))["last_run"]["job_id"]
+        assert await api.cell.redis.hgetall(key) == left  # type: ignore[misc]
+        assert await api.cell.redis.zscore("schedules:due", odd["id"]) is not None
+        assert told == ["once"]
+        (line,) = [line for line in lines if line["event"] == "schedule.unreadable"]
+        assert line["schedule_id"] == odd["id"]
+
+    async def test_many_do_not_hide_those_behind_them(self, api: FrontEnd) -> None:
+        good = await made(api)
+        odd = {f"odd-{n}": 1 for n in range(2 * BATCH + 1)}
+        await api.cell.redis.zadd("schedules:due", odd)
+        for schedule_id in odd:
+            await api.cell.redis.hset(
+                f"schedule:{schedule_id}", mapping={"name": "n", "when": "monthly", "server": "1"}
+            )  # type: ignore[misc]
+        await fall_due(api, good["id"])
+
+        await Scheduler(store=api.cell.node).round()
+
+        assert len(await listed(api)) == 1
 
 
 class TestExpiry:

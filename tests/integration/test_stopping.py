@@ -6,13 +6,19 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
+from itertools import count
 from pathlib import Path
 
 import pytest
+from arq.connections import ArqRedis
 
 from tests.conftest import RedisServer, needs
+from tests.queueing import until, until_told
+from tests.worker_process import worker_process
+from worker.jobs.connection import RedisSettings, connect
+from worker.lease import NodeLock
 
-STOPS_WITHIN_SECONDS = 20.0  # far above what it takes, so that a busy machine fails nothing; a hang would be for ever
+STOPS_WITHIN_SECONDS = 60.0  # far above what it takes, so that a busy machine fails nothing; a hang would be for ever
 
 
 @pytest.fixture
@@ -76,3 +82,65 @@ async def test_a_worker_whose_redis_went_away_stops(server: RedisServer) -> None
     server.kill()
     process.send_signal(signal.SIGTERM)
     await _stops_well(process)
+
+
+@pytest.mark.parametrize("milliseconds", range(50, 2000, 300))
+async def test_a_worker_that_is_still_starting_stops(server: RedisServer, milliseconds: int) -> None:
+    """From the interpreter's first moments on; before the program hears of signals, SIGTERM simply ends it."""
+    server.start()
+    async with worker_process(server.socket, server.folder / "node") as worker:
+        await asyncio.sleep(milliseconds / 1000)
+        worker.signal(signal.SIGTERM)
+        async with asyncio.timeout(STOPS_WITHIN_SECONDS):
+            assert await worker.process.wait() in {0, -signal.SIGTERM}
+
+
+@pytest.mark.parametrize("connected", [False, True])
+async def test_no_cancellation_of_a_command_is_lost(server: RedisServer, connected: bool) -> None:
+    """Whichever turn of the event loop it comes in."""
+    server.start()
+    for turns in count():
+        redis = connect(RedisSettings(url=f"unix://{server.socket}"))
+        if connected:
+            await redis.ping()
+        answered = asyncio.Event()
+
+        async def work(redis: ArqRedis = redis, answered: asyncio.Event = answered) -> None:
+            await redis.ping()
+            answered.set()
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(work())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        ended, _ = await asyncio.wait({task}, timeout=STOPS_WITHIN_SECONDS)
+        assert ended, turns
+        assert await redis.ping()
+        await redis.aclose(close_connection_pool=True)
+        if answered.is_set():
+            return
+
+
+async def test_a_part_that_fails_ends_the_worker(server: RedisServer) -> None:
+    """With the reason and a code for systemd, and with nothing left that runs."""
+    server.start()
+    state_dir = server.folder / "node"
+    async with worker_process(server.socket, state_dir) as worker:
+        await worker.says("worker.started")
+        redis = server.client()
+
+        async def reports() -> bool:
+            return bool(await redis.exists("node:n1:servers"))
+
+        await until_told(reports)
+        await redis.sadd("node:n1:servers", "no number")  # type: ignore[misc] # the inventory is the part that fails
+        async with asyncio.timeout(STOPS_WITHIN_SECONDS):
+            assert await worker.process.wait() == 1
+        await redis.aclose(close_connection_pool=True)
+        await until(lambda: any("ValueError" in line for line in worker.lines))
+        assert worker.has_said("worker.stopping")
+        assert not worker.has_said("worker.stopped")
+    lock = NodeLock(state_dir)
+    lock.take(orphan_seconds=0)
+    lock.release()

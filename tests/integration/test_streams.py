@@ -98,6 +98,7 @@ async def test_each_change_of_a_job_is_heard_in_order(api: FrontEnd) -> None:
         "step": None,
         "server_id": SERVER,
         "snapshot_id": created.body["id"],
+        "notes": [],
     }
     assert sorted(heard, key=lambda each: place(each[0])) == heard
     content = stream.response.headers

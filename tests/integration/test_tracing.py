@@ -162,14 +162,14 @@ async def test_one_trace_leads_from_the_callers_request_to_each_step(start: Call
             "resumed": False,
             "outcome": "completed",
         }
-        *steps, at_the_end = collector.children(job_span)
-        assert at_the_end.name == "hypervisor power"
+        *steps, let_go, at_the_end = collector.children(job_span)
+        assert (let_go.name, at_the_end.name) == ("hypervisor let_go", "hypervisor power")
         assert [step.name for step in steps] == [
-            f"step {name}" for name in ("preflight", "stopping", "snapshotting", "starting", "measuring")
+            f"step {name}" for name in ("preflight", "stopping", "checking", "snapshotting", "starting", "measuring")
         ]
         assert {step.attributes["vps_snapshots.outcome"] for step in steps} == {"completed"}
         assert {step.attributes["vps_snapshots.attempts"] for step in steps} == {1}
-        taking = collector.children(steps[2])
+        taking = collector.children(steps[3])
         assert [call.name for call in taking] == ["hypervisor take_snapshot"]
         assert not [span for span in collector.of_trace(TRACE) if span.failed]
 
@@ -244,7 +244,7 @@ async def test_a_job_that_fails_shows_the_step_and_the_code_and_no_text(
         ended = await cell.client.follow(await cell.create(), timeout_seconds=30)
         assert ended["state"] == "failed"
         job = await collector.seen(named("job create", outcome="failed", stranded=False))
-        step, _at_the_end = collector.children(job)
+        step, *_at_the_end = collector.children(job)
         assert step.name == "step preflight"
         assert step.attributes["vps_snapshots.outcome"] == "failed"
         for span in (job, step, *collector.children(step)):

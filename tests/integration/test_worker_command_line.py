@@ -1,5 +1,6 @@
 """The worker's command line: its settings, its help, and what it says when it can't go on."""
 
+import json
 import os
 import subprocess
 import sys
@@ -51,7 +52,13 @@ def refuses(*arguments: str, **settings: str) -> str:
 )
 @pytest.mark.parametrize(
     "command",
-    [["run"], ["adopt", "web-server-01", *ADOPT], ["rebuild"], ["drop-kept", "vps-safety-j1"]],
+    [
+        ["run"],
+        ["adopt", "web-server-01", *ADOPT],
+        ["rebuild"],
+        ["drop-kept", "vps-safety-j1"],
+        ["list-in-virsh", "12345"],
+    ],
     ids=lambda words: words[0],
 )
 def test_a_wrong_setting_is_named_at_start(command: list[str], settings: dict[str, str], named: str) -> None:
@@ -128,3 +135,18 @@ def test_help_tells_all() -> None:
     ] == []
     assert "redis.tls_ca_file:" in settings
     assert {"--server-id", "--account", "--config"} <= set(run("adopt", "--help").stdout.split())
+
+
+def test_the_survey_needs_no_settings_and_ends_well_whatever_it_finds(tmp_path: Path) -> None:
+    (tmp_path / "web.xml").write_text("<domain><name>web-1</name><devices/></domain>")
+    done = run("survey", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "the server has no disk that can be snapshotted" in done.stdout
+    assert done.stdout.endswith("1 surveyed: 0 can be snapshotted, 1 can't; 0 leave something out\n")
+    told = json.loads(run("survey", str(tmp_path), "--json").stdout)
+    assert told["summary"]["refused"] == 1
+
+
+def test_a_survey_of_what_is_not_there_says_so(tmp_path: Path) -> None:
+    assert "No such file" in refuses("survey", str(tmp_path / "none"))
+    assert "does not answer" in refuses("survey", "--libvirt", f"qemu+unix:///system?socket={tmp_path}/none")

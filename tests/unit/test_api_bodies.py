@@ -163,6 +163,10 @@ def test_a_job_that_waits_has_no_step_no_times_and_no_error() -> None:
         "estimated_seconds": None,
         "downtime_seconds": None,
         "error": None,
+        "disks": "all",
+        "notes": [],
+        "contents": None,
+        "retried_by": None,
     }
 
 
@@ -181,7 +185,7 @@ def test_a_job_that_failed_says_why_and_whether_someone_must_look() -> None:
 
     body = sent(bodies.job(failed))
 
-    assert (body["state"], body["step"], body["percent"], body["attempts"]) == ("failed", "undoing", 57, 2)
+    assert (body["state"], body["step"], body["percent"], body["attempts"]) == ("failed", "undoing", 70, 2)
     assert (body["started_at"], body["finished_at"]) == ("2025-01-16T16:15:00Z", "2025-01-16T16:15:09Z")
     assert (body["estimated_seconds"], body["downtime_seconds"]) == (7, 4.25)
     assert body["error"] == {"code": "disk_failed", "detail": "vdb refused.", "stranded": True}

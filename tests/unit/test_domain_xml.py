@@ -1,87 +1,93 @@
-"""What a domain's XML makes us refuse or skip, without a hypervisor."""
+"""What a domain's XML makes us hold, leave out and refuse, without a hypervisor.
+
+Each file in `domains/` begins with its verdict: `holds: vda /path`, `left out: vdb WHY`, `refused: WHY`,
+`state: nvram /path`, `backing: vdb=/path:format ends`, `firmware: uefi`, `generation id`.
+"""
+
+from pathlib import Path
 
 import pytest
 
-from drivers.base import UnsupportedServer
+from drivers.base import Firmware, UnsupportedServer
+from drivers.kvm.disks_xml import FileDisk, NoVolumeFile
 from drivers.kvm.domain_xml import Hardware, hardware, refuse_unsupported
+from drivers.kvm.firmware_xml import StatePart
+from drivers.kvm.libvirt_xml import escaped, read
+from drivers.kvm.places import SYSTEM, Places, places_of
 
-PLAIN = "<disk type='file' device='disk'><driver type='qcow2'/><source file='/d/a'/><target dev='vda'/></disk>"
+DOMAINS = sorted((Path(__file__).parent / "domains").glob("*.xml"))
+PLACES = Places(variables=Path("/libvirt/qemu/nvram"), tpms=Path("/libvirt/swtpm"))
 
 
-def of(devices: str, *, os: str = "") -> Hardware:
-    return hardware(f"<domain><os>{os}</os><devices>{PLAIN}{devices}</devices></domain>")
+def volume_path(pool: str, volume: str) -> str:
+    if pool == "inactive":
+        raise NoVolumeFile("is in a storage pool that is not active")
+    if pool == "logical":
+        raise NoVolumeFile("is no file but of type block, which can't be snapshotted")
+    return f"/pool/{pool}/{volume}"
 
 
-def _disk(
-    *, kind: str = "file", device: str = "disk", form: str = "qcow2", source: str = "file='/d/b'", more: str = ""
-) -> str:
-    return (
-        f"<disk type='{kind}' device='{device}'><driver name='qemu' type='{form}'/><source {source}/>"
-        f"<target dev='vdb' bus='virtio'/>{more}</disk>"
-    )
+@pytest.mark.parametrize("path", DOMAINS, ids=lambda path: path.stem)
+def test_a_domain_is_read_as_its_first_lines_say(path: Path) -> None:
+    comment, _, xml = path.read_text().partition("-->\n")
+    found = hardware(xml, places=PLACES, volume_path=volume_path)
+    assert sorted(verdict(found)) == sorted(comment.splitlines()[1:])
+
+
+def verdict(found: Hardware) -> list[str]:
+    lines = [f"holds: {disk.target} {disk.path}" for disk in found.disks]
+    lines += [f"refused: {trouble}" for trouble in found.troubles]
+    lines += [f"left out: {skipped.target} {skipped.reason}" for skipped in found.skipped]
+    lines += [f"state: {of_part(part)}" for part in found.parts]
+    lines += [f"backing: {of_backing(disk)}" for disk in found.disks if disk.backing is not None]
+    lines += ["firmware: uefi"] if found.firmware is Firmware.UEFI else []
+    return [*lines, "generation id"] if found.generation_id else lines
+
+
+def of_part(part: StatePart) -> str:
+    return f"{part.kind} {part.path}" + (" folder" if part.folder else "") + (" assumed" if part.assumed else "")
+
+
+def of_backing(disk: FileDisk) -> str:
+    files = ",".join(f"{file.path}:{file.format}" for file in disk.backing or ())
+    return f"{disk.target}={files}" + (" ends" if disk.backing_ends else "")
+
+
+def test_every_refusal_is_named_at_once() -> None:
+    path = next(path for path in DOMAINS if path.stem == "persistent-memory")
+    with pytest.raises(UnsupportedServer, match=r"nvdimm.*; .*pmem"):
+        refuse_unsupported(hardware(path.read_text()))
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\tb", "a\rb", "  a  ", 'it\'s > "it"'])
+def test_what_libvirt_prints_is_read_as_libvirt_means_it(text: str) -> None:
+    # as libvirt's virBufferEscapeString does: quotes and brackets, no line breaks
+    printed = text.replace("&", "&amp;").replace("'", "&apos;").replace('"', "&quot;").replace(">", "&gt;")
+    others = "<!-- it's a\nb --><m><![CDATA[<a b='\n'>]]></m>"
+    xml = f"<domain>{others}<name>{printed}</name><source\n file='{printed}'/></domain>"
+    domain = read(xml)
+    source = domain.find("source")
+    assert source is not None
+    assert source.get("file") == text
+    assert domain.findtext("name") == text
+    assert domain.findtext("m") == "<a b='\n'>"
+    assert escaped(escaped(xml)) == escaped(xml)
 
 
 @pytest.mark.parametrize(
-    ("devices", "named"),
+    ("uri", "variables", "tpms"),
     [
-        (_disk(kind="block", source="dev='/dev/vg/lv'"), "vdb"),
-        (_disk(kind="network", source="protocol='rbd' name='pool/image'"), "vdb"),
-        (_disk(kind="volume", source="pool='p' volume='v'"), "vdb"),
-        (_disk(kind="nvme", source="type='pci'"), "vdb"),
-        (_disk(kind="vhostuser", source="type='unix'"), "vdb"),
-        (_disk(device="lun", kind="block", source="dev='/dev/sdb'"), "vdb"),
-        (_disk(form="raw"), "vdb"),
-        (_disk(form="vmdk"), "vdb"),
-        (_disk(source="startupPolicy='optional'"), "vdb"),
-        (_disk(source="file='relative'"), "vdb"),
-        (_disk(source="file='/d/a'"), "vd[ab] shares its file"),
-        (_disk(more="<transient/>"), "vdb"),
-        (_disk(more="<encryption format='luks'/>"), "vdb"),
-        ("<disk type='file'><source file='/d/b'/><target dev='vdb'/></disk>", "vdb"),
-        ("<tpm model='tpm-crb'><backend type='emulator'/></tpm>", "TPM"),
-        ("<memory model='nvdimm'/>", "nvdimm"),
-        ("<memory model='virtio-pmem'/>", "pmem"),
-        ("<filesystem type='mount'/>", "folder"),
-        ("<hostdev mode='subsystem' type='scsi'/>", "SCSI"),
+        ("qemu:///system", SYSTEM.variables, SYSTEM.tpms),
+        ("qemu+unix:///system", SYSTEM.variables, SYSTEM.tpms),
+        ("qemu+unix:///system?socket=/var/run/libvirt/libvirt-sock", SYSTEM.variables, SYSTEM.tpms),
+        ("qemu:///embed?root=/r", Path("/r/lib/qemu/nvram"), Path("/r/lib/swtpm")),
+        ("qemu+unix:///system?socket=/f/run/libvirt-sock", Path("/f/lib/qemu/nvram"), Path("/f/lib/swtpm")),
+        (
+            "qemu+unix:///system?socket=/opt/l/var/run/libvirt/libvirt-sock",
+            Path("/opt/l/var/lib/libvirt/qemu/nvram"),
+            Path("/opt/l/var/lib/libvirt/swtpm"),
+        ),
     ],
 )
-def test_what_no_snapshot_can_hold_is_refused_by_name(devices: str, named: str) -> None:
-    with pytest.raises(UnsupportedServer, match=named):
-        refuse_unsupported(of(devices))
-
-
-@pytest.mark.parametrize(
-    "devices",
-    [
-        _disk(device="cdrom", form="raw"),
-        _disk(device="floppy", form="raw"),
-        _disk(kind="block", form="raw", source="dev='/dev/vg/lv'", more="<readonly/>"),
-        _disk(form="raw", more="<shareable/>"),
-    ],
-)
-def test_what_no_snapshot_needs_to_hold_is_skipped_and_named(devices: str) -> None:
-    found = of(devices)
-    refuse_unsupported(found)
-    assert [disk.target for disk in found.disks] == ["vda"]
-    assert [skipped.target for skipped in found.skipped] == ["vdb"]
-
-
-@pytest.mark.parametrize(
-    ("os", "path"),
-    [
-        ("<nvram>/n/a_VARS.fd</nvram>", "/n/a_VARS.fd"),
-        ("<nvram template='/t'>/n/a_VARS.fd</nvram>", "/n/a_VARS.fd"),
-        ("<nvram type='file'><source file='/n/a_VARS.fd'/></nvram>", "/n/a_VARS.fd"),  # libvirt 8.5 and later
-        ("<nvram type='block'><source dev='/dev/vg/nvram'/></nvram>", None),
-    ],
-)
-def test_uefi_variables_are_found_wherever_libvirt_writes_them(os: str, path: str | None) -> None:
-    found = of("", os=os)
-    assert found.uefi
-    assert (str(found.nvram) if found.nvram else None) == path
-
-
-def test_a_firmware_chosen_by_libvirt_is_uefi_though_its_variables_have_no_file_yet() -> None:
-    found = hardware(f"<domain><os firmware='efi'/><devices>{PLAIN}</devices></domain>")
-    assert found.uefi
-    assert found.nvram is None
+def test_what_the_xml_does_not_name_lies_where_that_libvirt_keeps_it(uri: str, variables: Path, tpms: Path) -> None:
+    assert places_of(uri) == Places(variables=variables, tpms=tpms)

@@ -14,7 +14,11 @@ from drivers.fake_faults import Effect, Happening, Killed, Moment, Rule, write_r
 from drivers.fake_state import FakeDisk, FakeServer
 
 SPEC = SnapshotSpec(tag="vps-801", name="x", description="", created_at=datetime(2025, 1, 15, tzinfo=UTC))
-ON_DISKS = (Effect.SNAPSHOT_DISK, Effect.REVERT_DISK, Effect.DELETE_TAG)
+ON_DISKS = (
+    *(Effect.SNAPSHOT_DISK, Effect.REVERT_DISK, Effect.DELETE_TAG),
+    *(Effect.CLEAR_BITMAPS, Effect.RESIZE_DISK),
+)
+GIB = 1 << 30
 
 
 @pytest.fixture
@@ -23,24 +27,34 @@ def fake() -> FakeHypervisor:
 
 
 def _server() -> FakeServer:
-    disks = {"vda": FakeDisk(content="A"), "vdb": FakeDisk(content="A")}
-    return FakeServer(name="server-1", server_id=1, account_id=77, disks=disks, nvram="as installed")
+    disks = {target: FakeDisk(content="A", virtual_bytes=20 * GIB) for target in ("vda", "vdb")}
+    return FakeServer(
+        name="server-1", server_id=1, account_id=77, disks=disks, nvram="as installed", generation=1, checkpoints=["c0"]
+    )
 
 
 async def all_effects(fake: FakeHypervisor) -> None:
     """A call of each kind, so that every effect takes place at least once."""
     await fake.domains()
     await fake.adopt("server-1", server_id=1, account_id=77)
+    await fake.hold(1)
     await fake.take_snapshot(1, SPEC)
     fake.server(1).disks["vda"].dirty = True
     await fake.repair(1)
     fake.write(1, "B")
+    for disk in fake.server(1).disks.values():
+        disk.virtual_bytes = 40 * GIB
+        disk.bitmaps = ["b0"]
+    await fake.clear_bitmaps(1)
     await fake.revert(1, "vps-801")
+    await fake.resize(1, {"vda": 40 * GIB, "vdb": 40 * GIB})
+    await fake.renew_generation_id(1)
     await fake.size_mb(1, "vps-801")
     await fake.start(1)
     await fake.press_power_button(1)
     await fake.cut_power(1)
     await fake.delete_snapshot(1, "vps-801")
+    await fake.let_go(1)
 
 
 async def test_every_effect_is_seen_at_its_moments(fake: FakeHypervisor) -> None:
@@ -120,6 +134,7 @@ async def test_a_kill_strikes_before_during_or_after_an_effect(
 
 async def test_a_guest_that_starts_on_a_torn_disk_destroys_its_snapshots(fake: FakeHypervisor) -> None:
     await fake.take_snapshot(1, SPEC)
+    fake.write(1, "B")
     fake.faults.fail(Effect.REVERT_DISK, "vdb", at=Moment.DURING)
     with pytest.raises(DiskFailed):
         await fake.revert(1, "vps-801")
@@ -132,6 +147,7 @@ async def test_a_guest_that_starts_on_a_torn_disk_destroys_its_snapshots(fake: F
 
 async def test_a_repair_before_the_start_saves_them(fake: FakeHypervisor) -> None:
     await fake.take_snapshot(1, SPEC)
+    fake.write(1, "B")
     fake.faults.fail(Effect.REVERT_DISK, "vdb", at=Moment.DURING)
     with pytest.raises(DiskFailed):
         await fake.revert(1, "vps-801")
@@ -140,6 +156,15 @@ async def test_a_repair_before_the_start_saves_them(fake: FakeHypervisor) -> Non
     await fake.start(1)
     assert fake.read(1) == {"vda": "A", "vdb": "A"}
     assert fake.misuse == []
+
+
+async def test_a_disk_that_is_at_the_snapshot_is_left_alone_by_a_revert(fake: FakeHypervisor) -> None:
+    await fake.take_snapshot(1, SPEC)
+    assert await fake.is_at(1, "vps-801")
+    fake.faults.fail(Effect.REVERT_DISK)
+    await fake.revert(1, "vps-801")
+    fake.write(1, "B")
+    assert not await fake.is_at(1, "vps-801")
 
 
 async def test_a_torn_disk_that_is_touched_before_its_repair_is_a_misuse(fake: FakeHypervisor) -> None:

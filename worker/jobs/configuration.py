@@ -4,9 +4,9 @@ import os
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 ENV_PREFIX = "VPS_SNAPSHOTS_"
@@ -15,6 +15,27 @@ CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 
 class ConfigurationError(Exception):
     """The settings can't be used; the text names each key and what is wrong with it."""
+
+
+# Front ends and workers decide by the same two times. Each program has them as settings; in a cell they must be equal.
+NODE_SILENT_SECONDS = 60.0  # the contract: a node that was silent for over a minute gets no new job
+WAITING_SECONDS = 600.0
+NodeSilentSeconds = Annotated[
+    float,
+    Field(
+        gt=0,
+        allow_inf_nan=False,
+        description="after so long without a heartbeat a node gets no new job; the same for front ends and workers",
+    ),
+]
+WaitingSeconds = Annotated[
+    float,
+    Field(
+        ge=60,
+        allow_inf_nan=False,
+        description="how long a job waits for a silent node before it fails; the same for front ends and workers",
+    ),
+]
 
 
 class FileSettings(BaseSettings):

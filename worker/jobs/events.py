@@ -30,6 +30,7 @@ class Event:
     account_id: AccountId
     server_id: ServerId
     snapshot_id: SnapshotId | None
+    notes: tuple[str, ...] = ()  # codes of what the job notes at its end
 
 
 def place(event_id: str) -> tuple[int, int]:
@@ -95,4 +96,5 @@ def _event(event_id: bytes, fields: Mapping[bytes, bytes]) -> Event:
         account_id=AccountId(int(record["account"])),
         server_id=ServerId(int(record["server"])),
         snapshot_id=SnapshotId(int(record["snapshot"])) if record["snapshot"] != "0" else None,
+        notes=tuple(record.get("notes", "").split()),
     )

@@ -74,8 +74,11 @@ class Step(StrEnum):
     PREFLIGHT = "preflight"
     STOPPING = "stopping"
     SNAPSHOTTING = "snapshotting"
+    CHECKING = "checking"  # the disks are whole, or mended: before the first change
     SAFEGUARDING = "safeguarding"  # the safety snapshot, before a restore overwrites
+    CLEARING = "clearing"  # dirty bitmaps and checkpoints of incremental backups, which a revert makes worthless
     REVERTING = "reverting"
+    ADAPTING = "adapting"  # after a revert: disks as large as they were before it, a new generation id
     UNDOING = "undoing"  # a revert that failed: every disk back to the safety snapshot
     CLEANING = "cleaning"  # what a failed step left on the disks
     DELETING = "deleting"
@@ -85,12 +88,12 @@ class Step(StrEnum):
 
 # The steps of each kind in the order in which they come, those of the way back included.
 _OVERWRITING = (
-    *(Step.PREFLIGHT, Step.STOPPING, Step.SAFEGUARDING, Step.REVERTING),
+    *(Step.PREFLIGHT, Step.STOPPING, Step.CHECKING, Step.SAFEGUARDING, Step.CLEARING, Step.REVERTING, Step.ADAPTING),
     *(Step.UNDOING, Step.CLEANING, Step.STARTING),
 )
 STEPS: dict[JobKind, tuple[Step, ...]] = {
     JobKind.CREATE: (
-        *(Step.PREFLIGHT, Step.STOPPING, Step.SNAPSHOTTING),
+        *(Step.PREFLIGHT, Step.STOPPING, Step.CHECKING, Step.SNAPSHOTTING),
         *(Step.CLEANING, Step.STARTING, Step.MEASURING),
     ),
     JobKind.RESTORE: _OVERWRITING,
@@ -122,6 +125,36 @@ class ServerView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldDisk:
+    """A disk as it was when a snapshot was taken."""
+
+    target: str
+    path: str  # on the node: never shown to customers
+    virtual_bytes: int
+    stamp: str = ""
+    base: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A disk or device that a snapshot does not hold, and why."""
+
+    target: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a snapshot holds; as `drivers.base.Contents`, which the node writes down beside the disks."""
+
+    disks: tuple[HeldDisk, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    firmware: str = "bios"  # or "uefi"
+    nvram: bool = False
+    tpm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
     id: SnapshotId
     server_id: ServerId
@@ -136,6 +169,7 @@ class Snapshot:
     protected: bool  # its delete is refused
     expires_at: datetime | None  # deleted then, unless it is protected
     schedule_id: ScheduleId | None  # of the schedule that made it
+    contents: Contents | None = None  # None: not known, of an older record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +179,26 @@ class Failure:
     code: str
     detail: str
     stranded: bool = False
+
+
+class NoteCode(StrEnum):
+    """What a job has done, or would do, beside what it was asked for."""
+
+    BACKUP_CHAIN_ENDED = "backup_chain_ended"  # bitmaps and checkpoints are gone: the next backup must be a full one
+    DISK_KEPT_SIZE = "disk_kept_size"  # it was enlarged since the snapshot, and is as large again
+    DISK_REPAIRED = "disk_repaired"  # damage that was there before
+    NOT_RESTORED = "not_restored"  # restored were the disks that are present
+    LEFT_OUT = "left_out"  # of the snapshot
+    GENERATION_ID_CHANGED = "generation_id_changed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """Something that the owner of a server should know about a job."""
+
+    code: NoteCode
+    detail: str  # a sentence, for the customer's eyes
+    disks: tuple[str, ...] = ()  # targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +227,11 @@ class Job:
     failure: Failure | None = None
     traceparent: str = ""  # the span that it goes on from, after W3C Trace Context; "": none
     resolved_at: datetime | None = None  # when an operator noted that what it had stranded was put right
+    # of a restore or an undo: the disks that are there go back, whatever else the snapshot holds
+    present_only: bool = False
+    notes: tuple[Note, ...] = ()
+    contents: Contents | None = None  # of a create, and of a dry run of one: what the snapshot holds, or would
+    retried_by: JobId | None = None  # the job that was admitted to do the same again
 
     @property
     def needs_person(self) -> bool:

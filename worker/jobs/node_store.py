@@ -7,16 +7,18 @@ another took its lease, changes nothing. Any trouble with Redis is `StoreUnavail
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 from arq.connections import ArqRedis
 
-from worker.jobs import errors, records, scripts
+from worker.jobs import errors, records, scripts, written
+from worker.jobs.configuration import NODE_SILENT_SECONDS
 from worker.jobs.model import (
     SNAPSHOTS_PER_SERVER,
     AccountId,
+    Contents,
     Failure,
     Job,
     JobId,
@@ -29,7 +31,8 @@ from worker.jobs.model import (
     Step,
 )
 from worker.jobs.outcome import DELETE_RETRY_SECONDS, Outcome
-from worker.jobs.store import NODE_SILENT_SECONDS, decided, queue_parameters, redis_answers
+from worker.jobs.schedules import BadCron, cron_of, next_run, snapshot_name
+from worker.jobs.store import decided, queue_parameters, redis_answers
 from worker.jobs.telling import NOTHING_TOLD, NodeFacts, Told
 
 FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
@@ -38,7 +41,7 @@ SCHEDULE_RETRY_SECONDS = 300.0
 BATCH = 100  # records that one sweep of housekeeping touches: a bound on how long a script holds Redis
 
 SCRIPTS = (
-    *("begin", "lease", "report", "publish", "known", "lose", "regain", "findings", "republish"),
+    *("begin", "lease", "holder", "report", "publish", "known", "lose", "regain", "findings", "republish"),
     *("retry_deletes", "forget_failed", "expire", "due_schedules", "admit"),
 )
 
@@ -104,6 +107,7 @@ class PublishedSnapshot:
     created_at: datetime
     size_mb: int | None
     status: SnapshotStatus
+    contents: Contents | None = None  # None: not written down
 
     def for_script(self) -> dict[str, str]:
         return {
@@ -113,6 +117,7 @@ class PublishedSnapshot:
             "created_ms": records.milliseconds(self.created_at),
             "size_mb": "" if self.size_mb is None else str(self.size_mb),
             "status": self.status,
+            "contents": written.contents(self.contents),
         }
 
 
@@ -128,6 +133,7 @@ class BegunJob:
     snapshot_created_at: datetime
     request_id: str
     undoes: JobId | None
+    present_only: bool = False
 
     def for_script(self) -> dict[str, str]:
         return {
@@ -139,16 +145,27 @@ class BegunJob:
             "snapshot_created_ms": records.milliseconds(self.snapshot_created_at),
             "request_id": self.request_id,
             "undoes": self.undoes or "",
+            "present_only": "1" if self.present_only else "",
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class DueSchedule:
+    """A run that is due. `next_run_at` is the first after now: of the runs that were missed while all was down one is
+    made up for, not each."""
+
     id: ScheduleId
     due_ms: int
-    name: str
-    when: str
-    server_id: ServerId
+    snapshot_name: str
+    next_run_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnreadableSchedule:
+    """A schedule that is due and that this release can't read: a newer one has written it, or it is damaged."""
+
+    id: ScheduleId
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +178,8 @@ class KnownSnapshot:
     name: str
     description: str
     created_at: datetime
+    contents: Contents | None = None  # None: a record of an earlier version
+    failed_deletes: int = 0  # tries of its delete that failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,14 +196,25 @@ class NodeStore:
 
     `owner` is this process's own mark on the lease; `machine` is the same for every worker of this node's lock
     file, so that a restarted one takes over at once; `who` tells people where the worker runs.
+    `node_silent_seconds`: how old a node's last heartbeat may be; after that another node may claim its servers, and
+    they get no scheduled run.
     """
 
-    def __init__(self, redis: ArqRedis, *, node: str, machine: str, who: str) -> None:
+    def __init__(
+        self,
+        redis: ArqRedis,
+        *,
+        node: str,
+        machine: str,
+        who: str,
+        node_silent_seconds: float = NODE_SILENT_SECONDS,
+    ) -> None:
         self._redis = redis
         self.node = node
         self._machine = machine
         self._who = who
         self._owner = uuid4().hex
+        self._silent_ms = round(node_silent_seconds * 1000)
         self._scripts = {name: scripts.load(redis, name) for name in SCRIPTS}
         self._scripts |= {name: scripts.load(redis, "told", name) for name in ("progress", "finish")}
 
@@ -197,6 +227,11 @@ class NodeStore:
         milliseconds = round(seconds * 1000)
         taken, left_ms, *who = await self._call("lease", self.node, self._owner, self._machine, self._who, milliseconds)
         return None if taken else LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000)
+
+    async def lease_holder(self) -> LeaseHeld | None:
+        """Who holds the node's lease instead of us. Changes nothing."""
+        left_ms, *who = await self._call("holder", self.node, self._owner, self._machine)
+        return LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000) if who else None
 
     async def begin(self, job_id: JobId) -> Job:
         """Mark a job as begun by us, the first time or again. Raises LeaseLost or BeginRefused."""
@@ -236,8 +271,8 @@ class NodeStore:
     async def publish(
         self, server_id: ServerId, snapshots: Iterable[PublishedSnapshot], begun: Iterable[BegunJob]
     ) -> tuple[SnapshotId, ...]:
-        """Say which snapshots a server has on its disks and which jobs are under way; what the store knows stays.
-        The ids of the snapshots that it did not know. Raises LeaseLost."""
+        """Say which snapshots a server has on its disks and which jobs are under way; what the store knows stays, but
+        contents that it lacks are added. The ids of the snapshots that it did not know. Raises LeaseLost."""
         has = {
             "snapshots": [snapshot.for_script() for snapshot in snapshots],
             "jobs": [job.for_script() for job in begun],
@@ -293,34 +328,25 @@ class NodeStore:
         retired: int = await self._call("expire", BATCH, round(DELETE_RETRY_SECONDS * 1000))
         return retired
 
-    async def due_schedules(self) -> tuple[datetime, tuple[DueSchedule, ...]]:
-        """The store's moment, and schedules that are due by it, of any node's servers."""
-        now_ms, *rows = await self._call("due_schedules", BATCH)
-        due = tuple(
-            DueSchedule(
-                id=ScheduleId(schedule_id.decode()),
-                due_ms=int(due_ms),
-                name=name.decode(),
-                when=when.decode(),
-                server_id=ServerId(int(server_id)),
-            )
-            for schedule_id, due_ms, name, when, server_id in rows
-        )
-        return records.moment(now_ms), due
+    async def due_schedules(self, *, skip: int = 0) -> tuple[DueSchedule | UnreadableSchedule, ...]:
+        """Schedules of any node's servers that are due by the store's clock: BATCH at most, the oldest first, without
+        the first `skip`."""
+        now_ms, *rows = await self._call("due_schedules", BATCH, skip)
+        return tuple(_due(row, records.moment(now_ms)) for row in rows)
 
-    async def run_schedule(self, schedule: DueSchedule, *, name: str, next_run_at: datetime) -> JobId:
+    async def run_schedule(self, schedule: DueSchedule) -> JobId:
         """Make the snapshot that is due, and write down the next run; its job. Raises RunRefused."""
         job_id = JobId(uuid4().hex)
         run = {
             "id": schedule.id,
             "due_ms": schedule.due_ms,
-            "next_ms": int(records.milliseconds(next_run_at)),
+            "next_ms": int(records.milliseconds(schedule.next_run_at)),
             "retry_ms": round(SCHEDULE_RETRY_SECONDS * 1000),
         }
         ask = {
             "kind": JobKind.CREATE,
             "schedule": run,
-            "name": name,
+            "name": schedule.snapshot_name,
             "description": "",
             "request_id": "",
             "job_id": job_id,
@@ -333,9 +359,19 @@ class NodeStore:
             raise RunRefused(answer.decode())
         return job_id
 
-    @property
-    def _silent_ms(self) -> int:
-        return round(NODE_SILENT_SECONDS * 1000)
+
+def _due(row: Sequence[bytes | None], now: datetime) -> DueSchedule | UnreadableSchedule:
+    schedule_id, due_ms, name, when, server_id = ((field or b"").decode(errors="replace") for field in row)
+    try:
+        due_at = datetime.fromtimestamp(int(due_ms) / 1000, UTC)
+        return DueSchedule(
+            id=ScheduleId(schedule_id),
+            due_ms=int(due_ms),
+            snapshot_name=snapshot_name(name, due_at),
+            next_run_at=next_run(cron_of(when, ServerId(int(server_id))), now),
+        )
+    except (BadCron, ValueError, OverflowError, OSError) as error:
+        return UnreadableSchedule(id=ScheduleId(schedule_id), reason=f"when={when!r}, server={server_id!r}: {error}")
 
 
 def _known(record: records.Hash) -> KnownSnapshot:
@@ -346,4 +382,6 @@ def _known(record: records.Hash) -> KnownSnapshot:
         name=record["name"],
         description=record["description"],
         created_at=records.moment(record["created_ms"]),
+        contents=written.read_contents(record.get("contents", "")),
+        failed_deletes=int(record.get("failed_deletes", 0)),
     )

@@ -12,10 +12,11 @@ from typing import Any
 from arq.connections import ArqRedis
 
 from worker.jobs import errors, ops_records, queue, records, scripts
+from worker.jobs.configuration import NODE_SILENT_SECONDS
 from worker.jobs.model import AccountId, Job, JobId, JobKind, JobState, ServerId
 from worker.jobs.ops_records import AuditEntry, Node, OpsJob, OpsServer, ServerFindings, Slice
 from worker.jobs.overview import Counted, Overview, overview
-from worker.jobs.store import NODE_SILENT_SECONDS, Idempotency, Store, for_script, redis_answers, shown_job
+from worker.jobs.store import Idempotency, Store, for_script, redis_answers, shown_job
 
 LISTS = ("ops_jobs", "ops_nodes", "ops_servers", "ops_findings")
 SCRIPTS = ("ops_job", "ops_audit", "ops_overview", "pause", "resolve", "ask_reconcile", "same_request")
@@ -105,13 +106,15 @@ class Operators:
         """Note what is asked with that key, before it is done in parts."""
         await self._do("same_request", idempotency)
 
-    async def retry(self, job_id: JobId, *, request_id: str, idempotency: Idempotency | None = None) -> Job:
-        """Admit a failed job anew, as a job of its own. Raises JobNotFound, JobNotRetryable, and whatever the admission
-        of its kind raises."""
+    async def retry(
+        self, job_id: JobId, *, request_id: str, in_bulk: bool = False, idempotency: Idempotency | None = None
+    ) -> Job:
+        """Admit a failed job anew, as a job of its own. `in_bulk`: as one of many, see `Store.again`. Raises
+        JobNotFound, JobNotRetryable, and whatever the admission of its kind raises."""
         job = (await self.job(job_id)).job
         if job.state is not JobState.FAILED:
             raise errors.JobNotRetryable(f"The job is {job.state}; only a failed one can be tried again.")
-        return await self._store.again(job, request_id=request_id, idempotency=idempotency)
+        return await self._store.again(job, request_id=request_id, in_bulk=in_bulk, idempotency=idempotency)
 
     async def cancel(self, job_id: JobId, *, idempotency: Idempotency | None = None) -> Job:
         """Raises JobNotFound or JobNotCancellable."""

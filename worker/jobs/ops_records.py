@@ -103,6 +103,7 @@ class AuditEntry:
     id: str
     at: datetime
     fields: Mapping[str, str]
+    notes: tuple[str, ...] = ()  # codes of what the entry's job has noted
 
 
 def cut(after: Sequence[bytes]) -> str | None:
@@ -200,7 +201,10 @@ def _line(text: bytes) -> Mapping[str, Any]:
 
 
 def audit_entry(shown: list[Any]) -> AuditEntry:
-    entry_id, flat = shown
+    entry_id, flat, noted = shown
     return AuditEntry(
-        id=entry_id.decode(), at=records.moment(entry_id.decode().partition("-")[0]), fields=records.pairs(flat)
+        id=entry_id.decode(),
+        at=records.moment(entry_id.decode().partition("-")[0]),
+        fields=records.pairs(flat),
+        notes=tuple(noted.decode().split()),
     )

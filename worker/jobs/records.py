@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from statistics import median
 
+from worker.jobs import written
 from worker.jobs.model import (
     AccountId,
     Failure,
@@ -65,6 +66,7 @@ def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapsho
         protected=record.get("protected") == "1",
         expires_at=moment(record["expires_ms"]) if record.get("expires_ms") else None,
         schedule_id=ScheduleId(record["schedule"]) if record.get("schedule") else None,
+        contents=written.read_contents(record.get("contents", "")),
     )
 
 
@@ -121,4 +123,8 @@ def job(
         failure=failure,
         traceparent=record.get("traceparent", ""),
         resolved_at=moment(record["resolved_ms"]) if record.get("resolved_ms") else None,
+        present_only=record.get("present_only") == "1",
+        notes=written.read_notes(record.get("notes", "")),
+        contents=written.read_contents(record.get("contents", "")),
+        retried_by=JobId(record["retried_by"]) if record.get("retried_by") else None,
     )

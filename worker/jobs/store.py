@@ -19,6 +19,7 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError, ResponseError
 
 from worker.jobs import errors, queue, records, scripts, tracing
+from worker.jobs.configuration import NODE_SILENT_SECONDS
 from worker.jobs.model import (
     SNAPSHOTS_PER_SERVER,
     AccountId,
@@ -35,7 +36,6 @@ from worker.jobs.model import (
 )
 from worker.jobs.outcome import DELETE_RETRY_SECONDS, Outcome
 
-NODE_SILENT_SECONDS = 60.0  # the contract: a node that was silent for over a minute gets no new job
 ARQ_RECORD_KEPT_SECONDS = 30 * 86_400  # longer than any node may be away with a job waiting
 IDEMPOTENCY_KEPT_SECONDS = 86_400.0
 CANCELLED = "cancelled"  # code of the failure of a job that was cancelled
@@ -122,13 +122,18 @@ class Idempotency:
         return replace(self, key=f"{self.key}:{item}")
 
 
+def script_broke(error: BaseException | None) -> bool:
+    """Whether Redis works and one of our scripts does not, for instance at a record that it can't read."""
+    return type(error) is ResponseError and "user_script" in str(error) and not str(error).startswith(_REDIS_REFUSES)
+
+
 @contextmanager
 def redis_answers() -> Iterator[None]:
     """Foreign errors stop here: Redis away, slow, full or read-only is one and the same to a caller."""
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
-        if type(error) is ResponseError and "user_script" in str(error) and not str(error).startswith(_REDIS_REFUSES):
+        if script_broke(error):
             log.exception("store.script_broke")
         raise errors.StoreUnavailable("The store of the service does not answer.") from error
 
@@ -194,11 +199,13 @@ class Store:
         account_id: AccountId,
         snapshot_id: SnapshotId,
         request_id: str,
+        present_only: bool = False,
         idempotency: Idempotency | None = None,
     ) -> Admitted:
-        """Accept a restore. Raises SnapshotNotFound, SnapshotNotReady, NodeUnavailable, ServerBusy, ServerNotReady
-        or StoreUnavailable."""
-        return _admitted(await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id, idempotency))
+        """Accept a restore; `present_only`: of the disks that are there. Raises SnapshotNotFound, SnapshotNotReady,
+        NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
+        more = {"present_only": present_only}
+        return _admitted(await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id, idempotency, **more))
 
     async def check_create(
         self,
@@ -219,18 +226,29 @@ class Store:
         account_id: AccountId,
         snapshot_id: SnapshotId,
         request_id: str,
+        present_only: bool = False,
         idempotency: Idempotency | None = None,
     ) -> Job:
         """A dry run: refused like a restore, or a job that makes the node's own checks. Raises as `restore` does."""
-        asked = await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id, idempotency, dry_run=True)
-        return shown_job(asked[0])
+        more = {"dry_run": True, "present_only": present_only}
+        return shown_job(
+            (await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id, idempotency, **more))[0]
+        )
 
     async def undo(
-        self, *, account_id: AccountId, job_id: JobId, request_id: str, idempotency: Idempotency | None = None
+        self,
+        *,
+        account_id: AccountId,
+        job_id: JobId,
+        request_id: str,
+        present_only: bool = False,
+        idempotency: Idempotency | None = None,
     ) -> Job:
-        """Accept to bring a server back to what a completed restore (or undo) has overwritten. Raises JobNotFound,
-        UndoUnavailable, NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
-        return shown_job((await self._ask(JobKind.UNDO, account_id, job_id, request_id, idempotency))[0])
+        """Accept to bring a server back to what a completed restore (or undo) has overwritten; `present_only`: as of a
+        restore, and not taken over from the job that is undone. Raises JobNotFound, UndoUnavailable, NodeUnavailable,
+        ServerBusy, ServerNotReady or StoreUnavailable."""
+        more = {"present_only": present_only}
+        return shown_job((await self._ask(JobKind.UNDO, account_id, job_id, request_id, idempotency, **more))[0])
 
     async def delete(self, *, account_id: AccountId, snapshot_id: SnapshotId, request_id: str) -> Job | None:
         """Make a snapshot be gone for the customer; its node frees the space next, with this job. None: the server is
@@ -259,17 +277,22 @@ class Store:
             raise _refusal(JobKind.UNDO, job_id, *[item.decode() for item in answer])
         return shown_job(answer[0])
 
-    async def again(self, job: Job, *, request_id: str, idempotency: Idempotency | None = None) -> Job:
-        """Accept once more what a failed job was to do, as a new job. Raises JobNotRetryable, or as its kind does."""
+    async def again(
+        self, job: Job, *, request_id: str, in_bulk: bool = False, idempotency: Idempotency | None = None
+    ) -> Job:
+        """Accept once more what a failed job was to do, as a new job. `in_bulk`: nobody has looked at this one; if it
+        was cancelled, or its server has had a later job, it is refused. Raises JobNotRetryable, or as its kind does.
+        """
         asked: dict[JobKind, tuple[ServerId | SnapshotId | JobId | None, dict[str, str | bool]]] = {
             JobKind.CREATE: (job.server_id, {"name": job.snapshot_name, "description": job.snapshot_description}),
-            JobKind.RESTORE: (job.snapshot_id, {}),
+            JobKind.RESTORE: (job.snapshot_id, {"present_only": job.present_only}),
             JobKind.DELETE: (job.snapshot_id, {"again": True}),
-            JobKind.UNDO: (job.undoes, {}),
+            JobKind.UNDO: (job.undoes, {"present_only": job.present_only}),
         }
         target, more = asked.get(job.kind, (None, {}))
         if target is None:
             raise errors.JobNotRetryable(f"A {job.kind} is asked for anew.")
+        more |= {"retries": job.id, "in_bulk": in_bulk}
         answer = await self._ask(job.kind, job.account_id, target, request_id, idempotency, **more)
         if not answer:
             raise errors.SnapshotNotFound("The snapshot went with its server: nothing is left to delete.")
@@ -407,14 +430,19 @@ def _not_found(kind: JobKind, target: int | str) -> errors.Refused:
     return errors.SnapshotNotFound(f"There is no snapshot {target}.")
 
 
-def _refusal(kind: JobKind, target: int | str, code: str, fact: str = "") -> errors.Refused:
-    """The script's answer as the error that says it. `fact` is what the script found in the way."""
+def _refusal(kind: JobKind, target: int | str, code: str, fact: str = "", other: str = "") -> errors.Refused:
+    """The script's answer as the error that says it. `fact` is what the script found in the way, `other` the job that
+    makes it so."""
+    if code == errors.JobNotFound.code and kind is not JobKind.UNDO:
+        return errors.JobNotFound("There is no such job any more.")  # the one that is to be retried
     if code in {errors.ServerNotFound.code, errors.SnapshotNotFound.code, errors.JobNotFound.code}:
         return _not_found(kind, target)
     if code == errors.ServerBusy.code:
         return errors.ServerBusy(f"The server is held by job {fact}, which has not ended yet.", job_id=fact)
     if code == errors.JobNotCancellable.code:
         return errors.JobNotCancellable(f"The job is {fact}; only a queued create, restore or undo can be cancelled.")
+    if code == errors.JobNotRetryable.code:
+        return errors.JobNotRetryable(_not_retryable(fact, other))
     details: dict[type[errors.Refused], str] = {
         errors.NodeUnavailable: "The hypervisor node of the server does not answer; nothing was queued.",
         errors.ServerNotReady: "The server is suspended or gone; it can be neither snapshotted nor restored.",
@@ -426,3 +454,14 @@ def _refusal(kind: JobKind, target: int | str, code: str, fact: str = "") -> err
         errors.SnapshotNotReady: f"Snapshot {target} is {fact}; only a completed one can be restored.",
     }
     return next(refusal(text) for refusal, text in details.items() if refusal.code == code)
+
+
+def _not_retryable(fact: str, other: str) -> str:
+    match fact:
+        case "retried":
+            return f"The job was retried before, as job {other}."
+        case "cancelled":
+            return "The job was cancelled; a bulk retry leaves such jobs out. Retry it alone if you want it."
+        case "later":
+            return f"Its server has had a later job, {other}; a bulk retry leaves such jobs out. Retry it alone."
+    return f"The job is {fact}; only a failed one can be retried."

@@ -11,7 +11,6 @@ from worker.jobs.model import Failure, JobId, JobState, SnapshotStatus
 from worker.jobs.outcome import Outcome
 from worker.jobs.store import redis_answers
 
-WAITING_SECONDS = 600.0
 BATCH = 100  # jobs that one script looks at: a bound on how long it holds Redis
 
 log = structlog.stdlib.get_logger()

@@ -3,29 +3,35 @@
 from dataclasses import replace
 
 from drivers.base import SnapshotExists
-from worker.jobs.model import Step
-from worker.procedures.disks import cleaned, roomy_layout, without
-from worker.procedures.power import as_found, ensure_off, ensure_off_gently, power_remembered
+from worker.jobs.model import Contents, Step
+from worker.procedures import notes
+from worker.procedures.disks import checked, cleaned, roomy_layout, without
+from worker.procedures.power import as_found, claimed, ensure_off, ensure_off_gently, power_remembered
 from worker.procedures.work import Facts, Next, Procedure, Work, over, then
 
 
 async def _check(work: Work) -> Next:
     """All that can refuse a create before it costs the guest its uptime; changes nothing."""
-    await roomy_layout(work)
+    contents = notes.contents_of(await roomy_layout(work))
     if any(found.tag == work.task.tag for found in await work.hypervisor.snapshots(work.task.server_id)):
         raise SnapshotExists(f"the tag {work.task.tag} is on the server's disks already")
-    return Next(step=None, facts=work.facts)
+    return Next(step=None, facts=replace(work.facts, contents=contents).noting(*notes.left_out(contents)))
 
 
 async def _preflight(work: Work) -> Next:
-    await _check(work)
-    return Next(step=Step.STOPPING, facts=await power_remembered(work))
+    checked_facts = (await _check(work)).facts
+    return Next(step=Step.STOPPING, facts=await power_remembered(replace(work, facts=checked_facts)))
 
 
 async def _stop(work: Work) -> Next:
+    await claimed(work)
     # Gently: what the guest has not yet written to its disks would be missing from the snapshot.
     await ensure_off_gently(work.hypervisor, work.task.server_id, work.policy)
-    return Next(step=Step.SNAPSHOTTING, facts=work.facts)
+    return Next(step=Step.CHECKING, facts=work.facts)
+
+
+async def _check_disks(work: Work) -> Next:
+    return Next(step=Step.SNAPSHOTTING, facts=await checked(work))
 
 
 async def _snapshot(work: Work) -> Next:
@@ -55,8 +61,18 @@ async def _start(work: Work) -> Next:
 
 async def _measure(work: Work) -> Next:
     size_mb = await work.hypervisor.size_mb(work.task.server_id, work.task.tag)
+    contents = await _contents(work)
     # interrupted: the machine itself may have gone down since the start
-    return Next(step=Step.STARTING if work.interrupted else None, facts=replace(work.facts, size_mb=size_mb))
+    return Next(
+        step=Step.STARTING if work.interrupted else None, facts=replace(work.facts, size_mb=size_mb, contents=contents)
+    )
+
+
+async def _contents(work: Work) -> Contents | None:
+    """As it is written down with the snapshot."""
+    found = await work.hypervisor.snapshots(work.task.server_id)
+    held = next((snapshot.contents for snapshot in found if snapshot.tag == work.task.tag), None)
+    return work.facts.contents if held is None else notes.contents_held(held)
 
 
 def _after_measuring_failed(facts: Facts) -> Step | None:
@@ -69,6 +85,7 @@ CREATE = Procedure(
     steps={
         Step.PREFLIGHT: _preflight,
         Step.STOPPING: _stop,
+        Step.CHECKING: _check_disks,
         Step.SNAPSHOTTING: _snapshot,
         Step.CLEANING: _clean,
         Step.STARTING: _start,
@@ -77,6 +94,7 @@ CREATE = Procedure(
     if_it_fails={
         Step.PREFLIGHT: over,
         Step.STOPPING: then(Step.STARTING),
+        Step.CHECKING: then(Step.STARTING),  # nothing was changed: it starts as it was found, damaged or not
         Step.SNAPSHOTTING: then(Step.CLEANING),
         Step.CLEANING: over,
         Step.STARTING: _after_starting,

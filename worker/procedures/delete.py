@@ -5,11 +5,13 @@ from contextlib import suppress
 from drivers.base import DiskFailed
 from worker.jobs.model import Step
 from worker.procedures.disks import without
+from worker.procedures.power import claimed
 from worker.procedures.work import Next, Procedure, Work, over
 
 
 async def _delete(work: Work) -> Next:
     hypervisor, task = work.hypervisor, work.task
+    await claimed(work)
     if not work.interrupted:
         with suppress(DiskFailed):  # some disks may have let go of it, one may be torn: mend them and go on
             await hypervisor.delete_snapshot(task.server_id, task.tag)

@@ -6,6 +6,7 @@ import structlog
 
 from drivers.base import DiskFailed, DriverError, Hypervisor, Layout, Power
 from worker.jobs.model import ServerId
+from worker.procedures import notes
 from worker.procedures.work import Facts, Work
 
 CLEANING_TRIES = 3  # to delete a tag at once; then it is deleted some time after the job
@@ -30,6 +31,20 @@ async def roomy_layout(work: Work) -> Layout:
             f"the storage of the server has {layout.free_bytes >> 20} MiB free; {floor >> 20} MiB are kept for guests"
         )
     return layout
+
+
+async def checked(work: Work) -> Facts:
+    """Whole disks before the first change: on a damaged image it could cost data that were there until now.
+
+    Damage that can be repaired is repaired and noted. Raises DiskCorrupt for what can't.
+    """
+    if work.interrupted:  # someone may have started the guest since
+        await work.hypervisor.cut_power(work.task.server_id)
+    mended = await work.hypervisor.repair(work.task.server_id)
+    if not mended:
+        return work.facts
+    log.warning("disks.repaired", disks=mended)
+    return work.facts.noting(notes.repaired(mended))
 
 
 async def cleaned(work: Work, tag: str) -> Facts:

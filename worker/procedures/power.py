@@ -22,6 +22,13 @@ async def ensure_off_gently(hypervisor: Hypervisor, server_id: ServerId, policy:
     await ensure_off(hypervisor, server_id)
 
 
+async def claimed(work: Work) -> None:
+    """Nobody else is at work on the server, and nobody can move it to another node until the job is over."""
+    await work.hypervisor.hold(work.task.server_id)
+    # What began in the same moment could not be seen before the hold.
+    await work.hypervisor.refuse_if_in_use(work.task.server_id)
+
+
 async def ensure_off(hypervisor: Hypervisor, server_id: ServerId) -> None:
     """Off at once, its disks released."""
     await hypervisor.cut_power(server_id)

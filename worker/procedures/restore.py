@@ -2,31 +2,75 @@
 
 from dataclasses import replace
 
-from drivers.base import SnapshotNotFound, SnapshotSpec
-from worker.jobs.model import Step
-from worker.procedures.disks import cleaned, roomy_layout, without
-from worker.procedures.power import as_found, ensure_off, power_remembered
-from worker.procedures.work import Next, Procedure, Work, over, then
+import structlog
+
+from drivers.base import GrownDisk, RestorePlan, SnapshotSpec
+from worker.jobs.model import Note, Step
+from worker.procedures import notes
+from worker.procedures.disks import checked, cleaned, roomy_layout, without
+from worker.procedures.power import as_found, claimed, ensure_off, power_remembered
+from worker.procedures.work import Facts, Next, Procedure, Work, over, then
+
+log = structlog.stdlib.get_logger()
 
 
 async def _check(work: Work) -> Next:
     """All that can refuse a restore before it costs the guest its uptime; changes nothing."""
+    plan = await _plan(work)
+    return Next(step=None, facts=work.facts.noting(*_beforehand(plan), *_at_the_effect(plan)))
+
+
+async def _plan(work: Work) -> RestorePlan:
     await roomy_layout(work)
-    found = {snapshot.tag: snapshot for snapshot in await work.hypervisor.snapshots(work.task.server_id)}
-    if work.task.tag not in found or not found[work.task.tag].complete:
-        raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
-    return Next(step=None, facts=work.facts)
+    task = work.task
+    return await work.hypervisor.restore_plan(task.server_id, task.tag, present_only=task.present_only)
+
+
+def _beforehand(plan: RestorePlan) -> tuple[Note, ...]:
+    return notes.not_restored(plan.not_restored)
+
+
+def _at_the_effect(plan: RestorePlan) -> tuple[Note, ...]:
+    """What a dry run foretells, and a restore tells once it is done."""
+    ended = [notes.backup_chain_ended(plan.bitmaps)] if _clears(plan) else []
+    renewed = [notes.GENERATION_ID_CHANGED] if plan.generation_id else []
+    return (*ended, *notes.kept_sizes(plan.grown), *renewed)
+
+
+def _clears(plan: RestorePlan) -> bool:
+    return bool(plan.bitmaps or plan.checkpoints)
 
 
 async def _preflight(work: Work) -> Next:
-    await _check(work)
-    return Next(step=Step.STOPPING, facts=await power_remembered(work))
+    planned = _planned(await _plan(work), work)
+    return Next(step=Step.STOPPING, facts=await power_remembered(replace(work, facts=planned)))
+
+
+def _planned(plan: RestorePlan, work: Work) -> Facts:
+    overwritten = work.task.overwritten
+    targets = frozenset(plan.targets) if overwritten is None else overwritten.intersection(plan.targets)
+    return replace(
+        work.facts.noting(*_beforehand(plan)),
+        targets=targets,
+        grown=tuple(disk for disk in plan.grown if disk.target in targets),
+        clears=plan.bitmaps if _clears(plan) else None,
+        renews_generation=plan.generation_id,
+    )
 
 
 async def _stop(work: Work) -> Next:
+    await claimed(work)
     # At once: what the guest has not yet written is about to be overwritten.
     await ensure_off(work.hypervisor, work.task.server_id)
-    return Next(step=Step.SAFEGUARDING, facts=work.facts)
+    return Next(step=Step.CHECKING, facts=work.facts)
+
+
+async def _check_disks(work: Work) -> Next:
+    facts, task = await checked(work), work.task
+    # Other tools may have enlarged a disk or begun a backup chain between the first look and the stop. From here on
+    # they find the server off, and held.
+    plan = await work.hypervisor.restore_plan(task.server_id, task.tag, present_only=task.present_only)
+    return Next(step=Step.SAFEGUARDING, facts=_planned(plan, replace(work, facts=facts)))
 
 
 async def _safeguard(work: Work) -> Next:
@@ -41,22 +85,72 @@ async def _safeguard(work: Work) -> Next:
         created_at=task.created_at,
     )
     await work.hypervisor.take_snapshot(task.server_id, spec)
-    return Next(step=Step.REVERTING, facts=replace(work.facts, spare_tag=task.safety_tag))
+    facts = replace(work.facts, spare_tag=task.safety_tag)
+    if facts.clears is None:
+        return Next(step=Step.REVERTING, facts=facts)
+    # Noted before the first of them goes: a step that breaks off has ended the chain as well.
+    return Next(step=Step.CLEARING, facts=facts.noting(notes.backup_chain_ended(facts.clears)))
 
 
-async def _revert(work: Work) -> Next:
+async def _picked_up(work: Work) -> None:
+    """Off and whole after an interruption: someone may have started the guest since, and a disk may be torn."""
     if work.interrupted:
         await ensure_off(work.hypervisor, work.task.server_id)
         await work.hypervisor.repair(work.task.server_id)
-    await work.hypervisor.revert(work.task.server_id, work.task.tag)
+
+
+async def _clear(work: Work) -> Next:
+    await _picked_up(work)
+    targets = await work.hypervisor.clear_bitmaps(work.task.server_id)
+    log.warning("backup_chain.ended", disks=targets or work.facts.clears)
+    return Next(step=Step.REVERTING, facts=work.facts)
+
+
+async def _revert(work: Work) -> Next:
+    await _picked_up(work)
+    await work.hypervisor.revert(work.task.server_id, work.task.tag, targets=work.facts.targets)
+    facts = work.facts if work.facts.targets is not None else await _as_begun_by_an_earlier_version(work)
     # From the next step on the guest may write: whoever runs this job again must not revert again.
-    return Next(step=Step.STARTING, facts=work.facts)
+    adapts = facts.grown or facts.renews_generation
+    return Next(step=Step.ADAPTING if adapts else Step.STARTING, facts=facts)
+
+
+async def _as_begun_by_an_earlier_version(work: Work) -> Facts:
+    """What a restore has to bring back that was planned by a version which kept nothing: its safety snapshot has it."""
+    found = await work.hypervisor.snapshots(work.task.server_id)
+    safety = next((one.contents for one in found if one.tag == work.task.safety_tag), None)
+    then = {disk.target: disk.virtual_bytes for disk in safety.disks} if safety is not None else {}
+    now = (await work.hypervisor.layout(work.task.server_id)).disks
+    grown = tuple(
+        GrownDisk(target=disk.target, snapshot_bytes=disk.virtual_bytes, virtual_bytes=then[disk.target])
+        for disk in now
+        if then.get(disk.target, 0) > disk.virtual_bytes
+    )
+    return replace(work.facts, grown=grown, renews_generation=True)  # a server without such an id has nothing to renew
+
+
+async def _adapt(work: Work) -> Next:
+    hypervisor, server_id, facts = work.hypervisor, work.task.server_id, work.facts
+    await _picked_up(work)
+    if facts.grown:
+        virtual_bytes = {disk.target: disk.virtual_bytes for disk in facts.grown}
+        await hypervisor.resize(server_id, virtual_bytes)
+        log.info("disks.enlarged", **virtual_bytes)
+        facts = facts.noting(*notes.kept_sizes(facts.grown))
+    if facts.renews_generation:
+        await hypervisor.renew_generation_id(server_id)
+        facts = facts.noting(notes.GENERATION_ID_CHANGED)
+    return Next(step=Step.STARTING, facts=facts)
 
 
 async def _undo(work: Work) -> Next:
-    await ensure_off(work.hypervisor, work.task.server_id)
-    await work.hypervisor.repair(work.task.server_id)
-    await work.hypervisor.revert(work.task.server_id, work.task.safety_tag)
+    hypervisor, task = work.hypervisor, work.task
+    await ensure_off(hypervisor, task.server_id)
+    await hypervisor.repair(task.server_id)
+    # Where nothing was changed there is nothing to go back to: what refused the revert would refuse this one, too.
+    if not await hypervisor.is_at(task.server_id, task.safety_tag):
+        await hypervisor.clear_bitmaps(task.server_id)
+        await hypervisor.revert(task.server_id, task.safety_tag)
     return Next(step=Step.CLEANING, facts=work.facts)
 
 
@@ -73,8 +167,11 @@ RESTORE = Procedure(
     steps={
         Step.PREFLIGHT: _preflight,
         Step.STOPPING: _stop,
+        Step.CHECKING: _check_disks,
         Step.SAFEGUARDING: _safeguard,
+        Step.CLEARING: _clear,
         Step.REVERTING: _revert,
+        Step.ADAPTING: _adapt,
         Step.UNDOING: _undo,
         Step.CLEANING: _clean,
         Step.STARTING: _start,
@@ -82,8 +179,11 @@ RESTORE = Procedure(
     if_it_fails={
         Step.PREFLIGHT: over,
         Step.STOPPING: then(Step.STARTING),
+        Step.CHECKING: then(Step.STARTING),  # nothing was changed: it starts as it was found, damaged or not
         Step.SAFEGUARDING: then(Step.CLEANING),
+        Step.CLEARING: then(Step.UNDOING),
         Step.REVERTING: then(Step.UNDOING),
+        Step.ADAPTING: then(Step.UNDOING),
         Step.UNDOING: over,  # the disks are torn: the VM stays off
         Step.CLEANING: over,
         Step.STARTING: over,

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Self
 
-from drivers.base import Hypervisor, SnapshotSpec
-from worker.jobs.model import Failure, Job, JobId, JobKind, ServerId, SnapshotId, Step, snapshot_tag
+from drivers.base import GrownDisk, Hypervisor, SnapshotSpec
+from worker.jobs.model import Contents, Failure, Job, JobId, JobKind, Note, ServerId, SnapshotId, Step, snapshot_tag
 
 SAFETY_PREFIX = "vps-safety-"  # of the tags of safety snapshots; the restore's job id follows
 
@@ -30,6 +30,9 @@ class Task:
     request_id: str
     undoes: JobId | None = None
     traceparent: str = ""  # so that after a crash the trace goes on, too
+    present_only: bool = False  # of a restore: the disks that are there go back, whatever else the snapshot holds
+    # Of an undo: the disks that the restore overwrote, where it did not overwrite all. The others have gone on since.
+    overwritten: frozenset[str] | None = None
 
     @classmethod
     def of(cls, job: Job) -> Self:
@@ -44,6 +47,7 @@ class Task:
             request_id=job.request_id,
             undoes=job.undoes,
             traceparent=job.traceparent,
+            present_only=job.present_only,
         )
 
     @property
@@ -72,12 +76,23 @@ class Facts:
     size_mb: int | None = None
     spare_tag: str | None = None  # a tag on the disks that is to be deleted some time after the job
     failure: Failure | None = None  # the first one: why the job goes back
+    contents: Contents | None = None  # what the snapshot holds, or would
+    notes: tuple[Note, ...] = ()
+    targets: frozenset[str] | None = None  # of a restore: the disks that go back; None: all
+    grown: tuple[GrownDisk, ...] = ()  # enlarged since the snapshot, to be as large again
+    clears: tuple[str, ...] | None = None  # disks with dirty bitmaps, none where there are checkpoints alone
+    renews_generation: bool = False
 
     def failed(self, failure: Failure) -> Self:
         """With this failure; an earlier one stays the reason, and stranded stays stranded."""
         if self.failure is None:
             return replace(self, failure=failure)
         return replace(self, failure=replace(self.failure, stranded=self.failure.stranded or failure.stranded))
+
+    def noting(self, *notes: Note) -> Self:
+        """With these notes; told again, a note takes the place of the one before."""
+        told = {(note.code, note.disks): note for note in (*self.notes, *notes)}
+        return replace(self, notes=tuple(told.values()))
 
     @property
     def downtime_seconds(self) -> float | None:
@@ -127,6 +142,10 @@ class Procedure:
     steps: Mapping[Step, Callable[[Work], Awaitable[Next]]]
     if_it_fails: Mapping[Step, Callable[[Facts], Step | None]]
     strands: frozenset[Step] = frozenset()
+
+
+# Steps that go forward: a worker that has lost its node to another must not enter one. The others bring a server back.
+FORWARD = frozenset(Step) - {Step.UNDOING, Step.CLEANING, Step.STARTING, Step.MEASURING}
 
 
 def over(_facts: Facts) -> Step | None:

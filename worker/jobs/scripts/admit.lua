@@ -1,8 +1,9 @@
 -- Decide on a create, restore, delete or undo and write all of it, or refuse and write nothing. A dry run is decided in the
 -- same way; its job holds no server and makes no snapshot. A create by a schedule makes room where it must.
 -- ARGV[1]: JSON {kind, dry_run, account, id, name, description, request_id, job_id, limit, silent_ms, queue{...},
--- again (a delete that has not freed its space), idempotency{key, fingerprint, kept_ms}, schedule{id, due_ms, next_ms,
--- retry_ms}, traceparent or nil}. id: the server's for a create, the restore's job for an undo, else the snapshot's.
+-- again (a delete that has not freed its space), present_only (of a restore or an undo), retries (the failed job that this
+-- one does again) and in_bulk, idempotency{key, fingerprint, kept_ms}, schedule{id, due_ms, next_ms, retry_ms}, traceparent or
+-- nil}. id: the server's for a create, the restore's job for an undo, else the snapshot's.
 -- Answers {'refused', code, ...} or {'admitted', job, snapshot (nil for a dry run, or where it is deleted)}, as they are shown.
 local ask = cjson.decode(ARGV[1])
 
@@ -19,7 +20,9 @@ local function admit(server_id, server, snapshot_id, snapshot, undoes)
     server = server_id, server_name = server.name, account = server.account, node = server.node,
     snapshot = snapshot_id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
     snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id, traceparent = ask.traceparent,
+    present_only = ask.present_only and '1' or nil,
   }, ask.queue)
+  if ask.retries then redis.call('HSET', 'job:' .. ask.retries, 'retried_by', ask.job_id) end
   local exists = redis.call('EXISTS', 'snapshot:' .. snapshot_id) == 1 -- an undo's may be deleted
   return {'admitted', show_job(ask.job_id), exists and show_snapshot(snapshot_id) or nil}
 end
@@ -118,8 +121,34 @@ local function run_schedule()
   return answer
 end
 
+-- A job that its server has had after this one, or nil. A dry run is none: it changes nothing.
+local function later_job(job)
+  local LOOKS = 200
+  local later = redis.call('ZREVRANGEBYSCORE', 'jobs:server:' .. job.server, '+inf', '(' .. job.queued_ms, 'LIMIT', 0, LOOKS)
+  for _, id in ipairs(later) do
+    local kind = redis.call('HGET', 'job:' .. id, 'kind')
+    if kind ~= 'check_create' and kind ~= 'check_restore' then return id end
+  end
+  return later[LOOKS] -- so many dry runs: what was before them is not looked at
+end
+
+-- Why a failed job is not done again. In bulk nobody has looked at it: then what its owner has asked for since, or did not
+-- want any more, goes before it.
+local function refuse_retry()
+  local job = read('job:' .. ask.retries)
+  if not job then return {'refused', 'job_not_found'} end
+  if job.state ~= 'failed' then return {'refused', 'job_not_retryable', job.state} end
+  if job.retried_by then return {'refused', 'job_not_retryable', 'retried', job.retried_by} end
+  if not ask.in_bulk then return nil end
+  if job.failure_code == 'cancelled' then return {'refused', 'job_not_retryable', 'cancelled'} end
+  local later = later_job(job)
+  return later and {'refused', 'job_not_retryable', 'later', later} or nil
+end
+
 local function decide()
   if ask.schedule then return run_schedule() end
+  local refused = ask.retries and refuse_retry()
+  if refused then return refused end
   if ask.kind == 'create' then return create() end
   if ask.kind == 'undo' then return undo() end
   local snapshot = read('snapshot:' .. ask.id)

@@ -1,11 +1,22 @@
 -- One page of the audit, newest first. ARGV[1]: JSON {match{field: value}, from, to: ids of the stream, limit}.
--- Answers {id to go on before or '', {id, {field, value, ...}}, ...}.
+-- Answers {id to go on before or '', {id, {field, value, ...}, codes of what its job has noted or ''}, ...}.
+-- The codes are looked up here: so a node, which notes them, needs no right to write to the audit, and an entry says them
+-- whether the job ended before or after it was written.
 local ask = cjson.decode(ARGV[1])
 local looked, page, to = 0, {''}, ask.to
 
-local function matches(flat)
+local function named(flat)
   local entry = {}
   for i = 1, #flat, 2 do entry[flat[i]] = flat[i + 1] end
+  return entry
+end
+
+local function noted(entry)
+  local job_id = string.match(entry.made or '', '^job (%x+)$') or entry.job
+  return job_id and redis.call('GET', 'job:' .. job_id .. ':noted') or ''
+end
+
+local function matches(entry)
   for field, value in pairs(ask.match) do
     if entry[field] ~= value then return false end
   end
@@ -19,7 +30,8 @@ while looked < LOOKS do
   for _, entry in ipairs(found) do
     looked, to = looked + 1, '(' .. entry[1]
     page[1] = entry[1]
-    if matches(entry[2]) then page[#page + 1] = entry end
+    local told = named(entry[2])
+    if matches(told) then page[#page + 1] = {entry[1], entry[2], noted(told)} end
     if #page > ask.limit then return page end
   end
   if #found < 500 then

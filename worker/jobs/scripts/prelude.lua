@@ -100,12 +100,12 @@ local function call_webhooks(job_id, job, event_id)
   end
 end
 
--- Tell the account, and the operators of the cell, how a job has changed.
-local function tell(job_id, job)
+-- Tell the account, and the operators of the cell, how a job has changed. note_codes: of its end, a space between them.
+local function tell(job_id, job, note_codes)
   local mine, event_id = 'account:' .. job.account .. ':events', nil
   for key, most in pairs({[mine] = 1000, events = 10000}) do
     local added = redis.call('XADD', key, 'MAXLEN', '~', most, '*', 'account', job.account, 'server', job.server,
-      'snapshot', job.snapshot, 'job', job_id, 'kind', job.kind, 'state', job.state, 'step', job.step or '')
+      'snapshot', job.snapshot, 'job', job_id, 'kind', job.kind, 'state', job.state, 'step', job.step or '', 'notes', note_codes or '')
     if key == mine then event_id = added end
   end
   redis.call('PEXPIRE', mine, 7 * 86400 * 1000)
@@ -251,6 +251,9 @@ end
 
 local function settle_create(id, snapshot, result, now)
   redis.call('HSET', 'snapshot:' .. id, 'status', result.snapshot_status, 'size_mb', result.size_mb)
+  if result.snapshot_status == 'completed' and (result.contents or '') ~= '' then
+    redis.call('HSET', 'snapshot:' .. id, 'contents', result.contents)
+  end
   if result.snapshot_status == 'failed' then
     -- still listed, but it holds neither a slot nor its name: the customer may try again at once
     redis.call('SREM', 'server:' .. snapshot.server .. ':counted', id)
@@ -286,13 +289,38 @@ local function list_failure(job_id, job, result, now)
   end
 end
 
+-- What a job says beside its state. A worker of an earlier version says none of this.
+local function keep_notes(job_id, job, result)
+  for _, field in ipairs({'notes', 'contents'}) do
+    if (result[field] or '') ~= '' then redis.call('HSET', 'job:' .. job_id, field, result[field]) end
+  end
+  local only_looked = job.kind == 'check_create' or job.kind == 'check_restore' -- then it says what would be done
+  if (result.audited_codes or '') ~= '' and not only_looked then -- for the audit: its entries live longer than the job's record
+    redis.call('SET', 'job:' .. job_id .. ':noted', result.audited_codes, 'PX', result.note_codes_ms)
+  end
+end
+
+-- A delete that failed is tried again: each time later, for its reason seldom goes by itself.
+local function put_off_delete(id, job, result, now)
+  local failures = 1
+  -- another tool at work on the server passes by itself
+  if job.started_ms and result.failure_code ~= 'server_busy' then
+    failures = redis.call('HINCRBY', 'snapshot:' .. id, 'failed_deletes', 1)
+  end
+  local wait = tonumber(result.retry_ms) * 2 ^ math.min(failures - 1, 16)
+  wait = math.min(wait, tonumber(result.retry_most_ms or result.retry_ms))
+  redis.call('ZADD', 'node:' .. job.node .. ':deleting', now + wait, id)
+end
+
 -- End a job: its state, what it means for its snapshot, the server free again, arq's record gone.
--- result: state, failure_code, failure_detail, stranded, downtime_seconds, snapshot_status, size_mb, retry_ms, undoable_ms
+-- result: state, failure_code, failure_detail, stranded, downtime_seconds, snapshot_status, size_mb, retry_ms, retry_most_ms,
+-- undoable_ms, notes and contents (JSON or ''), note_codes, audited_codes, note_codes_ms
 local function conclude(job_id, job, result)
   local now = now_ms()
   become(job_id, job, result.state)
   redis.call('HSET', 'job:' .. job_id, 'finished_ms', now, 'failure_code', result.failure_code,
     'failure_detail', result.failure_detail, 'stranded', result.stranded, 'downtime_seconds', result.downtime_seconds)
+  keep_notes(job_id, job, result)
   redis.call('PEXPIRE', 'job:' .. job_id, result.kept_ms)
   redis.call('ZREM', 'jobs:waiting', job_id)
   count_end(job, result, now)
@@ -307,7 +335,7 @@ local function conclude(job_id, job, result)
     if result.state == 'completed' then
       forget_snapshot(job.snapshot, snapshot)
     else
-      redis.call('ZADD', 'node:' .. job.node .. ':deleting', now + tonumber(result.retry_ms), job.snapshot)
+      put_off_delete(job.snapshot, job, result, now)
     end
   end
   if redis.call('HGET', 'server:' .. job.server, 'job') == job_id then
@@ -322,7 +350,7 @@ local function conclude(job_id, job, result)
     redis.call('LPUSH', durations, now - job.started_ms)
     redis.call('LTRIM', durations, 0, 19)
   end
-  tell(job_id, job)
+  tell(job_id, job, result.note_codes)
 end
 
 -- Take a job that was ended out of its node's queue.

@@ -2,7 +2,7 @@
 -- JSON [{id, account, name, power}, ...] (all as text), JSON result of a job whose server has left its node,
 -- JSON of the node or '', the least free bytes of its pools.
 -- Answers {conflicts, fresh, gone, moment at which an operator asked for a reconciliation, or ''}: conflicts are the ids
--- that a living other node claims as well (those keep their node until a person has looked), fresh are those whose snapshots
+-- that a living other node claims as well (those keep their node: a migration is at its end, or a person must look), fresh are those whose snapshots
 -- the node must publish before one can be added: new here, or Redis lost its data; gone are those that it had before.
 if not owns_lease(ARGV[1], ARGV[2]) then return 'lease_lost' end
 local node, silent_ms = ARGV[1], ARGV[3]
@@ -40,6 +40,15 @@ local function take_over(server_id, server)
   end
 end
 
+-- Whether a server that another node has may be ours now. That node has lost it or is silent; or the guest runs here, and
+-- there it is off or nobody looks after it: a guest runs at one place only, where its disks are locked.
+local function may_come(found, known)
+  if not known.node or known.node == node or known.missing or node_is_silent(known.node, silent_ms) then return true end
+  if found.power ~= 'on' then return false end
+  local lease_until_ms = tonumber(redis.call('HGET', 'node:' .. known.node, 'lease_until_ms')) or 0
+  return lease_until_ms <= now_ms() or (known.power == 'off' and not known.job)
+end
+
 local function lists_of(server)
   return {'servers', 'servers:node:' .. (server.node or ''), 'servers:account:' .. (server.account or '')}
 end
@@ -55,7 +64,7 @@ for _, found in ipairs(cjson.decode(ARGV[4])) do
   local key = 'server:' .. found.id
   local known = read(key) or {}
   present[found.id] = true
-  if known.node and known.node ~= node and not known.missing and not node_is_silent(known.node, silent_ms) then
+  if not may_come(found, known) then
     conflicts[#conflicts + 1] = found.id
   else
     if known.account and known.account ~= found.account then move_account(found.id, known.account, found.account) end

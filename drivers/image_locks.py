@@ -1,0 +1,39 @@
+"""Who holds an image, by the locks that QEMU and qemu-img take on single bytes of it. Looking takes no lock.
+
+QEMU locks byte 100 + N for each thing that it does with the image, and byte 200 + N for each that it lets nobody else
+do (`block/file-posix.c`; N as in `BLK_PERM_*`). They are seen from every process of the node and, on a shared file
+system that passes locks on, of other nodes.
+"""
+
+import fcntl
+import os
+import struct
+from enum import StrEnum
+
+_DOES, _FORBIDS = 100, 200
+_WRITE, _RESIZE = 1, 3  # of BLK_PERM_*
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux
+
+
+class Holder(StrEnum):
+    WRITER = "writer"
+    READER = "reader"  # it lets nobody write: a VM over this image as its base, a backup, a copy
+
+
+def holder(path: str) -> Holder | None:
+    """Of whatever the path leads to; None: it may be written to. Raises OSError."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if _locked(file, _DOES + _WRITE) or _locked(file, _DOES + _RESIZE):
+            return Holder.WRITER
+        if _locked(file, _FORBIDS + _WRITE) or _locked(file, _FORBIDS + _RESIZE):
+            return Holder.READER
+        return None
+    finally:
+        os.close(file)
+
+
+def _locked(file: int, byte: int) -> bool:
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+    kind = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))[0]
+    return bool(kind != fcntl.F_UNLCK)

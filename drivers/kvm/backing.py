@@ -1,0 +1,110 @@
+"""What lies below a disk's image: followed to its end, and refused where the disk could not be snapshotted over it."""
+
+import asyncio
+import os
+import stat
+from dataclasses import dataclass
+
+from drivers import image_locks, qcow2
+from drivers.base import UnsupportedServer
+from drivers.image_chain import DEPTH
+from drivers.image_locks import Holder
+from drivers.kvm.domain_xml import FileDisk
+from drivers.qcow2 import QemuImgFailed
+from drivers.qcow2_image import Backing, Image, UnknownBacking
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """The identity of a file, whatever it is called, and what it is."""
+
+    device: int
+    inode: int
+    is_file: bool
+    is_block: bool
+
+
+async def refuse_unfit(disk: FileDisk, image: Image) -> None:
+    """Raises UnsupportedServer where a file below the image is not there, can't be read as what it is said to be, or
+    is written to; or where the domain's XML names others."""
+    chain: list[tuple[Backing, _File]] = []
+    top: Image | None = image
+    while top is not None and (below := _below(disk, top)) is not None:
+        file = await _looked_at(disk, below)
+        if len(chain) == DEPTH or (file.device, file.inode) in {(seen.device, seen.inode) for _, seen in chain}:
+            raise UnsupportedServer(f"the backing files of disk {disk.target} have no end")
+        chain.append((below, file))
+        top = await _image_of(disk, below)
+    if not await asyncio.to_thread(_is_as_listed, disk, chain):
+        raise UnsupportedServer(f"the definition of disk {disk.target} names another backing file than its image")
+
+
+def _below(disk: FileDisk, image: Image) -> Backing | None:
+    try:
+        below = image.backing
+    except UnknownBacking as error:
+        raise UnsupportedServer(f"the backing file of disk {disk.target} {error}") from error
+    if below is not None and below.format is None:
+        # whoever opened it would have to guess, and a guest can forge a header
+        raise UnsupportedServer(f"disk {disk.target} does not say of what format its backing file is")
+    return below
+
+
+async def _looked_at(disk: FileDisk, below: Backing) -> _File:
+    name = f"the backing file of disk {disk.target}"
+    try:
+        file = await asyncio.to_thread(_file, below.path)
+        if not (file.is_file or file.is_block):
+            raise UnsupportedServer(f"{name} is neither a file nor a block device")
+        holder = await asyncio.to_thread(image_locks.holder, below.path)
+    except FileNotFoundError as error:
+        raise UnsupportedServer(f"{name} is missing") from error
+    except (OSError, ValueError) as error:
+        raise UnsupportedServer(f"{name} can't be looked at") from error
+    if holder is Holder.WRITER:
+        raise UnsupportedServer(f"{name} is being written to by another program")
+    return file
+
+
+async def _image_of(disk: FileDisk, below: Backing) -> Image | None:
+    """None: nothing can lie below a file of this format, or QEMU alone knows."""
+    if below.format == "luks":
+        raise UnsupportedServer(f"the backing file of disk {disk.target} is encrypted, which can't be snapshotted")
+    if below.format != "qcow2":
+        return None
+    try:
+        image = await qcow2.image(below.path)
+    except QemuImgFailed as error:
+        raise UnsupportedServer(f"the backing file of disk {disk.target} can't be read as qcow2") from error
+    if image.encrypted:
+        raise UnsupportedServer(f"the backing file of disk {disk.target} is encrypted, which can't be snapshotted")
+    return image
+
+
+def _file(path: str) -> _File:
+    status = os.stat(path)
+    return _File(
+        device=status.st_dev,
+        inode=status.st_ino,
+        is_file=stat.S_ISREG(status.st_mode),
+        is_block=stat.S_ISBLK(status.st_mode),
+    )
+
+
+def _is_as_listed(disk: FileDisk, chain: list[tuple[Backing, _File]]) -> bool:
+    """Whether the guest, which goes by the XML, has below its disk what qemu-img has, which goes by the images."""
+    if disk.backing is None:
+        return True
+    if len(disk.backing) > len(chain) or (disk.backing_ends and len(disk.backing) < len(chain)):
+        return False
+    for listed, (below, file) in zip(disk.backing, chain, strict=False):
+        if listed.format not in {None, below.format}:
+            return False
+        if listed.kind == "block" and file.is_block and not listed.path:
+            continue
+        try:
+            if not listed.path or _file(listed.path) != file:
+                return False
+        except (OSError, ValueError):
+            return False
+    return True

@@ -1,0 +1,109 @@
+"""The small files of a server's state beside its disks: UEFI variables, a writable firmware, an emulated TPM."""
+
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from drivers.base import Firmware
+from drivers.kvm.disks_xml import LOST_IN_XML
+from drivers.kvm.places import Places
+
+TPM_FOLDERS = {"1.2": "tpm1.2", "2.0": "tpm2"}
+
+
+class Kind(StrEnum):
+    """The value ends the name of a copy."""
+
+    NVRAM = "nvram"
+    PFLASH = "pflash"
+    TPM = "tpm"
+
+
+WORDS = {Kind.NVRAM: "the UEFI variables", Kind.PFLASH: "the writable firmware", Kind.TPM: "the state of the TPM"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatePart:
+    """A file that is saved and restored whole with the disks; a TPM's is a folder of files, as a rule."""
+
+    kind: Kind
+    path: Path
+    folder: bool = False
+    # The hypervisor chose firmware and file: only while the domain runs does its XML say whether there is one at all.
+    assumed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    firmware: Firmware
+    parts: tuple[StatePart, ...]
+    unsupported: tuple[str, ...]
+
+
+def state(domain: ET.Element, places: Places) -> State:
+    """What the XML says; whether the files are there is not looked at."""
+    unsupported: list[str] = []
+    firmware, parts = _firmware(domain, places, unsupported)
+    parts += _tpms(domain, places, unsupported)
+    for part in list(parts):
+        if not part.path.is_absolute():
+            unsupported.append(f"{WORDS[part.kind]} of the server have no absolute path")
+            parts.remove(part)
+        elif LOST_IN_XML & {*str(part.path)}:
+            unsupported.append(f"{WORDS[part.kind]} of the server have a line break or a tab in their path")
+            parts.remove(part)
+    return State(firmware=firmware, parts=tuple(parts), unsupported=tuple(unsupported))
+
+
+def _firmware(domain: ET.Element, places: Places, unsupported: list[str]) -> tuple[Firmware, list[StatePart]]:
+    os = domain.find("./os")
+    if os is None:
+        return Firmware.BIOS, []
+    loader, nvram, store = os.find("loader"), os.find("nvram"), os.find("varstore")
+    chosen = os.get("firmware") == "efi"
+    flash = loader is not None and loader.get("type") == "pflash"
+    if not chosen and not flash and nvram is None and store is None:
+        return Firmware.BIOS, []
+    parts = []
+    writable = flash and loader is not None and loader.get("readonly") != "yes"
+    if writable and loader is not None and loader.text:
+        parts.append(StatePart(kind=Kind.PFLASH, path=Path(loader.text)))
+    kind = "file" if nvram is None else nvram.get("type", "file")
+    path = _variables(nvram) or (store.get("path") if store is not None else None)
+    if kind != "file":
+        unsupported.append(f"the server's UEFI variables are no file but of type {kind}, which can't be snapshotted")
+    elif path:
+        parts.append(StatePart(kind=Kind.NVRAM, path=Path(path)))
+    elif not writable and (loader is None or loader.get("stateless") != "yes"):
+        file = places.variables / f"{domain.findtext('name') or ''}_VARS.fd"
+        parts.append(StatePart(kind=Kind.NVRAM, path=file, assumed=chosen))
+    return Firmware.UEFI, parts
+
+
+def _variables(nvram: ET.Element | None) -> str | None:
+    if nvram is None:
+        return None
+    if nvram.get("type") is None:
+        return nvram.text  # with each blank in it, as libvirt takes it
+    source = nvram.find("source")
+    return None if source is None else source.get("file")
+
+
+def _tpms(domain: ET.Element, places: Places, unsupported: list[str]) -> list[StatePart]:
+    parts: list[StatePart] = []
+    for backend in domain.iterfind("./devices/tpm/backend"):
+        kind, source = backend.get("type", ""), backend.find("source")
+        if kind != "emulator":
+            unsupported.append(f"the server has a TPM of type {kind}, whose state can't be snapshotted")
+        elif parts:
+            unsupported.append("the server has two emulated TPMs, and the state of one alone can be snapshotted")
+        elif source is not None and source.get("path"):
+            path = Path(source.get("path", ""))
+            parts.append(StatePart(kind=Kind.TPM, path=path, folder=source.get("type", "dir") == "dir"))
+        elif folder := TPM_FOLDERS.get(backend.get("version", "2.0")):
+            path = places.tpms / (domain.findtext("uuid") or "") / folder
+            parts.append(StatePart(kind=Kind.TPM, path=path, folder=True))
+        else:
+            unsupported.append("the server has a TPM of an unknown version, whose state can't be snapshotted")
+    return parts

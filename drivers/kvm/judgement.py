@@ -1,0 +1,114 @@
+"""What a snapshot of a server would hold and what keeps it from being taken: for the layout, and for the survey."""
+
+import asyncio
+import os.path
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from drivers.base import DriverError, SkippedDisk, UnsupportedServer
+from drivers.kvm import disks
+from drivers.kvm.domain_xml import FileDisk, Hardware, Kind, StatePart
+from drivers.kvm.firmware_xml import WORDS
+from drivers.kvm.state_copies import Copies
+from drivers.qcow2_image import Image
+
+NOT_YET = {
+    Kind.NVRAM: "the server has no UEFI variables yet",
+    Kind.PFLASH: "the server has no firmware file",
+    Kind.TPM: "the server's TPM has no state yet",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    images: Mapping[FileDisk, Image]  # of the disks that can be read
+    parts: tuple[StatePart, ...]  # that are there, and are saved with the disks
+    skipped: tuple[SkippedDisk, ...]
+    refusals: tuple[DriverError, ...]
+
+    def holds(self, *kinds: Kind) -> bool:
+        return any(part.kind in kinds for part in self.parts)
+
+    def refuse(self) -> None:
+        """Raises the first kind of refusal, with the texts of all of that kind."""
+        if self.refusals:
+            kind = type(self.refusals[0])
+            raise kind("; ".join(str(each) for each in self.refusals if type(each) is kind)) from self.refusals[0]
+
+
+async def judge(found: Hardware) -> Judgement:
+    """Changes nothing, whether the domain runs or not."""
+    images, refusals = await judge_disks(found.disks)
+    parts, unheld, unfit = await asyncio.to_thread(_parts, found)
+    return Judgement(
+        images=images,
+        parts=tuple(parts),
+        skipped=(*found.skipped, *unheld),
+        refusals=(*(UnsupportedServer(text) for text in found.troubles), *refusals, *unfit),
+    )
+
+
+async def judge_disks(of: Sequence[FileDisk]) -> tuple[dict[FileDisk, Image], list[DriverError]]:
+    """The images that can be read, and what is wrong with any."""
+    refusals: list[DriverError] = []
+    images: dict[FileDisk, Image] = {}
+    for disk, (image, error) in zip(of, await asyncio.gather(*map(_judge_disk, of)), strict=True):
+        if image is not None:
+            images[disk] = image
+        if error is not None:
+            refusals.append(error)
+    # of disks with one path the XML has told already
+    refusals += await asyncio.to_thread(_same_files, [*images])
+    return images, refusals
+
+
+async def _judge_disk(disk: FileDisk) -> tuple[Image | None, DriverError | None]:
+    image = None
+    try:
+        image = await disks.readable(disk)
+        await disks.refuse_unfit(disk, image)
+    except DriverError as error:
+        return image, error
+    return image, None
+
+
+def _same_files(of: Sequence[FileDisk]) -> list[DriverError]:
+    """Two disks that are one file under two names, by a symbolic or a hard link."""
+    first: dict[tuple[int, int], FileDisk] = {}
+    refusals: list[DriverError] = []
+    for path, disk in {os.path.normpath(disk.path): disk for disk in of}.items():
+        try:
+            status = os.stat(path)
+        except OSError:
+            refusals.append(UnsupportedServer(f"disk {disk.target} can't be looked at"))
+            continue
+        other = first.setdefault((status.st_dev, status.st_ino), disk)
+        if other is not disk:
+            refusals.append(UnsupportedServer(f"disk {disk.target} shares its file with disk {other.target}"))
+    return refusals
+
+
+def _parts(found: Hardware) -> tuple[list[StatePart], list[SkippedDisk], list[DriverError]]:
+    """Those that are there, those that are not, and why some can't be copied."""
+    held: list[StatePart] = []
+    unheld: list[SkippedDisk] = []
+    refusals: list[DriverError] = []
+    for part in found.parts:
+        copies = Copies(images=[Path(disk.path) for disk in found.disks], parts=[part])
+        try:
+            with disks.refused_as(UnsupportedServer, f"{WORDS[part.kind]} can't be copied"):
+                if copies.present():
+                    held.append(part)
+                else:
+                    unheld += not_yet([part], ())
+                if found.disks:
+                    copies.refuse_unwritable()
+        except DriverError as error:
+            refusals.append(error)
+    return held, unheld, refusals
+
+
+def not_yet(parts: Iterable[StatePart], there: Container[Kind]) -> tuple[SkippedDisk, ...]:
+    """Those of which there was no file when a snapshot was taken. `there`: the kinds that it has copies of."""
+    return tuple(SkippedDisk(target=part.kind, reason=NOT_YET[part.kind]) for part in parts if part.kind not in there)

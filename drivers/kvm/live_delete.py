@@ -1,0 +1,168 @@
+"""Deleting a snapshot from the disks of a running domain; the guest pauses for as long as it takes.
+
+QEMU is asked itself, disk by disk. libvirt 9.0's own delete asks it for `delvm`, which refuses all disks where one is
+writable and no qcow2 (UEFI variables, a shared disk), and then tells us that all went well. All calls block; libvirt's
+own errors pass through.
+"""
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+
+from drivers.base import DiskFailed
+from drivers.kvm.disks_xml import FileDisk, VolumePath, disk_path
+from drivers.kvm.libvirt_xml import read
+from drivers.kvm.volumes import paths_by
+
+JOB_PREFIX = "vps-delete-"
+HANDED_OVER = frozenset({"inmigrate", "postmigrate", "finish-migrate"})  # of query-status
+NOT_MIGRATING = frozenset({"none", "completed", "failed", "cancelled"})  # of query-migrate
+JOB_SECONDS = 600.0  # 1 TB fully mapped takes 6 s
+JOB_RETRY_SECONDS = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Node:
+    """The qcow2 layer of a disk within QEMU."""
+
+    name: str
+    is_root: bool  # not below a filter such as copy_on_read
+    snapshots: tuple[tuple[str, str], ...]  # id and name
+
+
+def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> list[FileDisk]:
+    """Delete the snapshot from these disks. Those that lack it are fine; the ones that the guest does not have yet are
+    left alone and returned: QEMU does not hold them.
+
+    Raises DiskFailed: before any change where QEMU does not say which node is a disk's, else some disks may have lost
+    the snapshot.
+    """
+    _refuse_migrating(domain)
+    running = {here.target: here for here in _running_disks(domain.XMLDesc(0), paths_by(domain.connect()))}
+    nodes = _nodes(domain)
+    found: list[tuple[FileDisk, _Node]] = []
+    elsewhere: list[FileDisk] = []
+    for disk in disks:
+        here = running.get(disk.target)
+        if here is None or here.path not in {None, disk.path}:
+            elsewhere.append(disk)
+        elif here.node in nodes:
+            found.append((disk, nodes[here.node]))
+        else:
+            raise DiskFailed(f"QEMU does not say where disk {disk.target} of the running server is")
+    for disk, node in found:
+        for snapshot_id, name in node.snapshots:
+            if name == tag and not _deleted(domain, node, snapshot_id, tag):
+                raise DiskFailed(f"disk {disk.target} of the running server kept the snapshot")
+    return elsewhere
+
+
+def _refuse_migrating(domain: Any) -> None:
+    """A QEMU that has handed its disks to another, or is to be handed them, dies of the command."""
+    status = _ask(domain, "query-status")["status"]
+    migration = _ask(domain, "query-migrate").get("status", "none")
+    if status in HANDED_OVER or migration not in NOT_MIGRATING:
+        raise DiskFailed("the server is being migrated: its disks kept the snapshot")
+
+
+def delete_where_it_runs(handle: Any, disk: FileDisk, tag: str) -> bool:
+    """Delete the snapshot from a file by the QEMU of the running domain that has it as a disk; whether there is one.
+
+    Raises DiskFailed."""
+    for domain in handle.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        for here in _running_disks_of(domain):
+            if here.path is not None and os.path.realpath(here.path) == os.path.realpath(disk.path):
+                return not delete_under_guest(domain, [FileDisk(target=here.target, path=here.path)], tag)
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunningDisk:
+    target: str
+    path: str | None  # None: no file, or a volume of a storage pool that does not tell it now
+    node: str
+
+
+def _running_disks_of(domain: Any) -> list[_RunningDisk]:
+    """None of a domain that has gone meanwhile."""
+    try:
+        return [*_running_disks(domain.XMLDesc(0), paths_by(domain.connect()))]
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+            raise
+        return []
+
+
+def _running_disks(xml: str, volume_path: VolumePath) -> Iterable[_RunningDisk]:
+    for element in read(xml).iterfind("./devices/disk"):
+        target, source = element.find("target"), element.find("source")
+        if target is not None and source is not None:
+            yield _RunningDisk(
+                target=target.get("dev", ""),
+                path=disk_path(element, volume_path),
+                node=f"libvirt-{source.get('index')}-format",
+            )
+
+
+def _nodes(domain: Any) -> dict[str, _Node]:
+    """By name; not by file: QEMU names a file as the image above it does, or by its options."""
+    roots = {device["inserted"].get("node-name") for device in _ask(domain, "query-block") if "inserted" in device}
+    return {
+        node["node-name"]: _Node(
+            name=node["node-name"],
+            is_root=node["node-name"] in roots,
+            snapshots=tuple((snapshot["id"], snapshot["name"]) for snapshot in node["image"].get("snapshots", [])),
+        )
+        for node in _ask(domain, "query-named-block-nodes", flat=True)
+        if node["drv"] == "qcow2"
+    }
+
+
+def _deleted(domain: Any, node: _Node, snapshot_id: str, tag: str) -> bool:
+    if not node.is_root:
+        return _deleted_by_job(domain, node, tag)
+    command = "blockdev-snapshot-delete-internal-sync"
+    return "error" not in _answer(domain, command, {"device": node.name, "id": snapshot_id, "name": tag})
+
+
+def _deleted_by_job(domain: Any, node: _Node, tag: str) -> bool:
+    """The command takes roots only, the job takes any node. It goes by the name and deletes the first that has it."""
+    _dismiss_ended(domain)
+    job_id = f"{JOB_PREFIX}{secrets.token_hex(4)}"
+    if "error" in _answer(domain, "snapshot-delete", {"job-id": job_id, "tag": tag, "devices": [node.name]}):
+        return False
+    deadline = time.monotonic() + JOB_SECONDS
+    while time.monotonic() < deadline:
+        job = next((job for job in _ask(domain, "query-jobs") if job["id"] == job_id), None)
+        if job is None or job["status"] == "concluded":
+            _dismiss_ended(domain)
+            return job is not None and "error" not in job
+        time.sleep(JOB_RETRY_SECONDS)
+    return False
+
+
+def _dismiss_ended(domain: Any) -> None:
+    """Of our jobs; one was left where its worker died."""
+    for job in _ask(domain, "query-jobs"):
+        if job["id"].startswith(JOB_PREFIX) and job["status"] == "concluded":
+            _answer(domain, "job-dismiss", {"id": job["id"]})
+
+
+def _ask(domain: Any, command: str, **arguments: object) -> Any:
+    answer = _answer(domain, command, arguments)
+    if "error" in answer:
+        raise DiskFailed("QEMU does not say what disks the running server has")
+    return answer["return"]
+
+
+def _answer(domain: Any, command: str, arguments: Mapping[str, object]) -> Any:
+    return json.loads(
+        libvirt_qemu.qemuMonitorCommand(domain, json.dumps({"execute": command, "arguments": arguments}), 0)
+    )

@@ -1,0 +1,1 @@
+"""Other people's backups beside our snapshots: virtnbdbackup at random, each chain restored and compared."""

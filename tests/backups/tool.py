@@ -1,0 +1,73 @@
+"""virtnbdbackup as a provider's timer runs it: its exit code and its words are taken as they are."""
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.backups.disks import digest
+
+PROGRAMS = ("virtnbdbackup", "virtnbdrestore")
+FIRST = "virtnbdbackup.0"  # the checkpoint of every chain's full backup
+_RUN_SECONDS = 120.0
+_OF_ONE_RUN = re.compile(r"/tmp/\S+?(?=[\s',\]]|$)|…/n\d+\S*?(?=[\s',\]]|$)")
+_ERROR = re.compile(r"(?:ERROR|CRITICAL) .*?\]: (.*)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    ok: bool
+    offline: bool  # it found the domain off: it read the files by themselves
+    words: str  # of its errors
+
+
+class Tool:
+    def __init__(self, folder: Path, libvirt_uri: str) -> None:
+        self.folder = folder
+        # whatever begins with "qemu+" it wants a password for
+        self._uri = libvirt_uri.replace("qemu+unix:", "qemu:")
+        self._runs = 0
+        (folder / "scratch").mkdir(parents=True)
+
+    async def backup(self, domain: str, level: str, chain: Path) -> Run:
+        """`level`: full, inc or copy. A full backup of a domain that is off silently becomes a copy."""
+        scratch = ("-S", str(self.folder / "scratch"))
+        code, output = await self._call("virtnbdbackup", "-d", domain, "-l", level, "-o", str(chain), *scratch)
+        words = "; ".join(_ERROR.findall(output)) or output.strip().rpartition("\n")[2]
+        words = _OF_ONE_RUN.sub("…", words.replace(str(self.folder), "…"))
+        return Run(ok=code == 0, offline=bool(re.search(r"Offline backup|Domain is offline", output)), words=words)
+
+    async def restored(self, chain: Path) -> dict[str, str]:
+        """What each disk holds, by the file's name, after a restore of all that is in the folder; {}: it failed.
+
+        Not up to a checkpoint: 1.9 goes past one whose backup had nothing to save.
+        """
+        place = self.folder / "restored"
+        shutil.rmtree(place, ignore_errors=True)
+        log = ("-L", str(self.folder / "restore.log"))
+        code, _ = await self._call("virtnbdrestore", "-i", str(chain), "-o", str(place), *log)
+        return {} if code else {path.name: await asyncio.to_thread(digest, path) for path in place.glob("*.qcow2")}
+
+    async def _call(self, program: str, *arguments: str) -> tuple[int, str]:
+        self._runs += 1
+        own = ("-U", self._uri, "-n", "-f", str(self.folder / f"n{self._runs}"))
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *arguments,
+            *own,
+            env={**os.environ, "TMPDIR": str(self.folder)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            async with asyncio.timeout(_RUN_SECONDS):
+                output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return process.returncode or 0, output.decode(errors="replace")

@@ -1,0 +1,271 @@
+"""Servers with snapshots that are moved between two nodes, with plain virsh, and whatever dies meanwhile."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+from arq.connections import ArqRedis
+
+from tests.conftest import RedisServer, needs, needs_root
+from tests.libvirtd import PROGRAMS
+
+libvirt = pytest.importorskip("libvirt")
+
+from drivers.kvm import listing, records  # noqa: E402 - only where there is a libvirt
+from drivers.kvm.places import SYSTEM  # noqa: E402
+from tests.migrating import ACCOUNT, NAME, SERVER, Two, two_nodes  # noqa: E402 - only where there is a libvirt
+from worker.jobs.model import JobState, SnapshotStatus  # noqa: E402
+
+ROUNDS = int(os.environ.get("MIGRATION_KILLS") or "3")
+SEED = int(os.environ.get("SEED") or "11")
+
+
+@pytest.fixture
+async def two(redis_server: RedisServer, redis: ArqRedis) -> AsyncIterator[Two]:
+    for program in (*PROGRAMS, "virsh", "qemu-io"):
+        needs(program)
+    needs_root()
+    async with two_nodes(redis_server, redis) as two:
+        await two.define()
+        yield two
+
+
+async def with_workers(two: Two) -> None:
+    for node in (two.first, two.second):
+        worker = await node.start_worker()
+        await worker.says("worker.started")
+    await two.until_on(two.first)
+
+
+async def test_a_server_migrates_with_its_snapshots_its_undo_and_all_works_there(two: Two) -> None:
+    await with_workers(two)
+    two.first.ask("create")
+    before = await two.created("before")
+    two.written(two.first, "B")
+    restored = await two.restored(before.id)
+    assert (restored.state, two.text(two.first)) == (JobState.COMPLETED, "A")
+
+    assert await two.migrate() == ""
+    moved = asyncio.get_running_loop().time()
+    await two.until_on(two.second)
+    assert asyncio.get_running_loop().time() - moved < 10
+
+    assert await two.snapshot(before.id) == before
+    undone = await two.undone(restored.id)
+    assert (undone.failure, two.text(two.second)) == (None, "B")
+    later = await two.created("later")
+    again = await two.restored(before.id)
+    assert (again.failure, two.text(two.second)) == (None, "A")
+    await two.deleted(before.id)
+    await two.deleted(later.id)
+    for snapshot in (before, later):
+        assert f'tag="vps-{snapshot.id}"' not in two.second.ask("XMLDesc", 0)
+    # and back
+    kept = await two.created("kept")
+    assert await two.migrate(back=True) == ""
+    await two.until_on(two.first)
+    assert await two.snapshot(kept.id) == kept
+    assert (await two.restored(kept.id)).failure is None
+    for node in (two.first, two.second):
+        assert node.worker is not None
+        errors = [line for line in node.worker.lines if json.loads(line)["level"] in {"error", "critical"}]
+        assert errors == []
+
+
+async def test_it_migrates_while_no_worker_runs(two: Two) -> None:
+    worker = await two.first.start_worker()
+    await worker.says("worker.started")
+    await two.until_on(two.first)
+    two.first.ask("create")
+    before = await two.created("before")
+    worker.signal(signal.SIGTERM)
+    await worker.process.wait()
+
+    assert await two.migrate() == ""
+    await two.second.start_worker()
+    await two.until_on(two.second)
+
+    assert await two.snapshot(before.id) == before
+    assert (await two.restored(before.id)).failure is None
+
+
+async def test_what_an_older_version_has_listed_is_moved_and_then_it_migrates(two: Two) -> None:
+    worker = await two.first.start_worker()
+    await worker.says("worker.started")
+    await two.until_on(two.first)
+    two.first.ask("create")
+    before = await two.created("before")
+    await two.first.worker_ends()
+    as_older_versions_do(two)
+    assert "cannot migrate" in await two.migrate()
+    await with_workers(two)
+    async with asyncio.timeout(30):
+        while await asyncio.to_thread(two.first.ask, "listAllSnapshots", 0):
+            pass
+    assert await two.migrate() == ""
+    await two.until_on(two.second)
+    assert await two.snapshot(before.id) == before
+    assert (await two.restored(before.id)).failure is None
+
+
+async def test_a_definition_that_is_left_behind_keeps_nothing_from_the_new_node(two: Two) -> None:
+    await with_workers(two)
+    two.first.ask("create")
+    before = await two.created("before")
+    assert await two.migrate("--live", "--persistent", "--unsafe") == ""
+    await two.until_on(two.second)
+    assert (await two.restored(before.id)).failure is None
+    assert two.first.has_it(running=False)
+
+
+def as_older_versions_do(two: Two) -> None:
+    connection = libvirt.open(two.first.daemon.uri)
+    domain = connection.lookupByName(NAME)
+    for tag, record in listing.written_down(domain, SYSTEM).records.items():
+        listing.list_for_people(domain, record.spec, SYSTEM)
+        assert tag in [one.getName() for one in domain.listAllSnapshots(0)]
+    both = libvirt.VIR_DOMAIN_AFFECT_CONFIG | libvirt.VIR_DOMAIN_AFFECT_LIVE
+    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, None, records.NAMESPACE, both)
+    connection.close()
+
+
+async def test_no_migration_begins_while_a_job_is_at_work(two: Two) -> None:
+    await two.first.start_worker(GRACE_SECONDS="6")  # this guest hears no power button: the stop lasts so long
+    await two.second.start_worker()
+    await two.until_on(two.first)
+    two.first.ask("create")
+    admitted = await two.store.create(account_id=ACCOUNT, server_id=SERVER, name="x", description="", request_id="r")
+    async with asyncio.timeout(30):
+        while not await asyncio.to_thread(two.first.ask, "listAllSnapshots", 0):
+            pass
+    for flags in (("--live", "--persistent", "--unsafe"), ("--offline", "--persistent", "--undefinesource")):
+        assert "cannot migrate domain with 1 snapshots" in await two.migrate(*flags)
+    assert (await two.over(admitted.job.id)).failure is None
+    assert await two.migrate() == ""
+    await two.until_on(two.second)
+
+
+async def test_a_job_that_comes_while_it_migrates_is_refused_and_nothing_is_changed(two: Two) -> None:
+    await with_workers(two)
+    two.first.ask("create")
+    before = await two.created("before")
+    migration = await two.slowly()
+    failed = await two.restored(before.id)
+    assert migration.poll() is None, "it was over before the job"
+    assert failed.failure is not None
+    assert (failed.failure.code, failed.failure.stranded) == ("server_busy", False)
+    assert "moved" in failed.failure.detail
+    assert await asyncio.to_thread(migration.wait) == 0
+    await two.until_on(two.second)
+    assert (await two.restored(before.id)).failure is None
+
+
+async def test_one_that_is_cancelled_leaves_all_as_it_was(two: Two) -> None:
+    await with_workers(two)
+    two.first.ask("create")
+    before = await two.created("before")
+    migration = await two.slowly()
+    two.first.ask("abortJob")
+    assert await asyncio.to_thread(migration.wait) != 0
+    assert two.first.has_it()
+    assert not two.second.has_it(running=False)
+    await two.until_on(two.first)
+    assert await two.snapshot(before.id) == before
+    assert (await two.restored(before.id)).failure is None
+    assert two.second.worker is not None
+    assert not two.second.worker.has_said("reconcile.finding")
+
+
+async def test_snapshots_that_stayed_behind_with_their_storage_are_told_as_lost(two: Two) -> None:
+    from deploy.lab.lab import make_disk  # noqa: PLC0415
+
+    await with_workers(two)
+    two.first.ask("create")
+    before = await two.created("before")
+    other = make_disk(two.folder / "d" / "other.qcow2")
+    xml = two.folder / "other.xml"
+    xml.write_text(two.first.ask("XMLDesc", libvirt.VIR_DOMAIN_XML_MIGRATABLE).replace(str(two.path), str(other)))
+    persistent = two.folder / "persistent.xml"
+    persistent.write_text(
+        two.first.ask("XMLDesc", libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_INACTIVE).replace(
+            str(two.path), str(other)
+        )
+    )
+    flags = (
+        "--live",
+        "--persistent",
+        "--undefinesource",
+        "--copy-storage-all",
+        "--disks-uri",
+        f"unix://{two.folder}/n",
+    )
+    told = await two.migrate(*flags, "--xml", str(xml), "--persistent-xml", str(persistent))
+    assert told == ""
+    await two.until_on(two.second)
+    async with asyncio.timeout(30):
+        while (await two.snapshot(before.id)).status is not SnapshotStatus.FAILED:  # noqa: ASYNC110 - what another process does
+            await asyncio.sleep(0.05)
+    assert two.second.worker is not None
+    await two.second.worker.says("reconcile.finding", finding="lost_snapshot")
+    (reason,) = await two.field("snapshot", before.id, "reason")
+    assert "disk vda" in reason
+    assert (await two.created("after")).status is SnapshotStatus.COMPLETED
+
+
+async def test_whoever_dies_while_it_migrates_it_is_on_one_node_with_its_snapshots_in_the_end(two: Two) -> None:
+    await with_workers(two)
+    two.first.ask("create")
+    before = await two.created("before")
+    chance = random.Random(SEED)  # noqa: S311 - moments, no secrets
+    for _ in range(ROUNDS):
+        source, target = (two.first, two.second) if two.first.has_it() else (two.second, two.first)
+        migration = two.migration(
+            *("--live", "--persistent", "--undefinesource", "--unsafe", "--bandwidth", "2"), back=source is two.second
+        )
+        await asyncio.sleep(chance.uniform(0.0, 2.5))
+        dying = chance.choice(["worker of the source", "worker of the target", "source", "target"])
+        if dying.startswith("worker"):
+            await (source if dying.endswith("source") else target).worker_ends()
+        else:
+            (source if dying == "source" else target).daemon.kill()
+        await asyncio.to_thread(migration.wait)
+        for node in (source, target):
+            if node.daemon.pid is None:
+                await node.daemon.start()
+            if node.worker is None:
+                await node.start_worker()
+        for node in (source, target):  # libvirt may leave it off, or paused, where it died at the very end
+            if not source.has_it() and not target.has_it() and node.has_it(running=False):
+                node.ask("destroy") if node.ask("isActive") else None
+                node.ask("create")
+        at = next((node for node in (target, source) if node.has_it()), None)
+        assert at is not None, f"the guest is gone: {dying}"
+        await two.until_on(at)
+        assert await two.snapshot(before.id) == before, dying
+        restored = await two.restored(before.id)
+        assert restored.failure is None, (dying, restored.failure)
+        assert two.text(at) == "A"
+        for node in (source, target):
+            if node is not at and node.has_it(running=False):
+                node.ask("undefine")
+
+
+class TestFence:
+    async def test_no_second_worker_of_one_libvirt_starts_whatever_its_state_folder(self, two: Two) -> None:
+        worker = await two.first.start_worker()
+        await worker.says("worker.started")
+        spelled = f"{two.first.daemon.uri.removesuffix('/libvirt-sock')}/../run//libvirt-sock"
+        for _ in range(2):
+            second = await two.second.start_worker(LIBVIRT_URI=spelled)
+            assert await second.process.wait() == 2
+            await two.second.worker_ends()
+            assert f"is held by pid {worker.process.pid}" in two.second.said[-1]
+            worker.signal(signal.SIGSTOP)  # for the second time
+        worker.signal(signal.SIGCONT)
+        await two.first.worker_ends()
+        second = await two.second.start_worker(LIBVIRT_URI=spelled)
+        await second.says("worker.started")

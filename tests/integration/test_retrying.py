@@ -1,0 +1,219 @@
+"""Which failed jobs are done again, alone and many at once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from api.ops_operations import OPS
+from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from tests.integration.front_end import DONE, SNAPSHOTS, Answer, FrontEnd, serving
+from worker.jobs.model import Failure, JobId, JobState, SnapshotId, SnapshotStatus
+from worker.jobs.outcome import Outcome
+from worker.jobs.tokens import Permission
+from worker.jobs.waiting import Waiting
+
+FAILED = Outcome(
+    state=JobState.FAILED,
+    failure=Failure(code="not_enough_space", detail="The storage has too little free space."),
+    snapshot_status=SnapshotStatus.FAILED,
+)
+
+
+class Desk:
+    """An operator, and the customer whose jobs fail."""
+
+    def __init__(self, api: FrontEnd, token: str) -> None:
+        self.api = api
+        self._token = token
+
+    async def call(self, path: str, body: object = None, **given: Any) -> Answer:
+        await asyncio.sleep(0.002)  # in a millisecond of its own: that is what the lists go by
+        return await self.api.call("POST", f"{OPS}jobs/{path}", body=body, token=self._token, **given)
+
+    async def retry(self, job_id: JobId) -> Answer:
+        return await self.call(f"{job_id}/retry/")
+
+    async def bulk(self, *job_ids: JobId) -> list[dict[str, Any]]:
+        answer = await self.call("bulk/", {"action": "retry", "ids": job_ids})
+        assert answer.status == 200, answer.raw
+        return list(answer.body["results"])
+
+    async def refused(self, job_id: JobId) -> str:
+        """Why it is not retried as one of many."""
+        (one,) = await self.bulk(job_id)
+        assert (one["done"], one["job_id"], one["code"]) == (False, None, "job_not_retryable")
+        return str(one["detail"])
+
+    async def asked(self, path: str, outcome: Outcome | None = FAILED, **given: Any) -> JobId:
+        await asyncio.sleep(0.002)
+        answer = await self.api.call("POST", path, **given)
+        assert answer.status in {200, 201, 202}, answer.raw
+        if outcome is not None:
+            await self.api.work(answer, outcome)
+        return JobId(answer.headers["X-Job-Id"])
+
+    async def create(self, name: str, outcome: Outcome | None = FAILED) -> JobId:
+        return await self.asked(SNAPSHOTS, outcome, body={"server_id": SERVER, "name": name})
+
+    async def done(self, job_id: JobId) -> None:
+        await self.api.cell.node.begin(job_id)
+        await self.api.cell.node.finish(job_id, DONE)
+
+    async def job(self, job_id: JobId) -> dict[str, Any]:
+        return dict((await self.api.call("GET", f"/api/v1/jobs/{job_id}/")).body)
+
+
+@pytest.fixture
+async def desk(cell: Cell) -> AsyncIterator[Desk]:
+    async with serving(cell, calls_per_minute=100_000) as api:
+        yield Desk(api, await api.new_token(account=None, permissions={Permission.OPERATOR}))
+
+
+async def test_one_that_failed_last_is_retried_and_says_by_which_job(desk: Desk) -> None:
+    job_id = await desk.create("a")
+    assert (await desk.job(job_id))["retried_by"] is None
+    (one,) = await desk.bulk(job_id)
+    assert one["done"]
+    assert (await desk.job(job_id))["retried_by"] == one["job_id"]
+
+
+async def test_one_that_was_retried_is_retried_no_more_however_the_retry_ended(desk: Desk) -> None:
+    job_id = await desk.create("a")
+    first = JobId((await desk.retry(job_id)).body["id"])
+    for _ in range(2):  # while the retry waits, and when it is over
+        assert f"as job {first}" in (await desk.retry(job_id)).refused(409, "job_not_retryable")["detail"]
+        assert f"as job {first}" in await desk.refused(job_id)
+        if (await desk.job(first))["state"] == "queued":
+            await desk.api.cell.node.begin(first)
+            await desk.api.cell.node.finish(first, FAILED)
+    assert (await desk.retry(first)).status == 202, "the last of the chain can be"
+
+
+async def test_a_restore_that_ran_into_trouble_three_times_is_done_once(desk: Desk) -> None:
+    """As an operator's "retry all that match" meets it: newest first."""
+    path = f"{SNAPSHOTS}{await desk.api.have_snapshot()}/restore/"
+    failed = [await desk.asked(path) for _ in range(3)]
+
+    newest, *older = await desk.bulk(*reversed(failed))
+    assert newest["done"]
+    assert [(one["code"], "later job" in one["detail"]) for one in older] == [("job_not_retryable", True)] * 2
+    await desk.done(JobId(newest["job_id"]))
+    assert [one["done"] for one in await desk.bulk(*failed)] == [False] * 3
+
+
+async def test_what_its_owner_has_cancelled_is_not_done_in_bulk_but_alone(desk: Desk) -> None:
+    job_id = await desk.create("a", None)
+    assert (await desk.api.call("POST", f"/api/v1/jobs/{job_id}/cancel/")).status == 200
+    assert "cancelled" in await desk.refused(job_id)
+    assert (await desk.retry(job_id)).status == 202
+
+
+@pytest.mark.parametrize("outcome", [DONE, FAILED, None], ids=["completed", "failed", "waits"])
+async def test_one_whose_server_has_had_a_later_job_is_not_done_in_bulk_but_alone(
+    desk: Desk, outcome: Outcome | None
+) -> None:
+    job_id = await desk.create("a")
+    later = await desk.create("b", outcome)
+    assert later in await desk.refused(job_id)
+    answer = await desk.retry(job_id)
+    if outcome is None:
+        answer.refused(400, "server_busy")
+        assert (await desk.job(job_id))["retried_by"] is None, "refused, so not retried"
+    else:
+        assert answer.status == 202
+
+
+async def test_a_dry_run_is_no_later_job_and_many_of_them_end_the_search(desk: Desk) -> None:
+    cell, job_id = desk.api.cell, await desk.create("a")
+
+    async def check() -> JobId:
+        await asyncio.sleep(0.002)
+        return (await cell.store.check_create(account_id=ACCOUNT, server_id=SERVER, name="c", request_id="r")).id
+
+    await desk.done(await check())
+    (one,) = await desk.bulk(job_id)
+    assert one["done"]
+
+    await desk.api.cell.node.begin(JobId(one["job_id"]))
+    await desk.api.cell.node.finish(JobId(one["job_id"]), FAILED)
+    for _ in range(200):
+        await check()
+    assert "later job" in await desk.refused(JobId(one["job_id"]))
+
+
+async def test_of_many_at_once_one_retries(desk: Desk) -> None:
+    job_id = await desk.create("a")
+    answers = await asyncio.gather(*(desk.retry(job_id) for _ in range(10)))
+    assert sorted(answer.status for answer in answers) == [202] + [409] * 9
+
+
+async def test_a_retry_that_is_asked_for_again_with_its_key_is_answered_as_before(desk: Desk) -> None:
+    job_id = await desk.create("a")
+    asked = [await desk.call(f"{job_id}/retry/", headers={"Idempotency-Key": "k"}) for _ in range(2)]
+    assert asked[0].raw == asked[1].raw
+    many = {"action": "retry", "ids": [job_id]}
+    refused = [await desk.call("bulk/", many, headers={"Idempotency-Key": "l"}) for _ in range(2)]
+    assert [answer.body["results"][0]["code"] for answer in refused] == ["job_not_retryable"] * 2
+
+
+async def test_a_restore_of_the_disks_that_are_there_stays_one(desk: Desk) -> None:
+    snapshot_id = await desk.api.have_snapshot()
+    job_id = await desk.asked(f"{SNAPSHOTS}{snapshot_id}/restore/?disks=present")
+    retried = (await desk.retry(job_id)).body
+    assert (retried["kind"], retried["disks"]) == ("restore", "present")
+
+
+async def test_an_undo_of_the_disks_that_are_there_stays_one(desk: Desk) -> None:
+    snapshot_id = await desk.api.have_snapshot()
+    done = Outcome(state=JobState.COMPLETED, undoable_seconds=60)
+    restored = await desk.asked(f"{SNAPSHOTS}{snapshot_id}/restore/", done)
+    job_id = await desk.asked(f"/api/v1/restores/{restored}/undo/?disks=present")
+    retried = (await desk.retry(job_id)).body
+    assert (retried["kind"], retried["disks"]) == ("undo", "present")
+
+
+class TestDeletes:
+    async def test_one_that_keeps_failing_is_tried_ever_later_and_counted(self, cell: Cell) -> None:
+        admitted = await cell.create()
+        snapshot_id = admitted.snapshot.id
+        await cell.node.begin(admitted.job.id)
+        await cell.node.finish(admitted.job.id, DONE)
+        await cell.store.delete(account_id=ACCOUNT, snapshot_id=snapshot_id, request_id="r")
+        waits = []
+        for tries in range(9):
+            job_id = await cell.holder()
+            await cell.node.begin(job_id)
+            now = await _now_ms(cell)
+            await cell.node.finish(job_id, FAILED)
+            waits.append(round((await _due_ms(cell, snapshot_id) - now) / 60_000))
+            record = (await cell.node.known(SERVER, [snapshot_id])).on_disk[snapshot_id]
+            assert record is not None
+            assert record.failed_deletes == tries + 1
+            await cell.redis.zadd("node:n1:deleting", {str(snapshot_id): 0})
+            assert await cell.node.retry_deletes() == 1
+        assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+    async def test_one_that_its_node_has_not_begun_is_no_failure_of_the_disks(self, cell: Cell) -> None:
+        admitted = await cell.create()
+        snapshot_id = admitted.snapshot.id
+        await cell.node.begin(admitted.job.id)
+        await cell.node.finish(admitted.job.id, DONE)
+        await cell.store.delete(account_id=ACCOUNT, snapshot_id=snapshot_id, request_id="r")
+        await cell.raw("HSET", "node:n1", "heartbeat_ms", 1)
+        await cell.raw("ZADD", "jobs:waiting", 1, await cell.holder())
+        assert await Waiting(cell.redis, seconds=60).fail()
+
+        record = (await cell.node.known(SERVER, [snapshot_id])).on_disk[snapshot_id]
+        assert record is not None
+        assert record.failed_deletes == 0
+
+
+async def _now_ms(cell: Cell) -> float:
+    seconds, microseconds = await cell.redis.time()
+    return float(seconds * 1000 + microseconds / 1000)
+
+
+async def _due_ms(cell: Cell, snapshot_id: SnapshotId) -> float:
+    return float(await cell.redis.zscore("node:n1:deleting", str(snapshot_id)) or 0)

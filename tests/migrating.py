@@ -1,0 +1,228 @@
+"""Two nodes on one machine: two libvirtds of one's own over shared storage, a worker on each, and one cell in Redis."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import libvirt
+from arq.connections import ArqRedis
+
+from deploy.lab.domain import disk, domain_xml
+from deploy.lab.lab import make_disk
+from drivers.kvm.hypervisor import KvmHypervisor
+from tests.conftest import RedisServer
+from tests.contract.kvm_bench import read_text, write_text
+from tests.libvirtd import Daemon
+from tests.worker_process import WorkerProcess, worker_process
+from worker.jobs.errors import JobNotFound, Refused
+from worker.jobs.model import AccountId, Job, JobId, JobState, ServerId, Snapshot, SnapshotId
+from worker.jobs.store import Store
+
+ACCOUNT, SERVER, NAME = AccountId(77), ServerId(12345), "s1"
+PATIENCE_SECONDS = 60.0
+MIGRATION_OUT = libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT
+
+
+@dataclass(kw_only=True)
+class Node:
+    name: str
+    daemon: Daemon
+    state_dir: Path
+    redis: RedisServer
+    worker: WorkerProcess | None = None
+    said: list[str] = field(default_factory=list)  # by its workers before
+    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def start_worker(self, **settings: str) -> WorkerProcess:
+        ours = {"DRIVER": "kvm", "LIBVIRT_URI": self.daemon.uri, "NODE": self.name, "FREE_FLOOR_MB": "0"}
+        ours |= {"GRACE_SECONDS": "0"} | settings
+        process = worker_process(self.redis.socket, self.state_dir, **ours)
+        self.worker = await self._stack.enter_async_context(process)
+        return self.worker
+
+    async def worker_ends(self) -> None:
+        """Killed, if it runs."""
+        await self._stack.aclose()
+        self.said += self.worker.lines if self.worker else []
+        self.worker, self._stack = None, AsyncExitStack()
+
+    def ask(self, what: str, *arguments: Any) -> Any:
+        """The domain, by a connection of its own."""
+        connection = libvirt.open(self.daemon.uri)
+        try:
+            return getattr(connection.lookupByName(NAME), what)(*arguments)
+        finally:
+            connection.close()
+
+    def has_it(self, *, running: bool = True) -> bool:
+        try:
+            state, _reason = self.ask("state")
+        except libvirt.libvirtError:
+            return False
+        return bool(state == libvirt.VIR_DOMAIN_RUNNING) or not running
+
+    def is_sending(self) -> bool:
+        try:
+            job: dict[str, Any] = self.ask("jobStats", 0)
+        except libvirt.libvirtError:
+            return False
+        return bool(job.get("operation") == MIGRATION_OUT)
+
+
+@dataclass(kw_only=True)
+class Two:
+    first: Node
+    second: Node
+    folder: Path
+    redis: ArqRedis
+    _virsh: list["subprocess.Popen[str]"] = field(default_factory=list)
+
+    def close(self) -> None:
+        for process in self._virsh:
+            process.kill()
+            process.wait()
+            if process.stderr is not None:
+                process.stderr.close()
+
+    @property
+    def store(self) -> Store:
+        return Store(self.redis)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "d" / "vda.qcow2"
+
+    async def define(self) -> None:
+        """A server on the first node, off, with A on its disk."""
+        self.path.parent.mkdir()
+        make_disk(self.path)
+        write_text(self.path, "A")
+        place = self.folder / "d"
+        xml = domain_xml(NAME, [disk(self.path)], image=None, socket=place / "s", log=place / "l")
+        connection = libvirt.open(self.first.daemon.uri)
+        connection.defineXML(xml)
+        connection.close()
+        hypervisor = await KvmHypervisor.open(self.first.daemon.uri)
+        await hypervisor.adopt(NAME, server_id=SERVER, account_id=ACCOUNT)
+        await hypervisor.close()
+
+    def migration(self, *flags: str, back: bool = False) -> "subprocess.Popen[str]":
+        source, target = (self.second, self.first) if back else (self.first, self.second)
+        command = ["virsh", "-c", source.daemon.uri, "migrate", *flags, NAME, target.daemon.uri]
+        process = subprocess.Popen([*command, f"unix://{self.folder}/m"], stderr=subprocess.PIPE, text=True)
+        self._virsh.append(process)
+        return process
+
+    async def migrate(self, *flags: str, back: bool = False) -> str:
+        """What virsh says of it; nothing where it went well."""
+        shared = flags or ("--live", "--persistent", "--undefinesource", "--unsafe")
+        process = self.migration(*shared, back=back)
+        _, trouble = await asyncio.to_thread(process.communicate)
+        return trouble.strip()
+
+    async def slowly(self) -> "subprocess.Popen[str]":
+        """A migration that is under way, and stays so for some seconds."""
+        flags = ("--live", "--persistent", "--undefinesource", "--unsafe", "--bandwidth", "1")
+        process = self.migration(*flags)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not await asyncio.to_thread(self.first.is_sending):
+                assert process.poll() is None, process.communicate()
+        return process
+
+    async def field(self, kind: str, of: int, *names: str) -> list[str]:
+        """As Redis has it; "": not at all."""
+        command: Any = self.redis.execute_command
+        return [(value or b"").decode() for value in await command("HMGET", f"{kind}:{of}", *names)]
+
+    async def until_on(self, node: Node) -> None:
+        async def is_there() -> bool:
+            with suppress(Refused):
+                await self.store.server(account_id=ACCOUNT, server_id=SERVER)
+                found = await self.field("server", SERVER, "node", "missing", "unpublished")
+                return found == [node.name, "", ""]
+            return False
+
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not await is_there():  # noqa: ASYNC110 - what another process does
+                await asyncio.sleep(0.02)
+
+    async def over(self, job_id: JobId) -> Job:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                job = await self.store.job(account_id=ACCOUNT, job_id=job_id)
+                if job.state in {JobState.COMPLETED, JobState.FAILED}:
+                    return job
+                await asyncio.sleep(0.02)
+
+    async def created(self, name: str) -> Snapshot:
+        admitted = await self.store.create(
+            account_id=ACCOUNT,
+            server_id=SERVER,
+            name=name,
+            description="as <written>\r\non two lines 🎉",
+            request_id="r",
+        )
+        job = await self.over(admitted.job.id)
+        assert job.state is JobState.COMPLETED, job.failure
+        return await self.snapshot(admitted.snapshot.id)
+
+    async def snapshot(self, snapshot_id: SnapshotId) -> Snapshot:
+        return await self.store.snapshot(account_id=ACCOUNT, snapshot_id=snapshot_id)
+
+    async def restored(self, snapshot_id: SnapshotId) -> Job:
+        restore = await self.store.restore(account_id=ACCOUNT, snapshot_id=snapshot_id, request_id="r")
+        return await self.over(restore.job.id)
+
+    async def undone(self, job_id: JobId) -> Job:
+        undo = await self.store.undo(account_id=ACCOUNT, job_id=job_id, request_id="r")
+        return await self.over(undo.id)
+
+    async def deleted(self, snapshot_id: SnapshotId) -> None:
+        job = await self.store.delete(account_id=ACCOUNT, snapshot_id=snapshot_id, request_id="r")
+        assert job is not None
+        with suppress(JobNotFound):  # it is forgotten with its snapshot
+            await self.over(job.id)
+
+    def text(self, node: Node) -> str:
+        """On the disk; the server is turned off for it, and on again."""
+        node.ask("destroy")
+        text = read_text(self.path)
+        node.ask("create")
+        return text
+
+    def written(self, node: Node, text: str) -> None:
+        with suppress(libvirt.libvirtError):
+            node.ask("destroy")
+        write_text(self.path, text)
+        node.ask("create")
+
+
+@asynccontextmanager
+async def two_nodes(redis_server: RedisServer, redis: ArqRedis) -> AsyncIterator[Two]:
+    with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as name:  # short: sockets lie below
+        folder = Path(name)
+        nodes = [
+            Node(name=name, daemon=Daemon(folder / name), state_dir=folder / f"{name}-state", redis=redis_server)
+            for name in ("n1", "n2")
+        ]
+        two = Two(first=nodes[0], second=nodes[1], folder=folder, redis=redis)
+        try:
+            for node in nodes:
+                node.daemon.folder.mkdir()
+                await node.daemon.start()
+            yield two
+        finally:
+            two.close()
+            for node in nodes:
+                await node.worker_ends()
+                node.daemon.stop_for_good()
+                for pid in (node.daemon.folder / "run" / "qemu").glob("*.pid"):
+                    with suppress(ProcessLookupError, ValueError):
+                        os.kill(int(pid.read_text()), signal.SIGKILL)

@@ -1,0 +1,46 @@
+"""Which tests run side by side: what pytest-xdist hands to one of its processes as a whole, the longest first.
+
+Each process has its own Redis, its own libvirt and temporary folders: they are fixtures of its session.
+"""
+
+from pathlib import PurePath
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+TOGETHER = ("tests/browser",)  # share one browser and one service
+APART = ("tests/chaos/test_chaos.py", "tests/integration/test_schemathesis.py", "tests/integration/test_run.py")
+LONG = (  # in this order; a long one that begins last would run alone in the end
+    *("tests/integration/test_schemathesis.py", "tests/integration/test_migration.py"),
+    *("tests/acceptance/test_guests.py", "tests/chaos/test_chaos.py", "tests/integration/test_crashes.py"),
+    *("tests/browser", "tests/contract/test_hypervisor.py", "tests/acceptance/test_refusals.py"),
+    *("tests/contract/test_kvm.py", "tests/integration/test_api_program.py", "tests/integration/test_run.py"),
+    *("tests/integration/test_worker_command_line.py", "tests/contract/test_libvirtd.py"),
+    *("tests/acceptance/test_demo.py", "tests/contract/test_images.py", "tests/integration/test_node_worker.py"),
+    *("tests/integration/test_stopping.py", "tests/integration/test_worker_program.py"),
+    *("tests/integration/test_cli_following.py", "tests/backups/test_backups.py"),
+)
+
+
+def _room(nodeid: str) -> str:
+    """The file of a test, or the folder that shares something."""
+    file = nodeid.partition("::")[0]
+    return next((folder for folder in TOGETHER if PurePath(file).is_relative_to(folder)), file)
+
+
+def longest_first(items: list[pytest.Item]) -> None:
+    """In place; what is not long stays in its order."""
+    ranks = {room: rank for rank, room in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(_room(item.nodeid), len(LONG)))
+
+
+class SideBySide(LoadScopeScheduling):  # type: ignore[misc] # without types
+    """By file, but for what shares something with other files, and for tests that share nothing with each other."""
+
+    def __init__(self, config: pytest.Config, log: Producer | None = None) -> None:
+        super().__init__(config, log)
+        config.option.loadscopereorder = False  # by how many tests a file has, which says little of its time
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if _room(nodeid) in APART else _room(nodeid)

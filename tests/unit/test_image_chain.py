@@ -1,0 +1,33 @@
+"""What lies below an image, whatever its owner has written into the header."""
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from drivers import image_chain
+
+NAME_AT = 512
+
+
+def image(path: Path, below: bytes) -> Path:
+    head = struct.pack(">4sIQI", b"QFI\xfb", 3, NAME_AT, len(below))
+    path.write_bytes(head.ljust(NAME_AT, b"\0") + below)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"base", b"file:base", b'json:{"driver":"qcow2","file":{"filename":"base"}}', b'json:{"file.filename":"base"}'],
+)
+def test_the_file_below_is_followed_however_it_is_named(tmp_path: Path, name: bytes) -> None:
+    (tmp_path / "base").write_bytes(b"raw")
+    top = image(tmp_path / "top", name)
+    assert [path for path, _ in image_chain.files(str(top))] == [str(top), str(tmp_path / "base")]
+
+
+@pytest.mark.parametrize("name", [b"json:" + b"[" * 1018, b"json:{", b"json:7", b"json:{}", b"a\0b", b"\xff", b"top"])
+def test_a_name_that_leads_nowhere_ends_the_chain(tmp_path: Path, name: bytes) -> None:
+    top = image(tmp_path / "top", name)
+    assert {path for path, _ in image_chain.files(str(top))} == {str(top)}
+    image_chain.base(str(top))

@@ -1,0 +1,93 @@
+"""The look at the files of other domains, where some storage takes its time."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drivers.base import HypervisorUnavailable, UnsupportedServer
+
+pytest.importorskip("libvirt")
+
+from drivers.kvm import neighbours, sharing
+from drivers.kvm.disks_xml import FileDisk
+from drivers.kvm.places import SYSTEM
+
+OURS, THEIRS = "uuid-1", "uuid-2"
+
+
+class Slow:
+    """A connection whose look at all files ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.looks: list[asyncio.Future[sharing.Uses]] = []
+        self.begun: asyncio.Queue[asyncio.Future[sharing.Uses]] = asyncio.Queue()
+
+    async def call(self, _work: Callable[..., Any]) -> sharing.Uses:
+        self.looks.append(asyncio.get_running_loop().create_future())
+        self.begun.put_nowait(self.looks[-1])
+        return await self.looks[-1]
+
+    async def on(self, _server_id: int, _work: Callable[..., Any]) -> str:
+        return OURS
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> FileDisk:
+    (tmp_path / "vda").write_bytes(b"")
+    return FileDisk(target="vda", path=str(tmp_path / "vda"))
+
+
+def used_by_others(disk: FileDisk) -> sharing.Uses:
+    status = Path(disk.path).stat()
+    return {THEIRS: frozenset({(sharing.Use.DISK, (status.st_dev, status.st_ino))})}
+
+
+def patient_for(seconds: float, slow: Slow) -> neighbours.Neighbours:
+    return neighbours.Neighbours(slow, SYSTEM, look_seconds=seconds)  # type: ignore[arg-type] # all that it asks
+
+
+async def test_all_who_wait_share_one_look(disk: FileDisk) -> None:
+    slow = Slow()
+    found = patient_for(60, slow)
+    waiting = [asyncio.ensure_future(found.refuse_shared(1, [disk])) for _ in range(3)]
+    (await slow.begun.get()).set_result(used_by_others(disk))
+    for each in waiting:
+        with pytest.raises(UnsupportedServer, match=r"^disk vda can't be snapshotted: it is a disk of another"):
+            await each
+    assert len(slow.looks) == 1
+
+
+async def test_storage_that_does_not_answer_keeps_nobody_waiting_and_costs_one_look(disk: FileDisk) -> None:
+    slow = Slow()
+    found = patient_for(0.0, slow)
+    for _ in range(3):
+        await found.refuse_shared(1, [disk])
+        with pytest.raises(HypervisorUnavailable):
+            await found.shared_disks()
+    assert len(slow.looks) == 1
+    slow.looks[0].set_result({})
+
+
+async def test_what_a_look_saw_that_came_too_late_is_not_used(disk: FileDisk) -> None:
+    slow = Slow()
+    found = patient_for(0.0, slow)
+    await found.refuse_shared(1, [disk])
+    slow.looks[0].set_result(used_by_others(disk))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await found.refuse_shared(1, [disk])
+    assert len(slow.looks) == 2
+    slow.looks[1].set_exception(HypervisorUnavailable("gone"))
+
+
+async def test_a_look_that_failed_is_made_again(disk: FileDisk) -> None:
+    slow = Slow()
+    found = patient_for(60, slow)
+    for _ in range(2):
+        asking = asyncio.ensure_future(found.refuse_shared(1, [disk]))
+        (await slow.begun.get()).set_exception(HypervisorUnavailable("gone"))
+        with pytest.raises(HypervisorUnavailable):
+            await asking

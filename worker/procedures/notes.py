@@ -1,0 +1,112 @@
+"""What a job tells the owner of a server beside its outcome: the notes of the job, whose codes are in its events."""
+
+from collections.abc import Iterable, Sequence
+
+from drivers import base
+from worker.jobs.model import Contents, HeldDisk, LeftOut, Note, NoteCode
+
+
+def contents_of(layout: base.Layout) -> Contents:
+    """What a snapshot of the server would hold."""
+    return Contents(
+        disks=tuple(
+            HeldDisk(target=disk.target, path=disk.path, virtual_bytes=disk.virtual_bytes) for disk in layout.disks
+        ),
+        left_out=_left_out(layout.skipped),
+        firmware=layout.firmware,
+        nvram=layout.nvram,
+        tpm=layout.tpm,
+    )
+
+
+def contents_held(held: base.Contents) -> Contents:
+    """What a snapshot holds, as the node has written it down."""
+    return Contents(
+        disks=tuple(
+            HeldDisk(
+                target=disk.target, path=disk.path, virtual_bytes=disk.virtual_bytes, stamp=disk.stamp, base=disk.base
+            )
+            for disk in held.disks
+        ),
+        left_out=_left_out(held.left_out),
+        firmware=held.firmware,
+        nvram=held.nvram,
+        tpm=held.tpm,
+    )
+
+
+def contents_to_write(held: Contents | None) -> base.Contents | None:
+    """What the store knows that a snapshot holds, for the node to write it down again."""
+    if held is None:
+        return None
+    return base.Contents(
+        disks=tuple(
+            base.HeldDisk(
+                target=disk.target,
+                path=disk.path,
+                virtual_bytes=disk.virtual_bytes,
+                stamp=disk.stamp,
+                base=disk.base,
+            )
+            for disk in held.disks
+        ),
+        left_out=tuple(base.SkippedDisk(target=one.target, reason=one.reason) for one in held.left_out),
+        firmware=base.Firmware(held.firmware),
+        nvram=held.nvram,
+        tpm=held.tpm,
+    )
+
+
+def left_out(contents: Contents) -> tuple[Note, ...]:
+    each = ", ".join(f"{one.target} ({one.reason})" for one in contents.left_out)
+    return _about_disks(NoteCode.LEFT_OUT, f"The snapshot does not hold {each}.", contents.left_out)
+
+
+def not_restored(disks: Sequence[base.SkippedDisk]) -> tuple[Note, ...]:
+    """Each reason names its disk."""
+    return _about_disks(NoteCode.NOT_RESTORED, f"Not restored: {'; '.join(disk.reason for disk in disks)}.", disks)
+
+
+def kept_sizes(disks: Iterable[base.GrownDisk]) -> tuple[Note, ...]:
+    return tuple(
+        Note(
+            code=NoteCode.DISK_KEPT_SIZE,
+            detail=f"Disk {disk.target} was enlarged since the snapshot, from {disk.snapshot_bytes >> 20} to "
+            f"{disk.virtual_bytes >> 20} MiB. It keeps its size.",
+            disks=(disk.target,),
+        )
+        for disk in disks
+    )
+
+
+def backup_chain_ended(targets: tuple[str, ...]) -> Note:
+    return Note(
+        code=NoteCode.BACKUP_CHAIN_ENDED,
+        detail="A restore ends the chain of incremental backups: the dirty bitmaps and checkpoints that it rests on are"
+        " removed. The next backup must be a full one.",
+        disks=targets,
+    )
+
+
+def repaired(targets: tuple[str, ...]) -> Note:
+    return Note(
+        code=NoteCode.DISK_REPAIRED,
+        detail=f"Damage was found and repaired before the first change, on disk {', '.join(targets)}. If these disks"
+        " are backed up incrementally, the next backup must be a full one.",
+        disks=targets,
+    )
+
+
+GENERATION_ID_CHANGED = Note(
+    code=NoteCode.GENERATION_ID_CHANGED, detail="The server has a new VM generation id, as after every restore."
+)
+
+
+def _left_out(skipped: Iterable[base.SkippedDisk]) -> tuple[LeftOut, ...]:
+    return tuple(LeftOut(target=disk.target, reason=disk.reason) for disk in skipped)
+
+
+def _about_disks(
+    code: NoteCode, detail: str, disks: Sequence[base.SkippedDisk] | Sequence[LeftOut]
+) -> tuple[Note, ...]:
+    return (Note(code=code, detail=detail, disks=tuple(disk.target for disk in disks)),) if disks else ()
