@@ -15,7 +15,7 @@ _OWNER, _PASSWORD = 0x40000001, 0x40000009
 _DEFINE, _WRITE, _READ = 0x12A, 0x137, 0x14E
 _READ_AND_WRITE = 0x2 | 0x4 | 0x20000 | 0x40000 | 0x2000000  # by owner and by value, no dictionary attack
 _ALREADY_DEFINED = 0x14C
-_START_SECONDS = 10.0
+_START_SECONDS = 60.0
 
 
 def write(folder: Path, text: str) -> None:

@@ -17,7 +17,7 @@ ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-PATIENCE_MS = 15_000  # a bound: what is waited for comes within a second, or never
+PATIENCE_MS = 60_000  # a bound: what is waited for comes within a second, or never
 SERVERS = 60
 expect.set_options(timeout=PATIENCE_MS)
 TOLD_ANYWAY = ("Failed to load resource", "Failed to fetch")  # of answers that are no success, and of none

@@ -167,7 +167,8 @@ async def test_a_keyboard_is_enough(stranger: Desk) -> None:
     job = await stage.ended(await stage.create(server_id))
     stranger.node.befall()
     await page.goto(f"{stage.url}/ops/jobs/{job.id}/")
-    await page.keyboard.insert_text((await stage.new_operator()).secret)  # its field has the focus
+    await page.locator("input:focus").wait_for()  # a page has been loaded before its field has the focus
+    await page.keyboard.insert_text((await stage.new_operator()).secret)
     await page.keyboard.press("Enter")
     await stranger.is_live()
     await page.keyboard.press("Tab")

@@ -20,8 +20,8 @@ from tests.chaos.summary import Summary
 from worker.jobs.model import Step
 
 SETTLE_SECONDS = 60.0  # when a job has not ended by then, nothing will end it
-HALT_SECONDS = 20.0  # for a job to come to where it is to stand still
-RECONCILED_SECONDS = 20.0  # for the node to judge what an older copy of Redis's data says
+HALT_SECONDS = 60.0  # for a job to come to where it is to stand still
+RECONCILED_SECONDS = 60.0  # for the node to judge what an older copy of Redis's data says
 UPKEEP_ROUNDS = 12
 CHANGE_SECONDS = 0.5  # of a slow disk, with the wait before it
 TYPICAL_SECONDS = {True: 2.5, False: 0.6}  # of a job, by whether its server runs: turning it off takes 1.3 s here

@@ -493,7 +493,7 @@ class TestDeletingUnderAGuest:
         os.kill(qemu_pid(kvm_bench), signal.SIGKILL)
         with suppress(DriverError):  # libvirt may know already that it is off
             await kvm_bench.hypervisor.delete_snapshot(1, TAG)
-        assert await kvm_bench.hypervisor.wait_for_off(1, timeout_seconds=10)
+        assert await kvm_bench.hypervisor.wait_for_off(1, timeout_seconds=60)
         await kvm_bench.hypervisor.delete_snapshot(1, TAG)
         assert await kvm_bench.hypervisor.snapshots(1) == []
 

@@ -319,7 +319,7 @@ class TestInUse:
             with pytest.raises(ServerInUse, match="backed up"):
                 await call(1)
         await asyncio.to_thread(domain.abortJob)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while domain.jobStats(0).get("type"):  # noqa: ASYNC110 - what QEMU does
                 await asyncio.sleep(0.05)
         await kvm_bench.hypervisor.layout(1)

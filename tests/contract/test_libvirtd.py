@@ -71,7 +71,7 @@ async def test_a_libvirtd_that_is_killed_takes_no_guest_along_and_its_successor_
     changes = 0
     await hypervisor.cut_power(SERVER)
     assert await hypervisor.wait_for_off(SERVER, timeout_seconds=30)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not changes:  # noqa: ASYNC110 - a callback cannot be awaited
             await asyncio.sleep(0.05)
     await hypervisor.revert(SERVER, SPEC.tag)

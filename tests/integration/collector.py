@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
-SEEN_SECONDS = 30.0  # far above what it takes
+SEEN_SECONDS = 60.0  # far above what it takes
 
 
 @dataclass(frozen=True, kw_only=True)

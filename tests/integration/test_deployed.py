@@ -161,6 +161,6 @@ async def _completed(client: Client, admitted: Answer) -> None:
 
 
 async def _becomes(is_so: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not await is_so():  # noqa: ASYNC110 - another process tells nobody that it is up
             await asyncio.sleep(0.05)

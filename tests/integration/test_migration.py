@@ -103,7 +103,7 @@ async def test_what_an_older_version_has_listed_is_moved_and_then_it_migrates(tw
     as_older_versions_do(two)
     assert "cannot migrate" in await two.migrate()
     await with_workers(two)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while await asyncio.to_thread(two.first.ask, "listAllSnapshots", 0):
             pass
     assert await two.migrate() == ""
@@ -139,7 +139,7 @@ async def test_no_migration_begins_while_a_job_is_at_work(two: Two) -> None:
     await two.until_on(two.first)
     two.first.ask("create")
     admitted = await two.store.create(account_id=ACCOUNT, server_id=SERVER, name="x", description="", request_id="r")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not await asyncio.to_thread(two.first.ask, "listAllSnapshots", 0):
             pass
     for flags in (("--live", "--persistent", "--unsafe"), ("--offline", "--persistent", "--undefinesource")):
@@ -206,7 +206,7 @@ async def test_snapshots_that_stayed_behind_with_their_storage_are_told_as_lost(
     told = await two.migrate(*flags, "--xml", str(xml), "--persistent-xml", str(persistent))
     assert told == ""
     await two.until_on(two.second)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (await two.snapshot(before.id)).status is not SnapshotStatus.FAILED:  # noqa: ASYNC110 - what another process does
             await asyncio.sleep(0.05)
     assert two.second.worker is not None

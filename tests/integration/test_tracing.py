@@ -28,7 +28,7 @@ from worker.jobs.tokens import Permission, Tokens
 TRACE, CALLERS_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 NAME, DESCRIPTION = "before-upgrade", "the customer's own words"
 ROUTE = "/api/v1/snapshots/"
-READY_SECONDS, STOPS_WITHIN_SECONDS = 30.0, 20.0  # far above what it takes; a hang would be for ever
+READY_SECONDS, STOPS_WITHIN_SECONDS = 60.0, 60.0  # far above what it takes; a hang would be for ever
 WITHOUT_THE_EXTRA = """
 import sys
 for name in ("opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.proto", "google", "requests"):

@@ -26,7 +26,7 @@ from worker.jobs.webhooks import JobEvent
 WEBHOOKS = "/api/v1/webhooks/"
 OTHERS = AccountId(78)
 EVERY = [str(event) for event in JobEvent]
-PATIENCE_SECONDS_FOR_END = 10.0  # a bound: it ends within milliseconds, or never
+PATIENCE_SECONDS_FOR_END = 60.0  # a bound: it ends within milliseconds, or never
 URL = "https://hooks.example.com/snapshots"
 
 

@@ -97,7 +97,7 @@ async def customer(server: RedisServer) -> AsyncIterator[Customer]:
 
 
 async def _refused(worker: WorkerProcess, *words: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert await worker.process.wait() == 2
     await asyncio.sleep(0)
     said = "".join(worker.lines)
@@ -143,7 +143,7 @@ async def test_a_worker_that_slept_through_its_lease_takes_no_work_any_more(
                 await ours.redis.delete(f"server:{SECOND}:counted")
             await sleeper.says("lease.lost")
             sleeper.signal(signal.SIGTERM)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 assert await sleeper.process.wait() == 0
 
 
@@ -155,7 +155,7 @@ async def test_one_that_is_told_to_stop_ends_the_job_in_its_hands_and_begins_no_
         running, waiting = await ours.create(FIRST), await ours.create(SECOND)
         await ours.sees_step(running, "stopping")
         worker.signal(signal.SIGTERM)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await worker.process.wait() == 0
         assert (await ours.job(running)).state is JobState.COMPLETED
         assert server_of(state, FIRST).power is Power.ON
@@ -173,7 +173,7 @@ async def test_one_whose_time_to_stop_is_over_leaves_the_rest_to_the_next(
         running = await ours.create(FIRST)
         await ours.sees_step(running, "stopping")
         worker.signal(signal.SIGTERM)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await worker.process.wait() == 0
         assert (await ours.job(running)).state is JobState.IN_PROGRESS
     async with worker_process(redis_of_ours.socket, state, GRACE_SECONDS="0"), customer(redis_of_ours) as ours:

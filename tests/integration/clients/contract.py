@@ -17,7 +17,7 @@ def run(url: str, token: str, server_id: int) -> dict[str, Any]:
         session.headers.update({"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
 
         def call(method: str, path: str, **options: Any) -> requests.Response:
-            return session.request(method, f"{url}/api/v1/{path}", timeout=10, **options)
+            return session.request(method, f"{url}/api/v1/{path}", timeout=60, **options)
 
         def follow(response: requests.Response) -> None:
             while call("GET", f"jobs/{response.headers['X-Job-Id']}/").json()["state"] not in {"completed", "failed"}:
