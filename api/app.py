@@ -32,18 +32,18 @@ from api.settings import ApiSettings
 from api.streams import Streams
 from api.sweeper import Sweeper
 from api.traces import traced
-from worker.jobs.audit import Audit
-from worker.jobs.cell import Cell
-from worker.jobs.deliveries import Deliveries
-from worker.jobs.errors import StoreUnavailable
-from worker.jobs.events import Events
-from worker.jobs.ops import Operators
-from worker.jobs.schedules import Schedules
-from worker.jobs.sessions import Lasting, Sessions
-from worker.jobs.store import Store
-from worker.jobs.tokens import Limits, Tokens
-from worker.jobs.waiting import Waiting
-from worker.jobs.webhooks import Webhooks
+from worker.store.access.audit import Audit
+from worker.store.access.sessions import Lasting, Sessions
+from worker.store.access.tokens import Limits, Tokens
+from worker.store.chores.waiting import Waiting
+from worker.store.customers.customer_store import Store
+from worker.store.customers.events import Events
+from worker.store.errors import StoreUnavailable
+from worker.store.operators.cell import Cell
+from worker.store.operators.operator_store import Operators
+from worker.store.schedules.schedules import Schedules
+from worker.store.webhooks.deliveries import Deliveries
+from worker.store.webhooks.webhooks import Webhooks
 
 TOKEN_CHECK_SECONDS = 30.0  # a stream of events ends so soon after its token
 

@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSche
 from yarl import URL
 
 from api.requests import PageQuery
-from worker.jobs import events, model
-from worker.jobs import schedules as schedules_
-from worker.jobs.model import JobKind, JobState, ServerState, SnapshotStatus, Step
-from worker.jobs.store import Admitted, Page
+from worker.store import model
+from worker.store.calls import Page
+from worker.store.customers import events
+from worker.store.customers.customer_store import Admitted
+from worker.store.model import JobKind, JobState, ServerState, SnapshotStatus, Step
+from worker.store.schedules import schedules as schedules_
 
 MIB = 1 << 20
 CREATE_MESSAGE = "Snapshot is being created. This may take 3-10 minutes depending on server size."

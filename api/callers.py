@@ -10,8 +10,8 @@ from structlog.contextvars import bind_contextvars
 from api import addresses, requests
 from api.addresses import Network
 from api.problems import FieldError, Problem, invalid
-from worker.jobs.model import AccountId
-from worker.jobs.tokens import Entered, Limits, Permission, Token, Tokens
+from worker.store.access.tokens import Entered, Limits, Permission, Token, Tokens
+from worker.store.model import AccountId
 
 ACCOUNT_HEADER = "X-Account-Id"
 # what is learnt of a request on the way, for its log line, its audit entry and its answer's headers

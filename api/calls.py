@@ -7,8 +7,8 @@ from typing import Generic, TypeVar
 from aiohttp import web
 from pydantic import BaseModel
 
-from worker.jobs import errors
-from worker.jobs.tokens import Permission
+from worker.store import errors
+from worker.store.access.tokens import Permission
 
 Side = TypeVar("Side")
 By = TypeVar("By")

@@ -10,10 +10,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from api.background import in_background
-from worker.jobs.cell import Cell, CellNumbers, NodeNumbers
-from worker.jobs.configuration import NODE_SILENT_SECONDS
-from worker.jobs.errors import StoreUnavailable
-from worker.jobs.metrics import NAMESPACE
+from worker.program.configuration import NODE_SILENT_SECONDS
+from worker.program.metrics import NAMESPACE
+from worker.store.errors import StoreUnavailable
+from worker.store.operators.cell import Cell, CellNumbers, NodeNumbers
 
 STALE_SECONDS = 120.0  # another front end may see what is true now
 

@@ -6,8 +6,8 @@ from api import bodies
 from api.problems import FieldError, Problem, broke, invalid
 from api.requests import CreateBody, EditBody, ScheduleBody, ScheduleEditBody
 from api.webhooks import Delivery, DeliveryList, Webhook, WebhookBody, WebhookEditBody, WebhookList, WebhookWithSecret
-from worker.jobs import errors
-from worker.jobs.model import (
+from worker.store import errors
+from worker.store.model import (
     SNAPSHOTS_PER_SERVER,
     JobKind,
     JobState,
@@ -17,7 +17,7 @@ from worker.jobs.model import (
     SnapshotStatus,
     Step,
 )
-from worker.jobs.webhooks import JobEvent
+from worker.store.webhooks.webhooks import JobEvent
 
 JOB_ID = "0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b"
 SCHEDULE_ID = "5c1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e"

@@ -22,11 +22,11 @@ from api.requests import (
 )
 from api.streams import Streams, opened
 from api.webhooks import WebhookBody, WebhookEditBody
-from worker.jobs.model import Job, JobState
-from worker.jobs.schedules import Schedules
-from worker.jobs.store import Store
-from worker.jobs.tokens import Permission
-from worker.jobs.webhooks import Webhooks
+from worker.store.access.tokens import Permission
+from worker.store.customers.customer_store import Store
+from worker.store.model import Job, JobState
+from worker.store.schedules.schedules import Schedules
+from worker.store.webhooks.webhooks import Webhooks
 
 CHECK_LOOKS, CHECK_LOOK_SECONDS = 100, 0.05  # a node's checks take 0.02 s for two disks; it may have to wait for a job
 

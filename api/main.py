@@ -23,14 +23,14 @@ from api.app import build
 from api.metrics import Metrics
 from api.server import listening
 from api.settings import ApiSettings
-from worker.jobs import logs
-from worker.jobs.audit import Audit
-from worker.jobs.configuration import ConfigurationError, help_text, load
-from worker.jobs.connection import connect
-from worker.jobs.errors import StoreUnavailable
-from worker.jobs.model import AccountId
-from worker.jobs.span_export import exporting
-from worker.jobs.tokens import NewToken, Permission, Token, Tokens
+from worker.program import logs
+from worker.program.configuration import ConfigurationError, help_text, load
+from worker.program.span_export import exporting
+from worker.store.access.audit import Audit
+from worker.store.access.tokens import NewToken, Permission, Token, Tokens
+from worker.store.errors import StoreUnavailable
+from worker.store.model import AccountId
+from worker.store.redis_client import connect
 
 Result = TypeVar("Result")
 

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from api import addresses
 from api.addresses import Network
-from worker.jobs.metrics import NAMESPACE, LogEvents, RedisMetrics, jobs_given_up, registry
+from worker.program.metrics import NAMESPACE, LogEvents, RedisMetrics, jobs_given_up, registry
 
 PATH = "/metrics"
 DELIVERED = "delivered"

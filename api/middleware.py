@@ -16,8 +16,8 @@ from api.callers import ACCOUNT, ALLOWANCE, EACH, MADE, REASON, TOKEN, Callers
 from api.metrics import PATH as METRICS
 from api.metrics import Metrics
 from api.requests import REQUEST_ID, SERVER_ID
-from worker.jobs import errors
-from worker.jobs.audit import Audit
+from worker.store import errors
+from worker.store.access.audit import Audit
 
 PROBLEM = web.RequestKey("problem", str)
 SERVER = "vps-snapshots"

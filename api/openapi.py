@@ -29,9 +29,9 @@ from api.requests import (
     SnapshotIdInPath,
 )
 from api.webhooks import WebhookIdInPath
-from worker.jobs import errors
-from worker.jobs.model import SnapshotStatus
-from worker.jobs.tokens import Permission
+from worker.store import errors
+from worker.store.access.tokens import Permission
+from worker.store.model import SnapshotStatus
 
 PATH = "/api/v1/openapi.json"
 VERSION = "1.0.0"  # of the API, not of the program

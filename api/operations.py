@@ -22,8 +22,8 @@ from api.requests import (
     UndoQuery,
 )
 from api.webhooks import WebhookBody, WebhookEditBody
-from worker.jobs import errors
-from worker.jobs.tokens import Permission
+from worker.store import errors
+from worker.store.access.tokens import Permission
 
 READ, WRITE = Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE
 

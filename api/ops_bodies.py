@@ -8,12 +8,14 @@ from yarl import URL
 
 from api import bodies
 from api.bodies import Moment, Open
-from worker.jobs import events, ops_records, overview
-from worker.jobs.model import Job, JobKind, Snapshot
-from worker.jobs.ops_records import Slice
-from worker.jobs.store import Page
-from worker.jobs.telling import NodeFacts
-from worker.jobs.tokens import NewToken, Token
+from worker.store.access.tokens import NewToken, Token
+from worker.store.calls import Page
+from worker.store.customers import events
+from worker.store.model import Job, JobKind, Snapshot
+from worker.store.operators import overview
+from worker.store.operators import records as ops_records
+from worker.store.operators.records import Slice
+from worker.store.reports import NodeFacts
 
 After = Annotated[str | None, Field(description="the cursor of what follows, for `after`; null: this was the end")]
 Count = Annotated[int | None, Field(description="all of the list; null where it can't be told without counting")]

@@ -6,7 +6,7 @@ from api import bodies, ops_bodies
 from api.examples import DETAILS, JOB_CANCELLED, JOB_COMPLETED, JOB_FAILED, JOB_ID, REQUEST_ID, SERVER, UNDO_WAITS
 from api.examples import EVENT as CUSTOMERS_EVENT
 from api.ops_requests import BulkBody, ReasonBody, TokenBody
-from worker.jobs.model import AccountId, JobId, JobKind
+from worker.store.model import AccountId, JobId, JobKind
 
 _AT = datetime(2025, 1, 16, 16, 15, tzinfo=UTC)
 

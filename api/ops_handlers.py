@@ -17,11 +17,12 @@ from api.ops_requests import (
     TokensQuery,
 )
 from api.streams import Streams, opened
-from worker.jobs import errors
-from worker.jobs.model import SNAPSHOTS_PER_SERVER, JobId, JobState
-from worker.jobs.ops import Cut, JobFilter, Operators
-from worker.jobs.store import Idempotency, SnapshotFilter, Store
-from worker.jobs.tokens import Permission, Token, Tokens
+from worker.store import errors
+from worker.store.access.tokens import Permission, Token, Tokens
+from worker.store.calls import Idempotency
+from worker.store.customers.customer_store import SnapshotFilter, Store
+from worker.store.model import SNAPSHOTS_PER_SERVER, JobId, JobState
+from worker.store.operators.operator_store import Cut, JobFilter, Operators
 
 SHOWN = Cut(limit=100)  # of a list that stands within another answer
 SNAPSHOTS_SHOWN = 20 * SNAPSHOTS_PER_SERVER  # the failed ones come on top of the five

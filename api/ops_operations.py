@@ -17,8 +17,8 @@ from api.ops_requests import (
     TokensQuery,
 )
 from api.requests import LAST_EVENT_HEADER
-from worker.jobs import errors
-from worker.jobs.tokens import Permission, Token
+from worker.store import errors
+from worker.store.access.tokens import Permission, Token
 
 OpsOperation = Call[OpsHandlers, Token]
 

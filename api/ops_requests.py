@@ -17,10 +17,10 @@ from pydantic import (
 )
 
 from api.requests import ID_MAX, STORABLE, JobIdInPath, Moment, digits, truth, whole
-from worker.jobs import errors
-from worker.jobs.model import AccountId, JobKind, JobState, ServerId
-from worker.jobs.ops import Cut, JobFilter
-from worker.jobs.tokens import Permission
+from worker.store import errors
+from worker.store.access.tokens import Permission
+from worker.store.model import AccountId, JobKind, JobState, ServerId
+from worker.store.operators.operator_store import Cut, JobFilter
 
 BULK_MAX = 100
 REASON_MAX = 500

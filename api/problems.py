@@ -7,7 +7,7 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
-from worker.jobs import errors
+from worker.store import errors
 
 STATUS: dict[type[errors.Refused], int] = {
     errors.ServerNotFound: 404,

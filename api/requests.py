@@ -24,8 +24,10 @@ from pydantic.config import JsonDict
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from api.problems import FieldError, Problem, invalid
-from worker.jobs import errors
-from worker.jobs.model import (
+from worker.store import errors
+from worker.store.calls import Idempotency
+from worker.store.customers.customer_store import Edit, SnapshotFilter
+from worker.store.model import (
     DESCRIPTION_MAX,
     NAME_MAX,
     SNAPSHOTS_PER_SERVER,
@@ -36,9 +38,8 @@ from worker.jobs.model import (
     SnapshotId,
     SnapshotStatus,
 )
-from worker.jobs.schedules import BadCron, Plan
-from worker.jobs.schedules import check as check_when
-from worker.jobs.store import Edit, Idempotency, SnapshotFilter
+from worker.store.schedules.schedules import BadCron, Plan
+from worker.store.schedules.schedules import check as check_when
 
 # what is learnt of a request on the way, for its log line and its audit entry
 REQUEST_ID = web.RequestKey("request_id", str)

@@ -17,10 +17,10 @@ from aiohttp.abc import AbstractResolver
 from api import outside, webhooks
 from api.background import in_background
 from api.metrics import Metrics
-from worker.jobs.deliveries import Claim, Deliveries, DueDelivery, Result
-from worker.jobs.errors import StoreUnavailable
-from worker.jobs.model import DeliveryId
-from worker.jobs.webhooks import SECRET_PREFIX
+from worker.store.errors import StoreUnavailable
+from worker.store.model import DeliveryId
+from worker.store.webhooks.deliveries import Claim, Deliveries, DueDelivery, Result
+from worker.store.webhooks.webhooks import SECRET_PREFIX
 
 # After each failed attempt; the specification's own example. After the tenth attempt a delivery is given up.
 RETRIES = (

@@ -6,15 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from worker.jobs.configuration import (
+from worker.program.configuration import (
     NODE_SILENT_SECONDS,
     WAITING_SECONDS,
     FileSettings,
     NodeSilentSeconds,
     WaitingSeconds,
 )
-from worker.jobs.connection import RedisSettings
-from worker.jobs.span_export import TracingSettings
+from worker.program.span_export import TracingSettings
+from worker.store.redis_client import RedisSettings
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

@@ -12,8 +12,8 @@ from aiohttp import web
 from api import bodies, ops_bodies
 from api.background import in_background
 from api.server import when_gone
-from worker.jobs.errors import StoreUnavailable, TooManyStreams
-from worker.jobs.events import Audience, Event, Events, place
+from worker.store.customers.events import Audience, Event, Events, place
+from worker.store.errors import StoreUnavailable, TooManyStreams
 
 READ_SECONDS = 0.25  # so long a new listener's account may wait to be read with the others
 AGAIN_SECONDS = 1.0  # after trouble with the store

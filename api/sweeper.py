@@ -7,8 +7,8 @@ import structlog
 from aiohttp import web
 
 from api.background import in_background
-from worker.jobs.errors import StoreUnavailable
-from worker.jobs.waiting import Waiting
+from worker.store.chores.waiting import Waiting
+from worker.store.errors import StoreUnavailable
 
 ROUND_SECONDS = 30.0
 

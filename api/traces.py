@@ -8,7 +8,7 @@ from opentelemetry.trace import SpanKind
 
 from api.middleware import PROBES, PROBLEM, route_of
 from api.requests import REQUEST_ID
-from worker.jobs import tracing
+from worker.program import tracing
 
 
 @web.middleware

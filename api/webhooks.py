@@ -11,12 +11,12 @@ from api import bodies
 from api.bodies import Moment, Open
 from api.outside import URL_MAX
 from api.requests import NOT_NULL, Description
-from worker.jobs import errors
-from worker.jobs import webhooks as records
-from worker.jobs.deliveries import DueDelivery
-from worker.jobs.model import WebhookId
-from worker.jobs.store import Page
-from worker.jobs.webhooks import JobEvent, Wish
+from worker.store import errors
+from worker.store.calls import Page
+from worker.store.model import WebhookId
+from worker.store.webhooks import webhooks as records
+from worker.store.webhooks.deliveries import DueDelivery
+from worker.store.webhooks.webhooks import JobEvent, Wish
 
 TERMINAL = (JobEvent.COMPLETED, JobEvent.FAILED)
 

@@ -21,9 +21,9 @@ from tests.conftest import RedisServer
 from tests.contract.kvm_bench import read_text, write_text
 from tests.libvirtd import Daemon
 from tests.worker_process import WorkerProcess, worker_process
-from worker.jobs.errors import JobNotFound, Refused
-from worker.jobs.model import AccountId, Job, JobId, JobState, ServerId, Snapshot, SnapshotId
-from worker.jobs.store import Store
+from worker.store.customers.customer_store import Store
+from worker.store.errors import JobNotFound, Refused
+from worker.store.model import AccountId, Job, JobId, JobState, ServerId, Snapshot, SnapshotId
 
 ACCOUNT, SERVER, NAME = AccountId(77), ServerId(12345), "s1"
 PATIENCE_SECONDS = 60.0

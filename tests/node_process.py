@@ -16,9 +16,9 @@ from arq.connections import ArqRedis
 from arq.worker import Worker, func
 
 from tests.queueing import NODE, QUEUE
-from worker.jobs import queue
-from worker.jobs.connection import RedisSettings, connect
 from worker.node_worker import FALLBACK_SECONDS, NodeWorker
+from worker.store import arq_queue as queue
+from worker.store.redis_client import RedisSettings, connect
 
 if TYPE_CHECKING:
     from arq.typing import WorkerCoroutine

@@ -11,9 +11,9 @@ from arq.connections import ArqRedis
 from arq.constants import job_key_prefix
 from redis.asyncio import Redis
 
-from worker.jobs import queue
-from worker.jobs.connection import RedisSettings, connect
 from worker.node_worker import FALLBACK_SECONDS, NodeWorker
+from worker.store import arq_queue as queue
+from worker.store.redis_client import RedisSettings, connect
 
 NODE = "n1"
 QUEUE = queue.queue_name(NODE)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from drivers.base import DriverError, Hypervisor, SnapshotSpec
-from worker.jobs.model import JobId, JobKind, NoteCode, ServerId, SnapshotId, Step
 from worker.procedures import PROCEDURES
 from worker.procedures.work import Facts, Next, Policy, Task, Work
+from worker.store.model import JobId, JobKind, NoteCode, ServerId, SnapshotId, Step
 
 SERVER = ServerId(1)
 SPEC = SnapshotSpec(tag="vps-801", name="x", description="", created_at=datetime(2025, 1, 15, tzinfo=UTC))

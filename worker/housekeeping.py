@@ -5,11 +5,11 @@ import time
 
 import structlog
 
-from worker.jobs.errors import StoreUnavailable
-from worker.jobs.node_store import NodeStore
-from worker.jobs.waiting import Waiting
 from worker.journal import Journal, JournalFailed
 from worker.runner import Runner
+from worker.store.chores.waiting import Waiting
+from worker.store.errors import StoreUnavailable
+from worker.store.nodes.node_store import NodeStore
 
 ROUND_SECONDS = 30.0
 

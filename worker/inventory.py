@@ -9,11 +9,11 @@ from importlib.metadata import version
 import structlog
 
 from drivers.base import About, Domain, DriverError, Hypervisor, HypervisorUnavailable
-from worker.jobs.errors import StoreUnavailable
-from worker.jobs.model import AccountId, ServerId
-from worker.jobs.node_store import LeaseLost, NodeStore, ReportedServer
-from worker.jobs.telling import NodeFacts, Pool
 from worker.metrics import Metrics
+from worker.store.errors import StoreUnavailable
+from worker.store.model import AccountId, ServerId
+from worker.store.nodes.node_store import LeaseLost, NodeStore, ReportedServer
+from worker.store.reports import NodeFacts, Pool
 
 FACTS_SECONDS = 60.0  # between two looks at versions and free space
 FACTS_LOOK_SECONDS = 5.0  # that a report waits for such a look; a slower one is told with a later report

@@ -17,9 +17,9 @@ from typing import Any
 import structlog
 from pydantic import TypeAdapter
 
-from worker.jobs.model import JobId, ServerId, Step
-from worker.jobs.outcome import Outcome
 from worker.procedures.work import Facts, Task
+from worker.store.model import JobId, ServerId, Step
+from worker.store.outcome import Outcome
 
 VERSION = 2
 BALLAST_BYTES = 4 << 20  # a thousand steps: each writes two or three pages of 4 KiB to the write-ahead log

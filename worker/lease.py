@@ -13,8 +13,8 @@ from typing import TextIO
 
 import structlog
 
-from worker.jobs.errors import StoreUnavailable
-from worker.jobs.node_store import LeaseHeld, NodeStore
+from worker.store.errors import StoreUnavailable
+from worker.store.nodes.node_store import LeaseHeld, NodeStore
 
 LEASE_SECONDS = 15.0  # an owner that was silent for so long may be replaced from another machine
 HEARTBEAT_SECONDS = 5.0  # three of them to a lease: two may be lost

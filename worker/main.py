@@ -20,24 +20,24 @@ from worker.exposition import exposed
 from worker.housekeeping import ROUND_SECONDS, Housekeeping
 from worker.inventory import REPORT_SECONDS, Inventory
 from worker.job_log import JobLog
-from worker.jobs import logs
-from worker.jobs.configuration import ConfigurationError, help_text, load
-from worker.jobs.connection import connect
-from worker.jobs.errors import StoreUnavailable
-from worker.jobs.model import JobId
-from worker.jobs.node_store import NodeStore
-from worker.jobs.span_export import exporting
-from worker.jobs.waiting import Waiting
 from worker.journal import Journal, JournalFailed, NewerJournal
 from worker.journal import drop_kept as drop_kept_tag
 from worker.lease import HypervisorLock, Lease, NodeLock, NodeTaken, machine_id, who_am_i
 from worker.metrics import Metrics
 from worker.node_worker import FALLBACK_SECONDS, NodeWorker
+from worker.program import logs
+from worker.program.configuration import ConfigurationError, help_text, load
+from worker.program.span_export import exporting
 from worker.publisher import Publisher
 from worker.reconcile import Reconciler
 from worker.runner import LAST_WORDS_SECONDS, Runner
 from worker.scheduler import Scheduler
 from worker.settings import Driver, WorkerSettings
+from worker.store.chores.waiting import Waiting
+from worker.store.errors import StoreUnavailable
+from worker.store.model import JobId
+from worker.store.nodes.node_store import NodeStore
+from worker.store.redis_client import connect
 from worker.survey import as_json as survey_as_json
 from worker.survey import as_text as survey_as_text
 from worker.traces import of_calls

@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from worker.jobs.metrics import NAMESPACE, LogEvents, RedisMetrics, jobs_given_up, registry
-from worker.jobs.model import STEPS, Job, JobKind, JobState, Step
-from worker.jobs.outcome import Outcome
-from worker.jobs.telling import Pool
+from worker.program.metrics import NAMESPACE, LogEvents, RedisMetrics, jobs_given_up, registry
+from worker.store.model import STEPS, Job, JobKind, JobState, Step
+from worker.store.outcome import Outcome
+from worker.store.reports import Pool
 
 COMPLETED, FAILED, STRANDED = "completed", "failed", "stranded"  # how a job ends, as an operator counts it
 

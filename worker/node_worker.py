@@ -16,7 +16,8 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from arq.worker import Retry, Worker, func
 from redis.exceptions import RedisError
 
-from worker.jobs import queue, scripts
+from worker.store import arq_queue as queue
+from worker.store import scripts
 
 if TYPE_CHECKING:
     from arq.typing import WorkerCoroutine
@@ -66,7 +67,7 @@ class NodeWorker(Worker):
             job_serializer=queue.serialize,
             job_deserializer=queue.deserialize,
         )
-        self._due = scripts.load(redis, "start_due")
+        self._due = scripts.load(redis, "nodes/start_due")
         self._waiting = waiting
         self._node = node
         self._wake = asyncio.Event()

@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import structlog
 
-from worker.jobs.errors import StoreUnavailable
-from worker.jobs.model import JobId, ServerId, Step
-from worker.jobs.node_store import LeaseLost, NodeStore
-from worker.jobs.outcome import Outcome
-from worker.jobs.telling import NOTHING_TOLD, StepBegun, Told
+from worker.store.errors import StoreUnavailable
+from worker.store.model import JobId, ServerId, Step
+from worker.store.nodes.node_store import LeaseLost, NodeStore
+from worker.store.outcome import Outcome
+from worker.store.reports import NOTHING_TOLD, StepBegun, Told
 
 RETRY_SECONDS = (0.2, 2.0)  # between two tries to publish: the first wait, doubled up to the last
 UNKNOWN_TRIES = 6  # of an outcome whose job the store does not know: its server may have left the node for good

@@ -25,15 +25,15 @@ from drivers.base import (
     SnapshotSpec,
     UnsupportedServer,
 )
-from worker.jobs.errors import StoreUnavailable
-from worker.jobs.model import Contents, JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
-from worker.jobs.node_store import BegunJob, Known, KnownSnapshot, LeaseLost, NodeStore, PublishedSnapshot
 from worker.journal import Journal, JournalFailed
 from worker.metrics import Metrics
 from worker.procedures.disks import without
 from worker.procedures.notes import contents_held, contents_to_write
 from worker.procedures.work import SAFETY_PREFIX, Task
 from worker.runner import Runner
+from worker.store.errors import StoreUnavailable
+from worker.store.model import Contents, JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
+from worker.store.nodes.node_store import BegunJob, Known, KnownSnapshot, LeaseLost, NodeStore, PublishedSnapshot
 
 ROUND_SECONDS = 300.0  # between two looks at every server of the node
 UNDELETED_AFTER = 3  # failures of a delete, over three minutes at least: what passes by itself is none to look at

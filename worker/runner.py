@@ -11,16 +11,16 @@ import structlog
 
 from drivers.base import DomainNotFound, DriverError, Hypervisor, Power
 from worker import traces
-from worker.jobs.errors import StoreUnavailable
-from worker.jobs.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
-from worker.jobs.node_store import BeginRefused, LeaseLost, NodeStore
-from worker.jobs.outcome import Outcome
 from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed, SpareTag
 from worker.metrics import Metrics
 from worker.procedures import PROCEDURES
 from worker.procedures.disks import NotEnoughSpace, whole, without
 from worker.procedures.work import FORWARD, Facts, Next, Policy, Procedure, Task, Work
 from worker.publisher import RETRY_SECONDS, Publisher
+from worker.store.errors import StoreUnavailable
+from worker.store.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
+from worker.store.nodes.node_store import BeginRefused, LeaseLost, NodeStore
+from worker.store.outcome import Outcome
 
 RETRY_MOST_SECONDS = 5.0  # between two tries of a step
 POWER_SECONDS = 2.0  # for the hypervisor to say what a server does now, at the end of a job

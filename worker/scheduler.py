@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import structlog
 
-from worker.jobs.errors import StoreUnavailable
-from worker.jobs.model import ScheduleId
-from worker.jobs.node_store import BATCH, DueSchedule, NodeStore, RunRefused, UnreadableSchedule
-from worker.jobs.store import script_broke
+from worker.store.calls import script_broke
+from worker.store.errors import StoreUnavailable
+from worker.store.model import ScheduleId
+from worker.store.nodes.node_store import BATCH, DueSchedule, NodeStore, RunRefused, UnreadableSchedule
 
 ROUND_SECONDS = 15.0
 NOT_DUE = "schedule_not_due"  # another worker was first, or the customer has changed it

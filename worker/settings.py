@@ -7,17 +7,17 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from worker.jobs.configuration import (
+from worker.procedures.work import Policy
+from worker.program.configuration import (
     NODE_SILENT_SECONDS,
     WAITING_SECONDS,
     FileSettings,
     NodeSilentSeconds,
     WaitingSeconds,
 )
-from worker.jobs.connection import RedisSettings
-from worker.jobs.span_export import TracingSettings
-from worker.procedures.work import Policy
+from worker.program.span_export import TracingSettings
 from worker.runner import Limits
+from worker.store.redis_client import RedisSettings
 
 
 class Driver(StrEnum):

@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 
 from drivers.base import MARK_NAMESPACE
-from worker.jobs.model import Step
+from worker.store.model import Step
 
 NOT_YET = 75
 STATE_DIR = Path("/var/lib/vps-snapshots")  # as in worker.settings

@@ -9,10 +9,10 @@ from typing import Any, cast
 from opentelemetry.trace import SpanKind
 
 from drivers.base import Hypervisor
-from worker.jobs import tracing
-from worker.jobs.model import Step
-from worker.jobs.outcome import Outcome
 from worker.procedures.work import Task
+from worker.program import tracing
+from worker.store.model import Step
+from worker.store.outcome import Outcome
 
 
 @contextmanager

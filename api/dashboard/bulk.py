@@ -17,9 +17,9 @@ from api.dashboard.session import Visit
 from api.ops_requests import BULK_MAX, OpsJobsQuery
 from api.problems import FieldError, invalid
 from api.requests import JobIdInPath
-from worker.jobs import errors
-from worker.jobs.model import JobId
-from worker.jobs.ops import Cut
+from worker.store import errors
+from worker.store.model import JobId
+from worker.store.operators.operator_store import Cut
 
 BULK = f"{JOBS}bulk/"
 MATCHING_MAX = 500  # jobs that one request does: in seconds, not in minutes

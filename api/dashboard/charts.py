@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from worker.jobs.model import JobKind
-from worker.jobs.overview import COUNTED_MS, POINT, Overview, Point
+from worker.store.model import JobKind
+from worker.store.operators.overview import COUNTED_MS, POINT, Overview, Point
 
 POINT_SECONDS = COUNTED_MS * POINT // 1000
 POINTS = 86_400 // POINT_SECONDS

@@ -13,9 +13,9 @@ from api.dashboard.rendering import Rendering
 from api.dashboard.session import Door, Visit
 from api.ops_requests import ReasonBody
 from api.streams import Streams
-from worker.jobs.ops import Operators
-from worker.jobs.store import Store
-from worker.jobs.tokens import Tokens
+from worker.store.access.tokens import Tokens
+from worker.store.customers.customer_store import Store
+from worker.store.operators.operator_store import Operators
 
 
 @dataclass(frozen=True, kw_only=True)

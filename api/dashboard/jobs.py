@@ -14,8 +14,8 @@ from api.dashboard.desk import Desk, Pages
 from api.dashboard.rendering import Question
 from api.dashboard.session import Visit
 from api.ops_requests import OpsJobsQuery
-from worker.jobs.model import STEPS, Job, JobKind, JobState, Step
-from worker.jobs.ops_records import OpsJob, StepTaken
+from worker.store.model import STEPS, Job, JobKind, JobState, Step
+from worker.store.operators.records import OpsJob, StepTaken
 
 JOBS = "/ops/jobs/"
 JOB = f"{JOBS}{{job_id}}/"

@@ -12,8 +12,8 @@ from api.dashboard.overview import is_low
 from api.dashboard.rendering import Question
 from api.dashboard.session import Visit
 from api.ops_requests import OpsNodesQuery
-from worker.jobs.model import JobState
-from worker.jobs.ops import Cut, JobFilter
+from worker.store.model import JobState
+from worker.store.operators.operator_store import Cut, JobFilter
 
 NODES = "/ops/nodes/"
 NODE = f"{NODES}{{node}}/"

@@ -9,12 +9,12 @@ from api.dashboard.charts import charts
 from api.dashboard.desk import Desk, Pages
 from api.dashboard.session import HOME, Visit
 from api.dashboard.words import size, span
-from worker.jobs import errors
-from worker.jobs.model import Job, JobState
-from worker.jobs.ops import Cut, JobFilter, Operators
-from worker.jobs.ops_records import Node, OpsServer
-from worker.jobs.overview import Overview
-from worker.jobs.telling import Pool
+from worker.store import errors
+from worker.store.model import Job, JobState
+from worker.store.operators.operator_store import Cut, JobFilter, Operators
+from worker.store.operators.overview import Overview
+from worker.store.operators.records import Node, OpsServer
+from worker.store.reports import Pool
 
 SHOWN = 10  # of each list: the page tells where the rest is
 LOW_SHARE = 0.1  # of a pool's bytes that are free

@@ -12,7 +12,7 @@ from api.dashboard.desk import Desk, Handler, Pages
 from api.dashboard.rendering import is_fragment
 from api.dashboard.session import EVENTS, HOME, LOGIN, local
 from api.problems import Problem
-from worker.jobs.errors import StoreUnavailable
+from worker.store.errors import StoreUnavailable
 
 PAGES: Pages = {
     **overview.PAGES,

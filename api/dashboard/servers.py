@@ -9,9 +9,9 @@ from api.dashboard.findings import MEANINGS
 from api.dashboard.overview import stranding_job
 from api.dashboard.session import Visit
 from api.ops_requests import OpsServersQuery
-from worker.jobs.model import SNAPSHOTS_PER_SERVER
-from worker.jobs.ops import Cut, JobFilter
-from worker.jobs.store import SnapshotFilter
+from worker.store.customers.customer_store import SnapshotFilter
+from worker.store.model import SNAPSHOTS_PER_SERVER
+from worker.store.operators.operator_store import Cut, JobFilter
 
 SERVERS = "/ops/servers/"
 SERVER = f"{SERVERS}{{server_id}}/"

@@ -12,8 +12,8 @@ from structlog.contextvars import bind_contextvars
 from api import requests
 from api.callers import TOKEN, Callers
 from api.problems import Problem
-from worker.jobs.sessions import Session, Sessions
-from worker.jobs.tokens import Permission, Token
+from worker.store.access.sessions import Session, Sessions
+from worker.store.access.tokens import Permission, Token
 
 COOKIE = "__Host-ops"  # the prefix: browsers take it from this host alone, for all paths, with Secure
 HOME = "/ops/"

@@ -12,8 +12,8 @@ from api.dashboard.desk import Desk, Pages
 from api.dashboard.rendering import Question
 from api.dashboard.session import Form, Visit
 from api.ops_requests import TokenBody
-from worker.jobs import errors
-from worker.jobs.tokens import Permission, Token
+from worker.store import errors
+from worker.store.access.tokens import Permission, Token
 
 TOKENS = "/ops/tokens/"
 NEW = f"{TOKENS}new/"

@@ -19,7 +19,7 @@ from tests.chaos.asking import Asking
 from tests.chaos.campaign import Campaign
 from tests.chaos.model import Expected
 from tests.chaos.summary import Summary
-from worker.jobs.model import Step
+from worker.store.model import Step
 
 # who dies in a round; most often nobody
 TARGETS = ("nothing", "nothing", "nothing", "worker", "worker", "worker", "qemu-img", "qemu")

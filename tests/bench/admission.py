@@ -20,10 +20,10 @@ from arq.connections import ArqRedis
 from tests.conftest import RedisServer
 from tests.integration.conftest import SERVER, Cell, node_store
 from tests.queueing import QUEUE, client
-from worker.jobs import queue
-from worker.jobs.errors import ServerBusy
-from worker.jobs.model import ServerId
-from worker.jobs.store import Store
+from worker.store import arq_queue as queue
+from worker.store.customers.customer_store import Store
+from worker.store.errors import ServerBusy
+from worker.store.model import ServerId
 
 ROUNDS = 5
 JOBS = 1500  # a round

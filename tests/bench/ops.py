@@ -12,9 +12,9 @@ from aiohttp import ClientSession
 
 from tests.bench.seeding import Size, seed
 from tests.browser.stage import Stage, staged
-from worker.jobs.model import AccountId, JobKind, JobState, ServerId
-from worker.jobs.ops import Cut, JobFilter, Operators
-from worker.jobs.store import Store
+from worker.store.customers.customer_store import Store
+from worker.store.model import AccountId, JobKind, JobState, ServerId
+from worker.store.operators.operator_store import Cut, JobFilter, Operators
 
 ROUNDS = 20
 BASELINE, DEFAULT = 1_000, 100_000  # jobs

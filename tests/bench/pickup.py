@@ -22,7 +22,7 @@ from arq.constants import in_progress_key_prefix
 from tests.conftest import RedisServer
 from tests.node_process import Kind, command
 from tests.queueing import QUEUE, client, put, until_told
-from worker.jobs import queue
+from worker.store import arq_queue as queue
 
 ROUNDS = 5
 PICKUPS = {Kind.OURS: 120, Kind.PLAIN: 25}  # a round, at random moments

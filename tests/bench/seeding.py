@@ -10,8 +10,8 @@ from typing import Any
 
 from arq.connections import ArqRedis
 
-from worker.jobs import scripts
-from worker.jobs.model import JobKind, JobState
+from worker.store import scripts
+from worker.store.model import JobKind, JobState
 
 BATCH = 500
 SPREAD_MS = 29 * 86_400_000  # of the jobs, backwards from now
@@ -42,7 +42,7 @@ async def write_jobs(redis: ArqRedis, jobs: Iterator[dict[str, str]]) -> None:
 
 
 async def _write(redis: ArqRedis, what: str, rows: Iterator[dict[str, Any]]) -> None:
-    write = redis.register_script(scripts.text("prelude") + Path(__file__).with_name("seed.lua").read_text())
+    write = redis.register_script(scripts.linked(Path(__file__).with_name("seed.lua").read_text()))
     while batch := list(islice(rows, BATCH)):
         await write(args=[what, json.dumps(batch)])
 

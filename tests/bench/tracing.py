@@ -20,9 +20,9 @@ from tests.conftest import RedisServer
 from tests.integration.conftest import Cell, node_store
 from tests.integration.front_end import serving
 from tests.queueing import client
-from worker.jobs import logs, tracing
-from worker.jobs.span_export import TracingSettings, exporting
-from worker.jobs.store import Store
+from worker.program import logs, tracing
+from worker.program.span_export import TracingSettings, exporting
+from worker.store.customers.customer_store import Store
 
 ROUNDS, SPANS, REQUESTS = 7, 2000, 300
 HEADERS = {"Authorization": "Bearer x", "Content-Type": "application/json"}

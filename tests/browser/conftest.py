@@ -10,7 +10,7 @@ from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, 
 
 from tests.browser.stage import Stage, StagedNode, running, staged
 from tests.conftest import needs
-from worker.jobs.model import ServerId
+from worker.store.model import ServerId
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = (

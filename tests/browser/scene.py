@@ -12,9 +12,9 @@ from drivers.fake_state import FakeServer
 from tests.bench import seeding
 from tests.browser.stage import Stage, StagedNode, running
 from tests.queueing import until_told
-from worker.jobs.model import AccountId, JobId, JobKind, JobState, ServerId, SnapshotId, snapshot_tag
-from worker.jobs.store import Store
-from worker.jobs.telling import NodeFacts, Pool
+from worker.store.customers.customer_store import Store
+from worker.store.model import AccountId, JobId, JobKind, JobState, ServerId, SnapshotId, snapshot_tag
+from worker.store.reports import NodeFacts, Pool
 
 DAY_MS, HOUR_MS = 86_400_000, 3_600_000
 NAMES = (

@@ -11,8 +11,8 @@ from playwright.async_api import Browser, Page, ViewportSize
 from tests.browser.conftest import chromium, log_in
 from tests.browser.scene import BROKEN, ODD, PAUSED, Scene
 from tests.browser.stage import Stage, staged
-from worker.jobs.model import JobKind, JobState
-from worker.jobs.ops import Cut, JobFilter
+from worker.store.model import JobKind, JobState
+from worker.store.operators.operator_store import Cut, JobFilter
 
 FOLDER = Path("docs/screenshots")
 WIDE, PHONE = ViewportSize(width=1360, height=850), ViewportSize(width=390, height=844)

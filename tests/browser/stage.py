@@ -19,11 +19,11 @@ from drivers.fake_faults import Rule, write_rules
 from drivers.fake_state import FakeDisk, FakeServer, StateFile
 from tests.conftest import RedisServer, needs
 from tests.queueing import client, until_told
-from worker.jobs.model import AccountId, Job, JobId, JobState, ServerId
-from worker.jobs.ops import Operators
-from worker.jobs.ops_records import OpsJob
-from worker.jobs.store import Store
-from worker.jobs.tokens import NewToken, Permission, Tokens
+from worker.store.access.tokens import NewToken, Permission, Tokens
+from worker.store.customers.customer_store import Store
+from worker.store.model import AccountId, Job, JobId, JobState, ServerId
+from worker.store.operators.operator_store import Operators
+from worker.store.operators.records import OpsJob
 
 ACCOUNT = AccountId(77)
 GRACE_SECONDS = 5.0

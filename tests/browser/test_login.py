@@ -7,7 +7,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.conftest import Desk, log_in
-from worker.jobs.tokens import Permission
+from worker.store.access.tokens import Permission
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 

@@ -12,7 +12,7 @@ from playwright.async_api import Browser, StorageState, expect
 from drivers.fake_faults import Effect, Rule
 from tests.browser.conftest import Desk, at_desk
 from tests.browser.stage import Stage, running
-from worker.jobs.model import ServerId
+from worker.store.model import ServerId
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 

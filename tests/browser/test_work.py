@@ -8,7 +8,7 @@ from playwright.async_api import Locator, expect
 from drivers.fake_faults import Effect, Rule
 from tests.browser.conftest import Desk
 from tests.queueing import until_told
-from worker.jobs.model import JobId, JobState
+from worker.store.model import JobId, JobState
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 

@@ -17,7 +17,7 @@ from tests.chaos.learning import Learning
 from tests.chaos.model import Expected
 from tests.chaos.others import Others
 from tests.chaos.summary import Summary
-from worker.jobs.model import Step
+from worker.store.model import Step
 
 SETTLE_SECONDS = 60.0  # when a job has not ended by then, nothing will end it
 HALT_SECONDS = 60.0  # for a job to come to where it is to stand still

@@ -8,7 +8,7 @@ from tests.chaos.campaign import REFUSALS, Campaign
 from tests.chaos.halts import Halt, Moment
 from tests.chaos.model import Expected
 from tests.chaos.summary import Summary
-from worker.jobs.model import STEPS, JobKind, Step
+from worker.store.model import STEPS, JobKind, Step
 
 KINDS = (JobKind.CREATE, JobKind.RESTORE, JobKind.UNDO, JobKind.DELETE)
 POWER_STEPS = {Step.STOPPING, Step.STARTING}

@@ -14,11 +14,11 @@ from drivers.kvm.hypervisor import KvmHypervisor
 from tests.backups.disks import bitmaps
 from tests.chaos.halts import Halts, Moment
 from worker import main
-from worker.jobs.model import Step
 from worker.journal import Journal
 from worker.procedures import PROCEDURES
 from worker.procedures.restore import RESTORE
 from worker.procedures.work import Next, Work
+from worker.store.model import Step
 
 Take = Callable[[Work], Awaitable[Next]]
 

@@ -16,7 +16,7 @@ from drivers.base import Power
 from tests.contract.kvm_bench import KvmBench, qemu_img
 from tests.contract.states import MIB, NOW, THEN, Image, State
 from tests.walking import BEFORE_THE_FIRST_CHANGE, NEW_TAG, SERVER, SPEC, End, walk
-from worker.jobs.model import JobKind, NoteCode, Step
+from worker.store.model import JobKind, NoteCode, Step
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

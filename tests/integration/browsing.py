@@ -13,7 +13,7 @@ from yarl import URL
 from api.dashboard.session import COOKIE, LOGIN
 from tests.integration.conftest import Cell
 from tests.integration.front_end import FrontEnd, serving
-from worker.jobs.tokens import Permission
+from worker.store.access.tokens import Permission
 
 FROM_HERE = {"Sec-Fetch-Site": "same-origin"}
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis
 
-from worker.jobs.model import AccountId, JobId, ServerId
-from worker.jobs.node_store import NodeStore, ReportedServer
-from worker.jobs.store import Admitted, Store
+from worker.store.customers.customer_store import Admitted, Store
+from worker.store.model import AccountId, JobId, ServerId
+from worker.store.nodes.node_store import NodeStore, ReportedServer
 
 ACCOUNT = AccountId(77)
 SERVER = ServerId(12345)

@@ -11,14 +11,14 @@ from drivers.fake_faults import Happening, Killed
 from drivers.fake_state import FakeDisk, FakeServer
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, nothing_more
 from tests.integration.pasts import Found, Held, Past, befall
-from worker.jobs.model import Job, JobId, JobKind, JobState, SnapshotId, SnapshotStatus
-from worker.jobs.store import SnapshotFilter
 from worker.journal import Journal
 from worker.metrics import Metrics
 from worker.procedures.work import Policy
 from worker.publisher import Publisher
 from worker.reconcile import Reconciler
 from worker.runner import Limits, Runner
+from worker.store.customers.customer_store import SnapshotFilter
+from worker.store.model import Job, JobId, JobKind, JobState, SnapshotId, SnapshotStatus
 
 TARGETS = ("vda", "vdb")
 BEFORE, NOW = "at the snapshot", "now"  # what the guest had on its disks when the snapshot was taken, and has today

@@ -16,9 +16,9 @@ from api.metrics import Metrics
 from api.server import listening
 from api.settings import ApiSettings
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
-from worker.jobs.model import AccountId, JobId, JobState, SnapshotStatus
-from worker.jobs.outcome import Outcome
-from worker.jobs.tokens import Permission, Tokens
+from worker.store.access.tokens import Permission, Tokens
+from worker.store.model import AccountId, JobId, JobState, SnapshotStatus
+from worker.store.outcome import Outcome
 
 SNAPSHOTS = "/api/v1/snapshots/"
 READ_WRITE = frozenset({Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE})

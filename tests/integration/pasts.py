@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Self
 
 from drivers.fake_state import FakeDisk, FakeServer
-from worker.jobs.model import Job, JobKind, JobState, NoteCode
+from worker.store.model import Job, JobKind, JobState, NoteCode
 
 GIB = 1 << 30
 OVERWRITING = {JobKind.RESTORE, JobKind.UNDO}

@@ -22,13 +22,13 @@ from tests.integration.front_end import Answer, FrontEnd, serving
 from tests.queueing import until_told
 from worker.exposition import exposed
 from worker.job_log import JobLog
-from worker.jobs.connection import RedisSettings, connect
-from worker.jobs.model import ServerId
-from worker.jobs.store import Store
 from worker.journal import Journal
 from worker.main import _live, _wired
 from worker.metrics import Metrics as WorkerMetrics
 from worker.settings import WorkerSettings
+from worker.store.customers.customer_store import Store
+from worker.store.model import ServerId
+from worker.store.redis_client import RedisSettings, connect
 
 WELL, SICK, STRANDED = ServerId(50_001), ServerId(50_002), ServerId(50_003)
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

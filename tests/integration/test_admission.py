@@ -8,8 +8,10 @@ import pytest
 from arq.connections import ArqRedis
 
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
-from worker.jobs import errors
-from worker.jobs.model import (
+from worker.store import errors
+from worker.store.calls import Idempotency, redis_answers
+from worker.store.customers.customer_store import Admitted, SnapshotFilter, Store
+from worker.store.model import (
     AccountId,
     Failure,
     JobKind,
@@ -20,9 +22,8 @@ from worker.jobs.model import (
     SnapshotStatus,
     Step,
 )
-from worker.jobs.node_store import BeginRefused, LeaseLost, ReportedServer
-from worker.jobs.outcome import Outcome
-from worker.jobs.store import Admitted, Idempotency, SnapshotFilter, Store, redis_answers
+from worker.store.nodes.node_store import BeginRefused, LeaseLost, ReportedServer
+from worker.store.outcome import Outcome
 
 DONE = Outcome(state=JobState.COMPLETED, size_mb=12, snapshot_status=SnapshotStatus.COMPLETED, downtime_seconds=1.5)
 BROKEN = Outcome(

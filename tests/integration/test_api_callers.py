@@ -8,8 +8,8 @@ import pytest
 from api.callers import ACCOUNT_HEADER
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import READ_WRITE, SNAPSHOTS, FrontEnd, serving
-from worker.jobs.model import AccountId
-from worker.jobs.tokens import Limits, Permission, Tokens
+from worker.store.access.tokens import Limits, Permission, Tokens
+from worker.store.model import AccountId
 
 CALLS = [
     ("GET", SNAPSHOTS, Permission.SNAPSHOTS_READ),

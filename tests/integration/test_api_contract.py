@@ -7,9 +7,9 @@ import pytest
 
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.front_end import DONE, SNAPSHOTS, Answer, FrontEnd, serving
-from worker.jobs.model import AccountId, Failure, JobId, JobState, ServerId, SnapshotId, SnapshotStatus, Step
-from worker.jobs.outcome import Outcome
-from worker.jobs.telling import StepBegun, Told
+from worker.store.model import AccountId, Failure, JobId, JobState, ServerId, SnapshotId, SnapshotStatus, Step
+from worker.store.outcome import Outcome
+from worker.store.reports import StepBegun, Told
 
 OTHERS = AccountId(78)
 NOBODYS = "vps_nobodys"

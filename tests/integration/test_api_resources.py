@@ -11,8 +11,8 @@ from aiohttp import ClientSession
 
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd, serving
-from worker.jobs.model import AccountId, JobId, JobState, ServerId, Step
-from worker.jobs.outcome import Outcome
+from worker.store.model import AccountId, JobId, JobState, ServerId, Step
+from worker.store.outcome import Outcome
 
 JOBS = "/api/v1/jobs/"
 OTHERS = AccountId(78)

@@ -24,10 +24,10 @@ from tests.integration.front_end import serving
 from tests.integration.test_notes import CHAIN, CREATED, RESTORED
 from tests.integration.test_ops_api import DONE, NO_JOB, OTHERS, THEIRS, Ops, failed, have_theirs
 from tests.queueing import until_told
-from worker.jobs.model import JobId, JobState
-from worker.jobs.outcome import Outcome
-from worker.jobs.telling import NodeFacts, Pool
-from worker.jobs.tokens import Permission
+from worker.store.access.tokens import Permission
+from worker.store.model import JobId, JobState
+from worker.store.outcome import Outcome
+from worker.store.reports import NodeFacts, Pool
 
 NOWHERE = "http://127.0.0.1:1"
 BAD = "vps_" + "A" * 43

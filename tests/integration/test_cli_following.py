@@ -16,9 +16,9 @@ from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import serving
 from tests.integration.test_ops_api import DONE, THEIRS, Ops, failed, have_theirs
 from tests.queueing import PATIENCE_SECONDS
-from worker.jobs.model import Step
-from worker.jobs.telling import StepBegun, Told
-from worker.jobs.tokens import Permission
+from worker.store.access.tokens import Permission
+from worker.store.model import Step
+from worker.store.reports import StepBegun, Told
 
 
 @asynccontextmanager

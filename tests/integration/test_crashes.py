@@ -14,10 +14,10 @@ from drivers.fake_state import FakeDisk
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.dying import BEFORE, LIMITS, NOW, DyingNode
 from tests.integration.pasts import Found, Past
-from worker.jobs.model import JobKind, JobState, NoteCode
-from worker.jobs.store import SnapshotFilter
 from worker.journal import Journal
 from worker.runner import Limits
+from worker.store.customers.customer_store import SnapshotFilter
+from worker.store.model import JobKind, JobState, NoteCode
 
 KINDS = (JobKind.CREATE, JobKind.RESTORE, JobKind.DELETE, JobKind.UNDO)
 POWERS = (Power.ON, Power.OFF)

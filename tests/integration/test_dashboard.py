@@ -13,10 +13,10 @@ from api.dashboard.routes import PAGES
 from tests.bench.seeding import Size, seed
 from tests.integration.browsing import Desk, at_desk
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
-from worker.jobs.model import Failure, JobId, JobState, ServerId, SnapshotStatus, Step
-from worker.jobs.node_store import ReportedServer
-from worker.jobs.outcome import Outcome
-from worker.jobs.telling import NodeFacts, Pool, StepBegun, Told
+from worker.store.model import Failure, JobId, JobState, ServerId, SnapshotStatus, Step
+from worker.store.nodes.node_store import ReportedServer
+from worker.store.outcome import Outcome
+from worker.store.reports import NodeFacts, Pool, StepBegun, Told
 
 HOSTILE = "<script>alert('x')</script>\"'&{{7*7}}"
 FRAGMENT: dict[str, Any] = {"HX_Request": "true"}

@@ -10,8 +10,8 @@ from tests.integration.browsing import Desk, at_desk
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.test_dashboard import failed, made, visible
 from tests.integration.test_notes import CHAIN, CREATED, HELD, RESTORED
-from worker.jobs.model import JobId, JobState, LeftOut, Note, NoteCode
-from worker.jobs.outcome import Outcome
+from worker.store.model import JobId, JobState, LeftOut, Note, NoteCode
+from worker.store.outcome import Outcome
 
 
 @pytest.fixture

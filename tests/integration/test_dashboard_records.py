@@ -11,9 +11,9 @@ from tests.integration.browsing import Desk, at_desk
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import DONE
 from tests.integration.test_dashboard import audited, failed, made, visible
-from worker.jobs.model import AccountId, ServerId
-from worker.jobs.tokens import Permission
 from worker.reconcile import Finding
+from worker.store.access.tokens import Permission
+from worker.store.model import AccountId, ServerId
 
 OTHERS, OTHER_ACCOUNT = ServerId(20_000), AccountId(78)
 TORN = {"finding": "torn_snapshot", "tag": "vps-1", "at": "1737044100"}

@@ -13,7 +13,7 @@ from api.dashboard.session import COOKIE, EVENTS, local
 from tests.integration.browsing import Browser, Desk, at_desk
 from tests.integration.conftest import Cell
 from tests.integration.test_streams import Stream
-from worker.jobs.tokens import Permission
+from worker.store.access.tokens import Permission
 
 PAUSE = "/ops/nodes/n1/pause/"
 FORM = {"reason": "a new disk"}

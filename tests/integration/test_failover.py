@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from deploy.demo.service import free_port
 from tests.conftest import needs
-from worker.jobs.connection import RedisSettings, connect
+from worker.store.redis_client import RedisSettings, connect
 
 FILES = Path(__file__).parents[2] / "deploy" / "redis"
 READY_SECONDS = 60

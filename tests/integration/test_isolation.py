@@ -15,8 +15,8 @@ from api.operations import OPERATIONS
 from api.ops_operations import OPS_OPERATIONS
 from tests.integration.conftest import Cell
 from tests.integration.front_end import DONE, Answer, FrontEnd, serving
-from worker.jobs.model import AccountId, ServerId
-from worker.jobs.tokens import Permission
+from worker.store.access.tokens import Permission
+from worker.store.model import AccountId, ServerId
 
 OTHERS, THEIR_SERVER = AccountId(78), ServerId(2)
 NO_ONES = {

@@ -16,9 +16,9 @@ from arq.connections import ArqRedis
 from tests.conftest import RedisServer, needs
 from tests.integration.conftest import Cell, node_store
 from tests.queueing import PATIENCE_SECONDS, client, until
-from worker.jobs.errors import StoreUnavailable
-from worker.jobs.node_store import LeaseLost, NodeStore
 from worker.lease import HypervisorLock, Lease, NodeLock, NodeTaken, machine_id, who_am_i
+from worker.store.errors import StoreUnavailable
+from worker.store.nodes.node_store import LeaseLost, NodeStore
 
 HOLD_THE_LOCK = """
 import sys, time

@@ -12,9 +12,9 @@ import pytest
 
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import SNAPSHOTS, FrontEnd, serving
-from worker.jobs.audit import STREAM, Audit
-from worker.jobs.ops import Cut, Operators
-from worker.jobs.ops_records import AuditEntry
+from worker.store.access.audit import STREAM, Audit
+from worker.store.operators.operator_store import Cut, Operators
+from worker.store.operators.records import AuditEntry
 
 KEPT = timedelta(days=90)
 CALLS, FAILED = 8, 3

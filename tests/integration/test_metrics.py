@@ -25,12 +25,12 @@ from tests.integration.front_end import Answer, FrontEnd, serving
 from tests.integration.scraping import SICK, STRANDED, WELL, Samples, samples, scraped, value
 from tests.queueing import until_told
 from worker.exposition import exposed
-from worker.jobs.cell import GONE_SECONDS, PAGE
-from worker.jobs.cell import Cell as CellLooks
-from worker.jobs.connection import RedisSettings, connect
-from worker.jobs.metrics import REDIS_ERRORS, RedisMetrics, registry
-from worker.jobs.model import JobKind
 from worker.metrics import Metrics
+from worker.program.metrics import REDIS_ERRORS, RedisMetrics, registry
+from worker.store.model import JobKind
+from worker.store.operators.cell import GONE_SECONDS, PAGE
+from worker.store.operators.cell import Cell as CellLooks
+from worker.store.redis_client import RedisSettings, connect
 
 BOUNDED = {
     *("kind", "outcome", "code", "step", "finding", "pool", "event", "level", "error"),

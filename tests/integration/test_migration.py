@@ -18,7 +18,7 @@ libvirt = pytest.importorskip("libvirt")
 from drivers.kvm import listing, records  # noqa: E402 - only where there is a libvirt
 from drivers.kvm.places import SYSTEM  # noqa: E402
 from tests.migrating import ACCOUNT, NAME, SERVER, Two, two_nodes  # noqa: E402 - only where there is a libvirt
-from worker.jobs.model import JobState, SnapshotStatus  # noqa: E402
+from worker.store.model import JobState, SnapshotStatus  # noqa: E402
 
 ROUNDS = int(os.environ.get("MIGRATION_KILLS") or "3")
 SEED = int(os.environ.get("SEED") or "11")

@@ -11,7 +11,7 @@ from api.operations import OPERATIONS
 from api.ops_operations import OPS, OPS_OPERATIONS
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd, serving
-from worker.jobs.tokens import Permission
+from worker.store.access.tokens import Permission
 
 AnyCall = Call[Any, Any]
 EVERY: list[AnyCall] = [*OPERATIONS, *OPS_OPERATIONS]

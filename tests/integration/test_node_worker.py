@@ -20,8 +20,8 @@ from tests.conftest import RedisServer, needs
 from tests.lossy import lossy_way
 from tests.node_process import Kind, command
 from tests.queueing import PATIENCE_SECONDS, QUEUE, Jobs, at_work, client, put, until, until_told, wake
-from worker.jobs import queue
 from worker.node_worker import NodeWorker
+from worker.store import arq_queue as queue
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,8 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import DONE, SNAPSHOTS, Answer, FrontEnd, serving
 from tests.integration.test_streams import listening
 from tests.integration.test_webhooks import attempted, made, receiving
-from worker.jobs.model import (
+from worker.store.access.tokens import Permission
+from worker.store.model import (
     Contents,
     Failure,
     HeldDisk,
@@ -27,9 +28,8 @@ from worker.jobs.model import (
     SnapshotId,
     SnapshotStatus,
 )
-from worker.jobs.node_store import BegunJob, PublishedSnapshot
-from worker.jobs.outcome import Outcome
-from worker.jobs.tokens import Permission
+from worker.store.nodes.node_store import BegunJob, PublishedSnapshot
+from worker.store.outcome import Outcome
 
 PATH = "/srv/images/77/vda.qcow2"
 HELD = Contents(

@@ -14,10 +14,10 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.front_end import Answer, FrontEnd, serving
 from tests.integration.test_streams import Stream
 from tests.queueing import until_told
-from worker.jobs.model import AccountId, Failure, JobId, JobState, ServerId, SnapshotStatus, Step
-from worker.jobs.outcome import Outcome
-from worker.jobs.telling import NodeFacts, Pool, StepBegun, Told
-from worker.jobs.tokens import Permission
+from worker.store.access.tokens import Permission
+from worker.store.model import AccountId, Failure, JobId, JobState, ServerId, SnapshotStatus, Step
+from worker.store.outcome import Outcome
+from worker.store.reports import NodeFacts, Pool, StepBegun, Told
 
 OTHERS, THEIRS = AccountId(78), ServerId(2)
 DONE = Outcome(state=JobState.COMPLETED, snapshot_status=SnapshotStatus.COMPLETED, size_mb=1, downtime_seconds=2.0)

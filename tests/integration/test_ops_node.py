@@ -20,14 +20,15 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell, nothing_more
 from tests.queueing import QUEUE, Jobs, at_work, put, until, until_told
 from worker.inventory import Inventory
 from worker.job_log import MOST_JOBS, MOST_LINES, JobLog
-from worker.jobs import errors, queue
-from worker.jobs.model import ServerState, Step
-from worker.jobs.ops import Cut, Operators
 from worker.journal import Journal
 from worker.procedures.work import Policy
 from worker.publisher import Publisher
 from worker.reconcile import Reconciler
 from worker.runner import Limits, Runner
+from worker.store import arq_queue as queue
+from worker.store import errors
+from worker.store.model import ServerState, Step
+from worker.store.operators.operator_store import Cut, Operators
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ import pytest
 from tests.conftest import RedisServer, needs
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store, nothing_more
 from tests.queueing import PATIENCE_SECONDS, client, until_told
-from worker.jobs.model import Failure, Job, JobId, JobState, SnapshotStatus, Step
-from worker.jobs.ops import Operators
-from worker.jobs.outcome import Outcome
-from worker.jobs.store import Store
 from worker.publisher import Publisher
+from worker.store.customers.customer_store import Store
+from worker.store.model import Failure, Job, JobId, JobState, SnapshotStatus, Step
+from worker.store.operators.operator_store import Operators
+from worker.store.outcome import Outcome
 
 DONE = Outcome(state=JobState.COMPLETED, size_mb=12, snapshot_status=SnapshotStatus.COMPLETED, downtime_seconds=1.5)
 

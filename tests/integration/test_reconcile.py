@@ -17,15 +17,15 @@ from drivers.fake_state import FakeDisk, FakeServer
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store, nothing_more
 from tests.queueing import until_told
 from worker.inventory import Inventory
-from worker.jobs import errors
-from worker.jobs.model import Job, JobId, JobKind, ServerId, SnapshotId, SnapshotStatus, Step
-from worker.jobs.store import SnapshotFilter
 from worker.journal import Journal
 from worker.procedures.disks import CLEANING_TRIES
 from worker.procedures.work import Policy, Task
 from worker.publisher import Publisher
 from worker.reconcile import Reconciler
 from worker.runner import Limits, Runner
+from worker.store import errors
+from worker.store.customers.customer_store import SnapshotFilter
+from worker.store.model import Job, JobId, JobKind, ServerId, SnapshotId, SnapshotStatus, Step
 
 OTHER = ServerId(77)
 WHEN = datetime(2025, 1, 15, 18, 30, tzinfo=UTC)

@@ -9,10 +9,10 @@ import pytest
 from api.ops_operations import OPS
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import DONE, SNAPSHOTS, Answer, FrontEnd, serving
-from worker.jobs.model import Failure, JobId, JobState, SnapshotId, SnapshotStatus
-from worker.jobs.outcome import Outcome
-from worker.jobs.tokens import Permission
-from worker.jobs.waiting import Waiting
+from worker.store.access.tokens import Permission
+from worker.store.chores.waiting import Waiting
+from worker.store.model import Failure, JobId, JobState, SnapshotId, SnapshotStatus
+from worker.store.outcome import Outcome
 
 FAILED = Outcome(
     state=JobState.FAILED,

@@ -11,12 +11,12 @@ import structlog
 from api.settings import ApiSettings
 from tests.integration.conftest import SERVER, Cell, node_store
 from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd, serving
-from worker.jobs.model import AccountId, JobState, ServerId
-from worker.jobs.node_store import BATCH, NodeStore
-from worker.jobs.outcome import Outcome
-from worker.jobs.schedules import BadCron, check, cron_of, next_run
 from worker.scheduler import Scheduler
 from worker.settings import WorkerSettings
+from worker.store.model import AccountId, JobState, ServerId
+from worker.store.nodes.node_store import BATCH, NodeStore
+from worker.store.outcome import Outcome
+from worker.store.schedules.schedules import BadCron, check, cron_of, next_run
 
 SCHEDULES = "/api/v1/schedules/"
 NIGHTLY = {"server_id": SERVER, "name": "nightly", "when": "0 3 * * *", "keep": 2}

@@ -17,9 +17,9 @@ from deploy.demo.client import Client
 from deploy.demo.service import SERVER_ID, Service
 from deploy.demo.state import State
 from tests.integration.whole_service import running
-from worker.jobs.connection import RedisSettings, connect
-from worker.jobs.model import AccountId
-from worker.jobs.tokens import Permission, Tokens
+from worker.store.access.tokens import Permission, Tokens
+from worker.store.model import AccountId
+from worker.store.redis_client import RedisSettings, connect
 
 SEED = 20261123  # CI must not fail by chance; another one is a change like any other
 LIMIT_SECONDS = 600.0  # of a machine that does nothing else it takes a tenth

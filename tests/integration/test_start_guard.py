@@ -15,12 +15,12 @@ from deploy.lab.domain import disk
 from deploy.lab.lab import LabFailed, make_disk
 from tests.conftest import needs
 from tests.libvirtd import PROGRAMS, Daemon, DaemonLab, install_hook
-from worker.jobs.model import JobId, JobKind, JobState, ServerId, SnapshotId, Step
-from worker.jobs.outcome import Outcome
 from worker.journal import Journal
 from worker.procedures.work import Facts, Task
 from worker.settings import WorkerSettings
 from worker.start_guard import NOT_YET, state_dir
+from worker.store.model import JobId, JobKind, JobState, ServerId, SnapshotId, Step
+from worker.store.outcome import Outcome
 
 SERVER = ServerId(7)
 DOMAIN = (

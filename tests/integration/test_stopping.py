@@ -15,8 +15,8 @@ from arq.connections import ArqRedis
 from tests.conftest import RedisServer, needs
 from tests.queueing import until, until_told
 from tests.worker_process import worker_process
-from worker.jobs.connection import RedisSettings, connect
 from worker.lease import NodeLock
+from worker.store.redis_client import RedisSettings, connect
 
 STOPS_WITHIN_SECONDS = 60.0  # far above what it takes, so that a busy machine fails nothing; a hang would be for ever
 

@@ -14,8 +14,8 @@ from tests.conftest import RedisServer
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import FrontEnd, serving
 from tests.queueing import until_told
-from worker.jobs.events import place
-from worker.jobs.model import AccountId
+from worker.store.customers.events import place
+from worker.store.model import AccountId
 
 EVENTS = "/api/v1/events/"
 OTHERS = AccountId(78)

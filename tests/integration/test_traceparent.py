@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
-from worker.jobs import tracing
-from worker.jobs.model import Failure, Job, JobId, JobState, SnapshotId, SnapshotStatus
-from worker.jobs.outcome import Outcome
-from worker.jobs.schedules import Plan, Schedules
+from worker.program import tracing
 from worker.scheduler import Scheduler
+from worker.store.model import Failure, Job, JobId, JobState, SnapshotId, SnapshotStatus
+from worker.store.outcome import Outcome
+from worker.store.schedules.schedules import Plan, Schedules
 
 FIRST, SECOND = (f"00-4bf92f3577b34da6a3ce929d0e0e4736-{span}-01" for span in ("00f067aa0ba902b7", "53995c3f42cd8ad8"))
 DONE = Outcome(state=JobState.COMPLETED, snapshot_status=SnapshotStatus.COMPLETED, size_mb=1, undoable_seconds=60)

@@ -22,8 +22,8 @@ from drivers.fake import FIRST_SERVER_ID, SIMULATED_ACCOUNT_ID
 from drivers.fake_state import FakeDisk, FakeServer, StateFile
 from tests.conftest import RedisServer, needs
 from tests.integration.collector import SeenSpan, collecting, hanging
-from worker.jobs.model import AccountId
-from worker.jobs.tokens import Permission, Tokens
+from worker.store.access.tokens import Permission, Tokens
+from worker.store.model import AccountId
 
 TRACE, CALLERS_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 NAME, DESCRIPTION = "before-upgrade", "the customer's own words"

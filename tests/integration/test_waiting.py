@@ -10,9 +10,9 @@ from tests.integration.conftest import ACCOUNT, Cell, node_store
 from tests.integration.front_end import serving
 from tests.queueing import until_told
 from tests.worker_process import worker_process
-from worker.jobs.model import Job, JobId, JobState, ServerId
-from worker.jobs.node_store import BeginRefused, ReportedServer
-from worker.jobs.waiting import Waiting
+from worker.store.chores.waiting import Waiting
+from worker.store.model import Job, JobId, JobState, ServerId
+from worker.store.nodes.node_store import BeginRefused, ReportedServer
 
 
 async def _die(cell: Cell, *job_ids: JobId) -> None:

@@ -19,9 +19,9 @@ from tests.integration.conftest import Cell
 from tests.integration.front_end import DONE, FrontEnd, Names, serving
 from tests.integration.test_api_program import Program
 from tests.queueing import until, until_told
-from worker.jobs.deliveries import Deliveries, Result
-from worker.jobs.model import AccountId, JobId, JobState, Step
-from worker.jobs.webhooks import JobEvent
+from worker.store.model import AccountId, JobId, JobState, Step
+from worker.store.webhooks.deliveries import Deliveries, Result
+from worker.store.webhooks.webhooks import JobEvent
 
 WEBHOOKS = "/api/v1/webhooks/"
 OTHERS = AccountId(78)

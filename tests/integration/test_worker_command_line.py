@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from worker.jobs.configuration import ENV_PREFIX
-from worker.jobs.model import ServerId
 from worker.journal import KEPT_FOR_A_PERSON, Journal
+from worker.program.configuration import ENV_PREFIX
 from worker.settings import WorkerSettings
+from worker.store.model import ServerId
 
 PROGRAM = [sys.executable, "-c", "from worker.main import main; main()"]
 ADOPT = ["--server-id", "12345", "--account", "77"]

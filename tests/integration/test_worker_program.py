@@ -18,9 +18,9 @@ from tests.conftest import RedisServer, needs
 from tests.integration.conftest import ACCOUNT
 from tests.queueing import client, until_told
 from tests.worker_process import FIRST, SECOND, WorkerProcess, server_of, worker_process
-from worker.jobs.errors import Refused
-from worker.jobs.model import Job, JobId, JobState, ServerId
-from worker.jobs.store import Store
+from worker.store.customers.customer_store import Store
+from worker.store.errors import Refused
+from worker.store.model import Job, JobId, JobState, ServerId
 
 GRACE_SECONDS = "1.5"  # a job on the deaf server takes so long: time for something to happen
 

@@ -12,7 +12,9 @@ from yarl import URL
 
 from api import bodies
 from api.requests import ListQuery
-from worker.jobs.model import (
+from worker.store.calls import Page
+from worker.store.customers.customer_store import Admitted
+from worker.store.model import (
     AccountId,
     Failure,
     Job,
@@ -26,7 +28,6 @@ from worker.jobs.model import (
     SnapshotStatus,
     Step,
 )
-from worker.jobs.store import Admitted, Page
 
 JOB_ID = JobId("0123456789abcdef0123456789abcdef")
 

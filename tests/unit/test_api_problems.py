@@ -6,7 +6,7 @@ import pytest
 from aiohttp import web
 
 from api import problems
-from worker.jobs import errors
+from worker.store import errors
 
 
 def every_refusal() -> list[type[errors.Refused]]:

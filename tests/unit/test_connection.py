@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from tests.conftest import RedisServer, needs
 from tests.lossy import lossy_way
 from tests.queueing import until_told
-from worker.jobs.connection import RedisSettings, connect
+from worker.store.redis_client import RedisSettings, connect
 
 BOUND_SECONDS = 20
 

@@ -11,8 +11,8 @@ import pytest
 
 from api.settings import ApiSettings
 from tests.conftest import needs
-from worker.jobs.configuration import ENV_PREFIX, FileSettings, load
-from worker.jobs.span_export import SHUTDOWN_SECONDS
+from worker.program.configuration import ENV_PREFIX, FileSettings, load
+from worker.program.span_export import SHUTDOWN_SECONDS
 from worker.runner import LAST_WORDS_SECONDS
 from worker.settings import WorkerSettings
 

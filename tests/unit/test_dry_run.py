@@ -9,7 +9,7 @@ from drivers.base import Power
 from drivers.fake import FakeHypervisor
 from drivers.fake_state import FakeDisk, FakeServer
 from tests.walking import BEFORE_THE_FIRST_CHANGE, NEW_TAG, SERVER, SPEC, walk
-from worker.jobs.model import JobKind, Step
+from worker.store.model import JobKind, Step
 
 STATES, BATCH = 10_000, 500
 THEN, NOW = "then", "now"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from worker.jobs.model import Failure, JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus, Step
-from worker.jobs.outcome import Outcome
 from worker.journal import BALLAST_BYTES, KEPT_FOR_A_PERSON, Journal, JournalFailed, NewerJournal
 from worker.lease import NodeLock, NodeTaken
 from worker.procedures.work import Facts, Task
+from worker.store.model import Failure, JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus, Step
+from worker.store.outcome import Outcome
 
 TASK = Task(
     job_id=JobId("j1"),

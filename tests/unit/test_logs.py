@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import asyncio, logging, structlog
-from worker.jobs import logs
+from worker.program import logs
 
 logs.configure({options})
 log = structlog.get_logger()
@@ -67,7 +67,7 @@ def test_a_traceback_shows_the_place_and_no_variables(options: str) -> None:
 COUNTING = """
 import logging, structlog
 from prometheus_client import generate_latest
-from worker.jobs import logs, metrics
+from worker.program import logs, metrics
 
 registry = metrics.registry()
 logs.configure(count=(metrics.LogEvents(registry),))

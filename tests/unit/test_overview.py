@@ -1,7 +1,7 @@
 """What is remembered of the counts that are over is the same as what is read anew."""
 
-from worker.jobs.model import JobKind
-from worker.jobs.overview import DAY, HOUR, Counted
+from worker.store.model import JobKind
+from worker.store.operators.overview import DAY, HOUR, Counted
 
 FIRST = 5_985_000
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from worker.jobs.model import MAY_FOLLOW, STEPS, Failure, JobKind, JobState, Step
 from worker.procedures import PROCEDURES
 from worker.procedures.work import Facts, Procedure
+from worker.store.model import MAY_FOLLOW, STEPS, Failure, JobKind, JobState, Step
 
 
 def test_every_kind_of_job_has_a_procedure() -> None:

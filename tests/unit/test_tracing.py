@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from api.settings import ApiSettings
-from worker.jobs.configuration import ConfigurationError, FileSettings, load
+from worker.program.configuration import ConfigurationError, FileSettings, load
 from worker.settings import WorkerSettings
 
 COMPLAINING = """
 import logging, sys
-from worker.jobs import logs
-from worker.jobs.span_export import TracingSettings, exporting
+from worker.program import logs
+from worker.program.span_export import TracingSettings, exporting
 
 logs.configure()
 with exporting(TracingSettings(endpoint="http://127.0.0.1:4318"), service="s", instance="i"):
@@ -79,7 +79,7 @@ def test_a_standard_variable_that_means_nothing_is_refused() -> None:
 def test_a_line_tells_the_trace_that_its_caller_has_begun() -> None:
     program = """
 from structlog import get_logger
-from worker.jobs import logs, tracing
+from worker.program import logs, tracing
 
 logs.configure()
 with tracing.span("a request", {}, parent={"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}):

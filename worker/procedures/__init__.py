@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from worker.jobs.model import JobKind
 from worker.procedures.create import CHECK_CREATE, CREATE
 from worker.procedures.delete import DELETE
 from worker.procedures.restore import CHECK_RESTORE, RESTORE
 from worker.procedures.work import Procedure
+from worker.store.model import JobKind
 
 PROCEDURES: Mapping[JobKind, Procedure] = {
     JobKind.CREATE: CREATE,

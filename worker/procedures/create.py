@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from drivers.base import SnapshotExists
-from worker.jobs.model import Contents, Step
 from worker.procedures import notes
 from worker.procedures.disks import checked, cleaned, roomy_layout, without
 from worker.procedures.power import as_found, claimed, ensure_off, ensure_off_gently, power_remembered
 from worker.procedures.work import Facts, Next, Procedure, Work, over, then
+from worker.store.model import Contents, Step
 
 
 async def _check(work: Work) -> Next:

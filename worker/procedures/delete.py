@@ -3,10 +3,10 @@
 from contextlib import suppress
 
 from drivers.base import DiskFailed
-from worker.jobs.model import Step
 from worker.procedures.disks import without
 from worker.procedures.power import claimed
 from worker.procedures.work import Next, Procedure, Work, over
+from worker.store.model import Step
 
 
 async def _delete(work: Work) -> Next:

@@ -5,9 +5,9 @@ from dataclasses import replace
 import structlog
 
 from drivers.base import DiskFailed, DriverError, Hypervisor, Layout, Power
-from worker.jobs.model import ServerId
 from worker.procedures import notes
 from worker.procedures.work import Facts, Work
+from worker.store.model import ServerId
 
 CLEANING_TRIES = 3  # to delete a tag at once; then it is deleted some time after the job
 

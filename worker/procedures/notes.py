@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from drivers import base
-from worker.jobs.model import Contents, HeldDisk, LeftOut, Note, NoteCode
+from worker.store.model import Contents, HeldDisk, LeftOut, Note, NoteCode
 
 
 def contents_of(layout: base.Layout) -> Contents:

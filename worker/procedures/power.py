@@ -5,8 +5,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 from drivers.base import Hypervisor, InvalidState, Power
-from worker.jobs.model import ServerId
 from worker.procedures.work import Facts, Policy, Work
+from worker.store.model import ServerId
 
 
 async def ensure_off_gently(hypervisor: Hypervisor, server_id: ServerId, policy: Policy) -> None:

@@ -5,11 +5,11 @@ from dataclasses import replace
 import structlog
 
 from drivers.base import GrownDisk, RestorePlan, SnapshotSpec
-from worker.jobs.model import Note, Step
 from worker.procedures import notes
 from worker.procedures.disks import checked, cleaned, roomy_layout, without
 from worker.procedures.power import as_found, claimed, ensure_off, power_remembered
 from worker.procedures.work import Facts, Next, Procedure, Work, over, then
+from worker.store.model import Note, Step
 
 log = structlog.stdlib.get_logger()
 

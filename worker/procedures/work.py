@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Self
 
 from drivers.base import GrownDisk, Hypervisor, SnapshotSpec
-from worker.jobs.model import Contents, Failure, Job, JobId, JobKind, Note, ServerId, SnapshotId, Step, snapshot_tag
+from worker.store.model import Contents, Failure, Job, JobId, JobKind, Note, ServerId, SnapshotId, Step, snapshot_tag
 
 SAFETY_PREFIX = "vps-safety-"  # of the tags of safety snapshots; the restore's job id follows
 

@@ -1,0 +1,65 @@
+"""The Lua scripts and their modules: each carries what it uses, and nothing else."""
+
+import re
+from importlib.resources import files
+
+import pytest
+
+from worker.store import scripts
+
+STORE = files("worker.store")
+ROOMS = [room for room in STORE.iterdir() if room.is_dir() and room.name not in {"shared", "__pycache__"}]
+SCRIPTS = sorted(
+    f"{room.name}/{file.name[:-4]}" for room in ROOMS for file in room.iterdir() if file.name.endswith(".lua")
+)
+MODULES = ["states", *sorted(file.name[:-4] for file in (STORE / "shared").iterdir() if file.name.endswith(".lua"))]
+
+
+def code(lua: str) -> str:
+    """Without comments and texts."""
+    return re.sub(r"--.*|'[^'\n]*'", "", lua)
+
+
+def defined(lua: str) -> set[str]:
+    """What a module offers: its functions and constants."""
+    functions = re.findall(r"^local function (\w+)", lua, re.MULTILINE)
+    constants = re.findall(r"^local ([A-Z_, ]+) =", lua, re.MULTILINE)
+    return {*functions, *(name for line in constants for name in line.split(", "))}
+
+
+def used(lua: str, offered: set[str]) -> set[str]:
+    """Which of the offered names a script uses; a field of that name, as in `{enqueue = 1}` or `job.read`, is none."""
+    return {name for name in offered if re.search(rf"(?<![\w.:]){name}\b(?!\s*=[^=])", code(lua))}
+
+
+OFFERS = {module: defined(scripts.source(f"shared/{module}")) for module in MODULES}
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, *(f"shared/{module}" for module in MODULES)])
+def test_the_first_line_names_what_is_used_and_nothing_else(name: str) -> None:
+    lua = scripts.source(name)
+    mine = defined(lua) | set(re.findall(r"local (?:function )?(\w+)", lua))
+    needed = {module for module, offered in OFFERS.items() if name != f"shared/{module}" and used(lua, offered - mine)}
+    assert set(scripts.includes(lua)) == needed
+
+
+def test_everything_that_a_module_offers_is_used() -> None:
+    sources = [scripts.source(name) for name in [*SCRIPTS, *(f"shared/{module}" for module in MODULES)]]
+    unused = {
+        name
+        for offered in OFFERS.values()
+        for name in offered
+        if sum(len(re.findall(rf"\b{name}\b", code(lua))) for lua in sources) < 2  # more than its definition
+    }
+    assert not unused
+
+
+def test_a_module_is_carried_once_and_behind_what_it_needs() -> None:
+    text = scripts.text("customers/admit")
+    assert text.count("local function now_ms()") == 1
+    assert text.index("local function now_ms()") < text.index("local function put_into(")
+    assert text.endswith(scripts.source("customers/admit"))
+
+
+def test_a_small_script_stays_small() -> None:
+    assert scripts.text("nodes/known") == scripts.source("nodes/known")

@@ -1,0 +1,1 @@
+"""What a program is made of: settings, Redis connection, logs, metrics, tracing. Knows nothing of the service."""

@@ -1,0 +1,113 @@
+"""Sending spans to a collector, with the extra `tracing`: in a thread of its own, which nobody waits for.
+
+A collector that is away, slow or hung costs the spans that do not fit into the queue, and nothing else.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import structlog
+from opentelemetry import trace
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, field_validator
+
+from worker.program.configuration import ConfigurationError
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+SHUTDOWN_SECONDS = 2.0  # at the end of the process, for the last spans
+COMPLAINT_SECONDS = 60.0  # from one line on trouble to the next
+
+log = structlog.stdlib.get_logger()
+
+
+class TracingSettings(BaseModel):
+    """What else there is to set, the SDK takes from its own standard variables, OTEL_*."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    endpoint: HttpUrl | None = Field(
+        default=None,
+        description="of a collector of OTLP over HTTP, http://127.0.0.1:4318; without it no tracing",
+    )
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_plain(cls, url: HttpUrl | None) -> HttpUrl | None:
+        if url and (url.username or url.password or url.query or url.fragment):
+            raise ValueError("takes no more than an address and a path; for a key there is OTEL_EXPORTER_OTLP_HEADERS")
+        return url
+
+
+@contextmanager
+def exporting(settings: TracingSettings, *, service: str, instance: str) -> Iterator[None]:
+    """Have the spans of this process sent until the end of the block; no more than once in a process.
+
+    Raises ConfigurationError where that can't be.
+    """
+    if settings.endpoint is None:
+        yield
+        return
+    logger = logging.getLogger("opentelemetry")
+    logger.addHandler(_Complaints())
+    logger.propagate = False
+    provider = _provider(f"{str(settings.endpoint).rstrip('/')}/v1/traces", service, instance)
+    trace.set_tracer_provider(provider)
+    log.info("tracing.exporting", endpoint=str(settings.endpoint))
+    try:
+        yield
+    finally:
+        # not in our own thread: before it gives up, the SDK waits for half a minute
+        ending = threading.Thread(target=provider.shutdown, daemon=True)
+        ending.start()
+        ending.join(SHUTDOWN_SECONDS)
+
+
+def _provider(url: str, service: str, instance: str) -> "TracerProvider":
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - the extra's
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigurationError(
+            f"tracing.endpoint is set, but the extra `tracing` is not installed ({error}): see deploy/README.md"
+        ) from error
+    ours = {
+        "service.name": service,
+        "service.version": version("vps-snapshots"),
+        "service.instance.id": instance,
+    }
+    try:
+        # what an operator says in OTEL_RESOURCE_ATTRIBUTES goes before ours
+        provider = TracerProvider(
+            resource=Resource.create(ours).merge(OTELResourceDetector().detect()), shutdown_on_exit=False
+        )
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(url)))
+    except (ValueError, OSError) as error:
+        raise ConfigurationError(f"tracing, from the environment (OTEL_*): {error}") from error
+    return provider
+
+
+class _Complaints(logging.Handler):
+    """What the exporter complains of, in our log and seldom: of a collector that is away it does so without end."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._quiet_until = 0.0
+        self._unsaid = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now = time.monotonic()
+        if now < self._quiet_until:
+            self._unsaid += 1
+            return
+        quotes_headers = record.name == "opentelemetry.util.re"  # with the key in them
+        cause = "OTEL_EXPORTER_OTLP_HEADERS can't be read" if quotes_headers else record.getMessage()
+        log.warning("tracing.trouble", cause=cause, unsaid=self._unsaid)
+        self._quiet_until, self._unsaid = now + COMPLAINT_SECONDS, 0

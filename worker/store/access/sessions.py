@@ -1,0 +1,98 @@
+"""Sessions of the operators' dashboard: what a browser shows in the place of a token, for some hours.
+
+Redis holds the SHA-256 of a session's id at `token:session:<sha256>`: no node may read a key that begins with `t`. A
+session ends at its time, after so long without a person, and with its token, whichever is first.
+"""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from arq.connections import ArqRedis
+
+from worker.store import records, scripts
+from worker.store.access.tokens import Entered, Limits, Token, entered, key_of
+from worker.store.calls import redis_answers
+
+_ID_BYTES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lasting:
+    """How long a session lasts."""
+
+    at_most: timedelta
+    idle: timedelta  # without a person at the browser, to a minute
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A session as it is found. `csrf`: what each change must show, and no other site can read."""
+
+    csrf: str
+    ends_at: datetime
+    entered: Entered
+    token: Token
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSession:
+    """A session at its birth, the only time that its id is known here."""
+
+    id: str
+    csrf: str
+
+
+class Sessions:
+    """Every call may raise StoreUnavailable."""
+
+    def __init__(self, redis: ArqRedis, *, lasting: Lasting, limits: Limits) -> None:
+        self._redis = redis
+        self._lasting = lasting
+        self._limits = limits
+        self._look = scripts.load(redis, "access/session")
+
+    async def open(self, secret: str) -> NewSession:
+        """A session of the token with that secret, which the caller has let in."""
+        new = NewSession(id=secrets.token_urlsafe(_ID_BYTES), csrf=secrets.token_urlsafe(_ID_BYTES))
+        now = datetime.now(UTC)
+        record = {
+            "v": "1",
+            "token": key_of(secret),
+            "csrf": new.csrf,
+            "seen_ms": records.milliseconds(now),
+            "ends_ms": records.milliseconds(now + self._lasting.at_most),
+        }
+        with redis_answers():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hset(_key(new.id), mapping=record)
+                pipe.pexpireat(_key(new.id), now + min(self._lasting.idle, self._lasting.at_most))
+                await pipe.execute()
+        return new
+
+    async def look(self, session_id: str, *, by_person: bool) -> Session | None:
+        """The session, if it goes on. The call is counted on its token; one that a person has made keeps it from being
+        idle."""
+        window_ms = round(self._limits.window.total_seconds() * 1000)
+        idle_ms = round(self._lasting.idle.total_seconds() * 1000)
+        with redis_answers():
+            answer = await self._look(args=[_key(session_id), int(by_person), idle_ms, self._limits.calls, window_ms])
+        if not answer:
+            return None
+        flat, token_flat, *counted = answer
+        record, token = records.pairs(flat), Token.of(records.pairs(token_flat))
+        return Session(
+            csrf=record["csrf"],
+            ends_at=records.moment(record["ends_ms"]),
+            entered=entered(token, *counted),
+            token=token,
+        )
+
+    async def close(self, session_id: str) -> None:
+        with redis_answers():
+            await self._redis.delete(_key(session_id))
+
+
+def _key(session_id: str) -> str:
+    return f"token:session:{hashlib.sha256(session_id.encode()).hexdigest()}"

@@ -1,0 +1,195 @@
+"""Access tokens: opaque and random. Redis holds their SHA-256 only; whoever reads it can't use them.
+
+Keys: `token:<sha256>` is a token's record, `tokens` leads from the id that operators see to the hash.
+"""
+
+import hashlib
+import hmac
+import json
+import re
+import secrets
+from base64 import urlsafe_b64encode
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Self
+
+from arq.connections import ArqRedis
+
+from worker.store import errors, records, scripts
+from worker.store.calls import Idempotency, for_script, redis_answers
+from worker.store.model import AccountId
+
+_INDEX = "tokens"
+_SECRET = re.compile(r"vps_[A-Za-z0-9_-]{43}")  # 256 random bits in URL-safe base64
+
+
+class Permission(StrEnum):
+    """What a token allows. None includes another."""
+
+    SNAPSHOTS_READ = "snapshots:read"
+    SNAPSHOTS_WRITE = "snapshots:write"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """A token as it is remembered. `account_id` None: a service's, which names the account with every request."""
+
+    id: str
+    name: str
+    account_id: AccountId | None
+    permissions: frozenset[Permission]
+    created_at: datetime
+    expires_at: datetime | None
+
+    def record(self) -> dict[str, str]:
+        return {
+            "v": "1",
+            "id": self.id,
+            "name": self.name,
+            "account": "" if self.account_id is None else str(self.account_id),
+            "permissions": " ".join(sorted(self.permissions)),
+            "created_at": self.created_at.isoformat(),
+            "expires_at": self.expires_at.isoformat() if self.expires_at else "",
+        }
+
+    @classmethod
+    def of(cls, text: records.Hash) -> Self:
+        return cls(
+            id=text["id"],
+            name=text["name"],
+            account_id=AccountId(int(text["account"])) if text["account"] else None,
+            permissions=frozenset(map(Permission, text["permissions"].split())),
+            created_at=datetime.fromisoformat(text["created_at"]),
+            expires_at=datetime.fromisoformat(text["expires_at"]) if text["expires_at"] else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewToken:
+    """A token at its birth, the only time that anyone sees the secret."""
+
+    token: Token
+    secret: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What may come within each window, at once or spread."""
+
+    calls: int  # of a token
+    failed_logins: int  # from an address
+    window: timedelta = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entered:
+    """A caller at the door."""
+
+    token: Token | None
+    allowed: bool  # within its limit
+    left: int  # of the limit
+    more_in: timedelta  # until there is one more
+
+
+def _secret(seed: str, salt: str) -> str:
+    digest = hmac.digest(seed.encode(), salt.encode(), hashlib.sha256)
+    return f"vps_{urlsafe_b64encode(digest).decode().rstrip('=')}"
+
+
+def entered(token: Token | None, allowed: int, left: int, more_ms: int) -> Entered:
+    """As the scripts count it."""
+    return Entered(
+        token=token,
+        allowed=bool(allowed),
+        left=left,
+        more_in=timedelta(milliseconds=more_ms),
+    )
+
+
+def key_of(secret: str) -> str:
+    """Where the token's record is."""
+    return f"token:{hashlib.sha256(secret.encode()).hexdigest()}"
+
+
+class Tokens:
+    """All tokens of the cell. Every call may raise `StoreUnavailable`."""
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self._redis = redis
+        self._enter = scripts.load(redis, "access/enter")
+        self._put = scripts.load(redis, "access/put_token")
+
+    async def create(
+        self,
+        *,
+        name: str,
+        account_id: AccountId | None,
+        permissions: frozenset[Permission],
+        lifetime: timedelta | None = None,
+        idempotency: Idempotency | None = None,
+        seed: str = "",
+    ) -> NewToken:
+        """Make a token that ends after `lifetime` (None: never). Redis forgets an ended one by itself. Asked again with
+        the same `idempotency` it is said once more, though its secret is nowhere kept: that is made from `seed`, which
+        only the caller has, and a salt, which is kept for a day. Raises IdempotencyKeyReused."""
+        created_at = datetime.now(UTC).replace(microsecond=0)
+        token = Token(
+            id=secrets.token_hex(6),
+            name=name,
+            account_id=account_id,
+            permissions=permissions,
+            created_at=created_at,
+            expires_at=created_at + lifetime if lifetime is not None else None,
+        )
+        salt, seed = secrets.token_urlsafe(32), seed if idempotency else secrets.token_urlsafe(32)
+        ask = {
+            "key": key_of(_secret(seed, salt)),
+            "record": token.record(),
+            "salt": salt,
+            "idempotency": for_script(idempotency),
+        }
+        if token.expires_at is not None:
+            ask["expires_ms"] = records.milliseconds(token.expires_at)
+        with redis_answers():
+            verdict, *answer = await self._put(args=[json.dumps(ask)])
+        if verdict != b"admitted":
+            raise errors.IdempotencyKeyReused(errors.KEY_REUSED)
+        made, first_salt = answer
+        return NewToken(token=Token.of(records.pairs(made)), secret=_secret(seed, first_salt.decode()))
+
+    async def enter(self, secret: str, *, address: str, named: AccountId | None, limits: Limits) -> Entered:
+        """The token of that secret, unless it never was, was revoked or has ended. The call is counted: on the token,
+        on a service's for the account that it names; or on the address where there is no such token."""
+        key = key_of(secret) if _SECRET.fullmatch(secret) else ""
+        window_ms = round(limits.window.total_seconds() * 1000)
+        asked = [key, address, named or "", limits.calls, limits.failed_logins, window_ms]
+        with redis_answers():
+            flat, *counted = await self._enter(args=asked)
+        return entered(Token.of(records.pairs(flat)) if flat else None, *counted)
+
+    async def all(self) -> list[Token]:
+        """Every token that is valid, oldest first; ended ones are dropped from the index on the way."""
+        with redis_answers():
+            index = await self._redis.hgetall(_INDEX)  # type: ignore[misc]  # typed for the blocking client too
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for key in index.values():
+                    pipe.hgetall(key)
+                found = await pipe.execute()
+            if ended := [token_id for token_id, record in zip(index, found, strict=True) if not record]:
+                await self._redis.hdel(_INDEX, *ended)  # type: ignore[misc]  # typed for the blocking client too
+        valid = [Token.of(records.decoded(record)) for record in found if record]
+        return sorted(valid, key=lambda token: (token.created_at, token.id))
+
+    async def revoke(self, token_id: str) -> bool:
+        """End a token now. False: there is none of that id."""
+        with redis_answers():
+            key = await self._redis.hget(_INDEX, token_id)  # type: ignore[misc]  # typed for the blocking client too
+            if key is None:
+                return False
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.delete(key)
+                pipe.hdel(_INDEX, token_id)
+                revoked, _ = await pipe.execute()
+        return bool(revoked)

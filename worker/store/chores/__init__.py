@@ -1,0 +1,1 @@
+"""What any process does for the whole cell: expiry, reaping, schedules, retries."""

@@ -1,0 +1,44 @@
+"""The jobs that wait for a node which is silent: after a while they fail, and their servers are free again."""
+
+import json
+from collections.abc import Callable
+
+import structlog
+from arq.connections import ArqRedis
+
+from worker.store import errors, scripts
+from worker.store.calls import redis_answers
+from worker.store.model import Failure, JobId, JobState, SnapshotStatus
+from worker.store.outcome import Outcome
+
+BATCH = 100  # jobs that one script looks at: a bound on how long it holds Redis
+
+log = structlog.stdlib.get_logger()
+
+
+class Waiting:
+    """Whoever lives sees to it, front ends and all workers. `seconds`: how long a job may wait for a silent node;
+    `gave_up` is called for each that has waited longer."""
+
+    def __init__(self, redis: ArqRedis, *, seconds: float, gave_up: Callable[[], None] = lambda: None) -> None:
+        self._fail_waiting = scripts.load(redis, "chores/fail_waiting")
+        self._seconds = seconds
+        self._gave_up = gave_up
+
+    async def fail(self) -> tuple[JobId, ...]:
+        """Fail those, of any node, that have waited for so long; which. Raises StoreUnavailable."""
+        detail = f"The server's node was silent for {self._seconds:.0f} seconds; the job was not begun."
+        outcome = Outcome(
+            state=JobState.FAILED,
+            failure=Failure(code=errors.NodeUnavailable.code, detail=detail),
+            snapshot_status=SnapshotStatus.FAILED,
+        )
+        with redis_answers():
+            answer: list[bytes] = await self._fail_waiting(
+                args=[round(self._seconds * 1000), BATCH, json.dumps(outcome.for_script())]
+            )
+        failed = tuple(JobId(job_id.decode()) for job_id in answer)
+        for job_id in failed:
+            log.warning("job.failed", job_id=job_id, code=errors.NodeUnavailable.code, waited_seconds=self._seconds)
+            self._gave_up()
+        return failed

@@ -1,0 +1,1 @@
+"""The customer's side: snapshots, jobs and servers of an account."""

@@ -1,0 +1,164 @@
+-- include: clock, records, nodes, show, enqueue, snapshots, retention, removal, schedules, idempotency
+-- Decide on a create, restore, delete or undo and write all of it, or refuse and write nothing. A dry run is decided in the
+-- same way; its job holds no server and makes no snapshot. A create by a schedule makes room where it must.
+-- ARGV[1]: JSON {kind, dry_run, account, id, name, description, request_id, job_id, limit, silent_ms, queue{...},
+-- again (a delete that has not freed its space), present_only (of a restore or an undo), retries (the failed job that this
+-- one does again) and in_bulk, idempotency{key, fingerprint, kept_ms}, schedule{id, due_ms, next_ms, retry_ms}, traceparent or
+-- nil}. id: the server's for a create, the restore's job for an undo, else the snapshot's.
+-- Answers {'refused', code, ...} or {'admitted', job, snapshot (nil for a dry run, or where it is deleted)}, as they are shown.
+local ask = cjson.decode(ARGV[1])
+
+local function refuse_server(server)
+  if node_is_silent(server.node, ask.silent_ms) then return {'refused', 'node_unavailable'} end
+  if server.job then return {'refused', 'server_busy', server.job} end
+  if server.power == 'paused' and ask.kind ~= 'delete' then return {'refused', 'server_not_ready'} end
+end
+
+local function admit(server_id, server, snapshot_id, snapshot, undoes)
+  enqueue(ask.job_id, {
+    undoes = undoes,
+    kind = ask.dry_run and 'check_' .. ask.kind or ask.kind,
+    server = server_id, server_name = server.name, account = server.account, node = server.node,
+    snapshot = snapshot_id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
+    snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id, traceparent = ask.traceparent,
+    present_only = ask.present_only and '1' or nil,
+  }, ask.queue)
+  if ask.retries then redis.call('HSET', 'job:' .. ask.retries, 'retried_by', ask.job_id) end
+  local exists = redis.call('EXISTS', 'snapshot:' .. snapshot_id) == 1 -- an undo's may be deleted
+  return {'admitted', show_job(ask.job_id), exists and show_snapshot(snapshot_id) or nil}
+end
+
+local function create()
+  local server_id = ask.id
+  local server = read('server:' .. server_id)
+  if not server or server.account ~= ask.account or server.missing then return {'refused', 'server_not_found'} end
+  local refused = refuse_server(server)
+  if refused then return refused end
+  -- its node is about to say which snapshots it has: until then nobody knows how many slots are taken
+  if server.unpublished then return {'refused', 'node_unavailable'} end
+  local namesake = redis.call('HGET', 'server:' .. server_id .. ':names', ask.name)
+  local over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - tonumber(ask.limit)
+  if ask.schedule and over > 0 and not namesake then
+    local made = scheduled_snapshots(server_id)
+    retire_oldest(made, #made - over, server.node)
+    over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - tonumber(ask.limit)
+  end
+  if over > 0 then return {'refused', 'snapshot_limit_reached'} end
+  if namesake then return {'refused', 'name_taken', namesake} end
+
+  if ask.dry_run then
+    return admit(server_id, server, '0', {name = ask.name, description = '', created_ms = tostring(now_ms())})
+  end
+  -- Never below the seconds since 2025: after a loss of the data, or the return of an older copy of it, it is above every
+  -- id given before, for a cell gives less than one a second. An id must never come back: disks still carry it.
+  local last_id = tonumber(redis.call('GET', 'snapshots:last_id')) or 0
+  local id = string.format('%.0f', math.max(last_id + 1, math.floor(now_ms() / 1000) - 1735689600))
+  redis.call('SET', 'snapshots:last_id', id)
+  local snapshot = {
+    server = server_id, account = server.account, node = server.node, name = ask.name,
+    description = ask.description, status = 'in_progress', size_mb = '', created_ms = tostring(now_ms()),
+    schedule = ask.schedule and ask.schedule.id, expires_ms = ask.expires_ms,
+  }
+  add_snapshot(id, snapshot)
+  return admit(server_id, server, id, snapshot)
+end
+
+local function restore(snapshot, server)
+  if snapshot.status ~= 'completed' then return {'refused', 'snapshot_not_ready', snapshot.status} end
+  if not server or server.missing then return {'refused', 'server_not_ready'} end
+  return refuse_server(server) or admit(snapshot.server, server, ask.id, snapshot)
+end
+
+local function delete(snapshot, server)
+  if snapshot.protected == '1' then return {'refused', 'snapshot_protected'} end
+  if not server or server.missing then -- its disks went with it: nothing is left to free
+    forget_snapshot(ask.id, snapshot)
+    return {'admitted'}
+  end
+  local refused = refuse_server(server)
+  if refused then return refused end
+  retire_snapshot(ask.id, snapshot, server.node, now_ms() + tonumber(ask.retry_ms))
+  if ask.traceparent then redis.call('HSET', 'snapshot:' .. ask.id, 'traceparent', ask.traceparent) end
+  return admit(snapshot.server, server, ask.id, snapshot)
+end
+
+local function undo()
+  local restore = read('job:' .. ask.id)
+  if not restore or restore.account ~= ask.account then return {'refused', 'job_not_found'} end
+  local server = read('server:' .. restore.server)
+  -- the server may have a new owner since, who owes the old one nothing
+  if not server or server.account ~= ask.account or server.undoable ~= ask.id
+      or now_ms() > tonumber(restore.undoable_until_ms) then
+    return {'refused', 'undo_unavailable'}
+  end
+  if server.missing then return {'refused', 'server_not_ready'} end
+  return refuse_server(server) or admit(restore.server, server, restore.snapshot, {
+    name = restore.snapshot_name, description = restore.snapshot_description, created_ms = restore.snapshot_created_ms,
+  }, ask.id)
+end
+
+-- A run of a schedule is the first to find it due; whatever becomes of it, the next is written down with it.
+local function run_schedule()
+  local id = ask.schedule.id
+  local schedule = read('schedule:' .. id)
+  if not schedule or tonumber(redis.call('ZSCORE', 'schedules:due', id)) ~= ask.schedule.due_ms then
+    return {'refused', 'schedule_not_due'}
+  end
+  local server = read('server:' .. schedule.server)
+  if server and server.account ~= schedule.account then
+    forget_schedule(id, schedule)
+    return {'refused', 'server_not_found'}
+  end
+  ask.account, ask.id = schedule.account, schedule.server
+  if schedule.expire_after_ms ~= '' then ask.expires_ms = string.format('%.0f', now_ms() + schedule.expire_after_ms) end
+  local answer = create()
+  local passes = answer[2] == 'server_busy' or answer[2] == 'node_unavailable' or answer[2] == 'server_not_ready'
+  local next_ms = ask.schedule.next_ms
+  local again_ms = passes and math.min(now_ms() + ask.schedule.retry_ms, next_ms) or next_ms
+  redis.call('ZADD', 'schedules:due', again_ms, id)
+  local refused = answer[1] == 'refused'
+  redis.call('HSET', 'schedule:' .. id, 'next_ms', string.format('%.0f', again_ms), 'last_ms', now_ms(),
+    'last_job', refused and '' or ask.job_id, 'last_error', refused and answer[2] or '')
+  return answer
+end
+
+-- A job that its server has had after this one, or nil. A dry run is none: it changes nothing.
+local function later_job(job)
+  local LOOKS = 200
+  local later = redis.call('ZREVRANGEBYSCORE', 'jobs:server:' .. job.server, '+inf', '(' .. job.queued_ms, 'LIMIT', 0, LOOKS)
+  for _, id in ipairs(later) do
+    local kind = redis.call('HGET', 'job:' .. id, 'kind')
+    if kind ~= 'check_create' and kind ~= 'check_restore' then return id end
+  end
+  return later[LOOKS] -- so many dry runs: what was before them is not looked at
+end
+
+-- Why a failed job is not done again. In bulk nobody has looked at it: then what its owner has asked for since, or did not
+-- want any more, goes before it.
+local function refuse_retry()
+  local job = read('job:' .. ask.retries)
+  if not job then return {'refused', 'job_not_found'} end
+  if job.state ~= 'failed' then return {'refused', 'job_not_retryable', job.state} end
+  if job.retried_by then return {'refused', 'job_not_retryable', 'retried', job.retried_by} end
+  if not ask.in_bulk then return nil end
+  if job.failure_code == 'cancelled' then return {'refused', 'job_not_retryable', 'cancelled'} end
+  local later = later_job(job)
+  return later and {'refused', 'job_not_retryable', 'later', later} or nil
+end
+
+local function decide()
+  if ask.schedule then return run_schedule() end
+  local refused = ask.retries and refuse_retry()
+  if refused then return refused end
+  if ask.kind == 'create' then return create() end
+  if ask.kind == 'undo' then return undo() end
+  local snapshot = read('snapshot:' .. ask.id)
+  if not snapshot or snapshot.account ~= ask.account or (snapshot.status == 'deleting' and not ask.again) then
+    return {'refused', 'snapshot_not_found'}
+  end
+  local server = read('server:' .. snapshot.server)
+  if ask.kind == 'restore' then return restore(snapshot, server) end
+  return delete(snapshot, server)
+end
+
+return replay(ask) or remember(ask, decide())

@@ -1,0 +1,10 @@
+-- include: records, show
+-- Change what a customer says about a snapshot. ARGV[1]: JSON {account, id, fields{field: text}}; expires_ms '': never.
+-- Answers nil where there is none, also for another account's; else the snapshot as it is shown.
+local ask = cjson.decode(ARGV[1])
+local snapshot = read('snapshot:' .. ask.id)
+if not snapshot or snapshot.account ~= ask.account or snapshot.status == 'deleting' then return nil end
+if next(ask.fields) then write('snapshot:' .. ask.id, ask.fields) end
+if ask.fields.expires_ms == '' then redis.call('ZREM', 'snapshots:expiring', ask.id) end
+if (ask.fields.expires_ms or '') ~= '' then redis.call('ZADD', 'snapshots:expiring', ask.fields.expires_ms, ask.id) end
+return show_snapshot(ask.id)

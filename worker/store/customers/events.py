@@ -1,0 +1,100 @@
+"""The events of jobs: a stream for each account and one of the cell, written by the scripts that change a job."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from arq.connections import ArqRedis
+
+from worker.store import records
+from worker.store.calls import redis_answers
+from worker.store.model import AccountId, JobId, JobKind, JobState, ServerId, SnapshotId, Step
+
+NOTHING_BEFORE = "0-0"
+MOST_AT_ONCE = 100  # events of one stream
+
+log = structlog.stdlib.get_logger()
+Audience = AccountId | None  # None: the operators, who hear of every account
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """A job has changed. `id` is its place in the account's stream."""
+
+    id: str
+    job_id: JobId
+    kind: JobKind
+    state: JobState
+    step: Step | None
+    account_id: AccountId
+    server_id: ServerId
+    snapshot_id: SnapshotId | None
+    notes: tuple[str, ...] = ()  # codes of what the job notes at its end
+
+
+def place(event_id: str) -> tuple[int, int]:
+    """For the order of ids, which is not that of their texts."""
+    milliseconds, _, number = event_id.partition("-")
+    return int(milliseconds), int(number)
+
+
+class Events:
+    """The streams. Every call may raise StoreUnavailable."""
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self._redis = redis
+
+    async def newest(self, account_id: Audience) -> str:
+        with redis_answers():
+            found = await self._redis.xrevrange(_key(account_id), count=1)
+        return found[0][0].decode() if found else NOTHING_BEFORE
+
+    async def has(self, account_id: Audience, event_id: str) -> bool:
+        """Whether the stream reaches back to that event."""
+        with redis_answers():
+            return bool(await self._redis.xrange(_key(account_id), event_id, event_id, count=1))
+
+    async def after(self, account_id: Audience, event_id: str) -> list[Event]:
+        with redis_answers():
+            found = await self._redis.xrange(_key(account_id), f"({event_id}")
+        return _events(found)
+
+    async def next(self, after: Mapping[Audience, str], *, wait_seconds: float) -> dict[Audience, list[Event]]:
+        """What has come in these streams after these events; waits for so long, in one command for all of them."""
+        keys = {_key(account_id): account_id for account_id in after}
+        streams: Any = {key: after[account_id] for key, account_id in keys.items()}
+        with redis_answers():
+            found: Sequence[Any] = await self._redis.xread(
+                streams, count=MOST_AT_ONCE, block=round(wait_seconds * 1000)
+            )
+        return {keys[key.decode()]: _events(entries) for key, entries in found}
+
+
+def _key(account_id: Audience) -> str:
+    return "events" if account_id is None else f"account:{account_id}:events"
+
+
+def _events(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Event]:
+    events = []
+    for event_id, fields in entries:
+        try:
+            events.append(_event(event_id, fields))
+        except (KeyError, ValueError) as error:  # of a newer worker, while the cell is being upgraded
+            log.warning("event.unreadable", event_id=event_id.decode(), reason=str(error))
+    return events
+
+
+def _event(event_id: bytes, fields: Mapping[bytes, bytes]) -> Event:
+    record = records.decoded(dict(fields))
+    return Event(
+        id=event_id.decode(),
+        job_id=JobId(record["job"]),
+        kind=JobKind(record["kind"]),
+        state=JobState(record["state"]),
+        step=Step(record["step"]) if record["step"] else None,
+        account_id=AccountId(int(record["account"])),
+        server_id=ServerId(int(record["server"])),
+        snapshot_id=SnapshotId(int(record["snapshot"])) if record["snapshot"] != "0" else None,
+        notes=tuple(record.get("notes", "").split()),
+    )

@@ -1,0 +1,388 @@
+"""The node's side of the store: what a worker asks of Redis.
+
+Every call that changes a job names the node and the owner of its lease; a worker that comes back late, after
+another took its lease, changes nothing. Any trouble with Redis is `StoreUnavailable`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from arq.connections import ArqRedis
+
+from worker.program.configuration import NODE_SILENT_SECONDS
+from worker.store import errors, records, scripts, written
+from worker.store.arq_queue import queue_parameters
+from worker.store.calls import decided, redis_answers
+from worker.store.model import (
+    SNAPSHOTS_PER_SERVER,
+    AccountId,
+    Contents,
+    Failure,
+    Job,
+    JobId,
+    JobKind,
+    JobState,
+    ScheduleId,
+    ServerId,
+    SnapshotId,
+    SnapshotStatus,
+    Step,
+)
+from worker.store.outcome import DELETE_RETRY_SECONDS, Outcome
+from worker.store.reports import NOTHING_TOLD, NodeFacts, Told
+from worker.store.schedules.schedules import BadCron, cron_of, next_run, snapshot_name
+
+FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
+# A run that was refused for what passes (the server is busy, its node away) is tried again until the next is near.
+SCHEDULE_RETRY_SECONDS = 300.0
+BATCH = 100  # records that one sweep of housekeeping touches: a bound on how long a script holds Redis
+
+SCRIPTS = (
+    *("nodes/begin", "nodes/lease", "nodes/holder", "nodes/report", "nodes/publish", "nodes/known", "nodes/lose"),
+    *("nodes/regain", "nodes/findings", "nodes/republish", "nodes/progress", "nodes/finish"),
+    *("chores/retry_deletes", "chores/forget_failed", "chores/expire", "chores/due_schedules", "customers/admit"),
+)
+
+
+_LEFT_ITS_NODE = Outcome(
+    state=JobState.FAILED,
+    failure=Failure(
+        code=errors.NodeUnavailable.code, detail="The server has gone to another node; the job was given up."
+    ),
+    snapshot_status=SnapshotStatus.FAILED,
+)
+
+
+class LeaseLost(Exception):
+    """Another worker holds the node's lease. Nothing was changed."""
+
+
+class BeginRefused(Exception):
+    """The job must not run: it is over, unknown, or another node's. Nothing was changed."""
+
+
+class RunRefused(Exception):
+    """A schedule's run made no snapshot; the code says why, `schedule_not_due` that another worker was first."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaseHeld:
+    """Who holds a node's lease instead of us, in words for a person, and for how long yet."""
+
+    who: str
+    seconds_left: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportedServer:
+    id: ServerId
+    account_id: AccountId
+    name: str
+    power: str  # "on", "off" or "paused"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """What the store made of a node's report."""
+
+    conflicts: frozenset[ServerId]  # another living node claims them as well
+    fresh: frozenset[ServerId]  # their snapshots must be published
+    gone: frozenset[ServerId]  # the node had them when it reported last
+    reconcile_asked: str  # the moment at which an operator last asked for a reconciliation; "": none has
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedSnapshot:
+    """A snapshot as it is on the node's disks."""
+
+    id: SnapshotId
+    name: str
+    description: str
+    created_at: datetime
+    size_mb: int | None
+    status: SnapshotStatus
+    contents: Contents | None = None  # None: not written down
+
+    def for_script(self) -> dict[str, str]:
+        return {
+            "id": str(self.id),
+            "name": self.name,
+            "description": self.description,
+            "created_ms": records.milliseconds(self.created_at),
+            "size_mb": "" if self.size_mb is None else str(self.size_mb),
+            "status": self.status,
+            "contents": written.contents(self.contents),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BegunJob:
+    """A job that the node's journal says is under way."""
+
+    id: JobId
+    kind: JobKind
+    snapshot_id: SnapshotId
+    snapshot_name: str
+    snapshot_description: str
+    snapshot_created_at: datetime
+    request_id: str
+    undoes: JobId | None
+    present_only: bool = False
+
+    def for_script(self) -> dict[str, str]:
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "snapshot": str(self.snapshot_id),
+            "snapshot_name": self.snapshot_name,
+            "snapshot_description": self.snapshot_description,
+            "snapshot_created_ms": records.milliseconds(self.snapshot_created_at),
+            "request_id": self.request_id,
+            "undoes": self.undoes or "",
+            "present_only": "1" if self.present_only else "",
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DueSchedule:
+    """A run that is due. `next_run_at` is the first after now: of the runs that were missed while all was down one is
+    made up for, not each."""
+
+    id: ScheduleId
+    due_ms: int
+    snapshot_name: str
+    next_run_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnreadableSchedule:
+    """A schedule that is due and that this release can't read: a newer one has written it, or it is damaged."""
+
+    id: ScheduleId
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownSnapshot:
+    """A snapshot as the store has it."""
+
+    server_id: ServerId
+    status: SnapshotStatus
+    lost: bool  # it was completed, and then it was not on the disks
+    name: str
+    description: str
+    created_at: datetime
+    contents: Contents | None = None  # None: a record of an earlier version
+    failed_deletes: int = 0  # tries of its delete that failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What the store knows of one server's snapshots."""
+
+    busy: bool  # a job holds the server: what differs now may be its work
+    on_disk: Mapping[SnapshotId, KnownSnapshot | None]  # of those asked for; None: it knows nothing of it
+    listed: Mapping[SnapshotId, SnapshotStatus]  # as the customer sees them
+
+
+class NodeStore:
+    """The store as one worker of one node sees it.
+
+    `owner` is this process's own mark on the lease; `machine` is the same for every worker of this node's lock
+    file, so that a restarted one takes over at once; `who` tells people where the worker runs.
+    `node_silent_seconds`: how old a node's last heartbeat may be; after that another node may claim its servers, and
+    they get no scheduled run.
+    """
+
+    def __init__(
+        self,
+        redis: ArqRedis,
+        *,
+        node: str,
+        machine: str,
+        who: str,
+        node_silent_seconds: float = NODE_SILENT_SECONDS,
+    ) -> None:
+        self._redis = redis
+        self.node = node
+        self._machine = machine
+        self._who = who
+        self._owner = uuid4().hex
+        self._silent_ms = round(node_silent_seconds * 1000)
+        self._scripts = {name.rpartition("/")[2]: scripts.load(redis, name) for name in SCRIPTS}
+
+    async def _call(self, name: str, *arguments: Any) -> Any:
+        with redis_answers():
+            return await self._scripts[name](args=list(arguments))
+
+    async def take_lease(self, *, seconds: float) -> LeaseHeld | None:
+        """Take or keep the node's lease and beat its heart; None, or who holds it."""
+        milliseconds = round(seconds * 1000)
+        taken, left_ms, *who = await self._call("lease", self.node, self._owner, self._machine, self._who, milliseconds)
+        return None if taken else LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000)
+
+    async def lease_holder(self) -> LeaseHeld | None:
+        """Who holds the node's lease instead of us. Changes nothing."""
+        left_ms, *who = await self._call("holder", self.node, self._owner, self._machine)
+        return LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000) if who else None
+
+    async def begin(self, job_id: JobId) -> Job:
+        """Mark a job as begun by us, the first time or again. Raises LeaseLost or BeginRefused."""
+        verdict, answer = await self._call("begin", job_id, self.node, self._owner)
+        if verdict == b"begun":
+            return records.job(job_id, records.pairs(answer))
+        if answer == b"lease_lost":
+            raise LeaseLost
+        raise BeginRefused(answer.decode())
+
+    async def progress(self, job_id: JobId, step: Step, told: Told = NOTHING_TOLD) -> None:
+        """Tell everyone how far a job has got; one that is over is left as it is. Raises LeaseLost."""
+        if await self._call("progress", job_id, self.node, self._owner, step, told.for_script()) == b"lease_lost":
+            raise LeaseLost
+
+    async def finish(self, job_id: JobId, outcome: Outcome, told: Told = NOTHING_TOLD, power: str = "") -> str:
+        """Publish how a job ended, and what its server does now ('': not known); again changes nothing. What the store
+        made of it, for the log. Raises LeaseLost."""
+        result = json.dumps(outcome.for_script())
+        answer: bytes = await self._call("finish", job_id, self.node, self._owner, result, told.for_script(), power)
+        if answer == b"lease_lost":
+            raise LeaseLost
+        return answer.decode()
+
+    async def report(self, servers: Iterable[ReportedServer], about: NodeFacts | None = None) -> Reported:
+        """Say which servers the node has, and what it runs on; None: as said before. Raises LeaseLost."""
+        listed = [{"id": str(s.id), "account": str(s.account_id), "name": s.name, "power": s.power} for s in servers]
+        left = json.dumps(_LEFT_ITS_NODE.for_script())
+        facts = ("", "0") if about is None else (about.model_dump_json(), str(about.free_bytes))
+        answer = await self._call("report", self.node, self._owner, self._silent_ms, json.dumps(listed), left, *facts)
+        if answer == b"lease_lost":
+            raise LeaseLost
+        *lists, asked = answer
+        conflicts, fresh, gone = (frozenset(ServerId(int(server)) for server in servers) for servers in lists)
+        return Reported(conflicts=conflicts, fresh=fresh, gone=gone, reconcile_asked=asked.decode())
+
+    async def publish(
+        self, server_id: ServerId, snapshots: Iterable[PublishedSnapshot], begun: Iterable[BegunJob]
+    ) -> tuple[SnapshotId, ...]:
+        """Say which snapshots a server has on its disks and which jobs are under way; what the store knows stays, but
+        contents that it lacks are added. The ids of the snapshots that it did not know. Raises LeaseLost."""
+        has = {
+            "snapshots": [snapshot.for_script() for snapshot in snapshots],
+            "jobs": [job.for_script() for job in begun],
+        }
+        answer = await self._call("publish", self.node, self._owner, server_id, json.dumps(has))
+        if answer == b"lease_lost":
+            raise LeaseLost
+        return () if answer == b"other_node" else tuple(SnapshotId(int(new)) for new in answer)
+
+    async def known(self, server_id: ServerId, on_disk: Sequence[SnapshotId]) -> Known:
+        """What the store knows of a server's snapshots, and of those that were found on its disks."""
+        holder, asked, listed = await self._call("known", self.node, server_id, *on_disk)
+        return Known(
+            busy=bool(holder),
+            on_disk={
+                snapshot_id: _known(records.pairs(flat)) if flat else None
+                for snapshot_id, flat in zip(on_disk, asked, strict=True)
+            },
+            listed={SnapshotId(int(k)): SnapshotStatus(v) for k, v in records.pairs(listed).items()},
+        )
+
+    async def lose(self, server_id: ServerId, snapshot_id: SnapshotId) -> bool:
+        """Say that a listed snapshot is not on the disks; whether it was counted as lost."""
+        return bool(await self._call("lose", self.node, self._owner, server_id, snapshot_id))
+
+    async def regain(self, server_id: ServerId, snapshot_id: SnapshotId, *, size_mb: int) -> bool:
+        """Say that a snapshot which was lost is whole on the disks again; whether it is completed as it was."""
+        return bool(await self._call("regain", self.node, self._owner, server_id, snapshot_id, size_mb))
+
+    async def republish(self) -> int:
+        """Have the node's worker publish again, with its next report, what each server has; how many servers."""
+        servers: int = await self._call("republish", self.node)
+        return servers
+
+    async def tell_findings(self, server_id: ServerId, findings: Sequence[dict[str, str]]) -> None:
+        """Put what reconciliation found on a server into the operators' list, or clear it."""
+        await self._call("findings", self.node, self._owner, server_id, json.dumps(findings))
+
+    async def retry_deletes(self) -> int:
+        """Queue again the deletes of this node that have not freed their space; how many."""
+        fresh = [uuid4().hex for _ in range(BATCH)]
+        queue = json.dumps(queue_parameters())
+        retry_ms = round(DELETE_RETRY_SECONDS * 1000)
+        return len(await self._call("retry_deletes", self.node, self._owner, retry_ms, queue, *fresh))
+
+    async def forget_failed(self) -> int:
+        """Forget failed snapshots that were listed for their 7 days; how many."""
+        forgotten: int = await self._call("forget_failed", FAILED_SNAPSHOT_KEPT_SECONDS * 1000, BATCH)
+        return forgotten
+
+    async def expire(self) -> int:
+        """Retire the snapshots, of any node, whose time is over; how many."""
+        retired: int = await self._call("expire", BATCH, round(DELETE_RETRY_SECONDS * 1000))
+        return retired
+
+    async def due_schedules(self, *, skip: int = 0) -> tuple[DueSchedule | UnreadableSchedule, ...]:
+        """Schedules of any node's servers that are due by the store's clock: BATCH at most, the oldest first, without
+        the first `skip`."""
+        now_ms, *rows = await self._call("due_schedules", BATCH, skip)
+        return tuple(_due(row, records.moment(now_ms)) for row in rows)
+
+    async def run_schedule(self, schedule: DueSchedule) -> JobId:
+        """Make the snapshot that is due, and write down the next run; its job. Raises RunRefused."""
+        job_id = JobId(uuid4().hex)
+        run = {
+            "id": schedule.id,
+            "due_ms": schedule.due_ms,
+            "next_ms": int(records.milliseconds(schedule.next_run_at)),
+            "retry_ms": round(SCHEDULE_RETRY_SECONDS * 1000),
+        }
+        ask = {
+            "kind": JobKind.CREATE,
+            "schedule": run,
+            "name": schedule.snapshot_name,
+            "description": "",
+            "request_id": "",
+            "job_id": job_id,
+            "limit": SNAPSHOTS_PER_SERVER,
+            "silent_ms": self._silent_ms,
+            "queue": queue_parameters(),
+        }
+        verdict, answer, *_ = await decided(self._scripts["admit"], ask)
+        if verdict == b"refused":
+            raise RunRefused(answer.decode())
+        return job_id
+
+
+def _due(row: Sequence[bytes | None], now: datetime) -> DueSchedule | UnreadableSchedule:
+    schedule_id, due_ms, name, when, server_id = ((field or b"").decode(errors="replace") for field in row)
+    try:
+        due_at = datetime.fromtimestamp(int(due_ms) / 1000, UTC)
+        return DueSchedule(
+            id=ScheduleId(schedule_id),
+            due_ms=int(due_ms),
+            snapshot_name=snapshot_name(name, due_at),
+            next_run_at=next_run(cron_of(when, ServerId(int(server_id))), now),
+        )
+    except (BadCron, ValueError, OverflowError, OSError) as error:
+        return UnreadableSchedule(id=ScheduleId(schedule_id), reason=f"when={when!r}, server={server_id!r}: {error}")
+
+
+def _known(record: records.Hash) -> KnownSnapshot:
+    return KnownSnapshot(
+        server_id=ServerId(int(record["server"])),
+        status=SnapshotStatus(record["status"]),
+        lost="lost" in record,
+        name=record["name"],
+        description=record["description"],
+        created_at=records.moment(record["created_ms"]),
+        contents=written.read_contents(record.get("contents", "")),
+        failed_deletes=int(record.get("failed_deletes", 0)),
+    )

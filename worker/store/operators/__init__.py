@@ -1,0 +1,1 @@
+"""The operators' side: every account's jobs, servers and nodes."""

@@ -1,0 +1,13 @@
+-- include: clock, idempotency
+-- Have a node reconcile; it finds this with its next report. ARGV[1]: JSON {node, idempotency{...}}. Answers {'admitted'} or
+-- {'refused', code}.
+local ask = cjson.decode(ARGV[1])
+
+local function note()
+  local key = 'node:' .. ask.node
+  if redis.call('EXISTS', key) == 0 then return {'refused', 'node_not_found'} end
+  redis.call('HSET', key, 'reconcile_ms', now_ms())
+  return {'admitted'}
+end
+
+return replay(ask) or remember(ask, note())

@@ -1,0 +1,92 @@
+"""The cell in numbers, for its metrics: read in parts, each of which holds Redis for a bounded time."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from arq.connections import ArqRedis
+
+from worker.store import scripts
+from worker.store.calls import redis_answers
+
+PAGE = 200  # nodes that one script looks at
+GONE_SECONDS = 86_400.0  # a node that was silent for so long, and has no server and no job, was taken away
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeNumbers:
+    """Ages in seconds of Redis's clock; a queue without a job has the age 0."""
+
+    name: str
+    heartbeat_age: float
+    paused: bool
+    queued: int
+    queue_age: float
+    running: int
+    servers: int
+
+    @property
+    def gone(self) -> bool:
+        return self.heartbeat_age > GONE_SECONDS and not (self.servers or self.queued or self.running)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellNumbers:
+    queued: int
+    queue_age: float
+    running: int
+    servers: int
+    stranded: int
+    with_findings: int  # servers
+    webhooks_due: int
+    nodes: tuple[NodeNumbers, ...]
+
+
+class Cell:
+    def __init__(self, redis: ArqRedis) -> None:
+        self._totals = scripts.load(redis, "operators/cell_totals")
+        self._nodes = scripts.load(redis, "operators/cell_nodes")
+
+    async def numbers(self) -> CellNumbers:
+        """Raises StoreUnavailable."""
+        with redis_answers():
+            now, queued, running, oldest, servers, stranded, findings, webhooks = await self._totals()
+        return CellNumbers(
+            queued=queued,
+            queue_age=_age(now, oldest),
+            running=running,
+            servers=servers,
+            stranded=stranded,
+            with_findings=findings,
+            webhooks_due=webhooks,
+            nodes=tuple([node for node in await self._all_nodes() if not node.gone]),
+        )
+
+    async def _all_nodes(self) -> list[NodeNumbers]:
+        nodes: list[NodeNumbers] = []
+        ask: dict[str, Any] = {"limit": PAGE}
+        while True:
+            with redis_answers():
+                now, after, *rows = await self._nodes(args=[json.dumps(ask)])
+            nodes += [_node(now, row) for row in rows]
+            if not after:
+                return nodes
+            ask["after"] = [part.decode() for part in after]
+
+
+def _node(now: int, row: list[Any]) -> NodeNumbers:
+    name, heartbeat, paused, queued, oldest, running, servers = row
+    return NodeNumbers(
+        name=name.decode(),
+        heartbeat_age=_age(now, heartbeat),
+        paused=bool(paused),
+        queued=queued,
+        queue_age=_age(now, oldest),
+        running=running,
+        servers=servers,
+    )
+
+
+def _age(now: int, moment: bytes) -> float:
+    """In seconds; both in milliseconds since 1970."""
+    return max(0.0, (now - int(moment)) / 1000) if moment else 0.0

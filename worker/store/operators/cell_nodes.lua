@@ -1,0 +1,17 @@
+-- include: clock, walk
+-- One page of the nodes, by their names, in numbers. ARGV[1]: JSON {limit, after or nil}. Answers {now_ms, after, node, ...},
+-- a node being {name, moment of its last heartbeat, 1 if it is paused, jobs that wait, moment of the oldest of them or '',
+-- jobs that run, servers}.
+local ask = cjson.decode(ARGV[1])
+
+local function show(name)
+  local heartbeat, paused = unpack(redis.call('HMGET', 'node:' .. name, 'heartbeat_ms', 'paused_ms'))
+  if not heartbeat then return nil end
+  local queued = 'jobs:node:' .. name .. ':queued'
+  return {
+    name, heartbeat, paused and 1 or 0, redis.call('ZCARD', queued), redis.call('ZRANGE', queued, 0, 0, 'WITHSCORES')[2] or '',
+    redis.call('ZCARD', 'jobs:node:' .. name .. ':in_progress'), redis.call('ZCARD', 'servers:node:' .. name),
+  }
+end
+
+return {now_ms(), unpack(walk(ask, 'nodes:by:name', show))}

@@ -1,0 +1,10 @@
+-- include: walk
+-- One page of what reconciliation has found, newest first. ARGV[1]: JSON {after or nil, limit}.
+-- Answers {servers with findings, {after}, {server id, name, account, node, findings as JSON}, ...}.
+local ask = cjson.decode(ARGV[1])
+ask.descending = true
+return {redis.call('ZCARD', 'findings'), unpack(walk(ask, 'findings', function(id)
+  local name, account, node = unpack(redis.call('HMGET', 'server:' .. id, 'name', 'account', 'node'))
+  local found = node and redis.call('HGET', 'node:' .. node .. ':findings', id)
+  return found and {id, name, account, node, found} or nil
+end))}

@@ -1,0 +1,38 @@
+-- include: show, states, walk
+-- One page of the cell's jobs, newest first. ARGV[1]: JSON {match{field of the record: value}, text or nil, after or nil,
+-- limit}. Answers {length of the list where nothing is left out of it, else -1, {after}, job as it is shown, ...}.
+local ask = cjson.decode(ARGV[1])
+ask.descending = true
+local match = ask.match
+local LISTS = {
+  state = 'jobs:state:', kind = 'jobs:kind:', node = 'jobs:node:', server = 'jobs:server:', failure_code = 'jobs:error:',
+}
+local lists, fields, values = {'jobs'}, {}, {}
+for field, value in pairs(match) do
+  lists[#lists + 1] = field == 'account' and 'account:' .. value .. ':jobs' or LISTS[field] .. value
+  fields[#fields + 1], values[#values + 1] = field, value
+end
+if match.node and match.state and next(MAY_FOLLOW[match.state]) then
+  lists[#lists + 1] = 'jobs:node:' .. match.node .. ':' .. match.state
+end
+local SEARCHED = {'server_name', 'snapshot_name', 'failure_detail', 'request_id'}
+
+local function matches(id)
+  local found = redis.call('HMGET', 'job:' .. id, 'state', unpack(fields))
+  if not found[1] then return false end -- its record has expired
+  for i, value in ipairs(values) do
+    if found[i + 1] ~= value then return false end
+  end
+  if not ask.text then return true end
+  for _, text in ipairs({id, unpack(redis.call('HMGET', 'job:' .. id, unpack(SEARCHED)))}) do
+    if text and string.find(string.lower(text), ask.text, 1, true) then return true end
+  end
+  return false
+end
+
+local list = shortest(lists)
+local whole = not ask.text and #fields <= 1
+local page = walk(ask, list, function(id)
+  return matches(id) and show_job(id) or nil
+end)
+return {whole and redis.call('ZCARD', list) or -1, unpack(page)}

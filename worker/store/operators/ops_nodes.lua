@@ -1,0 +1,19 @@
+-- include: nodes, walk
+-- Nodes as operators see them. ARGV[1]: JSON {node} for one, or {sort, state or nil, descending, after or nil, limit} for a
+-- page; silent_ms in both. Answers {after, node, ...}, a node being {name, {field, value, ...}, 1 if it is silent, jobs that
+-- wait, jobs that run, servers, servers with findings}.
+local ask = cjson.decode(ARGV[1])
+
+local function show(name)
+  local silent = node_is_silent(name, ask.silent_ms)
+  if ask.state == 'alive' and silent or ask.state == 'silent' and not silent then return nil end
+  if ask.state == 'paused' and redis.call('HEXISTS', 'node:' .. name, 'paused_ms') == 0 then return nil end
+  return {
+    name, redis.call('HGETALL', 'node:' .. name), silent and 1 or 0,
+    redis.call('ZCARD', 'jobs:node:' .. name .. ':queued'), redis.call('ZCARD', 'jobs:node:' .. name .. ':in_progress'),
+    redis.call('ZCARD', 'servers:node:' .. name), redis.call('HLEN', 'node:' .. name .. ':findings'),
+  }
+end
+
+if ask.node then return redis.call('EXISTS', 'node:' .. ask.node) == 1 and {{}, show(ask.node)} or {{}} end
+return walk(ask, 'nodes:by:' .. ask.sort, show)

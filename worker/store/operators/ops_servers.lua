@@ -1,0 +1,30 @@
+-- include: show, walk
+-- Servers as operators see them. ARGV[1]: JSON {server} for one, or {node, account, stranded (each may be missing), after
+-- or nil, limit} for a page. Answers {length of the list where nothing is left out of it, else -1, {after}, server, ...}, a
+-- server being {{field, value, ...}, kind of the job that holds it or '', snapshots that take a slot, its findings as
+-- JSON or '', id}.
+local ask = cjson.decode(ARGV[1])
+
+local function show(id)
+  local server, holding = show_server(id)
+  local node = redis.call('HGET', 'server:' .. id, 'node')
+  if not node then return nil end
+  return {server, holding, redis.call('SCARD', 'server:' .. id .. ':counted'),
+    redis.call('HGET', 'node:' .. node .. ':findings', id) or '', id}
+end
+
+if ask.server then return {-1, {}, show(ask.server)} end
+local lists = {'servers'}
+if ask.node then lists[#lists + 1] = 'servers:node:' .. ask.node end
+if ask.account then lists[#lists + 1] = 'servers:account:' .. ask.account end
+if ask.stranded then lists[#lists + 1] = 'servers:stranded' end
+-- the stranded ones may be missing from the others: their domain is gone, their trouble is not
+local list = ask.stranded and 'servers:stranded' or shortest(lists)
+local page = walk(ask, list, function(id)
+  local account, node, stranded = unpack(redis.call('HMGET', 'server:' .. id, 'account', 'node', 'stranded'))
+  if ask.node and node ~= ask.node or ask.account and account ~= ask.account or ask.stranded and not stranded then
+    return nil
+  end
+  return show(id)
+end)
+return {#lists <= 2 and redis.call('ZCARD', list) or -1, unpack(page)}

@@ -1,0 +1,152 @@
+"""The cell at a glance: what happens now, and what the last day was like."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from worker.store import records
+from worker.store.model import JobId, JobKind
+
+COUNTED_MS = 300_000  # what the scripts count together
+POINT = 3  # of these to a point of a chart
+HOUR, DAY = 12, 288  # of these
+BIN = 1.1  # from one bin of durations to the next; in the middle of a bin, a percentile is off by a twentieth at most
+
+Counts = Counter[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Durations:
+    """In seconds; None where nothing was counted."""
+
+    p50: float | None
+    p95: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """What came to its end within 15 minutes."""
+
+    at: datetime
+    completed: int
+    failed: int
+    seconds: Durations
+    downtime_seconds: Durations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oldest:
+    job_id: JobId
+    queued_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    at: datetime
+    queued: int
+    in_progress: int
+    oldest: Oldest | None
+    completed_hour: int
+    failed_hour: int
+    completed_day: int
+    failed_day: int
+    stranded_servers: int
+    nodes: int
+    nodes_alive: int
+    nodes_paused: int
+    servers_with_findings: int
+    charts: Mapping[JobKind, tuple[Point, ...]]  # of the kinds that there were; points without an end are left out
+
+
+class Counted:
+    """What was counted within the last day. The five minutes that are over change no more: they are read once."""
+
+    def __init__(self) -> None:
+        self.last = 0  # the number of the five minutes that may have changed since they were read, and all after them
+        self._counts: dict[int, Counts] = {}
+        self._points: dict[int, Mapping[JobKind, Point]] = {}  # of those of which all is over
+
+    def learn(self, last: int, stats: Iterable[tuple[int, list[bytes]]]) -> None:
+        """`stats`: what there is from our last number on."""
+        day = range(last - DAY + 1, last + 1)
+        read = {number: _counts(flat) for number, flat in stats}
+        self._counts = {number: counts for number, counts in (self._counts | read).items() if number in day}
+        self._points = {number: points for number, points in self._points.items() if number * POINT in day}
+        self.last = last
+
+    def ended(self, state: str, *, within: int) -> int:
+        """How many jobs ended so, within so many of the latest five minutes."""
+        numbers = (number for number in self._counts if number > self.last - within)
+        return sum(self._counts[number][f"{kind}:{state}"] for number in numbers for kind in JobKind)
+
+    def charts(self) -> dict[JobKind, tuple[Point, ...]]:
+        """Of the kinds that there were; points without an end are left out."""
+        points = [self._point(number) for number in sorted({number // POINT for number in self._counts})]
+        charts = {kind: tuple(point[kind] for point in points if kind in point) for kind in JobKind}
+        return {kind: points for kind, points in charts.items() if points}
+
+    def _point(self, number: int) -> Mapping[JobKind, Point]:
+        if number in self._points:
+            return self._points[number]
+        together = Counter[str]()
+        for part in range(number * POINT, (number + 1) * POINT):
+            together.update(self._counts.get(part, {}))
+        points = _points(number, together)
+        if (number + 1) * POINT <= self.last:
+            self._points[number] = points
+        return points
+
+
+def overview(answer: list[Any], counted: Counted) -> Overview:
+    now, queued, running, oldest, stranded, nodes, alive, paused, findings, stats = answer
+    counted.learn(now // COUNTED_MS, stats)
+    return Overview(
+        at=records.moment(now),
+        queued=queued,
+        in_progress=running,
+        oldest=Oldest(job_id=JobId(oldest[0].decode()), queued_at=records.moment(oldest[1])) if oldest else None,
+        completed_hour=counted.ended("completed", within=HOUR),
+        failed_hour=counted.ended("failed", within=HOUR),
+        completed_day=counted.ended("completed", within=DAY),
+        failed_day=counted.ended("failed", within=DAY),
+        stranded_servers=stranded,
+        nodes=nodes,
+        nodes_alive=alive,
+        nodes_paused=paused,
+        servers_with_findings=findings,
+        charts=counted.charts(),
+    )
+
+
+def _counts(flat: list[bytes]) -> Counts:
+    return Counter({name: int(count) for name, count in records.pairs(flat).items()})
+
+
+def _points(number: int, counts: Counts) -> Mapping[JobKind, Point]:
+    return {
+        kind: Point(
+            at=records.moment(number * POINT * COUNTED_MS),
+            completed=counts[f"{kind}:completed"],
+            failed=counts[f"{kind}:failed"],
+            seconds=_durations(counts, f"{kind}:ms:"),
+            downtime_seconds=_durations(counts, f"{kind}:downtime:"),
+        )
+        for kind in JobKind
+        if counts[f"{kind}:completed"] or counts[f"{kind}:failed"]
+    }
+
+
+def _durations(counts: Counts, prefix: str) -> Durations:
+    bins = sorted((int(name.removeprefix(prefix)), n) for name, n in counts.items() if name.startswith(prefix))
+    return Durations(p50=_percentile(bins, 0.5), p95=_percentile(bins, 0.95))
+
+
+def _percentile(bins: list[tuple[int, int]], share: float) -> float | None:
+    left = share * sum(n for _, n in bins)
+    for number, n in bins:
+        left -= n
+        if left <= 0:
+            return round(float(BIN ** (number + 0.5)) / 1000, 3)
+    return None

@@ -1,0 +1,21 @@
+-- include: clock, idempotency
+-- Have a node take no new job, or take jobs again and look at once. ARGV[1]: JSON {node, reason or '' to go on, by, wake (key),
+-- idempotency{...}}. Answers {'admitted'} or {'refused', code}.
+local ask = cjson.decode(ARGV[1])
+
+local function turn()
+  local key = 'node:' .. ask.node
+  if redis.call('EXISTS', key) == 0 then return {'refused', 'node_not_found'} end
+  if ask.reason ~= '' then
+    redis.call('HSET', key, 'paused_ms', now_ms(), 'paused_reason', ask.reason, 'paused_by', ask.by)
+    redis.call('SADD', 'nodes:paused', ask.node)
+  else
+    redis.call('HDEL', key, 'paused_ms', 'paused_reason', 'paused_by')
+    redis.call('SREM', 'nodes:paused', ask.node)
+    redis.call('LPUSH', ask.wake, '1')
+    redis.call('LTRIM', ask.wake, 0, 0)
+  end
+  return {'admitted'}
+end
+
+return replay(ask) or remember(ask, turn())

@@ -1,0 +1,210 @@
+"""What operators see of the cell, read from what the scripts answer."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+
+from worker.store import records
+from worker.store.calls import shown_job
+from worker.store.model import AccountId, Job, JobId, JobKind, ServerId, ServerView
+from worker.store.reports import NodeFacts
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice(Generic[Item]):
+    """Part of a list that may be long. A page that looked far for what was asked may have few results and go on."""
+
+    count: int | None  # the whole list's; None where only a part of it was asked for
+    results: tuple[Item, ...]
+    after: str | None  # the cursor of what follows; None: this was the end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pause:
+    since: datetime
+    reason: str
+    by: str  # name of the operator's token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    name: str
+    alive: bool
+    heartbeat_at: datetime
+    worker_at: str  # its worker's process and machine, in words
+    pause: Pause | None
+    facts: NodeFacts | None  # None: it has not reported yet
+    queued: int
+    running: int
+    servers: int
+    findings: int  # servers with findings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    kind: str
+    tag: str
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerFindings:
+    server_id: ServerId
+    server_name: str
+    account_id: AccountId
+    node: str
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpsServer:
+    view: ServerView
+    power: str  # as the node reported it last
+    missing: bool  # its node does not have it any more
+    stranded_by: JobId | None
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTaken:
+    """A step of a job, or one more try of it."""
+
+    step: str
+    started_at: datetime
+    seconds: float | None  # None: it is under way
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolution:
+    at: datetime
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpsJob:
+    """A job with all that is known of it."""
+
+    job: Job
+    power_found: str | None  # as the node had reported it when it began the job
+    power_now: str | None
+    steps: tuple[StepTaken, ...]
+    log: tuple[Mapping[str, Any], ...]
+    resolution: Resolution | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditEntry:
+    id: str
+    at: datetime
+    fields: Mapping[str, str]
+    notes: tuple[str, ...] = ()  # codes of what the entry's job has noted
+
+
+def cut(after: Sequence[bytes]) -> str | None:
+    return ":".join(part.decode() for part in after) if after else None
+
+
+def node(shown: list[Any]) -> Node:
+    name, flat, silent, queued, running, servers, findings = shown
+    record = records.pairs(flat)
+    paused = record.get("paused_ms")
+    return Node(
+        name=name.decode(),
+        alive=not silent,
+        heartbeat_at=records.moment(record["heartbeat_ms"]),
+        worker_at=record["who"],
+        pause=Pause(since=records.moment(paused), reason=record["paused_reason"], by=record["paused_by"])
+        if paused
+        else None,
+        facts=NodeFacts.model_validate_json(record["about"]) if "about" in record else None,
+        queued=queued,
+        running=running,
+        servers=servers,
+        findings=findings,
+    )
+
+
+def _findings(text: bytes) -> tuple[Finding, ...]:
+    found = json.loads(text) if text else []
+    return tuple(
+        Finding(kind=one["finding"], tag=one["tag"], at=datetime.fromtimestamp(int(one["at"]), UTC)) for one in found
+    )
+
+
+def server_findings(shown: list[bytes]) -> ServerFindings:
+    server_id, name, account, at_node, found = shown
+    return ServerFindings(
+        server_id=ServerId(int(server_id)),
+        server_name=name.decode(),
+        account_id=AccountId(int(account)),
+        node=at_node.decode(),
+        findings=_findings(found),
+    )
+
+
+def server(shown: list[Any]) -> OpsServer:
+    flat, holding, counted, found, server_id = shown
+    record = records.pairs(flat)
+    kind = JobKind(holding.decode()) if holding else None
+    known = records.server(ServerId(int(server_id)), record, kind)
+    return OpsServer(
+        view=ServerView(server=known, counted=counted, reachable="missing" not in record),
+        power=record["power"],
+        missing="missing" in record,
+        stranded_by=JobId(record["stranded"]) if "stranded" in record else None,
+        findings=_findings(found),
+    )
+
+
+def job(shown: list[Any]) -> OpsJob:
+    row, steps, lines, power_now = shown
+    record = records.pairs(row[1])
+    resolved = record.get("resolved_ms")
+    return OpsJob(
+        job=shown_job(row),
+        power_found=record.get("power_found") or None,
+        power_now=power_now.decode() or None,
+        steps=_steps([json.loads(step) for step in steps]),
+        log=tuple(map(_line, lines)),
+        resolution=Resolution(at=records.moment(resolved), by=record["resolved_by"], reason=record["resolved_reason"])
+        if resolved
+        else None,
+    )
+
+
+def _steps(told: Sequence[Mapping[str, Any]]) -> tuple[StepTaken, ...]:
+    """Each lasts until the next begins; the end is told as one without a name."""
+    ends = [float(step["ms"]) for step in told[1:]]
+    return tuple(
+        StepTaken(
+            step=step["step"],
+            started_at=records.moment(step["ms"]),
+            seconds=round((end - step["ms"]) / 1000, 3) if end is not None else None,
+            attempt=step["attempt"],
+        )
+        for step, end in zip(told, [*ends, None], strict=False)
+        if step["step"]
+    )
+
+
+def _line(text: bytes) -> Mapping[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except ValueError:  # it was too long, and cut
+        return {"event": text.decode()}
+
+
+def audit_entry(shown: list[Any]) -> AuditEntry:
+    entry_id, flat, noted = shown
+    return AuditEntry(
+        id=entry_id.decode(),
+        at=records.moment(entry_id.decode().partition("-")[0]),
+        fields=records.pairs(flat),
+        notes=tuple(noted.decode().split()),
+    )

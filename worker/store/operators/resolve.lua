@@ -1,0 +1,19 @@
+-- include: clock, records, idempotency
+-- An operator has put a stranded server right. ARGV[1]: JSON {job, by, reason, idempotency{...}}. Answers {'admitted'} or
+-- {'refused', code}. Of a server that a later job has stranded as well, that one is still to be resolved.
+local ask = cjson.decode(ARGV[1])
+
+local function resolve()
+  local key = 'job:' .. ask.job
+  local job = read(key)
+  if not job then return {'refused', 'job_not_found'} end
+  if job.stranded ~= '1' or job.resolved_ms then return {'refused', 'job_not_stranded'} end
+  redis.call('HSET', key, 'resolved_ms', now_ms(), 'resolved_by', ask.by, 'resolved_reason', ask.reason)
+  if redis.call('HGET', 'server:' .. job.server, 'stranded') == ask.job then
+    redis.call('HDEL', 'server:' .. job.server, 'stranded')
+    redis.call('ZREM', 'servers:stranded', job.server)
+  end
+  return {'admitted'}
+end
+
+return replay(ask) or remember(ask, resolve())

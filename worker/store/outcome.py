@@ -1,0 +1,49 @@
+"""How a job ended, as the scripts take it."""
+
+from dataclasses import dataclass
+
+from worker.store import written
+from worker.store.model import Contents, Failure, JobState, Note, NoteCode, SnapshotStatus
+
+JOB_KEPT_SECONDS = 30 * 86_400  # how long the record of a job that ended can be read
+DELETE_RETRY_SECONDS = 60.0  # until the node tries a delete again that failed; doubled with each failure
+DELETE_RETRY_MOST_SECONDS = 3600.0
+# For the audit, without what nearly every create notes: that is in the contents of its snapshot.
+NOTE_CODES_KEPT_SECONDS = 90 * 86_400
+NOT_AUDITED = frozenset({NoteCode.LEFT_OUT})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a job ended. `snapshot_status` says what became of the snapshot that a create made."""
+
+    state: JobState
+    failure: Failure | None = None
+    downtime_seconds: float | None = None
+    size_mb: int | None = None
+    snapshot_status: SnapshotStatus | None = None
+    undoable_seconds: float | None = None  # of a restore: how long what it overwrote is kept
+    notes: tuple[Note, ...] = ()
+    contents: Contents | None = None  # of a create or its dry run: what the snapshot holds, or would
+
+    def for_script(self) -> dict[str, str | int]:
+        failure = self.failure
+        codes = dict.fromkeys(note.code for note in self.notes)
+        return {
+            "state": self.state,
+            "failure_code": failure.code if failure else "",
+            "failure_detail": failure.detail if failure else "",
+            "stranded": "1" if failure and failure.stranded else "0",
+            "downtime_seconds": "" if self.downtime_seconds is None else f"{self.downtime_seconds:.3f}",
+            "size_mb": "" if self.size_mb is None else str(self.size_mb),
+            "undoable_ms": "" if self.undoable_seconds is None else str(round(self.undoable_seconds * 1000)),
+            "snapshot_status": self.snapshot_status or SnapshotStatus.FAILED,
+            "notes": written.notes(self.notes),
+            "note_codes": " ".join(codes),
+            "audited_codes": " ".join(code for code in codes if code not in NOT_AUDITED),
+            "note_codes_ms": NOTE_CODES_KEPT_SECONDS * 1000,
+            "contents": written.contents(self.contents),
+            "kept_ms": JOB_KEPT_SECONDS * 1000,
+            "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
+            "retry_most_ms": round(DELETE_RETRY_MOST_SECONDS * 1000),
+        }

@@ -1,0 +1,186 @@
+"""How Redis is reached: one address, or the one that Sentinels name; with TLS, checked to the host's name."""
+
+import asyncio
+import re
+import time
+from typing import Annotated, Any, Protocol, Self
+
+from arq.connections import ArqRedis
+from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
+from redis.asyncio import BlockingConnectionPool, ConnectionPool
+from redis.asyncio.connection import AbstractConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from worker.store import arq_queue as queue
+
+Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+ADDRESS = re.compile(r"rediss?://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?(/[0-9]+)?|unix:///[^?#]+(\?db=[0-9]+)?")
+WAITING = frozenset({"BLPOP", "XREAD"})  # as we call them they wait for something: their time says nothing of Redis
+IDLE_CHECK_SECONDS = 15  # a connection that was idle for so long is tried with a PING before it is used
+
+
+class RedisSettings(BaseModel):
+    """Where Redis is. All times in seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    url: str = Field(default="redis://127.0.0.1:6379/0", description="redis://, rediss:// (TLS) or unix://")
+    sentinels: list[str] = Field(default=[], description="host:port of each; they know the address, not the url")
+    sentinel_master: str = Field(default="vps-snapshots", description="what the Sentinels call the master")
+    username: str | None = None
+    password: SecretStr | None = None
+    tls_ca_file: FilePath | None = Field(default=None, description="in the place of the system's authorities")
+    tls_cert_file: FilePath | None = None
+    tls_key_file: FilePath | None = None
+    tls_check_hostname: bool = True
+    connect_seconds: Seconds = 2.0
+    command_seconds: Seconds = Field(default=5.0, description="bound on one command with its answer")
+    max_connections: Annotated[int, Field(ge=4, le=10_000)] = 200
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_url(cls, url: str) -> str:
+        # redis-py takes any option from a query, in the place of ours, and any path, and misses what it can't read
+        if not ADDRESS.fullmatch(url):
+            forms = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///SOCKET?db=DB"
+            raise ValueError(f"is not {forms}; username and password have keys of their own")
+        parse_url(url)  # ValueError where the port can't be one
+        return url
+
+    @field_validator("sentinels")
+    @classmethod
+    def _have_ports(cls, sentinels: list[str]) -> list[str]:
+        for sentinel in sentinels:
+            host, _, port = sentinel.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+                raise ValueError(f"{sentinel!r} is not host:port")
+        return sentinels
+
+    @model_validator(mode="after")
+    def _key_with_certificate(self) -> Self:
+        if (self.tls_cert_file is None) is not (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file go together")
+        if not self.uses_tls and (self.tls_ca_file or self.tls_cert_file):
+            raise ValueError("tls_ca_file and tls_cert_file say TLS, url does not: it would be rediss://")
+        return self
+
+    @property
+    def uses_tls(self) -> bool:
+        return self.url.startswith("rediss://")
+
+
+class Observer(Protocol):
+    """Is told how each command went."""
+
+    def answered(self, seconds: float) -> None: ...
+
+    def failed(self, error: Exception) -> None: ...
+
+
+class _Observed(ArqRedis):
+    def __init__(self, observer: Observer, **options: Any) -> None:
+        super().__init__(**options)
+        self._observer = observer
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py's gap
+        except NoScriptError:  # it is sent the script next
+            raise
+        except (RedisError, OSError) as error:
+            self._observer.failed(error)
+            raise
+        if args[0] not in WAITING:
+            self._observer.answered(time.perf_counter() - began)
+        return answer
+
+
+def connect(
+    settings: RedisSettings, *, command_seconds: float | None = None, observer: Observer | None = None
+) -> ArqRedis:
+    """A client, connected at its first command; `command_seconds` in the place of the settings' own. `observer` is told
+    of each command and script, not of those in pipelines.
+
+    No command is sent a second time by itself: one whose answer was lost may have been done. Who asked decides.
+    Close it with `aclose(close_connection_pool=True)`.
+    """
+    options: dict[str, Any] = {
+        "socket_timeout": command_seconds or settings.command_seconds,
+        "socket_connect_timeout": settings.connect_seconds,
+        "health_check_interval": IDLE_CHECK_SECONDS,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    if settings.username is not None:
+        options["username"] = settings.username
+    if settings.password is not None:
+        options["password"] = settings.password.get_secret_value()
+    if not settings.url.startswith("unix://"):
+        options["socket_keepalive"] = True
+    if settings.uses_tls:
+        options |= _tls(settings)
+    # where all connections are in use: wait for one, as long as for a command, and connect several at a time
+    size = {"max_connections": settings.max_connections, "timeout": settings.command_seconds}
+    if settings.sentinels:
+        pool: ConnectionPool = _sentinel_pool(settings, options, size)
+    else:
+        pool = BlockingConnectionPool.from_url(settings.url, **options, **size)
+    pool.connection_class = _cancellable(pool.connection_class)
+    serializers: dict[str, Any] = {"job_serializer": queue.serialize, "job_deserializer": queue.deserialize}
+    if observer is None:
+        return ArqRedis(pool_or_conn=pool, **serializers)
+    return _Observed(observer, pool_or_conn=pool, **serializers)
+
+
+def _cancellable(connection: type[AbstractConnection]) -> type[AbstractConnection]:
+    """The same class, of which no cancellation is lost.
+
+    redis-py sends with asyncio.wait_for, which before Python 3.12 drops a cancellation that comes in the same turn of
+    the event loop as the end of the sending. The task would go on, and whoever waits for its end would wait for ever.
+    """
+
+    class Cancellable(connection):  # type: ignore[valid-type,misc] # which class depends on the settings
+        async def send_packed_command(self, *args: Any, **options: Any) -> None:
+            task = asyncio.current_task()
+            before = task.cancelling() if task else 0
+            await super().send_packed_command(*args, **options)
+            if task and task.cancelling() > before:
+                await self.disconnect(nowait=True)  # the answer would be taken for the next command's
+                raise asyncio.CancelledError
+
+    return Cancellable
+
+
+def _tls(settings: RedisSettings) -> dict[str, Any]:
+    files = {
+        "ssl_ca_certs": settings.tls_ca_file,
+        "ssl_certfile": settings.tls_cert_file,
+        "ssl_keyfile": settings.tls_key_file,
+    }
+    return {"ssl_check_hostname": settings.tls_check_hostname, "ssl_cert_reqs": "required"} | {
+        option: str(file) for option, file in files.items() if file is not None
+    }
+
+
+class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        await super().disconnect(inuse_connections)
+        if inuse_connections:  # the end: redis-py leaves the connections to the Sentinels open
+            for sentinel in self.sentinel_manager.sentinels:
+                await sentinel.aclose()
+
+
+def _sentinel_pool(settings: RedisSettings, options: dict[str, Any], size: dict[str, Any]) -> ConnectionPool:
+    # arq's own way to Sentinel drops the authority, the time-outs and the check of the host's name
+    if settings.uses_tls:
+        options = {**options, "ssl": True}
+    for_sentinels = {key: value for key, value in options.items() if key not in {"username", "password"}}
+    hosts = [(host.strip("[]"), int(port)) for host, _, port in (text.rpartition(":") for text in settings.sentinels)]
+    sentinel = Sentinel(hosts, sentinel_kwargs=for_sentinels, **options)  # type: ignore[no-untyped-call] # redis-py's gap
+    database = parse_url(settings.url).get("db", 0)
+    client = sentinel.master_for(settings.sentinel_master, connection_pool_class=_SentinelPool, db=database, **size)
+    pool: ConnectionPool = client.connection_pool
+    return pool

@@ -1,0 +1,59 @@
+"""What a node tells for the operators' eyes alone: what it runs on, when a job's steps began, what the log said."""
+
+import json
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+from worker.store.model import Step
+
+
+class Pool(BaseModel):
+    """A file system that holds disks of servers."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    free_bytes: int
+    total_bytes: int
+
+
+class NodeFacts(BaseModel):
+    """What a node runs on, with the versions of its parts."""
+
+    model_config = ConfigDict(frozen=True)
+
+    worker: str
+    hypervisor: str
+    emulator: str
+    pools: tuple[Pool, ...]
+
+    @property
+    def free_bytes(self) -> int:
+        """On the fullest of the pools; 0 where there is none."""
+        return min((pool.free_bytes for pool in self.pools), default=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBegun:
+    """A step was entered, or tried again; None: the job was over. `at`: Unix seconds of the node's clock."""
+
+    step: Step | None
+    at: float
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What has happened with a job since it was told of last."""
+
+    steps: tuple[StepBegun, ...] = ()
+    log: tuple[str, ...] = ()  # lines as JSON
+    resumed: int = 0  # times that a process has gone on with it after another
+
+    def for_script(self) -> str:
+        steps = [{"step": s.step or "", "ms": round(s.at * 1000), "attempt": s.attempt} for s in self.steps]
+        return json.dumps({"steps": steps, "log": self.log, "resumed": self.resumed})
+
+
+NOTHING_TOLD = Told()

@@ -1,0 +1,1 @@
+"""Schedules of an account's servers."""

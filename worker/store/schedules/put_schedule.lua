@@ -1,0 +1,32 @@
+-- include: clock, records, schedules, idempotency
+-- Make a schedule, or change one. ARGV[1]: JSON {account, id, server (only to make one), most, fields{field: text},
+-- due_ms ('': not enabled; missing: as before), idempotency{...}}. Answers {'admitted', schedule as it is shown} or {'refused', code}.
+local ask = cjson.decode(ARGV[1])
+
+local function put()
+  local schedule = read('schedule:' .. ask.id)
+  if not ask.server then
+    if not schedule or schedule.account ~= ask.account then return {'refused', 'schedule_not_found'} end
+  else
+    local server = read('server:' .. ask.server)
+    if not server or server.account ~= ask.account or server.missing then return {'refused', 'server_not_found'} end
+    local all = 'account:' .. ask.account .. ':schedules'
+    local of_server = all .. ':server:' .. ask.server
+    if redis.call('ZCARD', of_server) >= ask.most then return {'refused', 'schedule_limit_reached'} end
+    local now = now_ms()
+    redis.call('ZADD', all, now, ask.id)
+    redis.call('ZADD', of_server, now, ask.id)
+    ask.fields.v, ask.fields.account, ask.fields.server = '1', ask.account, ask.server
+    ask.fields.created_ms = tostring(now)
+  end
+  ask.fields.next_ms = ask.due_ms
+  if next(ask.fields) then write('schedule:' .. ask.id, ask.fields) end
+  if ask.due_ms == '' then
+    redis.call('ZREM', 'schedules:due', ask.id)
+  elseif ask.due_ms then
+    redis.call('ZADD', 'schedules:due', ask.due_ms, ask.id)
+  end
+  return {'admitted', show_schedule(ask.id)}
+end
+
+return replay(ask) or remember(ask, put())

@@ -1,0 +1,198 @@
+"""Schedules: when a server is to be snapshotted without anyone asking for it each time."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice, pairwise
+from typing import Any
+from uuid import uuid4
+
+from arq.connections import ArqRedis
+from cronsim import CronSim, CronSimError
+
+from worker.store import errors, records, scripts
+from worker.store.calls import Idempotency, Page, for_script, redis_answers
+from worker.store.model import AccountId, JobId, ScheduleId, ServerId
+
+SCHEDULES_PER_SERVER = 5
+CLOSEST = timedelta(hours=1)  # two runs: each stops the server
+RUNS_LOOKED_AT = 60  # for the closest two: a list of minutes repeats within the hour, one of hours within the day
+
+_FIVE_FIELDS = re.compile(r"\S+( \S+){4}", re.ASCII)
+
+
+class BadCron(Exception):
+    """The text is no cron expression of ours; the error's own says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a customer says of a schedule."""
+
+    name: str  # of its snapshots, before the moment
+    when: str  # see `cron_of`
+    keep: int  # completed snapshots of its own
+    expire_after: timedelta | None
+    enabled: bool
+
+    def for_script(self) -> dict[str, str]:
+        return {
+            "name": self.name,
+            "when": self.when,
+            "keep": str(self.keep),
+            "expire_after_ms": str(round(self.expire_after.total_seconds() * 1000)) if self.expire_after else "",
+            "enabled": "1" if self.enabled else "",
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    id: ScheduleId
+    account_id: AccountId
+    server_id: ServerId
+    server_name: str
+    plan: Plan
+    created_at: datetime
+    next_run_at: datetime | None  # None: it is not enabled
+    last_run_at: datetime | None
+    last_job_id: JobId | None  # None: the run was refused
+    last_error: str | None  # the code of its refusal
+
+
+def cron_of(when: str, server_id: ServerId) -> str:
+    """A schedule's `when` as a cron expression."""
+    minute, hour, weekday = server_id % 60, server_id // 60 % 24, server_id // 1440 % 7
+    # at a moment of the server's own, so that not all servers of a cell stop at midnight
+    every = {
+        "hourly": f"{minute} * * * *",
+        "daily": f"{minute} {hour} * * *",
+        "weekly": f"{minute} {hour} * * {weekday}",
+    }
+    return every.get(when, when)
+
+
+def next_run(cron: str, after: datetime) -> datetime:
+    """The first run after that moment, in UTC. Raises BadCron."""
+    return next(_runs(cron, after))
+
+
+def check(when: str, now: datetime) -> None:
+    """Raises BadCron for what is no word of ours and no expression of five fields, never comes, or comes too often."""
+    runs = list(islice(_runs(cron_of(when, ServerId(0)), now), RUNS_LOOKED_AT))
+    if any(later - earlier < CLOSEST for earlier, later in pairwise(runs)):
+        raise BadCron("Two runs must be an hour apart at least")
+
+
+def _runs(cron: str, after: datetime) -> Iterator[datetime]:
+    if not _FIVE_FIELDS.fullmatch(cron):
+        raise BadCron("Input should be hourly, daily, weekly or a cron expression of five fields")
+    try:
+        yield from CronSim(cron, after.astimezone(UTC))
+    except CronSimError as error:
+        raise BadCron(f"Input should be a cron expression: {error}") from error
+    raise BadCron("Such a moment never comes")
+
+
+def snapshot_name(name: str, due: datetime) -> str:
+    return f"{name}-{due:%Y%m%d-%H%M}"
+
+
+class Schedules:
+    """An account's schedules, as the front end sees them. Every call may raise StoreUnavailable."""
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self._put = scripts.load(redis, "schedules/put_schedule")
+        self._drop = scripts.load(redis, "schedules/drop_schedule")
+        self._find = scripts.load(redis, "schedules/find_schedule")
+        self._list = scripts.load(redis, "schedules/list_schedules")
+
+    async def create(
+        self, *, account_id: AccountId, server_id: ServerId, plan: Plan, idempotency: Idempotency | None
+    ) -> Schedule:
+        """Raises ServerNotFound, ScheduleLimitReached or IdempotencyKeyReused."""
+        more = {"server": str(server_id), "idempotency": for_script(idempotency)}
+        due_ms = _due_ms(plan, server_id)
+        return await self._write(account_id, ScheduleId(uuid4().hex), fields=plan.for_script(), due_ms=due_ms, **more)
+
+    async def change(self, schedule: Schedule, plan: Plan) -> Schedule:
+        """Raises ScheduleNotFound, should it be gone meanwhile."""
+        before = schedule.plan.for_script()
+        fields = {field: text for field, text in plan.for_script().items() if text != before[field]}
+        is_due_anew = bool(fields.keys() & {"when", "enabled"})
+        due = {"due_ms": _due_ms(plan, schedule.server_id)} if is_due_anew else {}
+        return await self._write(schedule.account_id, schedule.id, fields=fields, **due)
+
+    async def drop(self, *, account_id: AccountId, schedule_id: ScheduleId) -> None:
+        """The snapshots that it made stay. Raises ScheduleNotFound."""
+        with redis_answers():
+            dropped = await self._drop(args=[account_id, schedule_id])
+        if not dropped:
+            raise errors.ScheduleNotFound(f"There is no schedule {schedule_id}.")
+
+    async def one(self, *, account_id: AccountId, schedule_id: ScheduleId) -> Schedule:
+        """Raises ScheduleNotFound, also for another account's."""
+        with redis_answers():
+            found = await self._find(args=[schedule_id, account_id])
+        if found is None:
+            raise errors.ScheduleNotFound(f"There is no schedule {schedule_id}.")
+        return _schedule(found)
+
+    async def page(
+        self, *, account_id: AccountId, server_id: ServerId | None, offset: int, limit: int
+    ) -> Page[Schedule]:
+        """Newest first, of one server or of all."""
+        with redis_answers():
+            count, *rows = await self._list(args=[account_id, server_id or "", offset, limit])
+        return Page(count=count, results=tuple(map(_schedule, rows)))
+
+    async def _write(self, account_id: AccountId, schedule_id: ScheduleId, **more: Any) -> Schedule:
+        ask = {"account": str(account_id), "id": schedule_id, "most": SCHEDULES_PER_SERVER, **more}
+        with redis_answers():
+            verdict, answer = await self._put(args=[json.dumps(ask)])
+        if verdict == b"admitted":
+            return _schedule(answer)
+        raise _REFUSED[answer.decode()]
+
+
+def _due_ms(plan: Plan, server_id: ServerId) -> int | str:
+    """When it runs next; '': never."""
+    cron = cron_of(plan.when, server_id)
+    return records.milliseconds(next_run(cron, datetime.now(UTC))) if plan.enabled else ""
+
+
+_REFUSED = {
+    refusal.code: refusal
+    for refusal in (
+        errors.ServerNotFound("There is no such server."),
+        errors.ScheduleNotFound("There is no such schedule."),
+        errors.ScheduleLimitReached(f"The server has its {SCHEDULES_PER_SERVER} schedules; delete one first."),
+        errors.IdempotencyKeyReused(errors.KEY_REUSED),
+    )
+}
+
+
+def _schedule(shown: list[Any]) -> Schedule:
+    schedule_id, flat, server_name = shown
+    record = records.pairs(flat)
+    expire_after = record["expire_after_ms"]
+    plan = Plan(
+        name=record["name"],
+        when=record["when"],
+        keep=int(record["keep"]),
+        expire_after=timedelta(milliseconds=int(expire_after)) if expire_after else None,
+        enabled=record["enabled"] == "1",
+    )
+    return Schedule(
+        id=ScheduleId(schedule_id.decode()),
+        account_id=AccountId(int(record["account"])),
+        server_id=ServerId(int(record["server"])),
+        server_name=server_name.decode(),
+        plan=plan,
+        created_at=records.moment(record["created_ms"]),
+        next_run_at=records.moment(record["next_ms"]) if record["next_ms"] else None,
+        last_run_at=records.moment(record["last_ms"]) if record.get("last_ms") else None,
+        last_job_id=JobId(record["last_job"]) if record.get("last_job") else None,
+        last_error=record.get("last_error") or None,
+    )

@@ -1,0 +1,59 @@
+"""The Lua scripts, each atomic in Redis, and the modules that they include.
+
+The first line of a script or of a module may name modules of `shared/`: `-- include: clock, records`. The module
+`states` is made from the table of states in `worker/store/model.py`, so that the table exists once.
+"""
+
+import json
+import re
+from functools import cache
+from importlib.resources import files
+
+from arq.connections import ArqRedis
+from redis.commands.core import AsyncScript
+
+from worker.store.model import MAY_FOLLOW
+
+_INCLUDE = re.compile(r"-- include: ([a-z_, ]+)\n")
+
+
+def load(redis: ArqRedis, name: str) -> AsyncScript:
+    """The script `name` ("customers/admit"), ready to be called. Redis caches it; a Redis that has forgotten it is sent
+    it again."""
+    return redis.register_script(text(name))
+
+
+@cache
+def text(name: str) -> str:
+    """The script `name` behind the modules that it includes, each once, in the order in which they need each other."""
+    return linked(source(name))
+
+
+def linked(script: str) -> str:
+    """A script behind the modules that its first line includes."""
+    modules: dict[str, str] = {}
+
+    def add(module: str) -> None:
+        if module not in modules:
+            lua = source(f"shared/{module}")
+            for needed in includes(lua):
+                add(needed)
+            modules[module] = lua
+
+    for module in includes(script):
+        add(module)
+    return "".join(modules.values()) + script
+
+
+def source(name: str) -> str:
+    """One script or module as it is written."""
+    if name == "shared/states":
+        table = {state: dict.fromkeys(followers, True) for state, followers in MAY_FOLLOW.items()}
+        return f"local MAY_FOLLOW = cjson.decode('{json.dumps(table)}')\n"
+    return (files(__package__) / f"{name}.lua").read_text()
+
+
+def includes(lua: str) -> list[str]:
+    """The modules that the first line names."""
+    named = _INCLUDE.match(lua)
+    return named[1].split(", ") if named else []

@@ -1,0 +1,90 @@
+-- include: clock, records, job_lists, transitions, stats, retention, removal, events
+-- The end of a job.
+
+local function settle_create(id, snapshot, result, now)
+  redis.call('HSET', 'snapshot:' .. id, 'status', result.snapshot_status, 'size_mb', result.size_mb)
+  if result.snapshot_status == 'completed' and (result.contents or '') ~= '' then
+    redis.call('HSET', 'snapshot:' .. id, 'contents', result.contents)
+  end
+  if result.snapshot_status == 'failed' then
+    -- still listed, but it holds neither a slot nor its name: the customer may try again at once
+    redis.call('SREM', 'server:' .. snapshot.server .. ':counted', id)
+    local names = 'server:' .. snapshot.server .. ':names'
+    if redis.call('HGET', names, snapshot.name) == id then redis.call('HDEL', names, snapshot.name) end
+    redis.call('ZADD', 'snapshots:failed', now, id)
+  end
+end
+
+-- What operators look for when a job did not end well.
+local function list_failure(job_id, job, result, now)
+  if result.failure_code == '' then return end
+  put_into({'jobs:error:' .. result.failure_code}, job_id, job)
+  if result.stranded == '1' then
+    redis.call('HSET', 'server:' .. job.server, 'stranded', job_id)
+    redis.call('ZADD', 'servers:stranded', now, job.server)
+  end
+end
+
+-- What a job says beside its state. A worker of an earlier version says none of this.
+local function keep_notes(job_id, job, result)
+  for _, field in ipairs({'notes', 'contents'}) do
+    if (result[field] or '') ~= '' then redis.call('HSET', 'job:' .. job_id, field, result[field]) end
+  end
+  local only_looked = job.kind == 'check_create' or job.kind == 'check_restore' -- then it says what would be done
+  if (result.audited_codes or '') ~= '' and not only_looked then -- for the audit: its entries live longer than the job's record
+    redis.call('SET', 'job:' .. job_id .. ':noted', result.audited_codes, 'PX', result.note_codes_ms)
+  end
+end
+
+-- A delete that failed is tried again: each time later, for its reason seldom goes by itself.
+local function put_off_delete(id, job, result, now)
+  local failures = 1
+  -- another tool at work on the server passes by itself
+  if job.started_ms and result.failure_code ~= 'server_busy' then
+    failures = redis.call('HINCRBY', 'snapshot:' .. id, 'failed_deletes', 1)
+  end
+  local wait = tonumber(result.retry_ms) * 2 ^ math.min(failures - 1, 16)
+  wait = math.min(wait, tonumber(result.retry_most_ms or result.retry_ms))
+  redis.call('ZADD', 'node:' .. job.node .. ':deleting', now + wait, id)
+end
+
+-- End a job: its state, what it means for its snapshot, the server free again, arq's record gone.
+-- result: state, failure_code, failure_detail, stranded, downtime_seconds, snapshot_status, size_mb, retry_ms, retry_most_ms,
+-- undoable_ms, notes and contents (JSON or ''), note_codes, audited_codes, note_codes_ms
+local function conclude(job_id, job, result)
+  local now = now_ms()
+  become(job_id, job, result.state)
+  redis.call('HSET', 'job:' .. job_id, 'finished_ms', now, 'failure_code', result.failure_code,
+    'failure_detail', result.failure_detail, 'stranded', result.stranded, 'downtime_seconds', result.downtime_seconds)
+  keep_notes(job_id, job, result)
+  redis.call('PEXPIRE', 'job:' .. job_id, result.kept_ms)
+  redis.call('ZREM', 'jobs:waiting', job_id)
+  count_end(job, result, now)
+  list_failure(job_id, job, result, now)
+  local snapshot = read('snapshot:' .. job.snapshot)
+  if snapshot and job.kind == 'create' then
+    settle_create(job.snapshot, snapshot, result, now)
+    local keep = snapshot.schedule and redis.call('HGET', 'schedule:' .. snapshot.schedule, 'keep')
+    if keep then retire_oldest(scheduled_snapshots(job.server, snapshot.schedule), tonumber(keep), job.node) end
+  end
+  if snapshot and job.kind == 'delete' then
+    if result.state == 'completed' then
+      forget_snapshot(job.snapshot, snapshot)
+    else
+      put_off_delete(job.snapshot, job, result, now)
+    end
+  end
+  if redis.call('HGET', 'server:' .. job.server, 'job') == job_id then
+    redis.call('HDEL', 'server:' .. job.server, 'job')
+  end
+  if result.undoable_ms ~= '' then
+    redis.call('HSET', 'job:' .. job_id, 'undoable_until_ms', now + tonumber(result.undoable_ms))
+    redis.call('HSET', 'server:' .. job.server, 'undoable', job_id) -- the latest only: it has replaced the one before
+  end
+  if result.state == 'completed' and job.started_ms then
+    local durations = 'node:' .. job.node .. ':milliseconds:' .. job.kind
+    redis.call('LPUSH', durations, now - job.started_ms)
+    redis.call('LTRIM', durations, 0, 19)
+  end
+  tell(job_id, job, result.note_codes)
+end

@@ -1,0 +1,46 @@
+-- include: clock, records, show
+-- Deliveries to webhooks.
+
+local DELIVERIES_KEPT_MS = 7 * 86400 * 1000
+local DELIVERIES_LISTED = 1000 -- of a webhook
+
+-- Put a webhook into the line of those that have something to send: at the end of it, or later where it waits for a
+-- retry or for the end of its claim. One whose turn it is keeps its place.
+local function line_up(id)
+  local hook, now = read('webhook:' .. id), now_ms()
+  local place = tonumber(redis.call('ZSCORE', 'webhooks:due', id) or nil)
+  if place and place <= now then return end
+  local first = redis.call('ZRANGE', 'webhook:' .. id .. ':due', 0, 0, 'WITHSCORES')
+  if not first[2] or hook.enabled ~= '1' then return redis.call('ZREM', 'webhooks:due', id) end
+  redis.call('ZADD', 'webhooks:due', math.max(now, tonumber(first[2]), tonumber(hook.claimed_until_ms) or 0), id)
+  redis.call('LPUSH', 'webhooks:wake', '1')
+  redis.call('LTRIM', 'webhooks:wake', 0, 0)
+end
+
+-- Have a delivery made. It is in the webhook's log, and in its queue until it is made or given up.
+local function post(id, delivery_id, delivery)
+  local now, log, queue = now_ms(), 'webhook:' .. id .. ':log', 'webhook:' .. id .. ':due'
+  delivery.v, delivery.attempts, delivery.created_ms, delivery.next_ms = '1', '0', tostring(now), tostring(now)
+  write('delivery:' .. delivery_id, delivery)
+  redis.call('ZADD', log, now, delivery_id)
+  redis.call('ZADD', queue, now, delivery_id)
+  for _, key in ipairs({'delivery:' .. delivery_id, log, queue}) do redis.call('PEXPIRE', key, DELIVERIES_KEPT_MS) end
+  redis.call('ZREMRANGEBYSCORE', log, '-inf', now - DELIVERIES_KEPT_MS)
+  for _, old in ipairs(redis.call('ZRANGE', log, 0, -DELIVERIES_LISTED - 1)) do
+    redis.call('ZREM', log, old)
+    if not redis.call('ZSCORE', queue, old) then redis.call('DEL', 'delivery:' .. old) end
+  end
+  line_up(id)
+end
+
+-- Tell the webhooks that want to know it what has become of a job, as it is now.
+local function call_webhooks(job_id, job, event_id)
+  local event, shown = 'job.' .. job.state, nil
+  for _, id in ipairs(redis.call('ZRANGE', 'account:' .. job.account .. ':webhooks', 0, -1)) do
+    local hook = read('webhook:' .. id)
+    if hook.enabled == '1' and string.find(' ' .. hook.events .. ' ', ' ' .. event .. ' ', 1, true) then
+      shown = shown or cjson.encode(show_job(job_id))
+      post(id, string.sub(redis.sha1hex(id .. event_id), 1, 32), {event = event, job = shown})
+    end
+  end
+end

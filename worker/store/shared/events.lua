@@ -1,0 +1,15 @@
+-- include: deliveries
+-- The streams of events.
+
+-- Tell the account, and the operators of the cell, how a job has changed. note_codes: of its end, a space between them.
+local function tell(job_id, job, note_codes)
+  local mine, event_id = 'account:' .. job.account .. ':events', nil
+  for key, most in pairs({[mine] = 1000, events = 10000}) do
+    local added = redis.call('XADD', key, 'MAXLEN', '~', most, '*', 'account', job.account, 'server', job.server,
+      'snapshot', job.snapshot, 'job', job_id, 'kind', job.kind, 'state', job.state, 'step', job.step or '', 'notes', note_codes or '')
+    if key == mine then event_id = added end
+  end
+  redis.call('PEXPIRE', mine, 7 * 86400 * 1000)
+  -- a step is no change of the state
+  if job.state ~= 'in_progress' or not job.step then call_webhooks(job_id, job, event_id) end
+end

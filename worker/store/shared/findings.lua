@@ -1,0 +1,6 @@
+-- What reconciliation found on servers.
+
+local function forget_findings(node, server_id)
+  redis.call('HDEL', 'node:' .. node .. ':findings', server_id)
+  redis.call('ZREM', 'findings', server_id)
+end

@@ -1,0 +1,35 @@
+-- include: clock, states
+-- The lists that a job is in.
+
+local JOBS_LISTED_MS = 31 * 86400 * 1000 -- a little longer than the record of a job that ended is kept
+local TRIMMED_MS = 3600 * 1000 -- between two trimmings of a list: each costs two writes, and a job is in ten lists
+
+local function put_into(lists, job_id, job)
+  for _, key in ipairs(lists) do
+    redis.call('ZADD', key, job.queued_ms, job_id)
+    if redis.call('PTTL', key) < JOBS_LISTED_MS then -- it is new, or was not trimmed for an hour
+      redis.call('ZREMRANGEBYSCORE', key, '-inf', now_ms() - JOBS_LISTED_MS)
+      redis.call('PEXPIRE', key, JOBS_LISTED_MS + TRIMMED_MS)
+    end
+  end
+end
+
+-- The lists that a job is in whatever becomes of it, and those of its state: its account's, and the operators'.
+local function job_lists(job)
+  local mine = 'account:' .. job.account .. ':jobs'
+  local of_server = mine .. ':server:' .. job.server
+  local of_state = {mine .. ':' .. job.state, of_server .. ':' .. job.state, 'jobs:state:' .. job.state}
+  if next(MAY_FOLLOW[job.state]) then of_state[4] = 'jobs:node:' .. job.node .. ':' .. job.state end
+  return {mine, of_server, 'jobs', 'jobs:kind:' .. job.kind, 'jobs:node:' .. job.node, 'jobs:server:' .. job.server},
+    of_state
+end
+
+-- How many wait for a node, for the operators' list of nodes.
+local function count_queue(node)
+  redis.call('ZADD', 'nodes:by:queued', redis.call('ZCARD', 'jobs:node:' .. node .. ':queued'), node)
+end
+
+local function list_job(job_id, job)
+  for _, lists in ipairs({job_lists(job)}) do put_into(lists, job_id, job) end
+  count_queue(job.node)
+end

@@ -1,0 +1,11 @@
+-- include: clock
+-- What a node's record says of its worker.
+
+local function node_is_silent(node, silent_ms)
+  local heartbeat = redis.call('HGET', 'node:' .. node, 'heartbeat_ms')
+  return not heartbeat or now_ms() - heartbeat > tonumber(silent_ms)
+end
+
+local function owns_lease(node, owner)
+  return redis.call('HGET', 'node:' .. node, 'owner') == owner
+end

@@ -1,0 +1,17 @@
+-- include: clock
+-- Put in front of the scripts that count calls.
+
+-- The generic cell rate algorithm: `most` at once, and one more each window_ms / most. Answers allowed, left, ms until there
+-- is one more.
+local function take(key, most, window_ms)
+  local now, each = now_ms(), window_ms / most
+  -- When all of them are there again. Never further than a window: also where the clock was set back.
+  local full = math.min(math.max(tonumber(redis.call('GET', key)) or 0, now), now + window_ms)
+  local allowed = full + each - window_ms <= now
+  if allowed then
+    full = full + each
+    redis.call('SET', key, string.format('%.3f', full), 'PX', math.ceil(full - now))
+  end
+  local left = math.floor((window_ms - (full - now)) / each)
+  return allowed and 1 or 0, left, math.ceil(math.max(0, full - now - window_ms + (left + 1) * each))
+end

@@ -1,0 +1,25 @@
+-- include: clock, records, snapshots
+-- How many snapshots a schedule keeps.
+
+-- A server's completed snapshots that were made by a schedule, this one or any, oldest first.
+local function scheduled_snapshots(server_id, schedule_id)
+  local made = {}
+  for _, id in ipairs(redis.call('ZRANGE', 'server:' .. server_id .. ':snapshots', 0, -1)) do
+    local snapshot = read('snapshot:' .. id)
+    if snapshot.status == 'completed' and snapshot.schedule and snapshot.schedule == (schedule_id or snapshot.schedule) then
+      made[#made + 1] = {id = id, snapshot = snapshot}
+    end
+  end
+  return made
+end
+
+-- Retire the oldest of those snapshots until only so many are left. A protected one stays.
+local function retire_oldest(made, left, node)
+  local over = #made - left
+  for _, one in ipairs(made) do
+    if over > 0 and one.snapshot.protected ~= '1' then
+      retire_snapshot(one.id, one.snapshot, node, now_ms())
+      over = over - 1
+    end
+  end
+end

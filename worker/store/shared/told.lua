@@ -1,0 +1,22 @@
+-- include: job_lists
+-- Put in front of the scripts with which a node tells of a job.
+
+local STEPS_KEPT_MS, LOG_KEPT_MS = JOBS_LISTED_MS, 7 * 86400 * 1000
+local MOST, LOG_BYTES = 200, 32768
+
+-- For the operators: when each step began, and what the log said. Comes with a step, or with the end.
+-- told: {steps: [{step ('': the end), ms, attempt}], log: [line], resumed: times that a process has gone on with it}.
+local function keep_told(job_id, told)
+  local steps, lines = 'job:' .. job_id .. ':steps', 'job:' .. job_id .. ':log'
+  for _, step in ipairs(told.steps) do redis.call('RPUSH', steps, cjson.encode(step)) end
+  for _, line in ipairs(told.log) do redis.call('RPUSH', lines, line) end
+  if told.resumed > 0 then redis.call('HINCRBY', 'job:' .. job_id, 'attempts', told.resumed) end
+  redis.call('LTRIM', steps, -MOST, -1)
+  redis.call('LTRIM', lines, -MOST, -1)
+  local bytes = 0
+  for _, line in ipairs(redis.call('LRANGE', lines, 0, -1)) do bytes = bytes + #line end
+  while bytes > LOG_BYTES do bytes = bytes - #redis.call('LPOP', lines) end
+  redis.call('PEXPIRE', steps, STEPS_KEPT_MS)
+  redis.call('PEXPIRE', lines, LOG_KEPT_MS)
+end
+

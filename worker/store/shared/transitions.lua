@@ -1,0 +1,16 @@
+-- include: states, job_lists
+-- The only way to change a job's state.
+
+-- Change a job's state; an error, which writes nothing, where the table forbids it.
+local function become(job_id, job, state)
+  if not MAY_FOLLOW[job.state][state] then
+    return error('job ' .. job_id .. ': ' .. state .. ' may not follow ' .. job.state)
+  end
+  local _, before = job_lists(job)
+  for _, key in ipairs(before) do redis.call('ZREM', key, job_id) end
+  job.state = state
+  redis.call('HSET', 'job:' .. job_id, 'state', state)
+  local _, lists = job_lists(job)
+  put_into(lists, job_id, job)
+  count_queue(job.node)
+end

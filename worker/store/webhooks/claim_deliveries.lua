@@ -1,0 +1,36 @@
+-- include: clock, records, deliveries
+-- Claim the webhook that has waited longest, with the deliveries that it is to make now: until the claim is settled or
+-- its time is over, nobody else gets it. ARGV: the claim's own token, milliseconds, most. Answers nil, or
+-- {id, url, {secret, ...}, {{delivery id, event, created_ms, attempts, job as it was shown (not of a test)}, ...}}.
+local now = now_ms()
+
+local function due(id)
+  local found, queue = {}, 'webhook:' .. id .. ':due'
+  for _, delivery_id in ipairs(redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, ARGV[3])) do
+    local one = read('delivery:' .. delivery_id)
+    if one then
+      found[#found + 1] = {delivery_id, one.event, one.created_ms, one.attempts, one.job and cjson.decode(one.job)}
+    else
+      redis.call('ZREM', queue, delivery_id) -- its time was over before it could be made
+    end
+  end
+  return found
+end
+
+local function secrets(id)
+  local kept = read('token:webhook:' .. id)
+  return {kept.secret, kept.old ~= '' and now < tonumber(kept.old_until_ms) and kept.old or nil}
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'webhooks:due', '-inf', now, 'LIMIT', 0, 10)) do
+  local key = 'webhook:' .. id
+  local hook = read(key)
+  local deliveries = hook.enabled == '1' and due(id) or {}
+  redis.call('ZREM', 'webhooks:due', id)
+  if #deliveries > 0 then
+    redis.call('HSET', key, 'claim', ARGV[1], 'claimed_until_ms', now + ARGV[2])
+    redis.call('ZADD', 'webhooks:due', now + ARGV[2], id)
+    return {id, hook.url, secrets(id), deliveries}
+  end
+  line_up(id)
+end

@@ -1,0 +1,120 @@
+"""The deliveries of webhooks, as those see them who make them.
+
+Whoever claims a webhook makes its deliveries that are due. A claim that is not settled in time is anyone's again: what
+it had sent is sent twice then, and nothing is lost.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from arq.connections import ArqRedis
+
+from worker.store import records, scripts
+from worker.store.calls import redis_answers, shown_job
+from worker.store.model import DeliveryId, Job, WebhookId
+
+WAKE_KEY = "webhooks:wake"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DueDelivery:
+    """A delivery to be made now; `attempts` before this one. `job` as it was at the event; None for a test."""
+
+    id: DeliveryId
+    event: str
+    created_at: datetime
+    attempts: int
+    job: Job | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A webhook that is ours for a while. `secrets`: each of them signs."""
+
+    token: str
+    webhook_id: WebhookId
+    url: str
+    secrets: tuple[str, ...]
+    deliveries: tuple[DueDelivery, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came of an attempt. `retry_in` None: it was the last. `error` is a code of ours."""
+
+    status: int | None
+    error: str | None
+    retry_in: timedelta | None = None
+
+    @property
+    def delivered(self) -> bool:
+        return self.error is None
+
+    def for_script(self) -> dict[str, Any]:
+        retry_ms = "" if self.retry_in is None else str(round(self.retry_in.total_seconds() * 1000))
+        return {
+            "status": "" if self.status is None else str(self.status),
+            "error": self.error or "",
+            "delivered": self.delivered,
+            "retry_ms": retry_ms,
+        }
+
+
+class Deliveries:
+    """What is to be sent, as the senders see it. Every call may raise StoreUnavailable."""
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self._redis = redis
+        self._claim = scripts.load(redis, "webhooks/claim_deliveries")
+        self._settle = scripts.load(redis, "webhooks/settle_deliveries")
+
+    async def claim(self, *, lease_seconds: float, most: int) -> Claim | None:
+        """The webhook that has waited longest, with at most so many deliveries; None: nothing is due."""
+        token = uuid4().hex
+        with redis_answers():
+            found = await self._claim(args=[token, round(lease_seconds * 1000), most])
+        if found is None:
+            return None
+        webhook_id, url, secrets, deliveries = found
+        return Claim(
+            token=token,
+            webhook_id=WebhookId(webhook_id.decode()),
+            url=url.decode(),
+            secrets=tuple(secret.decode() for secret in secrets),
+            deliveries=tuple(map(_due, deliveries)),
+        )
+
+    async def settle(
+        self, claim: Claim, results: Mapping[DeliveryId, Result], *, patience_seconds: float
+    ) -> str | None:
+        """End the claim; what has no result is due at once. Says why the webhook was disabled now, if it was: it is
+        gone, or nothing was delivered for longer than that."""
+        ask = {
+            "id": claim.webhook_id,
+            "token": claim.token,
+            "patience_ms": round(patience_seconds * 1000),
+            "results": [{"id": delivery_id, **result.for_script()} for delivery_id, result in results.items()],
+        }
+        with redis_answers():
+            why: bytes = await self._settle(args=[json.dumps(ask)])
+        return why.decode() or None
+
+    async def wait(self, *, seconds: int) -> None:
+        """Until something may be due, at most so long."""
+        with redis_answers():
+            await self._redis.blpop([WAKE_KEY], timeout=seconds)  # type: ignore[misc]  # typed for the blocking client too
+
+
+def _due(found: list[Any]) -> DueDelivery:
+    delivery_id, event, created_ms, attempts, *job = found
+    return DueDelivery(
+        id=DeliveryId(delivery_id.decode()),
+        event=event.decode(),
+        created_at=records.moment(created_ms.decode()),
+        attempts=int(attempts),
+        job=shown_job(job[0]) if job else None,
+    )

@@ -1,0 +1,39 @@
+-- include: clock, records, deliveries, webhooks, idempotency
+-- Make a webhook, change one, or give it a new secret. ARGV[1]: JSON {account, id, most (only to make one),
+-- fields{field: text}, secret, old_ms (how long the secret before stays good), idempotency{...}}.
+-- Answers {'admitted', webhook as it is shown, secret} or {'refused', code}.
+local ask = cjson.decode(ARGV[1])
+local key, all = 'webhook:' .. ask.id, 'account:' .. ask.account .. ':webhooks'
+
+local function put()
+  local hook = read(key)
+  if ask.most then
+    if redis.call('ZCARD', all) >= ask.most then return {'refused', 'webhook_limit_reached'} end
+    local now = now_ms()
+    redis.call('ZADD', all, now, ask.id)
+    ask.fields.v, ask.fields.account, ask.fields.created_ms = '1', ask.account, tostring(now)
+  elseif not hook or hook.account ~= ask.account then
+    return {'refused', 'webhook_not_found'}
+  end
+  if next(ask.fields) then write(key, ask.fields) end
+  if ask.fields.enabled == '1' then redis.call('HDEL', key, 'failing_since_ms', 'disabled_reason') end
+  if ask.secret then
+    -- No node may read a key that begins with `token:`; see deploy/redis/users.acl.
+    local before = redis.call('HGET', 'token:webhook:' .. ask.id, 'secret')
+    write('token:webhook:' .. ask.id, {secret = ask.secret, old = before or '', old_until_ms = now_ms() + ask.old_ms})
+  end
+  line_up(ask.id)
+  return {'admitted', show_webhook(ask.id)}
+end
+
+-- The secret of the first time, which is not in the answer that is remembered: nodes may read that.
+local function first_secret()
+  if not ask.secret or not ask.idempotency then return ask.secret or '' end
+  local kept = 'token:answer:' .. ask.account .. ':' .. ask.idempotency.key
+  redis.call('SET', kept, ask.secret, 'NX', 'PX', ask.idempotency.kept_ms)
+  return redis.call('GET', kept)
+end
+
+local answer = replay(ask) or remember(ask, put())
+if answer[1] == 'admitted' then answer[3] = first_secret() end
+return answer

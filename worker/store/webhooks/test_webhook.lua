@@ -1,0 +1,16 @@
+-- include: records, deliveries, idempotency
+-- Have a test event delivered. ARGV[1]: JSON {account, id, delivery_id, event, most, idempotency{...}}. Answers
+-- {'admitted', {delivery id, {field, value, ...}}} or {'refused', code}.
+local ask = cjson.decode(ARGV[1])
+
+local function test()
+  local hook = read('webhook:' .. ask.id)
+  if not hook or hook.account ~= ask.account then return {'refused', 'webhook_not_found'} end
+  if hook.enabled ~= '1' or redis.call('ZCARD', 'webhook:' .. ask.id .. ':due') >= ask.most then
+    return {'refused', 'webhook_not_ready'}
+  end
+  post(ask.id, ask.delivery_id, {event = ask.event})
+  return {'admitted', {ask.delivery_id, redis.call('HGETALL', 'delivery:' .. ask.delivery_id)}}
+end
+
+return replay(ask) or remember(ask, test())

@@ -1,0 +1,230 @@
+"""Webhooks: where an account wants to be told of its jobs, and the deliveries that tell it.
+
+A delivery is written by the script that changes the job, in the same step (`call_webhooks` in `scripts/prelude.lua`);
+`deliveries` is the side of those who make them.
+"""
+
+import json
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from secrets import token_bytes
+from typing import Any
+from uuid import uuid4
+
+from arq.connections import ArqRedis
+
+from worker.store import errors, records, scripts
+from worker.store.calls import Idempotency, Page, for_script, redis_answers
+from worker.store.model import AccountId, DeliveryId, WebhookId
+
+WEBHOOKS_PER_ACCOUNT = 10
+SECRET_PREFIX = "whsec_"  # noqa: S105 - the specification's mark on a secret, no secret
+SECRET_BYTES = 32  # the specification: 24 to 64
+OLD_SECRET_KEPT = timedelta(hours=24)
+TEST = "webhook.test"  # the event of a test, which nobody subscribes to
+TESTS_AFTER_MOST = 100  # deliveries that wait: then no test is added to them
+
+
+class JobEvent(StrEnum):
+    """What a webhook may be told of: each state of a job."""
+
+    QUEUED = "job.queued"
+    IN_PROGRESS = "job.in_progress"
+    COMPLETED = "job.completed"
+    FAILED = "job.failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a customer says of a webhook; None leaves it as it is."""
+
+    url: str | None = None
+    description: str | None = None
+    events: Sequence[JobEvent] | None = None
+    enabled: bool | None = None
+
+    def for_script(self) -> dict[str, str]:
+        fields = {
+            "url": self.url,
+            "description": self.description,
+            "events": None if self.events is None else " ".join(self.events),
+            "enabled": None if self.enabled is None else "1" if self.enabled else "",
+        }
+        return {field: text for field, text in fields.items() if text is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Webhook:
+    id: WebhookId
+    url: str
+    description: str
+    events: tuple[JobEvent, ...]
+    enabled: bool
+    disabled_reason: str | None  # where it was us: `gone` or `failing`
+    failing_since: datetime | None  # no delivery was made since
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Secret:
+    """A webhook with a secret at its birth, the only time that it is shown."""
+
+    webhook: Webhook
+    secret: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """An event on its way to a webhook. `status` and `error` are those of the last attempt."""
+
+    id: DeliveryId
+    event: str
+    attempts: int
+    status: int | None
+    error: str | None
+    created_at: datetime
+    next_attempt_at: datetime | None  # None: it was made or given up
+    delivered_at: datetime | None
+
+
+class Webhooks:
+    """An account's webhooks, as the front end sees them. Every call may raise StoreUnavailable."""
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self._put = scripts.load(redis, "webhooks/put_webhook")
+        self._drop = scripts.load(redis, "webhooks/drop_webhook")
+        self._find = scripts.load(redis, "webhooks/find_webhook")
+        self._list = scripts.load(redis, "webhooks/list_webhooks")
+        self._test = scripts.load(redis, "webhooks/test_webhook")
+        self._list_deliveries = scripts.load(redis, "webhooks/list_deliveries")
+
+    async def create(self, *, account_id: AccountId, wish: Wish, idempotency: Idempotency | None = None) -> Secret:
+        """Raises WebhookLimitReached."""
+        new = {"most": WEBHOOKS_PER_ACCOUNT, "fields": wish.for_script()}
+        return await self._write(account_id, WebhookId(uuid4().hex), idempotency, secret=_new_secret(), **new)
+
+    async def change(self, *, account_id: AccountId, webhook_id: WebhookId, wish: Wish) -> Webhook:
+        """Raises WebhookNotFound."""
+        return (await self._write(account_id, webhook_id, None, fields=wish.for_script())).webhook
+
+    async def rotate(
+        self, *, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None = None
+    ) -> Secret:
+        """A new secret; the one before signs beside it for a day. Raises WebhookNotFound."""
+        return await self._write(account_id, webhook_id, idempotency, secret=_new_secret(), fields={})
+
+    async def drop(self, *, account_id: AccountId, webhook_id: WebhookId) -> None:
+        """With all that it was to send. Raises WebhookNotFound."""
+        with redis_answers():
+            dropped = await self._drop(args=[account_id, webhook_id])
+        if not dropped:
+            raise _NOT_FOUND
+
+    async def one(self, *, account_id: AccountId, webhook_id: WebhookId) -> Webhook:
+        """Raises WebhookNotFound, also for another account's."""
+        with redis_answers():
+            found = await self._find(args=[webhook_id, account_id])
+        if found is None:
+            raise _NOT_FOUND
+        return _webhook(found)
+
+    async def all(self, *, account_id: AccountId) -> list[Webhook]:
+        """Newest first."""
+        with redis_answers():
+            return [_webhook(shown) for shown in await self._list(args=[account_id])]
+
+    async def test(
+        self, *, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None = None
+    ) -> Delivery:
+        """Have a test event delivered. Raises WebhookNotFound or WebhookNotReady."""
+        ask = {
+            "account": str(account_id),
+            "id": webhook_id,
+            "delivery_id": uuid4().hex,
+            "event": TEST,
+            "most": TESTS_AFTER_MOST,
+            "idempotency": for_script(idempotency),
+        }
+        with redis_answers():
+            verdict, answer = await self._test(args=[json.dumps(ask)])
+        if verdict != b"admitted":
+            raise _REFUSED[answer.decode()]
+        return _delivery(answer)
+
+    async def deliveries(
+        self, *, account_id: AccountId, webhook_id: WebhookId, offset: int, limit: int
+    ) -> Page[Delivery]:
+        """Newest first: the last thousand of the last 7 days. Raises WebhookNotFound."""
+        with redis_answers():
+            found = await self._list_deliveries(args=[account_id, webhook_id, offset, limit])
+        if found is None:
+            raise _NOT_FOUND
+        count, *rows = found
+        return Page(count=count, results=tuple(map(_delivery, rows)))
+
+    async def _write(
+        self, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None, **more: Any
+    ) -> Secret:
+        ask = {
+            "account": str(account_id),
+            "id": webhook_id,
+            "old_ms": round(OLD_SECRET_KEPT.total_seconds() * 1000),
+            "idempotency": for_script(idempotency),
+            **more,
+        }
+        with redis_answers():
+            verdict, *answer = await self._put(args=[json.dumps(ask)])
+        if verdict != b"admitted":
+            raise _REFUSED[answer[0].decode()]
+        return Secret(webhook=_webhook(answer[0]), secret=answer[1].decode())
+
+
+def _new_secret() -> str:
+    return SECRET_PREFIX + b64encode(token_bytes(SECRET_BYTES)).decode()
+
+
+_NOT_FOUND = errors.WebhookNotFound("There is no such webhook.")
+_REFUSED = {
+    refusal.code: refusal
+    for refusal in (
+        _NOT_FOUND,
+        errors.WebhookLimitReached(f"The account has its {WEBHOOKS_PER_ACCOUNT} webhooks; delete one first."),
+        errors.WebhookNotReady(f"The webhook is disabled, or {TESTS_AFTER_MOST} deliveries wait for it already."),
+        errors.IdempotencyKeyReused(errors.KEY_REUSED),
+    )
+}
+
+
+def _webhook(shown: list[Any]) -> Webhook:
+    webhook_id, flat = shown
+    record = records.pairs(flat)
+    since = record.get("failing_since_ms")
+    return Webhook(
+        id=WebhookId(webhook_id.decode()),
+        url=record["url"],
+        description=record["description"],
+        events=tuple(map(JobEvent, record["events"].split())),
+        enabled=record["enabled"] == "1",
+        disabled_reason=record.get("disabled_reason") or None,
+        failing_since=records.moment(since) if since else None,
+        created_at=records.moment(record["created_ms"]),
+    )
+
+
+def _delivery(shown: list[Any]) -> Delivery:
+    delivery_id, flat = shown
+    record = records.pairs(flat)
+    next_ms, delivered_ms = record["next_ms"], record.get("delivered_ms")
+    return Delivery(
+        id=DeliveryId(delivery_id.decode()),
+        event=record["event"],
+        attempts=int(record["attempts"]),
+        status=int(record["status"]) if record.get("status") else None,
+        error=record.get("error") or None,
+        created_at=records.moment(record["created_ms"]),
+        next_attempt_at=records.moment(next_ms) if next_ms else None,
+        delivered_at=records.moment(delivered_ms) if delivered_ms else None,
+    )
