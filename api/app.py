@@ -11,7 +11,7 @@ from aiohttp.abc import AbstractResolver
 from arq.connections import ArqRedis
 
 from api import docs_page, openapi, problems, requests
-from api.caching import Document, spared
+from api.caching import Document, conditional
 from api.callers import Callers
 from api.cell_view import CellView
 from api.dashboard import routes
@@ -33,14 +33,14 @@ from api.streams import Streams
 from api.sweeper import Sweeper
 from api.traces import traced
 from worker.store.access.audit import Audit
-from worker.store.access.sessions import Lasting, Sessions
+from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Tokens
-from worker.store.chores.waiting import Waiting
-from worker.store.customers.customer_store import Store
+from worker.store.chores.stale_jobs import StaleJobReaper
+from worker.store.customers.customer_store import CustomerStore
 from worker.store.customers.events import Events
 from worker.store.errors import StoreUnavailable
 from worker.store.operators.cell import Cell
-from worker.store.operators.operator_store import Operators
+from worker.store.operators.operator_store import OperatorStore
 from worker.store.schedules.schedules import Schedules
 from worker.store.webhooks.deliveries import Deliveries
 from worker.store.webhooks.webhooks import Webhooks
@@ -60,8 +60,8 @@ def build(
     tokens = Tokens(redis)
     callers = Callers(tokens, limits, trusted_proxies=settings.trusted_proxies)
     streams = _streams(redis, settings)
-    store = Store(redis, node_silent_seconds=settings.node_silent_seconds)
-    operators = Operators(redis, store, node_silent_seconds=settings.node_silent_seconds)
+    store = CustomerStore(redis, node_silent_seconds=settings.node_silent_seconds)
+    operators = OperatorStore(redis, store, node_silent_seconds=settings.node_silent_seconds)
     body_seconds, runbook_url = settings.body_seconds, settings.runbook_url
     handlers = Handlers(
         store,
@@ -123,7 +123,7 @@ def _streams(redis: ArqRedis, settings: ApiSettings) -> Streams:
 
 def _sessions(redis: ArqRedis, settings: ApiSettings, limits: Limits) -> Sessions:
     at_most, idle = timedelta(seconds=settings.session_seconds), timedelta(seconds=settings.session_idle_seconds)
-    return Sessions(redis, lasting=Lasting(at_most=at_most, idle=idle), limits=limits)
+    return Sessions(redis, lasting=SessionLifetime(at_most=at_most, idle=idle), limits=limits)
 
 
 def _refusing(desk: Desk) -> Callable[[web.Request, problems.Problem], web.Response]:
@@ -147,7 +147,7 @@ def _beside(
     resolver: AbstractResolver | None,
 ) -> None:
     """What runs as long as the application does, and answers no request."""
-    waiting = Waiting(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
+    waiting = StaleJobReaper(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
     view = CellView(
         Cell(redis), look_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
     )
@@ -203,7 +203,7 @@ def _bounded(call: Operation | OpsOperation, handler: Handler, *, seconds: float
                 response = await handler(request)
         except TimeoutError as error:  # bodies and checks have limits of their own: it is the store that is slow
             raise StoreUnavailable("The store of the service is too slow.") from error
-        return spared(request, response) if call.is_spared else response
+        return conditional(request, response) if call.is_cacheable else response
 
     return bounded
 

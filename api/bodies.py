@@ -389,15 +389,15 @@ def event(record: events.Event) -> Event:
 
 
 def schedule(record: schedules_.Schedule) -> Schedule:
-    plan, ran_at = record.plan, record.last_run_at
+    spec, ran_at = record.spec, record.last_run_at
     return Schedule(
         id=record.id,
         server=ServerName(id=record.server_id, name=record.server_name),
-        name=plan.name,
-        when=plan.when,
-        keep=plan.keep,
-        expire_after_hours=plan.expire_after // timedelta(hours=1) if plan.expire_after else None,
-        enabled=plan.enabled,
+        name=spec.name,
+        when=spec.when,
+        keep=spec.keep,
+        expire_after_hours=spec.expire_after // timedelta(hours=1) if spec.expire_after else None,
+        enabled=spec.enabled,
         created_at=record.created_at,
         next_run_at=record.next_run_at,
         last_run=ScheduleRun(at=ran_at, job_id=record.last_job_id, error=record.last_error) if ran_at else None,

@@ -11,7 +11,7 @@ from aiohttp import ETag, web
 PACKED_FROM_BYTES = 1024
 
 
-def spared(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+def conditional(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
     """The answer to a GET with its ETag, or 304 without a body where the caller has named that one. The tag is weak:
     packed or not, it says the same."""
     if not isinstance(response, web.Response) or response.status != web.HTTPOk.status_code:

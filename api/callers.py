@@ -10,7 +10,7 @@ from structlog.contextvars import bind_contextvars
 from api import addresses, requests
 from api.addresses import Network
 from api.problems import FieldError, Problem, invalid
-from worker.store.access.tokens import Entered, Limits, Permission, Token, Tokens
+from worker.store.access.tokens import Authenticated, Limits, Permission, Token, Tokens
 from worker.store.model import AccountId
 
 ACCOUNT_HEADER = "X-Account-Id"
@@ -78,18 +78,18 @@ class Callers:
         for header in ("Authorization", ACCOUNT_HEADER):
             if len(request.headers.getall(header, [])) > 1:  # whoever added one may mean the other
                 raise invalid(FieldError(field=header, detail="Send it once."))
-        return await self.with_secret(request, bearer(request))
+        return await self.authenticate(request, bearer(request))
 
-    async def with_secret(self, request: web.Request, secret: str) -> Token:
+    async def authenticate(self, request: web.Request, secret: str) -> Token:
         """The token of that secret, shown with that request. Raises Problem (401, 429) or StoreUnavailable."""
         named = requests.account_id(request.headers.get(ACCOUNT_HEADER, ""))
         home = addresses.home(self.address(request))
-        entered = await self._tokens.enter(secret, address=home, named=named, limits=self._limits)
-        token = entered.token
+        authenticated = await self._tokens.authenticate(secret, address=home, named=named, limits=self._limits)
+        token = authenticated.token
         if token is not None:
-            request[ALLOWANCE] = self._allowance(entered)
-        if not entered.allowed:
-            wait = {"Retry-After": str(max(1, ceil(entered.more_in.total_seconds())))}
+            request[ALLOWANCE] = self._allowance(authenticated)
+        if not authenticated.allowed:
+            wait = {"Retry-After": str(max(1, ceil(authenticated.more_in.total_seconds())))}
             what = "calls with this token" if token else "calls without a good token from this address"
             raise Problem(429, "rate_limited", f"There were too many {what} within a minute.", headers=wait)
         if token is None:
@@ -98,12 +98,12 @@ class Callers:
         request[TOKEN] = token
         return token
 
-    def _allowance(self, entered: Entered) -> dict[str, str]:
+    def _allowance(self, authenticated: Authenticated) -> dict[str, str]:
         """As draft-ietf-httpapi-ratelimit-headers-10 has it."""
         window = round(self._limits.window.total_seconds())
         return {
             "RateLimit-Policy": f'"token";q={self._limits.calls};w={window}',
-            "RateLimit": f'"token";r={entered.left};t={ceil(entered.more_in.total_seconds())}',
+            "RateLimit": f'"token";r={authenticated.left};t={ceil(authenticated.more_in.total_seconds())}',
         }
 
 

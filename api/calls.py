@@ -72,7 +72,7 @@ class Call(Generic[Side, By]):
         return all(reply.media == "application/json" for reply in self.replies.values())
 
     @property
-    def is_spared(self) -> bool:
+    def is_cacheable(self) -> bool:
         """Has an ETag: see api.caching."""
         return self.method == "GET" and self.has_an_end
 

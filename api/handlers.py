@@ -4,7 +4,7 @@ import asyncio
 
 from aiohttp import web
 
-from api import bodies, outside, requests, webhooks
+from api import bodies, requests, ssrf, webhooks
 from api.callers import MADE, Caller, Callers
 from api.problems import FieldError, invalid
 from api.requests import (
@@ -23,7 +23,7 @@ from api.requests import (
 from api.streams import Streams, opened
 from api.webhooks import WebhookBody, WebhookEditBody
 from worker.store.access.tokens import Permission
-from worker.store.customers.customer_store import Store
+from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import Job, JobState
 from worker.store.schedules.schedules import Schedules
 from worker.store.webhooks.webhooks import Webhooks
@@ -37,7 +37,7 @@ class Handlers:
 
     def __init__(
         self,
-        store: Store,
+        store: CustomerStore,
         schedules: Schedules,
         hooks: Webhooks,
         streams: Streams,
@@ -184,7 +184,7 @@ class Handlers:
         made = await self._schedules.create(
             account_id=caller.account_id,
             server_id=body.server_id,
-            plan=body.plan,
+            spec=body.spec,
             idempotency=requests.idempotency(request, body),
         )
         request[MADE] = f"schedule {made.id}"
@@ -199,7 +199,7 @@ class Handlers:
         body = await requests.body(request, ScheduleEditBody, timeout_seconds=self._body_seconds)
         schedule_id = requests.schedule_id(request)
         before = await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)
-        return bodies.answer(bodies.schedule(await self._schedules.change(before, body.applied(before.plan))))
+        return bodies.answer(bodies.schedule(await self._schedules.change(before, body.applied(before.spec))))
 
     async def delete_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         await self._schedules.drop(account_id=caller.account_id, schedule_id=requests.schedule_id(request))
@@ -263,7 +263,7 @@ class Handlers:
         return bodies.answer(webhooks.deliveries(page), headers={"Link": link})
 
     def _check_url(self, url: str) -> None:
-        if why := outside.why_not(url, to_private=self._to_private):
+        if why := ssrf.why_not(url, to_private=self._to_private):
             raise invalid(FieldError(field="url", detail=f"{why}."))
 
     async def _checked(self, caller: Caller, check: Job) -> web.Response:

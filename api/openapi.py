@@ -216,7 +216,7 @@ def _operation(operation: AnyCall) -> Json:
         str(status): _reply(reply, "RateLimit-Policy", "RateLimit")
         for status, reply in sorted(operation.replies.items())
     }
-    if operation.is_spared:
+    if operation.is_cacheable:
         replies["200"]["headers"]["ETag"] = _component("headers", "ETag")
         replies["304"] = _NOT_MODIFIED
     return said | {"responses": replies | _refused(_problems_of(operation))}
@@ -264,7 +264,7 @@ def _parameters(operation: AnyCall) -> list[Json]:
             given = _never_null(schema)
             text = given.pop("description", None)
             in_query.append({"name": name, "in": "query", **({"description": text} if text else {}), "schema": given})
-    for_method = [KEY_HEADER] if operation.takes_key else ["If-None-Match"] if operation.is_spared else []
+    for_method = [KEY_HEADER] if operation.takes_key else ["If-None-Match"] if operation.is_cacheable else []
     account = [] if operation.permission is Permission.OPERATOR else ["X-Account-Id"]
     shared = [*in_path, *operation.headers, *for_method, *account, "X-Request-Id"]
     return [*in_query, *(_component("parameters", name) for name in shared)]

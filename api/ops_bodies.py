@@ -14,7 +14,7 @@ from worker.store.customers import events
 from worker.store.model import Job, JobKind, Snapshot
 from worker.store.operators import overview
 from worker.store.operators import records as ops_records
-from worker.store.operators.records import Slice
+from worker.store.operators.records import CursorPage
 from worker.store.reports import NodeFacts
 
 After = Annotated[str | None, Field(description="the cursor of what follows, for `after`; null: this was the end")]
@@ -284,7 +284,7 @@ def job_summary(record: Job) -> OpsJobSummary:
     )
 
 
-def jobs(part: Slice[Job]) -> OpsJobList:
+def jobs(part: CursorPage[Job]) -> OpsJobList:
     return OpsJobList(count=part.count, after=part.after, results=tuple(map(job_summary, part.results)))
 
 
@@ -321,11 +321,11 @@ def node(record: ops_records.Node) -> OpsNode:
     )
 
 
-def node_details(record: ops_records.Node, running: Slice[Job]) -> OpsNodeDetails:
+def node_details(record: ops_records.Node, running: CursorPage[Job]) -> OpsNodeDetails:
     return OpsNodeDetails(**dict(node(record)), jobs=tuple(map(job_summary, running.results)))
 
 
-def nodes(part: Slice[ops_records.Node]) -> OpsNodeList:
+def nodes(part: CursorPage[ops_records.Node]) -> OpsNodeList:
     return OpsNodeList(after=part.after, results=tuple(map(node, part.results)))
 
 
@@ -345,7 +345,9 @@ def server(record: ops_records.OpsServer) -> OpsServer:
     )
 
 
-def server_details(record: ops_records.OpsServer, snapshots: Page[Snapshot], latest: Slice[Job]) -> OpsServerDetails:
+def server_details(
+    record: ops_records.OpsServer, snapshots: Page[Snapshot], latest: CursorPage[Job]
+) -> OpsServerDetails:
     return OpsServerDetails(
         **dict(server(record)),
         snapshot_list=tuple(map(bodies.details, snapshots.results)),
@@ -353,11 +355,11 @@ def server_details(record: ops_records.OpsServer, snapshots: Page[Snapshot], lat
     )
 
 
-def servers(part: Slice[ops_records.OpsServer]) -> OpsServerList:
+def servers(part: CursorPage[ops_records.OpsServer]) -> OpsServerList:
     return OpsServerList(count=part.count, after=part.after, results=tuple(map(server, part.results)))
 
 
-def findings(part: Slice[ops_records.ServerFindings]) -> FindingsList:
+def findings(part: CursorPage[ops_records.ServerFindings]) -> FindingsList:
     results = tuple(
         ServerFindings(
             server=bodies.ServerName(id=one.server_id, name=one.server_name),
@@ -370,7 +372,7 @@ def findings(part: Slice[ops_records.ServerFindings]) -> FindingsList:
     return FindingsList(count=part.count, after=part.after, results=results)
 
 
-def audit(part: Slice[ops_records.AuditEntry]) -> AuditList:
+def audit(part: CursorPage[ops_records.AuditEntry]) -> AuditList:
     entries = tuple(AuditEntry(id=one.id, at=one.at, fields=dict(one.fields), notes=one.notes) for one in part.results)
     return AuditList(after=part.after, results=entries)
 

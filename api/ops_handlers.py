@@ -8,10 +8,10 @@ from api.callers import EACH, MADE, REASON, Callers, bearer
 from api.ops_requests import (
     AuditQuery,
     BulkBody,
+    CursorQuery,
     OpsJobsQuery,
     OpsNodesQuery,
     OpsServersQuery,
-    PartQuery,
     ReasonBody,
     TokenBody,
     TokensQuery,
@@ -20,11 +20,11 @@ from api.streams import Streams, opened
 from worker.store import errors
 from worker.store.access.tokens import Permission, Token, Tokens
 from worker.store.calls import Idempotency
-from worker.store.customers.customer_store import SnapshotFilter, Store
+from worker.store.customers.customer_store import CustomerStore, SnapshotFilter
 from worker.store.model import SNAPSHOTS_PER_SERVER, JobId, JobState
-from worker.store.operators.operator_store import Cut, JobFilter, Operators
+from worker.store.operators.operator_store import Cursor, JobFilter, OperatorStore
 
-SHOWN = Cut(limit=100)  # of a list that stands within another answer
+SHOWN = Cursor(limit=100)  # of a list that stands within another answer
 SNAPSHOTS_SHOWN = 20 * SNAPSHOTS_PER_SERVER  # the failed ones come on top of the five
 
 
@@ -34,8 +34,8 @@ class OpsHandlers:
 
     def __init__(
         self,
-        operators: Operators,
-        store: Store,
+        operators: OperatorStore,
+        store: CustomerStore,
         tokens: Tokens,
         streams: Streams,
         callers: Callers,
@@ -58,7 +58,7 @@ class OpsHandlers:
 
     async def ops_list_nodes(self, request: web.Request, _: Token) -> web.Response:
         query = requests.query(request, OpsNodesQuery)
-        part = await self._operators.nodes(state=query.state, sort=query.sort, cut=query.cut)
+        part = await self._operators.nodes(state=query.state, sort=query.sort, cursor=query.cursor)
         return bodies.answer(ops_bodies.nodes(part), headers=ops_bodies.follow(request.rel_url, part.after))
 
     async def ops_show_node(self, request: web.Request, _: Token) -> web.Response:
@@ -87,7 +87,7 @@ class OpsHandlers:
 
     async def ops_list_jobs(self, request: web.Request, _: Token) -> web.Response:
         query = requests.query(request, OpsJobsQuery)
-        part = await self._operators.jobs(query.wanted, query.cut)
+        part = await self._operators.jobs(query.wanted, query.cursor)
         return bodies.answer(ops_bodies.jobs(part), headers=ops_bodies.follow(request.rel_url, part.after))
 
     async def ops_show_job(self, request: web.Request, _: Token) -> web.Response:
@@ -145,7 +145,7 @@ class OpsHandlers:
     async def ops_list_servers(self, request: web.Request, _: Token) -> web.Response:
         query = requests.query(request, OpsServersQuery)
         part = await self._operators.servers(
-            node=query.node, account_id=query.account_id, stranded=query.stranded, cut=query.cut
+            node=query.node, account_id=query.account_id, stranded=query.stranded, cursor=query.cursor
         )
         return bodies.answer(ops_bodies.servers(part), headers=ops_bodies.follow(request.rel_url, part.after))
 
@@ -162,12 +162,12 @@ class OpsHandlers:
         return bodies.answer(ops_bodies.server_details(found, snapshots, latest))
 
     async def ops_list_findings(self, request: web.Request, _: Token) -> web.Response:
-        part = await self._operators.findings(requests.query(request, PartQuery).cut)
+        part = await self._operators.findings(requests.query(request, CursorQuery).cursor)
         return bodies.answer(ops_bodies.findings(part), headers=ops_bodies.follow(request.rel_url, part.after))
 
     async def ops_list_audit(self, request: web.Request, _: Token) -> web.Response:
         query = requests.query(request, AuditQuery)
-        part = await self._operators.audit(query.wanted, since=query.since, until=query.until, cut=query.cut)
+        part = await self._operators.audit(query.wanted, since=query.since, until=query.until, cursor=query.cursor)
         return bodies.answer(ops_bodies.audit(part), headers=ops_bodies.follow(request.rel_url, part.after))
 
     # --- tokens ---

@@ -8,10 +8,10 @@ from api.ops_handlers import OpsHandlers
 from api.ops_requests import (
     AuditQuery,
     BulkBody,
+    CursorQuery,
     OpsJobsQuery,
     OpsNodesQuery,
     OpsServersQuery,
-    PartQuery,
     ReasonBody,
     TokenBody,
     TokensQuery,
@@ -262,7 +262,7 @@ OPS_OPERATIONS: tuple[OpsOperation, ...] = (
         text="What reconciliation has found, by server, newest first.",
         handle=OpsHandlers.ops_list_findings,
         permission=Permission.OPERATOR,
-        query=PartQuery,
+        query=CursorQuery,
         replies={200: Reply(text="Here it is.", examples={"findings": ops_examples.FINDINGS}, headers=("Link",))},
     ),
     OpsOperation(

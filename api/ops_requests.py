@@ -20,7 +20,7 @@ from api.requests import ID_MAX, STORABLE, JobIdInPath, Moment, digits, truth, w
 from worker.store import errors
 from worker.store.access.tokens import Permission
 from worker.store.model import AccountId, JobKind, JobState, ServerId
-from worker.store.operators.operator_store import Cut, JobFilter
+from worker.store.operators.operator_store import Cursor, JobFilter
 
 BULK_MAX = 100
 REASON_MAX = 500
@@ -36,7 +36,7 @@ TokenIdInPath = Annotated[
 Account = Annotated[AccountId, Field(ge=1, le=ID_MAX, description="of this account only"), BeforeValidator(digits)]
 Server = Annotated[ServerId, Field(ge=1, le=ID_MAX, description="of this server only"), BeforeValidator(digits)]
 Code = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,64}$")]
-Cursor = Annotated[
+CursorInQuery = Annotated[
     str,
     StringConstraints(pattern=r"^-?[0-9]{1,20}(\.[0-9]{1,20})?(e[-+][0-9]{1,3})?:[A-Za-z0-9._-]{1,64}$"),
     Field(description="the `after` of the part before"),
@@ -46,20 +46,20 @@ _NODE: TypeAdapter[str] = TypeAdapter(NodeInPath)
 _TOKEN: TypeAdapter[str] = TypeAdapter(TokenIdInPath)
 
 
-class PartQuery(BaseModel):
+class CursorQuery(BaseModel):
     """Which part of a list that may be long."""
 
     model_config = ConfigDict(frozen=True)
 
     limit: Annotated[int, Field(ge=1, le=500, description="results of a part"), BeforeValidator(digits)] = 100
-    after: Cursor | None = None
+    after: CursorInQuery | None = None
 
     @property
-    def cut(self) -> Cut:
-        return Cut(limit=self.limit, after=self.after)
+    def cursor(self) -> Cursor:
+        return Cursor(limit=self.limit, after=self.after)
 
 
-class OpsJobsQuery(PartQuery):
+class OpsJobsQuery(CursorQuery):
     """The query of the list of all jobs."""
 
     state: Literal["queued", "in_progress", "completed", "failed"] | None = None
@@ -91,7 +91,7 @@ class OpsJobsQuery(PartQuery):
         )
 
 
-class OpsNodesQuery(PartQuery):
+class OpsNodesQuery(CursorQuery):
     """The query of the list of nodes."""
 
     state: Annotated[Literal["alive", "silent", "paused"], Field(description="in this state only")] | None = None
@@ -101,7 +101,7 @@ class OpsNodesQuery(PartQuery):
     ] = "name"
 
 
-class OpsServersQuery(PartQuery):
+class OpsServersQuery(CursorQuery):
     """The query of the list of all servers."""
 
     node: NodeInPath | None = None
@@ -139,8 +139,8 @@ class AuditQuery(BaseModel):
     until: Annotated[Moment, Field(description="before this moment")] | None = None
 
     @property
-    def cut(self) -> Cut:
-        return Cut(limit=self.limit, after=self.after)
+    def cursor(self) -> Cursor:
+        return Cursor(limit=self.limit, after=self.after)
 
     @property
     def wanted(self) -> dict[str, str]:

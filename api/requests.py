@@ -38,7 +38,7 @@ from worker.store.model import (
     SnapshotId,
     SnapshotStatus,
 )
-from worker.store.schedules.schedules import BadCron, Plan
+from worker.store.schedules.schedules import BadCron, ScheduleSpec
 from worker.store.schedules.schedules import check as check_when
 
 # what is learnt of a request on the way, for its log line and its audit entry
@@ -273,8 +273,8 @@ class ScheduleBody(BaseModel):
     enabled: bool = True
 
     @property
-    def plan(self) -> Plan:
-        return Plan(
+    def spec(self) -> ScheduleSpec:
+        return ScheduleSpec(
             name=self.name,
             when=self.when,
             keep=self.keep,
@@ -294,15 +294,15 @@ class ScheduleEditBody(BaseModel):
     expire_after_hours: Annotated[ExpireAfterHours | None, LEFT_OUT, Field(description="null: never")] = None
     enabled: Annotated[bool | None, *NOT_NULL] = None
 
-    def applied(self, plan: Plan) -> Plan:
+    def applied(self, spec: ScheduleSpec) -> ScheduleSpec:
         """The plan as it is with the changes."""
         expires = "expire_after_hours" in self.model_fields_set
-        return Plan(
-            name=self.name or plan.name,
-            when=self.when or plan.when,
-            keep=self.keep or plan.keep,
-            expire_after=_hours(self.expire_after_hours) if expires else plan.expire_after,
-            enabled=plan.enabled if self.enabled is None else self.enabled,
+        return ScheduleSpec(
+            name=self.name or spec.name,
+            when=self.when or spec.when,
+            keep=self.keep or spec.keep,
+            expire_after=_hours(self.expire_after_hours) if expires else spec.expire_after,
+            enabled=spec.enabled if self.enabled is None else self.enabled,
         )
 
 

@@ -14,7 +14,7 @@ import structlog
 from aiohttp import ClientConnectorDNSError, ClientConnectorError, ClientError, ClientSession, ClientSSLError, web
 from aiohttp.abc import AbstractResolver
 
-from api import outside, webhooks
+from api import ssrf, webhooks
 from api.background import in_background
 from api.metrics import Metrics
 from worker.store.errors import StoreUnavailable
@@ -61,7 +61,7 @@ class Sender:
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
         """Send while the application runs; at its end what is on its way is let go, for another sender."""
-        client = outside.client(to_private=self._to_private, resolver=self._resolver, seconds=self._seconds)
+        client = ssrf.client(to_private=self._to_private, resolver=self._resolver, seconds=self._seconds)
         async with client as session, in_background(self._send_all(session)):
             yield
 
@@ -134,7 +134,7 @@ class Sender:
 
     async def _post(self, client: ClientSession, claim: Claim, delivery: DueDelivery) -> tuple[int | None, str | None]:
         """The answer's status, and a code of what was wrong, None where nothing was."""
-        if outside.why_not(claim.url, to_private=self._to_private):  # the settings may have changed since it was taken
+        if ssrf.why_not(claim.url, to_private=self._to_private):  # the settings may have changed since it was taken
             return None, "address_refused"
         body = json.dumps(webhooks.message(claim.webhook_id, delivery).model_dump(mode="json")).encode()
         headers = signed(claim.secrets, delivery.id, body, moment=int(time.time()))
@@ -162,7 +162,7 @@ def signed(secrets: Sequence[str], message_id: str, body: bytes, *, moment: int)
 
 
 def _code(error: Exception) -> str:
-    if isinstance(error, ClientConnectorError) and isinstance(error.os_error, outside.AddressRefused):
+    if isinstance(error, ClientConnectorError) and isinstance(error.os_error, ssrf.AddressRefused):
         return "address_refused"
     if isinstance(error, ClientSSLError):
         return "tls_failed"

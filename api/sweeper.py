@@ -7,7 +7,7 @@ import structlog
 from aiohttp import web
 
 from api.background import in_background
-from worker.store.chores.waiting import Waiting
+from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.errors import StoreUnavailable
 
 ROUND_SECONDS = 30.0
@@ -16,7 +16,7 @@ log = structlog.stdlib.get_logger()
 
 
 class Sweeper:
-    def __init__(self, waiting: Waiting, *, round_seconds: float = ROUND_SECONDS) -> None:
+    def __init__(self, waiting: StaleJobReaper, *, round_seconds: float = ROUND_SECONDS) -> None:
         self._waiting = waiting
         self._round_seconds = round_seconds
 

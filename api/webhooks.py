@@ -9,14 +9,14 @@ from pydantic_core import PydanticCustomError
 
 from api import bodies
 from api.bodies import Moment, Open
-from api.outside import URL_MAX
 from api.requests import NOT_NULL, Description
+from api.ssrf import URL_MAX
 from worker.store import errors
 from worker.store.calls import Page
 from worker.store.model import WebhookId
 from worker.store.webhooks import webhooks as records
 from worker.store.webhooks.deliveries import DueDelivery
-from worker.store.webhooks.webhooks import JobEvent, Wish
+from worker.store.webhooks.webhooks import JobEvent, WebhookChange
 
 TERMINAL = (JobEvent.COMPLETED, JobEvent.FAILED)
 
@@ -66,8 +66,8 @@ class WebhookBody(BaseModel):
     enabled: bool = True
 
     @property
-    def wish(self) -> Wish:
-        return Wish(url=self.url, description=self.description, events=self.events, enabled=self.enabled)
+    def wish(self) -> WebhookChange:
+        return WebhookChange(url=self.url, description=self.description, events=self.events, enabled=self.enabled)
 
 
 class WebhookEditBody(BaseModel):
@@ -81,8 +81,8 @@ class WebhookEditBody(BaseModel):
     enabled: Annotated[bool | None, *NOT_NULL] = None
 
     @property
-    def wish(self) -> Wish:
-        return Wish(url=self.url, description=self.description, events=self.events, enabled=self.enabled)
+    def wish(self) -> WebhookChange:
+        return WebhookChange(url=self.url, description=self.description, events=self.events, enabled=self.enabled)
 
 
 class Webhook(Open):

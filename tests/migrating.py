@@ -21,7 +21,7 @@ from tests.conftest import RedisServer
 from tests.contract.kvm_bench import read_text, write_text
 from tests.libvirtd import Daemon
 from tests.worker_process import WorkerProcess, worker_process
-from worker.store.customers.customer_store import Store
+from worker.store.customers.customer_store import CustomerStore
 from worker.store.errors import JobNotFound, Refused
 from worker.store.model import AccountId, Job, JobId, JobState, ServerId, Snapshot, SnapshotId
 
@@ -92,8 +92,8 @@ class Two:
                 process.stderr.close()
 
     @property
-    def store(self) -> Store:
-        return Store(self.redis)
+    def store(self) -> CustomerStore:
+        return CustomerStore(self.redis)
 
     @property
     def path(self) -> Path:

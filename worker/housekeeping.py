@@ -7,7 +7,7 @@ import structlog
 
 from worker.journal import Journal, JournalFailed
 from worker.runner import Runner
-from worker.store.chores.waiting import Waiting
+from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.errors import StoreUnavailable
 from worker.store.nodes.node_store import NodeStore
 
@@ -17,7 +17,7 @@ log = structlog.stdlib.get_logger()
 
 
 class Housekeeping:
-    def __init__(self, *, store: NodeStore, journal: Journal, runner: Runner, waiting: Waiting) -> None:
+    def __init__(self, *, store: NodeStore, journal: Journal, runner: Runner, waiting: StaleJobReaper) -> None:
         self._store = store
         self._journal = journal
         self._runner = runner

@@ -33,7 +33,7 @@ from worker.reconcile import Reconciler
 from worker.runner import LAST_WORDS_SECONDS, Runner
 from worker.scheduler import Scheduler
 from worker.settings import Driver, WorkerSettings
-from worker.store.chores.waiting import Waiting
+from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.errors import StoreUnavailable
 from worker.store.model import JobId
 from worker.store.nodes.node_store import NodeStore
@@ -387,7 +387,7 @@ def _wired(
         await inventory.report()  # first of all: a job may wait for a server that the store lost
         queue.resume()
 
-    waiting_jobs = Waiting(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
+    waiting_jobs = StaleJobReaper(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
     # What has waited for us for too long fails before our heart beats: a job that nobody expects any more must not run.
     lease = Lease(store, before=waiting_jobs.fail, gained=lease_gained, lost=queue.pause)
     metrics.follow(

@@ -15,7 +15,7 @@ from worker.store.errors import StoreUnavailable
 from worker.store.model import JobId, ServerId, Step
 from worker.store.nodes.node_store import LeaseLost, NodeStore
 from worker.store.outcome import Outcome
-from worker.store.reports import NOTHING_TOLD, StepBegun, Told
+from worker.store.reports import EMPTY_REPORT, JobReport, StepBegun
 
 RETRY_SECONDS = (0.2, 2.0)  # between two tries to publish: the first wait, doubled up to the last
 UNKNOWN_TRIES = 6  # of an outcome whose job the store does not know: its server may have left the node for good
@@ -37,7 +37,7 @@ class Publisher:
         self._store = store
         self._tell_again = tell_again
         self._log_of = log_of
-        self._untold: dict[JobId, Told] = {}
+        self._untold: dict[JobId, JobReport] = {}
         self._steps: dict[JobId, Step] = {}
         self._news = asyncio.Event()
 
@@ -49,7 +49,7 @@ class Publisher:
 
     def resumed(self, job_id: JobId) -> None:
         """Tell with the job's next step that this process goes on with what another had begun."""
-        told = self._untold.get(job_id, NOTHING_TOLD)
+        told = self._untold.get(job_id, EMPTY_REPORT)
         self._untold[job_id] = replace(told, resumed=told.resumed + 1)
 
     async def outcome(self, job_id: JobId, server_id: ServerId, outcome: Outcome, *, power: str = "") -> None:
@@ -90,8 +90,8 @@ class Publisher:
                 try:
                     await self._store.progress(job_id, step, told)
                 except (StoreUnavailable, LeaseLost):  # a process that has just started may not have the lease yet
-                    later = self._untold.get(job_id, NOTHING_TOLD)
-                    self._untold[job_id] = Told(
+                    later = self._untold.get(job_id, EMPTY_REPORT)
+                    self._untold[job_id] = JobReport(
                         steps=told.steps + later.steps,
                         log=told.log + later.log,
                         resumed=told.resumed + later.resumed,
@@ -99,9 +99,9 @@ class Publisher:
                     log.info("step.not_published", job_id=job_id, step=step)
 
     def _note(self, job_id: JobId, begun: StepBegun) -> None:
-        told = self._untold.get(job_id, NOTHING_TOLD)
+        told = self._untold.get(job_id, EMPTY_REPORT)
         self._untold[job_id] = replace(told, steps=(*told.steps, begun))
 
-    def _taken(self, job_id: JobId) -> Told:
-        told = self._untold.pop(job_id, NOTHING_TOLD)
+    def _taken(self, job_id: JobId) -> JobReport:
+        told = self._untold.pop(job_id, EMPTY_REPORT)
         return replace(told, log=told.log + self._log_of(job_id))

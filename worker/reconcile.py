@@ -43,7 +43,7 @@ AGAIN_TRIES = 5  # then it is judged with the next round: a job may wait for hou
 log = structlog.stdlib.get_logger()
 
 
-class Finding(StrEnum):
+class FindingKind(StrEnum):
     """What can differ, and what is done about it."""
 
     UNKNOWN_SNAPSHOT = "unknown_snapshot"  # on the disks and not in the store: published
@@ -60,8 +60,8 @@ class Finding(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    finding: Finding
+class Finding:
+    kind: FindingKind
     tag: str  # of a shared disk: its target
     reason: str = ""  # for the log
 
@@ -87,7 +87,7 @@ class Reconciler:
         self._safety_kept_seconds = safety_kept_seconds
         self._look_seconds = look_seconds
         self._metrics = metrics or Metrics()
-        for finding in Finding:
+        for finding in FindingKind:
             self._metrics.found(finding, times=0)
         self._asked = asyncio.Event()
         self._shared: Mapping[int, tuple[SkippedDisk, ...]] = {}  # as last seen
@@ -157,7 +157,7 @@ class Reconciler:
             await self._store.publish(server_id, [], [])
             raise
 
-    async def _publish(self, server_id: ServerId, found: Iterable[FoundSnapshot]) -> list[Difference]:
+    async def _publish(self, server_id: ServerId, found: Iterable[FoundSnapshot]) -> list[Finding]:
         """Tell the store of the snapshots and jobs that it does not know."""
         making_or_deleting = {JobKind.CREATE, JobKind.DELETE}
         at_work = {task.snapshot_id for task in self._open_tasks(server_id) if task.kind in making_or_deleting}
@@ -196,7 +196,7 @@ class Reconciler:
         begun = [_begun(task) for task in open_tasks]
         made = [_in_the_making(task) for task in open_tasks if task.kind is JobKind.CREATE]
         new = await self._store.publish(server_id, [*missing, *described, *made], begun)
-        return [Difference(finding=Finding.UNKNOWN_SNAPSHOT, tag=taken[new_id][0]) for new_id in new if new_id in taken]
+        return [Finding(kind=FindingKind.UNKNOWN_SNAPSHOT, tag=taken[new_id][0]) for new_id in new if new_id in taken]
 
     async def _size_mb(self, server_id: ServerId, tag: str) -> int | None:
         """None: not told, as of a snapshot that a disk of today lacks. It is the customer's all the same."""
@@ -212,7 +212,7 @@ class Reconciler:
         except DriverError:
             await self._let_go_if_idle(server_id)  # what can't be read now may have to be moved, or taken apart
             raise
-        differences = await self._publish(server_id, found)
+        findings = await self._publish(server_id, found)
         ids = {found_id: snapshot for snapshot in found if (found_id := snapshot_id_of(snapshot.tag)) is not None}
         known = await self._store.known(server_id, list(ids))
         is_busy = known.busy or bool(self._open_tasks(server_id)) or await self._is_in_use(server_id)
@@ -225,25 +225,23 @@ class Reconciler:
             whole = {found_id: one for found_id, one in ours.items() if one.complete}
             await self._hypervisor.let_go(server_id)  # a process that died in a job's last moment has not
             await self._settle(server_id, found)
-            differences += await self._list_again(server_id, whole, known)
-            differences += await self._regain(server_id, whole, known)
-            differences += await self._delete_orphans(server_id, ours, known)
-            differences += _strays(ours, known)
-            differences += _undeleted(ours, known)
-            differences += _reverted(found)
+            findings += await self._list_again(server_id, whole, known)
+            findings += await self._regain(server_id, whole, known)
+            findings += await self._delete_orphans(server_id, ours, known)
+            findings += _strays(ours, known)
+            findings += _undeleted(ours, known)
+            findings += _reverted(found)
             shared = self._shared.get(server_id, ())
-            differences += [
-                Difference(finding=Finding.SHARED_DISK, tag=disk.target, reason=disk.reason) for disk in shared
-            ]
-            differences += await self._tell_lost(server_id, ids, known)
-            differences += self._track_safeties(server_id, found, spare)
-        for difference in differences:
-            why = {"reason": difference.reason} if difference.reason else {}
-            log.warning("reconcile.finding", finding=difference.finding, server_id=server_id, tag=difference.tag, **why)
-            self._metrics.found(difference.finding)
+            findings += [Finding(kind=FindingKind.SHARED_DISK, tag=disk.target, reason=disk.reason) for disk in shared]
+            findings += await self._tell_lost(server_id, ids, known)
+            findings += self._track_safeties(server_id, found, spare)
+        for finding in findings:
+            why = {"reason": finding.reason} if finding.reason else {}
+            log.warning("reconcile.finding", finding=finding.kind, server_id=server_id, tag=finding.tag, **why)
+            self._metrics.found(finding.kind)
         if is_busy:
             return  # what was found before stays in the list until it is judged again
-        listed = [{"finding": str(d.finding), "tag": d.tag, "at": f"{time.time():.0f}"} for d in differences]
+        listed = [{"finding": str(d.kind), "tag": d.tag, "at": f"{time.time():.0f}"} for d in findings]
         await self._store.tell_findings(server_id, listed)
 
     async def _let_go_if_idle(self, server_id: ServerId) -> None:
@@ -270,9 +268,9 @@ class Reconciler:
 
     async def _list_again(
         self, server_id: ServerId, whole: dict[SnapshotId, FoundSnapshot], known: Known
-    ) -> list[Difference]:
+    ) -> list[Finding]:
         """Write down again what was lost: should the store lose its data, the names are there alone."""
-        differences = []
+        findings = []
         for snapshot_id, snapshot in whole.items():
             record = known.on_disk[snapshot_id]
             if snapshot.spec is not None or record is None or record.server_id != server_id:
@@ -286,25 +284,23 @@ class Reconciler:
                 created_at=record.created_at,
             )
             await self._hypervisor.list_snapshot(server_id, spec, contents_to_write(record.contents))
-            differences.append(Difference(finding=Finding.UNLISTED_SNAPSHOT, tag=snapshot.tag))
-        return differences
+            findings.append(Finding(kind=FindingKind.UNLISTED_SNAPSHOT, tag=snapshot.tag))
+        return findings
 
-    async def _regain(
-        self, server_id: ServerId, whole: dict[SnapshotId, FoundSnapshot], known: Known
-    ) -> list[Difference]:
+    async def _regain(self, server_id: ServerId, whole: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Finding]:
         """What a live backup has hidden, for example, under an overlay that it put over each disk for a while."""
-        differences = []
+        findings = []
         for snapshot_id, snapshot in whole.items():
             record = known.on_disk[snapshot_id]
             if record is not None and record.lost:
                 size_mb = await self._hypervisor.size_mb(server_id, snapshot.tag)
                 if await self._store.regain(server_id, snapshot_id, size_mb=size_mb):
-                    differences.append(Difference(finding=Finding.FOUND_SNAPSHOT, tag=snapshot.tag))
-        return differences
+                    findings.append(Finding(kind=FindingKind.FOUND_SNAPSHOT, tag=snapshot.tag))
+        return findings
 
     async def _delete_orphans(
         self, server_id: ServerId, ours: dict[SnapshotId, FoundSnapshot], known: Known
-    ) -> list[Difference]:
+    ) -> list[Finding]:
         """Delete what creates have left that failed, though not all could be cleaned then."""
         orphans = [
             snapshot.tag
@@ -319,49 +315,49 @@ class Reconciler:
             self._journal.change(server_id)
             await without(self._hypervisor, server_id, tag)
             self._journal.changed(server_id)
-        return [Difference(finding=Finding.ORPHANED_TAG, tag=tag) for tag in orphans]
+        return [Finding(kind=FindingKind.ORPHANED_TAG, tag=tag) for tag in orphans]
 
     async def _tell_lost(
         self, server_id: ServerId, ids: dict[SnapshotId, FoundSnapshot], known: Known
-    ) -> list[Difference]:
-        differences = []
+    ) -> list[Finding]:
+        findings = []
         for snapshot_id, status in known.listed.items():
             held = ids.get(snapshot_id)
             if status in {SnapshotStatus.FAILED, SnapshotStatus.DELETING} or (held and held.complete):
                 continue
-            finding = Finding.TORN_SNAPSHOT if held and held.targets else Finding.LOST_SNAPSHOT
+            kind = FindingKind.TORN_SNAPSHOT if held and held.targets else FindingKind.LOST_SNAPSHOT
             reason = "; ".join(held.missing) if held else "no disk of the server holds the snapshot"
-            if finding is Finding.TORN_SNAPSHOT or await self._store.lose(server_id, snapshot_id):
-                differences.append(Difference(finding=finding, tag=snapshot_tag(snapshot_id), reason=reason))
-        return differences
+            if kind is FindingKind.TORN_SNAPSHOT or await self._store.lose(server_id, snapshot_id):
+                findings.append(Finding(kind=kind, tag=snapshot_tag(snapshot_id), reason=reason))
+        return findings
 
     def _track_safeties(
         self, server_id: ServerId, found: Iterable[FoundSnapshot], spare: frozenset[str]
-    ) -> list[Difference]:
+    ) -> list[Finding]:
         """A migrated server brings its own along."""
         untracked = [s.tag for s in found if s.tag.startswith(SAFETY_PREFIX) and s.tag not in spare and s.targets]
         for tag in untracked:
             self._journal.track_spare_tag(server_id, tag, kept_seconds=self._safety_kept_seconds)
-        return [Difference(finding=Finding.UNTRACKED_SAFETY, tag=tag) for tag in untracked]
+        return [Finding(kind=FindingKind.UNTRACKED_SAFETY, tag=tag) for tag in untracked]
 
     def _open_tasks(self, server_id: ServerId) -> list[Task]:
         """The jobs of which the store does not know the end: under way, or over and not yet published."""
         return [entry.task for entry in self._journal.owed() if entry.task.server_id == server_id]
 
 
-def _strays(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Difference]:
+def _strays(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Finding]:
     """What may be all that is left of a customer's snapshot: its server was moved, say, and the store lost its data."""
     return [
-        Difference(finding=Finding.STRAY_TAG, tag=snapshot.tag)
+        Finding(kind=FindingKind.STRAY_TAG, tag=snapshot.tag)
         for snapshot_id, snapshot in ours.items()
         if ((record := known.on_disk[snapshot_id]) is None and snapshot.spec is None)
         or (record and record.lost and not snapshot.complete)
     ]
 
 
-def _undeleted(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Difference]:
+def _undeleted(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Finding]:
     return [
-        Difference(finding=Finding.UNDELETED_SNAPSHOT, tag=snapshot.tag)
+        Finding(kind=FindingKind.UNDELETED_SNAPSHOT, tag=snapshot.tag)
         for snapshot_id, snapshot in ours.items()
         if (record := known.on_disk[snapshot_id])
         and record.status is SnapshotStatus.DELETING
@@ -369,10 +365,10 @@ def _undeleted(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Diff
     ]
 
 
-def _reverted(found: Iterable[FoundSnapshot]) -> list[Difference]:
+def _reverted(found: Iterable[FoundSnapshot]) -> list[Finding]:
     """The guest's data are older than any job of ours says: whoever looks for the newer ones must find out why."""
     return [
-        Difference(finding=Finding.REVERTED_SNAPSHOT, tag=snapshot.tag)
+        Finding(kind=FindingKind.REVERTED_SNAPSHOT, tag=snapshot.tag)
         for snapshot in found
         if snapshot.current and (snapshot_id_of(snapshot.tag) is not None or snapshot.tag.startswith(SAFETY_PREFIX))
     ]

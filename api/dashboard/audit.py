@@ -40,7 +40,7 @@ class Query(AuditQuery):
 
 async def show_all(desk: Desk, visit: Visit) -> web.Response:
     query = at.query(visit, Query, limit=SHOWN)
-    part = await desk.operators.audit(query.wanted, since=query.since, until=query.until, cut=query.cut)
+    part = await desk.operators.audit(query.wanted, since=query.since, until=query.until, cursor=query.cursor)
     return desk.rendering.page(
         visit.request,
         "audit.html",

@@ -19,7 +19,7 @@ from api.problems import FieldError, invalid
 from api.requests import JobIdInPath
 from worker.store import errors
 from worker.store.model import JobId
-from worker.store.operators.operator_store import Cut
+from worker.store.operators.operator_store import Cursor
 
 BULK = f"{JOBS}bulk/"
 MATCHING_MAX = 500  # jobs that one request does: in seconds, not in minutes
@@ -136,7 +136,7 @@ async def _matching(desk: Desk, wanted: Matching) -> tuple[Sequence[JobId], bool
     found: list[JobId] = []
     after: str | None = None
     for _ in range(_PARTS_MAX):
-        part = await desk.operators.jobs(wanted.wanted, Cut(limit=_PART, after=after))
+        part = await desk.operators.jobs(wanted.wanted, Cursor(limit=_PART, after=after))
         found += [job.id for job in part.results]
         after = part.after
         if after is None or len(found) >= MATCHING_MAX:

@@ -14,16 +14,16 @@ from api.dashboard.session import Door, Visit
 from api.ops_requests import ReasonBody
 from api.streams import Streams
 from worker.store.access.tokens import Tokens
-from worker.store.customers.customer_store import Store
-from worker.store.operators.operator_store import Operators
+from worker.store.customers.customer_store import CustomerStore
+from worker.store.operators.operator_store import OperatorStore
 
 
 @dataclass(frozen=True, kw_only=True)
 class Desk:
     """The objects behind the operators' calls. `runbook_url`: of the page that the errors of jobs point into."""
 
-    operators: Operators
-    store: Store
+    operators: OperatorStore
+    store: CustomerStore
     tokens: Tokens
     streams: Streams
     rendering: Rendering

@@ -7,7 +7,7 @@ from aiohttp import web
 from api.dashboard import desk as at
 from api.dashboard.desk import Desk, Pages
 from api.dashboard.session import Visit
-from api.ops_requests import PartQuery
+from api.ops_requests import CursorQuery
 
 FINDINGS = "/ops/findings/"
 SHOWN = 50
@@ -30,8 +30,8 @@ MEANINGS: Mapping[str, str] = {
 
 
 async def show_all(desk: Desk, visit: Visit) -> web.Response:
-    query = at.query(visit, PartQuery, limit=SHOWN)
-    part = await desk.operators.findings(query.cut)
+    query = at.query(visit, CursorQuery, limit=SHOWN)
+    part = await desk.operators.findings(query.cursor)
     return desk.rendering.page(
         visit.request, "findings.html", filters=at.filters(visit, query), part=part, meanings=MEANINGS
     )

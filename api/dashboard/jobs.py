@@ -26,7 +26,7 @@ DONE_TO = {"retry": "failed", "cancel": "queued"}  # to jobs in this state alone
 
 async def show_all(desk: Desk, visit: Visit) -> web.Response:
     query = at.query(visit, OpsJobsQuery, limit=SHOWN)
-    part = await desk.operators.jobs(query.wanted, query.cut)
+    part = await desk.operators.jobs(query.wanted, query.cursor)
     filters = at.filters(visit, query)
     return desk.rendering.page(visit.request, "jobs.html", filters=filters, part=part, bulk=_bulk(filters), query=query)
 

@@ -13,7 +13,7 @@ from api.dashboard.rendering import Question
 from api.dashboard.session import Visit
 from api.ops_requests import OpsNodesQuery
 from worker.store.model import JobState
-from worker.store.operators.operator_store import Cut, JobFilter
+from worker.store.operators.operator_store import Cursor, JobFilter
 
 NODES = "/ops/nodes/"
 NODE = f"{NODES}{{node}}/"
@@ -23,7 +23,7 @@ JOBS_SHOWN = 25
 
 async def show_all(desk: Desk, visit: Visit) -> web.Response:
     query = at.query(visit, OpsNodesQuery, limit=SHOWN)
-    part = await desk.operators.nodes(state=query.state, sort=query.sort, cut=query.cut)
+    part = await desk.operators.nodes(state=query.state, sort=query.sort, cursor=query.cursor)
     return desk.rendering.page(
         visit.request, "nodes.html", filters=at.filters(visit, query), query=query, part=part, is_low=is_low
     )
@@ -33,7 +33,7 @@ async def show_one(desk: Desk, visit: Visit) -> web.Response:
     name = ops_requests.node(visit.request)
     found = await desk.operators.node(name)
     lists = {
-        state: await desk.operators.jobs(JobFilter(node=name, state=state), Cut(limit=JOBS_SHOWN))
+        state: await desk.operators.jobs(JobFilter(node=name, state=state), Cursor(limit=JOBS_SHOWN))
         for state in (JobState.IN_PROGRESS, JobState.QUEUED, JobState.FAILED)
     }
     return desk.rendering.page(visit.request, "node.html", node=found, lists=lists, is_low=is_low)

@@ -11,7 +11,7 @@ from api.dashboard.session import HOME, Visit
 from api.dashboard.words import size, span
 from worker.store import errors
 from worker.store.model import Job, JobState
-from worker.store.operators.operator_store import Cut, JobFilter, Operators
+from worker.store.operators.operator_store import Cursor, JobFilter, OperatorStore
 from worker.store.operators.overview import Overview
 from worker.store.operators.records import Node, OpsServer
 from worker.store.reports import Pool
@@ -43,8 +43,8 @@ async def show(desk: Desk, visit: Visit) -> web.Response:
     operators = desk.operators
     glance = await operators.overview()
     stranded = await _stranded(operators, glance)
-    running = await operators.jobs(JobFilter(state=JobState.IN_PROGRESS), Cut(limit=SHOWN))
-    failed = await operators.jobs(JobFilter(state=JobState.FAILED), Cut(limit=SHOWN)) if glance.failed_day else None
+    running = await operators.jobs(JobFilter(state=JobState.IN_PROGRESS), Cursor(limit=SHOWN))
+    failed = await operators.jobs(JobFilter(state=JobState.FAILED), Cursor(limit=SHOWN)) if glance.failed_day else None
     return desk.rendering.page(
         visit.request,
         "overview.html",
@@ -57,14 +57,14 @@ async def show(desk: Desk, visit: Visit) -> web.Response:
     )
 
 
-async def _stranded(operators: Operators, glance: Overview) -> list[Stranded]:
+async def _stranded(operators: OperatorStore, glance: Overview) -> list[Stranded]:
     if not glance.stranded_servers:
         return []
-    part = await operators.servers(node=None, account_id=None, stranded=True, cut=Cut(limit=SHOWN))
+    part = await operators.servers(node=None, account_id=None, stranded=True, cursor=Cursor(limit=SHOWN))
     return [Stranded(server=server, job=await stranding_job(operators, server)) for server in part.results]
 
 
-async def stranding_job(operators: Operators, server: OpsServer) -> Job | None:
+async def stranding_job(operators: OperatorStore, server: OpsServer) -> Job | None:
     """What has stranded the server; None also where the job's record is gone."""
     if server.stranded_by is None:
         return None
@@ -74,7 +74,7 @@ async def stranding_job(operators: Operators, server: OpsServer) -> Job | None:
         return None
 
 
-async def alarms(operators: Operators, glance: Overview) -> list[Alarm]:
+async def alarms(operators: OperatorStore, glance: Overview) -> list[Alarm]:
     """What is out of order, what is graver first."""
     found = [
         *await _silent(operators, glance.nodes - glance.nodes_alive),
@@ -91,10 +91,10 @@ async def alarms(operators: Operators, glance: Overview) -> list[Alarm]:
     return found
 
 
-async def _silent(operators: Operators, count: int) -> Iterable[Alarm]:
+async def _silent(operators: OperatorStore, count: int) -> Iterable[Alarm]:
     if count <= 0:
         return ()
-    part = await operators.nodes(state="silent", sort="heartbeat", cut=Cut(limit=min(count, SHOWN)))
+    part = await operators.nodes(state="silent", sort="heartbeat", cursor=Cursor(limit=min(count, SHOWN)))
     text = f"{_nodes(count)} silent: new jobs for {'its' if count == 1 else 'their'} servers are refused"
     return (Alarm(is_grave=True, text=text, more=_names(part.results, count), href="/ops/nodes/?state=silent"),)
 
@@ -107,8 +107,8 @@ def _waiting(glance: Overview) -> Iterable[Alarm]:
     return (Alarm(is_grave=True, text=text, more="", href=f"/ops/jobs/{oldest.job_id}/"),)
 
 
-async def _full(operators: Operators) -> Iterable[Alarm]:
-    part = await operators.nodes(state=None, sort="free", cut=Cut(limit=SHOWN))
+async def _full(operators: OperatorStore) -> Iterable[Alarm]:
+    part = await operators.nodes(state=None, sort="free", cursor=Cursor(limit=SHOWN))
     full = [(node, pool) for node in part.results if node.facts for pool in node.facts.pools if is_low(pool)]
     return [
         Alarm(
@@ -121,10 +121,10 @@ async def _full(operators: Operators) -> Iterable[Alarm]:
     ]
 
 
-async def _paused(operators: Operators, count: int) -> Iterable[Alarm]:
+async def _paused(operators: OperatorStore, count: int) -> Iterable[Alarm]:
     if count <= 0:
         return ()
-    part = await operators.nodes(state="paused", sort="name", cut=Cut(limit=min(count, SHOWN)))
+    part = await operators.nodes(state="paused", sort="name", cursor=Cursor(limit=min(count, SHOWN)))
     text = f"{_nodes(count)} paused: jobs wait there"
     return (Alarm(is_grave=False, text=text, more=_names(part.results, count), href="/ops/nodes/?state=paused"),)
 

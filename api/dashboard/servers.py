@@ -11,7 +11,7 @@ from api.dashboard.session import Visit
 from api.ops_requests import OpsServersQuery
 from worker.store.customers.customer_store import SnapshotFilter
 from worker.store.model import SNAPSHOTS_PER_SERVER
-from worker.store.operators.operator_store import Cut, JobFilter
+from worker.store.operators.operator_store import Cursor, JobFilter
 
 SERVERS = "/ops/servers/"
 SERVER = f"{SERVERS}{{server_id}}/"
@@ -23,7 +23,7 @@ SNAPSHOTS_SHOWN = 20 * SNAPSHOTS_PER_SERVER  # the failed ones come on top of th
 async def show_all(desk: Desk, visit: Visit) -> web.Response:
     query = at.query(visit, OpsServersQuery, limit=SHOWN)
     part = await desk.operators.servers(
-        node=query.node, account_id=query.account_id, stranded=query.stranded, cut=query.cut
+        node=query.node, account_id=query.account_id, stranded=query.stranded, cursor=query.cursor
     )
     return desk.rendering.page(
         visit.request, "servers.html", filters=at.filters(visit, query), part=part, slots=SNAPSHOTS_PER_SERVER
@@ -47,7 +47,7 @@ async def show_one(desk: Desk, visit: Visit) -> web.Response:
         slots=SNAPSHOTS_PER_SERVER,
         stranding=await stranding_job(desk.operators, found),
         snapshots=snapshots.results,
-        jobs=await desk.operators.jobs(JobFilter(server_id=server_id), Cut(limit=JOBS_SHOWN)),
+        jobs=await desk.operators.jobs(JobFilter(server_id=server_id), Cursor(limit=JOBS_SHOWN)),
         meanings=MEANINGS,
         runbook_url=desk.runbook_url,
     )

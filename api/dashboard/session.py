@@ -54,7 +54,7 @@ class Door:
     async def login(self, request: web.Request, secret: str) -> str:
         """The new session's id. Raises Problem (401, 403, 429)."""
         _ensure_from_here(request)
-        _ensure_operators(await self._callers.with_secret(request, secret))
+        _ensure_operators(await self._callers.authenticate(request, secret))
         return (await self._sessions.open(secret)).id
 
     async def visit(self, request: web.Request) -> Visit:
@@ -90,8 +90,8 @@ class Door:
         if session is None:
             code = "session_ended" if shown else "session_missing"
             raise Problem(401, code, "Log in with an operator's token.")
-        if not session.entered.allowed:
-            wait = {"Retry-After": str(max(1, ceil(session.entered.more_in.total_seconds())))}
+        if not session.authenticated.allowed:
+            wait = {"Retry-After": str(max(1, ceil(session.authenticated.more_in.total_seconds())))}
             raise Problem(
                 429, "rate_limited", "There were too many calls with this token within a minute.", headers=wait
             )

@@ -83,7 +83,7 @@ class Guest:
                 raise GuestFailed(f"the guest {self.name} still runs: {error}") from error
 
     def hurry(self) -> None:
-        """Cut short a `stop` that waits for the guest."""
+        """Cursor short a `stop` that waits for the guest."""
         if self._stopping is not None:
             self._stopping.cancel()
 

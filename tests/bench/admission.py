@@ -1,4 +1,5 @@
-"""How many jobs a second are admitted: `Store.create` beside plain arq's `enqueue_job`, in one run. Under a minute.
+"""How many jobs a second are admitted: `CustomerStore.create` beside plain arq's `enqueue_job`, in one run, in under a
+minute.
 
 Both from this one process on a private Redis with the durability of production, one after the other and 20 at once.
 Ours decides and writes records, queue, wake-up and event; arq's only queues. Figures are medians of the rounds.
@@ -21,7 +22,7 @@ from tests.conftest import RedisServer
 from tests.integration.conftest import SERVER, Cell, node_store
 from tests.queueing import QUEUE, client
 from worker.store import arq_queue as queue
-from worker.store.customers.customer_store import Store
+from worker.store.customers.customer_store import CustomerStore
 from worker.store.errors import ServerBusy
 from worker.store.model import ServerId
 
@@ -83,7 +84,7 @@ async def main() -> bool:
         stack.callback(server.kill)
         server.start()
         redis = await stack.enter_async_context(client(server.socket))
-        cell = Cell(redis=redis, store=Store(redis), node=node_store(redis))
+        cell = Cell(redis=redis, store=CustomerStore(redis), node=node_store(redis))
         arq = ArqRedis(unix_socket_path=str(server.socket))
         stack.push_async_callback(arq.aclose, close_connection_pool=True)
         print(f"{f'{ROUNDS} rounds of {JOBS} jobs, medians, jobs/s':<48}{'ours':>10}{'plain arq':>12}{'ratio':>8}")

@@ -12,18 +12,18 @@ from aiohttp import ClientSession
 
 from tests.bench.seeding import Size, seed
 from tests.browser.stage import Stage, staged
-from worker.store.customers.customer_store import Store
+from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import AccountId, JobKind, JobState, ServerId
-from worker.store.operators.operator_store import Cut, JobFilter, Operators
+from worker.store.operators.operator_store import Cursor, JobFilter, OperatorStore
 
 ROUNDS = 20
 BASELINE, DEFAULT = 1_000, 100_000  # jobs
 NODES, SERVERS_PER_NODE = 1_000, 20
 OPEN_JOBS = 200
-PAGE = Cut(limit=100)
+PAGE = Cursor(limit=100)
 
 
-def looks(operators: Operators) -> dict[str, Callable[[], Awaitable[object]]]:
+def looks(operators: OperatorStore) -> dict[str, Callable[[], Awaitable[object]]]:
     def jobs(**wanted: object) -> Callable[[], Awaitable[object]]:
         return lambda: operators.jobs(JobFilter(**wanted), PAGE)  # type: ignore[arg-type] # named where they are given
 
@@ -39,10 +39,10 @@ def looks(operators: Operators) -> dict[str, Callable[[], Awaitable[object]]]:
         "jobs, of a server": jobs(server_id=ServerId(7)),
         "jobs, of an error": jobs(error_code="disk_failed"),
         "jobs, with a text that none has": jobs(text="nowhere"),
-        "nodes": lambda: operators.nodes(state=None, sort="-queued", cut=PAGE),
-        "nodes, silent": lambda: operators.nodes(state="silent", sort="name", cut=PAGE),
-        "servers": lambda: operators.servers(node=None, account_id=None, stranded=False, cut=PAGE),
-        "servers, of a node": lambda: operators.servers(node="node-7", account_id=None, stranded=False, cut=PAGE),
+        "nodes": lambda: operators.nodes(state=None, sort="-queued", cursor=PAGE),
+        "nodes, silent": lambda: operators.nodes(state="silent", sort="name", cursor=PAGE),
+        "servers": lambda: operators.servers(node=None, account_id=None, stranded=False, cursor=PAGE),
+        "servers, of a node": lambda: operators.servers(node="node-7", account_id=None, stranded=False, cursor=PAGE),
     }
 
 
@@ -94,7 +94,7 @@ async def medians(stage: Stage, jobs: int) -> dict[str, float]:
     await stage.start_front_end()  # it remembers counts of the cell before
     async with ClientSession() as visitor:
         await log_in(stage, visitor)
-        wanted = looks(Operators(stage.redis, Store(stage.redis))) | await pages(stage, visitor, jobs)
+        wanted = looks(OperatorStore(stage.redis, CustomerStore(stage.redis))) | await pages(stage, visitor, jobs)
         first = await milliseconds_of(wanted["page: overview"])
         return {"page: overview, the first": first} | {name: await median_of(look) for name, look in wanted.items()}
 

@@ -22,7 +22,7 @@ from tests.integration.front_end import serving
 from tests.queueing import client
 from worker.program import logs, tracing
 from worker.program.span_export import TracingSettings, exporting
-from worker.store.customers.customer_store import Store
+from worker.store.customers.customer_store import CustomerStore
 
 ROUNDS, SPANS, REQUESTS = 7, 2000, 300
 HEADERS = {"Authorization": "Bearer x", "Content-Type": "application/json"}
@@ -47,7 +47,7 @@ async def request_microseconds() -> float:
         stack.callback(server.kill)
         server.start()
         redis = await stack.enter_async_context(client(server.socket))
-        cell = Cell(redis=redis, store=Store(redis), node=node_store(redis))
+        cell = Cell(redis=redis, store=CustomerStore(redis), node=node_store(redis))
         front_end = await stack.enter_async_context(serving(cell, calls_per_minute=1_000_000))
         times = []
         for _ in range(ROUNDS):

@@ -12,7 +12,7 @@ from drivers.fake_state import FakeServer
 from tests.bench import seeding
 from tests.browser.stage import Stage, StagedNode, running
 from tests.queueing import until_told
-from worker.store.customers.customer_store import Store
+from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import AccountId, JobId, JobKind, JobState, ServerId, SnapshotId, snapshot_tag
 from worker.store.reports import NodeFacts, Pool
 
@@ -48,7 +48,7 @@ class Scene:
     def __init__(self, stage: Stage, *, chance: int = 7) -> None:
         self._stage = stage
         self._random = Random(chance)
-        self._store = Store(stage.redis)
+        self._store = CustomerStore(stage.redis)
         self.secret = ""  # of Olga's token
 
     async def play(self) -> None:

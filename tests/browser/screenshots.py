@@ -12,7 +12,7 @@ from tests.browser.conftest import chromium, log_in
 from tests.browser.scene import BROKEN, ODD, PAUSED, Scene
 from tests.browser.stage import Stage, staged
 from worker.store.model import JobKind, JobState
-from worker.store.operators.operator_store import Cut, JobFilter
+from worker.store.operators.operator_store import Cursor, JobFilter
 
 FOLDER = Path("docs/screenshots")
 WIDE, PHONE = ViewportSize(width=1360, height=850), ViewportSize(width=390, height=844)
@@ -33,11 +33,11 @@ class Picture:
 
 
 async def pictures(stage: Stage) -> list[Picture]:
-    operators, first = stage.operators, Cut(limit=1)
-    (stranded,) = (await operators.servers(node=None, account_id=None, stranded=True, cut=first)).results
+    operators, first = stage.operators, Cursor(limit=1)
+    (stranded,) = (await operators.servers(node=None, account_id=None, stranded=True, cursor=first)).results
     running = JobFilter(state=JobState.IN_PROGRESS, kind=JobKind.RESTORE)
     (restore,) = (await operators.jobs(running, first)).results
-    (odd,) = (await operators.servers(node=ODD, account_id=None, stranded=False, cut=first)).results
+    (odd,) = (await operators.servers(node=ODD, account_id=None, stranded=False, cursor=first)).results
     return [
         Picture(name="overview", path="", is_whole=True, on_phone=True),
         Picture(name="jobs", path="jobs/"),

@@ -20,9 +20,9 @@ from drivers.fake_state import FakeDisk, FakeServer, StateFile
 from tests.conftest import RedisServer, needs
 from tests.queueing import client, until_told
 from worker.store.access.tokens import NewToken, Permission, Tokens
-from worker.store.customers.customer_store import Store
+from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import AccountId, Job, JobId, JobState, ServerId
-from worker.store.operators.operator_store import Operators
+from worker.store.operators.operator_store import OperatorStore
 from worker.store.operators.records import OpsJob
 
 ACCOUNT = AccountId(77)
@@ -72,8 +72,8 @@ class Stage:
         return Tokens(self.redis)
 
     @property
-    def operators(self) -> Operators:
-        return Operators(self.redis, Store(self.redis))
+    def operators(self) -> OperatorStore:
+        return OperatorStore(self.redis, CustomerStore(self.redis))
 
     async def start_front_end(self) -> None:
         """Return when it answers. Always on the same port."""

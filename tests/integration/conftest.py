@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis
 
-from worker.store.customers.customer_store import Admitted, Store
+from worker.store.customers.customer_store import Admitted, CustomerStore
 from worker.store.model import AccountId, JobId, ServerId
 from worker.store.nodes.node_store import NodeStore, ReportedServer
 
@@ -20,7 +20,7 @@ class Cell:
     """One node `n1` that holds its lease, seen from both sides of Redis."""
 
     redis: ArqRedis
-    store: Store
+    store: CustomerStore
     node: NodeStore
 
     async def have(
@@ -61,6 +61,6 @@ async def nothing_more(_: ServerId) -> None:
 async def cell(redis: ArqRedis) -> Cell:
     node = node_store(redis)
     assert await node.take_lease(seconds=60) is None
-    cell = Cell(redis=redis, store=Store(redis), node=node)
+    cell = Cell(redis=redis, store=CustomerStore(redis), node=node)
     await cell.have()
     return cell

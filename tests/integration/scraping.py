@@ -26,7 +26,7 @@ from worker.journal import Journal
 from worker.main import _live, _wired
 from worker.metrics import Metrics as WorkerMetrics
 from worker.settings import WorkerSettings
-from worker.store.customers.customer_store import Store
+from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import ServerId
 from worker.store.redis_client import RedisSettings, connect
 
@@ -115,7 +115,7 @@ async def scraped(server: RedisServer, folder: Path) -> AsyncIterator[Scraped]:
         clients.append(connect(redis, command_seconds=60))
         for client in clients:
             stack.push_async_callback(client.aclose, close_connection_pool=True)
-        cell = Cell(redis=clients[0], store=Store(clients[0]), node=node_store(clients[0]))
+        cell = Cell(redis=clients[0], store=CustomerStore(clients[0]), node=node_store(clients[0]))
         short: dict[str, Any] = {"metrics_look_seconds": 0.1, "webhooks_to_private": True, "webhook_seconds": 1}
         front_end = await stack.enter_async_context(serving(cell, metrics=api_metrics, **short))
         port = await stack.enter_async_context(exposed(worker_metrics.registry, host="127.0.0.1", port=0))

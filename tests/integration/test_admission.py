@@ -10,7 +10,7 @@ from arq.connections import ArqRedis
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from worker.store import errors
 from worker.store.calls import Idempotency, redis_answers
-from worker.store.customers.customer_store import Admitted, SnapshotFilter, Store
+from worker.store.customers.customer_store import Admitted, CustomerStore, SnapshotFilter
 from worker.store.model import (
     AccountId,
     Failure,
@@ -251,7 +251,7 @@ async def test_a_delete_that_failed_is_queued_again_until_it_has_freed_the_space
 
 
 async def test_a_silent_node_gets_no_job_and_nothing_is_queued(cell: Cell) -> None:
-    hasty = Store(cell.redis, node_silent_seconds=0.05)
+    hasty = CustomerStore(cell.redis, node_silent_seconds=0.05)
     await asyncio.sleep(0.1)
     with pytest.raises(errors.NodeUnavailable):
         await hasty.create(account_id=ACCOUNT, server_id=SERVER, name="x", description="", request_id="r")

@@ -119,7 +119,7 @@ async def test_a_token_is_remembered_as_it_was_made(cell: Cell) -> None:
     )
 
     limits = Limits(calls=1, failed_logins=1)
-    assert (await tokens.enter(new.secret, address="", named=None, limits=limits)).token == new.token
+    assert (await tokens.authenticate(new.secret, address="", named=None, limits=limits)).token == new.token
     assert await tokens.all() == [new.token]
     assert new.token.expires_at == new.token.created_at + timedelta(days=30)
 

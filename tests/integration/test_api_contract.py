@@ -9,7 +9,7 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.front_end import DONE, SNAPSHOTS, Answer, FrontEnd, serving
 from worker.store.model import AccountId, Failure, JobId, JobState, ServerId, SnapshotId, SnapshotStatus, Step
 from worker.store.outcome import Outcome
-from worker.store.reports import StepBegun, Told
+from worker.store.reports import JobReport, StepBegun
 
 OTHERS = AccountId(78)
 NOBODYS = "vps_nobodys"
@@ -188,7 +188,7 @@ async def test_a_step_that_the_end_has_overtaken_is_told_with_it(api: FrontEnd) 
     await api.cell.node.begin(job_id(answer))
     await api.cell.node.progress(job_id(answer), Step.PREFLIGHT)
     begun = tuple(StepBegun(step=step, at=1.0, attempt=1) for step in (Step.STOPPING, Step.SNAPSHOTTING, None))
-    await api.cell.node.finish(job_id(answer), FAILED, Told(steps=begun))
+    await api.cell.node.finish(job_id(answer), FAILED, JobReport(steps=begun))
 
     failed = (await api.call("GET", answer.headers["Operation-Location"])).body
     assert (failed["step"], failed["percent"]) == ("snapshotting", 42)

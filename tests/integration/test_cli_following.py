@@ -18,7 +18,7 @@ from tests.integration.test_ops_api import DONE, THEIRS, Ops, failed, have_their
 from tests.queueing import PATIENCE_SECONDS
 from worker.store.access.tokens import Permission
 from worker.store.model import Step
-from worker.store.reports import StepBegun, Told
+from worker.store.reports import JobReport, StepBegun
 
 
 @asynccontextmanager
@@ -171,7 +171,7 @@ class TestTerminal:
             await terminal.shows("waits for its node")
             await node.begin(job)
             await node.progress(
-                job, Step.SNAPSHOTTING, Told(steps=(StepBegun(step=Step.SNAPSHOTTING, at=0, attempt=1),))
+                job, Step.SNAPSHOTTING, JobReport(steps=(StepBegun(step=Step.SNAPSHOTTING, at=0, attempt=1),))
             )
             await terminal.shows("snapshotting")
             await terminal.shows("42%")

@@ -16,7 +16,7 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from worker.store.model import Failure, JobId, JobState, ServerId, SnapshotStatus, Step
 from worker.store.nodes.node_store import ReportedServer
 from worker.store.outcome import Outcome
-from worker.store.reports import NodeFacts, Pool, StepBegun, Told
+from worker.store.reports import JobReport, NodeFacts, Pool, StepBegun
 
 HOSTILE = "<script>alert('x')</script>\"'&{{7*7}}"
 FRAGMENT: dict[str, Any] = {"HX_Request": "true"}
@@ -151,7 +151,7 @@ class TestJobs:
             StepBegun(step=Step.STOPPING, at=1000.5, attempt=2),
         ]
         log = ('{"event": "step.tried", "level": "warning", "timestamp": "2026-01-02T03:04:05Z", "step": "stopping"}',)
-        await desk.cell.node.progress(job, Step.STOPPING, Told(steps=tuple(begun), log=(*log, '{"cut', "[]")))
+        await desk.cell.node.progress(job, Step.STOPPING, JobReport(steps=tuple(begun), log=(*log, '{"cut', "[]")))
         page = await desk.browser.seen(f"/ops/jobs/{job}/")
         text = visible(page)
         for said in (

@@ -11,7 +11,7 @@ from tests.integration.browsing import Desk, at_desk
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import DONE
 from tests.integration.test_dashboard import audited, failed, made, visible
-from worker.reconcile import Finding
+from worker.reconcile import FindingKind
 from worker.store.access.tokens import Permission
 from worker.store.model import AccountId, ServerId
 
@@ -94,7 +94,7 @@ class TestFindings:
         assert "torn" not in await desk.browser.seen("/ops/findings/")
 
     def test_each_kind_has_its_meaning(self) -> None:
-        assert set(MEANINGS) == {*Finding, "missing_server"}
+        assert set(MEANINGS) == {*FindingKind, "missing_server"}
 
 
 class TestAudit:

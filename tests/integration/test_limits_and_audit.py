@@ -13,7 +13,7 @@ import pytest
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import SNAPSHOTS, FrontEnd, serving
 from worker.store.access.audit import STREAM, Audit
-from worker.store.operators.operator_store import Cut, Operators
+from worker.store.operators.operator_store import Cursor, OperatorStore
 from worker.store.operators.records import AuditEntry
 
 KEPT = timedelta(days=90)
@@ -36,10 +36,10 @@ async def behind_proxy(cell: Cell) -> AsyncIterator[FrontEnd]:
 
 async def entries(cell: Cell, **wanted: str) -> list[AuditEntry]:
     """Oldest first."""
-    operators = Operators(cell.redis, cell.store)
+    operators = OperatorStore(cell.redis, cell.store)
     since, found, after = datetime.now(UTC) - timedelta(hours=1), list[AuditEntry](), None
     while True:
-        part = await operators.audit(wanted, since=since, until=None, cut=Cut(limit=500, after=after))
+        part = await operators.audit(wanted, since=since, until=None, cursor=Cursor(limit=500, after=after))
         found += part.results
         after = part.after
         if after is None:

@@ -221,7 +221,7 @@ class TestPresentOnly:
         assert (await job(api, begun.id))["disks"] == "present"
 
 
-class TestTold:
+class TestReported:
     async def test_the_event_of_the_end_has_the_codes_and_a_webhook_all_of_it(self, api: FrontEnd) -> None:
         snapshot_id = await api.have_snapshot()
         async with receiving() as receiver, listening(api) as stream:

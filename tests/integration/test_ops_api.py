@@ -17,7 +17,7 @@ from tests.queueing import until_told
 from worker.store.access.tokens import Permission
 from worker.store.model import AccountId, Failure, JobId, JobState, ServerId, SnapshotStatus, Step
 from worker.store.outcome import Outcome
-from worker.store.reports import NodeFacts, Pool, StepBegun, Told
+from worker.store.reports import JobReport, NodeFacts, Pool, StepBegun
 
 OTHERS, THEIRS = AccountId(78), ServerId(2)
 DONE = Outcome(state=JobState.COMPLETED, snapshot_status=SnapshotStatus.COMPLETED, size_mb=1, downtime_seconds=2.0)
@@ -178,11 +178,11 @@ class TestJobs:
         begun = [StepBegun(step=step, at=at, attempt=n) for step, at, n in [
             (Step.PREFLIGHT, 1000.0, 1), (Step.STOPPING, 1000.5, 1), (Step.STOPPING, 1002.0, 2), (None, 1005.25, 1),
         ]]  # fmt: skip
-        await node.progress(job, Step.STOPPING, Told(steps=tuple(begun[:2]), log=('{"event": "one"}',)))
+        await node.progress(job, Step.STOPPING, JobReport(steps=tuple(begun[:2]), log=('{"event": "one"}',)))
         under_way = await ops.get(f"jobs/{job}/")
         assert [step["seconds"] for step in under_way["steps"]] == [0.5, None]
         lines = tuple(f'{{"event": "{"x" * 1000}"}}' for _ in range(60))
-        await node.finish(job, failed(stranded=True), Told(steps=tuple(begun[2:]), log=(*lines, '{"event": "la')))
+        await node.finish(job, failed(stranded=True), JobReport(steps=tuple(begun[2:]), log=(*lines, '{"event": "la')))
 
         shown = await ops.get(f"jobs/{job}/")
         assert [(step["step"], step["seconds"], step["attempt"]) for step in shown["steps"]] == [

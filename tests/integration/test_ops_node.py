@@ -28,13 +28,13 @@ from worker.runner import Limits, Runner
 from worker.store import arq_queue as queue
 from worker.store import errors
 from worker.store.model import ServerState, Step
-from worker.store.operators.operator_store import Cut, Operators
+from worker.store.operators.operator_store import Cursor, OperatorStore
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
     cell: Cell
-    operators: Operators
+    operators: OperatorStore
     hypervisor: FakeHypervisor
     runner: Runner
     reconciler: Reconciler
@@ -66,7 +66,7 @@ async def node(cell: Cell, tmp_path: Path) -> AsyncIterator[Node]:
     )
     yield Node(
         cell=cell,
-        operators=Operators(cell.redis, cell.store),
+        operators=OperatorStore(cell.redis, cell.store),
         hypervisor=hypervisor,
         runner=runner,
         reconciler=reconciler,
@@ -88,7 +88,7 @@ def logged(node: Node) -> Iterator[None]:
 async def test_a_paused_node_takes_no_job_and_goes_on_at_once_when_told(
     cell: Cell, redis: ArqRedis, redis_server: RedisServer
 ) -> None:
-    operators, jobs = Operators(redis, cell.store), Jobs()
+    operators, jobs = OperatorStore(redis, cell.store), Jobs()
     async with at_work(redis_server.socket, jobs):
         await put(redis, "before")
         await jobs.have_started("before")
@@ -164,7 +164,7 @@ async def test_a_report_tells_what_the_node_runs_on_and_how_much_is_free(node: N
     assert (facts.hypervisor, facts.emulator) == ("fake 1.0.0", "fake 1.0.0")
     assert facts.worker
     assert facts.free_bytes == node.hypervisor.free_bytes
-    (first, *_) = (await node.operators.nodes(state=None, sort="free", cut=Cut(limit=1))).results
+    (first, *_) = (await node.operators.nodes(state=None, sort="free", cursor=Cursor(limit=1))).results
     assert first.name == "n1"
 
 
@@ -193,7 +193,7 @@ async def test_the_lists_outlive_a_store_that_lost_its_data(node: Node) -> None:
     await node.cell.redis.flushdb()
     await node.cell.node.take_lease(seconds=60)
     await node.inventory.report()
-    servers = await node.operators.servers(node="n1", account_id=None, stranded=False, cut=Cut(limit=10))
+    servers = await node.operators.servers(node="n1", account_id=None, stranded=False, cursor=Cursor(limit=10))
     assert [server.view.server.id for server in servers.results] == [SERVER]
 
 

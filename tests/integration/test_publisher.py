@@ -12,9 +12,9 @@ from tests.conftest import RedisServer, needs
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store, nothing_more
 from tests.queueing import PATIENCE_SECONDS, client, until_told
 from worker.publisher import Publisher
-from worker.store.customers.customer_store import Store
+from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import Failure, Job, JobId, JobState, SnapshotStatus, Step
-from worker.store.operators.operator_store import Operators
+from worker.store.operators.operator_store import OperatorStore
 from worker.store.outcome import Outcome
 
 DONE = Outcome(state=JobState.COMPLETED, size_mb=12, snapshot_status=SnapshotStatus.COMPLETED, downtime_seconds=1.5)
@@ -110,7 +110,7 @@ async def test_a_job_that_is_gone_on_with_before_the_lease_is_ours_shows_it(cell
         assert await next_process.take_lease(seconds=60) is None
         publisher.step(job_id, Step.STARTING)
         await comes_to(cell, job_id, Step.STARTING)
-    shown = await Operators(cell.redis, cell.store).job(job_id)
+    shown = await OperatorStore(cell.redis, cell.store).job(job_id)
     assert [(taken.step, taken.attempt) for taken in shown.steps] == [("stopping", 2), ("starting", 1)]
     assert len(shown.log) == 2
     assert shown.job.attempts == 2
@@ -139,7 +139,7 @@ async def own() -> AsyncIterator[tuple[Cell, RedisServer]]:
         server = RedisServer(Path(folder))
         server.start()
         async with client(server.socket) as redis:
-            cell = Cell(redis=redis, store=Store(redis), node=node_store(redis))
+            cell = Cell(redis=redis, store=CustomerStore(redis), node=node_store(redis))
             assert await cell.node.take_lease(seconds=60) is None
             await cell.have()
             yield cell, server

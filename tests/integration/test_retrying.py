@@ -10,7 +10,7 @@ from api.ops_operations import OPS
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import DONE, SNAPSHOTS, Answer, FrontEnd, serving
 from worker.store.access.tokens import Permission
-from worker.store.chores.waiting import Waiting
+from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.model import Failure, JobId, JobState, SnapshotId, SnapshotStatus
 from worker.store.outcome import Outcome
 
@@ -203,7 +203,7 @@ class TestDeletes:
         await cell.store.delete(account_id=ACCOUNT, snapshot_id=snapshot_id, request_id="r")
         await cell.raw("HSET", "node:n1", "heartbeat_ms", 1)
         await cell.raw("ZADD", "jobs:waiting", 1, await cell.holder())
-        assert await Waiting(cell.redis, seconds=60).fail()
+        assert await StaleJobReaper(cell.redis, seconds=60).fail()
 
         record = (await cell.node.known(SERVER, [snapshot_id])).on_disk[snapshot_id]
         assert record is not None

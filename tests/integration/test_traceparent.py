@@ -9,7 +9,7 @@ from worker.program import tracing
 from worker.scheduler import Scheduler
 from worker.store.model import Failure, Job, JobId, JobState, SnapshotId, SnapshotStatus
 from worker.store.outcome import Outcome
-from worker.store.schedules.schedules import Plan, Schedules
+from worker.store.schedules.schedules import Schedules, ScheduleSpec
 
 FIRST, SECOND = (f"00-4bf92f3577b34da6a3ce929d0e0e4736-{span}-01" for span in ("00f067aa0ba902b7", "53995c3f42cd8ad8"))
 DONE = Outcome(state=JobState.COMPLETED, snapshot_status=SnapshotStatus.COMPLETED, size_mb=1, undoable_seconds=60)
@@ -56,8 +56,8 @@ async def test_a_delete_that_the_node_tries_again_stays_in_its_trace(cell: Cell)
 
 
 async def test_a_run_of_a_schedule_carries_the_trace_of_its_round(cell: Cell) -> None:
-    plan = Plan(name="nightly", when="daily", keep=2, expire_after=None, enabled=True)
-    schedule = await Schedules(cell.redis).create(account_id=ACCOUNT, server_id=SERVER, plan=plan, idempotency=None)
+    spec = ScheduleSpec(name="nightly", when="daily", keep=2, expire_after=None, enabled=True)
+    schedule = await Schedules(cell.redis).create(account_id=ACCOUNT, server_id=SERVER, spec=spec, idempotency=None)
     await cell.redis.zadd("schedules:due", {schedule.id: datetime.now(UTC).timestamp() * 1000 // 1})
     with tracing.span("a round", {}, parent={"traceparent": FIRST}):
         await Scheduler(store=cell.node).round()

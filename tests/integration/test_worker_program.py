@@ -18,7 +18,7 @@ from tests.conftest import RedisServer, needs
 from tests.integration.conftest import ACCOUNT
 from tests.queueing import client, until_told
 from tests.worker_process import FIRST, SECOND, WorkerProcess, server_of, worker_process
-from worker.store.customers.customer_store import Store
+from worker.store.customers.customer_store import CustomerStore
 from worker.store.errors import Refused
 from worker.store.model import Job, JobId, JobState, ServerId
 
@@ -56,7 +56,7 @@ def state(tmp_path: Path) -> Path:
 class Customer:
     def __init__(self, redis: ArqRedis) -> None:
         self.redis = redis
-        self._store = Store(redis)
+        self._store = CustomerStore(redis)
 
     async def create(self, server_id: int, name: str = "n") -> JobId:
         """As soon as the node has reported its server."""

@@ -44,7 +44,7 @@ class StepBegun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class JobReport:
     """What has happened with a job since it was told of last."""
 
     steps: tuple[StepBegun, ...] = ()
@@ -56,4 +56,4 @@ class Told:
         return json.dumps({"steps": steps, "log": self.log, "resumed": self.resumed})
 
 
-NOTHING_TOLD = Told()
+EMPTY_REPORT = JobReport()

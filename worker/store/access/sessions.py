@@ -12,14 +12,14 @@ from datetime import UTC, datetime, timedelta
 from arq.connections import ArqRedis
 
 from worker.store import records, scripts
-from worker.store.access.tokens import Entered, Limits, Token, entered, key_of
+from worker.store.access.tokens import Authenticated, Limits, Token, authenticated, key_of
 from worker.store.calls import redis_answers
 
 _ID_BYTES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lasting:
+class SessionLifetime:
     """How long a session lasts."""
 
     at_most: timedelta
@@ -32,7 +32,7 @@ class Session:
 
     csrf: str
     ends_at: datetime
-    entered: Entered
+    authenticated: Authenticated
     token: Token
 
 
@@ -47,7 +47,7 @@ class NewSession:
 class Sessions:
     """Every call may raise StoreUnavailable."""
 
-    def __init__(self, redis: ArqRedis, *, lasting: Lasting, limits: Limits) -> None:
+    def __init__(self, redis: ArqRedis, *, lasting: SessionLifetime, limits: Limits) -> None:
         self._redis = redis
         self._lasting = lasting
         self._limits = limits
@@ -85,7 +85,7 @@ class Sessions:
         return Session(
             csrf=record["csrf"],
             ends_at=records.moment(record["ends_ms"]),
-            entered=entered(token, *counted),
+            authenticated=authenticated(token, *counted),
             token=token,
         )
 

@@ -84,7 +84,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entered:
+class Authenticated:
     """A caller at the door."""
 
     token: Token | None
@@ -98,9 +98,9 @@ def _secret(seed: str, salt: str) -> str:
     return f"vps_{urlsafe_b64encode(digest).decode().rstrip('=')}"
 
 
-def entered(token: Token | None, allowed: int, left: int, more_ms: int) -> Entered:
+def authenticated(token: Token | None, allowed: int, left: int, more_ms: int) -> Authenticated:
     """As the scripts count it."""
-    return Entered(
+    return Authenticated(
         token=token,
         allowed=bool(allowed),
         left=left,
@@ -118,7 +118,7 @@ class Tokens:
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
-        self._enter = scripts.load(redis, "access/enter")
+        self._authenticate = scripts.load(redis, "access/authenticate")
         self._put = scripts.load(redis, "access/put_token")
 
     async def create(
@@ -159,15 +159,17 @@ class Tokens:
         made, first_salt = answer
         return NewToken(token=Token.of(records.pairs(made)), secret=_secret(seed, first_salt.decode()))
 
-    async def enter(self, secret: str, *, address: str, named: AccountId | None, limits: Limits) -> Entered:
+    async def authenticate(
+        self, secret: str, *, address: str, named: AccountId | None, limits: Limits
+    ) -> Authenticated:
         """The token of that secret, unless it never was, was revoked or has ended. The call is counted: on the token,
         on a service's for the account that it names; or on the address where there is no such token."""
         key = key_of(secret) if _SECRET.fullmatch(secret) else ""
         window_ms = round(limits.window.total_seconds() * 1000)
         asked = [key, address, named or "", limits.calls, limits.failed_logins, window_ms]
         with redis_answers():
-            flat, *counted = await self._enter(args=asked)
-        return entered(Token.of(records.pairs(flat)) if flat else None, *counted)
+            flat, *counted = await self._authenticate(args=asked)
+        return authenticated(Token.of(records.pairs(flat)) if flat else None, *counted)
 
     async def all(self) -> list[Token]:
         """Every token that is valid, oldest first; ended ones are dropped from the index on the way."""

@@ -91,7 +91,7 @@ class Edit:
         return {field: text for field, text in fields.items() if text is not None}
 
 
-class Store:
+class CustomerStore:
     """The store as the front end sees it. `node_silent_seconds`: how old a node's last heartbeat may be.
 
     A call that takes an `Idempotency` answers as it did the first time, or raises IdempotencyKeyReused.

@@ -1,6 +1,6 @@
--- include: records, nodes, transitions, conclude, told
+-- include: records, nodes, transitions, conclude, job_reports
 -- A node publishes a job's outcome; publishing it again changes nothing.
--- ARGV: job id, node, owner, JSON result as `conclude` takes it, JSON as `keep_told` does, what the server does now or ''.
+-- ARGV: job id, node, owner, JSON result as `conclude` takes it, JSON as `keep_report` does, what the server does now or ''.
 if not owns_lease(ARGV[2], ARGV[3]) then return 'lease_lost' end
 local job = read('job:' .. ARGV[1])
 if not job then return 'job_unknown' end
@@ -12,7 +12,7 @@ for _, begun in ipairs(told.steps) do -- those that the outcome has overtaken
   if begun.step ~= '' then job.step = begun.step end
 end
 if job.step then redis.call('HSET', 'job:' .. ARGV[1], 'step', job.step) end
-keep_told(ARGV[1], told)
+keep_report(ARGV[1], told)
 -- Who hears of the end may ask for the next job at once: the node's own report of the power comes a moment later.
 if ARGV[6] ~= '' and redis.call('HGET', 'server:' .. job.server, 'node') == job.node then
   redis.call('HSET', 'server:' .. job.server, 'power', ARGV[6])

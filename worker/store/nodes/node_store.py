@@ -33,7 +33,7 @@ from worker.store.model import (
     Step,
 )
 from worker.store.outcome import DELETE_RETRY_SECONDS, Outcome
-from worker.store.reports import NOTHING_TOLD, NodeFacts, Told
+from worker.store.reports import EMPTY_REPORT, JobReport, NodeFacts
 from worker.store.schedules.schedules import BadCron, cron_of, next_run, snapshot_name
 
 FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
@@ -243,12 +243,12 @@ class NodeStore:
             raise LeaseLost
         raise BeginRefused(answer.decode())
 
-    async def progress(self, job_id: JobId, step: Step, told: Told = NOTHING_TOLD) -> None:
+    async def progress(self, job_id: JobId, step: Step, told: JobReport = EMPTY_REPORT) -> None:
         """Tell everyone how far a job has got; one that is over is left as it is. Raises LeaseLost."""
         if await self._call("progress", job_id, self.node, self._owner, step, told.for_script()) == b"lease_lost":
             raise LeaseLost
 
-    async def finish(self, job_id: JobId, outcome: Outcome, told: Told = NOTHING_TOLD, power: str = "") -> str:
+    async def finish(self, job_id: JobId, outcome: Outcome, told: JobReport = EMPTY_REPORT, power: str = "") -> str:
         """Publish how a job ended, and what its server does now ('': not known); again changes nothing. What the store
         made of it, for the log. Raises LeaseLost."""
         result = json.dumps(outcome.for_script())

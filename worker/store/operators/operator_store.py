@@ -15,11 +15,11 @@ from worker.program.configuration import NODE_SILENT_SECONDS
 from worker.store import arq_queue as queue
 from worker.store import errors, records, scripts
 from worker.store.calls import Idempotency, for_script, redis_answers, shown_job
-from worker.store.customers.customer_store import Store
+from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import AccountId, Job, JobId, JobKind, JobState, ServerId
 from worker.store.operators import records as ops_records
 from worker.store.operators.overview import Counted, Overview, overview
-from worker.store.operators.records import AuditEntry, Node, OpsJob, OpsServer, ServerFindings, Slice
+from worker.store.operators.records import AuditEntry, CursorPage, Node, OpsJob, OpsServer, ServerFindings
 
 SCRIPTS = (
     *("ops_jobs", "ops_job", "ops_nodes", "ops_servers", "ops_findings", "ops_audit", "ops_overview"),
@@ -53,7 +53,7 @@ class JobFilter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class Cursor:
     """Which part of a list: so many, after a cursor."""
 
     limit: int
@@ -63,10 +63,12 @@ class Cut:
         return {"limit": self.limit} | ({"after": self.after.split(":", 1)} if self.after else {})
 
 
-class Operators:
+class OperatorStore:
     """Every call may raise StoreUnavailable, and one that takes an `Idempotency` IdempotencyKeyReused."""
 
-    def __init__(self, redis: ArqRedis, store: Store, *, node_silent_seconds: float = NODE_SILENT_SECONDS) -> None:
+    def __init__(
+        self, redis: ArqRedis, store: CustomerStore, *, node_silent_seconds: float = NODE_SILENT_SECONDS
+    ) -> None:
         self._store = store
         self._silent_ms = round(node_silent_seconds * 1000)
         self._counted = Counted()
@@ -94,9 +96,9 @@ class Operators:
 
     # --- jobs ---
 
-    async def jobs(self, wanted: JobFilter, cut: Cut) -> Slice[Job]:
+    async def jobs(self, wanted: JobFilter, cursor: Cursor) -> CursorPage[Job]:
         """Newest first."""
-        count, after, *rows = await self._call("ops_jobs", json.dumps(wanted.for_script() | cut.for_script()))
+        count, after, *rows = await self._call("ops_jobs", json.dumps(wanted.for_script() | cursor.for_script()))
         return _slice(count, after, tuple(map(shown_job, rows)))
 
     async def job(self, job_id: JobId) -> OpsJob:
@@ -113,7 +115,7 @@ class Operators:
     async def retry(
         self, job_id: JobId, *, request_id: str, in_bulk: bool = False, idempotency: Idempotency | None = None
     ) -> Job:
-        """Admit a failed job anew, as a job of its own. `in_bulk`: as one of many, see `Store.again`. Raises
+        """Admit a failed job anew, as a job of its own. `in_bulk`: as one of many, see `CustomerStore.again`. Raises
         JobNotFound, JobNotRetryable, and whatever the admission of its kind raises."""
         job = (await self.job(job_id)).job
         if job.state is not JobState.FAILED:
@@ -132,10 +134,10 @@ class Operators:
 
     # --- nodes ---
 
-    async def nodes(self, *, state: str | None, sort: str, cut: Cut) -> Slice[Node]:
+    async def nodes(self, *, state: str | None, sort: str, cursor: Cursor) -> CursorPage[Node]:
         """`state`: alive, silent or paused; `sort`: name, heartbeat, queued or free, "-": the other way round."""
         ask = {"sort": sort.lstrip("-"), "descending": sort.startswith("-"), "silent_ms": self._silent_ms}
-        ask |= cut.for_script() | ({"state": state} if state else {})
+        ask |= cursor.for_script() | ({"state": state} if state else {})
         after, *rows = await self._call("ops_nodes", json.dumps(ask))
         return _slice(-1, after, tuple(map(ops_records.node, rows)))
 
@@ -167,11 +169,11 @@ class Operators:
     # --- servers, findings, audit ---
 
     async def servers(
-        self, *, node: str | None, account_id: AccountId | None, stranded: bool, cut: Cut
-    ) -> Slice[OpsServer]:
+        self, *, node: str | None, account_id: AccountId | None, stranded: bool, cursor: Cursor
+    ) -> CursorPage[OpsServer]:
         """In the order of their ids; the stranded ones in that in which they stranded."""
         match = {"node": node, "account": account_id and str(account_id), "stranded": stranded or None}
-        ask = {field: value for field, value in match.items() if value is not None} | cut.for_script()
+        ask = {field: value for field, value in match.items() if value is not None} | cursor.for_script()
         count, after, *rows = await self._call("ops_servers", json.dumps(ask))
         return _slice(count, after, tuple(map(ops_records.server, rows)))
 
@@ -182,26 +184,26 @@ class Operators:
             raise errors.ServerNotFound(f"There is no server {server_id}.")
         return ops_records.server(rows[0])
 
-    async def findings(self, cut: Cut) -> Slice[ServerFindings]:
+    async def findings(self, cursor: Cursor) -> CursorPage[ServerFindings]:
         """Newest first."""
-        count, after, *rows = await self._call("ops_findings", json.dumps(cut.for_script()))
+        count, after, *rows = await self._call("ops_findings", json.dumps(cursor.for_script()))
         return _slice(count, after, tuple(map(ops_records.server_findings, rows)))
 
     async def audit(
-        self, wanted: Mapping[str, str], *, since: datetime | None, until: datetime | None, cut: Cut
-    ) -> Slice[AuditEntry]:
+        self, wanted: Mapping[str, str], *, since: datetime | None, until: datetime | None, cursor: Cursor
+    ) -> CursorPage[AuditEntry]:
         """Newest first; `wanted`: entries with these fields."""
         # the stream knows no moment before 1970
         before = str(max(0, int(records.milliseconds(until)) - 1)) if until else "+"
         ask = {
             "match": dict(wanted),
             "from": str(max(0, int(records.milliseconds(since)))) if since else "-",
-            "to": f"({cut.after}" if cut.after else before,
-            "limit": cut.limit,
+            "to": f"({cursor.after}" if cursor.after else before,
+            "limit": cursor.limit,
         }
         after, *rows = await self._call("ops_audit", json.dumps(ask))
-        return Slice(count=None, after=after.decode() or None, results=tuple(map(ops_records.audit_entry, rows)))
+        return CursorPage(count=None, after=after.decode() or None, results=tuple(map(ops_records.audit_entry, rows)))
 
 
-def _slice(count: int, after: list[bytes], results: tuple[Any, ...]) -> Slice[Any]:
-    return Slice(count=None if count < 0 else count, after=ops_records.cut(after), results=results)
+def _slice(count: int, after: list[bytes], results: tuple[Any, ...]) -> CursorPage[Any]:
+    return CursorPage(count=None if count < 0 else count, after=ops_records.cursor(after), results=results)

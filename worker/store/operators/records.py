@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slice(Generic[Item]):
+class CursorPage(Generic[Item]):
     """Part of a list that may be long. A page that looked far for what was asked may have few results and go on."""
 
     count: int | None  # the whole list's; None where only a part of it was asked for
@@ -106,7 +106,7 @@ class AuditEntry:
     notes: tuple[str, ...] = ()  # codes of what the entry's job has noted
 
 
-def cut(after: Sequence[bytes]) -> str | None:
+def cursor(after: Sequence[bytes]) -> str | None:
     return ":".join(part.decode() for part in after) if after else None
 
 

@@ -28,7 +28,7 @@ class BadCron(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ScheduleSpec:
     """What a customer says of a schedule."""
 
     name: str  # of its snapshots, before the moment
@@ -53,7 +53,7 @@ class Schedule:
     account_id: AccountId
     server_id: ServerId
     server_name: str
-    plan: Plan
+    spec: ScheduleSpec
     created_at: datetime
     next_run_at: datetime | None  # None: it is not enabled
     last_run_at: datetime | None
@@ -109,19 +109,19 @@ class Schedules:
         self._list = scripts.load(redis, "schedules/list_schedules")
 
     async def create(
-        self, *, account_id: AccountId, server_id: ServerId, plan: Plan, idempotency: Idempotency | None
+        self, *, account_id: AccountId, server_id: ServerId, spec: ScheduleSpec, idempotency: Idempotency | None
     ) -> Schedule:
         """Raises ServerNotFound, ScheduleLimitReached or IdempotencyKeyReused."""
         more = {"server": str(server_id), "idempotency": for_script(idempotency)}
-        due_ms = _due_ms(plan, server_id)
-        return await self._write(account_id, ScheduleId(uuid4().hex), fields=plan.for_script(), due_ms=due_ms, **more)
+        due_ms = _due_ms(spec, server_id)
+        return await self._write(account_id, ScheduleId(uuid4().hex), fields=spec.for_script(), due_ms=due_ms, **more)
 
-    async def change(self, schedule: Schedule, plan: Plan) -> Schedule:
+    async def change(self, schedule: Schedule, spec: ScheduleSpec) -> Schedule:
         """Raises ScheduleNotFound, should it be gone meanwhile."""
-        before = schedule.plan.for_script()
-        fields = {field: text for field, text in plan.for_script().items() if text != before[field]}
+        before = schedule.spec.for_script()
+        fields = {field: text for field, text in spec.for_script().items() if text != before[field]}
         is_due_anew = bool(fields.keys() & {"when", "enabled"})
-        due = {"due_ms": _due_ms(plan, schedule.server_id)} if is_due_anew else {}
+        due = {"due_ms": _due_ms(spec, schedule.server_id)} if is_due_anew else {}
         return await self._write(schedule.account_id, schedule.id, fields=fields, **due)
 
     async def drop(self, *, account_id: AccountId, schedule_id: ScheduleId) -> None:
@@ -156,10 +156,10 @@ class Schedules:
         raise _REFUSED[answer.decode()]
 
 
-def _due_ms(plan: Plan, server_id: ServerId) -> int | str:
+def _due_ms(spec: ScheduleSpec, server_id: ServerId) -> int | str:
     """When it runs next; '': never."""
-    cron = cron_of(plan.when, server_id)
-    return records.milliseconds(next_run(cron, datetime.now(UTC))) if plan.enabled else ""
+    cron = cron_of(spec.when, server_id)
+    return records.milliseconds(next_run(cron, datetime.now(UTC))) if spec.enabled else ""
 
 
 _REFUSED = {
@@ -177,7 +177,7 @@ def _schedule(shown: list[Any]) -> Schedule:
     schedule_id, flat, server_name = shown
     record = records.pairs(flat)
     expire_after = record["expire_after_ms"]
-    plan = Plan(
+    spec = ScheduleSpec(
         name=record["name"],
         when=record["when"],
         keep=int(record["keep"]),
@@ -189,7 +189,7 @@ def _schedule(shown: list[Any]) -> Schedule:
         account_id=AccountId(int(record["account"])),
         server_id=ServerId(int(record["server"])),
         server_name=server_name.decode(),
-        plan=plan,
+        spec=spec,
         created_at=records.moment(record["created_ms"]),
         next_run_at=records.moment(record["next_ms"]) if record["next_ms"] else None,
         last_run_at=records.moment(record["last_ms"]) if record.get("last_ms") else None,

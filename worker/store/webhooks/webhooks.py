@@ -38,7 +38,7 @@ class JobEvent(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class WebhookChange:
     """What a customer says of a webhook; None leaves it as it is."""
 
     url: str | None = None
@@ -101,12 +101,14 @@ class Webhooks:
         self._test = scripts.load(redis, "webhooks/test_webhook")
         self._list_deliveries = scripts.load(redis, "webhooks/list_deliveries")
 
-    async def create(self, *, account_id: AccountId, wish: Wish, idempotency: Idempotency | None = None) -> Secret:
+    async def create(
+        self, *, account_id: AccountId, wish: WebhookChange, idempotency: Idempotency | None = None
+    ) -> Secret:
         """Raises WebhookLimitReached."""
         new = {"most": WEBHOOKS_PER_ACCOUNT, "fields": wish.for_script()}
         return await self._write(account_id, WebhookId(uuid4().hex), idempotency, secret=_new_secret(), **new)
 
-    async def change(self, *, account_id: AccountId, webhook_id: WebhookId, wish: Wish) -> Webhook:
+    async def change(self, *, account_id: AccountId, webhook_id: WebhookId, wish: WebhookChange) -> Webhook:
         """Raises WebhookNotFound."""
         return (await self._write(account_id, webhook_id, None, fields=wish.for_script())).webhook
 

@@ -16,7 +16,7 @@ BATCH = 100  # jobs that one script looks at: a bound on how long it holds Redis
 log = structlog.stdlib.get_logger()
 
 
-class Waiting:
+class StaleJobReaper:
     """Whoever lives sees to it, front ends and all workers. `seconds`: how long a job may wait for a silent node;
     `gave_up` is called for each that has waited longer."""
 

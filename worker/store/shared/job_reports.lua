@@ -6,7 +6,7 @@ local MOST, LOG_BYTES = 200, 32768
 
 -- For the operators: when each step began, and what the log said. Comes with a step, or with the end.
 -- told: {steps: [{step ('': the end), ms, attempt}], log: [line], resumed: times that a process has gone on with it}.
-local function keep_told(job_id, told)
+local function keep_report(job_id, told)
   local steps, lines = 'job:' .. job_id .. ':steps', 'job:' .. job_id .. ':log'
   for _, step in ipairs(told.steps) do redis.call('RPUSH', steps, cjson.encode(step)) end
   for _, line in ipairs(told.log) do redis.call('RPUSH', lines, line) end
