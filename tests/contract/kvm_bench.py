@@ -175,7 +175,11 @@ def qemu_img(*arguments: str) -> str:
         # virtual machine one time in four.
         if "Unable to get accurate CPU usage" not in run.stderr:
             break
-    assert run.returncode == 0, f"{run.args}: {run.stderr}"
+    try:
+        run.check_returncode()
+    except subprocess.CalledProcessError as error:
+        error.add_note(run.stderr)
+        raise
     return run.stdout
 
 
