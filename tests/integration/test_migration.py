@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 import pytest
 from arq.connections import ArqRedis
 
-from tests.conftest import RedisServer, needs, needs_root
+from tests.conftest import RedisServer, needs, needs_module, needs_root
 from tests.libvirtd import PROGRAMS
 
-libvirt = pytest.importorskip("libvirt")
+libvirt = needs_module("libvirt")
 
 from drivers.kvm import listing, records  # noqa: E402 - only where there is a libvirt
 from drivers.kvm.places import SYSTEM  # noqa: E402

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import needs_module
 from worker.journal import KEPT_FOR_A_PERSON, Journal
 from worker.program.configuration import ENV_PREFIX
 from worker.settings import WorkerSettings
@@ -107,7 +108,7 @@ def test_a_state_folder_of_no_use_is_named(tmp_path: Path) -> None:
 
 
 def test_a_hypervisor_that_is_not_there_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("libvirt")
+    needs_module("libvirt")
     uri = f"qemu+unix:///system?socket={tmp_path}/nowhere"
     assert uri in refuses("run", libvirt_uri=uri, state_dir=str(tmp_path))
 

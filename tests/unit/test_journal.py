@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import lacking
 from worker.journal import BALLAST_BYTES, KEPT_FOR_A_PERSON, Journal, JournalFailed, NewerJournal
 from worker.lease import NodeLock, NodeTaken
 from worker.procedures.work import Facts, Task
@@ -130,8 +131,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], check=False)
     if mounted.returncode:
-        assert not os.environ.get("CI"), "in CI nothing may be skipped"
-        pytest.skip("no disk can be mounted here")
+        lacking("no disk can be mounted here")
     yield folder
     subprocess.run(["umount", folder], check=True)
 
