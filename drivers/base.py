@@ -176,7 +176,8 @@ class Surveyed:
     disks: tuple[SurveyedDisk, ...] = ()
     state: tuple[str, ...] = ()  # what is saved beside the disks: nvram, pflash, tpm
     left_out: tuple[SkippedDisk, ...] = ()
-    refused: tuple[str, ...] = ()  # why no snapshot can be taken; empty: one can
+    refused: tuple[str, ...] = ()  # why no snapshot can be taken
+    not_judged: tuple[str, ...] = ()  # what was not here to be looked at; if `refused` too is empty: one can be taken
     noticed: tuple[str, ...] = ()  # what a person should know beside
 
 
