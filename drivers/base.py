@@ -68,6 +68,9 @@ class Layout:
     tpm: bool = False  # the state of an emulated TPM: saved and restored with the disks
     firmware: Firmware = Firmware.BIOS
     checkpoints: tuple[str, ...] = ()  # the hypervisor's own records of incremental backups
+    reduced: tuple[
+        str, ...
+    ] = ()  # what a server that runs will have less of once it was stopped: "2 vCPUs instead of 4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,7 @@ class RestorePlan:
     bitmaps: tuple[str, ...]  # disks with dirty bitmaps, which a revert makes worthless
     checkpoints: tuple[str, ...]  # likewise
     generation_id: bool  # the guest is told by a new one that it has gone back in time
+    reduced: tuple[str, ...] = ()  # as of the layout
 
 
 @dataclass(frozen=True, kw_only=True)

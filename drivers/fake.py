@@ -405,6 +405,7 @@ class FakeHypervisor:
             nvram=server.nvram is not None,
             firmware=Firmware.BIOS if server.nvram is None else Firmware.UEFI,
             checkpoints=tuple(server.checkpoints),
+            reduced=server.reduced_by_a_stop(),
             free_bytes=self.free_bytes,
         )
 

@@ -155,6 +155,7 @@ class KvmHypervisor:
             firmware=found.firmware,
             free_bytes=await self.free_space(server_id),
             checkpoints=await self._libvirt.on(server_id, domain.checkpoints),
+            reduced=await self._libvirt.on(server_id, readiness.reduced),
         )
 
     async def restore_plan(self, server_id: int, tag: str, *, present_only: bool = False) -> RestorePlan:
@@ -173,6 +174,7 @@ class KvmHypervisor:
             bitmaps=tuple(disk.target for disk in layout.disks if disk.bitmaps),
             checkpoints=layout.checkpoints,
             generation_id=view.hardware.generation_id,
+            reduced=layout.reduced,
         )
 
     async def _other_tpm(self, view: View, tag: str) -> tuple[SkippedDisk, ...]:

@@ -28,6 +28,7 @@ class _Found:
     server_id: int | None
     hardware: Hardware | None
     refusals: tuple[str, ...]
+    reduced: tuple[str, ...]
 
 
 async def survey_libvirt(uri: str) -> list[Surveyed]:
@@ -45,9 +46,11 @@ async def survey_libvirt(uri: str) -> list[Surveyed]:
 def _read(of: Any, uri: str) -> _Found:
     refusals: list[str] = []
     mark = found = None
+    reduced: tuple[str, ...] = ()
     try:
         mark = connection.mark_of(of)
         found = domain.configured_hardware(of, places_of(uri))
+        reduced = readiness.reduced(of)
         domain.ready_hardware(of, places_of(uri))
     except DriverError as error:
         refusals.append(str(error))
@@ -59,6 +62,7 @@ def _read(of: Any, uri: str) -> _Found:
         server_id=mark.server_id if mark else None,
         hardware=found,
         refusals=tuple(refusals),
+        reduced=reduced,
     )
 
 
@@ -78,6 +82,7 @@ async def _of_domain(found: _Found, uses: sharing.Uses, of: connection.Connectio
         state=tuple(part.kind for part in judged.parts),
         left_out=judged.skipped,
         refused=refusals,
+        noticed=tuple(f"a job that stops the server leaves it with {less}" for less in found.reduced),
     )
 
 
