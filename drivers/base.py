@@ -292,6 +292,15 @@ class Hypervisor(Protocol):
         """
         ...
 
+    async def identity(self, server_id: int) -> str:
+        """The hypervisor's own identity of the domain, which it keeps when someone defines it anew."""
+        ...
+
+    def recall(self, server_id: int, identity: str) -> None:
+        """Find the server by the identity of its domain too, while it is held: whoever has defined it anew may have
+        left out that it is adopted. Another domain that is adopted as the server goes before it."""
+        ...
+
     async def power(self, server_id: int) -> Power: ...
 
     async def press_power_button(self, server_id: int) -> None:

@@ -122,6 +122,13 @@ class FakeHypervisor:
         await self._do(Effect.ADOPT, server, change=change)
         self._notify()
 
+    async def identity(self, server_id: int) -> str:
+        await self._look(server := self.server(server_id))
+        return server.name
+
+    def recall(self, server_id: int, identity: str) -> None:
+        """Nothing here is defined anew without its server id."""
+
     async def power(self, server_id: int) -> Power:
         await self._look(server := self.server(server_id))
         return server.power

@@ -81,6 +81,12 @@ class KvmHypervisor:
     async def adopt(self, name: str, *, server_id: int, account_id: int) -> None:
         await self._libvirt.adopt(name, server_id=server_id, account_id=account_id)
 
+    async def identity(self, server_id: int) -> str:
+        return await self._libvirt.on(server_id, lambda found: str(found.UUIDString()))
+
+    def recall(self, server_id: int, identity: str) -> None:
+        self._libvirt.recall(server_id, identity)
+
     # --- power ---
 
     async def power(self, server_id: int) -> Power:

@@ -149,6 +149,24 @@ async def test_no_migration_begins_while_a_job_is_at_work(two: Two) -> None:
     await two.until_on(two.second)
 
 
+async def test_a_server_that_is_defined_anew_while_its_worker_is_dead_is_brought_up_again(two: Two) -> None:
+    await two.first.start_worker(GRACE_SECONDS="60")  # this guest hears no power button: it is killed in the stop
+    await two.until_on(two.first)
+    two.first.ask("create")
+    admitted = await two.store.create(account_id=ACCOUNT, server_id=SERVER, name="x", description="", request_id="r")
+    async with asyncio.timeout(60):
+        while not await asyncio.to_thread(two.first.ask, "listAllSnapshots", 0):
+            pass
+    await two.first.worker_ends()
+    two.first.ask("destroy")
+    two.define_without_mark()
+    await two.first.start_worker()
+    job = await two.over(admitted.job.id)
+    assert (job.state, job.failure) == (JobState.COMPLETED, None)
+    assert two.first.has_it()
+    assert two.first.ask("listAllSnapshots", 0) == []  # it is let go
+
+
 async def test_a_job_that_comes_while_it_migrates_is_refused_and_nothing_is_changed(two: Two) -> None:
     await with_workers(two)
     two.first.ask("create")

@@ -112,6 +112,19 @@ def test_a_newer_safety_snapshot_makes_the_servers_older_one_due(opened: Callabl
     assert journal.due_spare_tags() == []
 
 
+@pytest.mark.parametrize("facts", ['{"was_running": true}', '{"was_running": true, "found_out_later": {"a": 1}}'])
+def test_what_an_older_or_a_newer_version_knew_of_a_job_can_be_read(
+    opened: Callable[[], Journal], tmp_path: Path, facts: str
+) -> None:
+    journal = opened()
+    journal.begin(TASK, Step.PREFLIGHT)
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)) as db:
+        db.execute("UPDATE jobs SET facts = ?", (facts,))
+    entry = journal.find(TASK.job_id)
+    assert entry is not None
+    assert entry.facts == Facts(was_running=True)
+
+
 def test_a_stranded_jobs_safety_snapshot_waits_for_a_person(opened: Callable[[], Journal]) -> None:
     journal = opened()
     journal.begin(TASK, Step.PREFLIGHT)
