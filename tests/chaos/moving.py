@@ -95,6 +95,7 @@ class Migrations:
         self.summary.operations.update((f"{operation} {outcome}", f"migration {way}"))
         refused = operation == "delete" and outcome != "completed"  # its node tries it again, in its time
         await self._look(host, within_seconds=AGAIN_SECONDS if refused else PATIENCE_SECONDS)
+        self._learn(dying, host)  # what it has tried again
         self.summary.settle_seconds.append((known if refused else time.monotonic()) - restarted)
         await self._restore(host)
         what = f"round {self._rounds:4} {source.name} to {target.name} {way} {operation:7} killed {dying} ({at})"
