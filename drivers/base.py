@@ -409,8 +409,8 @@ class Hypervisor(Protocol):
         """Bring these disks (None: all), NVRAM and TPM of a domain that is off back to the tag. Snapshots taken later
         stay. A disk has the size that it had then.
 
-        Raises, before any change, `SnapshotNotFound` where one of the disks lacks the tag, `DisksDiffer` where the server
-        no longer has one, `InvalidState` (not off); or `DiskFailed`: some disks may be reverted.
+        Raises, before any change, `SnapshotNotFound` where one of the disks lacks the tag, `DisksDiffer` where the
+        server no longer has one, `InvalidState` (not off); or `DiskFailed`: some disks may be reverted.
         """
         ...
 
