@@ -31,7 +31,9 @@ async def test_a_create_tells_what_the_snapshot_holds_and_so_does_its_server(das
         assert said in text, said
     server = visible(await dashboard.browser.seen(f"/ops/servers/{SERVER}/"))
     for shown in (text, server):
-        assert "vda 64 MiB , vdb 1.0 MiB , UEFI variables" in shown or "vda 64 MiB, vdb 1.0 MiB, UEFI variables" in shown
+        assert (
+            "vda 64 MiB , vdb 1.0 MiB , UEFI variables" in shown or "vda 64 MiB, vdb 1.0 MiB, UEFI variables" in shown
+        )
         assert "/srv" not in shown
 
 
