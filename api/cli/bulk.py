@@ -1,5 +1,6 @@
 """Retrying and cancelling several jobs: those named, or all that match filters."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -40,63 +41,52 @@ Since = Annotated[
 _DAY = timedelta(hours=24)
 
 
-def cancel_jobs(
-    context: typer.Context,
-    jobs: JobArguments = None,
-    *,
-    match: Match = None,
-    since: Since = _DAY,
-    yes: Yes = False,
-    as_json: Json = False,
-) -> None:
-    """Cancel queued jobs, by ID or by --match."""
-    _act(context, "cancel", jobs or [], match or [], since=since, yes=yes, output=Output(as_json=as_json))
+def _command(action: str, text: str) -> Callable[..., None]:
+    def command(
+        context: typer.Context,
+        jobs: JobArguments = None,
+        *,
+        match: Match = None,
+        since: Since = _DAY,
+        yes: Yes = False,
+        as_json: Json = False,
+    ) -> None:
+        if bool(jobs) is bool(match):
+            raise typer.BadParameter("specify either job IDs or --match")
+        filters, output = _filters(match or []), Output(as_json=as_json)
+
+        async def act(client: Client) -> Exit:
+            found = await _matching(client, filters | {"state": STATE[action]}, since) if match else []
+            ids = jobs or [job["id"] for job in found]
+            if ids:
+                _preview(output, found)
+                if not yes:
+                    confirm(f"{action.capitalize()} {words.plural(len(ids), 'job')}?")
+            return _show(output, DONE[action], await _post(client, action, ids))
+
+        run(context, act)
+
+    command.__doc__ = text
+    return command
 
 
-def retry_jobs(
-    context: typer.Context,
-    jobs: JobArguments = None,
-    *,
-    match: Match = None,
-    since: Since = _DAY,
-    yes: Yes = False,
-    as_json: Json = False,
-) -> None:
-    """Retry failed jobs, by ID or by --match."""
-    _act(context, "retry", jobs or [], match or [], since=since, yes=yes, output=Output(as_json=as_json))
+cancel_jobs = _command("cancel", "Cancel queued jobs, by ID or by --match.")
+retry_jobs = _command("retry", "Retry failed jobs, by ID or by --match.")
 
 
-def _act(
-    context: typer.Context,
-    action: str,
-    jobs: list[str],
-    match: list[str],
-    *,
-    since: timedelta,
-    yes: bool,
-    output: Output,
-) -> None:
-    if bool(jobs) is bool(match):
-        raise typer.BadParameter("specify either job IDs or --match")
-    filters = _filters(match)
+def _preview(output: Output, found: list[Body]) -> None:
+    for job in found[:PREVIEW]:
+        output.note(f"{job['id']}  {formats.what(job)}, {words.ago(formats.moment(job['queued_at']))}")
+    if len(found) > PREVIEW:
+        output.note(f"... and {len(found) - PREVIEW} more")
 
-    async def act(client: Client) -> Exit:
-        found = await _matching(client, filters | {"state": STATE[action]}, since) if match else []
-        ids = jobs or [job["id"] for job in found]
-        if ids:
-            for job in found[:PREVIEW]:
-                output.note(f"{job['id']}  {formats.what(job)}, {words.ago(formats.moment(job['queued_at']))}")
-            if len(found) > PREVIEW:
-                output.note(f"... and {len(found) - PREVIEW} more")
-            if not yes:
-                confirm(f"{action.capitalize()} {words.plural(len(ids), 'job')}?")
-        results: list[Body] = []
-        for n in range(0, len(ids), BULK_MAX):
-            body = {"action": action, "ids": ids[n : n + BULK_MAX]}
-            results += (await client.post("ops/jobs/bulk/", body)).body["results"]
-        return _show(output, DONE[action], results)
 
-    run(context, act)
+async def _post(client: Client, action: str, ids: list[str]) -> list[Body]:
+    results: list[Body] = []
+    for n in range(0, len(ids), BULK_MAX):
+        body = {"action": action, "ids": ids[n : n + BULK_MAX]}
+        results += (await client.post("ops/jobs/bulk/", body)).body["results"]
+    return results
 
 
 def _filters(match: list[str]) -> dict[str, str]:
