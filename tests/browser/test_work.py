@@ -91,7 +91,7 @@ async def test_a_filter_shows_what_it_asks_for_and_stands_in_the_address(operato
 async def test_a_failed_job_tells_why_and_what_to_do_and_is_retried(operator: Operator) -> None:
     job_id = await failed(operator)
     await operator.open(f"jobs/{job_id}/")
-    link = operator.page.get_by_role("link", name="What to do: runbook")
+    link = operator.page.get_by_role("link", name="Runbook: disk_failed")
     await expect(link).to_have_attribute("href", re.compile(r"#disk_failed$"))
     await press(operator, "Retry", answer="Retry")
     await operator.page.get_by_role("link", name="View job").click()

@@ -81,7 +81,7 @@ class TestOverview:
         assert "stranded" not in await dashboard.browser.seen("/ops/")
         assert "stranded" not in await dashboard.browser.seen("/ops/jobs/")
         text = visible(await dashboard.browser.seen(f"/ops/jobs/{job}/"))
-        assert "The server is stranded: start_failed" in text
+        assert "The server was stranded: start_failed" in text
         assert "by a test: started by hand" in text
 
     async def test_silent_full_and_paused_nodes_and_a_job_that_waits_too_long_are_alarms(
