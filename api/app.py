@@ -10,28 +10,30 @@ from aiohttp import HttpVersion11, ThreadedResolver, hdrs, web
 from aiohttp.abc import AbstractResolver
 from arq.connections import ArqRedis
 
-from api import docs_page, openapi, problems, requests
-from api.caching import Document, conditional
-from api.callers import Callers
-from api.cell_view import CellView
 from api.dashboard import routes
 from api.dashboard.assets import Assets
 from api.dashboard.desk import Desk
 from api.dashboard.rendering import Rendering
 from api.dashboard.session import Door
+from api.document import openapi, page
+from api.events.streams import Streams
 from api.handlers import Handlers
-from api.metrics import PATH as METRICS
-from api.metrics import Metrics, exposition
-from api.middleware import around, finish_head
+from api.http import problems, reading
+from api.http.caching import Document, conditional
+from api.http.callers import Callers
+from api.http.middleware import around, finish_head
+from api.http.probes import exposition
+from api.http.reading import BODY_MAX_BYTES, REQUEST_ID
+from api.http.traces import traced
+from api.measures.cell_view import CellView
+from api.measures.metrics import PATH as METRICS
+from api.measures.metrics import Metrics
 from api.operations import OPERATIONS, PROBES, Operation, Probing
 from api.ops_handlers import OpsHandlers
 from api.ops_operations import OPS_OPERATIONS, OpsOperation
-from api.requests import BODY_MAX_BYTES, REQUEST_ID
-from api.sender import Sender
 from api.settings import ApiSettings
-from api.streams import Streams
 from api.sweeper import Sweeper
-from api.traces import traced
+from api.webhooks.sender import Sender
 from worker.store.access.audit import Audit
 from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Tokens
@@ -189,9 +191,9 @@ def _operated(operation: OpsOperation, handlers: OpsHandlers, callers: Callers, 
 
 async def _ensure_takes(call: Operation | OpsOperation, request: web.Request, *, body_seconds: float) -> None:
     """Raises Problem for a query parameter, or a body, that the call does not take: before it does anything."""
-    requests.only_known(request, call.query)
+    reading.only_known(request, call.query)
     if call.changes and call.body is None:
-        await requests.ensure_no_body(request, call.query, timeout_seconds=body_seconds)
+        await reading.ensure_no_body(request, call.query, timeout_seconds=body_seconds)
 
 
 def _bounded(call: Operation | OpsOperation, handler: Handler, *, seconds: float) -> Handler:
@@ -252,11 +254,11 @@ async def _expected(request: web.Request) -> None:
 def _documents() -> Mapping[str, Handler]:
     """What is said about the API, made once: it is the same for everyone."""
     document = openapi.document()
-    page = docs_page.page(document, document_path=openapi.PATH)
-    html = {"Content-Security-Policy": docs_page.POLICY, "X-Content-Type-Options": "nosniff"}
+    html_page = page.page(document, document_path=openapi.PATH)
+    html = {"Content-Security-Policy": page.POLICY, "X-Content-Type-Options": "nosniff"}
     return {
         openapi.PATH: Document.of(openapi.text(document).encode(), kind="application/json", headers={}).show,
-        docs_page.PATH: Document.of(page.encode(), kind="text/html", headers=html).show,
+        page.PATH: Document.of(html_page.encode(), kind="text/html", headers=html).show,
     }
 
 

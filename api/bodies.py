@@ -8,7 +8,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from yarl import URL
 
-from api.requests import PageQuery
+from api.http.reading import PageQuery
 from worker.store import model
 from worker.store.calls import Page
 from worker.store.customers import events

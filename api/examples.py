@@ -3,9 +3,17 @@
 from datetime import UTC, datetime
 
 from api import bodies
-from api.problems import FieldError, Problem, broke, invalid
-from api.requests import CreateBody, EditBody, ScheduleBody, ScheduleEditBody
-from api.webhooks import Delivery, DeliveryList, Webhook, WebhookBody, WebhookEditBody, WebhookList, WebhookWithSecret
+from api.http.problems import FieldError, Problem, broke, invalid
+from api.http.reading import CreateBody, EditBody, ScheduleBody, ScheduleEditBody
+from api.webhooks.bodies import (
+    Delivery,
+    DeliveryList,
+    Webhook,
+    WebhookBody,
+    WebhookEditBody,
+    WebhookList,
+    WebhookWithSecret,
+)
 from worker.store import errors
 from worker.store.model import (
     SNAPSHOTS_PER_SERVER,

@@ -4,10 +4,12 @@ import asyncio
 
 from aiohttp import web
 
-from api import bodies, requests, ssrf, webhooks
-from api.callers import MADE, Caller, Callers
-from api.problems import FieldError, invalid
-from api.requests import (
+from api import bodies
+from api.events.streams import Streams, opened
+from api.http import reading
+from api.http.callers import MADE, Caller, Callers
+from api.http.problems import FieldError, invalid
+from api.http.reading import (
     CreateBody,
     DryRunQuery,
     EditBody,
@@ -20,8 +22,9 @@ from api.requests import (
     SchedulesQuery,
     UndoQuery,
 )
-from api.streams import Streams, opened
-from api.webhooks import WebhookBody, WebhookEditBody
+from api.webhooks import bodies as webhooks
+from api.webhooks import ssrf
+from api.webhooks.bodies import WebhookBody, WebhookEditBody
 from worker.store.access.tokens import Permission
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import Job, JobState
@@ -55,22 +58,22 @@ class Handlers:
         self._to_private = to_private
 
     async def list_snapshots(self, request: web.Request, caller: Caller) -> web.Response:
-        query = requests.query(request, ListQuery)
+        query = reading.query(request, ListQuery)
         page = await self._store.snapshots(
             account_id=caller.account_id, wanted=query.wanted, offset=query.offset, limit=query.page_size
         )
         return bodies.answer(bodies.snapshots(page), headers={"Link": bodies.link(request.rel_url, query, page.count)})
 
     async def create_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
-        body = await requests.body(request, CreateBody, timeout_seconds=self._body_seconds)
-        request[requests.SERVER_ID] = body.server_id
-        if requests.query(request, DryRunQuery).dry_run:
+        body = await reading.body(request, CreateBody, timeout_seconds=self._body_seconds)
+        request[reading.SERVER_ID] = body.server_id
+        if reading.query(request, DryRunQuery).dry_run:
             check = await self._store.check_create(
                 account_id=caller.account_id,
                 server_id=body.server_id,
                 name=body.name,
-                request_id=request[requests.REQUEST_ID],
-                idempotency=requests.idempotency(request, body),
+                request_id=request[reading.REQUEST_ID],
+                idempotency=reading.idempotency(request, body),
             )
             return await self._checked(caller, check)
         admitted = await self._store.create(
@@ -78,65 +81,65 @@ class Handlers:
             server_id=body.server_id,
             name=body.name,
             description=body.description,
-            request_id=request[requests.REQUEST_ID],
-            idempotency=requests.idempotency(request, body),
+            request_id=request[reading.REQUEST_ID],
+            idempotency=reading.idempotency(request, body),
         )
         return bodies.answer(bodies.created(admitted), status=201, headers=bodies.places(admitted))
 
     async def show_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
-        snapshot_id = requests.snapshot_id(request)
+        snapshot_id = reading.snapshot_id(request)
         found = await self._store.snapshot(account_id=caller.account_id, snapshot_id=snapshot_id)
         return bodies.answer(bodies.details(found))
 
     async def edit_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
-        body = await requests.body(request, EditBody, timeout_seconds=self._body_seconds)
+        body = await reading.body(request, EditBody, timeout_seconds=self._body_seconds)
         edited = await self._store.edit(
             account_id=caller.account_id,
-            snapshot_id=requests.snapshot_id(request),
+            snapshot_id=reading.snapshot_id(request),
             edit=body.edit,
         )
         return bodies.answer(bodies.details(edited))
 
     async def restore_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
-        query = requests.query(request, RestoreQuery)
+        query = reading.query(request, RestoreQuery)
         if query.dry_run:
             check = await self._store.check_restore(
                 account_id=caller.account_id,
-                snapshot_id=requests.snapshot_id(request),
-                request_id=request[requests.REQUEST_ID],
+                snapshot_id=reading.snapshot_id(request),
+                request_id=request[reading.REQUEST_ID],
                 present_only=query.present_only,
-                idempotency=requests.idempotency(request),
+                idempotency=reading.idempotency(request),
             )
             return await self._checked(caller, check)
         admitted = await self._store.restore(
             account_id=caller.account_id,
-            snapshot_id=requests.snapshot_id(request),
-            request_id=request[requests.REQUEST_ID],
+            snapshot_id=reading.snapshot_id(request),
+            request_id=request[reading.REQUEST_ID],
             present_only=query.present_only,
-            idempotency=requests.idempotency(request),
+            idempotency=reading.idempotency(request),
         )
         return bodies.answer(bodies.restoring(admitted), headers=bodies.places(admitted))
 
     async def delete_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
         job = await self._store.delete(
             account_id=caller.account_id,
-            snapshot_id=requests.snapshot_id(request),
-            request_id=request[requests.REQUEST_ID],
+            snapshot_id=reading.snapshot_id(request),
+            request_id=request[reading.REQUEST_ID],
         )
         return web.Response(status=204, headers=bodies.place(job) if job else {})
 
     async def undo_restore(self, request: web.Request, caller: Caller) -> web.Response:
         job = await self._store.undo(
             account_id=caller.account_id,
-            job_id=requests.job_id(request),
-            request_id=request[requests.REQUEST_ID],
-            present_only=requests.query(request, UndoQuery).present_only,
-            idempotency=requests.idempotency(request),
+            job_id=reading.job_id(request),
+            request_id=request[reading.REQUEST_ID],
+            present_only=reading.query(request, UndoQuery).present_only,
+            idempotency=reading.idempotency(request),
         )
         return bodies.answer(bodies.job(job), status=202, headers=bodies.place(job))
 
     async def list_jobs(self, request: web.Request, caller: Caller) -> web.Response:
-        query = requests.query(request, JobsQuery)
+        query = reading.query(request, JobsQuery)
         page = await self._store.jobs(
             account_id=caller.account_id,
             server_id=query.server_id,
@@ -147,19 +150,19 @@ class Handlers:
         return bodies.answer(bodies.jobs(page), headers={"Link": bodies.link(request.rel_url, query, page.count)})
 
     async def show_job(self, request: web.Request, caller: Caller) -> web.Response:
-        found = await self._store.job(account_id=caller.account_id, job_id=requests.job_id(request))
+        found = await self._store.job(account_id=caller.account_id, job_id=reading.job_id(request))
         return bodies.answer(bodies.job(found))
 
     async def cancel_job(self, request: web.Request, caller: Caller) -> web.Response:
         cancelled = await self._store.cancel(
             account_id=caller.account_id,
-            job_id=requests.job_id(request),
-            idempotency=requests.idempotency(request),
+            job_id=reading.job_id(request),
+            idempotency=reading.idempotency(request),
         )
         return bodies.answer(bodies.job(cancelled))
 
     async def show_server(self, request: web.Request, caller: Caller) -> web.Response:
-        found = await self._store.server(account_id=caller.account_id, server_id=requests.server_id(request))
+        found = await self._store.server(account_id=caller.account_id, server_id=reading.server_id(request))
         return bodies.answer(bodies.server(found))
 
     async def follow_events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
@@ -167,52 +170,52 @@ class Handlers:
             request,
             opened(),
             caller.account_id,
-            last_event_id=requests.last_event_id(request),
+            last_event_id=reading.last_event_id(request),
             still_allowed=lambda: self._callers.still(request, Permission.SNAPSHOTS_READ),
         )
 
     async def list_schedules(self, request: web.Request, caller: Caller) -> web.Response:
-        query = requests.query(request, SchedulesQuery)
+        query = reading.query(request, SchedulesQuery)
         page = await self._schedules.page(
             account_id=caller.account_id, server_id=query.server_id, offset=query.offset, limit=query.page_size
         )
         return bodies.answer(bodies.schedules(page), headers={"Link": bodies.link(request.rel_url, query, page.count)})
 
     async def create_schedule(self, request: web.Request, caller: Caller) -> web.Response:
-        body = await requests.body(request, ScheduleBody, timeout_seconds=self._body_seconds)
-        request[requests.SERVER_ID] = body.server_id
+        body = await reading.body(request, ScheduleBody, timeout_seconds=self._body_seconds)
+        request[reading.SERVER_ID] = body.server_id
         made = await self._schedules.create(
             account_id=caller.account_id,
             server_id=body.server_id,
             spec=body.spec,
-            idempotency=requests.idempotency(request, body),
+            idempotency=reading.idempotency(request, body),
         )
         request[MADE] = f"schedule {made.id}"
         return bodies.answer(bodies.schedule(made), status=201, headers={"Location": f"/api/v1/schedules/{made.id}/"})
 
     async def show_schedule(self, request: web.Request, caller: Caller) -> web.Response:
-        schedule_id = requests.schedule_id(request)
+        schedule_id = reading.schedule_id(request)
         found = await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)
         return bodies.answer(bodies.schedule(found))
 
     async def edit_schedule(self, request: web.Request, caller: Caller) -> web.Response:
-        body = await requests.body(request, ScheduleEditBody, timeout_seconds=self._body_seconds)
-        schedule_id = requests.schedule_id(request)
+        body = await reading.body(request, ScheduleEditBody, timeout_seconds=self._body_seconds)
+        schedule_id = reading.schedule_id(request)
         before = await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)
         return bodies.answer(bodies.schedule(await self._schedules.change(before, body.applied(before.spec))))
 
     async def delete_schedule(self, request: web.Request, caller: Caller) -> web.Response:
-        await self._schedules.drop(account_id=caller.account_id, schedule_id=requests.schedule_id(request))
+        await self._schedules.drop(account_id=caller.account_id, schedule_id=reading.schedule_id(request))
         return web.Response(status=204)
 
     async def list_webhooks(self, _: web.Request, caller: Caller) -> web.Response:
         return bodies.answer(webhooks.webhooks(await self._hooks.all(account_id=caller.account_id)))
 
     async def create_webhook(self, request: web.Request, caller: Caller) -> web.Response:
-        body = await requests.body(request, WebhookBody, timeout_seconds=self._body_seconds)
+        body = await reading.body(request, WebhookBody, timeout_seconds=self._body_seconds)
         self._check_url(body.url)
         new = await self._hooks.create(
-            account_id=caller.account_id, wish=body.wish, idempotency=requests.idempotency(request, body)
+            account_id=caller.account_id, wish=body.wish, idempotency=reading.idempotency(request, body)
         )
         request[MADE] = f"webhook {new.webhook.id}"
         place = {"Location": f"/api/v1/webhooks/{new.webhook.id}/"}
@@ -223,7 +226,7 @@ class Handlers:
         return bodies.answer(webhooks.webhook(found))
 
     async def edit_webhook(self, request: web.Request, caller: Caller) -> web.Response:
-        body = await requests.body(request, WebhookEditBody, timeout_seconds=self._body_seconds)
+        body = await reading.body(request, WebhookEditBody, timeout_seconds=self._body_seconds)
         if body.url is not None:
             self._check_url(body.url)
         edited = await self._hooks.change(
@@ -239,7 +242,7 @@ class Handlers:
         new = await self._hooks.rotate(
             account_id=caller.account_id,
             webhook_id=webhooks.webhook_id(request),
-            idempotency=requests.idempotency(request),
+            idempotency=reading.idempotency(request),
         )
         return bodies.answer(webhooks.with_secret(new))
 
@@ -247,12 +250,12 @@ class Handlers:
         delivery = await self._hooks.test(
             account_id=caller.account_id,
             webhook_id=webhooks.webhook_id(request),
-            idempotency=requests.idempotency(request),
+            idempotency=reading.idempotency(request),
         )
         return bodies.answer(webhooks.delivery(delivery), status=202)
 
     async def list_deliveries(self, request: web.Request, caller: Caller) -> web.Response:
-        query = requests.query(request, PageQuery)
+        query = reading.query(request, PageQuery)
         page = await self._hooks.deliveries(
             account_id=caller.account_id,
             webhook_id=webhooks.webhook_id(request),

@@ -20,8 +20,8 @@ import uvloop
 from arq.connections import ArqRedis
 
 from api.app import build
-from api.metrics import Metrics
-from api.server import listening
+from api.http.server import listening
+from api.measures.metrics import Metrics
 from api.settings import ApiSettings
 from worker.program import logs
 from worker.program.configuration import ConfigurationError, help_text, load

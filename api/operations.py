@@ -4,10 +4,10 @@ The routes are made from this table, and so is the API's document.
 """
 
 from api import examples
-from api.callers import Caller
-from api.calls import Call, Link, Probe, Reply
 from api.handlers import Handlers
-from api.requests import (
+from api.http.callers import Caller
+from api.http.calls import Call, Link, Probe, Reply
+from api.http.reading import (
     LAST_EVENT_HEADER,
     CreateBody,
     DryRunQuery,
@@ -21,7 +21,7 @@ from api.requests import (
     SchedulesQuery,
     UndoQuery,
 )
-from api.webhooks import WebhookBody, WebhookEditBody
+from api.webhooks.bodies import WebhookBody, WebhookEditBody
 from worker.store import errors
 from worker.store.access.tokens import Permission
 

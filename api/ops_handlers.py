@@ -3,8 +3,10 @@
 from aiohttp import web
 from pydantic import BaseModel
 
-from api import bodies, ops_bodies, ops_requests, requests
-from api.callers import EACH, MADE, REASON, Callers, bearer
+from api import bodies, ops_bodies, ops_requests
+from api.events.streams import Streams, opened
+from api.http import reading
+from api.http.callers import EACH, MADE, REASON, Callers, bearer
 from api.ops_requests import (
     AuditQuery,
     BulkBody,
@@ -16,7 +18,6 @@ from api.ops_requests import (
     TokenBody,
     TokensQuery,
 )
-from api.streams import Streams, opened
 from worker.store import errors
 from worker.store.access.tokens import Permission, Token, Tokens
 from worker.store.calls import Idempotency
@@ -57,7 +58,7 @@ class OpsHandlers:
     # --- nodes ---
 
     async def ops_list_nodes(self, request: web.Request, _: Token) -> web.Response:
-        query = requests.query(request, OpsNodesQuery)
+        query = reading.query(request, OpsNodesQuery)
         part = await self._operators.nodes(state=query.state, sort=query.sort, cursor=query.cursor)
         return bodies.answer(ops_bodies.nodes(part), headers=ops_bodies.follow(request.rel_url, part.after))
 
@@ -86,33 +87,33 @@ class OpsHandlers:
     # --- jobs ---
 
     async def ops_list_jobs(self, request: web.Request, _: Token) -> web.Response:
-        query = requests.query(request, OpsJobsQuery)
+        query = reading.query(request, OpsJobsQuery)
         part = await self._operators.jobs(query.wanted, query.cursor)
         return bodies.answer(ops_bodies.jobs(part), headers=ops_bodies.follow(request.rel_url, part.after))
 
     async def ops_show_job(self, request: web.Request, _: Token) -> web.Response:
-        found = await self._operators.job(requests.job_id(request))
+        found = await self._operators.job(reading.job_id(request))
         return bodies.answer(ops_bodies.job(found, runbook_url=self._runbook_url))
 
     async def ops_retry_job(self, request: web.Request, token: Token) -> web.Response:
         job = await self._operators.retry(
-            requests.job_id(request), request_id=request[requests.REQUEST_ID], idempotency=_once(request, token)
+            reading.job_id(request), request_id=request[reading.REQUEST_ID], idempotency=_once(request, token)
         )
         return bodies.answer(ops_bodies.job_summary(job), status=202, headers=ops_bodies.place(job))
 
     async def ops_cancel_job(self, request: web.Request, token: Token) -> web.Response:
-        cancelled = await self._operators.cancel(requests.job_id(request), idempotency=_once(request, token))
+        cancelled = await self._operators.cancel(reading.job_id(request), idempotency=_once(request, token))
         return bodies.answer(ops_bodies.job_summary(cancelled))
 
     async def ops_resolve_job(self, request: web.Request, token: Token) -> web.Response:
-        job_id, why = requests.job_id(request), await self._reason(request)
+        job_id, why = reading.job_id(request), await self._reason(request)
         resolved = await self._operators.resolve(
             job_id, by=token.name, reason=why.reason, idempotency=_once(request, token, why)
         )
         return bodies.answer(ops_bodies.job(resolved, runbook_url=self._runbook_url))
 
     async def ops_bulk_jobs(self, request: web.Request, token: Token) -> web.Response:
-        body = await requests.body(request, BulkBody, timeout_seconds=self._body_seconds)
+        body = await reading.body(request, BulkBody, timeout_seconds=self._body_seconds)
         once = _once(request, token, body)
         if once is not None:
             await self._operators.once(once)
@@ -131,7 +132,7 @@ class OpsHandlers:
         made, own = None, once and once.of_one(job_id)
         try:
             if action == "retry":
-                request_id = request[requests.REQUEST_ID]
+                request_id = request[reading.REQUEST_ID]
                 retried = await self._operators.retry(job_id, request_id=request_id, in_bulk=True, idempotency=own)
                 made = retried.id
             else:
@@ -143,14 +144,14 @@ class OpsHandlers:
     # --- servers, findings, audit ---
 
     async def ops_list_servers(self, request: web.Request, _: Token) -> web.Response:
-        query = requests.query(request, OpsServersQuery)
+        query = reading.query(request, OpsServersQuery)
         part = await self._operators.servers(
             node=query.node, account_id=query.account_id, stranded=query.stranded, cursor=query.cursor
         )
         return bodies.answer(ops_bodies.servers(part), headers=ops_bodies.follow(request.rel_url, part.after))
 
     async def ops_show_server(self, request: web.Request, _: Token) -> web.Response:
-        server_id = requests.server_id(request)
+        server_id = reading.server_id(request)
         found = await self._operators.server(server_id)
         snapshots = await self._store.snapshots(
             account_id=found.view.server.account_id,
@@ -162,23 +163,23 @@ class OpsHandlers:
         return bodies.answer(ops_bodies.server_details(found, snapshots, latest))
 
     async def ops_list_findings(self, request: web.Request, _: Token) -> web.Response:
-        part = await self._operators.findings(requests.query(request, CursorQuery).cursor)
+        part = await self._operators.findings(reading.query(request, CursorQuery).cursor)
         return bodies.answer(ops_bodies.findings(part), headers=ops_bodies.follow(request.rel_url, part.after))
 
     async def ops_list_audit(self, request: web.Request, _: Token) -> web.Response:
-        query = requests.query(request, AuditQuery)
+        query = reading.query(request, AuditQuery)
         part = await self._operators.audit(query.wanted, since=query.since, until=query.until, cursor=query.cursor)
         return bodies.answer(ops_bodies.audit(part), headers=ops_bodies.follow(request.rel_url, part.after))
 
     # --- tokens ---
 
     async def ops_list_tokens(self, request: web.Request, _: Token) -> web.Response:
-        wanted = requests.query(request, TokensQuery).account_id
+        wanted = reading.query(request, TokensQuery).account_id
         found = [one for one in await self._tokens.all() if wanted in {None, one.account_id}]
         return bodies.answer(ops_bodies.TokenList(results=tuple(map(ops_bodies.token, found))))
 
     async def ops_create_token(self, request: web.Request, token: Token) -> web.Response:
-        body = await requests.body(request, TokenBody, timeout_seconds=self._body_seconds)
+        body = await reading.body(request, TokenBody, timeout_seconds=self._body_seconds)
         new = await self._tokens.create(
             name=body.name,
             account_id=body.account_id,
@@ -201,17 +202,17 @@ class OpsHandlers:
             request,
             opened(),
             None,
-            last_event_id=requests.last_event_id(request),
+            last_event_id=reading.last_event_id(request),
             still_allowed=lambda: self._callers.still(request, Permission.OPERATOR),
         )
 
     async def _reason(self, request: web.Request) -> ReasonBody:
         """Why it is done, for the audit too. Raises Problem."""
-        body = await requests.body(request, ReasonBody, timeout_seconds=self._body_seconds)
+        body = await reading.body(request, ReasonBody, timeout_seconds=self._body_seconds)
         request[REASON] = body.reason
         return body
 
 
 def _once(request: web.Request, token: Token, content: BaseModel | None = None) -> Idempotency | None:
     """The operator's mark on a POST: an operator has no account, so that its keys are its token's. Raises Problem."""
-    return requests.idempotency(request, content, owner=f"token:{token.id}")
+    return reading.idempotency(request, content, owner=f"token:{token.id}")

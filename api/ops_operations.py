@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from api import ops_examples
-from api.calls import Call, Link, Reply
+from api.http.calls import Call, Link, Reply
+from api.http.reading import LAST_EVENT_HEADER
 from api.ops_handlers import OpsHandlers
 from api.ops_requests import (
     AuditQuery,
@@ -16,7 +17,6 @@ from api.ops_requests import (
     TokenBody,
     TokensQuery,
 )
-from api.requests import LAST_EVENT_HEADER
 from worker.store import errors
 from worker.store.access.tokens import Permission, Token
 

@@ -16,7 +16,7 @@ from pydantic import (
     field_validator,
 )
 
-from api.requests import ID_MAX, STORABLE, JobIdInPath, Moment, digits, truth, whole
+from api.http.reading import ID_MAX, STORABLE, JobIdInPath, Moment, digits, truth, whole
 from worker.store import errors
 from worker.store.access.tokens import Permission
 from worker.store.model import AccountId, JobKind, JobState, ServerId

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import structlog
 from aiohttp import web
 
-from api.background import in_background
+from worker.program.background import in_background
 from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.errors import StoreUnavailable
 

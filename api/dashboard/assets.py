@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 
 from aiohttp import web
 
-from api.caching import takes_gzip
+from api.http.caching import takes_gzip
 
 STATIC = "/ops/static/"
 

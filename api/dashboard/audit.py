@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field
 from api.dashboard import desk as at
 from api.dashboard.desk import Desk, Pages
 from api.dashboard.session import Visit
+from api.http.reading import Moment
 from api.ops_requests import AuditQuery
-from api.requests import Moment
 
 AUDIT = "/ops/audit/"
 SHOWN = 50

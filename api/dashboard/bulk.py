@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
-from api import requests
-from api.callers import EACH
 from api.dashboard.desk import Desk, Pages
 from api.dashboard.jobs import DONE_TO, JOBS
 from api.dashboard.rendering import Question
 from api.dashboard.session import Visit
+from api.http import reading
+from api.http.callers import EACH
+from api.http.problems import FieldError, invalid
+from api.http.reading import JobIdInPath
 from api.ops_requests import BULK_MAX, OpsJobsQuery
-from api.problems import FieldError, invalid
-from api.requests import JobIdInPath
 from worker.store import errors
 from worker.store.model import JobId
 from worker.store.operators.operator_store import Cursor
@@ -120,7 +120,7 @@ async def _do_one(desk: Desk, visit: Visit, outcome: Outcome, job_id: JobId) -> 
     """The code of its refusal, if it was refused."""
     try:
         if outcome.action == "retry":
-            request_id = visit.request[requests.REQUEST_ID]
+            request_id = visit.request[reading.REQUEST_ID]
             job = await desk.operators.retry(job_id, request_id=request_id, in_bulk=True)
         else:
             job = await desk.operators.cancel(job_id)
@@ -150,8 +150,8 @@ def _wanted(given: Mapping[str, Sequence[str]]) -> Ticked | Matching:
     if "all" not in values:
         if "ids" not in values:
             raise invalid(FieldError(field="ids", detail="Tick the jobs first."))
-        return requests.validated(values | {"ids": tuple(given["ids"])}, Ticked)
-    wanted = requests.validated({name: value for name, value in values.items() if name != "after"}, Matching)
+        return reading.validated(values | {"ids": tuple(given["ids"])}, Ticked)
+    wanted = reading.validated({name: value for name, value in values.items() if name != "after"}, Matching)
     if wanted.state != DONE_TO[wanted.action]:
         detail = f"Filter for the state {DONE_TO[wanted.action]} first: nothing else can be done to the others."
         raise invalid(FieldError(field="state", detail=detail))

@@ -7,12 +7,12 @@ from typing import TypeVar
 from aiohttp import web
 from pydantic import BaseModel
 
-from api import requests
-from api.callers import REASON
 from api.dashboard.rendering import Rendering
 from api.dashboard.session import Door, Visit
+from api.events.streams import Streams
+from api.http import reading
+from api.http.callers import REASON
 from api.ops_requests import ReasonBody
-from api.streams import Streams
 from worker.store.access.tokens import Tokens
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.operators.operator_store import OperatorStore
@@ -38,7 +38,7 @@ Pages = Mapping[str, Handler]  # by path
 
 def reason(visit: Visit) -> str:
     """Why it is done, for the audit too. Raises Problem."""
-    given = requests.validated({"reason": " ".join(visit.form.get("reason", [""])).strip()}, ReasonBody).reason
+    given = reading.validated({"reason": " ".join(visit.form.get("reason", [""])).strip()}, ReasonBody).reason
     visit.request[REASON] = given
     return given
 
@@ -52,5 +52,5 @@ def filters(visit: Visit, query: BaseModel) -> dict[str, str]:
 def query(visit: Visit, model: type[Part], *, limit: int) -> Part:
     """Which part of a list is asked for, `limit` long where the address says nothing. What a form has left empty is
     left out. Raises Problem."""
-    found = requests.query(visit.request, model, but_empty=True)
+    found = reading.query(visit.request, model, but_empty=True)
     return found if "limit" in found.model_fields_set else found.model_copy(update={"limit": limit})

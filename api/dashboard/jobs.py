@@ -8,11 +8,11 @@ from typing import Any
 
 from aiohttp import web
 
-from api import requests
 from api.dashboard import desk as at
 from api.dashboard.desk import Desk, Pages
 from api.dashboard.rendering import Question
 from api.dashboard.session import Visit
+from api.http import reading
 from api.ops_requests import OpsJobsQuery
 from worker.store.model import STEPS, Job, JobKind, JobState, Step
 from worker.store.operators.records import OpsJob, StepTaken
@@ -37,7 +37,7 @@ def _bulk(filters: Mapping[str, str]) -> list[str]:
 
 
 async def show_one(desk: Desk, visit: Visit) -> web.Response:
-    found = await desk.operators.job(requests.job_id(visit.request))
+    found = await desk.operators.job(reading.job_id(visit.request))
     steps = _steps(found)
     return desk.rendering.page(
         visit.request,
@@ -160,7 +160,7 @@ ACTIONS_ON_ONE: Mapping[str, Offered] = {
 
 
 async def ask(desk: Desk, visit: Visit) -> web.Response:
-    job = (await desk.operators.job(requests.job_id(visit.request))).job
+    job = (await desk.operators.job(reading.job_id(visit.request))).job
     offered = ACTIONS_ON_ONE[visit.request.match_info["action"]]
     question = Question(
         title=offered.title,
@@ -180,8 +180,8 @@ def _named(job: Job) -> str:
 
 
 async def retry(desk: Desk, visit: Visit) -> web.Response:
-    job_id = requests.job_id(visit.request)
-    new = await desk.operators.retry(job_id, request_id=visit.request[requests.REQUEST_ID])
+    job_id = reading.job_id(visit.request)
+    new = await desk.operators.retry(job_id, request_id=visit.request[reading.REQUEST_ID])
     text = f"Job {job_id[:8]} is tried again, as job {new.id[:8]}."
     response = desk.rendering.done(visit.request, text, back=f"{JOBS}{job_id}/", link=f"{JOBS}{new.id}/")
     response.headers["X-Job-Id"] = new.id
@@ -189,13 +189,13 @@ async def retry(desk: Desk, visit: Visit) -> web.Response:
 
 
 async def cancel(desk: Desk, visit: Visit) -> web.Response:
-    job_id = requests.job_id(visit.request)
+    job_id = reading.job_id(visit.request)
     await desk.operators.cancel(job_id)
     return desk.rendering.done(visit.request, f"Job {job_id[:8]} is cancelled.", back=f"{JOBS}{job_id}/")
 
 
 async def resolve(desk: Desk, visit: Visit) -> web.Response:
-    job_id, reason = requests.job_id(visit.request), at.reason(visit)
+    job_id, reason = reading.job_id(visit.request), at.reason(visit)
     found = await desk.operators.resolve(job_id, by=visit.token.name, reason=reason)
     text = f"Server {found.job.server_id} is noted as put right."
     return desk.rendering.done(visit.request, text, back=f"{JOBS}{job_id}/")

@@ -4,7 +4,7 @@ from aiohttp import web
 
 from api.dashboard.desk import Desk
 from api.dashboard.session import Visit
-from api.streams import opened
+from api.events.streams import opened
 
 
 async def follow(desk: Desk, visit: Visit) -> web.StreamResponse:

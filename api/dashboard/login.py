@@ -2,12 +2,12 @@
 
 from aiohttp import web
 
-from api import requests
 from api.dashboard import session
 from api.dashboard.desk import Desk, Pages
 from api.dashboard.session import LOGIN, Visit
-from api.middleware import PROBLEM
-from api.problems import Problem
+from api.http import reading
+from api.http.middleware import PROBLEM
+from api.http.problems import Problem
 
 LOGOUT = "/ops/logout/"
 SECRET_MAX = 200  # characters: no token is that long
@@ -18,7 +18,7 @@ async def show(desk: Desk, request: web.Request) -> web.Response:
 
 
 async def enter(desk: Desk, request: web.Request) -> web.Response:
-    form = await requests.form(request, timeout_seconds=desk.door.body_seconds)
+    form = await reading.form(request, timeout_seconds=desk.door.body_seconds)
     secret, where = (" ".join(form.get(name, [""])).strip() for name in ("token", "next"))
     try:
         session_id = await desk.door.login(request, secret[:SECRET_MAX])

@@ -10,12 +10,12 @@ from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from yarl import URL
 
-from api.caching import PACKED_FROM_BYTES, takes_gzip
 from api.dashboard import words
 from api.dashboard.assets import Assets
 from api.dashboard.session import VISIT
-from api.problems import Problem
-from api.requests import REQUEST_ID
+from api.http.caching import PACKED_FROM_BYTES, takes_gzip
+from api.http.problems import Problem
+from api.http.reading import REQUEST_ID
 
 # Everything comes from here; nothing is run or styled inline, also if a text should ever get past the escaping.
 POLICY = (

@@ -2,12 +2,12 @@
 
 from aiohttp import web
 
-from api import requests
 from api.dashboard import desk as at
 from api.dashboard.desk import Desk, Pages
 from api.dashboard.findings import MEANINGS
 from api.dashboard.overview import stranding_job
 from api.dashboard.session import Visit
+from api.http import reading
 from api.ops_requests import OpsServersQuery
 from worker.store.customers.customer_store import SnapshotFilter
 from worker.store.model import SNAPSHOTS_PER_SERVER
@@ -31,7 +31,7 @@ async def show_all(desk: Desk, visit: Visit) -> web.Response:
 
 
 async def show_one(desk: Desk, visit: Visit) -> web.Response:
-    server_id = requests.server_id(visit.request)
+    server_id = reading.server_id(visit.request)
     found = await desk.operators.server(server_id)
     snapshots = await desk.store.snapshots(
         account_id=found.view.server.account_id,

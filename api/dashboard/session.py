@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from structlog.contextvars import bind_contextvars
 
-from api import requests
-from api.callers import TOKEN, Callers
-from api.problems import Problem
+from api.http import reading
+from api.http.callers import TOKEN, Callers
+from api.http.problems import Problem
 from worker.store.access.sessions import Session, Sessions
 from worker.store.access.tokens import Permission, Token
 
@@ -67,7 +67,7 @@ class Door:
         _ensure_operators(session.token)
         if request.method == "POST":
             _ensure_from_here(request)
-            form = await requests.form(request, timeout_seconds=self.body_seconds)
+            form = await reading.form(request, timeout_seconds=self.body_seconds)
             shown = request.headers.get(CSRF_HEADER) or form.get(CSRF_FIELD, [""])[0]
             if not hmac.compare_digest(shown.encode(), session.csrf.encode()):
                 raise Problem(403, "csrf_failed", "The form was not of this session. Reload the page and try again.")

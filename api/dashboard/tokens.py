@@ -6,11 +6,12 @@ from typing import Any
 
 from aiohttp import web
 
-from api import ops_requests, requests
-from api.callers import MADE
+from api import ops_requests
 from api.dashboard.desk import Desk, Pages
 from api.dashboard.rendering import Question
 from api.dashboard.session import Form, Visit
+from api.http import reading
+from api.http.callers import MADE
 from api.ops_requests import TokenBody
 from worker.store import errors
 from worker.store.access.tokens import Permission, Token
@@ -33,7 +34,7 @@ async def ask_for_new(desk: Desk, visit: Visit) -> web.Response:
 
 
 async def create(desk: Desk, visit: Visit) -> web.Response:
-    wanted = requests.validated(_wanted(visit.form), TokenBody)
+    wanted = reading.validated(_wanted(visit.form), TokenBody)
     new = await desk.tokens.create(
         name=wanted.name, account_id=wanted.account_id, permissions=wanted.granted, lifetime=wanted.lifetime
     )

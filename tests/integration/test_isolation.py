@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from api.calls import Call
+from api.http.calls import Call
 from api.operations import OPERATIONS
 from api.ops_operations import OPS_OPERATIONS
 from tests.integration.conftest import Cell

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.calls import Call
+from api.http.calls import Call
 from api.operations import OPERATIONS
 from api.ops_operations import OPS, OPS_OPERATIONS
 from tests.integration.conftest import SERVER, Cell

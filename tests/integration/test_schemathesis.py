@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from api import openapi
+from api.document import openapi
 from api.operations import OPERATIONS, PROBES
 from api.ops_operations import OPS, OPS_OPERATIONS
 from deploy.demo.client import Client

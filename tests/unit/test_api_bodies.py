@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from yarl import URL
 
 from api import bodies
-from api.requests import ListQuery
+from api.http.reading import ListQuery
 from worker.store.calls import Page
 from worker.store.customers.customer_store import Admitted
 from worker.store.model import (

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.problems import Problem
-from api.requests import CreateBody, parse
+from api.http.problems import Problem
+from api.http.reading import CreateBody, parse
 
 GOOD: dict[str, Any] = {"server_id": 12345, "name": "before-update", "description": "Before the update"}
 

@@ -9,8 +9,8 @@ from pydantic_core import PydanticCustomError
 
 from api import bodies
 from api.bodies import Moment, Open
-from api.requests import NOT_NULL, Description
-from api.ssrf import URL_MAX
+from api.http.reading import NOT_NULL, Description
+from api.webhooks.ssrf import URL_MAX
 from worker.store import errors
 from worker.store.calls import Page
 from worker.store.model import WebhookId

@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from api.problems import FieldError, Problem, invalid
+from api.http.problems import FieldError, Problem, invalid
 from worker.store import errors
 from worker.store.calls import Idempotency
 from worker.store.customers.customer_store import Edit, SnapshotFilter

@@ -1,6 +1,6 @@
 """The API's document (OpenAPI 3.1), made from the table of its calls and from the models of their bodies.
 
-`python -m api.openapi` prints it.
+`python -m api.document.openapi` prints it.
 """
 
 import json
@@ -13,13 +13,11 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
-from api import bodies, examples, problems
-from api.calls import Call, Link, Reply
-from api.operations import OPERATIONS, PROBES, Probing
-from api.ops_operations import OPS_OPERATIONS
-from api.ops_requests import NodeInPath, TokenIdInPath
-from api.problems import Problem, ProblemDocument
-from api.requests import (
+from api import bodies, examples
+from api.http import problems
+from api.http.calls import Call, Link, Reply
+from api.http.problems import Problem, ProblemDocument
+from api.http.reading import (
     KEY_HEADER,
     LAST_EVENT_HEADER,
     AccountIdInHeader,
@@ -28,7 +26,10 @@ from api.requests import (
     ServerIdInPath,
     SnapshotIdInPath,
 )
-from api.webhooks import WebhookIdInPath
+from api.operations import OPERATIONS, PROBES, Probing
+from api.ops_operations import OPS_OPERATIONS
+from api.ops_requests import NodeInPath, TokenIdInPath
+from api.webhooks.bodies import WebhookIdInPath
 from worker.store import errors
 from worker.store.access.tokens import Permission
 from worker.store.model import SnapshotStatus

@@ -11,11 +11,11 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from api import problems
-from api.callers import ACCOUNT, ALLOWANCE, EACH, MADE, REASON, TOKEN, Callers
-from api.metrics import PATH as METRICS
-from api.metrics import Metrics
-from api.requests import REQUEST_ID, SERVER_ID
+from api.http import problems
+from api.http.callers import ACCOUNT, ALLOWANCE, EACH, MADE, REASON, TOKEN, Callers
+from api.http.reading import REQUEST_ID, SERVER_ID
+from api.measures.metrics import PATH as METRICS
+from api.measures.metrics import Metrics
 from worker.store import errors
 from worker.store.access.audit import Audit
 

@@ -73,7 +73,7 @@ class Call(Generic[Side, By]):
 
     @property
     def is_cacheable(self) -> bool:
-        """Has an ETag: see api.caching."""
+        """Has an ETag: see api.http.caching."""
         return self.method == "GET" and self.has_an_end
 
 

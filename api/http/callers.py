@@ -7,9 +7,9 @@ from math import ceil
 from aiohttp import web
 from structlog.contextvars import bind_contextvars
 
-from api import addresses, requests
-from api.addresses import Network
-from api.problems import FieldError, Problem, invalid
+from api.http import addresses, reading
+from api.http.addresses import Network
+from api.http.problems import FieldError, Problem, invalid
 from worker.store.access.tokens import Authenticated, Limits, Permission, Token, Tokens
 from worker.store.model import AccountId
 
@@ -82,7 +82,7 @@ class Callers:
 
     async def authenticate(self, request: web.Request, secret: str) -> Token:
         """The token of that secret, shown with that request. Raises Problem (401, 429) or StoreUnavailable."""
-        named = requests.account_id(request.headers.get(ACCOUNT_HEADER, ""))
+        named = reading.account_id(request.headers.get(ACCOUNT_HEADER, ""))
         home = addresses.home(self.address(request))
         authenticated = await self._tokens.authenticate(secret, address=home, named=named, limits=self._limits)
         token = authenticated.token
@@ -115,7 +115,7 @@ def bearer(request: web.Request) -> str:
 
 def _account(token: Token, request: web.Request) -> AccountId:
     header = request.headers.get(ACCOUNT_HEADER)
-    named = None if header is None else requests.account_id(header)
+    named = None if header is None else reading.account_id(header)
     if token.account_id is not None:
         if header is not None and named != token.account_id:
             raise Problem(403, "account_mismatch", f"{ACCOUNT_HEADER} names another account than the token's.")

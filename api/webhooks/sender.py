@@ -14,9 +14,9 @@ import structlog
 from aiohttp import ClientConnectorDNSError, ClientConnectorError, ClientError, ClientSession, ClientSSLError, web
 from aiohttp.abc import AbstractResolver
 
-from api import ssrf, webhooks
-from api.background import in_background
-from api.metrics import Metrics
+from api.measures.metrics import Metrics
+from api.webhooks import bodies, ssrf
+from worker.program.background import in_background
 from worker.store.errors import StoreUnavailable
 from worker.store.model import DeliveryId
 from worker.store.webhooks.deliveries import Claim, Deliveries, DueDelivery, Result
@@ -136,7 +136,7 @@ class Sender:
         """The answer's status, and a code of what was wrong, None where nothing was."""
         if ssrf.why_not(claim.url, to_private=self._to_private):  # the settings may have changed since it was taken
             return None, "address_refused"
-        body = json.dumps(webhooks.message(claim.webhook_id, delivery).model_dump(mode="json")).encode()
+        body = json.dumps(bodies.message(claim.webhook_id, delivery).model_dump(mode="json")).encode()
         headers = signed(claim.secrets, delivery.id, body, moment=int(time.time()))
         try:
             async with client.post(claim.url, data=body, headers=headers, allow_redirects=False) as response:

@@ -1,15 +1,11 @@
-"""What one front end measures, and who may read it."""
+"""What one front end measures."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 
 from aiohttp import hdrs, web
 from prometheus_client import Counter, Gauge, Histogram
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from api import addresses
-from api.addresses import Network
 from worker.program.metrics import NAMESPACE, LogEvents, RedisMetrics, jobs_given_up, registry
 
 PATH = "/metrics"
@@ -83,22 +79,3 @@ class Metrics:
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(name, text, namespace=NAMESPACE, registry=self.registry)
-
-
-def exposition(metrics: Metrics, networks: Sequence[Network]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """Answers Prometheus. To all others there is nothing at this path, whatever the method."""
-
-    async def handler(request: web.Request) -> web.StreamResponse:
-        if not addresses.is_from(request, networks):
-            raise web.HTTPNotFound
-        if request.method not in {hdrs.METH_GET, hdrs.METH_HEAD}:
-            raise web.HTTPMethodNotAllowed(request.method, [hdrs.METH_GET, hdrs.METH_HEAD])
-        encode, kind = choose_encoder(",".join(request.headers.getall(hdrs.ACCEPT, [])))
-        # in a thread: with a thousand nodes it takes a tenth of a second
-        response = web.Response(
-            body=await asyncio.to_thread(encode, metrics.registry), headers={hdrs.CONTENT_TYPE: kind}
-        )
-        response.enable_compression()
-        return response
-
-    return handler

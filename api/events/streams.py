@@ -10,8 +10,8 @@ import structlog
 from aiohttp import web
 
 from api import bodies, ops_bodies
-from api.background import in_background
-from api.server import when_gone
+from api.http.server import when_gone
+from worker.program.background import in_background
 from worker.store.customers.events import Audience, Event, Events, place
 from worker.store.errors import StoreUnavailable, TooManyStreams
 

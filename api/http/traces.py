@@ -6,8 +6,8 @@ from http import HTTPStatus
 from aiohttp import hdrs, web
 from opentelemetry.trace import SpanKind
 
-from api.middleware import PROBES, PROBLEM, route_of
-from api.requests import REQUEST_ID
+from api.http.middleware import PROBES, PROBLEM, route_of
+from api.http.reading import REQUEST_ID
 from worker.program import tracing
 
 

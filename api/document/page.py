@@ -30,7 +30,7 @@ POLICY = (
 
 
 def page(document: Json, *, document_path: str) -> str:
-    """The page of a document that `api.openapi` has made."""
+    """The page of a document that `api.document.openapi` has made."""
     info = document["info"]
     calls = [(path, method, call) for path, item in document["paths"].items() for method, call in item.items()]
     contents = [

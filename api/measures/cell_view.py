@@ -9,7 +9,7 @@ from aiohttp import web
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from api.background import in_background
+from worker.program.background import in_background
 from worker.program.configuration import NODE_SILENT_SECONDS
 from worker.program.metrics import NAMESPACE
 from worker.store.errors import StoreUnavailable

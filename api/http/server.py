@@ -11,8 +11,8 @@ from uuid import uuid4
 import structlog
 from aiohttp import web
 
-from api import problems
-from api.middleware import SERVER
+from api.http import problems
+from api.http.middleware import SERVER
 from api.settings import ApiSettings
 
 LINGERING_SECONDS = 2.0  # for a client that still sends after its answer: closed at once, it might never read it

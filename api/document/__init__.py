@@ -1,0 +1,1 @@
+"""The document of the API, and what it is shown as."""

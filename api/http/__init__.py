@@ -1,0 +1,1 @@
+"""What every call stands on: requests, answers, refusals, callers, the server."""
