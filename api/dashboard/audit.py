@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field
 from api.dashboard import desk as at
 from api.dashboard.desk import Desk, Pages
 from api.dashboard.session import Visit
-from api.http.reading import Moment
-from api.ops_requests import AuditQuery
+from api.http.fields import Moment
+from api.operators.bodies import AuditQuery
 
 AUDIT = "/ops/audit/"
 SHOWN = 50
@@ -40,7 +40,7 @@ class Query(AuditQuery):
 
 async def show_all(desk: Desk, visit: Visit) -> web.Response:
     query = at.query(visit, Query, limit=SHOWN)
-    part = await desk.operators.audit(query.wanted, since=query.since, until=query.until, cursor=query.cursor)
+    part = await desk.operators.audit(query.filter, since=query.since, until=query.until, cursor=query.cursor)
     return desk.rendering.page(
         visit.request,
         "audit.html",

@@ -13,10 +13,10 @@ from api.dashboard.jobs import DONE_TO, JOBS
 from api.dashboard.rendering import Question
 from api.dashboard.session import Visit
 from api.http import reading
-from api.http.callers import EACH
+from api.http.fields import JobIdInPath
+from api.http.marks import EACH, REQUEST_ID
 from api.http.problems import FieldError, invalid
-from api.http.reading import JobIdInPath
-from api.ops_requests import BULK_MAX, OpsJobsQuery
+from api.jobs.bodies import BULK_MAX, OpsJobsQuery
 from worker.store import errors
 from worker.store.model import JobId
 from worker.store.operators.operator_store import Cursor
@@ -120,7 +120,7 @@ async def _do_one(desk: Desk, visit: Visit, outcome: Outcome, job_id: JobId) -> 
     """The code of its refusal, if it was refused."""
     try:
         if outcome.action == "retry":
-            request_id = visit.request[reading.REQUEST_ID]
+            request_id = visit.request[REQUEST_ID]
             job = await desk.operators.retry(job_id, request_id=request_id, in_bulk=True)
         else:
             job = await desk.operators.cancel(job_id)
@@ -136,7 +136,7 @@ async def _matching(desk: Desk, wanted: Matching) -> tuple[Sequence[JobId], bool
     found: list[JobId] = []
     after: str | None = None
     for _ in range(_PARTS_MAX):
-        part = await desk.operators.jobs(wanted.wanted, Cursor(limit=_PART, after=after))
+        part = await desk.operators.jobs(wanted.filter, Cursor(limit=_PART, after=after))
         found += [job.id for job in part.results]
         after = part.after
         if after is None or len(found) >= MATCHING_MAX:

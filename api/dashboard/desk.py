@@ -11,8 +11,8 @@ from api.dashboard.rendering import Rendering
 from api.dashboard.session import Door, Visit
 from api.events.streams import Streams
 from api.http import reading
-from api.http.callers import REASON
-from api.ops_requests import ReasonBody
+from api.http.fields import ReasonBody
+from api.http.marks import REASON
 from worker.store.access.tokens import Tokens
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.operators.operator_store import OperatorStore

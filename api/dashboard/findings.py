@@ -7,7 +7,7 @@ from aiohttp import web
 from api.dashboard import desk as at
 from api.dashboard.desk import Desk, Pages
 from api.dashboard.session import Visit
-from api.ops_requests import CursorQuery
+from api.http.fields import CursorQuery
 
 FINDINGS = "/ops/findings/"
 SHOWN = 50

@@ -12,8 +12,10 @@ from api.dashboard import desk as at
 from api.dashboard.desk import Desk, Pages
 from api.dashboard.rendering import Question
 from api.dashboard.session import Visit
-from api.http import reading
-from api.ops_requests import OpsJobsQuery
+from api.http.fields import JOB_ID
+from api.http.marks import REQUEST_ID
+from api.http.reading import in_path
+from api.jobs.bodies import OpsJobsQuery
 from worker.store.model import STEPS, Job, JobKind, JobState, Step
 from worker.store.operators.records import OpsJob, StepTaken
 
@@ -26,7 +28,7 @@ DONE_TO = {"retry": "failed", "cancel": "queued"}  # to jobs in this state alone
 
 async def show_all(desk: Desk, visit: Visit) -> web.Response:
     query = at.query(visit, OpsJobsQuery, limit=SHOWN)
-    part = await desk.operators.jobs(query.wanted, query.cursor)
+    part = await desk.operators.jobs(query.filter, query.cursor)
     filters = at.filters(visit, query)
     return desk.rendering.page(visit.request, "jobs.html", filters=filters, part=part, bulk=_bulk(filters), query=query)
 
@@ -37,7 +39,7 @@ def _bulk(filters: Mapping[str, str]) -> list[str]:
 
 
 async def show_one(desk: Desk, visit: Visit) -> web.Response:
-    found = await desk.operators.job(reading.job_id(visit.request))
+    found = await desk.operators.job(in_path(visit.request, JOB_ID))
     steps = _steps(found)
     return desk.rendering.page(
         visit.request,
@@ -160,7 +162,7 @@ ACTIONS_ON_ONE: Mapping[str, Offered] = {
 
 
 async def ask(desk: Desk, visit: Visit) -> web.Response:
-    job = (await desk.operators.job(reading.job_id(visit.request))).job
+    job = (await desk.operators.job(in_path(visit.request, JOB_ID))).job
     offered = ACTIONS_ON_ONE[visit.request.match_info["action"]]
     question = Question(
         title=offered.title,
@@ -180,8 +182,8 @@ def _named(job: Job) -> str:
 
 
 async def retry(desk: Desk, visit: Visit) -> web.Response:
-    job_id = reading.job_id(visit.request)
-    new = await desk.operators.retry(job_id, request_id=visit.request[reading.REQUEST_ID])
+    job_id = in_path(visit.request, JOB_ID)
+    new = await desk.operators.retry(job_id, request_id=visit.request[REQUEST_ID])
     text = f"Job {job_id[:8]} is tried again, as job {new.id[:8]}."
     response = desk.rendering.done(visit.request, text, back=f"{JOBS}{job_id}/", link=f"{JOBS}{new.id}/")
     response.headers["X-Job-Id"] = new.id
@@ -189,13 +191,13 @@ async def retry(desk: Desk, visit: Visit) -> web.Response:
 
 
 async def cancel(desk: Desk, visit: Visit) -> web.Response:
-    job_id = reading.job_id(visit.request)
+    job_id = in_path(visit.request, JOB_ID)
     await desk.operators.cancel(job_id)
     return desk.rendering.done(visit.request, f"Job {job_id[:8]} is cancelled.", back=f"{JOBS}{job_id}/")
 
 
 async def resolve(desk: Desk, visit: Visit) -> web.Response:
-    job_id, reason = reading.job_id(visit.request), at.reason(visit)
+    job_id, reason = in_path(visit.request, JOB_ID), at.reason(visit)
     found = await desk.operators.resolve(job_id, by=visit.token.name, reason=reason)
     text = f"Server {found.job.server_id} is noted as put right."
     return desk.rendering.done(visit.request, text, back=f"{JOBS}{job_id}/")

@@ -6,7 +6,7 @@ from api.dashboard import session
 from api.dashboard.desk import Desk, Pages
 from api.dashboard.session import LOGIN, Visit
 from api.http import reading
-from api.http.middleware import PROBLEM
+from api.http.marks import PROBLEM
 from api.http.problems import Problem
 
 LOGOUT = "/ops/logout/"
@@ -18,7 +18,7 @@ async def show(desk: Desk, request: web.Request) -> web.Response:
 
 
 async def enter(desk: Desk, request: web.Request) -> web.Response:
-    form = await reading.form(request, timeout_seconds=desk.door.body_seconds)
+    form = await reading.form(request)
     secret, where = (" ".join(form.get(name, [""])).strip() for name in ("token", "next"))
     try:
         session_id = await desk.door.login(request, secret[:SECRET_MAX])

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from api import ops_requests
 from api.dashboard import desk as at
 from api.dashboard.desk import Desk, Pages
 from api.dashboard.overview import is_low
 from api.dashboard.rendering import Question
 from api.dashboard.session import Visit
-from api.ops_requests import OpsNodesQuery
+from api.http import fields
+from api.http.reading import in_path
+from api.operators.bodies import OpsNodesQuery
 from worker.store.model import JobState
 from worker.store.operators.operator_store import Cursor, JobFilter
 
@@ -30,7 +31,7 @@ async def show_all(desk: Desk, visit: Visit) -> web.Response:
 
 
 async def show_one(desk: Desk, visit: Visit) -> web.Response:
-    name = ops_requests.node(visit.request)
+    name = in_path(visit.request, fields.NODE)
     found = await desk.operators.node(name)
     lists = {
         state: await desk.operators.jobs(JobFilter(node=name, state=state), Cursor(limit=JOBS_SHOWN))
@@ -64,7 +65,7 @@ _ASKS: Mapping[str, _Ask] = {
 
 
 async def ask(desk: Desk, visit: Visit) -> web.Response:
-    node = await desk.operators.node(ops_requests.node(visit.request))
+    node = await desk.operators.node(in_path(visit.request, fields.NODE))
     asked = _ASKS[visit.request.match_info["action"]]
     question = Question(
         title=f"{asked.title} {node.name}?",
@@ -77,21 +78,21 @@ async def ask(desk: Desk, visit: Visit) -> web.Response:
 
 
 async def pause(desk: Desk, visit: Visit) -> web.Response:
-    name, reason = ops_requests.node(visit.request), at.reason(visit)
+    name, reason = in_path(visit.request, fields.NODE), at.reason(visit)
     node = await desk.operators.pause(name, by=visit.token.name, reason=reason)
     running = f"; {node.running} of its jobs still run" if node.running else ""
     return desk.rendering.done(visit.request, f"{name} is paused{running}.", back=f"{NODES}{name}/")
 
 
 async def resume(desk: Desk, visit: Visit) -> web.Response:
-    name = ops_requests.node(visit.request)
+    name = in_path(visit.request, fields.NODE)
     at.reason(visit)
     await desk.operators.resume(name)
     return desk.rendering.done(visit.request, f"{name} takes jobs again.", back=f"{NODES}{name}/")
 
 
 async def reconcile(desk: Desk, visit: Visit) -> web.Response:
-    name = ops_requests.node(visit.request)
+    name = in_path(visit.request, fields.NODE)
     await desk.operators.reconcile(name)
     text = f"{name} was asked to reconcile; it hears of it within seconds."
     return desk.rendering.done(visit.request, text, back=f"{NODES}{name}/")

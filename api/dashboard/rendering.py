@@ -14,8 +14,8 @@ from api.dashboard import words
 from api.dashboard.assets import Assets
 from api.dashboard.session import VISIT
 from api.http.caching import PACKED_FROM_BYTES, takes_gzip
+from api.http.marks import REQUEST_ID
 from api.http.problems import Problem
-from api.http.reading import REQUEST_ID
 
 # Everything comes from here; nothing is run or styled inline, also if a text should ever get past the escaping.
 POLICY = (

@@ -7,8 +7,9 @@ from api.dashboard.desk import Desk, Pages
 from api.dashboard.findings import MEANINGS
 from api.dashboard.overview import stranding_job
 from api.dashboard.session import Visit
-from api.http import reading
-from api.ops_requests import OpsServersQuery
+from api.http.fields import SERVER_ID
+from api.http.reading import in_path
+from api.servers.bodies import OpsServersQuery
 from worker.store.customers.customer_store import SnapshotFilter
 from worker.store.model import SNAPSHOTS_PER_SERVER
 from worker.store.operators.operator_store import Cursor, JobFilter
@@ -31,7 +32,7 @@ async def show_all(desk: Desk, visit: Visit) -> web.Response:
 
 
 async def show_one(desk: Desk, visit: Visit) -> web.Response:
-    server_id = reading.server_id(visit.request)
+    server_id = in_path(visit.request, SERVER_ID)
     found = await desk.operators.server(server_id)
     snapshots = await desk.store.snapshots(
         account_id=found.view.server.account_id,

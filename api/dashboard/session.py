@@ -3,15 +3,15 @@
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from structlog.contextvars import bind_contextvars
 
 from api.http import reading
-from api.http.callers import TOKEN, Callers
-from api.http.problems import Problem
+from api.http.callers import Callers
+from api.http.marks import TOKEN
+from api.http.problems import Problem, rate_limited
 from worker.store.access.sessions import Session, Sessions
 from worker.store.access.tokens import Permission, Token
 
@@ -44,12 +44,11 @@ VISIT = web.RequestKey("visit", Visit)
 
 
 class Door:
-    """Lets in whom a session lets in. `body_seconds`: how long a browser may take to send a form."""
+    """Lets in whom a session lets in."""
 
-    def __init__(self, callers: Callers, sessions: Sessions, *, body_seconds: float) -> None:
+    def __init__(self, callers: Callers, sessions: Sessions) -> None:
         self._callers = callers
         self._sessions = sessions
-        self.body_seconds = body_seconds
 
     async def login(self, request: web.Request, secret: str) -> str:
         """The new session's id. Raises Problem (401, 403, 429)."""
@@ -67,7 +66,7 @@ class Door:
         _ensure_operators(session.token)
         if request.method == "POST":
             _ensure_from_here(request)
-            form = await reading.form(request, timeout_seconds=self.body_seconds)
+            form = await reading.form(request)
             shown = request.headers.get(CSRF_HEADER) or form.get(CSRF_FIELD, [""])[0]
             if not hmac.compare_digest(shown.encode(), session.csrf.encode()):
                 raise Problem(403, "csrf_failed", "The form was not of this session. Reload the page and try again.")
@@ -91,10 +90,7 @@ class Door:
             code = "session_ended" if shown else "session_missing"
             raise Problem(401, code, "Log in with an operator's token.")
         if not session.authenticated.allowed:
-            wait = {"Retry-After": str(max(1, ceil(session.authenticated.more_in.total_seconds())))}
-            raise Problem(
-                429, "rate_limited", "There were too many calls with this token within a minute.", headers=wait
-            )
+            raise rate_limited("with this token", session.authenticated.more_in)
         return session
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from aiohttp import web
 
-from api import ops_requests
 from api.dashboard.desk import Desk, Pages
 from api.dashboard.rendering import Question
 from api.dashboard.session import Form, Visit
 from api.http import reading
-from api.http.callers import MADE
-from api.ops_requests import TokenBody
+from api.http.marks import MADE
+from api.http.reading import in_path
+from api.operators.bodies import TOKEN_ID, TokenBody
 from worker.store import errors
 from worker.store.access.tokens import Permission, Token
 
@@ -55,7 +55,7 @@ def _wanted(form: Form) -> dict[str, Any]:
 
 
 async def ask_to_revoke(desk: Desk, visit: Visit) -> web.Response:
-    token = await _token(desk, ops_requests.token_id(visit.request))
+    token = await _token(desk, in_path(visit.request, TOKEN_ID))
     own = " It is the one that you are logged in with: your session ends." if token.id == visit.token.id else ""
     question = Question(
         title=f"Revoke the token {token.name}?",
@@ -68,7 +68,7 @@ async def ask_to_revoke(desk: Desk, visit: Visit) -> web.Response:
 
 
 async def revoke(desk: Desk, visit: Visit) -> web.Response:
-    token = await _token(desk, ops_requests.token_id(visit.request))
+    token = await _token(desk, in_path(visit.request, TOKEN_ID))
     if not await desk.tokens.revoke(token.id):
         raise _no_token(token.id)
     return desk.rendering.done(visit.request, f"The token {token.name} ({token.id}) is revoked.", back=TOKENS)

@@ -1,11 +1,7 @@
-"""The API's document (OpenAPI 3.1), made from the table of its calls and from the models of their bodies.
-
-`python -m api.document.openapi` prints it.
-"""
+"""The document of the API (OpenAPI 3.1), made from its calls and from the models of their bodies."""
 
 import json
 import re
-import sys
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
@@ -13,120 +9,107 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
-from api import bodies, examples
+from api.document import refusals
+from api.document.calls import CALLS, TABLES
 from api.http import problems
-from api.http.calls import Call, Link, Reply
+from api.http.answers import Health
+from api.http.calls import API, OPERATOR, Call, Link, Reply, prose
+from api.http.fields import AccountIdInHeader, JobIdInPath
+from api.http.probes import PROBES, Probe
 from api.http.problems import Problem, ProblemDocument
-from api.http.reading import (
-    KEY_HEADER,
-    LAST_EVENT_HEADER,
-    AccountIdInHeader,
-    JobIdInPath,
-    ScheduleIdInPath,
-    ServerIdInPath,
-    SnapshotIdInPath,
-)
-from api.operations import OPERATIONS, PROBES, Probing
-from api.ops_operations import OPS_OPERATIONS
-from api.ops_requests import NodeInPath, TokenIdInPath
-from api.webhooks.bodies import WebhookIdInPath
+from api.http.reading import KEY_HEADER, LAST_EVENT_HEADER
+from api.jobs.examples import REQUEST_ID
 from worker.store import errors
 from worker.store.access.tokens import Permission
 from worker.store.model import SnapshotStatus
 
-PATH = "/api/v1/openapi.json"
+PATH = f"{API}openapi.json"
 VERSION = "1.0.0"  # of the API, not of the program
 
 Json = dict[str, Any]
-AnyCall = Call[Any, Any]
-
-CALLS: tuple[AnyCall, ...] = (*OPERATIONS, *OPS_OPERATIONS)
+AnyCall = Call[Any]
 
 _REFS = "#/components/schemas/{model}"
 _TEXT = """\
-Snapshots of servers, for a quick way back before a risky operation. They lie on the same storage as the server: backups
-they are not.
+Snapshots of servers, for a quick rollback of a risky operation. Snapshots share the server's storage; they are not
+backups.
 
-Each call carries a token. What takes time is a job, named by the headers `Operation-Location` and `X-Job-Id`, and
-followed at `/api/v1/jobs/{job_id}/`. What is not done is told as a problem (RFC 9457) with a stable `code`; codes and
-keys may be added, so a client takes an unknown one like the others of its status. Times are UTC, RFC 3339, whole
-seconds."""
+Each call needs a token. Work that takes time is a job: the headers `Operation-Location` and `X-Job-Id` name it; follow
+it at `/api/v1/jobs/{job_id}/`. Errors are returned as problem documents (RFC 9457) with a stable `code`. Codes and keys
+may be added, so a client must treat an unknown code like others of the same status, and ignore unknown keys. Times are
+UTC, RFC 3339, whole seconds."""
 
 _PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's; Python has them from 3.13 on
 _STRING: Json = {"type": "string"}
 _HEADERS: dict[str, Json] = {
     "X-Request-Id": {
-        "description": "the request's own if it was sane, else a new one; in every log line",
+        "description": "the request's own if it is valid, otherwise a new one; in every log line",
         "schema": _STRING,
     },
     "Location": {
-        "description": "path of what was made or is restored",
+        "description": "path of what was created or is restored",
         "schema": {"type": "string", "format": "uri-reference"},
     },
     "Operation-Location": {"description": "path of the job", "schema": {"type": "string", "format": "uri-reference"}},
     "X-Job-Id": {"description": "the job's `id`", "schema": TypeAdapter(JobIdInPath).json_schema()},
     "Link": {"description": "the pages `first`, `prev`, `next` and `last` (RFC 8288)", "schema": _STRING},
     "Retry-After": {"description": "seconds after which to try again", "schema": {"type": "integer", "minimum": 1}},
-    "ETag": {"description": "what the answer says; for `If-None-Match`", "schema": _STRING},
-    "RateLimit-Policy": {"description": "`q` calls in `w` seconds, by the draft of the IETF", "schema": _STRING},
-    "RateLimit": {"description": "`r` calls are left; there is one more in `t` seconds", "schema": _STRING},
-    "WWW-Authenticate": {"description": "the scheme, and what is wrong with the token", "schema": _STRING},
+    "ETag": {"description": "identifies the content of the answer; for `If-None-Match`", "schema": _STRING},
+    "RateLimit-Policy": {
+        "description": "`q` calls in `w` seconds, after an IETF draft",
+        "schema": _STRING,
+    },
+    "RateLimit": {"description": "`r` calls are left; one more is allowed in `t` seconds", "schema": _STRING},
+    "WWW-Authenticate": {"description": "the scheme, and the error of the token", "schema": _STRING},
 }
-_PARAMETERS: dict[str, Json] = {
+_HEADER_PARAMETERS: dict[str, Json] = {
     "X-Account-Id": {
         "in": "header",
-        "description": "The account that a service token acts for; needed there, and elsewhere the token's own.",
+        "description": "The account that a service token acts for. Any other token allows only its own account here.",
         "schema": TypeAdapter(AccountIdInHeader).json_schema(),
     },
     "X-Request-Id": {
         "in": "header",
-        "description": "Names the request in answers and logs: up to 64 letters, digits, `.`, `_`, `-`; else replaced.",
+        "description": "Names the request in answers and logs; 1 to 64 letters, digits, `.`, `_`, `-`, else replaced.",
         "schema": _STRING,
     },
     KEY_HEADER: {
         "in": "header",
         "description": (
-            "1 to 255 visible ASCII characters of the caller's own. Asked again with the same key within 24 hours, an"
-            " accepted request answers as it did the first time, and nothing is done twice."
+            "1 to 255 visible ASCII characters, chosen by the caller. An accepted request that is repeated with the"
+            " same key within 24 hours gets the same answer, and nothing is done twice."
         ),
         "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,255}$"},
     },
     LAST_EVENT_HEADER: {
         "in": "header",
-        "description": "The `id` of the last event that the caller has seen.",
+        "description": "The `id` of the last event that the caller received.",
         "schema": {"type": "string", "pattern": "^[0-9]{1,18}-[0-9]{1,18}$"},
     },
     "If-None-Match": {
         "in": "header",
-        "description": "An `ETag` that was answered before: 304 where nothing has changed since.",
+        "description": "The `ETag` of an earlier answer: 304 if nothing has changed since.",
         "schema": _STRING,
     },
-    "server_id": {"in": "path", "required": True, "schema": TypeAdapter(ServerIdInPath).json_schema()},
-    "snapshot_id": {"in": "path", "required": True, "schema": TypeAdapter(SnapshotIdInPath).json_schema()},
-    "schedule_id": {"in": "path", "required": True, "schema": TypeAdapter(ScheduleIdInPath).json_schema()},
-    "node": {"in": "path", "required": True, "schema": TypeAdapter(NodeInPath).json_schema()},
-    "token_id": {"in": "path", "required": True, "schema": TypeAdapter(TokenIdInPath).json_schema()},
-    "webhook_id": {"in": "path", "required": True, "schema": TypeAdapter(WebhookIdInPath).json_schema()},
-    "job_id": {"in": "path", "required": True, "schema": TypeAdapter(JobIdInPath).json_schema()},
 }
 _NOT_MODIFIED: Json = {
-    "description": "Nothing has changed: the caller has this answer.",
+    "description": "Nothing has changed since the earlier answer.",
     "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in ("ETag", "X-Request-Id")},
 }
 
 
 class _Schemas(GenerateJsonSchema):
-    """Without a title on every key: it would only say the key again."""
+    """Without a title on every key, which would only repeat the key."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 # pydantic's signature
         return False
 
 
 def document() -> Json:
-    """The whole document, as JSON's own types."""
+    """The whole document, in JSON's types."""
     paths: dict[str, Json] = {}
-    for operation in CALLS:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+    for call in CALLS:
+        paths.setdefault(call.path, {})[call.method.lower()] = _operation(call)
     for probe in PROBES:
         paths[probe.path] = {"get": _probe(probe)}
     paths[PATH] = {"get": _itself()}
@@ -139,21 +122,21 @@ def document() -> Json:
             "description": _TEXT,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "servers": [{"url": "/", "description": "where this document came from"}],
+        "servers": [{"url": "/", "description": "the host of this document"}],
         "tags": [
             {"name": "snapshots", "description": "The snapshots of an account's servers."},
-            {"name": "jobs", "description": "The work that was accepted, and how to take it back."},
-            {"name": "servers", "description": "The servers themselves, as far as snapshots go."},
-            {"name": "schedules", "description": "Snapshots that are made without anyone asking each time."},
-            {"name": "webhooks", "description": "Calls of the account's own, which tell of its jobs."},
-            {"name": "operators", "description": "All accounts and all nodes, for those that run the service."},
-            {"name": "service", "description": "For those that run the service, and for programs. Without a token."},
+            {"name": "jobs", "description": "The work that was accepted, and how to cancel or undo it."},
+            {"name": "servers", "description": "The servers, as far as snapshots are concerned."},
+            {"name": "schedules", "description": "Snapshots that are created automatically."},
+            {"name": "webhooks", "description": "Events of the account's jobs, sent to URLs of its own."},
+            {"name": "operators", "description": "All accounts and all nodes, for the operators of the service."},
+            {"name": "service", "description": "Health checks and this document. Without a token."},
         ],
         "security": [{"token": []}],
         "paths": paths,
         "components": {
             "schemas": _schemas(),
-            "parameters": {name: {"name": name, **parameter} for name, parameter in _PARAMETERS.items()},
+            "parameters": {name: {"name": name, **parameter} for name, parameter in _parameters().items()},
             "headers": _HEADERS,
             "examples": {problem.code: _problem_example(problem) for problem in _problems()},
             "securitySchemes": {
@@ -168,72 +151,71 @@ def document() -> Json:
 
 
 def text(whole: Json) -> str:
-    """The document as it is committed: the same for the same program."""
+    """The document as it is committed; always the same for the same program."""
     return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
 
 def _schemas() -> Json:
-    answers = {
-        type(example) for call in CALLS for reply in call.replies.values() for example in reply.examples.values()
-    }
+    answers = {type(example) for call in CALLS for reply in call.replies for example in reply.examples.values()}
     asked: set[tuple[type[BaseModel], JsonSchemaMode]] = {(model, "serialization") for model in answers}
-    asked |= {(bodies.Health, "serialization"), (ProblemDocument, "serialization")}
+    asked |= {(Health, "serialization"), (ProblemDocument, "serialization")}
     asked |= {(call.body, "validation") for call in CALLS if call.body is not None}
     in_order = sorted(asked, key=lambda pair: pair[0].__name__)
     _, found = models_json_schema(in_order, ref_template=_REFS, schema_generator=_Schemas)
     schemas: Json = found["$defs"]
     for schema in schemas.values():
         if "enum" in schema:
-            schema.pop("description", None)  # what it says is for us
-    # shown to nobody: for the customer such a snapshot is gone
+            schema.pop("description", None)  # the enum's docstring is for developers
+    # never shown: for the customer such a snapshot is gone
     schemas["SnapshotStatus"]["enum"].remove(SnapshotStatus.DELETING)
     schemas["SnapshotStatus"]["description"] = (
-        "It can be restored once it is `completed`. A `failed` one can't be: it stays listed for 7 days or until it is"
-        " deleted, holds no slot and gives its name back, so another one may have the same name."
+        "Only a `completed` snapshot can be restored. A `failed` one is listed for 7 days or until it is deleted; it"
+        " uses no slot, and another snapshot may have its name."
     )
     return schemas
 
 
-def _operation(operation: AnyCall) -> Json:
+def _operation(call: AnyCall) -> Json:
     said: Json = {
-        "operationId": operation.id,
-        "tags": [operation.tag],
-        "summary": operation.summary,
-        "description": f"{operation.text} Permission: `{operation.permission}`.",
-        "security": [{"token": [operation.permission]}],
-        "parameters": _parameters(operation),
+        "operationId": call.id,
+        "tags": [call.tag],
+        "summary": call.summary,
+        "description": f"{call.text} Permission: `{call.permission}`.",
+        "security": [{"token": [call.permission]}],
+        "parameters": _parameters_of(call),
     }
-    if operation.body is not None:
+    if call.body is not None:
         said["requestBody"] = {
             "required": True,
             "content": {
                 "application/json": {
-                    "schema": _ref(operation.body),
-                    "examples": {name: {"value": _asked(value)} for name, value in operation.body_examples.items()},
+                    "schema": _ref(call.body),
+                    "examples": {name: {"value": _asked(value)} for name, value in call.examples.items()},
                 }
             },
         }
     replies = {
-        str(status): _reply(reply, "RateLimit-Policy", "RateLimit")
-        for status, reply in sorted(operation.replies.items())
+        str(reply.status): _reply(reply, *(["Link"] if call.is_paged else []), "RateLimit-Policy", "RateLimit")
+        for reply in sorted(call.replies, key=lambda reply: reply.status)
     }
-    if operation.is_cacheable:
+    if call.is_cacheable:
         replies["200"]["headers"]["ETag"] = _component("headers", "ETag")
         replies["304"] = _NOT_MODIFIED
-    return said | {"responses": replies | _refused(_problems_of(operation))}
+    return said | {"responses": replies | _refused(_problems_of(call))}
 
 
-def _probe(probe: Probing) -> Json:
+def _probe(probe: Probe) -> Json:
+    summary, text = prose(probe.handle)
     refused = [_of(refusal, "GET") for refusal in probe.refusals]
     return {
-        "operationId": probe.id,
+        "operationId": probe.handle.__name__,
         "tags": ["service"],
-        "summary": probe.summary,
-        "description": probe.text,
+        "summary": summary,
+        "description": text,
         "security": [],
         "parameters": [_component("parameters", "X-Request-Id")],
-        "responses": {"200": _reply(Reply(text="Yes.", examples={"ok": examples.HEALTH}))}
-        | _refused([*refused, examples.OURS]),
+        "responses": {"200": _reply(Reply(200, {"ok": Health(status="ok")}, "Yes."))}
+        | _refused([*refused, refusals.INTERNAL]),
     }
 
 
@@ -242,7 +224,7 @@ def _itself() -> Json:
         "operationId": "show_document",
         "tags": ["service"],
         "summary": "Show this document",
-        "description": "The API's document, in OpenAPI 3.1. For people: `/docs`.",
+        "description": "The document of the API, in OpenAPI 3.1. As HTML: `/docs`.",
         "security": [],
         "parameters": [_component("parameters", name) for name in ("If-None-Match", "X-Request-Id")],
         "responses": {
@@ -253,26 +235,34 @@ def _itself() -> Json:
             },
             "304": _NOT_MODIFIED,
         }
-        | _refused([examples.OURS]),
+        | _refused([refusals.INTERNAL]),
     }
 
 
-def _parameters(operation: AnyCall) -> list[Json]:
-    in_path = re.findall(r"{(\w+)}", operation.path)
+def _parameters() -> Json:
+    in_path = {path_id.name: path_id.adapter for table in TABLES for path_id in table.path_ids}
+    return _HEADER_PARAMETERS | {
+        name: {"in": "path", "required": True, "schema": adapter.json_schema()} for name, adapter in in_path.items()
+    }
+
+
+def _parameters_of(call: AnyCall) -> list[Json]:
+    in_path = re.findall(r"{(\w+)}", call.path)
     in_query: list[Json] = []
-    if operation.query is not None:
-        for name, schema in operation.query.model_json_schema(schema_generator=_Schemas)["properties"].items():
+    if call.query is not None:
+        for name, schema in call.query.model_json_schema(schema_generator=_Schemas)["properties"].items():
             given = _never_null(schema)
             text = given.pop("description", None)
             in_query.append({"name": name, "in": "query", **({"description": text} if text else {}), "schema": given})
-    for_method = [KEY_HEADER] if operation.takes_key else ["If-None-Match"] if operation.is_cacheable else []
-    account = [] if operation.permission is Permission.OPERATOR else ["X-Account-Id"]
-    shared = [*in_path, *operation.headers, *for_method, *account, "X-Request-Id"]
+    for_method = [KEY_HEADER] if call.takes_key else ["If-None-Match"] if call.is_cacheable else []
+    of_stream = [LAST_EVENT_HEADER] if call.is_stream else []
+    account = [] if call.permission is OPERATOR else ["X-Account-Id"]
+    shared = [*in_path, *of_stream, *for_method, *account, "X-Request-Id"]
     return [*in_query, *(_component("parameters", name) for name in shared)]
 
 
 def _never_null(schema: Json) -> Json:
-    """A parameter that may be left out: in a query there is no null."""
+    """A parameter that may be left out; a query has no null."""
     if "anyOf" not in schema:
         return schema
     (only,) = (choice for choice in schema["anyOf"] if choice != {"type": "null"})
@@ -282,7 +272,7 @@ def _never_null(schema: Json) -> Json:
 def _reply(reply: Reply, *more_headers: str) -> Json:
     headers = (*reply.headers, *more_headers, "X-Request-Id")
     said: Json = {
-        "description": reply.text,
+        "description": reply.said,
         "headers": {name: _component("headers", name) for name in headers},
     }
     if reply.examples:
@@ -305,26 +295,26 @@ def _link(link: Link) -> Json:
 
 def _problems() -> list[Problem]:
     """One of each code."""
-    refused = [problems.of_refusal(refusal, method="POST") for refusal in examples.REFUSALS]
-    return [examples.INVALID, *examples.OF_THE_CALLER, examples.LIMITED, *refused, examples.LATE, examples.OURS]
+    refused = [problems.of_refusal(refusal, method="POST") for refusal in refusals.REFUSALS]
+    return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, refusals.LATE, refusals.INTERNAL]
 
 
-def _problems_of(operation: AnyCall) -> list[Problem]:
-    refusals = (*operation.refusals, errors.StoreUnavailable)
-    if operation.takes_key:
-        refusals = (*refusals, errors.IdempotencyKeyReused)
-    late = [examples.LATE] if operation.changes else []  # a body that is refused has to arrive first
-    refused = [_of(refusal, operation.method) for refusal in refusals]
-    return [examples.INVALID, *examples.OF_THE_CALLER, examples.LIMITED, *refused, *late, examples.OURS]
+def _problems_of(call: AnyCall) -> list[Problem]:
+    kinds = (*call.refusals, errors.StoreUnavailable)
+    if call.takes_key:
+        kinds = (*kinds, errors.IdempotencyKeyReused)
+    late = [refusals.LATE] if call.changes else []  # even a body that is refused has to arrive first
+    refused = [_of(refusal, call.method) for refusal in kinds]
+    return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, *late, refusals.INTERNAL]
 
 
 def _of(refusal: type[errors.Refused], method: str) -> Problem:
-    (example,) = (example for example in examples.REFUSALS if type(example) is refusal)
+    (example,) = (example for example in refusals.REFUSALS if type(example) is refusal)
     return problems.of_refusal(example, method=method)
 
 
 def _refused(found: Iterable[Problem]) -> Json:
-    """The answers that are problems, by their status, each with the codes that it may have."""
+    """The answers that are problems, by status, each with its possible codes."""
     by_status: dict[int, list[Problem]] = {}
     for problem in found:
         by_status.setdefault(problem.status, []).append(problem)
@@ -349,7 +339,7 @@ def _problem_reply(status: int, found: list[Problem]) -> Json:
 
 
 def _problem_ref(problem: Problem) -> Json:
-    """The code's example, in place where this call answers with another status than the others do."""
+    """The example of the code; written out if this call answers with another status than other calls."""
     usual = {each.code: each.status for each in _problems()}
     if problem.status != usual[problem.code]:
         return _problem_example(problem)
@@ -357,7 +347,7 @@ def _problem_ref(problem: Problem) -> Json:
 
 
 def _problem_example(problem: Problem) -> Json:
-    return {"summary": problem.detail, "value": _value(problems.document(problem, request_id=examples.REQUEST_ID))}
+    return {"summary": problem.detail, "value": _value(problems.document(problem, request_id=REQUEST_ID))}
 
 
 def _value(example: BaseModel) -> Any:
@@ -374,7 +364,3 @@ def _ref(model: type[BaseModel]) -> Json:
 
 def _component(kind: str, name: str) -> Json:
     return {"$ref": f"#/components/{kind}/{name}"}
-
-
-if __name__ == "__main__":
-    sys.stdout.write(text(document()))

@@ -1,4 +1,4 @@
-"""The API's document as a page for people: HTML without a script, so that it works where nothing else is reachable."""
+"""The document of the API as an HTML page, without scripts and without anything from other hosts."""
 
 import base64
 import hashlib
@@ -23,14 +23,14 @@ h3 code { background: var(--soft); padding: .1rem .4rem; }
 summary { cursor: pointer; }
 """
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-# nothing is loaded or run, also if a text of the document should ever get past the escaping
+# a second line of defense behind the escaping: nothing is loaded or run
 POLICY = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
 def page(document: Json, *, document_path: str) -> str:
-    """The page of a document that `api.document.openapi` has made."""
+    """The page of a document that `api.document.openapi` made."""
     info = document["info"]
     calls = [(path, method, call) for path, item in document["paths"].items() for method, call in item.items()]
     contents = [
@@ -66,7 +66,7 @@ def _call(document: Json, path: str, method: str, call: Json) -> str:
     parts += [_table(["parameter", "in", "type", ""], rows)]
     if "requestBody" in call:
         parts += ["<h3>Body</h3>", _content(document, call["requestBody"]["content"])]
-    parts += ["<h3>Answers</h3>"]
+    parts += ["<h3>Responses</h3>"]
     parts += [_answer(document, status, answer) for status, answer in call["responses"].items()]
     return "\n".join([*parts, "</section>"])
 
@@ -79,7 +79,7 @@ def _answer(document: Json, status: str, answer: Json) -> str:
         [f'<a href="#{link["operationId"]}">{escape(name)}</a>', _prose(link["description"])]
         for name, link in answer.get("links", {}).items()
     ]
-    inside = [_table(["header", ""], rows), _table(["goes on to", ""], links)]
+    inside = [_table(["header", ""], rows), _table(["next call", ""], links)]
     inside += [_content(document, answer["content"])] if "content" in answer else []
     return f"<details><summary>{_code(status)} {_prose(answer['description'])}</summary>{''.join(inside)}</details>"
 
@@ -100,7 +100,7 @@ def _model(name: str, schema: Json) -> str:
         return head + _tag("p", ", ".join(_code(word) for word in schema["enum"]))
     required = schema.get("required", ())
     rows = [
-        [_code(key), _type(value), "" if key in required else "may be left out", _prose(_text(value))]
+        [_code(key), _type(value), "" if key in required else "optional", _prose(_text(value))]
         for key, value in schema["properties"].items()
     ]
     return head + _table(["key", "type", "", ""], rows)
@@ -132,7 +132,7 @@ def _type(schema: Json) -> str:
     if schema.get("type") == "array":
         return f"list of {_type(schema['items'])}"
     kind = escape(schema.get("format") or schema.get("type", "anything"))
-    names = {"minimum": "from", "maximum": "to", "maxLength": "characters at most", "default": "if left out"}
+    names = {"minimum": "at least", "maximum": "at most", "maxLength": "max. length", "default": "default"}
     limits = [f"{word} {escape(str(schema[key]))}" for key, word in names.items() if schema.get(key, "") != ""]
     return ", ".join([kind, *limits])
 

@@ -1,4 +1,4 @@
-"""What spares a GET its way: an answer that the caller has already is not sent again, a long one is sent packed."""
+"""ETags and compression: a GET whose answer has not changed gets 304, a long answer is compressed."""
 
 import gzip
 import hashlib
@@ -12,8 +12,8 @@ PACKED_FROM_BYTES = 1024
 
 
 def conditional(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """The answer to a GET with its ETag, or 304 without a body where the caller has named that one. The tag is weak:
-    packed or not, it says the same."""
+    """The answer to a GET with its ETag, or 304 if the caller already has it. The tag is weak: the compressed answer
+    has the same."""
     if not isinstance(response, web.Response) or response.status != web.HTTPOk.status_code:
         return response
     body = response.body if isinstance(response.body, bytes) else b""
@@ -25,14 +25,14 @@ def conditional(request: web.Request, response: web.StreamResponse) -> web.Strea
     elif len(body) >= PACKED_FROM_BYTES and takes_gzip(request):
         response.enable_compression(web.ContentCoding.gzip)
     response.etag = tag
-    response.headers["Cache-Control"] = "private, no-cache"  # kept by the caller alone, and asked for each time
+    response.headers["Cache-Control"] = "private, no-cache"  # only the caller may keep it, and must revalidate it
     response.headers["Vary"] = "Authorization, X-Account-Id, Accept-Encoding"
     return response
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """What is the same for everyone, packed once: it is large, and whoever asks for it needs no token."""
+    """A file that is the same for everyone, compressed once."""
 
     raw: bytes
     packed: bytes
@@ -41,21 +41,30 @@ class Document:
     headers: Mapping[str, str]
 
     @classmethod
-    def of(cls, raw: bytes, *, kind: str, headers: Mapping[str, str]) -> Self:
-        return cls(raw=raw, packed=gzip.compress(raw, mtime=0), tag=_tag(raw), kind=kind, headers=headers)
+    def of(cls, raw: bytes, *, kind: str, headers: Mapping[str, str] | None = None) -> Self:
+        return cls(raw=raw, packed=gzip.compress(raw, mtime=0), tag=_tag(raw), kind=kind, headers=headers or {})
+
+    def answer(self, request: web.Request) -> web.Response:
+        """All of it, compressed if the caller takes that."""
+        packed = takes_gzip(request)
+        response = web.Response(
+            body=self.packed if packed else self.raw,
+            headers={"Vary": "Accept-Encoding", **self.headers},
+            content_type=self.kind,
+            charset="utf-8",
+        )
+        if packed:
+            response.headers["Content-Encoding"] = "gzip"
+        return response
 
     async def show(self, request: web.Request) -> web.StreamResponse:
+        """304 if the caller already has it."""
         if _is_known(request, self.tag):
-            response = web.Response(status=304)
+            response = web.Response(status=304, headers={"Vary": "Accept-Encoding"})
         else:
-            is_packed = takes_gzip(request)
-            body = self.packed if is_packed else self.raw
-            response = web.Response(body=body, headers=self.headers, content_type=self.kind, charset="utf-8")
-            if is_packed:
-                response.headers["Content-Encoding"] = "gzip"
+            response = self.answer(request)
         response.etag = self.tag
         response.headers["Cache-Control"] = "no-cache"
-        response.headers["Vary"] = "Accept-Encoding"
         return response
 
 

@@ -1,4 +1,4 @@
-"""Who calls: from the request's token to the account it acts for."""
+"""Who calls: from the token of a request to the account that it acts for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,19 +9,12 @@ from structlog.contextvars import bind_contextvars
 
 from api.http import addresses, reading
 from api.http.addresses import Network
-from api.http.problems import FieldError, Problem, invalid
+from api.http.marks import ACCOUNT, ALLOWANCE, TOKEN
+from api.http.problems import FieldError, Problem, invalid, rate_limited
 from worker.store.access.tokens import Authenticated, Limits, Permission, Token, Tokens
 from worker.store.model import AccountId
 
 ACCOUNT_HEADER = "X-Account-Id"
-# what is learnt of a request on the way, for its log line, its audit entry and its answer's headers
-TOKEN = web.RequestKey("token", Token)
-ACCOUNT = web.RequestKey("account", AccountId)
-MADE = web.RequestKey("made", str)  # what a call made that no job stands for: "token 0a1b2c3d4e5f"
-REASON = web.RequestKey("reason", str)
-EACH = web.RequestKey("each", list[dict[str, str]])  # of what was done to many: fields of an entry of its own
-ALLOWANCE = web.RequestKey("allowance", dict[str, str])
-
 _CHALLENGE = 'Bearer realm="vps-snapshots"'
 
 
@@ -32,7 +25,7 @@ class Caller:
 
 
 class Callers:
-    """Lets in whom a token lets in."""
+    """Authenticates callers by their tokens."""
 
     def __init__(self, tokens: Tokens, limits: Limits, *, trusted_proxies: Sequence[Network]) -> None:
         self._tokens = tokens
@@ -40,25 +33,25 @@ class Callers:
         self._trusted_proxies = trusted_proxies
 
     async def identify(self, request: web.Request, permission: Permission) -> Caller:
-        """The caller, with that permission. Raises Problem (400, 401, 403, 429) or StoreUnavailable."""
+        """The caller, who has that permission. Raises Problem (400, 401, 403, 429) or StoreUnavailable."""
         token = await self._allowed(request, permission)
         account_id = _account(token, request)
         bind_contextvars(account=account_id)
         request[ACCOUNT] = account_id
         return Caller(account_id=account_id, token=token)
 
-    async def operator(self, request: web.Request) -> Token:
-        """The token of an operator, who acts for no account. Raises as `identify` does."""
-        token = await self._allowed(request, Permission.OPERATOR)
+    async def operator(self, request: web.Request, permission: Permission = Permission.OPERATOR) -> Token:
+        """The token of an operator, who acts for no account. Raises what `identify` raises."""
+        token = await self._allowed(request, permission)
         if token.account_id is not None:
-            raise Problem(403, "permission_denied", "The token is an account's; an operator's belongs to none.")
+            raise Problem(403, "permission_denied", "The token belongs to an account; operator tokens do not.")
         return token
 
     def address(self, request: web.Request) -> str:
         return addresses.of(request, trusted_proxies=self._trusted_proxies)
 
     async def still(self, request: web.Request, permission: Permission) -> bool:
-        """Whether a caller that was let in would be let in again, now or later. Raises StoreUnavailable."""
+        """Whether the caller still has that permission; being rate limited does not end it. Raises StoreUnavailable."""
         try:
             if permission is Permission.OPERATOR:
                 await self.operator(request)
@@ -76,12 +69,12 @@ class Callers:
 
     async def _token(self, request: web.Request) -> Token:
         for header in ("Authorization", ACCOUNT_HEADER):
-            if len(request.headers.getall(header, [])) > 1:  # whoever added one may mean the other
+            if len(request.headers.getall(header, [])) > 1:  # two parts of a proxy chain may read different ones
                 raise invalid(FieldError(field=header, detail="Send it once."))
         return await self.authenticate(request, bearer(request))
 
     async def authenticate(self, request: web.Request, secret: str) -> Token:
-        """The token of that secret, shown with that request. Raises Problem (401, 429) or StoreUnavailable."""
+        """The token with that secret. Raises Problem (401, 429) or StoreUnavailable."""
         named = reading.account_id(request.headers.get(ACCOUNT_HEADER, ""))
         home = addresses.home(self.address(request))
         authenticated = await self._tokens.authenticate(secret, address=home, named=named, limits=self._limits)
@@ -89,17 +82,16 @@ class Callers:
         if token is not None:
             request[ALLOWANCE] = self._allowance(authenticated)
         if not authenticated.allowed:
-            wait = {"Retry-After": str(max(1, ceil(authenticated.more_in.total_seconds())))}
-            what = "calls with this token" if token else "calls without a good token from this address"
-            raise Problem(429, "rate_limited", f"There were too many {what} within a minute.", headers=wait)
+            which = "with this token" if token else "without a valid token from this address"
+            raise rate_limited(which, authenticated.more_in)
         if token is None:
-            raise _stranger(secret)
+            raise _unauthenticated(secret)
         bind_contextvars(token=token.id, token_name=token.name)
         request[TOKEN] = token
         return token
 
     def _allowance(self, authenticated: Authenticated) -> dict[str, str]:
-        """As draft-ietf-httpapi-ratelimit-headers-10 has it."""
+        """The headers of draft-ietf-httpapi-ratelimit-headers-10."""
         window = round(self._limits.window.total_seconds())
         return {
             "RateLimit-Policy": f'"token";q={self._limits.calls};w={window}',
@@ -108,7 +100,7 @@ class Callers:
 
 
 def bearer(request: web.Request) -> str:
-    """The secret that the caller shows; '' where it shows none."""
+    """The secret of the Authorization header; '' if there is none."""
     scheme, _, text = request.headers.get("Authorization", "").partition(" ")
     return text.strip() if scheme.lower() == "bearer" else ""
 
@@ -121,15 +113,15 @@ def _account(token: Token, request: web.Request) -> AccountId:
             raise Problem(403, "account_mismatch", f"{ACCOUNT_HEADER} names another account than the token's.")
         return token.account_id
     if named is None:
-        detail = "A service token names the account it acts for here, a positive integer."
+        detail = "Required with a service token: the account that it acts for, a positive integer."
         raise invalid(FieldError(field=ACCOUNT_HEADER, detail=detail))
     return named
 
 
-def _stranger(secret: str) -> Problem:
+def _unauthenticated(secret: str) -> Problem:
     if not secret:
         detail = "Send an access token: Authorization: Bearer TOKEN."
         return Problem(401, "token_missing", detail, headers={"WWW-Authenticate": _CHALLENGE})
     challenge = f'{_CHALLENGE}, error="invalid_token"'
-    detail = "The access token is not valid: unknown, revoked or expired."
+    detail = "The access token is unknown, revoked or expired."
     return Problem(401, "token_invalid", detail, headers={"WWW-Authenticate": challenge})

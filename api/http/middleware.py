@@ -1,4 +1,4 @@
-"""Around every request: its id, its one log line, its audit entry, and a problem document for whatever was not done."""
+"""Around every request: its id, its log line, its audit entry, and the problem document if it is refused."""
 
 import re
 import time
@@ -12,22 +12,21 @@ from aiohttp.typedefs import Middleware
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from api.http import problems
-from api.http.callers import ACCOUNT, ALLOWANCE, EACH, MADE, REASON, TOKEN, Callers
-from api.http.reading import REQUEST_ID, SERVER_ID
-from api.measures.metrics import PATH as METRICS
+from api.http.callers import Callers
+from api.http.marks import ACCOUNT, ALLOWANCE, EACH, MADE, PROBLEM, REASON, REQUEST_ID, SERVER_ID, TOKEN
+from api.http.probes import METRICS, PROBES
 from api.measures.metrics import Metrics
 from worker.store import errors
 from worker.store.access.audit import Audit
 
-PROBLEM = web.RequestKey("problem", str)
 SERVER = "vps-snapshots"
 
 Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-_PATH_SHOWN = 200  # characters: an id in it is anyone's text until it is looked at
+_PATH_MAX = 200  # characters: before it is validated, an id in it may be any text
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
-PROBES = frozenset({"/healthz", "/readyz", METRICS})
+QUIET = frozenset({*(probe.path for probe in PROBES), METRICS})  # asked every few seconds, and not logged at `info`
 
 log = structlog.get_logger()
 
@@ -36,7 +35,7 @@ Refuse = Callable[[web.Request, problems.Problem], web.Response]
 
 
 def around(callers: Callers, audit: Audit, metrics: Metrics, refuse: Refuse) -> Middleware:
-    """`refuse`: says in an answer why a request was not done."""
+    """`refuse` makes the answer to a request that is refused."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Next) -> web.StreamResponse:
@@ -56,8 +55,7 @@ def around(callers: Callers, audit: Audit, metrics: Metrics, refuse: Refuse) -> 
         if _is_audited(request, response):
             await _write_down(audit, _entries(request, response, address))
         route = route_of(request)
-        # probes come every few seconds: on demand only
-        write = log.debug if route in PROBES else log.info
+        write = log.debug if route in QUIET else log.info
         seconds = time.monotonic() - began
         metrics.request(request, response, route=route, seconds=seconds)
         write(
@@ -75,28 +73,28 @@ def around(callers: Callers, audit: Audit, metrics: Metrics, refuse: Refuse) -> 
 
 
 async def finish_head(request: web.Request, response: web.StreamResponse) -> None:
-    """What every answer carries, a stream's too: before its head is sent."""
+    """Add the headers of every answer, also of a stream, before they are sent."""
     response.headers.update(request.get(ALLOWANCE, {}))
     response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
     response.headers["Server"] = SERVER
 
 
 def _is_audited(request: web.Request, response: web.StreamResponse) -> bool:
-    """Only of those who have a token, and within their limit: what a stranger sends must not push out what others did.
-    The log has it."""
+    """Only calls with a valid token and within its limit: a stranger's calls must not push other entries out. They are
+    in the log."""
     limited = response.status == web.HTTPTooManyRequests.status_code
     return request.method in _CHANGING and TOKEN in request and not limited
 
 
 def _entries(request: web.Request, response: web.StreamResponse, address: str) -> list[dict[str, str]]:
-    """Who, what, on what, from where, and what came of it: for each that it was done to."""
+    """Who did what, from where, and the result; one entry for each item of a bulk call."""
     token = request[TOKEN]
     entry = {
         "token": token.id,
         "token_name": token.name,
         "account": str(request.get(ACCOUNT, "")),
         "method": request.method,
-        "path": request.rel_url.raw_path[:_PATH_SHOWN],
+        "path": request.rel_url.raw_path[:_PATH_MAX],
         "server": str(request.get(SERVER_ID, "")),
         "job": response.headers.get("X-Job-Id") or _job_in_path(request),
         "made": request.get(MADE, ""),
@@ -111,13 +109,13 @@ def _entries(request: web.Request, response: web.StreamResponse, address: str) -
 
 
 def _job_in_path(request: web.Request) -> str:
-    """The job that the path names, where that could be an id of ours."""
+    """The job that the path names, if that can be an id of ours."""
     text = request.match_info.get("job_id", "")
     return text if _JOB_ID.fullmatch(text) else ""
 
 
 async def _write_down(audit: Audit, entries: list[dict[str, str]]) -> None:
-    # After the call: what was accepted stands, whether it can be written down or not. Then the log has it.
+    # After the call, which is done even if this fails.
     try:
         await audit.write(*entries, now=datetime.now(UTC))
     except errors.StoreUnavailable:
@@ -135,7 +133,7 @@ async def _answer(request: web.Request, handler: Next, refuse: Refuse) -> web.St
         refused = problems.of_http(error)
     except Exception as error:
         if isinstance(error, ConnectionError) and request.transport is None:
-            refused = problems.Problem(400, "client_gone", "Nobody is there to be answered.")
+            refused = problems.Problem(400, "client_gone", "The client has closed the connection.")
         else:
             log.exception("request.failed")
             refused = problems.broke()
@@ -144,6 +142,6 @@ async def _answer(request: web.Request, handler: Next, refuse: Refuse) -> web.St
 
 
 def route_of(request: web.Request) -> str:
-    """The path with its ids left out; paths that we don't know are one."""
+    """The pattern of the path; `unknown` for every path that does not exist."""
     resource = request.match_info.route.resource
     return resource.canonical if resource is not None else "unknown"

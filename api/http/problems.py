@@ -1,7 +1,9 @@
-"""Refusals on the wire: RFC 9457 problem documents. The one table that gives each refusal its HTTP status is here."""
+"""Refusals on the wire: RFC 9457 problem documents, and the table that gives each refusal its HTTP status."""
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from math import ceil
 from typing import Annotated
 
 from aiohttp import web
@@ -43,7 +45,7 @@ RETRY_AFTER_SECONDS: dict[type[errors.Refused], int] = {
 
 
 class FieldError(BaseModel):
-    """What is wrong with one field of a request: a key of the body, a query parameter, a header, the whole `body`."""
+    """What is wrong with a field of a request: a key of the body, a query parameter, a header, or the whole `body`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,24 +54,24 @@ class FieldError(BaseModel):
 
 
 class ProblemDocument(BaseModel):
-    """Why a request was not done (RFC 9457)."""
+    """Why a request was refused (RFC 9457)."""
 
     model_config = ConfigDict(frozen=True)
 
     type: Annotated[str, Field(description="a URN that ends with the code")]
     title: str
-    status: Annotated[int, Field(description="the HTTP status again")]
-    detail: Annotated[str, Field(description="what is true now, for a person's eyes")]
+    status: Annotated[int, Field(description="the HTTP status")]
+    detail: Annotated[str, Field(description="the reason, for a person to read")]
     code: Annotated[str, Field(description="stable, snake_case; more may be added")]
-    request_id: Annotated[str, Field(description="that of the header X-Request-Id")]
+    request_id: Annotated[str, Field(description="the X-Request-Id of the answer")]
     errors: Annotated[
         tuple[FieldError, ...],
-        Field(description="of `invalid_request`: each field that is wrong", exclude_if=lambda errors: not errors),
+        Field(description="only of `invalid_request`: each field that is wrong", exclude_if=lambda errors: not errors),
     ] = ()
 
 
 class Problem(Exception):
-    """The answer to a request that is not done. Everything in it is for the caller's eyes."""
+    """The answer to a request that is refused. The caller reads all of it."""
 
     def __init__(
         self,
@@ -89,34 +91,40 @@ class Problem(Exception):
 
 
 def invalid(*fields: FieldError) -> Problem:
-    """A request that says something it can't; the problem names each field."""
+    """A request with invalid fields; the problem names each of them."""
     detail = " ".join(f"{field.field}: {field.detail}" for field in fields)
     return Problem(400, "invalid_request", detail, fields=fields)
+
+
+def rate_limited(calls: str, wait: timedelta) -> Problem:
+    """More calls than the limit. `calls`: which ones are counted; `wait`: until one more is allowed."""
+    headers = {"Retry-After": str(max(1, ceil(wait.total_seconds())))}
+    return Problem(429, "rate_limited", f"Too many calls {calls} within a minute.", headers=headers)
 
 
 def of_refusal(refusal: errors.Refused, *, method: str) -> Problem:
     status = STATUS[type(refusal)]
     if isinstance(refusal, errors.ServerBusy) and method == "DELETE":
-        status = 409  # the contract knows no 400 on a delete
+        status = 409  # the contract has no 400 on a delete
     wait = RETRY_AFTER_SECONDS.get(type(refusal))
     headers = {} if wait is None else {"Retry-After": str(wait)}
     return Problem(status, refusal.code, refusal.detail, headers=headers)
 
 
 def of_http(error: web.HTTPException) -> Problem:
-    """What aiohttp itself refuses: no such path, a method that the path doesn't know."""
+    """What aiohttp itself refuses: an unknown path, or a method that the path does not allow."""
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
-        return Problem(405, "method_not_allowed", f"This path knows {allowed} only.", headers={"Allow": allowed})
+        return Problem(405, "method_not_allowed", f"Allowed methods: {allowed}.", headers={"Allow": allowed})
     if isinstance(error, web.HTTPNotFound):
-        return Problem(404, "not_found", "There is nothing at this path.")
+        return Problem(404, "not_found", "There is no such path.")
     code = error.reason.lower().replace(" ", "_")
     return Problem(error.status, code, f"{error.reason}.")
 
 
 def broke(status: int = 500) -> Problem:
-    """A bug of ours: the log has what the caller is not shown."""
-    return Problem(status, "internal_error", "Something went wrong on our side. It was written down.")
+    """A bug of ours: the details are in the log only."""
+    return Problem(status, "internal_error", "Something went wrong on our side. The error was logged.")
 
 
 def document(problem: Problem, *, request_id: str) -> ProblemDocument:

@@ -1,4 +1,4 @@
-"""Listening: where, for how long, and what is said when what arrives is no HTTP."""
+"""Listening: the socket, limits of connections, and answers to what is not HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -15,14 +15,14 @@ from api.http import problems
 from api.http.middleware import SERVER
 from api.settings import ApiSettings
 
-LINGERING_SECONDS = 2.0  # for a client that still sends after its answer: closed at once, it might never read it
+LINGERING_SECONDS = 2.0  # for a client that still sends: if closed at once, it might never read its answer
 
 log = structlog.get_logger()
 
 
 class _Connection(web.RequestHandler):
-    """Says what is no HTTP in a problem document, and never quotes it: it may hold a token. Tells who waits on a
-    client's behalf when that has gone: aiohttp lets a handler find out at its next write."""
+    """Answers invalid HTTP with a problem document that never quotes it: it may hold a token. Calls `gone` when the
+    client disconnects, which aiohttp would let a handler notice only at its next write."""
 
     gone: Callable[[], None] | None = None
 
@@ -33,7 +33,7 @@ class _Connection(web.RequestHandler):
 
     @property
     def waits(self) -> bool:
-        """For the rest of a request's head, or for the next request."""
+        """Whether it waits for the rest of a request's head, or for the next request."""
         closes = self.transport is None or self.transport.is_closing()
         return self._waiter is not None and not self._waiter.done() and not closes
 
@@ -53,13 +53,13 @@ class _Connection(web.RequestHandler):
         message: str | None = None,  # noqa: ARG002 - the library's signature
     ) -> web.StreamResponse:
         if request.writer.output_size > 0:
-            raise ConnectionError("the answer had begun")
+            raise ConnectionError("the answer had already started")
         request_id = uuid4().hex
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             log.error("request.failed", request_id=request_id, exc_info=exc)
             problem = problems.broke(status)
         else:
-            problem = problems.Problem(status, "bad_request", "This is no HTTP request that can be read.")
+            problem = problems.Problem(status, "bad_request", "This is not a valid HTTP request.")
         response = problems.respond(problem, request_id=request_id)
         response.headers["X-Request-Id"] = request_id
         response.headers["Server"] = SERVER
@@ -67,10 +67,10 @@ class _Connection(web.RequestHandler):
         return response
 
 
-def when_gone(request: web.Request, tell: Callable[[], None]) -> None:
-    """Have it called once the client has closed the connection."""
+def when_gone(request: web.Request, call: Callable[[], None]) -> None:
+    """Call it once the client has closed the connection."""
     if isinstance(request.protocol, _Connection):
-        request.protocol.gone = tell
+        request.protocol.gone = call
 
 
 @asynccontextmanager
@@ -94,8 +94,8 @@ class _TurnedAway(asyncio.Protocol):
 
 
 def _made_room(server: web.Server) -> bool:
-    """Whether one that only waits has given way: the oldest of those that never asked anything, or else of all. So a
-    crowd of connections that say nothing, or say it slowly, keeps nobody out."""
+    """Whether an idle connection was closed: the oldest that never sent a request, or else the oldest. So even many
+    silent or slow connections keep nobody out."""
     waiting = [each for each in server.connections if isinstance(each, _Connection) and each.waits]
     first = next((each for each in waiting if not each.has_asked), waiting[0] if waiting else None)
     if first is not None:
@@ -104,7 +104,7 @@ def _made_room(server: web.Server) -> bool:
 
 
 async def _listen(runner: web.AppRunner, settings: ApiSettings) -> asyncio.Server:
-    # Not by aiohttp's sites: they take as many connections as come, and wait for ever for one that does not read.
+    # Not by aiohttp's sites: they accept any number of connections, and wait forever for one that does not read.
     server = cast("web.Server", runner.server)  # set up
 
     loop = asyncio.get_running_loop()
@@ -118,13 +118,13 @@ async def _listen(runner: web.AppRunner, settings: ApiSettings) -> asyncio.Serve
             access_log=None,  # type: ignore[arg-type]  # a gap in its type; `request.done` is the line of a request
             keepalive_timeout=settings.keepalive_seconds,
             lingering_time=LINGERING_SECONDS,
-            auto_decompress=False,  # nothing that is worth packing, and what unpacks to gigabytes, gets in
+            auto_decompress=False,  # a small body that unpacks to gigabytes must not get in
         )
 
     if settings.unix_socket is not None:
         return await loop.create_unix_server(protocol, settings.unix_socket)
     listening = await loop.create_server(protocol, settings.host, settings.port, start_serving=False)
-    for listener in listening.sockets:  # what they accept inherits it
+    for listener in listening.sockets:  # accepted sockets inherit it
         listener.setsockopt(IPPROTO_TCP, TCP_USER_TIMEOUT, round(settings.stalled_seconds * 1000))
     await listening.start_serving()
     return listening

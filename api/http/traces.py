@@ -1,4 +1,4 @@
-"""A span around every request, after OpenTelemetry's conventions for HTTP; it goes on from the caller's own."""
+"""A span around every request, after OpenTelemetry's conventions for HTTP; the caller's span is its parent."""
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -6,8 +6,8 @@ from http import HTTPStatus
 from aiohttp import hdrs, web
 from opentelemetry.trace import SpanKind
 
-from api.http.middleware import PROBES, PROBLEM, route_of
-from api.http.reading import REQUEST_ID
+from api.http.marks import PROBLEM, REQUEST_ID
+from api.http.middleware import QUIET, route_of
 from worker.program import tracing
 
 
@@ -15,14 +15,14 @@ from worker.program import tracing
 async def traced(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Outermost, so that all that is logged of a request has its trace."""
+    """Outermost, so that every log line of a request has its trace id."""
     route = route_of(request)
-    if route in PROBES:
+    if route in QUIET:
         return await handler(request)
     is_known = request.match_info.route.resource is not None
-    method = request.method if request.method in hdrs.METH_ALL else "_OTHER"  # any text may stand there
+    method = request.method if request.method in hdrs.METH_ALL else "_OTHER"  # it may be any text
     attributes = {"http.request.method": method, "url.scheme": request.scheme}
-    if is_known:  # else the path is anyone's text, like every query
+    if is_known:  # else the path may be any text, as a query always may
         attributes |= {"http.route": route, "url.path": request.rel_url.raw_path}
     name = f"{method} {route}" if is_known else method.replace("_OTHER", "HTTP")
     with tracing.span(name, attributes, kind=SpanKind.SERVER, parent=request.headers) as span:

@@ -1,29 +1,26 @@
-"""The cell's numbers for Prometheus: read in the background, told from memory."""
+"""The cell's numbers for Prometheus: read in the background, served from memory."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 
-import structlog
 from aiohttp import web
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from worker.program.background import in_background
 from worker.program.configuration import NODE_SILENT_SECONDS
+from worker.program.loop import every
 from worker.program.metrics import NAMESPACE
 from worker.store.errors import StoreUnavailable
 from worker.store.operators.cell import Cell, CellNumbers, NodeNumbers
 
-STALE_SECONDS = 120.0  # another front end may see what is true now
-
-log = structlog.stdlib.get_logger()
+STALE_SECONDS = 120.0  # after that, numbers are left to other front ends
 
 
 class CellView(Collector):
-    """`look_seconds`: between two looks at the cell; what was seen `stale_seconds` ago is not told any more.
+    """`look_seconds`: between two looks at the cell. Numbers older than `stale_seconds` are not served.
 
-    Read from another thread: what was seen is replaced as a whole.
+    Prometheus reads it from another thread, so the numbers are replaced as a whole.
     """
 
     def __init__(
@@ -41,19 +38,14 @@ class CellView(Collector):
         self._seen: tuple[CellNumbers | None, float] = (None, 0.0)  # and when, in Unix seconds
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
-        """Look while the application runs."""
-        async with in_background(self._keep_looking()):
+        """Look at the cell while the application runs."""
+        expected: dict[type[Exception], str] = {StoreUnavailable: "cell_view.store_unavailable"}
+        looking = every(self._look_seconds, self._look, name="cell_view", expected=expected)
+        async with in_background(looking):
             yield
 
-    async def _keep_looking(self) -> None:
-        while True:
-            try:
-                self._seen = (await self._cell.numbers(), time.time())
-            except StoreUnavailable as error:
-                log.warning("cell_view.store_unavailable", cause=str(error.__cause__))
-            except Exception:  # a record that this version can't read: the requests are served all the same
-                log.exception("cell_view.broke")
-            await asyncio.sleep(self._look_seconds)
+    async def _look(self) -> None:
+        self._seen = (await self._cell.numbers(), time.time())
 
     def collect(self) -> Iterator[Metric]:
         seen, at = self._seen

@@ -8,7 +8,6 @@ from prometheus_client.registry import Collector
 
 from worker.program.metrics import NAMESPACE, LogEvents, RedisMetrics, jobs_given_up, registry
 
-PATH = "/metrics"
 DELIVERED = "delivered"
 REQUEST_BUCKETS = (
     0.005,

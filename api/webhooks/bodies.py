@@ -1,15 +1,14 @@
-"""Webhooks, as types: what callers send and get, and the messages that their receivers get."""
+"""The bodies of webhooks, and the messages that their receivers get."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from aiohttp import web
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 from pydantic_core import PydanticCustomError
 
-from api import bodies
-from api.bodies import Moment, Open
-from api.http.reading import NOT_NULL, Description
+from api.http.answers import Open, Timestamp, Total, from_record
+from api.http.fields import NOT_NULL, Description, PathId, RequestBody, matches
+from api.jobs.bodies import Job, job
 from api.webhooks.ssrf import URL_MAX
 from worker.store import errors
 from worker.store.calls import Page
@@ -22,43 +21,38 @@ TERMINAL = (JobEvent.COMPLETED, JobEvent.FAILED)
 
 WebhookIdInPath = Annotated[
     WebhookId,
-    StringConstraints(pattern=r"^[0-9a-f]{32}$"),
+    matches(r"^[0-9a-f]{32}$", "Must be 32 hexadecimal digits."),
     Field(description="the `id` of a webhook", examples=["1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e5c"]),
 ]
-_WEBHOOK_ID: TypeAdapter[WebhookId] = TypeAdapter(WebhookIdInPath)
-
-
-def webhook_id(request: web.Request) -> WebhookId:
-    """Raises WebhookNotFound for what is no id."""
-    try:
-        return _WEBHOOK_ID.validate_python(request.match_info["webhook_id"])
-    except ValidationError:
-        raise errors.WebhookNotFound("There is no such webhook.") from None
+WEBHOOK_ID: PathId[WebhookId] = PathId("webhook_id", TypeAdapter(WebhookIdInPath), errors.WebhookNotFound)
 
 
 def _once(events: tuple[JobEvent, ...]) -> tuple[JobEvent, ...]:
     if not events or len(set(events)) < len(events):
-        raise PydanticCustomError("not_a_choice", "There should be one event at least, and each once")
+        raise PydanticCustomError("not_a_choice", "At least one event, and each only once.")
     return events
 
 
 Url = Annotated[
     str,
-    StringConstraints(pattern=r"^https?://[\x21-\x7e]+$", max_length=URL_MAX),
-    Field(description="https, to a public address, port 443 or from 1024 on; no user, no fragment"),
+    StringConstraints(max_length=URL_MAX),
+    matches(r"^https?://[\x21-\x7e]+$", "Must be an https URL."),
+    Field(description="https, a public address, port 443 or from 1024 on; no user, no fragment"),
 ]
-# not strict: what comes from the check for null is no JSON any more
+# not strict: pydantic gets the value from a validator as a Python object, not as JSON
 Events = Annotated[
     tuple[Annotated[JobEvent, Field(strict=False)], ...],
-    Field(strict=False, json_schema_extra={"minItems": 1, "uniqueItems": True}, description="of which it is told"),
+    Field(
+        strict=False,
+        json_schema_extra={"minItems": 1, "uniqueItems": True},
+        description="what is sent to it",
+    ),
     AfterValidator(_once),
 ]
 
 
-class WebhookBody(BaseModel):
-    """Where to tell of the account's jobs."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+class WebhookBody(RequestBody):
+    """Where to send the events of the account's jobs."""
 
     url: Url
     description: Description = ""
@@ -66,14 +60,12 @@ class WebhookBody(BaseModel):
     enabled: bool = True
 
     @property
-    def wish(self) -> WebhookChange:
+    def change(self) -> WebhookChange:
         return WebhookChange(url=self.url, description=self.description, events=self.events, enabled=self.enabled)
 
 
-class WebhookEditBody(BaseModel):
-    """What is to change of a webhook; what is left out stays."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+class WebhookEditBody(RequestBody):
+    """The fields to change; fields that are left out stay."""
 
     url: Annotated[Url | None, *NOT_NULL] = None
     description: Annotated[Description | None, *NOT_NULL] = None
@@ -81,12 +73,12 @@ class WebhookEditBody(BaseModel):
     enabled: Annotated[bool | None, *NOT_NULL] = None
 
     @property
-    def wish(self) -> WebhookChange:
+    def change(self) -> WebhookChange:
         return WebhookChange(url=self.url, description=self.description, events=self.events, enabled=self.enabled)
 
 
 class Webhook(Open):
-    """Where the account is told of its jobs."""
+    """Where the events of the account's jobs are sent."""
 
     id: str
     url: str
@@ -95,16 +87,16 @@ class Webhook(Open):
     enabled: bool
     disabled_reason: Annotated[
         Literal["gone", "failing"] | None,
-        Field(description="why it was disabled by us: it answered 410, or nothing was delivered for 5 days"),
+        Field(description="why the service disabled it: it answered 410, or every attempt failed for 5 days"),
     ]
-    failing_since: Annotated[Moment | None, Field(description="each attempt since then has failed")]
-    created_at: Moment
+    failing_since: Annotated[Timestamp | None, Field(description="every attempt since then has failed")]
+    created_at: Timestamp
 
 
 class WebhookWithSecret(Webhook):
-    """A webhook with its new secret, shown this once."""
+    """A webhook with its new secret, which is shown only once."""
 
-    secret: Annotated[str, Field(description="`whsec_` and base64; it signs what is sent")]
+    secret: Annotated[str, Field(description="`whsec_` and base64; it signs the messages")]
 
 
 class WebhookList(Open):
@@ -115,12 +107,12 @@ class WebhookList(Open):
 
 
 class Delivery(Open):
-    """An event on its way to a webhook."""
+    """An event that is sent to a webhook."""
 
     id: Annotated[str, Field(description="the header `webhook-id` of each attempt")]
     event: str
     attempts: int
-    status_code: Annotated[int | None, Field(description="of the last attempt; null: there was no answer")]
+    status_code: Annotated[int | None, Field(description="of the last attempt; null: no answer")]
     error: Annotated[
         str | None,
         Field(
@@ -130,40 +122,40 @@ class Delivery(Open):
             )
         ),
     ]
-    created_at: Moment
+    created_at: Timestamp
     next_attempt_at: Annotated[
-        Moment | None, Field(description="null: delivered or given up; a disabled webhook's waits for that to end")
+        Timestamp | None, Field(description="null: delivered or given up; a disabled webhook gets no attempt")
     ]
-    delivered_at: Moment | None
+    delivered_at: Timestamp | None
 
 
 class DeliveryList(Open):
     """One page of the list, newest first."""
 
-    count: Annotated[int, Field(description="the total over all pages")]
+    count: Total
     results: tuple[Delivery, ...]
 
 
 class TestData(Open):
-    """What a test event tells."""
+    """The data of a test event."""
 
     webhook_id: str
 
 
 class Message(Open):
-    """What a receiver gets."""
+    """The message that a receiver gets."""
 
     type: str
-    timestamp: Moment
-    data: bodies.Job | TestData
+    timestamp: Timestamp
+    data: Job | TestData
 
 
 def webhook(record: records.Webhook) -> Webhook:
-    return Webhook.model_validate(record, from_attributes=True)
+    return from_record(Webhook, record)
 
 
-def with_secret(new: records.Secret) -> WebhookWithSecret:
-    return WebhookWithSecret(**dict(webhook(new.webhook)), secret=new.secret)
+def webhook_with_secret(new: records.Secret) -> WebhookWithSecret:
+    return from_record(WebhookWithSecret, new.webhook, secret=new.secret)
 
 
 def webhooks(found: Iterable[records.Webhook]) -> WebhookList:
@@ -172,16 +164,7 @@ def webhooks(found: Iterable[records.Webhook]) -> WebhookList:
 
 
 def delivery(record: records.Delivery) -> Delivery:
-    return Delivery(
-        id=record.id,
-        event=record.event,
-        attempts=record.attempts,
-        status_code=record.status,
-        error=record.error,
-        created_at=record.created_at,
-        next_attempt_at=record.next_attempt_at,
-        delivered_at=record.delivered_at,
-    )
+    return from_record(Delivery, record, status_code=record.status)
 
 
 def deliveries(page: Page[records.Delivery]) -> DeliveryList:
@@ -189,6 +172,6 @@ def deliveries(page: Page[records.Delivery]) -> DeliveryList:
 
 
 def message(webhook_id: WebhookId, due: DueDelivery) -> Message:
-    """The same at each attempt: the job as it was at the event."""
-    data = TestData(webhook_id=webhook_id) if due.job is None else bodies.job(due.job)
+    """The message of a delivery, the same at each attempt: with the job as it was at the event."""
+    data = TestData(webhook_id=webhook_id) if due.job is None else job(due.job)
     return Message(type=due.event, timestamp=due.created_at, data=data)

@@ -1,4 +1,4 @@
-"""Makes the deliveries of webhooks, after the Standard Webhooks specification: every front end has a sender."""
+"""Sends the deliveries of webhooks, after the Standard Webhooks specification; every front end has a sender."""
 
 import asyncio
 import hashlib
@@ -27,20 +27,21 @@ RETRIES = (
     *(timedelta(seconds=5), timedelta(minutes=5), timedelta(minutes=30)),
     *(timedelta(hours=hours) for hours in (2, 5, 10, 14, 20, 24)),
 )
-JITTER = 0.2  # so much longer a wait may be, so that not all come back at once
-PATIENCE_SECONDS = 5 * 86_400.0  # an endpoint that took nothing for so long is disabled
-AT_ONCE = 8  # deliveries of one endpoint
-LEASE_ATTEMPTS = 4  # a claim holds for so many times the limit of an attempt: then its sender is taken to be dead
+JITTER = 0.2  # a wait is longer by up to this share, so that not all are retried at once
+PATIENCE_SECONDS = 5 * 86_400.0  # an endpoint whose deliveries all failed for that time is disabled
+AT_ONCE = 8  # deliveries of one endpoint at a time
+LEASE_ATTEMPTS = 4  # a claim lasts this many times the limit of an attempt; then its sender is presumed dead
 SUCCESS = range(200, 300)
-WAIT_SECONDS = 2  # a retry that falls due is seen so late at most
-AGAIN_SECONDS = 3.0  # after trouble with the store
+WAIT_SECONDS = 2  # how late a retry may start
+AGAIN_SECONDS = 3.0  # after an error
 
 log = structlog.stdlib.get_logger()
 _chance = SystemRandom()
 
 
 class Sender:
-    """`endpoints`: how many are served at a time; one that is slow holds its own place only. `seconds`: an attempt."""
+    """`endpoints`: how many are served at a time; a slow one delays no other. `seconds`: the limit of an attempt.
+    `to_private`: allow http and private networks."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class Sender:
         self._metrics = metrics
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
-        """Send while the application runs; at its end what is on its way is let go, for another sender."""
+        """Send while the application runs. When it stops, unfinished deliveries are released to other senders."""
         client = ssrf.client(to_private=self._to_private, resolver=self._resolver, seconds=self._seconds)
         async with client as session, in_background(self._send_all(session)):
             yield
@@ -82,7 +83,7 @@ class Sender:
                 continue
             except StoreUnavailable as error:
                 log.warning("webhooks.store_unavailable", cause=str(error.__cause__))
-            except Exception:  # a record that this version can't read: in the way of its own webhook only
+            except Exception:  # a record that this version can't read; it blocks only its own webhook
                 log.exception("webhook.broke")
             await asyncio.sleep(AGAIN_SECONDS)
 
@@ -96,16 +97,16 @@ class Sender:
             async with asyncio.TaskGroup() as attempts:
                 for delivery in claim.deliveries:
                     attempts.create_task(attempt(delivery))
-        finally:  # also at the end of the process: the others know at once
+        finally:  # also when the process stops: other senders take over at once
             await self._settle(claim, results)
 
     async def _settle(self, claim: Claim, results: dict[DeliveryId, Result]) -> None:
         try:
             why = await self._deliveries.settle(claim, results, patience_seconds=PATIENCE_SECONDS)
-        except StoreUnavailable as error:  # sent again, once the claim is over
+        except StoreUnavailable as error:  # sent again, once the claim has expired
             log.warning("webhooks.store_unavailable", cause=str(error.__cause__))
             return
-        except Exception:  # a bug with one must not end the sending to others
+        except Exception:  # a bug with one webhook must not end the sending to others
             log.exception("webhook.broke", webhook_id=claim.webhook_id)
             return
         if why:
@@ -133,8 +134,8 @@ class Sender:
         return Result(status=status, error=error, retry_in=retry_in)
 
     async def _post(self, client: ClientSession, claim: Claim, delivery: DueDelivery) -> tuple[int | None, str | None]:
-        """The answer's status, and a code of what was wrong, None where nothing was."""
-        if ssrf.why_not(claim.url, to_private=self._to_private):  # the settings may have changed since it was taken
+        """The status of the answer, and the code of the error, None if there is none."""
+        if ssrf.why_not(claim.url, to_private=self._to_private):  # the settings may have changed
             return None, "address_refused"
         body = json.dumps(bodies.message(claim.webhook_id, delivery).model_dump(mode="json")).encode()
         headers = signed(claim.secrets, delivery.id, body, moment=int(time.time()))
@@ -143,12 +144,12 @@ class Sender:
                 return response.status, None if response.status in SUCCESS else "bad_status"
         except TimeoutError:
             return None, "timeout"
-        except (ClientError, OSError, ValueError) as error:  # ValueError: a host that can't be sent as one
+        except (ClientError, OSError, ValueError) as error:  # ValueError: an invalid host name
             return None, _code(error)
 
 
 def signed(secrets: Sequence[str], message_id: str, body: bytes, *, moment: int) -> dict[str, str]:
-    """The headers of a message, signed with each of these secrets; `moment` in seconds since 1970."""
+    """The headers of a message, signed with each of these secrets. `moment`: Unix time in seconds."""
     content = f"{message_id}.{moment}.".encode() + body
     keys = [b64decode(secret.removeprefix(SECRET_PREFIX)) for secret in secrets]
     signatures = [b64encode(hmac.digest(key, content, hashlib.sha256)).decode() for key in keys]

@@ -1,7 +1,7 @@
-"""Calls to the outside, to where a customer says: only to public addresses, whatever a name says and when.
+"""Requests to URLs that customers choose: only to public addresses, to prevent server-side request forgery.
 
-An address is looked at twice: when its name is resolved, all of them, and when the socket is made for the very address
-that it will be connected to. The second look also sees the addresses that stand in a URL, which nobody resolves.
+Addresses are checked twice: those of a name when it is resolved, and that of a socket when it is created.
+The second check also covers an address that stands in the URL itself, which is never resolved.
 """
 
 import socket
@@ -13,53 +13,53 @@ from yarl import URL
 
 HTTPS_PORT, FIRST_FREE_PORT = 443, 1024
 URL_MAX = 2048  # characters
-_RESPONSE_BUFFER_BYTES = 1024  # its status is all that we want of an answer
-# What IPv6 has assigned to the world. Outside of it are the forms that hold an IPv4 address, mapped and of NAT64, ...
+_RESPONSE_BUFFER_BYTES = 1024  # we need only the status of the answer
+# The global unicast range. The forms that hold an IPv4 address, mapped and NAT64, are outside of it; ...
 _GLOBAL_IPV6 = IPv6Network("2000::/3")
 
 
 class AddressRefused(OSError):
-    """The address is none of the public internet; nothing was sent."""
+    """The address is not public; nothing was sent."""
 
 
 def is_public(address: str) -> bool:
-    """Whether that address belongs to one machine of the public internet."""
+    """Whether that is the unicast address of a machine in the public internet."""
     parsed = ip_address(address)
     if not parsed.is_global or parsed.is_multicast:
         return False
-    # ... and inside are two more, 6to4 and Teredo
+    # ... two more forms, 6to4 and Teredo, are inside
     return isinstance(parsed, IPv4Address) or (
         parsed in _GLOBAL_IPV6 and parsed.sixtofour is None and parsed.teredo is None
     )
 
 
 def why_not(text: str, *, to_private: bool) -> str | None:
-    """What is wrong with a URL to call, None where nothing is. `to_private`: http and any address and port may be."""
+    """What is wrong with a webhook's URL, None if nothing is. `to_private`: allow http, and any address and port."""
     try:
         url = URL(text)
         host, port = url.host, url.port
     except ValueError:
-        return "Input should be a URL"
+        return "Must be a URL."
     if url.scheme != "https" and not (to_private and url.scheme == "http"):
-        return "Input should be an https URL"
+        return "Must be an https URL."
     if not host or url.user is not None or url.password is not None or url.raw_fragment:
-        return "Input should have a host, and neither user nor password nor fragment"
+        return "Must have a host, and no user, password or fragment."
     if to_private:
         return None
     if port is None or (port != HTTPS_PORT and port < FIRST_FREE_PORT):
-        return f"The port should be {HTTPS_PORT} or from {FIRST_FREE_PORT} on"
-    return None if _is_name(host) or is_public(host) else "The address should be public"
+        return f"The port must be {HTTPS_PORT} or at least {FIRST_FREE_PORT}."
+    return None if _is_name(host) or is_public(host) else "The address must be public."
 
 
 def client(*, to_private: bool, resolver: AbstractResolver, seconds: float) -> ClientSession:
-    """A client for such calls, each of which may take so long. It follows no proxy of the environment, keeps no
-    cookies and no connections. It is for who calls `why_not` first."""
+    """A client for such requests, each of at most that many seconds. It ignores the proxies of the environment, and
+    keeps no cookies and no connections. Call `why_not` for each URL first."""
     connector = TCPConnector(
         resolver=resolver if to_private else _PublicResolver(resolver),
         socket_factory=None if to_private else _public_socket,
         use_dns_cache=False,
         force_close=True,
-        limit=0,  # the caller's own limits hold
+        limit=0,  # the caller has its own limits
     )
     return ClientSession(
         connector=connector,

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.http.problems import Problem
-from api.http.reading import CreateBody, parse
+from api.http.reading import parse
+from api.snapshots.bodies import CreateBody
 
 GOOD: dict[str, Any] = {"server_id": 12345, "name": "before-update", "description": "Before the update"}
 
