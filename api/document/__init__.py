@@ -1,1 +1,1 @@
-"""The document of the API, and what it is shown as."""
+"""The document of the API (OpenAPI), and its HTML page."""

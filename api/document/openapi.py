@@ -55,10 +55,7 @@ _HEADERS: dict[str, Json] = {
     "Link": {"description": "the pages `first`, `prev`, `next` and `last` (RFC 8288)", "schema": _STRING},
     "Retry-After": {"description": "seconds after which to try again", "schema": {"type": "integer", "minimum": 1}},
     "ETag": {"description": "identifies the content of the answer; for `If-None-Match`", "schema": _STRING},
-    "RateLimit-Policy": {
-        "description": "`q` calls in `w` seconds, after an IETF draft",
-        "schema": _STRING,
-    },
+    "RateLimit-Policy": {"description": "`q` calls in `w` seconds, after an IETF draft", "schema": _STRING},
     "RateLimit": {"description": "`r` calls are left; one more is allowed in `t` seconds", "schema": _STRING},
     "WWW-Authenticate": {"description": "the scheme, and the error of the token", "schema": _STRING},
 }
@@ -271,10 +268,7 @@ def _never_null(schema: Json) -> Json:
 
 def _reply(reply: Reply, *more_headers: str) -> Json:
     headers = (*reply.headers, *more_headers, "X-Request-Id")
-    said: Json = {
-        "description": reply.said,
-        "headers": {name: _component("headers", name) for name in headers},
-    }
+    said: Json = {"description": reply.said, "headers": {name: _component("headers", name) for name in headers}}
     if reply.examples:
         models = list(dict.fromkeys(type(example) for example in reply.examples.values()))
         refs = [_ref(model) for model in models]

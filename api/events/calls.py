@@ -24,8 +24,7 @@ class EventCalls:
         self._callers = callers
 
     @call(
-        "GET",
-        EVENTS,
+        f"GET {EVENTS}",
         READ,
         Reply(200, {"stopping": examples.EVENT}, STREAM, media=EVENT_STREAM),
         refusals=(errors.TooManyStreams,),
@@ -45,8 +44,7 @@ class EventCalls:
         )
 
     @ops_call(
-        "GET",
-        OPS_EVENTS,
+        f"GET {OPS_EVENTS}",
         OPERATOR,
         Reply(200, {"stopping": examples.OPS_EVENT}, STREAM, media=EVENT_STREAM),
         refusals=(errors.TooManyStreams,),

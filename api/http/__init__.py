@@ -1,1 +1,1 @@
-"""What every call stands on: requests, answers, refusals, callers, the server."""
+"""What every call needs: requests, answers, problems, callers, the server."""

@@ -61,8 +61,8 @@ class Health(Open):
 
 def from_record(body: type[Body], record: object, **others: object) -> Body:
     """A body with the record's fields of the same names, and with `others`."""
-    names = body.model_fields.keys() - others.keys()
-    return body.model_validate({name: getattr(record, name) for name in names} | others)
+    fields = body.__pydantic_fields__
+    return body(**others, **{name: getattr(record, name) for name in fields if name not in others})
 
 
 def answer(body: BaseModel, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -111,7 +111,7 @@ class Call(Generic[By]):
 
 
 class Table(Generic[By]):
-    """The calls of a room, in order; a row is written above its handler, as `@call("GET", PATH, READ, Reply(...))`.
+    """The calls of a room, in order; a row is written above its handler, as `@call("GET /path/", READ, Reply(...))`.
 
     The handler's docstring is the document's text: its first line is the summary. `examples` are of the request's body,
     whose model is theirs; `path_ids` are all ids that stand in the paths.
@@ -124,14 +124,15 @@ class Table(Generic[By]):
 
     def __call__(
         self,
-        method: str,
-        path: str,
+        route: str,
         permission: Permission,
         *replies: Reply,
         query: type[BaseModel] | None = None,
         body: Mapping[str, BaseModel] | None = None,
         refusals: tuple[type[errors.Refused], ...] = (),
     ) -> Callable[[Handler[Room, By]], Handler[Room, By]]:
+        method, path = route.split(" ")
+
         def decorate(handle: Handler[Room, By]) -> Handler[Room, By]:
             self.calls.append(
                 Call(

@@ -145,8 +145,7 @@ AccountIdInHeader = Annotated[AccountId, Field(ge=1, le=ID_MAX, examples=[77]), 
 
 # In the validator's regex engine `$` is the end of the text, never before a line break.
 Name = Annotated[
-    str,
-    matches(rf"^[A-Za-z0-9_-]{{1,{NAME_MAX}}}$", f"1 to {NAME_MAX} letters, digits, hyphens or underscores."),
+    str, matches(rf"^[A-Za-z0-9_-]{{1,{NAME_MAX}}}$", f"1 to {NAME_MAX} letters, digits, hyphens or underscores.")
 ]
 Description = Annotated[str, StringConstraints(max_length=DESCRIPTION_MAX), *STORABLE]
 # not strict: pydantic gets the validator's text as a Python object, not as JSON

@@ -238,8 +238,7 @@ class OpsJob(OpsJobSummary):
     resolution: Resolution | None
     steps: tuple[StepTaken, ...]
     log: Annotated[
-        tuple[dict[str, Any], ...],
-        Field(description="its last log lines, at most 200 and 32 KiB; kept for 7 days"),
+        tuple[dict[str, Any], ...], Field(description="its last log lines, at most 200 and 32 KiB; kept for 7 days")
     ]
 
 

@@ -43,8 +43,7 @@ class JobCalls:
         self._store = store
 
     @call(
-        "POST",
-        f"{API}restores/{{job_id}}/undo/",
+        f"POST {API}restores/{{job_id}}/undo/",
         WRITE,
         Reply(
             202,
@@ -71,7 +70,7 @@ class JobCalls:
         )
         return answer(bodies.job(job), status=202, headers=bodies.job_headers(job))
 
-    @call("GET", JOBS, READ, Reply(200, {"one_job": examples.JOBS}, "One page of the list."), query=JobsQuery)
+    @call(f"GET {JOBS}", READ, Reply(200, {"one_job": examples.JOBS}, "One page of the list."), query=JobsQuery)
     async def list_jobs(self, request: web.Request, caller: Caller) -> web.Response:
         """List jobs.
 
@@ -88,8 +87,7 @@ class JobCalls:
         return answer(bodies.jobs(page), headers=page_links(request.rel_url, query, page.count))
 
     @call(
-        "GET",
-        ONE_JOB,
+        f"GET {ONE_JOB}",
         READ,
         Reply(
             200,
@@ -110,8 +108,7 @@ class JobCalls:
         return answer(bodies.job(await self._store.job(account_id=caller.account_id, job_id=in_path(request, JOB_ID))))
 
     @call(
-        "POST",
-        f"{ONE_JOB}cancel/",
+        f"POST {ONE_JOB}cancel/",
         WRITE,
         Reply(200, {"cancelled": examples.CANCELLED}, "The job, which has ended."),
         refusals=(errors.JobNotFound, errors.JobNotCancellable),
@@ -122,9 +119,7 @@ class JobCalls:
         Ends a job that its node has not started; it is then `failed` with the code `cancelled`. No body, or `{}`.
         """
         cancelled = await self._store.cancel(
-            account_id=caller.account_id,
-            job_id=in_path(request, JOB_ID),
-            idempotency=reading.idempotency(request),
+            account_id=caller.account_id, job_id=in_path(request, JOB_ID), idempotency=reading.idempotency(request)
         )
         return answer(bodies.job(cancelled))
 
@@ -137,8 +132,7 @@ class OpsJobCalls:
         self._runbook_url = runbook_url
 
     @ops_call(
-        "GET",
-        OPS_JOBS,
+        f"GET {OPS_JOBS}",
         OPERATOR,
         Reply(
             200,
@@ -158,8 +152,7 @@ class OpsJobCalls:
         return answer(bodies.ops_jobs(page), headers=next_link(request.rel_url, page.after))
 
     @ops_call(
-        "POST",
-        f"{OPS_JOBS}bulk/",
+        f"POST {OPS_JOBS}bulk/",
         OPERATOR,
         Reply(200, {"bulk_results": examples.BULK_RESULTS}),
         body={"bulk": examples.BULK},
@@ -200,8 +193,7 @@ class OpsJobCalls:
         return BulkResult(id=job_id, done=True, job_id=new_job, code=None, detail=None)
 
     @ops_call(
-        "GET",
-        ONE_OPS_JOB,
+        f"GET {ONE_OPS_JOB}",
         OPERATOR,
         Reply(200, {"failed": examples.OPS_FAILED}, links=links(*OPS_ACTIONS, job_id="$response.body#/id")),
         refusals=(errors.JobNotFound,),
@@ -215,14 +207,10 @@ class OpsJobCalls:
         return answer(bodies.ops_job(found, runbook_url=self._runbook_url))
 
     @ops_call(
-        "POST",
-        f"{ONE_OPS_JOB}retry/",
+        f"POST {ONE_OPS_JOB}retry/",
         OPERATOR,
         Reply(
-            202,
-            {"retried": examples.OPS_RETRIED},
-            headers=JOB_HEADERS,
-            links=(Link("ops_show_job", JOB_OF_HEADER),),
+            202, {"retried": examples.OPS_RETRIED}, headers=JOB_HEADERS, links=(Link("ops_show_job", JOB_OF_HEADER),)
         ),
         refusals=RETRY,
     )
@@ -238,8 +226,7 @@ class OpsJobCalls:
         return answer(bodies.ops_job_summary(job), status=202, headers=bodies.ops_job_headers(job))
 
     @ops_call(
-        "POST",
-        f"{ONE_OPS_JOB}cancel/",
+        f"POST {ONE_OPS_JOB}cancel/",
         OPERATOR,
         Reply(200, {"cancelled": examples.OPS_CANCELLED}),
         refusals=(errors.JobNotFound, errors.JobNotCancellable),
@@ -253,8 +240,7 @@ class OpsJobCalls:
         return answer(bodies.ops_job_summary(cancelled))
 
     @ops_call(
-        "POST",
-        f"{ONE_OPS_JOB}resolve/",
+        f"POST {ONE_OPS_JOB}resolve/",
         OPERATOR,
         Reply(200, {"resolved": examples.OPS_RESOLVED}),
         body={"reason": examples.REASON},

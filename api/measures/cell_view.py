@@ -49,7 +49,7 @@ class CellView(Collector):
 
     def collect(self) -> Iterator[Metric]:
         seen, at = self._seen
-        text = "When this process last saw the whole cell; 0: not yet."
+        text = "When this process last read the numbers of the cell; 0: not yet."
         yield _gauge("cell_view_timestamp_seconds", text, at)
         if seen is None or time.time() - at > self._stale_seconds:
             return
@@ -58,7 +58,7 @@ class CellView(Collector):
         yield from _of_nodes(seen.nodes)
 
     def _count_nodes(self, seen: CellNumbers) -> Metric:
-        nodes = _gauge("cell_nodes", "Nodes that are silent, paused (and not silent), or at work.", label="state")
+        nodes = _gauge("cell_nodes", "Nodes that are silent, paused (and not silent), or working.", label="state")
         silent = sum(node.heartbeat_age > self._silent_seconds for node in seen.nodes)
         paused = sum(node.paused and node.heartbeat_age <= self._silent_seconds for node in seen.nodes)
         nodes.add_metric(["silent"], silent)
@@ -68,24 +68,26 @@ class CellView(Collector):
 
 
 def _of_cell(seen: CellNumbers) -> Iterator[Metric]:
-    jobs = _gauge("cell_jobs", "Jobs that wait, and jobs that their nodes have begun.", label="state")
+    jobs = _gauge("cell_jobs", "Jobs that are waiting, and jobs that have started.", label="state")
     jobs.add_metric(["queued"], seen.queued)
     jobs.add_metric(["in_progress"], seen.running)
     yield jobs
-    yield _gauge("cell_queue_age_seconds", "Age of the oldest job that waits; 0: none waits.", seen.queue_age)
+    yield _gauge("cell_queue_age_seconds", "Age of the oldest waiting job; 0: none waits.", seen.queue_age)
     yield _gauge("cell_servers", "Servers of all nodes.", seen.servers)
-    yield _gauge("cell_stranded_servers", "Servers that a job could not leave as it found them.", seen.stranded)
-    yield _gauge(
-        "cell_servers_with_findings", "Servers on which reconciliation has found something.", seen.with_findings
-    )
-    yield _gauge("cell_webhooks_due", "Webhooks with something to send, now.", seen.webhooks_due)
+    yield _gauge("cell_stranded_servers", "Servers that a job could not put back as they were.", seen.stranded)
+    yield _gauge("cell_servers_with_findings", "Servers on which reconciliation found differences.", seen.with_findings)
+    yield _gauge("cell_webhooks_due", "Webhooks with deliveries due now.", seen.webhooks_due)
 
 
 def _of_nodes(nodes: tuple[NodeNumbers, ...]) -> Iterator[Metric]:
-    heartbeat = _gauge("node_heartbeat_age_seconds", "Since the node's worker was heard of.", label="node")
+    heartbeat = _gauge(
+        "node_heartbeat_age_seconds", "Time since the last heartbeat of the node's worker.", label="node"
+    )
     paused = _gauge("node_paused", "1: an operator has paused the node.", label="node")
-    queued = _gauge("node_queued_jobs", "Jobs that wait for the node.", label="node")
-    age = _gauge("node_queue_age_seconds", "Age of the oldest job that waits for the node; 0: none does.", label="node")
+    queued = _gauge("node_queued_jobs", "Jobs that are waiting for the node.", label="node")
+    age = _gauge(
+        "node_queue_age_seconds", "Age of the oldest job that is waiting for the node; 0: none waits.", label="node"
+    )
     for node in nodes:
         heartbeat.add_metric([node.name], node.heartbeat_age)
         paused.add_metric([node.name], node.paused)

@@ -29,7 +29,7 @@ _METHODS = frozenset(hdrs.METH_ALL)
 
 
 class Metrics:
-    """The instruments of one front end. Safe to be read from another thread."""
+    """The instruments of a front end. They may be read from another thread."""
 
     def __init__(self) -> None:
         self.registry = registry()
@@ -38,28 +38,28 @@ class Metrics:
         self.jobs_given_up = jobs_given_up(self.registry)
         self._requests = Histogram(
             "http_request_duration_seconds",
-            "Requests that were answered, by the pattern of their path; streams of events are left out.",
+            "Requests that were answered, by the pattern of their path, without event streams.",
             ["method", "route", "status"],
             namespace=NAMESPACE,
             registry=self.registry,
             buckets=REQUEST_BUCKETS,
         )
-        self._problems = self._counter("http_problems", "Requests that were not done, by the problem's code.", "code")
-        self._attempts = self._counter("webhook_attempts", "Attempts at a delivery, by what came of them.", "result")
-        self._given_up = self._counter("webhook_deliveries_given_up", "Deliveries whose last attempt has failed.")
-        self.in_flight = self._gauge("http_requests_in_flight", "Requests under way, streams of events included.")
-        self._streams = self._gauge("event_streams_open", "Streams of events that are open.")
+        self._problems = self._counter("http_problems", "Requests that were refused, by the problem's code.", "code")
+        self._attempts = self._counter("webhook_attempts", "Attempts at a delivery, by result.", "result")
+        self._given_up = self._counter("webhook_deliveries_given_up", "Deliveries whose last attempt failed.")
+        self.in_flight = self._gauge("http_requests_in_flight", "Requests in progress, including event streams.")
+        self._streams = self._gauge("event_streams_open", "Open event streams.")
         for code in LIMITED:
             self._problems.labels(code)
         self._attempts.labels(DELIVERED)
 
     def follow(self, *, streams: Callable[[], int], cell: Collector) -> None:
-        """Where to look at a scrape, from its thread."""
+        """What to read at a scrape, from its thread."""
         self._streams.set_function(streams)
         self.registry.register(cell)
 
     def request(self, request: web.Request, response: web.StreamResponse, *, route: str, seconds: float) -> None:
-        """The method is anyone's text; a stream lasts as long as its client likes."""
+        """Count a request, unless it is a stream: that lasts as long as its client likes. The method may be any text."""
         if response.content_type != "text/event-stream":
             method = request.method if request.method in _METHODS else "_OTHER"
             self._requests.labels(method, route, f"{response.status // 100}xx").observe(seconds)
@@ -68,7 +68,7 @@ class Metrics:
         self._problems.labels(code).inc()
 
     def attempted(self, error: str | None, *, given_up: bool) -> None:
-        """`error`: the code of what was wrong with a delivery's attempt; None: it was taken."""
+        """Count an attempt at a delivery. `error`: the code of its error, None if it was delivered."""
         self._attempts.labels(error or DELIVERED).inc()
         if given_up:
             self._given_up.inc()

@@ -98,8 +98,7 @@ class TokenBody(RequestBody):
     name: Annotated[
         str,
         matches(
-            r"^[A-Za-z0-9 ._@-]{1,64}$",
-            "1 to 64 letters, digits, spaces, dots, underscores, at signs or hyphens.",
+            r"^[A-Za-z0-9 ._@-]{1,64}$", "1 to 64 letters, digits, spaces, dots, underscores, at signs or hyphens."
         ),
     ]
     permissions: Annotated[

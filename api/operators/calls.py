@@ -31,7 +31,7 @@ class OperatorCalls:
         self._operators = operators
         self._tokens = tokens
 
-    @call("GET", f"{OPS}overview/", OPERATOR, Reply(200, {"overview": examples.OVERVIEW}))
+    @call(f"GET {OPS}overview/", OPERATOR, Reply(200, {"overview": examples.OVERVIEW}))
     async def ops_overview(self, _: web.Request, __: Token) -> web.Response:
         """Look at the cell.
 
@@ -42,8 +42,7 @@ class OperatorCalls:
     # --- nodes ---
 
     @call(
-        "GET",
-        NODES,
+        f"GET {NODES}",
         OPERATOR,
         Reply(200, {"nodes": examples.NODES}, links=links("ops_show_node", node="$response.body#/results/0/name")),
         query=OpsNodesQuery,
@@ -58,8 +57,7 @@ class OperatorCalls:
         return answer(bodies.nodes(page), headers=next_link(request.rel_url, page.after))
 
     @call(
-        "GET",
-        ONE_NODE,
+        f"GET {ONE_NODE}",
         OPERATOR,
         Reply(200, {"node_details": examples.NODE_DETAILS}, links=links(*NODE_ACTIONS, node="$response.body#/name")),
         refusals=(errors.NodeNotFound,),
@@ -75,8 +73,7 @@ class OperatorCalls:
         return answer(bodies.node_details(found, running))
 
     @call(
-        "POST",
-        f"{ONE_NODE}pause/",
+        f"POST {ONE_NODE}pause/",
         OPERATOR,
         Reply(200, {"paused": examples.PAUSED}),
         body={"reason": REASON},
@@ -92,8 +89,7 @@ class OperatorCalls:
         return answer(bodies.node(await self._operators.pause(name, by=token.name, reason=why.reason, idempotency=key)))
 
     @call(
-        "POST",
-        f"{ONE_NODE}resume/",
+        f"POST {ONE_NODE}resume/",
         OPERATOR,
         Reply(200, {"node": examples.NODE}),
         body={"reason": REASON},
@@ -108,13 +104,7 @@ class OperatorCalls:
         resumed = await self._operators.resume(name, idempotency=operator_key(request, token, why))
         return answer(bodies.node(resumed))
 
-    @call(
-        "POST",
-        f"{ONE_NODE}reconcile/",
-        OPERATOR,
-        Reply(202, {"node": examples.NODE}),
-        refusals=(errors.NodeNotFound,),
-    )
+    @call(f"POST {ONE_NODE}reconcile/", OPERATOR, Reply(202, {"node": examples.NODE}), refusals=(errors.NodeNotFound,))
     async def ops_reconcile_node(self, request: web.Request, token: Token) -> web.Response:
         """Reconcile a node.
 
@@ -125,7 +115,7 @@ class OperatorCalls:
 
     # --- findings, audit ---
 
-    @call("GET", f"{OPS}findings/", OPERATOR, Reply(200, {"findings": examples.FINDINGS}), query=CursorQuery)
+    @call(f"GET {OPS}findings/", OPERATOR, Reply(200, {"findings": examples.FINDINGS}), query=CursorQuery)
     async def ops_list_findings(self, request: web.Request, _: Token) -> web.Response:
         """List findings.
 
@@ -134,7 +124,7 @@ class OperatorCalls:
         page = await self._operators.findings(reading.query(request, CursorQuery).cursor)
         return answer(bodies.findings(page), headers=next_link(request.rel_url, page.after))
 
-    @call("GET", f"{OPS}audit/", OPERATOR, Reply(200, {"audit": examples.AUDIT}), query=AuditQuery)
+    @call(f"GET {OPS}audit/", OPERATOR, Reply(200, {"audit": examples.AUDIT}), query=AuditQuery)
     async def ops_list_audit(self, request: web.Request, _: Token) -> web.Response:
         """List the audit.
 
@@ -146,7 +136,7 @@ class OperatorCalls:
 
     # --- tokens ---
 
-    @call("GET", f"{OPS}tokens/", OPERATOR, Reply(200, {"tokens": examples.TOKENS}), query=TokensQuery)
+    @call(f"GET {OPS}tokens/", OPERATOR, Reply(200, {"tokens": examples.TOKENS}), query=TokensQuery)
     async def ops_list_tokens(self, request: web.Request, _: Token) -> web.Response:
         """List tokens.
 
@@ -157,8 +147,7 @@ class OperatorCalls:
         return answer(TokenList(results=tuple(map(bodies.token, found))))
 
     @call(
-        "POST",
-        f"{OPS}tokens/",
+        f"POST {OPS}tokens/",
         OPERATOR,
         Reply(
             201,
@@ -185,8 +174,7 @@ class OperatorCalls:
         return answer(bodies.new_token(new), status=201, headers={"Cache-Control": "no-store"})
 
     @call(
-        "DELETE",
-        f"{OPS}tokens/{{token_id}}/",
+        f"DELETE {OPS}tokens/{{token_id}}/",
         OPERATOR,
         Reply(204, text="The token is revoked."),
         refusals=(errors.TokenNotFound,),

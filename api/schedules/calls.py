@@ -25,8 +25,7 @@ class ScheduleCalls:
         self._schedules = schedules
 
     @call(
-        "GET",
-        SCHEDULES,
+        f"GET {SCHEDULES}",
         READ,
         Reply(200, {"nightly": examples.SCHEDULES}, "One page of the list."),
         query=SchedulesQuery,
@@ -43,8 +42,7 @@ class ScheduleCalls:
         return answer(bodies.schedules(page), headers=page_links(request.rel_url, query, page.count))
 
     @call(
-        "POST",
-        SCHEDULES,
+        f"POST {SCHEDULES}",
         WRITE,
         Reply(
             201,
@@ -79,8 +77,7 @@ class ScheduleCalls:
         return answer(bodies.schedule(created), status=201, headers={"Location": f"{SCHEDULES}{created.id}/"})
 
     @call(
-        "GET",
-        ONE_SCHEDULE,
+        f"GET {ONE_SCHEDULE}",
         READ,
         Reply(200, {"nightly": examples.SCHEDULE}, "The schedule."),
         refusals=(errors.ScheduleNotFound,),
@@ -94,8 +91,7 @@ class ScheduleCalls:
         return answer(bodies.schedule(await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)))
 
     @call(
-        "PATCH",
-        ONE_SCHEDULE,
+        f"PATCH {ONE_SCHEDULE}",
         WRITE,
         Reply(200, {"nightly": examples.SCHEDULE}, "The changed schedule."),
         body={"keep_less": examples.KEEP_LESS},
@@ -111,11 +107,7 @@ class ScheduleCalls:
         return answer(bodies.schedule(await self._schedules.change(before, body.applied(before.spec))))
 
     @call(
-        "DELETE",
-        ONE_SCHEDULE,
-        WRITE,
-        Reply(204, text="The schedule is gone."),
-        refusals=(errors.ScheduleNotFound,),
+        f"DELETE {ONE_SCHEDULE}", WRITE, Reply(204, text="The schedule is gone."), refusals=(errors.ScheduleNotFound,)
     )
     async def delete_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Delete a schedule.

@@ -28,8 +28,7 @@ class ServerCalls:
         self._store = store
 
     @call(
-        "GET",
-        f"{API}servers/{{server_id}}/",
+        f"GET {API}servers/{{server_id}}/",
         READ,
         Reply(200, {"restoring": examples.SERVER}, "The server."),
         refusals=(errors.ServerNotFound,),
@@ -49,8 +48,7 @@ class OpsServerCalls:
         self._store = store
 
     @ops_call(
-        "GET",
-        f"{OPS}servers/",
+        f"GET {OPS}servers/",
         OPERATOR,
         Reply(
             200,
@@ -71,8 +69,7 @@ class OpsServerCalls:
         return answer(bodies.ops_servers(page), headers=next_link(request.rel_url, page.after))
 
     @ops_call(
-        "GET",
-        f"{OPS}servers/{{server_id}}/",
+        f"GET {OPS}servers/{{server_id}}/",
         OPERATOR,
         Reply(200, {"server_details": examples.OPS_DETAILS}),
         refusals=(errors.ServerNotFound,),

@@ -95,8 +95,7 @@ class CreateBody(RequestBody):
 
     server_id: ServerIdInBody
     name: Annotated[
-        Name,
-        Field(description=f"letters, digits, hyphens, underscores; at most {NAME_MAX}; unique on its server"),
+        Name, Field(description=f"letters, digits, hyphens, underscores; at most {NAME_MAX}; unique on its server")
     ]
     description: Description = ""
 
@@ -107,17 +106,14 @@ class EditBody(RequestBody):
     description: Annotated[Description | None, *NOT_NULL] = None
     labels: Annotated[
         Annotated[
-            dict[LabelKey, LabelValue],
-            Field(max_length=LABELS_MAX, json_schema_extra={"additionalProperties": False}),
+            dict[LabelKey, LabelValue], Field(max_length=LABELS_MAX, json_schema_extra={"additionalProperties": False})
         ]
         | None,
         *NOT_NULL,
         Field(description=f"at most {LABELS_MAX}; they replace all labels of the snapshot"),
     ] = None
     expires_at: Annotated[
-        ExpiresAt | None,
-        LEFT_OUT,
-        Field(description="when it is deleted, unless it is protected; null: never"),
+        ExpiresAt | None, LEFT_OUT, Field(description="when it is deleted, unless it is protected; null: never")
     ] = None
     protected: Annotated[bool | None, *NOT_NULL, Field(description="refuse to delete it")] = None
 

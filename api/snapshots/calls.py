@@ -41,8 +41,7 @@ class SnapshotCalls:
         self._store = store
 
     @call(
-        "GET",
-        SNAPSHOTS,
+        f"GET {SNAPSHOTS}",
         READ,
         Reply(
             200,
@@ -64,8 +63,7 @@ class SnapshotCalls:
         return answer(bodies.snapshots(page), headers=page_links(request.rel_url, query, page.count))
 
     @call(
-        "POST",
-        SNAPSHOTS,
+        f"POST {SNAPSHOTS}",
         WRITE,
         Reply(
             201,
@@ -114,8 +112,7 @@ class SnapshotCalls:
         return answer(bodies.created(admitted), status=201, headers=bodies.admitted_headers(admitted))
 
     @call(
-        "GET",
-        ONE_SNAPSHOT,
+        f"GET {ONE_SNAPSHOT}",
         READ,
         Reply(200, {"completed": examples.DETAILS}, "The snapshot.", links=(RESTORE, DELETE)),
         refusals=(errors.SnapshotNotFound,),
@@ -129,8 +126,7 @@ class SnapshotCalls:
         return answer(bodies.details(await self._store.snapshot(account_id=caller.account_id, snapshot_id=snapshot_id)))
 
     @call(
-        "PATCH",
-        ONE_SNAPSHOT,
+        f"PATCH {ONE_SNAPSHOT}",
         WRITE,
         Reply(200, {"edited": examples.DETAILS}, "The changed snapshot."),
         body={"protect": examples.EDIT},
@@ -148,8 +144,7 @@ class SnapshotCalls:
         return answer(bodies.details(edited))
 
     @call(
-        "DELETE",
-        ONE_SNAPSHOT,
+        f"DELETE {ONE_SNAPSHOT}",
         WRITE,
         Reply(
             204,
@@ -164,15 +159,12 @@ class SnapshotCalls:
         This cannot be undone. Its slot is free at once; its node frees the space next. A running server is not stopped.
         """
         job = await self._store.delete(
-            account_id=caller.account_id,
-            snapshot_id=in_path(request, SNAPSHOT_ID),
-            request_id=request[REQUEST_ID],
+            account_id=caller.account_id, snapshot_id=in_path(request, SNAPSHOT_ID), request_id=request[REQUEST_ID]
         )
         return web.Response(status=204, headers=job_headers(job) if job else {})
 
     @call(
-        "POST",
-        f"{ONE_SNAPSHOT}restore/",
+        f"POST {ONE_SNAPSHOT}restore/",
         WRITE,
         Reply(
             200,

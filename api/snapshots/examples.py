@@ -31,12 +31,7 @@ SNAPSHOT = Snapshot(
     description="Before major migration",
 )
 DETAILS = SnapshotDetails(
-    **dict(SNAPSHOT),
-    labels={"env": "production"},
-    protected=True,
-    expires_at=None,
-    schedule_id=None,
-    contents=CONTENTS,
+    **dict(SNAPSHOT), labels={"env": "production"}, protected=True, expires_at=None, schedule_id=None, contents=CONTENTS
 )
 _WEEKLY = Snapshot(
     id=798,

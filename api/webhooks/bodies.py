@@ -42,11 +42,7 @@ Url = Annotated[
 # not strict: pydantic gets the value from a validator as a Python object, not as JSON
 Events = Annotated[
     tuple[Annotated[JobEvent, Field(strict=False)], ...],
-    Field(
-        strict=False,
-        json_schema_extra={"minItems": 1, "uniqueItems": True},
-        description="what is sent to it",
-    ),
+    Field(strict=False, json_schema_extra={"minItems": 1, "uniqueItems": True}, description="what is sent to it"),
     AfterValidator(_once),
 ]
 

@@ -30,7 +30,7 @@ class WebhookCalls:
         self._webhooks = webhooks
         self._to_private = to_private
 
-    @call("GET", WEBHOOKS, READ, Reply(200, {"one": examples.WEBHOOKS}, "All of them."))
+    @call(f"GET {WEBHOOKS}", READ, Reply(200, {"one": examples.WEBHOOKS}, "All of them."))
     async def list_webhooks(self, _: web.Request, caller: Caller) -> web.Response:
         """List webhooks.
 
@@ -39,8 +39,7 @@ class WebhookCalls:
         return answer(bodies.webhooks(await self._webhooks.all(account_id=caller.account_id)))
 
     @call(
-        "POST",
-        WEBHOOKS,
+        f"POST {WEBHOOKS}",
         WRITE,
         Reply(
             201,
@@ -74,7 +73,7 @@ class WebhookCalls:
         place = {"Location": f"{WEBHOOKS}{new.webhook.id}/"}
         return answer(bodies.webhook_with_secret(new), status=201, headers=place)
 
-    @call("GET", ONE_WEBHOOK, READ, Reply(200, {"terminal": examples.WEBHOOK}, "The webhook."), refusals=NOT_FOUND)
+    @call(f"GET {ONE_WEBHOOK}", READ, Reply(200, {"terminal": examples.WEBHOOK}, "The webhook."), refusals=NOT_FOUND)
     async def show_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Show a webhook.
 
@@ -84,8 +83,7 @@ class WebhookCalls:
         return answer(bodies.webhook(found))
 
     @call(
-        "PATCH",
-        ONE_WEBHOOK,
+        f"PATCH {ONE_WEBHOOK}",
         WRITE,
         Reply(200, {"off": examples.DISABLED}, "The changed webhook."),
         body={"off": examples.DISABLE},
@@ -104,7 +102,7 @@ class WebhookCalls:
         )
         return answer(bodies.webhook(edited))
 
-    @call("DELETE", ONE_WEBHOOK, WRITE, Reply(204, text="The webhook is gone."), refusals=NOT_FOUND)
+    @call(f"DELETE {ONE_WEBHOOK}", WRITE, Reply(204, text="The webhook is gone."), refusals=NOT_FOUND)
     async def delete_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Delete a webhook.
 
@@ -114,8 +112,7 @@ class WebhookCalls:
         return web.Response(status=204)
 
     @call(
-        "POST",
-        f"{ONE_WEBHOOK}rotate-secret/",
+        f"POST {ONE_WEBHOOK}rotate-secret/",
         WRITE,
         Reply(200, {"new": examples.WITH_SECRET}, "The webhook, with its new secret."),
         refusals=NOT_FOUND,
@@ -134,8 +131,7 @@ class WebhookCalls:
         return answer(bodies.webhook_with_secret(new))
 
     @call(
-        "POST",
-        f"{ONE_WEBHOOK}test/",
+        f"POST {ONE_WEBHOOK}test/",
         WRITE,
         Reply(202, {"waits": examples.TEST_WAITS}, "The delivery that was queued."),
         refusals=(*NOT_FOUND, errors.WebhookNotReady),
@@ -154,8 +150,7 @@ class WebhookCalls:
         return answer(bodies.delivery(delivery), status=202)
 
     @call(
-        "GET",
-        f"{ONE_WEBHOOK}deliveries/",
+        f"GET {ONE_WEBHOOK}deliveries/",
         READ,
         Reply(200, {"one": examples.DELIVERIES}, "One page of the list."),
         query=PageQuery,
