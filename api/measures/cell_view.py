@@ -80,14 +80,10 @@ def _of_cell(seen: CellNumbers) -> Iterator[Metric]:
 
 
 def _of_nodes(nodes: tuple[NodeNumbers, ...]) -> Iterator[Metric]:
-    heartbeat = _gauge(
-        "node_heartbeat_age_seconds", "Time since the last heartbeat of the node's worker.", label="node"
-    )
+    heartbeat = _gauge("node_heartbeat_age_seconds", "Time since the worker's last heartbeat.", label="node")
     paused = _gauge("node_paused", "1: an operator has paused the node.", label="node")
     queued = _gauge("node_queued_jobs", "Jobs that are waiting for the node.", label="node")
-    age = _gauge(
-        "node_queue_age_seconds", "Age of the oldest job that is waiting for the node; 0: none waits.", label="node"
-    )
+    age = _gauge("node_queue_age_seconds", "Age of the node's oldest waiting job; 0: none waits.", label="node")
     for node in nodes:
         heartbeat.add_metric([node.name], node.heartbeat_age)
         paused.add_metric([node.name], node.paused)

@@ -59,7 +59,7 @@ class Metrics:
         self.registry.register(cell)
 
     def request(self, request: web.Request, response: web.StreamResponse, *, route: str, seconds: float) -> None:
-        """Count a request, unless it is a stream: that lasts as long as its client likes. The method may be any text."""
+        """Count a request, but no stream: it lasts as long as its client likes. The method may be any text."""
         if response.content_type != "text/event-stream":
             method = request.method if request.method in _METHODS else "_OTHER"
             self._requests.labels(method, route, f"{response.status // 100}xx").observe(seconds)
