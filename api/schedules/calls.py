@@ -7,11 +7,12 @@ from api.http.answers import answer, page_links
 from api.http.callers import Caller
 from api.http.calls import API, READ, WRITE, Link, Reply, Table
 from api.http.marks import MADE, SERVER_ID
+from api.http.problems import FieldError, invalid
 from api.http.reading import in_path
 from api.schedules import bodies, examples
 from api.schedules.bodies import SCHEDULE_ID, ScheduleBody, ScheduleEditBody, SchedulesQuery
 from worker.store import errors
-from worker.store.schedules.schedules import Schedules
+from worker.store.schedules.schedules import BadCron, Schedules
 
 SCHEDULES = f"{API}schedules/"
 ONE_SCHEDULE = f"{SCHEDULES}{{schedule_id}}/"
@@ -80,7 +81,7 @@ class ScheduleCalls:
         f"GET {ONE_SCHEDULE}",
         READ,
         Reply(200, {"nightly": examples.SCHEDULE}, "The schedule."),
-        refusals=(errors.ScheduleNotFound,),
+        refusals=(errors.ScheduleNotFound, errors.RecordUnreadable),
     )
     async def show_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Show a schedule.
@@ -95,7 +96,7 @@ class ScheduleCalls:
         WRITE,
         Reply(200, {"nightly": examples.SCHEDULE}, "The changed schedule."),
         body={"keep_less": examples.KEEP_LESS},
-        refusals=(errors.ScheduleNotFound,),
+        refusals=(errors.ScheduleNotFound, errors.RecordUnreadable),
     )
     async def edit_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Edit a schedule.
@@ -104,7 +105,12 @@ class ScheduleCalls:
         """
         body, schedule_id = await reading.body(request, ScheduleEditBody), in_path(request, SCHEDULE_ID)
         before = await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)
-        return answer(bodies.schedule(await self._schedules.change(before, body.applied(before.spec))))
+        try:
+            changed = await self._schedules.change(before, body.applied(before.spec))
+        except BadCron as error:
+            text = f"This version does not know the current value, {before.spec.when}; give another. ({error}.)"
+            raise invalid(FieldError(field="when", detail=text)) from error
+        return answer(bodies.schedule(changed))
 
     @call(
         f"DELETE {ONE_SCHEDULE}", WRITE, Reply(204, text="The schedule is gone."), refusals=(errors.ScheduleNotFound,)

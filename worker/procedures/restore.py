@@ -1,6 +1,7 @@
 """Restore: a safety snapshot first, then every disk back to the snapshot, or all of them back to where they were."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import structlog
 
@@ -27,7 +28,7 @@ async def _plan(work: Work) -> RestorePlan:
 
 
 def _beforehand(plan: RestorePlan) -> tuple[Note, ...]:
-    return notes.not_restored(plan.not_restored)
+    return (*notes.not_restored(plan.not_restored), *notes.resources_reduced(plan.reduced))
 
 
 def _at_the_effect(plan: RestorePlan) -> tuple[Note, ...]:
@@ -82,7 +83,7 @@ async def _safeguard(work: Work) -> Next:
         tag=task.safety_tag,
         name="safety",
         description=f"What the restore of {task.tag} overwrote",
-        created_at=task.created_at,
+        created_at=datetime.now(UTC),
     )
     await work.hypervisor.take_snapshot(task.server_id, spec)
     facts = replace(work.facts, spare_tag=task.safety_tag)
