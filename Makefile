@@ -62,7 +62,7 @@ format: setup ## format, and mend what ruff can
 	$(BIN)/ruff format .
 
 openapi: setup ## write the document of the API, docs/openapi.json
-	$(BIN)/python -m api.openapi >docs/openapi.json.new
+	$(BIN)/python -m api.document >docs/openapi.json.new
 	@mv docs/openapi.json.new docs/openapi.json
 
 bench-pickup: setup ## enqueue to start, beside plain arq's
@@ -78,7 +78,7 @@ backups-beside: setup-tests ## virtnbdbackup beside our jobs and kills at random
 	@exec $(BIN)/python -m tests.backups
 
 dry-runs: setup-tests ## a dry run, then the job, over N (300) states of servers on real QEMU (SEED=1000)
-	STATES=$${N:-300} $(BIN)/pytest -q tests/contract/test_dry_run_kvm.py
+	STATES=$${N:-300} $(BIN)/pytest -q -n $(WORKERS) tests/contract/test_dry_run_kvm.py
 
 bench-ops: setup ## the lists and pages of operators on N jobs (100000), beside the same on 1,000
 	$(BIN)/python -m tests.bench.ops

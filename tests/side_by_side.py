@@ -10,7 +10,10 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 TOGETHER = ("tests/browser",)  # share one browser and one service
-APART = ("tests/chaos/test_chaos.py", "tests/integration/test_schemathesis.py", "tests/integration/test_run.py")
+APART = (
+    *("tests/chaos/test_chaos.py", "tests/integration/test_schemathesis.py", "tests/integration/test_run.py"),
+    "tests/contract/test_dry_run_kvm.py",
+)
 LONG = (  # in this order; a long one that begins last would run alone in the end
     *("tests/integration/test_schemathesis.py", "tests/integration/test_migration.py"),
     *("tests/acceptance/test_guests.py", "tests/chaos/test_chaos.py", "tests/integration/test_crashes.py"),

@@ -135,9 +135,9 @@ async def _adapt(work: Work) -> Next:
     await _picked_up(work)
     if facts.grown:
         virtual_bytes = {disk.target: disk.virtual_bytes for disk in facts.grown}
-        await hypervisor.resize(server_id, virtual_bytes)
-        log.info("disks.enlarged", **virtual_bytes)
-        facts = facts.noting(*notes.kept_sizes(facts.grown))
+        enlarged = await hypervisor.resize(server_id, virtual_bytes)
+        log.info("disks.enlarged", **{target: virtual_bytes[target] for target in enlarged})
+        facts = facts.noting(*notes.kept_sizes(disk for disk in facts.grown if disk.target in enlarged))
     if facts.renews_generation:
         await hypervisor.renew_generation_id(server_id)
         facts = facts.noting(notes.GENERATION_ID_CHANGED)
