@@ -18,7 +18,6 @@ import signal
 import sqlite3
 import sys
 import time
-from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Awaitable, Iterable
 from contextlib import closing
@@ -32,7 +31,7 @@ from drivers.fake_faults import Effect, Rule
 from drivers.fake_state import FakeDisk, FakeServer
 from tests.browser.stage import staged
 from tests.compat.making import ACCOUNT, DESCRIPTION, HANGS, KINDS, NAMES, NODES, Cell, of_node, until
-from tests.compat.recording import dumped
+from tests.compat.recording import dumped, packed
 from tests.queueing import until_told
 
 COMMIT = "0a79ed0"
@@ -261,11 +260,11 @@ async def _answers(cell: Cell) -> bool:
 
 
 def journal_of(cell: Cell, node: str) -> str:
-    """The whole file, in base64."""
+    """The whole file."""
     path = cell.folder(node) / "journal.sqlite"
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return b64encode(path.read_bytes()).decode()
+    return packed(path)
 
 
 async def answers(cell: Cell) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,6 @@
 import gzip
 import json
 import sqlite3
-from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from aiohttp import ClientSession
 
 from drivers.fake_state import FakeServer
 from tests.browser.stage import Stage, StagedNode, staged
-from tests.compat.recording import Shift, load
+from tests.compat.recording import Shift, load, unpack
 from tests.queueing import until_told
 from worker.store.model import ServerId
 
+FILES = ("journals", "files")  # parts of a recording
 TIMES_IN = {"jobs": ("task", "facts", "outcome", "changed_at"), "spare_tags": ("drop_after",)}
 DATA = Path(__file__).with_name("data")
 
@@ -72,29 +72,35 @@ class Recorded:
         folder = self.stage.folder / name
         folder.mkdir()
         (folder / "fake.json").write_text(self.found["disks"][name])
-        (folder / "journal.sqlite").write_bytes(b64decode(self.found["journals"][name]))
-        with closing(sqlite3.connect(folder / "journal.sqlite")) as db, db:
+        (folder / "journal.sqlite").write_bytes(unpack(self.found["journals"][name]))
+        self.shift_journal(folder / "journal.sqlite")
+        servers = [ServerId(server.server_id) for server in self._servers(folder) if server.server_id]
+        self.stage.nodes[name] = StagedNode(name=name, folder=folder, servers=servers)
+
+    def shift_journal(self, path: Path) -> None:
+        with closing(sqlite3.connect(path)) as db, db:
             db.create_function("shifted", 1, self.shift.value)
             for table, columns in TIMES_IN.items():
                 values = ", ".join(f"{column} = shifted({column})" for column in columns)
                 db.execute(f"UPDATE {table} SET {values}")  # noqa: S608 - names of ours
-        servers = [ServerId(server.server_id) for server in self._servers(folder) if server.server_id]
-        self.stage.nodes[name] = StagedNode(name=name, folder=folder, servers=servers)
 
     def _servers(self, folder: Path) -> list[FakeServer]:
         return list(StagedNode(name="", folder=folder, servers=[]).state.read().values())
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, *, age_seconds: int = 0, hook: str = "", **settings: str) -> AsyncIterator["Recorded"]:
+    async def running(
+        cls, recording: str = "cell", *, age_seconds: int = 0, hook: str = "", **settings: str
+    ) -> AsyncIterator["Recorded"]:
         """The front end serves it; no worker runs yet. `hook`: where the webhooks' URLs lead."""
-        raw = json.loads(gzip.decompress((DATA / "cell.json.gz").read_bytes()))
+        raw = json.loads(gzip.decompress((DATA / f"{recording}.json.gz").read_bytes()))
         shift = Shift.to_age(raw["recorded_at"], age_seconds=age_seconds)
         texts = {"http://127.0.0.1:9/hook": hook} if hook else {}
         async with staged(VPS_SNAPSHOTS_WEBHOOKS_TO_PRIVATE="true", **settings) as stage:
             await stage.stop_front_end()
             await load(stage.redis, raw.pop("redis"), shift, age_seconds=age_seconds, texts=texts)
-            cell = cls(stage=stage, shift=shift, found=shift.value(raw))
+            found = {name: part if name in FILES else shift.value(part) for name, part in raw.items()}
+            cell = cls(stage=stage, shift=shift, found=found)
             for node in raw["disks"]:
                 cell._place(node)
             await stage.start_front_end()

@@ -4,9 +4,12 @@ import json
 import math
 import re
 import time
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from arq.connections import ArqRedis
@@ -55,6 +58,15 @@ class Shift:
     def _iso(self, text: str) -> str:
         moved = datetime.fromisoformat(text).replace(tzinfo=UTC) + timedelta(seconds=self.seconds)
         return f"{moved:%Y-%m-%dT%H:%M:%S}"
+
+
+def packed(path: Path) -> str:
+    """A file as text."""
+    return b64encode(zlib.compress(path.read_bytes())).decode()
+
+
+def unpack(text: str) -> bytes:
+    return zlib.decompress(b64decode(text))
 
 
 async def dumped(redis: ArqRedis) -> list[Row]:
