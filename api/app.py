@@ -16,9 +16,9 @@ from api.callers import Callers
 from api.cell_view import CellView
 from api.dashboard import routes
 from api.dashboard.assets import Assets
-from api.dashboard.desk import Desk
+from api.dashboard.context import Context
 from api.dashboard.rendering import Rendering
-from api.dashboard.session import Door
+from api.dashboard.session import SessionGuard
 from api.handlers import Handlers
 from api.metrics import PATH as METRICS
 from api.metrics import Metrics, exposition
@@ -76,18 +76,18 @@ def build(
         operators, store, tokens, streams, callers, body_seconds=body_seconds, runbook_url=runbook_url
     )
     assets = Assets()
-    desk = Desk(
+    context = Context(
         operators=operators,
         store=store,
         tokens=tokens,
         streams=streams,
         rendering=Rendering(assets),
-        door=Door(callers, _sessions(redis, settings, limits), body_seconds=body_seconds),
+        guard=SessionGuard(callers, _sessions(redis, settings, limits), body_seconds=body_seconds),
         runbook_url=runbook_url,
     )
     audit = Audit(redis, kept=timedelta(days=settings.audit_days))
     app = web.Application(
-        middlewares=[traced, around(callers, audit, metrics, _refusing(desk))], client_max_size=BODY_MAX_BYTES
+        middlewares=[traced, around(callers, audit, metrics, _refusing(context))], client_max_size=BODY_MAX_BYTES
     )
     app.on_response_prepare.append(finish_head)
     _beside(app, redis, settings, streams=streams, metrics=metrics, resolver=resolver)
@@ -102,7 +102,7 @@ def build(
     for probe in PROBES:
         _add(app, "GET", probe.path, _probed(probe, handlers))
     app.router.add_route("*", METRICS, exposition(metrics, settings.metrics_networks))
-    routes.add(app, desk, assets, request_seconds=settings.request_seconds)
+    routes.add(app, context, assets, request_seconds=settings.request_seconds)
     for path, handler in _documents().items():
         _add(app, "GET", path, handler)
     for path in dict.fromkeys(call.path for call in openapi.CALLS):
@@ -126,12 +126,12 @@ def _sessions(redis: ArqRedis, settings: ApiSettings, limits: Limits) -> Session
     return Sessions(redis, lasting=SessionLifetime(at_most=at_most, idle=idle), limits=limits)
 
 
-def _refusing(desk: Desk) -> Callable[[web.Request, problems.Problem], web.Response]:
+def _refusing(context: Context) -> Callable[[web.Request, problems.Problem], web.Response]:
     """A person at the dashboard reads a page, a program a problem document."""
 
     def refuse(request: web.Request, problem: problems.Problem) -> web.Response:
         if routes.is_ours(request):
-            return routes.refuse(desk, request, problem)
+            return routes.refuse(context, request, problem)
         return problems.respond(problem, request_id=request[REQUEST_ID])
 
     return refuse

@@ -7,7 +7,7 @@ Words: a *domain* is libvirt's name for a VM; an *adopted* domain carries our se
 A *tag* is the name of an internal qcow2 snapshot, the same on every disk of the server and in libvirt's metadata.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -68,6 +68,9 @@ class Layout:
     tpm: bool = False  # the state of an emulated TPM: saved and restored with the disks
     firmware: Firmware = Firmware.BIOS
     checkpoints: tuple[str, ...] = ()  # the hypervisor's own records of incremental backups
+    reduced: tuple[
+        str, ...
+    ] = ()  # what a server that runs will have less of once it was stopped: "2 vCPUs instead of 4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,7 @@ class RestorePlan:
     bitmaps: tuple[str, ...]  # disks with dirty bitmaps, which a revert makes worthless
     checkpoints: tuple[str, ...]  # likewise
     generation_id: bool  # the guest is told by a new one that it has gone back in time
+    reduced: tuple[str, ...] = ()  # as of the layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +180,8 @@ class Surveyed:
     disks: tuple[SurveyedDisk, ...] = ()
     state: tuple[str, ...] = ()  # what is saved beside the disks: nvram, pflash, tpm
     left_out: tuple[SkippedDisk, ...] = ()
-    refused: tuple[str, ...] = ()  # why no snapshot can be taken; empty: one can
+    refused: tuple[str, ...] = ()  # why no snapshot can be taken
+    not_judged: tuple[str, ...] = ()  # what was not here to be looked at; if `refused` too is empty: one can be taken
     noticed: tuple[str, ...] = ()  # what a person should know beside
 
 
@@ -216,6 +221,13 @@ class DisksDiffer(DriverError):
     """The server's disks are not those that the snapshot holds; the text names the first. Nothing was changed."""
 
     code = "disks_differ"
+
+
+def refuse_missing(targets: Set[str] | None, present: Set[str]) -> None:
+    """Raises DisksDiffer where the server no longer has one of the disks that a revert was planned for. Without this, a
+    disk that someone detaches during a restore would be left out of it, and the restore would be called complete."""
+    if targets is not None and (missing := targets - present):
+        raise DisksDiffer(f"disk {min(missing)} was detached from the server while the job ran")
 
 
 class SnapshotNotFound(DriverError):
@@ -285,6 +297,15 @@ class Hypervisor(Protocol):
 
         Raises `DomainNotFound`, or `InvalidState` where another domain of the node has this server id.
         """
+        ...
+
+    async def identity(self, server_id: int) -> str:
+        """The hypervisor's own identity of the domain, which it keeps when someone defines it anew."""
+        ...
+
+    def recall(self, server_id: int, identity: str) -> None:
+        """Find the server by the identity of its domain too, while it is held: whoever has defined it anew may have
+        left out that it is adopted. Another domain that is adopted as the server goes before it."""
         ...
 
     async def power(self, server_id: int) -> Power: ...
@@ -388,13 +409,14 @@ class Hypervisor(Protocol):
         """Bring these disks (None: all), NVRAM and TPM of a domain that is off back to the tag. Snapshots taken later
         stay. A disk has the size that it had then.
 
-        Raises `SnapshotNotFound` before any change where one of the disks lacks the tag, `InvalidState` (not off),
-        or `DiskFailed`: some disks may be reverted.
+        Raises, before any change, `SnapshotNotFound` where one of the disks lacks the tag, `DisksDiffer` where the
+        server no longer has one, `InvalidState` (not off); or `DiskFailed`: some disks may be reverted.
         """
         ...
 
-    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
-        """Enlarge the disks (by target) of a domain that is off to these sizes; one that is as large is left alone.
+    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> frozenset[str]:
+        """Enlarge the disks (by target) of a domain that is off to these sizes in bytes; one that is as large stays
+        as it is. Returns the targets that the server has: a disk may be detached at any time.
 
         Raises `InvalidState` (not off) or `DiskFailed`."""
         ...

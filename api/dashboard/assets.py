@@ -1,4 +1,4 @@
-"""The files that pages need: each under an address made of its content, so that a browser may keep it for ever."""
+"""Static files. Each URL contains a hash of the content, so browsers may cache it forever."""
 
 import gzip
 import hashlib
@@ -26,7 +26,7 @@ class Asset:
 
 
 class Assets:
-    """All of them, in memory: they are few and small."""
+    """All static files, in memory: they are few and small."""
 
     def __init__(self) -> None:
         self._by_name = {name: _asset(name, raw) for name, raw in _found(files("api.dashboard") / "static", "").items()}
@@ -53,7 +53,7 @@ class Assets:
         )
 
 
-@cache  # packing costs more than the rest of an application's start
+@cache  # compressing takes longer than the rest of an application's start
 def _asset(name: str, raw: bytes) -> Asset:
     mark = hashlib.sha256(raw).hexdigest()[:16]
     return Asset(

@@ -1,18 +1,18 @@
-"""How numbers and moments are told to a person."""
+"""Durations, moments, sizes and counts as people read them, in the dashboard and the command line."""
 
 from datetime import UTC, datetime
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _KIB = 1024
 _TENTH = 0.1
-_SHORT = 10  # below it, one more digit
+_SHORT = 10  # below it, tenths matter
 
 
 def span(seconds: float) -> str:
-    """A duration, to what matters of it: < 0.1 s, 0.4 s, 42 s, 3 min 05 s, 2 h 10 min, 4 d 3 h."""
-    if seconds < _TENTH / 2:
+    """A duration in its two largest units: < 0.1 s, 0.4 s, 42 s, 3 min 05 s, 2 h 10 min, 4 d 3 h."""
+    if 0 < seconds < _TENTH / 2:
         return f"< {_TENTH} s"
-    if seconds < _SHORT:
+    if seconds < _SHORT and seconds != int(seconds):
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < _MINUTE:
@@ -25,18 +25,23 @@ def span(seconds: float) -> str:
 
 
 def rough(seconds: float) -> str:
-    """A duration in one unit: 42 s, 3 min, 2 h, 4 d."""
+    """A duration in its largest unit: 42 s, 3 min, 2 h, 4 d."""
     for unit, name in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min")):
         if seconds >= unit:
             return f"{int(seconds // unit)} {name}"
     return f"{int(seconds)} s"
 
 
+def age(moment: datetime) -> str:
+    """The time since then, as `rough` has it; 0 s if it is in the future."""
+    return rough(max(0.0, (datetime.now(UTC) - moment).total_seconds()))
+
+
 def ago(moment: datetime) -> str:
     seconds = (datetime.now(UTC) - moment).total_seconds()
-    if seconds < 0:
-        return f"in {rough(-seconds)}" if seconds < -1 else "now"
-    return f"{rough(seconds)} ago" if seconds >= 1 else "now"
+    if abs(seconds) < 1:
+        return "now"
+    return f"in {rough(-seconds)}" if seconds < 0 else f"{rough(seconds)} ago"
 
 
 def absolute(moment: datetime) -> str:
@@ -49,18 +54,25 @@ def machine(moment: datetime) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes."""
+    """Bytes in the largest unit that fits: 512 B, 1.5 GiB, 40 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < _KIB:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= _SHORT else f"{count:.1f} {unit}"
+            return f"{count:.1f} {unit}" if count < _SHORT and count != int(count) else f"{count:.0f} {unit}"
         count /= _KIB
     return f"{count:.1f} TiB"
 
 
 def number(count: int) -> str:
-    return f"{count:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    return f"{count:,}"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: 1 job, 1,200 jobs, 3 entries."""
+    if count != 1:
+        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number(count)} {noun}"
 
 
 def plain(word: str) -> str:
-    """A stored word as it is read: in_progress is in progress."""
+    """A stored word for people: in_progress is in progress."""
     return word.replace("_", " ")
