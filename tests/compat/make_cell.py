@@ -1,13 +1,14 @@
-"""Make `data/cell.json`: a cell as an older version leaves it in Redis, in its nodes' journals and on simulated disks.
+"""Make `data/cell.json.gz`: a cell that an older version leaves in Redis, in its nodes' journals and on simulated disks.
 
-It runs on the code of that version, and uses only what both versions have:
+It runs on the code of that version, and uses only modules that both versions have:
 
     git worktree add /tmp/old 0a79ed0 && cd /tmp/old && make setup-tests
-    cp -r .../tests/compat tests/ && .venv/bin/python -m tests.compat.make_cell .../tests/compat/data/cell.json.gz
+    cp -r CHECKOUT/tests/compat tests/
+    .venv/bin/python -m tests.compat.make_cell CHECKOUT/tests/compat/data/cell.json.gz
 
-Customers and operators call the front end; workers do the work on two nodes. The worker of n1 is killed while it has a
-job at each step of each kind; n2 is paused, with a queued job of each kind. What the front end then answers is recorded
-beside the data.
+Customers and operators call the front end; workers run the jobs on two nodes. The worker of n1 is killed while it has a
+job at each step of each kind. n2 is paused and has a queued job of each kind. The recording also has the front end's
+answers.
 """
 
 import asyncio

@@ -1,12 +1,12 @@
-"""Make `data/node.json.gz`: a node with real libvirt and QEMU as an older version leaves it, and its cell's Redis.
+"""Make `data/node.json.gz`: a node with real libvirt and QEMU, and its cell's Redis, as an older version leaves them.
 
 As root, on the code of that version, like `make_cell`:
 
-    .venv/bin/python -m tests.compat.make_node .../tests/compat/data/node.json.gz
+    .venv/bin/python -m tests.compat.make_node CHECKOUT/tests/compat/data/node.json.gz
 
-A server with two disks and one with UEFI variables are snapshotted, restored and turned off. Recorded are libvirt's own
-files, with their list of snapshots, the images with their internal snapshots, the copies of the UEFI variables, and the
-worker's journal.
+A server with two disks and a server with UEFI variables get snapshots, are restored and turned off. The recording has
+libvirt's own files with its list of snapshots, the images with their internal snapshots, the copies of the UEFI
+variables, and the worker's journal.
 """
 
 import asyncio
