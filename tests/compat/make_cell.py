@@ -1,4 +1,4 @@
-"""Make `data/cell.json.gz`: a cell that an older version leaves in Redis, in its nodes' journals and on simulated disks.
+"""Make `data/cell.json.gz`: a cell that an older version leaves in Redis, in its journals and on simulated disks.
 
 It runs on the code of that version, and uses only modules that both versions have:
 
