@@ -62,7 +62,7 @@ format: setup ## format, and mend what ruff can
 	$(BIN)/ruff format .
 
 openapi: setup ## write the document of the API, docs/openapi.json
-	$(BIN)/python -m api.openapi >docs/openapi.json.new
+	$(BIN)/python -m api.document >docs/openapi.json.new
 	@mv docs/openapi.json.new docs/openapi.json
 
 bench-pickup: setup ## enqueue to start, beside plain arq's

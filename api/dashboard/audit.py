@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, Field
 
 from api.dashboard.context import Context, Pages, read_filters, read_query
 from api.dashboard.session import OperatorRequest
-from api.ops_requests import AuditQuery
-from api.requests import Moment
+from api.http.fields import Moment
+from api.operators.bodies import AuditQuery
 
 AUDIT = "/ops/audit/"
 LIMIT = 50
@@ -39,7 +39,7 @@ class Query(AuditQuery):
 
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     query = read_query(request, Query, limit=LIMIT)
-    page = await context.operators.audit(query.wanted, since=query.since, until=query.until, cursor=query.cursor)
+    page = await context.operators.audit(query.filter, since=query.since, until=query.until, cursor=query.cursor)
     return context.rendering.page(
         request.http,
         "audit.html",

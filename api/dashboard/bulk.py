@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
-from api import requests
-from api.callers import EACH
 from api.dashboard.context import Context, Pages
 from api.dashboard.jobs import JOBS, NEEDED_STATE
 from api.dashboard.rendering import Question
 from api.dashboard.session import OperatorRequest
-from api.ops_requests import BULK_MAX, OpsJobsQuery
-from api.problems import FieldError, invalid
-from api.requests import JobIdInPath
+from api.http import reading
+from api.http.fields import JobIdInPath
+from api.http.marks import EACH, REQUEST_ID
+from api.http.problems import FieldError, invalid
+from api.jobs.bodies import BULK_MAX, OpsJobsQuery
 from api.words import plain, plural
 from worker.store import errors
 from worker.store.model import JobId
@@ -84,7 +84,7 @@ async def ask(context: Context, request: OperatorRequest) -> web.Response:
     if isinstance(order, Selected):
         jobs, subject = plural(len(order.ids), "job"), ""
     else:
-        count = (await context.operators.jobs(order.wanted, Cursor(limit=1))).count
+        count = (await context.operators.jobs(order.filter, Cursor(limit=1))).count
         jobs = "all matching jobs" if count is None else plural(count, "matching job")
         filters = ", ".join(f"{plain(name)} {plain(value)}" for name, value in order.filters.items())
         subject = f"Jobs with {filters} (at most {MATCHING_MAX}, newest first)"
@@ -119,7 +119,7 @@ async def _do_one(context: Context, request: OperatorRequest, outcome: Outcome, 
     """The code of its refusal; '' if it was done."""
     try:
         if outcome.action == "retry":
-            request_id = request.http[requests.REQUEST_ID]
+            request_id = request.http[REQUEST_ID]
             job = await context.operators.retry(job_id, request_id=request_id, in_bulk=True)
         else:
             job = await context.operators.cancel(job_id)
@@ -135,7 +135,7 @@ async def _matching(context: Context, order: Matching) -> tuple[Sequence[JobId],
     found: list[JobId] = []
     after: str | None = None
     for _ in range(_PAGES_MAX):
-        page = await context.operators.jobs(order.wanted, Cursor(limit=_PAGE, after=after))
+        page = await context.operators.jobs(order.filter, Cursor(limit=_PAGE, after=after))
         found += [job.id for job in page.results]
         after = page.after
         if after is None or len(found) >= MATCHING_MAX:
@@ -149,8 +149,8 @@ def _order(given: Mapping[str, Sequence[str]]) -> Selected | Matching:
     if "all" not in values:
         if "ids" not in values:
             raise invalid(FieldError(field="ids", detail="Select some jobs first."))
-        return requests.validated(values | {"ids": tuple(given["ids"])}, Selected)
-    order = requests.validated({name: value for name, value in values.items() if name != "after"}, Matching)
+        return reading.validated(values | {"ids": tuple(given["ids"])}, Selected)
+    order = reading.validated({name: value for name, value in values.items() if name != "after"}, Matching)
     if order.state != NEEDED_STATE[order.action]:
         raise invalid(FieldError(field="state", detail=f'Filter by state "{NEEDED_STATE[order.action]}" first.'))
     return order

@@ -7,12 +7,12 @@ from typing import TypeVar
 from aiohttp import web
 from pydantic import BaseModel
 
-from api import requests
-from api.callers import REASON
 from api.dashboard.rendering import Rendering
 from api.dashboard.session import OperatorRequest, SessionGuard
-from api.ops_requests import ReasonBody
-from api.streams import Streams
+from api.events.streams import Streams
+from api.http import reading
+from api.http.fields import ReasonBody
+from api.http.marks import REASON
 from worker.store.access.tokens import Tokens
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.operators.operator_store import OperatorStore
@@ -38,7 +38,7 @@ Pages = Mapping[str, Handler]  # by path
 
 def read_reason(request: OperatorRequest) -> str:
     """The form's reason; it is recorded in the audit log too. Raises Problem."""
-    given = requests.validated({"reason": " ".join(request.form.get("reason", [""])).strip()}, ReasonBody).reason
+    given = reading.validated({"reason": " ".join(request.form.get("reason", [""])).strip()}, ReasonBody).reason
     request.http[REASON] = given
     return given
 
@@ -51,5 +51,5 @@ def read_filters(request: OperatorRequest, query: BaseModel) -> dict[str, str]:
 
 def read_query(request: OperatorRequest, model: type[Query], *, limit: int) -> Query:
     """The query of a list, without the fields that a form left empty. `limit` is the default. Raises Problem."""
-    found = requests.query(request.http, model, but_empty=True)
+    found = reading.query(request.http, model, but_empty=True)
     return found if "limit" in found.model_fields_set else found.model_copy(update={"limit": limit})

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from api.dashboard.context import Context, Pages, read_filters, read_query
 from api.dashboard.session import OperatorRequest
-from api.ops_requests import CursorQuery
+from api.http.fields import CursorQuery
 
 FINDINGS = "/ops/findings/"
 LIMIT = 50

@@ -8,11 +8,13 @@ from typing import Any
 
 from aiohttp import web
 
-from api import requests
 from api.dashboard.context import Context, Pages, read_filters, read_query, read_reason
 from api.dashboard.rendering import Question
 from api.dashboard.session import OperatorRequest
-from api.ops_requests import OpsJobsQuery
+from api.http.fields import JOB_ID
+from api.http.marks import REQUEST_ID
+from api.http.reading import in_path
+from api.jobs.bodies import OpsJobsQuery
 from worker.store.model import STEPS, Job, JobKind, JobState, Step
 from worker.store.operators.records import OpsJob, StepTaken
 
@@ -25,7 +27,7 @@ NEEDED_STATE = {"retry": "failed", "cancel": "queued"}  # by the action
 
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     query = read_query(request, OpsJobsQuery, limit=LIMIT)
-    page = await context.operators.jobs(query.wanted, query.cursor)
+    page = await context.operators.jobs(query.filter, query.cursor)
     filters = read_filters(request, query)
     return context.rendering.page(
         request.http, "jobs.html", filters=filters, page=page, bulk=_bulk(filters), query=query
@@ -38,7 +40,7 @@ def _bulk(filters: Mapping[str, str]) -> list[str]:
 
 
 async def show_one(context: Context, request: OperatorRequest) -> web.Response:
-    found = await context.operators.job(requests.job_id(request.http))
+    found = await context.operators.job(in_path(request.http, JOB_ID))
     steps = _steps(found)
     return context.rendering.page(
         request.http,
@@ -148,7 +150,7 @@ _QUESTIONS: Mapping[str, Question] = {
 
 
 async def ask(context: Context, request: OperatorRequest) -> web.Response:
-    job = (await context.operators.job(requests.job_id(request.http))).job
+    job = (await context.operators.job(in_path(request.http, JOB_ID))).job
     question = _QUESTIONS[request.http.match_info["action"]]
     return context.rendering.ask(request.http, question, back=f"{JOBS}{job.id}/", subject=_named(job))
 
@@ -160,8 +162,8 @@ def _named(job: Job) -> str:
 
 
 async def retry(context: Context, request: OperatorRequest) -> web.Response:
-    job_id = requests.job_id(request.http)
-    new = await context.operators.retry(job_id, request_id=request.http[requests.REQUEST_ID])
+    job_id = in_path(request.http, JOB_ID)
+    new = await context.operators.retry(job_id, request_id=request.http[REQUEST_ID])
     text = f"Job {job_id[:8]} retried as job {new.id[:8]}."
     response = context.rendering.done(request.http, text, back=f"{JOBS}{job_id}/", link=f"{JOBS}{new.id}/")
     response.headers["X-Job-Id"] = new.id
@@ -169,13 +171,13 @@ async def retry(context: Context, request: OperatorRequest) -> web.Response:
 
 
 async def cancel(context: Context, request: OperatorRequest) -> web.Response:
-    job_id = requests.job_id(request.http)
+    job_id = in_path(request.http, JOB_ID)
     await context.operators.cancel(job_id)
     return context.rendering.done(request.http, f"Job {job_id[:8]} cancelled.", back=f"{JOBS}{job_id}/")
 
 
 async def resolve(context: Context, request: OperatorRequest) -> web.Response:
-    job_id, reason = requests.job_id(request.http), read_reason(request)
+    job_id, reason = in_path(request.http, JOB_ID), read_reason(request)
     found = await context.operators.resolve(job_id, by=request.token.name, reason=reason)
     text = f"Server {found.job.server_id} marked as resolved."
     return context.rendering.done(request.http, text, back=f"{JOBS}{job_id}/")

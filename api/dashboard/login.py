@@ -2,12 +2,12 @@
 
 from aiohttp import web
 
-from api import requests
 from api.dashboard import session
 from api.dashboard.context import Context, Pages
 from api.dashboard.session import LOGIN, OperatorRequest
-from api.middleware import PROBLEM
-from api.problems import Problem
+from api.http import reading
+from api.http.marks import PROBLEM
+from api.http.problems import Problem
 
 LOGOUT = "/ops/logout/"
 SECRET_MAX = 200  # characters; tokens are shorter
@@ -18,7 +18,7 @@ async def show(context: Context, request: web.Request) -> web.Response:
 
 
 async def login(context: Context, request: web.Request) -> web.Response:
-    form = await requests.form(request, timeout_seconds=context.guard.body_seconds)
+    form = await reading.form(request)
     secret, where = (" ".join(form.get(name, [""])).strip() for name in ("token", "next"))
     try:
         session_id = await context.guard.login(request, secret[:SECRET_MAX])

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from api import ops_requests
 from api.dashboard.context import Context, Pages, read_filters, read_query, read_reason
 from api.dashboard.overview import is_low
 from api.dashboard.rendering import Question
 from api.dashboard.session import OperatorRequest
-from api.ops_requests import OpsNodesQuery
+from api.http import fields
+from api.http.reading import in_path
+from api.operators.bodies import OpsNodesQuery
 from api.words import plural
 from worker.store.model import JobState
 from worker.store.operators.operator_store import Cursor, JobFilter
@@ -30,7 +31,7 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
 
 
 async def show_one(context: Context, request: OperatorRequest) -> web.Response:
-    name = ops_requests.node(request.http)
+    name = in_path(request.http, fields.NODE)
     found = await context.operators.node(name)
     lists = {
         state: await context.operators.jobs(JobFilter(node=name, state=state), Cursor(limit=JOBS_LIMIT))
@@ -56,28 +57,28 @@ _QUESTIONS: Mapping[str, Question] = {
 
 
 async def ask(context: Context, request: OperatorRequest) -> web.Response:
-    node = await context.operators.node(ops_requests.node(request.http))
+    node = await context.operators.node(in_path(request.http, fields.NODE))
     question = _QUESTIONS[request.http.match_info["action"]]
     question = replace(question, title=question.title.format(node.name))
     return context.rendering.ask(request.http, question, back=f"{NODES}{node.name}/")
 
 
 async def pause(context: Context, request: OperatorRequest) -> web.Response:
-    name, reason = ops_requests.node(request.http), read_reason(request)
+    name, reason = in_path(request.http, fields.NODE), read_reason(request)
     node = await context.operators.pause(name, by=request.token.name, reason=reason)
     running = f"; {plural(node.running, 'job')} still running" if node.running else ""
     return context.rendering.done(request.http, f"{name} paused{running}.", back=f"{NODES}{name}/")
 
 
 async def resume(context: Context, request: OperatorRequest) -> web.Response:
-    name = ops_requests.node(request.http)
+    name = in_path(request.http, fields.NODE)
     read_reason(request)
     await context.operators.resume(name)
     return context.rendering.done(request.http, f"{name} resumed.", back=f"{NODES}{name}/")
 
 
 async def reconcile(context: Context, request: OperatorRequest) -> web.Response:
-    name = ops_requests.node(request.http)
+    name = in_path(request.http, fields.NODE)
     await context.operators.reconcile(name)
     text = f"Reconcile requested on {name}; it starts within seconds."
     return context.rendering.done(request.http, text, back=f"{NODES}{name}/")

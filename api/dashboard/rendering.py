@@ -11,11 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from yarl import URL
 
 from api import words
-from api.caching import PACKED_FROM_BYTES, takes_gzip
 from api.dashboard.assets import Assets
 from api.dashboard.session import SESSION
-from api.problems import Problem
-from api.requests import REQUEST_ID
+from api.http.caching import PACKED_FROM_BYTES, takes_gzip
+from api.http.marks import REQUEST_ID
+from api.http.problems import Problem
 
 # No inline script or style and nothing from other hosts, in case a text ever gets past the escaping.
 POLICY = (

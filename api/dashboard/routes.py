@@ -11,7 +11,7 @@ from api.dashboard.assets import STATIC, Assets
 from api.dashboard.context import Context, Handler, Pages
 from api.dashboard.rendering import is_fragment
 from api.dashboard.session import EVENTS, HOME, LOGIN, local
-from api.problems import Problem
+from api.http.problems import Problem
 from worker.store.errors import StoreUnavailable
 
 PAGES: Pages = {

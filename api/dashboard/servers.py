@@ -2,12 +2,13 @@
 
 from aiohttp import web
 
-from api import requests
 from api.dashboard.context import Context, Pages, read_filters, read_query
 from api.dashboard.findings import MEANINGS
 from api.dashboard.overview import stranding_job
 from api.dashboard.session import OperatorRequest
-from api.ops_requests import OpsServersQuery
+from api.http.fields import SERVER_ID
+from api.http.reading import in_path
+from api.servers.bodies import OpsServersQuery
 from worker.store.customers.customer_store import SnapshotFilter
 from worker.store.model import SNAPSHOTS_PER_SERVER
 from worker.store.operators.operator_store import Cursor, JobFilter
@@ -30,7 +31,7 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
 
 
 async def show_one(context: Context, request: OperatorRequest) -> web.Response:
-    server_id = requests.server_id(request.http)
+    server_id = in_path(request.http, SERVER_ID)
     found = await context.operators.server(server_id)
     snapshots = await context.store.snapshots(
         account_id=found.view.server.account_id,

@@ -3,15 +3,15 @@
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from structlog.contextvars import bind_contextvars
 
-from api import requests
-from api.callers import TOKEN, Callers
-from api.problems import Problem
+from api.http import reading
+from api.http.callers import Callers
+from api.http.marks import TOKEN
+from api.http.problems import Problem, rate_limited
 from worker.store.access.sessions import Session, Sessions
 from worker.store.access.tokens import Permission, Token
 
@@ -44,12 +44,11 @@ SESSION = web.RequestKey("session", Session)
 
 
 class SessionGuard:
-    """Logs operators in and out, and admits requests that have a session. `body_seconds`: limit for sending a form."""
+    """Logs operators in and out, and admits requests that have a session."""
 
-    def __init__(self, callers: Callers, sessions: Sessions, *, body_seconds: float) -> None:
+    def __init__(self, callers: Callers, sessions: Sessions) -> None:
         self._callers = callers
         self._sessions = sessions
-        self.body_seconds = body_seconds
 
     async def login(self, request: web.Request, secret: str) -> str:
         """The new session's id. Raises Problem (401, 403, 429)."""
@@ -67,7 +66,7 @@ class SessionGuard:
         if request.method != "POST":
             return OperatorRequest(http=request, session=session)
         _ensure_same_origin(request)
-        form = await requests.form(request, timeout_seconds=self.body_seconds)
+        form = await reading.form(request)
         csrf = request.headers.get(CSRF_HEADER) or form.get(CSRF_FIELD, [""])[0]
         if not hmac.compare_digest(csrf.encode(), session.csrf.encode()):
             raise Problem(403, "csrf_failed", "Your session changed. Reload the page and try again.")
@@ -90,8 +89,7 @@ class SessionGuard:
             code = "session_ended" if cookie else "session_missing"
             raise Problem(401, code, "Log in with an operator token.")
         if not session.authenticated.allowed:
-            wait = {"Retry-After": str(max(1, ceil(session.authenticated.more_in.total_seconds())))}
-            raise Problem(429, "rate_limited", "Too many requests with this token in one minute.", headers=wait)
+            raise rate_limited("with this token", session.authenticated.more_in)
         return session
 
 

@@ -6,12 +6,13 @@ from typing import Any
 
 from aiohttp import web
 
-from api import ops_requests, requests
-from api.callers import MADE
 from api.dashboard.context import Context, Pages
 from api.dashboard.rendering import Question
 from api.dashboard.session import Form, OperatorRequest
-from api.ops_requests import TokenBody
+from api.http import reading
+from api.http.marks import MADE
+from api.http.reading import in_path
+from api.operators.bodies import TOKEN_ID, TokenBody
 from worker.store import errors
 from worker.store.access.tokens import Permission, Token
 
@@ -33,7 +34,7 @@ async def ask_for_new(context: Context, request: OperatorRequest) -> web.Respons
 
 
 async def create(context: Context, request: OperatorRequest) -> web.Response:
-    body = requests.validated(_body(request.form), TokenBody)
+    body = reading.validated(_body(request.form), TokenBody)
     new = await context.tokens.create(
         name=body.name, account_id=body.account_id, permissions=body.granted, lifetime=body.lifetime
     )
@@ -54,7 +55,7 @@ def _body(form: Form) -> dict[str, Any]:
 
 
 async def ask_to_revoke(context: Context, request: OperatorRequest) -> web.Response:
-    token = await _token(context, ops_requests.token_id(request.http))
+    token = await _token(context, in_path(request.http, TOKEN_ID))
     own = " You are logged in with it: your session will end." if token.id == request.token.id else ""
     question = Question(
         title=f"Revoke token {token.name}?",
@@ -66,7 +67,7 @@ async def ask_to_revoke(context: Context, request: OperatorRequest) -> web.Respo
 
 
 async def revoke(context: Context, request: OperatorRequest) -> web.Response:
-    token = await _token(context, ops_requests.token_id(request.http))
+    token = await _token(context, in_path(request.http, TOKEN_ID))
     if not await context.tokens.revoke(token.id):
         raise _no_token(token.id)
     return context.rendering.done(request.http, f"Token {token.name} ({token.id}) revoked.", back=TOKENS)

@@ -133,7 +133,7 @@ class TestJobs:
     async def test_a_filter_that_can_not_be_is_told(self, dashboard: Dashboard) -> None:
         page = await dashboard.browser.get("/ops/jobs/?state=lost")
         assert page.status == 400
-        assert "state: Input should be" in visible(page.text)
+        assert "state: Must be" in visible(page.text)
 
     async def test_next_leads_through_all_of_them_and_first_leads_back(self, dashboard: Dashboard) -> None:
         jobs = await have_many(dashboard, 7, None)

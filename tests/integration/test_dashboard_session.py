@@ -201,7 +201,7 @@ class TestSession:
         async with dashboard_of(cell, calls_per_minute=5) as dashboard:
             pages = [await dashboard.browser.get("/ops/") for _ in range(5)]
             assert [page.status for page in pages] == [200] * 4 + [429]  # and the login
-            assert "Too many requests" in pages[-1].text
+            assert "Too many calls" in pages[-1].text
             assert int(pages[-1].headers["Retry-After"]) > 0
 
     async def test_its_stream_tells_of_changes_and_ends_with_it(self, dashboard: Dashboard) -> None:

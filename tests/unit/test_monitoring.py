@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from api.metrics import Metrics as ApiMetrics
+from api.measures.metrics import Metrics as ApiMetrics
 from tests.conftest import needs
 from tests.dashboard import DASHBOARD, expressions
 from worker.metrics import Metrics as WorkerMetrics
