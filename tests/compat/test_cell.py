@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, web
 
-from api.sender import signed
+from api.webhooks.sender import signed
 from drivers.base import Power
 from drivers.fake_state import FakeServer
 from tests.compat.recorded import Recorded
