@@ -1,11 +1,11 @@
 """What has to happen sooner or later without anyone asking for it."""
 
-import asyncio
 import time
 
 import structlog
 
 from worker.journal import Journal, JournalFailed
+from worker.program.loop import every
 from worker.runner import Runner
 from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.errors import StoreUnavailable
@@ -26,12 +26,7 @@ class Housekeeping:
 
     async def keep_house(self) -> None:
         """Run until cancelled. A round that fails is tried again with the next one."""
-        while True:
-            try:
-                await self.round()
-            except Exception:  # an odd disk must not end the worker, again and again
-                log.exception("housekeeping.broke")
-            await asyncio.sleep(ROUND_SECONDS)
+        await every(ROUND_SECONDS, self.round, name="housekeeping")
 
     def _seconds_since_last_round(self) -> float:
         now = time.monotonic()

@@ -1,10 +1,10 @@
 """Runs what is due: the snapshots of the schedules, of whichever node's servers, and the end of those that expire."""
 
-import asyncio
 from collections.abc import Callable
 
 import structlog
 
+from worker.program.loop import every
 from worker.store.calls import script_broke
 from worker.store.errors import StoreUnavailable
 from worker.store.model import ScheduleId
@@ -29,14 +29,12 @@ class Scheduler:
 
     async def keep_running(self) -> None:
         """Run until cancelled. A round that fails is tried again with the next one."""
-        while True:
-            try:
-                await self.round()
-            except StoreUnavailable as error:
-                log.warning("scheduler.store_unavailable", cause=str(error.__cause__))
-            except Exception:  # an odd record must not end the workers of the cell, again and again
-                log.exception("scheduler.broke")
-            await asyncio.sleep(ROUND_SECONDS)
+        await every(
+            ROUND_SECONDS,
+            self.round,
+            name="scheduler",
+            expected={StoreUnavailable: "scheduler.store_unavailable"},
+        )
 
     async def round(self) -> None:
         """Raises StoreUnavailable."""
