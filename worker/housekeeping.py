@@ -7,6 +7,7 @@ import structlog
 from worker.journal import Journal, JournalFailed
 from worker.program.loop import every
 from worker.runner import Runner
+from worker.store.chores.chores import Chores
 from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.errors import StoreUnavailable
 from worker.store.nodes.node_store import NodeStore
@@ -17,11 +18,14 @@ log = structlog.stdlib.get_logger()
 
 
 class Housekeeping:
-    def __init__(self, *, store: NodeStore, journal: Journal, runner: Runner, waiting: StaleJobReaper) -> None:
+    def __init__(
+        self, *, store: NodeStore, chores: Chores, journal: Journal, runner: Runner, stale_jobs: StaleJobReaper
+    ) -> None:
         self._store = store
+        self._chores = chores
         self._journal = journal
         self._runner = runner
-        self._waiting = waiting
+        self._stale_jobs = stale_jobs
         self._last_round = time.monotonic()
 
     async def keep_house(self) -> None:
@@ -36,8 +40,8 @@ class Housekeeping:
     async def round(self) -> None:
         try:
             deletes = await self._store.retry_deletes()
-            await self._waiting.fail()
-            await self._store.forget_failed()
+            await self._stale_jobs.fail()
+            await self._chores.forget_failed()
         except StoreUnavailable as error:
             log.warning("housekeeping.store_unavailable", cause=str(error.__cause__))
         else:

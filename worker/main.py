@@ -33,6 +33,7 @@ from worker.reconcile import Reconciler
 from worker.runner import LAST_WORDS_SECONDS, Runner
 from worker.scheduler import Scheduler
 from worker.settings import Driver, WorkerSettings
+from worker.store.chores.chores import Chores
 from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.errors import StoreUnavailable
 from worker.store.model import JobId
@@ -387,9 +388,10 @@ def _wired(
         await inventory.report()  # first of all: a job may wait for a server that the store lost
         queue.resume()
 
-    waiting_jobs = StaleJobReaper(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
+    chores = Chores(redis, node_silent_seconds=settings.node_silent_seconds)
+    stale_jobs = StaleJobReaper(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
     # What has waited for us for too long fails before our heart beats: a job that nobody expects any more must not run.
-    lease = Lease(store, before=waiting_jobs.fail, gained=lease_gained, lost=queue.pause)
+    lease = Lease(store, before=stale_jobs.fail, gained=lease_gained, lost=queue.pause)
     metrics.follow(
         running=lambda: runner.working,
         owed=lambda: runner.owed,
@@ -403,8 +405,8 @@ def _wired(
         reconciler=reconciler,
         inventory=inventory,
         lease=lease,
-        housekeeping=Housekeeping(store=store, journal=journal, runner=runner, waiting=waiting_jobs),
-        scheduler=Scheduler(store=store, unreadable=metrics.schedules_unreadable.inc),
+        housekeeping=Housekeeping(store=store, chores=chores, journal=journal, runner=runner, stale_jobs=stale_jobs),
+        scheduler=Scheduler(chores=chores, unreadable=metrics.schedules_unreadable.inc),
     )
 
 

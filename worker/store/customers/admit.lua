@@ -1,11 +1,12 @@
 -- include: clock, records, nodes, show, enqueue, snapshots, retention, removal, schedules, idempotency
--- Decide on a create, restore, delete or undo and write all of it, or refuse and write nothing. A dry run is decided in the
--- same way; its job holds no server and makes no snapshot. A create by a schedule makes room where it must.
--- ARGV[1]: JSON {kind, dry_run, account, id, name, description, request_id, job_id, limit, silent_ms, queue{...},
--- again (a delete that has not freed its space), present_only (of a restore or an undo), retries (the failed job that this
--- one does again) and in_bulk, idempotency{key, fingerprint, kept_ms}, schedule{id, due_ms, next_ms, retry_ms}, traceparent or
--- nil}. id: the server's for a create, the restore's job for an undo, else the snapshot's.
--- Answers {'refused', code, ...} or {'admitted', job, snapshot (nil for a dry run, or where it is deleted)}, as they are shown.
+-- Admit a create, restore, delete or undo: write all of it, or refuse it and write nothing. A dry run is decided in the same
+-- way; its job holds no server and makes no snapshot. A create by a schedule makes room if it must.
+-- ask: {kind, dry_run, account, id: of the server for a create, of the restore's job for an undo, else of the snapshot,
+-- name, description, request_id, job_id, limit, silent_ms, retry_ms, queue (see `enqueue`), again: a delete that has not
+-- freed its space, present_only: of a restore or an undo, retries: the failed job that this one repeats, in_bulk,
+-- schedule: {id, due_ms, next_ms, retry_ms}, traceparent or nil, idempotency (see `replay`)}
+-- Answers {'admitted', job (see `show_job`), snapshot (see `show_snapshot`; nil for a dry run, or where it was deleted)} or
+-- {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
 
 local function refuse_server(server)

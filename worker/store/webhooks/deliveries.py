@@ -4,17 +4,14 @@ Whoever claims a webhook makes its deliveries that are due. A claim that is not 
 it had sent is sent twice then, and nothing is lost.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from arq.connections import ArqRedis
-
-from worker.store import records, scripts
-from worker.store.calls import redis_answers, shown_job
+from worker.store import records
+from worker.store.calls import Scripts, redis_answers, shown_job
 from worker.store.model import DeliveryId, Job, WebhookId
 
 WAKE_KEY = "webhooks:wake"
@@ -64,19 +61,14 @@ class Result:
         }
 
 
-class Deliveries:
+class Deliveries(Scripts):
     """What is to be sent, as the senders see it. Every call may raise StoreUnavailable."""
-
-    def __init__(self, redis: ArqRedis) -> None:
-        self._redis = redis
-        self._claim = scripts.load(redis, "webhooks/claim_deliveries")
-        self._settle = scripts.load(redis, "webhooks/settle_deliveries")
 
     async def claim(self, *, lease_seconds: float, most: int) -> Claim | None:
         """The webhook that has waited longest, with at most so many deliveries; None: nothing is due."""
         token = uuid4().hex
-        with redis_answers():
-            found = await self._claim(args=[token, round(lease_seconds * 1000), most])
+        ask = {"token": token, "lease_ms": round(lease_seconds * 1000), "limit": most}
+        found = await self._call("webhooks/claim_deliveries", ask)
         if found is None:
             return None
         webhook_id, url, secrets, deliveries = found
@@ -99,8 +91,7 @@ class Deliveries:
             "patience_ms": round(patience_seconds * 1000),
             "results": [{"id": delivery_id, **result.for_script()} for delivery_id, result in results.items()],
         }
-        with redis_answers():
-            why: bytes = await self._settle(args=[json.dumps(ask)])
+        why: bytes = await self._call("webhooks/settle_deliveries", ask)
         return why.decode() or None
 
     async def wait(self, *, seconds: int) -> None:
