@@ -68,6 +68,9 @@ class Layout:
     tpm: bool = False  # the state of an emulated TPM: saved and restored with the disks
     firmware: Firmware = Firmware.BIOS
     checkpoints: tuple[str, ...] = ()  # the hypervisor's own records of incremental backups
+    reduced: tuple[
+        str, ...
+    ] = ()  # what a server that runs will have less of once it was stopped: "2 vCPUs instead of 4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,7 @@ class RestorePlan:
     bitmaps: tuple[str, ...]  # disks with dirty bitmaps, which a revert makes worthless
     checkpoints: tuple[str, ...]  # likewise
     generation_id: bool  # the guest is told by a new one that it has gone back in time
+    reduced: tuple[str, ...] = ()  # as of the layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +180,8 @@ class Surveyed:
     disks: tuple[SurveyedDisk, ...] = ()
     state: tuple[str, ...] = ()  # what is saved beside the disks: nvram, pflash, tpm
     left_out: tuple[SkippedDisk, ...] = ()
-    refused: tuple[str, ...] = ()  # why no snapshot can be taken; empty: one can
+    refused: tuple[str, ...] = ()  # why no snapshot can be taken
+    not_judged: tuple[str, ...] = ()  # what was not here to be looked at; if `refused` too is empty: one can be taken
     noticed: tuple[str, ...] = ()  # what a person should know beside
 
 
@@ -285,6 +290,15 @@ class Hypervisor(Protocol):
 
         Raises `DomainNotFound`, or `InvalidState` where another domain of the node has this server id.
         """
+        ...
+
+    async def identity(self, server_id: int) -> str:
+        """The hypervisor's own identity of the domain, which it keeps when someone defines it anew."""
+        ...
+
+    def recall(self, server_id: int, identity: str) -> None:
+        """Find the server by the identity of its domain too, while it is held: whoever has defined it anew may have
+        left out that it is adopted. Another domain that is adopted as the server goes before it."""
         ...
 
     async def power(self, server_id: int) -> Power: ...

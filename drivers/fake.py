@@ -122,6 +122,13 @@ class FakeHypervisor:
         await self._do(Effect.ADOPT, server, change=change)
         self._notify()
 
+    async def identity(self, server_id: int) -> str:
+        await self._look(server := self.server(server_id))
+        return server.name
+
+    def recall(self, server_id: int, identity: str) -> None:
+        """Nothing here is defined anew without its server id."""
+
     async def power(self, server_id: int) -> Power:
         await self._look(server := self.server(server_id))
         return server.power
@@ -405,6 +412,7 @@ class FakeHypervisor:
             nvram=server.nvram is not None,
             firmware=Firmware.BIOS if server.nvram is None else Firmware.UEFI,
             checkpoints=tuple(server.checkpoints),
+            reduced=server.reduced_by_a_stop(),
             free_bytes=self.free_bytes,
         )
 

@@ -104,14 +104,17 @@ class Two:
         self.path.parent.mkdir()
         make_disk(self.path)
         write_text(self.path, "A")
-        place = self.folder / "d"
-        xml = domain_xml(NAME, [disk(self.path)], image=None, socket=place / "s", log=place / "l")
-        connection = libvirt.open(self.first.daemon.uri)
-        connection.defineXML(xml)
-        connection.close()
+        self.define_without_mark()
         hypervisor = await KvmHypervisor.open(self.first.daemon.uri)
         await hypervisor.adopt(NAME, server_id=SERVER, account_id=ACCOUNT)
         await hypervisor.close()
+
+    def define_without_mark(self) -> None:
+        """On the first node; also anew, as a tool does that keeps definitions of its own."""
+        place = self.folder / "d"
+        connection = libvirt.open(self.first.daemon.uri)
+        connection.defineXML(domain_xml(NAME, [disk(self.path)], image=None, socket=place / "s", log=place / "l"))
+        connection.close()
 
     def migration(self, *flags: str, back: bool = False) -> "subprocess.Popen[str]":
         source, target = (self.second, self.first) if back else (self.first, self.second)

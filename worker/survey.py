@@ -1,44 +1,59 @@
 """The survey as text and as JSON: for the first day, before a server is adopted."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from drivers.base import Surveyed, SurveyedDisk
 
 STATE = {"nvram": "UEFI variables", "pflash": "writable firmware", "tpm": "TPM state"}
+# None: not all of it is here
+VERDICTS = {
+    True: "can be snapshotted",
+    False: "can't be snapshotted",
+    None: "can't be judged here: image not found",
+}
+SUMMARY = (
+    "{servers} surveyed: {can_be_snapshotted} can be snapshotted, {refused} can't, {not_judged} can't be judged here"
+    " (image not found); {left_out} leave something out"
+)
 
 
 def as_json(surveyed: Sequence[Surveyed]) -> str:
-    servers = [{**asdict(server), "can_be_snapshotted": not server.refused} for server in surveyed]
+    servers = [{**asdict(server), "can_be_snapshotted": _verdict(server)} for server in surveyed]
     return json.dumps({"servers": servers, "summary": _counts(surveyed)}, indent=2)
 
 
 def as_text(surveyed: Sequence[Surveyed]) -> str:
     lines = [line for server in surveyed for line in _lines(server)]
-    counts = _counts(surveyed)
-    summary = (
-        "{servers} surveyed: {can_be_snapshotted} can be snapshotted, {refused} can't; {left_out} leave something out"
-    )
-    return "\n".join([*lines, summary.format(**counts)])
+    return "\n".join([*lines, SUMMARY.format(**_counts(surveyed))])
+
+
+def _verdict(server: Surveyed) -> bool | None:
+    if server.refused:
+        return False
+    return None if server.not_judged else True
 
 
 def _counts(surveyed: Sequence[Surveyed]) -> dict[str, int]:
-    refused = sum(bool(server.refused) for server in surveyed)
+    verdicts = Counter(map(_verdict, surveyed))
     return {
         "servers": len(surveyed),
-        "can_be_snapshotted": len(surveyed) - refused,
-        "refused": refused,
+        "can_be_snapshotted": verdicts[True],
+        "refused": verdicts[False],
+        "not_judged": verdicts[None],
         "left_out": sum(bool(server.left_out) for server in surveyed),
     }
 
 
 def _lines(server: Surveyed) -> Iterator[str]:
     adopted = "" if server.server_id is None else f", server {server.server_id}"
-    verdict = "can't be snapshotted" if server.refused else "can be snapshotted"
-    yield f"{_shown(server.name)}{adopted}: {verdict}"
+    yield f"{_shown(server.name)}{adopted}: {VERDICTS[_verdict(server)]}"
     for text in server.refused:
         yield f"  refused   {_shown(text)}"
+    for text in server.not_judged:
+        yield f"  not here  {_shown(text)}"
     for disk in server.disks:
         yield f"  holds     {_shown(_disk(disk))}"
     for part in server.state:

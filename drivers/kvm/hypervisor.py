@@ -81,6 +81,12 @@ class KvmHypervisor:
     async def adopt(self, name: str, *, server_id: int, account_id: int) -> None:
         await self._libvirt.adopt(name, server_id=server_id, account_id=account_id)
 
+    async def identity(self, server_id: int) -> str:
+        return await self._libvirt.on(server_id, lambda found: str(found.UUIDString()))
+
+    def recall(self, server_id: int, identity: str) -> None:
+        self._libvirt.recall(server_id, identity)
+
     # --- power ---
 
     async def power(self, server_id: int) -> Power:
@@ -155,6 +161,7 @@ class KvmHypervisor:
             firmware=found.firmware,
             free_bytes=await self.free_space(server_id),
             checkpoints=await self._libvirt.on(server_id, domain.checkpoints),
+            reduced=await self._libvirt.on(server_id, readiness.reduced),
         )
 
     async def restore_plan(self, server_id: int, tag: str, *, present_only: bool = False) -> RestorePlan:
@@ -173,6 +180,7 @@ class KvmHypervisor:
             bitmaps=tuple(disk.target for disk in layout.disks if disk.bitmaps),
             checkpoints=layout.checkpoints,
             generation_id=view.hardware.generation_id,
+            reduced=layout.reduced,
         )
 
     async def _other_tpm(self, view: View, tag: str) -> tuple[SkippedDisk, ...]:

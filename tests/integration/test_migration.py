@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 import pytest
 from arq.connections import ArqRedis
 
-from tests.conftest import RedisServer, needs, needs_root
+from tests.conftest import RedisServer, needs, needs_module, needs_root
 from tests.libvirtd import PROGRAMS
 
-libvirt = pytest.importorskip("libvirt")
+libvirt = needs_module("libvirt")
 
 from drivers.kvm import listing, records  # noqa: E402 - only where there is a libvirt
 from drivers.kvm.places import SYSTEM  # noqa: E402
@@ -147,6 +147,24 @@ async def test_no_migration_begins_while_a_job_is_at_work(two: Two) -> None:
     assert (await two.over(admitted.job.id)).failure is None
     assert await two.migrate() == ""
     await two.until_on(two.second)
+
+
+async def test_a_server_that_is_defined_anew_while_its_worker_is_dead_is_brought_up_again(two: Two) -> None:
+    await two.first.start_worker(GRACE_SECONDS="60")  # this guest hears no power button: it is killed in the stop
+    await two.until_on(two.first)
+    two.first.ask("create")
+    admitted = await two.store.create(account_id=ACCOUNT, server_id=SERVER, name="x", description="", request_id="r")
+    async with asyncio.timeout(60):
+        while not await asyncio.to_thread(two.first.ask, "listAllSnapshots", 0):
+            pass
+    await two.first.worker_ends()
+    two.first.ask("destroy")
+    two.define_without_mark()
+    await two.first.start_worker()
+    job = await two.over(admitted.job.id)
+    assert (job.state, job.failure) == (JobState.COMPLETED, None)
+    assert two.first.has_it()
+    assert two.first.ask("listAllSnapshots", 0) == []  # it is let go
 
 
 async def test_a_job_that_comes_while_it_migrates_is_refused_and_nothing_is_changed(two: Two) -> None:

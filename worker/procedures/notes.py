@@ -97,6 +97,12 @@ def repaired(targets: tuple[str, ...]) -> Note:
     )
 
 
+def resources_reduced(less: Sequence[str]) -> tuple[Note, ...]:
+    """Each text goes "2 vCPUs instead of 4"."""
+    detail = f"The saved definition, with which the server starts again, has {' and '.join(less)}."
+    return (Note(code=NoteCode.RESOURCES_REDUCED, detail=detail),) if less else ()
+
+
 GENERATION_ID_CHANGED = Note(
     code=NoteCode.GENERATION_ID_CHANGED, detail="The server has a new VM generation id, as after every restore."
 )

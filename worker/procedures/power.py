@@ -43,6 +43,8 @@ async def as_found(work: Work) -> Facts:
 
 
 async def power_remembered(work: Work) -> Facts:
-    """Whether the guest runs, before anything is done to it: this is how it will be left."""
+    """Whether the guest runs, before anything is done to it: this is how it will be left, and which domain it is."""
+    domain = await work.hypervisor.identity(work.task.server_id)
     running = await work.hypervisor.power(work.task.server_id) is Power.ON
-    return replace(work.facts, was_running=running, off_since=time.time() if running else None)
+    off_since = time.time() if running else None
+    return replace(work.facts, domain=domain, was_running=running, off_since=off_since)

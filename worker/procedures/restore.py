@@ -27,7 +27,7 @@ async def _plan(work: Work) -> RestorePlan:
 
 
 def _beforehand(plan: RestorePlan) -> tuple[Note, ...]:
-    return notes.not_restored(plan.not_restored)
+    return (*notes.not_restored(plan.not_restored), *notes.resources_reduced(plan.reduced))
 
 
 def _at_the_effect(plan: RestorePlan) -> tuple[Note, ...]:

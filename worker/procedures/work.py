@@ -70,6 +70,7 @@ class Facts:
 
     begun_at: float = field(default_factory=time.time, compare=False)  # Unix seconds; older journals lack it
     was_running: bool = False
+    domain: str | None = None  # the hypervisor's identity of it, should it lose its mark; older journals lack it
     off_since: float | None = None  # Unix seconds: when the guest was first asked, or made, to stop
     on_again: float | None = None  # Unix seconds: when it had been started
     taken: bool = False  # the snapshot is whole on every disk

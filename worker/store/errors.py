@@ -60,6 +60,13 @@ class WebhookNotReady(Refused):
     text = "The webhook is disabled, or {limit} deliveries wait for it already."
 
 
+class RecordUnreadable(Refused):
+    """What is kept of it was written by a newer version, or is damaged."""
+
+    code = "record_unreadable"
+    text = "This version can't read the {kind}: delete it, or wait until the service is upgraded."
+
+
 class JobNotFound(Refused):
     code = "job_not_found"
     text = "There is no job {id}."

@@ -109,7 +109,8 @@ class Schedules(Scripts):
         return await self._write(account_id, ScheduleId(uuid4().hex), fields=spec.for_script(), due_ms=due_ms, **more)
 
     async def change(self, schedule: Schedule, spec: ScheduleSpec) -> Schedule:
-        """Raises ScheduleNotFound, should it be gone meanwhile."""
+        """Raises ScheduleNotFound, should it be gone meanwhile; BadCron where it is to run by a `when` that is unknown
+        to this version."""
         before = schedule.spec.for_script()
         fields = {field: text for field, text in spec.for_script().items() if text != before[field]}
         is_due_anew = bool(fields.keys() & {"when", "enabled"})
@@ -122,26 +123,27 @@ class Schedules(Scripts):
             raise errors.ScheduleNotFound.of(id=schedule_id)
 
     async def one(self, *, account_id: AccountId, schedule_id: ScheduleId) -> Schedule:
-        """Raises ScheduleNotFound, also for another account's."""
+        """Raises ScheduleNotFound, also for another account's; RecordUnreadable."""
         found = await self._call("schedules/find_schedule", {"account": str(account_id), "id": schedule_id})
         if found is None:
             raise errors.ScheduleNotFound.of(id=schedule_id)
-        return _schedule(found)
+        return records.one(_schedule, found, kind="schedule")
 
     async def page(
         self, *, account_id: AccountId, server_id: ServerId | None, offset: int, limit: int
     ) -> Page[Schedule]:
-        """Newest first, of one server or of all."""
+        """Newest first, of one server or of all. One that can't be read is counted and left out."""
         ask: dict[str, str | int] = {"account": str(account_id), "offset": offset, "limit": limit}
         if server_id is not None:
             ask["server"] = str(server_id)
         count, *rows = await self._call("schedules/list_schedules", ask)
-        return Page(count=count, results=tuple(map(_schedule, rows)))
+        return Page(count=count, results=records.many(_schedule, rows, kind="schedule"))
 
     async def _write(self, account_id: AccountId, schedule_id: ScheduleId, **more: Any) -> Schedule:
         ask = {"account": str(account_id), "id": schedule_id, "most": SCHEDULES_PER_SERVER, **more}
         facts = {"id": more.get("server", schedule_id), "limit": SCHEDULES_PER_SERVER}
-        return _schedule(accepted(await self._call("schedules/put_schedule", ask), **facts)[0])
+        shown = accepted(await self._call("schedules/put_schedule", ask), **facts)[0]
+        return records.one(_schedule, shown, kind="schedule")
 
 
 def _due_ms(spec: ScheduleSpec, server_id: ServerId) -> int | str:
