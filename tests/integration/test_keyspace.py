@@ -184,8 +184,9 @@ async def _snapshots(seen: Keyspace, api: FrontEnd) -> SnapshotId:
     change = {"labels": {"a": "b"}, "protected": True, "expires_at": tomorrow}
     assert (await api.call("PATCH", f"{SNAPSHOTS}{snapshot_id}/", body=change)).status == 200
     assert (await api.call("DELETE", f"{SNAPSHOTS}{snapshot_id}/")).body["code"] == "snapshot_protected"
-    check = await api.call("POST", f"{SNAPSHOTS}?dry_run=true", body={"server_id": SERVER, "name": "third"})
-    await api.work(check)
+    check = await cell.store.check_create(account_id=ACCOUNT, server_id=SERVER, name="third", request_id="r")
+    await cell.node.begin(check.id)
+    await cell.node.finish(check.id, CREATED)
 
     restored = await cell.store.restore(account_id=ACCOUNT, snapshot_id=snapshot_id, request_id="r", present_only=True)
     await cell.node.begin(restored.job.id)
