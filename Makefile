@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tests run demo test test-fast check lint format openapi lock clean bench-pickup bench-admission \
-    bench-ops bench-tracing chaos backups-beside dry-runs screenshots survey
+    bench-ops bench-tracing chaos migrations backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -62,7 +62,7 @@ format: setup ## format, and mend what ruff can
 	$(BIN)/ruff format .
 
 openapi: setup ## write the document of the API, docs/openapi.json
-	$(BIN)/python -m api.openapi >docs/openapi.json.new
+	$(BIN)/python -m api.document >docs/openapi.json.new
 	@mv docs/openapi.json.new docs/openapi.json
 
 bench-pickup: setup ## enqueue to start, beside plain arq's
@@ -71,11 +71,14 @@ bench-pickup: setup ## enqueue to start, beside plain arq's
 chaos: setup ## kill parts of a real cell in the midst of random work, and look at all of it (N=50 SEED=7)
 	@exec $(BIN)/python -m tests.chaos
 
+migrations: setup ## migrate a server with snapshots between two nodes, kill parts meanwhile, and look at all of it (N=40 SEED=7)
+	@exec $(BIN)/python -m tests.chaos.migrations
+
 backups-beside: setup-tests ## virtnbdbackup beside our jobs and kills at random, each chain restored and compared (N=200 SEED=7)
 	@exec $(BIN)/python -m tests.backups
 
 dry-runs: setup-tests ## a dry run, then the job, over N (300) states of servers on real QEMU (SEED=1000)
-	STATES=$${N:-300} $(BIN)/pytest -q tests/contract/test_dry_run_kvm.py
+	STATES=$${N:-300} $(BIN)/pytest -q -n $(WORKERS) tests/contract/test_dry_run_kvm.py
 
 bench-ops: setup ## the lists and pages of operators on N jobs (100000), beside the same on 1,000
 	$(BIN)/python -m tests.bench.ops

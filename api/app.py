@@ -1,40 +1,48 @@
-"""The routes, made from the table of calls."""
+"""The application: its rooms, and the routes that are made from their calls."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
 from functools import cache
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from aiohttp import HttpVersion11, ThreadedResolver, hdrs, web
 from aiohttp.abc import AbstractResolver
 from arq.connections import ArqRedis
 
-from api import docs_page, openapi, problems, requests
-from api.caching import Document, conditional
-from api.callers import Callers
-from api.cell_view import CellView
 from api.dashboard import routes
 from api.dashboard.assets import Assets
-from api.dashboard.desk import Desk
+from api.dashboard.context import Context
 from api.dashboard.rendering import Rendering
-from api.dashboard.session import Door
-from api.handlers import Handlers
-from api.metrics import PATH as METRICS
-from api.metrics import Metrics, exposition
-from api.middleware import around, finish_head
-from api.operations import OPERATIONS, PROBES, Operation, Probing
-from api.ops_handlers import OpsHandlers
-from api.ops_operations import OPS_OPERATIONS, OpsOperation
-from api.requests import BODY_MAX_BYTES, REQUEST_ID
-from api.sender import Sender
+from api.dashboard.session import SessionGuard
+from api.document import openapi, page
+from api.document.calls import CALLS
+from api.events import calls as events
+from api.events.streams import Streams
+from api.http import problems, reading
+from api.http.caching import Document, conditional
+from api.http.callers import Caller, Callers
+from api.http.calls import Call, Table
+from api.http.marks import REQUEST_ID
+from api.http.middleware import around, finish_head
+from api.http.probes import METRICS, PROBES, Probe, Probes, exposition
+from api.http.reading import BODY_MAX_BYTES, BODY_SECONDS
+from api.http.traces import traced
+from api.jobs import calls as jobs
+from api.measures.cell_view import CellView
+from api.measures.metrics import Metrics
+from api.operators import calls as operators
+from api.schedules import calls as schedules
+from api.servers import calls as servers
 from api.settings import ApiSettings
-from api.streams import Streams
-from api.sweeper import Sweeper
-from api.traces import traced
+from api.snapshots import calls as snapshots
+from api.webhooks import calls as webhooks
+from api.webhooks.sender import Sender
+from worker.program.background import in_background
+from worker.program.loop import every
 from worker.store.access.audit import Audit
 from worker.store.access.sessions import SessionLifetime, Sessions
-from worker.store.access.tokens import Limits, Tokens
+from worker.store.access.tokens import Limits, Permission, Token, Tokens
 from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.customers.events import Events
@@ -45,67 +53,71 @@ from worker.store.schedules.schedules import Schedules
 from worker.store.webhooks.deliveries import Deliveries
 from worker.store.webhooks.webhooks import Webhooks
 
-TOKEN_CHECK_SECONDS = 30.0  # a stream of events ends so soon after its token
+TOKEN_CHECK_SECONDS = 30.0  # an event stream ends at most this long after its token was revoked
+SWEEP_SECONDS = 30.0  # between two looks for jobs that have waited too long
 
+By = TypeVar("By")
+AnyCall = Call[Any]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def build(
     redis: ArqRedis, settings: ApiSettings, *, metrics: Metrics | None = None, resolver: AbstractResolver | None = None
 ) -> web.Application:
-    """The application. It opens nothing and closes nothing: the client is its owner's. `resolver`: finds the receivers
-    of webhooks, in the place of the system's own."""
+    """The application. It neither opens nor closes the Redis client. `resolver`: resolves the names of webhooks' hosts,
+    instead of the system's own."""
     metrics = metrics or Metrics()
     limits = Limits(calls=settings.calls_per_minute, failed_logins=settings.failed_logins_per_minute)
     tokens = Tokens(redis)
     callers = Callers(tokens, limits, trusted_proxies=settings.trusted_proxies)
     streams = _streams(redis, settings)
     store = CustomerStore(redis, node_silent_seconds=settings.node_silent_seconds)
-    operators = OperatorStore(redis, store, node_silent_seconds=settings.node_silent_seconds)
-    body_seconds, runbook_url = settings.body_seconds, settings.runbook_url
-    handlers = Handlers(
-        store,
-        Schedules(redis),
-        Webhooks(redis),
-        streams,
-        callers,
-        body_seconds=body_seconds,
-        to_private=settings.webhooks_to_private,
-    )
-    ops_handlers = OpsHandlers(
-        operators, store, tokens, streams, callers, body_seconds=body_seconds, runbook_url=runbook_url
-    )
+    operator_store = OperatorStore(redis, store, node_silent_seconds=settings.node_silent_seconds)
+    following = events.EventCalls(streams, callers)
+    for_customers: list[tuple[Table[Caller], object]] = [
+        (snapshots.call, snapshots.SnapshotCalls(store)),
+        (jobs.call, jobs.JobCalls(store)),
+        (events.call, following),
+        (servers.call, servers.ServerCalls(store)),
+        (schedules.call, schedules.ScheduleCalls(Schedules(redis))),
+        (webhooks.call, webhooks.WebhookCalls(Webhooks(redis), to_private=settings.webhooks_to_private)),
+    ]
+    for_operators: list[tuple[Table[Token], object]] = [
+        (operators.call, operators.OperatorCalls(operator_store, tokens)),
+        (jobs.ops_call, jobs.OpsJobCalls(operator_store, runbook_url=settings.runbook_url)),
+        (servers.ops_call, servers.OpsServerCalls(operator_store, store)),
+        (events.ops_call, following),
+    ]
     assets = Assets()
-    desk = Desk(
-        operators=operators,
+    context = Context(
+        operators=operator_store,
         store=store,
         tokens=tokens,
         streams=streams,
         rendering=Rendering(assets),
-        door=Door(callers, _sessions(redis, settings, limits), body_seconds=body_seconds),
-        runbook_url=runbook_url,
+        guard=SessionGuard(callers, _sessions(redis, settings, limits)),
+        runbook_url=settings.runbook_url,
     )
     audit = Audit(redis, kept=timedelta(days=settings.audit_days))
     app = web.Application(
-        middlewares=[traced, around(callers, audit, metrics, _refusing(desk))], client_max_size=BODY_MAX_BYTES
+        middlewares=[traced, around(callers, audit, metrics, _refusing(context))], client_max_size=BODY_MAX_BYTES
     )
+    app[BODY_SECONDS] = settings.body_seconds
     app.on_response_prepare.append(finish_head)
-    _beside(app, redis, settings, streams=streams, metrics=metrics, resolver=resolver)
-    _serve_calls(
+    _run_beside(app, redis, settings, streams=streams, metrics=metrics, resolver=resolver)
+    _serve(
         app,
-        [
-            *((call, _called(call, handlers, callers, body_seconds=body_seconds)) for call in OPERATIONS),
-            *((call, _operated(call, ops_handlers, callers, body_seconds=body_seconds)) for call in OPS_OPERATIONS),
-        ],
+        [*_handlers(for_customers, callers.identify), *_handlers(for_operators, callers.operator)],
         seconds=settings.request_seconds,
     )
+    probes = Probes(store.ping)
     for probe in PROBES:
-        _add(app, "GET", probe.path, _probed(probe, handlers))
+        _add(app, "GET", probe.path, _probed(probe, probes))
     app.router.add_route("*", METRICS, exposition(metrics, settings.metrics_networks))
-    routes.add(app, desk, assets, request_seconds=settings.request_seconds)
+    routes.add(app, context, assets, request_seconds=settings.request_seconds)
     for path, handler in _documents().items():
         _add(app, "GET", path, handler)
-    for path in dict.fromkeys(call.path for call in openapi.CALLS):
+    for path in dict.fromkeys(call.path for call in CALLS):
         app.router.add_route("*", path.removesuffix("/"), _with_slash)
     return app
 
@@ -115,7 +127,7 @@ def _streams(redis: ArqRedis, settings: ApiSettings) -> Streams:
         Events(redis),
         per_account=settings.streams_per_account,
         of_operators=settings.operators_streams,
-        most=settings.streams,
+        limit=settings.streams,
         heartbeat_seconds=settings.heartbeat_seconds,
         check_seconds=TOKEN_CHECK_SECONDS,
     )
@@ -126,18 +138,18 @@ def _sessions(redis: ArqRedis, settings: ApiSettings, limits: Limits) -> Session
     return Sessions(redis, lasting=SessionLifetime(at_most=at_most, idle=idle), limits=limits)
 
 
-def _refusing(desk: Desk) -> Callable[[web.Request, problems.Problem], web.Response]:
-    """A person at the dashboard reads a page, a program a problem document."""
+def _refusing(context: Context) -> Callable[[web.Request, problems.Problem], web.Response]:
+    """A browser at the dashboard gets a page, any other client a problem document."""
 
     def refuse(request: web.Request, problem: problems.Problem) -> web.Response:
         if routes.is_ours(request):
-            return routes.refuse(desk, request, problem)
+            return routes.refuse(context, request, problem)
         return problems.respond(problem, request_id=request[REQUEST_ID])
 
     return refuse
 
 
-def _beside(
+def _run_beside(
     app: web.Application,
     redis: ArqRedis,
     settings: ApiSettings,
@@ -146,95 +158,87 @@ def _beside(
     metrics: Metrics,
     resolver: AbstractResolver | None,
 ) -> None:
-    """What runs as long as the application does, and answers no request."""
-    waiting = StaleJobReaper(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
+    """What runs for as long as the application does, and answers no request."""
+    reaper = StaleJobReaper(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
     view = CellView(
         Cell(redis), look_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
     )
+
+    async def sweeping(_: web.Application) -> AsyncIterator[None]:
+        # Each front end does it: if all nodes are dead, no worker is left to do it.
+        expected: dict[type[Exception], str] = {StoreUnavailable: "sweeper.store_unavailable"}
+        async with in_background(every(SWEEP_SECONDS, reaper.fail, name="sweeper", expected=expected)):
+            yield
+
+    async def sending(app: web.Application) -> AsyncIterator[None]:
+        sender = Sender(
+            Deliveries(redis),
+            endpoints=settings.webhooks,
+            seconds=settings.webhook_seconds,
+            to_private=settings.webhooks_to_private,
+            resolver=resolver or ThreadedResolver(),  # needs the running loop
+            metrics=metrics,
+        )
+        async for _ in sender.running(app):
+            yield
+
     metrics.follow(streams=lambda: streams.open, cell=view)
     app.on_shutdown.append(streams.end_all)
-    app.cleanup_ctx.extend(
-        [streams.running, _sender(redis, settings, metrics, resolver), Sweeper(waiting).running, view.running]
-    )
+    app.cleanup_ctx.extend([streams.running, sending, sweeping, view.running])
 
 
-def _serve_calls(
-    app: web.Application, calls: list[tuple[Operation | OpsOperation, Handler]], *, seconds: float
-) -> None:
+def _handlers(
+    rooms: list[tuple[Table[By], object]], identify: Callable[[web.Request, Permission], Awaitable[By]]
+) -> Iterator[tuple[AnyCall, Handler]]:
+    for table, room in rooms:
+        for call in table.calls:
+            yield call, _called(call, room, identify)
+
+
+def _called(call: Call[By], room: object, identify: Callable[[web.Request, Permission], Awaitable[By]]) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        by = await identify(request, call.permission)
+        # before it does anything
+        reading.only_known(request, call.query)
+        if call.changes and call.body is None:
+            await reading.ensure_no_body(request, call.query)
+        return await call.handle(room, request, by)
+
+    return handler
+
+
+def _serve(app: web.Application, calls: list[tuple[AnyCall, Handler]], *, seconds: float) -> None:
     for path in dict.fromkeys(call.path for call, _ in calls):
         for call, handler in calls:
             if call.path == path:
-                _add(app, call.method, path, _bounded(call, handler, seconds=seconds), head=call.has_an_end)
-        # a path may look like another's id, as `jobs/bulk/` does: its own methods are all that it knows
+                _add(app, call.method, path, _bounded(call, handler, seconds=seconds), head=not call.is_stream)
+        # A path may look like the id of another, as `jobs/bulk/` does: it has no methods but its own.
         app.router.add_route("*", path, _another_method)
 
 
-def _called(operation: Operation, handlers: Handlers, callers: Callers, *, body_seconds: float) -> Handler:
-    async def handler(request: web.Request) -> web.StreamResponse:
-        caller = await callers.identify(request, operation.permission)
-        await _ensure_takes(operation, request, body_seconds=body_seconds)
-        return await operation.handle(handlers, request, caller)
-
-    return handler
-
-
-def _operated(operation: OpsOperation, handlers: OpsHandlers, callers: Callers, *, body_seconds: float) -> Handler:
-    async def handler(request: web.Request) -> web.StreamResponse:
-        operator = await callers.operator(request)
-        await _ensure_takes(operation, request, body_seconds=body_seconds)
-        return await operation.handle(handlers, request, operator)
-
-    return handler
-
-
-async def _ensure_takes(call: Operation | OpsOperation, request: web.Request, *, body_seconds: float) -> None:
-    """Raises Problem for a query parameter, or a body, that the call does not take: before it does anything."""
-    requests.only_known(request, call.query)
-    if call.changes and call.body is None:
-        await requests.ensure_no_body(request, call.query, timeout_seconds=body_seconds)
-
-
-def _bounded(call: Operation | OpsOperation, handler: Handler, *, seconds: float) -> Handler:
-    """Within its time, and without the body that its client has already."""
+def _bounded(call: AnyCall, handler: Handler, *, seconds: float) -> Handler:
+    """With a time limit, and a 304 for a client that already has the answer."""
 
     async def bounded(request: web.Request) -> web.StreamResponse:
         try:
-            async with asyncio.timeout(seconds if call.has_an_end else None):
+            async with asyncio.timeout(None if call.is_stream else seconds):
                 response = await handler(request)
-        except TimeoutError as error:  # bodies and checks have limits of their own: it is the store that is slow
+        except TimeoutError as error:  # bodies and dry runs have limits of their own: Redis is slow
             raise StoreUnavailable("The store of the service is too slow.") from error
         return conditional(request, response) if call.is_cacheable else response
 
     return bounded
 
 
-def _probed(probe: Probing, handlers: Handlers) -> Handler:
+def _probed(probe: Probe, probes: Probes) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
-        return await probe.handle(handlers, request)
+        return await probe.handle(probes, request)
 
     return handler
 
 
-def _sender(
-    redis: ArqRedis, settings: ApiSettings, metrics: Metrics, resolver: AbstractResolver | None
-) -> Callable[[web.Application], AsyncIterator[None]]:
-    async def running(app: web.Application) -> AsyncIterator[None]:
-        sender = Sender(
-            Deliveries(redis),
-            endpoints=settings.webhooks,
-            seconds=settings.webhook_seconds,
-            to_private=settings.webhooks_to_private,
-            resolver=resolver or ThreadedResolver(),
-            metrics=metrics,
-        )
-        async for _ in sender.running(app):
-            yield
-
-    return running
-
-
 def _add(app: web.Application, method: str, path: str, handler: Handler, *, head: bool = True) -> None:
-    """`head`: a GET answers a HEAD too."""
+    """`head`: whether a GET also answers HEAD."""
     if method == "GET":
         app.router.add_get(path, handler, allow_head=head, expect_handler=_expected)
     else:
@@ -242,21 +246,21 @@ def _add(app: web.Application, method: str, path: str, handler: Handler, *, head
 
 
 async def _expected(request: web.Request) -> None:
-    # Any other expectation is left alone, as it may be: aiohttp would refuse it before an answer has its request id.
+    # Other expectations are ignored, which is allowed: aiohttp would refuse them before the answer has a request id.
     if request.headers["Expect"].lower() == "100-continue" and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer itself has not begun
+        request.writer.output_size = 0  # the answer itself has not started
 
 
 @cache
 def _documents() -> Mapping[str, Handler]:
-    """What is said about the API, made once: it is the same for everyone."""
+    """The document and its HTML page, made once: they are the same for everyone."""
     document = openapi.document()
-    page = docs_page.page(document, document_path=openapi.PATH)
-    html = {"Content-Security-Policy": docs_page.POLICY, "X-Content-Type-Options": "nosniff"}
+    html = page.page(document, document_path=openapi.PATH)
+    headers = {"Content-Security-Policy": page.POLICY, "X-Content-Type-Options": "nosniff"}
     return {
-        openapi.PATH: Document.of(openapi.text(document).encode(), kind="application/json", headers={}).show,
-        docs_page.PATH: Document.of(page.encode(), kind="text/html", headers=html).show,
+        openapi.PATH: Document.of(openapi.text(document).encode(), kind="application/json").show,
+        page.PATH: Document.of(html.encode(), kind="text/html", headers=headers).show,
     }
 
 
@@ -266,6 +270,6 @@ async def _another_method(request: web.Request) -> NoReturn:
 
 
 async def _with_slash(request: web.Request) -> web.Response:
-    """308 keeps method and body: a POST that forgot the slash arrives."""
+    """308 keeps the method and the body, so a POST without the trailing slash arrives."""
     query = f"?{request.rel_url.raw_query_string}" if request.rel_url.raw_query_string else ""
     return web.Response(status=308, headers={"Location": f"{request.rel_url.raw_path}/{query}"})

@@ -7,7 +7,7 @@ Words: a *domain* is libvirt's name for a VM; an *adopted* domain carries our se
 A *tag* is the name of an internal qcow2 snapshot, the same on every disk of the server and in libvirt's metadata.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -223,6 +223,13 @@ class DisksDiffer(DriverError):
     code = "disks_differ"
 
 
+def refuse_missing(targets: Set[str] | None, present: Set[str]) -> None:
+    """Raises DisksDiffer where the server no longer has one of the disks that a revert was planned for. Without this, a
+    disk that someone detaches during a restore would be left out of it, and the restore would be called complete."""
+    if targets is not None and (missing := targets - present):
+        raise DisksDiffer(f"disk {min(missing)} was detached from the server while the job ran")
+
+
 class SnapshotNotFound(DriverError):
     """A disk of the server does not have the tag. Nothing was changed."""
 
@@ -402,13 +409,14 @@ class Hypervisor(Protocol):
         """Bring these disks (None: all), NVRAM and TPM of a domain that is off back to the tag. Snapshots taken later
         stay. A disk has the size that it had then.
 
-        Raises `SnapshotNotFound` before any change where one of the disks lacks the tag, `InvalidState` (not off),
-        or `DiskFailed`: some disks may be reverted.
+        Raises, before any change, `SnapshotNotFound` where one of the disks lacks the tag, `DisksDiffer` where the
+        server no longer has one, `InvalidState` (not off); or `DiskFailed`: some disks may be reverted.
         """
         ...
 
-    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
-        """Enlarge the disks (by target) of a domain that is off to these sizes; one that is as large is left alone.
+    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> frozenset[str]:
+        """Enlarge the disks (by target) of a domain that is off to these sizes in bytes; one that is as large stays
+        as it is. Returns the targets that the server has: a disk may be detached at any time.
 
         Raises `InvalidState` (not off) or `DiskFailed`."""
         ...

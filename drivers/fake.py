@@ -31,6 +31,7 @@ from drivers.base import (
     SnapshotNotFound,
     SnapshotSpec,
     UnsupportedServer,
+    refuse_missing,
 )
 from drivers.fake_faults import Effect, Faults
 from drivers.fake_state import FakeDisk, FakeServer, StateFile
@@ -274,6 +275,7 @@ class FakeHypervisor:
         server = self._off(server_id)
         self._layout(server)
         disks = {target: disk for target, disk in server.disks.items() if targets is None or target in targets}
+        refuse_missing(targets, server.disks.keys())
         if not disks or any(tag not in disk.tags for disk in disks.values()):
             raise SnapshotNotFound(f"not every disk of server {server.server_id} has the tag {tag}")
         for target, disk in disks.items():
@@ -291,15 +293,17 @@ class FakeHypervisor:
             back = functools.partial(setattr, server, "nvram", server.nvram_copies[tag])
             await self._do(Effect.RESTORE_NVRAM, server, change=back)
 
-    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
+    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> frozenset[str]:
         server = self._off(server_id)
-        for target, size in virtual_bytes.items():
-            disk = server.disks[target]
+        found = virtual_bytes.keys() & server.disks.keys()
+        for target in found:
+            disk, size = server.disks[target], virtual_bytes[target]
             if disk.virtual_bytes < size:
                 if not disk.can_grow:
                     raise DiskFailed(f"disk {target} can't be enlarged")
                 grow = functools.partial(setattr, disk, "virtual_bytes", size)
                 await self._change_disk(Effect.RESIZE_DISK, server, target, half=lambda: None, change=grow)
+        return frozenset(found)
 
     async def renew_generation_id(self, server_id: int) -> None:
         server = self._off(server_id)

@@ -234,7 +234,7 @@ class Reconciler:
             shared = self._shared.get(server_id, ())
             findings += [Finding(kind=FindingKind.SHARED_DISK, tag=disk.target, reason=disk.reason) for disk in shared]
             findings += await self._tell_lost(server_id, ids, known)
-            findings += self._track_safeties(server_id, found, safety)
+            findings += self._track_safeties(server_id, found, safety, known)
         for finding in findings:
             why = {"reason": finding.reason} if finding.reason else {}
             log.warning("reconcile.finding", finding=finding.kind, server_id=server_id, tag=finding.tag, **why)
@@ -332,17 +332,27 @@ class Reconciler:
         return findings
 
     def _track_safeties(
-        self, server_id: ServerId, found: Iterable[FoundSnapshot], safety: frozenset[str]
+        self, server_id: ServerId, found: Iterable[FoundSnapshot], safety: frozenset[str], known: Known
     ) -> list[Finding]:
-        """A migrated server brings its own along."""
-        untracked = [s.tag for s in found if s.tag.startswith(SAFETY_PREFIX) and s.tag not in safety and s.targets]
+        """A migrated server brings its own along, and of those that were about to be deleted perhaps the name alone."""
+        safeties = [snapshot for snapshot in found if snapshot.tag.startswith(SAFETY_PREFIX)]
+        untracked = [snapshot.tag for snapshot in safeties if snapshot.tag not in safety]
         for tag in untracked:
             self._journal.track_safety_tag(server_id, tag, kept_seconds=self._safety_kept_seconds)
+        # The nodes that it was on have made the older ones due, each in its own journal.
+        if older := _before(f"{SAFETY_PREFIX}{known.undoable}", safeties):
+            self._journal.supersede(server_id, older)
         return [Finding(kind=FindingKind.UNTRACKED_SAFETY, tag=tag) for tag in untracked]
 
     def _open_tasks(self, server_id: ServerId) -> list[Task]:
         """The jobs of which the store does not know the end: under way, or over and not yet published."""
         return [entry.task for entry in self._journal.owed() if entry.task.server_id == server_id]
+
+
+def _before(tag: str, safeties: Iterable[FoundSnapshot]) -> list[str]:
+    """The tags of those that were taken before the one with that tag."""
+    taken = {snapshot.tag: snapshot.spec.created_at for snapshot in safeties if snapshot.spec}
+    return [one for one, moment in taken.items() if tag in taken and moment < taken[tag]]
 
 
 def _strays(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Finding]:

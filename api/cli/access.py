@@ -1,4 +1,4 @@
-"""Where the service is and who calls it: from the global options and the environment."""
+"""The URL and the token, from the global options and the environment."""
 
 import os
 import re
@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from api.cli.exits import Exit, Trouble
+from api.cli.exits import CliError, Exit
 
 TOKEN_VARIABLE = "VPS_SNAPSHOTS_TOKEN"  # noqa: S105 - the name, not the secret
 
-_TOKEN = re.compile(r"[\x21-\x7e]{1,500}")  # nothing that could end or break a header
+_TOKEN = re.compile(r"[\x21-\x7e]{1,500}")  # nothing that could break a header
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The global options, as given. `account`: for which a service token acts."""
+    """The global options. `account`: that a service token acts for."""
 
     url: str
     token_file: Path | None
@@ -32,7 +32,7 @@ class Access:
 
 
 def access(options: Options) -> Access:
-    """Raises Trouble where the options lead nowhere."""
+    """Raises CliError."""
     url = options.url.rstrip("/")
     return Access(
         url=_checked(url), token=_token(options), account=options.account, timeout_seconds=options.timeout_seconds
@@ -46,7 +46,7 @@ def _checked(url: str) -> str:
     except ValueError:
         good = False
     if not good or "@" in url or "?" in url or "#" in url:
-        raise Trouble(Exit.USAGE, "--url is to be like https://snapshots.example.com, with no user in it.")
+        raise CliError(Exit.USAGE, "--url must look like https://snapshots.example.com, without a user name.")
     return url
 
 
@@ -54,9 +54,9 @@ def _token(options: Options) -> str:
     where = TOKEN_VARIABLE if options.token_file is None else str(options.token_file)
     token = os.environ.get(TOKEN_VARIABLE, "") if options.token_file is None else _read(options.token_file)
     if not token.strip():
-        raise Trouble(Exit.NOT_ALLOWED, f"{where} has no token: set {TOKEN_VARIABLE}, or give --token-file.")
+        raise CliError(Exit.NOT_ALLOWED, f"{where} contains no token. Set {TOKEN_VARIABLE} or use --token-file.")
     if not _TOKEN.fullmatch(token.strip()):
-        raise Trouble(Exit.NOT_ALLOWED, f"What {where} has is no token.")
+        raise CliError(Exit.NOT_ALLOWED, f"{where} does not contain a valid token.")
     return token.strip()
 
 
@@ -64,6 +64,6 @@ def _read(file: Path) -> str:
     try:
         return file.read_text()
     except OSError as error:
-        raise Trouble(Exit.NOT_ALLOWED, f"{file} has no token: {error.strerror}.") from error
+        raise CliError(Exit.NOT_ALLOWED, f"Cannot read {file}: {error.strerror}.") from error
     except UnicodeDecodeError:
-        raise Trouble(Exit.NOT_ALLOWED, f"What {file} has is no token.") from None
+        raise CliError(Exit.NOT_ALLOWED, f"{file} does not contain a valid token.") from None

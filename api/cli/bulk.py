@@ -1,126 +1,121 @@
-"""Many jobs at once: those that are named, or those that match."""
+"""Retrying and cancelling several jobs: those named, or all that match filters."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
 
-from api.cli import shown
-from api.cli.client import PART_MAX, Body, Client
+from api import words
+from api.cli import formats
+from api.cli.client import PAGE_MAX, Body, Client
 from api.cli.connection import run
 from api.cli.exits import Exit
 from api.cli.options import JobArguments, Json, Yes, confirm, period
 from api.cli.output import Column, Output
 
 BULK_MAX = 100  # jobs of one call
-MATCHES = ("kind", "node", "account_id", "server_id", "error_code", "text")
+FILTERS = ("kind", "node", "account_id", "server_id", "error_code", "text")
 STATE = {"cancel": "queued", "retry": "failed"}
-SHOWN = 10  # of those that match, before the question
+DONE = {"cancel": "cancelled", "retry": "retried"}
+PREVIEW = 10  # matching jobs that are listed before the confirmation
 
 COLUMNS = (
     Column(title="JOB", of=lambda one: one["id"]),
     Column(title="DONE", of=lambda one: "yes" if one["done"] else "no"),
     Column(title="NEW JOB", of=lambda one: one["job_id"] or "-", yields=2),
-    Column(title="WHY NOT", of=lambda one: one["code"] or "-"),
+    Column(title="ERROR", of=lambda one: one["code"] or "-"),
     Column(title="DETAIL", of=lambda one: one["detail"] or "", yields=1),
 )
 
 Match = Annotated[
     list[str] | None,
-    typer.Option(metavar="FILTER=VALUE", help=f"All that match; several filters: each. By {', '.join(MATCHES)}."),
+    typer.Option(
+        metavar="FILTER=VALUE",
+        help=f"Select all jobs that match; repeat to combine filters. Filters: {', '.join(FILTERS)}.",
+    ),
 ]
 Since = Annotated[
-    timedelta, typer.Option(parser=period, metavar="24h", help="With --match: not older than this.", show_default="24h")
+    timedelta, typer.Option(parser=period, metavar="24h", help="With --match: maximum age.", show_default="24h")
 ]
 _DAY = timedelta(hours=24)
 
 
-def cancel_jobs(
-    context: typer.Context,
-    jobs: JobArguments = None,
-    *,
-    match: Match = None,
-    since: Since = _DAY,
-    yes: Yes = False,
-    as_json: Json = False,
-) -> None:
-    """Cancel jobs that wait, by id or by --match."""
-    _do(context, "cancel", jobs or [], match or [], since=since, yes=yes, output=Output(as_json=as_json))
+def _command(action: str, text: str) -> Callable[..., None]:
+    def command(
+        context: typer.Context,
+        jobs: JobArguments = None,
+        *,
+        match: Match = None,
+        since: Since = _DAY,
+        yes: Yes = False,
+        as_json: Json = False,
+    ) -> None:
+        if bool(jobs) is bool(match):
+            raise typer.BadParameter("specify either job IDs or --match")
+        filters, output = _filters(match or []), Output(as_json=as_json)
+
+        async def act(client: Client) -> Exit:
+            found = await _matching(client, filters | {"state": STATE[action]}, since) if match else []
+            ids = jobs or [job["id"] for job in found]
+            if ids:
+                _preview(output, found)
+                if not yes:
+                    confirm(f"{action.capitalize()} {words.plural(len(ids), 'job')}?")
+            return _show(output, DONE[action], await _post(client, action, ids))
+
+        run(context, act)
+
+    command.__doc__ = text
+    return command
 
 
-def retry_jobs(
-    context: typer.Context,
-    jobs: JobArguments = None,
-    *,
-    match: Match = None,
-    since: Since = _DAY,
-    yes: Yes = False,
-    as_json: Json = False,
-) -> None:
-    """Try failed jobs again, by id or by --match."""
-    _do(context, "retry", jobs or [], match or [], since=since, yes=yes, output=Output(as_json=as_json))
+cancel_jobs = _command("cancel", "Cancel queued jobs, by ID or by --match.")
+retry_jobs = _command("retry", "Retry failed jobs, by ID or by --match.")
 
 
-def _do(
-    context: typer.Context,
-    action: str,
-    jobs: list[str],
-    match: list[str],
-    *,
-    since: timedelta,
-    yes: bool,
-    output: Output,
-) -> None:
-    if bool(jobs) is bool(match):
-        raise typer.BadParameter("give the ids of jobs, or --match")
-    filters = _filters(match)
+def _preview(output: Output, found: list[Body]) -> None:
+    for job in found[:PREVIEW]:
+        output.note(f"{job['id']}  {formats.what(job)}, {words.ago(formats.moment(job['queued_at']))}")
+    if len(found) > PREVIEW:
+        output.note(f"... and {len(found) - PREVIEW} more")
 
-    async def act(client: Client) -> Exit:
-        found = await _matching(client, filters | {"state": STATE[action]}, since) if match else []
-        ids = jobs or [job["id"] for job in found]
-        if ids:
-            for job in found[:SHOWN]:
-                output.note(f"{job['id']}  {shown.what(job)}, {shown.ago(job['queued_at'])} old")
-            if len(found) > SHOWN:
-                output.note(f"... and {len(found) - SHOWN} more")
-            confirm(f"{action.capitalize()} {len(ids)} {'job' if len(ids) == 1 else 'jobs'}?", yes=yes)
-        results: list[Body] = []
-        for n in range(0, len(ids), BULK_MAX):
-            asked = {"action": action, "ids": ids[n : n + BULK_MAX]}
-            results += (await client.post("ops/jobs/bulk/", asked)).body["results"]
-        return _told(output, results)
 
-    run(context, act)
+async def _post(client: Client, action: str, ids: list[str]) -> list[Body]:
+    results: list[Body] = []
+    for n in range(0, len(ids), BULK_MAX):
+        body = {"action": action, "ids": ids[n : n + BULK_MAX]}
+        results += (await client.post("ops/jobs/bulk/", body)).body["results"]
+    return results
 
 
 def _filters(match: list[str]) -> dict[str, str]:
     filters: dict[str, str] = {}
     for one in match:
         name, _, value = one.partition("=")
-        if name not in MATCHES or not value or name in filters:
-            raise typer.BadParameter(f"--match {one}: once each, FILTER=VALUE by {', '.join(MATCHES)}")
+        if name not in FILTERS or not value or name in filters:
+            raise typer.BadParameter(f"--match {one}: use FILTER=VALUE, each of {', '.join(FILTERS)} at most once")
         filters[name] = value
     return filters
 
 
 async def _matching(client: Client, query: dict[str, str], since: timedelta) -> list[Body]:
-    """Newest first, so that the first one that is too old ends it."""
     found: list[Body] = []
     oldest, after = datetime.now(UTC) - since, None
-    while True:
-        part = await client.get("ops/jobs/", {**query, "limit": PART_MAX, "after": after})
-        young = [job for job in part["results"] if shown.moment(job["queued_at"]) >= oldest]
-        found += young
-        after = part["after"]
-        if after is None or len(young) < len(part["results"]):
+    while True:  # newest first: the first job that is too old is the last one read
+        page = await client.get("ops/jobs/", {**query, "limit": PAGE_MAX, "after": after})
+        recent = [job for job in page["results"] if formats.moment(job["queued_at"]) >= oldest]
+        found += recent
+        after = page["after"]
+        if after is None or len(recent) < len(page["results"]):
             return found
 
 
-def _told(output: Output, results: list[Body]) -> Exit:
+def _show(output: Output, done: str, results: list[Body]) -> Exit:
     refused = [one for one in results if not one["done"]]
     if output.as_json:
         output.document({"results": results})
     else:
-        output.table(COLUMNS, results, none="No such jobs.")
-        output.note(f"{len(results) - len(refused)} done, {len(refused)} refused")
+        output.table(COLUMNS, results, none="No matching jobs.")
+        output.note(f"{len(results) - len(refused)} {done}, {len(refused)} refused")
     return Exit.REFUSED if refused else Exit.OK

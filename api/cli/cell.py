@@ -1,99 +1,96 @@
-"""The cell as a whole: at a glance, and as it goes."""
+"""Commands for the cell as a whole: its overview and its events."""
 
 from typing import Annotated
 
 import typer
 
-from api.cli import shown
+from api import words
+from api.cli import formats
 from api.cli.client import MISSED, Body, Client, Event
+from api.cli.commands import perform
 from api.cli.connection import run
 from api.cli.options import Json
 from api.cli.output import Column, Output
 
 CHART_COLUMNS = (
     Column(title="KIND", of=lambda chart: chart["kind"]),
-    Column(title="COMPLETED", of=lambda chart: _ended(chart, "completed"), right=True),
-    Column(title="FAILED", of=lambda chart: _ended(chart, "failed"), right=True),
-    Column(title="HALF TOOK", of=lambda chart: _latest(chart, "seconds", "p50"), yields=3, right=True),
-    Column(title="95% TOOK", of=lambda chart: _latest(chart, "seconds", "p95"), yields=2, right=True),
-    Column(title="95% GUEST OFF", of=lambda chart: _latest(chart, "downtime_seconds", "p95"), yields=1, right=True),
+    Column(title="COMPLETED", of=lambda chart: _total(chart, "completed"), right=True),
+    Column(title="FAILED", of=lambda chart: _total(chart, "failed"), right=True),
+    Column(title="P50", of=lambda chart: _latest(chart, "seconds", "p50"), yields=3, right=True),
+    Column(title="P95", of=lambda chart: _latest(chart, "seconds", "p95"), yields=2, right=True),
+    Column(title="DOWNTIME P95", of=lambda chart: _latest(chart, "downtime_seconds", "p95"), yields=1, right=True),
 )
 
 
 def show_overview(context: typer.Context, *, as_json: Json = False) -> None:
-    """Show the cell at a glance."""
-    output = Output(as_json=as_json)
-
-    async def show(client: Client) -> None:
-        now = await client.get("ops/overview/")
-        output.document(now) if as_json else _show(output, now)
-
-    run(context, show)
+    """Show an overview of the cell."""
+    perform(context, lambda client: client.get("ops/overview/"), _show_overview, as_json=as_json)
 
 
 def follow_events(
     context: typer.Context,
     *,
-    count: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Exit after this many events.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Follow the changes of jobs, until Ctrl-C. With --json, each is a line."""
+    """Follow job events until Ctrl-C. --json prints a line per event."""
     output = Output(as_json=as_json)
 
     async def follow(client: Client) -> None:
-        told = 0
+        seen = 0
         async for event in client.events(
-            listening=lambda: output.note("Listening."), lost=lambda away: output.note(f"{away} Trying again.")
+            listening=lambda: output.note("Listening."), lost=lambda error: output.note(f"{error} Retrying.")
         ):
-            _tell(output, event)
-            told += event.kind != MISSED
-            if told == count:
+            _show_event(output, event)
+            seen += event.kind != MISSED
+            if seen == count:
                 return
 
     run(context, follow)
 
 
-def _show(output: Output, now: Body) -> None:
-    oldest, nodes, stranded = now["oldest_queued"], now["nodes"], now["stranded_servers"]
+def _show_overview(output: Output, overview: Body) -> None:
+    oldest, nodes, stranded = overview["oldest_queued"], overview["nodes"], overview["stranded_servers"]
     output.facts(
         (
-            ("stranded servers", shown.alarming(stranded)),
-            ("queued", f"{now['queued']:,}"),
-            ("oldest", f"{oldest['id']}, waits since {shown.ago(oldest['queued_at'])}" if oldest else None),
-            ("in progress", f"{now['in_progress']:,}"),
-            (
-                "completed",
-                f"{now['completed']['hour']:,} in the last hour, {now['completed']['day']:,} in the last day",
-            ),
-            ("failed", f"{now['failed']['hour']:,} in the last hour, {now['failed']['day']:,} in the last day"),
-            ("nodes", f"{nodes['alive']:,} alive, {nodes['paused']:,} of all paused"),
-            ("silent nodes", shown.alarming(nodes["silent"])),
-            ("findings on", f"{now['servers_with_findings']:,} servers"),
+            ("stranded servers", formats.alarming(stranded)),
+            ("queued", words.number(overview["queued"])),
+            ("oldest", f"{oldest['id']}, waiting for {formats.age(oldest['queued_at'])}" if oldest else None),
+            ("in progress", words.number(overview["in_progress"])),
+            ("completed", _recent(overview["completed"])),
+            ("failed", _recent(overview["failed"])),
+            ("nodes", f"{nodes['alive']:,} alive, {nodes['paused']:,} paused"),
+            ("silent nodes", formats.alarming(nodes["silent"])),
+            ("findings", f"{words.plural(overview['servers_with_findings'], 'server')} with findings"),
         )
     )
-    if now["charts"]:
-        output.heading("The last 24 hours; times of the latest quarter of an hour")
-        output.table(CHART_COLUMNS, now["charts"], none="")
+    if overview["charts"]:
+        output.heading("Last 24 hours (durations: last 15 minutes)")
+        output.table(CHART_COLUMNS, overview["charts"], none="")
 
 
-def _ended(chart: Body, how: str) -> int:
-    return sum(point[how] for point in chart["points"])
+def _recent(counts: Body) -> str:
+    return f"{counts['hour']:,} in the last hour, {counts['day']:,} in the last 24 hours"
+
+
+def _total(chart: Body, state: str) -> int:
+    return sum(point[state] for point in chart["points"])
 
 
 def _latest(chart: Body, what: str, percentile: str) -> str:
-    return shown.seconds(chart["points"][-1][what][percentile]) if chart["points"] else "-"
+    return formats.seconds(chart["points"][-1][what][percentile]) if chart["points"] else "-"
 
 
-def _tell(output: Output, event: Event) -> None:
+def _show_event(output: Output, event: Event) -> None:
     if output.as_json:
         output.line({"id": event.id, "event": event.kind, **event.data})
     elif event.kind == MISSED:
-        output.note("Some were missed: the connection was lost for too long.")
+        output.note("Some events were missed: the connection was lost for too long.")
     else:
-        output.say(f"{shown.clock(event.id)}  {event.data['job_id']}  {_words(event.data)}")
+        output.say(f"{formats.clock(event.id)}  {event.data['job_id']}  {_describe(event.data)}")
 
 
-def _words(data: Body) -> str:
+def _describe(data: Body) -> str:
     state = f"{data['state']} {data['step']}" if data["state"] == "in_progress" and data["step"] else data["state"]
     snapshot = f", snapshot {data['snapshot_id']}" if data["snapshot_id"] else ""
     account = f", account {data['account_id']}" if "account_id" in data else ""

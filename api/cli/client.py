@@ -1,4 +1,4 @@
-"""The API's client: paths below /api/v1/ in, the API's own bodies out. Whatever goes wrong is a Trouble."""
+"""A client of the API: paths below /api/v1/ in, the API's own bodies out. Raises only CliError."""
 
 import asyncio
 import json
@@ -10,20 +10,20 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-from api.cli.exits import Exit, Refused, Trouble, Unreachable
+from api.cli.exits import CliError, Exit, Refused, Unreachable
 
 Result = TypeVar("Result")
-Body = dict[str, Any]  # as the API's document has it; `--json` prints it as it came
-Query = Mapping[str, str | int | None]  # None: not asked for
+Body = dict[str, Any]  # as in the API's document; `--json` prints it unchanged
+Query = Mapping[str, str | int | None]  # None: left out
 
-PART_MAX = 500  # results of one answer
-LIMITED_TRIES = 3  # of a call that came too soon after too many others
-LIMITED_SECONDS = 60.0  # the longest wait for its turn
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 5.0  # between tries of a service that is away
-MISSED = "missed"  # the event that says that some did not come
-OUTAGE_SECONDS = 600.0  # so long it may be away while something is followed
+PAGE_MAX = 500  # results of one page
+LIMITED_TRIES = 3  # of a call that was rate limited
+LIMITED_SECONDS = 60.0  # the longest wait after a 429
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 5.0  # between tries while the service is unreachable
+MISSED = "missed"  # an event kind of ours: events were lost
+OUTAGE_SECONDS = 600.0  # how long the API may be unreachable while a job or the events are followed
 
-_AGAIN = {
+_RETRYABLE = {
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.BAD_GATEWAY,
     HTTPStatus.SERVICE_UNAVAILABLE,
@@ -38,8 +38,6 @@ _EXITS: dict[int, Exit] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """As it came."""
-
     status: int
     headers: Mapping[str, str]
     raw: bytes
@@ -47,19 +45,19 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    body: Body  # empty where there is none
-    job_id: str | None  # of the job that was begun
+    body: Body  # {} if there is none
+    job_id: str | None  # of the job that was created
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    id: str  # begins with its moment, in milliseconds
+    id: str  # begins with its time, in milliseconds
     kind: str
     data: Body
 
 
 class Wire(Protocol):
-    """What carries the calls; see `wire`."""
+    """What sends the calls; see `wire`."""
 
     async def send(
         self, method: str, path: str, *, query: Query, body: Body | None, headers: Mapping[str, str]
@@ -71,8 +69,7 @@ class Wire(Protocol):
 
 
 class Client:
-    """Raises Refused for what the service refuses, Unreachable where it does not answer. `account`: for which a service
-    token acts."""
+    """Raises Refused and Unreachable. `account`: that a service token acts for."""
 
     def __init__(self, wire: Wire, *, account: int | None) -> None:
         self._wire = wire
@@ -82,11 +79,11 @@ class Client:
         return (await self._call("GET", path, query=query)).body
 
     async def post(self, path: str, body: Body | None = None, query: Query | None = None) -> Answer:
-        """Sent again while the service is away, under one Idempotency-Key: it is done once at most."""
+        """Retried while the service is unreachable, with one Idempotency-Key: it takes effect at most once."""
         key = {"Idempotency-Key": uuid4().hex}
-        return await patiently(
+        return await retrying(
             lambda: self._call("POST", path, body=body, query=query, headers=key),
-            most_seconds=2 * LONGEST_WAIT_SECONDS,
+            max_seconds=2 * LONGEST_WAIT_SECONDS,
         )
 
     async def delete(self, path: str) -> Answer:
@@ -95,7 +92,7 @@ class Client:
     async def either(
         self, operators: Callable[[], Awaitable[Result]], customers: Callable[[], Awaitable[Result]]
     ) -> Result:
-        """What an operator's token may see, or else what its account may."""
+        """The operators' call, or the customers' if the token lacks the permission."""
         if not self._headers:
             try:
                 return await operators()
@@ -104,52 +101,52 @@ class Client:
                     raise
         return await customers()
 
-    async def parts(self, path: str, query: Query, *, limit: int | None) -> Body:
-        """An operators' list, put together of its parts. `limit` None: all of it."""
+    async def collect(self, path: str, query: Query, *, limit: int | None) -> Body:
+        """An operators' list, from all of its cursor pages. `limit` None: no limit."""
         results: list[Body] = []
         first: Body = {}
         after: str | None = None
         while True:
-            wanted = PART_MAX if limit is None else min(PART_MAX, limit - len(results))
-            part = await self.get(path, {**query, "limit": wanted, "after": after})
-            first = first or part
-            results += part["results"]
-            after = part["after"]
+            size = PAGE_MAX if limit is None else min(PAGE_MAX, limit - len(results))
+            page = await self.get(path, {**query, "limit": size, "after": after})
+            first = first or page
+            results += page["results"]
+            after = page["after"]
             if after is None or (limit is not None and len(results) >= limit):
                 return {**first, "after": after, "results": results}
 
-    async def pages(self, path: str, query: Query, *, limit: int | None) -> Body:
-        """A customer's list, put together of its pages. `limit` None: all of it."""
+    async def collect_pages(self, path: str, query: Query, *, limit: int | None) -> Body:
+        """A customer's list, from all of its numbered pages. `limit` None: no limit."""
         results: list[Body] = []
-        page = 1
-        size = PART_MAX if limit is None else min(PART_MAX, limit)
+        number = 1
+        size = PAGE_MAX if limit is None else min(PAGE_MAX, limit)
         while True:
-            part = await self.get(path, {**query, "page": page, "page_size": size})
-            results += part["results"]
-            page += 1
-            if not part["results"] or len(results) >= min(part["count"], limit or part["count"]):
-                return {"count": part["count"], "results": results[:limit]}
+            page = await self.get(path, {**query, "page": number, "page_size": size})
+            results += page["results"]
+            number += 1
+            if not page["results"] or len(results) >= min(page["count"], limit or page["count"]):
+                return {"count": page["count"], "results": results[:limit]}
 
     async def events(
         self, *, listening: Callable[[], None], lost: Callable[[Unreachable], None]
     ) -> AsyncIterator[Event]:
-        """Every event from now on, of all accounts or of the token's; after a lost connection it goes on where it was.
-        Raises Unreachable where the first connection fails, or none has come about for OUTAGE_SECONDS."""
+        """Events from now on, of all accounts or of the token's. It resumes after a lost connection.
+        Raises Unreachable if the first connection fails, or if there was none for OUTAGE_SECONDS."""
         path = "events/" if self._headers else "ops/events/"
-        seen: dict[str, str] = {}  # the header that names the last one
+        seen: dict[str, str] = {}  # the Last-Event-ID header, if any
         clock = asyncio.get_running_loop().time
         heard_at: float | None = None
         while True:
             try:
                 async with self._wire.stream(path, headers={**self._headers, **seen}) as (reply, lines):
                     _check(reply)
-                    if heard_at is not None and not seen:  # nothing names the place to go on from
+                    if heard_at is not None and not seen:  # no id to resume from
                         yield Event(id="", kind=MISSED, data={})
                     heard_at = clock()
                     listening()
                     async for event in _events(lines, seen):
                         yield event
-                lost(Unreachable("The service has ended the stream."))
+                lost(Unreachable("The service closed the stream."))
             except Refused as refused:
                 if refused.code != "permission_denied" or path == "events/":
                     raise
@@ -173,51 +170,51 @@ class Client:
         sent = {**self._headers, **(headers or {})}
         for n in range(LIMITED_TRIES):
             reply = await self._wire.send(method, path, query=query or {}, body=body, headers=sent)
-            # only who has a good token is told its limit; for a bad one waiting is no help
+            # without RateLimit the token was invalid, and waiting does not help
             limited = reply.status == HTTPStatus.TOO_MANY_REQUESTS and "RateLimit" in reply.headers
             if not limited or n == LIMITED_TRIES - 1:
                 break
-            after = reply.headers.get("Retry-After", "")  # a proxy before the service may say it with a date
+            after = reply.headers.get("Retry-After", "")  # a proxy may send a date
             await asyncio.sleep(min(int(after), LIMITED_SECONDS) if after.isdecimal() and after.isascii() else 1.0)
         _check(reply)
         return Answer(body=_json(reply.raw) if reply.raw else {}, job_id=reply.headers.get("X-Job-Id"))
 
 
 def segment(text: str) -> str:
-    """What a person gave as an id or a name, as one part of a path."""
+    """An id or a name as one segment of a path. Raises CliError."""
     if text in {"", ".", ".."}:
-        raise Trouble(Exit.USAGE, f"{text!r} is no id and no name.")
+        raise CliError(Exit.USAGE, f"{text!r} is not a valid ID or name.")
     return quote(text, safe="")
 
 
-async def patiently(
+async def retrying(
     call: Callable[[], Awaitable[Result]],
     *,
-    told: Callable[[Unreachable], None] = lambda _: None,
-    most_seconds: float = OUTAGE_SECONDS,
+    on_outage: Callable[[Unreachable], None] = lambda _: None,
+    max_seconds: float = OUTAGE_SECONDS,
 ) -> Result:
-    """Call again while the service is away. Raises Unreachable when it was for `most_seconds`."""
+    """Retry while the service is unreachable, for at most `max_seconds`. Raises Unreachable."""
     clock = asyncio.get_running_loop().time
-    gives_up, wait = clock() + most_seconds, FIRST_WAIT_SECONDS
+    deadline, wait = clock() + max_seconds, FIRST_WAIT_SECONDS
     while True:
         try:
             return await call()
         except Unreachable as away:
-            if clock() + wait > gives_up:
+            if clock() + wait > deadline:
                 raise
-            told(away)
+            on_outage(away)
         await asyncio.sleep(wait)
         wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
 
 async def _events(lines: AsyncIterator[str], seen: dict[str, str]) -> AsyncIterator[Event]:
-    """`seen` gets the id of each event once it has been handed on."""
+    """`seen` gets the id of each event once it has been handled."""
     fields: dict[str, str] = {}
     async for line in lines:
         name, colon, value = line.partition(":")
         if name:
             fields[name] = value.removeprefix(" ")
-        elif not colon:  # else a comment, so that the silence is not too long
+        elif not colon:  # else a heartbeat
             if "data" in fields:
                 yield Event(
                     id=fields.get("id", ""), kind=fields.get("event", "message"), data=_json(fields["data"].encode())
@@ -233,12 +230,12 @@ def _json(raw: bytes) -> Body:
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise Refused(Exit.REFUSED, "What answers is not the snapshots API: is the URL right?", code="")
+        raise Refused(Exit.REFUSED, "The response is not from the snapshots API; check --url.", code="")
     return body
 
 
 def _check(reply: Reply) -> None:
-    """Raises Refused or Unreachable for any answer but a good one."""
+    """Raises Refused or Unreachable unless the status is 2xx."""
     status = reply.status
     if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return
@@ -246,10 +243,10 @@ def _check(reply: Reply) -> None:
         problem = json.loads(reply.raw)
         code = str(problem["code"])
         text = f"{problem['detail']} ({code}, request {problem['request_id']})"
-    except (ValueError, LookupError, TypeError):  # of a proxy before it, or of another service
-        code, text = "", f"What answers, with status {status}, is not the snapshots API: is the URL right?"
+    except (ValueError, LookupError, TypeError):  # from a proxy or another service
+        code, text = "", f"The response (status {status}) is not from the snapshots API; check --url."
     if status == HTTPStatus.BAD_REQUEST and "X-Account-Id" in text:
-        text += " Give the account with --account."
-    if status in _AGAIN:
+        text += " Name the account with --account."
+    if status in _RETRYABLE:
         raise Unreachable(text)
     raise Refused(_EXITS.get(status, Exit.REFUSED), text, code=code)

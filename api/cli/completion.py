@@ -1,4 +1,4 @@
-"""What a shell offers for an id or a name: asked of the service, quickly, or nothing."""
+"""Shell completion of ids and names, from the service."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,9 +8,9 @@ import typer
 from api.cli.access import Options, access
 from api.cli.client import Client
 from api.cli.connection import connected
-from api.cli.exits import Trouble
+from api.cli.exits import CliError
 
-_SECONDS = 2.0  # who presses Tab waits
+_SECONDS = 2.0  # the user waits after pressing Tab
 _OFFERED = 50
 
 Offer = tuple[str, str]
@@ -18,7 +18,7 @@ Offer = tuple[str, str]
 
 def nodes(context: typer.Context, incomplete: str) -> list[Offer]:
     async def ask(client: Client) -> list[Offer]:
-        listed = await client.parts("ops/nodes/", {}, limit=500)
+        listed = await client.collect("ops/nodes/", {}, limit=500)
         return [(node["name"], f"{node['queued']} queued") for node in listed["results"]]
 
     return _offered(context, incomplete, ask)
@@ -27,7 +27,8 @@ def nodes(context: typer.Context, incomplete: str) -> list[Offer]:
 def jobs(context: typer.Context, incomplete: str) -> list[Offer]:
     async def ask(client: Client) -> list[Offer]:
         listed = await client.either(
-            lambda: client.parts("ops/jobs/", {}, limit=_OFFERED), lambda: client.pages("jobs/", {}, limit=_OFFERED)
+            lambda: client.collect("ops/jobs/", {}, limit=_OFFERED),
+            lambda: client.collect_pages("jobs/", {}, limit=_OFFERED),
         )
         return [(job["id"], f"{job['state']} {job['kind']}") for job in listed["results"]]
 
@@ -36,7 +37,7 @@ def jobs(context: typer.Context, incomplete: str) -> list[Offer]:
 
 def servers(context: typer.Context, incomplete: str) -> list[Offer]:
     async def ask(client: Client) -> list[Offer]:
-        listed = await client.parts("ops/servers/", {}, limit=_OFFERED)
+        listed = await client.collect("ops/servers/", {}, limit=_OFFERED)
         return [(str(server["id"]), server["name"]) for server in listed["results"]]
 
     return _offered(context, incomplete, ask)
@@ -44,7 +45,7 @@ def servers(context: typer.Context, incomplete: str) -> list[Offer]:
 
 def snapshots(context: typer.Context, incomplete: str) -> list[Offer]:
     async def ask(client: Client) -> list[Offer]:
-        listed = await client.pages("snapshots/", {}, limit=_OFFERED)
+        listed = await client.collect_pages("snapshots/", {}, limit=_OFFERED)
         return [(str(snapshot["id"]), snapshot["name"]) for snapshot in listed["results"]]
 
     return _offered(context, incomplete, ask)
@@ -53,7 +54,7 @@ def snapshots(context: typer.Context, incomplete: str) -> list[Offer]:
 def _offered(context: typer.Context, incomplete: str, ask: Callable[[Client], Awaitable[list[Offer]]]) -> list[Offer]:
     try:
         offers = asyncio.run(_ask(context, ask))
-    except (Trouble, LookupError, TypeError):  # in the midst of a line there is no place to say why
+    except (CliError, LookupError, TypeError):  # an error can't be shown while a line is typed
         return []
     return [offer for offer in offers if offer[0].startswith(incomplete)]
 

@@ -1,4 +1,4 @@
-"""From a command to the service, and from what it meets there to the exit code."""
+"""Running a command against the service, and its exit code."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -8,16 +8,16 @@ import typer
 
 from api.cli.access import Access, access
 from api.cli.client import Client
-from api.cli.exits import Exit, Trouble
+from api.cli.exits import CliError, Exit
 from api.cli.output import printable
 
 PROGRAM = "vps-snapshots"
-# what comes of a body that has not what the API's document says: another service's, or another version's
+# raised by a body that differs from the API's document: another service's, or another version's
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 
 def run(context: typer.Context, action: Callable[[Client], Awaitable[Exit | None]]) -> None:
-    """Let a command call the service; end with the exit code of what becomes of it."""
+    """Run the action and exit with its code, or with that of its error."""
 
     async def call() -> Exit | None:
         async with connected(access(context.find_root().obj)) as client:
@@ -25,28 +25,30 @@ def run(context: typer.Context, action: Callable[[Client], Awaitable[Exit | None
 
     try:
         code = asyncio.run(call()) or Exit.OK
-    except Trouble as trouble:
-        code = _told(str(trouble), trouble.exit_code)
+    except CliError as trouble:
+        code = _fail(str(trouble), trouble.exit_code)
     except BrokenPipeError:
-        raise  # `| head`: for typer, which says nothing
-    except OSError as error:  # the service's are Unreachable
-        code = _told(f"what is printed can't be written: {error.strerror}.", Exit.REFUSED)
+        raise  # `| head`: typer ends silently
+    except OSError as error:  # network errors are Unreachable
+        code = _fail(f"Cannot write the output: {error.strerror}.", Exit.REFUSED)
     except UNREADABLE as error:
         what = f"{type(error).__name__}: {error}"
-        code = _told(f"What answers is not the snapshots API as this program knows it ({what}).", Exit.REFUSED)
+        code = _fail(
+            f"The response is not from the snapshots API, or from another version of it ({what}).", Exit.REFUSED
+        )
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
     raise typer.Exit(code)
 
 
-def _told(text: str, code: Exit) -> Exit:
+def _fail(text: str, code: Exit) -> Exit:
     typer.echo(f"{PROGRAM}: {printable(text)}", err=True)
     return code
 
 
 @asynccontextmanager
 async def connected(access: Access) -> AsyncIterator[Client]:
-    from api.cli import wire  # noqa: PLC0415 - to import aiohttp takes as long as all of --help
+    from api.cli import wire  # noqa: PLC0415 - importing aiohttp takes as long as all of --help
 
     async with wire.opened(access) as opened:
         yield Client(opened, account=access.account)

@@ -1,10 +1,10 @@
-"""How a command ends: its exit code, and what it says when it is not well."""
+"""Exit codes and errors."""
 
 from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Scripts go by these: a number keeps its meaning."""
+    """Scripts rely on these numbers; they never change."""
 
     OK = 0
     REFUSED = 1
@@ -19,37 +19,37 @@ class Exit(IntEnum):
 
 
 MEANING = {
-    Exit.OK: "done",
-    Exit.REFUSED: "refused by the service, or in part, or the answer was no",
-    Exit.USAGE: "wrong usage, or --yes is missing where nobody can be asked",
-    Exit.NOT_FOUND: "there is no such job, node, server, snapshot or token",
-    Exit.NOT_ALLOWED: "no token, a bad one, or it lacks the permission",
-    Exit.UNREACHABLE: "the service, or the server's node, does not answer now, or asks to come later",
-    Exit.JOB_FAILED: "the job failed; the server is as it was",
-    Exit.STRANDED: "the job failed and its server is not as it was: a person must look",
-    Exit.STILL_RUNNING: "not over within --max-wait; it goes on",
-    Exit.INTERRUPTED: "Ctrl-C; what was begun goes on",
+    Exit.OK: "success",
+    Exit.REFUSED: "refused by the service, at least in part, or not confirmed",
+    Exit.USAGE: "wrong usage, or no terminal to confirm on and no --yes",
+    Exit.NOT_FOUND: "no such job, node, server, snapshot or token",
+    Exit.NOT_ALLOWED: "no token, an invalid token, or a missing permission",
+    Exit.UNREACHABLE: "the service or the server's node is not responding, or asks to retry later",
+    Exit.JOB_FAILED: "the job failed; the server is as it was before",
+    Exit.STRANDED: "the job failed and left the server stranded; manual action needed",
+    Exit.STILL_RUNNING: "still running after --max-wait; it continues",
+    Exit.INTERRUPTED: "Ctrl-C; jobs already started continue",
 }
 
 
-class Trouble(Exception):
-    """The command ends with this exit code; the text is for the person who called it."""
+class CliError(Exception):
+    """Ends the command with this exit code and this text."""
 
     def __init__(self, exit_code: Exit, text: str) -> None:
         super().__init__(text)
         self.exit_code = exit_code
 
 
-class Refused(Trouble):
-    """The service said no, with its problem document."""
+class Refused(CliError):
+    """The service refused the request. `code`: of its problem document, else ''."""
 
     def __init__(self, exit_code: Exit, text: str, *, code: str) -> None:
         super().__init__(exit_code, text)
         self.code = code
 
 
-class Unreachable(Trouble):
-    """No answer, or one that says to come again."""
+class Unreachable(CliError):
+    """No response, or one that asks to retry later."""
 
     def __init__(self, text: str) -> None:
         super().__init__(Exit.UNREACHABLE, text)

@@ -1,15 +1,15 @@
-"""Jobs: list them, look at one, act on one."""
+"""Commands for jobs."""
 
 import asyncio
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from api.cli import following, shown
+from api.cli import following, formats
 from api.cli.client import Body, Client, segment
+from api.cli.commands import Question, perform
 from api.cli.connection import run
-from api.cli.exits import Exit, Trouble
+from api.cli.exits import CliError, Exit
 from api.cli.options import (
     AccountId,
     All,
@@ -25,87 +25,73 @@ from api.cli.options import (
     confirm,
 )
 from api.cli.output import Column, Output
+from worker.store.model import JobKind, JobState
 
-app = typer.Typer(no_args_is_help=True, help="One job: show, follow, retry, cancel, resolve.")
-
-
-class State(StrEnum):
-    QUEUED = "queued"
-    IN_PROGRESS = "in_progress"
-    COMPLETED = "completed"
-    FAILED = "failed"
-
-
-class Kind(StrEnum):
-    CREATE = "create"
-    RESTORE = "restore"
-    DELETE = "delete"
-    CHECK_CREATE = "check_create"
-    CHECK_RESTORE = "check_restore"
-    UNDO = "undo"
-
+app = typer.Typer(no_args_is_help=True, help="Show, follow, retry, cancel or resolve a job.")
 
 COLUMNS = (
     Column(title="JOB", of=lambda job: job["id"]),
-    Column(title="STATE", of=shown.job_state),
+    Column(title="STATE", of=formats.job_state),
     Column(title="KIND", of=lambda job: job["kind"]),
     Column(title="SERVER", of=lambda job: job["server"]["id"]),
     Column(title="NAME", of=lambda job: job["server"]["name"], yields=3),
-    Column(title="AGE", of=lambda job: shown.ago(job["queued_at"]), yields=2, right=True),
-    Column(title="ERROR", of=shown.job_error, yields=1),
+    Column(title="AGE", of=lambda job: formats.age(job["queued_at"]), yields=2, right=True),
+    Column(title="ERROR", of=formats.job_error, yields=1),
     Column(title="NODE", of=lambda job: job.get("node", "-"), yields=4),
-    Column(title="SNAPSHOT", of=lambda job: shown.named(job["snapshot"]), yields=5),
+    Column(title="SNAPSHOT", of=lambda job: formats.named(job["snapshot"]), yields=5),
     Column(title="ACCOUNT", of=lambda job: job.get("account_id", "-"), yields=6, right=True),
 )
 STEP_COLUMNS = (
     Column(title="STEP", of=lambda step: step["step"]),
-    Column(title="TRY", of=lambda step: step["attempt"], right=True),
-    Column(title="STARTED (UTC)", of=lambda step: shown.at(step["started_at"])),
-    Column(title="TOOK", of=lambda step: "under way" if step["seconds"] is None else shown.seconds(step["seconds"])),
+    Column(title="ATTEMPT", of=lambda step: step["attempt"], right=True),
+    Column(title="STARTED (UTC)", of=lambda step: formats.at(step["started_at"])),
+    Column(title="TOOK", of=lambda step: "running" if step["seconds"] is None else formats.seconds(step["seconds"])),
 )
 
 
 def list_jobs(  # noqa: PLR0913 - an option is a parameter, and the API has so many filters
     context: typer.Context,
     *,
-    state: Annotated[State | None, typer.Option(help="In this state only.")] = None,
-    kind: Annotated[Kind | None, typer.Option(help="Of this kind only.")] = None,
+    state: Annotated[JobState | None, typer.Option(help="Filter by state.")] = None,
+    kind: Annotated[JobKind | None, typer.Option(help="Filter by kind.")] = None,
     node: NodeFilter = None,
     account_id: AccountId = None,
     server_id: ServerFilter = None,
-    error_code: Annotated[str | None, typer.Option(metavar="CODE", help="That failed with this code only.")] = None,
+    error_code: Annotated[str | None, typer.Option(metavar="CODE", help="Filter by error code.")] = None,
     text: Annotated[
-        str | None, typer.Option(help="With this in the id, a name, the error's detail or the request's id.")
+        str | None, typer.Option(help="Search in the job's ID, names, error detail and request ID.")
     ] = None,
     limit: Limit = 50,
     everything: All = False,
     as_json: Json = False,
 ) -> None:
-    """List jobs, newest first. An account's token sees the account's own, by state and server."""
-    wanted = {"state": state, "kind": kind, "node": node, "account_id": account_id, "server_id": server_id}
-    wanted |= {"error_code": error_code, "text": text}
-    asked = {name: value for name, value in wanted.items() if value is not None}
-    most, output = None if everything else limit, Output(as_json=as_json)
+    """List jobs, newest first. An account token lists its own jobs, by state and server."""
+    filters = {"state": state, "kind": kind, "node": node, "account_id": account_id, "server_id": server_id}
+    filters |= {"error_code": error_code, "text": text}
+    query = {name: value for name, value in filters.items() if value is not None}
+    rows, output = None if everything else limit, Output(as_json=as_json)
 
     async def of_all(client: Client) -> tuple[Body, Body | None]:
         if output.as_json:
-            return await client.parts("ops/jobs/", asked, limit=most), None
-        listed, now = await asyncio.gather(client.parts("ops/jobs/", asked, limit=most), client.get("ops/overview/"))
-        return listed, now
+            return await client.collect("ops/jobs/", query, limit=rows), None
+        listed, overview = await asyncio.gather(
+            client.collect("ops/jobs/", query, limit=rows), client.get("ops/overview/")
+        )
+        return listed, overview
 
     async def of_account(client: Client) -> tuple[Body, None]:
-        if beyond := asked.keys() - {"state", "server_id"}:
-            raise Trouble(Exit.NOT_ALLOWED, f"Only an operator's token lists by {', '.join(sorted(beyond))}.")
-        return await client.pages("jobs/", asked, limit=most), None
+        if denied := query.keys() - {"state", "server_id"}:
+            raise CliError(Exit.NOT_ALLOWED, f"Only an operator token can filter by {', '.join(sorted(denied))}.")
+        return await client.collect_pages("jobs/", query, limit=rows), None
 
     async def show(client: Client) -> None:
-        listed, now = await client.either(lambda: of_all(client), lambda: of_account(client))
+        listed, overview = await client.either(lambda: of_all(client), lambda: of_account(client))
         if output.as_json:
             output.document(listed)
             return
-        output.list(COLUMNS, listed, none="No such jobs.")
-        if now:
-            output.note(shown.glance(now))
+        output.list(COLUMNS, listed, none="No matching jobs.")
+        if overview:
+            output.note(formats.summary(overview))
 
     run(context, show)
 
@@ -114,17 +100,12 @@ def list_jobs(  # noqa: PLR0913 - an option is a parameter, and the API has so m
 def show_job(
     context: typer.Context, job: JobArgument, *, follow: Follow = False, max_wait: MaxWait = None, as_json: Json = False
 ) -> None:
-    """Show a job with its steps, its log and its error. With --follow, --json prints a line for each change."""
-    output = Output(as_json=as_json)
-
-    async def show(client: Client) -> Exit:
-        if follow:
-            return await following.to_the_end(client, job, output, most_seconds=max_wait)
-        found = await following.job(client, job)
-        output.document(found) if as_json else show_one(output, found)
-        return Exit.OK
-
-    run(context, show)
+    """Show a job with its steps, log and error. With --follow, --json prints a line per change."""
+    if follow:
+        output = Output(as_json=as_json)
+        run(context, lambda client: following.to_the_end(client, job, output, max_seconds=max_wait))
+    else:
+        perform(context, lambda client: following.job(client, job), show_one, as_json=as_json)
 
 
 @app.command("retry")
@@ -137,16 +118,17 @@ def retry_job(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Try a failed job again, as a new job."""
+    """Retry a failed job, as a new job."""
     output = Output(as_json=as_json)
 
     async def retry(client: Client) -> Exit:
-        await _ask(client, "Try again: {}?", job, yes=yes)
+        if not yes:
+            confirm(await _describe(client, "Retry: {}?", job))
         new = (await client.post(f"ops/jobs/{segment(job)}/retry/")).body
         if not as_json:
-            output.say(f"job {new['id']}: {shown.what(new)}")
+            output.say(f"job {new['id']}: {formats.what(new)}")
         if follow:
-            return await following.to_the_end(client, new["id"], output, most_seconds=max_wait)
+            return await following.to_the_end(client, new["id"], output, max_seconds=max_wait)
         if as_json:
             output.document(new)
         return Exit.OK
@@ -156,38 +138,46 @@ def retry_job(
 
 @app.command("cancel")
 def cancel_job(context: typer.Context, job: JobArgument, *, yes: Yes = False, as_json: Json = False) -> None:
-    """Cancel a job that its node has not begun."""
-    output = Output(as_json=as_json)
+    """Cancel a job that has not started."""
 
-    async def cancel(client: Client) -> None:
-        await _ask(client, "Cancel: {}?", job, yes=yes)
+    async def cancel(client: Client) -> Body:
         path = f"jobs/{segment(job)}/cancel/"
-        ended = (await client.either(lambda: client.post(f"ops/{path}"), lambda: client.post(path))).body
-        output.document(ended) if as_json else output.say(f"cancelled: {shown.what(ended)}")
+        return (await client.either(lambda: client.post(f"ops/{path}"), lambda: client.post(path))).body
 
-    run(context, cancel)
+    perform(
+        context,
+        cancel,
+        lambda output, ended: output.say(f"cancelled: {formats.what(ended)}"),
+        as_json=as_json,
+        question=None if yes else _question("Cancel: {}?", job),
+    )
 
 
 @app.command("resolve")
 def resolve_job(
     context: typer.Context, job: JobArgument, *, reason: Reason, yes: Yes = False, as_json: Json = False
 ) -> None:
-    """Say that a person has put the server right which the job had stranded."""
-    output = Output(as_json=as_json)
+    """Mark a stranded server as fixed."""
 
-    async def resolve(client: Client) -> None:
-        await _ask(client, "Is the server right again after this? {}", job, yes=yes)
-        resolved = (await client.post(f"ops/jobs/{segment(job)}/resolve/", {"reason": reason})).body
-        output.document(resolved) if as_json else output.say(f"resolved: {shown.what(resolved)}")
+    async def resolve(client: Client) -> Body:
+        return (await client.post(f"ops/jobs/{segment(job)}/resolve/", {"reason": reason})).body
 
-    run(context, resolve)
+    perform(
+        context,
+        resolve,
+        lambda output, resolved: output.say(f"resolved: {formats.what(resolved)}"),
+        as_json=as_json,
+        question=None if yes else _question("Mark the server as fixed: {}?", job),
+    )
 
 
-async def _ask(client: Client, question: str, job_id: str, *, yes: bool) -> None:
-    """With the job in words: an id tells nobody what it is."""
-    if not yes:
-        found = await following.job(client, job_id)
-        confirm(question.format(f"{shown.what(found)}, {found['state']}"), yes=False)
+async def _describe(client: Client, question: str, job_id: str) -> str:
+    found = await following.job(client, job_id)
+    return question.format(f"{formats.what(found)}, {found['state']}")
+
+
+def _question(text: str, job_id: str) -> Question:
+    return lambda client: _describe(client, text, job_id)
 
 
 def show_one(output: Output, job: Body) -> None:
@@ -195,18 +185,20 @@ def show_one(output: Output, job: Body) -> None:
     output.facts(
         (
             ("job", job["id"]),
-            ("what", shown.what(job)),
-            ("state", shown.job_state(job)),
+            ("what", formats.what(job)),
+            ("state", formats.job_state(job)),
             ("error", f"{error['code']}: {error['detail']}" if error else None),
             ("runbook", job.get("runbook")),
-            ("resolved", resolution and f"{shown.at(resolution['at'])} by {resolution['by']}: {resolution['reason']}"),
-            ("queued", f"{shown.at(job['queued_at'])} UTC"),
-            ("waited", shown.between(job["queued_at"], job["started_at"])),
-            ("took", shown.between(job["started_at"], job["finished_at"])),
-            ("guest off", shown.seconds(job["downtime_seconds"]) if job["downtime_seconds"] is not None else None),
-            *shown.job_facts(job),
+            (
+                "resolved",
+                resolution and f"{formats.at(resolution['at'])} UTC by {resolution['by']}: {resolution['reason']}",
+            ),
+            ("queued", f"{formats.at(job['queued_at'])} UTC"),
+            ("waited", formats.between(job["queued_at"], job["started_at"])),
+            *formats.run_facts(job),
+            *formats.job_facts(job),
             ("attempts", str(job["attempts"]) if job["attempts"] > 1 else None),
-            ("power", f"{job['power_found']} when begun, now {job['power_now']}" if job.get("power_found") else None),
+            ("power", f"{job['power_found']} before, {job['power_now']} now" if job.get("power_found") else None),
             ("node", job.get("node")),
             ("account", str(job["account_id"]) if "account_id" in job else None),
             ("request", job.get("request_id")),
@@ -218,7 +210,7 @@ def show_one(output: Output, job: Body) -> None:
     if job.get("log"):
         output.heading("Log")
         for line in job["log"]:
-            output.say(shown.log_line(line))
+            output.say(formats.log_line(line))
     if advice := _advice(job):
         output.note("")
         output.note(advice)
@@ -228,8 +220,8 @@ def _advice(job: Body) -> str | None:
     """What an operator may do next."""
     if "steps" not in job:  # a customer's view
         return None
-    if shown.is_stranded(job):
-        return f"Put the server right, then: vps-snapshots job resolve {job['id']} --reason ..."
+    if formats.is_stranded(job):
+        return f"After you have fixed the server: vps-snapshots job resolve {job['id']} --reason ..."
     if job["state"] == "failed":
-        return f"To try it again: vps-snapshots job retry {job['id']}"
+        return f"To retry it: vps-snapshots job retry {job['id']}"
     return f"To cancel it: vps-snapshots job cancel {job['id']}" if job["state"] == "queued" else None

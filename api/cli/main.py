@@ -1,4 +1,4 @@
-"""The commands, put together."""
+"""The program `vps-snapshots`: global options and all commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,15 +10,15 @@ from api.cli.access import TOKEN_VARIABLE, Options
 from api.cli.connection import PROGRAM
 from api.cli.exits import MEANING
 
-_LOOK, _ACT, _ADMINISTER = "Look", "Act", "Who may, and who did"
+_VIEW, _ACT, _ADMINISTER = "View", "Act", "Access and audit"
 _EXITS = "\n\n".join(["Exit codes:", *(f"{code.value}: {meaning}" for code, meaning in MEANING.items())])
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, epilog=_EXITS)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version  # noqa: PLC0415 - nobody else needs it
+def _version(requested: bool) -> None:
+    if requested:
+        from importlib.metadata import version  # noqa: PLC0415 - only needed here
 
         typer.echo(f"{PROGRAM} {version(PROGRAM)}")
         raise typer.Exit
@@ -28,39 +28,42 @@ def _version(wanted: bool) -> None:
 def start(
     context: typer.Context,
     *,
-    url: Annotated[
-        str, typer.Option(envvar="VPS_SNAPSHOTS_URL", help="Where the service is.")
-    ] = "http://127.0.0.1:8080",
+    url: Annotated[str, typer.Option(envvar="VPS_SNAPSHOTS_URL", help="URL of the service.")] = "http://127.0.0.1:8080",
     token_file: Annotated[
         Path | None,
-        typer.Option(envvar=f"{TOKEN_VARIABLE}_FILE", help=f"A file with the token; goes before {TOKEN_VARIABLE}."),
+        typer.Option(
+            envvar=f"{TOKEN_VARIABLE}_FILE", help=f"File with the token; takes precedence over {TOKEN_VARIABLE}."
+        ),
     ] = None,
     account: Annotated[
         int | None,
-        typer.Option(envvar="VPS_SNAPSHOTS_ACCOUNT", min=1, help="The account for which a service's token acts."),
+        typer.Option(envvar="VPS_SNAPSHOTS_ACCOUNT", min=1, help="Account that a service token acts for."),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="For each call to the service.")] = 30.0,
-    version: Annotated[  # noqa: ARG001 - its callback has done it
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Limit for each call to the service.")
+    ] = 30.0,
+    version: Annotated[  # noqa: ARG001 - handled by its callback
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Look after the snapshot service, over its HTTP API.
+    """Operate the snapshot service through its HTTP API.
 
-    The token comes from VPS_SNAPSHOTS_TOKEN or from a file, never from an argument, which others could see. With --json
-    a command prints the API's own JSON. What changes something asks first; --yes answers that.
+    The token comes from VPS_SNAPSHOTS_TOKEN or a file, never from an argument, which other users could see.
+
+    Commands that change something ask for confirmation; --yes skips it. --json prints the API's own JSON.
     """
     context.obj = Options(url=url, token_file=token_file, account=account, timeout_seconds=timeout)
 
 
 for name, command, panel in (
-    ("top", top.top, _LOOK),
-    ("overview", cell.show_overview, _LOOK),
-    ("events", cell.follow_events, _LOOK),
-    ("jobs", jobs.list_jobs, _LOOK),
-    ("nodes", nodes.list_nodes, _LOOK),
-    ("servers", servers.list_servers, _LOOK),
-    ("snapshots", snapshots.list_snapshots, _LOOK),
-    ("findings", servers.list_findings, _LOOK),
+    ("top", top.top, _VIEW),
+    ("overview", cell.show_overview, _VIEW),
+    ("events", cell.follow_events, _VIEW),
+    ("jobs", jobs.list_jobs, _VIEW),
+    ("nodes", nodes.list_nodes, _VIEW),
+    ("servers", servers.list_servers, _VIEW),
+    ("snapshots", snapshots.list_snapshots, _VIEW),
+    ("findings", servers.list_findings, _VIEW),
     ("retry", bulk.retry_jobs, _ACT),
     ("cancel", bulk.cancel_jobs, _ACT),
     ("reconcile", nodes.reconcile_nodes, _ACT),
@@ -72,7 +75,7 @@ for name, command, panel in (
 for name, group, panel in (
     ("job", jobs.app, _ACT),
     ("node", nodes.app, _ACT),
-    ("server", servers.app, _LOOK),
+    ("server", servers.app, _VIEW),
     ("snapshot", snapshots.app, _ACT),
     ("token", tokens.app, _ADMINISTER),
 ):

@@ -1,4 +1,4 @@
-"""The options that many commands have, and the question before a change."""
+"""Options that several commands have, and the confirmation of changes."""
 
 import re
 import select
@@ -11,23 +11,23 @@ from typing import Annotated
 import typer
 
 from api.cli import completion
-from api.cli.exits import Exit, Trouble
+from api.cli.exits import CliError, Exit
 from api.cli.output import printable
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 def period(text: str | timedelta) -> timedelta:
-    if isinstance(text, timedelta):  # a default is given to the parser too
+    if isinstance(text, timedelta):  # typer passes the default through the parser
         return text
     match = re.fullmatch(r"([1-9][0-9]{0,5})([mhd])", text)
     if match is None:
-        raise typer.BadParameter("a number with its unit: 90m, 12h or 30d")
+        raise typer.BadParameter("a number with a unit, such as 90m, 12h or 30d")
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 def moment(text: str | datetime) -> datetime:
-    """A moment itself, or how long ago it was."""
+    """A timestamp, or an age."""
     if isinstance(text, datetime):
         return text
     if re.fullmatch(r"[0-9]+[mhd]", text):
@@ -37,7 +37,7 @@ def moment(text: str | datetime) -> datetime:
     except ValueError:
         found = None
     if found is None or found.tzinfo is None:
-        raise typer.BadParameter("how long ago (90m, 12h, 7d), or a moment with its zone: 2025-01-16T16:15:00Z")
+        raise typer.BadParameter("an age (90m, 12h, 7d) or a timestamp with a time zone (2025-01-16T16:15:00Z)")
     return found.astimezone(UTC)
 
 
@@ -45,22 +45,24 @@ def rfc3339(when: datetime | None) -> str | None:
     return None if when is None else when.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-Json = Annotated[bool, typer.Option("--json", help="The API's own JSON, for programs.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
-All = Annotated[bool, typer.Option("--all", help="All of them, however many.")]
-Reason = Annotated[str, typer.Option(help="Why; kept in the audit.")]
-Follow = Annotated[bool, typer.Option("--follow", "-f", help="Wait for the job's end; the exit code tells it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")]
+Limit = Annotated[int, typer.Option(min=1, help="Maximum rows.")]
+All = Annotated[bool, typer.Option("--all", help="No limit.")]
+Reason = Annotated[str, typer.Option(help="Reason, recorded in the audit log.")]
+Follow = Annotated[
+    bool, typer.Option("--follow", "-f", help="Wait until the job ends; the exit code tells the result.")
+]
 MaxWait = Annotated[
-    float | None, typer.Option(min=0.1, metavar="SECONDS", help="Wait no longer; without it: to the end.")
+    float | None, typer.Option(min=0.1, metavar="SECONDS", help="Stop waiting after this time; default: no limit.")
 ]
 Moment = Annotated[
-    datetime | None, typer.Option(parser=moment, metavar="WHEN", help="How long ago (90m, 12h, 7d), or a moment.")
+    datetime | None, typer.Option(parser=moment, metavar="WHEN", help="Age (90m, 12h, 7d) or timestamp.")
 ]
-AccountId = Annotated[int | None, typer.Option(min=1, metavar="ID", help="Of this account only.")]
-ServerFilter = Annotated[int | None, typer.Option("--server-id", min=1, metavar="ID", help="Of this server only.")]
+AccountId = Annotated[int | None, typer.Option(min=1, metavar="ID", help="Filter by account.")]
+ServerFilter = Annotated[int | None, typer.Option("--server-id", min=1, metavar="ID", help="Filter by server.")]
 NodeFilter = Annotated[
-    str | None, typer.Option("--node", metavar="NAME", help="Of this node only.", autocompletion=completion.nodes)
+    str | None, typer.Option("--node", metavar="NAME", help="Filter by node.", autocompletion=completion.nodes)
 ]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", autocompletion=completion.jobs)]
 JobArguments = Annotated[list[str] | None, typer.Argument(metavar="JOB...", autocompletion=completion.jobs)]
@@ -69,18 +71,18 @@ ServerArgument = Annotated[int, typer.Argument(metavar="SERVER", min=1, autocomp
 SnapshotArgument = Annotated[int, typer.Argument(metavar="SNAPSHOT", min=1, autocompletion=completion.snapshots)]
 
 
-def confirm(question: str, *, yes: bool) -> None:
-    """Go on, or raise Abort for a no and Trouble where nobody can be asked."""
-    if yes:
-        return
+def confirm(question: str) -> None:
+    """Raises Abort if the answer is no, CliError if there is no terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise Trouble(Exit.USAGE, f"{question} Nobody can be asked here: give --yes.")
-    asyncios = signal.signal(signal.SIGINT, signal.default_int_handler)  # which would wait for the answer first
+        raise CliError(Exit.USAGE, f"{question} No terminal to ask on; use --yes.")
+    asyncios = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # asyncio's handler would act only after the answer
     try:
         while not (answer := _ANSWERS.get(_asked(question))):
             if answer is False:
                 raise typer.Abort
-            typer.echo("Error: invalid input", err=True)
+            typer.echo("Answer y or n.", err=True)
     except KeyboardInterrupt:
         raise typer.Abort from None
     finally:

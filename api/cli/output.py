@@ -1,4 +1,4 @@
-"""What is printed: tables that fit a terminal, the same plain and whole in a pipe, or JSON."""
+"""Printing: tables that fit the terminal, complete plain tables in a pipe, or JSON."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ _GAP = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """`yields`: where a terminal is too narrow for all, columns with the highest go first; those with 0 stay."""
+    """`yields`: columns with the highest are dropped first if the terminal is too narrow; those with 0 stay."""
 
     title: str
     of: Callable[[dict[str, Any]], str | int | Text]
@@ -24,7 +24,7 @@ class Column:
 
 
 class Output:
-    """Results go to standard output, all else to standard error."""
+    """Results go to standard output, everything else to standard error."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
@@ -44,7 +44,7 @@ class Output:
         self._print(self.errors, text)
 
     def table(self, columns: Sequence[Column], rows: Sequence[dict[str, Any]], *, none: str) -> None:
-        """`none`: what is said in the place of an empty table."""
+        """`none`: the text for an empty table."""
         if not rows:
             self.note(none)
         elif self.console.is_terminal:
@@ -53,15 +53,15 @@ class Output:
             self._plain(columns, rows)
 
     def list(self, columns: Sequence[Column], listed: dict[str, Any], *, none: str) -> None:
-        """A list of the API, and whether there is more of it."""
+        """A list of the API, and whether there are more rows."""
         self.table(columns, listed["results"], none=none)
-        shown, count = len(listed["results"]), listed.get("count")
-        if listed.get("after") or (count is not None and count > shown):
+        rows, count = len(listed["results"]), listed.get("count")
+        if listed.get("after") or (count is not None and count > rows):
             of = f" of {count:,}" if count is not None else ""
-            self.note(f"{shown:,}{of}; more with --limit or --all")
+            self.note(f"{rows:,}{of} rows; use --limit or --all for more")
 
     def facts(self, pairs: Iterable[tuple[str, str | Text | None]]) -> None:
-        """Names and values, one a line; what has no value is left out."""
+        """Names and values, one per line, without those that have no value."""
         known = [(name, _clean(value)) for name, value in pairs if value]
         wide = max((len(name) for name, _ in known), default=0)
         for name, value in known:
@@ -85,12 +85,12 @@ class Output:
 
 
 def printable(text: str) -> str:
-    """What others wrote, with nothing in it that steers a terminal."""
+    """Text from others without control characters."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def table(columns: Sequence[Column], rows: Sequence[dict[str, Any]], *, width: int) -> Table:
-    """At most so wide: columns give way, then texts are cut."""
+    """At most `width` wide: columns are dropped, then texts are cut."""
     kept = _fitting(columns, rows, width)
     grid = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim")
     for column in kept:
@@ -119,6 +119,6 @@ def _cells(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> list[li
 
 
 def _clean(value: str | int | Text) -> Text:
-    if isinstance(value, Text):  # made of our own words
+    if isinstance(value, Text):  # our own text
         return value
     return Text(printable(str(value)).replace("\n", " "))

@@ -1,21 +1,21 @@
-"""Servers, and what reconciliation has found on them."""
+"""Commands for servers and findings."""
 
 from typing import Annotated
 
 import typer
 
-from api.cli import jobs, shown
+from api.cli import formats, jobs
 from api.cli.client import Body, Client
-from api.cli.connection import run
+from api.cli.commands import list_all, perform
 from api.cli.options import AccountId, All, Json, Limit, NodeFilter, ServerArgument
 from api.cli.output import Column, Output
 
-app = typer.Typer(no_args_is_help=True, help="One server: show.")
+app = typer.Typer(no_args_is_help=True, help="Show a server.")
 
 COLUMNS = (
     Column(title="SERVER", of=lambda server: server["id"]),
     Column(title="NAME", of=lambda server: server["name"]),
-    Column(title="STATUS", of=lambda server: shown.word("stranded" if server["stranded_by"] else server["status"])),
+    Column(title="STATUS", of=lambda server: formats.word("stranded" if server["stranded_by"] else server["status"])),
     Column(title="POWER", of=lambda server: server["power"], yields=4),
     Column(title="SNAPSHOTS", of=lambda server: f"{server['snapshots']}/{server['snapshots_max']}", yields=3),
     Column(title="NODE", of=lambda server: server["node"], yields=1),
@@ -26,19 +26,21 @@ COLUMNS = (
 SNAPSHOT_COLUMNS = (
     Column(title="SNAPSHOT", of=lambda snapshot: snapshot["id"]),
     Column(title="NAME", of=lambda snapshot: snapshot["name"]),
-    Column(title="STATUS", of=lambda snapshot: shown.word(snapshot["status"])),
-    Column(title="SIZE", of=lambda snapshot: shown.mebibytes(snapshot["size_mb"]), yields=2, right=True),
-    Column(title="CREATED (UTC)", of=lambda snapshot: shown.at(snapshot["created_at"]), yields=1),
+    Column(title="STATUS", of=lambda snapshot: formats.word(snapshot["status"])),
+    Column(title="SIZE", of=lambda snapshot: formats.mebibytes(snapshot["size_mb"]), yields=2, right=True),
+    Column(title="CREATED (UTC)", of=lambda snapshot: formats.at(snapshot["created_at"]), yields=1),
     Column(title="DESCRIPTION", of=lambda snapshot: snapshot["description"], yields=3),
 )
-HELD_COLUMN = Column(
-    title="HOLDS", of=lambda snapshot: shown.holds(snapshot["contents"]) if snapshot.get("contents") else "-", yields=4
+CONTENTS_COLUMN = Column(
+    title="CONTENTS",
+    of=lambda snapshot: formats.contents(snapshot["contents"]) if snapshot.get("contents") else "-",
+    yields=4,
 )
 FINDING_COLUMNS = (
-    Column(title="SERVER", of=lambda found: shown.named(found["server"])),
+    Column(title="SERVER", of=lambda found: formats.named(found["server"])),
     Column(title="FINDING", of=lambda found: found["kind"]),
     Column(title="TAG", of=lambda found: found["tag"], yields=1),
-    Column(title="FOUND (UTC)", of=lambda found: shown.at(found["at"]), yields=2),
+    Column(title="FOUND (UTC)", of=lambda found: formats.at(found["at"]), yields=2),
     Column(title="NODE", of=lambda found: found["node"], yields=3),
     Column(title="ACCOUNT", of=lambda found: found["account_id"], yields=4, right=True),
 )
@@ -49,62 +51,51 @@ def list_servers(
     *,
     node: NodeFilter = None,
     account_id: AccountId = None,
-    stranded: Annotated[bool, typer.Option("--stranded", help="Only those that a person must look at.")] = False,
+    stranded: Annotated[bool, typer.Option("--stranded", help="Only stranded servers.")] = False,
     limit: Limit = 100,
     everything: All = False,
     as_json: Json = False,
 ) -> None:
     """List servers."""
-    output = Output(as_json=as_json)
-    asked = {"node": node, "account_id": account_id, "stranded": "true" if stranded else None}
-
-    async def show(client: Client) -> None:
-        listed = await client.parts("ops/servers/", asked, limit=None if everything else limit)
-        output.document(listed) if as_json else output.list(COLUMNS, listed, none="No such servers.")
-
-    run(context, show)
+    query = {"node": node, "account_id": account_id, "stranded": "true" if stranded else None}
+    rows = None if everything else limit
+    list_all(context, "ops/servers/", query, COLUMNS, limit=rows, as_json=as_json, none="No matching servers.")
 
 
 @app.command("show")
 def show_server(context: typer.Context, server: ServerArgument, *, as_json: Json = False) -> None:
-    """Show a server; an operator sees its snapshots, its latest jobs and its findings too."""
-    output = Output(as_json=as_json)
+    """Show a server. An operator token also shows its snapshots, latest jobs and findings."""
+    path = f"servers/{server}/"
 
-    async def show(client: Client) -> None:
-        path = f"servers/{server}/"
-        found = await client.either(lambda: client.get(f"ops/{path}"), lambda: client.get(path))
-        output.document(found) if as_json else _show_one(output, found)
+    async def get(client: Client) -> Body:
+        return await client.either(lambda: client.get(f"ops/{path}"), lambda: client.get(path))
 
-    run(context, show)
+    perform(context, get, _show_one, as_json=as_json)
 
 
 def list_findings(
     context: typer.Context, *, limit: Limit = 100, everything: All = False, as_json: Json = False
 ) -> None:
-    """List what reconciliation has found, newest first."""
-    output = Output(as_json=as_json)
+    """List the differences that reconciliation found, newest first."""
 
-    async def show(client: Client) -> None:
-        listed = await client.parts("ops/findings/", {}, limit=None if everything else limit)
-        if as_json:
-            output.document(listed)
-            return
-        each = [{**server, **finding} for server in listed["results"] for finding in server["findings"]]
-        output.list(FINDING_COLUMNS, {**listed, "results": each}, none="No findings.")
+    def show(output: Output, listed: Body) -> None:
+        findings = [{**server, **finding} for server in listed["results"] for finding in server["findings"]]
+        output.list(FINDING_COLUMNS, {**listed, "results": findings}, none="No findings.")
 
-    run(context, show)
+    rows = None if everything else limit
+    perform(context, lambda client: client.collect("ops/findings/", {}, limit=rows), show, as_json=as_json)
 
 
 def _show_one(output: Output, server: Body) -> None:
     job, stranded_by = server["job"], server.get("stranded_by")
     output.facts(
         (
-            ("server", shown.named(server)),
-            ("status", shown.word("stranded" if stranded_by else server["status"])),
+            ("server", formats.named(server)),
+            ("status", formats.word("stranded" if stranded_by else server["status"])),
             ("stranded by", stranded_by),
             ("job", f"{job['id']} ({job['kind']})" if job else None),
             ("snapshots", f"{server['snapshots']} of {server['snapshots_max']}"),
-            ("reachable", "yes" if server["reachable"] else "no: its node does not answer, or has it no more"),
+            ("reachable", "yes" if server["reachable"] else "no: its node is not responding or no longer has it"),
             ("power", server.get("power")),
             ("node", server.get("node")),
             ("account", str(server["account_id"]) if "account_id" in server else None),
@@ -116,7 +107,7 @@ def _show_one(output: Output, server: Body) -> None:
         output.table(FINDING_COLUMNS[1:4], found, none="")
     if server.get("snapshot_list"):
         output.heading("Snapshots")
-        output.table((*SNAPSHOT_COLUMNS, HELD_COLUMN), server["snapshot_list"], none="")
+        output.table((*SNAPSHOT_COLUMNS, CONTENTS_COLUMN), server["snapshot_list"], none="")
     if server.get("jobs"):
         output.heading("Jobs")
         output.table(jobs.COLUMNS, server["jobs"], none="")

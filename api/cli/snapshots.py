@@ -1,12 +1,14 @@
-"""Snapshots, with a token that acts for an account."""
+"""Commands for snapshots, with a token that acts for an account."""
 
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from api.cli import following, shown
+from api.cli import following, formats
 from api.cli.client import Answer, Body, Client, segment
+from api.cli.commands import perform
 from api.cli.connection import run
 from api.cli.exits import Exit, Refused
 from api.cli.options import (
@@ -26,7 +28,7 @@ from api.cli.output import Column, Output
 from api.cli.servers import SNAPSHOT_COLUMNS
 
 app = typer.Typer(
-    no_args_is_help=True, help="One snapshot: show, create, restore, delete; undo a restore. For an account's token."
+    no_args_is_help=True, help="Show, create, restore or delete a snapshot, or undo a restore (account token)."
 )
 
 
@@ -37,13 +39,13 @@ class DisksChoice(StrEnum):
 
 COLUMNS = (
     *SNAPSHOT_COLUMNS[:3],
-    Column(title="SERVER", of=lambda snapshot: shown.named(snapshot["server"])),
+    Column(title="SERVER", of=lambda snapshot: formats.named(snapshot["server"])),
     *SNAPSHOT_COLUMNS[3:],
 )
 Disks = Annotated[
-    DisksChoice, typer.Option(help="present: restore the disks that are there, where the server's disks have changed.")
+    DisksChoice, typer.Option(help="present: restore the disks that still exist if the server's disks have changed.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only make the checks; change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only run the checks; change nothing.")]
 
 
 class Status(StrEnum):
@@ -65,60 +67,57 @@ def list_snapshots(
     context: typer.Context,
     *,
     server_id: ServerFilter = None,
-    status: Annotated[Status | None, typer.Option(help="In this status only.")] = None,
-    name: Annotated[str | None, typer.Option(help="Of exactly this name only.")] = None,
-    sort: Annotated[Sort, typer.Option(help="By this; with - from the greatest.")] = Sort.CREATED_DOWN,
+    status: Annotated[Status | None, typer.Option(help="Filter by status.")] = None,
+    name: Annotated[str | None, typer.Option(help="Filter by exact name.")] = None,
+    sort: Annotated[Sort, typer.Option(help="Sort key; prefix - for descending.")] = Sort.CREATED_DOWN,
     limit: Limit = 100,
     everything: All = False,
     as_json: Json = False,
 ) -> None:
-    """List an account's snapshots; an operator's token lists those of one server."""
-    output = Output(as_json=as_json)
-    asked = {"server_id": server_id, "status": status, "name": name, "sort": sort}
+    """List an account's snapshots. An operator token lists those of one server."""
+    query = {"server_id": server_id, "status": status, "name": name, "sort": sort}
+    rows = None if everything else limit
 
-    async def show(client: Client) -> None:
+    async def collect(client: Client) -> Body:
         try:
-            listed = await client.pages("snapshots/", asked, limit=None if everything else limit)
+            return await client.collect_pages("snapshots/", query, limit=rows)
         except Refused as refused:
             if refused.code != "permission_denied":
                 raise
             if server_id is None:
-                text = f"{refused} With an operator's token, name a server with --server-id."
+                text = f"{refused} With an operator token, name a server with --server-id."
                 raise Refused(refused.exit_code, text, code=refused.code) from refused
             found = (await client.get(f"ops/servers/{server_id}/"))["snapshot_list"]
-            listed = {"count": len(found), "results": found[: None if everything else limit]}
-        output.document(listed) if as_json else output.list(COLUMNS, listed, none="No such snapshots.")
+            return {"count": len(found), "results": found[:rows]}
 
-    run(context, show)
+    def show(output: Output, listed: Body) -> None:
+        output.list(COLUMNS, listed, none="No matching snapshots.")
+
+    perform(context, collect, show, as_json=as_json)
 
 
 @app.command("show")
 def show_snapshot(context: typer.Context, snapshot: SnapshotArgument, *, as_json: Json = False) -> None:
-    """Show a snapshot with its labels and when it expires."""
-    output = Output(as_json=as_json)
+    """Show a snapshot with its contents, labels and expiry."""
+    perform(context, lambda client: client.get(f"snapshots/{snapshot}/"), _show_one, as_json=as_json)
 
-    async def show(client: Client) -> None:
-        found = await client.get(f"snapshots/{snapshot}/")
-        if as_json:
-            output.document(found)
-            return
-        output.facts(
-            (
-                ("snapshot", shown.named(found)),
-                ("server", shown.named(found["server"])),
-                ("status", shown.word(found["status"])),
-                ("size", shown.mebibytes(found["size_mb"])),
-                ("created", f"{shown.at(found['created_at'])} UTC"),
-                ("expires", found["expires_at"] and f"{shown.at(found['expires_at'])} UTC"),
-                ("protected", "yes" if found["protected"] else None),
-                ("schedule", found["schedule_id"]),
-                *shown.contents_facts(found.get("contents")),
-                ("labels", ", ".join(f"{key}={value}" for key, value in found["labels"].items())),
-                ("description", found["description"]),
-            )
+
+def _show_one(output: Output, snapshot: Body) -> None:
+    output.facts(
+        (
+            ("snapshot", formats.named(snapshot)),
+            ("server", formats.named(snapshot["server"])),
+            ("status", formats.word(snapshot["status"])),
+            ("size", formats.mebibytes(snapshot["size_mb"])),
+            ("created", f"{formats.at(snapshot['created_at'])} UTC"),
+            ("expires", snapshot["expires_at"] and f"{formats.at(snapshot['expires_at'])} UTC"),
+            ("protected", "yes" if snapshot["protected"] else None),
+            ("schedule", snapshot["schedule_id"]),
+            *formats.contents_facts(snapshot.get("contents")),
+            ("labels", ", ".join(f"{key}={value}" for key, value in snapshot["labels"].items())),
+            ("description", snapshot["description"]),
         )
-
-    run(context, show)
+    )
 
 
 @app.command("create")
@@ -127,25 +126,24 @@ def create_snapshot(  # noqa: PLR0913 - an option is a parameter
     server: ServerArgument,
     name: Annotated[str, typer.Argument(metavar="NAME")],
     *,
-    description: Annotated[str, typer.Option(help="Shown with it.")] = "",
+    description: Annotated[str, typer.Option(help="Description of the snapshot.")] = "",
     dry_run: DryRun = False,
     follow: Follow = False,
     max_wait: MaxWait = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Snapshot a server; it is stopped for that, and started again."""
-    output = Output(as_json=as_json)
+    """Create a snapshot of a server. The server is stopped and started again."""
 
-    async def create(client: Client) -> Exit:
-        if not (yes or dry_run):
-            found = await client.get(f"servers/{server}/")
-            confirm(f"Stop {shown.named(found)} and snapshot it as {name}?", yes=False)
+    async def question(client: Client) -> str:
+        return f"Stop {formats.named(await client.get(f'servers/{server}/'))} and create snapshot {name}?"
+
+    async def create(client: Client) -> Answer:
         body = {"server_id": server, "name": name, "description": description}
-        begun = await client.post("snapshots/", body, {"dry_run": "true" if dry_run else None})
-        return await _begun(client, begun, output, follow=follow, max_wait=max_wait)
+        return await client.post("snapshots/", body, {"dry_run": "true" if dry_run else None})
 
-    run(context, create)
+    asks = None if yes or dry_run else question
+    _start(context, create, asks, follow=follow, max_wait=max_wait, as_json=as_json)
 
 
 @app.command("restore")
@@ -160,22 +158,19 @@ def restore_snapshot(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Bring a server back to a snapshot; it is stopped for that, and started again."""
-    output = Output(as_json=as_json)
+    """Restore a server to a snapshot. The server is stopped and started again."""
 
-    async def restore(client: Client) -> Exit:
-        if not (yes or dry_run):
-            found = await client.get(f"snapshots/{snapshot}/")
-            age = shown.ago(found["created_at"])
-            confirm(
-                f"Stop {shown.named(found['server'])} and overwrite its disks with {shown.named(found)}, {age} old?",
-                yes=False,
-            )
-        path = f"snapshots/{snapshot}/restore/"
-        begun = await client.post(path, query={"dry_run": "true" if dry_run else None, "disks": _asked(disks)})
-        return await _begun(client, begun, output, follow=follow, max_wait=max_wait)
+    async def question(client: Client) -> str:
+        found = await client.get(f"snapshots/{snapshot}/")
+        age = formats.age(found["created_at"])
+        return f"Stop {formats.named(found['server'])} and overwrite its disks with {formats.named(found)}, {age} old?"
 
-    run(context, restore)
+    async def restore(client: Client) -> Answer:
+        query = {"dry_run": "true" if dry_run else None, "disks": _disks(disks)}
+        return await client.post(f"snapshots/{snapshot}/restore/", query=query)
+
+    asks = None if yes or dry_run else question
+    _start(context, restore, asks, follow=follow, max_wait=max_wait, as_json=as_json)
 
 
 @app.command("undo")
@@ -189,17 +184,15 @@ def undo_restore(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Bring back what a restore has overwritten, by the restore's job."""
-    output = Output(as_json=as_json)
+    """Undo a restore, given the restore's job. The server is stopped and started again."""
 
-    async def undo(client: Client) -> Exit:
-        if not yes:
-            found = await following.job(client, job)
-            confirm(f"Stop the server and take this back: {shown.what(found)}?", yes=False)
-        begun = await client.post(f"restores/{segment(job)}/undo/", query={"disks": _asked(disks)})
-        return await _begun(client, begun, output, follow=follow, max_wait=max_wait)
+    async def question(client: Client) -> str:
+        return f"Stop the server and undo this: {formats.what(await following.job(client, job))}?"
 
-    run(context, undo)
+    async def undo(client: Client) -> Answer:
+        return await client.post(f"restores/{segment(job)}/undo/", query={"disks": _disks(disks)})
+
+    _start(context, undo, None if yes else question, follow=follow, max_wait=max_wait, as_json=as_json)
 
 
 @app.command("delete")
@@ -212,34 +205,54 @@ def delete_snapshot(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Delete a snapshot, for good; it leaves the list at once, and the disks with its job."""
-    output = Output(as_json=as_json)
+    """Delete a snapshot permanently. It leaves the list at once; a job frees its space."""
 
-    async def delete(client: Client) -> Exit:
-        if not yes:
-            found = await client.get(f"snapshots/{snapshot}/")
-            confirm(f"Delete {shown.named(found)} of {shown.named(found['server'])} for good?", yes=False)
-        gone = await client.delete(f"snapshots/{snapshot}/")
-        begun = Answer(body={"id": snapshot, "message": f"snapshot {snapshot} is deleted"}, job_id=gone.job_id)
-        return await _begun(client, begun, output, follow=follow, max_wait=max_wait)
+    async def question(client: Client) -> str:
+        found = await client.get(f"snapshots/{snapshot}/")
+        return f"Permanently delete {formats.named(found)} of {formats.named(found['server'])}?"
 
-    run(context, delete)
+    async def delete(client: Client) -> Answer:
+        answer = await client.delete(f"snapshots/{snapshot}/")
+        body = {"id": snapshot, "message": f"snapshot {snapshot} deleted"}
+        return Answer(body=body, job_id=answer.job_id)
+
+    _start(context, delete, None if yes else question, follow=follow, max_wait=max_wait, as_json=as_json)
 
 
-def _asked(disks: DisksChoice) -> str | None:
+def _disks(disks: DisksChoice) -> str | None:
     return None if disks is DisksChoice.ALL else disks
 
 
-async def _begun(client: Client, begun: Answer, output: Output, *, follow: bool, max_wait: float | None) -> Exit:
-    """Tell what was accepted; JSON has the job's id in it, which no body of the contract has."""
-    body: Body = {**begun.body, "job_id": begun.job_id}
+def _start(
+    context: typer.Context,
+    call: Callable[[Client], Awaitable[Answer]],
+    question: Callable[[Client], Awaitable[str]] | None,
+    *,
+    follow: bool,
+    max_wait: float | None,
+    as_json: bool,
+) -> None:
+    """Ask, make the call, and print or follow the job that it created."""
+    output = Output(as_json=as_json)
+
+    async def start(client: Client) -> Exit:
+        if question is not None:
+            confirm(await question(client))
+        answer = await call(client)
+        _show_started(output, answer, follow=follow)
+        if answer.job_id and (follow or answer.body.get("state") == "failed"):
+            return await following.to_the_end(client, answer.job_id, output, max_seconds=max_wait)
+        return Exit.OK
+
+    run(context, start)
+
+
+def _show_started(output: Output, answer: Answer, *, follow: bool) -> None:
+    body: Body = {**answer.body, "job_id": answer.job_id}  # only a header of the API has the job's id
     if output.as_json:
         output.line(body) if follow else output.document(body)
-    elif not (follow and begun.job_id):
-        job = f"job {begun.job_id}: " if begun.job_id else ""
-        output.say(f"{job}{begun.body.get('message') or begun.body['state']}")
-        if begun.body.get("state") == "completed":  # of a dry run; one that failed is told below
-            output.facts(shown.job_facts(begun.body))
-    if begun.job_id and (follow or begun.body.get("state") == "failed"):
-        return await following.to_the_end(client, begun.job_id, output, most_seconds=max_wait)
-    return Exit.OK
+    elif not (follow and answer.job_id):
+        job = f"job {answer.job_id}: " if answer.job_id else ""
+        output.say(f"{job}{answer.body.get('message') or answer.body['state']}")
+        if answer.body.get("state") == "completed":  # a dry run; the result of a failed one is followed
+            output.facts(formats.job_facts(answer.body))

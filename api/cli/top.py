@@ -1,4 +1,4 @@
-"""`top`: the cell as it goes, what is worst first."""
+"""`top`: a live view of the cell, worst first."""
 
 import asyncio
 import os
@@ -15,15 +15,15 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from api.cli import jobs, nodes, servers, shown
+from api.cli import formats, jobs, nodes, servers
 from api.cli.client import Body, Client
 from api.cli.connection import PROGRAM, run
 from api.cli.exits import Unreachable
 from api.cli.options import Json
 from api.cli.output import Column, Output, table
 
-LISTED = 50  # of each list; what fits is shown
-_AROUND = 3  # lines of a section beside its rows: one that is empty, its title, its table's head
+LIMIT = 50  # rows of each list; as many as fit are shown
+_OVERHEAD = 3  # lines of a section besides its rows: an empty one, the title, the table's header
 
 _STRANDED = tuple(column for column in servers.COLUMNS if column.title != "FINDINGS")
 _NODES = tuple(column for column in nodes.COLUMNS if column.title != "WORKER")
@@ -36,25 +36,25 @@ class Section:
     title: str
     columns: Sequence[Column]
     rows: Sequence[Body]
-    total: int | None  # also of those that are not listed
+    total: int | None  # with the rows beyond LIMIT
 
 
 def top(
     context: typer.Context,
     *,
-    once: Annotated[bool, typer.Option("--once", help="Print it once and end; so it does in a pipe.")] = False,
-    interval: Annotated[float, typer.Option(min=0.5, metavar="SECONDS", help="Between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print once and exit; the default in a pipe.")] = False,
+    interval: Annotated[float, typer.Option(min=0.5, metavar="SECONDS", help="Refresh interval.")] = 2.0,
     as_json: Json = False,
 ) -> None:
-    """Watch the cell: stranded servers, nodes, jobs with their steps. q or Ctrl-C ends it."""
+    """Monitor the cell: stranded servers, nodes, and jobs with their steps. Press q or Ctrl-C to quit."""
     output = Output(as_json=as_json)
 
     async def show(client: Client) -> None:
         if as_json and not once:
             while True:
-                output.line(await _look(client))
+                output.line(await _poll(client))
                 await asyncio.sleep(interval)
-        now = await _look(client)
+        now = await _poll(client)
         if as_json:
             output.document(now)
         elif once or not (output.console.is_terminal and sys.stdin.isatty()):
@@ -65,15 +65,15 @@ def top(
     run(context, show)
 
 
-async def _look(client: Client) -> Body:
-    """Everything at once: one document, as `--json` prints it."""
+async def _poll(client: Client) -> Body:
+    """One document, as `--json` prints it."""
     overview, stranded, silent, busy, running, waiting = await asyncio.gather(
         client.get("ops/overview/"),
-        client.get("ops/servers/", {"stranded": "true", "limit": LISTED}),
-        client.get("ops/nodes/", {"state": "silent", "limit": LISTED}),
-        client.get("ops/nodes/", {"sort": "-queued", "limit": LISTED}),
-        client.get("ops/jobs/", {"state": "in_progress", "limit": LISTED}),
-        client.get("ops/jobs/", {"state": "queued", "limit": LISTED}),
+        client.get("ops/servers/", {"stranded": "true", "limit": LIMIT}),
+        client.get("ops/nodes/", {"state": "silent", "limit": LIMIT}),
+        client.get("ops/nodes/", {"sort": "-queued", "limit": LIMIT}),
+        client.get("ops/jobs/", {"state": "in_progress", "limit": LIMIT}),
+        client.get("ops/jobs/", {"state": "queued", "limit": LIMIT}),
     )
     worst = {node["name"]: node for node in (*silent["results"], *busy["results"])}
     return {
@@ -97,7 +97,7 @@ def _sections(now: Body) -> list[Section]:
 
 
 def _print(output: Output, now: Body) -> None:
-    output.say(shown.glance(now["overview"]))
+    output.say(formats.summary(now["overview"]))
     for section in _sections(now):
         if section.rows:
             output.heading(f"{section.title} ({section.total})")
@@ -107,33 +107,33 @@ def _print(output: Output, now: Body) -> None:
 async def _watch(client: Client, now: Body, output: Output, *, interval: float) -> None:
     from rich.live import Live  # noqa: PLC0415 - slow to import
 
-    trouble: Unreachable | None = None
+    outage: Unreachable | None = None
     seen_at, ended = datetime.now(UTC), asyncio.Event()
     with _keys(ended), Live(console=output.console, screen=True, auto_refresh=False) as live:
         while not ended.is_set():
             size = output.console.size
-            live.update(_screen(now, seen_at, trouble, width=size.width, height=size.height), refresh=True)
+            live.update(_screen(now, seen_at, outage, width=size.width, height=size.height), refresh=True)
             try:
                 async with asyncio.timeout(interval):
                     await ended.wait()
             except TimeoutError:
                 try:
-                    now, seen_at, trouble = await _look(client), datetime.now(UTC), None
-                except Unreachable as away:
-                    trouble = away
+                    now, seen_at, outage = await _poll(client), datetime.now(UTC), None
+                except Unreachable as error:
+                    outage = error
 
 
-def _screen(now: Body, seen_at: datetime, trouble: Unreachable | None, *, width: int, height: int) -> RenderableType:
-    head = Text.assemble((PROGRAM, "bold"), f"  {seen_at:%H:%M:%S} UTC  ", ("q ends", "dim"))
-    if trouble is not None:
-        head.append(f"  {trouble}", style="bold red")
+def _screen(now: Body, seen_at: datetime, outage: Unreachable | None, *, width: int, height: int) -> RenderableType:
+    head = Text.assemble((PROGRAM, "bold"), f"  {seen_at:%H:%M:%S} UTC  ", ("q quits", "dim"))
+    if outage is not None:
+        head.append(f"  {outage}", style="bold red")
     head.truncate(width, overflow="ellipsis")
-    glance = shown.glance(now["overview"])
-    lines: list[RenderableType] = [head, glance]
+    summary = formats.summary(now["overview"])
+    lines: list[RenderableType] = [head, summary]
     sections = [section for section in _sections(now) if section.rows]
-    shares = _shares([len(section.rows) for section in sections], height - 2 - -(-glance.cell_len // width))
+    shares = _shares([len(section.rows) for section in sections], height - 2 - -(-summary.cell_len // width))
     for section, share in zip(sections, shares, strict=True):
-        more = "" if section.total is None or section.total <= share else f", {share} shown"
+        more = "" if section.total is None or section.total <= share else f", first {share}"
         style = "bold red" if section.title == "Stranded" else "bold"
         lines += [Text(""), Text(f"{section.title} ({section.total}{more})", style=style)]
         lines.append(table(section.columns, section.rows[:share], width=width))
@@ -141,16 +141,16 @@ def _screen(now: Body, seen_at: datetime, trouble: Unreachable | None, *, width:
 
 
 def _shares(rows: list[int], height: int) -> list[int]:
-    """How many rows each section shows in so many lines: the longest give way."""
+    """The rows of each section that fit into `height` lines; the longest sections are cut."""
     shares = list(rows)
-    while sum(shares) + _AROUND * len(shares) > height and max(shares) > 1:
+    while sum(shares) + _OVERHEAD * len(shares) > height and max(shares) > 1:
         shares[shares.index(max(shares))] -= 1
     return shares
 
 
 @contextmanager
 def _keys(ended: asyncio.Event) -> Iterator[None]:
-    """Set it when q is pressed; the terminal is afterwards as it was."""
+    """Set `ended` when q is pressed; restores the terminal at the end."""
     stdin = sys.stdin.fileno()
     before = termios.tcgetattr(stdin)
     loop = asyncio.get_running_loop()

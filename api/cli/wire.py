@@ -1,4 +1,4 @@
-"""HTTP itself. aiohttp stays here, and so do its errors."""
+"""HTTP, with aiohttp. Its errors stay here."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -11,13 +11,13 @@ from api.cli.access import Access
 from api.cli.client import Body, Query, Reply
 from api.cli.exits import Exit, Refused, Unreachable
 
-ANSWER_MAX_BYTES = 64 << 20  # the longest that the service gives, a list of 500, is a hundredth of it
+ANSWER_MAX_BYTES = 64 << 20  # a hundred times the longest response, a list of 500
 BASE = "/api/v1/"
-SILENCE_SECONDS = 60.0  # on a stream, which says something every 15 s
+SILENCE_SECONDS = 60.0  # on a stream, which sends a heartbeat every 15 s
 
 
 class Wire:
-    """Every call may raise Unreachable."""
+    """Every call raises Unreachable."""
 
     def __init__(self, access: Access, session: aiohttp.ClientSession) -> None:
         self._access = access
@@ -27,22 +27,22 @@ class Wire:
         self, method: str, path: str, *, query: Query, body: Body | None, headers: Mapping[str, str]
     ) -> Reply:
         limit = aiohttp.ClientTimeout(total=self._access.timeout_seconds)
-        with self._border():
+        with self._translate():
             async with self._session.request(
                 method,
                 self._url(path, query),
                 json=body,
                 headers=self._with_token(headers),
                 timeout=limit,
-                allow_redirects=False,  # the token is for this address
+                allow_redirects=False,  # the token is for this host only
             ) as response:
                 return Reply(status=response.status, headers=response.headers, raw=await _whole(response))
 
     @asynccontextmanager
     async def stream(self, path: str, *, headers: Mapping[str, str]) -> AsyncIterator[tuple[Reply, AsyncIterator[str]]]:
-        """The answer's head, and the lines of its body as they come; of any but a 200 the body is in the reply."""
+        """The response's head, and the lines of its body as they arrive. An error's body is in the Reply."""
         limit = aiohttp.ClientTimeout(sock_connect=self._access.timeout_seconds, sock_read=SILENCE_SECONDS)
-        with self._border():
+        with self._translate():
             async with self._session.get(
                 self._url(path, {}), headers=self._with_token(headers), timeout=limit, allow_redirects=False
             ) as response:
@@ -60,11 +60,11 @@ class Wire:
         return URL(f"{self._access.url}{BASE}{path}", encoded=True).with_query(asked)
 
     @contextmanager
-    def _border(self) -> Iterator[None]:
+    def _translate(self) -> Iterator[None]:
         try:
             yield
         except (aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError) as error:
-            raise Unreachable(f"{self._access.url} does not answer: {_words(error)}.") from error
+            raise Unreachable(f"{self._access.url} is not responding: {_reason(error)}.") from error
 
 
 @asynccontextmanager
@@ -75,18 +75,18 @@ async def opened(access: Access) -> AsyncIterator[Wire]:
 
 async def _whole(response: aiohttp.ClientResponse) -> bytes:
     raw = bytearray()
-    async for part in response.content.iter_any():
-        raw += part
+    async for chunk in response.content.iter_any():
+        raw += chunk
         if len(raw) > ANSWER_MAX_BYTES:
-            raise Refused(Exit.REFUSED, "The answer has no end: is the URL right?", code="")
+            raise Refused(Exit.REFUSED, "The response is too large; check --url.", code="")
     return bytes(raw)
 
 
-def _words(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
-        return "it took too long"
+        return "the call timed out"
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return f"its certificate is not good: {error.certificate_error}"
+        return f"its certificate is invalid: {error.certificate_error}"
     if isinstance(error, aiohttp.ClientConnectorError):
         return error.os_error.strerror or str(error.os_error)
     return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""The audit: who did what."""
+"""The audit log: who did what."""
 
 import re
 from collections import defaultdict
@@ -8,46 +8,45 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import BeforeValidator, Field
 
-from api.dashboard import desk as at
-from api.dashboard.desk import Desk, Pages
-from api.dashboard.session import Visit
-from api.ops_requests import AuditQuery
-from api.requests import Moment
+from api.dashboard.context import Context, Pages, read_filters, read_query
+from api.dashboard.session import OperatorRequest
+from api.http.fields import Moment
+from api.operators.bodies import AuditQuery
 
 AUDIT = "/ops/audit/"
-SHOWN = 50
+LIMIT = 50
 METHODS = ("POST", "PATCH", "PUT", "DELETE", "CLI")
 
-_OF_A_BROWSER = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?")
+_DATETIME_LOCAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?")
 
 
-def _in_utc(text: object) -> object:
-    """A browser's field of date and time says neither zone nor, at the full minute, seconds."""
-    if isinstance(text, str) and _OF_A_BROWSER.fullmatch(text):
+def _as_utc(text: object) -> object:
+    """A `datetime-local` input sends no zone, and no seconds if they are 0."""
+    if isinstance(text, str) and _DATETIME_LOCAL.fullmatch(text):
         return f"{datetime.fromisoformat(text).isoformat()}Z"
     return text
 
 
-Since = Annotated[Moment, BeforeValidator(_in_utc)]
+LocalMoment = Annotated[Moment, BeforeValidator(_as_utc)]
 
 
 class Query(AuditQuery):
-    """As the API's, with moments as a browser sends them too."""
+    """The API's query, with moments as browsers send them."""
 
-    since: Annotated[Since, Field(description="at this moment or later")] | None = None
-    until: Annotated[Since, Field(description="before this moment")] | None = None
+    since: Annotated[LocalMoment, Field(description="at this moment or later")] | None = None
+    until: Annotated[LocalMoment, Field(description="before this moment")] | None = None
 
 
-async def show_all(desk: Desk, visit: Visit) -> web.Response:
-    query = at.query(visit, Query, limit=SHOWN)
-    part = await desk.operators.audit(query.wanted, since=query.since, until=query.until, cursor=query.cursor)
-    return desk.rendering.page(
-        visit.request,
+async def show_all(context: Context, request: OperatorRequest) -> web.Response:
+    query = read_query(request, Query, limit=LIMIT)
+    page = await context.operators.audit(query.filter, since=query.since, until=query.until, cursor=query.cursor)
+    return context.rendering.page(
+        request.http,
         "audit.html",
-        filters=at.filters(visit, query),
+        filters=read_filters(request, query),
         query=query,
-        part=part,
-        fields=lambda entry: defaultdict(str, entry.fields),  # an entry leaves out what there is nothing to say of
+        page=page,
+        fields=lambda entry: defaultdict(str, entry.fields),  # an entry has no empty fields
         methods=METHODS,
     )
 

@@ -1,4 +1,4 @@
-"""One thing done to many jobs: to those that were ticked, or to all that a filter matches, up to a bound."""
+"""One action on many jobs: on selected ones, or on all that match a filter, up to a limit."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,30 +8,31 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
-from api import requests
-from api.callers import EACH
-from api.dashboard.desk import Desk, Pages
-from api.dashboard.jobs import DONE_TO, JOBS
+from api.dashboard.context import Context, Pages
+from api.dashboard.jobs import JOBS, NEEDED_STATE
 from api.dashboard.rendering import Question
-from api.dashboard.session import Visit
-from api.ops_requests import BULK_MAX, OpsJobsQuery
-from api.problems import FieldError, invalid
-from api.requests import JobIdInPath
+from api.dashboard.session import OperatorRequest
+from api.http import reading
+from api.http.fields import JobIdInPath
+from api.http.marks import EACH, REQUEST_ID
+from api.http.problems import FieldError, invalid
+from api.jobs.bodies import BULK_MAX, OpsJobsQuery
+from api.words import plain, plural
 from worker.store import errors
 from worker.store.model import JobId
 from worker.store.operators.operator_store import Cursor
 
 BULK = f"{JOBS}bulk/"
-MATCHING_MAX = 500  # jobs that one request does: in seconds, not in minutes
-REFUSED_SHOWN = 20
-_PART = 100
-_PARTS_MAX = 50  # of the list that are looked through for them: with a text, each may have few
+MATCHING_MAX = 500  # jobs of one request, which then takes seconds
+REFUSED_LIMIT = 20
+_PAGE = 100
+_PAGES_MAX = 50  # that are searched: a page may have few that match a text
 
 Action = Literal["retry", "cancel"]
 
 
-class Ticked(BaseModel):
-    """What is to be done to which jobs."""
+class Selected(BaseModel):
+    """An action on these jobs."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,16 +40,12 @@ class Ticked(BaseModel):
     ids: Annotated[tuple[JobIdInPath, ...], Field(min_length=1, max_length=BULK_MAX)]
 
     @property
-    def words(self) -> str:
-        return "the job" if len(self.ids) == 1 else f"{len(self.ids)} jobs"
-
-    @property
     def fields(self) -> dict[str, str | list[str]]:
         return {"action": self.action, "ids": list(self.ids)}
 
 
 class Matching(OpsJobsQuery):
-    """What is to be done to all that match."""
+    """An action on all jobs that match the filters."""
 
     action: Action
 
@@ -58,18 +55,13 @@ class Matching(OpsJobsQuery):
         return {name: str(value) for name, value in given.items()}
 
     @property
-    def words(self) -> str:
-        told = ", ".join(f"{name.replace('_', ' ')} {value.replace('_', ' ')}" for name, value in self.filters.items())
-        return f"all jobs that match ({told}), the newest {MATCHING_MAX} at most"
-
-    @property
     def fields(self) -> dict[str, str | list[str]]:
         return {"action": self.action, "all": "true", **self.filters}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of each of them. `done`: to the new job of a retry, or the one that was cancelled."""
+    """The result for each job. `done`: the new job of a retry, or the job that was cancelled."""
 
     action: str
     done: dict[JobId, JobId] = field(default_factory=dict)
@@ -80,50 +72,57 @@ class Outcome:
         return Counter(refusal.code for refusal in self.refused.values())
 
 
-async def ask(desk: Desk, visit: Visit) -> web.Response:
-    wanted = _wanted({name: visit.request.query.getall(name) for name in visit.request.query})
-    if wanted.action == "retry":
-        text = (
-            "New jobs will do the same again and may stop the VMs. Jobs that were cancelled or retried before, or whose"
-            " server has had a later job, are refused."
-        )
+_TEXTS: Mapping[Action, str] = {
+    "retry": "New jobs will do the same again and may stop the VMs. Jobs that were cancelled or retried before, or"
+    " whose server has had a later job, are refused.",
+    "cancel": "Queued jobs end as cancelled; jobs that have started are left alone.",
+}
+
+
+async def ask(context: Context, request: OperatorRequest) -> web.Response:
+    order = _order({name: request.http.query.getall(name) for name in request.http.query})
+    if isinstance(order, Selected):
+        jobs, subject = plural(len(order.ids), "job"), ""
     else:
-        text = "Those that have not begun end as failed, cancelled. Others are left alone."
+        count = (await context.operators.jobs(order.filter, Cursor(limit=1))).count
+        jobs = "all matching jobs" if count is None else plural(count, "matching job")
+        filters = ", ".join(f"{plain(name)} {plain(value)}" for name, value in order.filters.items())
+        subject = f"Jobs with {filters} (at most {MATCHING_MAX}, newest first)"
     question = Question(
-        title=f"{wanted.action.capitalize()} {wanted.words}?",
-        text=f"{text} Each job succeeds or fails on its own.",
-        verb="Retry" if wanted.action == "retry" else "Cancel them",
-        back=JOBS,
-        is_grave=wanted.action == "cancel",
-        fields=wanted.fields,
+        title=f"{order.action.capitalize()} {jobs}?",
+        text=f"{_TEXTS[order.action]} Each job succeeds or fails on its own.",
+        verb="Retry" if order.action == "retry" else "Cancel the jobs",
+        dismiss="Cancel" if order.action == "retry" else "Keep the jobs",
+        is_grave=order.action == "cancel",
+        fields=order.fields,
     )
-    return desk.rendering.ask(visit.request, question)
+    return context.rendering.ask(request.http, question, back=JOBS, subject=subject)
 
 
-async def do(desk: Desk, visit: Visit) -> web.Response:
-    wanted = _wanted(visit.form)
-    job_ids, has_more = (wanted.ids, False) if isinstance(wanted, Ticked) else await _matching(desk, wanted)
-    outcome = Outcome(action=wanted.action)
-    each = visit.request[EACH] = []  # as it goes: it may be broken off
+async def do(context: Context, request: OperatorRequest) -> web.Response:
+    order = _order(request.form)
+    job_ids, has_more = (order.ids, False) if isinstance(order, Selected) else await _matching(context, order)
+    outcome = Outcome(action=order.action)
+    entries = request.http[EACH] = []  # filled job by job: the request may be cut off
     for job_id in job_ids:
-        code = await _do_one(desk, visit, outcome, job_id)
-        told = {"job": job_id, "reason": wanted.action, "code": code}
-        if wanted.action == "retry" and not code:
-            told["made"] = f"job {outcome.done[job_id]}"
-        each.append(told)
-    return desk.rendering.page(
-        visit.request, "bulk.html", outcome=outcome, shown=REFUSED_SHOWN, has_more=has_more, back=JOBS
+        code = await _do_one(context, request, outcome, job_id)
+        entry = {"job": job_id, "reason": order.action, "code": code}
+        if order.action == "retry" and not code:
+            entry["made"] = f"job {outcome.done[job_id]}"
+        entries.append(entry)
+    return context.rendering.page(
+        request.http, "bulk.html", outcome=outcome, limit=REFUSED_LIMIT, has_more=has_more, back=JOBS
     )
 
 
-async def _do_one(desk: Desk, visit: Visit, outcome: Outcome, job_id: JobId) -> str:
-    """The code of its refusal, if it was refused."""
+async def _do_one(context: Context, request: OperatorRequest, outcome: Outcome, job_id: JobId) -> str:
+    """The code of its refusal; '' if it was done."""
     try:
         if outcome.action == "retry":
-            request_id = visit.request[requests.REQUEST_ID]
-            job = await desk.operators.retry(job_id, request_id=request_id, in_bulk=True)
+            request_id = request.http[REQUEST_ID]
+            job = await context.operators.retry(job_id, request_id=request_id, in_bulk=True)
         else:
-            job = await desk.operators.cancel(job_id)
+            job = await context.operators.cancel(job_id)
     except errors.Refused as refusal:
         outcome.refused[job_id] = refusal
         return refusal.code
@@ -131,31 +130,30 @@ async def _do_one(desk: Desk, visit: Visit, outcome: Outcome, job_id: JobId) -> 
     return ""
 
 
-async def _matching(desk: Desk, wanted: Matching) -> tuple[Sequence[JobId], bool]:
-    """The jobs, and whether there may be more of them."""
+async def _matching(context: Context, order: Matching) -> tuple[Sequence[JobId], bool]:
+    """The jobs, and whether there may be more."""
     found: list[JobId] = []
     after: str | None = None
-    for _ in range(_PARTS_MAX):
-        part = await desk.operators.jobs(wanted.wanted, Cursor(limit=_PART, after=after))
-        found += [job.id for job in part.results]
-        after = part.after
+    for _ in range(_PAGES_MAX):
+        page = await context.operators.jobs(order.filter, Cursor(limit=_PAGE, after=after))
+        found += [job.id for job in page.results]
+        after = page.after
         if after is None or len(found) >= MATCHING_MAX:
             break
     return found[:MATCHING_MAX], after is not None
 
 
-def _wanted(given: Mapping[str, Sequence[str]]) -> Ticked | Matching:
+def _order(given: Mapping[str, Sequence[str]]) -> Selected | Matching:
     """Raises Problem."""
     values: dict[str, Any] = {name: values[0] for name, values in given.items() if values[0]}
     if "all" not in values:
         if "ids" not in values:
-            raise invalid(FieldError(field="ids", detail="Tick the jobs first."))
-        return requests.validated(values | {"ids": tuple(given["ids"])}, Ticked)
-    wanted = requests.validated({name: value for name, value in values.items() if name != "after"}, Matching)
-    if wanted.state != DONE_TO[wanted.action]:
-        detail = f"Filter for the state {DONE_TO[wanted.action]} first: nothing else can be done to the others."
-        raise invalid(FieldError(field="state", detail=detail))
-    return wanted
+            raise invalid(FieldError(field="ids", detail="Select some jobs first."))
+        return reading.validated(values | {"ids": tuple(given["ids"])}, Selected)
+    order = reading.validated({name: value for name, value in values.items() if name != "after"}, Matching)
+    if order.state != NEEDED_STATE[order.action]:
+        raise invalid(FieldError(field="state", detail=f'Filter by state "{NEEDED_STATE[order.action]}" first.'))
+    return order
 
 
 PAGES: Pages = {BULK: ask}

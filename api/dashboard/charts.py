@@ -1,4 +1,4 @@
-"""The last day as series that a chart can draw: a value for each quarter of an hour, null where nothing ended."""
+"""Chart series of the last 24 hours: a value per 15 minutes, null if no job finished."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Value = float | None
 @dataclass(frozen=True, kw_only=True)
 class Series:
     label: str
-    hue: str  # the kind of job, or `failed`
+    hue: str  # a job kind, or `failed`
     is_dashed: bool
     values: tuple[Value, ...]
 
@@ -34,15 +34,15 @@ class Chart:
 
     @property
     def data(self) -> Mapping[str, object]:
-        """For the script that draws it."""
+        """What charts.js reads."""
         series = [{"label": s.label, "hue": s.hue, "dashed": s.is_dashed, "values": s.values} for s in self.series]
         return {"unit": self.unit, "times": self.times, "series": series}
 
 
-def charts(glance: Overview) -> tuple[Chart, ...]:
-    last = int(glance.at.timestamp()) // POINT_SECONDS * POINT_SECONDS
+def charts(overview: Overview) -> tuple[Chart, ...]:
+    last = int(overview.at.timestamp()) // POINT_SECONDS * POINT_SECONDS
     times = tuple(range(last - (POINTS - 1) * POINT_SECONDS, last + 1, POINT_SECONDS))
-    at = {kind: {int(point.at.timestamp()): point for point in points} for kind, points in glance.charts.items()}
+    at = {kind: {int(point.at.timestamp()): point for point in points} for kind, points in overview.charts.items()}
 
     def series(
         kind: JobKind, label: str, value: Callable[[Point], Value], *, none: Value, dashed: bool = False
@@ -70,15 +70,15 @@ def charts(glance: Overview) -> tuple[Chart, ...]:
         if any(line.values)
     ]
     return (
-        Chart(id="ended", title="Jobs ended", unit="", times=times, series=(*done, _failed(glance, times))),
+        Chart(id="ended", title="Jobs finished", unit="", times=times, series=(*done, _failed(overview, times))),
         Chart(id="seconds", title="Durations", unit="s", times=times, series=tuple(seconds)),
         Chart(id="downtime", title="Guest downtime", unit="s", times=times, series=tuple(downtime)),
     )
 
 
-def _failed(glance: Overview, times: Sequence[int]) -> Series:
+def _failed(overview: Overview, times: Sequence[int]) -> Series:
     counted = dict.fromkeys(times, 0)
-    for point in (point for points in glance.charts.values() for point in points):
+    for point in (point for points in overview.charts.values() for point in points):
         moment = int(point.at.timestamp())
         counted[moment] = counted.get(moment, 0) + point.failed
     return Series(label="failed", hue="failed", is_dashed=False, values=tuple(counted[moment] for moment in times))

@@ -1,39 +1,38 @@
-"""What the nodes have found to differ between the store and the disks."""
+"""The findings: differences between our records and the disks."""
 
 from collections.abc import Mapping
 
 from aiohttp import web
 
-from api.dashboard import desk as at
-from api.dashboard.desk import Desk, Pages
-from api.dashboard.session import Visit
-from api.ops_requests import CursorQuery
+from api.dashboard.context import Context, Pages, read_filters, read_query
+from api.dashboard.session import OperatorRequest
+from api.http.fields import CursorQuery
 
 FINDINGS = "/ops/findings/"
-SHOWN = 50
+LIMIT = 50
 
-# by the words of worker.reconcile, and of the script that takes a node's report
+# by FindingKind, and missing_server, which the store adds
 MEANINGS: Mapping[str, str] = {
-    "unknown_snapshot": "On the disks, and the store did not know it: its customer sees it again. Nothing to do.",
-    "unlisted_snapshot": "Whole on the disks, and not in libvirt's list: listed again. Was the server moved here?",
-    "found_snapshot": "It had been lost, and is whole on the disks: its customer has it again. Nothing to do.",
-    "reverted_snapshot": "Someone took the server back to it past us (virsh?). Who? The runbook says how to end this.",
-    "stray_tag": "Ours by its name, and of nobody that is known, or a part of a lost one: it stays. Whose is it?",
-    "orphaned_tag": "Left by a create that never ended, and no job owns it: it is deleted. Nothing to do.",
-    "lost_snapshot": "The store has it, and no disk does: its customer sees it as failed. Who deleted it, and how?",
-    "torn_snapshot": "Some disks lack it, so it can't be restored. Was a disk added or removed? Tell the customer.",
-    "shared_disk": "Another domain uses this disk, or is based on it: jobs of the server are refused. See the runbook.",
-    "undeleted_snapshot": "Its delete keeps failing, so its space is still used. The server's failed deletes say why.",
-    "missing_server": "It has snapshots, and its node does not report it any more. Was it undefined, or moved?",
-    "untracked_safety": "A restore's safety snapshot that the journal did not know: kept for its usual time.",
+    "unknown_snapshot": "Missing from our records. It was added again; its customer sees it. No action needed.",
+    "unlisted_snapshot": "Missing from libvirt's list. It was added again. Was the server moved here?",
+    "found_snapshot": "It was lost and is back on every disk; its customer sees it again. No action needed.",
+    "reverted_snapshot": "Reverted outside this service (virsh?). Find out who did it. See the runbook for what to do.",
+    "stray_tag": "Named like one of ours but matches no record. Left in place; find its owner.",
+    "orphaned_tag": "Left by a create that never finished. It is deleted automatically. No action needed.",
+    "lost_snapshot": "Missing from every disk; shown to the customer as failed. Find out who deleted it.",
+    "torn_snapshot": "Missing from some disks; can't be restored. Was a disk added or removed? Tell the customer.",
+    "shared_disk": "Another domain uses or is based on this disk; jobs for the server are rejected. See the runbook.",
+    "undeleted_snapshot": "Deleting it keeps failing, so it still uses space. See the server's failed deletes.",
+    "missing_server": "It has snapshots, but its node no longer reports it. Was it undefined or moved?",
+    "untracked_safety": "A restore's safety snapshot that was missing from the journal. Kept for the usual time.",
 }
 
 
-async def show_all(desk: Desk, visit: Visit) -> web.Response:
-    query = at.query(visit, CursorQuery, limit=SHOWN)
-    part = await desk.operators.findings(query.cursor)
-    return desk.rendering.page(
-        visit.request, "findings.html", filters=at.filters(visit, query), part=part, meanings=MEANINGS
+async def show_all(context: Context, request: OperatorRequest) -> web.Response:
+    query = read_query(request, CursorQuery, limit=LIMIT)
+    page = await context.operators.findings(query.cursor)
+    return context.rendering.page(
+        request.http, "findings.html", filters=read_filters(request, query), page=page, meanings=MEANINGS
     )
 
 

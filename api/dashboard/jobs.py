@@ -1,4 +1,4 @@
-"""The jobs: the list, one with all that is known of it, and what can be done to one."""
+"""The jobs: the list, the page of one job, and the actions on it."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,77 +8,80 @@ from typing import Any
 
 from aiohttp import web
 
-from api import requests
-from api.dashboard import desk as at
-from api.dashboard.desk import Desk, Pages
+from api.dashboard.context import Context, Pages, read_filters, read_query, read_reason
 from api.dashboard.rendering import Question
-from api.dashboard.session import Visit
-from api.ops_requests import OpsJobsQuery
+from api.dashboard.session import OperatorRequest
+from api.http.fields import JOB_ID
+from api.http.marks import REQUEST_ID
+from api.http.reading import in_path
+from api.jobs.bodies import OpsJobsQuery
 from worker.store.model import STEPS, Job, JobKind, JobState, Step
 from worker.store.operators.records import OpsJob, StepTaken
 
 JOBS = "/ops/jobs/"
 JOB = f"{JOBS}{{job_id}}/"
-SHOWN = 50
+LIMIT = 50
 RARE = frozenset({Step.CLEARING, Step.ADAPTING, Step.UNDOING, Step.CLEANING})
-DONE_TO = {"retry": "failed", "cancel": "queued"}  # to jobs in this state alone
+NEEDED_STATE = {"retry": "failed", "cancel": "queued"}  # by the action
 
 
-async def show_all(desk: Desk, visit: Visit) -> web.Response:
-    query = at.query(visit, OpsJobsQuery, limit=SHOWN)
-    part = await desk.operators.jobs(query.wanted, query.cursor)
-    filters = at.filters(visit, query)
-    return desk.rendering.page(visit.request, "jobs.html", filters=filters, part=part, bulk=_bulk(filters), query=query)
+async def show_all(context: Context, request: OperatorRequest) -> web.Response:
+    query = read_query(request, OpsJobsQuery, limit=LIMIT)
+    page = await context.operators.jobs(query.filter, query.cursor)
+    filters = read_filters(request, query)
+    return context.rendering.page(
+        request.http, "jobs.html", filters=filters, page=page, bulk=_bulk(filters), query=query
+    )
 
 
 def _bulk(filters: Mapping[str, str]) -> list[str]:
-    """What can be done to all that the filters match."""
-    return [action for action, state in DONE_TO.items() if filters.get("state") == state]
+    """The actions that all matching jobs allow."""
+    return [action for action, state in NEEDED_STATE.items() if filters.get("state") == state]
 
 
-async def show_one(desk: Desk, visit: Visit) -> web.Response:
-    found = await desk.operators.job(requests.job_id(visit.request))
+async def show_one(context: Context, request: OperatorRequest) -> web.Response:
+    found = await context.operators.job(in_path(request.http, JOB_ID))
     steps = _steps(found)
-    return desk.rendering.page(
-        visit.request,
+    return context.rendering.page(
+        request.http,
         "job.html",
         found=found,
         job=found.job,
         steps=steps,
         longest=max((step.seconds for step in steps), default=0) or 1,
-        actions=[name for name, offered in ACTIONS_ON_ONE.items() if offered.is_for(found)],
-        to_come=_to_come(found),
+        actions=[action for action, applies in _APPLIES.items() if applies(found)],
+        pending=_pending(found),
         lines=[_line(line) for line in found.log],
-        runbook_url=desk.runbook_url,
+        runbook_url=context.runbook_url,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShownStep:
-    """`tone`: past, bad where it failed, now. `seconds`: so far, of what is under way."""
+class StepRow:
+    """`tone`: past, bad if it failed, now. `seconds`: of the current step, until now."""
 
     taken: StepTaken
     tone: str
     seconds: float
 
 
-def _steps(found: OpsJob) -> list[ShownStep]:
-    """What was tried again has failed before; which step failed for good is said by the log."""
+def _steps(found: OpsJob) -> list[StepRow]:
+    """A step that was tried again failed before; the log says which step failed last."""
     failed = {line.get("step") for line in found.log if line.get("event") == "step.failed"}
     names = [taken.step for taken in found.steps]
-    shown = []
+    steps = []
     for place, taken in enumerate(found.steps):
         rest = names[place + 1 :]
         is_tried_again = bool(rest) and rest[0] == taken.step
         is_bad = is_tried_again or (taken.step in failed and taken.step not in rest)
         tone = "now" if taken.seconds is None else "bad" if is_bad else "past"
         so_far = (datetime.now(UTC) - taken.started_at).total_seconds() if taken.seconds is None else taken.seconds
-        shown.append(ShownStep(taken=taken, tone=tone, seconds=max(0.0, so_far)))
-    return shown
+        steps.append(StepRow(taken=taken, tone=tone, seconds=max(0.0, so_far)))
+    return steps
 
 
-def _to_come(found: OpsJob) -> list[str]:
-    """The steps that an unfinished job may still take; those that few jobs need are left out."""
+def _pending(found: OpsJob) -> list[str]:
+    """The steps that an unfinished job may still take, without those that few jobs need."""
     if found.job.state.is_final:
         return []
     steps = [step for step in STEPS[found.job.kind] if step not in RARE]
@@ -89,7 +92,7 @@ def _to_come(found: OpsJob) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line of the worker's log. `level`: '' where it is nothing out of the ordinary."""
+    """A line of the worker's log. `level`: '' below warning."""
 
     clock: str
     level: str
@@ -98,8 +101,8 @@ class Line:
     fields: Mapping[str, str]
 
 
-def _line(said: Mapping[str, Any]) -> Line:
-    words = {name: text if isinstance(text, str) else json.dumps(text) for name, text in said.items()}
+def _line(record: Mapping[str, Any]) -> Line:
+    words = {name: text if isinstance(text, str) else json.dumps(text) for name, text in record.items()}
     level = words.pop("level", "info")
     return Line(
         clock=words.pop("timestamp", "")[11:19],
@@ -108,18 +111,6 @@ def _line(said: Mapping[str, Any]) -> Line:
         tone={"warning": "warn", "error": "bad", "critical": "bad"}.get(level, ""),
         fields=words,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Offered:
-    """An action on one job: what it asks, and for which jobs it makes sense."""
-
-    title: str
-    text: str
-    verb: str
-    wants_reason: bool = False
-    is_grave: bool = False
-    is_for: Callable[[OpsJob], bool]
 
 
 def _is_retryable(found: OpsJob) -> bool:
@@ -131,46 +122,37 @@ def _is_cancellable(found: OpsJob) -> bool:
     return found.job.state is JobState.QUEUED and found.job.kind is not JobKind.DELETE
 
 
-def _is_stranded(found: OpsJob) -> bool:
-    return found.job.needs_person
-
-
-ACTIONS_ON_ONE: Mapping[str, Offered] = {
-    "retry": Offered(
-        title="Try it again?",
-        text="What it was to do is admitted anew, as a new job, where the rules permit. The VM may be stopped for it.",
+_APPLIES: Mapping[str, Callable[[OpsJob], bool]] = {
+    "retry": _is_retryable,
+    "cancel": _is_cancellable,
+    "resolve": lambda found: found.job.needs_person,
+}
+_QUESTIONS: Mapping[str, Question] = {
+    "retry": Question(
+        title="Retry this job?",
+        text="A new job will do the same again and may stop the VM. It is refused if limits no longer allow it.",
         verb="Retry",
-        is_for=_is_retryable,
     ),
-    "cancel": Offered(
-        title="Cancel the job?",
-        text="It has not begun; its owner sees it as failed, cancelled. A create's snapshot is marked as failed.",
+    "cancel": Question(
+        title="Cancel this job?",
+        text="It has not started. The customer sees it as failed (cancelled). A create's snapshot is marked as failed.",
         verb="Cancel the job",
+        dismiss="Keep the job",
         is_grave=True,
-        is_for=_is_cancellable,
     ),
-    "resolve": Offered(
-        title="Is the server right again?",
-        text="Say so when a person has put right what the job had stranded. It changes nothing on the node.",
-        verb="It is resolved",
+    "resolve": Question(
+        title="Is the server fixed?",
+        text="Confirm this after you have fixed the server by hand. It changes nothing on the node.",
+        verb="Mark as resolved",
         wants_reason=True,
-        is_for=_is_stranded,
     ),
 }
 
 
-async def ask(desk: Desk, visit: Visit) -> web.Response:
-    job = (await desk.operators.job(requests.job_id(visit.request))).job
-    offered = ACTIONS_ON_ONE[visit.request.match_info["action"]]
-    question = Question(
-        title=offered.title,
-        text=f"{_named(job)}. {offered.text}",
-        verb=offered.verb,
-        back=f"{JOBS}{job.id}/",
-        wants_reason=offered.wants_reason,
-        is_grave=offered.is_grave,
-    )
-    return desk.rendering.ask(visit.request, question)
+async def ask(context: Context, request: OperatorRequest) -> web.Response:
+    job = (await context.operators.job(in_path(request.http, JOB_ID))).job
+    question = _QUESTIONS[request.http.match_info["action"]]
+    return context.rendering.ask(request.http, question, back=f"{JOBS}{job.id}/", subject=_named(job))
 
 
 def _named(job: Job) -> str:
@@ -179,26 +161,26 @@ def _named(job: Job) -> str:
     return f"{kind} for server {job.server_id} ({job.server_name}){snapshot}, job {job.id[:8]}"
 
 
-async def retry(desk: Desk, visit: Visit) -> web.Response:
-    job_id = requests.job_id(visit.request)
-    new = await desk.operators.retry(job_id, request_id=visit.request[requests.REQUEST_ID])
-    text = f"Job {job_id[:8]} is tried again, as job {new.id[:8]}."
-    response = desk.rendering.done(visit.request, text, back=f"{JOBS}{job_id}/", link=f"{JOBS}{new.id}/")
+async def retry(context: Context, request: OperatorRequest) -> web.Response:
+    job_id = in_path(request.http, JOB_ID)
+    new = await context.operators.retry(job_id, request_id=request.http[REQUEST_ID])
+    text = f"Job {job_id[:8]} retried as job {new.id[:8]}."
+    response = context.rendering.done(request.http, text, back=f"{JOBS}{job_id}/", link=f"{JOBS}{new.id}/")
     response.headers["X-Job-Id"] = new.id
     return response
 
 
-async def cancel(desk: Desk, visit: Visit) -> web.Response:
-    job_id = requests.job_id(visit.request)
-    await desk.operators.cancel(job_id)
-    return desk.rendering.done(visit.request, f"Job {job_id[:8]} is cancelled.", back=f"{JOBS}{job_id}/")
+async def cancel(context: Context, request: OperatorRequest) -> web.Response:
+    job_id = in_path(request.http, JOB_ID)
+    await context.operators.cancel(job_id)
+    return context.rendering.done(request.http, f"Job {job_id[:8]} cancelled.", back=f"{JOBS}{job_id}/")
 
 
-async def resolve(desk: Desk, visit: Visit) -> web.Response:
-    job_id, reason = requests.job_id(visit.request), at.reason(visit)
-    found = await desk.operators.resolve(job_id, by=visit.token.name, reason=reason)
-    text = f"Server {found.job.server_id} is noted as put right."
-    return desk.rendering.done(visit.request, text, back=f"{JOBS}{job_id}/")
+async def resolve(context: Context, request: OperatorRequest) -> web.Response:
+    job_id, reason = in_path(request.http, JOB_ID), read_reason(request)
+    found = await context.operators.resolve(job_id, by=request.token.name, reason=reason)
+    text = f"Server {found.job.server_id} marked as resolved."
+    return context.rendering.done(request.http, text, back=f"{JOBS}{job_id}/")
 
 
 PAGES: Pages = {JOBS: show_all, JOB: show_one, f"{JOB}{{action:retry|cancel|resolve}}/": ask}

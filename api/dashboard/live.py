@@ -1,18 +1,18 @@
-"""The stream of events that tells open pages to look again."""
+"""The event stream that makes open pages refresh."""
 
 from aiohttp import web
 
-from api.dashboard.desk import Desk
-from api.dashboard.session import Visit
-from api.streams import opened
+from api.dashboard.context import Context
+from api.dashboard.session import OperatorRequest
+from api.events.streams import event_stream
 
 
-async def follow(desk: Desk, visit: Visit) -> web.StreamResponse:
-    # From now on: a page that was away for a while asks for all of itself again, and needs no event of before.
-    return await desk.streams.send(
-        visit.request,
-        opened(),
+async def follow(context: Context, request: OperatorRequest) -> web.StreamResponse:
+    # No replay: a page that reconnects refreshes as a whole.
+    return await context.streams.send(
+        request.http,
+        event_stream(),
         None,
         last_event_id=None,
-        still_allowed=lambda: desk.door.still(visit.request),
+        still_allowed=lambda: context.guard.is_valid(request.http),
     )

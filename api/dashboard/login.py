@@ -2,36 +2,36 @@
 
 from aiohttp import web
 
-from api import requests
 from api.dashboard import session
-from api.dashboard.desk import Desk, Pages
-from api.dashboard.session import LOGIN, Visit
-from api.middleware import PROBLEM
-from api.problems import Problem
+from api.dashboard.context import Context, Pages
+from api.dashboard.session import LOGIN, OperatorRequest
+from api.http import reading
+from api.http.marks import PROBLEM
+from api.http.problems import Problem
 
 LOGOUT = "/ops/logout/"
-SECRET_MAX = 200  # characters: no token is that long
+SECRET_MAX = 200  # characters; tokens are shorter
 
 
-async def show(desk: Desk, request: web.Request) -> web.Response:
-    return _page(desk, request, where=request.query.get("next", ""))
+async def show(context: Context, request: web.Request) -> web.Response:
+    return _page(context, request, where=request.query.get("next", ""))
 
 
-async def enter(desk: Desk, request: web.Request) -> web.Response:
-    form = await requests.form(request, timeout_seconds=desk.door.body_seconds)
+async def login(context: Context, request: web.Request) -> web.Response:
+    form = await reading.form(request)
     secret, where = (" ".join(form.get(name, [""])).strip() for name in ("token", "next"))
     try:
-        session_id = await desk.door.login(request, secret[:SECRET_MAX])
+        session_id = await context.guard.login(request, secret[:SECRET_MAX])
     except Problem as problem:
         request[PROBLEM] = problem.code
-        return _page(desk, request, where=where, problem=problem)
+        return _page(context, request, where=where, problem=problem)
     response = web.Response(status=303, headers={"Location": session.local(where), "Cache-Control": "no-store"})
     session.set_cookie(response, session_id)
     return response
 
 
-def _page(desk: Desk, request: web.Request, *, where: str, problem: Problem | None = None) -> web.Response:
-    response = desk.rendering.page(
+def _page(context: Context, request: web.Request, *, where: str, problem: Problem | None = None) -> web.Response:
+    response = context.rendering.page(
         request,
         "login.html",
         status=problem.status if problem else 200,
@@ -44,11 +44,11 @@ def _page(desk: Desk, request: web.Request, *, where: str, problem: Problem | No
     return response
 
 
-async def leave(desk: Desk, visit: Visit) -> web.Response:
-    await desk.door.leave(visit)
+async def logout(context: Context, request: OperatorRequest) -> web.Response:
+    await context.guard.logout(request)
     response = web.Response(status=303, headers={"Location": LOGIN, "Cache-Control": "no-store"})
     session.drop_cookie(response)
     return response
 
 
-ACTIONS: Pages = {LOGOUT: leave}
+ACTIONS: Pages = {LOGOUT: logout}

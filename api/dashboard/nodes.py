@@ -1,100 +1,87 @@
-"""The nodes, and what can be asked of one."""
+"""The nodes: the list, the page of one node, and the actions on it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 from aiohttp import web
 
-from api import ops_requests
-from api.dashboard import desk as at
-from api.dashboard.desk import Desk, Pages
+from api.dashboard.context import Context, Pages, read_filters, read_query, read_reason
 from api.dashboard.overview import is_low
 from api.dashboard.rendering import Question
-from api.dashboard.session import Visit
-from api.ops_requests import OpsNodesQuery
+from api.dashboard.session import OperatorRequest
+from api.http import fields
+from api.http.reading import in_path
+from api.operators.bodies import OpsNodesQuery
+from api.words import plural
 from worker.store.model import JobState
 from worker.store.operators.operator_store import Cursor, JobFilter
 
 NODES = "/ops/nodes/"
 NODE = f"{NODES}{{node}}/"
-SHOWN = 50
-JOBS_SHOWN = 25
+LIMIT = 50
+JOBS_LIMIT = 25
 
 
-async def show_all(desk: Desk, visit: Visit) -> web.Response:
-    query = at.query(visit, OpsNodesQuery, limit=SHOWN)
-    part = await desk.operators.nodes(state=query.state, sort=query.sort, cursor=query.cursor)
-    return desk.rendering.page(
-        visit.request, "nodes.html", filters=at.filters(visit, query), query=query, part=part, is_low=is_low
+async def show_all(context: Context, request: OperatorRequest) -> web.Response:
+    query = read_query(request, OpsNodesQuery, limit=LIMIT)
+    page = await context.operators.nodes(state=query.state, sort=query.sort, cursor=query.cursor)
+    return context.rendering.page(
+        request.http, "nodes.html", filters=read_filters(request, query), query=query, page=page, is_low=is_low
     )
 
 
-async def show_one(desk: Desk, visit: Visit) -> web.Response:
-    name = ops_requests.node(visit.request)
-    found = await desk.operators.node(name)
+async def show_one(context: Context, request: OperatorRequest) -> web.Response:
+    name = in_path(request.http, fields.NODE)
+    found = await context.operators.node(name)
     lists = {
-        state: await desk.operators.jobs(JobFilter(node=name, state=state), Cursor(limit=JOBS_SHOWN))
+        state: await context.operators.jobs(JobFilter(node=name, state=state), Cursor(limit=JOBS_LIMIT))
         for state in (JobState.IN_PROGRESS, JobState.QUEUED, JobState.FAILED)
     }
-    return desk.rendering.page(visit.request, "node.html", node=found, lists=lists, is_low=is_low)
+    return context.rendering.page(request.http, "node.html", node=found, lists=lists, is_low=is_low)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Ask:
-    title: str
-    text: str
-    verb: str
-    wants_reason: bool = True
-
-
-_ASKS: Mapping[str, _Ask] = {
-    "pause": _Ask(
-        title="Pause the node",
-        text="It takes no new job; those that run end. Jobs are still admitted, and wait until the node is resumed.",
+_QUESTIONS: Mapping[str, Question] = {
+    "pause": Question(
+        title="Pause {}?",
+        text="It starts no new jobs; running jobs finish. New jobs are accepted and wait until you resume the node.",
         verb="Pause",
+        wants_reason=True,
     ),
-    "resume": _Ask(title="Resume the node", text="It takes the jobs that wait at once.", verb="Resume"),
-    "reconcile": _Ask(
-        title="Reconcile the node",
-        text="Its worker compares all its servers, disks and snapshots with the store. No VM is stopped.",
+    "resume": Question(title="Resume {}?", text="Waiting jobs start immediately.", verb="Resume", wants_reason=True),
+    "reconcile": Question(
+        title="Reconcile {}?",
+        text="Its worker compares all servers, disks and snapshots with our records. No VM is stopped.",
         verb="Reconcile",
-        wants_reason=False,
     ),
 }
 
 
-async def ask(desk: Desk, visit: Visit) -> web.Response:
-    node = await desk.operators.node(ops_requests.node(visit.request))
-    asked = _ASKS[visit.request.match_info["action"]]
-    question = Question(
-        title=f"{asked.title} {node.name}?",
-        text=asked.text,
-        verb=asked.verb,
-        back=f"{NODES}{node.name}/",
-        wants_reason=asked.wants_reason,
-    )
-    return desk.rendering.ask(visit.request, question)
+async def ask(context: Context, request: OperatorRequest) -> web.Response:
+    node = await context.operators.node(in_path(request.http, fields.NODE))
+    question = _QUESTIONS[request.http.match_info["action"]]
+    question = replace(question, title=question.title.format(node.name))
+    return context.rendering.ask(request.http, question, back=f"{NODES}{node.name}/")
 
 
-async def pause(desk: Desk, visit: Visit) -> web.Response:
-    name, reason = ops_requests.node(visit.request), at.reason(visit)
-    node = await desk.operators.pause(name, by=visit.token.name, reason=reason)
-    running = f"; {node.running} of its jobs still run" if node.running else ""
-    return desk.rendering.done(visit.request, f"{name} is paused{running}.", back=f"{NODES}{name}/")
+async def pause(context: Context, request: OperatorRequest) -> web.Response:
+    name, reason = in_path(request.http, fields.NODE), read_reason(request)
+    node = await context.operators.pause(name, by=request.token.name, reason=reason)
+    running = f"; {plural(node.running, 'job')} still running" if node.running else ""
+    return context.rendering.done(request.http, f"{name} paused{running}.", back=f"{NODES}{name}/")
 
 
-async def resume(desk: Desk, visit: Visit) -> web.Response:
-    name = ops_requests.node(visit.request)
-    at.reason(visit)
-    await desk.operators.resume(name)
-    return desk.rendering.done(visit.request, f"{name} takes jobs again.", back=f"{NODES}{name}/")
+async def resume(context: Context, request: OperatorRequest) -> web.Response:
+    name = in_path(request.http, fields.NODE)
+    read_reason(request)
+    await context.operators.resume(name)
+    return context.rendering.done(request.http, f"{name} resumed.", back=f"{NODES}{name}/")
 
 
-async def reconcile(desk: Desk, visit: Visit) -> web.Response:
-    name = ops_requests.node(visit.request)
-    await desk.operators.reconcile(name)
-    text = f"{name} was asked to reconcile; it hears of it within seconds."
-    return desk.rendering.done(visit.request, text, back=f"{NODES}{name}/")
+async def reconcile(context: Context, request: OperatorRequest) -> web.Response:
+    name = in_path(request.http, fields.NODE)
+    await context.operators.reconcile(name)
+    text = f"Reconcile requested on {name}; it starts within seconds."
+    return context.rendering.done(request.http, text, back=f"{NODES}{name}/")
 
 
 PAGES: Pages = {NODES: show_all, NODE: show_one, f"{NODE}{{action:pause|resume|reconcile}}/": ask}

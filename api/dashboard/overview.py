@@ -1,4 +1,4 @@
-"""The first page: what needs a person comes first."""
+"""The overview: what needs an operator comes first."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from api.dashboard.charts import charts
-from api.dashboard.desk import Desk, Pages
-from api.dashboard.session import HOME, Visit
-from api.dashboard.words import size, span
+from api.dashboard.context import Context, Pages
+from api.dashboard.session import HOME, OperatorRequest
+from api.words import plural, size, span
 from worker.store import errors
 from worker.store.model import Job, JobState
 from worker.store.operators.operator_store import Cursor, JobFilter, OperatorStore
@@ -16,14 +16,14 @@ from worker.store.operators.overview import Overview
 from worker.store.operators.records import Node, OpsServer
 from worker.store.reports import Pool
 
-SHOWN = 10  # of each list: the page tells where the rest is
+LIMIT = 10  # of each list; the page links to the rest
 LOW_SHARE = 0.1  # of a pool's bytes that are free
-WAITS_LONG_SECONDS = 300.0  # a job that waits for longer is an alarm: its node takes a free one within milliseconds
+WAITS_LONG_SECONDS = 300.0  # longer is an alarm: an idle node starts a job within milliseconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stranded:
-    """A server that needs a person, with the job that stranded it; None: its record is gone."""
+    """A stranded server. `job`: None if its record has expired."""
 
     server: OpsServer
     job: Job | None
@@ -31,7 +31,7 @@ class Stranded:
 
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
-    """What an operator should know before a customer does. `is_grave`: customers' jobs don't go on."""
+    """`is_grave`: customers' jobs do not progress."""
 
     is_grave: bool
     text: str
@@ -39,33 +39,35 @@ class Alarm:
     href: str
 
 
-async def show(desk: Desk, visit: Visit) -> web.Response:
-    operators = desk.operators
-    glance = await operators.overview()
-    stranded = await _stranded(operators, glance)
-    running = await operators.jobs(JobFilter(state=JobState.IN_PROGRESS), Cursor(limit=SHOWN))
-    failed = await operators.jobs(JobFilter(state=JobState.FAILED), Cursor(limit=SHOWN)) if glance.failed_day else None
-    return desk.rendering.page(
-        visit.request,
+async def show(context: Context, request: OperatorRequest) -> web.Response:
+    operators = context.operators
+    overview = await operators.overview()
+    stranded = await _stranded(operators, overview)
+    running = await operators.jobs(JobFilter(state=JobState.IN_PROGRESS), Cursor(limit=LIMIT))
+    failed = (
+        await operators.jobs(JobFilter(state=JobState.FAILED), Cursor(limit=LIMIT)) if overview.failed_day else None
+    )
+    return context.rendering.page(
+        request.http,
         "overview.html",
-        glance=glance,
+        overview=overview,
         stranded=stranded,
-        alarms=await alarms(operators, glance),
+        alarms=await alarms(operators, overview),
         running=running.results,
         failed=failed.results if failed else (),
-        charts=charts(glance),
+        charts=charts(overview),
     )
 
 
-async def _stranded(operators: OperatorStore, glance: Overview) -> list[Stranded]:
-    if not glance.stranded_servers:
+async def _stranded(operators: OperatorStore, overview: Overview) -> list[Stranded]:
+    if not overview.stranded_servers:
         return []
-    part = await operators.servers(node=None, account_id=None, stranded=True, cursor=Cursor(limit=SHOWN))
-    return [Stranded(server=server, job=await stranding_job(operators, server)) for server in part.results]
+    page = await operators.servers(node=None, account_id=None, stranded=True, cursor=Cursor(limit=LIMIT))
+    return [Stranded(server=server, job=await stranding_job(operators, server)) for server in page.results]
 
 
 async def stranding_job(operators: OperatorStore, server: OpsServer) -> Job | None:
-    """What has stranded the server; None also where the job's record is gone."""
+    """The job that stranded the server; None if its record has expired."""
     if server.stranded_by is None:
         return None
     try:
@@ -74,19 +76,19 @@ async def stranding_job(operators: OperatorStore, server: OpsServer) -> Job | No
         return None
 
 
-async def alarms(operators: OperatorStore, glance: Overview) -> list[Alarm]:
-    """What is out of order, what is graver first."""
+async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
+    """Graver ones first."""
     found = [
-        *await _silent(operators, glance.nodes - glance.nodes_alive),
-        *_waiting(glance),
+        *await _silent(operators, overview.nodes - overview.nodes_alive),
+        *_waiting(overview),
         *await _full(operators),
-        *await _paused(operators, glance.nodes_paused),
+        *await _paused(operators, overview.nodes_paused),
     ]
-    if count := glance.failed_hour:
-        text = f"{count} {'job' if count == 1 else 'jobs'} failed within the hour"
+    if count := overview.failed_hour:
+        text = f"{plural(count, 'job')} failed in the last hour"
         found.append(Alarm(is_grave=False, text=text, more="", href="/ops/jobs/?state=failed"))
-    if count := glance.servers_with_findings:
-        text = f"Reconciliation has found something on {_servers(count)}"
+    if count := overview.servers_with_findings:
+        text = f"Reconciliation found differences on {plural(count, 'server')}"
         found.append(Alarm(is_grave=False, text=text, more="", href="/ops/findings/"))
     return found
 
@@ -94,22 +96,22 @@ async def alarms(operators: OperatorStore, glance: Overview) -> list[Alarm]:
 async def _silent(operators: OperatorStore, count: int) -> Iterable[Alarm]:
     if count <= 0:
         return ()
-    part = await operators.nodes(state="silent", sort="heartbeat", cursor=Cursor(limit=min(count, SHOWN)))
-    text = f"{_nodes(count)} silent: new jobs for {'its' if count == 1 else 'their'} servers are refused"
-    return (Alarm(is_grave=True, text=text, more=_names(part.results, count), href="/ops/nodes/?state=silent"),)
+    page = await operators.nodes(state="silent", sort="heartbeat", cursor=Cursor(limit=min(count, LIMIT)))
+    text = f"{_nodes(count)} not responding; new jobs for {'its' if count == 1 else 'their'} servers are rejected"
+    return (Alarm(is_grave=True, text=text, more=_names(page.results, count), href="/ops/nodes/?state=silent"),)
 
 
-def _waiting(glance: Overview) -> Iterable[Alarm]:
-    oldest = glance.oldest
-    if oldest is None or (waited := (glance.at - oldest.queued_at).total_seconds()) < WAITS_LONG_SECONDS:
+def _waiting(overview: Overview) -> Iterable[Alarm]:
+    oldest = overview.oldest
+    if oldest is None or (waited := (overview.at - oldest.queued_at).total_seconds()) < WAITS_LONG_SECONDS:
         return ()
-    text = f"A job has waited for {span(waited)}"
+    text = f"Oldest job has been waiting {span(waited)}"
     return (Alarm(is_grave=True, text=text, more="", href=f"/ops/jobs/{oldest.job_id}/"),)
 
 
 async def _full(operators: OperatorStore) -> Iterable[Alarm]:
-    part = await operators.nodes(state=None, sort="free", cursor=Cursor(limit=SHOWN))
-    full = [(node, pool) for node in part.results if node.facts for pool in node.facts.pools if is_low(pool)]
+    page = await operators.nodes(state=None, sort="free", cursor=Cursor(limit=LIMIT))
+    full = [(node, pool) for node in page.results if node.facts for pool in node.facts.pools if is_low(pool)]
     return [
         Alarm(
             is_grave=False,
@@ -117,16 +119,16 @@ async def _full(operators: OperatorStore) -> Iterable[Alarm]:
             more=f"{size(pool.free_bytes)} of {size(pool.total_bytes)} free in {pool.path}",
             href=f"/ops/nodes/{node.name}/",
         )
-        for node, pool in full[:SHOWN]
+        for node, pool in full[:LIMIT]
     ]
 
 
 async def _paused(operators: OperatorStore, count: int) -> Iterable[Alarm]:
     if count <= 0:
         return ()
-    part = await operators.nodes(state="paused", sort="name", cursor=Cursor(limit=min(count, SHOWN)))
-    text = f"{_nodes(count)} paused: jobs wait there"
-    return (Alarm(is_grave=False, text=text, more=_names(part.results, count), href="/ops/nodes/?state=paused"),)
+    page = await operators.nodes(state="paused", sort="name", cursor=Cursor(limit=min(count, LIMIT)))
+    text = f"{_nodes(count)} paused; {'its' if count == 1 else 'their'} jobs are waiting"
+    return (Alarm(is_grave=False, text=text, more=_names(page.results, count), href="/ops/nodes/?state=paused"),)
 
 
 def is_low(pool: Pool) -> bool:
@@ -134,11 +136,7 @@ def is_low(pool: Pool) -> bool:
 
 
 def _nodes(count: int) -> str:
-    return "1 node is" if count == 1 else f"{count} nodes are"
-
-
-def _servers(count: int) -> str:
-    return "1 server" if count == 1 else f"{count} servers"
+    return f"{plural(count, 'node')} {'is' if count == 1 else 'are'}"
 
 
 def _names(nodes: Iterable[Node], count: int) -> str:

@@ -1,8 +1,8 @@
-"""Pages: a template around what it shows, with the headers that keep a browser from doing anything else with it."""
+"""HTML responses: templates, and headers that restrict what a browser may do with a page."""
 
 import gzip
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -10,14 +10,14 @@ from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from yarl import URL
 
-from api.caching import PACKED_FROM_BYTES, takes_gzip
-from api.dashboard import words
+from api import words
 from api.dashboard.assets import Assets
-from api.dashboard.session import VISIT
-from api.problems import Problem
-from api.requests import REQUEST_ID
+from api.dashboard.session import SESSION
+from api.http.caching import PACKED_FROM_BYTES, takes_gzip
+from api.http.marks import REQUEST_ID
+from api.http.problems import Problem
 
-# Everything comes from here; nothing is run or styled inline, also if a text should ever get past the escaping.
+# No inline script or style and nothing from other hosts, in case a text ever gets past the escaping.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self';"
     " base-uri 'none'; frame-ancestors 'none'"
@@ -35,28 +35,28 @@ HEADERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What an action asks before it is done; the form that is sent is for the same path."""
+    """The confirmation that an action needs. Its form is posted to the page's own path."""
 
     title: str
     text: str
     verb: str  # on the button
-    back: str  # where to go on without it
+    dismiss: str = "Cancel"  # on the other button
     wants_reason: bool = False
-    is_grave: bool = False
-    fields: Mapping[str, str | list[str]] | None = None  # that are sent along
+    is_grave: bool = False  # a red button
+    fields: Mapping[str, str | list[str]] = field(default_factory=dict)  # hidden inputs
 
 
 def address(path: str, given: Mapping[str, str] | None = None, **other: str | None) -> str:
-    """A path with a query: what was `given`, but for what is `other`; None: without that."""
+    """A path with a query: `given`, overridden by `other`; None or '' removes a parameter."""
     return str(URL(path).with_query({name: text for name, text in ({**(given or {}), **other}).items() if text}))
 
 
 def is_fragment(request: web.Request) -> bool:
-    """Asked for by a page of ours, to put it into itself."""
+    """Whether htmx asked for it, to put it into a page that is open."""
     return request.headers.get("HX-Request") == "true"
 
 
-@cache  # what is compiled serves every application of the process
+@cache  # compiled templates serve every application of the process
 def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("api.dashboard"),
@@ -66,45 +66,53 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals["address"] = address
-    told = (words.span, words.rough, words.ago, words.absolute, words.machine, words.size, words.number, words.plain)
-    environment.filters |= {filter_.__name__: filter_ for filter_ in told}
+    filters = (
+        words.span,
+        words.ago,
+        words.absolute,
+        words.machine,
+        words.size,
+        words.number,
+        words.plural,
+        words.plain,
+    )
+    environment.filters |= {function.__name__: function for function in filters}
     return environment
 
 
 class Rendering:
-    """The templates. A page is sent whole; of one that a page of ours asks for, its inside only."""
+    """Renders templates: whole pages, or for htmx only what is inside `main`."""
 
     def __init__(self, assets: Assets) -> None:
         self._assets = assets
 
-    def page(self, request: web.Request, template: str, *, status: int = 200, **shown: Any) -> web.Response:
-        """`shown`: what the template needs."""
-        inside = is_fragment(request)
-        visit = request.get(VISIT)
+    def page(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
+        """`values`: what the template uses beside what every page has."""
         text = (
             _templates()
             .get_template(template)
             .render(
                 asset=self._assets.url,
-                layout="inside.html" if inside else "layout.html",
-                visit=visit,
+                layout="inside.html" if is_fragment(request) else "layout.html",
+                session=request.get(SESSION),
                 path=request.path,
                 here=str(request.rel_url),
                 request_id=request.get(REQUEST_ID, ""),
-                **shown,
+                **values,
             )
         )
         return _response(request, text, status=status)
 
-    def ask(self, request: web.Request, question: Question) -> web.Response:
-        return self.page(request, "ask.html", question=question)
+    def ask(self, request: web.Request, question: Question, *, back: str, subject: str = "") -> web.Response:
+        """`back`: the page that the other button leads to. `subject`: what the action is for, before the text."""
+        return self.page(request, "ask.html", question=question, back=back, subject=subject)
 
     def done(self, request: web.Request, text: str, *, back: str, link: str | None = None) -> web.Response:
-        """That an action was done. `link`: to what it has made."""
+        """The result of an action. `link`: to what it created."""
         return self.page(request, "done.html", text=text, back=back, link=link)
 
     def refuse(self, request: web.Request, problem: Problem) -> web.Response:
-        """Why something was not done, on a page that stays as it is where there is one."""
+        """An error: a page, or for htmx a notice in the page that is open."""
         response = self.page(request, "refused.html", problem=problem, status=problem.status)
         if is_fragment(request):
             response.headers["HX-Retarget"] = "#trouble" if request.method == "GET" else "#notice"

@@ -1,4 +1,4 @@
-"""The dashboard's paths: what is read with GET and done with POST, behind the login, and the login itself."""
+"""The dashboard's routes: pages (GET) and actions (POST) that need a session, and the login."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,10 +8,10 @@ from aiohttp import web
 
 from api.dashboard import audit, bulk, findings, jobs, live, login, nodes, overview, runbook, servers, tokens
 from api.dashboard.assets import STATIC, Assets
-from api.dashboard.desk import Desk, Handler, Pages
+from api.dashboard.context import Context, Handler, Pages
 from api.dashboard.rendering import is_fragment
 from api.dashboard.session import EVENTS, HOME, LOGIN, local
-from api.problems import Problem
+from api.http.problems import Problem
 from worker.store.errors import StoreUnavailable
 
 PAGES: Pages = {
@@ -30,8 +30,8 @@ ACTIONS: Pages = {**nodes.ACTIONS, **jobs.ACTIONS, **bulk.ACTIONS, **tokens.ACTI
 Plain = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def add(app: web.Application, desk: Desk, assets: Assets, *, request_seconds: float) -> None:
-    """`request_seconds`: for one request as a whole, the stream of events apart."""
+def add(app: web.Application, context: Context, assets: Assets, *, request_seconds: float) -> None:
+    """`request_seconds`: limit for one request; the event stream has none."""
 
     def bounded(handler: Plain) -> Plain:
         async def answer(request: web.Request) -> web.StreamResponse:
@@ -39,29 +39,29 @@ def add(app: web.Application, desk: Desk, assets: Assets, *, request_seconds: fl
                 async with asyncio.timeout(request_seconds):
                     return await handler(request)
             except TimeoutError as error:
-                raise StoreUnavailable("The store of the service is too slow.") from error
+                raise StoreUnavailable("Redis did not answer in time.") from error
 
         return answer
 
-    def visited(handler: Handler) -> Plain:
+    def guarded(handler: Handler) -> Plain:
         async def answer(request: web.Request) -> web.StreamResponse:
-            return await handler(desk, await desk.door.visit(request))
+            return await handler(context, await context.guard.admit(request))
 
         return answer
 
-    def known(handler: Callable[[Desk, web.Request], Awaitable[web.StreamResponse]]) -> Plain:
+    def public(handler: Callable[[Context, web.Request], Awaitable[web.StreamResponse]]) -> Plain:
         async def answer(request: web.Request) -> web.StreamResponse:
-            return await handler(desk, request)
+            return await handler(context, request)
 
         return answer
 
-    app.router.add_get(LOGIN, bounded(known(login.show)))
-    app.router.add_post(LOGIN, bounded(known(login.enter)))
-    app.router.add_get(EVENTS, visited(live.follow), allow_head=False)
+    app.router.add_get(LOGIN, bounded(public(login.show)))
+    app.router.add_post(LOGIN, bounded(public(login.login)))
+    app.router.add_get(EVENTS, guarded(live.follow), allow_head=False)
     for path, page in PAGES.items():
-        app.router.add_get(path, bounded(visited(page)))
+        app.router.add_get(path, bounded(guarded(page)))
     for path, action in ACTIONS.items():
-        app.router.add_post(path, bounded(visited(action)))
+        app.router.add_post(path, bounded(guarded(action)))
     app.router.add_get(f"{STATIC}{{mark}}/{{name:.+}}", assets.serve)
     app.router.add_get(HOME.removesuffix("/"), _home)
 
@@ -70,12 +70,11 @@ def is_ours(request: web.Request) -> bool:
     return request.path.startswith(HOME)
 
 
-def refuse(desk: Desk, request: web.Request, problem: Problem) -> web.Response:
-    """Where the API answers with a problem document, the dashboard answers with a page: to who has no session any
-    more, with that of the login."""
+def refuse(context: Context, request: web.Request, problem: Problem) -> web.Response:
+    """The page for an error; without a session, the login."""
     if problem.status == web.HTTPUnauthorized.status_code and request.path not in {LOGIN, EVENTS}:
         return _to_login(request, problem)
-    return desk.rendering.refuse(request, problem)
+    return context.rendering.refuse(request, problem)
 
 
 def _to_login(request: web.Request, problem: Problem) -> web.Response:

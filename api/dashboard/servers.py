@@ -1,55 +1,55 @@
-"""The servers: the list, and one with its snapshots, its jobs and what its node has found on its disks."""
+"""The servers: the list, and the page of one server with its snapshots, jobs and findings."""
 
 from aiohttp import web
 
-from api import requests
-from api.dashboard import desk as at
-from api.dashboard.desk import Desk, Pages
+from api.dashboard.context import Context, Pages, read_filters, read_query
 from api.dashboard.findings import MEANINGS
 from api.dashboard.overview import stranding_job
-from api.dashboard.session import Visit
-from api.ops_requests import OpsServersQuery
+from api.dashboard.session import OperatorRequest
+from api.http.fields import SERVER_ID
+from api.http.reading import in_path
+from api.servers.bodies import OpsServersQuery
 from worker.store.customers.customer_store import SnapshotFilter
 from worker.store.model import SNAPSHOTS_PER_SERVER
 from worker.store.operators.operator_store import Cursor, JobFilter
 
 SERVERS = "/ops/servers/"
 SERVER = f"{SERVERS}{{server_id}}/"
-SHOWN = 50
-JOBS_SHOWN = 25
-SNAPSHOTS_SHOWN = 20 * SNAPSHOTS_PER_SERVER  # the failed ones come on top of the five
+LIMIT = 50
+JOBS_LIMIT = 25
+SNAPSHOTS_LIMIT = 20 * SNAPSHOTS_PER_SERVER  # failed ones do not count toward the limit
 
 
-async def show_all(desk: Desk, visit: Visit) -> web.Response:
-    query = at.query(visit, OpsServersQuery, limit=SHOWN)
-    part = await desk.operators.servers(
+async def show_all(context: Context, request: OperatorRequest) -> web.Response:
+    query = read_query(request, OpsServersQuery, limit=LIMIT)
+    page = await context.operators.servers(
         node=query.node, account_id=query.account_id, stranded=query.stranded, cursor=query.cursor
     )
-    return desk.rendering.page(
-        visit.request, "servers.html", filters=at.filters(visit, query), part=part, slots=SNAPSHOTS_PER_SERVER
+    return context.rendering.page(
+        request.http, "servers.html", filters=read_filters(request, query), page=page, slots=SNAPSHOTS_PER_SERVER
     )
 
 
-async def show_one(desk: Desk, visit: Visit) -> web.Response:
-    server_id = requests.server_id(visit.request)
-    found = await desk.operators.server(server_id)
-    snapshots = await desk.store.snapshots(
+async def show_one(context: Context, request: OperatorRequest) -> web.Response:
+    server_id = in_path(request.http, SERVER_ID)
+    found = await context.operators.server(server_id)
+    snapshots = await context.store.snapshots(
         account_id=found.view.server.account_id,
         wanted=SnapshotFilter(server_id=server_id),
         offset=0,
-        limit=SNAPSHOTS_SHOWN,
+        limit=SNAPSHOTS_LIMIT,
     )
-    return desk.rendering.page(
-        visit.request,
+    return context.rendering.page(
+        request.http,
         "server.html",
         found=found,
         server=found.view.server,
         slots=SNAPSHOTS_PER_SERVER,
-        stranding=await stranding_job(desk.operators, found),
+        stranding=await stranding_job(context.operators, found),
         snapshots=snapshots.results,
-        jobs=await desk.operators.jobs(JobFilter(server_id=server_id), Cursor(limit=JOBS_SHOWN)),
+        jobs=await context.operators.jobs(JobFilter(server_id=server_id), Cursor(limit=JOBS_LIMIT)),
         meanings=MEANINGS,
-        runbook_url=desk.runbook_url,
+        runbook_url=context.runbook_url,
     )
 
 

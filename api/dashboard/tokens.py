@@ -1,4 +1,4 @@
-"""The tokens: who may call, a new one, and the end of one."""
+"""The API tokens: list, create, revoke."""
 
 import re
 from collections.abc import Mapping
@@ -6,76 +6,76 @@ from typing import Any
 
 from aiohttp import web
 
-from api import ops_requests, requests
-from api.callers import MADE
-from api.dashboard.desk import Desk, Pages
+from api.dashboard.context import Context, Pages
 from api.dashboard.rendering import Question
-from api.dashboard.session import Form, Visit
-from api.ops_requests import TokenBody
+from api.dashboard.session import Form, OperatorRequest
+from api.http import reading
+from api.http.marks import MADE
+from api.http.reading import in_path
+from api.operators.bodies import TOKEN_ID, TokenBody
 from worker.store import errors
 from worker.store.access.tokens import Permission, Token
 
 TOKENS = "/ops/tokens/"
 NEW = f"{TOKENS}new/"
 REVOKE = f"{TOKENS}{{token_id}}/revoke/"
-LIFETIMES: Mapping[int, str] = {12: "12 hours", 24 * 7: "7 days", 24 * 90: "90 days", 24 * 365: "a year"}  # by hours
+LIFETIMES: Mapping[int, str] = {12: "12 hours", 24 * 7: "7 days", 24 * 90: "90 days", 24 * 365: "1 year"}  # by hours
 
-_NUMBER = re.compile(r"[0-9]{1,19}")  # an id has no more
-
-
-async def show_all(desk: Desk, visit: Visit) -> web.Response:
-    tokens = await desk.tokens.all()
-    return desk.rendering.page(visit.request, "tokens.html", tokens=tokens, operator=Permission.OPERATOR)
+_NUMBER = re.compile(r"[0-9]{1,19}")  # no id is longer
 
 
-async def ask_for_new(desk: Desk, visit: Visit) -> web.Response:
-    return desk.rendering.page(visit.request, "token_new.html", permissions=Permission, lifetimes=LIFETIMES)
+async def show_all(context: Context, request: OperatorRequest) -> web.Response:
+    tokens = await context.tokens.all()
+    return context.rendering.page(request.http, "tokens.html", tokens=tokens, operator=Permission.OPERATOR)
 
 
-async def create(desk: Desk, visit: Visit) -> web.Response:
-    wanted = requests.validated(_wanted(visit.form), TokenBody)
-    new = await desk.tokens.create(
-        name=wanted.name, account_id=wanted.account_id, permissions=wanted.granted, lifetime=wanted.lifetime
+async def ask_for_new(context: Context, request: OperatorRequest) -> web.Response:
+    return context.rendering.page(request.http, "token_new.html", permissions=Permission, lifetimes=LIFETIMES)
+
+
+async def create(context: Context, request: OperatorRequest) -> web.Response:
+    body = reading.validated(_body(request.form), TokenBody)
+    new = await context.tokens.create(
+        name=body.name, account_id=body.account_id, permissions=body.granted, lifetime=body.lifetime
     )
-    visit.request[MADE] = f"token {new.token.id}"
-    return desk.rendering.page(visit.request, "token_made.html", new=new, back=TOKENS)
+    request.http[MADE] = f"token {new.token.id}"
+    return context.rendering.page(request.http, "token_made.html", new=new, back=TOKENS)
 
 
-def _wanted(form: Form) -> dict[str, Any]:
-    """As the API is told: a form has texts only."""
-    wanted: dict[str, Any] = {
+def _body(form: Form) -> dict[str, Any]:
+    """The form's texts as the API's types."""
+    body: dict[str, Any] = {
         "name": " ".join(form.get("name", [""])).strip(),
         "permissions": form.get("permissions", []),
     }
     for number in ("account_id", "lifetime_hours"):
         text = "".join(form.get(number, []))
-        wanted[number] = int(text) if _NUMBER.fullmatch(text) else text or None
-    return wanted
+        body[number] = int(text) if _NUMBER.fullmatch(text) else text or None
+    return body
 
 
-async def ask_to_revoke(desk: Desk, visit: Visit) -> web.Response:
-    token = await _token(desk, ops_requests.token_id(visit.request))
-    own = " It is the one that you are logged in with: your session ends." if token.id == visit.token.id else ""
+async def ask_to_revoke(context: Context, request: OperatorRequest) -> web.Response:
+    token = await _token(context, in_path(request.http, TOKEN_ID))
+    own = " You are logged in with it: your session will end." if token.id == request.token.id else ""
     question = Question(
-        title=f"Revoke the token {token.name}?",
-        text=f"Whoever calls with it (id {token.id}) is refused from now on. It can't be taken back.{own}",
+        title=f"Revoke token {token.name}?",
+        text=f"Calls with this token (id {token.id}) will fail from now on. This cannot be undone.{own}",
         verb="Revoke",
-        back=TOKENS,
         is_grave=True,
     )
-    return desk.rendering.ask(visit.request, question)
+    return context.rendering.ask(request.http, question, back=TOKENS)
 
 
-async def revoke(desk: Desk, visit: Visit) -> web.Response:
-    token = await _token(desk, ops_requests.token_id(visit.request))
-    if not await desk.tokens.revoke(token.id):
+async def revoke(context: Context, request: OperatorRequest) -> web.Response:
+    token = await _token(context, in_path(request.http, TOKEN_ID))
+    if not await context.tokens.revoke(token.id):
         raise _no_token(token.id)
-    return desk.rendering.done(visit.request, f"The token {token.name} ({token.id}) is revoked.", back=TOKENS)
+    return context.rendering.done(request.http, f"Token {token.name} ({token.id}) revoked.", back=TOKENS)
 
 
-async def _token(desk: Desk, token_id: str) -> Token:
+async def _token(context: Context, token_id: str) -> Token:
     """Raises TokenNotFound."""
-    found = next((token for token in await desk.tokens.all() if token.id == token_id), None)
+    found = next((token for token in await context.tokens.all() if token.id == token_id), None)
     if found is None:
         raise _no_token(token_id)
     return found

@@ -31,6 +31,7 @@ from drivers.base import (
     SnapshotSpec,
     StartFailed,
     UnsupportedServer,
+    refuse_missing,
 )
 from drivers.kvm import deleting, disks, domain, in_use, listing, plan, readiness, sharing
 from drivers.kvm.connection import Connection
@@ -275,6 +276,7 @@ class KvmHypervisor:
         if targets is None:
             await self._must_be_complete(server_id, tag)
         chosen = [disk for disk in found.disks if targets is None or disk.target in targets]
+        refuse_missing(targets, {disk.target for disk in found.disks})
         ids = await disks.ids_of(chosen, tag)
         # A disk that is there already is left alone: what refused to take it away refuses to bring it back, too.
         away = [disk for disk in chosen if not await disks.are_at([disk], tag)]
@@ -285,16 +287,13 @@ class KvmHypervisor:
         with disks.refused_as(DiskFailed, "the UEFI variables or the TPM can't be restored"):
             await asyncio.to_thread(copies_of(found, held).restore, tag)
 
-    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
+    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> frozenset[str]:
         await self._must_be_off(server_id)
-        found = {disk.target: disk for disk in (await self._hardware(server_id)).disks}
-        if unknown := virtual_bytes.keys() - found.keys():
-            raise DiskFailed(f"the server has no disk {min(unknown)}")
+        found = [disk for disk in (await self._hardware(server_id)).disks if disk.target in virtual_bytes]
         await disks.on_every(
-            [found[target] for target in virtual_bytes],
-            lambda disk: qcow2.enlarge(disk.path, virtual_bytes[disk.target]),
-            text="was not enlarged",
+            found, lambda disk: qcow2.enlarge(disk.path, virtual_bytes[disk.target]), text="was not enlarged"
         )
+        return frozenset(disk.target for disk in found)
 
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
         # What is written down goes last: a call that died anywhere is made again and finds what is left.

@@ -70,9 +70,9 @@ async def session(stage: Stage, browser: Browser) -> StorageState:
 
 
 @dataclass(kw_only=True)
-class Desk:
-    """An operator at a browser, and the service behind it. `troubles`: what a browser complained of, and every request
-    that went elsewhere."""
+class Operator:
+    """An operator at a browser, and the service behind it. `troubles`: what the browser reported, and requests to other
+    hosts."""
 
     stage: Stage
     page: Page
@@ -114,31 +114,33 @@ class Desk:
 
 
 @asynccontextmanager
-async def at_desk(
+async def at_browser(
     stage: Stage, browser: Browser, unused: list[ServerId], session: StorageState | None, **wanted: Any
-) -> AsyncIterator[Desk]:
+) -> AsyncIterator[Operator]:
     """`wanted`: of the browser's context."""
     context: BrowserContext = await browser.new_context(storage_state=session, **wanted)
     context.set_default_timeout(PATIENCE_MS)
     node = stage.nodes["node-1"]
-    desk = Desk(stage=stage, page=await context.new_page(), node=node, unused=unused)
-    desk.watch()
+    operator = Operator(stage=stage, page=await context.new_page(), node=node, unused=unused)
+    operator.watch()
     try:
-        yield desk
+        yield operator
     finally:
         node.befall()
         await context.close()
-    assert desk.troubles == []
+    assert operator.troubles == []
 
 
 @pytest_asyncio.fixture(loop_scope="package")
-async def desk(stage: Stage, browser: Browser, unused: list[ServerId], session: StorageState) -> AsyncIterator[Desk]:
-    async with at_desk(stage, browser, unused, session) as desk:
-        yield desk
+async def operator(
+    stage: Stage, browser: Browser, unused: list[ServerId], session: StorageState
+) -> AsyncIterator[Operator]:
+    async with at_browser(stage, browser, unused, session) as operator:
+        yield operator
 
 
 @pytest_asyncio.fixture(loop_scope="package")
-async def stranger(stage: Stage, browser: Browser, unused: list[ServerId]) -> AsyncIterator[Desk]:
+async def stranger(stage: Stage, browser: Browser, unused: list[ServerId]) -> AsyncIterator[Operator]:
     """Who has not logged in."""
-    async with at_desk(stage, browser, unused, None) as desk:
-        yield desk
+    async with at_browser(stage, browser, unused, None) as operator:
+        yield operator

@@ -1,4 +1,4 @@
-"""A cell in the midst of a night on which something has happened, for the pictures in the documents."""
+"""A cell on a night with incidents, for the pictures in the documents."""
 
 import time
 from collections.abc import Iterator
@@ -37,13 +37,13 @@ def server(number: int) -> FakeServer:
 DETAILS = {
     "not_enough_space": "The storage has 612 MiB free; 1024 MiB must stay free for the guests' writes.",
     "disk_failed": "qemu-img ended with status 1 on disk vdb.",
-    "start_failed": "The domain did not start: its first try timed out.",
+    "start_failed": "The domain did not start: its first attempt timed out.",
     "hypervisor_unavailable": "The hypervisor did not answer.",
 }
 
 
 class Scene:
-    """Olga, an operator, is at work; what she has found is still there."""
+    """Olga, an operator, is at work; some incidents are still open."""
 
     def __init__(self, stage: Stage, *, chance: int = 7) -> None:
         self._stage = stage
@@ -137,7 +137,7 @@ class Scene:
         return (await self._stage.operators.node(ODD)).findings == len(("torn", "lost"))
 
     async def _break(self, olga: Client) -> None:
-        """One server does not start again, one has a disk that refuses; another was put right already."""
+        """One server does not start again, one has a disk that refuses; another was fixed already."""
         node = self._stage.nodes[BROKEN]
         stranded, refused, resolved = (node.servers[n] for n in (0, 1, 2))
         _slow_down(
@@ -159,11 +159,10 @@ class Scene:
         job_id, _ = await self._create(BUSY, 2, "before-kernel-6.12")
         await self._stage.at_step(job_id, "snapshotting")
         one = server(NODES.index(BUSY) * PER_NODE)
-        _slow_down(node, Rule(effect=Effect.REVERT_DISK, seconds=3600))
         restore = await self._store.restore(
             account_id=AccountId(one.account_id), snapshot_id=snapshot[1], request_id="5f0c2a9be1d34476"
         )
-        await self._stage.at_step(restore.job.id, "reverting")
+        await self._stage.at_step(restore.job.id, "safeguarding")
 
     async def _pause(self, olga: Client) -> None:
         await _done(olga, "POST", f"nodes/{PAUSED}/pause/", {"reason": "Kernel update, back at 04:00"})

@@ -1,4 +1,4 @@
-"""The pictures in the documents: `make screenshots` writes each page, light and dark, into docs/screenshots/."""
+"""The pictures in the documents: `make screenshots` writes each page, light and dark, to docs/screenshots/."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from playwright.async_api import expect
 
-from tests.browser.conftest import Desk, log_in
+from tests.browser.conftest import Operator, log_in
 from worker.store.access.tokens import Permission
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -14,12 +14,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="package")
 LOGIN = re.compile(r"/ops/login/")
 
 
-async def enter(desk: Desk, secret: str) -> None:
-    await desk.page.get_by_label("Token").fill(secret)
-    await desk.page.get_by_role("button", name="Log in").click()
+async def enter(operator: Operator, secret: str) -> None:
+    await operator.page.get_by_label("Token").fill(secret)
+    await operator.page.get_by_role("button", name="Log in").click()
 
 
-async def test_a_bad_token_is_refused_and_a_good_one_leads_to_where_one_wanted(stranger: Desk) -> None:
+async def test_a_bad_token_is_refused_and_a_good_one_leads_to_where_one_wanted(stranger: Operator) -> None:
     page = stranger.page
     await page.goto(f"{stranger.stage.url}/ops/jobs/?state=failed")
     await expect(page).to_have_url(LOGIN)
@@ -30,7 +30,7 @@ async def test_a_bad_token_is_refused_and_a_good_one_leads_to_where_one_wanted(s
     await expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
 
 
-async def test_a_customers_token_opens_nothing(stranger: Desk) -> None:
+async def test_a_customers_token_opens_nothing(stranger: Operator) -> None:
     permissions = frozenset({Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE})
     new = await stranger.stage.tokens.create(name="a customer", account_id=None, permissions=permissions)
     await stranger.page.goto(f"{stranger.stage.url}/ops/")
@@ -38,7 +38,7 @@ async def test_a_customers_token_opens_nothing(stranger: Desk) -> None:
     await expect(stranger.page.get_by_role("alert")).to_contain_text("permission_denied")
 
 
-async def test_who_has_logged_out_is_out_in_all_windows_and_can_not_go_back(stranger: Desk) -> None:
+async def test_who_has_logged_out_is_out_in_all_windows_and_can_not_go_back(stranger: Operator) -> None:
     page = stranger.page
     await log_in(page, stranger.stage, (await stranger.stage.new_operator()).secret)
     other = await page.context.new_page()
@@ -51,7 +51,7 @@ async def test_who_has_logged_out_is_out_in_all_windows_and_can_not_go_back(stra
     await expect(other).to_have_url(LOGIN)
 
 
-async def test_an_open_page_leads_to_the_login_when_its_token_was_revoked(stranger: Desk) -> None:
+async def test_an_open_page_leads_to_the_login_when_its_token_was_revoked(stranger: Operator) -> None:
     stage, page = stranger.stage, stranger.page
     new = await stage.new_operator("Ben")
     await log_in(page, stage, new.secret)
@@ -63,7 +63,7 @@ async def test_an_open_page_leads_to_the_login_when_its_token_was_revoked(strang
     await expect(page).to_have_url(f"{stage.url}/ops/jobs/?kind=create")
 
 
-async def test_a_token_that_has_expired_opens_nothing_and_ends_its_session(stranger: Desk) -> None:
+async def test_a_token_that_has_expired_opens_nothing_and_ends_its_session(stranger: Operator) -> None:
     stage, page = stranger.stage, stranger.page
     new = await stage.new_operator("a night shift", lifetime=timedelta(hours=8))
     await log_in(page, stage, new.secret)

@@ -10,7 +10,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, StorageState, expect
 
 from drivers.fake_faults import Effect, Rule
-from tests.browser.conftest import Desk, at_desk
+from tests.browser.conftest import Operator, at_browser
 from tests.browser.stage import Stage, running
 from worker.store.model import ServerId
 
@@ -64,12 +64,14 @@ async def paths(stage: Stage, unused: list[ServerId]) -> AsyncIterator[Paths]:
     }
 
 
-async def serious(desk: Desk) -> list[str]:
+async def serious(operator: Operator) -> list[str]:
     """What axe finds that keeps somebody from using the page. In the dark only the colours are others."""
     found = []
     for scheme, rules in RULES.items():
-        await desk.page.emulate_media(color_scheme=scheme)
-        answer: dict[str, Any] = (await Axe().run(desk.page, options={"resultTypes": ["violations"], **rules})).response
+        await operator.page.emulate_media(color_scheme=scheme)
+        answer: dict[str, Any] = (
+            await Axe().run(operator.page, options={"resultTypes": ["violations"], **rules})
+        ).response
         found += [
             f"{scheme}, {one['id']}: {node['target']} {node.get('failureSummary', '')}"
             for one in answer["violations"]
@@ -80,16 +82,16 @@ async def serious(desk: Desk) -> list[str]:
 
 
 async def test_no_page_has_a_serious_finding_of_axe_neither_light_nor_dark(
-    desk: Desk, stranger: Desk, paths: Paths
+    operator: Operator, stranger: Operator, paths: Paths
 ) -> None:
     found = {}
     for name, path in paths.items():
-        await desk.open(path)
-        found[name] = await serious(desk)
-    await desk.open(paths["job, failed"])
-    await desk.page.get_by_role("button", name="Retry").click()
-    await desk.page.get_by_role("dialog").wait_for()
-    found["dialog"] = await serious(desk)
+        await operator.open(path)
+        found[name] = await serious(operator)
+    await operator.open(paths["job, failed"])
+    await operator.page.get_by_role("button", name="Retry").click()
+    await operator.page.get_by_role("dialog").wait_for()
+    found["dialog"] = await serious(operator)
     await stranger.page.goto(f"{stranger.stage.url}/ops/login/")
     found["login"] = await serious(stranger)
     assert {name: serious for name, serious in found.items() if serious} == {}
@@ -98,12 +100,12 @@ async def test_no_page_has_a_serious_finding_of_axe_neither_light_nor_dark(
 async def test_dark_is_dark_and_light_is_light(
     stage: Stage, browser: Browser, unused: list[ServerId], session: StorageState
 ) -> None:
-    async with at_desk(stage, browser, unused, session, color_scheme="light") as desk:
-        await desk.open()
+    async with at_browser(stage, browser, unused, session, color_scheme="light") as operator:
+        await operator.open()
         lightness = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
-        light = await desk.page.evaluate(lightness)
-        await desk.page.emulate_media(color_scheme="dark")
-        dark = await desk.page.evaluate(lightness)
+        light = await operator.page.evaluate(lightness)
+        await operator.page.emulate_media(color_scheme="dark")
+        dark = await operator.page.evaluate(lightness)
         assert min(light) > 220
         assert max(dark) < 60
 
@@ -111,19 +113,19 @@ async def test_dark_is_dark_and_light_is_light(
 async def test_no_page_is_wider_than_a_phone_and_all_of_it_can_be_pressed(
     stage: Stage, browser: Browser, unused: list[ServerId], session: StorageState, paths: Paths
 ) -> None:
-    async with at_desk(stage, browser, unused, session, viewport=PHONE, has_touch=True) as desk:
+    async with at_browser(stage, browser, unused, session, viewport=PHONE, has_touch=True) as operator:
         wide = {}
         for name, path in paths.items():
-            await desk.open(path)
-            wide[name] = await desk.page.evaluate("document.documentElement.scrollWidth")
+            await operator.open(path)
+            wide[name] = await operator.page.evaluate("document.documentElement.scrollWidth")
         assert {name: width for name, width in wide.items() if width > PHONE["width"]} == {}
-        await desk.open(paths["job, stranded"])
-        await desk.page.get_by_role("button", name="Mark as resolved").tap()
-        await expect(desk.page.get_by_role("dialog").get_by_label("Why?")).to_be_in_viewport()
+        await operator.open(paths["job, stranded"])
+        await operator.page.get_by_role("button", name="Mark as resolved").tap()
+        await expect(operator.page.get_by_role("dialog").get_by_label("Reason")).to_be_in_viewport()
 
 
-async def test_a_page_weighs_little_and_needs_nothing_from_elsewhere(desk: Desk, paths: Paths) -> None:
-    wire = await desk.page.context.new_cdp_session(desk.page)
+async def test_a_page_weighs_little_and_needs_nothing_from_elsewhere(operator: Operator, paths: Paths) -> None:
+    wire = await operator.page.context.new_cdp_session(operator.page)
     await wire.send("Network.enable")
     await wire.send("Network.setCacheDisabled", {"cacheDisabled": True})
     sizes: list[float] = []
@@ -131,36 +133,36 @@ async def test_a_page_weighs_little_and_needs_nothing_from_elsewhere(desk: Desk,
     weights = {}
     for name, path in paths.items():
         sizes.clear()
-        await desk.open(path)
+        await operator.open(path)
         weights[name] = sum(sizes)
     assert {name: weight for name, weight in weights.items() if weight > WEIGHT_MAX} == {}
     assert min(weights.values()) > 0
 
 
-async def test_hostile_text_is_shown_as_text(desk: Desk, paths: Paths) -> None:
+async def test_hostile_text_is_shown_as_text(operator: Operator, paths: Paths) -> None:
     for name in ("overview", "jobs", "job, waiting", "nodes", "node", "servers", "server"):
-        await desk.open(paths[name])
-        await expect(desk.page.locator("main")).to_contain_text(HOSTILE if name != "overview" else "paused")
-        assert await desk.page.evaluate("window.hostile") is None, name
-        assert await desk.page.locator("main img").count() == 0, name
-    await desk.page.goto(f"{desk.stage.url}/ops/jobs/?text=%3Cscript%3Ewindow.hostile%3D1%3C/script%3E")
-    await expect(desk.page.get_by_label("Text")).to_have_value("<script>window.hostile=1</script>")
-    assert await desk.page.evaluate("window.hostile") is None
+        await operator.open(paths[name])
+        await expect(operator.page.locator("main")).to_contain_text(HOSTILE if name != "overview" else "paused")
+        assert await operator.page.evaluate("window.hostile") is None, name
+        assert await operator.page.locator("main img").count() == 0, name
+    await operator.page.goto(f"{operator.stage.url}/ops/jobs/?text=%3Cscript%3Ewindow.hostile%3D1%3C/script%3E")
+    await expect(operator.page.get_by_label("Text")).to_have_value("<script>window.hostile=1</script>")
+    assert await operator.page.evaluate("window.hostile") is None
 
 
-async def focus(desk: Desk) -> str:
-    return str(await desk.page.evaluate("document.activeElement.textContent.trim()"))
+async def focus(operator: Operator) -> str:
+    return str(await operator.page.evaluate("document.activeElement.textContent.trim()"))
 
 
-async def tab_to(desk: Desk, text: str) -> None:
+async def tab_to(operator: Operator, text: str) -> None:
     for _ in range(60):
-        await desk.page.keyboard.press("Tab")
-        if await focus(desk) == text:
+        await operator.page.keyboard.press("Tab")
+        if await focus(operator) == text:
             return
     raise AssertionError(f"no {text} within 60 tabs")
 
 
-async def test_a_keyboard_is_enough(stranger: Desk) -> None:
+async def test_a_keyboard_is_enough(stranger: Operator) -> None:
     page, stage = stranger.page, stranger.stage
     server_id = stranger.a_server()
     stranger.node.befall(Rule(effect=Effect.SNAPSHOT_DISK, server_id=server_id, fails=True))
@@ -172,7 +174,7 @@ async def test_a_keyboard_is_enough(stranger: Desk) -> None:
     await page.keyboard.press("Enter")
     await stranger.is_live()
     await page.keyboard.press("Tab")
-    assert await focus(stranger) == "Skip to the content"
+    assert await focus(stranger) == "Skip to content"
     await tab_to(stranger, "Retry")
     outline = await page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
@@ -185,7 +187,7 @@ async def test_a_keyboard_is_enough(stranger: Desk) -> None:
     await page.get_by_role("dialog").wait_for()
     await page.keyboard.press("Shift+Tab")  # from what does nothing to what does it
     await page.keyboard.press("Enter")
-    await expect(page.locator("#notice")).to_contain_text("is tried again")
+    await expect(page.locator("#notice")).to_contain_text("retried as job")
     await page.keyboard.press("g")
     await page.keyboard.press("n")
     await expect(page).to_have_url(re.compile("/ops/nodes/$"))

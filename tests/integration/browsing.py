@@ -82,7 +82,7 @@ class Browser:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Desk:
+class Dashboard:
     """A front end, and an operator who has logged in to its dashboard."""
 
     api: FrontEnd
@@ -98,9 +98,9 @@ class Desk:
 
 
 @asynccontextmanager
-async def at_desk(cell: Cell, **settings: Any) -> AsyncIterator[Desk]:
+async def dashboard_of(cell: Cell, **settings: Any) -> AsyncIterator[Dashboard]:
     async with serving(cell, **{"calls_per_minute": 100_000, **settings}) as api:
         token = await api.new_token(account=None, permissions={Permission.OPERATOR})
         browser = Browser(client=api.client, port=api.port)
         assert (await browser.login(token)).status == 303
-        yield Desk(api=api, browser=browser, token=token)
+        yield Dashboard(api=api, browser=browser, token=token)

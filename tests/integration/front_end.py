@@ -12,8 +12,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from api.app import build
-from api.metrics import Metrics
-from api.server import listening
+from api.http.server import listening
+from api.measures.metrics import Metrics
 from api.settings import ApiSettings
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from worker.store.access.tokens import Permission, Tokens

@@ -11,7 +11,7 @@ import structlog
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.typing import Processor
 
-from api.metrics import Metrics as ApiMetrics
+from api.measures.metrics import Metrics as ApiMetrics
 from drivers.base import Power
 from drivers.fake import FakeHypervisor
 from drivers.fake_faults import Effect

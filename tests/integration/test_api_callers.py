@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from api.callers import ACCOUNT_HEADER
+from api.http.callers import ACCOUNT_HEADER
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import READ_WRITE, SNAPSHOTS, FrontEnd, serving
 from worker.store.access.tokens import Limits, Permission, Tokens

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
-from api.requests import BODY_MAX_BYTES
+from api.http.reading import BODY_MAX_BYTES
 from tests.conftest import RedisServer
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import SNAPSHOTS, FrontEnd, serving

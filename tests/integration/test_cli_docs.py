@@ -34,7 +34,7 @@ def examples() -> list[tuple[str, list[str]]]:
 def alike(lines: list[str]) -> list[str]:
     """With what is another each time left out."""
     kept = [line for line in lines if not _PASSING.match(line)]
-    return [re.sub(r"\d+(\.\d+)?", "N", _ID.sub("ID", " ".join(line.split()))) for line in kept]
+    return [re.sub(r"(< )?\d+(\.\d+)?", "N", _ID.sub("ID", " ".join(line.split()))) for line in kept]
 
 
 def here(command: str, ids: Mapping[str, str]) -> str:
@@ -83,7 +83,7 @@ def test_the_exit_codes_are_those_of_the_program() -> None:
 
 
 def test_the_runbook_names_the_command_beside_each_call() -> None:
-    calls = [part for part in re.split(r"\n\n|\n(?=\*)", RUNBOOK) if re.search(r"`(GET|POST) \S*ops/", part)]
+    calls = [part for part in re.split(r"\n\n|\n(?=- )", RUNBOOK) if re.search(r"`(GET|POST) \S*ops/", part)]
     assert len(calls) > 8
     assert [part for part in calls if "`vps-snapshots " not in part] == []
 

@@ -86,7 +86,7 @@ class TestFollowing:
             process = await following.__aenter__()
             assert process.stderr
             assert await process.stderr.readline() == b"queued\n"
-        assert b"does not answer" in await process.stderr.readline()
+        assert b"is not responding" in await process.stderr.readline()
         async with served(cell, port):
             await cell.node.begin(job)
             await cell.node.finish(job, DONE)
@@ -125,7 +125,7 @@ class TestEvents:
             assert await process.stderr.readline() == b"Listening.\n"
             job = await ops.made("waits", None)
             await told(process.stdout, lambda line: line["job_id"] == job)
-        assert b"Trying again" in await process.stderr.readline()
+        assert b"Retrying" in await process.stderr.readline()
         await cell.node.begin(job)  # nobody streams it now
         async with served(cell, port):
             await told(process.stdout, lambda line: line["state"] == "in_progress")
@@ -168,7 +168,7 @@ class TestTerminal:
     async def test_a_job_has_a_bar_and_ctrl_c_leaves_it_alone(self, ops: Ops, cli: Cli) -> None:
         job, node = await ops.made("a", None), ops.api.cell.node
         async with cli.at_terminal("job", "show", job, "--follow") as terminal:
-            await terminal.shows("waits for its node")
+            await terminal.shows("waiting for its node")
             await node.begin(job)
             await node.progress(
                 job, Step.SNAPSHOTTING, JobReport(steps=(StepBegun(step=Step.SNAPSHOTTING, at=0, attempt=1),))
@@ -177,7 +177,7 @@ class TestTerminal:
             await terminal.shows("42%")
             terminal.type("\x03")
             assert await terminal.ends() == Exit.INTERRUPTED
-            await terminal.shows("The job goes on")
+            await terminal.shows("The job continues")
         assert (await ops.get(f"jobs/{job}/"))["state"] == "in_progress"
 
     async def test_a_table_fits_by_leaving_columns_out(self, ops: Ops, cli: Cli) -> None:
@@ -213,7 +213,7 @@ class TestTerminal:
             top = cli.at_terminal("top", "--interval", 0.5)
             terminal = await top.__aenter__()
             await terminal.shows("Nodes (1)")
-        await terminal.shows("does not answer")
+        await terminal.shows("is not responding")
         terminal.type("q")
         assert await terminal.ends() == 0
         await top.__aexit__(None, None, None)

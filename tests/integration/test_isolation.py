@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from api.calls import Call
-from api.operations import OPERATIONS
-from api.ops_operations import OPS_OPERATIONS
+from api.document.calls import CALLS, CUSTOMERS_CALLS
+from api.http.calls import Call
 from tests.integration.conftest import Cell
 from tests.integration.front_end import DONE, Answer, FrontEnd, serving
 from worker.store.access.tokens import Permission
@@ -28,12 +27,11 @@ NO_ONES = {
     "node": "n9",
     "token_id": "0" * 12,
 }
-AnyCall = Call[Any, Any]
-EVERY_CALL: list[AnyCall] = [*OPERATIONS, *OPS_OPERATIONS]
-CALLS = [operation for operation in OPERATIONS if operation.has_an_end]
+AnyCall = Call[Any]
+ENDING = [operation for operation in CUSTOMERS_CALLS if not operation.is_stream]
 PAIRS, ROUNDS = 30, 10
-each_call = pytest.mark.parametrize("operation", CALLS, ids=[f"{call.method} {call.path}" for call in CALLS])
-WITH_ID = [call for call in CALLS if "{" in call.path]
+each_call = pytest.mark.parametrize("operation", ENDING, ids=[f"{call.method} {call.path}" for call in ENDING])
+WITH_ID = [call for call in ENDING if "{" in call.path]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +46,7 @@ class World:
             path = path.replace(f"{{{name}}}", value)
         body = None
         if operation.body is not None:
-            example = next(iter(operation.body_examples.values()))
+            example = next(iter(operation.examples.values()))
             body = example.model_dump(mode="json", exclude_unset=True)
             if "server_id" in body:
                 body["server_id"] = int(ids["server_id"])
@@ -176,7 +174,7 @@ async def test_no_other_kind_of_token_gets_anything(world: World) -> None:
                 assert (answer.status, answer.body["code"]) == (status, code), f"{operation.id}: {which}"
             assert said(answers[0], world.theirs) == said(answers[1], NO_ONES), f"{operation.id}: {which}"
 
-    for operation in EVERY_CALL:
+    for operation in CALLS:
         await all_get(operation, no_tokens, 401, "token_invalid")
         await all_get(operation, too_little[operation.permission], 403, "permission_denied")
         for scheme in ("", "Basic dXNlcjpwYXNz"):

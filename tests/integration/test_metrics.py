@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from redis.exceptions import RedisError, ResponseError
 from structlog.testing import capture_logs
 
-from api.cell_view import CellView
+from api.measures.cell_view import CellView
 from drivers.base import Power
 from tests.bench.seeding import Size, seed
 from tests.conftest import RedisServer

@@ -6,16 +6,14 @@ from typing import Any
 
 import pytest
 
-from api.calls import Call
-from api.operations import OPERATIONS
-from api.ops_operations import OPS, OPS_OPERATIONS
+from api.document.calls import CALLS
+from api.http.calls import OPS, Call
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd, serving
 from worker.store.access.tokens import Permission
 
-AnyCall = Call[Any, Any]
-EVERY: list[AnyCall] = [*OPERATIONS, *OPS_OPERATIONS]
-WITHOUT = [call for call in EVERY if call.changes and call.body is None]
+AnyCall = Call[Any]
+WITHOUT = [call for call in CALLS if call.changes and call.body is None]
 each_call = pytest.mark.parametrize("call", WITHOUT, ids=[call.id for call in WITHOUT])
 
 

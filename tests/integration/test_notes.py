@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from api.ops_operations import OPS
+from api.http.calls import OPS
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import DONE, SNAPSHOTS, Answer, FrontEnd, serving
 from tests.integration.test_streams import listening

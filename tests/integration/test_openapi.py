@@ -12,8 +12,9 @@ import jsonschema_rs
 import pytest
 from aiohttp import ClientSession
 
-from api import docs_page, openapi
-from api.problems import STATUS
+from api.document import openapi
+from api.document import page as html
+from api.http.problems import STATUS
 from tests.integration.conftest import Cell
 from tests.integration.front_end import FrontEnd, serving
 
@@ -43,7 +44,7 @@ async def test_it_is_served_to_everyone(api: FrontEnd) -> None:
         assert await answer.text() == COMMITTED.read_text()
 
 
-@pytest.mark.parametrize("path", [openapi.PATH, docs_page.PATH])
+@pytest.mark.parametrize("path", [openapi.PATH, html.PATH])
 async def test_it_is_packed_and_not_sent_to_who_has_it(api: FrontEnd, path: str) -> None:
     plain = await api.call("GET", path, headers={"Accept-Encoding": "identity"})
     async with ClientSession(auto_decompress=False) as client:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from api.problems import STATUS
+from api.http.problems import STATUS
 from deploy.demo.service import Driver, Service, free_port
 from deploy.demo.state import State
 from drivers import base

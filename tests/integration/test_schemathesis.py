@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from api import openapi
-from api.operations import OPERATIONS, PROBES
-from api.ops_operations import OPS, OPS_OPERATIONS
+from api.document import openapi
+from api.document.calls import CUSTOMERS_CALLS, OPERATORS_CALLS
+from api.http.calls import OPS
+from api.http.probes import PROBES
 from deploy.demo.client import Client
 from deploy.demo.service import SERVER_ID, Service
 from deploy.demo.state import State
@@ -109,7 +110,7 @@ async def test_nothing_that_is_sent_makes_an_answer_that_the_document_does_not_h
     said = await tried(service, tmp_path, auth=f'[auth.openapi.token]\nbearer = "{service.client.token}"', examples=100)
 
     # the document leaves itself out
-    assert f"{len(OPERATIONS) - 1 + len(PROBES)} selected" in said
+    assert f"{len(CUSTOMERS_CALLS) - 1 + len(PROBES)} selected" in said
 
 
 async def test_nor_does_it_where_an_operator_sends_it(service: Service, state: State, tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ async def test_nor_does_it_where_an_operator_sends_it(service: Service, state: S
         service, tmp_path, auth=f'[auth.openapi.token]\nbearer = "{secret}"', examples=15, calls=OPERATORS
     )
 
-    assert f"{len(OPS_OPERATIONS) - 1} selected" in said
+    assert f"{len(OPERATORS_CALLS) - 1} selected" in said
 
 
 async def have_a_job_that_failed(customer: Client, operator: Client) -> None:

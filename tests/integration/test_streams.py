@@ -224,7 +224,7 @@ async def _all_that_comes(deaf: socket.socket) -> bytes:
 async def test_redis_may_go_and_come_back_under_a_stream(
     api: FrontEnd, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.streams.AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("api.events.streams.AGAIN_SECONDS", 0.05)
     async with listening(api) as stream:
         await api.create()
         await stream.job()

@@ -12,8 +12,8 @@ import pytest
 from aiohttp import ClientConnectorError, web
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from api.sender import AT_ONCE, PATIENCE_SECONDS, RETRIES, signed
-from api.ssrf import AddressRefused, client, is_public, why_not
+from api.webhooks.sender import AT_ONCE, PATIENCE_SECONDS, RETRIES, signed
+from api.webhooks.ssrf import AddressRefused, client, is_public, why_not
 from tests.conftest import RedisServer
 from tests.integration.conftest import Cell
 from tests.integration.front_end import DONE, FrontEnd, Names, serving

@@ -10,8 +10,10 @@ import pytest
 from pydantic import BaseModel
 from yarl import URL
 
-from api import bodies
-from api.requests import ListQuery
+from api.http.answers import answer, page_links
+from api.jobs.bodies import job as job_body
+from api.snapshots import bodies
+from api.snapshots.bodies import ListQuery
 from worker.store.calls import Page
 from worker.store.customers.customer_store import Admitted
 from worker.store.model import (
@@ -74,7 +76,7 @@ JOB = Job(
 
 def sent(body: BaseModel) -> Any:
     """The body as it goes over the wire."""
-    return json.loads(bytes(cast("bytes", bodies.answer(body).body)))
+    return json.loads(bytes(cast("bytes", answer(body).body)))
 
 
 def test_the_list_is_the_contracts_example() -> None:
@@ -125,7 +127,7 @@ def test_the_answer_to_a_create_is_the_contracts_example() -> None:
         "description": "Snapshot before system update",
         "message": "Snapshot is being created. This may take 3-10 minutes depending on server size.",
     }
-    assert bodies.places(admitted) == {
+    assert bodies.admitted_headers(admitted) == {
         "Location": "/api/v1/snapshots/802/",
         "Operation-Location": f"/api/v1/jobs/{JOB_ID}/",
         "X-Job-Id": JOB_ID,
@@ -149,7 +151,7 @@ def test_times_are_utc_whatever_zone_they_come_in() -> None:
 
 
 def test_a_job_that_waits_has_no_step_no_times_and_no_error() -> None:
-    assert sent(bodies.job(JOB)) == {
+    assert sent(job_body(JOB)) == {
         "id": JOB_ID,
         "kind": "restore",
         "state": "queued",
@@ -184,7 +186,7 @@ def test_a_job_that_failed_says_why_and_whether_someone_must_look() -> None:
         failure=Failure(code="disk_failed", detail="vdb refused.", stranded=True),
     )
 
-    body = sent(bodies.job(failed))
+    body = sent(job_body(failed))
 
     assert (body["state"], body["step"], body["percent"], body["attempts"]) == ("failed", "undoing", 70, 2)
     assert (body["started_at"], body["finished_at"]) == ("2025-01-16T16:15:00Z", "2025-01-16T16:15:09Z")
@@ -208,7 +210,7 @@ def test_links_lead_to_the_pages_that_there_are(page: int, count: int, expected:
 
     query = ListQuery.model_validate({"page": str(page), "page_size": "2"})
 
-    links = re.findall(r'<([^>]+)>; rel="([a-z]+)"', bodies.link(url, query, count))
+    links = re.findall(r'<([^>]+)>; rel="([a-z]+)"', page_links(url, query, count)["Link"])
 
     assert {name: target for target, name in links} == {
         name: f"/api/v1/snapshots/?page={number}&page_size=2&server_id=12345&theirs=a+b"

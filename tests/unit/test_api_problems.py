@@ -5,7 +5,7 @@ import json
 import pytest
 from aiohttp import web
 
-from api import problems
+from api.http import problems
 from worker.store import errors
 
 

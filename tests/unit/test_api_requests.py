@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.problems import Problem
-from api.requests import CreateBody, parse
+from api.http.problems import Problem
+from api.http.reading import parse
+from api.snapshots.bodies import CreateBody
 
 GOOD: dict[str, Any] = {"server_id": 12345, "name": "before-update", "description": "Before the update"}
 

@@ -1,6 +1,7 @@
 """Restore: a safety snapshot first, then every disk back to the snapshot, or all of them back to where they were."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import structlog
 
@@ -82,7 +83,7 @@ async def _safeguard(work: Work) -> Next:
         tag=task.safety_tag,
         name="safety",
         description=f"What the restore of {task.tag} overwrote",
-        created_at=task.created_at,
+        created_at=datetime.now(UTC),
     )
     await work.hypervisor.take_snapshot(task.server_id, spec)
     facts = replace(work.facts, spare_tag=task.safety_tag)
@@ -134,9 +135,9 @@ async def _adapt(work: Work) -> Next:
     await _picked_up(work)
     if facts.grown:
         virtual_bytes = {disk.target: disk.virtual_bytes for disk in facts.grown}
-        await hypervisor.resize(server_id, virtual_bytes)
-        log.info("disks.enlarged", **virtual_bytes)
-        facts = facts.noting(*notes.kept_sizes(facts.grown))
+        enlarged = await hypervisor.resize(server_id, virtual_bytes)
+        log.info("disks.enlarged", **{target: virtual_bytes[target] for target in enlarged})
+        facts = facts.noting(*notes.kept_sizes(disk for disk in facts.grown if disk.target in enlarged))
     if facts.renews_generation:
         await hypervisor.renew_generation_id(server_id)
         facts = facts.noting(notes.GENERATION_ID_CHANGED)

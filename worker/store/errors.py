@@ -1,4 +1,4 @@
-"""Why a request was refused: what is true now, under a stable code. `api.problems` gives each its HTTP status."""
+"""Why a request was refused: what is true now, under a stable code. `api.http.problems` gives each its HTTP status."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Self

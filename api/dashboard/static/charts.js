@@ -1,18 +1,18 @@
-// Draws what stands in data-chart. Colours are the style sheet's, so that they follow light and dark.
+// Draws each figure's data-chart, with the style sheet's colors for light and dark.
 "use strict";
 (() => {
   const drawn = new Map(); // plot by the figure's id
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
   const DAY = 86400; // seconds
-  const FEW = 24; // values that a line alone would hide, one that stands alone altogether
+  const FEW = 24; // up to this many values get points: a line would hide a single one
 
   const clock = (seconds) => new Date(seconds * 1000).toISOString().slice(11, 16);
 
   function options(chart, width) {
-    const line = { stroke: colour("soft"), grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line"), width: 1 }, font: "11px system-ui, sans-serif" };
-    const say = (self, value) => (value == null ? "" : `${value.toLocaleString("en")}${chart.unit && ` ${chart.unit}`}`);
+    const line = { stroke: color("soft"), grid: { stroke: color("line"), width: 1 }, ticks: { stroke: color("line"), width: 1 }, font: "11px system-ui, sans-serif" };
+    const format = (self, value) => (value == null ? "" : `${value.toLocaleString("en")}${chart.unit && ` ${chart.unit}`}`);
     return {
       width,
       height: 190,
@@ -24,12 +24,12 @@
         { label: "UTC", value: (self, seconds) => (seconds == null ? "" : clock(seconds)) },
         ...chart.series.map(({ label, hue, dashed, values }) => ({
           label,
-          stroke: colour(hue),
+          stroke: color(hue),
           width: 1.75,
           dash: dashed ? [5, 4] : undefined,
           points: { show: values.filter((value) => value != null).length <= FEW, size: 5 },
           spanGaps: false,
-          value: say,
+          value: format,
         })),
       ],
     };
@@ -55,13 +55,13 @@
   }
 
   const all = () => document.querySelectorAll("[data-chart]").forEach(draw);
-  function anew() {
+  function redraw() {
     for (const { plot } of drawn.values()) plot.destroy();
     drawn.clear();
     all();
   }
   document.addEventListener("htmx:after:swap", all);
-  dark.addEventListener("change", anew);
+  dark.addEventListener("change", redraw);
   new ResizeObserver(() => {
     for (const { plot, place } of drawn.values()) {
       if (plot.width !== place.clientWidth && place.clientWidth) plot.setSize({ width: place.clientWidth, height: 190 });

@@ -1,11 +1,11 @@
-// Keeps a page fresh: one stream of events tells it to ask for its inside again. What it shows always comes from the server.
+// Refreshes a page's content when an event arrives. The server renders everything that is shown.
 "use strict";
 (() => {
   const EVENTS = "/ops/events/";
-  const SOON_MS = 250; // after an event: others come with it
-  const APART_MS = 1000; // from one look to the next, where the page says nothing else
-  const SLOW_MS = 10_000; // what sends no event (heartbeats, storage) is looked at so often
-  const AGAIN_MS = 3000; // after the stream was refused
+  const DELAY_MS = 250; // after an event: others often follow
+  const INTERVAL_MS = 1000; // between two refreshes; a page may set another with data-refresh-ms
+  const IDLE_MS = 10_000; // between refreshes for what sends no events (heartbeats, storage)
+  const RETRY_MS = 3000; // after the stream was refused
 
   const live = document.getElementById("live");
   const badge = document.getElementById("connection");
@@ -13,9 +13,9 @@
   const notice = document.getElementById("notice");
   const trouble = document.getElementById("trouble");
 
-  // --- the same for all pages, the login's too ---
+  // --- all pages, also the login ---
 
-  // what a filter leaves empty stays out of the address, so that it can be shared
+  // empty fields of a filter stay out of the URL
   document.addEventListener("formdata", (event) => {
     if (event.target.method !== "get") return;
     for (const [name, value] of [...event.formData]) if (!value) event.formData.delete(name);
@@ -25,29 +25,29 @@
   });
   if (!badge) return;
 
-  // --- fresh ---
+  // --- refresh ---
 
   let source, waiting, again;
   let last = 0;
-  let touched = true; // a person has done something since the page looked last
+  let touched = true; // there was input since the last refresh
 
-  function look() {
+  function refresh() {
     clearTimeout(waiting);
     waiting = undefined;
     last = Date.now();
     if (!document.hidden && live.hasAttribute("hx-get")) htmx.trigger(live, "refetch");
   }
 
-  const apart = () => Number(live.querySelector("[data-apart-ms]")?.dataset.apartMs ?? APART_MS);
+  const interval = () => Number(live.querySelector("[data-refresh-ms]")?.dataset.refreshMs ?? INTERVAL_MS);
 
-  function lookSoon() {
-    waiting ??= setTimeout(look, Math.max(SOON_MS, last + apart() - Date.now()));
+  function refreshSoon() {
+    waiting ??= setTimeout(refresh, Math.max(DELAY_MS, last + interval() - Date.now()));
   }
 
-  function tell(state, words) {
+  function showConnection(state, text) {
     if (badge.dataset.state === state) return;
     badge.dataset.state = state;
-    badge.textContent = words;
+    badge.textContent = text;
   }
 
   function listen() {
@@ -55,43 +55,43 @@
     source?.close();
     source = new EventSource(EVENTS);
     source.addEventListener("open", () => {
-      tell("live", "Live");
-      look(); // at what happened before there was a stream, or while there was none
+      showConnection("live", "Live");
+      refresh(); // for events that the stream missed
     });
-    source.addEventListener("job", () => lookSoon());
+    source.addEventListener("job", () => refreshSoon());
     source.addEventListener("error", () => {
       lost();
-      if (source?.readyState === EventSource.CLOSED) comeAgain(); // else it does so by itself
+      if (source?.readyState === EventSource.CLOSED) reconnect(); // else the browser reconnects by itself
     });
   }
 
   function lost() {
-    tell("lost", "Reconnecting …");
+    showConnection("lost", "Reconnecting …");
   }
 
-  function comeAgain() {
+  function reconnect() {
     clearTimeout(again);
     again = setTimeout(() => {
-      look(); // leads to the login where the session has ended
+      refresh(); // redirects to the login if the session has ended
       listen();
-    }, AGAIN_MS);
+    }, RETRY_MS);
   }
 
-  function leave() {
+  function disconnect() {
     clearTimeout(again);
     source?.close();
     source = undefined;
   }
 
-  // A page that nobody sees holds no connection: browsers have few to one host.
-  function seen() {
-    if (document.hidden) leave();
+  // A hidden page closes its stream: browsers allow few connections to one host.
+  function onVisibility() {
+    if (document.hidden) disconnect();
     else if (!source) listen();
   }
-  document.addEventListener("visibilitychange", seen);
-  window.addEventListener("pagehide", leave);
-  window.addEventListener("pageshow", (event) => event.persisted && seen());
-  setInterval(() => document.hidden || Date.now() - last < SLOW_MS / 2 || look(), SLOW_MS);
+  document.addEventListener("visibilitychange", onVisibility);
+  window.addEventListener("pagehide", disconnect);
+  window.addEventListener("pageshow", (event) => event.persisted && onVisibility());
+  setInterval(() => document.hidden || Date.now() - last < IDLE_MS / 2 || refresh(), IDLE_MS);
   for (const kind of ["pointerdown", "keydown", "wheel", "touchstart"]) {
     document.addEventListener(kind, () => (touched = true), { passive: true });
   }
@@ -106,15 +106,15 @@
   document.addEventListener("htmx:after:swap", (event) => {
     const { sourceElement, response } = event.detail.ctx;
     if (sourceElement === live && response?.status === 200) trouble.replaceChildren();
-    if (sourceElement === live) picked();
+    if (sourceElement === live) updateSelection();
   });
-  // what a person has opened or ticked stays as it is
+  // keep what the operator has opened
   htmx.registerExtension("ops", {
     htmx_before_morph_attr: (element, { attrName }) =>
       !(attrName === "open" && element.matches("details, dialog")),
   });
 
-  // --- questions ---
+  // --- dialogs ---
 
   document.addEventListener("htmx:after:swap", (event) => {
     const { ctx } = event.detail;
@@ -126,19 +126,19 @@
     if (ctx.request.method === "POST" && ask.contains(ctx.sourceElement)) {
       ask.close();
       notice.scrollIntoView({ block: "nearest" });
-      look();
+      refresh();
     }
   });
   document.addEventListener("htmx:error", (event) => {
     const { ctx } = event.detail;
     if (ctx?.sourceElement === live) {
-      lost(); // also where the stream has not heard of it: a connection may be dead and say nothing
-      comeAgain();
+      lost(); // the stream may not notice a dead connection
+      reconnect();
     }
     if (ctx?.request?.method !== "POST") return;
-    const words = "There was no answer. Look whether it was done before you try again.";
+    const text = "No response. Check whether the action took effect before you try again.";
     const place = ask.querySelector(".ask-trouble");
-    if (place) place.textContent = words;
+    if (place) place.textContent = text;
   });
   document.addEventListener("click", (event) => {
     if (event.target.closest("[data-close]") && ask.open) {
@@ -149,24 +149,24 @@
   });
   ask.addEventListener("close", () => ask.replaceChildren());
 
-  // --- ticks ---
+  // --- selection ---
 
-  function picked() {
+  function updateSelection() {
     const all = [...document.querySelectorAll("[data-pick]")];
-    const ticked = all.filter((box) => box.checked);
+    const selected = all.filter((box) => box.checked);
     const whole = document.querySelector("[data-pick-all]");
     if (whole) {
-      whole.checked = ticked.length > 0 && ticked.length === all.length;
-      whole.indeterminate = ticked.length > 0 && ticked.length < all.length;
+      whole.checked = selected.length > 0 && selected.length === all.length;
+      whole.indeterminate = selected.length > 0 && selected.length < all.length;
     }
-    for (const place of document.querySelectorAll("[data-picked]")) place.textContent = String(ticked.length);
-    for (const part of document.querySelectorAll("[data-with-picked]")) part.hidden = ticked.length === 0;
+    for (const place of document.querySelectorAll("[data-picked]")) place.textContent = String(selected.length);
+    for (const element of document.querySelectorAll("[data-with-picked]")) element.hidden = selected.length === 0;
   }
   document.addEventListener("change", (event) => {
     if (event.target.matches("[data-pick-all]")) {
       for (const box of document.querySelectorAll("[data-pick]")) box.checked = event.target.checked;
     }
-    picked();
+    updateSelection();
   });
 
   // --- keys ---
@@ -185,14 +185,14 @@
       field.focus();
       field.select();
     } else if (event.key === "?") document.getElementById("keys").showModal();
-    // what looks like a button is pressed like one
+    // Space presses links that look like buttons
     else if (event.key === " " && event.target.matches("a[role=button]")) {
       event.preventDefault();
       event.target.click();
     }
   });
 
-  picked();
+  updateSelection();
   last = Date.now();
   if (!document.hidden) listen();
 })();

@@ -1,7 +1,7 @@
 -- What the store knows of one server's snapshots.
 -- ask: {server, snapshots: ids found on its disks}
 -- Answers {job that holds the server or '', {{field, value, ...} of each of the ids}, {id, status, ...} of all that the
--- customer sees}.
+-- customer sees, job of the restore that can be undone or ''}.
 local ask = cjson.decode(ARGV[1])
 local asked, listed = {}, {}
 for i, id in ipairs(ask.snapshots) do asked[i] = redis.call('HGETALL', 'snapshot:' .. id) end
@@ -9,4 +9,5 @@ for _, id in ipairs(redis.call('ZRANGE', 'server:' .. ask.server .. ':snapshots'
   listed[#listed + 1] = id
   listed[#listed + 1] = redis.call('HGET', 'snapshot:' .. id, 'status') or ''
 end
-return {redis.call('HGET', 'server:' .. ask.server, 'job') or '', asked, listed}
+local server = 'server:' .. ask.server
+return {redis.call('HGET', server, 'job') or '', asked, listed, redis.call('HGET', server, 'undoable') or ''}

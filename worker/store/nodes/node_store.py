@@ -150,6 +150,7 @@ class Known:
     busy: bool  # a job holds the server: what differs now may be its work
     on_disk: Mapping[SnapshotId, KnownSnapshot | None]  # of those asked for; None: it knows nothing of it
     listed: Mapping[SnapshotId, SnapshotStatus]  # as the customer sees them
+    undoable: JobId | None = None  # the latest restore that left a safety snapshot
 
 
 class NodeStore(Scripts):
@@ -253,7 +254,7 @@ class NodeStore(Scripts):
     async def known(self, server_id: ServerId, on_disk: Sequence[SnapshotId]) -> Known:
         """What the store knows of a server's snapshots, and of those that were found on its disks."""
         ask = {"server": str(server_id), "snapshots": [str(snapshot_id) for snapshot_id in on_disk]}
-        holder, asked, listed = await self._call("nodes/known", ask)
+        holder, asked, listed, undoable = await self._call("nodes/known", ask)
         return Known(
             busy=bool(holder),
             on_disk={
@@ -261,6 +262,7 @@ class NodeStore(Scripts):
                 for snapshot_id, flat in zip(on_disk, asked, strict=True)
             },
             listed={SnapshotId(int(k)): SnapshotStatus(v) for k, v in records.pairs(listed).items()},
+            undoable=JobId(undoable.decode()) if undoable else None,
         )
 
     async def lose(self, server_id: ServerId, snapshot_id: SnapshotId) -> bool:

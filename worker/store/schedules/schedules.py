@@ -80,17 +80,17 @@ def check(when: str, now: datetime) -> None:
     """Raises BadCron for what is no word of ours and no expression of five fields, never comes, or comes too often."""
     runs = list(islice(_runs(cron_of(when, ServerId(0)), now), RUNS_LOOKED_AT))
     if any(later - earlier < CLOSEST for earlier, later in pairwise(runs)):
-        raise BadCron("Two runs must be an hour apart at least")
+        raise BadCron("Two runs must be at least an hour apart")
 
 
 def _runs(cron: str, after: datetime) -> Iterator[datetime]:
     if not _FIVE_FIELDS.fullmatch(cron):
-        raise BadCron("Input should be hourly, daily, weekly or a cron expression of five fields")
+        raise BadCron("Must be hourly, daily, weekly or a cron expression of five fields")
     try:
         yield from CronSim(cron, after.astimezone(UTC))
     except CronSimError as error:
-        raise BadCron(f"Input should be a cron expression: {error}") from error
-    raise BadCron("Such a moment never comes")
+        raise BadCron(f"Must be a cron expression: {error}") from error
+    raise BadCron("No such time ever comes")
 
 
 def snapshot_name(name: str, due: datetime) -> str:

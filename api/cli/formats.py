@@ -1,0 +1,163 @@
+"""The API's values as text."""
+
+from datetime import UTC, datetime
+
+from rich.text import Text
+
+from api import words
+from api.cli.client import Body
+
+STYLES = {
+    "queued": "yellow",
+    "in_progress": "cyan",
+    "completed": "green",
+    "failed": "red",
+    "stranded": "bold red",
+    "alive": "green",
+    "paused": "yellow",
+    "silent": "bold red",
+}
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def age(text: str | None) -> str:
+    return "-" if text is None else words.age(moment(text))
+
+
+def at(text: str | None) -> str:
+    return "-" if text is None else moment(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def seconds(value: float | None) -> str:
+    return "-" if value is None else words.span(value)
+
+
+def between(begin: str | None, end: str | None) -> str | None:
+    """The time between two moments; until now if `end` is None."""
+    if begin is None:
+        return None
+    until = moment(end) if end else datetime.now(UTC)
+    return words.span(max(0, int((until - moment(begin)).total_seconds())))
+
+
+def mebibytes(count: int | None) -> str:
+    return "-" if count is None else words.size(count << 20)
+
+
+def clock(event_id: str) -> str:
+    """The time of an event, from its id."""
+    milliseconds = int(event_id.partition("-")[0] or 0)
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%H:%M:%S")
+
+
+def alarming(count: int) -> Text:
+    """A number that should be 0."""
+    return Text(f"{count:,}", style="bold red" if count else "")
+
+
+def word(text: str) -> Text:
+    """A state, in its color."""
+    return Text(text, style=STYLES.get(text, ""))
+
+
+def job_state(job: Body) -> Text:
+    """The state, or the progress of a running job."""
+    if job["state"] == "in_progress":
+        return Text(progress(job), style=STYLES["in_progress"])
+    return word("stranded" if is_stranded(job) else job["state"])
+
+
+def is_stranded(job: Body) -> bool:
+    """Whether the job still needs a person. Jobs in a list have no `resolution` and count as unresolved."""
+    return bool(job["error"] and job["error"]["stranded"] and not job.get("resolution"))
+
+
+def contents(held: Body) -> str:
+    """What a snapshot contains."""
+    disks = [f"{disk['target']} {mebibytes(disk['size_mb'])}" for disk in held["disks"]]
+    more = [name for name, has in (("UEFI variables", held["nvram"]), ("TPM", held["tpm"])) if has]
+    return ", ".join(disks + more)
+
+
+def contents_facts(held: Body | None, *, would: bool = False) -> tuple[tuple[str, str | None], ...]:
+    """The contents of a snapshot or a job. `would`: of a dry run."""
+    if held is None:
+        return ()
+    left_out = ", ".join(f"{one['target']} ({one['reason']})" for one in held["left_out"])
+    return ("would contain" if would else "contents", contents(held)), ("left out", left_out or None)
+
+
+def job_facts(job: Body) -> tuple[tuple[str, str | None], ...]:
+    """Facts of a job that do not depend on its state."""
+    held, notes = job.get("contents"), job.get("notes", ())  # older services send neither
+    return (
+        ("disks", "present disks only" if job.get("disks") == "present" else None),
+        *contents_facts(held, would=job["kind"].startswith("check_")),
+        *(("note", f"{one['code']}: {one['detail']}") for one in notes if one["code"] != "left_out" or held is None),
+        ("retried by", job.get("retried_by")),
+    )
+
+
+def run_facts(job: Body) -> tuple[tuple[str, str | None], ...]:
+    """How long a job ran and its guest was off."""
+    downtime = job["downtime_seconds"]
+    return (
+        ("took", between(job["started_at"], job["finished_at"])),
+        ("downtime", None if downtime is None else words.span(downtime)),
+    )
+
+
+def job_error(job: Body) -> str:
+    return job["error"]["code"] if job["error"] else ""
+
+
+def progress(job: Body) -> str:
+    return f"{job['step'] or 'starting'} {job['percent']}%"
+
+
+def named(thing: Body | None) -> str:
+    """A server or a snapshot: name (id)."""
+    return f"{thing['name']} ({thing['id']})" if thing else "-"
+
+
+def what(job: Body) -> str:
+    """What a job does."""
+    of = f" of {job['snapshot']['name']}" if job["snapshot"] else ""
+    return f"{job['kind'].replace('_', ' ')}{of} on {named(job['server'])}"
+
+
+def node_state(node: Body) -> Text:
+    if node["alive"] and node["paused"]:
+        return word("paused")
+    return word("alive" if node["alive"] else "silent")
+
+
+def free(node: Body) -> str:
+    """The free space of the pool that has the least."""
+    return words.size(min(pool["free_bytes"] for pool in node["pools"])) if node["pools"] else "-"
+
+
+def log_line(line: Body) -> str:
+    """A line of a job's log: timestamp, level, event, fields."""
+    first = [str(line[name]) for name in ("timestamp", "level", "event") if name in line]
+    rest = [f"{name}={value}" for name, value in line.items() if name not in {"timestamp", "level", "event"}]
+    return " ".join(first + rest)
+
+
+def summary(overview: Body) -> Text:
+    """The cell in one line, problems in red."""
+    nodes, stranded = overview["nodes"], overview["stranded_servers"]
+    parts = [
+        (f"{overview['queued']:,} queued", ""),
+        (f"{overview['in_progress']:,} in progress", ""),
+        (f"{overview['completed']['hour']:,} completed and {overview['failed']['hour']:,} failed in the last hour", ""),
+        (words.plural(stranded, "stranded server"), "bold red" if stranded else ""),
+        (
+            f"{nodes['silent']:,} of {words.plural(nodes['alive'] + nodes['silent'], 'node')} silent",
+            "red" if nodes["silent"] else "",
+        ),
+    ]
+    return Text(", ").join(Text(text, style=style) for text, style in parts)

@@ -1,0 +1,1 @@
+"""The document of the API (OpenAPI), and its HTML page."""

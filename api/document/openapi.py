@@ -1,0 +1,360 @@
+"""The document of the API (OpenAPI 3.1), made from its calls and from the models of their bodies."""
+
+import json
+import re
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
+
+from api.document import refusals
+from api.document.calls import CALLS, TABLES
+from api.http import problems
+from api.http.answers import Health
+from api.http.calls import API, OPERATOR, Call, Link, Reply, prose
+from api.http.fields import AccountIdInHeader, JobIdInPath
+from api.http.probes import PROBES, Probe
+from api.http.problems import Problem, ProblemDocument
+from api.http.reading import KEY_HEADER, LAST_EVENT_HEADER
+from api.jobs.examples import REQUEST_ID
+from worker.store import errors
+from worker.store.access.tokens import Permission
+from worker.store.model import SnapshotStatus
+
+PATH = f"{API}openapi.json"
+VERSION = "1.0.0"  # of the API, not of the program
+
+Json = dict[str, Any]
+AnyCall = Call[Any]
+
+_REFS = "#/components/schemas/{model}"
+_TEXT = """\
+Snapshots of servers, for a quick rollback of a risky operation. Snapshots share the server's storage; they are not
+backups.
+
+Each call needs a token. Work that takes time is a job: the headers `Operation-Location` and `X-Job-Id` name it; follow
+it at `/api/v1/jobs/{job_id}/`. Errors are returned as problem documents (RFC 9457) with a stable `code`. Codes and keys
+may be added, so a client must treat an unknown code like others of the same status, and ignore unknown keys. Times are
+UTC, RFC 3339, whole seconds."""
+
+_PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's; Python has them from 3.13 on
+_STRING: Json = {"type": "string"}
+_HEADERS: dict[str, Json] = {
+    "X-Request-Id": {
+        "description": "the request's own if it is valid, otherwise a new one; in every log line",
+        "schema": _STRING,
+    },
+    "Location": {
+        "description": "path of what was created or is restored",
+        "schema": {"type": "string", "format": "uri-reference"},
+    },
+    "Operation-Location": {"description": "path of the job", "schema": {"type": "string", "format": "uri-reference"}},
+    "X-Job-Id": {"description": "the job's `id`", "schema": TypeAdapter(JobIdInPath).json_schema()},
+    "Link": {"description": "the pages `first`, `prev`, `next` and `last` (RFC 8288)", "schema": _STRING},
+    "Retry-After": {"description": "seconds after which to try again", "schema": {"type": "integer", "minimum": 1}},
+    "ETag": {"description": "identifies the content of the answer; for `If-None-Match`", "schema": _STRING},
+    "RateLimit-Policy": {"description": "`q` calls in `w` seconds, after an IETF draft", "schema": _STRING},
+    "RateLimit": {"description": "`r` calls are left; one more is allowed in `t` seconds", "schema": _STRING},
+    "WWW-Authenticate": {"description": "the scheme, and the error of the token", "schema": _STRING},
+}
+_HEADER_PARAMETERS: dict[str, Json] = {
+    "X-Account-Id": {
+        "in": "header",
+        "description": "The account that a service token acts for. Any other token allows only its own account here.",
+        "schema": TypeAdapter(AccountIdInHeader).json_schema(),
+    },
+    "X-Request-Id": {
+        "in": "header",
+        "description": "Names the request in answers and logs; 1 to 64 letters, digits, `.`, `_`, `-`, else replaced.",
+        "schema": _STRING,
+    },
+    KEY_HEADER: {
+        "in": "header",
+        "description": (
+            "1 to 255 visible ASCII characters, chosen by the caller. An accepted request that is repeated with the"
+            " same key within 24 hours gets the same answer, and nothing is done twice."
+        ),
+        "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,255}$"},
+    },
+    LAST_EVENT_HEADER: {
+        "in": "header",
+        "description": "The `id` of the last event that the caller received.",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,18}-[0-9]{1,18}$"},
+    },
+    "If-None-Match": {
+        "in": "header",
+        "description": "The `ETag` of an earlier answer: 304 if nothing has changed since.",
+        "schema": _STRING,
+    },
+}
+_NOT_MODIFIED: Json = {
+    "description": "Nothing has changed since the earlier answer.",
+    "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in ("ETag", "X-Request-Id")},
+}
+
+
+class _Schemas(GenerateJsonSchema):
+    """Without a title on every key, which would only repeat the key."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 # pydantic's signature
+        return False
+
+
+def document() -> Json:
+    """The whole document, in JSON's types."""
+    paths: dict[str, Json] = {}
+    for call in CALLS:
+        paths.setdefault(call.path, {})[call.method.lower()] = _operation(call)
+    for probe in PROBES:
+        paths[probe.path] = {"get": _probe(probe)}
+    paths[PATH] = {"get": _itself()}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "VPS snapshots",
+            "version": VERSION,
+            "summary": "Create, restore and delete snapshots of servers.",
+            "description": _TEXT,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/", "description": "the host of this document"}],
+        "tags": [
+            {"name": "snapshots", "description": "The snapshots of an account's servers."},
+            {"name": "jobs", "description": "The work that was accepted, and how to cancel or undo it."},
+            {"name": "servers", "description": "The servers, as far as snapshots are concerned."},
+            {"name": "schedules", "description": "Snapshots that are created automatically."},
+            {"name": "webhooks", "description": "Events of the account's jobs, sent to URLs of its own."},
+            {"name": "operators", "description": "All accounts and all nodes, for the operators of the service."},
+            {"name": "service", "description": "Health checks and this document. Without a token."},
+        ],
+        "security": [{"token": []}],
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(),
+            "parameters": {name: {"name": name, **parameter} for name, parameter in _parameters().items()},
+            "headers": _HEADERS,
+            "examples": {problem.code: _problem_example(problem) for problem in _problems()},
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An access token, with " + " and ".join(f"`{word}`" for word in Permission) + ".",
+                }
+            },
+        },
+    }
+
+
+def text(whole: Json) -> str:
+    """The document as it is committed; always the same for the same program."""
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+
+
+def _schemas() -> Json:
+    answers = {type(example) for call in CALLS for reply in call.replies for example in reply.examples.values()}
+    asked: set[tuple[type[BaseModel], JsonSchemaMode]] = {(model, "serialization") for model in answers}
+    asked |= {(Health, "serialization"), (ProblemDocument, "serialization")}
+    asked |= {(call.body, "validation") for call in CALLS if call.body is not None}
+    in_order = sorted(asked, key=lambda pair: pair[0].__name__)
+    _, found = models_json_schema(in_order, ref_template=_REFS, schema_generator=_Schemas)
+    schemas: Json = found["$defs"]
+    for schema in schemas.values():
+        if "enum" in schema:
+            schema.pop("description", None)  # the enum's docstring is for developers
+    # never shown: for the customer such a snapshot is gone
+    schemas["SnapshotStatus"]["enum"].remove(SnapshotStatus.DELETING)
+    schemas["SnapshotStatus"]["description"] = (
+        "Only a `completed` snapshot can be restored. A `failed` one is listed for 7 days or until it is deleted; it"
+        " uses no slot, and another snapshot may have its name."
+    )
+    return schemas
+
+
+def _operation(call: AnyCall) -> Json:
+    said: Json = {
+        "operationId": call.id,
+        "tags": [call.tag],
+        "summary": call.summary,
+        "description": f"{call.text} Permission: `{call.permission}`.",
+        "security": [{"token": [call.permission]}],
+        "parameters": _parameters_of(call),
+    }
+    if call.body is not None:
+        said["requestBody"] = {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": _ref(call.body),
+                    "examples": {name: {"value": _asked(value)} for name, value in call.examples.items()},
+                }
+            },
+        }
+    replies = {
+        str(reply.status): _reply(reply, *(["Link"] if call.is_paged else []), "RateLimit-Policy", "RateLimit")
+        for reply in sorted(call.replies, key=lambda reply: reply.status)
+    }
+    if call.is_cacheable:
+        replies["200"]["headers"]["ETag"] = _component("headers", "ETag")
+        replies["304"] = _NOT_MODIFIED
+    return said | {"responses": replies | _refused(_problems_of(call))}
+
+
+def _probe(probe: Probe) -> Json:
+    summary, text = prose(probe.handle)
+    refused = [_of(refusal, "GET") for refusal in probe.refusals]
+    return {
+        "operationId": probe.handle.__name__,
+        "tags": ["service"],
+        "summary": summary,
+        "description": text,
+        "security": [],
+        "parameters": [_component("parameters", "X-Request-Id")],
+        "responses": {"200": _reply(Reply(200, {"ok": Health(status="ok")}, "Yes."))}
+        | _refused([*refused, refusals.INTERNAL]),
+    }
+
+
+def _itself() -> Json:
+    return {
+        "operationId": "show_document",
+        "tags": ["service"],
+        "summary": "Show this document",
+        "description": "The document of the API, in OpenAPI 3.1. As HTML: `/docs`.",
+        "security": [],
+        "parameters": [_component("parameters", name) for name in ("If-None-Match", "X-Request-Id")],
+        "responses": {
+            "200": {
+                "description": "This document.",
+                "headers": {name: _component("headers", name) for name in ("ETag", "X-Request-Id")},
+                "content": {"application/json": {"schema": {"type": "object"}}},
+            },
+            "304": _NOT_MODIFIED,
+        }
+        | _refused([refusals.INTERNAL]),
+    }
+
+
+def _parameters() -> Json:
+    in_path = {path_id.name: path_id.adapter for table in TABLES for path_id in table.path_ids}
+    return _HEADER_PARAMETERS | {
+        name: {"in": "path", "required": True, "schema": adapter.json_schema()} for name, adapter in in_path.items()
+    }
+
+
+def _parameters_of(call: AnyCall) -> list[Json]:
+    in_path = re.findall(r"{(\w+)}", call.path)
+    in_query: list[Json] = []
+    if call.query is not None:
+        for name, schema in call.query.model_json_schema(schema_generator=_Schemas)["properties"].items():
+            given = _never_null(schema)
+            text = given.pop("description", None)
+            in_query.append({"name": name, "in": "query", **({"description": text} if text else {}), "schema": given})
+    for_method = [KEY_HEADER] if call.takes_key else ["If-None-Match"] if call.is_cacheable else []
+    of_stream = [LAST_EVENT_HEADER] if call.is_stream else []
+    account = [] if call.permission is OPERATOR else ["X-Account-Id"]
+    shared = [*in_path, *of_stream, *for_method, *account, "X-Request-Id"]
+    return [*in_query, *(_component("parameters", name) for name in shared)]
+
+
+def _never_null(schema: Json) -> Json:
+    """A parameter that may be left out; a query has no null."""
+    if "anyOf" not in schema:
+        return schema
+    (only,) = (choice for choice in schema["anyOf"] if choice != {"type": "null"})
+    return dict(only)
+
+
+def _reply(reply: Reply, *more_headers: str) -> Json:
+    headers = (*reply.headers, *more_headers, "X-Request-Id")
+    said: Json = {"description": reply.said, "headers": {name: _component("headers", name) for name in headers}}
+    if reply.examples:
+        models = list(dict.fromkeys(type(example) for example in reply.examples.values()))
+        refs = [_ref(model) for model in models]
+        said["content"] = {
+            reply.media: {
+                "schema": refs[0] if len(refs) == 1 else {"anyOf": refs},
+                "examples": {name: {"value": _value(example)} for name, example in reply.examples.items()},
+            }
+        }
+    if reply.links:
+        said["links"] = {link.to: _link(link) for link in reply.links}
+    return said
+
+
+def _link(link: Link) -> Json:
+    return {"operationId": link.to, "parameters": dict(link.parameters), "description": link.text}
+
+
+def _problems() -> list[Problem]:
+    """One of each code."""
+    refused = [problems.of_refusal(refusal, method="POST") for refusal in refusals.REFUSALS]
+    return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, refusals.LATE, refusals.INTERNAL]
+
+
+def _problems_of(call: AnyCall) -> list[Problem]:
+    kinds = (*call.refusals, errors.StoreUnavailable)
+    if call.takes_key:
+        kinds = (*kinds, errors.IdempotencyKeyReused)
+    late = [refusals.LATE] if call.changes else []  # even a body that is refused has to arrive first
+    refused = [_of(refusal, call.method) for refusal in kinds]
+    return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, *late, refusals.INTERNAL]
+
+
+def _of(refusal: type[errors.Refused], method: str) -> Problem:
+    (example,) = (example for example in refusals.REFUSALS if type(example) is refusal)
+    return problems.of_refusal(example, method=method)
+
+
+def _refused(found: Iterable[Problem]) -> Json:
+    """The answers that are problems, by status, each with its possible codes."""
+    by_status: dict[int, list[Problem]] = {}
+    for problem in found:
+        by_status.setdefault(problem.status, []).append(problem)
+    return {str(status): _problem_reply(status, by_status[status]) for status in sorted(by_status)}
+
+
+def _problem_reply(status: int, found: list[Problem]) -> Json:
+    codes = {problem.code: problem for problem in found}
+    phrase = _PHRASES.get(status, HTTPStatus(status).phrase)
+    headers = ["X-Request-Id", *(name for name in _HEADERS if any(name in problem.headers for problem in found))]
+    headers += ["WWW-Authenticate"] if status == HTTPStatus.UNAUTHORIZED else []
+    return {
+        "description": f"{phrase}: {', '.join(f'`{code}`' for code in codes)}.",
+        "headers": {name: _component("headers", name) for name in headers},
+        "content": {
+            "application/problem+json": {
+                "schema": _ref(ProblemDocument),
+                "examples": {code: _problem_ref(problem) for code, problem in codes.items()},
+            }
+        },
+    }
+
+
+def _problem_ref(problem: Problem) -> Json:
+    """The example of the code; written out if this call answers with another status than other calls."""
+    usual = {each.code: each.status for each in _problems()}
+    if problem.status != usual[problem.code]:
+        return _problem_example(problem)
+    return _component("examples", problem.code)
+
+
+def _problem_example(problem: Problem) -> Json:
+    return {"summary": problem.detail, "value": _value(problems.document(problem, request_id=REQUEST_ID))}
+
+
+def _value(example: BaseModel) -> Any:
+    return example.model_dump(mode="json")
+
+
+def _asked(example: BaseModel) -> Any:
+    return example.model_dump(mode="json", exclude_unset=True)
+
+
+def _ref(model: type[BaseModel]) -> Json:
+    return _component("schemas", model.__name__)
+
+
+def _component(kind: str, name: str) -> Json:
+    return {"$ref": f"#/components/{kind}/{name}"}

@@ -1,0 +1,63 @@
+"""The calls that follow jobs as they change."""
+
+from aiohttp import web
+
+from api.events import examples
+from api.events.streams import Streams, event_stream
+from api.http import reading
+from api.http.callers import Caller, Callers
+from api.http.calls import API, EVENT_STREAM, OPERATOR, OPS, READ, Reply, Table
+from worker.store import errors
+from worker.store.access.tokens import Token
+
+EVENTS = f"{API}events/"
+OPS_EVENTS = f"{OPS}events/"
+STREAM = "Events, without end. The schema is that of the `data` of each event `job`."
+
+call: Table[Caller] = Table("jobs")
+ops_call: Table[Token] = Table("operators")
+
+
+class EventCalls:
+    def __init__(self, streams: Streams, callers: Callers) -> None:
+        self._streams = streams
+        self._callers = callers
+
+    @call(
+        f"GET {EVENTS}",
+        READ,
+        Reply(200, {"stopping": examples.EVENT}, STREAM, media=EVENT_STREAM),
+        refusals=(errors.TooManyStreams,),
+    )
+    async def follow_events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        """Follow all jobs.
+
+        A stream of server-sent events, one for each change of a job of the account, from now on or after the
+        `Last-Event-ID`. An event `missed` says that older events are no longer kept: reload the lists.
+        """
+        return await self._streams.send(
+            request,
+            event_stream(),
+            caller.account_id,
+            last_event_id=reading.last_event_id(request),
+            still_allowed=lambda: self._callers.still(request, READ),
+        )
+
+    @ops_call(
+        f"GET {OPS_EVENTS}",
+        OPERATOR,
+        Reply(200, {"stopping": examples.OPS_EVENT}, STREAM, media=EVENT_STREAM),
+        refusals=(errors.TooManyStreams,),
+    )
+    async def ops_follow_events(self, request: web.Request, _: Token) -> web.StreamResponse:
+        """Follow the jobs of all accounts.
+
+        Like the stream of an account; about 10,000 events are kept.
+        """
+        return await self._streams.send(
+            request,
+            event_stream(),
+            None,
+            last_event_id=reading.last_event_id(request),
+            still_allowed=lambda: self._callers.still(request, OPERATOR),
+        )

@@ -1,0 +1,16 @@
+"""Examples of events, for the document."""
+
+from api.events.bodies import Event, OpsEvent
+from api.jobs.examples import JOB_ID, SERVER_NAME, SNAPSHOT_NAME
+from worker.store.model import JobKind, JobState, Step
+
+EVENT = Event(
+    job_id=JOB_ID,
+    kind=JobKind.CREATE,
+    state=JobState.IN_PROGRESS,
+    step=Step.STOPPING,
+    server_id=SERVER_NAME.id,
+    snapshot_id=SNAPSHOT_NAME.id,
+    notes=(),
+)
+OPS_EVENT = OpsEvent(**dict(EVENT), account_id=77)

@@ -1,0 +1,191 @@
+"""Server-sent events: one reader of the store for all listeners, each with a bounded queue of its own."""
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from aiohttp import web
+
+from api.events import bodies
+from api.http.server import when_gone
+from worker.program.background import in_background
+from worker.program.loop import every
+from worker.store.customers.events import Audience, Event, Events, place
+from worker.store.errors import StoreUnavailable, TooManyStreams
+
+READ_SECONDS = 0.25  # how long a new listener may wait until its account is read with the others
+AGAIN_SECONDS = 1.0  # after an error
+QUEUE = 256  # events that a listener may lag behind; then it is cut off, and reconnects with its Last-Event-ID
+WRITE_SECONDS = 20.0  # for a client to receive what is sent
+RETRY_MS = 2000  # how long a client should wait before it reconnects
+
+
+class _Listener:
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[Event | None] = asyncio.Queue(QUEUE)  # None: the end
+        self.cut_off: Callable[[], None] = lambda: None
+
+    def put(self, event: Event | None) -> None:
+        try:
+            self.events.put_nowait(event)
+        except asyncio.QueueFull:
+            self.cut_off()
+
+
+class Streams:
+    """`per_account`, `of_operators`, `limit` of all: streams at a time. `heartbeat_seconds`: the longest silence on a
+    stream. `check_seconds`: how often the token of a stream is checked."""
+
+    def __init__(
+        self,
+        events: Events,
+        *,
+        per_account: int,
+        of_operators: int,
+        limit: int,
+        heartbeat_seconds: float,
+        check_seconds: float,
+    ) -> None:
+        self._events = events
+        self._per_account = per_account
+        self._of_operators = of_operators
+        self._limit = limit
+        self._heartbeat_seconds = heartbeat_seconds
+        self._check_seconds = check_seconds
+        self._listeners: defaultdict[Audience, set[_Listener]] = defaultdict(set)
+        self._seen: dict[Audience, str] = {}
+        self._open: Counter[Audience] = Counter()
+        self._has_listeners = asyncio.Event()
+
+    @property
+    def open(self) -> int:
+        """How many streams are open."""
+        return self._open.total()
+
+    async def running(self, _: web.Application) -> AsyncIterator[None]:
+        """Read events while the application runs."""
+        expected: dict[type[Exception], str] = {StoreUnavailable: "streams.store_unavailable"}
+        reading = every(0, self._read, name="streams", expected=expected, again_seconds=AGAIN_SECONDS)
+        async with in_background(reading):
+            yield
+
+    async def end_all(self, _: web.Application) -> None:
+        """End all streams, or the application would wait for them."""
+        for listener in [listener for listeners in self._listeners.values() for listener in listeners]:
+            listener.put(None)
+
+    async def send(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        account_id: Audience,
+        *,
+        last_event_id: str | None,
+        still_allowed: Callable[[], Awaitable[bool]],
+    ) -> web.StreamResponse:
+        """Send the events of the account, or of all accounts, until the client disconnects or may no longer read them.
+        Raises TooManyStreams or StoreUnavailable before anything is sent."""
+        with self._counted(account_id), self._listening(account_id) as listener:
+            newest = await self._events.newest(account_id)
+            self._seen.setdefault(account_id, newest)
+            self._has_listeners.set()
+            missed = last_event_id is not None and not await self._events.has(account_id, last_event_id)
+            late = await self._events.after(account_id, last_event_id) if last_event_id is not None else []
+            listener.cut_off = lambda: request.transport.abort() if request.transport else None
+            when_gone(request, lambda: listener.put(None))  # frees its place at once, not at the next heartbeat
+            await response.prepare(request)
+            with suppress(ConnectionError, TimeoutError):
+                await self._write(response, f"retry: {RETRY_MS}\n\n")
+                if missed:
+                    await self._write(response, "event: missed\ndata: {}\n\n")
+                for event in late:
+                    await self._write(response, _text(event, account_id))
+                # an id that never existed may be later than all that follow
+                after = late[-1].id if late else newest if missed else last_event_id or newest
+                await self._follow(response, listener, account_id, after, still_allowed)
+        return response
+
+    async def _follow(
+        self,
+        response: web.StreamResponse,
+        listener: _Listener,
+        account_id: Audience,
+        after: str,
+        still_allowed: Callable[[], Awaitable[bool]],
+    ) -> None:
+        checked = time.monotonic()
+        while True:
+            event: Event | None = None
+            try:
+                async with asyncio.timeout(self._heartbeat_seconds):
+                    event = await listener.events.get()
+                if event is None:
+                    return
+            except TimeoutError:
+                await self._write(response, ": still here\n\n")
+            if event is not None and place(event.id) > place(after):  # it may have been sent among the late ones
+                await self._write(response, _text(event, account_id))
+            if time.monotonic() - checked > self._check_seconds:
+                with suppress(StoreUnavailable):
+                    if not await still_allowed():
+                        return
+                checked = time.monotonic()
+
+    async def _write(self, response: web.StreamResponse, text: str) -> None:
+        async with asyncio.timeout(WRITE_SECONDS):
+            await response.write(text.encode())
+
+    async def _read(self) -> None:
+        self._seen = {account_id: seen for account_id, seen in self._seen.items() if account_id in self._listeners}
+        if not self._seen:
+            self._has_listeners.clear()
+            await self._has_listeners.wait()
+            return
+        found = await self._events.next(self._seen, wait_seconds=READ_SECONDS)
+        for account_id, events in found.items():
+            self._seen[account_id] = events[-1].id
+            for event in events:
+                for listener in tuple(self._listeners.get(account_id, ())):
+                    listener.put(event)
+
+    @contextmanager
+    def _counted(self, account_id: Audience) -> Iterator[None]:
+        limit = self._per_account if account_id is not None else self._of_operators
+        if self._open[account_id] >= limit or self._open.total() >= self._limit:
+            raise TooManyStreams("Too many event streams are open; close one first.")
+        self._open[account_id] += 1
+        try:
+            yield
+        finally:
+            self._open[account_id] -= 1
+            if not self._open[account_id]:
+                del self._open[account_id]
+
+    @contextmanager
+    def _listening(self, account_id: Audience) -> Iterator[_Listener]:
+        listener = _Listener()
+        self._listeners[account_id].add(listener)
+        try:
+            yield listener
+        finally:
+            self._listeners[account_id].discard(listener)
+            if not self._listeners[account_id]:
+                del self._listeners[account_id]
+
+
+def event_stream() -> web.StreamResponse:
+    """The answer in which events are sent."""
+    return web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-store",
+            "X-Accel-Buffering": "no",
+        }
+    )
+
+
+def _text(event: Event, account_id: Audience) -> str:
+    data = bodies.event(event) if account_id is not None else bodies.ops_event(event)
+    return f"id: {event.id}\nevent: job\ndata: {data.model_dump_json()}\n\n"

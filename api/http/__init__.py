@@ -1,0 +1,1 @@
+"""What every call needs: requests, answers, problems, callers, the server."""

@@ -1,0 +1,158 @@
+"""What the calls of the API are made of: a row above each handler, from which its route and its document are made."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from inspect import cleandoc
+from typing import Any, Generic, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from api.http.fields import CursorQuery, PageQuery, PathId
+from worker.store import errors
+from worker.store.access.tokens import Permission
+
+READ, WRITE, OPERATOR = Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE, Permission.OPERATOR
+API = "/api/v1/"
+OPS = f"{API}ops/"
+JOB_HEADERS = ("Operation-Location", "X-Job-Id")
+EVENT_STREAM = "text/event-stream"
+
+Room = TypeVar("Room")
+By = TypeVar("By")
+Handler = Callable[[Room, web.Request, By], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class Link:
+    """From an answer to a call that can follow it; `parameters` in OpenAPI's runtime expressions."""
+
+    to: str
+    parameters: Mapping[str, str]
+    text: str = "What can be called next."
+
+
+def links(*calls: str, **parameters: str) -> tuple[Link, ...]:
+    """To each of these calls, with the same parameters."""
+    return tuple(Link(call, parameters) for call in calls)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer that is not a problem. `examples` are instances of the models of its body; none: it has no body."""
+
+    status: int
+    examples: Mapping[str, BaseModel] = field(default_factory=dict)
+    text: str = ""
+    headers: tuple[str, ...] = ()
+    links: tuple[Link, ...] = ()
+    media: str = "application/json"
+
+    @property
+    def said(self) -> str:
+        return self.text or f"{HTTPStatus(self.status).phrase}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Generic[By]):
+    """A call, made by a `By`. Its id in the document is the name of its handler."""
+
+    method: str
+    path: str
+    tag: str
+    permission: Permission
+    handle: Handler[Any, By]
+    replies: tuple[Reply, ...]
+    query: type[BaseModel] | None
+    examples: Mapping[str, BaseModel]  # of its body; none: it takes no body
+    refusals: tuple[type[errors.Refused], ...]
+
+    @property
+    def id(self) -> str:
+        return self.handle.__name__
+
+    @property
+    def summary(self) -> str:
+        return prose(self.handle)[0]
+
+    @property
+    def text(self) -> str:
+        return prose(self.handle)[1]
+
+    @property
+    def body(self) -> type[BaseModel] | None:
+        return next((type(example) for example in self.examples.values()), None)
+
+    @property
+    def changes(self) -> bool:
+        """Whether it may change something."""
+        return self.method != "GET"
+
+    @property
+    def takes_key(self) -> bool:
+        """Whether it takes an Idempotency-Key."""
+        return self.method == "POST"
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it answers with a stream of events."""
+        return any(reply.media == EVENT_STREAM for reply in self.replies)
+
+    @property
+    def is_cacheable(self) -> bool:
+        """Whether its answer has an ETag: see api.http.caching."""
+        return self.method == "GET" and not self.is_stream
+
+    @property
+    def is_paged(self) -> bool:
+        """Whether its answer has a Link to other pages."""
+        return self.query is not None and issubclass(self.query, PageQuery | CursorQuery)
+
+
+class Table(Generic[By]):
+    """The calls of a room, in order; a row is written above its handler, as `@call("GET /path/", READ, Reply(...))`.
+
+    The handler's docstring is the document's text: its first line is the summary. `examples` are of the request's body,
+    whose model is theirs; `path_ids` are all ids that stand in the paths.
+    """
+
+    def __init__(self, tag: str, *path_ids: PathId[Any]) -> None:
+        self.path_ids = path_ids
+        self.calls: list[Call[By]] = []
+        self._tag = tag
+
+    def __call__(
+        self,
+        route: str,
+        permission: Permission,
+        *replies: Reply,
+        query: type[BaseModel] | None = None,
+        body: Mapping[str, BaseModel] | None = None,
+        refusals: tuple[type[errors.Refused], ...] = (),
+    ) -> Callable[[Handler[Room, By]], Handler[Room, By]]:
+        method, path = route.split(" ")
+
+        def decorate(handle: Handler[Room, By]) -> Handler[Room, By]:
+            self.calls.append(
+                Call(
+                    method=method,
+                    path=path,
+                    tag=self._tag,
+                    permission=permission,
+                    handle=handle,
+                    replies=replies,
+                    query=query,
+                    examples=body or {},
+                    refusals=refusals,
+                )
+            )
+            return handle
+
+        return decorate
+
+
+def prose(handle: Callable[..., object]) -> tuple[str, str]:
+    """What a handler's docstring says, for the document: the summary, and the text below it."""
+    summary, _, text = cleandoc(handle.__doc__ or "").partition("\n\n")
+    return summary.removesuffix("."), " ".join(text.split())

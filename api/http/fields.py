@@ -1,0 +1,210 @@
+"""The types of fields that more than one room takes: limits, validators, ids in paths, pages."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Generic, TypeVar, cast
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+)
+from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
+
+from worker.store import errors
+from worker.store.model import DESCRIPTION_MAX, NAME_MAX, AccountId, JobId, ServerId
+from worker.store.operators.operator_store import Cursor
+
+EXPIRE_HOURS_MAX = 87_600
+REASON_MAX = 500
+ID_MAX = 2**63 - 1
+PAGE_MAX = 10**9  # far beyond any list, and its offset is still exact in Redis's scripts
+PAGE_SIZE_MAX = 500
+_EXACT_MAX = 2**53  # up to here a float stands for one integer only
+
+_ID = re.compile(r"[1-9][0-9]{0,18}")
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_DIGITS = re.compile(r"[0-9]{1,19}")  # int() itself would take " 1", "1_0" and other scripts' digits
+# Descriptions are kept in XML, which can't hold these characters; some of them also control a terminal.
+_NOT_STORABLE = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff"
+_UNSTORABLE = re.compile(rf"[{_NOT_STORABLE}]")  # JSON itself excludes half a character (a lone surrogate)
+
+Id = TypeVar("Id")
+
+PATTERNS: dict[str, str] = {}  # what a caller reads of a text that does not match
+
+
+class RequestBody(BaseModel):
+    """The body of a request: exactly these keys, of exactly these types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Query(BaseModel):
+    """The query parameters of a call."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+def matches(pattern: str, rule: str) -> StringConstraints:
+    """Text that matches the whole pattern; `rule` says in a problem what it must be."""
+    PATTERNS[pattern] = rule
+    return StringConstraints(pattern=pattern)
+
+
+def _storable(text: str) -> str:
+    if found := _UNSTORABLE.search(text):
+        context = {"character": f"U+{ord(found[0]):04X}"}
+        raise PydanticCustomError("not_storable", "The character {character} is not allowed.", context)
+    return text
+
+
+def id_text(text: object) -> int:
+    """An id as we write it: 007 is not another name of 7."""
+    if not isinstance(text, str) or not _ID.fullmatch(text):
+        raise PydanticCustomError("not_an_id", "Must be a positive integer.")
+    return int(text)
+
+
+def digits(text: object) -> int:
+    if not isinstance(text, str) or not _DIGITS.fullmatch(text):
+        raise PydanticCustomError("not_an_integer", "Must be a positive integer.")
+    return int(text)
+
+
+def whole(number: object) -> object:
+    """JSON has one kind of number: 7.0 is the integer 7. Beyond 2**53 a float may have lost digits."""
+    return int(number) if isinstance(number, float) and number.is_integer() and abs(number) <= _EXACT_MAX else number
+
+
+def truth(text: object) -> bool:
+    if text not in {"true", "false"}:
+        raise PydanticCustomError("not_a_truth", "Must be true or false.")
+    return text == "true"
+
+
+def _not_null(value: object) -> object:
+    if value is None:
+        raise PydanticCustomError("null", "Must not be null; leave it out instead.")
+    return value
+
+
+def _without_default(schema: JsonDict) -> None:
+    schema.pop("default")  # null and leaving it out differ
+
+
+def _without_null(schema: JsonDict) -> None:
+    _without_default(schema)
+    choices = schema.pop("anyOf")
+    schema.update(*(choice for choice in cast("list[JsonDict]", choices) if choice != {"type": "null"}))
+
+
+def _moment(text: object) -> object:
+    """RFC 3339 only: pydantic's own parser would take bare numbers too."""
+    if not isinstance(text, str) or not _MOMENT.fullmatch(text):
+        raise PydanticCustomError("not_a_moment", "Must be an RFC 3339 time with a time zone.")
+    return text
+
+
+def _to_come(moment: datetime) -> datetime:
+    if not datetime.now(UTC) < moment < datetime.now(UTC) + timedelta(hours=EXPIRE_HOURS_MAX):
+        raise PydanticCustomError("not_to_come", "Must be in the future, within ten years.")
+    return moment
+
+
+STORABLE = (
+    AfterValidator(_storable),
+    Field(description="no control characters", json_schema_extra={"pattern": f"^[^{_NOT_STORABLE}]*$"}),
+)
+LEFT_OUT = Field(json_schema_extra=_without_default)
+NOT_NULL = BeforeValidator(_not_null), Field(json_schema_extra=_without_null)
+
+# Limits before the parser, or they are not written into the schema.
+ServerIdInBody = Annotated[ServerId, Field(ge=1, le=ID_MAX), BeforeValidator(whole)]
+ServerIdInPath = Annotated[
+    ServerId, Field(ge=1, le=ID_MAX, description="the `id` of a server", examples=[12345]), BeforeValidator(id_text)
+]
+JobIdInPath = Annotated[
+    JobId,
+    matches(r"^[0-9a-f]{32}$", "Must be 32 hexadecimal digits."),
+    Field(description="the `id` of a job", examples=["0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b"]),
+]
+NodeInPath = Annotated[
+    str,
+    matches(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", "Must be the name of a node."),
+    Field(description="the name of a node", examples=["node-17"]),
+]
+AccountIdInHeader = Annotated[AccountId, Field(ge=1, le=ID_MAX, examples=[77]), BeforeValidator(id_text)]
+
+# In the validator's regex engine `$` is the end of the text, never before a line break.
+Name = Annotated[
+    str, matches(rf"^[A-Za-z0-9_-]{{1,{NAME_MAX}}}$", f"1 to {NAME_MAX} letters, digits, hyphens or underscores.")
+]
+Description = Annotated[str, StringConstraints(max_length=DESCRIPTION_MAX), *STORABLE]
+# not strict: pydantic gets the validator's text as a Python object, not as JSON
+Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_moment)]
+ExpiresAt = Annotated[Moment, AfterValidator(_to_come)]
+
+OfServer = Annotated[ServerId, Field(ge=1, le=ID_MAX, description="only of this server"), BeforeValidator(digits)]
+OfAccount = Annotated[AccountId, Field(ge=1, le=ID_MAX, description="only of this account"), BeforeValidator(digits)]
+
+
+@dataclass(frozen=True)
+class PathId(Generic[Id]):
+    """An id in a path, by its name there. What is no id is not found, like an id that does not exist."""
+
+    name: str
+    adapter: TypeAdapter[Id]
+    not_found: type[errors.Refused]
+
+
+SERVER_ID: PathId[ServerId] = PathId("server_id", TypeAdapter(ServerIdInPath), errors.ServerNotFound)
+JOB_ID: PathId[JobId] = PathId("job_id", TypeAdapter(JobIdInPath), errors.JobNotFound)
+NODE: PathId[str] = PathId("node", TypeAdapter(NodeInPath), errors.NodeNotFound)
+
+
+class PageQuery(Query):
+    """Which page of a list."""
+
+    page: Annotated[int, Field(ge=1, le=PAGE_MAX, description="starts at 1"), BeforeValidator(digits)] = 1
+    page_size: Annotated[
+        int, Field(ge=1, le=PAGE_SIZE_MAX, description="results per page"), BeforeValidator(digits)
+    ] = 100
+
+    @property
+    def offset(self) -> int:
+        return (self.page - 1) * self.page_size
+
+
+class CursorQuery(Query):
+    """Which page of a list that may be long."""
+
+    limit: Annotated[int, Field(ge=1, le=PAGE_SIZE_MAX, description="results per page"), BeforeValidator(digits)] = 100
+    after: (
+        Annotated[
+            str,
+            matches(
+                r"^-?[0-9]{1,20}(\.[0-9]{1,20})?(e[-+][0-9]{1,3})?:[A-Za-z0-9._-]{1,64}$",
+                "Must be the `after` of the previous page.",
+            ),
+            Field(description="the `after` of the previous page"),
+        ]
+        | None
+    ) = None
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(limit=self.limit, after=self.after)
+
+
+class ReasonBody(RequestBody):
+    """Why this is done; recorded in the audit log."""
+
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=REASON_MAX), *STORABLE]

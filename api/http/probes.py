@@ -1,0 +1,67 @@
+"""The calls of those who run the service, without a token: is it alive, is it ready, what does it measure."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from aiohttp import hdrs, web
+from prometheus_client.exposition import choose_encoder
+
+from api.http import addresses
+from api.http.addresses import Network
+from api.http.answers import Health, answer
+from api.measures.metrics import Metrics
+from worker.store import errors
+
+METRICS = "/metrics"
+
+
+class Probes:
+    """`ping` raises StoreUnavailable unless Redis answers."""
+
+    def __init__(self, ping: Callable[[], Awaitable[None]]) -> None:
+        self._ping = ping
+
+    async def alive(self, _: web.Request) -> web.Response:
+        """Is the process alive?
+
+        Says nothing about Redis: restarting the process would not help.
+        """
+        return answer(Health(status="ok"))
+
+    async def ready(self, _: web.Request) -> web.Response:
+        """Would a request be served?
+
+        Redis answers.
+        """
+        await self._ping()
+        return answer(Health(status="ok"))
+
+
+@dataclass(frozen=True)
+class Probe:
+    path: str
+    handle: Callable[[Probes, web.Request], Awaitable[web.StreamResponse]]
+    refusals: tuple[type[errors.Refused], ...] = ()
+
+
+PROBES = (Probe("/healthz", Probes.alive), Probe("/readyz", Probes.ready, (errors.StoreUnavailable,)))
+
+
+def exposition(metrics: Metrics, networks: Sequence[Network]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """Answers Prometheus. From other networks the path does not exist, whatever the method."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if not addresses.is_from(request, networks):
+            raise web.HTTPNotFound
+        if request.method not in {hdrs.METH_GET, hdrs.METH_HEAD}:
+            raise web.HTTPMethodNotAllowed(request.method, [hdrs.METH_GET, hdrs.METH_HEAD])
+        encode, kind = choose_encoder(",".join(request.headers.getall(hdrs.ACCEPT, [])))
+        # in a thread: with a thousand nodes it takes a tenth of a second
+        response = web.Response(
+            body=await asyncio.to_thread(encode, metrics.registry), headers={hdrs.CONTENT_TYPE: kind}
+        )
+        response.enable_compression()
+        return response
+
+    return handler

@@ -1,0 +1,233 @@
+"""What callers send, read into types. Whatever is wrong becomes a problem that names the field."""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Collection, Mapping
+from typing import TypeVar
+from urllib.parse import parse_qs
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from api.http.fields import PATTERNS, AccountIdInHeader, PathId, ReasonBody
+from api.http.marks import REASON
+from api.http.problems import FieldError, Problem, invalid
+from worker.store.access.tokens import Token
+from worker.store.calls import Idempotency
+from worker.store.model import AccountId
+
+BODY_SECONDS = web.AppKey("body_seconds", float)  # how long a client may take to send a body
+KEY_HEADER = "Idempotency-Key"
+LAST_EVENT_HEADER = "Last-Event-ID"
+BODY_MAX_BYTES = 64 * 1024
+FORM_FIELDS_MAX = 1000
+_ERRORS_MAX = 20
+_FIELD_MAX = 100  # characters of a field's name in a problem: a key of the body is the caller's text
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_EVENT_ID = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
+_ACCOUNT_ID: TypeAdapter[AccountId] = TypeAdapter(AccountIdInHeader)
+
+# by pydantic's type of the error; its context fills the gaps
+_RULES = {
+    "missing": "Required.",
+    "model_type": "Must be a JSON object.",
+    "string_type": "Must be a string.",
+    "int_type": "Must be an integer.",
+    "int_from_float": "Must be an integer.",
+    "int_parsing_size": "Must be an integer.",
+    "bool_type": "Must be true or false.",
+    "dict_type": "Must be an object.",
+    "list_type": "Must be a list.",
+    "tuple_type": "Must be a list.",
+    "literal_error": "Must be {expected}.",
+    "enum": "Must be {expected}.",
+    "greater_than_equal": "Must be at least {ge}.",
+    "less_than_equal": "Must be at most {le}.",
+    "string_too_short": "At least {min_length} characters.",
+    "string_too_long": "At most {max_length} characters.",
+    "too_short": "At least {min_length} items.",
+    "too_long": "At most {max_length} items.",
+}
+
+Id = TypeVar("Id")
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class NoBody(BaseModel):
+    """The body of a call that takes none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+async def body(request: web.Request, model: type[Model]) -> Model:
+    """The body, whatever its Content-Type says: `curl -d` sends JSON as a form. Raises Problem."""
+    return parse(await _read(request), model)
+
+
+async def ensure_no_body(request: web.Request, query: type[BaseModel] | None) -> None:
+    """Raises Problem for any body but an empty one or `{}`: a caller who sends `{"dry_run": true}` must not get the
+    real thing. `query`: the query parameters of the call, None if it has none."""
+    if not request.body_exists:
+        return
+    raw = (await _read(request)).strip()
+    if not raw:
+        return
+    try:
+        NoBody.model_validate_json(raw)
+    except ValidationError as error:
+        known = query.model_fields if query else {}
+        raise invalid(*(_unexpected(found, known) for found in _found_in(error))) from error
+
+
+def _unexpected(error: ErrorDetails, known: Collection[str]) -> FieldError:
+    if error["type"] != "extra_forbidden":
+        return FieldError(field="body", detail="This call takes no body: send none, or {}.")
+    field = str(error["loc"][0])
+    where = f"; send it in the query, ?{field}=" if field in known else ""
+    return FieldError(field=field[:_FIELD_MAX] or "body", detail=f"This call takes no field in its body{where}.")
+
+
+def parse(raw: bytes, model: type[Model]) -> Model:
+    """Raises Problem."""
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        raise _invalid(error, model) from error
+
+
+def validated(values: Mapping[str, object], model: type[Model]) -> Model:
+    """Raises Problem."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _invalid(error, model) from error
+
+
+def idempotency(request: web.Request, content: BaseModel | None = None, *, owner: str = "") -> Idempotency | None:
+    """The Idempotency-Key of a POST, None if it has none. `content`: its body, if it has one. `owner`: whose key it is,
+    if not the account's. Raises Problem."""
+    given = request.headers.getall(KEY_HEADER, [])
+    if not given:
+        return None
+    if len(given) > 1 or not _KEY.fullmatch(given[0]):
+        raise invalid(FieldError(field=KEY_HEADER, detail="One key of 1 to 255 visible ASCII characters."))
+    asked = [request.method, request.rel_url.raw_path, request.rel_url.raw_query_string]
+    asked.append(content.model_dump_json() if content else "")
+    return Idempotency(key=_digest(given[0]), fingerprint=_digest("\n".join(asked)), owner=owner)
+
+
+def operator_key(request: web.Request, token: Token, content: BaseModel | None = None) -> Idempotency | None:
+    """The Idempotency-Key of an operator's POST: operators have no account, so the key is their token's. Raises
+    Problem."""
+    return idempotency(request, content, owner=f"token:{token.id}")
+
+
+async def reason(request: web.Request) -> ReasonBody:
+    """Why an operator does this, noted for the audit log too. Raises Problem."""
+    given = await body(request, ReasonBody)
+    request[REASON] = given.reason
+    return given
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def only_known(request: web.Request, model: type[BaseModel] | None) -> None:
+    """Raises Problem for a query parameter that the call does not have: a mistyped `dry_run` must not do the real
+    thing. `model`: the call's query, None if it has none."""
+    known = list(model.model_fields) if model else []
+    unknown = [name for name in dict.fromkeys(request.query) if name not in known][:_ERRORS_MAX]
+    if unknown:
+        detail = f"Unknown query parameter; known: {', '.join(known) or 'none'}."
+        raise invalid(*(FieldError(field=name[:_FIELD_MAX] or "query", detail=detail) for name in unknown))
+
+
+def query(request: web.Request, model: type[Model], *, but_empty: bool = False) -> Model:
+    """Raises Problem, also for a parameter that is given twice. `but_empty`: ignore empty parameters, which a browser
+    sends for the fields of a form that were left empty."""
+    given = {name: request.query.getall(name) for name in model.model_fields if name in request.query}
+    if but_empty:
+        given = {name: filled for name, values in given.items() if (filled := [value for value in values if value])}
+    if twice := [name for name, values in given.items() if len(values) > 1]:
+        raise invalid(*(FieldError(field=name, detail="Given more than once.") for name in twice))
+    return validated({name: values[0] for name, values in given.items()}, model)
+
+
+async def form(request: web.Request) -> dict[str, list[str]]:
+    """The fields of a browser's form, without the empty ones. Raises Problem."""
+    raw = await _read(request)
+    try:
+        return parse_qs(raw.decode(), strict_parsing=bool(raw), errors="strict", max_num_fields=FORM_FIELDS_MAX)
+    except ValueError as error:
+        raise invalid(FieldError(field="body", detail="Must be an HTML form.")) from error
+
+
+def last_event_id(request: web.Request) -> str | None:
+    """The id of the event after which a stream goes on, None if the caller names none. Raises Problem."""
+    given = request.headers.get(LAST_EVENT_HEADER)
+    if given is not None and not _EVENT_ID.fullmatch(given):
+        raise invalid(FieldError(field=LAST_EVENT_HEADER, detail="Must be the id of an event."))
+    return given
+
+
+def in_path(request: web.Request, path_id: PathId[Id]) -> Id:
+    """The id that stands in the path. Raises the `not_found` of its kind for what is no id."""
+    try:
+        return path_id.adapter.validate_python(request.match_info[path_id.name])
+    except ValidationError:
+        raise path_id.not_found(f"There is no such {path_id.name.removesuffix('_id')}.") from None
+
+
+def account_id(text: str) -> AccountId | None:
+    """The account that a header names, None if it names none."""
+    try:
+        return _ACCOUNT_ID.validate_python(text)
+    except ValidationError:
+        return None
+
+
+async def _read(request: web.Request) -> bytes:
+    seconds = request.app[BODY_SECONDS]
+    encodings = [*request.headers.getall("Content-Encoding", []), *request.headers.getall("Transfer-Encoding", [])]
+    if {encoding.strip().lower() for encoding in ",".join(encodings).split(",")} - {"", "identity", "chunked"}:
+        raise invalid(FieldError(field="Content-Encoding", detail="Send the body uncompressed."))
+    try:
+        async with asyncio.timeout(seconds):
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise invalid(FieldError(field="body", detail=f"At most {BODY_MAX_BYTES} bytes.")) from error
+    except web.RequestPayloadError as error:
+        raise invalid(FieldError(field="body", detail="Does not match its Transfer-Encoding.")) from error
+    except TimeoutError as error:
+        late = f"The body did not arrive within {seconds:g} seconds."
+        raise Problem(408, "request_timeout", late, headers={"Connection": "close"}) from error
+
+
+def _invalid(error: ValidationError, model: type[BaseModel]) -> Problem:
+    return invalid(*(_field_error(found, model) for found in _found_in(error)))
+
+
+def _found_in(error: ValidationError) -> list[ErrorDetails]:
+    return error.errors(include_url=False, include_input=False)[:_ERRORS_MAX]
+
+
+def _field_error(error: ErrorDetails, model: type[BaseModel]) -> FieldError:
+    field = str(error["loc"][0])[:_FIELD_MAX] if error["loc"] else ""
+    return FieldError(field=field or "body", detail=_rule(error, model))
+
+
+def _rule(error: ErrorDetails, model: type[BaseModel]) -> str:
+    """What the field must be, in our own words."""
+    context = error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden" if len(error["loc"]) == 1:
+            return f"Unknown field; known are {', '.join(model.model_fields)}."
+        case "string_pattern_mismatch" if context["pattern"] in PATTERNS:
+            return PATTERNS[context["pattern"]]
+        case kind if kind in _RULES:
+            return _RULES[kind].format(**context)
+    return error["msg"].removesuffix(".") + "."

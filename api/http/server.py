@@ -1,0 +1,130 @@
+"""Listening: the socket, limits of connections, and answers to what is not HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from socket import IPPROTO_TCP, TCP_USER_TIMEOUT
+from typing import cast
+from uuid import uuid4
+
+import structlog
+from aiohttp import web
+
+from api.http import problems
+from api.http.middleware import SERVER
+from api.settings import ApiSettings
+
+LINGERING_SECONDS = 2.0  # for a client that still sends: if closed at once, it might never read its answer
+
+log = structlog.get_logger()
+
+
+class _Connection(web.RequestHandler):
+    """Answers invalid HTTP with a problem document that never quotes it: it may hold a token. Calls `gone` when the
+    client disconnects, which aiohttp would let a handler notice only at its next write."""
+
+    gone: Callable[[], None] | None = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self.gone is not None:
+            self.gone()
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for the rest of a request's head, or for the next request."""
+        closes = self.transport is None or self.transport.is_closing()
+        return self._waiter is not None and not self._waiter.done() and not closes
+
+    @property
+    def has_asked(self) -> bool:
+        return self._request_count > 0
+
+    def give_way(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - the library's signature
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer had already started")
+        request_id = uuid4().hex
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.error("request.failed", request_id=request_id, exc_info=exc)
+            problem = problems.broke(status)
+        else:
+            problem = problems.Problem(status, "bad_request", "This is not a valid HTTP request.")
+        response = problems.respond(problem, request_id=request_id)
+        response.headers["X-Request-Id"] = request_id
+        response.headers["Server"] = SERVER
+        response.force_close()
+        return response
+
+
+def when_gone(request: web.Request, call: Callable[[], None]) -> None:
+    """Call it once the client has closed the connection."""
+    if isinstance(request.protocol, _Connection):
+        request.protocol.gone = call
+
+
+@asynccontextmanager
+async def listening(app: web.Application, settings: ApiSettings) -> AsyncIterator[tuple[str, int] | str]:
+    """Serve until the end of the block, then let running requests finish. Yields the address. Raises OSError."""
+    runner = web.AppRunner(app, shutdown_timeout=settings.drain_seconds)
+    await runner.setup()
+    try:
+        server = await _listen(runner, settings)
+        try:
+            yield server.sockets[0].getsockname()
+        finally:
+            server.close()  # not waited for: from Python 3.12 on it ends with the last stream, which the runner ends
+    finally:
+        await runner.cleanup()
+
+
+class _TurnedAway(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.Transport", transport).abort()
+
+
+def _made_room(server: web.Server) -> bool:
+    """Whether an idle connection was closed: the oldest that never sent a request, or else the oldest. So even many
+    silent or slow connections keep nobody out."""
+    waiting = [each for each in server.connections if isinstance(each, _Connection) and each.waits]
+    first = next((each for each in waiting if not each.has_asked), waiting[0] if waiting else None)
+    if first is not None:
+        first.give_way()
+    return first is not None
+
+
+async def _listen(runner: web.AppRunner, settings: ApiSettings) -> asyncio.Server:
+    # Not by aiohttp's sites: they accept any number of connections, and wait forever for one that does not read.
+    server = cast("web.Server", runner.server)  # set up
+
+    loop = asyncio.get_running_loop()
+
+    def protocol() -> asyncio.BaseProtocol:
+        if len(server.connections) >= settings.connections and not _made_room(server):
+            return _TurnedAway()
+        return _Connection(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # a gap in its type; `request.done` is the line of a request
+            keepalive_timeout=settings.keepalive_seconds,
+            lingering_time=LINGERING_SECONDS,
+            auto_decompress=False,  # a small body that unpacks to gigabytes must not get in
+        )
+
+    if settings.unix_socket is not None:
+        return await loop.create_unix_server(protocol, settings.unix_socket)
+    listening = await loop.create_server(protocol, settings.host, settings.port, start_serving=False)
+    for listener in listening.sockets:  # accepted sockets inherit it
+        listener.setsockopt(IPPROTO_TCP, TCP_USER_TIMEOUT, round(settings.stalled_seconds * 1000))
+    await listening.start_serving()
+    return listening

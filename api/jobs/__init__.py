@@ -1,0 +1,1 @@
+"""Jobs: the work that was accepted."""

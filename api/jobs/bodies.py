@@ -1,0 +1,314 @@
+"""The bodies of jobs: a customer's, and what operators see beside it."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from api.http.answers import After, Open, ServerName, SnapshotName, Timestamp, Total, TotalIfKnown, from_record
+from api.http.fields import (
+    STORABLE,
+    CursorQuery,
+    JobIdInPath,
+    NodeInPath,
+    OfAccount,
+    OfServer,
+    PageQuery,
+    Query,
+    RequestBody,
+    matches,
+)
+from worker.store import model
+from worker.store.calls import Page
+from worker.store.model import JobKind, JobState, ServerState, Step
+from worker.store.operators import records
+from worker.store.operators.operator_store import JobFilter
+from worker.store.operators.records import CursorPage
+
+BULK_MAX = 100
+MIB = 1 << 20
+
+State = Literal["queued", "in_progress", "completed", "failed"]
+
+
+class JobsQuery(PageQuery):
+    """The query of the list of jobs."""
+
+    server_id: OfServer | None = None
+    state: State | None = None
+
+
+class DisksQuery(Query):
+    """The query of an undo."""
+
+    disks: Annotated[
+        Literal["all", "present"],
+        Field(
+            description=(
+                "`all`: the job fails if the server's disks are not those of the snapshot. `present`: it restores the"
+                " disks that exist, and names the others in its `notes`"
+            )
+        ),
+    ] = "all"
+
+    @property
+    def present_only(self) -> bool:
+        return self.disks == "present"
+
+
+class OpsJobsQuery(CursorQuery):
+    """The query of the list of all jobs."""
+
+    state: State | None = None
+    kind: Literal["create", "restore", "delete", "check_create", "check_restore", "undo"] | None = None
+    node: NodeInPath | None = None
+    account_id: OfAccount | None = None
+    server_id: OfServer | None = None
+    error_code: (
+        Annotated[
+            str,
+            matches(r"^[a-z_]{1,64}$", "1 to 64 lower-case letters or underscores."),
+            Field(description="the code of the failure"),
+        ]
+        | None
+    ) = None
+    text: (
+        Annotated[
+            str,
+            StringConstraints(min_length=1, max_length=100),
+            *STORABLE,
+            Field(
+                description=(
+                    "part of the id, the server's name, the snapshot's name, the error's detail or the request's id"
+                )
+            ),
+        ]
+        | None
+    ) = None
+
+    @property
+    def filter(self) -> JobFilter:
+        return JobFilter(
+            state=self.state and JobState(self.state),
+            kind=self.kind and JobKind(self.kind),
+            node=self.node,
+            account_id=self.account_id,
+            server_id=self.server_id,
+            error_code=self.error_code,
+            text=self.text,
+        )
+
+
+class BulkBody(RequestBody):
+    """What to do to which jobs."""
+
+    action: Literal["retry", "cancel"]
+    ids: Annotated[list[JobIdInPath], Field(min_length=1, max_length=BULK_MAX)]
+
+
+class HeldDisk(Open):
+    """A disk of the server when the snapshot was taken."""
+
+    target: Annotated[str, Field(description="the name of the device in the server, for example `vda`")]
+    size_mb: Annotated[int, Field(description="its size then, in MiB")]
+
+
+class LeftOut(Open):
+    """A disk or device that the snapshot does not hold."""
+
+    target: str
+    reason: str
+
+
+class Contents(Open):
+    """What a snapshot holds, and what it does not."""
+
+    disks: tuple[HeldDisk, ...]
+    left_out: tuple[LeftOut, ...]
+    firmware: Annotated[str, Field(description="`bios` or `uefi`")]
+    nvram: Annotated[bool, Field(description="whether it holds the UEFI variables")]
+    tpm: Annotated[bool, Field(description="whether it holds the state of the emulated TPM")]
+
+
+class ServerNow(Open):
+    """A server, and what it does now."""
+
+    id: int
+    name: str
+    status: Annotated[ServerState | None, Field(description="null: the server no longer exists")]
+
+
+class JobError(Open):
+    """Why a job failed."""
+
+    code: Annotated[str, Field(description="stable, snake_case; more may be added")]
+    detail: str
+    stranded: Annotated[
+        bool, Field(description="the job could not put the server back as it was: an operator must act")
+    ]
+
+
+class Note(Open):
+    """Something that a job did, or a dry run would do, in addition to what was requested."""
+
+    code: Annotated[str, Field(description="stable, snake_case; more may be added")]
+    detail: str
+    disks: Annotated[tuple[str, ...], Field(description="the disks that it is about")]
+
+
+class Job(Open):
+    """The work on one server; follow it until its state is `completed` or `failed`."""
+
+    id: str
+    kind: JobKind
+    state: JobState
+    step: Annotated[Step | None, Field(description="the current step; null before the job starts")]
+    percent: Annotated[
+        int, Field(ge=0, le=100, description="the share of its steps that are done; of a failed job: when it failed")
+    ]
+    server: ServerNow
+    snapshot: Annotated[SnapshotName | None, Field(description="null for the dry run of a create")]
+    attempts: Annotated[int, Field(description="how often a node started it: more than 1 after a crash")]
+    queued_at: Timestamp
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+    estimated_seconds: Annotated[
+        int | None, Field(description="median of the node's latest jobs of this kind; null before the first")
+    ]
+    downtime_seconds: Annotated[float | None, Field(description="how long the guest was off")]
+    error: Annotated[JobError | None, Field(description="set if the state is `failed`")]
+    disks: Annotated[
+        Literal["all", "present"],
+        Field(description="of a restore or an undo: `present` restores the disks that exist, even if others are gone"),
+    ]
+    notes: tuple[Note, ...]
+    contents: Annotated[
+        Contents | None,
+        Field(description="of a completed create: what the snapshot holds; of its dry run: what it would hold"),
+    ]
+    retried_by: Annotated[str | None, Field(description="the job that retries this one")]
+
+
+class JobList(Open):
+    """One page of the list, newest first."""
+
+    count: Total
+    results: tuple[Job, ...]
+
+
+class OpsJobSummary(Job):
+    """A job of any account."""
+
+    account_id: int
+    node: str
+    request_id: str
+
+
+class OpsJobList(Open):
+    """One page of the list, newest first."""
+
+    count: TotalIfKnown
+    after: After
+    results: tuple[OpsJobSummary, ...]
+
+
+class StepTaken(Open):
+    """A step of a job, or another attempt at it."""
+
+    step: str
+    started_at: Annotated[datetime, Field(description="by the node's clock")]
+    seconds: Annotated[float | None, Field(description="null: it is running")]
+    attempt: int
+
+
+class Resolution(Open):
+    """Who marked a stranded server as resolved, and why."""
+
+    at: Timestamp
+    by: str
+    reason: str
+
+
+class OpsJob(OpsJobSummary):
+    """A job with everything that is known of it."""
+
+    power_found: Annotated[str | None, Field(description="`on`, `off` or `paused`, when its node started it")]
+    power_now: str | None
+    runbook: Annotated[str | None, Field(description="the section of the runbook on its error")]
+    resolution: Resolution | None
+    steps: tuple[StepTaken, ...]
+    log: Annotated[
+        tuple[dict[str, Any], ...], Field(description="its last log lines, at most 200 and 32 KiB; kept for 7 days")
+    ]
+
+
+class BulkResult(Open):
+    """The result for one of the jobs."""
+
+    id: str
+    done: bool
+    job_id: Annotated[str | None, Field(description="the new job of a retry")]
+    code: Annotated[str | None, Field(description="the code of the refusal")]
+    detail: str | None
+
+
+class BulkResults(Open):
+    """One result for each job, in the order of the request."""
+
+    results: tuple[BulkResult, ...]
+
+
+def server_name(record: model.Job | model.Snapshot) -> ServerName:
+    return ServerName(id=record.server_id, name=record.server_name)
+
+
+def contents(held: model.Contents | None) -> Contents | None:
+    """Without the paths on the node."""
+    if held is None:
+        return None
+    disks = tuple(HeldDisk(target=disk.target, size_mb=-(-disk.virtual_bytes // MIB)) for disk in held.disks)
+    return from_record(Contents, held, disks=disks)
+
+
+def _parts(record: model.Job) -> dict[str, object]:
+    """The fields of a job's body that have other names in its record."""
+    return {
+        "server": ServerNow(id=record.server_id, name=record.server_name, status=record.server_state),
+        "snapshot": SnapshotName(id=record.snapshot_id, name=record.snapshot_name) if record.snapshot_id else None,
+        "error": record.failure,
+        "disks": "present" if record.present_only else "all",
+        "contents": contents(record.contents),
+    }
+
+
+def job(record: model.Job) -> Job:
+    return from_record(Job, record, **_parts(record))
+
+
+def jobs(page: Page[model.Job]) -> JobList:
+    return JobList(count=page.count, results=tuple(map(job, page.results)))
+
+
+def ops_job_summary(record: model.Job) -> OpsJobSummary:
+    return from_record(OpsJobSummary, record, **_parts(record))
+
+
+def ops_jobs(page: CursorPage[model.Job]) -> OpsJobList:
+    return from_record(OpsJobList, page, results=tuple(map(ops_job_summary, page.results)))
+
+
+def ops_job(record: records.OpsJob, *, runbook_url: str) -> OpsJob:
+    """`runbook_url`: of the page that has a section for each error of a job."""
+    failure = record.job.failure
+    runbook = f"{runbook_url}#{failure.code}" if failure else None
+    return from_record(OpsJob, record, **dict(ops_job_summary(record.job)), runbook=runbook)
+
+
+def job_headers(record: model.Job) -> dict[str, str]:
+    """Where to follow a job, and its id, which no body of the contract has."""
+    return {"Operation-Location": f"/api/v1/jobs/{record.id}/", "X-Job-Id": record.id}
+
+
+def ops_job_headers(record: model.Job) -> dict[str, str]:
+    """Where an operator follows a job, and its id."""
+    return {"Operation-Location": f"/api/v1/ops/jobs/{record.id}/", "X-Job-Id": record.id}

@@ -1,0 +1,96 @@
+"""The cell's numbers for Prometheus: read in the background, served from memory."""
+
+import time
+from collections.abc import AsyncIterator, Iterator
+
+from aiohttp import web
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from worker.program.background import in_background
+from worker.program.configuration import NODE_SILENT_SECONDS
+from worker.program.loop import every
+from worker.program.metrics import NAMESPACE
+from worker.store.errors import StoreUnavailable
+from worker.store.operators.cell import Cell, CellNumbers, NodeNumbers
+
+STALE_SECONDS = 120.0  # after that, numbers are left to other front ends
+
+
+class CellView(Collector):
+    """`look_seconds`: between two looks at the cell. Numbers older than `stale_seconds` are not served.
+
+    Prometheus reads it from another thread, so the numbers are replaced as a whole.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        *,
+        look_seconds: float,
+        node_silent_seconds: float = NODE_SILENT_SECONDS,
+        stale_seconds: float = STALE_SECONDS,
+    ) -> None:
+        self._cell = cell
+        self._look_seconds = look_seconds
+        self._silent_seconds = node_silent_seconds
+        self._stale_seconds = stale_seconds
+        self._seen: tuple[CellNumbers | None, float] = (None, 0.0)  # and when, in Unix seconds
+
+    async def running(self, _: web.Application) -> AsyncIterator[None]:
+        """Look at the cell while the application runs."""
+        expected: dict[type[Exception], str] = {StoreUnavailable: "cell_view.store_unavailable"}
+        looking = every(self._look_seconds, self._look, name="cell_view", expected=expected)
+        async with in_background(looking):
+            yield
+
+    async def _look(self) -> None:
+        self._seen = (await self._cell.numbers(), time.time())
+
+    def collect(self) -> Iterator[Metric]:
+        seen, at = self._seen
+        text = "When this process last read the numbers of the cell; 0: not yet."
+        yield _gauge("cell_view_timestamp_seconds", text, at)
+        if seen is None or time.time() - at > self._stale_seconds:
+            return
+        yield from _of_cell(seen)
+        yield self._count_nodes(seen)
+        yield from _of_nodes(seen.nodes)
+
+    def _count_nodes(self, seen: CellNumbers) -> Metric:
+        nodes = _gauge("cell_nodes", "Nodes that are silent, paused (and not silent), or working.", label="state")
+        silent = sum(node.heartbeat_age > self._silent_seconds for node in seen.nodes)
+        paused = sum(node.paused and node.heartbeat_age <= self._silent_seconds for node in seen.nodes)
+        nodes.add_metric(["silent"], silent)
+        nodes.add_metric(["paused"], paused)
+        nodes.add_metric(["working"], len(seen.nodes) - silent - paused)
+        return nodes
+
+
+def _of_cell(seen: CellNumbers) -> Iterator[Metric]:
+    jobs = _gauge("cell_jobs", "Jobs that are waiting, and jobs that have started.", label="state")
+    jobs.add_metric(["queued"], seen.queued)
+    jobs.add_metric(["in_progress"], seen.running)
+    yield jobs
+    yield _gauge("cell_queue_age_seconds", "Age of the oldest waiting job; 0: none waits.", seen.queue_age)
+    yield _gauge("cell_servers", "Servers of all nodes.", seen.servers)
+    yield _gauge("cell_stranded_servers", "Servers that a job could not put back as they were.", seen.stranded)
+    yield _gauge("cell_servers_with_findings", "Servers on which reconciliation found differences.", seen.with_findings)
+    yield _gauge("cell_webhooks_due", "Webhooks with deliveries due now.", seen.webhooks_due)
+
+
+def _of_nodes(nodes: tuple[NodeNumbers, ...]) -> Iterator[Metric]:
+    heartbeat = _gauge("node_heartbeat_age_seconds", "Time since the worker's last heartbeat.", label="node")
+    paused = _gauge("node_paused", "1: an operator has paused the node.", label="node")
+    queued = _gauge("node_queued_jobs", "Jobs that are waiting for the node.", label="node")
+    age = _gauge("node_queue_age_seconds", "Age of the node's oldest waiting job; 0: none waits.", label="node")
+    for node in nodes:
+        heartbeat.add_metric([node.name], node.heartbeat_age)
+        paused.add_metric([node.name], node.paused)
+        queued.add_metric([node.name], node.queued)
+        age.add_metric([node.name], node.queue_age)
+    yield from (heartbeat, paused, queued, age)
+
+
+def _gauge(name: str, text: str, value: float | None = None, *, label: str | None = None) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{NAMESPACE}_{name}", text, value=value, labels=[label] if label else None)

@@ -1,0 +1,80 @@
+"""What one front end measures."""
+
+from collections.abc import Callable
+
+from aiohttp import hdrs, web
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.registry import Collector
+
+from worker.program.metrics import NAMESPACE, LogEvents, RedisMetrics, jobs_given_up, registry
+
+DELIVERED = "delivered"
+REQUEST_BUCKETS = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+)  # seconds; `request_seconds` ends a call
+LIMITED = ("rate_limited", "too_many_streams", "internal_error", "store_unavailable")
+
+_METHODS = frozenset(hdrs.METH_ALL)
+
+
+class Metrics:
+    """The instruments of a front end. They may be read from another thread."""
+
+    def __init__(self) -> None:
+        self.registry = registry()
+        self.log_events = LogEvents(self.registry)
+        self.redis = RedisMetrics(self.registry)
+        self.jobs_given_up = jobs_given_up(self.registry)
+        self._requests = Histogram(
+            "http_request_duration_seconds",
+            "Requests that were answered, by the pattern of their path, without event streams.",
+            ["method", "route", "status"],
+            namespace=NAMESPACE,
+            registry=self.registry,
+            buckets=REQUEST_BUCKETS,
+        )
+        self._problems = self._counter("http_problems", "Requests that were refused, by the problem's code.", "code")
+        self._attempts = self._counter("webhook_attempts", "Attempts at a delivery, by result.", "result")
+        self._given_up = self._counter("webhook_deliveries_given_up", "Deliveries whose last attempt failed.")
+        self.in_flight = self._gauge("http_requests_in_flight", "Requests in progress, including event streams.")
+        self._streams = self._gauge("event_streams_open", "Open event streams.")
+        for code in LIMITED:
+            self._problems.labels(code)
+        self._attempts.labels(DELIVERED)
+
+    def follow(self, *, streams: Callable[[], int], cell: Collector) -> None:
+        """What to read at a scrape, from its thread."""
+        self._streams.set_function(streams)
+        self.registry.register(cell)
+
+    def request(self, request: web.Request, response: web.StreamResponse, *, route: str, seconds: float) -> None:
+        """Count a request, but no stream: it lasts as long as its client likes. The method may be any text."""
+        if response.content_type != "text/event-stream":
+            method = request.method if request.method in _METHODS else "_OTHER"
+            self._requests.labels(method, route, f"{response.status // 100}xx").observe(seconds)
+
+    def problem(self, code: str) -> None:
+        self._problems.labels(code).inc()
+
+    def attempted(self, error: str | None, *, given_up: bool) -> None:
+        """Count an attempt at a delivery. `error`: the code of its error, None if it was delivered."""
+        self._attempts.labels(error or DELIVERED).inc()
+        if given_up:
+            self._given_up.inc()
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, namespace=NAMESPACE, registry=self.registry)

@@ -1,0 +1,1 @@
+"""The cell, for its operators: overview, nodes, findings, audit, tokens."""

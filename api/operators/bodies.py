@@ -1,0 +1,265 @@
+"""The bodies of nodes, findings, the audit log and tokens."""
+
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from api.http.answers import After, Open, ServerName, Timestamp, TotalIfKnown, from_record
+from api.http.fields import (
+    ID_MAX,
+    CursorQuery,
+    JobIdInPath,
+    Moment,
+    OfAccount,
+    PathId,
+    Query,
+    RequestBody,
+    matches,
+    whole,
+)
+from api.jobs.bodies import OpsJobSummary, ops_job_summary
+from api.servers.bodies import Finding
+from worker.store import errors
+from worker.store.access.tokens import NewToken, Permission, Token
+from worker.store.model import AccountId, Job
+from worker.store.operators import records
+from worker.store.operators.records import CursorPage
+from worker.store.reports import NodeFacts
+
+TokenIdInPath = Annotated[
+    str,
+    matches(r"^[0-9a-f]{12}$", "Must be 12 hexadecimal digits."),
+    Field(description="the `id` of a token", examples=["0a1b2c3d4e5f"]),
+]
+TOKEN_ID: PathId[str] = PathId("token_id", TypeAdapter(TokenIdInPath), errors.TokenNotFound)
+
+
+class OpsNodesQuery(CursorQuery):
+    """The query of the list of nodes."""
+
+    state: Annotated[Literal["alive", "silent", "paused"], Field(description="only in this state")] | None = None
+    sort: Annotated[
+        Literal["name", "-name", "heartbeat", "-heartbeat", "queued", "-queued", "free", "-free"],
+        Field(description="ascending, or descending with `-`"),
+    ] = "name"
+
+
+class AuditQuery(CursorQuery):
+    """The query of the audit log."""
+
+    after: (
+        Annotated[
+            str,
+            matches(r"^[1-9][0-9]{0,17}-[0-9]{1,18}$", "Must be the `after` of the previous page."),
+            Field(description="the `after` of the previous page"),
+        ]
+        | None
+    ) = None
+    account_id: OfAccount | None = None
+    token_id: TokenIdInPath | None = None
+    job_id: JobIdInPath | None = None
+    request_id: (
+        Annotated[
+            str,
+            matches(r"^[A-Za-z0-9._-]{1,64}$", "1 to 64 letters, digits, dots, underscores or hyphens."),
+            Field(description="the X-Request-Id of the call"),
+        ]
+        | None
+    ) = None
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE", "CLI"] | None = None
+    since: Annotated[Moment, Field(description="at this time or later")] | None = None
+    until: Annotated[Moment, Field(description="before this time")] | None = None
+
+    @property
+    def filter(self) -> dict[str, str]:
+        fields = {"account": self.account_id, "token": self.token_id, "job": self.job_id, "method": self.method}
+        fields |= {"request_id": self.request_id}
+        return {field: str(value) for field, value in fields.items() if value is not None}
+
+
+class TokensQuery(Query):
+    """The query of the list of tokens."""
+
+    account_id: OfAccount | None = None
+
+
+class TokenBody(RequestBody):
+    """The token to create."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"permissions": {"contains": {"const": Permission.OPERATOR}}}},
+            "then": {"properties": {"account_id": {"type": "null"}}},
+        }
+    )
+
+    name: Annotated[
+        str,
+        matches(
+            r"^[A-Za-z0-9 ._@-]{1,64}$", "1 to 64 letters, digits, spaces, dots, underscores, at signs or hyphens."
+        ),
+    ]
+    permissions: Annotated[
+        list[Literal["snapshots:read", "snapshots:write", "operator"]], Field(min_length=1, max_length=len(Permission))
+    ]
+    account_id: Annotated[
+        Annotated[AccountId, Field(ge=1, le=ID_MAX), BeforeValidator(whole)] | None,
+        Field(description="null: a service token or an operator token"),
+    ] = None
+    lifetime_hours: Annotated[
+        Annotated[int, Field(ge=1, le=87_600), BeforeValidator(whole)] | None,
+        Field(description="null: it does not expire"),
+    ] = None
+
+    @field_validator("account_id", mode="after")
+    @classmethod
+    def _is_no_operators(cls, account_id: AccountId | None, info: ValidationInfo) -> AccountId | None:
+        if account_id is not None and Permission.OPERATOR in info.data.get("permissions", ()):
+            raise PydanticCustomError("operators_account", "Must be null: an operator token belongs to no account.")
+        return account_id
+
+    @property
+    def granted(self) -> frozenset[Permission]:
+        return frozenset(map(Permission, self.permissions))
+
+    @property
+    def lifetime(self) -> timedelta | None:
+        return timedelta(hours=self.lifetime_hours) if self.lifetime_hours else None
+
+
+class Pause(Open):
+    """Why a node starts no new jobs."""
+
+    since: Timestamp
+    reason: str
+    by: Annotated[str, Field(description="the name of the token")]
+
+
+class OpsNode(Open):
+    """A node, as it last reported."""
+
+    name: str
+    alive: Annotated[bool, Field(description="its worker sent a heartbeat in the last minute")]
+    heartbeat_at: Timestamp
+    worker_at: Annotated[str, Field(description="the process of its worker")]
+    paused: Annotated[Pause | None, Field(description="set while it starts no new jobs")]
+    versions: Annotated[dict[str, str], Field(description="of `worker`, `hypervisor` and `emulator`")]
+    pools: tuple[dict[str, Any], ...]
+    queued: int
+    running: int
+    servers: int
+    findings: Annotated[int, Field(description="servers on which reconciliation found differences")]
+
+
+class OpsNodeDetails(OpsNode):
+    """A node with its running jobs."""
+
+    jobs: Annotated[tuple[OpsJobSummary, ...], Field(description="its running jobs, at most 100")]
+
+
+class OpsNodeList(Open):
+    """One page of the list."""
+
+    after: After
+    results: tuple[OpsNode, ...]
+
+
+class ServerFindings(Open):
+    """A server on which reconciliation found differences."""
+
+    server: ServerName
+    account_id: int
+    node: str
+    findings: tuple[Finding, ...]
+
+
+class FindingsList(Open):
+    """One page of the list, newest first."""
+
+    count: TotalIfKnown
+    after: After
+    results: tuple[ServerFindings, ...]
+
+
+class AuditEntry(Open):
+    """Who did what, and the result."""
+
+    id: str
+    at: Timestamp
+    fields: dict[str, str]
+    notes: Annotated[
+        tuple[str, ...],
+        Field(description="codes of its job's notes, for 90 days; a snapshot's `contents` name what it leaves out"),
+    ]
+
+
+class AuditList(Open):
+    """One page of the audit log, newest first."""
+
+    after: After
+    results: tuple[AuditEntry, ...]
+
+
+class OpsToken(Open):
+    """A token, without its secret."""
+
+    id: str
+    name: str
+    account_id: Annotated[int | None, Field(description="null: a service token or an operator token")]
+    permissions: tuple[str, ...]
+    created_at: Timestamp
+    expires_at: Timestamp | None
+
+
+class NewOpsToken(OpsToken):
+    """The token that was created."""
+
+    secret: Annotated[str, Field(description="shown only in this answer")]
+
+
+class TokenList(Open):
+    """The valid tokens, oldest first."""
+
+    results: tuple[OpsToken, ...]
+
+
+def node(record: records.Node) -> OpsNode:
+    facts = record.facts or NodeFacts(worker="", hypervisor="", emulator="", pools=())
+    versions = facts.model_dump(exclude={"pools"})
+    return from_record(
+        OpsNode,
+        record,
+        paused=record.pause,
+        versions={program: version for program, version in versions.items() if version},
+        pools=tuple(pool.model_dump() for pool in facts.pools),
+    )
+
+
+def node_details(record: records.Node, running: CursorPage[Job]) -> OpsNodeDetails:
+    return OpsNodeDetails(**dict(node(record)), jobs=tuple(map(ops_job_summary, running.results)))
+
+
+def nodes(page: CursorPage[records.Node]) -> OpsNodeList:
+    return OpsNodeList(after=page.after, results=tuple(map(node, page.results)))
+
+
+def _server_findings(record: records.ServerFindings) -> ServerFindings:
+    return from_record(ServerFindings, record, server=ServerName(id=record.server_id, name=record.server_name))
+
+
+def findings(page: CursorPage[records.ServerFindings]) -> FindingsList:
+    return from_record(FindingsList, page, results=tuple(map(_server_findings, page.results)))
+
+
+def audit(page: CursorPage[records.AuditEntry]) -> AuditList:
+    return from_record(AuditList, page)
+
+
+def token(record: Token) -> OpsToken:
+    return from_record(OpsToken, record, permissions=tuple(sorted(record.permissions)))
+
+
+def new_token(new: NewToken) -> NewOpsToken:
+    return NewOpsToken(**dict(token(new.token)), secret=new.secret)

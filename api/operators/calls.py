@@ -1,0 +1,190 @@
+"""The calls of the operators: the overview, nodes, findings, the audit log and tokens."""
+
+from aiohttp import web
+
+from api.http import reading
+from api.http.answers import answer, next_link
+from api.http.callers import bearer
+from api.http.calls import OPERATOR, OPS, Link, Reply, Table, links
+from api.http.fields import NODE, CursorQuery
+from api.http.marks import MADE
+from api.http.reading import in_path, operator_key
+from api.jobs.examples import REASON
+from api.operators import bodies, examples
+from api.operators.bodies import TOKEN_ID, AuditQuery, OpsNodesQuery, TokenBody, TokenList, TokensQuery
+from api.operators.overview import overview
+from worker.store import errors
+from worker.store.access.tokens import Token, Tokens
+from worker.store.model import JobState
+from worker.store.operators.operator_store import Cursor, JobFilter, OperatorStore
+
+NODES = f"{OPS}nodes/"
+ONE_NODE = f"{NODES}{{node}}/"
+NODE_ACTIONS = ("ops_pause_node", "ops_resume_node", "ops_reconcile_node")
+RUNNING_JOBS = Cursor(limit=100)
+
+call: Table[Token] = Table("operators", NODE, TOKEN_ID)
+
+
+class OperatorCalls:
+    def __init__(self, operators: OperatorStore, tokens: Tokens) -> None:
+        self._operators = operators
+        self._tokens = tokens
+
+    @call(f"GET {OPS}overview/", OPERATOR, Reply(200, {"overview": examples.OVERVIEW}))
+    async def ops_overview(self, _: web.Request, __: Token) -> web.Response:
+        """Look at the cell.
+
+        Its current state, and the last 24 hours in quarters of an hour.
+        """
+        return answer(overview(await self._operators.overview()))
+
+    # --- nodes ---
+
+    @call(
+        f"GET {NODES}",
+        OPERATOR,
+        Reply(200, {"nodes": examples.NODES}, links=links("ops_show_node", node="$response.body#/results/0/name")),
+        query=OpsNodesQuery,
+    )
+    async def ops_list_nodes(self, request: web.Request, _: Token) -> web.Response:
+        """List nodes.
+
+        By name unless `sort` is given.
+        """
+        query = reading.query(request, OpsNodesQuery)
+        page = await self._operators.nodes(state=query.state, sort=query.sort, cursor=query.cursor)
+        return answer(bodies.nodes(page), headers=next_link(request.rel_url, page.after))
+
+    @call(
+        f"GET {ONE_NODE}",
+        OPERATOR,
+        Reply(200, {"node_details": examples.NODE_DETAILS}, links=links(*NODE_ACTIONS, node="$response.body#/name")),
+        refusals=(errors.NodeNotFound,),
+    )
+    async def ops_show_node(self, request: web.Request, _: Token) -> web.Response:
+        """Show a node.
+
+        A node with its running jobs.
+        """
+        name = in_path(request, NODE)
+        found = await self._operators.node(name)
+        running = await self._operators.jobs(JobFilter(node=name, state=JobState.IN_PROGRESS), RUNNING_JOBS)
+        return answer(bodies.node_details(found, running))
+
+    @call(
+        f"POST {ONE_NODE}pause/",
+        OPERATOR,
+        Reply(200, {"paused": examples.PAUSED}),
+        body={"reason": REASON},
+        refusals=(errors.NodeNotFound,),
+    )
+    async def ops_pause_node(self, request: web.Request, token: Token) -> web.Response:
+        """Pause a node.
+
+        It starts no new jobs; running jobs finish. Jobs are still accepted and wait, `queued`.
+        """
+        name, why = in_path(request, NODE), await reading.reason(request)
+        key = operator_key(request, token, why)
+        return answer(bodies.node(await self._operators.pause(name, by=token.name, reason=why.reason, idempotency=key)))
+
+    @call(
+        f"POST {ONE_NODE}resume/",
+        OPERATOR,
+        Reply(200, {"node": examples.NODE}),
+        body={"reason": REASON},
+        refusals=(errors.NodeNotFound,),
+    )
+    async def ops_resume_node(self, request: web.Request, token: Token) -> web.Response:
+        """Let a node go on.
+
+        Waiting jobs start immediately.
+        """
+        name, why = in_path(request, NODE), await reading.reason(request)
+        resumed = await self._operators.resume(name, idempotency=operator_key(request, token, why))
+        return answer(bodies.node(resumed))
+
+    @call(f"POST {ONE_NODE}reconcile/", OPERATOR, Reply(202, {"node": examples.NODE}), refusals=(errors.NodeNotFound,))
+    async def ops_reconcile_node(self, request: web.Request, token: Token) -> web.Response:
+        """Reconcile a node.
+
+        Its worker compares all its servers with our records; it starts within seconds. No body, or `{}`.
+        """
+        node = await self._operators.reconcile(in_path(request, NODE), idempotency=operator_key(request, token))
+        return answer(bodies.node(node), status=202)
+
+    # --- findings, audit ---
+
+    @call(f"GET {OPS}findings/", OPERATOR, Reply(200, {"findings": examples.FINDINGS}), query=CursorQuery)
+    async def ops_list_findings(self, request: web.Request, _: Token) -> web.Response:
+        """List findings.
+
+        The differences that reconciliation found, by server, newest first.
+        """
+        page = await self._operators.findings(reading.query(request, CursorQuery).cursor)
+        return answer(bodies.findings(page), headers=next_link(request.rel_url, page.after))
+
+    @call(f"GET {OPS}audit/", OPERATOR, Reply(200, {"audit": examples.AUDIT}), query=AuditQuery)
+    async def ops_list_audit(self, request: web.Request, _: Token) -> web.Response:
+        """List the audit.
+
+        Who did what, newest first. With filters a page may have few results and still not be the last.
+        """
+        query = reading.query(request, AuditQuery)
+        page = await self._operators.audit(query.filter, since=query.since, until=query.until, cursor=query.cursor)
+        return answer(bodies.audit(page), headers=next_link(request.rel_url, page.after))
+
+    # --- tokens ---
+
+    @call(f"GET {OPS}tokens/", OPERATOR, Reply(200, {"tokens": examples.TOKENS}), query=TokensQuery)
+    async def ops_list_tokens(self, request: web.Request, _: Token) -> web.Response:
+        """List tokens.
+
+        The valid ones, without their secrets.
+        """
+        account_id = reading.query(request, TokensQuery).account_id
+        found = [token for token in await self._tokens.all() if account_id in {None, token.account_id}]
+        return answer(TokenList(results=tuple(map(bodies.token, found))))
+
+    @call(
+        f"POST {OPS}tokens/",
+        OPERATOR,
+        Reply(
+            201,
+            {"new_token": examples.NEW_TOKEN},
+            links=(Link("ops_revoke_token", {"token_id": "$response.body#/id"}),),
+        ),
+        body={"token": examples.CREATE_TOKEN},
+    )
+    async def ops_create_token(self, request: web.Request, token: Token) -> web.Response:
+        """Create a token.
+
+        Its secret is shown only in this answer.
+        """
+        body = await reading.body(request, TokenBody)
+        new = await self._tokens.create(
+            name=body.name,
+            account_id=body.account_id,
+            permissions=body.granted,
+            lifetime=body.lifetime,
+            idempotency=operator_key(request, token, body),
+            seed=bearer(request),
+        )
+        request[MADE] = f"token {new.token.id}"
+        return answer(bodies.new_token(new), status=201, headers={"Cache-Control": "no-store"})
+
+    @call(
+        f"DELETE {OPS}tokens/{{token_id}}/",
+        OPERATOR,
+        Reply(204, text="The token is revoked."),
+        refusals=(errors.TokenNotFound,),
+    )
+    async def ops_revoke_token(self, request: web.Request, _: Token) -> web.Response:
+        """Revoke a token.
+
+        Calls with it are refused at once.
+        """
+        token_id = in_path(request, TOKEN_ID)
+        if not await self._tokens.revoke(token_id):
+            raise errors.TokenNotFound(f"There is no token {token_id}.")
+        return web.Response(status=204)

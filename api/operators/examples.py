@@ -1,0 +1,74 @@
+"""Examples of the operators' calls, for the document."""
+
+from api.jobs.examples import ASKED, JOB_ID, OPS_COMPLETED, REASON, SERVER_NAME
+from api.operators.bodies import (
+    AuditEntry,
+    AuditList,
+    FindingsList,
+    NewOpsToken,
+    OpsNode,
+    OpsNodeDetails,
+    OpsNodeList,
+    OpsToken,
+    Pause,
+    ServerFindings,
+    TokenBody,
+    TokenList,
+)
+from api.operators.overview import Chart, Durations, Ended, NodeCounts, Oldest, Overview, Point
+from api.servers.examples import FINDINGS as SERVERS_FINDINGS
+from worker.store.model import AccountId, JobKind
+
+NODE = OpsNode(
+    name="node-17",
+    alive=True,
+    heartbeat_at=ASKED,
+    worker_at="pid 812 on node-17",
+    paused=None,
+    versions={"worker": "0.1.0", "hypervisor": "libvirt 9.0.0", "emulator": "QEMU 7.2.0"},
+    pools=({"path": "/var/lib/libvirt/images", "free_bytes": 107_374_182_400, "total_bytes": 1_099_511_627_776},),
+    queued=2,
+    running=1,
+    servers=48,
+    findings=0,
+)
+PAUSED = NODE.model_copy(update={"paused": Pause(since=ASKED, reason=REASON.reason, by="alice")})
+NODE_DETAILS = OpsNodeDetails(**dict(NODE), jobs=(OPS_COMPLETED,))
+NODES = OpsNodeList(after=None, results=(NODE,))
+FINDINGS = FindingsList(
+    count=1,
+    after=None,
+    results=(ServerFindings(server=SERVER_NAME, account_id=77, node="node-17", findings=SERVERS_FINDINGS),),
+)
+_ENTRY = {"token_name": "alice", "method": "POST", "path": "/api/v1/ops/nodes/node-17/pause/", "status": "200"}
+AUDIT = AuditList(after=None, results=(AuditEntry(id="1737044100000-0", at=ASKED, fields=_ENTRY, notes=()),))
+CREATE_TOKEN = TokenBody(name="billing", permissions=["snapshots:read"], account_id=AccountId(77))
+TOKEN_ID = "0a1b2c3d4e5f"  # noqa: S105 - its id, no secret
+_TOKEN = OpsToken(
+    id=TOKEN_ID,
+    name=CREATE_TOKEN.name,
+    account_id=77,
+    permissions=("snapshots:read",),
+    created_at=ASKED,
+    expires_at=None,
+)
+NEW_TOKEN = NewOpsToken(**dict(_TOKEN), secret="vps_…")  # noqa: S106 - an example
+TOKENS = TokenList(results=(_TOKEN,))
+_SECONDS = Durations(p50=41.2, p95=88.9)
+OVERVIEW = Overview(
+    at=ASKED,
+    queued=3,
+    in_progress=2,
+    oldest_queued=Oldest(id=JOB_ID, queued_at=ASKED),
+    completed=Ended(hour=31, day=702),
+    failed=Ended(hour=0, day=2),
+    stranded_servers=0,
+    nodes=NodeCounts(alive=47, silent=1, paused=1),
+    servers_with_findings=1,
+    charts=(
+        Chart(
+            kind=JobKind.CREATE,
+            points=(Point(at=ASKED, completed=8, failed=0, seconds=_SECONDS, downtime_seconds=_SECONDS),),
+        ),
+    ),
+)

@@ -1,0 +1,177 @@
+"""The bodies of schedules."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, TypeAdapter
+from pydantic_core import PydanticCustomError
+
+from api.http.answers import Open, ServerName, Timestamp, Total, from_record
+from api.http.fields import (
+    EXPIRE_HOURS_MAX,
+    LEFT_OUT,
+    NOT_NULL,
+    OfServer,
+    PageQuery,
+    PathId,
+    RequestBody,
+    ServerIdInBody,
+    matches,
+    whole,
+)
+from worker.store import errors
+from worker.store.calls import Page
+from worker.store.model import NAME_MAX, SNAPSHOTS_PER_SERVER, ScheduleId
+from worker.store.schedules import schedules as records
+from worker.store.schedules.schedules import BadCron, ScheduleSpec, check
+
+NAME_OF_SCHEDULE_MAX = NAME_MAX - len("-20250131-2359")
+WHEN_MAX = 100
+
+ScheduleIdInPath = Annotated[
+    ScheduleId,
+    matches(r"^[0-9a-f]{32}$", "Must be 32 hexadecimal digits."),
+    Field(description="the `id` of a schedule", examples=["5c1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e"]),
+]
+SCHEDULE_ID: PathId[ScheduleId] = PathId("schedule_id", TypeAdapter(ScheduleIdInPath), errors.ScheduleNotFound)
+
+
+def _runnable(when: str) -> str:
+    try:
+        check(when, datetime.now(UTC))
+    except BadCron as error:
+        raise PydanticCustomError("not_a_cron", "{why}", {"why": str(error)}) from error
+    return when
+
+
+ScheduleName = Annotated[
+    str,
+    matches(
+        rf"^[A-Za-z0-9_-]{{1,{NAME_OF_SCHEDULE_MAX}}}$",
+        f"1 to {NAME_OF_SCHEDULE_MAX} letters, digits, hyphens or underscores.",
+    ),
+    Field(description="the start of its snapshots' names, which end with the time of the run"),
+]
+When = Annotated[
+    str,
+    StringConstraints(max_length=WHEN_MAX),
+    AfterValidator(_runnable),
+    Field(
+        description=(
+            "`hourly`, `daily` or `weekly`, at a time that depends on the server; or a cron expression of five fields,"
+            " in UTC, with runs at least an hour apart"
+        ),
+        examples=["daily", "0 3 * * MON-FRI"],
+    ),
+]
+Keep = Annotated[
+    int,
+    Field(ge=1, le=SNAPSHOTS_PER_SERVER, description="how many of its completed snapshots to keep: the newest"),
+    BeforeValidator(whole),
+]
+ExpireAfterHours = Annotated[
+    int,
+    Field(ge=1, le=EXPIRE_HOURS_MAX, description="each of its snapshots is deleted after that time"),
+    BeforeValidator(whole),
+]
+
+
+class SchedulesQuery(PageQuery):
+    """The query of the list of schedules."""
+
+    server_id: OfServer | None = None
+
+
+class ScheduleBody(RequestBody):
+    """When to snapshot a server."""
+
+    server_id: ServerIdInBody
+    name: ScheduleName
+    when: When
+    keep: Keep = 3
+    expire_after_hours: ExpireAfterHours | None = None
+    enabled: bool = True
+
+    @property
+    def spec(self) -> ScheduleSpec:
+        return ScheduleSpec(
+            name=self.name,
+            when=self.when,
+            keep=self.keep,
+            expire_after=_hours(self.expire_after_hours),
+            enabled=self.enabled,
+        )
+
+
+class ScheduleEditBody(RequestBody):
+    """The fields to change; fields that are left out stay."""
+
+    name: Annotated[ScheduleName | None, *NOT_NULL] = None
+    when: Annotated[When | None, *NOT_NULL] = None
+    keep: Annotated[Keep | None, *NOT_NULL] = None
+    expire_after_hours: Annotated[ExpireAfterHours | None, LEFT_OUT, Field(description="null: never")] = None
+    enabled: Annotated[bool | None, *NOT_NULL] = None
+
+    def applied(self, spec: ScheduleSpec) -> ScheduleSpec:
+        """The schedule with these changes."""
+        expires = "expire_after_hours" in self.model_fields_set
+        return ScheduleSpec(
+            name=self.name or spec.name,
+            when=self.when or spec.when,
+            keep=self.keep or spec.keep,
+            expire_after=_hours(self.expire_after_hours) if expires else spec.expire_after,
+            enabled=spec.enabled if self.enabled is None else self.enabled,
+        )
+
+
+class ScheduleRun(Open):
+    """The result of a schedule's last run."""
+
+    at: Timestamp
+    job_id: Annotated[str | None, Field(description="null: it was refused")]
+    error: Annotated[str | None, Field(description="the code of the refusal")]
+
+
+class Schedule(Open):
+    """When a server is snapshotted automatically."""
+
+    id: str
+    server: ServerName
+    name: Annotated[str, Field(description="the start of its snapshots' names, which end with the time of the run")]
+    when: Annotated[str, Field(description="`hourly`, `daily`, `weekly`, or a cron expression in UTC")]
+    keep: Annotated[int, Field(description="how many of its completed snapshots to keep: the newest")]
+    expire_after_hours: int | None
+    enabled: bool
+    created_at: Timestamp
+    next_run_at: Annotated[Timestamp | None, Field(description="null: it is not enabled")]
+    last_run: ScheduleRun | None
+
+
+class ScheduleList(Open):
+    """One page of the list, newest first."""
+
+    count: Total
+    results: tuple[Schedule, ...]
+
+
+def _hours(hours: int | None) -> timedelta | None:
+    return None if hours is None else timedelta(hours=hours)
+
+
+def schedule(record: records.Schedule) -> Schedule:
+    spec, ran_at = record.spec, record.last_run_at
+    return from_record(
+        Schedule,
+        record,
+        server=ServerName(id=record.server_id, name=record.server_name),
+        name=spec.name,
+        when=spec.when,
+        keep=spec.keep,
+        expire_after_hours=spec.expire_after // timedelta(hours=1) if spec.expire_after else None,
+        enabled=spec.enabled,
+        last_run=ScheduleRun(at=ran_at, job_id=record.last_job_id, error=record.last_error) if ran_at else None,
+    )
+
+
+def schedules(page: Page[records.Schedule]) -> ScheduleList:
+    return ScheduleList(count=page.count, results=tuple(map(schedule, page.results)))

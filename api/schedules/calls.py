@@ -1,0 +1,124 @@
+"""The calls of schedules."""
+
+from aiohttp import web
+
+from api.http import reading
+from api.http.answers import answer, page_links
+from api.http.callers import Caller
+from api.http.calls import API, READ, WRITE, Link, Reply, Table
+from api.http.marks import MADE, SERVER_ID
+from api.http.problems import FieldError, invalid
+from api.http.reading import in_path
+from api.schedules import bodies, examples
+from api.schedules.bodies import SCHEDULE_ID, ScheduleBody, ScheduleEditBody, SchedulesQuery
+from worker.store import errors
+from worker.store.schedules.schedules import BadCron, Schedules
+
+SCHEDULES = f"{API}schedules/"
+ONE_SCHEDULE = f"{SCHEDULES}{{schedule_id}}/"
+OWN = {"schedule_id": "$response.body#/id"}
+
+call: Table[Caller] = Table("schedules", SCHEDULE_ID)
+
+
+class ScheduleCalls:
+    def __init__(self, schedules: Schedules) -> None:
+        self._schedules = schedules
+
+    @call(
+        f"GET {SCHEDULES}",
+        READ,
+        Reply(200, {"nightly": examples.SCHEDULES}, "One page of the list."),
+        query=SchedulesQuery,
+    )
+    async def list_schedules(self, request: web.Request, caller: Caller) -> web.Response:
+        """List schedules.
+
+        The account's schedules, newest first, of one server or of all.
+        """
+        query = reading.query(request, SchedulesQuery)
+        page = await self._schedules.page(
+            account_id=caller.account_id, server_id=query.server_id, offset=query.offset, limit=query.page_size
+        )
+        return answer(bodies.schedules(page), headers=page_links(request.rel_url, query, page.count))
+
+    @call(
+        f"POST {SCHEDULES}",
+        WRITE,
+        Reply(
+            201,
+            {"nightly": examples.SCHEDULE},
+            "The schedule.",
+            headers=("Location",),
+            links=(
+                Link("show_schedule", OWN, "Show it."),
+                Link("edit_schedule", OWN, "Change it."),
+                Link("delete_schedule", OWN, "Delete it."),
+            ),
+        ),
+        body={"nightly": examples.NIGHTLY},
+        refusals=(errors.ServerNotFound, errors.ScheduleLimitReached),
+    )
+    async def create_schedule(self, request: web.Request, caller: Caller) -> web.Response:
+        """Create a schedule.
+
+        Each run creates a snapshot. If the server already has its 5 snapshots, the oldest that a schedule created is
+        deleted first, but never one that was created by hand or is protected. Of the schedule's own snapshots, the
+        newest `keep` are kept.
+        """
+        body = await reading.body(request, ScheduleBody)
+        request[SERVER_ID] = body.server_id
+        created = await self._schedules.create(
+            account_id=caller.account_id,
+            server_id=body.server_id,
+            spec=body.spec,
+            idempotency=reading.idempotency(request, body),
+        )
+        request[MADE] = f"schedule {created.id}"
+        return answer(bodies.schedule(created), status=201, headers={"Location": f"{SCHEDULES}{created.id}/"})
+
+    @call(
+        f"GET {ONE_SCHEDULE}",
+        READ,
+        Reply(200, {"nightly": examples.SCHEDULE}, "The schedule."),
+        refusals=(errors.ScheduleNotFound, errors.RecordUnreadable),
+    )
+    async def show_schedule(self, request: web.Request, caller: Caller) -> web.Response:
+        """Show a schedule.
+
+        A schedule, with its next run and the result of the last.
+        """
+        schedule_id = in_path(request, SCHEDULE_ID)
+        return answer(bodies.schedule(await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)))
+
+    @call(
+        f"PATCH {ONE_SCHEDULE}",
+        WRITE,
+        Reply(200, {"nightly": examples.SCHEDULE}, "The changed schedule."),
+        body={"keep_less": examples.KEEP_LESS},
+        refusals=(errors.ScheduleNotFound, errors.RecordUnreadable),
+    )
+    async def edit_schedule(self, request: web.Request, caller: Caller) -> web.Response:
+        """Edit a schedule.
+
+        Fields that are left out stay.
+        """
+        body, schedule_id = await reading.body(request, ScheduleEditBody), in_path(request, SCHEDULE_ID)
+        before = await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)
+        try:
+            changed = await self._schedules.change(before, body.applied(before.spec))
+        except BadCron as error:
+            text = f"This version does not know the current value, {before.spec.when}; give another. ({error}.)"
+            raise invalid(FieldError(field="when", detail=text)) from error
+        return answer(bodies.schedule(changed))
+
+    @call(
+        f"DELETE {ONE_SCHEDULE}", WRITE, Reply(204, text="The schedule is gone."), refusals=(errors.ScheduleNotFound,)
+    )
+    async def delete_schedule(self, request: web.Request, caller: Caller) -> web.Response:
+        """Delete a schedule.
+
+        Its snapshots are kept.
+        """
+        await self._schedules.drop(account_id=caller.account_id, schedule_id=in_path(request, SCHEDULE_ID))
+        return web.Response(status=204)

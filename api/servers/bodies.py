@@ -1,0 +1,119 @@
+"""The bodies of servers: a customer's, and what operators see beside it."""
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from api.http.answers import After, Open, Timestamp, TotalIfKnown, from_record
+from api.http.fields import CursorQuery, NodeInPath, OfAccount, truth
+from api.jobs.bodies import OpsJobSummary, ops_job_summary
+from api.snapshots.bodies import SnapshotDetails, details
+from worker.store import model
+from worker.store.calls import Page
+from worker.store.model import Job, JobKind, ServerState, Snapshot
+from worker.store.operators import records
+from worker.store.operators.records import CursorPage
+
+
+class OpsServersQuery(CursorQuery):
+    """The query of the list of all servers."""
+
+    node: NodeInPath | None = None
+    account_id: OfAccount | None = None
+    stranded: Annotated[bool, Field(description="only those that an operator must fix"), BeforeValidator(truth)] = False
+
+
+class BusyJob(Open):
+    """The job that a server is busy with."""
+
+    id: str
+    kind: JobKind
+
+
+class Server(Open):
+    """A server, and what it accepts."""
+
+    id: int
+    name: str
+    status: ServerState
+    snapshots: Annotated[int, Field(description="how many of its slots are in use; failed ones do not count")]
+    snapshots_max: int
+    job: Annotated[BusyJob | None, Field(description="the job that it is busy with")]
+    reachable: Annotated[bool, Field(description="its node responds, so new jobs are accepted")]
+
+
+class Finding(Open):
+    """A difference that reconciliation found on a server."""
+
+    kind: str
+    tag: str
+    at: Timestamp
+
+
+class OpsServer(Server):
+    """A server of any account."""
+
+    account_id: int
+    node: str
+    power: str
+    missing: Annotated[bool, Field(description="its node no longer has it")]
+    stranded_by: Annotated[str | None, Field(description="the job that could not put it back as it was")]
+    findings: tuple[Finding, ...]
+
+
+class OpsServerDetails(OpsServer):
+    """A server with its snapshots and its latest jobs."""
+
+    snapshot_list: tuple[SnapshotDetails, ...]
+    jobs: Annotated[tuple[OpsJobSummary, ...], Field(description="the newest 100")]
+
+
+class OpsServerList(Open):
+    """One page of the list."""
+
+    count: TotalIfKnown
+    after: After
+    results: tuple[OpsServer, ...]
+
+
+def _parts(view: model.ServerView) -> dict[str, object]:
+    """The fields of a server's body that have other names in its record, or are not in it."""
+    record = view.server
+    return {
+        "status": record.state,
+        "snapshots": view.counted,
+        "snapshots_max": model.SNAPSHOTS_PER_SERVER,
+        "job": BusyJob(id=record.job_id, kind=record.job_kind) if record.job_id and record.job_kind else None,
+        "reachable": view.reachable,
+    }
+
+
+def server(view: model.ServerView) -> Server:
+    return from_record(Server, view.server, **_parts(view))
+
+
+def ops_server(record: records.OpsServer) -> OpsServer:
+    known = record.view.server
+    return from_record(
+        OpsServer,
+        record,
+        **_parts(record.view),
+        id=known.id,
+        name=known.name,
+        account_id=known.account_id,
+        node=known.node,
+    )
+
+
+def ops_server_details(
+    record: records.OpsServer, snapshots: Page[Snapshot], latest: CursorPage[Job]
+) -> OpsServerDetails:
+    return OpsServerDetails(
+        **dict(ops_server(record)),
+        snapshot_list=tuple(map(details, snapshots.results)),
+        jobs=tuple(map(ops_job_summary, latest.results)),
+    )
+
+
+def ops_servers(page: CursorPage[records.OpsServer]) -> OpsServerList:
+    return from_record(OpsServerList, page, results=tuple(map(ops_server, page.results)))

@@ -1,0 +1,91 @@
+"""The calls of servers: those of customers, and those of operators."""
+
+from aiohttp import web
+
+from api.http import reading
+from api.http.answers import answer, next_link
+from api.http.callers import Caller
+from api.http.calls import API, OPERATOR, OPS, READ, Reply, Table, links
+from api.http.fields import SERVER_ID
+from api.http.reading import in_path
+from api.servers import bodies, examples
+from api.servers.bodies import OpsServersQuery
+from worker.store import errors
+from worker.store.access.tokens import Token
+from worker.store.customers.customer_store import CustomerStore, SnapshotFilter
+from worker.store.model import SNAPSHOTS_PER_SERVER
+from worker.store.operators.operator_store import Cursor, JobFilter, OperatorStore
+
+LATEST_JOBS = Cursor(limit=100)
+SNAPSHOTS_MAX = 20 * SNAPSHOTS_PER_SERVER  # failed ones are listed too
+
+call: Table[Caller] = Table("servers", SERVER_ID)
+ops_call: Table[Token] = Table("operators", SERVER_ID)
+
+
+class ServerCalls:
+    def __init__(self, store: CustomerStore) -> None:
+        self._store = store
+
+    @call(
+        f"GET {API}servers/{{server_id}}/",
+        READ,
+        Reply(200, {"restoring": examples.SERVER}, "The server."),
+        refusals=(errors.ServerNotFound,),
+    )
+    async def show_server(self, request: web.Request, caller: Caller) -> web.Response:
+        """Show a server.
+
+        What the server does now, how many snapshots it has, and whether new jobs are accepted.
+        """
+        found = await self._store.server(account_id=caller.account_id, server_id=in_path(request, SERVER_ID))
+        return answer(bodies.server(found))
+
+
+class OpsServerCalls:
+    def __init__(self, operators: OperatorStore, store: CustomerStore) -> None:
+        self._operators = operators
+        self._store = store
+
+    @ops_call(
+        f"GET {OPS}servers/",
+        OPERATOR,
+        Reply(
+            200,
+            {"servers": examples.OPS_SERVERS},
+            links=links("ops_show_server", server_id="$response.body#/results/0/id"),
+        ),
+        query=OpsServersQuery,
+    )
+    async def ops_list_servers(self, request: web.Request, _: Token) -> web.Response:
+        """List all servers.
+
+        By id; with `stranded`, by the time when they were stranded.
+        """
+        query = reading.query(request, OpsServersQuery)
+        page = await self._operators.servers(
+            node=query.node, account_id=query.account_id, stranded=query.stranded, cursor=query.cursor
+        )
+        return answer(bodies.ops_servers(page), headers=next_link(request.rel_url, page.after))
+
+    @ops_call(
+        f"GET {OPS}servers/{{server_id}}/",
+        OPERATOR,
+        Reply(200, {"server_details": examples.OPS_DETAILS}),
+        refusals=(errors.ServerNotFound,),
+    )
+    async def ops_show_server(self, request: web.Request, _: Token) -> web.Response:
+        """Show any server.
+
+        With its snapshots and its latest jobs, also those of former owners.
+        """
+        server_id = in_path(request, SERVER_ID)
+        found = await self._operators.server(server_id)
+        snapshots = await self._store.snapshots(
+            account_id=found.view.server.account_id,
+            wanted=SnapshotFilter(server_id=server_id),
+            offset=0,
+            limit=SNAPSHOTS_MAX,
+        )
+        latest = await self._operators.jobs(JobFilter(server_id=server_id), LATEST_JOBS)
+        return answer(bodies.ops_server_details(found, snapshots, latest))

@@ -1,0 +1,21 @@
+"""Examples of servers, for the document."""
+
+from api.jobs.examples import ASKED, JOB_ID, OPS_COMPLETED, SERVER_NAME
+from api.servers.bodies import BusyJob, Finding, OpsServer, OpsServerDetails, OpsServerList, Server
+from api.snapshots.examples import DETAILS
+from worker.store.model import SNAPSHOTS_PER_SERVER, JobKind, ServerState
+
+SERVER = Server(
+    **dict(SERVER_NAME),
+    status=ServerState.RESTORING,
+    snapshots=2,
+    snapshots_max=SNAPSHOTS_PER_SERVER,
+    job=BusyJob(id=JOB_ID, kind=JobKind.RESTORE),
+    reachable=True,
+)
+FINDINGS = (Finding(kind="torn_snapshot", tag="vps-801", at=ASKED),)
+_OPS_SERVER = OpsServer(
+    **dict(SERVER), account_id=77, node="node-17", power="on", missing=False, stranded_by=None, findings=FINDINGS
+)
+OPS_SERVERS = OpsServerList(count=1, after=None, results=(_OPS_SERVER,))
+OPS_DETAILS = OpsServerDetails(**dict(_OPS_SERVER), snapshot_list=(DETAILS,), jobs=(OPS_COMPLETED,))

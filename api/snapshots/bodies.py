@@ -1,0 +1,221 @@
+"""The bodies of snapshots; the contract fixes their keys."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
+
+from api.http.answers import Closed, ServerName, SnapshotName, Timestamp, Total, from_record
+from api.http.fields import (
+    ID_MAX,
+    LEFT_OUT,
+    NOT_NULL,
+    Description,
+    ExpiresAt,
+    Moment,
+    Name,
+    OfServer,
+    PageQuery,
+    PathId,
+    Query,
+    RequestBody,
+    ServerIdInBody,
+    id_text,
+    matches,
+    truth,
+)
+from api.jobs.bodies import Contents, DisksQuery, contents, job_headers, server_name
+from worker.store import errors, model
+from worker.store.calls import Page
+from worker.store.customers.customer_store import Admitted, Edit, SnapshotFilter
+from worker.store.model import NAME_MAX, ServerState, SnapshotId, SnapshotStatus
+
+LABELS_MAX = 20
+CREATE_MESSAGE = "Snapshot is being created. This may take 3-10 minutes depending on server size."
+RESTORE_MESSAGE = "Server is being restored from snapshot. This may take 5-15 minutes."
+
+SnapshotIdInPath = Annotated[
+    SnapshotId, Field(ge=1, le=ID_MAX, description="the `id` of a snapshot", examples=[801]), BeforeValidator(id_text)
+]
+SNAPSHOT_ID: PathId[SnapshotId] = PathId("snapshot_id", TypeAdapter(SnapshotIdInPath), errors.SnapshotNotFound)
+
+LabelKey = Annotated[
+    str,
+    matches(
+        r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$",
+        "Keys are 1 to 63 letters, digits, dots, underscores, slashes or hyphens, and start with a letter or digit.",
+    ),
+]
+LabelValue = Annotated[
+    str,
+    matches(
+        r"^[A-Za-z0-9._/-]{0,63}$", "Values are at most 63 letters, digits, dots, underscores, slashes or hyphens."
+    ),
+]
+
+
+class ListQuery(PageQuery):
+    """The query of the list of snapshots."""
+
+    server_id: OfServer | None = None
+    status: Literal["in_progress", "completed", "failed"] | None = None
+    name: Annotated[Name, Field(description="exactly this name")] | None = None
+    created_from: Annotated[Moment, Field(description="at this time or later")] | None = None
+    created_before: Annotated[Moment, Field(description="before this time")] | None = None
+    sort: Annotated[
+        Literal["created_at", "-created_at", "name", "-name", "size_mb", "-size_mb"],
+        Field(description="ascending, or descending with `-`"),
+    ] = "-created_at"
+
+    @property
+    def filter(self) -> SnapshotFilter:
+        return SnapshotFilter(
+            server_id=self.server_id,
+            status=self.status and SnapshotStatus(self.status),
+            name=self.name,
+            created_from=self.created_from,
+            created_before=self.created_before,
+            sort=self.sort,
+        )
+
+
+class DryRunQuery(Query):
+    """The query of a create."""
+
+    dry_run: Annotated[
+        bool, Field(description="only make the checks that come before any change"), BeforeValidator(truth)
+    ] = False
+
+
+class RestoreQuery(DryRunQuery, DisksQuery):
+    """The query of a restore."""
+
+
+class CreateBody(RequestBody):
+    """The snapshot to create."""
+
+    server_id: ServerIdInBody
+    name: Annotated[
+        Name, Field(description=f"letters, digits, hyphens, underscores; at most {NAME_MAX}; unique on its server")
+    ]
+    description: Description = ""
+
+
+class EditBody(RequestBody):
+    """The fields to change; fields that are left out stay."""
+
+    description: Annotated[Description | None, *NOT_NULL] = None
+    labels: Annotated[
+        Annotated[
+            dict[LabelKey, LabelValue], Field(max_length=LABELS_MAX, json_schema_extra={"additionalProperties": False})
+        ]
+        | None,
+        *NOT_NULL,
+        Field(description=f"at most {LABELS_MAX}; they replace all labels of the snapshot"),
+    ] = None
+    expires_at: Annotated[
+        ExpiresAt | None, LEFT_OUT, Field(description="when it is deleted, unless it is protected; null: never")
+    ] = None
+    protected: Annotated[bool | None, *NOT_NULL, Field(description="refuse to delete it")] = None
+
+    @property
+    def edit(self) -> Edit:
+        never = "expires_at" in self.model_fields_set and self.expires_at is None
+        return Edit(
+            description=self.description,
+            labels=self.labels,
+            protected=self.protected,
+            expires_at="never" if never else self.expires_at,
+        )
+
+
+class Snapshot(Closed):
+    """One point in time of one server: all its disks."""
+
+    id: int
+    server: ServerName
+    name: str
+    status: SnapshotStatus
+    size_mb: Annotated[int | None, Field(description="MiB of guest data over all disks; null until completed")]
+    created_at: Timestamp
+    description: str
+
+
+class SnapshotDetails(Snapshot):
+    """A snapshot with its contents and its owner's settings."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    labels: dict[str, str]
+    protected: Annotated[bool, Field(description="it can't be deleted")]
+    expires_at: Annotated[Timestamp | None, Field(description="when it is deleted, unless it is protected")]
+    schedule_id: Annotated[str | None, Field(description="the schedule that created it")]
+    contents: Annotated[
+        Contents | None, Field(description="null until completed, and for a snapshot of an earlier version")
+    ]
+
+
+class SnapshotCreated(Snapshot):
+    """The snapshot that is being created."""
+
+    message: str
+
+
+class SnapshotList(Closed):
+    """One page of the list, newest first."""
+
+    count: Total
+    results: tuple[Snapshot, ...]
+
+
+class RestoredSnapshot(SnapshotName):
+    """The snapshot that the server is restored from."""
+
+    created_at: Timestamp
+
+
+class RestoredServer(ServerName):
+    """The server that is restored, and what it does now."""
+
+    status: ServerState
+
+
+class RestoreStarted(Closed):
+    """The restore that was accepted."""
+
+    status: Literal["success"] = Field(description="the restore was accepted")
+    message: str
+    snapshot: RestoredSnapshot
+    server: RestoredServer
+
+
+def snapshot(record: model.Snapshot) -> Snapshot:
+    return from_record(Snapshot, record, server=server_name(record))
+
+
+def details(record: model.Snapshot) -> SnapshotDetails:
+    return from_record(SnapshotDetails, record, server=server_name(record), contents=contents(record.contents))
+
+
+def snapshots(page: Page[model.Snapshot]) -> SnapshotList:
+    return SnapshotList(count=page.count, results=tuple(map(snapshot, page.results)))
+
+
+def created(admitted: Admitted) -> SnapshotCreated:
+    record = admitted.snapshot
+    return from_record(SnapshotCreated, record, server=server_name(record), message=CREATE_MESSAGE)
+
+
+def restoring(admitted: Admitted) -> RestoreStarted:
+    restore = admitted.job
+    state = restore.server_state or ServerState.RESTORING  # the server exists, or the restore would have been refused
+    return RestoreStarted(
+        status="success",
+        message=RESTORE_MESSAGE,
+        snapshot=from_record(RestoredSnapshot, admitted.snapshot),
+        server=RestoredServer(id=restore.server_id, name=restore.server_name, status=state),
+    )
+
+
+def admitted_headers(admitted: Admitted) -> dict[str, str]:
+    """The path of the snapshot, and where to follow the job."""
+    return {"Location": f"/api/v1/snapshots/{admitted.snapshot.id}/"} | job_headers(admitted.job)

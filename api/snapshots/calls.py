@@ -1,0 +1,214 @@
+"""The calls of snapshots."""
+
+import asyncio
+
+from aiohttp import web
+
+from api.http import reading
+from api.http.answers import answer, page_links
+from api.http.callers import Caller
+from api.http.calls import API, JOB_HEADERS, READ, WRITE, Link, Reply, Table
+from api.http.marks import REQUEST_ID, SERVER_ID
+from api.http.reading import in_path
+from api.jobs.bodies import job as job_body
+from api.jobs.bodies import job_headers
+from api.jobs.calls import FOLLOW, JOB_OF_HEADER, TO_CHANGE
+from api.snapshots import bodies, examples
+from api.snapshots.bodies import SNAPSHOT_ID, CreateBody, DryRunQuery, EditBody, ListQuery, RestoreQuery
+from worker.store import errors
+from worker.store.customers.customer_store import CustomerStore
+from worker.store.model import Job
+
+CHECK_POLLS, CHECK_POLL_SECONDS = 100, 0.05  # a node's checks take 0.02 s for two disks, once it has no other job
+
+SNAPSHOTS = f"{API}snapshots/"
+ONE_SNAPSHOT = f"{SNAPSHOTS}{{snapshot_id}}/"
+
+SNAPSHOT_OF_BODY = {"snapshot_id": "$response.body#/id"}
+SHOW = Link("show_snapshot", SNAPSHOT_OF_BODY, "Show the snapshot.")
+RESTORE = Link("restore_snapshot", SNAPSHOT_OF_BODY, "Restore it, once it is completed.")
+DELETE = Link("delete_snapshot", SNAPSHOT_OF_BODY, "Delete it.")
+UNDO = Link("undo_restore", JOB_OF_HEADER, "Undo the restore, once it is completed.")
+
+DRY_RUN_DONE = "`completed`, or `failed` with the error that the real job would end with."
+DRY_RUN_WAITS = "Dry run: the node is busy and will make the checks later; follow the job."
+
+call: Table[Caller] = Table("snapshots", SNAPSHOT_ID)
+
+
+class SnapshotCalls:
+    def __init__(self, store: CustomerStore) -> None:
+        self._store = store
+
+    @call(
+        f"GET {SNAPSHOTS}",
+        READ,
+        Reply(
+            200,
+            {"two_snapshots": examples.SNAPSHOTS},
+            "One page of the list.",
+            links=(Link("show_snapshot", {"snapshot_id": "$response.body#/results/0/id"}, "Show the newest."),),
+        ),
+        query=ListQuery,
+    )
+    async def list_snapshots(self, request: web.Request, caller: Caller) -> web.Response:
+        """List snapshots.
+
+        The account's snapshots, of one server or of all; newest first unless `sort` is given.
+        """
+        query = reading.query(request, ListQuery)
+        page = await self._store.snapshots(
+            account_id=caller.account_id, wanted=query.filter, offset=query.offset, limit=query.page_size
+        )
+        return answer(bodies.snapshots(page), headers=page_links(request.rel_url, query, page.count))
+
+    @call(
+        f"POST {SNAPSHOTS}",
+        WRITE,
+        Reply(
+            201,
+            {"in_progress": examples.CREATED},
+            "The snapshot is being created; follow the job.",
+            headers=("Location", *JOB_HEADERS),
+            links=(FOLLOW, SHOW, RESTORE, DELETE),
+        ),
+        Reply(
+            200,
+            {"checked": examples.CHECKED},
+            f"Dry run: the job of the checks, {DRY_RUN_DONE}",
+            headers=JOB_HEADERS,
+            links=(FOLLOW,),
+        ),
+        Reply(202, {"waits": examples.CHECK_WAITS}, DRY_RUN_WAITS, headers=JOB_HEADERS, links=(FOLLOW,)),
+        query=DryRunQuery,
+        body={"before_update": examples.CREATE},
+        refusals=(errors.ServerNotFound, errors.SnapshotLimitReached, errors.NameTaken, *TO_CHANGE),
+    )
+    async def create_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
+        """Create a snapshot.
+
+        The server is stopped, its disks are snapshotted, and it is started again if it was running. A server has at
+        most 5 snapshots; failed ones do not count.
+        """
+        body = await reading.body(request, CreateBody)
+        request[SERVER_ID] = body.server_id
+        if reading.query(request, DryRunQuery).dry_run:
+            check = await self._store.check_create(
+                account_id=caller.account_id,
+                server_id=body.server_id,
+                name=body.name,
+                request_id=request[REQUEST_ID],
+                idempotency=reading.idempotency(request, body),
+            )
+            return await self._checked(caller, check)
+        admitted = await self._store.create(
+            account_id=caller.account_id,
+            server_id=body.server_id,
+            name=body.name,
+            description=body.description,
+            request_id=request[REQUEST_ID],
+            idempotency=reading.idempotency(request, body),
+        )
+        return answer(bodies.created(admitted), status=201, headers=bodies.admitted_headers(admitted))
+
+    @call(
+        f"GET {ONE_SNAPSHOT}",
+        READ,
+        Reply(200, {"completed": examples.DETAILS}, "The snapshot.", links=(RESTORE, DELETE)),
+        refusals=(errors.SnapshotNotFound,),
+    )
+    async def show_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
+        """Show a snapshot.
+
+        A failed snapshot is kept for 7 days or until it is deleted.
+        """
+        snapshot_id = in_path(request, SNAPSHOT_ID)
+        return answer(bodies.details(await self._store.snapshot(account_id=caller.account_id, snapshot_id=snapshot_id)))
+
+    @call(
+        f"PATCH {ONE_SNAPSHOT}",
+        WRITE,
+        Reply(200, {"edited": examples.DETAILS}, "The changed snapshot."),
+        body={"protect": examples.EDIT},
+        refusals=(errors.SnapshotNotFound,),
+    )
+    async def edit_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
+        """Edit a snapshot.
+
+        Changes its description, its labels, when it expires, and whether it may be deleted.
+        """
+        body = await reading.body(request, EditBody)
+        edited = await self._store.edit(
+            account_id=caller.account_id, snapshot_id=in_path(request, SNAPSHOT_ID), edit=body.edit
+        )
+        return answer(bodies.details(edited))
+
+    @call(
+        f"DELETE {ONE_SNAPSHOT}",
+        WRITE,
+        Reply(
+            204,
+            text="The snapshot is gone. The headers name the job that frees its space, if its server still exists.",
+            headers=JOB_HEADERS,
+        ),
+        refusals=(errors.SnapshotNotFound, errors.SnapshotProtected, errors.NodeUnavailable, errors.ServerBusy),
+    )
+    async def delete_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
+        """Delete a snapshot.
+
+        This cannot be undone. Its slot is free at once; its node frees the space next. A running server is not stopped.
+        """
+        job = await self._store.delete(
+            account_id=caller.account_id, snapshot_id=in_path(request, SNAPSHOT_ID), request_id=request[REQUEST_ID]
+        )
+        return web.Response(status=204, headers=job_headers(job) if job else {})
+
+    @call(
+        f"POST {ONE_SNAPSHOT}restore/",
+        WRITE,
+        Reply(
+            200,
+            {"restoring": examples.RESTORING, "checked": examples.CHECKED_RESTORE},
+            f"The server is being restored; follow the job. Dry run: the job of the checks, {DRY_RUN_DONE}",
+            headers=("Location", *JOB_HEADERS),
+            links=(FOLLOW, UNDO),
+        ),
+        Reply(202, {"waits": examples.CHECK_RESTORE_WAITS}, DRY_RUN_WAITS, headers=JOB_HEADERS, links=(FOLLOW,)),
+        query=RestoreQuery,
+        refusals=(errors.SnapshotNotFound, errors.SnapshotNotReady, *TO_CHANGE),
+    )
+    async def restore_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
+        """Restore a server from a snapshot.
+
+        Overwrites all current data of the server. The server is stopped first, and started again if it was running. The
+        overwritten data is kept for 24 hours, for an undo. If the server's disks are not those of the snapshot, the job
+        fails with `disks_differ` before it stops the server; with `disks=present` it restores the disks that exist. No
+        body, or `{}`.
+        """
+        query, snapshot_id = reading.query(request, RestoreQuery), in_path(request, SNAPSHOT_ID)
+        if query.dry_run:
+            check = await self._store.check_restore(
+                account_id=caller.account_id,
+                snapshot_id=snapshot_id,
+                request_id=request[REQUEST_ID],
+                present_only=query.present_only,
+                idempotency=reading.idempotency(request),
+            )
+            return await self._checked(caller, check)
+        admitted = await self._store.restore(
+            account_id=caller.account_id,
+            snapshot_id=snapshot_id,
+            request_id=request[REQUEST_ID],
+            present_only=query.present_only,
+            idempotency=reading.idempotency(request),
+        )
+        return answer(bodies.restoring(admitted), headers=bodies.admitted_headers(admitted))
+
+    async def _checked(self, caller: Caller, check: Job) -> web.Response:
+        """200 with the job of a dry run once it has ended; 202 if the node takes longer than a few seconds."""
+        for _ in range(CHECK_POLLS):
+            if check.state.is_final:
+                return answer(job_body(check), headers=job_headers(check))
+            await asyncio.sleep(CHECK_POLL_SECONDS)
+            check = await self._store.job(account_id=caller.account_id, job_id=check.id)
+        return answer(job_body(check), status=202, headers=job_headers(check))

@@ -1,0 +1,1 @@
+"""Webhooks: the calls, and the sender of their deliveries."""

@@ -1,0 +1,173 @@
+"""The bodies of webhooks, and the messages that their receivers get."""
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
+from pydantic_core import PydanticCustomError
+
+from api.http.answers import Open, Timestamp, Total, from_record
+from api.http.fields import NOT_NULL, Description, PathId, RequestBody, matches
+from api.jobs.bodies import Job, job
+from api.webhooks.ssrf import URL_MAX
+from worker.store import errors
+from worker.store.calls import Page
+from worker.store.model import WebhookId
+from worker.store.webhooks import webhooks as records
+from worker.store.webhooks.deliveries import DueDelivery
+from worker.store.webhooks.webhooks import JobEvent, WebhookChange
+
+TERMINAL = (JobEvent.COMPLETED, JobEvent.FAILED)
+
+WebhookIdInPath = Annotated[
+    WebhookId,
+    matches(r"^[0-9a-f]{32}$", "Must be 32 hexadecimal digits."),
+    Field(description="the `id` of a webhook", examples=["1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e5c"]),
+]
+WEBHOOK_ID: PathId[WebhookId] = PathId("webhook_id", TypeAdapter(WebhookIdInPath), errors.WebhookNotFound)
+
+
+def _once(events: tuple[JobEvent, ...]) -> tuple[JobEvent, ...]:
+    if not events or len(set(events)) < len(events):
+        raise PydanticCustomError("not_a_choice", "At least one event, and each only once.")
+    return events
+
+
+Url = Annotated[
+    str,
+    StringConstraints(max_length=URL_MAX),
+    matches(r"^https?://[\x21-\x7e]+$", "Must be an https URL."),
+    Field(description="https, a public address, port 443 or from 1024 on; no user, no fragment"),
+]
+# not strict: pydantic gets the value from a validator as a Python object, not as JSON
+Events = Annotated[
+    tuple[Annotated[JobEvent, Field(strict=False)], ...],
+    Field(strict=False, json_schema_extra={"minItems": 1, "uniqueItems": True}, description="what is sent to it"),
+    AfterValidator(_once),
+]
+
+
+class WebhookBody(RequestBody):
+    """Where to send the events of the account's jobs."""
+
+    url: Url
+    description: Description = ""
+    events: Events = TERMINAL
+    enabled: bool = True
+
+    @property
+    def change(self) -> WebhookChange:
+        return WebhookChange(url=self.url, description=self.description, events=self.events, enabled=self.enabled)
+
+
+class WebhookEditBody(RequestBody):
+    """The fields to change; fields that are left out stay."""
+
+    url: Annotated[Url | None, *NOT_NULL] = None
+    description: Annotated[Description | None, *NOT_NULL] = None
+    events: Annotated[Events | None, *NOT_NULL] = None
+    enabled: Annotated[bool | None, *NOT_NULL] = None
+
+    @property
+    def change(self) -> WebhookChange:
+        return WebhookChange(url=self.url, description=self.description, events=self.events, enabled=self.enabled)
+
+
+class Webhook(Open):
+    """Where the events of the account's jobs are sent."""
+
+    id: str
+    url: str
+    description: str
+    events: tuple[JobEvent, ...]
+    enabled: bool
+    disabled_reason: Annotated[
+        Literal["gone", "failing"] | None,
+        Field(description="why the service disabled it: it answered 410, or every attempt failed for 5 days"),
+    ]
+    failing_since: Annotated[Timestamp | None, Field(description="every attempt since then has failed")]
+    created_at: Timestamp
+
+
+class WebhookWithSecret(Webhook):
+    """A webhook with its new secret, which is shown only once."""
+
+    secret: Annotated[str, Field(description="`whsec_` and base64; it signs the messages")]
+
+
+class WebhookList(Open):
+    """All webhooks of the account, newest first."""
+
+    count: int
+    results: tuple[Webhook, ...]
+
+
+class Delivery(Open):
+    """An event that is sent to a webhook."""
+
+    id: Annotated[str, Field(description="the header `webhook-id` of each attempt")]
+    event: str
+    attempts: int
+    status_code: Annotated[int | None, Field(description="of the last attempt; null: no answer")]
+    error: Annotated[
+        str | None,
+        Field(
+            description=(
+                "of the last attempt: `bad_status`, `timeout`, `connection_failed`, `tls_failed`, `name_not_found`,"
+                " `address_refused`; more may be added"
+            )
+        ),
+    ]
+    created_at: Timestamp
+    next_attempt_at: Annotated[
+        Timestamp | None, Field(description="null: delivered or given up; a disabled webhook gets no attempt")
+    ]
+    delivered_at: Timestamp | None
+
+
+class DeliveryList(Open):
+    """One page of the list, newest first."""
+
+    count: Total
+    results: tuple[Delivery, ...]
+
+
+class TestData(Open):
+    """The data of a test event."""
+
+    webhook_id: str
+
+
+class Message(Open):
+    """The message that a receiver gets."""
+
+    type: str
+    timestamp: Timestamp
+    data: Job | TestData
+
+
+def webhook(record: records.Webhook) -> Webhook:
+    return from_record(Webhook, record)
+
+
+def webhook_with_secret(new: records.Secret) -> WebhookWithSecret:
+    return from_record(WebhookWithSecret, new.webhook, secret=new.secret)
+
+
+def webhooks(found: Iterable[records.Webhook]) -> WebhookList:
+    results = tuple(map(webhook, found))
+    return WebhookList(count=len(results), results=results)
+
+
+def delivery(record: records.Delivery) -> Delivery:
+    return from_record(Delivery, record, status_code=record.status)
+
+
+def deliveries(page: Page[records.Delivery]) -> DeliveryList:
+    return DeliveryList(count=page.count, results=tuple(map(delivery, page.results)))
+
+
+def message(webhook_id: WebhookId, due: DueDelivery) -> Message:
+    """The message of a delivery, the same at each attempt: with the job as it was at the event."""
+    data = TestData(webhook_id=webhook_id) if due.job is None else job(due.job)
+    return Message(type=due.event, timestamp=due.created_at, data=data)

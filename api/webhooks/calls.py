@@ -1,0 +1,176 @@
+"""The calls of webhooks."""
+
+from aiohttp import web
+
+from api.http import reading
+from api.http.answers import answer, page_links
+from api.http.callers import Caller
+from api.http.calls import API, READ, WRITE, Link, Reply, Table
+from api.http.fields import PageQuery
+from api.http.marks import MADE
+from api.http.problems import FieldError, invalid
+from api.http.reading import in_path
+from api.webhooks import bodies, examples, ssrf
+from api.webhooks.bodies import WEBHOOK_ID, WebhookBody, WebhookEditBody
+from worker.store import errors
+from worker.store.webhooks.webhooks import Webhooks
+
+WEBHOOKS = f"{API}webhooks/"
+ONE_WEBHOOK = f"{WEBHOOKS}{{webhook_id}}/"
+OWN = {"webhook_id": "$response.body#/id"}
+NOT_FOUND = (errors.WebhookNotFound,)
+NO_RECORD = (*NOT_FOUND, errors.RecordUnreadable)
+
+call: Table[Caller] = Table("webhooks", WEBHOOK_ID)
+
+
+class WebhookCalls:
+    """`to_private`: allow webhooks to http and to private networks."""
+
+    def __init__(self, webhooks: Webhooks, *, to_private: bool) -> None:
+        self._webhooks = webhooks
+        self._to_private = to_private
+
+    @call(f"GET {WEBHOOKS}", READ, Reply(200, {"one": examples.WEBHOOKS}, "All of them."))
+    async def list_webhooks(self, _: web.Request, caller: Caller) -> web.Response:
+        """List webhooks.
+
+        The account's webhooks, newest first, without their secrets.
+        """
+        return answer(bodies.webhooks(await self._webhooks.all(account_id=caller.account_id)))
+
+    @call(
+        f"POST {WEBHOOKS}",
+        WRITE,
+        Reply(
+            201,
+            {"terminal": examples.WITH_SECRET},
+            "The webhook, with its secret.",
+            headers=("Location",),
+            links=(
+                Link("show_webhook", OWN, "Show it."),
+                Link("edit_webhook", OWN, "Change it."),
+                Link("test_webhook", OWN, "Send a test event."),
+                Link("list_deliveries", OWN, "List its deliveries."),
+                Link("rotate_webhook_secret", OWN, "Give it a new secret."),
+                Link("delete_webhook", OWN, "Delete it."),
+            ),
+        ),
+        body={"terminal": examples.CREATE},
+        refusals=(errors.WebhookLimitReached,),
+    )
+    async def create_webhook(self, request: web.Request, caller: Caller) -> web.Response:
+        """Create a webhook.
+
+        From now on each of these events is sent to the URL, signed as the Standard Webhooks specification says. The
+        secret is shown only in this answer. An account has at most 10 webhooks.
+        """
+        body = await reading.body(request, WebhookBody)
+        self._check_url(body.url)
+        new = await self._webhooks.create(
+            account_id=caller.account_id, wish=body.change, idempotency=reading.idempotency(request, body)
+        )
+        request[MADE] = f"webhook {new.webhook.id}"
+        place = {"Location": f"{WEBHOOKS}{new.webhook.id}/"}
+        return answer(bodies.webhook_with_secret(new), status=201, headers=place)
+
+    @call(f"GET {ONE_WEBHOOK}", READ, Reply(200, {"terminal": examples.WEBHOOK}, "The webhook."), refusals=NO_RECORD)
+    async def show_webhook(self, request: web.Request, caller: Caller) -> web.Response:
+        """Show a webhook.
+
+        A webhook, without its secret.
+        """
+        found = await self._webhooks.one(account_id=caller.account_id, webhook_id=in_path(request, WEBHOOK_ID))
+        return answer(bodies.webhook(found))
+
+    @call(
+        f"PATCH {ONE_WEBHOOK}",
+        WRITE,
+        Reply(200, {"off": examples.DISABLED}, "The changed webhook."),
+        body={"off": examples.DISABLE},
+        refusals=NO_RECORD,
+    )
+    async def edit_webhook(self, request: web.Request, caller: Caller) -> web.Response:
+        """Edit a webhook.
+
+        Fields that are left out stay. While it is disabled nothing is sent; waiting events are sent once it is enabled.
+        """
+        body = await reading.body(request, WebhookEditBody)
+        if body.url is not None:
+            self._check_url(body.url)
+        edited = await self._webhooks.change(
+            account_id=caller.account_id, webhook_id=in_path(request, WEBHOOK_ID), wish=body.change
+        )
+        return answer(bodies.webhook(edited))
+
+    @call(f"DELETE {ONE_WEBHOOK}", WRITE, Reply(204, text="The webhook is gone."), refusals=NOT_FOUND)
+    async def delete_webhook(self, request: web.Request, caller: Caller) -> web.Response:
+        """Delete a webhook.
+
+        Its deliveries are deleted too, also those that are not sent yet.
+        """
+        await self._webhooks.drop(account_id=caller.account_id, webhook_id=in_path(request, WEBHOOK_ID))
+        return web.Response(status=204)
+
+    @call(
+        f"POST {ONE_WEBHOOK}rotate-secret/",
+        WRITE,
+        Reply(200, {"new": examples.WITH_SECRET}, "The webhook, with its new secret."),
+        refusals=NO_RECORD,
+    )
+    async def rotate_webhook_secret(self, request: web.Request, caller: Caller) -> web.Response:
+        """Rotate a webhook's secret.
+
+        The new secret is shown only in this answer. For 24 hours messages are signed with both the old and the new one.
+        No body, or `{}`.
+        """
+        new = await self._webhooks.rotate(
+            account_id=caller.account_id,
+            webhook_id=in_path(request, WEBHOOK_ID),
+            idempotency=reading.idempotency(request),
+        )
+        return answer(bodies.webhook_with_secret(new))
+
+    @call(
+        f"POST {ONE_WEBHOOK}test/",
+        WRITE,
+        Reply(202, {"waits": examples.TEST_WAITS}, "The delivery that was queued."),
+        refusals=(*NOT_FOUND, errors.WebhookNotReady),
+    )
+    async def test_webhook(self, request: web.Request, caller: Caller) -> web.Response:
+        """Test a webhook.
+
+        Sends an event `webhook.test`, whose data has `webhook_id`; the list of deliveries shows the result. No body, or
+        `{}`.
+        """
+        delivery = await self._webhooks.test(
+            account_id=caller.account_id,
+            webhook_id=in_path(request, WEBHOOK_ID),
+            idempotency=reading.idempotency(request),
+        )
+        return answer(bodies.delivery(delivery), status=202)
+
+    @call(
+        f"GET {ONE_WEBHOOK}deliveries/",
+        READ,
+        Reply(200, {"one": examples.DELIVERIES}, "One page of the list."),
+        query=PageQuery,
+        refusals=NOT_FOUND,
+    )
+    async def list_deliveries(self, request: web.Request, caller: Caller) -> web.Response:
+        """List a webhook's deliveries.
+
+        The deliveries of the last 7 days, also those that are not sent yet, newest first, at most 1,000.
+        """
+        query = reading.query(request, PageQuery)
+        page = await self._webhooks.deliveries(
+            account_id=caller.account_id,
+            webhook_id=in_path(request, WEBHOOK_ID),
+            offset=query.offset,
+            limit=query.page_size,
+        )
+        return answer(bodies.deliveries(page), headers=page_links(request.rel_url, query, page.count))
+
+    def _check_url(self, url: str) -> None:
+        if why := ssrf.why_not(url, to_private=self._to_private):
+            raise invalid(FieldError(field="url", detail=why))

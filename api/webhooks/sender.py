@@ -1,0 +1,170 @@
+"""Sends the deliveries of webhooks, after the Standard Webhooks specification; every front end has a sender."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import time
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from random import SystemRandom
+
+import structlog
+from aiohttp import ClientConnectorDNSError, ClientConnectorError, ClientError, ClientSession, ClientSSLError, web
+from aiohttp.abc import AbstractResolver
+
+from api.measures.metrics import Metrics
+from api.webhooks import bodies, ssrf
+from worker.program.background import in_background
+from worker.store.errors import StoreUnavailable
+from worker.store.model import DeliveryId
+from worker.store.webhooks.deliveries import Claim, Deliveries, DueDelivery, Result
+from worker.store.webhooks.webhooks import SECRET_PREFIX
+
+# After each failed attempt; the specification's own example. After the tenth attempt a delivery is given up.
+RETRIES = (
+    *(timedelta(seconds=5), timedelta(minutes=5), timedelta(minutes=30)),
+    *(timedelta(hours=hours) for hours in (2, 5, 10, 14, 20, 24)),
+)
+JITTER = 0.2  # a wait is longer by up to this share, so that not all are retried at once
+PATIENCE_SECONDS = 5 * 86_400.0  # an endpoint whose deliveries all failed for that time is disabled
+AT_ONCE = 8  # deliveries of one endpoint at a time
+LEASE_ATTEMPTS = 4  # a claim lasts this many times the limit of an attempt; then its sender is presumed dead
+SUCCESS = range(200, 300)
+WAIT_SECONDS = 2  # how late a retry may start
+AGAIN_SECONDS = 3.0  # after an error
+
+log = structlog.stdlib.get_logger()
+_chance = SystemRandom()
+
+
+class Sender:
+    """`endpoints`: how many are served at a time; a slow one delays no other. `seconds`: the limit of an attempt.
+    `to_private`: allow http and private networks."""
+
+    def __init__(
+        self,
+        deliveries: Deliveries,
+        *,
+        endpoints: int,
+        seconds: float,
+        to_private: bool,
+        resolver: AbstractResolver,
+        metrics: Metrics,
+    ) -> None:
+        self._deliveries = deliveries
+        self._places = asyncio.Semaphore(endpoints)
+        self._seconds = seconds
+        self._to_private = to_private
+        self._resolver = resolver
+        self._metrics = metrics
+
+    async def running(self, _: web.Application) -> AsyncIterator[None]:
+        """Send while the application runs. When it stops, unfinished deliveries are released to other senders."""
+        client = ssrf.client(to_private=self._to_private, resolver=self._resolver, seconds=self._seconds)
+        async with client as session, in_background(self._send_all(session)):
+            yield
+
+    async def _send_all(self, client: ClientSession) -> None:
+        async with asyncio.TaskGroup() as serving:
+            while True:
+                await self._places.acquire()
+                claim = await self._next()
+                serving.create_task(self._serve(client, claim)).add_done_callback(lambda _: self._places.release())
+
+    async def _next(self) -> Claim:
+        while True:
+            try:
+                claim = await self._deliveries.claim(lease_seconds=LEASE_ATTEMPTS * self._seconds, most=AT_ONCE)
+                if claim is not None:
+                    return claim
+                await self._deliveries.wait(seconds=WAIT_SECONDS)
+                continue
+            except StoreUnavailable as error:
+                log.warning("webhooks.store_unavailable", cause=str(error.__cause__))
+            except Exception:  # a record that this version can't read; it blocks only its own webhook
+                log.exception("webhook.broke")
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _serve(self, client: ClientSession, claim: Claim) -> None:
+        results: dict[DeliveryId, Result] = {}
+
+        async def attempt(delivery: DueDelivery) -> None:
+            results[delivery.id] = await self._attempt(client, claim, delivery)
+
+        try:
+            async with asyncio.TaskGroup() as attempts:
+                for delivery in claim.deliveries:
+                    attempts.create_task(attempt(delivery))
+        finally:  # also when the process stops: other senders take over at once
+            await self._settle(claim, results)
+
+    async def _settle(self, claim: Claim, results: dict[DeliveryId, Result]) -> None:
+        try:
+            why = await self._deliveries.settle(claim, results, patience_seconds=PATIENCE_SECONDS)
+        except StoreUnavailable as error:  # sent again, once the claim has expired
+            log.warning("webhooks.store_unavailable", cause=str(error.__cause__))
+            return
+        except Exception:  # a bug with one webhook must not end the sending to others
+            log.exception("webhook.broke", webhook_id=claim.webhook_id)
+            return
+        if why:
+            log.warning("webhook.disabled", webhook_id=claim.webhook_id, reason=why)
+
+    async def _attempt(self, client: ClientSession, claim: Claim, delivery: DueDelivery) -> Result:
+        try:
+            status, error = await self._post(client, claim, delivery)
+        except Exception:
+            log.exception("webhook.broke", webhook_id=claim.webhook_id, delivery_id=delivery.id)
+            status, error = None, "internal_error"
+        log.info(
+            "webhook.attempted",
+            webhook_id=claim.webhook_id,
+            delivery_id=delivery.id,
+            attempt=delivery.attempts + 1,
+            status=status,
+            error=error,
+        )
+        is_over = error is None or delivery.attempts >= len(RETRIES)
+        self._metrics.attempted(error, given_up=is_over and error is not None)
+        if is_over:
+            return Result(status=status, error=error)
+        retry_in = RETRIES[delivery.attempts] * _chance.uniform(1, 1 + JITTER)
+        return Result(status=status, error=error, retry_in=retry_in)
+
+    async def _post(self, client: ClientSession, claim: Claim, delivery: DueDelivery) -> tuple[int | None, str | None]:
+        """The status of the answer, and the code of the error, None if there is none."""
+        if ssrf.why_not(claim.url, to_private=self._to_private):  # the settings may have changed
+            return None, "address_refused"
+        body = json.dumps(bodies.message(claim.webhook_id, delivery).model_dump(mode="json")).encode()
+        headers = signed(claim.secrets, delivery.id, body, moment=int(time.time()))
+        try:
+            async with client.post(claim.url, data=body, headers=headers, allow_redirects=False) as response:
+                return response.status, None if response.status in SUCCESS else "bad_status"
+        except TimeoutError:
+            return None, "timeout"
+        except (ClientError, OSError, ValueError) as error:  # ValueError: an invalid host name
+            return None, _code(error)
+
+
+def signed(secrets: Sequence[str], message_id: str, body: bytes, *, moment: int) -> dict[str, str]:
+    """The headers of a message, signed with each of these secrets. `moment`: Unix time in seconds."""
+    content = f"{message_id}.{moment}.".encode() + body
+    keys = [b64decode(secret.removeprefix(SECRET_PREFIX)) for secret in secrets]
+    signatures = [b64encode(hmac.digest(key, content, hashlib.sha256)).decode() for key in keys]
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": "vps-snapshots",
+        "webhook-id": message_id,
+        "webhook-timestamp": str(moment),
+        "webhook-signature": " ".join(f"v1,{signature}" for signature in signatures),
+    }
+
+
+def _code(error: Exception) -> str:
+    if isinstance(error, ClientConnectorError) and isinstance(error.os_error, ssrf.AddressRefused):
+        return "address_refused"
+    if isinstance(error, ClientSSLError):
+        return "tls_failed"
+    return "name_not_found" if isinstance(error, ClientConnectorDNSError) else "connection_failed"
