@@ -249,7 +249,7 @@ class NodeWorker(Worker):
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
-    """Until the event is set, at most so long."""
+    """Return when the event is set, or after `seconds`."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

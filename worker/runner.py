@@ -54,7 +54,7 @@ async def _always() -> bool:
 
 
 class Runner:
-    """Runs the jobs of one node. One job of a server at a time, whoever asks."""
+    """Runs the jobs of one node, one job of a server at a time."""
 
     def __init__(
         self,

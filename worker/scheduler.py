@@ -17,7 +17,7 @@ log = structlog.stdlib.get_logger()
 
 
 class Scheduler:
-    """Every worker has one: a run is done by the first that finds it due, so that none waits for one that is away.
+    """Every worker has one: the first that finds a run due does it, so that no run waits for a worker that is away.
 
     `unreadable` is called for each due schedule that this release can't read, once for each process.
     """

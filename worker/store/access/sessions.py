@@ -1,7 +1,7 @@
-"""Sessions of the operators' dashboard: what a browser shows in the place of a token, for some hours.
+"""Sessions of the operators' dashboard: a browser sends a session's id in place of a token.
 
 Redis holds the SHA-256 of a session's id at `token:session:<sha256>`: no node may read a key that begins with `t`. A
-session ends at its time, after so long without a person, and with its token, whichever is first.
+session ends after its lifetime, after a time without a person's request, or with its token, whichever comes first.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class SessionLifetime:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A session as it is found. `csrf`: what each change must show, and no other site can read."""
+    """An open session. `csrf`: the token that each change must send and no other site can read."""
 
     csrf: str
     ends_at: datetime
@@ -38,7 +38,7 @@ class Session:
 
 @dataclass(frozen=True, kw_only=True)
 class NewSession:
-    """A session at its birth, the only time that its id is known here."""
+    """A session that was just opened. Its id is not stored: it is known only now."""
 
     id: str
     csrf: str

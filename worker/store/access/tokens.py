@@ -1,4 +1,4 @@
-"""Access tokens: opaque and random. Redis holds their SHA-256 only; whoever reads it can't use them.
+"""Access tokens: opaque and random. Redis holds only their SHA-256.
 
 Keys: `token:<sha256>` is a token's record, `tokens` leads from the id that operators see to the hash.
 """
@@ -65,7 +65,7 @@ class Token:
 
 @dataclass(frozen=True, kw_only=True)
 class NewToken:
-    """A token at its birth, the only time that anyone sees the secret."""
+    """A token that was just created: its secret is shown only now."""
 
     token: Token
     secret: str
@@ -73,7 +73,7 @@ class NewToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What may come within each window, at once or spread."""
+    """Rate limits: what is allowed within each window."""
 
     calls: int  # of a token
     failed_logins: int  # from an address
@@ -82,7 +82,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Authenticated:
-    """A caller at the door."""
+    """The result of checking a caller's token."""
 
     token: Token | None
     allowed: bool  # within its limit
@@ -106,7 +106,7 @@ def authenticated(token: Token | None, allowed: int, left: int, more_ms: int) ->
 
 
 def key_of(secret: str) -> str:
-    """Where the token's record is."""
+    """The key of the token's record."""
     return f"token:{hashlib.sha256(secret.encode()).hexdigest()}"
 
 

@@ -1,4 +1,4 @@
-"""Chores of the cell: what is due whoever does it. Every worker tries; each chore is one script, so it is done once."""
+"""Chores of the whole cell. Every worker does them; each is one script, so nothing is done twice."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

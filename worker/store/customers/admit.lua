@@ -25,7 +25,7 @@ local function admit(server_id, server, snapshot_id, snapshot, undoes)
     present_only = ask.present_only and '1' or nil,
   }, ask.queue)
   if ask.retries then redis.call('HSET', 'job:' .. ask.retries, 'retried_by', ask.job_id) end
-  local exists = redis.call('EXISTS', 'snapshot:' .. snapshot_id) == 1 -- an undo's may be deleted
+  local exists = redis.call('EXISTS', 'snapshot:' .. snapshot_id) == 1 -- the snapshot of an undo may be deleted
   return {'admitted', show_job(ask.job_id), exists and show_snapshot(snapshot_id) or nil}
 end
 
@@ -35,7 +35,7 @@ local function create()
   if not server or server.account ~= ask.account or server.missing then return {'refused', 'server_not_found'} end
   local refused = refuse_server(server)
   if refused then return refused end
-  -- its node is about to say which snapshots it has: until then nobody knows how many slots are taken
+  -- until its node has published its snapshots, nobody knows how many slots are taken
   if server.unpublished then return {'refused', 'node_unavailable'} end
   local namesake = redis.call('HGET', 'server:' .. server_id .. ':names', ask.name)
   local over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - tonumber(ask.limit)
@@ -72,7 +72,7 @@ end
 
 local function delete(snapshot, server)
   if snapshot.protected == '1' then return {'refused', 'snapshot_protected'} end
-  if not server or server.missing then -- its disks went with it: nothing is left to free
+  if not server or server.missing then -- its disks are gone too: there is no space to free
     forget_snapshot(ask.id, snapshot)
     return {'admitted'}
   end
@@ -87,7 +87,7 @@ local function undo()
   local restore = read('job:' .. ask.id)
   if not restore or restore.account ~= ask.account then return {'refused', 'job_not_found'} end
   local server = read('server:' .. restore.server)
-  -- the server may have a new owner since, who owes the old one nothing
+  -- the server may have a new owner since
   if not server or server.account ~= ask.account or server.undoable ~= ask.id
       or now_ms() > tonumber(restore.undoable_until_ms) then
     return {'refused', 'undo_unavailable'}
@@ -98,7 +98,7 @@ local function undo()
   }, ask.id)
 end
 
--- A run of a schedule is the first to find it due; whatever becomes of it, the next is written down with it.
+-- Only the first worker that finds a run due does it. The next run is written down with it, also where it is refused.
 local function run_schedule()
   local id = ask.schedule.id
   local schedule = read('schedule:' .. id)
@@ -123,7 +123,7 @@ local function run_schedule()
   return answer
 end
 
--- A job that its server has had after this one, or nil. A dry run is none: it changes nothing.
+-- A later job of the same server, or nil. Dry runs don't count: they change nothing.
 local function later_job(job)
   local LOOKS = 200
   local later = redis.call('ZREVRANGEBYSCORE', 'jobs:server:' .. job.server, '+inf', '(' .. job.queued_ms, 'LIMIT', 0, LOOKS)
@@ -131,11 +131,11 @@ local function later_job(job)
     local kind = redis.call('HGET', 'job:' .. id, 'kind')
     if kind ~= 'check_create' and kind ~= 'check_restore' then return id end
   end
-  return later[LOOKS] -- so many dry runs: what was before them is not looked at
+  return later[LOOKS] -- only dry runs: earlier jobs are not looked at
 end
 
--- Why a failed job is not done again. In bulk nobody has looked at it: then what its owner has asked for since, or did not
--- want any more, goes before it.
+-- Why a failed job is not retried. In bulk nobody has looked at the single job: one that its owner has cancelled, or that a
+-- later job of the server follows, is left out.
 local function refuse_retry()
   local job = read('job:' .. ask.retries)
   if not job then return {'refused', 'job_not_found'} end

@@ -6,7 +6,7 @@ from typing import Any
 from worker.store.calls import Scripts
 
 PAGE = 200  # nodes that one script looks at
-GONE_SECONDS = 86_400.0  # a node that was silent for so long, and has no server and no job, was taken away
+GONE_SECONDS = 86_400.0  # a node without servers and jobs that was silent for longer was taken away
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The operators' side of the store: all accounts, all nodes.
 
-Each look is one script that follows a list kept for it, and looks at a bounded part of that.
+Each list is read by one script, which looks at a bounded number of entries.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from worker.store.operators.records import AuditEntry, CursorPage, Node, OpsJob,
 
 @dataclass(frozen=True, kw_only=True)
 class JobFilter:
-    """What is to be listed. None: whatever it is."""
+    """Which jobs to list. None: any."""
 
     state: JobState | None = None
     kind: JobKind | None = None
@@ -48,7 +48,7 @@ class JobFilter:
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """Which part of a list: so many, after a cursor."""
+    """Which page of a list: `limit` entries after a cursor."""
 
     limit: int
     after: str | None = None

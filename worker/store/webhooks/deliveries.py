@@ -1,7 +1,7 @@
-"""The deliveries of webhooks, as those see them who make them.
+"""The deliveries of webhooks, as the senders see them.
 
-Whoever claims a webhook makes its deliveries that are due. A claim that is not settled in time is anyone's again: what
-it had sent is sent twice then, and nothing is lost.
+A sender claims a webhook and makes the deliveries that are due. When a claim is not settled in time, another sender may
+claim the webhook: then a delivery may be sent twice, and none is lost.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class DueDelivery:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A webhook that is ours for a while. `secrets`: each of them signs."""
+    """A claimed webhook. `secrets`: each of them signs the deliveries."""
 
     token: str
     webhook_id: WebhookId
@@ -65,7 +65,7 @@ class Deliveries(Scripts):
     """What is to be sent, as the senders see it. Every call may raise StoreUnavailable."""
 
     async def claim(self, *, lease_seconds: float, most: int) -> Claim | None:
-        """The webhook that has waited longest, with at most so many deliveries; None: nothing is due."""
+        """The webhook that has waited longest, with at most `most` due deliveries; None: nothing is due."""
         token = uuid4().hex
         ask = {"token": token, "lease_ms": round(lease_seconds * 1000), "limit": most}
         found = await self._call("webhooks/claim_deliveries", ask)
@@ -95,7 +95,7 @@ class Deliveries(Scripts):
         return why.decode() or None
 
     async def wait(self, *, seconds: int) -> None:
-        """Until something may be due, at most so long."""
+        """Return when something may be due, or after `seconds`."""
         with redis_answers():
             await self._redis.blpop([WAKE_KEY], timeout=seconds)  # type: ignore[misc]  # typed for the blocking client too
 

@@ -1,4 +1,4 @@
-"""Webhooks: where an account wants to be told of its jobs, and the deliveries that tell it.
+"""Webhooks: URLs to which an account's job events are delivered.
 
 A delivery is queued by the script that changes the job, atomically with the change (`call_webhooks` in
 `shared/deliveries.lua`); `deliveries` is for the senders.
@@ -27,7 +27,7 @@ TESTS_AFTER_MOST = 100  # deliveries that wait: then no test is added to them
 
 
 class JobEvent(StrEnum):
-    """What a webhook may be told of: each state of a job."""
+    """What a webhook may subscribe to: each state of a job."""
 
     QUEUED = "job.queued"
     IN_PROGRESS = "job.in_progress"
@@ -68,7 +68,7 @@ class Webhook:
 
 @dataclass(frozen=True, kw_only=True)
 class Secret:
-    """A webhook with a secret at its birth, the only time that it is shown."""
+    """A webhook with a new secret, which is shown only now."""
 
     webhook: Webhook
     secret: str
