@@ -176,7 +176,7 @@ class TooManyStreams(Refused):
     """The account, or this front end, has as many streams of events open as it may."""
 
     code = "too_many_streams"
-    text = "There are too many streams of events; close one first."
+    text = "Too many event streams are open; close one first."
 
 
 class NodeUnavailable(Refused):
