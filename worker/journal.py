@@ -24,7 +24,7 @@ from worker.store.outcome import Outcome
 
 VERSION = 2
 BALLAST_BYTES = 4 << 20  # a thousand steps: each writes two or three pages of 4 KiB to the write-ahead log
-KEPT_FOR_A_PERSON = math.inf  # seconds that a spare tag is kept: no clock ends it
+KEPT_FOR_A_PERSON = math.inf  # seconds that a safety tag is kept: no clock ends it
 KEPT_SECONDS = 30 * 86_400  # how long a job that is over and published stays: as long as its record in the store
 
 _TASK, _FACTS, _OUTCOME = TypeAdapter(Task), TypeAdapter(Facts), TypeAdapter(Outcome)
@@ -68,8 +68,9 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpareTag:
-    """A tag on a server's disks that no customer sees and that is to be deleted when its time is over."""
+class SafetyTag:
+    """A tag on a server's disks that is to be deleted when its time is over: a safety snapshot's, or one that a failed
+    job could not delete."""
 
     tag: str
     server_id: ServerId
@@ -178,7 +179,7 @@ class Journal:
         """Count a process that died in the job's step."""
         self._durably(("UPDATE jobs SET interruptions = interruptions + 1 WHERE id = ?", (job_id,)))
 
-    def conclude(self, entry: Entry, outcome: Outcome, *, spare_tag_kept_seconds: float) -> None:
+    def conclude(self, entry: Entry, outcome: Outcome, *, safety_kept_seconds: float) -> None:
         """Write down how the job ended, before anyone is told, and with it the tag that is left to be deleted."""
         now, task, tag = time.time(), entry.task, entry.facts.spare_tag
         facts, ended = _json(_FACTS, entry.facts), _json(_OUTCOME, outcome)
@@ -186,10 +187,10 @@ class Journal:
             ("UPDATE jobs SET facts = ?, outcome = ?, changed_at = ? WHERE id = ?", (facts, ended, now, task.job_id))
         ]
         if tag is not None:
-            if spare_tag_kept_seconds > 0:  # one for each server: the newer safety snapshot makes the older ones due
+            if safety_kept_seconds > 0:  # one for each server: the newer safety snapshot makes the older ones due
                 older = "UPDATE spare_tags SET drop_after = ?, left_seconds = 0 WHERE server_id = ? AND drop_after < ?"
                 statements.append((older, (now, task.server_id, KEPT_FOR_A_PERSON)))
-            kept = spare_tag_kept_seconds
+            kept = safety_kept_seconds
             insert = "INSERT OR REPLACE INTO spare_tags (tag, server_id, drop_after, left_seconds) VALUES (?, ?, ?, ?)"
             statements.append((insert, (tag, task.server_id, now + kept, kept)))
         self._durably(*statements)
@@ -206,8 +207,8 @@ class Journal:
         """The jobs that were begun and whose outcome nobody knows yet, oldest first."""
         return [_entry(row) for row in self._db.execute(f"{_SELECT} WHERE published = 0 ORDER BY rowid")]
 
-    def age_spare_tags(self, seconds: float) -> None:
-        """Count down the time of each spare tag, by seconds in which this program ran.
+    def age_safety_tags(self, seconds: float) -> None:
+        """Count down the time of each safety tag, by seconds in which this program ran.
 
         A wall clock that is wrong for a moment must not delete what a restore has overwritten.
         """
@@ -217,16 +218,16 @@ class Journal:
             )
             self._durably((aged, (time.time(), seconds, KEPT_FOR_A_PERSON)))
 
-    def due_spare_tags(self) -> list[SpareTag]:
+    def due_safety_tags(self) -> list[SafetyTag]:
         rows = self._db.execute("SELECT tag, server_id FROM spare_tags WHERE left_seconds <= 0")
-        return [SpareTag(tag=tag, server_id=ServerId(server_id)) for tag, server_id in rows]
+        return [SafetyTag(tag=tag, server_id=ServerId(server_id)) for tag, server_id in rows]
 
-    def spare_tags(self, server_id: ServerId) -> frozenset[str]:
+    def safety_tags(self, server_id: ServerId) -> frozenset[str]:
         rows = self._db.execute("SELECT tag FROM spare_tags WHERE server_id = ?", (server_id,))
         return frozenset(tag for (tag,) in rows)
 
     def droppable_tags(self, server_id: ServerId) -> frozenset[str]:
-        """The spare tags that may go before their time."""
+        """The safety tags that may go before their time."""
         select = "SELECT tag FROM spare_tags WHERE server_id = ? AND drop_after < ?"
         return frozenset(tag for (tag,) in self._db.execute(select, (server_id, KEPT_FOR_A_PERSON)))
 
@@ -235,8 +236,8 @@ class Journal:
         rows = self._db.execute("SELECT DISTINCT server_id FROM spare_tags WHERE drop_after < ?", (KEPT_FOR_A_PERSON,))
         return frozenset(ServerId(server_id) for (server_id,) in rows)
 
-    def track_spare_tag(self, server_id: ServerId, tag: str, *, kept_seconds: float) -> None:
-        """Write down a spare tag that was found on the disks."""
+    def track_safety_tag(self, server_id: ServerId, tag: str, *, kept_seconds: float) -> None:
+        """Write down a safety tag that was found on the disks."""
         insert = "INSERT OR IGNORE INTO spare_tags (tag, server_id, drop_after, left_seconds) VALUES (?, ?, ?, ?)"
         self._durably((insert, (tag, server_id, time.time() + kept_seconds, kept_seconds)))
 

@@ -33,6 +33,7 @@ from worker.reconcile import Reconciler
 from worker.runner import LAST_WORDS_SECONDS, Runner
 from worker.scheduler import Scheduler
 from worker.settings import Driver, WorkerSettings
+from worker.store.chores.chores import Chores
 from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.errors import StoreUnavailable
 from worker.store.model import JobId
@@ -263,6 +264,19 @@ async def _prove_alive() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Means:
+    """What the parts of the worker are made from."""
+
+    settings: WorkerSettings
+    hypervisor: Hypervisor
+    journal: Journal
+    job_log: JobLog
+    metrics: Metrics
+    redis: ArqRedis
+    blocking_redis: ArqRedis  # for commands that wait
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Parts:
     runner: Runner
     publisher: Publisher
@@ -279,6 +293,14 @@ async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) ->
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
+    async with _opened(settings, job_log, metrics) as means:
+        parts = _wired(means)
+        if not stop.is_set():  # asked to stop during the start: what is owed is the next process's
+            await _live(parts, settings, stop)
+
+
+@asynccontextmanager
+async def _opened(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) -> AsyncIterator[_Means]:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
             exposed(metrics.registry, host=settings.metrics_host, port=settings.metrics_port)
@@ -291,19 +313,17 @@ async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) ->
             stack.callback(fence.release)
         redis = connect(settings.redis, observer=metrics.redis)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
-        waiting = connect(settings.redis, command_seconds=2 * FALLBACK_SECONDS)
-        stack.push_async_callback(waiting.aclose, close_connection_pool=True)
-        parts = _wired(
+        blocking_redis = connect(settings.redis, command_seconds=2 * FALLBACK_SECONDS)
+        stack.push_async_callback(blocking_redis.aclose, close_connection_pool=True)
+        yield _Means(
             settings=settings,
             hypervisor=of_calls(hypervisor) if settings.tracing.endpoint else hypervisor,
             journal=journal,
             job_log=job_log,
             metrics=metrics,
             redis=redis,
-            waiting=waiting,
+            blocking_redis=blocking_redis,
         )
-        if not stop.is_set():  # asked to stop during the start: what is owed is the next process's
-            await _live(parts, settings, stop)
 
 
 async def _live(parts: _Parts, settings: WorkerSettings, stop: asyncio.Event) -> None:
@@ -345,18 +365,10 @@ async def _beside(*parts: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         raise first from failed
 
 
-def _wired(
-    *,
-    settings: WorkerSettings,
-    hypervisor: Hypervisor,
-    journal: Journal,
-    job_log: JobLog,
-    metrics: Metrics,
-    redis: ArqRedis,
-    waiting: ArqRedis,
-) -> _Parts:
+def _wired(means: _Means) -> _Parts:
+    settings, journal, metrics = means.settings, means.journal, means.metrics
     store = NodeStore(
-        redis,
+        means.redis,
         node=settings.node,
         machine=machine_id(settings.state_dir),
         who=who_am_i(),
@@ -365,11 +377,11 @@ def _wired(
     publisher = Publisher(
         store,
         tell_again=lambda server_id: reconciler.server(server_id),  # noqa: PLW0108 - made below
-        log_of=job_log.taken,
+        log_of=means.job_log.taken,
     )
     runner = Runner(
         journal=journal,
-        hypervisor=hypervisor,
+        hypervisor=means.hypervisor,
         store=store,
         publisher=publisher,
         policy=settings.policy,
@@ -378,10 +390,14 @@ def _wired(
         may_go_on=lambda: lease.still_ours(),  # noqa: PLW0108 - made below
     )
     queue = NodeWorker(
-        redis, waiting, node=settings.node, run=lambda job_id: runner.run(JobId(job_id)), max_jobs=settings.max_jobs
+        means.redis,
+        means.blocking_redis,
+        node=settings.node,
+        run=lambda job_id: runner.run(JobId(job_id)),
+        max_jobs=settings.max_jobs,
     )
     reconciler = Reconciler(
-        hypervisor=hypervisor,
+        hypervisor=means.hypervisor,
         store=store,
         journal=journal,
         runner=runner,
@@ -389,15 +405,18 @@ def _wired(
         look_seconds=settings.step_seconds,
         metrics=metrics,
     )
-    inventory = Inventory(hypervisor, store, publish=reconciler.server, reconcile=reconciler.soon, metrics=metrics)
+    inventory = Inventory(
+        means.hypervisor, store, publish=reconciler.server, reconcile=reconciler.soon, metrics=metrics
+    )
 
     async def lease_gained() -> None:
         await inventory.report()  # first of all: a job may wait for a server that the store lost
         queue.resume()
 
-    waiting_jobs = StaleJobReaper(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
+    chores = Chores(means.redis, node_silent_seconds=settings.node_silent_seconds)
+    stale_jobs = StaleJobReaper(means.redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
     # What has waited for us for too long fails before our heart beats: a job that nobody expects any more must not run.
-    lease = Lease(store, before=waiting_jobs.fail, gained=lease_gained, lost=queue.pause)
+    lease = Lease(store, before=stale_jobs.fail, gained=lease_gained, lost=queue.pause)
     metrics.follow(
         running=lambda: runner.working,
         owed=lambda: runner.owed,
@@ -411,8 +430,10 @@ def _wired(
         reconciler=reconciler,
         inventory=inventory,
         lease=lease,
-        housekeeping=Housekeeping(store=store, journal=journal, runner=runner, waiting=waiting_jobs),
-        scheduler=Scheduler(store=store, unreadable=metrics.schedules_unreadable.inc),
+        housekeeping=Housekeeping(
+            store=store, chores=chores, journal=journal, safety=runner.safety, stale_jobs=stale_jobs
+        ),
+        scheduler=Scheduler(chores=chores, unreadable=metrics.schedules_unreadable.inc),
     )
 
 

@@ -5,6 +5,7 @@ says that there is something to do, and an in-progress mark of a job that this p
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -135,8 +136,16 @@ class NodeWorker(Worker):
         node whose own clock is late, arq would let them wait."""
         running = [job_id for job_id, task in self.tasks.items() if not task.done()]
         free = self.max_jobs - self.job_counter
-        limits = (free, self.queue_read_limit, in_progress_key_prefix, NEVER_SECONDS * 1000)
-        later_ms, *due = await self._due(args=[self.queue_name, f"node:{self._node}", *limits, *running])
+        ask = {
+            "queue": self.queue_name,
+            "node": self._node,
+            "free": free,
+            "limit": self.queue_read_limit,
+            "mark": in_progress_key_prefix,
+            "mark_ms": NEVER_SECONDS * 1000,
+            "running": running,
+        }
+        later_ms, *due = await self._due(args=[json.dumps(ask)])
         for job_id, score in zip(due[::2], due[1::2], strict=True):
             await self._start(job_id.decode(), int(float(score)))
         return min(FALLBACK_SECONDS, later_ms / 1000) if later_ms >= 0 else FALLBACK_SECONDS
@@ -240,7 +249,7 @@ class NodeWorker(Worker):
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
-    """Until the event is set, at most so long."""
+    """Return when the event is set, or after `seconds`."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

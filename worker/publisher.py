@@ -1,7 +1,7 @@
-"""What the node tells the store, when the store listens: how far the jobs are, and how they ended.
+"""Publishes to the store how far the jobs are and how they ended.
 
-Nothing here can hold up or change the work on a VM. A step that could not be told is told with the next one; an outcome
-is told again until the store has taken it.
+Nothing here can delay or change the work on a VM. A step that could not be published is published with the next one; an
+outcome is published again until the store has taken it.
 """
 
 import asyncio

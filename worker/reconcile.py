@@ -173,7 +173,7 @@ class Reconciler:
             if snapshot.contents and (snapshot_id := snapshot_id_of(snapshot.tag)) in taken
         }
         known = await self._store.known(server_id, list(taken))
-        spare = self._journal.spare_tags(server_id)
+        safety = self._journal.safety_tags(server_id)
         missing = [
             PublishedSnapshot(
                 id=snapshot_id,
@@ -185,7 +185,7 @@ class Reconciler:
                 contents=held.get(snapshot_id),
             )
             for snapshot_id, (tag, spec) in taken.items()
-            if known.on_disk[snapshot_id] is None and snapshot_id not in at_work and tag not in spare
+            if known.on_disk[snapshot_id] is None and snapshot_id not in at_work and tag not in safety
         ]
         described = [
             _described(snapshot_id, record, contents)
@@ -220,8 +220,8 @@ class Reconciler:
             self._unjudged.setdefault(server_id, AGAIN_TRIES)
         else:
             self._unjudged.pop(server_id, None)
-            spare = self._journal.spare_tags(server_id)
-            ours = {found_id: one for found_id, one in ids.items() if one.tag not in spare}
+            safety = self._journal.safety_tags(server_id)
+            ours = {found_id: one for found_id, one in ids.items() if one.tag not in safety}
             whole = {found_id: one for found_id, one in ours.items() if one.complete}
             await self._hypervisor.let_go(server_id)  # a process that died in a job's last moment has not
             await self._settle(server_id, found)
@@ -234,7 +234,7 @@ class Reconciler:
             shared = self._shared.get(server_id, ())
             findings += [Finding(kind=FindingKind.SHARED_DISK, tag=disk.target, reason=disk.reason) for disk in shared]
             findings += await self._tell_lost(server_id, ids, known)
-            findings += self._track_safeties(server_id, found, spare, known)
+            findings += self._track_safeties(server_id, found, safety, known)
         for finding in findings:
             why = {"reason": finding.reason} if finding.reason else {}
             log.warning("reconcile.finding", finding=finding.kind, server_id=server_id, tag=finding.tag, **why)
@@ -332,13 +332,13 @@ class Reconciler:
         return findings
 
     def _track_safeties(
-        self, server_id: ServerId, found: Iterable[FoundSnapshot], spare: frozenset[str], known: Known
+        self, server_id: ServerId, found: Iterable[FoundSnapshot], safety: frozenset[str], known: Known
     ) -> list[Finding]:
         """A migrated server brings its own along, and of those that were about to be deleted perhaps the name alone."""
         safeties = [snapshot for snapshot in found if snapshot.tag.startswith(SAFETY_PREFIX)]
-        untracked = [snapshot.tag for snapshot in safeties if snapshot.tag not in spare]
+        untracked = [snapshot.tag for snapshot in safeties if snapshot.tag not in safety]
         for tag in untracked:
-            self._journal.track_spare_tag(server_id, tag, kept_seconds=self._safety_kept_seconds)
+            self._journal.track_safety_tag(server_id, tag, kept_seconds=self._safety_kept_seconds)
         # The nodes that it was on have made the older ones due, each in its own journal.
         if older := _before(f"{SAFETY_PREFIX}{known.undoable}", safeties):
             self._journal.supersede(server_id, older)

@@ -3,20 +3,21 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 import structlog
 
-from drivers.base import DomainNotFound, DriverError, Hypervisor, Power
+from drivers.base import DriverError, Hypervisor, Power
 from worker import traces
-from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed, SpareTag
+from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed
 from worker.metrics import Metrics
 from worker.procedures import PROCEDURES
-from worker.procedures.disks import NotEnoughSpace, whole, without
+from worker.procedures.disks import NotEnoughSpace
 from worker.procedures.work import FORWARD, Facts, Next, Policy, Procedure, Task, Work
 from worker.publisher import RETRY_SECONDS, Publisher
+from worker.safety import SafetySnapshots
 from worker.store.errors import StoreUnavailable
 from worker.store.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
 from worker.store.nodes.node_store import BeginRefused, LeaseLost, NodeStore
@@ -45,7 +46,7 @@ class Limits:
     # For a start that is refused: a device, a lock or a machine's name may take its time to become free.
     start_seconds: float = 60.0
     interruptions: int = 3  # processes that may die in one step; with the next the step is held to be the cause
-    spare_tag_kept_seconds: float = 86_400.0  # of the safety snapshot that a restore leaves
+    safety_kept_seconds: float = 86_400.0  # of the safety snapshot that a restore leaves
 
 
 async def _always() -> bool:
@@ -53,7 +54,7 @@ async def _always() -> bool:
 
 
 class Runner:
-    """Runs the jobs of one node. One job of a server at a time, whoever asks."""
+    """Runs the jobs of one node, one job of a server at a time."""
 
     def __init__(
         self,
@@ -81,6 +82,13 @@ class Runner:
         self._idle = asyncio.Event()  # no VM is worked on
         self._idle.set()
         self._servers: defaultdict[ServerId, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.safety = SafetySnapshots(
+            journal=journal,
+            hypervisor=hypervisor,
+            locks=self._servers,
+            free_floor_bytes=policy.free_floor_bytes,
+            step_seconds=limits.step_seconds,
+        )
 
     async def run(self, job_id: JobId) -> None:
         """Do a job that came from the queue, unless it is over or not ours; returns when its outcome is published.
@@ -136,70 +144,6 @@ class Runner:
         """Who holds it may touch the server's disks."""
         return self._servers[server_id]
 
-    async def drop_spare_tags(self) -> None:
-        """Mend what was broken off; delete the safety snapshots, and what failed jobs have left, whose time is over."""
-        for server_id in self._journal.changing():
-            if not self._servers[server_id].locked():
-                async with self._servers[server_id]:
-                    await self._mended(server_id)
-        for spare in self._journal.due_spare_tags():
-            # Behind a busy server it would wait for as long as its job: the next round will do.
-            if not self._servers[spare.server_id].locked():
-                async with self._servers[spare.server_id]:
-                    await self._drop(spare)
-
-    async def make_room(self) -> None:
-        """Give up safety snapshots where the storage has too little left for the guests' writes."""
-        # that a restore can be undone is worth less than that no guest stops
-        for server_id in self._journal.with_droppable_tags():
-            if not self._servers[server_id].locked():
-                async with self._servers[server_id]:
-                    await self._make_room(server_id)
-
-    async def _make_room(self, server_id: ServerId) -> None:
-        try:
-            async with asyncio.timeout(self._limits.step_seconds):
-                free_bytes = await self._hypervisor.free_space(server_id)
-        except DomainNotFound:  # gone to another node; its tags are dropped when they are due
-            return
-        except (DriverError, TimeoutError) as error:
-            log.warning("storage.unknown", server_id=server_id, reason=str(error) or type(error).__name__)
-            return
-        if free_bytes < self._policy.free_floor_bytes:
-            await self._give_up(server_id, self._journal.droppable_tags(server_id))
-
-    async def _gave_up_spare_tags(self, task: Task) -> bool:
-        """Delete the server's safety snapshots before their time, to make room; whether there were any."""
-        if task.kind.only_looks:
-            return False
-        tags = self._journal.droppable_tags(task.server_id) - {task.tag}  # an undo goes back to one of them
-        await self._give_up(task.server_id, tags)
-        return bool(tags - self._journal.spare_tags(task.server_id))
-
-    async def _give_up(self, server_id: ServerId, tags: Iterable[str]) -> None:
-        for tag in tags:
-            log.warning("spare_tag.given_up", tag=tag, server_id=server_id)
-            await self._drop(SpareTag(tag=tag, server_id=server_id))
-
-    async def _drop(self, spare: SpareTag) -> None:
-        try:
-            async with asyncio.timeout(self._limits.step_seconds):
-                self._journal.change(spare.server_id)
-                await without(self._hypervisor, spare.server_id, spare.tag)
-                self._journal.changed(spare.server_id)
-        except DomainNotFound:  # its new node has found it
-            with suppress(JournalFailed):
-                self._journal.changed(spare.server_id)
-                self._journal.dropped(spare.tag)
-            log.info("spare_tag.gone_with_server", tag=spare.tag, server_id=spare.server_id)
-        except (DriverError, TimeoutError, JournalFailed) as error:
-            reason = str(error) or type(error).__name__
-            log.warning("spare_tag.kept", tag=spare.tag, server_id=spare.server_id, reason=reason)
-        else:
-            with suppress(JournalFailed):  # deleted again the next time
-                self._journal.dropped(spare.tag)
-            log.info("spare_tag.deleted", tag=spare.tag, server_id=spare.server_id)
-
     async def _begin(self, job_id: JobId) -> Job | None:
         """Claim a queued job in the store. While that is away, or another holds our lease, nothing may begin."""
         wait, longest = RETRY_SECONDS
@@ -237,7 +181,7 @@ class Runner:
             while outcome is None:
                 try:
                     async with self._servers[task.server_id], self._busy():
-                        await self._mended(task.server_id)
+                        await self.safety.mend(task.server_id)
                         outcome = await self._execute(entry, resumed=resumed)
                 except JournalFailed as error:
                     log.error("job.not_written_down", reason=str(error), again_in_seconds=RETRY_MOST_SECONDS)  # noqa: TRY400 - the disk's
@@ -259,19 +203,6 @@ class Runner:
         if isinstance(error := looking.exception(), Exception) and not isinstance(error, DriverError):
             log.error("power.broke", server_id=server_id, exc_info=error)  # a bug, and no reason to keep the end back
         return "" if error else looking.result()
-
-    async def _mended(self, server_id: ServerId) -> None:
-        """Put right what a process that died has left outside of a job, before anything else touches the disks."""
-        if server_id in self._journal.changing():
-            try:
-                async with asyncio.timeout(self._limits.step_seconds):
-                    await whole(self._hypervisor, server_id)
-            except DomainNotFound:  # gone to another node, whose jobs check the disks first
-                self._journal.changed(server_id)
-            except (DriverError, TimeoutError) as error:  # the job's own checks say what becomes of it
-                log.warning("disks.not_mended", server_id=server_id, reason=str(error) or type(error).__name__)
-            else:
-                self._journal.changed(server_id)
 
     @asynccontextmanager
     async def _busy(self) -> AsyncIterator[None]:
@@ -310,8 +241,8 @@ class Runner:
                 self._journal.enter(task.job_id, step, facts)
         if not task.kind.only_looks:
             await self._let_go(task.server_id)
-        outcome = _outcome(task, facts, safety_kept_seconds=self._limits.spare_tag_kept_seconds)
-        self._journal.conclude(replace(entry, facts=facts), outcome, spare_tag_kept_seconds=self._keep(outcome))
+        outcome = _outcome(task, facts, safety_kept_seconds=self._limits.safety_kept_seconds)
+        self._journal.conclude(replace(entry, facts=facts), outcome, safety_kept_seconds=self._keep(outcome))
         seconds = max(0.0, time.time() - facts.begun_at)  # by the clock of the wall: over the deaths of processes too
         self._metrics.ended(task.kind, outcome, seconds=seconds)
         _tell(outcome, seconds=seconds)
@@ -320,7 +251,7 @@ class Runner:
     def _keep(self, outcome: Outcome) -> float:
         if outcome.failure is not None and outcome.failure.stranded:
             return KEPT_FOR_A_PERSON  # it may be all that is left of the disks as they were
-        return self._limits.spare_tag_kept_seconds if outcome.state is JobState.COMPLETED else 0.0
+        return self._limits.safety_kept_seconds if outcome.state is JobState.COMPLETED else 0.0
 
     def _work(self, task: Task, facts: Facts, *, interrupted: bool) -> Work:
         # What is free now is free for all jobs that run: each must find its own reserve.
@@ -348,7 +279,7 @@ class Runner:
                 break
             except DriverError as error:
                 reason = Failure(code=error.code, detail=str(error))
-                if isinstance(error, NotEnoughSpace) and await self._gave_up_spare_tags(work.task):
+                if isinstance(error, NotEnoughSpace) and await self.safety.make_room_for(work.task):
                     continue
                 # What would strand the VM is tried again whatever the error says: nothing is worse than to give up.
                 waits = time.monotonic() - began < self._patience_seconds(step, error, limit if strands else None)

@@ -6,9 +6,9 @@ import structlog
 
 from worker.program.loop import every
 from worker.store.calls import script_broke
+from worker.store.chores.chores import BATCH, Chores, DueSchedule, RunRefused, UnreadableSchedule
 from worker.store.errors import StoreUnavailable
 from worker.store.model import ScheduleId
-from worker.store.nodes.node_store import BATCH, DueSchedule, NodeStore, RunRefused, UnreadableSchedule
 
 ROUND_SECONDS = 15.0
 NOT_DUE = "schedule_not_due"  # another worker was first, or the customer has changed it
@@ -17,13 +17,13 @@ log = structlog.stdlib.get_logger()
 
 
 class Scheduler:
-    """Every worker has one: a run is done by the first that finds it due, so that none waits for one that is away.
+    """Every worker has one: the first that finds a run due does it, so that no run waits for a worker that is away.
 
     `unreadable` is called for each due schedule that this release can't read, once for each process.
     """
 
-    def __init__(self, *, store: NodeStore, unreadable: Callable[[], None] = lambda: None) -> None:
-        self._store = store
+    def __init__(self, *, chores: Chores, unreadable: Callable[[], None] = lambda: None) -> None:
+        self._chores = chores
         self._unreadable = unreadable
         self._left_out: set[ScheduleId] = set()
 
@@ -42,11 +42,11 @@ class Scheduler:
         is_full = True
         while is_full:
             # One that is left out stays due, for a worker that can read it, and must not hide those behind it.
-            due = await self._store.due_schedules(skip=still_due)
+            due = await self._chores.due_schedules(skip=still_due)
             for schedule in due:
                 still_due += not await self._ran(schedule)
             is_full = len(due) == BATCH
-        if expired := await self._store.expire():
+        if expired := await self._chores.expire():
             log.info("snapshots.expired", snapshots=expired)
 
     async def _ran(self, schedule: DueSchedule | UnreadableSchedule) -> bool:
@@ -55,7 +55,7 @@ class Scheduler:
             self._leave_out(schedule.id, schedule.reason)
             return False
         try:
-            job_id = await self._store.run_schedule(schedule)
+            job_id = await self._chores.run_schedule(schedule)
         except RunRefused as refused:
             if refused.code == NOT_DUE:
                 return False

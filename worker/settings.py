@@ -53,7 +53,7 @@ class WorkerSettings(FileSettings):
         default=Limits.start_seconds, description="how long a server's start that is refused is tried again"
     )
     safety_kept_seconds: Annotated[float, Field(ge=0)] = Field(
-        default=Limits.spare_tag_kept_seconds, description="how long what a restore overwrote is kept"
+        default=Limits.safety_kept_seconds, description="how long what a restore overwrote is kept"
     )
     metrics_host: Annotated[str, Field(min_length=1)] = Field(
         default="127.0.0.1", description="address on which Prometheus finds /metrics"
@@ -76,5 +76,5 @@ class WorkerSettings(FileSettings):
         return Limits(
             step_seconds=self.step_seconds,
             start_seconds=self.start_seconds,
-            spare_tag_kept_seconds=self.safety_kept_seconds,
+            safety_kept_seconds=self.safety_kept_seconds,
         )

@@ -118,14 +118,14 @@ def test_what_was_kept_for_a_person_is_let_go_also_beside_a_running_worker(tmp_p
     assert f"{tmp_path}/journal.sqlite: unable to open" in refuses("drop-kept", "vps-safety-j1", **node)
     assert list(tmp_path.iterdir()) == []
     with closing(Journal(tmp_path / "journal.sqlite")) as journal:  # as a running worker has it
-        journal.track_spare_tag(ServerId(12345), "vps-safety-j1", kept_seconds=KEPT_FOR_A_PERSON)
-        journal.track_spare_tag(ServerId(12345), "vps-safety-j2", kept_seconds=3600)
+        journal.track_safety_tag(ServerId(12345), "vps-safety-j1", kept_seconds=KEPT_FOR_A_PERSON)
+        journal.track_safety_tag(ServerId(12345), "vps-safety-j2", kept_seconds=3600)
         for other in ("vps-safety-j2", "nightly"):  # a restore's, that can still be undone; nobody's
             assert f"no tag {other} that is kept" in refuses("drop-kept", other, **node)
-        assert journal.due_spare_tags() == []
+        assert journal.due_safety_tags() == []
         done = run("drop-kept", "vps-safety-j1", **node)
         assert (done.returncode, "vps-safety-j1 from the disks of server 12345" in done.stdout) == (0, True), done
-        assert [spare.tag for spare in journal.due_spare_tags()] == ["vps-safety-j1"]
+        assert [safety.tag for safety in journal.due_safety_tags()] == ["vps-safety-j1"]
 
 
 def test_help_tells_all() -> None:
