@@ -1,4 +1,4 @@
-"""What has to happen sooner or later without anyone asking for it."""
+"""Periodic cleanup: stale jobs, failed deletes, old journal entries, expired safety snapshots, disk space."""
 
 import asyncio
 import time
@@ -25,18 +25,18 @@ class Housekeeping:
         self._last_round = time.monotonic()
 
     async def keep_house(self) -> None:
-        """Run until cancelled. A round that fails is tried again with the next one."""
+        """Run until cancelled. A failed round is retried in the next one."""
         while True:
             try:
                 await self.round()
-            except Exception:  # an odd disk must not end the worker, again and again
+            except Exception:  # one odd disk must not crash the worker over and over
                 log.exception("housekeeping.broke")
             await asyncio.sleep(ROUND_SECONDS)
 
     def _seconds_since_last_round(self) -> float:
         now = time.monotonic()
         seconds, self._last_round = now - self._last_round, now
-        return min(seconds, 2 * ROUND_SECONDS)  # a process that was stopped for days has not looked after anything
+        return min(seconds, 2 * ROUND_SECONDS)  # time while the process was suspended does not count
 
     async def round(self) -> None:
         try:
@@ -53,5 +53,5 @@ class Housekeeping:
             self._journal.age_spare_tags(self._seconds_since_last_round())
             await self._runner.drop_spare_tags()
             await self._runner.make_room()
-        except JournalFailed as error:  # on a full disk
+        except JournalFailed as error:  # the disk is full
             log.warning("housekeeping.journal_failed", cause=str(error))

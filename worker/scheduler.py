@@ -1,4 +1,4 @@
-"""Runs what is due: the snapshots of the schedules, of whichever node's servers, and the end of those that expire."""
+"""Runs due schedules and retires expired snapshots, for the servers of any node."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from worker.store.model import ScheduleId
 from worker.store.nodes.node_store import BATCH, DueSchedule, NodeStore, RunRefused, UnreadableSchedule
 
 ROUND_SECONDS = 15.0
-NOT_DUE = "schedule_not_due"  # another worker was first, or the customer has changed it
+NOT_DUE = "schedule_not_due"  # another worker has run it, or the customer has changed it
 
 log = structlog.stdlib.get_logger()
 
 
 class Scheduler:
-    """Every worker has one: a run is done by the first that finds it due, so that none waits for one that is away.
+    """Every worker has one; the first that finds a schedule due runs it, so that no run depends on one worker.
 
-    `unreadable` is called for each due schedule that this release can't read, once for each process.
+    `unreadable` is called once per process for each due schedule that this release cannot read.
     """
 
     def __init__(self, *, store: NodeStore, unreadable: Callable[[], None] = lambda: None) -> None:
@@ -28,13 +28,13 @@ class Scheduler:
         self._left_out: set[ScheduleId] = set()
 
     async def keep_running(self) -> None:
-        """Run until cancelled. A round that fails is tried again with the next one."""
+        """Run until cancelled. A failed round is retried in the next one."""
         while True:
             try:
                 await self.round()
             except StoreUnavailable as error:
                 log.warning("scheduler.store_unavailable", cause=str(error.__cause__))
-            except Exception:  # an odd record must not end the workers of the cell, again and again
+            except Exception:  # one odd record must not crash every worker of the cell over and over
                 log.exception("scheduler.broke")
             await asyncio.sleep(ROUND_SECONDS)
 
@@ -43,7 +43,7 @@ class Scheduler:
         still_due = 0
         is_full = True
         while is_full:
-            # One that is left out stays due, for a worker that can read it, and must not hide those behind it.
+            # A skipped schedule stays due, for a worker that can read it, and must not hide those behind it.
             due = await self._store.due_schedules(skip=still_due)
             for schedule in due:
                 still_due += not await self._ran(schedule)
@@ -52,7 +52,7 @@ class Scheduler:
             log.info("snapshots.expired", snapshots=expired)
 
     async def _ran(self, schedule: DueSchedule | UnreadableSchedule) -> bool:
-        """Whether the store has decided on the run, and written down the next."""
+        """Whether the store has decided on this run and recorded the time of the next."""
         if isinstance(schedule, UnreadableSchedule):
             self._leave_out(schedule.id, schedule.reason)
             return False

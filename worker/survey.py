@@ -1,4 +1,4 @@
-"""The survey as text and as JSON: for the first day, before a server is adopted."""
+"""Renders the survey as text and as JSON."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,8 @@ def as_text(surveyed: Sequence[Surveyed]) -> str:
     lines = [line for server in surveyed for line in _lines(server)]
     counts = _counts(surveyed)
     summary = (
-        "{servers} surveyed: {can_be_snapshotted} can be snapshotted, {refused} can't; {left_out} leave something out"
+        "Servers: {servers}. Can be snapshotted: {can_be_snapshotted}. Refused: {refused}."
+        " With parts left out: {left_out}."
     )
     return "\n".join([*lines, summary.format(**counts)])
 
@@ -35,18 +36,18 @@ def _counts(surveyed: Sequence[Surveyed]) -> dict[str, int]:
 
 def _lines(server: Surveyed) -> Iterator[str]:
     adopted = "" if server.server_id is None else f", server {server.server_id}"
-    verdict = "can't be snapshotted" if server.refused else "can be snapshotted"
-    yield f"{_shown(server.name)}{adopted}: {verdict}"
+    verdict = "cannot be snapshotted" if server.refused else "can be snapshotted"
+    yield f"{_printable(server.name)}{adopted}: {verdict}"
     for text in server.refused:
-        yield f"  refused   {_shown(text)}"
+        yield f"  refused   {_printable(text)}"
     for disk in server.disks:
-        yield f"  holds     {_shown(_disk(disk))}"
+        yield f"  holds     {_printable(_disk(disk))}"
     for part in server.state:
         yield f"  holds     {STATE.get(part, part)}"
     for skipped in server.left_out:
-        yield f"  left out  {_shown(f'{skipped.target}: {skipped.reason}')}"
+        yield f"  left out  {_printable(f'{skipped.target}: {skipped.reason}')}"
     for text in server.noticed:
-        yield f"  note      {_shown(text)}"
+        yield f"  note      {_printable(text)}"
 
 
 def _disk(disk: SurveyedDisk) -> str:
@@ -56,6 +57,6 @@ def _disk(disk: SurveyedDisk) -> str:
     return f"disk {disk.target}{size}{more}: {disk.path}"
 
 
-def _shown(text: str) -> str:
-    """On one line, and nothing that a terminal would obey: names and paths are anyone's."""
+def _printable(text: str) -> str:
+    """One line without control characters: anyone may have chosen the names and paths in it."""
     return "".join(letter if letter.isprintable() else "�" for letter in text)

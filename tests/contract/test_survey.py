@@ -99,7 +99,7 @@ async def test_a_folder_of_definitions_and_images_is_surveyed_and_stays_as_it_is
     assert "qcow2" in named(surveyed, "/alone.raw").refused[0]
     assert "can't be read" in named(surveyed, "/forged").refused[0]
     text = as_text(surveyed)
-    assert text.endswith("6 surveyed: 3 can be snapshotted, 3 can't; 0 leave something out")
+    assert text.endswith("Servers: 6. Can be snapshotted: 3. Refused: 3. With parts left out: 0.")
     told = json.loads(as_json(surveyed))
     assert told["summary"] == {"servers": 6, "can_be_snapshotted": 3, "refused": 3, "left_out": 0}
     assert [server["can_be_snapshotted"] for server in told["servers"]].count(True) == 3
