@@ -345,7 +345,7 @@ class Runner:
                 reason = Failure(code="step_timeout", detail=f"The step took longer than {limit:.0f} seconds.")
                 break
             except DriverError as error:
-                reason = Failure(code=error.code, detail=str(error))
+                reason = Failure(code=error.code, detail=error.detail)
                 if isinstance(error, NotEnoughSpace) and await self._gave_up_spare_tags(work.task):
                     continue
                 # A step whose failure strands the VM is retried after any error: giving up is the worst outcome.

@@ -1,7 +1,7 @@
-"""What snapshots of servers would hold, without changing anything: of a libvirt, or of a folder of XML and images.
+"""Surveys what snapshots of servers would hold: of the domains of a libvirt, or of a folder of XML and images.
 
-The judgement is the one by which a snapshot is taken or refused (`KvmHypervisor.layout`), but for what passes by
-itself: a migration, a backup, a program that holds a disk.
+Read-only. Uses the checks of `KvmHypervisor.layout`, except those for temporary conditions: a migration, a backup, a
+program that holds a disk.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ MAX_XML_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """A domain of a libvirt, as it was read."""
+    """A domain, as read from libvirt."""
 
     name: str
     uuid: str
@@ -37,7 +37,7 @@ class _Found:
 
 
 async def survey_libvirt(uri: str) -> list[Surveyed]:
-    """Every domain, adopted or not. Raises HypervisorUnavailable."""
+    """Survey every domain, adopted or not. Raises HypervisorUnavailable."""
     opened = connection.Connection(uri)
     await opened.open()
     try:
@@ -57,8 +57,8 @@ def _read(of: Any, uri: str) -> _Found:
         domain.ready_hardware(of, places_of(uri))
     except DriverError as error:
         refusals.append(str(error))
-    except libvirt.libvirtError as error:  # gone meanwhile, or a storage pool that does not answer
-        refusals.append(f"the hypervisor does not tell: {error}")
+    except libvirt.libvirtError as error:  # the domain has vanished, or a storage pool does not answer
+        refusals.append(f"libvirt reports an error: {error}")
     return _Found(
         name=of.name(),
         uuid=of.UUIDString(),
@@ -88,7 +88,7 @@ async def _of_domain(found: _Found, uses: sharing.Uses, of: connection.Connectio
 
 
 def _stopping_refused(handle: Any, uuid: str, disks: Sequence[FileDisk], uri: str) -> tuple[str, ...]:
-    """Why a server whose parts are fit is not to be stopped."""
+    """Why a server whose parts can be snapshotted must not be stopped; empty if it may be."""
     try:
         found = handle.lookupByUUIDString(uuid)
         readiness.refuse_unstoppable(found, disks)
@@ -96,13 +96,15 @@ def _stopping_refused(handle: Any, uuid: str, disks: Sequence[FileDisk], uri: st
     except DriverError as error:
         return (str(error),)
     except libvirt.libvirtError as error:
-        return (f"the hypervisor does not tell: {error}",)
+        return (f"libvirt reports an error: {error}",)
     return ()
 
 
 async def survey_folder(folder: Path) -> list[Surveyed]:
-    """Every definition of a domain and every image below the folder. A disk is looked at where its file is at its path
-    or, by its name, in the folder. Raises OSError."""
+    """Survey every domain definition and every image in the folder and its subfolders.
+
+    A disk's image is searched at its path, and then by file name in the folder. Raises OSError.
+    """
     files = await asyncio.to_thread(_files, folder)
     seen: set[Path] = set()
     definitions = [await _of_definition(path, files, seen) for path in files if path.suffix == ".xml"]
@@ -115,11 +117,11 @@ def _files(folder: Path) -> list[Path]:
 
 
 async def _of_definition(path: Path, files: Sequence[Path], seen: set[Path]) -> Surveyed | None:
-    """None for XML of other things. `seen` gets the images that its disks have."""
+    """None if the XML is not of a domain. Adds the images of its disks to `seen`."""
     try:
         domain_xml = await asyncio.to_thread(_domain_in, path)
     except (OSError, UnicodeDecodeError, ET.ParseError) as error:
-        return Surveyed(name=str(path), refused=(f"the file can't be read as XML: {error}",))
+        return Surveyed(name=str(path), refused=(f"the file is not valid XML: {error}",))
     if domain_xml is None:
         return None
     name, text = domain_xml
@@ -135,12 +137,12 @@ async def _of_definition(path: Path, files: Sequence[Path], seen: set[Path]) -> 
         state=tuple(part.kind for part in found.parts),
         left_out=found.skipped,
         refused=(*found.troubles, *(str(error) for error in refusals)),
-        noticed=tuple(f"disk {target}: its file is not here, only its definition was read" for target in away),
+        noticed=tuple(f"disk {target}: its image is not here; only its definition was checked" for target in away),
     )
 
 
 def _where(path: Path, definition: Path, files: Sequence[Path]) -> Path | None:
-    """The file of a disk: where its definition says, else beside that, else the only one of its name."""
+    """The file of a disk: at the path in the definition, else next to the definition, else the only one of its name."""
     if path.is_file():
         return path.resolve()
     named = [file for file in files if file.name == path.name]
@@ -150,7 +152,7 @@ def _where(path: Path, definition: Path, files: Sequence[Path]) -> Path | None:
 
 
 def _domain_in(path: Path) -> tuple[str, str] | None:
-    """Name and definition; also of what libvirt keeps of a running domain."""
+    """The domain's name and definition; also from the status file that libvirt keeps of a running domain."""
     if path.stat().st_size > MAX_XML_BYTES:
         return None
     text = path.read_text()
@@ -162,14 +164,14 @@ def _domain_in(path: Path) -> tuple[str, str] | None:
 
 
 async def _of_image(path: Path) -> Surveyed | None:
-    """None for a file that is no image of a disk."""
+    """None if the file is not a disk image."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))
     except OSError as error:
-        return Surveyed(name=str(path), refused=(f"the file can't be read: {error.strerror}",))
+        return Surveyed(name=str(path), refused=(f"the file cannot be read: {error.strerror}",))
     if magic != MAGIC:
-        text = "it is no qcow2 image, and only qcow2 can be snapshotted"
+        text = "it is not a qcow2 image, and only qcow2 can be snapshotted"
         return Surveyed(name=str(path), refused=(text,)) if path.suffix in OTHER_IMAGES else None
     disk = FileDisk(target=path.name, path=str(path))
     images, refusals = await judge_disks([disk])
@@ -182,7 +184,7 @@ def _disks(disks: Sequence[FileDisk], images: Mapping[FileDisk, Image]) -> tuple
 
 
 def _disk(disk: FileDisk, image: Image | None) -> SurveyedDisk:
-    """`image`: None where it can't be read, or is not here."""
+    """`image`: None if it is missing or cannot be read."""
     if image is None:
         return SurveyedDisk(target=disk.target, path=disk.path)
     return SurveyedDisk(

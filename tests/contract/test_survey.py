@@ -36,7 +36,7 @@ async def test_a_libvirt_is_surveyed_with_the_words_of_the_preflight(kvm_bench: 
     surveyed = await survey_libvirt(lab.uri)
     first, second = named(surveyed, "server-1"), named(surveyed, "server-2")
     assert (first.server_id, second.server_id) == (1, None)
-    assert first.refused == ("disk vdb can't be snapshotted: a disk of another server is based on it, or reads it",)
+    assert first.refused == ("disk vdb cannot be snapshotted: a disk of another server is based on it, or reads it",)
     with pytest.raises(UnsupportedServer, match=f"^{first.refused[0]}$"):
         await kvm_bench.hypervisor.layout(1)
     assert [found.target for found in first.disks] == ["vda", "vdb"]
@@ -92,12 +92,12 @@ async def test_a_folder_of_definitions_and_images_is_surveyed_and_stays_as_it_is
         ("vda", 64 << 20, 1),
         ("vdb", None, 0),
     ]
-    assert web.noticed == ("disk vdb: its file is not here, only its definition was read",)
+    assert web.noticed == ("disk vdb: its image is not here; only its definition was checked",)
     assert named(surveyed, "/status.xml").refused == ()
     assert "XML" in named(surveyed, "/torn.xml").refused[0]
     assert named(surveyed, "/alone.qcow2").refused == ()
     assert "qcow2" in named(surveyed, "/alone.raw").refused[0]
-    assert "can't be read" in named(surveyed, "/forged").refused[0]
+    assert "cannot be read" in named(surveyed, "/forged").refused[0]
     text = as_text(surveyed)
     assert text.endswith("Servers: 6. Can be snapshotted: 3. Refused: 3. With parts left out: 0.")
     told = json.loads(as_json(surveyed))
