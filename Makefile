@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tests run demo test test-fast check lint format openapi lock clean bench-pickup bench-admission \
-    bench-ops bench-tracing chaos backups-beside dry-runs screenshots survey
+    bench-ops bench-tracing chaos migrations backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -71,11 +71,14 @@ bench-pickup: setup ## measure the time from enqueue to start, compared with pla
 chaos: setup ## kill parts of a real cell during random work, and check every disk and record (N=50 SEED=7)
 	@exec $(BIN)/python -m tests.chaos
 
+migrations: setup ## migrate a server with snapshots between two nodes with kills, and check everything (N=40 SEED=7)
+	@exec $(BIN)/python -m tests.chaos.migrations
+
 backups-beside: setup-tests ## run virtnbdbackup with random jobs and kills; restore and compare each chain (N=200 SEED=7)
 	@exec $(BIN)/python -m tests.backups
 
 dry-runs: setup-tests ## compare dry run and job over N (300) states of servers on real QEMU (SEED=1000)
-	STATES=$${N:-300} $(BIN)/pytest -q tests/contract/test_dry_run_kvm.py
+	STATES=$${N:-300} $(BIN)/pytest -q -n $(WORKERS) tests/contract/test_dry_run_kvm.py
 
 bench-ops: setup ## measure the operators' lists and pages with N (100000) jobs, compared with 1,000
 	$(BIN)/python -m tests.bench.ops

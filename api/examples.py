@@ -218,6 +218,7 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.WebhookNotFound("There is no such webhook."),
     errors.WebhookLimitReached("The account has its 10 webhooks; delete one first."),
     errors.WebhookNotReady("The webhook is disabled, or 100 deliveries wait for it already."),
+    errors.RecordUnreadable("This version can't read the schedule: delete it, or wait until the service is upgraded."),
     errors.ServerBusy(f"The server is held by job {JOB_ID}, which has not ended yet.", job_id=JOB_ID),
     errors.SnapshotLimitReached(f"The server has its {SNAPSHOTS_PER_SERVER} snapshots; delete one first."),
     errors.NameTaken("Snapshot 801 of the server has this name."),

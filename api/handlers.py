@@ -25,7 +25,7 @@ from api.webhooks import WebhookBody, WebhookEditBody
 from worker.store.access.tokens import Permission
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import Job, JobState
-from worker.store.schedules.schedules import Schedules
+from worker.store.schedules.schedules import BadCron, Schedules
 from worker.store.webhooks.webhooks import Webhooks
 
 CHECK_LOOKS, CHECK_LOOK_SECONDS = 100, 0.05  # a node's checks take 0.02 s for two disks; it may have to wait for a job
@@ -199,7 +199,14 @@ class Handlers:
         body = await requests.body(request, ScheduleEditBody, timeout_seconds=self._body_seconds)
         schedule_id = requests.schedule_id(request)
         before = await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)
-        return bodies.answer(bodies.schedule(await self._schedules.change(before, body.applied(before.spec))))
+        try:
+            changed = await self._schedules.change(before, body.applied(before.spec))
+        except BadCron as error:
+            text = (
+                f"What the schedule has now, {before.spec.when}, is unknown to this version. Give another. ({error}.)"
+            )
+            raise invalid(FieldError(field="when", detail=text)) from error
+        return bodies.answer(bodies.schedule(changed))
 
     async def delete_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         await self._schedules.drop(account_id=caller.account_id, schedule_id=requests.schedule_id(request))

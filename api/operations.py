@@ -338,7 +338,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=Handlers.show_schedule,
         permission=READ,
         replies={200: Reply(text="The schedule.", examples={"nightly": examples.SCHEDULE})},
-        refusals=(errors.ScheduleNotFound,),
+        refusals=(errors.ScheduleNotFound, errors.RecordUnreadable),
     ),
     Operation(
         method="PATCH",
@@ -351,7 +351,7 @@ OPERATIONS: tuple[Operation, ...] = (
         body=ScheduleEditBody,
         body_examples={"keep_less": examples.LESS},
         replies={200: Reply(text="The schedule as it is now.", examples={"nightly": examples.SCHEDULE})},
-        refusals=(errors.ScheduleNotFound,),
+        refusals=(errors.ScheduleNotFound, errors.RecordUnreadable),
     ),
     Operation(
         method="DELETE",
@@ -406,7 +406,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=Handlers.show_webhook,
         permission=READ,
         replies={200: Reply(text="The webhook.", examples={"terminal": examples.WEBHOOK})},
-        refusals=(errors.WebhookNotFound,),
+        refusals=(errors.WebhookNotFound, errors.RecordUnreadable),
     ),
     Operation(
         method="PATCH",
@@ -424,7 +424,7 @@ OPERATIONS: tuple[Operation, ...] = (
                 examples={"off": examples.WEBHOOK.model_copy(update={"enabled": False})},
             )
         },
-        refusals=(errors.WebhookNotFound,),
+        refusals=(errors.WebhookNotFound, errors.RecordUnreadable),
     ),
     Operation(
         method="DELETE",
@@ -446,7 +446,7 @@ OPERATIONS: tuple[Operation, ...] = (
         handle=Handlers.rotate_webhook_secret,
         permission=WRITE,
         replies={200: Reply(text="The webhook, with its new secret.", examples={"new": examples.WEBHOOK_SECRET})},
-        refusals=(errors.WebhookNotFound,),
+        refusals=(errors.WebhookNotFound, errors.RecordUnreadable),
     ),
     Operation(
         method="POST",

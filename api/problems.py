@@ -25,6 +25,7 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.NodeNotFound: 404,
     errors.TokenNotFound: 404,
     errors.SnapshotProtected: 409,
+    errors.RecordUnreadable: 409,
     errors.JobNotRetryable: 409,
     errors.JobNotStranded: 409,
     errors.JobNotCancellable: 409,

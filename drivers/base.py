@@ -7,7 +7,7 @@ Terms: a *domain* is libvirt's name for a VM; an *adopted* domain carries our se
 A *tag* is the name of an internal qcow2 snapshot, the same on every disk of the server and in libvirt's metadata.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -69,6 +69,7 @@ class Layout:
     tpm: bool = False  # the state of an emulated TPM, saved and restored with the disks
     firmware: Firmware = Firmware.BIOS
     checkpoints: tuple[str, ...] = ()  # libvirt's records of incremental backups
+    reduced: tuple[str, ...] = ()  # what a running server will have less of after a stop: "2 vCPUs instead of 4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,7 @@ class RestorePlan:
     bitmaps: tuple[str, ...]  # disks with dirty bitmaps, which a revert invalidates
     checkpoints: tuple[str, ...]  # libvirt's checkpoints, which it invalidates as well
     generation_id: bool  # whether the server has a VM generation id, which a restore must renew
+    reduced: tuple[str, ...] = ()  # as in Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +179,10 @@ class Surveyed:
     disks: tuple[SurveyedDisk, ...] = ()
     state: tuple[str, ...] = ()  # saved with the disks: nvram, pflash, tpm
     left_out: tuple[SkippedDisk, ...] = ()
-    refused: tuple[str, ...] = ()  # reasons why no snapshot can be taken; empty: one can
+    refused: tuple[str, ...] = ()  # reasons why no snapshot can be taken
+    not_judged: tuple[
+        str, ...
+    ] = ()  # what could not be checked here; if this and `refused` are empty, one can be taken
     noticed: tuple[str, ...] = ()  # further remarks
 
 
@@ -223,6 +228,13 @@ class DisksDiffer(DriverError):
     """The server's disks differ from those that the snapshot holds; the text names them. Nothing was changed."""
 
     code = "disks_differ"
+
+
+def refuse_missing(targets: Set[str] | None, present: Set[str]) -> None:
+    """Raises DisksDiffer if the server no longer has one of the disks of the plan. Otherwise a disk that is detached
+    during a restore would be left out, and the restore would be reported as complete."""
+    if targets is not None and (missing := targets - present):
+        raise DisksDiffer(f"disk {min(missing)} was detached from the server while the job ran")
 
 
 class SnapshotNotFound(DriverError):
@@ -292,6 +304,15 @@ class Hypervisor(Protocol):
 
         Raises `DomainNotFound`, or `InvalidState` if another domain of the node has this server id.
         """
+        ...
+
+    async def identity(self, server_id: int) -> str:
+        """The domain's identity in the hypervisor (its UUID), which it keeps when someone redefines it."""
+        ...
+
+    def recall(self, server_id: int, identity: str) -> None:
+        """Find the server also by its domain's identity while it is held: a tool that has redefined the domain may have
+        dropped its mark. A domain that is adopted as the server takes precedence."""
         ...
 
     async def power(self, server_id: int) -> Power: ...
@@ -399,13 +420,16 @@ class Hypervisor(Protocol):
     async def revert(self, server_id: int, tag: str, *, targets: frozenset[str] | None = None) -> None:
         """Revert these disks (None: all), NVRAM and TPM of a domain that is off to the tag. Later snapshots stay.
 
-        Each disk gets the size that it had in the snapshot. Raises `SnapshotNotFound`, before any change, if one of
-        the disks lacks the tag, `InvalidState` (not off), or `DiskFailed`, after which some disks may be reverted.
+        Each disk gets the size that it had in the snapshot. Raises, before any change, `SnapshotNotFound` if one of
+        the disks lacks the tag, `DisksDiffer` if one was detached, `InvalidState` (not off); or `DiskFailed`, after
+        which some disks may be reverted.
         """
         ...
 
-    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
-        """Enlarge the disks (by target) of a domain that is off to these sizes; never shrinks a disk.
+    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> frozenset[str]:
+        """Enlarge the disks (by target) of a domain that is off to these sizes in bytes; never shrinks a disk.
+
+        Returns the targets that the server has: a disk may be detached at any time.
 
         Raises `InvalidState` (not off) or `DiskFailed`.
         """

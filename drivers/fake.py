@@ -31,6 +31,7 @@ from drivers.base import (
     SnapshotNotFound,
     SnapshotSpec,
     UnsupportedServer,
+    refuse_missing,
 )
 from drivers.fake_faults import Effect, Faults
 from drivers.fake_state import FakeDisk, FakeServer, StateFile
@@ -121,6 +122,13 @@ class FakeHypervisor:
 
         await self._do(Effect.ADOPT, server, change=change)
         self._notify()
+
+    async def identity(self, server_id: int) -> str:
+        await self._look(server := self.server(server_id))
+        return server.name
+
+    def recall(self, server_id: int, identity: str) -> None:
+        """No effect: no domain of the fake loses its mark."""
 
     async def power(self, server_id: int) -> Power:
         await self._look(server := self.server(server_id))
@@ -267,6 +275,7 @@ class FakeHypervisor:
         server = self._off(server_id)
         self._layout(server)
         disks = {target: disk for target, disk in server.disks.items() if targets is None or target in targets}
+        refuse_missing(targets, server.disks.keys())
         if not disks or any(tag not in disk.tags for disk in disks.values()):
             raise SnapshotNotFound(f"not every disk of server {server.server_id} has the tag {tag}")
         for target, disk in disks.items():
@@ -284,15 +293,17 @@ class FakeHypervisor:
             back = functools.partial(setattr, server, "nvram", server.nvram_copies[tag])
             await self._do(Effect.RESTORE_NVRAM, server, change=back)
 
-    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
+    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> frozenset[str]:
         server = self._off(server_id)
-        for target, size in virtual_bytes.items():
-            disk = server.disks[target]
+        found = virtual_bytes.keys() & server.disks.keys()
+        for target in found:
+            disk, size = server.disks[target], virtual_bytes[target]
             if disk.virtual_bytes < size:
                 if not disk.can_grow:
                     raise DiskFailed(f"disk {target} cannot be enlarged")
                 grow = functools.partial(setattr, disk, "virtual_bytes", size)
                 await self._change_disk(Effect.RESIZE_DISK, server, target, half=lambda: None, change=grow)
+        return frozenset(found)
 
     async def renew_generation_id(self, server_id: int) -> None:
         server = self._off(server_id)
@@ -316,15 +327,15 @@ class FakeHypervisor:
 
     async def repair(self, server_id: int) -> tuple[str, ...]:
         server = self._off(server_id)
-        mended = []
+        repaired = []
         for target, disk in server.disks.items():
             if disk.ruined or disk.rotten:
                 raise DiskCorrupt(f"disk {target} is damaged and cannot be repaired")
             if disk.dirty or disk.damaged:
-                mend = functools.partial(_mend, disk)
-                await self._do(Effect.REPAIR_DISK, server, target=target, change=mend)
-                mended.append(target)
-        return tuple(mended)
+                repair = functools.partial(_repair, disk)
+                await self._do(Effect.REPAIR_DISK, server, target=target, change=repair)
+                repaired.append(target)
+        return tuple(repaired)
 
     async def size_mb(self, server_id: int, tag: str) -> int:
         server = self.server(server_id)
@@ -405,6 +416,7 @@ class FakeHypervisor:
             nvram=server.nvram is not None,
             firmware=Firmware.BIOS if server.nvram is None else Firmware.UEFI,
             checkpoints=tuple(server.checkpoints),
+            reduced=server.reduced_by_a_stop(),
             free_bytes=self.free_bytes,
         )
 
@@ -463,7 +475,7 @@ def _is_at(disk: FakeDisk, tag: str) -> bool:
     return disk.tags.get(tag) == disk.content and disk.tag_bytes.get(tag, disk.virtual_bytes) == disk.virtual_bytes
 
 
-def _mend(disk: FakeDisk) -> None:
+def _repair(disk: FakeDisk) -> None:
     disk.dirty = disk.damaged = False
 
 

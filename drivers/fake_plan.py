@@ -73,6 +73,7 @@ def restore_plan(server: FakeServer, tag: str, *, present_only: bool) -> Restore
         bitmaps=tuple(target for target, disk in disks.items() if disk.bitmaps),
         checkpoints=tuple(server.checkpoints),
         generation_id=server.generation is not None,
+        reduced=server.reduced_by_a_stop(),
     )
 
 

@@ -45,8 +45,12 @@ class FakeServer:
     contents: dict[str, Contents] = field(default_factory=dict)  # likewise
     checkpoints: list[str] = field(default_factory=list)
     in_use: str = ""  # what another tool does with it, to follow "the server "; for example "is being migrated"
+    reduced: list[str] = field(default_factory=list)  # what it has less of after a stop: "2 vCPUs instead of 4"
     held: bool = False  # migration is blocked
     current: str = ""  # the tag that someone has reverted to outside the driver
+
+    def reduced_by_a_stop(self) -> tuple[str, ...]:
+        return tuple(self.reduced) if self.power is Power.ON else ()
 
 
 _SERVER = TypeAdapter(FakeServer)

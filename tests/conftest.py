@@ -7,8 +7,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from arq.connections import ArqRedis
@@ -39,7 +41,14 @@ def lacking(what: str) -> NoReturn:
     """Skip on a developer's machine; in CI nothing may be missing."""
     if os.environ.get("CI"):
         pytest.fail(f"{what}, and in CI nothing may be skipped")
-    pytest.skip(what)
+    pytest.skip(what, allow_module_level=True)
+
+
+def needs_module(name: str) -> Any:
+    """The module. Also for the top of a file of tests, before what can't be imported without it."""
+    if find_spec(name) is None:
+        lacking(f"the module {name} is not installed")
+    return import_module(name)
 
 
 def needs(program: str) -> None:

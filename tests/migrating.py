@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any
 import libvirt
 from arq.connections import ArqRedis
 
-from deploy.lab.domain import disk, domain_xml
+from deploy.lab.domain import UEFI_VARIABLES, Device, disk, domain_xml
 from deploy.lab.lab import make_disk
 from drivers.kvm.hypervisor import KvmHypervisor
 from tests.conftest import RedisServer
@@ -27,6 +28,7 @@ from worker.store.model import AccountId, Job, JobId, JobState, ServerId, Snapsh
 
 ACCOUNT, SERVER, NAME = AccountId(77), ServerId(12345), "s1"
 PATIENCE_SECONDS = 60.0
+LIVE = ("--live", "--persistent", "--undefinesource", "--unsafe")
 MIGRATION_OUT = libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT
 
 
@@ -68,6 +70,21 @@ class Node:
             return False
         return bool(state == libvirt.VIR_DOMAIN_RUNNING) or not running
 
+    def qemu(self) -> int | None:
+        """The server's process, also while it is only coming in."""
+        with suppress(OSError, ValueError):
+            pid = int((self.daemon.folder / "run" / "qemu" / f"{NAME}.pid").read_text())
+            if "(qemu" in Path(f"/proc/{pid}/stat").read_text():  # not another program that has its number by now
+                return pid
+        return None
+
+    async def gets_it(self) -> int:
+        """Return when the server is coming in, or has come: its process."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while (pid := self.qemu()) is None:  # noqa: ASYNC110 - a file tells nobody
+                await asyncio.sleep(0.005)
+        return pid
+
     def is_sending(self) -> bool:
         try:
             job: dict[str, Any] = self.ask("jobStats", 0)
@@ -99,38 +116,49 @@ class Two:
     def path(self) -> Path:
         return self.folder / "d" / "vda.qcow2"
 
-    async def define(self) -> None:
-        """A server on the first node, off, with A on its disk."""
-        self.path.parent.mkdir()
-        make_disk(self.path)
+    @property
+    def nvram(self) -> Path:
+        return self.folder / "d" / "variables"
+
+    async def define(self, *more: Path, uefi: bool = False) -> None:
+        """A server on the first node, off, with A on its disk; `more`: disks that it has beside."""
+        place = self.path.parent
+        place.mkdir()
+        devices = [disk(make_disk(path)) for path in (self.path, *more)]
         write_text(self.path, "A")
-        place = self.folder / "d"
-        xml = domain_xml(NAME, [disk(self.path)], image=None, socket=place / "s", log=place / "l")
-        connection = libvirt.open(self.first.daemon.uri)
-        connection.defineXML(xml)
-        connection.close()
+        if uefi:
+            shutil.copyfile(UEFI_VARIABLES, self.nvram)  # as libvirt does at the first start
+        self.define_without_mark(*devices[1:], nvram=self.nvram if uefi else None)
         hypervisor = await KvmHypervisor.open(self.first.daemon.uri)
         await hypervisor.adopt(NAME, server_id=SERVER, account_id=ACCOUNT)
         await hypervisor.close()
 
+    def define_without_mark(self, *more: Device, nvram: Path | None = None) -> None:
+        """On the first node; also anew, as a tool does that keeps definitions of its own. `more`: its other devices."""
+        place = self.path.parent
+        xml = domain_xml(NAME, [disk(self.path), *more], image=None, socket=place / "s", log=place / "l", nvram=nvram)
+        connection = libvirt.open(self.first.daemon.uri)
+        connection.defineXML(xml)
+        connection.close()
+
     def migration(self, *flags: str, back: bool = False) -> "subprocess.Popen[str]":
         source, target = (self.second, self.first) if back else (self.first, self.second)
         command = ["virsh", "-c", source.daemon.uri, "migrate", *flags, NAME, target.daemon.uri]
-        process = subprocess.Popen([*command, f"unix://{self.folder}/m"], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*command, f"unix://{self.folder}/m"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
         self._virsh.append(process)
         return process
 
     async def migrate(self, *flags: str, back: bool = False) -> str:
         """What virsh says of it; nothing where it went well."""
-        shared = flags or ("--live", "--persistent", "--undefinesource", "--unsafe")
-        process = self.migration(*shared, back=back)
+        process = self.migration(*(flags or LIVE), back=back)
         _, trouble = await asyncio.to_thread(process.communicate)
         return trouble.strip()
 
     async def slowly(self) -> "subprocess.Popen[str]":
         """A migration that is under way, and stays so for some seconds."""
-        flags = ("--live", "--persistent", "--undefinesource", "--unsafe", "--bandwidth", "1")
-        process = self.migration(*flags)
+        process = self.migration(*LIVE, "--bandwidth", "1")
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not await asyncio.to_thread(self.first.is_sending):
                 assert process.poll() is None, process.communicate()
@@ -205,9 +233,10 @@ class Two:
 
 
 @asynccontextmanager
-async def two_nodes(redis_server: RedisServer, redis: ArqRedis) -> AsyncIterator[Two]:
+async def two_nodes(redis_server: RedisServer, redis: ArqRedis, folder: Path | None = None) -> AsyncIterator[Two]:
+    """`folder`: for all that they leave; a temporary one where none is given."""
     with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as name:  # short: sockets lie below
-        folder = Path(name)
+        folder = folder or Path(name)
         nodes = [
             Node(name=name, daemon=Daemon(folder / name), state_dir=folder / f"{name}-state", redis=redis_server)
             for name in ("n1", "n2")

@@ -9,6 +9,7 @@ import math
 import os
 import sqlite3
 import time
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,6 +242,16 @@ class Journal:
         """Record a spare tag that was found on the disks."""
         insert = "INSERT OR IGNORE INTO spare_tags (tag, server_id, drop_after, left_seconds) VALUES (?, ?, ?, ?)"
         self._durably((insert, (tag, server_id, time.time() + kept_seconds, kept_seconds)))
+
+    def supersede(self, server_id: ServerId, tags: Iterable[str]) -> None:
+        """End the retention of safety snapshots that a newer one replaces, and record those that are not in the journal
+        yet. Tags that are kept for an operator stay."""
+        statement = (
+            "INSERT INTO spare_tags (tag, server_id, drop_after, left_seconds) VALUES (?, ?, ?, 0)"
+            " ON CONFLICT (tag) DO UPDATE SET drop_after = excluded.drop_after, left_seconds = 0 WHERE drop_after < ?"
+        )
+        now = time.time()
+        self._durably(*((statement, (tag, server_id, now, KEPT_FOR_A_PERSON)) for tag in tags))
 
     def dropped(self, tag: str) -> None:
         self._durably(("DELETE FROM spare_tags WHERE tag = ?", (tag,)))

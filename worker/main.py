@@ -191,7 +191,15 @@ async def _survey(folder: Path | None, uri: str) -> list[Surveyed]:
         from drivers.kvm import survey_folder, survey_libvirt  # noqa: PLC0415 - as above
     except ModuleNotFoundError as error:
         _refuse(f"{error}. Was this machine installed as a front end? A node needs libvirt-python.")
-    return await (survey_libvirt(uri) if folder is None else survey_folder(folder))
+    if folder is not None:
+        return await survey_folder(folder)
+    try:
+        return await survey_libvirt(uri)
+    except HypervisorUnavailable as error:
+        raise HypervisorUnavailable(
+            f"{uri}: {error} ({error.__cause__}). Start its daemon (libvirtd or virtqemud), name another libvirt with"
+            " --libvirt URI, or survey a folder of definitions and images: vps-snapshots-worker survey FOLDER"
+        ) from error
 
 
 async def _adopt(settings: WorkerSettings, domain: str, server_id: int, account: int) -> None:

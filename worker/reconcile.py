@@ -237,7 +237,7 @@ class Reconciler:
             shared = self._shared.get(server_id, ())
             findings += [Finding(kind=FindingKind.SHARED_DISK, tag=disk.target, reason=disk.reason) for disk in shared]
             findings += await self._mark_lost(server_id, ids, known)
-            findings += self._track_safeties(server_id, found, spare)
+            findings += self._track_safeties(server_id, found, spare, known)
         for finding in findings:
             why = {"reason": finding.reason} if finding.reason else {}
             log.warning("reconcile.finding", finding=finding.kind, server_id=server_id, tag=finding.tag, **why)
@@ -339,17 +339,28 @@ class Reconciler:
         return findings
 
     def _track_safeties(
-        self, server_id: ServerId, found: Iterable[FoundSnapshot], spare: frozenset[str]
+        self, server_id: ServerId, found: Iterable[FoundSnapshot], spare: frozenset[str], known: Known
     ) -> list[Finding]:
-        """Add untracked safety snapshots to the journal: a migrated server brings its own."""
-        untracked = [s.tag for s in found if s.tag.startswith(SAFETY_PREFIX) and s.tag not in spare and s.targets]
+        """Add untracked safety snapshots to the journal: a migrated server brings its own. There may be only the record
+        of one that was being deleted."""
+        safeties = [snapshot for snapshot in found if snapshot.tag.startswith(SAFETY_PREFIX)]
+        untracked = [snapshot.tag for snapshot in safeties if snapshot.tag not in spare]
         for tag in untracked:
             self._journal.track_spare_tag(server_id, tag, kept_seconds=self._safety_kept_seconds)
+        # The server's former nodes have ended the retention of older ones only in their own journals.
+        if older := _before(f"{SAFETY_PREFIX}{known.undoable}", safeties):
+            self._journal.supersede(server_id, older)
         return [Finding(kind=FindingKind.UNTRACKED_SAFETY, tag=tag) for tag in untracked]
 
     def _open_tasks(self, server_id: ServerId) -> list[Task]:
         """The server's jobs whose outcome the store does not have: running, or ended and not yet published."""
         return [entry.task for entry in self._journal.owed() if entry.task.server_id == server_id]
+
+
+def _before(tag: str, safeties: Iterable[FoundSnapshot]) -> list[str]:
+    """The tags of the safety snapshots that were taken before the one with that tag."""
+    taken = {snapshot.tag: snapshot.spec.created_at for snapshot in safeties if snapshot.spec}
+    return [one for one, moment in taken.items() if tag in taken and moment < taken[tag]]
 
 
 def _strays(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Finding]:

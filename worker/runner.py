@@ -233,6 +233,8 @@ class Runner:
             traces.job(task, node=self._store.node, resumed=resumed),
         ):
             outcome = entry.outcome
+            if entry.facts.domain is not None:
+                self._hypervisor.recall(task.server_id, entry.facts.domain)
             while outcome is None:
                 try:
                     async with self._servers[task.server_id], self._busy():

@@ -1,45 +1,58 @@
 """Renders the survey as text and as JSON."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from drivers.base import Surveyed, SurveyedDisk
 
 STATE = {"nvram": "UEFI variables", "pflash": "writable firmware", "tpm": "TPM state"}
+VERDICTS = {
+    True: "can be snapshotted",
+    False: "cannot be snapshotted",
+    None: "cannot be checked: image not found",
+}
+SUMMARY = (
+    "Servers: {servers}. Can be snapshotted: {can_be_snapshotted}. Refused: {refused}. Image not found: {not_judged}."
+    " With parts left out: {left_out}."
+)
 
 
 def as_json(surveyed: Sequence[Surveyed]) -> str:
-    servers = [{**asdict(server), "can_be_snapshotted": not server.refused} for server in surveyed]
+    servers = [{**asdict(server), "can_be_snapshotted": _verdict(server)} for server in surveyed]
     return json.dumps({"servers": servers, "summary": _counts(surveyed)}, indent=2)
 
 
 def as_text(surveyed: Sequence[Surveyed]) -> str:
     lines = [line for server in surveyed for line in _lines(server)]
-    counts = _counts(surveyed)
-    summary = (
-        "Servers: {servers}. Can be snapshotted: {can_be_snapshotted}. Refused: {refused}."
-        " With parts left out: {left_out}."
-    )
-    return "\n".join([*lines, summary.format(**counts)])
+    return "\n".join([*lines, SUMMARY.format(**_counts(surveyed))])
+
+
+def _verdict(server: Surveyed) -> bool | None:
+    if server.refused:
+        return False
+    return None if server.not_judged else True
 
 
 def _counts(surveyed: Sequence[Surveyed]) -> dict[str, int]:
-    refused = sum(bool(server.refused) for server in surveyed)
+    verdicts = Counter(map(_verdict, surveyed))
     return {
         "servers": len(surveyed),
-        "can_be_snapshotted": len(surveyed) - refused,
-        "refused": refused,
+        "can_be_snapshotted": verdicts[True],
+        "refused": verdicts[False],
+        "not_judged": verdicts[None],
         "left_out": sum(bool(server.left_out) for server in surveyed),
     }
 
 
 def _lines(server: Surveyed) -> Iterator[str]:
     adopted = "" if server.server_id is None else f", server {server.server_id}"
-    verdict = "cannot be snapshotted" if server.refused else "can be snapshotted"
-    yield f"{_printable(server.name)}{adopted}: {verdict}"
+    yield f"{_printable(server.name)}{adopted}: {VERDICTS[_verdict(server)]}"
     for text in server.refused:
         yield f"  refused   {_printable(text)}"
+    for text in server.not_judged:
+        yield f"  not here  {_printable(text)}"
     for disk in server.disks:
         yield f"  holds     {_printable(_disk(disk))}"
     for part in server.state:

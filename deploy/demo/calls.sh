@@ -1,6 +1,6 @@
 call() { curl -sS --fail-with-body -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' -D headers.txt "$@" && echo; }
 header() { tr -d '\r' <headers.txt | sed -n "s/^$1: //p"; }
-follow() {  # the job that the last answer names, to its end
+follow() {  # polls the job of the last response until it has ended
     job=$(header Operation-Location)
     [ -n "$job" ] && for _ in $(seq 600); do
         call "$URL$job" | grep -E '"state": "(completed|failed)"' && return || sleep 1

@@ -156,6 +156,10 @@ class Connection:
         mark = ServerMark(server_id=server_id, account_id=account_id)
         await self.call(lambda handle: _adopt(handle, name, mark), text="libvirt refused the mark")
 
+    def recall(self, server_id: int, uuid: str) -> None:
+        """Remember where an earlier process found the server last."""
+        self._uuids.setdefault(server_id, uuid)
+
     async def _in_thread(self, run: Callable[[], Answer], server_id: int | None = None) -> Answer:
         running = self._loop.run_in_executor(self._threads, run)
         try:

@@ -138,20 +138,20 @@ async def are_at(disks: Iterable[FileDisk], tag: str) -> bool:
     return True
 
 
-async def mended(disks: Sequence[FileDisk]) -> tuple[str, ...]:
+async def repaired(disks: Sequence[FileDisk]) -> tuple[str, ...]:
     """Check and repair every disk; returns the targets of those that were corrupt.
 
     Leaked clusters, which only waste space, are repaired but not reported. Raises DiskBusy, or DiskCorrupt naming the
     first disk that stays corrupt.
     """
-    ends = await asyncio.gather(*map(_mended, disks), return_exceptions=True)  # returns when every disk is done
+    ends = await asyncio.gather(*map(_repaired, disks), return_exceptions=True)  # returns when every disk is done
     for end in ends:
         if isinstance(end, BaseException):
             raise end
     return tuple(disk.target for disk, was_corrupt in zip(disks, ends, strict=True) if was_corrupt)
 
 
-async def _mended(disk: FileDisk) -> bool:
+async def _repaired(disk: FileDisk) -> bool:
     """Repair one disk; returns whether it was corrupt."""
     with unchecked(disk):
         before = await qcow2.damage(disk.path)

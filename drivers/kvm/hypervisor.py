@@ -31,6 +31,7 @@ from drivers.base import (
     SnapshotSpec,
     StartFailed,
     UnsupportedServer,
+    refuse_missing,
 )
 from drivers.kvm import deleting, disks, domain, in_use, listing, plan, readiness, sharing
 from drivers.kvm.connection import Connection
@@ -80,6 +81,12 @@ class KvmHypervisor:
 
     async def adopt(self, name: str, *, server_id: int, account_id: int) -> None:
         await self._libvirt.adopt(name, server_id=server_id, account_id=account_id)
+
+    async def identity(self, server_id: int) -> str:
+        return await self._libvirt.on(server_id, lambda found: str(found.UUIDString()))
+
+    def recall(self, server_id: int, identity: str) -> None:
+        self._libvirt.recall(server_id, identity)
 
     # --- power ---
 
@@ -155,6 +162,7 @@ class KvmHypervisor:
             firmware=found.firmware,
             free_bytes=await self.free_space(server_id),
             checkpoints=await self._libvirt.on(server_id, domain.checkpoints),
+            reduced=await self._libvirt.on(server_id, readiness.reduced),
         )
 
     async def restore_plan(self, server_id: int, tag: str, *, present_only: bool = False) -> RestorePlan:
@@ -173,6 +181,7 @@ class KvmHypervisor:
             bitmaps=tuple(disk.target for disk in layout.disks if disk.bitmaps),
             checkpoints=layout.checkpoints,
             generation_id=view.hardware.generation_id,
+            reduced=layout.reduced,
         )
 
     async def _other_tpm(self, view: View, tag: str) -> tuple[SkippedDisk, ...]:
@@ -267,6 +276,7 @@ class KvmHypervisor:
         if targets is None:
             await self._must_be_complete(server_id, tag)
         chosen = [disk for disk in found.disks if targets is None or disk.target in targets]
+        refuse_missing(targets, {disk.target for disk in found.disks})
         ids = await disks.ids_of(chosen, tag)
         # Skip a disk that is unchanged: if its revert has failed, the revert to the safety snapshot would fail, too.
         changed = [disk for disk in chosen if not await disks.are_at([disk], tag)]
@@ -277,16 +287,13 @@ class KvmHypervisor:
         with disks.refused_as(DiskFailed, "the UEFI variables or the TPM cannot be restored"):
             await asyncio.to_thread(copies_of(found, held).restore, tag)
 
-    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> None:
+    async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> frozenset[str]:
         await self._must_be_off(server_id)
-        found = {disk.target: disk for disk in (await self._hardware(server_id)).disks}
-        if unknown := virtual_bytes.keys() - found.keys():
-            raise DiskFailed(f"the server has no disk {min(unknown)}")
+        found = [disk for disk in (await self._hardware(server_id)).disks if disk.target in virtual_bytes]
         await disks.on_every(
-            [found[target] for target in virtual_bytes],
-            lambda disk: qcow2.enlarge(disk.path, virtual_bytes[disk.target]),
-            text="it could not be enlarged",
+            found, lambda disk: qcow2.enlarge(disk.path, virtual_bytes[disk.target]), text="it could not be enlarged"
         )
+        return frozenset(disk.target for disk in found)
 
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
         # The record is deleted last: a call that was interrupted is repeated and finds what is left.
@@ -312,7 +319,7 @@ class KvmHypervisor:
 
     async def repair(self, server_id: int) -> tuple[str, ...]:
         await self._must_be_off(server_id)
-        return await disks.mended((await self._hardware(server_id)).disks)
+        return await disks.repaired((await self._hardware(server_id)).disks)
 
     # --- helpers ---
 

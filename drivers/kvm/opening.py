@@ -15,10 +15,11 @@ from drivers.cut_off_starts import forget_cut_off_starts
 def opened(uri: str) -> Any:
     """A new connection. Raises libvirt.libvirtError, also if another process uses the embedded root."""
     address = urlsplit(uri)
-    if address.path != "/embed":
+    root = parse_qs(address.query).get("root")
+    if address.path != "/embed" or root is None:
         return libvirt.open(uri)
     # If another process is starting a domain there, it rewrites the removed status file a moment later.
-    forget_cut_off_starts(Path(parse_qs(address.query)["root"][0], "run", "qemu"))
+    forget_cut_off_starts(Path(root[0], "run", "qemu"))
     with _one_cpu():
         return libvirt.open(uri)
 

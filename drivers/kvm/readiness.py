@@ -19,6 +19,7 @@ from drivers.kvm.libvirt_xml import read
 
 # the domain was shut off by `virsh save`: its memory is in a file from which `virsh restore` continues
 _SAVED = libvirt.VIR_DOMAIN_SHUTOFF_SAVED
+MEMORY_BLOCK_MIB = 128  # guests take memory in blocks of this size; less is how libvirt rounds when it starts a domain
 _BOOT_FILES = {"kernel": "kernel", "initrd": "initrd", "dtb": "device tree", "loader": "firmware"}
 
 
@@ -69,6 +70,33 @@ def lost_with_the_next_start(running: ET.Element, configured: ET.Element) -> str
         if {*identities(running)} - {*identities(configured)}:
             return what
     return None
+
+
+def reduced(domain: Any) -> tuple[str, ...]:
+    """The resources that a running domain will have less of when it starts again, as "2 vCPUs instead of 4"."""
+    if not domain.isActive():
+        return ()
+    configured = read(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    return tuple(less_with_the_next_start(read(domain.XMLDesc(0)), configured))
+
+
+def less_with_the_next_start(running: ET.Element, configured: ET.Element) -> Iterator[str]:
+    """As `reduced`, from the two definitions. A note and not a refusal, unlike a lost device: the owner may have added
+    the resources only to the running domain, or reduced them on purpose for the next start."""
+    if (cpus := _cpus(configured)) < (before := _cpus(running)):
+        yield f"{cpus} vCPU{'s' * (cpus > 1)} instead of {before}"
+    if (memory := _memory_mib(configured)) + MEMORY_BLOCK_MIB <= (had := _memory_mib(running)):
+        yield f"{memory} MiB of memory instead of {had}"
+
+
+def _cpus(domain: ET.Element) -> int:
+    element = domain.find("./vcpu")
+    return 1 if element is None else int(element.get("current") or element.text or 1)
+
+
+def _memory_mib(domain: ET.Element) -> int:
+    """Memory in MiB, including hotplugged modules and what the balloon has taken."""
+    return int(domain.findtext("./memory") or 0) >> 10  # libvirt writes KiB
 
 
 def refuse_other_files(disks: Iterable[FileDisk]) -> None:

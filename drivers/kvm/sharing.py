@@ -84,13 +84,18 @@ def _tags(path: str) -> frozenset[str]:
         return frozenset()
 
 
+def uses_of(disks: Iterable[tuple[str, bool]]) -> Iterator[tuple[Use, FileId]]:
+    """`disks`: the disks of one domain, each as its path and whether it is read-only."""
+    for path, read_only in disks:
+        # a read-only disk counts like an overlay: both see what others write to the file
+        yield from ((Use.BASE, file_id) if read_only else (use, file_id) for use, file_id in _files(path))
+
+
 def _uses(xml: str, volume_path: VolumePath) -> Iterator[tuple[Use, FileId]]:
     for disk in read(xml).iterfind("./devices/disk"):
         path = disk_path(disk, volume_path)
         if path and disk.get("device", "disk") == "disk":
-            read_only = disk.find("readonly") is not None
-            # a read-only disk counts like an overlay: both see what others write to the file
-            yield from ((Use.BASE, file_id) if read_only else (use, file_id) for use, file_id in _files(path))
+            yield from uses_of([(path, disk.find("readonly") is not None)])
 
 
 def _files(path: str) -> Iterator[tuple[Use, FileId]]:

@@ -1,28 +1,22 @@
-"""Surveys what snapshots of servers would hold: of the domains of a libvirt, or of a folder of XML and images.
+"""Surveys what snapshots of servers would hold: of all domains of a libvirt.
 
 Read-only. Uses the checks of `KvmHypervisor.layout`, except those for temporary conditions: a migration, a backup, a
 program that holds a disk.
 """
 
 import asyncio
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import libvirt
 
 from drivers.base import DriverError, Surveyed, SurveyedDisk
 from drivers.kvm import connection, domain, listing, readiness, sharing
-from drivers.kvm.domain_xml import FileDisk, Hardware, hardware
-from drivers.kvm.judgement import judge, judge_disks
+from drivers.kvm.domain_xml import FileDisk, Hardware
+from drivers.kvm.judgement import judge
 from drivers.kvm.places import places_of
 from drivers.qcow2_image import Image
-from drivers.qcow2_tables import MAGIC
-
-OTHER_IMAGES = frozenset({".img", ".raw", ".vmdk", ".vdi", ".vhd", ".vhdx", ".qed"})
-MAX_XML_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +28,7 @@ class _Found:
     server_id: int | None
     hardware: Hardware | None
     refusals: tuple[str, ...]
+    reduced: tuple[str, ...]
 
 
 async def survey_libvirt(uri: str) -> list[Surveyed]:
@@ -51,9 +46,11 @@ async def survey_libvirt(uri: str) -> list[Surveyed]:
 def _read(of: Any, uri: str) -> _Found:
     refusals: list[str] = []
     mark = found = None
+    reduced: tuple[str, ...] = ()
     try:
         mark = connection.mark_of(of)
         found = domain.configured_hardware(of, places_of(uri))
+        reduced = readiness.reduced(of)
         domain.ready_hardware(of, places_of(uri))
     except DriverError as error:
         refusals.append(str(error))
@@ -65,6 +62,7 @@ def _read(of: Any, uri: str) -> _Found:
         server_id=mark.server_id if mark else None,
         hardware=found,
         refusals=tuple(refusals),
+        reduced=reduced,
     )
 
 
@@ -80,10 +78,11 @@ async def _of_domain(found: _Found, uses: sharing.Uses, of: connection.Connectio
     return Surveyed(
         name=found.name,
         server_id=found.server_id,
-        disks=_disks(disks, judged.images),
+        disks=surveyed_disks(disks, judged.images),
         state=tuple(part.kind for part in judged.parts),
         left_out=judged.skipped,
         refused=refusals,
+        noticed=tuple(f"after a job that stops the server, it has {less}" for less in found.reduced),
     )
 
 
@@ -100,85 +99,7 @@ def _stopping_refused(handle: Any, uuid: str, disks: Sequence[FileDisk], uri: st
     return ()
 
 
-async def survey_folder(folder: Path) -> list[Surveyed]:
-    """Survey every domain definition and every image in the folder and its subfolders.
-
-    A disk's image is searched at its path, and then by file name in the folder. Raises OSError.
-    """
-    files = await asyncio.to_thread(_files, folder)
-    seen: set[Path] = set()
-    definitions = [await _of_definition(path, files, seen) for path in files if path.suffix == ".xml"]
-    images = [await _of_image(path) for path in files if path.suffix != ".xml" and path not in seen]
-    return [one for one in (*definitions, *images) if one is not None]
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.resolve(strict=True).rglob("*")) if path.is_file()]
-
-
-async def _of_definition(path: Path, files: Sequence[Path], seen: set[Path]) -> Surveyed | None:
-    """None if the XML is not of a domain. Adds the images of its disks to `seen`."""
-    try:
-        domain_xml = await asyncio.to_thread(_domain_in, path)
-    except (OSError, UnicodeDecodeError, ET.ParseError) as error:
-        return Surveyed(name=str(path), refused=(f"the file is not valid XML: {error}",))
-    if domain_xml is None:
-        return None
-    name, text = domain_xml
-    found = hardware(text)
-    at = {disk: await asyncio.to_thread(_where, Path(disk.path), path, files) for disk in found.disks}
-    here = [replace(disk, path=str(file)) for disk, file in at.items() if file is not None]
-    seen.update(file for file in at.values() if file is not None)
-    images, refusals = await judge_disks(here)
-    away = [disk.target for disk, file in at.items() if file is None]
-    return Surveyed(
-        name=f"{name} ({path})",
-        disks=_disks(found.disks, images),
-        state=tuple(part.kind for part in found.parts),
-        left_out=found.skipped,
-        refused=(*found.troubles, *(str(error) for error in refusals)),
-        noticed=tuple(f"disk {target}: its image is not here; only its definition was checked" for target in away),
-    )
-
-
-def _where(path: Path, definition: Path, files: Sequence[Path]) -> Path | None:
-    """The file of a disk: at the path in the definition, else next to the definition, else the only one of its name."""
-    if path.is_file():
-        return path.resolve()
-    named = [file for file in files if file.name == path.name]
-    beside = [file for file in named if file.parent == definition.parent]
-    found = beside or named
-    return found[0] if len(found) == 1 else None
-
-
-def _domain_in(path: Path) -> tuple[str, str] | None:
-    """The domain's name and definition; also from the status file that libvirt keeps of a running domain."""
-    if path.stat().st_size > MAX_XML_BYTES:
-        return None
-    text = path.read_text()
-    root = ET.fromstring(text)  # noqa: S314 - expat loads no external entity and bounds the others
-    element = root if root.tag == "domain" else root.find("./domain") if root.tag == "domstatus" else None
-    if element is None:
-        return None
-    return element.findtext("name") or "unnamed", text if element is root else ET.tostring(element, encoding="unicode")
-
-
-async def _of_image(path: Path) -> Surveyed | None:
-    """None if the file is not a disk image."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(len(MAGIC))
-    except OSError as error:
-        return Surveyed(name=str(path), refused=(f"the file cannot be read: {error.strerror}",))
-    if magic != MAGIC:
-        text = "it is not a qcow2 image, and only qcow2 can be snapshotted"
-        return Surveyed(name=str(path), refused=(text,)) if path.suffix in OTHER_IMAGES else None
-    disk = FileDisk(target=path.name, path=str(path))
-    images, refusals = await judge_disks([disk])
-    return Surveyed(name=str(path), disks=_disks([disk], images), refused=tuple(str(error) for error in refusals))
-
-
-def _disks(disks: Sequence[FileDisk], images: Mapping[FileDisk, Image]) -> tuple[SurveyedDisk, ...]:
+def surveyed_disks(disks: Sequence[FileDisk], images: Mapping[FileDisk, Image]) -> tuple[SurveyedDisk, ...]:
     by_target = {disk.target: image for disk, image in images.items()}
     return tuple(_disk(disk, by_target.get(disk.target)) for disk in disks)
 

@@ -1,6 +1,6 @@
 """What jobs have come to, as the node's journal has it, and what must be true of their servers from then on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from deploy.demo.client import Answer
@@ -14,10 +14,14 @@ CHAIN_ENDED = "backup_chain_ended"
 
 
 class Learning:
-    def __init__(self, cell: AcceptanceCell, servers: Sequence[Expected], summary: Summary) -> None:
+    def __init__(
+        self, cell: AcceptanceCell, servers: Sequence[Expected], summary: Summary, *, refusals: Collection[str] = ()
+    ) -> None:
+        """`refusals`: codes of failures that are as they must be."""
         self._cell = cell
         self._servers = {expected.server.id: expected for expected in servers}
         self._summary = summary
+        self._refusals = refusals
         self._seen = 0  # the newest row of the journal that the model has learnt of
         self._given: set[int] = set()  # ids of snapshots
 
@@ -30,6 +34,7 @@ class Learning:
             self._seen = end.row
             expected = self._servers[end.server_id]
             refused = end.code == "disks_differ" and expected.differs(end.tag) and not end.present_only
+            refused |= end.code in self._refusals
             if end.state == "failed" and not (may_fail or expected.disturbed or refused or end.stranded):
                 self._violated(end, f"failed: {end.code}")
             self._learn(expected, end, undoable=not may_vanish)

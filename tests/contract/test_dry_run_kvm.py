@@ -162,7 +162,7 @@ class Others:
 
     async def act(self, step: Step) -> None:
         chance, state = self.state.chance, self.state
-        if chance.random() < 0.6:
+        if chance.random() < 0.6 or not state.readable():
             return
         tool = chance.choice([*TOOLS])
         try:

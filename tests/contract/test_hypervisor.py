@@ -9,6 +9,7 @@ import pytest
 
 from drivers.base import (
     DiskCorrupt,
+    DisksDiffer,
     Domain,
     DomainNotFound,
     Hypervisor,
@@ -235,6 +236,15 @@ class TestSnapshots:
         assert bench.read(1) == {"vda": "A", "vdb": "A", "vdc": "A"}
         assert await bench.hypervisor.power(1) is Power.OFF
         assert await bench.hypervisor.repair(1) == ()
+
+    async def test_a_revert_of_a_disk_that_was_detached_since_changes_nothing(self, bench: Bench) -> None:
+        await bench.add_server(1, disks=2)
+        bench.write(1, "A")
+        await bench.hypervisor.take_snapshot(1, spec())
+        bench.write(1, "B")
+        with pytest.raises(DisksDiffer, match="vdc"):
+            await bench.hypervisor.revert(1, "vps-801", targets=frozenset({"vda", "vdb", "vdc"}))
+        assert bench.read(1) == {"vda": "B", "vdb": "B"}
 
     async def test_one_can_go_back_and_forth_between_six(self, bench: Bench) -> None:
         await bench.add_server(1, disks=1)

@@ -25,7 +25,7 @@ from drivers.base import (
     SnapshotSpec,
     UnsupportedServer,
 )
-from drivers.kvm import listing, records
+from drivers.kvm import KvmHypervisor, listing, records
 from drivers.kvm.places import SYSTEM
 from tests.contract.kvm_bench import KvmBench, qemu_img, read_text, write_text
 
@@ -296,6 +296,29 @@ class TestHold:
         await kvm_bench.hypervisor.let_go(1)
         with pytest.raises(DomainNotFound):
             await kvm_bench.hypervisor.power(1)
+
+    async def test_one_that_is_defined_anew_is_found_by_the_next_process_if_it_is_told_which_it_was(
+        self, kvm_bench: KvmBench
+    ) -> None:
+        await kvm_bench.add_server(1)
+        await kvm_bench.hypervisor.hold(1)
+        identity = await kvm_bench.hypervisor.identity(1)
+        devices = [disk(kvm_bench.path(1, target)) for target in ("vda", "vdb")]
+        kvm_bench.connection.defineXML(kvm_bench.lab.domain_xml("server-1", devices))
+        after = await KvmHypervisor.open(kvm_bench.lab.uri)
+        try:
+            with pytest.raises(DomainNotFound):
+                await after.power(1)
+            after.recall(1, identity)
+            assert await after.identity(1) == identity
+            await kvm_bench.hypervisor.adopt("server-1", server_id=2, account_id=77)
+            with pytest.raises(DomainNotFound):
+                await after.power(1)
+            await kvm_bench.add_server(3, disks=1)
+            after.recall(3, identity)  # of another: what is adopted goes before it
+            assert await after.identity(3) != identity
+        finally:
+            await after.close()
 
     async def test_one_that_was_given_to_another_server_is_not_found(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)

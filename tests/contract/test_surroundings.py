@@ -1,6 +1,7 @@
 """What lies around a server: domains with the same files, bases, overlays, and what its next start needs."""
 
 import os
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,10 @@ from deploy.lab.domain import Device, disk
 from deploy.lab.lab import make_disk
 from drivers import image_chain
 from drivers.base import DisksDiffer, InvalidState, ServerInUse, SnapshotSpec, StartFailed, UnsupportedServer
+from drivers.kvm import survey_libvirt
 from tests.contract.kvm_bench import KvmBench, qemu_img, read_text, write_text
+from tests.walking import walk
+from worker.store.model import JobKind, NoteCode
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -177,6 +181,29 @@ class TestNextStart:
         kvm_bench.domain(1).attachDeviceFlags(card, 1)  # VIR_DOMAIN_AFFECT_LIVE
         with pytest.raises(InvalidState, match="a network card that it would lose"):
             await kvm_bench.hypervisor.layout(1)
+
+    async def test_vcpus_and_memory_that_only_run_are_told_and_no_reason_to_refuse(self, kvm_bench: KvmBench) -> None:
+        await kvm_bench.add_server(1, disks=1)
+        domain = kvm_bench.domain(1)
+        room = "<maxMemory slots='2' unit='MiB'>1024</maxMemory><memory"
+        cells = "<cpu><numa><cell id='0' cpus='0-1' memory='128' unit='MiB'/></numa></cpu><os>"
+        xml = domain.XMLDesc(0).replace("<memory", room, 1).replace("<os>", cells, 1)
+        kvm_bench.connection.defineXML(re.sub("<vcpu.*</vcpu>", "<vcpu current='1'>2</vcpu>", xml))
+        await kvm_bench.hypervisor.start(1)
+        assert (await kvm_bench.hypervisor.layout(1)).reduced == ()
+        domain.setVcpusFlags(2, 1)  # VIR_DOMAIN_AFFECT_LIVE
+        module = "<memory model='dimm'><target><size unit='MiB'>256</size><node>0</node></target></memory>"
+        domain.attachDeviceFlags(module, 1)
+        less = ("1 vCPU instead of 2", "128 MiB of memory instead of 384")
+        assert (await kvm_bench.hypervisor.layout(1)).reduced == less
+        (surveyed,) = await survey_libvirt(kvm_bench.lab.uri)
+        assert (surveyed.refused, len(surveyed.noticed)) == ((), 2)
+
+        foretold = await walk(JobKind.CHECK_CREATE, kvm_bench.hypervisor)
+        created = await walk(JobKind.CREATE, kvm_bench.hypervisor)
+        assert created.failed_in is None
+        assert created.told == foretold.told == {NoteCode.RESOURCES_REDUCED}
+        assert (await kvm_bench.hypervisor.layout(1)).reduced == ()  # as it has started again
 
     async def test_a_server_whose_memory_was_saved_to_a_file_is_not_changed(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1, disks=1, running=True)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from uuid import NAMESPACE_DNS, uuid5
 
 import pytest
 
@@ -87,22 +88,94 @@ async def test_a_folder_of_definitions_and_images_is_surveyed_and_stays_as_it_is
     assert contents(tmp_path) == before
     assert len(surveyed) == 6
     web = named(surveyed, "/web.xml")
-    assert web.refused == ()
+    assert (web.refused, web.not_judged) == ((), ("disk vdb: its image was not found",))
     assert [(held.target, held.virtual_bytes, held.snapshots) for held in web.disks] == [
         ("vda", 64 << 20, 1),
         ("vdb", None, 0),
     ]
-    assert web.noticed == ("disk vdb: its image is not here; only its definition was checked",)
+    assert web.noticed == ()  # status.xml is the same domain
     assert named(surveyed, "/status.xml").refused == ()
     assert "XML" in named(surveyed, "/torn.xml").refused[0]
     assert named(surveyed, "/alone.qcow2").refused == ()
     assert "qcow2" in named(surveyed, "/alone.raw").refused[0]
     assert "cannot be read" in named(surveyed, "/forged").refused[0]
     text = as_text(surveyed)
-    assert text.endswith("Servers: 6. Can be snapshotted: 3. Refused: 3. With parts left out: 0.")
+    assert text.endswith("Servers: 6. Can be snapshotted: 1. Refused: 3. Image not found: 2. With parts left out: 0.")
     told = json.loads(as_json(surveyed))
-    assert told["summary"] == {"servers": 6, "can_be_snapshotted": 3, "refused": 3, "left_out": 0}
-    assert [server["can_be_snapshotted"] for server in told["servers"]].count(True) == 3
+    assert told["summary"] == {
+        "servers": 6,
+        "can_be_snapshotted": 1,
+        "refused": 3,
+        "not_judged": 2,
+        "left_out": 0,
+    }
+    verdicts = [server["can_be_snapshotted"] for server in told["servers"]]
+    assert [verdicts.count(verdict) for verdict in (True, False, None)] == [1, 3, 2]
+
+
+def definition(name: str, *disks: Device) -> str:
+    """A domain with these disks, as libvirt writes it."""
+    elements = "".join(
+        f"<disk type='file' device='{'cdrom' if one.cdrom else 'disk'}'><driver name='qemu' type='{one.format}'/>"
+        f"<source file='{one.path}'/><target dev='sd{'abcd'[number]}'/>{'<readonly/>' * one.readonly}</disk>"
+        for number, one in enumerate(disks)
+    )
+    return (
+        f"<domain type='kvm'><name>{name}</name><uuid>{uuid5(NAMESPACE_DNS, name)}</uuid>"
+        f"<os><type>hvm</type></os><devices>{elements}</devices></domain>"
+    )
+
+
+async def test_the_definitions_of_a_folder_are_seen_together(tmp_path: Path) -> None:
+    needs("qemu-img")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    own, shared, base = (make_disk(tmp_path / f"{name}.qcow2") for name in ("own", "shared", "base"))
+    overlay = tmp_path / "overlay.qcow2"
+    qemu_img("create", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(overlay))
+    written = {
+        "a/first.xml": definition("first", disk(own), disk(Path("/gone/shared.qcow2"))),  # by its name
+        "second.xml": definition("second", disk(shared)),
+        "third.xml": definition("third", Device(path=Path("/moved/shared.qcow2"), readonly=True)),  # beside it
+        "fourth.xml": definition("fourth", disk(overlay)),
+        "fifth.xml": definition("fifth", disk(base)),
+        "a/sixth.xml": definition("sixth", disk(Path("/none/x.qcow2"))),
+        "b/seventh.xml": definition("seventh", disk(Path("/none/x.qcow2"))),
+    }
+    for name, text in written.items():
+        (tmp_path / name).write_text(text)
+    surveyed = {one.name.partition(" ")[0]: one for one in await survey_folder(tmp_path)}
+    assert surveyed.keys() == {"first", "second", "third", "fourth", "fifth", "sixth", "seventh"}
+    read = "disk sda cannot be snapshotted: a disk of another server is based on it, or reads it"
+    assert surveyed["second"].refused == (read,)
+    assert surveyed["fifth"].refused == (read,)
+    assert (
+        f"fourth ({tmp_path}/fourth.xml) uses its file as well, or has a disk based on it"
+        in surveyed["fifth"].noticed[0]
+    )
+    assert f"third ({tmp_path}/third.xml)" in surveyed["second"].noticed[0]
+    for name in ("first", "fourth"):  # a file that was found by its name alone may be another node's
+        assert (surveyed[name].refused, surveyed[name].noticed) == ((), ())
+    for name, other in (("sixth", "seventh"), ("seventh", "sixth")):
+        assert (surveyed[name].refused, surveyed[name].not_judged) == ((), ("disk sda: its image was not found",))
+        assert f"{other} (" in surveyed[name].noticed[0]
+        assert "has a file at the same path" in surveyed[name].noticed[0]
+
+
+async def test_an_image_of_a_definition_is_no_server_of_its_own_whatever_becomes_of_it(tmp_path: Path) -> None:
+    needs("qemu-img")
+    base = make_disk(tmp_path / "base.qcow2")
+    overlay = tmp_path / "overlay.qcow2"
+    qemu_img("create", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(overlay))
+    (tmp_path / "link.qcow2").hardlink_to(overlay)
+    raw = Device(path=make_disk(tmp_path / "data.raw", format="raw"), format="raw")
+    disc = Device(path=make_disk(tmp_path / "install.img", format="raw"), format="raw", cdrom=True)
+    (tmp_path / "web.xml").write_text(definition("web", disk(overlay), raw, disc))
+    (found,) = await survey_folder(tmp_path)
+    assert found.refused == ("disk sdb is raw, and only qcow2 can be snapshotted",)
+    assert [skipped.target for skipped in found.left_out] == ["sdc"]
+    make_disk(tmp_path / "alone.qcow2")
+    assert {one.name for one in await survey_folder(tmp_path)} - {found.name} == {str(tmp_path / "alone.qcow2")}
 
 
 async def test_names_that_a_terminal_would_obey_are_not_passed_to_it() -> None:
@@ -118,3 +191,4 @@ async def test_every_domain_that_is_read_somewhere_else_is_surveyed_too() -> Non
     refused = {one.name for one in surveyed if one.refused}
     assert any("persistent-memory" in name for name in refused)
     assert not any("/plain.xml" in name for name in refused)
+    assert all(one.refused or one.not_judged for one in surveyed)  # no image is here

@@ -83,7 +83,7 @@ def test_the_exit_codes_are_those_of_the_program() -> None:
 
 
 def test_the_runbook_names_the_command_beside_each_call() -> None:
-    calls = [part for part in re.split(r"\n\n|\n(?=\*)", RUNBOOK) if re.search(r"`(GET|POST) \S*ops/", part)]
+    calls = [part for part in re.split(r"\n\n|\n(?=- )", RUNBOOK) if re.search(r"`(GET|POST) \S*ops/", part)]
     assert len(calls) > 8
     assert [part for part in calls if "`vps-snapshots " not in part] == []
 

@@ -3,22 +3,20 @@
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from deploy.lab.domain import disk
 from deploy.lab.lab import Lab, make_disk
-from tests.conftest import lacking, needs
+from tests.conftest import needs, needs_module
 
 
 @pytest.fixture
 async def lab() -> AsyncIterator[Lab]:
     for program in ("qemu-system-x86_64", "qemu-img", "busybox", "cpio"):
         needs(program)
-    if find_spec("libvirt") is None:
-        lacking("libvirt-python is not installed")
+    needs_module("libvirt")
     folder = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))  # a socket's path may have 107 characters at most
     lab = Lab(folder)
     try:

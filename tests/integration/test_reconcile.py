@@ -17,7 +17,7 @@ from drivers.fake_state import FakeDisk, FakeServer
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store, nothing_more
 from tests.queueing import until_told
 from worker.inventory import Inventory
-from worker.journal import Journal
+from worker.journal import KEPT_FOR_A_PERSON, Journal
 from worker.procedures.disks import CLEANING_TRIES
 from worker.procedures.work import Policy, Task
 from worker.publisher import Publisher
@@ -419,12 +419,32 @@ async def test_a_safety_snapshot_that_the_journal_lost_gets_its_usual_time(node:
     assert await node.listed() == {}
 
 
-async def test_one_that_did_not_come_along_with_its_server_is_not_tracked(node: Node) -> None:
+async def test_of_one_that_did_not_come_along_with_its_server_the_name_goes_in_its_time(node: Node) -> None:
     await node.have_snapshot("vps-safety-abc", name="safety")
     for disk in node.hypervisor.server(SERVER).disks.values():
         disk.tags.clear()
     await node.reconcile()
+    node.journal.age_spare_tags(3601)
+    await node.runner.drop_spare_tags()
     assert node.journal.spare_tags(SERVER) == frozenset()
+    assert await node.tags() == set()
+
+
+async def test_of_those_that_a_server_brings_along_only_the_one_that_can_be_undone_is_kept(node: Node) -> None:
+    """Each node that it was on has written down its own alone."""
+    older, newer = await node.create("older"), await node.create("newer")
+    for tag in ("vps-safety-tracked", "vps-safety-stranded"):
+        await node.have_snapshot(tag, name="safety")
+    node.journal.track_spare_tag(SERVER, "vps-safety-tracked", kept_seconds=3600)
+    node.journal.track_spare_tag(SERVER, "vps-safety-stranded", kept_seconds=KEPT_FOR_A_PERSON)
+    for snapshot in (newer, older):
+        newest = f"vps-safety-{await node.restore(snapshot)}"
+        node.journal.dropped(newest)
+    assert len(await node.tags()) == 6
+    await node.reconcile()
+    await node.runner.drop_spare_tags()
+    assert await node.tags() == {f"vps-{older}", f"vps-{newer}", newest, "vps-safety-stranded"}
+    assert node.journal.spare_tags(SERVER) == {newest, "vps-safety-stranded"}
 
 
 async def test_what_is_left_of_a_server_that_went_to_another_node_is_forgotten(node: Node) -> None:

@@ -276,6 +276,36 @@ class TestUnreadable:
         (line,) = [line for line in lines if line["event"] == "schedule.unreadable"]
         assert line["schedule_id"] == odd["id"]
 
+    async def test_a_when_that_is_unknown_is_named_where_it_would_have_to_be_run_by(self, api: FrontEnd) -> None:
+        schedule = await made(api, NIGHTLY | {"enabled": False})
+        path = f"{SCHEDULES}{schedule['id']}/"
+        await api.cell.redis.hset(f"schedule:{schedule['id']}", "when", "monthly")  # type: ignore[misc] # redis-py's types
+        unknown = schedule | {"when": "monthly"}
+
+        refused = await api.call("PATCH", path, body={"enabled": True, "keep": 4})
+        assert refused.refused_fields() == ["when"]
+        assert "monthly" in refused.body["detail"]
+        assert await shown(api, schedule["id"]) == unknown
+        assert (await api.call("GET", SCHEDULES)).body == {"count": 1, "results": [unknown]}
+        assert (await api.call("PATCH", path, body={"keep": 4})).body == unknown | {"keep": 4}
+        assert (await api.call("PATCH", path, body={"enabled": False})).status == 200
+        assert (await api.call("PATCH", path, body={"enabled": True, "when": "daily"})).body["next_run_at"]
+        await api.cell.redis.hset(f"schedule:{schedule['id']}", "when", "monthly")  # type: ignore[misc] # redis-py's types
+        assert (await api.call("PATCH", path, body={"enabled": False})).body["next_run_at"] is None
+        assert (await api.call("DELETE", path)).status == 204
+
+    @pytest.mark.parametrize("field", ["keep", "expire_after_ms", "server", "created_ms"])
+    async def test_one_that_cannot_be_shown_hides_no_other_and_can_be_deleted(self, api: FrontEnd, field: str) -> None:
+        odd, good = await made(api), await made(api)
+        path = f"{SCHEDULES}{odd['id']}/"
+        await api.cell.redis.hset(f"schedule:{odd['id']}", field, "a new word")  # type: ignore[misc] # redis-py's types
+
+        (await api.call("GET", path)).refused(409, "record_unreadable")
+        (await api.call("PATCH", path, body={"keep": 1})).refused(409, "record_unreadable")
+        assert (await api.call("GET", SCHEDULES)).body == {"count": 2, "results": [good]}
+        assert (await api.call("DELETE", path)).status == 204
+        assert (await api.call("GET", SCHEDULES)).body == {"count": 1, "results": [good]}
+
     async def test_many_do_not_hide_those_behind_them(self, api: FrontEnd) -> None:
         good = await made(api)
         odd = {f"odd-{n}": 1 for n in range(2 * BATCH + 1)}

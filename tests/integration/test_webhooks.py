@@ -172,6 +172,30 @@ class TestCalls:
         path = f"{WEBHOOKS}{(await made(api, URL))['id']}/"
         assert (await api.call("PATCH", path, body=change)).refused_fields() == [field]
 
+    async def test_what_a_newer_release_has_written_is_left_out_and_kept(self, api: FrontEnd) -> None:
+        webhook = await made(api, URL)
+        path, key = f"{WEBHOOKS}{webhook['id']}/", f"webhook:{webhook['id']}"
+        new = {"events": "job.failed job.paused", "disabled_reason": "moved", "enabled": ""}
+        await api.cell.redis.hset(key, mapping=new)  # type: ignore[misc] # redis-py's types
+
+        seen = (await api.call("GET", path)).body
+        assert (seen["events"], seen["disabled_reason"], seen["enabled"]) == (["job.failed"], None, False)
+        assert (await api.call("GET", WEBHOOKS)).body == {"count": 1, "results": [seen]}
+        assert (await api.call("PATCH", path, body={"description": "x"})).body == seen | {"description": "x"}
+        assert await api.cell.redis.hget(key, "events") == b"job.failed job.paused"  # type: ignore[misc] # as above
+
+    async def test_one_that_cannot_be_shown_hides_no_other_and_is_not_changed(self, api: FrontEnd) -> None:
+        odd, good = await made(api, URL), await made(api, URL)
+        path, key = f"{WEBHOOKS}{odd['id']}/", f"webhook:{odd['id']}"
+        await api.cell.redis.hset(key, "created_ms", "today")  # type: ignore[misc] # redis-py's types
+
+        (await api.call("GET", path)).refused(409, "record_unreadable")
+        (await api.call("PATCH", path, body={"enabled": False})).refused(409, "record_unreadable")
+        (await api.call("POST", f"{path}rotate-secret/")).refused(409, "record_unreadable")
+        assert await api.cell.redis.hget(key, "enabled") == b"1"  # type: ignore[misc] # redis-py's types
+        assert [found["id"] for found in (await api.call("GET", WEBHOOKS)).body["results"]] == [good["id"]]
+        assert (await api.call("DELETE", path)).status == 204
+
     async def test_ten_are_enough(self, api: FrontEnd) -> None:
         for _ in range(10):
             await made(api, URL)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import needs_module
 from worker.journal import KEPT_FOR_A_PERSON, Journal
 from worker.program.configuration import ENV_PREFIX
 from worker.settings import WorkerSettings
@@ -107,7 +108,7 @@ def test_a_state_folder_of_no_use_is_named(tmp_path: Path) -> None:
 
 
 def test_a_hypervisor_that_is_not_there_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("libvirt")
+    needs_module("libvirt")
     uri = f"qemu+unix:///system?socket={tmp_path}/nowhere"
     assert uri in refuses("run", libvirt_uri=uri, state_dir=str(tmp_path))
 
@@ -142,11 +143,23 @@ def test_the_survey_needs_no_settings_and_ends_well_whatever_it_finds(tmp_path: 
     done = run("survey", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "the server has no disk that can be snapshotted" in done.stdout
-    assert done.stdout.endswith("Servers: 1. Can be snapshotted: 0. Refused: 1. With parts left out: 0.\n")
+    assert done.stdout.endswith(
+        "Servers: 1. Can be snapshotted: 0. Refused: 1. Image not found: 0. With parts left out: 0.\n"
+    )
     told = json.loads(run("survey", str(tmp_path), "--json").stdout)
     assert told["summary"]["refused"] == 1
 
 
 def test_a_survey_of_what_is_not_there_says_so(tmp_path: Path) -> None:
     assert "No such file" in refuses("survey", str(tmp_path / "none"))
-    assert "does not answer" in refuses("survey", "--libvirt", f"qemu+unix:///system?socket={tmp_path}/none")
+
+
+def test_a_survey_of_a_libvirt_that_does_not_answer_names_it_and_what_to_do(tmp_path: Path) -> None:
+    needs_module("libvirt")
+    uri = f"qemu+unix:///system?socket={tmp_path}/none"
+    said = refuses("survey", "--libvirt", uri)
+    assert f"{uri}: the hypervisor does not answer" in said
+    assert f"'{tmp_path}/none'" in said  # in libvirt's own words
+    assert "--libvirt URI" in said
+    assert "survey FOLDER" in said
+    assert "root" in refuses("survey", "--libvirt", "qemu:///embed")

@@ -9,7 +9,7 @@ from drivers.base import Power
 from drivers.fake import FakeHypervisor
 from drivers.fake_state import FakeDisk, FakeServer
 from tests.walking import BEFORE_THE_FIRST_CHANGE, NEW_TAG, SERVER, SPEC, walk
-from worker.store.model import JobKind, Step
+from worker.store.model import JobKind, Note, NoteCode, Step
 
 STATES, BATCH = 10_000, 500
 THEN, NOW = "then", "now"
@@ -117,3 +117,17 @@ async def check(kind: JobKind, hypervisor: FakeHypervisor, *, present_only: bool
         assert server.checkpoints == found.checkpoints
         assert [disk.bitmaps for disk in server.disks.values()] == [disk.bitmaps for disk in found.disks.values()]
     assert dry.told <= end.told
+
+
+@pytest.mark.parametrize("kind", [JobKind.CREATE, JobKind.RESTORE])
+async def test_what_a_stop_takes_away_is_foretold_and_told(kind: JobKind) -> None:
+    server = FakeServer(name="server-1", server_id=SERVER, account_id=77, reduced=["2 vCPUs instead of 4"])
+    hypervisor = FakeHypervisor([server])
+    await hypervisor.take_snapshot(SERVER, SPEC)
+    await hypervisor.start(SERVER)
+    foretold = await walk(JobKind(f"check_{kind}"), hypervisor)
+    done = await walk(kind, hypervisor)
+    detail = "The server starts again from its saved definition, which has 2 vCPUs instead of 4."
+    assert done.failed_in is None
+    for told in (foretold.facts.notes, done.facts.notes):
+        assert Note(code=NoteCode.RESOURCES_REDUCED, detail=detail) in told

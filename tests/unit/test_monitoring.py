@@ -56,7 +56,7 @@ def test_each_alert_says_how_bad_it_is_and_leads_to_its_section_of_the_runbook(a
     assert f"runbook_url: docs/runbook.md#{alert.lower()}" in rule
     section = re.search(rf"\n### {alert}\n\n(.*?)\n\n##", RUNBOOK, re.DOTALL)
     assert section
-    assert [word for word in ("*For the customer:*", "*Look:*", "*Do:*") if word not in section[1]] == []
+    assert [word for word in ("**Customer impact:**", "**Check:**", "**Action:**") if word not in section[1]] == []
 
 
 def test_the_runbook_has_no_section_of_an_alert_that_is_none() -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from drivers.base import HypervisorUnavailable, UnsupportedServer
+from tests.conftest import needs_module
 
-pytest.importorskip("libvirt")
+needs_module("libvirt")
 
-from drivers.kvm import neighbours, sharing
-from drivers.kvm.disks_xml import FileDisk
-from drivers.kvm.places import SYSTEM
+from drivers.kvm import neighbours, sharing  # noqa: E402 - only where there is a libvirt
+from drivers.kvm.disks_xml import FileDisk  # noqa: E402 - only where there is a libvirt
+from drivers.kvm.places import SYSTEM  # noqa: E402 - only where there is a libvirt
 
 OURS, THEIRS = "uuid-1", "uuid-2"
 

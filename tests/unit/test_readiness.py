@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from drivers.kvm.libvirt_xml import read
-from drivers.kvm.readiness import lost_with_the_next_start
+from drivers.kvm.readiness import less_with_the_next_start, lost_with_the_next_start
 
 NAMED = "<source><vendor id='0x1234'/><product id='0xabcd'/>{}</source>"
 WHERE = "<address bus='1' device='7'/>"
@@ -41,3 +41,21 @@ def test_a_network_card_is_known_by_its_address() -> None:
     card = "<interface type='network'><mac address='52:54:00:0A:00:01'/><source network='a'/></interface>"
     assert lost_with_the_next_start(of(card), of()) == "a network card"
     assert lost_with_the_next_start(of(card), of(card.lower())) is None
+
+
+def size(cpus: str, mib: int) -> ET.Element:
+    return read(f"<domain><memory unit='KiB'>{mib << 10}</memory>{cpus}</domain>")
+
+
+@pytest.mark.parametrize(
+    ("running", "configured", "less"),
+    [
+        (size("<vcpu>4</vcpu>", 1024), size("<vcpu current='2'>4</vcpu>", 1024), ["2 vCPUs instead of 4"]),
+        (size("<vcpu current='2'>4</vcpu>", 1024), size("<vcpu>4</vcpu>", 2048), []),
+        (size("<vcpu>1</vcpu>", 2048), size("<vcpu>1</vcpu>", 1024), ["1024 MiB of memory instead of 2048"]),
+        (size("", 1024), size("", 1023), []),
+        (size("", 1024), size("<currentMemory unit='KiB'>65536</currentMemory>", 1024), []),
+    ],
+)
+def test_less_is_told_and_not_what_libvirt_rounds(running: ET.Element, configured: ET.Element, less: list[str]) -> None:
+    assert [*less_with_the_next_start(running, configured)] == less

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivers.base import Contents, Firmware, HeldDisk, SkippedDisk, SnapshotSpec
+from tests.conftest import needs_module
 
-pytest.importorskip("libvirt")
+needs_module("libvirt")
 
-from drivers.kvm import records
+from drivers.kvm import records  # noqa: E402 - only where there is a libvirt
 
 SPEC = SnapshotSpec(tag="vps-7", name="before", description="", created_at=datetime(2025, 1, 15, 1, 2, 3, 4000, UTC))
 DISK = HeldDisk(target="vda", path="/d/a.qcow2", virtual_bytes=64 << 20, stamp="1764230400.123456789")

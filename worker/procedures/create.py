@@ -12,10 +12,12 @@ from worker.store.model import Contents, Step
 
 async def _check(work: Work) -> Next:
     """Every check that can refuse a create before the guest is stopped. Changes nothing."""
-    contents = notes.contents_of(await roomy_layout(work))
+    layout = await roomy_layout(work)
+    contents = notes.contents_of(layout)
     if any(found.tag == work.task.tag for found in await work.hypervisor.snapshots(work.task.server_id)):
         raise SnapshotExists(f"the server's disks already have the tag {work.task.tag}")
-    return Next(step=None, facts=replace(work.facts, contents=contents).noting(*notes.left_out(contents)))
+    told = (*notes.left_out(contents), *notes.resources_reduced(layout.reduced))
+    return Next(step=None, facts=replace(work.facts, contents=contents).noting(*told))
 
 
 async def _preflight(work: Work) -> Next:

@@ -97,6 +97,12 @@ def repaired(targets: tuple[str, ...]) -> Note:
     )
 
 
+def resources_reduced(less: Sequence[str]) -> tuple[Note, ...]:
+    """`less`: texts such as "2 vCPUs instead of 4"."""
+    detail = f"The server starts again from its saved definition, which has {' and '.join(less)}."
+    return (Note(code=NoteCode.RESOURCES_REDUCED, detail=detail),) if less else ()
+
+
 GENERATION_ID_CHANGED = Note(
     code=NoteCode.GENERATION_ID_CHANGED, detail="The server got a new VM generation ID, as with every restore."
 )

@@ -43,6 +43,8 @@ async def as_found(work: Work) -> Facts:
 
 
 async def power_remembered(work: Work) -> Facts:
-    """Record whether the guest runs, before the job touches it: the job leaves it in this state."""
+    """Record whether the guest runs, which the job restores at its end, and the identity of its domain."""
+    domain = await work.hypervisor.identity(work.task.server_id)
     running = await work.hypervisor.power(work.task.server_id) is Power.ON
-    return replace(work.facts, was_running=running, off_since=time.time() if running else None)
+    off_since = time.time() if running else None
+    return replace(work.facts, domain=domain, was_running=running, off_since=off_since)

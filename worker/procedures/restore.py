@@ -2,6 +2,7 @@
 snapshot."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import structlog
 
@@ -28,7 +29,7 @@ async def _plan(work: Work) -> RestorePlan:
 
 
 def _beforehand(plan: RestorePlan) -> tuple[Note, ...]:
-    return notes.not_restored(plan.not_restored)
+    return (*notes.not_restored(plan.not_restored), *notes.resources_reduced(plan.reduced))
 
 
 def _at_the_effect(plan: RestorePlan) -> tuple[Note, ...]:
@@ -83,7 +84,7 @@ async def _safeguard(work: Work) -> Next:
         tag=task.safety_tag,
         name="safety",
         description=f"State before the restore of {task.tag}",
-        created_at=task.created_at,
+        created_at=datetime.now(UTC),
     )
     await work.hypervisor.take_snapshot(task.server_id, spec)
     facts = replace(work.facts, spare_tag=task.safety_tag)
@@ -135,9 +136,9 @@ async def _adapt(work: Work) -> Next:
     await _recover(work)
     if facts.grown:
         virtual_bytes = {disk.target: disk.virtual_bytes for disk in facts.grown}
-        await hypervisor.resize(server_id, virtual_bytes)
-        log.info("disks.enlarged", **virtual_bytes)
-        facts = facts.noting(*notes.kept_sizes(facts.grown))
+        enlarged = await hypervisor.resize(server_id, virtual_bytes)
+        log.info("disks.enlarged", **{target: virtual_bytes[target] for target in enlarged})
+        facts = facts.noting(*notes.kept_sizes(disk for disk in facts.grown if disk.target in enlarged))
     if facts.renews_generation:
         await hypervisor.renew_generation_id(server_id)
         facts = facts.noting(notes.GENERATION_ID_CHANGED)

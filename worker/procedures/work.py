@@ -70,6 +70,7 @@ class Facts:
 
     begun_at: float = field(default_factory=time.time, compare=False)  # Unix seconds; missing in older journals
     was_running: bool = False
+    domain: str | None = None  # the domain's identity, in case it loses its mark; missing in older journals
     off_since: float | None = None  # Unix seconds; when the guest was first asked or forced to stop
     on_again: float | None = None  # Unix seconds; when it was started again
     taken: bool = False  # every disk has the complete snapshot

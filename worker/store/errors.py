@@ -43,6 +43,12 @@ class WebhookNotReady(Refused):
     code = "webhook_not_ready"
 
 
+class RecordUnreadable(Refused):
+    """What is kept of it was written by a newer version, or is damaged."""
+
+    code = "record_unreadable"
+
+
 class JobNotFound(Refused):
     code = "job_not_found"
 

@@ -190,6 +190,7 @@ class NoteCode(StrEnum):
     NOT_RESTORED = "not_restored"  # restored were the disks that are present
     LEFT_OUT = "left_out"  # of the snapshot
     GENERATION_ID_CHANGED = "generation_id_changed"
+    RESOURCES_REDUCED = "resources_reduced"  # fewer vCPUs or less memory than before the job stopped the server
 
 
 @dataclass(frozen=True, kw_only=True)

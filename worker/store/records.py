@@ -1,11 +1,15 @@
 """The records as Redis holds them: hashes of text, read into the types of `worker.store.model`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from statistics import median
+from typing import Any, TypeVar
 
-from worker.store import written
+import structlog
+
+from worker.store import errors, written
 from worker.store.model import (
     AccountId,
     Failure,
@@ -24,6 +28,7 @@ from worker.store.model import (
 )
 
 Hash = dict[str, str]
+Read = TypeVar("Read")
 
 _STATE_OF_POWER = {"on": ServerState.ACTIVE, "off": ServerState.STOPPED, "paused": ServerState.SUSPENDED}
 _STATE_UNDER = {
@@ -31,6 +36,28 @@ _STATE_UNDER = {
     JobKind.RESTORE: ServerState.RESTORING,
     JobKind.UNDO: ServerState.RESTORING,
 }
+
+
+log = structlog.stdlib.get_logger()
+
+
+def one(read: Callable[[list[Any]], Read], shown: list[Any], *, kind: str) -> Read:
+    """What a Lua script has shown. Raises RecordUnreadable for what a newer version or a fault has written."""
+    try:
+        return read(shown)
+    except (KeyError, ValueError, OverflowError, OSError) as error:
+        log.warning("record.unreadable", field=kind, id=shown[0].decode(), reason=str(error))
+        text = f"This version can't read the {kind}: delete it, or wait until the service is upgraded."
+        raise errors.RecordUnreadable(text) from error
+
+
+def many(read: Callable[[list[Any]], Read], rows: Iterable[list[Any]], *, kind: str) -> tuple[Read, ...]:
+    """Those that can be read: one that can't must not hide the others."""
+    found = []
+    for shown in rows:
+        with suppress(errors.RecordUnreadable):
+            found.append(one(read, shown, kind=kind))
+    return tuple(found)
 
 
 def pairs(flat: Sequence[bytes]) -> Hash:

@@ -191,6 +191,7 @@ class Known:
     busy: bool  # a job holds the server: what differs now may be its work
     on_disk: Mapping[SnapshotId, KnownSnapshot | None]  # of those asked for; None: it knows nothing of it
     listed: Mapping[SnapshotId, SnapshotStatus]  # as the customer sees them
+    undoable: JobId | None = None  # the latest restore that left a safety snapshot
 
 
 class NodeStore:
@@ -285,7 +286,7 @@ class NodeStore:
 
     async def known(self, server_id: ServerId, on_disk: Sequence[SnapshotId]) -> Known:
         """What the store knows of a server's snapshots, and of those that were found on its disks."""
-        holder, asked, listed = await self._call("known", self.node, server_id, *on_disk)
+        holder, asked, listed, undoable = await self._call("known", self.node, server_id, *on_disk)
         return Known(
             busy=bool(holder),
             on_disk={
@@ -293,6 +294,7 @@ class NodeStore:
                 for snapshot_id, flat in zip(on_disk, asked, strict=True)
             },
             listed={SnapshotId(int(k)): SnapshotStatus(v) for k, v in records.pairs(listed).items()},
+            undoable=JobId(undoable.decode()) if undoable else None,
         )
 
     async def lose(self, server_id: ServerId, snapshot_id: SnapshotId) -> bool:

@@ -117,7 +117,8 @@ class Schedules:
         return await self._write(account_id, ScheduleId(uuid4().hex), fields=spec.for_script(), due_ms=due_ms, **more)
 
     async def change(self, schedule: Schedule, spec: ScheduleSpec) -> Schedule:
-        """Raises ScheduleNotFound, should it be gone meanwhile."""
+        """Raises ScheduleNotFound, should it be gone meanwhile; BadCron where it is to run by a `when` that is unknown
+        to this version."""
         before = schedule.spec.for_script()
         fields = {field: text for field, text in spec.for_script().items() if text != before[field]}
         is_due_anew = bool(fields.keys() & {"when", "enabled"})
@@ -132,27 +133,27 @@ class Schedules:
             raise errors.ScheduleNotFound(f"There is no schedule {schedule_id}.")
 
     async def one(self, *, account_id: AccountId, schedule_id: ScheduleId) -> Schedule:
-        """Raises ScheduleNotFound, also for another account's."""
+        """Raises ScheduleNotFound, also for another account's; RecordUnreadable."""
         with redis_answers():
             found = await self._find(args=[schedule_id, account_id])
         if found is None:
             raise errors.ScheduleNotFound(f"There is no schedule {schedule_id}.")
-        return _schedule(found)
+        return records.one(_schedule, found, kind="schedule")
 
     async def page(
         self, *, account_id: AccountId, server_id: ServerId | None, offset: int, limit: int
     ) -> Page[Schedule]:
-        """Newest first, of one server or of all."""
+        """Newest first, of one server or of all. One that can't be read is counted and left out."""
         with redis_answers():
             count, *rows = await self._list(args=[account_id, server_id or "", offset, limit])
-        return Page(count=count, results=tuple(map(_schedule, rows)))
+        return Page(count=count, results=records.many(_schedule, rows, kind="schedule"))
 
     async def _write(self, account_id: AccountId, schedule_id: ScheduleId, **more: Any) -> Schedule:
         ask = {"account": str(account_id), "id": schedule_id, "most": SCHEDULES_PER_SERVER, **more}
         with redis_answers():
             verdict, answer = await self._put(args=[json.dumps(ask)])
         if verdict == b"admitted":
-            return _schedule(answer)
+            return records.one(_schedule, answer, kind="schedule")
         raise _REFUSED[answer.decode()]
 
 

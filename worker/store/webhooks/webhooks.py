@@ -25,6 +25,7 @@ SECRET_PREFIX = "whsec_"  # noqa: S105 - the specification's mark on a secret, n
 SECRET_BYTES = 32  # the specification: 24 to 64
 OLD_SECRET_KEPT = timedelta(hours=24)
 TEST = "webhook.test"  # the event of a test, which nobody subscribes to
+DISABLED = frozenset({"gone", "failing"})  # by us: it answered 410, or took nothing for days
 TESTS_AFTER_MOST = 100  # deliveries that wait: then no test is added to them
 
 
@@ -109,13 +110,15 @@ class Webhooks:
         return await self._write(account_id, WebhookId(uuid4().hex), idempotency, secret=_new_secret(), **new)
 
     async def change(self, *, account_id: AccountId, webhook_id: WebhookId, wish: WebhookChange) -> Webhook:
-        """Raises WebhookNotFound."""
+        """Raises WebhookNotFound or RecordUnreadable."""
+        await self.one(account_id=account_id, webhook_id=webhook_id)  # what can't be shown is not to be changed
         return (await self._write(account_id, webhook_id, None, fields=wish.for_script())).webhook
 
     async def rotate(
         self, *, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None = None
     ) -> Secret:
-        """A new secret; the one before signs beside it for a day. Raises WebhookNotFound."""
+        """A new secret; the one before signs beside it for a day. Raises WebhookNotFound or RecordUnreadable."""
+        await self.one(account_id=account_id, webhook_id=webhook_id)  # nor is a secret that can't be shown
         return await self._write(account_id, webhook_id, idempotency, secret=_new_secret(), fields={})
 
     async def drop(self, *, account_id: AccountId, webhook_id: WebhookId) -> None:
@@ -126,17 +129,18 @@ class Webhooks:
             raise _NOT_FOUND
 
     async def one(self, *, account_id: AccountId, webhook_id: WebhookId) -> Webhook:
-        """Raises WebhookNotFound, also for another account's."""
+        """Raises WebhookNotFound, also for another account's; RecordUnreadable."""
         with redis_answers():
             found = await self._find(args=[webhook_id, account_id])
         if found is None:
             raise _NOT_FOUND
-        return _webhook(found)
+        return records.one(_webhook, found, kind="webhook")
 
-    async def all(self, *, account_id: AccountId) -> list[Webhook]:
-        """Newest first."""
+    async def all(self, *, account_id: AccountId) -> tuple[Webhook, ...]:
+        """Newest first. One that can't be read is left out."""
         with redis_answers():
-            return [_webhook(shown) for shown in await self._list(args=[account_id])]
+            found = await self._list(args=[account_id])
+        return records.many(_webhook, found, kind="webhook")
 
     async def test(
         self, *, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None = None
@@ -165,7 +169,7 @@ class Webhooks:
         if found is None:
             raise _NOT_FOUND
         count, *rows = found
-        return Page(count=count, results=tuple(map(_delivery, rows)))
+        return Page(count=count, results=records.many(_delivery, rows, kind="delivery"))
 
     async def _write(
         self, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None, **more: Any
@@ -181,7 +185,7 @@ class Webhooks:
             verdict, *answer = await self._put(args=[json.dumps(ask)])
         if verdict != b"admitted":
             raise _REFUSED[answer[0].decode()]
-        return Secret(webhook=_webhook(answer[0]), secret=answer[1].decode())
+        return Secret(webhook=records.one(_webhook, answer[0], kind="webhook"), secret=answer[1].decode())
 
 
 def _new_secret() -> str:
@@ -208,9 +212,10 @@ def _webhook(shown: list[Any]) -> Webhook:
         id=WebhookId(webhook_id.decode()),
         url=record["url"],
         description=record["description"],
-        events=tuple(map(JobEvent, record["events"].split())),
+        # a newer version may know more events, and more reasons
+        events=tuple(JobEvent(event) for event in record["events"].split() if event in {*JobEvent}),
         enabled=record["enabled"] == "1",
-        disabled_reason=record.get("disabled_reason") or None,
+        disabled_reason=reason if (reason := record.get("disabled_reason")) in DISABLED else None,
         failing_since=records.moment(since) if since else None,
         created_at=records.moment(record["created_ms"]),
     )

@@ -1,0 +1,25 @@
+"""A short campaign of migrations: `make migrations` plays long ones."""
+
+import asyncio
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import needs, needs_root
+from tests.libvirtd import PROGRAMS
+
+pytest.importorskip("libvirt")
+
+from tests.chaos.migrations import campaign
+
+
+def test_a_server_that_moves_is_whole_on_one_node_whatever_is_killed() -> None:
+    for program in (*PROGRAMS, "redis-server", "virsh", "qemu-io"):
+        needs(program)
+    needs_root()
+    folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))  # short, for the sockets' sake
+    summary = asyncio.run(campaign(folder, kills=3, seed=4, quiet=True))
+    assert summary.violations == [], f"{summary.text()}\nleft for a look: {folder}"
+    shutil.rmtree(folder)
