@@ -1,4 +1,4 @@
-"""What must be done from time to time without a request."""
+"""Periodic cleanup: stale jobs, failed deletes, old journal entries, expired safety snapshots, disk space."""
 
 import time
 
@@ -35,13 +35,13 @@ class Housekeeping:
         self._last_round = time.monotonic()
 
     async def keep_house(self) -> None:
-        """Run until cancelled. A round that fails is tried again with the next one."""
+        """Run until cancelled. A failed round is retried in the next one."""
         await every(ROUND_SECONDS, self.round, name="housekeeping")
 
     def _seconds_since_last_round(self) -> float:
         now = time.monotonic()
         seconds, self._last_round = now - self._last_round, now
-        return min(seconds, 2 * ROUND_SECONDS)  # a process that was stopped for days has done nothing meanwhile
+        return min(seconds, 2 * ROUND_SECONDS)  # time while the process was suspended does not count
 
     async def round(self) -> None:
         try:
@@ -58,5 +58,5 @@ class Housekeeping:
             self._journal.age_safety_tags(self._seconds_since_last_round())
             await self._safety.drop_due()
             await self._safety.make_room()
-        except JournalFailed as error:  # on a full disk
+        except JournalFailed as error:  # the disk is full
             log.warning("housekeeping.journal_failed", cause=str(error))

@@ -119,7 +119,7 @@ async def test_libvirt_asks_it(lab: DaemonLab) -> None:
     await lab.define(lab.domain_xml("s", devices, guest=False, metadata=mark))
     with closing(Journal(lab.folder / "node" / "journal.sqlite")) as journal:
         journal.begin(TASK, Step.REVERTING)
-        with pytest.raises(LabFailed, match="a job is putting the VM's disks right"):
+        with pytest.raises(LabFailed, match="a job is repairing the VM's disks"):
             await lab.start("s")
         assert not lab.is_on("s")
         journal.enter(TASK.job_id, Step.STARTING, Facts())

@@ -104,7 +104,7 @@ def test_a_state_folder_of_no_use_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "state_dir" in refuses("run", driver="fake", state_dir=str(tmp_path / "file"))
     (tmp_path / "journal.sqlite").write_bytes(bytes(range(256)) * 16)
-    assert "journal.sqlite can't be opened" in refuses("run", driver="fake", state_dir=str(tmp_path))
+    assert "journal.sqlite cannot be opened" in refuses("run", driver="fake", state_dir=str(tmp_path))
 
 
 def test_a_hypervisor_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_the_survey_needs_no_settings_and_ends_well_whatever_it_finds(tmp_path: 
     assert done.returncode == 0, done.stderr
     assert "the server has no disk that can be snapshotted" in done.stdout
     assert done.stdout.endswith(
-        "1 surveyed: 0 can be snapshotted, 1 can't, 0 can't be judged here (image not found); 0 leave something out\n"
+        "Servers: 1. Can be snapshotted: 0. Refused: 1. Image not found: 0. With parts left out: 0.\n"
     )
     told = json.loads(run("survey", str(tmp_path), "--json").stdout)
     assert told["summary"]["refused"] == 1
