@@ -1,4 +1,4 @@
-# `make` alone prints the targets. Each sets up what it needs; the second time that takes milliseconds.
+# `make` alone prints the targets. Each first runs the setup, which takes milliseconds once it is done.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -11,44 +11,44 @@ CLIENT := $(VENV)-client
 # read by deploy/setup.sh and by deploy/demo/run.py
 export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER
 
-help: ## print this
+help: ## print this help
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
 	    printf '  make %-16s %s\n' "$$target" "$$text"; done
 	@echo 'Options: PORT=8080 DRIVER=kvm|fake STATE_DIR=./state or ./state-fake (make run), PYTHON=python3 (interpreter of a new .venv),'
-	@echo '         T=tests/unit/test_journal.py (make test), WORKERS=3 (processes that run tests side by side)'
+	@echo '         T=tests/unit/test_journal.py (make test), WORKERS=3 (parallel test processes)'
 
-setup: ## Debian packages and .venv, from the lock
+setup: ## install Debian packages, and .venv from the lock
 	@deploy/setup.sh
 
 setup-tests: setup $(CLIENT)/.lock
 	@deploy/setup.sh tests
 
-run: setup ## the whole service with a real guest, until Ctrl-C (DRIVER=fake: no hypervisor)
+run: setup ## run the whole service with a real guest until Ctrl-C (DRIVER=fake: no hypervisor)
 	@exec $(BIN)/python -m deploy.demo.run
 
-demo: setup ## the scripted proof: write A, create, write B, restore, A is back, delete
+demo: setup ## run a scripted demo: write A, create, write B, restore, A is back, delete
 	@exec $(BIN)/python -m deploy.demo.demo
 
-# One process more than cores: the tests wait a good part of their time.
+# One process more than CPUs: tests spend much of their time waiting.
 WORKERS ?= $(shell expr $$(nproc) + 1)
 PYTEST = $(BIN)/pytest $(if $(CI),--durations=25)
 
-test: setup-tests ## every test, or those of T=tests/unit/test_journal.py
+test: setup-tests ## run all tests, or those of T=tests/unit/test_journal.py
 	$(PYTEST) $(if $(T),$(T),-n $(WORKERS))
 
-test-fast: setup lint ## what takes less than a minute: format, lint, types, import walls, unit tests
+test-fast: setup lint ## run lint and unit tests: less than a minute
 	$(PYTEST) -n $(WORKERS) tests/unit
 
-check: setup-tests lint ## what CI runs: format, lint, types, import walls, tests
+check: setup-tests lint ## run what CI runs: lint and all tests
 	$(PYTEST) -n $(WORKERS)
 
-lint: setup ## format, lint, types, import walls
+lint: setup ## check format, lint, types and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What the tests generate clients of the API with. Apart from our own venv: other versions of what we run.
+# Tools with which the tests generate API clients. In their own venv: they need other versions of our dependencies.
 CLIENT_LOCKS := deploy/lock/client.txt tests/integration/clients/package.json tests/integration/clients/package-lock.json
 $(CLIENT)/.lock: $(CLIENT_LOCKS) | setup
 	$(BIN)/python -m venv --clear $(CLIENT)
@@ -57,48 +57,48 @@ $(CLIENT)/.lock: $(CLIENT_LOCKS) | setup
 	PATH="$$PWD/$(CLIENT)/bin:$$PATH" npm ci --prefix $(CLIENT) --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
-format: setup ## format, and mend what ruff can
+format: setup ## format the code and apply ruff's fixes
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-openapi: setup ## write the document of the API, docs/openapi.json
+openapi: setup ## write the OpenAPI document, docs/openapi.json
 	$(BIN)/python -m api.document >docs/openapi.json.new
 	@mv docs/openapi.json.new docs/openapi.json
 
-bench-pickup: setup ## enqueue to start, beside plain arq's
+bench-pickup: setup ## measure the time from enqueue to start, compared with plain arq
 	$(BIN)/python -m tests.bench.pickup
 
-chaos: setup ## kill parts of a real cell in the midst of random work, and look at all of it (N=50 SEED=7)
+chaos: setup ## kill parts of a real cell during random work, and check every disk and record (N=50 SEED=7)
 	@exec $(BIN)/python -m tests.chaos
 
-migrations: setup ## migrate a server with snapshots between two nodes, kill parts meanwhile, and look at all of it (N=40 SEED=7)
+migrations: setup ## migrate a server with snapshots between two nodes with kills, and check everything (N=40 SEED=7)
 	@exec $(BIN)/python -m tests.chaos.migrations
 
-backups-beside: setup-tests ## virtnbdbackup beside our jobs and kills at random, each chain restored and compared (N=200 SEED=7)
+backups-beside: setup-tests ## run virtnbdbackup with random jobs and kills; restore and compare each chain (N=200 SEED=7)
 	@exec $(BIN)/python -m tests.backups
 
-dry-runs: setup-tests ## a dry run, then the job, over N (300) states of servers on real QEMU (SEED=1000)
+dry-runs: setup-tests ## compare dry run and job over N (300) states of servers on real QEMU (SEED=1000)
 	STATES=$${N:-300} $(BIN)/pytest -q -n $(WORKERS) tests/contract/test_dry_run_kvm.py
 
-bench-ops: setup ## the lists and pages of operators on N jobs (100000), beside the same on 1,000
+bench-ops: setup ## measure the operators' lists and pages with N (100000) jobs, compared with 1,000
 	$(BIN)/python -m tests.bench.ops
 
-bench-tracing: setup ## what the spans of a request cost, beside the request
+bench-tracing: setup ## measure the cost of a request's spans, compared with the request
 	$(BIN)/python -m tests.bench.tracing
 
-survey: setup ## what a snapshot of each server would hold, leave out, be refused for (FOLDER=… or LIBVIRT=qemu:///system)
+survey: setup ## show what a snapshot of each server would hold, or why it is refused (FOLDER=… or LIBVIRT=qemu:///system)
 	@$(BIN)/vps-snapshots-worker survey $(if $(FOLDER),"$$FOLDER") $(if $(LIBVIRT),--libvirt "$$LIBVIRT") $(if $(JSON),--json)
 
-screenshots: setup-tests ## write the pictures of the dashboard, docs/screenshots/
+screenshots: setup-tests ## take the dashboard's screenshots, docs/screenshots/
 	$(BIN)/python -m tests.browser.screenshots
 
-bench-admission: setup ## jobs admitted a second, beside plain arq's enqueue
+bench-admission: setup ## measure jobs admitted per second, compared with plain arq's enqueue
 	$(BIN)/python -m tests.bench.admission
 
-# uv only resolves; the lock is in pip's own format. dev.txt first: the others keep to its versions.
+# uv only resolves; the lock has pip's format. dev.txt comes first: it constrains the versions of the others.
 UV = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
     --no-header --no-annotate --no-emit-index-url --no-emit-find-links $(UPGRADE)
-lock: setup $(CLIENT)/.lock ## resolve what we need into the lock files (UPGRADE=--upgrade: to the newest versions)
+lock: setup $(CLIENT)/.lock ## resolve the dependencies into the lock files (UPGRADE=--upgrade: to the newest versions)
 	@test -x .venv-lock/bin/uv || { $(BIN)/python -m venv .venv-lock && .venv-lock/bin/pip install -q uv; }
 	$(UV) pyproject.toml --extra node --extra tracing --group build --group dev -o deploy/lock/dev.txt
 	$(UV) pyproject.toml --extra node -c deploy/lock/dev.txt -o deploy/lock/node.txt
@@ -110,5 +110,5 @@ lock: setup $(CLIENT)/.lock ## resolve what we need into the lock files (UPGRADE
 	    --omit-lockfile-registry-resolved --no-audit --no-fund --loglevel=error && sed -i -zE \
 	    's/,\n *"funding": (\{[^}]*\}|\[[^]]*\]|"[^"]*")//g' package-lock.json
 
-clean: setup ## forget what `make run` keeps (STATE_DIR; without it, of both drivers)
+clean: setup ## delete the state of `make run` (STATE_DIR; without it, of both drivers)
 	@exec $(BIN)/python -m deploy.demo.run --clean

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs this checkout on a machine of production: deploy/install.sh node | front-end [tracing]     (as root, on Debian 12)
+# Installs this checkout on a production machine: deploy/install.sh node | front-end [tracing]     (as root, on Debian 12)
 #
-# Debian's packages, the programs with their own venv in /opt/vps-snapshots, hash-checked from the lock, the unit, and the
-# example settings where there are none yet. Starts nothing. Run again to upgrade; then restart the unit.
+# Installs Debian packages, the programs in their own venv in /opt/vps-snapshots (from the lock, with hashes), the unit, and
+# the example settings if there are none yet. Starts nothing. Run it again to upgrade, then restart the unit.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,14 +16,14 @@ case $role in
         packages=(libvirt-daemon-system qemu-utils libvirt-dev pkg-config gcc python3-dev)
         ;;
     front-end) unit=api programs=(vps-snapshots-api vps-snapshots) packages=() ;;
-    *) die "say what this machine is: node or front-end" ;;
+    *) die "usage: deploy/install.sh node | front-end [tracing]" ;;
 esac
 extra=${2:-}
 case $extra in
     '' | tracing) ;;
-    *) die "$extra: the one extra is tracing" ;;
+    *) die "unknown extra $extra; the only one is: tracing" ;;
 esac
-[ "$(id -u)" -eq 0 ] || die "must be root"
+[ "$(id -u)" -eq 0 ] || die "run this as root"
 packages+=(python3-venv)
 
 missing=()
@@ -31,15 +31,15 @@ for package in "${packages[@]}"; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
 done
 if [ ${#missing[@]} -gt 0 ]; then
-    say "packages: ${missing[*]}"
+    say "installing Debian packages: ${missing[*]}"
     apt-get -q update
     DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${missing[@]}"
 fi
 
 home=/opt/vps-snapshots
-say "programs: $home"
+say "installing the programs in $home"
 [ -x "$home/bin/pip" ] || python3 -m venv --clear "$home"
-# what is there is upgraded with the rest: its parts must fit together
+# an installed extra is upgraded as well: the versions must match
 if "$home/bin/pip" show -q opentelemetry-sdk 2>/dev/null; then extra=tracing; fi
 "$home/bin/pip" install -q --disable-pip-version-check --require-hashes -r deploy/lock/build.txt
 "$home/bin/pip" install -q --no-build-isolation --require-hashes -r "deploy/lock/$role.txt"
@@ -50,9 +50,9 @@ ln -sf "${programs[@]/#/$home/bin/}" /usr/local/bin/
 
 settings=/etc/vps-snapshots/$unit.toml
 if [ -e "$settings" ]; then
-    say "settings: $settings, as it was"
+    say "kept the settings in $settings"
 else
-    say "settings: $settings, from the example: edit it"
+    say "created $settings from the example: edit it"
     install -D -m 600 "deploy/examples/$unit.toml" "$settings"
 fi
 install -D -m 644 "deploy/systemd/vps-snapshots-$unit.service" "/etc/systemd/system/vps-snapshots-$unit.service"

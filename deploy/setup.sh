@@ -1,55 +1,54 @@
 #!/usr/bin/env bash
-# Makes this checkout ready to run: Debian's packages, then .venv from the lock files, then the project itself, editable.
+# Prepares this checkout: installs Debian packages, .venv from the lock files, and the project itself (editable).
 #
-# Runs from everywhere as often as you like: what is there already is not touched, and a second run takes milliseconds.
-#   deploy/setup.sh packages     only what needs root
-#   deploy/setup.sh tests        only Debian's packages that the tests need on top
+# Can be run from any folder and repeatedly: what is installed is kept, and a second run takes milliseconds.
+#   deploy/setup.sh packages     only the Debian packages, which need root
+#   deploy/setup.sh tests        only the additional Debian packages for the tests
 #   PYTHON=/usr/bin/python3.12   interpreter of the venv, 3.11 or later (default: the venv's own, for a new one python3)
-#   VENV=.venv                   where the venv goes
+#   VENV=.venv                   folder of the venv
 #   DRIVER=fake                  without the hypervisor, for `make run DRIVER=fake`
-# It prints a line for each step; what apt and pip print is in $VENV-setup.log.
+# Prints one line per step; the output of apt and pip goes to $VENV-setup.log.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv}
 LOCK=deploy/lock
 LOG=$VENV-setup.log
 
-# What `make` needs of Debian 12 beyond git, make and python3, by what asks for it:
+# Debian 12 packages that `make` needs besides git, make and python3, and why:
 PACKAGES=(
     libvirt-dev pkg-config gcc                      # libvirt-python is shipped as source only
-    redis-server                                    # started by us, never as a service
-    curl openssl                                    # the calls that `make run` and the README show; TLS to Redis in the tests
-    systemd                                         # the tests have it verify the units
+    redis-server                                    # we start it ourselves, never as a service
+    curl openssl                                    # the calls in `make run` and the README; TLS to Redis in the tests
+    systemd                                         # the tests verify the units with it
 )
 HYPERVISOR_PACKAGES=(
-    libvirt-daemon-driver-qemu libvirt-daemon       # the hypervisor's driver and its helper programs; no service comes along
+    libvirt-daemon-driver-qemu libvirt-daemon       # libvirt's QEMU driver and its helper programs, without a service
     qemu-system-x86 qemu-utils ovmf
-    swtpm swtpm-tools                               # a server with a TPM, whose state snapshots hold
-    busybox-static cpio xz-utils                    # the demo's and the tests' guest is built from Debian's kernel
+    swtpm swtpm-tools                               # servers with a TPM
+    busybox-static cpio xz-utils                    # to build the guest of the demo and the tests from Debian's kernel
 )
-# ... and what only the tests ask for: a browser for the dashboard; Prometheus with promtool for metrics and alerts; other
-# people's backups beside our snapshots
+# Only for the tests: a browser for the dashboard, Prometheus with promtool for metrics and alerts, a backup tool
 TEST_PACKAGES=(chromium prometheus virtnbdbackup)
-# ... and where PYTHON is Debian's own, which comes without venv and headers:
+# If PYTHON is Debian's own, which comes without venv and headers:
 DEBIAN_PYTHON_PACKAGES=(python3-venv python3-dev)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-# step WORDS COMMAND...: one line on the terminal, the command's output in the log; ends the setup where the command fails.
+# step TEXT COMMAND...: prints the text, writes the command's output to the log, and exits if the command fails.
 step() {
     say "$1"
     printf '\n--- %s\n' "$1" >>"$LOG"
     shift
     "$@" >>"$LOG" 2>&1 && return
     tail -n 15 "$LOG" | sed 's/^/    /' >&2
-    die "that failed; all of its output is in $LOG"
+    die "this step failed; its full output is in $LOG"
 }
 
-# What this venv was made from. The interpreter is part of it only where one was asked for.
+# What this venv was built from. The interpreter counts only if PYTHON is set.
 fingerprint() { { pwd && cat "$LOCK"/*.txt pyproject.toml deploy/setup.sh; } | sha256sum | cut -d ' ' -f 1; }
 is_current() { [ "$(sed -n 1p "$VENV/.setup" 2>/dev/null)" = "$(fingerprint)" ]; }
-# A setup for the fake driver has left the hypervisor out; each other needs it.
+# A setup with DRIVER=fake leaves out the hypervisor, which every other needs.
 has_hypervisor() { [ "${DRIVER:-}" = fake ] || [ "$(sed -n 3p "$VENV/.setup" 2>/dev/null)" = hypervisor ]; }
 is_of_python() { [ -z "${PYTHON:-}" ] || [ "$(sed -n 2p "$VENV/.setup" 2>/dev/null)" = "$(command -v "$PYTHON")" ]; }
 
@@ -58,16 +57,16 @@ if [ -z "${1:-}" ] && is_current && is_of_python && has_hypervisor; then exit 0;
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"
     elif command -v sudo >/dev/null; then sudo "$@"
-    else die "not root and no sudo here; let root run once: $PWD/deploy/setup.sh packages; deploy/setup.sh tests"
+    else die "needs root, and sudo is not installed; as root run: $PWD/deploy/setup.sh packages; deploy/setup.sh tests"
     fi
 }
 
-# Debian starts a service with its package unless a policy says no. A policy of the machine's own stands.
+# Debian starts a package's service on installation, unless policy-rc.d forbids it. An existing policy is kept.
 install_packages() {
-    # A source that can't be reached is no reason to stop: what is missing then shows below.
-    step "reading Debian's package lists" updated_lists
-    # shellcheck disable=SC2016  # $0 and $@ are the inner shell's
-    step "installing ${#missing[@]} Debian packages and what they need: ${missing[*]}" as_root env DEBIAN_FRONTEND=noninteractive sh -c '
+    # Continue if a package source is unreachable: the installation below fails if a package is missing.
+    step "updating Debian's package lists" updated_lists
+    # shellcheck disable=SC2016  # $0 and $@ are for the inner shell
+    step "installing ${#missing[@]} Debian packages and their dependencies: ${missing[*]}" as_root env DEBIAN_FRONTEND=noninteractive sh -c '
         if ! [ -e /usr/sbin/policy-rc.d ]; then
             trap "rm -f /usr/sbin/policy-rc.d" EXIT
             printf "#!/bin/sh\nexit 101\n" >/usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d
@@ -83,13 +82,13 @@ install_packages() {
     ' install "${missing[@]}"
 }
 
-updated_lists() { as_root apt-get -q update || say "apt-get update had errors, going on"; }
+updated_lists() { as_root apt-get -q update || say "apt-get update failed, continuing"; }
 
 missing=()
 ensure_packages() {
     local wanted=("$@") package
     if ! command -v apt-get >/dev/null; then
-        say "no apt-get here: these, by their Debian names, must be there: ${wanted[*]}"
+        say "apt-get is not installed; make sure that these Debian packages are: ${wanted[*]}"
         return
     fi
     missing=()
@@ -100,8 +99,8 @@ ensure_packages() {
 }
 
 ensure_hypervisor_account() {
-    # Run by root, libvirt's driver insists on this account even where qemu.conf names another. Debian makes it with the
-    # daemon, which we leave out; number and home are Debian's, so that a libvirtd installed later finds what it expects.
+    # As root, libvirt's driver requires this account even if qemu.conf names another. Debian creates it with the daemon,
+    # which we do not install. Id and home are Debian's, so that a libvirtd installed later finds what it expects.
     if ! getent passwd libvirt-qemu >/dev/null && { [ ${#missing[@]} -gt 0 ] || [ "$(id -u)" -eq 0 ]; }; then
         as_root groupadd --system --force kvm
         as_root groupadd --system --force --key SYS_GID_MAX=64055 --gid 64055 libvirt-qemu
@@ -112,9 +111,9 @@ ensure_hypervisor_account() {
 
 ensure_venv() {
     if [ -n "${PYTHON:-}" ] && [ -d "$VENV" ] && ! is_of_python; then rm -rf "$VENV"; fi
-    [ -x "$VENV/bin/pip" ] || step "making $VENV with $("$python" --version)" "$python" -m venv --clear "$VENV"
+    [ -x "$VENV/bin/pip" ] || step "creating $VENV with $("$python" --version)" "$python" -m venv --clear "$VENV"
     local pip=("$VENV/bin/pip" install --disable-pip-version-check --no-input --progress-bar off)
-    # Two steps, so that what builds a source package is locked as well: pip would fetch build tools unchecked.
+    # In two steps, so that build tools are locked as well: otherwise pip fetches them without hashes.
     step "installing the build tools from the lock" "${pip[@]}" --require-hashes -r "$LOCK/build.txt"
     step "installing $(grep -c '^[a-z]' "$LOCK/dev.txt") Python packages from the lock" \
         "${pip[@]}" --no-build-isolation --require-hashes -r "$LOCK/dev.txt"
@@ -123,7 +122,7 @@ ensure_venv() {
     say "ready"
 }
 
-# One at a time: a `make test` beside a `make run` waits for its venv instead of tearing at it.
+# One at a time: `make test` and `make run` must not change the venv at the same time.
 exec 9<.
 flock 9
 : >"$LOG"

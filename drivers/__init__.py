@@ -1,1 +1,1 @@
-"""Drivers: how a hypervisor is told what to do. They know mechanism and no policy."""
+"""The hypervisor drivers: mechanism, no policy."""

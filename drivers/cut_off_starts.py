@@ -1,11 +1,10 @@
-"""Domains that a libvirt which was killed had begun to start: forget the start, before the next libvirt reads of it.
+"""Removes the status files of domain starts that were interrupted because libvirt was killed.
 
-libvirt 9.0 writes a domain's status before it makes the QEMU (with `pid='0'`), again when the process is there, and
-only then lets it become QEMU. Killed in between it leaves a domain that its successors take for active and locked for
-ever: they neither look for a QEMU of that number nor answer any call on it (each waits 30 s and fails). No such QEMU
-has ever run, so the status is all that there is to remove.
+libvirt 9.0 writes a domain's status file with `pid='0'` before it forks, and again once the process exists, which then
+executes QEMU. If libvirt is killed in between, its successor takes the domain for active and locks it forever: every
+call on it waits 30 s and fails. No QEMU has run for such a domain, so removing the status file is enough.
 
-`python -m drivers.cut_off_starts FOLDER` does it for a libvirtd, whose folder is /run/libvirt/qemu, before it starts.
+`python -m drivers.cut_off_starts FOLDER` does this for libvirtd (FOLDER: /run/libvirt/qemu) before it starts.
 """
 
 import sys
@@ -16,8 +15,10 @@ _ROOT, _NO_QEMU = b"<domstatus ", b" pid='0'"
 
 
 def forget_cut_off_starts(folder: Path) -> list[str]:
-    """The names of the domains whose status was removed from the folder, where libvirt keeps one file for each that
-    is active. No libvirt may be at work there."""
+    """Remove the status files of interrupted starts from the folder; returns the names of their domains.
+
+    The folder has one status file for each active domain. No libvirt may be running on it.
+    """
     forgotten = [status for status in folder.glob("*.xml") if _was_cut_off(status)]
     for status in forgotten:
         status.unlink(missing_ok=True)
@@ -32,4 +33,4 @@ def _was_cut_off(status: Path) -> bool:
 
 if __name__ == "__main__":
     for name in forget_cut_off_starts(Path(sys.argv[1])):
-        sys.stdout.write(f"forgot the start of {name} that was cut off\n")
+        sys.stdout.write(f"removed the interrupted start of {name}\n")

@@ -1,7 +1,7 @@
-"""A hypervisor in memory: it passes the suite that the real one passes, and has a switch for each failure.
+"""A hypervisor in memory: it passes the same contract suite as the real driver, and any operation can be made to fail.
 
-It is as unforgiving as qcow2. A change of a disk that breaks off leaves the disk *dirty*: to touch it before `repair`
-is a misuse (noted in `misuse`, and raised), to start the guest on it destroys every snapshot that the disk holds.
+It is as strict as qcow2. An interrupted change leaves a disk *dirty*: touching it before `repair` is misuse (recorded
+in `misuse`, and raised), and starting the guest on it destroys every snapshot on the disk.
 """
 
 import asyncio
@@ -36,18 +36,18 @@ from drivers.base import (
 from drivers.fake_faults import Effect, Faults
 from drivers.fake_state import FakeDisk, FakeServer, StateFile
 
-TORN = "torn"  # what a guest reads from a disk whose revert broke off
+TORN = "torn"  # what a guest reads from a disk whose revert was interrupted
 TOTAL_BYTES = 400 << 30  # of the storage
 FIRST_SERVER_ID = 12345
 SIMULATED_ACCOUNT_ID = 77
 
 
 class Misused(AssertionError):
-    """The caller broke a rule that would have cost a customer's data on real disks."""
+    """The caller broke a rule. On real disks this would have destroyed a customer's data."""
 
 
 class FakeHypervisor:
-    """With a `state_file`, what was changed is there again after the process has ended, or was killed."""
+    """With a `state_file`, changes survive the end and the death of the process."""
 
     def __init__(
         self, servers: Iterable[FakeServer] = (), *, state_file: Path | None = None, rules_file: Path | None = None
@@ -63,7 +63,7 @@ class FakeHypervisor:
             self._domains |= self._state.read()
         self._by_id = {server.server_id: server for server in self._domains.values() if server.server_id is not None}
 
-    # What tests and simulations do to the node
+    # --- for tests and simulations ---
 
     def add(self, server: FakeServer) -> FakeServer:
         self._domains[server.name] = server
@@ -74,27 +74,27 @@ class FakeHypervisor:
         return server
 
     def remove(self, server_id: int) -> None:
-        """The domain is undefined behind our back. Not kept in the state file."""
+        """Undefine the domain, as an operator would. Not recorded in the state file."""
         del self._domains[self._by_id.pop(server_id).name]
         self._notify()
 
     def server(self, server_id: int) -> FakeServer:
-        """The domain itself, to be looked at and changed as a guest or an operator would. Raises `DomainNotFound`."""
+        """The domain, for a test to read and change as a guest or an operator would. Raises `DomainNotFound`."""
         if server_id not in self._by_id:
             raise DomainNotFound(f"no domain of this node is server {server_id}")
         return self._by_id[server_id]
 
     def write(self, server_id: int, text: str) -> None:
-        """As the guest: this text on every disk."""
+        """Write this text to every disk, as the guest would."""
         for disk in self.server(server_id).disks.values():
             disk.content = text
         self._keep(self.server(server_id))
 
     def read(self, server_id: int) -> dict[str, str]:
-        """As the guest: the text on each disk."""
+        """The text on each disk, by target, as the guest reads it."""
         return {target: disk.content for target, disk in self.server(server_id).disks.items()}
 
-    # The port
+    # --- the port ---
 
     async def domains(self) -> list[Domain]:
         await self._look()
@@ -128,7 +128,7 @@ class FakeHypervisor:
         return server.name
 
     def recall(self, server_id: int, identity: str) -> None:
-        """Nothing here is defined anew without its server id."""
+        """No effect: no domain of the fake loses its mark."""
 
     async def power(self, server_id: int) -> Power:
         await self._look(server := self.server(server_id))
@@ -193,7 +193,7 @@ class FakeHypervisor:
         others = {
             disk.image for other in self._domains.values() if other is not server for disk in other.disks.values()
         }
-        reason = "it is a disk of another server as well"
+        reason = "it is also a disk of another server"
         return tuple(SkippedDisk(target=t, reason=reason) for t, disk in server.disks.items() if disk.image in others)
 
     async def refuse_if_in_use(self, server_id: int) -> None:
@@ -237,9 +237,9 @@ class FakeHypervisor:
         server = self._off(server_id)
         self._layout(server)
         if spec.tag in _tags(server):
-            raise SnapshotExists(f"the tag {spec.tag} exists already")
+            raise SnapshotExists(f"the server's disks already have the tag {spec.tag}")
         for target, disk in server.disks.items():
-            # The entry in the image is written last but one, so a broken one may be there, and must be deleted.
+            # An interrupted snapshot may leave a broken entry in the image, which must be deleted.
             half = functools.partial(_take, disk, spec.tag)
             await self._change_disk(Effect.SNAPSHOT_DISK, server, target, half=half, change=half)
         if server.nvram is not None:
@@ -300,7 +300,7 @@ class FakeHypervisor:
             disk, size = server.disks[target], virtual_bytes[target]
             if disk.virtual_bytes < size:
                 if not disk.can_grow:
-                    raise DiskFailed(f"disk {target} can't be enlarged")
+                    raise DiskFailed(f"disk {target} cannot be enlarged")
                 grow = functools.partial(setattr, disk, "virtual_bytes", size)
                 await self._change_disk(Effect.RESIZE_DISK, server, target, half=lambda: None, change=grow)
         return frozenset(found)
@@ -327,15 +327,15 @@ class FakeHypervisor:
 
     async def repair(self, server_id: int) -> tuple[str, ...]:
         server = self._off(server_id)
-        mended = []
+        repaired = []
         for target, disk in server.disks.items():
             if disk.ruined or disk.rotten:
-                raise DiskCorrupt(f"disk {target} is damaged and can't be repaired")
+                raise DiskCorrupt(f"disk {target} is damaged and cannot be repaired")
             if disk.dirty or disk.damaged:
-                mend = functools.partial(_mend, disk)
-                await self._do(Effect.REPAIR_DISK, server, target=target, change=mend)
-                mended.append(target)
-        return tuple(mended)
+                repair = functools.partial(_repair, disk)
+                await self._do(Effect.REPAIR_DISK, server, target=target, change=repair)
+                repaired.append(target)
+        return tuple(repaired)
 
     async def size_mb(self, server_id: int, tag: str) -> int:
         server = self.server(server_id)
@@ -350,7 +350,7 @@ class FakeHypervisor:
     async def close(self) -> None:
         self._watchers.clear()
 
-    # How an effect takes place
+    # --- how an effect takes place ---
 
     async def _look(self, server: FakeServer | None = None) -> None:
         await self.faults.effect(Effect.LOOK, server_id=(server and server.server_id) or 0)
@@ -375,7 +375,7 @@ class FakeHypervisor:
         if disk.dirty:
             self.misuse.append(f"{effect} on {target} of server {server.server_id}, which is dirty")
             raise Misused(self.misuse[-1])
-        if server.power is not Power.OFF:  # QEMU itself does it: it ends what it has begun, whatever happens to us
+        if server.power is not Power.OFF:  # the running QEMU makes the change, and finishes it even if the worker dies
             await self._do(effect, server, target=target, change=change)
             return
 
@@ -475,13 +475,15 @@ def _is_at(disk: FakeDisk, tag: str) -> bool:
     return disk.tags.get(tag) == disk.content and disk.tag_bytes.get(tag, disk.virtual_bytes) == disk.virtual_bytes
 
 
-def _mend(disk: FakeDisk) -> None:
+def _repair(disk: FakeDisk) -> None:
     disk.dirty = disk.damaged = False
 
 
 def simulated_node(state_file: Path, *, servers: int) -> FakeHypervisor:
-    """A node of so many running servers of one account; what became of them in earlier runs is in the state file. Rules
-    for its faults may be put beside it."""
+    """A node with this many running servers of one account; the state file has their changes from earlier runs.
+
+    A file `faults.json` beside it may hold rules for faults (see `drivers.fake_faults`).
+    """
     return FakeHypervisor(
         (
             FakeServer(

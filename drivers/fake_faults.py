@@ -1,4 +1,4 @@
-"""The switches of the fake hypervisor: each of its effects can fail, hang, take long, or be where the worker dies."""
+"""Fault injection for the fake hypervisor: any effect can fail, hang, be slow, or be where the worker dies."""
 
 import asyncio
 import functools
@@ -14,9 +14,9 @@ from drivers.base import DiskFailed, DriverError, HypervisorUnavailable, StartFa
 
 
 class Effect(StrEnum):
-    """Everything that the driver does, one by one: where a call can fail, hang or be killed."""
+    """The driver's single operations: the points where a call can fail, hang or be killed."""
 
-    LOOK = "look"  # any reading: domains, power, layout, snapshots
+    LOOK = "look"  # any read: domains, power, layout, snapshots
     MEASURE = "measure"
     ADOPT = "adopt"
     PRESS = "press"
@@ -35,14 +35,14 @@ class Effect(StrEnum):
     RENEW_GENERATION = "renew_generation"
     HOLD = "hold"
     LET_GO = "let_go"
-    LIST = "list"  # a snapshot enters the hypervisor's own list
+    LIST = "list"  # record a snapshot in the domain's metadata
     UNLIST = "unlist"
 
 
 class Moment(StrEnum):
     BEFORE = "before"  # nothing was changed
-    DURING = "during"  # half done: the disk is dirty. Only effects on the disks of a guest that is off have it
-    AFTER = "after"  # done, but the caller does not learn of it
+    DURING = "during"  # half done: the disk is dirty. Only for changes of the disks of a guest that is off
+    AFTER = "after"  # done, but the caller does not get the result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,11 @@ class Happening:
     moment: Moment
     effect: Effect
     server_id: int
-    target: str  # the disk; empty for what concerns no disk
+    target: str  # the disk; "" if the effect is not on a disk
 
 
 class Killed(BaseException):
-    """Raised by a crash test's hook in place of the death of the worker's process: nothing may handle it."""
+    """Raised by a crash test's hook to simulate the death of the worker's process: nothing may handle it."""
 
 
 _ON_DISKS = {
@@ -65,13 +65,13 @@ _ON_NVRAM = {Effect.SAVE_NVRAM, Effect.RESTORE_NVRAM, Effect.DELETE_NVRAM}
 
 
 def usual_error(effect: Effect, target: str) -> DriverError:
-    """What the real driver raises when the effect fails."""
+    """The error that the real driver raises when the effect fails."""
     if effect is Effect.START:
         return StartFailed("the domain did not start")
     if effect in _ON_DISKS:
-        return DiskFailed(f"disk {target} refused: {effect}")
+        return DiskFailed(f"disk {target} failed: {effect}")
     if effect in _ON_NVRAM:
-        return DiskFailed(f"the UEFI variables refused: {effect}")
+        return DiskFailed(f"the UEFI variables failed: {effect}")
     return HypervisorUnavailable(f"the hypervisor did not answer: {effect}")
 
 
@@ -95,28 +95,29 @@ class _Fault:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What befalls an effect, each time and on every disk. `server_id` None: whichever server it is about."""
+    """A permanent fault of an effect, on every disk. `server_id` None: on every server."""
 
     effect: Effect
     server_id: int | None = None
     fails: bool = False
-    seconds: float = 0.0  # that it takes
+    seconds: float = 0.0  # added to its duration
 
 
 _RULES = TypeAdapter(tuple[Rule, ...])
 
 
 def write_rules(rules_file: Path, rules: Iterable[Rule]) -> None:
-    """Let these rules hold from now on, in the place of those before."""
+    """Replace the rules in the file."""
     fresh = rules_file.with_name(f"{rules_file.name}.new")
     fresh.write_bytes(_RULES.dump_json(tuple(rules)))
     os.replace(fresh, rules_file)
 
 
 class Faults:
-    """`hook` is called at each moment of each effect, and may raise; `delay_seconds` is how long an effect takes.
+    """The faults of one fake hypervisor.
 
-    `rules_file`: the rules in it hold while it is there. It is how a worker's process is reached from outside.
+    `hook` is called at each moment of each effect and may raise. `delay_seconds`: the duration of an effect.
+    `rules_file`: rules that apply while the file exists; with it, other processes control the faults of a worker.
     """
 
     def __init__(self, rules_file: Path | None = None) -> None:
@@ -136,15 +137,15 @@ class Faults:
         times: int = 1,
         error: BaseException | None = None,
     ) -> None:
-        """Let the effect fail so many times, by default with its usual error. None as target or server: any."""
+        """Make the effect fail `times` times, by default with its usual error. `target`, `server_id`: None for any."""
         self._faults.append(_Fault(effect=effect, target=target, server_id=server_id, at=at, times=times, error=error))
 
     def hang(self, effect: Effect) -> asyncio.Event:
-        """Let the effect hang, half done, until the event that is returned is set."""
+        """Make the effect hang, half done, until the returned event is set."""
         return self._hung.setdefault(effect, asyncio.Event())
 
     def heal(self) -> None:
-        """Forget every fault, and let go of what hangs."""
+        """Remove every fault and release what hangs."""
         self._faults.clear()
         for hung in self._hung.values():
             hung.set()
@@ -159,10 +160,10 @@ class Faults:
         half: Callable[[], object] | None = None,
         change: Callable[[], object] | None = None,
     ) -> None:
-        """Let the effect take place, or not.
+        """Perform the effect, or fail as the faults demand.
 
-        One that has a `half` is half done for as long as it takes, and left so when its call is cancelled: its child is
-        killed. Any other is libvirt's, which finishes it.
+        An effect with a `half` stands for a child process: it is half done while it runs, and stays so if the call is
+        cancelled, which kills the child. Any other stands for a libvirt call, which finishes in any case.
         """
         reach = functools.partial(self._reach, effect, server_id, target)
         reach(Moment.BEFORE)

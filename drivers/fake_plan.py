@@ -1,4 +1,4 @@
-"""What a restore on the fake hypervisor would do: which disks a snapshot holds, and which the server has today."""
+"""Restore plans of the fake hypervisor: the disks that a snapshot holds and those that the server has now."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ def path(server: FakeServer, target: str) -> str:
 
 
 def contents_now(server: FakeServer, tag: str) -> Contents:
-    """Of a snapshot that has just been taken."""
+    """The contents of a snapshot that has just been taken."""
     return Contents(
         disks=tuple(
             HeldDisk(
@@ -39,7 +39,7 @@ def contents_now(server: FakeServer, tag: str) -> Contents:
 
 
 def missing(server: FakeServer, tag: str) -> tuple[str, ...]:
-    nvram = () if server.nvram is None or tag in server.nvram_copies else ("it holds no UEFI variables",)
+    nvram = () if server.nvram is None or tag in server.nvram_copies else ("the snapshot has no UEFI variables",)
     return (*(disk.reason for disk in _differing(server, tag)), *nvram)
 
 
@@ -51,7 +51,7 @@ def restore_plan(server: FakeServer, tag: str, *, present_only: bool) -> Restore
     """Raises SnapshotNotFound, DisksDiffer or UnsupportedServer."""
     disks = {target: disk for target, disk in server.disks.items() if tag in disk.tags}
     if not disks:
-        raise SnapshotNotFound("no disk of the server holds the snapshot")
+        raise SnapshotNotFound("no disk of the server has the snapshot")
     lacks = missing(server, tag)
     if lacks and not present_only:
         raise DisksDiffer("; ".join(lacks))
@@ -62,10 +62,10 @@ def restore_plan(server: FakeServer, tag: str, *, present_only: bool) -> Restore
     )
     for target, disk in disks.items():
         if disk.tag_bytes.get(tag, disk.virtual_bytes) > disk.virtual_bytes:
-            raise UnsupportedServer(f"disk {target} is smaller than it was")
+            raise UnsupportedServer(f"disk {target} is smaller now than in the snapshot")
     for disk_grown in grown:
         if not server.disks[disk_grown.target].can_grow:
-            raise UnsupportedServer(f"disk {disk_grown.target} can't be enlarged while it has snapshots")
+            raise UnsupportedServer(f"disk {disk_grown.target} cannot be enlarged while it has snapshots")
     return RestorePlan(
         targets=tuple(disks),
         not_restored=tuple(_differing(server, tag)),
@@ -78,12 +78,12 @@ def restore_plan(server: FakeServer, tag: str, *, present_only: bool) -> Restore
 
 
 def _differing(server: FakeServer, tag: str) -> Iterator[SkippedDisk]:
-    """The disks that the snapshot holds and the server lacks, and the other way round."""
+    """The disks that the snapshot holds and the server lacks, and vice versa."""
     images: dict[str, FakeDisk] = {disk.image: disk for disk in server.disks.values()}
     held = server.contents[tag].disks if tag in server.contents else ()
     for disk in held:
         if disk.stamp not in images:
-            reason = f"disk {disk.target}, which the snapshot holds, is not a disk of the server any more"
+            reason = f"disk {disk.target} is in the snapshot, but is no longer attached to the server"
             yield SkippedDisk(target=disk.target, reason=reason)
     for target, now in server.disks.items():
         if tag not in now.tags:

@@ -1,4 +1,4 @@
-"""What the fake hypervisor knows of its domains, and the file that keeps it over restarts."""
+"""The domains of the fake hypervisor, and the file that keeps them across restarts."""
 
 import os
 from dataclasses import dataclass, field
@@ -13,16 +13,16 @@ from drivers.base import Contents, Power, SnapshotSpec
 @dataclass(kw_only=True)
 class FakeDisk:
     content: str = "installed"  # the guest's data
-    tags: dict[str, str] = field(default_factory=dict)  # tag -> the content that it holds
-    image: str = field(default_factory=lambda: uuid4().hex)  # the file itself, wherever it is attached
-    tag_bytes: dict[str, int] = field(default_factory=dict)  # tag -> the size that the disk had
-    bitmaps: list[str] = field(default_factory=list)  # of incremental backups: a revert is refused where one is
-    can_grow: bool = True  # False: an old format, which can't be enlarged while it has snapshots
-    dirty: bool = False
-    damaged: bool = False  # by no change of ours; the guest does not notice, `repair` mends it
-    rotten: bool = False  # damaged so that only a check shows it, and nothing mends it; a guest runs on it
-    ruined: bool = False  # damaged beyond repair, for all to see
-    unsupported: str = ""  # why no snapshot can hold it
+    tags: dict[str, str] = field(default_factory=dict)  # tag -> its content
+    image: str = field(default_factory=lambda: uuid4().hex)  # identifies the file, wherever it is attached
+    tag_bytes: dict[str, int] = field(default_factory=dict)  # tag -> size of the disk
+    bitmaps: list[str] = field(default_factory=list)  # of incremental backups; a revert is refused while there are any
+    can_grow: bool = True  # False: an old format that cannot be enlarged while it has snapshots
+    dirty: bool = False  # a change was interrupted
+    damaged: bool = False  # not by an interrupted change; the guest does not notice, `repair` fixes it
+    rotten: bool = False  # beyond repair, but only a check finds it; a guest can run on it
+    ruined: bool = False  # beyond repair and marked corrupt
+    unsupported: str = ""  # why it cannot be snapshotted, to follow "disk vda "
     data_mb: int = 2560
     virtual_bytes: int = 20 << 30
 
@@ -33,21 +33,21 @@ class FakeServer:
     server_id: int | None = None  # None: a domain that was not adopted
     account_id: int = 0
     power: Power = Power.OFF
-    presses_needed: int = 1  # of the power button, until the guest hears one
-    deaf: bool = False  # hears none
+    presses_needed: int = 1  # presses of the power button until the guest reacts
+    deaf: bool = False  # never reacts to the power button
     disks: dict[str, FakeDisk] = field(default_factory=lambda: {"vda": FakeDisk()})
-    detached: dict[str, FakeDisk] = field(default_factory=dict)  # not the server's any more, and still there
+    detached: dict[str, FakeDisk] = field(default_factory=dict)  # no longer attached, but the files still exist
     skipped: dict[str, str] = field(default_factory=dict)  # target -> reason
     nvram: str | None = None
     nvram_copies: dict[str, str] = field(default_factory=dict)
-    generation: int | None = None  # of a server that has a VM generation id
-    listed: dict[str, SnapshotSpec] = field(default_factory=dict)  # written down with the domain
+    generation: int | None = None  # None: the server has no VM generation id
+    listed: dict[str, SnapshotSpec] = field(default_factory=dict)  # the records in the domain's metadata, by tag
     contents: dict[str, Contents] = field(default_factory=dict)  # likewise
     checkpoints: list[str] = field(default_factory=list)
-    in_use: str = ""  # what another tool does with it: "is being migrated"
+    in_use: str = ""  # what another tool does with it, to follow "the server "; for example "is being migrated"
     reduced: list[str] = field(default_factory=list)  # what it has less of after a stop: "2 vCPUs instead of 4"
-    held: bool = False  # nobody can migrate it
-    current: str = ""  # the tag that someone went back to past the driver
+    held: bool = False  # migration is blocked
+    current: str = ""  # the tag that someone has reverted to outside the driver
 
     def reduced_by_a_stop(self) -> tuple[str, ...]:
         return tuple(self.reduced) if self.power is Power.ON else ()
@@ -57,14 +57,14 @@ _SERVER = TypeAdapter(FakeServer)
 
 
 class StateFile:
-    """One line of JSON for each change: a fleet's file is never rewritten for one server, a kill loses nothing written.
+    """A file with one JSON line per change, so that a change does not rewrite the whole file and a kill loses nothing.
 
-    Of a server's lines the last counts. What is old is dropped, with a rename, before the first change of a process.
+    A server's last line counts. Before a process's first change the file is compacted and replaced by a rename.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._servers: dict[str, FakeServer] = {}  # those that were ever changed
+        self._servers: dict[str, FakeServer] = {}  # only servers that were changed
         self._compact = False
 
     def read(self) -> dict[str, FakeServer]:
@@ -73,7 +73,7 @@ class StateFile:
                 try:
                     server = _SERVER.validate_json(line)
                 except ValidationError:
-                    continue  # the process was killed while it wrote the last line: that change never was
+                    continue  # the process was killed while writing the last line: that change did not happen
                 self._servers[server.name] = server
         return dict(self._servers)
 

@@ -1,4 +1,4 @@
-"""What lies below an image, read from the headers of qcow2 images without a process and without locks."""
+"""The backing files of an image, read from the headers of qcow2 images without a child process and without locks."""
 
 import json
 import os
@@ -9,14 +9,15 @@ from contextlib import suppress
 
 from drivers.qcow2_tables import MAGIC
 
-DEPTH = 200  # images in one chain, as many as libvirt itself follows; more is a loop
-MAX_NAME_BYTES = 1023  # of a backing file, as QEMU has it
-_KEPT = (10**9, 10**6, 10**3, 10**2, 1)  # nanoseconds of the times that tools and file systems keep
+DEPTH = 200  # images in one chain, libvirt's own limit; more is a loop
+MAX_NAME_BYTES = 1023  # of a backing file's name, QEMU's limit
+_KEPT = (10**9, 10**6, 10**3, 10**2, 1)  # resolutions in which tools and file systems store times, in nanoseconds
 _HEAD = struct.Struct(">4sIQI")
 
 
 def files(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """The image itself and all that lies below it, as far as that can be read, with what the file system says."""
+    """The paths of the image and its backing files, top down, each with its `stat` result; ends where one cannot be
+    read."""
     current: str | None = path
     for _ in range(DEPTH):
         if current is None:
@@ -33,10 +34,9 @@ def files(path: str) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def base(path: str) -> str:
-    """What `is_same` goes by: "" where nothing lies below the image, else size and time of the last write of each.
+    """A fingerprint of the image's backing files, for `is_same`: "SIZE:MTIME_NS" of each, joined by ";"; "" if none.
 
-    Both stay the same where the files are moved to other storage by a tool that keeps times. Of a block device neither
-    is known.
+    It does not change if the files are moved by a tool that preserves times. A block device is just "device".
     """
     below = [status for _, status in files(path)][1:]
     return ";".join(
@@ -45,15 +45,15 @@ def base(path: str) -> str:
 
 
 def is_same(one: str, other: str) -> bool:
-    """Of two answers of `base`: whether they are of the same files, unchanged. Tools and file systems keep times to the
-    nanosecond, or to the second."""
+    """Whether two results of `base` are of the same, unchanged files. Times are compared in the coarser resolution of
+    the two: some tools and file systems store only seconds."""
     return is_same_but_for_times(one, other) and all(
         _is_same_time(_time(this), _time(that)) for this, that in zip(one.split(";"), other.split(";"), strict=True)
     )
 
 
 def is_same_but_for_times(one: str, other: str) -> bool:
-    """Nova sets the times of a base with each server that it makes of it, and changes nothing in it."""
+    """Like `is_same`, but ignores times: Nova touches a base image for each server that it makes from it."""
     return _sizes(one) == _sizes(other)
 
 
@@ -62,7 +62,7 @@ def _sizes(of: str) -> list[str]:
 
 
 def _time(of: str) -> int:
-    """0: of a device."""
+    """Nanoseconds; 0 for a device."""
     nanoseconds = of.partition(":")[2]
     return int(nanoseconds) if nanoseconds.isdecimal() else 0
 
@@ -73,8 +73,8 @@ def _is_same_time(one: int, other: int) -> bool:
 
 
 def _backing_file(path: str) -> str | None:
-    """What the image's header names below it; None for one that is no qcow2 image. Raises OSError or ValueError."""
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not hold us up
+    """The path of the image's backing file; None if it has none or is not qcow2. Raises OSError or ValueError."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # without O_NONBLOCK, opening a FIFO would block
     try:
         head = os.pread(file, _HEAD.size, 0)
         if len(head) < _HEAD.size:
@@ -88,17 +88,17 @@ def _backing_file(path: str) -> str | None:
     if name.startswith("json:"):
         try:
             name = _file_name(json.loads(name.removeprefix("json:")))
-        except RecursionError as error:  # a thousand brackets
-            raise ValueError("its name is nested too deeply") from error
+        except RecursionError as error:
+            raise ValueError("the backing file's name is nested too deeply") from error
     return os.path.join(os.path.dirname(path), name.removeprefix("file:"))
 
 
 def _file_name(options: object) -> str:
-    """Raises ValueError."""
+    """The file name in QEMU's options for a backing file. Raises ValueError."""
     if isinstance(options, dict):
         for key in ("filename", "file.filename"):
             if isinstance(options.get(key), str):
                 return str(options[key])
         if "file" in options:
             return _file_name(options["file"])
-    raise ValueError("no file is named")
+    raise ValueError("the options name no file")

@@ -1,8 +1,8 @@
-"""Who holds an image, by the locks that QEMU and qemu-img take on single bytes of it. Looking takes no lock.
+"""Tells who holds an image, from the byte locks of QEMU and qemu-img. Takes no lock itself.
 
-QEMU locks byte 100 + N for each thing that it does with the image, and byte 200 + N for each that it lets nobody else
-do (`block/file-posix.c`; N as in `BLK_PERM_*`). They are seen from every process of the node and, on a shared file
-system that passes locks on, of other nodes.
+QEMU locks byte 100 + N for each permission that it uses on the image, and byte 200 + N for each that it denies to
+others (`block/file-posix.c`; N as in `BLK_PERM_*`). Every process of the node sees these locks, and so do other nodes
+on a shared file system that supports locks.
 """
 
 import fcntl
@@ -17,11 +17,11 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux
 
 class Holder(StrEnum):
     WRITER = "writer"
-    READER = "reader"  # it lets nobody write: a VM over this image as its base, a backup, a copy
+    READER = "reader"  # denies writes to others: a VM with this image as its base, a backup, a copy
 
 
 def holder(path: str) -> Holder | None:
-    """Of whatever the path leads to; None: it may be written to. Raises OSError."""
+    """The kind of program that holds the file; None if nothing prevents writing to it. Raises OSError."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if _locked(file, _DOES + _WRITE) or _locked(file, _DOES + _RESIZE):

@@ -1,8 +1,8 @@
-"""qemu-img: what is done to qcow2 images that no QEMU holds open, and what can be read of those that one does.
+"""qemu-img: changes qcow2 images that no QEMU has open, and reads images whether one has them open or not.
 
-Always `-f qcow2`, never a probe: a guest can write any header into a raw disk. Never a shell. A child dies with this
-process (`setpriv --pdeathsig`), and is killed and waited for when its call is cancelled: nobody writes to a customer's
-disk on behalf of a job that is not there any more.
+Always with `-f qcow2`, never probing: a guest can write any header into a raw disk. Never through a shell. A child dies
+with this process (`setpriv --pdeathsig`), and is killed and waited for if its call is cancelled: no child may write to
+a customer's disk after its job has ended.
 """
 
 import asyncio
@@ -17,16 +17,16 @@ from typing import Any
 
 from drivers.qcow2_image import Damage, Image
 
-LOCK_SECONDS = 10.0  # a QEMU that has just ended, or a killed qemu-img, gives its locks back within this
+LOCK_SECONDS = 10.0  # limit for a QEMU that has just exited, or a killed qemu-img, to release its locks
 LOCK_RETRY_SECONDS = 0.1
 KILLED_TRIES = 3
-CHILDREN = 64  # that are waited for at a time
-_WAITING = ThreadPoolExecutor(CHILDREN, thread_name_prefix="qemu-img")  # one waits for each child
-CLEAN, CORRUPT, LEAKY = 0, 2, 3  # the exit codes of `qemu-img check` that are answers
+CHILDREN = 64  # at the same time
+_WAITING = ThreadPoolExecutor(CHILDREN, thread_name_prefix="qemu-img")  # one thread waits for each child
+CLEAN, CORRUPT, LEAKY = 0, 2, 3  # exit codes of `qemu-img check` that are results, not failures
 
 
 class QemuImgFailed(Exception):
-    """qemu-img ended with an error; the text is its own, for the log, and names host paths."""
+    """qemu-img failed. The text is its error output, for the log only: it contains host paths."""
 
     def __init__(self, arguments: tuple[str, ...], code: int, stderr: str) -> None:
         super().__init__(f"qemu-img {' '.join(arguments)}: exit code {code}: {stderr.strip()}")
@@ -47,13 +47,15 @@ class QemuImgFailed(Exception):
 
 
 async def image(path: str) -> Image:
-    """What the image's header says; works while a VM runs on it."""
+    """Read the image's header. Works while a VM uses the image. Raises QemuImgFailed, as do all functions here."""
     return Image.read(await _json("info", "-U", "-f", "qcow2", "--output=json", path))
 
 
 async def can_be_opened(path: str) -> bool:
-    """Whether QEMU opens the image and all that lies below it, as it does to change a snapshot. Changes nothing, and
-    works while a VM runs on it. Raises QemuImgFailed where qemu-img was killed: nobody knows then."""
+    """Whether QEMU can open the image and its backing files, as for a change of its snapshots.
+
+    Read-only; works while a VM uses the image. Raises QemuImgFailed if qemu-img was killed.
+    """
     arguments = ("snapshot", "-U", "--image-opts", "-l", _options(path))
     code, _out, err = await _run_for_code(*arguments)
     if code < 0:
@@ -62,39 +64,40 @@ async def can_be_opened(path: str) -> bool:
 
 
 async def create_snapshot(path: str, tag: str) -> None:
-    """qcow2 accepts one tag twice: see first that it is free."""
+    """Create a snapshot. qcow2 allows duplicate names: check first that the tag is free."""
     await _snapshot("-c", tag, path)
 
 
 async def apply_snapshot(path: str, snapshot_id: str) -> None:
-    """By the id that the image gave it: QEMU looks for an id first and for a name only then, and another's snapshot may
-    have our tag as its id."""
+    """Revert to a snapshot by its id. QEMU searches ids before names, and another snapshot may have our tag as its
+    id."""
     await _snapshot("-a", snapshot_id, path)
 
 
 async def delete_snapshot(path: str, tag: str) -> None:
-    """All snapshots of this name. None is fine: killed after its work was done, the call is made again."""
+    """Delete all snapshots of this name. Idempotent."""
     for _ in range((await image(path)).tags.count(tag)):
         try:
-            await _snapshot("-d", tag, path)  # by name alone: the first that has it
+            await _snapshot("-d", tag, path)  # -d searches names only, and deletes the first match
         except QemuImgFailed as error:
             if not error.not_found:
                 raise
 
 
 async def remove_bitmaps(path: str) -> None:
-    """All dirty bitmaps. None is fine."""
+    """Remove all dirty bitmaps. Idempotent."""
     for bitmap in (await image(path)).bitmaps:
         await _run("bitmap", "--remove", "-f", "qcow2", "--", path, bitmap.name)
 
 
 async def enlarge(path: str, virtual_bytes: int) -> None:
-    """An image that is as large or larger is left alone."""
+    """Enlarge the image to this size; never shrinks it."""
     if (await image(path)).virtual_bytes < virtual_bytes:
         await _run("resize", "-q", "-f", "qcow2", path, str(virtual_bytes))
 
 
 async def damage(path: str) -> Damage:
+    """Check the image. Read-only."""
     code, found = await asyncio.gather(_check(path), image(path))
     return Damage(
         corruptions=found.corrupt or code == CORRUPT,
@@ -106,9 +109,9 @@ async def damage(path: str) -> Damage:
 
 
 async def repair(path: str) -> None:
-    """Mend leaks and corruptions, and take QEMU's mark away. What can't be mended stays: look with `damage`.
+    """Repair leaks and corruptions, and clear QEMU's corrupt bit. Check the result with `damage`.
 
-    Dirty bitmaps are worthless afterwards, and marked so.
+    Dirty bitmaps are marked as in use, which invalidates them.
     """
     await _settle_header(path)
     if valid := await _valid_bitmaps(path):
@@ -117,13 +120,13 @@ async def repair(path: str) -> None:
 
 
 async def _settle_header(path: str) -> None:
-    """Have QEMU open the image for writing once, with its snapshots, and die before it closes it.
+    """Make QEMU open the image for writing once, with its snapshots, and kill it before it closes the image.
 
-    `qemu-img check -r` opens an image without its snapshots. If that opening has something to write into the header
-    (a valid bitmap to be marked as in use; bitmaps or a feature of another program to be dropped), the header says
-    that there are no snapshots, and their clusters are freed: all are lost (QEMU 7.2, each time). Any other opening
-    writes the same with the snapshots. It takes no cluster, so it is safe on a damaged image; removing a bitmap is
-    not. An image that can't be opened has nothing written.
+    `qemu-img check -r` opens an image without loading its snapshots. If opening it then updates the header (it marks a
+    valid bitmap as in use, or drops bitmaps or a feature of another program), the header is written without snapshots,
+    and their clusters are freed: all snapshots are lost (QEMU 7.2, every time). A normal open makes the same update
+    with the snapshots. It allocates no cluster, so it is safe on a damaged image, unlike removing a bitmap. If the
+    image cannot be opened, nothing is written.
     """
     await _run_for_code("-f", "qcow2", "-c", f"sigraise {signal.SIGKILL:d}", path, program="qemu-io")
 
@@ -133,9 +136,10 @@ async def _valid_bitmaps(path: str) -> list[str]:
 
 
 async def snapshot_bytes(path: str, tag: str, like: Image) -> int:
-    """Bytes of guest data that the snapshot holds; works while a VM runs on the image (40 ms at 100 GB).
+    """Bytes of guest data in the snapshot. Works while a VM uses the image; takes 40 ms for 100 GB.
 
-    What a copy of it would need, less what an empty image of that size needs. Raises NoSuchSnapshot.
+    From `qemu-img measure`: the size of a copy of the snapshot, minus that of an empty image. `like`: the image's
+    header. Raises NoSuchSnapshot.
     """
     options = ("-O", "qcow2", "-o", f"cluster_size={like.cluster_bytes}", "--output=json")
     snapshot = f"snapshot.id={_escaped(like.only(tag).id)},snapshot.name={_escaped(tag)}"
@@ -145,7 +149,7 @@ async def snapshot_bytes(path: str, tag: str, like: Image) -> int:
 
 
 async def _snapshot(action: str, tag: str, path: str) -> None:
-    # `qemu-img snapshot` has no -f: the image's format is named by options
+    # `qemu-img snapshot` has no -f, so the format is in the image options
     await _run("snapshot", "--image-opts", action, tag, _options(path))
 
 
@@ -154,7 +158,7 @@ def _options(path: str) -> str:
 
 
 def _escaped(value: str) -> str:
-    """As a value among QEMU's options."""
+    """Escape a value for QEMU's option syntax."""
     return value.replace(",", ",,")
 
 
@@ -181,10 +185,10 @@ def _may_be_run_again(arguments: tuple[str, ...]) -> bool:
 
 
 async def _run_for_code(*arguments: str, program: str = "qemu-img") -> tuple[int, str, str]:
-    """Exit code, output and error output; waits for a lock that is about to be given back.
+    """Run a command; returns exit code, stdout and stderr. Retries while the image is locked, up to LOCK_SECONDS.
 
-    A child that someone killed is started again, unless it was changing the image: what it has done of that is the
-    caller's to find out, and to repair first.
+    If the child is killed, it is run again, but only if it does not change the image: after an interrupted change the
+    caller must repair the image first.
     """
     deadline = time.monotonic() + LOCK_SECONDS
     tries_left = KILLED_TRIES
@@ -198,15 +202,15 @@ async def _run_for_code(*arguments: str, program: str = "qemu-img") -> tuple[int
 
 
 async def _child(program: str, *arguments: str) -> tuple[int, str, str]:
-    # Not by the event loop: uvloop forks, and a fork of a process whose libvirt threads hold locks was seen to hang
-    # for ever before it became qemu-img. subprocess starts a child by vfork, which runs nothing of ours in it. And from
-    # this thread, which lives as long as the process: the kernel takes its end for our death.
-    process = subprocess.Popen(  # noqa: ASYNC220 - no longer than the kernel needs
+    # Not through the event loop: uvloop forks, and a forked child was seen to hang before exec, because libvirt's
+    # threads held locks. subprocess uses vfork, which runs none of our code in the child. And from the main thread:
+    # pdeathsig kills the child when the thread that started it ends.
+    process = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec take no time
         ("setpriv", "--pdeathsig", "KILL", "--", program, *arguments),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        close_fds=False,  # it inherits the node's lock: our successor waits for its end
+        close_fds=False,  # it inherits the node's lock, so the next worker waits until it has exited
         env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
     )
     ended = asyncio.get_running_loop().run_in_executor(_WAITING, process.communicate)
@@ -214,7 +218,7 @@ async def _child(program: str, *arguments: str) -> tuple[int, str, str]:
         out, err = await asyncio.shield(ended)
     except asyncio.CancelledError:
         process.kill()
-        while not ended.done():  # its write to the disk is over before the cancellation goes on
+        while not ended.done():  # it must not write to the disk after the cancellation
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({ended})
         raise

@@ -1,28 +1,28 @@
-"""What qemu-img says of a qcow2 image."""
+"""A qcow2 image as `qemu-img info` and `qemu-img check` describe it."""
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-VERSION_OF_FIXED_SIZE = 2  # with a snapshot QEMU does not resize it
+VERSION_OF_FIXED_SIZE = 2  # QEMU cannot resize such an image while it has snapshots
 JSON_PREFIX = "json:"
-# of a backing file: they change nothing of what is read from it
+# options of a backing file that do not change the data read from it
 HARMLESS_OPTIONS = frozenset({"read-only", "discard", "detect-zeroes", "node-name", "auto-read-only"})
 HARMLESS_OPTIONS |= {f"file.{name}" for name in HARMLESS_OPTIONS}
 
 
 class UnknownBacking(Exception):
-    """An image names what lies below it in a way that can't be followed; the text says what of it."""
+    """The name of a backing file cannot be resolved; the text follows "the backing file of disk vda"."""
 
 
 class NoSuchSnapshot(Exception):
-    """The image has no snapshot of this name, or has it more than once: none of them can be told from the others."""
+    """The image has no snapshot of this name, or more than one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tagged:
-    """A snapshot of an image. Names are the user's and may be there twice; QEMU gives each another id."""
+    """A snapshot of an image. Names need not be unique; QEMU assigns each snapshot an id."""
 
     id: str
     name: str
@@ -30,23 +30,23 @@ class Tagged:
 
 @dataclass(frozen=True, kw_only=True)
 class Bitmap:
-    """A persistent dirty bitmap: what an incremental backup goes by."""
+    """A persistent dirty bitmap, used for incremental backups."""
 
     name: str
-    in_use: bool  # a QEMU has it open, or did not store it when it ended: then it is worthless
+    in_use: bool  # a QEMU has it open, or did not save it when it exited, which makes it invalid
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backing:
-    """What lies below an image."""
+    """The backing file of an image."""
 
     path: str
-    format: str | None  # None: the image does not say
+    format: str | None  # None: not stated in the image
 
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """A qcow2 image as its header tells."""
+    """A qcow2 image's header and snapshots."""
 
     version: int  # 2 is "compat 0.10"
     virtual_bytes: int
@@ -54,16 +54,16 @@ class Image:
     refcount_bits: int
     snapshots: tuple[Tagged, ...]
     bitmaps: tuple[Bitmap, ...]
-    backing_file: str | None  # as the image names it, made absolute; a path or what QEMU reads as options (json:{…})
+    backing_file: str | None  # as in the image, made absolute: a path, or QEMU's options (json:{…})
     backing_format: str | None
     encrypted: bool
     data_file: str | None
-    corrupt: bool  # QEMU has marked it so; it refuses to write to it
-    dirty: bool  # its refcounts are not up to date (lazy_refcounts): whoever opens it next puts them right
+    corrupt: bool  # marked corrupt by QEMU, which refuses to write to it
+    dirty: bool  # its refcounts are out of date (lazy_refcounts) and are repaired when it is opened next
 
     @classmethod
     def read(cls, found: Mapping[str, Any]) -> Self:
-        """What `qemu-img info` says."""
+        """Parse the JSON output of `qemu-img info`."""
         special: Mapping[str, Any] = found.get("format-specific", {}).get("data", {})
         return cls(
             version=VERSION_OF_FIXED_SIZE if special.get("compat") == "0.10" else 3,
@@ -89,7 +89,7 @@ class Image:
         return tuple(snapshot.name for snapshot in self.snapshots)
 
     def only(self, tag: str) -> Tagged:
-        """The snapshot of this name. Raises NoSuchSnapshot where its name or its id leads to another as well."""
+        """The snapshot of this name. Raises NoSuchSnapshot if there is none, or its name or id is not unique."""
         named = [snapshot for snapshot in self.snapshots if snapshot.name == tag]
         if len(named) != 1 or sum(snapshot.id == named[0].id for snapshot in self.snapshots) != 1:
             raise NoSuchSnapshot(f"{len(named)} snapshots are named {tag}")
@@ -108,37 +108,35 @@ class Image:
         if path.startswith(JSON_PREFIX):
             path, driver = _of_options(path.removeprefix(JSON_PREFIX))
             if None not in {driver, form} and driver != form:
-                raise UnknownBacking("is said to be of two formats")
+                raise UnknownBacking("has two different formats in the image")
             form = form or driver
         elif ":" in path.partition("/")[0]:
-            raise UnknownBacking("is no file")
+            raise UnknownBacking("is not a file")
         if not path.startswith("/"):
-            raise UnknownBacking("has a name that depends on who opens it")
+            raise UnknownBacking("has a relative path in its options")
         return Backing(path=path, format=form)
 
 
 def _of_options(text: str) -> tuple[str, str | None]:
-    """The path and the format, out of QEMU's options for a backing file."""
+    """The path and format in QEMU's options for a backing file. Raises UnknownBacking."""
     try:
         options = dict(_flat(json.loads(text)))
     except (ValueError, RecursionError) as error:
-        raise UnknownBacking("has a name that can't be read") from error
+        raise UnknownBacking("has an invalid name") from error
     path = options.pop("file.filename", None) or options.pop("filename", None)
     driver = options.pop("driver", None)
     if driver == "file":
         driver = None
     if options.pop("file.driver", "file") != "file" or not isinstance(path, str) or not isinstance(driver, str | None):
-        raise UnknownBacking("is no file")
+        raise UnknownBacking("is not a file")
     if options.keys() - HARMLESS_OPTIONS:
-        raise UnknownBacking(
-            f"is opened with options that are not known here ({min(options.keys() - HARMLESS_OPTIONS)})"
-        )
+        raise UnknownBacking(f"is opened with an unsupported option ({min(options.keys() - HARMLESS_OPTIONS)})")
     return path, driver
 
 
 def _flat(options: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     if not isinstance(options, dict):
-        raise UnknownBacking("has a name that can't be read")
+        raise UnknownBacking("has an invalid name")
     for key, value in options.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
@@ -148,11 +146,11 @@ def _flat(options: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """What `qemu-img check` has found."""
+    """The result of `qemu-img check`."""
 
-    corruptions: bool  # or QEMU's mark of them: `check` alone calls a marked image clean
-    leaks: bool  # lost space only
-    dirty: bool  # what is wrong is what a QEMU that was killed leaves with lazy_refcounts: any QEMU puts it right
+    corruptions: bool  # found by the check, or the corrupt bit is set, which the check ignores
+    leaks: bool  # leaked clusters: wasted space only
+    dirty: bool  # the refcounts are out of date after a QEMU with lazy_refcounts was killed; any QEMU repairs that
     snapshots: tuple[Tagged, ...]
     bitmaps: tuple[Bitmap, ...] = ()
 
@@ -162,5 +160,5 @@ class Damage:
 
     @property
     def can_wait(self) -> bool:
-        """Lost space alone, whose repair would cost the image its valid bitmaps."""
+        """Whether there are only leaks, and repairing them would invalidate dirty bitmaps."""
         return self.leaks and not (self.corruptions or self.dirty) and any(not each.in_use for each in self.bitmaps)

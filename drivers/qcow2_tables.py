@@ -1,9 +1,9 @@
-"""The tables of a qcow2 image, read from its file without locks: the header, the snapshot table, the L1 tables.
+"""Reads the tables of a qcow2 image from its file without locks: the header, the snapshot table, the L1 tables.
 
-qemu-img does not tell of a snapshot by which clusters it holds, nor when exactly it was taken. A guest's owner may have
-written any number into an image that was brought here: each is checked against QEMU's own limits before it is used, and
-all that is read together has a bound. QEMU puts a new snapshot table beside the old one and then turns the header to
-it, so this works while a VM runs on the image; the L1 tables are only meaningful while none does.
+qemu-img does not report which clusters a snapshot holds, nor its time in nanoseconds. An image may come from a customer
+and contain any numbers: each is checked against QEMU's limits before it is used, and the total size of reads is
+bounded. This works while a VM uses the image, because QEMU writes a new snapshot table elsewhere before it updates the
+header. The L1 tables are only valid while no VM uses it.
 """
 
 import os
@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 
 MAGIC = b"QFI\xfb"
 MIN_CLUSTER_BITS, MAX_CLUSTER_BITS = 9, 21
-MAX_L1_BYTES = 32 << 20  # of one table, as QEMU has it; so are the next three
+MAX_L1_BYTES = 32 << 20  # of one table; this and the next three are QEMU's limits
 MAX_SNAPSHOTS = 65536
 MAX_SNAPSHOT_TABLE_BYTES = 1024 * MAX_SNAPSHOTS
 MAX_EXTRA_BYTES = 1024
 MAX_REFCOUNT_ORDER = 6
 MAX_OFFSET = (1 << 63) - 1
-READ_TRIES = 5  # of an image whose header changes meanwhile
+READ_TRIES = 5  # if the header changes during the read
 VERSION_WITH_FEATURES = 3
 
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
@@ -31,19 +31,19 @@ _WITHOUT_COPIED = bytes(value & 0x7F for value in range(256))
 
 
 class TablesUnreadable(Exception):
-    """The file can't be read, or is no qcow2 image whose tables make sense; the text names the first thing."""
+    """The file cannot be read, or is not a valid qcow2 image; the text names the first problem."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A snapshot as the image's own table has it."""
+    """An entry of the image's snapshot table."""
 
     id: str
     name: str
-    stamp: str  # "SECONDS.NANOSECONDS" of when it was taken: the same wherever the file is moved
-    virtual_bytes: int | None  # None: an old entry that does not say; the image was never resized since
+    stamp: str  # "SECONDS.NANOSECONDS" when it was taken: does not change when the file is moved
+    virtual_bytes: int | None  # None: an old entry without it; the image was never resized since
     vm_state_bytes: int
-    l1: bytes | None = None  # big-endian L1 entries without COPIED bits and zeros at the end; None: not read
+    l1: bytes | None = None  # big-endian L1 entries without COPIED bits and trailing zeros; None: not read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +52,20 @@ class Tables:
     virtual_bytes: int
     cluster_bytes: int
     refcount_bits: int
-    incompatible_features: int  # the header's bits
+    incompatible_features: int  # bits of the header
     snapshots: tuple[Entry, ...]
-    l1: bytes | None = None  # of the disk as it is now; None: not read
+    l1: bytes | None = None  # of the active disk, in the same form; None: not read
 
     def named(self, tag: str) -> tuple[Entry, ...]:
-        """The snapshots of this name: qcow2 allows several. One whose id is the tag is not among them."""
+        """The snapshots of this name, of which qcow2 allows several. Ids are not compared."""
         return tuple(entry for entry in self.snapshots if entry.name == tag)
 
     def is_at(self, tag: str) -> bool:
-        """Whether the disk holds just what the tag holds: any write since would have copied an L2 table and changed the
-        L1 entry that points to it. False where the image lacks the tag or has it twice. Needs the L1 tables."""
+        """Whether the disk is identical to the snapshot: any later write would have copied an L2 table and changed the
+        L1 entry that points to it. False if the image lacks the tag or has it twice.
+
+        Raises ValueError if the L1 tables were not read.
+        """
         entries = self.named(tag)
         if len(entries) != 1:
             return False
@@ -73,15 +76,15 @@ class Tables:
 
 
 def read(path: str, *, l1_of: str | None = None) -> Tables:
-    """Header and snapshot table; with `l1_of`, also the L1 tables of the disk and of the snapshots with that name.
+    """Read the header and the snapshot table; with `l1_of`, also the L1 tables of the disk and of that snapshot.
 
-    Blocks for as long as the reading takes. Raises TablesUnreadable.
+    Blocks. Raises TablesUnreadable.
     """
     try:
-        # a FIFO in the place of a disk must not hold us up
+        # opening a FIFO must not block
         with open(path, "rb", buffering=0, opener=_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise TablesUnreadable("it is no regular file")
+                raise TablesUnreadable("it is not a regular file")
             return _read(file.fileno(), l1_of)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise TablesUnreadable(str(error)) from error
@@ -99,14 +102,14 @@ def _read(file: int, l1_of: str | None) -> Tables:
         except TablesUnreadable:
             if _head(file) == head:
                 raise
-        # what lay there when the header was read may be something else now
-    raise TablesUnreadable("its header does not stay the same")
+        # the tables may have been replaced since the header was read
+    raise TablesUnreadable("its header keeps changing")
 
 
 def _read_once(file: int, head: bytes, l1_of: str | None) -> Tables:
     header = _header(head)
     found = _snapshot_table(file, header)
-    wanted = sum(entry.name == l1_of for entry, _, _ in found) == 1
+    reads_l1 = sum(entry.name == l1_of for entry, _, _ in found) == 1
     tables = Tables(
         version=header.version,
         virtual_bytes=header.virtual_bytes,
@@ -114,10 +117,10 @@ def _read_once(file: int, head: bytes, l1_of: str | None) -> Tables:
         refcount_bits=1 << header.refcount_order,
         incompatible_features=header.incompatible_features,
         snapshots=tuple(
-            replace(entry, l1=_l1(file, header.cluster_bits, at, count)) if wanted and entry.name == l1_of else entry
+            replace(entry, l1=_l1(file, header.cluster_bits, at, count)) if reads_l1 and entry.name == l1_of else entry
             for entry, at, count in found
         ),
-        l1=_l1(file, header.cluster_bits, header.l1_at, header.l1_entries) if wanted else None,
+        l1=_l1(file, header.cluster_bits, header.l1_at, header.l1_entries) if reads_l1 else None,
     )
     if _head(file) != head:
         raise TablesUnreadable("its header has changed")
@@ -148,18 +151,18 @@ def _header(head: bytes) -> _Header:
         head
     )
     if magic != MAGIC or version not in {2, 3}:
-        raise TablesUnreadable("it does not begin as qcow2 of version 2 or 3")
+        raise TablesUnreadable("it is not qcow2 of version 2 or 3")
     features, refcount_order = 0, 4
     if version == VERSION_WITH_FEATURES:
         if len(head) < _HEADER.size + _HEADER_V3.size:
             raise TablesUnreadable("it is shorter than a header")
         features, _, _, refcount_order, _ = _HEADER_V3.unpack_from(head, _HEADER.size)
     if not MIN_CLUSTER_BITS <= cluster_bits <= MAX_CLUSTER_BITS:
-        raise TablesUnreadable(f"its clusters would have {cluster_bits} bits")
+        raise TablesUnreadable(f"its cluster_bits are out of range: {cluster_bits}")
     if refcount_order > MAX_REFCOUNT_ORDER:
-        raise TablesUnreadable(f"its refcounts would have 2**{refcount_order} bits")
+        raise TablesUnreadable(f"its refcount_order is out of range: {refcount_order}")
     if snapshots > MAX_SNAPSHOTS:
-        raise TablesUnreadable(f"it would have {snapshots} snapshots")
+        raise TablesUnreadable(f"its number of snapshots is out of range: {snapshots}")
     if size > MAX_OFFSET or size > l1_entries << (2 * cluster_bits - 3):
         raise TablesUnreadable("its L1 table is too small for its size")
     return _Header(
@@ -176,7 +179,7 @@ def _header(head: bytes) -> _Header:
 
 
 def _snapshot_table(file: int, header: _Header) -> list[tuple[Entry, int, int]]:
-    """Each snapshot with where its L1 table lies and how many entries that has."""
+    """Each snapshot with the offset of its L1 table and the number of its entries."""
     found = []
     at = _aligned(header.snapshots_at, header.cluster_bits) if header.snapshots else 0
     end = at + MAX_SNAPSHOT_TABLE_BYTES
@@ -203,20 +206,20 @@ def _snapshot_table(file: int, header: _Header) -> list[tuple[Entry, int, int]]:
 
 
 def _l1(file: int, cluster_bits: int, at: int, entries: int) -> bytes:
-    """The entries without their COPIED bits and without the zeros at the end."""
+    """An L1 table without COPIED bits and trailing zeros."""
     size = entries * _U64.size
     if size > MAX_L1_BYTES:
-        raise TablesUnreadable(f"an L1 table would have {entries} entries")
+        raise TablesUnreadable(f"an L1 table has too many entries: {entries}")
     if not size:
         return b""
     table = bytearray(_bytes_at(file, _aligned(at, cluster_bits), size))
-    table[:: _U64.size] = table[:: _U64.size].translate(_WITHOUT_COPIED)  # bit 63 lies in each first byte
+    table[:: _U64.size] = table[:: _U64.size].translate(_WITHOUT_COPIED)  # bit 63 is in the first byte
     return bytes(table.rstrip(b"\0"))
 
 
 def _aligned(at: int, cluster_bits: int) -> int:
     if at > MAX_OFFSET or at % (1 << cluster_bits):
-        raise TablesUnreadable("a table does not begin with a cluster")
+        raise TablesUnreadable("a table is not aligned to a cluster")
     return at
 
 
@@ -225,11 +228,11 @@ def _bytes_at(file: int, at: int, size: int) -> bytes:
     while len(data) < size:
         part = os.pread(file, size - len(data), at + len(data))
         if not part:
-            raise TablesUnreadable("a table goes past the end of the file")
+            raise TablesUnreadable("a table extends beyond the end of the file")
         data += part
     return bytes(data)
 
 
 def _text(data: bytes) -> str:
-    # To QEMU a NUL is the end. Ours are ASCII; what else there is goes into logs, SQLite and Redis.
+    # QEMU ends the text at a NUL. Ours are ASCII; others must be valid text for logs, SQLite and Redis.
     return data.partition(b"\0")[0].decode(errors="backslashreplace")

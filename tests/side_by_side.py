@@ -12,13 +12,14 @@ from xdist.scheduler import LoadScopeScheduling
 TOGETHER = ("tests/browser",)  # share one browser and one service
 APART = (
     *("tests/chaos/test_chaos.py", "tests/integration/test_schemathesis.py", "tests/integration/test_run.py"),
-    "tests/contract/test_dry_run_kvm.py",
+    *("tests/contract/test_dry_run_kvm.py", "tests/compat/test_cell.py", "tests/compat/test_node.py"),
 )
 LONG = (  # in this order; a long one that begins last would run alone in the end
     *("tests/integration/test_schemathesis.py", "tests/integration/test_migration.py"),
     *("tests/acceptance/test_guests.py", "tests/chaos/test_chaos.py", "tests/integration/test_crashes.py"),
     "tests/chaos/test_migrations.py",
     *("tests/browser", "tests/contract/test_hypervisor.py", "tests/acceptance/test_refusals.py"),
+    *("tests/compat/test_cell.py", "tests/compat/test_node.py"),
     *("tests/contract/test_kvm.py", "tests/integration/test_api_program.py", "tests/integration/test_run.py"),
     *("tests/integration/test_worker_command_line.py", "tests/contract/test_libvirtd.py"),
     *("tests/acceptance/test_demo.py", "tests/contract/test_images.py", "tests/integration/test_node_worker.py"),

@@ -1,1 +1,1 @@
-"""The worker: one process per hypervisor node, which does the jobs of that node's servers."""
+"""The worker: one process per hypervisor node, which runs the jobs of that node's servers."""

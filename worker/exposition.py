@@ -1,4 +1,4 @@
-"""Lets Prometheus in: `/metrics` on an address of its own, in a thread of its own."""
+"""Serves `/metrics` to Prometheus on its own address, from its own thread."""
 
 import asyncio
 import sys
@@ -9,27 +9,30 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
-CLIENT_SECONDS = 10.0  # for a client to send its request and to take the answer
+CLIENT_SECONDS = 10.0  # limit for a client to send its request and read the response
 
 log = structlog.stdlib.get_logger()
 
 
 @asynccontextmanager
 async def exposed(registry: CollectorRegistry, *, host: str, port: int | None) -> AsyncIterator[int | None]:
-    """While the block runs; yields the port, None where nothing is served: none was given, or it can't be had. That is
-    said in the log and keeps no VM waiting: who scrapes it notices."""
+    """Serve the registry while the block runs. Yields the port, or None if nothing is served.
+
+    `port`: 0 picks a free one; None serves nothing. A port that cannot be bound is logged and does not stop the
+    worker: jobs matter more, and Prometheus reports the missing target.
+    """
     if port is None:
         yield None
         return
     try:
-        # in a thread: it asks the resolver for its own name
+        # in a thread: the server resolves its own host name when it starts
         server, thread = await asyncio.to_thread(start_http_server, port, host, registry)
     except OSError as error:
-        log.error("metrics.not_served", host=host, port=port, reason=str(error))  # noqa: TRY400 - the reason is all
+        log.error("metrics.not_served", host=host, port=port, reason=str(error))  # noqa: TRY400 - the reason is enough
         yield None
         return
     server.RequestHandlerClass = _bounded(server.RequestHandlerClass)
-    server.handle_error = _told  # type: ignore[assignment] # the server's class is the library's choice
+    server.handle_error = _log_error  # type: ignore[assignment] # the library chooses the server's class
     log.info("metrics.served", host=host, port=server.server_port)
     try:
         yield server.server_port
@@ -39,8 +42,8 @@ async def exposed(registry: CollectorRegistry, *, host: str, port: int | None) -
         thread.join()
 
 
-def _told(_request: object, address: object) -> None:
-    """The library's prints a traceback for each client that hangs up or says nothing."""
+def _log_error(_request: object, address: object) -> None:
+    """Replaces the library's handler, which prints a traceback for every client that disconnects or times out."""
     error = sys.exception()
     if isinstance(error, OSError):
         log.debug("metrics.client_gone", address=address, reason=repr(error))
@@ -49,5 +52,5 @@ def _told(_request: object, address: object) -> None:
 
 
 def _bounded(handler: Any) -> Any:
-    """The library's handler waits for ever for a client that says nothing."""
+    """The library's handler waits forever for a client that sends nothing."""
     return type("Bounded", (handler,), {"timeout": CLIENT_SECONDS})

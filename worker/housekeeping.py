@@ -1,4 +1,4 @@
-"""What has to happen sooner or later without anyone asking for it."""
+"""Periodic cleanup: stale jobs, failed deletes, old journal entries, expired safety snapshots, disk space."""
 
 import time
 
@@ -6,7 +6,8 @@ import structlog
 
 from worker.journal import Journal, JournalFailed
 from worker.program.loop import every
-from worker.runner import Runner
+from worker.safety import SafetySnapshots
+from worker.store.chores.chores import Chores
 from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.errors import StoreUnavailable
 from worker.store.nodes.node_store import NodeStore
@@ -17,27 +18,36 @@ log = structlog.stdlib.get_logger()
 
 
 class Housekeeping:
-    def __init__(self, *, store: NodeStore, journal: Journal, runner: Runner, waiting: StaleJobReaper) -> None:
+    def __init__(
+        self,
+        *,
+        store: NodeStore,
+        chores: Chores,
+        journal: Journal,
+        safety: SafetySnapshots,
+        stale_jobs: StaleJobReaper,
+    ) -> None:
         self._store = store
+        self._chores = chores
         self._journal = journal
-        self._runner = runner
-        self._waiting = waiting
+        self._safety = safety
+        self._stale_jobs = stale_jobs
         self._last_round = time.monotonic()
 
     async def keep_house(self) -> None:
-        """Run until cancelled. A round that fails is tried again with the next one."""
+        """Run until cancelled. A failed round is retried in the next one."""
         await every(ROUND_SECONDS, self.round, name="housekeeping")
 
     def _seconds_since_last_round(self) -> float:
         now = time.monotonic()
         seconds, self._last_round = now - self._last_round, now
-        return min(seconds, 2 * ROUND_SECONDS)  # a process that was stopped for days has not looked after anything
+        return min(seconds, 2 * ROUND_SECONDS)  # time while the process was suspended does not count
 
     async def round(self) -> None:
         try:
             deletes = await self._store.retry_deletes()
-            await self._waiting.fail()
-            await self._store.forget_failed()
+            await self._stale_jobs.fail()
+            await self._chores.forget_failed()
         except StoreUnavailable as error:
             log.warning("housekeeping.store_unavailable", cause=str(error.__cause__))
         else:
@@ -45,8 +55,8 @@ class Housekeeping:
                 log.warning("delete.queued_again", jobs=deletes)
         try:
             self._journal.forget_old()
-            self._journal.age_spare_tags(self._seconds_since_last_round())
-            await self._runner.drop_spare_tags()
-            await self._runner.make_room()
-        except JournalFailed as error:  # on a full disk
+            self._journal.age_safety_tags(self._seconds_since_last_round())
+            await self._safety.drop_due()
+            await self._safety.make_room()
+        except JournalFailed as error:  # the disk is full
             log.warning("housekeeping.journal_failed", cause=str(error))

@@ -1,4 +1,4 @@
-"""Which servers this node has: read from the hypervisor, told to the store."""
+"""Reports to the store which servers this node has, as read from the hypervisor."""
 
 import asyncio
 import time
@@ -15,13 +15,13 @@ from worker.store.model import AccountId, ServerId
 from worker.store.nodes.node_store import LeaseLost, NodeStore, ReportedServer
 from worker.store.reports import NodeFacts, Pool
 
-FACTS_SECONDS = 60.0  # between two looks at versions and free space
-FACTS_LOOK_SECONDS = 5.0  # that a report waits for such a look; a slower one is told with a later report
-REPORT_SECONDS = 5.0  # with each heartbeat, for what no event told
-CONFLICT_SECONDS = 15.0  # far more than a migration's end takes
-AGAIN_SECONDS = 1.0  # after a report that was not taken: a store that lost its data must soon know what there is
-LOOK_SECONDS = 30.0  # for the list of a node's domains; hundreds take milliseconds
-SETTLE_SECONDS = 0.1  # a guest that starts fires several events at once
+FACTS_SECONDS = 60.0  # between two reads of versions and free space
+FACTS_WAIT_SECONDS = 5.0  # how long a report waits for them; if they take longer, a later report carries them
+REPORT_SECONDS = 5.0  # with each heartbeat: some changes fire no event
+CONFLICT_SECONDS = 15.0  # far longer than the end of a migration takes
+RETRY_SECONDS = 1.0  # after a failed report: a store that lost its data must be filled again quickly
+LIST_SECONDS = 30.0  # limit for listing the node's domains; listing hundreds takes milliseconds
+SETTLE_SECONDS = 0.1  # a starting guest fires several events at once
 
 log = structlog.stdlib.get_logger()
 
@@ -38,9 +38,9 @@ class Inventory:
         report_seconds: float = REPORT_SECONDS,
         conflict_seconds: float = CONFLICT_SECONDS,
     ) -> None:
-        """`publish` tells the store which snapshots a server has, where the store does not know the server. `reconcile`
-        is called when an operator has asked for it. `report_seconds`: between two reports where nothing changes.
-        `conflict_seconds`: that two nodes may both have a server before a person is told."""
+        """`publish` sends a server's snapshots to the store when the store does not know the server. `reconcile` is
+        called when an operator has requested reconciliation. `report_seconds`: interval between reports while nothing
+        changes. `conflict_seconds`: how long two nodes may both report a server before it is logged as an error."""
         self._hypervisor = hypervisor
         self._store = store
         self._publish = publish
@@ -50,16 +50,16 @@ class Inventory:
         self._conflict_seconds = conflict_seconds
         self._reconcile_asked = ""
         self._facts_at = -FACTS_SECONDS
-        self._looking: asyncio.Task[About] | None = None
+        self._reading_facts: asyncio.Task[About] | None = None
         self._changed = asyncio.Event()
-        self._conflicts: dict[ServerId, float] = {}  # since when, by the monotonic clock
-        self._told_conflicts: frozenset[ServerId] = frozenset()
-        self._twice: frozenset[int] = frozenset()
+        self._conflicts: dict[ServerId, float] = {}  # server -> start of the conflict, on the monotonic clock
+        self._logged_conflicts: frozenset[ServerId] = frozenset()
+        self._duplicates: frozenset[int] = frozenset()
         self._fresh: set[ServerId] = set()
-        self._some_fresh = asyncio.Event()
+        self._has_fresh = asyncio.Event()
 
     async def report(self) -> bool:
-        """Tell the store what the node has now; whether it has taken it."""
+        """Send the store this node's servers. Returns whether the store accepted the report."""
         try:
             domains = await self._domains()
             servers = {ServerId(domain.server_id): domain for domain in reversed(domains)}
@@ -73,18 +73,19 @@ class Inventory:
         except (DriverError, StoreUnavailable, LeaseLost) as error:
             log.warning("inventory.not_reported", reason=type(error).__name__, detail=str(error))
             return False
-        twice = frozenset(server_id for server_id, count in Counter(d.server_id for d in domains).items() if count > 1)
-        for server_id in twice - self._twice:
+        counts = Counter(domain.server_id for domain in domains)
+        duplicates = frozenset(server_id for server_id, count in counts.items() if count > 1)
+        for server_id in duplicates - self._duplicates:
             log.error("inventory.server_twice_on_node", server_id=server_id)
-        self._twice = twice
+        self._duplicates = duplicates
         self._note_conflicts(reported.conflicts)
-        for server_id in reported.gone:  # undefined, moved to another node, or its mark was taken away
+        for server_id in reported.gone:  # undefined, moved to another node, or its mark was removed
             log.warning("inventory.server_gone", server_id=server_id)
         if reported.reconcile_asked != self._reconcile_asked:
             self._reconcile_asked = reported.reconcile_asked
             self._reconcile()
         self._fresh |= reported.fresh
-        self._some_fresh.set()
+        self._has_fresh.set()
         return True
 
     def _note_conflicts(self, conflicts: frozenset[ServerId]) -> None:
@@ -93,27 +94,27 @@ class Inventory:
         lasting = frozenset(
             server_id for server_id, since in self._conflicts.items() if now - since > self._conflict_seconds
         )
-        for server_id in lasting - self._told_conflicts:
+        for server_id in lasting - self._logged_conflicts:
             log.error("inventory.server_on_two_nodes", server_id=server_id)
-        self._told_conflicts = lasting
+        self._logged_conflicts = lasting
 
     @property
-    def _some_may_come(self) -> bool:
-        """A server has been migrated to this node, and the one that it came from has not told yet."""
-        return self._conflicts.keys() > self._told_conflicts
+    def _awaits_migration(self) -> bool:
+        """Whether a server has been migrated here and its former node has not reported it gone yet."""
+        return self._conflicts.keys() > self._logged_conflicts
 
     async def _domains(self) -> list[Domain]:
         try:
-            async with asyncio.timeout(LOOK_SECONDS):
+            async with asyncio.timeout(LIST_SECONDS):
                 return await self._hypervisor.domains()
         except TimeoutError as error:
-            raise HypervisorUnavailable("the hypervisor does not say which domains it has") from error
+            raise HypervisorUnavailable("the hypervisor did not list its domains in time") from error
 
     async def keep_publishing(self) -> None:
-        """Run until cancelled: publish, one after the other, the servers that the store does not know yet."""
+        """Run until cancelled: publish the servers that the store does not know yet, one at a time."""
         while True:
-            await self._some_fresh.wait()
-            self._some_fresh.clear()
+            await self._has_fresh.wait()
+            self._has_fresh.clear()
             await self.publish_fresh()
 
     async def publish_fresh(self) -> None:
@@ -121,16 +122,16 @@ class Inventory:
             await self._publish(self._fresh.pop())
 
     async def _facts(self) -> NodeFacts | None:
-        """What the node runs on, from time to time: it changes slowly."""
+        """The node's versions and storage, at most once every FACTS_SECONDS; None in between or while it is slow."""
         if time.monotonic() - self._facts_at < FACTS_SECONDS:
             return None
-        # never given up for another: each on a disk that hangs would cost a thread
-        looking = self._looking = self._looking or asyncio.create_task(self._hypervisor.about())
-        await asyncio.wait({looking}, timeout=FACTS_LOOK_SECONDS)
-        if not looking.done():
+        # Only one read at a time: while a disk hangs, every further read would block another thread.
+        reading = self._reading_facts = self._reading_facts or asyncio.create_task(self._hypervisor.about())
+        await asyncio.wait({reading}, timeout=FACTS_WAIT_SECONDS)
+        if not reading.done():
             return None
-        self._looking, self._facts_at = None, time.monotonic()
-        about = looking.result()
+        self._reading_facts, self._facts_at = None, time.monotonic()
+        about = reading.result()
         pools = tuple(
             Pool(path=pool.path, free_bytes=pool.free_bytes, total_bytes=pool.total_bytes) for pool in about.pools
         )
@@ -140,16 +141,16 @@ class Inventory:
         )
 
     async def keep_reporting(self) -> None:
-        """Run until cancelled: report soon after each change on the hypervisor, and every few seconds anyway."""
+        """Run until cancelled: report soon after each change on the hypervisor, and at least every few seconds."""
         self._hypervisor.watch(self._changed.set)
-        taken = True
+        accepted = True
         while True:
             try:
-                waits = taken and not self._some_may_come
-                async with asyncio.timeout(self._report_seconds if waits else AGAIN_SECONDS):
+                is_settled = accepted and not self._awaits_migration
+                async with asyncio.timeout(self._report_seconds if is_settled else RETRY_SECONDS):
                     await self._changed.wait()
                 await asyncio.sleep(SETTLE_SECONDS)
             except TimeoutError:
-                pass  # nothing has changed; the view in the store may still be old
+                pass  # no event, but the store's view may still be out of date
             self._changed.clear()
-            taken = await self.report()
+            accepted = await self.report()

@@ -1,8 +1,8 @@
-"""The node's own durable record of the jobs that it has begun.
+"""The journal: the node's durable record of the jobs that it has started.
 
-One SQLite file, `synchronous=FULL`: what `enter` has returned from survives kill -9 and a power cut. A job is written
-down before its first effect, each step before the step's first effect, and the outcome before anyone is told. So after
-a crash the journal alone says what is still owed; Redis is not asked.
+One SQLite file with `synchronous=FULL`: once a write has returned, it survives kill -9 and a power failure. A job is
+recorded before its first effect, each step before the step's first effect, and the outcome before it is published.
+After a crash the journal alone tells which jobs are unfinished; Redis is not needed.
 """
 
 import math
@@ -23,20 +23,20 @@ from worker.store.model import JobId, ServerId, Step
 from worker.store.outcome import Outcome
 
 VERSION = 2
-BALLAST_BYTES = 4 << 20  # a thousand steps: each writes two or three pages of 4 KiB to the write-ahead log
-KEPT_FOR_A_PERSON = math.inf  # seconds that a spare tag is kept: no clock ends it
-KEPT_SECONDS = 30 * 86_400  # how long a job that is over and published stays: as long as its record in the store
+BALLAST_BYTES = 4 << 20  # enough for 300 steps: each writes two or three pages of 4 KiB to the write-ahead log
+KEPT_FOR_A_PERSON = math.inf  # retention in seconds of a safety tag that only an operator may release
+KEPT_SECONDS = 30 * 86_400  # retention of a finished, published job: the same as that of its record in the store
 
 _TASK, _FACTS, _OUTCOME = TypeAdapter(Task), TypeAdapter(Facts), TypeAdapter(Outcome)
 _SELECT = "SELECT task, step, facts, interruptions, outcome, published FROM jobs"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY,
-    task TEXT NOT NULL,                  -- JSON: what is to be done
-    step TEXT NOT NULL,                  -- entered, perhaps begun, perhaps done
-    facts TEXT NOT NULL,                 -- JSON: what the steps so far have found out
+    task TEXT NOT NULL,                  -- JSON: what to do
+    step TEXT NOT NULL,                  -- recorded; it may or may not have started or finished
+    facts TEXT NOT NULL,                 -- JSON: results of the steps so far
     interruptions INTEGER NOT NULL,      -- worker processes that died in this step
-    outcome TEXT,                        -- JSON once it is over
+    outcome TEXT,                        -- JSON; NULL until the job has ended
     published INTEGER NOT NULL DEFAULT 0,
     changed_at REAL NOT NULL             -- Unix seconds
 ) STRICT;
@@ -44,10 +44,10 @@ CREATE INDEX IF NOT EXISTS owed ON jobs (published) WHERE published = 0;
 CREATE TABLE IF NOT EXISTS spare_tags (
     tag TEXT PRIMARY KEY,
     server_id INTEGER NOT NULL,
-    drop_after REAL NOT NULL,            -- Unix seconds: what programs before `left_seconds` go by
-    left_seconds REAL                    -- until it is dropped; NULL: written by such a program
+    drop_after REAL NOT NULL,            -- Unix seconds; used by versions that do not know `left_seconds`
+    left_seconds REAL                    -- until it is deleted; NULL: written by such a version
 ) STRICT;
-CREATE TABLE IF NOT EXISTS changing (    -- servers whose disks are being changed by no job
+CREATE TABLE IF NOT EXISTS changing (    -- servers whose disks are being changed outside of any job
     server_id INTEGER PRIMARY KEY
 ) STRICT;
 """
@@ -57,7 +57,7 @@ log = structlog.stdlib.get_logger()
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A job as the journal has it."""
+    """A job in the journal."""
 
     task: Task
     step: Step
@@ -68,71 +68,71 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpareTag:
-    """A tag on a server's disks that no customer sees and that is to be deleted when its time is over."""
+class SafetyTag:
+    """A tag on a server's disks that is hidden from customers and is deleted when its retention ends."""
 
     tag: str
     server_id: ServerId
 
 
 class NewerJournal(Exception):
-    """The file was written by a later version of this program. Nothing was changed."""
+    """A later version of the worker wrote the journal. Nothing was changed."""
 
 
 class JournalFailed(Exception):
-    """The disk does not take it. What stood in the journal before stands."""
+    """The write failed (disk full, I/O error). The journal is unchanged."""
 
 
 class Journal:
-    """The journal of one node; one process at a time (its owner holds the node's lock file).
+    """The journal of one node, open in one process at a time (the one that holds the node's lock file).
 
-    Whatever writes, and the opening, may raise JournalFailed.
+    Opening it and every write may raise JournalFailed.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._ballast = path.with_suffix(".ballast")
         try:
-            self._db = self._first_opened()
+            self._db = self._open()
         except sqlite3.DatabaseError as error:
-            raise JournalFailed(f"{path} can't be opened: {error}") from error
-        self._take_ballast()
+            raise JournalFailed(f"{path} cannot be opened: {error}") from error
+        self._reserve_ballast()
 
-    def _first_opened(self) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
         try:
             return _opened(self._path)
         except sqlite3.OperationalError:
-            if not self._let_ballast_go():
+            if not self._release_ballast():
                 raise
             return _opened(self._path)
 
-    def _take_ballast(self) -> None:
-        """Hold some space on the disk, to be let go when it is full: a begun job must be able to end."""
+    def _reserve_ballast(self) -> None:
+        """Reserve disk space that is released when the disk is full, so that a started job can finish."""
         if self._ballast.exists() and self._ballast.stat().st_size == BALLAST_BYTES:
             return
         try:
             with self._ballast.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
-        except OSError:  # no room yet: the next time
+        except OSError:  # no room now; housekeeping tries again
             self._ballast.unlink(missing_ok=True)
 
     def _durably(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
-        """All of the statements, or none; on a full disk with the space that was held for this."""
+        """Execute all statements in one transaction. If the disk is full, release the reserved space and retry."""
         try:
             self._in_one_transaction(statements)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._let_ballast_go():
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._release_ballast():
                 raise JournalFailed(str(error)) from error
             try:
                 self._in_one_transaction(statements)
             except sqlite3.OperationalError as still:
                 raise JournalFailed(str(still)) from still
 
-    def _let_ballast_go(self) -> bool:
-        """Whether there was one."""
+    def _release_ballast(self) -> bool:
+        """Returns False if there was nothing to release."""
         if not self._ballast.exists():
             return False
-        log.error("journal.disk_full", detail="the reserve was let go", ballast=str(self._ballast))
+        log.error("journal.disk_full", detail="the reserved disk space was released", ballast=str(self._ballast))
         self._ballast.unlink()
         return True
 
@@ -143,7 +143,7 @@ class Journal:
                 self._db.execute(statement, values)
             self._db.execute("COMMIT")
         except BaseException:
-            with suppress(sqlite3.OperationalError):  # SQLite has rolled back by itself
+            with suppress(sqlite3.OperationalError):  # SQLite may have rolled back already
                 self._db.execute("ROLLBACK")
             raise
 
@@ -151,7 +151,7 @@ class Journal:
         self._db.close()
 
     def size_bytes(self) -> int:
-        """With its write-ahead log. From any thread."""
+        """Size of the journal and its write-ahead log. Safe to call from any thread."""
         size = 0
         for file in (self._path, self._path.with_name(f"{self._path.name}-wal")):
             with suppress(FileNotFoundError):
@@ -159,43 +159,46 @@ class Journal:
         return size
 
     def begin(self, task: Task, step: Step) -> Entry:
-        """Write down that the job is ours now, before its first effect. A job that is here already stays as it is."""
+        """Record a job before its first effect. A job that is already in the journal is left unchanged."""
         insert = (
             "INSERT INTO jobs (id, task, step, facts, interruptions, changed_at) VALUES (?, ?, ?, ?, 0, ?)"
             " ON CONFLICT DO NOTHING"
         )
         self._durably((insert, (task.job_id, _json(_TASK, task), step, _json(_FACTS, Facts()), time.time())))
         entry = self.find(task.job_id)
-        assert entry is not None, "just written"  # noqa: S101 - SQLite has answered
+        assert entry is not None, "just written"  # noqa: S101 - for mypy
         return entry
 
     def enter(self, job_id: JobId, step: Step, facts: Facts) -> None:
-        """Write down the step that comes next, before its first effect."""
+        """Record the next step, before its first effect."""
         update = "UPDATE jobs SET step = ?, facts = ?, interruptions = 0, changed_at = ? WHERE id = ?"
         self._durably((update, (step, _json(_FACTS, facts), time.time(), job_id)))
 
     def interrupted(self, job_id: JobId) -> None:
-        """Count a process that died in the job's step."""
+        """Count one more worker process that died in the job's current step."""
         self._durably(("UPDATE jobs SET interruptions = interruptions + 1 WHERE id = ?", (job_id,)))
 
-    def conclude(self, entry: Entry, outcome: Outcome, *, spare_tag_kept_seconds: float) -> None:
-        """Write down how the job ended, before anyone is told, and with it the tag that is left to be deleted."""
+    def conclude(self, entry: Entry, outcome: Outcome, *, safety_kept_seconds: float) -> None:
+        """Record the outcome, before it is published, and with it the job's safety tag, if it left one.
+
+        `safety_kept_seconds`: retention of that tag.
+        """
         now, task, tag = time.time(), entry.task, entry.facts.spare_tag
         facts, ended = _json(_FACTS, entry.facts), _json(_OUTCOME, outcome)
         statements: list[tuple[str, tuple[Any, ...]]] = [
             ("UPDATE jobs SET facts = ?, outcome = ?, changed_at = ? WHERE id = ?", (facts, ended, now, task.job_id))
         ]
         if tag is not None:
-            if spare_tag_kept_seconds > 0:  # one for each server: the newer safety snapshot makes the older ones due
+            if safety_kept_seconds > 0:  # only the newest safety snapshot of a server is kept
                 older = "UPDATE spare_tags SET drop_after = ?, left_seconds = 0 WHERE server_id = ? AND drop_after < ?"
                 statements.append((older, (now, task.server_id, KEPT_FOR_A_PERSON)))
-            kept = spare_tag_kept_seconds
+            kept = safety_kept_seconds
             insert = "INSERT OR REPLACE INTO spare_tags (tag, server_id, drop_after, left_seconds) VALUES (?, ?, ?, ?)"
             statements.append((insert, (tag, task.server_id, now + kept, kept)))
         self._durably(*statements)
 
     def published(self, job_id: JobId) -> None:
-        """The outcome has reached the store: nothing is owed any more."""
+        """Record that the store has the outcome: nothing is left to do for the job."""
         self._durably(("UPDATE jobs SET published = 1 WHERE id = ?", (job_id,)))
 
     def find(self, job_id: JobId) -> Entry | None:
@@ -203,13 +206,13 @@ class Journal:
         return _entry(row) if row else None
 
     def owed(self) -> list[Entry]:
-        """The jobs that were begun and whose outcome nobody knows yet, oldest first."""
+        """The jobs that have started and whose outcome the store does not have yet, oldest first."""
         return [_entry(row) for row in self._db.execute(f"{_SELECT} WHERE published = 0 ORDER BY rowid")]
 
-    def age_spare_tags(self, seconds: float) -> None:
-        """Count down the time of each spare tag, by seconds in which this program ran.
+    def age_safety_tags(self, seconds: float) -> None:
+        """Count down the retention of each safety tag by the seconds that the worker has run.
 
-        A wall clock that is wrong for a moment must not delete what a restore has overwritten.
+        The wall clock is not used: a short clock error must not delete the data that a restore has overwritten.
         """
         if self.with_droppable_tags():
             aged = (
@@ -217,31 +220,32 @@ class Journal:
             )
             self._durably((aged, (time.time(), seconds, KEPT_FOR_A_PERSON)))
 
-    def due_spare_tags(self) -> list[SpareTag]:
+    def due_safety_tags(self) -> list[SafetyTag]:
         rows = self._db.execute("SELECT tag, server_id FROM spare_tags WHERE left_seconds <= 0")
-        return [SpareTag(tag=tag, server_id=ServerId(server_id)) for tag, server_id in rows]
+        return [SafetyTag(tag=tag, server_id=ServerId(server_id)) for tag, server_id in rows]
 
-    def spare_tags(self, server_id: ServerId) -> frozenset[str]:
+    def safety_tags(self, server_id: ServerId) -> frozenset[str]:
         rows = self._db.execute("SELECT tag FROM spare_tags WHERE server_id = ?", (server_id,))
         return frozenset(tag for (tag,) in rows)
 
     def droppable_tags(self, server_id: ServerId) -> frozenset[str]:
-        """The spare tags that may go before their time."""
+        """The safety tags that may be deleted early to free space: all that are not kept for an operator."""
         select = "SELECT tag FROM spare_tags WHERE server_id = ? AND drop_after < ?"
         return frozenset(tag for (tag,) in self._db.execute(select, (server_id, KEPT_FOR_A_PERSON)))
 
     def with_droppable_tags(self) -> frozenset[ServerId]:
-        """The servers that have such tags."""
+        """The servers that have droppable tags."""
         rows = self._db.execute("SELECT DISTINCT server_id FROM spare_tags WHERE drop_after < ?", (KEPT_FOR_A_PERSON,))
         return frozenset(ServerId(server_id) for (server_id,) in rows)
 
-    def track_spare_tag(self, server_id: ServerId, tag: str, *, kept_seconds: float) -> None:
-        """Write down a spare tag that was found on the disks."""
+    def track_safety_tag(self, server_id: ServerId, tag: str, *, kept_seconds: float) -> None:
+        """Record a safety tag that was found on the disks."""
         insert = "INSERT OR IGNORE INTO spare_tags (tag, server_id, drop_after, left_seconds) VALUES (?, ?, ?, ?)"
         self._durably((insert, (tag, server_id, time.time() + kept_seconds, kept_seconds)))
 
     def supersede(self, server_id: ServerId, tags: Iterable[str]) -> None:
-        """Safety snapshots that a newer one makes due, written down already or not; what waits for a person stays."""
+        """End the retention of safety snapshots that a newer one replaces, and record those that are not in the journal
+        yet. Tags that are kept for an operator stay."""
         statement = (
             "INSERT INTO spare_tags (tag, server_id, drop_after, left_seconds) VALUES (?, ?, ?, 0)"
             " ON CONFLICT (tag) DO UPDATE SET drop_after = excluded.drop_after, left_seconds = 0 WHERE drop_after < ?"
@@ -253,26 +257,26 @@ class Journal:
         self._durably(("DELETE FROM spare_tags WHERE tag = ?", (tag,)))
 
     def change(self, server_id: ServerId) -> None:
-        """Write down that the server's disks are about to be changed, outside of any job."""
+        """Record that the server's disks are about to be changed outside of a job."""
         self._durably(("INSERT OR IGNORE INTO changing (server_id) VALUES (?)", (server_id,)))
 
     def changed(self, server_id: ServerId) -> None:
-        """The change has come to its end: the disks are whole."""
+        """Record that the change has finished and the disks are consistent."""
         self._durably(("DELETE FROM changing WHERE server_id = ?", (server_id,)))
 
     def changing(self) -> frozenset[ServerId]:
-        """The servers of which a change was begun and has not come to its end."""
+        """The servers with a change outside of a job that has not finished."""
         return frozenset(ServerId(server_id) for (server_id,) in self._db.execute("SELECT server_id FROM changing"))
 
     def forget_old(self) -> None:
-        """Forget the jobs that have been over and published for longer than anyone asks."""
-        self._take_ballast()
+        """Delete the jobs whose outcome was published more than KEPT_SECONDS ago."""
+        self._reserve_ballast()
         self._durably(("DELETE FROM jobs WHERE published = 1 AND changed_at < ?", (time.time() - KEPT_SECONDS,)))
 
 
 def drop_kept(path: Path, tag: str) -> ServerId | None:
-    """Make the tag due that a job has left for a person: the worker whose journal this is deletes it next, also one
-    that runs meanwhile. The tag's server, or None where no such tag is kept. Raises JournalFailed or NewerJournal."""
+    """End the retention of a tag that a stranded job has left: the journal's worker, which may be running, deletes it
+    in its next round. Returns the tag's server; None if no such tag is kept. Raises JournalFailed or NewerJournal."""
     update = (
         "UPDATE spare_tags SET drop_after = ?, left_seconds = 0 WHERE tag = ? AND drop_after = ? RETURNING server_id"
     )
@@ -287,15 +291,15 @@ def drop_kept(path: Path, tag: str) -> ServerId | None:
 
 
 def _ensure_known(db: sqlite3.Connection, path: Path) -> int:
-    """The journal's version."""
+    """Returns the journal's version. Raises NewerJournal."""
     version: int = db.execute("PRAGMA user_version").fetchone()[0]
     if version > VERSION:
-        raise NewerJournal(f"{path} has version {version}; this program knows {VERSION}")
+        raise NewerJournal(f"{path} has version {version}; this program supports up to {VERSION}")
     return version
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """Writes nothing to a journal that is as it should be: it must open on a full disk."""
+    """Does not write to an up-to-date journal: it must open on a full disk."""
     db = sqlite3.connect(path, isolation_level=None)
     try:
         db.execute("PRAGMA journal_mode = WAL")
@@ -311,7 +315,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def _ensure_ages(db: sqlite3.Connection) -> None:
-    # A column that older programs need not know: they can go on with this journal.
+    # Added without a new version: older workers ignore the column and can still use the journal.
     if not db.execute("SELECT 1 FROM pragma_table_info('spare_tags') WHERE name = 'left_seconds'").fetchone():
         db.execute("ALTER TABLE spare_tags ADD COLUMN left_seconds REAL")
 

@@ -1,4 +1,4 @@
-"""Exactly one worker for a node: a lock file on the node itself, and a lease in the store for all to see."""
+"""Ensures exactly one worker per node: a lock file on the node, and a lease in the store."""
 
 import asyncio
 import fcntl
@@ -16,26 +16,26 @@ import structlog
 from worker.store.errors import StoreUnavailable
 from worker.store.nodes.node_store import LeaseHeld, NodeStore
 
-LEASE_SECONDS = 15.0  # an owner that was silent for so long may be replaced from another machine
-HEARTBEAT_SECONDS = 5.0  # three of them to a lease: two may be lost
-ORPHAN_SECONDS = 30.0  # for a child of a killed worker to end; it is killed as well, if a little later
-RETRY_SECONDS = 0.5  # between two tries while the store does not answer
-ASKED_SECONDS = 5.0  # for the store to say who holds the lease
+LEASE_SECONDS = 15.0  # after this long without a heartbeat, a worker on another machine may take the lease
+HEARTBEAT_SECONDS = 5.0  # three per lease: two may be lost
+ORPHAN_SECONDS = 30.0  # limit for the children of a killed worker to exit; the kernel kills them soon after it
+RETRY_SECONDS = 0.5  # between two attempts while the store is unreachable
+ASKED_SECONDS = 5.0  # limit for asking the store who holds the lease
 
 log = structlog.stdlib.get_logger()
 
 
 class NodeTaken(Exception):
-    """Another worker has this node; the text says who. Nothing was changed."""
+    """Another worker holds this node; the text names it. Nothing was changed."""
 
 
 def who_am_i() -> str:
-    """This process in words for a person."""
+    """A readable name of this process: "pid 123 on HOST"."""
     return f"pid {os.getpid()} on {socket.gethostname()}"
 
 
 def machine_id(state_folder: Path) -> str:
-    """The same for every worker that could hold the lock file in this folder, and for no other."""
+    """Identifies this machine and state folder: equal exactly for workers that compete for the same lock file."""
     try:
         machine = Path("/etc/machine-id").read_text().strip()
     except OSError:
@@ -44,15 +44,19 @@ def machine_id(state_folder: Path) -> str:
 
 
 class NodeLock:
-    """The lock file of a node's state folder. The kernel frees it when the process and its children have ended, however
-    they end: a `qemu-img` that outlives a killed worker keeps the next one out until it is off the disks."""
+    """The lock file in a node's state folder.
+
+    The kernel releases it when the process and all its children have exited, for whatever reason. A `qemu-img` that
+    outlives a killed worker therefore keeps the next worker out until it no longer writes to the disks.
+    """
 
     def __init__(self, state_folder: Path) -> None:
         self._path = state_folder / "worker.lock"
         self._file: TextIO | None = None
 
     def take(self, *, orphan_seconds: float = ORPHAN_SECONDS) -> None:
-        """Waits for what a dead worker has left. Raises NodeTaken, naming the holder, or OSError."""
+        """Waits up to `orphan_seconds` for the children of a dead worker. Raises NodeTaken, naming the holder, or
+        OSError."""
         file = self._path.open("a+")
 
         def holder() -> str:
@@ -65,7 +69,7 @@ class NodeLock:
             file.close()
             raise
         file.truncate(0)
-        with suppress(OSError):  # on a full disk the lock is as good, and what is owed must go on
+        with suppress(OSError):  # on a full disk the lock holds without a name in it, and unfinished jobs must go on
             os.write(file.fileno(), who_am_i().encode())
         self._file = file
 
@@ -76,9 +80,10 @@ class NodeLock:
 
 
 class HypervisorLock:
-    """The fence around one hypervisor: a lock on a folder that is the same for all who use it, whatever their settings.
+    """A lock on a folder that is the same for all workers of one hypervisor, whatever their settings.
 
-    Two workers of one libvirt would stop each other's guests, whatever their state folders. Given back as NodeLock is.
+    Two workers with different state folders on one libvirt would stop each other's guests. The kernel releases this
+    lock like that of NodeLock.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,7 +91,8 @@ class HypervisorLock:
         self._file: int | None = None
 
     def take(self, *, orphan_seconds: float = ORPHAN_SECONDS) -> None:
-        """Waits for what a dead worker has left. Raises NodeTaken, naming the holder, or OSError."""
+        """Waits up to `orphan_seconds` for the children of a dead worker. Raises NodeTaken, naming the holder, or
+        OSError."""
         file = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _take(file, f"the hypervisor at {self._folder}", lambda: _lock_holder(file), orphan_seconds)
@@ -106,9 +112,9 @@ def _take(file: int, what: str, holder: Callable[[], str], orphan_seconds: float
     while not _locked(file):
         held_by = holder() or "an unknown process"
         if _is_alive(held_by) or time.monotonic() > deadline:
-            raise NodeTaken(f"{what} is held by {held_by}: this node has a worker already")
+            raise NodeTaken(f"{what} is held by {held_by}: this node already has a worker")
         time.sleep(0.02)
-    os.set_inheritable(file, True)  # by qemu-img: our successor waits for its end
+    os.set_inheritable(file, True)  # by qemu-img: the next worker waits until it has exited
 
 
 def _locked(file: int) -> bool:
@@ -120,7 +126,7 @@ def _locked(file: int) -> bool:
 
 
 def _lock_holder(file: int) -> str:
-    """The process that took the lock on a file in which nothing can be written, as the kernel lists it; '': unknown."""
+    """The holder of the lock on a folder, from the kernel's list, as "pid N"; "" if unknown."""
     status = os.fstat(file)
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     with suppress(OSError, ValueError):
@@ -132,16 +138,17 @@ def _lock_holder(file: int) -> str:
 
 
 def _is_alive(holder: str) -> bool:
-    """Whether the process is known to run; one that has ended and was not waited for has no program. One that is not
-    known may have let go of the lock since we tried."""
+    """Whether the process still runs. False for a zombie, and for an unknown holder: it may have released the lock
+    since the attempt."""
     pid = holder.removeprefix("pid ").split()[0]
     return pid.isdecimal() and Path(f"/proc/{pid}/exe").exists()
 
 
 class Lease:
-    """Keeps the node's lease in the store. While it is not ours, no new job may begin; what has begun goes on.
+    """Keeps the node's lease in the store. Without the lease no new job may start; running jobs continue.
 
-    `before`: is done before our heart beats for the first time; may raise StoreUnavailable.
+    `before` is awaited before the first heartbeat and may raise StoreUnavailable. `gained` is awaited and `lost` called
+    when the lease is gained or lost.
     """
 
     def __init__(
@@ -159,18 +166,18 @@ class Lease:
         self._gained = gained
         self._lost = lost
         self._held = False
-        self._sure_until = -math.inf  # by the clock that goes on while we are stopped, and while the machine sleeps
+        self._valid_until = -math.inf  # on CLOCK_BOOTTIME, which advances while the process or the machine is suspended
 
     @property
     def held(self) -> bool:
         return self._held
 
     async def still_ours(self) -> bool:
-        """Whether no other worker has taken the lease. A process that was stopped does not notice how long it was.
+        """Whether no other worker has taken the lease, for example while this process was suspended.
 
-        A store that does not answer says nothing of another: then it is ours as before.
+        If the store is unreachable, the lease counts as still ours: no other worker can take it either.
         """
-        if _now() < self._sure_until:
+        if _now() < self._valid_until:
             return True
         try:
             async with asyncio.timeout(ASKED_SECONDS):
@@ -182,7 +189,7 @@ class Lease:
         return holder is None
 
     async def take_at_start(self) -> None:
-        """Take the lease, waiting for the store for as long as it is away. Raises NodeTaken, naming the holder."""
+        """Take the lease; wait as long as the store is unreachable. Raises NodeTaken, naming the holder."""
         while True:
             try:
                 await self._before()
@@ -197,13 +204,13 @@ class Lease:
             return
 
     async def keep(self) -> None:
-        """Run until cancelled: beat the heart, and notice when the lease is lost or ours again."""
+        """Run until cancelled: send heartbeats, and notice when the lease is lost or regained."""
         while True:
             await asyncio.sleep(self._heartbeat_seconds if self._held else RETRY_SECONDS)
             try:
                 holder = await self._renewed()
             except StoreUnavailable as error:
-                # The lease may run out, but as long as the store is away nobody else can take it either.
+                # The lease may expire, but while the store is unreachable no other worker can take it.
                 log.warning("lease.not_renewed", cause=str(error.__cause__))
                 self._held = False
                 continue
@@ -212,7 +219,7 @@ class Lease:
             await self._turn(held=holder is None)
 
     async def give_back(self) -> None:
-        """At the end: the next worker need not wait. A store that is away finds the lease run out."""
+        """Release the lease at exit so that the next worker need not wait. If the store is unreachable, it expires."""
         if self._held:
             try:
                 await self._store.take_lease(seconds=0)
@@ -222,7 +229,7 @@ class Lease:
     async def _renewed(self) -> LeaseHeld | None:
         asked_at = _now()
         holder = await self._store.take_lease(seconds=LEASE_SECONDS)
-        self._sure_until = asked_at + LEASE_SECONDS if holder is None else -math.inf
+        self._valid_until = asked_at + LEASE_SECONDS if holder is None else -math.inf
         return holder
 
     async def _turn(self, *, held: bool) -> None:
@@ -238,4 +245,4 @@ def _now() -> float:
 
 
 def _held_by(node: str, holder: LeaseHeld) -> str:
-    return f"node {node} has a worker already: {holder.who}; its lease runs for {holder.seconds_left:.0f} s yet"
+    return f"node {node} already has a worker: {holder.who}; its lease expires in {holder.seconds_left:.0f} s"

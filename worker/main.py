@@ -1,4 +1,4 @@
-"""The worker's program: the only place that knows how it is all wired."""
+"""The worker program: its commands, and the only place that wires its parts together."""
 
 import asyncio
 import faulthandler
@@ -33,6 +33,7 @@ from worker.reconcile import Reconciler
 from worker.runner import LAST_WORDS_SECONDS, Runner
 from worker.scheduler import Scheduler
 from worker.settings import Driver, WorkerSettings
+from worker.store.chores.chores import Chores
 from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.errors import StoreUnavailable
 from worker.store.model import JobId
@@ -42,10 +43,8 @@ from worker.survey import as_json as survey_as_json
 from worker.survey import as_text as survey_as_text
 from worker.traces import of_calls
 
-ID_MAX = 2**63 - 1  # as the API takes it and the journal holds it
-HUNG_SECONDS = (
-    30.0  # without one turn of the event loop; the longest that it does, a write to the journal, is far below
-)
+ID_MAX = 2**63 - 1  # the largest id that the API accepts and SQLite can store
+HUNG_SECONDS = 30.0  # without one turn of the event loop; its longest blocking call, a journal write, takes far less
 
 log = structlog.stdlib.get_logger()
 app = typer.Typer(
@@ -54,18 +53,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The worker of one hypervisor node.",
 )
-Config = Annotated[Path | None, typer.Option(help="A TOML file with the settings; the environment goes before it.")]
+Config = Annotated[
+    Path | None, typer.Option(help="TOML file with the settings; environment variables take precedence.")
+]
 
 
 @app.command(epilog=help_text(WorkerSettings))
 def run(config: Config = None) -> None:
-    """Do the snapshot jobs of this node's servers until SIGTERM or SIGINT."""
+    """Run the snapshot jobs of this node's servers until SIGTERM or SIGINT."""
     settings = _settings(config)
     job_log, metrics = JobLog(), Metrics()
     logs.configure(also=(job_log,), count=(metrics.log_events,))
     try:
         with (
-            _locked(settings.state_dir),  # not in the event loop: it waits for what a dead worker has left
+            _locked(settings.state_dir),  # outside the event loop: it may wait for the children of a dead worker
             exporting(settings.tracing, service="vps-snapshots-worker", instance=settings.node),
         ):
             uvloop.run(_serve(settings, job_log, metrics))
@@ -80,7 +81,7 @@ def adopt(
     account: Annotated[int, typer.Option(min=1, max=ID_MAX, help="The account that owns the server.")],
     config: Config = None,
 ) -> None:
-    """Make a libvirt domain of this node a server of the API. May be run again, also to change the account."""
+    """Make a libvirt domain of this node a server of the API. Run it again to change the account."""
     settings = _settings(config)
     try:
         uvloop.run(_adopt(settings, domain, server_id, account))
@@ -91,16 +92,18 @@ def adopt(
 
 @app.command()
 def rebuild(config: Config = None) -> None:
-    """Have this node's running worker tell Redis again which snapshots and jobs its servers have.
+    """Make this node's running worker publish its servers' snapshots and jobs to Redis again.
 
-    It does so by itself where Redis has lost its data; this is for a Redis that was brought back from an old copy.
+    Use it after Redis was restored from an old backup. If Redis has lost its data, the worker does this by itself.
     """
     settings = _settings(config)
     try:
         servers = uvloop.run(_rebuild(settings))
     except StoreUnavailable as error:
         _refuse(f"{error.detail} ({error.__cause__})")
-    typer.echo(f"{servers} servers are published again when the worker reports next, within {REPORT_SECONDS:.0f} s")
+    typer.echo(
+        f"{servers} servers will be published again with the worker's next report, within {REPORT_SECONDS:.0f} s"
+    )
 
 
 @app.command()
@@ -108,8 +111,11 @@ def list_in_virsh(
     server_id: Annotated[int, typer.Argument(min=1, max=ID_MAX, help="The server's id in the public API.")],
     config: Config = None,
 ) -> None:
-    """List a server's snapshots in libvirt, for `virsh snapshot-list` and the like, until the worker looks at the
-    server next (every 5 minutes). While they are listed, libvirt does not migrate the server."""
+    """Add a server's snapshots to libvirt's own list, for `virsh snapshot-list`.
+
+    The worker removes them at its next reconciliation (every 5 minutes). While they are listed, libvirt refuses to
+    migrate the server.
+    """
     settings = _settings(config)
     try:
         tags = uvloop.run(_list_in_virsh(settings, server_id))
@@ -122,29 +128,31 @@ def list_in_virsh(
 def drop_kept(
     tag: Annotated[str, typer.Argument(help="The snapshot's tag on the disks: vps-safety-JOB.")], config: Config = None
 ) -> None:
-    """Have this node's worker delete from the disks what a stranded job has left, once a person is done with it."""
+    """Make this node's worker delete the safety snapshot that a stranded job has kept, once you no longer need it."""
     journal = _settings(config).state_dir / "journal.sqlite"
     try:
         server_id = drop_kept_tag(journal, tag)
     except (JournalFailed, NewerJournal) as error:
         _refuse(str(error))
     if server_id is None:
-        _refuse(f"{journal} knows no tag {tag} that is kept for a person")
+        _refuse(f"{journal} has no tag {tag} that is kept for an operator")
     typer.echo(
-        f"the worker deletes {tag} from the disks of server {server_id} within {ROUND_SECONDS:.0f} s of its running"
+        f"the worker, if it runs, will delete {tag} from the disks of server {server_id} in {ROUND_SECONDS:.0f} s"
     )
 
 
 @app.command()
 def survey(
     folder: Annotated[
-        Path | None, typer.Argument(help="Survey the domain XML (*.xml) and images in this folder, not a libvirt.")
+        Path | None, typer.Argument(help="Survey the domain XML (*.xml) and images in this folder instead of libvirt.")
     ] = None,
     libvirt: Annotated[str, typer.Option(help="URI of the libvirt to survey.")] = "qemu:///system",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a snapshot of each server would hold and leave out, or why it is refused. Changes nothing; needs no
-    Redis."""
+    """Show what a snapshot of each server would hold and leave out, or why it would be refused.
+
+    Changes nothing and needs no Redis.
+    """
     try:
         surveyed = asyncio.run(_survey(folder, libvirt))
     except (DriverError, OSError) as error:
@@ -170,9 +178,9 @@ async def _open_hypervisor(settings: WorkerSettings) -> Hypervisor:
 
         return simulated_node(settings.state_dir / "fake.json", servers=settings.fake_servers)
     try:
-        from drivers.kvm import KvmHypervisor  # noqa: PLC0415 - a machine without libvirt can still run the fake
+        from drivers.kvm import KvmHypervisor  # noqa: PLC0415 - the fake must run without libvirt
     except ModuleNotFoundError as error:
-        _refuse(f"{error}: was this machine installed as a front end? A node has libvirt-python")
+        _refuse(f"{error}. Was this machine installed as a front end? A node needs libvirt-python.")
     try:
         return await KvmHypervisor.open(settings.libvirt_uri)
     except HypervisorUnavailable as error:
@@ -183,7 +191,7 @@ async def _survey(folder: Path | None, uri: str) -> list[Surveyed]:
     try:
         from drivers.kvm import survey_folder, survey_libvirt  # noqa: PLC0415 - as above
     except ModuleNotFoundError as error:
-        _refuse(f"{error}: was this machine installed as a front end? A node has libvirt-python")
+        _refuse(f"{error}. Was this machine installed as a front end? A node needs libvirt-python.")
     if folder is not None:
         return await survey_folder(folder)
     try:
@@ -221,7 +229,7 @@ async def _rebuild(settings: WorkerSettings) -> int:
 
 @contextmanager
 def _locked(state_dir: Path) -> Iterator[None]:
-    """Raises NodeTaken, or ConfigurationError where the folder is of no use."""
+    """Hold the node's lock file during the block. Raises NodeTaken, or ConfigurationError if the folder is unusable."""
     lock = NodeLock(state_dir)
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
@@ -235,10 +243,10 @@ def _locked(state_dir: Path) -> Iterator[None]:
 
 
 def _fence(settings: WorkerSettings) -> HypervisorLock | None:
-    """The lock on the hypervisor itself; None where that is simulated, or another machine's. Raises NodeTaken."""
+    """Take the lock on the hypervisor; None if it is simulated or runs on another machine. Raises NodeTaken."""
     if settings.driver is Driver.FAKE:
         return None
-    from drivers.kvm import fence_of  # noqa: PLC0415 - a machine without libvirt can still run the fake
+    from drivers.kvm import fence_of  # noqa: PLC0415 - the fake must run without libvirt
 
     folder = fence_of(settings.libvirt_uri)
     if folder is None:
@@ -252,14 +260,30 @@ def _fence(settings: WorkerSettings) -> HypervisorLock | None:
 
 
 async def _prove_alive() -> None:
-    """Run until cancelled. Should the event loop hang, so that not even a step's limit is seen, the process says where
-    and ends; the one that systemd starts in its place goes on with what is owed."""
+    """Run until cancelled: a watchdog for the event loop.
+
+    If the loop hangs for HUNG_SECONDS, so that not even step timeouts fire, the process prints its stack and exits.
+    The worker that systemd then starts resumes the unfinished jobs.
+    """
     try:
         while True:
             faulthandler.dump_traceback_later(HUNG_SECONDS, exit=True)
             await asyncio.sleep(HUNG_SECONDS / 10)
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Means:
+    """What the parts of the worker are made from."""
+
+    settings: WorkerSettings
+    hypervisor: Hypervisor
+    journal: Journal
+    job_log: JobLog
+    metrics: Metrics
+    redis: ArqRedis
+    blocking_redis: ArqRedis  # for commands that wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +303,14 @@ async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) ->
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
+    async with _opened(settings, job_log, metrics) as means:
+        parts = _wired(means)
+        if not stop.is_set():  # asked to stop during the start: what is owed is the next process's
+            await _live(parts, settings, stop)
+
+
+@asynccontextmanager
+async def _opened(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) -> AsyncIterator[_Means]:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
             exposed(metrics.registry, host=settings.metrics_host, port=settings.metrics_port)
@@ -287,28 +319,26 @@ async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) ->
         stack.callback(journal.close)
         hypervisor = await _open_hypervisor(settings)
         stack.push_async_callback(hypervisor.close)
-        if fence := await asyncio.to_thread(_fence, settings):  # it may wait for what a dead worker has left
+        if fence := await asyncio.to_thread(_fence, settings):  # it may wait for the children of a dead worker
             stack.callback(fence.release)
         redis = connect(settings.redis, observer=metrics.redis)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
-        waiting = connect(settings.redis, command_seconds=2 * FALLBACK_SECONDS)
-        stack.push_async_callback(waiting.aclose, close_connection_pool=True)
-        parts = _wired(
+        blocking_redis = connect(settings.redis, command_seconds=2 * FALLBACK_SECONDS)
+        stack.push_async_callback(blocking_redis.aclose, close_connection_pool=True)
+        yield _Means(
             settings=settings,
             hypervisor=of_calls(hypervisor) if settings.tracing.endpoint else hypervisor,
             journal=journal,
             job_log=job_log,
             metrics=metrics,
             redis=redis,
-            waiting=waiting,
+            blocking_redis=blocking_redis,
         )
-        if not stop.is_set():  # asked to stop during the start: what is owed is the next process's
-            await _live(parts, settings, stop)
 
 
 async def _live(parts: _Parts, settings: WorkerSettings, stop: asyncio.Event) -> None:
-    """Work until asked to stop, or until a part fails; then let the running jobs end. Raises what the part raised."""
-    owed = parts.runner.resume()  # before the store is asked for anything: what was begun is owed in any case
+    """Work until asked to stop or a part fails, then wait for the running jobs. Raises what the failed part raised."""
+    owed = parts.runner.resume()  # first: started jobs must be finished even if the store is unreachable
     log.info("worker.started", node=settings.node, driver=settings.driver, owed_jobs=len(owed))
     taken = asyncio.Event()
     until_the_end = (parts.publisher.tell_steps(), _prove_alive(), _keep_lease(parts.lease, taken))
@@ -316,20 +346,20 @@ async def _live(parts: _Parts, settings: WorkerSettings, stop: asyncio.Event) ->
         async with _beside(*until_the_end), _beside(_work_with_others(parts, taken)):
             try:
                 await stop.wait()
-            finally:  # also when a part has failed
+            finally:  # also if a part has failed
                 log.info("worker.stopping", drain_seconds=settings.drain_seconds)
                 parts.queue.pause()
                 await parts.runner.drain(settings.drain_seconds)
                 await parts.queue.stop(LAST_WORDS_SECONDS)
     finally:
-        await parts.lease.give_back()  # not before the heart has stopped: a beat in between would take it again
+        await parts.lease.give_back()  # after the heartbeats have stopped: one more would take the lease again
     log.info("worker.stopped")
 
 
 @asynccontextmanager
 async def _beside(*parts: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run the parts while the block runs, and cancel them at its end. One that fails cancels the block and the other
-    parts; what it raised is raised here."""
+    """Run the parts while the block runs, and cancel them at its end. If a part fails, the block and the other parts
+    are cancelled, and its exception is raised here."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(part) for part in parts]
@@ -345,18 +375,10 @@ async def _beside(*parts: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         raise first from failed
 
 
-def _wired(
-    *,
-    settings: WorkerSettings,
-    hypervisor: Hypervisor,
-    journal: Journal,
-    job_log: JobLog,
-    metrics: Metrics,
-    redis: ArqRedis,
-    waiting: ArqRedis,
-) -> _Parts:
+def _wired(means: _Means) -> _Parts:
+    settings, journal, metrics = means.settings, means.journal, means.metrics
     store = NodeStore(
-        redis,
+        means.redis,
         node=settings.node,
         machine=machine_id(settings.state_dir),
         who=who_am_i(),
@@ -365,11 +387,11 @@ def _wired(
     publisher = Publisher(
         store,
         tell_again=lambda server_id: reconciler.server(server_id),  # noqa: PLW0108 - made below
-        log_of=job_log.taken,
+        log_of=means.job_log.taken,
     )
     runner = Runner(
         journal=journal,
-        hypervisor=hypervisor,
+        hypervisor=means.hypervisor,
         store=store,
         publisher=publisher,
         policy=settings.policy,
@@ -378,10 +400,14 @@ def _wired(
         may_go_on=lambda: lease.still_ours(),  # noqa: PLW0108 - made below
     )
     queue = NodeWorker(
-        redis, waiting, node=settings.node, run=lambda job_id: runner.run(JobId(job_id)), max_jobs=settings.max_jobs
+        means.redis,
+        means.blocking_redis,
+        node=settings.node,
+        run=lambda job_id: runner.run(JobId(job_id)),
+        max_jobs=settings.max_jobs,
     )
     reconciler = Reconciler(
-        hypervisor=hypervisor,
+        hypervisor=means.hypervisor,
         store=store,
         journal=journal,
         runner=runner,
@@ -389,15 +415,18 @@ def _wired(
         look_seconds=settings.step_seconds,
         metrics=metrics,
     )
-    inventory = Inventory(hypervisor, store, publish=reconciler.server, reconcile=reconciler.soon, metrics=metrics)
+    inventory = Inventory(
+        means.hypervisor, store, publish=reconciler.server, reconcile=reconciler.soon, metrics=metrics
+    )
 
     async def lease_gained() -> None:
-        await inventory.report()  # first of all: a job may wait for a server that the store lost
+        await inventory.report()  # before taking jobs: one may be queued for a server that the store has lost
         queue.resume()
 
-    waiting_jobs = StaleJobReaper(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
-    # What has waited for us for too long fails before our heart beats: a job that nobody expects any more must not run.
-    lease = Lease(store, before=waiting_jobs.fail, gained=lease_gained, lost=queue.pause)
+    chores = Chores(means.redis, node_silent_seconds=settings.node_silent_seconds)
+    stale_jobs = StaleJobReaper(means.redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
+    # Jobs that were queued too long fail before the first heartbeat: nobody expects them to run any more.
+    lease = Lease(store, before=stale_jobs.fail, gained=lease_gained, lost=queue.pause)
     metrics.follow(
         running=lambda: runner.working,
         owed=lambda: runner.owed,
@@ -411,8 +440,10 @@ def _wired(
         reconciler=reconciler,
         inventory=inventory,
         lease=lease,
-        housekeeping=Housekeeping(store=store, journal=journal, runner=runner, waiting=waiting_jobs),
-        scheduler=Scheduler(store=store, unreadable=metrics.schedules_unreadable.inc),
+        housekeeping=Housekeeping(
+            store=store, chores=chores, journal=journal, safety=runner.safety, stale_jobs=stale_jobs
+        ),
+        scheduler=Scheduler(chores=chores, unreadable=metrics.schedules_unreadable.inc),
     )
 
 
@@ -423,7 +454,7 @@ async def _keep_lease(lease: Lease, taken: asyncio.Event) -> None:
 
 
 async def _work_with_others(parts: _Parts, taken: asyncio.Event) -> None:
-    """All that only the holder of the node's lease may do, from the moment when the lease was taken."""
+    """Once the lease is taken, run the parts that only its holder may run."""
     await taken.wait()
     async with asyncio.TaskGroup() as group:
         group.create_task(parts.queue.work())

@@ -1,4 +1,4 @@
-"""What one worker measures: its jobs and their steps, its node's storage, its lease and its journal."""
+"""The metrics of one worker: jobs and their steps, the node's storage, the lease and the journal."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -10,52 +10,51 @@ from worker.store.model import STEPS, Job, JobKind, JobState, Step
 from worker.store.outcome import Outcome
 from worker.store.reports import Pool
 
-COMPLETED, FAILED, STRANDED = "completed", "failed", "stranded"  # how a job ends, as an operator counts it
+COMPLETED, FAILED, STRANDED = "completed", "failed", "stranded"  # values of the label `outcome`
 
-# All in seconds. A create takes 3 to 10 minutes where the guest is slow to shut down, and seconds where it is not.
+# Seconds. A create takes 3 to 10 minutes if the guest shuts down slowly, and seconds if it does not.
 JOB_BUCKETS = (1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
 STEP_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 360, 900)
 PICKUP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 15, 60, 300, 900)
 
 
 class Metrics:
-    """The instruments of one worker. Safe to be read from another thread."""
+    """The metrics of one worker. Safe to scrape from another thread."""
 
     def __init__(self) -> None:
         self.registry = registry()
         self.log_events = LogEvents(self.registry)
         self.redis = RedisMetrics(self.registry)
-        self._jobs = self._counter("jobs", "Jobs that came to their end.", "kind", "outcome")
+        self._jobs = self._counter("jobs", "Jobs that have ended.", "kind", "outcome")
         self._failures = self._counter("job_failures", "Jobs that failed or stranded, by the error's code.", "code")
         self.jobs_given_up = jobs_given_up(self.registry)
-        self._retries = self._counter("job_step_retries", "Further tries of a step.", "kind", "step")
-        self._resumptions = self._counter("job_resumptions", "Jobs gone on with after a process had died.", "kind")
+        self._retries = self._counter("job_step_retries", "Retries of a step.", "kind", "step")
+        self._resumptions = self._counter("job_resumptions", "Jobs resumed after a worker process died.", "kind")
         self.schedules_unreadable = self._counter(
-            "schedules_unreadable", "Due schedules that were left out: this release can't read them."
+            "schedules_unreadable", "Due schedules skipped because this release cannot read them."
         )
-        self._findings = self._counter("reconcile_findings", "Differences that reconciliation has found.", "finding")
-        self._seconds = self._histogram("job_duration_seconds", "From a job's begin to its end.", JOB_BUCKETS, "kind")
+        self._findings = self._counter("reconcile_findings", "Findings of reconciliation.", "finding")
+        self._seconds = self._histogram("job_duration_seconds", "From a job's start to its end.", JOB_BUCKETS, "kind")
         self._step_seconds = self._histogram(
-            "job_step_duration_seconds", "A step with all its tries.", STEP_BUCKETS, "kind", "step"
+            "job_step_duration_seconds", "Duration of a step including its retries.", STEP_BUCKETS, "kind", "step"
         )
         self._downtime = self._histogram(
-            "guest_downtime_seconds", "From the moment in which a guest is asked to stop, until it runs again.",
-            JOB_BUCKETS, "kind",
-        )  # fmt: skip
-        self._pickup = self._histogram(
-            "job_pickup_seconds", "From a job's admission to its begin.", PICKUP_BUCKETS, "kind"
+            "guest_downtime_seconds", "From asking a guest to shut down until it runs again.", JOB_BUCKETS, "kind"
         )
-        self._free = self._gauge("storage_free_bytes", "Free on a file system that holds disks.", "pool")
+        self._pickup = self._histogram(
+            "job_pickup_seconds", "From a job's admission to its start.", PICKUP_BUCKETS, "kind"
+        )
+        self._free = self._gauge("storage_free_bytes", "Free space of a file system that holds disks.", "pool")
         self._size = self._gauge("storage_size_bytes", "Size of a file system that holds disks.", "pool")
         self._pools: set[str] = set()
-        self._running = self._gauge("jobs_running", "Jobs that work on a VM.")
-        self._owed = self._gauge("jobs_owed", "Jobs that were begun and whose end the store does not know yet.")
-        self._lease = self._gauge("lease_held", "1: the node's lease is this worker's.")
-        self._journal = self._gauge("journal_bytes", "The journal, with what was not yet folded into it.")
-        self._begin_at_zero()
+        self._running = self._gauge("jobs_running", "Jobs that are working on a VM.")
+        self._owed = self._gauge("jobs_owed", "Started jobs whose outcome is not in the store yet.")
+        self._lease = self._gauge("lease_held", "1 if this worker holds the node's lease.")
+        self._journal = self._gauge("journal_bytes", "Size of the journal and its write-ahead log.")
+        self._start_at_zero()
 
-    def _begin_at_zero(self) -> None:
-        """A series that appears with its first event would hide that event from `increase`."""
+    def _start_at_zero(self) -> None:
+        """Create the series at 0: `increase` does not count an event that creates its series."""
         for kind in JobKind:
             for outcome in (COMPLETED, FAILED, STRANDED):
                 self._jobs.labels(kind, outcome)
@@ -71,13 +70,13 @@ class Metrics:
         lease_held: Callable[[], bool],
         journal_bytes: Callable[[], int],
     ) -> None:
-        """Where to look at a scrape, from its thread."""
+        """Set the functions that are called at each scrape, in the scrape's thread."""
         self._running.set_function(running)
         self._owed.set_function(owed)
         self._lease.set_function(lease_held)
         self._journal.set_function(journal_bytes)
 
-    # --- what happens ---
+    # --- events ---
 
     def begun(self, job: Job) -> None:
         if job.attempts == 1 and job.started_at is not None:
@@ -93,7 +92,7 @@ class Metrics:
         self._retries.labels(kind, step).inc()
 
     def ended(self, kind: JobKind, outcome: Outcome, *, seconds: float) -> None:
-        """Once for each job, by the process that brought it to its end."""
+        """Called once per job, by the process that ended it. `seconds`: since the job's start."""
         failure = outcome.failure
         if outcome.state is JobState.COMPLETED or failure is None:
             self._jobs.labels(kind, COMPLETED).inc()
@@ -117,7 +116,7 @@ class Metrics:
             self._size.remove(path)
         self._pools = set(now)
 
-    # --- how they are made ---
+    # --- constructors ---
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)

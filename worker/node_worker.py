@@ -1,10 +1,11 @@
-"""arq's worker with a loop of our own: woken instead of polling, and not ended by anything that Redis does.
+"""arq's worker with our own main loop: it is woken instead of polling, and no Redis error ends it.
 
-This process is the only worker of its queue (`worker.lease`), and what a job has begun is in the journal. So arq only
-says that there is something to do, and an in-progress mark of a job that this process does not run means nothing.
+This process is the only worker of its queue (`worker.lease`), and the journal records which jobs have started. So arq
+only delivers job ids, and an in-progress mark of a job that this process does not run is ignored.
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -22,27 +23,27 @@ from worker.store import scripts
 if TYPE_CHECKING:
     from arq.typing import WorkerCoroutine
 
-REDIS_TROUBLE = (RedisError, OSError, TimeoutError)  # away, slow, and its error replies: full, read-only, loading
+REDIS_TROUBLE = (RedisError, OSError, TimeoutError)  # unreachable, slow, or replying with errors (full, read-only)
 FALLBACK_SECONDS = 5  # longest sleep without a wake-up
-RETRY_SECONDS = 0.2  # between two looks while Redis is in trouble
-BROKEN_AGAIN_SECONDS = 5.0  # until a job is tried again whose run met something unexpected (the journal's disk full)
-PUT_BACK_SECONDS = 1.0  # at the end of the process, to give the jobs that it leaves back to the queue
-NEVER_SECONDS = 10 * 365 * 86_400  # for the limits of arq that we do not want
+RETRY_SECONDS = 0.2  # between two attempts while Redis is failing
+BROKEN_AGAIN_SECONDS = 5.0  # until a job is retried whose run raised something unexpected (the journal's disk is full)
+PUT_BACK_SECONDS = 1.0  # at exit, for returning unfinished jobs to the queue
+NEVER_SECONDS = 10 * 365 * 86_400  # disables limits of arq that we do not want
 
 log = structlog.stdlib.get_logger()
 
 
 class NodeWorker(Worker):
-    """Takes the jobs of one node's queue, `max_jobs` at a time, and awaits `run(job_id)` for each.
+    """Takes jobs from one node's queue, up to `max_jobs` at a time, and awaits `run(job_id)` for each.
 
-    `waiting` is a client of its own for the blocking wait: its commands may take longer than the wait.
+    `waiting`: a separate client for the blocking wait, whose command timeout is longer than that wait.
     """
 
     def __init__(
         self, redis: ArqRedis, waiting: ArqRedis, *, node: str, run: Callable[[str], Awaitable[None]], max_jobs: int
     ) -> None:
         async def run_job(context: dict[Any, Any], /, *_arguments: Any, **_named: Any) -> None:
-            job_id = context["job_id"]  # whatever else arq's record says
+            job_id = context["job_id"]  # the rest of arq's record is not used
             try:
                 await run(job_id)
             except Exception as error:
@@ -50,7 +51,7 @@ class NodeWorker(Worker):
                 raise Retry(BROKEN_AGAIN_SECONDS) from error
 
         super().__init__(
-            # A result would only say what the store says better; a retry is the journal's business.
+            # The store has the results and the runner does the retries.
             [
                 func(
                     cast("WorkerCoroutine", run_job),
@@ -77,16 +78,16 @@ class NodeWorker(Worker):
         self._over.set()
         self._finishing: set[asyncio.Task[None]] = set()
         self._in_trouble = False
-        self.allow_pick_jobs = False  # until the lease is ours
+        self.allow_pick_jobs = False  # until we hold the lease
 
     def resume(self) -> None:
-        """Take jobs: the node's lease is ours."""
+        """Start taking jobs. Call it once the node's lease is held."""
         self.allow_pick_jobs = True
         self._may_take.set()
         self._wake.set()
 
     def pause(self) -> None:
-        """Take no new job; those that run go on."""
+        """Take no new jobs; running jobs continue."""
         self.allow_pick_jobs = False
         self._may_take.clear()
 
@@ -103,16 +104,16 @@ class NodeWorker(Worker):
             self._over.set()
 
     async def stop(self, drain_seconds: float) -> None:
-        """Take no new job; return when those that run have ended. When the time is over they go back to the queue."""
+        """Take no new jobs; return when the running jobs have ended. After `drain_seconds` they are requeued."""
         self.pause()
         self._stopping.set()
         self._wake.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_seconds):
-                await self._over.wait()  # the loop may be starting a job yet
+                await self._over.wait()  # the loop may still be starting a job
                 await asyncio.gather(*map(_ended, self.tasks.values()))
-        await _cancel(self.tasks.values())  # arq answers by putting them back
-        await _cancel(self._finishing)  # Redis does not answer: the next process finds it all in the journal
+        await _cancel(self.tasks.values())  # arq then requeues them
+        await _cancel(self._finishing)  # Redis is unreachable: the next process resumes from the journal
 
     async def _look(self) -> None:
         self._wake.clear()
@@ -131,20 +132,31 @@ class NodeWorker(Worker):
             await _wait(self._wake, seconds)
 
     async def _start_due(self) -> float:
-        """Start what is due; seconds until the next look. The clock is Redis's, which gave the jobs their moments: on a
-        node whose own clock is late, arq would let them wait."""
+        """Start the jobs that are due. Returns the seconds until the next check.
+
+        Due times are compared with the clock of Redis, which set them: with the node's own clock, as arq does it, jobs
+        would be late on a node whose clock is slow.
+        """
         running = [job_id for job_id, task in self.tasks.items() if not task.done()]
         free = self.max_jobs - self.job_counter
-        limits = (free, self.queue_read_limit, in_progress_key_prefix, NEVER_SECONDS * 1000)
-        later_ms, *due = await self._due(args=[self.queue_name, f"node:{self._node}", *limits, *running])
+        ask = {
+            "queue": self.queue_name,
+            "node": self._node,
+            "free": free,
+            "limit": self.queue_read_limit,
+            "mark": in_progress_key_prefix,
+            "mark_ms": NEVER_SECONDS * 1000,
+            "running": running,
+        }
+        later_ms, *due = await self._due(args=[json.dumps(ask)])
         for job_id, score in zip(due[::2], due[1::2], strict=True):
             await self._start(job_id.decode(), int(float(score)))
         return min(FALLBACK_SECONDS, later_ms / 1000) if later_ms >= 0 else FALLBACK_SECONDS
 
     async def _start(self, job_id: str, score: int) -> None:
-        # arq asks Redis four times whether another worker was faster, loses the slot where Redis fails in between, and
-        # takes the mark of a dead process, or its own when the answer was lost, for a living worker's. None is here.
-        if not self.allow_pick_jobs:  # while we asked, the lease was lost or the worker stopped
+        # Replaces arq's start_jobs, which checks in four commands whether another worker was faster, leaks a slot if
+        # Redis fails in between, and takes the mark of a dead process for that of a live worker.
+        if not self.allow_pick_jobs:  # the lease was lost or the worker stopped during the script call
             await self.pool.delete(in_progress_key_prefix + job_id)
             return
         self.job_counter += 1
@@ -155,31 +167,31 @@ class NodeWorker(Worker):
         for job_id, task in list(self.tasks.items()):
             if task.done():
                 del self.tasks[job_id]
-                task.result()  # what nobody expected ends the worker
+                task.result()  # an unexpected exception ends the worker
 
     async def _listen(self) -> None:
         while True:
-            await self._may_take.wait()  # the wake-ups are another's who holds the lease
+            await self._may_take.wait()  # without the lease, wake-ups are for another worker
             try:
                 woken: Any = self._waiting.blpop([queue.wake_key(self.queue_name)], timeout=FALLBACK_SECONDS)
                 if await woken:
                     self._wake.set()
             except REDIS_TROUBLE:
                 await asyncio.sleep(RETRY_SECONDS)
-                self._wake.set()  # the answer that was lost may have been a wake-up
+                self._wake.set()  # the lost reply may have been a wake-up
 
-    # --- what arq does, where it would end the worker, lose a slot or lose a job ---
+    # --- methods of arq that would end the worker, leak a slot or lose a job ---
 
     def _release_sem_dec_counter_on_complete(self) -> None:
-        self.job_counter -= 1  # without arq's semaphore, which only its own start of jobs needs
-        self._wake.set()  # the next job starts now, not at the next look
+        self.job_counter -= 1  # arq's semaphore is not used: only its own start_jobs needs it
+        self._wake.set()  # start the next job now, not at the next check
 
     async def run_job(self, job_id: str, score: int) -> None:
         try:
             await super().run_job(job_id, score)
-        except REDIS_TROUBLE as error:  # before the job began: it is queued still
+        except REDIS_TROUBLE as error:  # the job has not started and is still queued
             log.warning("queue.job_not_begun", job_id=job_id, cause=str(error))
-            await asyncio.sleep(RETRY_SECONDS)  # in its slot: where only this job has the trouble, we would spin
+            await asyncio.sleep(RETRY_SECONDS)  # keep its slot: if only this job fails, the loop would spin
 
     async def finish_job(  # noqa: PLR0917 - arq's signature
         self,
@@ -201,18 +213,18 @@ class NodeWorker(Worker):
         seconds, microseconds = await self.pool.time()
         now_ms = seconds * 1000 + microseconds / 1000
         async with self.pool.pipeline(transaction=True) as pipe:
-            if put_off:  # arq adds to the score, and would add again where the answer was lost
+            if put_off:  # arq increments the score, and would do so twice if a reply is lost
                 pipe.zadd(self.queue_name, {job_id: now_ms + BROKEN_AGAIN_SECONDS * 1000}, xx=True)
             pipe.delete(in_progress_key_prefix + job_id)
             await pipe.execute()
 
     async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:  # noqa: ARG002 - arq's signature
-        # arq's record of the job has expired or can't be read, and arq would drop the job: it would wait for ever in
-        # the store. The id is all that we need.
+        # arq's record of the job has expired or cannot be read. arq would drop the job, which would then stay queued
+        # in the store forever. Its id is all that we need.
         await self._insist(lambda: self._mend(job_id))
 
     async def _mend(self, job_id: str) -> None:
-        if await self.pool.zscore(self.queue_name, job_id) is None:  # it was cancelled while we took it
+        if await self.pool.zscore(self.queue_name, job_id) is None:  # cancelled in the meantime
             await self.pool.delete(in_progress_key_prefix + job_id, retry_key_prefix + job_id)
             return
         log.error("queue.record_unusable", job_id=job_id)
@@ -223,7 +235,7 @@ class NodeWorker(Worker):
             await pipe.execute()
 
     async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Until Redis takes it, or the worker stops: the next one finds the job over in the journal."""
+        """Retry the call until Redis accepts it or the worker stops: the next one finds the outcome in the journal."""
         task = asyncio.ensure_future(self._until_taken(call))
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
@@ -240,7 +252,7 @@ class NodeWorker(Worker):
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
-    """Until the event is set, at most so long."""
+    """Wait for the event, at most `seconds`."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

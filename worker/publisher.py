@@ -1,7 +1,7 @@
-"""What the node tells the store, when the store listens: how far the jobs are, and how they ended.
+"""Publishes job progress and outcomes to the store.
 
-Nothing here can hold up or change the work on a VM. A step that could not be told is told with the next one; an outcome
-is told again until the store has taken it.
+Nothing here can delay or change the work on a VM. A step that could not be published is sent with the next one; an
+outcome is retried until the store has accepted it.
 """
 
 import asyncio
@@ -17,15 +17,14 @@ from worker.store.nodes.node_store import LeaseLost, NodeStore
 from worker.store.outcome import Outcome
 from worker.store.reports import EMPTY_REPORT, JobReport, StepBegun
 
-RETRY_SECONDS = (0.2, 2.0)  # between two tries to publish: the first wait, doubled up to the last
-UNKNOWN_TRIES = 6  # of an outcome whose job the store does not know: its server may have left the node for good
+RETRY_SECONDS = (0.2, 2.0)  # between two attempts to publish: the first wait, and the limit up to which it doubles
+UNKNOWN_TRIES = 6  # for an outcome whose job the store does not know: its server may have left the node for good
 
 log = structlog.stdlib.get_logger()
 
 
 class Publisher:
-    """`tell_again` tells the store all that the node has of a server. `log_of`: the log lines of a job since they were
-    asked for last."""
+    """`tell_again` publishes all jobs and snapshots of a server again. `log_of` returns a job's new log lines."""
 
     def __init__(
         self,
@@ -42,19 +41,20 @@ class Publisher:
         self._news = asyncio.Event()
 
     def step(self, job_id: JobId, step: Step, *, attempt: int = 1) -> None:
-        """Tell the step soon; returns at once."""
+        """Publish that the step has started, soon; returns at once."""
         self._note(job_id, StepBegun(step=step, at=time.time(), attempt=attempt))
         self._steps[job_id] = step
         self._news.set()
 
     def resumed(self, job_id: JobId) -> None:
-        """Tell with the job's next step that this process goes on with what another had begun."""
+        """Publish with the job's next step that this process has resumed the job."""
         told = self._untold.get(job_id, EMPTY_REPORT)
         self._untold[job_id] = replace(told, resumed=told.resumed + 1)
 
     async def outcome(self, job_id: JobId, server_id: ServerId, outcome: Outcome, *, power: str = "") -> None:
-        """Return when the store has the outcome, however long that takes. `power`: what the server does now."""
-        self._steps.pop(job_id, None)  # told now, it would come too late
+        """Return once the store has the outcome, however long that takes. `power`: the server's power state now, or
+        ""."""
+        self._steps.pop(job_id, None)  # the outcome supersedes it
         self._note(job_id, StepBegun(step=None, at=time.time(), attempt=1))
         told = self._taken(job_id)
         wait, longest = RETRY_SECONDS
@@ -64,23 +64,23 @@ class Publisher:
                 answer = await self._store.finish(job_id, outcome, told, power)
             except (StoreUnavailable, LeaseLost) as error:
                 log.warning("outcome.not_published", reason=type(error).__name__, again_in_seconds=wait)
-                power = ""  # by then it may be another
+                power = ""  # it may have changed by the next attempt
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, longest)
             else:
                 if answer == "job_unknown" and (
                     tries := tries - 1
-                ):  # it lost its data; told of the job it takes its end
+                ):  # the store lost its data: it accepts the outcome once it knows the job again
                     await asyncio.sleep(wait)
                     wait = min(2 * wait, longest)
                     await self._tell_again(server_id)
                     continue
-                if answer not in {"published", "job_over"}:  # over: told before, by a process that died right after
+                if answer not in {"published", "job_over"}:  # job_over: published by a process that died right after
                     log.warning("outcome.refused", reason=answer)
                 return
 
     async def tell_steps(self) -> None:
-        """Run until cancelled: tell the latest step of each job."""
+        """Run until cancelled: publish the latest step of each job."""
         while True:
             await self._news.wait()
             self._news.clear()
@@ -89,7 +89,7 @@ class Publisher:
                 told = self._taken(job_id)
                 try:
                     await self._store.progress(job_id, step, told)
-                except (StoreUnavailable, LeaseLost):  # a process that has just started may not have the lease yet
+                except (StoreUnavailable, LeaseLost):  # a worker that has just started may not hold the lease yet
                     later = self._untold.get(job_id, EMPTY_REPORT)
                     self._untold[job_id] = JobReport(
                         steps=told.steps + later.steps,

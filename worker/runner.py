@@ -1,51 +1,52 @@
-"""Runs jobs: claims each in the journal, walks its procedure step by step, records how it ended, publishes it."""
+"""Runs jobs: records each in the journal, runs its procedure step by step, records and publishes the outcome."""
 
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 import structlog
 
-from drivers.base import DomainNotFound, DriverError, Hypervisor, Power
+from drivers.base import DriverError, Hypervisor, Power
 from worker import traces
-from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed, SpareTag
+from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed
 from worker.metrics import Metrics
 from worker.procedures import PROCEDURES
-from worker.procedures.disks import NotEnoughSpace, whole, without
+from worker.procedures.disks import NotEnoughSpace
 from worker.procedures.work import FORWARD, Facts, Next, Policy, Procedure, Task, Work
 from worker.publisher import RETRY_SECONDS, Publisher
+from worker.safety import SafetySnapshots
 from worker.store.errors import StoreUnavailable
 from worker.store.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
 from worker.store.nodes.node_store import BeginRefused, LeaseLost, NodeStore
 from worker.store.outcome import Outcome
 
-RETRY_MOST_SECONDS = 5.0  # between two tries of a step
-POWER_SECONDS = 2.0  # for the hypervisor to say what a server does now, at the end of a job
-LAST_WORDS_SECONDS = 3.0  # at the end of the process, for outcomes to reach the store
+RETRY_MOST_SECONDS = 5.0  # longest wait between two attempts at a step
+POWER_SECONDS = 2.0  # limit for reading a server's power state at the end of a job
+LAST_WORDS_SECONDS = 3.0  # at exit, for outcomes to reach the store
 
-NODE_REPLACED = Failure(code="node_replaced", detail="Another worker has taken over the node; the job was given up.")
+NODE_REPLACED = Failure(code="node_replaced", detail="Another worker has taken over the node; the job was stopped.")
 
 log = structlog.stdlib.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds on one step of one job. All times in seconds."""
+    """Limits for one step of one job. Times are in seconds."""
 
-    # For any step but the waiting for a guest to shut down, which has its grace on top. Ten times what
-    # `qemu-img snapshot -c` took on a 1 TB disk (12 s), and three disks of it.
+    # One step; stopping gets the grace period on top. Ten times what `qemu-img snapshot -c` took for three disks of
+    # 1 TB (12 s each).
     step_seconds: float = 360.0
-    tries: int = 4  # of a step whose error may pass by itself
-    first_retry_seconds: float = 0.5  # doubled with each try
-    # For a cause that goes by itself, as a libvirtd that is restarted. Without it the VM could not be started either.
+    tries: int = 4  # attempts at a step whose error may be transient
+    first_retry_seconds: float = 0.5  # doubled with each attempt
+    # How long a lasting error is retried, for example while libvirtd restarts: the VM could not start without it.
     lasting_seconds: float = 30.0
-    # For a start that is refused: a device, a lock or a machine's name may take its time to become free.
+    # How long a failed start is retried: a device, a lock or a machine name may not be free yet.
     start_seconds: float = 60.0
-    interruptions: int = 3  # processes that may die in one step; with the next the step is held to be the cause
-    spare_tag_kept_seconds: float = 86_400.0  # of the safety snapshot that a restore leaves
+    interruptions: int = 3  # worker deaths in one step; after one more, the step is assumed to be the cause and fails
+    safety_kept_seconds: float = 86_400.0  # retention of a restore's safety snapshot
 
 
 async def _always() -> bool:
@@ -53,7 +54,7 @@ async def _always() -> bool:
 
 
 class Runner:
-    """Runs the jobs of one node. One job of a server at a time, whoever asks."""
+    """Runs the jobs of one node, one job per server at a time."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class Runner:
         metrics: Metrics | None = None,
         may_go_on: Callable[[], Awaitable[bool]] = _always,
     ) -> None:
-        """`may_go_on`: whether the node is ours still; asked before each step that goes forward."""
+        """`may_go_on`: whether this worker still holds the node; asked before each forward step."""
         self._journal = journal
         self._hypervisor = hypervisor
         self._store = store
@@ -78,20 +79,27 @@ class Runner:
         self._may_go_on = may_go_on
         self._running: dict[JobId, asyncio.Task[None]] = {}
         self._executing = 0
-        self._idle = asyncio.Event()  # no VM is worked on
+        self._idle = asyncio.Event()  # set while no job works on a VM
         self._idle.set()
         self._servers: defaultdict[ServerId, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.safety = SafetySnapshots(
+            journal=journal,
+            hypervisor=hypervisor,
+            locks=self._servers,
+            free_floor_bytes=policy.free_floor_bytes,
+            step_seconds=limits.step_seconds,
+        )
 
     async def run(self, job_id: JobId) -> None:
-        """Do a job that came from the queue, unless it is over or not ours; returns when its outcome is published.
+        """Run a job from the queue; returns once its outcome is published, or if the store refuses the job.
 
-        A job that was begun before is never begun again: this waits for the run that is under way.
+        A job that has already started is not started again: this waits for its current run.
         """
         with structlog.contextvars.bound_contextvars(job_id=job_id):
             entry = self._journal.find(job_id)
             known = entry is not None
             if entry is not None and entry.outcome is not None and entry.published:
-                # Delivered again: the queue was told of the end too late, or Redis came back from an older copy.
+                # Delivered again: the worker died before the queue was updated, or Redis was restored from a backup.
                 await self._publisher.outcome(job_id, entry.task.server_id, entry.outcome)
                 return
             if entry is None:
@@ -108,13 +116,13 @@ class Runner:
         return replace(Task.of(job), overwritten=overwritten)
 
     def resume(self) -> list[asyncio.Task[None]]:
-        """Go on, at once and without the store, with all that a process before this one has left owed."""
+        """Resume the unfinished jobs of an earlier process, immediately and without the store."""
         return [self._pursue(entry, resumed=True) for entry in self._journal.owed()]
 
     async def drain(self, seconds: float) -> None:
-        """Return when no VM is worked on any more, or the time is over.
+        """Return when no job works on a VM any more, or after `seconds`.
 
-        Outcomes get a moment to be published. Those that the store does not take are published by the next process.
+        Outcomes then get LAST_WORDS_SECONDS to be published; the next process publishes the rest.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -124,84 +132,21 @@ class Runner:
 
     @property
     def working(self) -> int:
-        """Jobs that work on a VM now."""
+        """The number of jobs that are working on a VM."""
         return self._executing
 
     @property
     def owed(self) -> int:
-        """Jobs whose end the store does not know yet."""
+        """The number of started jobs whose outcome the store does not have yet."""
         return len(self._running)
 
     def lock_of(self, server_id: ServerId) -> asyncio.Lock:
-        """Who holds it may touch the server's disks."""
+        """The lock to hold while touching the server's disks."""
         return self._servers[server_id]
 
-    async def drop_spare_tags(self) -> None:
-        """Mend what was broken off; delete the safety snapshots, and what failed jobs have left, whose time is over."""
-        for server_id in self._journal.changing():
-            if not self._servers[server_id].locked():
-                async with self._servers[server_id]:
-                    await self._mended(server_id)
-        for spare in self._journal.due_spare_tags():
-            # Behind a busy server it would wait for as long as its job: the next round will do.
-            if not self._servers[spare.server_id].locked():
-                async with self._servers[spare.server_id]:
-                    await self._drop(spare)
-
-    async def make_room(self) -> None:
-        """Give up safety snapshots where the storage has too little left for the guests' writes."""
-        # that a restore can be undone is worth less than that no guest stops
-        for server_id in self._journal.with_droppable_tags():
-            if not self._servers[server_id].locked():
-                async with self._servers[server_id]:
-                    await self._make_room(server_id)
-
-    async def _make_room(self, server_id: ServerId) -> None:
-        try:
-            async with asyncio.timeout(self._limits.step_seconds):
-                free_bytes = await self._hypervisor.free_space(server_id)
-        except DomainNotFound:  # gone to another node; its tags are dropped when they are due
-            return
-        except (DriverError, TimeoutError) as error:
-            log.warning("storage.unknown", server_id=server_id, reason=str(error) or type(error).__name__)
-            return
-        if free_bytes < self._policy.free_floor_bytes:
-            await self._give_up(server_id, self._journal.droppable_tags(server_id))
-
-    async def _gave_up_spare_tags(self, task: Task) -> bool:
-        """Delete the server's safety snapshots before their time, to make room; whether there were any."""
-        if task.kind.only_looks:
-            return False
-        tags = self._journal.droppable_tags(task.server_id) - {task.tag}  # an undo goes back to one of them
-        await self._give_up(task.server_id, tags)
-        return bool(tags - self._journal.spare_tags(task.server_id))
-
-    async def _give_up(self, server_id: ServerId, tags: Iterable[str]) -> None:
-        for tag in tags:
-            log.warning("spare_tag.given_up", tag=tag, server_id=server_id)
-            await self._drop(SpareTag(tag=tag, server_id=server_id))
-
-    async def _drop(self, spare: SpareTag) -> None:
-        try:
-            async with asyncio.timeout(self._limits.step_seconds):
-                self._journal.change(spare.server_id)
-                await without(self._hypervisor, spare.server_id, spare.tag)
-                self._journal.changed(spare.server_id)
-        except DomainNotFound:  # its new node has found it
-            with suppress(JournalFailed):
-                self._journal.changed(spare.server_id)
-                self._journal.dropped(spare.tag)
-            log.info("spare_tag.gone_with_server", tag=spare.tag, server_id=spare.server_id)
-        except (DriverError, TimeoutError, JournalFailed) as error:
-            reason = str(error) or type(error).__name__
-            log.warning("spare_tag.kept", tag=spare.tag, server_id=spare.server_id, reason=reason)
-        else:
-            with suppress(JournalFailed):  # deleted again the next time
-                self._journal.dropped(spare.tag)
-            log.info("spare_tag.deleted", tag=spare.tag, server_id=spare.server_id)
-
     async def _begin(self, job_id: JobId) -> Job | None:
-        """Claim a queued job in the store. While that is away, or another holds our lease, nothing may begin."""
+        """Claim a queued job in the store; None if it refuses. No job starts while the store is unreachable or the
+        lease is lost."""
         wait, longest = RETRY_SECONDS
         while True:
             try:
@@ -215,7 +160,7 @@ class Runner:
                 wait = min(2 * wait, longest)
 
     def _pursue(self, entry: Entry, *, resumed: bool) -> asyncio.Task[None]:
-        """The one task that takes the job to its end. Nobody cancels it but the end of the process."""
+        """The single task that runs the job to its end. Only the exit of the process cancels it."""
         job_id = entry.task.job_id
         if job_id not in self._running:
             task = asyncio.create_task(self._to_the_end(entry, resumed=resumed), name=f"job {job_id}")
@@ -237,41 +182,28 @@ class Runner:
             while outcome is None:
                 try:
                     async with self._servers[task.server_id], self._busy():
-                        await self._mended(task.server_id)
+                        await self.safety.mend(task.server_id)
                         outcome = await self._execute(entry, resumed=resumed)
                 except JournalFailed as error:
-                    log.error("job.not_written_down", reason=str(error), again_in_seconds=RETRY_MOST_SECONDS)  # noqa: TRY400 - the disk's
+                    log.error("job.not_written_down", reason=str(error), again_in_seconds=RETRY_MOST_SECONDS)  # noqa: TRY400 - the reason is enough
                     await asyncio.sleep(RETRY_MOST_SECONDS)
-                    entry, resumed = self._journal.find(task.job_id) or entry, True  # as after a crash
+                    entry, resumed = self._journal.find(task.job_id) or entry, True  # resume as after a crash
             traces.job_over(outcome)
             power = await self._power(task.server_id)
             await self._publisher.outcome(task.job_id, task.server_id, outcome, power=power)
-            with suppress(JournalFailed):  # published again by the next process: that changes nothing
+            with suppress(JournalFailed):  # the next process publishes it again, which is harmless
                 self._journal.published(task.job_id)
 
     async def _power(self, server_id: ServerId) -> str:
-        """What the server does now; '' where the hypervisor does not say."""
+        """The server's power state; "" if the hypervisor does not answer within POWER_SECONDS."""
         looking = asyncio.ensure_future(self._hypervisor.power(server_id))
-        await asyncio.wait({looking}, timeout=POWER_SECONDS)  # left alone after that: to cancel it would wait for it
+        await asyncio.wait({looking}, timeout=POWER_SECONDS)  # not cancelled: a cancellation waits for the call to end
         if not looking.done():
             looking.add_done_callback(lambda late: late.cancelled() or late.exception())
             return ""
         if isinstance(error := looking.exception(), Exception) and not isinstance(error, DriverError):
-            log.error("power.broke", server_id=server_id, exc_info=error)  # a bug, and no reason to keep the end back
+            log.error("power.broke", server_id=server_id, exc_info=error)  # a bug must not delay the outcome
         return "" if error else looking.result()
-
-    async def _mended(self, server_id: ServerId) -> None:
-        """Put right what a process that died has left outside of a job, before anything else touches the disks."""
-        if server_id in self._journal.changing():
-            try:
-                async with asyncio.timeout(self._limits.step_seconds):
-                    await whole(self._hypervisor, server_id)
-            except DomainNotFound:  # gone to another node, whose jobs check the disks first
-                self._journal.changed(server_id)
-            except (DriverError, TimeoutError) as error:  # the job's own checks say what becomes of it
-                log.warning("disks.not_mended", server_id=server_id, reason=str(error) or type(error).__name__)
-            else:
-                self._journal.changed(server_id)
 
     @asynccontextmanager
     async def _busy(self) -> AsyncIterator[None]:
@@ -285,7 +217,7 @@ class Runner:
                 self._idle.set()
 
     async def _execute(self, entry: Entry, *, resumed: bool) -> Outcome:
-        """Walk the steps, each written down before its first effect, and write down the outcome."""
+        """Run the steps, each recorded before its first effect, and record the outcome."""
         task, procedure = entry.task, PROCEDURES[entry.task.kind]
         step: Step | None = entry.step
         facts, interruptions, interrupted = entry.facts, entry.interruptions, resumed
@@ -310,26 +242,25 @@ class Runner:
                 self._journal.enter(task.job_id, step, facts)
         if not task.kind.only_looks:
             await self._let_go(task.server_id)
-        outcome = _outcome(task, facts, safety_kept_seconds=self._limits.spare_tag_kept_seconds)
-        self._journal.conclude(replace(entry, facts=facts), outcome, spare_tag_kept_seconds=self._keep(outcome))
-        seconds = max(0.0, time.time() - facts.begun_at)  # by the clock of the wall: over the deaths of processes too
+        outcome = _outcome(task, facts, safety_kept_seconds=self._limits.safety_kept_seconds)
+        self._journal.conclude(replace(entry, facts=facts), outcome, safety_kept_seconds=self._keep(outcome))
+        seconds = max(0.0, time.time() - facts.begun_at)  # wall clock: the job may span several processes
         self._metrics.ended(task.kind, outcome, seconds=seconds)
         _tell(outcome, seconds=seconds)
         return outcome
 
     def _keep(self, outcome: Outcome) -> float:
         if outcome.failure is not None and outcome.failure.stranded:
-            return KEPT_FOR_A_PERSON  # it may be all that is left of the disks as they were
-        return self._limits.spare_tag_kept_seconds if outcome.state is JobState.COMPLETED else 0.0
+            return KEPT_FOR_A_PERSON  # it may be the only copy of the disks' former state
+        return self._limits.safety_kept_seconds if outcome.state is JobState.COMPLETED else 0.0
 
     def _work(self, task: Task, facts: Facts, *, interrupted: bool) -> Work:
-        # What is free now is free for all jobs that run: each must find its own reserve.
+        # Running jobs share the free space: each needs its own reserve.
         policy = replace(self._policy, free_floor_bytes=self._policy.free_floor_bytes * self._executing)
         return Work(task=task, facts=facts, hypervisor=self._hypervisor, policy=policy, interrupted=interrupted)
 
     async def _take(self, procedure: Procedure, step: Step, work: Work, *, tried: int) -> Next:
-        """Take one step, again where that may help, and say where to go from there. `tried`: times that processes
-        before this one have begun it."""
+        """Run one step, with retries. `tried`: how often earlier processes have started it."""
         if step in FORWARD and not await self._may_go_on():
             return await self._failed(procedure, step, work, NODE_REPLACED)
         wait = self._limits.first_retry_seconds
@@ -347,10 +278,10 @@ class Runner:
                 reason = Failure(code="step_timeout", detail=f"The step took longer than {limit:.0f} seconds.")
                 break
             except DriverError as error:
-                reason = Failure(code=error.code, detail=str(error))
-                if isinstance(error, NotEnoughSpace) and await self._gave_up_spare_tags(work.task):
+                reason = Failure(code=error.code, detail=error.detail)
+                if isinstance(error, NotEnoughSpace) and await self.safety.make_room_for(work.task):
                     continue
-                # What would strand the VM is tried again whatever the error says: nothing is worse than to give up.
+                # A step whose failure strands the VM is retried after any error: giving up is the worst outcome.
                 waits = time.monotonic() - began < self._patience_seconds(step, error, limit if strands else None)
                 if not waits and (tries >= self._limits.tries or not (strands or error.retryable)):
                     log.warning("step.failed", step=step, code=error.code, exc_info=error)
@@ -360,21 +291,22 @@ class Runner:
                 await asyncio.sleep(wait)
                 wait, work = min(2 * wait, RETRY_MOST_SECONDS), replace(work, interrupted=True)
             except Exception as error:
-                log.error("step.broke", step=step, exc_info=error)  # noqa: TRY400 - with the step it broke in
-                reason = Failure(code="internal_error", detail="Something unexpected went wrong; it was logged.")
+                log.error("step.broke", step=step, exc_info=error)  # noqa: TRY400 - exc_info has it
+                reason = Failure(code="internal_error", detail="An unexpected error occurred; it was logged.")
                 break
         return await self._failed(procedure, step, work, reason)
 
     def _patience_seconds(self, step: Step, error: DriverError, limit: float | None) -> float:
-        """How long a step is tried again, however often. `limit`: of a step whose failure strands the server."""
+        """How long a step is retried, beyond the number of tries. `limit`: for a step whose failure strands the
+        server, else None."""
         if error.lasting:
             return self._limits.lasting_seconds if limit is None else limit
         return self._limits.start_seconds if step is Step.STARTING and error.retryable else 0.0
 
     async def _failed(self, procedure: Procedure, step: Step, work: Work, reason: Failure) -> Next:
-        """Where a step leads that has failed for good."""
+        """The step after one that has failed for good."""
         facts = work.facts
-        # Workers that died right behind the start, or an answer that was lost: look before saying that it is off.
+        # The start may have succeeded although the worker died or the reply was lost: check before reporting it as off.
         if step is Step.STARTING and await self._power(work.task.server_id) == Power.ON:
             log.warning("step.done_after_all", step=step, code=reason.code)
             facts = replace(facts, on_again=facts.on_again or time.time())
@@ -384,7 +316,7 @@ class Runner:
         return Next(step=procedure.if_it_fails[step](facts), facts=facts)
 
     async def _let_go(self, server_id: ServerId) -> None:
-        """Others may move the server again. Where that can't be said now, reconciliation says it later."""
+        """Allow others to migrate the server again. If this fails, reconciliation does it later."""
         try:
             async with asyncio.timeout(self._limits.step_seconds):
                 await self._hypervisor.let_go(server_id)
@@ -396,7 +328,7 @@ def _outcome(task: Task, facts: Facts, *, safety_kept_seconds: float) -> Outcome
     status = None
     undoable = facts.failure is None and task.kind in {JobKind.RESTORE, JobKind.UNDO}
     if task.kind is JobKind.CREATE:
-        # whole on every disk, even where the guest did not start again
+        # complete on every disk, even if the guest did not start again
         status = SnapshotStatus.COMPLETED if facts.taken else SnapshotStatus.FAILED
     return Outcome(
         state=JobState.COMPLETED if facts.failure is None else JobState.FAILED,
@@ -411,7 +343,7 @@ def _outcome(task: Task, facts: Facts, *, safety_kept_seconds: float) -> Outcome
 
 
 def _tell(outcome: Outcome, *, seconds: float) -> None:
-    """The one line that ends a job."""
+    """Log the one line that ends a job."""
     off = outcome.downtime_seconds
     downtime = off if off is None else round(off, 3)
     fields = {"seconds": round(seconds, 3), "downtime_seconds": downtime, "size_mb": outcome.size_mb}

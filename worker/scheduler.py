@@ -1,4 +1,4 @@
-"""Runs what is due: the snapshots of the schedules, of whichever node's servers, and the end of those that expire."""
+"""Runs due schedules and retires expired snapshots, for the servers of any node."""
 
 from collections.abc import Callable
 
@@ -6,29 +6,29 @@ import structlog
 
 from worker.program.loop import every
 from worker.store.calls import script_broke
+from worker.store.chores.chores import BATCH, Chores, DueSchedule, RunRefused, UnreadableSchedule
 from worker.store.errors import StoreUnavailable
 from worker.store.model import ScheduleId
-from worker.store.nodes.node_store import BATCH, DueSchedule, NodeStore, RunRefused, UnreadableSchedule
 
 ROUND_SECONDS = 15.0
-NOT_DUE = "schedule_not_due"  # another worker was first, or the customer has changed it
+NOT_DUE = "schedule_not_due"  # another worker has run it, or the customer has changed it
 
 log = structlog.stdlib.get_logger()
 
 
 class Scheduler:
-    """Every worker has one: a run is done by the first that finds it due, so that none waits for one that is away.
+    """Every worker has one; the first that finds a schedule due runs it, so that no run depends on one worker.
 
-    `unreadable` is called for each due schedule that this release can't read, once for each process.
+    `unreadable` is called once per process for each due schedule that this release cannot read.
     """
 
-    def __init__(self, *, store: NodeStore, unreadable: Callable[[], None] = lambda: None) -> None:
-        self._store = store
+    def __init__(self, *, chores: Chores, unreadable: Callable[[], None] = lambda: None) -> None:
+        self._chores = chores
         self._unreadable = unreadable
         self._left_out: set[ScheduleId] = set()
 
     async def keep_running(self) -> None:
-        """Run until cancelled. A round that fails is tried again with the next one."""
+        """Run until cancelled. A failed round is retried in the next one."""
         await every(
             ROUND_SECONDS,
             self.round,
@@ -41,21 +41,21 @@ class Scheduler:
         still_due = 0
         is_full = True
         while is_full:
-            # One that is left out stays due, for a worker that can read it, and must not hide those behind it.
-            due = await self._store.due_schedules(skip=still_due)
+            # A skipped schedule stays due, for a worker that can read it, and must not hide those behind it.
+            due = await self._chores.due_schedules(skip=still_due)
             for schedule in due:
                 still_due += not await self._ran(schedule)
             is_full = len(due) == BATCH
-        if expired := await self._store.expire():
+        if expired := await self._chores.expire():
             log.info("snapshots.expired", snapshots=expired)
 
     async def _ran(self, schedule: DueSchedule | UnreadableSchedule) -> bool:
-        """Whether the store has decided on the run, and written down the next."""
+        """Whether the store has decided on this run and recorded the time of the next."""
         if isinstance(schedule, UnreadableSchedule):
             self._leave_out(schedule.id, schedule.reason)
             return False
         try:
-            job_id = await self._store.run_schedule(schedule)
+            job_id = await self._chores.run_schedule(schedule)
         except RunRefused as refused:
             if refused.code == NOT_DUE:
                 return False

@@ -1,4 +1,4 @@
-"""The worker's settings: from the environment, or a TOML file, checked at start."""
+"""The worker's settings: from the environment or a TOML file, validated at start."""
 
 import socket
 from enum import StrEnum
@@ -26,7 +26,7 @@ class Driver(StrEnum):
 
 
 class WorkerSettings(FileSettings):
-    """Each may be set as VPS_SNAPSHOTS_<NAME> or as a key of the TOML file. All times in seconds."""
+    """Each can be set as VPS_SNAPSHOTS_<NAME> or as a key of the TOML file. Times are in seconds."""
 
     node: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
         default_factory=lambda: socket.gethostname().split(".")[0], description="this node's name, unique in the cell"
@@ -34,37 +34,39 @@ class WorkerSettings(FileSettings):
     state_dir: Path = Field(default=Path("/var/lib/vps-snapshots"), description="holds the journal and the lock file")
     redis: RedisSettings = Field(default_factory=RedisSettings)
     tracing: TracingSettings = Field(default_factory=TracingSettings)
-    driver: Driver = Field(default=Driver.KVM, description="fake: simulated servers, for trying out and for load")
+    driver: Driver = Field(default=Driver.KVM, description="fake: simulated servers, for demos and load tests")
     libvirt_uri: str = Field(default="qemu:///system")
     fake_servers: Annotated[int, Field(ge=0, le=100_000)] = Field(
-        default=3, description="with driver fake: how many, besides those in its state file"
+        default=3, description="with driver fake: number of servers, in addition to those in its state file"
     )
-    max_jobs: Annotated[int, Field(ge=1, le=100)] = Field(default=4, description="jobs of different servers at a time")
+    max_jobs: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=4, description="jobs that run at the same time, each on another server"
+    )
     grace_seconds: Annotated[float, Field(ge=0, le=3600)] = Field(
-        default=Policy.grace_seconds, description="for a guest to shut itself down before its power is cut"
+        default=Policy.grace_seconds, description="time for a guest to shut down before its power is cut"
     )
     free_floor_mb: Annotated[int, Field(ge=0)] = Field(
         default=Policy.free_floor_bytes >> 20, description="MiB of storage kept free for the guests' writes"
     )
     step_seconds: Annotated[float, Field(gt=0)] = Field(
-        default=Limits.step_seconds, description="bound on one step of a job, the grace not counted"
+        default=Limits.step_seconds, description="limit for one step of a job, in addition to grace_seconds"
     )
     start_seconds: Annotated[float, Field(ge=0)] = Field(
-        default=Limits.start_seconds, description="how long a server's start that is refused is tried again"
+        default=Limits.start_seconds, description="how long a failed start of a server is retried"
     )
     safety_kept_seconds: Annotated[float, Field(ge=0)] = Field(
-        default=Limits.spare_tag_kept_seconds, description="how long what a restore overwrote is kept"
+        default=Limits.safety_kept_seconds, description="how long the safety snapshot of a restore is kept"
     )
     metrics_host: Annotated[str, Field(min_length=1)] = Field(
-        default="127.0.0.1", description="address on which Prometheus finds /metrics"
+        default="127.0.0.1", description="address that serves /metrics"
     )
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
-        default=None, description="0: any that is free; without one there is no /metrics"
+        default=None, description="port that serves /metrics; 0: any free port; unset: not served"
     )
     node_silent_seconds: NodeSilentSeconds = NODE_SILENT_SECONDS
     waiting_seconds: WaitingSeconds = WAITING_SECONDS
     drain_seconds: Annotated[float, Field(ge=0)] = Field(
-        default=300.0, description="at SIGTERM: how long running jobs may take to end"
+        default=300.0, description="at SIGTERM: time for running jobs to end"
     )
 
     @property
@@ -76,5 +78,5 @@ class WorkerSettings(FileSettings):
         return Limits(
             step_seconds=self.step_seconds,
             start_seconds=self.start_seconds,
-            spare_tag_kept_seconds=self.safety_kept_seconds,
+            safety_kept_seconds=self.safety_kept_seconds,
         )

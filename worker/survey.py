@@ -1,4 +1,4 @@
-"""The survey as text and as JSON: for the first day, before a server is adopted."""
+"""Renders the survey as text and as JSON."""
 
 import json
 from collections import Counter
@@ -8,15 +8,14 @@ from dataclasses import asdict
 from drivers.base import Surveyed, SurveyedDisk
 
 STATE = {"nvram": "UEFI variables", "pflash": "writable firmware", "tpm": "TPM state"}
-# None: not all of it is here
 VERDICTS = {
     True: "can be snapshotted",
-    False: "can't be snapshotted",
-    None: "can't be judged here: image not found",
+    False: "cannot be snapshotted",
+    None: "cannot be checked: image not found",
 }
 SUMMARY = (
-    "{servers} surveyed: {can_be_snapshotted} can be snapshotted, {refused} can't, {not_judged} can't be judged here"
-    " (image not found); {left_out} leave something out"
+    "Servers: {servers}. Can be snapshotted: {can_be_snapshotted}. Refused: {refused}. Image not found: {not_judged}."
+    " With parts left out: {left_out}."
 )
 
 
@@ -49,19 +48,19 @@ def _counts(surveyed: Sequence[Surveyed]) -> dict[str, int]:
 
 def _lines(server: Surveyed) -> Iterator[str]:
     adopted = "" if server.server_id is None else f", server {server.server_id}"
-    yield f"{_shown(server.name)}{adopted}: {VERDICTS[_verdict(server)]}"
+    yield f"{_printable(server.name)}{adopted}: {VERDICTS[_verdict(server)]}"
     for text in server.refused:
-        yield f"  refused   {_shown(text)}"
+        yield f"  refused   {_printable(text)}"
     for text in server.not_judged:
-        yield f"  not here  {_shown(text)}"
+        yield f"  not here  {_printable(text)}"
     for disk in server.disks:
-        yield f"  holds     {_shown(_disk(disk))}"
+        yield f"  holds     {_printable(_disk(disk))}"
     for part in server.state:
         yield f"  holds     {STATE.get(part, part)}"
     for skipped in server.left_out:
-        yield f"  left out  {_shown(f'{skipped.target}: {skipped.reason}')}"
+        yield f"  left out  {_printable(f'{skipped.target}: {skipped.reason}')}"
     for text in server.noticed:
-        yield f"  note      {_shown(text)}"
+        yield f"  note      {_printable(text)}"
 
 
 def _disk(disk: SurveyedDisk) -> str:
@@ -71,6 +70,6 @@ def _disk(disk: SurveyedDisk) -> str:
     return f"disk {disk.target}{size}{more}: {disk.path}"
 
 
-def _shown(text: str) -> str:
-    """On one line, and nothing that a terminal would obey: names and paths are anyone's."""
+def _printable(text: str) -> str:
+    """One line without control characters: anyone may have chosen the names and paths in it."""
     return "".join(letter if letter.isprintable() else "�" for letter in text)

@@ -1,4 +1,4 @@
-"""The spans of a node: a job, its steps, and the calls of the hypervisor that a step makes."""
+"""The spans of a node: a job, its steps, and the hypervisor calls that a step makes."""
 
 import functools
 import inspect
@@ -17,7 +17,7 @@ from worker.store.outcome import Outcome
 
 @contextmanager
 def job(task: Task, *, node: str, resumed: bool) -> Iterator[None]:
-    """One run of a job by one process; after a crash the next run's span stands beside it, in the same trace."""
+    """The span of one run of a job in one process. A resumed job gets another span in the same trace."""
     attributes: dict[str, str | int | bool] = {
         "vps_snapshots.job.id": task.job_id,
         "vps_snapshots.job.kind": task.kind,
@@ -43,7 +43,7 @@ def step(name: Step, *, resumed: bool) -> Iterator[None]:
     with tracing.span(f"step {name}", {"vps_snapshots.resumed": resumed, "vps_snapshots.outcome": "completed"}):
         try:
             yield
-        except BaseException:  # the end of the process, or the journal's disk is full
+        except BaseException:  # the process exits, or the journal's disk is full
             tracing.note({"vps_snapshots.outcome": "interrupted"})
             raise
 
@@ -58,7 +58,7 @@ def step_failed(code: str) -> None:
 
 
 class _Traced:
-    """Any driver, each call with a span of its own."""
+    """Any driver; each call gets a span."""
 
     def __init__(self, hypervisor: Hypervisor) -> None:
         self._hypervisor = hypervisor
@@ -69,7 +69,7 @@ class _Traced:
 
 
 def of_calls(hypervisor: Hypervisor) -> Hypervisor:
-    """The same hypervisor, whose calls are spans where a job makes them; of the looking around all day long none is."""
+    """Wraps the hypervisor so that each call a job makes is a span. Calls outside of a job (polling) get none."""
     return cast("Hypervisor", _Traced(hypervisor))
 
 

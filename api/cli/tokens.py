@@ -94,7 +94,7 @@ def create_token(
         return (await client.post("ops/tokens/", body)).body
 
     def show(output: Output, new: Body) -> None:
-        output.note(f"token {new['id']}, shown only now:")
+        output.note(f"token {new['id']} created; its secret is shown only once:")
         typer.echo(new["secret"])
 
     whose = "any account" if account_id is None else f"account {account_id}"

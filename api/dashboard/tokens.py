@@ -82,7 +82,7 @@ async def _token(context: Context, token_id: str) -> Token:
 
 
 def _no_token(token_id: str) -> errors.TokenNotFound:
-    return errors.TokenNotFound(f"There is no token {token_id}.")
+    return errors.TokenNotFound.of(id=token_id)
 
 
 PAGES: Pages = {TOKENS: show_all, NEW: ask_for_new, REVOKE: ask_to_revoke}

@@ -154,7 +154,7 @@ class Streams:
     def _counted(self, account_id: Audience) -> Iterator[None]:
         limit = self._per_account if account_id is not None else self._of_operators
         if self._open[account_id] >= limit or self._open.total() >= self._limit:
-            raise TooManyStreams("Too many event streams are open; close one first.")
+            raise TooManyStreams.of()
         self._open[account_id] += 1
         try:
             yield

@@ -186,5 +186,5 @@ class OperatorCalls:
         """
         token_id = in_path(request, TOKEN_ID)
         if not await self._tokens.revoke(token_id):
-            raise errors.TokenNotFound(f"There is no token {token_id}.")
+            raise errors.TokenNotFound.of(id=token_id)
         return web.Response(status=204)

@@ -1,4 +1,4 @@
-"""A customer's side of the API."""
+"""A minimal client of the API."""
 
 import asyncio
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ _CALL_SECONDS = 10.0
 class Answer:
     status: int
     headers: Mapping[str, str]
-    body: Any  # None where there is none
+    body: Any  # parsed JSON; None if there is no body
 
 
 class Client:
-    """Calls with one token. A front end that can't be reached raises `aiohttp.ClientError`."""
+    """Calls the API with one token. Raises `aiohttp.ClientError` if the front end cannot be reached."""
 
     def __init__(self, url: str, token: str) -> None:
         self.url = url
@@ -42,15 +42,15 @@ class Client:
             return False
 
     async def is_welcome(self) -> bool:
-        """Whether the token is a valid one."""
+        """Whether the token is valid."""
         return (await self.call("GET", "/api/v1/snapshots/?page_size=1")).status == HTTPStatus.OK
 
     async def is_operators(self) -> bool:
-        """Whether the token is a valid one of an operator."""
+        """Whether the token is valid and an operator's."""
         return (await self.call("GET", "/api/v1/ops/nodes/?limit=1")).status == HTTPStatus.OK
 
     async def follow(self, path: str, *, timeout_seconds: float) -> dict[str, Any]:
-        """The job at that path once it has ended. Raises TimeoutError."""
+        """Wait until the job at that path has ended, and return it. Raises TimeoutError."""
         async with asyncio.timeout(timeout_seconds):
             while True:
                 job: dict[str, Any] = (await self.call("GET", path)).body

@@ -1,4 +1,4 @@
-"""`make demo`: the proof that a restore brings a guest's data back, played by a script in a folder of its own."""
+"""`make demo`: shows, with a real guest, that a restore brings back its data. Uses a temporary folder."""
 
 import asyncio
 import json
@@ -19,12 +19,12 @@ from deploy.demo.service import SERVER_ID, Driver, Service, ServiceFailed, free_
 from deploy.demo.state import State
 from deploy.lab.console import Ready
 
-JOB_SECONDS = 180.0  # for one job; on an idle machine each takes 2 to 6
-FREED_SECONDS = 30.0  # until the node has freed the space of a deleted snapshot
+JOB_SECONDS = 180.0  # limit for one job; on an idle machine each takes 2 s to 6 s
+FREED_SECONDS = 30.0  # limit for the node to free the space of a deleted snapshot
 
 
 class Demo:
-    """The play, and what it found to be false."""
+    """The script of the demo, and the checks that failed."""
 
     def __init__(self, service: Service) -> None:
         self.failed: list[str] = []
@@ -35,13 +35,13 @@ class Demo:
     def say(self, text: str) -> None:
         print(f"{time.monotonic() - self._began:6.1f} s  {text}", flush=True)
 
-    def check(self, what: str, held: object) -> None:
-        self.say(f"   {'✓' if held else '✗'} {what}")
-        if not held:
+    def check(self, what: str, passed: object) -> None:
+        self.say(f"   {'✓' if passed else '✗'} {what}")
+        if not passed:
             self.failed.append(what)
 
     async def play(self) -> None:
-        self.say("starting Redis, a guest under QEMU as server 12345, its node's worker and the front end")
+        self.say("starting Redis, a QEMU guest as server 12345, the worker and the front end")
         await self._service.start()
         self._check_guest(self._service.booted, boots=1, marker="")
         snapshot_id, tag = await self._create()
@@ -49,7 +49,7 @@ class Demo:
         await self._delete(snapshot_id, tag)
 
     async def _create(self) -> tuple[int, str]:
-        self.say("the guest writes A on both of its disks")
+        self.say("the guest writes A to both of its disks")
         await self._guest.console.write("A")
         self.say("POST /api/v1/snapshots/: shut down, snapshot both disks, start again")
         before = self._guest.console.end()
@@ -58,26 +58,26 @@ class Demo:
         self._check_answer(answer, HTTPStatus.CREATED)
         await self._follow(answer.headers["Operation-Location"])
         snapshot = (await self._service.client.call("GET", answer.headers["Location"])).body
-        held = snapshot["status"] == "completed" and snapshot["size_mb"]
-        self.check(f"the snapshot is {snapshot['status']} and holds {snapshot['size_mb']} MiB", held)
+        passed = snapshot["status"] == "completed" and snapshot["size_mb"]
+        self.check(f"the snapshot is {snapshot['status']} and holds {snapshot['size_mb']} MiB", passed)
         self._check_guest(await self._guest.ready(after=before), boots=2, marker="A")
         tag = f"vps-{snapshot['id']}"
         self.check(f"qemu-img lists {tag} on both disks", all(tag in tags(disk) for disk in self._guest.disks))
         return snapshot["id"], tag
 
     async def _restore(self, snapshot_id: int) -> None:
-        self.say("the guest writes B on both of its disks")
+        self.say("the guest writes B to both of its disks")
         await self._guest.console.write("B")
-        self.say(f"POST /api/v1/snapshots/{snapshot_id}/restore/: off, bring both disks back, start again")
+        self.say(f"POST /api/v1/snapshots/{snapshot_id}/restore/: power off, revert both disks, start again")
         before = self._guest.console.end()
         answer = await self._service.client.call("POST", f"/api/v1/snapshots/{snapshot_id}/restore/")
         self._check_answer(answer, HTTPStatus.OK)
         await self._follow(answer.headers["Operation-Location"])
-        # The count is on the disks as well: the snapshot was taken when the guest had booted once.
+        # The boot count is on the disks, too: the snapshot was taken after one boot.
         self._check_guest(await self._guest.ready(after=before), boots=2, marker="A")
 
     async def _delete(self, snapshot_id: int, tag: str) -> None:
-        self.say(f"DELETE /api/v1/snapshots/{snapshot_id}/: under the running guest")
+        self.say(f"DELETE /api/v1/snapshots/{snapshot_id}/: while the guest runs")
         console_end, allocated_before = self._guest.console.end(), self._allocated()
         answer = await self._service.client.call("DELETE", f"/api/v1/snapshots/{snapshot_id}/")
         self._check_answer(answer, HTTPStatus.NO_CONTENT)
@@ -87,16 +87,14 @@ class Demo:
         self.check(f"qemu-img lists {tag} on no disk", gone)
         less = await becomes(lambda: self._allocated() < allocated_before)
         sizes = f"{allocated_before >> 10} KiB before, {self._allocated() >> 10} KiB now"
-        self.check(f"the disks' files take less space: {sizes}", less)
-        self.check(
-            "the guest was not stopped for it", b"POWEROFF" not in self._guest.console.log.read_bytes()[console_end:]
-        )
+        self.check(f"the disks' files use less space: {sizes}", less)
+        self.check("the guest was not stopped", b"POWEROFF" not in self._guest.console.log.read_bytes()[console_end:])
 
     def _check_answer(self, answer: Answer, status: HTTPStatus) -> None:
-        """Raises ServiceFailed where it is another: there is nothing to follow then."""
+        """Raises ServiceFailed if the status is another: then there is no job to follow."""
         self.check(f"{answer.status} {HTTPStatus(answer.status).phrase}", answer.status == status)
         if answer.status != status:
-            raise ServiceFailed(f"{status} was promised, the answer is {answer.body}")
+            raise ServiceFailed(f"expected status {status}, got {answer.status}: {answer.body}")
 
     async def _follow(self, path: str) -> None:
         job = await self._service.client.follow(path, timeout_seconds=JOB_SECONDS)
@@ -110,21 +108,21 @@ class Demo:
         self.check(f"the guest's console: READY {words}", both == dict.fromkeys(("vda", "vdb"), (boots, marker)))
 
     def _allocated(self) -> int:
-        """Bytes that the disks' files take on the storage."""
+        """Bytes that the disks' files use on the storage."""
         return sum(disk.stat().st_blocks * 512 for disk in self._guest.disks)
 
     def check_leftovers(self) -> None:
-        self.check("the guest is off, its disks are sound", all(is_sound(disk) for disk in self._guest.disks))
+        self.check("the guest is off and its disks are consistent", all(is_sound(disk) for disk in self._guest.disks))
 
 
 def tags(disk: Path) -> set[str]:
-    """The snapshots on that disk, read as it is, whether its guest runs or not."""
+    """The names of the disk's snapshots. Works while its guest runs."""
     info = _qemu_img("info", "--force-share", "--output=json", "-f", "qcow2", disk)
     return {snapshot["name"] for snapshot in json.loads(info.stdout).get("snapshots", [])}
 
 
 def is_sound(disk: Path) -> bool:
-    """Whether nothing holds the disk (qemu-img would find it locked) and `qemu-img check` finds nothing."""
+    """Whether `qemu-img check` finds no error; it fails if another program holds the disk."""
     return _qemu_img("check", "-q", "-f", "qcow2", disk).returncode == 0
 
 
@@ -133,10 +131,10 @@ def _qemu_img(*arguments: Any) -> subprocess.CompletedProcess[str]:
 
 
 async def becomes(is_so: Callable[[], bool]) -> bool:
-    """Whether it is so before long."""
+    """Wait until the condition is true; False if that takes longer than FREED_SECONDS."""
     try:
         async with asyncio.timeout(FREED_SECONDS):
-            while not is_so():  # noqa: ASYNC110 - a file on the disk tells nobody that it changed
+            while not is_so():  # noqa: ASYNC110 - files send no events
                 await asyncio.sleep(0.1)
     except TimeoutError:
         return False
@@ -152,15 +150,15 @@ async def run(state: State) -> int:
     try:
         await demo.play()
     except (ServiceFailed, GuestFailed, TimeoutError) as error:
-        demo.check(f"the play came to its end ({type(error).__name__}: {error})", held=False)
+        demo.check(f"the demo ran to its end ({type(error).__name__}: {error})", passed=False)
     finally:
         demo.say("stopping everything")
         await asyncio.shield(service.stop())
     demo.check_leftovers()
     if demo.failed:
-        demo.say(f"FAILED: {len(demo.failed)} of the above did not hold; logs in {state.folder / 'logs'}")
+        demo.say(f"FAILED: {len(demo.failed)} checks failed; logs are in {state.folder / 'logs'}")
         return 1
-    demo.say("all of it held")
+    demo.say("all checks passed")
     return 0
 
 

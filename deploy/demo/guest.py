@@ -1,6 +1,6 @@
-"""The node's one server: a real guest under the embedded libvirt.
+"""The node's only server: a real guest under the embedded libvirt.
 
-An embedded root is one process's at a time: all here works while no worker runs, but for the console.
+Only one process at a time can use an embedded libvirt: except for the console, this works only while no worker runs.
 """
 
 import asyncio
@@ -14,17 +14,17 @@ from deploy.lab.domain import disk
 from deploy.lab.guest import GuestNotBuilt
 from deploy.lab.lab import Lab, LabFailed, make_disk
 
-DISKS = {"vda": "64M", "vdb": "64M"}  # two, so that all or none has a meaning
+DISKS = {"vda": "64M", "vdb": "64M"}  # two, to show that all are snapshotted together
 _ADOPT = Path(sys.executable).parent / "vps-snapshots-worker"
-_SHUTDOWN_SECONDS = 30.0  # ten times what the guest takes here; then its power is cut
+_SHUTDOWN_SECONDS = 30.0  # before its power is cut; ten times what the guest takes
 
 
 class GuestFailed(Exception):
-    """The guest did not do what it was to; the text says what."""
+    """The guest did not start, stop or get adopted; the text says what failed."""
 
 
 class Guest:
-    """The domain, as the machine's owner has it; what the service does to it is the worker's."""
+    """The domain, as its owner manages it: outside the service."""
 
     def __init__(self, state: State, *, server_id: int, name: str, account_id: int) -> None:
         self.name = name
@@ -51,9 +51,9 @@ class Guest:
         return self._lab.uri
 
     async def start(self) -> int:
-        """Turn it on, defined, with its disks and adopted where it is not yet; returns before it is up.
+        """Start the guest; create its disks, define and adopt it if necessary. Returns before it has booted.
 
-        The place in the console's log after which `console.ready` waits for this boot. Raises GuestFailed.
+        Returns the offset in the console's log after which `console.ready` finds this boot. Raises GuestFailed.
         """
         lab, after = self._lab, self.console.end()
         try:
@@ -63,14 +63,14 @@ class Guest:
                     make_disk(path, size)
             await self._ensure_defined(lab)
             if lab.is_on(self.name):
-                return 0  # it outlived a run that was killed: its last boot counts
+                return 0  # still running after an earlier run was killed: its last boot counts
             await lab.start(self.name)
         except (LabFailed, GuestNotBuilt) as error:
             raise GuestFailed(f"the guest {self.name}: {error}") from error
         return after
 
     async def stop(self) -> None:
-        """Shut it down, and cut its power where it does not follow. Off is fine. Raises GuestFailed."""
+        """Shut the guest down; cut its power if it does not react. No effect if it is off. Raises GuestFailed."""
         lab = self._lab
         if not lab.is_on(self.name):
             return
@@ -80,19 +80,19 @@ class Guest:
             try:
                 await lab.cut_power(self.name)
             except LabFailed as error:
-                raise GuestFailed(f"the guest {self.name} still runs: {error}") from error
+                raise GuestFailed(f"the guest {self.name} is still running: {error}") from error
 
     def hurry(self) -> None:
-        """Cursor short a `stop` that waits for the guest."""
+        """Stop waiting in `stop`, and cut the power at once."""
         if self._stopping is not None:
             self._stopping.cancel()
 
     async def ready(self, *, after: int) -> Ready:
-        """The boot that came up after that place in the console's log. Raises GuestFailed."""
+        """Wait for the boot after that offset in the console's log. Raises GuestFailed."""
         try:
             return await self.console.ready(after=after)
         except TimeoutError:
-            raise GuestFailed(f"the guest {self.name} did not come up; its console: {self.console.log}") from None
+            raise GuestFailed(f"the guest {self.name} did not boot; see its console, {self.console.log}") from None
 
     async def _ensure_defined(self, lab: Lab) -> None:
         xml = lab.domain_xml(self.name, [disk(path) for path in self.disks])
@@ -104,7 +104,7 @@ class Guest:
         remembered.write_text(xml)
 
     async def _adopt(self, uri: str) -> None:
-        """As an operator does on a real node."""
+        """Adopt the domain, as an operator does on a real node."""
         whose = ("--server-id", str(self._server_id), "--account", str(self._account_id))
         process = await asyncio.create_subprocess_exec(
             *(_ADOPT, "adopt", self.name, *whose),

@@ -1,4 +1,4 @@
-"""Programs that live and die with the one that started them."""
+"""Child processes that end with their parent."""
 
 import asyncio
 import os
@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-STOP_SECONDS = 330.0  # the worker may take its 300 s to end the jobs in its hands
+STOP_SECONDS = 330.0  # the worker may take 300 s to finish its running jobs
 
 
 class Child:
-    """A program that we started.
+    """A child process.
 
-    It stands in a process group of its own, so that a Ctrl-C reaches us alone and we decide who ends first; and the
-    kernel sends it SIGTERM should we be killed.
+    It has its own process group, so that Ctrl-C does not reach it and the parent decides the order of stopping. The
+    kernel sends it SIGTERM if the parent is killed.
     """
 
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
@@ -26,7 +26,7 @@ class Child:
     async def start(
         cls, name: str, command: Sequence[str | Path], *, settings: Mapping[str, str], log: Path | None
     ) -> Self:
-        """`settings` are added to our environment; the output goes to the end of `log`, or where ours goes."""
+        """`settings` are added to our environment. The output is appended to `log`; None: to our own output."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("VPS_SNAPSHOTS_")}
         output = log.open("ab") if log else None
         try:
@@ -48,11 +48,11 @@ class Child:
         return self._process.pid
 
     async def ended(self) -> int:
-        """Wait for its end; the exit status, negative for the signal that killed it."""
+        """Wait until it ends; returns the exit status, negative for the signal that killed it."""
         return await self._process.wait()
 
     async def stop(self) -> int:
-        """Ask it to end, and kill it with its children where it does not. May be called again."""
+        """Send SIGTERM; kill it and its children after STOP_SECONDS. May be called again."""
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
             try:

@@ -1,7 +1,7 @@
-"""`make run`: the whole service on this machine, until Ctrl-C.
+"""`make run`: runs the whole service on this machine until Ctrl-C.
 
-Options by environment: PORT (8080), DRIVER (kvm; fake: simulated servers, no hypervisor needed), STATE_DIR (./state, of
-the simulated ones ./state-fake).
+Environment variables: PORT (default 8080), DRIVER (kvm; fake: simulated servers without a hypervisor), STATE_DIR
+(default ./state; ./state-fake with DRIVER=fake).
 """
 
 import argparse
@@ -17,19 +17,19 @@ from deploy.demo.service import ACCOUNT_ID, SERVER_ID, SERVER_NAME, Driver, Serv
 from deploy.demo.state import State, StateRefused
 
 _MANUAL = """
-The service is up: {url}
+The service is running: {url}
   server {server} "{name}" of account {account}: {what}
-  state and tokens: {folder}; `{clean}` forgets them
-  operators' dashboard: {url}/ops/, log in with {operator}
-  its API as pages: {url}/docs
-  the command line: VPS_SNAPSHOTS_URL={url} VPS_SNAPSHOTS_TOKEN_FILE={token_file} {program} top
-  for Prometheus: {metrics}
+  state and tokens: {folder}; `{clean}` deletes them
+  dashboard for operators: {url}/ops/, log in with {operator}
+  API documentation: {url}/docs
+  command line: VPS_SNAPSHOTS_URL={url} VPS_SNAPSHOTS_TOKEN_FILE={token_file} {program} top
+  Prometheus metrics: {metrics}
 
 Copy and paste into another terminal:
 
 URL={url} TOKEN={token}
 {calls}
-Ctrl-C stops all of it.
+Ctrl-C stops everything.
 """
 
 
@@ -44,7 +44,7 @@ def say(text: str) -> None:
 
 
 async def serve(service: Service, *, driver: Driver, folder: Path) -> None:
-    """Run until a part ends. Raises ServiceFailed; cancelled, it has stopped everything when it returns."""
+    """Run until a part ends, then raise ServiceFailed. Stops everything before it returns, also if cancelled."""
     try:
         say(f"starting in {folder} ...")
         await service.start()
@@ -67,7 +67,7 @@ async def serve(service: Service, *, driver: Driver, folder: Path) -> None:
         )
         raise ServiceFailed(await service.ended())
     finally:
-        say("stopping ... (Ctrl-C again: at once)")
+        say("stopping ... (press Ctrl-C again to kill)")
         await asyncio.shield(service.stop())
 
 
@@ -95,20 +95,20 @@ async def run(service: Service, *, driver: Driver, folder: Path) -> int:
 
 
 class OptionRefused(Exception):
-    """An option of the environment can't be used; the text names it. Nothing was changed."""
+    """An environment variable has an invalid value; the text names it. Nothing was changed."""
 
 
 def chosen_driver() -> Driver:
     text = os.environ.get("DRIVER") or Driver.KVM
     if text not in {*Driver}:
-        raise OptionRefused(f"DRIVER={text}: it is {' or '.join(Driver)}")
+        raise OptionRefused(f"DRIVER={text}: must be {' or '.join(Driver)}")
     return Driver(text)
 
 
 def chosen_port() -> int:
     text = os.environ.get("PORT") or "8080"
     if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= _PORT_MAX:
-        raise OptionRefused(f"PORT={text}: it is a number from 1 to {_PORT_MAX}")
+        raise OptionRefused(f"PORT={text}: must be a number from 1 to {_PORT_MAX}")
     return int(text)
 
 
@@ -129,19 +129,19 @@ def start() -> int:
 
 
 def clean() -> int:
-    """Forget the folder that is chosen, or those of both drivers."""
+    """Delete the folder that STATE_DIR names, or the default folders of both drivers."""
     chosen = chosen_folder()
     folders = [chosen] if chosen else list(_USUAL_FOLDERS.values())
     for folder in folders:
         if folder.exists():
             forget(folder)
         else:
-            say(f"make clean: there is nothing in {folder}")
+            say(f"make clean: {folder} does not exist")
     return 0
 
 
 def forget(folder: Path) -> None:
-    """Remove the folder, and turn off the guest that a killed run has left."""
+    """Delete the folder, after stopping a guest that a killed run has left running."""
     state = State.open(folder)
     try:
         asyncio.run(Guest(state, server_id=SERVER_ID, name=SERVER_NAME, account_id=ACCOUNT_ID).stop())
@@ -149,13 +149,13 @@ def forget(folder: Path) -> None:
         state.close()
         raise
     state.remove()
-    say(f"make clean: {folder} is gone")
+    say(f"make clean: deleted {folder}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make run", description=__doc__)
     parser.add_argument(
-        "--clean", action="store_true", help="forget the state folder instead (without STATE_DIR: both)"
+        "--clean", action="store_true", help="delete the state folder instead (without STATE_DIR: both)"
     )
     wants_clean = parser.parse_args().clean
     try:

@@ -1,4 +1,4 @@
-"""The whole service on one machine: a private Redis, a node with its server, its worker, and the front end."""
+"""The whole service on one machine: a private Redis, one server, its worker and the front end."""
 
 import asyncio
 import errno
@@ -23,7 +23,7 @@ from deploy.lab.console import Ready
 
 SERVER_ID, SERVER_NAME, ACCOUNT_ID = 12345, "web-server-01", 77
 NODE = "node-1"
-READY_SECONDS = 60.0  # the slowest start seen, on a loaded machine, was a tenth of it
+READY_SECONDS = 60.0  # ten times the slowest start seen on a loaded machine
 
 _CUSTOMERS = f"--account {ACCOUNT_ID} --permission snapshots:read --permission snapshots:write".split()
 _OPERATORS = ["--service", "--permission", "operator"]
@@ -37,27 +37,27 @@ class Driver(StrEnum):
 
 
 class ServiceFailed(Exception):
-    """A part did not start, or ended by itself; the text says which."""
+    """A part did not start, or ended unexpectedly; the text names it."""
 
 
 def ensure_port_free(port: int) -> None:
-    """Raises ServiceFailed where something listens there already."""
+    """Raises ServiceFailed if the port is in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            why = "is in use" if error.errno == errno.EADDRINUSE else error.strerror
-            raise ServiceFailed(f"port {port} {why}: set another, PORT=8081 for example") from error
+            why = "in use" if error.errno == errno.EADDRINUSE else error.strerror
+            raise ServiceFailed(f"port {port}: {why}; set another, for example PORT=8081") from error
 
 
 def redis_configuration(folder: Path) -> str:
-    """That of production with its data elsewhere. A second `dir` would not do: Redis enters each that it reads."""
+    """The production configuration with another `dir`. A second `dir` would not work: Redis changes into each."""
     return re.sub(r"(?m)^dir .*$", f'dir "{folder}"', _REDIS_CONF.read_text())
 
 
 def free_port() -> int:
-    """Below those that the kernel gives to connections: until the caller binds it, hardly anyone else takes it."""
+    """A free port below the kernel's ephemeral range, so that it is most likely still free when the caller binds it."""
     for port in random.SystemRandom().sample(range(10_000, 32_768), 100):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -66,15 +66,15 @@ def free_port() -> int:
 
 
 class Service:
-    """Starts the parts in their order and stops them in the reverse one."""
+    """Starts the parts in order and stops them in reverse order."""
 
     def __init__(self, state: State, *, port: int, driver: Driver, quiet: bool) -> None:
-        """`quiet`: the programs' output goes to files in the state folder, else where ours goes."""
+        """`quiet`: write the programs' output to files in the state folder, not to our own output."""
         self.url = f"http://127.0.0.1:{port}"
         self._metrics_port = free_port()
         self.metrics_urls = (f"{self.url}/metrics", f"http://127.0.0.1:{self._metrics_port}/metrics")
         self.guest = Guest(state, server_id=SERVER_ID, name=SERVER_NAME, account_id=ACCOUNT_ID)
-        self.client: Client  # all from start() on; the last with a real guest only
+        self.client: Client  # set by start(), like the next three; `booted` only with a real guest
         self.operator: Client
         self.operator_token_file = state.folder / "operator-token"
         self.booted: Ready
@@ -86,10 +86,10 @@ class Service:
         self._redis_socket = state.runtime / "redis.sock"
 
     async def start(self) -> None:
-        """Return when a customer's request would be served. Raises ServiceFailed."""
+        """Start all parts; returns when the API can serve a customer's request. Raises ServiceFailed."""
         await self._start_redis()
         if self._driver is Driver.KVM:
-            # Before the worker: an embedded libvirt is one process's at a time, and the guest outlives that process.
+            # Before the worker: only one process at a time can use an embedded libvirt, and the guest outlives it.
             booted_after = await self.guest.start()
         shared = {"VPS_SNAPSHOTS_REDIS__URL": f"unix://{self._redis_socket}"}
         worker = {
@@ -98,13 +98,13 @@ class Service:
             "VPS_SNAPSHOTS_LIBVIRT_URI": self.guest.uri,
             "VPS_SNAPSHOTS_STATE_DIR": str(self._state.subfolder("node")),
             "VPS_SNAPSHOTS_METRICS_PORT": str(self._metrics_port),
-            # Errors only, and to the machine's log, for libvirt calls so what it merely did not find here: the error
-            # that counts is raised. Never to a file: libvirt 9.0 then starts no QEMU.
+            # Errors only, to syslog: libvirt logs harmless lookups as errors, and real errors are raised anyway. Never
+            # to a file: then libvirt 9.0 does not start QEMU.
             "LIBVIRT_LOG_OUTPUTS": "4:syslog:vps-snapshots",
         }
         await self._start("worker", [_PROGRAMS / "vps-snapshots-worker", "run"], settings=shared | worker)
         port = {"VPS_SNAPSHOTS_HOST": "127.0.0.1", "VPS_SNAPSHOTS_PORT": str(self._port)}
-        # whoever tries it out, by hand or program, is not to wait
+        # effectively without rate limits, for people and programs that try it out
         port |= {f"VPS_SNAPSHOTS_{of}_PER_MINUTE": "1000000" for of in ("CALLS", "FAILED_LOGINS")}
         await self._start("front end", [_PROGRAMS / "vps-snapshots-api", "serve"], settings=shared | port)
         await self._ready("the front end", Client(self.url, "").is_up)
@@ -115,12 +115,12 @@ class Service:
             self.booted = await self.guest.ready(after=booted_after)
 
     async def ended(self) -> str:
-        """Wait until a part ends that should not; what happened, in words."""
+        """Wait until a part ends unexpectedly; returns a text that names it."""
         first = await self._first_end()
-        return f"the {first.name} ended by itself with status {await first.ended()}"
+        return f"the {first.name} ended unexpectedly with status {await first.ended()}"
 
     async def stop(self) -> None:
-        """Stop everything, the guest too. May be called again, also after a start that failed midway."""
+        """Stop everything, including the guest. May be called again, and after a failed start."""
         while self._children:
             child = self._children[-1]
             if child.name == "Redis" and self._driver is Driver.KVM:
@@ -129,7 +129,7 @@ class Service:
             self._children.pop()
 
     def kill(self) -> None:
-        """Stop waiting for those that take their time."""
+        """Kill the parts that are still running."""
         for child in self._children:
             child.kill()
         self.guest.hurry()
@@ -138,7 +138,7 @@ class Service:
         folder = self._state.subfolder("redis")
         configuration = folder / "redis.conf"
         configuration.write_text(redis_configuration(folder))
-        # No port, and a socket that only this account may open.
+        # no TCP port, and a socket that only this user may open
         address = f"--port 0 --unixsocket {self._redis_socket} --unixsocketperm 700".split()
         command = ["redis-server", str(configuration), *address, "--bind", "", "--aclfile", ""]
         child = await Child.start("Redis", command, settings={}, log=self._state.log("redis"))
@@ -179,7 +179,7 @@ class Service:
                 return False
 
     async def _is_server_known(self) -> bool:
-        """Whether the node has reported its server and what it holds: from then on a request for it is admitted."""
+        """Whether the node has published its server and snapshots, so that requests for it are admitted."""
         async with Redis(unix_socket_path=str(self._redis_socket)) as redis:
             fields = await redis.hgetall(f"server:{SERVER_ID}")  # type: ignore[misc] # redis-py types it as both kinds
             return bool(fields) and b"unpublished" not in fields
@@ -191,7 +191,7 @@ class Service:
         settings: dict[str, str],
         is_welcome: Callable[[Client], Awaitable[bool]],
     ) -> Client:
-        """With the token of the last run, or a new one where there is none or Redis has forgotten it."""
+        """A client with the token of the last run, or with a new one if there is none or Redis does not have it."""
         file = self._state.folder / name
         if file.exists():
             client = Client(self.url, file.read_text().strip())
@@ -212,5 +212,5 @@ async def _new_token(whose: Sequence[str], settings: dict[str, str]) -> str:
     )
     output, trouble = await process.communicate()
     if process.returncode != 0:
-        raise ServiceFailed(f"no token could be made: {trouble.decode().strip()}")
+        raise ServiceFailed(f"cannot create a token: {trouble.decode().strip()}")
     return output.decode()

@@ -1,4 +1,4 @@
-"""The folder that a service on one machine keeps between its runs, and the short-lived one for its sockets."""
+"""The state folder of `make run`, kept between runs, and a temporary folder for its sockets."""
 
 import fcntl
 import os
@@ -9,15 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-_MARK = ".vps-snapshots"  # what a folder must hold before we remove it; it says whose driver's state it is
+_MARK = ".vps-snapshots"  # a file that marks the folder as ours, so that it may be deleted; contains the driver's name
 
 
 class StateRefused(Exception):
-    """The folder can't be used; the text says why. Nothing was changed."""
+    """The folder cannot be used; the text says why. Nothing was changed."""
 
 
 class State:
-    """An opened state folder; one process at a time has it."""
+    """An open state folder, locked for one process."""
 
     def __init__(self, folder: Path, lock: TextIO) -> None:
         self.folder = folder
@@ -26,12 +26,12 @@ class State:
 
     @classmethod
     def open(cls, folder: Path, *, driver: str | None = None) -> "State":
-        """Raises StateRefused where the folder is someone else's, in use, or was made with another driver: its
-        snapshots would all be lost ones."""
+        """Raises StateRefused if the folder has other files in it, is in use, or was created with another driver, which
+        would not find its snapshots."""
         folder = folder.resolve()
         try:
             if folder.is_dir() and not (folder / _MARK).exists() and any(folder.iterdir()):
-                raise StateRefused(f"{folder} has other things in it: set STATE_DIR to a new or an empty folder")
+                raise StateRefused(f"{folder} has other files in it: set STATE_DIR to a new or empty folder")
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = (folder / _MARK).open("a+")
         except OSError as error:
@@ -45,7 +45,7 @@ class State:
         made_with = lock.read().strip()
         if driver and made_with and made_with != driver:
             lock.close()
-            raise StateRefused(f"{folder} was made with DRIVER={made_with}: set STATE_DIR to another folder")
+            raise StateRefused(f"{folder} was created with DRIVER={made_with}: set STATE_DIR to another folder")
         if driver and not made_with:
             lock.write(driver)
             lock.flush()
@@ -61,26 +61,26 @@ class State:
 
     @property
     def libvirt_root(self) -> Path:
-        """The root of the embedded libvirt, by a name that stays the same and is short enough for its sockets."""
+        """The root of the embedded libvirt: a link whose path never changes and is short enough for its sockets."""
         link = self.runtime / "libvirt"
         if not link.is_symlink():
             link.symlink_to(self.subfolder("libvirt"))
         return link
 
     def close(self) -> None:
-        """Remove the sockets' folder. The state stays."""
+        """Delete the sockets' folder and release the lock. The state is kept."""
         shutil.rmtree(self.runtime, ignore_errors=True)
         self._lock.close()
 
     def remove(self) -> None:
-        """Forget everything."""
+        """Delete the folder and the sockets' folder."""
         self.close()
         shutil.rmtree(self.folder)
 
     def _make_runtime(self) -> Path:
-        """A socket's path has 107 characters at most: its folder is elsewhere, of the same name in each run.
+        """The sockets' folder, elsewhere because a socket's path may have at most 107 characters.
 
-        Domains name it, and a guest that outlived a killed run has its sockets there.
+        Its path is the same in every run: domains refer to it, and a guest that outlives a killed run uses its sockets.
         """
         remembered = self.folder / "runtime"
         if remembered.exists():
@@ -89,8 +89,8 @@ class State:
                 folder.mkdir(mode=0o700)
             found = folder.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-                raise StateRefused(f"{folder} is someone else's, and {self.folder} has its sockets there")
+                raise StateRefused(f"{folder}, the folder for the sockets of {self.folder}, belongs to another user")
             return folder
-        folder = Path(tempfile.mkdtemp(prefix="vps-snapshots-", dir="/tmp"))  # TMPDIR may be too long a name
+        folder = Path(tempfile.mkdtemp(prefix="vps-snapshots-", dir="/tmp"))  # TMPDIR may be too long
         remembered.write_text(str(folder))
         return folder

@@ -1,7 +1,7 @@
-"""One look at or change of an embedded libvirt's domains, from a process that lives no longer than that.
+"""Runs one call on an embedded libvirt in its own process.
 
-An embedded root is one process's at a time, and an embedded libvirt one root's per process: whoever can't keep it open
-asks through here. A guest that was started runs on.
+Only one process at a time can use an embedded root, and a process can open only one root. So calls that must not keep
+it open are made through this module. A started guest keeps running.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Talking to the guest over its serial console; the words are those at the top of mkguest.sh."""
+"""Controls the guest over its serial console; the protocol is described at the top of mkguest.sh."""
 
 import asyncio
 import contextlib
@@ -14,27 +14,27 @@ _TELL_AGAIN_SECONDS = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """What the guest said when it was up."""
+    """The guest's message after it has booted."""
 
-    boots: Mapping[str, int]  # by the disk's target name: how often it was booted with
-    markers: Mapping[str, str]  # by the disk's target name; empty: none was written yet
-    end: int  # where in the log it said so: `ready(after=end)` waits for the next boot
+    boots: Mapping[str, int]  # number of boots, by the disk's target
+    markers: Mapping[str, str]  # marker, by the disk's target; "": none yet
+    end: int  # offset of the message's end in the log: `ready(after=end)` waits for the next boot
 
 
 class Console:
-    """Listens by the log, which libvirt continues over all the domain's lives, and speaks over the socket, which is a
-    new one in each. Needs no connection to libvirt."""
+    """Reads the guest's output from the log, to which libvirt appends at each start, and writes to the socket, which is
+    new at each start. Needs no connection to libvirt."""
 
     def __init__(self, *, socket: Path, log: Path) -> None:
         self.socket = socket
         self.log = log
 
     def end(self) -> int:
-        """How long the log is now: `after=` this, only what comes from here on counts."""
+        """The current length of the log, to be passed as `after`."""
         return self.log.stat().st_size if self.log.exists() else 0
 
     async def ready(self, *, after: int, timeout_seconds: float = 60.0) -> Ready:
-        """The last boot that came up after that place in the log (0: ever). Raises TimeoutError."""
+        """Wait for a boot after that offset in the log (0: any boot), and return the last. Raises TimeoutError."""
         found = await self._said(_READY, after=after, timeout_seconds=timeout_seconds)
         disks = [word.split("=", 1) for word in found[1].decode(errors="replace").split()]
         values = {target: value.split(":", 1) for target, value in disks}
@@ -45,15 +45,16 @@ class Console:
         )
 
     async def powered_off(self, *, after: int, timeout_seconds: float = 60.0) -> int:
-        """Wait until the guest has said that it heard the power button and let go of its disks; where in the log.
+        """Wait until the guest reports that it has unmounted its disks after a press of the power button.
 
-        QEMU ends a moment later. Raises TimeoutError.
+        Returns the offset of the report's end in the log. QEMU exits a moment later. Raises TimeoutError.
         """
         said = re.compile(rb"^POWEROFF clean\r?\n", re.MULTILINE)
         return after + (await self._said(said, after=after, timeout_seconds=timeout_seconds)).end()
 
     async def write(self, marker: str, *, synced: bool = True, timeout_seconds: float = 30.0) -> None:
-        """Have the guest put a marker without blanks on all its disks, or only into its memory. Raises TimeoutError."""
+        """Make the guest write a marker without spaces to all its disks; if not `synced`, only to its page cache.
+        Raises TimeoutError."""
         if not re.fullmatch(r"[\x21-\x7e]{1,200}", marker):
             raise ValueError(f"not a marker: {marker!r}")
         line = f"{'write' if synced else 'dirty'} {marker}"
@@ -61,9 +62,7 @@ class Console:
         after = self.end()
         async with asyncio.timeout(timeout_seconds):
             while True:
-                with contextlib.suppress(
-                    OSError, TimeoutError
-                ):  # the domain is on its way up: what it was told is lost
+                with contextlib.suppress(OSError, TimeoutError):  # the domain is booting and ignores its input
                     await self._tell(line, said, after=after)
                     return
                 await asyncio.sleep(_LOOK_SECONDS)

@@ -1,4 +1,4 @@
-"""A guest's domain XML, with whatever a snapshot may meet on a server."""
+"""The domain XML of a guest, with the devices that matter to snapshots."""
 
 import uuid
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from xml.sax.saxutils import escape, quoteattr
 
 from deploy.lab.guest import GuestImage
 
-# Debian's `ovmf`: firmware and the empty variables that a new server starts with, 540 kB
+# from Debian's `ovmf`: the firmware, and the empty variables of a new server (540 kB)
 UEFI_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 UEFI_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 
-# type='qemu': the processor is emulated (TCG), so it boots in 3 to 5 s also where KVM is absent or broken.
+# type='qemu': the CPU is emulated (TCG), so that it boots, in 3 s to 5 s, even if KVM is missing or broken.
 _DOMAIN = """\
 <domain type='qemu'>
   <name>{name}</name>
@@ -43,24 +43,24 @@ _DOMAIN = """\
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A disk or a CD-ROM as the domain names it; the file need not exist."""
+    """A disk or CD-ROM in the domain; its file need not exist."""
 
     path: Path | None  # None: an empty CD-ROM drive
     format: str = "qcow2"
     cdrom: bool = False
     readonly: bool = False
     shareable: bool = False
-    left_out: bool = False  # of snapshots, by its definition
+    left_out: bool = False  # snapshot='no'
     block: bool = False  # the path is a block device of the host
-    cache: str | None = None  # libvirt's word: none, writeback, directsync, ...; None: the hypervisor's default
+    cache: str | None = None  # libvirt's cache mode: none, writeback, directsync, ...; None: the hypervisor's default
 
 
 def disk(path: Path, *, cache: str | None = None) -> Device:
-    """A plain qcow2 disk, as a server of ours has them."""
+    """A plain qcow2 disk."""
     return Device(path=path, cache=cache)
 
 
-def domain_xml(  # noqa: PLR0913 - each a part of a server, and by name
+def domain_xml(  # noqa: PLR0913 - keyword arguments for the parts of a server
     name: str,
     devices: Sequence[Device],
     *,
@@ -73,12 +73,11 @@ def domain_xml(  # noqa: PLR0913 - each a part of a server, and by name
     nvram: Path | None = None,
     tpm: bool = False,
 ) -> str:
-    """The XML to define. Disks become vda, vdb, ... in their order, CD-ROMs sda, sdb, ... Without an `image` there is
-    nothing to boot: a QEMU that is up in 0.2 s, idles, and ignores the power button.
+    """The XML to define. Disks become vda, vdb, ... in their order, CD-ROMs sda, sdb, ...
 
-    `metadata`: elements to put below `<metadata>`. `deaf`: the guest ignores the power button. `nvram`: boot by UEFI,
-    its variables in that file, which libvirt makes at the first start. `tpm`: an emulated one, which libvirt only
-    defines where swtpm is installed. `memory_mib`: what it takes to boot where not given.
+    `image`: None boots nothing; QEMU is up in 0.2 s, idles, and ignores the power button. `metadata`: elements for
+    `<metadata>`. `deaf`: the guest ignores the power button. `nvram`: boot with UEFI and these variables, which libvirt
+    creates at the first start. `tpm`: add an emulated TPM; needs swtpm. `memory_mib`: default: enough to boot.
     """
     disks = [device for device in devices if not device.cdrom]
     cdroms = [device for device in devices if device.cdrom]
@@ -92,10 +91,10 @@ def domain_xml(  # noqa: PLR0913 - each a part of a server, and by name
         firmware += f"<nvram template='{UEFI_VARIABLES}'>{escape(str(nvram))}</nvram>"
     return _DOMAIN.format(
         name=escape(name),
-        # the same at each define: libvirt refuses a second definition of a name under another UUID
+        # always the same: libvirt refuses to define an existing name with another UUID
         uuid=uuid.uuid5(uuid.NAMESPACE_URL, f"{socket.parent}/{name}"),
         metadata=metadata,
-        memory_mib=memory_mib or (256 if nvram else 128),  # in 128 MiB the UEFI firmware does not come up
+        memory_mib=memory_mib or (256 if nvram else 128),  # the UEFI firmware does not start with 128 MiB
         machine="q35" if nvram else "pc",
         firmware=firmware,
         boot=_boot_xml(image, deaf=deaf) if image else "",

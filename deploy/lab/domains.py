@@ -1,4 +1,4 @@
-"""What is done to domains over an open connection, which is the caller's; all calls block."""
+"""Calls on domains over the caller's connection. All calls block."""
 
 import threading
 import time
@@ -11,18 +11,18 @@ import libvirt
 from drivers.kvm import domain as driver
 from drivers.kvm.opening import opened
 
-_PRESS_AGAIN_SECONDS = 3.0  # a press that comes before the guest listens is lost
-_GOING_OFF_SECONDS = 5.0  # seen: 1.6, until the machine's init reaps the QEMU that libvirt waits for
+_PRESS_AGAIN_SECONDS = 3.0  # a booting guest ignores the power button, so press it again
+_GOING_OFF_SECONDS = 5.0  # limit for a guest that shuts down; observed: 1.6 s until init reaps QEMU
 
 
 @contextmanager
 def connection(uri: str) -> Iterator[Any]:
-    """An own connection with an event loop in a thread, without which an embedded libvirt does nothing.
+    """A connection with an event loop in a thread, which an embedded libvirt needs.
 
-    A process holds the embedded root that it opened until it ends, also when the connection is closed; it can open that
-    one again, but no other, nor one that was refused to it. Raises libvirt.libvirtError.
+    A process holds an embedded root until it exits, even after the connection is closed. It can open the same root
+    again, but no other, and not one that it failed to open. Raises libvirt.libvirtError.
     """
-    libvirt.registerErrorHandler(lambda _context, _error: None, None)  # else each goes to stderr, beside being raised
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors are raised, so do not print them
     libvirt.virEventRegisterDefaultImpl()
     ended = threading.Event()
 
@@ -30,7 +30,7 @@ def connection(uri: str) -> Iterator[Any]:
         while not ended.is_set():
             libvirt.virEventRunDefaultImpl()
 
-    timer = libvirt.virEventAddTimeout(100, lambda _timer, _opaque: None, None)  # so that the loop sees its end
+    timer = libvirt.virEventAddTimeout(100, lambda _timer, _opaque: None, None)  # wakes the loop to check `ended`
     thread = threading.Thread(target=run_events, name="libvirt events")
     thread.start()
     try:
@@ -50,12 +50,12 @@ def define(connection: Any, xml: str) -> None:
 
 
 def start(connection: Any, name: str) -> None:
-    """On already is fine."""
+    """Start the domain; no effect if it runs."""
     driver.start(connection.lookupByName(name))
 
 
 def power(connection: Any, name: str) -> str:
-    """on, off or paused. One that is on its way down, up to 2 s, is waited for."""
+    """Returns on, off or paused. Waits for a domain that is shutting down."""
     domain = connection.lookupByName(name)
     deadline = time.monotonic() + _GOING_OFF_SECONDS
     while domain.isActive():
@@ -69,7 +69,7 @@ def power(connection: Any, name: str) -> str:
 
 
 def shut_down(connection: Any, name: str, *, timeout_seconds: float) -> bool:
-    """Press the power button, every few seconds again, until it is off; whether it was before the time was over."""
+    """Press the power button repeatedly until the domain is off; False if that takes longer than the timeout."""
     domain = connection.lookupByName(name)
     deadline = time.monotonic() + timeout_seconds
     pressed = 0.0
@@ -81,7 +81,7 @@ def shut_down(connection: Any, name: str, *, timeout_seconds: float) -> bool:
             try:
                 domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
             except libvirt.libvirtError:
-                if domain.isActive():  # it went off by itself meanwhile: fine
+                if domain.isActive():  # else it was shut off meanwhile
                     raise
             pressed = now
         time.sleep(0.05)
@@ -89,13 +89,13 @@ def shut_down(connection: Any, name: str, *, timeout_seconds: float) -> bool:
 
 
 def cut_power(connection: Any, name: str) -> None:
-    """Off already is fine."""
+    """Power the domain off; no effect if it is off."""
     driver.cut_power(connection.lookupByName(name))
 
 
 def remove(connection: Any, name: str) -> None:
-    """Off and forgotten, with libvirt's lists of its snapshots and checkpoints and its UEFI variables; its disks
-    stay."""
+    """Power off and undefine the domain, with its snapshot and checkpoint lists and its UEFI variables. Its disks are
+    kept."""
     cut_power(connection, name)
     flags = libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
     flags |= libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA

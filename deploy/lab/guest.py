@@ -1,4 +1,4 @@
-"""The guest's kernel and initrd, built once and kept."""
+"""The guest's kernel and initrd, built once and cached."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ _BUILDER = Path(__file__).parent / "mkguest.sh"
 
 
 class GuestNotBuilt(Exception):
-    """Kernel and initrd can't be had here; the text is what the builder said."""
+    """The guest could not be built; the text is the builder's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +19,9 @@ class GuestImage:
 
 
 def guest_image(folder: Path | None = None) -> GuestImage:
-    """Build it (3 s and a download of 30 MB from Debian), or find it in `folder` as it is (10 ms).
+    """Build the guest in `folder`, unless it is there already. Building takes 3 s and downloads 30 MB from Debian.
 
-    The default folder is the user's cache. Raises GuestNotBuilt.
+    Default folder: the user's cache. Raises GuestNotBuilt.
     """
     if folder is None:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -1,4 +1,4 @@
-"""A node in a folder: an embedded libvirt, the disks and the consoles of its guests."""
+"""A node in a folder: an embedded libvirt, its guests' disks and consoles."""
 
 import asyncio
 import os
@@ -12,11 +12,11 @@ from deploy.lab.console import Console
 from deploy.lab.domain import Device, domain_xml
 from deploy.lab.guest import GuestImage, guest_image
 
-# A unix socket's path has 107 characters at most, and QEMU's lie up to 62 below libvirt's root.
+# A Unix socket's path may have at most 107 characters, and QEMU's are up to 62 characters longer than libvirt's root.
 LONGEST_FOLDER = 40
 
-# No root daemon is beside us that could keep logs, label files or own cgroups; and where QEMU runs as another user than
-# we do, libvirt asks the QEMU binary anew what it can do at each call (4 to 8 s).
+# No daemon of root is running that could write logs, label files or own cgroups. QEMU runs as our own user: otherwise
+# libvirt probes the QEMU binary again at each call (4 s to 8 s).
 _QEMU_CONF = """\
 user = "+{user}"
 group = "+{group}"
@@ -33,27 +33,27 @@ _PROJECT = Path(__file__).parents[2]
 _CALL_SECONDS = 120.0
 _IN_USE_SECONDS = 10.0
 
-# how a call's own process ends, beside 1 for what libvirt refused
-NOT_DONE = 3  # a shutdown that the guest did not follow
-NOT_OPENED = 4  # the root is in use, as a rule
+# exit statuses of `python -m deploy.lab`; 1: libvirt refused the call
+NOT_DONE = 3  # the guest did not shut down
+NOT_OPENED = 4  # libvirt could not be opened, usually because the root is in use
 
 
 class LabFailed(Exception):
-    """A call did not succeed; the text is what libvirt or QEMU said."""
+    """A call failed; the text is libvirt's or QEMU's."""
 
 
 class Lab:
-    """`folder` is the embedded libvirt's root; its path must be short, for the sockets' sake.
+    """A node. `folder`: the root of the embedded libvirt, whose path must be short because of the sockets in it.
 
-    The calls that change or look at domains each run in a process of their own, since a process that has opened a root
-    holds it until it ends: they work only where no process (a worker, a test with a driver) has it, and wait 10 s for
-    that. Who has it uses `deploy.lab.domains` with its own connection. All of them raise LabFailed.
+    Each call on domains runs in its own process, because a process holds a root until it exits. Calls need the root to
+    be free and wait 10 s for that; a process that holds it (a worker, a test with a driver) uses `deploy.lab.domains`
+    with its own connection. All calls raise LabFailed.
     """
 
     def __init__(self, folder: Path, *, image: GuestImage | None = None) -> None:
-        """`image`: the one in the user's cache where none is given, built when first asked for."""
+        """`image`: None for the one in the user's cache, which is built on first use."""
         if len(str(folder)) > LONGEST_FOLDER or not folder.is_absolute():
-            raise ValueError(f"{folder}: must be absolute and have {LONGEST_FOLDER} characters at most")
+            raise ValueError(f"{folder}: must be absolute and have at most {LONGEST_FOLDER} characters")
         self.folder = folder
         self._image = image
         (folder / "etc").mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ class Lab:
         return self._image
 
     def disk_path(self, name: str) -> Path:
-        """Where a file of that name among the disks lies."""
+        """The path of a disk with that file name."""
         folder = self.folder / "disks"
         folder.mkdir(exist_ok=True)
         return folder / name
@@ -90,8 +90,8 @@ class Lab:
         tpm: bool = False,
         guest: bool = True,
     ) -> str:
-        """See `deploy.lab.domain.domain_xml`; `uefi`: its variables in the file `nvram_path(name)`. Without
-        a `guest` it boots nothing."""
+        """See `deploy.lab.domain.domain_xml`. `uefi`: boot with UEFI and the variables in `nvram_path(name)`. `guest`:
+        False boots nothing."""
         console = self.console(name)
         return domain_xml(
             name,
@@ -113,35 +113,35 @@ class Lab:
         await self._call("define", xml=xml)
 
     async def start(self, name: str) -> None:
-        """Return when QEMU runs; `console(name).ready()` tells when the guest is up."""
+        """Start the domain; returns when QEMU runs. `console(name).ready()` waits for the guest to boot."""
         await self._call("start", name)
 
     async def power(self, name: str) -> str:
-        """on, off or paused."""
+        """Returns on, off or paused."""
         return (await self._call("power", name)).strip()
 
     async def shut_down(self, name: str, *, timeout_seconds: float = 30.0) -> None:
-        """Press the power button until the domain is off; LabFailed where it is not in that time."""
+        """Press the power button until the domain is off. Raises LabFailed after the timeout."""
         await self._call("shut-down", name, "--timeout-seconds", str(timeout_seconds))
 
     async def cut_power(self, name: str) -> None:
         await self._call("cut-power", name)
 
     async def remove(self, name: str) -> None:
-        """Off and forgotten, with libvirt's list of its snapshots and its UEFI variables; its disks stay."""
+        """Power off and undefine the domain, with its snapshot list and its UEFI variables. Its disks are kept."""
         await self._call("remove", name)
 
     async def remove_all(self) -> None:
         await self._call("remove-all")
 
     def is_on(self, name: str) -> bool:
-        """Whether a QEMU holds the domain's disks. Asks no libvirt: works while another process has the root open."""
+        """Whether QEMU runs for the domain. Does not use libvirt, so it works while another process holds the root."""
         try:
             pid = int((self.folder / "run" / "qemu" / f"{name}.pid").read_text())
             stat = Path(f"/proc/{pid}/stat").read_text()
         except (FileNotFoundError, ProcessLookupError, ValueError):
             return False
-        # not another program under the same number by now, nor one that has ended and only waits to be reaped
+        # neither another program with the same pid, nor a zombie
         return "(qemu" in stat and stat.rsplit(")", 1)[1].split()[0] != "Z"
 
     async def _call(self, *arguments: str, xml: str = "") -> str:
@@ -151,7 +151,7 @@ class Lab:
             if status == NOT_OPENED and time.monotonic() < deadline:
                 await asyncio.sleep(0.2)
             elif status == NOT_DONE:
-                raise LabFailed(f"{' '.join(arguments)}: the guest did not follow")
+                raise LabFailed(f"{' '.join(arguments)}: the guest did not shut down")
             elif status:
                 raise LabFailed(f"{' '.join(arguments)}: {trouble.strip()}")
             else:
@@ -161,7 +161,7 @@ class Lab:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "deploy.lab", self.uri, *arguments),
             cwd=_PROJECT,
-            env={"LIBVIRT_LOG_OUTPUTS": "4:file:/dev/null", **os.environ},  # the error that counts is raised
+            env={"LIBVIRT_LOG_OUTPUTS": "4:file:/dev/null", **os.environ},  # errors are raised, not logged
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -177,9 +177,9 @@ class Lab:
 
 
 def make_disk(path: Path, size: str = "64M", *, backing: Path | None = None, format: str = "qcow2") -> Path:  # noqa: A002 - qemu-img's word
-    """An empty disk; a qcow2 one with clusters of 1 MiB, whose snapshots cost a tenth of those of 64 kB ones.
+    """Create an empty disk. qcow2 disks get clusters of 1 MiB, which make snapshots ten times as fast as 64 KiB.
 
-    `size`: as qemu-img takes it. `backing`: a qcow2 file that the new one lies over. Raises LabFailed.
+    `size`: in qemu-img's notation. `backing`: a qcow2 file to use as the backing file. Raises LabFailed.
     """
     command = ["qemu-img", "create", "-q", "-f", format]
     if format == "qcow2":

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# libvirtd.sh FOLDER: a libvirtd of one's own, for root, in the foreground: killed, it is gone.
+# libvirtd.sh FOLDER: runs a separate libvirtd in the foreground, as root.
 #
-# In a mount namespace of its own, where its settings, state, sockets, logs and cache are folders below FOLDER: a libvirtd
-# of the machine sees nothing of it. Connect with qemu+unix:///system?socket=FOLDER/run/libvirt-sock
-# Guests go on when it is killed, and are found again by the next one in the same FOLDER.
+# It runs in its own mount namespace, where its settings, state, sockets, logs and cache are folders in FOLDER, so that it
+# does not affect a libvirtd of the machine. Connect with qemu+unix:///system?socket=FOLDER/run/libvirt-sock
+# Guests survive when it is killed; the next one in the same FOLDER finds them again.
 set -euo pipefail
 folder=$(realpath -m "${1:?usage: libvirtd.sh FOLDER}")
 mkdir -p "$folder"/{etc,lib,run,cache,log}
-# QEMU runs as root: no image changes its owner, and libvirt need not ask QEMU anew at each call what it can do
+# QEMU runs as root: images keep their owner, and libvirt need not probe QEMU again at each call
 cat >"$folder/etc/qemu.conf" <<'EOF'
 user = "root"
 group = "root"
@@ -25,4 +25,4 @@ exec unshare --mount --propagation private bash -c '
     mkdir -p "${place#*:}"
     mount --bind "$0/${place%%:*}" "${place#*:}"
   done
-  exec libvirtd --pid-file "$0/run/libvirtd.pid"' "$folder" # its usual place is the machine's: only one could run
+  exec libvirtd --pid-file "$0/run/libvirtd.pid"' "$folder" # not the default path, which a libvirtd of the machine uses

@@ -1,4 +1,4 @@
-"""What lies below a disk's image: followed to its end, and refused where the disk could not be snapshotted over it."""
+"""The backing files of a disk's image: checks the whole chain, and refuses disks that cannot be snapshotted on it."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from drivers.qcow2_image import Backing, Image, UnknownBacking
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    """The identity of a file, whatever it is called, and what it is."""
+    """The identity of a file, independent of its path, and its type."""
 
     device: int
     inode: int
@@ -25,18 +25,18 @@ class _File:
 
 
 async def refuse_unfit(disk: FileDisk, image: Image) -> None:
-    """Raises UnsupportedServer where a file below the image is not there, can't be read as what it is said to be, or
-    is written to; or where the domain's XML names others."""
+    """Raises UnsupportedServer if a backing file is missing, cannot be read in its stated format or is being written
+    to, or if the domain's XML names another chain than the images."""
     chain: list[tuple[Backing, _File]] = []
     top: Image | None = image
     while top is not None and (below := _below(disk, top)) is not None:
         file = await _looked_at(disk, below)
         if len(chain) == DEPTH or (file.device, file.inode) in {(seen.device, seen.inode) for _, seen in chain}:
-            raise UnsupportedServer(f"the backing files of disk {disk.target} have no end")
+            raise UnsupportedServer(f"the chain of backing files of disk {disk.target} is a loop or too long")
         chain.append((below, file))
         top = await _image_of(disk, below)
     if not await asyncio.to_thread(_is_as_listed, disk, chain):
-        raise UnsupportedServer(f"the definition of disk {disk.target} names another backing file than its image")
+        raise UnsupportedServer(f"the definition of disk {disk.target} names a different backing file than its image")
 
 
 def _below(disk: FileDisk, image: Image) -> Backing | None:
@@ -45,8 +45,8 @@ def _below(disk: FileDisk, image: Image) -> Backing | None:
     except UnknownBacking as error:
         raise UnsupportedServer(f"the backing file of disk {disk.target} {error}") from error
     if below is not None and below.format is None:
-        # whoever opened it would have to guess, and a guest can forge a header
-        raise UnsupportedServer(f"disk {disk.target} does not say of what format its backing file is")
+        # its format would have to be probed, and a guest can forge a header
+        raise UnsupportedServer(f"disk {disk.target} does not state the format of its backing file")
     return below
 
 
@@ -60,24 +60,24 @@ async def _looked_at(disk: FileDisk, below: Backing) -> _File:
     except FileNotFoundError as error:
         raise UnsupportedServer(f"{name} is missing") from error
     except (OSError, ValueError) as error:
-        raise UnsupportedServer(f"{name} can't be looked at") from error
+        raise UnsupportedServer(f"{name} cannot be accessed") from error
     if holder is Holder.WRITER:
         raise UnsupportedServer(f"{name} is being written to by another program")
     return file
 
 
 async def _image_of(disk: FileDisk, below: Backing) -> Image | None:
-    """None: nothing can lie below a file of this format, or QEMU alone knows."""
+    """None for other formats than qcow2: they have no backing file, or one that only QEMU can find."""
     if below.format == "luks":
-        raise UnsupportedServer(f"the backing file of disk {disk.target} is encrypted, which can't be snapshotted")
+        raise UnsupportedServer(f"the backing file of disk {disk.target} is encrypted, which cannot be snapshotted")
     if below.format != "qcow2":
         return None
     try:
         image = await qcow2.image(below.path)
     except QemuImgFailed as error:
-        raise UnsupportedServer(f"the backing file of disk {disk.target} can't be read as qcow2") from error
+        raise UnsupportedServer(f"the backing file of disk {disk.target} cannot be read as qcow2") from error
     if image.encrypted:
-        raise UnsupportedServer(f"the backing file of disk {disk.target} is encrypted, which can't be snapshotted")
+        raise UnsupportedServer(f"the backing file of disk {disk.target} is encrypted, which cannot be snapshotted")
     return image
 
 
@@ -92,7 +92,7 @@ def _file(path: str) -> _File:
 
 
 def _is_as_listed(disk: FileDisk, chain: list[tuple[Backing, _File]]) -> bool:
-    """Whether the guest, which goes by the XML, has below its disk what qemu-img has, which goes by the images."""
+    """Whether the chain in the domain's XML, which the guest uses, is the one in the images, which qemu-img uses."""
     if disk.backing is None:
         return True
     if len(disk.backing) > len(chain) or (disk.backing_ends and len(disk.backing) < len(chain)):

@@ -1,4 +1,4 @@
-"""The connection to libvirt: opened again when it was lost, its calls in threads, its events on the event loop."""
+"""The connection to libvirt: reconnects when it is lost, runs calls in threads, delivers events on the event loop."""
 
 import asyncio
 import threading
@@ -19,11 +19,11 @@ Answer = TypeVar("Answer")
 Read = TypeVar("Read")
 AlsoRead = TypeVar("AlsoRead")
 
-THREADS = 32  # calls at a time: a hung one must not keep the others waiting
-HUNG_SECONDS = 30.0  # a call whose caller has given up may take so long yet; then nobody waits for it any more
-KEEPALIVE_SECONDS, KEEPALIVE_COUNT = 5, 3  # a daemon that is silent for 15 s is given up
-# The daemon is gone, hangs, or went while it answered: what was asked may have been done. VIR_ERR_SYSTEM_ERROR says so
-# where the connection is dead; over a living one it is the kernel's answer (a file that a start needs is missing).
+THREADS = 32  # concurrent calls: a hung one must not block the others
+HUNG_SECONDS = 30.0  # how long a cancelled call is waited for; after that its server counts as hung
+KEEPALIVE_SECONDS, KEEPALIVE_COUNT = 5, 3  # the connection is closed after 15 s without a reply from the daemon
+# The daemon is gone or hangs: the call may or may not have been executed. VIR_ERR_SYSTEM_ERROR means the same on a dead
+# connection; on a live one it is an error of the kernel (a file that a start needs is missing).
 UNKNOWN_OUTCOME = frozenset(
     {
         libvirt.VIR_ERR_RPC,
@@ -35,15 +35,16 @@ UNKNOWN_OUTCOME = frozenset(
 
 
 def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: str, *, alive: bool) -> DriverError:
-    """libvirt's error as ours. Its codes classify little: only "no such domain" and a lost daemon are reliable.
+    """Translate libvirt's error to ours. Of its error codes only "no such domain" and a lost daemon are reliable; any
+    other becomes `otherwise(text)`.
 
-    `alive`: the connection is, now that the call has failed.
+    `alive`: whether the connection still works after the failed call.
     """
     code = error.get_error_code()
     if code == libvirt.VIR_ERR_NO_DOMAIN:
-        return DomainNotFound("the hypervisor does not know the server")
+        return DomainNotFound("the server is not on this node")
     if code == libvirt.VIR_ERR_OPERATION_TIMEOUT and "state change lock" in str(error):
-        return ServerInUse("another tool is at work on the server")  # the call has waited for it, and done nothing
+        return ServerInUse("another tool is working on the server")  # the call has timed out and changed nothing
     lost = code in UNKNOWN_OUTCOME or "client socket is closed" in str(error)
     if lost or (code == libvirt.VIR_ERR_SYSTEM_ERROR and not alive):
         return HypervisorUnavailable("the hypervisor does not answer")
@@ -51,7 +52,7 @@ def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: s
 
 
 class _EventLoop:
-    """libvirt's own event loop, one for the process, in a thread that ends with it."""
+    """libvirt's event loop: one per process, in a daemon thread."""
 
     _started = False
     _lock = threading.Lock()
@@ -73,15 +74,15 @@ class _EventLoop:
 
 
 class Connection:
-    """libvirt at one URI. Every method may raise HypervisorUnavailable."""
+    """A connection to libvirt at one URI. Every method may raise HypervisorUnavailable."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="libvirt")
         self._opening = threading.Lock()
         self._handle: Any = None
-        self._hung: set[int] = set()  # servers on which a call has never returned
-        self._uuids: dict[int, str] = {}  # server id -> where it was found last
+        self._hung: set[int] = set()  # servers with a call that has not returned
+        self._uuids: dict[int, str] = {}  # server id -> UUID of its domain when it was last found
         self._loop = asyncio.get_running_loop()
         self._listeners: list[Callable[[], None]] = []
 
@@ -102,9 +103,9 @@ class Connection:
         work: Callable[[Any], Answer],
         *,
         otherwise: type[DriverError] = HypervisorUnavailable,
-        text: str = "the hypervisor refused",
+        text: str = "the hypervisor refused the request",
     ) -> Answer:
-        """`work(connection)` in a thread; an error of libvirt as `otherwise(text)` if nothing better is known."""
+        """Run `work(connection)` in a thread. An unclassified libvirt error becomes `otherwise(text)`."""
 
         def run() -> Answer:
             try:
@@ -120,9 +121,10 @@ class Connection:
         work: Callable[[Any], Answer],
         *,
         otherwise: type[DriverError] = HypervisorUnavailable,
-        text: str = "the hypervisor refused",
+        text: str = "the hypervisor refused the request",
     ) -> Answer:
-        """`work(domain)` on the domain that is adopted as this server. Raises DomainNotFound."""
+        """Run `work(domain)` in a thread, on the domain adopted as this server. Raises DomainNotFound, or an
+        unclassified libvirt error as `otherwise(text)`."""
         if server_id in self._hung:
             raise HypervisorUnavailable("the hypervisor has not answered an earlier call on the server")
 
@@ -135,7 +137,7 @@ class Connection:
         return await self._in_thread(run, server_id)
 
     async def adopted(self, read: Callable[[Any], tuple[Read, AlsoRead]]) -> list[tuple[ServerMark, Read, AlsoRead]]:
-        """The mark of each adopted domain, with what `read` says of it. One that vanishes meanwhile is left out."""
+        """The mark of each adopted domain and the results of `read`; domains that vanish meanwhile are left out."""
 
         def read_all(handle: Any) -> list[tuple[ServerMark, Read, AlsoRead]]:
             answers = []
@@ -155,7 +157,7 @@ class Connection:
         await self.call(lambda handle: _adopt(handle, name, mark), text="libvirt refused the mark")
 
     def recall(self, server_id: int, uuid: str) -> None:
-        """What an earlier process knew: where it has found the server last."""
+        """Remember where an earlier process found the server last."""
         self._uuids.setdefault(server_id, uuid)
 
     async def _in_thread(self, run: Callable[[], Answer], server_id: int | None = None) -> Answer:
@@ -163,7 +165,7 @@ class Connection:
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            # libvirt is still at work on the VM: nobody else may be until it has returned
+            # libvirt is still working on the VM: nothing else may touch it until the call has returned
             given_up = self._loop.time() + HUNG_SECONDS
             while not running.done() and (left := given_up - self._loop.time()) > 0:
                 with suppress(asyncio.CancelledError):
@@ -171,18 +173,18 @@ class Connection:
             if not running.done() and server_id is not None:
                 self._hung.add(server_id)
                 running.add_done_callback(lambda _: self._hung.discard(server_id))
-            running.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks for it
+            running.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # mark it as retrieved
             raise
 
     def _open_handle(self) -> Any:
         with self._opening:
             if self._handle is None or not self._handle.isAlive():
                 self._handle = opened(self.uri)
-                with suppress(libvirt.libvirtError):  # the embedded driver has no wire to keep alive
+                with suppress(libvirt.libvirtError):  # the embedded driver has no keepalive
                     self._handle.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
                 lifecycle = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
                 self._handle.domainEventRegisterAny(None, lifecycle, self._tell, None)
-                self._tell()  # what happened while nobody listened is not known
+                self._tell()  # events may have been missed while disconnected
             return self._handle
 
     def _translate(self, error: libvirt.libvirtError, otherwise: type[DriverError], text: str) -> DriverError:
@@ -209,23 +211,23 @@ class Connection:
                 mark = mark_of(domain)
                 if mark is not None and mark.server_id == server_id:
                     return domain
-        # A copy of a domain carries its mark too: which of them is the customer's, a person must say.
+        # A copied domain has the same mark: an operator must decide which is the customer's.
         marked = [(mark.server_id, domain.UUIDString()) for mark, domain in _adopted(handle)]
         found = [uuid for marked_id, uuid in marked if marked_id == server_id]
         if not found and (domain := _unmarked_meanwhile(handle, self._uuids.get(server_id))) is not None:
             return domain
         if not found:
-            raise DomainNotFound("the hypervisor does not know the server")
+            raise DomainNotFound("the server is not on this node")
         if len(found) > 1:
-            raise InvalidState("several domains of the node are marked as the server")
+            raise InvalidState("several domains of the node are marked as this server")
         self._uuids |= dict(marked)
         return handle.lookupByUUIDString(found[0])
 
 
 def _unmarked_meanwhile(handle: Any, uuid: str | None) -> Any:
-    """The domain of that UUID, if it has lost its mark and a job of ours holds it; else None.
+    """The domain with that UUID, if it has lost its mark while a job of ours holds it; else None.
 
-    A tool that keeps definitions of its own has defined it anew, and what the job has stopped is to be started again.
+    This happens when a tool redefines the domain from its own definition. The job must still be able to start it.
     """
     try:
         domain = handle.lookupByUUIDString(uuid) if uuid else None
@@ -263,17 +265,17 @@ def _adopt(handle: Any, name: str, mark: ServerMark) -> None:
         domain = handle.lookupByName(name)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            raise DomainNotFound(f"there is no domain {name}") from error
+            raise DomainNotFound(f"libvirt has no domain {name}") from error
         raise
     for known, other in _adopted(handle):
         if known.server_id == mark.server_id and other.UUIDString() != domain.UUIDString():
-            raise InvalidState(f"domain {other.name()} is server {mark.server_id} already")
+            raise InvalidState(f"domain {other.name()} is already server {mark.server_id}")
     if not domain.isPersistent():
-        raise InvalidState(f"domain {name} is transient: it would be gone once it is off")
+        raise InvalidState(f"domain {name} is transient: it disappears when it is shut off")
     where = libvirt.VIR_DOMAIN_AFFECT_CONFIG | (libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0)
     before = mark_of(domain)
     if before is not None and before.server_id != mark.server_id:
-        # a copy of that server's domain: what is written down there of its snapshots is not this server's
+        # a copy of that server's domain: the snapshot records in it are not of this server
         _drop_records(domain, where)
     domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, mark.xml, PREFIX, MARK_NAMESPACE, where)
 

@@ -1,4 +1,4 @@
-"""Deletes a snapshot from images: by the QEMU that runs on them, or with qemu-img where none does."""
+"""Deletes a snapshot from images: through the QEMU that uses them, or with qemu-img if none does."""
 
 from collections.abc import Sequence
 
@@ -12,25 +12,27 @@ from drivers.kvm.domain_xml import FileDisk
 async def from_disks(
     connection: Connection, server_id: int, tag: str, held: Sequence[FileDisk], *, running: bool
 ) -> None:
-    """From these disks of a server; one that lacks the tag is fine. Raises DiskFailed."""
+    """Delete the tag from these disks of a server; a disk may lack it. Raises DiskFailed."""
     if running:
         held = await connection.on(
             server_id,
             lambda domain: live_delete.delete_under_guest(domain, held, tag),
             otherwise=DiskFailed,
-            text="a disk of the running server kept the snapshot",
+            text="the snapshot could not be deleted from a disk of the running server",
         )
-    await disks.on_every(held, lambda disk: qcow2.delete_snapshot(disk.path, tag), text="kept the snapshot")
+    await disks.on_every(
+        held, lambda disk: qcow2.delete_snapshot(disk.path, tag), text="the snapshot could not be deleted"
+    )
 
 
 async def from_former_disk(connection: Connection, tag: str, disk: FileDisk) -> None:
-    """From a file that is no disk of the server any more: by the QEMU that runs on it now, if one does. Raises
-    DiskFailed."""
+    """Delete the tag from a file that is no longer attached to the server, through the QEMU that uses it now, if any.
+    Raises DiskFailed."""
+    text = "the snapshot could not be deleted; the disk is no longer attached to the server"
     in_qemu = await connection.call(
         lambda handle: live_delete.delete_where_it_runs(handle, disk, tag),
         otherwise=DiskFailed,
-        text=f"disk {disk.target}, which is not the server's any more, kept the snapshot",
+        text=f"disk {disk.target}: {text}",
     )
     if not in_qemu:
-        text = "is not the server's any more and kept the snapshot"
         await disks.on_every([disk], lambda disk: qcow2.delete_snapshot(disk.path, tag), text=text)

@@ -1,4 +1,4 @@
-"""What a server can write to beside its disks: refused where it is storage, else left out and said (ADR 14)."""
+"""Devices other than disks that a server can write to: refused if they are storage, else left out (ADR 14)."""
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from itertools import pairwise
 from drivers.base import SkippedDisk
 
 QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
-# arguments for QEMU itself that give a server storage which libvirt does not know
+# QEMU arguments that give a server storage that libvirt does not know of
 DRIVES = frozenset({"-drive", "-blockdev", "-hda", "-hdb", "-hdc", "-hdd", "-sd", "-mtdblock", "-pflash"})
 SHARES = frozenset({"-fsdev", "-virtfs"})
 READ_ONLY = ("readonly=on", "read-only=on", "readonly=true", "read-only=true", "media=cdrom", '"read-only":true')
@@ -23,7 +23,7 @@ _STORAGE = frozenset({"scsi", "scsi_host"})
 
 
 def left_out(domain: ET.Element) -> Iterator[SkippedDisk]:
-    """What holds no state of the server that we could know of, or can't be written to."""
+    """Devices that a snapshot leaves out: they are read-only, or their state is not storage."""
     for number, device in enumerate(domain.iterfind("./devices/hostdev"), 1):
         kind = device.get("type", "")
         if kind not in _STORAGE:
@@ -35,26 +35,26 @@ def left_out(domain: ET.Element) -> Iterator[SkippedDisk]:
             if _is_storage(device) and _is_read_only(device):
                 yield SkippedDisk(target=f"{name} {number}", reason="it is read-only")
     if domain.find("./devices/pstore") is not None:
-        yield SkippedDisk(target="pstore", reason="it holds only what a crashed guest has last said")
+        yield SkippedDisk(target="pstore", reason="it holds only the guest's crash messages")
 
 
 def refusals(domain: ET.Element) -> Iterator[str]:
-    """Texts for a customer, each naming the thing."""
+    """Why the server cannot be snapshotted: a text for the customer for each device."""
     for number, device in enumerate(domain.iterfind("./devices/hostdev"), 1):
         kind = device.get("type", "")
         if kind in _STORAGE and device.find("readonly") is None:
-            yield f"hostdev {number} of the server is {_HOSTDEVS[kind]}, which can't be snapshotted"
+            yield f"hostdev {number} of the server is {_HOSTDEVS[kind]}, which cannot be snapshotted"
     for device in domain.iterfind("./devices/filesystem"):
         if not _is_read_only(device):
-            yield "the server mounts a folder of the host, which can't be snapshotted"
+            yield "the server mounts a folder of the host, which cannot be snapshotted"
     for device in domain.iterfind("./devices/memory"):
         if _is_storage(device) and not _is_read_only(device):
             kind = "pmem" if device.get("model") == "virtio-pmem" else "nvdimm"
-            yield f"the server has persistent memory ({kind}), which can't be snapshotted"
+            yield f"the server has persistent memory ({kind}), which cannot be snapshotted"
     arguments = [argument.get("value", "") for argument in domain.iterfind(f"./{QEMU}commandline/{QEMU}arg")]
     for argument, value in pairwise([*arguments, ""]):
         if argument.replace("--", "-", 1) in DRIVES | SHARES and not _says_read_only(value):
-            yield "the server has a drive that is given to QEMU past libvirt, which can't be snapshotted"
+            yield "the server has a drive that is passed to QEMU without libvirt, which cannot be snapshotted"
 
 
 def _is_storage(device: ET.Element) -> bool:

@@ -1,51 +1,51 @@
-"""The disks of a domain's XML: which of them a snapshot holds, which it leaves out, which it can't hold."""
+"""The disks in a domain's XML: those that a snapshot holds, leaves out or cannot hold."""
 
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-LOST_IN_XML = frozenset("\n\r\t")  # libvirt writes them so that it reads blanks when it starts the next time
+LOST_IN_XML = frozenset("\n\r\t")  # libvirt does not escape them, and reads spaces when it restarts
 
-# Storage pool and volume to the path of its file. Raises NoVolumeFile.
+# (storage pool, volume) -> path of the volume's file. Raises NoVolumeFile.
 VolumePath = Callable[[str, str], str]
 
 
 class NoVolumeFile(Exception):
-    """A volume of a storage pool that is no file; the text goes on after the disk's name."""
+    """A volume of a storage pool that is not a file; the text follows the disk's name."""
 
 
 class VolumeAway(NoVolumeFile):
-    """It may be a file, but its storage pool does not say now: not active, not known, no answer."""
+    """The volume may be a file, but its storage pool is inactive, unknown or does not answer now."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackingFile:
-    """What lies below an image, as the XML gives it."""
+    """A backing file as the XML names it."""
 
     kind: str  # libvirt's word: file, block, network, ...
-    path: str  # "" where it is no file
+    path: str  # "" if it is not a file
     format: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileDisk:
-    """A disk of the kind that qemu-img can snapshot: a writable qcow2 file of this domain alone."""
+    """A disk that qemu-img can snapshot: a writable qcow2 file that only this domain uses."""
 
     target: str
     path: str
-    # What lies below, from the top down. None: the XML says nothing, QEMU goes by the image's header. Not compared: in
-    # the XML of a running domain libvirt adds what it has found.
+    # The backing files, top down. None: not in the XML, QEMU uses the image's header. Not compared: in the XML of a
+    # running domain libvirt adds the chain that it has found.
     backing: tuple[BackingFile, ...] | None = field(default=None, compare=False)
-    backing_ends: bool = field(default=False, compare=False)  # nothing lies below the last of `backing`
+    backing_ends: bool = field(default=False, compare=False)  # the last of `backing` has no backing file
 
 
 _REFUSED = {
-    "./transient": "is transient: it forgets what is written to it",
-    "./encryption": "is encrypted by the hypervisor, which can't be snapshotted",
-    "./source/encryption": "is encrypted by the hypervisor, which can't be snapshotted",
-    "./source/slices": "is a slice of its file, which can't be snapshotted",
-    "./source/dataStore": "keeps its data in a file beside it, which can't be snapshotted",
-    "./source[@fdgroup]": "is handed to QEMU as an open file, which can't be snapshotted",
+    "./transient": "is transient: it discards all writes when the server stops",
+    "./encryption": "is encrypted by the hypervisor, which cannot be snapshotted",
+    "./source/encryption": "is encrypted by the hypervisor, which cannot be snapshotted",
+    "./source/slices": "is a slice of its file, which cannot be snapshotted",
+    "./source/dataStore": "stores its data in an external data file, which cannot be snapshotted",
+    "./source[@fdgroup]": "is passed to QEMU as an open file descriptor, which cannot be snapshotted",
 }
 
 
@@ -54,44 +54,44 @@ def target_of(disk: ET.Element) -> str:
 
 
 def left_out(disk: ET.Element) -> str | None:
-    """Why no snapshot needs to hold it: it can't be written to, or whoever owns the server says so."""
+    """Why snapshots leave the disk out: it is not writable, or its definition excludes it. None: they do not."""
     device = disk.get("device", "disk")
     if device in {"cdrom", "floppy"}:
         return f"it is a {device}"
     if disk.find("readonly") is not None:
         return "it is read-only"
     if disk.get("snapshot") == "no":
-        return "its definition leaves it out of snapshots"
+        return "its definition excludes it from snapshots"
     return None
 
 
 def refusal(disk: ET.Element) -> str | None:
-    """Why it can't be snapshotted, to go on after the disk's name."""
+    """Why the disk cannot be snapshotted, to follow its name; None if it can."""
     kind, form = disk.get("type", "file"), _attribute(disk, "driver", "type")
     if kind not in {"file", "volume"}:
-        return f"is no file but of type {kind}, which can't be snapshotted"
+        return f"is not a file but of type {kind}, which cannot be snapshotted"
     if (device := disk.get("device", "disk")) != "disk":
-        return f"is a {device}, which can't be snapshotted"
+        return f"is a {device}, which cannot be snapshotted"
     if disk.find("shareable") is not None:
-        return "is shared with other servers, which can't be snapshotted"
+        return "is shared with other servers, which cannot be snapshotted"
     if form != "qcow2":
-        return f"is {form or 'of no stated format'}, and only qcow2 can be snapshotted"
+        return f"is {form or 'of unknown format'}, and only qcow2 can be snapshotted"
     return next((text for found, text in _REFUSED.items() if disk.find(found) is not None), None)
 
 
 def file_disk(disk: ET.Element, volume_path: VolumePath) -> FileDisk:
-    """Raises NoVolumeFile, also for a disk without a path that could be used."""
+    """Raises NoVolumeFile, also for a disk without a usable path."""
     path = _path(disk, volume_path)
     if not path.startswith("/"):
         raise NoVolumeFile("has no file")
     if LOST_IN_XML & {*path}:
-        raise NoVolumeFile("has a line break or a tab in the name of its file, which libvirt forgets when it restarts")
+        raise NoVolumeFile("has a line break or a tab in its file name, which libvirt loses when it restarts")
     backing, ends = _backing(disk, volume_path)
     return FileDisk(target=target_of(disk), path=path, backing=backing, backing_ends=ends)
 
 
 def disk_path(disk: ET.Element, volume_path: VolumePath) -> str | None:
-    """Of any disk, whether it can be snapshotted or not; None for one that is no file, or can't be told now."""
+    """The path of any disk, supported or not; None if it is not a file or its storage pool does not tell."""
     if disk.get("type", "file") not in {"file", "volume"}:
         return None
     try:
@@ -101,7 +101,7 @@ def disk_path(disk: ET.Element, volume_path: VolumePath) -> str | None:
 
 
 def _path(element: ET.Element, volume_path: VolumePath) -> str:
-    """Of a disk or of what lies below one."""
+    """The path of a disk or of a backing file."""
     if element.get("type", "file") != "volume":
         return _attribute(element, "source", "file") or ""
     pool, volume = _attribute(element, "source", "pool"), _attribute(element, "source", "volume")

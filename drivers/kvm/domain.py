@@ -1,4 +1,4 @@
-"""What is asked of one libvirt domain, in a thread; libvirt's own errors pass through."""
+"""Calls on one libvirt domain. They block, and raise libvirt's own errors."""
 
 import re
 import uuid
@@ -38,17 +38,17 @@ def start(domain: Any) -> None:
     try:
         domain.create()
     except libvirt.libvirtError as error:
-        # Only this says that it runs. After a start that was cut off, libvirt takes a dead QEMU for active until it has
-        # given up to reach it: then the call times out, and is to be made again.
+        # Only OPERATION_INVALID proves that it runs. After an interrupted start libvirt takes a dead QEMU for active
+        # until its connection times out: then this call times out too, and must be retried.
         if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or not domain.isActive():
             raise
 
 
 def configured_hardware(domain: Any, places: Places) -> Hardware:
-    """The hardware of the domain as it is when it is off and will be when it starts."""
+    """The domain's hardware from its persistent definition: as it will be at its next start."""
     found = _hardware(domain, libvirt.VIR_DOMAIN_XML_INACTIVE, places)
     if any(part.assumed for part in found.parts) and domain.isActive():
-        # it may have got a firmware that keeps no variables
+        # libvirt may have chosen a firmware that stores no variables
         running = {part.kind for part in _hardware(domain, 0, places).parts}
         parts = tuple(part for part in found.parts if not part.assumed or part.kind in running)
         return replace(found, parts=parts)
@@ -56,22 +56,20 @@ def configured_hardware(domain: Any, places: Places) -> Hardware:
 
 
 def configured_paths(domain: Any, places: Places) -> tuple[str, ...]:
-    """Where the disks lie that take part in snapshots."""
+    """The paths of the disks that snapshots hold."""
     return tuple(disk.path for disk in configured_hardware(domain, places).disks)
 
 
 def ready_hardware(domain: Any, places: Places) -> Hardware:
-    """The same, of a domain whose disks are all that there is to its state.
-
-    Raises InvalidState or UnsupportedServer.
-    """
+    """Like `configured_hardware`. Raises InvalidState or UnsupportedServer if the domain is transient, paused, has
+    saved memory, or will have other hardware at its next start."""
     if not domain.isPersistent():
-        raise UnsupportedServer("the server is transient: it would be gone once it is off")
+        raise UnsupportedServer("the server's domain is transient: it disappears when it is shut off")
     readiness.refuse_paused(domain)
     readiness.refuse_saved(domain)
     found = configured_hardware(domain, places)
     if domain.isActive():
-        _must_stay_with_its_next_start(found, _hardware(domain, 0, places))
+        _refuse_pending_changes(found, _hardware(domain, 0, places))
     return found
 
 
@@ -79,43 +77,43 @@ def _hardware(domain: Any, flags: int, places: Places) -> Hardware:
     return hardware(domain.XMLDesc(flags), places=places, volume_path=paths_by(domain.connect()))
 
 
-def _must_stay_with_its_next_start(configured: Hardware, running: Hardware) -> None:
+def _refuse_pending_changes(configured: Hardware, running: Hardware) -> None:
     if {*running.disks} != {*configured.disks}:
-        raise InvalidState("the server's disks change with its next start: restart it once")
+        raise InvalidState("the server's disks will change at its next start: restart it first")
     assumed = {part.kind for part in configured.parts if part.assumed}
     now = {part for part in running.parts if part.kind not in assumed}
     if now != {part for part in configured.parts if not part.assumed}:
-        raise InvalidState("the server's firmware or TPM changes with its next start: restart it once")
+        raise InvalidState("the server's firmware or TPM will change at its next start: restart it first")
 
 
 def listed_variables(domain: Any, tag: str) -> tuple[Path, ...]:
-    """Where the UEFI variables were when libvirt was told of the snapshot."""
+    """The paths of the UEFI variables in the snapshot's entries in libvirt's list."""
     xmls = [found.getXMLDesc(0) for found in domain.listAllSnapshots(0) if found.getName() == tag]
     paths = (file.text for xml in xmls for file in read(xml).iterfind(".//os/nvram"))
     return tuple(Path(path) for path in paths if path and path.startswith("/"))
 
 
 def assumed_variables(domain: Any, places: Places) -> Path:
-    """Where libvirt lays the UEFI variables of a domain that names no file for them."""
+    """The default path of the UEFI variables of a domain whose XML names none."""
     return places.variables / f"{domain.name()}_VARS.fd"
 
 
 def checkpoints(domain: Any) -> tuple[str, ...]:
-    """libvirt's own records of incremental backups."""
+    """The names of libvirt's checkpoints (records of incremental backups)."""
     return tuple(checkpoint.getName() for checkpoint in domain.listAllCheckpoints(0))
 
 
 def forget_checkpoints(domain: Any) -> None:
-    """Make libvirt forget its records of incremental backups; none is fine. The disks' bitmaps are not touched."""
+    """Delete libvirt's checkpoints, if any. The disks' bitmaps are not changed."""
     for checkpoint in domain.listAllCheckpoints(0):
         checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
 
 
 def renew_generation_id(domain: Any) -> None:
-    """Write a new generation id into the definition of a domain that has one. May be run again."""
-    # the definition as `virsh edit` takes it: what is secret in it stays
+    """Write a new generation id into the definition of a domain that has one. Idempotent."""
+    # VIR_DOMAIN_XML_SECURE, as `virsh edit` does: otherwise defining it would drop the secrets in it
     xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
-    # by its text: libvirt writes it once, before all that others could write into the definition
+    # as text: libvirt writes the element once, before anything that others can write into the definition
     renewed, found = _GENERATION_ID.subn(f"<genid>{uuid.uuid4()}</genid>", escaped(xml), count=1)
     if found:
         domain.connect().defineXML(renewed)

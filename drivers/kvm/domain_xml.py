@@ -1,4 +1,4 @@
-"""Domain XML: what of a server a snapshot holds, what it leaves out, what it can't hold."""
+"""Domain XML: the parts of a server that a snapshot holds, leaves out or cannot hold."""
 
 import os.path
 from dataclasses import dataclass
@@ -24,29 +24,29 @@ __all__ = ["FileDisk", "Hardware", "Kind", "NoVolumeFile", "StatePart", "hardwar
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What a domain's XML says of the things that hold state."""
+    """The stateful parts of a server, as its domain's XML describes them."""
 
     disks: tuple[FileDisk, ...]
     skipped: tuple[SkippedDisk, ...]
-    unsupported: tuple[str, ...]  # texts for a customer, each naming the thing
+    unsupported: tuple[str, ...]  # why it cannot be snapshotted: texts for the customer, each naming the part
     firmware: Firmware
-    parts: tuple[StatePart, ...]  # UEFI variables, TPM: saved and restored with the disks where they are there
-    away: tuple[str, ...]  # of `unsupported`: disks that may be held by snapshots, and whose files can't be told now
-    generation_id: bool  # the guest is told by a new one that it has gone back in time
+    parts: tuple[StatePart, ...]  # UEFI variables, TPM: saved and restored with the disks if they exist
+    away: tuple[str, ...]  # those texts of `unsupported` that are of disks whose files are unknown at the moment
+    generation_id: bool  # whether the server has a VM generation id, which a restore must renew
 
     @property
     def troubles(self) -> tuple[str, ...]:
-        """All that keeps every snapshot from holding the server, as far as the XML tells."""
+        """All reasons in the XML why the server cannot be snapshotted."""
         none = () if self.disks or self.unsupported else ("the server has no disk that can be snapshotted",)
         return (*self.unsupported, *none)
 
 
 def unknown_volume(_pool: str, _volume: str) -> str:
-    raise VolumeAway("is in a storage pool, which only the libvirt of its node can look into")
+    raise VolumeAway("is in a storage pool, which only the libvirt of its node can read")
 
 
 def hardware(xml: str, *, places: Places = SYSTEM, volume_path: VolumePath = unknown_volume) -> Hardware:
-    """Read a domain's XML. libvirt has written it: it is trusted to be well-formed. `places`: of that libvirt."""
+    """Read a domain's XML, as libvirt has written it. `places`: the folders of that libvirt."""
     domain = read(xml)
     disks: list[FileDisk] = []
     skipped: list[SkippedDisk] = []
@@ -67,7 +67,9 @@ def hardware(xml: str, *, places: Places = SYSTEM, volume_path: VolumePath = unk
                 away += unsupported[-1:] if isinstance(error, VolumeAway) else []
     paths = [os.path.normpath(disk.path) for disk in disks]
     unsupported += [
-        f"disk {disk.target} shares its file" for disk, path in zip(disks, paths, strict=True) if paths.count(path) > 1
+        f"disk {disk.target} uses the same file as another disk"
+        for disk, path in zip(disks, paths, strict=True)
+        if paths.count(path) > 1
     ]
     return Hardware(
         disks=tuple(disks),
@@ -81,6 +83,6 @@ def hardware(xml: str, *, places: Places = SYSTEM, volume_path: VolumePath = unk
 
 
 def refuse_unsupported(found: Hardware) -> None:
-    """Raises UnsupportedServer, naming all that no snapshot can hold."""
+    """Raises UnsupportedServer, naming all parts that cannot be snapshotted."""
     if found.troubles:
         raise UnsupportedServer("; ".join(found.troubles))

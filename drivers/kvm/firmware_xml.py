@@ -1,4 +1,4 @@
-"""The small files of a server's state beside its disks: UEFI variables, a writable firmware, an emulated TPM."""
+"""A server's state files other than disks: UEFI variables, a writable firmware, an emulated TPM."""
 
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ TPM_FOLDERS = {"1.2": "tpm1.2", "2.0": "tpm2"}
 
 
 class Kind(StrEnum):
-    """The value ends the name of a copy."""
+    """The kind of a state file; its value is the suffix of the copies."""
 
     NVRAM = "nvram"
     PFLASH = "pflash"
@@ -25,12 +25,12 @@ WORDS = {Kind.NVRAM: "the UEFI variables", Kind.PFLASH: "the writable firmware",
 
 @dataclass(frozen=True, kw_only=True)
 class StatePart:
-    """A file that is saved and restored whole with the disks; a TPM's is a folder of files, as a rule."""
+    """A state file that is saved and restored with the disks. A TPM's state is usually a folder of files."""
 
     kind: Kind
     path: Path
     folder: bool = False
-    # The hypervisor chose firmware and file: only while the domain runs does its XML say whether there is one at all.
+    # libvirt chooses the firmware: only the XML of the running domain tells whether there is such a file at all.
     assumed: bool = False
 
 
@@ -42,16 +42,16 @@ class State:
 
 
 def state(domain: ET.Element, places: Places) -> State:
-    """What the XML says; whether the files are there is not looked at."""
+    """The state files in the XML; does not check whether they exist."""
     unsupported: list[str] = []
     firmware, parts = _firmware(domain, places, unsupported)
     parts += _tpms(domain, places, unsupported)
     for part in list(parts):
         if not part.path.is_absolute():
-            unsupported.append(f"{WORDS[part.kind]} of the server have no absolute path")
+            unsupported.append(f"the path of {WORDS[part.kind]} is not absolute")
             parts.remove(part)
         elif LOST_IN_XML & {*str(part.path)}:
-            unsupported.append(f"{WORDS[part.kind]} of the server have a line break or a tab in their path")
+            unsupported.append(f"the path of {WORDS[part.kind]} contains a line break or a tab")
             parts.remove(part)
     return State(firmware=firmware, parts=tuple(parts), unsupported=tuple(unsupported))
 
@@ -72,7 +72,9 @@ def _firmware(domain: ET.Element, places: Places, unsupported: list[str]) -> tup
     kind = "file" if nvram is None else nvram.get("type", "file")
     path = _variables(nvram) or (store.get("path") if store is not None else None)
     if kind != "file":
-        unsupported.append(f"the server's UEFI variables are no file but of type {kind}, which can't be snapshotted")
+        unsupported.append(
+            f"the server's UEFI variables are not a file but of type {kind}, which cannot be snapshotted"
+        )
     elif path:
         parts.append(StatePart(kind=Kind.NVRAM, path=Path(path)))
     elif not writable and (loader is None or loader.get("stateless") != "yes"):
@@ -85,7 +87,7 @@ def _variables(nvram: ET.Element | None) -> str | None:
     if nvram is None:
         return None
     if nvram.get("type") is None:
-        return nvram.text  # with each blank in it, as libvirt takes it
+        return nvram.text  # not stripped: libvirt keeps leading and trailing spaces, too
     source = nvram.find("source")
     return None if source is None else source.get("file")
 
@@ -95,9 +97,9 @@ def _tpms(domain: ET.Element, places: Places, unsupported: list[str]) -> list[St
     for backend in domain.iterfind("./devices/tpm/backend"):
         kind, source = backend.get("type", ""), backend.find("source")
         if kind != "emulator":
-            unsupported.append(f"the server has a TPM of type {kind}, whose state can't be snapshotted")
+            unsupported.append(f"the server has a TPM of type {kind}, whose state cannot be snapshotted")
         elif parts:
-            unsupported.append("the server has two emulated TPMs, and the state of one alone can be snapshotted")
+            unsupported.append("the server has two emulated TPMs, and only one can be snapshotted")
         elif source is not None and source.get("path"):
             path = Path(source.get("path", ""))
             parts.append(StatePart(kind=Kind.TPM, path=path, folder=source.get("type", "dir") == "dir"))
@@ -105,5 +107,5 @@ def _tpms(domain: ET.Element, places: Places, unsupported: list[str]) -> list[St
             path = places.tpms / (domain.findtext("uuid") or "") / folder
             parts.append(StatePart(kind=Kind.TPM, path=path, folder=True))
         else:
-            unsupported.append("the server has a TPM of an unknown version, whose state can't be snapshotted")
+            unsupported.append("the server has a TPM of an unknown version, whose state cannot be snapshotted")
     return parts

@@ -1,7 +1,7 @@
-"""The hypervisor port on libvirt and qemu-img.
+"""The hypervisor port for libvirt and qemu-img.
 
-On a domain that is off, qemu-img changes the disks, and the snapshot is then written down in the domain's metadata
-(ADR 15). On a running domain only its QEMU may touch the disks, and libvirt passes our commands on to it.
+If a domain is off, qemu-img changes its disks, and the snapshot is recorded in the domain's metadata (ADR 15). If it
+runs, only its QEMU may change the disks, and libvirt forwards our commands to it.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ from drivers.kvm.neighbours import Neighbours
 from drivers.kvm.places import places_of
 from drivers.kvm.snapshots import View, copies_of, left_behind, look, read_disks
 
-LOOK_AGAIN_SECONDS = 0.3  # libvirt's event of a stop was seen up to 1.6 s late
+POLL_SECONDS = 0.3  # while waiting for a stop: libvirt's event was observed up to 1.6 s late
 
 
 class KvmHypervisor:
@@ -94,7 +94,7 @@ class KvmHypervisor:
         return await self._libvirt.on(server_id, readiness.power)
 
     async def press_power_button(self, server_id: int) -> None:
-        text = "the power button can't be pressed"
+        text = "the server could not be asked to shut down"
         await self._libvirt.on(server_id, domain.press_power_button, otherwise=InvalidState, text=text)
 
     async def wait_for_off(self, server_id: int, *, timeout_seconds: float) -> bool:
@@ -107,7 +107,7 @@ class KvmHypervisor:
                 if left <= 0:
                     return False
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, LOOK_AGAIN_SECONDS)):
+                    async with asyncio.timeout(min(left, POLL_SECONDS)):
                         await changed.wait()
                 changed.clear()
             return True
@@ -115,25 +115,25 @@ class KvmHypervisor:
             self._waiting_for_off.remove(changed)
 
     async def cut_power(self, server_id: int) -> None:
-        text = "the server can't be turned off"
+        text = "the server could not be powered off"
         await self._libvirt.on(server_id, domain.cut_power, otherwise=InvalidState, text=text)
 
     async def start(self, server_id: int) -> None:
         try:
-            await self._libvirt.on(server_id, domain.start, otherwise=StartFailed, text="the server does not start")
+            await self._libvirt.on(server_id, domain.start, otherwise=StartFailed, text="the server did not start")
         except StartFailed:
-            with suppress(UnsupportedServer):  # a disk that can't be looked at: its storage may come back in a moment
+            with suppress(UnsupportedServer):  # a disk cannot be accessed: StartFailed is retried, as it should be
                 await self._refuse_busy_disks(server_id)
             raise
 
     async def _refuse_busy_disks(self, server_id: int) -> None:
-        """Raises DiskBusy where another program keeps a server that is off from starting."""
+        """Raises DiskBusy if another program holds a disk of a server that is off."""
         try:
             await disks.refuse_held((await self._hardware(server_id)).disks, patience_seconds=0)
-        except ServerInUse as error:  # a backup, for example: it lets go when it is done
-            raise DiskBusy(f"the server does not start: {error}") from error
+        except ServerInUse as error:  # a backup, for example
+            raise DiskBusy(f"the server did not start: {error}") from error
 
-    # --- looking ---
+    # --- reading ---
 
     async def layout(self, server_id: int) -> Layout:
         await self.refuse_if_in_use(server_id)
@@ -185,9 +185,9 @@ class KvmHypervisor:
         )
 
     async def _other_tpm(self, view: View, tag: str) -> tuple[SkippedDisk, ...]:
-        with disks.refused_as(UnsupportedServer, "the copies of the UEFI variables or the TPM can't be looked at"):
+        with disks.refused_as(UnsupportedServer, "the copies of the UEFI variables or the TPM cannot be read"):
             unfit = await asyncio.to_thread(copies_of(view.hardware, view.contents(tag)).unfit, tag)
-        reason = "the server has a TPM of another version than when the snapshot was taken"
+        reason = "the server's TPM has another version than when the snapshot was taken"
         return tuple(SkippedDisk(target=kind, reason=reason) for kind in unfit)
 
     async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
@@ -197,7 +197,7 @@ class KvmHypervisor:
         await self._libvirt.on(server_id, in_use.refuse)
 
     async def hold(self, server_id: int) -> None:
-        await self.refuse_if_in_use(server_id)  # libvirt would have us wait for half a minute, and then refuse
+        await self.refuse_if_in_use(server_id)  # otherwise libvirt waits for half a minute before it refuses
         await self._libvirt.on(server_id, listing.hold)
 
     async def let_go(self, server_id: int) -> None:
@@ -205,12 +205,12 @@ class KvmHypervisor:
 
     async def renew_generation_id(self, server_id: int) -> None:
         await self._must_be_off(server_id)
-        text = "libvirt did not take a new generation id"
+        text = "the server's VM generation ID could not be changed"
         await self._libvirt.on(server_id, domain.renew_generation_id, otherwise=DiskFailed, text=text)
 
     async def free_space(self, server_id: int) -> int:
         found = await self._hardware(server_id)
-        with disks.refused_as(UnsupportedServer, "the storage of the server does not say what is free"):
+        with disks.refused_as(UnsupportedServer, "the free space of the server's storage cannot be read"):
             return await asyncio.to_thread(disks.free_bytes, found.disks)
 
     async def snapshots(self, server_id: int) -> list[FoundSnapshot]:
@@ -222,7 +222,7 @@ class KvmHypervisor:
         await disks.ids_of(found, tag)
         for disk in found:
             image = await disks.readable(disk)
-            with disks.refused_as(DiskFailed, f"disk {disk.target} can't be measured"):
+            with disks.refused_as(DiskFailed, f"the snapshot's size on disk {disk.target} cannot be measured"):
                 size_bytes += await qcow2.snapshot_bytes(disk.path, tag, image)
         return -(-size_bytes // (1 << 20))
 
@@ -231,7 +231,7 @@ class KvmHypervisor:
         view = await self._view(server_id)
         if view.differing_state(tag):
             return False
-        with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM can't be looked at"):
+        with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM cannot be read"):
             state_is_at = await asyncio.to_thread(copies_of(view.hardware, view.contents(tag)).is_at, tag)
         return state_is_at and await disks.are_at(view.hardware.disks, tag)
 
@@ -240,11 +240,11 @@ class KvmHypervisor:
     async def take_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
         found = await self._ready_and_off(server_id)
         if any(snapshot.tag == spec.tag for snapshot in await self.snapshots(server_id)):
-            raise SnapshotExists(f"the tag {spec.tag} exists already")
-        with disks.refused_as(DiskFailed, "the UEFI variables or the TPM can't be copied"):
+            raise SnapshotExists(f"the server already has the tag {spec.tag}")
+        with disks.refused_as(DiskFailed, "the UEFI variables or the TPM cannot be copied"):
             await asyncio.to_thread(copies_of(found).save, spec.tag)
         await disks.on_every(
-            found.disks, lambda disk: qcow2.create_snapshot(disk.path, spec.tag), text="took no snapshot"
+            found.disks, lambda disk: qcow2.create_snapshot(disk.path, spec.tag), text="the snapshot could not be taken"
         )
         await self._write_down(server_id, spec)
 
@@ -260,14 +260,14 @@ class KvmHypervisor:
                 server_id,
                 partial(listing.list_for_people, spec=spec, places=self._places),
                 otherwise=InvalidState,
-                text="libvirt did not list the snapshot",
+                text="libvirt could not list the snapshot",
             )
         return tuple(spec.tag for spec in ours)
 
     async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
         await self._must_be_off(server_id)
         cleared = await disks.without_bitmaps((await self._hardware(server_id)).disks)
-        text = "libvirt kept its checkpoints"
+        text = "the server's checkpoints could not be removed"
         await self._libvirt.on(server_id, domain.forget_checkpoints, otherwise=DiskFailed, text=text)
         return cleared
 
@@ -278,25 +278,25 @@ class KvmHypervisor:
         chosen = [disk for disk in found.disks if targets is None or disk.target in targets]
         refuse_missing(targets, {disk.target for disk in found.disks})
         ids = await disks.ids_of(chosen, tag)
-        # A disk that is there already is left alone: what refused to take it away refuses to bring it back, too.
-        away = [disk for disk in chosen if not await disks.are_at([disk], tag)]
+        # Skip a disk that is unchanged: if its revert has failed, the revert to the safety snapshot would fail, too.
+        changed = [disk for disk in chosen if not await disks.are_at([disk], tag)]
         await disks.on_every(
-            away, lambda disk: qcow2.apply_snapshot(disk.path, ids[disk]), text="did not go back to the snapshot"
+            changed, lambda disk: qcow2.apply_snapshot(disk.path, ids[disk]), text="it could not be reverted"
         )
         held = (await self._view(server_id)).contents(tag)
-        with disks.refused_as(DiskFailed, "the UEFI variables or the TPM can't be restored"):
+        with disks.refused_as(DiskFailed, "the UEFI variables or the TPM cannot be restored"):
             await asyncio.to_thread(copies_of(found, held).restore, tag)
 
     async def resize(self, server_id: int, virtual_bytes: Mapping[str, int]) -> frozenset[str]:
         await self._must_be_off(server_id)
         found = [disk for disk in (await self._hardware(server_id)).disks if disk.target in virtual_bytes]
         await disks.on_every(
-            found, lambda disk: qcow2.enlarge(disk.path, virtual_bytes[disk.target]), text="was not enlarged"
+            found, lambda disk: qcow2.enlarge(disk.path, virtual_bytes[disk.target]), text="it could not be enlarged"
         )
         return frozenset(disk.target for disk in found)
 
     async def delete_snapshot(self, server_id: int, tag: str) -> None:
-        # What is written down goes last: a call that died anywhere is made again and finds what is left.
+        # The record is deleted last: a call that was interrupted is repeated and finds what is left.
         view = await self._view(server_id)
         found = view.hardware
         if holders := view.holders(tag):
@@ -304,7 +304,7 @@ class KvmHypervisor:
             running = await self.power(server_id) is not Power.OFF
             await deleting.from_disks(self._libvirt, server_id, tag, held_by, running=running)
             if any(disk.tables.named(tag) for disk in await read_disks(found.disks)):
-                raise DiskFailed("a disk kept the snapshot")
+                raise DiskFailed("the snapshot could not be deleted from a disk")
         held = view.contents(tag)
         for disk in await asyncio.to_thread(left_behind, tag, held, found.disks) if held else ():
             await deleting.from_former_disk(self._libvirt, tag, disk)
@@ -312,23 +312,23 @@ class KvmHypervisor:
             server_id,
             lambda found: (*domain.listed_variables(found, tag), domain.assumed_variables(found, self._places)),
         )
-        with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM can't be deleted"):
+        with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM cannot be deleted"):
             await asyncio.to_thread(copies_of(found, held, former=former).delete, tag)
-        text = "libvirt kept what is written down of the snapshot"
+        text = "the record of the snapshot could not be deleted"
         await self._libvirt.on(server_id, lambda found: listing.strike_out(found, tag), otherwise=DiskFailed, text=text)
 
     async def repair(self, server_id: int) -> tuple[str, ...]:
         await self._must_be_off(server_id)
-        return await disks.mended((await self._hardware(server_id)).disks)
+        return await disks.repaired((await self._hardware(server_id)).disks)
 
-    # --- how ---
+    # --- helpers ---
 
     def _wake_waiting(self) -> None:
         for changed in self._waiting_for_off:
             changed.set()
 
     async def _hardware(self, server_id: int) -> Hardware:
-        """Raises DiskBusy where a disk's file can't be told now: all disks or none."""
+        """The domain's hardware. Raises DiskBusy if the file of a disk is unknown at the moment: all disks or none."""
         found = await self._libvirt.on(server_id, lambda found: domain.configured_hardware(found, self._places))
         if found.away:
             raise DiskBusy(found.away[0])
@@ -352,20 +352,20 @@ class KvmHypervisor:
         view = await self._view(server_id)
         record = view.record(spec, contents)
         if record is None:
-            raise SnapshotNotFound("not every disk that the server has today holds the snapshot")
-        with disks.refused_as(DiskFailed, "the copy of the UEFI variables can't be moved beside the disks"):
+            raise SnapshotNotFound("not every disk of the server has the snapshot")
+        with disks.refused_as(DiskFailed, "the copy of the UEFI variables cannot be moved next to the disks"):
             await asyncio.to_thread(copies_of(view.hardware).move_former, spec.tag)
-        text = "libvirt did not write down the snapshot"
+        text = "the snapshot could not be recorded in the domain's metadata"
         await self._libvirt.on(
             server_id, lambda found: listing.write_down(found, record), otherwise=DiskFailed, text=text
         )
 
     async def _ready_and_off(self, server_id: int) -> Hardware:
         await self._must_be_off(server_id)
-        await self.layout(server_id)  # refuses what it must before the first effect
+        await self.layout(server_id)  # raises before the first effect
         return await self._hardware(server_id)
 
 
 def _version(number: int) -> str:
-    """As libvirt packs versions: a million for each major, a thousand for each minor."""
+    """libvirt encodes a version as major * 1,000,000 + minor * 1,000 + release."""
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

@@ -1,4 +1,4 @@
-"""Whether another tool is at work on a domain; asked in a thread, libvirt's own errors pass through."""
+"""Tells whether another tool is working on a domain. The calls block, and raise libvirt's own errors."""
 
 from typing import Any
 
@@ -7,20 +7,20 @@ import libvirt
 from drivers.base import ServerInUse
 from drivers.kvm.libvirt_xml import read
 
-# libvirt's own constants, some of which its older Python bindings lack
+# VIR_DOMAIN_JOB_OPERATION_*: libvirt's older Python bindings lack some of them
 _SAVE, _RESTORE, _MIGRATION_OUT, _SNAPSHOT, _REVERT, _DUMP, _BACKUP, _DELETE = 2, 3, 5, 6, 7, 8, 9, 10
 _AT_WORK = {
     _SAVE: "the server's memory is being saved",
-    _RESTORE: "the server's saved memory is being read",
-    _MIGRATION_OUT: "the server is being moved to another node",
+    _RESTORE: "the server's saved memory is being restored",
+    _MIGRATION_OUT: "the server is being migrated to another node",
     _SNAPSHOT: "another tool is taking a snapshot of the server",
-    _REVERT: "another tool is taking the server back to a snapshot",
-    _DUMP: "the server's memory is being copied",
+    _REVERT: "another tool is reverting the server to a snapshot",
+    _DUMP: "the server's memory is being dumped",
     _BACKUP: "the server is being backed up",
     _DELETE: "another tool is deleting a snapshot of the server",
 }
 _ON_A_DISK = {
-    libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL: "is being taken off its backing file",
+    libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL: "is being merged with its backing file",
     libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_COPY: "is being copied",
     libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT: "is being merged into its backing file",
     libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT: "is being merged into its backing file",
@@ -32,9 +32,9 @@ _POSTCOPY = frozenset({libvirt.VIR_DOMAIN_PAUSED_POSTCOPY, libvirt.VIR_DOMAIN_PA
 
 
 def is_incoming(domain: Any) -> bool:
-    """Whether a migration is bringing the domain to this node and has not ended: it is the other node's until then.
+    """Whether the domain is being migrated to this node. Until the migration ends, it belongs to the other node.
 
-    Takes no lock of libvirt's, so that it waits for nothing.
+    Takes no lock in libvirt, so it does not block.
     """
     state, reason = domain.state()
     if state == libvirt.VIR_DOMAIN_RUNNING:
@@ -50,12 +50,12 @@ def is_incoming(domain: Any) -> bool:
 
 
 def has_left(domain: Any) -> bool:
-    """Whether a migration took the domain to another node and left its definition here: it is that node's now."""
+    """Whether the domain was migrated to another node, to which it belongs now, and its definition was left here."""
     return list(domain.state()) == [libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED]
 
 
 def refuse(domain: Any) -> None:
-    """Raises ServerInUse."""
+    """Raises ServerInUse if another tool runs a job on the domain or on one of its disks."""
     if not domain.isActive():
         return
     at_work = _job(domain)
@@ -64,7 +64,7 @@ def refuse(domain: Any) -> None:
     for target in _targets(domain.XMLDesc(0)):
         kind = _block_job(domain, target)
         if kind is not None:
-            raise ServerInUse(f"disk {target} {_ON_A_DISK.get(kind, 'is being worked on by another tool')}")
+            raise ServerInUse(f"disk {target} {_ON_A_DISK.get(kind, 'is in use by another tool')}")
 
 
 def _job(domain: Any) -> str | None:
@@ -72,8 +72,8 @@ def _job(domain: Any) -> str | None:
         job = domain.jobStats(0)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_OPERATION_UNSUPPORTED:
-            return "the server is being moved to this node"
-        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:  # it went off meanwhile
+            return "the server is being migrated to this node"
+        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:  # it was shut off meanwhile
             return None
         raise
     if job.get("type", libvirt.VIR_DOMAIN_JOB_NONE) == libvirt.VIR_DOMAIN_JOB_NONE:
@@ -81,11 +81,11 @@ def _job(domain: Any) -> str | None:
     operation = job.get("operation", libvirt.VIR_DOMAIN_JOB_OPERATION_UNKNOWN)
     if operation == libvirt.VIR_DOMAIN_JOB_OPERATION_START:
         return None
-    return _AT_WORK.get(operation, "another tool is at work on the server")
+    return _AT_WORK.get(operation, "another tool is working on the server")
 
 
 def _targets(xml: str) -> list[str]:
-    """Of all disks, whatever they are: another tool may copy one that no snapshot holds."""
+    """The targets of all disks: another tool may be copying one that snapshots leave out."""
     targets = (element.get("dev", "") for element in read(xml).iterfind("./devices/disk/target"))
     return [target for target in targets if target]
 
@@ -94,7 +94,7 @@ def _block_job(domain: Any, target: str) -> int | None:
     try:
         found = domain.blockJobInfo(target, 0)
     except libvirt.libvirtError as error:
-        # a drive without a medium has no job, and a domain that went off has none
+        # a drive without a medium, or a domain that was shut off meanwhile
         if error.get_error_code() in {libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_INVALID_ARG}:
             return None
         raise

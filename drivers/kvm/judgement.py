@@ -1,4 +1,4 @@
-"""What a snapshot of a server would hold and what keeps it from being taken: for the layout, and for the survey."""
+"""What a snapshot of a server would hold, and why it would be refused: for `layout` and for the survey."""
 
 import asyncio
 import os.path
@@ -22,8 +22,8 @@ NOT_YET = {
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    images: Mapping[FileDisk, Image]  # of the disks that can be read
-    parts: tuple[StatePart, ...]  # that are there, and are saved with the disks
+    images: Mapping[FileDisk, Image]  # the readable disks
+    parts: tuple[StatePart, ...]  # the state files that exist
     skipped: tuple[SkippedDisk, ...]
     refusals: tuple[DriverError, ...]
 
@@ -31,14 +31,14 @@ class Judgement:
         return any(part.kind in kinds for part in self.parts)
 
     def refuse(self) -> None:
-        """Raises the first kind of refusal, with the texts of all of that kind."""
+        """Raises an error of the first refusal's class, with the texts of all refusals of that class."""
         if self.refusals:
             kind = type(self.refusals[0])
             raise kind("; ".join(str(each) for each in self.refusals if type(each) is kind)) from self.refusals[0]
 
 
 async def judge(found: Hardware) -> Judgement:
-    """Changes nothing, whether the domain runs or not."""
+    """Check the disks and state files. Read-only; works whether the domain runs or not."""
     images, refusals = await judge_disks(found.disks)
     parts, unheld, unfit = await asyncio.to_thread(_parts, found)
     return Judgement(
@@ -50,7 +50,7 @@ async def judge(found: Hardware) -> Judgement:
 
 
 async def judge_disks(of: Sequence[FileDisk]) -> tuple[dict[FileDisk, Image], list[DriverError]]:
-    """The images that can be read, and what is wrong with any."""
+    """The readable images, and the problems of any."""
     refusals: list[DriverError] = []
     images: dict[FileDisk, Image] = {}
     for disk, (image, error) in zip(of, await asyncio.gather(*map(_judge_disk, of)), strict=True):
@@ -58,7 +58,7 @@ async def judge_disks(of: Sequence[FileDisk]) -> tuple[dict[FileDisk, Image], li
             images[disk] = image
         if error is not None:
             refusals.append(error)
-    # of disks with one path the XML has told already
+    # disks with the same path are refused by `hardware`
     refusals += await asyncio.to_thread(_same_files, [*images])
     return images, refusals
 
@@ -74,30 +74,30 @@ async def _judge_disk(disk: FileDisk) -> tuple[Image | None, DriverError | None]
 
 
 def _same_files(of: Sequence[FileDisk]) -> list[DriverError]:
-    """Two disks that are one file under two names, by a symbolic or a hard link."""
+    """Refuses two disks with different paths to the same file, by a symbolic or a hard link."""
     first: dict[tuple[int, int], FileDisk] = {}
     refusals: list[DriverError] = []
     for path, disk in {os.path.normpath(disk.path): disk for disk in of}.items():
         try:
             status = os.stat(path)
         except OSError:
-            refusals.append(UnsupportedServer(f"disk {disk.target} can't be looked at"))
+            refusals.append(UnsupportedServer(f"disk {disk.target} cannot be accessed"))
             continue
         other = first.setdefault((status.st_dev, status.st_ino), disk)
         if other is not disk:
-            refusals.append(UnsupportedServer(f"disk {disk.target} shares its file with disk {other.target}"))
+            refusals.append(UnsupportedServer(f"disk {disk.target} uses the same file as disk {other.target}"))
     return refusals
 
 
 def _parts(found: Hardware) -> tuple[list[StatePart], list[SkippedDisk], list[DriverError]]:
-    """Those that are there, those that are not, and why some can't be copied."""
+    """The state files that exist, those that do not, and why some cannot be copied."""
     held: list[StatePart] = []
     unheld: list[SkippedDisk] = []
     refusals: list[DriverError] = []
     for part in found.parts:
         copies = Copies(images=[Path(disk.path) for disk in found.disks], parts=[part])
         try:
-            with disks.refused_as(UnsupportedServer, f"{WORDS[part.kind]} can't be copied"):
+            with disks.refused_as(UnsupportedServer, f"{WORDS[part.kind]} cannot be copied"):
                 if copies.present():
                     held.append(part)
                 else:
@@ -110,5 +110,5 @@ def _parts(found: Hardware) -> tuple[list[StatePart], list[SkippedDisk], list[Dr
 
 
 def not_yet(parts: Iterable[StatePart], there: Container[Kind]) -> tuple[SkippedDisk, ...]:
-    """Those of which there was no file when a snapshot was taken. `there`: the kinds that it has copies of."""
+    """The parts that had no file when a snapshot was taken. `there`: the kinds that the snapshot has copies of."""
     return tuple(SkippedDisk(target=part.kind, reason=NOT_YET[part.kind]) for part in parts if part.kind not in there)

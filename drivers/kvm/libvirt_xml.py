@@ -1,7 +1,7 @@
-"""XML as libvirt writes it, read as libvirt means it.
+"""Reads XML as libvirt writes it.
 
-libvirt does not escape line breaks and tabs in an attribute, and an XML parser takes each of them for a blank. What it
-prints as `file='/d/a<line break>b'` is the path with the line break.
+libvirt does not escape line breaks and tabs in attributes, and XML parsers turn them into spaces. In its output
+`file='/d/a<line break>b'` means the path with the line break.
 """
 
 import re
@@ -18,7 +18,7 @@ _ESCAPES = str.maketrans({"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"})
 
 
 def escaped(xml: str) -> str:
-    """The same document with every line break and tab of an attribute, and every carriage return, escaped."""
+    """The same document with line breaks and tabs in attributes, and all carriage returns, escaped."""
     return _PARTS.sub(_escaped_part, xml)
 
 
@@ -31,6 +31,6 @@ def _escaped_part(part: re.Match[str]) -> str:
     text = part[0]
     if part.lastgroup == "tag":
         return _QUOTED.sub(lambda value: value[0].translate(_ESCAPES), text)
-    if part.lastgroup == "text" and text.strip():  # between a file's first line and its root no escape may stand
+    if part.lastgroup == "text" and text.strip():  # outside of the root element no escape is allowed
         return text.replace("\r", "&#13;")
     return text

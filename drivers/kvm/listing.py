@@ -1,8 +1,7 @@
-"""Where a domain's snapshots are written down, asked in a thread; libvirt's own errors pass through.
+"""The records of a domain's snapshots. The calls block, and raise libvirt's own errors.
 
-Ours stand in the domain's metadata (see `records`). libvirt's own list has what other tools made, what older versions
-of us have left there, what an operator had put there for a while, and, while a job is at work, the entry that holds
-the domain on this node.
+Our records are in the domain's metadata (see `records`). libvirt's own snapshot list has entries of other tools, of
+older versions of this service, those listed for an operator and, while a job runs, the entry that blocks migration.
 """
 
 import xml.etree.ElementTree as ET
@@ -21,8 +20,8 @@ from drivers.kvm.places import Places
 from drivers.kvm.records import Record
 from drivers.kvm.volumes import paths_by
 
-HOLD = "vps-job"  # the entry in libvirt's list while a job is at work
-OURS = "vps-"  # begins each tag of ours
+HOLD = "vps-job"  # the entry in libvirt's list that blocks migration while a job runs
+OURS = "vps-"  # prefix of all our tags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +29,17 @@ class Listed:
     """A snapshot in libvirt's own list."""
 
     spec: SnapshotSpec
-    hardware: Hardware | None  # as it was then; None: the entry does not say
+    hardware: Hardware | None  # when it was taken; None: not in the entry
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """All that is written down of a domain's snapshots, by tag."""
+    """Everything that is recorded about a domain's snapshots, by tag."""
 
     records: dict[str, Record]
     listed: dict[str, Listed]
-    unsettled: frozenset[str]  # records that the next start, or the next migration, could lose
-    current: str | None  # libvirt's: `virsh snapshot-revert` makes it that, we never do
+    unsettled: frozenset[str]  # records in only one of the domain's definitions: a start or a migration may lose them
+    current: str | None  # libvirt's current snapshot: set by `virsh snapshot-revert`, never by us
 
     def spec(self, tag: str) -> SnapshotSpec | None:
         if tag in self.records:
@@ -66,14 +65,15 @@ def written_down(domain: Any, places: Places) -> Written:
 
 
 def write_down(domain: Any, record: Record) -> None:
-    """In each of the domain's definitions; and no longer in libvirt's list, where older versions of us wrote it."""
+    """Write the record to each of the domain's definitions, and remove it from libvirt's list, where older versions
+    recorded it."""
     for which in _definitions(domain):
         _set_metadata(domain, records.with_record(_metadata(domain, which), record), which)
     unlist(domain, record.spec.tag)
 
 
 def strike_out(domain: Any, tag: str) -> None:
-    """Nothing is written down about the snapshot any more; the disks are not touched."""
+    """Delete the snapshot's record and its entry in libvirt's list. The disks are not changed."""
     unlist(domain, tag)
     for which in _definitions(domain):
         before = _metadata(domain, which)
@@ -82,22 +82,22 @@ def strike_out(domain: Any, tag: str) -> None:
 
 
 def list_for_people(domain: Any, spec: SnapshotSpec, places: Places) -> None:
-    """Put a snapshot into libvirt's list, for `virsh`. A domain with an entry there can't be migrated."""
+    """Add a snapshot to libvirt's list, for `virsh`. A domain with a listed snapshot cannot be migrated."""
     inactive = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
     xml = snapshot_xml(spec, configured_hardware(domain, places), inactive)
     domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
 
 
 def unlist(domain: Any, tag: str) -> None:
-    """Take a snapshot out of libvirt's list, if it is there; the disks are not touched."""
+    """Remove a snapshot from libvirt's list, if it is there. The disks are not changed."""
     for snapshot in domain.listAllSnapshots(0):
         if snapshot.getName() == tag:
             snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
 
 
 def hold(domain: Any) -> None:
-    """Keep libvirt from migrating the domain. One that is off and has checkpoints can't be held: libvirt adds nothing
-    to its list then."""
+    """Prevent libvirt from migrating the domain. No effect if the domain is off and has checkpoints: then libvirt does
+    not accept new snapshots in its list."""
     if is_held(domain):
         return
     xml = _hold_xml(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
@@ -117,7 +117,7 @@ def let_go(domain: Any) -> None:
 
 
 def _definitions(domain: Any) -> tuple[int, ...]:
-    """The definitions that the domain has: the one that runs, and the one that it will start with."""
+    """Flags of the domain's definitions: of the running one and of the persistent one, as far as they exist."""
     running = (libvirt.VIR_DOMAIN_AFFECT_LIVE,) if domain.isActive() else ()
     return (*running, libvirt.VIR_DOMAIN_AFFECT_CONFIG) if domain.isPersistent() else running
 
@@ -146,12 +146,12 @@ def _listed(domain: Any, xml: str, places: Places) -> Listed:
 
 
 def _hold_xml(inactive: str) -> str:
-    """An entry that holds no disk: of a server of any kind, as it is."""
+    """A snapshot entry without any disk, which works for every server."""
     root = ET.Element("domainsnapshot")
     ET.SubElement(root, "name").text = HOLD
-    ET.SubElement(root, "description").text = "a snapshot job is at work; it ends with the job"
+    ET.SubElement(root, "description").text = "A snapshot job is running. This entry is removed when the job ends."
     ET.SubElement(root, "state").text = "shutoff"
-    # Not 0: libvirt writes no 0 into its file, and a libvirt that is started anew reads no entry without a time.
+    # Not 0: libvirt omits a 0 from its file, and after a restart it rejects an entry without a time.
     ET.SubElement(root, "creationTime").text = "1"
     ET.SubElement(root, "memory", snapshot="no")
     disks = ET.SubElement(root, "disks")
@@ -159,7 +159,7 @@ def _hold_xml(inactive: str) -> str:
     for disk in domain.iterfind("./devices/disk"):
         target = disk.find("target")
         if target is not None:
-            disk.set("snapshot", "no")  # libvirt takes a "no" for a writable disk only where the domain says so too
+            disk.set("snapshot", "no")  # for a writable disk libvirt accepts "no" only if the domain has it as well
             ET.SubElement(disks, "disk", name=target.get("dev", ""), snapshot="no")
     root.append(domain)
     return ET.tostring(root, encoding="unicode").replace("\r", "&#13;")

@@ -1,8 +1,8 @@
-"""Deleting a snapshot from the disks of a running domain; the guest pauses for as long as it takes.
+"""Deletes a snapshot from the disks of a running domain. The guest is paused meanwhile.
 
-QEMU is asked itself, disk by disk. libvirt 9.0's own delete asks it for `delvm`, which refuses all disks where one is
-writable and no qcow2 (UEFI variables, a shared disk), and then tells us that all went well. All calls block; libvirt's
-own errors pass through.
+The commands go directly to QEMU, one disk at a time. libvirt 9.0's own delete uses `delvm`, which fails for all disks
+if one is writable and not qcow2 (UEFI variables, a shared disk), and still reports success. All calls block, and raise
+libvirt's own errors.
 """
 
 import json
@@ -24,25 +24,24 @@ from drivers.kvm.volumes import paths_by
 JOB_PREFIX = "vps-delete-"
 HANDED_OVER = frozenset({"inmigrate", "postmigrate", "finish-migrate"})  # of query-status
 NOT_MIGRATING = frozenset({"none", "completed", "failed", "cancelled"})  # of query-migrate
-JOB_SECONDS = 600.0  # 1 TB fully mapped takes 6 s
+JOB_SECONDS = 600.0  # limit; a fully allocated disk of 1 TB takes 6 s
 JOB_RETRY_SECONDS = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Node:
-    """The qcow2 layer of a disk within QEMU."""
+    """The qcow2 node of a disk in QEMU's block graph."""
 
     name: str
-    is_root: bool  # not below a filter such as copy_on_read
+    is_root: bool  # no filter such as copy_on_read is on top of it
     snapshots: tuple[tuple[str, str], ...]  # id and name
 
 
 def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> list[FileDisk]:
-    """Delete the snapshot from these disks. Those that lack it are fine; the ones that the guest does not have yet are
-    left alone and returned: QEMU does not hold them.
+    """Delete the snapshot from those of the disks that the running guest has; a disk may lack it.
 
-    Raises DiskFailed: before any change where QEMU does not say which node is a disk's, else some disks may have lost
-    the snapshot.
+    Returns the other disks, which QEMU does not hold. Raises DiskFailed before any change if QEMU does not report a
+    disk's node; raised later, some disks may have lost the snapshot.
     """
     _refuse_migrating(domain)
     running = {here.target: here for here in _running_disks(domain.XMLDesc(0), paths_by(domain.connect()))}
@@ -56,26 +55,25 @@ def delete_under_guest(domain: Any, disks: Iterable[FileDisk], tag: str) -> list
         elif here.node in nodes:
             found.append((disk, nodes[here.node]))
         else:
-            raise DiskFailed(f"QEMU does not say where disk {disk.target} of the running server is")
+            raise DiskFailed(f"QEMU does not report disk {disk.target} of the running server")
     for disk, node in found:
         for snapshot_id, name in node.snapshots:
             if name == tag and not _deleted(domain, node, snapshot_id, tag):
-                raise DiskFailed(f"disk {disk.target} of the running server kept the snapshot")
+                raise DiskFailed(f"the snapshot could not be deleted from disk {disk.target} of the running server")
     return elsewhere
 
 
 def _refuse_migrating(domain: Any) -> None:
-    """A QEMU that has handed its disks to another, or is to be handed them, dies of the command."""
+    """Raises DiskFailed during a migration: a QEMU that does not own its disks crashes on the command."""
     status = _ask(domain, "query-status")["status"]
     migration = _ask(domain, "query-migrate").get("status", "none")
     if status in HANDED_OVER or migration not in NOT_MIGRATING:
-        raise DiskFailed("the server is being migrated: its disks kept the snapshot")
+        raise DiskFailed("the snapshot could not be deleted: the server is being migrated")
 
 
 def delete_where_it_runs(handle: Any, disk: FileDisk, tag: str) -> bool:
-    """Delete the snapshot from a file by the QEMU of the running domain that has it as a disk; whether there is one.
-
-    Raises DiskFailed."""
+    """Delete the snapshot from a file through the running domain that has it as a disk. Returns False if there is no
+    such domain. Raises DiskFailed."""
     for domain in handle.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
         for here in _running_disks_of(domain):
             if here.path is not None and os.path.realpath(here.path) == os.path.realpath(disk.path):
@@ -86,12 +84,12 @@ def delete_where_it_runs(handle: Any, disk: FileDisk, tag: str) -> bool:
 @dataclass(frozen=True, kw_only=True)
 class _RunningDisk:
     target: str
-    path: str | None  # None: no file, or a volume of a storage pool that does not tell it now
+    path: str | None  # None: not a file, or a volume of a storage pool that does not answer
     node: str
 
 
 def _running_disks_of(domain: Any) -> list[_RunningDisk]:
-    """None of a domain that has gone meanwhile."""
+    """The disks of a running domain; empty if it has vanished meanwhile."""
     try:
         return [*_running_disks(domain.XMLDesc(0), paths_by(domain.connect()))]
     except libvirt.libvirtError as error:
@@ -112,7 +110,7 @@ def _running_disks(xml: str, volume_path: VolumePath) -> Iterable[_RunningDisk]:
 
 
 def _nodes(domain: Any) -> dict[str, _Node]:
-    """By name; not by file: QEMU names a file as the image above it does, or by its options."""
+    """The qcow2 nodes by node name. QEMU's file names are not reliable: they are those of the overlay, or options."""
     roots = {device["inserted"].get("node-name") for device in _ask(domain, "query-block") if "inserted" in device}
     return {
         node["node-name"]: _Node(
@@ -133,7 +131,8 @@ def _deleted(domain: Any, node: _Node, snapshot_id: str, tag: str) -> bool:
 
 
 def _deleted_by_job(domain: Any, node: _Node, tag: str) -> bool:
-    """The command takes roots only, the job takes any node. It goes by the name and deletes the first that has it."""
+    """Delete with a job, which accepts any node; the command accepts only root nodes. The job deletes the first
+    snapshot with the name."""
     _dismiss_ended(domain)
     job_id = f"{JOB_PREFIX}{secrets.token_hex(4)}"
     if "error" in _answer(domain, "snapshot-delete", {"job-id": job_id, "tag": tag, "devices": [node.name]}):
@@ -149,7 +148,7 @@ def _deleted_by_job(domain: Any, node: _Node, tag: str) -> bool:
 
 
 def _dismiss_ended(domain: Any) -> None:
-    """Of our jobs; one was left where its worker died."""
+    """Dismiss our concluded jobs. One is left behind if its worker dies."""
     for job in _ask(domain, "query-jobs"):
         if job["id"].startswith(JOB_PREFIX) and job["status"] == "concluded":
             _answer(domain, "job-dismiss", {"id": job["id"]})
@@ -158,7 +157,7 @@ def _dismiss_ended(domain: Any) -> None:
 def _ask(domain: Any, command: str, **arguments: object) -> Any:
     answer = _answer(domain, command, arguments)
     if "error" in answer:
-        raise DiskFailed("QEMU does not say what disks the running server has")
+        raise DiskFailed("QEMU does not report the disks of the running server")
     return answer["return"]
 
 

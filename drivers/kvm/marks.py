@@ -1,4 +1,4 @@
-"""What we write into libvirt: whose server a domain is, and what a snapshot in libvirt's own list is called."""
+"""Our XML in libvirt: the mark that makes a domain a customer's server, and snapshots for libvirt's own list."""
 
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ PREFIX = "vps"
 
 @dataclass(frozen=True, kw_only=True)
 class ServerMark:
-    """Our element in a domain's metadata: whose server it is."""
+    """Our element in a domain's metadata: its server id and account."""
 
     server_id: int
     account_id: int
@@ -26,7 +26,7 @@ class ServerMark:
 
     @classmethod
     def read(cls, xml: str) -> Self | None:
-        """None where someone has written something else there."""
+        """None if the element is not one of ours."""
         try:
             element = ET.fromstring(xml)  # noqa: S314 - libvirt's own output
             return cls(server_id=int(element.get("id", "")), account_id=int(element.get("account", "")))
@@ -35,7 +35,7 @@ class ServerMark:
 
 
 def snapshot_xml(spec: SnapshotSpec, hardware_now: Hardware, domain: str) -> str:
-    """What libvirt is told of a snapshot that qemu-img has taken."""
+    """XML that adds a snapshot taken by qemu-img to libvirt's list. `domain`: XML of the domain's definition."""
     root = ET.Element("domainsnapshot")
     ET.SubElement(root, "name").text = spec.tag
     ET.SubElement(root, "description").text = f"{spec.name}\n{spec.description}"
@@ -49,7 +49,7 @@ def snapshot_xml(spec: SnapshotSpec, hardware_now: Hardware, domain: str) -> str
     for element in definition.iterfind("./devices/disk"):
         target = element.find("target")
         if left_out(element) and target is not None:
-            # libvirt takes a "no" for a writable disk only where the domain itself says so
+            # for a writable disk libvirt accepts "no" only if the domain has it as well
             element.set("snapshot", "no")
             ET.SubElement(disks, "disk", name=target.get("dev", ""), snapshot="no")
     root.append(definition)
@@ -57,13 +57,13 @@ def snapshot_xml(spec: SnapshotSpec, hardware_now: Hardware, domain: str) -> str
 
 
 def read_snapshot_xml(xml: str) -> SnapshotSpec:
-    """A snapshot in libvirt's list; one that is not ours has its description for a name. A moment that
-    no calendar has is 1970."""
+    """Read an entry of libvirt's list. If it is not ours, the first line of its description is the name. An invalid
+    time is read as 1970."""
     root = read(xml)
     name, _, description = (root.findtext("description") or "").partition("\n")
     try:
         created_at = datetime.fromtimestamp(int(root.findtext("creationTime") or 0), UTC)
-    except (ValueError, OverflowError, OSError):  # libvirt takes any number from whoever redefines an entry
+    except (ValueError, OverflowError, OSError):  # libvirt accepts any number when an entry is redefined
         created_at = datetime.fromtimestamp(0, UTC)
     return SnapshotSpec(
         tag=root.findtext("name") or "",
@@ -74,5 +74,5 @@ def read_snapshot_xml(xml: str) -> SnapshotSpec:
 
 
 def _with_carriage_returns(xml: str) -> str:
-    # ElementTree does not escape them in a text, and a bare one is read back as a newline
+    # ElementTree does not escape them in text, and an unescaped one is read back as a newline
     return xml.replace("\r", "&#13;")

@@ -1,4 +1,4 @@
-"""Finds the disks that a server has in common with other domains of its node, whatever their storage does."""
+"""Finds disks that a server shares with other domains of its node, without blocking on hung storage."""
 
 import asyncio
 from collections.abc import Iterable, Mapping
@@ -9,20 +9,23 @@ from drivers.kvm.connection import Connection
 from drivers.kvm.domain_xml import FileDisk
 from drivers.kvm.places import Places
 
-LOOK_SECONDS = 5.0  # for a look at the files of every domain; hundreds take a tenth of a second
+LOOK_SECONDS = 5.0  # limit for reading the files of every domain; hundreds of domains take 0.1 s
 
 
 class Neighbours:
-    """The other domains of one libvirt, by the files that they use."""
+    """The files that all domains of one libvirt use. `look_seconds`: time limit for reading them."""
 
     def __init__(self, connection: Connection, places: Places, *, look_seconds: float = LOOK_SECONDS) -> None:
         self._libvirt = connection
         self._places = places
         self._look_seconds = look_seconds
-        self._looking: asyncio.Future[sharing.Uses] | None = None
+        self._reading: asyncio.Future[sharing.Uses] | None = None
 
     async def refuse_shared(self, server_id: int, disks: Iterable[FileDisk]) -> None:
-        """Raises UnsupportedServer. Storage of other servers that does not answer keeps no job of this one waiting."""
+        """Raises UnsupportedServer if another domain shares one of the disks.
+
+        If the storage of another server hangs, nothing is refused: it must not block this server's jobs.
+        """
         uuid = await self._libvirt.on(server_id, lambda found: found.UUIDString())
         every = await self._uses()
         if every is None:
@@ -31,7 +34,7 @@ class Neighbours:
             raise UnsupportedServer(sharing.refusal(shared))
 
     async def shared_disks(self) -> Mapping[int, tuple[SkippedDisk, ...]]:
-        """Of all adopted domains, by server id. Raises HypervisorUnavailable where some storage does not answer."""
+        """The shared disks of all adopted domains, by server id. Raises HypervisorUnavailable if some storage hangs."""
         every = await self._uses()
         if every is None:
             raise HypervisorUnavailable("some storage of the node does not answer")
@@ -44,16 +47,19 @@ class Neighbours:
         return {server_id: shared for server_id, shared in found.items() if shared}
 
     async def _uses(self) -> sharing.Uses | None:
-        """None: some storage did not answer in time. One look at a time: each that hangs keeps a thread."""
-        if self._looking is not None and self._looking.done():  # it ended when nobody waited any more: it is old
-            self._looking = None
-        if self._looking is None:
-            self._looking = asyncio.ensure_future(self._libvirt.call(sharing.uses))
-            self._looking.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        looking = self._looking
-        await asyncio.wait({looking}, timeout=self._look_seconds)
-        if not looking.done():
+        """The files of every domain; None if some storage does not answer in time.
+
+        Callers share one read: each read that hangs blocks a thread.
+        """
+        if self._reading is not None and self._reading.done():  # it ended after its callers gave up: out of date
+            self._reading = None
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._libvirt.call(sharing.uses))
+            self._reading.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        reading = self._reading
+        await asyncio.wait({reading}, timeout=self._look_seconds)
+        if not reading.done():
             return None
-        if self._looking is looking:
-            self._looking = None
-        return looking.result()
+        if self._reading is reading:
+            self._reading = None
+        return reading.result()

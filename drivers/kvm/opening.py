@@ -1,4 +1,4 @@
-"""Opening a libvirt; what one that is embedded in this process needs before."""
+"""Opens a libvirt connection, and prepares for the embedded driver."""
 
 import os
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from drivers.cut_off_starts import forget_cut_off_starts
 
 
 def opened(uri: str) -> Any:
-    """A connection. Raises libvirt.libvirtError, also where another process has the embedded root."""
+    """A new connection. Raises libvirt.libvirtError, also if another process uses the embedded root."""
     address = urlsplit(uri)
     root = parse_qs(address.query).get("root")
     if address.path != "/embed" or root is None:
         return libvirt.open(uri)
-    # Should a process have it that is in the midst of a start: it writes what we remove anew a moment later.
+    # If another process is starting a domain there, it rewrites the removed status file a moment later.
     forget_cut_off_starts(Path(root[0], "run", "qemu"))
     with _one_cpu():
         return libvirt.open(uri)
@@ -26,11 +26,11 @@ def opened(uri: str) -> Any:
 
 @contextmanager
 def _one_cpu() -> Iterator[None]:
-    """Keep this thread on one CPU, the same in each process.
+    """Pin this thread to one CPU, the same in every process.
 
-    An embedded libvirt keeps what it learnt of QEMU for as long as the CPU's identity is the same, and where there is
-    a /dev/kvm that identity has the CPU's number in it: on 2 CPUs half of all openings took 4 s to ask QEMU anew,
-    pinned ones 0.1 s. The guests get all CPUs, whatever ours are.
+    The embedded libvirt caches QEMU's capabilities by the CPU's identity, which includes the CPU's number if there is a
+    /dev/kvm. On 2 CPUs half of all connections took 4 s to probe QEMU again; pinned ones take 0.1 s. Guests can use all
+    CPUs regardless.
     """
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})

@@ -1,6 +1,6 @@
-"""Where a libvirt keeps what its domains' XML does not name: UEFI variables and the state of emulated TPMs.
+"""libvirt's default folders for files that domain XML does not name: UEFI variables and emulated TPMs' state.
 
-From libvirt's `qemu_conf.c` (virQEMUDriverConfigNew), the same in 9.0 and later. No setting of qemu.conf changes it.
+From libvirt's `qemu_conf.c` (virQEMUDriverConfigNew), the same in 9.0 and later. qemu.conf cannot change them.
 """
 
 import os
@@ -23,7 +23,7 @@ SYSTEM = _below(Path("/var/lib/libvirt"))
 
 
 def places_of(uri: str) -> Places:
-    """Of the libvirt at this URI, which runs on this machine."""
+    """The folders of the libvirt at this URI, which must run on this machine."""
     address = urlsplit(uri)
     options = parse_qs(address.query)
     if address.path == "/embed":
@@ -35,10 +35,7 @@ def places_of(uri: str) -> Places:
 
 
 def fence_of(uri: str) -> Path | None:
-    """A folder that is the same for all who use the libvirt at this URI, however they spell it.
-
-    None: it runs on another machine.
-    """
+    """A folder that identifies the libvirt at this URI, whatever the spelling; None if it is on another machine."""
     address = urlsplit(uri)
     options = parse_qs(address.query)
     if address.hostname or address.scheme.partition("+")[2] not in {"", "unix"}:
@@ -53,8 +50,8 @@ def fence_of(uri: str) -> Path | None:
 
 
 def _of_socket(socket: Path) -> Places:
-    """PREFIX/var/run/libvirt/libvirt-sock: a libvirt that was built with another prefix keeps its state below it.
-    FOLDER/run/libvirt-sock: one whose folders all lie below one."""
+    """The folders for a socket: PREFIX/var/run/libvirt/libvirt-sock of a libvirt built with another prefix, or
+    FOLDER/run/libvirt-sock of one with all its folders in FOLDER."""
     folder = socket.parent
     if folder.name == "run":
         return _below(folder.parent / "lib")

@@ -1,7 +1,7 @@
-"""What a snapshot holds beside what its server has today: what a restore would bring back, and what not.
+"""Compares a snapshot with the server's current disks: what a restore would revert, and what not.
 
-A disk is known by the stamp of the snapshot's entry in its image, which stays the same wherever the file is moved to
-and whatever target it is attached as. Targets and paths are for words, and for snapshots that older versions took.
+A disk is identified by the stamp of the snapshot's entry in its image, which stays the same when the file is moved or
+attached as another target. Targets and paths are only used in texts and for snapshots of older versions.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,21 +26,21 @@ from drivers.qcow2_tables import Entry, Tables
 
 @dataclass(frozen=True, kw_only=True)
 class DiskNow:
-    """A disk of the server as it is now."""
+    """A current disk of the server."""
 
     disk: FileDisk
     tables: Tables
-    base: str  # as `HeldDisk.base`
+    base: str  # fingerprint of the backing files, as in `HeldDisk.base`
 
     def entry(self, tag: str) -> Entry | None:
-        """The snapshot of this name, if there is just one: of two, none can be told from the other."""
+        """The snapshot of this name; None if there is none or more than one."""
         named = self.tables.named(tag)
         return named[0] if len(named) == 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """A disk of today that the snapshot holds."""
+    """A current disk that the snapshot holds."""
 
     now: DiskNow
     entry: Entry
@@ -51,7 +51,7 @@ class Match:
 
     @property
     def virtual_bytes(self) -> int:
-        """Then: a revert brings it back."""
+        """The disk's size in the snapshot, which a revert restores."""
         return self.now.tables.virtual_bytes if self.entry.virtual_bytes is None else self.entry.virtual_bytes
 
     @property
@@ -75,18 +75,18 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A snapshot beside the server's disks."""
+    """A snapshot compared with the server's disks."""
 
     matches: tuple[Match, ...]
-    differing: tuple[SkippedDisk, ...]  # held and not there, or there and not held; each reason is a sentence
-    doubtful: tuple[Match, ...] = ()  # of `differing`, those that go back on demand: the base was touched, no more
-    on_other_bases: bool = False  # some of these have the snapshot, and not what it rests on
+    differing: tuple[SkippedDisk, ...]  # in the snapshot but not attached, or vice versa; each reason names its disk
+    doubtful: tuple[Match, ...] = ()  # those of `differing` with only a newer base image time; reverted on request
+    on_other_bases: bool = False  # some of `differing` have the snapshot, but another base image
 
     def going_back(self, *, present_only: bool) -> tuple[Match, ...]:
         return (*self.matches, *self.doubtful) if present_only else self.matches
 
     def left_alone(self) -> tuple[SkippedDisk, ...]:
-        """With `present_only`: what does not go back."""
+        """What a restore with `present_only` does not revert."""
         going = {match.target for match in self.doubtful}
         return tuple(skipped for skipped in self.differing if skipped.target not in going)
 
@@ -98,7 +98,7 @@ class Comparison:
 def compare(
     tag: str, contents: Contents | None, now: Sequence[DiskNow], left_out_now: Iterable[SkippedDisk]
 ) -> Comparison:
-    """`contents`: what the snapshot is written down to hold; None: nothing is written down."""
+    """`contents`: the snapshot's recorded contents; None: without a record."""
     if contents is None:
         return _compare_unwritten(tag, now)
     matches: list[Match] = []
@@ -120,11 +120,11 @@ def compare(
         else:
             matches.append(match)
             free.remove(match.now)
-    told = {skipped.target for skipped in differing}
+    named = {skipped.target for skipped in differing}
     differing += [
         SkippedDisk(target=one.disk.target, reason=f"disk {one.disk.target} was added after the snapshot was taken")
         for one in free
-        if one.disk.target not in told
+        if one.disk.target not in named
     ]
     return Comparison(
         matches=tuple(matches),
@@ -139,7 +139,7 @@ def _compare_unwritten(tag: str, now: Sequence[DiskNow]) -> Comparison:
     return Comparison(
         matches=tuple(Match(now=one, entry=entry) for one, entry in entries if entry is not None),
         differing=tuple(
-            SkippedDisk(target=one.disk.target, reason=f"disk {one.disk.target} does not hold the snapshot")
+            SkippedDisk(target=one.disk.target, reason=f"disk {one.disk.target} does not have the snapshot")
             for one, entry in entries
             if entry is None
         ),
@@ -147,7 +147,7 @@ def _compare_unwritten(tag: str, now: Sequence[DiskNow]) -> Comparison:
 
 
 def _find(tag: str, held: HeldDisk, free: Iterable[DiskNow]) -> Match | None:
-    def likeness(one: DiskNow) -> tuple[bool, bool]:  # a copy of the file has the same stamp
+    def likeness(one: DiskNow) -> tuple[bool, bool]:  # decides between copies of the file, which have the same stamp
         return one.disk.path == held.path, one.disk.target == held.target
 
     for one in sorted(free, key=likeness, reverse=True):
@@ -160,16 +160,16 @@ def _find(tag: str, held: HeldDisk, free: Iterable[DiskNow]) -> Match | None:
 
 
 def _why_worthless(match: Match) -> str:
-    """An image names one base for the disk and all its snapshots: what they had in another is not there any more."""
+    """An image has one base for the disk and all its snapshots: with another base, the snapshot's data is lost."""
     if not match.now.base:
-        return f"disk {match.target} has lost the base image that the snapshot rests on"
-    return f"the base image of disk {match.target} is not the one that the snapshot rests on, or was changed since"
+        return f"disk {match.target} no longer has the base image that the snapshot depends on"
+    return f"the base image of disk {match.target} was replaced or changed after the snapshot was taken"
 
 
 def _why_doubtful(match: Match) -> str:
     return (
-        f"the base image of disk {match.target} has another time of last write than when the snapshot was taken:"
-        " it may have been changed since"
+        f"the base image of disk {match.target} has another modification time than when the snapshot was taken:"
+        " it may have been changed"
     )
 
 
@@ -177,23 +177,23 @@ def _why_gone(tag: str, held: HeldDisk, now: Sequence[DiskNow], left_out_now: It
     target = held.target
     for skipped in left_out_now:
         if skipped.target == target:
-            return f"disk {target}, which the snapshot holds, takes part in none now: {skipped.reason}"
+            return f"disk {target} is in the snapshot, but is left out of snapshots now: {skipped.reason}"
     for one in now:
         if one.disk.path == held.path:
             found = len(one.tables.named(tag))
             if found > 1:
                 return f"disk {one.disk.target} has more than one snapshot of this name"
             if found:
-                return f"disk {one.disk.target} has another snapshot of this name"
-            return f"disk {one.disk.target} does not hold the snapshot any more"
+                return f"disk {one.disk.target} has a different snapshot of this name"
+            return f"disk {one.disk.target} no longer has the snapshot"
     if any(one.disk.target == target for one in now):
-        return f"disk {target} was replaced: the snapshot holds the one that was there before"
-    return f"disk {target}, which the snapshot holds, is not attached to the server any more"
+        return f"disk {target} was replaced: the snapshot holds the previous disk"
+    return f"disk {target} is in the snapshot, but is no longer attached to the server"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StateBeside:
-    """What a server has beside its disks, or what a snapshot holds of it."""
+    """The state other than disks that a server has, or that a snapshot holds."""
 
     nvram: bool
     tpm: bool
@@ -207,8 +207,11 @@ class StateBeside:
 def differing_state(
     contents: Contents | None, now: StateBeside, present: StateBeside, copies: StateBeside
 ) -> tuple[SkippedDisk, ...]:
-    """`now`: what the server's definition has; `present`: that of it of which there is a file, which may be lost and
-    come back; `copies`: those of the snapshot that are there. Each reason is a sentence."""
+    """Differences in UEFI variables, TPM and firmware, each with a reason.
+
+    `now`: in the server's definition. `present`: those of `now` whose files exist. `copies`: the snapshot's copies that
+    exist.
+    """
     held = contents or Contents(disks=(), nvram=copies.nvram, tpm=copies.tpm, firmware=now.firmware)
     none_then = {"nvram" if skipped.target == Kind.PFLASH else skipped.target for skipped in held.left_out}
     differing = []
@@ -217,17 +220,18 @@ def differing_state(
         ("tpm", "TPM state", now.tpm, present.tpm, held.tpm, copies.tpm),
     ):
         if holds and not has:
-            reason = f"the snapshot holds {name}, and the server has none now"
+            reason = f"the snapshot holds {name}, but the server has none now"
         elif holds and not is_there:
-            reason = f"the snapshot's copy of the {name} is gone"
+            reason = f"the snapshot's copy of the {name} is missing"
         elif is_used and not is_there and target not in none_then:
-            reason = f"the server has {name}, and the snapshot holds none"
+            reason = f"the server has {name}, but the snapshot holds none"
         else:
             continue
         differing.append(SkippedDisk(target=target, reason=reason))
     if held.firmware != now.firmware:
-        reason = f"the server boots by {now.firmware.upper()} now, and the snapshot is of one that booted by"
-        differing.append(SkippedDisk(target="firmware", reason=f"{reason} {held.firmware.upper()}"))
+        before, after = held.firmware.upper(), now.firmware.upper()
+        reason = f"the server boots with {after} now, but booted with {before} when the snapshot was taken"
+        differing.append(SkippedDisk(target="firmware", reason=reason))
     return tuple(differing)
 
 
@@ -236,7 +240,7 @@ def refuse(found: Comparison, state: Sequence[SkippedDisk], *, present_only: boo
     reasons = [skipped.reason for skipped in (*found.differing, *state)]
     going = found.going_back(present_only=present_only)
     if not found.matches and not found.on_other_bases:
-        raise SnapshotNotFound("no disk of the server holds the snapshot")
+        raise SnapshotNotFound("no disk of the server has the snapshot")
     if reasons and not (present_only and going):
         raise DisksDiffer("; ".join(reasons))
     for match in going:
@@ -245,13 +249,13 @@ def refuse(found: Comparison, state: Sequence[SkippedDisk], *, present_only: boo
             raise UnsupportedServer(f"disk {match.target} is smaller now than it was when the snapshot was taken")
         if match.grown and now.version == VERSION_OF_FIXED_SIZE:
             raise UnsupportedServer(
-                f"disk {match.target} was enlarged since, and could not be again after the restore:"
-                " its image is of the old version 2 (compat=0.10)"
+                f"disk {match.target} was enlarged after the snapshot, and a restore could not enlarge it again:"
+                " its image has the old format version 2 (compat=0.10)"
             )
 
 
 def with_stamps(contents: Contents, found: Comparison) -> Contents:
-    """Contents that an older version has written down, with what the disks of today say beside."""
+    """Contents recorded by an older version, completed with stamps and sizes from the current disks."""
     stamps = {match.now.disk.path: match.held for match in found.matches}
     return replace(
         contents,

@@ -1,6 +1,6 @@
-"""Whether a server may be stopped: what would keep it from starting again, or would make a snapshot hold another state.
+"""Tells whether a server may be stopped: whether it could start again, with the same devices and disks.
 
-Read from libvirt and the files, in a thread. Changes nothing.
+The calls block. They read libvirt and files, and change nothing.
 """
 
 import os
@@ -17,7 +17,7 @@ from drivers.base import InvalidState, Power
 from drivers.kvm.disks_xml import FileDisk
 from drivers.kvm.libvirt_xml import read
 
-# of a shut-off domain: its memory lies in a file that `virsh restore` brings back over its disks
+# the domain was shut off by `virsh save`: its memory is in a file from which `virsh restore` continues
 _SAVED = libvirt.VIR_DOMAIN_SHUTOFF_SAVED
 MEMORY_BLOCK_MIB = 128  # guests take memory in blocks of this size; less is how libvirt rounds when it starts a domain
 _BOOT_FILES = {"kernel": "kernel", "initrd": "initrd", "dtb": "device tree", "loader": "firmware"}
@@ -32,41 +32,40 @@ def power(domain: Any) -> Power:
 
 
 def refuse_paused(domain: Any) -> None:
-    """Raises InvalidState, with the reason where it is one that someone can do something about."""
+    """Raises InvalidState if the domain is paused, with the reason if someone can fix it."""
     state, reason = domain.state()
     if power(domain) is not Power.PAUSED:
         return
     if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
-        raise InvalidState("the server is paused: it can't write to its disks, which may be full")
+        raise InvalidState("the server is paused because it cannot write to its disks, which may be full")
     raise InvalidState("the server is suspended")
 
 
 def refuse_saved(domain: Any) -> None:
-    """Raises InvalidState for a domain whose memory was saved: it would not fit disks that were changed."""
+    """Raises InvalidState if the domain has saved memory, which would not match changed disks."""
     saved_to_file = not domain.isActive() and list(domain.state()) == [libvirt.VIR_DOMAIN_SHUTOFF, _SAVED]
     if domain.hasManagedSaveImage(0) or saved_to_file:
-        raise InvalidState("the server has saved memory, which would not fit its disks: start it once")
+        raise InvalidState("the server has saved memory, which would no longer match its disks: start it first")
 
 
 def refuse_unstoppable(domain: Any, disks: Iterable[FileDisk]) -> None:
-    """Raises InvalidState for a domain that runs and would not come back as it is."""
+    """Raises InvalidState if the domain runs and would not start again in the same state."""
     if domain.isActive():
         refuse_unstartable(domain)
         refuse_other_files(disks)
 
 
 def refuse_unstartable(domain: Any) -> None:
-    """Of a domain that runs: raises InvalidState where it could not start again, or would come back without something
-    that it has now."""
+    """Raises InvalidState if a running domain could not start again, or would start without a device it has now."""
     configured = read(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
     for trouble in (*_missing_files(configured), *_inactive_networks(domain.connect(), configured)):
         raise InvalidState(f"the server could not be started again: {trouble}")
     if lost := lost_with_the_next_start(read(domain.XMLDesc(0)), configured):
-        raise InvalidState(f"the server has {lost} that it would lose with its next start: restart it once")
+        raise InvalidState(f"the server has {lost} that it would lose at its next start: restart it first")
 
 
 def lost_with_the_next_start(running: ET.Element, configured: ET.Element) -> str | None:
-    """The first kind of device that the definition that runs has, and the one that it will start with has not."""
+    """The first kind of device that the running definition has and the persistent one lacks; None if there is none."""
     for what, identities in _LIVE_DEVICES.items():
         if {*identities(running)} - {*identities(configured)}:
             return what
@@ -74,7 +73,7 @@ def lost_with_the_next_start(running: ET.Element, configured: ET.Element) -> str
 
 
 def reduced(domain: Any) -> tuple[str, ...]:
-    """What a domain that runs has now, and will have less of when it starts again."""
+    """The resources that a running domain will have less of when it starts again, as "2 vCPUs instead of 4"."""
     if not domain.isActive():
         return ()
     configured = read(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
@@ -82,8 +81,8 @@ def reduced(domain: Any) -> tuple[str, ...]:
 
 
 def less_with_the_next_start(running: ET.Element, configured: ET.Element) -> Iterator[str]:
-    """Plugged into the domain that runs alone, or taken away for its next start: only its owner knows which. So it is
-    told, and unlike a device that is lost no reason to refuse."""
+    """As `reduced`, from the two definitions. A note and not a refusal, unlike a lost device: the owner may have added
+    the resources only to the running domain, or reduced them on purpose for the next start."""
     if (cpus := _cpus(configured)) < (before := _cpus(running)):
         yield f"{cpus} vCPU{'s' * (cpus > 1)} instead of {before}"
     if (memory := _memory_mib(configured)) + MEMORY_BLOCK_MIB <= (had := _memory_mib(running)):
@@ -96,36 +95,36 @@ def _cpus(domain: ET.Element) -> int:
 
 
 def _memory_mib(domain: ET.Element) -> int:
-    """With the modules that were plugged in; what a balloon takes for a while counts as the domain's."""
+    """Memory in MiB, including hotplugged modules and what the balloon has taken."""
     return int(domain.findtext("./memory") or 0) >> 10  # libvirt writes KiB
 
 
 def refuse_other_files(disks: Iterable[FileDisk]) -> None:
-    """Of a domain that runs: raises InvalidState where the file at a disk's path is not the one that QEMU has open.
+    """Raises InvalidState if the file at a disk's path is not the one that the running domain has open.
 
-    Someone put a copy in its place, or the storage is mounted anew. What the guest writes goes into a file without a
-    name, and is gone with the guest's stop.
+    Someone has replaced the file by a copy, or mounted the storage again. The guest writes to a deleted file, whose
+    data is lost when the guest stops.
     """
     for disk in disks:
         try:
             if image_locks.holder(disk.path) is None and not _is_open_somewhere(disk.path):
-                raise InvalidState(f"the file of disk {disk.target} is not the one that the server runs on")
+                raise InvalidState(f"the file of disk {disk.target} is not the one that the running server uses")
         except OSError as error:
-            raise InvalidState(f"the file of disk {disk.target} can't be looked at") from error
+            raise InvalidState(f"the file of disk {disk.target} cannot be accessed") from error
 
 
 def _missing_files(domain: ET.Element) -> Iterator[str]:
     for name, word in _BOOT_FILES.items():
         path = domain.findtext(f"./os/{name}")
         if path and not Path(path).exists():
-            yield f"its {word} has no file any more"
+            yield f"the file of its {word} is missing"
     for disk in domain.iterfind("./devices/disk[@type='file']"):
         source, target = disk.find("source"), disk.find("target")
         path = None if source is None else source.get("file")
         optional = source is not None and source.get("startupPolicy") == "optional"
         if path and not optional and not Path(path).exists():
             device = disk.get("device", "disk")
-            yield f"{device} {'' if target is None else target.get('dev')} has no file any more"
+            yield f"the file of {device} {'' if target is None else target.get('dev')} is missing"
 
 
 def _inactive_networks(connection: Any, domain: ET.Element) -> Iterator[str]:
@@ -133,19 +132,19 @@ def _inactive_networks(connection: Any, domain: ET.Element) -> Iterator[str]:
         if (name := source.get("network")) and not _is_active(connection, name):
             yield f"its network {name} is not active"
         if (bridge := source.get("bridge")) and "network" not in source.attrib and not _has_interface(bridge):
-            yield f"its bridge {bridge} is not there"
+            yield f"its bridge {bridge} does not exist"
 
 
 def _is_active(connection: Any, network: str) -> bool:
     try:
         return bool(connection.networkLookupByName(network).isActive())
     except libvirt.libvirtError as error:
-        # a libvirt without networks of its own can't say
+        # any other error: this libvirt has no network driver, so assume that the network works
         return bool(error.get_error_code() != libvirt.VIR_ERR_NO_NETWORK)
 
 
 def _has_interface(name: str) -> bool:
-    # an Open vSwitch bridge may have no interface of its name
+    # an Open vSwitch bridge may have no interface with its name
     return Path("/sys/class/net", name).exists() or Path("/run/openvswitch/db.sock").exists()
 
 
@@ -156,7 +155,7 @@ def _addresses(domain: ET.Element) -> Iterator[str]:
 
 def _host_devices(domain: ET.Element) -> Iterator[str]:
     for source in domain.iterfind("./devices/hostdev/source"):
-        # of a USB device that is named by its vendor and product, only a domain that runs has an address: where it is
+        # for a USB device named by vendor and product only the running definition has an address, so ignore it
         named = [*source.iterfind("./vendor"), *source.iterfind("./product")] or [*source]
         yield " ".join(ET.tostring(each, encoding="unicode").strip() for each in named)
 
@@ -165,10 +164,10 @@ _LIVE_DEVICES = {"a network card": _addresses, "a device of the host": _host_dev
 
 
 def _is_open_somewhere(path: str) -> bool:
-    """Whether any process of this machine has the file open: on storage without locks nobody holds one."""
-    wanted = os.stat(path)
+    """Whether any process of this machine has the file open. Some storage has no locks that would tell."""
+    status = os.stat(path)
     for process in Path("/proc").iterdir():
-        if process.name.isdecimal() and any(_is_same(wanted, fd) for fd in _open_files(process)):
+        if process.name.isdecimal() and any(_is_same(status, fd) for fd in _open_files(process)):
             return True
     return False
 
@@ -176,13 +175,13 @@ def _is_open_somewhere(path: str) -> bool:
 def _open_files(process: Path) -> list[Path]:
     try:
         return list((process / "fd").iterdir())
-    except OSError:  # it has ended, or is not ours to look at
+    except OSError:  # the process has ended, or may not be read
         return []
 
 
-def _is_same(wanted: os.stat_result, fd: Path) -> bool:
+def _is_same(file: os.stat_result, fd: Path) -> bool:
     try:
         status = fd.stat()
     except OSError:
         return False
-    return stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino)
+    return stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) == (file.st_dev, file.st_ino)

@@ -1,7 +1,7 @@
-"""What is written down of our snapshots: one element in the domain's own metadata, which travels with the domain.
+"""The records of our snapshots: one element in the domain's metadata, which is migrated with the domain.
 
-libvirt's list of snapshots is no place for it: a domain with one entry there can't be migrated. People and other tools
-may edit the element; an entry that can't be read takes no other down, and stays as it is when another is written.
+They are not in libvirt's snapshot list because a domain with an entry there cannot be migrated. People and other tools
+may edit the element: an unreadable entry does not affect the others, and is kept when another is written.
 """
 
 import json
@@ -17,29 +17,29 @@ from drivers.base import Contents, Firmware, HeldDisk, SkippedDisk, SnapshotSpec
 NAMESPACE = "https://vps-snapshots.dev/libvirt/snapshots/1"
 PREFIX = "vpss"
 
-ENTRIES_MAX = 200  # that are read; a server has 5, a safety snapshot, and what failed deletes have left
-DISKS_MAX = 100  # of one entry
-TEXT_MAX = 10_000  # characters of one text; the API allows a tenth
-BYTES_MAX = (1 << 63) - 1  # of a disk, as QEMU has it
+ENTRIES_MAX = 200  # read per domain; a server has 5, a safety snapshot, and leftovers of failed deletes
+DISKS_MAX = 100  # read per entry
+TEXT_MAX = 10_000  # characters per text; the API allows a tenth of it
+BYTES_MAX = (1 << 63) - 1  # size of a disk, QEMU's limit
 _STAMP = re.compile(r"[0-9]{1,10}\.[0-9]{9}")
-# Any other text (control characters, carriage returns, blanks that libvirt would take for its own indentation, half a
-# surrogate pair) is written as JSON.
+# Any other text is written as JSON: control characters, leading or trailing spaces, which libvirt takes for
+# indentation, and lone surrogates do not survive in XML.
 _SURVIVES = re.compile(r"[\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One snapshot as it is written down."""
+    """The record of one snapshot."""
 
     spec: SnapshotSpec
     contents: Contents
 
     @classmethod
     def read(cls, element: ET.Element) -> Self:
-        """Raises ValueError where it makes no sense."""
+        """Raises ValueError if the element is invalid."""
         tag = element.get("tag", "")
         if not tag:
-            raise ValueError("an entry names no snapshot")
+            raise ValueError("the entry has no tag")
         spec = SnapshotSpec(
             tag=tag[:TEXT_MAX],
             name=_text(element, "name"),
@@ -76,7 +76,7 @@ class Record:
 
 
 def read(xml: str | None) -> dict[str, Record]:
-    """The records by tag; what can't be read is left out."""
+    """The records by tag; invalid ones are skipped."""
     found: dict[str, Record] = {}
     for element in _entries(_root(xml)):
         with suppress(ValueError):
@@ -86,7 +86,7 @@ def read(xml: str | None) -> dict[str, Record]:
 
 
 def with_record(xml: str | None, record: Record) -> str:
-    """The element with this record, in the place of one of the same tag."""
+    """The element with this record added; it replaces one with the same tag."""
     root = _root(xml)
     _drop(root, record.spec.tag)
     root.append(record.element())
@@ -94,14 +94,14 @@ def with_record(xml: str | None, record: Record) -> str:
 
 
 def without_record(xml: str | None, tag: str) -> str | None:
-    """The element without the record of this tag; None where nothing is left."""
+    """The element without the record of this tag; None if it would be empty."""
     root = _root(xml)
     _drop(root, tag)
     return ET.tostring(root, encoding="unicode") if len(root) else None
 
 
 def _root(xml: str | None) -> ET.Element:
-    """An empty one where someone has written something else there."""
+    """The parsed element; an empty one if the XML is not ours."""
     with suppress(ET.ParseError):
         root = ET.fromstring(xml or "")  # noqa: S314 - libvirt's own output
         if _name(root) == "snapshots":
@@ -125,7 +125,7 @@ def _children(element: ET.Element, name: str) -> list[ET.Element]:
 
 
 def _name(element: ET.Element) -> str:
-    # a comment has a function in the place of a name
+    # ElementTree gives a comment a function as its tag
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
@@ -133,7 +133,7 @@ def _held_disk(element: ET.Element) -> HeldDisk:
     virtual_bytes = int(element.get("bytes", "0")[:20])
     stamp = element.get("stamp", "")
     if not 0 <= virtual_bytes <= BYTES_MAX or not (stamp == "" or _STAMP.fullmatch(stamp)):
-        raise ValueError("a disk's size or stamp makes no sense")
+        raise ValueError("a disk's size or stamp is invalid")
     return HeldDisk(
         target=_attribute(element, "target"),
         path=_attribute(element, "path"),
@@ -144,12 +144,12 @@ def _held_disk(element: ET.Element) -> HeldDisk:
 
 
 def _moment(text: str) -> datetime:
-    """Raises ValueError."""
+    """Parse an ISO 8601 time, in UTC unless it names a zone. Raises ValueError."""
     moment = datetime.fromisoformat(text)
     try:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except OverflowError as error:  # in the first or last hours that a datetime can tell
-        raise ValueError("a moment is too far away") from error
+    except OverflowError as error:  # within hours of the smallest or largest datetime
+        raise ValueError("a time is out of range") from error
 
 
 def _add(parent: ET.Element, name: str, about: dict[str, str]) -> None:
@@ -182,13 +182,13 @@ def _written(name: str, text: str) -> tuple[str, str]:
 
 
 def _unwritten(plain: str | None, as_json: str | None) -> str:
-    """Raises ValueError."""
+    """The inverse of `_written`. Raises ValueError."""
     if as_json is None:
         return (plain or "")[:TEXT_MAX]
     try:
         text = json.loads(as_json)
     except RecursionError as error:
-        raise ValueError("a text is nested") from error
+        raise ValueError("a text is nested too deeply") from error
     if not isinstance(text, str):
-        raise ValueError("a text is none")  # noqa: TRY004 - as for all else that makes no sense
+        raise ValueError("a text is not a string")  # noqa: TRY004 - like every other invalid value
     return text[:TEXT_MAX]

@@ -1,7 +1,7 @@
-"""Files that a server's disks have in common with other domains of the node.
+"""Finds files that a server's disks share with other domains of the node.
 
-Two domains on one file overwrite each other's data, and a revert of a disk changes what the domains see that are based
-on it. Files are compared by device and inode: a hard link or a symlink is the same file under another name.
+Two domains on one file overwrite each other's data, and reverting a disk changes the data of domains based on it. Files
+are compared by device and inode, so that hard links and symlinks are recognized.
 """
 
 import itertools
@@ -22,17 +22,17 @@ FileId = tuple[int, int]  # device and inode
 
 
 class Use(StrEnum):
-    """What another domain does with a file."""
+    """How a domain uses a file."""
 
     DISK = "disk"
-    BASE = "base"  # it only reads it: it lies below one of its disks, or is a read-only disk
+    BASE = "base"  # read-only: as the backing file of a disk, or as a read-only disk
 
 
-Uses = Mapping[str, frozenset[tuple[Use, FileId]]]  # by the domain's UUID
+Uses = Mapping[str, frozenset[tuple[Use, FileId]]]  # by UUID of the domain
 
 
 def uses(handle: Any) -> Uses:
-    """The files of every domain of this libvirt, whether it runs or not: it could be started at any time."""
+    """The files of every domain of this libvirt. Includes domains that are off, which could start at any time."""
     found = {}
     for domain in handle.listAllDomains(0):
         try:
@@ -46,50 +46,48 @@ def uses(handle: Any) -> Uses:
 
 
 def shared(disks: Iterable[FileDisk], uuid: str, every: Uses) -> Iterator[SkippedDisk]:
-    """The disks of this domain that others have, or have theirs based on.
+    """The disks of this domain that other domains use, directly or as a base, each with a reason for the customer.
 
-    Each comes with the reason, in words for the customer. That a disk is based on another's is no reason: a template
-    may be a domain that nobody starts. A base that is written to, or was changed since a snapshot, is found elsewhere.
+    A disk that is based on another domain's disk is allowed: that domain may be a template that is never started. Other
+    checks find a base that is being written to or was changed since a snapshot.
     """
     others = frozenset[tuple[Use, FileId]]().union(*(found for other, found in every.items() if other != uuid))
     for disk in disks:
         for _, file_id in itertools.islice(_files(disk.path), 1):
             if (Use.DISK, file_id) in others:
-                yield SkippedDisk(target=disk.target, reason="it is a disk of another server as well")
+                yield SkippedDisk(target=disk.target, reason="it is also a disk of another server")
             elif (Use.BASE, file_id) in others:
                 yield SkippedDisk(target=disk.target, reason="a disk of another server is based on it, or reads it")
 
 
 def refusal(disk: SkippedDisk) -> str:
-    """Why a server with this shared disk can't be snapshotted."""
-    return f"disk {disk.target} can't be snapshotted: {disk.reason}"
+    """Why a server with this shared disk cannot be snapshotted."""
+    return f"disk {disk.target} cannot be snapshotted: {disk.reason}"
 
 
 def refuse_overlays(disks: Iterable[FileDisk], tags: Collection[str]) -> None:
-    """Raises ServerInUse where the image below a disk holds snapshots of this server.
+    """Raises ServerInUse if a backing file of a disk has snapshots of this server.
 
-    Another tool has put an overlay over the disk for a while: a backup, most likely. What is snapshotted in the overlay
-    is gone when it is merged, and the snapshots below can't be reached now.
+    Another tool, most likely a backup, has created a temporary overlay. A snapshot in the overlay would be lost when it
+    is merged, and the snapshots in the backing file cannot be reverted to now.
     """
     for disk in disks:
         for number, (path, _) in enumerate(image_chain.files(disk.path)):
             if number and not {*tags}.isdisjoint(_tags(path)):
-                raise ServerInUse(
-                    f"disk {disk.target} has an overlay of another tool over the image with its snapshots"
-                )
+                raise ServerInUse(f"disk {disk.target} has a temporary overlay of another tool on top of its snapshots")
 
 
 def _tags(path: str) -> frozenset[str]:
     try:
         return frozenset(entry.name for entry in qcow2_tables.read(path).snapshots)
-    except TablesUnreadable:  # no qcow2 image
+    except TablesUnreadable:  # not qcow2
         return frozenset()
 
 
 def uses_of(disks: Iterable[tuple[str, bool]]) -> Iterator[tuple[Use, FileId]]:
-    """`disks`: of one domain, each with its path and whether it is read-only."""
+    """`disks`: the disks of one domain, each as its path and whether it is read-only."""
     for path, read_only in disks:
-        # one that only reads a file is to it as a disk that is based on it: both see what another writes
+        # a read-only disk counts like an overlay: both see what others write to the file
         yield from ((Use.BASE, file_id) if read_only else (use, file_id) for use, file_id in _files(path))
 
 

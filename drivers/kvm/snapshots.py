@@ -1,4 +1,4 @@
-"""A server's snapshots: what is written down of them beside what its disks hold."""
+"""A server's snapshots: their records combined with what its disks hold."""
 
 import asyncio
 import os
@@ -27,13 +27,13 @@ from drivers.qcow2_tables import TablesUnreadable
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """All that can be known of a server's snapshots without changing anything."""
+    """A read-only view of all of a server's snapshots."""
 
     hardware: Hardware
     disks: tuple[DiskNow, ...]
     written: Written
-    present: frozenset[Kind]  # UEFI variables, TPM: what the server has now beside its disks
-    copies: Mapping[str, frozenset[Kind]]  # of them, by tag
+    present: frozenset[Kind]  # state files (UEFI variables, TPM) that exist now
+    copies: Mapping[str, frozenset[Kind]]  # copies of state files, by tag
 
     @property
     def tags(self) -> frozenset[str]:
@@ -41,7 +41,7 @@ class View:
         return frozenset({*on_disks, *self.written.records, *self.written.listed, *self.copies})
 
     def contents(self, tag: str) -> Contents | None:
-        """What the snapshot is written down to hold."""
+        """The snapshot's recorded contents; None without a record."""
         if tag in self.written.records:
             return self.written.records[tag].contents
         listed = self.written.listed.get(tag)
@@ -54,17 +54,17 @@ class View:
         return compare(tag, self.contents(tag), self.disks, self.hardware.skipped)
 
     def holders(self, tag: str) -> frozenset[str]:
-        """The disks of the server that have a snapshot of this name."""
+        """The targets of the server's disks that have a snapshot of this name."""
         return frozenset(disk.disk.target for disk in self.disks if disk.tables.named(tag))
 
     def missing(self, tag: str, *, for_certain: bool = False) -> tuple[str, ...]:
-        """Why a restore to it would not bring back all, a sentence for each thing.
+        """The reasons why a restore to the tag would be incomplete, one per part.
 
-        `for_certain`: without what may be as it was.
+        `for_certain`: without disks that are merely doubtful (see `Comparison`).
         """
         comparison = self.compare(tag)
         if not self.holders(tag) and not comparison.differing:
-            return ("no disk holds the snapshot",)
+            return ("no disk has the snapshot",)
         differing = comparison.left_alone() if for_certain else comparison.differing
         return tuple(skipped.reason for skipped in (*differing, *self.differing_state(tag)))
 
@@ -94,7 +94,7 @@ class View:
         )
 
     def record(self, spec: SnapshotSpec, contents: Contents | None) -> Record | None:
-        """What to write down of a snapshot; None where nothing says what it holds and a disk lacks it."""
+        """The record to write for a snapshot; None if its contents are unknown and a disk lacks it."""
         known = contents or self.contents(spec.tag)
         if known is not None:
             comparison = compare(spec.tag, known, self.disks, self.hardware.skipped)
@@ -111,7 +111,7 @@ class View:
 
 
 def contents_of(hardware: Hardware) -> Contents:
-    """What a snapshot of such a server holds, as far as its XML says."""
+    """The contents of a snapshot of this hardware, as far as the XML tells: without sizes and stamps."""
     return Contents(
         disks=tuple(HeldDisk(target=disk.target, path=disk.path, virtual_bytes=0) for disk in hardware.disks),
         left_out=hardware.skipped,
@@ -122,39 +122,42 @@ def contents_of(hardware: Hardware) -> Contents:
 
 
 def copies_of(found: Hardware, *held: Contents | None, former: Sequence[Path] = ()) -> Copies:
-    """`held`: what snapshots hold whose copies are looked for; they lie beside the disk that was the first one then.
-    `former`: see Copies."""
+    """The copies of state files of a server.
+
+    `held`: contents of the snapshots whose copies are needed; they lie next to the disk that was the first at that
+    time. `former`: see Copies.
+    """
     then = (disk.path for contents in held if contents for disk in contents.disks)
     images = dict.fromkeys([*(disk.path for disk in found.disks), *then])
     return Copies(images=[Path(path) for path in images], parts=found.parts, former=former)
 
 
 async def look(found: Hardware, written: Written) -> View:
-    """Raises UnsupportedServer where a disk or a copy can't be looked at."""
+    """Read the disks and copies. Raises UnsupportedServer if one cannot be read."""
     copies = copies_of(found, *(record.contents for record in written.records.values()))
-    with refused_as(UnsupportedServer, "the copies of the UEFI variables or the TPM can't be looked at"):
+    with refused_as(UnsupportedServer, "the copies of the UEFI variables or the TPM cannot be read"):
         by_tag = await asyncio.to_thread(copies.tags)
         present = frozenset(part.kind for part in await asyncio.to_thread(copies.present))
     return View(hardware=found, disks=await read_disks(found.disks), written=written, present=present, copies=by_tag)
 
 
 async def read_disks(disks: Sequence[FileDisk]) -> tuple[DiskNow, ...]:
-    """Raises UnsupportedServer for a file that is not there or no qcow2 image."""
+    """Read the disks' tables. Raises UnsupportedServer if a file is missing or not a qcow2 image."""
     return tuple([await _read(disk) for disk in disks])
 
 
 async def _read(disk: FileDisk) -> DiskNow:
     try:
         if not await asyncio.to_thread(Path(disk.path).is_file):
-            raise UnsupportedServer(f"disk {disk.target} has no file")
+            raise UnsupportedServer(f"the file of disk {disk.target} is missing")
         tables = await asyncio.to_thread(qcow2_tables.read, disk.path)
         return DiskNow(disk=disk, tables=tables, base=await asyncio.to_thread(image_chain.base, disk.path))
     except (TablesUnreadable, OSError) as error:
-        raise UnsupportedServer(f"disk {disk.target} can't be read as qcow2") from error
+        raise UnsupportedServer(f"disk {disk.target} cannot be read as qcow2") from error
 
 
 def left_behind(tag: str, contents: Contents, disks: Sequence[FileDisk]) -> tuple[FileDisk, ...]:
-    """The files that hold the snapshot, as it is written down, and are no disk of the server any more. Blocks."""
+    """The recorded disks that still have the snapshot, but are no longer attached to the server. Blocks."""
     paths = [disk.path for disk in disks]
     return tuple(
         FileDisk(target=held.target, path=held.path) for held in contents.disks if _is_left_behind(tag, held, paths)
@@ -167,7 +170,7 @@ def _is_left_behind(tag: str, held: HeldDisk, paths: Sequence[str]) -> bool:
     try:
         tables = qcow2_tables.read(held.path)
     except TablesUnreadable:
-        return False  # the file is gone, or is another's by now
+        return False  # the file is gone or was replaced
     return any(entry.stamp == held.stamp or not held.stamp for entry in tables.named(tag))
 
 

@@ -1,8 +1,8 @@
-"""Copies of a server's small state files (UEFI variables, TPM), one set for each snapshot.
+"""Copies of a server's small state files (UEFI variables, TPM), one set per snapshot.
 
-They lie beside the image of the first disk, `IMAGE.TAG.nvram`, so that they are wherever the disks are. A TPM's folder
-is one tar file. Versions before these laid the UEFI variables beside the original, `VARIABLES.TAG`: such copies are
-used and deleted like the others.
+They are next to the image of the first disk, as `IMAGE.TAG.nvram`, so that they are moved with the disks. A TPM's
+folder is one tar file. Older versions stored the UEFI variables next to the original, as `VARIABLES.TAG`; such copies
+are used and deleted like the others.
 """
 
 import hashlib
@@ -19,35 +19,35 @@ from drivers.kvm.firmware_xml import Kind, StatePart
 from drivers.kvm.state_files import MAX_BYTES, NotPlain, Owner, folder
 
 MAX_FILES = 64  # of a TPM; swtpm has one or two
-LONGEST_NAME = 140  # bytes of an image's name: with tag and ending the copy's stays below the file system's 255
-OUR_TAGS = "vps-"  # with others in the same folder, only such a name says whose copy it is
+LONGEST_NAME = 140  # bytes of an image's name: with tag and suffix a copy's name stays below the file system's 255
+OUR_TAGS = "vps-"  # only files with such a tag are ours: the folder has files of others, too
 ENDINGS = tuple(f".{kind}" for kind in Kind)
 PRIVATE = Owner(uid=os.geteuid(), gid=os.getegid(), mode=0o600)
-_PASSED_OVER = frozenset({".lock"})  # in a TPM's folder: no state
+_IGNORED = frozenset({".lock"})  # in a TPM's folder: not part of its state
 
 
 @dataclass(frozen=True, kw_only=True)
 class Copies:
-    """Where the copies of one server lie."""
+    """The copies of one server's state files."""
 
-    images: Sequence[Path]  # of its disks, and of those that its snapshots hold; new copies lie beside the first
+    images: Sequence[Path]  # of its disks and of those that its snapshots hold; new copies go next to the first
     parts: Sequence[StatePart] = ()
-    former: Sequence[Path] = ()  # other places where its UEFI variables may have been
+    former: Sequence[Path] = ()  # former paths of its UEFI variables
 
     def present(self) -> tuple[StatePart, ...]:
-        """The parts whose files are there: what a snapshot taken now holds beside the disks.
+        """The parts whose files exist: what a snapshot taken now would hold besides the disks.
 
-        Raises OSError for one that can't be looked at or copied.
+        Raises OSError for a part that cannot be read or copied.
         """
         return tuple(part for part in self.parts if _owner(part) is not None)
 
     def refuse_unwritable(self) -> None:
-        """Raises OSError where no copy could be written."""
+        """Raises OSError if copies could not be written."""
         if self.parts and not os.access(self.images[0].parent, os.W_OK | os.X_OK):
-            raise NotPlain(f"{self.images[0].parent} can't be written to")
+            raise NotPlain(f"{self.images[0].parent} cannot be written to")
 
     def save(self, tag: str) -> None:
-        """A copy of each part that is there; of one that isn't, none. May be run again."""
+        """Copy each part that exists. Idempotent."""
         for part in self.parts:
             content = _content(part)
             with folder(self.images[0].parent) as within:
@@ -58,9 +58,9 @@ class Copies:
                     state_files.write(within, name, content, PRIVATE)
 
     def restore(self, tag: str) -> None:
-        """Each part of which there is a copy becomes what it was; the others stay. May be run again.
+        """Restore each part that has a copy. Idempotent.
 
-        A part that is there already is left alone: what refuses to take it away refuses to bring it back, too.
+        A part that equals its copy is skipped: if its restore has failed, restoring the safety copy would fail, too.
         """
         for part in self.parts:
             copy = self._read(tag, part)
@@ -68,19 +68,19 @@ class Copies:
                 self._put_back(part, copy)
 
     def refuse_unrestorable(self, tag: str) -> None:
-        """Raises OSError where a part could not become what its copy holds: no room, or read-only storage."""
+        """Raises OSError if a part could not be restored: no space, or read-only storage."""
         for part in self.parts:
             copy = self._read(tag, part)
             if copy is not None and _fits(part, copy):
                 place = next(each for each in part.path.parents if each.is_dir())
                 if not os.access(place, os.W_OK | os.X_OK):
-                    raise NotPlain(f"{place} can't be written to")
+                    raise NotPlain(f"{place} cannot be written to")
                 storage = os.statvfs(place)
                 if storage.f_bavail * storage.f_frsize < len(copy):
-                    raise NotPlain(f"{place} has no room")
+                    raise NotPlain(f"{place} has too little free space")
 
     def is_at(self, tag: str) -> bool:
-        """Whether each part of which there is a copy holds just what the copy holds."""
+        """Whether each part that has a copy equals it."""
         for part in self.parts:
             copy = self._read(tag, part)
             if copy is not None and not _same(part, copy):
@@ -88,12 +88,12 @@ class Copies:
         return True
 
     def unfit(self, tag: str) -> frozenset[Kind]:
-        """The parts whose copy is of another thing: a TPM of another version."""
+        """The kinds of parts whose copy does not fit them: a TPM of another version."""
         copies = ((part, self._read(tag, part)) for part in self.parts)
         return frozenset(part.kind for part, copy in copies if copy is not None and not _fits(part, copy))
 
     def tags(self) -> dict[str, frozenset[Kind]]:
-        """Every tag that has a copy, and of what."""
+        """Every tag that has copies, with their kinds."""
         found: dict[str, frozenset[Kind]] = {}
         for place in {image.parent for image in self.images} if self.parts else ():
             with suppress(FileNotFoundError), os.scandir(place) as entries:
@@ -107,7 +107,7 @@ class Copies:
         return found
 
     def delete(self, tag: str) -> None:
-        """Every copy of the tag, whatever parts the server has now. None is fine."""
+        """Delete all copies of the tag, whatever parts the server has now. Idempotent."""
         if not _is_name(tag):
             return
         for image in self.images:
@@ -119,8 +119,8 @@ class Copies:
                 state_files.remove(within, f"{path.name}.{tag}")
 
     def move_former(self, tag: str) -> None:
-        """Bring a copy that an older version laid beside the UEFI variables to where copies lie now, while it is known
-        where that is. May be run again; none is fine."""
+        """Move a copy that an older version stored next to the UEFI variables to where copies are stored now, while its
+        path is known. Idempotent."""
         if not _is_name(tag):
             return
         for path in (*(part.path for part in self.parts if part.kind is Kind.NVRAM), *self.former):
@@ -157,7 +157,7 @@ class Copies:
         with folder(self.images[0].parent) as within:
             image = state_files.read_owner(within, self.images[0].name)
         with folder(part.path.parent) as within:
-            # lost: whoever may open the disks has to open this
+            # if the file was lost, the owner of the disks must be able to open the new one
             owned = state_files.owner(within, part.path.name) or Owner(uid=image.uid, gid=image.gid, mode=0o600)
             state_files.write(within, part.path.name, copy, owned)
 
@@ -173,7 +173,7 @@ def _image_name(image: Path) -> str:
 
 
 def _is_name(tag: str) -> bool:
-    """Others' snapshots are called as they like: what is no file's name has no copy."""
+    """Whether the tag can be part of a file name. A snapshot of another tool with any other name has no copies."""
     return bool(tag) and "/" not in tag and "\0" not in tag and len(os.fsencode(tag)) <= 255 - LONGEST_NAME - 16
 
 
@@ -196,7 +196,7 @@ def _owner(part: StatePart) -> Owner | None:
 
 
 def _content(part: StatePart) -> bytes | None:
-    """What a copy holds; None where there is nothing yet."""
+    """The content of a copy of the part; None if the part does not exist."""
     if part.folder:
         files = _files(part.path)
         return _packed(part.path, files) if files else None
@@ -208,16 +208,17 @@ def _content(part: StatePart) -> bytes | None:
 
 
 def _files(path: Path) -> dict[str, tuple[bytes, Owner]]:
-    """Raises NotPlain for anything else than a few small files."""
+    """The files of a folder with their owners; empty if it does not exist. Raises NotPlain unless it has only a few
+    small files."""
     found = {}
     left = MAX_BYTES
     try:
         with folder(path, follow=False) as within:
-            names = sorted({*os.listdir(within)} - _PASSED_OVER)
+            names = sorted({*os.listdir(within)} - _IGNORED)
             if len(names) > MAX_FILES:
-                raise NotPlain("has too many files")
+                raise NotPlain("too many files")
             for name in names:
-                with suppress(FileNotFoundError):  # of a TPM that is in use and has just taken a new file
+                with suppress(FileNotFoundError):  # a running TPM replaces its files
                     found[name] = state_files.read(within, name, at_most=left)
                     left -= len(found[name][0])
     except FileNotFoundError:
@@ -237,14 +238,14 @@ def _packed(path: Path, files: dict[str, tuple[bytes, Owner]]) -> bytes:
     return archive.getvalue()
 
 
-def _entry(name: str, owned: Owner, *, type: bytes) -> tarfile.TarInfo:  # noqa: A002 - tarfile's word
+def _entry(name: str, owned: Owner, *, type: bytes) -> tarfile.TarInfo:  # noqa: A002 - tarfile's name
     entry = tarfile.TarInfo(name)
     entry.type, entry.uid, entry.gid, entry.mode = type, owned.uid, owned.gid, owned.mode
     return entry
 
 
 def _unpacked(copy: bytes, name: str) -> dict[str, tuple[bytes, Owner]]:
-    """The files of the folder of that name by their names, "" for the folder itself; nothing of another folder."""
+    """The files in the archived folder of that name, by name; "" is the folder itself."""
     found = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(copy), mode="r:") as tar:
@@ -258,7 +259,7 @@ def _unpacked(copy: bytes, name: str) -> dict[str, tuple[bytes, Owner]]:
                 elif entry.isreg() and file and (content := tar.extractfile(entry)) is not None:
                     found[file] = (content.read(), owned)
     except tarfile.TarError as error:
-        raise NotPlain("is no copy of a TPM") from error
+        raise NotPlain("not a copy of a TPM") from error
     return found
 
 
@@ -270,18 +271,18 @@ def _put_back_folder(path: Path, copy: bytes) -> None:
     files = _unpacked(copy, path.name)
     _, owned = files.pop("", (b"", PRIVATE))
     if not files:
-        raise NotPlain("is a copy of another TPM")
+        raise NotPlain("a copy of another TPM")
     _make_folder(path, owned)
     with folder(path, follow=False) as within:
         for name, (content, of_file) in files.items():
             state_files.write(within, name, content, state_files.owner(within, name) or of_file)
-        for name in {*os.listdir(within)} - _PASSED_OVER - files.keys():
+        for name in {*os.listdir(within)} - _IGNORED - files.keys():
             state_files.remove(within, name)
         os.fsync(within)
 
 
 def _make_folder(path: Path, owned: Owner) -> None:
-    """As swtpm's: that of the domain can be entered by all, the one within is its own."""
+    """Create the folder with the modes of swtpm: everyone may enter the domain's folder; the one in it is private."""
     path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     with suppress(FileExistsError):
         path.mkdir(mode=0o700)
@@ -297,6 +298,6 @@ def _same(part: StatePart, copy: bytes) -> bool:
 
 
 def _is_there(part: StatePart, copy: bytes) -> bool:
-    with suppress(NotPlain):  # a link, say: it is replaced
+    with suppress(NotPlain):  # for example a link, which will be replaced
         return _same(part, copy)
     return False

@@ -1,7 +1,7 @@
-"""Small files that are read whole and written whole or not at all.
+"""Reads and atomically writes small files.
 
-They lie in folders that others can write to (QEMU's or swtpm's user): no link is followed, only a regular file of a
-bounded size is read, and a write goes to a new file that then takes the name.
+They are in folders that others can write to (the users of QEMU and swtpm). So links are not followed, only regular
+files up to a maximum size are read, and a write goes to a new file that is then renamed.
 """
 
 import os
@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-MAX_BYTES = 64 << 20  # the largest firmware that QEMU takes is far smaller; a TPM has some kB
+MAX_BYTES = 64 << 20  # far more than the largest firmware that QEMU accepts; a TPM has some kB
 
 
 class NotPlain(OSError):
-    """A link, a device, a folder, or more than MAX_BYTES, where a small regular file should be."""
+    """Not a small regular file: a link, a device, a folder, or larger than MAX_BYTES."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Owner:
 
 @contextmanager
 def folder(path: Path, *, follow: bool = True) -> Iterator[int]:
-    """A descriptor of the folder. `follow`: it may be a link, as storage is often mounted."""
+    """A descriptor of the folder. `follow`: it may be a link, which is common for storage."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
     try:
         yield descriptor
@@ -40,45 +40,45 @@ def folder(path: Path, *, follow: bool = True) -> Iterator[int]:
 
 
 def read(within: int, name: str, *, at_most: int = MAX_BYTES) -> tuple[bytes, Owner]:
-    """Raises FileNotFoundError, NotPlain, or another OSError."""
+    """The content and owner of a file in the folder. Raises FileNotFoundError, NotPlain, or another OSError."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, dir_fd=within)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise NotPlain(error.errno, "can't be opened") from error
+        raise NotPlain(error.errno, "cannot open it as a regular file") from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise NotPlain("is no regular file")
+            raise NotPlain("not a regular file")
         with open(descriptor, "rb", closefd=False) as file:
             content = file.read(at_most + 1)
         if len(content) > at_most:
-            raise NotPlain("is too large")
+            raise NotPlain("too large")
         return content, Owner.of(status)
     finally:
         os.close(descriptor)
 
 
 def owner(within: int, name: str) -> Owner | None:
-    """None where there is no file of that name. Raises NotPlain."""
+    """The file's owner; None if it does not exist. Raises NotPlain."""
     try:
         status = os.stat(name, dir_fd=within, follow_symlinks=False)
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-        raise NotPlain("is no small regular file")
+        raise NotPlain("not a small regular file")
     return Owner.of(status)
 
 
 def read_owner(within: int, name: str) -> Owner:
-    """Of a file of any size, or of what a link leads to."""
+    """The owner of a file of any size; follows links."""
     return Owner.of(os.stat(name, dir_fd=within))
 
 
 def write(within: int, name: str, content: bytes, owned: Owner) -> None:
-    """Whole or not at all, also in a power cut."""
+    """Write the file atomically, even if the power fails."""
     fresh = f"{name}.new"
     with suppress(FileNotFoundError):
         os.unlink(fresh, dir_fd=within)
@@ -94,7 +94,7 @@ def write(within: int, name: str, content: bytes, owned: Owner) -> None:
 
 
 def remove(within: int, name: str) -> None:
-    """With what a write that was cut off has left. None is fine."""
+    """Delete the file, if it exists, and what an interrupted write has left."""
     for each in (name, f"{name}.new"):
         with suppress(FileNotFoundError):
             os.unlink(each, dir_fd=within)

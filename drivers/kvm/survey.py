@@ -1,7 +1,7 @@
-"""What snapshots of servers would hold, without changing anything: of all domains of a libvirt.
+"""Surveys what snapshots of servers would hold: of all domains of a libvirt.
 
-The judgement is the one by which a snapshot is taken or refused (`KvmHypervisor.layout`), but for what passes by
-itself: a migration, a backup, a program that holds a disk.
+Read-only. Uses the checks of `KvmHypervisor.layout`, except those for temporary conditions: a migration, a backup, a
+program that holds a disk.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from drivers.qcow2_image import Image
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """A domain of a libvirt, as it was read."""
+    """A domain, as read from libvirt."""
 
     name: str
     uuid: str
@@ -32,7 +32,7 @@ class _Found:
 
 
 async def survey_libvirt(uri: str) -> list[Surveyed]:
-    """Every domain, adopted or not. Raises HypervisorUnavailable."""
+    """Survey every domain, adopted or not. Raises HypervisorUnavailable."""
     opened = connection.Connection(uri)
     await opened.open()
     try:
@@ -54,8 +54,8 @@ def _read(of: Any, uri: str) -> _Found:
         domain.ready_hardware(of, places_of(uri))
     except DriverError as error:
         refusals.append(str(error))
-    except libvirt.libvirtError as error:  # gone meanwhile, or a storage pool that does not answer
-        refusals.append(f"the hypervisor does not tell: {error}")
+    except libvirt.libvirtError as error:  # the domain has vanished, or a storage pool does not answer
+        refusals.append(f"libvirt reports an error: {error}")
     return _Found(
         name=of.name(),
         uuid=of.UUIDString(),
@@ -82,12 +82,12 @@ async def _of_domain(found: _Found, uses: sharing.Uses, of: connection.Connectio
         state=tuple(part.kind for part in judged.parts),
         left_out=judged.skipped,
         refused=refusals,
-        noticed=tuple(f"a job that stops the server leaves it with {less}" for less in found.reduced),
+        noticed=tuple(f"after a job that stops the server, it has {less}" for less in found.reduced),
     )
 
 
 def _stopping_refused(handle: Any, uuid: str, disks: Sequence[FileDisk], uri: str) -> tuple[str, ...]:
-    """Why a server whose parts are fit is not to be stopped."""
+    """Why a server whose parts can be snapshotted must not be stopped; empty if it may be."""
     try:
         found = handle.lookupByUUIDString(uuid)
         readiness.refuse_unstoppable(found, disks)
@@ -95,7 +95,7 @@ def _stopping_refused(handle: Any, uuid: str, disks: Sequence[FileDisk], uri: st
     except DriverError as error:
         return (str(error),)
     except libvirt.libvirtError as error:
-        return (f"the hypervisor does not tell: {error}",)
+        return (f"libvirt reports an error: {error}",)
     return ()
 
 
@@ -105,7 +105,7 @@ def surveyed_disks(disks: Sequence[FileDisk], images: Mapping[FileDisk, Image]) 
 
 
 def _disk(disk: FileDisk, image: Image | None) -> SurveyedDisk:
-    """`image`: None where it can't be read, or is not here."""
+    """`image`: None if it is missing or cannot be read."""
     if image is None:
         return SurveyedDisk(target=disk.target, path=disk.path)
     return SurveyedDisk(

@@ -1,4 +1,4 @@
-"""What snapshots of servers would hold, by their definitions and images alone: of a folder, without a libvirt."""
+"""Surveys a folder of domain definitions and images, without libvirt."""
 
 import asyncio
 import os
@@ -25,11 +25,13 @@ MAX_XML_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Where a definition has a file: of a disk, a CD-ROM, a floppy."""
+    """The file of a disk, CD-ROM or floppy in a definition."""
 
-    path: str  # as the definition says
-    file: Path | None  # here
-    is_certain: bool  # it is at that path, or beside its definition; else the only one of its name in the folder
+    path: str  # in the definition
+    file: Path | None  # where it was found
+    is_certain: (
+        bool  # found at that path or next to the definition; else it is the only file of that name in the folder
+    )
     is_disk: bool
     is_read_only: bool
 
@@ -38,7 +40,7 @@ class _Place:
 class _Definition:
     path: Path
     name: str
-    uuid: str  # without one: the path
+    uuid: str  # the file's path if the definition has none
     hardware: Hardware
     places: tuple[_Place, ...]
 
@@ -53,19 +55,19 @@ class _Definition:
 
 @dataclass(frozen=True, kw_only=True)
 class _Folder:
-    """What its definitions have in common, by the domains' UUIDs: one domain may have several definitions."""
+    """The definitions, and the files that they use, by UUID of the domain: one domain may have several definitions."""
 
     definitions: tuple[_Definition, ...]
     uses: sharing.Uses
     names: Mapping[str, str]
 
     def shares_with(self, of: _Definition, disk: FileDisk) -> Iterator[str]:
-        """What a person should know of a disk that others have as well."""
+        """Remarks about other domains that use the disk's file, too."""
         place = of.at[disk.path]
         if place.file is not None and place.is_certain:
             found = _file_id(place.file)
             same = {uuid for uuid, uses in self.uses.items() if any(each == found for _, each in uses)}
-            text = "has its file, or a disk based on it, as well"
+            text = "uses its file as well, or has a disk based on it"
         else:  # definitions of several nodes may have different files at one path
             named = {other.uuid: {each.path for each in other.places} for other in self.definitions}
             same = {uuid for uuid, paths in named.items() if disk.path in paths}
@@ -74,8 +76,10 @@ class _Folder:
 
 
 async def survey_folder(path: Path) -> list[Surveyed]:
-    """Every definition of a domain below the folder, and every image that no definition has. A disk is looked at where
-    its file is at its path or, by its name, in the folder. Raises OSError."""
+    """Survey every domain definition in the folder and its subfolders, and every image that is in no definition.
+
+    A disk's image is searched at its path, and then by file name in the folder. Raises OSError.
+    """
     folder, unread, images = await asyncio.to_thread(_read, path)
     definitions = [await _of_definition(each, folder) for each in folder.definitions]
     alone = [await _of_image(image) for image in images]
@@ -83,7 +87,7 @@ async def survey_folder(path: Path) -> list[Surveyed]:
 
 
 def _read(path: Path) -> tuple[_Folder, list[Surveyed], list[Path]]:
-    """The definitions, what is refused as none, and the files that may be images of disks in no definition."""
+    """The definitions, the unreadable ones, and the files that may be disk images and are in no definition."""
     files = [file for file in sorted(path.resolve(strict=True).rglob("*")) if file.is_file()]
     by_name: defaultdict[str, list[Path]] = defaultdict(list)
     for file in files:
@@ -93,7 +97,7 @@ def _read(path: Path) -> tuple[_Folder, list[Surveyed], list[Path]]:
         try:
             found = _definition(file, by_name)
         except (OSError, UnicodeDecodeError, ET.ParseError) as error:
-            unread.append(Surveyed(name=str(file), refused=(f"the file can't be read as XML: {error}",)))
+            unread.append(Surveyed(name=str(file), refused=(f"the file is not valid XML: {error}",)))
         else:
             definitions += [found] if found is not None else []
     images = _of_nobody([file for file in files if file.suffix != ".xml"], definitions)
@@ -101,12 +105,12 @@ def _read(path: Path) -> tuple[_Folder, list[Surveyed], list[Path]]:
 
 
 def _definition(file: Path, by_name: Mapping[str, Sequence[Path]]) -> _Definition | None:
-    """None for XML of other things."""
+    """None if the XML is not of a domain."""
     if file.stat().st_size > MAX_XML_BYTES:
         return None
     text = file.read_text()
     root = ET.fromstring(text)  # noqa: S314 - expat loads no external entity and bounds the others
-    # or what libvirt keeps of a running domain
+    # also the status file that libvirt keeps of a running domain
     element = root if root.tag == "domain" else root.find("./domain") if root.tag == "domstatus" else None
     if element is None:
         return None
@@ -133,7 +137,8 @@ def _places(domain: ET.Element, definition: Path, by_name: Mapping[str, Sequence
 
 
 def _where(path: Path, definition: Path, by_name: Mapping[str, Sequence[Path]]) -> tuple[Path | None, bool]:
-    """The file of a disk: where its definition says, else beside that, else the only one of its name."""
+    """The file of a disk, and whether that is certain: at the path in the definition, else next to the definition, else
+    the only one of its name."""
     if path.is_absolute() and path.is_file():
         return path.resolve(), True
     named = by_name.get(path.name, ())
@@ -156,7 +161,7 @@ def _folder(definitions: Sequence[_Definition]) -> _Folder:
 
 
 def _of_nobody(files: Iterable[Path], definitions: Iterable[_Definition]) -> list[Path]:
-    """Those that no disk of a definition is, whatever a snapshot would make of it, and that no image is based on."""
+    """The files that are neither in a definition nor a backing file of another image."""
     files = [*files]
     in_definitions = [place.file for each in definitions for place in each.places if place.file is not None]
     taken = {_id(status) for file in in_definitions for _, status in image_chain.files(str(file))}
@@ -199,14 +204,14 @@ async def _of_definition(of: _Definition, folder: _Folder) -> Surveyed:
 
 
 async def _of_image(path: Path) -> Surveyed | None:
-    """None for a file that is no image of a disk."""
+    """None if the file is not a disk image."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))
     except OSError as error:
-        return Surveyed(name=str(path), refused=(f"the file can't be read: {error.strerror}",))
+        return Surveyed(name=str(path), refused=(f"the file cannot be read: {error.strerror}",))
     if magic != MAGIC:
-        text = "it is no qcow2 image, and only qcow2 can be snapshotted"
+        text = "it is not a qcow2 image, and only qcow2 can be snapshotted"
         return Surveyed(name=str(path), refused=(text,)) if path.suffix in OTHER_IMAGES else None
     disk = FileDisk(target=path.name, path=str(path))
     images, refusals = await judge_disks([disk])

@@ -1,5 +1,4 @@
-"""Volumes of libvirt's storage pools, as `<disk type='volume'>` names them (all disks that terraform-provider-libvirt
-writes)."""
+"""Volumes of libvirt's storage pools, to which `<disk type='volume'>` refers (as terraform-provider-libvirt does)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,14 +16,14 @@ _KINDS = {
 }
 _ANSWERS = {
     libvirt.VIR_ERR_NO_STORAGE_POOL: "is in a storage pool that the hypervisor does not know",
-    libvirt.VIR_ERR_NO_STORAGE_VOL: "is no volume of its storage pool",
+    libvirt.VIR_ERR_NO_STORAGE_VOL: "names a volume that its storage pool does not have",
     libvirt.VIR_ERR_OPERATION_INVALID: "is in a storage pool that is not active",
-    libvirt.VIR_ERR_NO_SUPPORT: "is in a storage pool, and this hypervisor has none",
+    libvirt.VIR_ERR_NO_SUPPORT: "is in a storage pool, which this hypervisor does not support",
 }
 
 
 def paths_by(connection: Any) -> Callable[[str, str], str]:
-    """Where a volume's file is, asked of this libvirt: pool and volume by name, as at a start of the domain."""
+    """A function that asks this libvirt for a volume's path, by the names of pool and volume."""
 
     def path(pool: str, volume: str) -> str:
         try:
@@ -39,7 +38,7 @@ def paths_by(connection: Any) -> Callable[[str, str], str]:
                 raise
             raise VolumeAway(answer or "is in a storage pool that does not answer") from error
         if kind != libvirt.VIR_STORAGE_VOL_FILE:
-            raise NoVolumeFile(f"is no file but of type {_KINDS.get(kind, kind)}, which can't be snapshotted")
+            raise NoVolumeFile(f"is not a file but of type {_KINDS.get(kind, kind)}, which cannot be snapshotted")
         return at
 
     return path

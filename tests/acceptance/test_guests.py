@@ -225,7 +225,7 @@ async def test_what_can_be_left_out_is_left_out_and_said_so(cell: AcceptanceCell
     assert booted.markers["vda"] == "A"
     said = [line for line in cell.worker_log.read_text().splitlines() if "disks.skipped" in line]
     assert "read-only" in said[-1]
-    assert "its definition leaves it out of snapshots" in said[-1]
+    assert "its definition excludes it from snapshots" in said[-1]
     assert "cdrom" in said[-1]
     await cell.delete(server, snapshot_id)
 

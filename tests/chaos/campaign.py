@@ -66,12 +66,12 @@ class Campaign:
         await self._look(self._servers)
         assert self._cell.worker is not None
         await self._cell.worker.stop()
-        spare = model.spare_tags(self._journal)
+        safety = model.safety_tags(self._journal)
         for expected in self._servers:
             if self._cell.is_on(expected.server):
                 await self._cell.lab.cut_power(expected.server.name)
             expected.running = False
-            self.summary.violations += model.disk_violations(expected, set(expected.snapshots), spare)
+            self.summary.violations += model.disk_violations(expected, set(expected.snapshots), safety)
         return self.summary
 
     async def _round(self) -> None:
@@ -241,7 +241,7 @@ class Campaign:
         """`patient`: the node has yet to judge what Redis says."""
         for expected in servers:
             deadline = time.monotonic() + (RECONCILED_SECONDS if patient else 0)
-            while found := await model.violations(self._cell, expected, model.spare_tags(self._journal)):
+            while found := await model.violations(self._cell, expected, model.safety_tags(self._journal)):
                 if time.monotonic() >= deadline:
                     break
                 await asyncio.sleep(0.2)

@@ -64,7 +64,7 @@ class Deaths:
             if child.pid in pids:
                 await child.ended()
         if target in {"worker", "qemu-img", "everything"}:
-            for other in self.servers:  # the worker gives up spare tags of any server
+            for other in self.servers:  # the worker gives up safety tags of any server
                 other.change_was_killed = True
         for other in on:
             other.qemu_was_killed |= target == "everything" or (target == "qemu" and other is expected)

@@ -78,8 +78,8 @@ def held(disk: Path, tag: str) -> int | None:
     return _one_byte(disk, "-l", f"snapshot.name={tag}")
 
 
-async def violations(cell: AcceptanceCell, expected: Expected, spare: set[str]) -> list[str]:
-    """All that is not as it must be with one server. `spare`: tags that the journal remembers."""
+async def violations(cell: AcceptanceCell, expected: Expected, safety: set[str]) -> list[str]:
+    """All that is not as it must be with one server. `safety`: tags that the journal remembers."""
     server, found = expected.server, []
     _, page = await cell.call("GET", f"/api/v1/snapshots/?server_id={server.id}&page_size=500")
     results: Any = page["results"]
@@ -95,14 +95,14 @@ async def violations(cell: AcceptanceCell, expected: Expected, spare: set[str]) 
     listed_jobs: Any = jobs["results"]
     if unended := [job["id"] for job in listed_jobs if job["state"] in {"queued", "in_progress"}]:
         found.append(f"jobs without an end: {unended}")
-    found += await asyncio.to_thread(disk_violations, expected, completed, spare)
-    found += _list_violations(cell.lab.folder, expected, spare)
+    found += await asyncio.to_thread(disk_violations, expected, completed, safety)
+    found += _list_violations(cell.lab.folder, expected, safety)
     if cell.is_on(server) is not expected.running:
         found.append(f"power: on is {cell.is_on(server)}, expected {expected.running}")
     return [f"server {server.id}: {violation}" for violation in found]
 
 
-def _list_violations(libvirt: Path, expected: Expected, spare: set[str]) -> list[str]:
+def _list_violations(libvirt: Path, expected: Expected, safety: set[str]) -> list[str]:
     """What is written down of snapshots, by the files in which libvirt keeps that: in the domain's metadata those that
     there are, in libvirt's own list none, or the server could not be migrated."""
     found = []
@@ -113,12 +113,12 @@ def _list_violations(libvirt: Path, expected: Expected, spare: set[str]) -> list
     definition = ET.parse(libvirt / "etc" / "qemu" / f"{name}.xml")  # noqa: S314 - libvirt's own
     written = {snapshot.get("tag", "") for snapshot in definition.iterfind(f".//{{{NAMESPACE}}}snapshot")}
     ours = {f"vps-{snapshot}" for snapshot in expected.snapshots}
-    if ours - written or written - ours - spare:
+    if ours - written or written - ours - safety:
         found.append(f"written down are {sorted(written)}, expected {sorted(ours)}")
     return found
 
 
-def _nvram_violations(expected: Expected, spare: set[str]) -> list[str]:
+def _nvram_violations(expected: Expected, safety: set[str]) -> list[str]:
     if expected.nvram is None:
         return []
     image = expected.server.disks[0]
@@ -130,16 +130,16 @@ def _nvram_violations(expected: Expected, spare: set[str]) -> list[str]:
         if (path := copies.get(name) if name != "now" else expected.nvram) is None
         or path.read_bytes() != bytes([byte]) * NVRAM_BYTES
     ]
-    if stray := set(copies) - set(bytes_of) - {f"{tag}.nvram" for tag in spare}:
+    if stray := set(copies) - set(bytes_of) - {f"{tag}.nvram" for tag in safety}:
         found.append(f"{expected.nvram.name}: nobody remembers {stray}")
     return found
 
 
-def disk_violations(expected: Expected, completed: set[int], spare: set[str]) -> list[str]:
-    found = _nvram_violations(expected, spare)
+def disk_violations(expected: Expected, completed: set[int], safety: set[str]) -> list[str]:
+    found = _nvram_violations(expected, safety)
     for disk in [*expected.server.disks, *expected.detached]:
         on_disk = set(tags(disk))
-        if stray := {tag for tag in on_disk if tag.startswith(SAFETY_PREFIX)} - spare:
+        if stray := {tag for tag in on_disk if tag.startswith(SAFETY_PREFIX)} - safety:
             found.append(f"{disk.name}: safety snapshots that nobody remembers: {stray}")
         ours = {tag for tag in on_disk if not tag.startswith(SAFETY_PREFIX)}
         if ours != {tag for snapshot in completed if disk in expected.holders(tag := f"vps-{snapshot}")}:
@@ -257,7 +257,7 @@ def owed(journal: Path) -> int:
     return len(_query(journal, "SELECT 1 FROM jobs WHERE published = 0"))
 
 
-def spare_tags(journal: Path) -> set[str]:
+def safety_tags(journal: Path) -> set[str]:
     return {tag for (tag,) in _query(journal, "SELECT tag FROM spare_tags")}
 
 
@@ -284,7 +284,7 @@ def _qemu_io(disk: Path, command: str) -> None:
 
 
 def unlocked(*command: str) -> "subprocess.CompletedProcess[bytes]":
-    """What the command says once nobody else is on its disk: the worker may be giving up a spare tag."""
+    """What the command says once nobody else is on its disk: the worker may be giving up a safety tag."""
     deadline = time.monotonic() + LOCKED_SECONDS
     while True:
         done = subprocess.run(command, check=False, capture_output=True)
@@ -294,7 +294,7 @@ def unlocked(*command: str) -> "subprocess.CompletedProcess[bytes]":
 
 
 def _one_byte(disk: Path, *options: str) -> int | None:
-    """Looked at again where it is torn: the worker may just have changed the image, giving up a spare tag."""
+    """Looked at again where it is torn: the worker may just have changed the image, giving up a safety tag."""
     for _ in range(LOOKS):
         data = _converted(disk, *options)
         if len(data) == DATA_BYTES and data == data[:1] * DATA_BYTES:

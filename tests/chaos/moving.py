@@ -243,7 +243,7 @@ class Migrations:
     async def _look(self, host: Node, *, within_seconds: float) -> None:
         """All must be as expected by then: the node to which it came has yet to look at the disks."""
         deadline = time.monotonic() + within_seconds
-        while found := await model.violations(self._cell, self._expected, model.spare_tags(_journal(host))):
+        while found := await model.violations(self._cell, self._expected, model.safety_tags(_journal(host))):
             if time.monotonic() >= deadline:
                 break
             await asyncio.sleep(0.2)
@@ -286,8 +286,8 @@ class Migrations:
             await node.worker_ends()
         host.ask("destroy")
         expected.running = False
-        spare = model.spare_tags(_journal(host))
-        self.summary.violations += model.disk_violations(expected, set(expected.snapshots), spare)
+        safety = model.safety_tags(_journal(host))
+        self.summary.violations += model.disk_violations(expected, set(expected.snapshots), safety)
         return self.summary
 
 

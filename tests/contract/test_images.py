@@ -54,25 +54,25 @@ class TestRefusedBeforeTheStop:
             ("encrypted base", "backing file of disk vdb is encrypted"),
             ("luks base", "backing file of disk vdb is encrypted"),
             ("base's base missing", "backing file of disk vdb is missing"),
-            ("base's base of no format", "does not say of what format"),
+            ("base's base of no format", "does not state the format"),
             ("base is a folder", "neither a file nor a block device"),
-            ("base is itself", "have no end"),
-            ("bases in a circle", "have no end"),
-            ("base of another format", "can't be read as qcow2"),
-            ("base over the network", "backing file of disk vdb is no file"),
-            ("json: over the network", "backing file of disk vdb is no file"),
-            ("json: relative", "depends on who opens it"),
-            ("json: odd options", "options that are not known here"),
-            ("json: no JSON", "can't be read"),
-            ("json: two formats", "two formats"),
-            ("one bit", "counts to 1 only"),
-            ("two bits", "counts to 3 only"),
-            ("four bits and full", "as many snapshots as it can hold: 13"),
-            ("unknown feature", "can't be read as qcow2"),
-            ("base with an unknown feature", "can't be read as qcow2"),
-            ("broken bitmaps", "disk vdb can't be read|QEMU can't open disk vdb"),
-            ("data file", "keeps its data in a file beside it"),
-            ("base of which only QEMU knows", "QEMU can't open disk vdb with all its backing files"),
+            ("base is itself", "is a loop"),
+            ("bases in a circle", "is a loop"),
+            ("base of another format", "cannot be read as qcow2"),
+            ("base over the network", "backing file of disk vdb is not a file"),
+            ("json: over the network", "backing file of disk vdb is not a file"),
+            ("json: relative", "relative path in its options"),
+            ("json: odd options", "unsupported option"),
+            ("json: no JSON", "invalid name"),
+            ("json: two formats", "two different formats"),
+            ("one bit", "1-bit refcounts"),
+            ("two bits", "2-bit refcounts"),
+            ("four bits and full", "maximum number of snapshots: 13"),
+            ("unknown feature", "cannot be read as qcow2"),
+            ("base with an unknown feature", "cannot be read as qcow2"),
+            ("broken bitmaps", "disk vdb cannot be read|QEMU cannot open disk vdb"),
+            ("data file", "external data file"),
+            ("base of which only QEMU knows", "QEMU cannot open disk vdb with all its backing files"),
         ],
     )
     async def test_an_image_that_would_fail_later_is_refused_by_name(
@@ -146,7 +146,7 @@ class TestRefusedBeforeTheStop:
         path = kvm_bench.path(1, "vdb")
         qemu_img("convert", "-U", "-f", "qcow2", "-O", "qcow2", str(path), f"{path}.new")
         path.with_name(f"{path.name}.new").rename(path)
-        with pytest.raises(InvalidState, match="disk vdb is not the one that the server runs on"):
+        with pytest.raises(InvalidState, match="disk vdb is not the one that the running server uses"):
             await kvm_bench.hypervisor.layout(1)
 
     @pytest.mark.parametrize("link", ["symbolic", "hard"])
@@ -154,7 +154,7 @@ class TestRefusedBeforeTheStop:
         path, other = make_disk(kvm_bench.lab.disk_path("one")), kvm_bench.lab.disk_path("two")
         (os.symlink if link == "symbolic" else os.link)(path, other)
         await kvm_bench.add_domain(1, [disk(path), disk(other)])
-        with pytest.raises(UnsupportedServer, match="disk vdb shares its file with disk vda"):
+        with pytest.raises(UnsupportedServer, match="disk vdb uses the same file as disk vda"):
             await kvm_bench.hypervisor.layout(1)
 
     @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ class TestRefusedBeforeTheStop:
             await disks.refuse_unfit(found, await disks.readable(found))
         except UnsupportedServer as error:
             refused = str(error)
-        assert refused == (None if fits else "the definition of disk vda names another backing file than its image")
+        assert refused == (None if fits else "the definition of disk vda names a different backing file than its image")
 
 
 class TestForeignSnapshots:
@@ -322,7 +322,7 @@ class TestSizes:
         await kvm_bench.hypervisor.take_snapshot(1, SPEC)
         found = await qcow2.image(str(path))
         assert (found.version, found.can_grow) == (2, False)
-        with pytest.raises(DiskFailed, match="vda was not enlarged"):
+        with pytest.raises(DiskFailed, match="vda: it could not be enlarged"):
             await kvm_bench.hypervisor.resize(1, {"vda": 128 << 20})
         await kvm_bench.hypervisor.start(1)
         with pytest.raises(InvalidState):

@@ -114,7 +114,7 @@ class TestDisks:
         assert [found.target for found in layout.disks] == ["vda"]
         assert {skipped.target: skipped.reason for skipped in layout.skipped} == {
             "vdb": "it is read-only",
-            "vdc": "its definition leaves it out of snapshots",
+            "vdc": "its definition excludes it from snapshots",
             "sda": "it is a cdrom",
             "sdb": "it is a cdrom",
         }

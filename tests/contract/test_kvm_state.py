@@ -141,7 +141,7 @@ class TestFirmware:
         assert written is not None
         uefi = ("</os>", f"{LOADER}<nvram>{variables}</nvram></os>")
         await add(kvm_bench, uefi, ("<metadata></metadata>", written[0]))
-        with pytest.raises(DisksDiffer, match="boots by UEFI now"):
+        with pytest.raises(DisksDiffer, match="boots with UEFI now"):
             await kvm_bench.hypervisor.restore_plan(1, "vps-801")
         plan = await kvm_bench.hypervisor.restore_plan(1, "vps-801", present_only=True)
         assert "firmware" in {skipped.target for skipped in plan.not_restored}

@@ -238,7 +238,7 @@ class TestOlderVersions:
         domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, None, records.NAMESPACE, 2)
         await adopted_with(kvm_bench, [disk(kvm_bench.path(1, "vda"))])
         (found,) = await kvm_bench.hypervisor.snapshots(1)
-        assert found.missing == ("disk vdb, which the snapshot holds, is not attached to the server any more",)
+        assert found.missing == ("disk vdb is in the snapshot, but is no longer attached to the server",)
         await kvm_bench.hypervisor.list_snapshot(1, SPEC, found.contents)
         assert domain.listAllSnapshots(0) == []
         assert await kvm_bench.hypervisor.snapshots(1) == [replace(found, settled=True)]

@@ -40,9 +40,9 @@ class TestOtherDomains:
     @pytest.mark.parametrize(
         ("other", "reason"),
         [
-            (lambda _path, to: to, "a disk of another server as well"),
-            (linked, "a disk of another server as well"),
-            (symlinked, "a disk of another server as well"),
+            (lambda _path, to: to, "also a disk of another server"),
+            (linked, "also a disk of another server"),
+            (symlinked, "also a disk of another server"),
             (over, "a disk of another server is based on it"),
         ],
     )
@@ -134,7 +134,7 @@ class TestBases:
         xml = domain.XMLDesc(0)
         overlay = over(kvm_bench.lab.disk_path("overlay"), path)
         kvm_bench.connection.defineXML(xml.replace(str(path), str(overlay)))
-        with pytest.raises(ServerInUse, match="disk vda has an overlay"):
+        with pytest.raises(ServerInUse, match="disk vda has a temporary overlay"):
             await kvm_bench.hypervisor.layout(1)
         kvm_bench.connection.defineXML(xml)
         await kvm_bench.hypervisor.layout(1)
@@ -151,7 +151,7 @@ class TestNextStart:
         await kvm_bench.hypervisor.start(1)
         await kvm_bench.hypervisor.layout(1)
         seed.unlink()
-        with pytest.raises(InvalidState, match="could not be started again: cdrom sda has no file"):
+        with pytest.raises(InvalidState, match="could not be started again: the file of cdrom sda is missing"):
             await kvm_bench.hypervisor.layout(1)
         await kvm_bench.hypervisor.cut_power(1)
         await kvm_bench.hypervisor.layout(1)  # of one that is off nothing is made worse
@@ -172,7 +172,7 @@ class TestNextStart:
         path = kvm_bench.path(1, "vda")
         path.unlink()  # QEMU writes to the file without a name until it ends
         make_disk(path)
-        with pytest.raises(InvalidState, match="the file of disk vda is not the one that the server runs on"):
+        with pytest.raises(InvalidState, match="the file of disk vda is not the one that the running server uses"):
             await kvm_bench.hypervisor.layout(1)
 
     async def test_a_network_card_that_the_next_start_would_lose_is_noticed(self, kvm_bench: KvmBench) -> None:

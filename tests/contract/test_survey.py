@@ -37,7 +37,7 @@ async def test_a_libvirt_is_surveyed_with_the_words_of_the_preflight(kvm_bench: 
     surveyed = await survey_libvirt(lab.uri)
     first, second = named(surveyed, "server-1"), named(surveyed, "server-2")
     assert (first.server_id, second.server_id) == (1, None)
-    assert first.refused == ("disk vdb can't be snapshotted: a disk of another server is based on it, or reads it",)
+    assert first.refused == ("disk vdb cannot be snapshotted: a disk of another server is based on it, or reads it",)
     with pytest.raises(UnsupportedServer, match=f"^{first.refused[0]}$"):
         await kvm_bench.hypervisor.layout(1)
     assert [found.target for found in first.disks] == ["vda", "vdb"]
@@ -98,11 +98,9 @@ async def test_a_folder_of_definitions_and_images_is_surveyed_and_stays_as_it_is
     assert "XML" in named(surveyed, "/torn.xml").refused[0]
     assert named(surveyed, "/alone.qcow2").refused == ()
     assert "qcow2" in named(surveyed, "/alone.raw").refused[0]
-    assert "can't be read" in named(surveyed, "/forged").refused[0]
+    assert "cannot be read" in named(surveyed, "/forged").refused[0]
     text = as_text(surveyed)
-    assert text.endswith(
-        "6 surveyed: 1 can be snapshotted, 3 can't, 2 can't be judged here (image not found); 0 leave something out"
-    )
+    assert text.endswith("Servers: 6. Can be snapshotted: 1. Refused: 3. Image not found: 2. With parts left out: 0.")
     told = json.loads(as_json(surveyed))
     assert told["summary"] == {
         "servers": 6,
@@ -148,10 +146,13 @@ async def test_the_definitions_of_a_folder_are_seen_together(tmp_path: Path) -> 
         (tmp_path / name).write_text(text)
     surveyed = {one.name.partition(" ")[0]: one for one in await survey_folder(tmp_path)}
     assert surveyed.keys() == {"first", "second", "third", "fourth", "fifth", "sixth", "seventh"}
-    read = "disk sda can't be snapshotted: a disk of another server is based on it, or reads it"
+    read = "disk sda cannot be snapshotted: a disk of another server is based on it, or reads it"
     assert surveyed["second"].refused == (read,)
     assert surveyed["fifth"].refused == (read,)
-    assert f"fourth ({tmp_path}/fourth.xml) has its file, or a disk based on it" in surveyed["fifth"].noticed[0]
+    assert (
+        f"fourth ({tmp_path}/fourth.xml) uses its file as well, or has a disk based on it"
+        in surveyed["fifth"].noticed[0]
+    )
     assert f"third ({tmp_path}/third.xml)" in surveyed["second"].noticed[0]
     for name in ("first", "fourth"):  # a file that was found by its name alone may be another node's
         assert (surveyed[name].refused, surveyed[name].noticed) == ((), ())

@@ -93,12 +93,7 @@ class Cli:
                     target=_program, args=(list(map(str, arguments)), self.environment(**environment), out, err)
                 )
                 process.start()
-                try:
-                    await asyncio.to_thread(process.join, PATIENCE_SECONDS)
-                    assert process.exitcode is not None, arguments
-                finally:
-                    process.kill()
-                    await asyncio.to_thread(process.join)
+                await _ended(process, arguments)
                 done = Done(code=process.exitcode, out=out.read_text(), err=err.read_text())
         said = done.out + done.err
         assert "\x1b" not in said, said
@@ -159,6 +154,22 @@ class Cli:
 
 _WARM = multiprocessing.get_context("forkserver")
 _WARM.set_forkserver_preload(["__main__", "api.cli.main", "api.cli.wire", "tests.integration.cli"])
+
+
+async def _ended(process: multiprocessing.context.ForkServerProcess, arguments: object) -> None:
+    """Return when it has. Only one thread may ask: of two at once, one gets 255 for its exit code."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(process.sentinel, ended.set)
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await ended.wait()
+    except TimeoutError:
+        raise AssertionError(f"it did not end: {arguments}") from None
+    finally:
+        loop.remove_reader(process.sentinel)
+        if not ended.is_set():
+            process.kill()
+        process.join()
 
 
 def _program(arguments: list[str], environment: dict[str, str], out: Path, err: Path) -> None:

@@ -22,7 +22,7 @@ from worker.store.model import Job, JobId, JobKind, JobState, SnapshotId, Snapsh
 
 TARGETS = ("vda", "vdb")
 BEFORE, NOW = "at the snapshot", "now"  # what the guest had on its disks when the snapshot was taken, and has today
-LIMITS = Limits(first_retry_seconds=0.001, start_seconds=0.02, spare_tag_kept_seconds=3600)
+LIMITS = Limits(first_retry_seconds=0.001, start_seconds=0.02, safety_kept_seconds=3600)
 
 
 @dataclass(kw_only=True)
@@ -138,8 +138,8 @@ class DyingNode:
         )
         with closing(journal):
             await reconciler.server(SERVER)
-            journal.age_spare_tags(1)
-            await runner.drop_spare_tags()
+            journal.age_safety_tags(1)
+            await runner.safety.drop_due()
 
     async def check(self, job: Job, *, power: Power) -> None:
         """What must be true when a job has ended, unless it is stranded."""
@@ -177,12 +177,12 @@ class DyingNode:
         for snapshot_id in completed:
             self.held[snapshot_id].check(server, f"vps-{snapshot_id}")
         journal = Journal(self.folder / "journal.sqlite")
-        spare = journal.spare_tags(SERVER)
+        safety = journal.safety_tags(SERVER)
         journal.close()
         images = [*server.disks.values(), *server.detached.values()]
         on_disk = {tag for disk in images for tag in disk.tags} | {*server.listed, *server.nvram_copies}
         on_disk |= set(server.contents)
-        assert on_disk - spare == {f"vps-{snapshot_id}" for snapshot_id in completed}
+        assert on_disk - safety == {f"vps-{snapshot_id}" for snapshot_id in completed}
         assert await self.cell.raw("SCARD", f"server:{SERVER}:counted") == len(completed)
         assert not await self.cell.raw("HEXISTS", f"server:{SERVER}", "job")
 

@@ -23,7 +23,7 @@ from tests.queueing import until_told
 from worker.exposition import exposed
 from worker.job_log import JobLog
 from worker.journal import Journal
-from worker.main import _live, _wired
+from worker.main import _live, _Means, _wired
 from worker.metrics import Metrics as WorkerMetrics
 from worker.settings import WorkerSettings
 from worker.store.customers.customer_store import CustomerStore
@@ -123,21 +123,16 @@ async def scraped(server: RedisServer, folder: Path) -> AsyncIterator[Scraped]:
         journal = Journal(folder / "journal.sqlite")
         stack.callback(journal.close)
         stop = asyncio.Event()
-        living = asyncio.create_task(
-            _live(
-                _wired(
-                    settings=settings,
-                    hypervisor=hypervisor,
-                    journal=journal,
-                    job_log=job_log,
-                    metrics=worker_metrics,
-                    redis=clients[1],
-                    waiting=clients[2],
-                ),
-                settings,
-                stop,
-            )
+        means = _Means(
+            settings=settings,
+            hypervisor=hypervisor,
+            journal=journal,
+            job_log=job_log,
+            metrics=worker_metrics,
+            redis=clients[1],
+            blocking_redis=clients[2],
         )
+        living = asyncio.create_task(_live(_wired(means), settings, stop))
         try:
             await _known(front_end)
             yield Scraped(front_end=front_end, worker_port=port, hypervisor=hypervisor)

@@ -10,6 +10,7 @@ from arq.connections import ArqRedis
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from worker.store import errors
 from worker.store.calls import Idempotency, redis_answers
+from worker.store.chores.chores import Chores
 from worker.store.customers.customer_store import Admitted, CustomerStore, SnapshotFilter
 from worker.store.model import (
     AccountId,
@@ -322,9 +323,9 @@ async def test_a_lease_that_runs_names_its_holder_and_the_same_machine_takes_ove
 async def test_a_failed_snapshot_is_forgotten_after_its_seven_days(cell: Cell) -> None:
     admitted = await cell.create()
     await do(cell, admitted, BROKEN)
-    assert await cell.node.forget_failed() == 0
+    assert await Chores(cell.redis).forget_failed() == 0
     await cell.redis.zadd("snapshots:failed", {str(admitted.snapshot.id): 0})
-    assert await cell.node.forget_failed() == 1
+    assert await Chores(cell.redis).forget_failed() == 1
     assert await snapshots(cell) == []
 
 

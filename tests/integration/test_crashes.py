@@ -306,7 +306,7 @@ async def test_the_safety_snapshot_of_a_stranded_restore_outlives_every_round(ce
         await node.reconcile()
     journal = Journal(tmp_path / "n" / "journal.sqlite")
     assert journal.droppable_tags(SERVER) == frozenset()
-    assert journal.spare_tags(SERVER) == {f"vps-safety-{job_id}"}
+    assert journal.safety_tags(SERVER) == {f"vps-safety-{job_id}"}
     journal.close()
     assert node.hypervisor.server(SERVER).disks["vda"].tags[f"vps-safety-{job_id}"] == NOW
 
@@ -326,7 +326,7 @@ async def test_a_disk_that_something_holds_is_not_booted_and_waited_for(cell: Ce
 async def test_a_worker_that_dies_while_it_drops_a_safety_snapshot_mends_the_disks_before_the_next_job(
     cell: Cell, tmp_path: Path
 ) -> None:
-    limits = Limits(first_retry_seconds=0.001, spare_tag_kept_seconds=0.001)
+    limits = Limits(first_retry_seconds=0.001, safety_kept_seconds=0.001)
     node = await fresh(cell, tmp_path / "n", Power.OFF, JobKind.RESTORE, limits=limits)
     await node.settle(await node.admit(JobKind.RESTORE))
     node.hypervisor.faults.fail(Effect.DELETE_TAG, "vdb", at=Moment.DURING, error=Killed("housekeeping"))

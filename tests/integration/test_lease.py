@@ -139,7 +139,7 @@ async def test_a_free_node_is_taken(redis: ArqRedis) -> None:
 async def test_a_node_with_a_worker_elsewhere_is_refused_and_the_holder_named(redis: ArqRedis) -> None:
     await node_store(redis, machine="m2", who="pid 9 on m2").take_lease(seconds=60)
     told = Told(node_store(redis))
-    with pytest.raises(NodeTaken, match=r"node n1 has a worker already: pid 9 on m2; its lease runs for \d+ s yet"):
+    with pytest.raises(NodeTaken, match=r"node n1 already has a worker: pid 9 on m2; its lease expires in \d+ s"):
         await told.lease.take_at_start()
     assert told.gained == 0
 

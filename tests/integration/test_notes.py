@@ -30,6 +30,7 @@ from worker.store.model import (
 )
 from worker.store.nodes.node_store import BegunJob, PublishedSnapshot
 from worker.store.outcome import Outcome
+from worker.store.reports import JobReport
 
 PATH = "/srv/images/77/vda.qcow2"
 HELD = Contents(
@@ -136,10 +137,9 @@ class TestContents:
         await api.cell.node.begin(job_of(created))
         new = {"notes", "note_codes", "audited_codes", "note_codes_ms", "contents", "retry_most_ms"}
         result = {name: value for name, value in DONE.for_script().items() if name not in new}
-        finish = api.cell.node._scripts["finish"]
-        told = json.dumps({"steps": [], "log": [], "resumed": 0})
-        arguments = [job_of(created), "n1", api.cell.node._owner, json.dumps(result), told, ""]
-        assert await finish(args=arguments) == b"published"
+        node, report = api.cell.node, JobReport().for_script()
+        ask = {"job": job_of(created), "result": result, "report": report, "power": ""}
+        assert await node._call("nodes/finish", node._us | ask) == b"published"
         assert (await job(api, job_of(created)))["state"] == "completed"
 
     async def test_a_node_gives_the_store_what_it_lacks_and_gets_it_back(self, cell: Cell) -> None:

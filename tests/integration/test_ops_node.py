@@ -19,7 +19,7 @@ from tests.conftest import RedisServer
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, nothing_more
 from tests.queueing import QUEUE, Jobs, at_work, put, until, until_told
 from worker.inventory import Inventory
-from worker.job_log import MOST_JOBS, MOST_LINES, JobLog
+from worker.job_log import MAX_JOBS, MAX_LINES, JobLog
 from worker.journal import Journal
 from worker.procedures.work import Policy
 from worker.publisher import Publisher
@@ -199,14 +199,14 @@ async def test_the_lists_outlive_a_store_that_lost_its_data(node: Node) -> None:
 
 def test_a_jobs_log_is_bounded_in_every_way() -> None:
     log = JobLog()
-    for n in range(MOST_LINES + 10):
+    for n in range(MAX_LINES + 10):
         log(None, "info", {"event": "x" * 10_000, "n": n, "job_id": "one"})
     log(None, "info", {"event": "of no job"})
     lines = log.taken("one")
-    assert len(lines) == MOST_LINES
+    assert len(lines) == MAX_LINES
     assert {len(line) for line in lines} == {2000}
     assert log.taken("one") == ()
-    for n in range(MOST_JOBS + 1):
+    for n in range(MAX_JOBS + 1):
         log(None, "info", {"event": "e", "job_id": str(n), "step": Step.STOPPING})
     assert log.taken("0") == ()
-    assert json.loads(log.taken(str(MOST_JOBS))[0]) == {"event": "e", "step": "stopping"}
+    assert json.loads(log.taken(str(MAX_JOBS))[0]) == {"event": "e", "step": "stopping"}

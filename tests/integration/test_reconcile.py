@@ -414,8 +414,8 @@ async def test_a_server_that_cannot_be_read_is_let_go_all_the_same(node: Node) -
 async def test_a_safety_snapshot_that_the_journal_lost_gets_its_usual_time(node: Node) -> None:
     await node.have_snapshot("vps-safety-abc", name="safety")
     await node.reconcile()
-    assert node.journal.spare_tags(SERVER) == {"vps-safety-abc"}
-    assert node.journal.due_spare_tags() == []
+    assert node.journal.safety_tags(SERVER) == {"vps-safety-abc"}
+    assert node.journal.due_safety_tags() == []
     assert await node.listed() == {}
 
 
@@ -424,9 +424,9 @@ async def test_of_one_that_did_not_come_along_with_its_server_the_name_goes_in_i
     for disk in node.hypervisor.server(SERVER).disks.values():
         disk.tags.clear()
     await node.reconcile()
-    node.journal.age_spare_tags(3601)
-    await node.runner.drop_spare_tags()
-    assert node.journal.spare_tags(SERVER) == frozenset()
+    node.journal.age_safety_tags(3601)
+    await node.runner.safety.drop_due()
+    assert node.journal.safety_tags(SERVER) == frozenset()
     assert await node.tags() == set()
 
 
@@ -435,27 +435,27 @@ async def test_of_those_that_a_server_brings_along_only_the_one_that_can_be_undo
     older, newer = await node.create("older"), await node.create("newer")
     for tag in ("vps-safety-tracked", "vps-safety-stranded"):
         await node.have_snapshot(tag, name="safety")
-    node.journal.track_spare_tag(SERVER, "vps-safety-tracked", kept_seconds=3600)
-    node.journal.track_spare_tag(SERVER, "vps-safety-stranded", kept_seconds=KEPT_FOR_A_PERSON)
+    node.journal.track_safety_tag(SERVER, "vps-safety-tracked", kept_seconds=3600)
+    node.journal.track_safety_tag(SERVER, "vps-safety-stranded", kept_seconds=KEPT_FOR_A_PERSON)
     for snapshot in (newer, older):
         newest = f"vps-safety-{await node.restore(snapshot)}"
         node.journal.dropped(newest)
     assert len(await node.tags()) == 6
     await node.reconcile()
-    await node.runner.drop_spare_tags()
+    await node.runner.safety.drop_due()
     assert await node.tags() == {f"vps-{older}", f"vps-{newer}", newest, "vps-safety-stranded"}
-    assert node.journal.spare_tags(SERVER) == {newest, "vps-safety-stranded"}
+    assert node.journal.safety_tags(SERVER) == {newest, "vps-safety-stranded"}
 
 
 async def test_what_is_left_of_a_server_that_went_to_another_node_is_forgotten(node: Node) -> None:
     await node.have_snapshot("vps-safety-abc", name="safety")
-    node.journal.track_spare_tag(SERVER, "vps-safety-abc", kept_seconds=0)
+    node.journal.track_safety_tag(SERVER, "vps-safety-abc", kept_seconds=0)
     node.journal.change(SERVER)
     node.hypervisor.remove(SERVER)
     with capture_logs() as logs:
-        await node.runner.make_room()
-        await node.runner.drop_spare_tags()
-    assert node.journal.spare_tags(SERVER) == frozenset()
+        await node.runner.safety.make_room()
+        await node.runner.safety.drop_due()
+    assert node.journal.safety_tags(SERVER) == frozenset()
     assert node.journal.changing() == frozenset()
     assert [line["event"] for line in logs] == ["spare_tag.gone_with_server"]
 
@@ -557,14 +557,14 @@ async def test_what_a_restore_overwrote_is_given_up_before_the_guests_have_no_ro
     restore = await node.cell.store.restore(account_id=ACCOUNT, snapshot_id=kept, request_id="r")
     await node.runner.run(restore.job.id)
     safety = f"vps-safety-{restore.job.id}"
-    await node.runner.make_room()
+    await node.runner.safety.make_room()
     assert safety in await node.tags()
 
     node.hypervisor.free_bytes = Policy.free_floor_bytes - 1
-    await node.runner.make_room()
+    await node.runner.safety.make_room()
 
     assert await node.tags() == {f"vps-{kept}"}
-    assert node.journal.spare_tags(SERVER) == set()
+    assert node.journal.safety_tags(SERVER) == set()
 
 
 async def test_each_job_that_runs_has_its_own_reserve(node: Node) -> None:

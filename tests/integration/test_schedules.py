@@ -9,12 +9,13 @@ import pytest
 import structlog
 
 from api.settings import ApiSettings
-from tests.integration.conftest import SERVER, Cell, node_store
+from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd, serving
 from worker.scheduler import Scheduler
 from worker.settings import WorkerSettings
+from worker.store.chores.chores import Chores
 from worker.store.model import AccountId, JobState, ServerId
-from worker.store.nodes.node_store import BATCH, NodeStore
+from worker.store.nodes.node_store import BATCH
 from worker.store.outcome import Outcome
 from worker.store.schedules.schedules import BadCron, check, cron_of, next_run
 
@@ -44,7 +45,7 @@ async def fall_due(api: FrontEnd, schedule_id: str, *, minutes_ago: int = 0) -> 
 async def run(api: FrontEnd, schedule_id: str, *, minutes_ago: int = 0, outcome: Outcome | None = DONE) -> None:
     """Let the schedule fall due, a worker find it, and the node make the snapshot."""
     await fall_due(api, schedule_id, minutes_ago=minutes_ago)
-    await Scheduler(store=api.cell.node).round()
+    await Scheduler(chores=Chores(api.cell.redis)).round()
     if outcome is not None:
         await end_job(api, outcome)
 
@@ -133,7 +134,7 @@ class TestCalls:
 class TestRuns:
     async def test_a_snapshot_is_made_when_it_is_due_and_the_next_run_is_told(self, api: FrontEnd) -> None:
         schedule = await made(api, NIGHTLY | {"expire_after_hours": 48})
-        await Scheduler(store=api.cell.node).round()
+        await Scheduler(chores=Chores(api.cell.redis)).round()
         assert await listed(api) == []
 
         await run(api, schedule["id"])
@@ -152,13 +153,13 @@ class TestRuns:
     async def test_of_many_workers_one_makes_it(self, api: FrontEnd) -> None:
         schedule = await made(api)
         await fall_due(api, schedule["id"])
-        await asyncio.gather(*[Scheduler(store=node_store(api.cell.redis, node=f"n{n}")).round() for n in range(20)])
+        await asyncio.gather(*[Scheduler(chores=Chores(api.cell.redis)).round() for _ in range(20)])
         assert len(await listed(api)) == 1
 
     async def test_of_the_runs_that_were_missed_one_is_made_up_for(self, api: FrontEnd) -> None:
         schedule = await made(api)
         await run(api, schedule["id"], minutes_ago=3 * 24 * 60)
-        await Scheduler(store=api.cell.node).round()
+        await Scheduler(chores=Chores(api.cell.redis)).round()
         assert len(await listed(api)) == 1
         assert (await shown(api, schedule["id"]))["next_run_at"] == schedule["next_run_at"]
 
@@ -229,9 +230,9 @@ class TestNodes:
     async def test_one_that_is_silent_gets_no_run(self, api: FrontEnd) -> None:
         schedule = await made(api)
         await fall_due(api, schedule["id"])
-        hasty = NodeStore(api.cell.redis, node="n2", machine="m2", who="another", node_silent_seconds=0.001)
+        hasty = Chores(api.cell.redis, node_silent_seconds=0.001)
         await asyncio.sleep(0.01)
-        await Scheduler(store=hasty).round()
+        await Scheduler(chores=hasty).round()
         assert (await shown(api, schedule["id"]))["last_run"]["error"] == "node_unavailable"
 
     @pytest.mark.parametrize("setting", ["node_silent_seconds", "waiting_seconds"])
@@ -262,7 +263,7 @@ class TestUnreadable:
         for schedule in (odd, good):
             await fall_due(api, schedule["id"], minutes_ago=5 if schedule is odd else 0)
         told: list[str] = []
-        scheduler = Scheduler(store=api.cell.node, unreadable=lambda: told.append("once"))
+        scheduler = Scheduler(chores=Chores(api.cell.redis), unreadable=lambda: told.append("once"))
 
         with structlog.testing.capture_logs() as lines:
             await scheduler.round()
@@ -316,7 +317,7 @@ class TestUnreadable:
             )  # type: ignore[misc]
         await fall_due(api, good["id"])
 
-        await Scheduler(store=api.cell.node).round()
+        await Scheduler(chores=Chores(api.cell.redis)).round()
 
         assert len(await listed(api)) == 1
 
@@ -327,11 +328,11 @@ class TestExpiry:
         path = f"{SNAPSHOTS}{snapshot_id}/"
         soon = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
         assert (await api.call("PATCH", path, body={"expires_at": soon})).body["expires_at"] == soon
-        await Scheduler(store=api.cell.node).round()
+        await Scheduler(chores=Chores(api.cell.redis)).round()
         assert (await api.call("GET", path)).status == 200
 
         await api.cell.redis.zadd("snapshots:expiring", {str(snapshot_id): 1})
-        await Scheduler(store=api.cell.node).round()
+        await Scheduler(chores=Chores(api.cell.redis)).round()
 
         (await api.call("GET", path)).refused(404, "snapshot_not_found")
         assert await api.cell.redis.zcard("node:n1:deleting") == 1
@@ -347,7 +348,7 @@ class TestExpiry:
             await api.call("POST", f"{path}restore/")
         await api.cell.redis.zadd("snapshots:expiring", {str(snapshot_id): 1})
 
-        await Scheduler(store=api.cell.node).round()
+        await Scheduler(chores=Chores(api.cell.redis)).round()
 
         assert (await api.call("GET", path)).status == 200
         assert await api.cell.redis.zscore("snapshots:expiring", str(snapshot_id)) > 1

@@ -77,7 +77,7 @@ def test_it_waits_for_the_jobs_next_step_and_no_longer(settings: Path, journal: 
     journal.enter(TASK.job_id, Step.STARTING, Facts())
     assert asked(settings, DOMAIN.format(id=SERVER)) == 0
     journal.enter(TASK.job_id, Step.UNDOING, Facts())
-    journal.conclude(entry, Outcome(state=JobState.FAILED), spare_tag_kept_seconds=0)  # stranded: a person starts it
+    journal.conclude(entry, Outcome(state=JobState.FAILED), safety_kept_seconds=0)  # stranded: a person starts it
     assert asked(settings, DOMAIN.format(id=SERVER)) == 0
 
 
@@ -119,7 +119,7 @@ async def test_libvirt_asks_it(lab: DaemonLab) -> None:
     await lab.define(lab.domain_xml("s", devices, guest=False, metadata=mark))
     with closing(Journal(lab.folder / "node" / "journal.sqlite")) as journal:
         journal.begin(TASK, Step.REVERTING)
-        with pytest.raises(LabFailed, match="a job is putting the VM's disks right"):
+        with pytest.raises(LabFailed, match="a job is repairing the VM's disks"):
             await lab.start("s")
         assert not lab.is_on("s")
         journal.enter(TASK.job_id, Step.STARTING, Facts())

@@ -7,6 +7,7 @@ import pytest
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from worker.program import tracing
 from worker.scheduler import Scheduler
+from worker.store.chores.chores import Chores
 from worker.store.model import Failure, Job, JobId, JobState, SnapshotId, SnapshotStatus
 from worker.store.outcome import Outcome
 from worker.store.schedules.schedules import Schedules, ScheduleSpec
@@ -60,7 +61,7 @@ async def test_a_run_of_a_schedule_carries_the_trace_of_its_round(cell: Cell) ->
     schedule = await Schedules(cell.redis).create(account_id=ACCOUNT, server_id=SERVER, spec=spec, idempotency=None)
     await cell.redis.zadd("schedules:due", {schedule.id: datetime.now(UTC).timestamp() * 1000 // 1})
     with tracing.span("a round", {}, parent={"traceparent": FIRST}):
-        await Scheduler(store=cell.node).round()
+        await Scheduler(chores=Chores(cell.redis)).round()
     assert (await do(cell, await cell.holder())).traceparent == FIRST
 
 

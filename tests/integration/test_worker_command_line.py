@@ -104,7 +104,7 @@ def test_a_state_folder_of_no_use_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "state_dir" in refuses("run", driver="fake", state_dir=str(tmp_path / "file"))
     (tmp_path / "journal.sqlite").write_bytes(bytes(range(256)) * 16)
-    assert "journal.sqlite can't be opened" in refuses("run", driver="fake", state_dir=str(tmp_path))
+    assert "journal.sqlite cannot be opened" in refuses("run", driver="fake", state_dir=str(tmp_path))
 
 
 def test_a_hypervisor_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -118,14 +118,14 @@ def test_what_was_kept_for_a_person_is_let_go_also_beside_a_running_worker(tmp_p
     assert f"{tmp_path}/journal.sqlite: unable to open" in refuses("drop-kept", "vps-safety-j1", **node)
     assert list(tmp_path.iterdir()) == []
     with closing(Journal(tmp_path / "journal.sqlite")) as journal:  # as a running worker has it
-        journal.track_spare_tag(ServerId(12345), "vps-safety-j1", kept_seconds=KEPT_FOR_A_PERSON)
-        journal.track_spare_tag(ServerId(12345), "vps-safety-j2", kept_seconds=3600)
+        journal.track_safety_tag(ServerId(12345), "vps-safety-j1", kept_seconds=KEPT_FOR_A_PERSON)
+        journal.track_safety_tag(ServerId(12345), "vps-safety-j2", kept_seconds=3600)
         for other in ("vps-safety-j2", "nightly"):  # a restore's, that can still be undone; nobody's
             assert f"no tag {other} that is kept" in refuses("drop-kept", other, **node)
-        assert journal.due_spare_tags() == []
+        assert journal.due_safety_tags() == []
         done = run("drop-kept", "vps-safety-j1", **node)
         assert (done.returncode, "vps-safety-j1 from the disks of server 12345" in done.stdout) == (0, True), done
-        assert [spare.tag for spare in journal.due_spare_tags()] == ["vps-safety-j1"]
+        assert [safety.tag for safety in journal.due_safety_tags()] == ["vps-safety-j1"]
 
 
 def test_help_tells_all() -> None:
@@ -144,7 +144,7 @@ def test_the_survey_needs_no_settings_and_ends_well_whatever_it_finds(tmp_path: 
     assert done.returncode == 0, done.stderr
     assert "the server has no disk that can be snapshotted" in done.stdout
     assert done.stdout.endswith(
-        "1 surveyed: 0 can be snapshotted, 1 can't, 0 can't be judged here (image not found); 0 leave something out\n"
+        "Servers: 1. Can be snapshotted: 0. Refused: 1. Image not found: 0. With parts left out: 0.\n"
     )
     told = json.loads(run("survey", str(tmp_path), "--json").stdout)
     assert told["summary"]["refused"] == 1

@@ -116,7 +116,7 @@ async def test_a_second_worker_is_refused_and_told_who_holds_the_node_even_one_t
         async with worker_process(redis_of_ours.socket, state) as second:
             await _refused(second, "worker.lock is held by", holder)
         async with worker_process(redis_of_ours.socket, tmp_path / "elsewhere") as third:
-            await _refused(third, "node n1 has a worker already", holder)
+            await _refused(third, "node n1 already has a worker", holder)
 
 
 async def test_a_worker_that_slept_through_its_lease_takes_no_work_any_more(

@@ -23,7 +23,7 @@ def volume_path(pool: str, volume: str) -> str:
     if pool == "inactive":
         raise NoVolumeFile("is in a storage pool that is not active")
     if pool == "logical":
-        raise NoVolumeFile("is no file but of type block, which can't be snapshotted")
+        raise NoVolumeFile("is not a file but of type block, which cannot be snapshotted")
     return f"/pool/{pool}/{volume}"
 
 

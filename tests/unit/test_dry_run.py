@@ -127,7 +127,7 @@ async def test_what_a_stop_takes_away_is_foretold_and_told(kind: JobKind) -> Non
     await hypervisor.start(SERVER)
     foretold = await walk(JobKind(f"check_{kind}"), hypervisor)
     done = await walk(kind, hypervisor)
-    detail = "The saved definition, with which the server starts again, has 2 vCPUs instead of 4."
+    detail = "The server starts again from its saved definition, which has 2 vCPUs instead of 4."
     assert done.failed_in is None
     for told in (foretold.facts.notes, done.facts.notes):
         assert Note(code=NoteCode.RESOURCES_REDUCED, detail=detail) in told

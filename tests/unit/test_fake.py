@@ -273,3 +273,7 @@ asyncio.run(main())
         assert killed.returncode == -9
         node = simulated_node(path, servers=1)
         assert await node.repair(FIRST_SERVER_ID) == ("vdb",)
+
+
+def test_a_job_tells_an_error_of_the_driver_as_a_sentence() -> None:
+    assert DiskFailed("disk vda: it could not be reverted").detail == "Disk vda: it could not be reverted."

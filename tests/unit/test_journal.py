@@ -88,7 +88,7 @@ def test_interruptions_count_for_one_step(opened: Callable[[], Journal]) -> None
 def test_an_outcome_is_owed_until_it_is_published(opened: Callable[[], Journal]) -> None:
     journal = opened()
     entry = journal.begin(TASK, Step.PREFLIGHT)
-    journal.conclude(entry, OUTCOME, spare_tag_kept_seconds=0)
+    journal.conclude(entry, OUTCOME, safety_kept_seconds=0)
     assert [owed.outcome for owed in journal.owed()] == [OUTCOME]
     journal.published(TASK.job_id)
     assert journal.owed() == []
@@ -105,11 +105,11 @@ def test_a_newer_safety_snapshot_makes_the_servers_older_one_due(opened: Callabl
         journal.enter(task.job_id, Step.STARTING, Facts(spare_tag=task.safety_tag))
         entry = journal.find(task.job_id)
         assert entry is not None
-        journal.conclude(entry, OUTCOME, spare_tag_kept_seconds=3600)
+        journal.conclude(entry, OUTCOME, safety_kept_seconds=3600)
 
-    assert [spare.tag for spare in journal.due_spare_tags()] == ["vps-safety-j1"]
+    assert [safety.tag for safety in journal.due_safety_tags()] == ["vps-safety-j1"]
     journal.dropped("vps-safety-j1")
-    assert journal.due_spare_tags() == []
+    assert journal.due_safety_tags() == []
 
 
 @pytest.mark.parametrize("facts", ['{"was_running": true}', '{"was_running": true, "found_out_later": {"a": 1}}'])
@@ -131,9 +131,9 @@ def test_a_stranded_jobs_safety_snapshot_waits_for_a_person(opened: Callable[[],
     journal.enter(TASK.job_id, Step.UNDOING, Facts(spare_tag=TASK.safety_tag))
     entry = journal.find(TASK.job_id)
     assert entry is not None
-    journal.conclude(entry, OUTCOME, spare_tag_kept_seconds=KEPT_FOR_A_PERSON)
-    assert journal.due_spare_tags() == []
-    assert journal.spare_tags(TASK.server_id) == {TASK.safety_tag}  # known, so that no one takes it for a stray
+    journal.conclude(entry, OUTCOME, safety_kept_seconds=KEPT_FOR_A_PERSON)
+    assert journal.due_safety_tags() == []
+    assert journal.safety_tags(TASK.server_id) == {TASK.safety_tag}  # known, so that no one takes it for a stray
     assert journal.droppable_tags(TASK.server_id) == frozenset()
 
 

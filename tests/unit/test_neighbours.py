@@ -56,7 +56,7 @@ async def test_all_who_wait_share_one_look(disk: FileDisk) -> None:
     waiting = [asyncio.ensure_future(found.refuse_shared(1, [disk])) for _ in range(3)]
     (await slow.begun.get()).set_result(used_by_others(disk))
     for each in waiting:
-        with pytest.raises(UnsupportedServer, match=r"^disk vda can't be snapshotted: it is a disk of another"):
+        with pytest.raises(UnsupportedServer, match=r"^disk vda cannot be snapshotted: it is also a disk of another"):
             await each
     assert len(slow.looks) == 1
 

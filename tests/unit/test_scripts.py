@@ -1,7 +1,9 @@
 """The Lua scripts and their modules: each carries what it uses, and nothing else."""
 
+import itertools
 import re
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +65,29 @@ def test_a_module_is_carried_once_and_behind_what_it_needs() -> None:
 
 def test_a_small_script_stays_small() -> None:
     assert scripts.text("nodes/known") == scripts.source("nodes/known")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_first_comment_says_what_a_script_takes_and_answers(name: str) -> None:
+    lines = scripts.source(name).splitlines()
+    head = [line.removeprefix("-- ") for line in itertools.takewhile(lambda line: line.startswith("-- "), lines)]
+    if head[0].startswith("include: "):
+        head = head[1:]
+    ask, answers = (
+        next((n for n, line in enumerate(head) if line.startswith(word)), -1) for word in ("ask: {", "Answers ")
+    )
+    assert 0 < ask < answers, "what it does, what it takes, what it answers"
+    uses_ask = re.search(r"\bask\b", code(scripts.source(name))) is not None
+    assert uses_ask == (head[ask] != "ask: {}")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_reads_one_argument_the_json_of_its_ask(name: str) -> None:
+    lua = code(scripts.source(name))
+    assert re.findall(r".*\b(?:ARGV|KEYS)\b.*", lua) in ([], ["local ask = cjson.decode(ARGV[1])"])
+
+
+def test_every_script_is_called_by_its_name() -> None:
+    python = "".join(path.read_text() for path in Path("worker").rglob("*.py"))
+    assert {name for name in SCRIPTS if f'"{name}"' not in python} == set()
+    assert set(re.findall(r'(?:_call|_do|load)\((?:[a-z_.]+, )?"([a-z_]+/[a-z_]+)"', python)) <= set(SCRIPTS)

@@ -242,13 +242,13 @@ def contents(*, firmware: Firmware = Firmware.UEFI, nvram: bool = True, tpm: boo
         (contents(), both(), both(), both(), None),
         (contents(), both(), both(nvram=False, tpm=False), both(), None),  # lost: they come back
         (contents(tpm=False, later="tpm"), both(), both(), both(tpm=False), None),  # it had never run
-        (contents(tpm=False), both(), both(), both(tpm=False), "has TPM state, and the snapshot holds none"),
-        (contents(), both(tpm=False), both(tpm=False), both(), "holds TPM state, and the server has none"),
-        (contents(), both(), both(), both(nvram=False), "copy of the UEFI variables is gone"),
-        (contents(), both(firmware=Firmware.BIOS), both(), both(), "boots by BIOS now"),
-        (contents(firmware=Firmware.BIOS), both(), both(), both(), "one that booted by BIOS"),
+        (contents(tpm=False), both(), both(), both(tpm=False), "has TPM state, but the snapshot holds none"),
+        (contents(), both(tpm=False), both(tpm=False), both(), "holds TPM state, but the server has none"),
+        (contents(), both(), both(), both(nvram=False), "copy of the UEFI variables is missing"),
+        (contents(), both(firmware=Firmware.BIOS), both(), both(), "boots with BIOS now"),
+        (contents(firmware=Firmware.BIOS), both(), both(), both(), "booted with BIOS when"),
         (None, both(), both(), both(), None),
-        (None, both(), both(), both(nvram=False), "has UEFI variables, and the snapshot holds none"),
+        (None, both(), both(), both(nvram=False), "has UEFI variables, but the snapshot holds none"),
     ],
 )
 def test_a_server_whose_firmware_or_tpm_is_another_differs(

@@ -41,7 +41,7 @@ class Pools:
     ],
 )
 def test_a_volume_that_is_no_file_is_told_by_its_kind(kind: int, word: str) -> None:
-    with pytest.raises(NoVolumeFile, match=f"is no file but of type {word}, which can't be snapshotted"):
+    with pytest.raises(NoVolumeFile, match=f"is not a file but of type {word}, which cannot be snapshotted"):
         paths_by(Pools(kind))("vg", "lv")
 
 

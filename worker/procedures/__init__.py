@@ -1,4 +1,4 @@
-"""The procedures: what is done for each kind of job, step by step."""
+"""The procedures: the steps of each kind of job."""
 
 from collections.abc import Mapping
 
@@ -14,5 +14,5 @@ PROCEDURES: Mapping[JobKind, Procedure] = {
     JobKind.DELETE: DELETE,
     JobKind.CHECK_CREATE: CHECK_CREATE,
     JobKind.CHECK_RESTORE: CHECK_RESTORE,
-    JobKind.UNDO: RESTORE,  # of the safety snapshot; it takes one of its own, so that an undo can be undone
+    JobKind.UNDO: RESTORE,  # to the safety snapshot; it takes its own safety snapshot, so an undo can be undone
 }

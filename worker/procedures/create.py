@@ -1,4 +1,4 @@
-"""Create: stop the guest, snapshot every disk, start it again, measure."""
+"""Create: stop the guest, snapshot every disk, start the guest again, measure the snapshot's size."""
 
 from dataclasses import replace
 
@@ -11,11 +11,11 @@ from worker.store.model import Contents, Step
 
 
 async def _check(work: Work) -> Next:
-    """All that can refuse a create before it costs the guest its uptime; changes nothing."""
+    """Every check that can refuse a create before the guest is stopped. Changes nothing."""
     layout = await roomy_layout(work)
     contents = notes.contents_of(layout)
     if any(found.tag == work.task.tag for found in await work.hypervisor.snapshots(work.task.server_id)):
-        raise SnapshotExists(f"the tag {work.task.tag} is on the server's disks already")
+        raise SnapshotExists(f"the server's disks already have the tag {work.task.tag}")
     told = (*notes.left_out(contents), *notes.resources_reduced(layout.reduced))
     return Next(step=None, facts=replace(work.facts, contents=contents).noting(*told))
 
@@ -27,7 +27,7 @@ async def _preflight(work: Work) -> Next:
 
 async def _stop(work: Work) -> Next:
     await claimed(work)
-    # Gently: what the guest has not yet written to its disks would be missing from the snapshot.
+    # Gracefully: data that the guest has not written to its disks yet would be missing from the snapshot.
     await ensure_off_gently(work.hypervisor, work.task.server_id, work.policy)
     return Next(step=Step.CHECKING, facts=work.facts)
 
@@ -38,7 +38,7 @@ async def _check_disks(work: Work) -> Next:
 
 async def _snapshot(work: Work) -> Next:
     if work.interrupted:
-        # Someone may have started the guest since; and some disks may hold the tag already.
+        # Someone may have started the guest since, and some disks may already have the tag.
         await ensure_off(work.hypervisor, work.task.server_id)
         await without(work.hypervisor, work.task.server_id, work.task.tag)
     await work.hypervisor.take_snapshot(work.task.server_id, work.task.spec)
@@ -50,8 +50,7 @@ async def _clean(work: Work) -> Next:
 
 
 def _after_starting(facts: Facts) -> Step | None:
-    # Also where the guest did not start: the snapshot is whole, and worth having all the more. Not where it was the
-    # measuring that failed.
+    # Also if the guest did not start: the snapshot is complete and needed all the more. Not if measuring has failed.
     unmeasured = facts.taken and facts.size_mb is None
     return Step.MEASURING if unmeasured and (facts.failure is None or facts.failure.stranded) else None
 
@@ -64,21 +63,21 @@ async def _start(work: Work) -> Next:
 async def _measure(work: Work) -> Next:
     size_mb = await work.hypervisor.size_mb(work.task.server_id, work.task.tag)
     contents = await _contents(work)
-    # interrupted: the machine itself may have gone down since the start
+    # interrupted: the host may have gone down since the guest was started
     return Next(
         step=Step.STARTING if work.interrupted else None, facts=replace(work.facts, size_mb=size_mb, contents=contents)
     )
 
 
 async def _contents(work: Work) -> Contents | None:
-    """As it is written down with the snapshot."""
+    """What the snapshot holds, as recorded with it."""
     found = await work.hypervisor.snapshots(work.task.server_id)
     held = next((snapshot.contents for snapshot in found if snapshot.tag == work.task.tag), None)
     return work.facts.contents if held is None else notes.contents_held(held)
 
 
 def _after_measuring_failed(facts: Facts) -> Step | None:
-    # A size that can't be told is no reason to give the snapshot away, nor to leave the guest off.
+    # An unknown size is no reason to discard the snapshot or to leave the guest off.
     return None if facts.failure and facts.failure.stranded else Step.STARTING
 
 
@@ -96,7 +95,7 @@ CREATE = Procedure(
     if_it_fails={
         Step.PREFLIGHT: over,
         Step.STOPPING: then(Step.STARTING),
-        Step.CHECKING: then(Step.STARTING),  # nothing was changed: it starts as it was found, damaged or not
+        Step.CHECKING: then(Step.STARTING),  # nothing was changed, so it may start, damaged or not
         Step.SNAPSHOTTING: then(Step.CLEANING),
         Step.CLEANING: over,
         Step.STARTING: _after_starting,

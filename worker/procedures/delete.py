@@ -1,4 +1,4 @@
-"""Delete: free the space of a snapshot, under the running guest or on the disks of one that is off."""
+"""Delete: remove a snapshot from the disks, whether the guest runs or is off."""
 
 from contextlib import suppress
 
@@ -13,7 +13,7 @@ async def _delete(work: Work) -> Next:
     hypervisor, task = work.hypervisor, work.task
     await claimed(work)
     if not work.interrupted:
-        with suppress(DiskFailed):  # some disks may have let go of it, one may be torn: mend them and go on
+        with suppress(DiskFailed):  # some disks may have deleted it, one may be inconsistent: repair and retry below
             await hypervisor.delete_snapshot(task.server_id, task.tag)
             return Next(step=None, facts=work.facts)
     await without(hypervisor, task.server_id, task.tag)

@@ -1,4 +1,4 @@
-"""Disks: the checks before anything is touched, and how they are put right again after an interruption."""
+"""Disks: the checks before any change, and the repair after an interruption."""
 
 from dataclasses import replace
 
@@ -9,58 +9,62 @@ from worker.procedures import notes
 from worker.procedures.work import Facts, Work
 from worker.store.model import ServerId
 
-CLEANING_TRIES = 3  # to delete a tag at once; then it is deleted some time after the job
+CLEANING_TRIES = 3  # to delete a tag within the job; after that, housekeeping deletes it
 
 log = structlog.stdlib.get_logger()
 
 
 class NotEnoughSpace(DriverError):
-    """The storage is too full to take a snapshot on. Nothing was changed."""
+    """The storage is too full for a snapshot. Nothing was changed."""
 
     code = "not_enough_space"
 
 
 async def roomy_layout(work: Work) -> Layout:
-    """The server's layout, checked: all that can be refused is refused before it costs the guest its uptime."""
+    """The server's layout, if its storage has enough free space.
+
+    Raises NotEnoughSpace and everything that `Hypervisor.layout` raises, before the guest is stopped.
+    """
     layout = await work.hypervisor.layout(work.task.server_id)
     if layout.skipped:
         log.info("disks.skipped", **{disk.target: disk.reason for disk in layout.skipped})
     floor = work.policy.free_floor_bytes
     if layout.free_bytes < floor:
         raise NotEnoughSpace(
-            f"the storage of the server has {layout.free_bytes >> 20} MiB free; {floor >> 20} MiB are kept for guests"
+            f"the server's storage has {layout.free_bytes >> 20} MiB free; {floor >> 20} MiB are reserved for guests"
         )
     return layout
 
 
 async def checked(work: Work) -> Facts:
-    """Whole disks before the first change: on a damaged image it could cost data that were there until now.
+    """Check and repair the disks before the first change, which could destroy data on a damaged image.
 
-    Damage that can be repaired is repaired and noted. Raises DiskCorrupt for what can't.
+    Repaired disks are named in a note. Raises DiskCorrupt for damage that cannot be repaired.
     """
     if work.interrupted:  # someone may have started the guest since
         await work.hypervisor.cut_power(work.task.server_id)
-    mended = await work.hypervisor.repair(work.task.server_id)
-    if not mended:
+    repaired = await work.hypervisor.repair(work.task.server_id)
+    if not repaired:
         return work.facts
-    log.warning("disks.repaired", disks=mended)
-    return work.facts.noting(notes.repaired(mended))
+    log.warning("disks.repaired", disks=repaired)
+    return work.facts.noting(notes.repaired(repaired))
 
 
 async def cleaned(work: Work, tag: str) -> Facts:
-    """Whole disks, and the tag gone from them if they let it go: the guest is not to wait for more than that."""
+    """Repair the disks and delete the tag from them. A tag that cannot be deleted now is left to housekeeping: the
+    guest does not wait for it."""
     try:
         await without(work.hypervisor, work.task.server_id, tag)
-    except DiskFailed:  # they are whole; after any other error they are not known to be, and nothing may boot on them
+    except DiskFailed:  # the disks are consistent; after any other error they may not be, and nothing may boot on them
         return replace(work.facts, taken=False, spare_tag=tag)
     return replace(work.facts, taken=False, spare_tag=None)
 
 
 async def without(hypervisor: Hypervisor, server_id: ServerId, tag: str) -> None:
-    """Every disk whole and free of the tag, whatever an interrupted change has left behind.
+    """Repair every disk and delete the tag from it, whatever an interrupted change has left behind.
 
-    Raises DiskFailed where a disk does not let go of the tag: whole they are then all the same. After any other error
-    they are not known to be.
+    Raises DiskFailed if a disk keeps the tag; all disks are consistent even then. After any other error they may not
+    be.
     """
     for tries_left in reversed(range(CLEANING_TRIES)):
         await whole(hypervisor, server_id)
@@ -75,8 +79,8 @@ async def without(hypervisor: Hypervisor, server_id: ServerId, tag: str) -> None
 
 
 async def whole(hypervisor: Hypervisor, server_id: ServerId) -> None:
-    """Check the disks, and repair what is not whole; of a guest that runs they are."""
-    # Before anything else touches a disk: a boot or a change on a torn image destroys its snapshots for good.
-    # The disks of a guest that runs are QEMU's alone, and it opened them whole.
+    """Check and repair the disks of a guest that is off."""
+    # Before anything else touches a disk: booting or changing an inconsistent image destroys its snapshots for good.
+    # A running guest's disks were consistent when QEMU opened them, and only QEMU may touch them.
     if await hypervisor.power(server_id) is Power.OFF:
         await hypervisor.repair(server_id)

@@ -1,4 +1,4 @@
-"""What a job tells the owner of a server beside its outcome: the notes of the job, whose codes are in its events."""
+"""The notes of a job: what its customer should know besides the outcome."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,7 +7,7 @@ from worker.store.model import Contents, HeldDisk, LeftOut, Note, NoteCode
 
 
 def contents_of(layout: base.Layout) -> Contents:
-    """What a snapshot of the server would hold."""
+    """What a snapshot of a server with this layout would hold."""
     return Contents(
         disks=tuple(
             HeldDisk(target=disk.target, path=disk.path, virtual_bytes=disk.virtual_bytes) for disk in layout.disks
@@ -20,7 +20,7 @@ def contents_of(layout: base.Layout) -> Contents:
 
 
 def contents_held(held: base.Contents) -> Contents:
-    """What a snapshot holds, as the node has written it down."""
+    """The driver's record of what a snapshot holds, as the store's."""
     return Contents(
         disks=tuple(
             HeldDisk(
@@ -36,7 +36,7 @@ def contents_held(held: base.Contents) -> Contents:
 
 
 def contents_to_write(held: Contents | None) -> base.Contents | None:
-    """What the store knows that a snapshot holds, for the node to write it down again."""
+    """The store's record of what a snapshot holds, as the driver's. The inverse of `contents_held`."""
     if held is None:
         return None
     return base.Contents(
@@ -63,7 +63,7 @@ def left_out(contents: Contents) -> tuple[Note, ...]:
 
 
 def not_restored(disks: Sequence[base.SkippedDisk]) -> tuple[Note, ...]:
-    """Each reason names its disk."""
+    """`disks`: each reason names its disk."""
     return _about_disks(NoteCode.NOT_RESTORED, f"Not restored: {'; '.join(disk.reason for disk in disks)}.", disks)
 
 
@@ -71,8 +71,8 @@ def kept_sizes(disks: Iterable[base.GrownDisk]) -> tuple[Note, ...]:
     return tuple(
         Note(
             code=NoteCode.DISK_KEPT_SIZE,
-            detail=f"Disk {disk.target} was enlarged since the snapshot, from {disk.snapshot_bytes >> 20} to "
-            f"{disk.virtual_bytes >> 20} MiB. It keeps its size.",
+            detail=f"Disk {disk.target} was enlarged after the snapshot, from {disk.snapshot_bytes >> 20} MiB to "
+            f"{disk.virtual_bytes >> 20} MiB. It keeps its current size.",
             disks=(disk.target,),
         )
         for disk in disks
@@ -82,8 +82,8 @@ def kept_sizes(disks: Iterable[base.GrownDisk]) -> tuple[Note, ...]:
 def backup_chain_ended(targets: tuple[str, ...]) -> Note:
     return Note(
         code=NoteCode.BACKUP_CHAIN_ENDED,
-        detail="A restore ends the chain of incremental backups: the dirty bitmaps and checkpoints that it rests on are"
-        " removed. The next backup must be a full one.",
+        detail="The restore ends the server's chain of incremental backups: it removes their dirty bitmaps and"
+        " checkpoints. The next backup must be a full backup.",
         disks=targets,
     )
 
@@ -91,20 +91,20 @@ def backup_chain_ended(targets: tuple[str, ...]) -> Note:
 def repaired(targets: tuple[str, ...]) -> Note:
     return Note(
         code=NoteCode.DISK_REPAIRED,
-        detail=f"Damage was found and repaired before the first change, on disk {', '.join(targets)}. If these disks"
-        " are backed up incrementally, the next backup must be a full one.",
+        detail=f"Disk damage was found and repaired before the first change: {', '.join(targets)}. If these disks are"
+        " backed up incrementally, the next backup must be a full backup.",
         disks=targets,
     )
 
 
 def resources_reduced(less: Sequence[str]) -> tuple[Note, ...]:
-    """Each text goes "2 vCPUs instead of 4"."""
-    detail = f"The saved definition, with which the server starts again, has {' and '.join(less)}."
+    """`less`: texts such as "2 vCPUs instead of 4"."""
+    detail = f"The server starts again from its saved definition, which has {' and '.join(less)}."
     return (Note(code=NoteCode.RESOURCES_REDUCED, detail=detail),) if less else ()
 
 
 GENERATION_ID_CHANGED = Note(
-    code=NoteCode.GENERATION_ID_CHANGED, detail="The server has a new VM generation id, as after every restore."
+    code=NoteCode.GENERATION_ID_CHANGED, detail="The server got a new VM generation ID, as with every restore."
 )
 
 

@@ -1,4 +1,4 @@
-"""Power: how a guest is brought down and up again."""
+"""Power: stopping a guest and starting it again."""
 
 import time
 from contextlib import suppress
@@ -10,12 +10,12 @@ from worker.store.model import ServerId
 
 
 async def ensure_off_gently(hypervisor: Hypervisor, server_id: ServerId, policy: Policy) -> None:
-    """Ask the guest to shut down, again and again until the grace is over, then cut its power."""
+    """Ask the guest to shut down, repeatedly until the grace period ends, then cut its power."""
     deadline = time.monotonic() + policy.grace_seconds
     while (left := deadline - time.monotonic()) > 0:
         if await hypervisor.power(server_id) is Power.OFF:
             break
-        with suppress(InvalidState):  # it may just be going away by itself; one that can't be asked is cut off
+        with suppress(InvalidState):  # it may be shutting down already; if it cannot be asked, its power is cut
             await hypervisor.press_power_button(server_id)
         if await hypervisor.wait_for_off(server_id, timeout_seconds=min(left, policy.press_again_seconds)):
             break
@@ -23,19 +23,19 @@ async def ensure_off_gently(hypervisor: Hypervisor, server_id: ServerId, policy:
 
 
 async def claimed(work: Work) -> None:
-    """Nobody else is at work on the server, and nobody can move it to another node until the job is over."""
+    """Hold the server on this node until the job has ended. Raises ServerInUse if another tool is working on it."""
     await work.hypervisor.hold(work.task.server_id)
-    # What began in the same moment could not be seen before the hold.
+    # Another tool may have started between the check in `hold` and the hold itself.
     await work.hypervisor.refuse_if_in_use(work.task.server_id)
 
 
 async def ensure_off(hypervisor: Hypervisor, server_id: ServerId) -> None:
-    """Off at once, its disks released."""
+    """Cut the guest's power; returns once its disks are released."""
     await hypervisor.cut_power(server_id)
 
 
 async def as_found(work: Work) -> Facts:
-    """On again where the guest was found running, else left off."""
+    """Start the guest if it was running when the job started; leave it off otherwise."""
     if not work.facts.was_running:
         return work.facts
     await work.hypervisor.start(work.task.server_id)
@@ -43,7 +43,7 @@ async def as_found(work: Work) -> Facts:
 
 
 async def power_remembered(work: Work) -> Facts:
-    """Whether the guest runs, before anything is done to it: this is how it will be left, and which domain it is."""
+    """Record whether the guest runs, which the job restores at its end, and the identity of its domain."""
     domain = await work.hypervisor.identity(work.task.server_id)
     running = await work.hypervisor.power(work.task.server_id) is Power.ON
     off_since = time.time() if running else None

@@ -1,4 +1,5 @@
-"""Restore: a safety snapshot first, then every disk back to the snapshot, or all of them back to where they were."""
+"""Restore: take a safety snapshot, then revert every disk to the snapshot. If one fails, revert all to the safety
+snapshot."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ log = structlog.stdlib.get_logger()
 
 
 async def _check(work: Work) -> Next:
-    """All that can refuse a restore before it costs the guest its uptime; changes nothing."""
+    """Every check that can refuse a restore before the guest is stopped. Changes nothing."""
     plan = await _plan(work)
     return Next(step=None, facts=work.facts.noting(*_beforehand(plan), *_at_the_effect(plan)))
 
@@ -32,7 +33,7 @@ def _beforehand(plan: RestorePlan) -> tuple[Note, ...]:
 
 
 def _at_the_effect(plan: RestorePlan) -> tuple[Note, ...]:
-    """What a dry run foretells, and a restore tells once it is done."""
+    """The notes that a dry run gives in advance, and a restore once the change is made."""
     ended = [notes.backup_chain_ended(plan.bitmaps)] if _clears(plan) else []
     renewed = [notes.GENERATION_ID_CHANGED] if plan.generation_id else []
     return (*ended, *notes.kept_sizes(plan.grown), *renewed)
@@ -61,15 +62,15 @@ def _planned(plan: RestorePlan, work: Work) -> Facts:
 
 async def _stop(work: Work) -> Next:
     await claimed(work)
-    # At once: what the guest has not yet written is about to be overwritten.
+    # Without a graceful shutdown: the restore overwrites whatever the guest would still write.
     await ensure_off(work.hypervisor, work.task.server_id)
     return Next(step=Step.CHECKING, facts=work.facts)
 
 
 async def _check_disks(work: Work) -> Next:
     facts, task = await checked(work), work.task
-    # Other tools may have enlarged a disk or begun a backup chain between the first look and the stop. From here on
-    # they find the server off, and held.
+    # Plan again: another tool may have enlarged a disk or started a backup chain between preflight and the stop. From
+    # here on the server is off and held.
     plan = await work.hypervisor.restore_plan(task.server_id, task.tag, present_only=task.present_only)
     return Next(step=Step.SAFEGUARDING, facts=_planned(plan, replace(work, facts=facts)))
 
@@ -82,42 +83,42 @@ async def _safeguard(work: Work) -> Next:
     spec = SnapshotSpec(
         tag=task.safety_tag,
         name="safety",
-        description=f"What the restore of {task.tag} overwrote",
+        description=f"State before the restore of {task.tag}",
         created_at=datetime.now(UTC),
     )
     await work.hypervisor.take_snapshot(task.server_id, spec)
     facts = replace(work.facts, spare_tag=task.safety_tag)
     if facts.clears is None:
         return Next(step=Step.REVERTING, facts=facts)
-    # Noted before the first of them goes: a step that breaks off has ended the chain as well.
+    # Noted before the first bitmap is removed: an interrupted step has ended the chain as well.
     return Next(step=Step.CLEARING, facts=facts.noting(notes.backup_chain_ended(facts.clears)))
 
 
-async def _picked_up(work: Work) -> None:
-    """Off and whole after an interruption: someone may have started the guest since, and a disk may be torn."""
+async def _recover(work: Work) -> None:
+    """After an interruption: power off a guest that someone has started since, and repair the disks."""
     if work.interrupted:
         await ensure_off(work.hypervisor, work.task.server_id)
         await work.hypervisor.repair(work.task.server_id)
 
 
 async def _clear(work: Work) -> Next:
-    await _picked_up(work)
+    await _recover(work)
     targets = await work.hypervisor.clear_bitmaps(work.task.server_id)
     log.warning("backup_chain.ended", disks=targets or work.facts.clears)
     return Next(step=Step.REVERTING, facts=work.facts)
 
 
 async def _revert(work: Work) -> Next:
-    await _picked_up(work)
+    await _recover(work)
     await work.hypervisor.revert(work.task.server_id, work.task.tag, targets=work.facts.targets)
-    facts = work.facts if work.facts.targets is not None else await _as_begun_by_an_earlier_version(work)
-    # From the next step on the guest may write: whoever runs this job again must not revert again.
+    facts = work.facts if work.facts.targets is not None else await _facts_of_earlier_version(work)
+    # From the next step on the guest may write: if the job is resumed there, it must not revert again.
     adapts = facts.grown or facts.renews_generation
     return Next(step=Step.ADAPTING if adapts else Step.STARTING, facts=facts)
 
 
-async def _as_begun_by_an_earlier_version(work: Work) -> Facts:
-    """What a restore has to bring back that was planned by a version which kept nothing: its safety snapshot has it."""
+async def _facts_of_earlier_version(work: Work) -> Facts:
+    """The facts of a restore started by a version that did not record them, read from its safety snapshot."""
     found = await work.hypervisor.snapshots(work.task.server_id)
     safety = next((one.contents for one in found if one.tag == work.task.safety_tag), None)
     then = {disk.target: disk.virtual_bytes for disk in safety.disks} if safety is not None else {}
@@ -127,12 +128,12 @@ async def _as_begun_by_an_earlier_version(work: Work) -> Facts:
         for disk in now
         if then.get(disk.target, 0) > disk.virtual_bytes
     )
-    return replace(work.facts, grown=grown, renews_generation=True)  # a server without such an id has nothing to renew
+    return replace(work.facts, grown=grown, renews_generation=True)  # without such an id, nothing is renewed
 
 
 async def _adapt(work: Work) -> Next:
     hypervisor, server_id, facts = work.hypervisor, work.task.server_id, work.facts
-    await _picked_up(work)
+    await _recover(work)
     if facts.grown:
         virtual_bytes = {disk.target: disk.virtual_bytes for disk in facts.grown}
         enlarged = await hypervisor.resize(server_id, virtual_bytes)
@@ -148,7 +149,7 @@ async def _undo(work: Work) -> Next:
     hypervisor, task = work.hypervisor, work.task
     await ensure_off(hypervisor, task.server_id)
     await hypervisor.repair(task.server_id)
-    # Where nothing was changed there is nothing to go back to: what refused the revert would refuse this one, too.
+    # If nothing has changed, skip the revert: it would fail for the same reason as the first.
     if not await hypervisor.is_at(task.server_id, task.safety_tag):
         await hypervisor.clear_bitmaps(task.server_id)
         await hypervisor.revert(task.server_id, task.safety_tag)
@@ -180,12 +181,12 @@ RESTORE = Procedure(
     if_it_fails={
         Step.PREFLIGHT: over,
         Step.STOPPING: then(Step.STARTING),
-        Step.CHECKING: then(Step.STARTING),  # nothing was changed: it starts as it was found, damaged or not
+        Step.CHECKING: then(Step.STARTING),  # nothing was changed, so it may start, damaged or not
         Step.SAFEGUARDING: then(Step.CLEANING),
         Step.CLEARING: then(Step.UNDOING),
         Step.REVERTING: then(Step.UNDOING),
         Step.ADAPTING: then(Step.UNDOING),
-        Step.UNDOING: over,  # the disks are torn: the VM stays off
+        Step.UNDOING: over,  # the disks differ from any point in time: the VM stays off
         Step.CLEANING: over,
         Step.STARTING: over,
     },

@@ -1,7 +1,7 @@
-"""What every procedure is made of: the task, the facts found so far, the policy, and the table of steps.
+"""The parts of every procedure: the task, the facts gathered so far, the policy, and the table of steps.
 
-A procedure is a table: step -> the function that does it. The function returns the next step with the facts; the
-runner writes both to the journal before it goes on. Every step may be run again after a crash, on its own entry alone.
+A procedure maps each step to a function. The function returns the next step and the facts; the runner writes both to
+the journal before it continues. After a crash every step can be run again from its journal entry alone.
 """
 
 import time
@@ -13,12 +13,12 @@ from typing import Self
 from drivers.base import GrownDisk, Hypervisor, SnapshotSpec
 from worker.store.model import Contents, Failure, Job, JobId, JobKind, Note, ServerId, SnapshotId, Step, snapshot_tag
 
-SAFETY_PREFIX = "vps-safety-"  # of the tags of safety snapshots; the restore's job id follows
+SAFETY_PREFIX = "vps-safety-"  # a safety snapshot's tag is this and the restore's job id
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a job asks of this node: all that a procedure needs to know, with no word from Redis."""
+    """A job as a procedure needs it, so that it can run without Redis."""
 
     job_id: JobId
     kind: JobKind
@@ -29,9 +29,9 @@ class Task:
     created_at: datetime
     request_id: str
     undoes: JobId | None = None
-    traceparent: str = ""  # so that after a crash the trace goes on, too
-    present_only: bool = False  # of a restore: the disks that are there go back, whatever else the snapshot holds
-    # Of an undo: the disks that the restore overwrote, where it did not overwrite all. The others have gone on since.
+    traceparent: str = ""  # continues the trace after a crash
+    present_only: bool = False  # restore: revert the disks that are present, whatever else the snapshot holds
+    # Undo: the disks that the restore overwrote, if not all. The others have been in use since and are left alone.
     overwritten: frozenset[str] | None = None
 
     @classmethod
@@ -66,34 +66,34 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the steps so far have found out; kept in the journal beside the step."""
+    """The results of the steps so far; stored in the journal with the step."""
 
-    begun_at: float = field(default_factory=time.time, compare=False)  # Unix seconds; older journals lack it
+    begun_at: float = field(default_factory=time.time, compare=False)  # Unix seconds; missing in older journals
     was_running: bool = False
-    domain: str | None = None  # the hypervisor's identity of it, should it lose its mark; older journals lack it
-    off_since: float | None = None  # Unix seconds: when the guest was first asked, or made, to stop
-    on_again: float | None = None  # Unix seconds: when it had been started
-    taken: bool = False  # the snapshot is whole on every disk
+    domain: str | None = None  # the domain's identity, in case it loses its mark; missing in older journals
+    off_since: float | None = None  # Unix seconds; when the guest was first asked or forced to stop
+    on_again: float | None = None  # Unix seconds; when it was started again
+    taken: bool = False  # every disk has the complete snapshot
     size_mb: int | None = None
-    spare_tag: str | None = None  # a tag on the disks that is to be deleted some time after the job
-    failure: Failure | None = None  # the first one: why the job goes back
-    contents: Contents | None = None  # what the snapshot holds, or would
+    spare_tag: str | None = None  # a tag on the disks that is deleted some time after the job
+    failure: Failure | None = None  # the first failure: the reason to roll back
+    contents: Contents | None = None  # what the snapshot holds, or would hold
     notes: tuple[Note, ...] = ()
-    targets: frozenset[str] | None = None  # of a restore: the disks that go back; None: all
-    grown: tuple[GrownDisk, ...] = ()  # enlarged since the snapshot, to be as large again
-    clears: tuple[str, ...] | None = None  # disks with dirty bitmaps, none where there are checkpoints alone
+    targets: frozenset[str] | None = None  # restore: the disks to revert; None: all
+    grown: tuple[GrownDisk, ...] = ()  # enlarged after the snapshot; the restore enlarges them again
+    clears: tuple[str, ...] | None = None  # disks with dirty bitmaps; empty: only checkpoints; None: neither
     renews_generation: bool = False
 
     def failed(self, failure: Failure) -> Self:
-        """With this failure; an earlier one stays the reason, and stranded stays stranded."""
+        """A copy with this failure. An earlier failure stays the reason; a stranded job stays stranded."""
         if self.failure is None:
             return replace(self, failure=failure)
         return replace(self, failure=replace(self.failure, stranded=self.failure.stranded or failure.stranded))
 
     def noting(self, *notes: Note) -> Self:
-        """With these notes; told again, a note takes the place of the one before."""
-        told = {(note.code, note.disks): note for note in (*self.notes, *notes)}
-        return replace(self, notes=tuple(told.values()))
+        """A copy with these notes; a note replaces an earlier one with the same code and disks."""
+        by_key = {(note.code, note.disks): note for note in (*self.notes, *notes)}
+        return replace(self, notes=tuple(by_key.values()))
 
     @property
     def downtime_seconds(self) -> float | None:
@@ -104,11 +104,11 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """How long to wait, and what to keep free. All times in seconds."""
+    """How long to wait, and how much space to keep free."""
 
-    grace_seconds: float = 90.0  # for a guest to shut itself down before its power is cut
-    press_again_seconds: float = 5.0  # a press of the power button before the guest listens is lost
-    free_floor_bytes: int = 1 << 30  # a guest's writes after a snapshot copy clusters: below this no snapshot is taken
+    grace_seconds: float = 90.0  # time for a guest to shut down before its power is cut
+    press_again_seconds: float = 5.0  # a guest that is still booting ignores the power button, so press it again
+    free_floor_bytes: int = 1 << 30  # no snapshot is taken below this: after one, a guest's writes copy clusters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +119,13 @@ class Work:
     facts: Facts
     hypervisor: Hypervisor
     policy: Policy
-    # The step was entered before, by a process that died or by a try that failed: what it has done is unknown.
+    # The step was run before, by a process that died or in an attempt that failed: what it has done is unknown.
     interrupted: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Next:
-    """Where to go from a step: the next one, or None when the job is over."""
+    """The result of a step: the next step, or None if the job has ended, and the facts."""
 
     step: Step | None
     facts: Facts
@@ -135,8 +135,8 @@ class Next:
 class Procedure:
     """The steps of one kind of job.
 
-    `if_it_fails` says where a step's failure leads. A step in `strands` is one whose failure leaves the VM other than
-    it was found: an operator must look.
+    `if_it_fails`: the step that follows a failed one. `strands`: the steps whose failure leaves the VM in another state
+    than before the job, so that an operator must fix it.
     """
 
     first: Step
@@ -145,7 +145,7 @@ class Procedure:
     strands: frozenset[Step] = frozenset()
 
 
-# Steps that go forward: a worker that has lost its node to another must not enter one. The others bring a server back.
+# Steps that carry the job forward: a worker that has lost its lease must not start one. The others roll back.
 FORWARD = frozenset(Step) - {Step.UNDOING, Step.CLEANING, Step.STARTING, Step.MEASURING}
 
 

@@ -1,1 +1,1 @@
-"""What a program is made of: settings, Redis connection, logs, metrics, tracing. Knows nothing of the service."""
+"""The foundation of both programs: settings, logs, metrics, tracing. Independent of the service itself."""

@@ -1,4 +1,4 @@
-"""Settings out of the environment and a TOML file, refused at start with a text that names the key."""
+"""Settings from the environment and a TOML file, validated at start; errors name the key."""
 
 import os
 import tomllib
@@ -14,18 +14,18 @@ CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 
 
 class ConfigurationError(Exception):
-    """The settings can't be used; the text names each key and what is wrong with it."""
+    """The settings are invalid; the text names each key and its problem."""
 
 
-# Front ends and workers decide by the same two times. Each program has them as settings; in a cell they must be equal.
-NODE_SILENT_SECONDS = 60.0  # the contract: a node that was silent for over a minute gets no new job
+# Settings of both programs; all front ends and workers of a cell must use the same values.
+NODE_SILENT_SECONDS = 60.0  # part of the API's contract: a node that is silent for over a minute gets no new job
 WAITING_SECONDS = 600.0
 NodeSilentSeconds = Annotated[
     float,
     Field(
         gt=0,
         allow_inf_nan=False,
-        description="after so long without a heartbeat a node gets no new job; the same for front ends and workers",
+        description="a node without a heartbeat for this long gets no new jobs; must equal on front ends and workers",
     ),
 ]
 WaitingSeconds = Annotated[
@@ -33,13 +33,13 @@ WaitingSeconds = Annotated[
     Field(
         ge=60,
         allow_inf_nan=False,
-        description="how long a job waits for a silent node before it fails; the same for front ends and workers",
+        description="how long a job waits for a silent node before it fails; must equal on front ends and workers",
     ),
 ]
 
 
 class FileSettings(BaseSettings):
-    """Base of a program's settings: VPS_SNAPSHOTS_<KEY> (tables by `__`) goes before the key in the file."""
+    """Base of a program's settings. The variable VPS_SNAPSHOTS_<KEY> (`__` for a dot) overrides the key in the file."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid")
 
@@ -59,7 +59,7 @@ Settings = TypeVar("Settings", bound=FileSettings)
 
 
 def load(kind: type[Settings], file: Path | None) -> Settings:
-    """Settings from the environment and the file (or VPS_SNAPSHOTS_CONFIG). Raises ConfigurationError."""
+    """Settings from the environment and the file (default: VPS_SNAPSHOTS_CONFIG). Raises ConfigurationError."""
     if file is None and os.environ.get(CONFIG_VARIABLE):
         file = Path(os.environ[CONFIG_VARIABLE])
     try:
@@ -68,20 +68,18 @@ def load(kind: type[Settings], file: Path | None) -> Settings:
         lines = [f"  {'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
         where = f"{file} and the environment ({ENV_PREFIX}*)" if file else f"the environment ({ENV_PREFIX}*)"
         raise ConfigurationError("\n".join([f"settings from {where}:", *lines])) from error
-    except SettingsError as error:  # a table or list that is no JSON
+    except SettingsError as error:  # a variable for a table or list that is not JSON
         raise ConfigurationError(f"settings from the environment ({ENV_PREFIX}*): {error}") from error
 
 
 def help_text(kind: type[BaseModel]) -> str:
-    """All settings, for the end of a program's --help."""
-    how = (
-        "Settings by their keys in the file; in the environment redis.url is VPS_SNAPSHOTS_REDIS__URL. Times: seconds."
-    )
+    """A list of all settings, for the end of a program's --help."""
+    how = "Settings, as keys of the file; as a variable redis.url is VPS_SNAPSHOTS_REDIS__URL. Times are in seconds."
     return "\n\n".join([how, *_described(kind)])
 
 
 def _described(kind: type[BaseModel], above: str = "") -> Iterator[str]:
-    """Every key of the settings with its default and its meaning, a line each."""
+    """One line per setting: key, meaning, default."""
     for name, key in kind.model_fields.items():
         if isinstance(key.annotation, type) and issubclass(key.annotation, BaseModel):
             yield from _described(key.annotation, f"{above}{name}.")

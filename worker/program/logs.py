@@ -1,4 +1,4 @@
-"""Log lines: one event name with fields. JSON for machines, colours for a person at a terminal; always on stderr."""
+"""Logging: each line is an event name with fields. JSON, or colors if stderr is a terminal; always to stderr."""
 
 import logging
 import sys
@@ -17,7 +17,7 @@ _SHARED: tuple[Processor, ...] = (
 
 
 def _renderers(*, json: bool) -> list[Processor]:
-    # Never the local variables of a traceback's frames: they hold tokens and what customers wrote.
+    # Never log local variables with a traceback: they hold tokens and customers' data.
     if json:
         plain = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         return [structlog.processors.ExceptionRenderer(plain), structlog.processors.JSONRenderer()]
@@ -31,10 +31,10 @@ def configure(
     also: tuple[Processor, ...] = (),
     count: tuple[Processor, ...] = (),
 ) -> None:
-    """Set up structlog, and the standard library's logging for what libraries say, to write the same lines.
+    """Configure structlog, and the standard library's logging for lines of libraries, to write the same format.
 
-    `json` None: JSON unless stderr is a terminal. `level` holds for our lines; libraries are heard from WARNING on.
-    `also` sees our lines before they are rendered, `count` also those of libraries.
+    `json` None: JSON unless stderr is a terminal. `level` applies to our lines; libraries log from WARNING on.
+    `also`: processors of our lines. `count`: processors of our lines and of those of libraries.
     """
     renderers = _renderers(json=not sys.stderr.isatty() if json is None else json)
     structlog.configure(

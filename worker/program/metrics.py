@@ -1,6 +1,6 @@
-"""What both programs measure of themselves: Redis, what the log warns of, the build.
+"""Metrics of both programs: Redis commands, warnings in the log, the build.
 
-A program is one process: its wiring makes one registry, and nothing is added up between processes.
+Each program is one process with one registry; nothing is shared between processes.
 """
 
 import re
@@ -21,37 +21,37 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.typing import EventDict, WrappedLogger
 
 NAMESPACE = "vps_snapshots"
-LIBRARY = "library"  # what a library has said: its words are not ours, and of any number
+LIBRARY = "library"  # the event label of all lines of libraries: their texts would be labels without limit
 COMMAND_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)  # seconds
 REDIS_ERRORS = ("connection", "timeout", "refused")
 
-_OURS = re.compile(r"[a-z_]+(\.[a-z_]+)+")  # how an event of ours is named
+_OURS = re.compile(r"[a-z_]+(\.[a-z_]+)+")  # the form of our event names
 _WORTH_A_LOOK = frozenset({"warning", "error", "critical"})
 
 
 def registry() -> CollectorRegistry:
-    """A registry of its own for one process, with what it is and what it uses."""
-    disable_created_metrics()  # type: ignore[no-untyped-call] # else a second series for each counter, which Prometheus takes for a gauge of its own
+    """A new registry for one process, with the build's version and the process's resource usage."""
+    disable_created_metrics()  # type: ignore[no-untyped-call] # else each counter gets a second series
     made = CollectorRegistry()
     ProcessCollector(registry=made)
-    build = Info("build", "What this process runs.", namespace=NAMESPACE, registry=made)
+    build = Info("build", "Version of the program and of Python.", namespace=NAMESPACE, registry=made)
     build.info({"version": version("vps-snapshots"), "python": python_version()})
     return made
 
 
 def jobs_given_up(registry: CollectorRegistry) -> Counter:
-    """Of workers and front ends: any of them may be the one that sees it."""
-    text = "Jobs, of any node, that failed because it was silent for too long."
+    """A counter of workers and front ends: whichever notices first fails the job."""
+    text = "Jobs of any node that failed because the node was silent for too long."
     return Counter("jobs_given_up", text, namespace=NAMESPACE, registry=registry)
 
 
 class LogEvents:
-    """Counts the lines of the log that are worth a look, by the name of the event."""
+    """Counts log lines at warning or above, by event name."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._counted = Counter(
             "log_events",
-            "Lines in the log at warning or above; docs/runbook.md says what each event means.",
+            "Log lines at warning or above; docs/runbook.md explains each event.",
             ["event", "level"],
             namespace=NAMESPACE,
             registry=registry,
@@ -59,7 +59,7 @@ class LogEvents:
         self._counted.labels(LIBRARY, "error")
 
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        """As a processor of structlog, behind the one that adds the level: hand the line on unchanged."""
+        """structlog processor; must follow `add_log_level`. Returns the line unchanged."""
         if event["level"] in _WORTH_A_LOOK:
             name = str(event["event"])
             is_ours = "_record" not in event and _OURS.fullmatch(name)
@@ -68,20 +68,20 @@ class LogEvents:
 
 
 class RedisMetrics:
-    """How Redis does, as this process sees it."""
+    """Redis as this process sees it: reachability, latency, errors."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._up = Gauge("redis_up", "1: the last command was answered.", namespace=NAMESPACE, registry=registry)
+        self._up = Gauge("redis_up", "1 if the last command got a reply.", namespace=NAMESPACE, registry=registry)
         self._seconds = Histogram(
             "redis_command_duration_seconds",
-            "Commands and scripts that were answered; those that wait for something are left out.",
+            "Duration of commands and scripts that succeeded, without blocking ones.",
             namespace=NAMESPACE,
             registry=registry,
             buckets=COMMAND_BUCKETS,
         )
         self._errors = Counter(
             "redis_command_errors",
-            "Commands that were not answered, or with an error.",
+            "Commands that got no reply or an error reply.",
             ["error"],
             namespace=NAMESPACE,
             registry=registry,

@@ -1,6 +1,6 @@
-"""Sending spans to a collector, with the extra `tracing`: in a thread of its own, which nobody waits for.
+"""Exports spans to a collector, from a background thread. Needs the extra `tracing`.
 
-A collector that is away, slow or hung costs the spans that do not fit into the queue, and nothing else.
+If the collector is unreachable, slow or hung, the spans that do not fit into the queue are lost, and nothing else.
 """
 
 import logging
@@ -20,36 +20,33 @@ from worker.program.configuration import ConfigurationError
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-SHUTDOWN_SECONDS = 2.0  # at the end of the process, for the last spans
-COMPLAINT_SECONDS = 60.0  # from one line on trouble to the next
+SHUTDOWN_SECONDS = 2.0  # at exit, to send the last spans
+COMPLAINT_SECONDS = 60.0  # between two log lines about export errors
 
 log = structlog.stdlib.get_logger()
 
 
 class TracingSettings(BaseModel):
-    """What else there is to set, the SDK takes from its own standard variables, OTEL_*."""
+    """Everything else is set by the SDK's own standard variables, OTEL_*."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     endpoint: HttpUrl | None = Field(
         default=None,
-        description="of a collector of OTLP over HTTP, http://127.0.0.1:4318; without it no tracing",
+        description="URL of an OTLP/HTTP collector, e.g. http://127.0.0.1:4318; unset: no tracing",
     )
 
     @field_validator("endpoint")
     @classmethod
     def _is_plain(cls, url: HttpUrl | None) -> HttpUrl | None:
         if url and (url.username or url.password or url.query or url.fragment):
-            raise ValueError("takes no more than an address and a path; for a key there is OTEL_EXPORTER_OTLP_HEADERS")
+            raise ValueError("only an address and a path are allowed; set a key in OTEL_EXPORTER_OTLP_HEADERS")
         return url
 
 
 @contextmanager
 def exporting(settings: TracingSettings, *, service: str, instance: str) -> Iterator[None]:
-    """Have the spans of this process sent until the end of the block; no more than once in a process.
-
-    Raises ConfigurationError where that can't be.
-    """
+    """Export this process's spans during the block. Use it once per process. Raises ConfigurationError."""
     if settings.endpoint is None:
         yield
         return
@@ -62,7 +59,7 @@ def exporting(settings: TracingSettings, *, service: str, instance: str) -> Iter
     try:
         yield
     finally:
-        # not in our own thread: before it gives up, the SDK waits for half a minute
+        # in a thread: the SDK's shutdown may take half a minute
         ending = threading.Thread(target=provider.shutdown, daemon=True)
         ending.start()
         ending.join(SHUTDOWN_SECONDS)
@@ -84,7 +81,7 @@ def _provider(url: str, service: str, instance: str) -> "TracerProvider":
         "service.instance.id": instance,
     }
     try:
-        # what an operator says in OTEL_RESOURCE_ATTRIBUTES goes before ours
+        # OTEL_RESOURCE_ATTRIBUTES overrides ours
         provider = TracerProvider(
             resource=Resource.create(ours).merge(OTELResourceDetector().detect()), shutdown_on_exit=False
         )
@@ -95,7 +92,7 @@ def _provider(url: str, service: str, instance: str) -> "TracerProvider":
 
 
 class _Complaints(logging.Handler):
-    """What the exporter complains of, in our log and seldom: of a collector that is away it does so without end."""
+    """Writes the exporter's errors to our log, at most once per minute: it repeats them while a collector is down."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -107,7 +104,7 @@ class _Complaints(logging.Handler):
         if now < self._quiet_until:
             self._unsaid += 1
             return
-        quotes_headers = record.name == "opentelemetry.util.re"  # with the key in them
-        cause = "OTEL_EXPORTER_OTLP_HEADERS can't be read" if quotes_headers else record.getMessage()
+        quotes_headers = record.name == "opentelemetry.util.re"  # they contain the key
+        cause = "OTEL_EXPORTER_OTLP_HEADERS is malformed" if quotes_headers else record.getMessage()
         log.warning("tracing.trouble", cause=cause, unsaid=self._unsaid)
         self._quiet_until, self._unsaid = now + COMPLAINT_SECONDS, 0

@@ -1,7 +1,7 @@
-"""Spans: one trace leads from a caller's request through Redis to the steps on the node.
+"""Spans: one trace covers a request, Redis and the steps on the node.
 
-Without the extra `tracing` a span costs next to nothing and goes nowhere; a caller's trace is handed on all the same.
-Attributes never hold what customers write, nor the text of an error: it may name them.
+Without the extra `tracing` spans are not recorded and cost almost nothing; a caller's trace context is still passed on.
+Attributes never contain customers' data or error texts, which may quote it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,8 +13,8 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from structlog.typing import EventDict, WrappedLogger
 
-TRACEPARENT = "traceparent"  # W3C: the header of a request, the field of a job's record
-OURS = "vps_snapshots"  # begins the names of the attributes that no convention has
+TRACEPARENT = "traceparent"  # W3C Trace Context: a request's header and a field of the job's record
+OURS = "vps_snapshots"  # prefix of the attributes that no semantic convention defines
 
 _tracer = trace.get_tracer("vps-snapshots")
 _w3c = TraceContextTextMapPropagator()
@@ -30,11 +30,11 @@ def span(
     kind: SpanKind = SpanKind.INTERNAL,
     parent: Mapping[str, str] | None = None,
 ) -> Iterator[Span]:
-    """What is done in the block. It goes on from `parent`, the headers of W3C Trace Context, where they say anything;
-    None: from the span that it is in."""
+    """A span for the block. `parent`: W3C Trace Context headers to continue from, if they are valid; None: continue
+    the current span."""
     context = None if parent is None else _w3c.extract(parent, Context())
     begun = _tracer.start_span(name, context, kind, dict(attributes))
-    if not begun.get_span_context().is_valid:  # nobody wants to know
+    if not begun.get_span_context().is_valid:  # not traced
         yield begun
         return
     with trace.use_span(begun, end_on_exit=True, record_exception=False, set_status_on_exception=False):
@@ -46,32 +46,32 @@ def span(
 
 
 def note(attributes: Attributes) -> None:
-    """Add to the span that we are in."""
+    """Add attributes to the current span."""
     trace.get_current_span().set_attributes(dict(attributes))
 
 
 def failed(code: str) -> None:
-    """The span that we are in comes to no good end."""
-    here = trace.get_current_span()
-    here.set_attribute("error.type", str(code))
-    here.set_status(StatusCode.ERROR)
+    """Mark the current span as failed."""
+    current = trace.get_current_span()
+    current.set_attribute("error.type", str(code))
+    current.set_status(StatusCode.ERROR)
 
 
 def is_traced() -> bool:
-    """Whether we are in a span that will be sent."""
+    """Whether the current span is recorded."""
     return trace.get_current_span().is_recording()
 
 
 def carried() -> dict[str, str]:
-    """What the next process goes on from: a `traceparent`, or nothing."""
+    """The trace context for the next process: a `traceparent`, or an empty dict."""
     carrier: dict[str, str] = {}
     _w3c.inject(carrier)
     return {TRACEPARENT: carrier[TRACEPARENT]} if carrier else {}
 
 
 def with_trace_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """As a processor of structlog: a line tells the trace that it belongs to."""
-    here = trace.get_current_span().get_span_context()
-    if here.is_valid:
-        event["trace_id"] = trace.format_trace_id(here.trace_id)
+    """structlog processor: add `trace_id` to lines within a trace."""
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"] = trace.format_trace_id(context.trace_id)
     return event

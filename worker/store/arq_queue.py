@@ -20,7 +20,7 @@ def wake_key(queue: str) -> str:
 
 
 def serialize(data: dict[str, Any]) -> bytes:
-    """JSON: whoever can write to Redis could run code on every node through arq's own choice, pickle."""
+    """JSON. With arq's default, pickle, anyone who can write to Redis could run code on every node."""
     return json.dumps(data, separators=(",", ":"), default=repr).encode()
 
 

@@ -1,22 +1,23 @@
-"""How the store calls Redis: its errors, its scripts' arguments, and the answers that more than one side reads."""
+"""How the store calls Redis: its errors, its scripts, and the answers that several of its classes read."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Self, TypeVar
 
 import structlog
+from arq.connections import ArqRedis
 from opentelemetry.trace import SpanKind
 from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError, ResponseError
 
 from worker.program import tracing
-from worker.store import errors, records
+from worker.store import errors, records, scripts
 from worker.store.model import Job, JobId, JobKind
 
 IDEMPOTENCY_KEPT_SECONDS = 86_400.0
-_REDIS_REFUSES = ("MISCONF", "NOREPLICAS")  # said of a script's write too; any other error in one is ours to mend
+_REDIS_REFUSES = ("MISCONF", "NOREPLICAS")  # may come from a script's write; any other error in a script is a bug
 
 log = structlog.stdlib.get_logger()
 
@@ -33,14 +34,14 @@ class Page(Generic[Item]):
 
 @dataclass(frozen=True, kw_only=True)
 class Idempotency:
-    """The caller's own mark on a request: asked again with the same, it gets the answer of the first time."""
+    """The caller's own key for a request: a repeated request with the same key gets the first one's answer."""
 
     key: str
-    fingerprint: str  # of all that was asked: the same key with another is refused
+    fingerprint: str  # of the whole request: the same key with another one is refused
     owner: str = ""  # whose key it is, where it is not the account's
 
     def of_one(self, item: str) -> Self:
-        """For one of many things that are asked for at once."""
+        """For one of the many parts of a request."""
         return replace(self, key=f"{self.key}:{item}")
 
 
@@ -51,26 +52,52 @@ def script_broke(error: BaseException | None) -> bool:
 
 @contextmanager
 def redis_answers() -> Iterator[None]:
-    """Foreign errors stop here: Redis away, slow, full or read-only is one and the same to a caller."""
+    """Foreign errors stop here: to a caller it is the same whether Redis is away, slow, full or read-only."""
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
         if script_broke(error):
             log.exception("store.script_broke")
-        raise errors.StoreUnavailable("The store of the service does not answer.") from error
+        raise errors.StoreUnavailable.of() from error
 
 
-async def decided(admit: AsyncScript, ask: dict[str, Any]) -> list[Any]:
-    """What `admit.lua` answers, within a span that the job's goes on from."""
-    name = f"admit {ask['kind']}"
-    with redis_answers(), tracing.span(name, {"vps_snapshots.job.kind": ask["kind"]}, kind=SpanKind.PRODUCER) as span:
-        answer: list[Any] = await admit(args=[json.dumps(ask | tracing.carried())])
-        match answer:
-            case [b"refused", code, *_]:
-                span.set_attribute("vps_snapshots.refused", code.decode())
-            case [_, [job_id, *_], *_]:
-                span.set_attribute("vps_snapshots.job.id", job_id.decode())
-        return answer
+class Scripts:
+    """Base of the store's classes: runs the Lua scripts. Each takes one JSON object, `ask`."""
+
+    def __init__(self, redis: ArqRedis) -> None:
+        self._redis = redis
+        self._loaded: dict[str, AsyncScript] = {}
+
+    async def _call(self, name: str, ask: Mapping[str, Any]) -> Any:
+        """What the script `name` ("customers/find") answers. Raises StoreUnavailable."""
+        with redis_answers():
+            return await self._run(name, ask)
+
+    async def _admit(self, ask: Mapping[str, Any]) -> list[Any]:
+        """What `customers/admit` answers, within a span that the job's span continues. Raises StoreUnavailable."""
+        attributes = {"vps_snapshots.job.kind": ask["kind"]}
+        with redis_answers(), tracing.span(f"admit {ask['kind']}", attributes, kind=SpanKind.PRODUCER) as span:
+            answer: list[Any] = await self._run("customers/admit", {**ask, **tracing.carried()})
+            match answer:
+                case [b"refused", code, *_]:
+                    span.set_attribute("vps_snapshots.refused", code.decode())
+                case [_, [job_id, *_], *_]:
+                    span.set_attribute("vps_snapshots.job.id", job_id.decode())
+            return answer
+
+    async def _run(self, name: str, ask: Mapping[str, Any]) -> Any:
+        if name not in self._loaded:
+            self._loaded[name] = scripts.load(self._redis, name)
+        return await self._loaded[name](args=[json.dumps(ask)])
+
+
+def accepted(answer: Sequence[Any], **facts: object) -> list[Any]:
+    """What a script answers behind its verdict. Raises what it refused; `facts`: what the caller adds to the text."""
+    verdict, *found = answer
+    if verdict == b"refused":
+        code, *in_the_way = (item.decode() for item in found)
+        raise errors.refusal(code, *in_the_way, **facts)
+    return found
 
 
 def for_script(idempotency: Idempotency | None) -> dict[str, str | int] | bool:

@@ -1,148 +1,201 @@
 """Why a request was refused: what is true now, under a stable code. `api.http.problems` gives each its HTTP status."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 
 class Refused(Exception):
-    """Base of every refusal: the request changed nothing. `detail` is for the caller's eyes."""
+    """Base of every refusal: the request changed nothing. `detail` is shown to the caller.
+
+    `text` is the detail as a format string: {0} is what the script found in the way, {id} what the caller asked for.
+    """
 
     code: ClassVar[str]
+    text: ClassVar[str]
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
 
+    @classmethod
+    def of(cls, *found: str, **facts: object) -> Self:
+        """With the refusal's own text."""
+        return cls(cls.text.format(*found, **facts))
+
 
 class ServerNotFound(Refused):
     code = "server_not_found"
+    text = "There is no server {id}."
 
 
 class SnapshotNotFound(Refused):
     code = "snapshot_not_found"
+    text = "There is no snapshot {id}."
 
 
 class ScheduleNotFound(Refused):
     code = "schedule_not_found"
+    text = "There is no schedule {id}."
 
 
 class ScheduleLimitReached(Refused):
     code = "schedule_limit_reached"
+    text = "The server has its {limit} schedules; delete one first."
 
 
 class WebhookNotFound(Refused):
     code = "webhook_not_found"
+    text = "There is no such webhook."
 
 
 class WebhookLimitReached(Refused):
     code = "webhook_limit_reached"
+    text = "The account has its {limit} webhooks; delete one first."
 
 
 class WebhookNotReady(Refused):
     """A test of a webhook that is disabled, or has too much to deliver already."""
 
     code = "webhook_not_ready"
+    text = "The webhook is disabled, or {limit} deliveries wait for it already."
 
 
 class RecordUnreadable(Refused):
     """What is kept of it was written by a newer version, or is damaged."""
 
     code = "record_unreadable"
+    text = "This version can't read the {kind}: delete it, or wait until the service is upgraded."
 
 
 class JobNotFound(Refused):
     code = "job_not_found"
+    text = "There is no job {id}."
 
 
 class ServerBusy(Refused):
     """The server has a job already; the detail names it."""
 
     code = "server_busy"
+    text = "The server is held by job {0}, which has not ended yet."
 
     def __init__(self, detail: str, *, job_id: str) -> None:
         super().__init__(detail)
         self.job_id = job_id
 
+    @classmethod
+    def of(cls, *found: str, **facts: object) -> Self:
+        return cls(cls.text.format(*found, **facts), job_id=found[0])
+
 
 class SnapshotLimitReached(Refused):
     code = "snapshot_limit_reached"
+    text = "The server has its {limit} snapshots; delete one first."
 
 
 class NameTaken(Refused):
     code = "name_taken"
+    text = "Snapshot {0} of the server has this name."
 
 
 class SnapshotNotReady(Refused):
     """A restore of a snapshot that is not completed."""
 
     code = "snapshot_not_ready"
+    text = "Snapshot {id} is {0}; only a completed one can be restored."
 
 
 class SnapshotProtected(Refused):
     """The snapshot's owner has protected it from a delete."""
 
     code = "snapshot_protected"
+    text = "Snapshot {id} is protected; lift that first."
 
 
 class JobNotCancellable(Refused):
     """The job's node has begun it, or it is a delete's own work."""
 
     code = "job_not_cancellable"
+    text = "The job is {0}; only a queued create, restore or undo can be cancelled."
 
 
 class JobNotRetryable(Refused):
     """The job has not failed, or is of a kind that a customer asks for anew (a dry run)."""
 
     code = "job_not_retryable"
+    text = "The job is {0}; only a failed one can be tried again."
+    texts: ClassVar[Mapping[str, str]] = {
+        "retried": "The job was retried before, as job {1}.",
+        "cancelled": "The job was cancelled; a bulk retry leaves such jobs out. Retry it alone if you want it.",
+        "later": "Its server has had a later job, {1}; a bulk retry leaves such jobs out. Retry it alone.",
+    }
+
+    @classmethod
+    def of(cls, *found: str, **facts: object) -> Self:
+        return cls(cls.texts.get(found[0], cls.text).format(*found, **facts))
 
 
 class JobNotStranded(Refused):
     """The job has stranded no server, or that was resolved."""
 
     code = "job_not_stranded"
+    text = "The job has stranded no server, or that was resolved before."
 
 
 class NodeNotFound(Refused):
     code = "node_not_found"
+    text = "There is no node {id}."
 
 
 class TokenNotFound(Refused):
     code = "token_not_found"
-
-
-KEY_REUSED = "This Idempotency-Key came with another request within the last 24 hours."
+    text = "There is no token {id}."
 
 
 class IdempotencyKeyReused(Refused):
     """The key came with another request before."""
 
     code = "idempotency_key_reused"
+    text = "This Idempotency-Key came with another request within the last 24 hours."
 
 
 class UndoUnavailable(Refused):
     """What the restore has overwritten is not kept any more, or a later restore came over it."""
 
     code = "undo_unavailable"
+    text = "What the job has overwritten is not kept any more, or a later restore came over it."
 
 
 class ServerNotReady(Refused):
     """The server is in a state (suspended) in which it can be neither snapshotted nor restored."""
 
     code = "server_not_ready"
+    text = "The server is suspended or gone; it can be neither snapshotted nor restored."
 
 
 class TooManyStreams(Refused):
     """The account, or this front end, has as many streams of events open as it may."""
 
     code = "too_many_streams"
+    text = "Too many event streams are open; close one first."
 
 
 class NodeUnavailable(Refused):
     """The server's node has been silent for too long."""
 
     code = "node_unavailable"
+    text = "The hypervisor node of the server does not answer; nothing was queued."
 
 
 class StoreUnavailable(Refused):
     """Redis did not answer, or could not write."""
 
     code = "store_unavailable"
+    text = "The store of the service does not answer."
+
+
+_BY_CODE = {refused.code: refused for refused in Refused.__subclasses__()}
+
+
+def refusal(code: str, *found: str, **facts: object) -> Refused:
+    """The refusal that a script answers with its code and what it found in the way."""
+    return _BY_CODE[code].of(*found, **facts)

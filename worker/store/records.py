@@ -47,8 +47,7 @@ def one(read: Callable[[list[Any]], Read], shown: list[Any], *, kind: str) -> Re
         return read(shown)
     except (KeyError, ValueError, OverflowError, OSError) as error:
         log.warning("record.unreadable", field=kind, id=shown[0].decode(), reason=str(error))
-        text = f"This version can't read the {kind}: delete it, or wait until the service is upgraded."
-        raise errors.RecordUnreadable(text) from error
+        raise errors.RecordUnreadable.of(kind=kind) from error
 
 
 def many(read: Callable[[list[Any]], Read], rows: Iterable[list[Any]], *, kind: str) -> tuple[Read, ...]:

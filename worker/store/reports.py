@@ -1,7 +1,7 @@
 """What a node tells for the operators' eyes alone: what it runs on, when a job's steps began, what the log said."""
 
-import json
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -51,9 +51,9 @@ class JobReport:
     log: tuple[str, ...] = ()  # lines as JSON
     resumed: int = 0  # times that a process has gone on with it after another
 
-    def for_script(self) -> str:
+    def for_script(self) -> dict[str, Any]:
         steps = [{"step": s.step or "", "ms": round(s.at * 1000), "attempt": s.attempt} for s in self.steps]
-        return json.dumps({"steps": steps, "log": self.log, "resumed": self.resumed})
+        return {"steps": steps, "log": self.log, "resumed": self.resumed}
 
 
 EMPTY_REPORT = JobReport()

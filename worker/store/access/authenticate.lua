@@ -1,12 +1,14 @@
 -- include: records, rate
--- Let a caller in who shows a token, and count the call. ARGV: key of the token or '', address, account that the call
--- names or '', calls, failed logins, window_ms. Answers {{field, value, ...} of the token, allowed, left, ms until there is one
--- more}; without a token the numbers are those of the address's failed logins.
+-- Check a caller's token and count the call.
+-- ask: {token: its key, '' for none, address, account: the one that the call names, '' for none, calls, failed_logins, window_ms}
+-- Answers {{field, value, ...} of the token, allowed, left, ms until one more call is allowed}. Without such a token the
+-- fields are empty and the numbers are those of failed logins from the address.
+local ask = cjson.decode(ARGV[1])
 
--- Who only reads should not cost a write to the disk: what is counted here is not kept.
+-- A call that only reads should not cost a write to the disk: the counters are neither replicated nor persisted.
 redis.set_repl(redis.REPL_NONE)
 
-local token = ARGV[1] ~= '' and read(ARGV[1])
-if not token then return {{}, take('calls:failed:' .. ARGV[2], ARGV[5], ARGV[6])} end
-local account = token.account ~= '' and token.account or ARGV[3]
-return {redis.call('HGETALL', ARGV[1]), take('calls:' .. token.id .. ':' .. account, ARGV[4], ARGV[6])}
+local token = ask.token ~= '' and read(ask.token)
+if not token then return {{}, take('calls:failed:' .. ask.address, ask.failed_logins, ask.window_ms)} end
+local account = token.account ~= '' and token.account or ask.account
+return {redis.call('HGETALL', ask.token), take('calls:' .. token.id .. ':' .. account, ask.calls, ask.window_ms)}

@@ -1,6 +1,7 @@
 -- include: records, idempotency
--- Make a token. ARGV[1]: JSON {key, record{field: text}, expires_ms (missing: never), salt, idempotency{...}}. Answers
--- {'admitted', {field, value, ...}, salt} or {'refused', code}.
+-- Create a token.
+-- ask: {key, record: {field: text}, expires_ms (missing: never), salt, idempotency (see `replay`)}
+-- Answers {'admitted', {field, value, ...}, salt} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 
 local function put()

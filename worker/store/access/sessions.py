@@ -1,7 +1,7 @@
-"""Sessions of the operators' dashboard: what a browser shows in the place of a token, for some hours.
+"""Sessions of the operators' dashboard: a browser sends a session's id in place of a token.
 
 Redis holds the SHA-256 of a session's id at `token:session:<sha256>`: no node may read a key that begins with `t`. A
-session ends at its time, after so long without a person, and with its token, whichever is first.
+session ends after its lifetime, after a time without a person's request, or with its token, whichever comes first.
 """
 
 import hashlib
@@ -11,9 +11,9 @@ from datetime import UTC, datetime, timedelta
 
 from arq.connections import ArqRedis
 
-from worker.store import records, scripts
+from worker.store import records
 from worker.store.access.tokens import Authenticated, Limits, Token, authenticated, key_of
-from worker.store.calls import redis_answers
+from worker.store.calls import Scripts, redis_answers
 
 _ID_BYTES = 32
 
@@ -28,7 +28,7 @@ class SessionLifetime:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A session as it is found. `csrf`: what each change must show, and no other site can read."""
+    """An open session. `csrf`: the token that each change must send and no other site can read."""
 
     csrf: str
     ends_at: datetime
@@ -38,20 +38,19 @@ class Session:
 
 @dataclass(frozen=True, kw_only=True)
 class NewSession:
-    """A session at its birth, the only time that its id is known here."""
+    """A session that was just opened. Its id is not stored: it is known only now."""
 
     id: str
     csrf: str
 
 
-class Sessions:
+class Sessions(Scripts):
     """Every call may raise StoreUnavailable."""
 
     def __init__(self, redis: ArqRedis, *, lasting: SessionLifetime, limits: Limits) -> None:
-        self._redis = redis
+        super().__init__(redis)
         self._lasting = lasting
         self._limits = limits
-        self._look = scripts.load(redis, "access/session")
 
     async def open(self, secret: str) -> NewSession:
         """A session of the token with that secret, which the caller has let in."""
@@ -74,10 +73,14 @@ class Sessions:
     async def look(self, session_id: str, *, by_person: bool) -> Session | None:
         """The session, if it goes on. The call is counted on its token; one that a person has made keeps it from being
         idle."""
-        window_ms = round(self._limits.window.total_seconds() * 1000)
-        idle_ms = round(self._lasting.idle.total_seconds() * 1000)
-        with redis_answers():
-            answer = await self._look(args=[_key(session_id), int(by_person), idle_ms, self._limits.calls, window_ms])
+        ask = {
+            "key": _key(session_id),
+            "by_person": by_person,
+            "idle_ms": round(self._lasting.idle.total_seconds() * 1000),
+            "calls": self._limits.calls,
+            "window_ms": round(self._limits.window.total_seconds() * 1000),
+        }
+        answer = await self._call("access/session", ask)
         if not answer:
             return None
         flat, token_flat, *counted = answer

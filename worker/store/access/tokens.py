@@ -1,11 +1,10 @@
-"""Access tokens: opaque and random. Redis holds their SHA-256 only; whoever reads it can't use them.
+"""Access tokens: opaque and random. Redis holds only their SHA-256.
 
 Keys: `token:<sha256>` is a token's record, `tokens` leads from the id that operators see to the hash.
 """
 
 import hashlib
 import hmac
-import json
 import re
 import secrets
 from base64 import urlsafe_b64encode
@@ -14,10 +13,8 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Self
 
-from arq.connections import ArqRedis
-
-from worker.store import errors, records, scripts
-from worker.store.calls import Idempotency, for_script, redis_answers
+from worker.store import records
+from worker.store.calls import Idempotency, Scripts, accepted, for_script, redis_answers
 from worker.store.model import AccountId
 
 _INDEX = "tokens"
@@ -68,7 +65,7 @@ class Token:
 
 @dataclass(frozen=True, kw_only=True)
 class NewToken:
-    """A token at its birth, the only time that anyone sees the secret."""
+    """A token that was just created: its secret is shown only now."""
 
     token: Token
     secret: str
@@ -76,7 +73,7 @@ class NewToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What may come within each window, at once or spread."""
+    """Rate limits: what is allowed within each window."""
 
     calls: int  # of a token
     failed_logins: int  # from an address
@@ -85,7 +82,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Authenticated:
-    """A caller at the door."""
+    """The result of checking a caller's token."""
 
     token: Token | None
     allowed: bool  # within its limit
@@ -109,17 +106,12 @@ def authenticated(token: Token | None, allowed: int, left: int, more_ms: int) ->
 
 
 def key_of(secret: str) -> str:
-    """Where the token's record is."""
+    """The key of the token's record."""
     return f"token:{hashlib.sha256(secret.encode()).hexdigest()}"
 
 
-class Tokens:
+class Tokens(Scripts):
     """All tokens of the cell. Every call may raise `StoreUnavailable`."""
-
-    def __init__(self, redis: ArqRedis) -> None:
-        self._redis = redis
-        self._authenticate = scripts.load(redis, "access/authenticate")
-        self._put = scripts.load(redis, "access/put_token")
 
     async def create(
         self,
@@ -152,11 +144,7 @@ class Tokens:
         }
         if token.expires_at is not None:
             ask["expires_ms"] = records.milliseconds(token.expires_at)
-        with redis_answers():
-            verdict, *answer = await self._put(args=[json.dumps(ask)])
-        if verdict != b"admitted":
-            raise errors.IdempotencyKeyReused(errors.KEY_REUSED)
-        made, first_salt = answer
+        made, first_salt = accepted(await self._call("access/put_token", ask))
         return NewToken(token=Token.of(records.pairs(made)), secret=_secret(seed, first_salt.decode()))
 
     async def authenticate(
@@ -164,11 +152,15 @@ class Tokens:
     ) -> Authenticated:
         """The token of that secret, unless it never was, was revoked or has ended. The call is counted: on the token,
         on a service's for the account that it names; or on the address where there is no such token."""
-        key = key_of(secret) if _SECRET.fullmatch(secret) else ""
-        window_ms = round(limits.window.total_seconds() * 1000)
-        asked = [key, address, named or "", limits.calls, limits.failed_logins, window_ms]
-        with redis_answers():
-            flat, *counted = await self._authenticate(args=asked)
+        ask = {
+            "token": key_of(secret) if _SECRET.fullmatch(secret) else "",
+            "address": address,
+            "account": "" if named is None else str(named),
+            "calls": limits.calls,
+            "failed_logins": limits.failed_logins,
+            "window_ms": round(limits.window.total_seconds() * 1000),
+        }
+        flat, *counted = await self._call("access/authenticate", ask)
         return authenticated(Token.of(records.pairs(flat)) if flat else None, *counted)
 
     async def all(self) -> list[Token]:

@@ -1,8 +1,11 @@
 -- include: clock
--- The schedules that are due, the oldest first. ARGV: most, how many to skip. Answers {now_ms, {id, due_ms, name, when, server id}, ...}.
+-- The schedules that are due, oldest first.
+-- ask: {skip, limit}
+-- Answers {now_ms, {id, due_ms, name, when, server id}, ...}.
+local ask = cjson.decode(ARGV[1])
 local now = now_ms()
 local due = {now}
-local found = redis.call('ZRANGEBYSCORE', 'schedules:due', '-inf', now, 'WITHSCORES', 'LIMIT', ARGV[2], ARGV[1])
+local found = redis.call('ZRANGEBYSCORE', 'schedules:due', '-inf', now, 'WITHSCORES', 'LIMIT', ask.skip, ask.limit)
 for i = 1, #found, 2 do
   local name, when, server = unpack(redis.call('HMGET', 'schedule:' .. found[i], 'name', 'when', 'server'))
   if name then

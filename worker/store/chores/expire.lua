@@ -1,14 +1,16 @@
 -- include: clock, records, snapshots
--- Retire the snapshots whose time is over. ARGV: most, again_ms. One that is protected, or whose server has a job, is
--- looked at again after that time. Answers how many were retired.
+-- Retire the snapshots that have expired. One that is protected, or whose server has a job, is tried again after again_ms.
+-- ask: {again_ms, limit}
+-- Answers the number of snapshots that were retired.
+local ask = cjson.decode(ARGV[1])
 local retired, now = 0, now_ms()
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'snapshots:expiring', '-inf', now, 'LIMIT', 0, ARGV[1])) do
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'snapshots:expiring', '-inf', now, 'LIMIT', 0, ask.limit)) do
   local snapshot = read('snapshot:' .. id)
   local server = snapshot and read('server:' .. snapshot.server)
   if not snapshot then
     redis.call('ZREM', 'snapshots:expiring', id)
   elseif snapshot.protected == '1' or not server or server.job then
-    redis.call('ZADD', 'snapshots:expiring', now + ARGV[2], id)
+    redis.call('ZADD', 'snapshots:expiring', now + ask.again_ms, id)
   else
     retire_snapshot(id, snapshot, server.node, now)
     retired = retired + 1

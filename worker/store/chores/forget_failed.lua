@@ -1,6 +1,9 @@
 -- include: clock, records, removal
--- Forget the failed snapshots that were kept for long enough. ARGV: kept_ms, most. Answers how many.
-local old = redis.call('ZRANGEBYSCORE', 'snapshots:failed', '-inf', now_ms() - ARGV[1], 'LIMIT', 0, ARGV[2])
+-- Delete the records of snapshots that failed more than kept_ms ago.
+-- ask: {kept_ms, limit}
+-- Answers the number of records.
+local ask = cjson.decode(ARGV[1])
+local old = redis.call('ZRANGEBYSCORE', 'snapshots:failed', '-inf', now_ms() - ask.kept_ms, 'LIMIT', 0, ask.limit)
 for _, id in ipairs(old) do
   local snapshot = read('snapshot:' .. id)
   if snapshot then forget_snapshot(id, snapshot) else redis.call('ZREM', 'snapshots:failed', id) end

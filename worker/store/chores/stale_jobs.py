@@ -1,13 +1,12 @@
-"""The jobs that wait for a node which is silent: after a while they fail, and their servers are free again."""
+"""Jobs that wait for a node which is silent: after some time they fail, and their servers are free again."""
 
-import json
 from collections.abc import Callable
 
 import structlog
 from arq.connections import ArqRedis
 
-from worker.store import errors, scripts
-from worker.store.calls import redis_answers
+from worker.store import errors
+from worker.store.calls import Scripts
 from worker.store.model import Failure, JobId, JobState, SnapshotStatus
 from worker.store.outcome import Outcome
 
@@ -16,27 +15,25 @@ BATCH = 100  # jobs that one script looks at: a bound on how long it holds Redis
 log = structlog.stdlib.get_logger()
 
 
-class StaleJobReaper:
-    """Whoever lives sees to it, front ends and all workers. `seconds`: how long a job may wait for a silent node;
-    `gave_up` is called for each that has waited longer."""
+class StaleJobReaper(Scripts):
+    """Runs in every worker and front end. `seconds`: how long a job may wait for a silent node; `gave_up` is called for
+    each job that has waited longer."""
 
     def __init__(self, redis: ArqRedis, *, seconds: float, gave_up: Callable[[], None] = lambda: None) -> None:
-        self._fail_waiting = scripts.load(redis, "chores/fail_waiting")
+        super().__init__(redis)
         self._seconds = seconds
         self._gave_up = gave_up
 
     async def fail(self) -> tuple[JobId, ...]:
-        """Fail those, of any node, that have waited for so long; which. Raises StoreUnavailable."""
+        """Fail the jobs, of any node, that have waited longer; which. Raises StoreUnavailable."""
         detail = f"The server's node was silent for {self._seconds:.0f} seconds; the job was not begun."
         outcome = Outcome(
             state=JobState.FAILED,
             failure=Failure(code=errors.NodeUnavailable.code, detail=detail),
             snapshot_status=SnapshotStatus.FAILED,
         )
-        with redis_answers():
-            answer: list[bytes] = await self._fail_waiting(
-                args=[round(self._seconds * 1000), BATCH, json.dumps(outcome.for_script())]
-            )
+        ask = {"silent_ms": round(self._seconds * 1000), "limit": BATCH, "result": outcome.for_script()}
+        answer: list[bytes] = await self._call("chores/fail_stale_jobs", ask)
         failed = tuple(JobId(job_id.decode()) for job_id in answer)
         for job_id in failed:
             log.warning("job.failed", job_id=job_id, code=errors.NodeUnavailable.code, waited_seconds=self._seconds)

@@ -1,11 +1,12 @@
 -- include: clock, records, nodes, show, enqueue, snapshots, retention, removal, schedules, idempotency
--- Decide on a create, restore, delete or undo and write all of it, or refuse and write nothing. A dry run is decided in the
--- same way; its job holds no server and makes no snapshot. A create by a schedule makes room where it must.
--- ARGV[1]: JSON {kind, dry_run, account, id, name, description, request_id, job_id, limit, silent_ms, queue{...},
--- again (a delete that has not freed its space), present_only (of a restore or an undo), retries (the failed job that this
--- one does again) and in_bulk, idempotency{key, fingerprint, kept_ms}, schedule{id, due_ms, next_ms, retry_ms}, traceparent or
--- nil}. id: the server's for a create, the restore's job for an undo, else the snapshot's.
--- Answers {'refused', code, ...} or {'admitted', job, snapshot (nil for a dry run, or where it is deleted)}, as they are shown.
+-- Admit a create, restore, delete or undo: write all of it, or refuse it and write nothing. A dry run is decided in the same
+-- way; its job holds no server and makes no snapshot. A create by a schedule makes room if it must.
+-- ask: {kind, dry_run, account, id: of the server for a create, of the restore's job for an undo, else of the snapshot,
+-- name, description, request_id, job_id, limit, silent_ms, retry_ms, queue (see `enqueue`), again: a delete that has not
+-- freed its space, present_only: of a restore or an undo, retries: the failed job that this one repeats, in_bulk,
+-- schedule: {id, due_ms, next_ms, retry_ms}, traceparent or nil, idempotency (see `replay`)}
+-- Answers {'admitted', job (see `show_job`), snapshot (see `show_snapshot`; nil for a dry run, or where it was deleted)} or
+-- {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
 
 local function refuse_server(server)
@@ -24,7 +25,7 @@ local function admit(server_id, server, snapshot_id, snapshot, undoes)
     present_only = ask.present_only and '1' or nil,
   }, ask.queue)
   if ask.retries then redis.call('HSET', 'job:' .. ask.retries, 'retried_by', ask.job_id) end
-  local exists = redis.call('EXISTS', 'snapshot:' .. snapshot_id) == 1 -- an undo's may be deleted
+  local exists = redis.call('EXISTS', 'snapshot:' .. snapshot_id) == 1 -- the snapshot of an undo may be deleted
   return {'admitted', show_job(ask.job_id), exists and show_snapshot(snapshot_id) or nil}
 end
 
@@ -34,7 +35,7 @@ local function create()
   if not server or server.account ~= ask.account or server.missing then return {'refused', 'server_not_found'} end
   local refused = refuse_server(server)
   if refused then return refused end
-  -- its node is about to say which snapshots it has: until then nobody knows how many slots are taken
+  -- until its node has published its snapshots, nobody knows how many slots are taken
   if server.unpublished then return {'refused', 'node_unavailable'} end
   local namesake = redis.call('HGET', 'server:' .. server_id .. ':names', ask.name)
   local over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - tonumber(ask.limit)
@@ -71,7 +72,7 @@ end
 
 local function delete(snapshot, server)
   if snapshot.protected == '1' then return {'refused', 'snapshot_protected'} end
-  if not server or server.missing then -- its disks went with it: nothing is left to free
+  if not server or server.missing then -- its disks are gone too: there is no space to free
     forget_snapshot(ask.id, snapshot)
     return {'admitted'}
   end
@@ -86,7 +87,7 @@ local function undo()
   local restore = read('job:' .. ask.id)
   if not restore or restore.account ~= ask.account then return {'refused', 'job_not_found'} end
   local server = read('server:' .. restore.server)
-  -- the server may have a new owner since, who owes the old one nothing
+  -- the server may have a new owner since
   if not server or server.account ~= ask.account or server.undoable ~= ask.id
       or now_ms() > tonumber(restore.undoable_until_ms) then
     return {'refused', 'undo_unavailable'}
@@ -97,7 +98,7 @@ local function undo()
   }, ask.id)
 end
 
--- A run of a schedule is the first to find it due; whatever becomes of it, the next is written down with it.
+-- Only the first worker that finds a run due does it. The next run is written down with it, also where it is refused.
 local function run_schedule()
   local id = ask.schedule.id
   local schedule = read('schedule:' .. id)
@@ -122,7 +123,7 @@ local function run_schedule()
   return answer
 end
 
--- A job that its server has had after this one, or nil. A dry run is none: it changes nothing.
+-- A later job of the same server, or nil. Dry runs don't count: they change nothing.
 local function later_job(job)
   local LOOKS = 200
   local later = redis.call('ZREVRANGEBYSCORE', 'jobs:server:' .. job.server, '+inf', '(' .. job.queued_ms, 'LIMIT', 0, LOOKS)
@@ -130,11 +131,11 @@ local function later_job(job)
     local kind = redis.call('HGET', 'job:' .. id, 'kind')
     if kind ~= 'check_create' and kind ~= 'check_restore' then return id end
   end
-  return later[LOOKS] -- so many dry runs: what was before them is not looked at
+  return later[LOOKS] -- only dry runs: earlier jobs are not looked at
 end
 
--- Why a failed job is not done again. In bulk nobody has looked at it: then what its owner has asked for since, or did not
--- want any more, goes before it.
+-- Why a failed job is not retried. In bulk nobody has looked at the single job: one that its owner has cancelled, or that a
+-- later job of the server follows, is left out.
 local function refuse_retry()
   local job = read('job:' .. ask.retries)
   if not job then return {'refused', 'job_not_found'} end

@@ -1,7 +1,7 @@
 """The customer's side of the store: what the front end asks of Redis.
 
-Each call is one round trip. Admission is one Lua script, `scripts/admit.lua`: a request is accepted whole (records,
-queue, wake-up) or refused and changes nothing. Any trouble with Redis is `StoreUnavailable`.
+Each call is one round trip. Admission is one Lua script, `admit.lua`: a request is accepted whole (records, queue,
+wake-up) or refused and changes nothing. Any trouble with Redis is `StoreUnavailable`.
 """
 
 import json
@@ -14,10 +14,9 @@ from uuid import uuid4
 from arq.connections import ArqRedis
 
 from worker.program.configuration import NODE_SILENT_SECONDS
-from worker.store import arq_queue as queue
-from worker.store import errors, records, scripts
+from worker.store import errors, records
 from worker.store.arq_queue import queue_parameters
-from worker.store.calls import Idempotency, Page, decided, for_script, kind_of, redis_answers, shown_job
+from worker.store.calls import Idempotency, Page, Scripts, accepted, for_script, kind_of, redis_answers, shown_job
 from worker.store.model import (
     SNAPSHOTS_PER_SERVER,
     AccountId,
@@ -91,21 +90,15 @@ class Edit:
         return {field: text for field, text in fields.items() if text is not None}
 
 
-class CustomerStore:
+class CustomerStore(Scripts):
     """The store as the front end sees it. `node_silent_seconds`: how old a node's last heartbeat may be.
 
     A call that takes an `Idempotency` answers as it did the first time, or raises IdempotencyKeyReused.
     """
 
     def __init__(self, redis: ArqRedis, *, node_silent_seconds: float = NODE_SILENT_SECONDS) -> None:
-        self._redis = redis
+        super().__init__(redis)
         self._silent_ms = round(node_silent_seconds * 1000)
-        self._admit = scripts.load(redis, "customers/admit")
-        self._cancel = scripts.load(redis, "customers/cancel")
-        self._edit = scripts.load(redis, "customers/edit")
-        self._find = scripts.load(redis, "customers/find")
-        self._list_jobs = scripts.load(redis, "customers/list_jobs")
-        self._list_snapshots = scripts.load(redis, "customers/list_snapshots")
 
     # --- asking for work ---
 
@@ -198,15 +191,10 @@ class CustomerStore:
         ask = {
             "account": str(account_id),
             "id": job_id,
-            "queue": queue.QUEUE_PREFIX,
             "result": cancelled.for_script(),
             "idempotency": for_script(idempotency),
         }
-        with redis_answers():
-            verdict, *answer = await self._cancel(args=[json.dumps(ask)])
-        if verdict == b"refused":
-            raise _refusal(JobKind.UNDO, job_id, *[item.decode() for item in answer])
-        return shown_job(answer[0])
+        return shown_job(accepted(await self._call("customers/cancel", ask), id=job_id)[0])
 
     async def again(
         self, job: Job, *, request_id: str, in_bulk: bool = False, idempotency: Idempotency | None = None
@@ -232,10 +220,9 @@ class CustomerStore:
     async def edit(self, *, account_id: AccountId, snapshot_id: SnapshotId, edit: Edit) -> Snapshot:
         """Change what the customer says about a snapshot. Raises SnapshotNotFound or StoreUnavailable."""
         ask = {"account": str(account_id), "id": str(snapshot_id), "fields": edit.for_script()}
-        with redis_answers():
-            found = await self._edit(args=[json.dumps(ask)])
+        found = await self._call("customers/edit", ask)
         if found is None:
-            raise _not_found(JobKind.RESTORE, snapshot_id)
+            raise errors.SnapshotNotFound.of(id=snapshot_id)
         return _snapshot(found)
 
     # --- looking ---
@@ -244,7 +231,7 @@ class CustomerStore:
         """Raises SnapshotNotFound, also for another account's, or StoreUnavailable."""
         found = await self._found("snapshot", snapshot_id, account_id)
         if found is None:
-            raise _not_found(JobKind.RESTORE, snapshot_id)
+            raise errors.SnapshotNotFound.of(id=snapshot_id)
         return _snapshot(found)
 
     async def snapshots(
@@ -252,15 +239,14 @@ class CustomerStore:
     ) -> Page[Snapshot]:
         """An account's snapshots. Another account's server has none. Raises StoreUnavailable."""
         ask = {"account": str(account_id), **wanted.for_script(), "offset": offset, "limit": limit}
-        with redis_answers():
-            count, *rows = await self._list_snapshots(args=[json.dumps(ask)])
+        count, *rows = await self._call("customers/list_snapshots", ask)
         return Page(count=count, results=tuple(map(_snapshot, rows)))
 
     async def job(self, *, account_id: AccountId, job_id: JobId) -> Job:
         """Raises JobNotFound, also for another account's, or StoreUnavailable."""
         found = await self._found("job", job_id, account_id)
         if found is None:
-            raise errors.JobNotFound(f"There is no job {job_id}.")
+            raise errors.JobNotFound.of(id=job_id)
         return shown_job(found)
 
     async def jobs(
@@ -268,15 +254,19 @@ class CustomerStore:
     ) -> Page[Job]:
         """An account's jobs of the last 30 days, newest first. Another account's server has none. Raises
         StoreUnavailable."""
-        with redis_answers():
-            count, *rows = await self._list_jobs(args=[account_id, server_id or "", state or "", offset, limit])
+        ask: dict[str, str | int] = {"account": str(account_id), "offset": offset, "limit": limit}
+        if server_id is not None:
+            ask["server"] = str(server_id)
+        if state is not None:
+            ask["state"] = state
+        count, *rows = await self._call("customers/list_jobs", ask)
         return Page(count=count, results=tuple(map(shown_job, rows)))
 
     async def server(self, *, account_id: AccountId, server_id: ServerId) -> ServerView:
         """Raises ServerNotFound, also for another account's, or StoreUnavailable."""
         found = await self._found("server", server_id, account_id)
         if found is None:
-            raise _not_found(JobKind.CREATE, server_id)
+            raise errors.ServerNotFound.of(id=server_id)
         flat, holding, counted, reachable = found
         return ServerView(
             server=records.server(server_id, records.pairs(flat), kind_of(holding)),
@@ -292,8 +282,8 @@ class CustomerStore:
     # --- how ---
 
     async def _found(self, what: str, key: int | str, account_id: AccountId) -> Any:
-        with redis_answers():
-            return await self._find(args=[what, key, account_id, self._silent_ms])
+        ask = {"what": what, "id": str(key), "account": str(account_id), "silent_ms": self._silent_ms}
+        return await self._call("customers/find", ask)
 
     async def _ask(
         self,
@@ -318,10 +308,10 @@ class CustomerStore:
             "idempotency": for_script(idempotency),
             **more,
         }
-        verdict, *answer = await decided(self._admit, ask)
-        if verdict == b"refused":
-            raise _refusal(kind, target, *[item.decode() for item in answer])
-        return list(answer)
+        answer = await self._admit(ask)
+        if answer[:2] == [b"refused", errors.JobNotFound.code.encode()] and "retries" in more:
+            target = JobId(str(more["retries"]))  # the job that is to be retried has expired
+        return accepted(answer, id=target, limit=SNAPSHOTS_PER_SERVER)
 
 
 def _snapshot(shown: list[Any]) -> Snapshot:
@@ -331,48 +321,3 @@ def _snapshot(shown: list[Any]) -> Snapshot:
 
 def _admitted(answer: list[Any]) -> Admitted:
     return Admitted(job=shown_job(answer[0]), snapshot=_snapshot(answer[1]))
-
-
-def _not_found(kind: JobKind, target: int | str) -> errors.Refused:
-    if kind is JobKind.CREATE:
-        return errors.ServerNotFound(f"There is no server {target}.")
-    if kind is JobKind.UNDO:
-        return errors.JobNotFound(f"There is no job {target}.")
-    return errors.SnapshotNotFound(f"There is no snapshot {target}.")
-
-
-def _refusal(kind: JobKind, target: int | str, code: str, fact: str = "", other: str = "") -> errors.Refused:
-    """The script's answer as the error that says it. `fact` is what the script found in the way, `other` the job that
-    makes it so."""
-    if code == errors.JobNotFound.code and kind is not JobKind.UNDO:
-        return errors.JobNotFound("There is no such job any more.")  # the one that is to be retried
-    if code in {errors.ServerNotFound.code, errors.SnapshotNotFound.code, errors.JobNotFound.code}:
-        return _not_found(kind, target)
-    if code == errors.ServerBusy.code:
-        return errors.ServerBusy(f"The server is held by job {fact}, which has not ended yet.", job_id=fact)
-    if code == errors.JobNotCancellable.code:
-        return errors.JobNotCancellable(f"The job is {fact}; only a queued create, restore or undo can be cancelled.")
-    if code == errors.JobNotRetryable.code:
-        return errors.JobNotRetryable(_not_retryable(fact, other))
-    details: dict[type[errors.Refused], str] = {
-        errors.NodeUnavailable: "The hypervisor node of the server does not answer; nothing was queued.",
-        errors.ServerNotReady: "The server is suspended or gone; it can be neither snapshotted nor restored.",
-        errors.SnapshotLimitReached: f"The server has its {SNAPSHOTS_PER_SERVER} snapshots; delete one first.",
-        errors.SnapshotProtected: f"Snapshot {target} is protected; lift that first.",
-        errors.IdempotencyKeyReused: errors.KEY_REUSED,
-        errors.NameTaken: f"Snapshot {fact} of the server has this name.",
-        errors.UndoUnavailable: "What the job has overwritten is not kept any more, or a later restore came over it.",
-        errors.SnapshotNotReady: f"Snapshot {target} is {fact}; only a completed one can be restored.",
-    }
-    return next(refusal(text) for refusal, text in details.items() if refusal.code == code)
-
-
-def _not_retryable(fact: str, other: str) -> str:
-    match fact:
-        case "retried":
-            return f"The job was retried before, as job {other}."
-        case "cancelled":
-            return "The job was cancelled; a bulk retry leaves such jobs out. Retry it alone if you want it."
-        case "later":
-            return f"Its server has had a later job, {other}; a bulk retry leaves such jobs out. Retry it alone."
-    return f"The job is {fact}; only a failed one can be retried."

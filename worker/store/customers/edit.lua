@@ -1,6 +1,7 @@
 -- include: records, show
--- Change what a customer says about a snapshot. ARGV[1]: JSON {account, id, fields{field: text}}; expires_ms '': never.
--- Answers nil where there is none, also for another account's; else the snapshot as it is shown.
+-- Change what a customer says about a snapshot.
+-- ask: {account, id, fields: {field: text}}; expires_ms '': never
+-- Answers the snapshot (see `show_snapshot`); nil where the account has no such snapshot.
 local ask = cjson.decode(ARGV[1])
 local snapshot = read('snapshot:' .. ask.id)
 if not snapshot or snapshot.account ~= ask.account or snapshot.status == 'deleting' then return nil end

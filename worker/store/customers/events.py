@@ -1,4 +1,4 @@
-"""The events of jobs: a stream for each account and one of the cell, written by the scripts that change a job."""
+"""Job events: a stream for each account and one for the cell, written by the scripts that change a job."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class Events:
         return _events(found)
 
     async def next(self, after: Mapping[Audience, str], *, wait_seconds: float) -> dict[Audience, list[Event]]:
-        """What has come in these streams after these events; waits for so long, in one command for all of them."""
+        """The events after these, of all these streams; waits at most `wait_seconds` for the first."""
         keys = {_key(account_id): account_id for account_id in after}
         streams: Any = {key: after[account_id] for key, account_id in keys.items()}
         with redis_answers():

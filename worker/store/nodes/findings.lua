@@ -1,9 +1,12 @@
 -- include: clock, nodes, findings
--- What reconciliation found on one server, for the operators' list. ARGV: node, owner, server id, JSON list.
-if not owns_lease(ARGV[1], ARGV[2]) then return 0 end
-if ARGV[4] == '[]' then
-  forget_findings(ARGV[1], ARGV[3])
+-- Replace what reconciliation has found on one server.
+-- ask: {node, owner, server, findings: JSON, '[]' where nothing was found}
+-- Answers 0 or 1, without a meaning.
+local ask = cjson.decode(ARGV[1])
+if not owns_lease(ask.node, ask.owner) then return 0 end
+if ask.findings == '[]' then
+  forget_findings(ask.node, ask.server)
   return 0
 end
-redis.call('ZADD', 'findings', now_ms(), ARGV[3])
-return redis.call('HSET', 'node:' .. ARGV[1] .. ':findings', ARGV[3], ARGV[4])
+redis.call('ZADD', 'findings', now_ms(), ask.server)
+return redis.call('HSET', 'node:' .. ask.node .. ':findings', ask.server, ask.findings)

@@ -1,21 +1,23 @@
 -- include: records, nodes, transitions, conclude, job_reports
--- A node publishes a job's outcome; publishing it again changes nothing.
--- ARGV: job id, node, owner, JSON result as `conclude` takes it, JSON as `keep_report` does, what the server does now or ''.
-if not owns_lease(ARGV[2], ARGV[3]) then return 'lease_lost' end
-local job = read('job:' .. ARGV[1])
+-- A node publishes how a job ended. Publishing it again changes nothing.
+-- ask: {job, node, owner, result (see `conclude`), report (see `keep_report`), power: of the server now, '' where unknown}
+-- Answers 'published', or why nothing was changed: 'lease_lost', 'job_unknown', 'job_over', 'other_node'.
+local ask = cjson.decode(ARGV[1])
+if not owns_lease(ask.node, ask.owner) then return 'lease_lost' end
+local key = 'job:' .. ask.job
+local job = read(key)
 if not job then return 'job_unknown' end
 if job.state == 'completed' or job.state == 'failed' then return 'job_over' end
-if job.node ~= ARGV[2] then return 'other_node' end
-if job.state == 'queued' then become(ARGV[1], job, 'in_progress') end -- Redis lost the moment in which it began
-local told = cjson.decode(ARGV[5])
-for _, begun in ipairs(told.steps) do -- those that the outcome has overtaken
+if job.node ~= ask.node then return 'other_node' end
+if job.state == 'queued' then become(ask.job, job, 'in_progress') end -- Redis has lost the job's begin
+for _, begun in ipairs(ask.report.steps) do -- steps that are reported together with the outcome
   if begun.step ~= '' then job.step = begun.step end
 end
-if job.step then redis.call('HSET', 'job:' .. ARGV[1], 'step', job.step) end
-keep_report(ARGV[1], told)
--- Who hears of the end may ask for the next job at once: the node's own report of the power comes a moment later.
-if ARGV[6] ~= '' and redis.call('HGET', 'server:' .. job.server, 'node') == job.node then
-  redis.call('HSET', 'server:' .. job.server, 'power', ARGV[6])
+if job.step then redis.call('HSET', key, 'step', job.step) end
+keep_report(ask.job, ask.report)
+-- A customer who sees the end may ask for the next job at once, before the node's next report of its servers' power.
+if ask.power ~= '' and redis.call('HGET', 'server:' .. job.server, 'node') == job.node then
+  redis.call('HSET', 'server:' .. job.server, 'power', ask.power)
 end
-conclude(ARGV[1], job, cjson.decode(ARGV[4]))
+conclude(ask.job, job, ask.result)
 return 'published'

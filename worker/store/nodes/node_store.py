@@ -7,18 +7,16 @@ another took its lease, changes nothing. Any trouble with Redis is `StoreUnavail
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import datetime
 from uuid import uuid4
 
 from arq.connections import ArqRedis
 
 from worker.program.configuration import NODE_SILENT_SECONDS
-from worker.store import errors, records, scripts, written
+from worker.store import errors, records, written
 from worker.store.arq_queue import queue_parameters
-from worker.store.calls import decided, redis_answers
+from worker.store.calls import Scripts
 from worker.store.model import (
-    SNAPSHOTS_PER_SERVER,
     AccountId,
     Contents,
     Failure,
@@ -26,7 +24,6 @@ from worker.store.model import (
     JobId,
     JobKind,
     JobState,
-    ScheduleId,
     ServerId,
     SnapshotId,
     SnapshotStatus,
@@ -34,19 +31,8 @@ from worker.store.model import (
 )
 from worker.store.outcome import DELETE_RETRY_SECONDS, Outcome
 from worker.store.reports import EMPTY_REPORT, JobReport, NodeFacts
-from worker.store.schedules.schedules import BadCron, cron_of, next_run, snapshot_name
 
-FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
-# A run that was refused for what passes (the server is busy, its node away) is tried again until the next is near.
-SCHEDULE_RETRY_SECONDS = 300.0
-BATCH = 100  # records that one sweep of housekeeping touches: a bound on how long a script holds Redis
-
-SCRIPTS = (
-    *("nodes/begin", "nodes/lease", "nodes/holder", "nodes/report", "nodes/publish", "nodes/known", "nodes/lose"),
-    *("nodes/regain", "nodes/findings", "nodes/republish", "nodes/progress", "nodes/finish"),
-    *("chores/retry_deletes", "chores/forget_failed", "chores/expire", "chores/due_schedules", "customers/admit"),
-)
-
+BATCH = 100  # deletes that one script queues: a bound on how long it holds Redis
 
 _LEFT_ITS_NODE = Outcome(
     state=JobState.FAILED,
@@ -63,14 +49,6 @@ class LeaseLost(Exception):
 
 class BeginRefused(Exception):
     """The job must not run: it is over, unknown, or another node's. Nothing was changed."""
-
-
-class RunRefused(Exception):
-    """A schedule's run made no snapshot; the code says why, `schedule_not_due` that another worker was first."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.code = code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,25 +130,6 @@ class BegunJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DueSchedule:
-    """A run that is due. `next_run_at` is the first after now: of the runs that were missed while all was down one is
-    made up for, not each."""
-
-    id: ScheduleId
-    due_ms: int
-    snapshot_name: str
-    next_run_at: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnreadableSchedule:
-    """A schedule that is due and that this release can't read: a newer one has written it, or it is damaged."""
-
-    id: ScheduleId
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class KnownSnapshot:
     """A snapshot as the store has it."""
 
@@ -194,7 +153,7 @@ class Known:
     undoable: JobId | None = None  # the latest restore that left a safety snapshot
 
 
-class NodeStore:
+class NodeStore(Scripts):
     """The store as one worker of one node sees it.
 
     `owner` is this process's own mark on the lease; `machine` is the same for every worker of this node's lock
@@ -212,32 +171,32 @@ class NodeStore:
         who: str,
         node_silent_seconds: float = NODE_SILENT_SECONDS,
     ) -> None:
-        self._redis = redis
+        super().__init__(redis)
         self.node = node
         self._machine = machine
         self._who = who
         self._owner = uuid4().hex
         self._silent_ms = round(node_silent_seconds * 1000)
-        self._scripts = {name.rpartition("/")[2]: scripts.load(redis, name) for name in SCRIPTS}
 
-    async def _call(self, name: str, *arguments: Any) -> Any:
-        with redis_answers():
-            return await self._scripts[name](args=list(arguments))
+    @property
+    def _us(self) -> dict[str, str]:
+        """Who asks: a script changes nothing where another holds the node's lease."""
+        return {"node": self.node, "owner": self._owner}
 
     async def take_lease(self, *, seconds: float) -> LeaseHeld | None:
         """Take or keep the node's lease and beat its heart; None, or who holds it."""
-        milliseconds = round(seconds * 1000)
-        taken, left_ms, *who = await self._call("lease", self.node, self._owner, self._machine, self._who, milliseconds)
+        ask = self._us | {"machine": self._machine, "who": self._who, "lease_ms": round(seconds * 1000)}
+        taken, left_ms, *who = await self._call("nodes/lease", ask)
         return None if taken else LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000)
 
     async def lease_holder(self) -> LeaseHeld | None:
         """Who holds the node's lease instead of us. Changes nothing."""
-        left_ms, *who = await self._call("holder", self.node, self._owner, self._machine)
+        left_ms, *who = await self._call("nodes/holder", self._us | {"machine": self._machine})
         return LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000) if who else None
 
     async def begin(self, job_id: JobId) -> Job:
         """Mark a job as begun by us, the first time or again. Raises LeaseLost or BeginRefused."""
-        verdict, answer = await self._call("begin", job_id, self.node, self._owner)
+        verdict, answer = await self._call("nodes/begin", self._us | {"job": job_id})
         if verdict == b"begun":
             return records.job(job_id, records.pairs(answer))
         if answer == b"lease_lost":
@@ -246,24 +205,31 @@ class NodeStore:
 
     async def progress(self, job_id: JobId, step: Step, told: JobReport = EMPTY_REPORT) -> None:
         """Tell everyone how far a job has got; one that is over is left as it is. Raises LeaseLost."""
-        if await self._call("progress", job_id, self.node, self._owner, step, told.for_script()) == b"lease_lost":
+        ask = self._us | {"job": job_id, "step": step, "report": told.for_script()}
+        if await self._call("nodes/progress", ask) == b"lease_lost":
             raise LeaseLost
 
     async def finish(self, job_id: JobId, outcome: Outcome, told: JobReport = EMPTY_REPORT, power: str = "") -> str:
         """Publish how a job ended, and what its server does now ('': not known); again changes nothing. What the store
         made of it, for the log. Raises LeaseLost."""
-        result = json.dumps(outcome.for_script())
-        answer: bytes = await self._call("finish", job_id, self.node, self._owner, result, told.for_script(), power)
+        ask = {"job": job_id, "result": outcome.for_script(), "report": told.for_script(), "power": power}
+        answer: bytes = await self._call("nodes/finish", self._us | ask)
         if answer == b"lease_lost":
             raise LeaseLost
         return answer.decode()
 
     async def report(self, servers: Iterable[ReportedServer], about: NodeFacts | None = None) -> Reported:
         """Say which servers the node has, and what it runs on; None: as said before. Raises LeaseLost."""
-        listed = [{"id": str(s.id), "account": str(s.account_id), "name": s.name, "power": s.power} for s in servers]
-        left = json.dumps(_LEFT_ITS_NODE.for_script())
-        facts = ("", "0") if about is None else (about.model_dump_json(), str(about.free_bytes))
-        answer = await self._call("report", self.node, self._owner, self._silent_ms, json.dumps(listed), left, *facts)
+        ask = {
+            "silent_ms": self._silent_ms,
+            "servers": [
+                {"id": str(s.id), "account": str(s.account_id), "name": s.name, "power": s.power} for s in servers
+            ],
+            "left": _LEFT_ITS_NODE.for_script(),
+            "about": "" if about is None else about.model_dump_json(),
+            "free_bytes": 0 if about is None else about.free_bytes,
+        }
+        answer = await self._call("nodes/report", self._us | ask)
         if answer == b"lease_lost":
             raise LeaseLost
         *lists, asked = answer
@@ -275,18 +241,20 @@ class NodeStore:
     ) -> tuple[SnapshotId, ...]:
         """Say which snapshots a server has on its disks and which jobs are under way; what the store knows stays, but
         contents that it lacks are added. The ids of the snapshots that it did not know. Raises LeaseLost."""
-        has = {
+        ask = {
+            "server": str(server_id),
             "snapshots": [snapshot.for_script() for snapshot in snapshots],
             "jobs": [job.for_script() for job in begun],
         }
-        answer = await self._call("publish", self.node, self._owner, server_id, json.dumps(has))
+        answer = await self._call("nodes/publish", self._us | ask)
         if answer == b"lease_lost":
             raise LeaseLost
         return () if answer == b"other_node" else tuple(SnapshotId(int(new)) for new in answer)
 
     async def known(self, server_id: ServerId, on_disk: Sequence[SnapshotId]) -> Known:
         """What the store knows of a server's snapshots, and of those that were found on its disks."""
-        holder, asked, listed, undoable = await self._call("known", self.node, server_id, *on_disk)
+        ask = {"server": str(server_id), "snapshots": [str(snapshot_id) for snapshot_id in on_disk]}
+        holder, asked, listed, undoable = await self._call("nodes/known", ask)
         return Known(
             busy=bool(holder),
             on_disk={
@@ -299,82 +267,32 @@ class NodeStore:
 
     async def lose(self, server_id: ServerId, snapshot_id: SnapshotId) -> bool:
         """Say that a listed snapshot is not on the disks; whether it was counted as lost."""
-        return bool(await self._call("lose", self.node, self._owner, server_id, snapshot_id))
+        ask = {"server": str(server_id), "snapshot": str(snapshot_id)}
+        return bool(await self._call("nodes/lose", self._us | ask))
 
     async def regain(self, server_id: ServerId, snapshot_id: SnapshotId, *, size_mb: int) -> bool:
         """Say that a snapshot which was lost is whole on the disks again; whether it is completed as it was."""
-        return bool(await self._call("regain", self.node, self._owner, server_id, snapshot_id, size_mb))
+        ask = {"server": str(server_id), "snapshot": str(snapshot_id), "size_mb": size_mb}
+        return bool(await self._call("nodes/regain", self._us | ask))
 
     async def republish(self) -> int:
         """Have the node's worker publish again, with its next report, what each server has; how many servers."""
-        servers: int = await self._call("republish", self.node)
+        servers: int = await self._call("nodes/republish", {"node": self.node})
         return servers
 
     async def tell_findings(self, server_id: ServerId, findings: Sequence[dict[str, str]]) -> None:
         """Put what reconciliation found on a server into the operators' list, or clear it."""
-        await self._call("findings", self.node, self._owner, server_id, json.dumps(findings))
+        ask = {"server": str(server_id), "findings": json.dumps(findings)}
+        await self._call("nodes/findings", self._us | ask)
 
     async def retry_deletes(self) -> int:
         """Queue again the deletes of this node that have not freed their space; how many."""
-        fresh = [uuid4().hex for _ in range(BATCH)]
-        queue = json.dumps(queue_parameters())
-        retry_ms = round(DELETE_RETRY_SECONDS * 1000)
-        return len(await self._call("retry_deletes", self.node, self._owner, retry_ms, queue, *fresh))
-
-    async def forget_failed(self) -> int:
-        """Forget failed snapshots that were listed for their 7 days; how many."""
-        forgotten: int = await self._call("forget_failed", FAILED_SNAPSHOT_KEPT_SECONDS * 1000, BATCH)
-        return forgotten
-
-    async def expire(self) -> int:
-        """Retire the snapshots, of any node, whose time is over; how many."""
-        retired: int = await self._call("expire", BATCH, round(DELETE_RETRY_SECONDS * 1000))
-        return retired
-
-    async def due_schedules(self, *, skip: int = 0) -> tuple[DueSchedule | UnreadableSchedule, ...]:
-        """Schedules of any node's servers that are due by the store's clock: BATCH at most, the oldest first, without
-        the first `skip`."""
-        now_ms, *rows = await self._call("due_schedules", BATCH, skip)
-        return tuple(_due(row, records.moment(now_ms)) for row in rows)
-
-    async def run_schedule(self, schedule: DueSchedule) -> JobId:
-        """Make the snapshot that is due, and write down the next run; its job. Raises RunRefused."""
-        job_id = JobId(uuid4().hex)
-        run = {
-            "id": schedule.id,
-            "due_ms": schedule.due_ms,
-            "next_ms": int(records.milliseconds(schedule.next_run_at)),
-            "retry_ms": round(SCHEDULE_RETRY_SECONDS * 1000),
-        }
         ask = {
-            "kind": JobKind.CREATE,
-            "schedule": run,
-            "name": schedule.snapshot_name,
-            "description": "",
-            "request_id": "",
-            "job_id": job_id,
-            "limit": SNAPSHOTS_PER_SERVER,
-            "silent_ms": self._silent_ms,
+            "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
             "queue": queue_parameters(),
+            "job_ids": [uuid4().hex for _ in range(BATCH)],
         }
-        verdict, answer, *_ = await decided(self._scripts["admit"], ask)
-        if verdict == b"refused":
-            raise RunRefused(answer.decode())
-        return job_id
-
-
-def _due(row: Sequence[bytes | None], now: datetime) -> DueSchedule | UnreadableSchedule:
-    schedule_id, due_ms, name, when, server_id = ((field or b"").decode(errors="replace") for field in row)
-    try:
-        due_at = datetime.fromtimestamp(int(due_ms) / 1000, UTC)
-        return DueSchedule(
-            id=ScheduleId(schedule_id),
-            due_ms=int(due_ms),
-            snapshot_name=snapshot_name(name, due_at),
-            next_run_at=next_run(cron_of(when, ServerId(int(server_id))), now),
-        )
-    except (BadCron, ValueError, OverflowError, OSError) as error:
-        return UnreadableSchedule(id=ScheduleId(schedule_id), reason=f"when={when!r}, server={server_id!r}: {error}")
+        return len(await self._call("nodes/retry_deletes", self._us | ask))
 
 
 def _known(record: records.Hash) -> KnownSnapshot:

@@ -1,17 +1,19 @@
 -- include: clock, records, nodes, events, job_lists, snapshots
--- A node publishes what it has of a server: the snapshots on its disks, the jobs that it has begun. What the store knows
--- already stays as it is; contents that it lacks are added. ARGV: node, owner, server id, JSON {snapshots: [{id, name,
--- description, created_ms, size_mb, status, contents (JSON or '')}], jobs: [{id, kind, snapshot, snapshot_name,
--- snapshot_description, snapshot_created_ms, request_id, undoes, present_only ('1' or '')}]}.
--- Answers the ids of the snapshots that were not known.
-if not owns_lease(ARGV[1], ARGV[2]) then return 'lease_lost' end
-local node, server_id = ARGV[1], ARGV[3]
+-- A node publishes what it has of a server: the snapshots on its disks and the jobs that it has begun. Records that the
+-- store has stay as they are; contents that it lacks are added.
+-- ask: {node, owner, server, snapshots: [{id, name, description, created_ms, size_mb, status, contents (JSON or '')}],
+-- jobs: [{id, kind, snapshot, snapshot_name, snapshot_description, snapshot_created_ms, request_id, undoes,
+-- present_only ('1' or '')}]}
+-- Answers the ids of the snapshots that were not known; or 'lease_lost' or 'other_node'.
+local ask = cjson.decode(ARGV[1])
+if not owns_lease(ask.node, ask.owner) then return 'lease_lost' end
+local node, server_id = ask.node, ask.server
 local key = 'server:' .. server_id
 local server = read(key)
 if not server or server.node ~= node then return 'other_node' end
-local has, new = cjson.decode(ARGV[4]), {}
+local new = {}
 
-for _, snapshot in ipairs(has.snapshots) do
+for _, snapshot in ipairs(ask.snapshots) do
   local id = snapshot.id
   local contents = (snapshot.contents or '') ~= '' and snapshot.contents or nil
   if redis.call('EXISTS', 'snapshot:' .. id) == 0 then
@@ -29,7 +31,7 @@ for _, snapshot in ipairs(has.snapshots) do
   end
 end
 
-for _, begun in ipairs(has.jobs) do
+for _, begun in ipairs(ask.jobs) do
   if redis.call('EXISTS', 'job:' .. begun.id) == 0 then
     local now = tostring(now_ms())
     local job = {

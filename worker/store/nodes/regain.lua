@@ -1,14 +1,15 @@
--- include: records, nodes
--- A node says that a snapshot which was lost is whole on its disks again. ARGV: node, owner, server id, snapshot id, size_mb.
--- While a job holds the server nothing is decided. Answers 1 if it changed.
-if not owns_lease(ARGV[1], ARGV[2]) then return 0 end
-if redis.call('HGET', 'server:' .. ARGV[3], 'job') then return 0 end
-local key, id = 'snapshot:' .. ARGV[4], ARGV[4]
+-- include: records, nodes, snapshots
+-- A node reports that a lost snapshot is whole on its disks again. While a job holds the server nothing is changed.
+-- ask: {node, owner, server, snapshot, size_mb}
+-- Answers 1 if the snapshot became completed, else 0.
+local ask = cjson.decode(ARGV[1])
+if not owns_lease(ask.node, ask.owner) then return 0 end
+if redis.call('HGET', 'server:' .. ask.server, 'job') then return 0 end
+local key = 'snapshot:' .. ask.snapshot
 local snapshot = read(key)
-if not snapshot or snapshot.server ~= ARGV[3] or not snapshot.lost or snapshot.status ~= 'failed' then return 0 end
-redis.call('HSET', key, 'status', 'completed', 'size_mb', ARGV[5])
+if not snapshot or snapshot.server ~= ask.server or not snapshot.lost or snapshot.status ~= 'failed' then return 0 end
+redis.call('HSET', key, 'status', 'completed', 'size_mb', ask.size_mb)
 redis.call('HDEL', key, 'lost')
-redis.call('ZREM', 'snapshots:failed', id)
-redis.call('SADD', 'server:' .. snapshot.server .. ':counted', id)
-redis.call('HSETNX', 'server:' .. snapshot.server .. ':names', snapshot.name, id)
+redis.call('ZREM', 'snapshots:failed', ask.snapshot)
+take_slot(ask.snapshot, snapshot)
 return 1

@@ -1,15 +1,17 @@
 -- include: clock, records, nodes, queue, findings, conclude
--- A node says which servers it has, and from time to time what it runs on. ARGV: node, owner, silent_ms,
--- JSON [{id, account, name, power}, ...] (all as text), JSON result of a job whose server has left its node,
--- JSON of the node or '', the least free bytes of its pools.
--- Answers {conflicts, fresh, gone, moment at which an operator asked for a reconciliation, or ''}: conflicts are the ids
--- that a living other node claims as well (those keep their node: a migration is at its end, or a person must look), fresh are those whose snapshots
--- the node must publish before one can be added: new here, or Redis lost its data; gone are those that it had before.
-if not owns_lease(ARGV[1], ARGV[2]) then return 'lease_lost' end
-local node, silent_ms = ARGV[1], ARGV[3]
+-- A node reports which servers it has and, from time to time, what it runs on.
+-- ask: {node, owner, silent_ms, servers: [{id, account, name, power}] (all as text), left: result (see `conclude`) of a job
+-- whose server has left its node, about: JSON of the node or '', free_bytes: of the fullest pool}
+-- Answers 'lease_lost' or {conflicts, fresh, gone, moment at which an operator asked for a reconciliation, or ''}.
+-- conflicts: servers that another living node claims as well; they keep their node, for a migration is ending or a person
+-- must look. fresh: servers whose snapshots the node must publish before one can be created: they are new here, or Redis has
+-- lost its data. gone: servers that the node had before.
+local ask = cjson.decode(ARGV[1])
+if not owns_lease(ask.node, ask.owner) then return 'lease_lost' end
+local node, silent_ms = ask.node, ask.silent_ms
 local mine = 'node:' .. node .. ':servers'
 local conflicts, fresh, gone, present = {}, {}, {}, {}
-local LISTED = '2' -- version of a record that is in the operators' lists too
+local LISTED = '2' -- version of a record that is in the operators' lists
 
 local function move_account(server_id, from, to)
   for _, id in ipairs(redis.call('ZRANGE', 'server:' .. server_id .. ':snapshots', 0, -1)) do
@@ -20,13 +22,13 @@ local function move_account(server_id, from, to)
   redis.call('HDEL', 'server:' .. server_id, 'undoable')
 end
 
--- The server has come from another node, which is silent or has lost it: that one ends nothing of it any more.
+-- The server has come from another node, which is silent or has lost it and will end none of its jobs.
 local function take_over(server_id, server)
   redis.call('SREM', 'node:' .. server.node .. ':servers', server_id)
   redis.call('HDEL', 'node:' .. server.node .. ':findings', server_id)
   local job = server.job and read('job:' .. server.job)
   if job then
-    conclude(server.job, job, cjson.decode(ARGV[5]))
+    conclude(server.job, job, ask.left)
     forget_queued(server.job, job)
   elseif server.job then
     redis.call('HDEL', 'server:' .. server_id, 'job')
@@ -41,8 +43,8 @@ local function take_over(server_id, server)
   end
 end
 
--- Whether a server that another node has may be ours now. That node has lost it or is silent; or the guest runs here, and
--- there it is off or nobody looks after it: a guest runs at one place only, where its disks are locked.
+-- Whether this node may take a server that another node has: that node has lost it or is silent; or the guest runs here,
+-- and on the other node it is off or no worker holds the lease. A guest runs at one place only, where its disks are locked.
 local function may_come(found, known)
   if not known.node or known.node == node or known.missing or node_is_silent(known.node, silent_ms) then return true end
   if found.power ~= 'on' then return false end
@@ -54,14 +56,14 @@ local function lists_of(server)
   return {'servers', 'servers:node:' .. (server.node or ''), 'servers:account:' .. (server.account or '')}
 end
 
--- In the operators' lists, in the order of the ids.
+-- Put it into the operators' lists, sorted by id.
 local function list(found, known)
   if known.v == LISTED and known.node == node and known.account == found.account and not known.missing then return end
   for _, key in ipairs(lists_of(known)) do redis.call('ZREM', key, found.id) end
   for _, key in ipairs(lists_of({node = node, account = found.account})) do redis.call('ZADD', key, found.id, found.id) end
 end
 
-for _, found in ipairs(cjson.decode(ARGV[4])) do
+for _, found in ipairs(ask.servers) do
   local key = 'server:' .. found.id
   local known = read(key) or {}
   present[found.id] = true
@@ -93,8 +95,8 @@ for _, id in ipairs(redis.call('SMEMBERS', mine)) do
     gone[#gone + 1] = id
   end
 end
-if ARGV[6] ~= '' then
-  redis.call('HSET', 'node:' .. node, 'about', ARGV[6])
-  redis.call('ZADD', 'nodes:by:free', ARGV[7], node)
+if ask.about ~= '' then
+  redis.call('HSET', 'node:' .. node, 'about', ask.about)
+  redis.call('ZADD', 'nodes:by:free', ask.free_bytes, node)
 end
 return {conflicts, fresh, gone, redis.call('HGET', 'node:' .. node, 'reconcile_ms') or ''}

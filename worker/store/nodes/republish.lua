@@ -1,4 +1,7 @@
--- Have a node publish again what it has of each of its servers, with its next report. ARGV: node. Answers how many.
-local servers = redis.call('SMEMBERS', 'node:' .. ARGV[1] .. ':servers')
+-- Have a node publish all its servers again with its next report.
+-- ask: {node}
+-- Answers the number of servers.
+local ask = cjson.decode(ARGV[1])
+local servers = redis.call('SMEMBERS', 'node:' .. ask.node .. ':servers')
 for _, id in ipairs(servers) do redis.call('HSET', 'server:' .. id, 'unpublished', '1') end
 return #servers

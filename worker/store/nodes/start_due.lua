@@ -1,16 +1,19 @@
 -- include: clock
--- Mark the jobs of a queue that are due as in progress. ARGV: queue, key of the node, slots that are free, jobs to look at,
--- what the marks' names begin with, ms that a mark lives, ids that run already... Answers {ms until the next one is due, or
--- -1, id, score, ...}: those to start, earliest first; none while an operator has paused the node, who ends it with a wake-up.
+-- Choose the due jobs of a node's queue that are to start now, and mark them as in progress. While an operator has paused
+-- the node none starts; the operator's resume wakes the node.
+-- ask: {queue, node, free: slots, limit: jobs of the queue to look at, mark: prefix of the marks' keys, mark_ms,
+-- running: ids}
+-- Answers {ms until the next job is due, or -1, id, score, ...}: the jobs to start, earliest first.
+local ask = cjson.decode(ARGV[1])
 
--- Who looks with arq's tools sees the marks. The journal says what runs: a mark is not worth a write to the disk.
+-- The marks are for people with arq's tools; the journal says what runs. They are not worth a write to the disk.
 redis.set_repl(redis.REPL_NONE)
 
-local queued = redis.call('ZRANGE', ARGV[1], 0, ARGV[4] - 1, 'WITHSCORES')
-local answer, free = {-1}, tonumber(ARGV[3])
-if #queued == 0 or redis.call('HEXISTS', ARGV[2], 'paused_ms') == 1 then return answer end
+local queued = redis.call('ZRANGE', ask.queue, 0, ask.limit - 1, 'WITHSCORES')
+local answer, free = {-1}, ask.free
+if #queued == 0 or redis.call('HEXISTS', 'node:' .. ask.node, 'paused_ms') == 1 then return answer end
 local running = {}
-for i = 7, #ARGV do running[ARGV[i]] = true end
+for _, id in ipairs(ask.running) do running[id] = true end
 for i = 1, #queued, 2 do
   local id, score = queued[i], queued[i + 1]
   if tonumber(score) > now_ms() then
@@ -19,7 +22,7 @@ for i = 1, #queued, 2 do
   end
   if free > 0 and not running[id] then
     free = free - 1
-    redis.call('SET', ARGV[5] .. id, 1, 'PX', ARGV[6])
+    redis.call('SET', ask.mark .. id, 1, 'PX', ask.mark_ms)
     answer[#answer + 1] = id
     answer[#answer + 1] = score
   end

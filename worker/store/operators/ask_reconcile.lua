@@ -1,6 +1,7 @@
 -- include: clock, idempotency
--- Have a node reconcile; it finds this with its next report. ARGV[1]: JSON {node, idempotency{...}}. Answers {'admitted'} or
--- {'refused', code}.
+-- Ask a node to reconcile. The node sees it with its next report.
+-- ask: {node, idempotency (see `replay`)}
+-- Answers {'admitted'} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 
 local function note()

@@ -1,16 +1,12 @@
 """The cell in numbers, for its metrics: read in parts, each of which holds Redis for a bounded time."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
-from arq.connections import ArqRedis
-
-from worker.store import scripts
-from worker.store.calls import redis_answers
+from worker.store.calls import Scripts
 
 PAGE = 200  # nodes that one script looks at
-GONE_SECONDS = 86_400.0  # a node that was silent for so long, and has no server and no job, was taken away
+GONE_SECONDS = 86_400.0  # a node without servers and jobs that was silent for longer was taken away
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +38,11 @@ class CellNumbers:
     nodes: tuple[NodeNumbers, ...]
 
 
-class Cell:
-    def __init__(self, redis: ArqRedis) -> None:
-        self._totals = scripts.load(redis, "operators/cell_totals")
-        self._nodes = scripts.load(redis, "operators/cell_nodes")
-
+class Cell(Scripts):
     async def numbers(self) -> CellNumbers:
         """Raises StoreUnavailable."""
-        with redis_answers():
-            now, queued, running, oldest, servers, stranded, findings, webhooks = await self._totals()
+        totals = await self._call("operators/cell_totals", {})
+        now, queued, running, oldest, servers, stranded, findings, webhooks = totals
         return CellNumbers(
             queued=queued,
             queue_age=_age(now, oldest),
@@ -66,8 +58,7 @@ class Cell:
         nodes: list[NodeNumbers] = []
         ask: dict[str, Any] = {"limit": PAGE}
         while True:
-            with redis_answers():
-                now, after, *rows = await self._nodes(args=[json.dumps(ask)])
+            now, after, *rows = await self._call("operators/cell_nodes", ask)
             nodes += [_node(now, row) for row in rows]
             if not after:
                 return nodes

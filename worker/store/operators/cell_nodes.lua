@@ -1,7 +1,8 @@
 -- include: clock, walk
--- One page of the nodes, by their names, in numbers. ARGV[1]: JSON {limit, after or nil}. Answers {now_ms, after, node, ...},
--- a node being {name, moment of its last heartbeat, 1 if it is paused, jobs that wait, moment of the oldest of them or '',
--- jobs that run, servers}.
+-- One page of the nodes in numbers, sorted by name.
+-- ask: {limit, after (see `walk`)}
+-- Answers {now_ms, after, node, ...}; a node is {name, heartbeat_ms, 1 if it is paused, queued jobs, queued_ms of the oldest
+-- of them or '', jobs in progress, servers}.
 local ask = cjson.decode(ARGV[1])
 
 local function show(name)

@@ -1,9 +1,8 @@
 """The operators' side of the store: all accounts, all nodes.
 
-Each look is one script that follows a list kept for it, and looks at a bounded part of that.
+Each list is read by one script, which looks at a bounded number of entries.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,23 +12,18 @@ from arq.connections import ArqRedis
 
 from worker.program.configuration import NODE_SILENT_SECONDS
 from worker.store import arq_queue as queue
-from worker.store import errors, records, scripts
-from worker.store.calls import Idempotency, for_script, redis_answers, shown_job
+from worker.store import errors, records
+from worker.store.calls import Idempotency, Scripts, accepted, for_script, shown_job
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import AccountId, Job, JobId, JobKind, JobState, ServerId
 from worker.store.operators import records as ops_records
 from worker.store.operators.overview import Counted, Overview, overview
 from worker.store.operators.records import AuditEntry, CursorPage, Node, OpsJob, OpsServer, ServerFindings
 
-SCRIPTS = (
-    *("ops_jobs", "ops_job", "ops_nodes", "ops_servers", "ops_findings", "ops_audit", "ops_overview"),
-    *("pause", "resolve", "ask_reconcile", "same_request"),
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class JobFilter:
-    """What is to be listed. None: whatever it is."""
+    """Which jobs to list. None: any."""
 
     state: JobState | None = None
     kind: JobKind | None = None
@@ -54,7 +48,7 @@ class JobFilter:
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """Which part of a list: so many, after a cursor."""
+    """Which page of a list: `limit` entries after a cursor."""
 
     limit: int
     after: str | None = None
@@ -63,54 +57,43 @@ class Cursor:
         return {"limit": self.limit} | ({"after": self.after.split(":", 1)} if self.after else {})
 
 
-class OperatorStore:
+class OperatorStore(Scripts):
     """Every call may raise StoreUnavailable, and one that takes an `Idempotency` IdempotencyKeyReused."""
 
     def __init__(
         self, redis: ArqRedis, store: CustomerStore, *, node_silent_seconds: float = NODE_SILENT_SECONDS
     ) -> None:
+        super().__init__(redis)
         self._store = store
         self._silent_ms = round(node_silent_seconds * 1000)
         self._counted = Counted()
-        self._scripts = {name: scripts.load(redis, f"operators/{name}") for name in SCRIPTS}
 
-    async def _call(self, name: str, *arguments: Any) -> Any:
-        with redis_answers():
-            return await self._scripts[name](args=list(arguments))
-
-    async def _do(self, name: str, idempotency: Idempotency | None, **ask: str) -> None:
-        """What the script does, unless it was done before with that key. Raises what it refuses."""
-        verdict, *code = await self._call(name, json.dumps({**ask, "idempotency": for_script(idempotency)}))
-        if verdict == b"admitted":
-            return
-        refused = (
-            errors.NodeNotFound(f"There is no node {ask.get('node')}."),
-            errors.JobNotFound(f"There is no job {ask.get('job')}."),
-            errors.JobNotStranded("The job has stranded no server, or that was resolved before."),
-            errors.IdempotencyKeyReused(errors.KEY_REUSED),
-        )
-        raise next(refusal for refusal in refused if refusal.code == code[0].decode())
+    async def _do(self, name: str, idempotency: Idempotency | None, *, about: str = "", **ask: str) -> None:
+        """Run a script that changes something, unless it ran before with that key. Raises what it refuses; `about`: the
+        id of what is changed."""
+        accepted(await self._call(name, {**ask, "idempotency": for_script(idempotency)}), id=about)
 
     async def overview(self) -> Overview:
-        return overview(await self._call("ops_overview", self._silent_ms, self._counted.last), self._counted)
+        ask = {"silent_ms": self._silent_ms, "since": self._counted.last}
+        return overview(await self._call("operators/overview", ask), self._counted)
 
     # --- jobs ---
 
     async def jobs(self, wanted: JobFilter, cursor: Cursor) -> CursorPage[Job]:
         """Newest first."""
-        count, after, *rows = await self._call("ops_jobs", json.dumps(wanted.for_script() | cursor.for_script()))
+        count, after, *rows = await self._call("operators/jobs", wanted.for_script() | cursor.for_script())
         return _slice(count, after, tuple(map(shown_job, rows)))
 
     async def job(self, job_id: JobId) -> OpsJob:
         """Raises JobNotFound."""
-        found = await self._call("ops_job", job_id)
+        found = await self._call("operators/job", {"job": job_id})
         if found is None:
-            raise errors.JobNotFound(f"There is no job {job_id}.")
+            raise errors.JobNotFound.of(id=job_id)
         return ops_records.job(found)
 
     async def once(self, idempotency: Idempotency) -> None:
         """Note what is asked with that key, before it is done in parts."""
-        await self._do("same_request", idempotency)
+        await self._do("operators/same_request", idempotency)
 
     async def retry(
         self, job_id: JobId, *, request_id: str, in_bulk: bool = False, idempotency: Idempotency | None = None
@@ -118,8 +101,6 @@ class OperatorStore:
         """Admit a failed job anew, as a job of its own. `in_bulk`: as one of many, see `CustomerStore.again`. Raises
         JobNotFound, JobNotRetryable, and whatever the admission of its kind raises."""
         job = (await self.job(job_id)).job
-        if job.state is not JobState.FAILED:
-            raise errors.JobNotRetryable(f"The job is {job.state}; only a failed one can be tried again.")
         return await self._store.again(job, request_id=request_id, in_bulk=in_bulk, idempotency=idempotency)
 
     async def cancel(self, job_id: JobId, *, idempotency: Idempotency | None = None) -> Job:
@@ -129,7 +110,7 @@ class OperatorStore:
 
     async def resolve(self, job_id: JobId, *, by: str, reason: str, idempotency: Idempotency | None = None) -> OpsJob:
         """Note that the server which a job has stranded was put right. Raises JobNotFound or JobNotStranded."""
-        await self._do("resolve", idempotency, job=job_id, by=by, reason=reason)
+        await self._do("operators/resolve", idempotency, about=job_id, job=job_id, by=by, reason=reason)
         return await self.job(job_id)
 
     # --- nodes ---
@@ -138,14 +119,14 @@ class OperatorStore:
         """`state`: alive, silent or paused; `sort`: name, heartbeat, queued or free, "-": the other way round."""
         ask = {"sort": sort.lstrip("-"), "descending": sort.startswith("-"), "silent_ms": self._silent_ms}
         ask |= cursor.for_script() | ({"state": state} if state else {})
-        after, *rows = await self._call("ops_nodes", json.dumps(ask))
+        after, *rows = await self._call("operators/nodes", ask)
         return _slice(-1, after, tuple(map(ops_records.node, rows)))
 
     async def node(self, name: str) -> Node:
         """Raises NodeNotFound."""
-        _, *rows = await self._call("ops_nodes", json.dumps({"node": name, "silent_ms": self._silent_ms}))
+        _, *rows = await self._call("operators/nodes", {"node": name, "silent_ms": self._silent_ms})
         if not rows:
-            raise errors.NodeNotFound(f"There is no node {name}.")
+            raise errors.NodeNotFound.of(id=name)
         return ops_records.node(rows[0])
 
     async def pause(self, name: str, *, by: str, reason: str, idempotency: Idempotency | None = None) -> Node:
@@ -158,12 +139,12 @@ class OperatorStore:
 
     async def _turn(self, name: str, reason: str, by: str, idempotency: Idempotency | None) -> Node:
         wake = queue.wake_key(queue.queue_name(name))
-        await self._do("pause", idempotency, node=name, reason=reason, by=by, wake=wake)
+        await self._do("operators/pause", idempotency, about=name, node=name, reason=reason, by=by, wake=wake)
         return await self.node(name)
 
     async def reconcile(self, name: str, *, idempotency: Idempotency | None = None) -> Node:
         """Have a node reconcile all its servers; it hears of it within seconds. Raises NodeNotFound."""
-        await self._do("ask_reconcile", idempotency, node=name)
+        await self._do("operators/ask_reconcile", idempotency, about=name, node=name)
         return await self.node(name)
 
     # --- servers, findings, audit ---
@@ -174,19 +155,19 @@ class OperatorStore:
         """In the order of their ids; the stranded ones in that in which they stranded."""
         match = {"node": node, "account": account_id and str(account_id), "stranded": stranded or None}
         ask = {field: value for field, value in match.items() if value is not None} | cursor.for_script()
-        count, after, *rows = await self._call("ops_servers", json.dumps(ask))
+        count, after, *rows = await self._call("operators/servers", ask)
         return _slice(count, after, tuple(map(ops_records.server, rows)))
 
     async def server(self, server_id: ServerId) -> OpsServer:
         """Raises ServerNotFound."""
-        _, _, *rows = await self._call("ops_servers", json.dumps({"server": str(server_id)}))
+        _, _, *rows = await self._call("operators/servers", {"server": str(server_id)})
         if not rows:
-            raise errors.ServerNotFound(f"There is no server {server_id}.")
+            raise errors.ServerNotFound.of(id=server_id)
         return ops_records.server(rows[0])
 
     async def findings(self, cursor: Cursor) -> CursorPage[ServerFindings]:
         """Newest first."""
-        count, after, *rows = await self._call("ops_findings", json.dumps(cursor.for_script()))
+        count, after, *rows = await self._call("operators/findings", cursor.for_script())
         return _slice(count, after, tuple(map(ops_records.server_findings, rows)))
 
     async def audit(
@@ -201,7 +182,7 @@ class OperatorStore:
             "to": f"({cursor.after}" if cursor.after else before,
             "limit": cursor.limit,
         }
-        after, *rows = await self._call("ops_audit", json.dumps(ask))
+        after, *rows = await self._call("operators/audit", ask)
         return CursorPage(count=None, after=after.decode() or None, results=tuple(map(ops_records.audit_entry, rows)))
 
 

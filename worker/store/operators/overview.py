@@ -77,7 +77,7 @@ class Counted:
         self.last = last
 
     def ended(self, state: str, *, within: int) -> int:
-        """How many jobs ended so, within so many of the latest five minutes."""
+        """How many jobs ended in that state within the latest `within` periods of five minutes."""
         numbers = (number for number in self._counts if number > self.last - within)
         return sum(self._counts[number][f"{kind}:{state}"] for number in numbers for kind in JobKind)
 

@@ -1,6 +1,7 @@
 -- include: clock, idempotency
--- Have a node take no new job, or take jobs again and look at once. ARGV[1]: JSON {node, reason or '' to go on, by, wake (key),
--- idempotency{...}}. Answers {'admitted'} or {'refused', code}.
+-- Pause a node, or resume it: then it looks at its queue at once.
+-- ask: {node, reason: '' to resume, by, wake: key, idempotency (see `replay`)}
+-- Answers {'admitted'} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 
 local function turn()

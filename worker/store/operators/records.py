@@ -1,4 +1,4 @@
-"""What operators see of the cell, read from what the scripts answer."""
+"""What operators see of the cell, read from the scripts' answers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -179,7 +179,7 @@ def job(shown: list[Any]) -> OpsJob:
 
 
 def _steps(told: Sequence[Mapping[str, Any]]) -> tuple[StepTaken, ...]:
-    """Each lasts until the next begins; the end is told as one without a name."""
+    """Each lasts until the next begins; the job's end is reported as a step without a name."""
     ends = [float(step["ms"]) for step in told[1:]]
     return tuple(
         StepTaken(

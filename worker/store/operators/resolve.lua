@@ -1,6 +1,7 @@
 -- include: clock, records, idempotency
--- An operator has put a stranded server right. ARGV[1]: JSON {job, by, reason, idempotency{...}}. Answers {'admitted'} or
--- {'refused', code}. Of a server that a later job has stranded as well, that one is still to be resolved.
+-- Mark a stranded job as resolved. A server that a later job has stranded as well stays stranded.
+-- ask: {job, by, reason, idempotency (see `replay`)}
+-- Answers {'admitted'} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 
 local function resolve()

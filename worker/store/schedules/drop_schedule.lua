@@ -1,6 +1,9 @@
 -- include: records, schedules
--- Forget a schedule; the snapshots that it made stay. ARGV: account, id. Answers 1, or 0 where there is none.
-local schedule = read('schedule:' .. ARGV[2])
-if not schedule or schedule.account ~= ARGV[1] then return 0 end
-forget_schedule(ARGV[2], schedule)
+-- Delete a schedule. The snapshots that it made stay.
+-- ask: {account, id}
+-- Answers 1, or 0 where the account has no such schedule.
+local ask = cjson.decode(ARGV[1])
+local schedule = read('schedule:' .. ask.id)
+if not schedule or schedule.account ~= ask.account then return 0 end
+forget_schedule(ask.id, schedule)
 return 1

@@ -1,5 +1,8 @@
 -- include: records, schedules
--- One schedule of an account, as it is shown. ARGV: id, account. Answers nil where there is none, also for another account's.
-local schedule = read('schedule:' .. ARGV[1])
-if not schedule or schedule.account ~= ARGV[2] then return nil end
-return show_schedule(ARGV[1])
+-- One schedule of an account.
+-- ask: {account, id}
+-- Answers the schedule (see `show_schedule`); nil where the account has no such schedule.
+local ask = cjson.decode(ARGV[1])
+local schedule = read('schedule:' .. ask.id)
+if not schedule or schedule.account ~= ask.account then return nil end
+return show_schedule(ask.id)

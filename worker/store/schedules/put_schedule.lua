@@ -1,6 +1,8 @@
 -- include: clock, records, schedules, idempotency
--- Make a schedule, or change one. ARGV[1]: JSON {account, id, server (only to make one), most, fields{field: text},
--- due_ms ('': not enabled; missing: as before), idempotency{...}}. Answers {'admitted', schedule as it is shown} or {'refused', code}.
+-- Create or change a schedule.
+-- ask: {account, id, server (only to create), most, fields: {field: text}, due_ms ('': not enabled; missing: as before),
+-- idempotency (see `replay`)}
+-- Answers {'admitted', schedule (see `show_schedule`)} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 
 local function put()

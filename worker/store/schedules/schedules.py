@@ -1,6 +1,5 @@
 """Schedules: when a server is to be snapshotted without anyone asking for it each time."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,11 +8,10 @@ from itertools import islice, pairwise
 from typing import Any
 from uuid import uuid4
 
-from arq.connections import ArqRedis
 from cronsim import CronSim, CronSimError
 
-from worker.store import errors, records, scripts
-from worker.store.calls import Idempotency, Page, for_script, redis_answers
+from worker.store import errors, records
+from worker.store.calls import Idempotency, Page, Scripts, accepted, for_script
 from worker.store.model import AccountId, JobId, ScheduleId, ServerId
 
 SCHEDULES_PER_SERVER = 5
@@ -99,14 +97,8 @@ def snapshot_name(name: str, due: datetime) -> str:
     return f"{name}-{due:%Y%m%d-%H%M}"
 
 
-class Schedules:
+class Schedules(Scripts):
     """An account's schedules, as the front end sees them. Every call may raise StoreUnavailable."""
-
-    def __init__(self, redis: ArqRedis) -> None:
-        self._put = scripts.load(redis, "schedules/put_schedule")
-        self._drop = scripts.load(redis, "schedules/drop_schedule")
-        self._find = scripts.load(redis, "schedules/find_schedule")
-        self._list = scripts.load(redis, "schedules/list_schedules")
 
     async def create(
         self, *, account_id: AccountId, server_id: ServerId, spec: ScheduleSpec, idempotency: Idempotency | None
@@ -127,51 +119,37 @@ class Schedules:
 
     async def drop(self, *, account_id: AccountId, schedule_id: ScheduleId) -> None:
         """The snapshots that it made stay. Raises ScheduleNotFound."""
-        with redis_answers():
-            dropped = await self._drop(args=[account_id, schedule_id])
-        if not dropped:
-            raise errors.ScheduleNotFound(f"There is no schedule {schedule_id}.")
+        if not await self._call("schedules/drop_schedule", {"account": str(account_id), "id": schedule_id}):
+            raise errors.ScheduleNotFound.of(id=schedule_id)
 
     async def one(self, *, account_id: AccountId, schedule_id: ScheduleId) -> Schedule:
         """Raises ScheduleNotFound, also for another account's; RecordUnreadable."""
-        with redis_answers():
-            found = await self._find(args=[schedule_id, account_id])
+        found = await self._call("schedules/find_schedule", {"account": str(account_id), "id": schedule_id})
         if found is None:
-            raise errors.ScheduleNotFound(f"There is no schedule {schedule_id}.")
+            raise errors.ScheduleNotFound.of(id=schedule_id)
         return records.one(_schedule, found, kind="schedule")
 
     async def page(
         self, *, account_id: AccountId, server_id: ServerId | None, offset: int, limit: int
     ) -> Page[Schedule]:
         """Newest first, of one server or of all. One that can't be read is counted and left out."""
-        with redis_answers():
-            count, *rows = await self._list(args=[account_id, server_id or "", offset, limit])
+        ask: dict[str, str | int] = {"account": str(account_id), "offset": offset, "limit": limit}
+        if server_id is not None:
+            ask["server"] = str(server_id)
+        count, *rows = await self._call("schedules/list_schedules", ask)
         return Page(count=count, results=records.many(_schedule, rows, kind="schedule"))
 
     async def _write(self, account_id: AccountId, schedule_id: ScheduleId, **more: Any) -> Schedule:
         ask = {"account": str(account_id), "id": schedule_id, "most": SCHEDULES_PER_SERVER, **more}
-        with redis_answers():
-            verdict, answer = await self._put(args=[json.dumps(ask)])
-        if verdict == b"admitted":
-            return records.one(_schedule, answer, kind="schedule")
-        raise _REFUSED[answer.decode()]
+        facts = {"id": more.get("server", schedule_id), "limit": SCHEDULES_PER_SERVER}
+        shown = accepted(await self._call("schedules/put_schedule", ask), **facts)[0]
+        return records.one(_schedule, shown, kind="schedule")
 
 
 def _due_ms(spec: ScheduleSpec, server_id: ServerId) -> int | str:
     """When it runs next; '': never."""
     cron = cron_of(spec.when, server_id)
     return records.milliseconds(next_run(cron, datetime.now(UTC))) if spec.enabled else ""
-
-
-_REFUSED = {
-    refusal.code: refusal
-    for refusal in (
-        errors.ServerNotFound("There is no such server."),
-        errors.ScheduleNotFound("There is no such schedule."),
-        errors.ScheduleLimitReached(f"The server has its {SCHEDULES_PER_SERVER} schedules; delete one first."),
-        errors.IdempotencyKeyReused(errors.KEY_REUSED),
-    )
-}
 
 
 def _schedule(shown: list[Any]) -> Schedule:

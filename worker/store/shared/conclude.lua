@@ -1,4 +1,4 @@
--- include: clock, records, job_lists, transitions, stats, retention, removal, events
+-- include: clock, records, job_lists, transitions, stats, snapshots, retention, removal, events
 -- The end of a job.
 
 local function settle_create(id, snapshot, result, now)
@@ -7,15 +7,12 @@ local function settle_create(id, snapshot, result, now)
     redis.call('HSET', 'snapshot:' .. id, 'contents', result.contents)
   end
   if result.snapshot_status == 'failed' then
-    -- still listed, but it holds neither a slot nor its name: the customer may try again at once
-    redis.call('SREM', 'server:' .. snapshot.server .. ':counted', id)
-    local names = 'server:' .. snapshot.server .. ':names'
-    if redis.call('HGET', names, snapshot.name) == id then redis.call('HDEL', names, snapshot.name) end
+    free_slot(id, snapshot) -- it stays listed, and the customer may try again at once
     redis.call('ZADD', 'snapshots:failed', now, id)
   end
 end
 
--- What operators look for when a job did not end well.
+-- Put a failed job into the operators' lists.
 local function list_failure(job_id, job, result, now)
   if result.failure_code == '' then return end
   put_into({'jobs:error:' .. result.failure_code}, job_id, job)
@@ -25,18 +22,19 @@ local function list_failure(job_id, job, result, now)
   end
 end
 
--- What a job says beside its state. A worker of an earlier version says none of this.
+-- Keep a job's notes and contents. A worker of an earlier version sends neither.
 local function keep_notes(job_id, job, result)
   for _, field in ipairs({'notes', 'contents'}) do
     if (result[field] or '') ~= '' then redis.call('HSET', 'job:' .. job_id, field, result[field]) end
   end
-  local only_looked = job.kind == 'check_create' or job.kind == 'check_restore' -- then it says what would be done
-  if (result.audited_codes or '') ~= '' and not only_looked then -- for the audit: its entries live longer than the job's record
+  local only_looked = job.kind == 'check_create' or job.kind == 'check_restore' -- its notes say what would be done
+  -- for the audit, whose entries are kept longer than the job's record
+  if (result.audited_codes or '') ~= '' and not only_looked then
     redis.call('SET', 'job:' .. job_id .. ':noted', result.audited_codes, 'PX', result.note_codes_ms)
   end
 end
 
--- A delete that failed is tried again: each time later, for its reason seldom goes by itself.
+-- A delete that failed is tried again, each time later: the cause seldom passes by itself.
 local function put_off_delete(id, job, result, now)
   local failures = 1
   -- another tool at work on the server passes by itself
@@ -48,7 +46,7 @@ local function put_off_delete(id, job, result, now)
   redis.call('ZADD', 'node:' .. job.node .. ':deleting', now + wait, id)
 end
 
--- End a job: its state, what it means for its snapshot, the server free again, arq's record gone.
+-- End a job: set its state, settle its snapshot, free its server.
 -- result: state, failure_code, failure_detail, stranded, downtime_seconds, snapshot_status, size_mb, retry_ms, retry_most_ms,
 -- undoable_ms, notes and contents (JSON or ''), note_codes, audited_codes, note_codes_ms
 local function conclude(job_id, job, result)
@@ -79,7 +77,7 @@ local function conclude(job_id, job, result)
   end
   if result.undoable_ms ~= '' then
     redis.call('HSET', 'job:' .. job_id, 'undoable_until_ms', now + tonumber(result.undoable_ms))
-    redis.call('HSET', 'server:' .. job.server, 'undoable', job_id) -- the latest only: it has replaced the one before
+    redis.call('HSET', 'server:' .. job.server, 'undoable', job_id) -- the latest only
   end
   if result.state == 'completed' and job.started_ms then
     local durations = 'node:' .. job.node .. ':milliseconds:' .. job.kind

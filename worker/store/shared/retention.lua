@@ -1,7 +1,7 @@
 -- include: clock, records, snapshots
 -- How many snapshots a schedule keeps.
 
--- A server's completed snapshots that were made by a schedule, this one or any, oldest first.
+-- A server's completed snapshots that this schedule, or any, has made, oldest first.
 local function scheduled_snapshots(server_id, schedule_id)
   local made = {}
   for _, id in ipairs(redis.call('ZRANGE', 'server:' .. server_id .. ':snapshots', 0, -1)) do
@@ -13,7 +13,7 @@ local function scheduled_snapshots(server_id, schedule_id)
   return made
 end
 
--- Retire the oldest of those snapshots until only so many are left. A protected one stays.
+-- Retire the oldest of those snapshots until `left` are left. Protected ones stay.
 local function retire_oldest(made, left, node)
   local over = #made - left
   for _, one in ipairs(made) do

@@ -1,17 +1,20 @@
 -- include: clock, records, deliveries
--- Claim the webhook that has waited longest, with the deliveries that it is to make now: until the claim is settled or
--- its time is over, nobody else gets it. ARGV: the claim's own token, milliseconds, most. Answers nil, or
--- {id, url, {secret, ...}, {{delivery id, event, created_ms, attempts, job as it was shown (not of a test)}, ...}}.
+-- Claim the webhook that has waited longest, with the deliveries that are due. Nobody else gets it until the claim is
+-- settled or lease_ms have passed.
+-- ask: {token: of the claim, lease_ms, limit}
+-- Answers nil where nothing is due, else {id, url, {secret, ...}, {{delivery id, event, created_ms, attempts, job as it was
+-- shown (not of a test)}, ...}}.
+local ask = cjson.decode(ARGV[1])
 local now = now_ms()
 
 local function due(id)
   local found, queue = {}, 'webhook:' .. id .. ':due'
-  for _, delivery_id in ipairs(redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, ARGV[3])) do
+  for _, delivery_id in ipairs(redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, ask.limit)) do
     local one = read('delivery:' .. delivery_id)
     if one then
       found[#found + 1] = {delivery_id, one.event, one.created_ms, one.attempts, one.job and cjson.decode(one.job)}
     else
-      redis.call('ZREM', queue, delivery_id) -- its time was over before it could be made
+      redis.call('ZREM', queue, delivery_id) -- it expired before it could be made
     end
   end
   return found
@@ -28,8 +31,8 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'webhooks:due', '-inf', now, 'LI
   local deliveries = hook.enabled == '1' and due(id) or {}
   redis.call('ZREM', 'webhooks:due', id)
   if #deliveries > 0 then
-    redis.call('HSET', key, 'claim', ARGV[1], 'claimed_until_ms', now + ARGV[2])
-    redis.call('ZADD', 'webhooks:due', now + ARGV[2], id)
+    redis.call('HSET', key, 'claim', ask.token, 'claimed_until_ms', now + ask.lease_ms)
+    redis.call('ZADD', 'webhooks:due', now + ask.lease_ms, id)
     return {id, hook.url, secrets(id), deliveries}
   end
   line_up(id)

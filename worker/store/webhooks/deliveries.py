@@ -1,20 +1,17 @@
-"""The deliveries of webhooks, as those see them who make them.
+"""The deliveries of webhooks, as the senders see them.
 
-Whoever claims a webhook makes its deliveries that are due. A claim that is not settled in time is anyone's again: what
-it had sent is sent twice then, and nothing is lost.
+A sender claims a webhook and makes the deliveries that are due. When a claim is not settled in time, another sender may
+claim the webhook: then a delivery may be sent twice, and none is lost.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from arq.connections import ArqRedis
-
-from worker.store import records, scripts
-from worker.store.calls import redis_answers, shown_job
+from worker.store import records
+from worker.store.calls import Scripts, redis_answers, shown_job
 from worker.store.model import DeliveryId, Job, WebhookId
 
 WAKE_KEY = "webhooks:wake"
@@ -33,7 +30,7 @@ class DueDelivery:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A webhook that is ours for a while. `secrets`: each of them signs."""
+    """A claimed webhook. `secrets`: each of them signs the deliveries."""
 
     token: str
     webhook_id: WebhookId
@@ -64,19 +61,14 @@ class Result:
         }
 
 
-class Deliveries:
+class Deliveries(Scripts):
     """What is to be sent, as the senders see it. Every call may raise StoreUnavailable."""
 
-    def __init__(self, redis: ArqRedis) -> None:
-        self._redis = redis
-        self._claim = scripts.load(redis, "webhooks/claim_deliveries")
-        self._settle = scripts.load(redis, "webhooks/settle_deliveries")
-
     async def claim(self, *, lease_seconds: float, most: int) -> Claim | None:
-        """The webhook that has waited longest, with at most so many deliveries; None: nothing is due."""
+        """The webhook that has waited longest, with at most `most` due deliveries; None: nothing is due."""
         token = uuid4().hex
-        with redis_answers():
-            found = await self._claim(args=[token, round(lease_seconds * 1000), most])
+        ask = {"token": token, "lease_ms": round(lease_seconds * 1000), "limit": most}
+        found = await self._call("webhooks/claim_deliveries", ask)
         if found is None:
             return None
         webhook_id, url, secrets, deliveries = found
@@ -99,12 +91,11 @@ class Deliveries:
             "patience_ms": round(patience_seconds * 1000),
             "results": [{"id": delivery_id, **result.for_script()} for delivery_id, result in results.items()],
         }
-        with redis_answers():
-            why: bytes = await self._settle(args=[json.dumps(ask)])
+        why: bytes = await self._call("webhooks/settle_deliveries", ask)
         return why.decode() or None
 
     async def wait(self, *, seconds: int) -> None:
-        """Until something may be due, at most so long."""
+        """Return when something may be due, or after `seconds`."""
         with redis_answers():
             await self._redis.blpop([WAKE_KEY], timeout=seconds)  # type: ignore[misc]  # typed for the blocking client too
 

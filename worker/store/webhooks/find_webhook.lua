@@ -1,5 +1,8 @@
 -- include: records, webhooks
--- One webhook of an account, as it is shown. ARGV: id, account. Answers nil where there is none, also for another account's.
-local webhook = read('webhook:' .. ARGV[1])
-if not webhook or webhook.account ~= ARGV[2] then return nil end
-return show_webhook(ARGV[1])
+-- One webhook of an account.
+-- ask: {account, id}
+-- Answers the webhook (see `show_webhook`); nil where the account has no such webhook.
+local ask = cjson.decode(ARGV[1])
+local webhook = read('webhook:' .. ask.id)
+if not webhook or webhook.account ~= ask.account then return nil end
+return show_webhook(ask.id)

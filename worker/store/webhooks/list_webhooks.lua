@@ -1,7 +1,10 @@
 -- include: webhooks
--- A customer's webhooks, newest first. ARGV: account. Answers {webhook, ...}, as they are shown.
+-- An account's webhooks, newest first.
+-- ask: {account}
+-- Answers {webhook (see `show_webhook`), ...}.
+local ask = cjson.decode(ARGV[1])
 local shown = {}
-for _, id in ipairs(redis.call('ZREVRANGE', 'account:' .. ARGV[1] .. ':webhooks', 0, -1)) do
+for _, id in ipairs(redis.call('ZREVRANGE', 'account:' .. ask.account .. ':webhooks', 0, -1)) do
   shown[#shown + 1] = show_webhook(id)
 end
 return shown

@@ -1,7 +1,8 @@
 -- include: clock, records, deliveries, webhooks, idempotency
--- Make a webhook, change one, or give it a new secret. ARGV[1]: JSON {account, id, most (only to make one),
--- fields{field: text}, secret, old_ms (how long the secret before stays good), idempotency{...}}.
--- Answers {'admitted', webhook as it is shown, secret} or {'refused', code}.
+-- Create a webhook, change one, or give it a new secret.
+-- ask: {account, id, most (only to create), fields: {field: text}, secret, old_ms: how long the secret before stays valid,
+-- idempotency (see `replay`)}
+-- Answers {'admitted', webhook (see `show_webhook`), secret} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 local key, all = 'webhook:' .. ask.id, 'account:' .. ask.account .. ':webhooks'
 

@@ -1,10 +1,9 @@
-"""Webhooks: where an account wants to be told of its jobs, and the deliveries that tell it.
+"""Webhooks: URLs to which an account's job events are delivered.
 
-A delivery is written by the script that changes the job, in the same step (`call_webhooks` in `scripts/prelude.lua`);
-`deliveries` is the side of those who make them.
+A delivery is queued by the script that changes the job, atomically with the change (`call_webhooks` in
+`shared/deliveries.lua`); `deliveries` is for the senders.
 """
 
-import json
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,8 @@ from secrets import token_bytes
 from typing import Any
 from uuid import uuid4
 
-from arq.connections import ArqRedis
-
-from worker.store import errors, records, scripts
-from worker.store.calls import Idempotency, Page, for_script, redis_answers
+from worker.store import errors, records
+from worker.store.calls import Idempotency, Page, Scripts, accepted, for_script
 from worker.store.model import AccountId, DeliveryId, WebhookId
 
 WEBHOOKS_PER_ACCOUNT = 10
@@ -30,7 +27,7 @@ TESTS_AFTER_MOST = 100  # deliveries that wait: then no test is added to them
 
 
 class JobEvent(StrEnum):
-    """What a webhook may be told of: each state of a job."""
+    """What a webhook may subscribe to: each state of a job."""
 
     QUEUED = "job.queued"
     IN_PROGRESS = "job.in_progress"
@@ -71,7 +68,7 @@ class Webhook:
 
 @dataclass(frozen=True, kw_only=True)
 class Secret:
-    """A webhook with a secret at its birth, the only time that it is shown."""
+    """A webhook with a new secret, which is shown only now."""
 
     webhook: Webhook
     secret: str
@@ -91,16 +88,8 @@ class Delivery:
     delivered_at: datetime | None
 
 
-class Webhooks:
+class Webhooks(Scripts):
     """An account's webhooks, as the front end sees them. Every call may raise StoreUnavailable."""
-
-    def __init__(self, redis: ArqRedis) -> None:
-        self._put = scripts.load(redis, "webhooks/put_webhook")
-        self._drop = scripts.load(redis, "webhooks/drop_webhook")
-        self._find = scripts.load(redis, "webhooks/find_webhook")
-        self._list = scripts.load(redis, "webhooks/list_webhooks")
-        self._test = scripts.load(redis, "webhooks/test_webhook")
-        self._list_deliveries = scripts.load(redis, "webhooks/list_deliveries")
 
     async def create(
         self, *, account_id: AccountId, wish: WebhookChange, idempotency: Idempotency | None = None
@@ -123,23 +112,19 @@ class Webhooks:
 
     async def drop(self, *, account_id: AccountId, webhook_id: WebhookId) -> None:
         """With all that it was to send. Raises WebhookNotFound."""
-        with redis_answers():
-            dropped = await self._drop(args=[account_id, webhook_id])
-        if not dropped:
-            raise _NOT_FOUND
+        if not await self._call("webhooks/drop_webhook", {"account": str(account_id), "id": webhook_id}):
+            raise errors.WebhookNotFound.of()
 
     async def one(self, *, account_id: AccountId, webhook_id: WebhookId) -> Webhook:
         """Raises WebhookNotFound, also for another account's; RecordUnreadable."""
-        with redis_answers():
-            found = await self._find(args=[webhook_id, account_id])
+        found = await self._call("webhooks/find_webhook", {"account": str(account_id), "id": webhook_id})
         if found is None:
-            raise _NOT_FOUND
+            raise errors.WebhookNotFound.of()
         return records.one(_webhook, found, kind="webhook")
 
     async def all(self, *, account_id: AccountId) -> tuple[Webhook, ...]:
         """Newest first. One that can't be read is left out."""
-        with redis_answers():
-            found = await self._list(args=[account_id])
+        found = await self._call("webhooks/list_webhooks", {"account": str(account_id)})
         return records.many(_webhook, found, kind="webhook")
 
     async def test(
@@ -154,20 +139,16 @@ class Webhooks:
             "most": TESTS_AFTER_MOST,
             "idempotency": for_script(idempotency),
         }
-        with redis_answers():
-            verdict, answer = await self._test(args=[json.dumps(ask)])
-        if verdict != b"admitted":
-            raise _REFUSED[answer.decode()]
-        return _delivery(answer)
+        return _delivery(accepted(await self._call("webhooks/send_test", ask), limit=TESTS_AFTER_MOST)[0])
 
     async def deliveries(
         self, *, account_id: AccountId, webhook_id: WebhookId, offset: int, limit: int
     ) -> Page[Delivery]:
         """Newest first: the last thousand of the last 7 days. Raises WebhookNotFound."""
-        with redis_answers():
-            found = await self._list_deliveries(args=[account_id, webhook_id, offset, limit])
+        ask = {"account": str(account_id), "id": webhook_id, "offset": offset, "limit": limit}
+        found = await self._call("webhooks/list_deliveries", ask)
         if found is None:
-            raise _NOT_FOUND
+            raise errors.WebhookNotFound.of()
         count, *rows = found
         return Page(count=count, results=records.many(_delivery, rows, kind="delivery"))
 
@@ -181,27 +162,12 @@ class Webhooks:
             "idempotency": for_script(idempotency),
             **more,
         }
-        with redis_answers():
-            verdict, *answer = await self._put(args=[json.dumps(ask)])
-        if verdict != b"admitted":
-            raise _REFUSED[answer[0].decode()]
-        return Secret(webhook=records.one(_webhook, answer[0], kind="webhook"), secret=answer[1].decode())
+        shown, secret = accepted(await self._call("webhooks/put_webhook", ask), limit=WEBHOOKS_PER_ACCOUNT)
+        return Secret(webhook=records.one(_webhook, shown, kind="webhook"), secret=secret.decode())
 
 
 def _new_secret() -> str:
     return SECRET_PREFIX + b64encode(token_bytes(SECRET_BYTES)).decode()
-
-
-_NOT_FOUND = errors.WebhookNotFound("There is no such webhook.")
-_REFUSED = {
-    refusal.code: refusal
-    for refusal in (
-        _NOT_FOUND,
-        errors.WebhookLimitReached(f"The account has its {WEBHOOKS_PER_ACCOUNT} webhooks; delete one first."),
-        errors.WebhookNotReady(f"The webhook is disabled, or {TESTS_AFTER_MOST} deliveries wait for it already."),
-        errors.IdempotencyKeyReused(errors.KEY_REUSED),
-    )
-}
 
 
 def _webhook(shown: list[Any]) -> Webhook:

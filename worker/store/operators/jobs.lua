@@ -1,6 +1,7 @@
 -- include: show, states, walk
--- One page of the cell's jobs, newest first. ARGV[1]: JSON {match{field of the record: value}, text or nil, after or nil,
--- limit}. Answers {length of the list where nothing is left out of it, else -1, {after}, job as it is shown, ...}.
+-- One page of the cell's jobs, newest first.
+-- ask: {match: {field of the record: value}, text or nil, limit, after (see `walk`)}
+-- Answers {number of jobs where the whole list matches, else -1, {after}, job (see `show_job`), ...}.
 local ask = cjson.decode(ARGV[1])
 ask.descending = true
 local match = ask.match

@@ -1,6 +1,7 @@
 -- include: records, deliveries, idempotency
--- Have a test event delivered. ARGV[1]: JSON {account, id, delivery_id, event, most, idempotency{...}}. Answers
--- {'admitted', {delivery id, {field, value, ...}}} or {'refused', code}.
+-- Queue a test event for delivery.
+-- ask: {account, id, delivery_id, event, most, idempotency (see `replay`)}
+-- Answers {'admitted', {delivery id, {field, value, ...}}} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 
 local function test()

@@ -1,5 +1,6 @@
 -- include: walk
--- One page of what reconciliation has found, newest first. ARGV[1]: JSON {after or nil, limit}.
+-- One page of the servers with findings, newest first.
+-- ask: {limit, after (see `walk`)}
 -- Answers {servers with findings, {after}, {server id, name, account, node, findings as JSON}, ...}.
 local ask = cjson.decode(ARGV[1])
 ask.descending = true

@@ -1,7 +1,8 @@
--- One page of the audit, newest first. ARGV[1]: JSON {match{field: value}, from, to: ids of the stream, limit}.
--- Answers {id to go on before or '', {id, {field, value, ...}, codes of what its job has noted or ''}, ...}.
--- The codes are looked up here: so a node, which notes them, needs no right to write to the audit, and an entry says them
--- whether the job ended before or after it was written.
+-- One page of the audit, newest first.
+-- ask: {match: {field: value}, from, to: ids of the stream, limit}
+-- Answers {id to continue before or '', {id, {field, value, ...}, codes that its job has noted or ''}, ...}.
+-- The codes are looked up here, so that a node, which notes them, needs no right to write to the audit, and an entry has
+-- them whether its job ended before or after it was written.
 local ask = cjson.decode(ARGV[1])
 local looked, page, to = 0, {''}, ask.to
 

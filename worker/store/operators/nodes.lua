@@ -1,7 +1,8 @@
 -- include: nodes, walk
--- Nodes as operators see them. ARGV[1]: JSON {node} for one, or {sort, state or nil, descending, after or nil, limit} for a
--- page; silent_ms in both. Answers {after, node, ...}, a node being {name, {field, value, ...}, 1 if it is silent, jobs that
--- wait, jobs that run, servers, servers with findings}.
+-- Nodes as operators see them.
+-- ask: {node, silent_ms} for one, or {sort, descending, state or nil, silent_ms, limit, after (see `walk`)} for a page
+-- Answers {after, node, ...}; a node is {name, {field, value, ...}, 1 if it is silent, queued jobs, jobs in progress, servers,
+-- servers with findings}.
 local ask = cjson.decode(ARGV[1])
 
 local function show(name)

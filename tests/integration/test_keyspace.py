@@ -1,0 +1,308 @@
+"""`worker/store/KEYS.md` lists the keys that a full run of the service leaves in Redis, and the accounts that may touch
+them."""
+
+import re
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import RedisServer
+from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from tests.integration.front_end import SNAPSHOTS, Answer, FrontEnd, serving
+from tests.integration.test_notes import CREATED, RESTORED
+from tests.integration.test_ops_api import Ops, failed
+from tests.integration.test_schedules import NIGHTLY, SCHEDULES, fall_due
+from tests.integration.test_webhooks import EVERY, WEBHOOKS, latest, made, receiving
+from tests.queueing import Jobs, at_work, until_told
+from worker.program import tracing
+from worker.scheduler import Scheduler
+from worker.store.access.sessions import SessionLifetime, Sessions
+from worker.store.access.tokens import Limits, Permission
+from worker.store.chores.chores import Chores
+from worker.store.model import JobId, JobKind, JobState, ServerId, SnapshotId, Step
+from worker.store.nodes.node_store import ReportedServer
+from worker.store.reports import JobReport, NodeFacts, Pool, StepBegun
+from worker.store.webhooks.webhooks import WebhookChange, Webhooks
+
+ROOT = Path(__file__).parents[2]
+GONE = ServerId(4)
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+KEY = "Idempotency-Key"
+PLACEHOLDERS = {
+    **dict.fromkeys(("account", "server", "snapshot", "number"), r"\d+"),
+    **dict.fromkeys(("job", "schedule", "webhook", "delivery"), "[0-9a-f]{32}"),
+    "token": "[0-9a-f]{12}",
+    "sha256": "[0-9a-f]{64}",
+    "node": "[^:]+",
+    "code": "[a-z_]+",
+    "address": "[0-9.]+",
+    "state": "|".join(JobState),
+    "kind": "|".join(JobKind),
+    "owner": r"\d+|token:[0-9a-f]{12}",
+    "key": "[0-9a-f]{64}(:.+)?",
+}
+READ_AND_WRITE = {  # of each type: what an account that may touch a key may do to it
+    "string": (("GET",), ("SET", "x")),
+    "hash": (("HGETALL",), ("HSET", "f", "x")),
+    "list": (("LLEN",), ("LPUSH", "x")),
+    "set": (("SCARD",), ("SADD", "x")),
+    "zset": (("ZCARD",), ("ZADD", "1", "x")),
+    "stream": (("XLEN",), ("XADD", "*", "f", "x")),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of KEYS.md. `fields` None: any."""
+
+    pattern: str
+    type: str
+    fields: frozenset[str] | None
+    expires: bool
+    accounts: frozenset[str]
+
+    def matches(self, key: str) -> bool:
+        parts = re.split("<([a-z0-9]+)>", self.pattern)
+        return (
+            re.fullmatch("".join(f"({PLACEHOLDERS[p]})" if i % 2 else re.escape(p) for i, p in enumerate(parts)), key)
+            is not None
+        )
+
+
+def documented() -> list[Row]:
+    lines = (ROOT / "worker/store/KEYS.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    return [
+        Row(
+            pattern=key.strip("`"),
+            type=kind,
+            fields=frozenset(members.split("`")[1].split())
+            if members.startswith("`") and kind in {"hash", "stream"}
+            else None,
+            expires="expires" in goes,
+            accounts=frozenset(accounts.split()),
+        )
+        for key, kind, members, _, goes, accounts in cells
+    ]
+
+
+ROWS = documented()
+
+
+@dataclass
+class Keyspace:
+    """What was seen in Redis, at any of several moments."""
+
+    cell: Cell
+    types: dict[str, str] = field(default_factory=dict)
+    fields: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    expiring: set[str] = field(default_factory=set)
+
+    async def look(self) -> None:
+        redis = self.cell.redis
+        async for raw in redis.scan_iter(count=1000):
+            key = raw.decode()
+            kind = (await redis.type(key)).decode()
+            if kind == "none":  # gone since
+                continue
+            self.types[key] = kind
+            if kind == "hash":
+                self.fields[key] |= {name.decode() for name in await self.cell.raw("HKEYS", key)}
+            if kind == "stream":
+                self.fields[key] |= {name.decode() for _, entry in await redis.xrange(key) for name in entry}
+            if await redis.pttl(key) > 0:
+                self.expiring.add(key)
+
+
+@pytest.fixture
+async def seen(cell: Cell, redis_server: RedisServer) -> Keyspace:
+    """After a run of what the service does."""
+    seen = Keyspace(cell)
+    limits: dict[str, Any] = {"webhooks_to_private": True, "webhook_seconds": 5.0}
+    async with serving(cell, **limits) as api:
+        ops = Ops(api=api, token=await api.new_token(account=None, permissions={Permission.OPERATOR}))
+        await cell.have((SERVER, GONE))
+        await _callers(ops)
+        await _webhooks(seen, api)
+        snapshot_id = await _snapshots(seen, api)
+        await _schedules(seen, api)
+        await _failures(seen, ops, snapshot_id)
+        await _nodes(seen, ops)
+    await _without_front_end(seen, redis_server)
+    return seen
+
+
+async def _callers(ops: Ops) -> None:
+    api = ops.api
+    await ops.post("tokens/", {"name": "t", "permissions": ["operator"], "lifetime_hours": 1}, status=201)
+    (await api.call("GET", token="vps_" + "A" * 43)).refused(401, "token_invalid")
+    sessions = Sessions(
+        api.cell.redis,
+        lasting=SessionLifetime(at_most=timedelta(hours=1), idle=timedelta(hours=1)),
+        limits=Limits(calls=100, failed_logins=100),
+    )
+    session = await sessions.open(ops.token)
+    assert await sessions.look(session.id, by_person=True)
+
+
+async def _webhooks(seen: Keyspace, api: FrontEnd) -> None:
+    async with receiving() as good, receiving(answers=[410]) as gone:
+        good.open.clear()
+        created = await api.call("POST", WEBHOOKS, body={"url": good.url, "events": EVERY}, headers={KEY: "webhook"})
+        await made(api, gone.url, events=EVERY)
+        await made(api, "http://127.0.0.1:1/", events=EVERY)  # nobody listens: it is tried again later
+        first = await api.create("first")
+        await good.has(1)
+        await seen.look()  # its sender has claimed the webhook
+        good.open.set()
+        await latest(api, created.body, lambda one: one["delivered_at"] is not None)
+        await api.work(first)
+
+        async def disabled() -> bool:
+            return any(hook["disabled_reason"] for hook in (await api.call("GET", WEBHOOKS)).body["results"])
+
+        await until_told(disabled)
+        await seen.look()
+
+
+async def _snapshots(seen: Keyspace, api: FrontEnd) -> SnapshotId:
+    cell = api.cell
+    body = {"server_id": SERVER, "name": "second"}
+    created = await api.call("POST", body=body, headers={KEY: "create", "traceparent": TRACE})
+    snapshot_id = SnapshotId(created.body["id"])
+    job_id = _job_of(created)
+    await cell.node.begin(job_id)
+    steps = (StepBegun(step=Step.PREFLIGHT, at=1.0, attempt=1),)
+    await cell.node.progress(job_id, Step.PREFLIGHT, JobReport(steps=steps, log=("{}",)))
+    await cell.node.finish(job_id, CREATED)
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    change = {"labels": {"a": "b"}, "protected": True, "expires_at": tomorrow}
+    assert (await api.call("PATCH", f"{SNAPSHOTS}{snapshot_id}/", body=change)).status == 200
+    assert (await api.call("DELETE", f"{SNAPSHOTS}{snapshot_id}/")).body["code"] == "snapshot_protected"
+    check = await cell.store.check_create(account_id=ACCOUNT, server_id=SERVER, name="third", request_id="r")
+    await cell.node.begin(check.id)
+    await cell.node.finish(check.id, CREATED)
+
+    restored = await cell.store.restore(account_id=ACCOUNT, snapshot_id=snapshot_id, request_id="r", present_only=True)
+    await cell.node.begin(restored.job.id)
+    await cell.node.finish(restored.job.id, RESTORED)
+    undo = await cell.store.undo(account_id=ACCOUNT, job_id=restored.job.id, request_id="r")
+    await cell.node.begin(undo.id)
+    await cell.node.finish(undo.id, RESTORED)
+
+    assert (await api.call("PATCH", f"{SNAPSHOTS}{snapshot_id}/", body={"protected": False})).status == 200
+    await seen.look()
+    with tracing.span("a request", {}, parent={"traceparent": TRACE}):
+        delete = await cell.store.delete(account_id=ACCOUNT, snapshot_id=snapshot_id, request_id="r")
+    assert delete is not None
+    await cell.node.begin(delete.id)
+    await cell.node.finish(delete.id, failed("disk_failed"))
+    await seen.look()
+    return snapshot_id
+
+
+async def _schedules(seen: Keyspace, api: FrontEnd) -> None:
+    schedule = (await api.call("POST", SCHEDULES, body=NIGHTLY | {"expire_after_hours": 1})).body
+    for _ in range(2):  # the second is refused: the server is busy
+        await fall_due(api, schedule["id"])
+        await Scheduler(chores=Chores(api.cell.redis)).round()
+    assert (await api.call("GET", f"{SCHEDULES}{schedule['id']}/")).body["last_run"]["error"] == "server_busy"
+    await seen.look()
+    assert (await api.call("POST", f"/api/v1/jobs/{await api.cell.holder()}/cancel/", body={})).status == 200
+
+
+async def _failures(seen: Keyspace, ops: Ops, snapshot_id: SnapshotId) -> None:
+    cell = ops.api.cell
+    answer = await ops.api.create("stranded")
+    await ops.api.work(answer, failed("start_failed", stranded=True))
+    await seen.look()
+    await ops.post(f"jobs/{_job_of(answer)}/resolve/", {"reason": "started by hand"})
+    retried = await ops.call("POST", f"jobs/{_job_of(answer)}/retry/", {}, headers={KEY: "retry"})
+    assert retried.status == 202, retried.raw
+    await ops.call("POST", f"jobs/{await cell.holder()}/cancel/", {})
+    lost = await ops.api.have_snapshot("lost")
+    assert await cell.node.lose(SERVER, SnapshotId(lost))
+
+
+async def _nodes(seen: Keyspace, ops: Ops) -> None:
+    cell = ops.api.cell
+    await cell.node.tell_findings(SERVER, [{"finding": "stray_tag", "tag": "vps-1", "at": "1"}])
+    pools = (Pool(path="/srv", free_bytes=1, total_bytes=2),)
+    facts = NodeFacts(worker="1", hypervisor="fake", emulator="fake", pools=pools)
+    left = ReportedServer(id=SERVER, account_id=ACCOUNT, name="web-server-01", power="on")
+    assert GONE in (await cell.node.report([left], facts)).gone
+    await cell.node.republish()
+    await ops.post("nodes/n1/reconcile/", status=202)
+    await ops.post("nodes/n1/pause/", {"reason": "new disks"})
+    await seen.look()
+    await ops.post("nodes/n1/resume/", {"reason": "done"})
+
+
+async def _without_front_end(seen: Keyspace, redis_server: RedisServer) -> None:
+    """Wake-ups that nobody has taken yet; then a worker takes a job."""
+    cell = seen.cell
+    await cell.node.publish(SERVER, [], [])
+    job_id = (await cell.create("last")).job.id
+    webhooks = Webhooks(cell.redis)
+    wish = WebhookChange(url="http://127.0.0.1:1/", description="", events=[], enabled=True)
+    webhook = (await webhooks.create(account_id=ACCOUNT, wish=wish)).webhook
+    await webhooks.test(account_id=ACCOUNT, webhook_id=webhook.id)
+    await seen.look()
+    jobs = Jobs()
+    async with at_work(redis_server.socket, jobs, max_jobs=100):
+        await jobs.have_started(job_id)
+        await seen.look()
+        jobs.end(job_id)
+        await jobs.have_ended(job_id)
+
+
+def _job_of(answer: Answer) -> JobId:
+    return JobId(answer.headers["Operation-Location"].split("/")[-2])
+
+
+async def test_each_key_is_documented_and_each_documented_key_is_seen(seen: Keyspace) -> None:
+    rows = {key: [row for row in ROWS if row.matches(key)] for key in seen.types}
+    assert {key: [row.pattern for row in found] for key, found in rows.items() if len(found) != 1} == {}
+    of_key = {key: found[0] for key, found in rows.items()}
+    assert {row.pattern for row in ROWS} - {row.pattern for row in of_key.values()} == set(), "never seen"
+    assert {key: kind for key, kind in seen.types.items() if of_key[key].type != kind} == {}
+
+    fields: defaultdict[str, set[str]] = defaultdict(set)
+    for key, names in seen.fields.items():
+        fields[of_key[key].pattern] |= names
+    stated = {row.pattern: set(row.fields) for row in ROWS if row.fields is not None}
+    assert {pattern: fields[pattern] ^ names for pattern, names in stated.items() if fields[pattern] != names} == {}
+
+    expiring = {of_key[key].pattern for key in seen.expiring}
+    assert {row.pattern for row in ROWS if row.expires} == expiring
+
+
+async def test_the_accounts_of_redis_may_touch_what_is_documented_and_nothing_else(
+    seen: Keyspace, accounts: Mapping[str, str]
+) -> None:
+    wrong = {}
+    for key, kind in seen.types.items():
+        (row,) = [row for row in ROWS if row.matches(key)]
+        for account, user in accounts.items():
+            for command, *arguments in READ_AND_WRITE[kind]:
+                answer = await seen.cell.raw("ACL", "DRYRUN", user, command, key, *arguments)
+                if (answer == b"OK") != (account in row.accounts):
+                    wrong[key, account, command] = answer
+    assert wrong == {}
+
+
+@pytest.fixture
+async def accounts(cell: Cell) -> AsyncIterator[Mapping[str, str]]:
+    """The accounts of `users.acl`, made in this Redis under names of the test's."""
+    lines = (ROOT / "deploy/redis/users.acl").read_text().splitlines()
+    rules = {line.split()[1]: re.findall(r"\([^)]*\)|\S+", line)[2:] for line in lines if line.startswith("user ")}
+    made = {account: f"keyspace-{account}" for account in ("api", "worker")}
+    for account, user in made.items():
+        await cell.raw("ACL", "SETUSER", user, *rules[account])
+    yield made
+    await cell.raw("ACL", "DELUSER", *made.values())

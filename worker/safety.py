@@ -1,0 +1,121 @@
+"""Safety snapshots: what a restore has overwritten, kept on the disks for some time so that it can be undone.
+
+The journal lists their tags, and those that a failed job could not delete. They are deleted when their time is over, or
+earlier where the storage runs short.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
+
+import structlog
+
+from drivers.base import DomainNotFound, DriverError, Hypervisor
+from worker.journal import Journal, JournalFailed, SafetyTag
+from worker.procedures.disks import whole, without
+from worker.procedures.work import Task
+from worker.store.model import ServerId
+
+log = structlog.stdlib.get_logger()
+
+
+class SafetySnapshots:
+    """Those of one node's servers. `locks`: who holds a server's lock may touch its disks. `free_floor_bytes`: storage
+    that is kept free for the guests' writes. `step_seconds`: the limit of one change to the disks."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        hypervisor: Hypervisor,
+        locks: defaultdict[ServerId, asyncio.Lock],
+        free_floor_bytes: int,
+        step_seconds: float,
+    ) -> None:
+        self._journal = journal
+        self._hypervisor = hypervisor
+        self._locks = locks
+        self._free_floor_bytes = free_floor_bytes
+        self._step_seconds = step_seconds
+
+    async def drop_due(self) -> None:
+        """Mend disks whose change was interrupted; delete the tags whose time is over."""
+        # One of a busy server would wait for the server's job: it is left to the next round.
+        for server_id in self._journal.changing():
+            if not self._locks[server_id].locked():
+                async with self._locks[server_id]:
+                    await self.mend(server_id)
+        for due in self._journal.due_safety_tags():
+            if not self._locks[due.server_id].locked():
+                async with self._locks[due.server_id]:
+                    await self._drop(due)
+
+    async def make_room(self) -> None:
+        """Delete safety snapshots before their time where the storage has too little left for the guests' writes."""
+        # that a restore can be undone is worth less than that no guest stops
+        for server_id in self._journal.with_droppable_tags():
+            if not self._locks[server_id].locked():
+                async with self._locks[server_id]:
+                    await self._make_room(server_id)
+
+    async def make_room_for(self, task: Task) -> bool:
+        """Delete the server's safety snapshots before their time; whether there were any. The caller holds its lock."""
+        if task.kind.only_looks:
+            return False
+        tags = self._journal.droppable_tags(task.server_id) - {task.tag}  # an undo goes back to one of them
+        await self._give_up(task.server_id, tags)
+        return bool(tags - self._journal.safety_tags(task.server_id))
+
+    async def mend(self, server_id: ServerId) -> None:
+        """Repair what a dead process has left of a change outside of a job, before anything else touches the disks. The
+        caller holds the server's lock."""
+        if server_id in self._journal.changing():
+            try:
+                async with asyncio.timeout(self._step_seconds):
+                    await whole(self._hypervisor, server_id)
+            except DomainNotFound:  # gone to another node, whose jobs check the disks first
+                self._journal.changed(server_id)
+            except (DriverError, TimeoutError) as error:  # the job's own checks decide what becomes of it
+                log.warning("disks.not_mended", server_id=server_id, reason=_reason(error))
+            else:
+                self._journal.changed(server_id)
+
+    async def _make_room(self, server_id: ServerId) -> None:
+        try:
+            async with asyncio.timeout(self._step_seconds):
+                free_bytes = await self._hypervisor.free_space(server_id)
+        except DomainNotFound:  # gone to another node; its tags are dropped when they are due
+            return
+        except (DriverError, TimeoutError) as error:
+            log.warning("storage.unknown", server_id=server_id, reason=_reason(error))
+            return
+        if free_bytes < self._free_floor_bytes:
+            await self._give_up(server_id, self._journal.droppable_tags(server_id))
+
+    async def _give_up(self, server_id: ServerId, tags: Iterable[str]) -> None:
+        for tag in tags:
+            log.warning("spare_tag.given_up", tag=tag, server_id=server_id)
+            await self._drop(SafetyTag(tag=tag, server_id=server_id))
+
+    async def _drop(self, safety: SafetyTag) -> None:
+        try:
+            async with asyncio.timeout(self._step_seconds):
+                self._journal.change(safety.server_id)
+                await without(self._hypervisor, safety.server_id, safety.tag)
+                self._journal.changed(safety.server_id)
+        except DomainNotFound:  # its new node has found it
+            with suppress(JournalFailed):
+                self._journal.changed(safety.server_id)
+                self._journal.dropped(safety.tag)
+            log.info("spare_tag.gone_with_server", tag=safety.tag, server_id=safety.server_id)
+        except (DriverError, TimeoutError, JournalFailed) as error:
+            log.warning("spare_tag.kept", tag=safety.tag, server_id=safety.server_id, reason=_reason(error))
+        else:
+            with suppress(JournalFailed):  # deleted again the next time
+                self._journal.dropped(safety.tag)
+            log.info("spare_tag.deleted", tag=safety.tag, server_id=safety.server_id)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,113 @@
+"""Chores of the whole cell. Every worker does them; each is one script, so nothing is done twice."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from arq.connections import ArqRedis
+
+from worker.program.configuration import NODE_SILENT_SECONDS
+from worker.store import records
+from worker.store.arq_queue import queue_parameters
+from worker.store.calls import Scripts
+from worker.store.model import SNAPSHOTS_PER_SERVER, JobId, JobKind, ScheduleId, ServerId
+from worker.store.outcome import DELETE_RETRY_SECONDS
+from worker.store.schedules.schedules import BadCron, cron_of, next_run, snapshot_name
+
+FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
+# A run that was refused for a passing reason (the server is busy, its node away) is tried again until the next is due.
+SCHEDULE_RETRY_SECONDS = 300.0
+BATCH = 100  # records that one script touches: a bound on how long it holds Redis
+
+
+class RunRefused(Exception):
+    """A schedule's run made no snapshot. `code`: the refusal's, or `schedule_not_due` if another worker was first."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass(frozen=True, kw_only=True)
+class DueSchedule:
+    """A run that is due. `next_run_at` is the first after now: of several missed runs only one is made up for."""
+
+    id: ScheduleId
+    due_ms: int
+    snapshot_name: str
+    next_run_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnreadableSchedule:
+    """A due schedule that this release can't read: a newer one has written it, or it is damaged."""
+
+    id: ScheduleId
+    reason: str
+
+
+class Chores(Scripts):
+    """Every call may raise StoreUnavailable. `node_silent_seconds`: how old a node's last heartbeat may be for its
+    servers to get a scheduled run."""
+
+    def __init__(self, redis: ArqRedis, *, node_silent_seconds: float = NODE_SILENT_SECONDS) -> None:
+        super().__init__(redis)
+        self._silent_ms = round(node_silent_seconds * 1000)
+
+    async def forget_failed(self) -> int:
+        """Delete the records of snapshots that failed more than 7 days ago; how many."""
+        ask = {"kept_ms": FAILED_SNAPSHOT_KEPT_SECONDS * 1000, "limit": BATCH}
+        forgotten: int = await self._call("chores/forget_failed", ask)
+        return forgotten
+
+    async def expire(self) -> int:
+        """Retire the snapshots, of any node, that have expired; how many."""
+        ask = {"again_ms": round(DELETE_RETRY_SECONDS * 1000), "limit": BATCH}
+        retired: int = await self._call("chores/expire", ask)
+        return retired
+
+    async def due_schedules(self, *, skip: int = 0) -> tuple[DueSchedule | UnreadableSchedule, ...]:
+        """Schedules of any node's servers that are due by Redis's clock, oldest first: BATCH at most, without the first
+        `skip`."""
+        now_ms, *rows = await self._call("chores/due_schedules", {"skip": skip, "limit": BATCH})
+        return tuple(_due(row, records.moment(now_ms)) for row in rows)
+
+    async def run_schedule(self, schedule: DueSchedule) -> JobId:
+        """Admit the create that is due, and write down the next run; its job. Raises RunRefused."""
+        job_id = JobId(uuid4().hex)
+        run = {
+            "id": schedule.id,
+            "due_ms": schedule.due_ms,
+            "next_ms": int(records.milliseconds(schedule.next_run_at)),
+            "retry_ms": round(SCHEDULE_RETRY_SECONDS * 1000),
+        }
+        ask = {
+            "kind": JobKind.CREATE,
+            "schedule": run,
+            "name": schedule.snapshot_name,
+            "description": "",
+            "request_id": "",
+            "job_id": job_id,
+            "limit": SNAPSHOTS_PER_SERVER,
+            "silent_ms": self._silent_ms,
+            "queue": queue_parameters(),
+        }
+        verdict, answer, *_ = await self._admit(ask)
+        if verdict == b"refused":
+            raise RunRefused(answer.decode())
+        return job_id
+
+
+def _due(row: Sequence[bytes | None], now: datetime) -> DueSchedule | UnreadableSchedule:
+    schedule_id, due_ms, name, when, server_id = ((field or b"").decode(errors="replace") for field in row)
+    try:
+        due_at = datetime.fromtimestamp(int(due_ms) / 1000, UTC)
+        return DueSchedule(
+            id=ScheduleId(schedule_id),
+            due_ms=int(due_ms),
+            snapshot_name=snapshot_name(name, due_at),
+            next_run_at=next_run(cron_of(when, ServerId(int(server_id))), now),
+        )
+    except (BadCron, ValueError, OverflowError, OSError) as error:
+        return UnreadableSchedule(id=ScheduleId(schedule_id), reason=f"when={when!r}, server={server_id!r}: {error}")
