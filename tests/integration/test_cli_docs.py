@@ -34,7 +34,8 @@ def examples() -> list[tuple[str, list[str]]]:
 def alike(lines: list[str]) -> list[str]:
     """With what is another each time left out."""
     kept = [line for line in lines if not _PASSING.match(line)]
-    return [re.sub(r"(< )?\d+(\.\d+)?", "N", _ID.sub("ID", " ".join(line.split()))) for line in kept]
+    words = [_ID.sub("ID", " ".join(line.split())) for line in kept]
+    return [re.sub(r"(< )?\d+(\.\d+)?", "N", re.sub(r"\b(now$|\d+ s ago)", "N s ago", line)) for line in words]
 
 
 def here(command: str, ids: Mapping[str, str]) -> str:
