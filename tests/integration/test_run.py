@@ -39,7 +39,7 @@ class Run:
         async with asyncio.timeout(UP_SECONDS):
             async for line in self.process.stdout:
                 self.said.append(line.decode())
-                if b" dashboard: " in line:
+                if b"dashboard for operators: " in line:
                     self.operators.append(line.split()[-1])
                 if line.startswith(b"URL="):
                     token = line.split(b"TOKEN=")[1].strip()
@@ -140,7 +140,7 @@ async def test_a_part_that_dies_is_named_and_takes_the_others_along(tmp_path: Pa
         os.kill(children[program], signal.SIGKILL)
         status, said = await run.ended()
         assert status == 1
-        assert f"the {names[program]} ended by itself" in said
+        assert f"the {names[program]} ended unexpectedly" in said
         assert [name for name, pid in children.items() if name in commandline(pid)] == []
 
 
@@ -150,7 +150,7 @@ async def test_a_folder_in_use_and_a_port_in_use_are_refused_before_anything_sta
         async with running(tmp_path / "other", port=run.port) as second:
             assert await second.ended() == (
                 2,
-                f"make run: port {run.port} is in use: set another, PORT=8081 for example\n",
+                f"make run: port {run.port}: in use; set another, for example PORT=8081\n",
             )
         async with running(tmp_path / "state") as third:
             status, said = await third.ended()
@@ -223,7 +223,7 @@ async def test_a_folder_of_the_other_driver_is_refused_and_left_as_it_was(tmp_pa
     async with running(tmp_path / "state") as run:
         assert await run.ended() == (
             2,
-            f"make run: {tmp_path}/state was made with DRIVER=kvm: set STATE_DIR to another folder\n",
+            f"make run: {tmp_path}/state was created with DRIVER=kvm: set STATE_DIR to another folder\n",
         )
     assert [path.name for path in (tmp_path / "state").iterdir()] == [".vps-snapshots"]
 
@@ -234,13 +234,13 @@ async def test_without_a_folder_each_driver_has_its_own_and_a_clean_forgets_both
     (tmp_path / "state" / ".vps-snapshots").write_text("kvm")
     async with running(tmp_path / "state-fake", options=no_folder, cwd=tmp_path) as run:
         await run.up()
-        assert "`make clean` forgets them" in "".join(run.said)
+        assert "`make clean` deletes them" in "".join(run.said)
         run.process.terminate()
         await run.ended()
     assert (tmp_path / "state-fake" / "operator-token").exists()
     async with running(tmp_path / "state-fake", options={"DRIVER": "kvm"}) as run:
         status, said = await run.ended()
-        assert (status, "was made with DRIVER=fake" in said) == (2, True), said
+        assert (status, "was created with DRIVER=fake" in said) == (2, True), said
     async with running(tmp_path, "--clean", options=no_folder, cwd=tmp_path) as clean:
         status, said = await clean.ended()
         assert (status, said.count("deleted ")) == (0, 2), said
@@ -250,14 +250,14 @@ async def test_without_a_folder_each_driver_has_its_own_and_a_clean_forgets_both
 async def test_the_command_line_that_it_prints_works(tmp_path: Path) -> None:
     async with running(tmp_path / "state with a blank") as run:
         await run.up()
-        (printed,) = re.findall(r"the command line: (.*) top\n", "".join(run.said))
+        (printed,) = re.findall(r"command line: (.*) top\n", "".join(run.said))
         process = await asyncio.create_subprocess_exec(
             *("bash", "-c", f"{printed} nodes"), cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         async with asyncio.timeout(END_SECONDS):
             output, _ = await process.communicate()
         assert b"node-1" in output, output
-        (pages,) = re.findall(r"its API as pages: (\S+)", "".join(run.said))
+        (pages,) = re.findall(r"API documentation: (\S+)", "".join(run.said))
         assert "<html" in await fetched(pages)
 
 
