@@ -14,6 +14,8 @@ from aiohttp import ClientSession
 
 from api.document import openapi
 from api.document import page as html
+from api.document.calls import on_one_page
+from api.http.probes import PROBES
 from api.http.problems import STATUS
 from tests.integration.conftest import Cell
 from tests.integration.front_end import FrontEnd, serving
@@ -94,6 +96,19 @@ def test_every_link_leads_to_a_call_and_gives_it_all_that_its_path_needs() -> No
     assert links
     for link in links:
         assert set(link["parameters"]) == set(re.findall(r"{(\w+)}", by_id[link["operationId"]]))
+
+
+def test_every_id_in_a_path_has_its_parameter() -> None:
+    named = {
+        name for _, call in calls() for name in (p["$ref"].split("/")[-1] for p in call["parameters"] if "$ref" in p)
+    }
+    assert named == set(DOCUMENT["components"]["parameters"])
+
+
+def test_every_call_is_listed_on_one_page() -> None:
+    listed = [line.split()[:2] for line in on_one_page()]
+    service = {f"GET {probe.path}" for probe in PROBES} | {f"GET {openapi.PATH}"}
+    assert {" ".join(line) for line in listed} == {name for name, _ in calls()} - service
 
 
 def test_every_refusal_is_in_it() -> None:

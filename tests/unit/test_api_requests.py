@@ -166,3 +166,19 @@ def test_any_body_is_either_right_or_refused_by_name(raw: bytes) -> None:
         assert body.server_id > 0
         assert 1 <= len(body.name) <= 64
         assert len(body.description) <= 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "detail"),
+    [
+        ({"name": "two words"}, "1 to 64 letters, digits, hyphens or underscores."),
+        ({"server_id": "1"}, "Must be an integer."),
+        ({"server_id": 0}, "Must be at least 1."),
+        ({"description": "a" * 1001}, "At most 1000 characters."),
+        ({"description": "a\x00"}, "The character U+0000 is not allowed."),
+        ({"more": 1}, "Unknown field; known are server_id, name, description."),
+    ],
+)
+def test_the_refusal_says_what_the_field_must_be(change: dict[str, object], detail: str) -> None:
+    (field,) = refused(json.dumps(GOOD | change).encode()).fields
+    assert field.detail == detail
