@@ -202,7 +202,7 @@ async def test_a_job_that_comes_while_it_migrates_is_refused_and_nothing_is_chan
     assert migration.poll() is None, "it was over before the job"
     assert failed.failure is not None
     assert (failed.failure.code, failed.failure.stranded) == ("server_busy", False)
-    assert "moved" in failed.failure.detail
+    assert "migrated" in failed.failure.detail
     assert await asyncio.to_thread(migration.wait) == 0
     await two.until_on(two.second)
     assert (await two.restored(before.id)).failure is None

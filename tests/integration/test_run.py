@@ -39,7 +39,7 @@ class Run:
         async with asyncio.timeout(UP_SECONDS):
             async for line in self.process.stdout:
                 self.said.append(line.decode())
-                if b" dashboard for operators: " in line:
+                if b"dashboard for operators: " in line:
                     self.operators.append(line.split()[-1])
                 if line.startswith(b"URL="):
                     token = line.split(b"TOKEN=")[1].strip()
@@ -223,7 +223,7 @@ async def test_a_folder_of_the_other_driver_is_refused_and_left_as_it_was(tmp_pa
     async with running(tmp_path / "state") as run:
         assert await run.ended() == (
             2,
-            f"make run: {tmp_path}/state was made with DRIVER=kvm: set STATE_DIR to another folder\n",
+            f"make run: {tmp_path}/state was created with DRIVER=kvm: set STATE_DIR to another folder\n",
         )
     assert [path.name for path in (tmp_path / "state").iterdir()] == [".vps-snapshots"]
 
