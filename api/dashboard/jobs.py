@@ -30,7 +30,7 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     page = await context.operators.jobs(query.filter, query.cursor)
     filters = read_filters(request, query)
     return context.rendering.page(
-        request.http, "jobs.html", filters=filters, page=page, bulk=_bulk(filters), query=query
+        request.http, "jobs.html", filters=filters, page=page, bulk=_bulk(filters), query=query, kinds=tuple(JobKind)
     )
 
 

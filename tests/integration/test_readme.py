@@ -16,6 +16,7 @@ from worker.store.customers.customer_store import CANCELLED
 
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text()
+CONTRIBUTING = (PROJECT / "CONTRIBUTING.md").read_text()
 API = (PROJECT / "docs" / "api.md").read_text()
 
 
@@ -48,14 +49,17 @@ async def test_the_calls_in_the_readme_do_what_it_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", sorted(set(re.findall(r"(?:^ {4}|`)(?:[A-Z]+=\w+ )?make ([a-z-]+)", README, re.MULTILINE)))
+    "target",
+    sorted(set(re.findall(r"(?:^ {4}|`)(?:[A-Z]+=\w+ )?make ([a-z-]+)", README + CONTRIBUTING, re.MULTILINE))),
 )
-def test_every_make_target_that_the_readme_names_exists(target: str) -> None:
+def test_every_make_target_that_the_readme_and_the_guide_name_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (PROJECT / "Makefile").read_text(), re.MULTILINE)
 
 
-def test_every_place_that_the_readme_names_exists() -> None:
-    places = set(re.findall(r"`([a-z_/]+/)`", README)) | set(re.findall(r"\]\(([^)]+)\)", README))
+@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["readme", "guide"])
+def test_every_place_that_they_name_exists(text: str) -> None:
+    places = set(re.findall(r"`([a-z_/]+/|[a-z_]+/[a-z_./]+\.[a-z]+)`", text))
+    places |= set(re.findall(r"\]\(([^)#]+)\)", text))
     missing = [place for place in places if not (PROJECT / place).exists() and not _is_below_tests(place)]
     assert missing == []
 

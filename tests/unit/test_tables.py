@@ -1,7 +1,10 @@
 """The tables are whole: every kind has a procedure, every step a function and a way out, every state its followers."""
 
+from importlib.resources import files
+
 import pytest
 
+from api.jobs.bodies import OpsJobsQuery
 from worker.procedures import PROCEDURES
 from worker.procedures.work import Facts, Procedure
 from worker.store.model import MAY_FOLLOW, STEPS, Failure, JobKind, JobState, Step
@@ -9,6 +12,13 @@ from worker.store.model import MAY_FOLLOW, STEPS, Failure, JobKind, JobState, St
 
 def test_every_kind_of_job_has_a_procedure() -> None:
     assert set(PROCEDURES) == set(JobKind)
+
+
+@pytest.mark.parametrize("kind", list(JobKind))
+def test_operators_can_filter_by_every_kind_and_see_it_in_the_charts(kind: JobKind) -> None:
+    css = (files("api.dashboard") / "static" / "ops.css").read_text()
+    assert OpsJobsQuery.model_validate({"kind": kind}).filter.kind is kind
+    assert css.count(f" --{kind}: #") == 2  # its color: light and dark
 
 
 def test_every_state_says_what_may_follow_and_two_are_the_end() -> None:
