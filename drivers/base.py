@@ -277,7 +277,7 @@ class StartFailed(DriverError):
 
 
 class HypervisorUnavailable(DriverError):
-    """The hypervisor did not answer. The outcome of the call is unknown: check the state before acting."""
+    """The hypervisor did not respond. The outcome of the call is unknown: check the state before acting."""
 
     code = "hypervisor_unavailable"
     retryable = True

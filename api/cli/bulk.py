@@ -36,7 +36,8 @@ Match = Annotated[
     ),
 ]
 Since = Annotated[
-    timedelta, typer.Option(parser=period, metavar="24h", help="With --match: maximum age.", show_default="24h")
+    timedelta,
+    typer.Option(parser=period, metavar="24h", help="With --match: maximum job age.", show_default="24h"),
 ]
 _DAY = timedelta(hours=24)
 

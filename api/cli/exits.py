@@ -28,7 +28,7 @@ MEANING = {
     Exit.JOB_FAILED: "the job failed; the server is as it was before",
     Exit.STRANDED: "the job failed and left the server stranded; manual action needed",
     Exit.STILL_RUNNING: "still running after --max-wait; it continues",
-    Exit.INTERRUPTED: "Ctrl-C; jobs already started continue",
+    Exit.INTERRUPTED: "Ctrl-C; jobs that have started continue",
 }
 
 

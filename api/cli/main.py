@@ -48,7 +48,7 @@ def start(
 ) -> None:
     """Operate the snapshot service through its HTTP API.
 
-    The token comes from VPS_SNAPSHOTS_TOKEN or a file, never from an argument, which other users could see.
+    The token is read from VPS_SNAPSHOTS_TOKEN or from a file. It cannot be an argument, which other users could see.
 
     Commands that change something ask for confirmation; --yes skips it. --json prints the API's own JSON.
     """

@@ -59,7 +59,7 @@ def list_nodes(
     context: typer.Context,
     *,
     state: Annotated[State | None, typer.Option(help="Filter by state.")] = None,
-    sort: Annotated[Sort, typer.Option(help="Sort key; prefix - for descending.")] = Sort.NAME,
+    sort: Annotated[Sort, typer.Option(help="Sort key; prefix it with - for descending order.")] = Sort.NAME,
     limit: Limit = 100,
     everything: All = False,
     as_json: Json = False,
@@ -129,7 +129,7 @@ def reconcile_nodes(
     context: typer.Context,
     nodes: Annotated[list[str] | None, typer.Argument(metavar="NODE...", autocompletion=completion.nodes)] = None,
     *,
-    everything: Annotated[bool, typer.Option("--all", help="All nodes that are alive.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Reconcile all nodes that are alive.")] = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:

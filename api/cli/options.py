@@ -47,11 +47,11 @@ def rfc3339(when: datetime | None) -> str | None:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")]
-Limit = Annotated[int, typer.Option(min=1, help="Maximum rows.")]
-All = Annotated[bool, typer.Option("--all", help="No limit.")]
-Reason = Annotated[str, typer.Option(help="Reason, recorded in the audit log.")]
+Limit = Annotated[int, typer.Option(min=1, help="Maximum number of rows.")]
+All = Annotated[bool, typer.Option("--all", help="Print all rows.")]
+Reason = Annotated[str, typer.Option(help="Reason; it is recorded in the audit log.")]
 Follow = Annotated[
-    bool, typer.Option("--follow", "-f", help="Wait until the job ends; the exit code tells the result.")
+    bool, typer.Option("--follow", "-f", help="Wait until the job ends; the exit code shows the result.")
 ]
 MaxWait = Annotated[
     float | None, typer.Option(min=0.1, metavar="SECONDS", help="Stop waiting after this time; default: no limit.")

@@ -43,7 +43,7 @@ COLUMNS = (
     *SNAPSHOT_COLUMNS[3:],
 )
 Disks = Annotated[
-    DisksChoice, typer.Option(help="present: restore the disks that still exist if the server's disks have changed.")
+    DisksChoice, typer.Option(help="present: restore the disks that still exist, even if others have changed.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only run the checks; change nothing.")]
 
@@ -69,7 +69,7 @@ def list_snapshots(
     server_id: ServerFilter = None,
     status: Annotated[Status | None, typer.Option(help="Filter by status.")] = None,
     name: Annotated[str | None, typer.Option(help="Filter by exact name.")] = None,
-    sort: Annotated[Sort, typer.Option(help="Sort key; prefix - for descending.")] = Sort.CREATED_DOWN,
+    sort: Annotated[Sort, typer.Option(help="Sort key; prefix it with - for descending order.")] = Sort.CREATED_DOWN,
     limit: Limit = 100,
     everything: All = False,
     as_json: Json = False,

@@ -69,8 +69,8 @@ def create_token(
     context: typer.Context,
     *,
     name: Annotated[str, typer.Option(help="Purpose or owner; shown in lists and logs.")],
-    permission: Annotated[list[Permission], typer.Option(help="Repeat for several.")],
-    account_id: Annotated[int | None, typer.Option(min=1, metavar="ID", help="Account the token belongs to.")] = None,
+    permission: Annotated[list[Permission], typer.Option(help="Permission of the token; repeat for several.")],
+    account_id: Annotated[int | None, typer.Option(min=1, metavar="ID", help="Account that owns the token.")] = None,
     service: Annotated[
         bool, typer.Option("--service", help="For service and operator tokens, which belong to no account.")
     ] = False,

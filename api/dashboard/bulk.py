@@ -75,7 +75,7 @@ class Outcome:
 _TEXTS: Mapping[Action, str] = {
     "retry": "New jobs will do the same again and may stop the VMs. Jobs that were cancelled or retried before, or"
     " whose server has had a later job, are refused.",
-    "cancel": "Queued jobs end as cancelled; jobs that have started are left alone.",
+    "cancel": "Queued jobs end as cancelled; jobs that have started continue.",
 }
 
 

@@ -13,15 +13,15 @@ LIMIT = 50
 
 # by FindingKind, and missing_server, which the store adds
 MEANINGS: Mapping[str, str] = {
-    "unknown_snapshot": "Missing from our records. It was added again; its customer sees it. No action needed.",
+    "unknown_snapshot": "Its record was missing and was added again; the customer sees it. No action needed.",
     "unlisted_snapshot": "Missing from libvirt's list. It was added again. Was the server moved here?",
-    "found_snapshot": "It was lost and is back on every disk; its customer sees it again. No action needed.",
-    "reverted_snapshot": "Reverted outside this service (virsh?). Find out who did it. See the runbook for what to do.",
-    "stray_tag": "Named like one of ours but matches no record. Left in place; find its owner.",
+    "found_snapshot": "It was lost and is on every disk again; the customer sees it again. No action needed.",
+    "reverted_snapshot": "The server was reverted outside this service (virsh?). Find out who did it. See the runbook.",
+    "stray_tag": "Has a name of this service but matches no record. It is left in place. Find its owner.",
     "orphaned_tag": "Left by a create that never finished. It is deleted automatically. No action needed.",
     "lost_snapshot": "Missing from every disk; shown to the customer as failed. Find out who deleted it.",
-    "torn_snapshot": "Missing from some disks; can't be restored. Was a disk added or removed? Tell the customer.",
-    "shared_disk": "Another domain uses or is based on this disk; jobs for the server are rejected. See the runbook.",
+    "torn_snapshot": "Missing from some disks; a full restore is refused. Was a disk changed? Tell the customer.",
+    "shared_disk": "Another domain uses or is based on this disk; jobs for the server are refused. See the runbook.",
     "undeleted_snapshot": "Deleting it keeps failing, so it still uses space. See the server's failed deletes.",
     "missing_server": "It has snapshots, but its node no longer reports it. Was it undefined or moved?",
     "untracked_safety": "A restore's safety snapshot that was missing from the journal. Kept for the usual time.",

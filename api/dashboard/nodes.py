@@ -50,7 +50,7 @@ _QUESTIONS: Mapping[str, Question] = {
     "resume": Question(title="Resume {}?", text="Waiting jobs start immediately.", verb="Resume", wants_reason=True),
     "reconcile": Question(
         title="Reconcile {}?",
-        text="Its worker compares all servers, disks and snapshots with our records. No VM is stopped.",
+        text="The worker compares all servers, disks and snapshots with the service's records. No VM is stopped.",
         verb="Reconcile",
     ),
 }

@@ -97,7 +97,7 @@ async def _silent(operators: OperatorStore, count: int) -> Iterable[Alarm]:
     if count <= 0:
         return ()
     page = await operators.nodes(state="silent", sort="heartbeat", cursor=Cursor(limit=min(count, LIMIT)))
-    text = f"{_nodes(count)} not responding; new jobs for {'its' if count == 1 else 'their'} servers are rejected"
+    text = f"{_nodes(count)} not responding; new jobs for {'its' if count == 1 else 'their'} servers are refused"
     return (Alarm(is_grave=True, text=text, more=_names(page.results, count), href="/ops/nodes/?state=silent"),)
 
 

@@ -126,4 +126,4 @@ def _ensure_same_origin(request: web.Request) -> None:
     else:
         is_same_origin = site == "same-origin"
     if not is_same_origin:
-        raise Problem(403, "csrf_failed", "The request came from another site and was rejected.")
+        raise Problem(403, "csrf_failed", "The request came from another site and was refused.")

@@ -64,7 +64,7 @@ class ProblemDocument(BaseModel):
     status: Annotated[int, Field(description="the HTTP status")]
     detail: Annotated[str, Field(description="the reason, for a person to read")]
     code: Annotated[str, Field(description="stable, snake_case; more may be added")]
-    request_id: Annotated[str, Field(description="the X-Request-Id of the answer")]
+    request_id: Annotated[str, Field(description="the X-Request-Id of the response")]
     errors: Annotated[
         tuple[FieldError, ...],
         Field(description="only of `invalid_request`: each field that is wrong", exclude_if=lambda errors: not errors),
@@ -72,7 +72,7 @@ class ProblemDocument(BaseModel):
 
 
 class Problem(Exception):
-    """The answer to a request that is refused. The caller reads all of it."""
+    """The response to a refused request. The caller sees all of it."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ def invalid(*fields: FieldError) -> Problem:
 def rate_limited(calls: str, wait: timedelta) -> Problem:
     """More calls than the limit. `calls`: which ones are counted; `wait`: until one more is allowed."""
     headers = {"Retry-After": str(max(1, ceil(wait.total_seconds())))}
-    return Problem(429, "rate_limited", f"Too many calls {calls} within a minute.", headers=headers)
+    return Problem(429, "rate_limited", f"Too many calls {calls} within one minute.", headers=headers)
 
 
 def of_refusal(refusal: errors.Refused, *, method: str) -> Problem:
@@ -118,14 +118,14 @@ def of_http(error: web.HTTPException) -> Problem:
         allowed = ", ".join(sorted(error.allowed_methods))
         return Problem(405, "method_not_allowed", f"Allowed methods: {allowed}.", headers={"Allow": allowed})
     if isinstance(error, web.HTTPNotFound):
-        return Problem(404, "not_found", "There is no such path.")
+        return Problem(404, "not_found", "This path does not exist.")
     code = error.reason.lower().replace(" ", "_")
     return Problem(error.status, code, f"{error.reason}.")
 
 
 def broke(status: int = 500) -> Problem:
     """A bug of ours: the details are in the log only."""
-    return Problem(status, "internal_error", "Something went wrong on our side. The error was logged.")
+    return Problem(status, "internal_error", "An internal error occurred. It was logged.")
 
 
 def document(problem: Problem, *, request_id: str) -> ProblemDocument:

@@ -46,10 +46,10 @@ _RULES = {
     "enum": "Must be {expected}.",
     "greater_than_equal": "Must be at least {ge}.",
     "less_than_equal": "Must be at most {le}.",
-    "string_too_short": "At least {min_length} characters.",
-    "string_too_long": "At most {max_length} characters.",
-    "too_short": "At least {min_length} items.",
-    "too_long": "At most {max_length} items.",
+    "string_too_short": "Must have {min_length} or more characters.",
+    "string_too_long": "Must have at most {max_length} characters.",
+    "too_short": "Must have {min_length} or more items.",
+    "too_long": "Must have at most {max_length} items.",
 }
 
 Id = TypeVar("Id")
@@ -84,10 +84,10 @@ async def ensure_no_body(request: web.Request, query: type[BaseModel] | None) ->
 
 def _unexpected(error: ErrorDetails, known: Collection[str]) -> FieldError:
     if error["type"] != "extra_forbidden":
-        return FieldError(field="body", detail="This call takes no body: send none, or {}.")
+        return FieldError(field="body", detail="This call takes no body. Send an empty body or {}.")
     field = str(error["loc"][0])
-    where = f"; send it in the query, ?{field}=" if field in known else ""
-    return FieldError(field=field[:_FIELD_MAX] or "body", detail=f"This call takes no field in its body{where}.")
+    where = f" Send it as the query parameter {field}." if field in known else ""
+    return FieldError(field=field[:_FIELD_MAX] or "body", detail=f"This call takes no fields in its body.{where}")
 
 
 def parse(raw: bytes, model: type[Model]) -> Model:
@@ -113,7 +113,7 @@ def idempotency(request: web.Request, content: BaseModel | None = None, *, owner
     if not given:
         return None
     if len(given) > 1 or not _KEY.fullmatch(given[0]):
-        raise invalid(FieldError(field=KEY_HEADER, detail="One key of 1 to 255 visible ASCII characters."))
+        raise invalid(FieldError(field=KEY_HEADER, detail="Must be one key of 1 to 255 visible ASCII characters."))
     asked = [request.method, request.rel_url.raw_path, request.rel_url.raw_query_string]
     asked.append(content.model_dump_json() if content else "")
     return Idempotency(key=_digest(given[0]), fingerprint=_digest("\n".join(asked)), owner=owner)
@@ -142,7 +142,7 @@ def only_known(request: web.Request, model: type[BaseModel] | None) -> None:
     known = list(model.model_fields) if model else []
     unknown = [name for name in dict.fromkeys(request.query) if name not in known][:_ERRORS_MAX]
     if unknown:
-        detail = f"Unknown query parameter; known: {', '.join(known) or 'none'}."
+        detail = f"Unknown query parameter. Known parameters: {', '.join(known) or 'none'}."
         raise invalid(*(FieldError(field=name[:_FIELD_MAX] or "query", detail=detail) for name in unknown))
 
 
@@ -153,7 +153,7 @@ def query(request: web.Request, model: type[Model], *, but_empty: bool = False) 
     if but_empty:
         given = {name: filled for name, values in given.items() if (filled := [value for value in values if value])}
     if twice := [name for name, values in given.items() if len(values) > 1]:
-        raise invalid(*(FieldError(field=name, detail="Given more than once.") for name in twice))
+        raise invalid(*(FieldError(field=name, detail="Must not be given more than once.") for name in twice))
     return validated({name: values[0] for name, values in given.items()}, model)
 
 
@@ -170,7 +170,7 @@ def last_event_id(request: web.Request) -> str | None:
     """The id of the event after which a stream goes on, None if the caller names none. Raises Problem."""
     given = request.headers.get(LAST_EVENT_HEADER)
     if given is not None and not _EVENT_ID.fullmatch(given):
-        raise invalid(FieldError(field=LAST_EVENT_HEADER, detail="Must be the id of an event."))
+        raise invalid(FieldError(field=LAST_EVENT_HEADER, detail="Must be the ID of an event."))
     return given
 
 
@@ -199,7 +199,7 @@ async def _read(request: web.Request) -> bytes:
         async with asyncio.timeout(seconds):
             return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
-        raise invalid(FieldError(field="body", detail=f"At most {BODY_MAX_BYTES} bytes.")) from error
+        raise invalid(FieldError(field="body", detail=f"Must be at most {BODY_MAX_BYTES} bytes.")) from error
     except web.RequestPayloadError as error:
         raise invalid(FieldError(field="body", detail="Does not match its Transfer-Encoding.")) from error
     except TimeoutError as error:
@@ -225,7 +225,7 @@ def _rule(error: ErrorDetails, model: type[BaseModel]) -> str:
     context = error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden" if len(error["loc"]) == 1:
-            return f"Unknown field; known are {', '.join(model.model_fields)}."
+            return f"Unknown field. Known fields: {', '.join(model.model_fields)}."
         case "string_pattern_mismatch" if context["pattern"] in PATTERNS:
             return PATTERNS[context["pattern"]]
         case kind if kind in _RULES:

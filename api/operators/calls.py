@@ -108,7 +108,7 @@ class OperatorCalls:
     async def ops_reconcile_node(self, request: web.Request, token: Token) -> web.Response:
         """Reconcile a node.
 
-        Its worker compares all its servers with our records; it starts within seconds. No body, or `{}`.
+        The worker compares all its servers with the service's records; it starts within seconds. No body, or `{}`.
         """
         node = await self._operators.reconcile(in_path(request, NODE), idempotency=operator_key(request, token))
         return answer(bodies.node(node), status=202)

@@ -47,7 +47,7 @@ def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: s
         return ServerInUse("another tool is working on the server")  # the call has timed out and changed nothing
     lost = code in UNKNOWN_OUTCOME or "client socket is closed" in str(error)
     if lost or (code == libvirt.VIR_ERR_SYSTEM_ERROR and not alive):
-        return HypervisorUnavailable("the hypervisor does not answer")
+        return HypervisorUnavailable("the hypervisor is not responding")
     return otherwise(text)
 
 
@@ -126,7 +126,7 @@ class Connection:
         """Run `work(domain)` in a thread, on the domain adopted as this server. Raises DomainNotFound, or an
         unclassified libvirt error as `otherwise(text)`."""
         if server_id in self._hung:
-            raise HypervisorUnavailable("the hypervisor has not answered an earlier call on the server")
+            raise HypervisorUnavailable("the hypervisor has not responded to an earlier call on the server")
 
         def run() -> Answer:
             try:

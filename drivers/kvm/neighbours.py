@@ -37,7 +37,7 @@ class Neighbours:
         """The shared disks of all adopted domains, by server id. Raises HypervisorUnavailable if some storage hangs."""
         every = await self._uses()
         if every is None:
-            raise HypervisorUnavailable("some storage of the node does not answer")
+            raise HypervisorUnavailable("some storage of the node is not responding")
         adopted = await self._libvirt.adopted(
             lambda found: (found.UUIDString(), domain.configured_hardware(found, self._places).disks)
         )

@@ -36,7 +36,7 @@ def paths_by(connection: Any) -> Callable[[str, str], str]:
             answer = _ANSWERS.get(error.get_error_code())
             if answer is None and not connection.isAlive():
                 raise
-            raise VolumeAway(answer or "is in a storage pool that does not answer") from error
+            raise VolumeAway(answer or "is in a storage pool that is not responding") from error
         if kind != libvirt.VIR_STORAGE_VOL_FILE:
             raise NoVolumeFile(f"is not a file but of type {_KINDS.get(kind, kind)}, which cannot be snapshotted")
         return at

@@ -220,7 +220,7 @@ def test_a_token_that_makes_no_sense_is_refused(program: Program, arguments: lis
 
 
 def test_the_commands_say_so_when_redis_is_away(program: Program) -> None:
-    assert "does not answer" in program.ends(1, "token", "list", redis__url="unix:///nowhere.sock")
+    assert "is not responding" in program.ends(1, "token", "list", redis__url="unix:///nowhere.sock")
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ class TestOverview:
 
         text = visible(await dashboard.browser.seen("/ops/"))
         for alarm in (
-            "1 node is not responding; new jobs for its servers are rejected n2",
+            "1 node is not responding; new jobs for its servers are refused n2",
             "Oldest job has been waiting",
             "Storage is low on n1 1 GiB of 100 GiB free in /full",
             "1 node is paused; its jobs are waiting n1",
@@ -194,7 +194,7 @@ class TestJobs:
         job = await made(dashboard)
         page = await dashboard.browser.post(f"/ops/jobs/{job}/retry/", **FRAGMENT)
         assert (page.status, page.headers["HX-Retarget"]) == (409, "#notice")
-        assert "only a failed one can be tried again. job_not_retryable" in visible(page.text)
+        assert "Only a failed job can be retried. job_not_retryable" in visible(page.text)
         whole = await dashboard.browser.post(f"/ops/jobs/{job}/retry/")
         assert "<html" in whole.text
         assert [entry["code"] for entry in await audited(dashboard)] == ["job_not_retryable"] * 2

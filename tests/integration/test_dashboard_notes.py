@@ -88,7 +88,7 @@ async def test_all_that_match_are_retried_once(dashboard: Dashboard) -> None:
     fields = {"action": "retry", "all": "true", "state": "failed"}
     text = visible(await dashboard.browser.done("/ops/jobs/bulk/", fields))
     assert "1 retried, 1 refused." in text
-    assert f"{older[:8]} Its server has had a later job" in text
+    assert f"{older[:8]} The server has had a later job" in text
     again = visible(await dashboard.browser.done("/ops/jobs/bulk/", fields))
     assert "0 retried, 2 refused." in again
-    assert f"{newer[:8]} The job was retried before, as job" in again
+    assert f"{newer[:8]} The job was already retried as job" in again

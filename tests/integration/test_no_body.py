@@ -98,9 +98,9 @@ async def test_none_and_an_empty_one_are_taken(
 async def test_who_sends_a_parameter_in_the_body_is_told_where_it_goes(api: FrontEnd, ids: dict[str, str]) -> None:
     path = f"{SNAPSHOTS}{ids['snapshot_id']}/restore/"
     (error,) = (await api.call("POST", path, body={"dry_run": True})).body["errors"]
-    assert error["detail"] == "This call takes no field in its body; send it in the query, ?dry_run=."
+    assert error["detail"] == "This call takes no fields in its body. Send it as the query parameter dry_run."
     (error,) = (await api.call("POST", path, body={"snapshot_id": 7})).body["errors"]
-    assert error["detail"] == "This call takes no field in its body."
+    assert error["detail"] == "This call takes no fields in its body."
 
 
 async def test_a_body_that_comes_in_pieces_is_read_to_its_end(api: FrontEnd, ids: dict[str, str]) -> None:

@@ -158,7 +158,7 @@ def test_a_survey_of_a_libvirt_that_does_not_answer_names_it_and_what_to_do(tmp_
     needs_module("libvirt")
     uri = f"qemu+unix:///system?socket={tmp_path}/none"
     said = refuses("survey", "--libvirt", uri)
-    assert f"{uri}: the hypervisor does not answer" in said
+    assert f"{uri}: the hypervisor is not responding" in said
     assert f"'{tmp_path}/none'" in said  # in libvirt's own words
     assert "--libvirt URI" in said
     assert "survey FOLDER" in said

@@ -174,9 +174,9 @@ def test_any_body_is_either_right_or_refused_by_name(raw: bytes) -> None:
         ({"name": "two words"}, "1 to 64 letters, digits, hyphens or underscores."),
         ({"server_id": "1"}, "Must be an integer."),
         ({"server_id": 0}, "Must be at least 1."),
-        ({"description": "a" * 1001}, "At most 1000 characters."),
+        ({"description": "a" * 1001}, "Must have at most 1000 characters."),
         ({"description": "a\x00"}, "The character U+0000 is not allowed."),
-        ({"more": 1}, "Unknown field; known are server_id, name, description."),
+        ({"more": 1}, "Unknown field. Known fields: server_id, name, description."),
     ],
 )
 def test_the_refusal_says_what_the_field_must_be(change: dict[str, object], detail: str) -> None:

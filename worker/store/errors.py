@@ -40,7 +40,7 @@ class ScheduleNotFound(Refused):
 
 class ScheduleLimitReached(Refused):
     code = "schedule_limit_reached"
-    text = "The server has its {limit} schedules; delete one first."
+    text = "The server has reached the limit of {limit} schedules. Delete one first."
 
 
 class WebhookNotFound(Refused):
@@ -50,21 +50,21 @@ class WebhookNotFound(Refused):
 
 class WebhookLimitReached(Refused):
     code = "webhook_limit_reached"
-    text = "The account has its {limit} webhooks; delete one first."
+    text = "The account has reached the limit of {limit} webhooks. Delete one first."
 
 
 class WebhookNotReady(Refused):
     """A test of a webhook that is disabled, or has too much to deliver already."""
 
     code = "webhook_not_ready"
-    text = "The webhook is disabled, or {limit} deliveries wait for it already."
+    text = "The webhook is disabled, or it already has {limit} pending deliveries."
 
 
 class RecordUnreadable(Refused):
-    """What is kept of it was written by a newer version, or is damaged."""
+    """The record was written by a newer version, or is damaged."""
 
     code = "record_unreadable"
-    text = "This version can't read the {kind}: delete it, or wait until the service is upgraded."
+    text = "This version of the service cannot read the {kind}. Delete it, or wait until the service is upgraded."
 
 
 class JobNotFound(Refused):
@@ -76,7 +76,7 @@ class ServerBusy(Refused):
     """The server has a job already; the detail names it."""
 
     code = "server_busy"
-    text = "The server is held by job {0}, which has not ended yet."
+    text = "The server is in use by job {0}. Try again when that job has ended."
 
     def __init__(self, detail: str, *, job_id: str) -> None:
         super().__init__(detail)
@@ -89,44 +89,44 @@ class ServerBusy(Refused):
 
 class SnapshotLimitReached(Refused):
     code = "snapshot_limit_reached"
-    text = "The server has its {limit} snapshots; delete one first."
+    text = "The server has reached the limit of {limit} snapshots. Delete one first."
 
 
 class NameTaken(Refused):
     code = "name_taken"
-    text = "Snapshot {0} of the server has this name."
+    text = "Snapshot {0} of the server already has this name."
 
 
 class SnapshotNotReady(Refused):
     """A restore of a snapshot that is not completed."""
 
     code = "snapshot_not_ready"
-    text = "Snapshot {id} is {0}; only a completed one can be restored."
+    text = "Snapshot {id} is {0}. Only a completed snapshot can be restored."
 
 
 class SnapshotProtected(Refused):
     """The snapshot's owner has protected it from a delete."""
 
     code = "snapshot_protected"
-    text = "Snapshot {id} is protected; lift that first."
+    text = "Snapshot {id} is protected. Set `protected` to false first."
 
 
 class JobNotCancellable(Refused):
     """The job's node has begun it, or it is a delete's own work."""
 
     code = "job_not_cancellable"
-    text = "The job is {0}; only a queued create, restore or undo can be cancelled."
+    text = "The job is {0}. Only a queued create, restore or undo can be cancelled."
 
 
 class JobNotRetryable(Refused):
-    """The job has not failed, or is of a kind that a customer asks for anew (a dry run)."""
+    """The job has not failed, or is of a kind that cannot be retried (a dry run)."""
 
     code = "job_not_retryable"
-    text = "The job is {0}; only a failed one can be tried again."
+    text = "The job is {0}. Only a failed job can be retried."
     texts: ClassVar[Mapping[str, str]] = {
-        "retried": "The job was retried before, as job {1}.",
-        "cancelled": "The job was cancelled; a bulk retry leaves such jobs out. Retry it alone if you want it.",
-        "later": "Its server has had a later job, {1}; a bulk retry leaves such jobs out. Retry it alone.",
+        "retried": "The job was already retried as job {1}.",
+        "cancelled": "The job was cancelled. A bulk retry skips cancelled jobs; retry this job individually.",
+        "later": "The server has had a later job, {1}. A bulk retry skips such jobs; retry this job individually.",
     }
 
     @classmethod
@@ -135,10 +135,10 @@ class JobNotRetryable(Refused):
 
 
 class JobNotStranded(Refused):
-    """The job has stranded no server, or that was resolved."""
+    """The job did not strand a server, or it was already resolved."""
 
     code = "job_not_stranded"
-    text = "The job has stranded no server, or that was resolved before."
+    text = "The job did not strand a server, or it was already resolved."
 
 
 class NodeNotFound(Refused):
@@ -152,45 +152,45 @@ class TokenNotFound(Refused):
 
 
 class IdempotencyKeyReused(Refused):
-    """The key came with another request before."""
+    """The key was used with a different request before."""
 
     code = "idempotency_key_reused"
-    text = "This Idempotency-Key came with another request within the last 24 hours."
+    text = "This Idempotency-Key was used with a different request within the last 24 hours."
 
 
 class UndoUnavailable(Refused):
-    """What the restore has overwritten is not kept any more, or a later restore came over it."""
+    """The data that the restore overwrote is no longer kept, or the server was restored again since."""
 
     code = "undo_unavailable"
-    text = "What the job has overwritten is not kept any more, or a later restore came over it."
+    text = "The data that the job overwrote is no longer kept, or the server has been restored again since."
 
 
 class ServerNotReady(Refused):
     """The server is in a state (suspended) in which it can be neither snapshotted nor restored."""
 
     code = "server_not_ready"
-    text = "The server is suspended or gone; it can be neither snapshotted nor restored."
+    text = "The server is suspended, or its node no longer reports it. It cannot be snapshotted or restored."
 
 
 class TooManyStreams(Refused):
     """The account, or this front end, has as many streams of events open as it may."""
 
     code = "too_many_streams"
-    text = "Too many event streams are open; close one first."
+    text = "Too many event streams are open. Close one first."
 
 
 class NodeUnavailable(Refused):
     """The server's node has been silent for too long."""
 
     code = "node_unavailable"
-    text = "The hypervisor node of the server does not answer; nothing was queued."
+    text = "The server's hypervisor node is not responding. Nothing was queued."
 
 
 class StoreUnavailable(Refused):
     """Redis did not answer, or could not write."""
 
     code = "store_unavailable"
-    text = "The store of the service does not answer."
+    text = "The service's data store is not responding."
 
 
 _BY_CODE = {refused.code: refused for refused in Refused.__subclasses__()}

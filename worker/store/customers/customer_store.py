@@ -210,7 +210,7 @@ class CustomerStore(Scripts):
         }
         target, more = asked.get(job.kind, (None, {}))
         if target is None:
-            raise errors.JobNotRetryable(f"A {job.kind} is asked for anew.")
+            raise errors.JobNotRetryable(f"A job of the kind {job.kind} cannot be retried.")
         more |= {"retries": job.id, "in_bulk": in_bulk}
         answer = await self._ask(job.kind, job.account_id, target, request_id, idempotency, **more)
         if not answer:
