@@ -47,8 +47,9 @@ local function put_off_delete(id, job, result, now)
 end
 
 -- End a job: set its state, settle its snapshot, free its server.
--- result: state, failure_code, failure_detail, stranded, downtime_seconds, snapshot_status, size_mb, retry_ms, retry_most_ms,
--- undoable_ms, notes and contents (JSON or ''), note_codes, audited_codes, note_codes_ms
+-- result: state, kept_ms: how long the job's record is kept, failure_code, failure_detail, stranded, downtime_seconds,
+-- snapshot_status, size_mb, retry_ms, retry_most_ms, undoable_ms, notes and contents (JSON or ''), note_codes,
+-- audited_codes, note_codes_ms
 local function conclude(job_id, job, result)
   local now = now_ms()
   become(job_id, job, result.state)
