@@ -1,4 +1,4 @@
--- include: clock, records, nodes, show, enqueue, snapshots, retention, removal, schedules, idempotency
+-- include: clock, records, states, nodes, show, enqueue, snapshots, retention, removal, schedules, idempotency
 -- Admit a create, restore, delete or undo: write all of it, or refuse it and write nothing. A dry run is decided in the
 -- same way; its job holds no server and makes no snapshot. A create by a schedule makes room if it must.
 -- ask: {kind, dry_run, account and id (not of a schedule's run): the id of the server for a create, of the restore's
@@ -130,8 +130,7 @@ local function later_job(job)
   local list = 'jobs:server:' .. job.server
   local later = redis.call('ZREVRANGEBYSCORE', list, '+inf', '(' .. job.queued_ms, 'LIMIT', 0, LOOKS)
   for _, id in ipairs(later) do
-    local kind = redis.call('HGET', 'job:' .. id, 'kind')
-    if kind ~= 'check_create' and kind ~= 'check_restore' then return id end
+    if not ONLY_LOOKS[redis.call('HGET', 'job:' .. id, 'kind')] then return id end
   end
   return later[LOOKS] -- only dry runs: earlier jobs are not looked at
 end
