@@ -1,1 +1,1 @@
-"""The front end: HTTP and nothing else."""
+"""The front end: the HTTP API and the dashboard; and the command line, which calls the API."""

@@ -1,4 +1,4 @@
-"""The application: its rooms, and the routes that are made from their calls."""
+"""The application: what answers the calls of each resource, and the routes that are made from them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -135,7 +135,7 @@ def _streams(redis: ArqRedis, settings: ApiSettings) -> Streams:
 
 def _sessions(redis: ArqRedis, settings: ApiSettings, limits: Limits) -> Sessions:
     at_most, idle = timedelta(seconds=settings.session_seconds), timedelta(seconds=settings.session_idle_seconds)
-    return Sessions(redis, lasting=SessionLifetime(at_most=at_most, idle=idle), limits=limits)
+    return Sessions(redis, lifetime=SessionLifetime(at_most=at_most, idle=idle), limits=limits)
 
 
 def _refusing(context: Context) -> Callable[[web.Request, problems.Problem], web.Response]:

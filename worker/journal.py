@@ -20,12 +20,12 @@ from pydantic import TypeAdapter
 
 from worker.procedures.work import Facts, Task
 from worker.store.model import JobId, ServerId, Step
-from worker.store.outcome import Outcome
+from worker.store.outcome import JOB_KEPT_SECONDS, Outcome
 
 VERSION = 2
 BALLAST_BYTES = 4 << 20  # enough for 300 steps: each writes two or three pages of 4 KiB to the write-ahead log
 KEPT_FOR_A_PERSON = math.inf  # retention in seconds of a safety tag that only an operator may release
-KEPT_SECONDS = 30 * 86_400  # retention of a finished, published job: the same as that of its record in the store
+KEPT_SECONDS = JOB_KEPT_SECONDS  # retention of a finished, published job: that of its record in the store
 
 _TASK, _FACTS, _OUTCOME = TypeAdapter(Task), TypeAdapter(Facts), TypeAdapter(Outcome)
 _SELECT = "SELECT task, step, facts, interruptions, outcome, published FROM jobs"

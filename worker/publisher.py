@@ -36,7 +36,7 @@ class Publisher:
         self._store = store
         self._tell_again = tell_again
         self._log_of = log_of
-        self._untold: dict[JobId, JobReport] = {}
+        self._unpublished: dict[JobId, JobReport] = {}
         self._steps: dict[JobId, Step] = {}
         self._news = asyncio.Event()
 
@@ -48,20 +48,20 @@ class Publisher:
 
     def resumed(self, job_id: JobId) -> None:
         """Publish with the job's next step that this process has resumed the job."""
-        told = self._untold.get(job_id, EMPTY_REPORT)
-        self._untold[job_id] = replace(told, resumed=told.resumed + 1)
+        report = self._unpublished.get(job_id, EMPTY_REPORT)
+        self._unpublished[job_id] = replace(report, resumed=report.resumed + 1)
 
     async def outcome(self, job_id: JobId, server_id: ServerId, outcome: Outcome, *, power: str = "") -> None:
         """Return once the store has the outcome, however long that takes. `power`: the server's power state now, or
         ""."""
         self._steps.pop(job_id, None)  # the outcome supersedes it
         self._note(job_id, StepBegun(step=None, at=time.time(), attempt=1))
-        told = self._taken(job_id)
+        report = self._taken(job_id)
         wait, longest = RETRY_SECONDS
         tries = UNKNOWN_TRIES
         while True:
             try:
-                answer = await self._store.finish(job_id, outcome, told, power)
+                answer = await self._store.finish(job_id, outcome, report, power)
             except (StoreUnavailable, LeaseLost) as error:
                 log.warning("outcome.not_published", reason=type(error).__name__, again_in_seconds=wait)
                 power = ""  # it may have changed by the next attempt
@@ -86,22 +86,22 @@ class Publisher:
             self._news.clear()
             while self._steps:
                 job_id, step = self._steps.popitem()
-                told = self._taken(job_id)
+                report = self._taken(job_id)
                 try:
-                    await self._store.progress(job_id, step, told)
+                    await self._store.progress(job_id, step, report)
                 except (StoreUnavailable, LeaseLost):  # a worker that has just started may not hold the lease yet
-                    later = self._untold.get(job_id, EMPTY_REPORT)
-                    self._untold[job_id] = JobReport(
-                        steps=told.steps + later.steps,
-                        log=told.log + later.log,
-                        resumed=told.resumed + later.resumed,
+                    later = self._unpublished.get(job_id, EMPTY_REPORT)
+                    self._unpublished[job_id] = JobReport(
+                        steps=report.steps + later.steps,
+                        log=report.log + later.log,
+                        resumed=report.resumed + later.resumed,
                     )
                     log.info("step.not_published", job_id=job_id, step=step)
 
     def _note(self, job_id: JobId, begun: StepBegun) -> None:
-        told = self._untold.get(job_id, EMPTY_REPORT)
-        self._untold[job_id] = replace(told, steps=(*told.steps, begun))
+        report = self._unpublished.get(job_id, EMPTY_REPORT)
+        self._unpublished[job_id] = replace(report, steps=(*report.steps, begun))
 
     def _taken(self, job_id: JobId) -> JobReport:
-        told = self._untold.pop(job_id, EMPTY_REPORT)
-        return replace(told, log=told.log + self._log_of(job_id))
+        report = self._unpublished.pop(job_id, EMPTY_REPORT)
+        return replace(report, log=report.log + self._log_of(job_id))

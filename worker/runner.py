@@ -120,7 +120,7 @@ class Runner:
         return [self._pursue(entry, resumed=True) for entry in self._journal.owed()]
 
     async def drain(self, seconds: float) -> None:
-        """Return when no job works on a VM any more, or after `seconds`.
+        """Return once no job is working on a VM, or after `seconds`.
 
         Outcomes then get LAST_WORDS_SECONDS to be published; the next process publishes the rest.
         """

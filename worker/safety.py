@@ -53,7 +53,7 @@ class SafetySnapshots:
 
     async def make_room(self) -> None:
         """Delete safety snapshots before their time where the storage has too little left for the guests' writes."""
-        # that a restore can be undone is worth less than that no guest stops
+        # it matters more that no guest stops than that a restore can be undone
         for server_id in self._journal.with_droppable_tags():
             if not self._locks[server_id].locked():
                 async with self._locks[server_id]:

@@ -1,4 +1,4 @@
-"""Every call of the API, from the tables of its rooms."""
+"""Every call of the API, from the tables of its resources."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -111,7 +111,7 @@ class Call(Generic[By]):
 
 
 class Table(Generic[By]):
-    """The calls of a room, in order; a row is written above its handler, as `@call("GET /path/", READ, Reply(...))`.
+    """The calls of a resource, in order. A row stands above its handler: `@call("GET /path/", READ, Reply(...))`.
 
     The handler's docstring is the document's text: its first line is the summary. `examples` are of the request's body,
     whose model is theirs; `path_ids` are all ids that stand in the paths.

@@ -1,4 +1,4 @@
-"""The types of fields that more than one room takes: limits, validators, ids in paths, pages."""
+"""The types of fields that more than one resource takes: limits, validators, ids in paths, pages."""
 
 import re
 from dataclasses import dataclass

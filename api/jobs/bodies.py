@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from api.http.answers import After, Open, ServerName, SnapshotName, Timestamp, Total, TotalIfKnown, from_record
+from api.http.calls import API, OPS
 from api.http.fields import (
     STORABLE,
     CursorQuery,
@@ -306,9 +307,9 @@ def ops_job(record: records.OpsJob, *, runbook_url: str) -> OpsJob:
 
 def job_headers(record: model.Job) -> dict[str, str]:
     """Where to follow a job, and its id, which no body of the contract has."""
-    return {"Operation-Location": f"/api/v1/jobs/{record.id}/", "X-Job-Id": record.id}
+    return {"Operation-Location": f"{API}jobs/{record.id}/", "X-Job-Id": record.id}
 
 
 def ops_job_headers(record: model.Job) -> dict[str, str]:
     """Where an operator follows a job, and its id."""
-    return {"Operation-Location": f"/api/v1/ops/jobs/{record.id}/", "X-Job-Id": record.id}
+    return {"Operation-Location": f"{OPS}jobs/{record.id}/", "X-Job-Id": record.id}

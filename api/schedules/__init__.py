@@ -1,1 +1,1 @@
-"""Schedules."""
+"""Schedules: snapshots that are created automatically."""

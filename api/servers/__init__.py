@@ -1,1 +1,1 @@
-"""Servers."""
+"""Servers: what they do now, and what they accept."""

@@ -1,1 +1,1 @@
-"""Snapshots."""
+"""Snapshots: create, list, edit, restore, delete."""

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from api.http.answers import Closed, ServerName, SnapshotName, Timestamp, Total, from_record
+from api.http.calls import API
 from api.http.fields import (
     ID_MAX,
     LEFT_OUT,
@@ -218,4 +219,4 @@ def restoring(admitted: Admitted) -> RestoreStarted:
 
 def admitted_headers(admitted: Admitted) -> dict[str, str]:
     """The path of the snapshot, and where to follow the job."""
-    return {"Location": f"/api/v1/snapshots/{admitted.snapshot.id}/"} | job_headers(admitted.job)
+    return {"Location": f"{API}snapshots/{admitted.snapshot.id}/"} | job_headers(admitted.job)

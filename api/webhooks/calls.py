@@ -68,7 +68,7 @@ class WebhookCalls:
         body = await reading.body(request, WebhookBody)
         self._check_url(body.url)
         new = await self._webhooks.create(
-            account_id=caller.account_id, wish=body.change, idempotency=reading.idempotency(request, body)
+            account_id=caller.account_id, change=body.change, idempotency=reading.idempotency(request, body)
         )
         request[MADE] = f"webhook {new.webhook.id}"
         place = {"Location": f"{WEBHOOKS}{new.webhook.id}/"}
@@ -99,7 +99,7 @@ class WebhookCalls:
         if body.url is not None:
             self._check_url(body.url)
         edited = await self._webhooks.change(
-            account_id=caller.account_id, webhook_id=in_path(request, WEBHOOK_ID), wish=body.change
+            account_id=caller.account_id, webhook_id=in_path(request, WEBHOOK_ID), change=body.change
         )
         return answer(bodies.webhook(edited))
 

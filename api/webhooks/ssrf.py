@@ -14,7 +14,7 @@ from yarl import URL
 HTTPS_PORT, FIRST_FREE_PORT = 443, 1024
 URL_MAX = 2048  # characters
 _RESPONSE_BUFFER_BYTES = 1024  # we need only the status of the answer
-# The global unicast range. The forms that hold an IPv4 address, mapped and NAT64, are outside of it; ...
+# The global unicast range. Mapped and NAT64 addresses, which hold an IPv4 address, are outside of it.
 _GLOBAL_IPV6 = IPv6Network("2000::/3")
 
 
@@ -27,7 +27,7 @@ def is_public(address: str) -> bool:
     parsed = ip_address(address)
     if not parsed.is_global or parsed.is_multicast:
         return False
-    # ... two more forms, 6to4 and Teredo, are inside
+    # 6to4 and Teredo addresses, which hold one too, are inside
     return isinstance(parsed, IPv4Address) or (
         parsed in _GLOBAL_IPV6 and parsed.sixtofour is None and parsed.teredo is None
     )

@@ -1,5 +1,6 @@
 -- include: clock, records, states, stats, job_lists, conclude
--- Write a cell in bulk, for a test of its size only. ARGV: 'nodes', 'servers' or 'jobs', JSON [row, ...]. No job is queued.
+-- Write a cell in bulk, for a test of its size only. ARGV: 'nodes', 'servers' or 'jobs', JSON [row, ...]. No job is
+-- queued.
 local now = now_ms()
 
 local function node(row)

@@ -143,7 +143,7 @@ async def _callers(ops: Ops) -> None:
     (await api.call("GET", token="vps_" + "A" * 43)).refused(401, "token_invalid")
     sessions = Sessions(
         api.cell.redis,
-        lasting=SessionLifetime(at_most=timedelta(hours=1), idle=timedelta(hours=1)),
+        lifetime=SessionLifetime(at_most=timedelta(hours=1), idle=timedelta(hours=1)),
         limits=Limits(calls=100, failed_logins=100),
     )
     session = await sessions.open(ops.token)
@@ -249,8 +249,8 @@ async def _without_front_end(seen: Keyspace, redis_server: RedisServer) -> None:
     await cell.node.publish(SERVER, [], [])
     job_id = (await cell.create("last")).job.id
     webhooks = Webhooks(cell.redis)
-    wish = WebhookChange(url="http://127.0.0.1:1/", description="", events=[], enabled=True)
-    webhook = (await webhooks.create(account_id=ACCOUNT, wish=wish)).webhook
+    change = WebhookChange(url="http://127.0.0.1:1/", description="", events=[], enabled=True)
+    webhook = (await webhooks.create(account_id=ACCOUNT, change=change)).webhook
     await webhooks.test(account_id=ACCOUNT, webhook_id=webhook.id)
     await seen.look()
     jobs = Jobs()

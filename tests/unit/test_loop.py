@@ -42,21 +42,6 @@ async def test_an_expected_error_is_a_warning_with_its_cause() -> None:
     assert logs == [{"event": "chores.store_unavailable", "log_level": "warning", "cause": "refused"}]
 
 
-async def test_a_wake_up_ends_the_pause_and_one_during_a_round_is_kept() -> None:
-    wake, rounds = asyncio.Event(), 0
-
-    async def work() -> None:
-        nonlocal rounds
-        rounds += 1
-        if rounds == 3:
-            raise asyncio.CancelledError
-        wake.set()
-
-    with pytest.raises(asyncio.CancelledError):
-        await every(LONG, work, name="chores", wake=wake)
-    assert rounds == 3
-
-
 async def test_a_failed_round_may_be_repeated_sooner_than_the_next_is_due() -> None:
     with capture_logs(), pytest.raises(asyncio.CancelledError):
         await every(LONG, failing(ValueError(), ValueError()), name="chores", again_seconds=0.001)

@@ -45,6 +45,11 @@ def test_the_first_line_names_what_is_used_and_nothing_else(name: str) -> None:
     assert set(scripts.includes(lua)) == needed
 
 
+@pytest.mark.parametrize("name", [*SCRIPTS, *(f"shared/{module}" for module in MODULES if module != "states")])
+def test_no_line_is_longer_than_those_of_our_python(name: str) -> None:
+    assert [line for line in scripts.source(name).splitlines() if len(line) > 120] == []
+
+
 def test_everything_that_a_module_offers_is_used() -> None:
     sources = [scripts.source(name) for name in [*SCRIPTS, *(f"shared/{module}" for module in MODULES)]]
     unused = {

@@ -16,8 +16,8 @@ async def _check(work: Work) -> Next:
     contents = notes.contents_of(layout)
     if any(found.tag == work.task.tag for found in await work.hypervisor.snapshots(work.task.server_id)):
         raise SnapshotExists(f"the server's disks already have the tag {work.task.tag}")
-    told = (*notes.left_out(contents), *notes.resources_reduced(layout.reduced))
-    return Next(step=None, facts=replace(work.facts, contents=contents).noting(*told))
+    noted = (*notes.left_out(contents), *notes.resources_reduced(layout.reduced))
+    return Next(step=None, facts=replace(work.facts, contents=contents).noting(*noted))
 
 
 async def _preflight(work: Work) -> Next:

@@ -1,1 +1,1 @@
-"""The foundation of both programs: settings, logs, metrics, tracing. Independent of the service itself."""
+"""The foundation of both programs: settings, logs, metrics, tracing, background work."""

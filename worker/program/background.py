@@ -9,13 +9,13 @@ STOP_AGAIN_SECONDS = 0.2
 
 @asynccontextmanager
 async def in_background(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Beside the block; cancelled at its end."""
+    """Run `work` beside the block, and cancel it at the end of the block."""
     task = asyncio.create_task(work)
     try:
         yield
     finally:
         while not task.done():
-            # Again, where it was lost: Python 3.11's wait_for, in which redis-py sends, may swallow one.
+            # Again if it was lost: asyncio.wait_for, with which redis-py sends, swallows some before Python 3.12.
             task.cancel()
             await asyncio.wait({task}, timeout=STOP_AGAIN_SECONDS)
         with suppress(asyncio.CancelledError):

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from typing import NoReturn
 
 import structlog
@@ -17,19 +16,16 @@ async def every(
     name: str,
     expected: Mapping[type[Exception], str] | None = None,
     again_seconds: float | None = None,
-    wake: asyncio.Event | None = None,
 ) -> NoReturn:
     """Run `work` until cancelled, with a pause of `seconds` after each round. No error of a round ends the loop.
 
     `expected`: errors that pass by themselves, and the log event that warns of each; its `cause` is the error's own
     cause. Any other error is logged with its traceback as `<name>.broke`. `again_seconds`: the pause after a round that
-    failed, if not `seconds`. `wake` ends a pause; it is cleared before each round.
+    failed, if not `seconds`.
     """
     expected = expected or {}
     broke = f"{name}.broke"
     while True:
-        if wake is not None:
-            wake.clear()
         pause = seconds
         try:
             await work()
@@ -40,9 +36,4 @@ async def every(
         except Exception:
             log.exception(broke)
             pause = again_seconds or seconds
-        if wake is None:
-            await asyncio.sleep(pause)
-        else:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await wake.wait()
+        await asyncio.sleep(pause)

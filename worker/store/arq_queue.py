@@ -1,4 +1,4 @@
-"""The names and the wire format of the queues: arq's, with JSON in the place of pickle."""
+"""The names and the wire format of the queues: arq's, with JSON instead of pickle."""
 
 import json
 from typing import Any

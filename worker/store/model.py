@@ -1,4 +1,4 @@
-"""The records that everyone shares, and the one table of what may follow what."""
+"""The records that both programs share, and the table of a job's states."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -254,6 +254,6 @@ def snapshot_tag(snapshot_id: SnapshotId) -> str:
 
 
 def snapshot_id_of(tag: str) -> SnapshotId | None:
-    """Whose tag it is; None for one that is not a customer's snapshot of ours."""
+    """The customer's snapshot that has this tag; None for any other tag."""
     number = tag.removeprefix("vps-")
     return SnapshotId(int(number)) if number != tag and number.isascii() and number.isdecimal() else None

@@ -32,7 +32,7 @@ class RedisSettings(BaseModel):
     sentinel_master: str = Field(default="vps-snapshots", description="what the Sentinels call the master")
     username: str | None = None
     password: SecretStr | None = None
-    tls_ca_file: FilePath | None = Field(default=None, description="in the place of the system's authorities")
+    tls_ca_file: FilePath | None = Field(default=None, description="instead of the system's authorities")
     tls_cert_file: FilePath | None = None
     tls_key_file: FilePath | None = None
     tls_check_hostname: bool = True
@@ -43,7 +43,7 @@ class RedisSettings(BaseModel):
     @field_validator("url")
     @classmethod
     def _is_a_url(cls, url: str) -> str:
-        # redis-py takes any option from a query, in the place of ours, and any path, and misses what it can't read
+        # redis-py takes any option from a query instead of ours, and any path, and misses what it can't read
         if not ADDRESS.fullmatch(url):
             forms = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///SOCKET?db=DB"
             raise ValueError(f"is not {forms}; username and password have keys of their own")
@@ -73,7 +73,7 @@ class RedisSettings(BaseModel):
 
 
 class Observer(Protocol):
-    """Is told how each command went."""
+    """Gets the result of each command."""
 
     def answered(self, seconds: float) -> None: ...
 
@@ -102,8 +102,8 @@ class _Observed(ArqRedis):
 def connect(
     settings: RedisSettings, *, command_seconds: float | None = None, observer: Observer | None = None
 ) -> ArqRedis:
-    """A client, connected at its first command; `command_seconds` in the place of the settings' own. `observer` is told
-    of each command and script, not of those in pipelines.
+    """A client, connected at its first command; `command_seconds` instead of the settings' own. `observer` gets the
+    result of each command and script, but not of those in pipelines.
 
     No command is sent a second time by itself: one whose answer was lost may have been done. Who asked decides.
     Close it with `aclose(close_connection_pool=True)`.

@@ -1,4 +1,4 @@
-"""What a node tells for the operators' eyes alone: what it runs on, when a job's steps began, what the log said."""
+"""What a node reports for operators only: what it runs on, when a job's steps began, what the log said."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +45,7 @@ class StepBegun:
 
 @dataclass(frozen=True, kw_only=True)
 class JobReport:
-    """What has happened with a job since it was told of last."""
+    """What has happened to a job since its last report."""
 
     steps: tuple[StepBegun, ...] = ()
     log: tuple[str, ...] = ()  # lines as JSON

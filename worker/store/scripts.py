@@ -1,7 +1,7 @@
 """The Lua scripts, each atomic in Redis, and the modules that they include.
 
 The first line of a script or of a module may name modules of `shared/`: `-- include: clock, records`. The module
-`states` is made from the table of states in `worker/store/model.py`, so that the table exists once.
+`states` is made from `worker/store/model.py`, so that what it says of states and kinds exists once.
 """
 
 import json
@@ -12,7 +12,7 @@ from importlib.resources import files
 from arq.connections import ArqRedis
 from redis.commands.core import AsyncScript
 
-from worker.store.model import MAY_FOLLOW
+from worker.store.model import MAY_FOLLOW, JobKind
 
 _INCLUDE = re.compile(r"-- include: ([a-z_, ]+)\n")
 
@@ -49,7 +49,9 @@ def source(name: str) -> str:
     """One script or module as it is written."""
     if name == "shared/states":
         table = {state: dict.fromkeys(followers, True) for state, followers in MAY_FOLLOW.items()}
-        return f"local MAY_FOLLOW = cjson.decode('{json.dumps(table)}')\n"
+        only_look = {kind: True for kind in JobKind if kind.only_looks}
+        tables = {"MAY_FOLLOW": table, "ONLY_LOOKS": only_look}
+        return "".join(f"local {name} = cjson.decode('{json.dumps(held)}')\n" for name, held in tables.items())
     return (files(__package__) / f"{name}.lua").read_text()
 
 

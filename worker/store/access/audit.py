@@ -23,7 +23,7 @@ class Audit:
         self._kept = kept
 
     async def write(self, *entries: Mapping[str, str], now: datetime) -> None:
-        """Add entries; those whose time is over go on the way."""
+        """Add entries, and remove those that are too old."""
         oldest = records.milliseconds(now - self._kept)
         with redis_answers():
             async with asyncio.timeout(_WRITE_SECONDS), self._redis.pipeline(transaction=False) as pipe:

@@ -1,8 +1,9 @@
 -- include: records, rate
 -- Check a caller's token and count the call.
--- ask: {token: its key, '' for none, address, account: the one that the call names, '' for none, calls, failed_logins, window_ms}
--- Answers {{field, value, ...} of the token, allowed, left, ms until one more call is allowed}. Without such a token the
--- fields are empty and the numbers are those of failed logins from the address.
+-- ask: {token: its key, '' for none, address, account: the one that the call names, '' for none, calls, failed_logins,
+-- window_ms}
+-- Answers {{field, value, ...} of the token, allowed, left, ms until one more call is allowed}. Without such a token
+-- the fields are empty and the numbers are those of failed logins from the address.
 local ask = cjson.decode(ARGV[1])
 
 -- A call that only reads should not cost a write to the disk: the counters are neither replicated nor persisted.

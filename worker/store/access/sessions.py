@@ -47,9 +47,9 @@ class NewSession:
 class Sessions(Scripts):
     """Every call may raise StoreUnavailable."""
 
-    def __init__(self, redis: ArqRedis, *, lasting: SessionLifetime, limits: Limits) -> None:
+    def __init__(self, redis: ArqRedis, *, lifetime: SessionLifetime, limits: Limits) -> None:
         super().__init__(redis)
-        self._lasting = lasting
+        self._lifetime = lifetime
         self._limits = limits
 
     async def open(self, secret: str) -> NewSession:
@@ -61,22 +61,22 @@ class Sessions(Scripts):
             "token": key_of(secret),
             "csrf": new.csrf,
             "seen_ms": records.milliseconds(now),
-            "ends_ms": records.milliseconds(now + self._lasting.at_most),
+            "ends_ms": records.milliseconds(now + self._lifetime.at_most),
         }
         with redis_answers():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hset(_key(new.id), mapping=record)
-                pipe.pexpireat(_key(new.id), now + min(self._lasting.idle, self._lasting.at_most))
+                pipe.pexpireat(_key(new.id), now + min(self._lifetime.idle, self._lifetime.at_most))
                 await pipe.execute()
         return new
 
     async def look(self, session_id: str, *, by_person: bool) -> Session | None:
-        """The session, if it goes on. The call is counted on its token; one that a person has made keeps it from being
-        idle."""
+        """The session; None if it has ended. The call is counted on its token; a call that a person made keeps it from
+        being idle."""
         ask = {
             "key": _key(session_id),
             "by_person": by_person,
-            "idle_ms": round(self._lasting.idle.total_seconds() * 1000),
+            "idle_ms": round(self._lifetime.idle.total_seconds() * 1000),
             "calls": self._limits.calls,
             "window_ms": round(self._limits.window.total_seconds() * 1000),
         }

@@ -123,9 +123,9 @@ class Tokens(Scripts):
         idempotency: Idempotency | None = None,
         seed: str = "",
     ) -> NewToken:
-        """Make a token that ends after `lifetime` (None: never). Redis forgets an ended one by itself. Asked again with
-        the same `idempotency` it is said once more, though its secret is nowhere kept: that is made from `seed`, which
-        only the caller has, and a salt, which is kept for a day. Raises IdempotencyKeyReused."""
+        """Make a token that ends after `lifetime` (None: never). Redis deletes an ended one by itself. Repeated with
+        the same `idempotency` it returns the same token, although its secret is not stored: the secret is made from
+        `seed`, which only the caller has, and a salt that is kept for a day. Raises IdempotencyKeyReused."""
         created_at = datetime.now(UTC).replace(microsecond=0)
         token = Token(
             id=secrets.token_hex(6),
@@ -164,7 +164,7 @@ class Tokens(Scripts):
         return authenticated(Token.of(records.pairs(flat)) if flat else None, *counted)
 
     async def all(self) -> list[Token]:
-        """Every token that is valid, oldest first; ended ones are dropped from the index on the way."""
+        """Every token that is valid, oldest first; ended ones are removed from the index."""
         with redis_answers():
             index = await self._redis.hgetall(_INDEX)  # type: ignore[misc]  # typed for the blocking client too
             async with self._redis.pipeline(transaction=False) as pipe:

@@ -1,1 +1,1 @@
-"""What any process does for the whole cell: expiry, reaping, schedules, retries."""
+"""What any process may do for the whole cell: due schedules, expiry, stale jobs, old failures."""

@@ -1,6 +1,6 @@
 -- include: clock, records, nodes, queue, conclude
--- Fail the queued jobs whose node has been silent for silent_ms. A job that has begun is not failed here: its node reports
--- how it ended.
+-- Fail the queued jobs whose node has been silent for silent_ms. A job that has begun is not failed here: its node
+-- reports how it ended.
 -- ask: {silent_ms, limit, result (see `conclude`)}
 -- Answers the ids of the failed jobs.
 local ask = cjson.decode(ARGV[1])

@@ -1,12 +1,13 @@
--- include: clock, records, nodes, show, enqueue, snapshots, retention, removal, schedules, idempotency
--- Admit a create, restore, delete or undo: write all of it, or refuse it and write nothing. A dry run is decided in the same
--- way; its job holds no server and makes no snapshot. A create by a schedule makes room if it must.
--- ask: {kind, dry_run, account, id: of the server for a create, of the restore's job for an undo, else of the snapshot,
--- name, description, request_id, job_id, limit, silent_ms, retry_ms, queue (see `enqueue`), again: a delete that has not
--- freed its space, present_only: of a restore or an undo, retries: the failed job that this one repeats, in_bulk,
--- schedule: {id, due_ms, next_ms, retry_ms}, traceparent or nil, idempotency (see `replay`)}
--- Answers {'admitted', job (see `show_job`), snapshot (see `show_snapshot`; nil for a dry run, or where it was deleted)} or
--- {'refused', code, ...}.
+-- include: clock, records, states, nodes, show, enqueue, snapshots, retention, removal, schedules, idempotency
+-- Admit a create, restore, delete or undo: write all of it, or refuse it and write nothing. A dry run is decided in the
+-- same way; its job holds no server and makes no snapshot. A create by a schedule makes room if it must.
+-- ask: {kind, dry_run, account and id (not of a schedule's run): the id of the server for a create, of the restore's
+-- job for an undo, else of the snapshot, name, description, request_id, job_id, limit, silent_ms, retry_ms, queue (see
+-- `enqueue`), again: a delete that has not freed its space, present_only: of a restore or an undo, retries: the failed
+-- job that this one repeats, in_bulk, schedule: {id, due_ms, next_ms, retry_ms}, traceparent or nil, idempotency (see
+-- `replay`)}
+-- Answers {'admitted', job (see `show_job`), snapshot (see `show_snapshot`; nil for the dry run of a create, and for an
+-- undo whose snapshot is deleted)}, {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
 
 local function refuse_server(server)
@@ -50,8 +51,8 @@ local function create()
   if ask.dry_run then
     return admit(server_id, server, '0', {name = ask.name, description = '', created_ms = tostring(now_ms())})
   end
-  -- Never below the seconds since 2025: after a loss of the data, or the return of an older copy of it, it is above every
-  -- id given before, for a cell gives less than one a second. An id must never come back: disks still carry it.
+  -- Never below the seconds since 2025: after a loss of the data, or the return of an older copy of it, it is above
+  -- every id given before, for a cell gives less than one a second. An id must never come back: disks still carry it.
   local last_id = tonumber(redis.call('GET', 'snapshots:last_id')) or 0
   local id = string.format('%.0f', math.max(last_id + 1, math.floor(now_ms() / 1000) - 1735689600))
   redis.call('SET', 'snapshots:last_id', id)
@@ -126,16 +127,16 @@ end
 -- A later job of the same server, or nil. Dry runs don't count: they change nothing.
 local function later_job(job)
   local LOOKS = 200
-  local later = redis.call('ZREVRANGEBYSCORE', 'jobs:server:' .. job.server, '+inf', '(' .. job.queued_ms, 'LIMIT', 0, LOOKS)
+  local list = 'jobs:server:' .. job.server
+  local later = redis.call('ZREVRANGEBYSCORE', list, '+inf', '(' .. job.queued_ms, 'LIMIT', 0, LOOKS)
   for _, id in ipairs(later) do
-    local kind = redis.call('HGET', 'job:' .. id, 'kind')
-    if kind ~= 'check_create' and kind ~= 'check_restore' then return id end
+    if not ONLY_LOOKS[redis.call('HGET', 'job:' .. id, 'kind')] then return id end
   end
   return later[LOOKS] -- only dry runs: earlier jobs are not looked at
 end
 
--- Why a failed job is not retried. In bulk nobody has looked at the single job: one that its owner has cancelled, or that a
--- later job of the server follows, is left out.
+-- Why a failed job is not retried. In bulk nobody has looked at the single job: one that its owner has cancelled, or
+-- that a later job of the server follows, is left out.
 local function refuse_retry()
   local job = read('job:' .. ask.retries)
   if not job then return {'refused', 'job_not_found'} end

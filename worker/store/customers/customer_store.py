@@ -175,8 +175,8 @@ class CustomerStore(Scripts):
         return shown_job((await self._ask(JobKind.UNDO, account_id, job_id, request_id, idempotency, **more))[0])
 
     async def delete(self, *, account_id: AccountId, snapshot_id: SnapshotId, request_id: str) -> Job | None:
-        """Make a snapshot be gone for the customer; its node frees the space next, with this job. None: the server is
-        gone, and nothing is left to free. Raises SnapshotNotFound, SnapshotProtected, NodeUnavailable, ServerBusy or
+        """Delete a snapshot for the customer; its node then frees the space, with this job. None: the server is gone,
+        and there is no space to free. Raises SnapshotNotFound, SnapshotProtected, NodeUnavailable, ServerBusy or
         StoreUnavailable."""
         answer = await self._ask(JobKind.DELETE, account_id, snapshot_id, request_id, None)
         return shown_job(answer[0]) if answer else None

@@ -1,9 +1,9 @@
 -- include: records, nodes, show
 -- One snapshot, job or server of an account.
 -- ask: {what: 'snapshot', 'job' or 'server', id, account, silent_ms}
--- Answers the record as `show_snapshot` or `show_job` gives it; of a server {{field, value, ...}, kind of the job that holds
--- it or '', snapshots that take a slot, 1 if its node answers and has published its snapshots}. nil where the account has
--- no such record.
+-- Answers the record as `show_snapshot` or `show_job` gives it; of a server {{field, value, ...}, kind of the job that
+-- holds it or '', snapshots that take a slot, 1 if its node answers and has published its snapshots}. nil where the
+-- account has no such record.
 local ask = cjson.decode(ARGV[1])
 local record = read(ask.what .. ':' .. ask.id)
 if not record or record.account ~= ask.account or record.status == 'deleting' or record.missing then return nil end

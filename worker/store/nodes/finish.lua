@@ -1,6 +1,7 @@
 -- include: records, nodes, transitions, conclude, job_reports
 -- A node publishes how a job ended. Publishing it again changes nothing.
--- ask: {job, node, owner, result (see `conclude`), report (see `keep_report`), power: of the server now, '' where unknown}
+-- ask: {job, node, owner, result (see `conclude`), report (see `keep_report`), power: of the server now, '' where
+-- unknown}
 -- Answers 'published', or why nothing was changed: 'lease_lost', 'job_unknown', 'job_over', 'other_node'.
 local ask = cjson.decode(ARGV[1])
 if not owns_lease(ask.node, ask.owner) then return 'lease_lost' end

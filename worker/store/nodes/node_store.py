@@ -184,7 +184,7 @@ class NodeStore(Scripts):
         return {"node": self.node, "owner": self._owner}
 
     async def take_lease(self, *, seconds: float) -> LeaseHeld | None:
-        """Take or keep the node's lease and beat its heart; None, or who holds it."""
+        """Take or renew the node's lease and record a heartbeat. Returns None, or who else holds the lease."""
         ask = self._us | {"machine": self._machine, "who": self._who, "lease_ms": round(seconds * 1000)}
         taken, left_ms, *who = await self._call("nodes/lease", ask)
         return None if taken else LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000)
@@ -203,23 +203,23 @@ class NodeStore(Scripts):
             raise LeaseLost
         raise BeginRefused(answer.decode())
 
-    async def progress(self, job_id: JobId, step: Step, told: JobReport = EMPTY_REPORT) -> None:
-        """Tell everyone how far a job has got; one that is over is left as it is. Raises LeaseLost."""
-        ask = self._us | {"job": job_id, "step": step, "report": told.for_script()}
+    async def progress(self, job_id: JobId, step: Step, report: JobReport = EMPTY_REPORT) -> None:
+        """Publish how far a job has got; a job that is over stays as it is. Raises LeaseLost."""
+        ask = self._us | {"job": job_id, "step": step, "report": report.for_script()}
         if await self._call("nodes/progress", ask) == b"lease_lost":
             raise LeaseLost
 
-    async def finish(self, job_id: JobId, outcome: Outcome, told: JobReport = EMPTY_REPORT, power: str = "") -> str:
-        """Publish how a job ended, and what its server does now ('': not known); again changes nothing. What the store
-        made of it, for the log. Raises LeaseLost."""
-        ask = {"job": job_id, "result": outcome.for_script(), "report": told.for_script(), "power": power}
+    async def finish(self, job_id: JobId, outcome: Outcome, report: JobReport = EMPTY_REPORT, power: str = "") -> str:
+        """Publish how a job ended, and its server's power now ('': unknown). Doing it again changes nothing. Returns
+        "published", or why nothing was changed: see `finish.lua`. Raises LeaseLost."""
+        ask = {"job": job_id, "result": outcome.for_script(), "report": report.for_script(), "power": power}
         answer: bytes = await self._call("nodes/finish", self._us | ask)
         if answer == b"lease_lost":
             raise LeaseLost
         return answer.decode()
 
     async def report(self, servers: Iterable[ReportedServer], about: NodeFacts | None = None) -> Reported:
-        """Say which servers the node has, and what it runs on; None: as said before. Raises LeaseLost."""
+        """Report which servers the node has, and what it runs on; None: as reported before. Raises LeaseLost."""
         ask = {
             "silent_ms": self._silent_ms,
             "servers": [
@@ -239,8 +239,9 @@ class NodeStore(Scripts):
     async def publish(
         self, server_id: ServerId, snapshots: Iterable[PublishedSnapshot], begun: Iterable[BegunJob]
     ) -> tuple[SnapshotId, ...]:
-        """Say which snapshots a server has on its disks and which jobs are under way; what the store knows stays, but
-        contents that it lacks are added. The ids of the snapshots that it did not know. Raises LeaseLost."""
+        """Report which snapshots a server has on its disks and which jobs are under way. Records that the store has
+        stay, but contents that it lacks are added. Returns the ids of the snapshots that it did not know. Raises
+        LeaseLost."""
         ask = {
             "server": str(server_id),
             "snapshots": [snapshot.for_script() for snapshot in snapshots],
@@ -266,12 +267,12 @@ class NodeStore(Scripts):
         )
 
     async def lose(self, server_id: ServerId, snapshot_id: SnapshotId) -> bool:
-        """Say that a listed snapshot is not on the disks; whether it was counted as lost."""
+        """Report that a listed snapshot is not on the disks. Returns whether it was marked as failed."""
         ask = {"server": str(server_id), "snapshot": str(snapshot_id)}
         return bool(await self._call("nodes/lose", self._us | ask))
 
     async def regain(self, server_id: ServerId, snapshot_id: SnapshotId, *, size_mb: int) -> bool:
-        """Say that a snapshot which was lost is whole on the disks again; whether it is completed as it was."""
+        """Report that a lost snapshot is whole on the disks again. Returns whether it was marked as completed."""
         ask = {"server": str(server_id), "snapshot": str(snapshot_id), "size_mb": size_mb}
         return bool(await self._call("nodes/regain", self._us | ask))
 

@@ -1,11 +1,11 @@
 -- include: clock, records, nodes, queue, findings, conclude
 -- A node reports which servers it has and, from time to time, what it runs on.
--- ask: {node, owner, silent_ms, servers: [{id, account, name, power}] (all as text), left: result (see `conclude`) of a job
--- whose server has left its node, about: JSON of the node or '', free_bytes: of the fullest pool}
+-- ask: {node, owner, silent_ms, servers: [{id, account, name, power}] (all as text), left: result (see `conclude`) of a
+-- job whose server has left its node, about: JSON of the node or '', free_bytes: of the fullest pool}
 -- Answers 'lease_lost' or {conflicts, fresh, gone, moment at which an operator asked for a reconciliation, or ''}.
--- conflicts: servers that another living node claims as well; they keep their node, for a migration is ending or a person
--- must look. fresh: servers whose snapshots the node must publish before one can be created: they are new here, or Redis has
--- lost its data. gone: servers that the node had before.
+-- conflicts: servers that another living node claims as well; they keep their node, for a migration is ending or a
+-- person must look. fresh: servers whose snapshots the node must publish before one can be created: they are new here,
+-- or Redis has lost its data. gone: servers that the node had before.
 local ask = cjson.decode(ARGV[1])
 if not owns_lease(ask.node, ask.owner) then return 'lease_lost' end
 local node, silent_ms = ask.node, ask.silent_ms
@@ -43,8 +43,9 @@ local function take_over(server_id, server)
   end
 end
 
--- Whether this node may take a server that another node has: that node has lost it or is silent; or the guest runs here,
--- and on the other node it is off or no worker holds the lease. A guest runs at one place only, where its disks are locked.
+-- Whether this node may take a server that another node has: that node has lost it or is silent; or the guest runs
+-- here, and on the other node it is off or no worker holds the lease. A guest runs at one place only, where its disks
+-- are locked.
 local function may_come(found, known)
   if not known.node or known.node == node or known.missing or node_is_silent(known.node, silent_ms) then return true end
   if found.power ~= 'on' then return false end
@@ -60,7 +61,9 @@ end
 local function list(found, known)
   if known.v == LISTED and known.node == node and known.account == found.account and not known.missing then return end
   for _, key in ipairs(lists_of(known)) do redis.call('ZREM', key, found.id) end
-  for _, key in ipairs(lists_of({node = node, account = found.account})) do redis.call('ZADD', key, found.id, found.id) end
+  for _, key in ipairs(lists_of({node = node, account = found.account})) do
+    redis.call('ZADD', key, found.id, found.id)
+  end
 end
 
 for _, found in ipairs(ask.servers) do
@@ -73,7 +76,8 @@ for _, found in ipairs(ask.servers) do
     if known.account and known.account ~= found.account then move_account(found.id, known.account, found.account) end
     if known.node and known.node ~= node then take_over(found.id, known) end
     list(found, known)
-    redis.call('HSET', key, 'v', LISTED, 'name', found.name, 'account', found.account, 'node', node, 'power', found.power)
+    redis.call('HSET', key, 'v', LISTED, 'name', found.name, 'account', found.account, 'node', node,
+      'power', found.power)
     if not known.node or known.node ~= node then redis.call('HSET', key, 'unpublished', '1') end
     if not known.node or known.node ~= node or known.unpublished then fresh[#fresh + 1] = found.id end
     redis.call('HDEL', key, 'missing')

@@ -1,6 +1,6 @@
 -- include: clock
--- Choose the due jobs of a node's queue that are to start now, and mark them as in progress. While an operator has paused
--- the node none starts; the operator's resume wakes the node.
+-- Choose the due jobs of a node's queue that are to start now, and mark them as in progress. While an operator has
+-- paused the node none starts; the operator's resume wakes the node.
 -- ask: {queue, node, free: slots, limit: jobs of the queue to look at, mark: prefix of the marks' keys, mark_ms,
 -- running: ids}
 -- Answers {ms until the next job is due, or -1, id, score, ...}: the jobs to start, earliest first.

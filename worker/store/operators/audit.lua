@@ -1,8 +1,8 @@
 -- One page of the audit, newest first.
 -- ask: {match: {field: value}, from, to: ids of the stream, limit}
 -- Answers {id to continue before or '', {id, {field, value, ...}, codes that its job has noted or ''}, ...}.
--- The codes are looked up here, so that a node, which notes them, needs no right to write to the audit, and an entry has
--- them whether its job ended before or after it was written.
+-- The codes are looked up here, so that a node, which notes them, needs no right to write to the audit, and an entry
+-- has them whether its job ended before or after it was written.
 local ask = cjson.decode(ARGV[1])
 local looked, page, to = 0, {''}, ask.to
 
@@ -31,8 +31,8 @@ while looked < LOOKS do
   for _, entry in ipairs(found) do
     looked, to = looked + 1, '(' .. entry[1]
     page[1] = entry[1]
-    local told = named(entry[2])
-    if matches(told) then page[#page + 1] = {entry[1], entry[2], noted(told)} end
+    local fields = named(entry[2])
+    if matches(fields) then page[#page + 1] = {entry[1], entry[2], noted(fields)} end
     if #page > ask.limit then return page end
   end
   if #found < 500 then

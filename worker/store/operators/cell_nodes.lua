@@ -1,8 +1,8 @@
 -- include: clock, walk
 -- One page of the nodes in numbers, sorted by name.
 -- ask: {limit, after (see `walk`)}
--- Answers {now_ms, after, node, ...}; a node is {name, heartbeat_ms, 1 if it is paused, queued jobs, queued_ms of the oldest
--- of them or '', jobs in progress, servers}.
+-- Answers {now_ms, after, node, ...}; a node is {name, heartbeat_ms, 1 if it is paused, queued jobs, queued_ms of the
+-- oldest of them or '', jobs in progress, servers}.
 local ask = cjson.decode(ARGV[1])
 
 local function show(name)
@@ -10,7 +10,8 @@ local function show(name)
   if not heartbeat then return nil end
   local queued = 'jobs:node:' .. name .. ':queued'
   return {
-    name, heartbeat, paused and 1 or 0, redis.call('ZCARD', queued), redis.call('ZRANGE', queued, 0, 0, 'WITHSCORES')[2] or '',
+    name, heartbeat, paused and 1 or 0, redis.call('ZCARD', queued),
+    redis.call('ZRANGE', queued, 0, 0, 'WITHSCORES')[2] or '',
     redis.call('ZCARD', 'jobs:node:' .. name .. ':in_progress'), redis.call('ZCARD', 'servers:node:' .. name),
   }
 end

@@ -1,8 +1,8 @@
 -- include: clock
 -- The cell in numbers.
 -- ask: {}
--- Answers {now_ms, queued jobs, jobs in progress, queued_ms of the oldest queued one or '', servers, stranded servers, servers
--- with findings, webhooks with a delivery to make now}.
+-- Answers {now_ms, queued jobs, jobs in progress, queued_ms of the oldest queued one or '', servers, stranded servers,
+-- servers with findings, webhooks with a delivery to make now}.
 local now = now_ms()
 return {
   now, redis.call('ZCARD', 'jobs:state:queued'), redis.call('ZCARD', 'jobs:state:in_progress'),

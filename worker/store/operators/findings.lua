@@ -1,7 +1,7 @@
 -- include: walk
 -- One page of the servers with findings, newest first.
 -- ask: {limit, after (see `walk`)}
--- Answers {servers with findings, {after}, {server id, name, account, node, findings as JSON}, ...}.
+-- Answers {servers with findings, after, {server id, name, account, node, findings as JSON}, ...}.
 local ask = cjson.decode(ARGV[1])
 ask.descending = true
 return {redis.call('ZCARD', 'findings'), unpack(walk(ask, 'findings', function(id)

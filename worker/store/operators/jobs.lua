@@ -1,12 +1,13 @@
 -- include: show, states, walk
 -- One page of the cell's jobs, newest first.
 -- ask: {match: {field of the record: value}, text or nil, limit, after (see `walk`)}
--- Answers {number of jobs where the whole list matches, else -1, {after}, job (see `show_job`), ...}.
+-- Answers {number of jobs where the whole list matches, else -1, after, job (see `show_job`), ...}.
 local ask = cjson.decode(ARGV[1])
 ask.descending = true
 local match = ask.match
 local LISTS = {
-  state = 'jobs:state:', kind = 'jobs:kind:', node = 'jobs:node:', server = 'jobs:server:', failure_code = 'jobs:error:',
+  state = 'jobs:state:', kind = 'jobs:kind:', node = 'jobs:node:', server = 'jobs:server:',
+  failure_code = 'jobs:error:',
 }
 local lists, fields, values = {'jobs'}, {}, {}
 for field, value in pairs(match) do

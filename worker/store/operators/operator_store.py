@@ -82,7 +82,7 @@ class OperatorStore(Scripts):
     async def jobs(self, wanted: JobFilter, cursor: Cursor) -> CursorPage[Job]:
         """Newest first."""
         count, after, *rows = await self._call("operators/jobs", wanted.for_script() | cursor.for_script())
-        return _slice(count, after, tuple(map(shown_job, rows)))
+        return _page(count, after, tuple(map(shown_job, rows)))
 
     async def job(self, job_id: JobId) -> OpsJob:
         """Raises JobNotFound."""
@@ -92,7 +92,7 @@ class OperatorStore(Scripts):
         return ops_records.job(found)
 
     async def once(self, idempotency: Idempotency) -> None:
-        """Note what is asked with that key, before it is done in parts."""
+        """Remember a request under its key, before its parts are done one by one."""
         await self._do("operators/same_request", idempotency)
 
     async def retry(
@@ -120,7 +120,7 @@ class OperatorStore(Scripts):
         ask = {"sort": sort.lstrip("-"), "descending": sort.startswith("-"), "silent_ms": self._silent_ms}
         ask |= cursor.for_script() | ({"state": state} if state else {})
         after, *rows = await self._call("operators/nodes", ask)
-        return _slice(-1, after, tuple(map(ops_records.node, rows)))
+        return _page(-1, after, tuple(map(ops_records.node, rows)))
 
     async def node(self, name: str) -> Node:
         """Raises NodeNotFound."""
@@ -130,7 +130,7 @@ class OperatorStore(Scripts):
         return ops_records.node(rows[0])
 
     async def pause(self, name: str, *, by: str, reason: str, idempotency: Idempotency | None = None) -> Node:
-        """Have a node take no new job; those that run go on, those that wait wait. Raises NodeNotFound."""
+        """The node starts no new job; running jobs continue, waiting jobs wait. Raises NodeNotFound."""
         return await self._turn(name, reason, by, idempotency)
 
     async def resume(self, name: str, *, idempotency: Idempotency | None = None) -> Node:
@@ -156,7 +156,7 @@ class OperatorStore(Scripts):
         match = {"node": node, "account": account_id and str(account_id), "stranded": stranded or None}
         ask = {field: value for field, value in match.items() if value is not None} | cursor.for_script()
         count, after, *rows = await self._call("operators/servers", ask)
-        return _slice(count, after, tuple(map(ops_records.server, rows)))
+        return _page(count, after, tuple(map(ops_records.server, rows)))
 
     async def server(self, server_id: ServerId) -> OpsServer:
         """Raises ServerNotFound."""
@@ -168,7 +168,7 @@ class OperatorStore(Scripts):
     async def findings(self, cursor: Cursor) -> CursorPage[ServerFindings]:
         """Newest first."""
         count, after, *rows = await self._call("operators/findings", cursor.for_script())
-        return _slice(count, after, tuple(map(ops_records.server_findings, rows)))
+        return _page(count, after, tuple(map(ops_records.server_findings, rows)))
 
     async def audit(
         self, wanted: Mapping[str, str], *, since: datetime | None, until: datetime | None, cursor: Cursor
@@ -186,5 +186,5 @@ class OperatorStore(Scripts):
         return CursorPage(count=None, after=after.decode() or None, results=tuple(map(ops_records.audit_entry, rows)))
 
 
-def _slice(count: int, after: list[bytes], results: tuple[Any, ...]) -> CursorPage[Any]:
+def _page(count: int, after: list[bytes], results: tuple[Any, ...]) -> CursorPage[Any]:
     return CursorPage(count=None if count < 0 else count, after=ops_records.cursor(after), results=results)

@@ -1,9 +1,9 @@
 -- include: clock, stats
 -- The cell at a glance.
 -- ask: {silent_ms, since: number of the first five minutes whose counts are wanted}
--- Answers {now_ms, queued jobs, jobs in progress, {oldest queued job, its queued_ms} or {}, stranded servers, nodes, nodes
--- that are alive, paused nodes, servers with findings, {{number of the five minutes, {field, value, ...}}, ...} of the last
--- day, oldest first}.
+-- Answers {now_ms, queued jobs, jobs in progress, {oldest queued job, its queued_ms} or {}, stranded servers, nodes,
+-- nodes that are alive, paused nodes, servers with findings, {{number of the five minutes, {field, value, ...}}, ...}
+-- of the last day, oldest first}.
 local ask = cjson.decode(ARGV[1])
 local now = now_ms()
 local last, stats = math.floor(now / STATS_MS), {}

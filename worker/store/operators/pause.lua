@@ -1,4 +1,4 @@
--- include: clock, idempotency
+-- include: clock, queue, idempotency
 -- Pause a node, or resume it: then it looks at its queue at once.
 -- ask: {node, reason: '' to resume, by, wake: key, idempotency (see `replay`)}
 -- Answers {'admitted'} or {'refused', code}.
@@ -13,8 +13,7 @@ local function turn()
   else
     redis.call('HDEL', key, 'paused_ms', 'paused_reason', 'paused_by')
     redis.call('SREM', 'nodes:paused', ask.node)
-    redis.call('LPUSH', ask.wake, '1')
-    redis.call('LTRIM', ask.wake, 0, 0)
+    wake(ask.wake)
   end
   return {'admitted'}
 end

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from worker.store import records
-from worker.store.calls import shown_job
-from worker.store.model import AccountId, Job, JobId, JobKind, ServerId, ServerView
+from worker.store.calls import kind_of, shown_job
+from worker.store.model import AccountId, Job, JobId, ServerId, ServerView
 from worker.store.reports import NodeFacts
 
 Item = TypeVar("Item")
@@ -64,7 +64,7 @@ class ServerFindings:
 class OpsServer:
     view: ServerView
     power: str  # as the node reported it last
-    missing: bool  # its node does not have it any more
+    missing: bool  # its node no longer has it
     stranded_by: JobId | None
     findings: tuple[Finding, ...]
 
@@ -151,8 +151,7 @@ def server_findings(shown: list[bytes]) -> ServerFindings:
 def server(shown: list[Any]) -> OpsServer:
     flat, holding, counted, found, server_id = shown
     record = records.pairs(flat)
-    kind = JobKind(holding.decode()) if holding else None
-    known = records.server(ServerId(int(server_id)), record, kind)
+    known = records.server(ServerId(int(server_id)), record, kind_of(holding))
     return OpsServer(
         view=ServerView(server=known, counted=counted, reachable="missing" not in record),
         power=record["power"],
@@ -178,9 +177,9 @@ def job(shown: list[Any]) -> OpsJob:
     )
 
 
-def _steps(told: Sequence[Mapping[str, Any]]) -> tuple[StepTaken, ...]:
+def _steps(reported: Sequence[Mapping[str, Any]]) -> tuple[StepTaken, ...]:
     """Each lasts until the next begins; the job's end is reported as a step without a name."""
-    ends = [float(step["ms"]) for step in told[1:]]
+    ends = [float(step["ms"]) for step in reported[1:]]
     return tuple(
         StepTaken(
             step=step["step"],
@@ -188,7 +187,7 @@ def _steps(told: Sequence[Mapping[str, Any]]) -> tuple[StepTaken, ...]:
             seconds=round((end - step["ms"]) / 1000, 3) if end is not None else None,
             attempt=step["attempt"],
         )
-        for step, end in zip(told, [*ends, None], strict=False)
+        for step, end in zip(reported, [*ends, None], strict=False)
         if step["step"]
     )
 

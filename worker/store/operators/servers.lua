@@ -1,9 +1,9 @@
 -- include: show, walk
 -- Servers as operators see them.
--- ask: {server} for one, or {node, account, stranded, limit, after (see `walk`)} for a page; node, account and stranded may be
--- missing
--- Answers {number of servers where the whole list matches, else -1, {after}, server, ...}; a server is {{field, value, ...},
--- kind of the job that holds it or '', snapshots that take a slot, its findings as JSON or '', id}.
+-- ask: {server} for one, or {node, account, stranded, limit, after (see `walk`)} for a page; node, account and stranded
+-- may be missing
+-- Answers {number of servers where the whole list matches, else -1, after, server, ...}; a server is {{field, value,
+-- ...}, kind of the job that holds it or '', snapshots that take a slot, its findings as JSON or '', id}.
 local ask = cjson.decode(ARGV[1])
 
 local function show(id)

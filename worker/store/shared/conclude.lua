@@ -1,4 +1,4 @@
--- include: clock, records, job_lists, transitions, stats, snapshots, retention, removal, events
+-- include: clock, records, states, job_lists, transitions, stats, snapshots, retention, removal, events
 -- The end of a job.
 
 local function settle_create(id, snapshot, result, now)
@@ -27,9 +27,8 @@ local function keep_notes(job_id, job, result)
   for _, field in ipairs({'notes', 'contents'}) do
     if (result[field] or '') ~= '' then redis.call('HSET', 'job:' .. job_id, field, result[field]) end
   end
-  local only_looked = job.kind == 'check_create' or job.kind == 'check_restore' -- its notes say what would be done
-  -- for the audit, whose entries are kept longer than the job's record
-  if (result.audited_codes or '') ~= '' and not only_looked then
+  -- For the audit, whose entries are kept longer than the job's record. The notes of a dry run say what would be done.
+  if (result.audited_codes or '') ~= '' and not ONLY_LOOKS[job.kind] then
     redis.call('SET', 'job:' .. job_id .. ':noted', result.audited_codes, 'PX', result.note_codes_ms)
   end
 end
@@ -47,8 +46,9 @@ local function put_off_delete(id, job, result, now)
 end
 
 -- End a job: set its state, settle its snapshot, free its server.
--- result: state, failure_code, failure_detail, stranded, downtime_seconds, snapshot_status, size_mb, retry_ms, retry_most_ms,
--- undoable_ms, notes and contents (JSON or ''), note_codes, audited_codes, note_codes_ms
+-- result: state, kept_ms: how long the job's record is kept, failure_code, failure_detail, stranded, downtime_seconds,
+-- snapshot_status, size_mb, retry_ms, retry_most_ms, undoable_ms, notes and contents (JSON or ''), note_codes,
+-- audited_codes, note_codes_ms
 local function conclude(job_id, job, result)
   local now = now_ms()
   become(job_id, job, result.state)

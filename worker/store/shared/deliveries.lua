@@ -1,4 +1,4 @@
--- include: clock, records, show
+-- include: clock, records, queue, show
 -- Deliveries to webhooks.
 
 local DELIVERIES_KEPT_MS = 7 * 86400 * 1000
@@ -13,8 +13,7 @@ local function line_up(id)
   local first = redis.call('ZRANGE', 'webhook:' .. id .. ':due', 0, 0, 'WITHSCORES')
   if not first[2] or hook.enabled ~= '1' then return redis.call('ZREM', 'webhooks:due', id) end
   redis.call('ZADD', 'webhooks:due', math.max(now, tonumber(first[2]), tonumber(hook.claimed_until_ms) or 0), id)
-  redis.call('LPUSH', 'webhooks:wake', '1')
-  redis.call('LTRIM', 'webhooks:wake', 0, 0)
+  wake('webhooks:wake')
 end
 
 -- Have a delivery made. It is in the webhook's log, and in its queue until it is made or given up.

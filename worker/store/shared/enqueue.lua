@@ -1,4 +1,4 @@
--- include: clock, records, job_lists, events
+-- include: clock, records, states, job_lists, queue, events
 -- A new job.
 
 -- Write the job's record, hold its server (unless it only looks), hand it to the node's queue and wake the node.
@@ -7,17 +7,13 @@ local function enqueue(job_id, job, queue)
   job.v, job.state, job.queued_ms, job.attempts = '1', 'queued', tostring(now), '0'
   write('job:' .. job_id, job)
   list_job(job_id, job)
-  if job.kind ~= 'check_create' and job.kind ~= 'check_restore' then
-    redis.call('HSET', 'server:' .. job.server, 'job', job_id)
-  end
+  if not ONLY_LOOKS[job.kind] then redis.call('HSET', 'server:' .. job.server, 'job', job_id) end
   redis.call('ZADD', 'jobs:waiting', now, job_id)
   -- arq's own record of the job. It expires only as a net below us: a job of a dead node is failed long before.
   local payload = string.gsub(queue.payload, 'JOB_ID', job_id)
   payload = string.gsub(payload, '"et":0', '"et":' .. string.format('%.0f', now))
   redis.call('SET', 'arq:job:' .. job_id, payload, 'PX', queue.expires_ms)
   redis.call('ZADD', queue.prefix .. job.node, now, job_id)
-  local wake = queue.prefix .. job.node .. ':wake'
-  redis.call('LPUSH', wake, '1')
-  redis.call('LTRIM', wake, 0, 0)
+  wake(queue.prefix .. job.node .. ':wake')
   tell(job_id, job)
 end

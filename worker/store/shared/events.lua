@@ -6,7 +6,8 @@ local function tell(job_id, job, note_codes)
   local mine, event_id = 'account:' .. job.account .. ':events', nil
   for key, most in pairs({[mine] = 1000, events = 10000}) do
     local added = redis.call('XADD', key, 'MAXLEN', '~', most, '*', 'account', job.account, 'server', job.server,
-      'snapshot', job.snapshot, 'job', job_id, 'kind', job.kind, 'state', job.state, 'step', job.step or '', 'notes', note_codes or '')
+      'snapshot', job.snapshot, 'job', job_id, 'kind', job.kind, 'state', job.state, 'step', job.step or '',
+      'notes', note_codes or '')
     if key == mine then event_id = added end
   end
   redis.call('PEXPIRE', mine, 7 * 86400 * 1000)

@@ -1,16 +1,16 @@
 -- include: job_lists
--- Put in front of the scripts with which a node tells of a job.
+-- What a node reports of a job for operators only.
 
 local STEPS_KEPT_MS, LOG_KEPT_MS = JOBS_LISTED_MS, 7 * 86400 * 1000
 local MOST, LOG_BYTES = 200, 32768
 
--- For the operators: when each step began, and what the log said. Comes with a step, or with the end.
--- told: {steps: [{step ('': the end), ms, attempt}], log: [line], resumed: times that a process has gone on with it}.
-local function keep_report(job_id, told)
+-- Keep when each step began and what the log said. It is reported with a step, or with the job's end.
+-- report: {steps: [{step ('': the end), ms, attempt}], log: [line], resumed: times that a process has gone on with it}.
+local function keep_report(job_id, report)
   local steps, lines = 'job:' .. job_id .. ':steps', 'job:' .. job_id .. ':log'
-  for _, step in ipairs(told.steps) do redis.call('RPUSH', steps, cjson.encode(step)) end
-  for _, line in ipairs(told.log) do redis.call('RPUSH', lines, line) end
-  if told.resumed > 0 then redis.call('HINCRBY', 'job:' .. job_id, 'attempts', told.resumed) end
+  for _, step in ipairs(report.steps) do redis.call('RPUSH', steps, cjson.encode(step)) end
+  for _, line in ipairs(report.log) do redis.call('RPUSH', lines, line) end
+  if report.resumed > 0 then redis.call('HINCRBY', 'job:' .. job_id, 'attempts', report.resumed) end
   redis.call('LTRIM', steps, -MOST, -1)
   redis.call('LTRIM', lines, -MOST, -1)
   local bytes = 0
@@ -19,4 +19,3 @@ local function keep_report(job_id, told)
   redis.call('PEXPIRE', steps, STEPS_KEPT_MS)
   redis.call('PEXPIRE', lines, LOG_KEPT_MS)
 end
-

@@ -1,8 +1,8 @@
 -- include: clock
--- Put in front of the scripts that count calls.
+-- Rate limits.
 
--- The generic cell rate algorithm: `most` at once, and one more each window_ms / most. Answers allowed, left, ms until there
--- is one more.
+-- The generic cell rate algorithm: `most` at once, and one more each window_ms / most. Answers allowed, left, ms until
+-- there is one more.
 local function take(key, most, window_ms)
   local now, each = now_ms(), window_ms / most
   -- When all of them are there again. Never further than a window: also where the clock was set back.

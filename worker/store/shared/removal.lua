@@ -4,7 +4,7 @@
 local function forget_snapshot(id, snapshot)
   hide_snapshot(id, snapshot)
   local key = 'server:' .. snapshot.server
-  -- of a server that is nowhere any more only its snapshots were left to look after
+  -- a missing server is a finding only while it has snapshots
   if redis.call('HEXISTS', key, 'missing') == 1 and redis.call('EXISTS', key .. ':snapshots') == 0 then
     forget_findings(redis.call('HGET', key, 'node'), snapshot.server)
   end

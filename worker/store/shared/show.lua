@@ -1,13 +1,13 @@
 -- include: records
 -- Records as the store's Python code reads them.
 
--- What a customer is shown of a server: {field, value, ...}, kind of the job that holds it or ''.
+-- A server: {field, value, ...}, kind of the job that holds it or ''.
 local function show_server(server_id)
   local holder = redis.call('HGET', 'server:' .. server_id, 'job')
   return redis.call('HGETALL', 'server:' .. server_id), holder and redis.call('HGET', 'job:' .. holder, 'kind') or ''
 end
 
--- What a customer is shown of a job: {id, {field, value, ...}, {durations in ms of the node's latest jobs of its kind},
+-- A job: {id, {field, value, ...}, {durations in ms of the node's latest jobs of its kind},
 -- {its server's field, value, ...}, kind of the job that holds the server or ''}.
 local function show_job(job_id)
   local job = read('job:' .. job_id)
@@ -19,7 +19,7 @@ local function show_job(job_id)
     redis.call('LRANGE', 'node:' .. job.node .. ':milliseconds:' .. job.kind, 0, -1), server, holding}
 end
 
--- {id, {field, value, ...}, name of its server}.
+-- A snapshot: {id, {field, value, ...}, name of its server}.
 local function show_snapshot(id)
   local server = redis.call('HGET', 'snapshot:' .. id, 'server')
   return {id, redis.call('HGETALL', 'snapshot:' .. id), redis.call('HGET', 'server:' .. server, 'name') or ''}

@@ -1,9 +1,9 @@
--- Put in front of the scripts that list for operators, whose lists may be of any length.
+-- Pages of the operators' lists, which may be of any length.
 
 local LOOKS = 2000 -- entries that one call looks at: a bound on how long it holds Redis
 
--- Where a page begins: after the entry that the page before ended with, or, where that has left the list or moved in it,
--- at its place. after: {score, member} or nil.
+-- Where a page begins: after the entry that the page before ended with, or, where that has left the list or moved in
+-- it, at its place. after: {score, member} or nil.
 local function first_rank(list, descending, after)
   if not after then return 0 end
   if redis.call('ZSCORE', list, after[2]) == after[1] then
@@ -14,7 +14,8 @@ local function first_rank(list, descending, after)
 end
 
 -- One page of a sorted set: what `show(member)` makes of its members, those left out for which it is nil.
--- ask: {descending, after, limit}. Answers {score and member to go on after, {} at the end of the list, shown, ...}.
+-- ask: {descending, after, limit}. Answers {after, shown, ...}; after is {score, member} of the last entry that was
+-- looked at, or {} at the end of the list.
 local function walk(ask, list, show)
   local rank, looked, page = first_rank(list, ask.descending, ask.after), 0, {{}}
   while looked < LOOKS do

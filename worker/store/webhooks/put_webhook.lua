@@ -1,8 +1,8 @@
 -- include: clock, records, deliveries, webhooks, idempotency
 -- Create a webhook, change one, or give it a new secret.
--- ask: {account, id, most (only to create), fields: {field: text}, secret, old_ms: how long the secret before stays valid,
--- idempotency (see `replay`)}
--- Answers {'admitted', webhook (see `show_webhook`), secret} or {'refused', code}.
+-- ask: {account, id, most (only to create), fields: {field: text}, secret, old_ms: how long the secret before stays
+-- valid, idempotency (see `replay`)}
+-- Answers {'admitted', webhook (see `show_webhook`), secret or ''} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 local key, all = 'webhook:' .. ask.id, 'account:' .. ask.account .. ':webhooks'
 

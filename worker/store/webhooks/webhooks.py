@@ -92,16 +92,16 @@ class Webhooks(Scripts):
     """An account's webhooks, as the front end sees them. Every call may raise StoreUnavailable."""
 
     async def create(
-        self, *, account_id: AccountId, wish: WebhookChange, idempotency: Idempotency | None = None
+        self, *, account_id: AccountId, change: WebhookChange, idempotency: Idempotency | None = None
     ) -> Secret:
         """Raises WebhookLimitReached."""
-        new = {"most": WEBHOOKS_PER_ACCOUNT, "fields": wish.for_script()}
+        new = {"most": WEBHOOKS_PER_ACCOUNT, "fields": change.for_script()}
         return await self._write(account_id, WebhookId(uuid4().hex), idempotency, secret=_new_secret(), **new)
 
-    async def change(self, *, account_id: AccountId, webhook_id: WebhookId, wish: WebhookChange) -> Webhook:
+    async def change(self, *, account_id: AccountId, webhook_id: WebhookId, change: WebhookChange) -> Webhook:
         """Raises WebhookNotFound or RecordUnreadable."""
         await self.one(account_id=account_id, webhook_id=webhook_id)  # what can't be shown is not to be changed
-        return (await self._write(account_id, webhook_id, None, fields=wish.for_script())).webhook
+        return (await self._write(account_id, webhook_id, None, fields=change.for_script())).webhook
 
     async def rotate(
         self, *, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None = None
