@@ -246,7 +246,7 @@ class TestWhatIsChanged:
         assert done.code == Exit.REFUSED
         assert "1 retried, 1 refused" in done.err
         new = (await ops.get(f"jobs/{latest}/"))["retried_by"]
-        assert f"Its server has had a later job, {new}" in done.out
+        assert f"The server has had a later job, {new}" in done.out
         assert f"retried by  {new}" in (await cli.run("job", "show", latest)).out
         again = await cli.run("job", "retry", latest, "--yes")
         assert (again.code, f"as job {new}" in again.err) == (Exit.REFUSED, True)
