@@ -240,7 +240,7 @@ async def test_what_cannot_be_snapshotted_refuses_the_server_by_its_name_before_
     error = job["error"]
     assert isinstance(error, dict)
     assert (job["state"], error["code"], error["stranded"]) == ("failed", "unsupported_server", False)
-    assert named in error["detail"]
+    assert named in error["detail"].lower()
     assert job["downtime_seconds"] is None
     assert cell.is_on(server) is was_on
     if was_on:

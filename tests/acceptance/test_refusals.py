@@ -192,7 +192,7 @@ async def test_a_file_that_became_read_only_is_named_before_the_server_is_stoppe
 async def test_a_file_that_vanished_under_a_running_server_is_named_before_it_is_stopped(node: Node) -> None:
     with away(node.server.disks[2]):
         for job in (await node.create(), await node.restore()):
-            node.refused(job, "unsupported_server", "vdc", "no file")
+            node.refused(job, "unsupported_server", "vdc", "missing")
             assert job["downtime_seconds"] is None
     assert await node.is_well()
 
