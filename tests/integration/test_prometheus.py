@@ -90,7 +90,10 @@ async def test_every_query_of_the_dashboard_has_something_to_show(
                 await run.round(number)
                 asked = [(title, query) for title, query in asked if not await _shows(server, query)]
 
-        assert await server.values('ALERTS{alertname="VpsSnapshotsServerStranded", alertstate="firing"}') == [1.0]
+        async def stranding_fires() -> bool:  # the rules are evaluated once a second
+            return await server.values('ALERTS{alertname="VpsSnapshotsServerStranded", alertstate="firing"}') == [1.0]
+
+        await until_told(stranding_fires)
         await _rules_are_healthy(server)
         await _every_name_is_scraped(server)
 
