@@ -115,7 +115,7 @@ class Sender:
     async def _attempt(self, client: ClientSession, claim: Claim, delivery: DueDelivery) -> Result:
         try:
             status, error = await self._post(client, claim, delivery)
-        except Exception:
+        except Exception:  # a bug counts as a failed attempt: the delivery is retried, and others are sent
             log.exception("webhook.broke", webhook_id=claim.webhook_id, delivery_id=delivery.id)
             status, error = None, "internal_error"
         log.info(

@@ -5,14 +5,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import pytest
-
-from tests.conftest import needs, needs_root
+from tests.conftest import needs, needs_module, needs_root
 from tests.libvirtd import PROGRAMS
 
-pytest.importorskip("libvirt")
+needs_module("libvirt")
 
-from tests.chaos.migrations import campaign
+from tests.chaos.migrations import campaign  # noqa: E402 - only where there is a libvirt
 
 
 def test_a_server_that_moves_is_whole_on_one_node_whatever_is_killed() -> None:

@@ -12,12 +12,12 @@ import pytest
 
 from tests.compat.recorded import Recorded
 from tests.compat.recording import unpack
-from tests.conftest import needs, needs_root
+from tests.conftest import needs, needs_module, needs_root
 from tests.libvirtd import PROGRAMS, Daemon
 from tests.queueing import until_told
 from tests.worker_process import worker_process
 
-libvirt = pytest.importorskip("libvirt")
+libvirt = needs_module("libvirt")
 
 from drivers.kvm import KvmHypervisor  # noqa: E402 - only where there is a libvirt
 from tests.contract.kvm_bench import qemu_img, read_text  # noqa: E402
