@@ -78,12 +78,15 @@ class Client:
     async def get(self, path: str, query: Query | None = None) -> Body:
         return (await self._call("GET", path, query=query)).body
 
-    async def post(self, path: str, body: Body | None = None, query: Query | None = None) -> Answer:
-        """Retried while the service is unreachable, with one Idempotency-Key: it takes effect at most once."""
+    async def post(self, path: str, body: Body | None = None) -> Body:
+        return (await self.start(path, body)).body
+
+    async def start(self, path: str, body: Body | None = None, query: Query | None = None) -> Answer:
+        """A POST that may create a job. It is retried while the service is unreachable, with one Idempotency-Key, so it
+        takes effect at most once."""
         key = {"Idempotency-Key": uuid4().hex}
         return await retrying(
-            lambda: self._call("POST", path, body=body, query=query, headers=key),
-            max_seconds=2 * LONGEST_WAIT_SECONDS,
+            lambda: self._call("POST", path, body=body, query=query, headers=key), max_seconds=2 * LONGEST_WAIT_SECONDS
         )
 
     async def delete(self, path: str) -> Answer:
