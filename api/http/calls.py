@@ -1,4 +1,4 @@
-"""What the calls of the API are made of: a row above each handler, from which its route and its document are made."""
+"""The parts of an API call: a row above each handler, from which its route and its document are made."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -111,21 +111,22 @@ class Call(Generic[By]):
 
 
 class Table(Generic[By]):
-    """The calls of a resource, in order. A row stands above its handler: `@call("GET /path/", READ, Reply(...))`.
+    """The calls of a resource, in order. A row stands above its handler: `@call("GET /path/", Reply(...))`.
 
-    The handler's docstring is the document's text: its first line is the summary. `examples` are of the request's body,
-    whose model is theirs; `path_ids` are all ids that stand in the paths.
+    The handler's docstring is the document's text; its first line is the summary. `body` has examples of the request's
+    body, which also name its model. `path_ids` are all ids in the paths. `permission` is what all calls need; without
+    it, a GET needs READ and any other call WRITE.
     """
 
-    def __init__(self, tag: str, *path_ids: PathId[Any]) -> None:
+    def __init__(self, tag: str, *path_ids: PathId[Any], permission: Permission | None = None) -> None:
         self.path_ids = path_ids
         self.calls: list[Call[By]] = []
         self._tag = tag
+        self._permission = permission
 
     def __call__(
         self,
         route: str,
-        permission: Permission,
         *replies: Reply,
         query: type[BaseModel] | None = None,
         body: Mapping[str, BaseModel] | None = None,
@@ -139,7 +140,7 @@ class Table(Generic[By]):
                     method=method,
                     path=path,
                     tag=self._tag,
-                    permission=permission,
+                    permission=self._permission or (READ if method == "GET" else WRITE),
                     handle=handle,
                     replies=replies,
                     query=query,

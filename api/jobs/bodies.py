@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from api.http.answers import After, Open, ServerName, SnapshotName, Timestamp, Total, TotalIfKnown, from_record
-from api.http.calls import API, OPS
+from api.http.calls import API
 from api.http.fields import (
     STORABLE,
     CursorQuery,
@@ -20,15 +20,14 @@ from api.http.fields import (
     matches,
 )
 from worker.store import model
-from worker.store.calls import Page
 from worker.store.model import JobKind, JobState, ServerState, Step
 from worker.store.operators import records
 from worker.store.operators.operator_store import JobFilter
-from worker.store.operators.records import CursorPage
 
 BULK_MAX = 100
 MIB = 1 << 20
 
+BulkAction = Literal["retry", "cancel"]
 State = Literal["queued", "in_progress", "completed", "failed"]
 
 
@@ -103,7 +102,7 @@ class OpsJobsQuery(CursorQuery):
 class BulkBody(RequestBody):
     """What to do to which jobs."""
 
-    action: Literal["retry", "cancel"]
+    action: BulkAction
     ids: Annotated[list[JobIdInPath], Field(min_length=1, max_length=BULK_MAX)]
 
 
@@ -286,16 +285,8 @@ def job(record: model.Job) -> Job:
     return from_record(Job, record, **_parts(record))
 
 
-def jobs(page: Page[model.Job]) -> JobList:
-    return JobList(count=page.count, results=tuple(map(job, page.results)))
-
-
 def ops_job_summary(record: model.Job) -> OpsJobSummary:
     return from_record(OpsJobSummary, record, **_parts(record))
-
-
-def ops_jobs(page: CursorPage[model.Job]) -> OpsJobList:
-    return from_record(OpsJobList, page, results=tuple(map(ops_job_summary, page.results)))
 
 
 def ops_job(record: records.OpsJob, *, runbook_url: str) -> OpsJob:
@@ -305,11 +296,6 @@ def ops_job(record: records.OpsJob, *, runbook_url: str) -> OpsJob:
     return from_record(OpsJob, record, **dict(ops_job_summary(record.job)), runbook=runbook)
 
 
-def job_headers(record: model.Job) -> dict[str, str]:
-    """Where to follow a job, and its id, which no body of the contract has."""
-    return {"Operation-Location": f"{API}jobs/{record.id}/", "X-Job-Id": record.id}
-
-
-def ops_job_headers(record: model.Job) -> dict[str, str]:
-    """Where an operator follows a job, and its id."""
-    return {"Operation-Location": f"{OPS}jobs/{record.id}/", "X-Job-Id": record.id}
+def job_headers(record: model.Job, *, base: str = API) -> dict[str, str]:
+    """The job's path below `base`, and its id, which no body of the contract has."""
+    return {"Operation-Location": f"{base}jobs/{record.id}/", "X-Job-Id": record.id}

@@ -241,20 +241,8 @@ def node_details(record: records.Node, running: CursorPage[Job]) -> OpsNodeDetai
     return OpsNodeDetails(**dict(node(record)), jobs=tuple(map(ops_job_summary, running.results)))
 
 
-def nodes(page: CursorPage[records.Node]) -> OpsNodeList:
-    return OpsNodeList(after=page.after, results=tuple(map(node, page.results)))
-
-
-def _server_findings(record: records.ServerFindings) -> ServerFindings:
+def server_findings(record: records.ServerFindings) -> ServerFindings:
     return from_record(ServerFindings, record, server=ServerName(id=record.server_id, name=record.server_name))
-
-
-def findings(page: CursorPage[records.ServerFindings]) -> FindingsList:
-    return from_record(FindingsList, page, results=tuple(map(_server_findings, page.results)))
-
-
-def audit(page: CursorPage[records.AuditEntry]) -> AuditList:
-    return from_record(AuditList, page)
 
 
 def token(record: Token) -> OpsToken:

@@ -20,7 +20,6 @@ from api.http.fields import (
     whole,
 )
 from worker.store import errors
-from worker.store.calls import Page
 from worker.store.model import NAME_MAX, SNAPSHOTS_PER_SERVER, ScheduleId
 from worker.store.schedules import schedules as records
 from worker.store.schedules.schedules import BadCron, ScheduleSpec, check
@@ -171,7 +170,3 @@ def schedule(record: records.Schedule) -> Schedule:
         enabled=spec.enabled,
         last_run=ScheduleRun(at=ran_at, job_id=record.last_job_id, error=record.last_error) if ran_at else None,
     )
-
-
-def schedules(page: Page[records.Schedule]) -> ScheduleList:
-    return ScheduleList(count=page.count, results=tuple(map(schedule, page.results)))

@@ -3,9 +3,9 @@
 from aiohttp import web
 
 from api.http import reading
-from api.http.answers import answer, page_links
+from api.http.answers import answer, page_answer
 from api.http.callers import Caller
-from api.http.calls import API, READ, WRITE, Link, Reply, Table
+from api.http.calls import API, Link, Reply, Table
 from api.http.marks import MADE, SERVER_ID
 from api.http.problems import FieldError, invalid
 from api.http.reading import in_path
@@ -26,10 +26,7 @@ class ScheduleCalls:
         self._schedules = schedules
 
     @call(
-        f"GET {SCHEDULES}",
-        READ,
-        Reply(200, {"nightly": examples.SCHEDULES}, "One page of the list."),
-        query=SchedulesQuery,
+        f"GET {SCHEDULES}", Reply(200, {"nightly": examples.SCHEDULES}, "One page of the list."), query=SchedulesQuery
     )
     async def list_schedules(self, request: web.Request, caller: Caller) -> web.Response:
         """List schedules.
@@ -40,11 +37,10 @@ class ScheduleCalls:
         page = await self._schedules.page(
             account_id=caller.account_id, server_id=query.server_id, offset=query.offset, limit=query.page_size
         )
-        return answer(bodies.schedules(page), headers=page_links(request.rel_url, query, page.count))
+        return page_answer(request, query, page, bodies.ScheduleList, bodies.schedule)
 
     @call(
         f"POST {SCHEDULES}",
-        WRITE,
         Reply(
             201,
             {"nightly": examples.SCHEDULE},
@@ -79,7 +75,6 @@ class ScheduleCalls:
 
     @call(
         f"GET {ONE_SCHEDULE}",
-        READ,
         Reply(200, {"nightly": examples.SCHEDULE}, "The schedule."),
         refusals=(errors.ScheduleNotFound, errors.RecordUnreadable),
     )
@@ -93,7 +88,6 @@ class ScheduleCalls:
 
     @call(
         f"PATCH {ONE_SCHEDULE}",
-        WRITE,
         Reply(200, {"nightly": examples.SCHEDULE}, "The changed schedule."),
         body={"keep_less": examples.KEEP_LESS},
         refusals=(errors.ScheduleNotFound, errors.RecordUnreadable),
@@ -112,9 +106,7 @@ class ScheduleCalls:
             raise invalid(FieldError(field="when", detail=text)) from error
         return answer(bodies.schedule(changed))
 
-    @call(
-        f"DELETE {ONE_SCHEDULE}", WRITE, Reply(204, text="The schedule is gone."), refusals=(errors.ScheduleNotFound,)
-    )
+    @call(f"DELETE {ONE_SCHEDULE}", Reply(204, text="The schedule is gone."), refusals=(errors.ScheduleNotFound,))
     async def delete_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Delete a schedule.
 

@@ -113,7 +113,3 @@ def ops_server_details(
         snapshot_list=tuple(map(details, snapshots.results)),
         jobs=tuple(map(ops_job_summary, latest.results)),
     )
-
-
-def ops_servers(page: CursorPage[records.OpsServer]) -> OpsServerList:
-    return from_record(OpsServerList, page, results=tuple(map(ops_server, page.results)))

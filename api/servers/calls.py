@@ -3,9 +3,9 @@
 from aiohttp import web
 
 from api.http import reading
-from api.http.answers import answer, next_link
+from api.http.answers import answer, cursor_answer
 from api.http.callers import Caller
-from api.http.calls import API, OPERATOR, OPS, READ, Reply, Table, links
+from api.http.calls import API, OPERATOR, OPS, Reply, Table, links
 from api.http.fields import SERVER_ID
 from api.http.reading import in_path
 from api.servers import bodies, examples
@@ -20,7 +20,7 @@ LATEST_JOBS = Cursor(limit=100)
 SNAPSHOTS_MAX = 20 * SNAPSHOTS_PER_SERVER  # failed ones are listed too
 
 call: Table[Caller] = Table("servers", SERVER_ID)
-ops_call: Table[Token] = Table("operators", SERVER_ID)
+ops_call: Table[Token] = Table("operators", SERVER_ID, permission=OPERATOR)
 
 
 class ServerCalls:
@@ -29,7 +29,6 @@ class ServerCalls:
 
     @call(
         f"GET {API}servers/{{server_id}}/",
-        READ,
         Reply(200, {"restoring": examples.SERVER}, "The server."),
         refusals=(errors.ServerNotFound,),
     )
@@ -49,7 +48,6 @@ class OpsServerCalls:
 
     @ops_call(
         f"GET {OPS}servers/",
-        OPERATOR,
         Reply(
             200,
             {"servers": examples.OPS_SERVERS},
@@ -66,11 +64,10 @@ class OpsServerCalls:
         page = await self._operators.servers(
             node=query.node, account_id=query.account_id, stranded=query.stranded, cursor=query.cursor
         )
-        return answer(bodies.ops_servers(page), headers=next_link(request.rel_url, page.after))
+        return cursor_answer(request, page, bodies.OpsServerList, bodies.ops_server)
 
     @ops_call(
         f"GET {OPS}servers/{{server_id}}/",
-        OPERATOR,
         Reply(200, {"server_details": examples.OPS_DETAILS}),
         refusals=(errors.ServerNotFound,),
     )

@@ -26,7 +26,6 @@ from api.http.fields import (
 )
 from api.jobs.bodies import Contents, DisksQuery, contents, job_headers, server_name
 from worker.store import errors, model
-from worker.store.calls import Page
 from worker.store.customers.customer_store import Admitted, Edit, SnapshotFilter
 from worker.store.model import NAME_MAX, ServerState, SnapshotId, SnapshotStatus
 
@@ -195,10 +194,6 @@ def snapshot(record: model.Snapshot) -> Snapshot:
 
 def details(record: model.Snapshot) -> SnapshotDetails:
     return from_record(SnapshotDetails, record, server=server_name(record), contents=contents(record.contents))
-
-
-def snapshots(page: Page[model.Snapshot]) -> SnapshotList:
-    return SnapshotList(count=page.count, results=tuple(map(snapshot, page.results)))
 
 
 def created(admitted: Admitted) -> SnapshotCreated:

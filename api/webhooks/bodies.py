@@ -11,7 +11,6 @@ from api.http.fields import NOT_NULL, Description, PathId, RequestBody, matches
 from api.jobs.bodies import Job, job
 from api.webhooks.ssrf import URL_MAX
 from worker.store import errors
-from worker.store.calls import Page
 from worker.store.model import WebhookId
 from worker.store.webhooks import webhooks as records
 from worker.store.webhooks.deliveries import DueDelivery
@@ -161,10 +160,6 @@ def webhooks(found: Iterable[records.Webhook]) -> WebhookList:
 
 def delivery(record: records.Delivery) -> Delivery:
     return from_record(Delivery, record, status_code=record.status)
-
-
-def deliveries(page: Page[records.Delivery]) -> DeliveryList:
-    return DeliveryList(count=page.count, results=tuple(map(delivery, page.results)))
 
 
 def message(webhook_id: WebhookId, due: DueDelivery) -> Message:

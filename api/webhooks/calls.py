@@ -3,9 +3,9 @@
 from aiohttp import web
 
 from api.http import reading
-from api.http.answers import answer, page_links
+from api.http.answers import answer, page_answer
 from api.http.callers import Caller
-from api.http.calls import API, READ, WRITE, Link, Reply, Table
+from api.http.calls import API, Link, Reply, Table
 from api.http.fields import PageQuery
 from api.http.marks import MADE
 from api.http.problems import FieldError, invalid
@@ -31,7 +31,7 @@ class WebhookCalls:
         self._webhooks = webhooks
         self._to_private = to_private
 
-    @call(f"GET {WEBHOOKS}", READ, Reply(200, {"one": examples.WEBHOOKS}, "All of them."))
+    @call(f"GET {WEBHOOKS}", Reply(200, {"one": examples.WEBHOOKS}, "All of them."))
     async def list_webhooks(self, _: web.Request, caller: Caller) -> web.Response:
         """List webhooks.
 
@@ -41,7 +41,6 @@ class WebhookCalls:
 
     @call(
         f"POST {WEBHOOKS}",
-        WRITE,
         Reply(
             201,
             {"terminal": examples.WITH_SECRET},
@@ -74,7 +73,7 @@ class WebhookCalls:
         place = {"Location": f"{WEBHOOKS}{new.webhook.id}/"}
         return answer(bodies.webhook_with_secret(new), status=201, headers=place)
 
-    @call(f"GET {ONE_WEBHOOK}", READ, Reply(200, {"terminal": examples.WEBHOOK}, "The webhook."), refusals=NO_RECORD)
+    @call(f"GET {ONE_WEBHOOK}", Reply(200, {"terminal": examples.WEBHOOK}, "The webhook."), refusals=NO_RECORD)
     async def show_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Show a webhook.
 
@@ -85,7 +84,6 @@ class WebhookCalls:
 
     @call(
         f"PATCH {ONE_WEBHOOK}",
-        WRITE,
         Reply(200, {"off": examples.DISABLED}, "The changed webhook."),
         body={"off": examples.DISABLE},
         refusals=NO_RECORD,
@@ -103,7 +101,7 @@ class WebhookCalls:
         )
         return answer(bodies.webhook(edited))
 
-    @call(f"DELETE {ONE_WEBHOOK}", WRITE, Reply(204, text="The webhook is gone."), refusals=NOT_FOUND)
+    @call(f"DELETE {ONE_WEBHOOK}", Reply(204, text="The webhook is gone."), refusals=NOT_FOUND)
     async def delete_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Delete a webhook.
 
@@ -114,7 +112,6 @@ class WebhookCalls:
 
     @call(
         f"POST {ONE_WEBHOOK}rotate-secret/",
-        WRITE,
         Reply(200, {"new": examples.WITH_SECRET}, "The webhook, with its new secret."),
         refusals=NO_RECORD,
     )
@@ -133,7 +130,6 @@ class WebhookCalls:
 
     @call(
         f"POST {ONE_WEBHOOK}test/",
-        WRITE,
         Reply(202, {"waits": examples.TEST_WAITS}, "The delivery that was queued."),
         refusals=(*NOT_FOUND, errors.WebhookNotReady),
     )
@@ -152,7 +148,6 @@ class WebhookCalls:
 
     @call(
         f"GET {ONE_WEBHOOK}deliveries/",
-        READ,
         Reply(200, {"one": examples.DELIVERIES}, "One page of the list."),
         query=PageQuery,
         refusals=NOT_FOUND,
@@ -169,7 +164,7 @@ class WebhookCalls:
             offset=query.offset,
             limit=query.page_size,
         )
-        return answer(bodies.deliveries(page), headers=page_links(request.rel_url, query, page.count))
+        return page_answer(request, query, page, bodies.DeliveryList, bodies.delivery)
 
     def _check_url(self, url: str) -> None:
         if why := ssrf.why_not(url, to_private=self._to_private):

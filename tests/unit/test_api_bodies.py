@@ -80,7 +80,8 @@ def sent(body: BaseModel) -> Any:
 
 
 def test_the_list_is_the_contracts_example() -> None:
-    assert sent(bodies.snapshots(Page(count=2, results=(BEFORE_MIGRATION, WEEKLY)))) == {
+    results = bodies.snapshot(BEFORE_MIGRATION), bodies.snapshot(WEEKLY)
+    assert sent(bodies.SnapshotList(count=2, results=results)) == {
         "count": 2,
         "results": [
             {
