@@ -14,7 +14,6 @@ from api.http.answers import answer, page_links
 from api.jobs.bodies import job as job_body
 from api.snapshots import bodies
 from api.snapshots.bodies import ListQuery
-from worker.store.calls import Page
 from worker.store.customers.customer_store import Admitted
 from worker.store.model import (
     AccountId,
