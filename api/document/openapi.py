@@ -319,7 +319,6 @@ def _problem_reply(status: int, found: list[Problem]) -> Json:
     codes = {problem.code: problem for problem in found}
     phrase = _PHRASES.get(status, HTTPStatus(status).phrase)
     headers = ["X-Request-Id", *(name for name in _HEADERS if any(name in problem.headers for problem in found))]
-    headers += ["WWW-Authenticate"] if status == HTTPStatus.UNAUTHORIZED else []
     return {
         "description": f"{phrase}: {', '.join(f'`{code}`' for code in codes)}.",
         "headers": {name: _component("headers", name) for name in headers},

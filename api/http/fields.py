@@ -59,6 +59,18 @@ def matches(pattern: str, rule: str) -> StringConstraints:
     return StringConstraints(pattern=pattern)
 
 
+def hex_id(of: str, example: str) -> tuple[object, object]:
+    """The id of a record that the service creates, as long as the example."""
+    shape = matches(rf"^[0-9a-f]{{{len(example)}}}$", f"Must be {len(example)} hexadecimal digits.")
+    return shape, Field(description=f"the `id` of a {of}", examples=[example])
+
+
+def cursor_text(pattern: str) -> tuple[object, object]:
+    """The cursor of a page."""
+    shape = matches(pattern, "Must be the `after` of the previous page.")
+    return shape, Field(description="the `after` of the previous page")
+
+
 def _storable(text: str) -> str:
     if found := _UNSTORABLE.search(text):
         context = {"character": f"U+{ord(found[0]):04X}"}
@@ -131,11 +143,7 @@ ServerIdInBody = Annotated[ServerId, Field(ge=1, le=ID_MAX), BeforeValidator(who
 ServerIdInPath = Annotated[
     ServerId, Field(ge=1, le=ID_MAX, description="the `id` of a server", examples=[12345]), BeforeValidator(id_text)
 ]
-JobIdInPath = Annotated[
-    JobId,
-    matches(r"^[0-9a-f]{32}$", "Must be 32 hexadecimal digits."),
-    Field(description="the `id` of a job", examples=["0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b"]),
-]
+JobIdInPath = Annotated[JobId, *hex_id("job", "0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b")]
 NodeInPath = Annotated[
     str,
     matches(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", "Must be the name of a node."),
@@ -183,21 +191,14 @@ class PageQuery(Query):
         return (self.page - 1) * self.page_size
 
 
+_CURSOR = cursor_text(r"^-?[0-9]{1,20}(\.[0-9]{1,20})?(e[-+][0-9]{1,3})?:[A-Za-z0-9._-]{1,64}$")
+
+
 class CursorQuery(Query):
     """Which page of a list that may be long."""
 
     limit: Annotated[int, Field(ge=1, le=PAGE_SIZE_MAX, description="results per page"), BeforeValidator(digits)] = 100
-    after: (
-        Annotated[
-            str,
-            matches(
-                r"^-?[0-9]{1,20}(\.[0-9]{1,20})?(e[-+][0-9]{1,3})?:[A-Za-z0-9._-]{1,64}$",
-                "Must be the `after` of the previous page.",
-            ),
-            Field(description="the `after` of the previous page"),
-        ]
-        | None
-    ) = None
+    after: Annotated[str, *_CURSOR] | None = None
 
     @property
     def cursor(self) -> Cursor:

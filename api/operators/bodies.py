@@ -16,6 +16,8 @@ from api.http.fields import (
     PathId,
     Query,
     RequestBody,
+    cursor_text,
+    hex_id,
     matches,
     whole,
 )
@@ -28,11 +30,7 @@ from worker.store.operators import records
 from worker.store.operators.records import CursorPage
 from worker.store.reports import NodeFacts
 
-TokenIdInPath = Annotated[
-    str,
-    matches(r"^[0-9a-f]{12}$", "Must be 12 hexadecimal digits."),
-    Field(description="the `id` of a token", examples=["0a1b2c3d4e5f"]),
-]
+TokenIdInPath = Annotated[str, *hex_id("token", "0a1b2c3d4e5f")]
 TOKEN_ID: PathId[str] = PathId("token_id", TypeAdapter(TokenIdInPath), errors.TokenNotFound)
 
 
@@ -49,14 +47,7 @@ class OpsNodesQuery(CursorQuery):
 class AuditQuery(CursorQuery):
     """The query of the audit log."""
 
-    after: (
-        Annotated[
-            str,
-            matches(r"^[1-9][0-9]{0,17}-[0-9]{1,18}$", "Must be the `after` of the previous page."),
-            Field(description="the `after` of the previous page"),
-        ]
-        | None
-    ) = None
+    after: Annotated[str, *cursor_text(r"^[1-9][0-9]{0,17}-[0-9]{1,18}$")] | None = None
     account_id: OfAccount | None = None
     token_id: TokenIdInPath | None = None
     job_id: JobIdInPath | None = None

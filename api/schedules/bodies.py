@@ -16,6 +16,7 @@ from api.http.fields import (
     PathId,
     RequestBody,
     ServerIdInBody,
+    hex_id,
     matches,
     whole,
 )
@@ -27,11 +28,7 @@ from worker.store.schedules.schedules import BadCron, ScheduleSpec, check
 NAME_OF_SCHEDULE_MAX = NAME_MAX - len("-20250131-2359")
 WHEN_MAX = 100
 
-ScheduleIdInPath = Annotated[
-    ScheduleId,
-    matches(r"^[0-9a-f]{32}$", "Must be 32 hexadecimal digits."),
-    Field(description="the `id` of a schedule", examples=["5c1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e"]),
-]
+ScheduleIdInPath = Annotated[ScheduleId, *hex_id("schedule", "5c1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e")]
 SCHEDULE_ID: PathId[ScheduleId] = PathId("schedule_id", TypeAdapter(ScheduleIdInPath), errors.ScheduleNotFound)
 
 

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 from pydantic_core import PydanticCustomError
 
 from api.http.answers import Open, Timestamp, Total, from_record
-from api.http.fields import NOT_NULL, Description, PathId, RequestBody, matches
+from api.http.fields import NOT_NULL, Description, PathId, RequestBody, hex_id, matches
 from api.jobs.bodies import Job, job
 from api.webhooks.ssrf import URL_MAX
 from worker.store import errors
@@ -18,11 +18,7 @@ from worker.store.webhooks.webhooks import JobEvent, WebhookChange
 
 TERMINAL = (JobEvent.COMPLETED, JobEvent.FAILED)
 
-WebhookIdInPath = Annotated[
-    WebhookId,
-    matches(r"^[0-9a-f]{32}$", "Must be 32 hexadecimal digits."),
-    Field(description="the `id` of a webhook", examples=["1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e5c"]),
-]
+WebhookIdInPath = Annotated[WebhookId, *hex_id("webhook", "1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e5c")]
 WEBHOOK_ID: PathId[WebhookId] = PathId("webhook_id", TypeAdapter(WebhookIdInPath), errors.WebhookNotFound)
 
 
