@@ -5,20 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
+from api.http import fields
 from api.http.answers import After, Open, ServerName, SnapshotName, Timestamp, Total, TotalIfKnown, from_record
 from api.http.calls import API
-from api.http.fields import (
-    STORABLE,
-    CursorQuery,
-    JobIdInPath,
-    NodeInPath,
-    OfAccount,
-    OfServer,
-    PageQuery,
-    Query,
-    RequestBody,
-    matches,
-)
 from worker.store import model
 from worker.store.model import JobKind, JobState, ServerState, Step
 from worker.store.operators import records
@@ -31,14 +20,14 @@ BulkAction = Literal["retry", "cancel"]
 State = Literal["queued", "in_progress", "completed", "failed"]
 
 
-class JobsQuery(PageQuery):
+class JobsQuery(fields.PageQuery):
     """The query of the list of jobs."""
 
-    server_id: OfServer | None = None
+    server_id: fields.OfServer | None = None
     state: State | None = None
 
 
-class DisksQuery(Query):
+class DisksQuery(fields.Query):
     """The query of an undo."""
 
     disks: Annotated[
@@ -56,18 +45,18 @@ class DisksQuery(Query):
         return self.disks == "present"
 
 
-class OpsJobsQuery(CursorQuery):
+class OpsJobsQuery(fields.CursorQuery):
     """The query of the list of all jobs."""
 
     state: State | None = None
     kind: Literal["create", "restore", "delete", "check_create", "check_restore", "undo"] | None = None
-    node: NodeInPath | None = None
-    account_id: OfAccount | None = None
-    server_id: OfServer | None = None
+    node: fields.NodeInPath | None = None
+    account_id: fields.OfAccount | None = None
+    server_id: fields.OfServer | None = None
     error_code: (
         Annotated[
             str,
-            matches(r"^[a-z_]{1,64}$", "1 to 64 lower-case letters or underscores."),
+            fields.matches(r"^[a-z_]{1,64}$", "1 to 64 lower-case letters or underscores."),
             Field(description="the code of the failure"),
         ]
         | None
@@ -76,7 +65,7 @@ class OpsJobsQuery(CursorQuery):
         Annotated[
             str,
             StringConstraints(min_length=1, max_length=100),
-            *STORABLE,
+            *fields.STORABLE,
             Field(
                 description=(
                     "part of the id, the server's name, the snapshot's name, the error's detail or the request's id"
@@ -99,11 +88,11 @@ class OpsJobsQuery(CursorQuery):
         )
 
 
-class BulkBody(RequestBody):
+class BulkBody(fields.RequestBody):
     """What to do to which jobs."""
 
     action: BulkAction
-    ids: Annotated[list[JobIdInPath], Field(min_length=1, max_length=BULK_MAX)]
+    ids: Annotated[list[fields.JobIdInPath], Field(min_length=1, max_length=BULK_MAX)]
 
 
 class HeldDisk(Open):
