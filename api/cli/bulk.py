@@ -1,4 +1,4 @@
-"""Retrying and cancelling several jobs: those named, or all that match filters."""
+"""Retry or cancel several jobs: those named, or all that match filters."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

@@ -141,7 +141,7 @@ def _reconcile(context: typer.Context, nodes: list[str], *, everything: bool, ye
 async def _drained(client: Client, node: Body, output: Output, *, max_seconds: float | None) -> Body:
     """The node once no job is running. Raises CliError if it is silent, or after `max_seconds`."""
     path, noted = f"ops/nodes/{segment(node['name'])}/", -1
-    was_idle = False  # a job that was taken as the pause began appears only at the second poll
+    was_idle = False  # a job that its worker took just before the pause appears only in the second poll
 
     def note_outage(error: Unreachable) -> None:
         output.note(f"{error} Retrying.")

@@ -47,7 +47,7 @@ _HEADERS: dict[str, Json] = {
         "schema": _STRING,
     },
     "Location": {
-        "description": "path of what was created or is restored",
+        "description": "path of what was created or restored",
         "schema": {"type": "string", "format": "uri-reference"},
     },
     "Operation-Location": {"description": "path of the job", "schema": {"type": "string", "format": "uri-reference"}},
@@ -67,14 +67,14 @@ _HEADER_PARAMETERS: dict[str, Json] = {
     },
     "X-Request-Id": {
         "in": "header",
-        "description": "Names the request in answers and logs; 1 to 64 letters, digits, `.`, `_`, `-`, else replaced.",
+        "description": "Identifies the request in answers and logs. 1 to 64 letters, digits, `.`, `_`, `-`; else replaced.",
         "schema": _STRING,
     },
     KEY_HEADER: {
         "in": "header",
         "description": (
             "1 to 255 visible ASCII characters, chosen by the caller. An accepted request that is repeated with the"
-            " same key within 24 hours gets the same answer, and nothing is done twice."
+            " same key within 24 hours gets the same answer and takes no effect again."
         ),
         "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,255}$"},
     },
@@ -122,8 +122,8 @@ def document() -> Json:
         "servers": [{"url": "/", "description": "the host of this document"}],
         "tags": [
             {"name": "snapshots", "description": "The snapshots of an account's servers."},
-            {"name": "jobs", "description": "The work that was accepted, and how to cancel or undo it."},
-            {"name": "servers", "description": "The servers, as far as snapshots are concerned."},
+            {"name": "jobs", "description": "Accepted work, and how to cancel or undo it."},
+            {"name": "servers", "description": "How many snapshots a server has, and whether it accepts new jobs."},
             {"name": "schedules", "description": "Snapshots that are created automatically."},
             {"name": "webhooks", "description": "Events of the account's jobs, sent to URLs of its own."},
             {"name": "operators", "description": "All accounts and all nodes, for the operators of the service."},
@@ -173,7 +173,7 @@ def _schemas() -> Json:
 
 
 def _operation(call: AnyCall) -> Json:
-    said: Json = {
+    operation: Json = {
         "operationId": call.id,
         "tags": [call.tag],
         "summary": call.summary,
@@ -182,7 +182,7 @@ def _operation(call: AnyCall) -> Json:
         "parameters": _parameters_of(call),
     }
     if call.body is not None:
-        said["requestBody"] = {
+        operation["requestBody"] = {
             "required": True,
             "content": {
                 "application/json": {
@@ -198,7 +198,7 @@ def _operation(call: AnyCall) -> Json:
     if call.is_cacheable:
         replies["200"]["headers"]["ETag"] = _component("headers", "ETag")
         replies["304"] = _NOT_MODIFIED
-    return said | {"responses": replies | _refused(_problems_of(call))}
+    return operation | {"responses": replies | _refused(_problems_of(call))}
 
 
 def _probe(probe: Probe) -> Json:
@@ -268,19 +268,22 @@ def _never_null(schema: Json) -> Json:
 
 def _reply(reply: Reply, *more_headers: str) -> Json:
     headers = (*reply.headers, *more_headers, "X-Request-Id")
-    said: Json = {"description": reply.said, "headers": {name: _component("headers", name) for name in headers}}
+    response: Json = {
+        "description": reply.description,
+        "headers": {name: _component("headers", name) for name in headers},
+    }
     if reply.examples:
         models = list(dict.fromkeys(type(example) for example in reply.examples.values()))
         refs = [_ref(model) for model in models]
-        said["content"] = {
+        response["content"] = {
             reply.media: {
                 "schema": refs[0] if len(refs) == 1 else {"anyOf": refs},
                 "examples": {name: {"value": _value(example)} for name, example in reply.examples.items()},
             }
         }
     if reply.links:
-        said["links"] = {link.to: _link(link) for link in reply.links}
-    return said
+        response["links"] = {link.to: _link(link) for link in reply.links}
+    return response
 
 
 def _link(link: Link) -> Json:

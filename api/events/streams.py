@@ -10,7 +10,7 @@ from aiohttp import web
 
 from api.events import bodies
 from api.http.answers import from_record
-from api.http.server import when_gone
+from api.http.server import on_disconnect
 from worker.program.background import in_background
 from worker.program.loop import every
 from worker.store.customers.events import Audience, Event, Events, place
@@ -95,7 +95,7 @@ class Streams:
             missed = last_event_id is not None and not await self._events.has(account_id, last_event_id)
             late = await self._events.after(account_id, last_event_id) if last_event_id is not None else []
             listener.cut_off = lambda: request.transport.abort() if request.transport else None
-            when_gone(request, lambda: listener.put(None))  # frees its place at once, not at the next heartbeat
+            on_disconnect(request, lambda: listener.put(None))  # frees its place at once, not at the next heartbeat
             response = web.StreamResponse(headers=HEADERS)
             await response.prepare(request)
             with suppress(ConnectionError, TimeoutError):

@@ -1,4 +1,4 @@
-"""Who calls: from the token of a request to the account that it acts for."""
+"""The caller of a request, from its token and its X-Account-Id."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Callers:
         self._trusted_proxies = trusted_proxies
 
     async def identify(self, request: web.Request, permission: Permission) -> Caller:
-        """The caller, who has that permission. Raises Problem (400, 401, 403, 429) or StoreUnavailable."""
+        """The caller, if the token has that permission. Raises Problem (400, 401, 403, 429) or StoreUnavailable."""
         token = await self._allowed(request, permission)
         account_id = _account(token, request)
         bind_contextvars(account=account_id)

@@ -126,8 +126,8 @@ def of_http(error: web.HTTPException) -> Problem:
     return Problem(error.status, code, f"{error.reason}.")
 
 
-def broke(status: int = 500) -> Problem:
-    """A bug of ours: the details are in the log only."""
+def internal_error(status: int = 500) -> Problem:
+    """A bug: only the log has the details."""
     return Problem(status, "internal_error", "An internal error occurred. It was logged.")
 
 

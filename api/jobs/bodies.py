@@ -1,4 +1,4 @@
-"""The bodies of jobs: a customer's, and what operators see beside it."""
+"""The bodies of jobs, for customers and for operators."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -103,24 +103,24 @@ class HeldDisk(Open):
 
 
 class LeftOut(Open):
-    """A disk or device that the snapshot does not hold."""
+    """A disk or device that the snapshot does not contain."""
 
     target: str
     reason: str
 
 
 class Contents(Open):
-    """What a snapshot holds, and what it does not."""
+    """What a snapshot contains, and what it does not."""
 
     disks: tuple[HeldDisk, ...]
     left_out: tuple[LeftOut, ...]
     firmware: Annotated[str, Field(description="`bios` or `uefi`")]
-    nvram: Annotated[bool, Field(description="whether it holds the UEFI variables")]
-    tpm: Annotated[bool, Field(description="whether it holds the state of the emulated TPM")]
+    nvram: Annotated[bool, Field(description="whether it contains the UEFI variables")]
+    tpm: Annotated[bool, Field(description="whether it contains the state of the emulated TPM")]
 
 
 class ServerNow(Open):
-    """A server, and what it does now."""
+    """A server and its current status."""
 
     id: int
     name: str
@@ -133,7 +133,7 @@ class JobError(Open):
     code: Annotated[str, Field(description="stable, snake_case; more may be added")]
     detail: str
     stranded: Annotated[
-        bool, Field(description="the job could not put the server back as it was: an operator must act")
+        bool, Field(description="the job could not put the server back as it was; an operator must fix it")
     ]
 
 
@@ -142,7 +142,7 @@ class Note(Open):
 
     code: Annotated[str, Field(description="stable, snake_case; more may be added")]
     detail: str
-    disks: Annotated[tuple[str, ...], Field(description="the disks that it is about")]
+    disks: Annotated[tuple[str, ...], Field(description="the disks concerned")]
 
 
 class Job(Open):
@@ -153,11 +153,11 @@ class Job(Open):
     state: JobState
     step: Annotated[Step | None, Field(description="the current step; null before the job starts")]
     percent: Annotated[
-        int, Field(ge=0, le=100, description="the share of its steps that are done; of a failed job: when it failed")
+        int, Field(ge=0, le=100, description="the share of its steps that are done; for a failed job, when it failed")
     ]
     server: ServerNow
     snapshot: Annotated[SnapshotName | None, Field(description="null for the dry run of a create")]
-    attempts: Annotated[int, Field(description="how often a node started it: more than 1 after a crash")]
+    attempts: Annotated[int, Field(description="how many times a node started it; more than 1 after a crash")]
     queued_at: Timestamp
     started_at: Timestamp | None
     finished_at: Timestamp | None
@@ -173,7 +173,7 @@ class Job(Open):
     notes: tuple[Note, ...]
     contents: Annotated[
         Contents | None,
-        Field(description="of a completed create: what the snapshot holds; of its dry run: what it would hold"),
+        Field(description="of a completed create: what the snapshot contains; of its dry run: what it would contain"),
     ]
     retried_by: Annotated[str | None, Field(description="the job that retries this one")]
 
@@ -219,7 +219,7 @@ class Resolution(Open):
 
 
 class OpsJob(OpsJobSummary):
-    """A job with everything that is known of it."""
+    """A job with all its details."""
 
     power_found: Annotated[str | None, Field(description="`on`, `off` or `paused`, when its node started it")]
     power_now: str | None

@@ -150,10 +150,10 @@ class OpsJobCalls:
         f"POST {OPS_JOBS}bulk/", Reply(200, {"bulk_results": examples.BULK_RESULTS}), body={"bulk": examples.BULK}
     )
     async def ops_bulk_jobs(self, request: web.Request, token: Token) -> web.Response:
-        """Do one thing to many jobs.
+        """Retry or cancel many jobs.
 
         Each job succeeds or fails on its own. A retry is also refused, with `job_not_retryable`, for a job that was
-        cancelled or whose server has had a later job: check such a job and retry it alone.
+        cancelled or whose server has had a later job: check such a job and retry it individually.
         """
         body = await reading.body(request, BulkBody)
         key = operator_key(request, token, body)
@@ -183,10 +183,10 @@ class OpsJobCalls:
         refusals=RETRY,
     )
     async def ops_retry_job(self, request: web.Request, token: Token) -> web.Response:
-        """Try a failed job again.
+        """Retry a failed job.
 
-        A new job does the same again, if it is admitted. A job is retried once; `retried_by` then names the new job. No
-        body, or `{}`.
+        A new job does the same again, if limits still allow it. A job is retried once; `retried_by` then names the new
+        job. No body, or `{}`.
         """
         job = await self._operators.retry(
             in_path(request, JOB_ID), request_id=request[REQUEST_ID], idempotency=operator_key(request, token)
@@ -201,7 +201,7 @@ class OpsJobCalls:
     async def ops_cancel_job(self, request: web.Request, token: Token) -> web.Response:
         """Cancel any job.
 
-        As its owner can. No body, or `{}`.
+        Like the customer's call. No body, or `{}`.
         """
         cancelled = await self._operators.cancel(in_path(request, JOB_ID), idempotency=operator_key(request, token))
         return answer(bodies.ops_job_summary(cancelled))
@@ -215,7 +215,7 @@ class OpsJobCalls:
     async def ops_resolve_job(self, request: web.Request, token: Token) -> web.Response:
         """Resolve a stranded server.
 
-        Marks the server that the job stranded as fixed by an operator.
+        Marks the server that the job stranded as fixed.
         """
         job_id, why = in_path(request, JOB_ID), await reading.reason(request)
         resolved = await self._operators.resolve(

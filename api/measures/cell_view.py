@@ -18,7 +18,7 @@ STALE_SECONDS = 120.0  # after that, numbers are left to other front ends
 
 
 class CellView(Collector):
-    """`look_seconds`: between two looks at the cell. Numbers older than `stale_seconds` are not served.
+    """`look_seconds`: how often the cell is read. Numbers older than `stale_seconds` are not served.
 
     Prometheus reads it from another thread, so the numbers are replaced as a whole.
     """
@@ -38,7 +38,7 @@ class CellView(Collector):
         self._seen: tuple[CellNumbers | None, float] = (None, 0.0)  # and when, in Unix seconds
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
-        """Look at the cell while the application runs."""
+        """Read the cell while the application runs."""
         expected: dict[type[Exception], str] = {StoreUnavailable: "cell_view.store_unavailable"}
         looking = every(self._look_seconds, self._look, name="cell_view", expected=expected)
         async with in_background(looking):

@@ -93,7 +93,7 @@ class TokenBody(fields.RequestBody):
 
     @field_validator("account_id", mode="after")
     @classmethod
-    def _is_no_operators(cls, account_id: AccountId | None, info: ValidationInfo) -> AccountId | None:
+    def _not_for_operators(cls, account_id: AccountId | None, info: ValidationInfo) -> AccountId | None:
         if account_id is not None and Permission.OPERATOR in info.data.get("permissions", ()):
             raise PydanticCustomError("operators_account", "Must be null: an operator token belongs to no account.")
         return account_id

@@ -33,7 +33,7 @@ class OperatorCalls:
 
     @call(f"GET {OPS}overview/", Reply(200, {"overview": examples.OVERVIEW}))
     async def ops_overview(self, _: web.Request, __: Token) -> web.Response:
-        """Look at the cell.
+        """Show the overview.
 
         Its current state, and the last 24 hours in quarters of an hour.
         """
@@ -49,7 +49,7 @@ class OperatorCalls:
     async def ops_list_nodes(self, request: web.Request, _: Token) -> web.Response:
         """List nodes.
 
-        By name unless `sort` is given.
+        Sorted by name unless `sort` is given.
         """
         query = reading.query(request, OpsNodesQuery)
         page = await self._operators.nodes(state=query.state, sort=query.sort, cursor=query.cursor)
@@ -92,7 +92,7 @@ class OperatorCalls:
         refusals=(errors.NodeNotFound,),
     )
     async def ops_resume_node(self, request: web.Request, token: Token) -> web.Response:
-        """Let a node go on.
+        """Resume a node.
 
         Waiting jobs start immediately.
         """
@@ -122,7 +122,7 @@ class OperatorCalls:
 
     @call(f"GET {OPS}audit/", Reply(200, {"audit": examples.AUDIT}), query=AuditQuery)
     async def ops_list_audit(self, request: web.Request, _: Token) -> web.Response:
-        """List the audit.
+        """List the audit log.
 
         Who did what, newest first. With filters a page may have few results and still not be the last.
         """
@@ -174,7 +174,7 @@ class OperatorCalls:
     async def ops_revoke_token(self, request: web.Request, _: Token) -> web.Response:
         """Revoke a token.
 
-        Calls with it are refused at once.
+        Calls with it fail from now on.
         """
         token_id = in_path(request, TOKEN_ID)
         if not await self._tokens.revoke(token_id):

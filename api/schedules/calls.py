@@ -102,7 +102,7 @@ class ScheduleCalls:
         try:
             changed = await self._schedules.change(before, body.applied(before.spec))
         except BadCron as error:
-            text = f"This version does not know the current value, {before.spec.when}; give another. ({error}.)"
+            text = f"This version does not support the current value, {before.spec.when}. Set another. ({error}.)"
             raise invalid(FieldError(field="when", detail=text)) from error
         return answer(bodies.schedule(changed))
 

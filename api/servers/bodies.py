@@ -1,4 +1,4 @@
-"""The bodies of servers: a customer's, and what operators see beside it."""
+"""The bodies of servers, for customers and for operators."""
 
 from typing import Annotated
 
@@ -31,12 +31,12 @@ class BusyJob(Open):
 
 
 class Server(Open):
-    """A server, and what it accepts."""
+    """A server, and whether it accepts new jobs."""
 
     id: int
     name: str
     status: ServerState
-    snapshots: Annotated[int, Field(description="how many of its slots are in use; failed ones do not count")]
+    snapshots: Annotated[int, Field(description="how many snapshots it has; failed ones do not count")]
     snapshots_max: int
     job: Annotated[BusyJob | None, Field(description="the job that it is busy with")]
     reachable: Annotated[bool, Field(description="its node responds, so new jobs are accepted")]

@@ -35,7 +35,7 @@ class ServerCalls:
     async def show_server(self, request: web.Request, caller: Caller) -> web.Response:
         """Show a server.
 
-        What the server does now, how many snapshots it has, and whether new jobs are accepted.
+        Its current status, how many snapshots it has, and whether it accepts new jobs.
         """
         found = await self._store.server(account_id=caller.account_id, server_id=in_path(request, SERVER_ID))
         return answer(bodies.server(found))
@@ -58,7 +58,7 @@ class OpsServerCalls:
     async def ops_list_servers(self, request: web.Request, _: Token) -> web.Response:
         """List all servers.
 
-        By id; with `stranded`, by the time when they were stranded.
+        Sorted by `id`; with `stranded`, by when they were stranded.
         """
         query = reading.query(request, OpsServersQuery)
         page = await self._operators.servers(
@@ -74,7 +74,7 @@ class OpsServerCalls:
     async def ops_show_server(self, request: web.Request, _: Token) -> web.Response:
         """Show any server.
 
-        With its snapshots and its latest jobs, also those of former owners.
+        With its snapshots and its latest jobs, including those of former owners.
         """
         server_id = in_path(request, SERVER_ID)
         found = await self._operators.server(server_id)

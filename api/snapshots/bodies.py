@@ -69,7 +69,7 @@ class DryRunQuery(fields.Query):
     """The query of a create."""
 
     dry_run: Annotated[
-        bool, Field(description="only make the checks that come before any change"), BeforeValidator(fields.truth)
+        bool, Field(description="only run the checks; change nothing"), BeforeValidator(fields.truth)
     ] = False
 
 
@@ -105,7 +105,7 @@ class EditBody(fields.RequestBody):
         fields.LEFT_OUT,
         Field(description="when it is deleted, unless it is protected; null: never"),
     ] = None
-    protected: Annotated[bool | None, *fields.NOT_NULL, Field(description="refuse to delete it")] = None
+    protected: Annotated[bool | None, *fields.NOT_NULL, Field(description="whether it cannot be deleted")] = None
 
     @property
     def edit(self) -> Edit:
@@ -119,7 +119,7 @@ class EditBody(fields.RequestBody):
 
 
 class Snapshot(Closed):
-    """One point in time of one server: all its disks."""
+    """All disks of one server at one point in time."""
 
     id: int
     server: ServerName
@@ -136,7 +136,7 @@ class SnapshotDetails(Snapshot):
     model_config = ConfigDict(extra="ignore")
 
     labels: dict[str, str]
-    protected: Annotated[bool, Field(description="it can't be deleted")]
+    protected: Annotated[bool, Field(description="it cannot be deleted")]
     expires_at: Annotated[Timestamp | None, Field(description="when it is deleted, unless it is protected")]
     schedule_id: Annotated[str | None, Field(description="the schedule that created it")]
     contents: Annotated[
@@ -164,7 +164,7 @@ class RestoredSnapshot(SnapshotName):
 
 
 class RestoredServer(ServerName):
-    """The server that is restored, and what it does now."""
+    """The server that is being restored."""
 
     status: ServerState
 

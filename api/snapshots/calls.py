@@ -31,7 +31,7 @@ DELETE = Link("delete_snapshot", SNAPSHOT_OF_BODY, "Delete it.")
 UNDO = Link("undo_restore", JOB_OF_HEADER, "Undo the restore, once it is completed.")
 
 DRY_RUN_DONE = "`completed`, or `failed` with the error that the real job would end with."
-DRY_RUN_WAITS = "Dry run: the node is busy and will make the checks later; follow the job."
+DRY_RUN_WAITS = "Dry run: the node is busy and will run the checks later; follow the job."
 
 call: Table[Caller] = Table("snapshots", SNAPSHOT_ID)
 

@@ -31,7 +31,7 @@ class WebhookCalls:
         self._webhooks = webhooks
         self._to_private = to_private
 
-    @call(f"GET {WEBHOOKS}", Reply(200, {"one": examples.WEBHOOKS}, "All of them."))
+    @call(f"GET {WEBHOOKS}", Reply(200, {"one": examples.WEBHOOKS}, "All webhooks of the account."))
     async def list_webhooks(self, _: web.Request, caller: Caller) -> web.Response:
         """List webhooks.
 
@@ -51,7 +51,7 @@ class WebhookCalls:
                 Link("edit_webhook", OWN, "Change it."),
                 Link("test_webhook", OWN, "Send a test event."),
                 Link("list_deliveries", OWN, "List its deliveries."),
-                Link("rotate_webhook_secret", OWN, "Give it a new secret."),
+                Link("rotate_webhook_secret", OWN, "Rotate its secret."),
                 Link("delete_webhook", OWN, "Delete it."),
             ),
         ),
@@ -61,7 +61,7 @@ class WebhookCalls:
     async def create_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Create a webhook.
 
-        From now on each of these events is sent to the URL, signed as the Standard Webhooks specification says. The
+        From now on each of these events is sent to the URL, signed as the Standard Webhooks specification defines. The
         secret is shown only in this answer. An account has at most 10 webhooks.
         """
         body = await reading.body(request, WebhookBody)

@@ -1,4 +1,4 @@
-"""Sends the deliveries of webhooks, after the Standard Webhooks specification; every front end has a sender."""
+"""Sends webhook deliveries as the Standard Webhooks specification defines. Every front end has a sender."""
 
 import asyncio
 import hashlib
