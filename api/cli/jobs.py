@@ -152,13 +152,13 @@ def resolve_job(
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> None:
-    """Mark a stranded server as fixed."""
+    """Mark a stranded server as repaired."""
     perform(
         context,
         lambda client: client.post(f"ops/jobs/{segment(job)}/resolve/", {"reason": reason}),
         lambda output, resolved: output.say(f"resolved: {formats.what(resolved)}"),
         as_json=as_json,
-        question=None if yes else _question("Mark the server as fixed: {}?", job),
+        question=None if yes else _question("Mark the server as repaired: {}?", job),
     )
 
 
@@ -212,7 +212,7 @@ def _advice(job: Body) -> str | None:
     if "steps" not in job:  # a customer's view
         return None
     if formats.is_stranded(job):
-        return f"After you have fixed the server: vps-snapshots job resolve {job['id']} --reason ..."
+        return f"After you have repaired the server: vps-snapshots job resolve {job['id']} --reason ..."
     if job["state"] == "failed":
         return f"To retry it: vps-snapshots job retry {job['id']}"
     return f"To cancel it: vps-snapshots job cancel {job['id']}" if job["state"] == "queued" else None

@@ -67,7 +67,7 @@ _HEADER_PARAMETERS: dict[str, Json] = {
     },
     "X-Request-Id": {
         "in": "header",
-        "description": "Names the request in answers and logs: 1 to 64 letters, digits, `.`, `_` or `-`; else replaced.",
+        "description": "Names the request in answers and logs. 1 to 64 letters, digits, `.`, `_`, `-`; else replaced.",
         "schema": _STRING,
     },
     KEY_HEADER: {

@@ -133,7 +133,8 @@ class JobError(Open):
     code: Annotated[str, Field(description="stable, snake_case; more may be added")]
     detail: str
     stranded: Annotated[
-        bool, Field(description="the job could not put the server back as it was; an operator must fix it")
+        bool,
+        Field(description="the job could not put the server back as it was: it is off, and an operator must repair it"),
     ]
 
 

@@ -215,7 +215,7 @@ class OpsJobCalls:
     async def ops_resolve_job(self, request: web.Request, token: Token) -> web.Response:
         """Resolve a stranded server.
 
-        Marks the server that the job stranded as fixed.
+        Marks the server that the job stranded as repaired.
         """
         job_id, why = in_path(request, JOB_ID), await reading.reason(request)
         resolved = await self._operators.resolve(

@@ -20,7 +20,9 @@ class OpsServersQuery(CursorQuery):
 
     node: NodeInPath | None = None
     account_id: OfAccount | None = None
-    stranded: Annotated[bool, Field(description="only those that an operator must fix"), BeforeValidator(truth)] = False
+    stranded: Annotated[bool, Field(description="only those that an operator must repair"), BeforeValidator(truth)] = (
+        False
+    )
 
 
 class BusyJob(Open):
