@@ -1,4 +1,4 @@
-"""An example of each problem, for the document."""
+"""An example of each problem, for the OpenAPI document."""
 
 from datetime import timedelta
 

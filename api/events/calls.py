@@ -33,7 +33,7 @@ class EventCalls:
         """Follow all jobs.
 
         A stream of server-sent events, one for each change of a job of the account, from now on or after the
-        `Last-Event-ID`. An event `missed` says that older events are no longer kept: reload the lists.
+        `Last-Event-ID`. A `missed` event means that older events are gone: reload the lists.
         """
         return await self._follow(request, caller.account_id, READ)
 

@@ -26,9 +26,9 @@ Timestamp = Annotated[
     PlainSerializer(_rfc3339, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time", "description": "UTC, RFC 3339, whole seconds"}),
 ]
-Total = Annotated[int, Field(description="the total over all pages")]
-After = Annotated[str | None, Field(description="the cursor of the next page, for `after`; null on the last page")]
-TotalIfKnown = Annotated[int | None, Field(description="the total over all pages; null if it is not known")]
+Total = Annotated[int, Field(description="the number of results on all pages")]
+After = Annotated[str | None, Field(description="the cursor of the next page, for `after`; null: this is the last")]
+TotalIfKnown = Annotated[int | None, Field(description="the number of results on all pages; null if unknown")]
 
 
 class Closed(BaseModel):
@@ -58,7 +58,7 @@ class SnapshotName(Closed):
 
 
 class Health(Open):
-    """The answer of a probe."""
+    """The response of a health check."""
 
     status: Literal["ok"]
 

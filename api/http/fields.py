@@ -62,7 +62,7 @@ def matches(pattern: str, rule: str) -> StringConstraints:
 def hex_id(of: str, example: str) -> tuple[object, object]:
     """A record's ID, which the service chooses: as many hexadecimal digits as the example has."""
     shape = matches(rf"^[0-9a-f]{{{len(example)}}}$", f"Must be {len(example)} hexadecimal digits.")
-    return shape, Field(description=f"the `id` of a {of}", examples=[example])
+    return shape, Field(description=f"ID of a {of}", examples=[example])
 
 
 def cursor_text(pattern: str) -> tuple[object, object]:
@@ -141,7 +141,7 @@ NOT_NULL = BeforeValidator(_not_null), Field(json_schema_extra=_without_null)
 # Limits come before the parser, or the schema lacks them.
 ServerIdInBody = Annotated[ServerId, Field(ge=1, le=ID_MAX), BeforeValidator(whole)]
 ServerIdInPath = Annotated[
-    ServerId, Field(ge=1, le=ID_MAX, description="the `id` of a server", examples=[12345]), BeforeValidator(id_text)
+    ServerId, Field(ge=1, le=ID_MAX, description="ID of a server", examples=[12345]), BeforeValidator(id_text)
 ]
 JobIdInPath = Annotated[JobId, *hex_id("job", "0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b")]
 NodeInPath = Annotated[

@@ -23,14 +23,14 @@ class Probes:
         self._ping = ping
 
     async def alive(self, _: web.Request) -> web.Response:
-        """Is the process alive?
+        """Check that the process runs.
 
         Does not check Redis: restarting the process would not help.
         """
         return answer(Health(status="ok"))
 
     async def ready(self, _: web.Request) -> web.Response:
-        """Would a request be served?
+        """Check that requests can be served.
 
         Checks that Redis responds.
         """

@@ -68,7 +68,7 @@ class OpsJobsQuery(fields.CursorQuery):
             *fields.STORABLE,
             Field(
                 description=(
-                    "part of the id, the server's name, the snapshot's name, the error's detail or the request's id"
+                    "part of the job ID, the server's name, the snapshot's name, the error's detail or the request ID"
                 )
             ),
         ]
@@ -99,7 +99,7 @@ class HeldDisk(Open):
     """A disk of the server when the snapshot was taken."""
 
     target: Annotated[str, Field(description="the name of the device in the server, for example `vda`")]
-    size_mb: Annotated[int, Field(description="its size then, in MiB")]
+    size_mb: Annotated[int, Field(description="its size at that time, in MiB")]
 
 
 class LeftOut(Open):
@@ -133,8 +133,7 @@ class JobError(Open):
     code: Annotated[str, Field(description="stable, snake_case; more may be added")]
     detail: str
     stranded: Annotated[
-        bool,
-        Field(description="the job could not put the server back as it was: it is off, and an operator must repair it"),
+        bool, Field(description="the job could not put the server back as it was; an operator must repair it")
     ]
 
 
@@ -220,7 +219,7 @@ class Resolution(Open):
 
 
 class OpsJob(OpsJobSummary):
-    """A job with all its details."""
+    """A job with its steps, log lines and resolution."""
 
     power_found: Annotated[str | None, Field(description="`on`, `off` or `paused`, when its node started it")]
     power_now: str | None

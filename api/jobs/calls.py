@@ -139,8 +139,8 @@ class OpsJobCalls:
     async def ops_list_jobs(self, request: web.Request, _: Token) -> web.Response:
         """List all jobs.
 
-        The jobs of the last 30 days, newest first. With several filters a page may have few results and still not be
-        the last.
+        The jobs of the last 30 days, newest first. With several filters, a page can be short or empty although
+        more entries follow.
         """
         query = reading.query(request, OpsJobsQuery)
         page = await self._operators.jobs(query.filter, query.cursor)
@@ -150,7 +150,7 @@ class OpsJobCalls:
         f"POST {OPS_JOBS}bulk/", Reply(200, {"bulk_results": examples.BULK_RESULTS}), body={"bulk": examples.BULK}
     )
     async def ops_bulk_jobs(self, request: web.Request, token: Token) -> web.Response:
-        """Retry or cancel many jobs.
+        """Retry or cancel several jobs.
 
         Each job succeeds or fails on its own. A retry is also refused, with `job_not_retryable`, for a job that was
         cancelled or whose server has had a later job: check such a job and retry it individually.
@@ -170,7 +170,7 @@ class OpsJobCalls:
     async def ops_show_job(self, request: web.Request, _: Token) -> web.Response:
         """Show any job.
 
-        With the times of its steps and its last log lines.
+        The job with the times of its steps and its last log lines.
         """
         found = await self._operators.job(in_path(request, JOB_ID))
         return answer(bodies.ops_job(found, runbook_url=self._runbook_url))
@@ -185,8 +185,8 @@ class OpsJobCalls:
     async def ops_retry_job(self, request: web.Request, token: Token) -> web.Response:
         """Retry a failed job.
 
-        A new job does the same again, if limits still allow it. A job is retried once; `retried_by` then names the new
-        job. No body, or `{}`.
+        A new job does the same again, if the limits allow it. A job can be retried once; `retried_by` then names the
+        new job. No body, or `{}`.
         """
         job = await self._operators.retry(
             in_path(request, JOB_ID), request_id=request[REQUEST_ID], idempotency=operator_key(request, token)
@@ -201,7 +201,7 @@ class OpsJobCalls:
     async def ops_cancel_job(self, request: web.Request, token: Token) -> web.Response:
         """Cancel any job.
 
-        Like the customer's call. No body, or `{}`.
+        Cancels a `queued` job, as its owner can. No body, or `{}`.
         """
         cancelled = await self._operators.cancel(in_path(request, JOB_ID), idempotency=operator_key(request, token))
         return answer(bodies.ops_job_summary(cancelled))

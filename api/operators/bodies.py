@@ -42,7 +42,7 @@ class AuditQuery(fields.CursorQuery):
         Annotated[
             str,
             fields.matches(r"^[A-Za-z0-9._-]{1,64}$", "1 to 64 letters, digits, dots, underscores or hyphens."),
-            Field(description="the X-Request-Id of the call"),
+            Field(description="the request ID of the call"),
         ]
         | None
     ) = None
@@ -194,7 +194,7 @@ class OpsToken(Open):
 class NewOpsToken(OpsToken):
     """The token that was created."""
 
-    secret: Annotated[str, Field(description="shown only in this answer")]
+    secret: Annotated[str, Field(description="shown only in this response")]
 
 
 class TokenList(Open):

@@ -35,7 +35,7 @@ class OperatorCalls:
     async def ops_overview(self, _: web.Request, __: Token) -> web.Response:
         """Show the overview.
 
-        Its current state, and the last 24 hours in quarters of an hour.
+        The current state of the cell, and the last 24 hours in intervals of 15 minutes.
         """
         return answer(overview(await self._operators.overview()))
 
@@ -79,7 +79,7 @@ class OperatorCalls:
     async def ops_pause_node(self, request: web.Request, token: Token) -> web.Response:
         """Pause a node.
 
-        It starts no new jobs; running jobs finish. Jobs are still accepted and wait, `queued`.
+        The node starts no new jobs; running jobs finish. The service still accepts jobs, which stay `queued`.
         """
         name, why = in_path(request, NODE), await reading.reason(request)
         key = operator_key(request, token, why)
@@ -124,7 +124,7 @@ class OperatorCalls:
     async def ops_list_audit(self, request: web.Request, _: Token) -> web.Response:
         """List the audit log.
 
-        Who did what, newest first. With filters a page may have few results and still not be the last.
+        Who did what, newest first. With filters, a page can be short or empty although more entries follow.
         """
         query = reading.query(request, AuditQuery)
         page = await self._operators.audit(query.filter, since=query.since, until=query.until, cursor=query.cursor)
@@ -136,7 +136,7 @@ class OperatorCalls:
     async def ops_list_tokens(self, request: web.Request, _: Token) -> web.Response:
         """List tokens.
 
-        The valid ones, without their secrets.
+        The valid tokens, without their secrets.
         """
         account_id = reading.query(request, TokensQuery).account_id
         found = [token for token in await self._tokens.all() if account_id in {None, token.account_id}]
@@ -154,7 +154,7 @@ class OperatorCalls:
     async def ops_create_token(self, request: web.Request, token: Token) -> web.Response:
         """Create a token.
 
-        Its secret is shown only in this answer.
+        The secret is shown only in this response.
         """
         body = await reading.body(request, TokenBody)
         new = await self._tokens.create(
@@ -174,7 +174,7 @@ class OperatorCalls:
     async def ops_revoke_token(self, request: web.Request, _: Token) -> web.Response:
         """Revoke a token.
 
-        Calls with it fail from now on.
+        Calls with the token are refused from now on.
         """
         token_id = in_path(request, TOKEN_ID)
         if not await self._tokens.revoke(token_id):

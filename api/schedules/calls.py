@@ -81,7 +81,7 @@ class ScheduleCalls:
     async def show_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Show a schedule.
 
-        A schedule, with its next run and the result of the last.
+        A schedule with its next run and the result of the last run.
         """
         schedule_id = in_path(request, SCHEDULE_ID)
         return answer(bodies.schedule(await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)))
@@ -95,7 +95,7 @@ class ScheduleCalls:
     async def edit_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Edit a schedule.
 
-        Fields that are left out stay.
+        Fields that are left out stay unchanged.
         """
         body, schedule_id = await reading.body(request, ScheduleEditBody), in_path(request, SCHEDULE_ID)
         before = await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)

@@ -20,9 +20,7 @@ class OpsServersQuery(CursorQuery):
 
     node: NodeInPath | None = None
     account_id: OfAccount | None = None
-    stranded: Annotated[bool, Field(description="only those that an operator must repair"), BeforeValidator(truth)] = (
-        False
-    )
+    stranded: Annotated[bool, Field(description="only stranded servers"), BeforeValidator(truth)] = False
 
 
 class BusyJob(Open):
@@ -58,7 +56,7 @@ class OpsServer(Server):
     account_id: int
     node: str
     power: str
-    missing: Annotated[bool, Field(description="its node no longer has it")]
+    missing: Annotated[bool, Field(description="its node no longer reports it")]
     stranded_by: Annotated[str | None, Field(description="the job that could not put it back as it was")]
     findings: tuple[Finding, ...]
 

@@ -58,7 +58,7 @@ class OpsServerCalls:
     async def ops_list_servers(self, request: web.Request, _: Token) -> web.Response:
         """List all servers.
 
-        Sorted by `id`; with `stranded`, by when they were stranded.
+        Sorted by ID; with `stranded`, by the time at which they were stranded.
         """
         query = reading.query(request, OpsServersQuery)
         page = await self._operators.servers(

@@ -18,7 +18,7 @@ RESTORE_MESSAGE = "Server is being restored from snapshot. This may take 5-15 mi
 
 SnapshotIdInPath = Annotated[
     SnapshotId,
-    Field(ge=1, le=fields.ID_MAX, description="the `id` of a snapshot", examples=[801]),
+    Field(ge=1, le=fields.ID_MAX, description="ID of a snapshot", examples=[801]),
     BeforeValidator(fields.id_text),
 ]
 SNAPSHOT_ID: fields.PathId[SnapshotId] = fields.PathId(
@@ -136,7 +136,7 @@ class SnapshotDetails(Snapshot):
     model_config = ConfigDict(extra="ignore")
 
     labels: dict[str, str]
-    protected: Annotated[bool, Field(description="it cannot be deleted")]
+    protected: Annotated[bool, Field(description="a delete is refused")]
     expires_at: Annotated[Timestamp | None, Field(description="when it is deleted, unless it is protected")]
     schedule_id: Annotated[str | None, Field(description="the schedule that created it")]
     contents: Annotated[

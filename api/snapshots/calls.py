@@ -85,8 +85,8 @@ class SnapshotCalls:
     async def create_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
         """Create a snapshot.
 
-        The server is stopped, its disks are snapshotted, and it is started again if it was running. A server has at
-        most 5 snapshots; failed ones do not count.
+        The server is stopped, its disks are snapshotted, and the server is started again if it was running. A server
+        has at most 5 snapshots; failed ones do not count.
         """
         body = await reading.body(request, CreateBody)
         request[SERVER_ID] = body.server_id
@@ -151,7 +151,7 @@ class SnapshotCalls:
     async def delete_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
         """Delete a snapshot.
 
-        This cannot be undone. Its slot is free at once; its node frees the space next. A running server is not stopped.
+        This cannot be undone. The snapshot is gone at once; its node frees the space. A running server is not stopped.
         """
         job = await self._store.delete(
             account_id=caller.account_id, snapshot_id=in_path(request, SNAPSHOT_ID), request_id=request[REQUEST_ID]

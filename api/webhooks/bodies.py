@@ -37,7 +37,7 @@ Url = Annotated[
 # not strict: pydantic gets the value from a validator as a Python object, not as JSON
 Events = Annotated[
     tuple[Annotated[JobEvent, Field(strict=False)], ...],
-    Field(strict=False, json_schema_extra={"minItems": 1, "uniqueItems": True}, description="what is sent to it"),
+    Field(strict=False, json_schema_extra={"minItems": 1, "uniqueItems": True}, description="the events to send"),
     AfterValidator(_once),
 ]
 
@@ -103,7 +103,7 @@ class Delivery(Open):
     id: Annotated[str, Field(description="the header `webhook-id` of each attempt")]
     event: str
     attempts: int
-    status_code: Annotated[int | None, Field(description="of the last attempt; null: no answer")]
+    status_code: Annotated[int | None, Field(description="of the last attempt; null: no response")]
     error: Annotated[
         str | None,
         Field(

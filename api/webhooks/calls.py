@@ -61,8 +61,8 @@ class WebhookCalls:
     async def create_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Create a webhook.
 
-        From now on each of these events is sent to the URL, signed as the Standard Webhooks specification defines. The
-        secret is shown only in this answer. An account has at most 10 webhooks.
+        From now on, each of these events is sent to the URL, signed according to the Standard Webhooks specification.
+        The secret is shown only in this response. An account has at most 10 webhooks.
         """
         body = await reading.body(request, WebhookBody)
         self._check_url(body.url)
@@ -91,7 +91,7 @@ class WebhookCalls:
     async def edit_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Edit a webhook.
 
-        Fields that are left out stay. While it is disabled nothing is sent; waiting events are sent once it is enabled.
+        Fields that are left out stay unchanged. Pending events of a disabled webhook are sent once it is enabled.
         """
         body = await reading.body(request, WebhookEditBody)
         if body.url is not None:
@@ -105,7 +105,7 @@ class WebhookCalls:
     async def delete_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Delete a webhook.
 
-        Its deliveries are deleted too, also those that are not sent yet.
+        Its deliveries are deleted, too, including pending ones.
         """
         await self._webhooks.drop(account_id=caller.account_id, webhook_id=in_path(request, WEBHOOK_ID))
         return web.Response(status=204)
@@ -118,7 +118,7 @@ class WebhookCalls:
     async def rotate_webhook_secret(self, request: web.Request, caller: Caller) -> web.Response:
         """Rotate a webhook's secret.
 
-        The new secret is shown only in this answer. For 24 hours messages are signed with both the old and the new one.
+        The new secret is shown only in this response. For 24 hours, messages are also signed with the old one.
         No body, or `{}`.
         """
         new = await self._webhooks.rotate(
@@ -136,7 +136,7 @@ class WebhookCalls:
     async def test_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Test a webhook.
 
-        Sends an event `webhook.test`, whose data has `webhook_id`; the list of deliveries shows the result. No body, or
+        Sends a `webhook.test` event, whose data has `webhook_id`. The list of deliveries shows the result. No body, or
         `{}`.
         """
         delivery = await self._webhooks.test(
@@ -155,7 +155,7 @@ class WebhookCalls:
     async def list_deliveries(self, request: web.Request, caller: Caller) -> web.Response:
         """List a webhook's deliveries.
 
-        The deliveries of the last 7 days, also those that are not sent yet, newest first, at most 1,000.
+        The deliveries of the last 7 days, including pending ones, newest first, at most 1,000.
         """
         query = reading.query(request, PageQuery)
         page = await self._webhooks.deliveries(
