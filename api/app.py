@@ -64,8 +64,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def build(
     redis: ArqRedis, settings: ApiSettings, *, metrics: Metrics | None = None, resolver: AbstractResolver | None = None
 ) -> web.Application:
-    """The application. It neither opens nor closes the Redis client. `resolver`: resolves the names of webhooks' hosts,
-    instead of the system's own."""
+    """The application. It neither opens nor closes the Redis client. `resolver`: resolves the host names of webhooks,
+    in place of the system's resolver."""
     metrics = metrics or Metrics()
     limits = Limits(calls=settings.calls_per_minute, failed_logins=settings.failed_logins_per_minute)
     tokens = Tokens(redis)
@@ -161,7 +161,7 @@ def _add_background_work(
     """Add the work that runs in the background for as long as the application runs."""
     reaper = StaleJobReaper(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
     view = CellView(
-        Cell(redis), look_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
+        Cell(redis), read_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
     )
 
     async def sweeping(_: web.Application) -> AsyncIterator[None]:

@@ -22,7 +22,7 @@ class Exit(IntEnum):
     NOT_ALLOWED = 4, "no token, an invalid token, or a missing permission"
     UNREACHABLE = 5, "the service or the server's node is not responding, or asks to retry later"
     JOB_FAILED = 6, "the job failed; the server is as it was before"
-    STRANDED = 7, "the job failed and left the server stranded; manual action needed"
+    STRANDED = 7, "the job failed and left the server stranded; an operator must repair it"
     STILL_RUNNING = 8, "still running after --max-wait; it continues"
     INTERRUPTED = 130, "Ctrl-C; jobs that have started continue"
 

@@ -54,5 +54,5 @@ class EventCalls:
             request,
             account_id,
             last_event_id=reading.last_event_id(request),
-            still_allowed=lambda: self._callers.still(request, permission),
+            still_allowed=lambda: self._callers.is_still_allowed(request, permission),
         )

@@ -37,7 +37,8 @@ class _Listener:
 
 
 class Streams:
-    """`per_account`, `of_operators`, `limit` of all: streams at a time. `heartbeat_seconds`: the longest silence on a
+    """`per_account`, `of_operators`, `limit`: how many streams may be open for an account, for all operators, and in
+    total. `heartbeat_seconds`: the longest silence on a
     stream. `check_seconds`: how often the token of a stream is checked."""
 
     def __init__(
@@ -104,7 +105,7 @@ class Streams:
                     await self._write(response, "event: missed\ndata: {}\n\n")
                 for event in late:
                     await self._write(response, _text(event, account_id))
-                # an id that never existed may be later than all that follow
+                # an ID that never existed may sort after all that follow
                 after = late[-1].id if late else newest if missed else last_event_id or newest
                 await self._follow(response, listener, account_id, after, still_allowed)
             return response

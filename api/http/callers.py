@@ -49,7 +49,7 @@ class Callers:
     def address(self, request: web.Request) -> str:
         return addresses.of(request, trusted_proxies=self._trusted_proxies)
 
-    async def still(self, request: web.Request, permission: Permission) -> bool:
+    async def is_still_allowed(self, request: web.Request, permission: Permission) -> bool:
         """Whether the caller still has that permission; being rate limited does not end it. Raises StoreUnavailable."""
         try:
             if permission is Permission.OPERATOR:

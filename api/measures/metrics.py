@@ -1,4 +1,4 @@
-"""What one front end measures."""
+"""The metrics of one front end."""
 
 from collections.abc import Callable
 
@@ -42,7 +42,7 @@ class Metrics:
         self._attempts.labels(DELIVERED)
 
     def follow(self, *, streams: Callable[[], int], cell: Collector) -> None:
-        """What to read at a scrape, from its thread."""
+        """Register what is read at each scrape, from the thread of the scrape."""
         self._streams.set_function(streams)
         self.registry.register(cell)
 

@@ -167,5 +167,5 @@ class WebhookCalls:
         return page_answer(request, query, page, bodies.DeliveryList, bodies.delivery)
 
     def _check_url(self, url: str) -> None:
-        if why := ssrf.why_not(url, to_private=self._to_private):
+        if why := ssrf.url_error(url, to_private=self._to_private):
             raise invalid(FieldError(field="url", detail=why))
