@@ -239,7 +239,7 @@ def _add(app: web.Application, method: str, path: str, handler: Handler, *, head
 
 
 async def _expected(request: web.Request) -> None:
-    # Other expectations are ignored, which is allowed: aiohttp would refuse them before the answer has a request id.
+    # Other expectations are ignored, which is allowed: aiohttp would refuse them before the answer has a request ID.
     if request.headers["Expect"].lower() == "100-continue" and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the answer itself has not started

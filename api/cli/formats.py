@@ -71,7 +71,7 @@ def job_state(job: Body) -> Text:
 
 
 def is_stranded(job: Body) -> bool:
-    """Whether the job stranded its server and is unresolved. Jobs in lists have no `resolution` and count as unresolved."""
+    """Whether the server still needs a repair. Jobs in lists have no `resolution` and count as unresolved."""
     return bool(job["error"] and job["error"]["stranded"] and not job.get("resolution"))
 
 

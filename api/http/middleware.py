@@ -1,4 +1,4 @@
-"""Around every request: its id, its log line, its audit entry, and the problem document if it is refused."""
+"""Around every request: its ID, its log line, its audit entry, and the problem document if it is refused."""
 
 import re
 import time
@@ -24,7 +24,7 @@ SERVER = "vps-snapshots"
 Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-_PATH_MAX = 200  # characters: before it is validated, an id in it may be any text
+_PATH_MAX = 200  # characters: before it is validated, an ID in it may be any text
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
 QUIET = frozenset({*(probe.path for probe in PROBES), METRICS})  # polled every few seconds, so not logged at `info`
 

@@ -89,7 +89,7 @@ class OpsJobsQuery(fields.CursorQuery):
 
 
 class BulkBody(fields.RequestBody):
-    """What to do to which jobs."""
+    """An action on several jobs."""
 
     action: BulkAction
     ids: Annotated[list[fields.JobIdInPath], Field(min_length=1, max_length=BULK_MAX)]
@@ -286,5 +286,5 @@ def ops_job(record: records.OpsJob, *, runbook_url: str) -> OpsJob:
 
 
 def job_headers(record: model.Job, *, base: str = API) -> dict[str, str]:
-    """The job's path below `base`, and its id, which no body of the contract has."""
+    """The job's path below `base`, and its ID, which no body of the contract has."""
     return {"Operation-Location": f"{base}jobs/{record.id}/", "X-Job-Id": record.id}

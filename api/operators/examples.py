@@ -32,7 +32,7 @@ AUDIT = bodies.AuditList(
     after=None, results=(bodies.AuditEntry(id="1737044100000-0", at=ASKED, fields=_ENTRY, notes=()),)
 )
 CREATE_TOKEN = bodies.TokenBody(name="billing", permissions=["snapshots:read"], account_id=AccountId(77))
-TOKEN_ID = "0a1b2c3d4e5f"  # noqa: S105 - its id, no secret
+TOKEN_ID = "0a1b2c3d4e5f"  # noqa: S105 - an ID, not a secret
 _TOKEN = bodies.OpsToken(
     id=TOKEN_ID,
     name=CREATE_TOKEN.name,
