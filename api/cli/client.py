@@ -143,7 +143,7 @@ class Client:
             try:
                 async with self._wire.stream(path, headers={**self._headers, **seen}) as (reply, lines):
                     _check(reply)
-                    if heard_at is not None and not seen:  # no id to resume from
+                    if heard_at is not None and not seen:  # no ID to resume from
                         yield Event(id="", kind=MISSED, data={})
                     heard_at = clock()
                     listening()
@@ -211,7 +211,7 @@ async def retrying(
 
 
 async def _events(lines: AsyncIterator[str], seen: dict[str, str]) -> AsyncIterator[Event]:
-    """`seen` gets the id of each event once it has been handled."""
+    """`seen` gets the ID of each event once it has been handled."""
     fields: dict[str, str] = {}
     async for line in lines:
         name, colon, value = line.partition(":")

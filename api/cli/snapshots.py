@@ -213,7 +213,7 @@ def _start(
 
 
 def _show_started(output: Output, answer: Answer, *, follow: bool) -> None:
-    body: Body = {**answer.body, "job_id": answer.job_id}  # only a header of the API has the job's id
+    body: Body = {**answer.body, "job_id": answer.job_id}  # only a header of the API has the job's ID
     if output.as_json:
         output.line(body) if follow else output.document(body)
     elif not (follow and answer.job_id):

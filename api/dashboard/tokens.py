@@ -21,7 +21,7 @@ NEW = f"{TOKENS}new/"
 REVOKE = f"{TOKENS}{{token_id}}/revoke/"
 LIFETIMES: Mapping[int, str] = {12: "12 hours", 24 * 7: "7 days", 24 * 90: "90 days", 24 * 365: "1 year"}  # by hours
 
-_NUMBER = re.compile(r"[0-9]{1,19}")  # no id is longer
+_NUMBER = re.compile(r"[0-9]{1,19}")  # no ID is longer
 
 
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
