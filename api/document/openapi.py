@@ -35,9 +35,9 @@ Snapshots of servers, for a quick rollback of a risky operation. Snapshots share
 backups.
 
 Each call needs a token. Work that takes time is a job: the headers `Operation-Location` and `X-Job-Id` name it; follow
-it at `/api/v1/jobs/{job_id}/`. Errors are returned as problem documents (RFC 9457) with a stable `code`. Codes and keys
-may be added, so a client must treat an unknown code like others of the same status, and ignore unknown keys. Times are
-UTC, RFC 3339, whole seconds."""
+it at `/api/v1/jobs/{job_id}/`. Errors are returned as problem documents (RFC 9457) with a stable `code`. Codes, keys
+and the words of an `x-extensible-enum` may be added, so a client must treat an unknown code like others of the same
+status, ignore unknown keys, and show an unknown word as it is. Times are UTC, RFC 3339, whole seconds."""
 
 _PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's; Python has them from 3.13 on
 _STRING: Json = {"type": "string"}
@@ -160,6 +160,9 @@ def _schemas() -> Json:
     in_order = sorted(asked, key=lambda pair: pair[0].__name__)
     _, found = models_json_schema(in_order, ref_template=_REFS, schema_generator=_Schemas)
     schemas: Json = found["$defs"]
+    refs = json.dumps(schemas)
+    for words in [name for name in schemas if "enum" in schemas[name] and f'/{name}"' not in refs]:
+        del schemas[words]  # answers have only `more_may_come` of it
     for schema in schemas.values():
         if "enum" in schema:
             schema.pop("description", None)  # the enum's docstring is for developers

@@ -4,17 +4,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from api.http.answers import Open
-from worker.store.model import JobKind, JobState, Step
+from api.http.answers import KindOfJob, Open, StepOfJob
+from worker.store.model import JobState
 
 
 class Event(Open):
     """A job has changed: the data of one event of the stream."""
 
     job_id: str
-    kind: JobKind
+    kind: KindOfJob
     state: JobState
-    step: Step | None
+    step: StepOfJob | None
     server_id: int
     snapshot_id: Annotated[int | None, Field(description="null for the dry run of a create")]
     notes: Annotated[tuple[str, ...], Field(description="codes of the job's notes; empty until it ends")]
