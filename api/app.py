@@ -6,7 +6,7 @@ from datetime import timedelta
 from functools import cache, partial
 from typing import Any, NoReturn, TypeVar
 
-from aiohttp import HttpVersion11, ThreadedResolver, hdrs, web
+from aiohttp import ThreadedResolver, hdrs, web
 from aiohttp.abc import AbstractResolver
 from arq.connections import ArqRedis
 
@@ -200,6 +200,8 @@ def _called(call: Call[By], resource: object, identify: Callable[[web.Request, P
         by = await identify(request, call.permission)
         # first, so that an invalid request changes nothing
         reading.ensure_known_query(request, call.query)
+        if call.changes:
+            reading.ensure_no_precondition(request)
         if call.changes and call.body is None:
             await reading.ensure_no_body(request, call.query)
         return await call.handle(resource, request, by)
@@ -233,16 +235,9 @@ def _bounded(call: AnyCall, handler: Handler, *, seconds: float) -> Handler:
 def _add(app: web.Application, method: str, path: str, handler: Handler, *, head: bool = True) -> None:
     """`head`: whether a GET also answers HEAD."""
     if method == "GET":
-        app.router.add_get(path, handler, allow_head=head, expect_handler=_expected)
+        app.router.add_get(path, handler, allow_head=head)
     else:
-        app.router.add_route(method, path, handler, expect_handler=_expected)
-
-
-async def _expected(request: web.Request) -> None:
-    # Other expectations are ignored, which is allowed: aiohttp would refuse them before the answer has a request ID.
-    if request.headers["Expect"].lower() == "100-continue" and request.version >= HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer itself has not started
+        app.router.add_route(method, path, handler)
 
 
 @cache

@@ -21,7 +21,11 @@ Method = Literal["POST", "PUT", "PATCH", "DELETE", "CLI"]
 class Permission(StrEnum):  # typer has no lists of a Literal
     READ = "snapshots:read"
     WRITE = "snapshots:write"
+    CREATE = "snapshots:create"
+    RESTORE = "snapshots:restore"
+    DELETE = "snapshots:delete"
     OPERATOR = "operator"
+    OPERATOR_READ = "operator:read"
 
 
 COLUMNS = (

@@ -3,7 +3,6 @@
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from aiohttp import web
 from structlog.contextvars import bind_contextvars
@@ -18,6 +17,7 @@ from worker.store.access.tokens import Permission, Token
 COOKIE = "__Host-ops"  # browsers accept this prefix from the host itself only, with Secure and Path=/
 HOME = "/ops/"
 LOGIN = "/ops/login/"
+LOGOUT = "/ops/logout/"
 EVENTS = "/ops/events/"
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf"
@@ -66,9 +66,11 @@ class SessionGuard:
         if request.method != "POST":
             return OperatorRequest(http=request, session=session)
         _ensure_same_origin(request)
+        if request.path != LOGOUT and not session.token.allows(Permission.OPERATOR):
+            raise Problem(403, "permission_denied", "The token may see everything and change nothing.")
         form = await reading.form(request)
         csrf = request.headers.get(CSRF_HEADER) or form.get(CSRF_FIELD, [""])[0]
-        if not hmac.compare_digest(csrf.encode(), session.csrf.encode()):
+        if not hmac.compare_digest(csrf.encode(errors="surrogateescape"), session.csrf.encode()):
             raise Problem(403, "csrf_failed", "Your session changed. Reload the page and try again.")
         return OperatorRequest(http=request, session=session, form=form)
 
@@ -109,7 +111,7 @@ def local(path: str) -> str:
 
 
 def _is_operator(token: Token) -> bool:
-    return token.account_id is None and Permission.OPERATOR in token.permissions
+    return token.account_id is None and token.allows(Permission.OPERATOR_READ)
 
 
 def _ensure_operator(token: Token) -> None:
@@ -121,7 +123,8 @@ def _ensure_same_origin(request: web.Request) -> None:
     """Raises Problem. Current browsers send Sec-Fetch-Site over TLS and on loopback, else Origin."""
     site = request.headers.get("Sec-Fetch-Site")
     if site is None:
-        origin = urlsplit(request.headers.get("Origin", "")).netloc
+        # as text: not every text that a stranger sends can be read as a URL
+        origin = request.headers.get("Origin", "").removeprefix("https://").removeprefix("http://")
         is_same_origin = bool(origin) and origin == request.host
     else:
         is_same_origin = site == "same-origin"

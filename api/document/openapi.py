@@ -13,14 +13,14 @@ from api.document import refusals
 from api.document.calls import CALLS, TABLES
 from api.http import problems
 from api.http.answers import Health
-from api.http.calls import API, OPERATOR, Call, Link, Reply, prose
+from api.http.calls import API, Call, Link, Reply, prose
 from api.http.fields import AccountIdInHeader, JobIdInPath
 from api.http.probes import PROBES, Probe
 from api.http.problems import Problem, ProblemDocument
 from api.http.reading import KEY_HEADER, LAST_EVENT_HEADER
 from api.jobs.examples import REQUEST_ID
 from worker.store import errors
-from worker.store.access.tokens import Permission
+from worker.store.access.tokens import OPERATORS, Permission, granting
 from worker.store.model import SnapshotStatus
 
 PATH = f"{API}openapi.json"
@@ -140,7 +140,9 @@ def document() -> Json:
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "An access token, with " + " and ".join(f"`{word}`" for word in Permission) + ".",
+                    "description": "An access token, with one or more of "
+                    + ", ".join(f"`{word}`" for word in Permission)
+                    + ".",
                 }
             },
         },
@@ -176,12 +178,13 @@ def _schemas() -> Json:
 
 
 def _operation(call: AnyCall) -> Json:
+    words = " or ".join(f"`{each}`" for each in granting(call.permission))
     operation: Json = {
         "operationId": call.id,
         "tags": [call.tag],
         "summary": call.summary,
-        "description": f"{call.text} Permission: `{call.permission}`.",
-        "security": [{"token": [call.permission]}],
+        "description": f"{call.text} Permission: {words}.",
+        "security": [{"token": [each]} for each in granting(call.permission)],
         "parameters": _parameters_of(call),
     }
     if call.body is not None:
@@ -256,7 +259,7 @@ def _parameters_of(call: AnyCall) -> list[Json]:
             in_query.append({"name": name, "in": "query", **({"description": text} if text else {}), "schema": given})
     for_method = [KEY_HEADER] if call.takes_key else ["If-None-Match"] if call.is_cacheable else []
     of_stream = [LAST_EVENT_HEADER] if call.is_stream else []
-    account = [] if call.permission is OPERATOR else ["X-Account-Id"]
+    account = [] if call.permission in OPERATORS else ["X-Account-Id"]
     shared = [*in_path, *of_stream, *for_method, *account, "X-Request-Id"]
     return [*in_query, *(_component("parameters", name) for name in shared)]
 
@@ -296,14 +299,22 @@ def _link(link: Link) -> Json:
 def _problems() -> list[Problem]:
     """One problem of each code."""
     refused = [problems.of_refusal(refusal, method="POST") for refusal in refusals.REFUSALS]
-    return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, refusals.LATE, refusals.INTERNAL]
+    return [
+        refusals.INVALID,
+        *refusals.CALLERS,
+        refusals.LIMITED,
+        *refused,
+        refusals.UNMATCHED,
+        refusals.LATE,
+        refusals.INTERNAL,
+    ]
 
 
 def _problems_of(call: AnyCall) -> list[Problem]:
     kinds = (*call.refusals, errors.StoreUnavailable)
     if call.takes_key:
         kinds = (*kinds, errors.IdempotencyKeyReused)
-    late = [refusals.LATE] if call.changes else []  # even a refused body must arrive first
+    late = [refusals.UNMATCHED, refusals.LATE] if call.changes else []  # even a refused body must arrive first
     refused = [_of(refusal, call.method) for refusal in kinds]
     return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, *late, refusals.INTERNAL]
 

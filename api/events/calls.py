@@ -6,7 +6,7 @@ from api.events import examples
 from api.events.streams import Streams
 from api.http import reading
 from api.http.callers import Caller, Callers
-from api.http.calls import API, EVENT_STREAM, OPERATOR, OPS, READ, Reply, Table
+from api.http.calls import API, EVENT_STREAM, FOR_OPERATORS, OPS, READ, Reply, Table
 from worker.store import errors
 from worker.store.access.tokens import Permission, Token
 from worker.store.customers.events import Audience
@@ -16,7 +16,7 @@ OPS_EVENTS = f"{OPS}events/"
 STREAM = "Events, without end. The schema is that of the `data` of each event `job`."
 
 call: Table[Caller] = Table("jobs")
-ops_call: Table[Token] = Table("operators", permission=OPERATOR)
+ops_call: Table[Token] = Table("operators", **FOR_OPERATORS)
 
 
 class EventCalls:
@@ -47,7 +47,7 @@ class EventCalls:
 
         Like the stream of an account; about 10,000 events are kept.
         """
-        return await self._follow(request, None, OPERATOR)
+        return await self._follow(request, None, Permission.OPERATOR_READ)
 
     async def _follow(self, request: web.Request, account_id: Audience, permission: Permission) -> web.StreamResponse:
         return await self._streams.send(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from api.http.fields import PATTERNS, AccountIdInHeader, PathId, ReasonBody
-from api.http.marks import REASON
+from api.http.marks import FROM_STRANGER, REASON, TOKEN
 from api.http.problems import FieldError, Problem, invalid
 from worker.store.access.tokens import Token
 from worker.store.calls import Idempotency
@@ -146,6 +146,14 @@ def ensure_known_query(request: web.Request, model: type[BaseModel] | None) -> N
         raise invalid(*(FieldError(field=name[:_FIELD_MAX] or "query", detail=detail) for name in unknown))
 
 
+def ensure_no_precondition(request: web.Request) -> None:
+    """Raises Problem for an If-Match, but for `*`, which only wants that the resource exists: a client that sends one
+    must not believe that it was compared. The ETags are weak, and a weak one never matches (RFC 9110)."""
+    given = ",".join(request.headers.getall("If-Match", [])).strip()
+    if given not in {"", "*"}:
+        raise Problem(412, "precondition_failed", "If-Match is not supported. Nothing was changed.")
+
+
 def query(request: web.Request, model: type[Model], *, skip_empty: bool = False) -> Model:
     """Raises Problem, also for a parameter that is given twice. `skip_empty`: ignore empty parameters, which a browser
     sends for empty fields of a form."""
@@ -196,6 +204,7 @@ async def _read(request: web.Request) -> bytes:
     if {encoding.strip().lower() for encoding in ",".join(encodings).split(",")} - {"", "identity", "chunked"}:
         raise invalid(FieldError(field="Content-Encoding", detail="Send the body uncompressed."))
     try:
+        request[FROM_STRANGER] = TOKEN not in request
         async with asyncio.timeout(seconds):
             return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
@@ -205,6 +214,8 @@ async def _read(request: web.Request) -> bytes:
     except TimeoutError as error:
         late = f"The body did not arrive within {seconds:g} seconds."
         raise Problem(408, "request_timeout", late, headers={"Connection": "close"}) from error
+    finally:
+        request[FROM_STRANGER] = False
 
 
 def _invalid(error: ValidationError, model: type[BaseModel]) -> Problem:

@@ -11,7 +11,7 @@ from api.http.answers import After, Open, ServerName, Timestamp, TotalIfKnown, f
 from api.jobs.bodies import OpsJobSummary, ops_job_summary
 from api.servers.bodies import Finding
 from worker.store import errors
-from worker.store.access.tokens import NewToken, Permission, Token
+from worker.store.access.tokens import OPERATORS, NewToken, Permission, Token
 from worker.store.model import AccountId, Job
 from worker.store.operators import records
 from worker.store.operators.records import CursorPage
@@ -63,12 +63,23 @@ class TokensQuery(fields.Query):
     account_id: fields.OfAccount | None = None
 
 
+_Permission = Literal[
+    "snapshots:read",
+    "snapshots:write",
+    "snapshots:create",
+    "snapshots:restore",
+    "snapshots:delete",
+    "operator",
+    "operator:read",
+]
+
+
 class TokenBody(fields.RequestBody):
     """The token to create."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "if": {"properties": {"permissions": {"contains": {"const": Permission.OPERATOR}}}},
+            "if": {"properties": {"permissions": {"contains": {"enum": [*sorted(OPERATORS)]}}}},
             "then": {"properties": {"account_id": {"type": "null"}}},
         }
     )
@@ -79,9 +90,7 @@ class TokenBody(fields.RequestBody):
             r"^[A-Za-z0-9 ._@-]{1,64}$", "1 to 64 letters, digits, spaces, dots, underscores, at signs or hyphens."
         ),
     ]
-    permissions: Annotated[
-        list[Literal["snapshots:read", "snapshots:write", "operator"]], Field(min_length=1, max_length=len(Permission))
-    ]
+    permissions: Annotated[list[_Permission], Field(min_length=1, max_length=len(Permission))]
     account_id: Annotated[
         Annotated[AccountId, Field(ge=1, le=fields.ID_MAX), BeforeValidator(fields.whole)] | None,
         Field(description="null: a service token or an operator token"),
@@ -94,7 +103,7 @@ class TokenBody(fields.RequestBody):
     @field_validator("account_id", mode="after")
     @classmethod
     def _not_for_operators(cls, account_id: AccountId | None, info: ValidationInfo) -> AccountId | None:
-        if account_id is not None and Permission.OPERATOR in info.data.get("permissions", ()):
+        if account_id is not None and not OPERATORS.isdisjoint(info.data.get("permissions", ())):
             raise PydanticCustomError("operators_account", "Must be null: an operator token belongs to no account.")
         return account_id
 

@@ -5,7 +5,7 @@ from aiohttp import web
 from api.http import reading
 from api.http.answers import answer, cursor_answer
 from api.http.callers import bearer
-from api.http.calls import OPERATOR, OPS, Link, Reply, Table, links
+from api.http.calls import FOR_OPERATORS, OPS, Link, Reply, Table, links
 from api.http.fields import NODE, CursorQuery
 from api.http.marks import MADE
 from api.http.reading import in_path, operator_key
@@ -23,7 +23,7 @@ ONE_NODE = f"{NODES}{{node}}/"
 NODE_ACTIONS = ("ops_pause_node", "ops_resume_node", "ops_reconcile_node")
 RUNNING_JOBS = Cursor(limit=100)
 
-call: Table[Token] = Table("operators", NODE, TOKEN_ID, permission=OPERATOR)
+call: Table[Token] = Table("operators", NODE, TOKEN_ID, **FOR_OPERATORS)
 
 
 class OperatorCalls:

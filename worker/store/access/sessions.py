@@ -5,6 +5,7 @@ session ends after its lifetime, after a time without a person's request, or wit
 """
 
 import hashlib
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from worker.store.access.tokens import Authenticated, Limits, Token, authenticat
 from worker.store.calls import Scripts, redis_answers
 
 _ID_BYTES = 32
+_ID = re.compile(r"[A-Za-z0-9_-]{43}")  # so many bytes in URL-safe base64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,10 @@ class Sessions(Scripts):
         return new
 
     async def look(self, session_id: str, *, by_person: bool) -> Session | None:
-        """The session; None if it has ended. The call is counted on its token; a call that a person made keeps it from
-        being idle."""
+        """The session; None if it has ended, or if the text is no session's id. The call is counted on its token; a
+        call that a person made keeps it from being idle."""
+        if not _ID.fullmatch(session_id):
+            return None
         ask = {
             "key": _key(session_id),
             "by_person": by_person,
