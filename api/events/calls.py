@@ -13,7 +13,9 @@ from worker.store.customers.events import Audience
 
 EVENTS = f"{API}events/"
 OPS_EVENTS = f"{OPS}events/"
-STREAM = "Events, without end. The schema is that of the `data` of each event `job`."
+STREAM = (
+    "Events, without end. The schema is that of one event, with its fields `event`, `id` and `data`; more may be added."
+)
 
 call: Table[Caller] = Table("jobs")
 ops_call: Table[Token] = Table("operators", **FOR_OPERATORS)
@@ -26,20 +28,21 @@ class EventCalls:
 
     @call(
         f"GET {EVENTS}",
-        Reply(200, {"stopping": examples.EVENT}, STREAM, media=EVENT_STREAM),
+        Reply(200, {"job": examples.JOB, "missed": examples.MISSED}, STREAM, media=EVENT_STREAM),
         refusals=(errors.TooManyStreams,),
     )
     async def follow_events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """Follow all jobs.
 
         A stream of server-sent events, one for each change of a job of the account, from now on or after the
-        `Last-Event-ID`. A `missed` event means that older events are gone: reload the lists.
+        `Last-Event-ID`. A `missed` event means that older events are gone: reload the lists. The stream begins with an
+        `id`, so that a client which is cut off before the first event loses nothing.
         """
         return await self._follow(request, caller.account_id, READ)
 
     @ops_call(
         f"GET {OPS_EVENTS}",
-        Reply(200, {"stopping": examples.OPS_EVENT}, STREAM, media=EVENT_STREAM),
+        Reply(200, {"job": examples.OPS_JOB, "missed": examples.MISSED}, STREAM, media=EVENT_STREAM),
         refusals=(errors.TooManyStreams,),
     )
     async def ops_follow_events(self, request: web.Request, _: Token) -> web.StreamResponse:
