@@ -40,7 +40,7 @@ from api.webhooks import calls as webhooks
 from api.webhooks.sender import Sender
 from worker.program.background import in_background
 from worker.program.loop import every
-from worker.store.access.audit import Audit
+from worker.store.access.audit import Audit, AuditKeeper
 from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Permission, Token, Tokens
 from worker.store.chores.stale_jobs import StaleJobReaper
@@ -98,7 +98,7 @@ def build(
         guard=SessionGuard(callers, _sessions(redis, settings, limits)),
         runbook_url=settings.runbook_url,
     )
-    audit = Audit(redis, kept=timedelta(days=settings.audit_days))
+    audit = Audit(redis, keeper=_keeper(redis, settings))
     app = web.Application(
         middlewares=[traced, around(callers, audit, metrics, _refusing(context))], client_max_size=BODY_MAX_BYTES
     )
@@ -120,6 +120,10 @@ def build(
     for path in dict.fromkeys(call.path for call in CALLS):
         app.router.add_route("*", path.removesuffix("/"), _with_slash)
     return app
+
+
+def _keeper(redis: ArqRedis, settings: ApiSettings) -> AuditKeeper | None:
+    return AuditKeeper(redis, kept=timedelta(days=settings.audit_days)) if settings.audit_keeper else None
 
 
 def _streams(redis: ArqRedis, settings: ApiSettings) -> Streams:

@@ -53,6 +53,10 @@ class ApiSettings(FileSettings):
     )
     metrics_look_seconds: Seconds = Field(default=15.0, description="how often the cell's numbers are read")
     audit_days: Count = Field(default=90, description="how long the audit log is kept")
+    audit_keeper: bool = Field(
+        default=True,
+        description="keep the audit log in this process; false: `vps-snapshots-api audit keep` does, which is safer",
+    )
     streams_per_account: Count = Field(default=20, description="event streams of an account at a time")
     operators_streams: Count = Field(
         default=200, description="event streams of all operators at a time: one for each open page of the dashboard"

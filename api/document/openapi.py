@@ -80,8 +80,8 @@ _HEADER_PARAMETERS: dict[str, Json] = {
     },
     LAST_EVENT_HEADER: {
         "in": "header",
-        "description": "ID of the last event that the caller received.",
-        "schema": {"type": "string", "pattern": "^[0-9]{1,18}-[0-9]{1,18}$"},
+        "description": "ID of the last event that the caller received. Any other text is answered with `missed`.",
+        "schema": _STRING,
     },
     "If-None-Match": {
         "in": "header",

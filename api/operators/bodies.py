@@ -170,6 +170,39 @@ class FindingsList(Open):
     results: tuple[ServerFindings, ...]
 
 
+class AuditCheckQuery(fields.Query):
+    """The query of the check of the audit log."""
+
+    after: Annotated[str, *fields.cursor_text(r"^[0-9]{1,18}-[0-9]{1,18}$")] | None = None
+
+
+class AuditFault(Open):
+    """Something that is wrong with the audit log."""
+
+    kind: Annotated[
+        str,
+        Field(
+            description=(
+                "`gap`: entries before this one are missing; `changed`: it is not what was written; `forged`: the"
+                " keeper did not write it; `cut`: entries after the last one are missing; more may be added"
+            )
+        ),
+    ]
+    entry: Annotated[str, Field(description="the ID of an entry")]
+    detail: str
+
+
+class AuditCheck(Open):
+    """Whether the audit log is as it was written."""
+
+    checked: Annotated[int, Field(description="how many entries were checked")]
+    unchained: Annotated[int, Field(description="of them, how many an earlier version wrote, which cannot be checked")]
+    faults: Annotated[tuple[AuditFault, ...], Field(description="at most 100")]
+    seq: Annotated[int, Field(description="the number of the last entry that was checked")]
+    chain: Annotated[str, Field(description="its hash, which covers all entries before it")]
+    after: After
+
+
 class AuditEntry(Open):
     """Who did what, and the result."""
 

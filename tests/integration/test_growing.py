@@ -16,6 +16,10 @@ CLOSED = {
     "JobState": ["queued", "in_progress", "completed", "failed"],
     "Health.status": "ok",
     "RestoreStarted.status": "success",
+    # the names of a stream's events; a reader ignores others
+    "JobChanged.event": "job",
+    "OpsJobChanged.event": "job",
+    "EventsMissed.event": "missed",
 }
 LISTED = {
     "kind": ["create", "restore", "delete", "check_create", "check_restore", "undo"],
