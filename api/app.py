@@ -38,6 +38,7 @@ from api.settings import ApiSettings
 from api.snapshots import calls as snapshots
 from api.webhooks import calls as webhooks
 from api.webhooks.sender import Sender
+from api.webhooks.ssrf import Reach
 from worker.program.background import in_background
 from worker.program.loop import every
 from worker.store.access.audit import Audit, AuditKeeper
@@ -80,7 +81,7 @@ def build(
         (events.call, following),
         (servers.call, servers.ServerCalls(store)),
         (schedules.call, schedules.ScheduleCalls(Schedules(redis))),
-        (webhooks.call, webhooks.WebhookCalls(Webhooks(redis), to_private=settings.webhooks_to_private)),
+        (webhooks.call, webhooks.WebhookCalls(Webhooks(redis), reach=_reach(settings))),
     ]
     for_operators: list[tuple[Table[Token], object]] = [
         (operators.call, operators.OperatorCalls(operator_store, tokens)),
@@ -124,6 +125,16 @@ def build(
 
 def _keeper(redis: ArqRedis, settings: ApiSettings) -> AuditKeeper | None:
     return AuditKeeper(redis, kept=timedelta(days=settings.audit_days)) if settings.audit_keeper else None
+
+
+def _reach(settings: ApiSettings) -> Reach:
+    return Reach(
+        to_private=settings.webhooks_to_private,
+        networks=settings.webhook_networks,
+        denied=settings.webhook_denied_networks,
+        hosts=settings.webhook_hosts,
+        proxy=str(settings.webhook_proxy) if settings.webhook_proxy else None,
+    )
 
 
 def _streams(redis: ArqRedis, settings: ApiSettings) -> Streams:
@@ -179,7 +190,7 @@ def _add_background_work(
             Deliveries(redis),
             endpoints=settings.webhooks,
             seconds=settings.webhook_seconds,
-            to_private=settings.webhooks_to_private,
+            reach=_reach(settings),
             resolver=resolver or ThreadedResolver(),  # needs the running loop
             metrics=metrics,
         )

@@ -4,7 +4,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, HttpUrl
 
 from worker.program.configuration import (
     NODE_SILENT_SECONDS,
@@ -67,6 +67,19 @@ class ApiSettings(FileSettings):
     webhooks: Count = Field(default=100, description="webhooks that this process serves at a time")
     webhooks_to_private: bool = Field(
         default=False, description="allow webhooks to http and to private networks: for development only"
+    )
+    webhook_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(), description="networks that webhooks may reach besides public addresses: your own"
+    )
+    webhook_denied_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(), description="networks that webhooks may not reach: your own public ones"
+    )
+    webhook_hosts: tuple[Annotated[str, Field(pattern=r"^\.?[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")], ...] = Field(
+        default=(), description="host names that webhooks may reach at any address; .example.com: all names below it"
+    )
+    webhook_proxy: HttpUrl | None = Field(
+        default=None,
+        description="proxy for webhooks; it resolves their names, so it must refuse what they may not reach",
     )
     session_seconds: Seconds = Field(default=43_200.0, description="how long a login to the dashboard lasts")
     session_idle_seconds: Seconds = Field(default=3600.0, description="how long a login lasts without activity")
