@@ -4,7 +4,7 @@ libvirt 9.0 writes a domain's status file with `pid='0'` before it forks, and ag
 executes QEMU. If libvirt is killed in between, its successor takes the domain for active and locks it forever: every
 call on it waits 30 s and fails. No QEMU has run for such a domain, so removing the status file is enough.
 
-`python -m drivers.cut_off_starts FOLDER` does this for libvirtd (FOLDER: /run/libvirt/qemu) before it starts.
+`python -I -m drivers.cut_off_starts FOLDER` does this for libvirtd (FOLDER: /run/libvirt/qemu) before it starts.
 """
 
 import sys
