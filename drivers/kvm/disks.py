@@ -24,6 +24,7 @@ from drivers.kvm.domain_xml import FileDisk
 from drivers.qcow2 import QemuImgFailed
 from drivers.qcow2_image import Image, NoSuchSnapshot
 from drivers.qcow2_tables import MAX_SNAPSHOTS, TablesUnreadable
+from drivers.safe_files import Planted
 
 LEAST_REFCOUNT_BITS = 4  # with two bits an image can take one snapshot, but not revert to it
 
@@ -36,7 +37,8 @@ def refused_as(kind: type[DriverError], text: str) -> Iterator[None]:
     except (QemuImgFailed, NoSuchSnapshot, OSError) as error:
         # A killed qemu-img (the host is out of memory?) does not mean that the disk is unsupported.
         died = kind is UnsupportedServer and isinstance(error, QemuImgFailed) and error.killed
-        raise (DiskBusy if died else kind)(text) from error
+        why = f": {error.strerror}" if isinstance(error, Planted) else ""
+        raise (DiskBusy if died else kind)(f"{text}{why}") from error
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def copies_of(found: Hardware, *held: Contents | None, former: Sequence[Path] = 
     """
     then = (disk.path for contents in held if contents for disk in contents.disks)
     images = dict.fromkeys([*(disk.path for disk in found.disks), *then])
-    return Copies(images=[Path(path) for path in images], parts=found.parts, former=former)
+    return Copies(images=[Path(path) for path in images], parts=found.parts, former=former, places=found.places)
 
 
 async def look(found: Hardware, written: Written) -> View:

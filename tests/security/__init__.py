@@ -1,0 +1,1 @@
+"""Attacks on the service with what an attacker would really have."""
