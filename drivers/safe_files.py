@@ -79,11 +79,15 @@ def folder(path: Path, *, keep_out: Stranger | None = None) -> Iterator[int]:
 
 
 @contextmanager
-def regular(path: str | Path) -> Iterator[int]:
-    """A descriptor of the regular file at this path, for reading. Raises Planted or another OSError."""
+def regular(path: str | Path, *, or_block: bool = False) -> Iterator[int]:
+    """A descriptor of the regular file (`or_block`: or block device) at this path, for reading.
+
+    Raises Planted or another OSError.
+    """
     descriptor = opened(path, os.O_RDONLY)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or (or_block and stat.S_ISBLK(mode))):
             raise Planted(errno.EINVAL, "it is not a regular file")
         yield descriptor
     finally:

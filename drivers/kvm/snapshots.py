@@ -22,7 +22,7 @@ from drivers.kvm.listing import OURS, Written
 from drivers.kvm.plan import Comparison, DiskNow, StateBeside, compare, differing_state, with_stamps
 from drivers.kvm.records import Record
 from drivers.kvm.state_copies import Copies
-from drivers.qcow2_tables import TablesUnreadable
+from drivers.qcow2_header import TablesUnreadable
 
 
 @dataclass(frozen=True, kw_only=True)

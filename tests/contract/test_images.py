@@ -73,6 +73,7 @@ class TestRefusedBeforeTheStop:
             ("broken bitmaps", "disk vdb cannot be read|QEMU cannot open disk vdb"),
             ("data file", "external data file"),
             ("base of which only QEMU knows", "QEMU cannot open disk vdb with all its backing files"),
+            ("base that may name other files", "a backing file has the format vmdk, which is not supported"),
         ],
     )
     async def test_an_image_that_would_fail_later_is_refused_by_name(
@@ -565,7 +566,10 @@ def make_odd(folder: Path, odd: str) -> Path:  # noqa: C901, PLR0912, PLR0915 - 
         case "data file":
             qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={path}.raw", str(path), "64M")
         case "base of which only QEMU knows":
-            base.write_bytes(b"no vmdk" * 1000)
+            base.write_bytes(b"no vdi" * 1000)
+            over(base, "vdi")
+        case "base that may name other files":
+            qemu_img("create", "-q", "-f", "vmdk", str(base), "64M")
             over(base, "vmdk")
         case _:
             raise AssertionError(odd)
