@@ -37,7 +37,7 @@ FROM_OUTSIDE = frozenset({-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -sig
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    memory_bytes: int  # of address space
+    memory_bytes: int  # of address space; one arena for all threads, because each reserves 64 MiB more
     cpu_seconds: int
     file_bytes: int  # the largest offset that is written to
 
@@ -60,18 +60,17 @@ async def run(*command: str, limits: Limits, files: Sequence[int] = ()) -> Ended
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pass_fds=(*files, *_inheritable()),
-        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "1"},
     )
     ended = asyncio.get_running_loop().run_in_executor(_WAITING, _read_all, process)
     try:
-        out, err = await asyncio.shield(ended)
+        return await asyncio.shield(ended)
     except asyncio.CancelledError:
         process.kill()
         while not ended.done():  # it must not write to the disk after the cancellation
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({ended})
         raise
-    return Ended(code=process.returncode, out=out.decode(errors="replace"), err=err.decode(errors="replace"))
 
 
 def _limited(limits: Limits) -> list[str]:
@@ -119,21 +118,24 @@ def _inheritable() -> list[int]:
     return found
 
 
-def _read_all(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-    """Wait for the end of the child; returns what it has written. Kills it if that is too much."""
+def _read_all(process: subprocess.Popen[bytes]) -> Ended:
+    """Wait for the end of the child. Kills it if it writes too much."""
     assert process.stdout is not None and process.stderr is not None, "both are pipes"  # noqa: S101, PT018 - for mypy
-    parts = {process.stdout: bytearray(), process.stderr: bytearray()}
+    said = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    says_too_much = False
     with selectors.DefaultSelector() as selector, process:
-        for pipe in parts:
+        for pipe in said:
             selector.register(pipe, selectors.EVENT_READ)
         while selector.get_map():
             for key, _ in selector.select():
                 data = os.read(key.fd, _CHUNK_BYTES)
                 if not data:
-                    selector.unregister(key.fileobj)
-                parts[key.fileobj] += data  # type: ignore[index]
-                if len(parts[key.fileobj]) > MAX_OUTPUT_BYTES:  # type: ignore[index]
-                    process.send_signal(signal.SIGXFSZ)
-                    parts[key.fileobj].clear()  # type: ignore[index]
+                    selector.unregister(key.fd)
+                said[key.fd] += data
+                if len(said[key.fd]) > MAX_OUTPUT_BYTES:
+                    says_too_much = True
+                    process.kill()
+                    said[key.fd].clear()
         process.wait()
-    return bytes(parts[process.stdout]), bytes(parts[process.stderr])
+    out, err = (bytes(data).decode(errors="replace") for data in said.values())
+    return Ended(code=-signal.SIGXFSZ if says_too_much else process.returncode, out=out, err=err)

@@ -16,19 +16,20 @@ _KEPT = (10**9, 10**6, 10**3, 10**2, 1)  # resolutions in which tools and file s
 def files(path: str) -> Iterator[tuple[str, os.stat_result]]:
     """The paths of the image and its backing files, top down, each with its `stat` result; ends where one cannot be
     read."""
-    current: str | None = path
+    below: tuple[str, str | None] | None = path, "qcow2"
     for _ in range(DEPTH):
-        if current is None:
+        if below is None:
             return
+        current, form = below
         try:
             status = safe_files.status(current)
         except (OSError, ValueError):
             return
         below = None
-        with suppress(OSError, ValueError, TablesUnreadable):
-            below = _backing_file(current)
+        if form in {None, "qcow2"}:  # a file of another format is not opened: a guest may have named any
+            with suppress(OSError, ValueError, TablesUnreadable):
+                below = _backing_file(current)
         yield current, status
-        current = below
 
 
 def base(path: str) -> str:
@@ -70,19 +71,22 @@ def _is_same_time(one: int, other: int) -> bool:
     return one // kept == other // kept
 
 
-def _backing_file(path: str) -> str | None:
-    """The path of the image's backing file; None if it has none. Raises OSError, ValueError or TablesUnreadable."""
+def _backing_file(path: str) -> tuple[str, str | None] | None:
+    """The path and format of the image's backing file; None if it has none.
+
+    Raises OSError, ValueError or TablesUnreadable.
+    """
     with safe_files.regular(path, or_block=True) as file:
         found = backing_in(file, header_in(file))
     if found is None:
         return None
-    name, _ = found
+    name, form = found
     if name.startswith("json:"):
         try:
             name = _file_name(json.loads(name.removeprefix("json:")))
         except RecursionError as error:
             raise ValueError("the backing file's name is nested too deeply") from error
-    return os.path.join(os.path.dirname(path), name.removeprefix("file:"))
+    return os.path.join(os.path.dirname(path), name.removeprefix("file:")), form
 
 
 def _file_name(options: object) -> str:

@@ -22,7 +22,9 @@ LOCK_RETRY_SECONDS = 0.1
 KILLED_TRIES = 3
 CLEAN, CORRUPT, LEAKY = 0, 2, 3  # exit codes of `qemu-img check` that are results, not failures
 READ_CPU_SECONDS, CHANGE_CPU_SECONDS = 60, 600  # a fully mapped image of 500 GB takes 0.4 and 4
-MEMORY_BYTES = 1 << 30  # of address space; a fully mapped image of 500 GB takes 40 MB of memory
+MEMORY_BYTES = (
+    2 << 30
+)  # of address space: QEMU starts up to 64 threads of 8 MiB. It uses 40 MB for 500 GB, fully mapped
 MAX_MEMORY_BYTES = 4 << 30
 GROWTH_BYTES = 1 << 30  # of a file by one change, or a part of the file: one written by qemu-img itself grows by 1/64
 GROWTH_PART = 32
@@ -171,7 +173,7 @@ async def snapshot_bytes(path: str, tag: str, like: Image) -> int:
 
 
 async def _snapshot(action: str, tag: str, path: str) -> None:
-    async with _held(path) as found:
+    async with _held(path, reads_snapshots=True) as found:
         await _run("snapshot", action, tag, found.name, of=found, changes=True)
 
 
