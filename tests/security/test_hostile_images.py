@@ -571,6 +571,32 @@ async def test_a_child_has_few_rights_and_leaves_no_core_dump() -> None:
     assert core.split()[4:6] == ["0", "0"]
 
 
+UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "vps-snapshots-worker.service"
+CHANGES = """
+import asyncio, sys
+from drivers import qcow2
+path = sys.argv[1]
+asyncio.run(qcow2.create_snapshot(path, "vps-2"))
+asyncio.run(qcow2.apply_snapshot(path, "1"))
+asyncio.run(qcow2.delete_snapshot(path, "vps-2"))
+assert not asyncio.run(qcow2.damage(path)).any
+"""
+
+
+@pytest.mark.parametrize("without", [None, "+setpcap"])  # as the unit of an older release, which is not reloaded
+def test_the_rights_of_the_workers_unit_are_enough(image: Path, without: str | None) -> None:
+    needs_root()
+    (line,) = [line for line in UNIT.read_text().splitlines() if line.startswith("CapabilityBoundingSet=")]
+    rights = [word.lower().replace("cap_", "+") for word in line.partition("=")[2].split()]
+    rights = [right for right in rights if right != without]
+    image.chmod(0o600)
+    os.chown(image, 64055, 64055)  # libvirt gives the disks of a running server to QEMU's user
+    command = ["setpriv", "--no-new-privs", f"--bounding-set=-all,{','.join(rights)}", "--inh-caps=-all", "--"]
+    command += [sys.executable, "-c", CHANGES, str(image)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=UNIT.parents[2])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 async def test_a_child_inherits_the_nodes_lock_and_no_other_file(tmp_path: Path) -> None:
     (tmp_path / "lock").touch()
     (tmp_path / "other").touch()
