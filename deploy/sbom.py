@@ -1,6 +1,6 @@
-"""Writes a software bill of materials (CycloneDX, JSON) of all locked packages with their licences, to standard output.
+"""Writes a software bill of materials (CycloneDX, JSON) of all locked packages with their licenses, to standard output.
 
-`python -m deploy.sbom` takes names and versions from the lock files, and licences from the packages installed in the
+`python -m deploy.sbom` takes names and versions from the lock files, and licenses from the packages installed in the
 two venvs and from the lock of npm. The same locks give the same bytes.
 """
 
@@ -25,7 +25,7 @@ PROJECT = Path(__file__).parents[1]
 LOCKS = sorted((PROJECT / "deploy" / "lock").glob("*.txt"))
 NPM_LOCK = PROJECT / "tests" / "integration" / "clients" / "package-lock.json"
 LOCK_PROPERTY = "vps-snapshots:lock"  # which lock has the package: front-end, node, tracing, build, dev, client, npm
-# Packages that other platforms or older Pythons need and that are not installed here, or that do not state a licence.
+# Packages that other platforms or older Pythons need and that are not installed here, or that do not state a license.
 STATED = {
     "async-timeout": "Apache-2.0",
     "axe-playwright-python": "MIT",
@@ -34,7 +34,7 @@ STATED = {
     "reserved": "MIT",
 }
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*])?==([^\s;\\]+)", re.MULTILINE)
-_MAX_NAME = 64  # characters of a licence's name; some packages state its whole text
+_MAX_NAME = 64  # characters of a license's name; some packages state its whole text
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -61,13 +61,13 @@ def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _licences() -> dict[tuple[str, str], str]:
+def _licenses() -> dict[tuple[str, str], str]:
     """By kind and name of a package."""
     found = {}
     for path in (*_site_packages(Path(f"{sys.prefix}-client")), *_site_packages(Path(sys.prefix))):
         for package in distributions(path=[str(path)]):
-            if licence := _licence(package):
-                found["pypi", normalized(package.name)] = licence
+            if license := _license(package):
+                found["pypi", normalized(package.name)] = license
     for path_, entry in json.loads(NPM_LOCK.read_text())["packages"].items():
         if "license" in entry:
             found["npm", path_.rpartition("node_modules/")[2]] = entry["license"]
@@ -78,7 +78,7 @@ def _site_packages(venv: Path) -> Iterator[Path]:
     return venv.glob("lib/python3*/site-packages")
 
 
-def _licence(package: Distribution) -> str | None:
+def _license(package: Distribution) -> str | None:
     metadata = package.metadata
     for field in ("License-Expression", "License"):
         stated = metadata[field].strip() if field in metadata else ""
@@ -90,8 +90,8 @@ def _licence(package: Distribution) -> str | None:
 
 
 def bill() -> str:
-    """The document. Raises LookupError if the licence of a package is unknown."""
-    licences, factory = _licences(), LicenseFactory()
+    """The document. Raises LookupError if the license of a package is unknown."""
+    licenses, factory = _licenses(), LicenseFactory()
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     bom = Bom()
     bom.metadata.component = root = Component(
@@ -102,9 +102,9 @@ def bill() -> str:
         licenses=[factory.make_from_string(project["license"])],
     )
     for package, locks in sorted(locked().items()):
-        licence = licences.get((package.kind, package.name)) or STATED.get(package.name)
-        if licence is None:
-            raise LookupError(f"{package.name} states no licence: add it to deploy/sbom.py")
+        license = licenses.get((package.kind, package.name)) or STATED.get(package.name)
+        if license is None:
+            raise LookupError(f"{package.name} states no license: add it to deploy/sbom.py")
         url = _url(package)
         bom.components.add(
             Component(
@@ -112,7 +112,7 @@ def bill() -> str:
                 version=package.version,
                 purl=url,
                 bom_ref=str(url),
-                licenses=[factory.make_from_string(licence)],
+                licenses=[factory.make_from_string(license)],
                 properties=[Property(name=LOCK_PROPERTY, value=lock) for lock in sorted(locks)],
             )
         )

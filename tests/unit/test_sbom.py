@@ -42,10 +42,10 @@ def test_it_lists_each_locked_package_in_its_version_and_no_other(written: str) 
     assert {lock.stem for lock in LOCKS} >= {"front-end", "node", "dev", "client"}
 
 
-def test_each_package_has_a_licence_and_an_address(written: str) -> None:
+def test_each_package_has_a_license_and_an_address(written: str) -> None:
     for component in components(written):
-        (licence,) = component["licenses"]
-        assert licence.get("expression") or licence["license"].get("id") or licence["license"]["name"], component
+        (license,) = component["licenses"]
+        assert license.get("expression") or license["license"].get("id") or license["license"]["name"], component
         assert component["purl"].startswith(("pkg:pypi/", "pkg:npm/"))
         assert component["purl"].endswith(f"@{component['version']}")
 
