@@ -66,8 +66,8 @@ def _licenses() -> dict[tuple[str, str], str]:
     found = {}
     for path in (*_site_packages(Path(f"{sys.prefix}-client")), *_site_packages(Path(sys.prefix))):
         for package in distributions(path=[str(path)]):
-            if license := _license(package):
-                found["pypi", normalized(package.name)] = license
+            if stated := _license(package):
+                found["pypi", normalized(package.name)] = stated
     for path_, entry in json.loads(NPM_LOCK.read_text())["packages"].items():
         if "license" in entry:
             found["npm", path_.rpartition("node_modules/")[2]] = entry["license"]
@@ -102,8 +102,8 @@ def bill() -> str:
         licenses=[factory.make_from_string(project["license"])],
     )
     for package, locks in sorted(locked().items()):
-        license = licenses.get((package.kind, package.name)) or STATED.get(package.name)
-        if license is None:
+        stated = licenses.get((package.kind, package.name)) or STATED.get(package.name)
+        if stated is None:
             raise LookupError(f"{package.name} states no license: add it to deploy/sbom.py")
         url = _url(package)
         bom.components.add(
@@ -112,7 +112,7 @@ def bill() -> str:
                 version=package.version,
                 purl=url,
                 bom_ref=str(url),
-                licenses=[factory.make_from_string(license)],
+                licenses=[factory.make_from_string(stated)],
                 properties=[Property(name=LOCK_PROPERTY, value=lock) for lock in sorted(locks)],
             )
         )

@@ -44,8 +44,8 @@ def test_it_lists_each_locked_package_in_its_version_and_no_other(written: str) 
 
 def test_each_package_has_a_license_and_an_address(written: str) -> None:
     for component in components(written):
-        (license,) = component["licenses"]
-        assert license.get("expression") or license["license"].get("id") or license["license"]["name"], component
+        (stated,) = component["licenses"]
+        assert stated.get("expression") or stated["license"].get("id") or stated["license"]["name"], component
         assert component["purl"].startswith(("pkg:pypi/", "pkg:npm/"))
         assert component["purl"].endswith(f"@{component['version']}")
 
