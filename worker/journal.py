@@ -112,8 +112,12 @@ class Journal:
         if self._ballast.exists() and self._ballast.stat().st_size == BALLAST_BYTES:
             return
         try:
-            with self._ballast.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            file = os.open(self._ballast, flags, PRIVATE_MODE)
+            try:
+                os.posix_fallocate(file, 0, BALLAST_BYTES)
+            finally:
+                os.close(file)
         except OSError:  # no room now; housekeeping tries again
             self._ballast.unlink(missing_ok=True)
 

@@ -57,7 +57,8 @@ class NodeLock:
     def take(self, *, orphan_seconds: float = ORPHAN_SECONDS) -> None:
         """Waits up to `orphan_seconds` for the children of a dead worker. Raises NodeTaken, naming the holder, or
         OSError."""
-        file = self._path.open("a+")
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.fdopen(os.open(self._path, flags, 0o600), "a+")
 
         def holder() -> str:
             file.seek(0)

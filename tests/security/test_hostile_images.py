@@ -31,7 +31,7 @@ from tests.conftest import needs, needs_root
 TAG = "vps-1"
 SIZE = 64 << 20
 CLUSTER = 1 << 16
-STEP_SECONDS = 10.0  # for one of the things that are tried on an image; a job's steps have 360
+STEP_SECONDS = 5.0  # for one of the things that are tried on an image; a job's steps have 360
 SOON_SECONDS = 60.0  # for all of them
 BOUND_BYTES = 512 << 20  # of memory, and of space on the disk
 # offsets in the header

@@ -225,6 +225,17 @@ def test_only_its_owner_can_read_it_whatever_the_umask(tmp_path: Path, before: i
     assert modes == dict.fromkeys(("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"), 0o600)
 
 
+def test_links_in_the_places_of_its_other_files_are_not_followed(path: Path) -> None:
+    host = path.with_name("host")
+    host.write_text("of the host")
+    path.with_suffix(".ballast").symlink_to(host)
+    path.with_name("worker.lock").symlink_to(host)
+    Journal(path).close()
+    with pytest.raises(OSError, match="symbolic links"):
+        NodeLock(path.parent).take()
+    assert host.read_text() == "of the host"
+
+
 def test_a_link_in_its_place_is_not_followed(path: Path) -> None:
     path.symlink_to(path.with_name("elsewhere"))
     with pytest.raises(JournalFailed):
