@@ -19,8 +19,8 @@ from api.http.problems import FieldError, invalid
 from api.jobs.bodies import BULK_MAX, OpsJobsQuery
 from api.words import plain, plural
 from worker.store import errors
+from worker.store.calls import Cursor
 from worker.store.model import JobId
-from worker.store.operators.operator_store import Cursor
 
 BULK = f"{JOBS}bulk/"
 MATCHING_MAX = 500  # jobs of one request, which then takes seconds

@@ -9,9 +9,10 @@ from api.dashboard.session import OperatorRequest
 from api.http.fields import SERVER_ID
 from api.http.reading import in_path
 from api.servers.bodies import OpsServersQuery
+from worker.store.calls import Cursor
 from worker.store.customers.customer_store import SnapshotFilter
 from worker.store.model import SNAPSHOTS_PER_SERVER
-from worker.store.operators.operator_store import Cursor, JobFilter
+from worker.store.operators.operator_store import JobFilter
 
 SERVERS = "/ops/servers/"
 SERVER = f"{SERVERS}{{server_id}}/"

@@ -20,11 +20,10 @@ from api.http.fields import (
     matches,
 )
 from worker.store import model
-from worker.store.calls import Page
+from worker.store.calls import CursorPage, Page
 from worker.store.model import JobKind, JobState, ServerState, Step
 from worker.store.operators import records
 from worker.store.operators.operator_store import JobFilter
-from worker.store.operators.records import CursorPage
 
 BULK_MAX = 100
 MIB = 1 << 20

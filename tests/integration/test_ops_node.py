@@ -27,8 +27,9 @@ from worker.reconcile import Reconciler
 from worker.runner import Limits, Runner
 from worker.store import arq_queue as queue
 from worker.store import errors
+from worker.store.calls import Cursor
 from worker.store.model import ServerState, Step
-from worker.store.operators.operator_store import Cursor, OperatorStore
+from worker.store.operators.operator_store import OperatorStore
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,23 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from worker.store import records
 from worker.store.calls import kind_of, shown_job
 from worker.store.model import AccountId, Job, JobId, ServerId, ServerView
 from worker.store.reports import NodeFacts
-
-Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CursorPage(Generic[Item]):
-    """Part of a list that may be long. A page that looked far for what was asked may have few results and go on."""
-
-    count: int | None  # the whole list's; None where only a part of it was asked for
-    results: tuple[Item, ...]
-    after: str | None  # the cursor of what follows; None: this was the end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +93,6 @@ class AuditEntry:
     at: datetime
     fields: Mapping[str, str]
     notes: tuple[str, ...] = ()  # codes of what the entry's job has noted
-
-
-def cursor(after: Sequence[bytes]) -> str | None:
-    return ":".join(part.decode() for part in after) if after else None
 
 
 def node(shown: list[Any]) -> Node:
