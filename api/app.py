@@ -159,7 +159,7 @@ def _run_beside(
     resolver: AbstractResolver | None,
 ) -> None:
     """What runs for as long as the application does, and answers no request."""
-    reaper = StaleJobReaper(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
+    reaper = StaleJobReaper(redis, seconds=settings.waiting_seconds, given_up=metrics.jobs_given_up.inc)
     view = CellView(
         Cell(redis), look_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
     )

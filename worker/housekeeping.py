@@ -19,13 +19,7 @@ log = structlog.stdlib.get_logger()
 
 class Housekeeping:
     def __init__(
-        self,
-        *,
-        store: NodeStore,
-        chores: Chores,
-        journal: Journal,
-        safety: SafetySnapshots,
-        stale_jobs: StaleJobReaper,
+        self, *, store: NodeStore, chores: Chores, journal: Journal, safety: SafetySnapshots, stale_jobs: StaleJobReaper
     ) -> None:
         self._store = store
         self._chores = chores

@@ -341,7 +341,7 @@ async def _live(parts: _Parts, settings: WorkerSettings, stop: asyncio.Event) ->
     owed = parts.runner.resume()  # first: started jobs must be finished even if the store is unreachable
     log.info("worker.started", node=settings.node, driver=settings.driver, owed_jobs=len(owed))
     taken = asyncio.Event()
-    until_the_end = (parts.publisher.tell_steps(), _prove_alive(), _keep_lease(parts.lease, taken))
+    until_the_end = (parts.publisher.publish_steps(), _prove_alive(), _keep_lease(parts.lease, taken))
     try:
         async with _beside(*until_the_end), _beside(_work_with_others(parts, taken)):
             try:
@@ -386,7 +386,7 @@ def _wired(means: _Means) -> _Parts:
     )
     publisher = Publisher(
         store,
-        tell_again=lambda server_id: reconciler.server(server_id),  # noqa: PLW0108 - made below
+        publish_again=lambda server_id: reconciler.server(server_id),  # noqa: PLW0108 - made below
         log_of=means.job_log.taken,
     )
     runner = Runner(
@@ -424,7 +424,7 @@ def _wired(means: _Means) -> _Parts:
         queue.resume()
 
     chores = Chores(means.redis, node_silent_seconds=settings.node_silent_seconds)
-    stale_jobs = StaleJobReaper(means.redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
+    stale_jobs = StaleJobReaper(means.redis, seconds=settings.waiting_seconds, given_up=metrics.jobs_given_up.inc)
     # Jobs that were queued too long fail before the first heartbeat: nobody expects them to run any more.
     lease = Lease(store, before=stale_jobs.fail, gained=lease_gained, lost=queue.pause)
     metrics.follow(

@@ -24,17 +24,17 @@ log = structlog.stdlib.get_logger()
 
 
 class Publisher:
-    """`tell_again` publishes all jobs and snapshots of a server again. `log_of` returns a job's new log lines."""
+    """`publish_again` publishes all jobs and snapshots of a server again. `log_of` returns a job's new log lines."""
 
     def __init__(
         self,
         store: NodeStore,
-        tell_again: Callable[[ServerId], Awaitable[None]],
+        publish_again: Callable[[ServerId], Awaitable[None]],
         *,
         log_of: Callable[[JobId], tuple[str, ...]] = lambda _: (),
     ) -> None:
         self._store = store
-        self._tell_again = tell_again
+        self._publish_again = publish_again
         self._log_of = log_of
         self._unpublished: dict[JobId, JobReport] = {}
         self._steps: dict[JobId, Step] = {}
@@ -64,22 +64,17 @@ class Publisher:
                 answer = await self._store.finish(job_id, outcome, report, power)
             except (StoreUnavailable, LeaseLost) as error:
                 log.warning("outcome.not_published", reason=type(error).__name__, again_in_seconds=wait)
-                power = ""  # it may have changed by the next attempt
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, longest)
-            else:
-                if answer == "job_unknown" and (
-                    tries := tries - 1
-                ):  # the store lost its data: it accepts the outcome once it knows the job again
-                    await asyncio.sleep(wait)
-                    wait = min(2 * wait, longest)
-                    await self._tell_again(server_id)
-                    continue
+                answer, power = "", ""  # the power may have changed by the next attempt
+            if answer and not (answer == "job_unknown" and (tries := tries - 1)):
                 if answer not in {"published", "job_over"}:  # job_over: published by a process that died right after
                     log.warning("outcome.refused", reason=answer)
                 return
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, longest)
+            if answer:  # the store lost its data: it accepts the outcome once it knows the job again
+                await self._publish_again(server_id)
 
-    async def tell_steps(self) -> None:
+    async def publish_steps(self) -> None:
         """Run until cancelled: publish the latest step of each job."""
         while True:
             await self._news.wait()

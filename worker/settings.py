@@ -8,16 +8,8 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from worker.procedures.work import Policy
-from worker.program.configuration import (
-    NODE_SILENT_SECONDS,
-    WAITING_SECONDS,
-    FileSettings,
-    NodeSilentSeconds,
-    WaitingSeconds,
-)
-from worker.program.span_export import TracingSettings
 from worker.runner import Limits
-from worker.store.redis_client import RedisSettings
+from worker.store.settings import CellSettings
 
 
 class Driver(StrEnum):
@@ -25,15 +17,13 @@ class Driver(StrEnum):
     FAKE = "fake"
 
 
-class WorkerSettings(FileSettings):
+class WorkerSettings(CellSettings):
     """Each can be set as VPS_SNAPSHOTS_<NAME> or as a key of the TOML file. Times are in seconds."""
 
     node: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
         default_factory=lambda: socket.gethostname().split(".")[0], description="this node's name, unique in the cell"
     )
     state_dir: Path = Field(default=Path("/var/lib/vps-snapshots"), description="holds the journal and the lock file")
-    redis: RedisSettings = Field(default_factory=RedisSettings)
-    tracing: TracingSettings = Field(default_factory=TracingSettings)
     driver: Driver = Field(default=Driver.KVM, description="fake: simulated servers, for demos and load tests")
     libvirt_uri: str = Field(default="qemu:///system")
     fake_servers: Annotated[int, Field(ge=0, le=100_000)] = Field(
@@ -63,8 +53,6 @@ class WorkerSettings(FileSettings):
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         default=None, description="port that serves /metrics; 0: any free port; unset: not served"
     )
-    node_silent_seconds: NodeSilentSeconds = NODE_SILENT_SECONDS
-    waiting_seconds: WaitingSeconds = WAITING_SECONDS
     drain_seconds: Annotated[float, Field(ge=0)] = Field(
         default=300.0, description="at SIGTERM: time for running jobs to end"
     )

@@ -5,6 +5,7 @@ from typing import Any
 import libvirt
 
 from drivers.base import ServerInUse
+from drivers.kvm.libvirt_errors import ignoring
 from drivers.kvm.libvirt_xml import read
 
 # VIR_DOMAIN_JOB_OPERATION_*: libvirt's older Python bindings lack some of them
@@ -91,11 +92,8 @@ def _targets(xml: str) -> list[str]:
 
 
 def _block_job(domain: Any, target: str) -> int | None:
-    try:
-        found = domain.blockJobInfo(target, 0)
-    except libvirt.libvirtError as error:
-        # a drive without a medium, or a domain that was shut off meanwhile
-        if error.get_error_code() in {libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_INVALID_ARG}:
-            return None
-        raise
-    return int(found["type"]) if found else None
+    # ignored: a drive without a medium, or a domain that was shut off meanwhile
+    with ignoring(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_INVALID_ARG):
+        if found := domain.blockJobInfo(target, 0):
+            return int(found["type"])
+    return None

@@ -53,7 +53,7 @@ async def node(cell: Cell, tmp_path: Path) -> AsyncIterator[Node]:
         journal=journal,
         hypervisor=hypervisor,
         store=cell.node,
-        publisher=Publisher(cell.node, tell_again=nothing_more, log_of=job_log.taken),
+        publisher=Publisher(cell.node, publish_again=nothing_more, log_of=job_log.taken),
         policy=Policy(grace_seconds=0.1),
         limits=Limits(first_retry_seconds=0.01, start_seconds=0.1),
     )

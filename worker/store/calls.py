@@ -114,7 +114,7 @@ class Scripts:
 
     async def _run(self, name: str, ask: Mapping[str, Any]) -> Any:
         if name not in self._loaded:
-            self._loaded[name] = scripts.load(self._redis, name)
+            self._loaded[name] = self._redis.register_script(scripts.text(name))
         return await self._loaded[name](args=[json.dumps(ask)])
 
     async def _find(

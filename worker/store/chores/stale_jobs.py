@@ -1,4 +1,4 @@
-"""Jobs that wait for a node which is silent: after some time they fail, and their servers are free again."""
+"""Fails jobs that have waited too long for a silent node, so that their servers are free again."""
 
 from collections.abc import Callable
 
@@ -10,22 +10,22 @@ from worker.store.calls import Scripts
 from worker.store.model import Failure, JobId, JobState, SnapshotStatus
 from worker.store.outcome import Outcome
 
-BATCH = 100  # jobs that one script looks at: a bound on how long it holds Redis
+BATCH = 100  # jobs per script call, to bound how long it blocks Redis
 
 log = structlog.stdlib.get_logger()
 
 
 class StaleJobReaper(Scripts):
-    """Runs in every worker and front end. `seconds`: how long a job may wait for a silent node; `gave_up` is called for
-    each job that has waited longer."""
+    """Runs in every worker and front end. `seconds`: how long a job may wait for a silent node; `given_up` is called
+    for each job that has waited longer."""
 
-    def __init__(self, redis: ArqRedis, *, seconds: float, gave_up: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, redis: ArqRedis, *, seconds: float, given_up: Callable[[], None] = lambda: None) -> None:
         super().__init__(redis)
         self._seconds = seconds
-        self._gave_up = gave_up
+        self._given_up = given_up
 
     async def fail(self) -> tuple[JobId, ...]:
-        """Fail the jobs, of any node, that have waited longer; which. Raises StoreUnavailable."""
+        """Fail the jobs of any node that have waited longer; returns them. Raises StoreUnavailable."""
         detail = f"The server's node was silent for {self._seconds:.0f} seconds; the job was not begun."
         outcome = Outcome(
             state=JobState.FAILED,
@@ -37,5 +37,5 @@ class StaleJobReaper(Scripts):
         failed = tuple(JobId(job_id.decode()) for job_id in answer)
         for job_id in failed:
             log.warning("job.failed", job_id=job_id, code=errors.NodeUnavailable.code, waited_seconds=self._seconds)
-            self._gave_up()
+            self._given_up()
         return failed

@@ -13,7 +13,6 @@ from uuid import uuid4
 
 from arq.connections import ArqRedis
 
-from worker.program.configuration import NODE_SILENT_SECONDS
 from worker.store import errors, records
 from worker.store.arq_queue import queue_parameters
 from worker.store.calls import (
@@ -29,6 +28,7 @@ from worker.store.calls import (
     shown_job,
 )
 from worker.store.model import (
+    NODE_SILENT_SECONDS,
     SNAPSHOTS_PER_SERVER,
     AccountId,
     Failure,

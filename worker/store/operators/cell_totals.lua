@@ -1,5 +1,5 @@
 -- include: clock
--- The cell in numbers.
+-- Counts over the cell.
 -- ask: {}
 -- Answers {now_ms, queued jobs, jobs in progress, queued_ms of the oldest queued one or '', servers, stranded servers,
 -- servers with findings, webhooks with a delivery to make now}.

@@ -10,12 +10,11 @@ from typing import Any
 
 from arq.connections import ArqRedis
 
-from worker.program.configuration import NODE_SILENT_SECONDS
 from worker.store import arq_queue as queue
 from worker.store import errors, records
 from worker.store.calls import Cursor, CursorPage, Idempotency, Scripts, accepted, for_script, given, shown_job
 from worker.store.customers.customer_store import CustomerStore
-from worker.store.model import AccountId, Job, JobId, JobKind, JobState, ServerId
+from worker.store.model import NODE_SILENT_SECONDS, AccountId, Job, JobId, JobKind, JobState, ServerId
 from worker.store.operators import records as ops_records
 from worker.store.operators.overview import Counted, Overview, overview
 from worker.store.operators.records import AuditEntry, Node, OpsJob, OpsServer, ServerFindings

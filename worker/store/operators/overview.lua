@@ -1,6 +1,6 @@
 -- include: clock, stats
--- The cell at a glance.
--- ask: {silent_ms, since: number of the first five minutes whose counts are wanted}
+-- An overview of the cell.
+-- ask: {silent_ms, since: number of the first period of five minutes to read}
 -- Answers {now_ms, queued jobs, jobs in progress, {oldest queued job, its queued_ms} or {}, stranded servers, nodes,
 -- nodes that are alive, paused nodes, servers with findings, {{number of the five minutes, {field, value, ...}}, ...}
 -- of the last day, oldest first}.
