@@ -10,6 +10,7 @@ import os
 import stat
 import struct
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 MAGIC = b"QFI\xfb"
 MIN_CLUSTER_BITS, MAX_CLUSTER_BITS = 9, 21
@@ -120,8 +121,7 @@ def _read_once(file: int, head: bytes, l1_of: str | None) -> Tables:
     return tables
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Header:
+class _Header(NamedTuple):
     version: int
     cluster_bits: int
     virtual_bytes: int
@@ -155,15 +155,7 @@ def _header(head: bytes) -> _Header:
         raise TablesUnreadable(f"its number of snapshots is out of range: {snapshots}")
     if size > MAX_OFFSET or size > l1_entries << (2 * cluster_bits - 3):
         raise TablesUnreadable("its L1 table is too small for its size")
-    return _Header(
-        version=version,
-        cluster_bits=cluster_bits,
-        virtual_bytes=size,
-        l1_entries=l1_entries,
-        l1_at=l1_at,
-        snapshots=snapshots,
-        snapshots_at=snapshots_at,
-    )
+    return _Header(version, cluster_bits, size, l1_entries, l1_at, snapshots, snapshots_at)
 
 
 def _snapshot_table(file: int, header: _Header) -> list[tuple[Entry, int, int]]:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from typing import Any, TypeVar
 
 import libvirt
@@ -17,8 +18,6 @@ from drivers.kvm.marks import PREFIX, ServerMark
 from drivers.kvm.opening import opened
 
 Answer = TypeVar("Answer")
-Read = TypeVar("Read")
-AlsoRead = TypeVar("AlsoRead")
 
 THREADS = 32  # concurrent calls: a hung one must not block the others
 HUNG_SECONDS = 30.0  # how long a cancelled call is waited for; after that its server counts as hung
@@ -47,26 +46,18 @@ def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: s
     return otherwise(text)
 
 
-class _EventLoop:
-    """libvirt's event loop: one per process, in a daemon thread."""
+@cache
+def _start_event_loop() -> None:
+    """Run libvirt's event loop, one per process, in a daemon thread."""
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors are raised, not printed
+    libvirt.virEventRegisterDefaultImpl()
+    threading.Thread(target=_run_event_loop, name="libvirt events", daemon=True).start()
 
-    _started = False
-    _lock = threading.Lock()
 
-    @classmethod
-    def ensure_running(cls) -> None:
-        with cls._lock:
-            if not cls._started:
-                libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors are raised, not printed
-                libvirt.virEventRegisterDefaultImpl()
-                threading.Thread(target=cls._run, name="libvirt events", daemon=True).start()
-                cls._started = True
-
-    @staticmethod
-    def _run() -> None:
-        while True:
-            with suppress(libvirt.libvirtError):
-                libvirt.virEventRunDefaultImpl()
+def _run_event_loop() -> None:
+    while True:
+        with suppress(libvirt.libvirtError):
+            libvirt.virEventRunDefaultImpl()
 
 
 class Connection:
@@ -83,7 +74,7 @@ class Connection:
         self._listeners: list[Callable[[], None]] = []
 
     async def open(self) -> None:
-        _EventLoop.ensure_running()
+        _start_event_loop()
         await self.call(lambda _handle: None)
 
     async def close(self) -> None:
@@ -133,14 +124,14 @@ class Connection:
 
         return await self.call(run, otherwise=otherwise, text=text, server_id=server_id)
 
-    async def adopted(self, read: Callable[[Any], tuple[Read, AlsoRead]]) -> list[tuple[ServerMark, Read, AlsoRead]]:
-        """The mark of each adopted domain and the results of `read`; domains that vanish meanwhile are left out."""
+    async def adopted(self, read: Callable[[Any], Answer]) -> list[tuple[ServerMark, Answer]]:
+        """The mark of each adopted domain and the result of `read`; domains that vanish meanwhile are left out."""
 
-        def read_all(handle: Any) -> list[tuple[ServerMark, Read, AlsoRead]]:
+        def read_all(handle: Any) -> list[tuple[ServerMark, Answer]]:
             answers = []
             for mark, domain in _adopted(handle):
                 with ignoring(libvirt.VIR_ERR_NO_DOMAIN):
-                    answers.append((mark, *read(domain)))
+                    answers.append((mark, read(domain)))
             return answers
 
         return await self.call(read_all)

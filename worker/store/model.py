@@ -16,6 +16,7 @@ DeliveryId = NewType("DeliveryId", str)
 
 SNAPSHOTS_PER_SERVER = 5  # the public contract's limit
 NODE_SILENT_SECONDS = 60.0  # the public contract: a node that is silent for over a minute gets no new job
+WAITING_SECONDS = 600.0  # how long a job waits for a silent node
 NAME_MAX = 64  # characters of a snapshot's name
 DESCRIPTION_MAX = 1000  # characters of a snapshot's description
 

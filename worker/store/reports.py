@@ -1,7 +1,7 @@
 """What a node reports for operators only: its versions and storage, the steps and log lines of jobs."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -50,6 +50,11 @@ class JobReport:
     steps: tuple[StepBegun, ...] = ()
     log: tuple[str, ...] = ()  # lines as JSON
     resumed: int = 0  # times that a process has resumed it
+
+    def __add__(self, later: Self) -> Self:
+        return replace(
+            self, steps=self.steps + later.steps, log=self.log + later.log, resumed=self.resumed + later.resumed
+        )
 
     def for_script(self) -> dict[str, Any]:
         steps = [{"step": s.step or "", "ms": round(s.at * 1000), "attempt": s.attempt} for s in self.steps]

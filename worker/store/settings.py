@@ -6,7 +6,7 @@ from pydantic import Field
 
 from worker.program.configuration import FileSettings
 from worker.program.span_export import TracingSettings
-from worker.store.model import NODE_SILENT_SECONDS
+from worker.store.model import NODE_SILENT_SECONDS, WAITING_SECONDS
 from worker.store.redis_client import RedisSettings
 
 
@@ -20,6 +20,6 @@ class CellSettings(FileSettings):
         description="a node without a heartbeat for this long gets no new jobs; must equal on front ends and workers",
     )
     waiting_seconds: Annotated[float, Field(ge=60, allow_inf_nan=False)] = Field(
-        default=600.0,
+        default=WAITING_SECONDS,
         description="how long a job waits for a silent node before it fails; must equal on front ends and workers",
     )

@@ -1,12 +1,14 @@
 """Notes of a job and contents of a snapshot as JSON, each in one field of a record in Redis."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from worker.store.model import Contents, Note
+
+Parsed = TypeVar("Parsed")
 
 _NOTE = TypeAdapter(Note)
 _NOTES = TypeAdapter(tuple[Note, ...])
@@ -28,28 +30,20 @@ def contents(held: Contents | None) -> str:
 
 def read_notes(text: str) -> tuple[Note, ...]:
     """A note that this version does not know, from a newer worker, is left out."""
-    if not text:
-        return ()
-    known: list[Note] = []
-    with _logged("notes"):
-        for one in _RAW_NOTES.validate_json(text):
-            with _logged("notes"):
-                known.append(_NOTE.validate_python(one))
-    return tuple(known)
+    raw = _read(_RAW_NOTES.validate_json, text, "notes") if text else None
+    notes = [_read(_NOTE.validate_python, one, "notes") for one in raw or ()]
+    return tuple(note for note in notes if note is not None)
 
 
 def read_contents(text: str) -> Contents | None:
     """None also for contents that this version cannot read."""
-    if text:
-        with _logged("contents"):
-            return _CONTENTS.validate_json(text)
-    return None
+    return _read(_CONTENTS.validate_json, text, "contents") if text else None
 
 
-@contextmanager
-def _logged(field: str) -> Iterator[None]:
-    """Log an invalid value instead of raising its error."""
+def _read(parse: Callable[[Any], Parsed], value: object, field: str) -> Parsed | None:
+    """None for an invalid value, which is logged."""
     try:
-        yield
+        return parse(value)
     except ValidationError as error:
         log.warning("record.unreadable", field=field, reason=str(error))
+        return None

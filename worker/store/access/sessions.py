@@ -31,7 +31,6 @@ class Session:
     """An open session. `csrf`: the token that every change must send; other sites cannot read it."""
 
     csrf: str
-    ends_at: datetime
     authenticated: Authenticated
     token: Token
 
@@ -86,7 +85,6 @@ class Sessions(Scripts):
         record, token = records.pairs(flat), Token.of(records.pairs(token_flat))
         return Session(
             csrf=record["csrf"],
-            ends_at=records.moment(record["ends_ms"]),
             authenticated=authenticated(token, *counted),
             token=token,
         )

@@ -1,23 +1,37 @@
 """Chores for the whole cell. Every worker does them; each is one script, so nothing is done twice."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import uuid4
 
+import structlog
 from arq.connections import ArqRedis
 
-from worker.store import records
+from worker.store import errors, records
 from worker.store.arq_queue import queue_parameters
 from worker.store.calls import Scripts
-from worker.store.model import NODE_SILENT_SECONDS, SNAPSHOTS_PER_SERVER, JobId, JobKind, ScheduleId, ServerId
-from worker.store.outcome import DELETE_RETRY_SECONDS
+from worker.store.model import (
+    NODE_SILENT_SECONDS,
+    SNAPSHOTS_PER_SERVER,
+    WAITING_SECONDS,
+    Failure,
+    JobId,
+    JobKind,
+    JobState,
+    ScheduleId,
+    ServerId,
+    SnapshotStatus,
+)
+from worker.store.outcome import DELETE_RETRY_SECONDS, Outcome
 from worker.store.schedules.schedules import BadCron, cron_of, next_run, snapshot_name
 
 FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
 # A run that was refused for a temporary reason (server busy, node silent) is retried until the next one is due.
 SCHEDULE_RETRY_SECONDS = 300.0
 BATCH = 100  # records per script call, to bound how long it blocks Redis
+
+log = structlog.stdlib.get_logger()
 
 
 class RunRefused(Exception):
@@ -48,11 +62,35 @@ class UnreadableSchedule:
 
 class Chores(Scripts):
     """Every call may raise StoreUnavailable. `node_silent_seconds`: how old a node's last heartbeat may be for a
-    scheduled run of its servers."""
+    scheduled run of its servers. `waiting_seconds`: how long a job may wait for a silent node; `given_up` is called for
+    each job that has waited longer."""
 
-    def __init__(self, redis: ArqRedis, *, node_silent_seconds: float = NODE_SILENT_SECONDS) -> None:
+    def __init__(
+        self,
+        redis: ArqRedis,
+        *,
+        node_silent_seconds: float = NODE_SILENT_SECONDS,
+        waiting_seconds: float = WAITING_SECONDS,
+        given_up: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(redis)
         self._silent_ms = round(node_silent_seconds * 1000)
+        self._waiting_seconds = waiting_seconds
+        self._given_up = given_up
+
+    async def fail_stale_jobs(self) -> tuple[JobId, ...]:
+        """Fail the queued jobs of any node that has been silent for too long, which frees their servers; returns
+        them."""
+        seconds, code = self._waiting_seconds, errors.NodeUnavailable.code
+        detail = f"The server's node was silent for {seconds:.0f} seconds; the job was not begun."
+        failure = Failure(code=code, detail=detail)
+        outcome = Outcome(state=JobState.FAILED, failure=failure, snapshot_status=SnapshotStatus.FAILED)
+        ask = {"silent_ms": round(seconds * 1000), "limit": BATCH, "result": outcome.for_script()}
+        failed = tuple(JobId(job_id.decode()) for job_id in await self._call("chores/fail_stale_jobs", ask))
+        for job_id in failed:
+            log.warning("job.failed", job_id=job_id, code=code, waited_seconds=seconds)
+            self._given_up()
+        return failed
 
     async def forget_failed(self) -> int:
         """Delete the records of snapshots that failed more than 7 days ago; returns their number."""

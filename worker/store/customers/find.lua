@@ -1,4 +1,4 @@
--- include: records, nodes, show, schedules, webhooks
+-- include: records, nodes, show, schedules
 -- One snapshot, job, schedule, webhook or server of an account.
 -- ask: {what: 'snapshot', 'job', 'schedule', 'webhook' or 'server', id, account, silent_ms (of a server)}
 -- Answers the record as `show_snapshot`, `show_job`, ... returns it; for a server {{field, value, ...}, kind of the job

@@ -19,6 +19,11 @@ local function show_job(job_id)
     redis.call('LRANGE', 'node:' .. job.node .. ':milliseconds:' .. job.kind, 0, -1), server, holding}
 end
 
+-- A webhook: {id, {field, value, ...}}, without its secrets.
+local function show_webhook(id)
+  return {id, redis.call('HGETALL', 'webhook:' .. id)}
+end
+
 -- A snapshot: {id, {field, value, ...}, name of its server}.
 local function show_snapshot(id)
   local server = redis.call('HGET', 'snapshot:' .. id, 'server')

@@ -1,4 +1,4 @@
--- include: clock, records, deliveries, webhooks, idempotency
+-- include: clock, records, deliveries, idempotency, show
 -- Create a webhook, change one, or give it a new secret.
 -- ask: {account, id, most (only to create), fields: {field: text}, secret, old_ms: how long the previous secret
 -- stays valid, idempotency (see `replay`)}
