@@ -5,6 +5,7 @@ from typing import Any
 
 from worker.store.calls import Scripts
 
+NEVER = 1 << 50  # a period after any other: no counts are read
 PAGE = 200  # nodes per script call
 GONE_SECONDS = 86_400.0  # a node that is silent for longer and has no servers or jobs counts as removed
 
@@ -41,11 +42,11 @@ class CellNumbers:
 class Cell(Scripts):
     async def numbers(self) -> CellNumbers:
         """Raises StoreUnavailable."""
-        totals = await self._call("operators/cell_totals", {})
-        now, queued, running, oldest, servers, stranded, findings, webhooks = totals
+        totals = await self._call("operators/overview", {"silent_ms": 0, "since": NEVER})
+        now, queued, running, oldest, stranded, _, _, _, findings, servers, webhooks, _ = totals
         return CellNumbers(
             queued=queued,
-            queue_age=_age(now, oldest),
+            queue_age=_age(now, oldest[1] if oldest else b""),
             running=running,
             servers=servers,
             stranded=stranded,

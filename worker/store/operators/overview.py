@@ -100,7 +100,7 @@ class Counted:
 
 
 def overview(answer: list[Any], counted: Counted) -> Overview:
-    now, queued, running, oldest, stranded, nodes, alive, paused, findings, stats = answer
+    now, queued, running, oldest, stranded, nodes, alive, paused, findings, _, _, stats = answer
     counted.learn(now // COUNTED_MS, stats)
     return Overview(
         at=records.moment(now),
