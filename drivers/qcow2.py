@@ -135,7 +135,7 @@ async def repair(path: str) -> None:
     Dirty bitmaps are marked as in use, which invalidates them.
     """
     await _settle_header(path)
-    if valid := await _valid_bitmaps(path):
+    if valid := [bitmap.name for bitmap in (await image(path)).bitmaps if not bitmap.in_use]:
         raise QemuImgFailed(("check", "-r", "all", path), 1, f"bitmap {valid[0]} is not marked as in use")
     await _check(path, "-r", "all")
 
@@ -152,10 +152,6 @@ async def _settle_header(path: str) -> None:
     async with _held(path) as found:
         command = ("-c", f"sigraise {signal.SIGKILL:d}", found.name)
         await _run_for_code(*command, of=found, changes=True, program="qemu-io")
-
-
-async def _valid_bitmaps(path: str) -> list[str]:
-    return [bitmap.name for bitmap in (await image(path)).bitmaps if not bitmap.in_use]
 
 
 async def snapshot_bytes(path: str, tag: str, like: Image) -> int:

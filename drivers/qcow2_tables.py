@@ -32,7 +32,6 @@ class Entry:
     name: str
     stamp: str  # "SECONDS.NANOSECONDS" when it was taken: does not change when the file is moved
     virtual_bytes: int | None  # None: an old entry without it; the image was never resized since
-    vm_state_bytes: int
     l1: bytes | None = None  # big-endian L1 entries without COPIED bits and trailing zeros; None: not read
 
 
@@ -40,9 +39,6 @@ class Entry:
 class Tables:
     version: int
     virtual_bytes: int
-    cluster_bytes: int
-    refcount_bits: int
-    incompatible_features: int  # bits of the header
     snapshots: tuple[Entry, ...]
     l1: bytes | None = None  # of the active disk, in the same form; None: not read
 
@@ -97,9 +93,6 @@ def _read_once(file: int, head: bytes, l1_of: str | None) -> Tables:
     tables = Tables(
         version=header.version,
         virtual_bytes=header.virtual_bytes,
-        cluster_bytes=1 << header.cluster_bits,
-        refcount_bits=1 << header.refcount_order,
-        incompatible_features=header.incompatible_features,
         snapshots=tuple(
             replace(entry, l1=_l1(file, header.cluster_bits, at, count)) if reads_l1 and entry.name == l1_of else entry
             for entry, at, count in found
@@ -132,7 +125,7 @@ def _snapshot_table(file: int, header: Header) -> list[tuple[Entry, int, int]]:
     end = at + MAX_SNAPSHOT_TABLE_BYTES
     for _ in range(header.snapshots):
         fixed = _bytes_at(file, at, _ENTRY.size)
-        l1_at, l1_entries, id_bytes, name_bytes, seconds, nanoseconds, _, state, extra_bytes = _ENTRY.unpack(fixed)
+        l1_at, l1_entries, id_bytes, name_bytes, seconds, nanoseconds, _, _, extra_bytes = _ENTRY.unpack(fixed)
         if extra_bytes > MAX_EXTRA_BYTES:
             raise TablesUnreadable("a snapshot has too much extra data")
         rest = _bytes_at(file, at + _ENTRY.size, extra_bytes + id_bytes + name_bytes)
@@ -140,13 +133,12 @@ def _snapshot_table(file: int, header: Header) -> list[tuple[Entry, int, int]]:
         if at > end:
             raise TablesUnreadable("its snapshot table is too long")
         extra = rest[:extra_bytes]
-        has_state, has_size = extra_bytes >= _U64.size, extra_bytes >= 2 * _U64.size
+        has_size = extra_bytes >= 2 * _U64.size  # behind the size of the VM's memory
         entry = Entry(
             id=_text(rest[extra_bytes : extra_bytes + id_bytes]),
             name=_text(rest[extra_bytes + id_bytes :]),
             stamp=f"{seconds}.{nanoseconds:09}",
             virtual_bytes=_U64.unpack_from(extra, _U64.size)[0] if has_size else None,
-            vm_state_bytes=_U64.unpack_from(extra)[0] if has_state else state,
         )
         found.append((entry, l1_at, l1_entries))
     return found

@@ -1,1 +1,1 @@
-"""Attacks on the service with what an attacker would really have."""
+"""What an attacker tries, with a credential that is real, and what comes of it: nothing."""
