@@ -23,6 +23,7 @@ from worker.store.model import JobId, ServerId, Step
 from worker.store.outcome import JOB_KEPT_SECONDS, Outcome
 
 VERSION = 2
+PRIVATE_MODE = 0o600
 BALLAST_BYTES = 4 << 20  # enough for 300 steps: each writes two or three pages of 4 KiB to the write-ahead log
 KEPT_FOR_A_PERSON = math.inf  # retention in seconds of a safety tag that only an operator may release
 KEPT_SECONDS = JOB_KEPT_SECONDS  # retention of a finished, published job: that of its record in the store
@@ -111,8 +112,12 @@ class Journal:
         if self._ballast.exists() and self._ballast.stat().st_size == BALLAST_BYTES:
             return
         try:
-            with self._ballast.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            file = os.open(self._ballast, flags, PRIVATE_MODE)
+            try:
+                os.posix_fallocate(file, 0, BALLAST_BYTES)
+            finally:
+                os.close(file)
         except OSError:  # no room now; housekeeping tries again
             self._ballast.unlink(missing_ok=True)
 
@@ -300,6 +305,7 @@ def _ensure_known(db: sqlite3.Connection, path: Path) -> int:
 
 def _opened(path: Path) -> sqlite3.Connection:
     """Does not write to an up-to-date journal: it must open on a full disk."""
+    _make_private(path)
     db = sqlite3.connect(path, isolation_level=None)
     try:
         db.execute("PRAGMA journal_mode = WAL")
@@ -312,6 +318,23 @@ def _opened(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _make_private(path: Path) -> None:
+    """Create the journal, or correct its mode, so that only its owner can read it: it holds customers' names and texts.
+    SQLite gives its other files the mode of the database. Raises sqlite3.OperationalError."""
+    try:
+        for file in (path, *(path.with_name(f"{path.name}{suffix}") for suffix in ("-wal", "-shm"))):
+            create = os.O_CREAT if file == path else 0
+            with suppress(FileNotFoundError):
+                descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | create, PRIVATE_MODE)
+                try:
+                    if os.fstat(descriptor).st_mode & 0o077:
+                        os.fchmod(descriptor, PRIVATE_MODE)
+                finally:
+                    os.close(descriptor)
+    except OSError as error:
+        raise sqlite3.OperationalError(str(error)) from error
 
 
 def _ensure_ages(db: sqlite3.Connection) -> None:
