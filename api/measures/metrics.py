@@ -7,6 +7,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.registry import Collector
 
 from worker.program.metrics import NAMESPACE, LogEvents, RedisMetrics, jobs_given_up, registry
+from worker.store.chores.cell_clock import ClockErrors
 
 DELIVERED = "delivered"
 REQUEST_BUCKETS = (
@@ -48,6 +49,7 @@ class Metrics:
         self._attempts = self._counter("webhook_attempts", "Attempts at a delivery, by result.", "result")
         self._given_up = self._counter("webhook_deliveries_given_up", "Deliveries whose last attempt failed.")
         self.in_flight = self._gauge("http_requests_in_flight", "Requests in progress, including event streams.")
+        self._clocks = self._gauge("clock_error_seconds", "Wall clock minus the time of the cell.", "clock")
         self._streams = self._gauge("event_streams_open", "Open event streams.")
         for code in LIMITED:
             self._problems.labels(code)
@@ -67,6 +69,10 @@ class Metrics:
     def problem(self, code: str) -> None:
         self._problems.labels(code).inc()
 
+    def clocks(self, errors: ClockErrors) -> None:
+        self._clocks.labels("redis").set(errors.redis)
+        self._clocks.labels("process").set(errors.process)
+
     def attempted(self, error: str | None, *, given_up: bool) -> None:
         """Count an attempt at a delivery. `error`: the code of its error, None if it was delivered."""
         self._attempts.labels(error or DELIVERED).inc()
@@ -76,5 +82,5 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, namespace=NAMESPACE, registry=self.registry)
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, namespace=NAMESPACE, registry=self.registry)

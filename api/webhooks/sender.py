@@ -4,10 +4,9 @@ import asyncio
 import hashlib
 import hmac
 import json
-import time
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator, Sequence
-from datetime import timedelta
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime, timedelta
 from random import SystemRandom
 
 import structlog
@@ -41,7 +40,7 @@ _chance = SystemRandom()
 
 class Sender:
     """`endpoints`: how many are served at a time; a slow one delays no other. `seconds`: the limit of an attempt.
-    `to_private`: allow http and private networks."""
+    `to_private`: allow http and private networks. `now`: the time of the cell."""
 
     def __init__(
         self,
@@ -52,6 +51,7 @@ class Sender:
         to_private: bool,
         resolver: AbstractResolver,
         metrics: Metrics,
+        now: Callable[[], datetime],
     ) -> None:
         self._deliveries = deliveries
         self._places = asyncio.Semaphore(endpoints)
@@ -59,6 +59,7 @@ class Sender:
         self._to_private = to_private
         self._resolver = resolver
         self._metrics = metrics
+        self._now = now
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
         """Send while the application runs. When it stops, unfinished deliveries are released to other senders."""
@@ -138,7 +139,7 @@ class Sender:
         if ssrf.why_not(claim.url, to_private=self._to_private):  # the settings may have changed
             return None, "address_refused"
         body = json.dumps(bodies.message(claim.webhook_id, delivery).model_dump(mode="json")).encode()
-        headers = signed(claim.secrets, delivery.id, body, moment=int(time.time()))
+        headers = signed(claim.secrets, delivery.id, body, moment=int(self._now().timestamp()))
         try:
             async with client.post(claim.url, data=body, headers=headers, allow_redirects=False) as response:
                 return response.status, None if response.status in SUCCESS else "bad_status"

@@ -23,6 +23,7 @@ from worker.program import tracing
 from worker.scheduler import Scheduler
 from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Permission
+from worker.store.chores.cell_clock import CellClock
 from worker.store.chores.chores import Chores
 from worker.store.model import JobId, JobKind, JobState, ServerId, SnapshotId, Step
 from worker.store.nodes.node_store import ReportedServer
@@ -133,6 +134,8 @@ async def seen(cell: Cell, redis_server: RedisServer) -> Keyspace:
         await _schedules(seen, api)
         await _failures(seen, ops, snapshot_id)
         await _nodes(seen, ops)
+        await seen.look()
+    await _steps(seen)
     await _without_front_end(seen, redis_server)
     return seen
 
@@ -241,6 +244,19 @@ async def _nodes(seen: Keyspace, ops: Ops) -> None:
     await ops.post("nodes/n1/pause/", {"reason": "new disks"})
     await seen.look()
     await ops.post("nodes/n1/resume/", {"reason": "done"})
+
+
+async def _steps(seen: Keyspace) -> None:
+    """Redis's clock is set forward twice; the second time all was down meanwhile."""
+    redis = seen.cell.redis
+    clock = CellClock(redis)
+    await clock.compare()
+    for is_known in (True, False):
+        await seen.cell.raw("HINCRBY", "clock", "shown_ms", -3_600_000)
+        if not is_known:
+            clock = CellClock(redis)
+        await clock.compare()
+        await seen.look()
 
 
 async def _without_front_end(seen: Keyspace, redis_server: RedisServer) -> None:

@@ -5,8 +5,8 @@
 -- there is one more.
 local function take(key, most, window_ms)
   local now, each = now_ms(), window_ms / most
-  -- When all of them are there again. Never further than a window: also where the clock was set back.
-  local full = math.min(math.max(tonumber(redis.call('GET', key)) or 0, now), now + window_ms)
+  local full = math.max(tonumber(redis.call('GET', key)) or 0, now) -- when all of them are there again
+  if full > now + window_ms then full = now end -- the time went back
   local allowed = full + each - window_ms <= now
   if allowed then
     full = full + each
