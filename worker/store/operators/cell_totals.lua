@@ -8,5 +8,5 @@ return {
   now, redis.call('ZCARD', 'jobs:state:queued'), redis.call('ZCARD', 'jobs:state:in_progress'),
   redis.call('ZRANGE', 'jobs:state:queued', 0, 0, 'WITHSCORES')[2] or '', redis.call('ZCARD', 'servers'),
   redis.call('ZCARD', 'servers:stranded'), redis.call('ZCARD', 'findings'),
-  redis.call('ZCOUNT', 'webhooks:due', '-inf', now),
+  redis.call('ZCOUNT', 'webhooks:due', '-inf', now) + redis.call('SCARD', 'webhooks:ready'),
 }

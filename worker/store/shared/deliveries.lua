@@ -4,9 +4,10 @@
 local DELIVERIES_KEPT_MS = 7 * 86400 * 1000
 local DELIVERIES_LISTED = 1000 -- of a webhook
 
--- Put a webhook into the line of those that have something to send: at the end of it, or later where it waits for a
--- retry or for the end of its claim. One whose turn it is keeps its place.
+-- Put a webhook into the line of those that have something to send: now, or later where it waits for a retry or for the
+-- end of its claim. One whose turn it is keeps its place.
 local function line_up(id)
+  if redis.call('SISMEMBER', 'webhooks:ready', id) == 1 then return end
   local hook, now = read('webhook:' .. id), now_ms()
   local place = tonumber(redis.call('ZSCORE', 'webhooks:due', id) or nil)
   if place and place <= now then return end
