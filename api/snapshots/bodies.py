@@ -11,6 +11,7 @@ from api.http.fields import (
     LEFT_OUT,
     NOT_NULL,
     Description,
+    DescriptionIfAny,
     ExpiresAt,
     Moment,
     Name,
@@ -98,7 +99,7 @@ class CreateBody(RequestBody):
     name: Annotated[
         Name, Field(description=f"letters, digits, hyphens, underscores; at most {NAME_MAX}; unique on its server")
     ]
-    description: Description = ""
+    description: DescriptionIfAny = ""
 
 
 class EditBody(RequestBody):
