@@ -93,7 +93,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._began_at = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._uptime_began_at = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         self._ballast = path.with_suffix(".ballast")
         try:
             self._db = self._open()
@@ -276,7 +276,7 @@ class Journal:
         """Delete the jobs whose outcome was published more than KEPT_SECONDS ago, by this process's time: the wall
         clock's at its start, counted on."""
         self._reserve_ballast()
-        now = self._began_at + time.clock_gettime(time.CLOCK_BOOTTIME)
+        now = self._uptime_began_at + time.clock_gettime(time.CLOCK_BOOTTIME)
         self._durably(("DELETE FROM jobs WHERE published = 1 AND changed_at < ?", (now - KEPT_SECONDS,)))
 
 

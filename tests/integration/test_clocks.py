@@ -26,15 +26,14 @@ from tests.integration.test_schedules import NIGHTLY, SCHEDULES
 from tests.integration.test_webhooks import WEBHOOKS, receiving
 from tests.queueing import Jobs, at_work
 from tests.stepped_clock import SteppedClock
-from worker.program.configuration import NODE_SILENT_SECONDS, WAITING_SECONDS
 from worker.store.access.audit import Audit
 from worker.store.access.tokens import Permission, Tokens
 from worker.store.calls import Scripts
 from worker.store.chores.cell_clock import AGREE_SECONDS, CellClock
 from worker.store.chores.chores import Chores
-from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.customers.customer_store import CustomerStore
-from worker.store.model import ServerId
+from worker.store.model import NODE_SILENT_SECONDS, ServerId
+from worker.store.redis_client import RedisSettings, connect
 
 OTHER = ServerId(4)
 HOUR = timedelta(hours=1)
@@ -84,15 +83,15 @@ def server(clock: SteppedClock) -> Iterator[RedisServer]:
 @pytest.fixture
 async def stepping(server: RedisServer, clock: SteppedClock) -> AsyncIterator[Stepping]:
     clock.set(timedelta())
-    redis = server.client()
+    # as in production: Redis ends a blocking command by its wall clock, and the client by its own limit
+    redis = connect(RedisSettings(url=f"unix://{server.socket}"))
     await redis.flushall()
     node = node_store(redis)
     assert await node.take_lease(seconds=60) is None
     cell = Cell(redis=redis, store=CustomerStore(redis), node=node)
     await cell.have()
     yield Stepping(cell=cell, server=server, clock=clock)
-    await redis.aclose()
-    await redis.connection_pool.disconnect()
+    await redis.aclose(close_connection_pool=True)
 
 
 def about(one: datetime, other: datetime) -> bool:
@@ -129,7 +128,7 @@ class TestOfRedis:
         assert held is not None
         assert 0 < held.seconds_left <= 60
         await stepping.cell.create()  # its node is not taken for silent
-        assert await StaleJobReaper(stepping.cell.redis, seconds=WAITING_SECONDS).fail() == ()
+        assert await Chores(stepping.cell.redis).fail_stale_jobs() == ()
 
     async def test_what_has_a_moment_waits_for_it(self, stepping: Stepping, step: timedelta) -> None:
         chores = Chores(stepping.cell.redis)
@@ -249,7 +248,7 @@ class TestTimeThatHasPassed:
         stepping.clock.set(HOUR)
         await stepping.compared(wall=None, counted=began + HOUR)
         await stepping.cell.create()
-        assert await StaleJobReaper(stepping.cell.redis, seconds=NODE_SILENT_SECONDS).fail() == ()
+        assert await Chores(stepping.cell.redis, waiting_seconds=NODE_SILENT_SECONDS).fail_stale_jobs() == ()
 
     @pytest.mark.parametrize("step", STEPS, ids=["forward", "back"])
     async def test_it_nears_a_clock_that_others_agree_with_a_little_at_a_time(

@@ -1,11 +1,11 @@
 -- include: clock
 -- Rate limits.
 
--- The generic cell rate algorithm: `most` at once, and one more each window_ms / most. Answers allowed, left, ms until
--- there is one more.
+-- The generic cell rate algorithm: `most` calls at once, and one more every window_ms / most. Returns allowed, left, ms
+-- until one more call is allowed.
 local function take(key, most, window_ms)
   local now, each = now_ms(), window_ms / most
-  local full = math.max(tonumber(redis.call('GET', key)) or 0, now) -- when all of them are there again
+  local full = math.max(tonumber(redis.call('GET', key)) or 0, now) -- when the full rate is available again
   if full > now + window_ms then full = now end -- the time went back
   local allowed = full + each - window_ms <= now
   if allowed then
