@@ -22,6 +22,7 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.front_end import READ_WRITE, SNAPSHOTS, serving
 from tests.integration.test_api_program import Program
 from tests.integration.test_limits_and_audit import entries
+from tests.integration.test_node_worker import Broken
 from tests.integration.test_schedules import NIGHTLY, SCHEDULES
 from tests.integration.test_webhooks import WEBHOOKS, receiving
 from tests.queueing import Jobs, at_work
@@ -120,6 +121,12 @@ class TestOfRedis:
             await jobs.have_started(came)
             jobs.end(waiting, came)
             await jobs.have_ended(waiting, came)
+
+    async def test_a_job_whose_run_broke_is_tried_again(self, stepping: Stepping, step: timedelta) -> None:
+        job_id, jobs = (await stepping.cell.create()).job.id, Broken()
+        stepping.clock.set(step)
+        async with at_work(stepping.server.socket, jobs):
+            await jobs.have_ended(job_id)
 
     async def test_leases_and_heartbeats_stay_as_they_are(self, stepping: Stepping, step: timedelta) -> None:
         stepping.clock.set(step)
@@ -221,6 +228,10 @@ class TestTimeThatHasPassed:
         now, ahead, leapt = await stepping.compared(wall=None, counted=began + HOUR)  # and no further than was counted
         assert about(datetime.fromtimestamp(now / 1000, UTC), began + HOUR)
         assert (abs(ahead + 3_600_000) < 30_000, abs(leapt - 3_600_000) < 30_000) == (True, True)
+
+        assert (await stepping.compared(wall=None, counted=began + 5 * HOUR))[
+            1
+        ] == 0  # and no further than Redis's clock
 
     async def test_it_leaps_where_all_is_new_and_another_clock_agrees(self, stepping: Stepping) -> None:
         began = await stepping.now()

@@ -225,7 +225,9 @@ class TestAudit:
 
     async def test_many_entries_are_read_in_batches_and_old_ones_go(self, cell: Cell) -> None:
         audit, now = Audit(cell.redis, kept=KEPT), datetime.now(UTC)
-        await cell.redis.xadd(STREAM, {"path": "old"}, id=str(round((now - timedelta(days=91)).timestamp() * 1000)))
+        oldest = round((now - timedelta(days=91)).timestamp() * 1000)
+        for n in range(300):
+            await cell.redis.xadd(STREAM, {"path": "old"}, id=str(oldest + n))
         for n in range(1100):
             await audit.write({"path": str(n)})
 

@@ -381,6 +381,13 @@ class TestDeliveries:
         await send_test(api, webhook)
         assert await redis.zcard(log) == 3
 
+        now_ms = datetime.now(UTC).timestamp() * 1000
+        await redis.zadd(log, {f"recent-{n:04}": now_ms - 5000 + n for n in range(1000)})
+        await redis.hset("delivery:recent-0000", "v", "1")  # type: ignore[misc]  # typed for the blocking client too
+        await send_test(api, webhook)
+        assert await redis.zcard(log) == 1000
+        assert not await redis.exists("delivery:recent-0000")
+
 
 class TestSenders:
     """Without a front end between: who gets what to send."""
