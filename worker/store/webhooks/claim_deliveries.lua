@@ -11,10 +11,10 @@ local function due(id)
   local found, queue = {}, 'webhook:' .. id .. ':due'
   for _, delivery_id in ipairs(redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, ask.limit)) do
     local one = read('delivery:' .. delivery_id)
-    if one then
+    if one and is_delivery_of(id, delivery_id) then
       found[#found + 1] = {delivery_id, one.event, one.created_ms, one.attempts, one.job and cjson.decode(one.job)}
     else
-      redis.call('ZREM', queue, delivery_id) -- it expired before it was delivered
+      redis.call('ZREM', queue, delivery_id) -- it expired before it was delivered, or is another webhook's
     end
   end
   return found
@@ -56,11 +56,11 @@ for _ = 1, 10 do
   if not id then return nil end
   local key = 'webhook:' .. id
   local hook = read(key)
-  local deliveries = hook.enabled == '1' and due(id) or {}
+  local deliveries = hook and hook.enabled == '1' and due(id) or {}
   if #deliveries > 0 then
     redis.call('HSET', key, 'claim', ask.token, 'claimed_until_ms', now + ask.lease_ms)
     redis.call('ZADD', 'webhooks:due', now + ask.lease_ms, id)
     return {id, hook.url, secrets(id), deliveries}
   end
-  line_up(id)
+  if hook then line_up(id) end
 end
