@@ -28,6 +28,8 @@ BALLAST_BYTES = 4 << 20  # enough for 300 steps: each writes two or three pages 
 KEPT_FOR_A_PERSON = math.inf  # retention in seconds of a safety tag that only an operator may release
 KEPT_SECONDS = JOB_KEPT_SECONDS  # retention of a finished, published job: that of its record in the store
 
+LEFT_AT_LEAST_SECONDS = 3600.0  # of a tag that knows a moment only: the wall clock alone must not end its retention
+
 _TASK, _FACTS, _OUTCOME = TypeAdapter(Task), TypeAdapter(Facts), TypeAdapter(Outcome)
 _SELECT = "SELECT task, step, facts, interruptions, outcome, published FROM jobs"
 _SCHEMA = """
@@ -92,6 +94,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._uptime_began_at = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         self._ballast = path.with_suffix(".ballast")
         try:
             self._db = self._open()
@@ -221,9 +224,10 @@ class Journal:
         """
         if self.with_droppable_tags():
             aged = (
-                "UPDATE spare_tags SET left_seconds = COALESCE(left_seconds, drop_after - ?) - ? WHERE drop_after < ?"
+                "UPDATE spare_tags SET left_seconds = COALESCE(left_seconds, MAX(drop_after - ?, ?)) - ?"
+                " WHERE drop_after < ?"
             )
-            self._durably((aged, (time.time(), seconds, KEPT_FOR_A_PERSON)))
+            self._durably((aged, (time.time(), LEFT_AT_LEAST_SECONDS, seconds, KEPT_FOR_A_PERSON)))
 
     def due_safety_tags(self) -> list[SafetyTag]:
         rows = self._db.execute("SELECT tag, server_id FROM spare_tags WHERE left_seconds <= 0")
@@ -274,9 +278,11 @@ class Journal:
         return frozenset(ServerId(server_id) for (server_id,) in self._db.execute("SELECT server_id FROM changing"))
 
     def forget_old(self) -> None:
-        """Delete the jobs whose outcome was published more than KEPT_SECONDS ago."""
+        """Delete the jobs whose outcome was published more than KEPT_SECONDS ago, by this process's time: the wall
+        clock's at its start, counted on."""
         self._reserve_ballast()
-        self._durably(("DELETE FROM jobs WHERE published = 1 AND changed_at < ?", (time.time() - KEPT_SECONDS,)))
+        now = self._uptime_began_at + time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._durably(("DELETE FROM jobs WHERE published = 1 AND changed_at < ?", (now - KEPT_SECONDS,)))
 
 
 def drop_kept(path: Path, tag: str) -> ServerId | None:
