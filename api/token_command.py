@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from getpass import getuser
 from socket import gethostname
 from typing import Annotated, TypeVar
@@ -110,7 +110,7 @@ def revoke_token(
 
 async def _record(audit: Audit, what: str, token_id: str) -> None:
     entry = {"token": token_id, "method": "CLI", "path": what, "address": f"{getuser()}@{gethostname()}"}
-    await audit.write(entry, now=datetime.now(UTC))
+    await audit.write(entry)
 
 
 def _row(token: Token) -> list[str]:
@@ -128,8 +128,8 @@ def _with_store(settings: ApiSettings, call: Callable[[ArqRedis, Audit], Awaitab
     async def run() -> Result:
         redis = connect(settings.redis)
         try:
-            kept = timedelta(days=settings.audit_days)
-            keeper = AuditKeeper(redis, kept=kept) if settings.audit_keeper else None
+            # it removes no entries, for it does not know the time of the cell
+            keeper = AuditKeeper(redis, kept=None) if settings.audit_keeper else None
             return await call(redis, Audit(redis, keeper=keeper))
         finally:
             await redis.aclose(close_connection_pool=True)

@@ -6,9 +6,9 @@ import structlog
 
 from worker.journal import Journal, JournalFailed
 from worker.program.loop import every
+from worker.program.wall_clock import STEP_SECONDS, WallClock
 from worker.safety import SafetySnapshots
 from worker.store.chores.chores import Chores
-from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.errors import StoreUnavailable
 from worker.store.nodes.node_store import NodeStore
 
@@ -18,21 +18,13 @@ log = structlog.stdlib.get_logger()
 
 
 class Housekeeping:
-    def __init__(
-        self,
-        *,
-        store: NodeStore,
-        chores: Chores,
-        journal: Journal,
-        safety: SafetySnapshots,
-        stale_jobs: StaleJobReaper,
-    ) -> None:
+    def __init__(self, *, store: NodeStore, chores: Chores, journal: Journal, safety: SafetySnapshots) -> None:
         self._store = store
         self._chores = chores
         self._journal = journal
         self._safety = safety
-        self._stale_jobs = stale_jobs
         self._last_round = time.monotonic()
+        self._wall_clock = WallClock()
 
     async def keep_house(self) -> None:
         """Run until cancelled. A failed round is retried in the next one."""
@@ -43,10 +35,16 @@ class Housekeeping:
         seconds, self._last_round = now - self._last_round, now
         return min(seconds, 2 * ROUND_SECONDS)  # time while the process was suspended does not count
 
+    def _look_at_the_clock(self) -> None:
+        seconds = self._wall_clock.stepped_by()
+        if abs(seconds) >= STEP_SECONDS:
+            log.warning("clock.stepped", clock="process", by_seconds=round(seconds, 1))
+
     async def round(self) -> None:
+        self._look_at_the_clock()
         try:
             deletes = await self._store.retry_deletes()
-            await self._stale_jobs.fail()
+            await self._chores.fail_stale_jobs()
             await self._chores.forget_failed()
         except StoreUnavailable as error:
             log.warning("housekeeping.store_unavailable", cause=str(error.__cause__))

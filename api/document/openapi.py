@@ -40,6 +40,7 @@ and the words of an `x-extensible-enum` may be added, so a client must treat an 
 status, ignore unknown keys, and show an unknown word as it is. Times are UTC, RFC 3339, whole seconds."""
 
 _PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's; Python has them from 3.13 on
+_TOO_LARGE_IS_INVALID = {"create_snapshot"}  # its contract knows 400 only
 _STRING: Json = {"type": "string"}
 _HEADERS: dict[str, Json] = {
     "X-Request-Id": {
@@ -306,6 +307,7 @@ def _problems() -> list[Problem]:
         *refused,
         refusals.UNMATCHED,
         refusals.LATE,
+        refusals.TOO_LARGE,
         refusals.INTERNAL,
     ]
 
@@ -315,8 +317,9 @@ def _problems_of(call: AnyCall) -> list[Problem]:
     if call.takes_key:
         kinds = (*kinds, errors.IdempotencyKeyReused)
     late = [refusals.UNMATCHED, refusals.LATE] if call.changes else []  # even a refused body must arrive first
+    large = [refusals.TOO_LARGE] if call.changes and call.id not in _TOO_LARGE_IS_INVALID else []
     refused = [_of(refusal, call.method) for refusal in kinds]
-    return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, *late, refusals.INTERNAL]
+    return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, *late, *large, refusals.INTERNAL]
 
 
 def _of(refusal: type[errors.Refused], method: str) -> Problem:

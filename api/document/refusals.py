@@ -3,12 +3,13 @@
 from datetime import timedelta
 
 from api.http.problems import FieldError, Problem, internal_error, invalid, rate_limited, unauthenticated
+from api.http.reading import too_large
 from api.jobs.examples import JOB_ID
 from api.schedules.examples import SCHEDULE_ID
 from worker.store import errors
 from worker.store.model import SNAPSHOTS_PER_SERVER
 from worker.store.schedules.schedules import SCHEDULES_PER_SERVER
-from worker.store.webhooks.webhooks import TESTS_AFTER_MOST, WEBHOOKS_PER_ACCOUNT
+from worker.store.webhooks.webhooks import PENDING_MAX, WEBHOOKS_PER_ACCOUNT
 
 REFUSALS: tuple[errors.Refused, ...] = (
     errors.ServerNotFound.of(id=12345),
@@ -18,7 +19,7 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.ScheduleLimitReached.of(limit=SCHEDULES_PER_SERVER),
     errors.WebhookNotFound.of(),
     errors.WebhookLimitReached.of(limit=WEBHOOKS_PER_ACCOUNT),
-    errors.WebhookNotReady.of(limit=TESTS_AFTER_MOST),
+    errors.WebhookNotReady.of(limit=PENDING_MAX),
     errors.RecordUnreadable.of(kind="schedule"),
     errors.ServerBusy.of(JOB_ID),
     errors.SnapshotLimitReached.of(limit=SNAPSHOTS_PER_SERVER),
@@ -26,6 +27,7 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.SnapshotNotReady.of("in_progress", id=801),
     errors.UndoUnavailable.of(),
     errors.NodeNotFound.of(id="node-17"),
+    errors.ServerOnLiveNode.of("node-17"),
     errors.TokenNotFound.of(id="0a1b2c3d4e5f"),
     errors.JobNotRetryable.of("completed"),
     errors.JobNotStranded.of(),
@@ -47,4 +49,5 @@ CALLERS = (
 LIMITED = rate_limited("with this token", timedelta(seconds=1))
 UNMATCHED = Problem(412, "precondition_failed", "If-Match is not supported. Nothing was changed.")
 LATE = Problem(408, "request_timeout", "The body did not arrive within 10 seconds.")
+TOO_LARGE = too_large()
 INTERNAL = internal_error()

@@ -104,7 +104,8 @@ class Streams:
             with suppress(ConnectionError, TimeoutError):
                 await self._write(response, _opening(None if missed and late else start, missed=missed))
                 for event in late:
-                    await self._write(response, _text(event, account_id))
+                    if _is_for(event, account_id):
+                        await self._write(response, _text(event, account_id))
                 await self._follow(response, listener, account_id, late[-1].id if late else start, still_allowed)
             return response
 
@@ -126,7 +127,8 @@ class Streams:
                     return
             except TimeoutError:
                 await self._write(response, ": still here\n\n")
-            if event is not None and place(event.id) > place(after):  # it may have been sent among the late ones
+            # it may have been sent among the late ones
+            if event is not None and place(event.id) > place(after) and _is_for(event, account_id):
                 await self._write(response, _text(event, account_id))
             if time.monotonic() - checked > self._check_seconds:
                 with suppress(StoreUnavailable):
@@ -180,6 +182,11 @@ def _opening(start: str | None, *, missed: bool) -> str:
     """The first block. With the ID `start`, a client that is cut off before its first event can say where it was."""
     lines = [f"retry: {RETRY_MS}", *([f"id: {start}"] if start else [])]
     return "\n".join([*lines, *(["event: missed", "data: {}"] if missed else []), "", ""])
+
+
+def _is_for(event: Event, account_id: Audience) -> bool:
+    """A stream that is wrong shows nobody's events to another."""
+    return account_id in {None, event.account_id}
 
 
 def _text(event: Event, account_id: Audience) -> str:

@@ -19,8 +19,8 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from worker.store import errors
+from worker.store.calls import Cursor
 from worker.store.model import DESCRIPTION_MAX, NAME_MAX, AccountId, JobId, ServerId
-from worker.store.operators.operator_store import Cursor
 
 EXPIRE_HOURS_MAX = 87_600
 REASON_MAX = 500
@@ -143,12 +143,13 @@ ServerIdInBody = Annotated[ServerId, Field(ge=1, le=ID_MAX), BeforeValidator(who
 ServerIdInPath = Annotated[
     ServerId, Field(ge=1, le=ID_MAX, description="ID of a server", examples=[12345]), BeforeValidator(id_text)
 ]
+NodeName = Annotated[str, matches(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", "Must be the name of a node.")]
 JobIdInPath = Annotated[JobId, *hex_id("job", "0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b")]
 NodeInPath = Annotated[
-    str,
-    matches(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", "Must be the name of a node."),
+    NodeName,
     Field(description="the name of a node", examples=["node-17"]),
 ]
+AccountIdInBody = Annotated[AccountId, Field(ge=1, le=ID_MAX), BeforeValidator(whole)]
 AccountIdInHeader = Annotated[AccountId, Field(ge=1, le=ID_MAX, examples=[77]), BeforeValidator(id_text)]
 
 # In the validator's regex engine `$` is the end of the text, never before a line break.
@@ -156,6 +157,8 @@ Name = Annotated[
     str, matches(rf"^[A-Za-z0-9_-]{{1,{NAME_MAX}}}$", f"1 to {NAME_MAX} letters, digits, hyphens or underscores.")
 ]
 Description = Annotated[str, StringConstraints(max_length=DESCRIPTION_MAX), *STORABLE]
+# of what is created: many clients send null for what they leave out
+DescriptionIfAny = Annotated[Description | None, AfterValidator(lambda text: text or "")]
 # not strict: pydantic gets the validator's text as a Python object, not as JSON
 Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_moment)]
 ExpiresAt = Annotated[Moment, AfterValidator(_in_future)]

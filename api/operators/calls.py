@@ -15,8 +15,9 @@ from api.operators.bodies import TOKEN_ID, AuditCheckQuery, AuditQuery, OpsNodes
 from api.operators.overview import overview
 from worker.store import errors
 from worker.store.access.tokens import Token, Tokens
+from worker.store.calls import Cursor
 from worker.store.model import JobState
-from worker.store.operators.operator_store import Cursor, JobFilter, OperatorStore
+from worker.store.operators.operator_store import JobFilter, OperatorStore
 
 NODES = f"{OPS}nodes/"
 ONE_NODE = f"{NODES}{{node}}/"
@@ -115,10 +116,11 @@ class OperatorCalls:
     async def ops_list_findings(self, request: web.Request, _: Token) -> web.Response:
         """List findings.
 
-        The differences that reconciliation found, by server, newest first.
+        The differences that reconciliation found, by server, newest first, and the nodes' refused claims.
         """
         page = await self._operators.findings(reading.query(request, CursorQuery).cursor)
-        return cursor_answer(request, page, bodies.FindingsList, bodies.server_findings)
+        refused = tuple(map(bodies.refused_claim, await self._operators.refused_claims()))
+        return cursor_answer(request, page, bodies.FindingsList, bodies.server_findings, refused_claims=refused)
 
     @call(f"GET {OPS}audit/", Reply(200, {"audit": examples.AUDIT}), query=AuditQuery)
     async def ops_list_audit(self, request: web.Request, _: Token) -> web.Response:

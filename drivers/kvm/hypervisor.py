@@ -31,6 +31,7 @@ from drivers.base import (
     SnapshotSpec,
     StartFailed,
     UnsupportedServer,
+    is_ours,
     refuse_missing,
 )
 from drivers.kvm import deleting, disks, domain, in_use, listing, plan, readiness, sharing
@@ -70,13 +71,13 @@ class KvmHypervisor:
     async def domains(self) -> list[Domain]:
         return [
             Domain(server_id=mark.server_id, account_id=mark.account_id, name=name, power=power)
-            for mark, name, power in await self._libvirt.adopted(lambda found: (found.name(), readiness.power(found)))
+            for mark, (name, power) in await self._libvirt.adopted(lambda found: (found.name(), readiness.power(found)))
         ]
 
     async def about(self) -> About:
-        paths = await self._libvirt.adopted(lambda found: (domain.configured_paths(found, self._places), None))
+        found = await self._libvirt.adopted(lambda one: domain.configured_hardware(one, self._places).disks)
         hypervisor, emulator = await self._libvirt.call(lambda handle: (handle.getLibVersion(), handle.getVersion()))
-        pools = await asyncio.to_thread(disks.pools, {path for _, found, _ in paths for path in found})
+        pools = await asyncio.to_thread(disks.pools, {disk.path for _, held in found for disk in held})
         return About(hypervisor=f"libvirt {_version(hypervisor)}", emulator=f"QEMU {_version(emulator)}", pools=pools)
 
     async def adopt(self, name: str, *, server_id: int, account_id: int) -> None:
@@ -254,7 +255,7 @@ class KvmHypervisor:
     async def list_for_people(self, server_id: int) -> tuple[str, ...]:
         await self.refuse_if_in_use(server_id)
         whole = [found.spec for found in await self.snapshots(server_id) if found.complete and found.spec]
-        ours = [spec for spec in whole if spec.tag.startswith(listing.OURS)]
+        ours = [spec for spec in whole if is_ours(spec.tag)]
         for spec in ours:
             await self._libvirt.on(
                 server_id,

@@ -14,15 +14,16 @@ from drivers.base import (
     SkippedDisk,
     SnapshotSpec,
     UnsupportedServer,
+    is_ours,
 )
 from drivers.kvm.disks import refused_as
 from drivers.kvm.domain_xml import FileDisk, Hardware, Kind
 from drivers.kvm.judgement import not_yet
-from drivers.kvm.listing import OURS, Written
+from drivers.kvm.listing import Written
 from drivers.kvm.plan import Comparison, DiskNow, StateBeside, compare, differing_state, with_stamps
 from drivers.kvm.records import Record
 from drivers.kvm.state_copies import Copies
-from drivers.qcow2_tables import TablesUnreadable
+from drivers.qcow2_header import TablesUnreadable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ class View:
             current=tag == written.current,
             contents=self.contents(tag),
             missing=missing,
-            settled=not (tag.startswith(OURS) and (tag in written.listed or tag in written.unsettled)),
+            settled=not (is_ours(tag) and (tag in written.listed or tag in written.unsettled)),
         )
 
     def record(self, spec: SnapshotSpec, contents: Contents | None) -> Record | None:
@@ -129,7 +130,7 @@ def copies_of(found: Hardware, *held: Contents | None, former: Sequence[Path] = 
     """
     then = (disk.path for contents in held if contents for disk in contents.disks)
     images = dict.fromkeys([*(disk.path for disk in found.disks), *then])
-    return Copies(images=[Path(path) for path in images], parts=found.parts, former=former)
+    return Copies(images=[Path(path) for path in images], parts=found.parts, former=former, places=found.places)
 
 
 async def look(found: Hardware, written: Written) -> View:

@@ -5,6 +5,7 @@ import os
 import xml.etree.ElementTree as ET
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from drivers.kvm.domain_xml import Hardware, hardware, unknown_volume
 from drivers.kvm.judgement import judge_disks
 from drivers.kvm.sharing import FileId
 from drivers.kvm.survey import surveyed_disks
-from drivers.qcow2_tables import MAGIC
+from drivers.qcow2_header import MAGIC
 
 OTHER_IMAGES = frozenset({".img", ".raw", ".vmdk", ".vdi", ".vhd", ".vhdx", ".qed"})
 MAX_XML_BYTES = 16 << 20
@@ -29,9 +30,7 @@ class _Place:
 
     path: str  # in the definition
     file: Path | None  # where it was found
-    is_certain: (
-        bool  # found at that path or next to the definition; else it is the only file of that name in the folder
-    )
+    is_certain: bool  # found at that path or next to the definition; else the only file of that name in the folder
     is_disk: bool
     is_read_only: bool
 
@@ -170,10 +169,9 @@ def _of_nobody(files: Iterable[Path], definitions: Iterable[_Definition]) -> lis
 
 
 def _file_id(file: Path) -> FileId | None:
-    try:
+    with suppress(OSError):
         return _id(file.stat())
-    except OSError:
-        return None
+    return None
 
 
 def _id(status: os.stat_result) -> FileId:

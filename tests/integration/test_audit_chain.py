@@ -32,7 +32,7 @@ class Log:
 
     async def have(self, *paths: str) -> None:
         for path in paths:
-            await Audit(self.front_end).write({"method": "POST", "path": path}, now=datetime.now(UTC))
+            await Audit(self.front_end).write({"method": "POST", "path": path})
         await AuditKeeper(self.keeper, kept=KEPT).keep()
 
     async def ids(self) -> list[str]:
@@ -156,7 +156,7 @@ async def test_a_forged_and_a_changed_entry_show(log: Log) -> None:
 async def test_keepers_beside_each_other_lose_and_repeat_nothing(log: Log) -> None:
     paths = [f"/{n}" for n in range(1000)]
     for path in paths:
-        await Audit(log.front_end).write({"path": path}, now=datetime.now(UTC))
+        await Audit(log.front_end).write({"path": path})
 
     await asyncio.gather(*(AuditKeeper(log.keeper, kept=KEPT).keep() for _ in range(5)))
 
@@ -175,7 +175,7 @@ async def test_the_entries_of_an_earlier_version_stand_before_the_chain(log: Log
 async def test_old_entries_go_and_are_no_gap(log: Log) -> None:
     old = datetime.now(UTC) - KEPT - timedelta(days=1)
     for n in range(250):
-        await Audit(log.front_end).write({"path": str(n)}, now=old)
+        await Audit(log.front_end, now=lambda: old).write({"path": str(n)})
     await log.have("/new")
     await log.have("/newer")
 

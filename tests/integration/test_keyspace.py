@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import RedisServer
-from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.front_end import SNAPSHOTS, Answer, FrontEnd, serving
 from tests.integration.test_notes import CREATED, RESTORED
 from tests.integration.test_ops_api import Ops, failed
@@ -24,10 +24,12 @@ from worker.scheduler import Scheduler
 from worker.store.access.audit import Audit
 from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Permission
+from worker.store.chores.cell_clock import CellClock
 from worker.store.chores.chores import Chores
 from worker.store.model import JobId, JobKind, JobState, ServerId, SnapshotId, Step
-from worker.store.nodes.node_store import ReportedServer
+from worker.store.nodes.node_store import BegunJob, ClaimRefused, ReportedServer
 from worker.store.reports import JobReport, NodeFacts, Pool, StepBegun
+from worker.store.webhooks.deliveries import Deliveries
 from worker.store.webhooks.webhooks import WebhookChange, Webhooks
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +42,7 @@ PLACEHOLDERS = {
     "token": "[0-9a-f]{12}",
     "sha256": "[0-9a-f]{64}",
     "node": "[^:]+",
-    "code": "[a-z_]+",
+    **dict.fromkeys(("code", "call", "reason"), "[a-z_]+"),
     "address": "[0-9.]+",
     "state": "|".join(JobState),
     "kind": "|".join(JobKind),
@@ -134,13 +136,15 @@ async def seen(cell: Cell, redis_server: RedisServer) -> Keyspace:
         await _schedules(seen, api)
         await _failures(seen, ops, snapshot_id)
         await _nodes(seen, ops)
+        await seen.look()
+    await _steps(seen)
     await _without_front_end(seen, redis_server)
     return seen
 
 
 async def _callers(seen: Keyspace, ops: Ops) -> None:
     api = ops.api
-    await Audit(api.cell.redis).write({"method": "CLI", "path": "token create"}, now=datetime.now(UTC))
+    await Audit(api.cell.redis).write({"method": "CLI", "path": "token create"})
     await api.cell.raw("RPUSH", "audit:new", "no entry")
     await seen.look()  # no keeper has taken the entry yet
     await ops.post("tokens/", {"name": "t", "permissions": ["operator"], "lifetime_hours": 1}, status=201)
@@ -240,11 +244,44 @@ async def _nodes(seen: Keyspace, ops: Ops) -> None:
     facts = NodeFacts(worker="1", hypervisor="fake", emulator="fake", pools=pools)
     left = ReportedServer(id=SERVER, account_id=ACCOUNT, name="web-server-01", power="on")
     assert GONE in (await cell.node.report([left], facts)).gone
+    published = BegunJob(
+        id=JobId("b" * 32),
+        kind=JobKind.CHECK_CREATE,
+        snapshot_id=SnapshotId(0),
+        snapshot_name="x",
+        snapshot_description="",
+        snapshot_created_at=datetime.now(UTC),
+        request_id="",
+        undoes=None,
+    )
+    await cell.node.publish(SERVER, [], [published])
+    with pytest.raises(ClaimRefused):
+        await cell.node.finish(published.id, failed("NO CODE"))
     await cell.node.republish()
+    second = node_store(cell.redis, node="n2", machine="m2")
+    await second.take_lease(seconds=60)
+    await second.report([left])
+    await seen.look()
+    await ops.call("PUT", f"servers/{GONE}/", {"node": "n2", "account_id": 5})
+    await seen.look()
+    await second.report([])
     await ops.post("nodes/n1/reconcile/", status=202)
     await ops.post("nodes/n1/pause/", {"reason": "new disks"})
     await seen.look()
     await ops.post("nodes/n1/resume/", {"reason": "done"})
+
+
+async def _steps(seen: Keyspace) -> None:
+    """Redis's clock is set forward twice; the second time all was down meanwhile."""
+    redis = seen.cell.redis
+    clock = CellClock(redis)
+    await clock.compare()
+    for is_known in (True, False):
+        await seen.cell.raw("HINCRBY", "clock", "shown_ms", -3_600_000)
+        if not is_known:
+            clock = CellClock(redis)
+        await clock.compare()
+        await seen.look()
 
 
 async def _without_front_end(seen: Keyspace, redis_server: RedisServer) -> None:
@@ -254,8 +291,11 @@ async def _without_front_end(seen: Keyspace, redis_server: RedisServer) -> None:
     job_id = (await cell.create("last")).job.id
     webhooks = Webhooks(cell.redis)
     change = WebhookChange(url="http://127.0.0.1:1/", description="", events=[], enabled=True)
-    webhook = (await webhooks.create(account_id=ACCOUNT, change=change)).webhook
-    await webhooks.test(account_id=ACCOUNT, webhook_id=webhook.id)
+    for _ in range(2):
+        webhook = (await webhooks.create(account_id=ACCOUNT, change=change)).webhook
+        await webhooks.test(account_id=ACCOUNT, webhook_id=webhook.id)
+    await seen.look()
+    await Deliveries(cell.redis).claim(lease_seconds=60, most=1)  # of the two that wait for their turn
     await seen.look()
     jobs = Jobs()
     async with at_work(redis_server.socket, jobs, max_jobs=100):

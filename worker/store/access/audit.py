@@ -8,7 +8,7 @@ a forged entry shows.
 import asyncio
 import json
 from base64 import urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -37,6 +37,10 @@ FIELDS = frozenset(
 log = structlog.stdlib.get_logger()
 
 
+def _utc() -> datetime:
+    return datetime.now(UTC)
+
+
 def chained(before: str, number: int, fields: Mapping[str, str]) -> str:
     """The chain of an entry: a hash of its number, its fields, and the chain of the entry before."""
     own = {field: text for field, text in fields.items() if field != "chain"}
@@ -45,12 +49,13 @@ def chained(before: str, number: int, fields: Mapping[str, str]) -> str:
 
 
 class AuditKeeper(Scripts):
-    """Moves new entries to the log, and removes those that are older than `kept`. Any number may run at a time. Every
-    call may raise StoreUnavailable."""
+    """Moves new entries to the log, and removes those that are older than `kept` (None: none) by Redis's clock and by
+    `now`. Any number may run at a time. Every call may raise StoreUnavailable."""
 
-    def __init__(self, redis: ArqRedis, *, kept: timedelta) -> None:
+    def __init__(self, redis: ArqRedis, *, kept: timedelta | None, now: Callable[[], datetime] = _utc) -> None:
         super().__init__(redis)
         self._kept = kept
+        self._now = now
 
     async def keep(self) -> None:
         """Move all entries that wait."""
@@ -77,7 +82,8 @@ class AuditKeeper(Scripts):
             "after": str(last),
             "entries": entries,
             "chain": before,
-            "oldest": records.milliseconds(datetime.now(UTC) - self._kept),
+            "now_ms": records.milliseconds(self._now()),
+            "kept_ms": self._kept is not None and round(self._kept.total_seconds() * 1000),
             "most": MOST,
         }
         await self._call("access/keep_audit", ask)
@@ -86,14 +92,17 @@ class AuditKeeper(Scripts):
 
 class Audit:
     """Appends entries. Every call may raise StoreUnavailable. `keeper`: moves them at once, where no other program
-    does."""
+    does. `now`: the time of the cell."""
 
-    def __init__(self, redis: ArqRedis, *, keeper: AuditKeeper | None = None) -> None:
+    def __init__(
+        self, redis: ArqRedis, *, keeper: AuditKeeper | None = None, now: Callable[[], datetime] = _utc
+    ) -> None:
         self._redis = redis
         self._keeper = keeper
+        self._now = now
 
-    async def write(self, *entries: Mapping[str, str], now: datetime) -> None:
-        texts = [json.dumps({"at_ms": records.milliseconds(now), **entry}) for entry in entries]
+    async def write(self, *entries: Mapping[str, str]) -> None:
+        texts = [json.dumps({"at_ms": records.milliseconds(self._now()), **entry}) for entry in entries]
         with redis_answers():
             async with asyncio.timeout(_WRITE_SECONDS):
                 if await self._redis.llen(NEW) >= _NEW_MOST:  # type: ignore[misc]  # typed for the blocking client too

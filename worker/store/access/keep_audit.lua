@@ -1,7 +1,8 @@
 -- include: clock
 -- Move the oldest entries of the list `audit:new` to the audit log.
 -- ask: {after: number of the last entry that the log had when `entries` was made, entries: {{at_ms, fields: {field,
--- value, ...}}, ...}, chain: of the last of them, oldest: ms before which entries go, most: entries to keep}
+-- value, ...}}, ...}, chain: of the last of them, most: entries to keep, now_ms: by the keeper's clock, kept_ms:
+-- how long entries are kept, false: no end}
 -- Answers 1, or 0 where another keeper has moved them.
 local ask = cjson.decode(ARGV[1])
 
@@ -16,7 +17,9 @@ end
 redis.call('LTRIM', 'audit:new', #ask.entries, -1)
 redis.call('HSET', 'audit:head', 'seq', string.format('%.0f', ask.after + #ask.entries), 'chain', ask.chain)
 redis.call('XTRIM', 'audit', 'MAXLEN', '~', ask.most)
-redis.call('XTRIM', 'audit', 'MINID', '~', ask.oldest)
+-- By the clock that is behind: one that is ahead must remove nothing.
+local oldest = ask.kept_ms and math.min(tonumber(ask.now_ms), now_ms()) - ask.kept_ms or 0
+if oldest > 0 then redis.call('XTRIM', 'audit', 'MINID', '~', string.format('%.0f', oldest)) end
 -- A log that was cut by anyone else then begins later than this says.
 local first = redis.call('XRANGE', 'audit', '-', '+', 'COUNT', 1)[1]
 for i = 1, first and #first[2] or 0, 2 do

@@ -1,14 +1,14 @@
-"""Sessions of the operators' dashboard: a browser sends a session's id in place of a token.
+"""Sessions of the operators' dashboard: a browser sends a session's ID instead of a token.
 
-Redis holds the SHA-256 of a session's id at `token:session:<sha256>`: no node may read a key that begins with `t`. A
-session ends after its lifetime, after a time without a person's request, or with its token, whichever comes first.
+Redis has only the SHA-256 of the ID, in the key `token:session:<sha256>`: nodes may not read keys that begin with `t`.
+A session ends after its lifetime, after a period without activity, or with its token, whichever comes first.
 """
 
 import hashlib
 import re
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from arq.connections import ArqRedis
 
@@ -25,22 +25,21 @@ class SessionLifetime:
     """How long a session lasts."""
 
     at_most: timedelta
-    idle: timedelta  # without a person at the browser, to a minute
+    idle: timedelta  # without activity; accurate to a minute
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """An open session. `csrf`: the token that each change must send and no other site can read."""
+    """An open session. `csrf`: the token that every change must send; other sites cannot read it."""
 
     csrf: str
-    ends_at: datetime
     authenticated: Authenticated
     token: Token
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewSession:
-    """A session that was just opened. Its id is not stored: it is known only now."""
+    """A new session. Its ID is not stored and cannot be read again."""
 
     id: str
     csrf: str
@@ -55,26 +54,19 @@ class Sessions(Scripts):
         self._limits = limits
 
     async def open(self, secret: str) -> NewSession:
-        """A session of the token with that secret, which the caller has let in."""
+        """Open a session of the token with this secret, which the caller has checked."""
         new = NewSession(id=secrets.token_urlsafe(_ID_BYTES), csrf=secrets.token_urlsafe(_ID_BYTES))
-        now = datetime.now(UTC)
-        record = {
-            "v": "1",
-            "token": key_of(secret),
-            "csrf": new.csrf,
-            "seen_ms": records.milliseconds(now),
-            "ends_ms": records.milliseconds(now + self._lifetime.at_most),
+        ask = {
+            "key": _key(new.id),
+            "record": {"v": "1", "token": key_of(secret), "csrf": new.csrf},
+            "at_most_ms": round(self._lifetime.at_most.total_seconds() * 1000),
         }
-        with redis_answers():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hset(_key(new.id), mapping=record)
-                pipe.pexpireat(_key(new.id), now + min(self._lifetime.idle, self._lifetime.at_most))
-                await pipe.execute()
+        await self._call("access/open_session", ask)
         return new
 
     async def look(self, session_id: str, *, by_person: bool) -> Session | None:
-        """The session; None if it has ended, or if the text is no session's id. The call is counted on its token; a
-        call that a person made keeps it from being idle."""
+        """The session; None if it has ended, or if the text is no session's id. Counts the call on its token.
+        `by_person`: the call is activity."""
         if not _ID.fullmatch(session_id):
             return None
         ask = {
@@ -91,7 +83,6 @@ class Sessions(Scripts):
         record, token = records.pairs(flat), Token.of(records.pairs(token_flat))
         return Session(
             csrf=record["csrf"],
-            ends_at=records.moment(record["ends_ms"]),
             authenticated=authenticated(token, *counted),
             token=token,
         )
