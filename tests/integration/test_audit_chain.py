@@ -184,6 +184,22 @@ async def test_old_entries_go_and_are_no_gap(log: Log) -> None:
     assert found.faults == ()
 
 
+@pytest.mark.parametrize("front_end_is_ahead", [True, False])
+async def test_a_clock_that_is_ahead_removes_nothing(log: Log, front_end_is_ahead: bool) -> None:
+    def ahead() -> datetime:
+        return datetime.now(UTC) + timedelta(days=200)
+
+    await log.have(*(f"/{n}" for n in range(250)))
+    if front_end_is_ahead:
+        await Audit(log.front_end, now=ahead).write({"path": "/ahead"})
+        await AuditKeeper(log.keeper, kept=KEPT).keep()
+    else:
+        await Audit(log.front_end).write({"path": "/now"})
+        await AuditKeeper(log.keeper, kept=KEPT, now=ahead).keep()
+
+    assert len(await log.ids()) == 251
+
+
 async def test_operators_are_told(cell: Cell) -> None:
     async with serving(cell) as api:
         token = await api.new_token(account=None, permissions={Permission.OPERATOR_READ})

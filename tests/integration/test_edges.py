@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -58,7 +59,13 @@ async def said(api: FrontEnd, sent: bytes) -> bytes:
         async with asyncio.timeout(60):
             return await reader.read()
     finally:
-        writer.close()
+        await closed(writer)
+
+
+async def closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 def head(method: str, path: str, *fields: tuple[str, bytes]) -> bytes:
@@ -146,7 +153,7 @@ async def test_half_sent_login_forms_hold_no_places(cell: Cell) -> None:
         with capture_logs() as logs:
             answers = [await said(api, head("GET", "/healthz")) for _ in range(10)]
         for _, writer in strangers:
-            writer.close()
+            await closed(writer)
 
     assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
     assert [line for line in logs if line["log_level"] == "error"] == []

@@ -49,8 +49,8 @@ def chained(before: str, number: int, fields: Mapping[str, str]) -> str:
 
 
 class AuditKeeper(Scripts):
-    """Moves new entries to the log, and removes those that are older than `kept` (None: none) by Redis's clock and by
-    `now`. Any number may run at a time. Every call may raise StoreUnavailable."""
+    """Moves new entries to the log, and removes those that are older than `kept` (None: none) by `now` and by the
+    time of the front ends. Any number may run at a time. Every call may raise StoreUnavailable."""
 
     def __init__(self, redis: ArqRedis, *, kept: timedelta | None, now: Callable[[], datetime] = _utc) -> None:
         super().__init__(redis)
@@ -82,7 +82,7 @@ class AuditKeeper(Scripts):
             "after": str(last),
             "entries": entries,
             "chain": before,
-            "now_ms": records.milliseconds(self._now()),
+            "now_ms": int(records.milliseconds(self._now())),
             "kept_ms": self._kept is not None and round(self._kept.total_seconds() * 1000),
             "most": MOST,
         }
