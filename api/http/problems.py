@@ -9,6 +9,7 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.http.answers import Timestamp
 from worker.store import errors
 
 STATUS: dict[type[errors.Refused], int] = {
@@ -37,12 +38,28 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.TooManyStreams: 429,
     errors.NodeUnavailable: 503,
     errors.StoreUnavailable: 503,
+    errors.StoreReadOnly: 503,
+    errors.OutcomeUnknown: 503,
 }
 RETRY_AFTER_SECONDS: dict[type[errors.Refused], int] = {
     errors.TooManyStreams: 30,
     errors.NodeUnavailable: 30,
     errors.StoreUnavailable: 5,
+    errors.StoreReadOnly: 30,
+    errors.OutcomeUnknown: 5,
 }
+
+
+class Conflict(BaseModel):
+    """What an earlier request of the account has made, for which this one was refused. If that request was yours, and
+    you repeated it without a key because its answer was lost, it has taken effect."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    job_id: Annotated[str | None, Field(description="of `server_busy`")]
+    job_kind: Annotated[str | None, Field(description="of `server_busy`: as the job's `kind`; more may be added")]
+    snapshot_id: Annotated[int | None, Field(description="the snapshot that has the name, or that the job is about")]
+    requested_at: Timestamp
 
 
 class FieldError(BaseModel):
@@ -69,6 +86,10 @@ class ProblemDocument(BaseModel):
         tuple[FieldError, ...],
         Field(description="only of `invalid_request`: each field that is wrong", exclude_if=lambda errors: not errors),
     ] = ()
+    conflicts_with: Annotated[
+        Conflict | None,
+        Field(description="only of `server_busy` and `name_taken`", exclude_if=lambda conflict: conflict is None),
+    ] = None
 
 
 class Problem(Exception):
@@ -81,6 +102,7 @@ class Problem(Exception):
         detail: str,
         *,
         fields: Sequence[FieldError] = (),
+        conflict: Conflict | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
@@ -88,6 +110,7 @@ class Problem(Exception):
         self.code = code
         self.detail = detail
         self.fields = tuple(fields)
+        self.conflict = conflict
         self.headers = dict(headers or {})
 
 
@@ -109,7 +132,8 @@ def of_refusal(refusal: errors.Refused, *, method: str) -> Problem:
         status = 409  # the contract has no 400 on a delete
     wait = RETRY_AFTER_SECONDS.get(type(refusal))
     headers = {} if wait is None else {"Retry-After": str(wait)}
-    return Problem(status, refusal.code, refusal.detail, headers=headers)
+    conflict = Conflict.model_validate(refusal.in_the_way) if refusal.in_the_way else None
+    return Problem(status, refusal.code, refusal.detail, conflict=conflict, headers=headers)
 
 
 def of_http(error: web.HTTPException) -> Problem:
@@ -137,6 +161,7 @@ def document(problem: Problem, *, request_id: str) -> ProblemDocument:
         code=problem.code,
         request_id=request_id,
         errors=problem.fields,
+        conflicts_with=problem.conflict,
     )
 
 

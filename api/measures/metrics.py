@@ -23,7 +23,14 @@ REQUEST_BUCKETS = (
     10,
     30,
 )  # seconds; `request_seconds` ends a call
-LIMITED = ("rate_limited", "too_many_streams", "internal_error", "store_unavailable")
+LIMITED = (
+    "rate_limited",
+    "too_many_streams",
+    "internal_error",
+    "store_unavailable",
+    "store_read_only",
+    "outcome_unknown",
+)
 
 _METHODS = frozenset(hdrs.METH_ALL)
 
@@ -48,6 +55,8 @@ class Metrics:
         self._attempts = self._counter("webhook_attempts", "Attempts at a delivery, by result.", "result")
         self._given_up = self._counter("webhook_deliveries_given_up", "Deliveries whose last attempt failed.")
         self.in_flight = self._gauge("http_requests_in_flight", "Requests in progress, including event streams.")
+        self._writable = self._gauge("redis_writable", "1 if Redis accepted the last trial write, 0 if it refused it.")
+        self._writable.set(1)  # unless it refuses: redis_up says whether it answers
         self._streams = self._gauge("event_streams_open", "Open event streams.")
         for code in LIMITED:
             self._problems.labels(code)
@@ -66,6 +75,10 @@ class Metrics:
 
     def problem(self, code: str) -> None:
         self._problems.labels(code).inc()
+
+    def tried_to_write(self, refused: str | None) -> None:
+        """`refused`: why Redis refused it; None if it accepted it."""
+        self._writable.set(refused is None)
 
     def attempted(self, error: str | None, *, given_up: bool) -> None:
         """Count an attempt at a delivery. `error`: the code of its error, None if it was delivered."""

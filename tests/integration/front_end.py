@@ -40,7 +40,7 @@ class Answer:
         assert (self.status, self.body["code"]) == (status, code), self.raw
         assert self.headers["Content-Type"] == "application/problem+json"
         keys = ["type", "title", "status", "detail", "code", "request_id"]
-        assert list(self.body) in (keys, [*keys, "errors"])
+        assert list(self.body) in (keys, [*keys, "errors"], [*keys, "conflicts_with"])
         assert self.body["status"] == status
         assert self.body["request_id"] == self.headers["X-Request-Id"]
         return self.body

@@ -1,9 +1,9 @@
 """How the store calls Redis: its errors, its scripts, and the answers that several of its classes read."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Self, TypeVar
 
 import structlog
@@ -13,15 +13,15 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError, ResponseError
 
 from worker.program import tracing
-from worker.store import errors, records, scripts
+from worker.store import errors, records, scripts, trouble
 from worker.store.model import Job, JobId, JobKind
 
 IDEMPOTENCY_KEPT_SECONDS = 86_400.0
-_REDIS_REFUSES = ("MISCONF", "NOREPLICAS")  # may come from a script's write; any other error in a script is a bug
 
 log = structlog.stdlib.get_logger()
 
 Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,14 @@ class Page(Generic[Item]):
     results: tuple[Item, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Idempotency:
     """The caller's own key for a request: a repeated request with the same key gets the first one's answer."""
 
     key: str
     fingerprint: str  # of the whole request: the same key with another one is refused
     owner: str = ""  # whose key it is, where it is not the account's
+    replayed: bool = field(default=False, init=False)  # once it is answered: with the first one's answer
 
     def of_one(self, item: str) -> Self:
         """For one of the many parts of a request."""
@@ -47,18 +48,32 @@ class Idempotency:
 
 def script_broke(error: BaseException | None) -> bool:
     """Whether Redis works and one of our scripts does not, for instance at a record that it can't read."""
-    return type(error) is ResponseError and "user_script" in str(error) and not str(error).startswith(_REDIS_REFUSES)
+    return type(error) is ResponseError and "user_script" in str(error) and trouble.why_read_only(error) is None
 
 
 @contextmanager
-def redis_answers() -> Iterator[None]:
-    """Foreign errors stop here: to a caller it is the same whether Redis is away, slow, full or read-only."""
+def redis_answers(*, changing: bool = True) -> Iterator[None]:
+    """Foreign errors stop here, as StoreUnavailable, StoreReadOnly, or OutcomeUnknown; the last only if `changing`."""
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
         if script_broke(error):
             log.exception("store.script_broke")
+        if trouble.why_read_only(error) is not None:
+            raise errors.StoreReadOnly.of() from error
+        if changing and isinstance(error, trouble.AnswerLost):
+            raise errors.OutcomeUnknown.of() from error
         raise errors.StoreUnavailable.of() from error
+
+
+async def reading(ask: Callable[[], Awaitable[Found]]) -> Found:
+    """What `ask` finds in Redis, which changes nothing: it is called once more if the connection is cut. Raises
+    StoreUnavailable."""
+    with redis_answers(changing=False):
+        try:
+            return await ask()
+        except trouble.CutOff:  # the connection had been idle, or Redis was restarted
+            return await ask()
 
 
 class Scripts:
@@ -69,12 +84,15 @@ class Scripts:
         self._loaded: dict[str, AsyncScript] = {}
 
     async def _call(self, name: str, ask: Mapping[str, Any]) -> Any:
-        """What the script `name` ("customers/find") answers. Raises StoreUnavailable."""
+        """What the script `name` ("customers/find") answers. Raises StoreUnavailable, or as one that changes something
+        StoreReadOnly or OutcomeUnknown."""
+        if scripts.only_reads(name):
+            return await reading(lambda: self._run(name, ask))
         with redis_answers():
             return await self._run(name, ask)
 
     async def _admit(self, ask: Mapping[str, Any]) -> list[Any]:
-        """What `customers/admit` answers, within a span that the job's span continues. Raises StoreUnavailable."""
+        """What `customers/admit` answers, within a span that the job's span continues. Raises what `_call` raises."""
         attributes = {"vps_snapshots.job.kind": ask["kind"]}
         with redis_answers(), tracing.span(f"admit {ask['kind']}", attributes, kind=SpanKind.PRODUCER) as span:
             answer: list[Any] = await self._run("customers/admit", {**ask, **tracing.carried()})
@@ -91,9 +109,12 @@ class Scripts:
         return await self._loaded[name](args=[json.dumps(ask)])
 
 
-def accepted(answer: Sequence[Any], **facts: object) -> list[Any]:
-    """What a script answers behind its verdict. Raises what it refused; `facts`: what the caller adds to the text."""
+def accepted(answer: Sequence[Any], idempotency: Idempotency | None = None, **facts: object) -> list[Any]:
+    """What a script answers behind its verdict, of a request with that key. Raises what it refused; `facts`: what the
+    caller adds to the text."""
     verdict, *found = answer
+    if idempotency is not None:
+        idempotency.replayed = verdict == b"replayed"
     if verdict == b"refused":
         code, *in_the_way = (item.decode() for item in found)
         raise errors.refusal(code, *in_the_way, **facts)

@@ -2,6 +2,9 @@
 
 The first line of a script or of a module may name modules of `shared/`: `-- include: clock, records`. The module
 `states` is made from `worker/store/model.py`, so that what it says of states and kinds exists once.
+
+A script with the line `-- Only reads.` can't write: Redis refuses it. One with `-- Only reads and notes.` writes only
+what it can do without, by the module `notes`. Both answer while Redis accepts no writes, and may be run again.
 """
 
 import json
@@ -15,6 +18,7 @@ from redis.commands.core import AsyncScript
 from worker.store.model import MAY_FOLLOW, JobKind
 
 _INCLUDE = re.compile(r"-- include: ([a-z_, ]+)\n")
+_ONLY_READS = re.compile(r"^-- Only reads( and notes)?\.$", re.MULTILINE)
 
 
 def load(redis: ArqRedis, name: str) -> AsyncScript:
@@ -26,7 +30,15 @@ def load(redis: ArqRedis, name: str) -> AsyncScript:
 @cache
 def text(name: str) -> str:
     """The script `name` behind the modules that it includes, each once, in the order in which they need each other."""
-    return linked(source(name))
+    script = source(name)
+    found = _ONLY_READS.search(script)
+    return ("#!lua flags=no-writes\n" if found and not found[1] else "") + linked(script)
+
+
+@cache
+def only_reads(name: str) -> bool:
+    """Whether the script `name` changes nothing but its notes."""
+    return _ONLY_READS.search(source(name)) is not None
 
 
 def linked(script: str) -> str:

@@ -1,7 +1,8 @@
 """The customer's side of the store: what the front end asks of Redis.
 
 Each call is one round trip. Admission is one Lua script, `admit.lua`: a request is accepted whole (records, queue,
-wake-up) or refused and changes nothing. Any trouble with Redis is `StoreUnavailable`.
+wake-up) or refused and changes nothing. Any trouble with Redis is `StoreUnavailable`, or one of
+its subclasses, which say more.
 """
 
 import json
@@ -16,7 +17,7 @@ from arq.connections import ArqRedis
 from worker.program.configuration import NODE_SILENT_SECONDS
 from worker.store import errors, records
 from worker.store.arq_queue import queue_parameters
-from worker.store.calls import Idempotency, Page, Scripts, accepted, for_script, kind_of, redis_answers, shown_job
+from worker.store.calls import Idempotency, Page, Scripts, accepted, for_script, kind_of, reading, shown_job
 from worker.store.model import (
     SNAPSHOTS_PER_SERVER,
     AccountId,
@@ -194,7 +195,7 @@ class CustomerStore(Scripts):
             "result": cancelled.for_script(),
             "idempotency": for_script(idempotency),
         }
-        return shown_job(accepted(await self._call("customers/cancel", ask), id=job_id)[0])
+        return shown_job(accepted(await self._call("customers/cancel", ask), idempotency, id=job_id)[0])
 
     async def again(
         self, job: Job, *, request_id: str, in_bulk: bool = False, idempotency: Idempotency | None = None
@@ -276,8 +277,7 @@ class CustomerStore(Scripts):
 
     async def ping(self) -> None:
         """Raises StoreUnavailable."""
-        with redis_answers():
-            await self._redis.ping()
+        await reading(self._redis.ping)
 
     # --- how ---
 
@@ -311,7 +311,7 @@ class CustomerStore(Scripts):
         answer = await self._admit(ask)
         if answer[:2] == [b"refused", errors.JobNotFound.code.encode()] and "retries" in more:
             target = JobId(str(more["retries"]))  # the job that is to be retried has expired
-        return accepted(answer, id=target, limit=SNAPSHOTS_PER_SERVER)
+        return accepted(answer, idempotency, id=target, limit=SNAPSHOTS_PER_SERVER)
 
 
 def _snapshot(shown: list[Any]) -> Snapshot:

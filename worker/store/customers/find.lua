@@ -1,5 +1,6 @@
 -- include: records, nodes, show
 -- One snapshot, job or server of an account.
+-- Only reads.
 -- ask: {what: 'snapshot', 'job' or 'server', id, account, silent_ms}
 -- Answers the record as `show_snapshot` or `show_job` gives it; of a server {{field, value, ...}, kind of the job that
 -- holds it or '', snapshots that take a slot, 1 if its node answers and has published its snapshots}. nil where the

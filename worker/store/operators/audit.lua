@@ -1,4 +1,5 @@
 -- One page of the audit, newest first.
+-- Only reads.
 -- ask: {match: {field: value}, from, to: ids of the stream, limit}
 -- Answers {id to continue before or '', {id, {field, value, ...}, codes that its job has noted or ''}, ...}.
 -- The codes are looked up here, so that a node, which notes them, needs no right to write to the audit, and an entry

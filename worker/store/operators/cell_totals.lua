@@ -1,5 +1,6 @@
 -- include: clock
 -- The cell in numbers.
+-- Only reads.
 -- ask: {}
 -- Answers {now_ms, queued jobs, jobs in progress, queued_ms of the oldest queued one or '', servers, stranded servers,
 -- servers with findings, webhooks with a delivery to make now}.

@@ -71,7 +71,7 @@ class OperatorStore(Scripts):
     async def _do(self, name: str, idempotency: Idempotency | None, *, about: str = "", **ask: str) -> None:
         """Run a script that changes something, unless it ran before with that key. Raises what it refuses; `about`: the
         id of what is changed."""
-        accepted(await self._call(name, {**ask, "idempotency": for_script(idempotency)}), id=about)
+        accepted(await self._call(name, {**ask, "idempotency": for_script(idempotency)}), idempotency, id=about)
 
     async def overview(self) -> Overview:
         ask = {"silent_ms": self._silent_ms, "since": self._counted.last}

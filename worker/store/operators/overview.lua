@@ -1,5 +1,6 @@
 -- include: clock, stats
 -- The cell at a glance.
+-- Only reads.
 -- ask: {silent_ms, since: number of the first five minutes whose counts are wanted}
 -- Answers {now_ms, queued jobs, jobs in progress, {oldest queued job, its queued_ms} or {}, stranded servers, nodes,
 -- nodes that are alive, paused nodes, servers with findings, {{number of the five minutes, {field, value, ...}}, ...}

@@ -1,5 +1,6 @@
 -- include: records, schedules
 -- One schedule of an account.
+-- Only reads.
 -- ask: {account, id}
 -- Answers the schedule (see `show_schedule`); nil where the account has no such schedule.
 local ask = cjson.decode(ARGV[1])

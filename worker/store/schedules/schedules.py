@@ -104,9 +104,8 @@ class Schedules(Scripts):
         self, *, account_id: AccountId, server_id: ServerId, spec: ScheduleSpec, idempotency: Idempotency | None
     ) -> Schedule:
         """Raises ServerNotFound, ScheduleLimitReached or IdempotencyKeyReused."""
-        more = {"server": str(server_id), "idempotency": for_script(idempotency)}
-        due_ms = _due_ms(spec, server_id)
-        return await self._write(account_id, ScheduleId(uuid4().hex), fields=spec.for_script(), due_ms=due_ms, **more)
+        more = {"server": str(server_id), "fields": spec.for_script(), "due_ms": _due_ms(spec, server_id)}
+        return await self._write(account_id, ScheduleId(uuid4().hex), idempotency, **more)
 
     async def change(self, schedule: Schedule, spec: ScheduleSpec) -> Schedule:
         """Raises ScheduleNotFound, should it be gone meanwhile; BadCron where it is to run by a `when` that is unknown
@@ -115,7 +114,7 @@ class Schedules(Scripts):
         fields = {field: text for field, text in spec.for_script().items() if text != before[field]}
         is_due_anew = bool(fields.keys() & {"when", "enabled"})
         due = {"due_ms": _due_ms(spec, schedule.server_id)} if is_due_anew else {}
-        return await self._write(schedule.account_id, schedule.id, fields=fields, **due)
+        return await self._write(schedule.account_id, schedule.id, None, fields=fields, **due)
 
     async def drop(self, *, account_id: AccountId, schedule_id: ScheduleId) -> None:
         """The snapshots that it made stay. Raises ScheduleNotFound."""
@@ -139,10 +138,18 @@ class Schedules(Scripts):
         count, *rows = await self._call("schedules/list_schedules", ask)
         return Page(count=count, results=records.many(_schedule, rows, kind="schedule"))
 
-    async def _write(self, account_id: AccountId, schedule_id: ScheduleId, **more: Any) -> Schedule:
-        ask = {"account": str(account_id), "id": schedule_id, "most": SCHEDULES_PER_SERVER, **more}
+    async def _write(
+        self, account_id: AccountId, schedule_id: ScheduleId, idempotency: Idempotency | None, **more: Any
+    ) -> Schedule:
+        ask = {
+            "account": str(account_id),
+            "id": schedule_id,
+            "most": SCHEDULES_PER_SERVER,
+            "idempotency": for_script(idempotency),
+            **more,
+        }
         facts = {"id": more.get("server", schedule_id), "limit": SCHEDULES_PER_SERVER}
-        shown = accepted(await self._call("schedules/put_schedule", ask), **facts)[0]
+        shown = accepted(await self._call("schedules/put_schedule", ask), idempotency, **facts)[0]
         return records.one(_schedule, shown, kind="schedule")
 
 

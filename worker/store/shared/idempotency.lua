@@ -5,12 +5,14 @@ local function answer_key(ask)
   return 'idempotency:' .. (ask.idempotency.owner or ask.account) .. ':' .. ask.idempotency.key
 end
 
--- The answer that the request was given before, if it has a key and it is not its first time; else nil.
+-- The answer that the request was given before, as {'replayed', ...}, if it has a key and it is not its first time;
+-- else nil.
 local function replay(ask)
   local seen = ask.idempotency and redis.call('GET', answer_key(ask))
   if not seen then return nil end
   seen = cjson.decode(seen)
   if seen.fingerprint ~= ask.idempotency.fingerprint then return {'refused', 'idempotency_key_reused'} end
+  seen.answer[1] = 'replayed'
   return seen.answer
 end
 

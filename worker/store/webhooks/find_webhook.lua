@@ -1,5 +1,6 @@
 -- include: records, webhooks
 -- One webhook of an account.
+-- Only reads.
 -- ask: {account, id}
 -- Answers the webhook (see `show_webhook`); nil where the account has no such webhook.
 local ask = cjson.decode(ARGV[1])

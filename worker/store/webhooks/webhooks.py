@@ -139,7 +139,8 @@ class Webhooks(Scripts):
             "most": TESTS_AFTER_MOST,
             "idempotency": for_script(idempotency),
         }
-        return _delivery(accepted(await self._call("webhooks/send_test", ask), limit=TESTS_AFTER_MOST)[0])
+        answer = await self._call("webhooks/send_test", ask)
+        return _delivery(accepted(answer, idempotency, limit=TESTS_AFTER_MOST)[0])
 
     async def deliveries(
         self, *, account_id: AccountId, webhook_id: WebhookId, offset: int, limit: int
@@ -162,7 +163,8 @@ class Webhooks(Scripts):
             "idempotency": for_script(idempotency),
             **more,
         }
-        shown, secret = accepted(await self._call("webhooks/put_webhook", ask), limit=WEBHOOKS_PER_ACCOUNT)
+        answer = await self._call("webhooks/put_webhook", ask)
+        shown, secret = accepted(answer, idempotency, limit=WEBHOOKS_PER_ACCOUNT)
         return Secret(webhook=records.one(_webhook, shown, kind="webhook"), secret=secret.decode())
 
 

@@ -1,0 +1,8 @@
+-- include: notes
+-- See whether Redis accepts writes. What is written is neither replicated nor persisted.
+-- Only reads and notes.
+-- ask: {}
+-- Answers why it refuses them, '' if it accepts them.
+local KEPT_MS = 60000
+redis.set_repl(redis.REPL_NONE)
+return (try(redis.call, 'SET', 'store:tried', '1', 'PX', KEPT_MS))
