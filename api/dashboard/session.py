@@ -53,7 +53,7 @@ class SessionGuard:
         self._sessions = sessions
 
     async def login(self, request: web.Request, secret: str) -> str:
-        """The new session's id; of one for reading while Redis accepts no writes. Raises Problem (401, 403, 429)."""
+        """The new session's ID; of one for reading while Redis accepts no writes. Raises Problem (401, 403, 429)."""
         _ensure_same_origin(request)
         token = await self._callers.authenticate(request, secret)
         _ensure_operator(token)

@@ -1,4 +1,4 @@
-"""The calls of those who run the service, without a token: is it alive, is it ready, what does it measure."""
+"""Health checks and metrics, without a token."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,17 +23,17 @@ class Probes:
         self._why_read_only = why_read_only
 
     async def alive(self, _: web.Request) -> web.Response:
-        """Is the process alive?
+        """Check that the process runs.
 
-        Says nothing about Redis: restarting the process would not help.
+        Does not check Redis: restarting the process would not help.
         """
         return answer(Health(status="ok"))
 
     async def ready(self, _: web.Request) -> web.Response:
-        """Would a request be served?
+        """Check that requests can be served.
 
-        Redis answers. If it accepts no writes, `writes` is false and the status is still 200: reads are served, and no
-        other front end could do more.
+        Checks that Redis responds. If Redis accepts no writes, `writes` is false and the status is still 200: reads are
+        served, and another front end could not serve more.
         """
         return answer(Readiness(status="ok", reads=True, writes=await self._why_read_only() is None))
 
