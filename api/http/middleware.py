@@ -120,8 +120,8 @@ async def _record(audit: Audit, entries: list[dict[str, str]]) -> None:
     # After the call, which has taken effect even if this fails.
     try:
         await audit.write(*entries, now=datetime.now(UTC))
-    except errors.StoreUnavailable:
-        log.exception("audit.failed", entries=entries)
+    except errors.StoreUnavailable as error:
+        log.error("audit.failed", cause=str(error.__cause__), entries=entries)
 
 
 async def _answer(request: web.Request, handler: Next, refuse: Refuse) -> web.StreamResponse:

@@ -1,0 +1,243 @@
+"""Redis refuses writes: what reads answers, what writes is refused by a code of its own, and all is well afterwards."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from api.dashboard.routes import PAGES
+from api.document.calls import CALLS
+from api.http.calls import Call
+from tests.conftest import RedisServer
+from tests.integration.browsing import Dashboard, dashboard_of
+from tests.integration.conftest import SERVER, Cell
+from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd
+from tests.integration.scraping import samples, value
+from tests.integration.test_streams import listening
+from tests.queueing import until_told
+from tests.trouble import TROUBLES
+from worker.store.access.tokens import Permission
+from worker.store.model import JobState
+
+AnyCall = Call[Any]
+READS = [call for call in CALLS if not call.changes and not call.is_stream]
+WRITES = [call for call in CALLS if call.changes]
+each_trouble = pytest.mark.parametrize("cause", TROUBLES)
+BODIES: dict[str, Any] = {
+    "CreateBody": {"server_id": SERVER, "name": "another"},
+    "EditBody": {"description": "other"},
+    "ScheduleBody": {"server_id": SERVER, "name": "other", "when": "daily"},
+    "ScheduleEditBody": {"name": "other"},
+    "WebhookBody": {"url": "https://hooks.example.com/other"},
+    "WebhookEditBody": {"description": "other"},
+    "ReasonBody": {"reason": "a test"},
+    "TokenBody": {"name": "other", "permissions": ["operator"]},
+}
+
+
+@pytest.fixture
+async def dashboard(cell: Cell) -> AsyncIterator[Dashboard]:
+    async with dashboard_of(cell, heartbeat_seconds=0.2) as dashboard:
+        yield dashboard
+
+
+@pytest.fixture
+def api(dashboard: Dashboard) -> FrontEnd:
+    return dashboard.api
+
+
+@pytest.fixture
+async def ids(api: FrontEnd) -> dict[str, str]:
+    snapshot = await api.have_snapshot()
+    restored = await api.call("POST", f"{SNAPSHOTS}{snapshot}/restore/")
+    await api.work(restored, replace(DONE, undoable_seconds=3600))
+    schedule = await api.call("POST", "/api/v1/schedules/", body={"server_id": SERVER, "name": "n", "when": "daily"})
+    webhook = await api.call("POST", "/api/v1/webhooks/", body={"url": "https://hooks.example.com/"})
+    return {
+        "snapshot_id": str(snapshot),
+        "server_id": str(SERVER),
+        "job_id": restored.headers["X-Job-Id"],
+        "schedule_id": schedule.body["id"],
+        "webhook_id": webhook.body["id"],
+        "node": "n1",
+        "token_id": (await api.tokens.all())[-1].id,
+    }
+
+
+async def asked(dashboard: Dashboard, call: AnyCall, ids: dict[str, str], **headers: str) -> Any:
+    operator = call.permission is Permission.OPERATOR
+    body = BODIES.get(call.body.__name__) if call.body else None
+    if call.path.endswith("/bulk/"):
+        body = {"action": "retry", "ids": [ids["job_id"]]}
+    path = call.path.format(**ids)
+    token = dashboard.token if operator else dashboard.api.token
+    return await dashboard.api.call(call.method, path, body=body, token=token, headers=headers)
+
+
+@each_trouble
+async def test_every_read_answers(
+    dashboard: Dashboard, redis_server: RedisServer, ids: dict[str, str], cause: str
+) -> None:
+    async with TROUBLES[cause](dashboard.cell.redis, redis_server):
+        for call in READS:
+            answer = await asked(dashboard, call, ids)
+            assert answer.status == 200, (call.id, answer.raw)
+            assert "RateLimit" in answer.headers
+        for path in PAGES.keys() - {"/ops/jobs/bulk/"}:  # which needs a selection
+            filled = re.sub(r"\{action:(\w+)[^}]*\}", r"\1", path).format(**ids)
+            page = await dashboard.browser.get(filled)
+            assert page.status == 200, (path, page.text)
+            assert 'id="read-only"' not in page.text  # until it is noticed
+
+
+# A full Redis lets pass what frees memory first, as a delete does; all others refuse every write.
+FREES = {
+    *("delete_snapshot", "delete_schedule", "delete_webhook", "ops_revoke_token", "ops_resume_node", "edit_snapshot"),
+}
+
+
+@each_trouble
+async def test_every_write_is_refused_by_its_own_code_and_changes_nothing(
+    dashboard: Dashboard, redis_server: RedisServer, ids: dict[str, str], cause: str
+) -> None:
+    async with TROUBLES[cause](dashboard.cell.redis, redis_server):
+        for call in WRITES:
+            if cause == "OOM" and call.id in FREES:
+                continue
+            answer = await asked(dashboard, call, ids, **{"Idempotency-Key": call.id})
+            if answer.status == 409:  # it is refused for what it is, before anything is written
+                continue
+            answer.refused(503, "store_read_only")
+            assert int(answer.headers["Retry-After"]) > 0
+    assert (await dashboard.api.call("GET")).body["count"] == 1
+    assert (await dashboard.api.create("afterwards")).status == 201
+
+
+@each_trouble
+async def test_a_probe_tells_reading_from_writing_and_metrics_and_log_tell_why(
+    dashboard: Dashboard, redis_server: RedisServer, cause: str
+) -> None:
+    api = dashboard.api
+    assert (await api.call("GET", "/readyz")).body == {"status": "ok", "reads": True, "writes": True}
+    with capture_logs() as lines:
+        async with TROUBLES[cause](dashboard.cell.redis, redis_server):
+            ready = await api.call("GET", "/readyz")
+            assert (ready.status, ready.body) == (200, {"status": "ok", "reads": True, "writes": False})
+            assert await writable(api) == 0
+            assert (await api.call("GET", "/readyz")).status == 200
+        assert (await api.call("GET", "/readyz")).body["writes"]
+        assert await writable(api) == 1
+    told = [(line["event"], line.get("cause")) for line in lines if line["event"].startswith("store.")]
+    assert told == [("store.read_only", cause), ("store.accepts_writes", None)]
+
+
+async def writable(api: FrontEnd) -> float:
+    return value(samples((await api.call("GET", "/metrics")).raw.decode()), "redis_writable")
+
+
+@pytest.mark.parametrize("cause", ["OOM", "READONLY"])
+async def test_calls_are_still_limited(cell: Cell, redis_server: RedisServer, cause: str) -> None:
+    async with dashboard_of(cell, calls_per_minute=5, failed_logins_per_minute=2) as dashboard:
+        api = dashboard.api
+        other = await api.new_token()
+        async with TROUBLES[cause](cell.redis, redis_server):
+            answers = [await api.call("GET") for _ in range(7)]
+            assert [answer.status for answer in answers] == [200] * 5 + [429] * 2
+            assert [answer.headers["RateLimit"].split(";")[1] for answer in answers[:5]] == [
+                "r=4",
+                "r=3",
+                "r=2",
+                "r=1",
+                "r=0",
+            ]
+            assert 1 <= int(answers[-1].headers["Retry-After"]) <= 60
+            assert (await api.call("GET", token=other)).status == 200
+            strangers = [await api.call("GET", token="vps_" + "x" * 43) for _ in range(4)]
+            assert [answer.status for answer in strangers] == [401, 401, 429, 429]
+
+
+@each_trouble
+async def test_the_dashboard_says_why(dashboard: Dashboard, redis_server: RedisServer, cause: str) -> None:
+    texts = {"OOM": "is full", "READONLY": "read-only replica", "MISCONF": "its disk", "NOREPLICAS": "fewer replicas"}
+    async with TROUBLES[cause](dashboard.cell.redis, redis_server):
+        await dashboard.api.call("GET", "/readyz")
+        for headers in ({}, {"HX_Request": "true", "X_Live": "idle"}):  # a page, and its refreshed part
+            page = await dashboard.browser.get("/ops/jobs/", **headers)
+            (banner,) = re.findall(r'id="read-only".*', page.text)
+            assert texts[cause] in banner
+        dialog = await dashboard.browser.get("/ops/nodes/n1/pause/", HX_Request="true")
+        assert 'id="read-only"' not in dialog.text
+        refused = await dashboard.browser.post("/ops/nodes/n1/pause/", {"reason": "a test"}, HX_Request="true")
+        assert (refused.status, "store_read_only" in refused.text) == (503, True)
+    await dashboard.api.call("GET", "/readyz")
+    assert 'id="read-only"' not in await dashboard.browser.seen("/ops/jobs/")
+    assert (await dashboard.browser.post("/ops/nodes/n1/pause/", {"reason": "a test"})).status == 200
+
+
+@each_trouble
+async def test_an_operator_logs_in_to_read(dashboard: Dashboard, redis_server: RedisServer, cause: str) -> None:
+    browser = dashboard.stranger()
+    async with TROUBLES[cause](dashboard.cell.redis, redis_server):
+        assert (await browser.login(dashboard.token)).status == 303
+        assert "Waiting" in await browser.seen("/ops/")
+        assert dashboard.token not in browser.session
+        refused = await browser.post("/ops/tokens/", {"name": "x", "permissions": "operator"})
+        assert (refused.status, "store_read_only" in refused.text) == (503, True)
+        for forged in (browser.session[:-1] + "0" * (browser.session[-1] != "0"), f"{browser.session}.", "reading."):
+            stranger = replace(dashboard.stranger(), session=forged)
+            if forged != browser.session:
+                assert (await stranger.get("/ops/")).status == 303
+        later = re.sub(r"\.(\d{13})\.", lambda found: f".{int(found[1]) + 1}.", browser.session)
+        assert (await replace(dashboard.stranger(), session=later).get("/ops/")).status == 303
+    assert (await browser.get("/ops/")).status == 303  # it ends with the trouble
+    assert (await browser.login(dashboard.token)).status == 303
+    assert not browser.session.startswith("reading.")
+
+
+async def test_a_revoked_token_has_no_session_for_reading(dashboard: Dashboard, redis_server: RedisServer) -> None:
+    browser = dashboard.stranger()
+    async with TROUBLES["NOREPLICAS"](dashboard.cell.redis, redis_server):
+        await browser.login(dashboard.token)
+    (token,) = [token for token in await dashboard.api.tokens.all() if token.account_id is None]
+    assert await dashboard.api.tokens.revoke(token.id)
+    async with TROUBLES["NOREPLICAS"](dashboard.cell.redis, redis_server):
+        assert (await browser.get("/ops/")).status == 303
+        assert (await browser.login(dashboard.token)).status == 401
+
+
+@each_trouble
+async def test_a_stream_of_events_goes_on(dashboard: Dashboard, redis_server: RedisServer, cause: str) -> None:
+    async with AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(listening(dashboard.api))]
+        async with TROUBLES[cause](dashboard.cell.redis, redis_server):
+            streams.append(await stack.enter_async_context(listening(dashboard.api)))
+            assert await streams[1].block()
+        assert (await dashboard.api.create()).status == 201
+        for stream in streams:
+            _, job = await stream.job()
+            assert job["state"] == JobState.QUEUED
+
+
+async def test_an_ended_job_stays_in_its_list_until_it_can_be_removed(
+    dashboard: Dashboard, redis_server: RedisServer, ids: dict[str, str]
+) -> None:
+    cell = dashboard.cell
+    (oldest, *_) = await cell.redis.zrange("account:77:jobs", 0, 0)
+    await cell.redis.delete(f"job:{oldest.decode()}")
+    async with TROUBLES["READONLY"](cell.redis, redis_server):
+        page = (await dashboard.api.call("GET", "/api/v1/jobs/")).body
+        assert ids["job_id"] in [job["id"] for job in page["results"]]
+    assert (await dashboard.api.call("GET", "/api/v1/jobs/")).body["count"] == page["count"] - 1
+
+
+async def test_a_trouble_that_nobody_asks_about_is_noticed(cell: Cell, redis_server: RedisServer) -> None:
+    async with dashboard_of(cell) as dashboard, TROUBLES["NOREPLICAS"](cell.redis, redis_server):
+
+        async def is_noticed() -> bool:
+            return await writable(dashboard.api) == 0
+
+        await until_told(is_noticed)
