@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 
@@ -31,10 +31,12 @@ class LossyWay:
         except (OSError, asyncio.CancelledError):
             pass  # both ends see the link close
         finally:
-            self._links.discard(link)
             for end in (writer, to_redis):
                 if end is not None:
                     end.close()
+                    with suppress(OSError):
+                        await end.wait_closed()
+            self._links.discard(link)
 
     async def _carry(
         self,
