@@ -31,11 +31,12 @@ class LossyWay:
         except (OSError, asyncio.CancelledError):
             pass  # both ends see the link close
         finally:
-            for end in (writer, to_redis):
-                if end is not None:
-                    end.close()
-                    with suppress(OSError):
-                        await end.wait_closed()
+            ends = [end for end in (writer, to_redis) if end is not None]
+            for end in ends:
+                end.close()
+            for end in ends:
+                with suppress(OSError, asyncio.CancelledError):
+                    await end.wait_closed()
             self._links.discard(link)
 
     async def _carry(

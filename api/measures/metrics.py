@@ -43,8 +43,7 @@ class Metrics:
         self._attempts = self._counter("webhook_attempts", "Attempts at a delivery, by result.", "result")
         self._given_up = self._counter("webhook_deliveries_given_up", "Deliveries whose last attempt failed.")
         self.in_flight = self._gauge("http_requests_in_flight", "Requests in progress, including event streams.")
-        self._writable = self._gauge("redis_writable", "1 if Redis accepted the last trial write, 0 if it refused it.")
-        self._writable.set(1)  # unless it refuses: redis_up says whether it answers
+        self._read_only = self._gauge("redis_read_only", "1 if Redis responds but refused the last trial write.")
         self._streams = self._gauge("event_streams_open", "Open event streams.")
         for code in LIMITED:
             self._problems.labels(code)
@@ -65,8 +64,8 @@ class Metrics:
         self._problems.labels(code).inc()
 
     def tried_to_write(self, refused: str | None) -> None:
-        """`refused`: why Redis refused it; None if it accepted it."""
-        self._writable.set(refused is None)
+        """`refused`: why Redis refused it; None if it accepted it, or did not respond."""
+        self._read_only.set(refused is not None)
 
     def attempted(self, error: str | None, *, given_up: bool) -> None:
         """Count an attempt at a delivery. `error`: the code of its error, None if it was delivered."""

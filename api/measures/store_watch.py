@@ -20,7 +20,7 @@ class StoreWatch:
         self._writes = writes
         self._look_seconds = look_seconds
         self._told = told
-        self.refused: str | None = None  # why Redis refused writes when it last answered; None: it accepted them
+        self.refused: str | None = None  # why Redis refused the last write; None: it accepted it, or did not answer
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
         """Look while the application runs."""
@@ -31,7 +31,12 @@ class StoreWatch:
 
     async def look(self) -> str | None:
         """Why Redis refuses writes, one of trouble.CAUSES; None if it accepts them. Raises StoreUnavailable."""
-        refused = await self._writes.refused()
+        try:
+            refused = await self._writes.refused()
+        except StoreUnavailable:
+            self.refused = None  # not known
+            self._told(None)
+            raise
         if refused != self.refused:
             if refused is None:
                 log.info("store.accepts_writes")

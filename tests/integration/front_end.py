@@ -123,12 +123,13 @@ NO_NAMES = Names({})
 
 @asynccontextmanager
 async def serving(
-    cell: Cell, *, names: Names = NO_NAMES, metrics: Metrics | None = None, **settings: Any
+    cell: Cell, *, names: Names = NO_NAMES, metrics: Metrics | None = None, token: str | None = None, **settings: Any
 ) -> AsyncIterator[FrontEnd]:
-    """`settings`: those that the test shortens or changes."""
+    """`token`: a customer's that is there already. `settings`: those that the test shortens or changes."""
     given = ApiSettings.model_validate({"port": 0, **settings})
     tokens = Tokens(cell.redis)
-    new = await tokens.create(name="a customer", account_id=ACCOUNT, permissions=READ_WRITE)
+    if token is None:
+        token = (await tokens.create(name="a customer", account_id=ACCOUNT, permissions=READ_WRITE)).secret
     app = build(cell.redis, given, metrics=metrics, resolver=names)
     async with listening(app, given) as address, ClientSession() as client:
-        yield FrontEnd(app=app, client=client, port=int(address[1]), cell=cell, tokens=tokens, token=new.secret)
+        yield FrontEnd(app=app, client=client, port=int(address[1]), cell=cell, tokens=tokens, token=token)

@@ -1,26 +1,31 @@
 """Redis refuses writes: what reads answers, what writes is refused by a code of its own, and all is well afterwards."""
 
 import re
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
 from api.dashboard.routes import PAGES
 from api.document.calls import CALLS
 from api.http.calls import Call
-from tests.conftest import RedisServer
+from deploy.demo.service import free_port
+from tests.conftest import RedisServer, needs_root
 from tests.integration.browsing import Dashboard, dashboard_of
-from tests.integration.conftest import SERVER, Cell
-from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd
+from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from tests.integration.front_end import DONE, READ_WRITE, SNAPSHOTS, FrontEnd, serving
 from tests.integration.scraping import samples, value
 from tests.integration.test_streams import listening
 from tests.queueing import until_told
 from tests.trouble import TROUBLES
-from worker.store.access.tokens import Permission
+from worker.store.access.tokens import Permission, Tokens
 from worker.store.model import JobState
 
 AnyCall = Call[Any]
@@ -127,16 +132,16 @@ async def test_a_probe_tells_reading_from_writing_and_metrics_and_log_tell_why(
         async with TROUBLES[cause](dashboard.cell.redis, redis_server):
             ready = await api.call("GET", "/readyz")
             assert (ready.status, ready.body) == (200, {"status": "ok", "reads": True, "writes": False})
-            assert await writable(api) == 0
+            assert await is_read_only(api)
             assert (await api.call("GET", "/readyz")).status == 200
         assert (await api.call("GET", "/readyz")).body["writes"]
-        assert await writable(api) == 1
+        assert not await is_read_only(api)
     told = [(line["event"], line.get("cause")) for line in lines if line["event"].startswith("store.")]
     assert told == [("store.read_only", cause), ("store.accepts_writes", None)]
 
 
-async def writable(api: FrontEnd) -> float:
-    return value(samples((await api.call("GET", "/metrics")).raw.decode()), "redis_writable")
+async def is_read_only(api: FrontEnd) -> bool:
+    return value(samples((await api.call("GET", "/metrics")).raw.decode()), "redis_read_only") == 1
 
 
 @pytest.mark.parametrize("cause", ["OOM", "READONLY"])
@@ -238,6 +243,67 @@ async def test_a_trouble_that_nobody_asks_about_is_noticed(cell: Cell, redis_ser
     async with dashboard_of(cell) as dashboard, TROUBLES["NOREPLICAS"](cell.redis, redis_server):
 
         async def is_noticed() -> bool:
-            return await writable(dashboard.api) == 0
+            return await is_read_only(dashboard.api)
 
         await until_told(is_noticed)
+
+
+async def test_a_real_replica_is_read_from(dashboard: Dashboard) -> None:
+    """A front end whose address leads to the replica of a primary that works."""
+    port = free_port()
+    await dashboard.cell.raw("CONFIG", "SET", "port", port)
+    made = await dashboard.api.have_snapshot()
+    with TemporaryDirectory(prefix="vps-replica-") as folder:
+        second = RedisServer(Path(folder))
+        second.start()
+        copy = second.client()
+        try:
+            await copy.replicaof("127.0.0.1", port)
+
+            async def is_synchronous() -> bool:
+                return bool(await copy.exists(f"snapshot:{made}"))
+
+            await until_told(is_synchronous)
+            async with serving(replace(dashboard.cell, redis=copy), token=dashboard.api.token) as api:
+                assert (await api.call("GET")).body["results"][0]["id"] == made
+                (await api.create("another")).refused(503, "store_read_only")
+                assert not (await api.call("GET", "/readyz")).body["writes"]
+        finally:
+            await copy.aclose(close_connection_pool=True)
+            second.kill()
+            await dashboard.cell.raw("CONFIG", "SET", "port", 0)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    needs_root()
+    with TemporaryDirectory(prefix="vps-full-") as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], check=True)
+        yield Path(folder)
+        subprocess.run(["umount", folder], check=True)
+
+
+async def test_a_full_disk(cell: Cell, small_disk: Path) -> None:
+    """With `appendfsync everysec`: with `always`, Redis ends itself."""
+    server = RedisServer(small_disk)
+    try:
+        server.start()
+        redis = server.client()
+        await redis.config_set("appendfsync", "everysec")
+        customer = await Tokens(redis).create(name="a customer", account_id=ACCOUNT, permissions=READ_WRITE)
+
+        async def is_full() -> bool:
+            try:
+                await redis.set("job:filler", b"x" * (256 << 10))
+            except ResponseError as error:
+                return "MISCONF" in str(error)
+            return False
+
+        await until_told(is_full)
+        async with serving(replace(cell, redis=redis), token=customer.secret) as api:
+            assert (await api.call("GET")).status == 200
+            hook = {"url": "https://hooks.example.com/"}
+            (await api.call("POST", "/api/v1/webhooks/", body=hook)).refused(503, "store_read_only")
+        await redis.aclose(close_connection_pool=True)
+    finally:
+        server.kill()
