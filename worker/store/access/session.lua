@@ -2,10 +2,10 @@
 -- Read an operator's session and count the call on its token.
 -- Only reads and notes.
 -- ask: {key, by_person, idle_ms, calls, window_ms}
--- Answers {} where the session has ended, else {{field, value, ...} of the session, {field, value, ...} of the token,
+-- Answers {} if the session has ended, else {{field, value, ...} of the session, {field, value, ...} of the token,
 -- why Redis refused to count or '', and if it counted: allowed, left, ms until one more call is allowed}.
 local ask = cjson.decode(ARGV[1])
-local NOTED_MS = 60000 -- resolution of `seen_ms`: not every call costs a write to the disk
+local NOTED_MS = 60000 -- resolution of `seen_ms`, so that not every call costs a write to the disk
 local session = read(ask.key)
 if not session then return {} end
 if redis.call('EXISTS', session.token) == 0 then

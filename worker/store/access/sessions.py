@@ -1,11 +1,11 @@
-"""Sessions of the operators' dashboard: a browser sends a session's id in place of a token.
+"""Sessions of the operators' dashboard: a browser sends a session's ID instead of a token.
 
-Redis holds the SHA-256 of a session's id at `token:session:<sha256>`: no node may read a key that begins with `t`. A
-session ends after its lifetime, after a time without a person's request, or with its token, whichever comes first.
+Redis has only the SHA-256 of the ID, in the key `token:session:<sha256>`: nodes may not read keys that begin with `t`.
+A session ends after its lifetime, after a period without activity, or with its token, whichever comes first.
 
-While Redis accepts no writes, a login gets a session for reading, which Redis does not hold: its id carries the token's
-id and its end, signed with the key of the token's record. It ends when Redis accepts writes again. Whoever can read
-that key in Redis could sign one, and would see what he can read there.
+While Redis refuses writes, a login gets a session for reading, which Redis does not have: its ID contains the ID of the
+token and when the session ends, signed with the key of the token's record. It ends when Redis accepts writes again.
+Whoever can read that key in Redis could sign one, and would see what he can read there.
 """
 
 import hashlib
@@ -30,24 +30,23 @@ class SessionLifetime:
     """How long a session lasts."""
 
     at_most: timedelta
-    idle: timedelta  # without a person at the browser, to a minute
+    idle: timedelta  # without activity; accurate to a minute
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """An open session. `csrf`: the token that each change must send and no other site can read. `only_reads`: it is one
-    for reading."""
+    """An open session. `csrf`: the token that every change must send; other sites cannot read it. `only_reads`: it is
+    for reading only."""
 
     csrf: str
     only_reads: bool = False
-    ends_at: datetime
     authenticated: Authenticated
     token: Token
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewSession:
-    """A session that was just opened. Its id is not stored: it is known only now."""
+    """A new session. Its ID is not stored and cannot be read again."""
 
     id: str
     csrf: str
@@ -62,7 +61,7 @@ class Sessions(Scripts):
         self._limits = limits
 
     async def open(self, secret: str) -> NewSession:
-        """A session of the token with that secret, which the caller has let in. Raises StoreReadOnly."""
+        """Open a session of the token with this secret, which the caller has checked. Raises StoreReadOnly."""
         new = NewSession(id=secrets.token_urlsafe(_ID_BYTES), csrf=secrets.token_urlsafe(_ID_BYTES))
         now = datetime.now(UTC)
         record = {
@@ -86,8 +85,7 @@ class Sessions(Scripts):
         return f"{signed}.{_signature(key_of(secret), signed)}"
 
     async def look(self, session_id: str, *, by_person: bool) -> Session | None:
-        """The session; None if it has ended. The call is counted on its token; a call that a person made keeps it from
-        being idle."""
+        """The session; None if it has ended. Counts the call on its token. `by_person`: the call is activity."""
         if session_id.startswith(_READING):
             return await self._look_for_reading(session_id)
         ask = {
@@ -103,7 +101,6 @@ class Sessions(Scripts):
         record, token = records.pairs(flat), Token.of(records.pairs(token_flat))
         return Session(
             csrf=record["csrf"],
-            ends_at=records.moment(record["ends_ms"]),
             authenticated=self._limits.call_of(token, "", refused, counted),
             token=token,
         )
@@ -124,7 +121,6 @@ class Sessions(Scripts):
         return Session(
             csrf=_signature(key.decode(), f"csrf.{signed}"),
             only_reads=True,
-            ends_at=records.moment(ends_ms),
             authenticated=self._limits.call_of(token, "", refused, counted),
             token=token,
         )

@@ -2,8 +2,8 @@
 -- One job with its steps and log.
 -- Only reads.
 -- ask: {job}
--- Answers {job (see `show_job`), {step as JSON, ...}, {log line, ...}, its server's power now or ''}; nil where there
--- is no such job.
+-- Answers {job (see `show_job`), {step as JSON, ...}, {log line, ...}, its server's power now or ''}; nil if there is
+-- no such job.
 local ask = cjson.decode(ARGV[1])
 local key = 'job:' .. ask.job
 local job = read(key)
