@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from arq.connections import ArqRedis
 from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
@@ -23,7 +24,7 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import DONE, READ_WRITE, SNAPSHOTS, FrontEnd, serving
 from tests.integration.scraping import samples, value
 from tests.integration.test_streams import listening
-from tests.queueing import until_told
+from tests.queueing import Jobs, at_work, put, until_told
 from tests.trouble import TROUBLES
 from worker.store.access.tokens import Permission, Tokens
 from worker.store.model import JobState
@@ -307,3 +308,21 @@ async def test_a_full_disk(cell: Cell, small_disk: Path) -> None:
         await redis.aclose(close_connection_pool=True)
     finally:
         server.kill()
+
+
+@each_trouble
+async def test_a_worker_ends_its_job_meanwhile_and_takes_the_next_one_afterwards(
+    redis: ArqRedis, redis_server: RedisServer, cause: str
+) -> None:
+    jobs = Jobs()
+    async with at_work(redis_server.socket, jobs):
+        await put(redis, "a")
+        await jobs.have_started("a")
+        async with TROUBLES[cause](redis, redis_server):
+            jobs.end("a")
+            await jobs.have_ended("a")
+        await put(redis, "b")
+        await jobs.have_started("b")
+        jobs.end("b")
+        await jobs.have_ended("b")
+    assert jobs.starts["a"] == 1

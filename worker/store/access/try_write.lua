@@ -5,4 +5,4 @@
 -- Answers why it refuses them, '' if it accepts them.
 local KEPT_MS = 60000
 redis.set_repl(redis.REPL_NONE)
-return (try(redis.call, 'SET', 'calls:tried', '1', 'PX', KEPT_MS))
+return (try(redis.call, 'SET', 'probe:write', '1', 'PX', KEPT_MS))

@@ -24,7 +24,6 @@ from worker.store.calls import (
     for_script,
     given,
     kind_of,
-    reading,
     shown_job,
 )
 from worker.store.model import (
@@ -233,10 +232,6 @@ class CustomerStore(Scripts):
             counted=counted,
             reachable=bool(reachable),
         )
-
-    async def ping(self) -> None:
-        """Raises StoreUnavailable."""
-        await reading(self._redis.ping)
 
     # --- helpers ---
 
