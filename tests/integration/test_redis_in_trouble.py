@@ -24,9 +24,10 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import DONE, READ_WRITE, SNAPSHOTS, FrontEnd, serving
 from tests.integration.scraping import samples, value
 from tests.integration.test_streams import listening
-from tests.queueing import Jobs, at_work, put, until_told
+from tests.queueing import Jobs, at_work, client, put, until_told
 from tests.trouble import TROUBLES
 from worker.store.access.tokens import Permission, Tokens
+from worker.store.access.writes import Writes
 from worker.store.model import JobState
 
 AnyCall = Call[Any]
@@ -226,6 +227,18 @@ async def test_a_stream_of_events_goes_on(dashboard: Dashboard, redis_server: Re
         for stream in streams:
             _, job = await stream.job()
             assert job["state"] == JobState.QUEUED
+
+
+async def test_a_replica_is_left_for_whoever_has_its_address_by_now(redis: ArqRedis, redis_server: RedisServer) -> None:
+    async with client(redis_server.socket) as one:
+        assert await Writes(one).refused() is None
+        (idle,) = one.connection_pool._available_connections
+        async with TROUBLES["OOM"](redis, redis_server):
+            assert await Writes(one).refused() == "OOM"
+            assert idle.is_connected
+        async with TROUBLES["READONLY"](redis, redis_server):
+            assert await Writes(one).refused() == "READONLY"
+            assert not idle.is_connected
 
 
 async def test_an_ended_job_stays_in_its_list_until_it_can_be_removed(
