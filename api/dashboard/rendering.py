@@ -116,10 +116,10 @@ class Rendering:
         return _response(request, text, status=status)
 
     def _read_only(self, request: web.Request) -> str | None:
-        """The banner's text; None in what htmx puts into a part of a page."""
+        """The banner's text; None without a session, and in what htmx puts into a part of a page."""
         why = self._why_read_only()
         is_whole = not is_fragment(request) or LIVE_HEADER in request.headers
-        return READ_ONLY[why] if why is not None and is_whole else None
+        return READ_ONLY[why] if why is not None and is_whole and SESSION in request else None
 
     def ask(self, request: web.Request, question: Question, *, back: str, subject: str = "") -> web.Response:
         """`back`: the page that the other button leads to. `subject`: what the action is for, before the text."""

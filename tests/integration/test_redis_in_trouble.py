@@ -176,6 +176,7 @@ async def test_the_dashboard_says_why(dashboard: Dashboard, redis_server: RedisS
             page = await dashboard.browser.get("/ops/jobs/", **headers)
             (banner,) = re.findall(r'id="read-only".*', page.text)
             assert texts[cause] in banner
+        assert 'id="read-only"' not in (await dashboard.stranger().get("/ops/login/")).text
         dialog = await dashboard.browser.get("/ops/nodes/n1/pause/", HX_Request="true")
         assert 'id="read-only"' not in dialog.text
         refused = await dashboard.browser.post("/ops/nodes/n1/pause/", {"reason": "a test"}, HX_Request="true")

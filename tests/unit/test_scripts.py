@@ -69,7 +69,7 @@ def test_a_module_is_carried_once_and_behind_what_it_needs() -> None:
 
 
 def test_a_small_script_stays_small() -> None:
-    assert scripts.text("nodes/known") == scripts.source("nodes/known")
+    assert scripts.text("nodes/republish") == scripts.source("nodes/republish")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -96,3 +96,29 @@ def test_every_script_is_called_by_its_name() -> None:
     python = "".join(path.read_text() for path in Path("worker").rglob("*.py"))
     assert {name for name in SCRIPTS if f'"{name}"' not in python} == set()
     assert set(re.findall(r'(?:_call|_do|load)\((?:[a-z_.]+, )?"([a-z_]+/[a-z_]+)"', python)) <= set(SCRIPTS)
+
+
+WRITES = re.compile(
+    r"redis\.call\('(?:SET|DEL|PEXPIRE(?:AT)?|H(?:SET|SETNX|DEL|INCRBY)|L(?:PUSH|POP|TRIM)|RPUSH|[SXZ]ADD|SREM|XTRIM|ZREM\w*)'"
+)
+
+
+def writing() -> set[str]:
+    """The functions of modules that write, themselves or by another one."""
+    source = "".join(scripts.source(f"shared/{module}") for module in MODULES)
+    bodies = dict(re.findall(r"^local function (\w+)(.*?)^end", source, re.MULTILINE | re.DOTALL))
+    found = {name for name, body in bodies.items() if WRITES.search(body)}
+    while more := {name for name, body in bodies.items() if used(body, found)} - found:
+        found |= more
+    return found
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_that_only_reads_says_so(name: str) -> None:
+    lua = scripts.source(name)
+    # `take` writes a counter, by `try`
+    writes = WRITES.search(lua) is not None or bool(used(lua, writing() - {"take"}))
+    notes = "notes" in scripts.includes(lua)
+    assert scripts.only_reads(name) == (not writes)
+    assert ("-- Only reads and notes." in lua) == notes
+    assert scripts.text(name).startswith("#!lua flags=no-writes\n") == (not writes and not notes)

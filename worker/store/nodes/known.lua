@@ -1,4 +1,5 @@
 -- What the store knows of one server's snapshots.
+-- Only reads.
 -- ask: {server, snapshots: ids found on its disks}
 -- Answers {job that holds the server or '', {{field, value, ...} of each of the ids}, {id, status, ...} of all that the
 -- customer sees, job of the restore that can be undone or ''}.
