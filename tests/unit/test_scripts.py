@@ -95,7 +95,7 @@ def test_a_script_reads_one_argument_the_json_of_its_ask(name: str) -> None:
 def test_every_script_is_called_by_its_name() -> None:
     python = "".join(path.read_text() for path in Path("worker").rglob("*.py"))
     assert {name for name in SCRIPTS if f'"{name}"' not in python} == set()
-    assert set(re.findall(r'(?:_call|_do|load)\((?:[a-z_.]+, )?"([a-z_]+/[a-z_]+)"', python)) <= set(SCRIPTS)
+    assert set(re.findall(r'(?:_call|_claim|_do|load)\((?:[a-z_.]+, )?"([a-z_]+/[a-z_]+)"', python)) <= set(SCRIPTS)
 
 
 WRITES = re.compile(
