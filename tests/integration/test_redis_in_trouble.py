@@ -43,6 +43,10 @@ BODIES: dict[str, Any] = {
     "WebhookEditBody": {"description": "other"},
     "ReasonBody": {"reason": "a test"},
     "TokenBody": {"name": "other", "permissions": ["operator"]},
+    "BulkBody": {"action": "retry", "ids": ["0" * 32]},
+    "PlacementBody": {"node": "n1", "account_id": 78},
+    "NodeBody": {"node": "n1"},
+    "AccountBody": {"account_id": 78},
 }
 
 
@@ -77,9 +81,7 @@ async def ids(api: FrontEnd) -> dict[str, str]:
 
 async def asked(dashboard: Dashboard, call: AnyCall, ids: dict[str, str], **headers: str) -> Any:
     operator = call.permission is Permission.OPERATOR
-    body = BODIES.get(call.body.__name__) if call.body else None
-    if call.path.endswith("/bulk/"):
-        body = {"action": "retry", "ids": [ids["job_id"]]}
+    body = BODIES[call.body.__name__] if call.body else None
     path = call.path.format(**ids)
     token = dashboard.token if operator else dashboard.api.token
     return await dashboard.api.call(call.method, path, body=body, token=token, headers=headers)
@@ -113,7 +115,7 @@ async def test_every_write_is_refused_by_its_own_code_and_changes_nothing(
 ) -> None:
     async with TROUBLES[cause](dashboard.cell.redis, redis_server):
         for call in WRITES:
-            if cause == "OOM" and call.id in FREES:
+            if cause == "OOM" and (call.id in FREES or call.method == "PUT"):
                 continue
             answer = await asked(dashboard, call, ids, **{"Idempotency-Key": call.id})
             if answer.status == 409:  # it is refused for what it is, before anything is written
