@@ -197,7 +197,12 @@ async def test_an_operator_logs_in_to_read(dashboard: Dashboard, redis_server: R
         assert dashboard.token not in browser.session
         refused = await browser.post("/ops/tokens/", {"name": "x", "permissions": "operator"})
         assert (refused.status, "store_read_only" in refused.text) == (503, True)
-        for forged in (browser.session[:-1] + "0" * (browser.session[-1] != "0"), f"{browser.session}.", "reading."):
+        for forged in (
+            browser.session[:-1] + "0" * (browser.session[-1] != "0"),
+            f"{browser.session}.",
+            "reading.",
+            f"reading.{'0' * 12}.{'9' * 40}.x",
+        ):
             stranger = replace(dashboard.stranger(), session=forged)
             if forged != browser.session:
                 assert (await stranger.get("/ops/")).status == 303

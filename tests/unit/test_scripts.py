@@ -122,3 +122,17 @@ def test_a_script_that_only_reads_says_so(name: str) -> None:
     assert scripts.only_reads(name) == (not writes)
     assert ("-- Only reads and notes." in lua) == notes
     assert scripts.text(name).startswith("#!lua flags=no-writes\n") == (not writes and not notes)
+
+
+def test_only_the_clock_reads_redis_own() -> None:
+    sources = {name: scripts.source(name) for name in [*SCRIPTS, *(f"shared/{module}" for module in MODULES)]}
+    assert [name for name, lua in sources.items() if "'TIME'" in lua] == ["shared/clock"]
+    python = {path: path.read_text() for folder in ("api", "worker") for path in Path(folder).rglob("*.py")}
+    assert [path for path, text in python.items() if re.search(r"(redis|pool|pipe)\.time\(", text)] == []
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if "REPL_NONE" in scripts.source(name)])
+def test_a_script_whose_writes_are_not_persisted_reads_the_time_before(name: str) -> None:
+    """The clock's own note would have them persisted again."""
+    lua = scripts.source(name)
+    assert "now_ms()" in lua[: lua.index("redis.set_repl(redis.REPL_NONE)")]

@@ -1,4 +1,4 @@
--- include: records, rate, notes
+-- include: clock, records, rate, notes
 -- Check a caller's token and count the call.
 -- Only reads and notes.
 -- ask: {token: its key, '' for none, address, account: the account that the call names, '' for none, calls,
@@ -9,6 +9,7 @@
 local ask = cjson.decode(ARGV[1])
 
 -- The counters are neither replicated nor persisted: a call that only reads must not cost a write to the disk.
+now_ms()
 redis.set_repl(redis.REPL_NONE)
 
 local token = ask.token ~= '' and read(ask.token)

@@ -1,4 +1,4 @@
--- include: records, rate, notes
+-- include: clock, records, rate, notes
 -- Find the token of a session that Redis could not keep, and count the call on it.
 -- Only reads and notes.
 -- ask: {token: its id, calls, window_ms}
@@ -8,5 +8,6 @@ local ask = cjson.decode(ARGV[1])
 local key = redis.call('HGET', 'tokens', ask.token)
 local token = key and read(key)
 if not token then return {} end
+now_ms()
 redis.set_repl(redis.REPL_NONE) -- the counters are neither replicated nor persisted
 return {key, redis.call('HGETALL', key), try(take, 'calls:' .. token.id .. ':', ask.calls, ask.window_ms)}

@@ -10,6 +10,7 @@ Whoever can read that key in Redis could sign one, and would see what he can rea
 
 import hashlib
 import hmac
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ from worker.store.calls import Scripts, redis_answers
 
 _ID_BYTES = 32
 _READING = "reading."  # begins the id of a session that Redis does not hold; the others have no dot
+_SIGNED = re.compile(r"reading\.([0-9a-f]{12})\.([0-9]{13})")  # the token's ID, and the Unix time in milliseconds
 _READING_AT_MOST = timedelta(hours=1)
 
 
@@ -63,19 +65,12 @@ class Sessions(Scripts):
     async def open(self, secret: str) -> NewSession:
         """Open a session of the token with this secret, which the caller has checked. Raises StoreReadOnly."""
         new = NewSession(id=secrets.token_urlsafe(_ID_BYTES), csrf=secrets.token_urlsafe(_ID_BYTES))
-        now = datetime.now(UTC)
-        record = {
-            "v": "1",
-            "token": key_of(secret),
-            "csrf": new.csrf,
-            "seen_ms": records.milliseconds(now),
-            "ends_ms": records.milliseconds(now + self._lifetime.at_most),
+        ask = {
+            "key": _key(new.id),
+            "record": {"v": "1", "token": key_of(secret), "csrf": new.csrf},
+            "at_most_ms": round(self._lifetime.at_most.total_seconds() * 1000),
         }
-        with redis_answers():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hset(_key(new.id), mapping=record)
-                pipe.pexpireat(_key(new.id), now + min(self._lifetime.idle, self._lifetime.at_most))
-                await pipe.execute()
+        await self._call("access/open_session", ask)
         return new
 
     def open_for_reading(self, secret: str, token: Token) -> str:
@@ -107,9 +102,10 @@ class Sessions(Scripts):
 
     async def _look_for_reading(self, session_id: str) -> Session | None:
         signed, _, signature = session_id.rpartition(".")
-        _, token_id, ends_ms, *more = f"{signed}..".split(".")
-        if not ends_ms.isdecimal() or any(more) or records.moment(ends_ms) < datetime.now(UTC):
+        found = _SIGNED.fullmatch(signed)
+        if found is None or int(found[2]) < int(records.milliseconds(datetime.now(UTC))):
             return None
+        token_id = found[1]
         answer = await self._call("access/reading_session", {"token": token_id, **self._limits.of_calls()})
         if not answer:
             return None
