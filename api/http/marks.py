@@ -3,6 +3,7 @@
 from aiohttp import web
 
 from worker.store.access.tokens import Token
+from worker.store.calls import Idempotency
 from worker.store.model import AccountId
 
 REQUEST_ID = web.RequestKey("request_id", str)
@@ -14,4 +15,5 @@ REASON = web.RequestKey("reason", str)
 EACH = web.RequestKey("each", list[dict[str, str]])  # of a bulk call: the audit fields of each item
 ALLOWANCE = web.RequestKey("allowance", dict[str, str])  # the RateLimit headers
 FROM_STRANGER = web.RequestKey("from_stranger", bool)  # while its body arrives and nobody is known to send it
+IDEMPOTENCY = web.RequestKey("idempotency", Idempotency)
 PROBLEM = web.RequestKey("problem", str)  # the code

@@ -9,7 +9,7 @@ import structlog
 from arq.connections import ArqRedis
 
 from worker.store import records
-from worker.store.calls import redis_answers
+from worker.store.calls import reading
 from worker.store.model import AccountId, JobId, JobKind, JobState, ServerId, SnapshotId, Step
 
 NOTHING_BEFORE = "0-0"
@@ -48,42 +48,36 @@ class Events:
         self._redis = redis
 
     async def newest(self, account_id: Audience) -> str:
-        with redis_answers():
-            found = await self._redis.xrevrange(_key(account_id), count=1)
+        found = await reading(lambda: self._redis.xrevrange(_key(account_id), count=1))
         return found[0][0].decode() if found else NOTHING_BEFORE
 
     async def has(self, account_id: Audience, event_id: str) -> bool:
         """Whether the stream still has that event; any other text is none."""
         if not _ID.fullmatch(event_id):
             return False
-        with redis_answers():
-            if event_id == NOTHING_BEFORE:
-                return await self._has_all(_key(account_id))
-            return bool(await self._redis.xrange(_key(account_id), event_id, event_id, count=1))
+        if event_id == NOTHING_BEFORE:
+            return await self._has_all(_key(account_id))
+        return bool(await reading(lambda: self._redis.xrange(_key(account_id), event_id, event_id, count=1)))
 
     async def _has_all(self, key: str) -> bool:
         """Whether it still has every event that it ever had."""
-        if not await self._redis.exists(key):
+        if not await reading(lambda: self._redis.exists(key)):
             return True
-        about = await self._redis.xinfo_stream(key)
+        about = await reading(lambda: self._redis.xinfo_stream(key))
         return bool(about["entries-added"] == about["length"])
 
     async def after(self, account_id: Audience, event_id: str) -> list[Event]:
         """The events that the stream still has after that one; none after text that is no ID."""
         if not _ID.fullmatch(event_id):
             return []
-        with redis_answers():
-            found = await self._redis.xrange(_key(account_id), f"({event_id}")
-        return _events(found)
+        return _events(await reading(lambda: self._redis.xrange(_key(account_id), f"({event_id}")))
 
     async def next(self, after: Mapping[Audience, str], *, wait_seconds: float) -> dict[Audience, list[Event]]:
         """The events that follow these in their streams; waits up to `wait_seconds` for the first."""
         keys = {_key(account_id): account_id for account_id in after}
         streams: Any = {key: after[account_id] for key, account_id in keys.items()}
-        with redis_answers():
-            found: Sequence[Any] = await self._redis.xread(
-                streams, count=MOST_AT_ONCE, block=round(wait_seconds * 1000)
-            )
+        block = round(wait_seconds * 1000)
+        found: Sequence[Any] = await reading(lambda: self._redis.xread(streams, count=MOST_AT_ONCE, block=block))
         return {keys[key.decode()]: _events(entries) for key, entries in found}
 
 
