@@ -15,9 +15,10 @@ import uvloop
 from arq.connections import ArqRedis
 from arq.worker import Worker, func
 
-from tests.queueing import NODE, QUEUE
-from worker.node_worker import FALLBACK_SECONDS, NodeWorker
+from tests.queueing import NODE, QUEUE, taker
+from worker.node_worker import NodeWorker
 from worker.store import arq_queue as queue
+from worker.store.nodes.protocol import TAKE_SECONDS
 from worker.store.redis_client import RedisSettings, connect
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ async def _ours(socket: str, seconds: float, slots: int) -> None:
         _say("ended", job_id)
 
     settings = RedisSettings(url=f"unix://{socket}")
-    waiting = connect(settings, command_seconds=2 * FALLBACK_SECONDS)
-    worker = NodeWorker(connect(settings), waiting, node=NODE, run=run, max_jobs=slots)
+    waiting = connect(settings, command_seconds=2 * TAKE_SECONDS)
+    worker = NodeWorker(connect(settings), take=taker(waiting), node=NODE, run=run, max_jobs=slots)
     worker.resume()
     _say("ready")
     await worker.work()

@@ -1,4 +1,4 @@
-"""Periodic cleanup: stale jobs, failed deletes, old journal entries, expired safety snapshots, disk space."""
+"""Periodic cleanup of a node: failed deletes, old journal entries, expired safety snapshots, disk space."""
 
 import time
 
@@ -7,10 +7,8 @@ import structlog
 from worker.journal import Journal, JournalFailed
 from worker.program.loop import every
 from worker.safety import SafetySnapshots
-from worker.store.chores.chores import Chores
-from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.errors import StoreUnavailable
-from worker.store.nodes.node_store import NodeStore
+from worker.store.nodes.port import NodePort
 
 ROUND_SECONDS = 30.0
 
@@ -21,17 +19,13 @@ class Housekeeping:
     def __init__(
         self,
         *,
-        store: NodeStore,
-        chores: Chores,
+        store: NodePort,
         journal: Journal,
         safety: SafetySnapshots,
-        stale_jobs: StaleJobReaper,
     ) -> None:
         self._store = store
-        self._chores = chores
         self._journal = journal
         self._safety = safety
-        self._stale_jobs = stale_jobs
         self._last_round = time.monotonic()
 
     async def keep_house(self) -> None:
@@ -46,8 +40,6 @@ class Housekeeping:
     async def round(self) -> None:
         try:
             deletes = await self._store.retry_deletes()
-            await self._stale_jobs.fail()
-            await self._chores.forget_failed()
         except StoreUnavailable as error:
             log.warning("housekeeping.store_unavailable", cause=str(error.__cause__))
         else:

@@ -33,7 +33,8 @@ from worker.procedures.work import SAFETY_PREFIX, Task
 from worker.runner import Runner
 from worker.store.errors import StoreUnavailable
 from worker.store.model import Contents, JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
-from worker.store.nodes.node_store import BegunJob, Known, KnownSnapshot, LeaseLost, NodeStore, PublishedSnapshot
+from worker.store.nodes.node_store import BegunJob, Known, KnownSnapshot, LeaseLost, PublishedSnapshot
+from worker.store.nodes.port import NodePort
 
 ROUND_SECONDS = 300.0  # between two rounds over every server of the node
 UNDELETED_AFTER = 3  # failed deletes, over at least three minutes, before it is a finding: it may pass by itself
@@ -76,7 +77,7 @@ class Reconciler:
         self,
         *,
         hypervisor: Hypervisor,
-        store: NodeStore,
+        store: NodePort,
         journal: Journal,
         runner: Runner,
         safety_kept_seconds: float,

@@ -3,21 +3,15 @@
 import socket
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
+from worker.gateway_client import GatewayAddress
 from worker.procedures.work import Policy
-from worker.program.configuration import (
-    NODE_SILENT_SECONDS,
-    WAITING_SECONDS,
-    FileSettings,
-    NodeSilentSeconds,
-    WaitingSeconds,
-)
+from worker.program.configuration import FileSettings
 from worker.program.span_export import TracingSettings
 from worker.runner import Limits
-from worker.store.redis_client import RedisSettings
 
 
 class Driver(StrEnum):
@@ -32,7 +26,7 @@ class WorkerSettings(FileSettings):
         default_factory=lambda: socket.gethostname().split(".")[0], description="this node's name, unique in the cell"
     )
     state_dir: Path = Field(default=Path("/var/lib/vps-snapshots"), description="holds the journal and the lock file")
-    redis: RedisSettings = Field(default_factory=RedisSettings)
+    gateway: GatewayAddress = Field(default_factory=GatewayAddress)
     tracing: TracingSettings = Field(default_factory=TracingSettings)
     driver: Driver = Field(default=Driver.KVM, description="fake: simulated servers, for demos and load tests")
     libvirt_uri: str = Field(default="qemu:///system")
@@ -63,11 +57,22 @@ class WorkerSettings(FileSettings):
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         default=None, description="port that serves /metrics; 0: any free port; unset: not served"
     )
-    node_silent_seconds: NodeSilentSeconds = NODE_SILENT_SECONDS
-    waiting_seconds: WaitingSeconds = WAITING_SECONDS
     drain_seconds: Annotated[float, Field(ge=0)] = Field(
         default=300.0, description="at SIGTERM: time for running jobs to end"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_a_gateway(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            if "redis" in given:
+                raise ValueError(
+                    "[redis]: nodes reach a gateway now, and never Redis. Put [gateway] with urls in its place, and the"
+                    " node's credential in a file: see deploy/README.md, Add a node"
+                )
+            if moved := sorted(given.keys() & {"node_silent_seconds", "waiting_seconds"}):
+                raise ValueError(f"{', '.join(moved)}: now a setting of the gateway and the front ends; remove it here")
+        return given
 
     @property
     def policy(self) -> Policy:

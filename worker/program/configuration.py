@@ -17,7 +17,7 @@ class ConfigurationError(Exception):
     """The settings are invalid; the text names each key and its problem."""
 
 
-# Settings of both programs; all front ends and workers of a cell must use the same values.
+# Settings of both programs; all front ends and gateways of a cell must use the same values.
 NODE_SILENT_SECONDS = 60.0  # part of the API's contract: a node that is silent for over a minute gets no new job
 WAITING_SECONDS = 600.0
 NodeSilentSeconds = Annotated[
@@ -25,7 +25,7 @@ NodeSilentSeconds = Annotated[
     Field(
         gt=0,
         allow_inf_nan=False,
-        description="a node without a heartbeat for this long gets no new jobs; must equal on front ends and workers",
+        description="a node without a heartbeat for this long gets no new jobs; must equal on front ends and gateways",
     ),
 ]
 WaitingSeconds = Annotated[
@@ -33,7 +33,7 @@ WaitingSeconds = Annotated[
     Field(
         ge=60,
         allow_inf_nan=False,
-        description="how long a job waits for a silent node before it fails; must equal on front ends and workers",
+        description="how long a job waits for a silent node before it fails; must equal on front ends and gateways",
     ),
 ]
 
@@ -65,7 +65,7 @@ def load(kind: type[Settings], file: Path | None) -> Settings:
     try:
         return kind(**(_read(file) if file else {}))
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        lines = [f"  {'.'.join(map(str, problem['loc'])) or 'all'}: {problem['msg']}" for problem in error.errors()]
         where = f"{file} and the environment ({ENV_PREFIX}*)" if file else f"the environment ({ENV_PREFIX}*)"
         raise ConfigurationError("\n".join([f"settings from {where}:", *lines])) from error
     except SettingsError as error:  # a variable for a table or list that is not JSON

@@ -5,17 +5,19 @@ another took its lease, changes nothing. Any trouble with Redis is `StoreUnavail
 """
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import uuid4
 
 from arq.connections import ArqRedis
 
 from worker.program.configuration import NODE_SILENT_SECONDS
 from worker.store import errors, records, written
-from worker.store.arq_queue import queue_parameters
-from worker.store.calls import Scripts
+from worker.store.arq_queue import queue_name, queue_parameters, wake_key
+from worker.store.calls import Scripts, redis_answers
 from worker.store.model import (
     AccountId,
     Contents,
@@ -33,6 +35,8 @@ from worker.store.outcome import DELETE_RETRY_SECONDS, Outcome
 from worker.store.reports import EMPTY_REPORT, JobReport, NodeFacts
 
 BATCH = 100  # deletes that one script queues: a bound on how long it holds Redis
+MOST_QUEUED = 1000  # jobs of a queue that one script looks at: the same bound
+_SHORTEST = 0.01  # seconds of a blocking wait: 0 is for ever
 
 _LEFT_ITS_NODE = Outcome(
     state=JobState.FAILED,
@@ -156,10 +160,10 @@ class Known:
 class NodeStore(Scripts):
     """The store as one worker of one node sees it.
 
-    `owner` is this process's own mark on the lease; `machine` is the same for every worker of this node's lock
+    `owner` is the worker process's own mark on the lease; `machine` is the same for every worker of this node's lock
     file, so that a restarted one takes over at once; `who` tells people where the worker runs.
     `node_silent_seconds`: how old a node's last heartbeat may be; after that another node may claim its servers, and
-    they get no scheduled run.
+    they get no scheduled run. `waiting`: a client for `take`, whose commands may last longer than its wait.
     """
 
     def __init__(
@@ -169,13 +173,16 @@ class NodeStore(Scripts):
         node: str,
         machine: str,
         who: str,
+        owner: str | None = None,
         node_silent_seconds: float = NODE_SILENT_SECONDS,
+        waiting: ArqRedis | None = None,
     ) -> None:
         super().__init__(redis)
         self.node = node
         self._machine = machine
         self._who = who
-        self._owner = uuid4().hex
+        self._owner = owner or uuid4().hex
+        self._waiting = waiting or redis
         self._silent_ms = round(node_silent_seconds * 1000)
 
     @property
@@ -193,6 +200,20 @@ class NodeStore(Scripts):
         """Who holds the node's lease instead of us. Changes nothing."""
         left_ms, *who = await self._call("nodes/holder", self._us | {"machine": self._machine})
         return LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000) if who else None
+
+    async def take(self, *, running: Sequence[JobId], free: int, seconds: float) -> tuple[JobId, ...]:
+        """The jobs that the node is to run now, oldest first: at most `free`, and none of `running`. Waits for one as
+        long as `seconds`; returns none after that. A job is given again until it is over or named in `running`."""
+        until = time.monotonic() + seconds
+        while True:
+            ask = {"node": self.node, "running": running, "free": free, "limit": MOST_QUEUED}
+            due: list[bytes] = await self._call("nodes/start_due", ask)
+            left = until - time.monotonic()
+            if due or left <= 0:
+                return tuple(JobId(job_id.decode()) for job_id in due)
+            with redis_answers():
+                wait: Any = max(left, _SHORTEST)  # typed for whole seconds only
+                await self._waiting.blpop([wake_key(queue_name(self.node))], timeout=wait)  # type: ignore[misc]
 
     async def begin(self, job_id: JobId) -> Job:
         """Mark a job as begun by us, the first time or again. Raises LeaseLost or BeginRefused."""

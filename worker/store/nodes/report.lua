@@ -1,4 +1,4 @@
--- include: clock, records, nodes, queue, findings, conclude
+-- include: clock, records, nodes, findings, conclude
 -- A node reports which servers it has and, from time to time, what it runs on.
 -- ask: {node, owner, silent_ms, servers: [{id, account, name, power}] (all as text), left: result (see `conclude`) of a
 -- job whose server has left its node, about: JSON of the node or '', free_bytes: of the fullest pool}
@@ -29,7 +29,6 @@ local function take_over(server_id, server)
   local job = server.job and read('job:' .. server.job)
   if job then
     conclude(server.job, job, ask.left)
-    forget_queued(server.job, job)
   elseif server.job then
     redis.call('HDEL', 'server:' .. server_id, 'job')
   end

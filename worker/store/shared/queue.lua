@@ -1,6 +1,6 @@
 -- arq's queues, and the lists that wake who waits.
 
--- Take a job that was ended out of its node's queue.
+-- Take a job that is over out of its node's queue.
 local function forget_queued(job_id, job)
   redis.call('ZREM', 'arq:queue:' .. job.node, job_id)
   redis.call('DEL', 'arq:job:' .. job_id)

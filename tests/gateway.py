@@ -1,0 +1,90 @@
+"""A gateway in the test's own process, and what lets a node in."""
+
+import asyncio
+import json
+import tempfile
+from base64 import urlsafe_b64encode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from api.gateway.main import running
+from api.gateway.metrics import Metrics
+from api.gateway.settings import GatewaySettings
+from worker.gateway_client import GatewayAddress, GatewayClient
+from worker.program.background import in_background
+from worker.store.access.credentials import PREFIX, Credentials, HasCredential
+from worker.store.errors import StoreUnavailable
+from worker.store.redis_client import Observer, RedisSettings, connect
+
+RESTORE_SECONDS = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reached:
+    """Where a gateway is, with the credential of one node."""
+
+    node: str
+    address: GatewayAddress
+    metrics: Metrics
+
+    @property
+    def secret(self) -> str:
+        return secret_of(self.node)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The settings of a worker, without their prefix."""
+        return {
+            "GATEWAY__URLS": json.dumps(self.address.urls),
+            "GATEWAY__CREDENTIAL_FILE": str(self.address.credential_file),
+        }
+
+    @asynccontextmanager
+    async def client(
+        self, *, machine: str = "m1", who: str = "pid 1 on m1", observer: Observer | None = None
+    ) -> AsyncIterator[GatewayClient]:
+        client = GatewayClient(self.address, node=self.node, machine=machine, who=who, observer=observer)
+        async with in_background(client.keep_connected()):
+            yield client
+
+
+@asynccontextmanager
+async def gateway(redis: Path, *, node: str = "n1", **settings: Any) -> AsyncIterator[Reached]:
+    """A gateway before the Redis at that socket, whenever that is there. The node has a credential, and has it again
+    after Redis has lost its data, as if an operator restored it."""
+    at_redis = RedisSettings(url=f"unix://{redis}")
+    with tempfile.TemporaryDirectory(prefix="vps-gateway-") as folder:
+        socket, file = Path(folder) / "gateway.sock", Path(folder) / "credential"
+        file.touch(mode=0o600)
+        file.write_text(secret_of(node))
+        metrics = Metrics()
+        made = GatewaySettings(unix_socket=socket, redis=at_redis, **settings)
+        address = GatewayAddress(urls=(f"unix://{socket}",), credential_file=file)
+        client = connect(at_redis)
+        reached = Reached(node=node, address=address, metrics=metrics)
+        try:
+            await _restored(Credentials(client), reached)
+            async with in_background(_keep_credential(Credentials(client), reached)), running(made, metrics):
+                yield reached
+        finally:
+            await client.aclose(close_connection_pool=True)
+
+
+def secret_of(node: str) -> str:
+    """The same for each gateway of a test."""
+    return PREFIX + urlsafe_b64encode(sha256(node.encode()).digest()).decode().rstrip("=")
+
+
+async def _keep_credential(credentials: Credentials, reached: Reached) -> None:
+    while True:
+        await asyncio.sleep(RESTORE_SECONDS)
+        await _restored(credentials, reached)
+
+
+async def _restored(credentials: Credentials, reached: Reached) -> None:
+    with suppress(StoreUnavailable, HasCredential):
+        await credentials.restore(reached.node, secret_of(reached.node))
