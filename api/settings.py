@@ -36,7 +36,7 @@ class ApiSettings(FileSettings):
     )
     request_seconds: Seconds = Field(default=30.0, description="the limit of a whole call; event streams have none")
     stalled_seconds: Seconds = Field(
-        default=30.0, description="how long a client may take none of its answer before its TCP connection is closed"
+        default=30.0, description="how long a client may accept nothing of its response before its connection is closed"
     )
     connections: Count = Field(
         default=5000,

@@ -35,8 +35,8 @@ class Alarm:
 
     is_grave: bool
     text: str
-    more: str
     href: str
+    more: str = ""
 
 
 async def show(context: Context, request: OperatorRequest) -> web.Response:
@@ -86,10 +86,10 @@ async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
     ]
     if count := overview.failed_hour:
         text = f"{plural(count, 'job')} failed in the last hour"
-        found.append(Alarm(is_grave=False, text=text, more="", href="/ops/jobs/?state=failed"))
+        found.append(Alarm(is_grave=False, text=text, href="/ops/jobs/?state=failed"))
     if count := overview.servers_with_findings:
         text = f"Reconciliation found differences on {plural(count, 'server')}"
-        found.append(Alarm(is_grave=False, text=text, more="", href="/ops/findings/"))
+        found.append(Alarm(is_grave=False, text=text, href="/ops/findings/"))
     return found
 
 
@@ -106,7 +106,7 @@ def _waiting(overview: Overview) -> Iterable[Alarm]:
     if oldest is None or (waited := (overview.at - oldest.queued_at).total_seconds()) < WAITS_LONG_SECONDS:
         return ()
     text = f"Oldest job has been waiting {span(waited)}"
-    return (Alarm(is_grave=True, text=text, more="", href=f"/ops/jobs/{oldest.job_id}/"),)
+    return (Alarm(is_grave=True, text=text, href=f"/ops/jobs/{oldest.job_id}/"),)
 
 
 async def _full(operators: OperatorStore) -> Iterable[Alarm]:

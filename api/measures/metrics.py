@@ -1,4 +1,4 @@
-"""What one front end measures."""
+"""The metrics of one front end."""
 
 from collections.abc import Callable
 
@@ -9,20 +9,8 @@ from prometheus_client.registry import Collector
 from worker.program.metrics import NAMESPACE, LogEvents, RedisMetrics, jobs_given_up, registry
 
 DELIVERED = "delivered"
-REQUEST_BUCKETS = (
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1,
-    2.5,
-    5,
-    10,
-    30,
-)  # seconds; `request_seconds` ends a call
+# seconds; `request_seconds` ends a call
+REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 LIMITED = ("rate_limited", "too_many_streams", "internal_error", "store_unavailable")
 
 _METHODS = frozenset(hdrs.METH_ALL)
@@ -54,12 +42,12 @@ class Metrics:
         self._attempts.labels(DELIVERED)
 
     def follow(self, *, streams: Callable[[], int], cell: Collector) -> None:
-        """What to read at a scrape, from its thread."""
+        """Register what is read at each scrape, from the thread of the scrape."""
         self._streams.set_function(streams)
         self.registry.register(cell)
 
     def request(self, request: web.Request, response: web.StreamResponse, *, route: str, seconds: float) -> None:
-        """Count a request, but no stream: it lasts as long as its client likes. The method may be any text."""
+        """Count a request, but not a stream, which lasts as long as its client likes. The method may be any text."""
         if response.content_type != "text/event-stream":
             method = request.method if request.method in _METHODS else "_OTHER"
             self._requests.labels(method, route, f"{response.status // 100}xx").observe(seconds)

@@ -63,6 +63,12 @@ def test_the_runbook_has_no_section_of_an_alert_that_is_none() -> None:
     assert set(re.findall(r"\n### (VpsSnapshots\w+)\n", RUNBOOK)) == set(ALERTS)
 
 
+def test_the_runbook_names_panels_that_the_dashboard_has() -> None:
+    named = set(re.findall(r'"([^"]+)" on the Grafana dashboard', RUNBOOK))
+    assert named
+    assert named <= {panel["title"] for panel in DASHBOARD["panels"]}
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_each_metric_is_ours_says_what_it_is_and_has_a_base_unit(family: Any) -> None:
     if family.name.startswith("process_"):  # Prometheus's own names of these
