@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import tempfile
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from typing import Any
 from api.gateway.main import running
 from api.gateway.metrics import Metrics
 from api.gateway.settings import GatewaySettings
+from deploy.demo.processes import Child
 from worker.gateway_client import GatewayAddress, GatewayClient
 from worker.program.background import in_background
 from worker.store.access.credentials import PREFIX, Credentials, HasCredential
@@ -88,3 +90,44 @@ async def _keep_credential(credentials: Credentials, reached: Reached) -> None:
 async def _restored(credentials: Credentials, reached: Reached) -> None:
     with suppress(StoreUnavailable, HasCredential):
         await credentials.restore(reached.node, secret_of(reached.node))
+
+
+class GatewayProgram:
+    """A gateway as a process of its own, before the Redis at that socket, for nodes that are processes too."""
+
+    def __init__(self, redis: Path) -> None:
+        self._redis = RedisSettings(url=f"unix://{redis}")
+        self._folder = tempfile.TemporaryDirectory(prefix="vps-gateway-")  # a short path, for the socket
+        self.process: Child | None = None
+
+    async def start(self, log: Path) -> None:
+        settings = {
+            "VPS_SNAPSHOTS_REDIS__URL": self._redis.url,
+            "VPS_SNAPSHOTS_UNIX_SOCKET": f"{self._folder.name}/gateway.sock",
+        }
+        command = (Path(sys.executable).parent / "vps-snapshots-gateway", "serve")
+        self.process = await Child.start("gateway", command, settings=settings, log=log)
+
+    async def let_in(self, node: str) -> None:
+        """Its credential is valid, also if Redis has lost its data."""
+        client = connect(self._redis)
+        try:
+            with suppress(HasCredential):
+                await Credentials(client).restore(node, secret_of(node))
+        finally:
+            await client.aclose(close_connection_pool=True)
+
+    def settings_of(self, node: str) -> dict[str, str]:
+        """Of a node's worker."""
+        file = Path(self._folder.name) / node
+        file.touch(mode=0o600)
+        file.write_text(secret_of(node))
+        return {
+            "VPS_SNAPSHOTS_GATEWAY__URLS": json.dumps([f"unix://{self._folder.name}/gateway.sock"]),
+            "VPS_SNAPSHOTS_GATEWAY__CREDENTIAL_FILE": str(file),
+        }
+
+    async def stop(self) -> None:
+        if self.process is not None:
+            await self.process.stop()
+        self._folder.cleanup()

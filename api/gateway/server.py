@@ -210,7 +210,7 @@ async def listening(gateway: Gateway, settings: GatewaySettings) -> AsyncIterato
 
 def tls_of(settings: GatewaySettings) -> ssl.SSLContext | None:
     """Raises ConfigurationError for files that are no certificate and key."""
-    if settings.tls_cert_file is None or settings.tls_key_file is None:
+    if settings.unix_socket or settings.tls_cert_file is None or settings.tls_key_file is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -24,7 +24,9 @@ class GatewaySettings(FileSettings):
 
     host: Annotated[str, Field(min_length=1)] = Field(default="127.0.0.1", description="address to listen on for nodes")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(default=7443, description="0: any free port")
-    unix_socket: Path | None = Field(default=None, description="listen on this socket instead of host and port")
+    unix_socket: Path | None = Field(
+        default=None, description="listen on this socket instead of host and port, without TLS"
+    )
     tls_cert_file: Path | None = Field(
         default=None, description="certificate with its chain; needed unless host is a loopback address"
     )
