@@ -222,7 +222,8 @@ class Service:
 async def _printed(program: str, *arguments: str, settings: dict[str, str]) -> str:
     """What a program prints: a new secret."""
     process = await asyncio.create_subprocess_exec(
-        *(_PROGRAMS / program, *arguments),
+        _PROGRAMS / program,
+        *arguments,
         env=settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
