@@ -43,7 +43,7 @@ from worker.program.loop import every
 from worker.store.access.audit import Audit
 from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Permission, Token, Tokens
-from worker.store.chores.stale_jobs import StaleJobReaper
+from worker.store.chores.chores import Chores
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.customers.events import Events
 from worker.store.errors import StoreUnavailable
@@ -159,7 +159,7 @@ def _add_background_work(
     resolver: AbstractResolver | None,
 ) -> None:
     """Add the work that runs in the background for as long as the application runs."""
-    reaper = StaleJobReaper(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
+    chores = Chores(redis, waiting_seconds=settings.waiting_seconds, given_up=metrics.jobs_given_up.inc)
     view = CellView(
         Cell(redis), read_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
     )
@@ -167,7 +167,7 @@ def _add_background_work(
     async def sweeping(_: web.Application) -> AsyncIterator[None]:
         # Each front end does it: if all nodes are dead, no worker is left to do it.
         expected: dict[type[Exception], str] = {StoreUnavailable: "sweeper.store_unavailable"}
-        async with in_background(every(SWEEP_SECONDS, reaper.fail, name="sweeper", expected=expected)):
+        async with in_background(every(SWEEP_SECONDS, chores.fail_stale_jobs, name="sweeper", expected=expected)):
             yield
 
     async def sending(app: web.Application) -> AsyncIterator[None]:

@@ -16,13 +16,7 @@ log = structlog.stdlib.get_logger()
 
 
 class Housekeeping:
-    def __init__(
-        self,
-        *,
-        store: NodePort,
-        journal: Journal,
-        safety: SafetySnapshots,
-    ) -> None:
+    def __init__(self, *, store: NodePort, journal: Journal, safety: SafetySnapshots) -> None:
         self._store = store
         self._journal = journal
         self._safety = safety

@@ -346,7 +346,7 @@ async def _live(parts: _Parts, settings: WorkerSettings, stop: asyncio.Event) ->
     owed = parts.runner.resume()  # first: started jobs must be finished even if the store is unreachable
     log.info("worker.started", node=settings.node, driver=settings.driver, owed_jobs=len(owed))
     taken = asyncio.Event()
-    until_the_end = (parts.publisher.tell_steps(), _prove_alive(), _keep_lease(parts.lease, taken))
+    until_the_end = (parts.publisher.publish_steps(), _prove_alive(), _keep_lease(parts.lease, taken))
     try:
         async with _beside(*until_the_end), _beside(_work_with_others(parts, taken), parts.local_redis.keep_watch()):
             try:
@@ -384,7 +384,7 @@ def _wired(means: _Means) -> _Parts:
     settings, journal, metrics, store = means.settings, means.journal, means.metrics, means.store
     publisher = Publisher(
         store,
-        tell_again=lambda server_id: reconciler.server(server_id),  # noqa: PLW0108 - made below
+        publish_again=lambda server_id: reconciler.server(server_id),  # noqa: PLW0108 - made below
         log_of=means.job_log.taken,
     )
     runner = Runner(

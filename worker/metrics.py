@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 
-from worker.program.metrics import COMMAND_BUCKETS, NAMESPACE, LogEvents, registry
-from worker.store.model import STEPS, Job, JobKind, JobState, Step
+from worker.program.metrics import COMMAND_BUCKETS, Instruments, ProgramMetrics
+from worker.store.model import STEPS, Job, JobKind, Step
 from worker.store.outcome import Outcome
 from worker.store.reports import Pool
 
@@ -19,25 +19,16 @@ STEP_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 360, 900)
 PICKUP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 15, 60, 300, 900)
 
 
-class GatewayMetrics:
+class GatewayMetrics(Instruments):
     """The gateway as this node sees it: reachability, latency, errors."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._up = Gauge("gateway_up", "1 if the last call got an answer.", namespace=NAMESPACE, registry=registry)
-        self._seconds = Histogram(
-            "gateway_request_duration_seconds",
-            "Duration of this node's calls that were answered, without the wait for jobs.",
-            namespace=NAMESPACE,
-            registry=registry,
-            buckets=COMMAND_BUCKETS,
-        )
-        self._errors = Counter(
-            "gateway_request_errors",
-            "Calls of this node that got no answer, or none of use.",
-            ["error"],
-            namespace=NAMESPACE,
-            registry=registry,
-        )
+        super().__init__(registry)
+        self._up = self._gauge("gateway_up", "1 if the last call got an answer.")
+        text = "Duration of this node's calls that were answered, without the wait for jobs."
+        self._seconds = self._histogram("gateway_request_duration_seconds", text, COMMAND_BUCKETS)
+        text = "Calls of this node that got no answer, or none of use."
+        self._errors = self._counter("gateway_request_errors", text, "error")
         for error in GATEWAY_ERRORS:
             self._errors.labels(error)
 
@@ -51,12 +42,11 @@ class GatewayMetrics:
         self._errors.labels("refused" if told else "timeout" if isinstance(error, TimeoutError) else "connection").inc()
 
 
-class Metrics:
-    """The metrics of one worker. Safe to scrape from another thread."""
+class Metrics(ProgramMetrics):
+    """The metrics of one worker."""
 
     def __init__(self) -> None:
-        self.registry = registry()
-        self.log_events = LogEvents(self.registry)
+        super().__init__()
         self.gateway = GatewayMetrics(self.registry)
         self._jobs = self._counter("jobs", "Jobs that have ended.", "kind", "outcome")
         self._failures = self._counter("job_failures", "Jobs that failed or stranded, by the error's code.", "code")
@@ -123,7 +113,7 @@ class Metrics:
     def ended(self, kind: JobKind, outcome: Outcome, *, seconds: float) -> None:
         """Called once per job, by the process that ended it. `seconds`: since the job's start."""
         failure = outcome.failure
-        if outcome.state is JobState.COMPLETED or failure is None:
+        if failure is None:
             self._jobs.labels(kind, COMPLETED).inc()
         else:
             self._jobs.labels(kind, STRANDED if failure.stranded else FAILED).inc()
@@ -144,14 +134,3 @@ class Metrics:
             self._free.remove(path)
             self._size.remove(path)
         self._pools = set(now)
-
-    # --- constructors ---
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
-
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(name, text, labels, namespace=NAMESPACE, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(name, text, labels, namespace=NAMESPACE, registry=self.registry, buckets=buckets)

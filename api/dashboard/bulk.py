@@ -17,8 +17,8 @@ from api.http.problems import FieldError, invalid
 from api.jobs import bulk
 from api.jobs.bodies import BULK_MAX, BulkAction, OpsJobsQuery
 from api.words import plain, plural
+from worker.store.calls import Cursor
 from worker.store.model import JobId
-from worker.store.operators.operator_store import Cursor
 
 BULK = f"{JOBS}bulk/"
 MATCHING_MAX = 500  # jobs of one request, which then takes seconds

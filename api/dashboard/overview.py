@@ -10,8 +10,9 @@ from api.dashboard.context import Context, Pages
 from api.dashboard.session import HOME, OperatorRequest
 from api.words import plural, size, span
 from worker.store import errors
+from worker.store.calls import Cursor
 from worker.store.model import Job, JobState
-from worker.store.operators.operator_store import Cursor, JobFilter, OperatorStore
+from worker.store.operators.operator_store import JobFilter, OperatorStore
 from worker.store.operators.overview import Overview
 from worker.store.operators.records import Node, OpsServer
 from worker.store.reports import Pool

@@ -10,9 +10,10 @@ from api.http.fields import SERVER_ID
 from api.http.reading import in_path
 from api.servers.bodies import OpsServersQuery
 from api.servers.calls import SNAPSHOTS_MAX
+from worker.store.calls import Cursor
 from worker.store.customers.customer_store import SnapshotFilter
 from worker.store.model import SNAPSHOTS_PER_SERVER
-from worker.store.operators.operator_store import Cursor, JobFilter
+from worker.store.operators.operator_store import JobFilter
 
 SERVERS = "/ops/servers/"
 SERVER = f"{SERVERS}{{server_id}}/"

@@ -8,7 +8,7 @@ from api.schedules.examples import SCHEDULE_ID
 from worker.store import errors
 from worker.store.model import SNAPSHOTS_PER_SERVER
 from worker.store.schedules.schedules import SCHEDULES_PER_SERVER
-from worker.store.webhooks.webhooks import TESTS_AFTER_MOST, WEBHOOKS_PER_ACCOUNT
+from worker.store.webhooks.webhooks import PENDING_MAX, WEBHOOKS_PER_ACCOUNT
 
 REFUSALS: tuple[errors.Refused, ...] = (
     errors.ServerNotFound.of(id=12345),
@@ -18,7 +18,7 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.ScheduleLimitReached.of(limit=SCHEDULES_PER_SERVER),
     errors.WebhookNotFound.of(),
     errors.WebhookLimitReached.of(limit=WEBHOOKS_PER_ACCOUNT),
-    errors.WebhookNotReady.of(limit=TESTS_AFTER_MOST),
+    errors.WebhookNotReady.of(limit=PENDING_MAX),
     errors.RecordUnreadable.of(kind="schedule"),
     errors.ServerBusy.of(JOB_ID),
     errors.SnapshotLimitReached.of(limit=SNAPSHOTS_PER_SERVER),

@@ -8,7 +8,6 @@ import structlog
 from api.gateway.scheduler import Scheduler
 from worker.program.loop import every
 from worker.store.chores.chores import Chores
-from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.errors import StoreUnavailable
 
 ROUND_SECONDS = 30.0
@@ -17,11 +16,8 @@ log = structlog.stdlib.get_logger()
 
 
 class CellChores:
-    def __init__(
-        self, *, chores: Chores, stale_jobs: StaleJobReaper, unreadable: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, *, chores: Chores, unreadable: Callable[[], None] = lambda: None) -> None:
         self._chores = chores
-        self._stale_jobs = stale_jobs
         self._scheduler = Scheduler(chores=chores, unreadable=unreadable)
 
     async def keep_doing(self) -> None:
@@ -34,5 +30,5 @@ class CellChores:
 
     async def round(self) -> None:
         """Fail the jobs whose node is silent, and forget old failed snapshots. Raises StoreUnavailable."""
-        await self._stale_jobs.fail()
+        await self._chores.fail_stale_jobs()
         await self._chores.forget_failed()

@@ -25,7 +25,6 @@ from worker.program.configuration import ConfigurationError, help_text, load
 from worker.program.exposition import exposed
 from worker.program.span_export import exporting
 from worker.store.chores.chores import Chores
-from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.nodes.protocol import TAKE_SECONDS
 from worker.store.redis_client import connect
 
@@ -90,16 +89,18 @@ async def running(settings: GatewaySettings, metrics: Metrics) -> AsyncIterator[
         one_each = settings.redis.model_copy(update={"max_connections": settings.connections})
         waiting = connect(one_each, command_seconds=2 * TAKE_SECONDS)
         stack.push_async_callback(waiting.aclose, close_connection_pool=True)
-        stale_jobs = StaleJobReaper(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
-        chores = CellChores(
-            chores=Chores(redis, node_silent_seconds=settings.node_silent_seconds),
-            stale_jobs=stale_jobs,
-            unreadable=metrics.schedules_unreadable.inc,
+        chores = Chores(
+            redis,
+            node_silent_seconds=settings.node_silent_seconds,
+            waiting_seconds=settings.waiting_seconds,
+            given_up=metrics.jobs_given_up.inc,
         )
         # Jobs that waited too long fail before their node's first heartbeat: nobody expects them to run any more.
-        gateway = Gateway(redis, waiting, settings=settings, metrics=metrics, first_lease=stale_jobs.fail)
+        first_lease = chores.fail_stale_jobs
+        gateway = Gateway(redis, waiting, settings=settings, metrics=metrics, first_lease=first_lease)
+        cell = CellChores(chores=chores, unreadable=metrics.schedules_unreadable.inc)
         server = await stack.enter_async_context(listening(gateway, settings))
-        await stack.enter_async_context(in_background(chores.keep_doing()))
+        await stack.enter_async_context(in_background(cell.keep_doing()))
         yield _address(server.sockets[0].getsockname())
 
 

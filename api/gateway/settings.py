@@ -6,20 +6,12 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from worker.program.configuration import (
-    NODE_SILENT_SECONDS,
-    WAITING_SECONDS,
-    FileSettings,
-    NodeSilentSeconds,
-    WaitingSeconds,
-)
-from worker.program.span_export import TracingSettings
-from worker.store.redis_client import RedisSettings
+from worker.store.settings import CellSettings
 
 Count = Annotated[int, Field(ge=1)]
 
 
-class GatewaySettings(FileSettings):
+class GatewaySettings(CellSettings):
     """Each can be set as VPS_SNAPSHOTS_<NAME> or as a key of the TOML file. All times are in seconds."""
 
     host: Annotated[str, Field(min_length=1)] = Field(default="127.0.0.1", description="address to listen on for nodes")
@@ -31,10 +23,6 @@ class GatewaySettings(FileSettings):
         default=None, description="certificate with its chain; needed unless host is a loopback address"
     )
     tls_key_file: Path | None = None
-    redis: RedisSettings = Field(default_factory=RedisSettings)
-    tracing: TracingSettings = Field(default_factory=TracingSettings)
-    node_silent_seconds: NodeSilentSeconds = NODE_SILENT_SECONDS
-    waiting_seconds: WaitingSeconds = WAITING_SECONDS
     connections: Count = Field(default=5000, description="connections of nodes at a time; further ones are refused")
     calls_per_second: Count = Field(default=200, description="of one node; further ones wait")
     calls_at_once: Count = Field(default=1000, description="calls of one node that need not wait, after a quiet time")

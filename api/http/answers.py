@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSche
 from yarl import URL
 
 from api.http.fields import PageQuery
-from worker.store.calls import Page
-from worker.store.operators.records import CursorPage
+from worker.store.calls import CursorPage, Page
 
 Body = TypeVar("Body", bound=BaseModel)
 Item = TypeVar("Item")

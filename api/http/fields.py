@@ -19,8 +19,8 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from worker.store import errors
+from worker.store.calls import Cursor
 from worker.store.model import DESCRIPTION_MAX, NAME_MAX, AccountId, JobId, ServerId
-from worker.store.operators.operator_store import Cursor
 
 EXPIRE_HOURS_MAX = 87_600
 REASON_MAX = 500

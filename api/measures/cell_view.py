@@ -8,10 +8,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from worker.program.background import in_background
-from worker.program.configuration import NODE_SILENT_SECONDS
 from worker.program.loop import every
 from worker.program.metrics import NAMESPACE
 from worker.store.errors import StoreUnavailable
+from worker.store.model import NODE_SILENT_SECONDS
 from worker.store.operators.cell import Cell, CellNumbers, NodeNumbers
 
 STALE_SECONDS = 120.0  # after that, numbers are left to other front ends

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 
 from aiohttp import hdrs, web
-from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.registry import Collector
 
-from worker.program.metrics import NAMESPACE, LogEvents, RedisMetrics, jobs_given_up, registry
+from worker.program.metrics import StoreMetrics
 
 DELIVERED = "delivered"
 # seconds; `request_seconds` ends a call
@@ -16,22 +15,14 @@ LIMITED = ("rate_limited", "too_many_streams", "internal_error", "store_unavaila
 _METHODS = frozenset(hdrs.METH_ALL)
 
 
-class Metrics:
+class Metrics(StoreMetrics):
     """The instruments of a front end. They may be read from another thread."""
 
     def __init__(self) -> None:
-        self.registry = registry()
-        self.log_events = LogEvents(self.registry)
-        self.redis = RedisMetrics(self.registry)
-        self.jobs_given_up = jobs_given_up(self.registry)
-        self._requests = Histogram(
-            "http_request_duration_seconds",
-            "Requests that were answered, by the pattern of their path, without event streams.",
-            ["method", "route", "status"],
-            namespace=NAMESPACE,
-            registry=self.registry,
-            buckets=REQUEST_BUCKETS,
-        )
+        super().__init__()
+        text = "Requests that were answered, by the pattern of their path, without event streams."
+        labels = ("method", "route", "status")
+        self._requests = self._histogram("http_request_duration_seconds", text, REQUEST_BUCKETS, *labels)
         self._problems = self._counter("http_problems", "Requests that were refused, by the problem's code.", "code")
         self._attempts = self._counter("webhook_attempts", "Attempts at a delivery, by result.", "result")
         self._given_up = self._counter("webhook_deliveries_given_up", "Deliveries whose last attempt failed.")
@@ -60,9 +51,3 @@ class Metrics:
         self._attempts.labels(error or DELIVERED).inc()
         if given_up:
             self._given_up.inc()
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
-
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, namespace=NAMESPACE, registry=self.registry)

@@ -12,9 +12,9 @@ from api.jobs.bodies import OpsJobSummary, ops_job_summary
 from api.servers.bodies import Finding
 from worker.store import errors
 from worker.store.access.tokens import NewToken, Permission, Token
+from worker.store.calls import CursorPage
 from worker.store.model import AccountId, Job
 from worker.store.operators import records
-from worker.store.operators.records import CursorPage
 from worker.store.reports import NodeFacts
 
 TokenIdInPath = Annotated[str, *fields.hex_id("token", "0a1b2c3d4e5f")]

@@ -15,8 +15,9 @@ from api.operators.bodies import TOKEN_ID, AuditQuery, OpsNodesQuery, TokenBody,
 from api.operators.overview import overview
 from worker.store import errors
 from worker.store.access.tokens import Token, Tokens
+from worker.store.calls import Cursor
 from worker.store.model import JobState
-from worker.store.operators.operator_store import Cursor, JobFilter, OperatorStore
+from worker.store.operators.operator_store import JobFilter, OperatorStore
 
 NODES = f"{OPS}nodes/"
 ONE_NODE = f"{NODES}{{node}}/"

@@ -9,10 +9,9 @@ from api.http.fields import CursorQuery, NodeInPath, OfAccount, truth
 from api.jobs.bodies import OpsJobSummary, ops_job_summary
 from api.snapshots.bodies import SnapshotDetails, details
 from worker.store import model
-from worker.store.calls import Page
+from worker.store.calls import CursorPage, Page
 from worker.store.model import Job, JobKind, ServerState, Snapshot
 from worker.store.operators import records
-from worker.store.operators.records import CursorPage
 
 
 class OpsServersQuery(CursorQuery):

@@ -12,9 +12,10 @@ from api.servers import bodies, examples
 from api.servers.bodies import OpsServersQuery
 from worker.store import errors
 from worker.store.access.tokens import Token
+from worker.store.calls import Cursor
 from worker.store.customers.customer_store import CustomerStore, SnapshotFilter
 from worker.store.model import SNAPSHOTS_PER_SERVER
-from worker.store.operators.operator_store import Cursor, JobFilter, OperatorStore
+from worker.store.operators.operator_store import JobFilter, OperatorStore
 
 LATEST_JOBS = Cursor(limit=100)
 SNAPSHOTS_MAX = 20 * SNAPSHOTS_PER_SERVER  # failed ones are listed too

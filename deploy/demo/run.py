@@ -33,7 +33,7 @@ Ctrl-C stops everything.
 """
 
 _CALLS = Path(__file__).with_name("calls.sh")
-_DEFAULT_FOLDERS = {Driver.KVM: Path("state").resolve(), Driver.FAKE: Path("state-fake").resolve()}
+_DEFAULT_FOLDERS = {each: Path("state" if each is Driver.KVM else f"state-{each}").resolve() for each in Driver}
 _COMMAND_LINE = os.path.relpath(Path(sys.executable).with_name("vps-snapshots"))
 _PORT_MAX = 65535
 

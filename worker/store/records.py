@@ -1,4 +1,4 @@
-"""The records as Redis holds them: hashes of text, read into the types of `worker.store.model`."""
+"""Parses records (Redis hashes of text) into the types of `worker.store.model`."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -37,12 +37,11 @@ _STATE_UNDER = {
     JobKind.UNDO: ServerState.RESTORING,
 }
 
-
 log = structlog.stdlib.get_logger()
 
 
 def one(read: Callable[[list[Any]], Read], shown: list[Any], *, kind: str) -> Read:
-    """What a Lua script has shown. Raises RecordUnreadable for what a newer version or a fault has written."""
+    """Parse one record of a script's answer. Raises RecordUnreadable if it is damaged or from a newer version."""
     try:
         return read(shown)
     except (KeyError, ValueError, OverflowError, OSError) as error:
@@ -51,7 +50,7 @@ def one(read: Callable[[list[Any]], Read], shown: list[Any], *, kind: str) -> Re
 
 
 def many(read: Callable[[list[Any]], Read], rows: Iterable[list[Any]], *, kind: str) -> tuple[Read, ...]:
-    """Those that can be read: one that can't must not hide the others."""
+    """Parse records; unreadable ones are left out, so that they do not hide the others."""
     found = []
     for shown in rows:
         with suppress(errors.RecordUnreadable):
@@ -60,7 +59,7 @@ def many(read: Callable[[list[Any]], Read], rows: Iterable[list[Any]], *, kind: 
 
 
 def pairs(flat: Sequence[bytes]) -> Hash:
-    """A Lua script's {field, value, ...} as a dictionary."""
+    """A script's {field, value, ...} as a dictionary."""
     texts = [item.decode() for item in flat]
     return dict(zip(texts[::2], texts[1::2], strict=True))
 
@@ -88,7 +87,7 @@ def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapsho
         status=SnapshotStatus(record["status"]),
         size_mb=int(record["size_mb"]) if record["size_mb"] else None,
         created_at=moment(record["created_ms"]),
-        labels=json.loads(record.get("labels", "{}")),
+        labels=json.loads(record["labels"]) if record.get("labels") else {},
         protected=record.get("protected") == "1",
         expires_at=moment(record["expires_ms"]) if record.get("expires_ms") else None,
         schedule_id=ScheduleId(record["schedule"]) if record.get("schedule") else None,
@@ -97,13 +96,13 @@ def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapsho
 
 
 def server_state(record: Hash, holding: JobKind | None) -> ServerState:
-    """`holding` is the kind of the job that holds the server, which its state shows while it lasts."""
+    """`holding`: the kind of the job that holds the server; it determines the state while the job lasts."""
     state = _STATE_OF_POWER[record["power"]]
     return _STATE_UNDER.get(holding, state) if holding else state
 
 
 def server(server_id: ServerId, record: Hash, holding: JobKind | None) -> Server:
-    """A server; `holding` is the kind of the job that holds it."""
+    """`holding`: the kind of the job that holds the server."""
     return Server(
         id=server_id,
         name=record["name"],
@@ -118,7 +117,7 @@ def server(server_id: ServerId, record: Hash, holding: JobKind | None) -> Server
 def job(
     job_id: JobId, record: Hash, milliseconds: Sequence[bytes] = (), server_state: ServerState | None = None
 ) -> Job:
-    """A job; `milliseconds` are the durations of the node's latest completed jobs of its kind."""
+    """`milliseconds`: durations of the node's latest completed jobs of this kind."""
     failure = None
     if record.get("failure_code"):
         failure = Failure(

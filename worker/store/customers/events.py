@@ -12,15 +12,15 @@ from worker.store.calls import redis_answers
 from worker.store.model import AccountId, JobId, JobKind, JobState, ServerId, SnapshotId, Step
 
 NOTHING_BEFORE = "0-0"
-MOST_AT_ONCE = 100  # events of one stream
+MOST_AT_ONCE = 100  # events read from one stream
 
 log = structlog.stdlib.get_logger()
-Audience = AccountId | None  # None: the operators, who hear of every account
+Audience = AccountId | None  # None: the operators, who get the events of every account
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A job has changed. `id` is its place in the account's stream."""
+    """A change of a job. `id` is its position in the account's stream."""
 
     id: str
     job_id: JobId
@@ -30,11 +30,11 @@ class Event:
     account_id: AccountId
     server_id: ServerId
     snapshot_id: SnapshotId | None
-    notes: tuple[str, ...] = ()  # codes of what the job notes at its end
+    notes: tuple[str, ...] = ()  # codes of the notes of a job that has ended
 
 
 def place(event_id: str) -> tuple[int, int]:
-    """For the order of ids, which is not that of their texts."""
+    """The sort key of an event ID: as text, IDs do not sort in order."""
     milliseconds, _, number = event_id.partition("-")
     return int(milliseconds), int(number)
 
@@ -51,7 +51,7 @@ class Events:
         return found[0][0].decode() if found else NOTHING_BEFORE
 
     async def has(self, account_id: Audience, event_id: str) -> bool:
-        """Whether the stream reaches back to that event."""
+        """Whether the stream still has that event."""
         with redis_answers():
             return bool(await self._redis.xrange(_key(account_id), event_id, event_id, count=1))
 
@@ -61,7 +61,7 @@ class Events:
         return _events(found)
 
     async def next(self, after: Mapping[Audience, str], *, wait_seconds: float) -> dict[Audience, list[Event]]:
-        """The events after these, of all these streams; waits at most `wait_seconds` for the first."""
+        """The events that follow these in their streams; waits up to `wait_seconds` for the first."""
         keys = {_key(account_id): account_id for account_id in after}
         streams: Any = {key: after[account_id] for key, account_id in keys.items()}
         with redis_answers():
@@ -80,7 +80,7 @@ def _events(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Even
     for event_id, fields in entries:
         try:
             events.append(_event(event_id, fields))
-        except (KeyError, ValueError) as error:  # of a newer worker, while the cell is being upgraded
+        except (KeyError, ValueError) as error:  # from a newer worker, during an upgrade of the cell
             log.warning("event.unreadable", event_id=event_id.decode(), reason=str(error))
     return events
 

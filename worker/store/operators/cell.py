@@ -1,17 +1,18 @@
-"""The cell in numbers, for its metrics: read in parts, each of which holds Redis for a bounded time."""
+"""Counts and ages over the whole cell, for its metrics. Each script call blocks Redis for a bounded time."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from worker.store.calls import Scripts
 
-PAGE = 200  # nodes that one script looks at
-GONE_SECONDS = 86_400.0  # a node without servers and jobs that was silent for longer was taken away
+NEVER = 1 << 50  # a period after any other: no counts are read
+PAGE = 200  # nodes per script call
+GONE_SECONDS = 86_400.0  # a node that is silent for longer and has no servers or jobs counts as removed
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeNumbers:
-    """Ages in seconds of Redis's clock; a queue without a job has the age 0."""
+    """Ages in seconds by Redis's clock; the age of an empty queue is 0."""
 
     name: str
     heartbeat_age: float
@@ -41,11 +42,11 @@ class CellNumbers:
 class Cell(Scripts):
     async def numbers(self) -> CellNumbers:
         """Raises StoreUnavailable."""
-        totals = await self._call("operators/cell_totals", {})
-        now, queued, running, oldest, servers, stranded, findings, webhooks = totals
+        totals = await self._call("operators/overview", {"silent_ms": 0, "since": NEVER})
+        now, queued, running, oldest, stranded, _, _, _, findings, servers, webhooks, _ = totals
         return CellNumbers(
             queued=queued,
-            queue_age=_age(now, oldest),
+            queue_age=_age(now, oldest[1] if oldest else b""),
             running=running,
             servers=servers,
             stranded=stranded,
@@ -79,5 +80,5 @@ def _node(now: int, row: list[Any]) -> NodeNumbers:
 
 
 def _age(now: int, moment: bytes) -> float:
-    """In seconds; both in milliseconds since 1970."""
+    """Seconds between two times in Unix milliseconds."""
     return max(0.0, (now - int(moment)) / 1000) if moment else 0.0

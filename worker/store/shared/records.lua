@@ -1,12 +1,16 @@
 -- Records: hashes of text.
 
--- A hash as a table; nil where there is none.
-local function read(key)
-  local flat = redis.call('HGETALL', key)
-  if #flat == 0 then return nil end
+-- {field, value, ...} as a table.
+local function named(flat)
   local record = {}
   for i = 1, #flat, 2 do record[flat[i]] = flat[i + 1] end
   return record
+end
+
+-- A hash as a table; nil if it does not exist.
+local function read(key)
+  local flat = redis.call('HGETALL', key)
+  return #flat > 0 and named(flat) or nil
 end
 
 local function write(key, record)

@@ -1,8 +1,8 @@
 -- include: clock, records, deliveries
--- Claim the webhook that has waited longest, with the deliveries that are due. Nobody else gets it until the claim is
--- settled or lease_ms have passed.
+-- Claim the webhook that has waited longest, with the deliveries that are due. No one else can claim it until the claim
+-- is settled or lease_ms have passed.
 -- ask: {token: of the claim, lease_ms, limit}
--- Answers nil where nothing is due, else {id, url, {secret, ...}, {{delivery id, event, created_ms, attempts, job as it
+-- Answers nil if nothing is due, else {id, url, {secret, ...}, {{delivery id, event, created_ms, attempts, job as it
 -- was shown (not of a test)}, ...}}.
 local ask = cjson.decode(ARGV[1])
 local now = now_ms()
@@ -14,7 +14,7 @@ local function due(id)
     if one then
       found[#found + 1] = {delivery_id, one.event, one.created_ms, one.attempts, one.job and cjson.decode(one.job)}
     else
-      redis.call('ZREM', queue, delivery_id) -- it expired before it could be made
+      redis.call('ZREM', queue, delivery_id) -- it expired before it was delivered
     end
   end
   return found

@@ -1,7 +1,7 @@
 -- include: records
 -- Delete a webhook with all its deliveries.
 -- ask: {account, id}
--- Answers 1, or 0 where the account has no such webhook.
+-- Answers 1, or 0 if the account has no such webhook.
 local ask = cjson.decode(ARGV[1])
 local key = 'webhook:' .. ask.id
 local hook = read(key)

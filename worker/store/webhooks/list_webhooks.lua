@@ -1,4 +1,4 @@
--- include: webhooks
+-- include: show
 -- An account's webhooks, newest first.
 -- ask: {account}
 -- Answers {webhook (see `show_webhook`), ...}.
