@@ -40,6 +40,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 class Scraped:
     front_end: FrontEnd
     worker_port: int
+    gateway_port: int
     hypervisor: FakeHypervisor
 
     async def scrape(self, port: int) -> Samples:
@@ -122,8 +123,9 @@ async def scraped(server: RedisServer, folder: Path) -> AsyncIterator[Scraped]:
         assert port is not None
         journal = Journal(folder / "journal.sqlite")
         stack.callback(journal.close)
-        stop = asyncio.Event()
         reached = await stack.enter_async_context(gateway(server.socket, node="node-1"))
+        gateway_port = await stack.enter_async_context(exposed(reached.metrics.registry, host="127.0.0.1", port=0))
+        assert gateway_port is not None
         store = await stack.enter_async_context(reached.client(observer=worker_metrics.gateway))
         means = _Means(
             settings=settings,
@@ -134,10 +136,11 @@ async def scraped(server: RedisServer, folder: Path) -> AsyncIterator[Scraped]:
             store=store,
             local_redis=await stack.enter_async_context(local_redis(folder / "queue")),
         )
+        stop = asyncio.Event()
         living = asyncio.create_task(_live(_wired(means), settings, stop))
         try:
             await _known(front_end)
-            yield Scraped(front_end=front_end, worker_port=port, hypervisor=hypervisor)
+            yield Scraped(front_end=front_end, worker_port=port, gateway_port=gateway_port, hypervisor=hypervisor)
         finally:
             stop.set()
             await living

@@ -55,6 +55,7 @@ async def prometheus(folder: Path, run: Scraped) -> AsyncIterator[Prometheus]:
     needs("prometheus")
     text = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
     here = {"front-end-1:8080": f"127.0.0.1:{run.front_end.port}", "node-1:9752": f"127.0.0.1:{run.worker_port}"}
+    here |= {'"gateway-1:9753", "gateway-2:9753"': f'"127.0.0.1:{run.gateway_port}"'}
     for example, ours in ({"15s": "1s"} | here).items():
         assert example in text
         text = text.replace(example, ours)
