@@ -4,6 +4,10 @@ from worker.program.metrics import COMMAND_BUCKETS, StoreMetrics
 from worker.store.nodes.protocol import CALLS
 
 ANSWERED, REFUSED, UNAVAILABLE = "answered", "refused", "unavailable"  # values of the label `result`
+REASONS = (  # why a claim is refused
+    *("bad_frame", "unknown_call", "bad_ask", "no_hello", "two_hellos", "two_takes", "protocol", "wrong_node"),
+    "other_node",
+)
 HANDSHAKES = ("accepted", "unauthorized", "crowded", "unavailable")
 
 
@@ -22,6 +26,8 @@ class Metrics(StoreMetrics):
         text = "Duration of calls that were answered, without `take`, which waits."
         self._seconds = self._histogram("gateway_call_duration_seconds", text, COMMAND_BUCKETS)
         self._cuts = self._counter("gateway_connections_cut", "Connections cut because their credential ended.")
+        for reason in REASONS:
+            self._claims.labels(reason)
         for result in HANDSHAKES:
             self._handshakes.labels(result)
         for call in CALLS:

@@ -79,10 +79,10 @@ async def test_every_query_of_the_dashboard_has_something_to_show(
 ) -> None:
     async with scraped(redis_server, tmp_path) as run, prometheus(tmp_path / "prometheus", run) as server:
 
-        async def both_scraped() -> bool:
-            return await server.values("sum(up)") == [2.0]
+        async def all_scraped() -> bool:
+            return await server.values("sum(up)") == [3.0]
 
-        await until_told(both_scraped)
+        await until_told(all_scraped)
         await _webhook_to_nowhere(run)
         asked, number = expressions(), 0
         async with asyncio.timeout(ROUNDS_SECONDS):
