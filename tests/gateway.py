@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import subprocess
 import sys
 import tempfile
 from base64 import urlsafe_b64encode
@@ -74,6 +75,13 @@ async def gateway(redis: Path, *, node: str = "n1", **settings: Any) -> AsyncIte
                 yield reached
         finally:
             await client.aclose(close_connection_pool=True)
+
+
+def make_certificate(certificate: Path, key: Path) -> None:
+    """Of localhost, and its own authority."""
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run([*made, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
 
 
 def secret_of(node: str) -> str:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -21,7 +20,7 @@ from api.gateway.main import running
 from api.gateway.metrics import Metrics
 from api.gateway.settings import GatewaySettings
 from tests.conftest import RedisServer, needs
-from tests.gateway import Reached, gateway, secret_of
+from tests.gateway import Reached, gateway, make_certificate, secret_of
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from worker.gateway_client import GatewayAddress, GatewayClient
 from worker.store.access.credentials import Credentials, HasCredential
@@ -604,9 +603,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     needs("openssl")
     folder = tmp_path_factory.mktemp("tls")
     certificate, key = folder / "gateway.crt", folder / "gateway.key"
-    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    subprocess.run([*made, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    make_certificate(certificate, key)
     return certificate, key
 
 

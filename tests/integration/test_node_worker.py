@@ -342,7 +342,7 @@ async def test_a_redis_that_became_a_replica_is_survived(server: RedisServer, jo
 
 
 async def test_a_successor_takes_up_the_job_of_a_killed_worker(server: RedisServer, jobs: Jobs) -> None:
-    program = command(Kind.OURS, server.socket, seconds=3600, slots=1)
+    program = command(Kind.DIRECT, server.socket, seconds=3600, slots=1)
     process = await asyncio.create_subprocess_exec(*program, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
     async with client(server.socket) as redis:
