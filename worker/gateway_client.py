@@ -26,6 +26,7 @@ from worker.store.model import Job, JobId, ServerId, SnapshotId, Step
 from worker.store.nodes.node_store import (
     BeginRefused,
     BegunJob,
+    ClaimRefused,
     Known,
     LeaseHeld,
     LeaseLost,
@@ -33,7 +34,7 @@ from worker.store.nodes.node_store import (
     Reported,
     ReportedServer,
 )
-from worker.store.nodes.protocol import BEGIN_REFUSED, BROKE, CALLS, LEASE_LOST, PATH, PROTOCOLS, Message
+from worker.store.nodes.protocol import BEGIN_REFUSED, BROKE, CALLS, CLAIM_REFUSED, LEASE_LOST, PATH, PROTOCOLS, Message
 from worker.store.outcome import Outcome
 from worker.store.redis_client import Observer
 from worker.store.reports import EMPTY_REPORT, JobReport, NodeFacts
@@ -47,6 +48,7 @@ AGAIN_SECONDS = (0.05, 1.0)  # between two attempts to connect: the first wait, 
 LASTING_SECONDS = 1.0  # a connection that lasted so long is replaced at once
 ELSEWHERE_SECONDS = 5.0  # of nothing but trouble behind one gateway, until the next is tried
 
+_TOLD_APART = frozenset({LEASE_LOST, BEGIN_REFUSED, CLAIM_REFUSED, BROKE})
 _ADDRESS = re.compile(r"wss://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?|unix:///[^?#]+")
 
 log = structlog.stdlib.get_logger()
@@ -215,7 +217,7 @@ class GatewayClient:
             log.exception("gateway.misunderstood", call=name)
             raise StoreUnavailable.of() from error
         except (OSError, WebSocketException, TimeoutError, GatewayTrouble) as error:
-            if isinstance(error, GatewayTrouble) and error.code in {LEASE_LOST, BEGIN_REFUSED, BROKE}:
+            if isinstance(error, GatewayTrouble) and error.code in _TOLD_APART:
                 raise
             self._meet(error)
             raise StoreUnavailable.of() from error
@@ -245,8 +247,8 @@ class GatewayClient:
             if self._link.done() and not self._link.exception():
                 self._link.result().transport.abort()
 
-    async def _held(self, name: str, **fields: Any) -> Any:
-        """As `_call`, for a call that only the holder of the lease may make. Raises LeaseLost."""
+    async def _claim(self, name: str, **fields: Any) -> Any:
+        """As `_call`, for a call that makes a claim. Raises LeaseLost, BeginRefused or ClaimRefused."""
         try:
             return await self._call(name, **fields)
         except GatewayTrouble as trouble:
@@ -254,6 +256,8 @@ class GatewayClient:
                 raise LeaseLost from trouble
             if trouble.code == BEGIN_REFUSED:
                 raise BeginRefused(str(trouble)) from trouble
+            if trouble.code == CLAIM_REFUSED:
+                raise ClaimRefused(str(trouble)) from trouble
             raise errors.RecordUnreadable.of(kind=name) from trouble
 
     # --- the calls of NodePort ---
@@ -271,42 +275,42 @@ class GatewayClient:
         return given
 
     async def begin(self, job_id: JobId) -> Job:
-        job: Job = await self._held("begin", job_id=job_id)
+        job: Job = await self._claim("begin", job_id=job_id)
         return job
 
     async def progress(self, job_id: JobId, step: Step, report: JobReport = EMPTY_REPORT) -> None:
-        await self._held("progress", job_id=job_id, step=step, report=report)
+        await self._claim("progress", job_id=job_id, step=step, report=report)
 
     async def finish(self, job_id: JobId, outcome: Outcome, report: JobReport = EMPTY_REPORT, power: str = "") -> str:
-        told: str = await self._held("finish", job_id=job_id, outcome=outcome, report=report, power=power)
+        told: str = await self._claim("finish", job_id=job_id, outcome=outcome, report=report, power=power)
         return told
 
     async def report(self, servers: Iterable[ReportedServer], about: NodeFacts | None = None) -> Reported:
-        reported: Reported = await self._held("report", servers=tuple(servers), about=about)
+        reported: Reported = await self._claim("report", servers=tuple(servers), about=about)
         return reported
 
     async def publish(
         self, server_id: ServerId, snapshots: Iterable[PublishedSnapshot], begun: Iterable[BegunJob]
     ) -> tuple[SnapshotId, ...]:
-        new: tuple[SnapshotId, ...] = await self._held(
+        new: tuple[SnapshotId, ...] = await self._claim(
             "publish", server_id=server_id, snapshots=tuple(snapshots), begun=tuple(begun)
         )
         return new
 
     async def known(self, server_id: ServerId, on_disk: Sequence[SnapshotId]) -> Known:
-        known: Known = await self._call("known", server_id=server_id, on_disk=on_disk)
+        known: Known = await self._claim("known", server_id=server_id, on_disk=on_disk)
         return known
 
     async def lose(self, server_id: ServerId, snapshot_id: SnapshotId) -> bool:
-        lost: bool = await self._call("lose", server_id=server_id, snapshot_id=snapshot_id)
+        lost: bool = await self._claim("lose", server_id=server_id, snapshot_id=snapshot_id)
         return lost
 
     async def regain(self, server_id: ServerId, snapshot_id: SnapshotId, *, size_mb: int) -> bool:
-        regained: bool = await self._call("regain", server_id=server_id, snapshot_id=snapshot_id, size_mb=size_mb)
+        regained: bool = await self._claim("regain", server_id=server_id, snapshot_id=snapshot_id, size_mb=size_mb)
         return regained
 
     async def tell_findings(self, server_id: ServerId, findings: Sequence[dict[str, str]]) -> None:
-        await self._call("tell_findings", server_id=server_id, findings=findings)
+        await self._claim("tell_findings", server_id=server_id, findings=findings)
 
     async def republish(self) -> int:
         servers: int = await self._call("republish")

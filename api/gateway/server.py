@@ -135,6 +135,8 @@ class Gateway:
             who=hello.who,
             owner=hello.owner,
             node_silent_seconds=self._settings.node_silent_seconds,
+            placement=self._settings.placement,
+            refused=lambda call, reason: self._refusals.refused(node, call, reason),
             waiting=self._waiting,
         )
 

@@ -19,19 +19,28 @@ from api.gateway.metrics import ANSWERED, REFUSED, UNAVAILABLE, Metrics
 from api.gateway.refusals import Refusals
 from worker.store.access.credentials import Credential
 from worker.store.errors import StoreUnavailable
-from worker.store.nodes.node_store import BeginRefused, LeaseLost, NodeStore
-from worker.store.nodes.protocol import BEGIN_REFUSED, BROKE, CALLS, LEASE_LOST, PROTOCOLS, Greeting, Hello, Message
+from worker.store.nodes.node_store import BeginRefused, ClaimRefused, LeaseLost, NodeStore
+from worker.store.nodes.protocol import (
+    BEGIN_REFUSED,
+    BROKE,
+    CALLS,
+    CLAIM_REFUSED,
+    LEASE_LOST,
+    PROTOCOLS,
+    Greeting,
+    Hello,
+    Message,
+)
 
 OPEN_CALLS = 64  # of one connection at a time; the next is read when one is answered
 POLICY_VIOLATION = 1008  # a close code of WebSocket
-FOREIGN = frozenset({"other_node"})  # why a job is refused to a node that knows of it only by guessing
 
 CallId = NewType("CallId", int)
 
 log = structlog.stdlib.get_logger()
 
 
-class ClaimRefused(Exception):
+class CallRefused(Exception):
     """What a node asked does not fit the protocol. `reason`: a word for metrics and logs; the text is for the node."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -90,7 +99,7 @@ class Session:
                 await self._allowances.calls.take(1)
                 await self._open.acquire()
                 self._begin(frame)
-        except ClaimRefused as refused:  # not even an id: nothing to answer to
+        except CallRefused as refused:  # not even an id: nothing to answer to
             self._refusals.refused(self.node, "none", refused.reason)
             await self._connection.close(POLICY_VIOLATION, refused.reason)
         except ConnectionClosed:
@@ -124,15 +133,15 @@ class Session:
         try:
             text = f'{{"id":{call_id},"answer":{await self._answered(name, ask)}}}'
             result = ANSWERED
-        except ClaimRefused as refused:
+        except CallRefused as refused:
             self._refusals.refused(self.node, name if name in CALLS else "unknown", refused.reason)
             text = _error(call_id, refused.reason, str(refused))
         except LeaseLost:
             text = _error(call_id, LEASE_LOST)
         except BeginRefused as refused:
-            if str(refused) in FOREIGN:
-                self._refusals.refused(self.node, name, str(refused))
             text = _error(call_id, BEGIN_REFUSED, str(refused))
+        except ClaimRefused as refused:
+            text = _error(call_id, CLAIM_REFUSED, refused.reason)
         except StoreUnavailable as error:
             result = UNAVAILABLE
             text = _error(call_id, error.code, str(error.__cause__ or ""))
@@ -146,18 +155,18 @@ class Session:
             log.info("gateway.answer_lost", node=self.node, call=name)
 
     async def _answered(self, name: str, ask: Any) -> str:
-        """The answer as JSON. Raises ClaimRefused and what the store's calls raise."""
+        """The answer as JSON. Raises CallRefused and what the store's calls raise."""
         call = CALLS.get(name)
         if call is None:
-            raise ClaimRefused("unknown_call", "this gateway does not know the call; is it older than the node?")
+            raise CallRefused("unknown_call", "this gateway does not know the call; is it older than the node?")
         try:
             message = call.ask.model_validate(ask)
         except ValidationError as error:
-            raise ClaimRefused("bad_ask", _where(error)) from None
+            raise CallRefused("bad_ask", _where(error)) from None
         if isinstance(message, Hello):
             return self._greet(message).model_dump_json()
         if self._store is None:
-            raise ClaimRefused("no_hello", "the first call is hello")
+            raise CallRefused("no_hello", "the first call is hello")
         if name == "take_lease" and not self._had_lease:
             await self._first_lease()
             self._had_lease = True
@@ -168,17 +177,17 @@ class Session:
         common = PROTOCOLS & set(hello.protocols)
         if not common:
             spoken = ", ".join(map(str, sorted(PROTOCOLS)))
-            raise ClaimRefused("protocol", f"this gateway speaks protocol {spoken}, the node {hello.protocols}")
+            raise CallRefused("protocol", f"this gateway speaks protocol {spoken}, the node {hello.protocols}")
         if self._store is not None:
-            raise ClaimRefused("two_hellos", "the connection is greeted already")
+            raise CallRefused("two_hellos", "the connection is greeted already")
         if hello.node != self.node:
-            raise ClaimRefused("wrong_node", f"the credential is that of node {self.node}, not of {hello.node}")
+            raise CallRefused("wrong_node", f"the credential is that of node {self.node}, not of {hello.node}")
         self._store = self._store_of(self.node, hello)
         return Greeting(protocol=max(common), node=self.node)
 
     async def _take(self, store: NodeStore, ask: Message) -> Any:
         if self._taking:
-            raise ClaimRefused("two_takes", "a take is open on this connection")
+            raise CallRefused("two_takes", "a take is open on this connection")
         self._taking = True
         try:
             return await ANSWERS["take"](store, ask)
@@ -187,18 +196,18 @@ class Session:
 
 
 def _read(frame: str | bytes) -> tuple[CallId, str, Any]:
-    """Raises ClaimRefused for what can't be answered."""
+    """Raises CallRefused for what can't be answered."""
     if isinstance(frame, bytes):
-        raise ClaimRefused("bad_frame")
+        raise CallRefused("bad_frame")
     try:
         asked = from_json(frame, allow_inf_nan=False, cache_strings="none")
     except ValueError:
-        raise ClaimRefused("bad_frame") from None
+        raise CallRefused("bad_frame") from None
     match asked:
         case {"id": int(call_id), "call": str(name), "ask": ask, **rest}:
             if not rest and not isinstance(call_id, bool) and 0 <= call_id < 1 << 53:
                 return CallId(call_id), name, ask
-    raise ClaimRefused("bad_frame")
+    raise CallRefused("bad_frame")
 
 
 def _error(call_id: CallId, code: str, detail: str = "") -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from worker.store.nodes.node_store import Placement
 from worker.store.settings import CellSettings
 
 Count = Annotated[int, Field(ge=1)]
@@ -23,6 +24,11 @@ class GatewaySettings(CellSettings):
         default=None, description="certificate with its chain; needed unless host is a loopback address"
     )
     tls_key_file: Path | None = None
+    placement: Placement = Field(
+        default=Placement.CLAIM,
+        description="which servers a node may add: claim: any that no other node has; declared: those that operators"
+        " have placed",
+    )
     connections: Count = Field(default=5000, description="connections of nodes at a time; further ones are refused")
     calls_per_second: Count = Field(default=200, description="of one node; further ones wait")
     calls_at_once: Count = Field(default=1000, description="calls of one node that need not wait, after a quiet time")

@@ -44,6 +44,7 @@ TAKE_SECONDS = 5.0  # how long `take` waits for a job: a lost wake-up delays a j
 
 LEASE_LOST = "lease_lost"  # error codes that the node tells apart; any other is trouble to it
 BEGIN_REFUSED = "begin_refused"
+CLAIM_REFUSED = "claim_refused"  # the detail is the reason
 BROKE = "internal_error"  # the gateway has logged why
 
 _ID_MAX = 2**63 - 1
