@@ -7,6 +7,7 @@ nothing: what is owed is in the journal, and what has not begun is in the cell's
 import asyncio
 import os
 import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -29,14 +30,21 @@ class LocalRedisDied(Exception):
 
 
 class LocalRedis:
-    def __init__(self, client: ArqRedis, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, client: ArqRedis, process: "subprocess.Popen[bytes]") -> None:
         self.client = client
         self.process = process
 
     async def keep_watch(self) -> None:
         """Run until cancelled. Raises LocalRedisDied."""
-        code = await self.process.wait()
-        raise LocalRedisDied(f"redis-server has ended with code {code}")
+        ended = asyncio.Event()
+        loop, watched = asyncio.get_running_loop(), os.pidfd_open(self.process.pid)
+        loop.add_reader(watched, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(watched)
+            os.close(watched)
+        raise LocalRedisDied(f"redis-server has ended with code {self.process.wait()}")
 
 
 @asynccontextmanager
@@ -47,7 +55,7 @@ async def local_redis(folder: Path) -> AsyncIterator[LocalRedis]:
         raise ConfigurationError("redis-server is not installed: the worker starts one of its own for arq's queue")
     place = _emptied(folder)
     try:
-        process = await _started(program, folder)
+        process = _started(program, folder)
         try:
             # Through the folder's descriptor: a socket's path may have 107 characters at most.
             client = connect(RedisSettings(url=f"unix:///proc/self/fd/{place}/redis.sock"))
@@ -57,7 +65,8 @@ async def local_redis(folder: Path) -> AsyncIterator[LocalRedis]:
             finally:
                 await client.aclose(close_connection_pool=True)
         finally:
-            await _ended(process)
+            process.kill()  # it has nothing to keep
+            process.wait()
     finally:
         os.close(place)
 
@@ -69,7 +78,7 @@ def _emptied(folder: Path) -> int:
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-async def _started(program: str, folder: Path) -> asyncio.subprocess.Process:
+def _started(program: str, folder: Path) -> "subprocess.Popen[bytes]":
     settings = {
         "port": "0",
         "dir": str(folder),
@@ -81,20 +90,20 @@ async def _started(program: str, folder: Path) -> asyncio.subprocess.Process:
         "daemonize": "no",
     }
     arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
-    # pdeathsig kills it when this process ends. No file of ours is passed on, so that it holds none of our locks.
-    return await asyncio.create_subprocess_exec(
-        *("setpriv", "--pdeathsig", "KILL", "--", program, *arguments),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
+    # pdeathsig kills it when this thread ends. Not with uvloop, which would pass on our open files, and so our locks.
+    return subprocess.Popen(
+        ["setpriv", "--pdeathsig", "KILL", "--", program, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
 
-async def _answers(client: ArqRedis, process: asyncio.subprocess.Process) -> None:
+async def _answers(client: ArqRedis, process: "subprocess.Popen[bytes]") -> None:
     """Return when it does. Raises ConfigurationError if it does not start."""
     with suppress(TimeoutError):
         async with asyncio.timeout(START_SECONDS):
-            while process.returncode is None:
+            while process.poll() is None:
                 try:
                     await client.ping()
                 except (RedisError, OSError):
@@ -102,9 +111,3 @@ async def _answers(client: ArqRedis, process: asyncio.subprocess.Process) -> Non
                 else:
                     return
     raise ConfigurationError(f"redis-server did not start (code {process.returncode}); try: redis-server --version")
-
-
-async def _ended(process: asyncio.subprocess.Process) -> None:
-    with suppress(ProcessLookupError):
-        process.kill()  # it has nothing to keep
-    await process.wait()

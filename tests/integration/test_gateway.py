@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -19,14 +20,18 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from api.gateway.main import running
 from api.gateway.metrics import Metrics
 from api.gateway.settings import GatewaySettings
+from deploy.demo.processes import Child
+from drivers.fake_faults import Effect, Rule, write_rules
 from tests.conftest import RedisServer, needs
-from tests.gateway import Reached, gateway, make_certificate, secret_of
+from tests.gateway import GatewayProgram, Reached, gateway, make_certificate, secret_of
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
+from tests.queueing import until, until_told
 from worker.gateway_client import GatewayAddress, GatewayClient
 from worker.store.access.credentials import Credentials, HasCredential
 from worker.store.access.tokens import Limits, Permission, Tokens
+from worker.store.customers.customer_store import CustomerStore
 from worker.store.errors import StoreUnavailable
-from worker.store.model import Failure, JobState, SnapshotStatus, Step
+from worker.store.model import AccountId, Failure, Job, JobState, ServerId, SnapshotStatus, Step
 from worker.store.nodes.node_store import BeginRefused, LeaseLost, ReportedServer
 from worker.store.nodes.protocol import FRAME_BYTES
 from worker.store.outcome import Outcome
@@ -637,3 +642,56 @@ async def test_a_node_reaches_a_gateway_by_tls_and_only_the_right_one(
                     await node.take_lease(seconds=15)
                 assert "CERTIFICATE_VERIFY_FAILED" in str(told.value.__cause__)
             keeping.cancel()
+
+
+# --- the whole worker ---
+
+
+async def test_jobs_finish_while_no_gateway_is_there_and_are_told_when_one_is(
+    redis: ArqRedis, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    needs("setpriv")
+    program = GatewayProgram(redis_server.socket)
+    await program.let_in("n1")
+    await program.start(tmp_path / "gateway.log")
+    settings = program.settings_of("n1") | {
+        "VPS_SNAPSHOTS_NODE": "n1",
+        "VPS_SNAPSHOTS_DRIVER": "fake",
+        "VPS_SNAPSHOTS_FAKE_SERVERS": "1",
+        "VPS_SNAPSHOTS_STATE_DIR": str(tmp_path / "node"),
+    }
+    node = tmp_path / "node"
+    node.mkdir()
+    write_rules(node / "faults.json", [Rule(effect=Effect.SNAPSHOT_DISK, seconds=1.5)])
+    command = (Path(sys.executable).parent / "vps-snapshots-worker", "run")
+    worker = await Child.start("worker", command, settings=settings, log=tmp_path / "worker.log")
+    store, account, server = CustomerStore(redis), AccountId(77), ServerId(12345)
+
+    async def job() -> Job:
+        return await store.job(account_id=account, job_id=admitted.job.id)
+
+    async def is_ready() -> bool:
+        return bool(await redis.exists("server:12345")) and not await redis.hexists("server:12345", "unpublished")  # type: ignore[misc]
+
+    try:
+        await until_told(is_ready)
+        admitted = await store.create(account_id=account, server_id=server, name="n", description="", request_id="r")
+
+        async def takes() -> bool:
+            return (await job()).step is Step.SNAPSHOTTING
+
+        await until_told(takes)
+        assert program.process is not None
+        program.process.kill()
+        await program.process.ended()
+        await until(lambda: '"job.completed"' in (tmp_path / "worker.log").read_text())
+        assert (await job()).state is JobState.IN_PROGRESS
+        await program.start(tmp_path / "gateway.log")
+
+        async def is_told() -> bool:
+            return (await job()).state is JobState.COMPLETED
+
+        await until_told(is_told)
+    finally:
+        await worker.stop()
+        await program.stop()

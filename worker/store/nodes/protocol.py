@@ -80,10 +80,10 @@ Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 JobNumber = Annotated[JobId, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Code = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 NodeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-Word = Annotated[str, _fitted(128), StringConstraints(max_length=128)]
-Text = Annotated[str, _fitted(1000), StringConstraints(max_length=1000)]
-Place = Annotated[str, _fitted(4096), StringConstraints(max_length=4096)]  # PATH_MAX of Linux
-LogLine = Annotated[str, _fitted(8192), StringConstraints(max_length=8192)]
+Word = Annotated[str, StringConstraints(max_length=128), _fitted(128)]
+Text = Annotated[str, StringConstraints(max_length=1000), _fitted(1000)]
+Place = Annotated[str, StringConstraints(max_length=4096), _fitted(4096)]  # PATH_MAX of Linux
+LogLine = Annotated[str, StringConstraints(max_length=8192), _fitted(8192)]
 Power = Annotated[str, StringConstraints(pattern=r"^(on|off|paused)$")]
 
 
@@ -117,7 +117,7 @@ class LeftOut(Message):
 
 class Contents(Message):
     disks: Annotated[tuple[HeldDisk, ...], Field(max_length=64)]
-    left_out: Annotated[tuple[LeftOut, ...], _fitted(64), Field(max_length=64)] = ()
+    left_out: Annotated[tuple[LeftOut, ...], Field(max_length=64), _fitted(64)] = ()
     firmware: Word = "bios"
     nvram: Flag = False
     tpm: Flag = False
@@ -132,7 +132,7 @@ class Failure(Message):
 class Note(Message):
     code: NoteCode
     detail: Text
-    disks: Annotated[tuple[Word, ...], _fitted(64), Field(max_length=64)] = ()
+    disks: Annotated[tuple[Word, ...], Field(max_length=64), _fitted(64)] = ()
 
 
 class Outcome(Message):
@@ -142,7 +142,7 @@ class Outcome(Message):
     size_mb: Count | None = None
     snapshot_status: SnapshotStatus | None = None
     undoable_seconds: Seconds | None = None
-    notes: Annotated[tuple[Note, ...], _fitted(64), Field(max_length=64)] = ()
+    notes: Annotated[tuple[Note, ...], Field(max_length=64), _fitted(64)] = ()
     contents: Contents | None = None
 
 
@@ -153,8 +153,8 @@ class StepBegun(Message):
 
 
 class JobReport(Message):
-    steps: Annotated[tuple[StepBegun, ...], _fitted(200), Field(max_length=200)] = ()
-    log: Annotated[tuple[LogLine, ...], _fitted(100), Field(max_length=100)] = ()
+    steps: Annotated[tuple[StepBegun, ...], Field(max_length=200), _fitted(200)] = ()
+    log: Annotated[tuple[LogLine, ...], Field(max_length=100), _fitted(100)] = ()
     resumed: Annotated[int, Field(strict=True, ge=0, le=1000)] = 0
 
 
@@ -281,7 +281,7 @@ class Regain(Message):
 
 class TellFindings(Message):
     server_id: ServerNumber
-    findings: Annotated[tuple[Finding, ...], _fitted(200), Field(max_length=200)]
+    findings: Annotated[tuple[Finding, ...], Field(max_length=200), _fitted(200)]
 
 
 class Greeting(Message):
