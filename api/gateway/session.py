@@ -80,6 +80,7 @@ class Session:
         self._store: NodeStore | None = None
         self._had_lease = False
         self._taking = False
+        self._is_cut = False
         self._open = asyncio.Semaphore(OPEN_CALLS)
         self._calls: dict[asyncio.Task[None], str] = {}
 
@@ -89,6 +90,7 @@ class Session:
 
     def cut(self) -> None:
         """End the connection now, whatever the node does."""
+        self._is_cut = True
         self._connection.transport.abort()
 
     async def run(self) -> None:
@@ -98,6 +100,8 @@ class Session:
                 await self._allowances.bytes.take(len(frame))
                 await self._allowances.calls.take(1)
                 await self._open.acquire()
+                if self._is_cut:  # what it has sent before counts no more
+                    break
                 self._begin(frame)
         except CallRefused as refused:  # not even an id: nothing to answer to
             self._refusals.refused(self.node, "none", refused.reason)
@@ -144,7 +148,7 @@ class Session:
             text = _error(call_id, CLAIM_REFUSED, refused.reason)
         except StoreUnavailable as error:
             result = UNAVAILABLE
-            text = _error(call_id, error.code, str(error.__cause__ or ""))
+            text = _error(call_id, error.code)  # the cause would name the address of Redis
         except Exception:  # for instance a record that can't be read: it holds up no other call
             log.exception("gateway.call_broke", node=self.node, call=name)
             text = _error(call_id, BROKE)
