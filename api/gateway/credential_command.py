@@ -4,7 +4,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from getpass import getuser
 from pathlib import Path
 from socket import gethostname
@@ -149,7 +149,7 @@ async def _asked(settings: GatewaySettings, call: Callable[[Credentials], Awaita
         answer = await call(Credentials(redis))
         if audited and answer is not False and answer != 0:
             entry = {"method": "CLI", "path": audited, "address": f"{getuser()}@{gethostname()}"}
-            await Audit(redis, kept=timedelta(days=settings.audit_days)).write(entry, now=datetime.now(UTC))
+            await Audit(redis, kept=None).write(entry)
         return answer
     finally:
         await redis.aclose(close_connection_pool=True)

@@ -33,7 +33,6 @@ class GatewaySettings(CellSettings):
     calls_per_second: Count = Field(default=200, description="of one node; further ones wait")
     calls_at_once: Count = Field(default=1000, description="calls of one node that need not wait, after a quiet time")
     bytes_per_second: Count = Field(default=4 << 20, description="read from one node; further ones wait")
-    audit_days: Count = Field(default=90, description="how long the audit log is kept; must equal on front ends")
     metrics_host: Annotated[str, Field(min_length=1)] = Field(
         default="127.0.0.1", description="address that serves /metrics"
     )
