@@ -5,12 +5,13 @@ local function answer_key(ask)
   return 'idempotency:' .. (ask.idempotency.owner or ask.account) .. ':' .. ask.idempotency.key
 end
 
--- The stored answer if the request has a key and was answered before; else nil.
+-- The stored answer, as {'replayed', ...}, if the request has a key and was answered before; else nil.
 local function replay(ask)
   local seen = ask.idempotency and redis.call('GET', answer_key(ask))
   if not seen then return nil end
   seen = cjson.decode(seen)
   if seen.fingerprint ~= ask.idempotency.fingerprint then return {'refused', 'idempotency_key_reused'} end
+  seen.answer[1] = 'replayed'
   return seen.answer
 end
 
