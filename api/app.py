@@ -164,10 +164,16 @@ def _add_background_work(
         Cell(redis), read_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
     )
 
+    expected: dict[type[Exception], str] = {StoreUnavailable: "sweeper.store_unavailable"}
+
     async def sweeping(_: web.Application) -> AsyncIterator[None]:
         # Each front end does it: if all nodes are dead, no worker is left to do it.
-        expected: dict[type[Exception], str] = {StoreUnavailable: "sweeper.store_unavailable"}
         async with in_background(every(SWEEP_SECONDS, chores.fail_stale_jobs, name="sweeper", expected=expected)):
+            yield
+
+    async def bounding(_: web.Application) -> AsyncIterator[None]:
+        keep = partial(chores.keep_bounds, settings.bounds)
+        async with in_background(every(SWEEP_SECONDS, keep, name="sweeper", expected=expected)):
             yield
 
     async def sending(app: web.Application) -> AsyncIterator[None]:
@@ -184,7 +190,7 @@ def _add_background_work(
 
     metrics.follow(streams=lambda: streams.open, cell=view)
     app.on_shutdown.append(streams.end_all)
-    app.cleanup_ctx.extend([streams.running, sending, sweeping, view.running])
+    app.cleanup_ctx.extend([streams.running, sending, sweeping, bounding, view.running])
 
 
 def _handlers(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from worker.store.bounds import Bounds
 from worker.store.settings import CellSettings
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -56,4 +57,7 @@ class ApiSettings(CellSettings):
     session_idle_seconds: Seconds = Field(default=3600.0, description="how long a login lasts without activity")
     runbook_url: str = Field(default="/ops/runbook/", description="URL of docs/runbook.md, as your operators read it")
     drain_seconds: Seconds = Field(default=30.0, description="how long requests may run on after SIGTERM")
+    bounds: Bounds = Field(
+        default_factory=Bounds, description="what one account may leave in Redis; must equal on all front ends"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -34,7 +34,10 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.IdempotencyKeyReused.of(),
     errors.ServerNotReady.of(),
     errors.TooManyStreams.of(),
+    errors.TooManyDryRuns.of("50"),
+    errors.TokenLimitReached.of("100"),
     errors.NodeUnavailable.of(),
+    errors.StoreNearlyFull.of(),
     errors.StoreUnavailable.of(),
 )
 INVALID = invalid(FieldError(field="name", detail="Required."))

@@ -36,13 +36,18 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.IdempotencyKeyReused: 422,
     errors.ServerNotReady: 400,
     errors.TooManyStreams: 429,
+    errors.TooManyDryRuns: 429,
+    errors.TokenLimitReached: 409,
     errors.NodeUnavailable: 503,
+    errors.StoreNearlyFull: 503,
     errors.StoreUnavailable: 503,
 }
 _CHALLENGE = 'Bearer realm="vps-snapshots"'
 RETRY_AFTER_SECONDS: dict[type[errors.Refused], int] = {
     errors.TooManyStreams: 30,
+    errors.TooManyDryRuns: 5,
     errors.NodeUnavailable: 30,
+    errors.StoreNearlyFull: 60,
     errors.StoreUnavailable: 5,
 }
 

@@ -1,4 +1,4 @@
--- include: records
+-- include: records, deliveries
 -- Delete a webhook with all its deliveries.
 -- ask: {account, id}
 -- Answers 1, or 0 if the account has no such webhook.
@@ -7,7 +7,10 @@ local key = 'webhook:' .. ask.id
 local hook = read(key)
 if not hook or hook.account ~= ask.account then return 0 end
 for _, list in ipairs({key .. ':log', key .. ':due'}) do
-  for _, delivery_id in ipairs(redis.call('ZRANGE', list, 0, -1)) do redis.call('DEL', 'delivery:' .. delivery_id) end
+  for _, delivery_id in ipairs(redis.call('ZRANGE', list, 0, -1)) do
+    redis.call('DEL', 'delivery:' .. delivery_id)
+    redis.call('ZREM', waiting_of(ask.account), delivery_id)
+  end
 end
 redis.call('DEL', key, key .. ':log', key .. ':due', 'token:webhook:' .. ask.id)
 redis.call('ZREM', 'account:' .. ask.account .. ':webhooks', ask.id)
