@@ -1,9 +1,15 @@
 """What one account can leave in Redis: the oldest of its history goes first, and what is not history is refused."""
 
-from datetime import timedelta
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
+from tests.conftest import RedisServer
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from worker.store import errors
 from worker.store.bounds import Bounds
@@ -263,3 +269,82 @@ async def test_near_the_limit_of_memory_what_can_wait_is_refused_first(small: Ce
 async def _fill(cell: Cell, share: float) -> None:
     used = int((await cell.redis.info("memory"))["used_memory"])
     await cell.raw("CONFIG", "SET", "maxmemory", round(used / share))
+
+
+async def _have_listed(cell: Cell, many: int) -> None:
+    """Records of failed snapshots, as an earlier version left them."""
+    for first in range(0, many, 1000):
+        async with cell.redis.pipeline(transaction=False) as pipe:
+            for n in range(first, first + 1000):
+                record = {
+                    "v": "1",
+                    "server": SERVER,
+                    "account": ACCOUNT,
+                    "node": "n1",
+                    "name": f"old-{n % 100:02}",
+                    "description": "",
+                    "status": "failed",
+                    "size_mb": "",
+                    "created_ms": n,
+                }
+                pipe.hset(f"snapshot:{n}", mapping=record)
+                pipe.zadd(f"account:{ACCOUNT}:snapshots", {str(n): n})
+                pipe.zadd(f"server:{SERVER}:snapshots", {str(n): n})
+            await pipe.execute()
+
+
+@asynccontextmanager
+async def counting(cell: Cell, socket: Path) -> AsyncIterator[Counter[int]]:
+    """The commands of each script that is called, by its number, as Redis reports them to a second client."""
+    commands: Counter[int] = Counter()
+    scripts = 0
+    end = "the end of what is counted"
+    async with Redis(unix_socket_path=str(socket)) as client, client.monitor() as monitor:
+        yield commands
+        await cell.raw("ECHO", end)
+        async for one in monitor.listen():
+            if end in one["command"]:
+                return
+            if one["client_type"] == "lua":
+                commands[scripts] += 1
+            else:
+                scripts += 1
+
+
+async def test_no_list_of_a_customer_costs_more_than_a_bounded_number_of_commands(
+    cell: Cell, redis_server: RedisServer
+) -> None:
+    many = 5000
+    await _have_listed(cell, many)
+    store = cell.store
+    wanted = SnapshotFilter(status=SnapshotStatus.FAILED, name="old-07", sort="name")
+    async with counting(cell, redis_server.socket) as commands:
+        page = await store.snapshots(account_id=ACCOUNT, wanted=wanted, offset=0, limit=100)
+        assert page.count == many // 100
+        assert [snapshot.id for snapshot in page.results] == list(range(7, many, 100))
+        wanted = SnapshotFilter(name="old-07", sort="-created_at", created_from=at(1000), created_before=at(4000))
+        page = await store.snapshots(account_id=ACCOUNT, wanted=wanted, offset=2, limit=3)
+        assert (page.count, [snapshot.id for snapshot in page.results]) == (30, [3707, 3607, 3507])
+        between = SnapshotFilter(created_from=at(1000), created_before=at(4000), server_id=SERVER)
+        page = await store.snapshots(account_id=ACCOUNT, wanted=between, offset=2990, limit=100)
+        assert (page.count, [snapshot.id for snapshot in page.results]) == (3000, list(range(1009, 999, -1)))
+        between = SnapshotFilter(created_from=at(1000), created_before=at(4000), sort="created_at")
+        page = await store.snapshots(account_id=ACCOUNT, wanted=between, offset=1, limit=2)
+        assert (page.count, [snapshot.id for snapshot in page.results]) == (3000, [1001, 1002])
+    assert max(commands.values()) <= 2010
+    assert len(commands) >= 7
+
+
+async def test_what_an_earlier_version_left_beyond_the_bounds_goes_in_small_steps(
+    cell: Cell, redis_server: RedisServer
+) -> None:
+    await _have_listed(cell, 2000)
+    job_id = (await cell.create()).job.id
+    async with counting(cell, redis_server.socket) as commands:
+        await end(cell, job_id)
+    assert max(commands.values()) <= 3000
+    assert await cell.raw("ZCARD", f"account:{ACCOUNT}:snapshots") == 1901
+
+
+def at(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -96,3 +96,33 @@ def test_every_script_is_called_by_its_name() -> None:
     python = "".join(path.read_text() for path in Path("worker").rglob("*.py"))
     assert {name for name in SCRIPTS if f'"{name}"' not in python} == set()
     assert set(re.findall(r'(?:_call|_do|load)\((?:[a-z_.]+, )?"([a-z_]+/[a-z_]+)"', python)) <= set(SCRIPTS)
+
+
+# What a script reads whole, and why that is never more than 2,000 entries.
+BOUNDED = {
+    "'server:' .. server_id .. ':snapshots'": "5 of a server, and its failed ones: failed_snapshots_per_server",
+    "'server:' .. ask.server .. ':snapshots'": "as above",
+    "'account:' .. job.account .. ':webhooks'": "WEBHOOKS_PER_ACCOUNT",
+    "'account:' .. ask.account .. ':webhooks'": "WEBHOOKS_PER_ACCOUNT",
+    "'node:' .. job.node .. ':milliseconds:' .. job.kind": "20",
+    "'node:' .. ask.node .. ':servers'": "the servers of one node",
+    "lines": "MOST of job_reports",
+    "key .. ':steps'": "MOST of job_reports",
+    "key .. ':log'": "MOST of job_reports",
+    "list": "webhooks/drop_webhook: DELIVERIES_LISTED twice",
+    "log": "DELIVERIES_LISTED",
+    "mine": "access/put_token: tokens_per_account; nodes/report: the servers of one node",
+    "deleting": "nodes/report: what one node has not freed",
+}
+WHOLE = re.compile(
+    r"redis\.call\('(?:SMEMBERS|HKEYS|HVALS)', ([^)]+)\)"
+    r"|redis\.call\('(?:LRANGE|ZRANGE|ZREVRANGE)', ([^)]+), 0, -1\)"
+    r"|redis\.call\('(?:ZRANGEBYSCORE|ZREVRANGEBYSCORE|ZREMRANGEBYSCORE)', ([^),]+),(?!.*LIMIT)"
+    r"|redis\.call\('(?:KEYS|SCAN|HSCAN|SORT|XRANGE)', ([^),]+)"
+)
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, *(f"shared/{module}" for module in MODULES if module != "states")])
+def test_no_script_reads_a_list_whole_that_has_no_bound(name: str) -> None:
+    whole = {next(filter(None, groups)) for groups in WHOLE.findall(scripts.source(name))}
+    assert whole - BOUNDED.keys() == set()

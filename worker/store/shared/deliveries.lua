@@ -2,7 +2,7 @@
 -- Deliveries to webhooks.
 
 local DELIVERIES_KEPT_MS = 7 * 86400 * 1000
-local DELIVERIES_LISTED = 1000 -- of a webhook
+local DELIVERIES_LISTED = 1000 -- of a webhook; also the most that wait
 local GIVEN_UP_AT_ONCE = 20
 
 -- Queue a webhook that has something to send: at the end of the queue, or later if it waits for a retry or for the end
@@ -55,11 +55,12 @@ local function post(id, delivery_id, delivery)
   redis.call('ZADD', queue, now, delivery_id)
   for _, key in ipairs({'delivery:' .. delivery_id, log, queue}) do redis.call('PEXPIRE', key, DELIVERIES_KEPT_MS) end
   redis.call('ZREMRANGEBYSCORE', log, '-inf', now - DELIVERIES_KEPT_MS)
+  local account = redis.call('HGET', 'webhook:' .. id, 'account')
   for _, old in ipairs(redis.call('ZRANGE', log, 0, -DELIVERIES_LISTED - 1)) do
-    redis.call('ZREM', log, old)
-    if not redis.call('ZSCORE', queue, old) then redis.call('DEL', 'delivery:' .. old) end
+    for _, list in ipairs({log, queue, waiting_of(account)}) do redis.call('ZREM', list, old) end
+    redis.call('DEL', 'delivery:' .. old)
   end
-  keep_waiting(redis.call('HGET', 'webhook:' .. id, 'account'), delivery_id, now)
+  keep_waiting(account, delivery_id, now)
   line_up(id)
 end
 

@@ -29,3 +29,9 @@ local function show_snapshot(id)
   local server = redis.call('HGET', 'snapshot:' .. id, 'server')
   return {id, redis.call('HGETALL', 'snapshot:' .. id), redis.call('HGET', 'server:' .. server, 'name') or ''}
 end
+
+-- The list of an account's snapshots, or of one of its servers; nil if the server is another account's.
+local function snapshots_of(account, server)
+  if not server then return 'account:' .. account .. ':snapshots' end
+  return redis.call('HGET', 'server:' .. server, 'account') == account and 'server:' .. server .. ':snapshots' or nil
+end

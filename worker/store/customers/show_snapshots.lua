@@ -1,0 +1,10 @@
+-- include: show
+-- Some of an account's snapshots. Those that it no longer has are left out.
+-- ask: {account, ids}
+-- Answers {snapshot (see `show_snapshot`), ...}.
+local ask = cjson.decode(ARGV[1])
+local shown = {}
+for _, id in ipairs(ask.ids) do
+  if redis.call('HGET', 'snapshot:' .. id, 'account') == ask.account then shown[#shown + 1] = show_snapshot(id) end
+end
+return shown
