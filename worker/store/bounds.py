@@ -21,11 +21,11 @@ class Bounds(BaseModel):
         description="ended jobs of a server that are kept, within their 30 days",
     )
     jobs_per_account: Bound = Field(
-        default=10_000,  # 30 MB
+        default=10_000,  # 28 MB
         description="ended jobs of an account that are kept, within their 30 days",
     )
     dry_runs_per_account: Bound = Field(
-        default=200,  # 0.5 MB; a dry run's caller has its result at once, so they are kept for people who look again
+        default=200,  # 0.6 MB; a dry run's caller has its result at once, so they are kept for people who look again
         description="ended dry runs of an account that are kept, within their hour",
     )
     open_dry_runs_per_account: Bound = Field(
@@ -37,11 +37,11 @@ class Bounds(BaseModel):
         description="failed snapshots of a server that are listed, within their 7 days",
     )
     failed_snapshots_per_account: Bound = Field(
-        default=500,  # 0.6 MB
+        default=500,  # 0.7 MB
         description="failed snapshots of an account that are listed, within their 7 days",
     )
     deliveries_per_account: Bound = Field(
-        default=2000,  # 5 MB: all events of 1,000 servers in a night in which each has a create and a delete
+        default=2000,  # 3 MB: all events of 1,000 servers in a night in which each has a create and a delete
         description="deliveries of all webhooks of an account that wait; the oldest are given up",
     )
     answers_per_account: Bound = Field(

@@ -3,6 +3,7 @@
 
 local DRY_RUN_KEPT_MS = 3600 * 1000
 local DRY_RUN_RECORD_MS = 24 * 3600 * 1000 -- a record must be there when it is taken out of its lists
+local LOG_OF_COMPLETED_MS = 24 * 3600 * 1000 -- the longest text of a job, and seldom read if nothing went wrong
 local DROPPED_AT_ONCE, LOOKED_AT = 20, 100 -- per list and job that ends
 local FAILURES_LOOKED_AT = 100 -- of a server, and of an account, for each snapshot that fails
 local FAILURES_LISTED_MS = 8 * 86400 * 1000 -- a day longer than their records
@@ -72,6 +73,7 @@ end
 -- that are too many.
 local function keep_job(id, job, kept_ms)
   local mine = 'account:' .. job.account
+  if job.state == 'completed' then redis.call('PEXPIRE', 'job:' .. id .. ':log', LOG_OF_COMPLETED_MS) end
   if ONLY_LOOKS[job.kind] then
     redis.call('PEXPIRE', 'job:' .. id, DRY_RUN_RECORD_MS)
     redis.call('SREM', open_dry_runs(job.account), id)
