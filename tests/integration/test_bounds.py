@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from api.dashboard.overview import Alarm, alarms
 from tests.conftest import RedisServer
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from worker.store import errors
@@ -26,6 +27,7 @@ from worker.store.model import (
     SnapshotId,
     SnapshotStatus,
 )
+from worker.store.operators.operator_store import OperatorStore
 from worker.store.outcome import Outcome
 from worker.store.reports import JobReport
 from worker.store.webhooks.deliveries import Deliveries, Result
@@ -262,8 +264,14 @@ async def test_near_the_limit_of_memory_what_can_wait_is_refused_first(small: Ce
         with pytest.raises(errors.StoreNearlyFull):
             await webhook(small)
         assert await _delete(small)
+        assert any("Redis is 9" in alarm.text and alarm.is_grave for alarm in await _alarms(small))
     finally:
         await small.raw("CONFIG", "SET", "maxmemory", "0")
+
+
+async def _alarms(cell: Cell) -> list[Alarm]:
+    operators = OperatorStore(cell.redis, cell.store)
+    return await alarms(operators, await operators.overview())
 
 
 async def _fill(cell: Cell, share: float) -> None:

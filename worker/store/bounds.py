@@ -8,6 +8,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# The shares of Redis's `maxmemory` from which requests are refused: dry runs and tests of webhooks, which change
+# nothing; then new snapshots, schedules and webhooks. The rest is for deletes, restores and the ends of jobs.
+FULL_FROM = {"looks": 0.8, "new": 0.9}
+
 Bound = Annotated[int, Field(ge=1, le=1_000_000)]
 
 

@@ -9,7 +9,7 @@ import re
 from functools import cache
 from importlib.resources import files
 
-from worker.store.bounds import Bounds
+from worker.store.bounds import FULL_FROM, Bounds
 from worker.store.model import MAY_FOLLOW, JobKind
 
 _INCLUDE = re.compile(r"-- include: ([a-z_, ]+)\n")
@@ -43,7 +43,7 @@ def source(name: str) -> str:
         table = {state: dict.fromkeys(followers, True) for state, followers in MAY_FOLLOW.items()}
         only_look = {kind: True for kind in JobKind if kind.only_looks}
         tables: dict[str, object] = {"MAY_FOLLOW": table, "ONLY_LOOKS": only_look}
-        tables["BOUNDS"] = Bounds().model_dump()
+        tables |= {"BOUNDS": Bounds().model_dump(), "FULL_FROM": FULL_FROM}
         return "".join(f"local {name} = cjson.decode('{json.dumps(held)}')\n" for name, held in tables.items())
     return (files(__package__) / f"{name}.lua").read_text()
 

@@ -48,7 +48,7 @@ local function create()
   end
   if over > 0 then return {'refused', 'snapshot_limit_reached'} end
   if namesake then return {'refused', 'name_taken', namesake} end
-  refused = refuse_if_full(FULL_FOR_NEW)
+  refused = refuse_if_full('new')
   if refused then return refused end
 
   if ask.dry_run then

@@ -15,7 +15,7 @@ local function put()
     local all = 'account:' .. ask.account .. ':schedules'
     local of_server = all .. ':server:' .. ask.server
     if redis.call('ZCARD', of_server) >= ask.most then return {'refused', 'schedule_limit_reached'} end
-    local refused = refuse_if_full(FULL_FOR_NEW)
+    local refused = refuse_if_full('new')
     if refused then return refused end
     local now = now_ms()
     redis.call('ZADD', all, now, ask.id)

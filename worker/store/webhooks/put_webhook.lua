@@ -10,7 +10,7 @@ local function put()
   local hook = read(key)
   if ask.most then
     if redis.call('ZCARD', all) >= ask.most then return {'refused', 'webhook_limit_reached'} end
-    local refused = refuse_if_full(FULL_FOR_NEW)
+    local refused = refuse_if_full('new')
     if refused then return refused end
     local now = now_ms()
     redis.call('ZADD', all, now, ask.id)

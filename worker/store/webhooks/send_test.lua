@@ -10,7 +10,7 @@ local function test()
   if hook.enabled ~= '1' or redis.call('ZCARD', 'webhook:' .. ask.id .. ':due') >= ask.most then
     return {'refused', 'webhook_not_ready'}
   end
-  local refused = refuse_if_full(FULL_FOR_LOOKS)
+  local refused = refuse_if_full('looks')
   if refused then return refused end
   post(ask.id, ask.delivery_id, {event = ask.event})
   return {'admitted', {ask.delivery_id, redis.call('HGETALL', 'delivery:' .. ask.delivery_id)}}
