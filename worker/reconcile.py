@@ -33,7 +33,15 @@ from worker.procedures.work import SAFETY_PREFIX, Task
 from worker.runner import Runner
 from worker.store.errors import StoreUnavailable
 from worker.store.model import Contents, JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
-from worker.store.nodes.node_store import BegunJob, Known, KnownSnapshot, LeaseLost, NodeStore, PublishedSnapshot
+from worker.store.nodes.node_store import (
+    BegunJob,
+    ClaimRefused,
+    Known,
+    KnownSnapshot,
+    LeaseLost,
+    NodeStore,
+    PublishedSnapshot,
+)
 
 ROUND_SECONDS = 300.0  # between two rounds over every server of the node
 UNDELETED_AFTER = 3  # failed deletes, over at least three minutes, before it is a finding: it may pass by itself
@@ -145,7 +153,7 @@ class Reconciler:
                 return
             async with lock, asyncio.timeout(self._look_seconds):
                 await self._compare(server_id)
-        except (DriverError, StoreUnavailable, LeaseLost, TimeoutError, JournalFailed) as error:
+        except (DriverError, StoreUnavailable, LeaseLost, ClaimRefused, TimeoutError, JournalFailed) as error:
             log.warning("reconcile.put_off", server_id=server_id, reason=str(error) or type(error).__name__)
         except Exception:  # one odd server must not crash the worker over and over
             log.exception("reconcile.broke", server_id=server_id)
@@ -186,7 +194,10 @@ class Reconciler:
                 contents=held.get(snapshot_id),
             )
             for snapshot_id, (tag, spec) in taken.items()
-            if known.on_disk[snapshot_id] is None and snapshot_id not in at_work and tag not in safety
+            if known.on_disk[snapshot_id] is None
+            and snapshot_id not in known.elsewhere
+            and snapshot_id not in at_work
+            and tag not in safety
         ]
         described = [  # of a known snapshot the store writes only the contents
             _published(snapshot_id, record, record.status, contents=contents)
@@ -278,7 +289,7 @@ class Reconciler:
         findings = []
         for snapshot_id, snapshot in whole.items():
             record = known.on_disk[snapshot_id]
-            if snapshot.spec is not None or record is None or record.server_id != server_id:
+            if snapshot.spec is not None or record is None:
                 continue
             if record.status is not SnapshotStatus.COMPLETED and not record.lost:
                 continue
@@ -311,7 +322,6 @@ class Reconciler:
             if snapshot.spec is None
             and (record := known.on_disk[snapshot_id])
             and record.status is SnapshotStatus.FAILED
-            and record.server_id == server_id
             and not record.lost
         ]
         for tag in orphans:
@@ -365,7 +375,11 @@ def _strays(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Finding
     return [
         Finding(kind=FindingKind.STRAY_TAG, tag=snapshot.tag)
         for snapshot_id, snapshot in ours.items()
-        if ((record := known.on_disk[snapshot_id]) is None and snapshot.spec is None)
+        if (
+            (record := known.on_disk[snapshot_id]) is None
+            and snapshot.spec is None
+            and snapshot_id not in known.elsewhere
+        )
         or (record and record.lost and not snapshot.complete)
     ]
 

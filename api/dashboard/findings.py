@@ -32,7 +32,13 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     query = read_query(request, CursorQuery, limit=LIMIT)
     page = await context.operators.findings(query.cursor)
     return context.rendering.page(
-        request.http, "findings.html", filters=read_filters(request, query), page=page, meanings=MEANINGS
+        request.http,
+        "findings.html",
+        filters=read_filters(request, query),
+        page=page,
+        refused=await context.operators.refused_claims(),
+        meanings=MEANINGS,
+        runbook_url=context.runbook_url,
     )
 
 

@@ -83,12 +83,17 @@ def page_answer(
 
 
 def cursor_answer(
-    request: web.Request, page: CursorPage[Item], body: type[BaseModel], one: Callable[[Item], BaseModel]
+    request: web.Request,
+    page: CursorPage[Item],
+    body: type[BaseModel],
+    one: Callable[[Item], BaseModel],
+    **others: object,
 ) -> web.Response:
-    """A page of an operators' list, with a link to the next. `one` makes the body of an item."""
+    """A page of an operators' list, with a link to the next. `one` makes the body of an item; `others` are further
+    fields of the list."""
     url = request.rel_url.update_query(after=page.after or "")  # other parameters of the query are kept
     headers = {"Link": f'<{url}>; rel="next"'} if page.after else {}
-    return answer(from_record(body, page, results=tuple(map(one, page.results))), headers=headers)
+    return answer(from_record(body, page, results=tuple(map(one, page.results)), **others), headers=headers)
 
 
 def page_links(url: URL, query: PageQuery, count: int) -> dict[str, str]:

@@ -116,10 +116,11 @@ class OperatorCalls:
     async def ops_list_findings(self, request: web.Request, _: Token) -> web.Response:
         """List findings.
 
-        The differences that reconciliation found, by server, newest first.
+        The differences that reconciliation found, by server, newest first, and the nodes' refused claims.
         """
         page = await self._operators.findings(reading.query(request, CursorQuery).cursor)
-        return cursor_answer(request, page, bodies.FindingsList, bodies.server_findings)
+        refused = tuple(map(bodies.refused_claim, await self._operators.refused_claims()))
+        return cursor_answer(request, page, bodies.FindingsList, bodies.server_findings, refused_claims=refused)
 
     @call(f"GET {OPS}audit/", Reply(200, {"audit": examples.AUDIT}), query=AuditQuery)
     async def ops_list_audit(self, request: web.Request, _: Token) -> web.Response:

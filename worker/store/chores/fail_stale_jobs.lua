@@ -8,7 +8,7 @@ local failed = {}
 local oldest = redis.call('ZRANGEBYSCORE', 'jobs:waiting', '-inf', now_ms() - ask.silent_ms, 'LIMIT', 0, ask.limit)
 for _, job_id in ipairs(oldest) do
   local job = read('job:' .. job_id)
-  if not job then
+  if not job or job.state ~= 'queued' then
     redis.call('ZREM', 'jobs:waiting', job_id)
   elseif node_is_silent(job.node, ask.silent_ms) then
     conclude(job_id, job, ask.result)

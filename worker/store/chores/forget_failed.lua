@@ -6,6 +6,10 @@ local ask = cjson.decode(ARGV[1])
 local old = redis.call('ZRANGEBYSCORE', 'snapshots:failed', '-inf', now_ms() - ask.kept_ms, 'LIMIT', 0, ask.limit)
 for _, id in ipairs(old) do
   local snapshot = read('snapshot:' .. id)
-  if snapshot then forget_snapshot(id, snapshot) else redis.call('ZREM', 'snapshots:failed', id) end
+  if snapshot and snapshot.status == 'failed' then
+    forget_snapshot(id, snapshot)
+  else
+    redis.call('ZREM', 'snapshots:failed', id)
+  end
 end
 return #old

@@ -14,8 +14,10 @@ for i = 1, #part, 2 do
     found[1] = {}
     break
   end
-  local status, name, size_mb = unpack(redis.call('HMGET', 'snapshot:' .. part[i], 'status', 'name', 'size_mb'))
-  if (not ask.status or status == ask.status) and (not ask.name or name == ask.name) then
+  local account, server, status, name, size_mb =
+    unpack(redis.call('HMGET', 'snapshot:' .. part[i], 'account', 'server', 'status', 'name', 'size_mb'))
+  local is_mine = account == ask.account and server == (ask.server or server)
+  if is_mine and (not ask.status or status == ask.status) and (not ask.name or name == ask.name) then
     found[#found + 1] = {part[i], name, size_mb}
   end
 end

@@ -14,6 +14,6 @@ local first = ask.descending and newer or older
 local stop = first + math.min(ask.offset + ask.limit, page[1]) -- not in the page
 if first + ask.offset >= stop then return page end
 for _, id in ipairs(redis.call(range, index, first + ask.offset, stop - 1)) do
-  page[#page + 1] = show_snapshot(id)
+  if is_listed(id, ask.account, ask.server) then page[#page + 1] = show_snapshot(id) end
 end
 return page

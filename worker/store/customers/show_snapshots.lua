@@ -5,6 +5,6 @@
 local ask = cjson.decode(ARGV[1])
 local shown = {}
 for _, id in ipairs(ask.ids) do
-  if redis.call('HGET', 'snapshot:' .. id, 'account') == ask.account then shown[#shown + 1] = show_snapshot(id) end
+  if is_listed(id, ask.account) then shown[#shown + 1] = show_snapshot(id) end
 end
 return shown

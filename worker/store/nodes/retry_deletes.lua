@@ -10,7 +10,7 @@ local ids = redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, #ask.job_i
 for i, id in ipairs(ids) do
   local snapshot = read('snapshot:' .. id)
   local server = snapshot and read('server:' .. snapshot.server)
-  if not snapshot then
+  if not snapshot or snapshot.status ~= 'deleting' or server and server.node ~= ask.node then
     redis.call('ZREM', due, id)
   elseif not server or server.missing then
     forget_snapshot(id, snapshot)

@@ -18,7 +18,10 @@ from worker.store.model import NODE_SILENT_SECONDS, AccountId, Job, JobId, JobKi
 from worker.store.operators import records as ops_records
 from worker.store.operators.memory import Memory, memory_of
 from worker.store.operators.overview import Counted, Overview, overview
-from worker.store.operators.records import AuditEntry, Node, OpsJob, OpsServer, ServerFindings
+from worker.store.operators.records import AuditEntry, Node, OpsJob, OpsServer, RefusedClaim, ServerFindings
+from worker.store.outcome import LEFT_ITS_NODE
+
+REFUSED_CLAIMS_SHOWN = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +159,33 @@ class OperatorStore(Scripts):
             raise errors.ServerNotFound.of(id=server_id)
         return ops_records.server(rows[0])
 
+    async def place(
+        self, server_id: ServerId, *, node: str | None = None, account_id: AccountId | None = None
+    ) -> OpsServer:
+        """Say on which node a server is, and whose it is. One that the service does not know is declared: it takes
+        both. Raises ServerNotFound, NodeNotFound, ServerOnLiveNode, or ServerBusy, if the account changes during a job.
+        """
+        ask: dict[str, Any] = {
+            "server": str(server_id),
+            "silent_ms": self._silent_ms,
+            "left": LEFT_ITS_NODE.for_script(),
+        }
+        ask |= {"node": node} if node else {}
+        ask |= {"account": str(account_id)} if account_id else {}
+        answer = await self._call("operators/place_server", ask)
+        about = node if answer[:2] == [b"refused", errors.NodeNotFound.code.encode()] else server_id
+        accepted(answer, id=about)
+        return await self.server(server_id)
+
     async def findings(self, cursor: Cursor) -> CursorPage[ServerFindings]:
         """Newest first."""
         count, after, *rows = await self._call("operators/findings", cursor.for_script())
         return CursorPage.of(count, after, tuple(map(ops_records.server_findings, rows)))
+
+    async def refused_claims(self) -> tuple[RefusedClaim, ...]:
+        """What nodes said that was refused in the last 30 days, newest first; at most 100."""
+        rows = await self._call("operators/refused_claims", {"limit": REFUSED_CLAIMS_SHOWN})
+        return tuple(map(ops_records.refused_claim, rows))
 
     async def audit(
         self, wanted: Mapping[str, str], *, since: datetime | None, until: datetime | None, cursor: Cursor

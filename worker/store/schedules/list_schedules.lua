@@ -7,6 +7,8 @@ local list = 'account:' .. ask.account .. ':schedules'
 if ask.server then list = list .. ':server:' .. ask.server end
 local page = {redis.call('ZCARD', list)}
 for _, id in ipairs(redis.call('ZREVRANGE', list, ask.offset, ask.offset + ask.limit - 1)) do
-  page[#page + 1] = show_schedule(id)
+  local account, server = unpack(redis.call('HMGET', 'schedule:' .. id, 'account', 'server'))
+  -- a list that is wrong shows nobody's data to another
+  if account == ask.account and server == (ask.server or server) then page[#page + 1] = show_schedule(id) end
 end
 return page

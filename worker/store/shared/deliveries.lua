@@ -5,6 +5,11 @@ local DELIVERIES_KEPT_MS = 7 * 86400 * 1000
 local DELIVERIES_LISTED = 1000 -- of a webhook; also the most that wait
 local GIVEN_UP_AT_ONCE = 20
 
+-- Whether a delivery is the webhook's. One of an earlier version does not say whose it is.
+local function is_delivery_of(id, delivery_id)
+  return (redis.call('HGET', 'delivery:' .. delivery_id, 'webhook') or id) == id
+end
+
 -- Queue a webhook that has something to send: at the end of the queue, or later if it waits for a retry or for the end
 -- of its claim. A webhook that is already due keeps its place.
 local function line_up(id)
@@ -58,7 +63,7 @@ local function post(id, delivery_id, delivery)
   local account = redis.call('HGET', 'webhook:' .. id, 'account')
   for _, old in ipairs(redis.call('ZRANGE', log, 0, -DELIVERIES_LISTED - 1)) do
     for _, list in ipairs({log, queue, waiting_of(account)}) do redis.call('ZREM', list, old) end
-    redis.call('DEL', 'delivery:' .. old)
+    if is_delivery_of(id, old) then redis.call('DEL', 'delivery:' .. old) end
   end
   keep_waiting(account, delivery_id, now)
   line_up(id)
@@ -69,7 +74,8 @@ local function call_webhooks(job_id, job, event_id)
   local event, shown = 'job.' .. job.state, nil
   for _, id in ipairs(redis.call('ZRANGE', 'account:' .. job.account .. ':webhooks', 0, -1)) do
     local hook = read('webhook:' .. id)
-    if hook.enabled == '1' and string.find(' ' .. hook.events .. ' ', ' ' .. event .. ' ', 1, true) then
+    local is_mine = hook and hook.account == job.account and hook.enabled == '1'
+    if is_mine and string.find(' ' .. hook.events .. ' ', ' ' .. event .. ' ', 1, true) then
       shown = shown or cjson.encode(show_job(job_id))
       post(id, string.sub(redis.sha1hex(id .. event_id), 1, 32), {event = event, job = shown})
     end

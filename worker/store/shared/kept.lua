@@ -28,8 +28,8 @@ local function is_needed(id, job)
   return held == id or stranded == id or undoable == id and now_ms() <= (tonumber(job.undoable_until_ms) or 0)
 end
 
--- Delete the oldest ended jobs of a list of the account until `most` are left; not `latest`, which has just ended.
-local function keep_latest(list, most, latest)
+-- Delete the oldest ended jobs of a list of the account until `most` are left; not that which has just ended.
+local function keep_latest(list, most, just_ended)
   local lists = {list .. ':completed', list .. ':failed'}
   local over = redis.call('ZCARD', lists[1]) + redis.call('ZCARD', lists[2]) - most
   if over <= 0 then return end
@@ -46,7 +46,7 @@ local function keep_latest(list, most, latest)
     if not job then
       redis.call('ZREM', one.key, one.id)
       left = left - 1
-    elseif one.id ~= latest and not is_needed(one.id, job) then
+    elseif one.id ~= just_ended and not is_needed(one.id, job) then
       forget_job(one.id, job)
       left = left - 1
     end

@@ -4,7 +4,8 @@
 -- A server: {field, value, ...}, kind of the job that holds it or ''.
 local function show_server(server_id)
   local holder = redis.call('HGET', 'server:' .. server_id, 'job')
-  return redis.call('HGETALL', 'server:' .. server_id), holder and redis.call('HGET', 'job:' .. holder, 'kind') or ''
+  local of, kind = unpack(holder and redis.call('HMGET', 'job:' .. holder, 'server', 'kind') or {})
+  return redis.call('HGETALL', 'server:' .. server_id), of == server_id and kind or ''
 end
 
 -- A job: {id, {field, value, ...}, {durations in ms of the node's latest jobs of its kind},
@@ -24,10 +25,23 @@ local function show_webhook(id)
   return {id, redis.call('HGETALL', 'webhook:' .. id)}
 end
 
+-- The name of a server that is the account's, else ''.
+local function name_of(server_id, account)
+  local name, owner = unpack(redis.call('HMGET', 'server:' .. server_id, 'name', 'account'))
+  return owner == account and name or ''
+end
+
 -- A snapshot: {id, {field, value, ...}, name of its server}.
 local function show_snapshot(id)
-  local server = redis.call('HGET', 'snapshot:' .. id, 'server')
-  return {id, redis.call('HGETALL', 'snapshot:' .. id), redis.call('HGET', 'server:' .. server, 'name') or ''}
+  local server, account = unpack(redis.call('HMGET', 'snapshot:' .. id, 'server', 'account'))
+  return {id, redis.call('HGETALL', 'snapshot:' .. id), name_of(server, account)}
+end
+
+-- Whether a snapshot is in an account's list, or in that of its server: a list that is wrong shows nobody's data to
+-- another.
+local function is_listed(id, account, server)
+  local its_account, its_server = unpack(redis.call('HMGET', 'snapshot:' .. id, 'account', 'server'))
+  return its_account == account and its_server == (server or its_server)
 end
 
 -- The list of an account's snapshots, or of one of its servers; nil if the server is another account's.

@@ -11,10 +11,10 @@ local function due(id, hook)
   local found, queue = {}, 'webhook:' .. id .. ':due'
   for _, delivery_id in ipairs(redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, ask.limit)) do
     local one = read('delivery:' .. delivery_id)
-    if one then
+    if one and is_delivery_of(id, delivery_id) then
       found[#found + 1] = {delivery_id, one.event, one.created_ms, one.attempts, one.job and cjson.decode(one.job)}
     else
-      redis.call('ZREM', queue, delivery_id) -- it expired before it was delivered
+      redis.call('ZREM', queue, delivery_id) -- it expired before it was delivered, or is another webhook's
       redis.call('ZREM', waiting_of(hook.account), delivery_id)
     end
   end

@@ -5,6 +5,7 @@
 local ask = cjson.decode(ARGV[1])
 local shown = {}
 for _, id in ipairs(redis.call('ZREVRANGE', 'account:' .. ask.account .. ':webhooks', 0, -1)) do
-  shown[#shown + 1] = show_webhook(id)
+  -- a list that is wrong shows nobody's data to another
+  if redis.call('HGET', 'webhook:' .. id, 'account') == ask.account then shown[#shown + 1] = show_webhook(id) end
 end
 return shown
