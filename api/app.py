@@ -20,6 +20,7 @@ from api.document.calls import CALLS
 from api.events import calls as events
 from api.events.streams import Streams
 from api.http import problems, reading
+from api.http.audit_budget import AuditBudget
 from api.http.caching import Document, conditional
 from api.http.callers import Caller, Callers
 from api.http.calls import Call, Table
@@ -99,8 +100,10 @@ def build(
         runbook_url=settings.runbook_url,
     )
     audit = Audit(redis, kept=timedelta(days=settings.audit_days))
+    budget = AuditBudget(settings.audit_entries_per_hour)
     app = web.Application(
-        middlewares=[traced, around(callers, audit, metrics, _refusing(context))], client_max_size=BODY_MAX_BYTES
+        middlewares=[traced, around(callers, audit, budget, metrics, _refusing(context))],
+        client_max_size=BODY_MAX_BYTES,
     )
     app[BODY_SECONDS] = settings.body_seconds
     app.on_response_prepare.append(finish_head)

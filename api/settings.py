@@ -42,6 +42,11 @@ class ApiSettings(CellSettings):
     )
     metrics_look_seconds: Seconds = Field(default=15.0, description="how often the cell's numbers are read")
     audit_days: Count = Field(default=90, description="how long the audit log is kept")
+    audit_entries_per_hour: Count = Field(
+        # the log then holds the entries of 40 tokens that do their worst for a day
+        default=1000,
+        description="audit entries of a token in this process for calls that start no job; others are only in the log",
+    )
     streams_per_account: Count = Field(default=20, description="event streams of an account at a time")
     operators_streams: Count = Field(
         default=200, description="event streams of all operators at a time: one for each open page of the dashboard"
