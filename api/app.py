@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache, partial
 from typing import Any, NoReturn, TypeVar
@@ -44,6 +45,7 @@ from worker.program.loop import every
 from worker.store.access.audit import Audit
 from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Permission, Token, Tokens
+from worker.store.chores.cell_clock import COMPARE_SECONDS, CellClock
 from worker.store.chores.chores import Chores
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.customers.events import Events
@@ -55,6 +57,7 @@ from worker.store.webhooks.deliveries import Deliveries
 from worker.store.webhooks.webhooks import Webhooks
 
 TOKEN_CHECK_SECONDS = 30.0  # an event stream ends at most this long after its token was revoked
+FIRST_COMPARISON_SECONDS = 1.0  # a start does not wait longer for Redis
 SWEEP_SECONDS = 30.0  # how often jobs that have waited too long are failed
 
 By = TypeVar("By")
@@ -70,6 +73,7 @@ def build(
     metrics = metrics or Metrics()
     limits = Limits(calls=settings.calls_per_minute, failed_logins=settings.failed_logins_per_minute)
     tokens = Tokens(redis)
+    clock = CellClock(redis, compared=metrics.clocks)
     callers = Callers(tokens, limits, trusted_proxies=settings.trusted_proxies)
     streams = _streams(redis, settings)
     store = CustomerStore(redis, node_silent_seconds=settings.node_silent_seconds)
@@ -80,7 +84,7 @@ def build(
         (jobs.call, jobs.JobCalls(store)),
         (events.call, following),
         (servers.call, servers.ServerCalls(store)),
-        (schedules.call, schedules.ScheduleCalls(Schedules(redis))),
+        (schedules.call, schedules.ScheduleCalls(Schedules(redis, now=clock.now))),
         (webhooks.call, webhooks.WebhookCalls(Webhooks(redis), to_private=settings.webhooks_to_private)),
     ]
     for_operators: list[tuple[Table[Token], object]] = [
@@ -99,7 +103,7 @@ def build(
         guard=SessionGuard(callers, _sessions(redis, settings, limits)),
         runbook_url=settings.runbook_url,
     )
-    audit = Audit(redis, kept=timedelta(days=settings.audit_days))
+    audit = Audit(redis, kept=timedelta(days=settings.audit_days), now=clock.now)
     budget = AuditBudget(settings.audit_entries_per_hour)
     app = web.Application(
         middlewares=[traced, around(callers, audit, budget, metrics, _refusing(context))],
@@ -107,7 +111,7 @@ def build(
     )
     app[BODY_SECONDS] = settings.body_seconds
     app.on_response_prepare.append(finish_head)
-    _add_background_work(app, redis, settings, streams=streams, metrics=metrics, resolver=resolver)
+    _add_background_work(app, redis, settings, streams=streams, clock=clock, metrics=metrics, resolver=resolver)
     _serve(
         app,
         [*_handlers(for_customers, callers.identify), *_handlers(for_operators, callers.operator)],
@@ -158,6 +162,7 @@ def _add_background_work(
     settings: ApiSettings,
     *,
     streams: Streams,
+    clock: CellClock,
     metrics: Metrics,
     resolver: AbstractResolver | None,
 ) -> None:
@@ -166,6 +171,16 @@ def _add_background_work(
     view = CellView(
         Cell(redis), read_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
     )
+
+    async def timing(_: web.Application) -> AsyncIterator[None]:
+        comparing = every(
+            COMPARE_SECONDS, clock.compare, name="clock", expected={StoreUnavailable: "clock.store_unavailable"}
+        )
+        with suppress(StoreUnavailable, TimeoutError):  # before a call that needs the time
+            async with asyncio.timeout(FIRST_COMPARISON_SECONDS):
+                await clock.compare()
+        async with in_background(comparing):
+            yield
 
     expected: dict[type[Exception], str] = {StoreUnavailable: "sweeper.store_unavailable"}
 
@@ -187,13 +202,14 @@ def _add_background_work(
             to_private=settings.webhooks_to_private,
             resolver=resolver or ThreadedResolver(),  # needs the running loop
             metrics=metrics,
+            now=clock.now,
         )
         async for _ in sender.running(app):
             yield
 
     metrics.follow(streams=lambda: streams.open, cell=view)
     app.on_shutdown.append(streams.end_all)
-    app.cleanup_ctx.extend([streams.running, sending, sweeping, bounding, view.running])
+    app.cleanup_ctx.extend([timing, streams.running, sending, sweeping, bounding, view.running])
 
 
 def _handlers(

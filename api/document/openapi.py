@@ -40,6 +40,7 @@ may be added, so a client must treat an unknown code like others of the same sta
 UTC, RFC 3339, whole seconds."""
 
 _PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's; Python has them from 3.13 on
+_TOO_LARGE_IS_INVALID = {"create_snapshot"}  # its contract knows 400 only
 _STRING: Json = {"type": "string"}
 _HEADERS: dict[str, Json] = {
     "X-Request-Id": {
@@ -293,7 +294,15 @@ def _link(link: Link) -> Json:
 def _problems() -> list[Problem]:
     """One problem of each code."""
     refused = [problems.of_refusal(refusal, method="POST") for refusal in refusals.REFUSALS]
-    return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, refusals.LATE, refusals.INTERNAL]
+    return [
+        refusals.INVALID,
+        *refusals.CALLERS,
+        refusals.LIMITED,
+        *refused,
+        refusals.LATE,
+        refusals.TOO_LARGE,
+        refusals.INTERNAL,
+    ]
 
 
 def _problems_of(call: AnyCall) -> list[Problem]:
@@ -301,8 +310,9 @@ def _problems_of(call: AnyCall) -> list[Problem]:
     if call.takes_key:
         kinds = (*kinds, errors.IdempotencyKeyReused)
     late = [refusals.LATE] if call.changes else []  # even a refused body must arrive first
+    large = [refusals.TOO_LARGE] if call.changes and call.id not in _TOO_LARGE_IS_INVALID else []
     refused = [_of(refusal, call.method) for refusal in kinds]
-    return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, *late, refusals.INTERNAL]
+    return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, *late, *large, refusals.INTERNAL]
 
 
 def _of(refusal: type[errors.Refused], method: str) -> Problem:

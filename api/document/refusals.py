@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 from api.http.problems import FieldError, Problem, internal_error, invalid, rate_limited, unauthenticated
+from api.http.reading import too_large
 from api.jobs.examples import JOB_ID
 from api.schedules.examples import SCHEDULE_ID
 from worker.store import errors
@@ -50,4 +51,5 @@ CALLERS = (
 )
 LIMITED = rate_limited("with this token", timedelta(seconds=1))
 LATE = Problem(408, "request_timeout", "The body did not arrive within 10 seconds.")
+TOO_LARGE = too_large()
 INTERNAL = internal_error()

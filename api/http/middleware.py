@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from uuid import uuid4
 
 import structlog
@@ -134,7 +133,7 @@ def _job_in_path(request: web.Request) -> str:
 async def _record(audit: Audit, entries: list[dict[str, str]]) -> None:
     # After the call, which has taken effect even if this fails.
     try:
-        await audit.write(*entries, now=datetime.now(UTC))
+        await audit.write(*entries)
     except errors.StoreUnavailable:
         log.exception("audit.failed", entries=entries)
 

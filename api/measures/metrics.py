@@ -6,6 +6,7 @@ from aiohttp import hdrs, web
 from prometheus_client.registry import Collector
 
 from worker.program.metrics import ProgramMetrics
+from worker.store.chores.cell_clock import ClockErrors
 
 DELIVERED = "delivered"
 # seconds; `request_seconds` ends a call
@@ -27,6 +28,7 @@ class Metrics(ProgramMetrics):
         self._attempts = self._counter("webhook_attempts", "Attempts at a delivery, by result.", "result")
         self._given_up = self._counter("webhook_deliveries_given_up", "Deliveries whose last attempt failed.")
         self.in_flight = self._gauge("http_requests_in_flight", "Requests in progress, including event streams.")
+        self._clocks = self._gauge("clock_error_seconds", "Wall clock minus the time of the cell.", "clock")
         self._streams = self._gauge("event_streams_open", "Open event streams.")
         for code in LIMITED:
             self._problems.labels(code)
@@ -45,6 +47,10 @@ class Metrics(ProgramMetrics):
 
     def problem(self, code: str) -> None:
         self._problems.labels(code).inc()
+
+    def clocks(self, errors: ClockErrors) -> None:
+        self._clocks.labels("redis").set(errors.redis)
+        self._clocks.labels("process").set(errors.process)
 
     def attempted(self, error: str | None, *, given_up: bool) -> None:
         """Count an attempt at a delivery. `error`: the code of its error, None if it was delivered."""

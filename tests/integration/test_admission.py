@@ -273,6 +273,24 @@ async def test_a_suspended_server_is_neither_snapshotted_nor_restored(cell: Cell
     await cell.store.delete(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
 
 
+async def test_what_is_old_leaves_the_lists_of_jobs_and_the_streams_of_events(cell: Cell) -> None:
+    redis, lists = cell.redis, ("jobs", f"account:{ACCOUNT}:jobs", "jobs:kind:create", "jobs:node:n1")
+    for key in lists:
+        await redis.zadd(key, {"old": 1})
+        await redis.pexpire(key, 30 * 86_400_000)  # it was not trimmed for a day
+    async with redis.pipeline(transaction=False) as pipe:
+        for key, many in ((f"account:{ACCOUNT}:events", 1500), ("events", 11_000)):
+            for _ in range(many):
+                pipe.xadd(key, {"account": str(ACCOUNT)})
+        await pipe.execute()
+
+    await cell.create()
+
+    assert [await redis.zcard(key) for key in lists] == [1] * len(lists)
+    assert await redis.xlen(f"account:{ACCOUNT}:events") <= 1100  # whole nodes of a stream go, not single entries
+    assert await redis.xlen("events") <= 10_100
+
+
 async def test_a_list_is_newest_first_by_pages_and_by_server(cell: Cell) -> None:
     servers = [ServerId(n) for n in range(1, 8)]
     await cell.have(servers)

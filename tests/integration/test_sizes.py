@@ -56,7 +56,8 @@ async def _create(cell: Cell, server: ServerId, name: str) -> JobId:
 
 async def _run(cell: Cell, job_id: JobId, outcome: Outcome) -> None:
     await cell.node.begin(job_id)
-    for step in STEPS[JobKind.CREATE]:
+    kind = JobKind((await cell.raw("HGET", f"job:{job_id}", "kind")).decode())
+    for step in STEPS[kind]:
         begun = StepBegun(step=step, at=datetime.now(UTC).timestamp(), attempt=1)
         await cell.node.progress(job_id, step, JobReport(steps=(begun,)))
     assert await cell.node.finish(job_id, outcome) == "published"

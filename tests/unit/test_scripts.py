@@ -97,6 +97,20 @@ def test_every_script_is_called_by_its_name() -> None:
     assert set(re.findall(r'(?:_call|_claim|_do|load)\((?:[a-z_.]+, )?"([a-z_]+/[a-z_]+)"', python)) <= set(SCRIPTS)
 
 
+def test_only_the_clock_reads_redis_own() -> None:
+    sources = {name: scripts.source(name) for name in [*SCRIPTS, *(f"shared/{module}" for module in MODULES)]}
+    assert [name for name, lua in sources.items() if "'TIME'" in lua] == ["shared/clock"]
+    python = {path: path.read_text() for folder in ("api", "worker") for path in Path(folder).rglob("*.py")}
+    assert [path for path, text in python.items() if re.search(r"(redis|pool|pipe)\.time\(", text)] == []
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if "REPL_NONE" in scripts.source(name)])
+def test_a_script_whose_writes_are_not_persisted_reads_the_time_before(name: str) -> None:
+    """The clock's own note would have them persisted again."""
+    lua = scripts.source(name)
+    assert "now_ms()" in lua[: lua.index("redis.set_repl(redis.REPL_NONE)")]
+
+
 # What a script reads whole, and why that is never more than 2,000 entries.
 BOUNDED = {
     "'server:' .. server_id .. ':snapshots'": "5 of a server, and its failed ones: failed_snapshots_per_server",

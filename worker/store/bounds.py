@@ -25,7 +25,7 @@ class Bounds(BaseModel):
         description="ended jobs of a server that are kept, within their 30 days",
     )
     jobs_per_account: Bound = Field(
-        default=10_000,  # 28 MB
+        default=10_000,  # 27 MB
         description="ended jobs of an account that are kept, within their 30 days",
     )
     dry_runs_per_account: Bound = Field(

@@ -1,4 +1,4 @@
--- include: records, rate
+-- include: clock, records, rate
 -- Check a caller's token and count the call.
 -- ask: {token: its key, '' for none, address, account: the account that the call names, '' for none, calls,
 -- failed_logins, window_ms}
@@ -7,6 +7,7 @@
 local ask = cjson.decode(ARGV[1])
 
 -- The counters are neither replicated nor persisted: a call that only reads must not cost a write to the disk.
+now_ms()
 redis.set_repl(redis.REPL_NONE)
 
 local token = ask.token ~= '' and read(ask.token)

@@ -1,6 +1,6 @@
 -- include: records, idempotency, bounds
 -- Create a token.
--- ask: {key, record: {field: text}, expires_ms (missing: never), salt, idempotency (see `replay`)}
+-- ask: {key, record: {field: text}, lifetime_ms (missing: without end), salt, idempotency (see `replay`)}
 -- Answers {'admitted', {field, value, ...}, salt} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 
@@ -22,7 +22,7 @@ local function put()
     redis.call('SADD', mine, ask.key)
   end
   write(ask.key, ask.record)
-  if ask.expires_ms then redis.call('PEXPIREAT', ask.key, ask.expires_ms) end
+  if ask.lifetime_ms then redis.call('PEXPIRE', ask.key, ask.lifetime_ms) end
   redis.call('HSET', 'tokens', ask.record.id, ask.key)
   return {'admitted', redis.call('HGETALL', ask.key), ask.salt}
 end

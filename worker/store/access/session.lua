@@ -7,14 +7,15 @@ local ask = cjson.decode(ARGV[1])
 local NOTED_MS = 60000 -- resolution of `seen_ms`, so that not every call costs a write to the disk
 local session = read(ask.key)
 if not session then return {} end
-if redis.call('EXISTS', session.token) == 0 then
+local now = now_ms()
+local over = now >= tonumber(session.ends_ms) or now - session.seen_ms >= ask.idle_ms
+if over or redis.call('EXISTS', session.token) == 0 then
   redis.call('DEL', ask.key)
   return {}
 end
-local now = now_ms()
 if ask.by_person and now - session.seen_ms >= NOTED_MS then
   redis.call('HSET', ask.key, 'seen_ms', now)
-  redis.call('PEXPIREAT', ask.key, math.min(tonumber(session.ends_ms), now + ask.idle_ms))
+  redis.call('PEXPIRE', ask.key, 2 * (session.ends_ms - now)) -- an earlier version had it expire when idle
 end
 redis.set_repl(redis.REPL_NONE) -- the counters are neither replicated nor persisted
 local token = read(session.token)

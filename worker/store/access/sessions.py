@@ -7,7 +7,7 @@ A session ends after its lifetime, after a period without activity, or with its 
 import hashlib
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from arq.connections import ArqRedis
 
@@ -54,19 +54,12 @@ class Sessions(Scripts):
     async def open(self, secret: str) -> NewSession:
         """Open a session of the token with this secret, which the caller has checked."""
         new = NewSession(id=secrets.token_urlsafe(_ID_BYTES), csrf=secrets.token_urlsafe(_ID_BYTES))
-        now = datetime.now(UTC)
-        record = {
-            "v": "1",
-            "token": key_of(secret),
-            "csrf": new.csrf,
-            "seen_ms": records.milliseconds(now),
-            "ends_ms": records.milliseconds(now + self._lifetime.at_most),
+        ask = {
+            "key": _key(new.id),
+            "record": {"v": "1", "token": key_of(secret), "csrf": new.csrf},
+            "at_most_ms": round(self._lifetime.at_most.total_seconds() * 1000),
         }
-        with redis_answers():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hset(_key(new.id), mapping=record)
-                pipe.pexpireat(_key(new.id), now + min(self._lifetime.idle, self._lifetime.at_most))
-                await pipe.execute()
+        await self._call("access/open_session", ask)
         return new
 
     async def look(self, session_id: str, *, by_person: bool) -> Session | None:

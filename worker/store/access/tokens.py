@@ -11,7 +11,7 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 from worker.store import records
 from worker.store.calls import Idempotency, Scripts, accepted, for_script, redis_answers
@@ -132,14 +132,14 @@ class Tokens(Scripts):
             expires_at=created_at + lifetime if lifetime is not None else None,
         )
         salt, seed = secrets.token_urlsafe(32), seed if idempotency else secrets.token_urlsafe(32)
-        ask = {
+        ask: dict[str, Any] = {
             "key": key_of(_secret(seed, salt)),
             "record": token.record(),
             "salt": salt,
             "idempotency": for_script(idempotency),
         }
-        if token.expires_at is not None:
-            ask["expires_ms"] = records.milliseconds(token.expires_at)
+        if lifetime is not None:  # no moment: this process's clock may be wrong
+            ask["lifetime_ms"] = round(lifetime.total_seconds() * 1000)
         made, first_salt = accepted(await self._call("access/put_token", ask))
         return NewToken(token=Token.of(records.pairs(made)), secret=_secret(seed, first_salt.decode()))
 

@@ -16,5 +16,5 @@ return {
   redis.call('ZRANGE', 'jobs:state:queued', 0, 0, 'WITHSCORES'), redis.call('ZCARD', 'servers:stranded'),
   redis.call('ZCARD', 'nodes:by:name'), redis.call('ZCOUNT', 'nodes:by:heartbeat', now - ask.silent_ms, '+inf'),
   redis.call('SCARD', 'nodes:paused'), redis.call('ZCARD', 'findings'), redis.call('ZCARD', 'servers'),
-  redis.call('ZCOUNT', 'webhooks:due', '-inf', now), stats,
+  redis.call('ZCOUNT', 'webhooks:due', '-inf', now) + redis.call('SCARD', 'webhooks:ready'), stats,
 }
