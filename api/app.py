@@ -33,6 +33,7 @@ from api.http.traces import traced
 from api.jobs import calls as jobs
 from api.measures.cell_view import CellView
 from api.measures.metrics import Metrics
+from api.measures.store_watch import StoreWatch
 from api.operators import calls as operators
 from api.schedules import calls as schedules
 from api.servers import calls as servers
@@ -45,11 +46,12 @@ from worker.program.loop import every
 from worker.store.access.audit import Audit
 from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Permission, Token, Tokens
+from worker.store.access.writes import Writes
 from worker.store.chores.cell_clock import COMPARE_SECONDS, CellClock
 from worker.store.chores.chores import Chores
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.customers.events import Events
-from worker.store.errors import StoreUnavailable
+from worker.store.errors import StoreUnavailable, too_slow
 from worker.store.operators.cell import Cell
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.schedules.schedules import Schedules
@@ -59,6 +61,7 @@ from worker.store.webhooks.webhooks import Webhooks
 TOKEN_CHECK_SECONDS = 30.0  # an event stream ends at most this long after its token was revoked
 FIRST_COMPARISON_SECONDS = 1.0  # a start does not wait longer for Redis
 SWEEP_SECONDS = 30.0  # how often jobs that have waited too long are failed
+STORE_LOOK_SECONDS = 5.0  # how often a write to Redis is tried
 
 By = TypeVar("By")
 AnyCall = Call[Any]
@@ -94,12 +97,13 @@ def build(
         (events.ops_call, following),
     ]
     assets = Assets()
+    watch = StoreWatch(Writes(redis), look_seconds=STORE_LOOK_SECONDS, told=metrics.tried_to_write)
     context = Context(
         operators=operator_store,
         store=store,
         tokens=tokens,
         streams=streams,
-        rendering=Rendering(assets),
+        rendering=Rendering(assets, why_read_only=lambda: watch.refused),
         guard=SessionGuard(callers, _sessions(redis, settings, limits)),
         runbook_url=settings.runbook_url,
     )
@@ -111,13 +115,15 @@ def build(
     )
     app[BODY_SECONDS] = settings.body_seconds
     app.on_response_prepare.append(finish_head)
-    _add_background_work(app, redis, settings, streams=streams, clock=clock, metrics=metrics, resolver=resolver)
+    _add_background_work(
+        app, redis, settings, streams=streams, watch=watch, clock=clock, metrics=metrics, resolver=resolver
+    )
     _serve(
         app,
         [*_handlers(for_customers, callers.identify), *_handlers(for_operators, callers.operator)],
         seconds=settings.request_seconds,
     )
-    probes = Probes(store.ping)
+    probes = Probes(watch.look)
     for probe in PROBES:
         _add(app, "GET", probe.path, partial(probe.handle, probes))
     app.router.add_route("*", METRICS, exposition(metrics, settings.metrics_networks))
@@ -162,6 +168,7 @@ def _add_background_work(
     settings: ApiSettings,
     *,
     streams: Streams,
+    watch: StoreWatch,
     clock: CellClock,
     metrics: Metrics,
     resolver: AbstractResolver | None,
@@ -209,7 +216,7 @@ def _add_background_work(
 
     metrics.follow(streams=lambda: streams.open, cell=view)
     app.on_shutdown.append(streams.end_all)
-    app.cleanup_ctx.extend([timing, streams.running, sending, sweeping, bounding, view.running])
+    app.cleanup_ctx.extend([timing, streams.running, sending, sweeping, bounding, view.running, watch.running])
 
 
 def _handlers(
@@ -249,7 +256,7 @@ def _bounded(call: AnyCall, handler: Handler, *, seconds: float) -> Handler:
             async with asyncio.timeout(None if call.is_stream else seconds):
                 response = await handler(request)
         except TimeoutError as error:  # bodies and dry runs have their own limits, so Redis is slow
-            raise StoreUnavailable("The service's data store did not respond in time.") from error
+            raise too_slow(changing=call.changes) from error
         return conditional(request, response) if call.is_cacheable else response
 
     return bounded

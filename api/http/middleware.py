@@ -13,7 +13,7 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 from api.http import problems
 from api.http.audit_budget import AuditBudget
 from api.http.callers import Callers
-from api.http.marks import ACCOUNT, ALLOWANCE, EACH, MADE, PROBLEM, REASON, REQUEST_ID, SERVER_ID, TOKEN
+from api.http.marks import ACCOUNT, ALLOWANCE, EACH, IDEMPOTENCY, MADE, PROBLEM, REASON, REQUEST_ID, SERVER_ID, TOKEN
 from api.http.probes import METRICS, PROBES
 from api.measures.metrics import Metrics
 from worker.store import errors
@@ -76,6 +76,8 @@ def around(callers: Callers, audit: Audit, budget: AuditBudget, metrics: Metrics
 async def finish_head(request: web.Request, response: web.StreamResponse) -> None:
     """Add the headers of every answer, also of a stream, before they are sent."""
     response.headers.update(request.get(ALLOWANCE, {}))
+    if (key := request.get(IDEMPOTENCY)) and key.replayed:
+        response.headers["Idempotent-Replayed"] = "true"  # as Stripe names it
     response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
     response.headers["Server"] = SERVER
 
@@ -134,8 +136,8 @@ async def _record(audit: Audit, entries: list[dict[str, str]]) -> None:
     # After the call, which has taken effect even if this fails.
     try:
         await audit.write(*entries)
-    except errors.StoreUnavailable:
-        log.exception("audit.failed", entries=entries)
+    except errors.StoreUnavailable as error:
+        log.error("audit.failed", cause=error.code, entries=entries)  # noqa: TRY400 - no bug: the cause says it
 
 
 async def _answer(request: web.Request, handler: Next, refuse: Refuse) -> web.StreamResponse:

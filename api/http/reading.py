@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from api.http.fields import PATTERNS, AccountIdInHeader, PathId, ReasonBody
-from api.http.marks import REASON
+from api.http.marks import IDEMPOTENCY, REASON
 from api.http.problems import FieldError, Problem, invalid
 from worker.store.access.tokens import Token
 from worker.store.calls import Idempotency
@@ -125,7 +125,9 @@ def idempotency(request: web.Request, content: BaseModel | None = None, *, owner
         raise invalid(FieldError(field=KEY_HEADER, detail="Must be one key of 1 to 255 visible ASCII characters."))
     asked = [request.method, request.rel_url.raw_path, request.rel_url.raw_query_string]
     asked.append(content.model_dump_json() if content else "")
-    return Idempotency(key=_digest(given[0]), fingerprint=_digest("\n".join(asked)), owner=owner)
+    key = Idempotency(key=_digest(given[0]), fingerprint=_digest("\n".join(asked)), owner=owner)
+    request[IDEMPOTENCY] = key
+    return key
 
 
 def operator_key(request: web.Request, token: Token, content: BaseModel | None = None) -> Idempotency | None:

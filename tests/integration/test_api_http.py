@@ -11,10 +11,8 @@ from contextlib import suppress
 from urllib.parse import urlencode
 
 import pytest
-from arq.connections import ArqRedis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from redis.exceptions import RedisError
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
@@ -22,7 +20,6 @@ from api.http.reading import BODY_MAX_BYTES
 from tests.conftest import RedisServer
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import SNAPSHOTS, FrontEnd, serving
-from tests.queueing import until_told
 
 PATHS = {
     SNAPSHOTS: {"GET", "HEAD", "POST"},
@@ -244,45 +241,6 @@ async def test_while_redis_is_away_the_answer_is_503_and_then_all_is_well_again(
 
     assert (await api.call("GET", "/readyz")).status == 200
     assert (await api.call("GET")).body["results"][0]["id"] == snapshot_id
-
-
-@pytest.mark.parametrize("reply", ["OOM", "READONLY", "MISCONF"])
-async def test_what_redis_refuses_to_write_is_503_and_then_all_is_well_again(
-    api: FrontEnd, redis: ArqRedis, redis_server: RedisServer, reply: str
-) -> None:
-    heal: dict[str, tuple[str, ...]] = {
-        "OOM": ("CONFIG", "SET", "maxmemory", "0"),
-        "READONLY": ("REPLICAOF", "NO", "ONE"),
-        "MISCONF": ("CONFIG", "SET", "save", ""),
-    }
-    trouble: dict[str, tuple[str, ...]] = {
-        "OOM": ("CONFIG", "SET", "maxmemory", "1"),
-        "READONLY": ("REPLICAOF", "127.0.0.1", "1"),
-        "MISCONF": ("CONFIG", "SET", "save", "3600 1"),
-    }
-    dump = redis_server.folder / "dump.rdb"
-    if reply == "MISCONF":  # as when its disk is full
-        dump.mkdir()
-        await redis.bgsave()
-
-        async def has_failed() -> bool:
-            return bool((await redis.info("persistence"))["rdb_last_bgsave_status"] == "err")
-
-        await until_told(has_failed)
-    try:
-        await api.cell.raw(*trouble[reply])
-        with pytest.raises(RedisError):
-            await redis.set("anything", "1")
-        answer = await api.create()
-        answer.refused(503, "store_unavailable")
-        assert int(answer.headers["Retry-After"]) > 0
-    finally:
-        await api.cell.raw(*heal[reply])
-        if reply == "MISCONF":
-            dump.rmdir()
-            await redis.bgsave()
-
-    assert (await api.create()).status == 201
 
 
 async def raw(api: FrontEnd, *sent: bytes, delay: float = 0) -> bytes:

@@ -212,6 +212,7 @@ class TestCalls:
             key = {"Idempotency-Key": call}
             first, again = [await api.call("POST", f"{path}{call}/", headers=key) for _ in range(2)]
             assert first.raw == again.raw
+            assert [answer.headers.get("Idempotent-Replayed") for answer in (first, again)] == [None, "true"]
         assert len(await log_of(api, answers[0].body)) == 1
 
         redis = api.cell.redis

@@ -40,7 +40,7 @@ class Hostile:
     refused: list[tuple[str, str]] = field(default_factory=list)
 
     async def everything(self) -> dict[bytes, Any]:
-        """All that Redis holds besides what a node may write of itself, and the count of what was refused."""
+        """All that Redis holds besides the time, what a node may write of itself, and the count of what was refused."""
         return {
             key: await kept(self.cell, key)
             async for key in self.cell.redis.scan_iter(count=1000)

@@ -97,6 +97,32 @@ def test_every_script_is_called_by_its_name() -> None:
     assert set(re.findall(r'(?:_call|_claim|_do|load)\((?:[a-z_.]+, )?"([a-z_]+/[a-z_]+)"', python)) <= set(SCRIPTS)
 
 
+WRITES = re.compile(
+    r"redis\.call\('(?:SET|DEL|PEXPIRE(?:AT)?|H(?:SET|SETNX|DEL|INCRBY)|L(?:PUSH|POP|TRIM)|RPUSH|[SXZ]ADD|SREM|XTRIM|ZREM\w*)'"
+)
+
+
+def writing() -> set[str]:
+    """The functions of modules that write, themselves or by another one."""
+    source = "".join(scripts.source(f"shared/{module}") for module in MODULES)
+    bodies = dict(re.findall(r"^local function (\w+)(.*?)^end", source, re.MULTILINE | re.DOTALL))
+    found = {name for name, body in bodies.items() if WRITES.search(body)}
+    while more := {name for name, body in bodies.items() if used(body, found)} - found:
+        found |= more
+    return found
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_that_only_reads_says_so(name: str) -> None:
+    lua = scripts.source(name)
+    # `take` writes a counter, by `try`
+    writes = WRITES.search(lua) is not None or bool(used(lua, writing() - {"take"}))
+    notes = "notes" in scripts.includes(lua)
+    assert scripts.only_reads(name) == (not writes)
+    assert ("-- Only reads and notes." in lua) == notes
+    assert scripts.text(name).startswith("#!lua flags=no-writes\n") == (not writes and not notes)
+
+
 def test_only_the_clock_reads_redis_own() -> None:
     sources = {name: scripts.source(name) for name in [*SCRIPTS, *(f"shared/{module}" for module in MODULES)]}
     assert [name for name, lua in sources.items() if "'TIME'" in lua] == ["shared/clock"]

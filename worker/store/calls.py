@@ -1,9 +1,9 @@
 """How the store calls Redis: errors, scripts, and the answers that several classes read."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Self, TypeVar
 
 import structlog
@@ -13,15 +13,15 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError, ResponseError
 
 from worker.program import tracing
-from worker.store import errors, records, scripts
+from worker.store import errors, records, scripts, trouble
 from worker.store.model import AccountId, Job, JobId, JobKind
 
 IDEMPOTENCY_KEPT_SECONDS = 86_400.0
-_REDIS_REFUSES = ("MISCONF", "NOREPLICAS")  # may come from a script's write; any other error in a script is a bug
 
 log = structlog.stdlib.get_logger()
 
 Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +59,14 @@ class CursorPage(Generic[Item]):
         return cls(count=None if count < 0 else count, after=cursor, results=results)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Idempotency:
     """The caller's own key for a request: a repeated request with the same key gets the first one's answer."""
 
     key: str
     fingerprint: str  # of the whole request: the same key with a different request is refused
     owner: str = ""  # of the key, if not the account
+    replayed: bool = field(default=False, init=False)  # whether it was answered with the first one's answer
 
     def of_one(self, item: str) -> Self:
         """The key for one part of a bulk request."""
@@ -74,18 +75,33 @@ class Idempotency:
 
 def script_broke(error: BaseException | None) -> bool:
     """Whether Redis works, but one of our scripts has failed, for example on a record that it cannot read."""
-    return type(error) is ResponseError and "user_script" in str(error) and not str(error).startswith(_REDIS_REFUSES)
+    return type(error) is ResponseError and "user_script" in str(error) and trouble.why_read_only(error) is None
 
 
 @contextmanager
-def redis_answers() -> Iterator[None]:
-    """Raise every error of Redis as StoreUnavailable: unreachable, slow, full and read-only look alike."""
+def redis_answers(*, changing: bool = True) -> Iterator[None]:
+    """Raise every error of Redis as StoreUnavailable: as StoreReadOnly if it refuses writes, as OutcomeUnknown if its
+    reply to a command that is `changing` something was lost."""
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
         if script_broke(error):
             log.exception("store.script_broke")
+        if trouble.why_read_only(error) is not None:
+            raise errors.StoreReadOnly.of() from error
+        if changing and isinstance(error, trouble.AnswerLost):
+            raise errors.OutcomeUnknown.of() from error
         raise errors.StoreUnavailable.of() from error
+
+
+async def reading(ask: Callable[[], Awaitable[Found]]) -> Found:
+    """What `ask` finds in Redis, which changes nothing: it is called once more if the connection is cut. Raises
+    StoreUnavailable."""
+    with redis_answers(changing=False):
+        try:
+            return await ask()
+        except trouble.CutOff:  # the connection had been idle, or Redis was restarted
+            return await ask()
 
 
 class Scripts:
@@ -96,12 +112,15 @@ class Scripts:
         self._loaded: dict[str, AsyncScript] = {}
 
     async def _call(self, name: str, ask: Mapping[str, Any]) -> Any:
-        """Run the script `name` ("customers/find"). Raises StoreUnavailable."""
+        """Run the script `name` ("customers/find"). Raises StoreUnavailable; if it changes something, also
+        StoreReadOnly and OutcomeUnknown."""
+        if scripts.only_reads(name):
+            return await reading(lambda: self._run(name, ask))
         with redis_answers():
             return await self._run(name, ask)
 
     async def _admit(self, ask: Mapping[str, Any]) -> list[Any]:
-        """Run `customers/admit` in a span that the job's span continues. Raises StoreUnavailable."""
+        """Run `customers/admit` in a span that the job's span continues. Raises as `_call` does."""
         attributes = {"vps_snapshots.job.kind": ask["kind"]}
         with redis_answers(), tracing.span(f"admit {ask['kind']}", attributes, kind=SpanKind.PRODUCER) as span:
             answer: list[Any] = await self._run("customers/admit", {**ask, **tracing.carried()})
@@ -127,9 +146,12 @@ class Scripts:
         return found
 
 
-def accepted(answer: Sequence[Any], **facts: object) -> list[Any]:
-    """The answer of a script without its verdict. Raises its refusal; `facts`: what the caller adds to the text."""
+def accepted(answer: Sequence[Any], idempotency: Idempotency | None = None, **facts: object) -> list[Any]:
+    """The answer of a script, to a request with that key, without its verdict. Raises its refusal; `facts`: what the
+    caller adds to the text."""
     verdict, *found = answer
+    if idempotency is not None:
+        idempotency.replayed = verdict == b"replayed"
     if verdict == b"refused":
         code, *in_the_way = (item.decode() for item in found)
         raise errors.refusal(code, *in_the_way, **facts)

@@ -2,9 +2,13 @@
 
 The first lines of a script or of a module may name modules of `shared/`: `-- include: clock, records`. The module
 `states` is generated from `worker/store/model.py` and `worker/store/bounds.py`, so that what they say is defined once.
+
+Redis lets a script with the line `-- Only reads.` write nothing. One with `-- Only reads and notes.` writes only what
+it can do without, by the module `notes`. Both work while Redis refuses writes, and may be run again.
 """
 
 import json
+import re
 from functools import cache
 from importlib.resources import files
 from itertools import takewhile
@@ -13,12 +17,21 @@ from worker.store.bounds import FULL_FROM, Bounds
 from worker.store.model import MAY_FOLLOW, STEPS, JobKind
 
 _INCLUDE = "-- include: "
+_ONLY_READS = re.compile(r"^-- Only reads( and notes)?\.$", re.MULTILINE)
 
 
 @cache
 def text(name: str) -> str:
     """The script `name` ("customers/admit"), preceded by its modules."""
-    return linked(source(name))
+    script = source(name)
+    found = _ONLY_READS.search(script)
+    return ("#!lua flags=no-writes\n" if found and not found[1] else "") + linked(script)
+
+
+@cache
+def only_reads(name: str) -> bool:
+    """Whether the script `name` changes nothing but its notes."""
+    return _ONLY_READS.search(source(name)) is not None
 
 
 def linked(script: str) -> str:

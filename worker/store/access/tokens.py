@@ -8,13 +8,16 @@ import hmac
 import re
 import secrets
 from base64 import urlsafe_b64encode
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Self
 
-from worker.store import records
-from worker.store.calls import Idempotency, Scripts, accepted, for_script, redis_answers
+from worker.store import errors, records
+from worker.store.access.meanwhile import Meanwhile
+from worker.store.calls import Idempotency, Scripts, accepted, for_script, reading, redis_answers
 from worker.store.model import AccountId
 
 _INDEX = "tokens"
@@ -73,11 +76,26 @@ class NewToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Rate limits per window."""
+    """Rate limits per window. `meanwhile` counts while Redis refuses to."""
 
     calls: int  # per token
     failed_logins: int  # per address
     window: timedelta = timedelta(minutes=1)
+    meanwhile: Meanwhile = field(default_factory=Meanwhile, compare=False)
+
+    def of_calls(self) -> dict[str, int]:
+        """As the scripts take them."""
+        return {"calls": self.calls, "window_ms": round(self.window.total_seconds() * 1000)}
+
+    def call_of(self, token: "Token", account: str, refused: bytes, counted: Sequence[int]) -> "Authenticated":
+        """A call with the token, for that account or ''. `refused`: why Redis did not count it, b'' if it did."""
+        taken = self.meanwhile.take(f"{token.id}:{account}", self.calls, self.window) if refused else counted
+        return _authenticated(token, *taken)
+
+    def failed_login(self, address: str, refused: bytes, counted: Sequence[int]) -> "Authenticated":
+        """A call without a valid token from that address."""
+        taken = self.meanwhile.take(f"failed:{address}", self.failed_logins, self.window) if refused else counted
+        return _authenticated(None, *taken)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +113,7 @@ def _secret(seed: str, salt: str) -> str:
     return f"vps_{urlsafe_b64encode(digest).decode().rstrip('=')}"
 
 
-def authenticated(token: Token | None, allowed: int, left: int, more_ms: int) -> Authenticated:
-    """From a script's answer."""
+def _authenticated(token: Token | None, allowed: int, left: int, more_ms: int) -> Authenticated:
     return Authenticated(token=token, allowed=bool(allowed), left=left, more_in=timedelta(milliseconds=more_ms))
 
 
@@ -140,7 +157,7 @@ class Tokens(Scripts):
         }
         if lifetime is not None:  # no moment: this process's clock may be wrong
             ask["lifetime_ms"] = round(lifetime.total_seconds() * 1000)
-        made, first_salt = accepted(await self._call("access/put_token", ask))
+        made, first_salt = accepted(await self._call("access/put_token", ask), idempotency)
         return NewToken(token=Token.of(records.pairs(made)), secret=_secret(seed, first_salt.decode()))
 
     async def authenticate(
@@ -152,25 +169,32 @@ class Tokens(Scripts):
             "token": key_of(secret) if _SECRET.fullmatch(secret) else "",
             "address": address,
             "account": "" if named is None else str(named),
-            "calls": limits.calls,
             "failed_logins": limits.failed_logins,
-            "window_ms": round(limits.window.total_seconds() * 1000),
+            **limits.of_calls(),
         }
-        flat, *counted = await self._call("access/authenticate", ask)
-        return authenticated(Token.of(records.pairs(flat)) if flat else None, *counted)
+        flat, refused, *counted = await self._call("access/authenticate", ask)
+        if not flat:
+            return limits.failed_login(address, refused, counted)
+        token = Token.of(records.pairs(flat))
+        account = ask["account"] if token.account_id is None else str(token.account_id)
+        return limits.call_of(token, str(account), refused, counted)
 
     async def all(self) -> list[Token]:
         """Every valid token, oldest first; expired ones are removed from the index."""
-        with redis_answers():
-            index = await self._redis.hgetall(_INDEX)  # type: ignore[misc]  # typed for the blocking client too
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for key in index.values():
-                    pipe.hgetall(key)
-                found = await pipe.execute()
-            if ended := [token_id for token_id, record in zip(index, found, strict=True) if not record]:
+        index, found = await reading(self._indexed)
+        if ended := [token_id for token_id, record in zip(index, found, strict=True) if not record]:
+            with suppress(errors.StoreReadOnly), redis_answers():
                 await self._redis.hdel(_INDEX, *ended)  # type: ignore[misc]  # typed for the blocking client too
         valid = [Token.of(records.decoded(record)) for record in found if record]
         return sorted(valid, key=lambda token: (token.created_at, token.id))
+
+    async def _indexed(self) -> tuple[dict[Any, Any], list[Any]]:
+        """The keys of tokens by id, and their records."""
+        index = await self._redis.hgetall(_INDEX)  # type: ignore[misc]  # typed for the blocking client too
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for key in index.values():
+                pipe.hgetall(key)
+            return index, await pipe.execute()
 
     async def revoke(self, token_id: str) -> bool:
         """Revoke a token now. False: there is no token with this ID."""

@@ -8,7 +8,7 @@ import structlog
 from arq.connections import ArqRedis
 
 from worker.store import records
-from worker.store.calls import redis_answers
+from worker.store.calls import reading
 from worker.store.model import AccountId, JobId, JobKind, JobState, ServerId, SnapshotId, Step
 
 NOTHING_BEFORE = "0-0"
@@ -46,28 +46,22 @@ class Events:
         self._redis = redis
 
     async def newest(self, account_id: Audience) -> str:
-        with redis_answers():
-            found = await self._redis.xrevrange(_key(account_id), count=1)
+        found = await reading(lambda: self._redis.xrevrange(_key(account_id), count=1))
         return found[0][0].decode() if found else NOTHING_BEFORE
 
     async def has(self, account_id: Audience, event_id: str) -> bool:
         """Whether the stream still has that event."""
-        with redis_answers():
-            return bool(await self._redis.xrange(_key(account_id), event_id, event_id, count=1))
+        return bool(await reading(lambda: self._redis.xrange(_key(account_id), event_id, event_id, count=1)))
 
     async def after(self, account_id: Audience, event_id: str) -> list[Event]:
-        with redis_answers():
-            found = await self._redis.xrange(_key(account_id), f"({event_id}")
-        return _events(found)
+        return _events(await reading(lambda: self._redis.xrange(_key(account_id), f"({event_id}")))
 
     async def next(self, after: Mapping[Audience, str], *, wait_seconds: float) -> dict[Audience, list[Event]]:
         """The events that follow these in their streams; waits up to `wait_seconds` for the first."""
         keys = {_key(account_id): account_id for account_id in after}
         streams: Any = {key: after[account_id] for key, account_id in keys.items()}
-        with redis_answers():
-            found: Sequence[Any] = await self._redis.xread(
-                streams, count=MOST_AT_ONCE, block=round(wait_seconds * 1000)
-            )
+        block = round(wait_seconds * 1000)
+        found: Sequence[Any] = await reading(lambda: self._redis.xread(streams, count=MOST_AT_ONCE, block=block))
         return {keys[key.decode()]: _events(entries) for key, entries in found}
 
 

@@ -1,5 +1,6 @@
 -- include: show, walk
 -- The snapshots of an account that match, oldest first: of a part of its list, because the list has any length.
+-- Only reads.
 -- ask: {account, server, status, name, from_ms, before_ms, after (see `walk`)}; all but the account may be missing
 -- Answers {after, {id, name, size_mb or ''}, ...}; after is {} at the end of the list.
 local ask = cjson.decode(ARGV[1])

@@ -1,5 +1,6 @@
 -- include: show
 -- One page of an account's snapshots, by the time of their creation.
+-- Only reads.
 -- ask: {account, server, from_ms, before_ms, descending, offset, limit}; server, from_ms and before_ms may be missing
 -- Answers {total, snapshot (see `show_snapshot`), ...}.
 local ask = cjson.decode(ARGV[1])

@@ -1,5 +1,6 @@
 -- include: show
 -- Some of an account's snapshots. Those that it no longer has are left out.
+-- Only reads.
 -- ask: {account, ids}
 -- Answers {snapshot (see `show_snapshot`), ...}.
 local ask = cjson.decode(ARGV[1])

@@ -111,9 +111,8 @@ class Schedules(Scripts):
         self, *, account_id: AccountId, server_id: ServerId, spec: ScheduleSpec, idempotency: Idempotency | None
     ) -> Schedule:
         """Raises ServerNotFound, ScheduleLimitReached or IdempotencyKeyReused."""
-        more = {"server": str(server_id), "idempotency": for_script(idempotency)}
-        due_ms = self._due_ms(spec, server_id)
-        return await self._write(account_id, ScheduleId(uuid4().hex), fields=spec.for_script(), due_ms=due_ms, **more)
+        more = {"server": str(server_id), "fields": spec.for_script(), "due_ms": self._due_ms(spec, server_id)}
+        return await self._write(account_id, ScheduleId(uuid4().hex), idempotency, **more)
 
     async def change(self, schedule: Schedule, spec: ScheduleSpec) -> Schedule:
         """Raises ScheduleNotFound if it was deleted meanwhile, or BadCron if this version does not know its `when`."""
@@ -121,7 +120,7 @@ class Schedules(Scripts):
         fields = {field: text for field, text in spec.for_script().items() if text != before[field]}
         is_due_anew = bool(fields.keys() & {"when", "enabled"})
         due = {"due_ms": self._due_ms(spec, schedule.server_id)} if is_due_anew else {}
-        return await self._write(schedule.account_id, schedule.id, fields=fields, **due)
+        return await self._write(schedule.account_id, schedule.id, None, fields=fields, **due)
 
     async def drop(self, *, account_id: AccountId, schedule_id: ScheduleId) -> None:
         """Delete a schedule, but not its snapshots. Raises ScheduleNotFound."""
@@ -141,10 +140,18 @@ class Schedules(Scripts):
         count, *rows = await self._call("schedules/list_schedules", ask)
         return Page(count=count, results=records.many(_schedule, rows, kind="schedule"))
 
-    async def _write(self, account_id: AccountId, schedule_id: ScheduleId, **more: Any) -> Schedule:
-        ask = {"account": str(account_id), "id": schedule_id, "most": SCHEDULES_PER_SERVER, **more}
+    async def _write(
+        self, account_id: AccountId, schedule_id: ScheduleId, idempotency: Idempotency | None, **more: Any
+    ) -> Schedule:
+        ask = {
+            "account": str(account_id),
+            "id": schedule_id,
+            "most": SCHEDULES_PER_SERVER,
+            "idempotency": for_script(idempotency),
+            **more,
+        }
         facts = {"id": more.get("server", schedule_id), "limit": SCHEDULES_PER_SERVER}
-        shown = accepted(await self._call("schedules/put_schedule", ask), **facts)[0]
+        shown = accepted(await self._call("schedules/put_schedule", ask), idempotency, **facts)[0]
         return records.one(_schedule, shown, kind="schedule")
 
     def _due_ms(self, spec: ScheduleSpec, server_id: ServerId) -> int | str:

@@ -19,12 +19,13 @@ local function keep_answers(answers)
   end
 end
 
--- The stored answer if the request has a key and was answered before; else nil.
+-- The stored answer, as {'replayed', ...}, if the request has a key and was answered before; else nil.
 local function replay(ask)
   local seen = ask.idempotency and redis.call('GET', (answer_keys(ask)))
   if not seen then return nil end
   seen = cjson.decode(seen)
   if seen.fingerprint ~= ask.idempotency.fingerprint then return {'refused', 'idempotency_key_reused'} end
+  seen.answer[1] = 'replayed'
   return seen.answer
 end
 

@@ -132,7 +132,8 @@ class Webhooks(Scripts):
             "most": PENDING_MAX,
             "idempotency": for_script(idempotency),
         }
-        return _delivery(accepted(await self._call("webhooks/send_test", ask), limit=PENDING_MAX)[0])
+        answer = await self._call("webhooks/send_test", ask)
+        return _delivery(accepted(answer, idempotency, limit=PENDING_MAX)[0])
 
     async def deliveries(
         self, *, account_id: AccountId, webhook_id: WebhookId, offset: int, limit: int
@@ -155,7 +156,8 @@ class Webhooks(Scripts):
             "idempotency": for_script(idempotency),
             **more,
         }
-        shown, secret = accepted(await self._call("webhooks/put_webhook", ask), limit=WEBHOOKS_PER_ACCOUNT)
+        answer = await self._call("webhooks/put_webhook", ask)
+        shown, secret = accepted(answer, idempotency, limit=WEBHOOKS_PER_ACCOUNT)
         return Secret(webhook=records.one(_webhook, shown, kind="webhook"), secret=secret.decode())
 
 
