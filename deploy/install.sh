@@ -56,6 +56,10 @@ else
     install -D -m 600 "deploy/examples/$unit.toml" "$settings"
 fi
 install -D -m 644 "deploy/systemd/vps-snapshots-$unit.service" "/etc/systemd/system/vps-snapshots-$unit.service"
+if [ "$role" = front-end ]; then
+    [ -e /etc/vps-snapshots/audit.toml ] || install -D -m 600 deploy/examples/audit.toml /etc/vps-snapshots/audit.toml
+    install -D -m 644 deploy/systemd/vps-snapshots-audit.service /etc/systemd/system/vps-snapshots-audit.service
+fi
 if [ "$role" = node ]; then
     install -D -m 644 deploy/systemd/libvirtd.conf /etc/systemd/system/libvirtd.service.d/vps-snapshots.conf
     install -D -m 755 deploy/libvirt/hook.sh /etc/libvirt/hooks/qemu.d/vps-snapshots

@@ -88,7 +88,14 @@ def test_a_node_can_neither_read_nor_make_a_token(deployed: DeployedRedis, comma
 
 
 @pytest.mark.parametrize("user", ["api", "worker"])
-@pytest.mark.parametrize("command", ["DEL audit", "RENAME audit x", "SET audit x", "XDEL audit 0-1"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("DEL audit", "RENAME audit x", "SET audit x", "XDEL audit 0-1", "XADD audit * f x", "XTRIM audit MAXLEN 0"),
+        *("XADD audit MAXLEN 0 * f x", "DEL audit:new", "LTRIM audit:new 1 0", "LPOP audit:new", "LSET audit:new 0 x"),
+        *("RENAME x audit", "COPY x audit REPLACE", "HSET audit:head seq 0", "DEL audit:head"),
+    ],
+)
 def test_neither_side_can_do_away_with_what_was_audited(deployed: DeployedRedis, user: str, command: str) -> None:
     with deployed.as_user(user) as client, pytest.raises(NoPermissionError):
         client.execute_command(*command.split())

@@ -1,5 +1,6 @@
 """Job events: a stream for each account and one for the cell, written by the scripts that change a job."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from worker.store.calls import reading
 from worker.store.model import AccountId, JobId, JobKind, JobState, ServerId, SnapshotId, Step
 
 NOTHING_BEFORE = "0-0"
+_ID = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 MOST_AT_ONCE = 100  # events read from one stream
 
 log = structlog.stdlib.get_logger()
@@ -50,10 +52,24 @@ class Events:
         return found[0][0].decode() if found else NOTHING_BEFORE
 
     async def has(self, account_id: Audience, event_id: str) -> bool:
-        """Whether the stream still has that event."""
+        """Whether the stream still has that event; any other text is none."""
+        if not _ID.fullmatch(event_id):
+            return False
+        if event_id == NOTHING_BEFORE:
+            return await self._has_all(_key(account_id))
         return bool(await reading(lambda: self._redis.xrange(_key(account_id), event_id, event_id, count=1)))
 
+    async def _has_all(self, key: str) -> bool:
+        """Whether it still has every event that it ever had."""
+        if not await reading(lambda: self._redis.exists(key)):
+            return True
+        about = await reading(lambda: self._redis.xinfo_stream(key))
+        return bool(about["entries-added"] == about["length"])
+
     async def after(self, account_id: Audience, event_id: str) -> list[Event]:
+        """The events that the stream still has after that one; none after text that is no ID."""
+        if not _ID.fullmatch(event_id):
+            return []
         return _events(await reading(lambda: self._redis.xrange(_key(account_id), f"({event_id}")))
 
     async def next(self, after: Mapping[Audience, str], *, wait_seconds: float) -> dict[Audience, list[Event]]:
