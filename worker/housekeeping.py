@@ -1,4 +1,4 @@
-"""Periodic cleanup: stale jobs, failed deletes, old journal entries, expired safety snapshots, disk space."""
+"""Periodic cleanup of a node: failed deletes, old journal entries, expired safety snapshots, disk space."""
 
 import time
 
@@ -8,9 +8,8 @@ from worker.journal import Journal, JournalFailed
 from worker.program.loop import every
 from worker.program.wall_clock import STEP_SECONDS, WallClock
 from worker.safety import SafetySnapshots
-from worker.store.chores.chores import Chores
 from worker.store.errors import StoreUnavailable
-from worker.store.nodes.node_store import NodeStore
+from worker.store.nodes.port import NodePort
 
 ROUND_SECONDS = 30.0
 
@@ -18,9 +17,8 @@ log = structlog.stdlib.get_logger()
 
 
 class Housekeeping:
-    def __init__(self, *, store: NodeStore, chores: Chores, journal: Journal, safety: SafetySnapshots) -> None:
+    def __init__(self, *, store: NodePort, journal: Journal, safety: SafetySnapshots) -> None:
         self._store = store
-        self._chores = chores
         self._journal = journal
         self._safety = safety
         self._last_round = time.monotonic()
@@ -44,8 +42,6 @@ class Housekeeping:
         self._look_at_the_clock()
         try:
             deletes = await self._store.retry_deletes()
-            await self._chores.fail_stale_jobs()
-            await self._chores.forget_failed()
         except StoreUnavailable as error:
             log.warning("housekeeping.store_unavailable", cause=str(error.__cause__))
         else:

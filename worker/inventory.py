@@ -12,7 +12,8 @@ from drivers.base import About, Domain, DriverError, Hypervisor, HypervisorUnava
 from worker.metrics import Metrics
 from worker.store.errors import StoreUnavailable
 from worker.store.model import AccountId, ServerId
-from worker.store.nodes.node_store import ClaimRefused, LeaseLost, NodeStore, ReportedServer
+from worker.store.nodes.node_store import ClaimRefused, LeaseLost, ReportedServer
+from worker.store.nodes.port import NodePort
 from worker.store.reports import NodeFacts, Pool
 
 FACTS_SECONDS = 60.0  # between two reads of versions and free space
@@ -30,7 +31,7 @@ class Inventory:
     def __init__(
         self,
         hypervisor: Hypervisor,
-        store: NodeStore,
+        store: NodePort,
         publish: Callable[[ServerId], Awaitable[None]],
         reconcile: Callable[[], None] = lambda: None,
         metrics: Metrics | None = None,

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import RedisServer
+from api.gateway.scheduler import Scheduler
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.front_end import SNAPSHOTS, Answer, FrontEnd, serving
 from tests.integration.test_notes import CREATED, RESTORED
 from tests.integration.test_ops_api import Ops, failed
 from tests.integration.test_schedules import NIGHTLY, SCHEDULES, fall_due
 from tests.integration.test_webhooks import EVERY, WEBHOOKS, latest, made, receiving
-from tests.queueing import Jobs, at_work, until_told
+from tests.queueing import until_told
 from worker.program import tracing
-from worker.scheduler import Scheduler
 from worker.store.access.audit import Audit
+from worker.store.access.credentials import Credentials
 from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Permission
 from worker.store.chores.cell_clock import CellClock
@@ -123,7 +123,7 @@ class Keyspace:
 
 
 @pytest.fixture
-async def seen(cell: Cell, redis_server: RedisServer) -> Keyspace:
+async def seen(cell: Cell) -> Keyspace:
     """After a run of what the service does."""
     seen = Keyspace(cell)
     limits: dict[str, Any] = {"webhooks_to_private": True, "webhook_seconds": 5.0}
@@ -138,7 +138,7 @@ async def seen(cell: Cell, redis_server: RedisServer) -> Keyspace:
         await _nodes(seen, ops)
         await seen.look()
     await _steps(seen)
-    await _without_front_end(seen, redis_server)
+    await _without_front_end(seen)
     return seen
 
 
@@ -285,11 +285,14 @@ async def _steps(seen: Keyspace) -> None:
         await seen.look()
 
 
-async def _without_front_end(seen: Keyspace, redis_server: RedisServer) -> None:
-    """Wake-ups that nobody has taken yet; then a worker takes a job."""
+async def _without_front_end(seen: Keyspace) -> None:
+    """Wake-ups that nobody has taken yet, and credentials of nodes."""
     cell = seen.cell
     await cell.node.publish(SERVER, [], [])
-    job_id = (await cell.create("last")).job.id
+    await cell.create("last")
+    credentials = Credentials(cell.redis)
+    await credentials.create("n1")
+    await credentials.rotate("n1", lifetime=timedelta(hours=1))
     webhooks = Webhooks(cell.redis)
     change = WebhookChange(url="http://127.0.0.1:1/", description="", events=[], enabled=True)
     for _ in range(2):
@@ -298,12 +301,6 @@ async def _without_front_end(seen: Keyspace, redis_server: RedisServer) -> None:
     await seen.look()
     await Deliveries(cell.redis).claim(lease_seconds=60, most=1)  # of the two that wait for their turn
     await seen.look()
-    jobs = Jobs()
-    async with at_work(redis_server.socket, jobs, max_jobs=100):
-        await jobs.have_started(job_id)
-        await seen.look()
-        jobs.end(job_id)
-        await jobs.have_ended(job_id)
 
 
 def _job_of(answer: Answer) -> JobId:
@@ -347,7 +344,7 @@ async def accounts(cell: Cell) -> AsyncIterator[Mapping[str, str]]:
     """The accounts of `users.acl`, made in this Redis under names of the test's."""
     lines = (ROOT / "deploy/redis/users.acl").read_text().splitlines()
     rules = {line.split()[1]: re.findall(r"\([^)]*\)|\S+", line)[2:] for line in lines if line.startswith("user ")}
-    made = {account: f"keyspace-{account}" for account in ("api", "audit", "worker")}
+    made = {account: f"keyspace-{account}" for account in ("api", "audit", "gateway")}
     for account, user in made.items():
         await cell.raw("ACL", "SETUSER", user, *rules[account])
     yield made
