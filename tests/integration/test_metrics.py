@@ -34,7 +34,7 @@ from worker.store.redis_client import RedisSettings, connect
 
 BOUNDED = {
     *("kind", "outcome", "code", "step", "finding", "pool", "event", "level", "error"),
-    *("method", "route", "status", "result", "node", "state", "le", "version", "python"),
+    *("method", "route", "status", "result", "node", "state", "le", "version", "python", "clock"),
 }
 
 
