@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.store.calls import Scripts
+from worker.store.operators.memory import Memory, memory_of
 
 NEVER = 1 << 50  # a period after any other: no counts are read
 PAGE = 200  # nodes per script call
@@ -36,6 +37,7 @@ class CellNumbers:
     stranded: int
     with_findings: int  # servers
     webhooks_due: int
+    memory: Memory
     nodes: tuple[NodeNumbers, ...]
 
 
@@ -52,6 +54,7 @@ class Cell(Scripts):
             stranded=stranded,
             with_findings=findings,
             webhooks_due=webhooks,
+            memory=await memory_of(self._redis),
             nodes=tuple([node for node in await self._all_nodes() if not node.gone]),
         )
 

@@ -7,7 +7,7 @@
 local ask = cjson.decode(ARGV[1])
 local now = now_ms()
 
-local function due(id)
+local function due(id, hook)
   local found, queue = {}, 'webhook:' .. id .. ':due'
   for _, delivery_id in ipairs(redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, ask.limit)) do
     local one = read('delivery:' .. delivery_id)
@@ -15,6 +15,7 @@ local function due(id)
       found[#found + 1] = {delivery_id, one.event, one.created_ms, one.attempts, one.job and cjson.decode(one.job)}
     else
       redis.call('ZREM', queue, delivery_id) -- it expired before it was delivered, or is another webhook's
+      redis.call('ZREM', waiting_of(hook.account), delivery_id)
     end
   end
   return found
@@ -56,7 +57,7 @@ for _ = 1, 10 do
   if not id then return nil end
   local key = 'webhook:' .. id
   local hook = read(key)
-  local deliveries = hook and hook.enabled == '1' and due(id) or {}
+  local deliveries = hook and hook.enabled == '1' and due(id, hook) or {}
   if #deliveries > 0 then
     redis.call('HSET', key, 'claim', ask.token, 'claimed_until_ms', now + ask.lease_ms)
     redis.call('ZADD', 'webhooks:due', now + ask.lease_ms, id)
