@@ -160,7 +160,8 @@ WHOLE = re.compile(
     r"redis\.call\('(?:SMEMBERS|HKEYS|HVALS)', ([^)]+)\)"
     r"|redis\.call\('(?:LRANGE|ZRANGE|ZREVRANGE)', ([^)]+), 0, -1\)"
     r"|redis\.call\('(?:ZRANGEBYSCORE|ZREVRANGEBYSCORE|ZREMRANGEBYSCORE)', ([^),]+),(?!.*LIMIT)"
-    r"|redis\.call\('(?:KEYS|SCAN|HSCAN|SORT|XRANGE)', ([^),]+)"
+    r"|redis\.call\('(?:XRANGE|XREVRANGE)', ([^),]+),(?!.*COUNT)"
+    r"|redis\.call\('(?:KEYS|SCAN|HSCAN|SORT)', ([^),]+)"
 )
 
 
