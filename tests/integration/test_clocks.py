@@ -105,10 +105,10 @@ class TestOfRedis:
         async with serving(stepping.cell, calls_per_minute=8) as api:
             before = [(await api.call("GET")).status for _ in range(4)]
             stepping.clock.set(step)
-            after = [(await api.call("GET")).status for _ in range(5)]
+            after = [(await api.call("GET")).status for _ in range(7)]
         assert (before, after[:3]) == ([200] * 4, [200] * 3)
         # forward, Redis drops the counter, which lives for a minute
-        assert after[-1] == (429 if step < timedelta() else 200)
+        assert (429 in after) == (step < timedelta())
 
     async def test_a_waiting_job_starts_and_one_that_comes_then_too(self, stepping: Stepping, step: timedelta) -> None:
         waiting = (await stepping.cell.create()).job.id
