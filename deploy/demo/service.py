@@ -132,6 +132,10 @@ class Service:
             await child.stop()
             self._children.pop()
 
+    def pids(self) -> dict[str, int]:
+        """Process id of each part, by its name."""
+        return {child.name: child.pid for child in self._children}
+
     def kill(self) -> None:
         """Kill the parts that are still running."""
         for child in self._children:
