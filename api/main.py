@@ -42,7 +42,7 @@ def start(context: typer.Context, config: Config = None) -> None:
 @app.command(epilog=help_text(ApiSettings))
 def serve(context: typer.Context, config: Config = None) -> None:
     """Answer requests until SIGTERM or SIGINT."""
-    settings = settings_of(context, config)
+    settings = settings_of(ApiSettings, context, config)
     metrics = Metrics()
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     logs.configure(level=level, count=(metrics.log_events,))

@@ -30,6 +30,8 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.NodeNotFound.of(id="node-17"),
     errors.ServerOnLiveNode.of("node-17"),
     errors.TokenNotFound.of(id="0a1b2c3d4e5f"),
+    errors.CredentialNotFound.of(id="node-17"),
+    errors.CredentialExists.of(id="node-17"),
     errors.JobNotRetryable.of("completed"),
     errors.JobNotStranded.of(),
     errors.SnapshotProtected.of(id=801),

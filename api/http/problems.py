@@ -29,6 +29,8 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.NodeNotFound: 404,
     errors.ServerOnLiveNode: 409,
     errors.TokenNotFound: 404,
+    errors.CredentialNotFound: 404,
+    errors.CredentialExists: 409,
     errors.SnapshotProtected: 409,
     errors.RecordUnreadable: 409,
     errors.JobNotRetryable: 409,

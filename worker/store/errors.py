@@ -190,6 +190,18 @@ class TokenNotFound(Refused):
     text = "There is no token {id}."
 
 
+class CredentialExists(Refused):
+    """A node's first credential was to be created, and it has one."""
+
+    code = "credential_exists"
+    text = "Node {id} has a credential already. Rotate it instead."
+
+
+class CredentialNotFound(Refused):
+    code = "credential_not_found"
+    text = "Node {id} has no valid credential."
+
+
 class IdempotencyKeyReused(Refused):
     """The key was used with a different request before."""
 
