@@ -37,6 +37,10 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.JobNotStranded: 409,
     errors.JobNotCancellable: 409,
     errors.WebhookNotReady: 409,
+    errors.WebhookDisabled: 409,
+    errors.DeliveryNotFound: 404,
+    errors.DeliveryNotRedeliverable: 409,
+    errors.RedeliveredRecently: 429,
     errors.IdempotencyKeyReused: 422,
     errors.ServerNotReady: 400,
     errors.TooManyStreams: 429,
@@ -52,6 +56,7 @@ _CHALLENGE = 'Bearer realm="vps-snapshots"'
 RETRY_AFTER_SECONDS: dict[type[errors.Refused], int] = {
     errors.TooManyStreams: 30,
     errors.TooManyDryRuns: 5,
+    errors.RedeliveredRecently: 60,
     errors.NodeUnavailable: 30,
     errors.StoreNearlyFull: 60,
     errors.StoreUnavailable: 5,

@@ -37,6 +37,7 @@ async def ids(api: FrontEnd) -> dict[str, str]:
         "job_id": restored.headers["X-Job-Id"],
         "schedule_id": schedule.body["id"],
         "webhook_id": webhook.body["id"],
+        "delivery_id": await api.have_failed_delivery(webhook.body["id"]),
         "node": await with_credential(api, "n1"),
         "token_id": (await api.tokens.all())[-1].id,
     }
