@@ -27,7 +27,7 @@ class CredentialCalls:
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
 
-    @call(f"GET {CREDENTIALS}", Reply(200, {"one": examples.CREDENTIALS}))
+    @call(f"GET {CREDENTIALS}", Reply(200, {"one": examples.CREDENTIALS}), refusals=(errors.NodeNotFound,))
     async def ops_list_credentials(self, request: web.Request, _: Token) -> web.Response:
         """List a node's credentials.
 
@@ -39,7 +39,7 @@ class CredentialCalls:
         f"POST {CREDENTIALS}",
         Reply(201, {"new": examples.NEW}, links=NEXT),
         body={"ninety_days": examples.CREATE},
-        refusals=(errors.CredentialExists,),
+        refusals=(errors.NodeNotFound, errors.CredentialExists),
     )
     async def ops_create_credential(self, request: web.Request, token: Token) -> web.Response:
         """Create a node's credential.
@@ -55,7 +55,7 @@ class CredentialCalls:
         f"POST {CREDENTIALS}rotate/",
         Reply(201, {"new": examples.NEW}, links=NEXT),
         body={"ninety_days": examples.ROTATE},
-        refusals=(errors.CredentialNotFound,),
+        refusals=(errors.NodeNotFound, errors.CredentialNotFound),
     )
     async def ops_rotate_credential(self, request: web.Request, token: Token) -> web.Response:
         """Rotate a node's credential.
@@ -75,7 +75,7 @@ class CredentialCalls:
     @call(
         f"DELETE {CREDENTIALS}",
         Reply(204, text="The credentials are revoked."),
-        refusals=(errors.CredentialNotFound,),
+        refusals=(errors.NodeNotFound, errors.CredentialNotFound),
     )
     async def ops_revoke_credentials(self, request: web.Request, _: Token) -> web.Response:
         """Revoke a node's credentials.

@@ -19,17 +19,17 @@ local function put()
   local former = valid()
   if ask.overlap_ms and #former == 0 then return {'refused', 'credential_not_found'} end
   if not ask.overlap_ms and #former > 0 then return {'refused', 'credential_exists'} end
+  if ask.lifetime_ms then ask.record.ends_ms = tostring(now_ms() + ask.lifetime_ms) end
+  ask.record.created_ms = tostring(now_ms())
+  write(ask.key, ask.record)
+  if ask.lifetime_ms then redis.call('PEXPIRE', ask.key, ask.lifetime_ms) end
+  redis.call('HSET', index, ask.record.id, ask.key)
   for _, key in ipairs(former) do
     if redis.call('PTTL', key) < 0 or redis.call('PTTL', key) > ask.overlap_ms then
       redis.call('PEXPIRE', key, ask.overlap_ms)
       redis.call('HSET', key, 'ends_ms', now_ms() + ask.overlap_ms)
     end
   end
-  if ask.lifetime_ms then ask.record.ends_ms = tostring(now_ms() + ask.lifetime_ms) end
-  ask.record.created_ms = tostring(now_ms())
-  write(ask.key, ask.record)
-  if ask.lifetime_ms then redis.call('PEXPIRE', ask.key, ask.lifetime_ms) end
-  redis.call('HSET', index, ask.record.id, ask.key)
   redis.call('SADD', 'nodes:credentials', ask.node)
   return {'admitted', redis.call('HGETALL', ask.key), ask.salt}
 end
