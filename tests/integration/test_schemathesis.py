@@ -47,6 +47,11 @@ max-steps = 12
 # 400 is the contract's code for what the server's state forbids; the hooks see that it is never `invalid_request`
 # 422: the key of an earlier request; 429: a webhook's deliveries were sent again in the last minute
 expected-statuses = ["2xx", 304, 400, 401, 403, 404, 409, 422, 429, 503]
+
+[[operations]]
+include-path = "/api/v1/ops/nodes/{{node}}/credentials/"
+# a list that a DELETE has emptied is still there
+checks.use_after_free.enabled = false
 """
 
 
@@ -107,7 +112,7 @@ async def tried(service: Service, folder: Path, *, auth: str, examples: int, cal
 async def test_nothing_that_is_sent_makes_an_answer_that_the_document_does_not_have(
     service: Service, tmp_path: Path
 ) -> None:
-    said = await tried(service, tmp_path, auth=f'[auth.openapi.token]\nbearer = "{service.client.token}"', examples=100)
+    said = await tried(service, tmp_path, auth=f'[auth.openapi.token]\nbearer = "{service.client.token}"', examples=50)
 
     # the document leaves itself out
     assert f"{len(CUSTOMERS_CALLS) - 1 + len(PROBES)} selected" in said
@@ -117,7 +122,7 @@ async def test_nor_does_it_where_an_operator_sends_it(service: Service, state: S
     secret = await token(state, None)
     await have_a_job_that_failed(service.client, Client(service.url, secret))
     said = await tried(
-        service, tmp_path, auth=f'[auth.openapi.token]\nbearer = "{secret}"', examples=15, calls=OPERATORS
+        service, tmp_path, auth=f'[auth.openapi.token]\nbearer = "{secret}"', examples=10, calls=OPERATORS
     )
 
     assert f"{len(OPERATORS_CALLS) - 1} selected" in said
@@ -139,4 +144,4 @@ async def test_no_account_gets_at_what_another_has(service: Service, state: Stat
     users = [{"name": name, "fixedHeaders": [header]} for name, header in headers.items()]
     (tmp_path / "auth.json").write_text(json.dumps({"auth": users}))
 
-    await tried(service, tmp_path, auth='[auth.wfc]\npath = "auth.json"\npeers = ["one", "other"]', examples=20)
+    await tried(service, tmp_path, auth='[auth.wfc]\npath = "auth.json"\npeers = ["one", "other"]', examples=10)
