@@ -98,6 +98,16 @@ class TestCalls:
         assert not await is_let_in(reached, new["secret"])
         (await ops.call("POST", f"{PATH}rotate/", {})).refused(404, "credential_not_found")
 
+    async def test_a_rotation_that_a_full_redis_refuses_ends_nothing(self, ops: Ops) -> None:
+        await made(ops)
+        before = await ops.get(PATH)
+        await ops.api.cell.redis.config_set("maxmemory", 1)
+        try:
+            (await ops.call("POST", f"{PATH}rotate/", {})).refused(503, "store_read_only")
+        finally:
+            await ops.api.cell.redis.config_set("maxmemory", 0)
+        assert await ops.get(PATH) == before
+
     async def test_who_may_only_read_can_list_them_and_no_more(self, ops: Ops) -> None:
         await made(ops)
         reader = Ops(api=ops.api, token=await ops.api.new_token(account=None, permissions={Permission.OPERATOR_READ}))
