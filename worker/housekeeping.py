@@ -1,4 +1,4 @@
-"""Periodic cleanup of a node: failed deletes, old journal entries, expired safety snapshots, disk space."""
+"""Periodic cleanup of a node: frozen guests, failed deletes, old journal entries, expired safety snapshots, space."""
 
 import time
 
@@ -7,7 +7,7 @@ import structlog
 from worker.journal import Journal, JournalFailed
 from worker.program.loop import every
 from worker.program.wall_clock import STEP_SECONDS, WallClock
-from worker.safety import SafetySnapshots
+from worker.runner import Runner
 from worker.store.errors import StoreUnavailable
 from worker.store.nodes.port import NodePort
 
@@ -17,10 +17,10 @@ log = structlog.stdlib.get_logger()
 
 
 class Housekeeping:
-    def __init__(self, *, store: NodePort, journal: Journal, safety: SafetySnapshots) -> None:
+    def __init__(self, *, store: NodePort, journal: Journal, runner: Runner) -> None:
         self._store = store
         self._journal = journal
-        self._safety = safety
+        self._runner = runner
         self._last_round = time.monotonic()
         self._wall_clock = WallClock()
 
@@ -41,6 +41,10 @@ class Housekeeping:
     async def round(self) -> None:
         self._look_at_the_clock()
         try:
+            await self._runner.thaw_left()  # first: such a guest hangs
+        except JournalFailed as error:
+            log.warning("housekeeping.journal_failed", cause=str(error))
+        try:
             deletes = await self._store.retry_deletes()
         except StoreUnavailable as error:
             log.warning("housekeeping.store_unavailable", cause=str(error.__cause__))
@@ -50,7 +54,7 @@ class Housekeeping:
         try:
             self._journal.forget_old()
             self._journal.age_safety_tags(self._seconds_since_last_round())
-            await self._safety.drop_due()
-            await self._safety.make_room()
+            await self._runner.safety.drop_due()
+            await self._runner.safety.make_room()
         except JournalFailed as error:  # the disk is full
             log.warning("housekeeping.journal_failed", cause=str(error))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from drivers.base import DomainNotFound, DriverError, Hypervisor, Power, ServerInUse
-from worker import traces
+from worker import left_frozen, traces
 from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed
 from worker.metrics import Metrics
 from worker.procedures import PROCEDURES
@@ -119,6 +119,10 @@ class Runner:
     def resume(self) -> list[asyncio.Task[None]]:
         """Resume the unfinished jobs of an earlier process, immediately and without the store."""
         return [self._pursue(entry, resumed=True) for entry in self._journal.owed()]
+
+    async def thaw_left(self) -> None:
+        """Thaw the guests that failed jobs have left frozen. Raises JournalFailed."""
+        await left_frozen.thaw_all(self._journal, self._hypervisor, self._servers)
 
     async def drain(self, seconds: float) -> None:
         """Return once no job is working on a VM, or after `seconds`.

@@ -76,7 +76,10 @@ class Step(StrEnum):
 
     PREFLIGHT = "preflight"
     STOPPING = "stopping"
+    FREEZING = "freezing"  # hold a running guest's file systems, by its agent
     SNAPSHOTTING = "snapshotting"
+    THAWING = "thawing"  # end `freezing`
+    RECORDING = "recording"  # write down a snapshot that was taken under a running guest
     CHECKING = "checking"  # check and repair the disks before the first change
     SAFEGUARDING = "safeguarding"  # take the safety snapshot, before a restore overwrites
     CLEARING = "clearing"  # remove dirty bitmaps and checkpoints of incremental backups, which a revert invalidates
@@ -96,8 +99,8 @@ _OVERWRITING = (
 )
 STEPS: dict[JobKind, tuple[Step, ...]] = {
     JobKind.CREATE: (
-        *(Step.PREFLIGHT, Step.STOPPING, Step.CHECKING, Step.SNAPSHOTTING),
-        *(Step.CLEANING, Step.STARTING, Step.MEASURING),
+        *(Step.PREFLIGHT, Step.STOPPING, Step.CHECKING, Step.FREEZING, Step.SNAPSHOTTING, Step.THAWING),
+        *(Step.RECORDING, Step.CLEANING, Step.STARTING, Step.MEASURING),
     ),
     JobKind.RESTORE: _OVERWRITING,
     JobKind.UNDO: _OVERWRITING,
@@ -155,6 +158,7 @@ class Contents:
     firmware: str = "bios"  # or "uefi"
     nvram: bool = False
     tpm: bool = False
+    consistency: str | None = None  # a word of `drivers.base.Consistency`; None: unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +199,7 @@ class NoteCode(StrEnum):
     NOT_RESTORED = "not_restored"  # only the present disks were restored
     LEFT_OUT = "left_out"  # the snapshot does not hold it
     GENERATION_ID_CHANGED = "generation_id_changed"
+    STATE_CHANGED = "state_changed"  # UEFI variables or TPM were written while the snapshot was taken
     RESOURCES_REDUCED = "resources_reduced"  # fewer vCPUs or less memory than before the job stopped the server
 
 
@@ -234,6 +239,7 @@ class Job:
     traceparent: str = ""  # the parent span, as in W3C Trace Context; "": none
     resolved_at: datetime | None = None  # when an operator marked the stranded job as resolved
     present_only: bool = False  # of a restore or undo: revert only the disks that are present
+    live: bool = False  # of a create: do not stop the server
     notes: tuple[Note, ...] = ()
     contents: Contents | None = None  # of a create or its dry run: what the snapshot holds, or would hold
     retried_by: JobId | None = None  # the job that repeats it
