@@ -40,6 +40,7 @@ class Limits:
     # One step; stopping gets the grace period on top. Ten times what `qemu-img snapshot -c` took for three disks of
     # 1 TB (12 s each).
     step_seconds: float = 360.0
+    thaw_seconds: float = 60.0  # to thaw a guest, within the job; after that, housekeeping goes on trying
     tries: int = 4  # attempts at a step whose error may be transient
     first_retry_seconds: float = 0.5  # doubled with each attempt
     # How long a lasting error is retried, for example while libvirtd restarts: the VM could not start without it.
@@ -268,7 +269,7 @@ class Runner:
         if step in FORWARD and not await self._may_go_on():
             return await self._failed(procedure, step, work, NODE_REPLACED)
         wait = self._limits.first_retry_seconds
-        limit = self._limits.step_seconds + (self._policy.grace_seconds if step is Step.STOPPING else 0)
+        limit = self._limit_seconds(step)
         strands = step in procedure.strands
         began, tries = time.monotonic(), 0
         while True:
@@ -299,6 +300,11 @@ class Runner:
                 reason = Failure(code="internal_error", detail="An unexpected error occurred; it was logged.")
                 break
         return await self._failed(procedure, step, work, reason)
+
+    def _limit_seconds(self, step: Step) -> float:
+        if step is Step.THAWING:
+            return min(self._limits.thaw_seconds, self._limits.step_seconds)
+        return self._limits.step_seconds + (self._policy.grace_seconds if step is Step.STOPPING else 0)
 
     def _patience_seconds(self, step: Step, error: DriverError, limit: float | None) -> float:
         """How long a step is retried, beyond the number of tries. `limit`: for a step whose failure strands the

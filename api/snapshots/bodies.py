@@ -7,7 +7,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 from api.http import fields
 from api.http.answers import Closed, ServerName, SnapshotName, StatusOfServer, Timestamp, Total, from_record
 from api.http.calls import API
-from api.jobs.bodies import Contents, DisksQuery, contents, job_headers, server_name
+from api.http.consistency import Asked, Label
+from api.jobs.bodies import Contents, DisksQuery, contents, job_headers, label, server_name
 from worker.store import errors, model
 from worker.store.customers.customer_store import Admitted, Edit, SnapshotFilter
 from worker.store.model import NAME_MAX, ServerState, SnapshotId, SnapshotStatus
@@ -86,6 +87,7 @@ class CreateBody(fields.RequestBody):
         Field(description=f"letters, digits, hyphens, underscores; at most {NAME_MAX}; unique on its server"),
     ]
     description: fields.DescriptionIfAny = ""
+    consistency: Asked = None
 
 
 class EditBody(fields.RequestBody):
@@ -142,6 +144,7 @@ class SnapshotDetails(Snapshot):
     contents: Annotated[
         Contents | None, Field(description="null until completed, and for a snapshot of an earlier version")
     ]
+    consistency: Label
 
 
 class SnapshotCreated(Snapshot):
@@ -183,7 +186,13 @@ def snapshot(record: model.Snapshot) -> Snapshot:
 
 
 def details(record: model.Snapshot) -> SnapshotDetails:
-    return from_record(SnapshotDetails, record, server=server_name(record), contents=contents(record.contents))
+    return from_record(
+        SnapshotDetails,
+        record,
+        server=server_name(record),
+        contents=contents(record.contents),
+        consistency=label(record.contents),
+    )
 
 
 def created(admitted: Admitted) -> SnapshotCreated:

@@ -8,6 +8,7 @@ too late for libvirt.
 
 import json
 import math
+from contextlib import suppress
 from typing import Any
 
 import libvirt
@@ -32,11 +33,12 @@ _AGENTS = frozenset(
 def status(domain: Any) -> str | None:
     """FROZEN or THAWED; None if no agent answers."""
     try:
-        return str(_ask(domain, "guest-fsfreeze-status", ANSWER_SECONDS))
+        answer = _ask(domain, "guest-fsfreeze-status", ANSWER_SECONDS)
     except libvirt.libvirtError as error:
         if error.get_error_code() not in _AGENTS:
             raise
         return None
+    return next((word for word in (FROZEN, THAWED) if word == answer), None)
 
 
 def refuse_frozen(domain: Any) -> bool:
@@ -84,5 +86,8 @@ def thaw(domain: Any) -> bool:
 
 
 def _ask(domain: Any, command: str, timeout_seconds: float) -> Any:
+    """The agent's answer; None if it makes no sense: the guest's owner decides what the agent says."""
     answer = libvirt_qemu.qemuAgentCommand(domain, json.dumps({"execute": command}), math.ceil(timeout_seconds), 0)
-    return json.loads(answer)["return"]
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        return json.loads(answer)["return"]
+    return None

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from drivers.base import AgentFailed, Consistency, HypervisorUnavailable, Power
+from drivers.base import AgentFailed, HypervisorUnavailable, Power
 from drivers.fake_faults import Effect, Happening, Killed, Moment
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.dying import LIMITS, DyingNode
 from tests.integration.pasts import Past
 from worker.journal import Journal
 from worker.left_frozen import thaw_all
-from worker.store.model import Job, JobKind, JobState, NoteCode
+from worker.store.model import Consistency, Job, JobKind, JobState, NoteCode
 
 REACHED = (
     *(Effect.LOOK, Effect.HOLD, Effect.SAVE_NVRAM, Effect.FREEZE, Effect.TRANSACTION, Effect.THAW, Effect.LIST),

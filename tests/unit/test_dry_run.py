@@ -5,11 +5,11 @@ import random
 
 import pytest
 
-from drivers.base import Consistency, Power
+from drivers.base import Power
 from drivers.fake import FakeHypervisor
 from drivers.fake_state import FakeDisk, FakeServer
 from tests.walking import BEFORE_THE_FIRST_CHANGE, NEW_TAG, SERVER, SPEC, walk
-from worker.store.model import JobKind, Note, NoteCode, Step
+from worker.store.model import Consistency, JobKind, Note, NoteCode, Step
 
 STATES, BATCH = 10_000, 500
 THEN, NOW = "then", "now"

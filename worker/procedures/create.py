@@ -6,12 +6,12 @@ Or, on request, without a stop: see `worker.procedures.live`.
 import time
 from dataclasses import replace
 
-from drivers.base import Consistency, InvalidState, Power, SnapshotExists
+from drivers.base import InvalidState, Power, SnapshotExists
 from worker.procedures import live, notes
 from worker.procedures.disks import checked, cleaned, roomy_layout, without
 from worker.procedures.power import as_found, claimed, ensure_off, ensure_off_gently, power_remembered
 from worker.procedures.work import Facts, Next, Procedure, Work, over, then
-from worker.store.model import Step
+from worker.store.model import Consistency, Step
 
 
 async def _check(work: Work) -> Next:

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import structlog
 
-from drivers.base import AgentFailed, Consistency, DriverError, HypervisorUnavailable, Power
+from drivers.base import AgentFailed, DriverError, HypervisorUnavailable, Power
 from worker.procedures import notes
 from worker.procedures.disks import without
 from worker.procedures.power import claimed
 from worker.procedures.work import Facts, Next, Work
-from worker.store.model import Failure, Step
+from worker.store.model import Consistency, Failure, Step
 
 
 class LiveRefused(DriverError):

@@ -149,6 +149,16 @@ class LeftOut:
     reason: str
 
 
+class Consistency(StrEnum):
+    """The state of the guest's data in a snapshot: how the guest was stopped, or what it did meanwhile."""
+
+    CLEAN_SHUTDOWN = "clean_shutdown"  # it was asked to shut down, and did
+    FORCED_OFF = "forced_off"  # its power was cut: its last writes may be missing
+    ALREADY_OFF = "already_off"  # it was off before the job
+    AGENT_FROZEN = "agent_frozen"  # it ran; its agent had written everything to the disks and held all file systems
+    CRASH_CONSISTENT = "crash_consistent"  # it ran: as after a power failure at this moment, over all disks
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contents:
     """What a snapshot holds: the same fields as `drivers.base.Contents`, which the node records with the disks."""
@@ -158,7 +168,7 @@ class Contents:
     firmware: str = "bios"  # or "uefi"
     nvram: bool = False
     tpm: bool = False
-    consistency: str | None = None  # a word of `drivers.base.Consistency`; None: unknown
+    consistency: str | None = None  # a word of `Consistency`, or of a later version; None: unknown
 
 
 @dataclass(frozen=True, kw_only=True)
