@@ -35,6 +35,8 @@ class Learning:
             expected = self._servers[end.server_id]
             refused = end.code == "disks_differ" and expected.differs(end.tag) and not end.present_only
             refused |= end.code in self._refusals
+            # whose QEMU dies has no running server to be taken a snapshot of
+            refused |= end.live and expected.qemu_was_killed
             if end.state == "failed" and not (may_fail or expected.disturbed or refused or end.stranded):
                 self._violated(end, f"failed: {end.code}")
             self._learn(expected, end, undoable=not may_vanish)
