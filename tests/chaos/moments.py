@@ -8,10 +8,9 @@ from tests.chaos.campaign import REFUSALS, Campaign
 from tests.chaos.halts import Halt, Moment
 from tests.chaos.model import Expected
 from tests.chaos.summary import Summary
-from worker.store.model import STEPS, JobKind, Step
+from worker.store.model import STEPS, WITHOUT_A_STOP, JobKind, Step
 
 KINDS = (JobKind.CREATE, JobKind.RESTORE, JobKind.UNDO, JobKind.DELETE)
-WITHOUT_A_STOP = {Step.FREEZING, Step.THAWING, Step.RECORDING}
 POWER_STEPS = {Step.STOPPING, Step.STARTING}
 ON_THE_WAY_BACK = {Step.UNDOING, Step.CLEANING}  # reached where a disk has refused
 # what the qemu-img does that is to be hit; of the other steps, whatever it does first

@@ -109,6 +109,8 @@ STEPS: dict[JobKind, tuple[Step, ...]] = {
     JobKind.CHECK_RESTORE: (Step.PREFLIGHT,),
 }
 
+WITHOUT_A_STOP = frozenset({Step.FREEZING, Step.THAWING, Step.RECORDING})  # only in a create that is `live`
+
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
@@ -264,7 +266,7 @@ class Job:
         """Progress in whole steps; of a failed job, up to the step that failed."""
         if self.state is JobState.COMPLETED:
             return 100
-        steps = STEPS[self.kind]
+        steps = [step for step in STEPS[self.kind] if self.live or step not in WITHOUT_A_STOP]
         return 100 * steps.index(self.step) // len(steps) if self.step in steps else 0
 
 
