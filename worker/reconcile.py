@@ -31,7 +31,7 @@ from worker.procedures.disks import without
 from worker.procedures.notes import contents_held, contents_to_write
 from worker.procedures.work import SAFETY_PREFIX, Task
 from worker.runner import Runner
-from worker.store.errors import StoreUnavailable
+from worker.store.errors import RecordUnreadable, StoreUnavailable
 from worker.store.model import Contents, JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
 from worker.store.nodes.node_store import BegunJob, Known, KnownSnapshot, LeaseLost, NodeStore, PublishedSnapshot
 
@@ -145,7 +145,7 @@ class Reconciler:
                 return
             async with lock, asyncio.timeout(self._look_seconds):
                 await self._compare(server_id)
-        except (DriverError, StoreUnavailable, LeaseLost, TimeoutError, JournalFailed) as error:
+        except (DriverError, StoreUnavailable, RecordUnreadable, LeaseLost, TimeoutError, JournalFailed) as error:
             log.warning("reconcile.put_off", server_id=server_id, reason=str(error) or type(error).__name__)
         except Exception:  # one odd server must not crash the worker over and over
             log.exception("reconcile.broke", server_id=server_id)
@@ -188,12 +188,15 @@ class Reconciler:
                 contents=held.get(snapshot_id),
             )
             for snapshot_id, (tag, spec) in taken.items()
-            if known.on_disk[snapshot_id] is None and snapshot_id not in at_work and tag not in safety
+            if snapshot_id in known.on_disk
+            and known.on_disk[snapshot_id] is None
+            and snapshot_id not in at_work
+            and tag not in safety
         ]
         described = [
             _described(snapshot_id, record, contents)
             for snapshot_id, contents in held.items()
-            if (record := known.on_disk[snapshot_id]) is not None and record.contents is None
+            if (record := known.on_disk.get(snapshot_id)) is not None and record.contents is None
         ]
         open_tasks = self._open_tasks(server_id)  # read again: a job that has ended meanwhile must not reappear
         begun = [_begun(task) for task in open_tasks]
@@ -224,7 +227,10 @@ class Reconciler:
         else:
             self._pending.pop(server_id, None)
             safety = self._journal.safety_tags(server_id)
-            ours = {found_id: one for found_id, one in ids.items() if one.tag not in safety}
+            # what the store can't read is left as it is
+            ours = {
+                found_id: one for found_id, one in ids.items() if one.tag not in safety and found_id in known.on_disk
+            }
             whole = {found_id: one for found_id, one in ours.items() if one.complete}
             await self._hypervisor.let_go(server_id)  # a worker that died at the end of a job may have left the hold
             await self._settle(server_id, found)

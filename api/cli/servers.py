@@ -44,6 +44,11 @@ FINDING_COLUMNS = (
     Column(title="NODE", of=lambda found: found["node"], yields=3),
     Column(title="ACCOUNT", of=lambda found: found["account_id"], yields=4, right=True),
 )
+UNREADABLE_COLUMNS = (
+    Column(title="KEY IN REDIS", of=lambda record: record["key"]),
+    Column(title="REASON", of=lambda record: record["reason"], yields=1),
+    Column(title="LAST MET (UTC)", of=lambda record: formats.at(record["at"]), yields=2),
+)
 
 
 def list_servers(
@@ -76,11 +81,14 @@ def show_server(context: typer.Context, server: ServerArgument, *, as_json: Json
 def list_findings(
     context: typer.Context, *, limit: Limit = 100, everything: All = False, as_json: Json = False
 ) -> None:
-    """List the differences that reconciliation found, newest first."""
+    """List the differences that reconciliation found, newest first, and the records that cannot be read."""
 
     def show(output: Output, listed: Body) -> None:
         findings = [{**server, **finding} for server in listed["results"] for finding in server["findings"]]
         output.list(FINDING_COLUMNS, {**listed, "results": findings}, none="No findings.")
+        if unreadable := listed.get("unreadable_records"):
+            output.heading("Unreadable records")
+            output.table(UNREADABLE_COLUMNS, unreadable, none="")
 
     rows = None if everything else limit
     perform(context, lambda client: client.collect("ops/findings/", {}, limit=rows), show, as_json=as_json)

@@ -1,4 +1,4 @@
-"""The findings: differences between our records and the disks."""
+"""The findings: differences between our records and the disks, and records that can't be read."""
 
 from collections.abc import Mapping
 
@@ -32,7 +32,12 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     query = read_query(request, CursorQuery, limit=LIMIT)
     page = await context.operators.findings(query.cursor)
     return context.rendering.page(
-        request.http, "findings.html", filters=read_filters(request, query), page=page, meanings=MEANINGS
+        request.http,
+        "findings.html",
+        filters=read_filters(request, query),
+        page=page,
+        unreadable=await context.operators.unreadable(),
+        meanings=MEANINGS,
     )
 
 

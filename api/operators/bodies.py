@@ -1,5 +1,6 @@
 """The bodies of nodes, findings, the audit log and tokens."""
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
@@ -175,12 +176,23 @@ class ServerFindings(Open):
     findings: tuple[Finding, ...]
 
 
+class UnreadableRecord(Open):
+    """A record in Redis that is damaged, or that a newer version wrote. It is left out of every answer."""
+
+    key: Annotated[str, Field(description="in Redis; behind a space, the entry of a stream or hash")]
+    reason: str
+    at: Annotated[Timestamp, Field(description="when it was last met")]
+
+
 class FindingsList(Open):
     """One page of the list, newest first."""
 
     count: TotalIfKnown
     after: After
     results: tuple[ServerFindings, ...]
+    unreadable_records: Annotated[
+        tuple[UnreadableRecord, ...], Field(description="met within the last 24 hours: the latest 100, on every page")
+    ]
 
 
 class AuditEntry(Open):
@@ -249,8 +261,15 @@ def _server_findings(record: records.ServerFindings) -> ServerFindings:
     return from_record(ServerFindings, record, server=ServerName(id=record.server_id, name=record.server_name))
 
 
-def findings(page: CursorPage[records.ServerFindings]) -> FindingsList:
-    return from_record(FindingsList, page, results=tuple(map(_server_findings, page.results)))
+def findings(
+    page: CursorPage[records.ServerFindings], unreadable: Iterable[records.UnreadableRecord]
+) -> FindingsList:
+    return from_record(
+        FindingsList,
+        page,
+        results=tuple(map(_server_findings, page.results)),
+        unreadable_records=tuple(from_record(UnreadableRecord, one) for one in unreadable),
+    )
 
 
 def audit(page: CursorPage[records.AuditEntry]) -> AuditList:

@@ -119,10 +119,11 @@ class OperatorCalls:
     async def ops_list_findings(self, request: web.Request, _: Token) -> web.Response:
         """List findings.
 
-        The differences that reconciliation found, by server, newest first.
+        The differences that reconciliation found, by server, newest first; and the records that cannot be read.
         """
         page = await self._operators.findings(reading.query(request, CursorQuery).cursor)
-        return answer(bodies.findings(page), headers=next_link(request.rel_url, page.after))
+        unreadable = await self._operators.unreadable()
+        return answer(bodies.findings(page, unreadable), headers=next_link(request.rel_url, page.after))
 
     @call(f"GET {OPS}audit/", OPERATOR, Reply(200, {"audit": examples.AUDIT}), query=AuditQuery)
     async def ops_list_audit(self, request: web.Request, _: Token) -> web.Response:

@@ -14,6 +14,7 @@ from api.operators.bodies import (
     ServerFindings,
     TokenBody,
     TokenList,
+    UnreadableRecord,
 )
 from api.operators.overview import Chart, Durations, Ended, NodeCounts, Oldest, Overview, Point
 from api.servers.examples import FINDINGS as SERVERS_FINDINGS
@@ -39,6 +40,7 @@ FINDINGS = FindingsList(
     count=1,
     after=None,
     results=(ServerFindings(server=SERVER_NAME, account_id=77, node="node-17", findings=SERVERS_FINDINGS),),
+    unreadable_records=(UnreadableRecord(key="snapshot:801", reason="created_ms cannot be read", at=ASKED),),
 )
 _ENTRY = {"token_name": "alice", "method": "POST", "path": "/api/v1/ops/nodes/node-17/pause/", "status": "200"}
 AUDIT = AuditList(after=None, results=(AuditEntry(id="1737044100000-0", at=ASKED, fields=_ENTRY, notes=()),))
@@ -65,6 +67,7 @@ OVERVIEW = Overview(
     stranded_servers=0,
     nodes=NodeCounts(alive=47, silent=1, paused=1),
     servers_with_findings=1,
+    unreadable_records=1,
     charts=(
         Chart(
             kind=JobKind.CREATE,

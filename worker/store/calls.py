@@ -1,8 +1,10 @@
 """How the store calls Redis: its errors, its scripts, and the answers that several of its classes read."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Self, TypeVar
 
@@ -14,7 +16,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from worker.program import tracing
 from worker.store import errors, records, scripts
-from worker.store.model import Job, JobId, JobKind
+from worker.store.model import Job, JobId, JobKind, ServerState
+from worker.store.unreadable import Unreadable, noticing
 
 IDEMPOTENCY_KEPT_SECONDS = 86_400.0
 _REDIS_REFUSES = ("MISCONF", "NOREPLICAS")  # may come from a script's write; any other error in a script is a bug
@@ -22,6 +25,10 @@ _REDIS_REFUSES = ("MISCONF", "NOREPLICAS")  # may come from a script's write; an
 log = structlog.stdlib.get_logger()
 
 Item = TypeVar("Item")
+Row = TypeVar("Row")
+TOLD_AGAIN_SECONDS = 600.0  # until an unreadable record that is met again is put into the operators' list anew
+TOLD_MOST = 1000  # unreadable records that a process remembers
+_UNREADABLE = re.compile(r"UNREADABLE (?P<kind>token:[a-z]+(?=:)|[a-z]+)")  # as `shared/records.lua` ends a script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,8 @@ def redis_answers() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
+        if unreadable := _UNREADABLE.match(str(error)):
+            raise errors.RecordUnreadable.of(kind=unreadable["kind"]) from error
         if script_broke(error):
             log.exception("store.script_broke")
         raise errors.StoreUnavailable.of() from error
@@ -67,9 +76,10 @@ class Scripts:
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
         self._loaded: dict[str, AsyncScript] = {}
+        self._told: dict[str, float] = {}  # keys of unreadable records, and when the operators were told
 
     async def _call(self, name: str, ask: Mapping[str, Any]) -> Any:
-        """What the script `name` ("customers/find") answers. Raises StoreUnavailable."""
+        """What the script `name` ("customers/find") answers. Raises StoreUnavailable or RecordUnreadable."""
         with redis_answers():
             return await self._run(name, ask)
 
@@ -84,6 +94,41 @@ class Scripts:
                 case [_, [job_id, *_], *_]:
                     span.set_attribute("vps_snapshots.job.id", job_id.decode())
             return answer
+
+    async def _one(self, read: Callable[[list[Any]], Item], shown: list[Any], *, kind: str) -> Item:
+        """What a script has shown. Raises RecordUnreadable."""
+        return await self._read(lambda: records.one(read, shown, kind=kind))
+
+    async def _many(
+        self,
+        read: Callable[[Row], Item],
+        rows: Iterable[Row],
+        *,
+        kind: str,
+        key_of: Callable[[Row], str] | None = None,
+    ) -> tuple[Item, ...]:
+        """Those that can be read."""
+        return await self._read(lambda: records.many(read, rows, kind=kind, key_of=key_of))
+
+    async def _read(self, read: Callable[[], Item]) -> Item:
+        """What `read` makes of an answer. What can't be read of it is logged once and put into the operators' list."""
+        with noticing() as noticed:
+            try:
+                return read()
+            finally:
+                await self._tell(noticed)
+
+    async def _tell(self, noticed: Iterable[Unreadable]) -> None:
+        now = time.monotonic()
+        if not (news := [one for one in noticed if now - self._told.get(one.key, -now) > TOLD_AGAIN_SECONDS]):
+            return
+        for one in news:
+            if one.key not in self._told:
+                log.warning("record.unreadable", key=one.key, reason=one.reason)
+            self._told[one.key] = now
+        self._told = dict(list(self._told.items())[-TOLD_MOST:])
+        with suppress(errors.StoreUnavailable):  # the others can be read all the same
+            await self._call("operators/set_aside", {"records": [[one.key, one.reason] for one in news]})
 
     async def _run(self, name: str, ask: Mapping[str, Any]) -> Any:
         if name not in self._loaded:
@@ -114,7 +159,14 @@ def kind_of(holding: bytes) -> JobKind | None:
 
 def shown_job(shown: list[Any]) -> Job:
     job_id, flat, durations, server, holding = shown
-    record = records.pairs(server)
+    record = records.pairs(flat)
+    key = f"server:{record.get('server', '')}"
+    state = records.part(lambda pair: _state_of(*pair), (server, holding), key=key, otherwise=None)
+    return records.job(JobId(job_id.decode()), record, durations, state)
+
+
+def _state_of(flat: list[bytes], holding: bytes) -> ServerState | None:
+    """None: the server is gone."""
+    record = records.pairs(flat)
     gone = not record or "missing" in record
-    state = None if gone else records.server_state(record, kind_of(holding))
-    return records.job(JobId(job_id.decode()), records.pairs(flat), durations, state)
+    return None if gone else records.server_state(record, kind_of(holding))

@@ -30,7 +30,7 @@ def text(name: str) -> str:
 
 
 def linked(script: str) -> str:
-    """A script behind the modules that its first line includes."""
+    """A script behind the guard against bad records and the modules that its first line includes."""
     modules: dict[str, str] = {}
 
     def add(module: str) -> None:
@@ -42,7 +42,7 @@ def linked(script: str) -> str:
 
     for module in includes(script):
         add(module)
-    return "".join(modules.values()) + script
+    return source("shared/guard") + "".join(modules.values()) + script
 
 
 def source(name: str) -> str:

@@ -9,7 +9,7 @@ local ask = cjson.decode(ARGV[1])
 -- A call that only reads should not cost a write to the disk: the counters are neither replicated nor persisted.
 redis.set_repl(redis.REPL_NONE)
 
-local token = ask.token ~= '' and read(ask.token)
+local token = ask.token ~= '' and look_up(ask.token)
 if not token then return {{}, take('calls:failed:' .. ask.address, ask.failed_logins, ask.window_ms)} end
 local account = token.account ~= '' and token.account or ask.account
 return {redis.call('HGETALL', ask.token), take('calls:' .. token.id .. ':' .. account, ask.calls, ask.window_ms)}

@@ -5,9 +5,10 @@
 -- allowed, left, ms until one more call is allowed}.
 local ask = cjson.decode(ARGV[1])
 local NOTED_MS = 60000 -- resolution of `seen_ms`: not every call costs a write to the disk
-local session = read(ask.key)
+local session = look_up(ask.key)
 if not session then return {} end
-if redis.call('EXISTS', session.token) == 0 then
+local token = look_up(session.token)
+if not token then
   redis.call('DEL', ask.key)
   return {}
 end
@@ -17,6 +18,5 @@ if ask.by_person and now - session.seen_ms >= NOTED_MS then
   redis.call('PEXPIREAT', ask.key, math.min(tonumber(session.ends_ms), now + ask.idle_ms))
 end
 redis.set_repl(redis.REPL_NONE) -- the counters are neither replicated nor persisted
-local token = read(session.token)
 return {redis.call('HGETALL', ask.key), redis.call('HGETALL', session.token),
   take('calls:' .. token.id .. ':', ask.calls, ask.window_ms)}

@@ -8,6 +8,7 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from arq.connections import ArqRedis
 
@@ -83,18 +84,23 @@ class Sessions(Scripts):
         answer = await self._call("access/session", ask)
         if not answer:
             return None
-        flat, token_flat, *counted = answer
-        record, token = records.pairs(flat), Token.of(records.pairs(token_flat))
-        return Session(
-            csrf=record["csrf"],
-            ends_at=records.moment(record["ends_ms"]),
-            authenticated=authenticated(token, *counted),
-            token=token,
-        )
+        found = await self._many(_session, [answer], kind="token", key_of=lambda _: _key(session_id))
+        return found[0] if found else None
 
     async def close(self, session_id: str) -> None:
         with redis_answers():
             await self._redis.delete(_key(session_id))
+
+
+def _session(answer: list[Any]) -> Session:
+    flat, token_flat, *counted = answer
+    record, token = records.pairs(flat), Token.of(records.pairs(token_flat))
+    return Session(
+        csrf=record["csrf"],
+        ends_at=records.moment(record["ends_ms"]),
+        authenticated=authenticated(token, *counted),
+        token=token,
+    )
 
 
 def _key(session_id: str) -> str:

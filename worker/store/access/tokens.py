@@ -11,7 +11,7 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 from worker.store import records
 from worker.store.calls import Idempotency, Scripts, accepted, for_script, redis_answers
@@ -56,10 +56,10 @@ class Token:
         return cls(
             id=text["id"],
             name=text["name"],
-            account_id=AccountId(int(text["account"])) if text["account"] else None,
+            account_id=AccountId(records.whole(text["account"])) if text["account"] else None,
             permissions=frozenset(map(Permission, text["permissions"].split())),
-            created_at=datetime.fromisoformat(text["created_at"]),
-            expires_at=datetime.fromisoformat(text["expires_at"]) if text["expires_at"] else None,
+            created_at=_moment(text["created_at"]),
+            expires_at=_moment(text["expires_at"]) if text["expires_at"] else None,
         )
 
 
@@ -103,6 +103,23 @@ def authenticated(token: Token | None, allowed: int, left: int, more_ms: int) ->
         left=left,
         more_in=timedelta(milliseconds=more_ms),
     )
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text} has no time zone")
+    return moment
+
+
+def _token(row: list[Any]) -> Token:
+    """`row`: the key, and the record as a script or Redis itself answers it."""
+    flat = row[1]
+    return Token.of(records.decoded(flat) if isinstance(flat, dict) else records.pairs(flat))
+
+
+def _key_of(row: list[Any]) -> str:
+    return str(row[0])
 
 
 def key_of(secret: str) -> str:
@@ -161,7 +178,8 @@ class Tokens(Scripts):
             "window_ms": round(limits.window.total_seconds() * 1000),
         }
         flat, *counted = await self._call("access/authenticate", ask)
-        return authenticated(Token.of(records.pairs(flat)) if flat else None, *counted)
+        tokens = await self._many(_token, [[ask["token"], flat]] if flat else [], kind="token", key_of=_key_of)
+        return authenticated(tokens[0] if tokens else None, *counted)
 
     async def all(self) -> list[Token]:
         """Every token that is valid, oldest first; ended ones are removed from the index."""
@@ -170,10 +188,11 @@ class Tokens(Scripts):
             async with self._redis.pipeline(transaction=False) as pipe:
                 for key in index.values():
                     pipe.hgetall(key)
-                found = await pipe.execute()
+                found = await pipe.execute(raise_on_error=False)
             if ended := [token_id for token_id, record in zip(index, found, strict=True) if not record]:
                 await self._redis.hdel(_INDEX, *ended)  # type: ignore[misc]  # typed for the blocking client too
-        valid = [Token.of(records.decoded(record)) for record in found if record]
+        rows = [[key.decode(errors="replace"), flat] for key, flat in zip(index.values(), found, strict=True) if flat]
+        valid = await self._many(_token, rows, kind="token", key_of=_key_of)
         return sorted(valid, key=lambda token: (token.created_at, token.id))
 
     async def revoke(self, token_id: str) -> bool:

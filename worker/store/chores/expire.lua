@@ -1,20 +1,22 @@
--- include: clock, records, snapshots
--- Retire the snapshots that have expired. One that is protected, or whose server has a job, is tried again after
--- again_ms.
+-- include: clock, records, snapshots, holding
+-- Retire the snapshots that have expired. One that is protected, whose server has a job, or that can't be read is
+-- tried again after again_ms.
 -- ask: {again_ms, limit}
 -- Answers the number of snapshots that were retired.
 local ask = cjson.decode(ARGV[1])
 local retired, now = 0, now_ms()
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'snapshots:expiring', '-inf', now, 'LIMIT', 0, ask.limit)) do
+
+local function expire(id)
   local snapshot = read('snapshot:' .. id)
-  local server = snapshot and read('server:' .. snapshot.server)
-  if not snapshot then
-    redis.call('ZREM', 'snapshots:expiring', id)
-  elseif snapshot.protected == '1' or not server or server.job then
-    redis.call('ZADD', 'snapshots:expiring', now + ask.again_ms, id)
-  else
-    retire_snapshot(id, snapshot, server.node, now)
-    retired = retired + 1
-  end
+  if not snapshot then return redis.call('ZREM', 'snapshots:expiring', id) end
+  local server = read('server:' .. snapshot.server)
+  if snapshot.protected == '1' or not server or holder_of(server) then return end
+  retire_snapshot(id, snapshot, server.node, now)
+  retired = retired + 1
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'snapshots:expiring', '-inf', now, 'LIMIT', 0, ask.limit)) do
+  redis.call('ZADD', 'snapshots:expiring', now + ask.again_ms, id) -- before: also one that fails makes way for others
+  attempt('snapshot:' .. id, expire, id)
 end
 return retired

@@ -1,4 +1,4 @@
--- include: clock, records, states, nodes, show, enqueue, snapshots, retention, removal, schedules, idempotency
+-- include: clock, records, states, nodes, show, enqueue, snapshots, retention, removal, schedules, idempotency, holding
 -- Admit a create, restore, delete or undo: write all of it, or refuse it and write nothing. A dry run is decided in the
 -- same way; its job holds no server and makes no snapshot. A create by a schedule makes room if it must.
 -- ask: {kind, dry_run, account and id (not of a schedule's run): the id of the server for a create, of the restore's
@@ -12,11 +12,13 @@ local ask = cjson.decode(ARGV[1])
 
 local function refuse_server(server)
   if node_is_silent(server.node, ask.silent_ms) then return {'refused', 'node_unavailable'} end
-  if server.job then return {'refused', 'server_busy', server.job} end
+  local holder = holder_of(server)
+  if holder then return {'refused', 'server_busy', holder} end
   if server.power == 'paused' and ask.kind ~= 'delete' then return {'refused', 'server_not_ready'} end
 end
 
 local function admit(server_id, server, snapshot_id, snapshot, undoes)
+  demand(ask.queue.prefix .. server.node, 'zset')
   enqueue(ask.job_id, {
     undoes = undoes,
     kind = ask.dry_run and 'check_' .. ask.kind or ask.kind,
@@ -32,12 +34,14 @@ end
 
 local function create()
   local server_id = ask.id
-  local server = read('server:' .. server_id)
-  if not server or server.account ~= ask.account or server.missing then return {'refused', 'server_not_found'} end
+  local server = read_of(ask.account, 'server:' .. server_id)
+  if not server or server.missing then return {'refused', 'server_not_found'} end
   local refused = refuse_server(server)
   if refused then return refused end
   -- until its node has published its snapshots, nobody knows how many slots are taken
   if server.unpublished then return {'refused', 'node_unavailable'} end
+  demand('server:' .. server_id .. ':names', 'hash')
+  demand('server:' .. server_id .. ':counted', 'set')
   local namesake = redis.call('HGET', 'server:' .. server_id .. ':names', ask.name)
   local over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - tonumber(ask.limit)
   if ask.schedule and over > 0 and not namesake then
@@ -53,7 +57,7 @@ local function create()
   end
   -- Never below the seconds since 2025: after a loss of the data, or the return of an older copy of it, it is above
   -- every id given before, for a cell gives less than one a second. An id must never come back: disks still carry it.
-  local last_id = tonumber(redis.call('GET', 'snapshots:last_id')) or 0
+  local last_id = number(redis.call('GET', 'snapshots:last_id')) or 0
   local id = string.format('%.0f', math.max(last_id + 1, math.floor(now_ms() / 1000) - 1735689600))
   redis.call('SET', 'snapshots:last_id', id)
   local snapshot = {
@@ -85,12 +89,11 @@ local function delete(snapshot, server)
 end
 
 local function undo()
-  local restore = read('job:' .. ask.id)
-  if not restore or restore.account ~= ask.account then return {'refused', 'job_not_found'} end
-  local server = read('server:' .. restore.server)
-  -- the server may have a new owner since
-  if not server or server.account ~= ask.account or server.undoable ~= ask.id
-      or now_ms() > tonumber(restore.undoable_until_ms) then
+  local restore = read_of(ask.account, 'job:' .. ask.id)
+  if not restore then return {'refused', 'job_not_found'} end
+  local server = read_of(ask.account, 'server:' .. restore.server) -- it may have a new owner since
+  if not server or server.undoable ~= ask.id
+      or now_ms() > (number(restore.undoable_until_ms) or 0) then
     return {'refused', 'undo_unavailable'}
   end
   if server.missing then return {'refused', 'server_not_ready'} end
@@ -112,7 +115,12 @@ local function run_schedule()
     return {'refused', 'server_not_found'}
   end
   ask.account, ask.id = schedule.account, schedule.server
-  if schedule.expire_after_ms ~= '' then ask.expires_ms = string.format('%.0f', now_ms() + schedule.expire_after_ms) end
+  local expire_after_ms = number(schedule.expire_after_ms)
+  if expire_after_ms then
+    ask.expires_ms = string.format('%.0f', now_ms() + expire_after_ms)
+  elseif schedule.expire_after_ms ~= '' then
+    return unreadable('schedule:' .. id, 'expire_after_ms cannot be read')
+  end
   local answer = create()
   local passes = answer[2] == 'server_busy' or answer[2] == 'node_unavailable' or answer[2] == 'server_not_ready'
   local next_ms = ask.schedule.next_ms
@@ -154,8 +162,8 @@ local function decide()
   if refused then return refused end
   if ask.kind == 'create' then return create() end
   if ask.kind == 'undo' then return undo() end
-  local snapshot = read('snapshot:' .. ask.id)
-  if not snapshot or snapshot.account ~= ask.account or (snapshot.status == 'deleting' and not ask.again) then
+  local snapshot = read_of(ask.account, 'snapshot:' .. ask.id)
+  if not snapshot or (snapshot.status == 'deleting' and not ask.again) then
     return {'refused', 'snapshot_not_found'}
   end
   local server = read('server:' .. snapshot.server)

@@ -115,7 +115,9 @@ class CustomerStore(Scripts):
         """Accept a new snapshot. Raises ServerNotFound, NodeUnavailable, ServerBusy, ServerNotReady,
         SnapshotLimitReached, NameTaken or StoreUnavailable."""
         more = {"name": name, "description": description}
-        return _admitted(await self._ask(JobKind.CREATE, account_id, server_id, request_id, idempotency, **more))
+        return await self._admitted(
+            await self._ask(JobKind.CREATE, account_id, server_id, request_id, idempotency, **more)
+        )
 
     async def restore(
         self,
@@ -129,7 +131,9 @@ class CustomerStore(Scripts):
         """Accept a restore; `present_only`: of the disks that are there. Raises SnapshotNotFound, SnapshotNotReady,
         NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
         more = {"present_only": present_only}
-        return _admitted(await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id, idempotency, **more))
+        return await self._admitted(
+            await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id, idempotency, **more)
+        )
 
     async def check_create(
         self,
@@ -142,7 +146,7 @@ class CustomerStore(Scripts):
     ) -> Job:
         """A dry run: refused like a create, or a job that makes the node's own checks. Raises as `create` does."""
         more: dict[str, str | bool] = {"name": name, "dry_run": True}
-        return shown_job((await self._ask(JobKind.CREATE, account_id, server_id, request_id, idempotency, **more))[0])
+        return await self._job(await self._ask(JobKind.CREATE, account_id, server_id, request_id, idempotency, **more))
 
     async def check_restore(
         self,
@@ -155,8 +159,8 @@ class CustomerStore(Scripts):
     ) -> Job:
         """A dry run: refused like a restore, or a job that makes the node's own checks. Raises as `restore` does."""
         more = {"dry_run": True, "present_only": present_only}
-        return shown_job(
-            (await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id, idempotency, **more))[0]
+        return await self._job(
+            await self._ask(JobKind.RESTORE, account_id, snapshot_id, request_id, idempotency, **more)
         )
 
     async def undo(
@@ -172,14 +176,14 @@ class CustomerStore(Scripts):
         restore, and not taken over from the job that is undone. Raises JobNotFound, UndoUnavailable, NodeUnavailable,
         ServerBusy, ServerNotReady or StoreUnavailable."""
         more = {"present_only": present_only}
-        return shown_job((await self._ask(JobKind.UNDO, account_id, job_id, request_id, idempotency, **more))[0])
+        return await self._job(await self._ask(JobKind.UNDO, account_id, job_id, request_id, idempotency, **more))
 
     async def delete(self, *, account_id: AccountId, snapshot_id: SnapshotId, request_id: str) -> Job | None:
         """Delete a snapshot for the customer; its node then frees the space, with this job. None: the server is gone,
         and there is no space to free. Raises SnapshotNotFound, SnapshotProtected, NodeUnavailable, ServerBusy or
         StoreUnavailable."""
         answer = await self._ask(JobKind.DELETE, account_id, snapshot_id, request_id, None)
-        return shown_job(answer[0]) if answer else None
+        return await self._job(answer) if answer else None
 
     async def cancel(self, *, account_id: AccountId, job_id: JobId, idempotency: Idempotency | None = None) -> Job:
         """End a job that its node has not begun. Raises JobNotFound, JobNotCancellable or StoreUnavailable."""
@@ -194,7 +198,7 @@ class CustomerStore(Scripts):
             "result": cancelled.for_script(),
             "idempotency": for_script(idempotency),
         }
-        return shown_job(accepted(await self._call("customers/cancel", ask), id=job_id)[0])
+        return await self._job(accepted(await self._call("customers/cancel", ask), id=job_id))
 
     async def again(
         self, job: Job, *, request_id: str, in_bulk: bool = False, idempotency: Idempotency | None = None
@@ -215,7 +219,7 @@ class CustomerStore(Scripts):
         answer = await self._ask(job.kind, job.account_id, target, request_id, idempotency, **more)
         if not answer:
             raise errors.SnapshotNotFound("The snapshot went with its server: nothing is left to delete.")
-        return shown_job(answer[0])
+        return await self._job(answer)
 
     async def edit(self, *, account_id: AccountId, snapshot_id: SnapshotId, edit: Edit) -> Snapshot:
         """Change what the customer says about a snapshot. Raises SnapshotNotFound or StoreUnavailable."""
@@ -223,7 +227,7 @@ class CustomerStore(Scripts):
         found = await self._call("customers/edit", ask)
         if found is None:
             raise errors.SnapshotNotFound.of(id=snapshot_id)
-        return _snapshot(found)
+        return await self._one(_snapshot, found, kind="snapshot")
 
     # --- looking ---
 
@@ -232,7 +236,7 @@ class CustomerStore(Scripts):
         found = await self._found("snapshot", snapshot_id, account_id)
         if found is None:
             raise errors.SnapshotNotFound.of(id=snapshot_id)
-        return _snapshot(found)
+        return await self._one(_snapshot, found, kind="snapshot")
 
     async def snapshots(
         self, *, account_id: AccountId, wanted: SnapshotFilter = EVERY, offset: int, limit: int
@@ -240,14 +244,14 @@ class CustomerStore(Scripts):
         """An account's snapshots. Another account's server has none. Raises StoreUnavailable."""
         ask = {"account": str(account_id), **wanted.for_script(), "offset": offset, "limit": limit}
         count, *rows = await self._call("customers/list_snapshots", ask)
-        return Page(count=count, results=tuple(map(_snapshot, rows)))
+        return Page(count=count, results=await self._many(_snapshot, rows, kind="snapshot"))
 
     async def job(self, *, account_id: AccountId, job_id: JobId) -> Job:
         """Raises JobNotFound, also for another account's, or StoreUnavailable."""
         found = await self._found("job", job_id, account_id)
         if found is None:
             raise errors.JobNotFound.of(id=job_id)
-        return shown_job(found)
+        return await self._job([found])
 
     async def jobs(
         self, *, account_id: AccountId, server_id: ServerId | None, state: JobState | None, offset: int, limit: int
@@ -260,19 +264,14 @@ class CustomerStore(Scripts):
         if state is not None:
             ask["state"] = state
         count, *rows = await self._call("customers/list_jobs", ask)
-        return Page(count=count, results=tuple(map(shown_job, rows)))
+        return Page(count=count, results=await self._many(shown_job, rows, kind="job"))
 
     async def server(self, *, account_id: AccountId, server_id: ServerId) -> ServerView:
         """Raises ServerNotFound, also for another account's, or StoreUnavailable."""
         found = await self._found("server", server_id, account_id)
         if found is None:
             raise errors.ServerNotFound.of(id=server_id)
-        flat, holding, counted, reachable = found
-        return ServerView(
-            server=records.server(server_id, records.pairs(flat), kind_of(holding)),
-            counted=counted,
-            reachable=bool(reachable),
-        )
+        return await self._one(_server, [str(server_id).encode(), *found], kind="server")
 
     async def ping(self) -> None:
         """Raises StoreUnavailable."""
@@ -280,6 +279,13 @@ class CustomerStore(Scripts):
             await self._redis.ping()
 
     # --- how ---
+
+    async def _job(self, answer: list[Any]) -> Job:
+        return await self._one(shown_job, answer[0], kind="job")
+
+    async def _admitted(self, answer: list[Any]) -> Admitted:
+        snapshot = await self._one(_snapshot, answer[1], kind="snapshot")
+        return Admitted(job=await self._job(answer), snapshot=snapshot)
 
     async def _found(self, what: str, key: int | str, account_id: AccountId) -> Any:
         ask = {"what": what, "id": str(key), "account": str(account_id), "silent_ms": self._silent_ms}
@@ -316,8 +322,13 @@ class CustomerStore(Scripts):
 
 def _snapshot(shown: list[Any]) -> Snapshot:
     snapshot_id, flat, server_name = shown
-    return records.snapshot(SnapshotId(int(snapshot_id)), records.pairs(flat), server_name.decode())
+    return records.snapshot(SnapshotId(int(snapshot_id)), records.pairs(flat), records.text(server_name))
 
 
-def _admitted(answer: list[Any]) -> Admitted:
-    return Admitted(job=shown_job(answer[0]), snapshot=_snapshot(answer[1]))
+def _server(shown: list[Any]) -> ServerView:
+    server_id, flat, holding, counted, reachable = shown
+    return ServerView(
+        server=records.server(ServerId(int(server_id)), records.pairs(flat), kind_of(holding)),
+        counted=counted,
+        reachable=bool(reachable),
+    )

@@ -1,20 +1,22 @@
 """Job events: a stream for each account and one for the cell, written by the scripts that change a job."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-from arq.connections import ArqRedis
+from redis.exceptions import ResponseError
 
 from worker.store import records
-from worker.store.calls import redis_answers
+from worker.store.calls import Scripts, redis_answers
+from worker.store.errors import StoreUnavailable
 from worker.store.model import AccountId, JobId, JobKind, JobState, ServerId, SnapshotId, Step
+from worker.store.unreadable import Unreadable
 
 NOTHING_BEFORE = "0-0"
 MOST_AT_ONCE = 100  # events of one stream
 
-log = structlog.stdlib.get_logger()
+WRONG_TYPE = "WRONGTYPE"
 Audience = AccountId | None  # None: the operators, who hear of every account
 
 
@@ -39,53 +41,77 @@ def place(event_id: str) -> tuple[int, int]:
     return int(milliseconds), int(number)
 
 
-class Events:
-    """The streams. Every call may raise StoreUnavailable."""
-
-    def __init__(self, redis: ArqRedis) -> None:
-        self._redis = redis
+class Events(Scripts):
+    """The streams. Every call may raise StoreUnavailable. A key that is no stream has no events."""
 
     async def newest(self, account_id: Audience) -> str:
-        with redis_answers():
-            found = await self._redis.xrevrange(_key(account_id), count=1)
+        found = await self._of_stream(_key(account_id), self._redis.xrevrange, count=1)
         return found[0][0].decode() if found else NOTHING_BEFORE
 
     async def has(self, account_id: Audience, event_id: str) -> bool:
         """Whether the stream reaches back to that event."""
-        with redis_answers():
-            return bool(await self._redis.xrange(_key(account_id), event_id, event_id, count=1))
+        return bool(await self._of_stream(_key(account_id), self._redis.xrange, event_id, event_id, count=1))
 
     async def after(self, account_id: Audience, event_id: str) -> list[Event]:
-        with redis_answers():
-            found = await self._redis.xrange(_key(account_id), f"({event_id}")
-        return _events(found)
+        found = await self._of_stream(_key(account_id), self._redis.xrange, f"({event_id}")
+        return await self._events(_key(account_id), found)
 
-    async def next(self, after: Mapping[Audience, str], *, wait_seconds: float) -> dict[Audience, list[Event]]:
-        """The events after these, of all these streams; waits at most `wait_seconds` for the first."""
+    async def next(
+        self, after: Mapping[Audience, str], *, wait_seconds: float
+    ) -> dict[Audience, tuple[str, list[Event]]]:
+        """The events after these, of all these streams, and the place up to which they were looked for; waits at most
+        `wait_seconds` for the first."""
         keys = {_key(account_id): account_id for account_id in after}
         streams: Any = {key: after[account_id] for key, account_id in keys.items()}
+        reading = {"count": MOST_AT_ONCE, "block": round(wait_seconds * 1000)}
         with redis_answers():
-            found: Sequence[Any] = await self._redis.xread(
-                streams, count=MOST_AT_ONCE, block=round(wait_seconds * 1000)
-            )
-        return {keys[key.decode()]: _events(entries) for key, entries in found}
+            try:
+                found: Sequence[Any] = await self._redis.xread(streams, **reading)
+            except ResponseError as error:
+                if not str(error).startswith(WRONG_TYPE):
+                    raise
+                found = await self._each_apart(streams)
+                if not found:
+                    await asyncio.sleep(wait_seconds)
+        return {
+            keys[key.decode()]: (entries[-1][0].decode(), await self._events(key.decode(), entries))
+            for key, entries in found
+        }
+
+    async def _each_apart(self, streams: Mapping[str, str]) -> list[Any]:
+        """Of those that are streams: one that is none must not silence the others."""
+        found: list[Any] = []
+        for key, after in streams.items():
+            found += await self._of_stream(key, self._apart, after)
+        return found
+
+    async def _apart(self, key: str, after: str) -> list[Any]:
+        streams: Any = {key: after}
+        return list(await self._redis.xread(streams, count=MOST_AT_ONCE))
+
+    async def _of_stream(
+        self, key: str, read: Callable[..., Awaitable[list[Any]]], *arguments: Any, **named: Any
+    ) -> list[Any]:
+        try:
+            with redis_answers():
+                return await read(key, *arguments, **named)
+        except StoreUnavailable as error:
+            if not str(error.__cause__).startswith(WRONG_TYPE):
+                raise
+            await self._tell([Unreadable(key=key, reason="it holds another type of data")])
+            return []
+
+    async def _events(self, key: str, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Event]:
+        """Those that this version can read: a newer worker, while the cell is being upgraded, may write others."""
+        return list(await self._many(_event, entries, kind="event", key_of=lambda _: key))
 
 
 def _key(account_id: Audience) -> str:
     return "events" if account_id is None else f"account:{account_id}:events"
 
 
-def _events(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Event]:
-    events = []
-    for event_id, fields in entries:
-        try:
-            events.append(_event(event_id, fields))
-        except (KeyError, ValueError) as error:  # of a newer worker, while the cell is being upgraded
-            log.warning("event.unreadable", event_id=event_id.decode(), reason=str(error))
-    return events
-
-
-def _event(event_id: bytes, fields: Mapping[bytes, bytes]) -> Event:
+def _event(row: tuple[bytes, Mapping[bytes, bytes]]) -> Event:
+    event_id, fields = row
     record = records.decoded(dict(fields))
     return Event(
         id=event_id.decode(),
@@ -93,8 +119,8 @@ def _event(event_id: bytes, fields: Mapping[bytes, bytes]) -> Event:
         kind=JobKind(record["kind"]),
         state=JobState(record["state"]),
         step=Step(record["step"]) if record["step"] else None,
-        account_id=AccountId(int(record["account"])),
-        server_id=ServerId(int(record["server"])),
-        snapshot_id=SnapshotId(int(record["snapshot"])) if record["snapshot"] != "0" else None,
+        account_id=AccountId(records.whole(record["account"])),
+        server_id=ServerId(records.whole(record["server"])),
+        snapshot_id=SnapshotId(records.whole(record["snapshot"])) if record["snapshot"] != "0" else None,
         notes=tuple(record.get("notes", "").split()),
     )

@@ -1,4 +1,4 @@
--- include: show
+-- include: records, show
 -- One page of an account's jobs, newest first.
 -- ask: {account, server, state, offset, limit}; server and state may be missing
 -- Answers {total, job (see `show_job`), ...}.
@@ -14,6 +14,7 @@ for _, id in ipairs(redis.call('ZRANGE', list, 0, GONE_AT_ONCE - 1)) do
 end
 local page = {redis.call('ZCARD', list)}
 for _, id in ipairs(redis.call('ZREVRANGE', list, ask.offset, ask.offset + ask.limit - 1)) do
-  if redis.call('EXISTS', 'job:' .. id) == 1 then page[#page + 1] = show_job(id) end
+  local key = 'job:' .. id
+  if redis.call('EXISTS', key) == 1 then page[#page + 1] = attempt(key, show_job, id) end
 end
 return page

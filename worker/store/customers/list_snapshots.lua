@@ -1,4 +1,4 @@
--- include: show
+-- include: records, show
 -- One page of an account's snapshots.
 -- ask: {account, server, status, name, from_ms, before_ms, sort, offset, limit}; server, status, name, from_ms and
 -- before_ms may be missing; sort is a field, with '-' in front for descending order
@@ -27,7 +27,7 @@ else -- looks at each of the account's own: 5 for each of its servers, and those
   for i, id in ipairs(redis.call('ZRANGEBYSCORE', index, from, before)) do
     local status, name, size_mb = unpack(redis.call('HMGET', 'snapshot:' .. id, 'status', 'name', 'size_mb'))
     if (not ask.status or status == ask.status) and (not ask.name or name == ask.name) then
-      local key = ({created_at = i, name = name, size_mb = tonumber(size_mb) or -1})[field]
+      local key = ({created_at = i, name = name or '', size_mb = number(size_mb) or -1})[field]
       found[#found + 1] = {id = id, key = key, place = i}
     end
   end
@@ -41,5 +41,5 @@ else -- looks at each of the account's own: 5 for each of its servers, and those
 end
 
 local page = {total}
-for _, id in ipairs(ids) do page[#page + 1] = show_snapshot(id) end
+for _, id in ipairs(ids) do page[#page + 1] = attempt('snapshot:' .. id, show_snapshot, id) end
 return page

@@ -6,8 +6,10 @@ another took its lease, changes nothing. Any trouble with Redis is `StoreUnavail
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import uuid4
 
 from arq.connections import ArqRedis
@@ -148,8 +150,10 @@ class Known:
     """What the store knows of one server's snapshots."""
 
     busy: bool  # a job holds the server: what differs now may be its work
-    on_disk: Mapping[SnapshotId, KnownSnapshot | None]  # of those asked for; None: it knows nothing of it
-    listed: Mapping[SnapshotId, SnapshotStatus]  # as the customer sees them
+    on_disk: Mapping[
+        SnapshotId, KnownSnapshot | None
+    ]  # of those asked for that it can read; None: it knows nothing of it
+    listed: Mapping[SnapshotId, SnapshotStatus]  # as the customer sees them, without those that it can't read
     undoable: JobId | None = None  # the latest restore that left a safety snapshot
 
 
@@ -196,9 +200,12 @@ class NodeStore(Scripts):
 
     async def begin(self, job_id: JobId) -> Job:
         """Mark a job as begun by us, the first time or again. Raises LeaseLost or BeginRefused."""
-        verdict, answer = await self._call("nodes/begin", self._us | {"job": job_id})
-        if verdict == b"begun":
-            return records.job(job_id, records.pairs(answer))
+        try:
+            verdict, answer = await self._call("nodes/begin", self._us | {"job": job_id})
+            if verdict == b"begun":
+                return await self._one(_job, [job_id.encode(), answer], kind="job")
+        except errors.RecordUnreadable as error:
+            raise BeginRefused(error.code) from error
         if answer == b"lease_lost":
             raise LeaseLost
         raise BeginRefused(answer.decode())
@@ -206,14 +213,18 @@ class NodeStore(Scripts):
     async def progress(self, job_id: JobId, step: Step, report: JobReport = EMPTY_REPORT) -> None:
         """Publish how far a job has got; a job that is over stays as it is. Raises LeaseLost."""
         ask = self._us | {"job": job_id, "step": step, "report": report.for_script()}
-        if await self._call("nodes/progress", ask) == b"lease_lost":
-            raise LeaseLost
+        with suppress(errors.RecordUnreadable):  # the operators were told
+            if await self._call("nodes/progress", ask) == b"lease_lost":
+                raise LeaseLost
 
     async def finish(self, job_id: JobId, outcome: Outcome, report: JobReport = EMPTY_REPORT, power: str = "") -> str:
         """Publish how a job ended, and its server's power now ('': unknown). Doing it again changes nothing. Returns
-        "published", or why nothing was changed: see `finish.lua`. Raises LeaseLost."""
+        "published", or why nothing was changed: see `finish.lua`, or "record_unreadable". Raises LeaseLost."""
         ask = {"job": job_id, "result": outcome.for_script(), "report": report.for_script(), "power": power}
-        answer: bytes = await self._call("nodes/finish", self._us | ask)
+        try:
+            answer: bytes = await self._call("nodes/finish", self._us | ask)
+        except errors.RecordUnreadable as error:
+            return error.code
         if answer == b"lease_lost":
             raise LeaseLost
         return answer.decode()
@@ -256,13 +267,12 @@ class NodeStore(Scripts):
         """What the store knows of a server's snapshots, and of those that were found on its disks."""
         ask = {"server": str(server_id), "snapshots": [str(snapshot_id) for snapshot_id in on_disk]}
         holder, asked, listed, undoable = await self._call("nodes/known", ask)
+        rows = [(str(snapshot_id).encode(), flat) for snapshot_id, flat in zip(on_disk, asked, strict=True)]
+        statuses = zip(listed[::2], listed[1::2], strict=True)
         return Known(
             busy=bool(holder),
-            on_disk={
-                snapshot_id: _known(records.pairs(flat)) if flat else None
-                for snapshot_id, flat in zip(on_disk, asked, strict=True)
-            },
-            listed={SnapshotId(int(k)): SnapshotStatus(v) for k, v in records.pairs(listed).items()},
+            on_disk=dict(await self._many(_on_disk, rows, kind="snapshot")),
+            listed=dict(await self._many(_listed, statuses, kind="snapshot")),
             undoable=JobId(undoable.decode()) if undoable else None,
         )
 
@@ -296,14 +306,29 @@ class NodeStore(Scripts):
         return len(await self._call("nodes/retry_deletes", self._us | ask))
 
 
+def _job(shown: list[Any]) -> Job:
+    job_id, flat = shown
+    return records.job(JobId(job_id.decode()), records.pairs(flat))
+
+
+def _on_disk(shown: tuple[bytes, list[bytes]]) -> tuple[SnapshotId, KnownSnapshot | None]:
+    snapshot_id, flat = shown
+    return SnapshotId(int(snapshot_id)), _known(records.pairs(flat)) if flat else None
+
+
+def _listed(shown: tuple[bytes, bytes]) -> tuple[SnapshotId, SnapshotStatus]:
+    snapshot_id, status = shown
+    return SnapshotId(int(snapshot_id)), SnapshotStatus(status.decode())
+
+
 def _known(record: records.Hash) -> KnownSnapshot:
     return KnownSnapshot(
-        server_id=ServerId(int(record["server"])),
+        server_id=ServerId(records.whole(record["server"])),
         status=SnapshotStatus(record["status"]),
         lost="lost" in record,
         name=record["name"],
         description=record["description"],
         created_at=records.moment(record["created_ms"]),
         contents=written.read_contents(record.get("contents", "")),
-        failed_deletes=int(record.get("failed_deletes", 0)),
+        failed_deletes=records.whole(record.get("failed_deletes", "0")),
     )

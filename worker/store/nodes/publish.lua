@@ -22,7 +22,7 @@ for _, snapshot in ipairs(ask.snapshots) do
       description = snapshot.description, status = snapshot.status, size_mb = snapshot.size_mb,
       created_ms = snapshot.created_ms, contents = contents,
     })
-    if tonumber(id) > (tonumber(redis.call('GET', 'snapshots:last_id')) or 0) then
+    if tonumber(id) > (number(redis.call('GET', 'snapshots:last_id')) or 0) then
       redis.call('SET', 'snapshots:last_id', id)
     end
     new[#new + 1] = id

@@ -17,7 +17,8 @@ local function move_account(server_id, from, to)
   for _, id in ipairs(redis.call('ZRANGE', 'server:' .. server_id .. ':snapshots', 0, -1)) do
     redis.call('HSET', 'snapshot:' .. id, 'account', to)
     redis.call('ZREM', 'account:' .. from .. ':snapshots', id)
-    redis.call('ZADD', 'account:' .. to .. ':snapshots', redis.call('HGET', 'snapshot:' .. id, 'created_ms'), id)
+    local created_ms = number(redis.call('HGET', 'snapshot:' .. id, 'created_ms')) or 0
+    redis.call('ZADD', 'account:' .. to .. ':snapshots', created_ms, id)
   end
   redis.call('HDEL', 'server:' .. server_id, 'undoable')
 end
@@ -26,7 +27,7 @@ end
 local function take_over(server_id, server)
   redis.call('SREM', 'node:' .. server.node .. ':servers', server_id)
   redis.call('HDEL', 'node:' .. server.node .. ':findings', server_id)
-  local job = server.job and read('job:' .. server.job)
+  local job = server.job and look_up('job:' .. server.job)
   if job then
     conclude(server.job, job, ask.left)
     forget_queued(server.job, job)
@@ -49,7 +50,7 @@ end
 local function may_come(found, known)
   if not known.node or known.node == node or known.missing or node_is_silent(known.node, silent_ms) then return true end
   if found.power ~= 'on' then return false end
-  local lease_until_ms = tonumber(redis.call('HGET', 'node:' .. known.node, 'lease_until_ms')) or 0
+  local lease_until_ms = number(redis.call('HGET', 'node:' .. known.node, 'lease_until_ms')) or 0
   return lease_until_ms <= now_ms() or (known.power == 'off' and not known.job)
 end
 
@@ -68,7 +69,7 @@ end
 
 for _, found in ipairs(ask.servers) do
   local key = 'server:' .. found.id
-  local known = read(key) or {}
+  local known = look_up(key) or {} -- what can't be read is written anew
   present[found.id] = true
   if not may_come(found, known) then
     conflicts[#conflicts + 1] = found.id
@@ -87,7 +88,7 @@ end
 for _, id in ipairs(redis.call('SMEMBERS', mine)) do
   if not present[id] then
     redis.call('SREM', mine, id)
-    for _, key in ipairs(lists_of(read('server:' .. id) or {})) do redis.call('ZREM', key, id) end
+    for _, key in ipairs(lists_of(look_up('server:' .. id) or {})) do redis.call('ZREM', key, id) end
     redis.call('HSET', 'server:' .. id, 'missing', '1')
     if redis.call('EXISTS', 'server:' .. id .. ':snapshots') == 1 then
       local found = {finding = 'missing_server', tag = '', at = string.format('%.0f', now_ms() / 1000)}

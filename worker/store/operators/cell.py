@@ -1,8 +1,10 @@
 """The cell in numbers, for its metrics: read in parts, each of which holds Redis for a bounded time."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from worker.store import records
 from worker.store.calls import Scripts
 
 PAGE = 200  # nodes that one script looks at
@@ -35,6 +37,7 @@ class CellNumbers:
     stranded: int
     with_findings: int  # servers
     webhooks_due: int
+    unreadable: int  # records
     nodes: tuple[NodeNumbers, ...]
 
 
@@ -42,15 +45,16 @@ class Cell(Scripts):
     async def numbers(self) -> CellNumbers:
         """Raises StoreUnavailable."""
         totals = await self._call("operators/cell_totals", {})
-        now, queued, running, oldest, servers, stranded, findings, webhooks = totals
+        now, queued, running, oldest, servers, stranded, findings, webhooks, unreadable = totals
         return CellNumbers(
             queued=queued,
-            queue_age=_age(now, oldest),
+            queue_age=records.part(lambda moment: _age(now, moment), oldest, key="jobs:state:queued", otherwise=0.0),
             running=running,
             servers=servers,
             stranded=stranded,
             with_findings=findings,
             webhooks_due=webhooks,
+            unreadable=unreadable,
             nodes=tuple([node for node in await self._all_nodes() if not node.gone]),
         )
 
@@ -59,7 +63,7 @@ class Cell(Scripts):
         ask: dict[str, Any] = {"limit": PAGE}
         while True:
             now, after, *rows = await self._call("operators/cell_nodes", ask)
-            nodes += [_node(now, row) for row in rows]
+            nodes += await self._many(partial(_node, now), rows, kind="node")
             if not after:
                 return nodes
             ask["after"] = [part.decode() for part in after]
@@ -80,4 +84,4 @@ def _node(now: int, row: list[Any]) -> NodeNumbers:
 
 def _age(now: int, moment: bytes) -> float:
     """In seconds; both in milliseconds since 1970."""
-    return max(0.0, (now - int(moment)) / 1000) if moment else 0.0
+    return max(0.0, (now - records.whole(moment)) / 1000) if moment else 0.0

@@ -18,7 +18,17 @@ from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import AccountId, Job, JobId, JobKind, JobState, ServerId
 from worker.store.operators import records as ops_records
 from worker.store.operators.overview import Counted, Overview, overview
-from worker.store.operators.records import AuditEntry, CursorPage, Node, OpsJob, OpsServer, ServerFindings
+from worker.store.operators.records import (
+    AuditEntry,
+    CursorPage,
+    Node,
+    OpsJob,
+    OpsServer,
+    ServerFindings,
+    UnreadableRecord,
+)
+
+UNREADABLE_LISTED = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,21 +85,22 @@ class OperatorStore(Scripts):
 
     async def overview(self) -> Overview:
         ask = {"silent_ms": self._silent_ms, "since": self._counted.last}
-        return overview(await self._call("operators/overview", ask), self._counted)
+        answer = await self._call("operators/overview", ask)
+        return await self._read(lambda: overview(answer, self._counted))
 
     # --- jobs ---
 
     async def jobs(self, wanted: JobFilter, cursor: Cursor) -> CursorPage[Job]:
         """Newest first."""
         count, after, *rows = await self._call("operators/jobs", wanted.for_script() | cursor.for_script())
-        return _page(count, after, tuple(map(shown_job, rows)))
+        return _page(count, after, await self._many(shown_job, rows, kind="job"))
 
     async def job(self, job_id: JobId) -> OpsJob:
         """Raises JobNotFound."""
         found = await self._call("operators/job", {"job": job_id})
         if found is None:
             raise errors.JobNotFound.of(id=job_id)
-        return ops_records.job(found)
+        return await self._one(ops_records.job, [job_id.encode(), *found], kind="job")
 
     async def once(self, idempotency: Idempotency) -> None:
         """Remember a request under its key, before its parts are done one by one."""
@@ -120,14 +131,14 @@ class OperatorStore(Scripts):
         ask = {"sort": sort.lstrip("-"), "descending": sort.startswith("-"), "silent_ms": self._silent_ms}
         ask |= cursor.for_script() | ({"state": state} if state else {})
         after, *rows = await self._call("operators/nodes", ask)
-        return _page(-1, after, tuple(map(ops_records.node, rows)))
+        return _page(-1, after, await self._many(ops_records.node, rows, kind="node"))
 
     async def node(self, name: str) -> Node:
         """Raises NodeNotFound."""
         _, *rows = await self._call("operators/nodes", {"node": name, "silent_ms": self._silent_ms})
         if not rows:
             raise errors.NodeNotFound.of(id=name)
-        return ops_records.node(rows[0])
+        return await self._one(ops_records.node, rows[0], kind="node")
 
     async def pause(self, name: str, *, by: str, reason: str, idempotency: Idempotency | None = None) -> Node:
         """The node starts no new job; running jobs continue, waiting jobs wait. Raises NodeNotFound."""
@@ -156,19 +167,28 @@ class OperatorStore(Scripts):
         match = {"node": node, "account": account_id and str(account_id), "stranded": stranded or None}
         ask = {field: value for field, value in match.items() if value is not None} | cursor.for_script()
         count, after, *rows = await self._call("operators/servers", ask)
-        return _page(count, after, tuple(map(ops_records.server, rows)))
+        return _page(count, after, await self._many(ops_records.server, rows, kind="server"))
 
     async def server(self, server_id: ServerId) -> OpsServer:
         """Raises ServerNotFound."""
         _, _, *rows = await self._call("operators/servers", {"server": str(server_id)})
         if not rows:
             raise errors.ServerNotFound.of(id=server_id)
-        return ops_records.server(rows[0])
+        return await self._one(ops_records.server, rows[0], kind="server")
 
     async def findings(self, cursor: Cursor) -> CursorPage[ServerFindings]:
         """Newest first."""
         count, after, *rows = await self._call("operators/findings", cursor.for_script())
-        return _page(count, after, tuple(map(ops_records.server_findings, rows)))
+        return _page(
+            count,
+            after,
+            await self._many(ops_records.server_findings, rows, kind="findings", key_of=ops_records.key_of_findings),
+        )
+
+    async def unreadable(self) -> tuple[UnreadableRecord, ...]:
+        """The records that could not be read within the last day, latest first; 100 at most."""
+        rows = await self._call("operators/unreadable", {"limit": UNREADABLE_LISTED})
+        return await self._many(ops_records.unreadable, rows, kind="unreadable", key_of=lambda _: "unreadable")
 
     async def audit(
         self, wanted: Mapping[str, str], *, since: datetime | None, until: datetime | None, cursor: Cursor
@@ -183,7 +203,8 @@ class OperatorStore(Scripts):
             "limit": cursor.limit,
         }
         after, *rows = await self._call("operators/audit", ask)
-        return CursorPage(count=None, after=after.decode() or None, results=tuple(map(ops_records.audit_entry, rows)))
+        results = await self._many(ops_records.audit_entry, rows, kind="audit", key_of=ops_records.key_of_audit)
+        return CursorPage(count=None, after=after.decode() or None, results=results)
 
 
 def _page(count: int, after: list[bytes], results: tuple[Any, ...]) -> CursorPage[Any]:

@@ -3,6 +3,6 @@
 -- ask: {account, id}
 -- Answers the schedule (see `show_schedule`); nil where the account has no such schedule.
 local ask = cjson.decode(ARGV[1])
-local schedule = read('schedule:' .. ask.id)
-if not schedule or schedule.account ~= ask.account then return nil end
+local schedule = read_of(ask.account, 'schedule:' .. ask.id)
+if not schedule then return nil end
 return show_schedule(ask.id)

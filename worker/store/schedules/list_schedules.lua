@@ -1,4 +1,4 @@
--- include: schedules
+-- include: records, schedules
 -- One page of an account's schedules, newest first.
 -- ask: {account, server, offset, limit}; server may be missing
 -- Answers {total, schedule (see `show_schedule`), ...}.
@@ -7,6 +7,6 @@ local list = 'account:' .. ask.account .. ':schedules'
 if ask.server then list = list .. ':server:' .. ask.server end
 local page = {redis.call('ZCARD', list)}
 for _, id in ipairs(redis.call('ZREVRANGE', list, ask.offset, ask.offset + ask.limit - 1)) do
-  page[#page + 1] = show_schedule(id)
+  page[#page + 1] = attempt('schedule:' .. id, show_schedule, id)
 end
 return page

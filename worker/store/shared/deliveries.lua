@@ -7,12 +7,12 @@ local DELIVERIES_LISTED = 1000 -- of a webhook
 -- Put a webhook into the line of those that have something to send: at the end of it, or later where it waits for a
 -- retry or for the end of its claim. One whose turn it is keeps its place.
 local function line_up(id)
-  local hook, now = read('webhook:' .. id), now_ms()
+  local hook, now = look_up('webhook:' .. id), now_ms()
   local place = tonumber(redis.call('ZSCORE', 'webhooks:due', id) or nil)
   if place and place <= now then return end
   local first = redis.call('ZRANGE', 'webhook:' .. id .. ':due', 0, 0, 'WITHSCORES')
-  if not first[2] or hook.enabled ~= '1' then return redis.call('ZREM', 'webhooks:due', id) end
-  redis.call('ZADD', 'webhooks:due', math.max(now, tonumber(first[2]), tonumber(hook.claimed_until_ms) or 0), id)
+  if not first[2] or not hook or hook.enabled ~= '1' then return redis.call('ZREM', 'webhooks:due', id) end
+  redis.call('ZADD', 'webhooks:due', math.max(now, tonumber(first[2]), number(hook.claimed_until_ms) or 0), id)
   wake('webhooks:wake')
 end
 
@@ -36,8 +36,9 @@ end
 local function call_webhooks(job_id, job, event_id)
   local event, shown = 'job.' .. job.state, nil
   for _, id in ipairs(redis.call('ZRANGE', 'account:' .. job.account .. ':webhooks', 0, -1)) do
-    local hook = read('webhook:' .. id)
-    if hook.enabled == '1' and string.find(' ' .. hook.events .. ' ', ' ' .. event .. ' ', 1, true) then
+    local hook = look_up('webhook:' .. id)
+    local events = hook and hook.enabled == '1' and hook.events or ''
+    if string.find(' ' .. events .. ' ', ' ' .. event .. ' ', 1, true) then
       shown = shown or cjson.encode(show_job(job_id))
       post(id, string.sub(redis.sha1hex(id .. event_id), 1, 32), {event = event, job = shown})
     end

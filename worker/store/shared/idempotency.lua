@@ -1,3 +1,4 @@
+-- include: records
 -- Requests with an Idempotency-Key.
 
 -- Where the answer to a request with a key is kept: its account's, or an operator's own.
@@ -7,9 +8,13 @@ end
 
 -- The answer that the request was given before, if it has a key and it is not its first time; else nil.
 local function replay(ask)
-  local seen = ask.idempotency and redis.call('GET', answer_key(ask))
-  if not seen then return nil end
-  seen = cjson.decode(seen)
+  if not ask.idempotency then return nil end
+  local key = answer_key(ask)
+  demand(key, 'string') -- to do it a second time would be worse than to refuse it
+  local kept = redis.call('GET', key)
+  if not kept then return nil end
+  local seen = json(kept)
+  if type(seen) ~= 'table' or type(seen.answer) ~= 'table' then return unreadable(key, 'it is no answer') end
   if seen.fingerprint ~= ask.idempotency.fingerprint then return {'refused', 'idempotency_key_reused'} end
   return seen.answer
 end

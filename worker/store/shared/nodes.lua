@@ -1,8 +1,8 @@
--- include: clock
+-- include: clock, records
 -- What a node's record says of its worker.
 
 local function node_is_silent(node, silent_ms)
-  local heartbeat = redis.call('HGET', 'node:' .. node, 'heartbeat_ms')
+  local heartbeat = number(redis.call('HGET', 'node:' .. node, 'heartbeat_ms'))
   return not heartbeat or now_ms() - heartbeat > tonumber(silent_ms)
 end
 

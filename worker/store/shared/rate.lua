@@ -1,4 +1,4 @@
--- include: clock
+-- include: clock, records
 -- Rate limits.
 
 -- The generic cell rate algorithm: `most` at once, and one more each window_ms / most. Answers allowed, left, ms until
@@ -6,7 +6,7 @@
 local function take(key, most, window_ms)
   local now, each = now_ms(), window_ms / most
   -- When all of them are there again. Never further than a window: also where the clock was set back.
-  local full = math.min(math.max(tonumber(redis.call('GET', key)) or 0, now), now + window_ms)
+  local full = math.min(math.max(number(redis.call('GET', key)) or 0, now), now + window_ms)
   local allowed = full + each - window_ms <= now
   if allowed then
     full = full + each

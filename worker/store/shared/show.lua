@@ -21,6 +21,6 @@ end
 
 -- A snapshot: {id, {field, value, ...}, name of its server}.
 local function show_snapshot(id)
-  local server = redis.call('HGET', 'snapshot:' .. id, 'server')
+  local server = read('snapshot:' .. id).server
   return {id, redis.call('HGETALL', 'snapshot:' .. id), redis.call('HGET', 'server:' .. server, 'name') or ''}
 end

@@ -1,3 +1,4 @@
+-- include: records
 -- Pages of the operators' lists, which may be of any length.
 
 local LOOKS = 2000 -- entries that one call looks at: a bound on how long it holds Redis
@@ -13,16 +14,17 @@ local function first_rank(list, descending, after)
   return redis.call('ZCOUNT', list, '-inf', '(' .. after[1])
 end
 
--- One page of a sorted set: what `show(member)` makes of its members, those left out for which it is nil.
+-- One page of a sorted set: what `show(member)` makes of its members, those left out for which it is nil or fails.
+-- kind: of their keys, 'job:'.
 -- ask: {descending, after, limit}. Answers {after, shown, ...}; after is {score, member} of the last entry that was
 -- looked at, or {} at the end of the list.
-local function walk(ask, list, show)
+local function walk(ask, list, kind, show)
   local rank, looked, page = first_rank(list, ask.descending, ask.after), 0, {{}}
   while looked < LOOKS do
     local many = math.min(ask.limit, LOOKS - looked)
     local found = redis.call(ask.descending and 'ZREVRANGE' or 'ZRANGE', list, rank, rank + many - 1, 'WITHSCORES')
     for i = 1, #found, 2 do
-      page[#page + 1] = show(found[i])
+      page[#page + 1] = attempt(kind .. found[i], show, found[i])
       looked, rank = looked + 1, rank + 1
       page[1] = {found[i + 1], found[i]}
       if #page > ask.limit then return page end

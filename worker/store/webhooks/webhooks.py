@@ -120,12 +120,12 @@ class Webhooks(Scripts):
         found = await self._call("webhooks/find_webhook", {"account": str(account_id), "id": webhook_id})
         if found is None:
             raise errors.WebhookNotFound.of()
-        return records.one(_webhook, found, kind="webhook")
+        return await self._one(_webhook, found, kind="webhook")
 
     async def all(self, *, account_id: AccountId) -> tuple[Webhook, ...]:
         """Newest first. One that can't be read is left out."""
         found = await self._call("webhooks/list_webhooks", {"account": str(account_id)})
-        return records.many(_webhook, found, kind="webhook")
+        return await self._many(_webhook, found, kind="webhook")
 
     async def test(
         self, *, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None = None
@@ -139,7 +139,8 @@ class Webhooks(Scripts):
             "most": TESTS_AFTER_MOST,
             "idempotency": for_script(idempotency),
         }
-        return _delivery(accepted(await self._call("webhooks/send_test", ask), limit=TESTS_AFTER_MOST)[0])
+        shown = accepted(await self._call("webhooks/send_test", ask), limit=TESTS_AFTER_MOST)[0]
+        return await self._one(_delivery, shown, kind="delivery")
 
     async def deliveries(
         self, *, account_id: AccountId, webhook_id: WebhookId, offset: int, limit: int
@@ -150,7 +151,7 @@ class Webhooks(Scripts):
         if found is None:
             raise errors.WebhookNotFound.of()
         count, *rows = found
-        return Page(count=count, results=records.many(_delivery, rows, kind="delivery"))
+        return Page(count=count, results=await self._many(_delivery, rows, kind="delivery"))
 
     async def _write(
         self, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None, **more: Any
@@ -163,7 +164,7 @@ class Webhooks(Scripts):
             **more,
         }
         shown, secret = accepted(await self._call("webhooks/put_webhook", ask), limit=WEBHOOKS_PER_ACCOUNT)
-        return Secret(webhook=records.one(_webhook, shown, kind="webhook"), secret=secret.decode())
+        return Secret(webhook=await self._one(_webhook, shown, kind="webhook"), secret=secret.decode())
 
 
 def _new_secret() -> str:
@@ -194,8 +195,8 @@ def _delivery(shown: list[Any]) -> Delivery:
     return Delivery(
         id=DeliveryId(delivery_id.decode()),
         event=record["event"],
-        attempts=int(record["attempts"]),
-        status=int(record["status"]) if record.get("status") else None,
+        attempts=records.whole(record["attempts"]),
+        status=records.whole(record["status"]) if record.get("status") else None,
         error=record.get("error") or None,
         created_at=records.moment(record["created_ms"]),
         next_attempt_at=records.moment(next_ms) if next_ms else None,
