@@ -5,7 +5,7 @@ import time
 import structlog
 
 from worker.journal import Journal, JournalFailed
-from worker.program.loop import every
+from worker.program.loop import every, guarded
 from worker.safety import SafetySnapshots
 from worker.store.chores.chores import Chores
 from worker.store.chores.stale_jobs import StaleJobReaper
@@ -44,19 +44,27 @@ class Housekeeping:
         return min(seconds, 2 * ROUND_SECONDS)  # time while the process was suspended does not count
 
     async def round(self) -> None:
-        try:
-            deletes = await self._store.retry_deletes()
-            await self._stale_jobs.fail()
-            await self._chores.forget_failed()
-        except StoreUnavailable as error:
-            log.warning("housekeeping.store_unavailable", cause=str(error.__cause__))
-        else:
-            if deletes:
-                log.warning("delete.queued_again", jobs=deletes)
-        try:
-            self._journal.forget_old()
-            self._journal.age_safety_tags(self._seconds_since_last_round())
-            await self._safety.drop_due()
-            await self._safety.make_room()
-        except JournalFailed as error:  # the disk is full
-            log.warning("housekeeping.journal_failed", cause=str(error))
+        chores = (
+            self._retry_deletes,
+            self._stale_jobs.fail,
+            self._chores.forget_failed,
+            self._tidy_journal,
+            self._safety.drop_due,
+            self._safety.make_room,
+        )
+        for chore in chores:  # one that fails must not keep the others from being done
+            try:
+                with guarded("housekeeping", StoreUnavailable, JournalFailed, chore=chore.__name__):
+                    await chore()
+            except StoreUnavailable as error:
+                log.warning("housekeeping.store_unavailable", cause=str(error.__cause__))
+            except JournalFailed as error:  # the disk is full
+                log.warning("housekeeping.journal_failed", cause=str(error))
+
+    async def _retry_deletes(self) -> None:
+        if deletes := await self._store.retry_deletes():
+            log.warning("delete.queued_again", jobs=deletes)
+
+    async def _tidy_journal(self) -> None:
+        self._journal.forget_old()
+        self._journal.age_safety_tags(self._seconds_since_last_round())

@@ -17,6 +17,7 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from arq.worker import Retry, Worker, func
 from redis.exceptions import RedisError
 
+from worker.program.loop import guarded
 from worker.store import arq_queue as queue
 from worker.store import scripts
 
@@ -28,6 +29,7 @@ FALLBACK_SECONDS = 5  # longest sleep without a wake-up
 RETRY_SECONDS = 0.2  # between two attempts while Redis is failing
 BROKEN_AGAIN_SECONDS = 5.0  # until a job is retried whose run raised something unexpected (the journal's disk is full)
 PUT_BACK_SECONDS = 1.0  # at exit, for returning unfinished jobs to the queue
+_DAMAGED = ("WRONGTYPE", "value is not an integer")  # what Redis says of a record of arq's
 NEVER_SECONDS = 10 * 365 * 86_400  # disables limits of arq that we do not want
 
 log = structlog.stdlib.get_logger()
@@ -150,7 +152,8 @@ class NodeWorker(Worker):
         }
         later_ms, *due = await self._due(args=[json.dumps(ask)])
         for job_id, score in zip(due[::2], due[1::2], strict=True):
-            await self._start(job_id.decode(), int(float(score)))
+            with guarded("queue", *REDIS_TROUBLE):
+                await self._start(job_id.decode(), int(float(score)))
         return min(FALLBACK_SECONDS, later_ms / 1000) if later_ms >= 0 else FALLBACK_SECONDS
 
     async def _start(self, job_id: str, score: int) -> None:
@@ -190,6 +193,8 @@ class NodeWorker(Worker):
         try:
             await super().run_job(job_id, score)
         except REDIS_TROUBLE as error:  # the job has not started and is still queued
+            if str(error).startswith(_DAMAGED):
+                await self._insist(lambda: self._mend(job_id))
             log.warning("queue.job_not_begun", job_id=job_id, cause=str(error))
             await asyncio.sleep(RETRY_SECONDS)  # keep its slot: if only this job fails, the loop would spin
 

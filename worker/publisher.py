@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import structlog
 
+from worker.program.loop import guarded
 from worker.store.errors import StoreUnavailable
 from worker.store.model import JobId, ServerId, Step
 from worker.store.nodes.node_store import LeaseLost, NodeStore
@@ -88,7 +89,8 @@ class Publisher:
                 job_id, step = self._steps.popitem()
                 report = self._taken(job_id)
                 try:
-                    await self._store.progress(job_id, step, report)
+                    with guarded("step", StoreUnavailable, LeaseLost, job_id=job_id):
+                        await self._store.progress(job_id, step, report)
                 except (StoreUnavailable, LeaseLost):  # a worker that has just started may not hold the lease yet
                     later = self._unpublished.get(job_id, EMPTY_REPORT)
                     self._unpublished[job_id] = JobReport(

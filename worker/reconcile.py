@@ -30,6 +30,7 @@ from worker.metrics import Metrics
 from worker.procedures.disks import without
 from worker.procedures.notes import contents_held, contents_to_write
 from worker.procedures.work import SAFETY_PREFIX, Task
+from worker.program.loop import guarded
 from worker.runner import Runner
 from worker.store.errors import RecordUnreadable, StoreUnavailable
 from worker.store.model import Contents, JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
@@ -104,15 +105,19 @@ class Reconciler:
         """Run until cancelled: check every server now and every ROUND_SECONDS."""
         while True:
             self._asked.clear()
-            try:
-                async with asyncio.timeout(self._look_seconds):
-                    domains = await self._hypervisor.domains()
-                    await self._find_shared_disks()
-                for domain in domains:
-                    await self.server(ServerId(domain.server_id))
-            except (DriverError, TimeoutError) as error:
-                log.warning("reconcile.put_off", reason=str(error) or type(error).__name__)
+            with guarded("reconcile"):
+                await self._round()
             await self._recheck_until(time.monotonic() + ROUND_SECONDS)
+
+    async def _round(self) -> None:
+        try:
+            async with asyncio.timeout(self._look_seconds):
+                domains = await self._hypervisor.domains()
+                await self._find_shared_disks()
+            for domain in domains:
+                await self.server(ServerId(domain.server_id))
+        except (DriverError, TimeoutError) as error:
+            log.warning("reconcile.put_off", reason=str(error) or type(error).__name__)
 
     async def _find_shared_disks(self) -> None:
         """On failure the last result stays: hung storage of one server must not stop checks of the others."""

@@ -261,9 +261,7 @@ def _server_findings(record: records.ServerFindings) -> ServerFindings:
     return from_record(ServerFindings, record, server=ServerName(id=record.server_id, name=record.server_name))
 
 
-def findings(
-    page: CursorPage[records.ServerFindings], unreadable: Iterable[records.UnreadableRecord]
-) -> FindingsList:
+def findings(page: CursorPage[records.ServerFindings], unreadable: Iterable[records.UnreadableRecord]) -> FindingsList:
     return from_record(
         FindingsList,
         page,

@@ -155,15 +155,15 @@ def server_findings(shown: list[bytes]) -> ServerFindings:
     server_id, name, account, at_node, found = shown
     return ServerFindings(
         server_id=ServerId(int(server_id)),
-        server_name=name.decode(),
+        server_name=records.text(name),
         account_id=AccountId(int(account)),
-        node=at_node.decode(),
+        node=records.text(at_node),
         findings=_findings(found),
     )
 
 
-def key_of_findings(shown: list[bytes | None]) -> str:
-    server_id, _, _, at_node, _ = (records.text(part or b"") for part in shown)
+def key_of_findings(shown: list[bytes]) -> str:
+    server_id, _, _, at_node, _ = map(records.text, shown)
     return f"node:{at_node}:findings {server_id}"
 
 
