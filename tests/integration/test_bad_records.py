@@ -1,12 +1,12 @@
 """One bad record takes nothing else down.
 
 Each field of each record of `worker/store/KEYS.md` is damaged in turn, each key is replaced by one of another type, and
-each list gets members that lead nowhere. Then every list, page, record, chore and loop is tried: only the damaged record
-itself may be missing, and operators are told its key.
+each list gets members that lead nowhere. Then every list, page, record, chore and loop is tried: only the damaged
+record itself may be missing, and operators are told its key.
 """
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -31,7 +31,7 @@ from worker.store.access.tokens import Permission, Tokens
 from worker.store.chores.chores import Chores
 from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.customers.events import NOTHING_BEFORE, Events
-from worker.store.errors import Refused, StoreUnavailable
+from worker.store.errors import RecordUnreadable
 from worker.store.model import JobId, JobState, ServerId, SnapshotId, SnapshotStatus, Step
 from worker.store.nodes.node_store import BeginRefused, NodeStore, ReportedServer
 from worker.store.operators.cell import Cell as CellStore
@@ -178,7 +178,7 @@ async def _hosted(cell: Cell, number: int) -> Hosted:
         pipe.zadd("schedules:due", {schedule.id: 1000})
         pipe.zadd("jobs:waiting", {check.id: 1000})
         await pipe.execute()
-    ids = {
+    ids: Mapping[str, Sequence[str]] = {
         "snapshot": [str(kept.snapshot.id), str(lost.snapshot.id)],
         "job": [kept.job.id, lost.job.id, check.id],
         "schedule": [schedule.id],
@@ -212,11 +212,11 @@ async def _serving(cell: Cell) -> AsyncIterator[FrontEnd]:
         yield FrontEnd(app=app, client=client, port=int(address[1]), cell=cell, tokens=tokens, token=new.secret)
 
 
-@pytest.fixture
-async def world(cell: Cell) -> AsyncIterator[World]:
+@asynccontextmanager
+async def _made(cell: Cell, *, servers: int) -> AsyncIterator[World]:
     await cell.redis.flushdb()
     webhooks = await _have_webhooks(cell)
-    hosted = [await _hosted(cell, number) for number in range(SERVERS)]
+    hosted = [await _hosted(cell, number) for number in range(servers)]
     await Audit(cell.redis, kept=timedelta(days=1)).write({"token": "t", "job": "x"}, now=datetime.now(UTC))
     async with _serving(cell) as api:
         ops = await api.new_token(account=None, permissions={Permission.OPERATOR})
@@ -230,6 +230,18 @@ async def world(cell: Cell) -> AsyncIterator[World]:
             told = await pipe.execute()
         dumped = list(zip(keys, told[::2], told[1::2], strict=True))
         yield World(api=api, browser=browser, ops=ops, hosted=hosted, webhooks=webhooks, dumped=dumped)
+
+
+@pytest.fixture
+async def world(cell: Cell) -> AsyncIterator[World]:
+    async with _made(cell, servers=3) as world:
+        yield world
+
+
+@pytest.fixture
+async def large(cell: Cell) -> AsyncIterator[World]:
+    async with _made(cell, servers=SERVERS) as world:
+        yield world
 
 
 async def work(world: World, *, well: Hosted | None) -> None:
@@ -292,18 +304,12 @@ async def _work_damaged(hosted: Hosted) -> None:
     await node.known(server, [SnapshotId(int(one)) for one in hosted.ids["snapshot"]])
     await node.retry_deletes()
     for job_id in hosted.ids["job"]:
-        try:
+        with suppress(BeginRefused):
             await node.begin(JobId(job_id))
-        except BeginRefused:
-            pass
         await node.progress(JobId(job_id), Step.PREFLIGHT)
         await node.finish(JobId(job_id), DONE)
-    try:
+    with suppress(RecordUnreadable):
         await node.publish(server, [], [])
-    except StoreUnavailable:
-        raise
-    except Refused:
-        pass
 
 
 def fields_of(kind: str) -> list[str]:
@@ -319,7 +325,8 @@ def batches(kind: str, many: int) -> Iterator[list[tuple[str, str]]]:
 
 
 @pytest.mark.parametrize("kind", ["job", "snapshot", "server", "node", "schedule"])
-async def test_a_damaged_field_hides_its_own_record_only(world: World, kind: str) -> None:
+async def test_a_damaged_field_hides_its_own_record_only(large: World, kind: str) -> None:
+    world = large
     await world.lists({})
     assert await world.told() == set()
     for batch in batches(kind, SERVERS - 1):
@@ -393,23 +400,26 @@ def others(world: World, key: str) -> Hosted | None:
 
 
 @pytest.mark.parametrize("section", ["job", "arq", "snapshot", "server", "node", "webhook", "account", ""])
-async def test_a_key_of_another_type_breaks_nothing(world: World, section: str) -> None:
+async def test_a_key_of_another_type_or_with_members_that_lead_nowhere_breaks_nothing(
+    world: World, section: str
+) -> None:
     for pattern in _patterns(section):
-        for key in keys_of(world, pattern)[:1]:
+        for key in (await _not_of_the_last(world, keys_of(world, pattern)))[:1]:
             await world.restore()
             await _replace(world, key)
             await _tried(world, key, missing=True)
-
-
-@pytest.mark.parametrize("section", ["job", "arq", "snapshot", "server", "node", "webhook", "account", ""])
-async def test_members_that_lead_nowhere_break_nothing(world: World, section: str) -> None:
-    for pattern in _patterns(section):
-        for key in keys_of(world, pattern)[:1]:
             await world.restore()
             kind = (await world.redis.type(key)).decode()
             for command, *arguments in MEMBERS[kind]:
                 await world.api.cell.raw(command, key, *arguments)
             await _tried(world, key, missing=False)
+
+
+async def _not_of_the_last(world: World, keys: Sequence[str]) -> list[str]:
+    """Without those of the last webhook, which is to be served."""
+    last = world.webhooks[-1]
+    deliveries = {f"delivery:{one.decode()}" for one in await world.redis.zrange(f"webhook:{last}:log", 0, -1)}
+    return [key for key in keys if last not in key and key not in deliveries]
 
 
 def _patterns(section: str) -> list[str]:
@@ -427,7 +437,9 @@ async def _tried(world: World, key: str, *, missing: bool) -> None:
         gone = {one: world.ids(one) for one in LISTS if one} if others(world, key) is None else {kind: {record}}
         await world.lists(gone)
     else:
-        await world.lists({})
+        is_record = any(row.matches(key) and row.fields for row in ROWS)
+        await world.lists({kind: {rest}} if is_record else {})
+    await _work_damaged(world.hosted[0])
     for one in SINGLES:
         await world.singles(one, world.webhooks[0] if one == "webhook" else world.hosted[0].ids[one][0])
     await work(world, well=others(world, key) if missing else None)
@@ -450,7 +462,7 @@ async def test_a_damaged_credential_lets_nobody_in_and_keeps_nobody_out(world: W
             if kind == "token":
                 answer = await world.api.call("GET", token=secret)
                 assert answer.status in {200, 401, 403, 400}, (field, name, answer.raw)
-                await world.lists({})
+                await world.answered("api/v1/ops/tokens/")
             else:
                 assert (await browser.get("/ops/jobs/")).status in {200, 303}, (field, name)
                 await world.answered("api/v1/ops/overview/")
@@ -458,7 +470,7 @@ async def test_a_damaged_credential_lets_nobody_in_and_keeps_nobody_out(world: W
 
 async def test_what_was_answered_before_and_cannot_be_read_is_not_done_again(world: World) -> None:
     key = {"Idempotency-Key": uuid4().hex}
-    body = {"url": "https://example.com/", "events": []}
+    body = {"url": "https://example.com/"}
     await world.redis.delete(f"account:{ACCOUNT}:webhooks")
     assert (await world.api.call("POST", "/api/v1/webhooks/", body=body, headers=key)).status == 201
     (kept,) = [one async for one in world.redis.scan_iter("idempotency:*")]

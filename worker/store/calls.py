@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Self, TypeVar
@@ -117,6 +117,17 @@ class Scripts:
                 return read()
             finally:
                 await self._tell(noticed)
+
+    async def _unless_other_type(self, key: str, reading: Awaitable[Item], *, otherwise: Item) -> Item:
+        """What is read of a key, outside of a script; `otherwise` where the key holds another type of data."""
+        try:
+            with redis_answers():
+                return await reading
+        except errors.StoreUnavailable as error:
+            if not str(error.__cause__).startswith("WRONGTYPE"):
+                raise
+            await self._tell([Unreadable(key=key, reason="it holds another type of data")])
+            return otherwise
 
     async def _tell(self, noticed: Iterable[Unreadable]) -> None:
         now = time.monotonic()

@@ -8,6 +8,7 @@ import hmac
 import re
 import secrets
 from base64 import urlsafe_b64encode
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -183,8 +184,9 @@ class Tokens(Scripts):
 
     async def all(self) -> list[Token]:
         """Every token that is valid, oldest first; ended ones are removed from the index."""
+        reading: Awaitable[Any] = self._redis.hgetall(_INDEX)  # type: ignore[assignment]  # typed for the blocking client too
+        index: dict[Any, Any] = await self._unless_other_type(_INDEX, reading, otherwise={})
         with redis_answers():
-            index = await self._redis.hgetall(_INDEX)  # type: ignore[misc]  # typed for the blocking client too
             async with self._redis.pipeline(transaction=False) as pipe:
                 for key in index.values():
                     pipe.hgetall(key)

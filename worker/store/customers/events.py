@@ -1,7 +1,7 @@
 """Job events: a stream for each account and one for the cell, written by the scripts that change a job."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,7 @@ from redis.exceptions import ResponseError
 
 from worker.store import records
 from worker.store.calls import Scripts, redis_answers
-from worker.store.errors import StoreUnavailable
 from worker.store.model import AccountId, JobId, JobKind, JobState, ServerId, SnapshotId, Step
-from worker.store.unreadable import Unreadable
 
 NOTHING_BEFORE = "0-0"
 MOST_AT_ONCE = 100  # events of one stream
@@ -45,15 +43,17 @@ class Events(Scripts):
     """The streams. Every call may raise StoreUnavailable. A key that is no stream has no events."""
 
     async def newest(self, account_id: Audience) -> str:
-        found = await self._of_stream(_key(account_id), self._redis.xrevrange, count=1)
+        found = await self._of_stream(_key(account_id), self._redis.xrevrange(_key(account_id), count=1))
         return found[0][0].decode() if found else NOTHING_BEFORE
 
     async def has(self, account_id: Audience, event_id: str) -> bool:
         """Whether the stream reaches back to that event."""
-        return bool(await self._of_stream(_key(account_id), self._redis.xrange, event_id, event_id, count=1))
+        return bool(
+            await self._of_stream(_key(account_id), self._redis.xrange(_key(account_id), event_id, event_id, count=1))
+        )
 
     async def after(self, account_id: Audience, event_id: str) -> list[Event]:
-        found = await self._of_stream(_key(account_id), self._redis.xrange, f"({event_id}")
+        found = await self._of_stream(_key(account_id), self._redis.xrange(_key(account_id), f"({event_id}"))
         return await self._events(_key(account_id), found)
 
     async def next(
@@ -82,24 +82,12 @@ class Events(Scripts):
         """Of those that are streams: one that is none must not silence the others."""
         found: list[Any] = []
         for key, after in streams.items():
-            found += await self._of_stream(key, self._apart, after)
+            one: Any = {key: after}
+            found += await self._of_stream(key, self._redis.xread(one, count=MOST_AT_ONCE))
         return found
 
-    async def _apart(self, key: str, after: str) -> list[Any]:
-        streams: Any = {key: after}
-        return list(await self._redis.xread(streams, count=MOST_AT_ONCE))
-
-    async def _of_stream(
-        self, key: str, read: Callable[..., Awaitable[list[Any]]], *arguments: Any, **named: Any
-    ) -> list[Any]:
-        try:
-            with redis_answers():
-                return await read(key, *arguments, **named)
-        except StoreUnavailable as error:
-            if not str(error.__cause__).startswith(WRONG_TYPE):
-                raise
-            await self._tell([Unreadable(key=key, reason="it holds another type of data")])
-            return []
+    async def _of_stream(self, key: str, reading: Awaitable[list[Any]]) -> list[Any]:
+        return await self._unless_other_type(key, reading, otherwise=[])
 
     async def _events(self, key: str, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Event]:
         """Those that this version can read: a newer worker, while the cell is being upgraded, may write others."""

@@ -191,12 +191,12 @@ class NodeStore(Scripts):
         """Take or renew the node's lease and record a heartbeat. Returns None, or who else holds the lease."""
         ask = self._us | {"machine": self._machine, "who": self._who, "lease_ms": round(seconds * 1000)}
         taken, left_ms, *who = await self._call("nodes/lease", ask)
-        return None if taken else LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000)
+        return None if taken else LeaseHeld(who=records.text(who[0]), seconds_left=left_ms / 1000)
 
     async def lease_holder(self) -> LeaseHeld | None:
         """Who holds the node's lease instead of us. Changes nothing."""
         left_ms, *who = await self._call("nodes/holder", self._us | {"machine": self._machine})
-        return LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000) if who else None
+        return LeaseHeld(who=records.text(who[0]), seconds_left=left_ms / 1000) if who else None
 
     async def begin(self, job_id: JobId) -> Job:
         """Mark a job as begun by us, the first time or again. Raises LeaseLost or BeginRefused."""
@@ -244,8 +244,10 @@ class NodeStore(Scripts):
         if answer == b"lease_lost":
             raise LeaseLost
         *lists, asked = answer
-        conflicts, fresh, gone = (frozenset(ServerId(int(server)) for server in servers) for servers in lists)
-        return Reported(conflicts=conflicts, fresh=fresh, gone=gone, reconcile_asked=asked.decode())
+        conflicts, fresh, gone = (
+            frozenset(ServerId(int(server)) for server in servers if server.isdigit()) for servers in lists
+        )
+        return Reported(conflicts=conflicts, fresh=fresh, gone=gone, reconcile_asked=records.text(asked))
 
     async def publish(
         self, server_id: ServerId, snapshots: Iterable[PublishedSnapshot], begun: Iterable[BegunJob]
@@ -273,7 +275,7 @@ class NodeStore(Scripts):
             busy=bool(holder),
             on_disk=dict(await self._many(_on_disk, rows, kind="snapshot")),
             listed=dict(await self._many(_listed, statuses, kind="snapshot")),
-            undoable=JobId(undoable.decode()) if undoable else None,
+            undoable=JobId(records.text(undoable)) if undoable else None,
         )
 
     async def lose(self, server_id: ServerId, snapshot_id: SnapshotId) -> bool:
