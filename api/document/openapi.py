@@ -297,6 +297,8 @@ def _problems_of(call: AnyCall) -> list[Problem]:
     kinds = (*call.refusals, errors.StoreUnavailable)
     if call.takes_key:
         kinds = (*kinds, errors.IdempotencyKeyReused)
+    if call.takes_key or "{" in call.path:
+        kinds = (*kinds, errors.RecordUnreadable)  # what it names, or its key's answer
     late = [refusals.LATE] if call.changes else []  # even a body that is refused has to arrive first
     refused = [_of(refusal, call.method) for refusal in kinds]
     return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, *late, refusals.INTERNAL]

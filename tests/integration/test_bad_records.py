@@ -32,7 +32,7 @@ from worker.store.chores.chores import Chores
 from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.customers.events import NOTHING_BEFORE, Events
 from worker.store.errors import RecordUnreadable
-from worker.store.model import JobId, JobState, ServerId, SnapshotId, SnapshotStatus, Step
+from worker.store.model import AccountId, JobId, JobState, ServerId, SnapshotId, SnapshotStatus, Step
 from worker.store.nodes.node_store import BeginRefused, NodeStore, ReportedServer
 from worker.store.operators.cell import Cell as CellStore
 from worker.store.outcome import Outcome
@@ -501,6 +501,23 @@ async def test_operators_are_told_the_key_on_every_way(world: World) -> None:
         assert (await cli.run(command)).code == 0, command
     await world.redis.delete(f"snapshot:{snapshot}")
     assert await world.told() == set()
+
+
+async def test_operators_are_told_of_a_member_that_leads_nowhere(world: World) -> None:
+    snapshot, index = world.hosted[0].ids["snapshot"][0], f"account:{ACCOUNT}:snapshots"
+    await world.redis.delete(f"snapshot:{snapshot}")
+    await world.lists({"snapshot": {snapshot}})
+    assert await world.told() == {f"{index} {snapshot}"}
+
+
+async def test_a_stranger_learns_nothing_of_a_damaged_record(world: World) -> None:
+    stranger = await world.api.new_token(account=AccountId(78))
+    for kind, field in (("snapshot", "created_ms"), ("job", "queued_ms"), ("schedule", "server"), ("webhook", "url")):
+        record = world.webhooks[0] if kind == "webhook" else world.hosted[0].ids[kind][0]
+        await world.damage(f"{kind}:{record}", field, b"some text" if kind != "webhook" else None)
+        path = f"/api/v1/{kind}s/{record}/"
+        (await world.api.call("GET", path)).refused(409, "record_unreadable")
+        (await world.api.call("GET", path, token=stranger)).refused(404, f"{kind}_not_found")
 
 
 async def test_a_server_whose_job_is_gone_takes_the_next_one(world: World) -> None:

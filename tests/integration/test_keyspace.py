@@ -24,6 +24,7 @@ from worker.scheduler import Scheduler
 from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Permission
 from worker.store.chores.chores import Chores
+from worker.store.errors import RecordUnreadable
 from worker.store.model import JobId, JobKind, JobState, ServerId, SnapshotId, Step
 from worker.store.nodes.node_store import ReportedServer
 from worker.store.reports import JobReport, NodeFacts, Pool, StepBegun
@@ -134,6 +135,7 @@ async def seen(cell: Cell, redis_server: RedisServer) -> Keyspace:
         await _failures(seen, ops, snapshot_id)
         await _nodes(seen, ops)
     await _without_front_end(seen, redis_server)
+    await _damaged(seen)
     return seen
 
 
@@ -259,6 +261,15 @@ async def _without_front_end(seen: Keyspace, redis_server: RedisServer) -> None:
         await seen.look()
         jobs.end(job_id)
         await jobs.have_ended(job_id)
+
+
+async def _damaged(seen: Keyspace) -> None:
+    redis, store = seen.cell.redis, seen.cell.store
+    await redis.hset(f"server:{SERVER}", "account", str(ACCOUNT))  # type: ignore[misc] # redis-py's types
+    await redis.hset(f"server:{SERVER}", "power", "sideways")  # type: ignore[misc]
+    with pytest.raises(RecordUnreadable):
+        await store.server(account_id=ACCOUNT, server_id=SERVER)
+    await seen.look()
 
 
 def _job_of(answer: Answer) -> JobId:

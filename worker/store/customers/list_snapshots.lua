@@ -41,5 +41,5 @@ else -- looks at each of the account's own: 5 for each of its servers, and those
 end
 
 local page = {total}
-for _, id in ipairs(ids) do page[#page + 1] = attempt('snapshot:' .. id, show_snapshot, id) end
+for _, id in ipairs(ids) do page[#page + 1] = listed(index, 'snapshot:', id, show_snapshot) end
 return page

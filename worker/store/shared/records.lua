@@ -89,6 +89,13 @@ local function look_up(key)
   return attempt(key, read, key)
 end
 
+-- One that an index lists, as show(id) shows it; nil, and the operators are told, where there is none or it can't be.
+local function listed(index, kind, id, show)
+  if redis.call('EXISTS', kind .. id) == 1 then return attempt(kind .. id, show, id) end
+  set_aside(index .. ' ' .. id, 'it leads to nothing')
+  return nil
+end
+
 local function write(key, record)
   local flat = {}
   for field, value in pairs(record) do

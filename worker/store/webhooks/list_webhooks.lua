@@ -3,8 +3,8 @@
 -- ask: {account}
 -- Answers {webhook (see `show_webhook`), ...}.
 local ask = cjson.decode(ARGV[1])
-local shown = {}
-for _, id in ipairs(redis.call('ZREVRANGE', 'account:' .. ask.account .. ':webhooks', 0, -1)) do
-  shown[#shown + 1] = attempt('webhook:' .. id, show_webhook, id)
+local shown, list = {}, 'account:' .. ask.account .. ':webhooks'
+for _, id in ipairs(redis.call('ZREVRANGE', list, 0, -1)) do
+  shown[#shown + 1] = listed(list, 'webhook:', id, show_webhook)
 end
 return shown
