@@ -1,4 +1,4 @@
-# `make` alone prints the targets. Each first runs the setup, which takes milliseconds once it is done.
+# `make` alone prints the targets. Each target first runs the setup, which takes milliseconds if nothing has changed.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -48,7 +48,8 @@ lint: setup ## check format, lint, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Tools with which the tests generate API clients. In their own venv: they need other versions of our dependencies.
+# Tools with which the tests generate API clients. They have their own venv, because they need other versions of our
+# dependencies.
 CLIENT_LOCKS := deploy/lock/client.txt tests/integration/clients/package.json tests/integration/clients/package-lock.json
 $(CLIENT)/.lock: $(CLIENT_LOCKS) | setup
 	$(BIN)/python -m venv --clear $(CLIENT)
@@ -61,7 +62,7 @@ format: setup ## format the code and apply ruff's fixes
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-openapi: setup ## write the OpenAPI document, docs/openapi.json
+openapi: setup ## generate the OpenAPI document, docs/openapi.json
 	$(BIN)/python -m api.document >docs/openapi.json.new
 	@mv docs/openapi.json.new docs/openapi.json
 
@@ -74,7 +75,7 @@ chaos: setup ## kill parts of a real cell during random work, and check every di
 migrations: setup ## migrate a server with snapshots between two nodes with kills, and check everything (N=40 SEED=7)
 	@exec $(BIN)/python -m tests.chaos.migrations
 
-backups-beside: setup-tests ## run virtnbdbackup with random jobs and kills; restore and compare each chain (N=200 SEED=7)
+backups-beside: setup-tests ## run virtnbdbackup with random jobs and kills, then restore and compare each chain (N=200 SEED=7)
 	@exec $(BIN)/python -m tests.backups
 
 dry-runs: setup-tests ## compare dry run and job over N (300) states of servers on real QEMU (SEED=1000)

@@ -1,9 +1,9 @@
-"""The application: what answers the calls of each resource, and the routes that are made from them."""
+"""The application: the handlers of each resource, and the routes that are made from its calls."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from typing import Any, NoReturn, TypeVar
 
 from aiohttp import HttpVersion11, ThreadedResolver, hdrs, web
@@ -25,7 +25,7 @@ from api.http.callers import Caller, Callers
 from api.http.calls import Call, Table
 from api.http.marks import REQUEST_ID
 from api.http.middleware import around, finish_head
-from api.http.probes import METRICS, PROBES, Probe, Probes, exposition
+from api.http.probes import METRICS, PROBES, Probes, exposition
 from api.http.reading import BODY_MAX_BYTES, BODY_SECONDS
 from api.http.traces import traced
 from api.jobs import calls as jobs
@@ -43,7 +43,7 @@ from worker.program.loop import every
 from worker.store.access.audit import Audit
 from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Permission, Token, Tokens
-from worker.store.chores.stale_jobs import StaleJobReaper
+from worker.store.chores.chores import Chores
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.customers.events import Events
 from worker.store.errors import StoreUnavailable
@@ -54,7 +54,7 @@ from worker.store.webhooks.deliveries import Deliveries
 from worker.store.webhooks.webhooks import Webhooks
 
 TOKEN_CHECK_SECONDS = 30.0  # an event stream ends at most this long after its token was revoked
-SWEEP_SECONDS = 30.0  # between two looks for jobs that have waited too long
+SWEEP_SECONDS = 30.0  # how often jobs that have waited too long are failed
 
 By = TypeVar("By")
 AnyCall = Call[Any]
@@ -64,8 +64,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def build(
     redis: ArqRedis, settings: ApiSettings, *, metrics: Metrics | None = None, resolver: AbstractResolver | None = None
 ) -> web.Application:
-    """The application. It neither opens nor closes the Redis client. `resolver`: resolves the names of webhooks' hosts,
-    instead of the system's own."""
+    """The application. It neither opens nor closes the Redis client. `resolver`: resolves the host names of webhooks,
+    in place of the system's resolver."""
     metrics = metrics or Metrics()
     limits = Limits(calls=settings.calls_per_minute, failed_logins=settings.failed_logins_per_minute)
     tokens = Tokens(redis)
@@ -104,7 +104,7 @@ def build(
     )
     app[BODY_SECONDS] = settings.body_seconds
     app.on_response_prepare.append(finish_head)
-    _run_beside(app, redis, settings, streams=streams, metrics=metrics, resolver=resolver)
+    _add_background_work(app, redis, settings, streams=streams, metrics=metrics, resolver=resolver)
     _serve(
         app,
         [*_handlers(for_customers, callers.identify), *_handlers(for_operators, callers.operator)],
@@ -112,7 +112,7 @@ def build(
     )
     probes = Probes(store.ping)
     for probe in PROBES:
-        _add(app, "GET", probe.path, _probed(probe, probes))
+        _add(app, "GET", probe.path, partial(probe.handle, probes))
     app.router.add_route("*", METRICS, exposition(metrics, settings.metrics_networks))
     routes.add(app, context, assets, request_seconds=settings.request_seconds)
     for path, handler in _documents().items():
@@ -149,7 +149,7 @@ def _refusing(context: Context) -> Callable[[web.Request, problems.Problem], web
     return refuse
 
 
-def _run_beside(
+def _add_background_work(
     app: web.Application,
     redis: ArqRedis,
     settings: ApiSettings,
@@ -158,16 +158,16 @@ def _run_beside(
     metrics: Metrics,
     resolver: AbstractResolver | None,
 ) -> None:
-    """What runs for as long as the application does, and answers no request."""
-    reaper = StaleJobReaper(redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
+    """Add the work that runs in the background for as long as the application runs."""
+    chores = Chores(redis, waiting_seconds=settings.waiting_seconds, given_up=metrics.jobs_given_up.inc)
     view = CellView(
-        Cell(redis), look_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
+        Cell(redis), read_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
     )
 
     async def sweeping(_: web.Application) -> AsyncIterator[None]:
         # Each front end does it: if all nodes are dead, no worker is left to do it.
         expected: dict[type[Exception], str] = {StoreUnavailable: "sweeper.store_unavailable"}
-        async with in_background(every(SWEEP_SECONDS, reaper.fail, name="sweeper", expected=expected)):
+        async with in_background(every(SWEEP_SECONDS, chores.fail_stale_jobs, name="sweeper", expected=expected)):
             yield
 
     async def sending(app: web.Application) -> AsyncIterator[None]:
@@ -188,21 +188,21 @@ def _run_beside(
 
 
 def _handlers(
-    rooms: list[tuple[Table[By], object]], identify: Callable[[web.Request, Permission], Awaitable[By]]
+    resources: list[tuple[Table[By], object]], identify: Callable[[web.Request, Permission], Awaitable[By]]
 ) -> Iterator[tuple[AnyCall, Handler]]:
-    for table, room in rooms:
+    for table, resource in resources:
         for call in table.calls:
-            yield call, _called(call, room, identify)
+            yield call, _called(call, resource, identify)
 
 
-def _called(call: Call[By], room: object, identify: Callable[[web.Request, Permission], Awaitable[By]]) -> Handler:
+def _called(call: Call[By], resource: object, identify: Callable[[web.Request, Permission], Awaitable[By]]) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
         by = await identify(request, call.permission)
-        # before it does anything
-        reading.only_known(request, call.query)
+        # first, so that an invalid request changes nothing
+        reading.ensure_known_query(request, call.query)
         if call.changes and call.body is None:
             await reading.ensure_no_body(request, call.query)
-        return await call.handle(room, request, by)
+        return await call.handle(resource, request, by)
 
     return handler
 
@@ -212,7 +212,7 @@ def _serve(app: web.Application, calls: list[tuple[AnyCall, Handler]], *, second
         for call, handler in calls:
             if call.path == path:
                 _add(app, call.method, path, _bounded(call, handler, seconds=seconds), head=not call.is_stream)
-        # A path may look like the id of another, as `jobs/bulk/` does: it has no methods but its own.
+        # `jobs/bulk/` also matches `jobs/{job_id}/`: without this it would have that path's methods too.
         app.router.add_route("*", path, _another_method)
 
 
@@ -223,18 +223,11 @@ def _bounded(call: AnyCall, handler: Handler, *, seconds: float) -> Handler:
         try:
             async with asyncio.timeout(None if call.is_stream else seconds):
                 response = await handler(request)
-        except TimeoutError as error:  # bodies and dry runs have limits of their own: Redis is slow
-            raise StoreUnavailable("The store of the service is too slow.") from error
+        except TimeoutError as error:  # bodies and dry runs have their own limits, so Redis is slow
+            raise StoreUnavailable("The service's data store did not respond in time.") from error
         return conditional(request, response) if call.is_cacheable else response
 
     return bounded
-
-
-def _probed(probe: Probe, probes: Probes) -> Handler:
-    async def handler(request: web.Request) -> web.StreamResponse:
-        return await probe.handle(probes, request)
-
-    return handler
 
 
 def _add(app: web.Application, method: str, path: str, handler: Handler, *, head: bool = True) -> None:
@@ -246,7 +239,7 @@ def _add(app: web.Application, method: str, path: str, handler: Handler, *, head
 
 
 async def _expected(request: web.Request) -> None:
-    # Other expectations are ignored, which is allowed: aiohttp would refuse them before the answer has a request id.
+    # Other expectations are ignored, which is allowed: aiohttp would refuse them before the answer has a request ID.
     if request.headers["Expect"].lower() == "100-continue" and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the answer itself has not started

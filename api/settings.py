@@ -6,37 +6,25 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from worker.program.configuration import (
-    NODE_SILENT_SECONDS,
-    WAITING_SECONDS,
-    FileSettings,
-    NodeSilentSeconds,
-    WaitingSeconds,
-)
-from worker.program.span_export import TracingSettings
-from worker.store.redis_client import RedisSettings
+from worker.store.settings import CellSettings
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class ApiSettings(FileSettings):
+class ApiSettings(CellSettings):
     """Each can be set as VPS_SNAPSHOTS_<NAME> or as a key of the TOML file. All times are in seconds."""
 
     host: Annotated[str, Field(min_length=1)] = Field(default="127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8080, description="0: any free port")
     unix_socket: Path | None = Field(default=None, description="listen on this socket instead of host and port")
-    redis: RedisSettings = Field(default_factory=RedisSettings)
-    tracing: TracingSettings = Field(default_factory=TracingSettings)
-    node_silent_seconds: NodeSilentSeconds = NODE_SILENT_SECONDS
-    waiting_seconds: WaitingSeconds = WAITING_SECONDS
     body_seconds: Seconds = Field(default=10.0, description="how long a client may take to send a body")
     keepalive_seconds: Seconds = Field(
         default=75.0, description="how long a connection may stay open without a complete request head"
     )
     request_seconds: Seconds = Field(default=30.0, description="the limit of a whole call; event streams have none")
     stalled_seconds: Seconds = Field(
-        default=30.0, description="how long a client may take none of its answer before its TCP connection is closed"
+        default=30.0, description="how long a client may accept nothing of its response before its connection is closed"
     )
     connections: Count = Field(
         default=5000,

@@ -21,7 +21,7 @@ from worker.store.redis_client import connect
 
 Result = TypeVar("Result")
 
-_NAME_MAX = 64  # characters: the name of a token stands in every log line of its requests
+_NAME_MAX = 64  # characters: each log line of a request has its token's name
 _PERMISSIONS = ", ".join(Permission)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -47,23 +47,24 @@ def _lifetime(text: str | timedelta) -> timedelta:
 def create_token(
     context: typer.Context,
     *,
-    name: Annotated[str, typer.Option(parser=_label, metavar="NAME", help="Its purpose; shown in lists and logs.")],
-    permission: Annotated[
-        list[Permission], typer.Option(metavar="PERMISSION", help=f"{_PERMISSIONS}; can be given several times.")
+    name: Annotated[
+        str, typer.Option(parser=_label, metavar="NAME", help="Purpose or owner; shown in lists and logs.")
     ],
-    account: Annotated[int | None, typer.Option(min=1, help="The account that it belongs to.")] = None,
+    permission: Annotated[
+        list[Permission], typer.Option(metavar="PERMISSION", help=f"{_PERMISSIONS}; repeat for several.")
+    ],
+    account: Annotated[int | None, typer.Option(min=1, help="Account that owns the token.")] = None,
     service: Annotated[
         bool, typer.Option("--service", help="It acts for the account that each request names in X-Account-Id.")
     ] = False,
     expires_in: Annotated[
-        timedelta | None,
-        typer.Option(parser=_lifetime, metavar="30d", help="How long it is valid; by default forever."),
+        timedelta | None, typer.Option(parser=_lifetime, metavar="30d", help="Lifetime; default: never expires.")
     ] = None,
     config: Config = None,
 ) -> None:
-    """Create a token. Its secret is printed on standard output, and only this once."""
+    """Create a token. Its secret is printed once, on standard output."""
     if (account is None) is not service:
-        raise typer.BadParameter("give either --account or --service")
+        raise typer.BadParameter("specify either --account or --service")
 
     async def create(redis: ArqRedis, audit: Audit) -> NewToken:
         new = await Tokens(redis).create(
@@ -72,17 +73,17 @@ def create_token(
             permissions=frozenset(permission),
             lifetime=expires_in,
         )
-        await _write_down(audit, "token create", new.token.id)
+        await _record(audit, "token create", new.token.id)
         return new
 
     new = _with_store(settings_of(context, config), create)
-    typer.echo(f"token {new.token.id}, shown only now:", err=True)
+    typer.echo(f"token {new.token.id} created; its secret is shown only once:", err=True)
     typer.echo(new.secret)
 
 
 @app.command("list")
 def list_tokens(context: typer.Context, config: Config = None) -> None:
-    """List the valid tokens, without their secrets."""
+    """List valid tokens, without their secrets."""
     rows = [["ID", "NAME", "ACCOUNT", "PERMISSIONS", "CREATED", "EXPIRES"]]
     rows += [_row(token) for token in _with_store(settings_of(context, config), lambda redis, _: Tokens(redis).all())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -94,12 +95,12 @@ def list_tokens(context: typer.Context, config: Config = None) -> None:
 def revoke_token(
     context: typer.Context, token_id: Annotated[str, typer.Argument(metavar="ID")], config: Config = None
 ) -> None:
-    """Revoke a token at once."""
+    """Revoke a token immediately."""
 
     async def revoke(redis: ArqRedis, audit: Audit) -> bool:
         revoked = await Tokens(redis).revoke(token_id)
         if revoked:
-            await _write_down(audit, "token revoke", token_id)
+            await _record(audit, "token revoke", token_id)
         return revoked
 
     if not _with_store(settings_of(context, config), revoke):
@@ -107,7 +108,7 @@ def revoke_token(
     typer.echo(f"token {token_id} revoked", err=True)
 
 
-async def _write_down(audit: Audit, what: str, token_id: str) -> None:
+async def _record(audit: Audit, what: str, token_id: str) -> None:
     entry = {"token": token_id, "method": "CLI", "path": what, "address": f"{getuser()}@{gethostname()}"}
     await audit.write(entry, now=datetime.now(UTC))
 

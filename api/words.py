@@ -74,5 +74,5 @@ def plural(count: int, noun: str) -> str:
 
 
 def plain(word: str) -> str:
-    """A stored word for people: in_progress is in progress."""
+    """A stored word as text: in_progress becomes in progress."""
     return word.replace("_", " ")

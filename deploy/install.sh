@@ -39,7 +39,7 @@ fi
 home=/opt/vps-snapshots
 say "installing the programs in $home"
 [ -x "$home/bin/pip" ] || python3 -m venv --clear "$home"
-# an installed extra is upgraded as well: the versions must match
+# upgrade an installed extra, too: the versions must match
 if "$home/bin/pip" show -q opentelemetry-sdk 2>/dev/null; then extra=tracing; fi
 "$home/bin/pip" install -q --disable-pip-version-check --require-hashes -r deploy/lock/build.txt
 "$home/bin/pip" install -q --no-build-isolation --require-hashes -r "deploy/lock/$role.txt"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepares this checkout: installs Debian packages, .venv from the lock files, and the project itself (editable).
 #
-# Can be run from any folder and repeatedly: what is installed is kept, and a second run takes milliseconds.
+# Can be run from any folder and repeatedly: installed packages are kept, and a second run takes milliseconds.
 #   deploy/setup.sh packages     only the Debian packages, which need root
 #   deploy/setup.sh tests        only the additional Debian packages for the tests
 #   PYTHON=/usr/bin/python3.12   interpreter of the venv, 3.11 or later (default: the venv's own, for a new one python3)
@@ -48,7 +48,7 @@ step() {
 # What this venv was built from. The interpreter counts only if PYTHON is set.
 fingerprint() { { pwd && cat "$LOCK"/*.txt pyproject.toml deploy/setup.sh; } | sha256sum | cut -d ' ' -f 1; }
 is_current() { [ "$(sed -n 1p "$VENV/.setup" 2>/dev/null)" = "$(fingerprint)" ]; }
-# A setup with DRIVER=fake leaves out the hypervisor, which every other needs.
+# A setup with DRIVER=fake does not install the hypervisor; all other drivers need it.
 has_hypervisor() { [ "${DRIVER:-}" = fake ] || [ "$(sed -n 3p "$VENV/.setup" 2>/dev/null)" = hypervisor ]; }
 is_of_python() { [ -z "${PYTHON:-}" ] || [ "$(sed -n 2p "$VENV/.setup" 2>/dev/null)" = "$(command -v "$PYTHON")" ]; }
 
@@ -57,7 +57,7 @@ if [ -z "${1:-}" ] && is_current && is_of_python && has_hypervisor; then exit 0;
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"
     elif command -v sudo >/dev/null; then sudo "$@"
-    else die "needs root, and sudo is not installed; as root run: $PWD/deploy/setup.sh packages; deploy/setup.sh tests"
+    else die "needs root, and sudo is not installed; run as root: $PWD/deploy/setup.sh packages; deploy/setup.sh tests"
     fi
 }
 
@@ -86,21 +86,21 @@ updated_lists() { as_root apt-get -q update || say "apt-get update failed, conti
 
 missing=()
 ensure_packages() {
-    local wanted=("$@") package
+    local packages=("$@") package
     if ! command -v apt-get >/dev/null; then
-        say "apt-get is not installed; make sure that these Debian packages are: ${wanted[*]}"
+        say "apt-get is not installed; make sure that these Debian packages are installed: ${packages[*]}"
         return
     fi
     missing=()
-    for package in "${wanted[@]}"; do
+    for package in "${packages[@]}"; do
         [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
     done
     [ ${#missing[@]} -eq 0 ] || install_packages
 }
 
 ensure_hypervisor_account() {
-    # As root, libvirt's driver requires this account even if qemu.conf names another. Debian creates it with the daemon,
-    # which we do not install. Id and home are Debian's, so that a libvirtd installed later finds what it expects.
+    # If libvirt's driver runs as root, it requires this account even if qemu.conf names another. Debian creates it with the
+    # daemon, which we do not install. ID and home are Debian's, so that a libvirtd installed later finds what it expects.
     if ! getent passwd libvirt-qemu >/dev/null && { [ ${#missing[@]} -gt 0 ] || [ "$(id -u)" -eq 0 ]; }; then
         as_root groupadd --system --force kvm
         as_root groupadd --system --force --key SYS_GID_MAX=64055 --gid 64055 libvirt-qemu
@@ -113,7 +113,7 @@ ensure_venv() {
     if [ -n "${PYTHON:-}" ] && [ -d "$VENV" ] && ! is_of_python; then rm -rf "$VENV"; fi
     [ -x "$VENV/bin/pip" ] || step "creating $VENV with $("$python" --version)" "$python" -m venv --clear "$VENV"
     local pip=("$VENV/bin/pip" install --disable-pip-version-check --no-input --progress-bar off)
-    # In two steps, so that build tools are locked as well: otherwise pip fetches them without hashes.
+    # In two steps, so that the build tools are locked, too: otherwise, pip would fetch them without hashes.
     step "installing the build tools from the lock" "${pip[@]}" --require-hashes -r "$LOCK/build.txt"
     step "installing $(grep -c '^[a-z]' "$LOCK/dev.txt") Python packages from the lock" \
         "${pip[@]}" --no-build-isolation --require-hashes -r "$LOCK/dev.txt"

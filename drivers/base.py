@@ -180,9 +180,7 @@ class Surveyed:
     state: tuple[str, ...] = ()  # saved with the disks: nvram, pflash, tpm
     left_out: tuple[SkippedDisk, ...] = ()
     refused: tuple[str, ...] = ()  # reasons why no snapshot can be taken
-    not_judged: tuple[
-        str, ...
-    ] = ()  # what could not be checked here; if this and `refused` are empty, one can be taken
+    not_judged: tuple[str, ...] = ()  # what could not be checked here
     noticed: tuple[str, ...] = ()  # further remarks
 
 

@@ -263,9 +263,7 @@ class FakeHypervisor:
         cleared = []
         for target, disk in server.disks.items():
             if disk.bitmaps:
-                await self._change_disk(
-                    Effect.CLEAR_BITMAPS, server, target, half=lambda: None, change=disk.bitmaps.clear
-                )
+                await self._change_disk(Effect.CLEAR_BITMAPS, server, target, change=disk.bitmaps.clear)
                 cleared.append(target)
         if server.checkpoints:
             await self._do(Effect.CLEAR_CHECKPOINTS, server, change=server.checkpoints.clear)
@@ -302,7 +300,7 @@ class FakeHypervisor:
                 if not disk.can_grow:
                     raise DiskFailed(f"disk {target} cannot be enlarged")
                 grow = functools.partial(setattr, disk, "virtual_bytes", size)
-                await self._change_disk(Effect.RESIZE_DISK, server, target, half=lambda: None, change=grow)
+                await self._change_disk(Effect.RESIZE_DISK, server, target, change=grow)
         return frozenset(found)
 
     async def renew_generation_id(self, server_id: int) -> None:
@@ -317,7 +315,7 @@ class FakeHypervisor:
             if tag in disk.tags:
                 gone = functools.partial(_drop, disk, tag)
                 if target in server.disks:
-                    await self._change_disk(Effect.DELETE_TAG, server, target, half=lambda: None, change=gone)
+                    await self._change_disk(Effect.DELETE_TAG, server, target, change=gone)
                 else:
                     await self._do(Effect.DELETE_TAG, server, target=target, change=gone)
         if tag in server.nvram_copies:
@@ -368,7 +366,7 @@ class FakeHypervisor:
         server: FakeServer,
         target: str,
         *,
-        half: Callable[[], object],
+        half: Callable[[], object] = lambda: None,
         change: Callable[[], object],
     ) -> None:
         disk = server.disks[target]

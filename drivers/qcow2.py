@@ -114,7 +114,7 @@ async def repair(path: str) -> None:
     Dirty bitmaps are marked as in use, which invalidates them.
     """
     await _settle_header(path)
-    if valid := await _valid_bitmaps(path):
+    if valid := [bitmap.name for bitmap in (await image(path)).bitmaps if not bitmap.in_use]:
         raise QemuImgFailed(("check", "-r", "all", path), 1, f"bitmap {valid[0]} is not marked as in use")
     await _check(path, "-r", "all")
 
@@ -129,10 +129,6 @@ async def _settle_header(path: str) -> None:
     image cannot be opened, nothing is written.
     """
     await _run_for_code("-f", "qcow2", "-c", f"sigraise {signal.SIGKILL:d}", path, program="qemu-io")
-
-
-async def _valid_bitmaps(path: str) -> list[str]:
-    return [bitmap.name for bitmap in (await image(path)).bitmaps if not bitmap.in_use]
 
 
 async def snapshot_bytes(path: str, tag: str, like: Image) -> int:

@@ -10,6 +10,7 @@ import os
 import stat
 import struct
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 MAGIC = b"QFI\xfb"
 MIN_CLUSTER_BITS, MAX_CLUSTER_BITS = 9, 21
@@ -42,7 +43,6 @@ class Entry:
     name: str
     stamp: str  # "SECONDS.NANOSECONDS" when it was taken: does not change when the file is moved
     virtual_bytes: int | None  # None: an old entry without it; the image was never resized since
-    vm_state_bytes: int
     l1: bytes | None = None  # big-endian L1 entries without COPIED bits and trailing zeros; None: not read
 
 
@@ -50,9 +50,6 @@ class Entry:
 class Tables:
     version: int
     virtual_bytes: int
-    cluster_bytes: int
-    refcount_bits: int
-    incompatible_features: int  # bits of the header
     snapshots: tuple[Entry, ...]
     l1: bytes | None = None  # of the active disk, in the same form; None: not read
 
@@ -113,9 +110,6 @@ def _read_once(file: int, head: bytes, l1_of: str | None) -> Tables:
     tables = Tables(
         version=header.version,
         virtual_bytes=header.virtual_bytes,
-        cluster_bytes=1 << header.cluster_bits,
-        refcount_bits=1 << header.refcount_order,
-        incompatible_features=header.incompatible_features,
         snapshots=tuple(
             replace(entry, l1=_l1(file, header.cluster_bits, at, count)) if reads_l1 and entry.name == l1_of else entry
             for entry, at, count in found
@@ -127,8 +121,7 @@ def _read_once(file: int, head: bytes, l1_of: str | None) -> Tables:
     return tables
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Header:
+class _Header(NamedTuple):
     version: int
     cluster_bits: int
     virtual_bytes: int
@@ -136,8 +129,6 @@ class _Header:
     l1_at: int
     snapshots: int
     snapshots_at: int
-    incompatible_features: int
-    refcount_order: int
 
 
 def _head(file: int) -> bytes:
@@ -152,30 +143,19 @@ def _header(head: bytes) -> _Header:
     )
     if magic != MAGIC or version not in {2, 3}:
         raise TablesUnreadable("it is not qcow2 of version 2 or 3")
-    features, refcount_order = 0, 4
     if version == VERSION_WITH_FEATURES:
         if len(head) < _HEADER.size + _HEADER_V3.size:
             raise TablesUnreadable("it is shorter than a header")
-        features, _, _, refcount_order, _ = _HEADER_V3.unpack_from(head, _HEADER.size)
+        _, _, _, refcount_order, _ = _HEADER_V3.unpack_from(head, _HEADER.size)
+        if refcount_order > MAX_REFCOUNT_ORDER:
+            raise TablesUnreadable(f"its refcount_order is out of range: {refcount_order}")
     if not MIN_CLUSTER_BITS <= cluster_bits <= MAX_CLUSTER_BITS:
         raise TablesUnreadable(f"its cluster_bits are out of range: {cluster_bits}")
-    if refcount_order > MAX_REFCOUNT_ORDER:
-        raise TablesUnreadable(f"its refcount_order is out of range: {refcount_order}")
     if snapshots > MAX_SNAPSHOTS:
         raise TablesUnreadable(f"its number of snapshots is out of range: {snapshots}")
     if size > MAX_OFFSET or size > l1_entries << (2 * cluster_bits - 3):
         raise TablesUnreadable("its L1 table is too small for its size")
-    return _Header(
-        version=version,
-        cluster_bits=cluster_bits,
-        virtual_bytes=size,
-        l1_entries=l1_entries,
-        l1_at=l1_at,
-        snapshots=snapshots,
-        snapshots_at=snapshots_at,
-        incompatible_features=features,
-        refcount_order=refcount_order,
-    )
+    return _Header(version, cluster_bits, size, l1_entries, l1_at, snapshots, snapshots_at)
 
 
 def _snapshot_table(file: int, header: _Header) -> list[tuple[Entry, int, int]]:
@@ -185,7 +165,7 @@ def _snapshot_table(file: int, header: _Header) -> list[tuple[Entry, int, int]]:
     end = at + MAX_SNAPSHOT_TABLE_BYTES
     for _ in range(header.snapshots):
         fixed = _bytes_at(file, at, _ENTRY.size)
-        l1_at, l1_entries, id_bytes, name_bytes, seconds, nanoseconds, _, state, extra_bytes = _ENTRY.unpack(fixed)
+        l1_at, l1_entries, id_bytes, name_bytes, seconds, nanoseconds, _, _, extra_bytes = _ENTRY.unpack(fixed)
         if extra_bytes > MAX_EXTRA_BYTES:
             raise TablesUnreadable("a snapshot has too much extra data")
         rest = _bytes_at(file, at + _ENTRY.size, extra_bytes + id_bytes + name_bytes)
@@ -193,13 +173,12 @@ def _snapshot_table(file: int, header: _Header) -> list[tuple[Entry, int, int]]:
         if at > end:
             raise TablesUnreadable("its snapshot table is too long")
         extra = rest[:extra_bytes]
-        has_state, has_size = extra_bytes >= _U64.size, extra_bytes >= 2 * _U64.size
+        has_size = extra_bytes >= 2 * _U64.size  # behind the size of the VM's memory
         entry = Entry(
             id=_text(rest[extra_bytes : extra_bytes + id_bytes]),
             name=_text(rest[extra_bytes + id_bytes :]),
             stamp=f"{seconds}.{nanoseconds:09}",
             virtual_bytes=_U64.unpack_from(extra, _U64.size)[0] if has_size else None,
-            vm_state_bytes=_U64.unpack_from(extra)[0] if has_state else state,
         )
         found.append((entry, l1_at, l1_entries))
     return found

@@ -8,7 +8,6 @@ from worker.journal import Journal, JournalFailed
 from worker.program.loop import every, guarded
 from worker.safety import SafetySnapshots
 from worker.store.chores.chores import Chores
-from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.errors import StoreUnavailable
 from worker.store.nodes.node_store import NodeStore
 
@@ -18,20 +17,11 @@ log = structlog.stdlib.get_logger()
 
 
 class Housekeeping:
-    def __init__(
-        self,
-        *,
-        store: NodeStore,
-        chores: Chores,
-        journal: Journal,
-        safety: SafetySnapshots,
-        stale_jobs: StaleJobReaper,
-    ) -> None:
+    def __init__(self, *, store: NodeStore, chores: Chores, journal: Journal, safety: SafetySnapshots) -> None:
         self._store = store
         self._chores = chores
         self._journal = journal
         self._safety = safety
-        self._stale_jobs = stale_jobs
         self._last_round = time.monotonic()
 
     async def keep_house(self) -> None:
@@ -46,7 +36,7 @@ class Housekeeping:
     async def round(self) -> None:
         chores = (
             self._retry_deletes,
-            self._stale_jobs.fail,
+            self._chores.fail_stale_jobs,
             self._chores.forget_failed,
             self._tidy_journal,
             self._safety.drop_due,

@@ -135,9 +135,7 @@ class Inventory:
             return None
         self._reading_facts, self._facts_at = None, time.monotonic()
         about = reading.result()
-        pools = tuple(
-            Pool(path=pool.path, free_bytes=pool.free_bytes, total_bytes=pool.total_bytes) for pool in about.pools
-        )
+        pools = tuple(Pool.model_validate(pool, from_attributes=True) for pool in about.pools)
         self._metrics.storage(pools)
         return NodeFacts(
             worker=version("vps-snapshots"), hypervisor=about.hypervisor, emulator=about.emulator, pools=pools

@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
 
 import structlog
 
@@ -44,59 +43,28 @@ def machine_id(state_folder: Path) -> str:
     return f"{machine}:{state_folder.resolve()}"
 
 
-class NodeLock:
-    """The lock file in a node's state folder.
-
-    The kernel releases it when the process and all its children have exited, for whatever reason. A `qemu-img` that
-    outlives a killed worker therefore keeps the next worker out until it no longer writes to the disks.
-    """
-
-    def __init__(self, state_folder: Path) -> None:
-        self._path = state_folder / "worker.lock"
-        self._file: TextIO | None = None
-
-    def take(self, *, orphan_seconds: float = ORPHAN_SECONDS) -> None:
-        """Waits up to `orphan_seconds` for the children of a dead worker. Raises NodeTaken, naming the holder, or
-        OSError."""
-        file = self._path.open("a+")
-
-        def holder() -> str:
-            file.seek(0)
-            return file.read().strip()
-
-        try:
-            _take(file.fileno(), str(self._path), holder, orphan_seconds)
-        except BaseException:
-            file.close()
-            raise
-        file.truncate(0)
-        with suppress(OSError):  # on a full disk the lock holds without a name in it, and unfinished jobs must go on
-            os.write(file.fileno(), who_am_i().encode())
-        self._file = file
-
-    def release(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
 class HypervisorLock:
     """A lock on a folder that is the same for all workers of one hypervisor, whatever their settings.
 
-    Two workers with different state folders on one libvirt would stop each other's guests. The kernel releases this
-    lock like that of NodeLock.
+    Two workers with different state folders on one libvirt would stop each other's guests.
+
+    The kernel releases a lock when the process and all its children have exited, for whatever reason. A `qemu-img` that
+    outlives a killed worker therefore keeps the next worker out until it no longer writes to the disks.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    _flags = os.O_RDONLY | os.O_DIRECTORY
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._name = f"the hypervisor at {path}"
         self._file: int | None = None
 
     def take(self, *, orphan_seconds: float = ORPHAN_SECONDS) -> None:
         """Waits up to `orphan_seconds` for the children of a dead worker. Raises NodeTaken, naming the holder, or
         OSError."""
-        file = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        file = os.open(self._path, self._flags | os.O_CLOEXEC, 0o666)
         try:
-            _take(file, f"the hypervisor at {self._folder}", lambda: _lock_holder(file), orphan_seconds)
+            self._wait(file, orphan_seconds)
         except BaseException:
             os.close(file)
             raise
@@ -107,15 +75,37 @@ class HypervisorLock:
             os.close(self._file)
             self._file = None
 
+    def _wait(self, file: int, orphan_seconds: float) -> None:
+        deadline = time.monotonic() + orphan_seconds
+        while not _locked(file):
+            held_by = self._holder(file) or "an unknown process"
+            if _is_alive(held_by) or time.monotonic() > deadline:
+                raise NodeTaken(f"{self._name} is held by {held_by}: this node already has a worker")
+            time.sleep(0.02)
+        os.set_inheritable(file, True)  # by qemu-img: the next worker waits until it has exited
 
-def _take(file: int, what: str, holder: Callable[[], str], orphan_seconds: float) -> None:
-    deadline = time.monotonic() + orphan_seconds
-    while not _locked(file):
-        held_by = holder() or "an unknown process"
-        if _is_alive(held_by) or time.monotonic() > deadline:
-            raise NodeTaken(f"{what} is held by {held_by}: this node already has a worker")
-        time.sleep(0.02)
-    os.set_inheritable(file, True)  # by qemu-img: the next worker waits until it has exited
+    def _holder(self, file: int) -> str:
+        """The process that holds the lock, as "pid N"; "" if unknown."""
+        return _lock_holder(file)
+
+
+class NodeLock(HypervisorLock):
+    """The lock file in a node's state folder. It contains the name of its holder."""
+
+    _flags = os.O_RDWR | os.O_CREAT
+
+    def __init__(self, state_folder: Path) -> None:
+        super().__init__(state_folder / "worker.lock")
+        self._name = str(self._path)
+
+    def _wait(self, file: int, orphan_seconds: float) -> None:
+        super()._wait(file, orphan_seconds)
+        os.ftruncate(file, 0)
+        with suppress(OSError):  # on a full disk the lock holds without a name in it, and unfinished jobs must go on
+            os.write(file, who_am_i().encode())
+
+    def _holder(self, file: int) -> str:
+        return os.pread(file, 4096, 0).decode(errors="replace").strip()
 
 
 def _locked(file: int) -> bool:

@@ -34,7 +34,6 @@ from worker.runner import LAST_WORDS_SECONDS, Runner
 from worker.scheduler import Scheduler
 from worker.settings import Driver, WorkerSettings
 from worker.store.chores.chores import Chores
-from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.errors import StoreUnavailable
 from worker.store.model import JobId
 from worker.store.nodes.node_store import NodeStore
@@ -341,7 +340,7 @@ async def _live(parts: _Parts, settings: WorkerSettings, stop: asyncio.Event) ->
     owed = parts.runner.resume()  # first: started jobs must be finished even if the store is unreachable
     log.info("worker.started", node=settings.node, driver=settings.driver, owed_jobs=len(owed))
     taken = asyncio.Event()
-    until_the_end = (parts.publisher.tell_steps(), _prove_alive(), _keep_lease(parts.lease, taken))
+    until_the_end = (parts.publisher.publish_steps(), _prove_alive(), _keep_lease(parts.lease, taken))
     try:
         async with _beside(*until_the_end), _beside(_work_with_others(parts, taken)):
             try:
@@ -386,7 +385,7 @@ def _wired(means: _Means) -> _Parts:
     )
     publisher = Publisher(
         store,
-        tell_again=lambda server_id: reconciler.server(server_id),  # noqa: PLW0108 - made below
+        publish_again=lambda server_id: reconciler.server(server_id),  # noqa: PLW0108 - made below
         log_of=means.job_log.taken,
     )
     runner = Runner(
@@ -423,10 +422,14 @@ def _wired(means: _Means) -> _Parts:
         await inventory.report()  # before taking jobs: one may be queued for a server that the store has lost
         queue.resume()
 
-    chores = Chores(means.redis, node_silent_seconds=settings.node_silent_seconds)
-    stale_jobs = StaleJobReaper(means.redis, seconds=settings.waiting_seconds, gave_up=metrics.jobs_given_up.inc)
+    chores = Chores(
+        means.redis,
+        node_silent_seconds=settings.node_silent_seconds,
+        waiting_seconds=settings.waiting_seconds,
+        given_up=metrics.jobs_given_up.inc,
+    )
     # Jobs that were queued too long fail before the first heartbeat: nobody expects them to run any more.
-    lease = Lease(store, before=stale_jobs.fail, gained=lease_gained, lost=queue.pause)
+    lease = Lease(store, before=chores.fail_stale_jobs, gained=lease_gained, lost=queue.pause)
     metrics.follow(
         running=lambda: runner.working,
         owed=lambda: runner.owed,
@@ -440,9 +443,7 @@ def _wired(means: _Means) -> _Parts:
         reconciler=reconciler,
         inventory=inventory,
         lease=lease,
-        housekeeping=Housekeeping(
-            store=store, chores=chores, journal=journal, safety=runner.safety, stale_jobs=stale_jobs
-        ),
+        housekeeping=Housekeeping(store=store, chores=chores, journal=journal, safety=runner.safety),
         scheduler=Scheduler(chores=chores, unreadable=metrics.schedules_unreadable.inc),
     )
 

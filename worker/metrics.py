@@ -3,10 +3,8 @@
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
-from prometheus_client import Counter, Gauge, Histogram
-
-from worker.program.metrics import NAMESPACE, LogEvents, RedisMetrics, jobs_given_up, registry
-from worker.store.model import STEPS, Job, JobKind, JobState, Step
+from worker.program.metrics import ProgramMetrics
+from worker.store.model import STEPS, Job, JobKind, Step
 from worker.store.outcome import Outcome
 from worker.store.reports import Pool
 
@@ -18,16 +16,13 @@ STEP_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 360, 900)
 PICKUP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 15, 60, 300, 900)
 
 
-class Metrics:
-    """The metrics of one worker. Safe to scrape from another thread."""
+class Metrics(ProgramMetrics):
+    """The metrics of one worker."""
 
     def __init__(self) -> None:
-        self.registry = registry()
-        self.log_events = LogEvents(self.registry)
-        self.redis = RedisMetrics(self.registry)
+        super().__init__()
         self._jobs = self._counter("jobs", "Jobs that have ended.", "kind", "outcome")
         self._failures = self._counter("job_failures", "Jobs that failed or stranded, by the error's code.", "code")
-        self.jobs_given_up = jobs_given_up(self.registry)
         self._retries = self._counter("job_step_retries", "Retries of a step.", "kind", "step")
         self._resumptions = self._counter("job_resumptions", "Jobs resumed after a worker process died.", "kind")
         self.schedules_unreadable = self._counter(
@@ -94,7 +89,7 @@ class Metrics:
     def ended(self, kind: JobKind, outcome: Outcome, *, seconds: float) -> None:
         """Called once per job, by the process that ended it. `seconds`: since the job's start."""
         failure = outcome.failure
-        if outcome.state is JobState.COMPLETED or failure is None:
+        if failure is None:
             self._jobs.labels(kind, COMPLETED).inc()
         else:
             self._jobs.labels(kind, STRANDED if failure.stranded else FAILED).inc()
@@ -115,14 +110,3 @@ class Metrics:
             self._free.remove(path)
             self._size.remove(path)
         self._pools = set(now)
-
-    # --- constructors ---
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
-
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(name, text, labels, namespace=NAMESPACE, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(name, text, labels, namespace=NAMESPACE, registry=self.registry, buckets=buckets)

@@ -70,7 +70,7 @@ class NodeWorker(Worker):
             job_serializer=queue.serialize,
             job_deserializer=queue.deserialize,
         )
-        self._due = scripts.load(redis, "nodes/start_due")
+        self._due = redis.register_script(scripts.text("nodes/start_due"))
         self._waiting = waiting
         self._node = node
         self._wake = asyncio.Event()

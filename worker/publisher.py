@@ -7,7 +7,6 @@ outcome is retried until the store has accepted it.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 import structlog
 
@@ -25,17 +24,17 @@ log = structlog.stdlib.get_logger()
 
 
 class Publisher:
-    """`tell_again` publishes all jobs and snapshots of a server again. `log_of` returns a job's new log lines."""
+    """`publish_again` publishes all jobs and snapshots of a server again. `log_of` returns a job's new log lines."""
 
     def __init__(
         self,
         store: NodeStore,
-        tell_again: Callable[[ServerId], Awaitable[None]],
+        publish_again: Callable[[ServerId], Awaitable[None]],
         *,
         log_of: Callable[[JobId], tuple[str, ...]] = lambda _: (),
     ) -> None:
         self._store = store
-        self._tell_again = tell_again
+        self._publish_again = publish_again
         self._log_of = log_of
         self._unpublished: dict[JobId, JobReport] = {}
         self._steps: dict[JobId, Step] = {}
@@ -43,20 +42,19 @@ class Publisher:
 
     def step(self, job_id: JobId, step: Step, *, attempt: int = 1) -> None:
         """Publish that the step has started, soon; returns at once."""
-        self._note(job_id, StepBegun(step=step, at=time.time(), attempt=attempt))
+        self._add(job_id, JobReport(steps=(StepBegun(step=step, at=time.time(), attempt=attempt),)))
         self._steps[job_id] = step
         self._news.set()
 
     def resumed(self, job_id: JobId) -> None:
         """Publish with the job's next step that this process has resumed the job."""
-        report = self._unpublished.get(job_id, EMPTY_REPORT)
-        self._unpublished[job_id] = replace(report, resumed=report.resumed + 1)
+        self._add(job_id, JobReport(resumed=1))
 
     async def outcome(self, job_id: JobId, server_id: ServerId, outcome: Outcome, *, power: str = "") -> None:
         """Return once the store has the outcome, however long that takes. `power`: the server's power state now, or
         ""."""
         self._steps.pop(job_id, None)  # the outcome supersedes it
-        self._note(job_id, StepBegun(step=None, at=time.time(), attempt=1))
+        self._add(job_id, JobReport(steps=(StepBegun(step=None, at=time.time(), attempt=1),)))
         report = self._taken(job_id)
         wait, longest = RETRY_SECONDS
         tries = UNKNOWN_TRIES
@@ -65,22 +63,17 @@ class Publisher:
                 answer = await self._store.finish(job_id, outcome, report, power)
             except (StoreUnavailable, LeaseLost) as error:
                 log.warning("outcome.not_published", reason=type(error).__name__, again_in_seconds=wait)
-                power = ""  # it may have changed by the next attempt
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, longest)
-            else:
-                if answer == "job_unknown" and (
-                    tries := tries - 1
-                ):  # the store lost its data: it accepts the outcome once it knows the job again
-                    await asyncio.sleep(wait)
-                    wait = min(2 * wait, longest)
-                    await self._tell_again(server_id)
-                    continue
+                answer, power = "", ""  # the power may have changed by the next attempt
+            if answer and not (answer == "job_unknown" and (tries := tries - 1)):
                 if answer not in {"published", "job_over"}:  # job_over: published by a process that died right after
                     log.warning("outcome.refused", reason=answer)
                 return
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, longest)
+            if answer:  # the store lost its data: it accepts the outcome once it knows the job again
+                await self._publish_again(server_id)
 
-    async def tell_steps(self) -> None:
+    async def publish_steps(self) -> None:
         """Run until cancelled: publish the latest step of each job."""
         while True:
             await self._news.wait()
@@ -92,18 +85,11 @@ class Publisher:
                     with guarded("step", StoreUnavailable, LeaseLost, job_id=job_id):
                         await self._store.progress(job_id, step, report)
                 except (StoreUnavailable, LeaseLost):  # a worker that has just started may not hold the lease yet
-                    later = self._unpublished.get(job_id, EMPTY_REPORT)
-                    self._unpublished[job_id] = JobReport(
-                        steps=report.steps + later.steps,
-                        log=report.log + later.log,
-                        resumed=report.resumed + later.resumed,
-                    )
+                    self._unpublished[job_id] = report + self._unpublished.get(job_id, EMPTY_REPORT)
                     log.info("step.not_published", job_id=job_id, step=step)
 
-    def _note(self, job_id: JobId, begun: StepBegun) -> None:
-        report = self._unpublished.get(job_id, EMPTY_REPORT)
-        self._unpublished[job_id] = replace(report, steps=(*report.steps, begun))
+    def _add(self, job_id: JobId, news: JobReport) -> None:
+        self._unpublished[job_id] = self._unpublished.get(job_id, EMPTY_REPORT) + news
 
     def _taken(self, job_id: JobId) -> JobReport:
-        report = self._unpublished.pop(job_id, EMPTY_REPORT)
-        return replace(report, log=report.log + self._log_of(job_id))
+        return self._unpublished.pop(job_id, EMPTY_REPORT) + JobReport(log=self._log_of(job_id))

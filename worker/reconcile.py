@@ -183,13 +183,11 @@ class Reconciler:
         known = await self._store.known(server_id, list(taken))
         safety = self._journal.safety_tags(server_id)
         missing = [
-            PublishedSnapshot(
-                id=snapshot_id,
-                name=spec.name,
-                description=spec.description,
-                created_at=spec.created_at,
+            _published(
+                snapshot_id,
+                spec,
+                SnapshotStatus.COMPLETED,
                 size_mb=await self._size_mb(server_id, tag),
-                status=SnapshotStatus.COMPLETED,
                 contents=held.get(snapshot_id),
             )
             for snapshot_id, (tag, spec) in taken.items()
@@ -198,14 +196,15 @@ class Reconciler:
             and snapshot_id not in at_work
             and tag not in safety
         ]
-        described = [
-            _described(snapshot_id, record, contents)
+        described = [  # of a known snapshot the store writes only the contents
+            _published(snapshot_id, record, record.status, contents=contents)
             for snapshot_id, contents in held.items()
             if (record := known.on_disk.get(snapshot_id)) is not None and record.contents is None
         ]
         open_tasks = self._open_tasks(server_id)  # read again: a job that has ended meanwhile must not reappear
         begun = [_begun(task) for task in open_tasks]
-        made = [_in_the_making(task) for task in open_tasks if task.kind is JobKind.CREATE]
+        creates = [task for task in open_tasks if task.kind is JobKind.CREATE]
+        made = [_published(task.snapshot_id, task, SnapshotStatus.IN_PROGRESS) for task in creates]
         new = await self._store.publish(server_id, [*missing, *described, *made], begun)
         return [Finding(kind=FindingKind.UNKNOWN_SNAPSHOT, tag=taken[new_id][0]) for new_id in new if new_id in taken]
 
@@ -295,10 +294,7 @@ class Reconciler:
             if record.status is not SnapshotStatus.COMPLETED and not record.lost:
                 continue
             spec = SnapshotSpec(
-                tag=snapshot.tag,
-                name=record.name,
-                description=record.description,
-                created_at=record.created_at,
+                tag=snapshot.tag, name=record.name, description=record.description, created_at=record.created_at
             )
             await self._hypervisor.list_snapshot(server_id, spec, contents_to_write(record.contents))
             findings.append(Finding(kind=FindingKind.UNLISTED_SNAPSHOT, tag=snapshot.tag))
@@ -418,25 +414,20 @@ def _begun(task: Task) -> BegunJob:
     )
 
 
-def _described(snapshot_id: SnapshotId, record: KnownSnapshot, contents: Contents) -> PublishedSnapshot:
-    """A known snapshot with its contents; the store writes only the contents."""
+def _published(
+    snapshot_id: SnapshotId,
+    about: SnapshotSpec | KnownSnapshot | Task,
+    status: SnapshotStatus,
+    *,
+    size_mb: int | None = None,
+    contents: Contents | None = None,
+) -> PublishedSnapshot:
     return PublishedSnapshot(
         id=snapshot_id,
-        name=record.name,
-        description=record.description,
-        created_at=record.created_at,
-        size_mb=None,
-        status=record.status,
+        name=about.name,
+        description=about.description,
+        created_at=about.created_at,
+        size_mb=size_mb,
+        status=status,
         contents=contents,
-    )
-
-
-def _in_the_making(task: Task) -> PublishedSnapshot:
-    return PublishedSnapshot(
-        id=task.snapshot_id,
-        name=task.name,
-        description=task.description,
-        created_at=task.created_at,
-        size_mb=None,
-        status=SnapshotStatus.IN_PROGRESS,
     )

@@ -230,14 +230,13 @@ class Runner:
         while step is not None:
             with traces.step(step, resumed=interrupted), self._metrics.step(task.kind, step):
                 if interruptions > self._limits.interruptions:
-                    reason = Failure(
-                        code="interrupted", detail=f"The node's worker died {interruptions} times in this step."
-                    )
-                    step_over = await self._failed(procedure, step, self._work(task, facts, interrupted=True), reason)
+                    detail = f"The node's worker died {interruptions} times in this step."
+                    reason = Failure(code="interrupted", detail=detail)
+                    after = await self._failed(procedure, step, self._work(task, facts, interrupted=True), reason)
                 else:
                     work = self._work(task, facts, interrupted=interrupted)
-                    step_over = await self._take(procedure, step, work, tried=interruptions)
-            step, facts, interruptions, interrupted = step_over.step, step_over.facts, 0, False
+                    after = await self._take(procedure, step, work, tried=interruptions)
+            step, facts, interruptions, interrupted = after.step, after.facts, 0, False
             if step is not None:
                 self._journal.enter(task.job_id, step, facts)
         if not task.kind.only_looks:
@@ -246,7 +245,7 @@ class Runner:
         self._journal.conclude(replace(entry, facts=facts), outcome, safety_kept_seconds=self._keep(outcome))
         seconds = max(0.0, time.time() - facts.begun_at)  # wall clock: the job may span several processes
         self._metrics.ended(task.kind, outcome, seconds=seconds)
-        _tell(outcome, seconds=seconds)
+        _log_end(outcome, seconds=seconds)
         return outcome
 
     def _keep(self, outcome: Outcome) -> float:
@@ -310,9 +309,9 @@ class Runner:
         if step is Step.STARTING and await self._power(work.task.server_id) == Power.ON:
             log.warning("step.done_after_all", step=step, code=reason.code)
             facts = replace(facts, on_again=facts.on_again or time.time())
-            return Next(step=procedure.if_it_fails[step](facts), facts=facts)
-        traces.step_failed(reason.code)
-        facts = facts.failed(replace(reason, stranded=step in procedure.strands))
+        else:
+            traces.step_failed(reason.code)
+            facts = facts.failed(replace(reason, stranded=step in procedure.strands))
         return Next(step=procedure.if_it_fails[step](facts), facts=facts)
 
     async def _let_go(self, server_id: ServerId) -> None:
@@ -342,14 +341,13 @@ def _outcome(task: Task, facts: Facts, *, safety_kept_seconds: float) -> Outcome
     )
 
 
-def _tell(outcome: Outcome, *, seconds: float) -> None:
+def _log_end(outcome: Outcome, *, seconds: float) -> None:
     """Log the one line that ends a job."""
-    off = outcome.downtime_seconds
-    downtime = off if off is None else round(off, 3)
+    downtime = None if outcome.downtime_seconds is None else round(outcome.downtime_seconds, 3)
     fields = {"seconds": round(seconds, 3), "downtime_seconds": downtime, "size_mb": outcome.size_mb}
-    if outcome.failure is None:
+    if (failure := outcome.failure) is None:
         log.info("job.completed", **fields)
-    elif outcome.failure.stranded:
-        log.error("job.stranded", code=outcome.failure.code, detail=outcome.failure.detail, **fields)
+    elif failure.stranded:
+        log.error("job.stranded", code=failure.code, detail=failure.detail, **fields)
     else:
-        log.warning("job.failed", code=outcome.failure.code, detail=outcome.failure.detail, **fields)
+        log.warning("job.failed", code=failure.code, detail=failure.detail, **fields)

@@ -1,7 +1,7 @@
-"""Safety snapshots: what a restore has overwritten, kept on the disks for some time so that it can be undone.
+"""Safety snapshots: the data that a restore has overwritten, kept on the disks for some time so that it can be undone.
 
-The journal lists their tags, and those that a failed job could not delete. They are deleted when their time is over, or
-earlier where the storage runs short.
+The journal has their tags, and tags that a failed job could not delete. They are deleted when their retention ends, or
+earlier if the storage is nearly full.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ log = structlog.stdlib.get_logger()
 
 
 class SafetySnapshots:
-    """Those of one node's servers. `locks`: who holds a server's lock may touch its disks. `free_floor_bytes`: storage
-    that is kept free for the guests' writes. `step_seconds`: the limit of one change to the disks."""
+    """The safety snapshots of one node. `locks`: to hold while touching a server's disks. `free_floor_bytes`: storage
+    that is kept free for the guests' writes. `step_seconds`: limit for one change of the disks."""
 
     def __init__(
         self,
@@ -40,8 +40,8 @@ class SafetySnapshots:
         self._step_seconds = step_seconds
 
     async def drop_due(self) -> None:
-        """Mend disks whose change was interrupted; delete the tags whose time is over."""
-        # One of a busy server would wait for the server's job: it is left to the next round.
+        """Repair disks whose change was interrupted; delete the tags whose retention has ended."""
+        # Busy servers are left to the next round, instead of waiting for their jobs.
         for server_id in self._journal.changing():
             if not self._locks[server_id].locked():
                 async with self._locks[server_id]:
@@ -52,31 +52,31 @@ class SafetySnapshots:
                     await self._drop(due)
 
     async def make_room(self) -> None:
-        """Delete safety snapshots before their time where the storage has too little left for the guests' writes."""
-        # it matters more that no guest stops than that a restore can be undone
+        """Delete safety snapshots early if the storage has too little space for the guests' writes: a running guest
+        matters more than an undo."""
         for server_id in self._journal.with_droppable_tags():
             if not self._locks[server_id].locked():
                 async with self._locks[server_id]:
                     await self._make_room(server_id)
 
     async def make_room_for(self, task: Task) -> bool:
-        """Delete the server's safety snapshots before their time; whether there were any. The caller holds its lock."""
+        """Delete the server's safety snapshots early; returns whether there were any. The caller holds its lock."""
         if task.kind.only_looks:
             return False
-        tags = self._journal.droppable_tags(task.server_id) - {task.tag}  # an undo goes back to one of them
+        tags = self._journal.droppable_tags(task.server_id) - {task.tag}  # an undo reverts to one of them
         await self._give_up(task.server_id, tags)
         return bool(tags - self._journal.safety_tags(task.server_id))
 
     async def mend(self, server_id: ServerId) -> None:
-        """Repair what a dead process has left of a change outside of a job, before anything else touches the disks. The
-        caller holds the server's lock."""
+        """Repair the disks if a process died while it changed them outside of a job. Call it before anything else
+        touches them; the caller holds the server's lock."""
         if server_id in self._journal.changing():
             try:
                 async with asyncio.timeout(self._step_seconds):
                     await whole(self._hypervisor, server_id)
-            except DomainNotFound:  # gone to another node, whose jobs check the disks first
+            except DomainNotFound:  # migrated; the jobs of the other node check the disks first
                 self._journal.changed(server_id)
-            except (DriverError, TimeoutError) as error:  # the job's own checks decide what becomes of it
+            except (DriverError, TimeoutError) as error:  # the job's own checks decide
                 log.warning("disks.not_mended", server_id=server_id, reason=_reason(error))
             else:
                 self._journal.changed(server_id)
@@ -85,7 +85,7 @@ class SafetySnapshots:
         try:
             async with asyncio.timeout(self._step_seconds):
                 free_bytes = await self._hypervisor.free_space(server_id)
-        except DomainNotFound:  # gone to another node; its tags are dropped when they are due
+        except DomainNotFound:  # migrated; its tags are dropped when they are due
             return
         except (DriverError, TimeoutError) as error:
             log.warning("storage.unknown", server_id=server_id, reason=_reason(error))
@@ -104,7 +104,7 @@ class SafetySnapshots:
                 self._journal.change(safety.server_id)
                 await without(self._hypervisor, safety.server_id, safety.tag)
                 self._journal.changed(safety.server_id)
-        except DomainNotFound:  # its new node has found it
+        except DomainNotFound:  # migrated; its new node tracks the tag
             with suppress(JournalFailed):
                 self._journal.changed(safety.server_id)
                 self._journal.dropped(safety.tag)

@@ -30,10 +30,7 @@ class Scheduler:
     async def keep_running(self) -> None:
         """Run until cancelled. A failed round is retried in the next one."""
         await every(
-            ROUND_SECONDS,
-            self.round,
-            name="scheduler",
-            expected={StoreUnavailable: "scheduler.store_unavailable"},
+            ROUND_SECONDS, self.round, name="scheduler", expected={StoreUnavailable: "scheduler.store_unavailable"}
         )
 
     async def round(self) -> None:

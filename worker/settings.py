@@ -8,16 +8,8 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from worker.procedures.work import Policy
-from worker.program.configuration import (
-    NODE_SILENT_SECONDS,
-    WAITING_SECONDS,
-    FileSettings,
-    NodeSilentSeconds,
-    WaitingSeconds,
-)
-from worker.program.span_export import TracingSettings
 from worker.runner import Limits
-from worker.store.redis_client import RedisSettings
+from worker.store.settings import CellSettings
 
 
 class Driver(StrEnum):
@@ -25,49 +17,42 @@ class Driver(StrEnum):
     FAKE = "fake"
 
 
-class WorkerSettings(FileSettings):
+class WorkerSettings(CellSettings):
     """Each can be set as VPS_SNAPSHOTS_<NAME> or as a key of the TOML file. Times are in seconds."""
 
     node: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
         default_factory=lambda: socket.gethostname().split(".")[0], description="this node's name, unique in the cell"
     )
     state_dir: Path = Field(default=Path("/var/lib/vps-snapshots"), description="holds the journal and the lock file")
-    redis: RedisSettings = Field(default_factory=RedisSettings)
-    tracing: TracingSettings = Field(default_factory=TracingSettings)
     driver: Driver = Field(default=Driver.KVM, description="fake: simulated servers, for demos and load tests")
     libvirt_uri: str = Field(default="qemu:///system")
-    fake_servers: Annotated[int, Field(ge=0, le=100_000)] = Field(
-        default=3, description="with driver fake: number of servers, in addition to those in its state file"
+    fake_servers: int = Field(
+        default=3,
+        ge=0,
+        le=100_000,
+        description="with driver fake: number of servers, in addition to those in its state file",
     )
-    max_jobs: Annotated[int, Field(ge=1, le=100)] = Field(
-        default=4, description="jobs that run at the same time, each on another server"
+    max_jobs: int = Field(default=4, ge=1, le=100, description="jobs that run at the same time, each on another server")
+    grace_seconds: float = Field(
+        default=Policy.grace_seconds, ge=0, le=3600, description="time for a guest to shut down before its power is cut"
     )
-    grace_seconds: Annotated[float, Field(ge=0, le=3600)] = Field(
-        default=Policy.grace_seconds, description="time for a guest to shut down before its power is cut"
+    free_floor_mb: int = Field(
+        default=Policy.free_floor_bytes >> 20, ge=0, description="MiB of storage kept free for the guests' writes"
     )
-    free_floor_mb: Annotated[int, Field(ge=0)] = Field(
-        default=Policy.free_floor_bytes >> 20, description="MiB of storage kept free for the guests' writes"
+    step_seconds: float = Field(
+        default=Limits.step_seconds, gt=0, description="limit for one step of a job, in addition to grace_seconds"
     )
-    step_seconds: Annotated[float, Field(gt=0)] = Field(
-        default=Limits.step_seconds, description="limit for one step of a job, in addition to grace_seconds"
+    start_seconds: float = Field(
+        default=Limits.start_seconds, ge=0, description="how long a failed start of a server is retried"
     )
-    start_seconds: Annotated[float, Field(ge=0)] = Field(
-        default=Limits.start_seconds, description="how long a failed start of a server is retried"
+    safety_kept_seconds: float = Field(
+        default=Limits.safety_kept_seconds, ge=0, description="how long the safety snapshot of a restore is kept"
     )
-    safety_kept_seconds: Annotated[float, Field(ge=0)] = Field(
-        default=Limits.safety_kept_seconds, description="how long the safety snapshot of a restore is kept"
-    )
-    metrics_host: Annotated[str, Field(min_length=1)] = Field(
-        default="127.0.0.1", description="address that serves /metrics"
-    )
+    metrics_host: str = Field(default="127.0.0.1", min_length=1, description="address that serves /metrics")
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         default=None, description="port that serves /metrics; 0: any free port; unset: not served"
     )
-    node_silent_seconds: NodeSilentSeconds = NODE_SILENT_SECONDS
-    waiting_seconds: WaitingSeconds = WAITING_SECONDS
-    drain_seconds: Annotated[float, Field(ge=0)] = Field(
-        default=300.0, description="at SIGTERM: time for running jobs to end"
-    )
+    drain_seconds: float = Field(default=300.0, ge=0, description="at SIGTERM: time for running jobs to end")
 
     @property
     def policy(self) -> Policy:

@@ -8,11 +8,7 @@ from dataclasses import asdict
 from drivers.base import Surveyed, SurveyedDisk
 
 STATE = {"nvram": "UEFI variables", "pflash": "writable firmware", "tpm": "TPM state"}
-VERDICTS = {
-    True: "can be snapshotted",
-    False: "cannot be snapshotted",
-    None: "cannot be checked: image not found",
-}
+VERDICTS = {True: "can be snapshotted", False: "cannot be snapshotted", None: "cannot be checked: image not found"}
 SUMMARY = (
     "Servers: {servers}. Can be snapshotted: {can_be_snapshotted}. Refused: {refused}. Image not found: {not_judged}."
     " With parts left out: {left_out}."

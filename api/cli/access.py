@@ -10,12 +10,12 @@ from api.cli.exits import CliError, Exit
 
 TOKEN_VARIABLE = "VPS_SNAPSHOTS_TOKEN"  # noqa: S105 - the name, not the secret
 
-_TOKEN = re.compile(r"[\x21-\x7e]{1,500}")  # nothing that could break a header
+_TOKEN = re.compile(r"[\x21-\x7e]{1,500}")  # visible ASCII: it goes into a header
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The global options. `account`: that a service token acts for."""
+    """The global options. `account`: the account that a service token acts for."""
 
     url: str
     token_file: Path | None

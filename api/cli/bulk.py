@@ -1,4 +1,4 @@
-"""Retrying and cancelling several jobs: those named, or all that match filters."""
+"""Retry or cancel several jobs: those named, or all that match filters."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -36,8 +36,7 @@ Match = Annotated[
     ),
 ]
 Since = Annotated[
-    timedelta,
-    typer.Option(parser=period, metavar="24h", help="With --match: maximum job age.", show_default="24h"),
+    timedelta, typer.Option(parser=period, metavar="24h", help="With --match: maximum job age.", show_default="24h")
 ]
 _DAY = timedelta(hours=24)
 
@@ -86,7 +85,7 @@ async def _post(client: Client, action: str, ids: list[str]) -> list[Body]:
     results: list[Body] = []
     for n in range(0, len(ids), BULK_MAX):
         body = {"action": action, "ids": ids[n : n + BULK_MAX]}
-        results += (await client.post("ops/jobs/bulk/", body)).body["results"]
+        results += (await client.post("ops/jobs/bulk/", body))["results"]
     return results
 
 

@@ -1,4 +1,4 @@
-"""A client of the API: paths below /api/v1/ in, the API's own bodies out. Raises only CliError."""
+"""A client of the API: it takes paths below /api/v1/ and returns the API's bodies. Raises only CliError."""
 
 import asyncio
 import json
@@ -17,10 +17,10 @@ Body = dict[str, Any]  # as in the API's document; `--json` prints it unchanged
 Query = Mapping[str, str | int | None]  # None: left out
 
 PAGE_MAX = 500  # results of one page
-LIMITED_TRIES = 3  # of a call that was rate limited
+LIMITED_TRIES = 3  # attempts at a call that is rate limited
 LIMITED_SECONDS = 60.0  # the longest wait after a 429
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 5.0  # between tries while the service is unreachable
-MISSED = "missed"  # an event kind of ours: events were lost
+MISSED = "missed"  # the client's own kind of event: events were lost
 OUTAGE_SECONDS = 600.0  # how long the API may be unreachable while a job or the events are followed
 
 _RETRYABLE = {
@@ -57,7 +57,7 @@ class Event:
 
 
 class Wire(Protocol):
-    """What sends the calls; see `wire`."""
+    """Sends the calls; see `wire`."""
 
     async def send(
         self, method: str, path: str, *, query: Query, body: Body | None, headers: Mapping[str, str]
@@ -69,7 +69,7 @@ class Wire(Protocol):
 
 
 class Client:
-    """Raises Refused and Unreachable. `account`: that a service token acts for."""
+    """Raises Refused and Unreachable. `account`: the account that a service token acts for."""
 
     def __init__(self, wire: Wire, *, account: int | None) -> None:
         self._wire = wire
@@ -78,12 +78,15 @@ class Client:
     async def get(self, path: str, query: Query | None = None) -> Body:
         return (await self._call("GET", path, query=query)).body
 
-    async def post(self, path: str, body: Body | None = None, query: Query | None = None) -> Answer:
-        """Retried while the service is unreachable, with one Idempotency-Key: it takes effect at most once."""
+    async def post(self, path: str, body: Body | None = None) -> Body:
+        return (await self.start(path, body)).body
+
+    async def start(self, path: str, body: Body | None = None, query: Query | None = None) -> Answer:
+        """A POST that may create a job. It is retried while the service is unreachable, with one Idempotency-Key, so it
+        takes effect at most once."""
         key = {"Idempotency-Key": uuid4().hex}
         return await retrying(
-            lambda: self._call("POST", path, body=body, query=query, headers=key),
-            max_seconds=2 * LONGEST_WAIT_SECONDS,
+            lambda: self._call("POST", path, body=body, query=query, headers=key), max_seconds=2 * LONGEST_WAIT_SECONDS
         )
 
     async def delete(self, path: str) -> Answer:
@@ -130,7 +133,7 @@ class Client:
     async def events(
         self, *, listening: Callable[[], None], lost: Callable[[Unreachable], None]
     ) -> AsyncIterator[Event]:
-        """Events from now on, of all accounts or of the token's. It resumes after a lost connection.
+        """Events from now on: of all accounts, or of the token's account. It resumes after a lost connection.
         Raises Unreachable if the first connection fails, or if there was none for OUTAGE_SECONDS."""
         path = "events/" if self._headers else "ops/events/"
         seen: dict[str, str] = {}  # the Last-Event-ID header, if any
@@ -140,7 +143,7 @@ class Client:
             try:
                 async with self._wire.stream(path, headers={**self._headers, **seen}) as (reply, lines):
                     _check(reply)
-                    if heard_at is not None and not seen:  # no id to resume from
+                    if heard_at is not None and not seen:  # no ID to resume from
                         yield Event(id="", kind=MISSED, data={})
                     heard_at = clock()
                     listening()
@@ -152,10 +155,10 @@ class Client:
                     raise
                 path = "events/"
                 continue
-            except Unreachable as away:
+            except Unreachable as error:
                 if heard_at is None or clock() - heard_at > OUTAGE_SECONDS:
                     raise
-                lost(away)
+                lost(error)
             await asyncio.sleep(LONGEST_WAIT_SECONDS / 5)
 
     async def _call(
@@ -181,7 +184,7 @@ class Client:
 
 
 def segment(text: str) -> str:
-    """An id or a name as one segment of a path. Raises CliError."""
+    """An ID or a name as one segment of a path. Raises CliError."""
     if text in {"", ".", ".."}:
         raise CliError(Exit.USAGE, f"{text!r} is not a valid ID or name.")
     return quote(text, safe="")
@@ -199,16 +202,16 @@ async def retrying(
     while True:
         try:
             return await call()
-        except Unreachable as away:
+        except Unreachable as error:
             if clock() + wait > deadline:
                 raise
-            on_outage(away)
+            on_outage(error)
         await asyncio.sleep(wait)
         wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
 
 async def _events(lines: AsyncIterator[str], seen: dict[str, str]) -> AsyncIterator[Event]:
-    """`seen` gets the id of each event once it has been handled."""
+    """`seen` gets the ID of each event once it has been handled."""
     fields: dict[str, str] = {}
     async for line in lines:
         name, colon, value = line.partition(":")

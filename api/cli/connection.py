@@ -1,4 +1,4 @@
-"""Running a command against the service, and its exit code."""
+"""Runs a command against the service, and exits with its code."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,8 +25,8 @@ def run(context: typer.Context, action: Callable[[Client], Awaitable[Exit | None
 
     try:
         code = asyncio.run(call()) or Exit.OK
-    except CliError as trouble:
-        code = _fail(str(trouble), trouble.exit_code)
+    except CliError as error:
+        code = _fail(str(error), error.exit_code)
     except BrokenPipeError:
         raise  # `| head`: typer ends silently
     except OSError as error:  # network errors are Unreachable

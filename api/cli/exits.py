@@ -1,35 +1,30 @@
 """Exit codes and errors."""
 
 from enum import IntEnum
+from typing import Self
 
 
 class Exit(IntEnum):
-    """Scripts rely on these numbers; they never change."""
+    """Scripts rely on these numbers; they never change. Each has its meaning, for --help."""
 
-    OK = 0
-    REFUSED = 1
-    USAGE = 2
-    NOT_FOUND = 3
-    NOT_ALLOWED = 4
-    UNREACHABLE = 5
-    JOB_FAILED = 6
-    STRANDED = 7
-    STILL_RUNNING = 8
-    INTERRUPTED = 130
+    meaning: str
 
+    def __new__(cls, code: int, meaning: str) -> Self:
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
 
-MEANING = {
-    Exit.OK: "success",
-    Exit.REFUSED: "refused by the service, at least in part, or not confirmed",
-    Exit.USAGE: "wrong usage, or no terminal to confirm on and no --yes",
-    Exit.NOT_FOUND: "no such job, node, server, snapshot or token",
-    Exit.NOT_ALLOWED: "no token, an invalid token, or a missing permission",
-    Exit.UNREACHABLE: "the service or the server's node is not responding, or asks to retry later",
-    Exit.JOB_FAILED: "the job failed; the server is as it was before",
-    Exit.STRANDED: "the job failed and left the server stranded; manual action needed",
-    Exit.STILL_RUNNING: "still running after --max-wait; it continues",
-    Exit.INTERRUPTED: "Ctrl-C; jobs that have started continue",
-}
+    OK = 0, "success"
+    REFUSED = 1, "refused by the service, at least in part, or not confirmed"
+    USAGE = 2, "wrong usage, or no terminal to confirm on and no --yes"
+    NOT_FOUND = 3, "no such job, node, server, snapshot or token"
+    NOT_ALLOWED = 4, "no token, an invalid token, or a missing permission"
+    UNREACHABLE = 5, "the service or the server's node is not responding, or asks to retry later"
+    JOB_FAILED = 6, "the job failed; the server is as it was before"
+    STRANDED = 7, "the job failed and left the server stranded; an operator must repair it"
+    STILL_RUNNING = 8, "still running after --max-wait; it continues"
+    INTERRUPTED = 130, "Ctrl-C; jobs that have started continue"
 
 
 class CliError(Exception):

@@ -1,4 +1,4 @@
-"""Following a job until it ends: a progress bar at a terminal, lines in a log, or JSON lines."""
+"""Follows a job until it ends: a progress bar at a terminal, lines in a log, or JSON lines."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ ENDED = {"completed", "failed"}
 
 
 async def job(client: Client, job_id: str) -> Body:
-    """A job, with all that the token may see."""
+    """A job, with everything that the token may see."""
     path = f"jobs/{segment(job_id)}/"
     return await client.either(lambda: client.get(f"ops/{path}"), lambda: client.get(path))
 

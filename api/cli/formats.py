@@ -48,7 +48,7 @@ def mebibytes(count: int | None) -> str:
 
 
 def clock(event_id: str) -> str:
-    """The time of an event, from its id."""
+    """The time of an event, from its ID."""
     milliseconds = int(event_id.partition("-")[0] or 0)
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%H:%M:%S")
 
@@ -71,7 +71,7 @@ def job_state(job: Body) -> Text:
 
 
 def is_stranded(job: Body) -> bool:
-    """Whether the job still needs a person. Jobs in a list have no `resolution` and count as unresolved."""
+    """Whether the server still needs a repair. Jobs in lists have no `resolution` and count as unresolved."""
     return bool(job["error"] and job["error"]["stranded"] and not job.get("resolution"))
 
 
@@ -119,7 +119,7 @@ def progress(job: Body) -> str:
 
 
 def named(thing: Body | None) -> str:
-    """A server or a snapshot: name (id)."""
+    """A server or a snapshot: name (ID)."""
     return f"{thing['name']} ({thing['id']})" if thing else "-"
 
 

@@ -5,25 +5,11 @@ from typing import Annotated
 
 import typer
 
-from api.cli import following, formats
+from api.cli import following, formats, options
 from api.cli.client import Body, Client, segment
 from api.cli.commands import Question, perform
 from api.cli.connection import run
 from api.cli.exits import CliError, Exit
-from api.cli.options import (
-    AccountId,
-    All,
-    Follow,
-    JobArgument,
-    Json,
-    Limit,
-    MaxWait,
-    NodeFilter,
-    Reason,
-    ServerFilter,
-    Yes,
-    confirm,
-)
 from api.cli.output import Column, Output
 from worker.store.model import JobKind, JobState
 
@@ -54,16 +40,16 @@ def list_jobs(  # noqa: PLR0913 - an option is a parameter, and the API has so m
     *,
     state: Annotated[JobState | None, typer.Option(help="Filter by state.")] = None,
     kind: Annotated[JobKind | None, typer.Option(help="Filter by kind.")] = None,
-    node: NodeFilter = None,
-    account_id: AccountId = None,
-    server_id: ServerFilter = None,
+    node: options.NodeFilter = None,
+    account_id: options.AccountId = None,
+    server_id: options.ServerFilter = None,
     error_code: Annotated[str | None, typer.Option(metavar="CODE", help="Filter by error code.")] = None,
     text: Annotated[
         str | None, typer.Option(help="Search in the job's ID, names, error detail and request ID.")
     ] = None,
-    limit: Limit = 50,
-    everything: All = False,
-    as_json: Json = False,
+    limit: options.Limit = 50,
+    everything: options.All = False,
+    as_json: options.Json = False,
 ) -> None:
     """List jobs, newest first. An account token lists its own jobs, by state and server."""
     filters = {"state": state, "kind": kind, "node": node, "account_id": account_id, "server_id": server_id}
@@ -98,7 +84,12 @@ def list_jobs(  # noqa: PLR0913 - an option is a parameter, and the API has so m
 
 @app.command("show")
 def show_job(
-    context: typer.Context, job: JobArgument, *, follow: Follow = False, max_wait: MaxWait = None, as_json: Json = False
+    context: typer.Context,
+    job: options.JobArgument,
+    *,
+    follow: options.Follow = False,
+    max_wait: options.MaxWait = None,
+    as_json: options.Json = False,
 ) -> None:
     """Show a job with its steps, log and error. With --follow, --json prints a line per change."""
     if follow:
@@ -111,20 +102,20 @@ def show_job(
 @app.command("retry")
 def retry_job(
     context: typer.Context,
-    job: JobArgument,
+    job: options.JobArgument,
     *,
-    follow: Follow = False,
-    max_wait: MaxWait = None,
-    yes: Yes = False,
-    as_json: Json = False,
+    follow: options.Follow = False,
+    max_wait: options.MaxWait = None,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
 ) -> None:
     """Retry a failed job, as a new job."""
     output = Output(as_json=as_json)
 
     async def retry(client: Client) -> Exit:
         if not yes:
-            confirm(await _describe(client, "Retry: {}?", job))
-        new = (await client.post(f"ops/jobs/{segment(job)}/retry/")).body
+            options.confirm(await _describe(client, "Retry: {}?", job))
+        new = await client.post(f"ops/jobs/{segment(job)}/retry/")
         if not as_json:
             output.say(f"job {new['id']}: {formats.what(new)}")
         if follow:
@@ -137,16 +128,15 @@ def retry_job(
 
 
 @app.command("cancel")
-def cancel_job(context: typer.Context, job: JobArgument, *, yes: Yes = False, as_json: Json = False) -> None:
+def cancel_job(
+    context: typer.Context, job: options.JobArgument, *, yes: options.Yes = False, as_json: options.Json = False
+) -> None:
     """Cancel a job that has not started."""
 
-    async def cancel(client: Client) -> Body:
-        path = f"jobs/{segment(job)}/cancel/"
-        return (await client.either(lambda: client.post(f"ops/{path}"), lambda: client.post(path))).body
-
+    path = f"jobs/{segment(job)}/cancel/"
     perform(
         context,
-        cancel,
+        lambda client: client.either(lambda: client.post(f"ops/{path}"), lambda: client.post(path)),
         lambda output, ended: output.say(f"cancelled: {formats.what(ended)}"),
         as_json=as_json,
         question=None if yes else _question("Cancel: {}?", job),
@@ -155,19 +145,20 @@ def cancel_job(context: typer.Context, job: JobArgument, *, yes: Yes = False, as
 
 @app.command("resolve")
 def resolve_job(
-    context: typer.Context, job: JobArgument, *, reason: Reason, yes: Yes = False, as_json: Json = False
+    context: typer.Context,
+    job: options.JobArgument,
+    *,
+    reason: options.Reason,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Mark a stranded server as fixed."""
-
-    async def resolve(client: Client) -> Body:
-        return (await client.post(f"ops/jobs/{segment(job)}/resolve/", {"reason": reason})).body
-
+    """Mark a stranded server as repaired."""
     perform(
         context,
-        resolve,
+        lambda client: client.post(f"ops/jobs/{segment(job)}/resolve/", {"reason": reason}),
         lambda output, resolved: output.say(f"resolved: {formats.what(resolved)}"),
         as_json=as_json,
-        question=None if yes else _question("Mark the server as fixed: {}?", job),
+        question=None if yes else _question("Mark the server as repaired: {}?", job),
     )
 
 
@@ -221,7 +212,7 @@ def _advice(job: Body) -> str | None:
     if "steps" not in job:  # a customer's view
         return None
     if formats.is_stranded(job):
-        return f"After you have fixed the server: vps-snapshots job resolve {job['id']} --reason ..."
+        return f"After you have repaired the server: vps-snapshots job resolve {job['id']} --reason ..."
     if job["state"] == "failed":
         return f"To retry it: vps-snapshots job retry {job['id']}"
     return f"To cancel it: vps-snapshots job cancel {job['id']}" if job["state"] == "queued" else None

@@ -8,10 +8,10 @@ import typer
 from api.cli import bulk, cell, jobs, nodes, servers, snapshots, tokens, top
 from api.cli.access import TOKEN_VARIABLE, Options
 from api.cli.connection import PROGRAM
-from api.cli.exits import MEANING
+from api.cli.exits import Exit
 
 _VIEW, _ACT, _ADMINISTER = "View", "Act", "Access and audit"
-_EXITS = "\n\n".join(["Exit codes:", *(f"{code.value}: {meaning}" for code, meaning in MEANING.items())])
+_EXITS = "\n\n".join(["Exit codes:", *(f"{code.value}: {code.meaning}" for code in Exit)])
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, epilog=_EXITS)
 
@@ -36,8 +36,7 @@ def start(
         ),
     ] = None,
     account: Annotated[
-        int | None,
-        typer.Option(envvar="VPS_SNAPSHOTS_ACCOUNT", min=1, help="Account that a service token acts for."),
+        int | None, typer.Option(envvar="VPS_SNAPSHOTS_ACCOUNT", min=1, help="Account that a service token acts for.")
     ] = None,
     timeout: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="Limit for each call to the service.")

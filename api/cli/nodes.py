@@ -1,8 +1,7 @@
 """Commands for nodes."""
 
 import asyncio
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,22 +18,8 @@ POLL_SECONDS = 1.0
 app = typer.Typer(no_args_is_help=True, help="Show, drain, resume or reconcile a node.")
 
 
-class State(StrEnum):
-    ALIVE = "alive"
-    SILENT = "silent"
-    PAUSED = "paused"
-
-
-class Sort(StrEnum):
-    NAME = "name"
-    NAME_DOWN = "-name"
-    HEARTBEAT = "heartbeat"
-    HEARTBEAT_DOWN = "-heartbeat"
-    QUEUED = "queued"
-    QUEUED_DOWN = "-queued"
-    FREE = "free"
-    FREE_DOWN = "-free"
-
+State = Literal["alive", "silent", "paused"]
+Sort = Literal["name", "-name", "heartbeat", "-heartbeat", "queued", "-queued", "free", "-free"]
 
 COLUMNS = (
     Column(title="NODE", of=lambda node: node["name"]),
@@ -59,7 +44,7 @@ def list_nodes(
     context: typer.Context,
     *,
     state: Annotated[State | None, typer.Option(help="Filter by state.")] = None,
-    sort: Annotated[Sort, typer.Option(help="Sort key; prefix it with - for descending order.")] = Sort.NAME,
+    sort: Annotated[Sort, typer.Option(help="Sort key; prefix it with - for descending order.")] = "name",
     limit: Limit = 100,
     everything: All = False,
     as_json: Json = False,
@@ -90,7 +75,7 @@ def drain_node(
     notes = Output(as_json=as_json)
 
     async def drain(client: Client) -> Body:
-        paused = (await client.post(f"ops/nodes/{segment(node)}/pause/", {"reason": reason})).body
+        paused = await client.post(f"ops/nodes/{segment(node)}/pause/", {"reason": reason})
         return await _drained(client, paused, notes, max_seconds=max_wait) if wait else paused
 
     def show(output: Output, paused: Body) -> None:
@@ -106,13 +91,9 @@ def resume_node(
     context: typer.Context, node: NodeArgument, *, reason: Reason, yes: Yes = False, as_json: Json = False
 ) -> None:
     """Give jobs to a paused node again."""
-
-    async def resume(client: Client) -> Body:
-        return (await client.post(f"ops/nodes/{segment(node)}/resume/", {"reason": reason})).body
-
     perform(
         context,
-        resume,
+        lambda client: client.post(f"ops/nodes/{segment(node)}/resume/", {"reason": reason}),
         lambda output, resumed: output.say(f"{node} resumed, {resumed['queued']} queued"),
         as_json=as_json,
         question=None if yes else f"Resume {node}?",
@@ -148,7 +129,7 @@ def _reconcile(context: typer.Context, nodes: list[str], *, everything: bool, ye
             names.extend(node["name"] for node in alive["results"])
         if not yes:
             confirm(f"Reconcile {names[0] if len(names) == 1 else words.plural(len(names), 'node')}?")
-        return {"results": [(await client.post(f"ops/nodes/{segment(name)}/reconcile/")).body for name in names]}
+        return {"results": [await client.post(f"ops/nodes/{segment(name)}/reconcile/") for name in names]}
 
     def show(output: Output, _: Body) -> None:
         where = f"on {', '.join(names)}; it starts within seconds" if names else "on no node: none is alive"
@@ -160,7 +141,7 @@ def _reconcile(context: typer.Context, nodes: list[str], *, everything: bool, ye
 async def _drained(client: Client, node: Body, output: Output, *, max_seconds: float | None) -> Body:
     """The node once no job is running. Raises CliError if it is silent, or after `max_seconds`."""
     path, noted = f"ops/nodes/{segment(node['name'])}/", -1
-    was_idle = False  # a job that was taken as the pause began appears only at the second poll
+    was_idle = False  # a job that its worker took just before the pause appears only in the second poll
 
     def note_outage(error: Unreachable) -> None:
         output.note(f"{error} Retrying.")

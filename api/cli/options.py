@@ -1,4 +1,4 @@
-"""Options that several commands have, and the confirmation of changes."""
+"""Options of several commands, and the confirmation of changes."""
 
 import re
 import select
@@ -75,9 +75,8 @@ def confirm(question: str) -> None:
     """Raises Abort if the answer is no, CliError if there is no terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise CliError(Exit.USAGE, f"{question} No terminal to ask on; use --yes.")
-    asyncios = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # asyncio's handler would act only after the answer
+    # asyncio's handler would act only after the answer
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         while not (answer := _ANSWERS.get(_asked(question))):
             if answer is False:
@@ -86,7 +85,7 @@ def confirm(question: str) -> None:
     except KeyboardInterrupt:
         raise typer.Abort from None
     finally:
-        signal.signal(signal.SIGINT, asyncios)
+        signal.signal(signal.SIGINT, handler)
 
 
 _ANSWERS = {"y": True, "yes": True, "n": False, "no": False, "": False}
@@ -99,7 +98,7 @@ def _asked(question: str) -> str:
         interrupted.setblocking(False)
         before = signal.set_wakeup_fd(interrupted.fileno())
         try:
-            # A Ctrl-C right before input() blocks would be seen only after the answer; select() returns for it.
+            # input() would notice a Ctrl-C that comes just before it only after the answer; select() returns for it.
             select.select([sys.stdin, interrupts], [], [])
         finally:
             signal.set_wakeup_fd(before)

@@ -1,29 +1,15 @@
 """Commands for snapshots, with a token that acts for an account."""
 
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from api.cli import following, formats
+from api.cli import following, formats, options
 from api.cli.client import Answer, Body, Client, segment
 from api.cli.commands import perform
 from api.cli.connection import run
 from api.cli.exits import Exit, Refused
-from api.cli.options import (
-    All,
-    Follow,
-    JobArgument,
-    Json,
-    Limit,
-    MaxWait,
-    ServerArgument,
-    ServerFilter,
-    SnapshotArgument,
-    Yes,
-    confirm,
-)
 from api.cli.output import Column, Output
 from api.cli.servers import SNAPSHOT_COLUMNS
 
@@ -32,47 +18,30 @@ app = typer.Typer(
 )
 
 
-class DisksChoice(StrEnum):
-    ALL = "all"
-    PRESENT = "present"
-
-
 COLUMNS = (
     *SNAPSHOT_COLUMNS[:3],
     Column(title="SERVER", of=lambda snapshot: formats.named(snapshot["server"])),
     *SNAPSHOT_COLUMNS[3:],
 )
 Disks = Annotated[
-    DisksChoice, typer.Option(help="present: restore the disks that still exist, even if others have changed.")
+    Literal["all", "present"],
+    typer.Option(help="present: restore the disks that still exist, even if others have changed."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only run the checks; change nothing.")]
-
-
-class Status(StrEnum):
-    IN_PROGRESS = "in_progress"
-    COMPLETED = "completed"
-    FAILED = "failed"
-
-
-class Sort(StrEnum):
-    CREATED = "created_at"
-    CREATED_DOWN = "-created_at"
-    NAME = "name"
-    NAME_DOWN = "-name"
-    SIZE = "size_mb"
-    SIZE_DOWN = "-size_mb"
+Status = Literal["in_progress", "completed", "failed"]
+Sort = Literal["created_at", "-created_at", "name", "-name", "size_mb", "-size_mb"]
 
 
 def list_snapshots(
     context: typer.Context,
     *,
-    server_id: ServerFilter = None,
+    server_id: options.ServerFilter = None,
     status: Annotated[Status | None, typer.Option(help="Filter by status.")] = None,
     name: Annotated[str | None, typer.Option(help="Filter by exact name.")] = None,
-    sort: Annotated[Sort, typer.Option(help="Sort key; prefix it with - for descending order.")] = Sort.CREATED_DOWN,
-    limit: Limit = 100,
-    everything: All = False,
-    as_json: Json = False,
+    sort: Annotated[Sort, typer.Option(help="Sort key; prefix it with - for descending order.")] = "-created_at",
+    limit: options.Limit = 100,
+    everything: options.All = False,
+    as_json: options.Json = False,
 ) -> None:
     """List an account's snapshots. An operator token lists those of one server."""
     query = {"server_id": server_id, "status": status, "name": name, "sort": sort}
@@ -97,7 +66,7 @@ def list_snapshots(
 
 
 @app.command("show")
-def show_snapshot(context: typer.Context, snapshot: SnapshotArgument, *, as_json: Json = False) -> None:
+def show_snapshot(context: typer.Context, snapshot: options.SnapshotArgument, *, as_json: options.Json = False) -> None:
     """Show a snapshot with its contents, labels and expiry."""
     perform(context, lambda client: client.get(f"snapshots/{snapshot}/"), _show_one, as_json=as_json)
 
@@ -123,15 +92,15 @@ def _show_one(output: Output, snapshot: Body) -> None:
 @app.command("create")
 def create_snapshot(  # noqa: PLR0913 - an option is a parameter
     context: typer.Context,
-    server: ServerArgument,
+    server: options.ServerArgument,
     name: Annotated[str, typer.Argument(metavar="NAME")],
     *,
     description: Annotated[str, typer.Option(help="Description of the snapshot.")] = "",
     dry_run: DryRun = False,
-    follow: Follow = False,
-    max_wait: MaxWait = None,
-    yes: Yes = False,
-    as_json: Json = False,
+    follow: options.Follow = False,
+    max_wait: options.MaxWait = None,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
 ) -> None:
     """Create a snapshot of a server. The server is stopped and started again."""
 
@@ -140,7 +109,7 @@ def create_snapshot(  # noqa: PLR0913 - an option is a parameter
 
     async def create(client: Client) -> Answer:
         body = {"server_id": server, "name": name, "description": description}
-        return await client.post("snapshots/", body, {"dry_run": "true" if dry_run else None})
+        return await client.start("snapshots/", body, {"dry_run": "true" if dry_run else None})
 
     asks = None if yes or dry_run else question
     _start(context, create, asks, follow=follow, max_wait=max_wait, as_json=as_json)
@@ -149,14 +118,14 @@ def create_snapshot(  # noqa: PLR0913 - an option is a parameter
 @app.command("restore")
 def restore_snapshot(
     context: typer.Context,
-    snapshot: SnapshotArgument,
+    snapshot: options.SnapshotArgument,
     *,
-    disks: Disks = DisksChoice.ALL,
+    disks: Disks = "all",
     dry_run: DryRun = False,
-    follow: Follow = False,
-    max_wait: MaxWait = None,
-    yes: Yes = False,
-    as_json: Json = False,
+    follow: options.Follow = False,
+    max_wait: options.MaxWait = None,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
 ) -> None:
     """Restore a server to a snapshot. The server is stopped and started again."""
 
@@ -166,8 +135,8 @@ def restore_snapshot(
         return f"Stop {formats.named(found['server'])} and overwrite its disks with {formats.named(found)}, {age} old?"
 
     async def restore(client: Client) -> Answer:
-        query = {"dry_run": "true" if dry_run else None, "disks": _disks(disks)}
-        return await client.post(f"snapshots/{snapshot}/restore/", query=query)
+        query = {"dry_run": "true" if dry_run else None, "disks": None if disks == "all" else disks}
+        return await client.start(f"snapshots/{snapshot}/restore/", query=query)
 
     asks = None if yes or dry_run else question
     _start(context, restore, asks, follow=follow, max_wait=max_wait, as_json=as_json)
@@ -176,13 +145,13 @@ def restore_snapshot(
 @app.command("undo")
 def undo_restore(
     context: typer.Context,
-    job: JobArgument,
+    job: options.JobArgument,
     *,
-    disks: Disks = DisksChoice.ALL,
-    follow: Follow = False,
-    max_wait: MaxWait = None,
-    yes: Yes = False,
-    as_json: Json = False,
+    disks: Disks = "all",
+    follow: options.Follow = False,
+    max_wait: options.MaxWait = None,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
 ) -> None:
     """Undo a restore, given the restore's job. The server is stopped and started again."""
 
@@ -190,7 +159,7 @@ def undo_restore(
         return f"Stop the server and undo this: {formats.what(await following.job(client, job))}?"
 
     async def undo(client: Client) -> Answer:
-        return await client.post(f"restores/{segment(job)}/undo/", query={"disks": _disks(disks)})
+        return await client.start(f"restores/{segment(job)}/undo/", query={"disks": None if disks == "all" else disks})
 
     _start(context, undo, None if yes else question, follow=follow, max_wait=max_wait, as_json=as_json)
 
@@ -198,12 +167,12 @@ def undo_restore(
 @app.command("delete")
 def delete_snapshot(
     context: typer.Context,
-    snapshot: SnapshotArgument,
+    snapshot: options.SnapshotArgument,
     *,
-    follow: Follow = False,
-    max_wait: MaxWait = None,
-    yes: Yes = False,
-    as_json: Json = False,
+    follow: options.Follow = False,
+    max_wait: options.MaxWait = None,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
 ) -> None:
     """Delete a snapshot permanently. It leaves the list at once; a job frees its space."""
 
@@ -217,10 +186,6 @@ def delete_snapshot(
         return Answer(body=body, job_id=answer.job_id)
 
     _start(context, delete, None if yes else question, follow=follow, max_wait=max_wait, as_json=as_json)
-
-
-def _disks(disks: DisksChoice) -> str | None:
-    return None if disks is DisksChoice.ALL else disks
 
 
 def _start(
@@ -237,7 +202,7 @@ def _start(
 
     async def start(client: Client) -> Exit:
         if question is not None:
-            confirm(await question(client))
+            options.confirm(await question(client))
         answer = await call(client)
         _show_started(output, answer, follow=follow)
         if answer.job_id and (follow or answer.body.get("state") == "failed"):
@@ -248,7 +213,7 @@ def _start(
 
 
 def _show_started(output: Output, answer: Answer, *, follow: bool) -> None:
-    body: Body = {**answer.body, "job_id": answer.job_id}  # only a header of the API has the job's id
+    body: Body = {**answer.body, "job_id": answer.job_id}  # only a header of the API has the job's ID
     if output.as_json:
         output.line(body) if follow else output.document(body)
     elif not (follow and answer.job_id):

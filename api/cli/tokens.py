@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,18 +15,13 @@ from api.cli.output import Column, Output
 app = typer.Typer(no_args_is_help=True, help="Create or revoke an API token.")
 
 
-class Permission(StrEnum):
+Method = Literal["POST", "PUT", "PATCH", "DELETE", "CLI"]
+
+
+class Permission(StrEnum):  # typer has no lists of a Literal
     READ = "snapshots:read"
     WRITE = "snapshots:write"
     OPERATOR = "operator"
-
-
-class Method(StrEnum):
-    POST = "POST"
-    PUT = "PUT"
-    PATCH = "PATCH"
-    DELETE = "DELETE"
-    CLI = "CLI"
 
 
 COLUMNS = (
@@ -90,16 +85,13 @@ def create_token(
     body |= {"account_id": account_id} if account_id is not None else {}
     body |= {"lifetime_hours": expires_in // timedelta(hours=1)} if expires_in is not None else {}
 
-    async def create(client: Client) -> Body:
-        return (await client.post("ops/tokens/", body)).body
-
     def show(output: Output, new: Body) -> None:
         output.note(f"token {new['id']} created; its secret is shown only once:")
         typer.echo(new["secret"])
 
     whose = "any account" if account_id is None else f"account {account_id}"
     question = None if yes else f"Create a token with {', '.join(permission)} for {whose}?"
-    perform(context, create, show, as_json=as_json, question=question)
+    perform(context, lambda client: client.post("ops/tokens/", body), show, as_json=as_json, question=question)
 
 
 @app.command("revoke")

@@ -150,7 +150,7 @@ def _shares(rows: list[int], height: int) -> list[int]:
 
 @contextmanager
 def _keys(ended: asyncio.Event) -> Iterator[None]:
-    """Set `ended` when q is pressed; restores the terminal at the end."""
+    """Sets `ended` when q is pressed, and restores the terminal afterwards."""
     stdin = sys.stdin.fileno()
     before = termios.tcgetattr(stdin)
     loop = asyncio.get_running_loop()

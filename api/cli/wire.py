@@ -1,4 +1,4 @@
-"""HTTP, with aiohttp. Its errors stay here."""
+"""HTTP with aiohttp, whose errors are translated here."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -17,7 +17,7 @@ SILENCE_SECONDS = 60.0  # on a stream, which sends a heartbeat every 15 s
 
 
 class Wire:
-    """Every call raises Unreachable."""
+    """Each call may raise Unreachable."""
 
     def __init__(self, access: Access, session: aiohttp.ClientSession) -> None:
         self._access = access

@@ -1,4 +1,4 @@
-"""The files that pages need: each under an address made of its content, so that a browser may keep it for ever."""
+"""The files that pages need: each at a URL made from its content, so that browsers may keep it forever."""
 
 import hashlib
 from collections.abc import Mapping

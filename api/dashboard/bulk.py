@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,13 +13,12 @@ from api.dashboard.rendering import Question
 from api.dashboard.session import OperatorRequest
 from api.http import reading
 from api.http.fields import JobIdInPath
-from api.http.marks import EACH, REQUEST_ID
 from api.http.problems import FieldError, invalid
-from api.jobs.bodies import BULK_MAX, OpsJobsQuery
+from api.jobs import bulk
+from api.jobs.bodies import BULK_MAX, BulkAction, OpsJobsQuery
 from api.words import plain, plural
-from worker.store import errors
+from worker.store.calls import Cursor
 from worker.store.model import JobId
-from worker.store.operators.operator_store import Cursor
 
 BULK = f"{JOBS}bulk/"
 MATCHING_MAX = 500  # jobs of one request, which then takes seconds
@@ -28,15 +26,13 @@ REFUSED_LIMIT = 20
 _PAGE = 100
 _PAGES_MAX = 50  # that are searched: a page may have few that match a text
 
-Action = Literal["retry", "cancel"]
-
 
 class Selected(BaseModel):
     """An action on these jobs."""
 
     model_config = ConfigDict(frozen=True)
 
-    action: Action
+    action: BulkAction
     ids: Annotated[tuple[JobIdInPath, ...], Field(min_length=1, max_length=BULK_MAX)]
 
     @property
@@ -47,7 +43,7 @@ class Selected(BaseModel):
 class Matching(OpsJobsQuery):
     """An action on all jobs that match the filters."""
 
-    action: Action
+    action: BulkAction
 
     @property
     def filters(self) -> dict[str, str]:
@@ -59,20 +55,7 @@ class Matching(OpsJobsQuery):
         return {"action": self.action, "all": "true", **self.filters}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """The result for each job. `done`: the new job of a retry, or the job that was cancelled."""
-
-    action: str
-    done: dict[JobId, JobId] = field(default_factory=dict)
-    refused: dict[JobId, errors.Refused] = field(default_factory=dict)
-
-    @property
-    def codes(self) -> Mapping[str, int]:
-        return Counter(refusal.code for refusal in self.refused.values())
-
-
-_TEXTS: Mapping[Action, str] = {
+_TEXTS: Mapping[BulkAction, str] = {
     "retry": "New jobs will do the same again and may stop the VMs. Jobs that were cancelled or retried before, or"
     " whose server has had a later job, are refused.",
     "cancel": "Queued jobs end as cancelled; jobs that have started continue.",
@@ -102,32 +85,19 @@ async def ask(context: Context, request: OperatorRequest) -> web.Response:
 async def do(context: Context, request: OperatorRequest) -> web.Response:
     order = _order(request.form)
     job_ids, has_more = (order.ids, False) if isinstance(order, Selected) else await _matching(context, order)
-    outcome = Outcome(action=order.action)
-    entries = request.http[EACH] = []  # filled job by job: the request may be cut off
-    for job_id in job_ids:
-        code = await _do_one(context, request, outcome, job_id)
-        entry = {"job": job_id, "reason": order.action, "code": code}
-        if order.action == "retry" and not code:
-            entry["made"] = f"job {outcome.done[job_id]}"
-        entries.append(entry)
+    results = await bulk.act(context.operators, request.http, order.action, job_ids)
+    refused = [result for result in results if not result.done]
     return context.rendering.page(
-        request.http, "bulk.html", outcome=outcome, limit=REFUSED_LIMIT, has_more=has_more, back=JOBS
+        request.http,
+        "bulk.html",
+        action=order.action,
+        done=len(results) - len(refused),
+        refused=refused,
+        codes=Counter(result.code for result in refused),
+        limit=REFUSED_LIMIT,
+        has_more=has_more,
+        back=JOBS,
     )
-
-
-async def _do_one(context: Context, request: OperatorRequest, outcome: Outcome, job_id: JobId) -> str:
-    """The code of its refusal; '' if it was done."""
-    try:
-        if outcome.action == "retry":
-            request_id = request.http[REQUEST_ID]
-            job = await context.operators.retry(job_id, request_id=request_id, in_bulk=True)
-        else:
-            job = await context.operators.cancel(job_id)
-    except errors.Refused as refusal:
-        outcome.refused[job_id] = refusal
-        return refusal.code
-    outcome.done[job_id] = job.id
-    return ""
 
 
 async def _matching(context: Context, order: Matching) -> tuple[Sequence[JobId], bool]:

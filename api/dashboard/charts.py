@@ -1,10 +1,10 @@
 """Chart series of the last 24 hours: a value per 15 minutes, null if no job finished."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from worker.store.model import JobKind
-from worker.store.operators.overview import COUNTED_MS, POINT, Overview, Point
+from worker.store.operators.overview import COUNTED_MS, POINT, Durations, Overview, Point
 
 POINT_SECONDS = COUNTED_MS * POINT // 1000
 POINTS = 86_400 // POINT_SECONDS
@@ -51,28 +51,18 @@ def charts(overview: Overview) -> tuple[Chart, ...]:
         values = tuple(value(found[moment]) if moment in found else none for moment in times)
         return Series(label=f"{kind.replace('_', ' ')}{label}", hue=kind, is_dashed=dashed, values=values)
 
+    def percentiles(of: Callable[[Point], Durations]) -> Iterator[Series]:
+        for kind in at:
+            yield series(kind, " p50", lambda point: of(point).p50, none=None)
+            yield series(kind, " p95", lambda point: of(point).p95, none=None, dashed=True)
+
     done = [series(kind, "", lambda point: point.completed, none=0) for kind in at]
-    seconds = [
-        line
-        for kind in at
-        for line in (
-            series(kind, " p50", lambda point: point.seconds.p50, none=None),
-            series(kind, " p95", lambda point: point.seconds.p95, none=None, dashed=True),
-        )
-    ]
-    downtime = [
-        line
-        for kind in at
-        for line in (
-            series(kind, " p50", lambda point: point.downtime_seconds.p50, none=None),
-            series(kind, " p95", lambda point: point.downtime_seconds.p95, none=None, dashed=True),
-        )
-        if any(line.values)
-    ]
+    seconds = tuple(percentiles(lambda point: point.seconds))
+    downtime = tuple(line for line in percentiles(lambda point: point.downtime_seconds) if any(line.values))
     return (
         Chart(id="ended", title="Jobs finished", unit="", times=times, series=(*done, _failed(overview, times))),
-        Chart(id="seconds", title="Durations", unit="s", times=times, series=tuple(seconds)),
-        Chart(id="downtime", title="Guest downtime", unit="s", times=times, series=tuple(downtime)),
+        Chart(id="seconds", title="Durations", unit="s", times=times, series=seconds),
+        Chart(id="downtime", title="Guest downtime", unit="s", times=times, series=downtime),
     )
 
 

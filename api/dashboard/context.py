@@ -51,5 +51,5 @@ def read_filters(request: OperatorRequest, query: BaseModel) -> dict[str, str]:
 
 def read_query(request: OperatorRequest, model: type[Query], *, limit: int) -> Query:
     """The query of a list, without the fields that a form left empty. `limit` is the default. Raises Problem."""
-    found = reading.query(request.http, model, but_empty=True)
+    found = reading.query(request.http, model, skip_empty=True)
     return found if "limit" in found.model_fields_set else found.model_copy(update={"limit": limit})

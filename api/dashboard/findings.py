@@ -1,4 +1,4 @@
-"""The findings: differences between our records and the disks, and records that can't be read."""
+"""The findings: differences between the service's records and the disks, and unreadable records."""
 
 from collections.abc import Mapping
 
@@ -13,12 +13,12 @@ LIMIT = 50
 
 # by FindingKind, and missing_server, which the store adds
 MEANINGS: Mapping[str, str] = {
-    "unknown_snapshot": "Its record was missing and was added again; the customer sees it. No action needed.",
-    "unlisted_snapshot": "Missing from libvirt's list. It was added again. Was the server moved here?",
+    "unknown_snapshot": "Missing from Redis, and added again; the customer sees it. No action needed.",
+    "unlisted_snapshot": "Its record was missing from the domain and was written again. Was the server moved here?",
     "found_snapshot": "It was lost and is on every disk again; the customer sees it again. No action needed.",
     "reverted_snapshot": "The server was reverted outside this service (virsh?). Find out who did it. See the runbook.",
-    "stray_tag": "Has a name of this service but matches no record. It is left in place. Find its owner.",
-    "orphaned_tag": "Left by a create that never finished. It is deleted automatically. No action needed.",
+    "stray_tag": "Has a name of this service but matches no record, or is part of a lost snapshot. Find its owner.",
+    "orphaned_tag": "Left on a disk by a failed create. It is deleted automatically. No action needed.",
     "lost_snapshot": "Missing from every disk; shown to the customer as failed. Find out who deleted it.",
     "torn_snapshot": "Missing from some disks; a full restore is refused. Was a disk changed? Tell the customer.",
     "shared_disk": "Another domain uses or is based on this disk; jobs for the server are refused. See the runbook.",

@@ -141,8 +141,8 @@ _QUESTIONS: Mapping[str, Question] = {
         is_grave=True,
     ),
     "resolve": Question(
-        title="Is the server fixed?",
-        text="Confirm this after you have fixed the server by hand. It changes nothing on the node.",
+        title="Is the server repaired?",
+        text="Confirm this after you have repaired the server by hand. It changes nothing on the node.",
         verb="Mark as resolved",
         wants_reason=True,
     ),

@@ -4,15 +4,10 @@ from aiohttp import web
 
 from api.dashboard.context import Context
 from api.dashboard.session import OperatorRequest
-from api.events.streams import event_stream
 
 
 async def follow(context: Context, request: OperatorRequest) -> web.StreamResponse:
     # No replay: a page that reconnects refreshes as a whole.
     return await context.streams.send(
-        request.http,
-        event_stream(),
-        None,
-        last_event_id=None,
-        still_allowed=lambda: context.guard.is_valid(request.http),
+        request.http, None, last_event_id=None, still_allowed=lambda: context.guard.is_valid(request.http)
     )

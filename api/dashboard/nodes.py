@@ -13,8 +13,9 @@ from api.http import fields
 from api.http.reading import in_path
 from api.operators.bodies import OpsNodesQuery
 from api.words import plural
+from worker.store.calls import Cursor
 from worker.store.model import JobState
-from worker.store.operators.operator_store import Cursor, JobFilter
+from worker.store.operators.operator_store import JobFilter
 
 NODES = "/ops/nodes/"
 NODE = f"{NODES}{{node}}/"

@@ -10,8 +10,9 @@ from api.dashboard.context import Context, Pages
 from api.dashboard.session import HOME, OperatorRequest
 from api.words import plural, size, span
 from worker.store import errors
+from worker.store.calls import Cursor
 from worker.store.model import Job, JobState
-from worker.store.operators.operator_store import Cursor, JobFilter, OperatorStore
+from worker.store.operators.operator_store import JobFilter, OperatorStore
 from worker.store.operators.overview import Overview
 from worker.store.operators.records import Node, OpsServer
 from worker.store.reports import Pool
@@ -35,8 +36,8 @@ class Alarm:
 
     is_grave: bool
     text: str
-    more: str
     href: str
+    more: str = ""
 
 
 async def show(context: Context, request: OperatorRequest) -> web.Response:
@@ -86,13 +87,13 @@ async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
     ]
     if count := overview.failed_hour:
         text = f"{plural(count, 'job')} failed in the last hour"
-        found.append(Alarm(is_grave=False, text=text, more="", href="/ops/jobs/?state=failed"))
+        found.append(Alarm(is_grave=False, text=text, href="/ops/jobs/?state=failed"))
     if count := overview.servers_with_findings:
         text = f"Reconciliation found differences on {plural(count, 'server')}"
-        found.append(Alarm(is_grave=False, text=text, more="", href="/ops/findings/"))
+        found.append(Alarm(is_grave=False, text=text, href="/ops/findings/"))
     if count := overview.unreadable_records:
         text = f"{plural(count, 'record')} in Redis cannot be read"
-        found.append(Alarm(is_grave=False, text=text, more="", href="/ops/findings/#unreadable"))
+        found.append(Alarm(is_grave=False, text=text, href="/ops/findings/#unreadable"))
     return found
 
 
@@ -109,7 +110,7 @@ def _waiting(overview: Overview) -> Iterable[Alarm]:
     if oldest is None or (waited := (overview.at - oldest.queued_at).total_seconds()) < WAITS_LONG_SECONDS:
         return ()
     text = f"Oldest job has been waiting {span(waited)}"
-    return (Alarm(is_grave=True, text=text, more="", href=f"/ops/jobs/{oldest.job_id}/"),)
+    return (Alarm(is_grave=True, text=text, href=f"/ops/jobs/{oldest.job_id}/"),)
 
 
 async def _full(operators: OperatorStore) -> Iterable[Alarm]:

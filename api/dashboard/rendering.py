@@ -13,7 +13,7 @@ from yarl import URL
 from api import words
 from api.dashboard.assets import Assets
 from api.dashboard.session import SESSION
-from api.http.caching import PACKED_FROM_BYTES, takes_gzip
+from api.http.caching import PACKED_FROM_BYTES, accepts_gzip
 from api.http.marks import REQUEST_ID
 from api.http.problems import Problem
 
@@ -124,7 +124,7 @@ class Rendering:
 def _response(request: web.Request, text: str, *, status: int) -> web.Response:
     body = text.encode()
     headers = dict(HEADERS)
-    if len(body) >= PACKED_FROM_BYTES and takes_gzip(request):
+    if len(body) >= PACKED_FROM_BYTES and accepts_gzip(request):
         body = gzip.compress(body, compresslevel=6, mtime=0)
         headers["Content-Encoding"] = "gzip"
     return web.Response(body=body, status=status, headers=headers, content_type="text/html", charset="utf-8")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from urllib.parse import urlencode, urlsplit
 
 from aiohttp import web
@@ -39,7 +40,7 @@ def add(app: web.Application, context: Context, assets: Assets, *, request_secon
                 async with asyncio.timeout(request_seconds):
                     return await handler(request)
             except TimeoutError as error:
-                raise StoreUnavailable("Redis did not answer in time.") from error
+                raise StoreUnavailable("Redis did not respond in time.") from error
 
         return answer
 
@@ -49,14 +50,8 @@ def add(app: web.Application, context: Context, assets: Assets, *, request_secon
 
         return answer
 
-    def public(handler: Callable[[Context, web.Request], Awaitable[web.StreamResponse]]) -> Plain:
-        async def answer(request: web.Request) -> web.StreamResponse:
-            return await handler(context, request)
-
-        return answer
-
-    app.router.add_get(LOGIN, bounded(public(login.show)))
-    app.router.add_post(LOGIN, bounded(public(login.login)))
+    app.router.add_get(LOGIN, bounded(partial(login.show, context)))
+    app.router.add_post(LOGIN, bounded(partial(login.login, context)))
     app.router.add_get(EVENTS, guarded(live.follow), allow_head=False)
     for path, page in PAGES.items():
         app.router.add_get(path, bounded(guarded(page)))

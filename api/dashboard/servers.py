@@ -9,15 +9,16 @@ from api.dashboard.session import OperatorRequest
 from api.http.fields import SERVER_ID
 from api.http.reading import in_path
 from api.servers.bodies import OpsServersQuery
+from api.servers.calls import SNAPSHOTS_MAX
+from worker.store.calls import Cursor
 from worker.store.customers.customer_store import SnapshotFilter
 from worker.store.model import SNAPSHOTS_PER_SERVER
-from worker.store.operators.operator_store import Cursor, JobFilter
+from worker.store.operators.operator_store import JobFilter
 
 SERVERS = "/ops/servers/"
 SERVER = f"{SERVERS}{{server_id}}/"
 LIMIT = 50
 JOBS_LIMIT = 25
-SNAPSHOTS_LIMIT = 20 * SNAPSHOTS_PER_SERVER  # failed ones do not count toward the limit
 
 
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
@@ -37,7 +38,7 @@ async def show_one(context: Context, request: OperatorRequest) -> web.Response:
         account_id=found.view.server.account_id,
         wanted=SnapshotFilter(server_id=server_id),
         offset=0,
-        limit=SNAPSHOTS_LIMIT,
+        limit=SNAPSHOTS_MAX,
     )
     return context.rendering.page(
         request.http,

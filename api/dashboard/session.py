@@ -51,7 +51,7 @@ class SessionGuard:
         self._sessions = sessions
 
     async def login(self, request: web.Request, secret: str) -> str:
-        """The new session's id. Raises Problem (401, 403, 429)."""
+        """The new session's ID. Raises Problem (401, 403, 429)."""
         _ensure_same_origin(request)
         _ensure_operator(await self._callers.authenticate(request, secret))
         return (await self._sessions.open(secret)).id

@@ -21,7 +21,7 @@ NEW = f"{TOKENS}new/"
 REVOKE = f"{TOKENS}{{token_id}}/revoke/"
 LIFETIMES: Mapping[int, str] = {12: "12 hours", 24 * 7: "7 days", 24 * 90: "90 days", 24 * 365: "1 year"}  # by hours
 
-_NUMBER = re.compile(r"[0-9]{1,19}")  # no id is longer
+_NUMBER = re.compile(r"[0-9]{1,19}")  # no ID is longer
 
 
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
@@ -59,7 +59,7 @@ async def ask_to_revoke(context: Context, request: OperatorRequest) -> web.Respo
     own = " You are logged in with it: your session will end." if token.id == request.token.id else ""
     question = Question(
         title=f"Revoke token {token.name}?",
-        text=f"Calls with this token (id {token.id}) will fail from now on. This cannot be undone.{own}",
+        text=f"Calls with this token (ID {token.id}) will fail from now on. This cannot be undone.{own}",
         verb="Revoke",
         is_grave=True,
     )
@@ -69,7 +69,7 @@ async def ask_to_revoke(context: Context, request: OperatorRequest) -> web.Respo
 async def revoke(context: Context, request: OperatorRequest) -> web.Response:
     token = await _token(context, in_path(request.http, TOKEN_ID))
     if not await context.tokens.revoke(token.id):
-        raise _no_token(token.id)
+        raise errors.TokenNotFound.of(id=token.id)
     return context.rendering.done(request.http, f"Token {token.name} ({token.id}) revoked.", back=TOKENS)
 
 
@@ -77,12 +77,8 @@ async def _token(context: Context, token_id: str) -> Token:
     """Raises TokenNotFound."""
     found = next((token for token in await context.tokens.all() if token.id == token_id), None)
     if found is None:
-        raise _no_token(token_id)
+        raise errors.TokenNotFound.of(id=token_id)
     return found
-
-
-def _no_token(token_id: str) -> errors.TokenNotFound:
-    return errors.TokenNotFound.of(id=token_id)
 
 
 PAGES: Pages = {TOKENS: show_all, NEW: ask_for_new, REVOKE: ask_to_revoke}

@@ -1,4 +1,4 @@
-"""The document of the API (OpenAPI 3.1), made from its calls and from the models of their bodies."""
+"""The OpenAPI 3.1 document of the API, generated from its calls and from the models of their bodies."""
 
 import json
 import re
@@ -43,60 +43,60 @@ _PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110'
 _STRING: Json = {"type": "string"}
 _HEADERS: dict[str, Json] = {
     "X-Request-Id": {
-        "description": "the request's own if it is valid, otherwise a new one; in every log line",
+        "description": "the request's own ID if it is valid, otherwise a new one; in every log line of the request",
         "schema": _STRING,
     },
     "Location": {
-        "description": "path of what was created or is restored",
+        "description": "path of the resource that was created or is being restored",
         "schema": {"type": "string", "format": "uri-reference"},
     },
     "Operation-Location": {"description": "path of the job", "schema": {"type": "string", "format": "uri-reference"}},
-    "X-Job-Id": {"description": "the job's `id`", "schema": TypeAdapter(JobIdInPath).json_schema()},
+    "X-Job-Id": {"description": "ID of the job", "schema": TypeAdapter(JobIdInPath).json_schema()},
     "Link": {"description": "the pages `first`, `prev`, `next` and `last` (RFC 8288)", "schema": _STRING},
-    "Retry-After": {"description": "seconds after which to try again", "schema": {"type": "integer", "minimum": 1}},
-    "ETag": {"description": "identifies the content of the answer; for `If-None-Match`", "schema": _STRING},
-    "RateLimit-Policy": {"description": "`q` calls in `w` seconds, after an IETF draft", "schema": _STRING},
+    "Retry-After": {"description": "seconds to wait before a retry", "schema": {"type": "integer", "minimum": 1}},
+    "ETag": {"description": "identifies the content of the response; for `If-None-Match`", "schema": _STRING},
+    "RateLimit-Policy": {"description": "`q` calls in `w` seconds, according to an IETF draft", "schema": _STRING},
     "RateLimit": {"description": "`r` calls are left; one more is allowed in `t` seconds", "schema": _STRING},
-    "WWW-Authenticate": {"description": "the scheme, and the error of the token", "schema": _STRING},
+    "WWW-Authenticate": {"description": "the authentication scheme and the error", "schema": _STRING},
 }
 _HEADER_PARAMETERS: dict[str, Json] = {
     "X-Account-Id": {
         "in": "header",
-        "description": "The account that a service token acts for. Any other token allows only its own account here.",
+        "description": "The account that a service token acts for. With any other token: only its own account.",
         "schema": TypeAdapter(AccountIdInHeader).json_schema(),
     },
     "X-Request-Id": {
         "in": "header",
-        "description": "Names the request in answers and logs; 1 to 64 letters, digits, `.`, `_`, `-`, else replaced.",
+        "description": "ID of the request: 1 to 64 letters, digits, `.`, `_`, `-`; any other value is replaced.",
         "schema": _STRING,
     },
     KEY_HEADER: {
         "in": "header",
         "description": (
-            "1 to 255 visible ASCII characters, chosen by the caller. An accepted request that is repeated with the"
-            " same key within 24 hours gets the same answer, and nothing is done twice."
+            "1 to 255 visible ASCII characters, chosen by the caller. If an accepted request is repeated with the same"
+            " key within 24 hours, the response is the same, and the request has no further effect."
         ),
         "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,255}$"},
     },
     LAST_EVENT_HEADER: {
         "in": "header",
-        "description": "The `id` of the last event that the caller received.",
+        "description": "ID of the last event that the caller received.",
         "schema": {"type": "string", "pattern": "^[0-9]{1,18}-[0-9]{1,18}$"},
     },
     "If-None-Match": {
         "in": "header",
-        "description": "The `ETag` of an earlier answer: 304 if nothing has changed since.",
+        "description": "`ETag` of an earlier response. If nothing has changed since, the response is 304.",
         "schema": _STRING,
     },
 }
 _NOT_MODIFIED: Json = {
-    "description": "Nothing has changed since the earlier answer.",
+    "description": "Nothing has changed since the earlier response.",
     "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in ("ETag", "X-Request-Id")},
 }
 
 
 class _Schemas(GenerateJsonSchema):
-    """Without a title on every key, which would only repeat the key."""
+    """Without titles, which would only repeat the keys."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 # pydantic's signature
         return False
@@ -122,12 +122,12 @@ def document() -> Json:
         "servers": [{"url": "/", "description": "the host of this document"}],
         "tags": [
             {"name": "snapshots", "description": "The snapshots of an account's servers."},
-            {"name": "jobs", "description": "The work that was accepted, and how to cancel or undo it."},
-            {"name": "servers", "description": "The servers, as far as snapshots are concerned."},
+            {"name": "jobs", "description": "Accepted work, and how to follow, cancel or undo it."},
+            {"name": "servers", "description": "The state of servers that matters for snapshots."},
             {"name": "schedules", "description": "Snapshots that are created automatically."},
-            {"name": "webhooks", "description": "Events of the account's jobs, sent to URLs of its own."},
-            {"name": "operators", "description": "All accounts and all nodes, for the operators of the service."},
-            {"name": "service", "description": "Health checks and this document. Without a token."},
+            {"name": "webhooks", "description": "Events of the account's jobs, sent to the account's URLs."},
+            {"name": "operators", "description": "Calls for operators, which cover all accounts and nodes."},
+            {"name": "service", "description": "Health checks and this document. These calls need no token."},
         ],
         "security": [{"token": []}],
         "paths": paths,
@@ -163,17 +163,17 @@ def _schemas() -> Json:
     for schema in schemas.values():
         if "enum" in schema:
             schema.pop("description", None)  # the enum's docstring is for developers
-    # never shown: for the customer such a snapshot is gone
+    # never returned: to the customer, such a snapshot is gone
     schemas["SnapshotStatus"]["enum"].remove(SnapshotStatus.DELETING)
     schemas["SnapshotStatus"]["description"] = (
-        "Only a `completed` snapshot can be restored. A `failed` one is listed for 7 days or until it is deleted; it"
-        " uses no slot, and another snapshot may have its name."
+        "Only a `completed` snapshot can be restored. A `failed` snapshot is listed for 7 days or until it is deleted;"
+        " it does not count toward the limit, and another snapshot can use its name."
     )
     return schemas
 
 
 def _operation(call: AnyCall) -> Json:
-    said: Json = {
+    operation: Json = {
         "operationId": call.id,
         "tags": [call.tag],
         "summary": call.summary,
@@ -182,7 +182,7 @@ def _operation(call: AnyCall) -> Json:
         "parameters": _parameters_of(call),
     }
     if call.body is not None:
-        said["requestBody"] = {
+        operation["requestBody"] = {
             "required": True,
             "content": {
                 "application/json": {
@@ -198,7 +198,7 @@ def _operation(call: AnyCall) -> Json:
     if call.is_cacheable:
         replies["200"]["headers"]["ETag"] = _component("headers", "ETag")
         replies["304"] = _NOT_MODIFIED
-    return said | {"responses": replies | _refused(_problems_of(call))}
+    return operation | {"responses": replies | _refused(_problems_of(call))}
 
 
 def _probe(probe: Probe) -> Json:
@@ -211,7 +211,7 @@ def _probe(probe: Probe) -> Json:
         "description": text,
         "security": [],
         "parameters": [_component("parameters", "X-Request-Id")],
-        "responses": {"200": _reply(Reply(200, {"ok": Health(status="ok")}, "Yes."))}
+        "responses": {"200": _reply(Reply(200, {"ok": Health(status="ok")}, "OK."))}
         | _refused([*refused, refusals.INTERNAL]),
     }
 
@@ -221,7 +221,7 @@ def _itself() -> Json:
         "operationId": "show_document",
         "tags": ["service"],
         "summary": "Show this document",
-        "description": "The document of the API, in OpenAPI 3.1. As HTML: `/docs`.",
+        "description": "The OpenAPI 3.1 document of the API. `/docs` shows it as HTML.",
         "security": [],
         "parameters": [_component("parameters", name) for name in ("If-None-Match", "X-Request-Id")],
         "responses": {
@@ -259,7 +259,7 @@ def _parameters_of(call: AnyCall) -> list[Json]:
 
 
 def _never_null(schema: Json) -> Json:
-    """A parameter that may be left out; a query has no null."""
+    """The schema of an optional parameter; a query has no null."""
     if "anyOf" not in schema:
         return schema
     (only,) = (choice for choice in schema["anyOf"] if choice != {"type": "null"})
@@ -268,19 +268,22 @@ def _never_null(schema: Json) -> Json:
 
 def _reply(reply: Reply, *more_headers: str) -> Json:
     headers = (*reply.headers, *more_headers, "X-Request-Id")
-    said: Json = {"description": reply.said, "headers": {name: _component("headers", name) for name in headers}}
+    response: Json = {
+        "description": reply.description,
+        "headers": {name: _component("headers", name) for name in headers},
+    }
     if reply.examples:
         models = list(dict.fromkeys(type(example) for example in reply.examples.values()))
         refs = [_ref(model) for model in models]
-        said["content"] = {
+        response["content"] = {
             reply.media: {
                 "schema": refs[0] if len(refs) == 1 else {"anyOf": refs},
                 "examples": {name: {"value": _value(example)} for name, example in reply.examples.items()},
             }
         }
     if reply.links:
-        said["links"] = {link.to: _link(link) for link in reply.links}
-    return said
+        response["links"] = {link.to: _link(link) for link in reply.links}
+    return response
 
 
 def _link(link: Link) -> Json:
@@ -288,7 +291,7 @@ def _link(link: Link) -> Json:
 
 
 def _problems() -> list[Problem]:
-    """One of each code."""
+    """One problem of each code."""
     refused = [problems.of_refusal(refusal, method="POST") for refusal in refusals.REFUSALS]
     return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, refusals.LATE, refusals.INTERNAL]
 
@@ -299,7 +302,7 @@ def _problems_of(call: AnyCall) -> list[Problem]:
         kinds = (*kinds, errors.IdempotencyKeyReused)
     if call.takes_key or "{" in call.path:
         kinds = (*kinds, errors.RecordUnreadable)  # what it names, or its key's answer
-    late = [refusals.LATE] if call.changes else []  # even a body that is refused has to arrive first
+    late = [refusals.LATE] if call.changes else []  # even a refused body must arrive first
     refused = [_of(refusal, call.method) for refusal in kinds]
     return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, *late, refusals.INTERNAL]
 
@@ -310,7 +313,7 @@ def _of(refusal: type[errors.Refused], method: str) -> Problem:
 
 
 def _refused(found: Iterable[Problem]) -> Json:
-    """The answers that are problems, by status, each with its possible codes."""
+    """The problem responses by status, each with its possible codes."""
     by_status: dict[int, list[Problem]] = {}
     for problem in found:
         by_status.setdefault(problem.status, []).append(problem)
@@ -321,7 +324,6 @@ def _problem_reply(status: int, found: list[Problem]) -> Json:
     codes = {problem.code: problem for problem in found}
     phrase = _PHRASES.get(status, HTTPStatus(status).phrase)
     headers = ["X-Request-Id", *(name for name in _HEADERS if any(name in problem.headers for problem in found))]
-    headers += ["WWW-Authenticate"] if status == HTTPStatus.UNAUTHORIZED else []
     return {
         "description": f"{phrase}: {', '.join(f'`{code}`' for code in codes)}.",
         "headers": {name: _component("headers", name) for name in headers},
@@ -335,7 +337,7 @@ def _problem_reply(status: int, found: list[Problem]) -> Json:
 
 
 def _problem_ref(problem: Problem) -> Json:
-    """The example of the code; written out if this call answers with another status than other calls."""
+    """The example of the code; written out if this call returns another status for it than other calls."""
     usual = {each.code: each.status for each in _problems()}
     if problem.status != usual[problem.code]:
         return _problem_example(problem)

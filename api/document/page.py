@@ -1,4 +1,4 @@
-"""The document of the API as an HTML page, without scripts and without anything from other hosts."""
+"""The OpenAPI document as an HTML page, without scripts and without resources from other hosts."""
 
 import base64
 import hashlib
@@ -30,7 +30,7 @@ POLICY = (
 
 
 def page(document: Json, *, document_path: str) -> str:
-    """The page of a document that `api.document.openapi` made."""
+    """The page of a document that `api.document.openapi` generated."""
     info = document["info"]
     calls = [(path, method, call) for path, item in document["paths"].items() for method, call in item.items()]
     contents = [
@@ -107,7 +107,7 @@ def _model(name: str, schema: Json) -> str:
 
 
 def _follow(document: Json, thing: Json) -> Json:
-    """What a reference refers to; anything else itself."""
+    """The target of a reference; anything else unchanged."""
     if "$ref" not in thing:
         return thing
     found: Any = document
@@ -138,14 +138,14 @@ def _type(schema: Json) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """`rows` of HTML; nothing where there is none."""
+    """A table with these rows of HTML; empty without rows."""
     lines = ["".join(_tag("td", cell) for cell in row) for row in rows]
     titles = _tag("tr", "".join(_tag("th", escape(title)) for title in head))
     return f"<table>{titles}{''.join(_tag('tr', line) for line in lines)}</table>" if lines else ""
 
 
 def _prose(text: str) -> str:
-    """Text with its `code` between backquotes."""
+    """HTML of a text with `code` in backquotes."""
     parts = text.split("`")
     return "".join(_code(part) if number % 2 else escape(part) for number, part in enumerate(parts))
 

@@ -1,14 +1,14 @@
-"""An example of each problem, for the document."""
+"""An example of each problem, for the OpenAPI document."""
 
 from datetime import timedelta
 
-from api.http.problems import FieldError, Problem, broke, invalid, rate_limited
+from api.http.problems import FieldError, Problem, internal_error, invalid, rate_limited, unauthenticated
 from api.jobs.examples import JOB_ID
 from api.schedules.examples import SCHEDULE_ID
 from worker.store import errors
 from worker.store.model import SNAPSHOTS_PER_SERVER
 from worker.store.schedules.schedules import SCHEDULES_PER_SERVER
-from worker.store.webhooks.webhooks import TESTS_AFTER_MOST, WEBHOOKS_PER_ACCOUNT
+from worker.store.webhooks.webhooks import PENDING_MAX, WEBHOOKS_PER_ACCOUNT
 
 REFUSALS: tuple[errors.Refused, ...] = (
     errors.ServerNotFound.of(id=12345),
@@ -18,7 +18,7 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.ScheduleLimitReached.of(limit=SCHEDULES_PER_SERVER),
     errors.WebhookNotFound.of(),
     errors.WebhookLimitReached.of(limit=WEBHOOKS_PER_ACCOUNT),
-    errors.WebhookNotReady.of(limit=TESTS_AFTER_MOST),
+    errors.WebhookNotReady.of(limit=PENDING_MAX),
     errors.RecordUnreadable.of(kind="schedule"),
     errors.ServerBusy.of(JOB_ID),
     errors.SnapshotLimitReached.of(limit=SNAPSHOTS_PER_SERVER),
@@ -39,11 +39,11 @@ REFUSALS: tuple[errors.Refused, ...] = (
 )
 INVALID = invalid(FieldError(field="name", detail="Required."))
 CALLERS = (
-    Problem(401, "token_missing", "Send an access token: Authorization: Bearer TOKEN."),
-    Problem(401, "token_invalid", "The access token is unknown, revoked or expired."),
+    unauthenticated(""),
+    unauthenticated("a wrong one"),
     Problem(403, "permission_denied", "The token lacks the permission snapshots:write."),
     Problem(403, "account_mismatch", "X-Account-Id names another account than the token's."),
 )
 LIMITED = rate_limited("with this token", timedelta(seconds=1))
 LATE = Problem(408, "request_timeout", "The body did not arrive within 10 seconds.")
-INTERNAL = broke()
+INTERNAL = internal_error()

@@ -1,1 +1,1 @@
-"""The streams of events."""
+"""Event streams."""

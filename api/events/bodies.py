@@ -4,8 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from api.http.answers import Open, from_record
-from worker.store.customers import events
+from api.http.answers import Open
 from worker.store.model import JobKind, JobState, Step
 
 
@@ -25,11 +24,3 @@ class OpsEvent(Event):
     """A job of any account has changed: the data of one event of the stream."""
 
     account_id: int
-
-
-def event(record: events.Event) -> Event:
-    return from_record(Event, record)
-
-
-def ops_event(record: events.Event) -> OpsEvent:
-    return from_record(OpsEvent, record)

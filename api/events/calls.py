@@ -3,19 +3,20 @@
 from aiohttp import web
 
 from api.events import examples
-from api.events.streams import Streams, event_stream
+from api.events.streams import Streams
 from api.http import reading
 from api.http.callers import Caller, Callers
 from api.http.calls import API, EVENT_STREAM, OPERATOR, OPS, READ, Reply, Table
 from worker.store import errors
-from worker.store.access.tokens import Token
+from worker.store.access.tokens import Permission, Token
+from worker.store.customers.events import Audience
 
 EVENTS = f"{API}events/"
 OPS_EVENTS = f"{OPS}events/"
 STREAM = "Events, without end. The schema is that of the `data` of each event `job`."
 
 call: Table[Caller] = Table("jobs")
-ops_call: Table[Token] = Table("operators")
+ops_call: Table[Token] = Table("operators", permission=OPERATOR)
 
 
 class EventCalls:
@@ -25,7 +26,6 @@ class EventCalls:
 
     @call(
         f"GET {EVENTS}",
-        READ,
         Reply(200, {"stopping": examples.EVENT}, STREAM, media=EVENT_STREAM),
         refusals=(errors.TooManyStreams,),
     )
@@ -33,19 +33,12 @@ class EventCalls:
         """Follow all jobs.
 
         A stream of server-sent events, one for each change of a job of the account, from now on or after the
-        `Last-Event-ID`. An event `missed` says that older events are no longer kept: reload the lists.
+        `Last-Event-ID`. A `missed` event means that older events are gone: reload the lists.
         """
-        return await self._streams.send(
-            request,
-            event_stream(),
-            caller.account_id,
-            last_event_id=reading.last_event_id(request),
-            still_allowed=lambda: self._callers.still(request, READ),
-        )
+        return await self._follow(request, caller.account_id, READ)
 
     @ops_call(
         f"GET {OPS_EVENTS}",
-        OPERATOR,
         Reply(200, {"stopping": examples.OPS_EVENT}, STREAM, media=EVENT_STREAM),
         refusals=(errors.TooManyStreams,),
     )
@@ -54,10 +47,12 @@ class EventCalls:
 
         Like the stream of an account; about 10,000 events are kept.
         """
+        return await self._follow(request, None, OPERATOR)
+
+    async def _follow(self, request: web.Request, account_id: Audience, permission: Permission) -> web.StreamResponse:
         return await self._streams.send(
             request,
-            event_stream(),
-            None,
+            account_id,
             last_event_id=reading.last_event_id(request),
-            still_allowed=lambda: self._callers.still(request, OPERATOR),
+            still_allowed=lambda: self._callers.is_still_allowed(request, permission),
         )

@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 from aiohttp import web
 
 from api.events import bodies
-from api.http.server import when_gone
+from api.http.answers import from_record
+from api.http.server import on_disconnect
 from worker.program.background import in_background
 from worker.program.loop import every
 from worker.store.customers.events import Audience, Event, Events, place
@@ -20,6 +21,7 @@ AGAIN_SECONDS = 1.0  # after an error
 QUEUE = 256  # events that a listener may lag behind; then it is cut off, and reconnects with its Last-Event-ID
 WRITE_SECONDS = 20.0  # for a client to receive what is sent
 RETRY_MS = 2000  # how long a client should wait before it reconnects
+HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class _Listener:
@@ -35,7 +37,8 @@ class _Listener:
 
 
 class Streams:
-    """`per_account`, `of_operators`, `limit` of all: streams at a time. `heartbeat_seconds`: the longest silence on a
+    """`per_account`, `of_operators`, `limit`: how many streams may be open for an account, for all operators, and in
+    total. `heartbeat_seconds`: the longest silence on a
     stream. `check_seconds`: how often the token of a stream is checked."""
 
     def __init__(
@@ -79,7 +82,6 @@ class Streams:
     async def send(
         self,
         request: web.Request,
-        response: web.StreamResponse,
         account_id: Audience,
         *,
         last_event_id: str | None,
@@ -94,7 +96,8 @@ class Streams:
             missed = last_event_id is not None and not await self._events.has(account_id, last_event_id)
             late = await self._events.after(account_id, last_event_id) if last_event_id is not None else []
             listener.cut_off = lambda: request.transport.abort() if request.transport else None
-            when_gone(request, lambda: listener.put(None))  # frees its place at once, not at the next heartbeat
+            on_disconnect(request, lambda: listener.put(None))  # frees its place at once, not at the next heartbeat
+            response = web.StreamResponse(headers=HEADERS)
             await response.prepare(request)
             with suppress(ConnectionError, TimeoutError):
                 await self._write(response, f"retry: {RETRY_MS}\n\n")
@@ -102,10 +105,10 @@ class Streams:
                     await self._write(response, "event: missed\ndata: {}\n\n")
                 for event in late:
                     await self._write(response, _text(event, account_id))
-                # an id that never existed may be later than all that follow
+                # an ID that never existed may sort after all that follow
                 after = late[-1].id if late else newest if missed else last_event_id or newest
                 await self._follow(response, listener, account_id, after, still_allowed)
-        return response
+            return response
 
     async def _follow(
         self,
@@ -175,17 +178,6 @@ class Streams:
                 del self._listeners[account_id]
 
 
-def event_stream() -> web.StreamResponse:
-    """The answer in which events are sent."""
-    return web.StreamResponse(
-        headers={
-            "Content-Type": "text/event-stream; charset=utf-8",
-            "Cache-Control": "no-store",
-            "X-Accel-Buffering": "no",
-        }
-    )
-
-
 def _text(event: Event, account_id: Audience) -> str:
-    data = bodies.event(event) if account_id is not None else bodies.ops_event(event)
+    data = from_record(bodies.OpsEvent if account_id is None else bodies.Event, event)
     return f"id: {event.id}\nevent: job\ndata: {data.model_dump_json()}\n\n"

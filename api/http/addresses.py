@@ -23,7 +23,7 @@ def of(request: web.Request, *, trusted_proxies: Sequence[Network]) -> str:
 
 
 def is_from(request: web.Request, networks: Sequence[Network]) -> bool:
-    """Whether the peer is in one of these networks and is no proxy: what a proxy forwards may come from anywhere."""
+    """Whether the peer is in one of these networks and is not a proxy: what a proxy forwards may come from anywhere."""
     parsed = _parsed(request.remote or "")
     is_proxy = any(header in request.headers for header in _PROXY_HEADERS)
     return parsed is not None and not is_proxy and any(parsed in network for network in networks)

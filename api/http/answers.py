@@ -1,6 +1,7 @@
-"""What callers get: the bases of bodies, how a record becomes one, and the headers that lead on."""
+"""What callers get: the bases of bodies, how a record becomes a body, and the links between pages."""
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Literal, TypeVar
 
@@ -9,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSche
 from yarl import URL
 
 from api.http.fields import PageQuery
+from worker.store.calls import CursorPage, Page
 
 Body = TypeVar("Body", bound=BaseModel)
+Item = TypeVar("Item")
 
 
 def _rfc3339(moment: datetime) -> str:
@@ -22,39 +25,39 @@ Timestamp = Annotated[
     PlainSerializer(_rfc3339, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time", "description": "UTC, RFC 3339, whole seconds"}),
 ]
-Total = Annotated[int, Field(description="the total over all pages")]
+Total = Annotated[int, Field(description="the number of results on all pages")]
 After = Annotated[str | None, Field(description="the cursor of the next page, for `after`; null: this is the last")]
-TotalIfKnown = Annotated[int | None, Field(description="the total over all pages; null if it is not known")]
+TotalIfKnown = Annotated[int | None, Field(description="the number of results on all pages; null if unknown")]
 
 
 class Closed(BaseModel):
-    """A body of the contract: exactly these keys, today and later."""
+    """A body of the contract: exactly these keys, now and later."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
 
 
 class Open(BaseModel):
-    """A body of our own: keys may be added, and a client ignores those that it does not know."""
+    """A body that is not in the contract: keys may be added, and clients ignore unknown keys."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
 
 class ServerName(Closed):
-    """A server by its number and name."""
+    """A server by its ID and name."""
 
     id: int
     name: str
 
 
 class SnapshotName(Closed):
-    """A snapshot by its number and name."""
+    """A snapshot by its ID and name."""
 
     id: int
     name: str
 
 
 class Health(Open):
-    """The answer of a probe."""
+    """The response of a health check."""
 
     status: Literal["ok"]
 
@@ -66,9 +69,30 @@ def from_record(body: type[Body], record: object, **others: object) -> Body:
 
 
 def answer(body: BaseModel, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    # json's own spacing: there are people who grep for `"state": "completed"`
+    # json's own spacing: some users grep for `"state": "completed"`
     raw = json.dumps(body.model_dump(mode="json")).encode()
     return web.Response(body=raw, status=status, headers=headers, content_type="application/json", charset="utf-8")
+
+
+def page_answer(
+    request: web.Request, query: PageQuery, page: Page[Item], body: type[BaseModel], one: Callable[[Item], BaseModel]
+) -> web.Response:
+    """A page of a customer's list, with links to the pages around it. `one` makes the body of an item."""
+    listed = from_record(body, page, results=tuple(map(one, page.results)))
+    return answer(listed, headers=page_links(request.rel_url, query, page.count))
+
+
+def cursor_answer(
+    request: web.Request,
+    page: CursorPage[Item],
+    body: type[BaseModel],
+    one: Callable[[Item], BaseModel],
+    **more: object,
+) -> web.Response:
+    """A page of an operators' list, with a link to the next. `one` makes the body of an item; `more`: other fields."""
+    url = request.rel_url.update_query(after=page.after or "")  # other parameters of the query are kept
+    headers = {"Link": f'<{url}>; rel="next"'} if page.after else {}
+    return answer(from_record(body, page, results=tuple(map(one, page.results)), **more), headers=headers)
 
 
 def page_links(url: URL, query: PageQuery, count: int) -> dict[str, str]:
@@ -81,9 +105,3 @@ def page_links(url: URL, query: PageQuery, count: int) -> dict[str, str]:
         pages["next"] = query.page + 1
     here = url.relative() if url.absolute else url
     return {"Link": ", ".join(f'<{here.update_query(page=page)}>; rel="{name}"' for name, page in pages.items())}
-
-
-def next_link(url: URL, after: str | None) -> dict[str, str]:
-    """The header with the next page; other parameters of the query are kept."""
-    here = url.relative() if url.absolute else url
-    return {"Link": f'<{here.update_query(after=after)}>; rel="next"'} if after else {}

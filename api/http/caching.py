@@ -22,7 +22,7 @@ def conditional(request: web.Request, response: web.StreamResponse) -> web.Strea
         response = web.Response(
             status=304, headers={"Link": response.headers["Link"]} if "Link" in response.headers else {}
         )
-    elif len(body) >= PACKED_FROM_BYTES and takes_gzip(request):
+    elif len(body) >= PACKED_FROM_BYTES and accepts_gzip(request):
         response.enable_compression(web.ContentCoding.gzip)
     response.etag = tag
     response.headers["Cache-Control"] = "private, no-cache"  # only the caller may keep it, and must revalidate it
@@ -45,8 +45,8 @@ class Document:
         return cls(raw=raw, packed=gzip.compress(raw, mtime=0), tag=_tag(raw), kind=kind, headers=headers or {})
 
     def answer(self, request: web.Request) -> web.Response:
-        """All of it, compressed if the caller takes that."""
-        packed = takes_gzip(request)
+        """The whole file, compressed if the caller accepts gzip."""
+        packed = accepts_gzip(request)
         response = web.Response(
             body=self.packed if packed else self.raw,
             headers={"Vary": "Accept-Encoding", **self.headers},
@@ -76,6 +76,6 @@ def _is_known(request: web.Request, tag: ETag) -> bool:
     return any(known.value in {tag.value, "*"} for known in request.if_none_match or ())
 
 
-def takes_gzip(request: web.Request) -> bool:
+def accepts_gzip(request: web.Request) -> bool:
     codings = request.headers.get("Accept-Encoding", "").lower().replace(" ", "").split(",")
     return any(coding == "gzip" or (coding.startswith("gzip;q=") and coding.strip("gzip;q=.0")) for coding in codings)

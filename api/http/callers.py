@@ -1,4 +1,4 @@
-"""Who calls: from the token of a request to the account that it acts for."""
+"""The caller of a request, from its token and its X-Account-Id."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,11 @@ from structlog.contextvars import bind_contextvars
 from api.http import addresses, reading
 from api.http.addresses import Network
 from api.http.marks import ACCOUNT, ALLOWANCE, TOKEN
-from api.http.problems import FieldError, Problem, invalid, rate_limited
+from api.http.problems import FieldError, Problem, invalid, rate_limited, unauthenticated
 from worker.store.access.tokens import Authenticated, Limits, Permission, Token, Tokens
 from worker.store.model import AccountId
 
 ACCOUNT_HEADER = "X-Account-Id"
-_CHALLENGE = 'Bearer realm="vps-snapshots"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,7 @@ class Callers:
         self._trusted_proxies = trusted_proxies
 
     async def identify(self, request: web.Request, permission: Permission) -> Caller:
-        """The caller, who has that permission. Raises Problem (400, 401, 403, 429) or StoreUnavailable."""
+        """The caller, if the token has that permission. Raises Problem (400, 401, 403, 429) or StoreUnavailable."""
         token = await self._allowed(request, permission)
         account_id = _account(token, request)
         bind_contextvars(account=account_id)
@@ -50,7 +49,7 @@ class Callers:
     def address(self, request: web.Request) -> str:
         return addresses.of(request, trusted_proxies=self._trusted_proxies)
 
-    async def still(self, request: web.Request, permission: Permission) -> bool:
+    async def is_still_allowed(self, request: web.Request, permission: Permission) -> bool:
         """Whether the caller still has that permission; being rate limited does not end it. Raises StoreUnavailable."""
         try:
             if permission is Permission.OPERATOR:
@@ -85,7 +84,7 @@ class Callers:
             which = "with this token" if token else "without a valid token from this address"
             raise rate_limited(which, authenticated.more_in)
         if token is None:
-            raise _unauthenticated(secret)
+            raise unauthenticated(secret)
         bind_contextvars(token=token.id, token_name=token.name)
         request[TOKEN] = token
         return token
@@ -116,12 +115,3 @@ def _account(token: Token, request: web.Request) -> AccountId:
         detail = "Required with a service token: the account that it acts for, a positive integer."
         raise invalid(FieldError(field=ACCOUNT_HEADER, detail=detail))
     return named
-
-
-def _unauthenticated(secret: str) -> Problem:
-    if not secret:
-        detail = "Send an access token: Authorization: Bearer TOKEN."
-        return Problem(401, "token_missing", detail, headers={"WWW-Authenticate": _CHALLENGE})
-    challenge = f'{_CHALLENGE}, error="invalid_token"'
-    detail = "The access token is unknown, revoked or expired."
-    return Problem(401, "token_invalid", detail, headers={"WWW-Authenticate": challenge})

@@ -1,4 +1,4 @@
-"""What the calls of the API are made of: a row above each handler, from which its route and its document are made."""
+"""The parts of an API call: a row above each handler, from which its route and its document are made."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,9 +19,9 @@ OPS = f"{API}ops/"
 JOB_HEADERS = ("Operation-Location", "X-Job-Id")
 EVENT_STREAM = "text/event-stream"
 
-Room = TypeVar("Room")
+Resource = TypeVar("Resource")
 By = TypeVar("By")
-Handler = Callable[[Room, web.Request, By], Awaitable[web.StreamResponse]]
+Handler = Callable[[Resource, web.Request, By], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Link:
 
     to: str
     parameters: Mapping[str, str]
-    text: str = "What can be called next."
+    text: str = "A possible next call."
 
 
 def links(*calls: str, **parameters: str) -> tuple[Link, ...]:
@@ -40,7 +40,7 @@ def links(*calls: str, **parameters: str) -> tuple[Link, ...]:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer that is not a problem. `examples` are instances of the models of its body; none: it has no body."""
+    """An answer that is not a problem. `examples` are instances of its body's models; without any, it has no body."""
 
     status: int
     examples: Mapping[str, BaseModel] = field(default_factory=dict)
@@ -50,13 +50,13 @@ class Reply:
     media: str = "application/json"
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         return self.text or f"{HTTPStatus(self.status).phrase}."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call(Generic[By]):
-    """A call, made by a `By`. Its id in the document is the name of its handler."""
+    """A call, made by a `By`. Its ID in the document is the name of its handler."""
 
     method: str
     path: str
@@ -65,7 +65,7 @@ class Call(Generic[By]):
     handle: Handler[Any, By]
     replies: tuple[Reply, ...]
     query: type[BaseModel] | None
-    examples: Mapping[str, BaseModel]  # of its body; none: it takes no body
+    examples: Mapping[str, BaseModel]  # of its body; without any, it takes no body
     refusals: tuple[type[errors.Refused], ...]
 
     @property
@@ -111,35 +111,36 @@ class Call(Generic[By]):
 
 
 class Table(Generic[By]):
-    """The calls of a resource, in order. A row stands above its handler: `@call("GET /path/", READ, Reply(...))`.
+    """The calls of a resource, in order. A row stands above its handler: `@call("GET /path/", Reply(...))`.
 
-    The handler's docstring is the document's text: its first line is the summary. `examples` are of the request's body,
-    whose model is theirs; `path_ids` are all ids that stand in the paths.
+    The handler's docstring is the document's text; its first line is the summary. `body` has examples of the request's
+    body, which also name its model. `path_ids` are all ids in the paths. `permission` is what all calls need; without
+    it, a GET needs READ and any other call WRITE.
     """
 
-    def __init__(self, tag: str, *path_ids: PathId[Any]) -> None:
+    def __init__(self, tag: str, *path_ids: PathId[Any], permission: Permission | None = None) -> None:
         self.path_ids = path_ids
         self.calls: list[Call[By]] = []
         self._tag = tag
+        self._permission = permission
 
     def __call__(
         self,
         route: str,
-        permission: Permission,
         *replies: Reply,
         query: type[BaseModel] | None = None,
         body: Mapping[str, BaseModel] | None = None,
         refusals: tuple[type[errors.Refused], ...] = (),
-    ) -> Callable[[Handler[Room, By]], Handler[Room, By]]:
+    ) -> Callable[[Handler[Resource, By]], Handler[Resource, By]]:
         method, path = route.split(" ")
 
-        def decorate(handle: Handler[Room, By]) -> Handler[Room, By]:
+        def decorate(handle: Handler[Resource, By]) -> Handler[Resource, By]:
             self.calls.append(
                 Call(
                     method=method,
                     path=path,
                     tag=self._tag,
-                    permission=permission,
+                    permission=self._permission or (READ if method == "GET" else WRITE),
                     handle=handle,
                     replies=replies,
                     query=query,
@@ -153,6 +154,6 @@ class Table(Generic[By]):
 
 
 def prose(handle: Callable[..., object]) -> tuple[str, str]:
-    """What a handler's docstring says, for the document: the summary, and the text below it."""
+    """The summary and the text of a handler's docstring, for the document."""
     summary, _, text = cleandoc(handle.__doc__ or "").partition("\n\n")
     return summary.removesuffix("."), " ".join(text.split())

@@ -1,4 +1,4 @@
-"""The types of fields that more than one resource takes: limits, validators, ids in paths, pages."""
+"""The types of fields that several resources take: limits, validators, IDs in paths, pages."""
 
 import re
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from worker.store import errors
+from worker.store.calls import Cursor
 from worker.store.model import DESCRIPTION_MAX, NAME_MAX, AccountId, JobId, ServerId
-from worker.store.operators.operator_store import Cursor
 
 EXPIRE_HOURS_MAX = 87_600
 REASON_MAX = 500
 ID_MAX = 2**63 - 1
 PAGE_MAX = 10**9  # far beyond any list, and its offset is still exact in Redis's scripts
 PAGE_SIZE_MAX = 500
-_EXACT_MAX = 2**53  # up to here a float stands for one integer only
+_EXACT_MAX = 2**53  # up to here a float is exactly one integer
 
 _ID = re.compile(r"[1-9][0-9]{0,18}")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -38,7 +38,7 @@ _UNSTORABLE = re.compile(rf"[{_NOT_STORABLE}]")  # JSON itself excludes half a c
 
 Id = TypeVar("Id")
 
-PATTERNS: dict[str, str] = {}  # what a caller reads of a text that does not match
+PATTERNS: dict[str, str] = {}  # the rule that a problem states, by pattern
 
 
 class RequestBody(BaseModel):
@@ -59,6 +59,18 @@ def matches(pattern: str, rule: str) -> StringConstraints:
     return StringConstraints(pattern=pattern)
 
 
+def hex_id(of: str, example: str) -> tuple[object, object]:
+    """A record's ID, which the service chooses: as many hexadecimal digits as the example has."""
+    shape = matches(rf"^[0-9a-f]{{{len(example)}}}$", f"Must be {len(example)} hexadecimal digits.")
+    return shape, Field(description=f"ID of a {of}", examples=[example])
+
+
+def cursor_text(pattern: str) -> tuple[object, object]:
+    """The cursor of a page."""
+    shape = matches(pattern, "Must be the `after` of the previous page.")
+    return shape, Field(description="the `after` of the previous page")
+
+
 def _storable(text: str) -> str:
     if found := _UNSTORABLE.search(text):
         context = {"character": f"U+{ord(found[0]):04X}"}
@@ -67,7 +79,7 @@ def _storable(text: str) -> str:
 
 
 def id_text(text: object) -> int:
-    """An id as we write it: 007 is not another name of 7."""
+    """An ID in its one form: 007 is not 7."""
     if not isinstance(text, str) or not _ID.fullmatch(text):
         raise PydanticCustomError("not_an_id", "Must be a positive integer.")
     return int(text)
@@ -113,9 +125,9 @@ def _moment(text: object) -> object:
     return text
 
 
-def _to_come(moment: datetime) -> datetime:
+def _in_future(moment: datetime) -> datetime:
     if not datetime.now(UTC) < moment < datetime.now(UTC) + timedelta(hours=EXPIRE_HOURS_MAX):
-        raise PydanticCustomError("not_to_come", "Must be in the future, within ten years.")
+        raise PydanticCustomError("not_in_future", "Must be in the future, within ten years.")
     return moment
 
 
@@ -126,16 +138,12 @@ STORABLE = (
 LEFT_OUT = Field(json_schema_extra=_without_default)
 NOT_NULL = BeforeValidator(_not_null), Field(json_schema_extra=_without_null)
 
-# Limits before the parser, or they are not written into the schema.
+# Limits come before the parser, or the schema lacks them.
 ServerIdInBody = Annotated[ServerId, Field(ge=1, le=ID_MAX), BeforeValidator(whole)]
 ServerIdInPath = Annotated[
-    ServerId, Field(ge=1, le=ID_MAX, description="the `id` of a server", examples=[12345]), BeforeValidator(id_text)
+    ServerId, Field(ge=1, le=ID_MAX, description="ID of a server", examples=[12345]), BeforeValidator(id_text)
 ]
-JobIdInPath = Annotated[
-    JobId,
-    matches(r"^[0-9a-f]{32}$", "Must be 32 hexadecimal digits."),
-    Field(description="the `id` of a job", examples=["0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b"]),
-]
+JobIdInPath = Annotated[JobId, *hex_id("job", "0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b")]
 NodeInPath = Annotated[
     str,
     matches(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", "Must be the name of a node."),
@@ -150,7 +158,7 @@ Name = Annotated[
 Description = Annotated[str, StringConstraints(max_length=DESCRIPTION_MAX), *STORABLE]
 # not strict: pydantic gets the validator's text as a Python object, not as JSON
 Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_moment)]
-ExpiresAt = Annotated[Moment, AfterValidator(_to_come)]
+ExpiresAt = Annotated[Moment, AfterValidator(_in_future)]
 
 OfServer = Annotated[ServerId, Field(ge=1, le=ID_MAX, description="only of this server"), BeforeValidator(digits)]
 OfAccount = Annotated[AccountId, Field(ge=1, le=ID_MAX, description="only of this account"), BeforeValidator(digits)]
@@ -158,7 +166,7 @@ OfAccount = Annotated[AccountId, Field(ge=1, le=ID_MAX, description="only of thi
 
 @dataclass(frozen=True)
 class PathId(Generic[Id]):
-    """An id in a path, by its name there. What is no id is not found, like an id that does not exist."""
+    """An ID in a path. Text that is not an ID raises `not_found`, like an ID that does not exist."""
 
     name: str
     adapter: TypeAdapter[Id]
@@ -171,7 +179,7 @@ NODE: PathId[str] = PathId("node", TypeAdapter(NodeInPath), errors.NodeNotFound)
 
 
 class PageQuery(Query):
-    """Which page of a list."""
+    """A page of a list, by number."""
 
     page: Annotated[int, Field(ge=1, le=PAGE_MAX, description="starts at 1"), BeforeValidator(digits)] = 1
     page_size: Annotated[
@@ -183,21 +191,14 @@ class PageQuery(Query):
         return (self.page - 1) * self.page_size
 
 
+_CURSOR = cursor_text(r"^-?[0-9]{1,20}(\.[0-9]{1,20})?(e[-+][0-9]{1,3})?:[A-Za-z0-9._-]{1,64}$")
+
+
 class CursorQuery(Query):
-    """Which page of a list that may be long."""
+    """A page of a list that may be long, by cursor."""
 
     limit: Annotated[int, Field(ge=1, le=PAGE_SIZE_MAX, description="results per page"), BeforeValidator(digits)] = 100
-    after: (
-        Annotated[
-            str,
-            matches(
-                r"^-?[0-9]{1,20}(\.[0-9]{1,20})?(e[-+][0-9]{1,3})?:[A-Za-z0-9._-]{1,64}$",
-                "Must be the `after` of the previous page.",
-            ),
-            Field(description="the `after` of the previous page"),
-        ]
-        | None
-    ) = None
+    after: Annotated[str, *_CURSOR] | None = None
 
     @property
     def cursor(self) -> Cursor:
@@ -205,6 +206,6 @@ class CursorQuery(Query):
 
 
 class ReasonBody(RequestBody):
-    """Why this is done; recorded in the audit log."""
+    """The reason, which the audit log records."""
 
     reason: Annotated[str, StringConstraints(min_length=1, max_length=REASON_MAX), *STORABLE]

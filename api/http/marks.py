@@ -1,4 +1,4 @@
-"""What is learned of a request while it is answered, for its log line, its audit entry and its headers."""
+"""Facts about a request, collected while it is answered, for its log line, its audit entry and its headers."""
 
 from aiohttp import web
 
@@ -9,7 +9,7 @@ REQUEST_ID = web.RequestKey("request_id", str)
 SERVER_ID = web.RequestKey("server_id", int)
 TOKEN = web.RequestKey("token", Token)
 ACCOUNT = web.RequestKey("account", AccountId)
-MADE = web.RequestKey("made", str)  # what a call made, unless it is a job: "token 0a1b2c3d4e5f"
+MADE = web.RequestKey("made", str)  # what a call created, unless it is a job: "token 0a1b2c3d4e5f"
 REASON = web.RequestKey("reason", str)
 EACH = web.RequestKey("each", list[dict[str, str]])  # of a bulk call: the audit fields of each item
 ALLOWANCE = web.RequestKey("allowance", dict[str, str])  # the RateLimit headers

@@ -1,4 +1,4 @@
-"""Around every request: its id, its log line, its audit entry, and the problem document if it is refused."""
+"""Around every request: its ID, its log line, its audit entry, and the problem document if it is refused."""
 
 import re
 import time
@@ -24,9 +24,9 @@ SERVER = "vps-snapshots"
 Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-_PATH_MAX = 200  # characters: before it is validated, an id in it may be any text
+_PATH_MAX = 200  # characters: before it is validated, an ID in it may be any text
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
-QUIET = frozenset({*(probe.path for probe in PROBES), METRICS})  # asked every few seconds, and not logged at `info`
+QUIET = frozenset({*(probe.path for probe in PROBES), METRICS})  # polled every few seconds, so not logged at `info`
 
 log = structlog.get_logger()
 
@@ -35,7 +35,7 @@ Refuse = Callable[[web.Request, problems.Problem], web.Response]
 
 
 def around(callers: Callers, audit: Audit, metrics: Metrics, refuse: Refuse) -> Middleware:
-    """`refuse` makes the answer to a request that is refused."""
+    """`refuse` makes the response to a refused request."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Next) -> web.StreamResponse:
@@ -53,7 +53,7 @@ def around(callers: Callers, audit: Audit, metrics: Metrics, refuse: Refuse) -> 
             bind_contextvars(job_id=job_id)
         address = callers.address(request)
         if _is_audited(request, response):
-            await _write_down(audit, _entries(request, response, address))
+            await _record(audit, _entries(request, response, address))
         route = route_of(request)
         write = log.debug if route in QUIET else log.info
         seconds = time.monotonic() - began
@@ -109,13 +109,13 @@ def _entries(request: web.Request, response: web.StreamResponse, address: str) -
 
 
 def _job_in_path(request: web.Request) -> str:
-    """The job that the path names, if that can be an id of ours."""
+    """The job that the path names, if that is a valid ID."""
     text = request.match_info.get("job_id", "")
     return text if _JOB_ID.fullmatch(text) else ""
 
 
-async def _write_down(audit: Audit, entries: list[dict[str, str]]) -> None:
-    # After the call, which is done even if this fails.
+async def _record(audit: Audit, entries: list[dict[str, str]]) -> None:
+    # After the call, which has taken effect even if this fails.
     try:
         await audit.write(*entries, now=datetime.now(UTC))
     except errors.StoreUnavailable:
@@ -136,7 +136,7 @@ async def _answer(request: web.Request, handler: Next, refuse: Refuse) -> web.St
             refused = problems.Problem(400, "client_gone", "The client has closed the connection.")
         else:
             log.exception("request.failed")
-            refused = problems.broke()
+            refused = problems.internal_error()
     request[PROBLEM] = refused.code
     return refuse(request, refused)
 

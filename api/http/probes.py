@@ -1,4 +1,4 @@
-"""The calls of those who run the service, without a token: is it alive, is it ready, what does it measure."""
+"""Health checks and metrics, without a token."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,16 +23,16 @@ class Probes:
         self._ping = ping
 
     async def alive(self, _: web.Request) -> web.Response:
-        """Is the process alive?
+        """Check that the process runs.
 
-        Says nothing about Redis: restarting the process would not help.
+        Does not check Redis: restarting the process would not help.
         """
         return answer(Health(status="ok"))
 
     async def ready(self, _: web.Request) -> web.Response:
-        """Would a request be served?
+        """Check that requests can be served.
 
-        Redis answers.
+        Checks that Redis responds.
         """
         await self._ping()
         return answer(Health(status="ok"))

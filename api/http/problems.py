@@ -1,7 +1,8 @@
 """Refusals on the wire: RFC 9457 problem documents, and the table that gives each refusal its HTTP status."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from math import ceil
 from typing import Annotated
@@ -38,6 +39,7 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.NodeUnavailable: 503,
     errors.StoreUnavailable: 503,
 }
+_CHALLENGE = 'Bearer realm="vps-snapshots"'
 RETRY_AFTER_SECONDS: dict[type[errors.Refused], int] = {
     errors.TooManyStreams: 30,
     errors.NodeUnavailable: 30,
@@ -71,30 +73,31 @@ class ProblemDocument(BaseModel):
     ] = ()
 
 
+@dataclass(eq=False)
 class Problem(Exception):
     """The response to a refused request. The caller sees all of it."""
 
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        detail: str,
-        *,
-        fields: Sequence[FieldError] = (),
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.code = code
-        self.detail = detail
-        self.fields = tuple(fields)
-        self.headers = dict(headers or {})
+    status: int
+    code: str
+    detail: str
+    fields: tuple[FieldError, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def invalid(*fields: FieldError) -> Problem:
     """A request with invalid fields; the problem names each of them."""
-    detail = " ".join(f"{field.field}: {field.detail}" for field in fields)
+    detail = " ".join(f"{each.field}: {each.detail}" for each in fields)
     return Problem(400, "invalid_request", detail, fields=fields)
+
+
+def unauthenticated(secret: str) -> Problem:
+    """No token, or an invalid one."""
+    if not secret:
+        detail = "Send an access token: Authorization: Bearer TOKEN."
+        return Problem(401, "token_missing", detail, headers={"WWW-Authenticate": _CHALLENGE})
+    challenge = f'{_CHALLENGE}, error="invalid_token"'
+    detail = "The access token is unknown, revoked or expired."
+    return Problem(401, "token_invalid", detail, headers={"WWW-Authenticate": challenge})
 
 
 def rate_limited(calls: str, wait: timedelta) -> Problem:
@@ -123,8 +126,8 @@ def of_http(error: web.HTTPException) -> Problem:
     return Problem(error.status, code, f"{error.reason}.")
 
 
-def broke(status: int = 500) -> Problem:
-    """A bug of ours: the details are in the log only."""
+def internal_error(status: int = 500) -> Problem:
+    """A bug: only the log has the details."""
     return Problem(status, "internal_error", "An internal error occurred. It was logged.")
 
 

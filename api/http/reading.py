@@ -1,4 +1,4 @@
-"""What callers send, read into types. Whatever is wrong becomes a problem that names the field."""
+"""Parses what callers send. Each error becomes a problem that names the field."""
 
 import asyncio
 import hashlib
@@ -30,7 +30,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _EVENT_ID = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 _ACCOUNT_ID: TypeAdapter[AccountId] = TypeAdapter(AccountIdInHeader)
 
-# by pydantic's type of the error; its context fills the gaps
+# by pydantic's error type; its context fills the placeholders
 _RULES = {
     "missing": "Required.",
     "model_type": "Must be a JSON object.",
@@ -68,8 +68,8 @@ async def body(request: web.Request, model: type[Model]) -> Model:
 
 
 async def ensure_no_body(request: web.Request, query: type[BaseModel] | None) -> None:
-    """Raises Problem for any body but an empty one or `{}`: a caller who sends `{"dry_run": true}` must not get the
-    real thing. `query`: the query parameters of the call, None if it has none."""
+    """Raises Problem for any body but an empty one or `{}`: a caller who sends `{"dry_run": true}` must not
+    start the real job. `query`: the query parameters of the call, None if it has none."""
     if not request.body_exists:
         return
     raw = (await _read(request)).strip()
@@ -107,8 +107,8 @@ def validated(values: Mapping[str, object], model: type[Model]) -> Model:
 
 
 def idempotency(request: web.Request, content: BaseModel | None = None, *, owner: str = "") -> Idempotency | None:
-    """The Idempotency-Key of a POST, None if it has none. `content`: its body, if it has one. `owner`: whose key it is,
-    if not the account's. Raises Problem."""
+    """The Idempotency-Key of a POST, None if it has none. `content`: its body, if it has one. `owner`: who owns the
+    key, if not the account. Raises Problem."""
     given = request.headers.getall(KEY_HEADER, [])
     if not given:
         return None
@@ -120,13 +120,13 @@ def idempotency(request: web.Request, content: BaseModel | None = None, *, owner
 
 
 def operator_key(request: web.Request, token: Token, content: BaseModel | None = None) -> Idempotency | None:
-    """The Idempotency-Key of an operator's POST: operators have no account, so the key is their token's. Raises
+    """The Idempotency-Key of an operator's POST: operators have no account, so the token owns the key. Raises
     Problem."""
     return idempotency(request, content, owner=f"token:{token.id}")
 
 
 async def reason(request: web.Request) -> ReasonBody:
-    """Why an operator does this, noted for the audit log too. Raises Problem."""
+    """The operator's reason, which the audit log records. Raises Problem."""
     given = await body(request, ReasonBody)
     request[REASON] = given.reason
     return given
@@ -136,9 +136,9 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def only_known(request: web.Request, model: type[BaseModel] | None) -> None:
-    """Raises Problem for a query parameter that the call does not have: a mistyped `dry_run` must not do the real
-    thing. `model`: the call's query, None if it has none."""
+def ensure_known_query(request: web.Request, model: type[BaseModel] | None) -> None:
+    """Raises Problem for a query parameter that the call does not have: a mistyped `dry_run` must not start the
+    real job. `model`: the call's query, None if it has none."""
     known = list(model.model_fields) if model else []
     unknown = [name for name in dict.fromkeys(request.query) if name not in known][:_ERRORS_MAX]
     if unknown:
@@ -146,11 +146,11 @@ def only_known(request: web.Request, model: type[BaseModel] | None) -> None:
         raise invalid(*(FieldError(field=name[:_FIELD_MAX] or "query", detail=detail) for name in unknown))
 
 
-def query(request: web.Request, model: type[Model], *, but_empty: bool = False) -> Model:
-    """Raises Problem, also for a parameter that is given twice. `but_empty`: ignore empty parameters, which a browser
-    sends for the fields of a form that were left empty."""
+def query(request: web.Request, model: type[Model], *, skip_empty: bool = False) -> Model:
+    """Raises Problem, also for a parameter that is given twice. `skip_empty`: ignore empty parameters, which a browser
+    sends for empty fields of a form."""
     given = {name: request.query.getall(name) for name in model.model_fields if name in request.query}
-    if but_empty:
+    if skip_empty:
         given = {name: filled for name, values in given.items() if (filled := [value for value in values if value])}
     if twice := [name for name, values in given.items() if len(values) > 1]:
         raise invalid(*(FieldError(field=name, detail="Must not be given more than once.") for name in twice))
@@ -167,7 +167,7 @@ async def form(request: web.Request) -> dict[str, list[str]]:
 
 
 def last_event_id(request: web.Request) -> str | None:
-    """The id of the event after which a stream goes on, None if the caller names none. Raises Problem."""
+    """The ID of the event after which the stream resumes, None if the caller sends none. Raises Problem."""
     given = request.headers.get(LAST_EVENT_HEADER)
     if given is not None and not _EVENT_ID.fullmatch(given):
         raise invalid(FieldError(field=LAST_EVENT_HEADER, detail="Must be the ID of an event."))
@@ -175,7 +175,7 @@ def last_event_id(request: web.Request) -> str | None:
 
 
 def in_path(request: web.Request, path_id: PathId[Id]) -> Id:
-    """The id that stands in the path. Raises the `not_found` of its kind for what is no id."""
+    """The ID in the path. Raises its `not_found` for text that is not an ID."""
     try:
         return path_id.adapter.validate_python(request.match_info[path_id.name])
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Listening: the socket, limits of connections, and answers to what is not HTTP."""
+"""Listens for connections, limits their number, and answers invalid HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -32,16 +32,16 @@ class _Connection(web.RequestHandler):
             self.gone()
 
     @property
-    def waits(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether it waits for the rest of a request's head, or for the next request."""
         closes = self.transport is None or self.transport.is_closing()
         return self._waiter is not None and not self._waiter.done() and not closes
 
     @property
-    def has_asked(self) -> bool:
+    def has_sent_request(self) -> bool:
         return self._request_count > 0
 
-    def give_way(self) -> None:
+    def abort(self) -> None:
         if self.transport is not None:
             self.transport.abort()
 
@@ -57,7 +57,7 @@ class _Connection(web.RequestHandler):
         request_id = uuid4().hex
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             log.error("request.failed", request_id=request_id, exc_info=exc)
-            problem = problems.broke(status)
+            problem = problems.internal_error(status)
         else:
             problem = problems.Problem(status, "bad_request", "This is not a valid HTTP request.")
         response = problems.respond(problem, request_id=request_id)
@@ -67,7 +67,7 @@ class _Connection(web.RequestHandler):
         return response
 
 
-def when_gone(request: web.Request, call: Callable[[], None]) -> None:
+def on_disconnect(request: web.Request, call: Callable[[], None]) -> None:
     """Call it once the client has closed the connection."""
     if isinstance(request.protocol, _Connection):
         request.protocol.gone = call
@@ -88,18 +88,18 @@ async def listening(app: web.Application, settings: ApiSettings) -> AsyncIterato
         await runner.cleanup()
 
 
-class _TurnedAway(asyncio.Protocol):
+class _Rejected(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast("asyncio.Transport", transport).abort()
 
 
-def _made_room(server: web.Server) -> bool:
-    """Whether an idle connection was closed: the oldest that never sent a request, or else the oldest. So even many
-    silent or slow connections keep nobody out."""
-    waiting = [each for each in server.connections if isinstance(each, _Connection) and each.waits]
-    first = next((each for each in waiting if not each.has_asked), waiting[0] if waiting else None)
+def _close_idle(server: web.Server) -> bool:
+    """Whether an idle connection was closed: the oldest that never sent a request, or else the oldest. So many
+    silent or slow connections do not lock out others."""
+    waiting = [each for each in server.connections if isinstance(each, _Connection) and each.is_idle]
+    first = next((each for each in waiting if not each.has_sent_request), waiting[0] if waiting else None)
     if first is not None:
-        first.give_way()
+        first.abort()
     return first is not None
 
 
@@ -110,8 +110,8 @@ async def _listen(runner: web.AppRunner, settings: ApiSettings) -> asyncio.Serve
     loop = asyncio.get_running_loop()
 
     def protocol() -> asyncio.BaseProtocol:
-        if len(server.connections) >= settings.connections and not _made_room(server):
-            return _TurnedAway()
+        if len(server.connections) >= settings.connections and not _close_idle(server):
+            return _Rejected()
         return _Connection(
             server,
             loop=loop,

@@ -15,7 +15,7 @@ from worker.program import tracing
 async def traced(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Outermost, so that every log line of a request has its trace id."""
+    """Outermost, so that every log line of a request has its trace ID."""
     route = route_of(request)
     if route in QUIET:
         return await handler(request)

@@ -1,45 +1,33 @@
-"""The bodies of jobs: a customer's, and what operators see beside it."""
+"""The bodies of jobs, for customers and for operators."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
+from api.http import fields
 from api.http.answers import After, Open, ServerName, SnapshotName, Timestamp, Total, TotalIfKnown, from_record
-from api.http.calls import API, OPS
-from api.http.fields import (
-    STORABLE,
-    CursorQuery,
-    JobIdInPath,
-    NodeInPath,
-    OfAccount,
-    OfServer,
-    PageQuery,
-    Query,
-    RequestBody,
-    matches,
-)
+from api.http.calls import API
 from worker.store import model
-from worker.store.calls import Page
 from worker.store.model import JobKind, JobState, ServerState, Step
 from worker.store.operators import records
 from worker.store.operators.operator_store import JobFilter
-from worker.store.operators.records import CursorPage
 
 BULK_MAX = 100
 MIB = 1 << 20
 
+BulkAction = Literal["retry", "cancel"]
 State = Literal["queued", "in_progress", "completed", "failed"]
 
 
-class JobsQuery(PageQuery):
+class JobsQuery(fields.PageQuery):
     """The query of the list of jobs."""
 
-    server_id: OfServer | None = None
+    server_id: fields.OfServer | None = None
     state: State | None = None
 
 
-class DisksQuery(Query):
+class DisksQuery(fields.Query):
     """The query of an undo."""
 
     disks: Annotated[
@@ -57,18 +45,18 @@ class DisksQuery(Query):
         return self.disks == "present"
 
 
-class OpsJobsQuery(CursorQuery):
+class OpsJobsQuery(fields.CursorQuery):
     """The query of the list of all jobs."""
 
     state: State | None = None
     kind: Literal["create", "restore", "delete", "check_create", "check_restore", "undo"] | None = None
-    node: NodeInPath | None = None
-    account_id: OfAccount | None = None
-    server_id: OfServer | None = None
+    node: fields.NodeInPath | None = None
+    account_id: fields.OfAccount | None = None
+    server_id: fields.OfServer | None = None
     error_code: (
         Annotated[
             str,
-            matches(r"^[a-z_]{1,64}$", "1 to 64 lower-case letters or underscores."),
+            fields.matches(r"^[a-z_]{1,64}$", "1 to 64 lower-case letters or underscores."),
             Field(description="the code of the failure"),
         ]
         | None
@@ -77,10 +65,10 @@ class OpsJobsQuery(CursorQuery):
         Annotated[
             str,
             StringConstraints(min_length=1, max_length=100),
-            *STORABLE,
+            *fields.STORABLE,
             Field(
                 description=(
-                    "part of the id, the server's name, the snapshot's name, the error's detail or the request's id"
+                    "part of the job ID, the server's name, the snapshot's name, the error's detail or the request ID"
                 )
             ),
         ]
@@ -100,39 +88,39 @@ class OpsJobsQuery(CursorQuery):
         )
 
 
-class BulkBody(RequestBody):
-    """What to do to which jobs."""
+class BulkBody(fields.RequestBody):
+    """An action on several jobs."""
 
-    action: Literal["retry", "cancel"]
-    ids: Annotated[list[JobIdInPath], Field(min_length=1, max_length=BULK_MAX)]
+    action: BulkAction
+    ids: Annotated[list[fields.JobIdInPath], Field(min_length=1, max_length=BULK_MAX)]
 
 
 class HeldDisk(Open):
     """A disk of the server when the snapshot was taken."""
 
     target: Annotated[str, Field(description="the name of the device in the server, for example `vda`")]
-    size_mb: Annotated[int, Field(description="its size then, in MiB")]
+    size_mb: Annotated[int, Field(description="its size at that time, in MiB")]
 
 
 class LeftOut(Open):
-    """A disk or device that the snapshot does not hold."""
+    """A disk or device that the snapshot does not contain."""
 
     target: str
     reason: str
 
 
 class Contents(Open):
-    """What a snapshot holds, and what it does not."""
+    """What a snapshot contains, and what it does not."""
 
     disks: tuple[HeldDisk, ...]
     left_out: tuple[LeftOut, ...]
     firmware: Annotated[str, Field(description="`bios` or `uefi`")]
-    nvram: Annotated[bool, Field(description="whether it holds the UEFI variables")]
-    tpm: Annotated[bool, Field(description="whether it holds the state of the emulated TPM")]
+    nvram: Annotated[bool, Field(description="whether it contains the UEFI variables")]
+    tpm: Annotated[bool, Field(description="whether it contains the state of the emulated TPM")]
 
 
 class ServerNow(Open):
-    """A server, and what it does now."""
+    """A server and its current status."""
 
     id: int
     name: str
@@ -145,7 +133,7 @@ class JobError(Open):
     code: Annotated[str, Field(description="stable, snake_case; more may be added")]
     detail: str
     stranded: Annotated[
-        bool, Field(description="the job could not put the server back as it was: an operator must act")
+        bool, Field(description="the job could not put the server back as it was; an operator must repair it")
     ]
 
 
@@ -154,7 +142,7 @@ class Note(Open):
 
     code: Annotated[str, Field(description="stable, snake_case; more may be added")]
     detail: str
-    disks: Annotated[tuple[str, ...], Field(description="the disks that it is about")]
+    disks: Annotated[tuple[str, ...], Field(description="the disks concerned")]
 
 
 class Job(Open):
@@ -165,11 +153,11 @@ class Job(Open):
     state: JobState
     step: Annotated[Step | None, Field(description="the current step; null before the job starts")]
     percent: Annotated[
-        int, Field(ge=0, le=100, description="the share of its steps that are done; of a failed job: when it failed")
+        int, Field(ge=0, le=100, description="the share of its steps that are done; for a failed job, when it failed")
     ]
     server: ServerNow
     snapshot: Annotated[SnapshotName | None, Field(description="null for the dry run of a create")]
-    attempts: Annotated[int, Field(description="how often a node started it: more than 1 after a crash")]
+    attempts: Annotated[int, Field(description="how many times a node started it; more than 1 after a crash")]
     queued_at: Timestamp
     started_at: Timestamp | None
     finished_at: Timestamp | None
@@ -185,7 +173,7 @@ class Job(Open):
     notes: tuple[Note, ...]
     contents: Annotated[
         Contents | None,
-        Field(description="of a completed create: what the snapshot holds; of its dry run: what it would hold"),
+        Field(description="of a completed create: what the snapshot contains; of its dry run: what it would contain"),
     ]
     retried_by: Annotated[str | None, Field(description="the job that retries this one")]
 
@@ -231,7 +219,7 @@ class Resolution(Open):
 
 
 class OpsJob(OpsJobSummary):
-    """A job with everything that is known of it."""
+    """A job with its steps, log lines and resolution."""
 
     power_found: Annotated[str | None, Field(description="`on`, `off` or `paused`, when its node started it")]
     power_now: str | None
@@ -286,16 +274,8 @@ def job(record: model.Job) -> Job:
     return from_record(Job, record, **_parts(record))
 
 
-def jobs(page: Page[model.Job]) -> JobList:
-    return JobList(count=page.count, results=tuple(map(job, page.results)))
-
-
 def ops_job_summary(record: model.Job) -> OpsJobSummary:
     return from_record(OpsJobSummary, record, **_parts(record))
-
-
-def ops_jobs(page: CursorPage[model.Job]) -> OpsJobList:
-    return from_record(OpsJobList, page, results=tuple(map(ops_job_summary, page.results)))
 
 
 def ops_job(record: records.OpsJob, *, runbook_url: str) -> OpsJob:
@@ -305,11 +285,6 @@ def ops_job(record: records.OpsJob, *, runbook_url: str) -> OpsJob:
     return from_record(OpsJob, record, **dict(ops_job_summary(record.job)), runbook=runbook)
 
 
-def job_headers(record: model.Job) -> dict[str, str]:
-    """Where to follow a job, and its id, which no body of the contract has."""
-    return {"Operation-Location": f"{API}jobs/{record.id}/", "X-Job-Id": record.id}
-
-
-def ops_job_headers(record: model.Job) -> dict[str, str]:
-    """Where an operator follows a job, and its id."""
-    return {"Operation-Location": f"{OPS}jobs/{record.id}/", "X-Job-Id": record.id}
+def job_headers(record: model.Job, *, base: str = API) -> dict[str, str]:
+    """The job's path below `base`, and its ID, which no body of the contract has."""
+    return {"Operation-Location": f"{base}jobs/{record.id}/", "X-Job-Id": record.id}

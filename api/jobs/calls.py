@@ -3,19 +3,18 @@
 from aiohttp import web
 
 from api.http import reading
-from api.http.answers import answer, next_link, page_links
+from api.http.answers import answer, cursor_answer, page_answer
 from api.http.callers import Caller
-from api.http.calls import API, JOB_HEADERS, OPERATOR, OPS, READ, WRITE, Link, Reply, Table, links
+from api.http.calls import API, JOB_HEADERS, OPERATOR, OPS, Link, Reply, Table, links
 from api.http.fields import JOB_ID
-from api.http.marks import EACH, REQUEST_ID
+from api.http.marks import REQUEST_ID
 from api.http.reading import in_path, operator_key
-from api.jobs import bodies, examples
-from api.jobs.bodies import BulkBody, BulkResult, BulkResults, DisksQuery, JobsQuery, OpsJobsQuery
+from api.jobs import bodies, bulk, examples
+from api.jobs.bodies import BulkBody, BulkResults, DisksQuery, JobsQuery, OpsJobsQuery
 from worker.store import errors
 from worker.store.access.tokens import Token
-from worker.store.calls import Idempotency
 from worker.store.customers.customer_store import CustomerStore
-from worker.store.model import JobId, JobState
+from worker.store.model import JobState
 from worker.store.operators.operator_store import OperatorStore
 
 JOBS = f"{API}jobs/"
@@ -35,7 +34,7 @@ RETRY = (
 )
 
 call: Table[Caller] = Table("jobs", JOB_ID)
-ops_call: Table[Token] = Table("operators", JOB_ID)
+ops_call: Table[Token] = Table("operators", JOB_ID, permission=OPERATOR)
 
 
 class JobCalls:
@@ -44,7 +43,6 @@ class JobCalls:
 
     @call(
         f"POST {API}restores/{{job_id}}/undo/",
-        WRITE,
         Reply(
             202,
             {"undo": examples.UNDO_WAITS},
@@ -70,7 +68,7 @@ class JobCalls:
         )
         return answer(bodies.job(job), status=202, headers=bodies.job_headers(job))
 
-    @call(f"GET {JOBS}", READ, Reply(200, {"one_job": examples.JOBS}, "One page of the list."), query=JobsQuery)
+    @call(f"GET {JOBS}", Reply(200, {"one_job": examples.JOBS}, "One page of the list."), query=JobsQuery)
     async def list_jobs(self, request: web.Request, caller: Caller) -> web.Response:
         """List jobs.
 
@@ -84,11 +82,10 @@ class JobCalls:
             offset=query.offset,
             limit=query.page_size,
         )
-        return answer(bodies.jobs(page), headers=page_links(request.rel_url, query, page.count))
+        return page_answer(request, query, page, bodies.JobList, bodies.job)
 
     @call(
         f"GET {ONE_JOB}",
-        READ,
         Reply(
             200,
             {"completed": examples.COMPLETED, "failed": examples.FAILED},
@@ -109,7 +106,6 @@ class JobCalls:
 
     @call(
         f"POST {ONE_JOB}cancel/",
-        WRITE,
         Reply(200, {"cancelled": examples.CANCELLED}, "The job, which has ended."),
         refusals=(errors.JobNotFound, errors.JobNotCancellable),
     )
@@ -133,7 +129,6 @@ class OpsJobCalls:
 
     @ops_call(
         f"GET {OPS_JOBS}",
-        OPERATOR,
         Reply(
             200,
             {"jobs": examples.OPS_JOBS},
@@ -144,104 +139,75 @@ class OpsJobCalls:
     async def ops_list_jobs(self, request: web.Request, _: Token) -> web.Response:
         """List all jobs.
 
-        The jobs of the last 30 days, newest first. With several filters a page may have few results and still not be
-        the last.
+        The jobs of the last 30 days, newest first. With several filters, a page can be short or empty although
+        more entries follow.
         """
         query = reading.query(request, OpsJobsQuery)
         page = await self._operators.jobs(query.filter, query.cursor)
-        return answer(bodies.ops_jobs(page), headers=next_link(request.rel_url, page.after))
+        return cursor_answer(request, page, bodies.OpsJobList, bodies.ops_job_summary)
 
     @ops_call(
-        f"POST {OPS_JOBS}bulk/",
-        OPERATOR,
-        Reply(200, {"bulk_results": examples.BULK_RESULTS}),
-        body={"bulk": examples.BULK},
+        f"POST {OPS_JOBS}bulk/", Reply(200, {"bulk_results": examples.BULK_RESULTS}), body={"bulk": examples.BULK}
     )
     async def ops_bulk_jobs(self, request: web.Request, token: Token) -> web.Response:
-        """Do one thing to many jobs.
+        """Retry or cancel several jobs.
 
         Each job succeeds or fails on its own. A retry is also refused, with `job_not_retryable`, for a job that was
-        cancelled or whose server has had a later job: check such a job and retry it alone.
+        cancelled or whose server has had a later job: check such a job and retry it individually.
         """
         body = await reading.body(request, BulkBody)
         key = operator_key(request, token, body)
         if key is not None:
             await self._operators.once(key)
-        results: list[BulkResult] = []
-        each = request[EACH] = []  # filled as it goes: the request may be cancelled halfway
-        for job_id in body.ids:
-            results.append(await self._one_of_many(request, body.action, job_id, key))
-            new_job = results[-1].job_id
-            entry = {"job": job_id, "reason": body.action, "code": results[-1].code or ""}
-            each.append(entry | ({"made": f"job {new_job}"} if new_job else {}))
+        results = await bulk.act(self._operators, request, body.action, body.ids, idempotency=key)
         return answer(BulkResults(results=tuple(results)))
-
-    async def _one_of_many(
-        self, request: web.Request, action: str, job_id: JobId, key: Idempotency | None
-    ) -> BulkResult:
-        new_job, own = None, key and key.of_one(job_id)
-        try:
-            if action == "retry":
-                retried = await self._operators.retry(
-                    job_id, request_id=request[REQUEST_ID], in_bulk=True, idempotency=own
-                )
-                new_job = retried.id
-            else:
-                await self._operators.cancel(job_id, idempotency=own)
-        except errors.Refused as refusal:
-            return BulkResult(id=job_id, done=False, job_id=None, code=refusal.code, detail=refusal.detail)
-        return BulkResult(id=job_id, done=True, job_id=new_job, code=None, detail=None)
 
     @ops_call(
         f"GET {ONE_OPS_JOB}",
-        OPERATOR,
         Reply(200, {"failed": examples.OPS_FAILED}, links=links(*OPS_ACTIONS, job_id="$response.body#/id")),
         refusals=(errors.JobNotFound,),
     )
     async def ops_show_job(self, request: web.Request, _: Token) -> web.Response:
         """Show any job.
 
-        With the times of its steps and its last log lines.
+        The job with the times of its steps and its last log lines.
         """
         found = await self._operators.job(in_path(request, JOB_ID))
         return answer(bodies.ops_job(found, runbook_url=self._runbook_url))
 
     @ops_call(
         f"POST {ONE_OPS_JOB}retry/",
-        OPERATOR,
         Reply(
             202, {"retried": examples.OPS_RETRIED}, headers=JOB_HEADERS, links=(Link("ops_show_job", JOB_OF_HEADER),)
         ),
         refusals=RETRY,
     )
     async def ops_retry_job(self, request: web.Request, token: Token) -> web.Response:
-        """Try a failed job again.
+        """Retry a failed job.
 
-        A new job does the same again, if it is admitted. A job is retried once; `retried_by` then names the new job. No
-        body, or `{}`.
+        A new job does the same again, if the limits allow it. A job can be retried once; `retried_by` then names the
+        new job. No body, or `{}`.
         """
         job = await self._operators.retry(
             in_path(request, JOB_ID), request_id=request[REQUEST_ID], idempotency=operator_key(request, token)
         )
-        return answer(bodies.ops_job_summary(job), status=202, headers=bodies.ops_job_headers(job))
+        return answer(bodies.ops_job_summary(job), status=202, headers=bodies.job_headers(job, base=OPS))
 
     @ops_call(
         f"POST {ONE_OPS_JOB}cancel/",
-        OPERATOR,
         Reply(200, {"cancelled": examples.OPS_CANCELLED}),
         refusals=(errors.JobNotFound, errors.JobNotCancellable),
     )
     async def ops_cancel_job(self, request: web.Request, token: Token) -> web.Response:
         """Cancel any job.
 
-        As its owner can. No body, or `{}`.
+        Cancels a `queued` job, as its owner can. No body, or `{}`.
         """
         cancelled = await self._operators.cancel(in_path(request, JOB_ID), idempotency=operator_key(request, token))
         return answer(bodies.ops_job_summary(cancelled))
 
     @ops_call(
         f"POST {ONE_OPS_JOB}resolve/",
-        OPERATOR,
         Reply(200, {"resolved": examples.OPS_RESOLVED}),
         body={"reason": examples.REASON},
         refusals=(errors.JobNotFound, errors.JobNotStranded),
@@ -249,7 +215,7 @@ class OpsJobCalls:
     async def ops_resolve_job(self, request: web.Request, token: Token) -> web.Response:
         """Resolve a stranded server.
 
-        Marks the server that the job stranded as fixed by an operator.
+        Marks the server that the job stranded as repaired.
         """
         job_id, why = in_path(request, JOB_ID), await reading.reason(request)
         resolved = await self._operators.resolve(

@@ -1,1 +1,1 @@
-"""What a front end measures."""
+"""The metrics of a front end."""

@@ -8,17 +8,17 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from worker.program.background import in_background
-from worker.program.configuration import NODE_SILENT_SECONDS
 from worker.program.loop import every
 from worker.program.metrics import NAMESPACE
 from worker.store.errors import StoreUnavailable
+from worker.store.model import NODE_SILENT_SECONDS
 from worker.store.operators.cell import Cell, CellNumbers, NodeNumbers
 
 STALE_SECONDS = 120.0  # after that, numbers are left to other front ends
 
 
 class CellView(Collector):
-    """`look_seconds`: between two looks at the cell. Numbers older than `stale_seconds` are not served.
+    """`read_seconds`: how often the cell is read. Numbers older than `stale_seconds` are not served.
 
     Prometheus reads it from another thread, so the numbers are replaced as a whole.
     """
@@ -27,24 +27,24 @@ class CellView(Collector):
         self,
         cell: Cell,
         *,
-        look_seconds: float,
+        read_seconds: float,
         node_silent_seconds: float = NODE_SILENT_SECONDS,
         stale_seconds: float = STALE_SECONDS,
     ) -> None:
         self._cell = cell
-        self._look_seconds = look_seconds
+        self._read_seconds = read_seconds
         self._silent_seconds = node_silent_seconds
         self._stale_seconds = stale_seconds
         self._seen: tuple[CellNumbers | None, float] = (None, 0.0)  # and when, in Unix seconds
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
-        """Look at the cell while the application runs."""
+        """Read the cell while the application runs."""
         expected: dict[type[Exception], str] = {StoreUnavailable: "cell_view.store_unavailable"}
-        looking = every(self._look_seconds, self._look, name="cell_view", expected=expected)
-        async with in_background(looking):
+        reading = every(self._read_seconds, self._read, name="cell_view", expected=expected)
+        async with in_background(reading):
             yield
 
-    async def _look(self) -> None:
+    async def _read(self) -> None:
         self._seen = (await self._cell.numbers(), time.time())
 
     def collect(self) -> Iterator[Metric]:

@@ -1,49 +1,28 @@
-"""What one front end measures."""
+"""The metrics of one front end."""
 
 from collections.abc import Callable
 
 from aiohttp import hdrs, web
-from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.registry import Collector
 
-from worker.program.metrics import NAMESPACE, LogEvents, RedisMetrics, jobs_given_up, registry
+from worker.program.metrics import ProgramMetrics
 
 DELIVERED = "delivered"
-REQUEST_BUCKETS = (
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1,
-    2.5,
-    5,
-    10,
-    30,
-)  # seconds; `request_seconds` ends a call
+# seconds; `request_seconds` ends a call
+REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 LIMITED = ("rate_limited", "too_many_streams", "internal_error", "store_unavailable")
 
 _METHODS = frozenset(hdrs.METH_ALL)
 
 
-class Metrics:
+class Metrics(ProgramMetrics):
     """The instruments of a front end. They may be read from another thread."""
 
     def __init__(self) -> None:
-        self.registry = registry()
-        self.log_events = LogEvents(self.registry)
-        self.redis = RedisMetrics(self.registry)
-        self.jobs_given_up = jobs_given_up(self.registry)
-        self._requests = Histogram(
-            "http_request_duration_seconds",
-            "Requests that were answered, by the pattern of their path, without event streams.",
-            ["method", "route", "status"],
-            namespace=NAMESPACE,
-            registry=self.registry,
-            buckets=REQUEST_BUCKETS,
-        )
+        super().__init__()
+        text = "Requests that were answered, by the pattern of their path, without event streams."
+        labels = ("method", "route", "status")
+        self._requests = self._histogram("http_request_duration_seconds", text, REQUEST_BUCKETS, *labels)
         self._problems = self._counter("http_problems", "Requests that were refused, by the problem's code.", "code")
         self._attempts = self._counter("webhook_attempts", "Attempts at a delivery, by result.", "result")
         self._given_up = self._counter("webhook_deliveries_given_up", "Deliveries whose last attempt failed.")
@@ -54,12 +33,12 @@ class Metrics:
         self._attempts.labels(DELIVERED)
 
     def follow(self, *, streams: Callable[[], int], cell: Collector) -> None:
-        """What to read at a scrape, from its thread."""
+        """Register what is read at each scrape, from the thread of the scrape."""
         self._streams.set_function(streams)
         self.registry.register(cell)
 
     def request(self, request: web.Request, response: web.StreamResponse, *, route: str, seconds: float) -> None:
-        """Count a request, but no stream: it lasts as long as its client likes. The method may be any text."""
+        """Count a request, but not a stream, which lasts as long as its client likes. The method may be any text."""
         if response.content_type != "text/event-stream":
             method = request.method if request.method in _METHODS else "_OTHER"
             self._requests.labels(method, route, f"{response.status // 100}xx").observe(seconds)
@@ -72,9 +51,3 @@ class Metrics:
         self._attempts.labels(error or DELIVERED).inc()
         if given_up:
             self._given_up.inc()
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
-
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, namespace=NAMESPACE, registry=self.registry)

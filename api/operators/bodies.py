@@ -1,43 +1,27 @@
 """The bodies of nodes, findings, the audit log and tokens."""
 
-from collections.abc import Iterable
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from api.http import fields
 from api.http.answers import After, Open, ServerName, Timestamp, TotalIfKnown, from_record
-from api.http.fields import (
-    ID_MAX,
-    CursorQuery,
-    JobIdInPath,
-    Moment,
-    OfAccount,
-    PathId,
-    Query,
-    RequestBody,
-    matches,
-    whole,
-)
 from api.jobs.bodies import OpsJobSummary, ops_job_summary
 from api.servers.bodies import Finding
 from worker.store import errors
 from worker.store.access.tokens import NewToken, Permission, Token
+from worker.store.calls import CursorPage
 from worker.store.model import AccountId, Job
 from worker.store.operators import records
-from worker.store.operators.records import CursorPage
 from worker.store.reports import NodeFacts
 
-TokenIdInPath = Annotated[
-    str,
-    matches(r"^[0-9a-f]{12}$", "Must be 12 hexadecimal digits."),
-    Field(description="the `id` of a token", examples=["0a1b2c3d4e5f"]),
-]
-TOKEN_ID: PathId[str] = PathId("token_id", TypeAdapter(TokenIdInPath), errors.TokenNotFound)
+TokenIdInPath = Annotated[str, *fields.hex_id("token", "0a1b2c3d4e5f")]
+TOKEN_ID: fields.PathId[str] = fields.PathId("token_id", TypeAdapter(TokenIdInPath), errors.TokenNotFound)
 
 
-class OpsNodesQuery(CursorQuery):
+class OpsNodesQuery(fields.CursorQuery):
     """The query of the list of nodes."""
 
     state: Annotated[Literal["alive", "silent", "paused"], Field(description="only in this state")] | None = None
@@ -47,31 +31,24 @@ class OpsNodesQuery(CursorQuery):
     ] = "name"
 
 
-class AuditQuery(CursorQuery):
+class AuditQuery(fields.CursorQuery):
     """The query of the audit log."""
 
-    after: (
-        Annotated[
-            str,
-            matches(r"^[1-9][0-9]{0,17}-[0-9]{1,18}$", "Must be the `after` of the previous page."),
-            Field(description="the `after` of the previous page"),
-        ]
-        | None
-    ) = None
-    account_id: OfAccount | None = None
+    after: Annotated[str, *fields.cursor_text(r"^[1-9][0-9]{0,17}-[0-9]{1,18}$")] | None = None
+    account_id: fields.OfAccount | None = None
     token_id: TokenIdInPath | None = None
-    job_id: JobIdInPath | None = None
+    job_id: fields.JobIdInPath | None = None
     request_id: (
         Annotated[
             str,
-            matches(r"^[A-Za-z0-9._-]{1,64}$", "1 to 64 letters, digits, dots, underscores or hyphens."),
-            Field(description="the X-Request-Id of the call"),
+            fields.matches(r"^[A-Za-z0-9._-]{1,64}$", "1 to 64 letters, digits, dots, underscores or hyphens."),
+            Field(description="the request ID of the call"),
         ]
         | None
     ) = None
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE", "CLI"] | None = None
-    since: Annotated[Moment, Field(description="at this time or later")] | None = None
-    until: Annotated[Moment, Field(description="before this time")] | None = None
+    since: Annotated[fields.Moment, Field(description="at this time or later")] | None = None
+    until: Annotated[fields.Moment, Field(description="before this time")] | None = None
 
     @property
     def filter(self) -> dict[str, str]:
@@ -80,13 +57,13 @@ class AuditQuery(CursorQuery):
         return {field: str(value) for field, value in fields.items() if value is not None}
 
 
-class TokensQuery(Query):
+class TokensQuery(fields.Query):
     """The query of the list of tokens."""
 
-    account_id: OfAccount | None = None
+    account_id: fields.OfAccount | None = None
 
 
-class TokenBody(RequestBody):
+class TokenBody(fields.RequestBody):
     """The token to create."""
 
     model_config = ConfigDict(
@@ -98,7 +75,7 @@ class TokenBody(RequestBody):
 
     name: Annotated[
         str,
-        matches(
+        fields.matches(
             r"^[A-Za-z0-9 ._@-]{1,64}$", "1 to 64 letters, digits, spaces, dots, underscores, at signs or hyphens."
         ),
     ]
@@ -106,17 +83,17 @@ class TokenBody(RequestBody):
         list[Literal["snapshots:read", "snapshots:write", "operator"]], Field(min_length=1, max_length=len(Permission))
     ]
     account_id: Annotated[
-        Annotated[AccountId, Field(ge=1, le=ID_MAX), BeforeValidator(whole)] | None,
+        Annotated[AccountId, Field(ge=1, le=fields.ID_MAX), BeforeValidator(fields.whole)] | None,
         Field(description="null: a service token or an operator token"),
     ] = None
     lifetime_hours: Annotated[
-        Annotated[int, Field(ge=1, le=87_600), BeforeValidator(whole)] | None,
+        Annotated[int, Field(ge=1, le=87_600), BeforeValidator(fields.whole)] | None,
         Field(description="null: it does not expire"),
     ] = None
 
     @field_validator("account_id", mode="after")
     @classmethod
-    def _is_no_operators(cls, account_id: AccountId | None, info: ValidationInfo) -> AccountId | None:
+    def _not_for_operators(cls, account_id: AccountId | None, info: ValidationInfo) -> AccountId | None:
         if account_id is not None and Permission.OPERATOR in info.data.get("permissions", ()):
             raise PydanticCustomError("operators_account", "Must be null: an operator token belongs to no account.")
         return account_id
@@ -228,7 +205,7 @@ class OpsToken(Open):
 class NewOpsToken(OpsToken):
     """The token that was created."""
 
-    secret: Annotated[str, Field(description="shown only in this answer")]
+    secret: Annotated[str, Field(description="shown only in this response")]
 
 
 class TokenList(Open):
@@ -253,25 +230,12 @@ def node_details(record: records.Node, running: CursorPage[Job]) -> OpsNodeDetai
     return OpsNodeDetails(**dict(node(record)), jobs=tuple(map(ops_job_summary, running.results)))
 
 
-def nodes(page: CursorPage[records.Node]) -> OpsNodeList:
-    return OpsNodeList(after=page.after, results=tuple(map(node, page.results)))
-
-
-def _server_findings(record: records.ServerFindings) -> ServerFindings:
+def server_findings(record: records.ServerFindings) -> ServerFindings:
     return from_record(ServerFindings, record, server=ServerName(id=record.server_id, name=record.server_name))
 
 
-def findings(page: CursorPage[records.ServerFindings], unreadable: Iterable[records.UnreadableRecord]) -> FindingsList:
-    return from_record(
-        FindingsList,
-        page,
-        results=tuple(map(_server_findings, page.results)),
-        unreadable_records=tuple(from_record(UnreadableRecord, one) for one in unreadable),
-    )
-
-
-def audit(page: CursorPage[records.AuditEntry]) -> AuditList:
-    return from_record(AuditList, page)
+def unreadable_record(record: records.UnreadableRecord) -> UnreadableRecord:
+    return from_record(UnreadableRecord, record)
 
 
 def token(record: Token) -> OpsToken:

@@ -3,7 +3,7 @@
 from aiohttp import web
 
 from api.http import reading
-from api.http.answers import answer, next_link
+from api.http.answers import answer, cursor_answer
 from api.http.callers import bearer
 from api.http.calls import OPERATOR, OPS, Link, Reply, Table, links
 from api.http.fields import NODE, CursorQuery
@@ -15,15 +15,16 @@ from api.operators.bodies import TOKEN_ID, AuditQuery, OpsNodesQuery, TokenBody,
 from api.operators.overview import overview
 from worker.store import errors
 from worker.store.access.tokens import Token, Tokens
+from worker.store.calls import Cursor
 from worker.store.model import JobState
-from worker.store.operators.operator_store import Cursor, JobFilter, OperatorStore
+from worker.store.operators.operator_store import JobFilter, OperatorStore
 
 NODES = f"{OPS}nodes/"
 ONE_NODE = f"{NODES}{{node}}/"
 NODE_ACTIONS = ("ops_pause_node", "ops_resume_node", "ops_reconcile_node")
 RUNNING_JOBS = Cursor(limit=100)
 
-call: Table[Token] = Table("operators", NODE, TOKEN_ID)
+call: Table[Token] = Table("operators", NODE, TOKEN_ID, permission=OPERATOR)
 
 
 class OperatorCalls:
@@ -31,11 +32,11 @@ class OperatorCalls:
         self._operators = operators
         self._tokens = tokens
 
-    @call(f"GET {OPS}overview/", OPERATOR, Reply(200, {"overview": examples.OVERVIEW}))
+    @call(f"GET {OPS}overview/", Reply(200, {"overview": examples.OVERVIEW}))
     async def ops_overview(self, _: web.Request, __: Token) -> web.Response:
-        """Look at the cell.
+        """Show the overview.
 
-        Its current state, and the last 24 hours in quarters of an hour.
+        The current state of the cell, and the last 24 hours in intervals of 15 minutes.
         """
         return answer(overview(await self._operators.overview()))
 
@@ -43,22 +44,20 @@ class OperatorCalls:
 
     @call(
         f"GET {NODES}",
-        OPERATOR,
         Reply(200, {"nodes": examples.NODES}, links=links("ops_show_node", node="$response.body#/results/0/name")),
         query=OpsNodesQuery,
     )
     async def ops_list_nodes(self, request: web.Request, _: Token) -> web.Response:
         """List nodes.
 
-        By name unless `sort` is given.
+        Sorted by name unless `sort` is given.
         """
         query = reading.query(request, OpsNodesQuery)
         page = await self._operators.nodes(state=query.state, sort=query.sort, cursor=query.cursor)
-        return answer(bodies.nodes(page), headers=next_link(request.rel_url, page.after))
+        return cursor_answer(request, page, bodies.OpsNodeList, bodies.node)
 
     @call(
         f"GET {ONE_NODE}",
-        OPERATOR,
         Reply(200, {"node_details": examples.NODE_DETAILS}, links=links(*NODE_ACTIONS, node="$response.body#/name")),
         refusals=(errors.NodeNotFound,),
     )
@@ -74,7 +73,6 @@ class OperatorCalls:
 
     @call(
         f"POST {ONE_NODE}pause/",
-        OPERATOR,
         Reply(200, {"paused": examples.PAUSED}),
         body={"reason": REASON},
         refusals=(errors.NodeNotFound,),
@@ -82,7 +80,7 @@ class OperatorCalls:
     async def ops_pause_node(self, request: web.Request, token: Token) -> web.Response:
         """Pause a node.
 
-        It starts no new jobs; running jobs finish. Jobs are still accepted and wait, `queued`.
+        The node starts no new jobs; running jobs finish. The service still accepts jobs, which stay `queued`.
         """
         name, why = in_path(request, NODE), await reading.reason(request)
         key = operator_key(request, token, why)
@@ -90,13 +88,12 @@ class OperatorCalls:
 
     @call(
         f"POST {ONE_NODE}resume/",
-        OPERATOR,
         Reply(200, {"node": examples.NODE}),
         body={"reason": REASON},
         refusals=(errors.NodeNotFound,),
     )
     async def ops_resume_node(self, request: web.Request, token: Token) -> web.Response:
-        """Let a node go on.
+        """Resume a node.
 
         Waiting jobs start immediately.
         """
@@ -104,7 +101,7 @@ class OperatorCalls:
         resumed = await self._operators.resume(name, idempotency=operator_key(request, token, why))
         return answer(bodies.node(resumed))
 
-    @call(f"POST {ONE_NODE}reconcile/", OPERATOR, Reply(202, {"node": examples.NODE}), refusals=(errors.NodeNotFound,))
+    @call(f"POST {ONE_NODE}reconcile/", Reply(202, {"node": examples.NODE}), refusals=(errors.NodeNotFound,))
     async def ops_reconcile_node(self, request: web.Request, token: Token) -> web.Response:
         """Reconcile a node.
 
@@ -115,33 +112,33 @@ class OperatorCalls:
 
     # --- findings, audit ---
 
-    @call(f"GET {OPS}findings/", OPERATOR, Reply(200, {"findings": examples.FINDINGS}), query=CursorQuery)
+    @call(f"GET {OPS}findings/", Reply(200, {"findings": examples.FINDINGS}), query=CursorQuery)
     async def ops_list_findings(self, request: web.Request, _: Token) -> web.Response:
         """List findings.
 
         The differences that reconciliation found, by server, newest first; and the records that cannot be read.
         """
         page = await self._operators.findings(reading.query(request, CursorQuery).cursor)
-        unreadable = await self._operators.unreadable()
-        return answer(bodies.findings(page, unreadable), headers=next_link(request.rel_url, page.after))
+        unreadable = tuple(map(bodies.unreadable_record, await self._operators.unreadable()))
+        return cursor_answer(request, page, bodies.FindingsList, bodies.server_findings, unreadable_records=unreadable)
 
-    @call(f"GET {OPS}audit/", OPERATOR, Reply(200, {"audit": examples.AUDIT}), query=AuditQuery)
+    @call(f"GET {OPS}audit/", Reply(200, {"audit": examples.AUDIT}), query=AuditQuery)
     async def ops_list_audit(self, request: web.Request, _: Token) -> web.Response:
-        """List the audit.
+        """List the audit log.
 
-        Who did what, newest first. With filters a page may have few results and still not be the last.
+        Who did what, newest first. With filters, a page can be short or empty although more entries follow.
         """
         query = reading.query(request, AuditQuery)
         page = await self._operators.audit(query.filter, since=query.since, until=query.until, cursor=query.cursor)
-        return answer(bodies.audit(page), headers=next_link(request.rel_url, page.after))
+        return cursor_answer(request, page, bodies.AuditList, bodies.AuditEntry.model_validate)
 
     # --- tokens ---
 
-    @call(f"GET {OPS}tokens/", OPERATOR, Reply(200, {"tokens": examples.TOKENS}), query=TokensQuery)
+    @call(f"GET {OPS}tokens/", Reply(200, {"tokens": examples.TOKENS}), query=TokensQuery)
     async def ops_list_tokens(self, request: web.Request, _: Token) -> web.Response:
         """List tokens.
 
-        The valid ones, without their secrets.
+        The valid tokens, without their secrets.
         """
         account_id = reading.query(request, TokensQuery).account_id
         found = [token for token in await self._tokens.all() if account_id in {None, token.account_id}]
@@ -149,7 +146,6 @@ class OperatorCalls:
 
     @call(
         f"POST {OPS}tokens/",
-        OPERATOR,
         Reply(
             201,
             {"new_token": examples.NEW_TOKEN},
@@ -160,7 +156,7 @@ class OperatorCalls:
     async def ops_create_token(self, request: web.Request, token: Token) -> web.Response:
         """Create a token.
 
-        Its secret is shown only in this answer.
+        The secret is shown only in this response.
         """
         body = await reading.body(request, TokenBody)
         new = await self._tokens.create(
@@ -175,15 +171,12 @@ class OperatorCalls:
         return answer(bodies.new_token(new), status=201, headers={"Cache-Control": "no-store"})
 
     @call(
-        f"DELETE {OPS}tokens/{{token_id}}/",
-        OPERATOR,
-        Reply(204, text="The token is revoked."),
-        refusals=(errors.TokenNotFound,),
+        f"DELETE {OPS}tokens/{{token_id}}/", Reply(204, text="The token is revoked."), refusals=(errors.TokenNotFound,)
     )
     async def ops_revoke_token(self, request: web.Request, _: Token) -> web.Response:
         """Revoke a token.
 
-        Calls with it are refused at once.
+        Calls with the token are refused from now on.
         """
         token_id = in_path(request, TOKEN_ID)
         if not await self._tokens.revoke(token_id):

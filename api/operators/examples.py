@@ -1,26 +1,12 @@
 """Examples of the operators' calls, for the document."""
 
 from api.jobs.examples import ASKED, JOB_ID, OPS_COMPLETED, REASON, SERVER_NAME
-from api.operators.bodies import (
-    AuditEntry,
-    AuditList,
-    FindingsList,
-    NewOpsToken,
-    OpsNode,
-    OpsNodeDetails,
-    OpsNodeList,
-    OpsToken,
-    Pause,
-    ServerFindings,
-    TokenBody,
-    TokenList,
-    UnreadableRecord,
-)
+from api.operators import bodies
 from api.operators.overview import Chart, Durations, Ended, NodeCounts, Oldest, Overview, Point
 from api.servers.examples import FINDINGS as SERVERS_FINDINGS
 from worker.store.model import AccountId, JobKind
 
-NODE = OpsNode(
+NODE = bodies.OpsNode(
     name="node-17",
     alive=True,
     heartbeat_at=ASKED,
@@ -33,20 +19,22 @@ NODE = OpsNode(
     servers=48,
     findings=0,
 )
-PAUSED = NODE.model_copy(update={"paused": Pause(since=ASKED, reason=REASON.reason, by="alice")})
-NODE_DETAILS = OpsNodeDetails(**dict(NODE), jobs=(OPS_COMPLETED,))
-NODES = OpsNodeList(after=None, results=(NODE,))
-FINDINGS = FindingsList(
+PAUSED = NODE.model_copy(update={"paused": bodies.Pause(since=ASKED, reason=REASON.reason, by="alice")})
+NODE_DETAILS = bodies.OpsNodeDetails(**dict(NODE), jobs=(OPS_COMPLETED,))
+NODES = bodies.OpsNodeList(after=None, results=(NODE,))
+FINDINGS = bodies.FindingsList(
     count=1,
     after=None,
-    results=(ServerFindings(server=SERVER_NAME, account_id=77, node="node-17", findings=SERVERS_FINDINGS),),
-    unreadable_records=(UnreadableRecord(key="snapshot:801", reason="created_ms cannot be read", at=ASKED),),
+    results=(bodies.ServerFindings(server=SERVER_NAME, account_id=77, node="node-17", findings=SERVERS_FINDINGS),),
+    unreadable_records=(bodies.UnreadableRecord(key="snapshot:801", reason="created_ms cannot be read", at=ASKED),),
 )
 _ENTRY = {"token_name": "alice", "method": "POST", "path": "/api/v1/ops/nodes/node-17/pause/", "status": "200"}
-AUDIT = AuditList(after=None, results=(AuditEntry(id="1737044100000-0", at=ASKED, fields=_ENTRY, notes=()),))
-CREATE_TOKEN = TokenBody(name="billing", permissions=["snapshots:read"], account_id=AccountId(77))
-TOKEN_ID = "0a1b2c3d4e5f"  # noqa: S105 - its id, no secret
-_TOKEN = OpsToken(
+AUDIT = bodies.AuditList(
+    after=None, results=(bodies.AuditEntry(id="1737044100000-0", at=ASKED, fields=_ENTRY, notes=()),)
+)
+CREATE_TOKEN = bodies.TokenBody(name="billing", permissions=["snapshots:read"], account_id=AccountId(77))
+TOKEN_ID = "0a1b2c3d4e5f"  # noqa: S105 - an ID, not a secret
+_TOKEN = bodies.OpsToken(
     id=TOKEN_ID,
     name=CREATE_TOKEN.name,
     account_id=77,
@@ -54,8 +42,8 @@ _TOKEN = OpsToken(
     created_at=ASKED,
     expires_at=None,
 )
-NEW_TOKEN = NewOpsToken(**dict(_TOKEN), secret="vps_…")  # noqa: S106 - an example
-TOKENS = TokenList(results=(_TOKEN,))
+NEW_TOKEN = bodies.NewOpsToken(**dict(_TOKEN), secret="vps_…")  # noqa: S106 - an example
+TOKENS = bodies.TokenList(results=(_TOKEN,))
 _SECONDS = Durations(p50=41.2, p95=88.9)
 OVERVIEW = Overview(
     at=ASKED,

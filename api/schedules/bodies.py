@@ -6,21 +6,9 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, TypeAdapter
 from pydantic_core import PydanticCustomError
 
+from api.http import fields
 from api.http.answers import Open, ServerName, Timestamp, Total, from_record
-from api.http.fields import (
-    EXPIRE_HOURS_MAX,
-    LEFT_OUT,
-    NOT_NULL,
-    OfServer,
-    PageQuery,
-    PathId,
-    RequestBody,
-    ServerIdInBody,
-    matches,
-    whole,
-)
 from worker.store import errors
-from worker.store.calls import Page
 from worker.store.model import NAME_MAX, SNAPSHOTS_PER_SERVER, ScheduleId
 from worker.store.schedules import schedules as records
 from worker.store.schedules.schedules import BadCron, ScheduleSpec, check
@@ -28,12 +16,10 @@ from worker.store.schedules.schedules import BadCron, ScheduleSpec, check
 NAME_OF_SCHEDULE_MAX = NAME_MAX - len("-20250131-2359")
 WHEN_MAX = 100
 
-ScheduleIdInPath = Annotated[
-    ScheduleId,
-    matches(r"^[0-9a-f]{32}$", "Must be 32 hexadecimal digits."),
-    Field(description="the `id` of a schedule", examples=["5c1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e"]),
-]
-SCHEDULE_ID: PathId[ScheduleId] = PathId("schedule_id", TypeAdapter(ScheduleIdInPath), errors.ScheduleNotFound)
+ScheduleIdInPath = Annotated[ScheduleId, *fields.hex_id("schedule", "5c1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e")]
+SCHEDULE_ID: fields.PathId[ScheduleId] = fields.PathId(
+    "schedule_id", TypeAdapter(ScheduleIdInPath), errors.ScheduleNotFound
+)
 
 
 def _runnable(when: str) -> str:
@@ -46,7 +32,7 @@ def _runnable(when: str) -> str:
 
 ScheduleName = Annotated[
     str,
-    matches(
+    fields.matches(
         rf"^[A-Za-z0-9_-]{{1,{NAME_OF_SCHEDULE_MAX}}}$",
         f"1 to {NAME_OF_SCHEDULE_MAX} letters, digits, hyphens or underscores.",
     ),
@@ -67,25 +53,25 @@ When = Annotated[
 Keep = Annotated[
     int,
     Field(ge=1, le=SNAPSHOTS_PER_SERVER, description="how many of its completed snapshots to keep: the newest"),
-    BeforeValidator(whole),
+    BeforeValidator(fields.whole),
 ]
 ExpireAfterHours = Annotated[
     int,
-    Field(ge=1, le=EXPIRE_HOURS_MAX, description="each of its snapshots is deleted after that time"),
-    BeforeValidator(whole),
+    Field(ge=1, le=fields.EXPIRE_HOURS_MAX, description="each of its snapshots is deleted after that time"),
+    BeforeValidator(fields.whole),
 ]
 
 
-class SchedulesQuery(PageQuery):
+class SchedulesQuery(fields.PageQuery):
     """The query of the list of schedules."""
 
-    server_id: OfServer | None = None
+    server_id: fields.OfServer | None = None
 
 
-class ScheduleBody(RequestBody):
+class ScheduleBody(fields.RequestBody):
     """When to snapshot a server."""
 
-    server_id: ServerIdInBody
+    server_id: fields.ServerIdInBody
     name: ScheduleName
     when: When
     keep: Keep = 3
@@ -103,14 +89,14 @@ class ScheduleBody(RequestBody):
         )
 
 
-class ScheduleEditBody(RequestBody):
+class ScheduleEditBody(fields.RequestBody):
     """The fields to change; fields that are left out stay."""
 
-    name: Annotated[ScheduleName | None, *NOT_NULL] = None
-    when: Annotated[When | None, *NOT_NULL] = None
-    keep: Annotated[Keep | None, *NOT_NULL] = None
-    expire_after_hours: Annotated[ExpireAfterHours | None, LEFT_OUT, Field(description="null: never")] = None
-    enabled: Annotated[bool | None, *NOT_NULL] = None
+    name: Annotated[ScheduleName | None, *fields.NOT_NULL] = None
+    when: Annotated[When | None, *fields.NOT_NULL] = None
+    keep: Annotated[Keep | None, *fields.NOT_NULL] = None
+    expire_after_hours: Annotated[ExpireAfterHours | None, fields.LEFT_OUT, Field(description="null: never")] = None
+    enabled: Annotated[bool | None, *fields.NOT_NULL] = None
 
     def applied(self, spec: ScheduleSpec) -> ScheduleSpec:
         """The schedule with these changes."""
@@ -171,7 +157,3 @@ def schedule(record: records.Schedule) -> Schedule:
         enabled=spec.enabled,
         last_run=ScheduleRun(at=ran_at, job_id=record.last_job_id, error=record.last_error) if ran_at else None,
     )
-
-
-def schedules(page: Page[records.Schedule]) -> ScheduleList:
-    return ScheduleList(count=page.count, results=tuple(map(schedule, page.results)))

@@ -3,9 +3,9 @@
 from aiohttp import web
 
 from api.http import reading
-from api.http.answers import answer, page_links
+from api.http.answers import answer, page_answer
 from api.http.callers import Caller
-from api.http.calls import API, READ, WRITE, Link, Reply, Table
+from api.http.calls import API, Link, Reply, Table
 from api.http.marks import MADE, SERVER_ID
 from api.http.problems import FieldError, invalid
 from api.http.reading import in_path
@@ -26,10 +26,7 @@ class ScheduleCalls:
         self._schedules = schedules
 
     @call(
-        f"GET {SCHEDULES}",
-        READ,
-        Reply(200, {"nightly": examples.SCHEDULES}, "One page of the list."),
-        query=SchedulesQuery,
+        f"GET {SCHEDULES}", Reply(200, {"nightly": examples.SCHEDULES}, "One page of the list."), query=SchedulesQuery
     )
     async def list_schedules(self, request: web.Request, caller: Caller) -> web.Response:
         """List schedules.
@@ -40,11 +37,10 @@ class ScheduleCalls:
         page = await self._schedules.page(
             account_id=caller.account_id, server_id=query.server_id, offset=query.offset, limit=query.page_size
         )
-        return answer(bodies.schedules(page), headers=page_links(request.rel_url, query, page.count))
+        return page_answer(request, query, page, bodies.ScheduleList, bodies.schedule)
 
     @call(
         f"POST {SCHEDULES}",
-        WRITE,
         Reply(
             201,
             {"nightly": examples.SCHEDULE},
@@ -79,21 +75,19 @@ class ScheduleCalls:
 
     @call(
         f"GET {ONE_SCHEDULE}",
-        READ,
         Reply(200, {"nightly": examples.SCHEDULE}, "The schedule."),
         refusals=(errors.ScheduleNotFound,),
     )
     async def show_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Show a schedule.
 
-        A schedule, with its next run and the result of the last.
+        A schedule with its next run and the result of the last run.
         """
         schedule_id = in_path(request, SCHEDULE_ID)
         return answer(bodies.schedule(await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)))
 
     @call(
         f"PATCH {ONE_SCHEDULE}",
-        WRITE,
         Reply(200, {"nightly": examples.SCHEDULE}, "The changed schedule."),
         body={"keep_less": examples.KEEP_LESS},
         refusals=(errors.ScheduleNotFound,),
@@ -101,20 +95,18 @@ class ScheduleCalls:
     async def edit_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Edit a schedule.
 
-        Fields that are left out stay.
+        Fields that are left out stay unchanged.
         """
         body, schedule_id = await reading.body(request, ScheduleEditBody), in_path(request, SCHEDULE_ID)
         before = await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)
         try:
             changed = await self._schedules.change(before, body.applied(before.spec))
         except BadCron as error:
-            text = f"This version does not know the current value, {before.spec.when}; give another. ({error}.)"
+            text = f"This version does not support the current value, {before.spec.when}. Set another. ({error}.)"
             raise invalid(FieldError(field="when", detail=text)) from error
         return answer(bodies.schedule(changed))
 
-    @call(
-        f"DELETE {ONE_SCHEDULE}", WRITE, Reply(204, text="The schedule is gone."), refusals=(errors.ScheduleNotFound,)
-    )
+    @call(f"DELETE {ONE_SCHEDULE}", Reply(204, text="The schedule is gone."), refusals=(errors.ScheduleNotFound,))
     async def delete_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Delete a schedule.
 

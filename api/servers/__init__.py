@@ -1,1 +1,1 @@
-"""Servers: what they do now, and what they accept."""
+"""Servers: their status, and whether they accept new jobs."""

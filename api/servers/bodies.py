@@ -1,4 +1,4 @@
-"""The bodies of servers: a customer's, and what operators see beside it."""
+"""The bodies of servers, for customers and for operators."""
 
 from typing import Annotated
 
@@ -9,10 +9,9 @@ from api.http.fields import CursorQuery, NodeInPath, OfAccount, truth
 from api.jobs.bodies import OpsJobSummary, ops_job_summary
 from api.snapshots.bodies import SnapshotDetails, details
 from worker.store import model
-from worker.store.calls import Page
+from worker.store.calls import CursorPage, Page
 from worker.store.model import Job, JobKind, ServerState, Snapshot
 from worker.store.operators import records
-from worker.store.operators.records import CursorPage
 
 
 class OpsServersQuery(CursorQuery):
@@ -20,7 +19,7 @@ class OpsServersQuery(CursorQuery):
 
     node: NodeInPath | None = None
     account_id: OfAccount | None = None
-    stranded: Annotated[bool, Field(description="only those that an operator must fix"), BeforeValidator(truth)] = False
+    stranded: Annotated[bool, Field(description="only stranded servers"), BeforeValidator(truth)] = False
 
 
 class BusyJob(Open):
@@ -31,12 +30,12 @@ class BusyJob(Open):
 
 
 class Server(Open):
-    """A server, and what it accepts."""
+    """A server, and whether it accepts new jobs."""
 
     id: int
     name: str
     status: ServerState
-    snapshots: Annotated[int, Field(description="how many of its slots are in use; failed ones do not count")]
+    snapshots: Annotated[int, Field(description="how many snapshots it has; failed ones do not count")]
     snapshots_max: int
     job: Annotated[BusyJob | None, Field(description="the job that it is busy with")]
     reachable: Annotated[bool, Field(description="its node responds, so new jobs are accepted")]
@@ -56,7 +55,7 @@ class OpsServer(Server):
     account_id: int
     node: str
     power: str
-    missing: Annotated[bool, Field(description="its node no longer has it")]
+    missing: Annotated[bool, Field(description="its node no longer reports it")]
     stranded_by: Annotated[str | None, Field(description="the job that could not put it back as it was")]
     findings: tuple[Finding, ...]
 
@@ -113,7 +112,3 @@ def ops_server_details(
         snapshot_list=tuple(map(details, snapshots.results)),
         jobs=tuple(map(ops_job_summary, latest.results)),
     )
-
-
-def ops_servers(page: CursorPage[records.OpsServer]) -> OpsServerList:
-    return from_record(OpsServerList, page, results=tuple(map(ops_server, page.results)))

@@ -3,24 +3,25 @@
 from aiohttp import web
 
 from api.http import reading
-from api.http.answers import answer, next_link
+from api.http.answers import answer, cursor_answer
 from api.http.callers import Caller
-from api.http.calls import API, OPERATOR, OPS, READ, Reply, Table, links
+from api.http.calls import API, OPERATOR, OPS, Reply, Table, links
 from api.http.fields import SERVER_ID
 from api.http.reading import in_path
 from api.servers import bodies, examples
 from api.servers.bodies import OpsServersQuery
 from worker.store import errors
 from worker.store.access.tokens import Token
+from worker.store.calls import Cursor
 from worker.store.customers.customer_store import CustomerStore, SnapshotFilter
 from worker.store.model import SNAPSHOTS_PER_SERVER
-from worker.store.operators.operator_store import Cursor, JobFilter, OperatorStore
+from worker.store.operators.operator_store import JobFilter, OperatorStore
 
 LATEST_JOBS = Cursor(limit=100)
 SNAPSHOTS_MAX = 20 * SNAPSHOTS_PER_SERVER  # failed ones are listed too
 
 call: Table[Caller] = Table("servers", SERVER_ID)
-ops_call: Table[Token] = Table("operators", SERVER_ID)
+ops_call: Table[Token] = Table("operators", SERVER_ID, permission=OPERATOR)
 
 
 class ServerCalls:
@@ -29,14 +30,13 @@ class ServerCalls:
 
     @call(
         f"GET {API}servers/{{server_id}}/",
-        READ,
         Reply(200, {"restoring": examples.SERVER}, "The server."),
         refusals=(errors.ServerNotFound,),
     )
     async def show_server(self, request: web.Request, caller: Caller) -> web.Response:
         """Show a server.
 
-        What the server does now, how many snapshots it has, and whether new jobs are accepted.
+        Its current status, how many snapshots it has, and whether it accepts new jobs.
         """
         found = await self._store.server(account_id=caller.account_id, server_id=in_path(request, SERVER_ID))
         return answer(bodies.server(found))
@@ -49,7 +49,6 @@ class OpsServerCalls:
 
     @ops_call(
         f"GET {OPS}servers/",
-        OPERATOR,
         Reply(
             200,
             {"servers": examples.OPS_SERVERS},
@@ -60,24 +59,23 @@ class OpsServerCalls:
     async def ops_list_servers(self, request: web.Request, _: Token) -> web.Response:
         """List all servers.
 
-        By id; with `stranded`, by the time when they were stranded.
+        Sorted by ID; with `stranded`, by the time at which they were stranded.
         """
         query = reading.query(request, OpsServersQuery)
         page = await self._operators.servers(
             node=query.node, account_id=query.account_id, stranded=query.stranded, cursor=query.cursor
         )
-        return answer(bodies.ops_servers(page), headers=next_link(request.rel_url, page.after))
+        return cursor_answer(request, page, bodies.OpsServerList, bodies.ops_server)
 
     @ops_call(
         f"GET {OPS}servers/{{server_id}}/",
-        OPERATOR,
         Reply(200, {"server_details": examples.OPS_DETAILS}),
         refusals=(errors.ServerNotFound,),
     )
     async def ops_show_server(self, request: web.Request, _: Token) -> web.Response:
         """Show any server.
 
-        With its snapshots and its latest jobs, also those of former owners.
+        With its snapshots and its latest jobs, including those of former owners.
         """
         server_id = in_path(request, SERVER_ID)
         found = await self._operators.server(server_id)

@@ -4,29 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 
+from api.http import fields
 from api.http.answers import Closed, ServerName, SnapshotName, Timestamp, Total, from_record
 from api.http.calls import API
-from api.http.fields import (
-    ID_MAX,
-    LEFT_OUT,
-    NOT_NULL,
-    Description,
-    ExpiresAt,
-    Moment,
-    Name,
-    OfServer,
-    PageQuery,
-    PathId,
-    Query,
-    RequestBody,
-    ServerIdInBody,
-    id_text,
-    matches,
-    truth,
-)
 from api.jobs.bodies import Contents, DisksQuery, contents, job_headers, server_name
 from worker.store import errors, model
-from worker.store.calls import Page
 from worker.store.customers.customer_store import Admitted, Edit, SnapshotFilter
 from worker.store.model import NAME_MAX, ServerState, SnapshotId, SnapshotStatus
 
@@ -35,33 +17,37 @@ CREATE_MESSAGE = "Snapshot is being created. This may take 3-10 minutes dependin
 RESTORE_MESSAGE = "Server is being restored from snapshot. This may take 5-15 minutes."
 
 SnapshotIdInPath = Annotated[
-    SnapshotId, Field(ge=1, le=ID_MAX, description="the `id` of a snapshot", examples=[801]), BeforeValidator(id_text)
+    SnapshotId,
+    Field(ge=1, le=fields.ID_MAX, description="ID of a snapshot", examples=[801]),
+    BeforeValidator(fields.id_text),
 ]
-SNAPSHOT_ID: PathId[SnapshotId] = PathId("snapshot_id", TypeAdapter(SnapshotIdInPath), errors.SnapshotNotFound)
+SNAPSHOT_ID: fields.PathId[SnapshotId] = fields.PathId(
+    "snapshot_id", TypeAdapter(SnapshotIdInPath), errors.SnapshotNotFound
+)
 
 LabelKey = Annotated[
     str,
-    matches(
+    fields.matches(
         r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$",
         "Keys are 1 to 63 letters, digits, dots, underscores, slashes or hyphens, and start with a letter or digit.",
     ),
 ]
 LabelValue = Annotated[
     str,
-    matches(
+    fields.matches(
         r"^[A-Za-z0-9._/-]{0,63}$", "Values are at most 63 letters, digits, dots, underscores, slashes or hyphens."
     ),
 ]
 
 
-class ListQuery(PageQuery):
+class ListQuery(fields.PageQuery):
     """The query of the list of snapshots."""
 
-    server_id: OfServer | None = None
+    server_id: fields.OfServer | None = None
     status: Literal["in_progress", "completed", "failed"] | None = None
-    name: Annotated[Name, Field(description="exactly this name")] | None = None
-    created_from: Annotated[Moment, Field(description="at this time or later")] | None = None
-    created_before: Annotated[Moment, Field(description="before this time")] | None = None
+    name: Annotated[fields.Name, Field(description="exactly this name")] | None = None
+    created_from: Annotated[fields.Moment, Field(description="at this time or later")] | None = None
+    created_before: Annotated[fields.Moment, Field(description="before this time")] | None = None
     sort: Annotated[
         Literal["created_at", "-created_at", "name", "-name", "size_mb", "-size_mb"],
         Field(description="ascending, or descending with `-`"),
@@ -79,11 +65,11 @@ class ListQuery(PageQuery):
         )
 
 
-class DryRunQuery(Query):
+class DryRunQuery(fields.Query):
     """The query of a create."""
 
     dry_run: Annotated[
-        bool, Field(description="only make the checks that come before any change"), BeforeValidator(truth)
+        bool, Field(description="only run the checks; change nothing"), BeforeValidator(fields.truth)
     ] = False
 
 
@@ -91,32 +77,35 @@ class RestoreQuery(DryRunQuery, DisksQuery):
     """The query of a restore."""
 
 
-class CreateBody(RequestBody):
+class CreateBody(fields.RequestBody):
     """The snapshot to create."""
 
-    server_id: ServerIdInBody
+    server_id: fields.ServerIdInBody
     name: Annotated[
-        Name, Field(description=f"letters, digits, hyphens, underscores; at most {NAME_MAX}; unique on its server")
+        fields.Name,
+        Field(description=f"letters, digits, hyphens, underscores; at most {NAME_MAX}; unique on its server"),
     ]
-    description: Description = ""
+    description: fields.Description = ""
 
 
-class EditBody(RequestBody):
+class EditBody(fields.RequestBody):
     """The fields to change; fields that are left out stay."""
 
-    description: Annotated[Description | None, *NOT_NULL] = None
+    description: Annotated[fields.Description | None, *fields.NOT_NULL] = None
     labels: Annotated[
         Annotated[
             dict[LabelKey, LabelValue], Field(max_length=LABELS_MAX, json_schema_extra={"additionalProperties": False})
         ]
         | None,
-        *NOT_NULL,
+        *fields.NOT_NULL,
         Field(description=f"at most {LABELS_MAX}; they replace all labels of the snapshot"),
     ] = None
     expires_at: Annotated[
-        ExpiresAt | None, LEFT_OUT, Field(description="when it is deleted, unless it is protected; null: never")
+        fields.ExpiresAt | None,
+        fields.LEFT_OUT,
+        Field(description="when it is deleted, unless it is protected; null: never"),
     ] = None
-    protected: Annotated[bool | None, *NOT_NULL, Field(description="refuse to delete it")] = None
+    protected: Annotated[bool | None, *fields.NOT_NULL, Field(description="whether it cannot be deleted")] = None
 
     @property
     def edit(self) -> Edit:
@@ -130,7 +119,7 @@ class EditBody(RequestBody):
 
 
 class Snapshot(Closed):
-    """One point in time of one server: all its disks."""
+    """All disks of one server at one point in time."""
 
     id: int
     server: ServerName
@@ -147,7 +136,7 @@ class SnapshotDetails(Snapshot):
     model_config = ConfigDict(extra="ignore")
 
     labels: dict[str, str]
-    protected: Annotated[bool, Field(description="it can't be deleted")]
+    protected: Annotated[bool, Field(description="a delete is refused")]
     expires_at: Annotated[Timestamp | None, Field(description="when it is deleted, unless it is protected")]
     schedule_id: Annotated[str | None, Field(description="the schedule that created it")]
     contents: Annotated[
@@ -175,7 +164,7 @@ class RestoredSnapshot(SnapshotName):
 
 
 class RestoredServer(ServerName):
-    """The server that is restored, and what it does now."""
+    """The server that is being restored."""
 
     status: ServerState
 
@@ -195,10 +184,6 @@ def snapshot(record: model.Snapshot) -> Snapshot:
 
 def details(record: model.Snapshot) -> SnapshotDetails:
     return from_record(SnapshotDetails, record, server=server_name(record), contents=contents(record.contents))
-
-
-def snapshots(page: Page[model.Snapshot]) -> SnapshotList:
-    return SnapshotList(count=page.count, results=tuple(map(snapshot, page.results)))
 
 
 def created(admitted: Admitted) -> SnapshotCreated:

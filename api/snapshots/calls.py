@@ -5,9 +5,9 @@ import asyncio
 from aiohttp import web
 
 from api.http import reading
-from api.http.answers import answer, page_links
+from api.http.answers import answer, page_answer
 from api.http.callers import Caller
-from api.http.calls import API, JOB_HEADERS, READ, WRITE, Link, Reply, Table
+from api.http.calls import API, JOB_HEADERS, Link, Reply, Table
 from api.http.marks import REQUEST_ID, SERVER_ID
 from api.http.reading import in_path
 from api.jobs.bodies import job as job_body
@@ -31,7 +31,7 @@ DELETE = Link("delete_snapshot", SNAPSHOT_OF_BODY, "Delete it.")
 UNDO = Link("undo_restore", JOB_OF_HEADER, "Undo the restore, once it is completed.")
 
 DRY_RUN_DONE = "`completed`, or `failed` with the error that the real job would end with."
-DRY_RUN_WAITS = "Dry run: the node is busy and will make the checks later; follow the job."
+DRY_RUN_WAITS = "Dry run: the node is busy and will run the checks later; follow the job."
 
 call: Table[Caller] = Table("snapshots", SNAPSHOT_ID)
 
@@ -42,7 +42,6 @@ class SnapshotCalls:
 
     @call(
         f"GET {SNAPSHOTS}",
-        READ,
         Reply(
             200,
             {"two_snapshots": examples.SNAPSHOTS},
@@ -60,11 +59,10 @@ class SnapshotCalls:
         page = await self._store.snapshots(
             account_id=caller.account_id, wanted=query.filter, offset=query.offset, limit=query.page_size
         )
-        return answer(bodies.snapshots(page), headers=page_links(request.rel_url, query, page.count))
+        return page_answer(request, query, page, bodies.SnapshotList, bodies.snapshot)
 
     @call(
         f"POST {SNAPSHOTS}",
-        WRITE,
         Reply(
             201,
             {"in_progress": examples.CREATED},
@@ -87,8 +85,8 @@ class SnapshotCalls:
     async def create_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
         """Create a snapshot.
 
-        The server is stopped, its disks are snapshotted, and it is started again if it was running. A server has at
-        most 5 snapshots; failed ones do not count.
+        The server is stopped, its disks are snapshotted, and the server is started again if it was running. A server
+        has at most 5 snapshots; failed ones do not count.
         """
         body = await reading.body(request, CreateBody)
         request[SERVER_ID] = body.server_id
@@ -113,7 +111,6 @@ class SnapshotCalls:
 
     @call(
         f"GET {ONE_SNAPSHOT}",
-        READ,
         Reply(200, {"completed": examples.DETAILS}, "The snapshot.", links=(RESTORE, DELETE)),
         refusals=(errors.SnapshotNotFound,),
     )
@@ -127,7 +124,6 @@ class SnapshotCalls:
 
     @call(
         f"PATCH {ONE_SNAPSHOT}",
-        WRITE,
         Reply(200, {"edited": examples.DETAILS}, "The changed snapshot."),
         body={"protect": examples.EDIT},
         refusals=(errors.SnapshotNotFound,),
@@ -145,7 +141,6 @@ class SnapshotCalls:
 
     @call(
         f"DELETE {ONE_SNAPSHOT}",
-        WRITE,
         Reply(
             204,
             text="The snapshot is gone. The headers name the job that frees its space, if its server still exists.",
@@ -156,7 +151,7 @@ class SnapshotCalls:
     async def delete_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
         """Delete a snapshot.
 
-        This cannot be undone. Its slot is free at once; its node frees the space next. A running server is not stopped.
+        This cannot be undone. The snapshot is gone at once; its node frees the space. A running server is not stopped.
         """
         job = await self._store.delete(
             account_id=caller.account_id, snapshot_id=in_path(request, SNAPSHOT_ID), request_id=request[REQUEST_ID]
@@ -165,7 +160,6 @@ class SnapshotCalls:
 
     @call(
         f"POST {ONE_SNAPSHOT}restore/",
-        WRITE,
         Reply(
             200,
             {"restoring": examples.RESTORING, "checked": examples.CHECKED_RESTORE},

@@ -3,26 +3,14 @@
 from datetime import UTC, datetime
 
 from api.jobs.examples import ASKED, CONTENTS, LEFT_OUT, SERVER_NAME, SNAPSHOT_NAME, job
-from api.snapshots.bodies import (
-    CREATE_MESSAGE,
-    RESTORE_MESSAGE,
-    CreateBody,
-    EditBody,
-    RestoredServer,
-    RestoredSnapshot,
-    RestoreStarted,
-    Snapshot,
-    SnapshotCreated,
-    SnapshotDetails,
-    SnapshotList,
-)
+from api.snapshots import bodies
 from worker.store.model import JobKind, JobState, ServerId, ServerState, SnapshotStatus
 
-CREATE = CreateBody(
+CREATE = bodies.CreateBody(
     server_id=ServerId(12345), name="before-update-snapshot", description="Snapshot before system update"
 )
-EDIT = EditBody(labels={"env": "production"}, protected=True)
-SNAPSHOT = Snapshot(
+EDIT = bodies.EditBody(labels={"env": "production"}, protected=True)
+SNAPSHOT = bodies.Snapshot(
     **dict(SNAPSHOT_NAME),
     server=SERVER_NAME,
     status=SnapshotStatus.COMPLETED,
@@ -30,10 +18,10 @@ SNAPSHOT = Snapshot(
     created_at=datetime(2025, 1, 15, 18, 30, tzinfo=UTC),
     description="Before major migration",
 )
-DETAILS = SnapshotDetails(
+DETAILS = bodies.SnapshotDetails(
     **dict(SNAPSHOT), labels={"env": "production"}, protected=True, expires_at=None, schedule_id=None, contents=CONTENTS
 )
-_WEEKLY = Snapshot(
+_WEEKLY = bodies.Snapshot(
     id=798,
     server=SERVER_NAME,
     name="weekly-snapshot-2025-01-08",
@@ -42,8 +30,8 @@ _WEEKLY = Snapshot(
     created_at=datetime(2025, 1, 8, 12, tzinfo=UTC),
     description="Weekly snapshot",
 )
-SNAPSHOTS = SnapshotList(count=2, results=(SNAPSHOT, _WEEKLY))
-CREATED = SnapshotCreated(
+SNAPSHOTS = bodies.SnapshotList(count=2, results=(SNAPSHOT, _WEEKLY))
+CREATED = bodies.SnapshotCreated(
     id=802,
     server=SERVER_NAME,
     name="before-update-snapshot",
@@ -51,13 +39,13 @@ CREATED = SnapshotCreated(
     size_mb=None,
     created_at=ASKED,
     description="Snapshot before system update",
-    message=CREATE_MESSAGE,
+    message=bodies.CREATE_MESSAGE,
 )
-RESTORING = RestoreStarted(
+RESTORING = bodies.RestoreStarted(
     status="success",
-    message=RESTORE_MESSAGE,
-    snapshot=RestoredSnapshot(**dict(SNAPSHOT_NAME), created_at=SNAPSHOT.created_at),
-    server=RestoredServer(**dict(SERVER_NAME), status=ServerState.RESTORING),
+    message=bodies.RESTORE_MESSAGE,
+    snapshot=bodies.RestoredSnapshot(**dict(SNAPSHOT_NAME), created_at=SNAPSHOT.created_at),
+    server=bodies.RestoredServer(**dict(SERVER_NAME), status=ServerState.RESTORING),
 )
 _NO_DOWNTIME = {"downtime_seconds": None}
 CHECKED = job(JobKind.CHECK_CREATE, JobState.COMPLETED, notes=(LEFT_OUT,)).model_copy(update=_NO_DOWNTIME)

@@ -7,11 +7,10 @@ from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 from pydantic_core import PydanticCustomError
 
 from api.http.answers import Open, Timestamp, Total, from_record
-from api.http.fields import NOT_NULL, Description, PathId, RequestBody, matches
+from api.http.fields import NOT_NULL, Description, PathId, RequestBody, hex_id, matches
 from api.jobs.bodies import Job, job
 from api.webhooks.ssrf import URL_MAX
 from worker.store import errors
-from worker.store.calls import Page
 from worker.store.model import WebhookId
 from worker.store.webhooks import webhooks as records
 from worker.store.webhooks.deliveries import DueDelivery
@@ -19,11 +18,7 @@ from worker.store.webhooks.webhooks import JobEvent, WebhookChange
 
 TERMINAL = (JobEvent.COMPLETED, JobEvent.FAILED)
 
-WebhookIdInPath = Annotated[
-    WebhookId,
-    matches(r"^[0-9a-f]{32}$", "Must be 32 hexadecimal digits."),
-    Field(description="the `id` of a webhook", examples=["1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e5c"]),
-]
+WebhookIdInPath = Annotated[WebhookId, *hex_id("webhook", "1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e5c")]
 WEBHOOK_ID: PathId[WebhookId] = PathId("webhook_id", TypeAdapter(WebhookIdInPath), errors.WebhookNotFound)
 
 
@@ -42,7 +37,7 @@ Url = Annotated[
 # not strict: pydantic gets the value from a validator as a Python object, not as JSON
 Events = Annotated[
     tuple[Annotated[JobEvent, Field(strict=False)], ...],
-    Field(strict=False, json_schema_extra={"minItems": 1, "uniqueItems": True}, description="what is sent to it"),
+    Field(strict=False, json_schema_extra={"minItems": 1, "uniqueItems": True}, description="the events to send"),
     AfterValidator(_once),
 ]
 
@@ -108,7 +103,7 @@ class Delivery(Open):
     id: Annotated[str, Field(description="the header `webhook-id` of each attempt")]
     event: str
     attempts: int
-    status_code: Annotated[int | None, Field(description="of the last attempt; null: no answer")]
+    status_code: Annotated[int | None, Field(description="of the last attempt; null: no response")]
     error: Annotated[
         str | None,
         Field(
@@ -161,10 +156,6 @@ def webhooks(found: Iterable[records.Webhook]) -> WebhookList:
 
 def delivery(record: records.Delivery) -> Delivery:
     return from_record(Delivery, record, status_code=record.status)
-
-
-def deliveries(page: Page[records.Delivery]) -> DeliveryList:
-    return DeliveryList(count=page.count, results=tuple(map(delivery, page.results)))
 
 
 def message(webhook_id: WebhookId, due: DueDelivery) -> Message:

@@ -3,9 +3,9 @@
 from aiohttp import web
 
 from api.http import reading
-from api.http.answers import answer, page_links
+from api.http.answers import answer, page_answer
 from api.http.callers import Caller
-from api.http.calls import API, READ, WRITE, Link, Reply, Table
+from api.http.calls import API, Link, Reply, Table
 from api.http.fields import PageQuery
 from api.http.marks import MADE
 from api.http.problems import FieldError, invalid
@@ -30,7 +30,7 @@ class WebhookCalls:
         self._webhooks = webhooks
         self._to_private = to_private
 
-    @call(f"GET {WEBHOOKS}", READ, Reply(200, {"one": examples.WEBHOOKS}, "All of them."))
+    @call(f"GET {WEBHOOKS}", Reply(200, {"one": examples.WEBHOOKS}, "All webhooks of the account."))
     async def list_webhooks(self, _: web.Request, caller: Caller) -> web.Response:
         """List webhooks.
 
@@ -40,7 +40,6 @@ class WebhookCalls:
 
     @call(
         f"POST {WEBHOOKS}",
-        WRITE,
         Reply(
             201,
             {"terminal": examples.WITH_SECRET},
@@ -51,7 +50,7 @@ class WebhookCalls:
                 Link("edit_webhook", OWN, "Change it."),
                 Link("test_webhook", OWN, "Send a test event."),
                 Link("list_deliveries", OWN, "List its deliveries."),
-                Link("rotate_webhook_secret", OWN, "Give it a new secret."),
+                Link("rotate_webhook_secret", OWN, "Rotate its secret."),
                 Link("delete_webhook", OWN, "Delete it."),
             ),
         ),
@@ -61,8 +60,8 @@ class WebhookCalls:
     async def create_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Create a webhook.
 
-        From now on each of these events is sent to the URL, signed as the Standard Webhooks specification says. The
-        secret is shown only in this answer. An account has at most 10 webhooks.
+        From now on, each of these events is sent to the URL, signed according to the Standard Webhooks specification.
+        The secret is shown only in this response. An account has at most 10 webhooks.
         """
         body = await reading.body(request, WebhookBody)
         self._check_url(body.url)
@@ -73,7 +72,7 @@ class WebhookCalls:
         place = {"Location": f"{WEBHOOKS}{new.webhook.id}/"}
         return answer(bodies.webhook_with_secret(new), status=201, headers=place)
 
-    @call(f"GET {ONE_WEBHOOK}", READ, Reply(200, {"terminal": examples.WEBHOOK}, "The webhook."), refusals=NOT_FOUND)
+    @call(f"GET {ONE_WEBHOOK}", Reply(200, {"terminal": examples.WEBHOOK}, "The webhook."), refusals=NOT_FOUND)
     async def show_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Show a webhook.
 
@@ -84,7 +83,6 @@ class WebhookCalls:
 
     @call(
         f"PATCH {ONE_WEBHOOK}",
-        WRITE,
         Reply(200, {"off": examples.DISABLED}, "The changed webhook."),
         body={"off": examples.DISABLE},
         refusals=NOT_FOUND,
@@ -92,7 +90,7 @@ class WebhookCalls:
     async def edit_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Edit a webhook.
 
-        Fields that are left out stay. While it is disabled nothing is sent; waiting events are sent once it is enabled.
+        Fields that are left out stay unchanged. Pending events of a disabled webhook are sent once it is enabled.
         """
         body = await reading.body(request, WebhookEditBody)
         if body.url is not None:
@@ -102,25 +100,24 @@ class WebhookCalls:
         )
         return answer(bodies.webhook(edited))
 
-    @call(f"DELETE {ONE_WEBHOOK}", WRITE, Reply(204, text="The webhook is gone."), refusals=NOT_FOUND)
+    @call(f"DELETE {ONE_WEBHOOK}", Reply(204, text="The webhook is gone."), refusals=NOT_FOUND)
     async def delete_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Delete a webhook.
 
-        Its deliveries are deleted too, also those that are not sent yet.
+        Its deliveries are deleted, too, including pending ones.
         """
         await self._webhooks.drop(account_id=caller.account_id, webhook_id=in_path(request, WEBHOOK_ID))
         return web.Response(status=204)
 
     @call(
         f"POST {ONE_WEBHOOK}rotate-secret/",
-        WRITE,
         Reply(200, {"new": examples.WITH_SECRET}, "The webhook, with its new secret."),
         refusals=NOT_FOUND,
     )
     async def rotate_webhook_secret(self, request: web.Request, caller: Caller) -> web.Response:
         """Rotate a webhook's secret.
 
-        The new secret is shown only in this answer. For 24 hours messages are signed with both the old and the new one.
+        The new secret is shown only in this response. For 24 hours, messages are also signed with the old one.
         No body, or `{}`.
         """
         new = await self._webhooks.rotate(
@@ -132,14 +129,13 @@ class WebhookCalls:
 
     @call(
         f"POST {ONE_WEBHOOK}test/",
-        WRITE,
         Reply(202, {"waits": examples.TEST_WAITS}, "The delivery that was queued."),
         refusals=(*NOT_FOUND, errors.WebhookNotReady),
     )
     async def test_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Test a webhook.
 
-        Sends an event `webhook.test`, whose data has `webhook_id`; the list of deliveries shows the result. No body, or
+        Sends a `webhook.test` event, whose data has `webhook_id`. The list of deliveries shows the result. No body, or
         `{}`.
         """
         delivery = await self._webhooks.test(
@@ -151,7 +147,6 @@ class WebhookCalls:
 
     @call(
         f"GET {ONE_WEBHOOK}deliveries/",
-        READ,
         Reply(200, {"one": examples.DELIVERIES}, "One page of the list."),
         query=PageQuery,
         refusals=NOT_FOUND,
@@ -159,7 +154,7 @@ class WebhookCalls:
     async def list_deliveries(self, request: web.Request, caller: Caller) -> web.Response:
         """List a webhook's deliveries.
 
-        The deliveries of the last 7 days, also those that are not sent yet, newest first, at most 1,000.
+        The deliveries of the last 7 days, including pending ones, newest first, at most 1,000.
         """
         query = reading.query(request, PageQuery)
         page = await self._webhooks.deliveries(
@@ -168,8 +163,8 @@ class WebhookCalls:
             offset=query.offset,
             limit=query.page_size,
         )
-        return answer(bodies.deliveries(page), headers=page_links(request.rel_url, query, page.count))
+        return page_answer(request, query, page, bodies.DeliveryList, bodies.delivery)
 
     def _check_url(self, url: str) -> None:
-        if why := ssrf.why_not(url, to_private=self._to_private):
+        if why := ssrf.url_error(url, to_private=self._to_private):
             raise invalid(FieldError(field="url", detail=why))

@@ -1,22 +1,14 @@
 """Examples of webhooks, for the document."""
 
 from api.jobs.examples import ASKED
-from api.webhooks.bodies import (
-    Delivery,
-    DeliveryList,
-    Webhook,
-    WebhookBody,
-    WebhookEditBody,
-    WebhookList,
-    WebhookWithSecret,
-)
+from api.webhooks import bodies
 from worker.store.webhooks.webhooks import JobEvent
 
 WEBHOOK_ID = "1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e5c"
 
-CREATE = WebhookBody(url="https://hooks.example.com/snapshots", events=(JobEvent.COMPLETED, JobEvent.FAILED))
-DISABLE = WebhookEditBody(enabled=False)
-WEBHOOK = Webhook(
+CREATE = bodies.WebhookBody(url="https://hooks.example.com/snapshots", events=(JobEvent.COMPLETED, JobEvent.FAILED))
+DISABLE = bodies.WebhookEditBody(enabled=False)
+WEBHOOK = bodies.Webhook(
     id=WEBHOOK_ID,
     url=CREATE.url,
     description="",
@@ -27,9 +19,9 @@ WEBHOOK = Webhook(
     created_at=ASKED,
 )
 DISABLED = WEBHOOK.model_copy(update={"enabled": False})
-WITH_SECRET = WebhookWithSecret(**dict(WEBHOOK), secret="whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD")  # noqa: S106 - the specification's own example
-WEBHOOKS = WebhookList(count=1, results=(WEBHOOK,))
-DELIVERY = Delivery(
+WITH_SECRET = bodies.WebhookWithSecret(**dict(WEBHOOK), secret="whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD")  # noqa: S106 - the specification's own example
+WEBHOOKS = bodies.WebhookList(count=1, results=(WEBHOOK,))
+DELIVERY = bodies.Delivery(
     id="9d6b1a0f8e7d6c5b0b5e5c1d8f3a4c2e",
     event=JobEvent.COMPLETED,
     attempts=2,
@@ -39,7 +31,7 @@ DELIVERY = Delivery(
     next_attempt_at=None,
     delivered_at=ASKED.replace(second=5),
 )
-TEST_WAITS = Delivery(
+TEST_WAITS = bodies.Delivery(
     id=DELIVERY.id,
     event="webhook.test",
     attempts=0,
@@ -49,4 +41,4 @@ TEST_WAITS = Delivery(
     next_attempt_at=ASKED,
     delivered_at=None,
 )
-DELIVERIES = DeliveryList(count=1, results=(DELIVERY,))
+DELIVERIES = bodies.DeliveryList(count=1, results=(DELIVERY,))

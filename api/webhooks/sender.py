@@ -1,4 +1,4 @@
-"""Sends the deliveries of webhooks, after the Standard Webhooks specification; every front end has a sender."""
+"""Sends webhook deliveries as the Standard Webhooks specification defines. Every front end has a sender."""
 
 import asyncio
 import hashlib
@@ -135,7 +135,7 @@ class Sender:
 
     async def _post(self, client: ClientSession, claim: Claim, delivery: DueDelivery) -> tuple[int | None, str | None]:
         """The status of the answer, and the code of the error, None if there is none."""
-        if ssrf.why_not(claim.url, to_private=self._to_private):  # the settings may have changed
+        if ssrf.url_error(claim.url, to_private=self._to_private):  # the settings may have changed
             return None, "address_refused"
         body = json.dumps(bodies.message(claim.webhook_id, delivery).model_dump(mode="json")).encode()
         headers = signed(claim.secrets, delivery.id, body, moment=int(time.time()))

@@ -23,18 +23,18 @@ class AddressRefused(OSError):
 
 
 def is_public(address: str) -> bool:
-    """Whether that is the unicast address of a machine in the public internet."""
+    """Whether it is a public unicast address."""
     parsed = ip_address(address)
     if not parsed.is_global or parsed.is_multicast:
         return False
-    # 6to4 and Teredo addresses, which hold one too, are inside
+    # 6to4 and Teredo addresses, which also hold an IPv4 address, are inside of it
     return isinstance(parsed, IPv4Address) or (
         parsed in _GLOBAL_IPV6 and parsed.sixtofour is None and parsed.teredo is None
     )
 
 
-def why_not(text: str, *, to_private: bool) -> str | None:
-    """What is wrong with a webhook's URL, None if nothing is. `to_private`: allow http, and any address and port."""
+def url_error(text: str, *, to_private: bool) -> str | None:
+    """The error in a webhook's URL, None if it is valid. `to_private`: allow http, and any address and port."""
     try:
         url = URL(text)
         host, port = url.host, url.port
@@ -52,8 +52,8 @@ def why_not(text: str, *, to_private: bool) -> str | None:
 
 
 def client(*, to_private: bool, resolver: AbstractResolver, seconds: float) -> ClientSession:
-    """A client for such requests, each of at most that many seconds. It ignores the proxies of the environment, and
-    keeps no cookies and no connections. Call `why_not` for each URL first."""
+    """A client for such requests, each limited to `seconds`. It ignores the proxies of the environment, and
+    keeps no cookies and no connections. Call `url_error` for each URL first."""
     connector = TCPConnector(
         resolver=resolver if to_private else _PublicResolver(resolver),
         socket_factory=None if to_private else _public_socket,

@@ -41,12 +41,12 @@ class Client:
         except (aiohttp.ClientError, TimeoutError):
             return False
 
-    async def is_welcome(self) -> bool:
+    async def is_authorized(self) -> bool:
         """Whether the token is valid."""
         return (await self.call("GET", "/api/v1/snapshots/?page_size=1")).status == HTTPStatus.OK
 
-    async def is_operators(self) -> bool:
-        """Whether the token is valid and an operator's."""
+    async def is_operator(self) -> bool:
+        """Whether the token is valid and has the permission `operator`."""
         return (await self.call("GET", "/api/v1/ops/nodes/?limit=1")).status == HTTPStatus.OK
 
     async def follow(self, path: str, *, timeout_seconds: float) -> dict[str, Any]:

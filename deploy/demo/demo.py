@@ -30,17 +30,17 @@ class Demo:
         self.failed: list[str] = []
         self._service = service
         self._guest = service.guest
-        self._began = time.monotonic()
+        self._started = time.monotonic()
 
     def say(self, text: str) -> None:
-        print(f"{time.monotonic() - self._began:6.1f} s  {text}", flush=True)
+        print(f"{time.monotonic() - self._started:6.1f} s  {text}", flush=True)
 
     def check(self, what: str, passed: object) -> None:
         self.say(f"   {'✓' if passed else '✗'} {what}")
         if not passed:
             self.failed.append(what)
 
-    async def play(self) -> None:
+    async def run(self) -> None:
         self.say("starting Redis, a QEMU guest as server 12345, the worker and the front end")
         await self._service.start()
         self._check_guest(self._service.booted, boots=1, marker="")
@@ -53,7 +53,7 @@ class Demo:
         await self._guest.console.write("A")
         self.say("POST /api/v1/snapshots/: shut down, snapshot both disks, start again")
         before = self._guest.console.end()
-        body = {"server_id": SERVER_ID, "name": "before-update", "description": "while the guest says A"}
+        body = {"server_id": SERVER_ID, "name": "before-update", "description": "while the disks contain A"}
         answer = await self._service.client.call("POST", "/api/v1/snapshots/", body)
         self._check_answer(answer, HTTPStatus.CREATED)
         await self._follow(answer.headers["Operation-Location"])
@@ -81,17 +81,17 @@ class Demo:
         console_end, allocated_before = self._guest.console.end(), self._allocated()
         answer = await self._service.client.call("DELETE", f"/api/v1/snapshots/{snapshot_id}/")
         self._check_answer(answer, HTTPStatus.NO_CONTENT)
-        left = (await self._service.client.call("GET", f"/api/v1/snapshots/?server_id={SERVER_ID}")).body
-        self.check("the list is empty", left == {"count": 0, "results": []})
-        gone = await becomes(lambda: not any(tag in tags(disk) for disk in self._guest.disks))
+        listed = (await self._service.client.call("GET", f"/api/v1/snapshots/?server_id={SERVER_ID}")).body
+        self.check("the list is empty", listed == {"count": 0, "results": []})
+        gone = await wait_until(lambda: not any(tag in tags(disk) for disk in self._guest.disks))
         self.check(f"qemu-img lists {tag} on no disk", gone)
-        less = await becomes(lambda: self._allocated() < allocated_before)
+        shrunk = await wait_until(lambda: self._allocated() < allocated_before)
         sizes = f"{allocated_before >> 10} KiB before, {self._allocated() >> 10} KiB now"
-        self.check(f"the disks' files use less space: {sizes}", less)
+        self.check(f"the disks' files use less space: {sizes}", shrunk)
         self.check("the guest was not stopped", b"POWEROFF" not in self._guest.console.log.read_bytes()[console_end:])
 
     def _check_answer(self, answer: Answer, status: HTTPStatus) -> None:
-        """Raises ServiceFailed if the status is another: then there is no job to follow."""
+        """Raises ServiceFailed for any other status: there is no job to follow then."""
         self.check(f"{answer.status} {HTTPStatus(answer.status).phrase}", answer.status == status)
         if answer.status != status:
             raise ServiceFailed(f"expected status {status}, got {answer.status}: {answer.body}")
@@ -99,20 +99,22 @@ class Demo:
     async def _follow(self, path: str) -> None:
         job = await self._service.client.follow(path, timeout_seconds=JOB_SECONDS)
         downtime = f"guest down for {job['downtime_seconds'] or 0:.2f} s"
-        why = f": {job['error']['detail']}" if job["error"] else ""
-        self.check(f"{job['kind']} job {job['state']}, {downtime}{why}", job["state"] == "completed")
+        reason = f": {job['error']['detail']}" if job["error"] else ""
+        self.check(f"{job['kind']} job {job['state']}, {downtime}{reason}", job["state"] == "completed")
 
-    def _check_guest(self, said: Ready, *, boots: int, marker: str) -> None:
-        both = {target: (said.boots[target], said.markers[target]) for target in said.boots}
-        words = " ".join(f"{target}={count}:{text}" for target, (count, text) in both.items())
-        self.check(f"the guest's console: READY {words}", both == dict.fromkeys(("vda", "vdb"), (boots, marker)))
+    def _check_guest(self, found: Ready, *, boots: int, marker: str) -> None:
+        both = {target: (found.boots[target], found.markers[target]) for target in found.boots}
+        states = " ".join(f"{target}={count}:{text}" for target, (count, text) in both.items())
+        self.check(f"the guest's console: READY {states}", both == dict.fromkeys(("vda", "vdb"), (boots, marker)))
 
     def _allocated(self) -> int:
         """Bytes that the disks' files use on the storage."""
         return sum(disk.stat().st_blocks * 512 for disk in self._guest.disks)
 
     def check_leftovers(self) -> None:
-        self.check("the guest is off and its disks are consistent", all(is_sound(disk) for disk in self._guest.disks))
+        self.check(
+            "the guest is off and its disks are consistent", all(conditionund(disk) for disk in self._guest.disks)
+        )
 
 
 def tags(disk: Path) -> set[str]:
@@ -121,8 +123,8 @@ def tags(disk: Path) -> set[str]:
     return {snapshot["name"] for snapshot in json.loads(info.stdout).get("snapshots", [])}
 
 
-def is_sound(disk: Path) -> bool:
-    """Whether `qemu-img check` finds no error; it fails if another program holds the disk."""
+def conditionund(disk: Path) -> bool:
+    """Whether `qemu-img check` finds no error; also False if another program holds the disk."""
     return _qemu_img("check", "-q", "-f", "qcow2", disk).returncode == 0
 
 
@@ -130,11 +132,11 @@ def _qemu_img(*arguments: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["qemu-img", *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
-async def becomes(is_so: Callable[[], bool]) -> bool:
+async def wait_until(condition: Callable[[], bool]) -> bool:
     """Wait until the condition is true; False if that takes longer than FREED_SECONDS."""
     try:
         async with asyncio.timeout(FREED_SECONDS):
-            while not is_so():  # noqa: ASYNC110 - files send no events
+            while not condition():  # noqa: ASYNC110 - disks send no events
                 await asyncio.sleep(0.1)
     except TimeoutError:
         return False
@@ -148,7 +150,7 @@ async def run(state: State) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, lambda: this and this.cancel())
     try:
-        await demo.play()
+        await demo.run()
     except (ServiceFailed, GuestFailed, TimeoutError) as error:
         demo.check(f"the demo ran to its end ({type(error).__name__}: {error})", passed=False)
     finally:

@@ -1,6 +1,7 @@
 """The node's only server: a real guest under the embedded libvirt.
 
-Only one process at a time can use an embedded libvirt: except for the console, this works only while no worker runs.
+Only one process at a time can use an embedded libvirt. Except for the console, a guest can therefore be used only while
+no worker runs.
 """
 
 import asyncio
@@ -14,9 +15,9 @@ from deploy.lab.domain import disk
 from deploy.lab.guest import GuestNotBuilt
 from deploy.lab.lab import Lab, LabFailed, make_disk
 
-DISKS = {"vda": "64M", "vdb": "64M"}  # two, to show that all are snapshotted together
+DISKS = {"vda": "64M", "vdb": "64M"}  # two, to show that all disks are snapshotted together
 _ADOPT = Path(sys.executable).parent / "vps-snapshots-worker"
-_SHUTDOWN_SECONDS = 30.0  # before its power is cut; ten times what the guest takes
+_SHUTDOWN_SECONDS = 30.0  # before its power is cut; the guest needs a tenth of that
 
 
 class GuestFailed(Exception):
@@ -24,7 +25,7 @@ class GuestFailed(Exception):
 
 
 class Guest:
-    """The domain, as its owner manages it: outside the service."""
+    """The domain, managed without the service, as its owner would."""
 
     def __init__(self, state: State, *, server_id: int, name: str, account_id: int) -> None:
         self.name = name
@@ -82,7 +83,7 @@ class Guest:
             except LabFailed as error:
                 raise GuestFailed(f"the guest {self.name} is still running: {error}") from error
 
-    def hurry(self) -> None:
+    def stop_waiting(self) -> None:
         """Stop waiting in `stop`, and cut the power at once."""
         if self._stopping is not None:
             self._stopping.cancel()
@@ -96,18 +97,18 @@ class Guest:
 
     async def _ensure_defined(self, lab: Lab) -> None:
         xml = lab.domain_xml(self.name, [disk(path) for path in self.disks])
-        remembered = self._state.folder / f"{self.name}.xml"
-        if remembered.exists() and remembered.read_text() == xml:
+        saved = self._state.folder / f"{self.name}.xml"
+        if saved.exists() and saved.read_text() == xml:
             return
         await lab.define(xml)
         await self._adopt(lab.uri)
-        remembered.write_text(xml)
+        saved.write_text(xml)
 
     async def _adopt(self, uri: str) -> None:
         """Adopt the domain, as an operator does on a real node."""
-        whose = ("--server-id", str(self._server_id), "--account", str(self._account_id))
+        options = ("--server-id", str(self._server_id), "--account", str(self._account_id))
         process = await asyncio.create_subprocess_exec(
-            *(_ADOPT, "adopt", self.name, *whose),
+            *(_ADOPT, "adopt", self.name, *options),
             env={"VPS_SNAPSHOTS_LIBVIRT_URI": uri},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -32,9 +32,8 @@ URL={url} TOKEN={token}
 Ctrl-C stops everything.
 """
 
-
 _CALLS = Path(__file__).with_name("calls.sh")
-_USUAL_FOLDERS = {Driver.KVM: Path("state").resolve(), Driver.FAKE: Path("state-fake").resolve()}
+_DEFAULT_FOLDERS = {each: Path("state" if each is Driver.KVM else f"state-{each}").resolve() for each in Driver}
 _COMMAND_LINE = os.path.relpath(Path(sys.executable).with_name("vps-snapshots"))
 _PORT_MAX = 65535
 
@@ -57,7 +56,7 @@ async def serve(service: Service, *, driver: Driver, folder: Path) -> None:
                 what="simulated" if driver is Driver.FAKE else "a real guest in QEMU",
                 folder=folder,
                 metrics=" and ".join(service.metrics_urls),
-                clean="make clean" if folder in _USUAL_FOLDERS.values() else f"STATE_DIR={folder} make clean",
+                clean="make clean" if folder in _DEFAULT_FOLDERS.values() else f"STATE_DIR={folder} make clean",
                 calls=_CALLS.read_text(),
                 token=service.client.token,
                 operator=service.operator.token,
@@ -75,13 +74,13 @@ async def run(service: Service, *, driver: Driver, folder: Path) -> int:
     serving = asyncio.ensure_future(serve(service, driver=driver, folder=folder))
 
     def stop() -> None:
-        if stop_asked.is_set():
+        if stop_requested.is_set():
             service.kill()
         else:
-            stop_asked.set()
+            stop_requested.set()
             serving.cancel()
 
-    stop_asked = asyncio.Event()
+    stop_requested = asyncio.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signum, stop)
     try:
@@ -119,7 +118,7 @@ def chosen_folder() -> Path | None:
 
 def start() -> int:
     driver, port = chosen_driver(), chosen_port()
-    folder = chosen_folder() or _USUAL_FOLDERS[driver]
+    folder = chosen_folder() or _DEFAULT_FOLDERS[driver]
     ensure_port_free(port)
     state = State.open(folder, driver=driver)
     try:
@@ -131,7 +130,7 @@ def start() -> int:
 def clean() -> int:
     """Delete the folder that STATE_DIR names, or the default folders of both drivers."""
     chosen = chosen_folder()
-    folders = [chosen] if chosen else list(_USUAL_FOLDERS.values())
+    folders = [chosen] if chosen else list(_DEFAULT_FOLDERS.values())
     for folder in folders:
         if folder.exists():
             forget(folder)
@@ -157,11 +156,11 @@ def main() -> int:
     parser.add_argument(
         "--clean", action="store_true", help="delete the state folder instead (without STATE_DIR: both)"
     )
-    wants_clean = parser.parse_args().clean
+    command = "clean" if parser.parse_args().clean else "run"
     try:
-        return clean() if wants_clean else start()
+        return clean() if command == "clean" else start()
     except (OptionRefused, StateRefused, ServiceFailed, GuestFailed) as error:
-        say(f"make {'clean' if wants_clean else 'run'}: {error}")
+        say(f"make {command}: {error}")
         return 2
 
 

@@ -25,8 +25,8 @@ SERVER_ID, SERVER_NAME, ACCOUNT_ID = 12345, "web-server-01", 77
 NODE = "node-1"
 READY_SECONDS = 60.0  # ten times the slowest start seen on a loaded machine
 
-_CUSTOMERS = f"--account {ACCOUNT_ID} --permission snapshots:read --permission snapshots:write".split()
-_OPERATORS = ["--service", "--permission", "operator"]
+_CUSTOMER_OPTIONS = f"--account {ACCOUNT_ID} --permission snapshots:read --permission snapshots:write".split()
+_OPERATOR_OPTIONS = ["--service", "--permission", "operator"]
 _PROGRAMS = Path(sys.executable).parent
 _REDIS_CONF = Path(__file__).parent.parent / "redis" / "redis.conf"
 
@@ -47,12 +47,12 @@ def ensure_port_free(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            why = "in use" if error.errno == errno.EADDRINUSE else error.strerror
-            raise ServiceFailed(f"port {port}: {why}; set another, for example PORT=8081") from error
+            reason = "in use" if error.errno == errno.EADDRINUSE else error.strerror
+            raise ServiceFailed(f"port {port}: {reason}; set another, for example PORT=8081") from error
 
 
 def redis_configuration(folder: Path) -> str:
-    """The production configuration with another `dir`. A second `dir` would not work: Redis changes into each."""
+    """The production configuration with another `dir`, replaced because Redis changes into the folder of each `dir`."""
     return re.sub(r"(?m)^dir .*$", f'dir "{folder}"', _REDIS_CONF.read_text())
 
 
@@ -104,12 +104,14 @@ class Service:
         }
         await self._start("worker", [_PROGRAMS / "vps-snapshots-worker", "run"], settings=shared | worker)
         port = {"VPS_SNAPSHOTS_HOST": "127.0.0.1", "VPS_SNAPSHOTS_PORT": str(self._port)}
-        # effectively without rate limits, for people and programs that try it out
+        # effectively without rate limits
         port |= {f"VPS_SNAPSHOTS_{of}_PER_MINUTE": "1000000" for of in ("CALLS", "FAILED_LOGINS")}
         await self._start("front end", [_PROGRAMS / "vps-snapshots-api", "serve"], settings=shared | port)
         await self._ready("the front end", Client(self.url, "").is_up)
-        self.client = await self._welcome("token", _CUSTOMERS, shared, Client.is_welcome)
-        self.operator = await self._welcome(self.operator_token_file.name, _OPERATORS, shared, Client.is_operators)
+        self.client = await self._authorized_client("token", _CUSTOMER_OPTIONS, shared, Client.is_authorized)
+        self.operator = await self._authorized_client(
+            self.operator_token_file.name, _OPERATOR_OPTIONS, shared, Client.is_operator
+        )
         await self._ready("the worker", self._is_server_known)
         if self._driver is Driver.KVM:
             self.booted = await self.guest.ready(after=booted_after)
@@ -132,7 +134,7 @@ class Service:
         """Kill the parts that are still running."""
         for child in self._children:
             child.kill()
-        self.guest.hurry()
+        self.guest.stop_waiting()
 
     async def _start_redis(self) -> None:
         folder = self._state.subfolder("redis")
@@ -150,17 +152,17 @@ class Service:
         self._children.append(await Child.start(name, command, settings=settings, log=log))
 
     async def _ready(self, what: str, is_ready: Callable[[], Awaitable[bool]]) -> None:
-        gone = asyncio.ensure_future(self.ended())
+        ended = asyncio.ensure_future(self.ended())
         try:
             async with asyncio.timeout(READY_SECONDS):
                 while not await is_ready():
-                    if gone.done():
-                        raise ServiceFailed(gone.result())
+                    if ended.done():
+                        raise ServiceFailed(ended.result())
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise ServiceFailed(f"{what} was not ready within {READY_SECONDS:.0f} s") from None
         finally:
-            gone.cancel()
+            ended.cancel()
 
     async def _first_end(self) -> Child:
         waits = {asyncio.ensure_future(child.ended()): child for child in self._children}
@@ -184,33 +186,33 @@ class Service:
             fields = await redis.hgetall(f"server:{SERVER_ID}")  # type: ignore[misc] # redis-py types it as both kinds
             return bool(fields) and b"unpublished" not in fields
 
-    async def _welcome(
+    async def _authorized_client(
         self,
         name: str,
-        whose: Sequence[str],
+        options: Sequence[str],
         settings: dict[str, str],
-        is_welcome: Callable[[Client], Awaitable[bool]],
+        has_access: Callable[[Client], Awaitable[bool]],
     ) -> Client:
-        """A client with the token of the last run, or with a new one if there is none or Redis does not have it."""
+        """A client with the token of the last run, or with a new token if there is none or it is no longer valid."""
         file = self._state.folder / name
         if file.exists():
             client = Client(self.url, file.read_text().strip())
-            if await is_welcome(client):
+            if await has_access(client):
                 return client
         file.touch(mode=0o600)
-        file.write_text(await _new_token(whose, settings))
+        file.write_text(await _new_token(options, settings))
         return Client(self.url, file.read_text().strip())
 
 
-async def _new_token(whose: Sequence[str], settings: dict[str, str]) -> str:
+async def _new_token(options: Sequence[str], settings: dict[str, str]) -> str:
     process = await asyncio.create_subprocess_exec(
         *(_PROGRAMS / "vps-snapshots-api", "token", "create", "--name", "make run"),
-        *whose,
+        *options,
         env=settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    output, trouble = await process.communicate()
+    output, errors = await process.communicate()
     if process.returncode != 0:
-        raise ServiceFailed(f"cannot create a token: {trouble.decode().strip()}")
+        raise ServiceFailed(f"cannot create a token: {errors.decode().strip()}")
     return output.decode()

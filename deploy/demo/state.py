@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-_MARK = ".vps-snapshots"  # a file that marks the folder as ours, so that it may be deleted; contains the driver's name
+_MARK = ".vps-snapshots"  # marks the folder as one that may be deleted; contains the driver's name
 
 
 class StateRefused(Exception):
@@ -42,11 +42,11 @@ class State:
             lock.close()
             raise StateRefused(f"{folder} is in use by another run: stop that one, or set STATE_DIR") from None
         lock.seek(0)
-        made_with = lock.read().strip()
-        if driver and made_with and made_with != driver:
+        created_with = lock.read().strip()
+        if driver and created_with and created_with != driver:
             lock.close()
-            raise StateRefused(f"{folder} was created with DRIVER={made_with}: set STATE_DIR to another folder")
-        if driver and not made_with:
+            raise StateRefused(f"{folder} was created with DRIVER={created_with}: set STATE_DIR to another folder")
+        if driver and not created_with:
             lock.write(driver)
             lock.flush()
         return cls(folder, lock)
@@ -78,13 +78,13 @@ class State:
         shutil.rmtree(self.folder)
 
     def _make_runtime(self) -> Path:
-        """The sockets' folder, elsewhere because a socket's path may have at most 107 characters.
+        """The sockets' folder. It is outside the state folder, because a socket's path may have at most 107 characters.
 
         Its path is the same in every run: domains refer to it, and a guest that outlives a killed run uses its sockets.
         """
-        remembered = self.folder / "runtime"
-        if remembered.exists():
-            folder = Path(remembered.read_text())
+        saved = self.folder / "runtime"
+        if saved.exists():
+            folder = Path(saved.read_text())
             with suppress(FileExistsError):
                 folder.mkdir(mode=0o700)
             found = folder.lstat()
@@ -92,5 +92,5 @@ class State:
                 raise StateRefused(f"{folder}, the folder for the sockets of {self.folder}, belongs to another user")
             return folder
         folder = Path(tempfile.mkdtemp(prefix="vps-snapshots-", dir="/tmp"))  # TMPDIR may be too long
-        remembered.write_text(str(folder))
+        saved.write_text(str(folder))
         return folder

@@ -1,7 +1,7 @@
 """Runs one call on an embedded libvirt in its own process.
 
-Only one process at a time can use an embedded root, and a process can open only one root. So calls that must not keep
-it open are made through this module. A started guest keeps running.
+Only one process at a time can use an embedded root, and a process can open only one root. Calls that must not keep the
+root open are therefore made through this module. A started guest keeps running.
 """
 
 import argparse

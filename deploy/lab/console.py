@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _READY = re.compile(rb"^READY((?: \w+=\d+:\S*)*)\r?\n", re.MULTILINE)
-_LOOK_SECONDS = 0.05
-_TELL_AGAIN_SECONDS = 3.0
+_POLL_SECONDS = 0.05
+_RESEND_SECONDS = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
     """The guest's message after it has booted."""
 
-    boots: Mapping[str, int]  # number of boots, by the disk's target
-    markers: Mapping[str, str]  # marker, by the disk's target; "": none yet
+    boots: Mapping[str, int]  # number of boots, by disk target
+    markers: Mapping[str, str]  # marker, by disk target; "": none yet
     end: int  # offset of the message's end in the log: `ready(after=end)` waits for the next boot
 
 
@@ -35,7 +35,7 @@ class Console:
 
     async def ready(self, *, after: int, timeout_seconds: float = 60.0) -> Ready:
         """Wait for a boot after that offset in the log (0: any boot), and return the last. Raises TimeoutError."""
-        found = await self._said(_READY, after=after, timeout_seconds=timeout_seconds)
+        found = await self._wait_for(_READY, after=after, timeout_seconds=timeout_seconds)
         disks = [word.split("=", 1) for word in found[1].decode(errors="replace").split()]
         values = {target: value.split(":", 1) for target, value in disks}
         return Ready(
@@ -49,8 +49,8 @@ class Console:
 
         Returns the offset of the report's end in the log. QEMU exits a moment later. Raises TimeoutError.
         """
-        said = re.compile(rb"^POWEROFF clean\r?\n", re.MULTILINE)
-        return after + (await self._said(said, after=after, timeout_seconds=timeout_seconds)).end()
+        answer = re.compile(rb"^POWEROFF clean\r?\n", re.MULTILINE)
+        return after + (await self._wait_for(answer, after=after, timeout_seconds=timeout_seconds)).end()
 
     async def write(self, marker: str, *, synced: bool = True, timeout_seconds: float = 30.0) -> None:
         """Make the guest write a marker without spaces to all its disks; if not `synced`, only to its page cache.
@@ -58,33 +58,33 @@ class Console:
         if not re.fullmatch(r"[\x21-\x7e]{1,200}", marker):
             raise ValueError(f"not a marker: {marker!r}")
         line = f"{'write' if synced else 'dirty'} {marker}"
-        said = re.compile(rf"^OK {re.escape(line)}\r?\n".encode(), re.MULTILINE)
+        answer = re.compile(rf"^OK {re.escape(line)}\r?\n".encode(), re.MULTILINE)
         after = self.end()
         async with asyncio.timeout(timeout_seconds):
             while True:
-                with contextlib.suppress(OSError, TimeoutError):  # the domain is booting and ignores its input
-                    await self._tell(line, said, after=after)
+                with contextlib.suppress(OSError, TimeoutError):  # the guest is booting and ignores its input
+                    await self._send(line, answer, after=after)
                     return
-                await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(_POLL_SECONDS)
 
-    async def _tell(self, line: str, said: re.Pattern[bytes], *, after: int) -> None:
+    async def _send(self, line: str, answer: re.Pattern[bytes], *, after: int) -> None:
         _, writer = await asyncio.open_unix_connection(self.socket)
         try:
             writer.write(f"{line}\n".encode())
             await writer.drain()
-            await self._said(said, after=after, timeout_seconds=_TELL_AGAIN_SECONDS)
+            await self._wait_for(answer, after=after, timeout_seconds=_RESEND_SECONDS)
         finally:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    async def _said(self, pattern: re.Pattern[bytes], *, after: int, timeout_seconds: float) -> re.Match[bytes]:
+    async def _wait_for(self, pattern: re.Pattern[bytes], *, after: int, timeout_seconds: float) -> re.Match[bytes]:
         async with asyncio.timeout(timeout_seconds):
             while True:
                 found = list(pattern.finditer(self._read(after)))
                 if found:
                     return found[-1]
-                await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(_POLL_SECONDS)
 
     def _read(self, after: int) -> bytes:
         try:

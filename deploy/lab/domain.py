@@ -12,7 +12,7 @@ from deploy.lab.guest import GuestImage
 UEFI_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 UEFI_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 
-# type='qemu': the CPU is emulated (TCG), so that it boots, in 3 s to 5 s, even if KVM is missing or broken.
+# type='qemu': the CPU is emulated (TCG), so that the guest boots even if KVM is missing or broken. It takes 3 s to 5 s.
 _DOMAIN = """\
 <domain type='qemu'>
   <name>{name}</name>
@@ -75,9 +75,9 @@ def domain_xml(  # noqa: PLR0913 - keyword arguments for the parts of a server
 ) -> str:
     """The XML to define. Disks become vda, vdb, ... in their order, CD-ROMs sda, sdb, ...
 
-    `image`: None boots nothing; QEMU is up in 0.2 s, idles, and ignores the power button. `metadata`: elements for
+    `image`: None boots nothing; QEMU starts in 0.2 s, idles, and ignores the power button. `metadata`: elements for
     `<metadata>`. `deaf`: the guest ignores the power button. `nvram`: boot with UEFI and these variables, which libvirt
-    creates at the first start. `tpm`: add an emulated TPM; needs swtpm. `memory_mib`: default: enough to boot.
+    creates at the first start. `tpm`: add an emulated TPM; needs swtpm. `memory_mib`: None for enough to boot.
     """
     disks = [device for device in devices if not device.cdrom]
     cdroms = [device for device in devices if device.cdrom]
@@ -118,9 +118,9 @@ def _disk_xml(device: Device, target: str, bus: str) -> str:
     source = f"<source {'dev' if device.block else 'file'}={quoteattr(str(device.path))}/>" if device.path else ""
     flags = ("<readonly/>" if device.readonly else "") + ("<shareable/>" if device.shareable else "")
     what = "cdrom" if device.cdrom else "disk"
-    word = " snapshot='no'" if device.left_out else ""
+    flag = " snapshot='no'" if device.left_out else ""
     return (
-        f"<disk type='{kind}' device='{what}'{word}>{driver}{source}<target dev='{target}' bus='{bus}'/>{flags}</disk>"
+        f"<disk type='{kind}' device='{what}'{flag}>{driver}{source}<target dev='{target}' bus='{bus}'/>{flags}</disk>"
     )
 
 

@@ -12,7 +12,7 @@ from drivers.kvm import domain as driver
 from drivers.kvm.opening import opened
 
 _PRESS_AGAIN_SECONDS = 3.0  # a booting guest ignores the power button, so press it again
-_GOING_OFF_SECONDS = 5.0  # limit for a guest that shuts down; observed: 1.6 s until init reaps QEMU
+_GOING_OFF_SECONDS = 5.0  # limit for a guest that is shutting down; observed: 1.6 s until init reaps QEMU
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def connection(uri: str) -> Iterator[Any]:
     """A connection with an event loop in a thread, which an embedded libvirt needs.
 
     A process holds an embedded root until it exits, even after the connection is closed. It can open the same root
-    again, but no other, and not one that it failed to open. Raises libvirt.libvirtError.
+    again, but no other root, and no root that it failed to open. Raises libvirt.libvirtError.
     """
     libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors are raised, so do not print them
     libvirt.virEventRegisterDefaultImpl()

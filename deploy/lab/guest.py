@@ -19,14 +19,14 @@ class GuestImage:
 
 
 def guest_image(folder: Path | None = None) -> GuestImage:
-    """Build the guest in `folder`, unless it is there already. Building takes 3 s and downloads 30 MB from Debian.
+    """Build the guest in `folder`, unless it already exists. Building takes 3 s and downloads 30 MB from Debian.
 
     Default folder: the user's cache. Raises GuestNotBuilt.
     """
     if folder is None:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(cache) / "vps-snapshots" / "guest"
-    built = subprocess.run([_BUILDER, folder], capture_output=True, text=True, check=False)
-    if built.returncode:
-        raise GuestNotBuilt(built.stderr.strip() or f"{_BUILDER.name} ended with status {built.returncode}")
+    result = subprocess.run([_BUILDER, folder], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise GuestNotBuilt(result.stderr.strip() or f"{_BUILDER.name} ended with status {result.returncode}")
     return GuestImage(kernel=folder / "kernel", initrd=folder / "initrd")

@@ -15,8 +15,8 @@ from deploy.lab.guest import GuestImage, guest_image
 # A Unix socket's path may have at most 107 characters, and QEMU's are up to 62 characters longer than libvirt's root.
 LONGEST_FOLDER = 40
 
-# No daemon of root is running that could write logs, label files or own cgroups. QEMU runs as our own user: otherwise
-# libvirt probes the QEMU binary again at each call (4 s to 8 s).
+# No root daemon runs that could write logs, label files or own cgroups. QEMU runs as our own user: otherwise, libvirt
+# would probe the QEMU binary again at each call (4 s to 8 s).
 _QEMU_CONF = """\
 user = "+{user}"
 group = "+{group}"
@@ -39,7 +39,7 @@ NOT_OPENED = 4  # libvirt could not be opened, usually because the root is in us
 
 
 class LabFailed(Exception):
-    """A call failed; the text is libvirt's or QEMU's."""
+    """A call failed; the text is the error of libvirt or QEMU."""
 
 
 class Lab:
@@ -147,13 +147,13 @@ class Lab:
     async def _call(self, *arguments: str, xml: str = "") -> str:
         deadline = time.monotonic() + _IN_USE_SECONDS
         while True:
-            status, output, trouble = await self._run(arguments, xml=xml)
+            status, output, errors = await self._run(arguments, xml=xml)
             if status == NOT_OPENED and time.monotonic() < deadline:
                 await asyncio.sleep(0.2)
             elif status == NOT_DONE:
                 raise LabFailed(f"{' '.join(arguments)}: the guest did not shut down")
             elif status:
-                raise LabFailed(f"{' '.join(arguments)}: {trouble.strip()}")
+                raise LabFailed(f"{' '.join(arguments)}: {errors.strip()}")
             else:
                 return output
 
@@ -168,12 +168,12 @@ class Lab:
         )
         try:
             async with asyncio.timeout(_CALL_SECONDS):
-                output, trouble = await process.communicate(xml.encode())
+                output, errors = await process.communicate(xml.encode())
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        return process.returncode or 0, output.decode(), trouble.decode()
+        return process.returncode or 0, output.decode(), errors.decode()
 
 
 def make_disk(path: Path, size: str = "64M", *, backing: Path | None = None, format: str = "qcow2") -> Path:  # noqa: A002 - qemu-img's word
@@ -186,7 +186,7 @@ def make_disk(path: Path, size: str = "64M", *, backing: Path | None = None, for
         command += ["-o", "cluster_size=1M"]
     if backing:
         command += ["-b", str(backing), "-F", "qcow2"]
-    made = subprocess.run([*command, str(path), size], capture_output=True, text=True, check=False)
-    if made.returncode:
-        raise LabFailed(made.stderr.strip())
+    result = subprocess.run([*command, str(path), size], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise LabFailed(result.stderr.strip())
     return path

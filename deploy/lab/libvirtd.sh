@@ -2,8 +2,8 @@
 # libvirtd.sh FOLDER: runs a separate libvirtd in the foreground, as root.
 #
 # It runs in its own mount namespace, where its settings, state, sockets, logs and cache are folders in FOLDER, so that it
-# does not affect a libvirtd of the machine. Connect with qemu+unix:///system?socket=FOLDER/run/libvirt-sock
-# Guests survive when it is killed; the next one in the same FOLDER finds them again.
+# does not affect the machine's own libvirtd. Connect with qemu+unix:///system?socket=FOLDER/run/libvirt-sock
+# Guests keep running when it is killed; the next libvirtd in the same FOLDER finds them again.
 set -euo pipefail
 folder=$(realpath -m "${1:?usage: libvirtd.sh FOLDER}")
 mkdir -p "$folder"/{etc,lib,run,cache,log}
@@ -25,4 +25,4 @@ exec unshare --mount --propagation private bash -c '
     mkdir -p "${place#*:}"
     mount --bind "$0/${place%%:*}" "${place#*:}"
   done
-  exec libvirtd --pid-file "$0/run/libvirtd.pid"' "$folder" # not the default path, which a libvirtd of the machine uses
+  exec libvirtd --pid-file "$0/run/libvirtd.pid"' "$folder" # not the default path, which the machine's own libvirtd uses

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Builds a tiny Linux guest out of Debian's packages: `kernel` and `initrd` in the folder named as $1, for QEMU's -kernel.
+# mkguest.sh FOLDER: builds a tiny Linux guest from Debian packages, as `kernel` and `initrd` in FOLDER, for QEMU's -kernel.
 #
-# The guest mounts every writable virtio disk (formatting an empty one), counts its boots on each, and talks on its
-# serial console:
-#     READY vda=3:hello vdb=3:hello    once up and listening for the power button: on each disk, boots and marker
-#     POWEROFF clean                   the ACPI power button was heard, the disks are synced and unmounted
-#     write TEXT   ->  OK write TEXT   the marker on every disk becomes TEXT (no blanks), synced
-#     dirty TEXT   ->  OK dirty TEXT   the same, left in the guest's memory
-# On the kernel's command line, `deaf` makes it ignore the power button.
+# The guest mounts every writable virtio disk, formats empty ones, counts its boots on each disk, and uses this protocol
+# on its serial console:
+#     READY vda=3:hello vdb=3:hello    it has booted and reacts to the power button; for each disk, boots and marker
+#     POWEROFF clean                   the ACPI power button was pressed; the disks are synced and unmounted
+#     write TEXT   ->  OK write TEXT   the marker on every disk is now TEXT (without spaces), synced
+#     dirty TEXT   ->  OK dirty TEXT   the same, but not synced: the marker may only be in the guest's memory
+# `deaf` on the kernel's command line makes the guest ignore the power button.
 #
-# Runs as any user, from everywhere, as often as you like: what is there already is kept (3 s the first time).
-# Needs apt-get, dpkg-deb, busybox-static, cpio, gzip, flock and, for a kernel that packs its modules, xz.
+# Can be run by any user, from any folder, and repeatedly: an existing guest is kept. The first run takes 3 s.
+# Needs apt-get, dpkg-deb, busybox-static, cpio, gzip, flock and, for a kernel with compressed modules, xz.
 set -euo pipefail
 me=$(realpath "$0")
 mkdir -p "${1:?usage: mkguest.sh FOLDER}"
 out=$(realpath "$1")
 
-# One builder at a time, and never half a guest: it is built aside, the fingerprint is what comes last.
+# One process builds at a time, in a temporary folder. The fingerprint is written last, so an incomplete guest is never used.
 exec 9>"$out/lock"
 flock 9
 fingerprint=$(sha256sum <"$me" | cut -d ' ' -f 1)
@@ -25,7 +25,7 @@ work=$(mktemp -d "$out/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 
-# --- the kernel: apt's own index first, and one of our own where that is missing or names what is gone by now
+# --- the kernel: with apt's package index, or with a private one if that is missing or out of date
 apt_options=(-qq -o APT::Sandbox::User=root)
 download_kernel() {
   package=$(apt-cache "${apt_options[@]}" depends linux-image-cloud-amd64 2>/dev/null |
@@ -33,17 +33,17 @@ download_kernel() {
   [ -n "$package" ] && apt-get "${apt_options[@]}" download "$package" >/dev/null
 }
 if ! download_kernel; then
-  echo "mkguest: fetching a package index of our own" >&2
+  echo "mkguest: fetching a private package index" >&2
   mkdir -p apt/lists/partial apt/cache/archives/partial
   apt_options+=(-o Dir::State::Lists="$work/apt/lists" -o Dir::Cache="$work/apt/cache")
   apt-get "${apt_options[@]}" update
-  download_kernel || { echo "mkguest: Debian's linux-image-cloud-amd64 can't be had here" >&2; exit 1; }
+  download_kernel || { echo "mkguest: cannot download Debian's linux-image-cloud-amd64" >&2; exit 1; }
 fi
 dpkg-deb -x "$package"_*.deb kernel
 release=${package#linux-image-}
 modules=$work/kernel/lib/modules/$release
 
-# --- the modules, each after what it depends on (a package has no modules.dep: depmod makes it)
+# --- the modules, each after its dependencies (the package has no modules.dep: depmod creates it)
 busybox depmod -b "$work/kernel" "$release"
 root=$work/root
 mkdir -p "$root"/{bin,dev,proc,sys,run,mnt,etc/acpi/PWRF,lib/modules}
@@ -62,12 +62,12 @@ while read -r module; do
   echo "$name" >>"$root/lib/modules/order"
 done <load-order
 
-# --- what runs in the guest
+# --- the guest's programs
 cp "$(command -v busybox)" "$root/bin/busybox"
 cat >"$root/etc/acpi/PWRF/00000080" <<'GUEST'
 #!/bin/busybox sh
 export PATH=/bin
-mkdir /run/going 2>/dev/null || exit 0 # pressed again
+mkdir /run/powering-off 2>/dev/null || exit 0 # the button was pressed again
 sync
 for folder in /mnt/*; do umount "$folder" || mount -o remount,ro "$folder"; done 2>/dev/null
 echo "POWEROFF clean" >/dev/console
@@ -81,15 +81,15 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
-stty -echo # else what the host writes comes back as if we had said it
+stty -echo # otherwise the host would read its own commands back
 while read -r module; do insmod "/lib/modules/$module"; done </lib/modules/order
 
-# A disk may come up a moment after its driver: wait for as many as the bus has.
-wanted=$(cat /sys/bus/virtio/devices/*/device | grep -c 0x0002)
+# A disk may appear some time after its driver: wait for all disks of the bus.
+disks=$(cat /sys/bus/virtio/devices/*/device | grep -c 0x0002)
 tries=0
-while [ "$(ls /sys/block | grep -c '^vd')" -lt "$wanted" ] && [ $tries -lt 100 ]; do usleep 20000; tries=$((tries + 1)); done
+while [ "$(ls /sys/block | grep -c '^vd')" -lt "$disks" ] && [ $tries -lt 100 ]; do usleep 20000; tries=$((tries + 1)); done
 
-said=
+states=
 for block in /sys/block/vd*; do
   name=${block##*/}
   [ "$(cat "$block/ro")" = 0 ] || continue
@@ -98,11 +98,11 @@ for block in /sys/block/vd*; do
     { mke2fs "/dev/$name" >/dev/null && mount -t ext4 "/dev/$name" "/mnt/$name"; } || { rmdir "/mnt/$name"; continue; }
   boots=$(($(cat "/mnt/$name/boots" 2>/dev/null || echo 0) + 1))
   echo $boots >"/mnt/$name/boots"
-  said="$said $name=$boots:$(cat "/mnt/$name/marker" 2>/dev/null)"
+  states="$states $name=$boots:$(cat "/mnt/$name/marker" 2>/dev/null)"
 done
 sync
 
-# A press of the button before somebody listens is lost: READY comes after.
+# A press of the power button is lost until acpid listens, so print READY only then.
 if ! grep -qw deaf /proc/cmdline; then
   acpid -d >/dev/null 2>&1 &
   tries=0
@@ -110,8 +110,8 @@ if ! grep -qw deaf /proc/cmdline; then
     usleep 10000; tries=$((tries + 1))
   done
 fi
-echo # a line of our own, whatever the firmware has left on it
-echo "READY$said"
+echo # start a new line: the firmware may have left text on this one
+echo "READY$states"
 while read -r verb text; do
   case $verb in write | dirty) ;; *) continue ;; esac
   for folder in /mnt/*; do echo "$text" >"$folder/marker"; done

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import stat
-from dataclasses import dataclass
 
 from drivers import image_locks, qcow2
 from drivers.base import UnsupportedServer
@@ -13,15 +12,7 @@ from drivers.kvm.domain_xml import FileDisk
 from drivers.qcow2 import QemuImgFailed
 from drivers.qcow2_image import Backing, Image, UnknownBacking
 
-
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    """The identity of a file, independent of its path, and its type."""
-
-    device: int
-    inode: int
-    is_file: bool
-    is_block: bool
+_File = tuple[int, int, int]  # device, inode and type of a file, independent of its path
 
 
 async def refuse_unfit(disk: FileDisk, image: Image) -> None:
@@ -31,7 +22,7 @@ async def refuse_unfit(disk: FileDisk, image: Image) -> None:
     top: Image | None = image
     while top is not None and (below := _below(disk, top)) is not None:
         file = await _looked_at(disk, below)
-        if len(chain) == DEPTH or (file.device, file.inode) in {(seen.device, seen.inode) for _, seen in chain}:
+        if len(chain) == DEPTH or file in {seen for _, seen in chain}:
             raise UnsupportedServer(f"the chain of backing files of disk {disk.target} is a loop or too long")
         chain.append((below, file))
         top = await _image_of(disk, below)
@@ -54,7 +45,7 @@ async def _looked_at(disk: FileDisk, below: Backing) -> _File:
     name = f"the backing file of disk {disk.target}"
     try:
         file = await asyncio.to_thread(_file, below.path)
-        if not (file.is_file or file.is_block):
+        if file[2] not in {stat.S_IFREG, stat.S_IFBLK}:
             raise UnsupportedServer(f"{name} is neither a file nor a block device")
         holder = await asyncio.to_thread(image_locks.holder, below.path)
     except FileNotFoundError as error:
@@ -83,12 +74,7 @@ async def _image_of(disk: FileDisk, below: Backing) -> Image | None:
 
 def _file(path: str) -> _File:
     status = os.stat(path)
-    return _File(
-        device=status.st_dev,
-        inode=status.st_ino,
-        is_file=stat.S_ISREG(status.st_mode),
-        is_block=stat.S_ISBLK(status.st_mode),
-    )
+    return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)
 
 
 def _is_as_listed(disk: FileDisk, chain: list[tuple[Backing, _File]]) -> bool:
@@ -100,7 +86,7 @@ def _is_as_listed(disk: FileDisk, chain: list[tuple[Backing, _File]]) -> bool:
     for listed, (below, file) in zip(disk.backing, chain, strict=False):
         if listed.format not in {None, below.format}:
             return False
-        if listed.kind == "block" and file.is_block and not listed.path:
+        if listed.kind == "block" and file[2] == stat.S_IFBLK and not listed.path:
             continue
         try:
             if not listed.path or _file(listed.path) != file:

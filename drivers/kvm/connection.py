@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from typing import Any, TypeVar
 
 import libvirt
@@ -12,12 +13,11 @@ import libvirt
 from drivers.base import MARK_NAMESPACE, DomainNotFound, DriverError, HypervisorUnavailable, InvalidState, ServerInUse
 from drivers.kvm import listing, records
 from drivers.kvm.in_use import has_left, is_incoming
+from drivers.kvm.libvirt_errors import ignoring
 from drivers.kvm.marks import PREFIX, ServerMark
 from drivers.kvm.opening import opened
 
 Answer = TypeVar("Answer")
-Read = TypeVar("Read")
-AlsoRead = TypeVar("AlsoRead")
 
 THREADS = 32  # concurrent calls: a hung one must not block the others
 HUNG_SECONDS = 30.0  # how long a cancelled call is waited for; after that its server counts as hung
@@ -25,12 +25,7 @@ KEEPALIVE_SECONDS, KEEPALIVE_COUNT = 5, 3  # the connection is closed after 15 s
 # The daemon is gone or hangs: the call may or may not have been executed. VIR_ERR_SYSTEM_ERROR means the same on a dead
 # connection; on a live one it is an error of the kernel (a file that a start needs is missing).
 UNKNOWN_OUTCOME = frozenset(
-    {
-        libvirt.VIR_ERR_RPC,
-        libvirt.VIR_ERR_NO_CONNECT,
-        libvirt.VIR_ERR_INVALID_CONN,
-        libvirt.VIR_ERR_OPERATION_TIMEOUT,
-    }
+    {libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_CONN, libvirt.VIR_ERR_OPERATION_TIMEOUT}
 )
 
 
@@ -51,26 +46,18 @@ def translate(error: libvirt.libvirtError, otherwise: type[DriverError], text: s
     return otherwise(text)
 
 
-class _EventLoop:
-    """libvirt's event loop: one per process, in a daemon thread."""
+@cache
+def _start_event_loop() -> None:
+    """Run libvirt's event loop, one per process, in a daemon thread."""
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors are raised, not printed
+    libvirt.virEventRegisterDefaultImpl()
+    threading.Thread(target=_run_event_loop, name="libvirt events", daemon=True).start()
 
-    _started = False
-    _lock = threading.Lock()
 
-    @classmethod
-    def ensure_running(cls) -> None:
-        with cls._lock:
-            if not cls._started:
-                libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors are raised, not printed
-                libvirt.virEventRegisterDefaultImpl()
-                threading.Thread(target=cls._run, name="libvirt events", daemon=True).start()
-                cls._started = True
-
-    @staticmethod
-    def _run() -> None:
-        while True:
-            with suppress(libvirt.libvirtError):
-                libvirt.virEventRunDefaultImpl()
+def _run_event_loop() -> None:
+    while True:
+        with suppress(libvirt.libvirtError):
+            libvirt.virEventRunDefaultImpl()
 
 
 class Connection:
@@ -87,7 +74,7 @@ class Connection:
         self._listeners: list[Callable[[], None]] = []
 
     async def open(self) -> None:
-        _EventLoop.ensure_running()
+        _start_event_loop()
         await self.call(lambda _handle: None)
 
     async def close(self) -> None:
@@ -104,8 +91,12 @@ class Connection:
         *,
         otherwise: type[DriverError] = HypervisorUnavailable,
         text: str = "the hypervisor refused the request",
+        server_id: int | None = None,
     ) -> Answer:
-        """Run `work(connection)` in a thread. An unclassified libvirt error becomes `otherwise(text)`."""
+        """Run `work(connection)` in a thread. An unclassified libvirt error becomes `otherwise(text)`.
+
+        `server_id`: the server that the call is about.
+        """
 
         def run() -> Answer:
             try:
@@ -113,7 +104,7 @@ class Connection:
             except libvirt.libvirtError as error:
                 raise self._translate(error, otherwise, text) from error
 
-        return await self._in_thread(run)
+        return await self._in_thread(run, server_id)
 
     async def on(
         self,
@@ -128,25 +119,19 @@ class Connection:
         if server_id in self._hung:
             raise HypervisorUnavailable("the hypervisor has not responded to an earlier call on the server")
 
-        def run() -> Answer:
-            try:
-                return work(self._domain(self._open_handle(), server_id))
-            except libvirt.libvirtError as error:
-                raise self._translate(error, otherwise, text) from error
+        def run(handle: Any) -> Answer:
+            return work(self._domain(handle, server_id))
 
-        return await self._in_thread(run, server_id)
+        return await self.call(run, otherwise=otherwise, text=text, server_id=server_id)
 
-    async def adopted(self, read: Callable[[Any], tuple[Read, AlsoRead]]) -> list[tuple[ServerMark, Read, AlsoRead]]:
-        """The mark of each adopted domain and the results of `read`; domains that vanish meanwhile are left out."""
+    async def adopted(self, read: Callable[[Any], Answer]) -> list[tuple[ServerMark, Answer]]:
+        """The mark of each adopted domain and the result of `read`; domains that vanish meanwhile are left out."""
 
-        def read_all(handle: Any) -> list[tuple[ServerMark, Read, AlsoRead]]:
+        def read_all(handle: Any) -> list[tuple[ServerMark, Answer]]:
             answers = []
             for mark, domain in _adopted(handle):
-                try:
-                    answers.append((mark, *read(domain)))
-                except libvirt.libvirtError as error:
-                    if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                        raise
+                with ignoring(libvirt.VIR_ERR_NO_DOMAIN):
+                    answers.append((mark, read(domain)))
             return answers
 
         return await self.call(read_all)
@@ -244,15 +229,10 @@ def _unmarked_meanwhile(handle: Any, uuid: str | None) -> Any:
 
 
 def mark_of(domain: Any) -> ServerMark | None:
-    try:
-        if is_incoming(domain) or has_left(domain):
-            return None
-        xml = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, MARK_NAMESPACE, 0)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() in {libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN}:
-            return None
-        raise
-    return ServerMark.read(xml)
+    with ignoring(libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN):
+        if not is_incoming(domain) and not has_left(domain):
+            return ServerMark.read(domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, MARK_NAMESPACE, 0))
+    return None
 
 
 def _adopted(handle: Any) -> list[tuple[ServerMark, Any]]:
@@ -276,13 +256,6 @@ def _adopt(handle: Any, name: str, mark: ServerMark) -> None:
     before = mark_of(domain)
     if before is not None and before.server_id != mark.server_id:
         # a copy of that server's domain: the snapshot records in it are not of this server
-        _drop_records(domain, where)
+        with ignoring(libvirt.VIR_ERR_NO_DOMAIN_METADATA):
+            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, records.PREFIX, records.NAMESPACE, where)
     domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, mark.xml, PREFIX, MARK_NAMESPACE, where)
-
-
-def _drop_records(domain: Any, where: int) -> None:
-    try:
-        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, records.PREFIX, records.NAMESPACE, where)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_METADATA:
-            raise

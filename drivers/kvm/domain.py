@@ -55,11 +55,6 @@ def configured_hardware(domain: Any, places: Places) -> Hardware:
     return found
 
 
-def configured_paths(domain: Any, places: Places) -> tuple[str, ...]:
-    """The paths of the disks that snapshots hold."""
-    return tuple(disk.path for disk in configured_hardware(domain, places).disks)
-
-
 def ready_hardware(domain: Any, places: Places) -> Hardware:
     """Like `configured_hardware`. Raises InvalidState or UnsupportedServer if the domain is transient, paused, has
     saved memory, or will have other hardware at its next start."""

@@ -3,7 +3,7 @@
 import os.path
 from dataclasses import dataclass
 
-from drivers.base import Firmware, SkippedDisk, UnsupportedServer
+from drivers.base import Firmware, SkippedDisk
 from drivers.kvm import devices_xml
 from drivers.kvm.disks_xml import (
     FileDisk,
@@ -19,7 +19,7 @@ from drivers.kvm.firmware_xml import Kind, StatePart, state
 from drivers.kvm.libvirt_xml import read
 from drivers.kvm.places import SYSTEM, Places
 
-__all__ = ["FileDisk", "Hardware", "Kind", "NoVolumeFile", "StatePart", "hardware", "refuse_unsupported"]
+__all__ = ["FileDisk", "Hardware", "Kind", "NoVolumeFile", "StatePart", "hardware"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +80,3 @@ def hardware(xml: str, *, places: Places = SYSTEM, volume_path: VolumePath = unk
         away=tuple(away),
         generation_id=domain.find("./genid") is not None,
     )
-
-
-def refuse_unsupported(found: Hardware) -> None:
-    """Raises UnsupportedServer, naming all parts that cannot be snapshotted."""
-    if found.troubles:
-        raise UnsupportedServer("; ".join(found.troubles))

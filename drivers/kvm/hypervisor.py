@@ -70,13 +70,13 @@ class KvmHypervisor:
     async def domains(self) -> list[Domain]:
         return [
             Domain(server_id=mark.server_id, account_id=mark.account_id, name=name, power=power)
-            for mark, name, power in await self._libvirt.adopted(lambda found: (found.name(), readiness.power(found)))
+            for mark, (name, power) in await self._libvirt.adopted(lambda found: (found.name(), readiness.power(found)))
         ]
 
     async def about(self) -> About:
-        paths = await self._libvirt.adopted(lambda found: (domain.configured_paths(found, self._places), None))
+        found = await self._libvirt.adopted(lambda one: domain.configured_hardware(one, self._places).disks)
         hypervisor, emulator = await self._libvirt.call(lambda handle: (handle.getLibVersion(), handle.getVersion()))
-        pools = await asyncio.to_thread(disks.pools, {path for _, found, _ in paths for path in found})
+        pools = await asyncio.to_thread(disks.pools, {disk.path for _, held in found for disk in held})
         return About(hypervisor=f"libvirt {_version(hypervisor)}", emulator=f"QEMU {_version(emulator)}", pools=pools)
 
     async def adopt(self, name: str, *, server_id: int, account_id: int) -> None:

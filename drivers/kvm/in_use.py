@@ -5,6 +5,7 @@ from typing import Any
 import libvirt
 
 from drivers.base import ServerInUse
+from drivers.kvm.libvirt_errors import ignoring
 from drivers.kvm.libvirt_xml import read
 
 # VIR_DOMAIN_JOB_OPERATION_*: libvirt's older Python bindings lack some of them
@@ -58,12 +59,11 @@ def refuse(domain: Any) -> None:
     """Raises ServerInUse if another tool runs a job on the domain or on one of its disks."""
     if not domain.isActive():
         return
-    at_work = _job(domain)
-    if at_work is not None:
+    if (at_work := _job(domain)) is not None:
         raise ServerInUse(at_work)
-    for target in _targets(domain.XMLDesc(0)):
-        kind = _block_job(domain, target)
-        if kind is not None:
+    # all disks: another tool may be copying one that snapshots leave out
+    for element in read(domain.XMLDesc(0)).iterfind("./devices/disk/target"):
+        if (target := element.get("dev")) and (kind := _block_job(domain, target)) is not None:
             raise ServerInUse(f"disk {target} {_ON_A_DISK.get(kind, 'is in use by another tool')}")
 
 
@@ -84,18 +84,9 @@ def _job(domain: Any) -> str | None:
     return _AT_WORK.get(operation, "another tool is working on the server")
 
 
-def _targets(xml: str) -> list[str]:
-    """The targets of all disks: another tool may be copying one that snapshots leave out."""
-    targets = (element.get("dev", "") for element in read(xml).iterfind("./devices/disk/target"))
-    return [target for target in targets if target]
-
-
 def _block_job(domain: Any, target: str) -> int | None:
-    try:
-        found = domain.blockJobInfo(target, 0)
-    except libvirt.libvirtError as error:
-        # a drive without a medium, or a domain that was shut off meanwhile
-        if error.get_error_code() in {libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_INVALID_ARG}:
-            return None
-        raise
-    return int(found["type"]) if found else None
+    # ignored: a drive without a medium, or a domain that was shut off meanwhile
+    with ignoring(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_INVALID_ARG):
+        if found := domain.blockJobInfo(target, 0):
+            return int(found["type"])
+    return None

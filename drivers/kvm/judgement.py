@@ -51,16 +51,11 @@ async def judge(found: Hardware) -> Judgement:
 
 async def judge_disks(of: Sequence[FileDisk]) -> tuple[dict[FileDisk, Image], list[DriverError]]:
     """The readable images, and the problems of any."""
-    refusals: list[DriverError] = []
-    images: dict[FileDisk, Image] = {}
-    for disk, (image, error) in zip(of, await asyncio.gather(*map(_judge_disk, of)), strict=True):
-        if image is not None:
-            images[disk] = image
-        if error is not None:
-            refusals.append(error)
+    judged = await asyncio.gather(*map(_judge_disk, of))
+    images = {disk: image for disk, (image, _) in zip(of, judged, strict=True) if image is not None}
+    refusals = [error for _, error in judged if error is not None]
     # disks with the same path are refused by `hardware`
-    refusals += await asyncio.to_thread(_same_files, [*images])
-    return images, refusals
+    return images, refusals + await asyncio.to_thread(_same_files, [*images])
 
 
 async def _judge_disk(disk: FileDisk) -> tuple[Image | None, DriverError | None]:

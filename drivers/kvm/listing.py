@@ -14,8 +14,9 @@ from drivers.base import SnapshotSpec
 from drivers.kvm import records
 from drivers.kvm.domain import configured_hardware
 from drivers.kvm.domain_xml import Hardware, hardware
+from drivers.kvm.libvirt_errors import ignoring
 from drivers.kvm.libvirt_xml import read
-from drivers.kvm.marks import read_snapshot_xml, snapshot_xml
+from drivers.kvm.marks import entry_xml, read_snapshot_xml, snapshot_xml
 from drivers.kvm.places import Places
 from drivers.kvm.records import Record
 from drivers.kvm.volumes import paths_by
@@ -100,12 +101,13 @@ def hold(domain: Any) -> None:
     not accept new snapshots in its list."""
     if is_held(domain):
         return
-    xml = _hold_xml(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-    try:
+    # Without any disk, which works for every server. Its time is not 0: libvirt omits a 0 from its file, and after a
+    # restart it rejects an entry without a time.
+    text = "A snapshot job is running. This entry is removed when the job ends."
+    inactive = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    xml = entry_xml(HOLD, text, 1, inactive, holds=(), excludes=lambda _disk: True)
+    with ignoring(libvirt.VIR_ERR_OPERATION_UNSUPPORTED):
         domain.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_UNSUPPORTED:
-            raise
 
 
 def is_held(domain: Any) -> bool:
@@ -123,13 +125,9 @@ def _definitions(domain: Any) -> tuple[int, ...]:
 
 
 def _metadata(domain: Any, which: int) -> str | None:
-    try:
-        xml: str = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, records.NAMESPACE, which)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
-            return None
-        raise
-    return xml
+    with ignoring(libvirt.VIR_ERR_NO_DOMAIN_METADATA):
+        return str(domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, records.NAMESPACE, which))
+    return None
 
 
 def _set_metadata(domain: Any, xml: str | None, which: int) -> None:
@@ -143,23 +141,3 @@ def _listed(domain: Any, xml: str, places: Places) -> Listed:
         return Listed(spec=read_snapshot_xml(xml), hardware=None)
     found = hardware(ET.tostring(then, encoding="unicode"), places=places, volume_path=paths_by(domain.connect()))
     return Listed(spec=read_snapshot_xml(xml), hardware=found)
-
-
-def _hold_xml(inactive: str) -> str:
-    """A snapshot entry without any disk, which works for every server."""
-    root = ET.Element("domainsnapshot")
-    ET.SubElement(root, "name").text = HOLD
-    ET.SubElement(root, "description").text = "A snapshot job is running. This entry is removed when the job ends."
-    ET.SubElement(root, "state").text = "shutoff"
-    # Not 0: libvirt omits a 0 from its file, and after a restart it rejects an entry without a time.
-    ET.SubElement(root, "creationTime").text = "1"
-    ET.SubElement(root, "memory", snapshot="no")
-    disks = ET.SubElement(root, "disks")
-    domain = read(inactive)
-    for disk in domain.iterfind("./devices/disk"):
-        target = disk.find("target")
-        if target is not None:
-            disk.set("snapshot", "no")  # for a writable disk libvirt accepts "no" only if the domain has it as well
-            ET.SubElement(disks, "disk", name=target.get("dev", ""), snapshot="no")
-    root.append(domain)
-    return ET.tostring(root, encoding="unicode").replace("\r", "&#13;")

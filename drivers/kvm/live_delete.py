@@ -18,6 +18,7 @@ import libvirt_qemu
 
 from drivers.base import DiskFailed
 from drivers.kvm.disks_xml import FileDisk, VolumePath, disk_path
+from drivers.kvm.libvirt_errors import ignoring
 from drivers.kvm.libvirt_xml import read
 from drivers.kvm.volumes import paths_by
 
@@ -90,12 +91,9 @@ class _RunningDisk:
 
 def _running_disks_of(domain: Any) -> list[_RunningDisk]:
     """The disks of a running domain; empty if it has vanished meanwhile."""
-    try:
+    with ignoring(libvirt.VIR_ERR_NO_DOMAIN):
         return [*_running_disks(domain.XMLDesc(0), paths_by(domain.connect()))]
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-            raise
-        return []
+    return []
 
 
 def _running_disks(xml: str, volume_path: VolumePath) -> Iterable[_RunningDisk]:

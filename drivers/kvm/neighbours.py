@@ -42,7 +42,7 @@ class Neighbours:
             lambda found: (found.UUIDString(), domain.configured_hardware(found, self._places).disks)
         )
         found = await asyncio.to_thread(
-            lambda: {mark.server_id: tuple(sharing.shared(disks, uuid, every)) for mark, uuid, disks in adopted}
+            lambda: {mark.server_id: tuple(sharing.shared(disks, uuid, every)) for mark, (uuid, disks) in adopted}
         )
         return {server_id: shared for server_id, shared in found.items() if shared}
 

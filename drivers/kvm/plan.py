@@ -127,10 +127,7 @@ def compare(
         if one.disk.target not in named
     ]
     return Comparison(
-        matches=tuple(matches),
-        differing=tuple(differing),
-        doubtful=tuple(doubtful),
-        on_other_bases=on_other_bases,
+        matches=tuple(matches), differing=tuple(differing), doubtful=tuple(doubtful), on_other_bases=on_other_bases
     )
 
 

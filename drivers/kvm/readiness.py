@@ -7,6 +7,7 @@ import os
 import stat
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -173,15 +174,13 @@ def _is_open_somewhere(path: str) -> bool:
 
 
 def _open_files(process: Path) -> list[Path]:
-    try:
+    with suppress(OSError):  # the process has ended, or may not be read
         return list((process / "fd").iterdir())
-    except OSError:  # the process has ended, or may not be read
-        return []
+    return []
 
 
 def _is_same(file: os.stat_result, fd: Path) -> bool:
-    try:
+    with suppress(OSError):
         status = fd.stat()
-    except OSError:
-        return False
-    return stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) == (file.st_dev, file.st_ino)
+        return stat.S_ISREG(status.st_mode) and os.path.samestat(status, file)
+    return False

@@ -14,6 +14,7 @@ import libvirt
 from drivers import image_chain, qcow2_tables
 from drivers.base import ServerInUse, SkippedDisk
 from drivers.kvm.disks_xml import FileDisk, VolumePath, disk_path
+from drivers.kvm.libvirt_errors import ignoring
 from drivers.kvm.libvirt_xml import read
 from drivers.kvm.volumes import paths_by
 from drivers.qcow2_tables import TablesUnreadable
@@ -35,13 +36,9 @@ def uses(handle: Any) -> Uses:
     """The files of every domain of this libvirt. Includes domains that are off, which could start at any time."""
     found = {}
     for domain in handle.listAllDomains(0):
-        try:
+        with ignoring(libvirt.VIR_ERR_NO_DOMAIN):
             xml = [domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), *([domain.XMLDesc(0)] if domain.isActive() else [])]
-        except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                raise
-            continue
-        found[domain.UUIDString()] = frozenset(use for text in xml for use in _uses(text, paths_by(handle)))
+            found[domain.UUIDString()] = frozenset(use for text in xml for use in _uses(text, paths_by(handle)))
     return found
 
 

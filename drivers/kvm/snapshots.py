@@ -7,14 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drivers import image_chain, qcow2_tables
-from drivers.base import (
-    Contents,
-    FoundSnapshot,
-    HeldDisk,
-    SkippedDisk,
-    SnapshotSpec,
-    UnsupportedServer,
-)
+from drivers.base import Contents, FoundSnapshot, HeldDisk, SkippedDisk, SnapshotSpec, UnsupportedServer
 from drivers.kvm.disks import refused_as
 from drivers.kvm.domain_xml import FileDisk, Hardware, Kind
 from drivers.kvm.judgement import not_yet

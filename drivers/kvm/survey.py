@@ -6,7 +6,7 @@ program that holds a disk.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import libvirt
@@ -19,18 +19,6 @@ from drivers.kvm.places import places_of
 from drivers.qcow2_image import Image
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Found:
-    """A domain, as read from libvirt."""
-
-    name: str
-    uuid: str
-    server_id: int | None
-    hardware: Hardware | None
-    refusals: tuple[str, ...]
-    reduced: tuple[str, ...]
-
-
 async def survey_libvirt(uri: str) -> list[Surveyed]:
     """Survey every domain, adopted or not. Raises HypervisorUnavailable."""
     opened = connection.Connection(uri)
@@ -38,12 +26,13 @@ async def survey_libvirt(uri: str) -> list[Surveyed]:
     try:
         found = await opened.call(lambda handle: [_read(one, uri) for one in handle.listAllDomains(0)])
         uses = await opened.call(sharing.uses)
-        return [await _of_domain(one, uses, opened) for one in sorted(found, key=lambda one: one.name)]
+        return [await _surveyed(*one, uses, opened) for one in sorted(found, key=lambda one: one[0].name)]
     finally:
         await opened.close()
 
 
-def _read(of: Any, uri: str) -> _Found:
+def _read(of: Any, uri: str) -> tuple[Surveyed, str, Hardware | None]:
+    """What libvirt reports about a domain, its UUID, and its hardware if it can be read."""
     refusals: list[str] = []
     mark = found = None
     reduced: tuple[str, ...] = ()
@@ -54,35 +43,31 @@ def _read(of: Any, uri: str) -> _Found:
         domain.ready_hardware(of, places_of(uri))
     except DriverError as error:
         refusals.append(str(error))
-    except libvirt.libvirtError as error:  # the domain has vanished, or a storage pool does not answer
+    except libvirt.libvirtError as error:  # the domain has vanished, or a storage pool does not respond
         refusals.append(f"libvirt reports an error: {error}")
-    return _Found(
-        name=of.name(),
-        uuid=of.UUIDString(),
-        server_id=mark.server_id if mark else None,
-        hardware=found,
-        refusals=tuple(refusals),
-        reduced=reduced,
-    )
+    noticed = tuple(f"after a job that stops the server, it has {less}" for less in reduced)
+    server_id = mark.server_id if mark else None
+    survey = Surveyed(name=of.name(), server_id=server_id, refused=tuple(refusals), noticed=noticed)
+    return survey, of.UUIDString(), found
 
 
-async def _of_domain(found: _Found, uses: sharing.Uses, of: connection.Connection) -> Surveyed:
-    if found.hardware is None:
-        return Surveyed(name=found.name, server_id=found.server_id, refused=found.refusals)
-    disks = found.hardware.disks
-    judged = await judge(found.hardware)
-    shared = await asyncio.to_thread(lambda: [*sharing.shared(disks, found.uuid, uses)])
-    refusals = (*found.refusals, *map(str, judged.refusals), *map(sharing.refusal, shared))
+async def _surveyed(
+    survey: Surveyed, uuid: str, hardware: Hardware | None, uses: sharing.Uses, of: connection.Connection
+) -> Surveyed:
+    if hardware is None:
+        return survey
+    disks = hardware.disks
+    judged = await judge(hardware)
+    shared = await asyncio.to_thread(lambda: [*sharing.shared(disks, uuid, uses)])
+    refusals = (*survey.refused, *map(str, judged.refusals), *map(sharing.refusal, shared))
     if not refusals:
-        refusals = await of.call(lambda handle: _stopping_refused(handle, found.uuid, disks, of.uri))
-    return Surveyed(
-        name=found.name,
-        server_id=found.server_id,
+        refusals = await of.call(lambda handle: _stopping_refused(handle, uuid, disks, of.uri))
+    return replace(
+        survey,
         disks=surveyed_disks(disks, judged.images),
         state=tuple(part.kind for part in judged.parts),
         left_out=judged.skipped,
         refused=refusals,
-        noticed=tuple(f"after a job that stops the server, it has {less}" for less in found.reduced),
     )
 
 

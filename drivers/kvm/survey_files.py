@@ -5,6 +5,7 @@ import os
 import xml.etree.ElementTree as ET
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,9 +30,7 @@ class _Place:
 
     path: str  # in the definition
     file: Path | None  # where it was found
-    is_certain: (
-        bool  # found at that path or next to the definition; else it is the only file of that name in the folder
-    )
+    is_certain: bool  # found at that path or next to the definition; else the only file of that name in the folder
     is_disk: bool
     is_read_only: bool
 
@@ -170,10 +169,9 @@ def _of_nobody(files: Iterable[Path], definitions: Iterable[_Definition]) -> lis
 
 
 def _file_id(file: Path) -> FileId | None:
-    try:
+    with suppress(OSError):
         return _id(file.stat())
-    except OSError:
-        return None
+    return None
 
 
 def _id(status: os.stat_result) -> FileId:

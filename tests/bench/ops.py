@@ -12,9 +12,10 @@ from aiohttp import ClientSession
 
 from tests.bench.seeding import Size, seed
 from tests.browser.stage import Stage, staged
+from worker.store.calls import Cursor
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import AccountId, JobKind, JobState, ServerId
-from worker.store.operators.operator_store import Cursor, JobFilter, OperatorStore
+from worker.store.operators.operator_store import JobFilter, OperatorStore
 
 ROUNDS = 20
 BASELINE, DEFAULT = 1_000, 100_000  # jobs

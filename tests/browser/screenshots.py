@@ -11,8 +11,9 @@ from playwright.async_api import Browser, Page, ViewportSize
 from tests.browser.conftest import chromium, log_in
 from tests.browser.scene import BROKEN, ODD, PAUSED, Scene
 from tests.browser.stage import Stage, staged
+from worker.store.calls import Cursor
 from worker.store.model import JobKind, JobState
-from worker.store.operators.operator_store import Cursor, JobFilter
+from worker.store.operators.operator_store import JobFilter
 
 FOLDER = Path("docs/screenshots")
 WIDE, PHONE = ViewportSize(width=1360, height=850), ViewportSize(width=390, height=844)

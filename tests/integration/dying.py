@@ -196,7 +196,7 @@ class DyingNode:
             journal=journal,
             hypervisor=self.hypervisor,
             store=self.cell.node,
-            publisher=Publisher(self.cell.node, tell_again=nothing_more),
+            publisher=Publisher(self.cell.node, publish_again=nothing_more),
             policy=Policy(grace_seconds=0.05, press_again_seconds=0.01),
             limits=self.limits,
             metrics=self.metrics,

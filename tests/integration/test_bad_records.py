@@ -29,7 +29,6 @@ from worker.scheduler import Scheduler
 from worker.store.access.audit import Audit
 from worker.store.access.tokens import Permission, Tokens
 from worker.store.chores.chores import Chores
-from worker.store.chores.stale_jobs import StaleJobReaper
 from worker.store.customers.events import NOTHING_BEFORE, Events
 from worker.store.errors import RecordUnreadable
 from worker.store.model import AccountId, JobId, JobState, ServerId, SnapshotId, SnapshotStatus, Step
@@ -228,7 +227,8 @@ async def _made(cell: Cell, *, servers: int) -> AsyncIterator[World]:
                 pipe.pttl(key)
                 pipe.dump(key)
             told = await pipe.execute()
-        dumped = list(zip(keys, told[::2], told[1::2], strict=True))
+        # without what has expired since
+        dumped = [one for one in zip(keys, told[::2], told[1::2], strict=True) if one[2] is not None]
         yield World(api=api, browser=browser, ops=ops, hosted=hosted, webhooks=webhooks, dumped=dumped)
 
 
@@ -249,8 +249,8 @@ async def work(world: World, *, well: Hosted | None) -> None:
     redis = world.redis
     with capture_logs() as logs:
         await CellStore(redis).numbers()
-        chores = Chores(redis, node_silent_seconds=3600)
-        await StaleJobReaper(redis, seconds=0).fail()
+        chores = Chores(redis, node_silent_seconds=3600, waiting_seconds=0)
+        await chores.fail_stale_jobs()
         await chores.forget_failed()
         await Scheduler(chores=chores).round()
         events = Events(redis)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from api.cli.exits import MEANING
+from api.cli.exits import Exit
 from api.cli.main import app
 from deploy.demo.state import State
 from tests.integration.cli import commands
@@ -79,7 +79,7 @@ async def test_each_example_shows_what_the_document_says(tmp_path: Path) -> None
 
 def test_the_exit_codes_are_those_of_the_program() -> None:
     assert dict(re.findall(r"^\| (\d+) \| (.*) \|$", CLI, re.MULTILINE)) == {
-        str(code.value): meaning for code, meaning in MEANING.items()
+        str(code.value): code.meaning for code in Exit
     }
 
 

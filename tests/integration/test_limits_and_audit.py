@@ -13,7 +13,8 @@ import pytest
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import SNAPSHOTS, FrontEnd, serving
 from worker.store.access.audit import STREAM, Audit
-from worker.store.operators.operator_store import Cursor, OperatorStore
+from worker.store.calls import Cursor
+from worker.store.operators.operator_store import OperatorStore
 from worker.store.operators.records import AuditEntry
 
 KEPT = timedelta(days=90)

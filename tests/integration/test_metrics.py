@@ -172,7 +172,7 @@ async def test_the_numbers_of_the_cell_are_those_of_the_moment_that_it_tells(api
 
 
 async def test_what_was_seen_too_long_ago_is_not_told_any_more(cell: Cell) -> None:
-    view = CellView(CellLooks(cell.redis), look_seconds=3600, stale_seconds=0)
+    view = CellView(CellLooks(cell.redis), read_seconds=3600, stale_seconds=0)
     running = view.running(None)  # type: ignore[arg-type] # it asks nothing of the application
     await anext(running)
 

@@ -27,8 +27,9 @@ from worker.reconcile import Reconciler
 from worker.runner import Limits, Runner
 from worker.store import arq_queue as queue
 from worker.store import errors
+from worker.store.calls import Cursor
 from worker.store.model import ServerState, Step
-from worker.store.operators.operator_store import Cursor, OperatorStore
+from worker.store.operators.operator_store import OperatorStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ async def node(cell: Cell, tmp_path: Path) -> AsyncIterator[Node]:
         journal=journal,
         hypervisor=hypervisor,
         store=cell.node,
-        publisher=Publisher(cell.node, tell_again=nothing_more, log_of=job_log.taken),
+        publisher=Publisher(cell.node, publish_again=nothing_more, log_of=job_log.taken),
         policy=Policy(grace_seconds=0.1),
         limits=Limits(first_retry_seconds=0.01, start_seconds=0.1),
     )

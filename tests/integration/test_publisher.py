@@ -40,7 +40,7 @@ async def comes_to(cell: Cell, job_id: JobId, step: Step) -> None:
 
 @asynccontextmanager
 async def telling(publisher: Publisher) -> AsyncIterator[None]:
-    task = asyncio.create_task(publisher.tell_steps())
+    task = asyncio.create_task(publisher.publish_steps())
     try:
         yield
     finally:
@@ -52,7 +52,7 @@ async def telling(publisher: Publisher) -> AsyncIterator[None]:
 
 async def test_a_step_is_told_soon(cell: Cell) -> None:
     job_id = await begun(cell)
-    publisher = Publisher(cell.node, tell_again=nothing_more)
+    publisher = Publisher(cell.node, publish_again=nothing_more)
     async with telling(publisher):
         publisher.step(job_id, Step.STOPPING)
         await comes_to(cell, job_id, Step.STOPPING)
@@ -62,7 +62,7 @@ async def test_a_step_is_told_soon(cell: Cell) -> None:
 
 async def test_a_step_that_is_told_late_changes_nothing(cell: Cell) -> None:
     job_id = await begun(cell)
-    publisher = Publisher(cell.node, tell_again=nothing_more)
+    publisher = Publisher(cell.node, publish_again=nothing_more)
     await publisher.outcome(job_id, SERVER, DONE)
     over = await seen(cell, job_id)
     assert over.state is JobState.COMPLETED
@@ -79,7 +79,7 @@ async def test_a_step_that_is_told_late_changes_nothing(cell: Cell) -> None:
 
 async def test_a_step_that_waited_is_forgotten_when_the_job_is_over(cell: Cell) -> None:
     job_id = await begun(cell)
-    publisher = Publisher(cell.node, tell_again=nothing_more)
+    publisher = Publisher(cell.node, publish_again=nothing_more)
     publisher.step(job_id, Step.STOPPING)
     await publisher.outcome(job_id, SERVER, DONE)
     over = await seen(cell, job_id)
@@ -90,7 +90,7 @@ async def test_a_step_that_waited_is_forgotten_when_the_job_is_over(cell: Cell) 
 
 async def test_an_outcome_that_is_told_twice_changes_nothing(cell: Cell) -> None:
     job_id = await begun(cell)
-    publisher = Publisher(cell.node, tell_again=nothing_more)
+    publisher = Publisher(cell.node, publish_again=nothing_more)
     await publisher.outcome(job_id, SERVER, DONE)
     over = await seen(cell, job_id)
     failed = Outcome(state=JobState.FAILED, failure=Failure(code="interrupted", detail="late"))
@@ -101,7 +101,7 @@ async def test_an_outcome_that_is_told_twice_changes_nothing(cell: Cell) -> None
 async def test_a_job_that_is_gone_on_with_before_the_lease_is_ours_shows_it(cell: Cell) -> None:
     job_id = await begun(cell)
     next_process = node_store(cell.redis)
-    publisher = Publisher(next_process, tell_again=nothing_more, log_of=lambda _: ("{}",))
+    publisher = Publisher(next_process, publish_again=nothing_more, log_of=lambda _: ("{}",))
     async with telling(publisher):
         publisher.resumed(job_id)
         publisher.step(job_id, Step.STOPPING, attempt=2)
@@ -121,7 +121,7 @@ async def test_an_outcome_waits_for_the_lease(cell: Cell) -> None:
     other = node_store(cell.redis, machine="m2")
     await cell.node.take_lease(seconds=0)
     assert await other.take_lease(seconds=60) is None
-    telling_it = asyncio.create_task(Publisher(cell.node, tell_again=nothing_more).outcome(job_id, SERVER, DONE))
+    telling_it = asyncio.create_task(Publisher(cell.node, publish_again=nothing_more).outcome(job_id, SERVER, DONE))
     await asyncio.sleep(0.1)
     assert (await seen(cell, job_id)).state is JobState.IN_PROGRESS
     await other.take_lease(seconds=0)
@@ -149,7 +149,7 @@ async def own() -> AsyncIterator[tuple[Cell, RedisServer]]:
 async def test_an_outcome_is_told_when_redis_is_back_and_so_is_the_next_step(own: tuple[Cell, RedisServer]) -> None:
     cell, server = own
     job_id = await begun(cell)
-    publisher = Publisher(cell.node, tell_again=nothing_more)
+    publisher = Publisher(cell.node, publish_again=nothing_more)
     async with telling(publisher):
         server.kill()
         publisher.step(job_id, Step.STARTING)
@@ -171,7 +171,7 @@ async def test_an_outcome_of_a_job_that_redis_has_lost_holds_nothing_up(own: tup
     job_id = await begun(cell)
     server.kill()
     server.lose_data()
-    ending = asyncio.create_task(Publisher(cell.node, tell_again=nothing_more).outcome(job_id, SERVER, DONE))
+    ending = asyncio.create_task(Publisher(cell.node, publish_again=nothing_more).outcome(job_id, SERVER, DONE))
     await asyncio.to_thread(server.start)
     assert await cell.node.take_lease(seconds=60) is None
     async with asyncio.timeout(PATIENCE_SECONDS):

@@ -78,7 +78,7 @@ async def node(cell: Cell, tmp_path: Path) -> AsyncIterator[Node]:
         journal=journal,
         hypervisor=hypervisor,
         store=cell.node,
-        publisher=Publisher(cell.node, tell_again=nothing_more),
+        publisher=Publisher(cell.node, publish_again=nothing_more),
         policy=Policy(grace_seconds=0.1),
         limits=Limits(start_seconds=0.1),
     )

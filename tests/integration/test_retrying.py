@@ -10,7 +10,7 @@ from api.http.calls import OPS
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import DONE, SNAPSHOTS, Answer, FrontEnd, serving
 from worker.store.access.tokens import Permission
-from worker.store.chores.stale_jobs import StaleJobReaper
+from worker.store.chores.chores import Chores
 from worker.store.model import Failure, JobId, JobState, SnapshotId, SnapshotStatus
 from worker.store.outcome import Outcome
 
@@ -203,7 +203,7 @@ class TestDeletes:
         await cell.store.delete(account_id=ACCOUNT, snapshot_id=snapshot_id, request_id="r")
         await cell.raw("HSET", "node:n1", "heartbeat_ms", 1)
         await cell.raw("ZADD", "jobs:waiting", 1, await cell.holder())
-        assert await StaleJobReaper(cell.redis, seconds=60).fail()
+        assert await Chores(cell.redis, waiting_seconds=60).fail_stale_jobs()
 
         record = (await cell.node.known(SERVER, [snapshot_id])).on_disk[snapshot_id]
         assert record is not None

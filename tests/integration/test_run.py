@@ -126,7 +126,7 @@ async def test_a_signal_stops_all_of_it_and_the_next_run_goes_on(tmp_path: Path,
         again = await run.up()
         assert again.token == client.token
         assert run.operators == first.operators
-        assert await Client(again.url, run.operators[0].decode()).is_operators()
+        assert await Client(again.url, run.operators[0].decode()).is_operator()
         listed = (await again.call("GET", "/api/v1/snapshots/")).body
         assert [snapshot["name"] for snapshot in listed["results"]] == ["kept"]
 

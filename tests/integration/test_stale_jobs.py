@@ -10,7 +10,7 @@ from tests.integration.conftest import ACCOUNT, Cell, node_store
 from tests.integration.front_end import serving
 from tests.queueing import until_told
 from tests.worker_process import worker_process
-from worker.store.chores.stale_jobs import StaleJobReaper
+from worker.store.chores.chores import Chores
 from worker.store.model import Job, JobId, JobState, ServerId
 from worker.store.nodes.node_store import BeginRefused, ReportedServer
 
@@ -33,10 +33,10 @@ async def _has_failed(cell: Cell, job_id: JobId) -> bool:
 
 async def test_it_fails_and_frees_its_server(cell: Cell) -> None:
     admitted = await cell.create()
-    assert await StaleJobReaper(cell.redis, seconds=60).fail() == ()
+    assert await Chores(cell.redis, waiting_seconds=60).fail_stale_jobs() == ()
     await asyncio.sleep(0.1)
 
-    assert await StaleJobReaper(cell.redis, seconds=0.05).fail() == (admitted.job.id,)
+    assert await Chores(cell.redis, waiting_seconds=0.05).fail_stale_jobs() == (admitted.job.id,)
 
     assert (await _job(cell, admitted.job.id)).state is JobState.FAILED
     with pytest.raises(BeginRefused):
@@ -57,7 +57,7 @@ async def test_the_jobs_of_busy_nodes_do_not_keep_those_of_a_dead_one_waiting(ce
     await cell.raw("HSET", "node:n1", "heartbeat_ms", "1")
     await asyncio.sleep(0.1)
 
-    failed = [job for _ in range(2) for job in await StaleJobReaper(cell.redis, seconds=0.05).fail()]
+    failed = [job for _ in range(2) for job in await Chores(cell.redis, waiting_seconds=0.05).fail_stale_jobs()]
 
     assert waiting.job.id in failed
 

@@ -13,7 +13,7 @@ from aiohttp import ClientConnectorError, web
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from api.webhooks.sender import AT_ONCE, PATIENCE_SECONDS, RETRIES, signed
-from api.webhooks.ssrf import AddressRefused, client, is_public, why_not
+from api.webhooks.ssrf import AddressRefused, client, is_public, url_error
 from tests.conftest import RedisServer
 from tests.integration.conftest import Cell
 from tests.integration.front_end import DONE, FrontEnd, Names, serving
@@ -433,8 +433,8 @@ class TestWhere:
     async def test_no_address_but_a_public_one(self, cell: Cell, address: str) -> None:
         assert not is_public(address)
         host = f"[{address}]" if ":" in address else address
-        assert why_not(f"https://{host}/", to_private=False)
-        assert why_not(f"https://{host}/", to_private=True) is None or "%" in host
+        assert url_error(f"https://{host}/", to_private=False)
+        assert url_error(f"https://{host}/", to_private=True) is None or "%" in host
         names = Names({"rebound.example": address.partition("%")[0]})
         async with serving(cell, names=names) as api:
             literal = await api.call("POST", WEBHOOKS, body={"url": f"https://{host}/"})
@@ -462,7 +462,7 @@ class TestWhere:
         ],
     )
     def test_scheme_port_and_user(self, url: str, *, is_fine: bool) -> None:
-        assert (why_not(url, to_private=False) is None) is is_fine
+        assert (url_error(url, to_private=False) is None) is is_fine
 
     @pytest.mark.parametrize("host", ["2130706433", "127.1", "0x7f000001", "0177.0.0.1"])
     async def test_an_address_written_in_another_way_is_not_reached(

@@ -14,7 +14,6 @@ from api.http.answers import answer, page_links
 from api.jobs.bodies import job as job_body
 from api.snapshots import bodies
 from api.snapshots.bodies import ListQuery
-from worker.store.calls import Page
 from worker.store.customers.customer_store import Admitted
 from worker.store.model import (
     AccountId,
@@ -80,7 +79,8 @@ def sent(body: BaseModel) -> Any:
 
 
 def test_the_list_is_the_contracts_example() -> None:
-    assert sent(bodies.snapshots(Page(count=2, results=(BEFORE_MIGRATION, WEEKLY)))) == {
+    results = bodies.snapshot(BEFORE_MIGRATION), bodies.snapshot(WEEKLY)
+    assert sent(bodies.SnapshotList(count=2, results=results)) == {
         "count": 2,
         "results": [
             {

@@ -38,7 +38,7 @@ def test_promtool_finds_nothing_wrong(command: list[str]) -> None:
 
 
 def test_there_are_alerts() -> None:
-    assert len(ALERTS) == len(set(ALERTS)) == 15
+    assert len(ALERTS) == len(set(ALERTS)) == 16
 
 
 @pytest.mark.parametrize("alert", ALERTS)
@@ -61,6 +61,12 @@ def test_each_alert_says_how_bad_it_is_and_leads_to_its_section_of_the_runbook(a
 
 def test_the_runbook_has_no_section_of_an_alert_that_is_none() -> None:
     assert set(re.findall(r"\n### (VpsSnapshots\w+)\n", RUNBOOK)) == set(ALERTS)
+
+
+def test_the_runbook_names_panels_that_the_dashboard_has() -> None:
+    named = set(re.findall(r'"([^"]+)" on the Grafana dashboard', RUNBOOK))
+    assert named
+    assert named <= {panel["title"] for panel in DASHBOARD["panels"]}
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

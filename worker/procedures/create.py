@@ -7,7 +7,7 @@ from worker.procedures import notes
 from worker.procedures.disks import checked, cleaned, roomy_layout, without
 from worker.procedures.power import as_found, claimed, ensure_off, ensure_off_gently, power_remembered
 from worker.procedures.work import Facts, Next, Procedure, Work, over, then
-from worker.store.model import Contents, Step
+from worker.store.model import Step
 
 
 async def _check(work: Work) -> Next:
@@ -62,18 +62,13 @@ async def _start(work: Work) -> Next:
 
 async def _measure(work: Work) -> Next:
     size_mb = await work.hypervisor.size_mb(work.task.server_id, work.task.tag)
-    contents = await _contents(work)
+    found = await work.hypervisor.snapshots(work.task.server_id)
+    held = next((snapshot.contents for snapshot in found if snapshot.tag == work.task.tag), None)
+    contents = work.facts.contents if held is None else notes.contents_held(held)
     # interrupted: the host may have gone down since the guest was started
     return Next(
         step=Step.STARTING if work.interrupted else None, facts=replace(work.facts, size_mb=size_mb, contents=contents)
     )
-
-
-async def _contents(work: Work) -> Contents | None:
-    """What the snapshot holds, as recorded with it."""
-    found = await work.hypervisor.snapshots(work.task.server_id)
-    held = next((snapshot.contents for snapshot in found if snapshot.tag == work.task.tag), None)
-    return work.facts.contents if held is None else notes.contents_held(held)
 
 
 def _after_measuring_failed(facts: Facts) -> Step | None:

@@ -20,8 +20,4 @@ async def _delete(work: Work) -> Next:
     return Next(step=None, facts=work.facts)
 
 
-DELETE = Procedure(
-    first=Step.DELETING,
-    steps={Step.DELETING: _delete},
-    if_it_fails={Step.DELETING: over},
-)
+DELETE = Procedure(first=Step.DELETING, steps={Step.DELETING: _delete}, if_it_fails={Step.DELETING: over})

@@ -1,9 +1,14 @@
 """The notes of a job: what its customer should know besides the outcome."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+
+from pydantic import TypeAdapter
 
 from drivers import base
 from worker.store.model import Contents, HeldDisk, LeftOut, Note, NoteCode
+
+_CONTENTS, _BASE_CONTENTS = TypeAdapter(Contents), TypeAdapter(base.Contents)  # they have the same fields
 
 
 def contents_of(layout: base.Layout) -> Contents:
@@ -12,7 +17,7 @@ def contents_of(layout: base.Layout) -> Contents:
         disks=tuple(
             HeldDisk(target=disk.target, path=disk.path, virtual_bytes=disk.virtual_bytes) for disk in layout.disks
         ),
-        left_out=_left_out(layout.skipped),
+        left_out=tuple(LeftOut(target=disk.target, reason=disk.reason) for disk in layout.skipped),
         firmware=layout.firmware,
         nvram=layout.nvram,
         tpm=layout.tpm,
@@ -21,40 +26,12 @@ def contents_of(layout: base.Layout) -> Contents:
 
 def contents_held(held: base.Contents) -> Contents:
     """The driver's record of what a snapshot holds, as the store's."""
-    return Contents(
-        disks=tuple(
-            HeldDisk(
-                target=disk.target, path=disk.path, virtual_bytes=disk.virtual_bytes, stamp=disk.stamp, base=disk.base
-            )
-            for disk in held.disks
-        ),
-        left_out=_left_out(held.left_out),
-        firmware=held.firmware,
-        nvram=held.nvram,
-        tpm=held.tpm,
-    )
+    return _CONTENTS.validate_python(asdict(held))
 
 
 def contents_to_write(held: Contents | None) -> base.Contents | None:
     """The store's record of what a snapshot holds, as the driver's. The inverse of `contents_held`."""
-    if held is None:
-        return None
-    return base.Contents(
-        disks=tuple(
-            base.HeldDisk(
-                target=disk.target,
-                path=disk.path,
-                virtual_bytes=disk.virtual_bytes,
-                stamp=disk.stamp,
-                base=disk.base,
-            )
-            for disk in held.disks
-        ),
-        left_out=tuple(base.SkippedDisk(target=one.target, reason=one.reason) for one in held.left_out),
-        firmware=base.Firmware(held.firmware),
-        nvram=held.nvram,
-        tpm=held.tpm,
-    )
+    return None if held is None else _BASE_CONTENTS.validate_python(asdict(held))
 
 
 def left_out(contents: Contents) -> tuple[Note, ...]:
@@ -106,10 +83,6 @@ def resources_reduced(less: Sequence[str]) -> tuple[Note, ...]:
 GENERATION_ID_CHANGED = Note(
     code=NoteCode.GENERATION_ID_CHANGED, detail="The server got a new VM generation ID, as with every restore."
 )
-
-
-def _left_out(skipped: Iterable[base.SkippedDisk]) -> tuple[LeftOut, ...]:
-    return tuple(LeftOut(target=disk.target, reason=disk.reason) for disk in skipped)
 
 
 def _about_disks(

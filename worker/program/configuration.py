@@ -4,9 +4,9 @@ import os
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 ENV_PREFIX = "VPS_SNAPSHOTS_"
@@ -15,27 +15,6 @@ CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 
 class ConfigurationError(Exception):
     """The settings are invalid; the text names each key and its problem."""
-
-
-# Settings of both programs; all front ends and workers of a cell must use the same values.
-NODE_SILENT_SECONDS = 60.0  # part of the API's contract: a node that is silent for over a minute gets no new job
-WAITING_SECONDS = 600.0
-NodeSilentSeconds = Annotated[
-    float,
-    Field(
-        gt=0,
-        allow_inf_nan=False,
-        description="a node without a heartbeat for this long gets no new jobs; must equal on front ends and workers",
-    ),
-]
-WaitingSeconds = Annotated[
-    float,
-    Field(
-        ge=60,
-        allow_inf_nan=False,
-        description="how long a job waits for a silent node before it fails; must equal on front ends and workers",
-    ),
-]
 
 
 class FileSettings(BaseSettings):

@@ -39,23 +39,29 @@ def registry() -> CollectorRegistry:
     return made
 
 
-def jobs_given_up(registry: CollectorRegistry) -> Counter:
-    """A counter of workers and front ends: whichever notices first fails the job."""
-    text = "Jobs of any node that failed because the node was silent for too long."
-    return Counter("jobs_given_up", text, namespace=NAMESPACE, registry=registry)
+class Instruments:
+    """Base of classes with instruments in one registry. Safe to scrape from another thread."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, namespace=NAMESPACE, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, namespace=NAMESPACE, registry=self.registry, buckets=buckets)
 
 
-class LogEvents:
+class LogEvents(Instruments):
     """Counts log lines at warning or above, by event name."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._counted = Counter(
-            "log_events",
-            "Log lines at warning or above; docs/runbook.md explains each event.",
-            ["event", "level"],
-            namespace=NAMESPACE,
-            registry=registry,
-        )
+        super().__init__(registry)
+        text = "Log lines at warning or above; docs/runbook.md explains each event."
+        self._counted = self._counter("log_events", text, "event", "level")
         self._counted.labels(LIBRARY, "error")
 
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -67,25 +73,16 @@ class LogEvents:
         return event
 
 
-class RedisMetrics:
+class RedisMetrics(Instruments):
     """Redis as this process sees it: reachability, latency, errors."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._up = Gauge("redis_up", "1 if the last command got a reply.", namespace=NAMESPACE, registry=registry)
-        self._seconds = Histogram(
-            "redis_command_duration_seconds",
-            "Duration of commands and scripts that succeeded, without blocking ones.",
-            namespace=NAMESPACE,
-            registry=registry,
-            buckets=COMMAND_BUCKETS,
-        )
-        self._errors = Counter(
-            "redis_command_errors",
-            "Commands that got no reply or an error reply.",
-            ["error"],
-            namespace=NAMESPACE,
-            registry=registry,
-        )
+        super().__init__(registry)
+        self._up = self._gauge("redis_up", "1 if the last command got a reply.")
+        text = "Duration of commands and scripts that succeeded, without blocking ones."
+        self._seconds = self._histogram("redis_command_duration_seconds", text, COMMAND_BUCKETS)
+        text = "Commands that got no reply or an error reply."
+        self._errors = self._counter("redis_command_errors", text, "error")
         for error in REDIS_ERRORS:
             self._errors.labels(error)
 
@@ -96,6 +93,17 @@ class RedisMetrics:
     def failed(self, error: Exception) -> None:
         self._up.set(0)
         slow = isinstance(error, TimeoutError | RedisTimeoutError)
-        self._errors.labels(
-            "refused" if isinstance(error, ResponseError) else "timeout" if slow else "connection"
-        ).inc()
+        kind = "refused" if isinstance(error, ResponseError) else "timeout" if slow else "connection"
+        self._errors.labels(kind).inc()
+
+
+class ProgramMetrics(Instruments):
+    """The metrics of both programs."""
+
+    def __init__(self) -> None:
+        super().__init__(registry())
+        self.log_events = LogEvents(self.registry)
+        self.redis = RedisMetrics(self.registry)
+        # counted by workers and front ends: whichever notices first fails the job
+        text = "Jobs of any node that failed because the node was silent for too long."
+        self.jobs_given_up = self._counter("jobs_given_up", text)

@@ -32,8 +32,7 @@ class TracingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     endpoint: HttpUrl | None = Field(
-        default=None,
-        description="URL of an OTLP/HTTP collector, e.g. http://127.0.0.1:4318; unset: no tracing",
+        default=None, description="URL of an OTLP/HTTP collector, e.g. http://127.0.0.1:4318; unset: no tracing"
     )
 
     @field_validator("endpoint")
@@ -75,11 +74,7 @@ def _provider(url: str, service: str, instance: str) -> "TracerProvider":
         raise ConfigurationError(
             f"tracing.endpoint is set, but the extra `tracing` is not installed ({error}): see deploy/README.md"
         ) from error
-    ours = {
-        "service.name": service,
-        "service.version": version("vps-snapshots"),
-        "service.instance.id": instance,
-    }
+    ours = {"service.name": service, "service.version": version("vps-snapshots"), "service.instance.id": instance}
     try:
         # OTEL_RESOURCE_ATTRIBUTES overrides ours
         provider = TracerProvider(

@@ -24,11 +24,7 @@ Attributes = Mapping[str, str | int | bool]
 
 @contextmanager
 def span(
-    name: str,
-    attributes: Attributes,
-    *,
-    kind: SpanKind = SpanKind.INTERNAL,
-    parent: Mapping[str, str] | None = None,
+    name: str, attributes: Attributes, *, kind: SpanKind = SpanKind.INTERNAL, parent: Mapping[str, str] | None = None
 ) -> Iterator[Span]:
     """A span for the block. `parent`: W3C Trace Context headers to continue from, if they are valid; None: continue
     the current span."""

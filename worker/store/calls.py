@@ -1,4 +1,4 @@
-"""How the store calls Redis: its errors, its scripts, and the answers that several of its classes read."""
+"""How the store calls Redis: errors, scripts, and the answers that several classes read."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from worker.program import tracing
 from worker.store import errors, records, scripts
-from worker.store.model import Job, JobId, JobKind, ServerState
+from worker.store.model import AccountId, Job, JobId, JobKind, ServerState
 from worker.store.unreadable import Unreadable, noticing
 
 IDEMPOTENCY_KEPT_SECONDS = 86_400.0
@@ -40,26 +40,53 @@ class Page(Generic[Item]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """Which page of a list: `limit` entries after a cursor."""
+
+    limit: int
+    after: str | None = None
+
+    def for_script(self) -> dict[str, Any]:
+        return {"limit": self.limit} | ({"after": self.after.split(":", 1)} if self.after else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CursorPage(Generic[Item]):
+    """One page of a list of any length. It may have fewer results than asked for, or none, and still not be the last:
+    a call looks at a bounded number of entries."""
+
+    count: int | None  # of the whole list; None for a filtered one
+    results: tuple[Item, ...]
+    after: str | None  # cursor of the next page; None: the last page
+
+    @classmethod
+    def of(cls, count: int, after: Sequence[bytes], results: tuple[Item, ...]) -> Self:
+        """From a script's answer: a count below 0 is unknown."""
+        cursor = ":".join(part.decode() for part in after) if after else None
+        return cls(count=None if count < 0 else count, after=cursor, results=results)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Idempotency:
     """The caller's own key for a request: a repeated request with the same key gets the first one's answer."""
 
     key: str
-    fingerprint: str  # of the whole request: the same key with another one is refused
-    owner: str = ""  # whose key it is, where it is not the account's
+    fingerprint: str  # of the whole request: the same key with a different request is refused
+    owner: str = ""  # of the key, if not the account
 
     def of_one(self, item: str) -> Self:
-        """For one of the many parts of a request."""
+        """The key for one part of a bulk request."""
         return replace(self, key=f"{self.key}:{item}")
 
 
 def script_broke(error: BaseException | None) -> bool:
-    """Whether Redis works and one of our scripts does not, for instance at a record that it can't read."""
+    """Whether Redis works, but one of our scripts has failed, for example on a record that it cannot read."""
     return type(error) is ResponseError and "user_script" in str(error) and not str(error).startswith(_REDIS_REFUSES)
 
 
 @contextmanager
 def redis_answers() -> Iterator[None]:
-    """Foreign errors stop here: to a caller it is the same whether Redis is away, slow, full or read-only."""
+    """Raise every error of Redis as StoreUnavailable: unreachable, slow, full and read-only look alike."""
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
@@ -79,12 +106,12 @@ class Scripts:
         self._told: dict[str, float] = {}  # keys of unreadable records, and when the operators were told
 
     async def _call(self, name: str, ask: Mapping[str, Any]) -> Any:
-        """What the script `name` ("customers/find") answers. Raises StoreUnavailable or RecordUnreadable."""
+        """Run the script `name` ("customers/find"). Raises StoreUnavailable or RecordUnreadable."""
         with redis_answers():
             return await self._run(name, ask)
 
     async def _admit(self, ask: Mapping[str, Any]) -> list[Any]:
-        """What `customers/admit` answers, within a span that the job's span continues. Raises StoreUnavailable."""
+        """Run `customers/admit` in a span that the job's span continues. Raises StoreUnavailable."""
         attributes = {"vps_snapshots.job.kind": ask["kind"]}
         with redis_answers(), tracing.span(f"admit {ask['kind']}", attributes, kind=SpanKind.PRODUCER) as span:
             answer: list[Any] = await self._run("customers/admit", {**ask, **tracing.carried()})
@@ -143,17 +170,36 @@ class Scripts:
 
     async def _run(self, name: str, ask: Mapping[str, Any]) -> Any:
         if name not in self._loaded:
-            self._loaded[name] = scripts.load(self._redis, name)
+            self._loaded[name] = self._redis.register_script(scripts.text(name))
         return await self._loaded[name](args=[json.dumps(ask)])
+
+    async def _find(
+        self, what: str, key: int | str, account_id: AccountId, refused: type[errors.Refused], **more: int
+    ) -> Any:
+        """The record `what` ("snapshot") of an account. Raises `refused` if the account has none with this ID."""
+        found = await self._call("customers/find", {"what": what, "id": str(key), "account": str(account_id), **more})
+        if found is None:
+            raise refused.of(id=key)
+        return found
 
 
 def accepted(answer: Sequence[Any], **facts: object) -> list[Any]:
-    """What a script answers behind its verdict. Raises what it refused; `facts`: what the caller adds to the text."""
+    """The answer of a script without its verdict. Raises its refusal; `facts`: what the caller adds to the text."""
     verdict, *found = answer
     if verdict == b"refused":
         code, *in_the_way = (item.decode() for item in found)
         raise errors.refusal(code, *in_the_way, **facts)
     return found
+
+
+def given(**fields: object) -> dict[str, str]:
+    """The fields that are not None, as text for a script."""
+    return {field: str(value) for field, value in fields.items() if value is not None}
+
+
+def flag(value: bool | None) -> str | None:
+    """A truth value as a field of a record; None stays None."""
+    return None if value is None else "1" if value else ""
 
 
 def for_script(idempotency: Idempotency | None) -> dict[str, str | int] | bool:

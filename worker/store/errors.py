@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 class Refused(Exception):
     """Base of every refusal: the request changed nothing. `detail` is shown to the caller.
 
-    `text` is the detail as a format string: {0} is what the script found in the way, {id} what the caller asked for.
+    `text` is the format of the detail: {0} is what the script reports about the conflict, {id} what was requested.
     """
 
     code: ClassVar[str]
@@ -19,7 +19,7 @@ class Refused(Exception):
 
     @classmethod
     def of(cls, *found: str, **facts: object) -> Self:
-        """With the refusal's own text."""
+        """A refusal with its usual text."""
         return cls(cls.text.format(*found, **facts))
 
 
@@ -73,7 +73,7 @@ class JobNotFound(Refused):
 
 
 class ServerBusy(Refused):
-    """The server has a job already; the detail names it."""
+    """The server already has a job; the detail names it."""
 
     code = "server_busy"
     text = "The server is in use by job {0}. Try again when that job has ended."
@@ -98,21 +98,21 @@ class NameTaken(Refused):
 
 
 class SnapshotNotReady(Refused):
-    """A restore of a snapshot that is not completed."""
+    """The snapshot to restore is not completed."""
 
     code = "snapshot_not_ready"
     text = "Snapshot {id} is {0}. Only a completed snapshot can be restored."
 
 
 class SnapshotProtected(Refused):
-    """The snapshot's owner has protected it from a delete."""
+    """The customer has protected the snapshot against deletes."""
 
     code = "snapshot_protected"
     text = "Snapshot {id} is protected. Set `protected` to false first."
 
 
 class JobNotCancellable(Refused):
-    """The job's node has begun it, or it is a delete's own work."""
+    """The job has started, or it is a delete."""
 
     code = "job_not_cancellable"
     text = "The job is {0}. Only a queued create, restore or undo can be cancelled."
@@ -173,7 +173,7 @@ class ServerNotReady(Refused):
 
 
 class TooManyStreams(Refused):
-    """The account, or this front end, has as many streams of events open as it may."""
+    """The account, or this front end, has the maximum number of open event streams."""
 
     code = "too_many_streams"
     text = "Too many event streams are open. Close one first."
@@ -197,5 +197,5 @@ _BY_CODE = {refused.code: refused for refused in Refused.__subclasses__()}
 
 
 def refusal(code: str, *found: str, **facts: object) -> Refused:
-    """The refusal that a script answers with its code and what it found in the way."""
+    """The refusal of a script, from its code and what it reports about the conflict."""
     return _BY_CODE[code].of(*found, **facts)

@@ -1,4 +1,4 @@
-"""The records that both programs share, and the table of a job's states."""
+"""The records that both programs share, and the table of job states."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ WebhookId = NewType("WebhookId", str)
 DeliveryId = NewType("DeliveryId", str)
 
 SNAPSHOTS_PER_SERVER = 5  # the public contract's limit
+NODE_SILENT_SECONDS = 60.0  # the public contract: a node that is silent for over a minute gets no new job
+WAITING_SECONDS = 600.0  # how long a job waits for a silent node
 NAME_MAX = 64  # characters of a snapshot's name
 DESCRIPTION_MAX = 1000  # characters of a snapshot's description
 
@@ -23,9 +25,9 @@ class JobKind(StrEnum):
     CREATE = "create"
     RESTORE = "restore"
     DELETE = "delete"
-    CHECK_CREATE = "check_create"  # a dry run: would a create be refused? Nothing is changed, no server held
+    CHECK_CREATE = "check_create"  # a dry run of a create: changes nothing and holds no server
     CHECK_RESTORE = "check_restore"
-    UNDO = "undo"  # a restore of what a restore has overwritten
+    UNDO = "undo"  # reverts a server to what a restore has overwritten
 
     @property
     def only_looks(self) -> bool:
@@ -52,7 +54,7 @@ MAY_FOLLOW: dict[JobState, frozenset[JobState]] = {
 
 
 class SnapshotStatus(StrEnum):
-    """The contract's words, and `deleting`, which no customer sees: gone for them, its space not yet freed."""
+    """The statuses of the API, and `deleting`: deleted for the customer, but its space is not freed yet."""
 
     IN_PROGRESS = "in_progress"
     COMPLETED = "completed"
@@ -69,24 +71,24 @@ class ServerState(StrEnum):
 
 
 class Step(StrEnum):
-    """How far a job has got. Written to the node's journal before the step's first effect."""
+    """The steps of jobs. Each is recorded in the node's journal before its first effect."""
 
     PREFLIGHT = "preflight"
     STOPPING = "stopping"
     SNAPSHOTTING = "snapshotting"
-    CHECKING = "checking"  # the disks are whole, or mended: before the first change
-    SAFEGUARDING = "safeguarding"  # the safety snapshot, before a restore overwrites
-    CLEARING = "clearing"  # dirty bitmaps and checkpoints of incremental backups, which a revert makes worthless
+    CHECKING = "checking"  # check and repair the disks before the first change
+    SAFEGUARDING = "safeguarding"  # take the safety snapshot, before a restore overwrites
+    CLEARING = "clearing"  # remove dirty bitmaps and checkpoints of incremental backups, which a revert invalidates
     REVERTING = "reverting"
-    ADAPTING = "adapting"  # after a revert: disks as large as they were before it, a new generation id
-    UNDOING = "undoing"  # a revert that failed: every disk back to the safety snapshot
-    CLEANING = "cleaning"  # what a failed step left on the disks
+    ADAPTING = "adapting"  # after a revert: enlarge disks to their size before it, renew the generation ID
+    UNDOING = "undoing"  # after a failed revert: revert every disk to the safety snapshot
+    CLEANING = "cleaning"  # remove what a failed step has left on the disks
     DELETING = "deleting"
     STARTING = "starting"
     MEASURING = "measuring"
 
 
-# The steps of each kind in the order in which they come, those of the way back included.
+# The steps of each kind in order, including those of the rollback.
 _OVERWRITING = (
     *(Step.PREFLIGHT, Step.STOPPING, Step.CHECKING, Step.SAFEGUARDING, Step.CLEARING, Step.REVERTING, Step.ADAPTING),
     *(Step.UNDOING, Step.CLEANING, Step.STARTING),
@@ -117,11 +119,11 @@ class Server:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerView:
-    """A server with what its owner asks next."""
+    """A server, with the use of its snapshot slots and the state of its node."""
 
     server: Server
     counted: int  # snapshots that take one of its slots
-    reachable: bool  # its node answers
+    reachable: bool  # its node responds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +147,7 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a snapshot holds; as `drivers.base.Contents`, which the node writes down beside the disks."""
+    """What a snapshot holds: the same fields as `drivers.base.Contents`, which the node records with the disks."""
 
     disks: tuple[HeldDisk, ...]
     left_out: tuple[LeftOut, ...] = ()
@@ -166,15 +168,15 @@ class Snapshot:
     size_mb: int | None
     created_at: datetime
     labels: Mapping[str, str]
-    protected: bool  # its delete is refused
-    expires_at: datetime | None  # deleted then, unless it is protected
+    protected: bool  # deletes are refused
+    expires_at: datetime | None  # when it is deleted, unless it is protected
     schedule_id: ScheduleId | None  # of the schedule that made it
-    contents: Contents | None = None  # None: not known, of an older record
+    contents: Contents | None = None  # None: unknown, in an older record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a job failed: a stable code, a text that the customer may read, and whether an operator must look."""
+    """Why a job failed: a stable code, a text that may be shown to the customer, and whether the server is stranded."""
 
     code: str
     detail: str
@@ -182,23 +184,25 @@ class Failure:
 
 
 class NoteCode(StrEnum):
-    """What a job has done, or would do, beside what it was asked for."""
+    """What a job has done, or would do, besides what was requested."""
 
-    BACKUP_CHAIN_ENDED = "backup_chain_ended"  # bitmaps and checkpoints are gone: the next backup must be a full one
-    DISK_KEPT_SIZE = "disk_kept_size"  # it was enlarged since the snapshot, and is as large again
-    DISK_REPAIRED = "disk_repaired"  # damage that was there before
-    NOT_RESTORED = "not_restored"  # restored were the disks that are present
-    LEFT_OUT = "left_out"  # of the snapshot
+    BACKUP_CHAIN_ENDED = (
+        "backup_chain_ended"  # bitmaps and checkpoints were removed: the next backup must be a full backup
+    )
+    DISK_KEPT_SIZE = "disk_kept_size"  # it was enlarged after the snapshot and keeps that size
+    DISK_REPAIRED = "disk_repaired"  # it was damaged before the job
+    NOT_RESTORED = "not_restored"  # only the present disks were restored
+    LEFT_OUT = "left_out"  # the snapshot does not hold it
     GENERATION_ID_CHANGED = "generation_id_changed"
     RESOURCES_REDUCED = "resources_reduced"  # fewer vCPUs or less memory than before the job stopped the server
 
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """Something that the owner of a server should know about a job."""
+    """What the owner of a server should know about a job."""
 
     code: NoteCode
-    detail: str  # a sentence, for the customer's eyes
+    detail: str  # a sentence that is shown to the customer
     disks: tuple[str, ...] = ()  # targets
 
 
@@ -220,28 +224,27 @@ class Job:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     step: Step | None = None
-    undoes: JobId | None = None  # of an undo: the restore (or undo) that it takes back
-    server_state: ServerState | None = None  # of the server now; None: it is gone
-    attempts: int = 0  # times a worker process began it: more than 1 after a crash
+    undoes: JobId | None = None  # of an undo: the restore (or undo) that it undoes
+    server_state: ServerState | None = None  # current state of the server; None: it no longer exists
+    attempts: int = 0  # times that a worker process started it: more than 1 after a crash
     estimated_seconds: int | None = None  # median of the node's latest jobs of this kind; None before the first
-    downtime_seconds: float | None = None  # how long the job kept the guest off
+    downtime_seconds: float | None = None  # how long the guest was off
     failure: Failure | None = None
-    traceparent: str = ""  # the span that it goes on from, after W3C Trace Context; "": none
-    resolved_at: datetime | None = None  # when an operator noted that what it had stranded was put right
-    # of a restore or an undo: the disks that are there go back, whatever else the snapshot holds
-    present_only: bool = False
+    traceparent: str = ""  # the parent span, as in W3C Trace Context; "": none
+    resolved_at: datetime | None = None  # when an operator marked the stranded job as resolved
+    present_only: bool = False  # of a restore or undo: revert only the disks that are present
     notes: tuple[Note, ...] = ()
-    contents: Contents | None = None  # of a create, and of a dry run of one: what the snapshot holds, or would
-    retried_by: JobId | None = None  # the job that was admitted to do the same again
+    contents: Contents | None = None  # of a create or its dry run: what the snapshot holds, or would hold
+    retried_by: JobId | None = None  # the job that repeats it
 
     @property
     def needs_person(self) -> bool:
-        """Its server is not as it was found, and nobody has put it right."""
+        """It has stranded its server, and nobody has marked it as resolved."""
         return self.failure is not None and self.failure.stranded and self.resolved_at is None
 
     @property
     def percent(self) -> int:
-        """How far it is on its way, in whole steps; a failed job stays where it failed."""
+        """Progress in whole steps; of a failed job, up to the step that failed."""
         if self.state is JobState.COMPLETED:
             return 100
         steps = STEPS[self.kind]
@@ -249,11 +252,11 @@ class Job:
 
 
 def snapshot_tag(snapshot_id: SnapshotId) -> str:
-    """The name of a customer's snapshot on the disks: ours and unique, for qcow2 accepts one name twice."""
+    """The name of a customer's snapshot on the disks. It is unique: qcow2 allows duplicate names."""
     return f"vps-{snapshot_id}"
 
 
 def snapshot_id_of(tag: str) -> SnapshotId | None:
-    """The customer's snapshot that has this tag; None for any other tag."""
+    """The customer's snapshot with this tag; None for any other tag."""
     number = tag.removeprefix("vps-")
     return SnapshotId(int(number)) if number != tag and number.isascii() and number.isdecimal() else None

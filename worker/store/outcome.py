@@ -1,28 +1,28 @@
-"""How a job ended, as the scripts take it."""
+"""The outcome of a job, as the scripts take it."""
 
 from dataclasses import dataclass
 
 from worker.store import written
 from worker.store.model import Contents, Failure, JobState, Note, NoteCode, SnapshotStatus
 
-JOB_KEPT_SECONDS = 30 * 86_400  # how long the record of a job that ended can be read
-DELETE_RETRY_SECONDS = 60.0  # until the node tries a delete again that failed; doubled with each failure
+JOB_KEPT_SECONDS = 30 * 86_400  # retention of the record of a job that has ended
+DELETE_RETRY_SECONDS = 60.0  # until a failed delete is retried; doubled with each failure
 DELETE_RETRY_MOST_SECONDS = 3600.0
-# For the audit, without what nearly every create notes: that is in the contents of its snapshot.
+# In the audit log; without the note of nearly every create, which is also in the contents of its snapshot.
 NOTE_CODES_KEPT_SECONDS = 90 * 86_400
 NOT_AUDITED = frozenset({NoteCode.LEFT_OUT})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a job ended. `snapshot_status` says what became of the snapshot that a create made."""
+    """The outcome of a job. `snapshot_status`: the status of the snapshot that a create has made."""
 
     state: JobState
     failure: Failure | None = None
     downtime_seconds: float | None = None
     size_mb: int | None = None
     snapshot_status: SnapshotStatus | None = None
-    undoable_seconds: float | None = None  # of a restore: how long what it overwrote is kept
+    undoable_seconds: float | None = None  # of a restore: retention of the data that it has overwritten
     notes: tuple[Note, ...] = ()
     contents: Contents | None = None  # of a create or its dry run: what the snapshot holds, or would
 

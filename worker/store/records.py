@@ -1,6 +1,6 @@
-"""The records as Redis holds them: hashes of text, read into the types of `worker.store.model`.
+"""Parses records (Redis hashes of text) into the types of `worker.store.model`.
 
-One that can't be read must not hide the others, whatever is wrong with it; see docs/adr/0021-unreadable-records.md.
+An unreadable one must not hide the others, whatever is wrong with it; see docs/adr/0021-unreadable-records.md.
 """
 
 import math
@@ -46,8 +46,8 @@ _LABELS: TypeAdapter[Mapping[str, str]] = TypeAdapter(dict[str, str])
 
 
 def one(read: Callable[[Row], Read], shown: Row, *, kind: str, key_of: Callable[[Row], str] | None = None) -> Read:
-    """What a Lua script has shown; its key is the kind and the first of the row, unless `key_of` says another. Raises
-    RecordUnreadable for what a newer version or a fault has written."""
+    """Parse one record of a script's answer. Its key is the kind and the first item of the row, or what `key_of`
+    returns. Raises RecordUnreadable if it is damaged or from a newer version."""
     try:
         return read(shown)
     except Exception as error:  # whatever is wrong with this one: others can be read
@@ -59,7 +59,7 @@ def one(read: Callable[[Row], Read], shown: Row, *, kind: str, key_of: Callable[
 def many(
     read: Callable[[Row], Read], rows: Iterable[Row], *, kind: str, key_of: Callable[[Row], str] | None = None
 ) -> tuple[Read, ...]:
-    """Those that can be read."""
+    """Parse records; unreadable ones are left out, so that they do not hide the others."""
     found = []
     for shown in rows:
         with suppress(errors.RecordUnreadable):
@@ -98,7 +98,7 @@ def decimal(text: str) -> float:
 
 
 def pairs(flat: Sequence[bytes]) -> Hash:
-    """A Lua script's {field, value, ...} as a dictionary."""
+    """A script's {field, value, ...} as a dictionary."""
     texts = [item.decode() for item in flat]
     return dict(zip(texts[::2], texts[1::2], strict=True))
 
@@ -126,7 +126,7 @@ def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapsho
         status=SnapshotStatus(record["status"]),
         size_mb=whole(record["size_mb"]) if record["size_mb"] else None,
         created_at=moment(record["created_ms"]),
-        labels=_LABELS.validate_json(record.get("labels", "{}")),
+        labels=_LABELS.validate_json(record.get("labels") or "{}"),
         protected=record.get("protected") == "1",
         expires_at=moment(record["expires_ms"]) if record.get("expires_ms") else None,
         schedule_id=ScheduleId(record["schedule"]) if record.get("schedule") else None,
@@ -135,13 +135,13 @@ def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapsho
 
 
 def server_state(record: Hash, holding: JobKind | None) -> ServerState:
-    """`holding` is the kind of the job that holds the server, which its state shows while it lasts."""
+    """`holding`: the kind of the job that holds the server; it determines the state while the job lasts."""
     state = _STATE_OF_POWER[record["power"]]
     return _STATE_UNDER.get(holding, state) if holding else state
 
 
 def server(server_id: ServerId, record: Hash, holding: JobKind | None) -> Server:
-    """A server; `holding` is the kind of the job that holds it."""
+    """`holding`: the kind of the job that holds the server."""
     return Server(
         id=server_id,
         name=record["name"],
@@ -161,7 +161,7 @@ def _estimated(milliseconds: Sequence[bytes]) -> int | None:
 def job(
     job_id: JobId, record: Hash, milliseconds: Sequence[bytes] = (), server_state: ServerState | None = None
 ) -> Job:
-    """A job; `milliseconds` are the durations of the node's latest completed jobs of its kind."""
+    """`milliseconds`: durations of the node's latest completed jobs of this kind."""
     failure = None
     if record.get("failure_code"):
         failure = Failure(

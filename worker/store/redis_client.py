@@ -1,4 +1,4 @@
-"""How Redis is reached: one address, or the one that Sentinels name; with TLS, checked to the host's name."""
+"""Connects to Redis: at one address or the one that Sentinels name; with TLS, which checks the host name."""
 
 import asyncio
 import re
@@ -18,12 +18,12 @@ from worker.store import arq_queue as queue
 
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 ADDRESS = re.compile(r"rediss?://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?(/[0-9]+)?|unix:///[^?#]+(\?db=[0-9]+)?")
-WAITING = frozenset({"BLPOP", "XREAD"})  # as we call them they wait for something: their time says nothing of Redis
-IDLE_CHECK_SECONDS = 15  # a connection that was idle for so long is tried with a PING before it is used
+WAITING = frozenset({"BLPOP", "XREAD"})  # blocking as we call them: their duration tells nothing about Redis
+IDLE_CHECK_SECONDS = 15  # after this idle time a connection is checked with a PING before it is used
 
 
 class RedisSettings(BaseModel):
-    """Where Redis is. All times in seconds."""
+    """How to reach Redis. Times are in seconds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -43,11 +43,11 @@ class RedisSettings(BaseModel):
     @field_validator("url")
     @classmethod
     def _is_a_url(cls, url: str) -> str:
-        # redis-py takes any option from a query instead of ours, and any path, and misses what it can't read
+        # redis-py lets options in a query override ours, accepts any path, and ignores what it cannot parse
         if not ADDRESS.fullmatch(url):
             forms = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///SOCKET?db=DB"
             raise ValueError(f"is not {forms}; username and password have keys of their own")
-        parse_url(url)  # ValueError where the port can't be one
+        parse_url(url)  # ValueError if the port is invalid
         return url
 
     @field_validator("sentinels")
@@ -89,7 +89,7 @@ class _Observed(ArqRedis):
         began = time.perf_counter()
         try:
             answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py's gap
-        except NoScriptError:  # it is sent the script next
+        except NoScriptError:  # redis-py sends the script next
             raise
         except (RedisError, OSError) as error:
             self._observer.failed(error)
@@ -102,11 +102,11 @@ class _Observed(ArqRedis):
 def connect(
     settings: RedisSettings, *, command_seconds: float | None = None, observer: Observer | None = None
 ) -> ArqRedis:
-    """A client, connected at its first command; `command_seconds` instead of the settings' own. `observer` gets the
-    result of each command and script, but not of those in pipelines.
+    """A client that connects at its first command; `command_seconds` overrides the setting. `observer` gets the result
+    of each command and script outside of pipelines.
 
-    No command is sent a second time by itself: one whose answer was lost may have been done. Who asked decides.
-    Close it with `aclose(close_connection_pool=True)`.
+    Commands are never retried: one whose reply was lost may have been executed, so the caller must decide. Close it
+    with `aclose(close_connection_pool=True)`.
     """
     options: dict[str, Any] = {
         "socket_timeout": command_seconds or settings.command_seconds,
@@ -122,7 +122,7 @@ def connect(
         options["socket_keepalive"] = True
     if settings.uses_tls:
         options |= _tls(settings)
-    # where all connections are in use: wait for one, as long as for a command, and connect several at a time
+    # if all connections are in use, wait for one for as long as for a command
     size = {"max_connections": settings.max_connections, "timeout": settings.command_seconds}
     if settings.sentinels:
         pool: ConnectionPool = _sentinel_pool(settings, options, size)
@@ -136,10 +136,10 @@ def connect(
 
 
 def _cancellable(connection: type[AbstractConnection]) -> type[AbstractConnection]:
-    """The same class, of which no cancellation is lost.
+    """The same class, but it never loses a cancellation.
 
-    redis-py sends with asyncio.wait_for, which before Python 3.12 drops a cancellation that comes in the same turn of
-    the event loop as the end of the sending. The task would go on, and whoever waits for its end would wait for ever.
+    redis-py sends with asyncio.wait_for, which before Python 3.12 drops a cancellation that arrives in the same turn of
+    the event loop in which sending ends. The task would continue, and whoever waits for its end would wait forever.
     """
 
     class Cancellable(connection):  # type: ignore[valid-type,misc] # which class depends on the settings
@@ -148,7 +148,7 @@ def _cancellable(connection: type[AbstractConnection]) -> type[AbstractConnectio
             before = task.cancelling() if task else 0
             await super().send_packed_command(*args, **options)
             if task and task.cancelling() > before:
-                await self.disconnect(nowait=True)  # the answer would be taken for the next command's
+                await self.disconnect(nowait=True)  # otherwise its reply would be read as that of the next command
                 raise asyncio.CancelledError
 
     return Cancellable
@@ -168,13 +168,13 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
 class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
     async def disconnect(self, inuse_connections: bool = True) -> None:
         await super().disconnect(inuse_connections)
-        if inuse_connections:  # the end: redis-py leaves the connections to the Sentinels open
+        if inuse_connections:  # at exit: redis-py leaves the connections to the Sentinels open
             for sentinel in self.sentinel_manager.sentinels:
                 await sentinel.aclose()
 
 
 def _sentinel_pool(settings: RedisSettings, options: dict[str, Any], size: dict[str, Any]) -> ConnectionPool:
-    # arq's own way to Sentinel drops the authority, the time-outs and the check of the host's name
+    # arq's own support for Sentinel ignores the CA, the timeouts and the host name check
     if settings.uses_tls:
         options = {**options, "ssl": True}
     for_sentinels = {key: value for key, value in options.items() if key not in {"username", "password"}}

@@ -1,7 +1,7 @@
-"""What a node reports for operators only: what it runs on, when a job's steps began, what the log said."""
+"""What a node reports for operators only: its versions and storage, the steps and log lines of jobs."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,7 +19,7 @@ class Pool(BaseModel):
 
 
 class NodeFacts(BaseModel):
-    """What a node runs on, with the versions of its parts."""
+    """The versions of a node's software, and its storage."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,13 +30,13 @@ class NodeFacts(BaseModel):
 
     @property
     def free_bytes(self) -> int:
-        """On the fullest of the pools; 0 where there is none."""
+        """Free space of the fullest pool; 0 if there is none."""
         return min((pool.free_bytes for pool in self.pools), default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepBegun:
-    """A step was entered, or tried again; None: the job was over. `at`: Unix seconds of the node's clock."""
+    """The start or retry of a step; None: the end of the job. `at`: Unix seconds of the node's clock."""
 
     step: Step | None
     at: float
@@ -45,11 +45,16 @@ class StepBegun:
 
 @dataclass(frozen=True, kw_only=True)
 class JobReport:
-    """What has happened to a job since its last report."""
+    """The progress of a job since its last report."""
 
     steps: tuple[StepBegun, ...] = ()
     log: tuple[str, ...] = ()  # lines as JSON
-    resumed: int = 0  # times that a process has gone on with it after another
+    resumed: int = 0  # times that a process has resumed it
+
+    def __add__(self, later: Self) -> Self:
+        return replace(
+            self, steps=self.steps + later.steps, log=self.log + later.log, resumed=self.resumed + later.resumed
+        )
 
     def for_script(self) -> dict[str, Any]:
         steps = [{"step": s.step or "", "ms": round(s.at * 1000), "attempt": s.attempt} for s in self.steps]

@@ -1,7 +1,7 @@
 """The Lua scripts, each atomic in Redis, and the modules that they include.
 
 The first line of a script or of a module may name modules of `shared/`: `-- include: clock, records`. The module
-`states` is made from `worker/store/model.py`, so that what it says of states and kinds exists once.
+`states` is generated from `worker/store/model.py`, so that states and kinds are defined once.
 """
 
 import json
@@ -9,28 +9,20 @@ import re
 from functools import cache
 from importlib.resources import files
 
-from arq.connections import ArqRedis
-from redis.commands.core import AsyncScript
-
 from worker.store.model import MAY_FOLLOW, JobKind
 
 _INCLUDE = re.compile(r"-- include: ([a-z_, ]+)\n")
 
 
-def load(redis: ArqRedis, name: str) -> AsyncScript:
-    """The script `name` ("customers/admit"), ready to be called. Redis caches it; a Redis that has forgotten it is sent
-    it again."""
-    return redis.register_script(text(name))
-
-
 @cache
 def text(name: str) -> str:
-    """The script `name` behind the modules that it includes, each once, in the order in which they need each other."""
+    """The script `name` ("customers/admit"), preceded by its modules."""
     return linked(source(name))
 
 
 def linked(script: str) -> str:
-    """A script behind the guard against bad records and the modules that its first line includes."""
+    """A script, preceded by the guard against bad records and by the modules that its first line includes, each once
+    and after those that it needs."""
     modules: dict[str, str] = {}
 
     def add(module: str) -> None:
@@ -46,7 +38,7 @@ def linked(script: str) -> str:
 
 
 def source(name: str) -> str:
-    """One script or module as it is written."""
+    """The source of one script or module."""
     if name == "shared/states":
         table = {state: dict.fromkeys(followers, True) for state, followers in MAY_FOLLOW.items()}
         only_look = {kind: True for kind in JobKind if kind.only_looks}

@@ -1,9 +1,14 @@
-"""The notes of a job and the contents of a snapshot as JSON: one field each of a record in Redis."""
+"""Notes of a job and contents of a snapshot as JSON, each in one field of a record in Redis."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from worker.store.model import Contents, Note
+
+Parsed = TypeVar("Parsed")
 
 _NOTE = TypeAdapter(Note)
 _NOTES = TypeAdapter(tuple[Note, ...])
@@ -14,39 +19,31 @@ log = structlog.stdlib.get_logger()
 
 
 def notes(found: tuple[Note, ...]) -> str:
-    """The text of a record's field; "" for none."""
+    """The text of the field; "" for no notes."""
     return _NOTES.dump_json(found).decode() if found else ""
 
 
 def contents(held: Contents | None) -> str:
-    """The text of a record's field; "" where they are not known."""
+    """The text of the field; "" if they are unknown."""
     return "" if held is None else _CONTENTS.dump_json(held).decode()
 
 
 def read_notes(text: str) -> tuple[Note, ...]:
-    """One that this version does not know, of a newer worker, is left out."""
-    if not text:
-        return ()
-    try:
-        raw = _RAW_NOTES.validate_json(text)
-    except ValidationError as error:
-        log.warning("record.unreadable", field="notes", reason=str(error))
-        return ()
-    known = []
-    for one in raw:
-        try:
-            known.append(_NOTE.validate_python(one))
-        except ValidationError as error:
-            log.warning("record.unreadable", field="notes", reason=str(error))
-    return tuple(known)
+    """A note that this version does not know, from a newer worker, is left out."""
+    raw = _read(_RAW_NOTES.validate_json, text, "notes") if text else None
+    notes = [_read(_NOTE.validate_python, one, "notes") for one in raw or ()]
+    return tuple(note for note in notes if note is not None)
 
 
 def read_contents(text: str) -> Contents | None:
-    """None also for contents that this version can't read."""
-    if not text:
-        return None
+    """None also for contents that this version cannot read."""
+    return _read(_CONTENTS.validate_json, text, "contents") if text else None
+
+
+def _read(parse: Callable[[Any], Parsed], value: object, field: str) -> Parsed | None:
+    """None for an invalid value, which is logged."""
     try:
-        return _CONTENTS.validate_json(text)
+        return parse(value)
     except ValidationError as error:
-        log.warning("record.unreadable", field="contents", reason=str(error))
+        log.warning("record.unreadable", field=field, reason=str(error))
         return None

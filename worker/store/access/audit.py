@@ -1,4 +1,4 @@
-"""Who did what: an entry for each call of a token's owner that was to change something, in an append-only stream."""
+"""The audit log: an append-only stream with an entry for each call that may change something."""
 
 import asyncio
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from worker.store.calls import redis_answers
 
 STREAM = "audit"
 _MOST = 1_000_000  # entries, about 240 MB: one caller in a loop must not fill Redis
-_WRITE_SECONDS = 1.0  # the caller waits for it
+_WRITE_SECONDS = 1.0  # limit; the caller waits for it
 
 
 class Audit:

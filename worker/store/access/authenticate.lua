@@ -1,12 +1,12 @@
 -- include: records, rate
 -- Check a caller's token and count the call.
--- ask: {token: its key, '' for none, address, account: the one that the call names, '' for none, calls, failed_logins,
--- window_ms}
+-- ask: {token: its key, '' for none, address, account: the account that the call names, '' for none, calls,
+-- failed_logins, window_ms}
 -- Answers {{field, value, ...} of the token, allowed, left, ms until one more call is allowed}. Without such a token
 -- the fields are empty and the numbers are those of failed logins from the address.
 local ask = cjson.decode(ARGV[1])
 
--- A call that only reads should not cost a write to the disk: the counters are neither replicated nor persisted.
+-- The counters are neither replicated nor persisted: a call that only reads must not cost a write to the disk.
 redis.set_repl(redis.REPL_NONE)
 
 local token = ask.token ~= '' and look_up(ask.token)

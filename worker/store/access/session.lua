@@ -1,10 +1,10 @@
 -- include: clock, records, rate
 -- Read an operator's session and count the call on its token.
 -- ask: {key, by_person, idle_ms, calls, window_ms}
--- Answers {} where the session has ended, else {{field, value, ...} of the session, {field, value, ...} of the token,
+-- Answers {} if the session has ended, else {{field, value, ...} of the session, {field, value, ...} of the token,
 -- allowed, left, ms until one more call is allowed}.
 local ask = cjson.decode(ARGV[1])
-local NOTED_MS = 60000 -- resolution of `seen_ms`: not every call costs a write to the disk
+local NOTED_MS = 60000 -- resolution of `seen_ms`, so that not every call costs a write to the disk
 local session = look_up(ask.key)
 if not session then return {} end
 local token = look_up(session.token)

@@ -1,7 +1,7 @@
-"""Sessions of the operators' dashboard: a browser sends a session's id in place of a token.
+"""Sessions of the operators' dashboard: a browser sends a session's ID instead of a token.
 
-Redis holds the SHA-256 of a session's id at `token:session:<sha256>`: no node may read a key that begins with `t`. A
-session ends after its lifetime, after a time without a person's request, or with its token, whichever comes first.
+Redis has only the SHA-256 of the ID, in the key `token:session:<sha256>`: nodes may not read keys that begin with `t`.
+A session ends after its lifetime, after a period without activity, or with its token, whichever comes first.
 """
 
 import hashlib
@@ -24,22 +24,21 @@ class SessionLifetime:
     """How long a session lasts."""
 
     at_most: timedelta
-    idle: timedelta  # without a person at the browser, to a minute
+    idle: timedelta  # without activity; accurate to a minute
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """An open session. `csrf`: the token that each change must send and no other site can read."""
+    """An open session. `csrf`: the token that every change must send; other sites cannot read it."""
 
     csrf: str
-    ends_at: datetime
     authenticated: Authenticated
     token: Token
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewSession:
-    """A session that was just opened. Its id is not stored: it is known only now."""
+    """A new session. Its ID is not stored and cannot be read again."""
 
     id: str
     csrf: str
@@ -54,7 +53,7 @@ class Sessions(Scripts):
         self._limits = limits
 
     async def open(self, secret: str) -> NewSession:
-        """A session of the token with that secret, which the caller has let in."""
+        """Open a session of the token with this secret, which the caller has checked."""
         new = NewSession(id=secrets.token_urlsafe(_ID_BYTES), csrf=secrets.token_urlsafe(_ID_BYTES))
         now = datetime.now(UTC)
         record = {
@@ -72,8 +71,7 @@ class Sessions(Scripts):
         return new
 
     async def look(self, session_id: str, *, by_person: bool) -> Session | None:
-        """The session; None if it has ended. The call is counted on its token; a call that a person made keeps it from
-        being idle."""
+        """The session; None if it has ended. Counts the call on its token. `by_person`: the call is activity."""
         ask = {
             "key": _key(session_id),
             "by_person": by_person,
@@ -97,7 +95,6 @@ def _session(answer: list[Any]) -> Session:
     record, token = records.pairs(flat), Token.of(records.pairs(token_flat))
     return Session(
         csrf=record["csrf"],
-        ends_at=records.moment(record["ends_ms"]),
         authenticated=authenticated(token, *counted),
         token=token,
     )

@@ -1,6 +1,6 @@
 """Access tokens: opaque and random. Redis holds only their SHA-256.
 
-Keys: `token:<sha256>` is a token's record, `tokens` leads from the id that operators see to the hash.
+Keys: `token:<sha256>` is a token's record; `tokens` maps the ID that operators see to that key.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ _SECRET = re.compile(r"vps_[A-Za-z0-9_-]{43}")  # 256 random bits in URL-safe ba
 
 
 class Permission(StrEnum):
-    """What a token allows. None includes another."""
+    """What a token allows. No permission includes another."""
 
     SNAPSHOTS_READ = "snapshots:read"
     SNAPSHOTS_WRITE = "snapshots:write"
@@ -32,7 +32,7 @@ class Permission(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """A token as it is remembered. `account_id` None: a service's, which names the account with every request."""
+    """A stored token. `account_id` None: a service token, which names the account in each request."""
 
     id: str
     name: str
@@ -66,7 +66,7 @@ class Token:
 
 @dataclass(frozen=True, kw_only=True)
 class NewToken:
-    """A token that was just created: its secret is shown only now."""
+    """A new token. Its secret is not stored and cannot be read again."""
 
     token: Token
     secret: str
@@ -74,10 +74,10 @@ class NewToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Rate limits: what is allowed within each window."""
+    """Rate limits per window."""
 
-    calls: int  # of a token
-    failed_logins: int  # from an address
+    calls: int  # per token
+    failed_logins: int  # per address
     window: timedelta = timedelta(minutes=1)
 
 
@@ -87,8 +87,8 @@ class Authenticated:
 
     token: Token | None
     allowed: bool  # within its limit
-    left: int  # of the limit
-    more_in: timedelta  # until there is one more
+    left: int  # calls
+    more_in: timedelta  # until one more call is allowed
 
 
 def _secret(seed: str, salt: str) -> str:
@@ -97,13 +97,8 @@ def _secret(seed: str, salt: str) -> str:
 
 
 def authenticated(token: Token | None, allowed: int, left: int, more_ms: int) -> Authenticated:
-    """As the scripts count it."""
-    return Authenticated(
-        token=token,
-        allowed=bool(allowed),
-        left=left,
-        more_in=timedelta(milliseconds=more_ms),
-    )
+    """From a script's answer."""
+    return Authenticated(token=token, allowed=bool(allowed), left=left, more_in=timedelta(milliseconds=more_ms))
 
 
 def _moment(text: str) -> datetime:
@@ -141,9 +136,9 @@ class Tokens(Scripts):
         idempotency: Idempotency | None = None,
         seed: str = "",
     ) -> NewToken:
-        """Make a token that ends after `lifetime` (None: never). Redis deletes an ended one by itself. Repeated with
-        the same `idempotency` it returns the same token, although its secret is not stored: the secret is made from
-        `seed`, which only the caller has, and a salt that is kept for a day. Raises IdempotencyKeyReused."""
+        """Create a token that expires after `lifetime` (None: never); Redis then deletes it. Repeated with the same
+        `idempotency`, it returns the same token, although its secret is not stored: the secret is derived from `seed`,
+        which only the caller has, and a salt that is kept for a day. Raises IdempotencyKeyReused."""
         created_at = datetime.now(UTC).replace(microsecond=0)
         token = Token(
             id=secrets.token_hex(6),
@@ -168,8 +163,8 @@ class Tokens(Scripts):
     async def authenticate(
         self, secret: str, *, address: str, named: AccountId | None, limits: Limits
     ) -> Authenticated:
-        """The token of that secret, unless it never was, was revoked or has ended. The call is counted: on the token,
-        on a service's for the account that it names; or on the address where there is no such token."""
+        """Look up the token with this secret; it is None if unknown, revoked or expired. Counts the call: on the token
+        (of a service token: for the account that it names), or on the address if there is no such token."""
         ask = {
             "token": key_of(secret) if _SECRET.fullmatch(secret) else "",
             "address": address,
@@ -183,7 +178,7 @@ class Tokens(Scripts):
         return authenticated(tokens[0] if tokens else None, *counted)
 
     async def all(self) -> list[Token]:
-        """Every token that is valid, oldest first; ended ones are removed from the index."""
+        """Every valid token, oldest first; expired ones are removed from the index."""
         reading: Awaitable[Any] = self._redis.hgetall(_INDEX)  # type: ignore[assignment]  # typed for the blocking client too
         index: dict[Any, Any] = await self._unless_other_type(_INDEX, reading, otherwise={})
         with redis_answers():
@@ -198,7 +193,7 @@ class Tokens(Scripts):
         return sorted(valid, key=lambda token: (token.created_at, token.id))
 
     async def revoke(self, token_id: str) -> bool:
-        """End a token now. False: there is none of that id."""
+        """Revoke a token now. False: there is no token with this ID."""
         with redis_answers():
             key = await self._redis.hget(_INDEX, token_id)  # type: ignore[misc]  # typed for the blocking client too
             if key is None:

@@ -1,1 +1,1 @@
-"""What any process may do for the whole cell: due schedules, expiry, stale jobs, old failures."""
+"""Chores that any process may do for the whole cell: due schedules, expiry, stale jobs, old failures."""

@@ -1,28 +1,41 @@
-"""Chores of the whole cell. Every worker does them; each is one script, so nothing is done twice."""
+"""Chores for the whole cell. Every worker does them; each is one script, so nothing is done twice."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import uuid4
 
+import structlog
 from arq.connections import ArqRedis
 
-from worker.program.configuration import NODE_SILENT_SECONDS
-from worker.store import records
+from worker.store import errors, records
 from worker.store.arq_queue import queue_parameters
 from worker.store.calls import Scripts
-from worker.store.model import SNAPSHOTS_PER_SERVER, JobId, JobKind, ScheduleId, ServerId
-from worker.store.outcome import DELETE_RETRY_SECONDS
+from worker.store.model import (
+    NODE_SILENT_SECONDS,
+    SNAPSHOTS_PER_SERVER,
+    WAITING_SECONDS,
+    Failure,
+    JobId,
+    JobKind,
+    JobState,
+    ScheduleId,
+    ServerId,
+    SnapshotStatus,
+)
+from worker.store.outcome import DELETE_RETRY_SECONDS, Outcome
 from worker.store.schedules.schedules import BadCron, cron_of, next_run, snapshot_name
 
 FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
-# A run that was refused for a passing reason (the server is busy, its node away) is tried again until the next is due.
+# A run that was refused for a temporary reason (server busy, node silent) is retried until the next one is due.
 SCHEDULE_RETRY_SECONDS = 300.0
-BATCH = 100  # records that one script touches: a bound on how long it holds Redis
+BATCH = 100  # records per script call, to bound how long it blocks Redis
+
+log = structlog.stdlib.get_logger()
 
 
 class RunRefused(Exception):
-    """A schedule's run made no snapshot. `code`: the refusal's, or `schedule_not_due` if another worker was first."""
+    """A run was not admitted. `code`: of the refusal; `schedule_not_due` if another worker was first."""
 
     def __init__(self, code: str) -> None:
         super().__init__(code)
@@ -31,7 +44,7 @@ class RunRefused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class DueSchedule:
-    """A run that is due. `next_run_at` is the first after now: of several missed runs only one is made up for."""
+    """A run that is due. `next_run_at` is after now: of several missed runs, only one is made up for."""
 
     id: ScheduleId
     due_ms: int
@@ -41,40 +54,63 @@ class DueSchedule:
 
 @dataclass(frozen=True, kw_only=True)
 class UnreadableSchedule:
-    """A due schedule that this release can't read: a newer one has written it, or it is damaged."""
+    """A due schedule that this release cannot read: it is damaged, or from a newer release."""
 
     id: ScheduleId
     reason: str
 
 
 class Chores(Scripts):
-    """Every call may raise StoreUnavailable. `node_silent_seconds`: how old a node's last heartbeat may be for its
-    servers to get a scheduled run."""
+    """Every call may raise StoreUnavailable. `node_silent_seconds`: how old a node's last heartbeat may be for a
+    scheduled run of its servers. `waiting_seconds`: how long a job may wait for a silent node; `given_up` is called for
+    each job that has waited longer."""
 
-    def __init__(self, redis: ArqRedis, *, node_silent_seconds: float = NODE_SILENT_SECONDS) -> None:
+    def __init__(
+        self,
+        redis: ArqRedis,
+        *,
+        node_silent_seconds: float = NODE_SILENT_SECONDS,
+        waiting_seconds: float = WAITING_SECONDS,
+        given_up: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(redis)
         self._silent_ms = round(node_silent_seconds * 1000)
+        self._waiting_seconds = waiting_seconds
+        self._given_up = given_up
+
+    async def fail_stale_jobs(self) -> tuple[JobId, ...]:
+        """Fail the queued jobs of any node that has been silent for too long, which frees their servers; returns
+        them."""
+        seconds, code = self._waiting_seconds, errors.NodeUnavailable.code
+        detail = f"The server's node was silent for {seconds:.0f} seconds; the job was not begun."
+        failure = Failure(code=code, detail=detail)
+        outcome = Outcome(state=JobState.FAILED, failure=failure, snapshot_status=SnapshotStatus.FAILED)
+        ask = {"silent_ms": round(seconds * 1000), "limit": BATCH, "result": outcome.for_script()}
+        failed = tuple(JobId(job_id.decode()) for job_id in await self._call("chores/fail_stale_jobs", ask))
+        for job_id in failed:
+            log.warning("job.failed", job_id=job_id, code=code, waited_seconds=seconds)
+            self._given_up()
+        return failed
 
     async def forget_failed(self) -> int:
-        """Delete the records of snapshots that failed more than 7 days ago; how many."""
+        """Delete the records of snapshots that failed more than 7 days ago; returns their number."""
         ask = {"kept_ms": FAILED_SNAPSHOT_KEPT_SECONDS * 1000, "limit": BATCH}
         forgotten: int = await self._call("chores/forget_failed", ask)
         return forgotten
 
     async def expire(self) -> int:
-        """Retire the snapshots, of any node, that have expired; how many."""
+        """Retire the expired snapshots of any node; returns their number."""
         ask = {"again_ms": round(DELETE_RETRY_SECONDS * 1000), "limit": BATCH}
         retired: int = await self._call("chores/expire", ask)
         return retired
 
     async def due_schedules(self, *, skip: int = 0) -> tuple[DueSchedule | UnreadableSchedule, ...]:
-        """Schedules of any node's servers that are due by Redis's clock, oldest first: BATCH at most, without the first
-        `skip`."""
+        """The due schedules of any node by Redis's clock, oldest first: at most BATCH, after the first `skip`."""
         now_ms, *rows = await self._call("chores/due_schedules", {"skip": skip, "limit": BATCH})
         return tuple(_due(row, records.moment(now_ms)) for row in rows)
 
     async def run_schedule(self, schedule: DueSchedule) -> JobId:
-        """Admit the create that is due, and write down the next run; its job. Raises RunRefused."""
+        """Admit the create that is due, and record the next run; returns the job. Raises RunRefused."""
         job_id = JobId(uuid4().hex)
         run = {
             "id": schedule.id,

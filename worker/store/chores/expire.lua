@@ -1,6 +1,6 @@
 -- include: clock, records, snapshots, holding
--- Retire the snapshots that have expired. One that is protected, whose server has a job, or that can't be read is
--- tried again after again_ms.
+-- Retire the expired snapshots. One that is protected or unreadable, or whose server has a job, is checked again after
+-- again_ms.
 -- ask: {again_ms, limit}
 -- Answers the number of snapshots that were retired.
 local ask = cjson.decode(ARGV[1])

@@ -1,6 +1,6 @@
 -- include: clock, records, nodes, queue, conclude
--- Fail the queued jobs whose node has been silent for silent_ms. A job that has begun is not failed here: its node
--- reports how it ended.
+-- Fail the queued jobs whose node has been silent for silent_ms. A job that has started is not failed here: its node
+-- reports its outcome.
 -- ask: {silent_ms, limit, result (see `conclude`)}
 -- Answers the ids of the failed jobs.
 local ask = cjson.decode(ARGV[1])
@@ -15,7 +15,7 @@ local function fail(job_id)
     conclude(job_id, job, ask.result)
     forget_queued(job_id, job)
     failed[#failed + 1] = job_id
-  else -- its node is alive: looked at again when the node could have been silent for silent_ms
+  else -- its node is alive: check again when it could have been silent for silent_ms
     redis.call('ZADD', 'jobs:waiting', redis.call('HGET', 'node:' .. job.node, 'heartbeat_ms'), job_id)
   end
 end

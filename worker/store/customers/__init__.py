@@ -1,1 +1,1 @@
-"""The customer's side: snapshots, jobs and servers of an account."""
+"""The customers' side: snapshots, jobs and servers of an account."""

@@ -1,11 +1,12 @@
 -- include: clock, records, states, nodes, show, enqueue, snapshots, retention, removal, schedules, idempotency, holding
--- Admit a create, restore, delete or undo: write all of it, or refuse it and write nothing. A dry run is decided in the
--- same way; its job holds no server and makes no snapshot. A create by a schedule makes room if it must.
--- ask: {kind, dry_run, account and id (not of a schedule's run): the id of the server for a create, of the restore's
--- job for an undo, else of the snapshot, name, description, request_id, job_id, limit, silent_ms, retry_ms, queue (see
--- `enqueue`), again: a delete that has not freed its space, present_only: of a restore or an undo, retries: the failed
--- job that this one repeats, in_bulk, schedule: {id, due_ms, next_ms, retry_ms}, traceparent or nil, idempotency (see
--- `replay`)}
+-- Admit a create, restore, delete or undo: write everything, or refuse it and write nothing. A dry run is decided in
+-- the same way, but its job holds no server and makes no snapshot. A scheduled create deletes older snapshots if it
+-- must.
+-- ask: {kind, dry_run, account and id (not for a scheduled run): ID of the server for a create, of the restore's job
+-- for an undo, else of the snapshot, name, description, request_id, job_id, limit, silent_ms, retry_ms, queue (see
+-- `enqueue`), again: retry a delete that has not freed its space, present_only: of a restore or undo, retries: the
+-- failed job that this one repeats, in_bulk, schedule: {id, due_ms, next_ms, retry_ms}, traceparent or nil, idempotency
+-- (see `replay`)}
 -- Answers {'admitted', job (see `show_job`), snapshot (see `show_snapshot`; nil for the dry run of a create, and for an
 -- undo whose snapshot is deleted)}, {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
@@ -38,7 +39,7 @@ local function create()
   if not server or server.missing then return {'refused', 'server_not_found'} end
   local refused = refuse_server(server)
   if refused then return refused end
-  -- until its node has published its snapshots, nobody knows how many slots are taken
+  -- the number of used slots is unknown until its node has published its snapshots
   if server.unpublished then return {'refused', 'node_unavailable'} end
   demand('server:' .. server_id .. ':names', 'hash')
   demand('server:' .. server_id .. ':counted', 'set')
@@ -55,8 +56,8 @@ local function create()
   if ask.dry_run then
     return admit(server_id, server, '0', {name = ask.name, description = '', created_ms = tostring(now_ms())})
   end
-  -- Never below the seconds since 2025: after a loss of the data, or the return of an older copy of it, it is above
-  -- every id given before, for a cell gives less than one a second. An id must never come back: disks still carry it.
+  -- An ID must never be reused, because disks still have it as a tag. So it is at least the number of seconds since
+  -- 2025: a cell creates less than one per second, so this is above every earlier ID even if Redis has lost its data.
   local last_id = number(redis.call('GET', 'snapshots:last_id')) or 0
   local id = string.format('%.0f', math.max(last_id + 1, math.floor(now_ms() / 1000) - 1735689600))
   redis.call('SET', 'snapshots:last_id', id)
@@ -77,7 +78,7 @@ end
 
 local function delete(snapshot, server)
   if snapshot.protected == '1' then return {'refused', 'snapshot_protected'} end
-  if not server or server.missing then -- its disks are gone too: there is no space to free
+  if not server or server.missing then -- its disks are gone, too: there is no space to free
     forget_snapshot(ask.id, snapshot)
     return {'admitted'}
   end
@@ -102,7 +103,7 @@ local function undo()
   }, ask.id)
 end
 
--- Only the first worker that finds a run due does it. The next run is written down with it, also where it is refused.
+-- Only the first worker that finds a run due executes it. This also records the next run, even if this one is refused.
 local function run_schedule()
   local id = ask.schedule.id
   local schedule = read('schedule:' .. id)
@@ -132,7 +133,7 @@ local function run_schedule()
   return answer
 end
 
--- A later job of the same server, or nil. Dry runs don't count: they change nothing.
+-- A later job of the same server, or nil. Dry runs do not count: they change nothing.
 local function later_job(job)
   local LOOKS = 200
   local list = 'jobs:server:' .. job.server
@@ -140,11 +141,11 @@ local function later_job(job)
   for _, id in ipairs(later) do
     if not ONLY_LOOKS[redis.call('HGET', 'job:' .. id, 'kind')] then return id end
   end
-  return later[LOOKS] -- only dry runs: earlier jobs are not looked at
+  return later[LOOKS] -- only dry runs among the latest jobs: stop searching
 end
 
--- Why a failed job is not retried. In bulk nobody has looked at the single job: one that its owner has cancelled, or
--- that a later job of the server follows, is left out.
+-- Why a failed job is not retried. In a bulk retry nobody has checked the single job, so cancelled jobs, and those
+-- whose server has had a later job, are left out.
 local function refuse_retry()
   local job = read('job:' .. ask.retries)
   if not job then return {'refused', 'job_not_found'} end

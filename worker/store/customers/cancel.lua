@@ -1,5 +1,5 @@
 -- include: records, show, queue, conclude, idempotency
--- Cancel a job that its node has not begun.
+-- Cancel a job that its node has not started.
 -- ask: {account, id, result (see `conclude`), idempotency (see `replay`)}
 -- Answers {'admitted', job (see `show_job`)} or {'refused', code, state of the job}.
 local ask = cjson.decode(ARGV[1])
@@ -7,7 +7,7 @@ local ask = cjson.decode(ARGV[1])
 local function cancel()
   local job = read_of(ask.account, 'job:' .. ask.id)
   if not job then return {'refused', 'job_not_found'} end
-  -- for the customer a delete is done: its job only frees the space
+  -- a delete is already done for the customer: its job only frees the space
   if job.state ~= 'queued' or job.kind == 'delete' then return {'refused', 'job_not_cancellable', job.state} end
   conclude(ask.id, job, ask.result)
   forget_queued(ask.id, job)

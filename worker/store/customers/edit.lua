@@ -1,7 +1,7 @@
 -- include: records, show
--- Change what a customer says about a snapshot.
+-- Change the fields of a snapshot that a customer sets.
 -- ask: {account, id, fields: {field: text}}; expires_ms '': never
--- Answers the snapshot (see `show_snapshot`); nil where the account has no such snapshot.
+-- Answers the snapshot (see `show_snapshot`); nil if the account has no such snapshot.
 local ask = cjson.decode(ARGV[1])
 local snapshot = read_of(ask.account, 'snapshot:' .. ask.id)
 if not snapshot or snapshot.status == 'deleting' then return nil end

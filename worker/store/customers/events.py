@@ -12,15 +12,15 @@ from worker.store.calls import Scripts, redis_answers
 from worker.store.model import AccountId, JobId, JobKind, JobState, ServerId, SnapshotId, Step
 
 NOTHING_BEFORE = "0-0"
-MOST_AT_ONCE = 100  # events of one stream
+MOST_AT_ONCE = 100  # events read from one stream
 
 WRONG_TYPE = "WRONGTYPE"
-Audience = AccountId | None  # None: the operators, who hear of every account
+Audience = AccountId | None  # None: the operators, who get the events of every account
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A job has changed. `id` is its place in the account's stream."""
+    """A change of a job. `id` is its position in the account's stream."""
 
     id: str
     job_id: JobId
@@ -30,11 +30,11 @@ class Event:
     account_id: AccountId
     server_id: ServerId
     snapshot_id: SnapshotId | None
-    notes: tuple[str, ...] = ()  # codes of what the job notes at its end
+    notes: tuple[str, ...] = ()  # codes of the notes of a job that has ended
 
 
 def place(event_id: str) -> tuple[int, int]:
-    """For the order of ids, which is not that of their texts."""
+    """The sort key of an event ID: as text, IDs do not sort in order."""
     milliseconds, _, number = event_id.partition("-")
     return int(milliseconds), int(number)
 
@@ -47,7 +47,7 @@ class Events(Scripts):
         return found[0][0].decode() if found else NOTHING_BEFORE
 
     async def has(self, account_id: Audience, event_id: str) -> bool:
-        """Whether the stream reaches back to that event."""
+        """Whether the stream still has that event."""
         return bool(
             await self._of_stream(_key(account_id), self._redis.xrange(_key(account_id), event_id, event_id, count=1))
         )
@@ -59,7 +59,7 @@ class Events(Scripts):
     async def next(
         self, after: Mapping[Audience, str], *, wait_seconds: float
     ) -> dict[Audience, tuple[str, list[Event]]]:
-        """The events after these, of all these streams, and the place up to which they were looked for; waits at most
+        """The events that follow these in their streams, and the ID of the last entry that was read; waits up to
         `wait_seconds` for the first."""
         keys = {_key(account_id): account_id for account_id in after}
         streams: Any = {key: after[account_id] for key, account_id in keys.items()}

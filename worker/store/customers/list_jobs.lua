@@ -3,7 +3,7 @@
 -- ask: {account, server, state, offset, limit}; server and state may be missing
 -- Answers {total, job (see `show_job`), ...}.
 local ask = cjson.decode(ARGV[1])
-local GONE_AT_ONCE = 500 -- a bound on how long one call holds Redis
+local GONE_AT_ONCE = 500 -- per call, to bound how long it blocks Redis
 local list = 'account:' .. ask.account .. ':jobs'
 if ask.server then list = list .. ':server:' .. ask.server end
 if ask.state then list = list .. ':' .. ask.state end

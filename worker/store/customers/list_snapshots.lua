@@ -22,7 +22,7 @@ if field == 'created_at' and not ask.status and not ask.name then
   else
     ids = redis.call('ZRANGEBYSCORE', index, from, before, 'LIMIT', ask.offset, ask.limit)
   end
-else -- looks at each of the account's own: 5 for each of its servers, and those that failed
+else -- reads all of the account: 5 for each of its servers, and failed ones
   local found = {}
   for i, id in ipairs(redis.call('ZRANGEBYSCORE', index, from, before)) do
     local status, name, size_mb = unpack(redis.call('HMGET', 'snapshot:' .. id, 'status', 'name', 'size_mb'))
@@ -41,5 +41,5 @@ else -- looks at each of the account's own: 5 for each of its servers, and those
 end
 
 local page = {total}
-for _, id in ipairs(ids) do page[#page + 1] = listed(index, 'snapshot:', id, show_snapshot) end
+for _, id in ipairs(ids) do page[#page + 1] = show_listed(index, 'snapshot:', id, show_snapshot) end
 return page

@@ -14,11 +14,11 @@ from uuid import uuid4
 
 from arq.connections import ArqRedis
 
-from worker.program.configuration import NODE_SILENT_SECONDS
 from worker.store import errors, records, written
 from worker.store.arq_queue import queue_parameters
 from worker.store.calls import Scripts
 from worker.store.model import (
+    NODE_SILENT_SECONDS,
     AccountId,
     Contents,
     Failure,

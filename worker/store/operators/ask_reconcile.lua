@@ -1,5 +1,5 @@
 -- include: clock, idempotency
--- Ask a node to reconcile. The node sees it with its next report.
+-- Request reconciliation of a node, which sees the request with its next report.
 -- ask: {node, idempotency (see `replay`)}
 -- Answers {'admitted'} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])

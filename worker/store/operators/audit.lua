@@ -1,16 +1,11 @@
--- One page of the audit, newest first.
--- ask: {match: {field: value}, from, to: ids of the stream, limit}
--- Answers {id to continue before or '', {id, {field, value, ...}, codes that its job has noted or ''}, ...}.
--- The codes are looked up here, so that a node, which notes them, needs no right to write to the audit, and an entry
--- has them whether its job ended before or after it was written.
+-- include: records, walk
+-- One page of the audit log, newest first.
+-- ask: {match: {field: value}, from, to: IDs of the stream, limit}
+-- Answers {ID of the last entry, or '' on the last page, {ID, {field, value, ...}, note codes of its job or ''}, ...}.
+-- The codes are looked up here: a node, which writes them, may not write to the audit log, and its job may end after
+-- the entry is written.
 local ask = cjson.decode(ARGV[1])
 local looked, page, to = 0, {''}, ask.to
-
-local function named(flat)
-  local entry = {}
-  for i = 1, #flat, 2 do entry[flat[i]] = flat[i + 1] end
-  return entry
-end
 
 local function noted(entry)
   local job_id = string.match(entry.made or '', '^job (%x+)$') or entry.job
@@ -23,8 +18,6 @@ local function matches(entry)
   end
   return true
 end
-
-local LOOKS = 2000 -- entries that one call looks at: a bound on how long it holds Redis
 
 while looked < LOOKS do
   local found = redis.call('XREVRANGE', 'audit', to, ask.from, 'COUNT', 500)

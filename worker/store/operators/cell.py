@@ -1,4 +1,4 @@
-"""The cell in numbers, for its metrics: read in parts, each of which holds Redis for a bounded time."""
+"""Counts and ages over the whole cell, for its metrics. Each script call blocks Redis for a bounded time."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -7,13 +7,14 @@ from typing import Any
 from worker.store import records
 from worker.store.calls import Scripts
 
-PAGE = 200  # nodes that one script looks at
-GONE_SECONDS = 86_400.0  # a node without servers and jobs that was silent for longer was taken away
+NEVER = 1 << 50  # a period after any other: no counts are read
+PAGE = 200  # nodes per script call
+GONE_SECONDS = 86_400.0  # a node that is silent for longer and has no servers or jobs counts as removed
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeNumbers:
-    """Ages in seconds of Redis's clock; a queue without a job has the age 0."""
+    """Ages in seconds by Redis's clock; the age of an empty queue is 0."""
 
     name: str
     heartbeat_age: float
@@ -44,11 +45,14 @@ class CellNumbers:
 class Cell(Scripts):
     async def numbers(self) -> CellNumbers:
         """Raises StoreUnavailable."""
-        totals = await self._call("operators/cell_totals", {})
-        now, queued, running, oldest, servers, stranded, findings, webhooks, unreadable = totals
+        totals = await self._call("operators/overview", {"silent_ms": 0, "since": NEVER})
+        now, queued, running, oldest, stranded, _, _, _, findings, servers, webhooks, unreadable, _ = totals
+        waits_since = oldest[1] if oldest else b""
         return CellNumbers(
             queued=queued,
-            queue_age=records.part(lambda moment: _age(now, moment), oldest, key="jobs:state:queued", otherwise=0.0),
+            queue_age=await self._read(
+                lambda: records.part(partial(_age, now), waits_since, key="jobs:state:queued", otherwise=0.0)
+            ),
             running=running,
             servers=servers,
             stranded=stranded,
@@ -83,5 +87,5 @@ def _node(now: int, row: list[Any]) -> NodeNumbers:
 
 
 def _age(now: int, moment: bytes) -> float:
-    """In seconds; both in milliseconds since 1970."""
+    """Seconds between two times in Unix milliseconds."""
     return max(0.0, (now - records.whole(moment)) / 1000) if moment else 0.0

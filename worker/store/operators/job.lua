@@ -1,8 +1,8 @@
 -- include: records, show
 -- One job with its steps and log.
 -- ask: {job}
--- Answers {job (see `show_job`), {step as JSON, ...}, {log line, ...}, its server's power now or ''}; nil where there
--- is no such job.
+-- Answers {job (see `show_job`), {step as JSON, ...}, {log line, ...}, its server's power now or ''}; nil if there is
+-- no such job.
 local ask = cjson.decode(ARGV[1])
 local key = 'job:' .. ask.job
 local job = read(key)

@@ -10,23 +10,14 @@ from typing import Any
 
 from arq.connections import ArqRedis
 
-from worker.program.configuration import NODE_SILENT_SECONDS
 from worker.store import arq_queue as queue
 from worker.store import errors, records
-from worker.store.calls import Idempotency, Scripts, accepted, for_script, shown_job
+from worker.store.calls import Cursor, CursorPage, Idempotency, Scripts, accepted, for_script, given, shown_job
 from worker.store.customers.customer_store import CustomerStore
-from worker.store.model import AccountId, Job, JobId, JobKind, JobState, ServerId
+from worker.store.model import NODE_SILENT_SECONDS, AccountId, Job, JobId, JobKind, JobState, ServerId
 from worker.store.operators import records as ops_records
 from worker.store.operators.overview import Counted, Overview, overview
-from worker.store.operators.records import (
-    AuditEntry,
-    CursorPage,
-    Node,
-    OpsJob,
-    OpsServer,
-    ServerFindings,
-    UnreadableRecord,
-)
+from worker.store.operators.records import AuditEntry, Node, OpsJob, OpsServer, ServerFindings, UnreadableRecord
 
 UNREADABLE_LISTED = 100
 
@@ -41,30 +32,18 @@ class JobFilter:
     account_id: AccountId | None = None
     server_id: ServerId | None = None
     error_code: str | None = None
-    text: str | None = None  # within id, server's or snapshot's name, error's detail, request's id; in any case
+    text: str | None = None  # part of the ID, server or snapshot name, error detail or request ID; case-insensitive
 
     def for_script(self) -> dict[str, Any]:
-        match = {
-            "state": self.state,
-            "kind": self.kind,
-            "node": self.node,
-            "account": self.account_id,
-            "server": self.server_id,
-            "failure_code": self.error_code,
-        }
-        ask: dict[str, Any] = {"match": {field: str(value) for field, value in match.items() if value is not None}}
-        return ask | ({"text": self.text.lower()} if self.text else {})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cursor:
-    """Which page of a list: `limit` entries after a cursor."""
-
-    limit: int
-    after: str | None = None
-
-    def for_script(self) -> dict[str, Any]:
-        return {"limit": self.limit} | ({"after": self.after.split(":", 1)} if self.after else {})
+        match = given(
+            state=self.state,
+            kind=self.kind,
+            node=self.node,
+            account=self.account_id,
+            server=self.server_id,
+            failure_code=self.error_code,
+        )
+        return {"match": match} | ({"text": self.text.lower()} if self.text else {})
 
 
 class OperatorStore(Scripts):
@@ -79,8 +58,8 @@ class OperatorStore(Scripts):
         self._counted = Counted()
 
     async def _do(self, name: str, idempotency: Idempotency | None, *, about: str = "", **ask: str) -> None:
-        """Run a script that changes something, unless it ran before with that key. Raises what it refuses; `about`: the
-        id of what is changed."""
+        """Run a script that changes something, unless it already ran with this key. Raises its refusals; `about`: the
+        ID of what it changes."""
         accepted(await self._call(name, {**ask, "idempotency": for_script(idempotency)}), id=about)
 
     async def overview(self) -> Overview:
@@ -93,7 +72,7 @@ class OperatorStore(Scripts):
     async def jobs(self, wanted: JobFilter, cursor: Cursor) -> CursorPage[Job]:
         """Newest first."""
         count, after, *rows = await self._call("operators/jobs", wanted.for_script() | cursor.for_script())
-        return _page(count, after, await self._many(shown_job, rows, kind="job"))
+        return CursorPage.of(count, after, await self._many(shown_job, rows, kind="job"))
 
     async def job(self, job_id: JobId) -> OpsJob:
         """Raises JobNotFound."""
@@ -103,14 +82,14 @@ class OperatorStore(Scripts):
         return await self._one(ops_records.job, [job_id.encode(), *found], kind="job")
 
     async def once(self, idempotency: Idempotency) -> None:
-        """Remember a request under its key, before its parts are done one by one."""
+        """Record a bulk request under its key, before its parts are executed one by one."""
         await self._do("operators/same_request", idempotency)
 
     async def retry(
         self, job_id: JobId, *, request_id: str, in_bulk: bool = False, idempotency: Idempotency | None = None
     ) -> Job:
-        """Admit a failed job anew, as a job of its own. `in_bulk`: as one of many, see `CustomerStore.again`. Raises
-        JobNotFound, JobNotRetryable, and whatever the admission of its kind raises."""
+        """Admit a new job that does the same as a failed one. `in_bulk`: see `CustomerStore.again`. Raises JobNotFound,
+        JobNotRetryable, or what the admission of its kind raises."""
         job = (await self.job(job_id)).job
         return await self._store.again(job, request_id=request_id, in_bulk=in_bulk, idempotency=idempotency)
 
@@ -120,18 +99,19 @@ class OperatorStore(Scripts):
         return await self._store.cancel(account_id=job.account_id, job_id=job_id, idempotency=idempotency)
 
     async def resolve(self, job_id: JobId, *, by: str, reason: str, idempotency: Idempotency | None = None) -> OpsJob:
-        """Note that the server which a job has stranded was put right. Raises JobNotFound or JobNotStranded."""
+        """Mark a stranded job as resolved. Raises JobNotFound or JobNotStranded."""
         await self._do("operators/resolve", idempotency, about=job_id, job=job_id, by=by, reason=reason)
         return await self.job(job_id)
 
     # --- nodes ---
 
     async def nodes(self, *, state: str | None, sort: str, cursor: Cursor) -> CursorPage[Node]:
-        """`state`: alive, silent or paused; `sort`: name, heartbeat, queued or free, "-": the other way round."""
+        """`state`: alive, silent or paused; `sort`: name, heartbeat, queued or free, with "-" in front for descending
+        order."""
         ask = {"sort": sort.lstrip("-"), "descending": sort.startswith("-"), "silent_ms": self._silent_ms}
         ask |= cursor.for_script() | ({"state": state} if state else {})
         after, *rows = await self._call("operators/nodes", ask)
-        return _page(-1, after, await self._many(ops_records.node, rows, kind="node"))
+        return CursorPage.of(-1, after, await self._many(ops_records.node, rows, kind="node"))
 
     async def node(self, name: str) -> Node:
         """Raises NodeNotFound."""
@@ -154,7 +134,7 @@ class OperatorStore(Scripts):
         return await self.node(name)
 
     async def reconcile(self, name: str, *, idempotency: Idempotency | None = None) -> Node:
-        """Have a node reconcile all its servers; it hears of it within seconds. Raises NodeNotFound."""
+        """Make a node reconcile all its servers; it starts within seconds. Raises NodeNotFound."""
         await self._do("operators/ask_reconcile", idempotency, about=name, node=name)
         return await self.node(name)
 
@@ -163,11 +143,10 @@ class OperatorStore(Scripts):
     async def servers(
         self, *, node: str | None, account_id: AccountId | None, stranded: bool, cursor: Cursor
     ) -> CursorPage[OpsServer]:
-        """In the order of their ids; the stranded ones in that in which they stranded."""
-        match = {"node": node, "account": account_id and str(account_id), "stranded": stranded or None}
-        ask = {field: value for field, value in match.items() if value is not None} | cursor.for_script()
+        """In the order of their IDs; stranded ones in the order in which they were stranded."""
+        ask = given(node=node, account=account_id, stranded=stranded or None) | cursor.for_script()
         count, after, *rows = await self._call("operators/servers", ask)
-        return _page(count, after, await self._many(ops_records.server, rows, kind="server"))
+        return CursorPage.of(count, after, await self._many(ops_records.server, rows, kind="server"))
 
     async def server(self, server_id: ServerId) -> OpsServer:
         """Raises ServerNotFound."""
@@ -179,11 +158,8 @@ class OperatorStore(Scripts):
     async def findings(self, cursor: Cursor) -> CursorPage[ServerFindings]:
         """Newest first."""
         count, after, *rows = await self._call("operators/findings", cursor.for_script())
-        return _page(
-            count,
-            after,
-            await self._many(ops_records.server_findings, rows, kind="findings", key_of=ops_records.key_of_findings),
-        )
+        read, key_of = ops_records.server_findings, ops_records.key_of_findings
+        return CursorPage.of(count, after, await self._many(read, rows, kind="findings", key_of=key_of))
 
     async def unreadable(self) -> tuple[UnreadableRecord, ...]:
         """The records that could not be read within the last day, latest first; 100 at most."""
@@ -193,8 +169,8 @@ class OperatorStore(Scripts):
     async def audit(
         self, wanted: Mapping[str, str], *, since: datetime | None, until: datetime | None, cursor: Cursor
     ) -> CursorPage[AuditEntry]:
-        """Newest first; `wanted`: entries with these fields."""
-        # the stream knows no moment before 1970
+        """Newest first; `wanted`: only entries with these fields."""
+        # a stream has no IDs before 1970
         before = str(max(0, int(records.milliseconds(until)) - 1)) if until else "+"
         ask = {
             "match": dict(wanted),
@@ -205,7 +181,3 @@ class OperatorStore(Scripts):
         after, *rows = await self._call("operators/audit", ask)
         results = await self._many(ops_records.audit_entry, rows, kind="audit", key_of=ops_records.key_of_audit)
         return CursorPage(count=None, after=after.decode() or None, results=results)
-
-
-def _page(count: int, after: list[bytes], results: tuple[Any, ...]) -> CursorPage[Any]:
-    return CursorPage(count=None if count < 0 else count, after=ops_records.cursor(after), results=results)

@@ -1,4 +1,4 @@
-"""The cell at a glance: what happens now, and what the last day was like."""
+"""An overview of the cell: its current state, and charts of the last day."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,10 +9,10 @@ from typing import Any
 from worker.store import records
 from worker.store.model import JobId, JobKind
 
-COUNTED_MS = 300_000  # what the scripts count together
-POINT = 3  # of these to a point of a chart
-HOUR, DAY = 12, 288  # of these
-BIN = 1.1  # from one bin of durations to the next; in the middle of a bin, a percentile is off by a twentieth at most
+COUNTED_MS = 300_000  # length of the periods in which the scripts count
+POINT = 3  # periods per point of a chart
+HOUR, DAY = 12, 288  # in periods
+BIN = 1.1  # ratio of two adjacent bins of durations: a percentile is off by 5 % at most
 
 COUNT_MAX = 1 << 32  # far above what five minutes can have
 BIN_MAX = 300  # far above the longest job: 1.1 ** 300 ms are 83 years
@@ -22,7 +22,7 @@ Counts = Counter[str]
 
 @dataclass(frozen=True, kw_only=True)
 class Durations:
-    """In seconds; None where nothing was counted."""
+    """Percentiles in seconds; None if nothing was counted."""
 
     p50: float | None
     p95: float | None
@@ -30,7 +30,7 @@ class Durations:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What came to its end within 15 minutes."""
+    """The jobs that ended within 15 minutes."""
 
     at: datetime
     completed: int
@@ -61,19 +61,19 @@ class Overview:
     nodes_paused: int
     servers_with_findings: int
     unreadable_records: int
-    charts: Mapping[JobKind, tuple[Point, ...]]  # of the kinds that there were; points without an end are left out
+    charts: Mapping[JobKind, tuple[Point, ...]]  # kinds and points without ended jobs are left out
 
 
 class Counted:
-    """What was counted within the last day. The five minutes that are over change no more: they are read once."""
+    """The counts of the last day, by period of five minutes. A period that is over is read once."""
 
     def __init__(self) -> None:
-        self.last = 0  # the number of the five minutes that may have changed since they were read, and all after them
+        self.last = 0  # the first period that may have changed since it was read
         self._counts: dict[int, Counts] = {}
-        self._points: dict[int, Mapping[JobKind, Point]] = {}  # of those of which all is over
+        self._points: dict[int, Mapping[JobKind, Point]] = {}  # of points whose periods are over
 
     def learn(self, last: int, stats: Iterable[tuple[int, list[bytes]]]) -> None:
-        """`stats`: what there is from our last number on."""
+        """`stats`: the counts from our `last` period on."""
         day = range(last - DAY + 1, last + 1)
         read = {number: _counts(number, flat) for number, flat in stats}
         self._counts = {number: counts for number, counts in (self._counts | read).items() if number in day}
@@ -81,12 +81,12 @@ class Counted:
         self.last = last
 
     def ended(self, state: str, *, within: int) -> int:
-        """How many jobs ended in that state within the latest `within` periods of five minutes."""
+        """The number of jobs that ended in this state within the last `within` periods."""
         numbers = (number for number in self._counts if number > self.last - within)
         return sum(self._counts[number][f"{kind}:{state}"] for number in numbers for kind in JobKind)
 
     def charts(self) -> dict[JobKind, tuple[Point, ...]]:
-        """Of the kinds that there were; points without an end are left out."""
+        """Kinds and points without ended jobs are left out."""
         points = [self._point(number) for number in sorted({number // POINT for number in self._counts})]
         charts = {kind: tuple(point[kind] for point in points if kind in point) for kind in JobKind}
         return {kind: points for kind, points in charts.items() if points}
@@ -104,7 +104,7 @@ class Counted:
 
 
 def overview(answer: list[Any], counted: Counted) -> Overview:
-    now, queued, running, oldest, stranded, nodes, alive, paused, findings, unreadable, stats = answer
+    now, queued, running, oldest, stranded, nodes, alive, paused, findings, _, _, unreadable, stats = answer
     counted.learn(now // COUNTED_MS, stats)
     return Overview(
         at=records.moment(now),

@@ -1,5 +1,5 @@
 -- include: clock, queue, idempotency
--- Pause a node, or resume it: then it looks at its queue at once.
+-- Pause a node, or resume it: it then reads its queue at once.
 -- ask: {node, reason: '' to resume, by, wake: key, idempotency (see `replay`)}
 -- Answers {'admitted'} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])

@@ -1,26 +1,15 @@
-"""What operators see of the cell, read from the scripts' answers."""
+"""The records that operators see, parsed from the scripts' answers."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from worker.store import records
 from worker.store.calls import kind_of, shown_job
 from worker.store.model import AccountId, Job, JobId, ServerId, ServerView
 from worker.store.reports import NodeFacts
-
-Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CursorPage(Generic[Item]):
-    """Part of a list that may be long. A page that looked far for what was asked may have few results and go on."""
-
-    count: int | None  # the whole list's; None where only a part of it was asked for
-    results: tuple[Item, ...]
-    after: str | None  # the cursor of what follows; None: this was the end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +24,9 @@ class Node:
     name: str
     alive: bool
     heartbeat_at: datetime
-    worker_at: str  # its worker's process and machine, in words
+    worker_at: str  # its worker's process and machine, readable
     pause: Pause | None
-    facts: NodeFacts | None  # None: it has not reported yet
+    facts: NodeFacts | None  # None: not reported yet
     queued: int
     running: int
     servers: int
@@ -63,19 +52,19 @@ class ServerFindings:
 @dataclass(frozen=True, kw_only=True)
 class OpsServer:
     view: ServerView
-    power: str  # as the node reported it last
-    missing: bool  # its node no longer has it
+    power: str  # as last reported
+    missing: bool  # its node no longer reports it
     stranded_by: JobId | None
     findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTaken:
-    """A step of a job, or one more try of it."""
+    """An attempt at a step of a job."""
 
     step: str
     started_at: datetime
-    seconds: float | None  # None: it is under way
+    seconds: float | None  # None: running
     attempt: int
 
 
@@ -88,10 +77,10 @@ class Resolution:
 
 @dataclass(frozen=True, kw_only=True)
 class OpsJob:
-    """A job with all that is known of it."""
+    """A job with its steps and log."""
 
     job: Job
-    power_found: str | None  # as the node had reported it when it began the job
+    power_found: str | None  # as last reported when the job started
     power_now: str | None
     steps: tuple[StepTaken, ...]
     log: tuple[Mapping[str, Any], ...]
@@ -112,11 +101,7 @@ class AuditEntry:
     id: str
     at: datetime
     fields: Mapping[str, str]
-    notes: tuple[str, ...] = ()  # codes of what the entry's job has noted
-
-
-def cursor(after: Sequence[bytes]) -> str | None:
-    return ":".join(part.decode() for part in after) if after else None
+    notes: tuple[str, ...] = ()  # codes of the notes of the entry's job
 
 
 def node(shown: list[Any]) -> Node:
@@ -198,7 +183,7 @@ def job(shown: list[Any]) -> OpsJob:
 
 
 def _steps(texts: Sequence[bytes]) -> tuple[StepTaken, ...]:
-    """Each lasts until the next begins; the job's end is reported as a step without a name."""
+    """A step lasts until the next one starts; the end of the job is reported as a step without a name."""
     reported: list[Mapping[str, Any]] = [json.loads(text) for text in texts]
     ends = [float(step["ms"]) for step in reported[1:]]
     return tuple(
@@ -216,7 +201,7 @@ def _steps(texts: Sequence[bytes]) -> tuple[StepTaken, ...]:
 def _line(text: bytes) -> Mapping[str, Any]:
     try:
         return dict(json.loads(text))
-    except (ValueError, TypeError):  # it was too long, and cut
+    except (ValueError, TypeError):  # it was too long and was cut
         return {"event": records.text(text)}
 
 

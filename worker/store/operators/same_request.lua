@@ -1,5 +1,5 @@
 -- include: idempotency
--- Remember a request by its key, before its parts are done one by one.
+-- Record a bulk request under its key, before its parts are executed one by one.
 -- ask: {idempotency (see `replay`)}
 -- Answers {'admitted'} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])

@@ -2,7 +2,7 @@
 -- Servers as operators see them.
 -- ask: {server} for one, or {node, account, stranded, limit, after (see `walk`)} for a page; node, account and stranded
 -- may be missing
--- Answers {number of servers where the whole list matches, else -1, after, server, ...}; a server is {id, {field,
+-- Answers {number of servers if every server of a list matches, else -1, after, server, ...}; a server is {id, {field,
 -- value, ...}, kind of the job that holds it or '', snapshots that take a slot, its findings as JSON or ''}.
 local ask = cjson.decode(ARGV[1])
 
@@ -19,7 +19,7 @@ local lists = {'servers'}
 if ask.node then lists[#lists + 1] = 'servers:node:' .. ask.node end
 if ask.account then lists[#lists + 1] = 'servers:account:' .. ask.account end
 if ask.stranded then lists[#lists + 1] = 'servers:stranded' end
--- the stranded ones may be missing from the others: their domain is gone, their trouble is not
+-- a stranded server may be missing from the other lists, if its domain no longer exists
 local list = ask.stranded and 'servers:stranded' or shortest(lists)
 local page = walk(ask, list, 'server:', function(id)
   local account, node, stranded = unpack(redis.call('HMGET', 'server:' .. id, 'account', 'node', 'stranded'))

@@ -1,7 +1,7 @@
 -- include: schedules
--- Delete a schedule. The snapshots that it made stay.
+-- Delete a schedule, but not its snapshots.
 -- ask: {account, id}
--- Answers 1, or 0 where the account has no such schedule.
+-- Answers 1, or 0 if the account has no such schedule.
 local ask = cjson.decode(ARGV[1])
 local account, server = unpack(redis.call('HMGET', 'schedule:' .. ask.id, 'account', 'server'))
 if account ~= ask.account then return 0 end

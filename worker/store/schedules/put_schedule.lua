@@ -1,7 +1,7 @@
 -- include: clock, records, schedules, idempotency
 -- Create or change a schedule.
--- ask: {account, id, server (only to create), most, fields: {field: text}, due_ms ('': not enabled; missing: as
--- before), idempotency (see `replay`)}
+-- ask: {account, id, server (only to create), most, fields: {field: text}, due_ms ('': disabled; missing:
+-- unchanged), idempotency (see `replay`)}
 -- Answers {'admitted', schedule (see `show_schedule`)} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 

@@ -1,4 +1,4 @@
-"""Schedules: when a server is to be snapshotted without anyone asking for it each time."""
+"""Schedules: snapshots that the service makes of a server at fixed times."""
 
 import re
 from collections.abc import Iterator
@@ -11,25 +11,25 @@ from uuid import uuid4
 from cronsim import CronSim, CronSimError
 
 from worker.store import errors, records
-from worker.store.calls import Idempotency, Page, Scripts, accepted, for_script
+from worker.store.calls import Idempotency, Page, Scripts, accepted, for_script, given
 from worker.store.model import AccountId, JobId, ScheduleId, ServerId
 
 SCHEDULES_PER_SERVER = 5
-CLOSEST = timedelta(hours=1)  # two runs: each stops the server
-RUNS_LOOKED_AT = 60  # for the closest two: a list of minutes repeats within the hour, one of hours within the day
+CLOSEST = timedelta(hours=1)  # between two runs: each stops the server
+RUNS_CHECKED = 60  # to find the closest two: a list of minutes repeats every hour, one of hours every day
 
 _FIVE_FIELDS = re.compile(r"\S+( \S+){4}", re.ASCII)
 
 
 class BadCron(Exception):
-    """The text is no cron expression of ours; the error's own says why."""
+    """Not a cron expression that we accept; the text gives the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSpec:
-    """What a customer says of a schedule."""
+    """The fields of a schedule that a customer sets."""
 
-    name: str  # of its snapshots, before the moment
+    name: str  # prefix of its snapshots' names
     when: str  # see `cron_of`
     keep: int  # completed snapshots of its own
     expire_after: timedelta | None
@@ -53,7 +53,7 @@ class Schedule:
     server_name: str
     spec: ScheduleSpec
     created_at: datetime
-    next_run_at: datetime | None  # None: it is not enabled
+    next_run_at: datetime | None  # None: disabled
     last_run_at: datetime | None
     last_job_id: JobId | None  # None: the run was refused
     last_error: str | None  # the code of its refusal
@@ -62,7 +62,7 @@ class Schedule:
 def cron_of(when: str, server_id: ServerId) -> str:
     """A schedule's `when` as a cron expression."""
     minute, hour, weekday = server_id % 60, server_id // 60 % 24, server_id // 1440 % 7
-    # at a moment of the server's own, so that not all servers of a cell stop at midnight
+    # each server at its own time, so that the servers of a cell do not all stop at midnight
     every = {
         "hourly": f"{minute} * * * *",
         "daily": f"{minute} {hour} * * *",
@@ -72,13 +72,14 @@ def cron_of(when: str, server_id: ServerId) -> str:
 
 
 def next_run(cron: str, after: datetime) -> datetime:
-    """The first run after that moment, in UTC. Raises BadCron."""
+    """The first run after this time, in UTC. Raises BadCron."""
     return next(_runs(cron, after))
 
 
 def check(when: str, now: datetime) -> None:
-    """Raises BadCron for what is no word of ours and no expression of five fields, never comes, or comes too often."""
-    runs = list(islice(_runs(cron_of(when, ServerId(0)), now), RUNS_LOOKED_AT))
+    """Raises BadCron if it is neither one of our words nor a cron expression of five fields, never runs, or runs too
+    often."""
+    runs = list(islice(_runs(cron_of(when, ServerId(0)), now), RUNS_CHECKED))
     if any(later - earlier < CLOSEST for earlier, later in pairwise(runs)):
         raise BadCron("Two runs must be at least an hour apart")
 
@@ -98,7 +99,7 @@ def snapshot_name(name: str, due: datetime) -> str:
 
 
 class Schedules(Scripts):
-    """An account's schedules, as the front end sees them. Every call may raise StoreUnavailable."""
+    """An account's schedules, for the front end. Every call may raise StoreUnavailable."""
 
     async def create(
         self, *, account_id: AccountId, server_id: ServerId, spec: ScheduleSpec, idempotency: Idempotency | None
@@ -109,8 +110,7 @@ class Schedules(Scripts):
         return await self._write(account_id, ScheduleId(uuid4().hex), fields=spec.for_script(), due_ms=due_ms, **more)
 
     async def change(self, schedule: Schedule, spec: ScheduleSpec) -> Schedule:
-        """Raises ScheduleNotFound, should it be gone meanwhile; BadCron where it is to run by a `when` that is unknown
-        to this version."""
+        """Raises ScheduleNotFound if it was deleted meanwhile, or BadCron if this version does not know its `when`."""
         before = schedule.spec.for_script()
         fields = {field: text for field, text in spec.for_script().items() if text != before[field]}
         is_due_anew = bool(fields.keys() & {"when", "enabled"})
@@ -118,24 +118,20 @@ class Schedules(Scripts):
         return await self._write(schedule.account_id, schedule.id, fields=fields, **due)
 
     async def drop(self, *, account_id: AccountId, schedule_id: ScheduleId) -> None:
-        """The snapshots that it made stay. Raises ScheduleNotFound."""
+        """Delete a schedule, but not its snapshots. Raises ScheduleNotFound."""
         if not await self._call("schedules/drop_schedule", {"account": str(account_id), "id": schedule_id}):
             raise errors.ScheduleNotFound.of(id=schedule_id)
 
     async def one(self, *, account_id: AccountId, schedule_id: ScheduleId) -> Schedule:
         """Raises ScheduleNotFound, also for another account's; RecordUnreadable."""
-        found = await self._call("schedules/find_schedule", {"account": str(account_id), "id": schedule_id})
-        if found is None:
-            raise errors.ScheduleNotFound.of(id=schedule_id)
+        found = await self._find("schedule", schedule_id, account_id, errors.ScheduleNotFound)
         return await self._one(_schedule, found, kind="schedule")
 
     async def page(
         self, *, account_id: AccountId, server_id: ServerId | None, offset: int, limit: int
     ) -> Page[Schedule]:
-        """Newest first, of one server or of all. One that can't be read is counted and left out."""
-        ask: dict[str, str | int] = {"account": str(account_id), "offset": offset, "limit": limit}
-        if server_id is not None:
-            ask["server"] = str(server_id)
+        """Newest first, of one server or of all. An unreadable one is counted and left out."""
+        ask = {"account": str(account_id), **given(server=server_id), "offset": offset, "limit": limit}
         count, *rows = await self._call("schedules/list_schedules", ask)
         return Page(count=count, results=await self._many(_schedule, rows, kind="schedule"))
 
@@ -147,7 +143,7 @@ class Schedules(Scripts):
 
 
 def _due_ms(spec: ScheduleSpec, server_id: ServerId) -> int | str:
-    """When it runs next; '': never."""
+    """The time of its next run; "" if it is disabled."""
     cron = cron_of(spec.when, server_id)
     return records.milliseconds(next_run(cron, datetime.now(UTC))) if spec.enabled else ""
 

@@ -7,7 +7,7 @@ local function settle_create(id, snapshot, result, now)
     redis.call('HSET', 'snapshot:' .. id, 'contents', result.contents)
   end
   if result.snapshot_status == 'failed' then
-    free_slot(id, snapshot) -- it stays listed, and the customer may try again at once
+    free_slot(id, snapshot) -- it stays listed, but the customer may retry at once
     redis.call('ZADD', 'snapshots:failed', now, id)
   end
 end
@@ -22,21 +22,21 @@ local function list_failure(job_id, job, result, now)
   end
 end
 
--- Keep a job's notes and contents. A worker of an earlier version sends neither.
+-- Store a job's notes and contents. A worker of an earlier version sends neither.
 local function keep_notes(job_id, job, result)
   for _, field in ipairs({'notes', 'contents'}) do
     if (result[field] or '') ~= '' then redis.call('HSET', 'job:' .. job_id, field, result[field]) end
   end
-  -- For the audit, whose entries are kept longer than the job's record. The notes of a dry run say what would be done.
+  -- For the audit log, which is kept longer than the job. The notes of a dry run say what would be done.
   if (result.audited_codes or '') ~= '' and not ONLY_LOOKS[job.kind] then
     redis.call('SET', 'job:' .. job_id .. ':noted', result.audited_codes, 'PX', result.note_codes_ms)
   end
 end
 
--- A delete that failed is tried again, each time later: the cause seldom passes by itself.
+-- A failed delete is retried with growing delays: its cause seldom passes by itself.
 local function put_off_delete(id, job, result, now)
   local failures = 1
-  -- another tool at work on the server passes by itself
+  -- not counted: another tool is working on the server, which passes by itself
   if job.started_ms and result.failure_code ~= 'server_busy' then
     failures = redis.call('HINCRBY', 'snapshot:' .. id, 'failed_deletes', 1)
   end
@@ -46,7 +46,7 @@ local function put_off_delete(id, job, result, now)
 end
 
 -- End a job: set its state, settle its snapshot, free its server.
--- result: state, kept_ms: how long the job's record is kept, failure_code, failure_detail, stranded, downtime_seconds,
+-- result: state, kept_ms: retention of the job's record, failure_code, failure_detail, stranded, downtime_seconds,
 -- snapshot_status, size_mb, retry_ms, retry_most_ms, undoable_ms, notes and contents (JSON or ''), note_codes,
 -- audited_codes, note_codes_ms
 local function conclude(job_id, job, result)

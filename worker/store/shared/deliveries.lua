@@ -4,8 +4,8 @@
 local DELIVERIES_KEPT_MS = 7 * 86400 * 1000
 local DELIVERIES_LISTED = 1000 -- of a webhook
 
--- Put a webhook into the line of those that have something to send: at the end of it, or later where it waits for a
--- retry or for the end of its claim. One whose turn it is keeps its place.
+-- Queue a webhook that has something to send: at the end of the queue, or later if it waits for a retry or for the end
+-- of its claim. A webhook that is already due keeps its place.
 local function line_up(id)
   local hook, now = look_up('webhook:' .. id), now_ms()
   local place = tonumber(redis.call('ZSCORE', 'webhooks:due', id) or nil)
@@ -16,7 +16,7 @@ local function line_up(id)
   wake('webhooks:wake')
 end
 
--- Have a delivery made. It is in the webhook's log, and in its queue until it is made or given up.
+-- Add a delivery to the webhook's log, and to its queue, where it stays until it is delivered or given up.
 local function post(id, delivery_id, delivery)
   local now, log, queue = now_ms(), 'webhook:' .. id .. ':log', 'webhook:' .. id .. ':due'
   delivery.v, delivery.attempts, delivery.created_ms, delivery.next_ms = '1', '0', tostring(now), tostring(now)
@@ -32,7 +32,7 @@ local function post(id, delivery_id, delivery)
   line_up(id)
 end
 
--- Tell the webhooks that want to know it what has become of a job, as it is now.
+-- Queue a delivery of a job, as it is now, for the webhooks that subscribe to its state.
 local function call_webhooks(job_id, job, event_id)
   local event, shown = 'job.' .. job.state, nil
   for _, id in ipairs(redis.call('ZRANGE', 'account:' .. job.account .. ':webhooks', 0, -1)) do

@@ -1,7 +1,7 @@
 -- include: clock, records, states, job_lists, queue, events
 -- A new job.
 
--- Write the job's record, hold its server (unless it only looks), hand it to the node's queue and wake the node.
+-- Write the job's record, hold its server (not for a dry run), add it to the node's queue and wake the node.
 local function enqueue(job_id, job, queue)
   local now = now_ms()
   job.v, job.state, job.queued_ms, job.attempts = '1', 'queued', tostring(now), '0'
@@ -9,7 +9,7 @@ local function enqueue(job_id, job, queue)
   list_job(job_id, job)
   if not ONLY_LOOKS[job.kind] then redis.call('HSET', 'server:' .. job.server, 'job', job_id) end
   redis.call('ZADD', 'jobs:waiting', now, job_id)
-  -- arq's own record of the job. It expires only as a net below us: a job of a dead node is failed long before.
+  -- arq's own record of the job. Its expiry is only a safety net: a job of a dead node fails long before.
   local payload = string.gsub(queue.payload, 'JOB_ID', job_id)
   payload = string.gsub(payload, '"et":0', '"et":' .. string.format('%.0f', now))
   redis.call('SET', 'arq:job:' .. job_id, payload, 'PX', queue.expires_ms)

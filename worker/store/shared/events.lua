@@ -1,7 +1,7 @@
 -- include: deliveries
 -- The streams of events.
 
--- Tell the account, and the operators of the cell, how a job has changed. note_codes: of its end, a space between them.
+-- Add a job's change to the streams of its account and of the operators. note_codes: of its end, separated by spaces.
 local function tell(job_id, job, note_codes)
   local mine, event_id = 'account:' .. job.account .. ':events', nil
   for key, most in pairs({[mine] = 1000, events = 10000}) do
@@ -11,6 +11,6 @@ local function tell(job_id, job, note_codes)
     if key == mine then event_id = added or job_id .. job.state end -- the stream can't be written
   end
   redis.call('PEXPIRE', mine, 7 * 86400 * 1000)
-  -- a step is no change of the state
+  -- a new step does not change the state
   if job.state ~= 'in_progress' or not job.step then call_webhooks(job_id, job, event_id) end
 end

@@ -1,4 +1,4 @@
--- What reconciliation found on servers.
+-- Findings of reconciliation.
 
 local function forget_findings(node, server_id)
   redis.call('HDEL', 'node:' .. node .. ':findings', server_id)

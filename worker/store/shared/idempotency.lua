@@ -1,12 +1,12 @@
 -- include: records
 -- Requests with an Idempotency-Key.
 
--- Where the answer to a request with a key is kept: its account's, or an operator's own.
+-- The key of a stored answer: of the account, or of the operator.
 local function answer_key(ask)
   return 'idempotency:' .. (ask.idempotency.owner or ask.account) .. ':' .. ask.idempotency.key
 end
 
--- The answer that the request was given before, if it has a key and it is not its first time; else nil.
+-- The stored answer if the request has a key and was answered before; else nil.
 local function replay(ask)
   if not ask.idempotency then return nil end
   local key = answer_key(ask)
@@ -19,7 +19,8 @@ local function replay(ask)
   return seen.answer
 end
 
--- Keep what was answered under the request's key. A refusal has changed nothing: asked again it is decided anew.
+-- Store the answer under the request's key. Not a refusal: it has changed nothing, and a repeated request is decided
+-- again.
 local function remember(ask, answer)
   if ask.idempotency and answer[1] == 'admitted' then
     local seen = cjson.encode({fingerprint = ask.idempotency.fingerprint, answer = answer})

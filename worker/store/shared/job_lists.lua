@@ -1,8 +1,8 @@
 -- include: clock, states
 -- The lists that a job is in.
 
-local JOBS_LISTED_MS = 31 * 86400 * 1000 -- a little longer than the record of a job that ended is kept
-local TRIMMED_MS = 3600 * 1000 -- between two trimmings of a list: each costs two writes, and a job is in ten lists
+local JOBS_LISTED_MS = 31 * 86400 * 1000 -- a little longer than the record of a job that has ended
+local TRIMMED_MS = 3600 * 1000 -- between two trims of a list: each costs two writes, and a job is in ten lists
 
 local function put_into(lists, job_id, job)
   for _, key in ipairs(lists) do
@@ -14,7 +14,8 @@ local function put_into(lists, job_id, job)
   end
 end
 
--- The lists that a job is in whatever becomes of it, and those of its state: its account's, and the operators'.
+-- The lists of the account and of the operators that a job is in: those that are independent of its state, and those
+-- of its state.
 local function job_lists(job)
   local mine = 'account:' .. job.account .. ':jobs'
   local of_server = mine .. ':server:' .. job.server
@@ -24,7 +25,7 @@ local function job_lists(job)
     of_state
 end
 
--- How many wait for a node, for the operators' list of nodes.
+-- Update the number of queued jobs in the operators' list of nodes.
 local function count_queue(node)
   redis.call('ZADD', 'nodes:by:queued', redis.call('ZCARD', 'jobs:node:' .. node .. ':queued'), node)
 end

@@ -4,8 +4,8 @@
 local STEPS_KEPT_MS, LOG_KEPT_MS = JOBS_LISTED_MS, 7 * 86400 * 1000
 local MOST, LOG_BYTES = 200, 32768
 
--- Keep when each step began and what the log said. It is reported with a step, or with the job's end.
--- report: {steps: [{step ('': the end), ms, attempt}], log: [line], resumed: times that a process has gone on with it}.
+-- Store the starts of steps and the log lines, which are reported with a step or with the job's end.
+-- report: {steps: [{step ('': the end), ms, attempt}], log: [line], resumed: times that a process has resumed it}.
 local function keep_report(job_id, report)
   local steps, lines = 'job:' .. job_id .. ':steps', 'job:' .. job_id .. ':log'
   for _, step in ipairs(report.steps) do redis.call('RPUSH', steps, cjson.encode(step)) end

@@ -1,5 +1,5 @@
 -- include: clock, records
--- What a node's record says of its worker.
+-- The worker of a node, by the node's record.
 
 local function node_is_silent(node, silent_ms)
   local heartbeat = number(redis.call('HGET', 'node:' .. node, 'heartbeat_ms'))

@@ -1,11 +1,11 @@
 -- include: clock, records
 -- Rate limits.
 
--- The generic cell rate algorithm: `most` at once, and one more each window_ms / most. Answers allowed, left, ms until
--- there is one more.
+-- The generic cell rate algorithm: `most` calls at once, and one more every window_ms / most. Returns allowed, left, ms
+-- until one more call is allowed.
 local function take(key, most, window_ms)
   local now, each = now_ms(), window_ms / most
-  -- When all of them are there again. Never further than a window: also where the clock was set back.
+  -- When the full rate is available again. At most a window away, even if the clock was set back.
   local full = math.min(math.max(number(redis.call('GET', key)) or 0, now), now + window_ms)
   local allowed = full + each - window_ms <= now
   if allowed then

@@ -49,16 +49,21 @@ local function demand(key, kind)
   if found ~= kind and found ~= 'none' then return unreadable(key, 'it holds another type of data') end
 end
 
--- A hash as a table; nil where there is none. Ends the script where the record can't be read.
+-- {field, value, ...} as a table.
+local function named(flat)
+  local record = {}
+  for i = 1, #flat, 2 do record[flat[i]] = flat[i + 1] end
+  return record
+end
+
+-- A hash as a table; nil if it does not exist. Ends the script if the record can't be read.
 local function read(key)
   local flat = redis.call('HGETALL', key)
   if #flat == 0 then
     demand(key, 'hash')
     return nil
   end
-  local record = {}
-  for i = 1, #flat, 2 do record[flat[i]] = flat[i + 1] end
-  local kind = string.match(key, '^(token:%a+):') or string.match(key, '^%a+')
+  local record, kind = named(flat), string.match(key, '^(token:%a+):') or string.match(key, '^%a+')
   for field, what in pairs(NEEDED[kind] or {}) do
     if not is_a(what, record[field]) then return unreadable(key, field .. ' cannot be read') end
   end
@@ -90,7 +95,7 @@ local function look_up(key)
 end
 
 -- One that an index lists, as show(id) shows it; nil, and the operators are told, where there is none or it can't be.
-local function listed(index, kind, id, show)
+local function show_listed(index, kind, id, show)
   if redis.call('EXISTS', kind .. id) == 1 then return attempt(kind .. id, show, id) end
   set_aside(index .. ' ' .. id, 'it leads to nothing')
   return nil

@@ -1,5 +1,5 @@
 -- include: snapshots, findings
--- The end of a snapshot's record.
+-- Deletes the record of a snapshot.
 
 local function forget_snapshot(id, snapshot)
   hide_snapshot(id, snapshot)

@@ -1,7 +1,7 @@
 -- include: clock, records, snapshots
--- How many snapshots a schedule keeps.
+-- Retention of scheduled snapshots.
 
--- A server's completed snapshots that this schedule, or any, has made, oldest first.
+-- A server's completed snapshots made by this schedule (nil: by any), oldest first.
 local function scheduled_snapshots(server_id, schedule_id)
   local made = {}
   for _, id in ipairs(redis.call('ZRANGE', 'server:' .. server_id .. ':snapshots', 0, -1)) do

@@ -1,5 +1,5 @@
 -- include: records
--- Records as the store's Python code reads them.
+-- Records in the form that the store's Python code parses.
 
 -- A server: {field, value, ...}, kind of the job that holds it or ''.
 local function show_server(server_id)
@@ -12,11 +12,16 @@ end
 local function show_job(job_id)
   local job = read('job:' .. job_id)
   local server, holding = {}, ''
-  if redis.call('HGET', 'server:' .. job.server, 'account') == job.account then -- else it has a new owner
+  if redis.call('HGET', 'server:' .. job.server, 'account') == job.account then -- else the server has a new owner
     server, holding = show_server(job.server)
   end
   return {job_id, redis.call('HGETALL', 'job:' .. job_id),
     redis.call('LRANGE', 'node:' .. job.node .. ':milliseconds:' .. job.kind, 0, -1), server, holding}
+end
+
+-- A webhook: {id, {field, value, ...}}, without its secrets.
+local function show_webhook(id)
+  return {id, redis.call('HGETALL', 'webhook:' .. id)}
 end
 
 -- A snapshot: {id, {field, value, ...}, name of its server}.

@@ -1,7 +1,7 @@
 -- include: records
 -- Snapshot records and the lists that they are in.
 
--- A snapshot holds one of its server's slots and its name, unless another one holds the name.
+-- Give a snapshot one of its server's slots, and its name unless another snapshot has it.
 local function take_slot(id, snapshot)
   redis.call('SADD', 'server:' .. snapshot.server .. ':counted', id)
   redis.call('HSETNX', 'server:' .. snapshot.server .. ':names', snapshot.name, id)
@@ -13,7 +13,7 @@ local function free_slot(id, snapshot)
   if redis.call('HGET', names, snapshot.name) == id then redis.call('HDEL', names, snapshot.name) end
 end
 
--- Write a snapshot's record and put it into every list.
+-- Write a snapshot's record and add it to every list.
 local function add_snapshot(id, snapshot)
   if snapshot.expires_ms then redis.call('ZADD', 'snapshots:expiring', snapshot.expires_ms, id) end
   snapshot.v = '1'
@@ -23,7 +23,7 @@ local function add_snapshot(id, snapshot)
   take_slot(id, snapshot)
 end
 
--- Take a snapshot out of every list: the customer can't see it.
+-- Remove a snapshot from every list: the customer no longer sees it.
 local function hide_snapshot(id, snapshot)
   redis.call('ZREM', 'account:' .. snapshot.account .. ':snapshots', id)
   redis.call('ZREM', 'server:' .. snapshot.server .. ':snapshots', id)

@@ -1,7 +1,7 @@
 -- include: states, job_lists
 -- The only way to change a job's state.
 
--- Change a job's state; an error, which writes nothing, where the table forbids it.
+-- Change a job's state. If the table forbids it, raise an error and write nothing.
 local function become(job_id, job, state)
   if not MAY_FOLLOW[job.state][state] then
     return error('job ' .. job_id .. ': ' .. state .. ' may not follow ' .. job.state)

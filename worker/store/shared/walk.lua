@@ -1,10 +1,10 @@
 -- include: records
--- Pages of the operators' lists, which may be of any length.
+-- Pages of the operators' lists, which may have any length.
 
-local LOOKS = 2000 -- entries that one call looks at: a bound on how long it holds Redis
+local LOOKS = 2000 -- entries per call, to bound how long it blocks Redis
 
--- Where a page begins: after the entry that the page before ended with, or, where that has left the list or moved in
--- it, at its place. after: {score, member} or nil.
+-- The rank at which a page starts: after the last entry of the previous page, or at its former place if it was moved or
+-- removed. after: {score, member} or nil.
 local function first_rank(list, descending, after)
   if not after then return 0 end
   if redis.call('ZSCORE', list, after[2]) == after[1] then
@@ -14,10 +14,10 @@ local function first_rank(list, descending, after)
   return redis.call('ZCOUNT', list, '-inf', '(' .. after[1])
 end
 
--- One page of a sorted set: what `show(member)` makes of its members, those left out for which it is nil or fails.
--- kind: of their keys, 'job:'.
--- ask: {descending, after, limit}. Answers {after, shown, ...}; after is {score, member} of the last entry that was
--- looked at, or {} at the end of the list.
+-- One page of a sorted set: the results of `show(member)`, without members for which it fails or returns nil. kind: of
+-- the members' keys, 'job:'.
+-- ask: {descending, after, limit}. Returns {after, shown, ...}; after is {score, member} of the last entry that was
+-- read, or {} at the end of the list.
 local function walk(ask, list, kind, show)
   local rank, looked, page = first_rank(list, ask.descending, ask.after), 0, {{}}
   while looked < LOOKS do

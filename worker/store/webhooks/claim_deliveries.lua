@@ -1,8 +1,8 @@
 -- include: clock, records, deliveries
--- Claim the webhook that has waited longest, with the deliveries that are due. Nobody else gets it until the claim is
--- settled or lease_ms have passed.
+-- Claim the webhook that has waited longest, with the deliveries that are due. No one else can claim it until the claim
+-- is settled or lease_ms have passed.
 -- ask: {token: of the claim, lease_ms, limit}
--- Answers nil where nothing is due, else {id, url, {secret, ...}, {{delivery id, event, created_ms, attempts, job as it
+-- Answers nil if nothing is due, else {id, url, {secret, ...}, {{delivery id, event, created_ms, attempts, job as it
 -- was shown (not of a test)}, ...}}.
 local ask = cjson.decode(ARGV[1])
 local now = now_ms()

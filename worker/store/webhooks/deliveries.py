@@ -1,7 +1,7 @@
-"""The deliveries of webhooks, as the senders see them.
+"""The deliveries of webhooks, for the senders.
 
-A sender claims a webhook and makes the deliveries that are due. When a claim is not settled in time, another sender may
-claim the webhook: then a delivery may be sent twice, and none is lost.
+A sender claims a webhook and makes the deliveries that are due. If a claim is not settled in time, another sender may
+claim the webhook: a delivery may then be sent twice, but none is lost.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ WAKE_KEY = "webhooks:wake"
 
 @dataclass(frozen=True, kw_only=True)
 class DueDelivery:
-    """A delivery to be made now; `attempts` before this one. `job` as it was at the event; None for a test."""
+    """A delivery that is due. `attempts`: earlier ones. `job`: as it was at the event; None for a test."""
 
     id: DeliveryId
     event: str
@@ -30,7 +30,7 @@ class DueDelivery:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A claimed webhook. `secrets`: each of them signs the deliveries."""
+    """A claimed webhook. Each of the `secrets` signs the deliveries."""
 
     token: str
     webhook_id: WebhookId
@@ -42,7 +42,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What came of an attempt. `retry_in` None: it was the last. `error` is a code of ours."""
+    """The result of an attempt. `retry_in` None: it was the last one. `error`: one of our codes."""
 
     status: int | None
     error: str | None
@@ -66,10 +66,10 @@ _UNREADABLE = Result(status=None, error=errors.RecordUnreadable.code)
 
 
 class Deliveries(Scripts):
-    """What is to be sent, as the senders see it. Every call may raise StoreUnavailable."""
+    """Pending deliveries, for the senders. Every call may raise StoreUnavailable."""
 
     async def claim(self, *, lease_seconds: float, most: int) -> Claim | None:
-        """The webhook that has waited longest, with at most `most` due deliveries; None: nothing is due."""
+        """Claim the webhook that has waited longest, with up to `most` due deliveries; None: nothing is due."""
         token = uuid4().hex
         ask = {"token": token, "lease_ms": round(lease_seconds * 1000), "limit": most}
         found = await self._call("webhooks/claim_deliveries", ask)
@@ -89,8 +89,8 @@ class Deliveries(Scripts):
     async def settle(
         self, claim: Claim, results: Mapping[DeliveryId, Result], *, patience_seconds: float
     ) -> str | None:
-        """End the claim; what has no result is due at once. Says why the webhook was disabled now, if it was: it is
-        gone, or nothing was delivered for longer than that."""
+        """End the claim; deliveries without a result are due at once. Returns the reason if this disabled the webhook:
+        `gone`, or `failing` (nothing was delivered for `patience_seconds`)."""
         all_results = {**results, **dict.fromkeys(claim.given_up, _UNREADABLE)}
         ask = {
             "id": claim.webhook_id,
@@ -102,7 +102,7 @@ class Deliveries(Scripts):
         return why.decode() or None
 
     async def wait(self, *, seconds: int) -> None:
-        """Return when something may be due, or after `seconds`."""
+        """Return when a delivery may be due, or after `seconds`."""
         with redis_answers():
             await self._redis.blpop([WAKE_KEY], timeout=seconds)  # type: ignore[misc]  # typed for the blocking client too
 

@@ -1,6 +1,6 @@
 -- Delete a webhook with all its deliveries.
 -- ask: {account, id}
--- Answers 1, or 0 where the account has no such webhook.
+-- Answers 1, or 0 if the account has no such webhook.
 local ask = cjson.decode(ARGV[1])
 local key = 'webhook:' .. ask.id
 if redis.call('HGET', key, 'account') ~= ask.account then return 0 end

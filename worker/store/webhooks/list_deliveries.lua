@@ -1,10 +1,10 @@
 -- include: clock, deliveries
 -- One page of a webhook's deliveries, newest first.
 -- ask: {account, id, offset, limit}
--- Answers {total, {delivery id, {field, value, ...}}, ...}; nil where the account has no such webhook.
+-- Answers {total, {delivery id, {field, value, ...}}, ...}; nil if the account has no such webhook.
 local ask = cjson.decode(ARGV[1])
 if redis.call('HGET', 'webhook:' .. ask.id, 'account') ~= ask.account then return nil end
--- a second less than their records are kept, so that each of the page has one
+-- a second less than the retention of records, so that every listed delivery has one
 local log, oldest = 'webhook:' .. ask.id .. ':log', now_ms() - DELIVERIES_KEPT_MS + 1000
 local page = {redis.call('ZCOUNT', log, oldest, '+inf')}
 for _, id in ipairs(redis.call('ZREVRANGEBYSCORE', log, '+inf', oldest, 'LIMIT', ask.offset, ask.limit)) do

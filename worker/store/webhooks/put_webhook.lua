@@ -1,7 +1,7 @@
--- include: clock, records, deliveries, webhooks, idempotency
+-- include: clock, records, deliveries, idempotency, show
 -- Create a webhook, change one, or give it a new secret.
--- ask: {account, id, most (only to create), fields: {field: text}, secret, old_ms: how long the secret before stays
--- valid, idempotency (see `replay`)}
+-- ask: {account, id, most (only to create), fields: {field: text}, secret, old_ms: how long the previous secret
+-- stays valid, idempotency (see `replay`)}
 -- Answers {'admitted', webhook (see `show_webhook`), secret or ''} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 local key, all = 'webhook:' .. ask.id, 'account:' .. ask.account .. ':webhooks'
@@ -18,7 +18,7 @@ local function put()
   if next(ask.fields) then write(key, ask.fields) end
   if ask.fields.enabled == '1' then redis.call('HDEL', key, 'failing_since_ms', 'disabled_reason') end
   if ask.secret then
-    -- No node may read a key that begins with `token:`; see deploy/redis/users.acl.
+    -- Nodes may not read keys that begin with `token:`; see deploy/redis/users.acl.
     local before = redis.call('HGET', 'token:webhook:' .. ask.id, 'secret')
     write('token:webhook:' .. ask.id, {secret = ask.secret, old = before or '', old_until_ms = now_ms() + ask.old_ms})
   end
@@ -26,7 +26,7 @@ local function put()
   return {'admitted', show_webhook(ask.id)}
 end
 
--- The secret of the first time, which is not in the answer that is remembered: nodes may read that.
+-- The secret of the first request. It is not in the stored answer, which nodes may read.
 local function first_secret()
   if not ask.secret or not ask.idempotency then return ask.secret or '' end
   local kept = 'token:answer:' .. ask.account .. ':' .. ask.idempotency.key

@@ -1,7 +1,7 @@
 -- include: clock, records, deliveries
--- Record the results of a claim's attempts and end the claim. After another has claimed the webhook it changes nothing.
+-- Record the results of a claim's attempts and end the claim. No effect if the webhook was claimed again.
 -- ask: {id, token, patience_ms, results: [{id, status, error, delivered, retry_ms ('': give up)}]}
--- Answers why the webhook was disabled by this: 'gone', 'failing', or ''.
+-- Answers the reason if this disabled the webhook: 'gone', 'failing', or ''.
 local ask = cjson.decode(ARGV[1])
 local key, now = 'webhook:' .. ask.id, now_ms()
 local log, queue = key .. ':log', key .. ':due'

@@ -14,16 +14,16 @@ from typing import Any
 from uuid import uuid4
 
 from worker.store import errors, records
-from worker.store.calls import Idempotency, Page, Scripts, accepted, for_script
+from worker.store.calls import Idempotency, Page, Scripts, accepted, flag, for_script, given
 from worker.store.model import AccountId, DeliveryId, WebhookId
 
 WEBHOOKS_PER_ACCOUNT = 10
 SECRET_PREFIX = "whsec_"  # noqa: S105 - the specification's mark on a secret, no secret
 SECRET_BYTES = 32  # the specification: 24 to 64
 OLD_SECRET_KEPT = timedelta(hours=24)
-TEST = "webhook.test"  # the event of a test, which nobody subscribes to
-DISABLED = frozenset({"gone", "failing"})  # by us: it answered 410, or took nothing for days
-TESTS_AFTER_MOST = 100  # deliveries that wait: then no test is added to them
+TEST = "webhook.test"  # the event of a test; it is sent without a subscription
+DISABLED = frozenset({"gone", "failing"})  # by us: it responded with 410, or every delivery has failed for days
+PENDING_MAX = 100  # with more pending deliveries a test is refused
 
 
 class JobEvent(StrEnum):
@@ -37,7 +37,7 @@ class JobEvent(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class WebhookChange:
-    """What a customer says of a webhook; None leaves it as it is."""
+    """What to change of a webhook; None leaves a field unchanged."""
 
     url: str | None = None
     description: str | None = None
@@ -45,13 +45,8 @@ class WebhookChange:
     enabled: bool | None = None
 
     def for_script(self) -> dict[str, str]:
-        fields = {
-            "url": self.url,
-            "description": self.description,
-            "events": None if self.events is None else " ".join(self.events),
-            "enabled": None if self.enabled is None else "1" if self.enabled else "",
-        }
-        return {field: text for field, text in fields.items() if text is not None}
+        events = None if self.events is None else " ".join(self.events)
+        return given(url=self.url, description=self.description, events=events, enabled=flag(self.enabled))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +56,14 @@ class Webhook:
     description: str
     events: tuple[JobEvent, ...]
     enabled: bool
-    disabled_reason: str | None  # where it was us: `gone` or `failing`
-    failing_since: datetime | None  # no delivery was made since
+    disabled_reason: str | None  # if the service disabled it: `gone` or `failing`
+    failing_since: datetime | None  # every delivery since then has failed
     created_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
 class Secret:
-    """A webhook with a new secret, which is shown only now."""
+    """A webhook with its new secret, which cannot be read again."""
 
     webhook: Webhook
     secret: str
@@ -76,7 +71,7 @@ class Secret:
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """An event on its way to a webhook. `status` and `error` are those of the last attempt."""
+    """An event for a webhook. `status` and `error` are those of the last attempt."""
 
     id: DeliveryId
     event: str
@@ -84,12 +79,12 @@ class Delivery:
     status: int | None
     error: str | None
     created_at: datetime
-    next_attempt_at: datetime | None  # None: it was made or given up
+    next_attempt_at: datetime | None  # None: it was delivered or given up
     delivered_at: datetime | None
 
 
 class Webhooks(Scripts):
-    """An account's webhooks, as the front end sees them. Every call may raise StoreUnavailable."""
+    """An account's webhooks, for the front end. Every call may raise StoreUnavailable."""
 
     async def create(
         self, *, account_id: AccountId, change: WebhookChange, idempotency: Idempotency | None = None
@@ -100,46 +95,44 @@ class Webhooks(Scripts):
 
     async def change(self, *, account_id: AccountId, webhook_id: WebhookId, change: WebhookChange) -> Webhook:
         """Raises WebhookNotFound or RecordUnreadable."""
-        await self.one(account_id=account_id, webhook_id=webhook_id)  # what can't be shown is not to be changed
+        await self.one(account_id=account_id, webhook_id=webhook_id)  # one that is unreadable must not be changed
         return (await self._write(account_id, webhook_id, None, fields=change.for_script())).webhook
 
     async def rotate(
         self, *, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None = None
     ) -> Secret:
-        """A new secret; the one before signs beside it for a day. Raises WebhookNotFound or RecordUnreadable."""
-        await self.one(account_id=account_id, webhook_id=webhook_id)  # nor is a secret that can't be shown
+        """Make a new secret; the previous one also signs for a day. Raises WebhookNotFound or RecordUnreadable."""
+        await self.one(account_id=account_id, webhook_id=webhook_id)  # as above
         return await self._write(account_id, webhook_id, idempotency, secret=_new_secret(), fields={})
 
     async def drop(self, *, account_id: AccountId, webhook_id: WebhookId) -> None:
-        """With all that it was to send. Raises WebhookNotFound."""
+        """Delete a webhook and its pending deliveries. Raises WebhookNotFound."""
         if not await self._call("webhooks/drop_webhook", {"account": str(account_id), "id": webhook_id}):
             raise errors.WebhookNotFound.of()
 
     async def one(self, *, account_id: AccountId, webhook_id: WebhookId) -> Webhook:
         """Raises WebhookNotFound, also for another account's; RecordUnreadable."""
-        found = await self._call("webhooks/find_webhook", {"account": str(account_id), "id": webhook_id})
-        if found is None:
-            raise errors.WebhookNotFound.of()
+        found = await self._find("webhook", webhook_id, account_id, errors.WebhookNotFound)
         return await self._one(_webhook, found, kind="webhook")
 
     async def all(self, *, account_id: AccountId) -> tuple[Webhook, ...]:
-        """Newest first. One that can't be read is left out."""
+        """Newest first. Unreadable ones are left out."""
         found = await self._call("webhooks/list_webhooks", {"account": str(account_id)})
         return await self._many(_webhook, found, kind="webhook")
 
     async def test(
         self, *, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None = None
     ) -> Delivery:
-        """Have a test event delivered. Raises WebhookNotFound or WebhookNotReady."""
+        """Send a test event. Raises WebhookNotFound or WebhookNotReady."""
         ask = {
             "account": str(account_id),
             "id": webhook_id,
             "delivery_id": uuid4().hex,
             "event": TEST,
-            "most": TESTS_AFTER_MOST,
+            "most": PENDING_MAX,
             "idempotency": for_script(idempotency),
         }
-        shown = accepted(await self._call("webhooks/send_test", ask), limit=TESTS_AFTER_MOST)[0]
+        shown = accepted(await self._call("webhooks/send_test", ask), limit=PENDING_MAX)[0]
         return await self._one(_delivery, shown, kind="delivery")
 
     async def deliveries(
