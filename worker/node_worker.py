@@ -152,8 +152,12 @@ class NodeWorker(Worker):
         }
         later_ms, *due = await self._due(args=[json.dumps(ask)])
         for job_id, score in zip(due[::2], due[1::2], strict=True):
-            with guarded("queue", *REDIS_TROUBLE):
-                await self._start(job_id.decode(), int(float(score)))
+            if not job_id.isascii():  # no ID of ours: it would take a slot at each look
+                log.error("queue.record_unusable", job_id=repr(job_id))
+                await self.pool.zrem(self.queue_name, job_id)
+                continue
+            with guarded("queue", *REDIS_TROUBLE, job_id=job_id.decode()):
+                await self._start(job_id.decode(), int(max(0.0, float(score))))
         return min(FALLBACK_SECONDS, later_ms / 1000) if later_ms >= 0 else FALLBACK_SECONDS
 
     async def _start(self, job_id: str, score: int) -> None:
@@ -193,7 +197,7 @@ class NodeWorker(Worker):
         try:
             await super().run_job(job_id, score)
         except REDIS_TROUBLE as error:  # the job has not started and is still queued
-            if str(error).startswith(_DAMAGED):
+            if any(words in str(error) for words in _DAMAGED):
                 await self._insist(lambda: self._mend(job_id))
             log.warning("queue.job_not_begun", job_id=job_id, cause=str(error))
             await asyncio.sleep(RETRY_SECONDS)  # keep its slot: if only this job fails, the loop would spin

@@ -1,6 +1,7 @@
 """How the store calls Redis: errors, scripts, and the answers that several classes read."""
 
 import json
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -158,7 +159,7 @@ class Scripts:
 
     async def _tell(self, noticed: Iterable[Unreadable]) -> None:
         now = time.monotonic()
-        if not (news := [one for one in noticed if now - self._told.get(one.key, -now) > TOLD_AGAIN_SECONDS]):
+        if not (news := [one for one in noticed if now - self._told.get(one.key, -math.inf) > TOLD_AGAIN_SECONDS]):
             return
         for one in news:
             if one.key not in self._told:
