@@ -7,6 +7,7 @@ Terms: a *domain* is libvirt's name for a VM; an *adopted* domain carries our se
 A *tag* is the name of an internal qcow2 snapshot, the same on every disk of the server and in libvirt's metadata.
 """
 
+import re
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +15,14 @@ from enum import StrEnum
 from typing import ClassVar, Protocol
 
 MARK_NAMESPACE = "https://vps-snapshots.dev/libvirt/1"  # of <server id= account=> in an adopted domain's metadata
+
+_NUMBER = re.compile(r"[1-9][0-9]{0,14}")  # an id that every program holds exactly, in the one form that we write
+
+
+def is_ours(tag: str) -> bool:
+    """Whether a tag has the form of this service's; `vps-0001` has not."""
+    name = tag.removeprefix("vps-")
+    return name != tag and (not name.isdecimal() or _NUMBER.fullmatch(name) is not None)
 
 
 class Power(StrEnum):

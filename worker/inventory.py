@@ -13,7 +13,7 @@ from worker.metrics import Metrics
 from worker.program.loop import guarded
 from worker.store.errors import StoreUnavailable
 from worker.store.model import AccountId, ServerId
-from worker.store.nodes.node_store import LeaseLost, NodeStore, ReportedServer
+from worker.store.nodes.node_store import ClaimRefused, LeaseLost, NodeStore, ReportedServer
 from worker.store.reports import NodeFacts, Pool
 
 FACTS_SECONDS = 60.0  # between two reads of versions and free space
@@ -71,7 +71,7 @@ class Inventory:
                 for server_id, domain in servers.items()
             ]
             reported = await self._store.report(reported_servers, await self._facts())
-        except (DriverError, StoreUnavailable, LeaseLost) as error:
+        except (DriverError, StoreUnavailable, LeaseLost, ClaimRefused) as error:
             log.warning("inventory.not_reported", reason=type(error).__name__, detail=str(error))
             return False
         counts = Counter(domain.server_id for domain in domains)
@@ -80,6 +80,8 @@ class Inventory:
             log.error("inventory.server_twice_on_node", server_id=server_id)
         self._duplicates = duplicates
         self._note_conflicts(reported.conflicts)
+        for server_id, account_id in reported.accounts.items():
+            await self._correct(servers[server_id], AccountId(account_id))
         for server_id in reported.gone:  # undefined, moved to another node, or its mark was removed
             log.warning("inventory.server_gone", server_id=server_id)
         if reported.reconcile_asked != self._reconcile_asked:
@@ -88,6 +90,16 @@ class Inventory:
         self._fresh |= reported.fresh
         self._has_fresh.set()
         return True
+
+    async def _correct(self, domain: Domain, account_id: AccountId) -> None:
+        """Write the account that the store holds into the domain: after a loss of the store, only the domain has it."""
+        known = {"server_id": domain.server_id, "account_id": account_id}
+        try:
+            await self._hypervisor.adopt(domain.name, **known)
+        except DriverError as error:
+            log.warning("inventory.account_not_corrected", reason=str(error), **known)
+        else:
+            log.warning("inventory.account_corrected", reported_account_id=domain.account_id, **known)
 
     def _note_conflicts(self, conflicts: frozenset[ServerId]) -> None:
         now = time.monotonic()

@@ -80,13 +80,20 @@ def adopt(
     account: Annotated[int, typer.Option(min=1, max=ID_MAX, help="The account that owns the server.")],
     config: Config = None,
 ) -> None:
-    """Make a libvirt domain of this node a server of the API. Run it again to change the account."""
+    """Make a libvirt domain of this node a server of the API.
+
+    The account counts for a server that the service does not know yet. It changes with `vps-snapshots server give`.
+    """
     settings = _settings(config)
     try:
         uvloop.run(_adopt(settings, domain, server_id, account))
     except DriverError as error:
         _refuse(str(error))
-    typer.echo(f"domain {domain} is server {server_id} of account {account}")
+    typer.echo(
+        f"domain {domain} is server {server_id} of account {account}\n"
+        "If the service already knows the server, its account stays and is written back; `vps-snapshots server give`"
+        " changes it."
+    )
 
 
 @app.command()

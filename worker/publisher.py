@@ -13,7 +13,7 @@ import structlog
 from worker.program.loop import guarded
 from worker.store.errors import StoreUnavailable
 from worker.store.model import JobId, ServerId, Step
-from worker.store.nodes.node_store import LeaseLost, NodeStore
+from worker.store.nodes.node_store import ClaimRefused, LeaseLost, NodeStore
 from worker.store.outcome import Outcome
 from worker.store.reports import EMPTY_REPORT, JobReport, StepBegun
 
@@ -64,6 +64,8 @@ class Publisher:
             except (StoreUnavailable, LeaseLost) as error:
                 log.warning("outcome.not_published", reason=type(error).__name__, again_in_seconds=wait)
                 answer, power = "", ""  # the power may have changed by the next attempt
+            except ClaimRefused as refused:
+                answer = refused.reason
             if answer and not (answer == "job_unknown" and (tries := tries - 1)):
                 if answer not in {"published", "job_over"}:  # job_over: published by a process that died right after
                     log.warning("outcome.refused", reason=answer)
@@ -87,6 +89,8 @@ class Publisher:
                 except (StoreUnavailable, LeaseLost):  # a worker that has just started may not hold the lease yet
                     self._unpublished[job_id] = report + self._unpublished.get(job_id, EMPTY_REPORT)
                     log.info("step.not_published", job_id=job_id, step=step)
+                except ClaimRefused as refused:
+                    log.warning("step.refused", job_id=job_id, step=step, reason=refused.reason)
 
     def _add(self, job_id: JobId, news: JobReport) -> None:
         self._unpublished[job_id] = self._unpublished.get(job_id, EMPTY_REPORT) + news

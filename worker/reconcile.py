@@ -34,7 +34,15 @@ from worker.program.loop import guarded
 from worker.runner import Runner
 from worker.store.errors import RecordUnreadable, StoreUnavailable
 from worker.store.model import Contents, JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
-from worker.store.nodes.node_store import BegunJob, Known, KnownSnapshot, LeaseLost, NodeStore, PublishedSnapshot
+from worker.store.nodes.node_store import (
+    BegunJob,
+    ClaimRefused,
+    Known,
+    KnownSnapshot,
+    LeaseLost,
+    NodeStore,
+    PublishedSnapshot,
+)
 
 ROUND_SECONDS = 300.0  # between two rounds over every server of the node
 UNDELETED_AFTER = 3  # failed deletes, over at least three minutes, before it is a finding: it may pass by itself
@@ -150,7 +158,15 @@ class Reconciler:
                 return
             async with lock, asyncio.timeout(self._look_seconds):
                 await self._compare(server_id)
-        except (DriverError, StoreUnavailable, RecordUnreadable, LeaseLost, TimeoutError, JournalFailed) as error:
+        except (
+            DriverError,
+            StoreUnavailable,
+            RecordUnreadable,
+            LeaseLost,
+            ClaimRefused,
+            TimeoutError,
+            JournalFailed,
+        ) as error:
             log.warning("reconcile.put_off", server_id=server_id, reason=str(error) or type(error).__name__)
         except Exception:  # one odd server must not crash the worker over and over
             log.exception("reconcile.broke", server_id=server_id)
@@ -193,6 +209,7 @@ class Reconciler:
             for snapshot_id, (tag, spec) in taken.items()
             if snapshot_id in known.on_disk
             and known.on_disk[snapshot_id] is None
+            and snapshot_id not in known.elsewhere
             and snapshot_id not in at_work
             and tag not in safety
         ]
@@ -289,7 +306,7 @@ class Reconciler:
         findings = []
         for snapshot_id, snapshot in whole.items():
             record = known.on_disk[snapshot_id]
-            if snapshot.spec is not None or record is None or record.server_id != server_id:
+            if snapshot.spec is not None or record is None:
                 continue
             if record.status is not SnapshotStatus.COMPLETED and not record.lost:
                 continue
@@ -322,7 +339,6 @@ class Reconciler:
             if snapshot.spec is None
             and (record := known.on_disk[snapshot_id])
             and record.status is SnapshotStatus.FAILED
-            and record.server_id == server_id
             and not record.lost
         ]
         for tag in orphans:
@@ -376,7 +392,11 @@ def _strays(ours: dict[SnapshotId, FoundSnapshot], known: Known) -> list[Finding
     return [
         Finding(kind=FindingKind.STRAY_TAG, tag=snapshot.tag)
         for snapshot_id, snapshot in ours.items()
-        if ((record := known.on_disk[snapshot_id]) is None and snapshot.spec is None)
+        if (
+            (record := known.on_disk[snapshot_id]) is None
+            and snapshot.spec is None
+            and snapshot_id not in known.elsewhere
+        )
         or (record and record.lost and not snapshot.complete)
     ]
 

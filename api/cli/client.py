@@ -89,6 +89,10 @@ class Client:
             lambda: self._call("POST", path, body=body, query=query, headers=key), max_seconds=2 * LONGEST_WAIT_SECONDS
         )
 
+    async def put(self, path: str, body: Body) -> Answer:
+        """Retried while the service is unreachable: doing it again changes nothing."""
+        return await retrying(lambda: self._call("PUT", path, body=body), max_seconds=2 * LONGEST_WAIT_SECONDS)
+
     async def delete(self, path: str) -> Answer:
         return await self._call("DELETE", path)
 

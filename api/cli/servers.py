@@ -4,13 +4,16 @@ from typing import Annotated
 
 import typer
 
-from api.cli import formats, jobs
+from api.cli import completion, formats, jobs
 from api.cli.client import Body, Client
 from api.cli.commands import list_all, perform
-from api.cli.options import AccountId, All, Json, Limit, NodeFilter, ServerArgument
+from api.cli.options import AccountId, All, Json, Limit, NodeFilter, ServerArgument, Yes
 from api.cli.output import Column, Output
 
-app = typer.Typer(no_args_is_help=True, help="Show a server.")
+TheNode = Annotated[str, typer.Option("--node", metavar="NAME", help="The node.", autocompletion=completion.nodes)]
+TheAccount = Annotated[int, typer.Option("--account-id", metavar="ID", min=1, help="The account.")]
+
+app = typer.Typer(no_args_is_help=True, help="Show a server, or say where it is and whose.")
 
 COLUMNS = (
     Column(title="SERVER", of=lambda server: server["id"]),
@@ -49,6 +52,14 @@ UNREADABLE_COLUMNS = (
     Column(title="REASON", of=lambda record: record["reason"], yields=1),
     Column(title="LAST MET (UTC)", of=lambda record: formats.at(record["at"]), yields=2),
 )
+REFUSED_COLUMNS = (
+    Column(title="NODE", of=lambda claim: claim["node"]),
+    Column(title="CLAIM", of=lambda claim: claim["call"]),
+    Column(title="REFUSED", of=lambda claim: claim["reason"]),
+    Column(title="ABOUT", of=lambda claim: claim["about"], yields=1),
+    Column(title="TIMES", of=lambda claim: claim["count"], yields=3, right=True),
+    Column(title="LATEST (UTC)", of=lambda claim: formats.at(claim["at"]), yields=2),
+)
 
 
 def list_servers(
@@ -78,14 +89,60 @@ def show_server(context: typer.Context, server: ServerArgument, *, as_json: Json
     perform(context, get, _show_one, as_json=as_json)
 
 
+@app.command("declare")
+def declare_server(
+    context: typer.Context,
+    server: Annotated[int, typer.Argument(metavar="SERVER", min=1)],
+    *,
+    node: TheNode,
+    account_id: TheAccount,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Say that a server exists, on which node it is and which account owns it."""
+    body = {"node": node, "account_id": account_id}
+    _put(context, server, "", body, f"is on {node}, of account {account_id}", yes=yes, as_json=as_json)
+
+
+@app.command("place")
+def place_server(
+    context: typer.Context, server: ServerArgument, *, node: TheNode, yes: Yes = False, as_json: Json = False
+) -> None:
+    """Say that a server is on another node now: its node has failed."""
+    _put(context, server, "node/", {"node": node}, f"is on {node}", yes=yes, as_json=as_json)
+
+
+@app.command("give")
+def give_server(
+    context: typer.Context, server: ServerArgument, *, account_id: TheAccount, yes: Yes = False, as_json: Json = False
+) -> None:
+    """Give a server and its snapshots to another account."""
+    body = {"account_id": account_id}
+    _put(context, server, "account/", body, f"is of account {account_id}", yes=yes, as_json=as_json)
+
+
+def _put(context: typer.Context, server: int, part: str, body: Body, said: str, *, yes: bool, as_json: bool) -> None:
+    async def put(client: Client) -> Body:
+        return (await client.put(f"ops/servers/{server}/{part}", body)).body
+
+    def show(output: Output, _: Body) -> None:
+        output.say(f"server {server} {said}")
+
+    question = None if yes else f"Record that server {server} {said}?"
+    perform(context, put, show, as_json=as_json, question=question)
+
+
 def list_findings(
     context: typer.Context, *, limit: Limit = 100, everything: All = False, as_json: Json = False
 ) -> None:
-    """List the differences that reconciliation found, newest first, and the records that cannot be read."""
+    """List what reconciliation found, newest first, refused claims of nodes, and records that cannot be read."""
 
     def show(output: Output, listed: Body) -> None:
         findings = [{**server, **finding} for server in listed["results"] for finding in server["findings"]]
         output.list(FINDING_COLUMNS, {**listed, "results": findings}, none="No findings.")
+        if listed["refused_claims"]:
+            output.heading("Refused claims")
+            output.table(REFUSED_COLUMNS, listed["refused_claims"], none="")
         if unreadable := listed.get("unreadable_records"):
             output.heading("Unreadable records")
             output.table(UNREADABLE_COLUMNS, unreadable, none="")

@@ -36,8 +36,10 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
         "findings.html",
         filters=read_filters(request, query),
         page=page,
+        refused=await context.operators.refused_claims(),
         unreadable=await context.operators.unreadable(),
         meanings=MEANINGS,
+        runbook_url=context.runbook_url,
     )
 
 

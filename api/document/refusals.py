@@ -26,6 +26,7 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.SnapshotNotReady.of("in_progress", id=801),
     errors.UndoUnavailable.of(),
     errors.NodeNotFound.of(id="node-17"),
+    errors.ServerOnLiveNode.of("node-17"),
     errors.TokenNotFound.of(id="0a1b2c3d4e5f"),
     errors.JobNotRetryable.of("completed"),
     errors.JobNotStranded.of(),

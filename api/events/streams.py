@@ -104,7 +104,8 @@ class Streams:
                 if missed:
                     await self._write(response, "event: missed\ndata: {}\n\n")
                 for event in late:
-                    await self._write(response, _text(event, account_id))
+                    if _is_for(event, account_id):
+                        await self._write(response, _text(event, account_id))
                 # an ID that never existed may sort after all that follow
                 after = late[-1].id if late else newest if missed else last_event_id or newest
                 await self._follow(response, listener, account_id, after, still_allowed)
@@ -128,7 +129,8 @@ class Streams:
                     return
             except TimeoutError:
                 await self._write(response, ": still here\n\n")
-            if event is not None and place(event.id) > place(after):  # it may have been sent among the late ones
+            # it may have been sent among the late ones
+            if event is not None and place(event.id) > place(after) and _is_for(event, account_id):
                 await self._write(response, _text(event, account_id))
             if time.monotonic() - checked > self._check_seconds:
                 with suppress(StoreUnavailable):
@@ -176,6 +178,11 @@ class Streams:
             self._listeners[account_id].discard(listener)
             if not self._listeners[account_id]:
                 del self._listeners[account_id]
+
+
+def _is_for(event: Event, account_id: Audience) -> bool:
+    """A stream that is wrong shows nobody's events to another."""
+    return account_id in {None, event.account_id}
 
 
 def _text(event: Event, account_id: Audience) -> str:

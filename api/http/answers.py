@@ -87,12 +87,13 @@ def cursor_answer(
     page: CursorPage[Item],
     body: type[BaseModel],
     one: Callable[[Item], BaseModel],
-    **more: object,
+    **others: object,
 ) -> web.Response:
-    """A page of an operators' list, with a link to the next. `one` makes the body of an item; `more`: other fields."""
+    """A page of an operators' list, with a link to the next. `one` makes the body of an item; `others` are further
+    fields of the list."""
     url = request.rel_url.update_query(after=page.after or "")  # other parameters of the query are kept
     headers = {"Link": f'<{url}>; rel="next"'} if page.after else {}
-    return answer(from_record(body, page, results=tuple(map(one, page.results)), **more), headers=headers)
+    return answer(from_record(body, page, results=tuple(map(one, page.results)), **others), headers=headers)
 
 
 def page_links(url: URL, query: PageQuery, count: int) -> dict[str, str]:

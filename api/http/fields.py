@@ -143,12 +143,13 @@ ServerIdInBody = Annotated[ServerId, Field(ge=1, le=ID_MAX), BeforeValidator(who
 ServerIdInPath = Annotated[
     ServerId, Field(ge=1, le=ID_MAX, description="ID of a server", examples=[12345]), BeforeValidator(id_text)
 ]
+NodeName = Annotated[str, matches(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", "Must be the name of a node.")]
 JobIdInPath = Annotated[JobId, *hex_id("job", "0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b")]
 NodeInPath = Annotated[
-    str,
-    matches(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", "Must be the name of a node."),
+    NodeName,
     Field(description="the name of a node", examples=["node-17"]),
 ]
+AccountIdInBody = Annotated[AccountId, Field(ge=1, le=ID_MAX), BeforeValidator(whole)]
 AccountIdInHeader = Annotated[AccountId, Field(ge=1, le=ID_MAX, examples=[77]), BeforeValidator(id_text)]
 
 # In the validator's regex engine `$` is the end of the text, never before a line break.

@@ -26,6 +26,7 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.SnapshotNotReady: 400,
     errors.UndoUnavailable: 400,
     errors.NodeNotFound: 404,
+    errors.ServerOnLiveNode: 409,
     errors.TokenNotFound: 404,
     errors.SnapshotProtected: 409,
     errors.RecordUnreadable: 409,
@@ -108,7 +109,7 @@ def rate_limited(calls: str, wait: timedelta) -> Problem:
 
 def of_refusal(refusal: errors.Refused, *, method: str) -> Problem:
     status = STATUS[type(refusal)]
-    if isinstance(refusal, errors.ServerBusy) and method == "DELETE":
+    if isinstance(refusal, errors.ServerBusy) and method in {"DELETE", "PUT"}:
         status = 409  # the contract has no 400 on a delete
     wait = RETRY_AFTER_SECONDS.get(type(refusal))
     headers = {} if wait is None else {"Retry-After": str(wait)}

@@ -153,6 +153,18 @@ class ServerFindings(Open):
     findings: tuple[Finding, ...]
 
 
+class RefusedClaim(Open):
+    """What a node reported that contradicts the service's records, and was refused."""
+
+    node: str
+    call: Annotated[str, Field(description="what the node reported")]
+    reason: Annotated[str, Field(description="why it was refused")]
+    about: Annotated[str, Field(description="what the latest one was about, as in `server:12345`; may be empty")]
+    count: int
+    first_at: Timestamp
+    at: Annotated[Timestamp, Field(description="of the latest one")]
+
+
 class UnreadableRecord(Open):
     """A record in Redis that is damaged, or that a newer version wrote. It is left out of every answer."""
 
@@ -167,6 +179,10 @@ class FindingsList(Open):
     count: TotalIfKnown
     after: After
     results: tuple[ServerFindings, ...]
+    refused_claims: Annotated[
+        tuple[RefusedClaim, ...],
+        Field(description="of all nodes in the last 30 days, newest first, at most 100; the same on each page"),
+    ]
     unreadable_records: Annotated[
         tuple[UnreadableRecord, ...], Field(description="met within the last 24 hours: the latest 100, on every page")
     ]
@@ -232,6 +248,10 @@ def node_details(record: records.Node, running: CursorPage[Job]) -> OpsNodeDetai
 
 def server_findings(record: records.ServerFindings) -> ServerFindings:
     return from_record(ServerFindings, record, server=ServerName(id=record.server_id, name=record.server_name))
+
+
+def refused_claim(record: records.RefusedClaim) -> RefusedClaim:
+    return from_record(RefusedClaim, record)
 
 
 def unreadable_record(record: records.UnreadableRecord) -> UnreadableRecord:

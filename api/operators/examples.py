@@ -26,6 +26,17 @@ FINDINGS = bodies.FindingsList(
     count=1,
     after=None,
     results=(bodies.ServerFindings(server=SERVER_NAME, account_id=77, node="node-17", findings=SERVERS_FINDINGS),),
+    refused_claims=(
+        bodies.RefusedClaim(
+            node="node-18",
+            call="report",
+            reason="other_node",
+            about="server:12345",
+            count=12,
+            first_at=ASKED,
+            at=ASKED,
+        ),
+    ),
     unreadable_records=(bodies.UnreadableRecord(key="snapshot:801", reason="created_ms cannot be read", at=ASKED),),
 )
 _ENTRY = {"token_name": "alice", "method": "POST", "path": "/api/v1/ops/nodes/node-17/pause/", "status": "200"}

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from api.http.answers import After, Open, Timestamp, TotalIfKnown, from_record
-from api.http.fields import CursorQuery, NodeInPath, OfAccount, truth
+from api.http.fields import AccountIdInBody, CursorQuery, NodeInPath, NodeName, OfAccount, RequestBody, truth
 from api.jobs.bodies import OpsJobSummary, ops_job_summary
 from api.snapshots.bodies import SnapshotDetails, details
 from worker.store import model
@@ -20,6 +20,25 @@ class OpsServersQuery(CursorQuery):
     node: NodeInPath | None = None
     account_id: OfAccount | None = None
     stranded: Annotated[bool, Field(description="only stranded servers"), BeforeValidator(truth)] = False
+
+
+class NodeBody(RequestBody):
+    """The node that a server is on."""
+
+    node: NodeName
+
+
+class AccountBody(RequestBody):
+    """The account that owns a server."""
+
+    account_id: AccountIdInBody
+
+
+class PlacementBody(RequestBody):
+    """The node that a server is on, and the account that owns it."""
+
+    node: NodeName
+    account_id: AccountIdInBody
 
 
 class BusyJob(Open):

@@ -7,9 +7,10 @@ from api.http.answers import answer, cursor_answer
 from api.http.callers import Caller
 from api.http.calls import API, OPERATOR, OPS, Reply, Table, links
 from api.http.fields import SERVER_ID
+from api.http.marks import ACCOUNT, MADE
 from api.http.reading import in_path
 from api.servers import bodies, examples
-from api.servers.bodies import OpsServersQuery
+from api.servers.bodies import AccountBody, NodeBody, OpsServersQuery, PlacementBody
 from worker.store import errors
 from worker.store.access.tokens import Token
 from worker.store.calls import Cursor
@@ -17,6 +18,7 @@ from worker.store.customers.customer_store import CustomerStore, SnapshotFilter
 from worker.store.model import SNAPSHOTS_PER_SERVER
 from worker.store.operators.operator_store import JobFilter, OperatorStore
 
+ONE_SERVER = f"{OPS}servers/{{server_id}}/"
 LATEST_JOBS = Cursor(limit=100)
 SNAPSHOTS_MAX = 20 * SNAPSHOTS_PER_SERVER  # failed ones are listed too
 
@@ -68,7 +70,7 @@ class OpsServerCalls:
         return cursor_answer(request, page, bodies.OpsServerList, bodies.ops_server)
 
     @ops_call(
-        f"GET {OPS}servers/{{server_id}}/",
+        f"GET {ONE_SERVER}",
         Reply(200, {"server_details": examples.OPS_DETAILS}),
         refusals=(errors.ServerNotFound,),
     )
@@ -87,3 +89,53 @@ class OpsServerCalls:
         )
         latest = await self._operators.jobs(JobFilter(server_id=server_id), LATEST_JOBS)
         return answer(bodies.ops_server_details(found, snapshots, latest))
+
+    @ops_call(
+        f"PUT {ONE_SERVER}",
+        Reply(200, {"server": examples.OPS_SERVER}),
+        body={"placement": examples.PLACEMENT},
+        refusals=(errors.NodeNotFound, errors.ServerOnLiveNode, errors.ServerBusy),
+    )
+    async def ops_declare_server(self, request: web.Request, _: Token) -> web.Response:
+        """Declare a server.
+
+        Say that the server exists, on which node it is and whose it is. It is `missing` until its node reports it. Of a
+        server that the service knows, this changes node and account, as the two calls below do.
+        """
+        body = await reading.body(request, PlacementBody)
+        request[ACCOUNT], request[MADE] = body.account_id, f"node {body.node}"
+        server_id = in_path(request, SERVER_ID)
+        placed = await self._operators.place(server_id, node=body.node, account_id=body.account_id)
+        return answer(bodies.ops_server(placed))
+
+    @ops_call(
+        f"PUT {ONE_SERVER}node/",
+        Reply(200, {"server": examples.OPS_SERVER}),
+        body={"to_node": examples.TO_NODE},
+        refusals=(errors.ServerNotFound, errors.NodeNotFound, errors.ServerOnLiveNode),
+    )
+    async def ops_place_server(self, request: web.Request, _: Token) -> web.Response:
+        """Place a server on another node.
+
+        For a server whose node has failed. Its job there ends as failed. A migration needs no such call: the server
+        moves when its node no longer reports it.
+        """
+        body = await reading.body(request, NodeBody)
+        request[MADE] = f"node {body.node}"
+        return answer(bodies.ops_server(await self._operators.place(in_path(request, SERVER_ID), node=body.node)))
+
+    @ops_call(
+        f"PUT {ONE_SERVER}account/",
+        Reply(200, {"server": examples.OPS_SERVER}),
+        body={"to_account": examples.TO_ACCOUNT},
+        refusals=(errors.ServerNotFound, errors.ServerBusy),
+    )
+    async def ops_give_server(self, request: web.Request, _: Token) -> web.Response:
+        """Give a server to another account.
+
+        Its snapshots go with it; its schedules end. Its node writes the account into the domain.
+        """
+        body = await reading.body(request, AccountBody)
+        request[ACCOUNT] = body.account_id
+        given = await self._operators.place(in_path(request, SERVER_ID), account_id=body.account_id)
+        return answer(bodies.ops_server(given))

@@ -1,9 +1,19 @@
 """Examples of servers, for the document."""
 
 from api.jobs.examples import ASKED, JOB_ID, OPS_COMPLETED, SERVER_NAME
-from api.servers.bodies import BusyJob, Finding, OpsServer, OpsServerDetails, OpsServerList, Server
+from api.servers.bodies import (
+    AccountBody,
+    BusyJob,
+    Finding,
+    NodeBody,
+    OpsServer,
+    OpsServerDetails,
+    OpsServerList,
+    PlacementBody,
+    Server,
+)
 from api.snapshots.examples import DETAILS
-from worker.store.model import SNAPSHOTS_PER_SERVER, JobKind, ServerState
+from worker.store.model import SNAPSHOTS_PER_SERVER, AccountId, JobKind, ServerState
 
 SERVER = Server(
     **dict(SERVER_NAME),
@@ -14,8 +24,11 @@ SERVER = Server(
     reachable=True,
 )
 FINDINGS = (Finding(kind="torn_snapshot", tag="vps-801", at=ASKED),)
-_OPS_SERVER = OpsServer(
+OPS_SERVER = OpsServer(
     **dict(SERVER), account_id=77, node="node-17", power="on", missing=False, stranded_by=None, findings=FINDINGS
 )
-OPS_SERVERS = OpsServerList(count=1, after=None, results=(_OPS_SERVER,))
-OPS_DETAILS = OpsServerDetails(**dict(_OPS_SERVER), snapshot_list=(DETAILS,), jobs=(OPS_COMPLETED,))
+OPS_SERVERS = OpsServerList(count=1, after=None, results=(OPS_SERVER,))
+OPS_DETAILS = OpsServerDetails(**dict(OPS_SERVER), snapshot_list=(DETAILS,), jobs=(OPS_COMPLETED,))
+TO_NODE = NodeBody(node="node-18")
+TO_ACCOUNT = AccountBody(account_id=AccountId(78))
+PLACEMENT = PlacementBody(node="node-17", account_id=AccountId(77))

@@ -31,6 +31,7 @@ from drivers.base import (
     SnapshotSpec,
     StartFailed,
     UnsupportedServer,
+    is_ours,
     refuse_missing,
 )
 from drivers.kvm import deleting, disks, domain, in_use, listing, plan, readiness, sharing
@@ -254,7 +255,7 @@ class KvmHypervisor:
     async def list_for_people(self, server_id: int) -> tuple[str, ...]:
         await self.refuse_if_in_use(server_id)
         whole = [found.spec for found in await self.snapshots(server_id) if found.complete and found.spec]
-        ours = [spec for spec in whole if spec.tag.startswith(listing.OURS)]
+        ours = [spec for spec in whole if is_ours(spec.tag)]
         for spec in ours:
             await self._libvirt.on(
                 server_id,

@@ -10,7 +10,7 @@ from typing import Any
 
 import libvirt
 
-from drivers.base import SnapshotSpec
+from drivers.base import SnapshotSpec, is_ours
 from drivers.kvm import records
 from drivers.kvm.domain import configured_hardware
 from drivers.kvm.domain_xml import Hardware, hardware
@@ -22,7 +22,6 @@ from drivers.kvm.records import Record
 from drivers.kvm.volumes import paths_by
 
 HOLD = "vps-job"  # the entry in libvirt's list that blocks migration while a job runs
-OURS = "vps-"  # prefix of all our tags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ class Written:
 
     @property
     def ours(self) -> frozenset[str]:
-        return frozenset(tag for tag in (*self.records, *self.listed) if tag.startswith(OURS))
+        return frozenset(tag for tag in (*self.records, *self.listed) if is_ours(tag))
 
 
 def written_down(domain: Any, places: Places) -> Written:

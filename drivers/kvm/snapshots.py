@@ -7,11 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drivers import image_chain, qcow2_tables
-from drivers.base import Contents, FoundSnapshot, HeldDisk, SkippedDisk, SnapshotSpec, UnsupportedServer
+from drivers.base import (
+    Contents,
+    FoundSnapshot,
+    HeldDisk,
+    SkippedDisk,
+    SnapshotSpec,
+    UnsupportedServer,
+    is_ours,
+)
 from drivers.kvm.disks import refused_as
 from drivers.kvm.domain_xml import FileDisk, Hardware, Kind
 from drivers.kvm.judgement import not_yet
-from drivers.kvm.listing import OURS, Written
+from drivers.kvm.listing import Written
 from drivers.kvm.plan import Comparison, DiskNow, StateBeside, compare, differing_state, with_stamps
 from drivers.kvm.records import Record
 from drivers.kvm.state_copies import Copies
@@ -83,7 +91,7 @@ class View:
             current=tag == written.current,
             contents=self.contents(tag),
             missing=missing,
-            settled=not (tag.startswith(OURS) and (tag in written.listed or tag in written.unsettled)),
+            settled=not (is_ours(tag) and (tag in written.listed or tag in written.unsettled)),
         )
 
     def record(self, spec: SnapshotSpec, contents: Contents | None) -> Record | None:

@@ -10,6 +10,7 @@ from arq.connections import ArqRedis
 from worker.store.customers.customer_store import Admitted, CustomerStore
 from worker.store.model import AccountId, JobId, ServerId
 from worker.store.nodes.node_store import NodeStore, ReportedServer
+from worker.store.operators.operator_store import OperatorStore
 
 ACCOUNT = AccountId(77)
 SERVER = ServerId(12345)
@@ -32,6 +33,10 @@ class Cell:
         for fresh in (await self.node.report(listed)).fresh:
             await self.node.publish(fresh, [], [])
 
+    async def give(self, account: AccountId, server: ServerId = SERVER) -> None:
+        """The server to another account, as an operator does."""
+        await OperatorStore(self.redis, self.store).place(server, account_id=account)
+
     async def create(
         self, name: str = "before-update", *, server: ServerId = SERVER, description: str = ""
     ) -> Admitted:
@@ -44,7 +49,7 @@ class Cell:
         held: bytes = await self.raw("HGET", f"server:{server}", "job")
         return JobId(held.decode())
 
-    async def raw(self, *command: str | int) -> Any:
+    async def raw(self, *command: str | int | bytes) -> Any:
         """What Redis answers to a command, unadorned."""
         return await self.redis.execute_command(*command)  # type: ignore[no-untyped-call] # redis-py's gap
 

@@ -17,12 +17,13 @@ from api.measures.metrics import Metrics
 from api.settings import ApiSettings
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from worker.store.access.tokens import Permission, Tokens
-from worker.store.model import AccountId, JobId, JobState, SnapshotStatus
+from worker.store.model import AccountId, Failure, JobId, JobState, SnapshotStatus
 from worker.store.outcome import Outcome
 
 SNAPSHOTS = "/api/v1/snapshots/"
 READ_WRITE = frozenset({Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE})
 DONE = Outcome(state=JobState.COMPLETED, snapshot_status=SnapshotStatus.COMPLETED, size_mb=5120, downtime_seconds=1.5)
+BROKE = Outcome(state=JobState.FAILED, failure=Failure(code="disk_failed", detail="vda"))
 
 
 @dataclass(frozen=True, kw_only=True)

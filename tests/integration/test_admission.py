@@ -24,6 +24,7 @@ from worker.store.model import (
     Step,
 )
 from worker.store.nodes.node_store import BeginRefused, LeaseLost, ReportedServer
+from worker.store.operators.operator_store import OperatorStore
 from worker.store.outcome import Outcome
 
 DONE = Outcome(state=JobState.COMPLETED, size_mb=12, snapshot_status=SnapshotStatus.COMPLETED, downtime_seconds=1.5)
@@ -345,7 +346,7 @@ async def test_a_server_that_vanished_is_not_found_and_its_snapshots_can_be_dele
 async def test_a_server_given_to_another_account_takes_its_snapshots_along(cell: Cell) -> None:
     admitted = await cell.create()
     await do(cell, admitted)
-    await cell.have(account=AccountId(5))
+    await cell.give(AccountId(5))
     assert await snapshots(cell) == []
     page = await cell.store.snapshots(account_id=AccountId(5), offset=0, limit=9)
     assert [snapshot.id for snapshot in page.results] == [admitted.snapshot.id]
@@ -359,28 +360,33 @@ async def test_a_server_that_two_living_nodes_claim_stays_with_the_first(cell: C
     assert (await cell.create()).job.node == "n1"
 
 
-@pytest.mark.parametrize("why", ["off there", "nobody looks after it there", "gone from there"])
-async def test_a_server_that_runs_on_another_node_is_that_nodes(cell: Cell, why: str) -> None:
+async def test_a_server_that_its_node_lets_go_is_the_other_nodes(cell: Cell) -> None:
     other = node_store(cell.redis, node="n2", machine="m2")
     await other.take_lease(seconds=60)
     snapshot = await cell.create()
     await do(cell, snapshot)
-    if why == "off there":
-        await cell.have(power="off")
-    elif why == "gone from there":
-        await cell.node.report([])
-    else:
-        await cell.node.take_lease(seconds=0)
     claim = ReportedServer(id=SERVER, account_id=ACCOUNT, name="web-server-01", power="on")
-    assert (await other.report([replace(claim, power="off")])).conflicts == (
-        frozenset() if why == "gone from there" else {SERVER}
-    )
+    assert (await other.report([claim])).conflicts == {SERVER}
+    await cell.node.report([])
     assert (await other.report([claim])).conflicts == frozenset()
     await other.publish(SERVER, [], [])
     assert (await cell.create("second")).job.node == "n2"
-    if why == "off there":  # its definition was left behind
-        left = replace(claim, power="off")
-        assert (await cell.node.report([left])).conflicts == {SERVER}
+    assert (await cell.node.report([replace(claim, power="off")])).conflicts == {SERVER}
+
+
+@pytest.mark.parametrize("why", ["off there", "no worker looks after it there", "its node is silent"])
+async def test_no_other_reason_moves_a_server_by_itself(cell: Cell, why: str) -> None:
+    other = node_store(cell.redis, node="n2", machine="m2")
+    await other.take_lease(seconds=60)
+    if why == "off there":
+        await cell.have(power="off")
+    elif why == "its node is silent":
+        await cell.raw("HSET", "node:n1", "heartbeat_ms", "1")
+    else:
+        await cell.node.take_lease(seconds=0)
+    claim = ReportedServer(id=SERVER, account_id=ACCOUNT, name="web-server-01", power="on")
+    assert (await other.report([claim])).conflicts == {SERVER}
+    assert await cell.raw("HGET", f"server:{SERVER}", "node") == b"n1"
 
 
 async def test_a_server_that_a_job_has_turned_off_stays_where_it_is(cell: Cell) -> None:
@@ -415,12 +421,12 @@ async def test_a_former_owner_neither_undoes_a_restore_nor_sees_the_server_any_m
     restore = await cell.store.restore(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
     await do(cell, restore, UNDOABLE)
 
-    await cell.have(account=AccountId(88))
+    await cell.give(AccountId(88))
 
     with pytest.raises(errors.UndoUnavailable):
         await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
     assert (await cell.store.job(account_id=ACCOUNT, job_id=restore.job.id)).server_state is None
-    await cell.have()
+    await cell.give(ACCOUNT)
     with pytest.raises(errors.UndoUnavailable):  # what was overwritten may be the other's
         await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
 
@@ -438,6 +444,7 @@ async def test_a_server_that_left_a_dead_node_is_free_and_its_deletes_come_with_
 
     other = node_store(cell.redis, node="n2", machine="m2")
     assert await other.take_lease(seconds=60) is None
+    await OperatorStore(cell.redis, cell.store).place(SERVER, node="n2")
     await other.report([ReportedServer(id=SERVER, account_id=ACCOUNT, name="web-server-01", power="on")])
     await other.publish(SERVER, [], [])
 

@@ -126,7 +126,7 @@ async def test_a_token_is_remembered_as_it_was_made(cell: Cell) -> None:
 
 async def test_a_service_acts_for_the_account_that_it_names(api: FrontEnd) -> None:
     service = await api.new_token(account=None)
-    await api.cell.have([SERVER], account=AccountId(78))
+    await api.cell.give(AccountId(78))
 
     async def create(account: int) -> int:
         headers = {ACCOUNT_HEADER: str(account)}

@@ -11,6 +11,7 @@ from contextlib import suppress
 from urllib.parse import urlencode
 
 import pytest
+from aiohttp import ClientSession, web
 from arq.connections import ArqRedis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,10 @@ from redis.exceptions import RedisError
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
+from api.app import build
 from api.http.reading import BODY_MAX_BYTES
+from api.http.server import listening
+from api.settings import ApiSettings
 from tests.conftest import RedisServer
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import SNAPSHOTS, FrontEnd, serving
@@ -201,10 +205,10 @@ async def _broken(_: web.Request) -> web.Response:
 
 
 async def test_trouble_inside_is_500_told_once_and_shown_to_no_one(cell: Cell) -> None:
-    settings = ApiSettings(port=0)
-    app = build(cell.redis, settings)
+    given_port = ApiSettings(port=0)
+    app = build(cell.redis, given_port)
     app.router.add_get("/broken/", _broken)
-    async with listening(app, settings) as address, ClientSession() as client:
+    async with listening(app, given_port) as address, ClientSession() as client:
         url = f"http://127.0.0.1:{address[1]}/broken/"
         with capture_logs(processors=[merge_contextvars]) as lines:
             async with client.get(url) as answer:

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import ClientSession
 
 from tests.integration.conftest import SERVER, Cell
-from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd, serving
+from tests.integration.front_end import BROKE, DONE, SNAPSHOTS, FrontEnd, serving
 from worker.store.model import AccountId, JobId, JobState, ServerId, Step
 from worker.store.outcome import Outcome
 
@@ -36,7 +36,7 @@ class TestList:
         for name in ("a", "b"):
             await api.have_snapshot(name)
         broken = await api.create("c")
-        await api.work(broken, Outcome(state=JobState.FAILED))
+        await api.work(broken, BROKE)
         moment = broken.body["created_at"]
         await api.create("d")
 

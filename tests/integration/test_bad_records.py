@@ -32,7 +32,7 @@ from worker.store.chores.chores import Chores
 from worker.store.customers.events import NOTHING_BEFORE, Events
 from worker.store.errors import RecordUnreadable
 from worker.store.model import AccountId, JobId, JobState, ServerId, SnapshotId, SnapshotStatus, Step
-from worker.store.nodes.node_store import BeginRefused, NodeStore, ReportedServer
+from worker.store.nodes.node_store import BeginRefused, ClaimRefused, NodeStore, ReportedServer
 from worker.store.operators.cell import Cell as CellStore
 from worker.store.outcome import Outcome
 from worker.store.reports import JobReport, NodeFacts, Pool, StepBegun
@@ -301,14 +301,17 @@ async def _work_damaged(hosted: Hosted) -> None:
     node, server = hosted.node, hosted.server
     assert await node.take_lease(seconds=600) is None
     await node.report([ReportedServer(id=server, account_id=ACCOUNT, name="web", power="on")], FACTS)
-    await node.known(server, [SnapshotId(int(one)) for one in hosted.ids["snapshot"]])
+    with suppress(RecordUnreadable, ClaimRefused):
+        await node.known(server, [SnapshotId(int(one)) for one in hosted.ids["snapshot"]])
     await node.retry_deletes()
     for job_id in hosted.ids["job"]:
         with suppress(BeginRefused):
             await node.begin(JobId(job_id))
-        await node.progress(JobId(job_id), Step.PREFLIGHT)
-        await node.finish(JobId(job_id), DONE)
-    with suppress(RecordUnreadable):
+        with suppress(ClaimRefused):
+            await node.progress(JobId(job_id), Step.PREFLIGHT)
+        with suppress(ClaimRefused):
+            await node.finish(JobId(job_id), DONE)
+    with suppress(RecordUnreadable, ClaimRefused):
         await node.publish(server, [], [])
 
 

@@ -1,7 +1,9 @@
 """The dashboard's pages and what an operator does on them."""
 
+import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from html import unescape
 from typing import Any
 
@@ -13,6 +15,7 @@ from api.dashboard.routes import PAGES
 from tests.bench.seeding import Size, seed
 from tests.integration.browsing import Dashboard, dashboard_of
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
+from tests.integration.front_end import DONE
 from worker.store.model import Failure, JobId, JobState, ServerId, SnapshotStatus, Step
 from worker.store.nodes.node_store import ReportedServer
 from worker.store.outcome import Outcome
@@ -109,7 +112,7 @@ class TestOverview:
             assert alarm in text
 
     async def test_the_last_day_is_drawn_by_kind(self, dashboard: Dashboard) -> None:
-        await made(dashboard, Outcome(state=JobState.COMPLETED, size_mb=1, downtime_seconds=2.0))
+        await made(dashboard, replace(DONE, size_mb=1, downtime_seconds=2.0))
         page = await dashboard.browser.seen("/ops/")
         for label in ("create", "failed", "create p50", "create p95"):
             assert f"&#34;label&#34;: &#34;{label}&#34;" in page
@@ -320,7 +323,12 @@ class TestEveryPage:
         job = await made(dashboard, failed("start_failed", detail=HOSTILE, stranded=True))
         await cell.raw("HSET", f"job:{job}", "snapshot_name", HOSTILE, "server_name", HOSTILE, "request_id", HOSTILE)
         await cell.raw("RPUSH", f"job:{job}:log", '{"event": "<script>", "level": "<script>", "<script>": "<script>"}')
-        await cell.node.tell_findings(SERVER, [{"finding": HOSTILE, "tag": HOSTILE, "at": "1"}])
+        await cell.node.tell_findings(SERVER, [{"finding": "stray_tag", "tag": HOSTILE, "at": "1"}])
+        found = json.dumps([{"finding": HOSTILE, "tag": HOSTILE, "at": "1"}])
+        await cell.raw("HSET", "node:n1:findings", SERVER, found)
+        await cell.raw("ZADD", "refused_claims", 1, "n1:report:other_node")
+        refused = ("count", 1, "first_ms", 1, "about", HOSTILE)
+        await cell.raw("HSET", "refused_claim:n1:report:other_node", *refused)
         await cell.raw("RPUSH", f"job:{job}:steps", '{"step": "<script>", "ms": 1, "attempt": 1}')
         await dashboard.browser.done("/ops/nodes/n1/pause/", {"reason": HOSTILE})
         await dashboard.browser.done(f"/ops/jobs/{job}/resolve/", {"reason": HOSTILE})

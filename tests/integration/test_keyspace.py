@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import RedisServer
-from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.front_end import SNAPSHOTS, Answer, FrontEnd, serving
 from tests.integration.test_notes import CREATED, RESTORED
 from tests.integration.test_ops_api import Ops, failed
@@ -26,7 +26,7 @@ from worker.store.access.tokens import Limits, Permission
 from worker.store.chores.chores import Chores
 from worker.store.errors import RecordUnreadable
 from worker.store.model import JobId, JobKind, JobState, ServerId, SnapshotId, Step
-from worker.store.nodes.node_store import ReportedServer
+from worker.store.nodes.node_store import BegunJob, ClaimRefused, ReportedServer
 from worker.store.reports import JobReport, NodeFacts, Pool, StepBegun
 from worker.store.webhooks.webhooks import WebhookChange, Webhooks
 
@@ -40,7 +40,7 @@ PLACEHOLDERS = {
     "token": "[0-9a-f]{12}",
     "sha256": "[0-9a-f]{64}",
     "node": "[^:]+",
-    "code": "[a-z_]+",
+    **dict.fromkeys(("code", "call", "reason"), "[a-z_]+"),
     "address": "[0-9.]+",
     "state": "|".join(JobState),
     "kind": "|".join(JobKind),
@@ -238,7 +238,27 @@ async def _nodes(seen: Keyspace, ops: Ops) -> None:
     facts = NodeFacts(worker="1", hypervisor="fake", emulator="fake", pools=pools)
     left = ReportedServer(id=SERVER, account_id=ACCOUNT, name="web-server-01", power="on")
     assert GONE in (await cell.node.report([left], facts)).gone
+    published = BegunJob(
+        id=JobId("b" * 32),
+        kind=JobKind.CHECK_CREATE,
+        snapshot_id=SnapshotId(0),
+        snapshot_name="x",
+        snapshot_description="",
+        snapshot_created_at=datetime.now(UTC),
+        request_id="",
+        undoes=None,
+    )
+    await cell.node.publish(SERVER, [], [published])
+    with pytest.raises(ClaimRefused):
+        await cell.node.finish(published.id, failed("NO CODE"))
     await cell.node.republish()
+    second = node_store(cell.redis, node="n2", machine="m2")
+    await second.take_lease(seconds=60)
+    await second.report([left])
+    await seen.look()
+    await ops.call("PUT", f"servers/{GONE}/", {"node": "n2", "account_id": 5})
+    await seen.look()
+    await second.report([])
     await ops.post("nodes/n1/reconcile/", status=202)
     await ops.post("nodes/n1/pause/", {"reason": "new disks"})
     await seen.look()

@@ -13,13 +13,16 @@ from arq.connections import ArqRedis
 from deploy.lab.domain import UEFI_VARIABLES
 from tests.conftest import RedisServer, lacking, needs, needs_module, needs_root
 from tests.libvirtd import PROGRAMS
+from tests.queueing import until_told
 
 libvirt = needs_module("libvirt")
 
 from drivers.kvm import listing, records  # noqa: E402 - only where there is a libvirt
 from drivers.kvm.places import SYSTEM  # noqa: E402
 from tests.migrating import ACCOUNT, NAME, SERVER, Two, two_nodes  # noqa: E402 - only where there is a libvirt
+from worker.store.errors import ServerOnLiveNode  # noqa: E402
 from worker.store.model import JobState, SnapshotStatus  # noqa: E402
+from worker.store.operators.operator_store import OperatorStore  # noqa: E402
 
 UNUSED = 0x40_000  # in a file of UEFI variables: the event log, which the firmware lets be
 MARK_BYTES = 16
@@ -102,7 +105,8 @@ async def test_a_server_migrates_with_its_snapshots_its_undo_and_all_works_there
         assert errors == []
 
 
-async def test_it_migrates_while_no_worker_runs(two: Two) -> None:
+@pytest.mark.parametrize("the_source", ["comes back", "has failed"])
+async def test_it_migrates_while_no_worker_runs(two: Two, the_source: str) -> None:
     worker = await two.first.start_worker()
     await worker.says("worker.started")
     await two.until_on(two.first)
@@ -112,7 +116,22 @@ async def test_it_migrates_while_no_worker_runs(two: Two) -> None:
     await worker.process.wait()
 
     assert await two.migrate() == ""
-    await two.second.start_worker()
+    target = await two.second.start_worker()
+    await target.says("worker.started")
+    if the_source == "comes back":
+        await two.first.worker_ends()
+        await two.first.start_worker()
+    else:
+        operators = OperatorStore(two.redis, two.store)
+
+        async def is_there() -> bool:
+            return bool(await two.redis.sismember("nodes", "n2"))  # type: ignore[misc] # redis-py's gap
+
+        await until_told(is_there)
+        with pytest.raises(ServerOnLiveNode):
+            await operators.place(SERVER, node="n2")
+        await two.redis.hset("node:n1", "heartbeat_ms", "1")  # type: ignore[misc] # redis-py's gap
+        await operators.place(SERVER, node="n2")
     await two.until_on(two.second)
 
     assert await two.snapshot(before.id) == before

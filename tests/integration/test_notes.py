@@ -139,11 +139,11 @@ class TestContents:
         result = {name: value for name, value in DONE.for_script().items() if name not in new}
         node, report = api.cell.node, JobReport().for_script()
         ask = {"job": job_of(created), "result": result, "report": report, "power": ""}
-        assert await node._call("nodes/finish", node._us | ask) == b"published"
+        assert await node._call("nodes/finish", node._us | ask) == [b"published"]
         assert (await job(api, job_of(created)))["state"] == "completed"
 
     async def test_a_node_gives_the_store_what_it_lacks_and_gets_it_back(self, cell: Cell) -> None:
-        known, new = (await cell.create("old")).snapshot.id, SnapshotId(2**40)
+        known, new = (await cell.create("old")).snapshot.id, SnapshotId(2**20)
         published = [
             PublishedSnapshot(
                 id=snapshot_id,

@@ -400,7 +400,7 @@ class TestServersAndFindings:
         assert await ids() == [THEIRS, SERVER]
         assert await ids("?node=n2") == await ids(f"?account_id={OTHERS}") == [THEIRS]
         assert await ids(f"?node=n1&account_id={OTHERS}") == []
-        await cell.have([SERVER], account=OTHERS)
+        await cell.give(OTHERS)
         assert await ids(f"?account_id={ACCOUNT}") == []
         assert await ids(f"?node=n1&account_id={OTHERS}") == [SERVER]
         await cell.node.report([])

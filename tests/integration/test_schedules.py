@@ -10,11 +10,11 @@ import structlog
 
 from api.settings import ApiSettings
 from tests.integration.conftest import SERVER, Cell
-from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd, serving
+from tests.integration.front_end import BROKE, DONE, SNAPSHOTS, FrontEnd, serving
 from worker.scheduler import Scheduler
 from worker.settings import WorkerSettings
 from worker.store.chores.chores import Chores
-from worker.store.model import AccountId, JobState, ServerId
+from worker.store.model import AccountId, ServerId
 from worker.store.nodes.node_store import BATCH
 from worker.store.outcome import Outcome
 from worker.store.schedules.schedules import BadCron, check, cron_of, next_run
@@ -170,7 +170,7 @@ class TestRuns:
             await run(api, schedule["id"], minutes_ago=minutes_ago)
         before = await listed(api)
 
-        await run(api, schedule["id"], minutes_ago=7, outcome=Outcome(state=JobState.FAILED))
+        await run(api, schedule["id"], minutes_ago=7, outcome=BROKE)
         assert (await listed(api))[:3] == before
         await run(api, schedule["id"], minutes_ago=6)
 
@@ -217,7 +217,7 @@ class TestRuns:
 
     async def test_a_server_that_has_changed_hands_loses_its_schedules(self, api: FrontEnd) -> None:
         schedule = await made(api)
-        await api.cell.have([SERVER], account=OTHERS)
+        await api.cell.give(OTHERS)
 
         await run(api, schedule["id"], outcome=None)
 
@@ -331,6 +331,7 @@ class TestExpiry:
         await Scheduler(chores=Chores(api.cell.redis)).round()
         assert (await api.call("GET", path)).status == 200
 
+        await api.cell.raw("HSET", f"snapshot:{snapshot_id}", "expires_ms", 1)
         await api.cell.redis.zadd("snapshots:expiring", {str(snapshot_id): 1})
         await Scheduler(chores=Chores(api.cell.redis)).round()
 
@@ -346,6 +347,7 @@ class TestExpiry:
             await api.call("PATCH", path, body={"protected": True})
         else:
             await api.call("POST", f"{path}restore/")
+        await api.cell.raw("HSET", f"snapshot:{snapshot_id}", "expires_ms", 1)
         await api.cell.redis.zadd("snapshots:expiring", {str(snapshot_id): 1})
 
         await Scheduler(chores=Chores(api.cell.redis)).round()

@@ -96,7 +96,9 @@ def test_a_domain_that_is_not_there_and_a_server_that_is_another_are_named(tmp_p
     node = {"driver": "fake", "state_dir": str(tmp_path)}
     assert "no domain nowhere" in refuses("adopt", "nowhere", "--server-id", "1", "--account", "77", **node)
     adopted = run("adopt", "web-server-01", *ADOPT, **node)
-    assert (adopted.returncode, adopted.stdout) == (0, "domain web-server-01 is server 12345 of account 77\n")
+    first, second = adopted.stdout.splitlines()
+    assert (adopted.returncode, first) == (0, "domain web-server-01 is server 12345 of account 77")
+    assert "`vps-snapshots server give` changes it" in second
     assert "12345" in refuses("adopt", "web-server-02", *ADOPT, **node)
 
 

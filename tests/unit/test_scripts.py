@@ -70,7 +70,7 @@ def test_a_module_is_carried_once_and_behind_what_it_needs() -> None:
 
 
 def test_a_small_script_stays_small() -> None:
-    assert scripts.text("nodes/known") == scripts.source("shared/guard") + scripts.source("nodes/known")
+    assert scripts.text("nodes/republish") == scripts.source("shared/guard") + scripts.source("nodes/republish")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -96,4 +96,4 @@ def test_a_script_reads_one_argument_the_json_of_its_ask(name: str) -> None:
 def test_every_script_is_called_by_its_name() -> None:
     python = "".join(path.read_text() for path in Path("worker").rglob("*.py"))
     assert {name for name in SCRIPTS if f'"{name}"' not in python} == set()
-    assert set(re.findall(r'(?:_call|_do|load)\((?:[a-z_.]+, )?"([a-z_]+/[a-z_]+)"', python)) <= set(SCRIPTS)
+    assert set(re.findall(r'(?:_call|_claim|_do|load)\((?:[a-z_.]+, )?"([a-z_]+/[a-z_]+)"', python)) <= set(SCRIPTS)

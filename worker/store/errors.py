@@ -146,6 +146,16 @@ class NodeNotFound(Refused):
     text = "There is no node {id}."
 
 
+class ServerOnLiveNode(Refused):
+    """A server is placed on another node, but its own is alive and has it."""
+
+    code = "server_on_live_node"
+    text = (
+        "Node {0} is alive and has the server. A server moves when its node no longer reports it, as after a migration;"
+        " it can be placed on another node once its own has not responded for a minute."
+    )
+
+
 class TokenNotFound(Refused):
     code = "token_not_found"
     text = "There is no token {id}."

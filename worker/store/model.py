@@ -1,5 +1,6 @@
 """The records that both programs share, and the table of job states."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -257,6 +258,7 @@ def snapshot_tag(snapshot_id: SnapshotId) -> str:
 
 
 def snapshot_id_of(tag: str) -> SnapshotId | None:
-    """The customer's snapshot with this tag; None for any other tag."""
-    number = tag.removeprefix("vps-")
-    return SnapshotId(int(number)) if number != tag and number.isascii() and number.isdecimal() else None
+    """The customer's snapshot that has this tag; None for any other tag, as for `vps-0001`. Of at most 15 digits: Lua's
+    numbers hold no more exactly."""
+    match = re.fullmatch(r"vps-([1-9][0-9]{0,14})", tag)
+    return SnapshotId(int(match[1])) if match else None

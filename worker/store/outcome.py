@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from worker.store import written
+from worker.store import errors, written
 from worker.store.model import Contents, Failure, JobState, Note, NoteCode, SnapshotStatus
 
 JOB_KEPT_SECONDS = 30 * 86_400  # retention of the record of a job that has ended
@@ -47,3 +47,12 @@ class Outcome:
             "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
             "retry_most_ms": round(DELETE_RETRY_MOST_SECONDS * 1000),
         }
+
+
+LEFT_ITS_NODE = Outcome(
+    state=JobState.FAILED,
+    failure=Failure(
+        code=errors.NodeUnavailable.code, detail="The server has gone to another node; the job was given up."
+    ),
+    snapshot_status=SnapshotStatus.FAILED,
+)

@@ -1,7 +1,7 @@
 """The Lua scripts, each atomic in Redis, and the modules that they include.
 
 The first line of a script or of a module may name modules of `shared/`: `-- include: clock, records`. The module
-`states` is generated from `worker/store/model.py`, so that states and kinds are defined once.
+`states` is generated from `worker/store/model.py`, so that states, kinds and steps are defined once.
 """
 
 import json
@@ -9,7 +9,7 @@ import re
 from functools import cache
 from importlib.resources import files
 
-from worker.store.model import MAY_FOLLOW, JobKind
+from worker.store.model import MAY_FOLLOW, STEPS, JobKind
 
 _INCLUDE = re.compile(r"-- include: ([a-z_, ]+)\n")
 
@@ -42,7 +42,8 @@ def source(name: str) -> str:
     if name == "shared/states":
         table = {state: dict.fromkeys(followers, True) for state, followers in MAY_FOLLOW.items()}
         only_look = {kind: True for kind in JobKind if kind.only_looks}
-        tables = {"MAY_FOLLOW": table, "ONLY_LOOKS": only_look}
+        steps_of = {kind: dict.fromkeys(steps, True) for kind, steps in STEPS.items()}
+        tables = {"MAY_FOLLOW": table, "ONLY_LOOKS": only_look, "STEPS_OF": steps_of}
         return "".join(f"local {name} = cjson.decode('{json.dumps(held)}')\n" for name, held in tables.items())
     return (files(__package__) / f"{name}.lua").read_text()
 

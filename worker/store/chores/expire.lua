@@ -1,4 +1,4 @@
--- include: clock, records, snapshots, holding
+-- include: clock, records, snapshots
 -- Retire the expired snapshots. One that is protected or unreadable, or whose server has a job, is checked again after
 -- again_ms.
 -- ask: {again_ms, limit}
@@ -8,7 +8,9 @@ local retired, now = 0, now_ms()
 
 local function expire(id)
   local snapshot = read('snapshot:' .. id)
-  if not snapshot then return redis.call('ZREM', 'snapshots:expiring', id) end
+  local expires_ms = snapshot and number(snapshot.expires_ms)
+  if not expires_ms or snapshot.status == 'deleting' then return redis.call('ZREM', 'snapshots:expiring', id) end
+  if expires_ms > now then return redis.call('ZADD', 'snapshots:expiring', expires_ms, id) end
   local server = read('server:' .. snapshot.server)
   if snapshot.protected == '1' or not server or holder_of(server) then return end
   retire_snapshot(id, snapshot, server.node, now)

@@ -9,7 +9,7 @@ local oldest = redis.call('ZRANGEBYSCORE', 'jobs:waiting', '-inf', now_ms() - as
 
 local function fail(job_id)
   local job = read('job:' .. job_id)
-  if not job then
+  if not job or job.state ~= 'queued' then
     redis.call('ZREM', 'jobs:waiting', job_id)
   elseif node_is_silent(job.node, ask.silent_ms) then
     conclude(job_id, job, ask.result)

@@ -6,7 +6,11 @@ local ask = cjson.decode(ARGV[1])
 local old = redis.call('ZRANGEBYSCORE', 'snapshots:failed', '-inf', now_ms() - ask.kept_ms, 'LIMIT', 0, ask.limit)
 local function forget(id)
   local snapshot = read('snapshot:' .. id)
-  if snapshot then forget_snapshot(id, snapshot) else redis.call('ZREM', 'snapshots:failed', id) end
+  if snapshot and snapshot.status == 'failed' then
+    forget_snapshot(id, snapshot)
+  else
+    redis.call('ZREM', 'snapshots:failed', id)
+  end
 end
 
 for _, id in ipairs(old) do

@@ -1,4 +1,4 @@
--- include: clock, records, states, nodes, show, enqueue, snapshots, retention, removal, schedules, idempotency, holding
+-- include: clock, records, states, nodes, show, enqueue, snapshots, last_id, retention, removal, schedules, idempotency
 -- Admit a create, restore, delete or undo: write everything, or refuse it and write nothing. A dry run is decided in
 -- the same way, but its job holds no server and makes no snapshot. A scheduled create deletes older snapshots if it
 -- must.
@@ -29,8 +29,9 @@ local function admit(server_id, server, snapshot_id, snapshot, undoes)
     present_only = ask.present_only and '1' or nil,
   }, ask.queue)
   if ask.retries then redis.call('HSET', 'job:' .. ask.retries, 'retried_by', ask.job_id) end
-  local exists = redis.call('EXISTS', 'snapshot:' .. snapshot_id) == 1 -- the snapshot of an undo may be deleted
-  return {'admitted', show_job(ask.job_id), exists and show_snapshot(snapshot_id) or nil}
+  -- the snapshot of an undo may be deleted
+  local is_ours = redis.call('HGET', 'snapshot:' .. snapshot_id, 'account') == server.account
+  return {'admitted', show_job(ask.job_id), is_ours and show_snapshot(snapshot_id) or nil}
 end
 
 local function create()
@@ -44,6 +45,7 @@ local function create()
   demand('server:' .. server_id .. ':names', 'hash')
   demand('server:' .. server_id .. ':counted', 'set')
   local namesake = redis.call('HGET', 'server:' .. server_id .. ':names', ask.name)
+  if namesake and redis.call('HGET', 'snapshot:' .. namesake, 'server') ~= server_id then namesake = nil end
   local over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - tonumber(ask.limit)
   if ask.schedule and over > 0 and not namesake then
     local made = scheduled_snapshots(server_id)
@@ -56,11 +58,7 @@ local function create()
   if ask.dry_run then
     return admit(server_id, server, '0', {name = ask.name, description = '', created_ms = tostring(now_ms())})
   end
-  -- An ID must never be reused, because disks still have it as a tag. So it is at least the number of seconds since
-  -- 2025: a cell creates less than one per second, so this is above every earlier ID even if Redis has lost its data.
-  local last_id = number(redis.call('GET', 'snapshots:last_id')) or 0
-  local id = string.format('%.0f', math.max(last_id + 1, math.floor(now_ms() / 1000) - 1735689600))
-  redis.call('SET', 'snapshots:last_id', id)
+  local id = next_id()
   local snapshot = {
     server = server_id, account = server.account, node = server.node, name = ask.name,
     description = ask.description, status = 'in_progress', size_mb = '', created_ms = tostring(now_ms()),
@@ -168,6 +166,7 @@ local function decide()
     return {'refused', 'snapshot_not_found'}
   end
   local server = read('server:' .. snapshot.server)
+  if server and server.account ~= ask.account then return {'refused', 'snapshot_not_found'} end
   if ask.kind == 'restore' then return restore(snapshot, server) end
   return delete(snapshot, server)
 end

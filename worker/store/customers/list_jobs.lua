@@ -15,6 +15,9 @@ end
 local page = {redis.call('ZCARD', list)}
 for _, id in ipairs(redis.call('ZREVRANGE', list, ask.offset, ask.offset + ask.limit - 1)) do
   local key = 'job:' .. id
-  if redis.call('EXISTS', key) == 1 then page[#page + 1] = attempt(key, show_job, id) end
+  local account, server, state = unpack(redis.call('HMGET', key, 'account', 'server', 'state'))
+  local is_wanted = server == (ask.server or server) and state == (ask.state or state)
+  -- also the account: a list that is wrong shows nobody's data to another
+  if account == ask.account and is_wanted then page[#page + 1] = attempt(key, show_job, id) end
 end
 return page

@@ -10,6 +10,13 @@ if ask.server then
   -- another account's server looks like one without snapshots
   if redis.call('HGET', 'server:' .. ask.server, 'account') ~= ask.account then return {0} end
 end
+
+-- Whether an entry of the list is the account's: a list that is wrong shows nobody's data to another.
+local function is_mine(id)
+  local account, server = unpack(redis.call('HMGET', 'snapshot:' .. id, 'account', 'server'))
+  return account == ask.account and server == (ask.server or server)
+end
+
 local from, before = ask.from_ms or '-inf', ask.before_ms and '(' .. ask.before_ms or '+inf'
 local descending, field = string.match(ask.sort, '^(-?)(.+)$')
 descending = descending == '-'
@@ -26,7 +33,7 @@ else -- reads all of the account: 5 for each of its servers, and failed ones
   local found = {}
   for i, id in ipairs(redis.call('ZRANGEBYSCORE', index, from, before)) do
     local status, name, size_mb = unpack(redis.call('HMGET', 'snapshot:' .. id, 'status', 'name', 'size_mb'))
-    if (not ask.status or status == ask.status) and (not ask.name or name == ask.name) then
+    if is_mine(id) and (not ask.status or status == ask.status) and (not ask.name or name == ask.name) then
       local key = ({created_at = i, name = name or '', size_mb = number(size_mb) or -1})[field]
       found[#found + 1] = {id = id, key = key, place = i}
     end
@@ -41,5 +48,5 @@ else -- reads all of the account: 5 for each of its servers, and failed ones
 end
 
 local page = {total}
-for _, id in ipairs(ids) do page[#page + 1] = show_listed(index, 'snapshot:', id, show_snapshot) end
+for _, id in ipairs(ids) do page[#page + 1] = show_listed(index, 'snapshot:', id, ask, show_snapshot) end
 return page

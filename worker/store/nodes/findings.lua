@@ -1,12 +1,23 @@
--- include: clock, nodes, findings
+-- include: clock, records, nodes, findings, claims
 -- Replace what reconciliation has found on one server.
--- ask: {node, owner, server, findings: JSON, '[]' where nothing was found}
--- Answers 0 or 1, without a meaning.
+-- ask: {node, owner, server, findings: [{finding, tag, at: seconds, as text}]}
+-- Answers {''}, {'not_here', why} or {'claim_refused', reason}.
 local ask = cjson.decode(ARGV[1])
-if not owns_lease(ask.node, ask.owner) then return 0 end
-if ask.findings == '[]' then
+local MOST = 100 -- findings of one server
+if not owns_lease(ask.node, ask.owner) then return {''} end
+local refused = refuse_elsewhere(ask, 'findings', ask.server, read('server:' .. ask.server))
+if refused then return refused end
+local found = {unpack(ask.findings, 1, MOST)}
+for _, one in ipairs(found) do
+  if not (fits(one.finding, 32) and string.find(one.finding, '^[a-z_]+$') and fits(one.tag, 256) and is_whole(one.at)
+      and tonumber(one.at) < 2 ^ 37) then
+    return refuse_claim(ask, 'findings', 'malformed', 'server:' .. ask.server)
+  end
+end
+if #found == 0 then
   forget_findings(ask.node, ask.server)
-  return 0
+  return {''}
 end
 redis.call('ZADD', 'findings', now_ms(), ask.server)
-return redis.call('HSET', 'node:' .. ask.node .. ':findings', ask.server, ask.findings)
+redis.call('HSET', 'node:' .. ask.node .. ':findings', ask.server, cjson.encode(found))
+return {''}

@@ -1,24 +1,39 @@
--- include: records, nodes, transitions, conclude, job_reports
+-- include: records, nodes, transitions, conclude, job_reports, claims
 -- A node publishes how a job ended. Publishing it again changes nothing.
 -- ask: {job, node, owner, result (see `conclude`), report (see `keep_report`), power: of the server now, '' where
 -- unknown}
--- Answers 'published', or why nothing was changed: 'lease_lost', 'job_unknown', 'job_over', 'other_node'.
+-- Answers {'published'}, or why nothing was changed: {'lease_lost'}, {'job_unknown'}, {'job_over'} or
+-- {'claim_refused', reason}.
 local ask = cjson.decode(ARGV[1])
-if not owns_lease(ask.node, ask.owner) then return 'lease_lost' end
+
+-- Whether the result is one that a job of this kind can have.
+local function is_possible(kind, result)
+  local completed = result.state == 'completed'
+  if not completed and result.state ~= 'failed' then return false end
+  if completed ~= (result.failure_code == '') or completed and result.stranded == '1' then return false end
+  if not string.find(result.failure_code, '^[a-z_]*$') or not fits(result.failure_code, 64) then return false end
+  if not is_size(result.size_mb) then return false end
+  local status = result.snapshot_status
+  if kind == 'create' and status ~= 'completed' and (completed or status ~= 'failed') then return false end
+  return result.undoable_ms == '' or completed and (kind == 'restore' or kind == 'undo')
+end
+
+if not owns_lease(ask.node, ask.owner) then return {'lease_lost'} end
 local key = 'job:' .. ask.job
 local job = read(key)
-if not job then return 'job_unknown' end
-if job.state == 'completed' or job.state == 'failed' then return 'job_over' end
-if job.node ~= ask.node then return 'other_node' end
-if job.state == 'queued' then become(ask.job, job, 'in_progress') end -- Redis has lost the job's begin
-for _, begun in ipairs(ask.report.steps) do -- steps that are reported together with the outcome
-  if begun.step ~= '' then job.step = begun.step end
+if not job then return {'job_unknown'} end
+local refused = refuse_foreign_job(ask, 'finish', job)
+if refused then return refused end
+if job.state == 'completed' or job.state == 'failed' then return {'job_over'} end
+if not is_possible(job.kind, ask.result) then
+  return refuse_claim(ask, 'finish', 'result_impossible', 'job:' .. ask.job)
 end
+if job.state == 'queued' then become(ask.job, job, 'in_progress') end -- Redis has lost the job's begin
+keep_report(ask.job, job, ask.report)
 if job.step then redis.call('HSET', key, 'step', job.step) end
-keep_report(ask.job, ask.report)
 -- A customer who sees the end may ask for the next job at once, before the node's next report of its servers' power.
-if ask.power ~= '' and redis.call('HGET', 'server:' .. job.server, 'node') == job.node then
+if POWERS[ask.power] and redis.call('HGET', 'server:' .. job.server, 'node') == job.node then
   redis.call('HSET', 'server:' .. job.server, 'power', ask.power)
 end
 conclude(ask.job, job, ask.result)
-return 'published'
+return {'published'}

@@ -1,13 +1,27 @@
+-- include: records, nodes, claims
 -- What the store knows of one server's snapshots.
--- ask: {server, snapshots: ids found on its disks}
--- Answers {job that holds the server or '', {{field, value, ...} of each of the ids}, {id, status, ...} of all that the
--- customer sees, job of the restore that can be undone or ''}.
+-- ask: {node, owner, server, snapshots: ids found on its disks}
+-- Answers {'known', job that holds the server or '', {{field, value, ...} of each of the ids; {'elsewhere', '1'} for
+-- another server's}, {id, status, ...} of all that the customer sees, job of the restore that can be undone or ''},
+-- {'lease_lost'}, {'not_here', why} or {'claim_refused', reason}.
 local ask = cjson.decode(ARGV[1])
+local MOST = 1000
+if not owns_lease(ask.node, ask.owner) then return {'lease_lost'} end
+local server = read('server:' .. ask.server)
+local refused = refuse_elsewhere(ask, 'known', ask.server, server)
+if refused then return refused end
+if #ask.snapshots > MOST then return refuse_claim(ask, 'known', 'too_many', 'server:' .. ask.server) end
 local asked, listed = {}, {}
-for i, id in ipairs(ask.snapshots) do asked[i] = redis.call('HGETALL', 'snapshot:' .. id) end
-for _, id in ipairs(redis.call('ZRANGE', 'server:' .. ask.server .. ':snapshots', 0, -1)) do
-  listed[#listed + 1] = id
-  listed[#listed + 1] = redis.call('HGET', 'snapshot:' .. id, 'status') or ''
+for i, id in ipairs(ask.snapshots) do
+  local record = redis.call('HGETALL', 'snapshot:' .. id)
+  if #record > 0 and redis.call('HGET', 'snapshot:' .. id, 'server') ~= ask.server then record = {'elsewhere', '1'} end
+  asked[i] = record
 end
-local server = 'server:' .. ask.server
-return {redis.call('HGET', server, 'job') or '', asked, listed, redis.call('HGET', server, 'undoable') or ''}
+for _, id in ipairs(redis.call('ZRANGE', 'server:' .. ask.server .. ':snapshots', 0, -1)) do
+  local owner, status = unpack(redis.call('HMGET', 'snapshot:' .. id, 'server', 'status'))
+  if owner == ask.server then
+    listed[#listed + 1] = id
+    listed[#listed + 1] = status or ''
+  end
+end
+return {'known', server.job or '', asked, listed, server.undoable or ''}

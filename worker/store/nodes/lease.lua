@@ -4,6 +4,7 @@
 -- ask: {node, owner, machine, who: for people, lease_ms: 0 gives the lease back}
 -- Answers {1, 0}, or {0, milliseconds left, who} where another holds it.
 local ask = cjson.decode(ARGV[1])
+local LEASE_MOST_MS = 600000
 local key = 'node:' .. ask.node
 local node = look_up(key)
 if not node then redis.call('DEL', key) end -- what is no record of a node keeps no node from its work
@@ -16,5 +17,5 @@ redis.call('ZADD', 'nodes:by:name', 0, ask.node)
 redis.call('ZADD', 'nodes:by:heartbeat', now, ask.node)
 for _, order in ipairs({'queued', 'free'}) do redis.call('ZADD', 'nodes:by:' .. order, 'NX', 0, ask.node) end
 redis.call('HSET', key, 'owner', ask.owner, 'machine', ask.machine, 'who', ask.who,
-  'lease_until_ms', now + ask.lease_ms, 'heartbeat_ms', now)
+  'lease_until_ms', now + math.min(ask.lease_ms, LEASE_MOST_MS), 'heartbeat_ms', now)
 return {1, 0}

@@ -1,14 +1,15 @@
 """The node's side of the store: what a worker asks of Redis.
 
-Every call that changes a job names the node and the owner of its lease; a worker that comes back late, after
-another took its lease, changes nothing. Any trouble with Redis is `StoreUnavailable`.
+Every call names the node and the owner of its lease; a worker that comes back late, after another took its lease,
+changes nothing. What a node says is a claim: the scripts check it against what was decided. One that does not hold
+changes nothing, is told to operators, and is `ClaimRefused`. Any trouble with Redis is `StoreUnavailable`.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
@@ -21,36 +22,44 @@ from worker.store.model import (
     NODE_SILENT_SECONDS,
     AccountId,
     Contents,
-    Failure,
     Job,
     JobId,
     JobKind,
-    JobState,
     ServerId,
     SnapshotId,
     SnapshotStatus,
     Step,
 )
-from worker.store.outcome import DELETE_RETRY_SECONDS, Outcome
+from worker.store.nodes.bounds import NAME_MAX, bounded_facts, bounded_outcome
+from worker.store.outcome import DELETE_RETRY_SECONDS, LEFT_ITS_NODE, Outcome
 from worker.store.reports import EMPTY_REPORT, JobReport, NodeFacts
 
-BATCH = 100  # deletes that one script queues: a bound on how long it holds Redis
 
-_LEFT_ITS_NODE = Outcome(
-    state=JobState.FAILED,
-    failure=Failure(
-        code=errors.NodeUnavailable.code, detail="The server has gone to another node; the job was given up."
-    ),
-    snapshot_status=SnapshotStatus.FAILED,
-)
+class Placement(StrEnum):
+    """Which servers a node may add to the service."""
+
+    CLAIM = "claim"  # any that no other node has
+    DECLARED = "declared"  # those that an operator or an orchestrator has declared
+
+
+BATCH = 100  # deletes that one script queues: a bound on how long it holds Redis
 
 
 class LeaseLost(Exception):
     """Another worker holds the node's lease. Nothing was changed."""
 
 
+class ClaimRefused(Exception):
+    """What the node says does not fit what was decided. Nothing was changed. `reason`: a word of the scripts, such as
+    `other_node`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class BeginRefused(Exception):
-    """The job must not run: it is over, unknown, or another node's. Nothing was changed."""
+    """The job must not run: it is over, unknown, or its server is on another node. Nothing was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +82,11 @@ class ReportedServer:
 class Reported:
     """What the store made of a node's report."""
 
-    conflicts: frozenset[ServerId]  # another living node claims them as well
+    conflicts: frozenset[ServerId]  # another node has them
     fresh: frozenset[ServerId]  # their snapshots must be published
     gone: frozenset[ServerId]  # the node had them when it reported last
     reconcile_asked: str  # the moment at which an operator last asked for a reconciliation; "": none has
+    accounts: Mapping[ServerId, AccountId] = field(default_factory=dict)  # of those that were reported with another one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +143,8 @@ class BegunJob:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownSnapshot:
-    """A snapshot as the store has it."""
+    """A snapshot of the server as the store has it."""
 
-    server_id: ServerId
     status: SnapshotStatus
     lost: bool  # it was completed, and then it was not on the disks
     name: str
@@ -147,7 +156,7 @@ class KnownSnapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What the store knows of one server's snapshots."""
+    """What the store knows of one server's snapshots. `elsewhere`: those asked for that are another server's."""
 
     busy: bool  # a job holds the server: what differs now may be its work
     on_disk: Mapping[
@@ -155,6 +164,7 @@ class Known:
     ]  # of those asked for that it can read; None: it knows nothing of it
     listed: Mapping[SnapshotId, SnapshotStatus]  # as the customer sees them, without those that it can't read
     undoable: JobId | None = None  # the latest restore that left a safety snapshot
+    elsewhere: frozenset[SnapshotId] = frozenset()
 
 
 class NodeStore(Scripts):
@@ -162,8 +172,9 @@ class NodeStore(Scripts):
 
     `owner` is this process's own mark on the lease; `machine` is the same for every worker of this node's lock
     file, so that a restarted one takes over at once; `who` tells people where the worker runs.
-    `node_silent_seconds`: how old a node's last heartbeat may be; after that another node may claim its servers, and
-    they get no scheduled run.
+    `node_silent_seconds`: how old a node's last heartbeat may be; after that an operator may place its servers on
+    another node. `placement`: which servers it may add. `refused` is called with the call and the reason of each claim
+    that is told to operators.
     """
 
     def __init__(
@@ -174,11 +185,15 @@ class NodeStore(Scripts):
         machine: str,
         who: str,
         node_silent_seconds: float = NODE_SILENT_SECONDS,
+        placement: Placement = Placement.CLAIM,
+        refused: Callable[[str, str], None] = lambda _call, _reason: None,
     ) -> None:
         super().__init__(redis)
         self.node = node
-        self._machine = machine
-        self._who = who
+        self._refused = refused
+        self._placement = placement
+        self._machine = machine[:NAME_MAX]
+        self._who = who[:NAME_MAX]
         self._owner = uuid4().hex
         self._silent_ms = round(node_silent_seconds * 1000)
 
@@ -186,6 +201,19 @@ class NodeStore(Scripts):
     def _us(self) -> dict[str, str]:
         """Who asks: a script changes nothing where another holds the node's lease."""
         return {"node": self.node, "owner": self._owner}
+
+    async def _claim(self, name: str, ask: Mapping[str, Any]) -> list[Any]:
+        """What the script `name` answers to a claim. Raises ClaimRefused and LeaseLost."""
+        answer: list[Any] = await self._call(name, {**self._us, **ask})
+        match answer:
+            case [b"claim_refused", reason]:
+                self._refused(name.removeprefix("nodes/"), reason.decode())
+                raise ClaimRefused(reason.decode())
+            case [b"not_here", reason]:
+                raise ClaimRefused(reason.decode())
+            case [b"lease_lost"]:
+                raise LeaseLost
+        return answer
 
     async def take_lease(self, *, seconds: float) -> LeaseHeld | None:
         """Take or renew the node's lease and record a heartbeat. Returns None, or who else holds the lease."""
@@ -201,9 +229,11 @@ class NodeStore(Scripts):
     async def begin(self, job_id: JobId) -> Job:
         """Mark a job as begun by us, the first time or again. Raises LeaseLost or BeginRefused."""
         try:
-            verdict, answer = await self._call("nodes/begin", self._us | {"job": job_id})
+            verdict, answer = await self._claim("nodes/begin", {"job": job_id, "left": LEFT_ITS_NODE.for_script()})
             if verdict == b"begun":
                 return await self._one(_job, [job_id.encode(), answer], kind="job")
+        except ClaimRefused as refused:
+            raise BeginRefused(refused.reason) from refused
         except errors.RecordUnreadable as error:
             raise BeginRefused(error.code) from error
         if answer == b"lease_lost":
@@ -211,82 +241,92 @@ class NodeStore(Scripts):
         raise BeginRefused(answer.decode())
 
     async def progress(self, job_id: JobId, step: Step, report: JobReport = EMPTY_REPORT) -> None:
-        """Publish how far a job has got; a job that is over stays as it is. Raises LeaseLost."""
-        ask = self._us | {"job": job_id, "step": step, "report": report.for_script()}
+        """Publish how far a job has got; a job that is over stays as it is. Raises LeaseLost or ClaimRefused."""
         with suppress(errors.RecordUnreadable):  # the operators were told
-            if await self._call("nodes/progress", ask) == b"lease_lost":
-                raise LeaseLost
+            await self._claim("nodes/progress", {"job": job_id, "step": step, "report": report.for_script()})
 
     async def finish(self, job_id: JobId, outcome: Outcome, report: JobReport = EMPTY_REPORT, power: str = "") -> str:
         """Publish how a job ended, and its server's power now ('': unknown). Doing it again changes nothing. Returns
-        "published", or why nothing was changed: see `finish.lua`, or "record_unreadable". Raises LeaseLost."""
-        ask = {"job": job_id, "result": outcome.for_script(), "report": report.for_script(), "power": power}
+        "published", or why nothing was changed: see `finish.lua`, or "record_unreadable". Raises LeaseLost or
+        ClaimRefused."""
+        result = bounded_outcome(outcome).for_script()
+        ask = {"job": job_id, "result": result, "report": report.for_script(), "power": power}
         try:
-            answer: bytes = await self._call("nodes/finish", self._us | ask)
+            (answer,) = await self._claim("nodes/finish", ask)
         except errors.RecordUnreadable as error:
-            return error.code
-        if answer == b"lease_lost":
-            raise LeaseLost
-        return answer.decode()
+            return str(error.code)
+        word: str = answer.decode()
+        return word
 
     async def report(self, servers: Iterable[ReportedServer], about: NodeFacts | None = None) -> Reported:
-        """Report which servers the node has, and what it runs on; None: as reported before. Raises LeaseLost."""
+        """Report which servers the node has, and what it runs on; None: as reported before. Raises LeaseLost or
+        ClaimRefused."""
         ask = {
             "silent_ms": self._silent_ms,
+            "placement": self._placement,
             "servers": [
                 {"id": str(s.id), "account": str(s.account_id), "name": s.name, "power": s.power} for s in servers
             ],
-            "left": _LEFT_ITS_NODE.for_script(),
-            "about": "" if about is None else about.model_dump_json(),
+            "left": LEFT_ITS_NODE.for_script(),
+            "about": "" if about is None else bounded_facts(about).model_dump_json(),
             "free_bytes": 0 if about is None else about.free_bytes,
         }
-        answer = await self._call("nodes/report", self._us | ask)
-        if answer == b"lease_lost":
-            raise LeaseLost
-        *lists, asked = answer
+        _, *lists, accounts, asked, left_out = await self._claim("nodes/report", ask)
+        for reason in left_out:
+            self._refused("report", reason.decode())
         conflicts, fresh, gone = (
             frozenset(ServerId(int(server)) for server in servers if server.isdigit()) for servers in lists
         )
-        return Reported(conflicts=conflicts, fresh=fresh, gone=gone, reconcile_asked=records.text(asked))
+        return Reported(
+            conflicts=conflicts,
+            fresh=fresh,
+            gone=gone,
+            reconcile_asked=records.text(asked),
+            accounts={ServerId(int(k)): AccountId(int(v)) for k, v in records.pairs(accounts).items()},
+        )
 
     async def publish(
         self, server_id: ServerId, snapshots: Iterable[PublishedSnapshot], begun: Iterable[BegunJob]
     ) -> tuple[SnapshotId, ...]:
         """Report which snapshots a server has on its disks and which jobs are under way. Records that the store has
-        stay, but contents that it lacks are added. Returns the ids of the snapshots that it did not know. Raises
-        LeaseLost."""
+        stay, but contents that it lacks are added. What does not hold is left out. Returns the ids of the snapshots
+        that it did not know. Raises LeaseLost or ClaimRefused."""
         ask = {
             "server": str(server_id),
             "snapshots": [snapshot.for_script() for snapshot in snapshots],
             "jobs": [job.for_script() for job in begun],
         }
-        answer = await self._call("nodes/publish", self._us | ask)
-        if answer == b"lease_lost":
-            raise LeaseLost
-        return () if answer == b"other_node" else tuple(SnapshotId(int(new)) for new in answer)
+        _, new, left_out = await self._claim("nodes/publish", ask)
+        for reason in left_out:
+            self._refused("publish", reason.decode())
+        return tuple(SnapshotId(int(snapshot_id)) for snapshot_id in new)
 
     async def known(self, server_id: ServerId, on_disk: Sequence[SnapshotId]) -> Known:
-        """What the store knows of a server's snapshots, and of those that were found on its disks."""
+        """What the store knows of a server's snapshots, and of those that were found on its disks. Raises LeaseLost or
+        ClaimRefused."""
         ask = {"server": str(server_id), "snapshots": [str(snapshot_id) for snapshot_id in on_disk]}
-        holder, asked, listed, undoable = await self._call("nodes/known", ask)
-        rows = [(str(snapshot_id).encode(), flat) for snapshot_id, flat in zip(on_disk, asked, strict=True)]
+        _, holder, asked, listed, undoable = await self._claim("nodes/known", ask)
+        elsewhere = frozenset(one for one, flat in zip(on_disk, asked, strict=True) if b"elsewhere" in flat[::2])
+        rows = [(str(one).encode(), [] if one in elsewhere else flat) for one, flat in zip(on_disk, asked, strict=True)]
         statuses = zip(listed[::2], listed[1::2], strict=True)
         return Known(
             busy=bool(holder),
             on_disk=dict(await self._many(_on_disk, rows, kind="snapshot")),
             listed=dict(await self._many(_listed, statuses, kind="snapshot")),
             undoable=JobId(records.text(undoable)) if undoable else None,
+            elsewhere=elsewhere,
         )
 
     async def lose(self, server_id: ServerId, snapshot_id: SnapshotId) -> bool:
-        """Report that a listed snapshot is not on the disks. Returns whether it was marked as failed."""
-        ask = {"server": str(server_id), "snapshot": str(snapshot_id)}
-        return bool(await self._call("nodes/lose", self._us | ask))
+        """Report that a listed snapshot is not on the disks. Returns whether it was marked as failed. Raises
+        ClaimRefused."""
+        return await self._claim("nodes/lose", {"server": str(server_id), "snapshot": str(snapshot_id)}) == [1]
 
     async def regain(self, server_id: ServerId, snapshot_id: SnapshotId, *, size_mb: int) -> bool:
-        """Report that a lost snapshot is whole on the disks again. Returns whether it was marked as completed."""
-        ask = {"server": str(server_id), "snapshot": str(snapshot_id), "size_mb": size_mb}
-        return bool(await self._call("nodes/regain", self._us | ask))
+        """Report that a lost snapshot is whole on the disks again. Returns whether it was marked as completed. Raises
+        ClaimRefused."""
+        ask = {"server": str(server_id), "snapshot": str(snapshot_id), "size_mb": str(size_mb)}
+        return await self._claim("nodes/regain", ask) == [1]
 
     async def republish(self) -> int:
         """Have the node's worker publish again, with its next report, what each server has; how many servers."""
@@ -294,9 +334,8 @@ class NodeStore(Scripts):
         return servers
 
     async def tell_findings(self, server_id: ServerId, findings: Sequence[dict[str, str]]) -> None:
-        """Put what reconciliation found on a server into the operators' list, or clear it."""
-        ask = {"server": str(server_id), "findings": json.dumps(findings)}
-        await self._call("nodes/findings", self._us | ask)
+        """Put what reconciliation found on a server into the operators' list, or clear it. Raises ClaimRefused."""
+        await self._claim("nodes/findings", {"server": str(server_id), "findings": list(findings)})
 
     async def retry_deletes(self) -> int:
         """Queue again the deletes of this node that have not freed their space; how many."""
@@ -325,7 +364,6 @@ def _listed(shown: tuple[bytes, bytes]) -> tuple[SnapshotId, SnapshotStatus]:
 
 def _known(record: records.Hash) -> KnownSnapshot:
     return KnownSnapshot(
-        server_id=ServerId(records.whole(record["server"])),
         status=SnapshotStatus(record["status"]),
         lost="lost" in record,
         name=record["name"],

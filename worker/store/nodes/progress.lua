@@ -1,14 +1,18 @@
--- include: records, nodes, events, job_reports
--- A node reports how far a job has got. A report that comes late, or from another node, changes nothing.
+-- include: records, nodes, events, states, job_reports, claims
+-- A node reports how far a job has got. A report that comes late changes nothing.
 -- ask: {job, node, owner, step, report (see `keep_report`)}
--- Answers 'lease_lost' where the node must report it again, else ''.
+-- Answers {'lease_lost'} where the node must report it again, {'claim_refused', reason}, else {''}.
 local ask = cjson.decode(ARGV[1])
-if not owns_lease(ask.node, ask.owner) then return 'lease_lost' end
+if not owns_lease(ask.node, ask.owner) then return {'lease_lost'} end
 local key = 'job:' .. ask.job
 local job = read(key)
-if not job or job.state ~= 'in_progress' then return '' end
+if not job then return {''} end
+local refused = refuse_foreign_job(ask, 'progress', job)
+if refused then return refused end
+if not STEPS_OF[job.kind][ask.step] then return refuse_claim(ask, 'progress', 'step_unknown', 'job:' .. ask.job) end
+if job.state ~= 'in_progress' then return {''} end
+keep_report(ask.job, job, ask.report)
 job.step = ask.step
 redis.call('HSET', key, 'step', job.step)
-keep_report(ask.job, ask.report)
 tell(ask.job, job)
-return ''
+return {''}

@@ -1,107 +1,113 @@
--- include: clock, records, nodes, queue, findings, conclude
+-- include: clock, records, nodes, findings, placement, claims
 -- A node reports which servers it has and, from time to time, what it runs on.
--- ask: {node, owner, silent_ms, servers: [{id, account, name, power}] (all as text), left: result (see `conclude`) of a
--- job whose server has left its node, about: JSON of the node or '', free_bytes: of the fullest pool}
--- Answers 'lease_lost' or {conflicts, fresh, gone, moment at which an operator asked for a reconciliation, or ''}.
--- conflicts: servers that another living node claims as well; they keep their node, for a migration is ending or a
--- person must look. fresh: servers whose snapshots the node must publish before one can be created: they are new here,
--- or Redis has lost its data. gone: servers that the node had before.
+-- ask: {node, owner, silent_ms, placement: 'claim' or 'declared', servers: [{id, account, name, power}] (all as text),
+-- left: result (see `conclude`) of a job whose server has left its node, about: JSON of the node or '', free_bytes: of
+-- the fullest pool}
+-- Answers {'reported', conflicts, fresh, gone, accounts, moment at which an operator asked for a reconciliation, or '',
+-- reasons of what was left out}, {'lease_lost'} or {'claim_refused', reason}.
+-- conflicts: servers that another node has; they keep it until it lets them go, or an operator places them here. fresh:
+-- servers whose snapshots the node must publish before one can be created: they are new here, or Redis has lost its
+-- data. gone: servers that the node had before. accounts: {server, account, ...} of those that the node reports with an
+-- account that does not hold.
 local ask = cjson.decode(ARGV[1])
-if not owns_lease(ask.node, ask.owner) then return 'lease_lost' end
-local node, silent_ms = ask.node, ask.silent_ms
-local mine = 'node:' .. node .. ':servers'
-local conflicts, fresh, gone, present = {}, {}, {}, {}
-local LISTED = '2' -- version of a record that is in the operators' lists
+local MOST = 4096 -- servers of one node
+local NAME_BYTES, ID_DIGITS = 256, 19
+local CONFLICT_MS = 60000 -- far longer than the end of a migration takes
 
-local function move_account(server_id, from, to)
-  for _, id in ipairs(redis.call('ZRANGE', 'server:' .. server_id .. ':snapshots', 0, -1)) do
-    redis.call('HSET', 'snapshot:' .. id, 'account', to)
-    redis.call('ZREM', 'account:' .. from .. ':snapshots', id)
-    local created_ms = number(redis.call('HGET', 'snapshot:' .. id, 'created_ms')) or 0
-    redis.call('ZADD', 'account:' .. to .. ':snapshots', created_ms, id)
-  end
-  redis.call('HDEL', 'server:' .. server_id, 'undoable')
+if not owns_lease(ask.node, ask.owner) then return {'lease_lost'} end
+if #ask.servers > MOST then return refuse_claim(ask, 'report', 'too_many', '') end
+local node = ask.node
+local mine, claimed = 'node:' .. node .. ':servers', 'node:' .. node .. ':claimed'
+local conflicts, fresh, gone, accounts, left_out, present, contested = {}, {}, {}, {}, {}, {}, {}
+
+local function leave_out(reason, id)
+  left_out[#left_out + 1] = refuse_claim(ask, 'report', reason, 'server:' .. id)[2]
 end
 
--- The server has come from another node, which is silent or has lost it and will end none of its jobs.
-local function take_over(server_id, server)
-  redis.call('SREM', 'node:' .. server.node .. ':servers', server_id)
-  redis.call('HDEL', 'node:' .. server.node .. ':findings', server_id)
-  local job = server.job and look_up('job:' .. server.job)
-  if job then
-    conclude(server.job, job, ask.left)
-    forget_queued(server.job, job)
-  elseif server.job then
-    redis.call('HDEL', 'server:' .. server_id, 'job')
-  end
-  local deleting = 'node:' .. server.node .. ':deleting'
-  for _, id in ipairs(redis.call('ZRANGE', deleting, 0, -1)) do
-    if redis.call('HGET', 'snapshot:' .. id, 'server') == server_id then
-      redis.call('ZREM', deleting, id)
-      redis.call('HSET', 'snapshot:' .. id, 'node', node)
-      redis.call('ZADD', 'node:' .. node .. ':deleting', now_ms(), id)
-    end
+local function is_number(text)
+  return fits(text, ID_DIGITS) and string.find(text, '^[1-9]%d*$') ~= nil
+end
+
+-- Another node has the server. That is told once it lasts: a migration may be ending.
+local function contest(id, holder)
+  conflicts[#conflicts + 1] = id
+  contested[id] = true
+  redis.call('HSETNX', claimed, id, now_ms())
+  if now_ms() - redis.call('HGET', claimed, id) > CONFLICT_MS then
+    leave_out(node_is_silent(holder, ask.silent_ms) and 'silent_node' or 'other_node', id)
   end
 end
 
--- Whether this node may take a server that another node has: that node has lost it or is silent; or the guest runs
--- here, and on the other node it is off or no worker holds the lease. A guest runs at one place only, where its disks
--- are locked.
-local function may_come(found, known)
-  if not known.node or known.node == node or known.missing or node_is_silent(known.node, silent_ms) then return true end
-  if found.power ~= 'on' then return false end
-  local lease_until_ms = number(redis.call('HGET', 'node:' .. known.node, 'lease_until_ms')) or 0
-  return lease_until_ms <= now_ms() or (known.power == 'off' and not known.job)
+-- The account that holds: that of the record. A node that is told of a change reports the one before for a while.
+local function account_of(found, known)
+  local account = known.account or found.account
+  if found.account ~= account then
+    accounts[#accounts + 1] = found.id
+    accounts[#accounts + 1] = account
+    if found.account ~= known.account_before then leave_out('other_account', found.id) end
+  elseif known.account_before then
+    redis.call('HDEL', 'server:' .. found.id, 'account_before')
+  end
+  return account
 end
 
-local function lists_of(server)
-  return {'servers', 'servers:node:' .. (server.node or ''), 'servers:account:' .. (server.account or '')}
+local function have(found, known)
+  local key, is_here = 'server:' .. found.id, known.node == node
+  local account = account_of(found, known)
+  if known.node and not is_here then move_to_node(found.id, known, node, ask.left) end
+  list_server(found.id, known, node, account)
+  redis.call('HSET', key, 'v', LISTED, 'name', found.name, 'account', account, 'node', node, 'power', found.power)
+  if not is_here then redis.call('HSET', key, 'unpublished', '1') end
+  if not is_here or known.unpublished then fresh[#fresh + 1] = found.id end
+  redis.call('HDEL', key, 'missing', 'placed')
+  redis.call('SADD', mine, found.id)
+  present[found.id] = true
 end
 
--- Put it into the operators' lists, sorted by id.
-local function list(found, known)
-  if known.v == LISTED and known.node == node and known.account == found.account and not known.missing then return end
-  for _, key in ipairs(lists_of(known)) do redis.call('ZREM', key, found.id) end
-  for _, key in ipairs(lists_of({node = node, account = found.account})) do
-    redis.call('ZADD', key, found.id, found.id)
+local function lose(id, server)
+  redis.call('SREM', mine, id)
+  gone[#gone + 1] = id
+  if server.node ~= node then return end
+  unlist_server(id, server)
+  redis.call('HSET', 'server:' .. id, 'missing', '1')
+  if redis.call('EXISTS', 'server:' .. id .. ':snapshots') == 1 then
+    local found = {finding = 'missing_server', tag = '', at = string.format('%.0f', now_ms() / 1000)}
+    redis.call('HSET', 'node:' .. node .. ':findings', id, cjson.encode({found}))
+    redis.call('ZADD', 'findings', now_ms(), id)
+  else
+    forget_findings(node, id)
   end
 end
 
 for _, found in ipairs(ask.servers) do
-  local key = 'server:' .. found.id
-  local known = look_up(key) or {} -- what can't be read is written anew
-  present[found.id] = true
-  if not may_come(found, known) then
-    conflicts[#conflicts + 1] = found.id
+  if not is_number(found.id) then
+    leave_out('malformed', '')
+  elseif not is_number(found.account) or not fits(found.name, NAME_BYTES) or not POWERS[found.power] then
+    leave_out('malformed', found.id)
+    present[found.id] = true -- it is here, whatever it is like
   else
-    if known.account and known.account ~= found.account then move_account(found.id, known.account, found.account) end
-    if known.node and known.node ~= node then take_over(found.id, known) end
-    list(found, known)
-    redis.call('HSET', key, 'v', LISTED, 'name', found.name, 'account', found.account, 'node', node,
-      'power', found.power)
-    if not known.node or known.node ~= node then redis.call('HSET', key, 'unpublished', '1') end
-    if not known.node or known.node ~= node or known.unpublished then fresh[#fresh + 1] = found.id end
-    redis.call('HDEL', key, 'missing')
-    redis.call('SADD', mine, found.id)
+    local key = 'server:' .. found.id
+    local known = look_up(key)
+    if not known and redis.call('EXISTS', key) == 1 then
+      present[found.id] = true -- it can't be read and is left as it is; the operators were told
+    elseif not known and ask.placement == 'declared' then
+      leave_out('undeclared_server', found.id)
+    elseif known and known.node and known.node ~= node and (not known.missing or known.placed) then
+      contest(found.id, known.node)
+    else
+      have(found, known or {})
+    end
   end
 end
+for _, id in ipairs(redis.call('HKEYS', claimed)) do
+  if not contested[id] then redis.call('HDEL', claimed, id) end
+end
 for _, id in ipairs(redis.call('SMEMBERS', mine)) do
-  if not present[id] then
-    redis.call('SREM', mine, id)
-    for _, key in ipairs(lists_of(look_up('server:' .. id) or {})) do redis.call('ZREM', key, id) end
-    redis.call('HSET', 'server:' .. id, 'missing', '1')
-    if redis.call('EXISTS', 'server:' .. id .. ':snapshots') == 1 then
-      local found = {finding = 'missing_server', tag = '', at = string.format('%.0f', now_ms() / 1000)}
-      redis.call('HSET', 'node:' .. node .. ':findings', id, cjson.encode({found}))
-      redis.call('ZADD', 'findings', now_ms(), id)
-    else
-      forget_findings(node, id)
-    end
-    gone[#gone + 1] = id
-  end
+  if not present[id] then lose(id, look_up('server:' .. id) or {}) end
 end
 if ask.about ~= '' then
   redis.call('HSET', 'node:' .. node, 'about', ask.about)
   redis.call('ZADD', 'nodes:by:free', ask.free_bytes, node)
 end
-return {conflicts, fresh, gone, redis.call('HGET', 'node:' .. node, 'reconcile_ms') or ''}
+local reconcile_ms = redis.call('HGET', 'node:' .. node, 'reconcile_ms') or ''
+return {'reported', conflicts, fresh, gone, accounts, reconcile_ms, left_out}

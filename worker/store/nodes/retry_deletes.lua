@@ -1,4 +1,4 @@
--- include: clock, records, nodes, enqueue, removal, holding
+-- include: clock, records, nodes, enqueue, removal
 -- Queue again the deletes of a node that have not freed their space, at most one for each of job_ids. One whose server
 -- has a job stays due.
 -- ask: {node, owner, retry_ms, queue (see `enqueue`), job_ids}
@@ -11,7 +11,7 @@ local ids = redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, #ask.job_i
 local function retry(i, id)
   local snapshot = read('snapshot:' .. id)
   local server = snapshot and read('server:' .. snapshot.server)
-  if not snapshot then
+  if not snapshot or snapshot.status ~= 'deleting' or server and server.node ~= ask.node then
     redis.call('ZREM', due, id)
   elseif not server or server.missing then
     forget_snapshot(id, snapshot)

@@ -17,8 +17,18 @@ from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import NODE_SILENT_SECONDS, AccountId, Job, JobId, JobKind, JobState, ServerId
 from worker.store.operators import records as ops_records
 from worker.store.operators.overview import Counted, Overview, overview
-from worker.store.operators.records import AuditEntry, Node, OpsJob, OpsServer, ServerFindings, UnreadableRecord
+from worker.store.operators.records import (
+    AuditEntry,
+    Node,
+    OpsJob,
+    OpsServer,
+    RefusedClaim,
+    ServerFindings,
+    UnreadableRecord,
+)
+from worker.store.outcome import LEFT_ITS_NODE
 
+REFUSED_CLAIMS_SHOWN = 100
 UNREADABLE_LISTED = 100
 
 
@@ -155,6 +165,24 @@ class OperatorStore(Scripts):
             raise errors.ServerNotFound.of(id=server_id)
         return await self._one(ops_records.server, rows[0], kind="server")
 
+    async def place(
+        self, server_id: ServerId, *, node: str | None = None, account_id: AccountId | None = None
+    ) -> OpsServer:
+        """Say on which node a server is, and whose it is. One that the service does not know is declared: it takes
+        both. Raises ServerNotFound, NodeNotFound, ServerOnLiveNode, or ServerBusy, if the account changes during a job.
+        """
+        ask: dict[str, Any] = {
+            "server": str(server_id),
+            "silent_ms": self._silent_ms,
+            "left": LEFT_ITS_NODE.for_script(),
+        }
+        ask |= {"node": node} if node else {}
+        ask |= {"account": str(account_id)} if account_id else {}
+        answer = await self._call("operators/place_server", ask)
+        about = node if answer[:2] == [b"refused", errors.NodeNotFound.code.encode()] else server_id
+        accepted(answer, id=about)
+        return await self.server(server_id)
+
     async def findings(self, cursor: Cursor) -> CursorPage[ServerFindings]:
         """Newest first."""
         count, after, *rows = await self._call("operators/findings", cursor.for_script())
@@ -165,6 +193,13 @@ class OperatorStore(Scripts):
         """The records that could not be read within the last day, latest first; 100 at most."""
         rows = await self._call("operators/unreadable", {"limit": UNREADABLE_LISTED})
         return await self._many(ops_records.unreadable, rows, kind="unreadable", key_of=lambda _: "unreadable")
+
+    async def refused_claims(self) -> tuple[RefusedClaim, ...]:
+        """What nodes said that was refused in the last 30 days, newest first; at most 100."""
+        rows = await self._call("operators/refused_claims", {"limit": REFUSED_CLAIMS_SHOWN})
+        return await self._many(
+            ops_records.refused_claim, rows, kind="refused_claim", key_of=lambda _: "refused_claims"
+        )
 
     async def audit(
         self, wanted: Mapping[str, str], *, since: datetime | None, until: datetime | None, cursor: Cursor

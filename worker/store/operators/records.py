@@ -50,6 +50,19 @@ class ServerFindings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefusedClaim:
+    """What a node said that does not fit what was decided: a fault of its worker, or of whoever has its credential."""
+
+    node: str
+    call: str  # as `NodeStore` names its scripts: begin, publish, ...
+    reason: str
+    about: str  # what the latest one named: "server:12345"; "": nothing that can be shown
+    count: int
+    first_at: datetime
+    at: datetime  # of the latest
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpsServer:
     view: ServerView
     power: str  # as last reported
@@ -150,6 +163,19 @@ def server_findings(shown: list[bytes]) -> ServerFindings:
 def key_of_findings(shown: list[bytes]) -> str:
     server_id, _, _, at_node, _ = map(records.text, shown)
     return f"node:{at_node}:findings {server_id}"
+
+
+def refused_claim(shown: list[bytes]) -> RefusedClaim:
+    node_name, call, reason, count, first_ms, last_ms, about = (text.decode() for text in shown)
+    return RefusedClaim(
+        node=node_name,
+        call=call,
+        reason=reason,
+        about=about,
+        count=int(count),
+        first_at=records.moment(first_ms),
+        at=records.moment(last_ms),
+    )
 
 
 def server(shown: list[Any]) -> OpsServer:

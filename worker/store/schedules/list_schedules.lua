@@ -7,6 +7,6 @@ local list = 'account:' .. ask.account .. ':schedules'
 if ask.server then list = list .. ':server:' .. ask.server end
 local page = {redis.call('ZCARD', list)}
 for _, id in ipairs(redis.call('ZREVRANGE', list, ask.offset, ask.offset + ask.limit - 1)) do
-  page[#page + 1] = show_listed(list, 'schedule:', id, show_schedule)
+  page[#page + 1] = show_listed(list, 'schedule:', id, ask, show_schedule)
 end
 return page

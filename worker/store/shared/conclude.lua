@@ -1,6 +1,7 @@
 -- include: clock, records, states, job_lists, transitions, stats, snapshots, retention, removal, events
 -- The end of a job.
 
+-- snapshot: its record, which is in progress, or completed where a node has just lost it.
 local function settle_create(id, snapshot, result, now)
   redis.call('HSET', 'snapshot:' .. id, 'status', result.snapshot_status, 'size_mb', result.size_mb)
   if result.snapshot_status == 'completed' and (result.contents or '') ~= '' then
@@ -60,7 +61,8 @@ local function conclude(job_id, job, result)
   count_end(job, result, now)
   list_failure(job_id, job, result, now)
   local snapshot = look_up('snapshot:' .. job.snapshot)
-  if snapshot and job.kind == 'create' then
+  if snapshot and snapshot.server ~= job.server then snapshot = nil end
+  if snapshot and job.kind == 'create' and snapshot.status == 'in_progress' then
     settle_create(job.snapshot, snapshot, result, now)
     local keep = snapshot.schedule and number(redis.call('HGET', 'schedule:' .. snapshot.schedule, 'keep'))
     if keep then retire_oldest(scheduled_snapshots(job.server, snapshot.schedule), keep, job.node) end

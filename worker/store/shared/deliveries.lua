@@ -4,6 +4,11 @@
 local DELIVERIES_KEPT_MS = 7 * 86400 * 1000
 local DELIVERIES_LISTED = 1000 -- of a webhook
 
+-- Whether a delivery is the webhook's. One of an earlier version does not say whose it is.
+local function is_delivery_of(id, delivery_id)
+  return (redis.call('HGET', 'delivery:' .. delivery_id, 'webhook') or id) == id
+end
+
 -- Queue a webhook that has something to send: at the end of the queue, or later if it waits for a retry or for the end
 -- of its claim. A webhook that is already due keeps its place.
 local function line_up(id)
@@ -19,6 +24,7 @@ end
 -- Add a delivery to the webhook's log, and to its queue, where it stays until it is delivered or given up.
 local function post(id, delivery_id, delivery)
   local now, log, queue = now_ms(), 'webhook:' .. id .. ':log', 'webhook:' .. id .. ':due'
+  delivery.webhook = id
   delivery.v, delivery.attempts, delivery.created_ms, delivery.next_ms = '1', '0', tostring(now), tostring(now)
   write('delivery:' .. delivery_id, delivery)
   redis.call('ZADD', log, now, delivery_id)
@@ -27,7 +33,7 @@ local function post(id, delivery_id, delivery)
   redis.call('ZREMRANGEBYSCORE', log, '-inf', now - DELIVERIES_KEPT_MS)
   for _, old in ipairs(redis.call('ZRANGE', log, 0, -DELIVERIES_LISTED - 1)) do
     redis.call('ZREM', log, old)
-    if not redis.call('ZSCORE', queue, old) then redis.call('DEL', 'delivery:' .. old) end
+    if is_delivery_of(id, old) and not redis.call('ZSCORE', queue, old) then redis.call('DEL', 'delivery:' .. old) end
   end
   line_up(id)
 end
@@ -37,7 +43,8 @@ local function call_webhooks(job_id, job, event_id)
   local event, shown = 'job.' .. job.state, nil
   for _, id in ipairs(redis.call('ZRANGE', 'account:' .. job.account .. ':webhooks', 0, -1)) do
     local hook = look_up('webhook:' .. id)
-    local events = hook and hook.enabled == '1' and hook.events or ''
+    local is_mine = hook and hook.account == job.account and hook.enabled == '1'
+    local events = is_mine and hook.events or ''
     if string.find(' ' .. events .. ' ', ' ' .. event .. ' ', 1, true) then
       shown = shown or cjson.encode(show_job(job_id))
       post(id, string.sub(redis.sha1hex(id .. event_id), 1, 32), {event = event, job = shown})

@@ -1,16 +1,40 @@
--- include: job_lists
+-- include: states, job_lists
 -- What a node reports of a job for operators only.
 
 local STEPS_KEPT_MS, LOG_KEPT_MS = JOBS_LISTED_MS, 7 * 86400 * 1000
 local MOST, LOG_BYTES = 200, 32768
+local LATEST_MS = 2 ^ 47 -- in the year 6429
 
--- Store the starts of steps and the log lines, which are reported with a step or with the job's end.
+-- Whether a number lies between the two; false for what is none.
+local function is_between(given, least, most)
+  return type(given) == 'number' and given >= least and given <= most
+end
+
+local function is_step(kind, step)
+  return (step.step == '' or STEPS_OF[kind][step.step]) and is_between(step.ms, 0, LATEST_MS)
+    and is_between(step.attempt, 0, 1000000)
+end
+
+-- The latest of a list, so that one report costs no more than what is kept.
+local function latest(list)
+  return {unpack(list, math.max(1, #list - MOST + 1))}
+end
+
+-- Store the starts of steps and the log lines, which are reported with a step or with the job's end. job.step becomes
+-- the last one that was begun.
 -- report: {steps: [{step ('': the end), ms, attempt}], log: [line], resumed: times that a process has resumed it}.
-local function keep_report(job_id, report)
+local function keep_report(job_id, job, report)
   local steps, lines = 'job:' .. job_id .. ':steps', 'job:' .. job_id .. ':log'
-  for _, step in ipairs(report.steps) do redis.call('RPUSH', steps, cjson.encode(step)) end
-  for _, line in ipairs(report.log) do redis.call('RPUSH', lines, line) end
-  if report.resumed > 0 then redis.call('HINCRBY', 'job:' .. job_id, 'attempts', report.resumed) end
+  for _, step in ipairs(latest(report.steps)) do
+    if is_step(job.kind, step) then
+      redis.call('RPUSH', steps, cjson.encode({step = step.step, ms = step.ms, attempt = step.attempt}))
+      if step.step ~= '' then job.step = step.step end
+    end
+  end
+  for _, line in ipairs(latest(report.log)) do redis.call('RPUSH', lines, line) end
+  if is_between(report.resumed, 1, 1000) then
+    redis.call('HINCRBY', 'job:' .. job_id, 'attempts', math.floor(report.resumed))
+  end
   redis.call('LTRIM', steps, -MOST, -1)
   redis.call('LTRIM', lines, -MOST, -1)
   local bytes = 0

@@ -5,7 +5,7 @@
 local NEEDED = {
   delivery = {attempts = 'number', created_ms = 'number', event = 'text'},
   job = {
-    account = 'id', kind = 'text', node = 'text', queued_ms = 'number', server = 'id', snapshot = 'id', state = 'state',
+    account = 'id', kind = 'kind', node = 'text', queued_ms = 'number', server = 'id', snapshot = 'id', state = 'state',
   },
   schedule = {account = 'id', server = 'id'},
   server = {account = 'id', name = 'text', node = 'text'},
@@ -39,6 +39,7 @@ end
 local function is_a(what, text)
   if what == 'id' then return text and string.find(text, '^%d+$') and number(text) end
   if what == 'number' then return number(text) end
+  if what == 'kind' then return STEPS_OF[text or ''] end
   if what == 'state' then return MAY_FOLLOW[text or ''] end
   return text
 end
@@ -94,11 +95,19 @@ local function look_up(key)
   return attempt(key, read, key)
 end
 
--- One that an index lists, as show(id) shows it; nil, and the operators are told, where there is none or it can't be.
-local function show_listed(index, kind, id, show)
-  if redis.call('EXISTS', kind .. id) == 1 then return attempt(kind .. id, show, id) end
-  set_aside(index .. ' ' .. id, 'it leads to nothing')
+-- One that an index lists, as show(id) shows it. nil, and the operators are told, if there is none, if it can't be
+-- read, or if it is of another account or server than the list is asked for: no list shows anybody's data to another.
+local function show_listed(index, kind, id, ask, show)
+  local account, server = unpack(redis.call('HMGET', kind .. id, 'account', 'server'))
+  if account == ask.account and (not ask.server or server == ask.server) then return attempt(kind .. id, show, id) end
+  local why = redis.call('EXISTS', kind .. id) == 1 and 'it leads to another account or server' or 'it leads to nothing'
+  set_aside(index .. ' ' .. id, why)
   return nil
+end
+
+-- The job that holds a server; nil also if the job's record is gone, for nobody is left to let go of the server.
+local function holder_of(server)
+  return server.job and redis.call('EXISTS', 'job:' .. server.job) == 1 and server.job or nil
 end
 
 local function write(key, record)

@@ -1,10 +1,10 @@
+-- include: show
 -- Schedule records.
 
 -- {id, {field, value, ...}, name of its server}.
 local function show_schedule(id)
-  local server = redis.call('HGET', 'schedule:' .. id, 'server')
-  local name = server and redis.call('HGET', 'server:' .. server, 'name')
-  return {id, redis.call('HGETALL', 'schedule:' .. id), name or ''}
+  local server, account = unpack(redis.call('HMGET', 'schedule:' .. id, 'server', 'account'))
+  return {id, redis.call('HGETALL', 'schedule:' .. id), name_of(server or '', account)}
 end
 
 local function forget_schedule(id, schedule)

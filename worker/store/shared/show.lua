@@ -4,7 +4,8 @@
 -- A server: {field, value, ...}, kind of the job that holds it or ''.
 local function show_server(server_id)
   local holder = redis.call('HGET', 'server:' .. server_id, 'job')
-  return redis.call('HGETALL', 'server:' .. server_id), holder and redis.call('HGET', 'job:' .. holder, 'kind') or ''
+  local of, kind = unpack(holder and redis.call('HMGET', 'job:' .. holder, 'server', 'kind') or {})
+  return redis.call('HGETALL', 'server:' .. server_id), of == server_id and kind or ''
 end
 
 -- A job: {id, {field, value, ...}, {durations in ms of the node's latest jobs of its kind},
@@ -24,8 +25,14 @@ local function show_webhook(id)
   return {id, redis.call('HGETALL', 'webhook:' .. id)}
 end
 
+-- The name of a server that is the account's, else ''.
+local function name_of(server_id, account)
+  local name, owner = unpack(redis.call('HMGET', 'server:' .. server_id, 'name', 'account'))
+  return owner == account and name or ''
+end
+
 -- A snapshot: {id, {field, value, ...}, name of its server}.
 local function show_snapshot(id)
-  local server = read('snapshot:' .. id).server
-  return {id, redis.call('HGETALL', 'snapshot:' .. id), redis.call('HGET', 'server:' .. server, 'name') or ''}
+  local snapshot = read('snapshot:' .. id)
+  return {id, redis.call('HGETALL', 'snapshot:' .. id), name_of(snapshot.server, snapshot.account)}
 end

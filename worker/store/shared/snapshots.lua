@@ -4,7 +4,12 @@
 -- Give a snapshot one of its server's slots, and its name unless another snapshot has it.
 local function take_slot(id, snapshot)
   redis.call('SADD', 'server:' .. snapshot.server .. ':counted', id)
-  redis.call('HSETNX', 'server:' .. snapshot.server .. ':names', snapshot.name, id)
+  local names = 'server:' .. snapshot.server .. ':names'
+  local holder = redis.call('HGET', names, snapshot.name)
+  -- a name that a snapshot of another server holds here is free
+  if not holder or redis.call('HGET', 'snapshot:' .. holder, 'server') ~= snapshot.server then
+    redis.call('HSET', names, snapshot.name, id)
+  end
 end
 
 local function free_slot(id, snapshot)

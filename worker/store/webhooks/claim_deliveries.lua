@@ -18,9 +18,10 @@ end
 local function due(id)
   local found, queue = {}, 'webhook:' .. id .. ':due'
   for _, delivery_id in ipairs(redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, ask.limit)) do
-    local row = attempt('delivery:' .. delivery_id, show, delivery_id)
+    local row = is_delivery_of(id, delivery_id) and attempt('delivery:' .. delivery_id, show, delivery_id) or nil
     found[#found + 1] = row
-    if not row then redis.call('ZREM', queue, delivery_id) end -- it has expired, or can't be read
+    -- it has expired, can't be read, or is another webhook's
+    if not row then redis.call('ZREM', queue, delivery_id) end
   end
   return found
 end

@@ -8,6 +8,7 @@ if redis.call('HGET', 'webhook:' .. ask.id, 'account') ~= ask.account then retur
 local log, oldest = 'webhook:' .. ask.id .. ':log', now_ms() - DELIVERIES_KEPT_MS + 1000
 local page = {redis.call('ZCOUNT', log, oldest, '+inf')}
 for _, id in ipairs(redis.call('ZREVRANGEBYSCORE', log, '+inf', oldest, 'LIMIT', ask.offset, ask.limit)) do
-  page[#page + 1] = {id, redis.call('HGETALL', 'delivery:' .. id)}
+  -- a list that is wrong shows nobody's data to another
+  if is_delivery_of(ask.id, id) then page[#page + 1] = {id, redis.call('HGETALL', 'delivery:' .. id)} end
 end
 return page

@@ -1,0 +1,67 @@
+"""A cell with an honest node `n1` and a hostile one, `n2`, whose lease is real."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+
+from tests.integration.conftest import Cell, cell
+from worker.store.model import AccountId, ServerId
+from worker.store.nodes.node_store import NodeStore, ReportedServer
+
+__all__ = ["cell"]
+
+ITS_SERVER, ITS_ACCOUNT = ServerId(666), AccountId(66)
+
+
+READ: dict[bytes, tuple[str | int, ...]] = {  # of each type: the command, and what stands behind the key
+    b"string": ("GET",),
+    b"hash": ("HGETALL",),
+    b"set": ("SMEMBERS",),
+    b"list": ("LRANGE", 0, -1),
+    b"zset": ("ZRANGE", 0, -1, "WITHSCORES"),
+    b"stream": ("XRANGE", "-", "+"),
+}
+
+
+async def kept(cell: Cell, key: bytes) -> Any:
+    """What Redis holds under a key."""
+    command, *arguments = READ[await cell.raw("TYPE", key)]
+    return await cell.raw(str(command), key, *arguments)
+
+
+@dataclass(kw_only=True)
+class Hostile:
+    """`n2`, which has the server 666 of account 66. `refused`: the claims of which its gateway was told."""
+
+    cell: Cell
+    node: NodeStore
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+    async def everything(self) -> dict[bytes, Any]:
+        """All that Redis holds besides what a node may write of itself, and the count of what was refused."""
+        return {
+            key: await kept(self.cell, key)
+            async for key in self.cell.redis.scan_iter(count=1000)
+            if not key.startswith((b"refused_claim", b"node:n2", b"nodes"))
+        }
+
+    async def told(self) -> dict[bytes, int]:
+        """How often operators were told of each refusal."""
+        return {
+            key.removeprefix(b"refused_claim:"): int(await self.cell.raw("HGET", key, "count"))
+            async for key in self.cell.redis.scan_iter(match="refused_claim:*")
+        }
+
+
+@pytest.fixture
+async def hostile(cell: Cell, redis: ArqRedis) -> Hostile:
+    refused: list[tuple[str, str]] = []
+    node = NodeStore(
+        redis, node="n2", machine="m2", who="pid 1 on m2", refused=lambda call, why: refused.append((call, why))
+    )
+    assert await node.take_lease(seconds=60) is None
+    await node.report([ReportedServer(id=ITS_SERVER, account_id=ITS_ACCOUNT, name="evil", power="on")])
+    await node.publish(ITS_SERVER, [], [])
+    return Hostile(cell=cell, node=node, refused=refused)

@@ -1,0 +1,52 @@
+-- include: records, nodes, placement
+-- Say on which node a server is, and whose it is. A server that the service does not know is declared.
+-- ask: {server, node, account (each may be missing), silent_ms, left: result (see `conclude`) of a job whose server has
+-- left its node}
+-- Answers {'admitted'} or {'refused', code, ...}.
+local ask = cjson.decode(ARGV[1])
+local key = 'server:' .. ask.server
+local known = read(key)
+
+local function refuse()
+  if ask.node and redis.call('SISMEMBER', 'nodes', ask.node) == 0 then
+    return {'refused', 'node_not_found', ask.node}
+  end
+  if not known or not known.node then
+    return not (ask.node and ask.account) and {'refused', 'server_not_found'} or nil
+  end
+  local moves = ask.node and ask.node ~= known.node
+  if moves and not known.missing and not node_is_silent(known.node, ask.silent_ms) then
+    return {'refused', 'server_on_live_node', known.node}
+  end
+  local changes = ask.account and ask.account ~= known.account
+  return changes and not moves and known.job and {'refused', 'server_busy', known.job} or nil
+end
+
+-- Its snapshots go with it. What a restore has overwritten may be the former owner's.
+local function give_to(account)
+  for _, id in ipairs(redis.call('ZRANGE', key .. ':snapshots', 0, -1)) do
+    local server, created_ms = unpack(redis.call('HMGET', 'snapshot:' .. id, 'server', 'created_ms'))
+    if server == ask.server then
+      redis.call('HSET', 'snapshot:' .. id, 'account', account)
+      redis.call('ZREM', 'account:' .. known.account .. ':snapshots', id)
+      redis.call('ZADD', 'account:' .. account .. ':snapshots', created_ms, id)
+    end
+  end
+  redis.call('HDEL', key, 'undoable')
+  redis.call('HSET', key, 'account_before', known.account)
+end
+
+local refused = refuse()
+if refused then return refused end
+known = known or {}
+local node, account = ask.node or known.node, ask.account or known.account
+if known.node and known.node ~= node then move_to_node(ask.server, known, node, ask.left) end
+if known.account and known.account ~= account then give_to(account) end
+list_server(ask.server, known, node, account)
+redis.call('HSET', key, 'v', LISTED, 'node', node, 'account', account)
+if known.node ~= node then -- until the node reports it
+  redis.call('HSET', key, 'missing', '1', 'unpublished', '1', 'placed', '1')
+  redis.call('HSETNX', key, 'name', ask.server)
+  redis.call('HSETNX', key, 'power', 'off')
+end
+return {'admitted'}

@@ -1,0 +1,56 @@
+-- include: clock, ids
+-- What a node says is a claim. One that does not hold changes nothing, is counted, and is told to operators.
+
+local REFUSED_KEPT_MS = 30 * 86400 * 1000
+local REFUSED_LISTED = 10000
+local MOST_MB = 2 ^ 43 -- 8 EiB, the largest size of a qcow2 image
+local MOVING_MS = 600000 -- how long a server's former node may still finish what it was doing there
+
+-- Refuse a claim of the node that asks. about: what it named, for people. Answers {'claim_refused', reason}.
+local function refuse_claim(ask, call, reason, about)
+  local now, name = now_ms(), ask.node .. ':' .. call .. ':' .. reason
+  local key = 'refused_claim:' .. name
+  redis.call('HINCRBY', key, 'count', 1)
+  redis.call('HSETNX', key, 'first_ms', now)
+  redis.call('HSET', key, 'about', string.match(about, '^[%w_.:-]*$') and string.sub(about, 1, 64) or '')
+  redis.call('PEXPIRE', key, REFUSED_KEPT_MS)
+  redis.call('ZADD', 'refused_claims', now, name)
+  redis.call('ZREMRANGEBYSCORE', 'refused_claims', '-inf', now - REFUSED_KEPT_MS)
+  redis.call('ZREMRANGEBYRANK', 'refused_claims', 0, -REFUSED_LISTED - 1)
+  redis.call('PEXPIRE', 'refused_claims', REFUSED_KEPT_MS)
+  return {'claim_refused', reason}
+end
+
+-- Why the node may say nothing of the server, or nil. Nothing is told of a server that Redis has lost, that has just
+-- left the node, or that the node claims as well: its reports tell that.
+local function refuse_elsewhere(ask, call, server_id, server)
+  if server and server.node == ask.node then return nil end
+  if not server then return {'not_here', 'server_unknown'} end
+  local just_left = server.moved_from == ask.node and now_ms() - server.moved_ms < MOVING_MS
+  if just_left or redis.call('HEXISTS', 'node:' .. ask.node .. ':claimed', server_id) == 1 then
+    return {'not_here', 'other_node'}
+  end
+  return refuse_claim(ask, call, 'other_node', 'server:' .. server_id)
+end
+
+-- Why a job that is not the node's may not be changed by it, or nil.
+local function refuse_foreign_job(ask, call, job)
+  return job.node ~= ask.node and refuse_claim(ask, call, 'other_node', 'job:' .. ask.job) or nil
+end
+
+-- Whether it is a text of at most that many bytes.
+local function fits(text, bytes)
+  return type(text) == 'string' and #text <= bytes
+end
+
+local POWERS = {on = true, off = true, paused = true}
+
+-- Whether it is the text of a whole number from 0 on that a double holds exactly.
+local function is_whole(text)
+  return text == '0' or is_id(text)
+end
+
+-- Whether it is the size of a snapshot, or '' for one that is not known.
+local function is_size(text)
+  return text == '' or is_whole(text) and tonumber(text) <= MOST_MB
+end

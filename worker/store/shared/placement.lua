@@ -1,0 +1,43 @@
+-- include: clock, records, queue, findings, conclude
+-- On which node a server is, and whose it is.
+
+local LISTED = '2' -- version of a record that is in the operators' lists
+
+local function lists_of(server)
+  return {'servers', 'servers:node:' .. (server.node or ''), 'servers:account:' .. (server.account or '')}
+end
+
+local function unlist_server(server_id, known)
+  for _, key in ipairs(lists_of(known)) do redis.call('ZREM', key, server_id) end
+end
+
+-- Put it into the operators' lists, sorted by id. known: the record, which has changed since where `node` and `account`
+-- are others.
+local function list_server(server_id, known, node, account)
+  if known.v == LISTED and known.node == node and known.account == account and not known.missing then return end
+  unlist_server(server_id, known)
+  for _, key in ipairs(lists_of({node = node, account = account})) do redis.call('ZADD', key, server_id, server_id) end
+end
+
+-- The server goes to another node: the one before is silent or has let it go, and will end none of its jobs.
+-- left: result (see `conclude`) of the job that holds it
+local function move_to_node(server_id, server, node, left)
+  redis.call('SREM', 'node:' .. server.node .. ':servers', server_id)
+  forget_findings(server.node, server_id)
+  local job = server.job and read('job:' .. server.job)
+  if job and job.server == server_id then
+    conclude(server.job, job, left)
+    forget_queued(server.job, job)
+  elseif server.job then
+    redis.call('HDEL', 'server:' .. server_id, 'job')
+  end
+  local deleting = 'node:' .. server.node .. ':deleting'
+  for _, id in ipairs(redis.call('ZRANGE', deleting, 0, -1)) do
+    if redis.call('HGET', 'snapshot:' .. id, 'server') == server_id then
+      redis.call('ZREM', deleting, id)
+      redis.call('HSET', 'snapshot:' .. id, 'node', node)
+      redis.call('ZADD', 'node:' .. node .. ':deleting', now_ms(), id)
+    end
+  end
+  redis.call('HSET', 'server:' .. server_id, 'moved_from', server.node, 'moved_ms', now_ms())
+end
