@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run demo test test-fast check lint format openapi lock clean bench-pickup bench-admission \
+.PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom lock clean bench-pickup bench-admission \
     bench-ops bench-tracing chaos migrations backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
@@ -65,6 +65,10 @@ format: setup ## format the code and apply ruff's fixes
 openapi: setup ## generate the OpenAPI document, docs/openapi.json
 	$(BIN)/python -m api.document >docs/openapi.json.new
 	@mv docs/openapi.json.new docs/openapi.json
+
+sbom: setup $(CLIENT)/.lock ## write the software bill of materials, sbom.json: all locked packages with their licenses
+	$(BIN)/python -m deploy.sbom >sbom.json.new
+	@mv sbom.json.new sbom.json
 
 bench-pickup: setup ## measure the time from enqueue to start, compared with plain arq
 	$(BIN)/python -m tests.bench.pickup

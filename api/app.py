@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache, partial
 from typing import Any, NoReturn, TypeVar
@@ -31,6 +32,7 @@ from api.http.traces import traced
 from api.jobs import calls as jobs
 from api.measures.cell_view import CellView
 from api.measures.metrics import Metrics
+from api.measures.store_watch import StoreWatch
 from api.operators import calls as operators
 from api.schedules import calls as schedules
 from api.servers import calls as servers
@@ -43,10 +45,12 @@ from worker.program.loop import every
 from worker.store.access.audit import Audit
 from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Permission, Token, Tokens
+from worker.store.access.writes import Writes
+from worker.store.chores.cell_clock import COMPARE_SECONDS, CellClock
 from worker.store.chores.chores import Chores
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.customers.events import Events
-from worker.store.errors import StoreUnavailable
+from worker.store.errors import StoreUnavailable, too_slow
 from worker.store.operators.cell import Cell
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.schedules.schedules import Schedules
@@ -54,7 +58,9 @@ from worker.store.webhooks.deliveries import Deliveries
 from worker.store.webhooks.webhooks import Webhooks
 
 TOKEN_CHECK_SECONDS = 30.0  # an event stream ends at most this long after its token was revoked
+FIRST_COMPARISON_SECONDS = 1.0  # a start does not wait longer for Redis
 SWEEP_SECONDS = 30.0  # how often jobs that have waited too long are failed
+STORE_LOOK_SECONDS = 5.0  # how often a write to Redis is tried
 
 By = TypeVar("By")
 AnyCall = Call[Any]
@@ -69,6 +75,7 @@ def build(
     metrics = metrics or Metrics()
     limits = Limits(calls=settings.calls_per_minute, failed_logins=settings.failed_logins_per_minute)
     tokens = Tokens(redis)
+    clock = CellClock(redis, compared=metrics.clocks)
     callers = Callers(tokens, limits, trusted_proxies=settings.trusted_proxies)
     streams = _streams(redis, settings)
     store = CustomerStore(redis, node_silent_seconds=settings.node_silent_seconds)
@@ -79,7 +86,7 @@ def build(
         (jobs.call, jobs.JobCalls(store)),
         (events.call, following),
         (servers.call, servers.ServerCalls(store)),
-        (schedules.call, schedules.ScheduleCalls(Schedules(redis))),
+        (schedules.call, schedules.ScheduleCalls(Schedules(redis, now=clock.now))),
         (webhooks.call, webhooks.WebhookCalls(Webhooks(redis), to_private=settings.webhooks_to_private)),
     ]
     for_operators: list[tuple[Table[Token], object]] = [
@@ -89,28 +96,31 @@ def build(
         (events.ops_call, following),
     ]
     assets = Assets()
+    watch = StoreWatch(Writes(redis), look_seconds=STORE_LOOK_SECONDS, told=metrics.tried_to_write)
     context = Context(
         operators=operator_store,
         store=store,
         tokens=tokens,
         streams=streams,
-        rendering=Rendering(assets),
+        rendering=Rendering(assets, why_read_only=lambda: watch.refused),
         guard=SessionGuard(callers, _sessions(redis, settings, limits)),
         runbook_url=settings.runbook_url,
     )
-    audit = Audit(redis, kept=timedelta(days=settings.audit_days))
+    audit = Audit(redis, kept=timedelta(days=settings.audit_days), now=clock.now)
     app = web.Application(
         middlewares=[traced, around(callers, audit, metrics, _refusing(context))], client_max_size=BODY_MAX_BYTES
     )
     app[BODY_SECONDS] = settings.body_seconds
     app.on_response_prepare.append(finish_head)
-    _add_background_work(app, redis, settings, streams=streams, metrics=metrics, resolver=resolver)
+    _add_background_work(
+        app, redis, settings, streams=streams, watch=watch, clock=clock, metrics=metrics, resolver=resolver
+    )
     _serve(
         app,
         [*_handlers(for_customers, callers.identify), *_handlers(for_operators, callers.operator)],
         seconds=settings.request_seconds,
     )
-    probes = Probes(store.ping)
+    probes = Probes(watch.look)
     for probe in PROBES:
         _add(app, "GET", probe.path, partial(probe.handle, probes))
     app.router.add_route("*", METRICS, exposition(metrics, settings.metrics_networks))
@@ -155,6 +165,8 @@ def _add_background_work(
     settings: ApiSettings,
     *,
     streams: Streams,
+    watch: StoreWatch,
+    clock: CellClock,
     metrics: Metrics,
     resolver: AbstractResolver | None,
 ) -> None:
@@ -163,6 +175,16 @@ def _add_background_work(
     view = CellView(
         Cell(redis), read_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
     )
+
+    async def timing(_: web.Application) -> AsyncIterator[None]:
+        comparing = every(
+            COMPARE_SECONDS, clock.compare, name="clock", expected={StoreUnavailable: "clock.store_unavailable"}
+        )
+        with suppress(StoreUnavailable, TimeoutError):  # before a call that needs the time
+            async with asyncio.timeout(FIRST_COMPARISON_SECONDS):
+                await clock.compare()
+        async with in_background(comparing):
+            yield
 
     async def sweeping(_: web.Application) -> AsyncIterator[None]:
         # Each front end does it: if all nodes are dead, no worker is left to do it.
@@ -178,13 +200,14 @@ def _add_background_work(
             to_private=settings.webhooks_to_private,
             resolver=resolver or ThreadedResolver(),  # needs the running loop
             metrics=metrics,
+            now=clock.now,
         )
         async for _ in sender.running(app):
             yield
 
     metrics.follow(streams=lambda: streams.open, cell=view)
     app.on_shutdown.append(streams.end_all)
-    app.cleanup_ctx.extend([streams.running, sending, sweeping, view.running])
+    app.cleanup_ctx.extend([timing, streams.running, sending, sweeping, view.running, watch.running])
 
 
 def _handlers(
@@ -224,7 +247,7 @@ def _bounded(call: AnyCall, handler: Handler, *, seconds: float) -> Handler:
             async with asyncio.timeout(None if call.is_stream else seconds):
                 response = await handler(request)
         except TimeoutError as error:  # bodies and dry runs have their own limits, so Redis is slow
-            raise StoreUnavailable("The service's data store did not respond in time.") from error
+            raise too_slow(changing=call.changes) from error
         return conditional(request, response) if call.is_cacheable else response
 
     return bounded

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from getpass import getuser
 from socket import gethostname
 from typing import Annotated, TypeVar
@@ -110,7 +110,7 @@ def revoke_token(
 
 async def _record(audit: Audit, what: str, token_id: str) -> None:
     entry = {"token": token_id, "method": "CLI", "path": what, "address": f"{getuser()}@{gethostname()}"}
-    await audit.write(entry, now=datetime.now(UTC))
+    await audit.write(entry)
 
 
 def _row(token: Token) -> list[str]:
@@ -128,7 +128,7 @@ def _with_store(settings: ApiSettings, call: Callable[[ArqRedis, Audit], Awaitab
     async def run() -> Result:
         redis = connect(settings.redis)
         try:
-            return await call(redis, Audit(redis, kept=timedelta(days=settings.audit_days)))
+            return await call(redis, Audit(redis, kept=None))
         finally:
             await redis.aclose(close_connection_pool=True)
 

@@ -4,11 +4,14 @@ libvirt 9.0 writes a domain's status file with `pid='0'` before it forks, and ag
 executes QEMU. If libvirt is killed in between, its successor takes the domain for active and locks it forever: every
 call on it waits 30 s and fails. No QEMU has run for such a domain, so removing the status file is enough.
 
-`python -m drivers.cut_off_starts FOLDER` does this for libvirtd (FOLDER: /run/libvirt/qemu) before it starts.
+`python -I -m drivers.cut_off_starts FOLDER` does this for libvirtd (FOLDER: /run/libvirt/qemu) before it starts.
 """
 
+import os
 import sys
 from pathlib import Path
+
+from drivers import safe_files
 
 _HEAD_BYTES = 4096  # the root element comes after a comment of 250
 _ROOT, _NO_QEMU = b"<domstatus ", b" pid='0'"
@@ -26,8 +29,8 @@ def forget_cut_off_starts(folder: Path) -> list[str]:
 
 
 def _was_cut_off(status: Path) -> bool:
-    with status.open("rb") as file:
-        _, found, rest = file.read(_HEAD_BYTES).partition(_ROOT)
+    with safe_files.regular(status.absolute()) as file:
+        _, found, rest = os.pread(file, _HEAD_BYTES, 0).partition(_ROOT)
     return bool(found) and _NO_QEMU in rest.partition(b">")[0]
 
 

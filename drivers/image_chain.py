@@ -3,34 +3,33 @@
 import json
 import os
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import suppress
 
-from drivers.qcow2_tables import MAGIC
+from drivers import safe_files
+from drivers.qcow2_header import TablesUnreadable, backing_in, header_in
 
 DEPTH = 200  # images in one chain, libvirt's own limit; more is a loop
-MAX_NAME_BYTES = 1023  # of a backing file's name, QEMU's limit
 _KEPT = (10**9, 10**6, 10**3, 10**2, 1)  # resolutions in which tools and file systems store times, in nanoseconds
-_HEAD = struct.Struct(">4sIQI")
 
 
 def files(path: str) -> Iterator[tuple[str, os.stat_result]]:
     """The paths of the image and its backing files, top down, each with its `stat` result; ends where one cannot be
     read."""
-    current: str | None = path
+    below: tuple[str, str | None] | None = path, "qcow2"
     for _ in range(DEPTH):
-        if current is None:
+        if below is None:
             return
+        current, form = below
         try:
-            status = os.stat(current)
+            status = safe_files.status(current)
         except (OSError, ValueError):
             return
         below = None
-        with suppress(OSError, ValueError):
-            below = _backing_file(current)
+        if form in {None, "qcow2"}:  # a file of another format is not opened: a guest may have named any
+            with suppress(OSError, ValueError, TablesUnreadable):
+                below = _backing_file(current)
         yield current, status
-        current = below
 
 
 def base(path: str) -> str:
@@ -72,25 +71,22 @@ def _is_same_time(one: int, other: int) -> bool:
     return one // kept == other // kept
 
 
-def _backing_file(path: str) -> str | None:
-    """The path of the image's backing file; None if it has none or is not qcow2. Raises OSError or ValueError."""
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # without O_NONBLOCK, opening a FIFO would block
-    try:
-        head = os.pread(file, _HEAD.size, 0)
-        if len(head) < _HEAD.size:
-            return None
-        magic, _, name_at, name_bytes = _HEAD.unpack(head)
-        if magic != MAGIC or not name_at or not 0 < name_bytes <= MAX_NAME_BYTES or name_at >> 63:
-            return None
-        name = os.fsdecode(os.pread(file, name_bytes, name_at))
-    finally:
-        os.close(file)
+def _backing_file(path: str) -> tuple[str, str | None] | None:
+    """The path and format of the image's backing file; None if it has none.
+
+    Raises OSError, ValueError or TablesUnreadable.
+    """
+    with safe_files.regular(path, or_block=True) as file:
+        found = backing_in(file, header_in(file))
+    if found is None:
+        return None
+    name, form = found
     if name.startswith("json:"):
         try:
             name = _file_name(json.loads(name.removeprefix("json:")))
         except RecursionError as error:
             raise ValueError("the backing file's name is nested too deeply") from error
-    return os.path.join(os.path.dirname(path), name.removeprefix("file:"))
+    return os.path.join(os.path.dirname(path), name.removeprefix("file:")), form
 
 
 def _file_name(options: object) -> str:

@@ -10,6 +10,8 @@ import os
 import struct
 from enum import StrEnum
 
+from drivers import safe_files
+
 _DOES, _FORBIDS = 100, 200
 _WRITE, _RESIZE = 1, 3  # of BLK_PERM_*
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux
@@ -22,7 +24,7 @@ class Holder(StrEnum):
 
 def holder(path: str) -> Holder | None:
     """The kind of program that holds the file; None if nothing prevents writing to it. Raises OSError."""
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    file = safe_files.opened(path, os.O_RDONLY)
     try:
         if _locked(file, _DOES + _WRITE) or _locked(file, _DOES + _RESIZE):
             return Holder.WRITER

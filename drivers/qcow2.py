@@ -1,28 +1,34 @@
 """qemu-img: changes qcow2 images that no QEMU has open, and reads images whether one has them open or not.
 
-Always with `-f qcow2`, never probing: a guest can write any header into a raw disk. Never through a shell. A child dies
-with this process (`setpriv --pdeathsig`), and is killed and waited for if its call is cancelled: no child may write to
-a customer's disk after its job has ended.
+The image is opened and its header checked before qemu-img sees it (see `held_image`), always as qcow2, never probing: a
+guest can write any header into a raw disk. Never through a shell. With limits (see `child`).
 """
 
 import asyncio
 import json
-import os
 import signal
-import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+from drivers import child
+from drivers.child import Limits
+from drivers.held_image import HeldImage, NotHeld
 from drivers.qcow2_image import Damage, Image
 
 LOCK_SECONDS = 10.0  # limit for a QEMU that has just exited, or a killed qemu-img, to release its locks
 LOCK_RETRY_SECONDS = 0.1
 KILLED_TRIES = 3
-CHILDREN = 64  # at the same time
-_WAITING = ThreadPoolExecutor(CHILDREN, thread_name_prefix="qemu-img")  # one thread waits for each child
 CLEAN, CORRUPT, LEAKY = 0, 2, 3  # exit codes of `qemu-img check` that are results, not failures
+READ_CPU_SECONDS, CHANGE_CPU_SECONDS = 60, 600  # a fully mapped image of 500 GB takes 0.4 and 4
+MEMORY_BYTES = (
+    2 << 30
+)  # of address space: QEMU starts up to 64 threads of 8 MiB. It uses 40 MB for 500 GB, fully mapped
+MAX_MEMORY_BYTES = 4 << 30
+GROWTH_BYTES = 1 << 30  # of a file by one change, or a part of the file: one written by qemu-img itself grows by 1/64
+GROWTH_PART = 32
+READ_FILE_BYTES = 64 << 10  # nothing is written; not 0, because a script around qemu-img may write a log
 
 
 class QemuImgFailed(Exception):
@@ -35,7 +41,9 @@ class QemuImgFailed(Exception):
 
     @property
     def killed(self) -> bool:
-        return self.code < 0
+        """Whether it was killed from outside, by a person or because the host is out of memory, so that another try may
+        succeed. Not if it exceeded a limit or crashed."""
+        return self.code in child.FROM_OUTSIDE
 
     @property
     def locked(self) -> bool:
@@ -46,9 +54,18 @@ class QemuImgFailed(Exception):
         return "snapshot not found" in self.stderr.lower() or "could not find snapshot" in self.stderr.lower()
 
 
+class ImageRefused(QemuImgFailed):
+    """The image was not given to qemu-img. The reason follows the name of the disk and may be shown to the customer."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__((path,), 1, reason)
+        self.reason = reason
+
+
 async def image(path: str) -> Image:
     """Read the image's header. Works while a VM uses the image. Raises QemuImgFailed, as do all functions here."""
-    return Image.read(await _json("info", "-U", "-f", "qcow2", "--output=json", path))
+    async with _held(path, reads_snapshots=True) as found:
+        return Image.read(await _json("info", "-U", "--output=json", found.name, of=found), path=path)
 
 
 async def can_be_opened(path: str) -> bool:
@@ -56,10 +73,12 @@ async def can_be_opened(path: str) -> bool:
 
     Read-only; works while a VM uses the image. Raises QemuImgFailed if qemu-img was killed.
     """
-    arguments = ("snapshot", "-U", "--image-opts", "-l", _options(path))
-    code, _out, err = await _run_for_code(*arguments)
-    if code < 0:
-        raise QemuImgFailed(arguments, code, err)
+    async with _held(path, with_backing=True) as found:
+        arguments = ("snapshot", "-U", "-l", found.name)
+        code, _out, err = await _run_for_code(*arguments, of=found)
+        failed = QemuImgFailed(arguments, code, err)
+    if failed.killed:
+        raise failed
     return code == 0
 
 
@@ -87,13 +106,15 @@ async def delete_snapshot(path: str, tag: str) -> None:
 async def remove_bitmaps(path: str) -> None:
     """Remove all dirty bitmaps. Idempotent."""
     for bitmap in (await image(path)).bitmaps:
-        await _run("bitmap", "--remove", "-f", "qcow2", "--", path, bitmap.name)
+        async with _held(path) as found:
+            await _run("bitmap", "--remove", "--", found.name, bitmap.name, of=found, changes=True)
 
 
 async def enlarge(path: str, virtual_bytes: int) -> None:
     """Enlarge the image to this size; never shrinks it."""
     if (await image(path)).virtual_bytes < virtual_bytes:
-        await _run("resize", "-q", "-f", "qcow2", path, str(virtual_bytes))
+        async with _held(path, with_backing=True) as found:
+            await _run("resize", "-q", found.name, str(virtual_bytes), of=found, changes=True)
 
 
 async def damage(path: str) -> Damage:
@@ -128,7 +149,9 @@ async def _settle_header(path: str) -> None:
     with the snapshots. It allocates no cluster, so it is safe on a damaged image, unlike removing a bitmap. If the
     image cannot be opened, nothing is written.
     """
-    await _run_for_code("-f", "qcow2", "-c", f"sigraise {signal.SIGKILL:d}", path, program="qemu-io")
+    async with _held(path) as found:
+        command = ("-c", f"sigraise {signal.SIGKILL:d}", found.name)
+        await _run_for_code(*command, of=found, changes=True, program="qemu-io")
 
 
 async def snapshot_bytes(path: str, tag: str, like: Image) -> int:
@@ -139,18 +162,15 @@ async def snapshot_bytes(path: str, tag: str, like: Image) -> int:
     """
     options = ("-O", "qcow2", "-o", f"cluster_size={like.cluster_bytes}", "--output=json")
     snapshot = f"snapshot.id={_escaped(like.only(tag).id)},snapshot.name={_escaped(tag)}"
-    held = await _json("measure", "-U", "-f", "qcow2", "-l", snapshot, *options, path)
+    async with _held(path, with_backing=True) as found:
+        held = await _json("measure", "-U", "-l", snapshot, *options, found.name, of=found)
     empty = await _json("measure", "--size", str(like.virtual_bytes), *options)
     return max(0, int(held["required"]) - int(empty["required"]))
 
 
 async def _snapshot(action: str, tag: str, path: str) -> None:
-    # `qemu-img snapshot` has no -f, so the format is in the image options
-    await _run("snapshot", "--image-opts", action, tag, _options(path))
-
-
-def _options(path: str) -> str:
-    return f"driver=qcow2,file.driver=file,file.filename={_escaped(path)}"
+    async with _held(path, reads_snapshots=True) as found:
+        await _run("snapshot", action, tag, found.name, of=found, changes=True)
 
 
 def _escaped(value: str) -> str:
@@ -159,20 +179,46 @@ def _escaped(value: str) -> str:
 
 
 async def _check(path: str, *options: str) -> int:
-    code, _out, err = await _run_for_code("check", "-q", "-f", "qcow2", *options, path)
+    async with _held(path) as found:
+        arguments = ("check", "-q", *options, found.name)
+        code, _out, err = await _run_for_code(*arguments, of=found, changes=bool(options))
     if code not in {CLEAN, CORRUPT, LEAKY}:
         raise QemuImgFailed(("check", path), code, err)
     return code
 
 
-async def _json(*arguments: str) -> Any:
-    return json.loads(await _run(*arguments))
+@asynccontextmanager
+async def _held(path: str, *, with_backing: bool = False, reads_snapshots: bool = False) -> AsyncIterator[HeldImage]:
+    """The image, open for the duration of the block. Raises ImageRefused."""
+    opening = asyncio.ensure_future(
+        asyncio.to_thread(HeldImage.open, path, with_backing=with_backing, reads_snapshots=reads_snapshots)
+    )
+    try:
+        found = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close)
+        raise
+    except NotHeld as error:
+        raise ImageRefused(path, str(error)) from error
+    try:
+        yield found
+    finally:
+        found.close()
 
 
-async def _run(*arguments: str) -> str:
-    code, out, err = await _run_for_code(*arguments)
+def _close(opened: asyncio.Future[HeldImage]) -> None:
+    if not opened.cancelled() and opened.exception() is None:
+        opened.result().close()
+
+
+async def _json(*arguments: str, of: HeldImage | None = None) -> Any:
+    return json.loads(await _run(*arguments, of=of))
+
+
+async def _run(*arguments: str, of: HeldImage | None = None, changes: bool = False) -> str:
+    code, out, err = await _run_for_code(*arguments, of=of, changes=changes)
     if code != 0:
-        raise QemuImgFailed(arguments, code, err)
+        raise QemuImgFailed(tuple(of.path if of and word == of.name else word for word in arguments), code, err)
     return out
 
 
@@ -180,7 +226,9 @@ def _may_be_run_again(arguments: tuple[str, ...]) -> bool:
     return arguments[0] in {"info", "measure", "check"} or (arguments[0] == "snapshot" and "-l" in arguments)
 
 
-async def _run_for_code(*arguments: str, program: str = "qemu-img") -> tuple[int, str, str]:
+async def _run_for_code(
+    *arguments: str, of: HeldImage | None = None, changes: bool = False, program: str = "qemu-img"
+) -> tuple[int, str, str]:
     """Run a command; returns exit code, stdout and stderr. Retries while the image is locked, up to LOCK_SECONDS.
 
     If the child is killed, it is run again, but only if it does not change the image: after an interrupted change the
@@ -188,34 +236,25 @@ async def _run_for_code(*arguments: str, program: str = "qemu-img") -> tuple[int
     """
     deadline = time.monotonic() + LOCK_SECONDS
     tries_left = KILLED_TRIES
+    limits = _limits(of, changes=changes or arguments[0] == "check")
     while True:
-        code, out, err = await _child(program, *arguments)
-        if code < 0 and _may_be_run_again(arguments) and (tries_left := tries_left - 1):
+        ended = await child.run(program, *arguments, limits=limits, files=of.descriptors if of else ())
+        failed = QemuImgFailed(arguments, ended.code, ended.err)
+        if failed.killed and _may_be_run_again(arguments) and (tries_left := tries_left - 1):
             continue
-        if code == 0 or not QemuImgFailed(arguments, code, err).locked or time.monotonic() > deadline:
-            return code, out, err
+        if ended.code == 0 or not failed.locked or time.monotonic() > deadline:
+            return ended.code, ended.out, ended.err
         await asyncio.sleep(LOCK_RETRY_SECONDS)
 
 
-async def _child(program: str, *arguments: str) -> tuple[int, str, str]:
-    # Not through the event loop: uvloop forks, and a forked child was seen to hang before exec, because libvirt's
-    # threads held locks. subprocess uses vfork, which runs none of our code in the child. And from the main thread:
-    # pdeathsig kills the child when the thread that started it ends.
-    process = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec take no time
-        ("setpriv", "--pdeathsig", "KILL", "--", program, *arguments),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        close_fds=False,  # it inherits the node's lock, so the next worker waits until it has exited
-        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
+def _limits(of: HeldImage | None, *, changes: bool) -> Limits:
+    """`changes`: of a command that changes the image, or checks all of it."""
+    if of is None or not changes:
+        return Limits(memory_bytes=MEMORY_BYTES, cpu_seconds=READ_CPU_SECONDS, file_bytes=READ_FILE_BYTES)
+    # a check counts the references to every cluster of the file in an array, which it copies to enlarge it
+    counted = 2 * of.file_bytes // of.cluster_bytes * of.refcount_bits // 8
+    return Limits(
+        memory_bytes=min(MEMORY_BYTES + counted, MAX_MEMORY_BYTES),
+        cpu_seconds=CHANGE_CPU_SECONDS,
+        file_bytes=of.file_bytes + max(GROWTH_BYTES, of.file_bytes // GROWTH_PART),
     )
-    ended = asyncio.get_running_loop().run_in_executor(_WAITING, process.communicate)
-    try:
-        out, err = await asyncio.shield(ended)
-    except asyncio.CancelledError:
-        process.kill()
-        while not ended.done():  # it must not write to the disk after the cancellation
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait({ended})
-        raise
-    return process.returncode, out.decode(errors="replace"), err.decode(errors="replace")

@@ -1,6 +1,7 @@
 """A qcow2 image as `qemu-img info` and `qemu-img check` describe it."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -54,7 +55,8 @@ class Image:
     refcount_bits: int
     snapshots: tuple[Tagged, ...]
     bitmaps: tuple[Bitmap, ...]
-    backing_file: str | None  # as in the image, made absolute: a path, or QEMU's options (json:{…})
+    folder: str  # which a relative name of a backing file starts from
+    backing_file: str | None  # as in the image: a path, or QEMU's options (json:{…})
     backing_format: str | None
     encrypted: bool
     data_file: str | None
@@ -62,8 +64,8 @@ class Image:
     dirty: bool  # its refcounts are out of date (lazy_refcounts) and are repaired when it is opened next
 
     @classmethod
-    def read(cls, found: Mapping[str, Any]) -> Self:
-        """Parse the JSON output of `qemu-img info`."""
+    def read(cls, found: Mapping[str, Any], *, path: str) -> Self:
+        """Parse the JSON output of `qemu-img info` for the image at this path."""
         special: Mapping[str, Any] = found.get("format-specific", {}).get("data", {})
         return cls(
             version=VERSION_OF_FIXED_SIZE if special.get("compat") == "0.10" else 3,
@@ -76,7 +78,8 @@ class Image:
             bitmaps=tuple(
                 Bitmap(name=bitmap["name"], in_use="in-use" in bitmap["flags"]) for bitmap in special.get("bitmaps", [])
             ),
-            backing_file=found.get("full-backing-filename") or found.get("backing-filename"),
+            folder=os.path.dirname(path),
+            backing_file=found.get("backing-filename"),
             backing_format=found.get("backing-filename-format"),
             encrypted=bool(found.get("encrypted")),
             data_file=special.get("data-file"),
@@ -104,17 +107,25 @@ class Image:
         """Raises UnknownBacking."""
         if self.backing_file is None:
             return None
-        path, form = self.backing_file, self.backing_format
-        if path.startswith(JSON_PREFIX):
-            path, driver = _of_options(path.removeprefix(JSON_PREFIX))
-            if None not in {driver, form} and driver != form:
-                raise UnknownBacking("has two different formats in the image")
-            form = form or driver
-        elif ":" in path.partition("/")[0]:
-            raise UnknownBacking("is not a file")
+        return backing_named(self.backing_file, self.backing_format, folder=self.folder)
+
+
+def backing_named(name: str, form: str | None, *, folder: str) -> Backing:
+    """The backing file of an image in this folder that has this name and format in its header.
+
+    Raises UnknownBacking.
+    """
+    path = name
+    if name.startswith(JSON_PREFIX):
+        path, driver = _of_options(name.removeprefix(JSON_PREFIX))
+        if None not in {driver, form} and driver != form:
+            raise UnknownBacking("has two different formats in the image")
+        form = form or driver
         if not path.startswith("/"):
             raise UnknownBacking("has a relative path in its options")
-        return Backing(path=path, format=form)
+    elif ":" in name.partition("/")[0]:
+        raise UnknownBacking("is not a file")
+    return Backing(path=os.path.join(folder, path), format=form)
 
 
 def _of_options(text: str) -> tuple[str, str | None]:

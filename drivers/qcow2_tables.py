@@ -7,32 +7,21 @@ header. The L1 tables are only valid while no VM uses it.
 """
 
 import os
-import stat
 import struct
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
-MAGIC = b"QFI\xfb"
-MIN_CLUSTER_BITS, MAX_CLUSTER_BITS = 9, 21
-MAX_L1_BYTES = 32 << 20  # of one table; this and the next three are QEMU's limits
-MAX_SNAPSHOTS = 65536
+from drivers import safe_files
+from drivers.qcow2_header import HEAD_BYTES, MAX_OFFSET, MAX_SNAPSHOTS, Header, TablesUnreadable, header_of
+
+MAX_L1_BYTES = 32 << 20  # of one table; QEMU's limit, as the next but one
 MAX_SNAPSHOT_TABLE_BYTES = 1024 * MAX_SNAPSHOTS
 MAX_EXTRA_BYTES = 1024
-MAX_REFCOUNT_ORDER = 6
-MAX_OFFSET = (1 << 63) - 1
 READ_TRIES = 5  # if the header changes during the read
-VERSION_WITH_FEATURES = 3
 
-_HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
-_HEADER_V3 = struct.Struct(">QQQII")
 _ENTRY = struct.Struct(">QIHHIIQII")
 _ENTRY_ALIGNMENT = 8
 _U64 = struct.Struct(">Q")
 _WITHOUT_COPIED = bytes(value & 0x7F for value in range(256))
-
-
-class TablesUnreadable(Exception):
-    """The file cannot be read, or is not a valid qcow2 image; the text names the first problem."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,20 +67,14 @@ def read(path: str, *, l1_of: str | None = None) -> Tables:
     Blocks. Raises TablesUnreadable.
     """
     try:
-        # opening a FIFO must not block
-        with open(path, "rb", buffering=0, opener=_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise TablesUnreadable("it is not a regular file")
-            return _read(file.fileno(), l1_of)
+        with safe_files.regular(path) as file:
+            return read_open(file, l1_of=l1_of)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise TablesUnreadable(str(error)) from error
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-def _read(file: int, l1_of: str | None) -> Tables:
+def read_open(file: int, *, l1_of: str | None = None) -> Tables:
+    """As `read`, of an image that is open. Also raises OSError."""
     for _ in range(READ_TRIES):
         head = _head(file)
         try:
@@ -121,44 +104,21 @@ def _read_once(file: int, head: bytes, l1_of: str | None) -> Tables:
     return tables
 
 
-class _Header(NamedTuple):
-    version: int
-    cluster_bits: int
-    virtual_bytes: int
-    l1_entries: int
-    l1_at: int
-    snapshots: int
-    snapshots_at: int
-
-
 def _head(file: int) -> bytes:
-    return os.pread(file, _HEADER.size + _HEADER_V3.size, 0)
+    return os.pread(file, HEAD_BYTES, 0)
 
 
-def _header(head: bytes) -> _Header:
-    if len(head) < _HEADER.size:
-        raise TablesUnreadable("it is shorter than a header")
-    magic, version, _, _, cluster_bits, size, _, l1_entries, l1_at, _, _, snapshots, snapshots_at = _HEADER.unpack_from(
-        head
-    )
-    if magic != MAGIC or version not in {2, 3}:
-        raise TablesUnreadable("it is not qcow2 of version 2 or 3")
-    if version == VERSION_WITH_FEATURES:
-        if len(head) < _HEADER.size + _HEADER_V3.size:
-            raise TablesUnreadable("it is shorter than a header")
-        _, _, _, refcount_order, _ = _HEADER_V3.unpack_from(head, _HEADER.size)
-        if refcount_order > MAX_REFCOUNT_ORDER:
-            raise TablesUnreadable(f"its refcount_order is out of range: {refcount_order}")
-    if not MIN_CLUSTER_BITS <= cluster_bits <= MAX_CLUSTER_BITS:
-        raise TablesUnreadable(f"its cluster_bits are out of range: {cluster_bits}")
-    if snapshots > MAX_SNAPSHOTS:
-        raise TablesUnreadable(f"its number of snapshots is out of range: {snapshots}")
-    if size > MAX_OFFSET or size > l1_entries << (2 * cluster_bits - 3):
+def _header(head: bytes) -> Header:
+    header = header_of(head)
+    if header.snapshots > MAX_SNAPSHOTS:
+        raise TablesUnreadable(f"it has too many snapshots: {header.snapshots}")
+    size = header.virtual_bytes
+    if size > MAX_OFFSET or size > header.l1_entries << (2 * header.cluster_bits - 3):
         raise TablesUnreadable("its L1 table is too small for its size")
-    return _Header(version, cluster_bits, size, l1_entries, l1_at, snapshots, snapshots_at)
+    return header
 
 
-def _snapshot_table(file: int, header: _Header) -> list[tuple[Entry, int, int]]:
+def _snapshot_table(file: int, header: Header) -> list[tuple[Entry, int, int]]:
     """Each snapshot with the offset of its L1 table and the number of its entries."""
     found = []
     at = _aligned(header.snapshots_at, header.cluster_bits) if header.snapshots else 0

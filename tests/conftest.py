@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,8 +64,9 @@ def needs_root() -> None:
 class RedisServer:
     """A redis-server process on a unix socket, durable as in production; it can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, environment: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self._environment = {**os.environ, **(environment or {})}
         self.socket = folder / "redis.sock"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -74,6 +75,7 @@ class RedisServer:
         durability = ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]
         self.process = subprocess.Popen(
             ["redis-server", *arguments, *durability],
+            env=self._environment,
             stdout=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + START_SECONDS

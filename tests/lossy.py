@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 
@@ -31,10 +31,13 @@ class LossyWay:
         except (OSError, asyncio.CancelledError):
             pass  # both ends see the link close
         finally:
+            ends = [end for end in (writer, to_redis) if end is not None]
+            for end in ends:
+                end.close()
+            for end in ends:
+                with suppress(OSError, asyncio.CancelledError):
+                    await end.wait_closed()
             self._links.discard(link)
-            for end in (writer, to_redis):
-                if end is not None:
-                    end.close()
 
     async def _carry(
         self,

@@ -6,6 +6,7 @@ import structlog
 
 from worker.journal import Journal, JournalFailed
 from worker.program.loop import every, guarded
+from worker.program.wall_clock import STEP_SECONDS, WallClock
 from worker.safety import SafetySnapshots
 from worker.store.chores.chores import Chores
 from worker.store.errors import StoreUnavailable
@@ -23,6 +24,7 @@ class Housekeeping:
         self._journal = journal
         self._safety = safety
         self._last_round = time.monotonic()
+        self._wall_clock = WallClock()
 
     async def keep_house(self) -> None:
         """Run until cancelled. A failed round is retried in the next one."""
@@ -33,7 +35,13 @@ class Housekeeping:
         seconds, self._last_round = now - self._last_round, now
         return min(seconds, 2 * ROUND_SECONDS)  # time while the process was suspended does not count
 
+    def _look_at_the_clock(self) -> None:
+        seconds = self._wall_clock.stepped_by()
+        if abs(seconds) >= STEP_SECONDS:
+            log.warning("clock.stepped", clock="process", by_seconds=round(seconds, 1))
+
     async def round(self) -> None:
+        self._look_at_the_clock()
         chores = (
             self._retry_deletes,
             self._chores.fail_stale_jobs,

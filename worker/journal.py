@@ -23,9 +23,12 @@ from worker.store.model import JobId, ServerId, Step
 from worker.store.outcome import JOB_KEPT_SECONDS, Outcome
 
 VERSION = 2
+PRIVATE_MODE = 0o600
 BALLAST_BYTES = 4 << 20  # enough for 300 steps: each writes two or three pages of 4 KiB to the write-ahead log
 KEPT_FOR_A_PERSON = math.inf  # retention in seconds of a safety tag that only an operator may release
 KEPT_SECONDS = JOB_KEPT_SECONDS  # retention of a finished, published job: that of its record in the store
+
+LEFT_AT_LEAST_SECONDS = 3600.0  # of a tag that knows a moment only: the wall clock alone must not end its retention
 
 _TASK, _FACTS, _OUTCOME = TypeAdapter(Task), TypeAdapter(Facts), TypeAdapter(Outcome)
 _SELECT = "SELECT task, step, facts, interruptions, outcome, published FROM jobs"
@@ -91,6 +94,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._uptime_began_at = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         self._ballast = path.with_suffix(".ballast")
         try:
             self._db = self._open()
@@ -111,8 +115,12 @@ class Journal:
         if self._ballast.exists() and self._ballast.stat().st_size == BALLAST_BYTES:
             return
         try:
-            with self._ballast.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            file = os.open(self._ballast, flags, PRIVATE_MODE)
+            try:
+                os.posix_fallocate(file, 0, BALLAST_BYTES)
+            finally:
+                os.close(file)
         except OSError:  # no room now; housekeeping tries again
             self._ballast.unlink(missing_ok=True)
 
@@ -216,9 +224,10 @@ class Journal:
         """
         if self.with_droppable_tags():
             aged = (
-                "UPDATE spare_tags SET left_seconds = COALESCE(left_seconds, drop_after - ?) - ? WHERE drop_after < ?"
+                "UPDATE spare_tags SET left_seconds = COALESCE(left_seconds, MAX(drop_after - ?, ?)) - ?"
+                " WHERE drop_after < ?"
             )
-            self._durably((aged, (time.time(), seconds, KEPT_FOR_A_PERSON)))
+            self._durably((aged, (time.time(), LEFT_AT_LEAST_SECONDS, seconds, KEPT_FOR_A_PERSON)))
 
     def due_safety_tags(self) -> list[SafetyTag]:
         rows = self._db.execute("SELECT tag, server_id FROM spare_tags WHERE left_seconds <= 0")
@@ -269,9 +278,11 @@ class Journal:
         return frozenset(ServerId(server_id) for (server_id,) in self._db.execute("SELECT server_id FROM changing"))
 
     def forget_old(self) -> None:
-        """Delete the jobs whose outcome was published more than KEPT_SECONDS ago."""
+        """Delete the jobs whose outcome was published more than KEPT_SECONDS ago, by this process's time: the wall
+        clock's at its start, counted on."""
         self._reserve_ballast()
-        self._durably(("DELETE FROM jobs WHERE published = 1 AND changed_at < ?", (time.time() - KEPT_SECONDS,)))
+        now = self._uptime_began_at + time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._durably(("DELETE FROM jobs WHERE published = 1 AND changed_at < ?", (now - KEPT_SECONDS,)))
 
 
 def drop_kept(path: Path, tag: str) -> ServerId | None:
@@ -300,6 +311,7 @@ def _ensure_known(db: sqlite3.Connection, path: Path) -> int:
 
 def _opened(path: Path) -> sqlite3.Connection:
     """Does not write to an up-to-date journal: it must open on a full disk."""
+    _make_private(path)
     db = sqlite3.connect(path, isolation_level=None)
     try:
         db.execute("PRAGMA journal_mode = WAL")
@@ -312,6 +324,23 @@ def _opened(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _make_private(path: Path) -> None:
+    """Create the journal, or correct its mode, so that only its owner can read it: it holds customers' names and texts.
+    SQLite gives its other files the mode of the database. Raises sqlite3.OperationalError."""
+    try:
+        for file in (path, *(path.with_name(f"{path.name}{suffix}") for suffix in ("-wal", "-shm"))):
+            create = os.O_CREAT if file == path else 0
+            with suppress(FileNotFoundError):
+                descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | create, PRIVATE_MODE)
+                try:
+                    if os.fstat(descriptor).st_mode & 0o077:
+                        os.fchmod(descriptor, PRIVATE_MODE)
+                finally:
+                    os.close(descriptor)
+    except OSError as error:
+        raise sqlite3.OperationalError(str(error)) from error
 
 
 def _ensure_ages(db: sqlite3.Connection) -> None:

@@ -62,7 +62,7 @@ class HypervisorLock:
     def take(self, *, orphan_seconds: float = ORPHAN_SECONDS) -> None:
         """Waits up to `orphan_seconds` for the children of a dead worker. Raises NodeTaken, naming the holder, or
         OSError."""
-        file = os.open(self._path, self._flags | os.O_CLOEXEC, 0o666)
+        file = os.open(self._path, self._flags | os.O_CLOEXEC, 0o600)
         try:
             self._wait(file, orphan_seconds)
         except BaseException:
@@ -92,7 +92,7 @@ class HypervisorLock:
 class NodeLock(HypervisorLock):
     """The lock file in a node's state folder. It contains the name of its holder."""
 
-    _flags = os.O_RDWR | os.O_CREAT
+    _flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
 
     def __init__(self, state_folder: Path) -> None:
         super().__init__(state_folder / "worker.lock")

@@ -238,7 +238,7 @@ def _locked(state_dir: Path) -> Iterator[None]:
     """Hold the node's lock file during the block. Raises NodeTaken, or ConfigurationError if the folder is unusable."""
     lock = NodeLock(state_dir)
     try:
-        state_dir.mkdir(parents=True, exist_ok=True)
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock.take()
     except OSError as error:
         raise ConfigurationError(f"state_dir {state_dir}: {error.strerror}") from error

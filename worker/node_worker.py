@@ -71,6 +71,7 @@ class NodeWorker(Worker):
             job_deserializer=queue.deserialize,
         )
         self._due = redis.register_script(scripts.text("nodes/start_due"))
+        self._returning = redis.register_script(scripts.text("nodes/put_back"))
         self._waiting = waiting
         self._node = node
         self._wake = asyncio.Event()
@@ -219,13 +220,14 @@ class NodeWorker(Worker):
             await self._insist(lambda: self._put_back(job_id, put_off=bool(incr_score)))
 
     async def _put_back(self, job_id: str, *, put_off: bool) -> None:
-        seconds, microseconds = await self.pool.time()
-        now_ms = seconds * 1000 + microseconds / 1000
-        async with self.pool.pipeline(transaction=True) as pipe:
-            if put_off:  # arq increments the score, and would do so twice if a reply is lost
-                pipe.zadd(self.queue_name, {job_id: now_ms + BROKEN_AGAIN_SECONDS * 1000}, xx=True)
-            pipe.delete(in_progress_key_prefix + job_id)
-            await pipe.execute()
+        ask = {
+            "queue": self.queue_name,
+            "job": job_id,
+            "mark": in_progress_key_prefix + job_id,
+            # arq increments the score, and would do so twice if a reply is lost
+            "put_off_ms": round(BROKEN_AGAIN_SECONDS * 1000) if put_off else 0,
+        }
+        await self._returning(args=[json.dumps(ask)])
 
     async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:  # noqa: ARG002 - arq's signature
         # arq's record of the job has expired or cannot be read. arq would drop the job, which would then stay queued

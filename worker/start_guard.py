@@ -4,8 +4,8 @@ After a power failure the host may start its VMs before its worker. A guest that
 revert destroys the snapshot that it was being reverted to. The journal tells which servers are affected; their jobs
 repair the disks when the worker resumes them, and start the servers that had been running.
 
-`python -m worker.start_guard WORKER.toml <DOMAIN.xml` exits with 75 if the VM must not start yet. It imports little to
-start fast. It reads only `state_dir`, and only from the file: libvirt does not have the worker's environment.
+`python -I -m worker.start_guard WORKER.toml <DOMAIN.xml` exits with 75 if the VM must not start yet. It imports little
+to start fast. It reads only `state_dir`, and only from the file: libvirt does not have the worker's environment.
 """
 
 import sqlite3

@@ -20,6 +20,7 @@ PAGE_MAX = 500  # results of one page
 LIMITED_TRIES = 3  # attempts at a call that is rate limited
 LIMITED_SECONDS = 60.0  # the longest wait after a 429
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 5.0  # between tries while the service is unreachable
+READ_ONLY = "store_read_only"  # a problem's code: it lasts until an operator has repaired Redis
 MISSED = "missed"  # the client's own kind of event: events were lost
 OUTAGE_SECONDS = 600.0  # how long the API may be unreachable while a job or the events are followed
 
@@ -254,6 +255,8 @@ def _check(reply: Reply) -> None:
         code, text = "", f"The response (status {status}) is not from the snapshots API; check --url."
     if status == HTTPStatus.BAD_REQUEST and "X-Account-Id" in text:
         text += " Name the account with --account."
+    if code == READ_ONLY:
+        raise Refused(Exit.UNREACHABLE, text, code=code)
     if status in _RETRYABLE:
         raise Unreachable(text)
     raise Refused(_EXITS.get(status, Exit.REFUSED), text, code=code)

@@ -4,12 +4,11 @@ from aiohttp import web
 
 from api.dashboard import session
 from api.dashboard.context import Context, Pages
-from api.dashboard.session import LOGIN, OperatorRequest
+from api.dashboard.session import LOGIN, LOGOUT, OperatorRequest
 from api.http import reading
 from api.http.marks import PROBLEM
 from api.http.problems import Problem
 
-LOGOUT = "/ops/logout/"
 SECRET_MAX = 200  # characters; tokens are shorter
 
 

@@ -1,7 +1,7 @@
 """HTML responses: templates, and headers that restrict what a browser may do with a page."""
 
 import gzip
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -12,10 +12,11 @@ from yarl import URL
 
 from api import words
 from api.dashboard.assets import Assets
-from api.dashboard.session import SESSION
+from api.dashboard.session import LIVE_HEADER, SESSION
 from api.http.caching import PACKED_FROM_BYTES, accepts_gzip
 from api.http.marks import REQUEST_ID
 from api.http.problems import Problem
+from worker.store import trouble
 
 # No inline script or style and nothing from other hosts, in case a text ever gets past the escaping.
 POLICY = (
@@ -30,6 +31,14 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
     "Vary": "HX-Request, Cookie, Accept-Encoding",
+}
+
+
+READ_ONLY = {  # the banner, by cause
+    trouble.FULL: "Redis is full.",
+    trouble.REPLICA: "Redis is a read-only replica.",
+    trouble.DISK: "Redis cannot write to its disk.",
+    trouble.ALONE: "Redis has fewer replicas than it needs.",
 }
 
 
@@ -83,8 +92,10 @@ def _templates() -> Environment:
 class Rendering:
     """Renders templates: whole pages, or for htmx only what is inside `main`."""
 
-    def __init__(self, assets: Assets) -> None:
+    def __init__(self, assets: Assets, *, why_read_only: Callable[[], str | None]) -> None:
+        """`why_read_only`: why Redis refuses writes, one of trouble.CAUSES; None if it accepts them."""
         self._assets = assets
+        self._why_read_only = why_read_only
 
     def page(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
         """`values`: what the template uses beside what every page has."""
@@ -98,10 +109,17 @@ class Rendering:
                 path=request.path,
                 here=str(request.rel_url),
                 request_id=request.get(REQUEST_ID, ""),
+                read_only=self._read_only(request),
                 **values,
             )
         )
         return _response(request, text, status=status)
+
+    def _read_only(self, request: web.Request) -> str | None:
+        """The banner's text; None without a session, and in what htmx puts into a part of a page."""
+        why = self._why_read_only()
+        is_whole = not is_fragment(request) or LIVE_HEADER in request.headers
+        return READ_ONLY[why] if why is not None and is_whole and SESSION in request else None
 
     def ask(self, request: web.Request, question: Question, *, back: str, subject: str = "") -> web.Response:
         """`back`: the page that the other button leads to. `subject`: what the action is for, before the text."""

@@ -13,7 +13,7 @@ from api.dashboard.context import Context, Handler, Pages
 from api.dashboard.rendering import is_fragment
 from api.dashboard.session import EVENTS, HOME, LOGIN, local
 from api.http.problems import Problem
-from worker.store.errors import StoreUnavailable
+from worker.store.errors import too_slow
 
 PAGES: Pages = {
     **overview.PAGES,
@@ -40,7 +40,7 @@ def add(app: web.Application, context: Context, assets: Assets, *, request_secon
                 async with asyncio.timeout(request_seconds):
                     return await handler(request)
             except TimeoutError as error:
-                raise StoreUnavailable("Redis did not respond in time.") from error
+                raise too_slow(changing=request.method == "POST") from error
 
         return answer
 

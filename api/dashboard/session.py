@@ -14,10 +14,12 @@ from api.http.marks import TOKEN
 from api.http.problems import Problem, rate_limited
 from worker.store.access.sessions import Session, Sessions
 from worker.store.access.tokens import Permission, Token
+from worker.store.errors import StoreReadOnly
 
 COOKIE = "__Host-ops"  # browsers accept this prefix from the host itself only, with Secure and Path=/
 HOME = "/ops/"
 LOGIN = "/ops/login/"
+LOGOUT = "/ops/logout/"
 EVENTS = "/ops/events/"
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf"
@@ -51,10 +53,14 @@ class SessionGuard:
         self._sessions = sessions
 
     async def login(self, request: web.Request, secret: str) -> str:
-        """The new session's ID. Raises Problem (401, 403, 429)."""
+        """The new session's ID; of one for reading while Redis accepts no writes. Raises Problem (401, 403, 429)."""
         _ensure_same_origin(request)
-        _ensure_operator(await self._callers.authenticate(request, secret))
-        return (await self._sessions.open(secret)).id
+        token = await self._callers.authenticate(request, secret)
+        _ensure_operator(token)
+        try:
+            return (await self._sessions.open(secret)).id
+        except StoreReadOnly:
+            return self._sessions.open_for_reading(secret, token)
 
     async def admit(self, request: web.Request) -> OperatorRequest:
         """Raises Problem: 401 without a session, 403 if another site may have sent the request, 429."""
@@ -70,6 +76,8 @@ class SessionGuard:
         csrf = request.headers.get(CSRF_HEADER) or form.get(CSRF_FIELD, [""])[0]
         if not hmac.compare_digest(csrf.encode(), session.csrf.encode()):
             raise Problem(403, "csrf_failed", "Your session changed. Reload the page and try again.")
+        if session.only_reads and request.path != LOGOUT:
+            raise StoreReadOnly.of()
         return OperatorRequest(http=request, session=session, form=form)
 
     async def is_valid(self, request: web.Request) -> bool:

@@ -12,7 +12,6 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from api.document import refusals
 from api.document.calls import CALLS, TABLES
 from api.http import problems
-from api.http.answers import Health
 from api.http.calls import API, OPERATOR, Call, Link, Reply, prose
 from api.http.fields import AccountIdInHeader, JobIdInPath
 from api.http.probes import PROBES, Probe
@@ -40,6 +39,7 @@ may be added, so a client must treat an unknown code like others of the same sta
 UTC, RFC 3339, whole seconds."""
 
 _PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's; Python has them from 3.13 on
+_TOO_LARGE_IS_INVALID = {"create_snapshot"}  # its contract knows 400 only
 _STRING: Json = {"type": "string"}
 _HEADERS: dict[str, Json] = {
     "X-Request-Id": {
@@ -57,6 +57,10 @@ _HEADERS: dict[str, Json] = {
     "ETag": {"description": "identifies the content of the response; for `If-None-Match`", "schema": _STRING},
     "RateLimit-Policy": {"description": "`q` calls in `w` seconds, according to an IETF draft", "schema": _STRING},
     "RateLimit": {"description": "`r` calls are left; one more is allowed in `t` seconds", "schema": _STRING},
+    "Idempotent-Replayed": {
+        "description": "`true`: this is the response to an earlier request with the same `Idempotency-Key`",
+        "schema": {"type": "string", "enum": ["true"]},
+    },
     "WWW-Authenticate": {"description": "the authentication scheme and the error", "schema": _STRING},
 }
 _HEADER_PARAMETERS: dict[str, Json] = {
@@ -155,7 +159,8 @@ def text(whole: Json) -> str:
 def _schemas() -> Json:
     answers = {type(example) for call in CALLS for reply in call.replies for example in reply.examples.values()}
     asked: set[tuple[type[BaseModel], JsonSchemaMode]] = {(model, "serialization") for model in answers}
-    asked |= {(Health, "serialization"), (ProblemDocument, "serialization")}
+    asked |= {(type(probe.example), "serialization") for probe in PROBES}
+    asked.add((ProblemDocument, "serialization"))
     asked |= {(call.body, "validation") for call in CALLS if call.body is not None}
     in_order = sorted(asked, key=lambda pair: pair[0].__name__)
     _, found = models_json_schema(in_order, ref_template=_REFS, schema_generator=_Schemas)
@@ -192,13 +197,17 @@ def _operation(call: AnyCall) -> Json:
             },
         }
     replies = {
-        str(reply.status): _reply(reply, *(["Link"] if call.is_paged else []), "RateLimit-Policy", "RateLimit")
+        str(reply.status): _reply(reply, *_headers_of(call), "RateLimit-Policy", "RateLimit")
         for reply in sorted(call.replies, key=lambda reply: reply.status)
     }
     if call.is_cacheable:
         replies["200"]["headers"]["ETag"] = _component("headers", "ETag")
         replies["304"] = _NOT_MODIFIED
     return operation | {"responses": replies | _refused(_problems_of(call))}
+
+
+def _headers_of(call: AnyCall) -> list[str]:
+    return (["Link"] if call.is_paged else []) + (["Idempotent-Replayed"] if call.takes_key else [])
 
 
 def _probe(probe: Probe) -> Json:
@@ -211,7 +220,7 @@ def _probe(probe: Probe) -> Json:
         "description": text,
         "security": [],
         "parameters": [_component("parameters", "X-Request-Id")],
-        "responses": {"200": _reply(Reply(200, {"ok": Health(status="ok")}, "OK."))}
+        "responses": {"200": _reply(Reply(200, {"ok": probe.example}, "OK."))}
         | _refused([*refused, refusals.INTERNAL]),
     }
 
@@ -293,18 +302,29 @@ def _link(link: Link) -> Json:
 def _problems() -> list[Problem]:
     """One problem of each code."""
     refused = [problems.of_refusal(refusal, method="POST") for refusal in refusals.REFUSALS]
-    return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, refusals.LATE, refusals.INTERNAL]
+    return [
+        refusals.INVALID,
+        *refusals.CALLERS,
+        refusals.LIMITED,
+        *refused,
+        refusals.LATE,
+        refusals.TOO_LARGE,
+        refusals.INTERNAL,
+    ]
 
 
 def _problems_of(call: AnyCall) -> list[Problem]:
     kinds = (*call.refusals, errors.StoreUnavailable)
+    if call.changes:
+        kinds = (*kinds, errors.StoreReadOnly, errors.OutcomeUnknown)
     if call.takes_key:
         kinds = (*kinds, errors.IdempotencyKeyReused)
     if call.takes_key or "{" in call.path:
         kinds = (*kinds, errors.RecordUnreadable)  # what it names, or its key's answer
     late = [refusals.LATE] if call.changes else []  # even a refused body must arrive first
+    large = [refusals.TOO_LARGE] if call.changes and call.id not in _TOO_LARGE_IS_INVALID else []
     refused = [_of(refusal, call.method) for refusal in kinds]
-    return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, *late, refusals.INTERNAL]
+    return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, *late, *large, refusals.INTERNAL]
 
 
 def _of(refusal: type[errors.Refused], method: str) -> Problem:

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 from api.http.problems import FieldError, Problem, internal_error, invalid, rate_limited, unauthenticated
+from api.http.reading import too_large
 from api.jobs.examples import JOB_ID
 from api.schedules.examples import SCHEDULE_ID
 from worker.store import errors
@@ -10,6 +11,7 @@ from worker.store.model import SNAPSHOTS_PER_SERVER
 from worker.store.schedules.schedules import SCHEDULES_PER_SERVER
 from worker.store.webhooks.webhooks import PENDING_MAX, WEBHOOKS_PER_ACCOUNT
 
+REQUESTED_MS = "1737044100000"
 REFUSALS: tuple[errors.Refused, ...] = (
     errors.ServerNotFound.of(id=12345),
     errors.SnapshotNotFound.of(id=801),
@@ -20,9 +22,9 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.WebhookLimitReached.of(limit=WEBHOOKS_PER_ACCOUNT),
     errors.WebhookNotReady.of(limit=PENDING_MAX),
     errors.RecordUnreadable.of(kind="schedule"),
-    errors.ServerBusy.of(JOB_ID),
+    errors.ServerBusy.of(JOB_ID, "create", REQUESTED_MS, "802"),
     errors.SnapshotLimitReached.of(limit=SNAPSHOTS_PER_SERVER),
-    errors.NameTaken.of("801"),
+    errors.NameTaken.of("801", REQUESTED_MS),
     errors.SnapshotNotReady.of("in_progress", id=801),
     errors.UndoUnavailable.of(),
     errors.NodeNotFound.of(id="node-17"),
@@ -37,6 +39,8 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.TooManyStreams.of(),
     errors.NodeUnavailable.of(),
     errors.StoreUnavailable.of(),
+    errors.StoreReadOnly.of(),
+    errors.OutcomeUnknown.of(),
 )
 INVALID = invalid(FieldError(field="name", detail="Required."))
 CALLERS = (
@@ -47,4 +51,5 @@ CALLERS = (
 )
 LIMITED = rate_limited("with this token", timedelta(seconds=1))
 LATE = Problem(408, "request_timeout", "The body did not arrive within 10 seconds.")
+TOO_LARGE = too_large()
 INTERNAL = internal_error()

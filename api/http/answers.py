@@ -62,6 +62,13 @@ class Health(Open):
     status: Literal["ok"]
 
 
+class Readiness(Health):
+    """What the front end can serve."""
+
+    reads: Literal[True]
+    writes: Annotated[bool, Field(description="false: calls that change something are refused with `store_read_only`")]
+
+
 def from_record(body: type[Body], record: object, **others: object) -> Body:
     """A body with the record's fields of the same names, and with `others`."""
     fields = body.__pydantic_fields__

@@ -157,6 +157,8 @@ Name = Annotated[
     str, matches(rf"^[A-Za-z0-9_-]{{1,{NAME_MAX}}}$", f"1 to {NAME_MAX} letters, digits, hyphens or underscores.")
 ]
 Description = Annotated[str, StringConstraints(max_length=DESCRIPTION_MAX), *STORABLE]
+# of what is created: many clients send null for what they leave out
+DescriptionIfAny = Annotated[Description | None, AfterValidator(lambda text: text or "")]
 # not strict: pydantic gets the validator's text as a Python object, not as JSON
 Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_moment)]
 ExpiresAt = Annotated[Moment, AfterValidator(_in_future)]

@@ -3,6 +3,7 @@
 from aiohttp import web
 
 from worker.store.access.tokens import Token
+from worker.store.calls import Idempotency
 from worker.store.model import AccountId
 
 REQUEST_ID = web.RequestKey("request_id", str)
@@ -13,4 +14,5 @@ MADE = web.RequestKey("made", str)  # what a call created, unless it is a job: "
 REASON = web.RequestKey("reason", str)
 EACH = web.RequestKey("each", list[dict[str, str]])  # of a bulk call: the audit fields of each item
 ALLOWANCE = web.RequestKey("allowance", dict[str, str])  # the RateLimit headers
+IDEMPOTENCY = web.RequestKey("idempotency", Idempotency)
 PROBLEM = web.RequestKey("problem", str)  # the code

@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from uuid import uuid4
 
 import structlog
@@ -13,7 +12,7 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from api.http import problems
 from api.http.callers import Callers
-from api.http.marks import ACCOUNT, ALLOWANCE, EACH, MADE, PROBLEM, REASON, REQUEST_ID, SERVER_ID, TOKEN
+from api.http.marks import ACCOUNT, ALLOWANCE, EACH, IDEMPOTENCY, MADE, PROBLEM, REASON, REQUEST_ID, SERVER_ID, TOKEN
 from api.http.probes import METRICS, PROBES
 from api.measures.metrics import Metrics
 from worker.store import errors
@@ -75,6 +74,8 @@ def around(callers: Callers, audit: Audit, metrics: Metrics, refuse: Refuse) -> 
 async def finish_head(request: web.Request, response: web.StreamResponse) -> None:
     """Add the headers of every answer, also of a stream, before they are sent."""
     response.headers.update(request.get(ALLOWANCE, {}))
+    if (key := request.get(IDEMPOTENCY)) and key.replayed:
+        response.headers["Idempotent-Replayed"] = "true"  # as Stripe names it
     response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
     response.headers["Server"] = SERVER
 
@@ -117,9 +118,9 @@ def _job_in_path(request: web.Request) -> str:
 async def _record(audit: Audit, entries: list[dict[str, str]]) -> None:
     # After the call, which has taken effect even if this fails.
     try:
-        await audit.write(*entries, now=datetime.now(UTC))
-    except errors.StoreUnavailable:
-        log.exception("audit.failed", entries=entries)
+        await audit.write(*entries)
+    except errors.StoreUnavailable as error:
+        log.error("audit.failed", cause=error.code, entries=entries)  # noqa: TRY400 - no bug: the cause says it
 
 
 async def _answer(request: web.Request, handler: Next, refuse: Refuse) -> web.StreamResponse:

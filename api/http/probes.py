@@ -9,7 +9,7 @@ from prometheus_client.exposition import choose_encoder
 
 from api.http import addresses
 from api.http.addresses import Network
-from api.http.answers import Health, answer
+from api.http.answers import Health, Readiness, answer
 from api.measures.metrics import Metrics
 from worker.store import errors
 
@@ -17,10 +17,10 @@ METRICS = "/metrics"
 
 
 class Probes:
-    """`ping` raises StoreUnavailable unless Redis answers."""
+    """`why_read_only` is None if Redis accepts writes, and raises StoreUnavailable unless it answers."""
 
-    def __init__(self, ping: Callable[[], Awaitable[None]]) -> None:
-        self._ping = ping
+    def __init__(self, why_read_only: Callable[[], Awaitable[str | None]]) -> None:
+        self._why_read_only = why_read_only
 
     async def alive(self, _: web.Request) -> web.Response:
         """Check that the process runs.
@@ -32,20 +32,24 @@ class Probes:
     async def ready(self, _: web.Request) -> web.Response:
         """Check that requests can be served.
 
-        Checks that Redis responds.
+        Checks that Redis responds. If Redis accepts no writes, `writes` is false and the status is still 200: reads are
+        served, and another front end could not serve more.
         """
-        await self._ping()
-        return answer(Health(status="ok"))
+        return answer(Readiness(status="ok", reads=True, writes=await self._why_read_only() is None))
 
 
 @dataclass(frozen=True)
 class Probe:
     path: str
     handle: Callable[[Probes, web.Request], Awaitable[web.StreamResponse]]
+    example: Health
     refusals: tuple[type[errors.Refused], ...] = ()
 
 
-PROBES = (Probe("/healthz", Probes.alive), Probe("/readyz", Probes.ready, (errors.StoreUnavailable,)))
+PROBES = (
+    Probe("/healthz", Probes.alive, Health(status="ok")),
+    Probe("/readyz", Probes.ready, Readiness(status="ok", reads=True, writes=True), (errors.StoreUnavailable,)),
+)
 
 
 def exposition(metrics: Metrics, networks: Sequence[Network]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -10,6 +10,7 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.http.answers import Timestamp
 from worker.store import errors
 
 STATUS: dict[type[errors.Refused], int] = {
@@ -39,13 +40,29 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.TooManyStreams: 429,
     errors.NodeUnavailable: 503,
     errors.StoreUnavailable: 503,
+    errors.StoreReadOnly: 503,
+    errors.OutcomeUnknown: 503,
 }
 _CHALLENGE = 'Bearer realm="vps-snapshots"'
 RETRY_AFTER_SECONDS: dict[type[errors.Refused], int] = {
     errors.TooManyStreams: 30,
     errors.NodeUnavailable: 30,
     errors.StoreUnavailable: 5,
+    errors.StoreReadOnly: 30,
+    errors.OutcomeUnknown: 5,
 }
+
+
+class Conflict(BaseModel):
+    """What an earlier request of the account has made, for which this one was refused. If that request was yours, and
+    you repeated it without a key because its response was lost, it has taken effect."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    job_id: Annotated[str | None, Field(description="of `server_busy`")]
+    job_kind: Annotated[str | None, Field(description="of `server_busy`: as the job's `kind`; more may be added")]
+    snapshot_id: Annotated[int | None, Field(description="the snapshot that has the name, or that the job is about")]
+    requested_at: Timestamp
 
 
 class FieldError(BaseModel):
@@ -72,6 +89,10 @@ class ProblemDocument(BaseModel):
         tuple[FieldError, ...],
         Field(description="only of `invalid_request`: each field that is wrong", exclude_if=lambda errors: not errors),
     ] = ()
+    conflicts_with: Annotated[
+        Conflict | None,
+        Field(description="only of `server_busy` and `name_taken`", exclude_if=lambda conflict: conflict is None),
+    ] = None
 
 
 @dataclass(eq=False)
@@ -82,6 +103,7 @@ class Problem(Exception):
     code: str
     detail: str
     fields: tuple[FieldError, ...] = ()
+    conflict: Conflict | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -113,7 +135,8 @@ def of_refusal(refusal: errors.Refused, *, method: str) -> Problem:
         status = 409  # the contract has no 400 on a delete
     wait = RETRY_AFTER_SECONDS.get(type(refusal))
     headers = {} if wait is None else {"Retry-After": str(wait)}
-    return Problem(status, refusal.code, refusal.detail, headers=headers)
+    conflict = Conflict.model_validate(refusal.in_the_way) if refusal.in_the_way else None
+    return Problem(status, refusal.code, refusal.detail, conflict=conflict, headers=headers)
 
 
 def of_http(error: web.HTTPException) -> Problem:
@@ -141,6 +164,7 @@ def document(problem: Problem, *, request_id: str) -> ProblemDocument:
         code=problem.code,
         request_id=request_id,
         errors=problem.fields,
+        conflicts_with=problem.conflict,
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 from urllib.parse import parse_qs
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from api.http.fields import PATTERNS, AccountIdInHeader, PathId, ReasonBody
-from api.http.marks import REASON
+from api.http.marks import IDEMPOTENCY, REASON
 from api.http.problems import FieldError, Problem, invalid
 from worker.store.access.tokens import Token
 from worker.store.calls import Idempotency
@@ -62,9 +62,18 @@ class NoBody(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-async def body(request: web.Request, model: type[Model]) -> Model:
+def too_large() -> Problem:
+    return Problem(413, "content_too_large", f"The body must be at most {BODY_MAX_BYTES} bytes.")
+
+
+def too_large_to_be_valid() -> Problem:
+    """For a call whose contract knows 400 only."""
+    return invalid(FieldError(field="body", detail=f"Must be at most {BODY_MAX_BYTES} bytes."))
+
+
+async def body(request: web.Request, model: type[Model], *, if_too_large: Callable[[], Problem] = too_large) -> Model:
     """The body, whatever its Content-Type says: `curl -d` sends JSON as a form. Raises Problem."""
-    return parse(await _read(request), model)
+    return parse(await _read(request, if_too_large), model)
 
 
 async def ensure_no_body(request: web.Request, query: type[BaseModel] | None) -> None:
@@ -116,7 +125,9 @@ def idempotency(request: web.Request, content: BaseModel | None = None, *, owner
         raise invalid(FieldError(field=KEY_HEADER, detail="Must be one key of 1 to 255 visible ASCII characters."))
     asked = [request.method, request.rel_url.raw_path, request.rel_url.raw_query_string]
     asked.append(content.model_dump_json() if content else "")
-    return Idempotency(key=_digest(given[0]), fingerprint=_digest("\n".join(asked)), owner=owner)
+    key = Idempotency(key=_digest(given[0]), fingerprint=_digest("\n".join(asked)), owner=owner)
+    request[IDEMPOTENCY] = key
+    return key
 
 
 def operator_key(request: web.Request, token: Token, content: BaseModel | None = None) -> Idempotency | None:
@@ -190,7 +201,7 @@ def account_id(text: str) -> AccountId | None:
         return None
 
 
-async def _read(request: web.Request) -> bytes:
+async def _read(request: web.Request, if_too_large: Callable[[], Problem] = too_large) -> bytes:
     seconds = request.app[BODY_SECONDS]
     encodings = [*request.headers.getall("Content-Encoding", []), *request.headers.getall("Transfer-Encoding", [])]
     if {encoding.strip().lower() for encoding in ",".join(encodings).split(",")} - {"", "identity", "chunked"}:
@@ -199,7 +210,7 @@ async def _read(request: web.Request) -> bytes:
         async with asyncio.timeout(seconds):
             return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
-        raise invalid(FieldError(field="body", detail=f"Must be at most {BODY_MAX_BYTES} bytes.")) from error
+        raise if_too_large() from error
     except web.RequestPayloadError as error:
         raise invalid(FieldError(field="body", detail="Does not match its Transfer-Encoding.")) from error
     except TimeoutError as error:

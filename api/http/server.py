@@ -10,11 +10,13 @@ from uuid import uuid4
 
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from api.http import problems
 from api.http.middleware import SERVER
 from api.settings import ApiSettings
 
+_TOO_MANY = "Too many headers"  # aiohttp's words
 LINGERING_SECONDS = 2.0  # for a client that still sends: if closed at once, it might never read its answer
 
 log = structlog.get_logger()
@@ -59,12 +61,23 @@ class _Connection(web.RequestHandler):
             log.error("request.failed", request_id=request_id, exc_info=exc)
             problem = problems.internal_error(status)
         else:
-            problem = problems.Problem(status, "bad_request", "This is not a valid HTTP request.")
+            problem = _problem_with(exc, status)
         response = problems.respond(problem, request_id=request_id)
         response.headers["X-Request-Id"] = request_id
         response.headers["Server"] = SERVER
         response.force_close()
         return response
+
+
+def _problem_with(error: BaseException | None, status: int) -> problems.Problem:
+    """What is wrong with the head of a request."""
+    if isinstance(error, LineTooLong):
+        if isinstance(error.args[0], bytearray):  # so it is of the request's first line; bytes are of a header
+            return problems.Problem(414, "uri_too_long", "The path with its query is too long.")
+        return problems.Problem(431, "header_too_large", "A header is too long.")
+    if isinstance(error, BadHttpMessage) and _TOO_MANY in error.message:
+        return problems.Problem(431, "header_too_large", "There are too many headers.")
+    return problems.Problem(status, "bad_request", "This is not a valid HTTP request.")
 
 
 def on_disconnect(request: web.Request, call: Callable[[], None]) -> None:

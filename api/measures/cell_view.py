@@ -35,7 +35,8 @@ class CellView(Collector):
         self._read_seconds = read_seconds
         self._silent_seconds = node_silent_seconds
         self._stale_seconds = stale_seconds
-        self._seen: tuple[CellNumbers | None, float] = (None, 0.0)  # and when, in Unix seconds
+        self._seen: tuple[CellNumbers | None, float] = (None, 0.0)  # and when, on the monotonic clock
+        self._seen_at = 0.0  # in Unix seconds
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
         """Read the cell while the application runs."""
@@ -45,13 +46,13 @@ class CellView(Collector):
             yield
 
     async def _read(self) -> None:
-        self._seen = (await self._cell.numbers(), time.time())
+        self._seen, self._seen_at = (await self._cell.numbers(), time.monotonic()), time.time()
 
     def collect(self) -> Iterator[Metric]:
         seen, at = self._seen
         text = "When this process last read the numbers of the cell; 0: not yet."
-        yield _gauge("cell_view_timestamp_seconds", text, at)
-        if seen is None or time.time() - at > self._stale_seconds:
+        yield _gauge("cell_view_timestamp_seconds", text, self._seen_at)
+        if seen is None or time.monotonic() - at > self._stale_seconds:
             return
         yield from _of_cell(seen)
         yield self._count_nodes(seen)

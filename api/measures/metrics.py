@@ -6,11 +6,19 @@ from aiohttp import hdrs, web
 from prometheus_client.registry import Collector
 
 from worker.program.metrics import ProgramMetrics
+from worker.store.chores.cell_clock import ClockErrors
 
 DELIVERED = "delivered"
 # seconds; `request_seconds` ends a call
 REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-LIMITED = ("rate_limited", "too_many_streams", "internal_error", "store_unavailable")
+LIMITED = (
+    "rate_limited",
+    "too_many_streams",
+    "internal_error",
+    "store_unavailable",
+    "store_read_only",
+    "outcome_unknown",
+)
 
 _METHODS = frozenset(hdrs.METH_ALL)
 
@@ -27,6 +35,8 @@ class Metrics(ProgramMetrics):
         self._attempts = self._counter("webhook_attempts", "Attempts at a delivery, by result.", "result")
         self._given_up = self._counter("webhook_deliveries_given_up", "Deliveries whose last attempt failed.")
         self.in_flight = self._gauge("http_requests_in_flight", "Requests in progress, including event streams.")
+        self._read_only = self._gauge("redis_read_only", "1 if Redis responds but refused the last trial write.")
+        self._clocks = self._gauge("clock_error_seconds", "Wall clock minus the time of the cell.", "clock")
         self._streams = self._gauge("event_streams_open", "Open event streams.")
         for code in LIMITED:
             self._problems.labels(code)
@@ -45,6 +55,14 @@ class Metrics(ProgramMetrics):
 
     def problem(self, code: str) -> None:
         self._problems.labels(code).inc()
+
+    def tried_to_write(self, refused: str | None) -> None:
+        """`refused`: why Redis refused it; None if it accepted it, or did not respond."""
+        self._read_only.set(refused is not None)
+
+    def clocks(self, errors: ClockErrors) -> None:
+        self._clocks.labels("redis").set(errors.redis)
+        self._clocks.labels("process").set(errors.process)
 
     def attempted(self, error: str | None, *, given_up: bool) -> None:
         """Count an attempt at a delivery. `error`: the code of its error, None if it was delivered."""

@@ -85,7 +85,7 @@ class CreateBody(fields.RequestBody):
         fields.Name,
         Field(description=f"letters, digits, hyphens, underscores; at most {NAME_MAX}; unique on its server"),
     ]
-    description: fields.Description = ""
+    description: fields.DescriptionIfAny = ""
 
 
 class EditBody(fields.RequestBody):

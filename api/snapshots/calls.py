@@ -88,7 +88,7 @@ class SnapshotCalls:
         The server is stopped, its disks are snapshotted, and the server is started again if it was running. A server
         has at most 5 snapshots; failed ones do not count.
         """
-        body = await reading.body(request, CreateBody)
+        body = await reading.body(request, CreateBody, if_too_large=reading.too_large_to_be_valid)
         request[SERVER_ID] = body.server_id
         if reading.query(request, DryRunQuery).dry_run:
             check = await self._store.check_create(
@@ -103,7 +103,7 @@ class SnapshotCalls:
             account_id=caller.account_id,
             server_id=body.server_id,
             name=body.name,
-            description=body.description,
+            description=body.description or "",
             request_id=request[REQUEST_ID],
             idempotency=reading.idempotency(request, body),
         )

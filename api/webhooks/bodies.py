@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 from pydantic_core import PydanticCustomError
 
 from api.http.answers import Open, Timestamp, Total, from_record
-from api.http.fields import NOT_NULL, Description, PathId, RequestBody, hex_id, matches
+from api.http.fields import NOT_NULL, Description, DescriptionIfAny, PathId, RequestBody, hex_id, matches
 from api.jobs.bodies import Job, job
 from api.webhooks.ssrf import URL_MAX
 from worker.store import errors
@@ -46,7 +46,7 @@ class WebhookBody(RequestBody):
     """Where to send the events of the account's jobs."""
 
     url: Url
-    description: Description = ""
+    description: DescriptionIfAny = ""
     events: Events = TERMINAL
     enabled: bool = True
 

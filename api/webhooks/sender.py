@@ -4,10 +4,9 @@ import asyncio
 import hashlib
 import hmac
 import json
-import time
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator, Sequence
-from datetime import timedelta
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime, timedelta
 from random import SystemRandom
 
 import structlog
@@ -33,6 +32,8 @@ PATIENCE_SECONDS = 5 * 86_400.0  # an endpoint whose deliveries all failed for t
 AT_ONCE = 8  # deliveries of one endpoint at a time
 LEASE_ATTEMPTS = 4  # a claim lasts this many times the limit of an attempt; then its sender is presumed dead
 SUCCESS = range(200, 300)
+PROMPT_SECONDS = 1.0  # after that, a webhook whose receiver still takes its time gives its place to another
+SLOW_PER_PLACE = 4  # as long as no more of them than this are served besides
 WAIT_SECONDS = 2  # how late a retry may start
 AGAIN_SECONDS = 3.0  # after an error
 
@@ -41,8 +42,8 @@ _chance = SystemRandom()
 
 
 class Sender:
-    """`endpoints`: how many are served at a time; a slow one delays no other. `seconds`: the limit of an attempt.
-    `to_private`: allow http and private networks."""
+    """`endpoints`: how many are served at a time, besides SLOW_PER_PLACE times as many slow ones. `seconds`: the limit
+    of an attempt. `to_private`: allow http and private networks. `now`: the time of the cell."""
 
     def __init__(
         self,
@@ -53,13 +54,16 @@ class Sender:
         to_private: bool,
         resolver: AbstractResolver,
         metrics: Metrics,
+        now: Callable[[], datetime],
     ) -> None:
         self._deliveries = deliveries
         self._places = asyncio.Semaphore(endpoints)
+        self._slow, self._slow_most = 0, endpoints * SLOW_PER_PLACE
         self._seconds = seconds
         self._to_private = to_private
         self._resolver = resolver
         self._metrics = metrics
+        self._now = now
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
         """Send while the application runs. When it stops, unfinished deliveries are released to other senders."""
@@ -72,7 +76,28 @@ class Sender:
             while True:
                 await self._places.acquire()
                 claim = await self._next()
-                serving.create_task(self._serve(client, claim)).add_done_callback(lambda _: self._places.release())
+                self._keep_place(serving.create_task(self._serve(client, claim)))
+
+    def _keep_place(self, serving: asyncio.Task[None]) -> None:
+        """Release the task's place when it ends, or after PROMPT_SECONDS: then it counts as a slow one."""
+        is_slow = False
+
+        def give_place() -> None:
+            nonlocal is_slow
+            if self._slow < self._slow_most:
+                is_slow = True
+                self._slow += 1
+                self._places.release()
+
+        def end(_: asyncio.Task[None]) -> None:
+            timer.cancel()
+            if is_slow:
+                self._slow -= 1
+            else:
+                self._places.release()
+
+        timer = asyncio.get_running_loop().call_later(PROMPT_SECONDS, give_place)
+        serving.add_done_callback(end)
 
     async def _next(self) -> Claim:
         while True:
@@ -138,7 +163,7 @@ class Sender:
         if ssrf.url_error(claim.url, to_private=self._to_private):  # the settings may have changed
             return None, "address_refused"
         body = json.dumps(bodies.message(claim.webhook_id, delivery).model_dump(mode="json")).encode()
-        headers = signed(claim.secrets, delivery.id, body, moment=int(time.time()))
+        headers = signed(claim.secrets, delivery.id, body, moment=int(self._now().timestamp()))
         try:
             async with client.post(claim.url, data=body, headers=headers, allow_redirects=False) as response:
                 return response.status, None if response.status in SUCCESS else "bad_status"

@@ -1,10 +1,9 @@
 """The backing files of a disk's image: checks the whole chain, and refuses disks that cannot be snapshotted on it."""
 
 import asyncio
-import os
 import stat
 
-from drivers import image_locks, qcow2
+from drivers import image_locks, qcow2, safe_files
 from drivers.base import UnsupportedServer
 from drivers.image_chain import DEPTH
 from drivers.image_locks import Holder
@@ -73,7 +72,7 @@ async def _image_of(disk: FileDisk, below: Backing) -> Image | None:
 
 
 def _file(path: str) -> _File:
-    status = os.stat(path)
+    status = safe_files.status(path)
     return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)
 
 

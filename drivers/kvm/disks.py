@@ -21,9 +21,10 @@ from drivers.base import (
 from drivers.image_locks import Holder
 from drivers.kvm import backing
 from drivers.kvm.domain_xml import FileDisk
-from drivers.qcow2 import QemuImgFailed
+from drivers.qcow2 import ImageRefused, QemuImgFailed
+from drivers.qcow2_header import MAX_SNAPSHOTS, TablesUnreadable
 from drivers.qcow2_image import Image, NoSuchSnapshot
-from drivers.qcow2_tables import MAX_SNAPSHOTS, TablesUnreadable
+from drivers.safe_files import Planted
 
 LEAST_REFCOUNT_BITS = 4  # with two bits an image can take one snapshot, but not revert to it
 
@@ -36,7 +37,18 @@ def refused_as(kind: type[DriverError], text: str) -> Iterator[None]:
     except (QemuImgFailed, NoSuchSnapshot, OSError) as error:
         # A killed qemu-img (the host is out of memory?) does not mean that the disk is unsupported.
         died = kind is UnsupportedServer and isinstance(error, QemuImgFailed) and error.killed
-        raise (DiskBusy if died else kind)(text) from error
+        why = f": {reason}" if (reason := _reason(error)) else ""
+        raise (DiskBusy if died else kind)(f"{text}{why}") from error
+
+
+def _reason(error: Exception) -> str | None:
+    """What an error says that is true of the disk alone, and names no path of the host."""
+    match error:
+        case ImageRefused():
+            return error.reason
+        case Planted():
+            return error.strerror
+    return None
 
 
 @contextmanager

@@ -33,6 +33,7 @@ class Hardware:
     parts: tuple[StatePart, ...]  # UEFI variables, TPM: saved and restored with the disks if they exist
     away: tuple[str, ...]  # those texts of `unsupported` that are of disks whose files are unknown at the moment
     generation_id: bool  # whether the server has a VM generation id, which a restore must renew
+    places: Places  # the folders of its libvirt
 
     @property
     def troubles(self) -> tuple[str, ...]:
@@ -79,4 +80,5 @@ def hardware(xml: str, *, places: Places = SYSTEM, volume_path: VolumePath = unk
         parts=beside.parts,
         away=tuple(away),
         generation_id=domain.find("./genid") is not None,
+        places=places,
     )

@@ -90,7 +90,7 @@ def _parts(found: Hardware) -> tuple[list[StatePart], list[SkippedDisk], list[Dr
     unheld: list[SkippedDisk] = []
     refusals: list[DriverError] = []
     for part in found.parts:
-        copies = Copies(images=[Path(disk.path) for disk in found.disks], parts=[part])
+        copies = Copies(images=[Path(disk.path) for disk in found.disks], parts=[part], places=found.places)
         try:
             with disks.refused_as(UnsupportedServer, f"{WORDS[part.kind]} cannot be copied"):
                 if copies.present():

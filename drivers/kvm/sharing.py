@@ -17,7 +17,7 @@ from drivers.kvm.disks_xml import FileDisk, VolumePath, disk_path
 from drivers.kvm.libvirt_errors import ignoring
 from drivers.kvm.libvirt_xml import read
 from drivers.kvm.volumes import paths_by
-from drivers.qcow2_tables import TablesUnreadable
+from drivers.qcow2_header import TablesUnreadable
 
 FileId = tuple[int, int]  # device and inode
 

@@ -23,7 +23,7 @@ from drivers.kvm.listing import Written
 from drivers.kvm.plan import Comparison, DiskNow, StateBeside, compare, differing_state, with_stamps
 from drivers.kvm.records import Record
 from drivers.kvm.state_copies import Copies
-from drivers.qcow2_tables import TablesUnreadable
+from drivers.qcow2_header import TablesUnreadable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def copies_of(found: Hardware, *held: Contents | None, former: Sequence[Path] = 
     """
     then = (disk.path for contents in held if contents for disk in contents.disks)
     images = dict.fromkeys([*(disk.path for disk in found.disks), *then])
-    return Copies(images=[Path(path) for path in images], parts=found.parts, former=former)
+    return Copies(images=[Path(path) for path in images], parts=found.parts, former=former, places=found.places)
 
 
 async def look(found: Hardware, written: Written) -> View:

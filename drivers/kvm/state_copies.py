@@ -3,26 +3,33 @@
 They are next to the image of the first disk, as `IMAGE.TAG.nvram`, so that they are moved with the disks. A TPM's
 folder is one tar file. Older versions stored the UEFI variables next to the original, as `VARIABLES.TAG`; such copies
 are used and deleted like the others.
+
+A copy is only written to, and read from, a folder in which QEMU's user cannot replace it (ADR 26): else a guest that
+has broken out could exchange the copies of two servers.
 """
 
 import hashlib
-import io
 import os
-import tarfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from drivers import safe_files
 from drivers.kvm import state_files
 from drivers.kvm.firmware_xml import Kind, StatePart
-from drivers.kvm.state_files import MAX_BYTES, NotPlain, Owner, folder
+from drivers.kvm.places import Places
+from drivers.kvm.state_archive import packed, unpacked
+from drivers.kvm.state_files import MAX_BYTES, NotPlain, Owner
+from drivers.safe_files import Stranger, folder
 
 MAX_FILES = 64  # of a TPM; swtpm has one or two
 LONGEST_NAME = 140  # bytes of an image's name: with tag and suffix a copy's name stays below the file system's 255
 OUR_TAGS = "vps-"  # only files with such a tag are ours: the folder has files of others, too
 ENDINGS = tuple(f".{kind}" for kind in Kind)
 PRIVATE = Owner(uid=os.geteuid(), gid=os.getegid(), mode=0o600)
+_OURS = frozenset({0, PRIVATE.uid})  # the owners of copies
 _IGNORED = frozenset({".lock"})  # in a TPM's folder: not part of its state
 
 
@@ -33,24 +40,44 @@ class Copies:
     images: Sequence[Path]  # of its disks and of those that its snapshots hold; new copies go next to the first
     parts: Sequence[StatePart] = ()
     former: Sequence[Path] = ()  # former paths of its UEFI variables
+    places: Places | None = None  # of its libvirt, whose folders tell which user QEMU runs as
+
+    @cached_property
+    def _qemu(self) -> Stranger | None:
+        """QEMU's user, to whom libvirt gives the folder of UEFI variables; None if QEMU runs as root or as we do."""
+        return safe_files.user_of(self.places.variables) if self.places else None
+
+    @cached_property
+    def _image_owner(self) -> Owner | None:
+        with suppress(OSError):
+            return Owner.of(safe_files.status(self.images[0]))
+        return None
+
+    def _owners(self, within: int) -> frozenset[int]:
+        """The users who may own a server's state files in the folder."""
+        found = {*_OURS, os.fstat(within).st_uid}
+        found |= {self._qemu.uid} if self._qemu else set()
+        found |= {self._image_owner.uid} if self._image_owner else set()
+        return frozenset(found)
 
     def present(self) -> tuple[StatePart, ...]:
         """The parts whose files exist: what a snapshot taken now would hold besides the disks.
 
         Raises OSError for a part that cannot be read or copied.
         """
-        return tuple(part for part in self.parts if _owner(part) is not None)
+        return tuple(part for part in self.parts if self._is_present(part))
 
     def refuse_unwritable(self) -> None:
         """Raises OSError if copies could not be written."""
-        if self.parts and not os.access(self.images[0].parent, os.W_OK | os.X_OK):
-            raise NotPlain(f"{self.images[0].parent} cannot be written to")
+        if self.parts:
+            with folder(self.images[0].parent, keep_out=self._qemu) as within:
+                _refuse_read_only(within)
 
     def save(self, tag: str) -> None:
         """Copy each part that exists. Idempotent."""
         for part in self.parts:
-            content = _content(part)
-            with folder(self.images[0].parent) as within:
+            content = self._content(part)
+            with folder(self.images[0].parent, keep_out=self._qemu) as within:
                 name = copy_name(self.images[0], tag, part.kind)
                 if content is None:
                     state_files.remove(within, name)
@@ -64,7 +91,7 @@ class Copies:
         """
         for part in self.parts:
             copy = self._read(tag, part)
-            if copy is not None and _fits(part, copy) and not _is_there(part, copy):
+            if copy is not None and _fits(part, copy) and not self._is_there(part, copy):
                 self._put_back(part, copy)
 
     def refuse_unrestorable(self, tag: str) -> None:
@@ -73,9 +100,9 @@ class Copies:
             copy = self._read(tag, part)
             if copy is not None and _fits(part, copy):
                 place = next(each for each in part.path.parents if each.is_dir())
-                if not os.access(place, os.W_OK | os.X_OK):
-                    raise NotPlain(f"{place} cannot be written to")
-                storage = os.statvfs(place)
+                with folder(place) as within:
+                    _refuse_read_only(within)
+                    storage = os.fstatvfs(within)
                 if storage.f_bavail * storage.f_frsize < len(copy):
                     raise NotPlain(f"{place} has too little free space")
 
@@ -83,7 +110,7 @@ class Copies:
         """Whether each part that has a copy equals it."""
         for part in self.parts:
             copy = self._read(tag, part)
-            if copy is not None and not _same(part, copy):
+            if copy is not None and not self._same(part, copy):
                 return False
         return True
 
@@ -96,9 +123,9 @@ class Copies:
         """Every tag that has copies, with their kinds."""
         found: dict[str, frozenset[Kind]] = {}
         for place in {image.parent for image in self.images} if self.parts else ():
-            with suppress(FileNotFoundError), os.scandir(place) as entries:
-                for entry in entries:
-                    for tag, kind in self._meant(entry.name):
+            with suppress(FileNotFoundError), folder(place) as within:
+                for name in os.listdir(within):
+                    for tag, kind in self._meant(name):
                         found[tag] = found.get(tag, frozenset()) | {kind}
         for part in self.parts:
             if part.kind is Kind.NVRAM:
@@ -125,8 +152,8 @@ class Copies:
             return
         for path in (*(part.path for part in self.parts if part.kind is Kind.NVRAM), *self.former):
             with suppress(FileNotFoundError, NotADirectoryError), folder(path.parent) as there:
-                content, _ = state_files.read(there, f"{path.name}.{tag}")
-                with folder(self.images[0].parent) as here:
+                content, _ = state_files.read(there, f"{path.name}.{tag}", owners=self._owners(there))
+                with folder(self.images[0].parent, keep_out=self._qemu) as here:
                     state_files.write(here, copy_name(self.images[0], tag, Kind.NVRAM), content, PRIVATE)
                 state_files.remove(there, f"{path.name}.{tag}")
 
@@ -142,24 +169,87 @@ class Copies:
     def _read(self, tag: str, part: StatePart) -> bytes | None:
         if not _is_name(tag):
             return None
-        places = [(image.parent, copy_name(image, tag, part.kind)) for image in self.images]
-        if part.kind is Kind.NVRAM:
-            places += [(path.parent, f"{path.name}.{tag}") for path in (part.path, *self.former)]
-        for place, name in places:
-            with suppress(FileNotFoundError, NotADirectoryError), folder(place) as within:
-                return state_files.read(within, name, at_most=2 * MAX_BYTES)[0]
+        for image in self.images:
+            with suppress(FileNotFoundError, NotADirectoryError), folder(image.parent, keep_out=self._qemu) as within:
+                name = copy_name(image, tag, part.kind)
+                return state_files.read(within, name, owners=_OURS, at_most=2 * MAX_BYTES)[0]
+        for path in (part.path, *self.former) if part.kind is Kind.NVRAM else ():
+            with suppress(FileNotFoundError, NotADirectoryError), folder(path.parent) as within:
+                return state_files.read(within, f"{path.name}.{tag}", owners=self._owners(within))[0]
         return None
 
     def _put_back(self, part: StatePart, copy: bytes) -> None:
         if part.folder:
-            _put_back_folder(part.path, copy)
+            self._put_back_folder(part.path, copy)
             return
-        with folder(self.images[0].parent) as within:
-            image = state_files.read_owner(within, self.images[0].name)
         with folder(part.path.parent) as within:
-            # if the file was lost, the owner of the disks must be able to open the new one
-            owned = state_files.owner(within, part.path.name) or Owner(uid=image.uid, gid=image.gid, mode=0o600)
+            owned = state_files.owner(within, part.path.name, owners=self._owners(within))
+            if owned is None:  # it was lost: the owner of the disks must be able to open the new one
+                image = self._image_owner or PRIVATE
+                owned = Owner(uid=image.uid, gid=image.gid, mode=0o600)
             state_files.write(within, part.path.name, copy, owned)
+
+    def _put_back_folder(self, path: Path, copy: bytes) -> None:
+        files = unpacked(copy, path.name)
+        _, owned = files.pop("", (b"", PRIVATE))
+        if not files:
+            raise NotPlain("a copy of another TPM")
+        _make_folder(path, owned)
+        with folder(path) as within:
+            for name, (content, of_file) in files.items():
+                now = state_files.owner(within, name, owners=self._owners(within))
+                state_files.write(within, name, content, now or of_file)
+            for name in {*os.listdir(within)} - _IGNORED - files.keys():
+                state_files.remove(within, name)
+            os.fsync(within)
+
+    # --- one part: a file, or a folder of files ---
+
+    def _is_present(self, part: StatePart) -> bool:
+        if part.folder:
+            return self._content(part) is not None
+        with folder(part.path.parent) as within:
+            return state_files.owner(within, part.path.name, owners=self._owners(within)) is not None
+
+    def _content(self, part: StatePart) -> bytes | None:
+        """The content of a copy of the part; None if the part does not exist."""
+        if part.folder:
+            files = self._files(part.path)
+            return packed(part.path.name, Owner.of(safe_files.status(part.path)), files) if files else None
+        try:
+            with folder(part.path.parent) as within:
+                return state_files.read(within, part.path.name, owners=self._owners(within))[0]
+        except FileNotFoundError:
+            return None
+
+    def _files(self, path: Path) -> dict[str, tuple[bytes, Owner]]:
+        """The files of a folder with their owners; empty if it does not exist. Raises NotPlain unless it has only a few
+        small files."""
+        found = {}
+        left = MAX_BYTES
+        try:
+            with folder(path) as within:
+                names = sorted({*os.listdir(within)} - _IGNORED)
+                if len(names) > MAX_FILES:
+                    raise NotPlain("too many files")
+                for name in names:
+                    with suppress(FileNotFoundError):  # a running TPM replaces its files
+                        found[name] = state_files.read(within, name, owners=self._owners(within), at_most=left)
+                        left -= len(found[name][0])
+        except FileNotFoundError:
+            return {}
+        return found
+
+    def _same(self, part: StatePart, copy: bytes) -> bool:
+        if not part.folder:
+            return self._content(part) == copy
+        then = {name: content for name, (content, _) in unpacked(copy, part.path.name).items() if name}
+        return then == {name: content for name, (content, _) in self._files(part.path).items()}
+
+    def _is_there(self, part: StatePart, copy: bytes) -> bool:
+        with suppress(NotPlain):  # for example a link, which will be replaced
+            return self._same(part, copy)
+        return False
 
 
 def copy_name(image: Path, tag: str, kind: Kind) -> str:
@@ -178,126 +268,44 @@ def _is_name(tag: str) -> bool:
 
 
 def _former_tags(variables: Path) -> Iterable[str]:
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(variables.parent) as entries:
-        for entry in entries:
-            tag = entry.name.removeprefix(f"{variables.name}.")
-            if tag != entry.name and tag.startswith(OUR_TAGS) and not tag.endswith((".new", *ENDINGS)):
+    with suppress(FileNotFoundError, NotADirectoryError), folder(variables.parent) as within:
+        for name in os.listdir(within):
+            tag = name.removeprefix(f"{variables.name}.")
+            if tag != name and tag.startswith(OUR_TAGS) and not tag.endswith((".new", *ENDINGS)):
                 yield tag
 
 
-# --- one part: a file, or a folder of files ---
-
-
-def _owner(part: StatePart) -> Owner | None:
-    if not part.folder:
-        with folder(part.path.parent) as within:
-            return state_files.owner(within, part.path.name)
-    return None if _content(part) is None else PRIVATE
-
-
-def _content(part: StatePart) -> bytes | None:
-    """The content of a copy of the part; None if the part does not exist."""
-    if part.folder:
-        files = _files(part.path)
-        return _packed(part.path, files) if files else None
-    try:
-        with folder(part.path.parent) as within:
-            return state_files.read(within, part.path.name)[0]
-    except FileNotFoundError:
-        return None
-
-
-def _files(path: Path) -> dict[str, tuple[bytes, Owner]]:
-    """The files of a folder with their owners; empty if it does not exist. Raises NotPlain unless it has only a few
-    small files."""
-    found = {}
-    left = MAX_BYTES
-    try:
-        with folder(path, follow=False) as within:
-            names = sorted({*os.listdir(within)} - _IGNORED)
-            if len(names) > MAX_FILES:
-                raise NotPlain("too many files")
-            for name in names:
-                with suppress(FileNotFoundError):  # a running TPM replaces its files
-                    found[name] = state_files.read(within, name, at_most=left)
-                    left -= len(found[name][0])
-    except FileNotFoundError:
-        return {}
-    return found
-
-
-def _packed(path: Path, files: dict[str, tuple[bytes, Owner]]) -> bytes:
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        with folder(path, follow=False) as within:
-            tar.addfile(_entry(path.name, Owner.of(os.fstat(within)), type=tarfile.DIRTYPE))
-        for name, (content, owned) in files.items():
-            entry = _entry(f"{path.name}/{name}", owned, type=tarfile.REGTYPE)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    return archive.getvalue()
-
-
-def _entry(name: str, owned: Owner, *, type: bytes) -> tarfile.TarInfo:  # noqa: A002 - tarfile's name
-    entry = tarfile.TarInfo(name)
-    entry.type, entry.uid, entry.gid, entry.mode = type, owned.uid, owned.gid, owned.mode
-    return entry
-
-
-def _unpacked(copy: bytes, name: str) -> dict[str, tuple[bytes, Owner]]:
-    """The files in the archived folder of that name, by name; "" is the folder itself."""
-    found = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(copy), mode="r:") as tar:
-            for entry in tar:
-                top, _, file = entry.name.partition("/")
-                if top != name or "/" in file or file in {".", ".."}:
-                    continue
-                owned = Owner(uid=entry.uid, gid=entry.gid, mode=entry.mode & 0o777)
-                if entry.isdir() and not file:
-                    found[""] = (b"", owned)
-                elif entry.isreg() and file and (content := tar.extractfile(entry)) is not None:
-                    found[file] = (content.read(), owned)
-    except tarfile.TarError as error:
-        raise NotPlain("not a copy of a TPM") from error
-    return found
+def _refuse_read_only(within: int) -> None:
+    if not os.access(".", os.W_OK | os.X_OK, dir_fd=within):
+        raise NotPlain(f"the folder {os.readlink(f'/proc/self/fd/{within}')} cannot be written to")
 
 
 def _fits(part: StatePart, copy: bytes) -> bool:
-    return not part.folder or bool(_unpacked(copy, part.path.name))
-
-
-def _put_back_folder(path: Path, copy: bytes) -> None:
-    files = _unpacked(copy, path.name)
-    _, owned = files.pop("", (b"", PRIVATE))
-    if not files:
-        raise NotPlain("a copy of another TPM")
-    _make_folder(path, owned)
-    with folder(path, follow=False) as within:
-        for name, (content, of_file) in files.items():
-            state_files.write(within, name, content, state_files.owner(within, name) or of_file)
-        for name in {*os.listdir(within)} - _IGNORED - files.keys():
-            state_files.remove(within, name)
-        os.fsync(within)
+    return not part.folder or bool(unpacked(copy, part.path.name))
 
 
 def _make_folder(path: Path, owned: Owner) -> None:
     """Create the folder with the modes of swtpm: everyone may enter the domain's folder; the one in it is private."""
-    path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-        os.chown(path, owned.uid, owned.gid)
-        path.chmod(owned.mode)
+    _ensure_folder(path.parent)
+    with folder(path.parent) as above:
+        try:
+            os.mkdir(path.name, 0o700, dir_fd=above)
+        except FileExistsError:
+            return
+        made = os.open(path.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    try:
+        if os.fstat(made).st_uid == os.geteuid():  # else it is not the one that was made
+            os.fchown(made, owned.uid, owned.gid)
+            os.fchmod(made, owned.mode & 0o777)
+    finally:
+        os.close(made)
 
 
-def _same(part: StatePart, copy: bytes) -> bool:
-    if not part.folder:
-        return _content(part) == copy
-    then = {name: content for name, (content, _) in _unpacked(copy, part.path.name).items() if name}
-    return then == {name: content for name, (content, _) in _files(part.path).items()}
-
-
-def _is_there(part: StatePart, copy: bytes) -> bool:
-    with suppress(NotPlain):  # for example a link, which will be replaced
-        return _same(part, copy)
-    return False
+def _ensure_folder(path: Path) -> None:
+    try:
+        with folder(path):
+            return
+    except FileNotFoundError:
+        _ensure_folder(path.parent)
+    with folder(path.parent) as above, suppress(FileExistsError):
+        os.mkdir(path.name, 0o711, dir_fd=above)

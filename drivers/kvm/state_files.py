@@ -1,21 +1,22 @@
 """Reads and atomically writes small files.
 
 They are in folders that others can write to (the users of QEMU and swtpm). So links are not followed, only regular
-files up to a maximum size are read, and a write goes to a new file that is then renamed.
+files up to a maximum size and with one name are read, only of owners that are expected there, and a write goes to a new
+file that is then renamed.
 """
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Set
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 MAX_BYTES = 64 << 20  # far more than the largest firmware that QEMU accepts; a TPM has some kB
+_MODES = 0o666  # of files that are written: a file that is put back is never executable or set-user-ID
 
 
 class NotPlain(OSError):
-    """Not a small regular file: a link, a device, a folder, or larger than MAX_BYTES."""
+    """Not a small regular file of an expected owner: a link, a device, a folder, or larger than MAX_BYTES."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +30,7 @@ class Owner:
         return cls(uid=status.st_uid, gid=status.st_gid, mode=stat.S_IMODE(status.st_mode))
 
 
-@contextmanager
-def folder(path: Path, *, follow: bool = True) -> Iterator[int]:
-    """A descriptor of the folder. `follow`: it may be a link, which is common for storage."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def read(within: int, name: str, *, at_most: int = MAX_BYTES) -> tuple[bytes, Owner]:
+def read(within: int, name: str, *, owners: Set[int], at_most: int = MAX_BYTES) -> tuple[bytes, Owner]:
     """The content and owner of a file in the folder. Raises FileNotFoundError, NotPlain, or another OSError."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -50,8 +41,7 @@ def read(within: int, name: str, *, at_most: int = MAX_BYTES) -> tuple[bytes, Ow
         raise NotPlain(error.errno, "cannot open it as a regular file") from error
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise NotPlain("not a regular file")
+        _refuse_odd(status, owners)
         with open(descriptor, "rb", closefd=False) as file:
             content = file.read(at_most + 1)
         if len(content) > at_most:
@@ -61,20 +51,25 @@ def read(within: int, name: str, *, at_most: int = MAX_BYTES) -> tuple[bytes, Ow
         os.close(descriptor)
 
 
-def owner(within: int, name: str) -> Owner | None:
+def owner(within: int, name: str, *, owners: Set[int]) -> Owner | None:
     """The file's owner; None if it does not exist. Raises NotPlain."""
     try:
         status = os.stat(name, dir_fd=within, follow_symlinks=False)
     except FileNotFoundError:
         return None
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-        raise NotPlain("not a small regular file")
+    _refuse_odd(status, owners)
+    if status.st_size > MAX_BYTES:
+        raise NotPlain("too large")
     return Owner.of(status)
 
 
-def read_owner(within: int, name: str) -> Owner:
-    """The owner of a file of any size; follows links."""
-    return Owner.of(os.stat(name, dir_fd=within))
+def _refuse_odd(status: os.stat_result, owners: Set[int]) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise NotPlain("not a regular file")
+    if status.st_nlink > 1:  # by a hard link, a folder's owner gives a name to a file that is not his
+        raise NotPlain("it has several names")
+    if status.st_uid not in owners:
+        raise NotPlain(f"it belongs to another user: {status.st_uid}")
 
 
 def write(within: int, name: str, content: bytes, owned: Owner) -> None:
@@ -87,7 +82,7 @@ def write(within: int, name: str, content: bytes, owned: Owner) -> None:
         file.write(content)
         file.flush()
         os.fchown(file.fileno(), owned.uid, owned.gid)
-        os.fchmod(file.fileno(), owned.mode)
+        os.fchmod(file.fileno(), owned.mode & _MODES)
         os.fsync(file.fileno())
     os.rename(fresh, name, src_dir_fd=within, dst_dir_fd=within)
     os.fsync(within)

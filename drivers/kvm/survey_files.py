@@ -18,7 +18,7 @@ from drivers.kvm.domain_xml import Hardware, hardware, unknown_volume
 from drivers.kvm.judgement import judge_disks
 from drivers.kvm.sharing import FileId
 from drivers.kvm.survey import surveyed_disks
-from drivers.qcow2_tables import MAGIC
+from drivers.qcow2_header import MAGIC
 
 OTHER_IMAGES = frozenset({".img", ".raw", ".vmdk", ".vdi", ".vhd", ".vhdx", ".qed"})
 MAX_XML_BYTES = 16 << 20

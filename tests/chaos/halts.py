@@ -29,7 +29,8 @@ fi
 case "$1.$$" in snapshot.*[02468]) sleep 0.15 ;; esac
 if [ -s "{refusal}" ]; then
     read -r action disk <"{refusal}"
-    case " $* " in *" $action "*"$disk"*) rm -f "{refusal}"; echo "refused by the campaign" >&2; exit 1 ;; esac
+    open="$*" && open="${{open##*/proc/self/fd/}}" && disks="$(readlink "/proc/$$/fd/${{open%%\\"*}}")"
+    case " $* $disks " in *" $action "*"$disk"*) rm -f "{refusal}"; echo "refused by the campaign" >&2; exit 1 ;; esac
 fi
 exec {real} "$@"
 """

@@ -22,6 +22,7 @@ from drivers.base import (
     DiskFailed,
     DriverError,
     InvalidState,
+    Power,
     ServerInUse,
     SnapshotNotFound,
     SnapshotSpec,
@@ -73,6 +74,7 @@ class TestRefusedBeforeTheStop:
             ("broken bitmaps", "disk vdb cannot be read|QEMU cannot open disk vdb"),
             ("data file", "external data file"),
             ("base of which only QEMU knows", "QEMU cannot open disk vdb with all its backing files"),
+            ("base that may name other files", "a backing file has the format vmdk, which is not supported"),
         ],
     )
     async def test_an_image_that_would_fail_later_is_refused_by_name(
@@ -121,6 +123,32 @@ class TestRefusedBeforeTheStop:
         async with held(base, seconds=60):
             with pytest.raises(UnsupportedServer, match="backing file of disk vda is being written to"):
                 await kvm_bench.hypervisor.layout(1)
+
+    @pytest.mark.parametrize(
+        ("at", "form", "value", "text"),
+        [
+            (72, ">Q", 1 << 2, "it stores its data in an external data file"),
+            (60, ">I", 1 << 20, "it has too many snapshots: 1048576"),
+            (20, ">I", 63, "its cluster_bits are out of range: 63"),
+        ],
+    )
+    async def test_a_header_that_a_guest_has_forged_while_it_ran_stops_nobody(
+        self, kvm_bench: KvmBench, at: int, form: str, value: int, text: str
+    ) -> None:
+        await kvm_bench.add_server(1, running=True)
+        await kvm_bench.add_server(2, running=True)
+        path = kvm_bench.path(1, "vda")
+        honest = path.read_bytes()[:512]
+        patch(path, at, form, value)
+        with pytest.raises(UnsupportedServer, match=f"disk vda cannot be read as qcow2: {text}"):
+            await kvm_bench.hypervisor.layout(1)
+        with pytest.raises(DriverError):
+            await kvm_bench.hypervisor.take_snapshot(1, SPEC)
+        assert await kvm_bench.hypervisor.power(1) is Power.ON
+        await kvm_bench.hypervisor.layout(2)
+        with path.open("r+b") as file:
+            file.write(honest)
+        await kvm_bench.hypervisor.layout(1)
 
     async def test_a_disk_that_others_hold_is_refused_while_the_server_is_off(self, kvm_bench: KvmBench) -> None:
         await kvm_bench.add_server(1)
@@ -565,7 +593,10 @@ def make_odd(folder: Path, odd: str) -> Path:  # noqa: C901, PLR0912, PLR0915 - 
         case "data file":
             qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={path}.raw", str(path), "64M")
         case "base of which only QEMU knows":
-            base.write_bytes(b"no vmdk" * 1000)
+            base.write_bytes(b"no vdi" * 1000)
+            over(base, "vdi")
+        case "base that may name other files":
+            qemu_img("create", "-q", "-f", "vmdk", str(base), "64M")
             over(base, "vmdk")
         case _:
             raise AssertionError(odd)

@@ -41,7 +41,7 @@ class Answer:
         assert (self.status, self.body["code"]) == (status, code), self.raw
         assert self.headers["Content-Type"] == "application/problem+json"
         keys = ["type", "title", "status", "detail", "code", "request_id"]
-        assert list(self.body) in (keys, [*keys, "errors"])
+        assert list(self.body) in (keys, [*keys, "errors"], [*keys, "conflicts_with"])
         assert self.body["status"] == status
         assert self.body["request_id"] == self.headers["X-Request-Id"]
         return self.body
@@ -124,12 +124,13 @@ NO_NAMES = Names({})
 
 @asynccontextmanager
 async def serving(
-    cell: Cell, *, names: Names = NO_NAMES, metrics: Metrics | None = None, **settings: Any
+    cell: Cell, *, names: Names = NO_NAMES, metrics: Metrics | None = None, token: str | None = None, **settings: Any
 ) -> AsyncIterator[FrontEnd]:
-    """`settings`: those that the test shortens or changes."""
+    """`token`: a customer's that is there already. `settings`: those that the test shortens or changes."""
     given = ApiSettings.model_validate({"port": 0, **settings})
     tokens = Tokens(cell.redis)
-    new = await tokens.create(name="a customer", account_id=ACCOUNT, permissions=READ_WRITE)
+    if token is None:
+        token = (await tokens.create(name="a customer", account_id=ACCOUNT, permissions=READ_WRITE)).secret
     app = build(cell.redis, given, metrics=metrics, resolver=names)
     async with listening(app, given) as address, ClientSession() as client:
-        yield FrontEnd(app=app, client=client, port=int(address[1]), cell=cell, tokens=tokens, token=new.secret)
+        yield FrontEnd(app=app, client=client, port=int(address[1]), cell=cell, tokens=tokens, token=token)

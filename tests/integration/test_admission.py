@@ -69,7 +69,7 @@ async def test_of_200_creates_at_once_exactly_one_is_accepted(cell: Cell) -> Non
     accepted = [answer for answer in answers if isinstance(answer, Admitted)]
     busy = [answer for answer in answers if isinstance(answer, errors.ServerBusy)]
     assert (len(accepted), len(busy)) == (1, 199)
-    assert {refusal.job_id for refusal in busy} == {accepted[0].job.id}
+    assert {refusal.in_the_way.job_id for refusal in busy if refusal.in_the_way} == {accepted[0].job.id}
     assert await cell.redis.zcard("arq:queue:n1") == 1
     assert await snapshots(cell) == [accepted[0].snapshot.id]
 
@@ -271,6 +271,24 @@ async def test_a_suspended_server_is_neither_snapshotted_nor_restored(cell: Cell
     with pytest.raises(errors.ServerNotReady):
         await cell.store.restore(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
     await cell.store.delete(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
+
+
+async def test_what_is_old_leaves_the_lists_of_jobs_and_the_streams_of_events(cell: Cell) -> None:
+    redis, lists = cell.redis, ("jobs", f"account:{ACCOUNT}:jobs", "jobs:kind:create", "jobs:node:n1")
+    for key in lists:
+        await redis.zadd(key, {"old": 1})
+        await redis.pexpire(key, 30 * 86_400_000)  # it was not trimmed for a day
+    async with redis.pipeline(transaction=False) as pipe:
+        for key, many in ((f"account:{ACCOUNT}:events", 1500), ("events", 11_000)):
+            for _ in range(many):
+                pipe.xadd(key, {"account": str(ACCOUNT)})
+        await pipe.execute()
+
+    await cell.create()
+
+    assert [await redis.zcard(key) for key in lists] == [1] * len(lists)
+    assert await redis.xlen(f"account:{ACCOUNT}:events") <= 1100  # whole nodes of a stream go, not single entries
+    assert await redis.xlen("events") <= 10_100
 
 
 async def test_a_list_is_newest_first_by_pages_and_by_server(cell: Cell) -> None:

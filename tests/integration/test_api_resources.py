@@ -324,6 +324,7 @@ class TestIdempotency:
         assert [answer.status for answer in (*restore, *undo, *cancel)] == [200, 200, 202, 202, 200, 200]
         for first, again in (restore, undo, cancel):
             assert first.raw == again.raw
+            assert [answer.headers.get("Idempotent-Replayed") for answer in (first, again)] == [None, "true"]
 
     async def test_a_refusal_is_decided_anew(self, api: FrontEnd) -> None:
         holder = await api.create("holder")

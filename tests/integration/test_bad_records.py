@@ -8,7 +8,7 @@ record itself may be missing, and operators are told its key.
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -216,7 +216,7 @@ async def _made(cell: Cell, *, servers: int) -> AsyncIterator[World]:
     await cell.redis.flushdb()
     webhooks = await _have_webhooks(cell)
     hosted = [await _hosted(cell, number) for number in range(servers)]
-    await Audit(cell.redis, kept=timedelta(days=1)).write({"token": "t", "job": "x"}, now=datetime.now(UTC))
+    await Audit(cell.redis, kept=timedelta(days=1)).write({"token": "t", "job": "x"})
     async with _serving(cell) as api:
         ops = await api.new_token(account=None, permissions={Permission.OPERATOR})
         browser = Browser(client=api.client, port=api.port)

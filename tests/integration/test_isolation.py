@@ -80,7 +80,7 @@ async def world(cell: Cell) -> AsyncIterator[World]:
 
 async def kept(world: World) -> dict[str, bytes]:
     """All that the store has of the other account."""
-    redis, not_its_own = world.api.cell.redis, (b"calls:", b"audit", b"node")
+    redis, not_its_own = world.api.cell.redis, (b"calls:", b"probe:", b"audit", b"node", b"clock")
     keys = [key async for key in redis.scan_iter("*") if not key.startswith(not_its_own)]
     return {key.decode(): await redis.dump(key) for key in sorted(keys)}
 

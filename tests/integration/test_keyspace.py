@@ -23,11 +23,13 @@ from worker.program import tracing
 from worker.scheduler import Scheduler
 from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Permission
+from worker.store.chores.cell_clock import CellClock
 from worker.store.chores.chores import Chores
 from worker.store.errors import RecordUnreadable
 from worker.store.model import JobId, JobKind, JobState, ServerId, SnapshotId, Step
 from worker.store.nodes.node_store import BegunJob, ClaimRefused, ReportedServer
 from worker.store.reports import JobReport, NodeFacts, Pool, StepBegun
+from worker.store.webhooks.deliveries import Deliveries
 from worker.store.webhooks.webhooks import WebhookChange, Webhooks
 
 ROOT = Path(__file__).parents[2]
@@ -134,6 +136,8 @@ async def seen(cell: Cell, redis_server: RedisServer) -> Keyspace:
         await _schedules(seen, api)
         await _failures(seen, ops, snapshot_id)
         await _nodes(seen, ops)
+        await seen.look()
+    await _steps(seen)
     await _without_front_end(seen, redis_server)
     await _damaged(seen)
     return seen
@@ -265,6 +269,19 @@ async def _nodes(seen: Keyspace, ops: Ops) -> None:
     await ops.post("nodes/n1/resume/", {"reason": "done"})
 
 
+async def _steps(seen: Keyspace) -> None:
+    """Redis's clock is set forward twice; the second time all was down meanwhile."""
+    redis = seen.cell.redis
+    clock = CellClock(redis)
+    await clock.compare()
+    for is_known in (True, False):
+        await seen.cell.raw("HINCRBY", "clock", "shown_ms", -3_600_000)
+        if not is_known:
+            clock = CellClock(redis)
+        await clock.compare()
+        await seen.look()
+
+
 async def _without_front_end(seen: Keyspace, redis_server: RedisServer) -> None:
     """Wake-ups that nobody has taken yet; then a worker takes a job."""
     cell = seen.cell
@@ -272,8 +289,11 @@ async def _without_front_end(seen: Keyspace, redis_server: RedisServer) -> None:
     job_id = (await cell.create("last")).job.id
     webhooks = Webhooks(cell.redis)
     change = WebhookChange(url="http://127.0.0.1:1/", description="", events=[], enabled=True)
-    webhook = (await webhooks.create(account_id=ACCOUNT, change=change)).webhook
-    await webhooks.test(account_id=ACCOUNT, webhook_id=webhook.id)
+    for _ in range(2):
+        webhook = (await webhooks.create(account_id=ACCOUNT, change=change)).webhook
+        await webhooks.test(account_id=ACCOUNT, webhook_id=webhook.id)
+    await seen.look()
+    await Deliveries(cell.redis).claim(lease_seconds=60, most=1)  # of the two that wait for their turn
     await seen.look()
     jobs = Jobs()
     async with at_work(redis_server.socket, jobs, max_jobs=100):

@@ -50,7 +50,7 @@ async def token_for(api: FrontEnd, call: AnyCall) -> str:
 async def kept(api: FrontEnd) -> dict[bytes, bytes]:
     """All that the store has, but what it has of the calls themselves."""
     redis = api.cell.redis
-    keys = [key async for key in redis.scan_iter("*") if not key.startswith((b"calls:", b"audit"))]
+    keys = [key async for key in redis.scan_iter("*") if not key.startswith((b"calls:", b"probe:", b"audit", b"clock"))]
     return {key: await redis.dump(key) for key in sorted(keys)}
 
 

@@ -22,6 +22,7 @@ from tests.node_process import Kind, command
 from tests.queueing import PATIENCE_SECONDS, QUEUE, Jobs, at_work, client, put, until, until_told, wake
 from worker.node_worker import NodeWorker
 from worker.store import arq_queue as queue
+from worker.store import scripts
 
 
 @pytest.fixture(autouse=True)
@@ -351,7 +352,8 @@ async def test_a_job_whose_run_broke_is_tried_again_later(
 async def test_a_job_is_put_off_once_although_the_answer_was_lost(redis: ArqRedis, redis_server: RedisServer) -> None:
     jobs = Broken()
     async with lossy_way(redis_server.socket) as way, at_work(way.socket, jobs) as worker:
-        way.lose("ZADD")
+        await redis.script_load(scripts.text("nodes/put_back"))  # so that it is done at once
+        way.lose("put_off_ms")
         await put(redis, "old", at_ms=int(time.time() * 1000) - 86_400_000)  # queued yesterday
         await jobs.have_started("old")
         await until(lambda: not worker.tasks)

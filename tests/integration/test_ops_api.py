@@ -511,6 +511,7 @@ class TestOnce:
 
         assert {answer.status for answer in answers} == {reply.status for reply in operation.replies}
         assert len({answer.raw for answer in answers}) == 1
+        assert [answer.headers.get("Idempotent-Replayed") for answer in answers].count("true") == 4
         more_jobs = 1 if operation.id in {"ops_retry_job", "ops_bulk_jobs"} else 0
         assert len(await ops.listed()) == jobs + more_jobs
         more_tokens = 1 if operation.id == "ops_create_token" else 0

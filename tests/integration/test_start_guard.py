@@ -1,6 +1,7 @@
 """No VM boots on disks that a job was just changing when all died, whoever starts it and however early."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import tempfile
@@ -56,8 +57,32 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
         yield opened
 
 
+@pytest.mark.parametrize("environment", [{}, {"PYTHONPATH": "."}])
+def test_the_hook_imports_nothing_from_its_working_directory(tmp_path: Path, environment: dict[str, str]) -> None:
+    # libvirt's working directory may be a folder that others write to
+    (tmp_path / "libvirt").mkdir()
+    install_hook(Daemon(tmp_path / "libvirt"), tmp_path)
+    planted = tmp_path / "planted"
+    for name in ("worker", "tomllib", "sqlite3"):
+        (planted / name).mkdir(parents=True)
+        (planted / name / "__init__.py").write_text("open('was_run', 'w')")
+    hook = tmp_path / "libvirt" / "etc" / "hooks" / "qemu.d" / "vps-snapshots"
+    Journal(tmp_path / "journal.sqlite").close()
+    done = subprocess.run(
+        [hook, "domain", "prepare", "begin", "-"],
+        input=DOMAIN.format(id=SERVER),
+        text=True,
+        check=False,
+        capture_output=True,
+        cwd=planted,
+        env={"PATH": os.defpath, **environment},
+    )
+    assert not (planted / "was_run").exists()
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def asked(settings: Path, domain: str) -> int:
-    command = [sys.executable, "-m", "worker.start_guard", str(settings)]
+    command = [sys.executable, "-I", "-m", "worker.start_guard", str(settings)]
     done = subprocess.run(command, input=domain, text=True, check=False, capture_output=True)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode

@@ -21,7 +21,7 @@ from tests.integration.test_api_program import Program
 from tests.queueing import until, until_told
 from worker.store.model import AccountId, JobId, JobState, Step
 from worker.store.webhooks.deliveries import Deliveries, Result
-from worker.store.webhooks.webhooks import JobEvent
+from worker.store.webhooks.webhooks import JobEvent, WebhookChange, Webhooks
 
 WEBHOOKS = "/api/v1/webhooks/"
 OTHERS = AccountId(78)
@@ -212,6 +212,7 @@ class TestCalls:
             key = {"Idempotency-Key": call}
             first, again = [await api.call("POST", f"{path}{call}/", headers=key) for _ in range(2)]
             assert first.raw == again.raw
+            assert [answer.headers.get("Idempotent-Replayed") for answer in (first, again)] == [None, "true"]
         assert len(await log_of(api, answers[0].body)) == 1
 
         redis = api.cell.redis
@@ -337,6 +338,38 @@ class TestDeliveries:
             await slow.has(2)  # the first has come to its limit of time: then those that waited, some at a time
             assert len(slow.got) <= 1 + AT_ONCE
 
+    async def test_accounts_whose_receivers_all_hang_hold_no_other_account_back(self, cell: Cell) -> None:
+        async with (
+            receiving() as slow,
+            receiving() as works,
+            serving(cell, webhooks_to_private=True, webhook_seconds=600.0) as api,
+        ):
+            slow.open.clear()
+            webhooks = Webhooks(cell.redis)
+            for account in range(1000, 1030):
+                for _ in range(10):
+                    change = WebhookChange(url=slow.url, description="", events=list(JobEvent), enabled=True)
+                    made_by = await webhooks.create(account_id=AccountId(account), change=change)
+                    await webhooks.test(account_id=AccountId(account), webhook_id=made_by.webhook.id)
+            await send_test(api, await made(api, works.url))
+            await works.has(1)  # none of the others has come to its end
+            await slow.has(300)  # and they hold each other back for seconds only
+            slow.open.set()
+
+    async def test_accounts_take_turns(self, cell: Cell) -> None:
+        webhooks, deliveries = Webhooks(cell.redis), Deliveries(cell.redis)
+        owners = {}
+        for account in (1, 1, 1, 1, 2, 2, 3):
+            change = WebhookChange(url=URL, description="", events=list(JobEvent), enabled=True)
+            made_by = await webhooks.create(account_id=AccountId(account), change=change)
+            await webhooks.test(account_id=AccountId(account), webhook_id=made_by.webhook.id)
+            owners[made_by.webhook.id] = account
+        turns = []
+        while claim := await deliveries.claim(lease_seconds=60, most=8):
+            turns.append(owners[claim.webhook_id])
+            await asyncio.sleep(0.002)  # another millisecond
+        assert turns == [1, 2, 3, 1, 2, 1, 1]
+
     async def test_the_log_is_paged_and_bounded(self, api: FrontEnd, receiver: Receiver) -> None:
         webhook = await made(api, receiver.url)
         await send_test(api, webhook)
@@ -348,6 +381,13 @@ class TestDeliveries:
         await redis.zadd(log, {f"old-{n}": 1 for n in range(5)})  # more than 7 days ago
         await send_test(api, webhook)
         assert await redis.zcard(log) == 3
+
+        now_ms = datetime.now(UTC).timestamp() * 1000
+        await redis.zadd(log, {f"recent-{n:04}": now_ms - 5000 + n for n in range(1000)})
+        await redis.hset("delivery:recent-0000", "v", "1")  # type: ignore[misc]  # typed for the blocking client too
+        await send_test(api, webhook)
+        assert await redis.zcard(log) == 1000
+        assert not await redis.exists("delivery:recent-0000")
 
 
 class TestSenders:

@@ -40,11 +40,11 @@ class Hostile:
     refused: list[tuple[str, str]] = field(default_factory=list)
 
     async def everything(self) -> dict[bytes, Any]:
-        """All that Redis holds besides what a node may write of itself, and the count of what was refused."""
+        """All that Redis holds besides the time, what a node may write of itself, and the count of what was refused."""
         return {
             key: await kept(self.cell, key)
             async for key in self.cell.redis.scan_iter(count=1000)
-            if not key.startswith((b"refused_claim", b"node:n2", b"nodes"))
+            if not key.startswith((b"refused_claim", b"node:n2", b"nodes", b"clock"))
         }
 
     async def told(self) -> dict[bytes, int]:

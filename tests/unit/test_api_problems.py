@@ -19,8 +19,6 @@ def every_refusal() -> list[type[errors.Refused]]:
 
 
 def made(kind: type[errors.Refused]) -> errors.Refused:
-    if kind is errors.ServerBusy:
-        return errors.ServerBusy("Held by job j1.", job_id="j1")
     return kind("What is true.")
 
 

@@ -13,12 +13,14 @@ import pytest
 from arq.connections import ArqRedis
 from pydantic import ValidationError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import ReadOnlyError, RedisError
 
 from tests.conftest import RedisServer, needs
 from tests.lossy import lossy_way
 from tests.queueing import until_told
+from tests.trouble import cannot_save
 from worker.store.redis_client import RedisSettings, connect
+from worker.store.trouble import AnswerLost, CutOff, TooSlow
 
 BOUND_SECONDS = 20
 
@@ -129,10 +131,57 @@ async def test_a_command_whose_answer_was_lost_is_not_sent_twice(
     ):
         await client.ping()
         way.lose("INCR")
-        with pytest.raises(RedisConnectionError):
+        with pytest.raises(CutOff):
             await ask(client)
         assert await redis.get("counted") == b"1"
         assert await client.incr("counted") == 2  # and the next command has a connection again
+
+
+async def test_an_answer_that_comes_too_late_is_lost(redis_server: RedisServer, redis: ArqRedis) -> None:
+    async with connected(RedisSettings(url=f"unix://{redis_server.socket}", command_seconds=0.2)) as client:
+        await client.ping()
+        await redis.execute_command("CLIENT", "PAUSE", "2000", "WRITE")  # type: ignore[no-untyped-call]
+        with pytest.raises(TooSlow):
+            await client.incr("counted")
+        await redis.execute_command("CLIENT", "UNPAUSE")  # type: ignore[no-untyped-call]
+
+
+async def test_a_command_that_was_not_sent_is_not_said_to_be_lost(tmp_path: Path) -> None:
+    async with connected(RedisSettings(url=f"unix://{tmp_path}/none.sock")) as client:
+        with pytest.raises(RedisConnectionError) as refused:
+            await client.incr("counted")
+    assert not isinstance(refused.value, AnswerLost)
+
+
+async def test_what_the_connection_says_of_its_own_is_no_command(redis_server: RedisServer, redis: ArqRedis) -> None:
+    async with (
+        lossy_way(redis_server.socket) as way,
+        connected(RedisSettings(url=f"unix://{way.socket}")) as client,
+    ):
+        way.lose("SETINFO")
+        with pytest.raises(RedisConnectionError) as cut:
+            await client.incr("counted")
+        assert way.lost == 1
+        assert not isinstance(cut.value, AnswerLost)
+        await client.incr("counted")
+        (idle,) = client.connection_pool._available_connections
+        idle.next_health_check = 0
+        way.lose("PING")
+        with pytest.raises(RedisConnectionError) as cut:
+            await client.incr("counted")
+        assert not isinstance(cut.value, AnswerLost)
+    assert await redis.get("counted") == b"1"
+
+
+async def test_a_connection_that_was_idle_reads_from_a_redis_that_can_not_save(
+    redis_server: RedisServer, redis: ArqRedis
+) -> None:
+    async with connected(RedisSettings(url=f"unix://{redis_server.socket}")) as client:
+        await client.set("kept", "1")
+        async with cannot_save(redis, redis_server):
+            (idle,) = client.connection_pool._available_connections
+            idle.next_health_check = 0  # it is tried with a PING, which Redis refuses
+            assert await client.get("kept") == b"1"
 
 
 async def test_a_redis_that_hangs_is_given_up(tmp_path: Path) -> None:
@@ -272,6 +321,15 @@ async def test_the_master_that_a_sentinel_names_is_reached_behind_one_that_is_de
         await comes_to_answer(client)
         assert "role:master" in str(await client.info("replication")).replace("'", "").replace(": ", ":")
         assert (await client.client_info())["db"] == 3
+
+
+async def test_a_master_that_was_demoted_refuses_and_has_not_lost_the_command(sentinel: tuple[int, str]) -> None:
+    port, master = sentinel
+    async with connected(RedisSettings(sentinels=[f"127.0.0.1:{port}"], sentinel_master=master)) as client:
+        await comes_to_answer(client)
+        await client.replicaof("127.0.0.1", 1)
+        with pytest.raises(ReadOnlyError):
+            await client.set("a", "1")
 
 
 async def test_a_master_that_no_sentinel_knows_is_trouble_with_redis(sentinel: tuple[int, str]) -> None:

@@ -78,6 +78,11 @@ def test_the_examples_show_the_defaults_but_for_where_redis_is(name: str) -> Non
     }
 
 
+def test_the_worker_may_take_rights_from_qemu_img() -> None:
+    allowed = unit_options("vps-snapshots-worker.service")["Service"]["CapabilityBoundingSet"].split()
+    assert {"CAP_SETPCAP", "CAP_DAC_OVERRIDE"} <= {*allowed}
+
+
 def test_a_stop_gives_the_worker_the_time_to_drain() -> None:
     service = unit_options("vps-snapshots-worker.service")["Service"]
     drain = WorkerSettings.model_fields["drain_seconds"].default

@@ -7,11 +7,11 @@ import pytest
 
 from drivers import image_chain
 
-NAME_AT = 512
+NAME_AT, HEADER_BYTES = 512, 104
 
 
 def image(path: Path, below: bytes) -> Path:
-    head = struct.pack(">4sIQI", b"QFI\xfb", 3, NAME_AT, len(below))
+    head = struct.pack(">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", 3, NAME_AT, len(below), 16, *([0] * 11), 4, HEADER_BYTES)
     path.write_bytes(head.ljust(NAME_AT, b"\0") + below)
     return path
 

@@ -202,3 +202,42 @@ def test_a_journal_of_a_later_version_is_left_alone(path: Path) -> None:
     sqlite3.connect(path).execute("PRAGMA user_version = 99").connection.close()
     with pytest.raises(NewerJournal):
         Journal(path)
+
+
+@pytest.mark.parametrize("before", [None, 0o644])
+def test_only_its_owner_can_read_it_whatever_the_umask(tmp_path: Path, before: int | None) -> None:
+    path = tmp_path / "journal.sqlite"
+    umask = os.umask(0o022)
+    try:
+        if before is not None:  # of an older worker, outside of its unit
+            with closing(sqlite3.connect(path)) as old:
+                old.execute("PRAGMA journal_mode = WAL")
+                old.execute("CREATE TABLE some (x)")
+                path.with_name("journal.sqlite-wal").chmod(before)
+                path.chmod(before)
+                with closing(Journal(path)):
+                    pass
+        with closing(Journal(path)) as journal:
+            journal.begin(TASK, Step.PREFLIGHT)
+            modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.glob("journal.sqlite*")}
+    finally:
+        os.umask(umask)
+    assert modes == dict.fromkeys(("journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"), 0o600)
+
+
+def test_links_in_the_places_of_its_other_files_are_not_followed(path: Path) -> None:
+    host = path.with_name("host")
+    host.write_text("of the host")
+    path.with_suffix(".ballast").symlink_to(host)
+    path.with_name("worker.lock").symlink_to(host)
+    Journal(path).close()
+    with pytest.raises(OSError, match="symbolic links"):
+        NodeLock(path.parent).take()
+    assert host.read_text() == "of the host"
+
+
+def test_a_link_in_its_place_is_not_followed(path: Path) -> None:
+    path.symlink_to(path.with_name("elsewhere"))
+    with pytest.raises(JournalFailed):
+        Journal(path)
+    assert not path.with_name("elsewhere").exists()

@@ -97,3 +97,42 @@ def test_every_script_is_called_by_its_name() -> None:
     python = "".join(path.read_text() for path in Path("worker").rglob("*.py"))
     assert {name for name in SCRIPTS if f'"{name}"' not in python} == set()
     assert set(re.findall(r'(?:_call|_claim|_do|load)\((?:[a-z_.]+, )?"([a-z_]+/[a-z_]+)"', python)) <= set(SCRIPTS)
+
+
+WRITES = re.compile(
+    r"redis\.call\('(?:SET|DEL|PEXPIRE(?:AT)?|H(?:SET|SETNX|DEL|INCRBY)|L(?:PUSH|POP|TRIM)|RPUSH|[SXZ]ADD|SREM|XTRIM|ZREM\w*)'"
+)
+
+
+def writing() -> set[str]:
+    """The functions of modules that write, themselves or by another one."""
+    source = "".join(scripts.source(f"shared/{module}") for module in MODULES)
+    bodies = dict(re.findall(r"^local function (\w+)(.*?)^end", source, re.MULTILINE | re.DOTALL))
+    found = {name for name, body in bodies.items() if WRITES.search(body)}
+    while more := {name for name, body in bodies.items() if used(body, found)} - found:
+        found |= more
+    return found
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_that_only_reads_says_so(name: str) -> None:
+    lua = scripts.source(name)
+    # `take` writes a counter, by `try`
+    writes = WRITES.search(lua) is not None or bool(used(lua, writing() - {"take"}))
+    notes = "notes" in scripts.includes(lua) or used(lua, {"set_aside"}) != set()
+    assert scripts.only_reads(name) == (not writes)
+    assert ("-- Only reads and notes." in lua) == notes
+
+
+def test_only_the_clock_reads_redis_own() -> None:
+    sources = {name: scripts.source(name) for name in [*SCRIPTS, *(f"shared/{module}" for module in MODULES)]}
+    assert [name for name, lua in sources.items() if "'TIME'" in lua] == ["shared/clock", "shared/guard"]
+    python = {path: path.read_text() for folder in ("api", "worker") for path in Path(folder).rglob("*.py")}
+    assert [path for path, text in python.items() if re.search(r"(redis|pool|pipe)\.time\(", text)] == []
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if "REPL_NONE" in scripts.source(name)])
+def test_a_script_whose_writes_are_not_persisted_reads_the_time_before(name: str) -> None:
+    """The clock's own note would have them persisted again."""
+    lua = scripts.source(name)
+    assert "now_ms()" in lua[: lua.index("redis.set_repl(redis.REPL_NONE)")]

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Self, TypeVar
 
 import structlog
@@ -16,17 +16,17 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError, ResponseError
 
 from worker.program import tracing
-from worker.store import errors, records, scripts
+from worker.store import errors, records, scripts, trouble
 from worker.store.model import AccountId, Job, JobId, JobKind, ServerState
 from worker.store.unreadable import Unreadable, noticing
 
 IDEMPOTENCY_KEPT_SECONDS = 86_400.0
-_REDIS_REFUSES = ("MISCONF", "NOREPLICAS")  # may come from a script's write; any other error in a script is a bug
 
 log = structlog.stdlib.get_logger()
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
+Found = TypeVar("Found")
 TOLD_AGAIN_SECONDS = 600.0  # until an unreadable record that is met again is put into the operators' list anew
 TOLD_MOST = 1000  # unreadable records that a process remembers
 _UNREADABLE = re.compile(r"UNREADABLE (?P<kind>token:[a-z]+(?=:)|[a-z]+)")  # as `shared/records.lua` ends a script
@@ -67,13 +67,14 @@ class CursorPage(Generic[Item]):
         return cls(count=None if count < 0 else count, after=cursor, results=results)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Idempotency:
     """The caller's own key for a request: a repeated request with the same key gets the first one's answer."""
 
     key: str
     fingerprint: str  # of the whole request: the same key with a different request is refused
     owner: str = ""  # of the key, if not the account
+    replayed: bool = field(default=False, init=False)  # whether it was answered with the first one's answer
 
     def of_one(self, item: str) -> Self:
         """The key for one part of a bulk request."""
@@ -82,12 +83,13 @@ class Idempotency:
 
 def script_broke(error: BaseException | None) -> bool:
     """Whether Redis works, but one of our scripts has failed, for example on a record that it cannot read."""
-    return type(error) is ResponseError and "user_script" in str(error) and not str(error).startswith(_REDIS_REFUSES)
+    return type(error) is ResponseError and "user_script" in str(error) and trouble.why_read_only(error) is None
 
 
 @contextmanager
-def redis_answers() -> Iterator[None]:
-    """Raise every error of Redis as StoreUnavailable: unreachable, slow, full and read-only look alike."""
+def redis_answers(*, changing: bool = True) -> Iterator[None]:
+    """Raise every error of Redis as StoreUnavailable: as StoreReadOnly if it refuses writes, as OutcomeUnknown if its
+    reply to a command that is `changing` something was lost."""
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
@@ -95,7 +97,21 @@ def redis_answers() -> Iterator[None]:
             raise errors.RecordUnreadable.of(kind=unreadable["kind"]) from error
         if script_broke(error):
             log.exception("store.script_broke")
+        if trouble.why_read_only(error) is not None:
+            raise errors.StoreReadOnly.of() from error
+        if changing and isinstance(error, trouble.AnswerLost):
+            raise errors.OutcomeUnknown.of() from error
         raise errors.StoreUnavailable.of() from error
+
+
+async def reading(ask: Callable[[], Awaitable[Found]]) -> Found:
+    """What `ask` finds in Redis, which changes nothing: it is called once more if the connection is cut. Raises
+    StoreUnavailable."""
+    with redis_answers(changing=False):
+        try:
+            return await ask()
+        except trouble.CutOff:  # the connection had been idle, or Redis was restarted
+            return await ask()
 
 
 class Scripts:
@@ -104,15 +120,18 @@ class Scripts:
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
         self._loaded: dict[str, AsyncScript] = {}
-        self._told: dict[str, float] = {}  # keys of unreadable records, and when the operators were told
+        self._unreadable_told: dict[str, float] = {}  # keys of unreadable records, and when the operators were told
 
     async def _call(self, name: str, ask: Mapping[str, Any]) -> Any:
-        """Run the script `name` ("customers/find"). Raises StoreUnavailable or RecordUnreadable."""
+        """Run the script `name` ("customers/find"). Raises StoreUnavailable or RecordUnreadable; if it changes
+        something, also StoreReadOnly and OutcomeUnknown."""
+        if scripts.only_reads(name):
+            return await reading(lambda: self._run(name, ask))
         with redis_answers():
             return await self._run(name, ask)
 
     async def _admit(self, ask: Mapping[str, Any]) -> list[Any]:
-        """Run `customers/admit` in a span that the job's span continues. Raises StoreUnavailable."""
+        """Run `customers/admit` in a span that the job's span continues. Raises as `_call` does."""
         attributes = {"vps_snapshots.job.kind": ask["kind"]}
         with redis_answers(), tracing.span(f"admit {ask['kind']}", attributes, kind=SpanKind.PRODUCER) as span:
             answer: list[Any] = await self._run("customers/admit", {**ask, **tracing.carried()})
@@ -144,28 +163,29 @@ class Scripts:
             try:
                 return read()
             finally:
-                await self._tell(noticed)
+                await self._tell_unreadable(noticed)
 
-    async def _unless_other_type(self, key: str, reading: Awaitable[Item], *, otherwise: Item) -> Item:
-        """What is read of a key, outside of a script; `otherwise` where the key holds another type of data."""
+    async def _unless_other_type(self, key: str, ask: Callable[[], Awaitable[Found]], *, otherwise: Found) -> Found:
+        """What `ask` finds in a key, outside of a script; `otherwise` where the key holds another type of data."""
         try:
-            with redis_answers():
-                return await reading
+            return await reading(ask)
         except errors.StoreUnavailable as error:
             if not str(error.__cause__).startswith("WRONGTYPE"):
                 raise
-            await self._tell([Unreadable(key=key, reason="it holds another type of data")])
+            await self._tell_unreadable([Unreadable(key=key, reason="it holds another type of data")])
             return otherwise
 
-    async def _tell(self, noticed: Iterable[Unreadable]) -> None:
+    async def _tell_unreadable(self, noticed: Iterable[Unreadable]) -> None:
         now = time.monotonic()
-        if not (news := [one for one in noticed if now - self._told.get(one.key, -math.inf) > TOLD_AGAIN_SECONDS]):
+        if not (
+            news := [one for one in noticed if now - self._unreadable_told.get(one.key, -math.inf) > TOLD_AGAIN_SECONDS]
+        ):
             return
         for one in news:
-            if one.key not in self._told:
+            if one.key not in self._unreadable_told:
                 log.warning("record.unreadable", key=one.key, reason=one.reason)
-            self._told[one.key] = now
-        self._told = dict(list(self._told.items())[-TOLD_MOST:])
+            self._unreadable_told[one.key] = now
+        self._unreadable_told = dict(list(self._unreadable_told.items())[-TOLD_MOST:])
         with suppress(errors.StoreUnavailable):  # the others can be read all the same
             await self._call("operators/set_aside", {"records": [[one.key, one.reason] for one in news]})
 
@@ -184,9 +204,12 @@ class Scripts:
         return found
 
 
-def accepted(answer: Sequence[Any], **facts: object) -> list[Any]:
-    """The answer of a script without its verdict. Raises its refusal; `facts`: what the caller adds to the text."""
+def accepted(answer: Sequence[Any], idempotency: Idempotency | None = None, **facts: object) -> list[Any]:
+    """The answer of a script, to a request with that key, without its verdict. Raises its refusal; `facts`: what the
+    caller adds to the text."""
     verdict, *found = answer
+    if idempotency is not None:
+        idempotency.replayed = verdict == b"replayed"
     if verdict == b"refused":
         code, *in_the_way = (item.decode() for item in found)
         raise errors.refusal(code, *in_the_way, **facts)

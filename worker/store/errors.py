@@ -1,17 +1,30 @@
 """Why a request was refused: what is true now, under a stable code. `api.http.problems` gives each its HTTP status."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import ClassVar, Self
 
 
+@dataclass(frozen=True, kw_only=True)
+class InTheWay:
+    """What another request of the same account has made, for which this one is refused."""
+
+    job_id: str | None = None
+    job_kind: str | None = None
+    snapshot_id: int | None = None
+    requested_at: datetime
+
+
 class Refused(Exception):
-    """Base of every refusal: the request changed nothing. `detail` is shown to the caller.
+    """Base of every refusal: the request changed nothing, except after OutcomeUnknown. `detail` is shown to the caller.
 
     `text` is the format of the detail: {0} is what the script reports about the conflict, {id} what was requested.
     """
 
     code: ClassVar[str]
     text: ClassVar[str]
+    in_the_way: InTheWay | None = None
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -73,18 +86,24 @@ class JobNotFound(Refused):
 
 
 class ServerBusy(Refused):
-    """The server already has a job; the detail names it."""
+    """The server already has a job; the detail names it. `of` takes its ID and, if it is the same account's, its kind,
+    the Unix time in milliseconds at which it was requested, and its snapshot."""
 
     code = "server_busy"
     text = "The server is in use by job {0}. Try again when that job has ended."
-
-    def __init__(self, detail: str, *, job_id: str) -> None:
-        super().__init__(detail)
-        self.job_id = job_id
+    full_text = "The server is in use by job {0}, a {1} requested at {2}. Try again when that job has ended."
 
     @classmethod
     def of(cls, *found: str, **facts: object) -> Self:
-        return cls(cls.text.format(*found, **facts), job_id=found[0])
+        job_id, kind, queued_ms, snapshot_id = (*found, "", "", "")[:4]
+        if not queued_ms:
+            return super().of(job_id, **facts)
+        since = _moment(queued_ms)
+        busy = cls(cls.full_text.format(job_id, kind, _shown(since), **facts))
+        busy.in_the_way = InTheWay(
+            job_id=job_id, job_kind=kind, snapshot_id=int(snapshot_id or 0) or None, requested_at=since
+        )
+        return busy
 
 
 class SnapshotLimitReached(Refused):
@@ -93,8 +112,18 @@ class SnapshotLimitReached(Refused):
 
 
 class NameTaken(Refused):
+    """`of` takes the snapshot that has the name, and the Unix time in milliseconds at which it was requested."""
+
     code = "name_taken"
-    text = "Snapshot {0} of the server already has this name."
+    text = "Snapshot {0} of the server, requested at {1}, already has this name."
+
+    @classmethod
+    def of(cls, *found: str, **facts: object) -> Self:
+        snapshot_id, created_ms = found
+        since = _moment(created_ms)
+        taken = super().of(snapshot_id, _shown(since), **facts)
+        taken.in_the_way = InTheWay(snapshot_id=int(snapshot_id), requested_at=since)
+        return taken
 
 
 class SnapshotNotReady(Refused):
@@ -197,10 +226,40 @@ class NodeUnavailable(Refused):
 
 
 class StoreUnavailable(Refused):
-    """Redis did not answer, or could not write."""
+    """Redis did not answer. A read may be repeated; what was to change something was not sent."""
 
     code = "store_unavailable"
     text = "The service's data store is not responding."
+
+
+class StoreReadOnly(StoreUnavailable):
+    """Redis answers, and refuses writes: it is full, a replica, or can't keep what it is told."""
+
+    code = "store_read_only"
+    text = "The service's data store currently accepts no changes. Nothing was changed. Reads still work."
+
+
+class OutcomeUnknown(StoreUnavailable):
+    """Redis was asked to change something and did not answer: the only refusal after which it may be changed."""
+
+    code = "outcome_unknown"
+    text = (
+        "The service's data store did not confirm the request, which may have taken effect. Repeat it with its"
+        " Idempotency-Key. If it had none, check whether it took effect before you repeat it."
+    )
+
+
+def too_slow(*, changing: bool) -> StoreUnavailable:
+    """The refusal of a request that took too long. `changing`: it was to change something."""
+    return OutcomeUnknown.of() if changing else StoreUnavailable("The service's data store is too slow.")
+
+
+def _moment(milliseconds: str) -> datetime:
+    return datetime.fromtimestamp(int(milliseconds) // 1000, UTC)
+
+
+def _shown(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 _BY_CODE = {refused.code: refused for refused in Refused.__subclasses__()}

@@ -1,6 +1,5 @@
 """Connects to Redis: at one address or the one that Sentinels name; with TLS, which checks the host name."""
 
-import asyncio
 import re
 import time
 from typing import Annotated, Any, Protocol, Self
@@ -8,13 +7,14 @@ from typing import Annotated, Any, Protocol, Self
 from arq.connections import ArqRedis
 from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
 from redis.asyncio import BlockingConnectionPool, ConnectionPool
-from redis.asyncio.connection import AbstractConnection, parse_url
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from worker.store import arq_queue as queue
+from worker.store.connection import careful
 
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 ADDRESS = re.compile(r"rediss?://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?(/[0-9]+)?|unix:///[^?#]+(\?db=[0-9]+)?")
@@ -105,8 +105,8 @@ def connect(
     """A client that connects at its first command; `command_seconds` overrides the setting. `observer` gets the result
     of each command and script outside of pipelines.
 
-    Commands are never retried: one whose reply was lost may have been executed, so the caller must decide. Close it
-    with `aclose(close_connection_pool=True)`.
+    Commands are never retried: one whose reply was lost may have been executed. It raises AnswerLost, and the caller
+    must decide. Close it with `aclose(close_connection_pool=True)`.
     """
     options: dict[str, Any] = {
         "socket_timeout": command_seconds or settings.command_seconds,
@@ -128,30 +128,11 @@ def connect(
         pool: ConnectionPool = _sentinel_pool(settings, options, size)
     else:
         pool = BlockingConnectionPool.from_url(settings.url, **options, **size)
-    pool.connection_class = _cancellable(pool.connection_class)
+    pool.connection_class = careful(pool.connection_class)
     serializers: dict[str, Any] = {"job_serializer": queue.serialize, "job_deserializer": queue.deserialize}
     if observer is None:
         return ArqRedis(pool_or_conn=pool, **serializers)
     return _Observed(observer, pool_or_conn=pool, **serializers)
-
-
-def _cancellable(connection: type[AbstractConnection]) -> type[AbstractConnection]:
-    """The same class, but it never loses a cancellation.
-
-    redis-py sends with asyncio.wait_for, which before Python 3.12 drops a cancellation that arrives in the same turn of
-    the event loop in which sending ends. The task would continue, and whoever waits for its end would wait forever.
-    """
-
-    class Cancellable(connection):  # type: ignore[valid-type,misc] # which class depends on the settings
-        async def send_packed_command(self, *args: Any, **options: Any) -> None:
-            task = asyncio.current_task()
-            before = task.cancelling() if task else 0
-            await super().send_packed_command(*args, **options)
-            if task and task.cancelling() > before:
-                await self.disconnect(nowait=True)  # otherwise its reply would be read as that of the next command
-                raise asyncio.CancelledError
-
-    return Cancellable
 
 
 def _tls(settings: RedisSettings) -> dict[str, Any]:

@@ -2,6 +2,10 @@
 
 The first line of a script or of a module may name modules of `shared/`: `-- include: clock, records`. The module
 `states` is generated from `worker/store/model.py`, so that states, kinds and steps are defined once.
+
+A script with the line `-- Only reads.` writes nothing but the list of unreadable records, by the guard. One with
+`-- Only reads and notes.` writes only what it can do without, by the module `notes`. Both work while Redis refuses
+writes, and may be run again. Neither has Redis's flag `no-writes`: it would keep the guard from telling operators.
 """
 
 import json
@@ -12,12 +16,19 @@ from importlib.resources import files
 from worker.store.model import MAY_FOLLOW, STEPS, JobKind
 
 _INCLUDE = re.compile(r"-- include: ([a-z_, ]+)\n")
+_ONLY_READS = re.compile(r"^-- Only reads(?: and notes)?\.$", re.MULTILINE)
 
 
 @cache
 def text(name: str) -> str:
     """The script `name` ("customers/admit"), preceded by its modules."""
     return linked(source(name))
+
+
+@cache
+def only_reads(name: str) -> bool:
+    """Whether the script `name` changes nothing but its notes."""
+    return _ONLY_READS.search(source(name)) is not None
 
 
 def linked(script: str) -> str:

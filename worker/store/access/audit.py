@@ -1,8 +1,8 @@
 """The audit log: an append-only stream with an entry for each call that may change something."""
 
 import asyncio
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from arq.connections import ArqRedis
@@ -16,19 +16,23 @@ _WRITE_SECONDS = 1.0  # limit; the caller waits for it
 
 
 class Audit:
-    """The entries of the cell. Every call may raise StoreUnavailable."""
+    """The entries of the cell. `kept`: how long; None: this process removes none, for it
+    does not know the time of the cell, `now`. Every call may raise StoreUnavailable."""
 
-    def __init__(self, redis: ArqRedis, *, kept: timedelta) -> None:
+    def __init__(
+        self, redis: ArqRedis, *, kept: timedelta | None, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
         self._redis = redis
         self._kept = kept
+        self._now = now
 
-    async def write(self, *entries: Mapping[str, str], now: datetime) -> None:
+    async def write(self, *entries: Mapping[str, str]) -> None:
         """Add entries, and remove those that are too old."""
-        oldest = records.milliseconds(now - self._kept)
         with redis_answers():
             async with asyncio.timeout(_WRITE_SECONDS), self._redis.pipeline(transaction=False) as pipe:
                 for entry in entries:
                     fields: Any = dict(entry)
                     pipe.xadd(STREAM, fields, maxlen=_MOST)
-                pipe.xtrim(STREAM, minid=oldest)
+                if self._kept is not None:
+                    pipe.xtrim(STREAM, minid=records.milliseconds(self._now() - self._kept))
                 await pipe.execute()

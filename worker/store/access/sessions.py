@@ -2,9 +2,15 @@
 
 Redis has only the SHA-256 of the ID, in the key `token:session:<sha256>`: nodes may not read keys that begin with `t`.
 A session ends after its lifetime, after a period without activity, or with its token, whichever comes first.
+
+While Redis refuses writes, a login gets a session for reading, which Redis does not have: its ID contains the ID of the
+token and when the session ends, signed with the key of the token's record. It ends when Redis accepts writes again.
+Whoever can read that key in Redis could sign one, and would see what he can read there.
 """
 
 import hashlib
+import hmac
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,10 +19,13 @@ from typing import Any
 from arq.connections import ArqRedis
 
 from worker.store import records
-from worker.store.access.tokens import Authenticated, Limits, Token, authenticated, key_of
+from worker.store.access.tokens import Authenticated, Limits, Token, key_of
 from worker.store.calls import Scripts, redis_answers
 
 _ID_BYTES = 32
+_READING = "reading."  # begins the id of a session that Redis does not hold; the others have no dot
+_SIGNED = re.compile(r"reading\.([0-9a-f]{12})\.([0-9]{13})")  # the token's ID, and the Unix time in milliseconds
+_READING_AT_MOST = timedelta(hours=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +38,11 @@ class SessionLifetime:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """An open session. `csrf`: the token that every change must send; other sites cannot read it."""
+    """An open session. `csrf`: the token that every change must send; other sites cannot read it. `only_reads`: it is
+    for reading only."""
 
     csrf: str
+    only_reads: bool = False
     authenticated: Authenticated
     token: Token
 
@@ -53,51 +64,79 @@ class Sessions(Scripts):
         self._limits = limits
 
     async def open(self, secret: str) -> NewSession:
-        """Open a session of the token with this secret, which the caller has checked."""
+        """Open a session of the token with this secret, which the caller has checked. Raises StoreReadOnly."""
         new = NewSession(id=secrets.token_urlsafe(_ID_BYTES), csrf=secrets.token_urlsafe(_ID_BYTES))
-        now = datetime.now(UTC)
-        record = {
-            "v": "1",
-            "token": key_of(secret),
-            "csrf": new.csrf,
-            "seen_ms": records.milliseconds(now),
-            "ends_ms": records.milliseconds(now + self._lifetime.at_most),
+        ask = {
+            "key": _key(new.id),
+            "record": {"v": "1", "token": key_of(secret), "csrf": new.csrf},
+            "at_most_ms": round(self._lifetime.at_most.total_seconds() * 1000),
         }
-        with redis_answers():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.hset(_key(new.id), mapping=record)
-                pipe.pexpireat(_key(new.id), now + min(self._lifetime.idle, self._lifetime.at_most))
-                await pipe.execute()
+        await self._call("access/open_session", ask)
         return new
+
+    def open_for_reading(self, secret: str, token: Token) -> str:
+        """The id of a session of that token, for as long as Redis accepts no writes, at most an hour."""
+        ends = datetime.now(UTC) + min(_READING_AT_MOST, self._lifetime.at_most)
+        signed = f"{_READING}{token.id}.{records.milliseconds(ends)}"
+        return f"{signed}.{_signature(key_of(secret), signed)}"
 
     async def look(self, session_id: str, *, by_person: bool) -> Session | None:
         """The session; None if it has ended. Counts the call on its token. `by_person`: the call is activity."""
+        if session_id.startswith(_READING):
+            return await self._look_for_reading(session_id)
         ask = {
             "key": _key(session_id),
             "by_person": by_person,
             "idle_ms": round(self._lifetime.idle.total_seconds() * 1000),
-            "calls": self._limits.calls,
-            "window_ms": round(self._limits.window.total_seconds() * 1000),
+            **self._limits.of_calls(),
         }
         answer = await self._call("access/session", ask)
         if not answer:
             return None
-        found = await self._many(_session, [answer], kind="token", key_of=lambda _: _key(session_id))
+        found = await self._many(self._session, [answer], kind="token", key_of=lambda _: _key(session_id))
         return found[0] if found else None
 
+    def _session(self, answer: list[Any]) -> Session:
+        flat, token_flat, refused, *counted = answer
+        record, token = records.pairs(flat), Token.of(records.pairs(token_flat))
+        return Session(
+            csrf=record["csrf"],
+            authenticated=self._limits.call_of(token, "", refused, counted),
+            token=token,
+        )
+
+    async def _look_for_reading(self, session_id: str) -> Session | None:
+        signed, _, signature = session_id.rpartition(".")
+        found = _SIGNED.fullmatch(signed)
+        if found is None or int(found[2]) < int(records.milliseconds(datetime.now(UTC))):
+            return None
+        token_id = found[1]
+        answer = await self._call("access/reading_session", {"token": token_id, **self._limits.of_calls()})
+        if not answer:
+            return None
+        key, flat, refused, *counted = answer
+        is_signed = hmac.compare_digest(signature.encode(), _signature(key.decode(), signed).encode())
+        if not is_signed or not refused:
+            return None
+        tokens = await self._many(Token.of, [records.pairs(flat)], kind="token", key_of=lambda _: str(key.decode()))
+        if not tokens:
+            return None
+        return Session(
+            csrf=_signature(key.decode(), f"csrf.{signed}"),
+            only_reads=True,
+            authenticated=self._limits.call_of(tokens[0], "", refused, counted),
+            token=tokens[0],
+        )
+
     async def close(self, session_id: str) -> None:
+        if session_id.startswith(_READING):
+            return
         with redis_answers():
             await self._redis.delete(_key(session_id))
 
 
-def _session(answer: list[Any]) -> Session:
-    flat, token_flat, *counted = answer
-    record, token = records.pairs(flat), Token.of(records.pairs(token_flat))
-    return Session(
-        csrf=record["csrf"],
-        authenticated=authenticated(token, *counted),
-        token=token,
-    )
+def _signature(key: str, text: str) -> str:
+    return hmac.digest(key.encode(), text.encode(), hashlib.sha256).hex()
 
 
 def _key(session_id: str) -> str:

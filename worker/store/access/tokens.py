@@ -8,14 +8,16 @@ import hmac
 import re
 import secrets
 from base64 import urlsafe_b64encode
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Self
 
-from worker.store import records
-from worker.store.calls import Idempotency, Scripts, accepted, for_script, redis_answers
+from worker.store import errors, records
+from worker.store.access.meanwhile import Meanwhile
+from worker.store.calls import Idempotency, Scripts, accepted, for_script, reading, redis_answers
 from worker.store.model import AccountId
 
 _INDEX = "tokens"
@@ -74,11 +76,26 @@ class NewToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Rate limits per window."""
+    """Rate limits per window. `meanwhile` counts while Redis refuses to."""
 
     calls: int  # per token
     failed_logins: int  # per address
     window: timedelta = timedelta(minutes=1)
+    meanwhile: Meanwhile = field(default_factory=Meanwhile, compare=False)
+
+    def of_calls(self) -> dict[str, int]:
+        """As the scripts take them."""
+        return {"calls": self.calls, "window_ms": round(self.window.total_seconds() * 1000)}
+
+    def call_of(self, token: "Token", account: str, refused: bytes, counted: Sequence[int]) -> "Authenticated":
+        """A call with the token, for that account or ''. `refused`: why Redis did not count it, b'' if it did."""
+        taken = self.meanwhile.take(f"{token.id}:{account}", self.calls, self.window) if refused else counted
+        return _authenticated(token, *taken)
+
+    def failed_login(self, address: str, refused: bytes, counted: Sequence[int]) -> "Authenticated":
+        """A call without a valid token from that address."""
+        taken = self.meanwhile.take(f"failed:{address}", self.failed_logins, self.window) if refused else counted
+        return _authenticated(None, *taken)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +113,7 @@ def _secret(seed: str, salt: str) -> str:
     return f"vps_{urlsafe_b64encode(digest).decode().rstrip('=')}"
 
 
-def authenticated(token: Token | None, allowed: int, left: int, more_ms: int) -> Authenticated:
-    """From a script's answer."""
+def _authenticated(token: Token | None, allowed: int, left: int, more_ms: int) -> Authenticated:
     return Authenticated(token=token, allowed=bool(allowed), left=left, more_in=timedelta(milliseconds=more_ms))
 
 
@@ -149,15 +165,15 @@ class Tokens(Scripts):
             expires_at=created_at + lifetime if lifetime is not None else None,
         )
         salt, seed = secrets.token_urlsafe(32), seed if idempotency else secrets.token_urlsafe(32)
-        ask = {
+        ask: dict[str, Any] = {
             "key": key_of(_secret(seed, salt)),
             "record": token.record(),
             "salt": salt,
             "idempotency": for_script(idempotency),
         }
-        if token.expires_at is not None:
-            ask["expires_ms"] = records.milliseconds(token.expires_at)
-        made, first_salt = accepted(await self._call("access/put_token", ask))
+        if lifetime is not None:  # no moment: this process's clock may be wrong
+            ask["lifetime_ms"] = round(lifetime.total_seconds() * 1000)
+        made, first_salt = accepted(await self._call("access/put_token", ask), idempotency)
         return NewToken(token=Token.of(records.pairs(made)), secret=_secret(seed, first_salt.decode()))
 
     async def authenticate(
@@ -169,28 +185,40 @@ class Tokens(Scripts):
             "token": key_of(secret) if _SECRET.fullmatch(secret) else "",
             "address": address,
             "account": "" if named is None else str(named),
-            "calls": limits.calls,
             "failed_logins": limits.failed_logins,
-            "window_ms": round(limits.window.total_seconds() * 1000),
+            **limits.of_calls(),
         }
-        flat, *counted = await self._call("access/authenticate", ask)
+        flat, refused, *counted = await self._call("access/authenticate", ask)
         tokens = await self._many(_token, [[ask["token"], flat]] if flat else [], kind="token", key_of=_key_of)
-        return authenticated(tokens[0] if tokens else None, *counted)
+        if not tokens:
+            return limits.failed_login(address, refused, counted)
+        token = tokens[0]
+        account = ask["account"] if token.account_id is None else str(token.account_id)
+        return limits.call_of(token, str(account), refused, counted)
 
     async def all(self) -> list[Token]:
         """Every valid token, oldest first; expired ones are removed from the index."""
-        reading: Awaitable[Any] = self._redis.hgetall(_INDEX)  # type: ignore[assignment]  # typed for the blocking client too
-        index: dict[Any, Any] = await self._unless_other_type(_INDEX, reading, otherwise={})
-        with redis_answers():
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for key in index.values():
-                    pipe.hgetall(key)
-                found = await pipe.execute(raise_on_error=False)
-            if ended := [token_id for token_id, record in zip(index, found, strict=True) if not record]:
+        nothing: dict[Any, Any] = {}
+        index = await self._unless_other_type(_INDEX, self._index, otherwise=nothing)
+        found = await reading(lambda: self._records(index.values()))
+        if ended := [token_id for token_id, record in zip(index, found, strict=True) if not record]:
+            with suppress(errors.StoreReadOnly), redis_answers():
                 await self._redis.hdel(_INDEX, *ended)  # type: ignore[misc]  # typed for the blocking client too
         rows = [[key.decode(errors="replace"), flat] for key, flat in zip(index.values(), found, strict=True) if flat]
         valid = await self._many(_token, rows, kind="token", key_of=_key_of)
         return sorted(valid, key=lambda token: (token.created_at, token.id))
+
+    async def _index(self) -> dict[Any, Any]:
+        """The keys of tokens by id."""
+        index: dict[Any, Any] = await self._redis.hgetall(_INDEX)  # type: ignore[misc]  # typed for the blocking client too
+        return index
+
+    async def _records(self, keys: Iterable[Any]) -> list[Any]:
+        """In place of one that can't be read: the error."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.hgetall(key)
+            return await pipe.execute(raise_on_error=False)
 
     async def revoke(self, token_id: str) -> bool:
         """Revoke a token now. False: there is no token with this ID."""

@@ -11,10 +11,17 @@
 -- undo whose snapshot is deleted)}, {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
 
+-- The job that holds the server. What it does is told to its own account only: the server may have had another owner.
+local function refuse_busy(job_id, account)
+  local job = look_up('job:' .. job_id)
+  if not job or job.account ~= account then return {'refused', 'server_busy', job_id} end
+  return {'refused', 'server_busy', job_id, job.kind, job.queued_ms, job.snapshot}
+end
+
 local function refuse_server(server)
   if node_is_silent(server.node, ask.silent_ms) then return {'refused', 'node_unavailable'} end
   local holder = holder_of(server)
-  if holder then return {'refused', 'server_busy', holder} end
+  if holder then return refuse_busy(holder, server.account) end
   if server.power == 'paused' and ask.kind ~= 'delete' then return {'refused', 'server_not_ready'} end
 end
 
@@ -53,7 +60,9 @@ local function create()
     over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - tonumber(ask.limit)
   end
   if over > 0 then return {'refused', 'snapshot_limit_reached'} end
-  if namesake then return {'refused', 'name_taken', namesake} end
+  if namesake then
+    return {'refused', 'name_taken', namesake, redis.call('HGET', 'snapshot:' .. namesake, 'created_ms')}
+  end
 
   if ask.dry_run then
     return admit(server_id, server, '0', {name = ask.name, description = '', created_ms = tostring(now_ms())})

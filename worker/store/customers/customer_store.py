@@ -1,7 +1,7 @@
 """The customers' side of the store: what the front end asks of Redis.
 
 Each call is one round trip. Admission is one Lua script, `admit.lua`: it writes everything (records, queue, wake-up),
-or refuses the request and changes nothing. Every error of Redis becomes `StoreUnavailable`.
+or refuses the request and changes nothing. Every error of Redis becomes `StoreUnavailable` or a subclass.
 """
 
 import json
@@ -24,7 +24,6 @@ from worker.store.calls import (
     for_script,
     given,
     kind_of,
-    redis_answers,
     shown_job,
 )
 from worker.store.model import (
@@ -167,7 +166,7 @@ class CustomerStore(Scripts):
             "result": cancelled.for_script(),
             "idempotency": for_script(idempotency),
         }
-        return await self._shown(accepted(await self._call("customers/cancel", ask), id=job_id)[0])
+        return await self._shown(accepted(await self._call("customers/cancel", ask), idempotency, id=job_id)[0])
 
     async def again(
         self, job: Job, *, request_id: str, in_bulk: bool = False, idempotency: Idempotency | None = None
@@ -230,11 +229,6 @@ class CustomerStore(Scripts):
         found = await self._find("server", server_id, account_id, errors.ServerNotFound, silent_ms=self._silent_ms)
         return await self._one(_server, [str(server_id).encode(), *found], kind="server")
 
-    async def ping(self) -> None:
-        """Raises StoreUnavailable."""
-        with redis_answers():
-            await self._redis.ping()
-
     # --- helpers ---
 
     async def _shown(self, shown: list[Any]) -> Job:
@@ -271,7 +265,7 @@ class CustomerStore(Scripts):
         answer = await self._admit(ask)
         if answer[:2] == [b"refused", errors.JobNotFound.code.encode()] and "retries" in more:
             target = JobId(str(more["retries"]))  # the job that is to be retried has expired
-        return accepted(answer, id=target, limit=SNAPSHOTS_PER_SERVER)
+        return accepted(answer, request.get("idempotency"), id=target, limit=SNAPSHOTS_PER_SERVER)
 
 
 def _snapshot(shown: list[Any]) -> Snapshot:

@@ -1,14 +1,13 @@
 """Job events: a stream for each account and one for the cell, written by the scripts that change a job."""
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import ResponseError
-
 from worker.store import records
-from worker.store.calls import Scripts, redis_answers
+from worker.store.calls import Scripts, reading
+from worker.store.errors import StoreUnavailable
 from worker.store.model import AccountId, JobId, JobKind, JobState, ServerId, SnapshotId, Step
 
 NOTHING_BEFORE = "0-0"
@@ -43,18 +42,17 @@ class Events(Scripts):
     """The streams. Every call may raise StoreUnavailable. A key that is no stream has no events."""
 
     async def newest(self, account_id: Audience) -> str:
-        found = await self._of_stream(_key(account_id), self._redis.xrevrange(_key(account_id), count=1))
+        found = await self._of_stream(_key(account_id), lambda: self._redis.xrevrange(_key(account_id), count=1))
         return found[0][0].decode() if found else NOTHING_BEFORE
 
     async def has(self, account_id: Audience, event_id: str) -> bool:
         """Whether the stream still has that event."""
-        return bool(
-            await self._of_stream(_key(account_id), self._redis.xrange(_key(account_id), event_id, event_id, count=1))
-        )
+        key = _key(account_id)
+        return bool(await self._of_stream(key, lambda: self._redis.xrange(key, event_id, event_id, count=1)))
 
     async def after(self, account_id: Audience, event_id: str) -> list[Event]:
-        found = await self._of_stream(_key(account_id), self._redis.xrange(_key(account_id), f"({event_id}"))
-        return await self._events(_key(account_id), found)
+        key = _key(account_id)
+        return await self._events(key, await self._of_stream(key, lambda: self._redis.xrange(key, f"({event_id}")))
 
     async def next(
         self, after: Mapping[Audience, str], *, wait_seconds: float
@@ -63,16 +61,15 @@ class Events(Scripts):
         `wait_seconds` for the first."""
         keys = {_key(account_id): account_id for account_id in after}
         streams: Any = {key: after[account_id] for key, account_id in keys.items()}
-        reading = {"count": MOST_AT_ONCE, "block": round(wait_seconds * 1000)}
-        with redis_answers():
-            try:
-                found: Sequence[Any] = await self._redis.xread(streams, **reading)
-            except ResponseError as error:
-                if not str(error).startswith(WRONG_TYPE):
-                    raise
-                found = await self._each_apart(streams)
-                if not found:
-                    await asyncio.sleep(wait_seconds)
+        block = round(wait_seconds * 1000)
+        try:
+            found: Sequence[Any] = await reading(lambda: self._redis.xread(streams, count=MOST_AT_ONCE, block=block))
+        except StoreUnavailable as error:
+            if not str(error.__cause__).startswith(WRONG_TYPE):
+                raise
+            found = await self._each_apart(streams)
+            if not found:
+                await asyncio.sleep(wait_seconds)
         return {
             keys[key.decode()]: (entries[-1][0].decode(), await self._events(key.decode(), entries))
             for key, entries in found
@@ -80,14 +77,18 @@ class Events(Scripts):
 
     async def _each_apart(self, streams: Mapping[str, str]) -> list[Any]:
         """Of those that are streams: one that is none must not silence the others."""
-        found: list[Any] = []
-        for key, after in streams.items():
-            one: Any = {key: after}
-            found += await self._of_stream(key, self._redis.xread(one, count=MOST_AT_ONCE))
-        return found
+        return [
+            stream
+            for key, after in streams.items()
+            for stream in await self._of_stream(key, self._following(key, after))
+        ]
 
-    async def _of_stream(self, key: str, reading: Awaitable[list[Any]]) -> list[Any]:
-        return await self._unless_other_type(key, reading, otherwise=[])
+    def _following(self, key: str, after: str) -> Callable[[], Awaitable[list[Any]]]:
+        one: Any = {key: after}
+        return lambda: self._redis.xread(one, count=MOST_AT_ONCE)
+
+    async def _of_stream(self, key: str, ask: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
+        return await self._unless_other_type(key, ask, otherwise=[])
 
     async def _events(self, key: str, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Event]:
         """Those that this version can read: a newer worker, while the cell is being upgraded, may write others."""

@@ -1,5 +1,6 @@
 -- include: records, nodes, show, schedules
 -- One snapshot, job, schedule, webhook or server of an account.
+-- Only reads.
 -- ask: {what: 'snapshot', 'job', 'schedule', 'webhook' or 'server', id, account, silent_ms (of a server)}
 -- Answers the record as `show_snapshot`, `show_job`, ... returns it; for a server {{field, value, ...}, kind of the job
 -- that holds it or '', snapshots that take a slot, 1 if its node responds and has published its snapshots}. nil if the

@@ -1,5 +1,6 @@
--- include: records, show
+-- include: records, show, notes
 -- One page of an account's jobs, newest first.
+-- Only reads and notes.
 -- ask: {account, server, state, offset, limit}; server and state may be missing
 -- Answers {total, job (see `show_job`), ...}.
 local ask = cjson.decode(ARGV[1])
@@ -10,7 +11,7 @@ if ask.state then list = list .. ':' .. ask.state end
 -- The record of a job expires 30 days after its end; its entry in the list is removed here.
 for _, id in ipairs(redis.call('ZRANGE', list, 0, GONE_AT_ONCE - 1)) do
   if redis.call('EXISTS', 'job:' .. id) == 1 then break end
-  redis.call('ZREM', list, id)
+  if try(redis.call, 'ZREM', list, id) ~= '' then break end
 end
 local page = {redis.call('ZCARD', list)}
 for _, id in ipairs(redis.call('ZREVRANGE', list, ask.offset, ask.offset + ask.limit - 1)) do

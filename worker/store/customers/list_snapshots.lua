@@ -1,5 +1,6 @@
 -- include: records, show
 -- One page of an account's snapshots.
+-- Only reads.
 -- ask: {account, server, status, name, from_ms, before_ms, sort, offset, limit}; server, status, name, from_ms and
 -- before_ms may be missing; sort is a field, with '-' in front for descending order
 -- Answers {total, snapshot (see `show_snapshot`), ...}.

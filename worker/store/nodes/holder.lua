@@ -1,6 +1,7 @@
 -- include: clock, records
 -- Who else holds the lease of a node. Changes nothing. A lease that has run out, or is held from the asking machine,
 -- counts as free.
+-- Only reads.
 -- ask: {node, owner, machine}
 -- Answers {0} where nobody else holds it, else {milliseconds left, who}.
 local ask = cjson.decode(ARGV[1])

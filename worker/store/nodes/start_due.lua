@@ -7,6 +7,7 @@
 local ask = cjson.decode(ARGV[1])
 
 -- The marks are for people with arq's tools; the journal says what runs. They are not worth a write to the disk.
+local now = now_ms()
 redis.set_repl(redis.REPL_NONE)
 
 local queued = redis.call('ZRANGE', ask.queue, 0, ask.limit - 1, 'WITHSCORES')
@@ -16,8 +17,8 @@ local running = {}
 for _, id in ipairs(ask.running) do running[id] = true end
 for i = 1, #queued, 2 do
   local id, score = queued[i], queued[i + 1]
-  if tonumber(score) > now_ms() then
-    answer[1] = math.ceil(score - now_ms())
+  if tonumber(score) > now then
+    answer[1] = math.ceil(score - now)
     break
   end
   if free > 0 and not running[id] then

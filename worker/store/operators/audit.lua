@@ -1,5 +1,6 @@
 -- include: records, walk
 -- One page of the audit log, newest first.
+-- Only reads.
 -- ask: {match: {field: value}, from, to: IDs of the stream, limit}
 -- Answers {ID of the last entry, or '' on the last page, {ID, {field, value, ...}, note codes of its job or ''}, ...}.
 -- The codes are looked up here: a node, which writes them, may not write to the audit log, and its job may end after

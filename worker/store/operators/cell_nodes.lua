@@ -1,5 +1,6 @@
 -- include: clock, walk
 -- One page of nodes with counts, sorted by name.
+-- Only reads.
 -- ask: {limit, after (see `walk`)}
 -- Answers {now_ms, after, node, ...}; a node is {name, heartbeat_ms, 1 if it is paused, queued jobs, queued_ms of the
 -- oldest of them or '', jobs in progress, servers}.

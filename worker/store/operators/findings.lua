@@ -1,5 +1,6 @@
 -- include: records, walk
 -- One page of the servers with findings, newest first.
+-- Only reads.
 -- ask: {limit, after (see `walk`)}
 -- Answers {servers with findings, after, {server id, name, account, node, findings as JSON}, ...}.
 local ask = cjson.decode(ARGV[1])

@@ -1,5 +1,6 @@
 -- include: records, show
 -- One job with its steps and log.
+-- Only reads.
 -- ask: {job}
 -- Answers {job (see `show_job`), {step as JSON, ...}, {log line, ...}, its server's power now or ''}; nil if there is
 -- no such job.

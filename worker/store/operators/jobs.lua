@@ -1,5 +1,6 @@
 -- include: show, states, walk
 -- One page of the cell's jobs, newest first.
+-- Only reads.
 -- ask: {match: {field of the record: value}, text or nil, limit, after (see `walk`)}
 -- Answers {number of jobs if every job of a list matches, else -1, after, job (see `show_job`), ...}.
 local ask = cjson.decode(ARGV[1])

@@ -1,5 +1,6 @@
 -- include: nodes, walk
 -- Nodes as operators see them.
+-- Only reads.
 -- ask: {node, silent_ms} for one, or {sort, descending, state or nil, silent_ms, limit, after (see `walk`)} for a page
 -- Answers {after, node, ...}; a node is {name, {field, value, ...}, 1 if it is silent, queued jobs, jobs in progress,
 -- servers, servers with findings}.

@@ -70,7 +70,7 @@ class OperatorStore(Scripts):
     async def _do(self, name: str, idempotency: Idempotency | None, *, about: str = "", **ask: str) -> None:
         """Run a script that changes something, unless it already ran with this key. Raises its refusals; `about`: the
         ID of what it changes."""
-        accepted(await self._call(name, {**ask, "idempotency": for_script(idempotency)}), id=about)
+        accepted(await self._call(name, {**ask, "idempotency": for_script(idempotency)}), idempotency, id=about)
 
     async def overview(self) -> Overview:
         ask = {"silent_ms": self._silent_ms, "since": self._counted.last}

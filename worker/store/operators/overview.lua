@@ -1,5 +1,6 @@
 -- include: clock, stats
 -- An overview of the cell.
+-- Only reads.
 -- ask: {silent_ms, since: number of the first period of five minutes to read}
 -- Answers {now_ms, queued jobs, jobs in progress, {oldest queued job, its queued_ms} or {}, stranded servers, nodes,
 -- nodes that are alive, paused nodes, servers with findings, servers, webhooks with a due delivery, unreadable records,
@@ -16,5 +17,6 @@ return {
   redis.call('ZRANGE', 'jobs:state:queued', 0, 0, 'WITHSCORES'), redis.call('ZCARD', 'servers:stranded'),
   redis.call('ZCARD', 'nodes:by:name'), redis.call('ZCOUNT', 'nodes:by:heartbeat', now - ask.silent_ms, '+inf'),
   redis.call('SCARD', 'nodes:paused'), redis.call('ZCARD', 'findings'), redis.call('ZCARD', 'servers'),
-  redis.call('ZCOUNT', 'webhooks:due', '-inf', now), redis.call('ZCARD', 'unreadable'), stats,
+  redis.call('ZCOUNT', 'webhooks:due', '-inf', now) + redis.call('SCARD', 'webhooks:ready'),
+  redis.call('ZCARD', 'unreadable'), stats,
 }

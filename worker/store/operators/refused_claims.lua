@@ -1,4 +1,5 @@
 -- The claims of nodes that were refused, of the last 30 days, newest first.
+-- Only reads.
 -- ask: {limit}
 -- Answers {{node, call, reason, count, first_ms, last_ms, what it named or ''}, ...}.
 local ask = cjson.decode(ARGV[1])

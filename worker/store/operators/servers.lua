@@ -1,5 +1,6 @@
 -- include: records, show, walk
 -- Servers as operators see them.
+-- Only reads.
 -- ask: {server} for one, or {node, account, stranded, limit, after (see `walk`)} for a page; node, account and stranded
 -- may be missing
 -- Answers {number of servers if every server of a list matches, else -1, after, server, ...}; a server is {id, {field,

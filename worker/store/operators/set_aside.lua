@@ -1,4 +1,5 @@
 -- Put records that can't be read into the operators' list.
+-- Only reads and notes.
 -- ask: {records: [[key, why]]}
 -- Answers their number.
 local ask = cjson.decode(ARGV[1])

@@ -1,5 +1,6 @@
 -- include: records, schedules
 -- One page of an account's schedules, newest first.
+-- Only reads.
 -- ask: {account, server, offset, limit}; server may be missing
 -- Answers {total, schedule (see `show_schedule`), ...}.
 local ask = cjson.decode(ARGV[1])

@@ -1,13 +1,14 @@
 """Schedules: snapshots that the service makes of a server at fixed times."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise
 from typing import Any
 from uuid import uuid4
 
+from arq.connections import ArqRedis
 from cronsim import CronSim, CronSimError
 
 from worker.store import errors, records
@@ -99,23 +100,27 @@ def snapshot_name(name: str, due: datetime) -> str:
 
 
 class Schedules(Scripts):
-    """An account's schedules, for the front end. Every call may raise StoreUnavailable."""
+    """An account's schedules, for the front end. `now`: the time of the cell. Every call may raise
+    StoreUnavailable."""
+
+    def __init__(self, redis: ArqRedis, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        super().__init__(redis)
+        self._now = now
 
     async def create(
         self, *, account_id: AccountId, server_id: ServerId, spec: ScheduleSpec, idempotency: Idempotency | None
     ) -> Schedule:
         """Raises ServerNotFound, ScheduleLimitReached or IdempotencyKeyReused."""
-        more = {"server": str(server_id), "idempotency": for_script(idempotency)}
-        due_ms = _due_ms(spec, server_id)
-        return await self._write(account_id, ScheduleId(uuid4().hex), fields=spec.for_script(), due_ms=due_ms, **more)
+        more = {"server": str(server_id), "fields": spec.for_script(), "due_ms": self._due_ms(spec, server_id)}
+        return await self._write(account_id, ScheduleId(uuid4().hex), idempotency, **more)
 
     async def change(self, schedule: Schedule, spec: ScheduleSpec) -> Schedule:
         """Raises ScheduleNotFound if it was deleted meanwhile, or BadCron if this version does not know its `when`."""
         before = schedule.spec.for_script()
         fields = {field: text for field, text in spec.for_script().items() if text != before[field]}
         is_due_anew = bool(fields.keys() & {"when", "enabled"})
-        due = {"due_ms": _due_ms(spec, schedule.server_id)} if is_due_anew else {}
-        return await self._write(schedule.account_id, schedule.id, fields=fields, **due)
+        due = {"due_ms": self._due_ms(spec, schedule.server_id)} if is_due_anew else {}
+        return await self._write(schedule.account_id, schedule.id, None, fields=fields, **due)
 
     async def drop(self, *, account_id: AccountId, schedule_id: ScheduleId) -> None:
         """Delete a schedule, but not its snapshots. Raises ScheduleNotFound."""
@@ -135,17 +140,24 @@ class Schedules(Scripts):
         count, *rows = await self._call("schedules/list_schedules", ask)
         return Page(count=count, results=await self._many(_schedule, rows, kind="schedule"))
 
-    async def _write(self, account_id: AccountId, schedule_id: ScheduleId, **more: Any) -> Schedule:
-        ask = {"account": str(account_id), "id": schedule_id, "most": SCHEDULES_PER_SERVER, **more}
+    async def _write(
+        self, account_id: AccountId, schedule_id: ScheduleId, idempotency: Idempotency | None, **more: Any
+    ) -> Schedule:
+        ask = {
+            "account": str(account_id),
+            "id": schedule_id,
+            "most": SCHEDULES_PER_SERVER,
+            "idempotency": for_script(idempotency),
+            **more,
+        }
         facts = {"id": more.get("server", schedule_id), "limit": SCHEDULES_PER_SERVER}
-        shown = accepted(await self._call("schedules/put_schedule", ask), **facts)[0]
+        shown = accepted(await self._call("schedules/put_schedule", ask), idempotency, **facts)[0]
         return await self._one(_schedule, shown, kind="schedule")
 
-
-def _due_ms(spec: ScheduleSpec, server_id: ServerId) -> int | str:
-    """The time of its next run; "" if it is disabled."""
-    cron = cron_of(spec.when, server_id)
-    return records.milliseconds(next_run(cron, datetime.now(UTC))) if spec.enabled else ""
+    def _due_ms(self, spec: ScheduleSpec, server_id: ServerId) -> int | str:
+        """The time of its next run; "" if it is disabled."""
+        cron = cron_of(spec.when, server_id)
+        return records.milliseconds(next_run(cron, self._now())) if spec.enabled else ""
 
 
 def _schedule(shown: list[Any]) -> Schedule:

@@ -9,9 +9,10 @@ local function is_delivery_of(id, delivery_id)
   return (redis.call('HGET', 'delivery:' .. delivery_id, 'webhook') or id) == id
 end
 
--- Queue a webhook that has something to send: at the end of the queue, or later if it waits for a retry or for the end
+-- Queue a webhook that has something to send: now, or later if it waits for a retry or for the end
 -- of its claim. A webhook that is already due keeps its place.
 local function line_up(id)
+  if redis.call('SISMEMBER', 'webhooks:ready', id) == 1 then return end
   local hook, now = look_up('webhook:' .. id), now_ms()
   local place = tonumber(redis.call('ZSCORE', 'webhooks:due', id) or nil)
   if place and place <= now then return end

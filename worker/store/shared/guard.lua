@@ -4,14 +4,14 @@
 local unguarded = redis
 local TOLD_AGAIN_MS, KEPT_MS, MOST_UNREADABLE = 600000, 86400000, 1000
 local NO_MEMBERS = {
-  HGETALL = true, LRANGE = true, SMEMBERS = true, XRANGE = true, XREVRANGE = true, ZRANGE = true, ZRANGEBYSCORE = true,
-  ZREVRANGE = true, ZREVRANGEBYSCORE = true,
+  HGETALL = true, LRANGE = true, SMEMBERS = true, XRANGE = true, XREVRANGE = true, ZPOPMIN = true, ZRANGE = true,
+  ZRANGEBYSCORE = true, ZREVRANGE = true, ZREVRANGEBYSCORE = true,
 }
 local NO_VALUE = {GET = true, HGET = true, LPOP = true, XADD = true, ZRANK = true, ZREVRANK = true, ZSCORE = true}
 
 -- Put a key that can't be read into the operators' list. Nothing fails if that can't be written: others may still read.
 local function set_aside(key, why)
-  local time = unguarded.call('TIME')
+  local time = unguarded.call('TIME') -- Redis's own: the record of the cell's time may be the one that can't be read
   local now, entry = time[1] * 1000 + math.floor(time[2] / 1000), key .. '\n' .. string.sub(why, 1, 200)
   local seen = tonumber(unguarded.pcall('ZSCORE', 'unreadable', entry))
   if seen and math.abs(now - seen) < TOLD_AGAIN_MS then return end

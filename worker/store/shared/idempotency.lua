@@ -6,7 +6,7 @@ local function answer_key(ask)
   return 'idempotency:' .. (ask.idempotency.owner or ask.account) .. ':' .. ask.idempotency.key
 end
 
--- The stored answer if the request has a key and was answered before; else nil.
+-- The stored answer, as {'replayed', ...}, if the request has a key and was answered before; else nil.
 local function replay(ask)
   if not ask.idempotency then return nil end
   local key = answer_key(ask)
@@ -16,6 +16,7 @@ local function replay(ask)
   local seen = json(kept)
   if type(seen) ~= 'table' or type(seen.answer) ~= 'table' then return unreadable(key, 'it is no answer') end
   if seen.fingerprint ~= ask.idempotency.fingerprint then return {'refused', 'idempotency_key_reused'} end
+  seen.answer[1] = 'replayed'
   return seen.answer
 end
 

@@ -5,8 +5,8 @@
 -- until one more call is allowed.
 local function take(key, most, window_ms)
   local now, each = now_ms(), window_ms / most
-  -- When the full rate is available again. At most a window away, even if the clock was set back.
-  local full = math.min(math.max(number(redis.call('GET', key)) or 0, now), now + window_ms)
+  local full = math.max(number(redis.call('GET', key)) or 0, now) -- when the full rate is available again
+  if full > now + window_ms then full = now end -- the time went back
   local allowed = full + each - window_ms <= now
   if allowed then
     full = full + each

@@ -1,6 +1,6 @@
 -- include: clock, records, deliveries
--- Claim the webhook that has waited longest, with the deliveries that are due. No one else can claim it until the claim
--- is settled or lease_ms have passed.
+-- Claim a webhook with the deliveries that are due. Accounts take turns; of an account's webhooks, the one that has
+-- waited longest is next. Nobody else gets it until the claim is settled or lease_ms have passed.
 -- ask: {token: of the claim, lease_ms, limit}
 -- Answers nil if nothing is due, else {id, url, {secret, ...}, {{delivery id, event, created_ms, attempts, job as it
 -- was shown (not of a test)}, ...}}.
@@ -32,12 +32,46 @@ local function secrets(id)
   return {kept.secret, (kept.old or '') ~= '' and now < (number(kept.old_until_ms) or 0) and kept.old or nil}
 end
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'webhooks:due', '-inf', now, 'LIMIT', 0, 10)) do
+local function ready_of(account) return 'account:' .. account .. ':webhooks:ready' end
+
+local function make_ready(id)
+  local account = redis.call('HGET', 'webhook:' .. id, 'account')
+  if account then
+    demand('webhooks:turns', 'zset')
+    demand(ready_of(account), 'zset')
+    redis.call('SADD', 'webhooks:ready', id)
+    redis.call('ZADD', ready_of(account), 'NX', now, id)
+    redis.call('ZADD', 'webhooks:turns', 'NX', now, account)
+  end
+  redis.call('ZREM', 'webhooks:due', id)
+end
+
+-- Those whose moment has come wait with their account from now on.
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'webhooks:due', '-inf', now, 'LIMIT', 0, 100)) do
+  redis.call('ZADD', 'webhooks:due', now + ask.lease_ms, id) -- behind the others, if its account's can't be read
+  attempt('webhook:' .. id, make_ready, id)
+end
+
+-- The webhook whose turn it is; nil: none.
+local function next_ready()
+  local account = redis.call('ZRANGE', 'webhooks:turns', 0, 0)[1]
+  if not account then return nil end
+  local id = redis.call('ZPOPMIN', ready_of(account))[1]
+  redis.call('ZREM', 'webhooks:turns', account)
+  if redis.call('EXISTS', ready_of(account)) == 1 then
+    redis.call('ZADD', 'webhooks:turns', now + 0.5, account) -- behind those that came in this millisecond
+  end
+  if id then redis.call('SREM', 'webhooks:ready', id) end
+  return id
+end
+
+for _ = 1, 10 do
+  local id = next_ready()
+  if not id then return nil end
   local key = 'webhook:' .. id
   local hook = look_up(key)
   local deliveries = hook and hook.enabled == '1' and due(id) or {}
   local signing = #deliveries > 0 and attempt(key, secrets, id)
-  redis.call('ZREM', 'webhooks:due', id)
   -- where nothing can sign the deliveries, they wait for another turn
   if #deliveries > 0 then redis.call('ZADD', 'webhooks:due', now + ask.lease_ms, id) else line_up(id) end
   if signing then

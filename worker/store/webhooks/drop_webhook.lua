@@ -13,4 +13,6 @@ end
 redis.call('DEL', key, key .. ':log', key .. ':due', 'token:webhook:' .. ask.id)
 redis.call('ZREM', 'account:' .. ask.account .. ':webhooks', ask.id)
 redis.call('ZREM', 'webhooks:due', ask.id)
+redis.call('SREM', 'webhooks:ready', ask.id)
+redis.call('ZREM', 'account:' .. ask.account .. ':webhooks:ready', ask.id)
 return 1

@@ -1,5 +1,6 @@
 -- include: clock, deliveries
 -- One page of a webhook's deliveries, newest first.
+-- Only reads.
 -- ask: {account, id, offset, limit}
 -- Answers {total, {delivery id, {field, value, ...}}, ...}; nil if the account has no such webhook.
 local ask = cjson.decode(ARGV[1])

@@ -1,5 +1,6 @@
 -- include: records, show
 -- An account's webhooks, newest first.
+-- Only reads.
 -- ask: {account}
 -- Answers {webhook (see `show_webhook`), ...}.
 local ask = cjson.decode(ARGV[1])

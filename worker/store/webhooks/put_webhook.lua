@@ -35,5 +35,5 @@ local function first_secret()
 end
 
 local answer = replay(ask) or remember(ask, put())
-if answer[1] == 'admitted' then answer[3] = first_secret() end
+if answer[1] ~= 'refused' then answer[3] = first_secret() end
 return answer

@@ -132,7 +132,8 @@ class Webhooks(Scripts):
             "most": PENDING_MAX,
             "idempotency": for_script(idempotency),
         }
-        shown = accepted(await self._call("webhooks/send_test", ask), limit=PENDING_MAX)[0]
+        answer = await self._call("webhooks/send_test", ask)
+        shown = accepted(answer, idempotency, limit=PENDING_MAX)[0]
         return await self._one(_delivery, shown, kind="delivery")
 
     async def deliveries(
@@ -156,7 +157,8 @@ class Webhooks(Scripts):
             "idempotency": for_script(idempotency),
             **more,
         }
-        shown, secret = accepted(await self._call("webhooks/put_webhook", ask), limit=WEBHOOKS_PER_ACCOUNT)
+        answer = await self._call("webhooks/put_webhook", ask)
+        shown, secret = accepted(answer, idempotency, limit=WEBHOOKS_PER_ACCOUNT)
         return Secret(webhook=await self._one(_webhook, shown, kind="webhook"), secret=secret.decode())
 
 

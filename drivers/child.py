@@ -1,0 +1,141 @@
+"""Runs qemu-img and qemu-io as child processes with limits.
+
+An image may come from a customer, and a damaged or forged one can make QEMU's tools use any amount of memory and time.
+So a child has limits on memory, CPU time, the size of a file and its output, leaves no core dump, gains no privileges
+and keeps only the capability to open files of any owner. It dies with this process (`setpriv --pdeathsig`), and is
+killed and waited for if its call is cancelled: no child may write to a customer's disk after its job has ended.
+"""
+
+import asyncio
+import os
+import resource
+import selectors
+import signal
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+CHILDREN = 64  # at the same time
+MAX_OUTPUT_BYTES = 32 << 20  # 4096 snapshots with long names, as JSON
+_WAITING = ThreadPoolExecutor(CHILDREN, thread_name_prefix="qemu-img")  # one thread waits for each child
+_CHUNK_BYTES = 1 << 16
+_KILL_AFTER_SECONDS = 5  # of CPU time, if a child ignores SIGXCPU
+_CAPABILITIES = "-all,+dac_override"  # libvirt gives disks to QEMU's user while their servers run
+_SETPCAP = 1 << 8
+_KINDS = {
+    "as": resource.RLIMIT_AS,
+    "cpu": resource.RLIMIT_CPU,
+    "fsize": resource.RLIMIT_FSIZE,
+    "core": resource.RLIMIT_CORE,
+}
+FROM_OUTSIDE = frozenset({-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT})  # exit codes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    memory_bytes: int  # of address space; one arena for all threads, because each reserves 64 MiB more
+    cpu_seconds: int
+    file_bytes: int  # the largest offset that is written to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    code: int  # negative: the signal that ended it
+    out: str
+    err: str
+
+
+async def run(*command: str, limits: Limits, files: Sequence[int] = ()) -> Ended:
+    """Run a command to its end. `files`: descriptors that it inherits."""
+    # Not through the event loop: uvloop forks, and a forked child was seen to hang before exec, because libvirt's
+    # threads held locks. subprocess uses vfork, which runs none of our code in the child. And from the main thread:
+    # pdeathsig kills the child when the thread that started it ends.
+    process = subprocess.Popen(  # noqa: ASYNC220 - vfork and exec take no time
+        (*_limited(limits), *_unprivileged(), *command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=(*files, *_inheritable()),
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "1"},
+    )
+    ended = asyncio.get_running_loop().run_in_executor(_WAITING, _read_all, process)
+    try:
+        return await asyncio.shield(ended)
+    except asyncio.CancelledError:
+        process.kill()
+        while not ended.done():  # it must not write to the disk after the cancellation
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({ended})
+        raise
+
+
+def _limited(limits: Limits) -> list[str]:
+    wanted = {
+        "as": (limits.memory_bytes, limits.memory_bytes),
+        "cpu": (limits.cpu_seconds, limits.cpu_seconds + _KILL_AFTER_SECONDS),
+        "fsize": (limits.file_bytes, limits.file_bytes),
+        "core": (0, 0),
+    }
+    options = [
+        f"--{name}={_at_most(soft, _KINDS[name])}:{_at_most(hard, _KINDS[name])}"
+        for name, (soft, hard) in wanted.items()
+    ]
+    return ["prlimit", *options, "--"]
+
+
+def _at_most(limit: int, kind: int) -> int:
+    """The limit, or the one that this process has itself, which only root may exceed."""
+    own = resource.getrlimit(kind)[1]
+    return limit if own == resource.RLIM_INFINITY else min(limit, own)
+
+
+@cache
+def _unprivileged() -> tuple[str, ...]:
+    """As an ordinary user, there are no capabilities that could be dropped."""
+    dropped = (f"--bounding-set={_CAPABILITIES}", "--inh-caps=-all") if _may_drop() else ()
+    return ("setpriv", "--pdeathsig", "KILL", "--no-new-privs", *dropped, "--")
+
+
+def _may_drop() -> bool:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff":
+            return bool(int(value, 16) & _SETPCAP)
+    return False
+
+
+def _inheritable() -> list[int]:
+    """The node's lock: the next worker waits until a child that outlives this process has exited."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the one that listed them
+            if int(name) not in {0, 1, 2} and os.get_inheritable(int(name)):
+                found.append(int(name))
+    return found
+
+
+def _read_all(process: subprocess.Popen[bytes]) -> Ended:
+    """Wait for the end of the child. Kills it if it writes too much."""
+    assert process.stdout is not None and process.stderr is not None, "both are pipes"  # noqa: S101, PT018 - for mypy
+    said = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    says_too_much = False
+    with selectors.DefaultSelector() as selector, process:
+        for pipe in said:
+            selector.register(pipe, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select():
+                data = os.read(key.fd, _CHUNK_BYTES)
+                if not data:
+                    selector.unregister(key.fd)
+                said[key.fd] += data
+                if len(said[key.fd]) > MAX_OUTPUT_BYTES:
+                    says_too_much = True
+                    process.kill()
+                    said[key.fd].clear()
+        process.wait()
+    out, err = (bytes(data).decode(errors="replace") for data in said.values())
+    return Ended(code=-signal.SIGXFSZ if says_too_much else process.returncode, out=out, err=err)

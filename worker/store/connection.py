@@ -1,0 +1,74 @@
+"""A connection to Redis that loses no cancellation, and tells a command that was sent from one that was not."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+
+from worker.store import trouble
+
+
+class Careful(AbstractConnection):
+    """A part of the class that connects.
+
+    redis-py sends with asyncio.wait_for, which before Python 3.12 drops a cancellation that comes in the same turn of
+    the event loop as the end of the sending. The task would go on, and whoever waits for its end would wait for ever.
+    """
+
+    _is_own = False  # whether what is sent is of the connection itself: its login, its PING
+
+    async def connect(self) -> None:
+        with self._on_its_own():
+            await super().connect()  # type: ignore[no-untyped-call] # redis-py's gap
+
+    async def check_health(self) -> None:
+        # a Redis that can't write to its disk refuses PING, and answers what reads
+        with self._on_its_own(), suppress(ResponseError):
+            await super().check_health()  # type: ignore[no-untyped-call] # redis-py's gap
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """Raises AnswerLost where Redis may have got the command."""
+        if not self.is_connected:
+            await self.connect()
+        elif check_health:
+            await self.check_health()
+        task = asyncio.current_task()
+        before = task.cancelling() if task else 0
+        with self._may_be_lost():
+            await super().send_packed_command(command, check_health=False)
+        if task and task.cancelling() > before:
+            await self.disconnect(nowait=True)  # the answer would be taken for the next command's
+            raise asyncio.CancelledError
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        """Raises AnswerLost if it does not come."""
+        with self._may_be_lost():
+            return await super().read_response(*args, **options)
+
+    @contextmanager
+    def _on_its_own(self) -> Iterator[None]:
+        before, self._is_own = self._is_own, True
+        try:
+            yield
+        finally:
+            self._is_own = before
+
+    @contextmanager
+    def _may_be_lost(self) -> Iterator[None]:
+        try:
+            yield
+        except RedisError as error:
+            if isinstance(error.__context__, ReadOnlyError):  # with Sentinel: it says that it connects anew
+                raise error.__context__ from None
+            lost = None if self._is_own else trouble.lost(error)
+            if lost is None:
+                raise
+            raise lost from error
+
+
+def careful(connection: type[AbstractConnection]) -> type[AbstractConnection]:
+    """The same class, as a Careful one."""
+    return type("CarefulConnection", (Careful, connection), {})
