@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import cache, partial
 from typing import Any, NoReturn, TypeVar
 
-from aiohttp import HttpVersion11, ThreadedResolver, hdrs, web
+from aiohttp import ThreadedResolver, hdrs, web
 from aiohttp.abc import AbstractResolver
 from arq.connections import ArqRedis
 
@@ -40,9 +40,10 @@ from api.settings import ApiSettings
 from api.snapshots import calls as snapshots
 from api.webhooks import calls as webhooks
 from api.webhooks.sender import Sender
+from api.webhooks.ssrf import Reach
 from worker.program.background import in_background
 from worker.program.loop import every
-from worker.store.access.audit import Audit
+from worker.store.access.audit import Audit, AuditKeeper
 from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Permission, Token, Tokens
 from worker.store.access.writes import Writes
@@ -87,7 +88,7 @@ def build(
         (events.call, following),
         (servers.call, servers.ServerCalls(store)),
         (schedules.call, schedules.ScheduleCalls(Schedules(redis, now=clock.now))),
-        (webhooks.call, webhooks.WebhookCalls(Webhooks(redis), to_private=settings.webhooks_to_private)),
+        (webhooks.call, webhooks.WebhookCalls(Webhooks(redis), reach=_reach(settings))),
     ]
     for_operators: list[tuple[Table[Token], object]] = [
         (operators.call, operators.OperatorCalls(operator_store, tokens)),
@@ -106,7 +107,7 @@ def build(
         guard=SessionGuard(callers, _sessions(redis, settings, limits)),
         runbook_url=settings.runbook_url,
     )
-    audit = Audit(redis, kept=timedelta(days=settings.audit_days), now=clock.now)
+    audit = Audit(redis, keeper=_keeper(redis, settings, clock), now=clock.now)
     app = web.Application(
         middlewares=[traced, around(callers, audit, metrics, _refusing(context))], client_max_size=BODY_MAX_BYTES
     )
@@ -130,6 +131,21 @@ def build(
     for path in dict.fromkeys(call.path for call in CALLS):
         app.router.add_route("*", path.removesuffix("/"), _with_slash)
     return app
+
+
+def _keeper(redis: ArqRedis, settings: ApiSettings, clock: CellClock) -> AuditKeeper | None:
+    kept = timedelta(days=settings.audit_days)
+    return AuditKeeper(redis, kept=kept, now=clock.now) if settings.audit_keeper else None
+
+
+def _reach(settings: ApiSettings) -> Reach:
+    return Reach(
+        to_private=settings.webhooks_to_private,
+        networks=settings.webhook_networks,
+        denied=settings.webhook_denied_networks,
+        hosts=settings.webhook_hosts,
+        proxy=str(settings.webhook_proxy) if settings.webhook_proxy else None,
+    )
 
 
 def _streams(redis: ArqRedis, settings: ApiSettings) -> Streams:
@@ -197,7 +213,7 @@ def _add_background_work(
             Deliveries(redis),
             endpoints=settings.webhooks,
             seconds=settings.webhook_seconds,
-            to_private=settings.webhooks_to_private,
+            reach=_reach(settings),
             resolver=resolver or ThreadedResolver(),  # needs the running loop
             metrics=metrics,
             now=clock.now,
@@ -223,6 +239,8 @@ def _called(call: Call[By], resource: object, identify: Callable[[web.Request, P
         by = await identify(request, call.permission)
         # first, so that an invalid request changes nothing
         reading.ensure_known_query(request, call.query)
+        if call.changes:
+            reading.ensure_no_precondition(request)
         if call.changes and call.body is None:
             await reading.ensure_no_body(request, call.query)
         return await call.handle(resource, request, by)
@@ -256,16 +274,9 @@ def _bounded(call: AnyCall, handler: Handler, *, seconds: float) -> Handler:
 def _add(app: web.Application, method: str, path: str, handler: Handler, *, head: bool = True) -> None:
     """`head`: whether a GET also answers HEAD."""
     if method == "GET":
-        app.router.add_get(path, handler, allow_head=head, expect_handler=_expected)
+        app.router.add_get(path, handler, allow_head=head)
     else:
-        app.router.add_route(method, path, handler, expect_handler=_expected)
-
-
-async def _expected(request: web.Request) -> None:
-    # Other expectations are ignored, which is allowed: aiohttp would refuse them before the answer has a request ID.
-    if request.headers["Expect"].lower() == "100-continue" and request.version >= HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer itself has not started
+        app.router.add_route(method, path, handler)
 
 
 @cache

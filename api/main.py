@@ -11,7 +11,7 @@ import structlog
 import typer
 import uvloop
 
-from api import token_command
+from api import audit_command, token_command
 from api.app import build
 from api.http.server import listening
 from api.measures.metrics import Metrics
@@ -25,6 +25,7 @@ from worker.store.redis_client import connect
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(token_command.app, name="token")
+app.add_typer(audit_command.app, name="audit")
 
 
 @app.callback(invoke_without_command=True)

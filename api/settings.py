@@ -4,7 +4,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, HttpUrl
 
 from worker.store.settings import CellSettings
 
@@ -41,6 +41,10 @@ class ApiSettings(CellSettings):
     )
     metrics_look_seconds: Seconds = Field(default=15.0, description="how often the cell's numbers are read")
     audit_days: Count = Field(default=90, description="how long the audit log is kept")
+    audit_keeper: bool = Field(
+        default=True,
+        description="keep the audit log in this process; false: `vps-snapshots-api audit keep` does, which is safer",
+    )
     streams_per_account: Count = Field(default=20, description="event streams of an account at a time")
     operators_streams: Count = Field(
         default=200, description="event streams of all operators at a time: one for each open page of the dashboard"
@@ -51,6 +55,19 @@ class ApiSettings(CellSettings):
     webhooks: Count = Field(default=100, description="webhooks that this process serves at a time")
     webhooks_to_private: bool = Field(
         default=False, description="allow webhooks to http and to private networks: for development only"
+    )
+    webhook_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(), description="networks that webhooks may reach besides public addresses: your own"
+    )
+    webhook_denied_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(), description="networks that webhooks may not reach: your own public ones"
+    )
+    webhook_hosts: tuple[Annotated[str, Field(pattern=r"^\.?[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")], ...] = Field(
+        default=(), description="host names that webhooks may reach at any address; .example.com: all names below it"
+    )
+    webhook_proxy: HttpUrl | None = Field(
+        default=None,
+        description="proxy for webhooks; it resolves their names, so it must refuse what they may not reach",
     )
     session_seconds: Seconds = Field(default=43_200.0, description="how long a login to the dashboard lasts")
     session_idle_seconds: Seconds = Field(default=3600.0, description="how long a login lasts without activity")

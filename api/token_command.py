@@ -13,7 +13,7 @@ from arq.connections import ArqRedis
 
 from api.options import Config, fail, settings_of
 from api.settings import ApiSettings
-from worker.store.access.audit import Audit
+from worker.store.access.audit import Audit, AuditKeeper
 from worker.store.access.tokens import NewToken, Permission, Token, Tokens
 from worker.store.errors import StoreUnavailable
 from worker.store.model import AccountId
@@ -128,7 +128,9 @@ def _with_store(settings: ApiSettings, call: Callable[[ArqRedis, Audit], Awaitab
     async def run() -> Result:
         redis = connect(settings.redis)
         try:
-            return await call(redis, Audit(redis, kept=None))
+            # it removes no entries, for it does not know the time of the cell
+            keeper = AuditKeeper(redis, kept=None) if settings.audit_keeper else None
+            return await call(redis, Audit(redis, keeper=keeper))
         finally:
             await redis.aclose(close_connection_pool=True)
 

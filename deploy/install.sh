@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs this checkout on a production machine: deploy/install.sh node | front-end [tracing]     (as root, on Debian 12)
+# Installs this checkout on a production machine: deploy/install.sh node | front-end | gateway [tracing]     (as root, on Debian 12)
 #
 # Installs Debian packages, the programs in their own venv in /opt/vps-snapshots (from the lock, with hashes), the unit, and
 # the example settings if there are none yet. Starts nothing. Run it again to upgrade, then restart the unit.
@@ -12,11 +12,12 @@ die() { say "$*"; exit 1; }
 role=${1:-}
 case $role in
     node)
-        unit=worker programs=(vps-snapshots-worker)
-        packages=(libvirt-daemon-system qemu-utils libvirt-dev pkg-config gcc python3-dev)
+        unit=worker lock=node programs=(vps-snapshots-worker)
+        packages=(libvirt-daemon-system qemu-utils redis-server libvirt-dev pkg-config gcc python3-dev)
         ;;
-    front-end) unit=api programs=(vps-snapshots-api vps-snapshots) packages=() ;;
-    *) die "usage: deploy/install.sh node | front-end [tracing]" ;;
+    front-end) unit=api lock=front-end programs=(vps-snapshots-api vps-snapshots) packages=() ;;
+    gateway) unit=gateway lock=front-end programs=(vps-snapshots-gateway) packages=() ;;
+    *) die "usage: deploy/install.sh node | front-end | gateway [tracing]" ;;
 esac
 extra=${2:-}
 case $extra in
@@ -32,8 +33,11 @@ for package in "${packages[@]}"; do
 done
 if [ ${#missing[@]} -gt 0 ]; then
     say "installing Debian packages: ${missing[*]}"
+    # The worker starts a Redis of its own, on a socket: Debian's service is not needed.
+    case " ${missing[*]} " in *" redis-server "*) service=redis-server ;; esac
     apt-get -q update
     DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${missing[@]}"
+    if [ -n "${service:-}" ] && [ -d /run/systemd/system ]; then systemctl disable --now "$service"; fi
 fi
 
 home=/opt/vps-snapshots
@@ -42,7 +46,7 @@ say "installing the programs in $home"
 # upgrade an installed extra, too: the versions must match
 if "$home/bin/pip" show -q opentelemetry-sdk 2>/dev/null; then extra=tracing; fi
 "$home/bin/pip" install -q --disable-pip-version-check --require-hashes -r deploy/lock/build.txt
-"$home/bin/pip" install -q --no-build-isolation --require-hashes -r "deploy/lock/$role.txt"
+"$home/bin/pip" install -q --no-build-isolation --require-hashes -r "deploy/lock/$lock.txt"
 if [ -n "$extra" ]; then "$home/bin/pip" install -q --no-build-isolation --require-hashes -r "deploy/lock/$extra.txt"; fi
 "$home/bin/pip" install -q --no-build-isolation --no-deps --force-reinstall .
 
@@ -56,6 +60,10 @@ else
     install -D -m 600 "deploy/examples/$unit.toml" "$settings"
 fi
 install -D -m 644 "deploy/systemd/vps-snapshots-$unit.service" "/etc/systemd/system/vps-snapshots-$unit.service"
+if [ "$role" = front-end ]; then
+    [ -e /etc/vps-snapshots/audit.toml ] || install -D -m 600 deploy/examples/audit.toml /etc/vps-snapshots/audit.toml
+    install -D -m 644 deploy/systemd/vps-snapshots-audit.service /etc/systemd/system/vps-snapshots-audit.service
+fi
 if [ "$role" = node ]; then
     install -D -m 644 deploy/systemd/libvirtd.conf /etc/systemd/system/libvirtd.service.d/vps-snapshots.conf
     install -D -m 755 deploy/libvirt/hook.sh /etc/libvirt/hooks/qemu.d/vps-snapshots

@@ -3,20 +3,26 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from arq.connections import ArqRedis
-from arq.constants import job_key_prefix
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
-from worker.node_worker import FALLBACK_SECONDS, NodeWorker
+from worker.node_worker import NodeWorker, Take
 from worker.store import arq_queue as queue
+from worker.store.calls import redis_answers
+from worker.store.model import JobId
+from worker.store.nodes.protocol import TAKE_SECONDS
 from worker.store.redis_client import RedisSettings, connect
 
 NODE = "n1"
-QUEUE = queue.queue_name(NODE)
+QUEUE = queue.queue_name(NODE)  # arq's queue, in the worker's own Redis
+CELL = "cell"  # stands for the cell's queue; here both are in one Redis, which the tests trouble
+WAKE = "cell:wake"
 PATIENCE_SECONDS = 60.0  # a bound: what is waited for comes within milliseconds, or never
 
 
@@ -33,20 +39,19 @@ async def until_told(what: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def put(redis: ArqRedis, *job_ids: str, at_ms: int | None = None, record: bytes | None = None) -> None:
-    """Queue jobs and wake the node, as one."""
+async def put(redis: ArqRedis, *job_ids: str) -> None:
+    """Queue jobs in the cell and wake the node, as one."""
     now_ms = int(time.time() * 1000)
     async with redis.pipeline(transaction=True) as pipe:
         for job_id in job_ids:
-            pipe.set(job_key_prefix + job_id, queue.payload(job_id, now_ms) if record is None else record)
-            pipe.zadd(QUEUE, {job_id: at_ms or now_ms})
+            pipe.zadd(CELL, {job_id: now_ms})
         await wake(pipe)
         await pipe.execute()
 
 
 async def wake(redis: Redis) -> None:
-    await redis.execute_command("LPUSH", queue.wake_key(QUEUE), "1")  # type: ignore[no-untyped-call] # redis-py's gap
-    await redis.execute_command("LTRIM", queue.wake_key(QUEUE), 0, 0)  # type: ignore[no-untyped-call]
+    await redis.execute_command("LPUSH", WAKE, "1")  # type: ignore[no-untyped-call] # redis-py's gap
+    await redis.execute_command("LTRIM", WAKE, 0, 0)  # type: ignore[no-untyped-call]
 
 
 class Jobs:
@@ -75,6 +80,35 @@ class Jobs:
         await until(lambda: self.ended >= set(job_ids))
 
 
+def taker(redis: ArqRedis) -> Take:
+    """What the store's `take` does."""
+
+    async def take(*, running: Sequence[JobId], free: int, seconds: float) -> Sequence[JobId]:
+        wait: Any = max(seconds, 0.01)
+        with redis_answers():
+            while True:
+                queued = [JobId(raw.decode()) for raw in await redis.zrange(CELL, 0, -1)]
+                due = [job_id for job_id in queued if job_id not in running][:free]
+                if due or not await redis.blpop([WAKE], timeout=wait):  # type: ignore[misc]
+                    return due
+
+    return take
+
+
+def runner(redis: ArqRedis, jobs: Jobs) -> Callable[[str], Awaitable[None]]:
+    """Runs jobs, and tells the cell of their end, however long that takes."""
+
+    async def run(job_id: str) -> None:
+        await jobs.run(job_id)
+        while True:
+            with suppress(RedisError, OSError):
+                await redis.zrem(CELL, job_id)
+                return
+            await asyncio.sleep(0.05)
+
+    return run
+
+
 @asynccontextmanager
 async def client(socket: Path) -> AsyncIterator[ArqRedis]:
     redis = connect(RedisSettings(url=f"unix://{socket}"))
@@ -88,8 +122,8 @@ async def client(socket: Path) -> AsyncIterator[ArqRedis]:
 async def at_work(socket: Path, jobs: Jobs, *, max_jobs: int = 2, resumed: bool = True) -> AsyncIterator[NodeWorker]:
     """A worker that has its lease and looks for jobs; stopped at the end, wherever Redis is then."""
     settings = RedisSettings(url=f"unix://{socket}")
-    redis, waiting = connect(settings), connect(settings, command_seconds=2 * FALLBACK_SECONDS)
-    worker = NodeWorker(redis, waiting, node=NODE, run=jobs.run, max_jobs=max_jobs)
+    redis, waiting = connect(settings), connect(settings, command_seconds=2 * TAKE_SECONDS)
+    worker = NodeWorker(redis, take=taker(waiting), node=NODE, run=runner(waiting, jobs), max_jobs=max_jobs)
     if resumed:
         worker.resume()
     working = asyncio.create_task(worker.work())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from drivers.fake_state import FakeServer, StateFile
+from tests.gateway import gateway
 from tests.queueing import until
 
 FIRST, SECOND = 12345, 12346  # the ids of its servers
@@ -47,9 +48,17 @@ def _says(line: str, event: str, fields: dict[str, Any]) -> bool:
 
 @asynccontextmanager
 async def worker_process(redis_socket: Path, state_dir: Path, **settings: str) -> AsyncIterator[WorkerProcess]:
-    """Of node n1, with two servers. Killed at the end, should it run yet."""
+    """Of node n1, with two servers, and a gateway for it. Killed at the end, should it run yet."""
+    async with (
+        gateway(redis_socket, node=settings.get("NODE", "n1")) as reached,
+        _process(state_dir, reached.environment | settings) as worker,
+    ):
+        yield worker
+
+
+@asynccontextmanager
+async def _process(state_dir: Path, settings: dict[str, str]) -> AsyncIterator[WorkerProcess]:
     ours = {
-        "REDIS__URL": f"unix://{redis_socket}",
         "DRIVER": "fake",
         "FAKE_SERVERS": "2",
         "NODE": "n1",

@@ -1,4 +1,4 @@
-"""Periodic cleanup: stale jobs, failed deletes, old journal entries, expired safety snapshots, disk space."""
+"""Periodic cleanup of a node: failed deletes, old journal entries, expired safety snapshots, disk space."""
 
 import time
 
@@ -8,9 +8,8 @@ from worker.journal import Journal, JournalFailed
 from worker.program.loop import every, guarded
 from worker.program.wall_clock import STEP_SECONDS, WallClock
 from worker.safety import SafetySnapshots
-from worker.store.chores.chores import Chores
 from worker.store.errors import StoreUnavailable
-from worker.store.nodes.node_store import NodeStore
+from worker.store.nodes.port import NodePort
 
 ROUND_SECONDS = 30.0
 
@@ -18,9 +17,8 @@ log = structlog.stdlib.get_logger()
 
 
 class Housekeeping:
-    def __init__(self, *, store: NodeStore, chores: Chores, journal: Journal, safety: SafetySnapshots) -> None:
+    def __init__(self, *, store: NodePort, journal: Journal, safety: SafetySnapshots) -> None:
         self._store = store
-        self._chores = chores
         self._journal = journal
         self._safety = safety
         self._last_round = time.monotonic()
@@ -42,14 +40,7 @@ class Housekeeping:
 
     async def round(self) -> None:
         self._look_at_the_clock()
-        chores = (
-            self._retry_deletes,
-            self._chores.fail_stale_jobs,
-            self._chores.forget_failed,
-            self._tidy_journal,
-            self._safety.drop_due,
-            self._safety.make_room,
-        )
+        chores = (self._retry_deletes, self._tidy_journal, self._safety.drop_due, self._safety.make_room)
         for chore in chores:  # one that fails must not keep the others from being done
             try:
                 with guarded("housekeeping", StoreUnavailable, JournalFailed, chore=chore.__name__):

@@ -13,7 +13,8 @@ from worker.metrics import Metrics
 from worker.program.loop import guarded
 from worker.store.errors import StoreUnavailable
 from worker.store.model import AccountId, ServerId
-from worker.store.nodes.node_store import ClaimRefused, LeaseLost, NodeStore, ReportedServer
+from worker.store.nodes.node_store import ClaimRefused, LeaseLost, ReportedServer
+from worker.store.nodes.port import NodePort
 from worker.store.reports import NodeFacts, Pool
 
 FACTS_SECONDS = 60.0  # between two reads of versions and free space
@@ -31,7 +32,7 @@ class Inventory:
     def __init__(
         self,
         hypervisor: Hypervisor,
-        store: NodeStore,
+        store: NodePort,
         publish: Callable[[ServerId], Awaitable[None]],
         reconcile: Callable[[], None] = lambda: None,
         metrics: Metrics | None = None,

@@ -14,7 +14,8 @@ import structlog
 
 from worker.program.loop import guarded
 from worker.store.errors import StoreUnavailable
-from worker.store.nodes.node_store import LeaseHeld, NodeStore
+from worker.store.nodes.node_store import LeaseHeld
+from worker.store.nodes.port import NodePort
 
 LEASE_SECONDS = 15.0  # after this long without a heartbeat, a worker on another machine may take the lease
 HEARTBEAT_SECONDS = 5.0  # three per lease: two may be lost
@@ -138,21 +139,18 @@ def _is_alive(holder: str) -> bool:
 class Lease:
     """Keeps the node's lease in the store. Without the lease no new job may start; running jobs continue.
 
-    `before` is awaited before the first heartbeat and may raise StoreUnavailable. `gained` is awaited and `lost` called
-    when the lease is gained or lost.
+    `gained` is awaited and `lost` called when the lease is gained or lost.
     """
 
     def __init__(
         self,
-        store: NodeStore,
+        store: NodePort,
         *,
-        before: Callable[[], Awaitable[object]],
         gained: Callable[[], Awaitable[None]],
         lost: Callable[[], None],
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._store = store
-        self._before = before
         self._heartbeat_seconds = heartbeat_seconds
         self._gained = gained
         self._lost = lost
@@ -183,7 +181,6 @@ class Lease:
         """Take the lease; wait as long as the store is unreachable. Raises NodeTaken, naming the holder."""
         while True:
             try:
-                await self._before()
                 holder = await self._renewed()
             except StoreUnavailable as error:
                 log.warning("lease.store_unavailable", cause=str(error.__cause__))

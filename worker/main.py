@@ -13,31 +13,30 @@ from typing import Annotated, Any, NoReturn
 import structlog
 import typer
 import uvloop
-from arq.connections import ArqRedis
 
 from drivers.base import DriverError, Hypervisor, HypervisorUnavailable, Surveyed
-from worker.exposition import exposed
+from worker.gateway_client import GatewayClient
 from worker.housekeeping import ROUND_SECONDS, Housekeeping
 from worker.inventory import REPORT_SECONDS, Inventory
 from worker.job_log import JobLog
 from worker.journal import Journal, JournalFailed, NewerJournal
 from worker.journal import drop_kept as drop_kept_tag
 from worker.lease import HypervisorLock, Lease, NodeLock, NodeTaken, machine_id, who_am_i
+from worker.local_redis import LocalRedis, LocalRedisDied, local_redis
 from worker.metrics import Metrics
-from worker.node_worker import FALLBACK_SECONDS, NodeWorker
+from worker.node_worker import NodeWorker
 from worker.program import logs
+from worker.program.background import in_background
 from worker.program.configuration import ConfigurationError, help_text, load
+from worker.program.exposition import exposed
 from worker.program.span_export import exporting
 from worker.publisher import Publisher
 from worker.reconcile import Reconciler
 from worker.runner import LAST_WORDS_SECONDS, Runner
-from worker.scheduler import Scheduler
 from worker.settings import Driver, WorkerSettings
-from worker.store.chores.chores import Chores
 from worker.store.errors import StoreUnavailable
 from worker.store.model import JobId
-from worker.store.nodes.node_store import NodeStore
-from worker.store.redis_client import connect
+from worker.store.nodes.port import NodePort
 from worker.survey import as_json as survey_as_json
 from worker.survey import as_text as survey_as_text
 from worker.traces import of_calls
@@ -69,7 +68,7 @@ def run(config: Config = None) -> None:
             exporting(settings.tracing, service="vps-snapshots-worker", instance=settings.node),
         ):
             uvloop.run(_serve(settings, job_log, metrics))
-    except (NodeTaken, NewerJournal, JournalFailed, DriverError, ConfigurationError) as error:
+    except (NodeTaken, NewerJournal, JournalFailed, DriverError, ConfigurationError, LocalRedisDied) as error:
         _refuse(str(error))
 
 
@@ -98,7 +97,7 @@ def adopt(
 
 @app.command()
 def rebuild(config: Config = None) -> None:
-    """Make this node's running worker publish its servers' snapshots and jobs to Redis again.
+    """Make this node's running worker publish its servers' snapshots and jobs again.
 
     Use it after Redis was restored from an old backup. If Redis has lost its data, the worker does this by itself.
     """
@@ -157,7 +156,7 @@ def survey(
 ) -> None:
     """Show what a snapshot of each server would hold and leave out, or why it would be refused.
 
-    Changes nothing and needs no Redis.
+    Changes nothing and needs no gateway.
     """
     try:
         surveyed = asyncio.run(_survey(folder, libvirt))
@@ -226,11 +225,19 @@ async def _list_in_virsh(settings: WorkerSettings, server_id: int) -> tuple[str,
 
 
 async def _rebuild(settings: WorkerSettings) -> int:
-    redis = connect(settings.redis)
-    try:
-        return await NodeStore(redis, node=settings.node, machine="", who="").republish()
-    finally:
-        await redis.aclose(close_connection_pool=True)
+    gateway = _gateway(settings)
+    async with in_background(gateway.keep_connected()):
+        return await gateway.republish()
+
+
+def _gateway(settings: WorkerSettings, metrics: Metrics | None = None) -> GatewayClient:
+    return GatewayClient(
+        settings.gateway,
+        node=settings.node,
+        machine=machine_id(settings.state_dir),
+        who=who_am_i(),
+        observer=metrics.gateway if metrics else None,
+    )
 
 
 @contextmanager
@@ -288,8 +295,8 @@ class _Means:
     journal: Journal
     job_log: JobLog
     metrics: Metrics
-    redis: ArqRedis
-    blocking_redis: ArqRedis  # for commands that wait
+    store: NodePort
+    local_redis: LocalRedis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,7 +308,7 @@ class _Parts:
     inventory: Inventory
     lease: Lease
     housekeeping: Housekeeping
-    scheduler: Scheduler
+    local_redis: LocalRedis
 
 
 async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) -> None:
@@ -327,18 +334,17 @@ async def _opened(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) -
         stack.push_async_callback(hypervisor.close)
         if fence := await asyncio.to_thread(_fence, settings):  # it may wait for the children of a dead worker
             stack.callback(fence.release)
-        redis = connect(settings.redis, observer=metrics.redis)
-        stack.push_async_callback(redis.aclose, close_connection_pool=True)
-        blocking_redis = connect(settings.redis, command_seconds=2 * FALLBACK_SECONDS)
-        stack.push_async_callback(blocking_redis.aclose, close_connection_pool=True)
+        local = await stack.enter_async_context(local_redis(settings.state_dir / "queue"))
+        gateway = _gateway(settings, metrics)
+        await stack.enter_async_context(in_background(gateway.keep_connected()))
         yield _Means(
             settings=settings,
             hypervisor=of_calls(hypervisor) if settings.tracing.endpoint else hypervisor,
             journal=journal,
             job_log=job_log,
             metrics=metrics,
-            redis=redis,
-            blocking_redis=blocking_redis,
+            store=gateway,
+            local_redis=local,
         )
 
 
@@ -349,7 +355,7 @@ async def _live(parts: _Parts, settings: WorkerSettings, stop: asyncio.Event) ->
     taken = asyncio.Event()
     until_the_end = (parts.publisher.publish_steps(), _prove_alive(), _keep_lease(parts.lease, taken))
     try:
-        async with _beside(*until_the_end), _beside(_work_with_others(parts, taken)):
+        async with _beside(*until_the_end), _beside(_work_with_others(parts, taken), parts.local_redis.keep_watch()):
             try:
                 await stop.wait()
             finally:  # also if a part has failed
@@ -382,14 +388,7 @@ async def _beside(*parts: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 def _wired(means: _Means) -> _Parts:
-    settings, journal, metrics = means.settings, means.journal, means.metrics
-    store = NodeStore(
-        means.redis,
-        node=settings.node,
-        machine=machine_id(settings.state_dir),
-        who=who_am_i(),
-        node_silent_seconds=settings.node_silent_seconds,
-    )
+    settings, journal, metrics, store = means.settings, means.journal, means.metrics, means.store
     publisher = Publisher(
         store,
         publish_again=lambda server_id: reconciler.server(server_id),  # noqa: PLW0108 - made below
@@ -406,8 +405,8 @@ def _wired(means: _Means) -> _Parts:
         may_go_on=lambda: lease.still_ours(),  # noqa: PLW0108 - made below
     )
     queue = NodeWorker(
-        means.redis,
-        means.blocking_redis,
+        means.local_redis.client,
+        take=store.take,
         node=settings.node,
         run=lambda job_id: runner.run(JobId(job_id)),
         max_jobs=settings.max_jobs,
@@ -429,14 +428,7 @@ def _wired(means: _Means) -> _Parts:
         await inventory.report()  # before taking jobs: one may be queued for a server that the store has lost
         queue.resume()
 
-    chores = Chores(
-        means.redis,
-        node_silent_seconds=settings.node_silent_seconds,
-        waiting_seconds=settings.waiting_seconds,
-        given_up=metrics.jobs_given_up.inc,
-    )
-    # Jobs that were queued too long fail before the first heartbeat: nobody expects them to run any more.
-    lease = Lease(store, before=chores.fail_stale_jobs, gained=lease_gained, lost=queue.pause)
+    lease = Lease(store, gained=lease_gained, lost=queue.pause)
     metrics.follow(
         running=lambda: runner.working,
         owed=lambda: runner.owed,
@@ -450,8 +442,8 @@ def _wired(means: _Means) -> _Parts:
         reconciler=reconciler,
         inventory=inventory,
         lease=lease,
-        housekeeping=Housekeeping(store=store, chores=chores, journal=journal, safety=runner.safety),
-        scheduler=Scheduler(chores=chores, unreadable=metrics.schedules_unreadable.inc),
+        housekeeping=Housekeeping(store=store, journal=journal, safety=runner.safety),
+        local_redis=means.local_redis,
     )
 
 
@@ -470,7 +462,6 @@ async def _work_with_others(parts: _Parts, taken: asyncio.Event) -> None:
         group.create_task(parts.inventory.keep_publishing())
         group.create_task(parts.housekeeping.keep_house())
         group.create_task(parts.reconciler.keep_reconciling())
-        group.create_task(parts.scheduler.keep_running())
 
 
 def main() -> None:

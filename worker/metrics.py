@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
-from worker.program.metrics import ProgramMetrics
+from prometheus_client import CollectorRegistry
+
+from worker.program.metrics import COMMAND_BUCKETS, Instruments, ProgramMetrics
 from worker.store.model import STEPS, Job, JobKind, Step
 from worker.store.outcome import Outcome
 from worker.store.reports import Pool
 
+GATEWAY_ERRORS = ("connection", "timeout", "refused")
 COMPLETED, FAILED, STRANDED = "completed", "failed", "stranded"  # values of the label `outcome`
 
 # Seconds. A create takes 3 to 10 minutes if the guest shuts down slowly, and seconds if it does not.
@@ -16,18 +19,39 @@ STEP_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 360, 900)
 PICKUP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 15, 60, 300, 900)
 
 
+class GatewayMetrics(Instruments):
+    """The gateway as this node sees it: reachability, latency, errors."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)
+        self._up = self._gauge("gateway_up", "1 if the last call got an answer.")
+        text = "Duration of this node's calls that were answered, without the wait for jobs."
+        self._seconds = self._histogram("gateway_request_duration_seconds", text, COMMAND_BUCKETS)
+        text = "Calls of this node that got no answer, or none of use."
+        self._errors = self._counter("gateway_request_errors", text, "error")
+        for error in GATEWAY_ERRORS:
+            self._errors.labels(error)
+
+    def answered(self, seconds: float) -> None:
+        self._up.set(1)
+        self._seconds.observe(seconds)
+
+    def failed(self, error: Exception) -> None:
+        self._up.set(0)
+        told = bool(getattr(error, "code", ""))
+        self._errors.labels("refused" if told else "timeout" if isinstance(error, TimeoutError) else "connection").inc()
+
+
 class Metrics(ProgramMetrics):
     """The metrics of one worker."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.gateway = GatewayMetrics(self.registry)
         self._jobs = self._counter("jobs", "Jobs that have ended.", "kind", "outcome")
         self._failures = self._counter("job_failures", "Jobs that failed or stranded, by the error's code.", "code")
         self._retries = self._counter("job_step_retries", "Retries of a step.", "kind", "step")
         self._resumptions = self._counter("job_resumptions", "Jobs resumed after a worker process died.", "kind")
-        self.schedules_unreadable = self._counter(
-            "schedules_unreadable", "Due schedules skipped because this release cannot read them."
-        )
         self._findings = self._counter("reconcile_findings", "Findings of reconciliation.", "finding")
         self._seconds = self._histogram("job_duration_seconds", "From a job's start to its end.", JOB_BUCKETS, "kind")
         self._step_seconds = self._histogram(

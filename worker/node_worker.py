@@ -1,15 +1,15 @@
-"""arq's worker with our own main loop: it is woken instead of polling, and no Redis error ends it.
+"""arq's worker with our own main loop: it is given jobs instead of polling, and no trouble with Redis ends it.
 
-This process is the only worker of its queue (`worker.lease`), and the journal records which jobs have started. So arq
-only delivers job ids, and an in-progress mark of a job that this process does not run is ignored.
+arq's queue is in a Redis of this process's own (`worker.local_redis`), which holds the jobs that run and nothing else.
+The cell's queue is on the trusted side: it gives a job again until the job is over, or is named as one that runs here.
+The journal records which jobs have started, so a job may be delivered twice.
 """
 
 import asyncio
-import json
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
 from arq.connections import ArqRedis
@@ -17,32 +17,39 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from arq.worker import Retry, Worker, func
 from redis.exceptions import RedisError
 
-from worker.program.loop import guarded
 from worker.store import arq_queue as queue
-from worker.store import scripts
+from worker.store.errors import StoreUnavailable
+from worker.store.model import JobId
+from worker.store.nodes.protocol import TAKE_SECONDS
 
 if TYPE_CHECKING:
     from arq.typing import WorkerCoroutine
 
 REDIS_TROUBLE = (RedisError, OSError, TimeoutError)  # unreachable, slow, or replying with errors (full, read-only)
-FALLBACK_SECONDS = 5  # longest sleep without a wake-up
-RETRY_SECONDS = 0.2  # between two attempts while Redis is failing
+RETRY_SECONDS = 0.2  # between two attempts while the queue is in trouble
 BROKEN_AGAIN_SECONDS = 5.0  # until a job is retried whose run raised something unexpected (the journal's disk is full)
-PUT_BACK_SECONDS = 1.0  # at exit, for returning unfinished jobs to the queue
+ENDED_AGAIN_SECONDS = 1.0  # until a job is run again whose end the cell has not noted
+PUT_BACK_SECONDS = 1.0  # at exit, for arq to note that jobs were cancelled
 _DAMAGED = ("WRONGTYPE", "value is not an integer")  # what Redis says of a record of arq's
 NEVER_SECONDS = 10 * 365 * 86_400  # disables limits of arq that we do not want
 
 log = structlog.stdlib.get_logger()
 
 
-class NodeWorker(Worker):
-    """Takes jobs from one node's queue, up to `max_jobs` at a time, and awaits `run(job_id)` for each.
+class Take(Protocol):
+    """`take` of `worker.store.nodes.port.NodePort`."""
 
-    `waiting`: a separate client for the blocking wait, whose command timeout is longer than that wait.
+    async def __call__(self, *, running: Sequence[JobId], free: int, seconds: float) -> Sequence[JobId]: ...
+
+
+class NodeWorker(Worker):
+    """Takes jobs from the cell, up to `max_jobs` at a time, and awaits `run(job_id)` for each.
+
+    `redis`: of this process's own.
     """
 
     def __init__(
-        self, redis: ArqRedis, waiting: ArqRedis, *, node: str, run: Callable[[str], Awaitable[None]], max_jobs: int
+        self, redis: ArqRedis, *, take: Take, node: str, run: Callable[[str], Awaitable[None]], max_jobs: int
     ) -> None:
         async def run_job(context: dict[Any, Any], /, *_arguments: Any, **_named: Any) -> None:
             job_id = context["job_id"]  # the rest of arq's record is not used
@@ -70,15 +77,13 @@ class NodeWorker(Worker):
             job_serializer=queue.serialize,
             job_deserializer=queue.deserialize,
         )
-        self._due = redis.register_script(scripts.text("nodes/start_due"))
-        self._returning = redis.register_script(scripts.text("nodes/put_back"))
-        self._waiting = waiting
-        self._node = node
+        self._take = take
+        self._taking: asyncio.Task[Sequence[JobId]] | None = None
         self._wake = asyncio.Event()
-        self._may_take = asyncio.Event()
         self._stopping = asyncio.Event()
         self._over = asyncio.Event()
         self._over.set()
+        self._resting: dict[str, float] = {}  # jobs that are not run again before that moment of the monotonic clock
         self._finishing: set[asyncio.Task[None]] = set()
         self._in_trouble = False
         self.allow_pick_jobs = False  # until we hold the lease
@@ -86,28 +91,26 @@ class NodeWorker(Worker):
     def resume(self) -> None:
         """Start taking jobs. Call it once the node's lease is held."""
         self.allow_pick_jobs = True
-        self._may_take.set()
         self._wake.set()
 
     def pause(self) -> None:
         """Take no new jobs; running jobs continue."""
         self.allow_pick_jobs = False
-        self._may_take.clear()
+        if self._taking is not None:
+            self._taking.cancel()
 
     async def work(self) -> None:
         """Run until cancelled or stopped."""
         self._over.clear()
         try:
-            async with asyncio.TaskGroup() as group:
-                listener = group.create_task(self._listen())
-                while not self._stopping.is_set():
-                    await self._look()
-                listener.cancel()
+            while not self._stopping.is_set():
+                await self._look()
         finally:
             self._over.set()
 
     async def stop(self, drain_seconds: float) -> None:
-        """Take no new jobs; return when the running jobs have ended. After `drain_seconds` they are requeued."""
+        """Take no new jobs; return when the running jobs have ended. After `drain_seconds` they are cancelled: the cell
+        still has them in its queue."""
         self.pause()
         self._stopping.set()
         self._wake.set()
@@ -115,61 +118,66 @@ class NodeWorker(Worker):
             async with asyncio.timeout(drain_seconds):
                 await self._over.wait()  # the loop may still be starting a job
                 await asyncio.gather(*map(_ended, self.tasks.values()))
-        await _cancel(self.tasks.values())  # arq then requeues them
+        await _cancel(self.tasks.values())
         await _cancel(self._finishing)  # Redis is unreachable: the next process resumes from the journal
 
     async def _look(self) -> None:
         self._wake.clear()
         self._forget_ended()
         try:
-            seconds = await self._start_due() if self.allow_pick_jobs else FALLBACK_SECONDS
-        except REDIS_TROUBLE as error:
+            if given := await self._given():
+                await self._start(given)
+        except (*REDIS_TROUBLE, StoreUnavailable) as error:
             if not self._in_trouble:
-                log.warning("queue.redis_trouble", cause=str(error))
+                log.warning("queue.trouble", cause=str(error.__cause__ or error))
             self._in_trouble = True
             await _wait(self._stopping, RETRY_SECONDS)
         else:
             if self._in_trouble and self.allow_pick_jobs:
                 self._in_trouble = False
-                log.info("queue.redis_answers")
-            await _wait(self._wake, seconds)
+                log.info("queue.answers")
 
-    async def _start_due(self) -> float:
-        """Start the jobs that are due. Returns the seconds until the next check.
-
-        Due times are compared with the clock of Redis, which set them: with the node's own clock, as arq does it, jobs
-        would be late on a node whose clock is slow.
-        """
-        running = [job_id for job_id, task in self.tasks.items() if not task.done()]
+    async def _given(self) -> Sequence[JobId]:
+        """The jobs to start now, once there are any; none from time to time, and after a pause."""
         free = self.max_jobs - self.job_counter
-        ask = {
-            "queue": self.queue_name,
-            "node": self._node,
-            "free": free,
-            "limit": self.queue_read_limit,
-            "mark": in_progress_key_prefix,
-            "mark_ms": NEVER_SECONDS * 1000,
-            "running": running,
-        }
-        later_ms, *due = await self._due(args=[json.dumps(ask)])
-        for job_id, score in zip(due[::2], due[1::2], strict=True):
-            if not job_id.isascii():  # no ID of ours: it would take a slot at each look
-                log.error("queue.record_unusable", job_id=repr(job_id))
-                await self.pool.zrem(self.queue_name, job_id)
-                continue
-            with guarded("queue", *REDIS_TROUBLE, job_id=job_id.decode()):
-                await self._start(job_id.decode(), int(max(0.0, float(score))))
-        return min(FALLBACK_SECONDS, later_ms / 1000) if later_ms >= 0 else FALLBACK_SECONDS
+        if free <= 0 or not self.allow_pick_jobs:
+            await _wait(self._wake, TAKE_SECONDS)
+            return ()
+        now = time.monotonic()
+        self._resting = {job_id: until for job_id, until in self._resting.items() if until > now}
+        running = [JobId(job_id) for job_id in {*self.tasks, *self._resting}]
+        seconds = min([TAKE_SECONDS, *(until - now for until in self._resting.values())])
+        self._taking = asyncio.ensure_future(self._take(running=running, free=free, seconds=seconds))
+        try:
+            await asyncio.wait({self._taking})
+            return () if self._taking.cancelled() else self._taking.result()
+        finally:
+            self._taking.cancel()
+            self._taking = None
 
-    async def _start(self, job_id: str, score: int) -> None:
-        # Replaces arq's start_jobs, which checks in four commands whether another worker was faster, leaks a slot if
-        # Redis fails in between, and takes the mark of a dead process for that of a live worker.
-        if not self.allow_pick_jobs:  # the lease was lost or the worker stopped during the script call
-            await self.pool.delete(in_progress_key_prefix + job_id)
-            return
-        self.job_counter += 1
-        self.tasks[job_id] = task = self.loop.create_task(self.run_job(job_id, score))
-        task.add_done_callback(lambda _: self._release_sem_dec_counter_on_complete())
+    async def _start(self, given: Iterable[JobId]) -> None:
+        """Put the jobs into arq's queue, and start what is in it."""
+        now_ms = int(time.time() * 1000)
+        async with self.pool.pipeline(transaction=True) as pipe:
+            for job_id in given:
+                pipe.set(job_key_prefix + job_id, queue.payload(job_id, now_ms))
+                pipe.zadd(self.queue_name, {job_id: now_ms})
+            pipe.zrange(self.queue_name, 0, -1, withscores=True)
+            *_, queued = await pipe.execute()
+        for raw, score in queued:
+            if not raw.isascii():  # no ID of ours
+                log.error("queue.record_unusable", job_id=repr(raw))
+                await self.pool.zrem(self.queue_name, raw)
+                continue
+            job_id = raw.decode()
+            # Replaces arq's start_jobs, which checks in four commands whether another worker was faster, leaks a slot
+            # if Redis fails in between, and takes the mark of a dead process for that of a live worker.
+            if self.allow_pick_jobs and job_id not in self.tasks and self.job_counter < self.max_jobs:
+                self.job_counter += 1
+                self.tasks[job_id] = task = self.loop.create_task(
+                    self.run_job(job_id, int(min(max(0.0, score), now_ms)))
+                )
+                task.add_done_callback(lambda _: self._release_sem_dec_counter_on_complete())
 
     def _forget_ended(self) -> None:
         for job_id, task in list(self.tasks.items()):
@@ -177,29 +185,18 @@ class NodeWorker(Worker):
                 del self.tasks[job_id]
                 task.result()  # an unexpected exception ends the worker
 
-    async def _listen(self) -> None:
-        while True:
-            await self._may_take.wait()  # without the lease, wake-ups are for another worker
-            try:
-                woken: Any = self._waiting.blpop([queue.wake_key(self.queue_name)], timeout=FALLBACK_SECONDS)
-                if await woken:
-                    self._wake.set()
-            except REDIS_TROUBLE:
-                await asyncio.sleep(RETRY_SECONDS)
-                self._wake.set()  # the lost reply may have been a wake-up
-
     # --- methods of arq that would end the worker, leak a slot or lose a job ---
 
     def _release_sem_dec_counter_on_complete(self) -> None:
         self.job_counter -= 1  # arq's semaphore is not used: only its own start_jobs needs it
-        self._wake.set()  # start the next job now, not at the next check
+        self._wake.set()  # start the next job now, not at the next look
 
     async def run_job(self, job_id: str, score: int) -> None:
         try:
             await super().run_job(job_id, score)
         except REDIS_TROUBLE as error:  # the job has not started and is still queued
             if any(words in str(error) for words in _DAMAGED):
-                await self._insist(lambda: self._mend(job_id))
+                await self._insist(lambda: self._forget(job_id))  # the cell gives it again
             log.warning("queue.job_not_begun", job_id=job_id, cause=str(error))
             await asyncio.sleep(RETRY_SECONDS)  # keep its slot: if only this job fails, the loop would spin
 
@@ -207,42 +204,25 @@ class NodeWorker(Worker):
         self,
         job_id: str,
         finish: bool,
-        result_data: bytes | None,
-        result_timeout_s: float | None,
-        keep_result_forever: bool,
-        incr_score: int | None,
-        keep_in_progress: float | None,
+        result_data: bytes | None,  # noqa: ARG002
+        result_timeout_s: float | None,  # noqa: ARG002
+        keep_result_forever: bool,  # noqa: ARG002
+        incr_score: int | None,  # noqa: ARG002
+        keep_in_progress: float | None,  # noqa: ARG002
     ) -> None:
-        if finish:
-            how = (finish, result_data, result_timeout_s, keep_result_forever, incr_score, keep_in_progress)
-            await self._insist(lambda: super(NodeWorker, self).finish_job(job_id, *how))
-        else:
-            await self._insist(lambda: self._put_back(job_id, put_off=bool(incr_score)))
-
-    async def _put_back(self, job_id: str, *, put_off: bool) -> None:
-        ask = {
-            "queue": self.queue_name,
-            "job": job_id,
-            "mark": in_progress_key_prefix + job_id,
-            # arq increments the score, and would do so twice if a reply is lost
-            "put_off_ms": round(BROKEN_AGAIN_SECONDS * 1000) if put_off else 0,
-        }
-        await self._returning(args=[json.dumps(ask)])
+        # Whether it is over, the cell's queue knows: it gives a job again that is not.
+        self._resting[job_id] = time.monotonic() + (ENDED_AGAIN_SECONDS if finish else BROKEN_AGAIN_SECONDS)
+        await self._insist(lambda: self._forget(job_id))
 
     async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:  # noqa: ARG002 - arq's signature
-        # arq's record of the job has expired or cannot be read. arq would drop the job, which would then stay queued
-        # in the store forever. Its id is all that we need.
-        await self._insist(lambda: self._mend(job_id))
+        log.error("queue.record_unusable", job_id=job_id)  # the cell gives the job again, with a new record
+        self._resting[job_id] = time.monotonic() + ENDED_AGAIN_SECONDS
+        await self._insist(lambda: self._forget(job_id))
 
-    async def _mend(self, job_id: str) -> None:
-        if await self.pool.zscore(self.queue_name, job_id) is None:  # cancelled in the meantime
-            await self.pool.delete(in_progress_key_prefix + job_id, retry_key_prefix + job_id)
-            return
-        log.error("queue.record_unusable", job_id=job_id)
-        record = queue.payload(job_id, int(time.time() * 1000))
+    async def _forget(self, job_id: str) -> None:
         async with self.pool.pipeline(transaction=True) as pipe:
-            pipe.set(job_key_prefix + job_id, record, px=self.expires_extra_ms)
-            pipe.delete(in_progress_key_prefix + job_id, retry_key_prefix + job_id)
+            pipe.zrem(self.queue_name, job_id)
+            pipe.delete(*(prefix + job_id for prefix in (job_key_prefix, in_progress_key_prefix, retry_key_prefix)))
             await pipe.execute()
 
     async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:

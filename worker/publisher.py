@@ -13,7 +13,8 @@ import structlog
 from worker.program.loop import guarded
 from worker.store.errors import StoreUnavailable
 from worker.store.model import JobId, ServerId, Step
-from worker.store.nodes.node_store import ClaimRefused, LeaseLost, NodeStore
+from worker.store.nodes.node_store import ClaimRefused, LeaseLost
+from worker.store.nodes.port import NodePort
 from worker.store.outcome import Outcome
 from worker.store.reports import EMPTY_REPORT, JobReport, StepBegun
 
@@ -28,7 +29,7 @@ class Publisher:
 
     def __init__(
         self,
-        store: NodeStore,
+        store: NodePort,
         publish_again: Callable[[ServerId], Awaitable[None]],
         *,
         log_of: Callable[[JobId], tuple[str, ...]] = lambda _: (),

@@ -40,9 +40,9 @@ from worker.store.nodes.node_store import (
     Known,
     KnownSnapshot,
     LeaseLost,
-    NodeStore,
     PublishedSnapshot,
 )
+from worker.store.nodes.port import NodePort
 
 ROUND_SECONDS = 300.0  # between two rounds over every server of the node
 UNDELETED_AFTER = 3  # failed deletes, over at least three minutes, before it is a finding: it may pass by itself
@@ -85,7 +85,7 @@ class Reconciler:
         self,
         *,
         hypervisor: Hypervisor,
-        store: NodeStore,
+        store: NodePort,
         journal: Journal,
         runner: Runner,
         safety_kept_seconds: float,

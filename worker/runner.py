@@ -20,7 +20,8 @@ from worker.publisher import RETRY_SECONDS, Publisher
 from worker.safety import SafetySnapshots
 from worker.store.errors import StoreUnavailable
 from worker.store.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
-from worker.store.nodes.node_store import BeginRefused, LeaseLost, NodeStore
+from worker.store.nodes.node_store import BeginRefused, LeaseLost
+from worker.store.nodes.port import NodePort
 from worker.store.outcome import Outcome
 
 RETRY_MOST_SECONDS = 5.0  # longest wait between two attempts at a step
@@ -61,7 +62,7 @@ class Runner:
         *,
         journal: Journal,
         hypervisor: Hypervisor,
-        store: NodeStore,
+        store: NodePort,
         publisher: Publisher,
         policy: Policy,
         limits: Limits,

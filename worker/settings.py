@@ -3,13 +3,15 @@
 import socket
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
+from worker.gateway_client import GatewayAddress
 from worker.procedures.work import Policy
+from worker.program.configuration import FileSettings
+from worker.program.span_export import TracingSettings
 from worker.runner import Limits
-from worker.store.settings import CellSettings
 
 
 class Driver(StrEnum):
@@ -17,13 +19,15 @@ class Driver(StrEnum):
     FAKE = "fake"
 
 
-class WorkerSettings(CellSettings):
+class WorkerSettings(FileSettings):
     """Each can be set as VPS_SNAPSHOTS_<NAME> or as a key of the TOML file. Times are in seconds."""
 
     node: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
         default_factory=lambda: socket.gethostname().split(".")[0], description="this node's name, unique in the cell"
     )
     state_dir: Path = Field(default=Path("/var/lib/vps-snapshots"), description="holds the journal and the lock file")
+    gateway: GatewayAddress = Field(default_factory=GatewayAddress)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
     driver: Driver = Field(default=Driver.KVM, description="fake: simulated servers, for demos and load tests")
     libvirt_uri: str = Field(default="qemu:///system")
     fake_servers: int = Field(
@@ -53,6 +57,19 @@ class WorkerSettings(CellSettings):
         default=None, description="port that serves /metrics; 0: any free port; unset: not served"
     )
     drain_seconds: float = Field(default=300.0, ge=0, description="at SIGTERM: time for running jobs to end")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_a_gateway(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            if "redis" in given:
+                raise ValueError(
+                    "[redis]: nodes reach a gateway now, and never Redis. Put [gateway] with urls in its place, and the"
+                    " node's credential in a file: see deploy/README.md, Add a node"
+                )
+            if moved := sorted(given.keys() & {"node_silent_seconds", "waiting_seconds"}):
+                raise ValueError(f"{', '.join(moved)}: now a setting of the gateway and the front ends; remove it here")
+        return given
 
     @property
     def policy(self) -> Policy:

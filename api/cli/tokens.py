@@ -9,6 +9,7 @@ import typer
 from api.cli import formats
 from api.cli.client import Body, Client, segment
 from api.cli.commands import list_all, perform
+from api.cli.exits import Exit
 from api.cli.options import AccountId, All, Json, Limit, Moment, Yes, period, rfc3339
 from api.cli.output import Column, Output
 
@@ -21,7 +22,11 @@ Method = Literal["POST", "PUT", "PATCH", "DELETE", "CLI"]
 class Permission(StrEnum):  # typer has no lists of a Literal
     READ = "snapshots:read"
     WRITE = "snapshots:write"
+    CREATE = "snapshots:create"
+    RESTORE = "snapshots:restore"
+    DELETE = "snapshots:delete"
     OPERATOR = "operator"
+    OPERATOR_READ = "operator:read"
 
 
 COLUMNS = (
@@ -129,10 +134,37 @@ def show_audit(  # noqa: PLR0913 - an option is a parameter, and the API has so 
     until: Moment = None,
     limit: Limit = 50,
     everything: All = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check that no entry is missing, changed or forged.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show the audit log, newest first: every request that changes something."""
+    if verify:
+        perform(context, _checked, _show_check, as_json=as_json)
+        return
     query = {"account_id": account_id, "token_id": token_id, "job_id": job_id, "request_id": request_id}
     query |= {"method": method, "since": rfc3339(since), "until": rfc3339(until)}
     rows = None if everything else limit
     list_all(context, "ops/audit/", query, AUDIT_COLUMNS, limit=rows, as_json=as_json, none="No matching entries.")
+
+
+async def _checked(client: Client) -> Body:
+    """The results of all calls that the check takes, as one."""
+    whole: Body = {"checked": 0, "unchained": 0, "faults": []}
+    after: str | None = None
+    while True:
+        part = await client.get("ops/audit/check/", {"after": after})
+        whole = {name: whole[name] + part[name] for name in whole}
+        after = part["after"]
+        if after is None:
+            return whole
+
+
+def _show_check(output: Output, body: Body) -> None:
+    for fault in body["faults"]:
+        output.say(f"{fault['kind']} at {fault['entry']}: {fault['detail']}")
+    old = f", {body['unchained']} of them of an earlier version" if body["unchained"] else ""
+    output.say(f"{body['checked']} entries checked{old}; {len(body['faults']) or 'no'} faults")
+    if body["faults"]:
+        raise typer.Exit(Exit.REFUSED)

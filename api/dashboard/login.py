@@ -9,6 +9,8 @@ from api.http import reading
 from api.http.marks import PROBLEM
 from api.http.problems import Problem
 
+# Not "cookies": that would end the sessions of all programs on this domain, and we end our own.
+_AFTER_LOGOUT = {"Location": LOGIN, "Cache-Control": "no-store", "Clear-Site-Data": '"cache", "storage"'}
 SECRET_MAX = 200  # characters; tokens are shorter
 
 
@@ -45,7 +47,7 @@ def _page(context: Context, request: web.Request, *, where: str, problem: Proble
 
 async def logout(context: Context, request: OperatorRequest) -> web.Response:
     await context.guard.logout(request)
-    response = web.Response(status=303, headers={"Location": LOGIN, "Cache-Control": "no-store"})
+    response = web.Response(status=303, headers=_AFTER_LOGOUT)
     session.drop_cookie(response)
     return response
 

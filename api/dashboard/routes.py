@@ -75,14 +75,22 @@ def refuse(context: Context, request: web.Request, problem: Problem) -> web.Resp
 def _to_login(request: web.Request, problem: Problem) -> web.Response:
     here = str(request.rel_url)
     if request.method != "GET" or is_fragment(request):
-        page = urlsplit(request.headers.get("HX-Current-URL", ""))
-        here = f"{page.path}?{page.query}" if page.query else page.path
+        here = _page(request.headers.get("HX-Current-URL", ""))
     ended = {"ended": "true"} if problem.code == "session_ended" else {}
     to = f"{LOGIN}?{urlencode({'next': local(here)} | ended)}"
     headers = {"Cache-Control": "no-store"}
     if is_fragment(request):
         return web.Response(status=problem.status, headers=headers | {"HX-Redirect": to})
     return web.Response(status=303, headers=headers | {"Location": to})
+
+
+def _page(url: str) -> str:
+    """The path and the query of a page's URL, '' for text that is no URL."""
+    try:
+        page = urlsplit(url)
+    except ValueError:
+        return ""
+    return f"{page.path}?{page.query}" if page.query else page.path
 
 
 async def _home(_: web.Request) -> web.Response:

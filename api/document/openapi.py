@@ -12,14 +12,14 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from api.document import refusals
 from api.document.calls import CALLS, TABLES
 from api.http import problems
-from api.http.calls import API, OPERATOR, Call, Link, Reply, prose
+from api.http.calls import API, Call, Link, Reply, prose
 from api.http.fields import AccountIdInHeader, JobIdInPath
 from api.http.probes import PROBES, Probe
 from api.http.problems import Problem, ProblemDocument
 from api.http.reading import KEY_HEADER, LAST_EVENT_HEADER
 from api.jobs.examples import REQUEST_ID
 from worker.store import errors
-from worker.store.access.tokens import Permission
+from worker.store.access.tokens import OPERATORS, Permission, granting
 from worker.store.model import SnapshotStatus
 
 PATH = f"{API}openapi.json"
@@ -34,9 +34,9 @@ Snapshots of servers, for a quick rollback of a risky operation. Snapshots share
 backups.
 
 Each call needs a token. Work that takes time is a job: the headers `Operation-Location` and `X-Job-Id` name it; follow
-it at `/api/v1/jobs/{job_id}/`. Errors are returned as problem documents (RFC 9457) with a stable `code`. Codes and keys
-may be added, so a client must treat an unknown code like others of the same status, and ignore unknown keys. Times are
-UTC, RFC 3339, whole seconds."""
+it at `/api/v1/jobs/{job_id}/`. Errors are returned as problem documents (RFC 9457) with a stable `code`. Codes, keys
+and the words of an `x-extensible-enum` may be added, so a client must treat an unknown code like others of the same
+status, ignore unknown keys, and show an unknown word as it is. Times are UTC, RFC 3339, whole seconds."""
 
 _PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's; Python has them from 3.13 on
 _TOO_LARGE_IS_INVALID = {"create_snapshot"}  # its contract knows 400 only
@@ -84,8 +84,8 @@ _HEADER_PARAMETERS: dict[str, Json] = {
     },
     LAST_EVENT_HEADER: {
         "in": "header",
-        "description": "ID of the last event that the caller received.",
-        "schema": {"type": "string", "pattern": "^[0-9]{1,18}-[0-9]{1,18}$"},
+        "description": "ID of the last event that the caller received. Any other text is answered with `missed`.",
+        "schema": _STRING,
     },
     "If-None-Match": {
         "in": "header",
@@ -144,7 +144,9 @@ def document() -> Json:
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "An access token, with " + " and ".join(f"`{word}`" for word in Permission) + ".",
+                    "description": "An access token, with one or more of "
+                    + ", ".join(f"`{word}`" for word in Permission)
+                    + ".",
                 }
             },
         },
@@ -165,6 +167,9 @@ def _schemas() -> Json:
     in_order = sorted(asked, key=lambda pair: pair[0].__name__)
     _, found = models_json_schema(in_order, ref_template=_REFS, schema_generator=_Schemas)
     schemas: Json = found["$defs"]
+    refs = json.dumps(schemas)
+    for words in [name for name in schemas if "enum" in schemas[name] and f'/{name}"' not in refs]:
+        del schemas[words]  # answers have only `more_may_come` of it
     for schema in schemas.values():
         if "enum" in schema:
             schema.pop("description", None)  # the enum's docstring is for developers
@@ -178,12 +183,13 @@ def _schemas() -> Json:
 
 
 def _operation(call: AnyCall) -> Json:
+    words = " or ".join(f"`{each}`" for each in granting(call.permission))
     operation: Json = {
         "operationId": call.id,
         "tags": [call.tag],
         "summary": call.summary,
-        "description": f"{call.text} Permission: `{call.permission}`.",
-        "security": [{"token": [call.permission]}],
+        "description": f"{call.text} Permission: {words}.",
+        "security": [{"token": [each]} for each in granting(call.permission)],
         "parameters": _parameters_of(call),
     }
     if call.body is not None:
@@ -262,7 +268,7 @@ def _parameters_of(call: AnyCall) -> list[Json]:
             in_query.append({"name": name, "in": "query", **({"description": text} if text else {}), "schema": given})
     for_method = [KEY_HEADER] if call.takes_key else ["If-None-Match"] if call.is_cacheable else []
     of_stream = [LAST_EVENT_HEADER] if call.is_stream else []
-    account = [] if call.permission is OPERATOR else ["X-Account-Id"]
+    account = [] if call.permission in OPERATORS else ["X-Account-Id"]
     shared = [*in_path, *of_stream, *for_method, *account, "X-Request-Id"]
     return [*in_query, *(_component("parameters", name) for name in shared)]
 
@@ -307,6 +313,7 @@ def _problems() -> list[Problem]:
         *refusals.CALLERS,
         refusals.LIMITED,
         *refused,
+        refusals.UNMATCHED,
         refusals.LATE,
         refusals.TOO_LARGE,
         refusals.INTERNAL,
@@ -321,7 +328,7 @@ def _problems_of(call: AnyCall) -> list[Problem]:
         kinds = (*kinds, errors.IdempotencyKeyReused)
     if call.takes_key or "{" in call.path:
         kinds = (*kinds, errors.RecordUnreadable)  # what it names, or its key's answer
-    late = [refusals.LATE] if call.changes else []  # even a refused body must arrive first
+    late = [refusals.UNMATCHED, refusals.LATE] if call.changes else []  # even a refused body must arrive first
     large = [refusals.TOO_LARGE] if call.changes and call.id not in _TOO_LARGE_IS_INVALID else []
     refused = [_of(refusal, call.method) for refusal in kinds]
     return [refusals.INVALID, *refusals.CALLERS, refusals.LIMITED, *refused, *late, *large, refusals.INTERNAL]

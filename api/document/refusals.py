@@ -50,6 +50,7 @@ CALLERS = (
     Problem(403, "account_mismatch", "X-Account-Id names another account than the token's."),
 )
 LIMITED = rate_limited("with this token", timedelta(seconds=1))
+UNMATCHED = Problem(412, "precondition_failed", "If-Match is not supported. Nothing was changed.")
 LATE = Problem(408, "request_timeout", "The body did not arrive within 10 seconds.")
 TOO_LARGE = too_large()
 INTERNAL = internal_error()

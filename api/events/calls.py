@@ -6,17 +6,19 @@ from api.events import examples
 from api.events.streams import Streams
 from api.http import reading
 from api.http.callers import Caller, Callers
-from api.http.calls import API, EVENT_STREAM, OPERATOR, OPS, READ, Reply, Table
+from api.http.calls import API, EVENT_STREAM, FOR_OPERATORS, OPS, READ, Reply, Table
 from worker.store import errors
 from worker.store.access.tokens import Permission, Token
 from worker.store.customers.events import Audience
 
 EVENTS = f"{API}events/"
 OPS_EVENTS = f"{OPS}events/"
-STREAM = "Events, without end. The schema is that of the `data` of each event `job`."
+STREAM = (
+    "Events, without end. The schema is that of one event, with its fields `event`, `id` and `data`; more may be added."
+)
 
 call: Table[Caller] = Table("jobs")
-ops_call: Table[Token] = Table("operators", permission=OPERATOR)
+ops_call: Table[Token] = Table("operators", **FOR_OPERATORS)
 
 
 class EventCalls:
@@ -26,20 +28,21 @@ class EventCalls:
 
     @call(
         f"GET {EVENTS}",
-        Reply(200, {"stopping": examples.EVENT}, STREAM, media=EVENT_STREAM),
+        Reply(200, {"job": examples.JOB, "missed": examples.MISSED}, STREAM, media=EVENT_STREAM),
         refusals=(errors.TooManyStreams,),
     )
     async def follow_events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """Follow all jobs.
 
         A stream of server-sent events, one for each change of a job of the account, from now on or after the
-        `Last-Event-ID`. A `missed` event means that older events are gone: reload the lists.
+        `Last-Event-ID`. A `missed` event means that older events are gone: reload the lists. The stream begins with an
+        `id`, so that a client which is cut off before the first event loses nothing.
         """
         return await self._follow(request, caller.account_id, READ)
 
     @ops_call(
         f"GET {OPS_EVENTS}",
-        Reply(200, {"stopping": examples.OPS_EVENT}, STREAM, media=EVENT_STREAM),
+        Reply(200, {"job": examples.OPS_JOB, "missed": examples.MISSED}, STREAM, media=EVENT_STREAM),
         refusals=(errors.TooManyStreams,),
     )
     async def ops_follow_events(self, request: web.Request, _: Token) -> web.StreamResponse:
@@ -47,7 +50,7 @@ class EventCalls:
 
         Like the stream of an account; about 10,000 events are kept.
         """
-        return await self._follow(request, None, OPERATOR)
+        return await self._follow(request, None, Permission.OPERATOR_READ)
 
     async def _follow(self, request: web.Request, account_id: Audience, permission: Permission) -> web.StreamResponse:
         return await self._streams.send(

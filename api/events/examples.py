@@ -1,6 +1,6 @@
 """Examples of events, for the document."""
 
-from api.events.bodies import Event, OpsEvent
+from api.events.bodies import Event, EventsMissed, JobChanged, NoData, OpsEvent, OpsJobChanged
 from api.jobs.examples import JOB_ID, SERVER_NAME, SNAPSHOT_NAME
 from worker.store.model import JobKind, JobState, Step
 
@@ -14,3 +14,7 @@ EVENT = Event(
     notes=(),
 )
 OPS_EVENT = OpsEvent(**dict(EVENT), account_id=77)
+
+JOB = JobChanged(event="job", id="1737044100000-0", data=EVENT)
+OPS_JOB = OpsJobChanged(event="job", id=JOB.id, data=OPS_EVENT)
+MISSED = EventsMissed(event="missed", id=JOB.id, data=NoData())

@@ -95,20 +95,18 @@ class Streams:
             self._has_listeners.set()
             missed = last_event_id is not None and not await self._events.has(account_id, last_event_id)
             late = await self._events.after(account_id, last_event_id) if last_event_id is not None else []
+            # an ID that never existed may sort after all that follow
+            start = newest if last_event_id is None or missed else last_event_id
             listener.cut_off = lambda: request.transport.abort() if request.transport else None
             on_disconnect(request, lambda: listener.put(None))  # frees its place at once, not at the next heartbeat
             response = web.StreamResponse(headers=HEADERS)
             await response.prepare(request)
             with suppress(ConnectionError, TimeoutError):
-                await self._write(response, f"retry: {RETRY_MS}\n\n")
-                if missed:
-                    await self._write(response, "event: missed\ndata: {}\n\n")
+                await self._write(response, _opening(None if missed and late else start, missed=missed))
                 for event in late:
                     if _is_for(event, account_id):
                         await self._write(response, _text(event, account_id))
-                # an ID that never existed may sort after all that follow
-                after = late[-1].id if late else newest if missed else last_event_id or newest
-                await self._follow(response, listener, account_id, after, still_allowed)
+                await self._follow(response, listener, account_id, late[-1].id if late else start, still_allowed)
             return response
 
     async def _follow(
@@ -178,6 +176,12 @@ class Streams:
             self._listeners[account_id].discard(listener)
             if not self._listeners[account_id]:
                 del self._listeners[account_id]
+
+
+def _opening(start: str | None, *, missed: bool) -> str:
+    """The first block. With the ID `start`, a client that is cut off before its first event can say where it was."""
+    lines = [f"retry: {RETRY_MS}", *([f"id: {start}"] if start else [])]
+    return "\n".join([*lines, *(["event: missed", "data: {}"] if missed else []), "", ""])
 
 
 def _is_for(event: Event, account_id: Audience) -> bool:

@@ -1,7 +1,8 @@
 """The address that a call comes from."""
 
+import re
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from aiohttp import web
 
@@ -10,6 +11,7 @@ Network = IPv4Network | IPv6Network
 # headers that proxies add
 _PROXY_HEADERS = ("X-Forwarded-For", "X-Real-IP", "Forwarded", "Via")
 _ADDRESS_MAX = 64  # characters: the client may have sent any text in the header
+_WITH_PORT = re.compile(r"(?P<v4>[0-9.]+):[0-9]+|\[(?P<v6>[0-9A-Fa-f:.]+)\](:[0-9]+)?")
 _HOME_BITS = 64  # of an IPv6 address; its owner chooses the rest
 
 
@@ -18,8 +20,8 @@ def of(request: web.Request, *, trusted_proxies: Sequence[Network]) -> str:
     passed = [hop.strip() for hop in ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")]
     nearest = request.remote or ""
     while passed and _is_ours(nearest, trusted_proxies):
-        nearest = passed.pop()
-    return nearest[:_ADDRESS_MAX]
+        nearest = _without_port(passed.pop())
+    return nearest.encode("ascii", "backslashreplace").decode()[:_ADDRESS_MAX]
 
 
 def is_from(request: web.Request, networks: Sequence[Network]) -> bool:
@@ -30,9 +32,18 @@ def is_from(request: web.Request, networks: Sequence[Network]) -> bool:
 
 
 def home(address: str) -> str:
-    """The network that counts as one caller: an IPv4 address, or the /64 of an IPv6 address."""
+    """What counts as one caller: an IPv4 address, the /64 of an IPv6 address, or the text of anything else, which a
+    proxy has written in place of an address."""
     parsed = _parsed(address)
-    return str(ip_network((parsed, _HOME_BITS), strict=False)) if isinstance(parsed, IPv6Address) else str(parsed or "")
+    if isinstance(parsed, IPv6Address):
+        return str(IPv6Network((int(parsed), _HOME_BITS), strict=False))  # without the zone of fe80::1%eth0
+    return address if parsed is None else str(parsed)
+
+
+def _without_port(hop: str) -> str:
+    """Some proxies add the port: `192.0.2.1:4711`, `[2001:db8::1]:4711`."""
+    found = _WITH_PORT.fullmatch(hop)
+    return hop if found is None else found["v4"] or found["v6"]
 
 
 def _is_ours(address: str, trusted_proxies: Sequence[Network]) -> bool:

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Literal, TypeVar
+from enum import StrEnum
+from typing import Annotated, Any, Literal, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
@@ -11,6 +12,7 @@ from yarl import URL
 
 from api.http.fields import PageQuery
 from worker.store.calls import CursorPage, Page
+from worker.store.model import JobKind, ServerState, Step
 
 Body = TypeVar("Body", bound=BaseModel)
 Item = TypeVar("Item")
@@ -28,6 +30,19 @@ Timestamp = Annotated[
 Total = Annotated[int, Field(description="the number of results on all pages")]
 After = Annotated[str | None, Field(description="the cursor of the next page, for `after`; null: this is the last")]
 TotalIfKnown = Annotated[int | None, Field(description="the number of results on all pages; null if unknown")]
+
+
+def more_may_come(words: type[StrEnum]) -> WithJsonSchema:
+    """The schema of a word in an answer to which words may be added: a client made from an enum would refuse a whole
+    list for one new word."""
+    listed = ", ".join(f"`{word}`" for word in words)
+    schema: dict[str, Any] = {"type": "string", "description": f"{listed}; more may be added"}
+    return WithJsonSchema(schema | {"x-extensible-enum": [str(word) for word in words]})
+
+
+KindOfJob = Annotated[JobKind, more_may_come(JobKind)]
+StepOfJob = Annotated[Step, more_may_come(Step)]
+StatusOfServer = Annotated[ServerState, more_may_come(ServerState)]
 
 
 class Closed(BaseModel):

@@ -11,7 +11,7 @@ from api.http import addresses, reading
 from api.http.addresses import Network
 from api.http.marks import ACCOUNT, ALLOWANCE, TOKEN
 from api.http.problems import FieldError, Problem, invalid, rate_limited, unauthenticated
-from worker.store.access.tokens import Authenticated, Limits, Permission, Token, Tokens
+from worker.store.access.tokens import OPERATORS, Authenticated, Limits, Permission, Token, Tokens
 from worker.store.model import AccountId
 
 ACCOUNT_HEADER = "X-Account-Id"
@@ -39,7 +39,7 @@ class Callers:
         request[ACCOUNT] = account_id
         return Caller(account_id=account_id, token=token)
 
-    async def operator(self, request: web.Request, permission: Permission = Permission.OPERATOR) -> Token:
+    async def operator(self, request: web.Request, permission: Permission) -> Token:
         """The token of an operator, who acts for no account. Raises what `identify` raises."""
         token = await self._allowed(request, permission)
         if token.account_id is not None:
@@ -52,8 +52,8 @@ class Callers:
     async def is_still_allowed(self, request: web.Request, permission: Permission) -> bool:
         """Whether the caller still has that permission; being rate limited does not end it. Raises StoreUnavailable."""
         try:
-            if permission is Permission.OPERATOR:
-                await self.operator(request)
+            if permission in OPERATORS:
+                await self.operator(request, permission)
             else:
                 await self.identify(request, permission)
         except Problem as problem:
@@ -62,7 +62,7 @@ class Callers:
 
     async def _allowed(self, request: web.Request, permission: Permission) -> Token:
         token = await self._token(request)
-        if permission not in token.permissions:
+        if not token.allows(permission):
             raise Problem(403, "permission_denied", f"The token lacks the permission {permission}.")
         return token
 

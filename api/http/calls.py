@@ -13,7 +13,7 @@ from api.http.fields import CursorQuery, PageQuery, PathId
 from worker.store import errors
 from worker.store.access.tokens import Permission
 
-READ, WRITE, OPERATOR = Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE, Permission.OPERATOR
+READ, WRITE = Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE
 API = "/api/v1/"
 OPS = f"{API}ops/"
 JOB_HEADERS = ("Operation-Location", "X-Job-Id")
@@ -110,19 +110,23 @@ class Call(Generic[By]):
         return self.query is not None and issubclass(self.query, PageQuery | CursorQuery)
 
 
+FOR_OPERATORS = {"reads": Permission.OPERATOR_READ, "writes": Permission.OPERATOR}
+
+
 class Table(Generic[By]):
     """The calls of a resource, in order. A row stands above its handler: `@call("GET /path/", Reply(...))`.
 
     The handler's docstring is the document's text; its first line is the summary. `body` has examples of the request's
-    body, which also name its model. `path_ids` are all ids in the paths. `permission` is what all calls need; without
-    it, a GET needs READ and any other call WRITE.
+    body, which also name its model. `path_ids` are all ids in the paths. A GET needs the permission `reads`, any other
+    call `writes` or the `permission` of its row.
     """
 
-    def __init__(self, tag: str, *path_ids: PathId[Any], permission: Permission | None = None) -> None:
+    def __init__(self, tag: str, *path_ids: PathId[Any], reads: Permission = READ, writes: Permission = WRITE) -> None:
         self.path_ids = path_ids
         self.calls: list[Call[By]] = []
         self._tag = tag
-        self._permission = permission
+        self._reads = reads
+        self._writes = writes
 
     def __call__(
         self,
@@ -131,6 +135,7 @@ class Table(Generic[By]):
         query: type[BaseModel] | None = None,
         body: Mapping[str, BaseModel] | None = None,
         refusals: tuple[type[errors.Refused], ...] = (),
+        permission: Permission | None = None,
     ) -> Callable[[Handler[Resource, By]], Handler[Resource, By]]:
         method, path = route.split(" ")
 
@@ -140,7 +145,7 @@ class Table(Generic[By]):
                     method=method,
                     path=path,
                     tag=self._tag,
-                    permission=self._permission or (READ if method == "GET" else WRITE),
+                    permission=permission or (self._reads if method == "GET" else self._writes),
                     handle=handle,
                     replies=replies,
                     query=query,

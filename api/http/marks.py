@@ -14,5 +14,6 @@ MADE = web.RequestKey("made", str)  # what a call created, unless it is a job: "
 REASON = web.RequestKey("reason", str)
 EACH = web.RequestKey("each", list[dict[str, str]])  # of a bulk call: the audit fields of each item
 ALLOWANCE = web.RequestKey("allowance", dict[str, str])  # the RateLimit headers
+FROM_STRANGER = web.RequestKey("from_stranger", bool)  # while its body arrives and nobody is known to send it
 IDEMPOTENCY = web.RequestKey("idempotency", Idempotency)
 PROBLEM = web.RequestKey("problem", str)  # the code

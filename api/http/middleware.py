@@ -78,6 +78,8 @@ async def finish_head(request: web.Request, response: web.StreamResponse) -> Non
         response.headers["Idempotent-Replayed"] = "true"  # as Stripe names it
     response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
     response.headers["Server"] = SERVER
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers.setdefault("Cache-Control", "no-store")  # of a POST too: it may have a secret
 
 
 def _is_audited(request: web.Request, response: web.StreamResponse) -> bool:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from api.http.fields import PATTERNS, AccountIdInHeader, PathId, ReasonBody
-from api.http.marks import IDEMPOTENCY, REASON
+from api.http.marks import FROM_STRANGER, IDEMPOTENCY, REASON, TOKEN
 from api.http.problems import FieldError, Problem, invalid
 from worker.store.access.tokens import Token
 from worker.store.calls import Idempotency
@@ -27,7 +27,6 @@ _ERRORS_MAX = 20
 _FIELD_MAX = 100  # characters of a field's name in a problem: a key of the body is the caller's text
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_EVENT_ID = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 _ACCOUNT_ID: TypeAdapter[AccountId] = TypeAdapter(AccountIdInHeader)
 
 # by pydantic's error type; its context fills the placeholders
@@ -157,6 +156,14 @@ def ensure_known_query(request: web.Request, model: type[BaseModel] | None) -> N
         raise invalid(*(FieldError(field=name[:_FIELD_MAX] or "query", detail=detail) for name in unknown))
 
 
+def ensure_no_precondition(request: web.Request) -> None:
+    """Raises Problem for an If-Match, but for `*`, which only wants that the resource exists: a client that sends one
+    must not believe that it was compared. The ETags are weak, and a weak one never matches (RFC 9110)."""
+    given = ",".join(request.headers.getall("If-Match", [])).strip()
+    if given not in {"", "*"}:
+        raise Problem(412, "precondition_failed", "If-Match is not supported. Nothing was changed.")
+
+
 def query(request: web.Request, model: type[Model], *, skip_empty: bool = False) -> Model:
     """Raises Problem, also for a parameter that is given twice. `skip_empty`: ignore empty parameters, which a browser
     sends for empty fields of a form."""
@@ -178,11 +185,9 @@ async def form(request: web.Request) -> dict[str, list[str]]:
 
 
 def last_event_id(request: web.Request) -> str | None:
-    """The ID of the event after which the stream resumes, None if the caller sends none. Raises Problem."""
-    given = request.headers.get(LAST_EVENT_HEADER)
-    if given is not None and not _EVENT_ID.fullmatch(given):
-        raise invalid(FieldError(field=LAST_EVENT_HEADER, detail="Must be the ID of an event."))
-    return given
+    """The ID of the event after which the stream resumes, None if the caller sends none. It may be any text: a browser
+    never comes again after a 400."""
+    return request.headers.get(LAST_EVENT_HEADER)
 
 
 def in_path(request: web.Request, path_id: PathId[Id]) -> Id:
@@ -207,6 +212,7 @@ async def _read(request: web.Request, if_too_large: Callable[[], Problem] = too_
     if {encoding.strip().lower() for encoding in ",".join(encodings).split(",")} - {"", "identity", "chunked"}:
         raise invalid(FieldError(field="Content-Encoding", detail="Send the body uncompressed."))
     try:
+        request[FROM_STRANGER] = TOKEN not in request
         async with asyncio.timeout(seconds):
             return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
@@ -216,6 +222,8 @@ async def _read(request: web.Request, if_too_large: Callable[[], Problem] = too_
     except TimeoutError as error:
         late = f"The body did not arrive within {seconds:g} seconds."
         raise Problem(408, "request_timeout", late, headers={"Connection": "close"}) from error
+    finally:
+        request[FROM_STRANGER] = False
 
 
 def _invalid(error: ValidationError, model: type[BaseModel]) -> Problem:

@@ -4,15 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from itertools import chain
 from socket import IPPROTO_TCP, TCP_USER_TIMEOUT
-from typing import cast
+from typing import Any, cast
 from uuid import uuid4
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from multidict import CIMultiDictProxy
 
 from api.http import problems
+from api.http.marks import FROM_STRANGER
 from api.http.middleware import SERVER
 from api.settings import ApiSettings
 
@@ -36,8 +39,17 @@ class _Connection(web.RequestHandler):
     @property
     def is_idle(self) -> bool:
         """Whether it waits for the rest of a request's head, or for the next request."""
-        closes = self.transport is None or self.transport.is_closing()
-        return self._waiter is not None and not self._waiter.done() and not closes
+        return self._waiter is not None and not self._waiter.done() and not self._closes
+
+    @property
+    def is_half_sent(self) -> bool:
+        """Whether it waits for the rest of a stranger's body."""
+        request = self._current_request
+        return isinstance(request, web.Request) and request.get(FROM_STRANGER, False) and not self._closes
+
+    @property
+    def _closes(self) -> bool:
+        return self.transport is None or self.transport.is_closing()
 
     @property
     def has_sent_request(self) -> bool:
@@ -65,6 +77,8 @@ class _Connection(web.RequestHandler):
         response = problems.respond(problem, request_id=request_id)
         response.headers["X-Request-Id"] = request_id
         response.headers["Server"] = SERVER
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Cache-Control"] = "no-store"
         response.force_close()
         return response
 
@@ -101,16 +115,32 @@ async def listening(app: web.Application, settings: ApiSettings) -> AsyncIterato
         await runner.cleanup()
 
 
+def _without_other_expectations(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
+    """Ignores each expectation but `100-continue`, which is allowed: aiohttp would refuse it before the answer has a
+    request ID, and quote it."""
+
+    def made(message: Any, *others: Any) -> web.BaseRequest:
+        if hdrs.EXPECT in message.headers:
+            headers = message.headers.copy()
+            if [each.lower() for each in headers.popall(hdrs.EXPECT)] != ["100-continue"]:
+                message = message._replace(headers=CIMultiDictProxy(headers))
+        return make(message, *others)
+
+    return made
+
+
 class _Rejected(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast("asyncio.Transport", transport).abort()
 
 
 def _close_idle(server: web.Server) -> bool:
-    """Whether an idle connection was closed: the oldest that never sent a request, or else the oldest. So many
-    silent or slow connections do not lock out others."""
-    waiting = [each for each in server.connections if isinstance(each, _Connection) and each.is_idle]
-    first = next((each for each in waiting if not each.has_sent_request), waiting[0] if waiting else None)
+    """Whether an idle connection was closed: the oldest that never sent a request, or else the oldest with half a
+    login form, or else the oldest. So many silent or slow connections do not lock out others."""
+    ours = [each for each in server.connections if isinstance(each, _Connection)]
+    idle = [each for each in ours if each.is_idle]
+    silent = (each for each in idle if not each.has_sent_request)
+    first = next(chain(silent, (each for each in ours if each.is_half_sent), idle), None)
     if first is not None:
         first.abort()
     return first is not None
@@ -119,6 +149,7 @@ def _close_idle(server: web.Server) -> bool:
 async def _listen(runner: web.AppRunner, settings: ApiSettings) -> asyncio.Server:
     # Not by aiohttp's sites: they accept any number of connections, and wait forever for one that does not read.
     server = cast("web.Server", runner.server)  # set up
+    server.request_factory = _without_other_expectations(server.request_factory)
 
     loop = asyncio.get_running_loop()
 

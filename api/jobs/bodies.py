@@ -6,10 +6,22 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from api.http import fields
-from api.http.answers import After, Open, ServerName, SnapshotName, Timestamp, Total, TotalIfKnown, from_record
+from api.http.answers import (
+    After,
+    KindOfJob,
+    Open,
+    ServerName,
+    SnapshotName,
+    StatusOfServer,
+    StepOfJob,
+    Timestamp,
+    Total,
+    TotalIfKnown,
+    from_record,
+)
 from api.http.calls import API
 from worker.store import model
-from worker.store.model import JobKind, JobState, ServerState, Step
+from worker.store.model import JobKind, JobState
 from worker.store.operators import records
 from worker.store.operators.operator_store import JobFilter
 
@@ -124,7 +136,7 @@ class ServerNow(Open):
 
     id: int
     name: str
-    status: Annotated[ServerState | None, Field(description="null: the server no longer exists")]
+    status: Annotated[StatusOfServer | None, Field(description="null: the server no longer exists")]
 
 
 class JobError(Open):
@@ -149,9 +161,9 @@ class Job(Open):
     """The work on one server; follow it until its state is `completed` or `failed`."""
 
     id: str
-    kind: JobKind
+    kind: KindOfJob
     state: JobState
-    step: Annotated[Step | None, Field(description="the current step; null before the job starts")]
+    step: Annotated[StepOfJob | None, Field(description="the current step; null before the job starts")]
     percent: Annotated[
         int, Field(ge=0, le=100, description="the share of its steps that are done; for a failed job, when it failed")
     ]
@@ -167,8 +179,13 @@ class Job(Open):
     downtime_seconds: Annotated[float | None, Field(description="how long the guest was off")]
     error: Annotated[JobError | None, Field(description="set if the state is `failed`")]
     disks: Annotated[
-        Literal["all", "present"],
-        Field(description="of a restore or an undo: `present` restores the disks that exist, even if others are gone"),
+        str,
+        Field(
+            description=(
+                "of a restore or an undo: `all`, or `present`, which restores the disks that exist, even if others are"
+                " gone; more may be added"
+            )
+        ),
     ]
     notes: tuple[Note, ...]
     contents: Annotated[

@@ -5,14 +5,14 @@ from aiohttp import web
 from api.http import reading
 from api.http.answers import answer, cursor_answer, page_answer
 from api.http.callers import Caller
-from api.http.calls import API, JOB_HEADERS, OPERATOR, OPS, Link, Reply, Table, links
+from api.http.calls import API, FOR_OPERATORS, JOB_HEADERS, OPS, Link, Reply, Table, links
 from api.http.fields import JOB_ID
 from api.http.marks import REQUEST_ID
 from api.http.reading import in_path, operator_key
 from api.jobs import bodies, bulk, examples
 from api.jobs.bodies import BulkBody, BulkResults, DisksQuery, JobsQuery, OpsJobsQuery
 from worker.store import errors
-from worker.store.access.tokens import Token
+from worker.store.access.tokens import Permission, Token
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import JobState
 from worker.store.operators.operator_store import OperatorStore
@@ -34,7 +34,7 @@ RETRY = (
 )
 
 call: Table[Caller] = Table("jobs", JOB_ID)
-ops_call: Table[Token] = Table("operators", JOB_ID, permission=OPERATOR)
+ops_call: Table[Token] = Table("operators", JOB_ID, **FOR_OPERATORS)
 
 
 class JobCalls:
@@ -52,6 +52,7 @@ class JobCalls:
         ),
         query=DisksQuery,
         refusals=(errors.JobNotFound, errors.UndoUnavailable, *TO_CHANGE),
+        permission=Permission.SNAPSHOTS_RESTORE,
     )
     async def undo_restore(self, request: web.Request, caller: Caller) -> web.Response:
         """Undo a restore.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from aiohttp import hdrs, web
 from prometheus_client.registry import Collector
 
-from worker.program.metrics import ProgramMetrics
+from worker.program.metrics import StoreMetrics
 from worker.store.chores.cell_clock import ClockErrors
 
 DELIVERED = "delivered"
@@ -23,7 +23,7 @@ LIMITED = (
 _METHODS = frozenset(hdrs.METH_ALL)
 
 
-class Metrics(ProgramMetrics):
+class Metrics(StoreMetrics):
     """The instruments of a front end. They may be read from another thread."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from api.http.answers import After, Open, ServerName, Timestamp, TotalIfKnown, f
 from api.jobs.bodies import OpsJobSummary, ops_job_summary
 from api.servers.bodies import Finding
 from worker.store import errors
-from worker.store.access.tokens import NewToken, Permission, Token
+from worker.store.access.tokens import OPERATORS, NewToken, Permission, Token
 from worker.store.calls import CursorPage
 from worker.store.model import AccountId, Job
 from worker.store.operators import records
@@ -63,12 +63,23 @@ class TokensQuery(fields.Query):
     account_id: fields.OfAccount | None = None
 
 
+_Permission = Literal[
+    "snapshots:read",
+    "snapshots:write",
+    "snapshots:create",
+    "snapshots:restore",
+    "snapshots:delete",
+    "operator",
+    "operator:read",
+]
+
+
 class TokenBody(fields.RequestBody):
     """The token to create."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "if": {"properties": {"permissions": {"contains": {"const": Permission.OPERATOR}}}},
+            "if": {"properties": {"permissions": {"contains": {"enum": [*sorted(OPERATORS)]}}}},
             "then": {"properties": {"account_id": {"type": "null"}}},
         }
     )
@@ -79,9 +90,7 @@ class TokenBody(fields.RequestBody):
             r"^[A-Za-z0-9 ._@-]{1,64}$", "1 to 64 letters, digits, spaces, dots, underscores, at signs or hyphens."
         ),
     ]
-    permissions: Annotated[
-        list[Literal["snapshots:read", "snapshots:write", "operator"]], Field(min_length=1, max_length=len(Permission))
-    ]
+    permissions: Annotated[list[_Permission], Field(min_length=1, max_length=len(Permission))]
     account_id: Annotated[
         Annotated[AccountId, Field(ge=1, le=fields.ID_MAX), BeforeValidator(fields.whole)] | None,
         Field(description="null: a service token or an operator token"),
@@ -94,7 +103,7 @@ class TokenBody(fields.RequestBody):
     @field_validator("account_id", mode="after")
     @classmethod
     def _not_for_operators(cls, account_id: AccountId | None, info: ValidationInfo) -> AccountId | None:
-        if account_id is not None and Permission.OPERATOR in info.data.get("permissions", ()):
+        if account_id is not None and not OPERATORS.isdisjoint(info.data.get("permissions", ())):
             raise PydanticCustomError("operators_account", "Must be null: an operator token belongs to no account.")
         return account_id
 
@@ -186,6 +195,39 @@ class FindingsList(Open):
     unreadable_records: Annotated[
         tuple[UnreadableRecord, ...], Field(description="met within the last 24 hours: the latest 100, on every page")
     ]
+
+
+class AuditCheckQuery(fields.Query):
+    """The query of the check of the audit log."""
+
+    after: Annotated[str, *fields.cursor_text(r"^[0-9]{1,18}-[0-9]{1,18}$")] | None = None
+
+
+class AuditFault(Open):
+    """Something that is wrong with the audit log."""
+
+    kind: Annotated[
+        str,
+        Field(
+            description=(
+                "`gap`: entries before this one are missing; `changed`: it is not what was written; `forged`: the"
+                " keeper did not write it; `cut`: entries after the last one are missing; more may be added"
+            )
+        ),
+    ]
+    entry: Annotated[str, Field(description="the ID of an entry")]
+    detail: str
+
+
+class AuditCheck(Open):
+    """Whether the audit log is as it was written."""
+
+    checked: Annotated[int, Field(description="how many entries were checked")]
+    unchained: Annotated[int, Field(description="of them, how many an earlier version wrote, which cannot be checked")]
+    faults: Annotated[tuple[AuditFault, ...], Field(description="at most 100")]
+    seq: Annotated[int, Field(description="the number of the last entry that was checked")]
+    chain: Annotated[str, Field(description="its hash, which covers all entries before it")]
+    after: After
 
 
 class AuditEntry(Open):

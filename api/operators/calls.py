@@ -3,15 +3,15 @@
 from aiohttp import web
 
 from api.http import reading
-from api.http.answers import answer, cursor_answer
+from api.http.answers import answer, cursor_answer, from_record
 from api.http.callers import bearer
-from api.http.calls import OPERATOR, OPS, Link, Reply, Table, links
+from api.http.calls import FOR_OPERATORS, OPS, Link, Reply, Table, links
 from api.http.fields import NODE, CursorQuery
 from api.http.marks import MADE
 from api.http.reading import in_path, operator_key
 from api.jobs.examples import REASON
 from api.operators import bodies, examples
-from api.operators.bodies import TOKEN_ID, AuditQuery, OpsNodesQuery, TokenBody, TokenList, TokensQuery
+from api.operators.bodies import TOKEN_ID, AuditCheckQuery, AuditQuery, OpsNodesQuery, TokenBody, TokenList, TokensQuery
 from api.operators.overview import overview
 from worker.store import errors
 from worker.store.access.tokens import Token, Tokens
@@ -24,7 +24,7 @@ ONE_NODE = f"{NODES}{{node}}/"
 NODE_ACTIONS = ("ops_pause_node", "ops_resume_node", "ops_reconcile_node")
 RUNNING_JOBS = Cursor(limit=100)
 
-call: Table[Token] = Table("operators", NODE, TOKEN_ID, permission=OPERATOR)
+call: Table[Token] = Table("operators", NODE, TOKEN_ID, **FOR_OPERATORS)
 
 
 class OperatorCalls:
@@ -135,6 +135,18 @@ class OperatorCalls:
         query = reading.query(request, AuditQuery)
         page = await self._operators.audit(query.filter, since=query.since, until=query.until, cursor=query.cursor)
         return cursor_answer(request, page, bodies.AuditList, bodies.AuditEntry.model_validate)
+
+    @call(f"GET {OPS}audit/check/", Reply(200, {"whole": examples.AUDIT_CHECK}), query=AuditCheckQuery)
+    async def ops_check_audit(self, request: web.Request, _: Token) -> web.Response:
+        """Check the audit log.
+
+        Whether entries are missing, changed or forged: each entry has a number and a hash of the entry before. One
+        call checks 20,000 entries, oldest first; go on with `after`.
+        """
+        query = reading.query(request, AuditCheckQuery)
+        found = await self._operators.check_audit(after=query.after)
+        faults = tuple(from_record(bodies.AuditFault, fault) for fault in found.faults)
+        return answer(from_record(bodies.AuditCheck, found, faults=faults))
 
     # --- tokens ---
 

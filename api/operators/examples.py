@@ -6,6 +6,9 @@ from api.operators.overview import Chart, Durations, Ended, NodeCounts, Oldest, 
 from api.servers.examples import FINDINGS as SERVERS_FINDINGS
 from worker.store.model import AccountId, JobKind
 
+AUDIT_CHECK = bodies.AuditCheck(
+    checked=1204, unchained=0, faults=(), seq=5120, chain="t-N3W3iHqtb8BxYzP1vFgIUZo61E5tca9t72yZgYOyU", after=None
+)
 NODE = bodies.OpsNode(
     name="node-17",
     alive=True,

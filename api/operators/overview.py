@@ -4,8 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from api.http.answers import Open, Timestamp, from_record
-from worker.store.model import JobKind
+from api.http.answers import KindOfJob, Open, Timestamp, from_record
 from worker.store.operators import overview as records
 
 
@@ -29,7 +28,7 @@ class Point(Open):
 class Chart(Open):
     """The last 24 hours of one kind of job."""
 
-    kind: JobKind
+    kind: KindOfJob
     points: Annotated[tuple[Point, ...], Field(description="without the quarters of an hour in which none ended")]
 
 

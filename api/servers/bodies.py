@@ -4,13 +4,13 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from api.http.answers import After, Open, Timestamp, TotalIfKnown, from_record
+from api.http.answers import After, KindOfJob, Open, StatusOfServer, Timestamp, TotalIfKnown, from_record
 from api.http.fields import AccountIdInBody, CursorQuery, NodeInPath, NodeName, OfAccount, RequestBody, truth
 from api.jobs.bodies import OpsJobSummary, ops_job_summary
 from api.snapshots.bodies import SnapshotDetails, details
 from worker.store import model
 from worker.store.calls import CursorPage, Page
-from worker.store.model import Job, JobKind, ServerState, Snapshot
+from worker.store.model import Job, Snapshot
 from worker.store.operators import records
 
 
@@ -45,7 +45,7 @@ class BusyJob(Open):
     """The job that a server is busy with."""
 
     id: str
-    kind: JobKind
+    kind: KindOfJob
 
 
 class Server(Open):
@@ -53,7 +53,7 @@ class Server(Open):
 
     id: int
     name: str
-    status: ServerState
+    status: StatusOfServer
     snapshots: Annotated[int, Field(description="how many snapshots it has; failed ones do not count")]
     snapshots_max: int
     job: Annotated[BusyJob | None, Field(description="the job that it is busy with")]

@@ -5,7 +5,7 @@ from aiohttp import web
 from api.http import reading
 from api.http.answers import answer, cursor_answer
 from api.http.callers import Caller
-from api.http.calls import API, OPERATOR, OPS, Reply, Table, links
+from api.http.calls import API, FOR_OPERATORS, OPS, Reply, Table, links
 from api.http.fields import SERVER_ID
 from api.http.marks import ACCOUNT, MADE
 from api.http.reading import in_path
@@ -23,7 +23,7 @@ LATEST_JOBS = Cursor(limit=100)
 SNAPSHOTS_MAX = 20 * SNAPSHOTS_PER_SERVER  # failed ones are listed too
 
 call: Table[Caller] = Table("servers", SERVER_ID)
-ops_call: Table[Token] = Table("operators", SERVER_ID, permission=OPERATOR)
+ops_call: Table[Token] = Table("operators", SERVER_ID, **FOR_OPERATORS)
 
 
 class ServerCalls:

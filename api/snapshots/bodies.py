@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from api.http import fields
-from api.http.answers import Closed, ServerName, SnapshotName, Timestamp, Total, from_record
+from api.http.answers import Closed, ServerName, SnapshotName, StatusOfServer, Timestamp, Total, from_record
 from api.http.calls import API
 from api.jobs.bodies import Contents, DisksQuery, contents, job_headers, server_name
 from worker.store import errors, model
@@ -166,7 +166,7 @@ class RestoredSnapshot(SnapshotName):
 class RestoredServer(ServerName):
     """The server that is being restored."""
 
-    status: ServerState
+    status: StatusOfServer
 
 
 class RestoreStarted(Closed):

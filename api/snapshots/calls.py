@@ -16,6 +16,7 @@ from api.jobs.calls import FOLLOW, JOB_OF_HEADER, TO_CHANGE
 from api.snapshots import bodies, examples
 from api.snapshots.bodies import SNAPSHOT_ID, CreateBody, DryRunQuery, EditBody, ListQuery, RestoreQuery
 from worker.store import errors
+from worker.store.access.tokens import Permission
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import Job
 
@@ -81,6 +82,7 @@ class SnapshotCalls:
         query=DryRunQuery,
         body={"before_update": examples.CREATE},
         refusals=(errors.ServerNotFound, errors.SnapshotLimitReached, errors.NameTaken, *TO_CHANGE),
+        permission=Permission.SNAPSHOTS_CREATE,
     )
     async def create_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
         """Create a snapshot.
@@ -147,6 +149,7 @@ class SnapshotCalls:
             headers=JOB_HEADERS,
         ),
         refusals=(errors.SnapshotNotFound, errors.SnapshotProtected, errors.NodeUnavailable, errors.ServerBusy),
+        permission=Permission.SNAPSHOTS_DELETE,
     )
     async def delete_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
         """Delete a snapshot.
@@ -170,6 +173,7 @@ class SnapshotCalls:
         Reply(202, {"waits": examples.CHECK_RESTORE_WAITS}, DRY_RUN_WAITS, headers=JOB_HEADERS, links=(FOLLOW,)),
         query=RestoreQuery,
         refusals=(errors.SnapshotNotFound, errors.SnapshotNotReady, *TO_CHANGE),
+        permission=Permission.SNAPSHOTS_RESTORE,
     )
     async def restore_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
         """Restore a server from a snapshot.

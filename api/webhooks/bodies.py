@@ -1,12 +1,12 @@
 """The bodies of webhooks, and the messages that their receivers get."""
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 from pydantic_core import PydanticCustomError
 
-from api.http.answers import Open, Timestamp, Total, from_record
+from api.http.answers import Open, Timestamp, Total, from_record, more_may_come
 from api.http.fields import NOT_NULL, Description, DescriptionIfAny, PathId, RequestBody, hex_id, matches
 from api.jobs.bodies import Job, job
 from api.webhooks.ssrf import URL_MAX
@@ -18,6 +18,7 @@ from worker.store.webhooks.webhooks import JobEvent, WebhookChange
 
 TERMINAL = (JobEvent.COMPLETED, JobEvent.FAILED)
 
+EventOfJob = Annotated[JobEvent, more_may_come(JobEvent)]
 WebhookIdInPath = Annotated[WebhookId, *hex_id("webhook", "1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e5c")]
 WEBHOOK_ID: PathId[WebhookId] = PathId("webhook_id", TypeAdapter(WebhookIdInPath), errors.WebhookNotFound)
 
@@ -74,11 +75,16 @@ class Webhook(Open):
     id: str
     url: str
     description: str
-    events: tuple[JobEvent, ...]
+    events: tuple[EventOfJob, ...]
     enabled: bool
     disabled_reason: Annotated[
-        Literal["gone", "failing"] | None,
-        Field(description="why the service disabled it: it answered 410, or every attempt failed for 5 days"),
+        str | None,
+        Field(
+            description=(
+                "why the service disabled it: `gone`, it answered 410, or `failing`, every attempt failed for 5 days;"
+                " more may be added"
+            )
+        ),
     ]
     failing_since: Annotated[Timestamp | None, Field(description="every attempt since then has failed")]
     created_at: Timestamp

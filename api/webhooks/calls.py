@@ -24,11 +24,11 @@ call: Table[Caller] = Table("webhooks", WEBHOOK_ID)
 
 
 class WebhookCalls:
-    """`to_private`: allow webhooks to http and to private networks."""
+    """`reach`: which addresses webhooks may have."""
 
-    def __init__(self, webhooks: Webhooks, *, to_private: bool) -> None:
+    def __init__(self, webhooks: Webhooks, *, reach: ssrf.Reach) -> None:
         self._webhooks = webhooks
-        self._to_private = to_private
+        self._reach = reach
 
     @call(f"GET {WEBHOOKS}", Reply(200, {"one": examples.WEBHOOKS}, "All webhooks of the account."))
     async def list_webhooks(self, _: web.Request, caller: Caller) -> web.Response:
@@ -166,5 +166,5 @@ class WebhookCalls:
         return page_answer(request, query, page, bodies.DeliveryList, bodies.delivery)
 
     def _check_url(self, url: str) -> None:
-        if why := ssrf.url_error(url, to_private=self._to_private):
+        if why := ssrf.url_error(url, self._reach):
             raise invalid(FieldError(field="url", detail=why))

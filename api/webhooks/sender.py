@@ -43,7 +43,7 @@ _chance = SystemRandom()
 
 class Sender:
     """`endpoints`: how many are served at a time, besides SLOW_PER_PLACE times as many slow ones. `seconds`: the limit
-    of an attempt. `to_private`: allow http and private networks. `now`: the time of the cell."""
+    of an attempt. `reach`: which addresses they may have. `now`: the time of the cell."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Sender:
         *,
         endpoints: int,
         seconds: float,
-        to_private: bool,
+        reach: ssrf.Reach,
         resolver: AbstractResolver,
         metrics: Metrics,
         now: Callable[[], datetime],
@@ -60,14 +60,14 @@ class Sender:
         self._places = asyncio.Semaphore(endpoints)
         self._slow, self._slow_most = 0, endpoints * SLOW_PER_PLACE
         self._seconds = seconds
-        self._to_private = to_private
+        self._reach = reach
         self._resolver = resolver
         self._metrics = metrics
         self._now = now
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
         """Send while the application runs. When it stops, unfinished deliveries are released to other senders."""
-        client = ssrf.client(to_private=self._to_private, resolver=self._resolver, seconds=self._seconds)
+        client = ssrf.client(self._reach, resolver=self._resolver, seconds=self._seconds)
         async with client as session, in_background(self._send_all(session)):
             yield
 
@@ -160,7 +160,7 @@ class Sender:
 
     async def _post(self, client: ClientSession, claim: Claim, delivery: DueDelivery) -> tuple[int | None, str | None]:
         """The status of the answer, and the code of the error, None if there is none."""
-        if ssrf.url_error(claim.url, to_private=self._to_private):  # the settings may have changed
+        if ssrf.url_error(claim.url, self._reach):  # the settings may have changed
             return None, "address_refused"
         body = json.dumps(bodies.message(claim.webhook_id, delivery).model_dump(mode="json")).encode()
         headers = signed(claim.secrets, delivery.id, body, moment=int(self._now().timestamp()))

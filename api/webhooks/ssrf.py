@@ -5,11 +5,14 @@ The second check also covers an address that stands in the URL itself, which is 
 """
 
 import socket
-from ipaddress import IPv4Address, IPv6Network, ip_address
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 from aiohttp import AddrInfoType, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
+
+from api.http.addresses import Network
 
 HTTPS_PORT, FIRST_FREE_PORT = 443, 1024
 URL_MAX = 2048  # characters
@@ -18,8 +21,39 @@ _RESPONSE_BUFFER_BYTES = 1024  # we need only the status of the answer
 _GLOBAL_IPV6 = IPv6Network("2000::/3")
 
 
+# Names that lead to this machine or into its network wherever they are looked up, without an entry in `hosts`.
+_LOCAL_NAMES = ("localhost", "localdomain", "local", "internal", "home.arpa")
+
+
 class AddressRefused(OSError):
-    """The address is not public; nothing was sent."""
+    """The address is not allowed; nothing was sent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """Which addresses webhooks may have: public ones and `networks`, but none of `denied`. A name of `hosts`, or below
+    one that begins with a dot, may have any address that is not denied. `to_private`: any address, and http.
+    `proxy`: the URL of a proxy, which resolves the names, and then decides by address."""
+
+    to_private: bool = False
+    networks: tuple[Network, ...] = ()
+    denied: tuple[Network, ...] = ()
+    hosts: tuple[str, ...] = ()
+    proxy: str | None = None
+
+    def allows(self, address: str, *, host: str = "") -> bool:
+        """Whether requests may go to the address; `host`: the name that led to it."""
+        parsed = ip_address(address)
+        if isinstance(parsed, IPv6Address):
+            parsed = parsed.ipv4_mapped or parsed
+        if any(parsed in network for network in self.denied):
+            return False
+        ours = self.to_private or self.lists(host) or any(parsed in network for network in self.networks)
+        return ours or is_public(address)
+
+    def lists(self, host: str) -> bool:
+        name = host.lower().rstrip(".")
+        return any(name == each or (each.startswith(".") and name.endswith(each)) for each in self.hosts)
 
 
 def is_public(address: str) -> bool:
@@ -33,30 +67,38 @@ def is_public(address: str) -> bool:
     )
 
 
-def url_error(text: str, *, to_private: bool) -> str | None:
-    """The error in a webhook's URL, None if it is valid. `to_private`: allow http, and any address and port."""
+def url_error(text: str, reach: Reach) -> str | None:
+    """The error in a webhook's URL, None if it is valid."""
     try:
         url = URL(text)
         host, port = url.host, url.port
     except ValueError:
         return "Must be a URL."
-    if url.scheme != "https" and not (to_private and url.scheme == "http"):
+    if url.scheme != "https" and not (reach.to_private and url.scheme == "http"):
         return "Must be an https URL."
     if not host or url.user is not None or url.password is not None or url.raw_fragment:
         return "Must have a host, and no user, password or fragment."
-    if to_private:
-        return None
+    if (why := _host_error(host, reach)) or reach.to_private:
+        return why
     if port is None or (port != HTTPS_PORT and port < FIRST_FREE_PORT):
         return f"The port must be {HTTPS_PORT} or at least {FIRST_FREE_PORT}."
-    return None if _is_name(host) or is_public(host) else "The address must be public."
+    return None
 
 
-def client(*, to_private: bool, resolver: AbstractResolver, seconds: float) -> ClientSession:
+def _host_error(host: str, reach: Reach) -> str | None:
+    if not _is_name(host):
+        return None if reach.allows(host) else "The address must be public."
+    is_fine = reach.to_private or reach.lists(host) or not _is_local(host)
+    return None if is_fine else "The host must have a public name."
+
+
+def client(reach: Reach, *, resolver: AbstractResolver, seconds: float) -> ClientSession:
     """A client for such requests, each limited to `seconds`. It ignores the proxies of the environment, and
     keeps no cookies and no connections. Call `url_error` for each URL first."""
+    checked = _CheckedResolver(resolver, reach)
     connector = TCPConnector(
-        resolver=resolver if to_private else _PublicResolver(resolver),
-        socket_factory=None if to_private else _public_socket,
+        resolver=resolver if reach.proxy else checked,  # with a proxy, only the proxy itself is connected to
+        socket_factory=None if reach.proxy else checked.socket,
         use_dns_cache=False,
         force_close=True,
         limit=0,  # the caller has its own limits
@@ -68,30 +110,42 @@ def client(*, to_private: bool, resolver: AbstractResolver, seconds: float) -> C
         auto_decompress=False,
         read_bufsize=_RESPONSE_BUFFER_BYTES,
         trust_env=False,
+        proxy=reach.proxy,
     )
 
 
-class _PublicResolver(AbstractResolver):
-    def __init__(self, resolver: AbstractResolver) -> None:
+class _CheckedResolver(AbstractResolver):
+    def __init__(self, resolver: AbstractResolver, reach: Reach) -> None:
         self._resolver = resolver
+        self._reach = reach
+        self._of_hosts: set[str] = set()  # addresses of listed hosts: a socket does not know what name led to it
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         found = await self._resolver.resolve(host, port, family)
-        if not all(is_public(each["host"]) for each in found):
-            raise AddressRefused("The name has an address that is not public.")
+        if not all(self._reach.allows(each["host"], host=host) for each in found):
+            raise AddressRefused("The name has an address that is not allowed.")
+        if self._reach.lists(host):
+            self._of_hosts |= {each["host"] for each in found}
         return found
+
+    def socket(self, address: AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, where = address
+        if str(where[0]) not in self._of_hosts and not self._reach.allows(str(where[0])):
+            raise AddressRefused("The address is not allowed.")
+        return socket.socket(family=family, type=kind, proto=protocol)
 
     async def close(self) -> None:
         await self._resolver.close()
 
 
-def _public_socket(address: AddrInfoType) -> socket.socket:
-    family, kind, protocol, _, where = address
-    if not is_public(str(where[0])):
-        raise AddressRefused("The address is not public.")
-    return socket.socket(family=family, type=kind, proto=protocol)
+def _is_local(host: str) -> bool:
+    """Also a name without a dot, and a number that some resolvers take for an address: 2130706433, 0x7f.1."""
+    name = host.lower().rstrip(".")
+    last = name.rpartition(".")[2]
+    is_number = last.isdecimal() or last.startswith("0x")
+    return "." not in name or is_number or any(f".{name}".endswith(f".{local}") for local in _LOCAL_NAMES)
 
 
 def _is_name(host: str) -> bool:

@@ -1,7 +1,8 @@
-"""The whole service on one machine: a private Redis, one server, its worker and the front end."""
+"""The whole service on one machine: a private Redis, the gateway, one server, its worker and the front end."""
 
 import asyncio
 import errno
+import json
 import random
 import re
 import socket
@@ -92,7 +93,7 @@ class Service:
             # Before the worker: only one process at a time can use an embedded libvirt, and the guest outlives it.
             booted_after = await self.guest.start()
         shared = {"VPS_SNAPSHOTS_REDIS__URL": f"unix://{self._redis_socket}"}
-        worker = {
+        worker = await self._start_gateway(shared) | {
             "VPS_SNAPSHOTS_NODE": NODE,
             "VPS_SNAPSHOTS_DRIVER": self._driver,
             "VPS_SNAPSHOTS_LIBVIRT_URI": self.guest.uri,
@@ -102,7 +103,7 @@ class Service:
             # to a file: then libvirt 9.0 does not start QEMU.
             "LIBVIRT_LOG_OUTPUTS": "4:syslog:vps-snapshots",
         }
-        await self._start("worker", [_PROGRAMS / "vps-snapshots-worker", "run"], settings=shared | worker)
+        await self._start("worker", [_PROGRAMS / "vps-snapshots-worker", "run"], settings=worker)
         port = {"VPS_SNAPSHOTS_HOST": "127.0.0.1", "VPS_SNAPSHOTS_PORT": str(self._port)}
         # effectively without rate limits
         port |= {f"VPS_SNAPSHOTS_{of}_PER_MINUTE": "1000000" for of in ("CALLS", "FAILED_LOGINS")}
@@ -146,6 +147,19 @@ class Service:
         child = await Child.start("Redis", command, settings={}, log=self._state.log("redis"))
         self._children.append(child)
         await self._ready("Redis", self._is_redis_up)
+
+    async def _start_gateway(self, settings: dict[str, str]) -> dict[str, str]:
+        """The settings with which the worker reaches it."""
+        address = self._state.runtime / "gateway.sock"
+        here = {"VPS_SNAPSHOTS_UNIX_SOCKET": str(address)}
+        await self._start("gateway", [_PROGRAMS / "vps-snapshots-gateway", "serve"], settings=settings | here)
+        credential = self._state.folder / "credential"
+        credential.touch(mode=0o600)
+        credential.write_text(await _printed("vps-snapshots-gateway", "credential", "rotate", NODE, settings=settings))
+        return {
+            "VPS_SNAPSHOTS_GATEWAY__URLS": json.dumps([f"unix://{address}"]),
+            "VPS_SNAPSHOTS_GATEWAY__CREDENTIAL_FILE": str(credential),
+        }
 
     async def _start(self, name: str, command: list[Path | str], *, settings: dict[str, str]) -> None:
         log = self._state.log(name.replace(" ", "-")) if self._quiet else None
@@ -200,19 +214,21 @@ class Service:
             if await has_access(client):
                 return client
         file.touch(mode=0o600)
-        file.write_text(await _new_token(options, settings))
+        arguments = ("token", "create", "--name", "make run", *options)
+        file.write_text(await _printed("vps-snapshots-api", *arguments, settings=settings))
         return Client(self.url, file.read_text().strip())
 
 
-async def _new_token(options: Sequence[str], settings: dict[str, str]) -> str:
+async def _printed(program: str, *arguments: str, settings: dict[str, str]) -> str:
+    """What a program prints: a new secret."""
     process = await asyncio.create_subprocess_exec(
-        *(_PROGRAMS / "vps-snapshots-api", "token", "create", "--name", "make run"),
-        *options,
+        _PROGRAMS / program,
+        *arguments,
         env=settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     output, errors = await process.communicate()
     if process.returncode != 0:
-        raise ServiceFailed(f"cannot create a token: {errors.decode().strip()}")
+        raise ServiceFailed(f"{program} {arguments[0]}: {errors.decode().strip()}")
     return output.decode()

@@ -18,6 +18,7 @@ from deploy.lab.console import Console, Ready
 from deploy.lab.domain import Device
 from deploy.lab.lab import Lab
 from tests.conftest import RedisServer
+from tests.gateway import GatewayProgram
 
 PROGRAMS = Path(sys.executable).parent
 ACCOUNT = 77
@@ -52,9 +53,13 @@ class AcceptanceCell:
     port: int = field(default_factory=free_port)
     servers: dict[int, Server] = field(default_factory=dict)
     changed: set[int] = field(default_factory=set)  # servers that had a job since they were last checked
+    gateway: GatewayProgram = field(init=False)
     worker: Child | None = None
     api: Child | None = None
     client: Client | None = None
+
+    def __post_init__(self) -> None:
+        self.gateway = GatewayProgram(self.redis.socket)
 
     async def add(
         self,
@@ -79,16 +84,21 @@ class AcceptanceCell:
         return server
 
     async def start(self) -> None:
+        await self.start_gateway()
         await self.start_api()
         await self.enrol()
         await self.start_worker()
 
     async def enrol(self) -> None:
-        """A token for us."""
+        """A token for us, and the node's credential."""
+        await self.gateway.let_in("n1")
         token = ("token", "create", "--name", "t", "--account", str(ACCOUNT))
         permissions = ("--permission", "snapshots:read", "--permission", "snapshots:write")
         secret = await self.program("vps-snapshots-api", *token, *permissions)
         self.client = Client(f"http://127.0.0.1:{self.port}", secret.strip())
+
+    async def start_gateway(self) -> None:
+        await self.gateway.start(self.folder / "gateway.log")
 
     async def start_api(self) -> None:
         """Return when it answers."""
@@ -123,6 +133,7 @@ class AcceptanceCell:
         for child in (self.worker, self.api):
             if child is not None:
                 await child.stop()
+        await self.gateway.stop()
         await self.lab.remove_all()
         self.redis.kill()
 
@@ -142,6 +153,7 @@ class AcceptanceCell:
             "VPS_SNAPSHOTS_PORT": str(self.port),
             "VPS_SNAPSHOTS_CALLS_PER_MINUTE": "1000000",
             "LIBVIRT_LOG_OUTPUTS": "4:stderr",
+            **self.gateway.settings_of("n1"),
             **self.overrides,
         }
 

@@ -18,6 +18,7 @@ from drivers.base import Power
 from drivers.fake_faults import Rule, write_rules
 from drivers.fake_state import FakeDisk, FakeServer, StateFile
 from tests.conftest import RedisServer, needs
+from tests.gateway import GatewayProgram
 from tests.queueing import client, until_told
 from worker.store.access.tokens import NewToken, Permission, Tokens
 from worker.store.customers.customer_store import CustomerStore
@@ -62,6 +63,7 @@ class Stage:
     settings: dict[str, str] = field(default_factory=dict)  # of the front end, in the place of its defaults
     front_end: Child | None = None
     _customer: Client | None = None
+    _gateway: GatewayProgram | None = None
 
     @property
     def url(self) -> str:
@@ -98,7 +100,7 @@ class Stage:
         return node
 
     async def start_worker(self, node: StagedNode) -> None:
-        settings = self._shared | {
+        settings = await self.gateway_of(node.name) | {
             "VPS_SNAPSHOTS_NODE": node.name,
             "VPS_SNAPSHOTS_DRIVER": "fake",
             "VPS_SNAPSHOTS_START_SECONDS": "1",
@@ -111,10 +113,20 @@ class Stage:
         node.worker = await Child.start(node.name, command, settings=settings, log=log)
         await until_told(lambda: self._knows(node))
 
+    async def gateway_of(self, node: str) -> dict[str, str]:
+        """The settings with which a node reaches the gateway."""
+        if self._gateway is None:
+            self._gateway = GatewayProgram(self.redis_server.socket)
+            await self._gateway.start(self.folder / "gateway.log")
+        await self._gateway.let_in(node)
+        return self._gateway.settings_of(node)
+
     async def stop(self) -> None:
         for child in (*(node.worker for node in self.nodes.values()), self.front_end):
             if child is not None:
                 await child.stop()
+        if self._gateway is not None:
+            await self._gateway.stop()
 
     @property
     def _shared(self) -> dict[str, str]:

@@ -35,7 +35,7 @@ class Deaths:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        often = ("worker", "worker", "qemu-img", "qemu-img", "qemu", "redis", "api", "everything")
+        often = ("worker", "worker", "qemu-img", "qemu-img", "qemu", "redis", "api", "gateway", "everything")
         return (*often, *often, LOST, OLDER, *(["libvirtd"] * 4 if self.daemon else []))
 
     def qemu_imgs(self) -> list[int]:
@@ -60,7 +60,7 @@ class Deaths:
         if self.daemon and target in {"libvirtd", "everything"}:
             await asyncio.to_thread(self.daemon.kill)
             killed += 1
-        for child in (self._worker, self._api):
+        for child in (self._worker, self._api, self._gateway):
             if child.pid in pids:
                 await child.ended()
         if target in {"worker", "qemu-img", "everything"}:
@@ -88,6 +88,8 @@ class Deaths:
         if target == "everything" and self.daemon:
             await self._boot()
         ready = time.monotonic()
+        if await _has_ended(self._gateway):
+            await self.cell.start_gateway()
         if worker_ended:
             await self.cell.spawn_worker()
         if api_ended:
@@ -119,17 +121,16 @@ class Deaths:
         shutil.copytree(self.cell.redis.folder, self._copy, ignore=lambda _, names: [n for n in names if "sock" in n])
 
     def _pids(self, target: str, expected: Expected, children: Sequence[int]) -> list[int]:
-        if target == "worker":
-            return [self._worker.pid]
-        if target == "api":
-            return [self._api.pid]
+        programs = {"worker": self._worker, "api": self._api, "gateway": self._gateway}
+        if target in programs:
+            return [programs[target].pid]
         if target == "qemu-img":
             return list(children) or self.qemu_imgs()
         if target == "qemu":
             return [pid for pid in [self._qemu(expected)] if pid]
         if target == "everything":
             qemus = [pid for other in self.servers if (pid := self._qemu(other))]
-            return [self._worker.pid, self._api.pid, *self.qemu_imgs(), *qemus]
+            return [*(program.pid for program in programs.values()), *self.qemu_imgs(), *qemus]
         return []
 
     def _qemu(self, expected: Expected) -> int | None:
@@ -141,6 +142,11 @@ class Deaths:
     def _worker(self) -> Child:
         assert self.cell.worker is not None
         return self.cell.worker
+
+    @property
+    def _gateway(self) -> Child:
+        assert self.cell.gateway.process is not None
+        return self.cell.gateway.process
 
     @property
     def _api(self) -> Child:

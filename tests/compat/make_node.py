@@ -74,7 +74,6 @@ def write(daemon: Daemon, name: str, text: str) -> None:
 
 async def start_worker(cell: Cell, daemon: Daemon) -> Child:
     settings = {
-        "REDIS__URL": f"unix://{cell.stage.redis_server.socket}",
         "NODE": "k1",
         "DRIVER": "kvm",
         "LIBVIRT_URI": daemon.uri,
@@ -84,6 +83,7 @@ async def start_worker(cell: Cell, daemon: Daemon) -> Child:
     }
     program = Path(sys.executable).parent / "vps-snapshots-worker"
     environment = {f"VPS_SNAPSHOTS_{name}": value for name, value in settings.items()}
+    environment |= await cell.stage.gateway_of("k1")
     worker = await Child.start("k1", (program, "run"), settings=environment, log=cell.stage.folder / "k1.log")
 
     async def knows_them() -> bool:

@@ -140,7 +140,6 @@ class Cell:
 
     async def start_worker(self, node: str) -> None:
         settings = {
-            "REDIS__URL": f"unix://{self.stage.redis_server.socket}",
             "NODE": node,
             "DRIVER": "fake",
             "FAKE_SERVERS": "0",
@@ -151,6 +150,7 @@ class Cell:
         }
         program = Path(sys.executable).parent / "vps-snapshots-worker"
         environment = {f"VPS_SNAPSHOTS_{name}": value for name, value in settings.items()}
+        environment |= await self.stage.gateway_of(node)
         log = self.stage.folder / f"{node}.log"
         self.workers[node] = await Child.start(node, (program, "run"), settings=environment, log=log)
         await until_told(lambda: self._are_known(node))

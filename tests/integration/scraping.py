@@ -17,14 +17,16 @@ from drivers.fake import FakeHypervisor
 from drivers.fake_faults import Effect
 from drivers.fake_state import FakeDisk, FakeServer
 from tests.conftest import RedisServer
+from tests.gateway import gateway
 from tests.integration.conftest import ACCOUNT, Cell, node_store
 from tests.integration.front_end import Answer, FrontEnd, serving
 from tests.queueing import until_told
-from worker.exposition import exposed
 from worker.job_log import JobLog
 from worker.journal import Journal
+from worker.local_redis import local_redis
 from worker.main import _live, _Means, _wired
 from worker.metrics import Metrics as WorkerMetrics
+from worker.program.exposition import exposed
 from worker.settings import WorkerSettings
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import ServerId
@@ -38,6 +40,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 class Scraped:
     front_end: FrontEnd
     worker_port: int
+    gateway_port: int
     hypervisor: FakeHypervisor
 
     async def scrape(self, port: int) -> Samples:
@@ -108,34 +111,36 @@ async def scraped(server: RedisServer, folder: Path) -> AsyncIterator[Scraped]:
     api_metrics, worker_metrics, job_log = ApiMetrics(), WorkerMetrics(), JobLog()
     redis = RedisSettings(url=f"unix://{server.socket}")
     hypervisor = FakeHypervisor(map(_server, (WELL, SICK, STRANDED)))
-    settings = WorkerSettings(node="node-1", state_dir=folder, redis=redis, start_seconds=1)
+    settings = WorkerSettings(node="node-1", state_dir=folder, start_seconds=1)
     async with AsyncExitStack() as stack:
         stack.enter_context(counted(job_log, api_metrics.log_events, worker_metrics.log_events))
-        clients = [connect(redis, observer=metrics.redis) for metrics in (api_metrics, worker_metrics)]
-        clients.append(connect(redis, command_seconds=60))
-        for client in clients:
-            stack.push_async_callback(client.aclose, close_connection_pool=True)
-        cell = Cell(redis=clients[0], store=CustomerStore(clients[0]), node=node_store(clients[0]))
+        client = connect(redis, observer=api_metrics.redis)
+        stack.push_async_callback(client.aclose, close_connection_pool=True)
+        cell = Cell(redis=client, store=CustomerStore(client), node=node_store(client))
         short: dict[str, Any] = {"metrics_look_seconds": 0.1, "webhooks_to_private": True, "webhook_seconds": 1}
         front_end = await stack.enter_async_context(serving(cell, metrics=api_metrics, **short))
         port = await stack.enter_async_context(exposed(worker_metrics.registry, host="127.0.0.1", port=0))
         assert port is not None
         journal = Journal(folder / "journal.sqlite")
         stack.callback(journal.close)
-        stop = asyncio.Event()
+        reached = await stack.enter_async_context(gateway(server.socket, node="node-1"))
+        gateway_port = await stack.enter_async_context(exposed(reached.metrics.registry, host="127.0.0.1", port=0))
+        assert gateway_port is not None
+        store = await stack.enter_async_context(reached.client(observer=worker_metrics.gateway))
         means = _Means(
             settings=settings,
             hypervisor=hypervisor,
             journal=journal,
             job_log=job_log,
             metrics=worker_metrics,
-            redis=clients[1],
-            blocking_redis=clients[2],
+            store=store,
+            local_redis=await stack.enter_async_context(local_redis(folder / "queue")),
         )
+        stop = asyncio.Event()
         living = asyncio.create_task(_live(_wired(means), settings, stop))
         try:
             await _known(front_end)
-            yield Scraped(front_end=front_end, worker_port=port, hypervisor=hypervisor)
+            yield Scraped(front_end=front_end, worker_port=port, gateway_port=gateway_port, hypervisor=hypervisor)
         finally:
             stop.set()
             await living

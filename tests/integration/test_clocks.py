@@ -27,7 +27,7 @@ from tests.integration.test_schedules import NIGHTLY, SCHEDULES
 from tests.integration.test_webhooks import WEBHOOKS, receiving
 from tests.queueing import Jobs, at_work
 from tests.stepped_clock import SteppedClock
-from worker.store.access.audit import Audit
+from worker.store.access.audit import Audit, AuditKeeper
 from worker.store.access.tokens import Permission, Tokens
 from worker.store.calls import Scripts
 from worker.store.chores.cell_clock import AGREE_SECONDS, CellClock
@@ -304,7 +304,7 @@ async def test_a_front_end_with_a_wrong_clock_serves_as_any_other(
     tokens = Tokens(cell.redis)
     customer = await tokens.create(name="c", account_id=ACCOUNT, permissions=READ_WRITE)
     operator = await tokens.create(name="o", account_id=None, permissions=frozenset({Permission.OPERATOR}))
-    await Audit(cell.redis, kept=None).write({"path": "before"})
+    await Audit(cell.redis, keeper=AuditKeeper(cell.redis, kept=None)).write({"path": "before"})
     clock.set(step)
     program = Program(redis_url=f"unix://{redis_server.socket}")
     async with receiving() as receiver, api_program(program, clock, tmp_path / "s") as client:

@@ -1,6 +1,7 @@
 """What is handed to an operator, put together: Redis keeps what it answered, lets each side in to its own."""
 
 import asyncio
+import json
 import subprocess
 import sys
 import tempfile
@@ -78,23 +79,30 @@ def test_nobody_gets_in_without_an_account(deployed: DeployedRedis) -> None:
 
 
 @pytest.mark.parametrize("command", ["HGETALL token:x", "HSET token:x id x", "HGETALL tokens", "KEYS *"])
-def test_a_node_can_neither_read_nor_make_a_token(deployed: DeployedRedis, command: str) -> None:
+def test_a_gateway_can_neither_read_nor_make_a_token(deployed: DeployedRedis, command: str) -> None:
     words = command.split()
-    with deployed.as_user("worker") as client:
+    with deployed.as_user("gateway") as client:
         with pytest.raises(NoPermissionError):
             client.execute_command(*words)
         with pytest.raises(ResponseError, match="The user executing the script can't"):
             client.eval(f"return redis.call({','.join(map(repr, words))})", 0)
 
 
-@pytest.mark.parametrize("user", ["api", "worker"])
-@pytest.mark.parametrize("command", ["DEL audit", "RENAME audit x", "SET audit x", "XDEL audit 0-1"])
+@pytest.mark.parametrize("user", ["api", "gateway"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("DEL audit", "RENAME audit x", "SET audit x", "XDEL audit 0-1", "XADD audit * f x", "XTRIM audit MAXLEN 0"),
+        *("XADD audit MAXLEN 0 * f x", "DEL audit:new", "LTRIM audit:new 1 0", "LPOP audit:new", "LSET audit:new 0 x"),
+        *("RENAME x audit", "COPY x audit REPLACE", "HSET audit:head seq 0", "DEL audit:head"),
+    ],
+)
 def test_neither_side_can_do_away_with_what_was_audited(deployed: DeployedRedis, user: str, command: str) -> None:
     with deployed.as_user(user) as client, pytest.raises(NoPermissionError):
         client.execute_command(*command.split())
 
 
-@pytest.mark.parametrize("user", ["api", "worker"])
+@pytest.mark.parametrize("user", ["api", "gateway"])
 @pytest.mark.parametrize("command", ["FLUSHALL", "CONFIG GET dir", "SHUTDOWN", "ACL LIST", "MONITOR"])
 def test_neither_side_can_run_the_server(deployed: DeployedRedis, user: str, command: str) -> None:
     with deployed.as_user(user) as client, pytest.raises(NoPermissionError):
@@ -112,11 +120,21 @@ async def test_a_cell_with_the_example_settings_serves(deployed: DeployedRedis, 
     }
     api = [f"{PROGRAMS}/vps-snapshots-api", "--config", f"{EXAMPLES}/api.toml"]
     worker = [f"{PROGRAMS}/vps-snapshots-worker", "run", "--config", f"{EXAMPLES}/worker.toml"]
+    gateway = [f"{PROGRAMS}/vps-snapshots-gateway", "--config", f"{EXAMPLES}/gateway.toml"]
+    at = {"VPS_SNAPSHOTS_UNIX_SOCKET": str(deployed.socket.with_name("gateway.sock"))}
+    credential = tmp_path / "credential"
+    credential.touch(mode=0o600)
+    credential.write_text(await _printed([*gateway, "credential", "create", "node-1"], here | at))
+    reach = {
+        "VPS_SNAPSHOTS_GATEWAY__URLS": json.dumps([f"unix://{at['VPS_SNAPSHOTS_UNIX_SOCKET']}"]),
+        "VPS_SNAPSHOTS_GATEWAY__CREDENTIAL_FILE": str(credential),
+    }
     client = Client(f"http://127.0.0.1:{port}", await _new_token(api, here))
-    logs = [tmp_path / "api.log", tmp_path / "worker.log"]
+    logs = [tmp_path / "api.log", tmp_path / "gateway.log", tmp_path / "worker.log"]
     children = [
         await Child.start("api", [*api, "serve"], settings=here, log=logs[0]),
-        await Child.start("worker", worker, settings=here, log=logs[1]),
+        await Child.start("gateway", [*gateway, "serve"], settings=here | at, log=logs[1]),
+        await Child.start("worker", worker, settings=here | reach, log=logs[2]),
     ]
     try:
         await _becomes(client.is_up)
@@ -128,14 +146,18 @@ async def test_a_cell_with_the_example_settings_serves(deployed: DeployedRedis, 
         assert (await client.call("GET", "/api/v1/snapshots/")).body == {"count": 0, "results": []}
     finally:
         statuses = [await child.stop() for child in reversed(children)]
-    assert statuses == [0, 0]
+    assert statuses == [0, 0, 0]
     assert not [log for log in logs if "NOPERM" in log.read_text()]
 
 
 async def _new_token(api: list[str], settings: dict[str, str]) -> str:
     whose = ["--name", "test", "--account", "77", "--permission", "snapshots:read", "--permission", "snapshots:write"]
+    return await _printed([*api, "token", "create", *whose], settings)
+
+
+async def _printed(command: list[str], settings: dict[str, str]) -> str:
     process = await asyncio.create_subprocess_exec(
-        *api, "token", "create", *whose, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        *command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     output, trouble = await process.communicate()
     assert process.returncode == 0, trouble.decode()

@@ -95,17 +95,13 @@ def test_the_machine_is_the_same_for_workers_of_one_folder_only(tmp_path: Path) 
     assert machine_id(tmp_path) == machine_id(tmp_path / "link") != machine_id(tmp_path / "other")
 
 
-async def _nothing() -> None:
-    pass
-
-
 class Told:
     """What the lease has told the rest of the worker."""
 
     def __init__(self, store: NodeStore) -> None:
         self.gained = 0
         self.lost = 0
-        self.lease = Lease(store, before=_nothing, gained=self._gain, lost=self._lose, heartbeat_seconds=0.05)
+        self.lease = Lease(store, gained=self._gain, lost=self._lose, heartbeat_seconds=0.05)
 
     async def _gain(self) -> None:
         self.gained += 1

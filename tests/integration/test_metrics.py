@@ -24,8 +24,8 @@ from tests.integration.dying import DyingNode
 from tests.integration.front_end import Answer, FrontEnd, serving
 from tests.integration.scraping import SICK, STRANDED, WELL, Samples, samples, scraped, value
 from tests.queueing import until_told
-from worker.exposition import exposed
 from worker.metrics import Metrics
+from worker.program.exposition import exposed
 from worker.program.metrics import REDIS_ERRORS, RedisMetrics, registry
 from worker.store.model import JobKind
 from worker.store.operators.cell import GONE_SECONDS, PAGE

@@ -10,7 +10,7 @@ from api.document.calls import CALLS
 from api.http.calls import OPS, Call
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd, serving
-from worker.store.access.tokens import Permission
+from worker.store.access.tokens import OPERATORS, Permission
 
 AnyCall = Call[Any]
 WITHOUT = [call for call in CALLS if call.changes and call.body is None]
@@ -42,7 +42,7 @@ async def ids(api: FrontEnd) -> dict[str, str]:
 
 
 async def token_for(api: FrontEnd, call: AnyCall) -> str:
-    if call.permission is Permission.OPERATOR:
+    if call.permission in OPERATORS:
         return await api.new_token(account=None, permissions={Permission.OPERATOR})
     return api.token
 

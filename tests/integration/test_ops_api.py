@@ -568,7 +568,7 @@ async def test_the_events_of_all_accounts_are_heard(ops: Ops) -> None:
         assert response.headers["RateLimit"]
         assert response.headers["X-Request-Id"]
         stream = Stream(response)
-        assert await stream.block() == {"retry": "2000"}
+        assert await stream.block() == {"retry": "2000", "id": "0-0"}
         mine, theirs = await ops.made("mine", None), await ops.made("theirs", None, server=THEIRS)
         heard = [(await stream.job())[1] for _ in range(2)]
     assert [(event["job_id"], event["account_id"]) for event in heard] == [(mine, ACCOUNT), (theirs, OTHERS)]

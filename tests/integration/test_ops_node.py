@@ -9,15 +9,13 @@ from pathlib import Path
 
 import pytest
 import structlog
-from arq.connections import ArqRedis
 
 from drivers.base import Power
 from drivers.fake import FakeHypervisor
 from drivers.fake_faults import Effect, Happening
 from drivers.fake_state import FakeServer
-from tests.conftest import RedisServer
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, nothing_more
-from tests.queueing import QUEUE, Jobs, at_work, put, until, until_told
+from tests.queueing import PATIENCE_SECONDS, until, until_told
 from worker.inventory import Inventory
 from worker.job_log import MAX_JOBS, MAX_LINES, JobLog
 from worker.journal import Journal
@@ -25,7 +23,6 @@ from worker.procedures.work import Policy
 from worker.publisher import Publisher
 from worker.reconcile import Reconciler
 from worker.runner import Limits, Runner
-from worker.store import arq_queue as queue
 from worker.store import errors
 from worker.store.calls import Cursor
 from worker.store.model import ServerState, Step
@@ -86,27 +83,14 @@ def logged(node: Node) -> Iterator[None]:
     structlog.configure(processors=before)
 
 
-async def test_a_paused_node_takes_no_job_and_goes_on_at_once_when_told(
-    cell: Cell, redis: ArqRedis, redis_server: RedisServer
-) -> None:
-    operators, jobs = OperatorStore(redis, cell.store), Jobs()
-    async with at_work(redis_server.socket, jobs):
-        await put(redis, "before")
-        await jobs.have_started("before")
-        await operators.pause("n1", by="alice", reason="a new disk")
-        await put(redis, "while")
-
-        async def seen() -> bool:
-            return not await redis.exists(queue.wake_key(QUEUE))
-
-        await until_told(seen)
-        jobs.end("before")
-        await jobs.have_ended("before")  # what runs goes on
-        assert not jobs.starts["while"]
-
-        await operators.resume("n1")
-        await jobs.have_started("while")
-        jobs.end("while")
+async def test_a_paused_node_takes_no_job_and_goes_on_at_once_when_told(cell: Cell) -> None:
+    operators = OperatorStore(cell.redis, cell.store)
+    await operators.pause("n1", by="alice", reason="a new disk")
+    job_id = (await cell.create()).job.id
+    assert await cell.node.take(running=[], free=1, seconds=0.2) == ()  # the wake-up of the create is over
+    taking = asyncio.create_task(cell.node.take(running=[], free=1, seconds=PATIENCE_SECONDS))
+    await operators.resume("n1")
+    assert await taking == (job_id,)
 
 
 async def test_what_changes_on_the_hypervisor_is_told_without_waiting_for_the_heartbeat(node: Node) -> None:

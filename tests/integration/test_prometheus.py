@@ -55,6 +55,7 @@ async def prometheus(folder: Path, run: Scraped) -> AsyncIterator[Prometheus]:
     needs("prometheus")
     text = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
     here = {"front-end-1:8080": f"127.0.0.1:{run.front_end.port}", "node-1:9752": f"127.0.0.1:{run.worker_port}"}
+    here |= {'"gateway-1:9753", "gateway-2:9753"': f'"127.0.0.1:{run.gateway_port}"'}
     for example, ours in ({"15s": "1s"} | here).items():
         assert example in text
         text = text.replace(example, ours)
@@ -78,10 +79,10 @@ async def test_every_query_of_the_dashboard_has_something_to_show(
 ) -> None:
     async with scraped(redis_server, tmp_path) as run, prometheus(tmp_path / "prometheus", run) as server:
 
-        async def both_scraped() -> bool:
-            return await server.values("sum(up)") == [2.0]
+        async def all_scraped() -> bool:
+            return await server.values("sum(up)") == [3.0]
 
-        await until_told(both_scraped)
+        await until_told(all_scraped)
         await _webhook_to_nowhere(run)
         asked, number = expressions(), 0
         async with asyncio.timeout(ROUNDS_SECONDS):

@@ -58,7 +58,7 @@ class Run:
         return {name: int(pid) for pid in listing.split() for name in PROGRAMS if name in commandline(int(pid))}
 
 
-PROGRAMS = ("redis-server", "vps-snapshots-worker", "vps-snapshots-api")
+PROGRAMS = ("redis-server", "vps-snapshots-gateway", "vps-snapshots-worker", "vps-snapshots-api")
 
 
 def commandline(pid: int) -> str:
@@ -133,14 +133,14 @@ async def test_a_signal_stops_all_of_it_and_the_next_run_goes_on(tmp_path: Path,
 
 @pytest.mark.parametrize("program", PROGRAMS)
 async def test_a_part_that_dies_is_named_and_takes_the_others_along(tmp_path: Path, program: str) -> None:
-    names = {"redis-server": "Redis", "vps-snapshots-worker": "worker", "vps-snapshots-api": "front end"}
+    names = {"redis-server": "Redis", "vps-snapshots-api": "front end"}
     async with running(tmp_path / "state") as run:
         await run.up()
         children = run.children()
         os.kill(children[program], signal.SIGKILL)
         status, said = await run.ended()
         assert status == 1
-        assert f"the {names[program]} ended unexpectedly" in said
+        assert f"the {names.get(program, program.rpartition('-')[2])} ended unexpectedly" in said
         assert [name for name, pid in children.items() if name in commandline(pid)] == []
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import structlog
 
+from api.gateway.scheduler import Scheduler
+from api.gateway.settings import GatewaySettings
 from api.settings import ApiSettings
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import BROKE, DONE, SNAPSHOTS, FrontEnd, serving
-from worker.scheduler import Scheduler
-from worker.settings import WorkerSettings
 from worker.store.chores.chores import Chores
 from worker.store.model import AccountId, ServerId
 from worker.store.nodes.node_store import BATCH
@@ -236,10 +236,10 @@ class TestNodes:
         assert (await shown(api, schedule["id"]))["last_run"]["error"] == "node_unavailable"
 
     @pytest.mark.parametrize("setting", ["node_silent_seconds", "waiting_seconds"])
-    def test_front_ends_and_workers_decide_by_the_same_times(self, setting: str) -> None:
-        of_api, of_worker = ApiSettings.model_fields[setting], WorkerSettings.model_fields[setting]
-        assert of_api.default == of_worker.default
-        assert of_api.description == of_worker.description
+    def test_front_ends_and_gateways_decide_by_the_same_times(self, setting: str) -> None:
+        of_api, of_gateway = ApiSettings.model_fields[setting], GatewaySettings.model_fields[setting]
+        assert of_api.default == of_gateway.default
+        assert of_api.description == of_gateway.description
 
 
 class TestUnreadable:

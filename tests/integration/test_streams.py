@@ -37,6 +37,8 @@ Sse = dict[str, str]
 class Stream:
     """As a browser's EventSource reads one."""
 
+    opening: Sse  # its first block
+
     def __init__(self, response: ClientResponse) -> None:
         self.response = response
 
@@ -65,7 +67,7 @@ class Stream:
 
 @asynccontextmanager
 async def listening(api: FrontEnd, *, token: str | None = None, after: str | None = None) -> AsyncIterator[Stream]:
-    headers = {"Authorization": f"Bearer {token or api.token}"} | ({"Last-Event-ID": after} if after else {})
+    headers = {"Authorization": f"Bearer {token or api.token}"} | ({} if after is None else {"Last-Event-ID": after})
     url = f"http://127.0.0.1:{api.port}{EVENTS}"
     async with (
         ClientSession(timeout=ClientTimeout(total=30)) as client,
@@ -73,7 +75,8 @@ async def listening(api: FrontEnd, *, token: str | None = None, after: str | Non
     ):
         assert response.status == 200, await response.text()
         stream = Stream(response)
-        assert await stream.block() == {"retry": "2000"}
+        stream.opening = await stream.block()
+        assert stream.opening["retry"] == "2000"
         yield stream
 
 
@@ -126,7 +129,7 @@ async def test_who_comes_again_misses_nothing_and_hears_nothing_twice(api: Front
 async def test_who_was_away_for_too_long_is_told_so(api: FrontEnd) -> None:
     created = await api.create()
     async with listening(api, after="1-1") as stream:
-        assert (await stream.event())["event"] == "missed"
+        assert stream.opening["event"] == "missed"
         assert (await stream.job())[1]["job_id"] == created.headers["X-Job-Id"]
 
 
@@ -143,9 +146,40 @@ async def test_silence_is_broken_by_heartbeats(api: FrontEnd) -> None:
         assert await stream.block() == {"": "still here"}
 
 
-@pytest.mark.parametrize("after", ["x", "1", "-1-1", "1-1-1", "9" * 19 + "-1"])
-async def test_what_is_no_id_of_an_event_is_named(api: FrontEnd, after: str) -> None:
-    assert (await api.call("GET", EVENTS, headers={"Last-Event-ID": after})).refused_fields() == ["Last-Event-ID"]
+@pytest.mark.parametrize("after", ["", "x", "1", "-1-1", "1-1-1", "9" * 19 + "-1", "9" * 18 + "-1", "another:7"])
+async def test_what_is_no_id_of_ours_is_answered_with_missed_and_the_stream_goes_on(api: FrontEnd, after: str) -> None:
+    async with listening(api, after=after) as stream:
+        opening = stream.opening
+        assert (opening["event"], opening["data"]) == ("missed", "{}")
+        created = await api.create()
+        assert (await stream.job())[1]["job_id"] == created.headers["X-Job-Id"]
+    await api.work(created)
+
+    async with listening(api, after=opening["id"]) as stream:
+        assert [(await stream.job())[1]["state"] for _ in range(3)] == ["queued", "in_progress", "completed"]
+
+
+@pytest.mark.parametrize("earlier", [0, 1])
+async def test_a_client_that_is_cut_off_before_its_first_event_loses_none(api: FrontEnd, earlier: int) -> None:
+    for _ in range(earlier):
+        await api.have_snapshot("earlier")
+    async with listening(api) as stream:
+        opening = stream.opening
+    created = await api.create()
+
+    async with listening(api, after=opening["id"]) as stream:
+        assert "event" not in stream.opening
+        assert (await stream.job())[1]["job_id"] == created.headers["X-Job-Id"]
+
+
+async def test_a_client_from_before_the_first_event_is_told_what_is_gone(api: FrontEnd) -> None:
+    async with listening(api) as stream:
+        opening = stream.opening
+    await api.have_snapshot()
+    await api.cell.redis.xtrim("account:77:events", maxlen=1, approximate=False)
+
+    async with listening(api, after=opening["id"]) as stream:
+        assert stream.opening["event"] == "missed"
 
 
 async def test_an_account_and_a_front_end_have_so_many_streams(api: FrontEnd) -> None:

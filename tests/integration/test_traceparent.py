@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from api.gateway.scheduler import Scheduler
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from worker.program import tracing
-from worker.scheduler import Scheduler
 from worker.store.chores.chores import Chores
 from worker.store.model import Failure, Job, JobId, JobState, SnapshotId, SnapshotStatus
 from worker.store.outcome import Outcome

@@ -5,7 +5,7 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from drivers.base import Power
 from drivers.fake import FIRST_SERVER_ID, SIMULATED_ACCOUNT_ID
 from drivers.fake_state import FakeDisk, FakeServer, StateFile
 from tests.conftest import RedisServer, needs
+from tests.gateway import gateway
 from tests.integration.collector import SeenSpan, collecting, hanging
+from tests.queueing import until_told
 from worker.store.access.tokens import Permission, Tokens
 from worker.store.model import AccountId
 
@@ -98,6 +100,11 @@ class Cell:
         return ended
 
 
+async def _is_published(redis: ArqRedis) -> bool:
+    fields: dict[bytes, bytes] = await redis.hgetall(f"server:{FIRST_SERVER_ID}")  # type: ignore[misc]
+    return bool(fields) and b"unpublished" not in fields
+
+
 @asynccontextmanager
 async def cell(redis_server: RedisServer, redis: ArqRedis, folder: Path, endpoint: str) -> AsyncIterator[Cell]:
     port = free_port()
@@ -114,17 +121,22 @@ async def cell(redis_server: RedisServer, redis: ArqRedis, folder: Path, endpoin
         "OTEL_BSP_SCHEDULE_DELAY": "20",  # ms
     }
     cell = Cell(folder=folder, settings=settings, client=Client(f"http://127.0.0.1:{port}", new.secret))
+    stack = AsyncExitStack()
+    reached = await stack.enter_async_context(gateway(redis_server.socket))
+    settings |= {f"VPS_SNAPSHOTS_{name}": value for name, value in reached.environment.items()}
     try:
         await cell.start("api")
         await cell.start("worker")
         async with asyncio.timeout(READY_SECONDS):
             while not await cell.client.is_up():  # noqa: ASYNC110 - another process tells nobody that it is up
                 await asyncio.sleep(0.05)
+        await until_told(lambda: _is_published(redis))
         yield cell
     finally:
         for child in cell.children.values():
             child.kill()
             await child.ended()
+        await stack.aclose()
 
 
 @pytest.fixture

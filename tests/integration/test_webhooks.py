@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from aiohttp import ClientConnectorError, web
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from api.webhooks.sender import AT_ONCE, PATIENCE_SECONDS, RETRIES, signed
-from api.webhooks.ssrf import AddressRefused, client, is_public, url_error
+from api.webhooks.ssrf import AddressRefused, Reach, client, is_public, url_error
 from tests.conftest import RedisServer
 from tests.integration.conftest import Cell
 from tests.integration.front_end import DONE, FrontEnd, Names, serving
@@ -473,8 +474,8 @@ class TestWhere:
     async def test_no_address_but_a_public_one(self, cell: Cell, address: str) -> None:
         assert not is_public(address)
         host = f"[{address}]" if ":" in address else address
-        assert url_error(f"https://{host}/", to_private=False)
-        assert url_error(f"https://{host}/", to_private=True) is None or "%" in host
+        assert url_error(f"https://{host}/", Reach())
+        assert url_error(f"https://{host}/", Reach(to_private=True)) is None or "%" in host
         names = Names({"rebound.example": address.partition("%")[0]})
         async with serving(cell, names=names) as api:
             literal = await api.call("POST", WEBHOOKS, body={"url": f"https://{host}/"})
@@ -502,7 +503,7 @@ class TestWhere:
         ],
     )
     def test_scheme_port_and_user(self, url: str, *, is_fine: bool) -> None:
-        assert (url_error(url, to_private=False) is None) is is_fine
+        assert (url_error(url, Reach()) is None) is is_fine
 
     @pytest.mark.parametrize("host", ["2130706433", "127.1", "0x7f000001", "0177.0.0.1"])
     async def test_an_address_written_in_another_way_is_not_reached(
@@ -526,11 +527,77 @@ class TestWhere:
 
     async def test_the_last_look_is_at_the_socket(self, receiver: Receiver) -> None:
         """Whatever the looks before it have let pass."""
-        async with client(to_private=False, resolver=Names({}), seconds=5.0) as session:
+        async with client(Reach(), resolver=Names({}), seconds=5.0) as session:
             with pytest.raises(ClientConnectorError) as refused:
                 await session.post(receiver.url)
         assert isinstance(refused.value.__cause__, AddressRefused)
         assert receiver.got == []
+
+    @pytest.mark.parametrize(
+        "host",
+        [
+            *("localhost", "localhost.", "LOCALHOST", "a.localhost", "printer.local", "redis.internal", "intranet"),
+            *("2130706433", "0x7f.1", "127.1", "router.home.arpa", "localhost.localdomain"),
+        ],
+    )
+    async def test_a_name_that_leads_inside_is_refused_at_once(self, cell: Cell, host: str) -> None:
+        async with serving(cell) as api:
+            answer = await api.call("POST", WEBHOOKS, body={"url": f"https://{host}/"})
+            assert answer.refused_fields() == ["url"]
+        async with serving(cell, webhook_hosts=(host.lower().rstrip("."),)) as api:
+            assert (await api.call("POST", WEBHOOKS, body={"url": f"https://{host}/"})).status in {201, 400}
+
+    def test_the_provider_lists_its_own_networks_and_hosts(self) -> None:
+        reach = Reach(
+            networks=(ip_network("10.1.0.0/16"),),
+            denied=(ip_network("10.1.9.0/24"), ip_network("198.41.0.0/16"), ip_network("2001:500::/32")),
+            hosts=("hooks.internal", ".corp.internal"),
+        )
+
+        assert reach.allows("10.1.2.3")
+        assert not reach.allows("10.2.0.1")
+        assert reach.allows("::ffff:10.1.2.3")
+        for denied in ("10.1.9.1", "198.41.0.4", "::ffff:198.41.0.4", "2001:500::1"):
+            assert not reach.allows(denied)
+            assert not reach.allows(denied, host="hooks.internal")
+            host = f"[{denied}]" if ":" in denied else denied
+            assert url_error(f"https://{host}/", reach)
+        assert reach.allows("10.2.0.1", host="hooks.internal")
+        assert reach.allows("10.2.0.1", host="a.corp.internal.")
+        assert not reach.allows("10.2.0.1", host="corp.internal")
+        assert url_error("https://hooks.internal/", reach) is None
+        assert url_error("https://other.internal/", reach)
+        assert url_error("https://10.1.2.3/", reach) is None
+
+    @pytest.mark.parametrize(
+        ("listed", "error"),
+        [
+            ({}, "address_refused"),
+            ({"webhook_networks": ("127.0.0.0/8",)}, "tls_failed"),
+            ({"webhook_hosts": ("hooks.example",)}, "tls_failed"),
+            ({"webhook_hosts": ("other.example",)}, "address_refused"),
+            ({"webhook_networks": ("127.0.0.0/8",), "webhook_denied_networks": ("127.0.0.1/32",)}, "address_refused"),
+        ],
+    )
+    async def test_what_is_listed_is_reached_and_nothing_else(
+        self, cell: Cell, receiver: Receiver, listed: dict[str, Any], error: str
+    ) -> None:
+        port = receiver.url.split(":")[-1]
+        async with serving(cell, names=Names({"hooks.example": "127.0.0.1"}), **listed) as api:
+            webhook = await made(api, f"https://hooks.example:{port}")
+            await send_test(api, webhook)
+            # the receiver has no TLS: an attempt that reaches it fails there
+            assert (await attempted(api, webhook))["error"] in {
+                error,
+                "connection_failed" if error == "tls_failed" else error,
+            }
+
+    async def test_a_proxy_gets_what_is_sent_and_resolves_the_name(self, cell: Cell, receiver: Receiver) -> None:
+        async with serving(cell, webhooks_to_private=True, webhook_proxy=receiver.url) as api:
+            webhook = await made(api, "http://nobody-here-knows.example/hook")
+            await send_test(api, webhook)
+            assert (await attempted(api, webhook))["error"] is None
+        assert len(receiver.got) == 1
 
     @pytest.mark.parametrize("status", [301, 302, 307, 308])
     async def test_no_redirect_is_followed(self, api: FrontEnd, status: int) -> None:

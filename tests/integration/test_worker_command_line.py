@@ -47,8 +47,8 @@ def refuses(*arguments: str, **settings: str) -> str:
         ({"driver": "xen"}, "driver:"),
         ({"max_jobs": "0"}, "max_jobs:"),
         ({"grace_seconds": "-1"}, "grace_seconds:"),
-        ({"redis__url": "http://x"}, "redis.url:"),
-        ({"redis__colour": "red"}, "redis.colour:"),
+        ({"gateway__urls": '["https://x"]'}, "gateway.urls:"),
+        ({"gateway__colour": "red"}, "gateway.colour:"),
     ],
 )
 @pytest.mark.parametrize(
@@ -67,7 +67,13 @@ def test_a_wrong_setting_is_named_at_start(command: list[str], settings: dict[st
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [("max_jobs = 'four'", "max_jobs:"), ("max_job = 4", "max_job:"), (None, "No such file")]
+    ("text", "named"),
+    [
+        ("max_jobs = 'four'", "max_jobs:"),
+        ("max_job = 4", "max_job:"),
+        ("[redis]\nurl = 'x'", "[gateway]"),
+        (None, "No such file"),
+    ],
 )
 def test_a_wrong_settings_file_is_named_at_start(tmp_path: Path, text: str | None, named: str) -> None:
     path = tmp_path / "worker.toml"
@@ -136,7 +142,7 @@ def test_help_tells_all() -> None:
     assert [
         key for key in WorkerSettings.model_fields if f" {key}:" not in settings and f" {key}." not in settings
     ] == []
-    assert "redis.tls_ca_file:" in settings
+    assert "gateway.tls_ca_file:" in settings
     assert {"--server-id", "--account", "--config"} <= set(run("adopt", "--help").stdout.split())
 
 

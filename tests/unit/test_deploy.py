@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from api.gateway.settings import GatewaySettings
 from api.settings import ApiSettings
 from tests.conftest import needs
 from worker.program.configuration import ENV_PREFIX, FileSettings, load
@@ -18,7 +19,14 @@ from worker.settings import WorkerSettings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
-EXAMPLES: dict[str, type[FileSettings]] = {"api.toml": ApiSettings, "worker.toml": WorkerSettings}
+EXAMPLES: dict[str, type[FileSettings]] = {
+    "api.toml": ApiSettings,
+    "audit.toml": ApiSettings,
+    "gateway.toml": GatewaySettings,
+    "worker.toml": WorkerSettings,
+}
+# the last: production has an account for it
+PLACES = {"redis", "gateway", "node", "host", "tls_cert_file", "tls_key_file", "audit_keeper"}
 LOCKS = sorted((DEPLOY / "lock").glob("*.txt"))
 EXPOSURE_MAX = 30  # of 100, as `systemd-analyze security` counts; the worker, root over disks, stands at 24
 
@@ -70,11 +78,11 @@ def test_the_programs_take_their_example_settings(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.usefixtures("no_settings_in_environment")
-def test_the_examples_show_the_defaults_but_for_where_redis_is(name: str) -> None:
+def test_the_examples_show_the_defaults_but_for_where_things_are(name: str) -> None:
     shown = tomllib.loads((DEPLOY / "examples" / name).read_text())
     defaults = EXAMPLES[name]().model_dump(mode="json")
-    assert {key: defaults[key] for key in shown if key not in {"redis", "node"}} == {
-        key: value for key, value in shown.items() if key not in {"redis", "node"}
+    assert {key: defaults[key] for key in shown if key not in PLACES} == {
+        key: value for key, value in shown.items() if key not in PLACES
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from api.gateway.metrics import Metrics as GatewayMetrics
 from api.measures.metrics import Metrics as ApiMetrics
 from tests.conftest import needs
 from tests.dashboard import DASHBOARD, expressions
@@ -19,7 +20,9 @@ RULES = (PROMETHEUS / "rules.yml").read_text()
 RULES_TEST = (PROMETHEUS / "rules_test.yml").read_text()
 RUNBOOK = (PROJECT / "docs" / "runbook.md").read_text()
 ALERTS = re.findall(r"- alert: (\w+)", RULES)
-FAMILIES = [family for metrics in (ApiMetrics(), WorkerMetrics()) for family in metrics.registry.collect()]
+FAMILIES = [
+    family for metrics in (ApiMetrics(), GatewayMetrics(), WorkerMetrics()) for family in metrics.registry.collect()
+]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +41,7 @@ def test_promtool_finds_nothing_wrong(command: list[str]) -> None:
 
 
 def test_there_are_alerts() -> None:
-    assert len(ALERTS) == len(set(ALERTS)) == 18
+    assert len(ALERTS) == len(set(ALERTS)) == 20
 
 
 @pytest.mark.parametrize("alert", ALERTS)

@@ -44,7 +44,7 @@ def load(kind: type[Settings], file: Path | None) -> Settings:
     try:
         return kind(**(_read(file) if file else {}))
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        lines = [f"  {'.'.join(map(str, problem['loc'])) or 'all'}: {problem['msg']}" for problem in error.errors()]
         where = f"{file} and the environment ({ENV_PREFIX}*)" if file else f"the environment ({ENV_PREFIX}*)"
         raise ConfigurationError("\n".join([f"settings from {where}:", *lines])) from error
     except SettingsError as error:  # a variable for a table or list that is not JSON

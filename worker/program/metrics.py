@@ -1,4 +1,4 @@
-"""Metrics of both programs: Redis commands, warnings in the log, the build.
+"""Metrics of all programs: Redis commands, warnings in the log, the build.
 
 Each program is one process with one registry; nothing is shared between processes.
 """
@@ -98,12 +98,19 @@ class RedisMetrics(Instruments):
 
 
 class ProgramMetrics(Instruments):
-    """The metrics of both programs."""
+    """The metrics of every program."""
 
     def __init__(self) -> None:
         super().__init__(registry())
         self.log_events = LogEvents(self.registry)
+
+
+class StoreMetrics(ProgramMetrics):
+    """The metrics of the programs that reach Redis."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.redis = RedisMetrics(self.registry)
-        # counted by workers and front ends: whichever notices first fails the job
+        # counted by gateways and front ends: whichever notices first fails the job
         text = "Jobs of any node that failed because the node was silent for too long."
         self.jobs_given_up = self._counter("jobs_given_up", text)

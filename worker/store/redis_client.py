@@ -32,6 +32,12 @@ class RedisSettings(BaseModel):
     sentinel_master: str = Field(default="vps-snapshots", description="what the Sentinels call the master")
     username: str | None = None
     password: SecretStr | None = None
+    sentinel_username: str | None = None
+    sentinel_password: SecretStr | None = None
+    sentinels_are_trusted: bool = Field(
+        default=False,
+        description="send the password to the address that a Sentinel names, without checking a certificate",
+    )
     tls_ca_file: FilePath | None = Field(default=None, description="instead of the system's authorities")
     tls_cert_file: FilePath | None = None
     tls_key_file: FilePath | None = None
@@ -65,6 +71,16 @@ class RedisSettings(BaseModel):
             raise ValueError("tls_cert_file and tls_key_file go together")
         if not self.uses_tls and (self.tls_ca_file or self.tls_cert_file):
             raise ValueError("tls_ca_file and tls_cert_file say TLS, url does not: it would be rediss://")
+        return self
+
+    @model_validator(mode="after")
+    def _never_tell_anyone_the_password(self) -> Self:
+        # whoever answers for a Sentinel, or may change one, names the address that is sent the password
+        is_checked = self.uses_tls and self.tls_check_hostname
+        if self.sentinels and self.password and not is_checked and not self.sentinels_are_trusted:
+            raise ValueError(
+                "with sentinels, a password needs a rediss:// url and tls_check_hostname, or sentinels_are_trusted"
+            )
         return self
 
     @property
@@ -159,6 +175,10 @@ def _sentinel_pool(settings: RedisSettings, options: dict[str, Any], size: dict[
     if settings.uses_tls:
         options = {**options, "ssl": True}
     for_sentinels = {key: value for key, value in options.items() if key not in {"username", "password"}}
+    if settings.sentinel_username is not None:
+        for_sentinels["username"] = settings.sentinel_username
+    if settings.sentinel_password is not None:
+        for_sentinels["password"] = settings.sentinel_password.get_secret_value()
     hosts = [(host.strip("[]"), int(port)) for host, _, port in (text.rpartition(":") for text in settings.sentinels)]
     sentinel = Sentinel(hosts, sentinel_kwargs=for_sentinels, **options)  # type: ignore[no-untyped-call] # redis-py's gap
     database = parse_url(settings.url).get("db", 0)

@@ -1,4 +1,4 @@
-"""The settings that front ends and workers have in common."""
+"""The settings that front ends and gateways have in common."""
 
 from typing import Annotated
 
@@ -17,9 +17,9 @@ class CellSettings(FileSettings):
     tracing: TracingSettings = Field(default_factory=TracingSettings)
     node_silent_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         default=NODE_SILENT_SECONDS,
-        description="a node without a heartbeat for this long gets no new jobs; must equal on front ends and workers",
+        description="a node without a heartbeat for this long gets no new jobs; must equal on front ends and gateways",
     )
     waiting_seconds: Annotated[float, Field(ge=60, allow_inf_nan=False)] = Field(
         default=WAITING_SECONDS,
-        description="how long a job waits for a silent node before it fails; must equal on front ends and workers",
+        description="how long a job waits for a silent node before it fails; must equal on front ends and gateways",
     )

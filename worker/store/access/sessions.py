@@ -23,6 +23,7 @@ from worker.store.access.tokens import Authenticated, Limits, Token, key_of
 from worker.store.calls import Scripts, redis_answers
 
 _ID_BYTES = 32
+_ID = re.compile(r"[A-Za-z0-9_-]{43}")  # so many bytes in URL-safe base64
 _READING = "reading."  # begins the id of a session that Redis does not hold; the others have no dot
 _SIGNED = re.compile(r"reading\.([0-9a-f]{12})\.([0-9]{13})")  # the token's ID, and the Unix time in milliseconds
 _READING_AT_MOST = timedelta(hours=1)
@@ -81,9 +82,12 @@ class Sessions(Scripts):
         return f"{signed}.{_signature(key_of(secret), signed)}"
 
     async def look(self, session_id: str, *, by_person: bool) -> Session | None:
-        """The session; None if it has ended. Counts the call on its token. `by_person`: the call is activity."""
-        if session_id.startswith(_READING):
+        """The session; None if it has ended, or if the text is no session's id. Counts the call on its token.
+        `by_person`: the call is activity."""
+        if session_id.startswith(_READING) and session_id.isascii():
             return await self._look_for_reading(session_id)
+        if not _ID.fullmatch(session_id):
+            return None
         ask = {
             "key": _key(session_id),
             "by_person": by_person,

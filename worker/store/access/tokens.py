@@ -25,11 +25,32 @@ _SECRET = re.compile(r"vps_[A-Za-z0-9_-]{43}")  # 256 random bits in URL-safe ba
 
 
 class Permission(StrEnum):
-    """What a token allows. No permission includes another."""
+    """What a token allows."""
 
     SNAPSHOTS_READ = "snapshots:read"
     SNAPSHOTS_WRITE = "snapshots:write"
+    SNAPSHOTS_CREATE = "snapshots:create"
+    SNAPSHOTS_RESTORE = "snapshots:restore"
+    SNAPSHOTS_DELETE = "snapshots:delete"
     OPERATOR = "operator"
+    OPERATOR_READ = "operator:read"
+
+
+OPERATORS = frozenset({Permission.OPERATOR, Permission.OPERATOR_READ})  # of tokens without an account
+_WIDER = {
+    Permission.SNAPSHOTS_CREATE: Permission.SNAPSHOTS_WRITE,
+    Permission.SNAPSHOTS_RESTORE: Permission.SNAPSHOTS_WRITE,
+    Permission.SNAPSHOTS_DELETE: Permission.SNAPSHOTS_WRITE,
+    Permission.OPERATOR_READ: Permission.OPERATOR,
+}
+
+
+def granting(permission: Permission) -> tuple[Permission, ...]:
+    """The permissions of which a token needs one, the narrowest first."""
+    return (permission, _WIDER[permission]) if permission in _WIDER else (permission,)
+
+
+_KNOWN = frozenset(map(str, Permission))  # a newer front end may have created a token with others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +63,9 @@ class Token:
     permissions: frozenset[Permission]
     created_at: datetime
     expires_at: datetime | None
+
+    def allows(self, permission: Permission) -> bool:
+        return not self.permissions.isdisjoint(granting(permission))
 
     def record(self) -> dict[str, str]:
         return {
@@ -60,7 +84,7 @@ class Token:
             id=text["id"],
             name=text["name"],
             account_id=AccountId(records.whole(text["account"])) if text["account"] else None,
-            permissions=frozenset(map(Permission, text["permissions"].split())),
+            permissions=frozenset(Permission(word) for word in text["permissions"].split() if word in _KNOWN),
             created_at=_moment(text["created_at"]),
             expires_at=_moment(text["expires_at"]) if text["expires_at"] else None,
         )

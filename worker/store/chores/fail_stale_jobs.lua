@@ -1,4 +1,4 @@
--- include: clock, records, nodes, queue, conclude
+-- include: clock, records, nodes, conclude
 -- Fail the queued jobs whose node has been silent for silent_ms. A job that has started is not failed here: its node
 -- reports its outcome.
 -- ask: {silent_ms, limit, result (see `conclude`)}
@@ -13,7 +13,6 @@ local function fail(job_id)
     redis.call('ZREM', 'jobs:waiting', job_id)
   elseif node_is_silent(job.node, ask.silent_ms) then
     conclude(job_id, job, ask.result)
-    forget_queued(job_id, job)
     failed[#failed + 1] = job_id
   else -- its node is alive: check again when it could have been silent for silent_ms
     redis.call('ZADD', 'jobs:waiting', redis.call('HGET', 'node:' .. job.node, 'heartbeat_ms'), job_id)

@@ -1,4 +1,4 @@
--- include: records, show, queue, conclude, idempotency
+-- include: records, show, conclude, idempotency
 -- Cancel a job that its node has not started.
 -- ask: {account, id, result (see `conclude`), idempotency (see `replay`)}
 -- Answers {'admitted', job (see `show_job`)} or {'refused', code, state of the job}.
@@ -10,7 +10,6 @@ local function cancel()
   -- a delete is already done for the customer: its job only frees the space
   if job.state ~= 'queued' or job.kind == 'delete' then return {'refused', 'job_not_cancellable', job.state} end
   conclude(ask.id, job, ask.result)
-  forget_queued(ask.id, job)
   return {'admitted', show_job(ask.id)}
 end
 

@@ -1,6 +1,7 @@
 """Job events: a stream for each account and one for the cell, written by the scripts that change a job."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from worker.store.errors import StoreUnavailable
 from worker.store.model import AccountId, JobId, JobKind, JobState, ServerId, SnapshotId, Step
 
 NOTHING_BEFORE = "0-0"
+_ID = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 MOST_AT_ONCE = 100  # events read from one stream
 
 WRONG_TYPE = "WRONGTYPE"
@@ -46,11 +48,26 @@ class Events(Scripts):
         return found[0][0].decode() if found else NOTHING_BEFORE
 
     async def has(self, account_id: Audience, event_id: str) -> bool:
-        """Whether the stream still has that event."""
+        """Whether the stream still has that event; any other text is none."""
+        if not _ID.fullmatch(event_id):
+            return False
         key = _key(account_id)
+        if event_id == NOTHING_BEFORE:
+            return await self._has_all(key)
         return bool(await self._of_stream(key, lambda: self._redis.xrange(key, event_id, event_id, count=1)))
 
+    async def _has_all(self, key: str) -> bool:
+        """Whether it still has every event that it ever had."""
+        if not await reading(lambda: self._redis.exists(key)):
+            return True
+        nothing: Any = None
+        about = await self._unless_other_type(key, lambda: self._redis.xinfo_stream(key), otherwise=nothing)
+        return about is None or bool(about["entries-added"] == about["length"])
+
     async def after(self, account_id: Audience, event_id: str) -> list[Event]:
+        """The events that the stream still has after that one; none after text that is no ID."""
+        if not _ID.fullmatch(event_id):
+            return []
         key = _key(account_id)
         return await self._events(key, await self._of_stream(key, lambda: self._redis.xrange(key, f"({event_id}")))
 

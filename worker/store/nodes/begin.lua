@@ -1,4 +1,4 @@
--- include: clock, records, nodes, queue, events, transitions, conclude, claims
+-- include: clock, records, nodes, events, transitions, conclude, claims
 -- A node begins a job, for the first time or again after a crash. A job whose server has gone to another node is ended.
 -- ask: {job, node, owner, left: result (see `conclude`) of a job whose server has left its node}
 -- Answers {'begun', {field, value, ...} of the job}, {'refused', why}: then the job must not run, or
@@ -14,7 +14,6 @@ if job.state == 'completed' or job.state == 'failed' then return {'refused', 'jo
 local server = read('server:' .. job.server)
 if server and server.node ~= ask.node then
   conclude(ask.job, job, ask.left)
-  forget_queued(ask.job, job)
   return {'refused', 'server_moved'}
 end
 redis.call('HINCRBY', key, 'attempts', 1)

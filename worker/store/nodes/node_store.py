@@ -5,6 +5,7 @@ changes nothing. What a node says is a claim: the scripts check it against what 
 changes nothing, is told to operators, and is `ClaimRefused`. Any trouble with Redis is `StoreUnavailable`.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,8 +17,8 @@ from uuid import uuid4
 from arq.connections import ArqRedis
 
 from worker.store import errors, records, written
-from worker.store.arq_queue import queue_parameters
-from worker.store.calls import Scripts
+from worker.store.arq_queue import queue_name, queue_parameters, wake_key
+from worker.store.calls import Scripts, redis_answers
 from worker.store.model import (
     NODE_SILENT_SECONDS,
     AccountId,
@@ -43,6 +44,8 @@ class Placement(StrEnum):
 
 
 BATCH = 100  # deletes that one script queues: a bound on how long it holds Redis
+MOST_QUEUED = 1000  # jobs of a queue that one script looks at: the same bound
+_SHORTEST = 0.01  # seconds of a blocking wait: 0 is for ever
 
 
 class LeaseLost(Exception):
@@ -170,23 +173,25 @@ class Known:
 class NodeStore(Scripts):
     """The store as one worker of one node sees it.
 
-    `owner` is this process's own mark on the lease; `machine` is the same for every worker of this node's lock
+    `owner` is the worker process's own mark on the lease; `machine` is the same for every worker of this node's lock
     file, so that a restarted one takes over at once; `who` tells people where the worker runs.
     `node_silent_seconds`: how old a node's last heartbeat may be; after that an operator may place its servers on
     another node. `placement`: which servers it may add. `refused` is called with the call and the reason of each claim
-    that is told to operators.
+    that is told to operators. `waiting`: a client for `take`, whose commands may last longer than its wait.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is named where it is given
         self,
         redis: ArqRedis,
         *,
         node: str,
         machine: str,
         who: str,
+        owner: str | None = None,
         node_silent_seconds: float = NODE_SILENT_SECONDS,
         placement: Placement = Placement.CLAIM,
         refused: Callable[[str, str], None] = lambda _call, _reason: None,
+        waiting: ArqRedis | None = None,
     ) -> None:
         super().__init__(redis)
         self.node = node
@@ -194,7 +199,8 @@ class NodeStore(Scripts):
         self._placement = placement
         self._machine = machine[:NAME_MAX]
         self._who = who[:NAME_MAX]
-        self._owner = uuid4().hex
+        self._owner = owner or uuid4().hex
+        self._waiting = waiting or redis
         self._silent_ms = round(node_silent_seconds * 1000)
 
     @property
@@ -225,6 +231,20 @@ class NodeStore(Scripts):
         """Who holds the node's lease instead of us. Changes nothing."""
         left_ms, *who = await self._call("nodes/holder", self._us | {"machine": self._machine})
         return LeaseHeld(who=records.text(who[0]), seconds_left=left_ms / 1000) if who else None
+
+    async def take(self, *, running: Sequence[JobId], free: int, seconds: float) -> tuple[JobId, ...]:
+        """The jobs that the node is to run now, oldest first: at most `free`, and none of `running`. Waits for one as
+        long as `seconds`; returns none after that. A job is given again until it is over or named in `running`."""
+        until = time.monotonic() + seconds
+        while True:
+            ask = {"node": self.node, "running": running, "free": free, "limit": MOST_QUEUED}
+            due: list[bytes] = await self._call("nodes/start_due", ask)
+            left = until - time.monotonic()
+            if due or left <= 0:
+                return tuple(JobId(job_id.decode()) for job_id in due)
+            with redis_answers():
+                wait: Any = max(left, _SHORTEST)  # typed for whole seconds only
+                await self._waiting.blpop([wake_key(queue_name(self.node))], timeout=wait)  # type: ignore[misc]
 
     async def begin(self, job_id: JobId) -> Job:
         """Mark a job as begun by us, the first time or again. Raises LeaseLost or BeginRefused."""

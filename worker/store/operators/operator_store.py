@@ -12,6 +12,8 @@ from arq.connections import ArqRedis
 
 from worker.store import arq_queue as queue
 from worker.store import errors, records
+from worker.store.access import audit_check
+from worker.store.access.audit_check import AuditCheck
 from worker.store.calls import Cursor, CursorPage, Idempotency, Scripts, accepted, for_script, given, shown_job
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import NODE_SILENT_SECONDS, AccountId, Job, JobId, JobKind, JobState, ServerId
@@ -216,3 +218,7 @@ class OperatorStore(Scripts):
         after, *rows = await self._call("operators/audit", ask)
         results = await self._many(ops_records.audit_entry, rows, kind="audit", key_of=ops_records.key_of_audit)
         return CursorPage(count=None, after=after.decode() or None, results=results)
+
+    async def check_audit(self, *, after: str | None) -> AuditCheck:
+        """Whether the audit log is as it was written; from the entry `after`, or from its beginning."""
+        return await audit_check.check(self._redis, after=after)

@@ -1,4 +1,4 @@
--- include: clock, records, states, job_lists, transitions, stats, snapshots, retention, removal, events
+-- include: clock, records, states, job_lists, queue, transitions, stats, snapshots, retention, removal, events
 -- The end of a job.
 
 -- snapshot: its record, which is in progress, or completed where a node has just lost it.
@@ -46,13 +46,14 @@ local function put_off_delete(id, job, result, now)
   redis.call('ZADD', 'node:' .. job.node .. ':deleting', now + wait, id)
 end
 
--- End a job: set its state, settle its snapshot, free its server.
+-- End a job: set its state, take it out of its node's queue, settle its snapshot, free its server.
 -- result: state, kept_ms: retention of the job's record, failure_code, failure_detail, stranded, downtime_seconds,
 -- snapshot_status, size_mb, retry_ms, retry_most_ms, undoable_ms, notes and contents (JSON or ''), note_codes,
 -- audited_codes, note_codes_ms
 local function conclude(job_id, job, result)
   local now = now_ms()
   become(job_id, job, result.state)
+  forget_queued(job_id, job)
   redis.call('HSET', 'job:' .. job_id, 'finished_ms', now, 'failure_code', result.failure_code,
     'failure_detail', result.failure_detail, 'stranded', result.stranded, 'downtime_seconds', result.downtime_seconds)
   keep_notes(job_id, job, result)

@@ -1,4 +1,4 @@
--- include: clock, records, queue, findings, conclude
+-- include: clock, records, findings, conclude
 -- On which node a server is, and whose it is.
 
 local LISTED = '2' -- version of a record that is in the operators' lists
@@ -27,7 +27,6 @@ local function move_to_node(server_id, server, node, left)
   local job = server.job and read('job:' .. server.job)
   if job and job.server == server_id then
     conclude(server.job, job, left)
-    forget_queued(server.job, job)
   elseif server.job then
     redis.call('HDEL', 'server:' .. server_id, 'job')
   end

@@ -11,13 +11,13 @@ from worker.store.errors import RecordUnreadable, StoreUnavailable
 from worker.store.model import ScheduleId
 
 ROUND_SECONDS = 15.0
-NOT_DUE = "schedule_not_due"  # another worker has run it, or the customer has changed it
+NOT_DUE = "schedule_not_due"  # another gateway has run it, or the customer has changed it
 
 log = structlog.stdlib.get_logger()
 
 
 class Scheduler:
-    """Every worker has one; the first that finds a schedule due runs it, so that no run depends on one worker.
+    """Every gateway has one; the first that finds a schedule due runs it, so that no run depends on one gateway.
 
     `unreadable` is called once per process for each due schedule that this release cannot read.
     """

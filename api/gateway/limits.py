@@ -1,0 +1,23 @@
+"""How much one node may send."""
+
+import asyncio
+import time
+
+
+class Allowance:
+    """So many units a second, and `at_once` after a quiet time. Who wants more waits."""
+
+    def __init__(self, *, per_second: float, at_once: float) -> None:
+        self._per_second = per_second
+        self._most = at_once
+        self._left = at_once
+        self._at = time.monotonic()
+
+    async def take(self, units: float) -> None:
+        """Return when the units are allowed; one demand after the other."""
+        now = time.monotonic()
+        self._left = min(self._most, self._left + (now - self._at) * self._per_second)
+        self._at = now
+        self._left -= units
+        if self._left < 0:
+            await asyncio.sleep(-self._left / self._per_second)

@@ -1,0 +1,120 @@
+"""The program of the gateway."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from socket import gethostname
+from typing import Annotated, NoReturn
+
+import structlog
+import typer
+import uvloop
+
+from api.gateway import credential_command
+from api.gateway.chores import CellChores
+from api.gateway.metrics import Metrics
+from api.gateway.server import Gateway, listening
+from api.gateway.settings import GatewaySettings
+from worker.program import logs
+from worker.program.background import in_background
+from worker.program.configuration import ConfigurationError, help_text, load
+from worker.program.exposition import exposed
+from worker.program.span_export import exporting
+from worker.store.chores.chores import Chores
+from worker.store.nodes.protocol import TAKE_SECONDS
+from worker.store.redis_client import connect
+
+Config = Annotated[Path | None, typer.Option(help="A TOML file with the settings; environment variables override it.")]
+
+log = structlog.stdlib.get_logger()
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(credential_command.app, name="credential")
+
+
+@app.callback()
+def start(context: typer.Context, config: Config = None) -> None:
+    """The gateway between the nodes and the cell's store, and the credentials of nodes.
+
+    Settings come from the environment and from a TOML file (--config, or VPS_SNAPSHOTS_CONFIG); see serve --help.
+    """
+    context.obj = config
+
+
+@app.command(epilog=help_text(GatewaySettings))
+def serve(context: typer.Context, config: Config = None) -> None:
+    """Answer the nodes, and do the cell's chores, until SIGTERM or SIGINT."""
+    metrics = Metrics()
+    logs.configure(count=(metrics.log_events,))
+    try:
+        settings = load(GatewaySettings, config or context.obj)
+        with exporting(settings.tracing, service="vps-snapshots-gateway", instance=f"{gethostname()}:{os.getpid()}"):
+            uvloop.run(_serve(settings, metrics))
+    except ConfigurationError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(
+            f"can't listen on {settings.unix_socket or f'{settings.host}:{settings.port}'}: {error.strerror or error}"
+        )
+
+
+def _fail(why: str) -> NoReturn:
+    typer.echo(f"vps-snapshots-gateway: {why}", err=True)
+    sys.exit(2)
+
+
+async def _serve(settings: GatewaySettings, metrics: Metrics) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    async with running(settings, metrics) as address:
+        log.info("gateway.listening", address=address)
+        await stop.wait()
+        log.info("gateway.stopping")
+
+
+@asynccontextmanager
+async def running(settings: GatewaySettings, metrics: Metrics) -> AsyncIterator[str]:
+    """A gateway while the block runs. Yields the address at which it listens. Raises OSError."""
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(
+            exposed(metrics.registry, host=settings.metrics_host, port=settings.metrics_port)
+        )
+        redis = connect(settings.redis, observer=metrics.redis)
+        stack.push_async_callback(redis.aclose, close_connection_pool=True)
+        one_each = settings.redis.model_copy(update={"max_connections": settings.connections})
+        waiting = connect(one_each, command_seconds=2 * TAKE_SECONDS)
+        stack.push_async_callback(waiting.aclose, close_connection_pool=True)
+        chores = Chores(
+            redis,
+            node_silent_seconds=settings.node_silent_seconds,
+            waiting_seconds=settings.waiting_seconds,
+            given_up=metrics.jobs_given_up.inc,
+        )
+        # Jobs that waited too long fail before their node's first heartbeat: nobody expects them to run any more.
+        first_lease = chores.fail_stale_jobs
+        gateway = Gateway(redis, waiting, settings=settings, metrics=metrics, first_lease=first_lease)
+        cell = CellChores(chores=chores, unreadable=metrics.schedules_unreadable.inc)
+        server = await stack.enter_async_context(listening(gateway, settings))
+        await stack.enter_async_context(in_background(cell.keep_doing()))
+        yield _address(server.sockets[0].getsockname())
+
+
+def _address(name: tuple[str, int] | str) -> str:
+    """As in a URL; a Unix socket by its path."""
+    if isinstance(name, str):
+        return name
+    host, port = name[:2]  # an IPv6 address has more parts
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Accepts the connections of nodes: checks who connects, bounds how many, and cuts those whose credential has ended."""
+
+import asyncio
+import logging
+import ssl
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any, NoReturn
+
+import structlog
+from arq.connections import ArqRedis
+from websockets.asyncio.server import Server, ServerConnection, serve, unix_serve
+from websockets.datastructures import MultipleValuesError
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import Event
+
+from api.gateway.limits import Allowance
+from api.gateway.metrics import Metrics
+from api.gateway.refusals import Refusals
+from api.gateway.session import Allowances, Session
+from api.gateway.settings import GatewaySettings
+from worker.program.background import in_background
+from worker.program.configuration import ConfigurationError
+from worker.store.access.credentials import Credential, Credentials
+from worker.store.errors import StoreUnavailable
+from worker.store.nodes.node_store import NodeStore
+from worker.store.nodes.protocol import FRAME_BYTES, PATH, Hello
+
+LOOK_SECONDS = 0.5  # between two looks for credentials that have ended: their connections are cut within a second
+OF_ONE_NODE = 4  # connections at a time: a worker's, one that it has given up, a command's; one more cuts the oldest
+HANDSHAKES = 64  # credentials that are looked up at a time
+HANDSHAKE_SECONDS = 10.0
+PING_SECONDS = 5.0
+SILENT_SECONDS = 10.0  # without an answer to a ping, or to a close
+FRAMES_WAITING = 4  # read and not yet handled, of one connection
+PINGS_PER_SECOND, PINGS_AT_ONCE = 2.0, 20  # from one connection: more cut it
+
+log = structlog.stdlib.get_logger()
+
+
+class Gateway:
+    """What the connections of all nodes share."""
+
+    def __init__(
+        self,
+        redis: ArqRedis,
+        waiting: ArqRedis,
+        *,
+        settings: GatewaySettings,
+        metrics: Metrics,
+        first_lease: Callable[[], Awaitable[object]],
+    ) -> None:
+        """`waiting`: a client with a connection for each node, whose commands may wait. `first_lease` is awaited before
+        each first lease of a connection."""
+        self._redis = redis
+        self._waiting = waiting
+        self._settings = settings
+        self._metrics = metrics
+        self._first_lease = first_lease
+        self._credentials = Credentials(redis)
+        self._refusals = Refusals(metrics)
+        self._handshakes = asyncio.Semaphore(HANDSHAKES)
+        self._admitted: dict[ServerConnection, Credential] = {}
+        self._sessions: dict[str, list[Session]] = defaultdict(list)
+        self._allowances: dict[str, Allowances] = {}
+        metrics.connections.set_function(lambda: sum(map(len, list(self._sessions.values()))))
+
+    async def admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Check who asks for a connection. None: it may be opened."""
+        if request.path == "/healthz":
+            return connection.respond(HTTPStatus.OK, "ok\n")
+        if request.path != PATH:
+            return connection.respond(HTTPStatus.NOT_FOUND, "not found\n")
+        if sum(map(len, self._sessions.values())) >= self._settings.connections or self._handshakes.locked():
+            return self._turned_away(connection, HTTPStatus.SERVICE_UNAVAILABLE, "crowded")
+        try:
+            async with self._handshakes:
+                credential = await self._credentials.find(_bearer(request))
+        except StoreUnavailable:
+            return self._turned_away(connection, HTTPStatus.SERVICE_UNAVAILABLE, "unavailable")
+        if credential is None:
+            return self._turned_away(connection, HTTPStatus.UNAUTHORIZED, "unauthorized")
+        self._metrics.handshake("accepted")
+        self._admitted[connection] = credential
+        return None
+
+    def _turned_away(self, connection: ServerConnection, status: HTTPStatus, why: str) -> Response:
+        self._metrics.handshake(why)
+        log.info("gateway.turned_away", reason=why, address=str(connection.remote_address or "unix"))
+        return connection.respond(status, f"{why}\n")
+
+    async def serve(self, connection: ServerConnection) -> None:
+        """Answer the calls of an admitted connection until it ends."""
+        credential = self._admitted.pop(connection)
+        session = Session(
+            connection,
+            credential,
+            allowances=self._allowances_of(credential.node),
+            store_of=self._store_of,
+            first_lease=self._first_lease,
+            refusals=self._refusals,
+            metrics=self._metrics,
+        )
+        sessions = self._sessions[session.node]
+        sessions.append(session)
+        for older in sessions[:-OF_ONE_NODE]:
+            older.cut()
+        log.info("gateway.connected", node=session.node, credential=credential.id)
+        try:
+            await session.run()
+        finally:
+            sessions.remove(session)
+            if not sessions:
+                del self._sessions[session.node]
+            log.info("gateway.disconnected", node=session.node, credential=credential.id)
+
+    def _allowances_of(self, node: str) -> Allowances:
+        """They outlive a connection: a new one gives a node no more than the old one had left."""
+        if node not in self._allowances:
+            settings = self._settings
+            self._allowances[node] = Allowances(
+                calls=Allowance(per_second=settings.calls_per_second, at_once=settings.calls_at_once),
+                bytes=Allowance(per_second=settings.bytes_per_second, at_once=4 * settings.bytes_per_second),
+            )
+        return self._allowances[node]
+
+    def _store_of(self, node: str, hello: Hello) -> NodeStore:
+        return NodeStore(
+            self._redis,
+            node=node,
+            machine=hello.machine,
+            who=hello.who,
+            owner=hello.owner,
+            node_silent_seconds=self._settings.node_silent_seconds,
+            placement=self._settings.placement,
+            refused=lambda call, reason: self._refusals.refused(node, call, reason),
+            waiting=self._waiting,
+        )
+
+    async def keep_cutting(self) -> NoReturn:
+        """Run until cancelled: cut the connections whose credential has ended. While Redis is away none is cut, and
+        none of them can do anything."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await self.cut_ended()
+            except StoreUnavailable:
+                log.info("gateway.credentials_not_checked")
+
+    async def cut_ended(self) -> None:
+        open_now = [session for sessions in self._sessions.values() for session in sessions]
+        ended = await self._credentials.ended({session.credential.key for session in open_now})
+        for session in open_now:
+            if session.credential.key in ended:
+                log.warning("gateway.cut", node=session.node, credential=session.credential.id)
+                self._metrics.cut()
+                session.cut()
+
+
+class Connection(ServerConnection):
+    """Cuts a node that floods it with pings, each of which is answered without passing the node's allowance."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._pings, self._pings_at = 0.0, self.loop.time()
+
+    def process_event(self, event: Event) -> None:
+        if isinstance(event, Frame) and event.opcode is Opcode.PING:
+            now = self.loop.time()
+            self._pings = max(0.0, self._pings - (now - self._pings_at) * PINGS_PER_SECOND) + 1
+            self._pings_at = now
+            if self._pings > PINGS_AT_ONCE:
+                self.transport.abort()
+                return
+        super().process_event(event)
+
+
+@asynccontextmanager
+async def listening(gateway: Gateway, settings: GatewaySettings) -> AsyncIterator[Server]:
+    """Accept connections while the block runs. At its end nodes are told to go to another gateway. Raises OSError, and
+    ConfigurationError."""
+    quiet = logging.getLogger("websockets.gateway")  # strangers' broken handshakes are no errors of ours
+    quiet.disabled = True
+    options: dict[str, Any] = {
+        "process_request": gateway.admit,
+        "create_connection": Connection,
+        "compression": None,
+        "max_size": FRAME_BYTES,
+        "max_queue": FRAMES_WAITING,
+        "open_timeout": HANDSHAKE_SECONDS,
+        "ping_interval": PING_SECONDS,
+        "ping_timeout": SILENT_SECONDS,
+        "close_timeout": SILENT_SECONDS,
+        "server_header": None,
+        "logger": quiet,
+        "ssl": tls_of(settings),
+    }
+    if settings.unix_socket is not None:
+        server = await unix_serve(gateway.serve, str(settings.unix_socket), **options)
+    else:
+        server = await serve(gateway.serve, settings.host, settings.port, **options)
+    try:
+        async with in_background(gateway.keep_cutting()):
+            yield server
+    finally:
+        server.close(code=1012, reason="the gateway stops")
+        await server.wait_closed()
+
+
+def tls_of(settings: GatewaySettings) -> ssl.SSLContext | None:
+    """Raises ConfigurationError for files that are no certificate and key."""
+    if settings.unix_socket or settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
+    except OSError as error:  # also of TLS
+        raise ConfigurationError(f"{settings.tls_cert_file}, {settings.tls_key_file}: {error}") from error
+    return context
+
+
+def _bearer(request: Request) -> str:
+    """The credential that a request carries; "" for none."""
+    try:
+        scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
+    except MultipleValuesError:
+        return ""
+    return secret if scheme.lower() == "bearer" else ""

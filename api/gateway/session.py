@@ -1,0 +1,224 @@
+"""One connection of a node: reads its calls, within limits, and answers them."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, NewType
+
+import structlog
+from pydantic import ValidationError
+from pydantic_core import from_json
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+
+from api.gateway.answers import ANSWERS
+from api.gateway.limits import Allowance
+from api.gateway.metrics import ANSWERED, REFUSED, UNAVAILABLE, Metrics
+from api.gateway.refusals import Refusals
+from worker.store.access.credentials import Credential
+from worker.store.errors import StoreUnavailable
+from worker.store.nodes.node_store import BeginRefused, ClaimRefused, LeaseLost, NodeStore
+from worker.store.nodes.protocol import (
+    BEGIN_REFUSED,
+    BROKE,
+    CALLS,
+    CLAIM_REFUSED,
+    LEASE_LOST,
+    PROTOCOLS,
+    Greeting,
+    Hello,
+    Message,
+)
+
+OPEN_CALLS = 64  # of one connection at a time; the next is read when one is answered
+POLICY_VIOLATION = 1008  # a close code of WebSocket
+
+CallId = NewType("CallId", int)
+
+log = structlog.stdlib.get_logger()
+
+
+class CallRefused(Exception):
+    """What a node asked does not fit the protocol. `reason`: a word for metrics and logs; the text is for the node."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail or reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowances:
+    """What all connections of one node may send together."""
+
+    calls: Allowance
+    bytes: Allowance
+
+
+class Session:
+    """`store_of` makes the store of the node that says hello. `first_lease` comes before the connection's first one."""
+
+    def __init__(
+        self,
+        connection: ServerConnection,
+        credential: Credential,
+        *,
+        allowances: Allowances,
+        store_of: Callable[[str, Hello], NodeStore],
+        first_lease: Callable[[], Awaitable[object]],
+        refusals: Refusals,
+        metrics: Metrics,
+    ) -> None:
+        self.credential = credential
+        self._connection = connection
+        self._allowances = allowances
+        self._store_of = store_of
+        self._first_lease = first_lease
+        self._refusals = refusals
+        self._metrics = metrics
+        self._store: NodeStore | None = None
+        self._had_lease = False
+        self._taking = False
+        self._is_cut = False
+        self._open = asyncio.Semaphore(OPEN_CALLS)
+        self._calls: dict[asyncio.Task[None], str] = {}
+
+    @property
+    def node(self) -> str:
+        return self.credential.node
+
+    def cut(self) -> None:
+        """End the connection now, whatever the node does."""
+        self._is_cut = True
+        self._connection.transport.abort()
+
+    async def run(self) -> None:
+        """Answer calls until the connection ends."""
+        try:
+            async for frame in self._connection:
+                await self._allowances.bytes.take(len(frame))
+                await self._allowances.calls.take(1)
+                await self._open.acquire()
+                if self._is_cut:  # what it has sent before counts no more
+                    break
+                self._begin(frame)
+        except CallRefused as refused:  # not even an id: nothing to answer to
+            self._refusals.refused(self.node, "none", refused.reason)
+            await self._connection.close(POLICY_VIOLATION, refused.reason)
+        except ConnectionClosed:
+            pass
+        finally:
+            await self._end()
+
+    def _begin(self, frame: str | bytes) -> None:
+        call_id, name, ask = _read(frame)
+        task = asyncio.create_task(self._answer(call_id, name, ask))
+        self._calls[task] = name
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        del self._calls[task]
+        self._open.release()
+        if not task.cancelled():
+            task.result()
+
+    async def _end(self) -> None:
+        """Nobody waits for a job any more; other calls have been decided on and are brought to their end."""
+        for task, name in self._calls.items():
+            if name == "take":
+                task.cancel()
+        if self._calls:
+            await asyncio.wait(self._calls)
+
+    async def _answer(self, call_id: CallId, name: str, ask: Any) -> None:
+        began = time.perf_counter()
+        result = REFUSED
+        try:
+            text = f'{{"id":{call_id},"answer":{await self._answered(name, ask)}}}'
+            result = ANSWERED
+        except CallRefused as refused:
+            self._refusals.refused(self.node, name if name in CALLS else "unknown", refused.reason)
+            text = _error(call_id, refused.reason, str(refused))
+        except LeaseLost:
+            text = _error(call_id, LEASE_LOST)
+        except BeginRefused as refused:
+            text = _error(call_id, BEGIN_REFUSED, str(refused))
+        except ClaimRefused as refused:
+            text = _error(call_id, CLAIM_REFUSED, refused.reason)
+        except StoreUnavailable as error:
+            result = UNAVAILABLE
+            text = _error(call_id, error.code)  # the cause would name the address of Redis
+        except Exception:  # for instance a record that can't be read: it holds up no other call
+            log.exception("gateway.call_broke", node=self.node, call=name)
+            text = _error(call_id, BROKE)
+        self._metrics.called(name if name in CALLS else "unknown", result, time.perf_counter() - began)
+        try:
+            await self._connection.send(text)
+        except ConnectionClosed:
+            log.info("gateway.answer_lost", node=self.node, call=name)
+
+    async def _answered(self, name: str, ask: Any) -> str:
+        """The answer as JSON. Raises CallRefused and what the store's calls raise."""
+        call = CALLS.get(name)
+        if call is None:
+            raise CallRefused("unknown_call", "this gateway does not know the call; is it older than the node?")
+        try:
+            message = call.ask.model_validate(ask)
+        except ValidationError as error:
+            raise CallRefused("bad_ask", _where(error)) from None
+        if isinstance(message, Hello):
+            return self._greet(message).model_dump_json()
+        if self._store is None:
+            raise CallRefused("no_hello", "the first call is hello")
+        if name == "take_lease" and not self._had_lease:
+            await self._first_lease()
+            self._had_lease = True
+        answer = await (self._take(self._store, message) if name == "take" else ANSWERS[name](self._store, message))
+        return call.answer.dump_json(answer).decode()
+
+    def _greet(self, hello: Hello) -> Greeting:
+        common = PROTOCOLS & set(hello.protocols)
+        if not common:
+            spoken = ", ".join(map(str, sorted(PROTOCOLS)))
+            raise CallRefused("protocol", f"this gateway speaks protocol {spoken}, the node {hello.protocols}")
+        if self._store is not None:
+            raise CallRefused("two_hellos", "the connection is greeted already")
+        if hello.node != self.node:
+            raise CallRefused("wrong_node", f"the credential is that of node {self.node}, not of {hello.node}")
+        self._store = self._store_of(self.node, hello)
+        return Greeting(protocol=max(common), node=self.node)
+
+    async def _take(self, store: NodeStore, ask: Message) -> Any:
+        if self._taking:
+            raise CallRefused("two_takes", "a take is open on this connection")
+        self._taking = True
+        try:
+            return await ANSWERS["take"](store, ask)
+        finally:
+            self._taking = False
+
+
+def _read(frame: str | bytes) -> tuple[CallId, str, Any]:
+    """Raises CallRefused for what can't be answered."""
+    if isinstance(frame, bytes):
+        raise CallRefused("bad_frame")
+    try:
+        asked = from_json(frame, allow_inf_nan=False, cache_strings="none")
+    except ValueError:
+        raise CallRefused("bad_frame") from None
+    match asked:
+        case {"id": int(call_id), "call": str(name), "ask": ask, **rest}:
+            if not rest and not isinstance(call_id, bool) and 0 <= call_id < 1 << 53:
+                return CallId(call_id), name, ask
+    raise CallRefused("bad_frame")
+
+
+def _error(call_id: CallId, code: str, detail: str = "") -> str:
+    return f'{{"id":{call_id},"error":{json.dumps(code)},"detail":{json.dumps(detail)}}}'
+
+
+def _where(error: ValidationError) -> str:
+    """Which fields do not fit, without what they held."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)[:5]
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)[:1000]

@@ -1,0 +1,213 @@
+"""The audit log under the accounts that we ship: only its keeper changes it, and whatever else is done to it shows."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+from redis.exceptions import NoPermissionError, ResponseError
+
+from tests.integration.conftest import Cell
+from tests.integration.front_end import serving
+from tests.integration.test_deployed import DeployedRedis
+from tests.integration.test_deployed import deployed as deployed  # noqa: PLC0414 - a fixture
+from worker.store.access.audit import HEAD, NEW, STREAM, Audit, AuditKeeper
+from worker.store.access.audit_check import AuditCheck, check
+from worker.store.access.tokens import Permission
+
+KEPT = timedelta(days=90)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """The log as its keeper, as a front end, and as whoever may do everything."""
+
+    keeper: ArqRedis
+    front_end: ArqRedis
+    thief: ArqRedis
+
+    async def have(self, *paths: str) -> None:
+        for path in paths:
+            await Audit(self.front_end).write({"method": "POST", "path": path})
+        await AuditKeeper(self.keeper, kept=KEPT).keep()
+
+    async def ids(self) -> list[str]:
+        return [entry_id.decode() for entry_id, _ in await self.keeper.xrange(STREAM)]
+
+    async def check(self, **given: Any) -> AuditCheck:
+        return await check(self.front_end, **given)
+
+    async def faults(self) -> list[tuple[str, str]]:
+        return [(fault.kind, fault.entry) for fault in (await self.check()).faults]
+
+
+@pytest.fixture
+async def log(deployed: DeployedRedis) -> AsyncIterator[Log]:
+    def client(name: str) -> ArqRedis:
+        return ArqRedis(unix_socket_path=str(deployed.socket), username=name, password=f"{name.upper()}-PASSWORD")
+
+    log = Log(keeper=client("audit"), front_end=client("api"), thief=client("operator"))
+    await log.thief.delete(STREAM, NEW, HEAD)
+    yield log
+    for redis in (log.keeper, log.front_end, log.thief):
+        await redis.aclose(close_connection_pool=True)
+
+
+async def test_what_is_kept_is_in_order_and_whole(log: Log) -> None:
+    paths = [f"/{n}" for n in range(450)]
+    await log.have(*paths)
+
+    assert [fields[b"path"].decode() for _, fields in await log.keeper.xrange(STREAM)] == paths
+    whole = await log.check()
+    assert (whole.checked, whole.unchained, whole.faults, whole.after, whole.seq) == (450, 0, (), None, 450)
+    first = await log.check(at_most=400)
+    assert (first.checked, first.faults) == (450, ())  # in batches of 500
+    assert not await log.keeper.llen(NEW)  # type: ignore[misc]  # typed for the blocking client too
+
+
+async def test_a_check_goes_on_where_it_ended(log: Log) -> None:
+    await log.have(*(f"/{n}" for n in range(1200)))
+    forged = (await log.ids())[700]
+    await log.thief.execute_command("XDEL", STREAM, forged)  # type: ignore[no-untyped-call]  # redis-py's gap
+
+    first = await log.check(at_most=500)
+    second = await log.check(after=first.after, at_most=500)
+    third = await log.check(after=second.after)
+
+    assert [part.checked for part in (first, second, third)] == [500, 500, 199]
+    assert [len(part.faults) for part in (first, second, third)] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "XTRIM audit MAXLEN 0",
+        "XADD audit MAXLEN 0 * path /forged",
+        "XADD audit * path /forged",
+        "DEL audit",
+        "LTRIM audit:new 1 0",
+        "LPUSH audit:new x",
+        "HSET audit:head seq 7",
+        "EXPIRE audit 1",
+    ],
+)
+async def test_a_front_end_can_only_append(log: Log, command: str) -> None:
+    words = command.split()
+    script = f"return redis.call({','.join(map(repr, words))})"
+
+    with pytest.raises(NoPermissionError):
+        await log.front_end.execute_command(*words)  # type: ignore[no-untyped-call]  # redis-py's gap
+    with pytest.raises(ResponseError, match="The user executing the script can't"):
+        await log.front_end.execute_command("EVAL", script, "0")  # type: ignore[no-untyped-call]  # redis-py's gap
+
+
+@pytest.mark.parametrize(
+    "command", ["GET token:x", "HGETALL server:1", "SET x 1", "DEL audit", "FLUSHALL", "CONFIG GET dir", "ACL LIST"]
+)
+async def test_the_keeper_can_do_nothing_else(log: Log, command: str) -> None:
+    with pytest.raises(NoPermissionError):
+        await log.keeper.execute_command(*command.split())  # type: ignore[no-untyped-call]  # redis-py's gap
+
+
+async def test_whatever_a_front_end_appends_becomes_an_entry_and_stops_nothing(log: Log) -> None:
+    far = 2**62
+    junk: list[Any] = [b"\xff", b"[]", b"7", b"{}", b'{"at_ms": "x"}', json.dumps({"at_ms": far, "path": "/later"})]
+    junk += [json.dumps({"at_ms": 1, "path": "a" * 9000, "seq": "7", "chain": "x"}), '{"at_ms": 1, "path": "\\ud800"}']
+    await log.front_end.rpush(NEW, *junk)  # type: ignore[misc]  # typed for the blocking client too
+    await log.have("/after")
+
+    found = await log.keeper.xrange(STREAM)
+    assert len(found) == len(junk) + 1
+    assert found[-1][1][b"path"] == b"/after"
+    assert await log.faults() == []
+
+
+async def test_what_is_done_to_the_log_shows(log: Log) -> None:
+    await log.have("/1", "/2", "/3", "/4", "/5")
+    first, second, third, _, last = await log.ids()
+    assert await log.faults() == []
+
+    await log.thief.xdel(STREAM, second)
+    assert await log.faults() == [("gap", third)]
+    await log.thief.xdel(STREAM, first)
+    assert ("gap", third) in await log.faults()  # at the beginning
+    await log.thief.xdel(STREAM, last)
+    assert [kind for kind, _ in await log.faults()] == ["gap", "cut"]
+    await log.thief.xtrim(STREAM, maxlen=0, approximate=False)
+    assert [kind for kind, _ in await log.faults()] == ["cut"]
+
+
+async def test_a_forged_and_a_changed_entry_show(log: Log) -> None:
+    await log.have("/1", "/2")
+    (_, (last, fields)) = await log.keeper.xrange(STREAM)
+    forged = (await log.thief.xadd(STREAM, {"path": "/forged"})).decode()
+    copied = (await log.thief.xadd(STREAM, {**fields})).decode()
+    assert await log.faults() == [("forged", forged), ("forged", copied)]
+
+    await log.thief.xdel(STREAM, last, forged, copied)
+    changed = (await log.thief.xadd(STREAM, {**fields, b"path": b"/changed"})).decode()
+    assert await log.faults() == [("changed", changed)]
+
+
+async def test_keepers_beside_each_other_lose_and_repeat_nothing(log: Log) -> None:
+    paths = [f"/{n}" for n in range(1000)]
+    for path in paths:
+        await Audit(log.front_end).write({"path": path})
+
+    await asyncio.gather(*(AuditKeeper(log.keeper, kept=KEPT).keep() for _ in range(5)))
+
+    assert [fields[b"path"].decode() for _, fields in await log.keeper.xrange(STREAM)] == paths
+    assert await log.faults() == []
+
+
+async def test_the_entries_of_an_earlier_version_stand_before_the_chain(log: Log) -> None:
+    await log.thief.xadd(STREAM, {"path": "/old"})
+    await log.have("/new")
+
+    found = await log.check()
+    assert (found.checked, found.unchained, found.faults) == (2, 1, ())
+
+
+async def test_old_entries_go_and_are_no_gap(log: Log) -> None:
+    old = datetime.now(UTC) - KEPT - timedelta(days=1)
+    for n in range(250):
+        await Audit(log.front_end, now=lambda: old).write({"path": str(n)})
+    await log.have("/new")
+    await log.have("/newer")
+
+    found = await log.check()
+    assert found.checked < 200
+    assert found.faults == ()
+
+
+@pytest.mark.parametrize("front_end_is_ahead", [True, False])
+async def test_a_clock_that_is_ahead_removes_nothing(log: Log, front_end_is_ahead: bool) -> None:
+    def ahead() -> datetime:
+        return datetime.now(UTC) + timedelta(days=200)
+
+    await log.have(*(f"/{n}" for n in range(250)))
+    if front_end_is_ahead:
+        await Audit(log.front_end, now=ahead).write({"path": "/ahead"})
+        await AuditKeeper(log.keeper, kept=KEPT).keep()
+    else:
+        await Audit(log.front_end).write({"path": "/now"})
+        await AuditKeeper(log.keeper, kept=KEPT, now=ahead).keep()
+
+    assert len(await log.ids()) == 251
+
+
+async def test_operators_are_told(cell: Cell) -> None:
+    async with serving(cell) as api:
+        token = await api.new_token(account=None, permissions={Permission.OPERATOR_READ})
+        await api.create()
+        await api.create("again")
+        whole = await api.call("GET", "/api/v1/ops/audit/check/", token=token)
+        await cell.redis.xtrim(STREAM, maxlen=0, approximate=False)
+        cut = await api.call("GET", "/api/v1/ops/audit/check/", token=token)
+
+    assert [whole.body[name] for name in ("checked", "unchained", "faults", "seq", "after")] == [2, 0, [], 2, None]
+    assert [fault["kind"] for fault in cut.body["faults"]] == ["cut"]

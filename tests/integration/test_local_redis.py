@@ -1,0 +1,46 @@
+"""The worker's own Redis lives and dies with the worker, and is nobody else's."""
+
+import asyncio
+import os
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RedisServer, needs
+from tests.queueing import until
+from tests.worker_process import worker_process
+from worker.local_redis import LocalRedisDied, local_redis
+
+
+async def test_it_answers_only_on_a_socket_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    needs("redis-server")
+    folder = tmp_path / ("a-long-name-" * 12) / "queue"  # longer than a socket's path may be
+    folder.parent.mkdir()
+    async with local_redis(folder) as local:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        told = await local.client.config_get("*")
+        assert {name: told[name] for name in ("port", "save", "appendonly")} == {
+            "port": "0",
+            "save": "",
+            "appendonly": "no",
+        }
+        await local.client.set("x", "1")
+    async with local_redis(folder) as local:
+        assert await local.client.get("x") is None
+        watching = asyncio.create_task(local.keep_watch())
+        local.process.kill()
+        with pytest.raises(LocalRedisDied):
+            await watching
+
+
+async def test_it_dies_with_a_killed_worker_and_holds_no_lock_of_it(redis_server: RedisServer, tmp_path: Path) -> None:
+    async with worker_process(redis_server.socket, tmp_path) as worker:
+        await worker.says("worker.started")
+        (child,) = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children").read_text().split()
+        held = {os.readlink(file) for file in Path(f"/proc/{child}/fd").iterdir()}
+        assert not [path for path in held if path.endswith("worker.lock")]
+        worker.signal(signal.SIGKILL)
+        await worker.process.wait()
+        await until(lambda: not Path(f"/proc/{child}/exe").exists())

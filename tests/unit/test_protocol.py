@@ -1,0 +1,181 @@
+"""What nodes and gateways say to each other fits the store's own types, and nothing that is out of bounds."""
+
+import dataclasses
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from api.gateway.answers import ANSWERS
+from api.gateway.limits import Allowance
+from worker.gateway_client import GatewayAddress, GatewayClient
+from worker.store import model, outcome, reports
+from worker.store.nodes import node_store, protocol
+from worker.store.nodes.port import NodePort
+
+TWINS: list[tuple[type[protocol.Message], Any]] = [
+    (protocol.HeldDisk, model.HeldDisk),
+    (protocol.LeftOut, model.LeftOut),
+    (protocol.Contents, model.Contents),
+    (protocol.Failure, model.Failure),
+    (protocol.Note, model.Note),
+    (protocol.Outcome, outcome.Outcome),
+    (protocol.StepBegun, reports.StepBegun),
+    (protocol.JobReport, reports.JobReport),
+    (protocol.ReportedServer, node_store.ReportedServer),
+    (protocol.PublishedSnapshot, node_store.PublishedSnapshot),
+    (protocol.BegunJob, node_store.BegunJob),
+]
+JOB = model.JobId("a" * 32)
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+CONTENTS = model.Contents(
+    disks=(model.HeldDisk(target="vda", path="/d", virtual_bytes=1 << 40),),
+    left_out=(model.LeftOut(target="sda", reason="a CD-ROM"),),
+    firmware="uefi",
+    nvram=True,
+)
+
+
+@pytest.mark.parametrize(("message", "own"), TWINS, ids=lambda kind: kind.__name__)
+def test_a_part_has_the_fields_of_the_stores_own_type(message: type[protocol.Message], own: Any) -> None:
+    assert set(message.model_fields) == {field.name for field in dataclasses.fields(own)}
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        outcome.Outcome(
+            state=model.JobState.FAILED,
+            failure=model.Failure(code="disk_failed", detail="é", stranded=True),
+            downtime_seconds=1.5,
+            snapshot_status=model.SnapshotStatus.FAILED,
+            undoable_seconds=60,
+            notes=(model.Note(code=model.NoteCode.LEFT_OUT, detail="x", disks=("vda",)),),
+            contents=CONTENTS,
+        ),
+        reports.JobReport(steps=(reports.StepBegun(step=None, at=1e9, attempt=2),), log=('{"event": "x"}',), resumed=1),
+        reports.NodeFacts(
+            worker="1", hypervisor="2", emulator="3", pools=(reports.Pool(path="/", free_bytes=0, total_bytes=9),)
+        ),
+        node_store.PublishedSnapshot(
+            id=model.SnapshotId(5),
+            name="n",
+            description="d\r\n🎉",
+            created_at=AT,
+            size_mb=None,
+            status=model.SnapshotStatus.COMPLETED,
+            contents=CONTENTS,
+        ),
+    ],
+    ids=lambda own: type(own).__name__,
+)
+def test_what_a_node_says_arrives_as_it_was(own: Any) -> None:
+    message = getattr(protocol, type(own).__name__)
+    sent = message.model_validate(own, context="fitting").model_dump_json()
+    assert protocol.told(type(own), message.model_validate(from_json(sent))) == own
+
+
+@pytest.mark.parametrize(
+    ("call", "answer"),
+    [
+        ("take_lease", node_store.LeaseHeld(who="x", seconds_left=1.5)),
+        ("take_lease", None),
+        ("take", (JOB,)),
+        (
+            "known",
+            node_store.Known(
+                busy=True,
+                on_disk={
+                    model.SnapshotId(1): None,
+                    model.SnapshotId(2): node_store.KnownSnapshot(
+                        status=model.SnapshotStatus.FAILED, lost=True, name="n", description="", created_at=AT
+                    ),
+                },
+                listed={model.SnapshotId(2): model.SnapshotStatus.FAILED},
+                undoable=JOB,
+                elsewhere=frozenset({model.SnapshotId(1)}),
+            ),
+        ),
+        (
+            "report",
+            node_store.Reported(
+                conflicts=frozenset(),
+                fresh=frozenset({model.ServerId(1)}),
+                gone=frozenset(),
+                reconcile_asked="1",
+                accounts={model.ServerId(1): model.AccountId(2)},
+            ),
+        ),
+    ],
+)
+def test_what_a_gateway_answers_arrives_as_it_was(call: str, answer: Any) -> None:
+    kind: TypeAdapter[Any] = protocol.CALLS[call].answer
+    assert kind.validate_python(from_json(kind.dump_json(answer))) == answer
+
+
+def test_each_call_is_answered_asked_and_part_of_the_port() -> None:
+    asked = {name for name in vars(GatewayClient) if not name.startswith("_")} - {"keep_connected"}
+    port = {name for name in vars(NodePort) if not name.startswith("_")} - {"node"}
+    assert set(protocol.CALLS) - {"hello"} == set(ANSWERS) == asked == port
+
+
+def test_texts_are_cut_by_the_node_and_refused_by_the_gateway() -> None:
+    long = {"code": "x", "detail": "é" * 5000 + "\udcff"}
+    assert protocol.Failure.fitting(**long).detail == "é" * 1000
+    with pytest.raises(ValidationError):
+        protocol.Failure.model_validate(long)
+
+
+@pytest.mark.parametrize("message", [call.ask for call in protocol.CALLS.values()], ids=lambda kind: kind.__name__)
+def test_every_text_and_list_that_a_node_sends_has_a_bound(message: type[protocol.Message]) -> None:
+    unbounded: list[str] = []
+
+    def look(schema: Any, where: str) -> None:
+        if not isinstance(schema, dict):
+            return
+        bounds = {"maxLength", "pattern", "enum", "const", "format"}  # the only format is that of moments
+        if schema.get("type") == "string" and not (bounds & schema.keys()):
+            unbounded.append(where)
+        if schema.get("type") == "array" and "maxItems" not in schema:
+            unbounded.append(where)
+        if schema.get("type") in {"integer", "number"} and "maximum" not in schema:
+            unbounded.append(where)
+        for name, below in schema.items():
+            for one in below if isinstance(below, list) else [below]:
+                look(one, f"{where}.{name}")
+
+    look(message.model_json_schema(), message.__name__)
+    assert unbounded == []
+
+
+@pytest.mark.parametrize(
+    ("url", "fits"),
+    [
+        ("wss://gateway.example:7443", True),
+        ("wss://[::1]:7443", True),
+        ("unix:///run/gateway.sock", True),
+        ("ws://gateway.example:7443", False),
+        ("https://gateway.example", False),
+        ("wss://user:secret@gateway.example", False),
+        ("wss://gateway.example/path", False),
+        ("unix://relative", False),
+    ],
+)
+def test_a_node_speaks_in_the_clear_to_nobody_else(url: str, fits: bool) -> None:
+    if fits:
+        GatewayAddress(urls=(url,))
+    else:
+        with pytest.raises(ValidationError, match=re.escape(url)):
+            GatewayAddress(urls=(url,))
+
+
+async def test_an_allowance_is_spent_and_comes_back() -> None:
+    allowance = Allowance(per_second=1000, at_once=5)
+    for _ in range(5):
+        await allowance.take(1)
+    assert allowance._left < 1
+    await allowance.take(1)
+    assert allowance._left < 1

@@ -1,0 +1,338 @@
+"""The store behind a gateway: one connection, over which the calls of this process travel."""
+
+import asyncio
+import itertools
+import math
+import random
+import re
+import ssl
+import stat
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, Self
+from uuid import uuid4
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, field_validator, model_validator
+from pydantic_core import from_json
+from websockets.asyncio.client import ClientConnection, connect, unix_connect
+from websockets.exceptions import InvalidStatus, WebSocketException
+
+from worker.store import errors
+from worker.store.errors import StoreUnavailable
+from worker.store.model import Job, JobId, ServerId, SnapshotId, Step
+from worker.store.nodes.node_store import (
+    BeginRefused,
+    BegunJob,
+    ClaimRefused,
+    Known,
+    LeaseHeld,
+    LeaseLost,
+    PublishedSnapshot,
+    Reported,
+    ReportedServer,
+)
+from worker.store.nodes.protocol import BEGIN_REFUSED, BROKE, CALLS, CLAIM_REFUSED, LEASE_LOST, PATH, PROTOCOLS, Message
+from worker.store.outcome import Outcome
+from worker.store.redis_client import Observer
+from worker.store.reports import EMPTY_REPORT, JobReport, NodeFacts
+
+CALL_SECONDS = 5.0  # bound on one call with its answer, in addition to what the call itself waits
+CONNECT_SECONDS = 5.0
+PING_SECONDS = 5.0
+SILENT_SECONDS = 5.0  # without an answer to a ping, or to a close
+ANSWER_BYTES = 64 << 20
+AGAIN_SECONDS = (0.05, 1.0)  # between two attempts to connect: the first wait, and the limit up to which it doubles
+LASTING_SECONDS = 1.0  # a connection that lasted so long is replaced at once
+ELSEWHERE_SECONDS = 5.0  # of nothing but trouble behind one gateway, until the next is tried
+
+_TOLD_APART = frozenset({LEASE_LOST, BEGIN_REFUSED, CLAIM_REFUSED, BROKE})
+_ADDRESS = re.compile(r"wss://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?|unix:///[^?#]+")
+
+log = structlog.stdlib.get_logger()
+
+
+class GatewayAddress(BaseModel):
+    """Where the gateways are, and what lets this node in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    urls: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)] = Field(
+        default=("wss://localhost:7443",),
+        description="wss://HOST:PORT of each gateway, or unix:///SOCKET on the same machine",
+    )
+    credential_file: Path = Field(
+        default=Path("/etc/vps-snapshots/credential"), description="the node's credential; readable by its owner alone"
+    )
+    tls_ca_file: FilePath | None = Field(default=None, description="instead of the system's authorities")
+
+    @field_validator("urls")
+    @classmethod
+    def _are_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            if not _ADDRESS.fullmatch(url):
+                raise ValueError(f"{url!r} is not wss://HOST:PORT or unix:///SOCKET")
+        return urls
+
+    @model_validator(mode="after")
+    def _authority_is_used(self) -> Self:
+        if self.tls_ca_file and not any(url.startswith("wss:") for url in self.urls):
+            raise ValueError("tls_ca_file is set, and no url is wss://")
+        return self
+
+    def credential(self) -> str:
+        """Read anew for each connection, so that a rotated one is used at once. Raises GatewayTrouble."""
+        try:
+            if stat.S_IMODE(self.credential_file.stat().st_mode) & 0o077:
+                raise GatewayTrouble(f"{self.credential_file} can be read by others: chmod 600")
+            return self.credential_file.read_text().strip()
+        except (OSError, ValueError) as error:
+            raise GatewayTrouble(f"{self.credential_file}: {error}") from error
+
+
+class GatewayTrouble(Exception):
+    """The gateway can't be reached, does not let us in, or could not do what was asked. `code`: the gateway's word."""
+
+    def __init__(self, text: str, *, code: str = "") -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class GatewayClient:
+    """A `NodePort`. No call is sent a second time by itself: one whose answer was lost may have been done.
+
+    `machine` and `who` are as in `NodeStore`. `observer` gets the result of each call.
+    """
+
+    def __init__(
+        self, address: GatewayAddress, *, node: str, machine: str, who: str, observer: Observer | None = None
+    ) -> None:
+        self.node = node
+        self._address = address
+        self._hello = CALLS["hello"].ask.fitting(
+            protocols=sorted(PROTOCOLS), node=node, owner=uuid4().hex, machine=machine, who=who
+        )
+        self._observer = observer
+        self._ids = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._link: asyncio.Future[ClientConnection] = asyncio.get_running_loop().create_future()
+        self._trouble_since: float | None = None
+        self._last_cause = ""
+
+    async def keep_connected(self) -> None:
+        """Run until cancelled. When a connection ends or can't be made, the next gateway is tried."""
+        first, longest = AGAIN_SECONDS
+        pause = 0.0
+        number = random.randrange(len(self._address.urls))  # noqa: S311 - spreads the nodes
+        while True:
+            url = self._address.urls[number % len(self._address.urls)]
+            number += 1
+            lasted = await self._connected(url)
+            pause = 0.0 if lasted > LASTING_SECONDS else min(longest, max(first, 2 * pause))
+            await asyncio.sleep(pause)
+
+    async def _connected(self, url: str) -> float:
+        """One connection, or an attempt at one; how many seconds it lasted."""
+        if self._link.done():
+            self._link = asyncio.get_running_loop().create_future()
+        link = self._link
+        trouble: Exception | None = None
+        began = math.inf
+        try:
+            async with self._opened(url) as connection:
+                log.info("gateway.reached", url=url)
+                self._last_cause, self._trouble_since = "", None
+                began = time.monotonic()
+                link.set_result(connection)
+                async for frame in connection:
+                    self._take_answer(frame)
+                trouble = GatewayTrouble("the gateway has closed the connection")
+        except Exception as error:  # noqa: BLE001 - a broken connection may raise anything
+            trouble = error
+        finally:
+            self._lost(link, url, trouble)
+        return max(0.0, time.monotonic() - began)
+
+    def _lost(self, link: asyncio.Future[ClientConnection], url: str, error: Exception | None) -> None:
+        cause = _cause(error) if error else "this process stops"
+        trouble = GatewayTrouble(f"{url}: {cause}")
+        self._link = asyncio.get_running_loop().create_future()
+        for waiting in (link, self._link, *self._asked.values()):
+            if not waiting.done():
+                waiting.set_exception(trouble)
+                waiting.exception()  # it may have no reader
+        if error and cause != self._last_cause:
+            self._last_cause = cause
+            log.warning("gateway.not_reached", url=url, cause=cause)
+
+    @asynccontextmanager
+    async def _opened(self, url: str) -> AsyncIterator[ClientConnection]:
+        """A connection on which the gateway knows us."""
+        options: dict[str, Any] = {
+            "additional_headers": {"Authorization": f"Bearer {self._address.credential()}"},
+            "compression": None,
+            "max_size": ANSWER_BYTES,
+            "open_timeout": CONNECT_SECONDS,
+            "ping_interval": PING_SECONDS,
+            "ping_timeout": SILENT_SECONDS,
+            "close_timeout": SILENT_SECONDS,
+        }
+        if url.startswith("unix://"):
+            opening = unix_connect(url.removeprefix("unix://"), f"ws://gateway{PATH}", **options)
+        else:
+            context = ssl.create_default_context(cafile=self._address.tls_ca_file)
+            opening = connect(f"{url}{PATH}", ssl=context, proxy=None, **options)
+        async with opening as connection:
+            await connection.send(f'{{"id":0,"call":"hello","ask":{self._hello.model_dump_json()}}}')
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, told = _read(await connection.recv())
+            if isinstance(told, GatewayTrouble):
+                raise told
+            yield connection
+
+    def _take_answer(self, frame: str | bytes) -> None:
+        call_id, told = _read(frame)
+        asked = self._asked.get(call_id)
+        if asked is None or asked.done():  # nobody waits for it any more
+            return
+        if isinstance(told, GatewayTrouble):
+            asked.set_exception(told)
+        else:
+            asked.set_result(told)
+
+    # --- one call ---
+
+    async def _call(self, name: str, *, waits: float = 0.0, **fields: Any) -> Any:
+        """The answer. `waits`: seconds for which the call itself waits. Raises GatewayTrouble with a code that callers
+        tell apart, and StoreUnavailable for any other trouble."""
+        call = CALLS[name]
+        began = time.monotonic()
+        try:
+            ask = call.ask.fitting(**fields)
+            async with asyncio.timeout(CALL_SECONDS + waits):
+                answer = call.answer.validate_python(await self._asked_for(name, ask))
+        except ValidationError as error:  # what we say is too much for the protocol, or the answer is of no use
+            log.exception("gateway.misunderstood", call=name)
+            raise StoreUnavailable.of() from error
+        except (OSError, WebSocketException, TimeoutError, GatewayTrouble) as error:
+            if isinstance(error, GatewayTrouble) and error.code in _TOLD_APART:
+                raise
+            self._meet(error)
+            raise StoreUnavailable.of() from error
+        self._trouble_since = None
+        if self._observer is not None and not waits:
+            self._observer.answered(time.monotonic() - began)
+        return answer
+
+    async def _asked_for(self, name: str, ask: Message) -> Any:
+        connection = await asyncio.shield(self._link)
+        call_id = next(self._ids)
+        answer = self._asked[call_id] = asyncio.get_running_loop().create_future()
+        try:
+            await connection.send(f'{{"id":{call_id},"call":"{name}","ask":{ask.model_dump_json()}}}')
+            return await answer
+        finally:
+            del self._asked[call_id]
+
+    def _meet(self, error: Exception) -> None:
+        """Count the trouble. Where it lasts, another gateway may be better off."""
+        if self._observer is not None:
+            self._observer.failed(error)
+        now = time.monotonic()
+        self._trouble_since = self._trouble_since or now
+        if now - self._trouble_since > ELSEWHERE_SECONDS and len(self._address.urls) > 1:
+            self._trouble_since = None
+            if self._link.done() and not self._link.exception():
+                self._link.result().transport.abort()
+
+    async def _claim(self, name: str, **fields: Any) -> Any:
+        """As `_call`, for a call that makes a claim. Raises LeaseLost, BeginRefused or ClaimRefused."""
+        try:
+            return await self._call(name, **fields)
+        except GatewayTrouble as trouble:
+            if trouble.code == LEASE_LOST:
+                raise LeaseLost from trouble
+            if trouble.code == BEGIN_REFUSED:
+                raise BeginRefused(str(trouble)) from trouble
+            if trouble.code == CLAIM_REFUSED:
+                raise ClaimRefused(str(trouble)) from trouble
+            raise errors.RecordUnreadable.of(kind=name) from trouble
+
+    # --- the calls of NodePort ---
+
+    async def take_lease(self, *, seconds: float) -> LeaseHeld | None:
+        held: LeaseHeld | None = await self._call("take_lease", seconds=seconds)
+        return held
+
+    async def lease_holder(self) -> LeaseHeld | None:
+        held: LeaseHeld | None = await self._call("lease_holder")
+        return held
+
+    async def take(self, *, running: Sequence[JobId], free: int, seconds: float) -> tuple[JobId, ...]:
+        given: tuple[JobId, ...] = await self._call("take", waits=seconds, running=running, free=free, seconds=seconds)
+        return given
+
+    async def begin(self, job_id: JobId) -> Job:
+        job: Job = await self._claim("begin", job_id=job_id)
+        return job
+
+    async def progress(self, job_id: JobId, step: Step, report: JobReport = EMPTY_REPORT) -> None:
+        await self._claim("progress", job_id=job_id, step=step, report=report)
+
+    async def finish(self, job_id: JobId, outcome: Outcome, report: JobReport = EMPTY_REPORT, power: str = "") -> str:
+        told: str = await self._claim("finish", job_id=job_id, outcome=outcome, report=report, power=power)
+        return told
+
+    async def report(self, servers: Iterable[ReportedServer], about: NodeFacts | None = None) -> Reported:
+        reported: Reported = await self._claim("report", servers=tuple(servers), about=about)
+        return reported
+
+    async def publish(
+        self, server_id: ServerId, snapshots: Iterable[PublishedSnapshot], begun: Iterable[BegunJob]
+    ) -> tuple[SnapshotId, ...]:
+        new: tuple[SnapshotId, ...] = await self._claim(
+            "publish", server_id=server_id, snapshots=tuple(snapshots), begun=tuple(begun)
+        )
+        return new
+
+    async def known(self, server_id: ServerId, on_disk: Sequence[SnapshotId]) -> Known:
+        known: Known = await self._claim("known", server_id=server_id, on_disk=on_disk)
+        return known
+
+    async def lose(self, server_id: ServerId, snapshot_id: SnapshotId) -> bool:
+        lost: bool = await self._claim("lose", server_id=server_id, snapshot_id=snapshot_id)
+        return lost
+
+    async def regain(self, server_id: ServerId, snapshot_id: SnapshotId, *, size_mb: int) -> bool:
+        regained: bool = await self._claim("regain", server_id=server_id, snapshot_id=snapshot_id, size_mb=size_mb)
+        return regained
+
+    async def tell_findings(self, server_id: ServerId, findings: Sequence[dict[str, str]]) -> None:
+        await self._claim("tell_findings", server_id=server_id, findings=findings)
+
+    async def republish(self) -> int:
+        servers: int = await self._call("republish")
+        return servers
+
+    async def retry_deletes(self) -> int:
+        queued: int = await self._call("retry_deletes")
+        return queued
+
+
+def _read(frame: str | bytes) -> tuple[int, Any]:
+    """The id of a call and what it was answered: a value, or GatewayTrouble. Raises ValueError."""
+    match from_json(frame):
+        case {"id": int(call_id), "answer": answer}:
+            return call_id, answer
+        case {"id": int(call_id), "error": str(code), **rest}:
+            return call_id, GatewayTrouble(str(rest.get("detail") or code), code=code)
+    raise ValueError("the gateway has sent what is no answer")
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, InvalidStatus):
+        what = error.response.body.decode(errors="replace").strip() if error.response.body else ""
+        return f"HTTP {error.response.status_code} {what}".strip()
+    return str(error) or type(error).__name__

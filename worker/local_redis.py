@@ -1,0 +1,113 @@
+"""The Redis of this worker's own: arq's queue of the jobs that run here.
+
+It is a child of the worker, on a socket in a folder that only the worker reads, and dies with the worker. It keeps
+nothing: what is owed is in the journal, and what has not begun is in the cell's queue.
+"""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import structlog
+from arq.connections import ArqRedis
+from redis.exceptions import RedisError
+
+from worker.program.configuration import ConfigurationError
+from worker.store.redis_client import RedisSettings, connect
+
+START_SECONDS = 10.0
+MEMORY = "64mb"  # a job takes less than 1 kB, and at most 100 run
+
+log = structlog.stdlib.get_logger()
+
+
+class LocalRedisDied(Exception):
+    """The worker can't start jobs without it. systemd starts the worker again, which starts another one."""
+
+
+class LocalRedis:
+    def __init__(self, client: ArqRedis, process: "subprocess.Popen[bytes]") -> None:
+        self.client = client
+        self.process = process
+
+    async def keep_watch(self) -> None:
+        """Run until cancelled. Raises LocalRedisDied."""
+        ended = asyncio.Event()
+        loop, watched = asyncio.get_running_loop(), os.pidfd_open(self.process.pid)
+        loop.add_reader(watched, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(watched)
+            os.close(watched)
+        raise LocalRedisDied(f"redis-server has ended with code {self.process.wait()}")
+
+
+@asynccontextmanager
+async def local_redis(folder: Path) -> AsyncIterator[LocalRedis]:
+    """A redis-server while the block runs. `folder` is made, or made empty. Raises ConfigurationError."""
+    program = shutil.which("redis-server")
+    if program is None:
+        raise ConfigurationError("redis-server is not installed: the worker starts one of its own for arq's queue")
+    place = _emptied(folder)
+    try:
+        process = _started(program, folder)
+        try:
+            # Through the folder's descriptor: a socket's path may have 107 characters at most.
+            client = connect(RedisSettings(url=f"unix:///proc/self/fd/{place}/redis.sock"))
+            try:
+                await _answers(client, process)
+                yield LocalRedis(client, process)
+            finally:
+                await client.aclose(close_connection_pool=True)
+        finally:
+            process.kill()  # it has nothing to keep
+            process.wait()
+    finally:
+        os.close(place)
+
+
+def _emptied(folder: Path) -> int:
+    """A descriptor of the folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _started(program: str, folder: Path) -> "subprocess.Popen[bytes]":
+    settings = {
+        "port": "0",
+        "dir": str(folder),
+        "unixsocket": "redis.sock",  # in that folder
+        "save": "",
+        "appendonly": "no",
+        "maxmemory": MEMORY,
+        "loglevel": "warning",
+        "daemonize": "no",
+    }
+    arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    # pdeathsig kills it when this thread ends. Not with uvloop, which would pass on our open files, and so our locks.
+    return subprocess.Popen(
+        ["setpriv", "--pdeathsig", "KILL", "--", program, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+async def _answers(client: ArqRedis, process: "subprocess.Popen[bytes]") -> None:
+    """Return when it does. Raises ConfigurationError if it does not start."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(START_SECONDS):
+            while process.poll() is None:
+                try:
+                    await client.ping()
+                except (RedisError, OSError):
+                    await asyncio.sleep(0.01)
+                else:
+                    return
+    raise ConfigurationError(f"redis-server did not start (code {process.returncode}); try: redis-server --version")

@@ -1,0 +1,130 @@
+"""Credentials of nodes: opaque and random, as tokens are. Redis holds only their SHA-256.
+
+Keys: `credential:<sha256>` is the record of one, `node:<node>:credentials` leads from the ids of a node's credentials
+to their keys. A credential is no token, and a token is no credential: neither's secret has the form of the other.
+"""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from worker.store import records
+from worker.store.calls import Scripts, redis_answers
+
+OVERLAP = timedelta(minutes=10)  # how long the former credential is valid beside the new one
+PREFIX = "vpsnode_"  # so that a leaked one is found and its kind is known
+_SECRET = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")  # 256 random bits in URL-safe base64
+_AT_ONCE = 1000  # keys that one command looks at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credential:
+    """A valid credential. `key`: where its record is."""
+
+    id: str
+    key: str
+    node: str
+    created_at: datetime
+    ends_at: datetime | None  # None: when it is revoked
+
+
+class HasCredential(Exception):
+    """The node has a credential already. Nothing was changed."""
+
+
+def _new_secret() -> str:
+    return f"{PREFIX}{secrets.token_urlsafe(32)}"
+
+
+def key_of(secret: str) -> str:
+    """The key of the record of the credential with that secret; "" for what can't be one."""
+    return f"credential:{hashlib.sha256(secret.encode()).hexdigest()}" if _SECRET.fullmatch(secret) else ""
+
+
+class Credentials(Scripts):
+    """The credentials of the cell's nodes. Every call may raise StoreUnavailable."""
+
+    async def create(self, node: str, *, lifetime: timedelta | None = None) -> str:
+        """Make a node's first credential; its secret, which is not kept. Raises HasCredential."""
+        secret = _new_secret()
+        await self._put(node, secret, lifetime, {})
+        return secret
+
+    async def rotate(self, node: str, *, lifetime: timedelta | None = None, overlap: timedelta = OVERLAP) -> str:
+        """Make another credential; its secret. The former ones end after the overlap, if they do not end before."""
+        secret = _new_secret()
+        await self._put(node, secret, lifetime, {"overlap_ms": max(1, round(overlap.total_seconds() * 1000))})
+        return secret
+
+    async def restore(self, node: str, secret: str) -> None:
+        """Make the credential that a node has valid again, after the store has lost its data. Raises ValueError for
+        what is no credential, and HasCredential."""
+        if not key_of(secret):
+            raise ValueError("not a credential")
+        await self._put(node, secret, None, {})
+
+    async def _put(self, node: str, secret: str, lifetime: timedelta | None, overlap: dict[str, int]) -> None:
+        record = {"v": "1", "id": secrets.token_hex(6), "node": node}
+        ask = {"node": node, "key": key_of(secret), "record": record, **overlap}
+        if lifetime is not None:
+            ask["lifetime_ms"] = round(lifetime.total_seconds() * 1000)
+        if not await self._call("access/put_credential", ask):
+            raise HasCredential(node)
+
+    async def revoke(self, node: str) -> int:
+        """End all credentials of a node now; how many were valid."""
+        ended: int = await self._call("access/revoke_credentials", {"node": node})
+        return ended
+
+    async def find(self, secret: str) -> Credential | None:
+        """The credential with that secret; None if there never was one, or it was revoked or has ended."""
+        key = key_of(secret)
+        if not key:
+            return None
+        with redis_answers():
+            record = await self._redis.hgetall(key)  # type: ignore[misc]  # typed for the blocking client too
+        return _credential(key, records.decoded(record)) if record else None
+
+    async def all(self, node: str | None = None) -> list[Credential]:
+        """The valid credentials of one node or of all nodes, by node, oldest first."""
+        with redis_answers():
+            nodes = [node] if node else sorted(one.decode() for one in await self._redis.smembers("nodes:credentials"))  # type: ignore[misc]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for one in nodes:
+                    pipe.hvals(f"node:{one}:credentials")
+                keys = [key.decode() for found in await pipe.execute() for key in found]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for key in keys:
+                    pipe.hgetall(key)
+                found = await pipe.execute()
+        valid = [_credential(key, records.decoded(record)) for key, record in zip(keys, found, strict=True) if record]
+        return sorted(valid, key=lambda credential: (credential.node, credential.created_at, credential.id))
+
+    async def ended(self, keys: Collection[str]) -> set[str]:
+        """Those of the keys whose credential is valid no longer. One command while there is none."""
+        gone: set[str] = set()
+        ordered = sorted(keys)
+        for start in range(0, len(ordered), _AT_ONCE):
+            some = ordered[start : start + _AT_ONCE]
+            with redis_answers():
+                if await self._redis.exists(*some) == len(some):
+                    continue
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for key in some:
+                        pipe.exists(key)
+                    there = await pipe.execute()
+            gone |= {key for key, exists in zip(some, there, strict=True) if not exists}
+        return gone
+
+
+def _credential(key: str, record: records.Hash) -> Credential:
+    return Credential(
+        id=record["id"],
+        key=key,
+        node=record["node"],
+        created_at=records.moment(record["created_ms"]),
+        ends_at=records.moment(record["ends_ms"]) if record.get("ends_ms") else None,
+    )

@@ -1,0 +1,335 @@
+"""What a node and a gateway say to each other: one JSON object in each WebSocket text frame.
+
+A node asks `{"id": 7, "call": "begin", "ask": {...}}`; the gateway answers `{"id": 7, "answer": ...}`, or
+`{"id": 7, "error": "lease_lost"}` with a `detail` in words. Many calls may be open at once. The first call is `hello`.
+
+What a node says is a claim: every field has a type and a bound, and a field that this module does not know is refused.
+So a new field or call needs a new number in PROTOCOLS, and the gateways are upgraded before the nodes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationInfo,
+)
+
+from worker.store.model import (
+    AccountId,
+    Job,
+    JobId,
+    JobKind,
+    JobState,
+    NoteCode,
+    ServerId,
+    SnapshotId,
+    SnapshotStatus,
+    Step,
+)
+from worker.store.nodes.node_store import Known, LeaseHeld, Reported
+
+PROTOCOLS = frozenset({1})  # those that this release speaks
+PATH = "/node"
+FRAME_BYTES = 1 << 20  # the longest frame that a gateway reads
+TAKE_SECONDS = 5.0  # how long `take` waits for a job: a lost wake-up delays a job by no more than this
+
+LEASE_LOST = "lease_lost"  # error codes that the node tells apart; any other is trouble to it
+BEGIN_REFUSED = "begin_refused"
+CLAIM_REFUSED = "claim_refused"  # the detail is the reason
+BROKE = "internal_error"  # the gateway has logged why
+
+_ID_MAX = 2**63 - 1
+_FITTING = "fitting"  # in the context of a validation: shorten what is too long instead of refusing it
+
+Read = TypeVar("Read")
+
+
+def _fitted(most: int) -> BeforeValidator:
+    def fit(value: Any, info: ValidationInfo) -> Any:
+        if info.context != _FITTING:
+            return value
+        if isinstance(value, str):
+            value = value.encode(errors="replace").decode()  # libvirt may name a domain in bytes that are no text
+        return value[:most] if isinstance(value, str | list | tuple) else value
+
+    return BeforeValidator(fit)
+
+
+def _final(state: JobState) -> JobState:
+    if not state.is_final:
+        raise ValueError("a job that has ended is completed or failed")
+    return state
+
+
+Count = Annotated[int, Field(strict=True, ge=0, le=_ID_MAX)]
+ServerNumber = Annotated[ServerId, Field(strict=True, gt=0, le=_ID_MAX)]
+SnapshotNumber = Annotated[SnapshotId, Field(strict=True, gt=0, le=_ID_MAX)]
+AccountNumber = Annotated[AccountId, Field(strict=True, gt=0, le=_ID_MAX)]
+Flag = Annotated[bool, Field(strict=True)]
+Seconds = Annotated[float, Field(ge=0, le=10 * 365 * 86_400, allow_inf_nan=False)]
+Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+JobNumber = Annotated[JobId, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+Code = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+NodeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Word = Annotated[str, StringConstraints(max_length=128), _fitted(128)]
+Text = Annotated[str, StringConstraints(max_length=1000), _fitted(1000)]
+Place = Annotated[str, StringConstraints(max_length=4096), _fitted(4096)]  # PATH_MAX of Linux
+LogLine = Annotated[str, StringConstraints(max_length=8192), _fitted(8192)]
+Power = Annotated[str, StringConstraints(pattern=r"^(on|off|paused)$")]
+
+
+class Message(BaseModel):
+    """A message, or a part of one. Parts can be made from the store's own dataclasses."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, from_attributes=True, hide_input_in_errors=True)
+
+    @classmethod
+    def fitting(cls, **fields: Any) -> Self:
+        """The message with texts and logs cut to their limits, so that a long one keeps no outcome back. Raises
+        ValidationError."""
+        return cls.model_validate(fields, context=_FITTING)
+
+
+# --- parts ---
+
+
+class HeldDisk(Message):
+    target: Word
+    path: Place
+    virtual_bytes: Count
+    stamp: Text = ""
+    base: Place | None = None
+
+
+class LeftOut(Message):
+    target: Word
+    reason: Text
+
+
+class Contents(Message):
+    disks: Annotated[tuple[HeldDisk, ...], Field(max_length=64)]
+    left_out: Annotated[tuple[LeftOut, ...], Field(max_length=64), _fitted(64)] = ()
+    firmware: Word = "bios"
+    nvram: Flag = False
+    tpm: Flag = False
+
+
+class Failure(Message):
+    code: Code
+    detail: Text
+    stranded: Flag = False
+
+
+class Note(Message):
+    code: NoteCode
+    detail: Text
+    disks: Annotated[tuple[Word, ...], Field(max_length=64), _fitted(64)] = ()
+
+
+class Outcome(Message):
+    state: Annotated[JobState, AfterValidator(_final)]
+    failure: Failure | None = None
+    downtime_seconds: Seconds | None = None
+    size_mb: Count | None = None
+    snapshot_status: SnapshotStatus | None = None
+    undoable_seconds: Seconds | None = None
+    notes: Annotated[tuple[Note, ...], Field(max_length=64), _fitted(64)] = ()
+    contents: Contents | None = None
+
+
+class StepBegun(Message):
+    step: Step | None
+    at: Annotated[float, Field(ge=0, le=1 << 40, allow_inf_nan=False)]
+    attempt: Count
+
+
+class JobReport(Message):
+    steps: Annotated[tuple[StepBegun, ...], Field(max_length=200), _fitted(200)] = ()
+    log: Annotated[tuple[LogLine, ...], Field(max_length=100), _fitted(100)] = ()
+    resumed: Annotated[int, Field(strict=True, ge=0, le=1000)] = 0
+
+
+class ReportedServer(Message):
+    id: ServerNumber
+    account_id: AccountNumber
+    name: Word
+    power: Power
+
+
+class Pool(Message):
+    path: Place
+    free_bytes: Count
+    total_bytes: Count
+
+
+class NodeFacts(Message):
+    worker: Word
+    hypervisor: Word
+    emulator: Word
+    pools: Annotated[tuple[Pool, ...], Field(max_length=64)]
+
+
+class PublishedSnapshot(Message):
+    id: SnapshotNumber
+    name: Word
+    description: Text
+    created_at: AwareDatetime
+    size_mb: Count | None
+    status: SnapshotStatus
+    contents: Contents | None = None
+
+
+class BegunJob(Message):
+    id: JobNumber
+    kind: JobKind
+    snapshot_id: SnapshotNumber
+    snapshot_name: Word
+    snapshot_description: Text
+    snapshot_created_at: AwareDatetime
+    request_id: Word
+    undoes: JobNumber | None
+    present_only: Flag = False
+
+
+class Finding(Message):
+    finding: Code
+    tag: Word
+    at: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,15}$")]
+
+
+# --- what a node asks ---
+
+
+class Hello(Message):
+    """Its unknown fields are ignored, so that a gateway can tell a newer node which protocols it speaks."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    protocols: Annotated[tuple[Count, ...], Field(min_length=1, max_length=16)]
+    node: NodeName
+    owner: Hex32  # of this process: its mark on the lease
+    machine: Place
+    who: Word
+
+
+class Nothing(Message):
+    pass
+
+
+class TakeLease(Message):
+    seconds: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)]
+
+
+class Take(Message):
+    running: Annotated[tuple[JobNumber, ...], Field(max_length=1000)]
+    free: Annotated[int, Field(strict=True, ge=1, le=100)]
+    seconds: Annotated[float, Field(ge=0, le=TAKE_SECONDS, allow_inf_nan=False)]
+
+
+class Begin(Message):
+    job_id: JobNumber
+
+
+class Progress(Message):
+    job_id: JobNumber
+    step: Step
+    report: JobReport
+
+
+class Finish(Message):
+    job_id: JobNumber
+    outcome: Outcome
+    report: JobReport
+    power: Annotated[str, StringConstraints(pattern=r"^(on|off|paused|)$")]
+
+
+class Report(Message):
+    servers: Annotated[tuple[ReportedServer, ...], Field(max_length=5000)]
+    about: NodeFacts | None
+
+
+class Publish(Message):
+    server_id: ServerNumber
+    snapshots: Annotated[tuple[PublishedSnapshot, ...], Field(max_length=500)]
+    begun: Annotated[tuple[BegunJob, ...], Field(max_length=100)]
+
+
+class AskKnown(Message):
+    server_id: ServerNumber
+    on_disk: Annotated[tuple[SnapshotNumber, ...], Field(max_length=500)]
+
+
+class Lose(Message):
+    server_id: ServerNumber
+    snapshot_id: SnapshotNumber
+
+
+class Regain(Message):
+    server_id: ServerNumber
+    snapshot_id: SnapshotNumber
+    size_mb: Count
+
+
+class TellFindings(Message):
+    server_id: ServerNumber
+    findings: Annotated[tuple[Finding, ...], Field(max_length=200), _fitted(200)]
+
+
+class Greeting(Message):
+    """A gateway's answer to `hello`. What a newer gateway adds is ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    protocol: Count
+    node: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A call of a node, with the type of its answer."""
+
+    ask: type[Message]
+    answer: TypeAdapter[Any]
+
+
+def _call(ask: type[Message], answer: Any) -> Call:
+    return Call(ask=ask, answer=TypeAdapter(answer))
+
+
+CALLS: Mapping[str, Call] = {
+    "hello": _call(Hello, Greeting),
+    "take_lease": _call(TakeLease, LeaseHeld | None),
+    "lease_holder": _call(Nothing, LeaseHeld | None),
+    "take": _call(Take, tuple[JobId, ...]),
+    "begin": _call(Begin, Job),
+    "progress": _call(Progress, None),
+    "finish": _call(Finish, str),
+    "report": _call(Report, Reported),
+    "publish": _call(Publish, tuple[SnapshotId, ...]),
+    "known": _call(AskKnown, Known),
+    "lose": _call(Lose, bool),
+    "regain": _call(Regain, bool),
+    "tell_findings": _call(TellFindings, None),
+    "republish": _call(Nothing, int),
+    "retry_deletes": _call(Nothing, int),
+}
+
+
+def told(kind: type[Read], part: Message) -> Read:
+    """A part of a message as the store's own dataclass, which has the same fields."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)  # takes milliseconds
+    read: Read = _ADAPTERS[kind].validate_python(part.model_dump())
+    return read
+
+
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
