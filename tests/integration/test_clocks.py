@@ -108,7 +108,7 @@ class TestOfRedis:
             after = [(await api.call("GET")).status for _ in range(5)]
         assert (before, after[:3]) == ([200] * 4, [200] * 3)
         # forward, Redis drops the counter, which lives for a minute
-        assert after[-1] == (429 if step < timedelta() else 200)
+        assert (429 in after) == (step < timedelta())
 
     async def test_a_waiting_job_starts_and_one_that_comes_then_too(self, stepping: Stepping, step: timedelta) -> None:
         waiting = (await stepping.cell.create()).job.id

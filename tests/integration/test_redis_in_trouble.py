@@ -26,7 +26,7 @@ from tests.integration.scraping import samples, value
 from tests.integration.test_streams import listening
 from tests.queueing import Jobs, at_work, client, put, until_told
 from tests.trouble import TROUBLES
-from worker.store.access.tokens import Permission, Tokens
+from worker.store.access.tokens import OPERATORS, Tokens
 from worker.store.access.writes import Writes
 from worker.store.model import JobState
 
@@ -80,7 +80,7 @@ async def ids(api: FrontEnd) -> dict[str, str]:
 
 
 async def asked(dashboard: Dashboard, call: AnyCall, ids: dict[str, str], **headers: str) -> Any:
-    operator = call.permission is Permission.OPERATOR
+    operator = call.permission in OPERATORS
     body = BODIES[call.body.__name__] if call.body else None
     path = call.path.format(**ids)
     token = dashboard.token if operator else dashboard.api.token
