@@ -21,6 +21,7 @@ from api.document.calls import CALLS
 from api.events import calls as events
 from api.events.streams import Streams
 from api.http import problems, reading
+from api.http.audit_budget import AuditBudget
 from api.http.caching import Document, conditional
 from api.http.callers import Caller, Callers
 from api.http.calls import Call, Table
@@ -108,8 +109,10 @@ def build(
         runbook_url=settings.runbook_url,
     )
     audit = Audit(redis, keeper=_keeper(redis, settings, clock), now=clock.now)
+    budget = AuditBudget(settings.audit_entries_per_hour)
     app = web.Application(
-        middlewares=[traced, around(callers, audit, metrics, _refusing(context))], client_max_size=BODY_MAX_BYTES
+        middlewares=[traced, around(callers, audit, budget, metrics, _refusing(context))],
+        client_max_size=BODY_MAX_BYTES,
     )
     app[BODY_SECONDS] = settings.body_seconds
     app.on_response_prepare.append(finish_head)
@@ -202,10 +205,16 @@ def _add_background_work(
         async with in_background(comparing):
             yield
 
+    expected: dict[type[Exception], str] = {StoreUnavailable: "sweeper.store_unavailable"}
+
     async def sweeping(_: web.Application) -> AsyncIterator[None]:
         # Each front end does it: if all nodes are dead, no worker is left to do it.
-        expected: dict[type[Exception], str] = {StoreUnavailable: "sweeper.store_unavailable"}
         async with in_background(every(SWEEP_SECONDS, chores.fail_stale_jobs, name="sweeper", expected=expected)):
+            yield
+
+    async def bounding(_: web.Application) -> AsyncIterator[None]:
+        keep = partial(chores.keep_bounds, settings.bounds)
+        async with in_background(every(SWEEP_SECONDS, keep, name="sweeper", expected=expected)):
             yield
 
     async def sending(app: web.Application) -> AsyncIterator[None]:
@@ -223,7 +232,7 @@ def _add_background_work(
 
     metrics.follow(streams=lambda: streams.open, cell=view)
     app.on_shutdown.append(streams.end_all)
-    app.cleanup_ctx.extend([timing, streams.running, sending, sweeping, view.running, watch.running])
+    app.cleanup_ctx.extend([timing, streams.running, sending, sweeping, bounding, view.running, watch.running])
 
 
 def _handlers(

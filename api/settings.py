@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, HttpUrl
 
+from worker.store.bounds import Bounds
 from worker.store.settings import CellSettings
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -41,6 +42,11 @@ class ApiSettings(CellSettings):
     )
     metrics_look_seconds: Seconds = Field(default=15.0, description="how often the cell's numbers are read")
     audit_days: Count = Field(default=90, description="how long the audit log is kept")
+    audit_entries_per_hour: Count = Field(
+        # the log then holds the entries of 40 tokens that do their worst for a day
+        default=1000,
+        description="audit entries of a token in this process for calls that start no job; others are only in the log",
+    )
     audit_keeper: bool = Field(
         default=True,
         description="keep the audit log in this process; false: `vps-snapshots-api audit keep` does, which is safer",
@@ -73,4 +79,7 @@ class ApiSettings(CellSettings):
     session_idle_seconds: Seconds = Field(default=3600.0, description="how long a login lasts without activity")
     runbook_url: str = Field(default="/ops/runbook/", description="URL of docs/runbook.md, as your operators read it")
     drain_seconds: Seconds = Field(default=30.0, description="how long requests may run on after SIGTERM")
+    bounds: Bounds = Field(
+        default_factory=Bounds, description="what one account may leave in Redis; must equal on all front ends"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -15,7 +15,7 @@ from api.options import Config, fail, settings_of
 from api.settings import ApiSettings
 from worker.store.access.audit import Audit, AuditKeeper
 from worker.store.access.tokens import NewToken, Permission, Token, Tokens
-from worker.store.errors import StoreUnavailable
+from worker.store.errors import StoreUnavailable, TokenLimitReached
 from worker.store.model import AccountId
 from worker.store.redis_client import connect
 
@@ -136,5 +136,7 @@ def _with_store(settings: ApiSettings, call: Callable[[ArqRedis, Audit], Awaitab
 
     try:
         return asyncio.run(run())
+    except TokenLimitReached as error:
+        fail(error.detail, code=1)
     except StoreUnavailable as error:
         fail(f"{error.detail} ({error.__cause__})", code=1)

@@ -347,6 +347,8 @@ def _ensure_ages(db: sqlite3.Connection) -> None:
     # Added without a new version: older workers ignore the column and can still use the journal.
     if not db.execute("SELECT 1 FROM pragma_table_info('spare_tags') WHERE name = 'left_seconds'").fetchone():
         db.execute("ALTER TABLE spare_tags ADD COLUMN left_seconds REAL")
+        # Tags that a newer restore has replaced were due from the moment of its record. No clock is asked.
+        db.execute("UPDATE spare_tags SET left_seconds = 0 WHERE drop_after <= (SELECT MAX(changed_at) FROM jobs)")
 
 
 def _json(kind: TypeAdapter[Any], record: Any) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from drivers.base import DriverError, Hypervisor, Power
+from drivers.base import DomainNotFound, DriverError, Hypervisor, Power, ServerInUse
 from worker import traces
 from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed
 from worker.metrics import Metrics
@@ -312,7 +312,8 @@ class Runner:
             facts = replace(facts, on_again=facts.on_again or time.time())
         else:
             traces.step_failed(reason.code)
-            facts = facts.failed(replace(reason, stranded=step in procedure.strands))
+            strands = step in procedure.strands and not _has_moved(facts, reason)
+            facts = facts.failed(replace(reason, stranded=strands))
         return Next(step=procedure.if_it_fails[step](facts), facts=facts)
 
     async def _let_go(self, server_id: ServerId) -> None:
@@ -322,6 +323,13 @@ class Runner:
                 await self._hypervisor.let_go(server_id)
         except (DriverError, TimeoutError) as error:
             log.warning("server.not_let_go", server_id=server_id, reason=str(error) or type(error).__name__)
+
+
+def _has_moved(facts: Facts, reason: Failure) -> bool:
+    """Whether the server has gone to another node: it was refused because it was being moved, and has left this node.
+    libvirt moves no server that a job holds, so the job had changed nothing."""
+    refused_as_in_use = facts.failure is not None and facts.failure.code == ServerInUse.code
+    return refused_as_in_use and reason.code == DomainNotFound.code
 
 
 def _outcome(task: Task, facts: Facts, *, safety_kept_seconds: float) -> Outcome:

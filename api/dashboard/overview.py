@@ -12,6 +12,7 @@ from api.words import plural, size, span
 from worker.store import errors
 from worker.store.calls import Cursor
 from worker.store.model import Job, JobState
+from worker.store.operators.memory import Memory
 from worker.store.operators.operator_store import JobFilter, OperatorStore
 from worker.store.operators.overview import Overview
 from worker.store.operators.records import Node, OpsServer
@@ -82,6 +83,7 @@ async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
     found = [
         *await _silent(operators, overview.nodes - overview.nodes_alive),
         *_waiting(overview),
+        *_nearly_full(await operators.memory()),
         *await _full(operators),
         *await _paused(operators, overview.nodes_paused),
     ]
@@ -111,6 +113,16 @@ def _waiting(overview: Overview) -> Iterable[Alarm]:
         return ()
     text = f"Oldest job has been waiting {span(waited)}"
     return (Alarm(is_grave=True, text=text, href=f"/ops/jobs/{oldest.job_id}/"),)
+
+
+def _nearly_full(memory: Memory) -> Iterable[Alarm]:
+    if not memory.is_nearly_full:
+        return ()
+    refused = "new snapshots and dry runs are" if memory.refuses_creates else "dry runs and tests of webhooks are"
+    text = f"Redis is {memory.share:.0%} full: {refused} refused"
+    more = f"{size(memory.used)} of {size(memory.most)}"
+    href = "/ops/runbook/#vpssnapshotsstorenearlyfull"
+    return (Alarm(is_grave=memory.refuses_creates, text=text, more=more, href=href),)
 
 
 async def _full(operators: OperatorStore) -> Iterable[Alarm]:

@@ -1,5 +1,6 @@
 """Runs due schedules and retires expired snapshots, for the servers of any node."""
 
+import asyncio
 from collections.abc import Callable
 
 import structlog
@@ -29,6 +30,8 @@ class Scheduler:
 
     async def keep_running(self) -> None:
         """Run until cancelled. A failed round is retried in the next one."""
+        # Nodes that no gateway has heard come back to this one first: a run before then would be refused.
+        await asyncio.sleep(ROUND_SECONDS)
         await every(
             ROUND_SECONDS, self.round, name="scheduler", expected={StoreUnavailable: "scheduler.store_unavailable"}
         )

@@ -11,12 +11,14 @@ from aiohttp.typedefs import Middleware
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from api.http import problems
+from api.http.audit_budget import AuditBudget
 from api.http.callers import Callers
 from api.http.marks import ACCOUNT, ALLOWANCE, EACH, IDEMPOTENCY, MADE, PROBLEM, REASON, REQUEST_ID, SERVER_ID, TOKEN
 from api.http.probes import METRICS, PROBES
 from api.measures.metrics import Metrics
 from worker.store import errors
 from worker.store.access.audit import Audit
+from worker.store.access.tokens import Permission
 
 SERVER = "vps-snapshots"
 
@@ -33,8 +35,8 @@ log = structlog.get_logger()
 Refuse = Callable[[web.Request, problems.Problem], web.Response]
 
 
-def around(callers: Callers, audit: Audit, metrics: Metrics, refuse: Refuse) -> Middleware:
-    """`refuse` makes the response to a refused request."""
+def around(callers: Callers, audit: Audit, budget: AuditBudget, metrics: Metrics, refuse: Refuse) -> Middleware:
+    """`refuse` makes the response to a refused request. `budget`: of the audit log."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Next) -> web.StreamResponse:
@@ -51,7 +53,7 @@ def around(callers: Callers, audit: Audit, metrics: Metrics, refuse: Refuse) -> 
         if job_id := response.headers.get("X-Job-Id"):
             bind_contextvars(job_id=job_id)
         address = callers.address(request)
-        if _is_audited(request, response):
+        if _is_audited(request, response) and _fits(request, response, budget):
             await _record(audit, _entries(request, response, address))
         route = route_of(request)
         write = log.debug if route in QUIET else log.info
@@ -87,6 +89,21 @@ def _is_audited(request: web.Request, response: web.StreamResponse) -> bool:
     in the log."""
     limited = response.status == web.HTTPTooManyRequests.status_code
     return request.method in _CHANGING and TOKEN in request and not limited
+
+
+def _fits(request: web.Request, response: web.StreamResponse, budget: AuditBudget) -> bool:
+    """Whether the token may add an entry to the audit log. It always may for a job, which limits itself, and always as
+    an operator."""
+    token = request[TOKEN]
+    is_dry_run = "dry_run" in request.query
+    starts_job = "X-Job-Id" in response.headers and not is_dry_run and response.status < web.HTTPBadRequest.status_code
+    if starts_job or Permission.OPERATOR in token.permissions:
+        return True
+    left = budget.left(token.id, str(request.get(ACCOUNT, "")))
+    if left == 1:
+        request[REASON] = "Further calls of this token within the hour that start no job are only in the program's log."
+        log.warning("audit.limit_reached", token=token.id)
+    return left > 0
 
 
 def _entries(request: web.Request, response: web.StreamResponse, address: str) -> list[dict[str, str]]:

@@ -38,7 +38,10 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.IdempotencyKeyReused: 422,
     errors.ServerNotReady: 400,
     errors.TooManyStreams: 429,
+    errors.TooManyDryRuns: 429,
+    errors.TokenLimitReached: 409,
     errors.NodeUnavailable: 503,
+    errors.StoreNearlyFull: 503,
     errors.StoreUnavailable: 503,
     errors.StoreReadOnly: 503,
     errors.OutcomeUnknown: 503,
@@ -46,7 +49,9 @@ STATUS: dict[type[errors.Refused], int] = {
 _CHALLENGE = 'Bearer realm="vps-snapshots"'
 RETRY_AFTER_SECONDS: dict[type[errors.Refused], int] = {
     errors.TooManyStreams: 30,
+    errors.TooManyDryRuns: 5,
     errors.NodeUnavailable: 30,
+    errors.StoreNearlyFull: 60,
     errors.StoreUnavailable: 5,
     errors.StoreReadOnly: 30,
     errors.OutcomeUnknown: 5,

@@ -211,7 +211,7 @@ class AuditFault(Open):
         Field(
             description=(
                 "`gap`: entries before this one are missing; `changed`: it is not what was written; `forged`: the"
-                " keeper did not write it; `cut`: entries after the last one are missing; more may be added"
+                " keeper did not write it; `cut`: entries after the last one are missing, or may be; more may be added"
             )
         ),
     ]

@@ -168,6 +168,7 @@ class OperatorCalls:
             links=(Link("ops_revoke_token", {"token_id": "$response.body#/id"}),),
         ),
         body={"token": examples.CREATE_TOKEN},
+        refusals=(errors.TokenLimitReached,),
     )
     async def ops_create_token(self, request: web.Request, token: Token) -> web.Response:
         """Create a token.

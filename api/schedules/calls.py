@@ -53,7 +53,7 @@ class ScheduleCalls:
             ),
         ),
         body={"nightly": examples.NIGHTLY},
-        refusals=(errors.ServerNotFound, errors.ScheduleLimitReached),
+        refusals=(errors.ServerNotFound, errors.ScheduleLimitReached, errors.StoreNearlyFull),
     )
     async def create_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Create a schedule.

@@ -94,7 +94,7 @@ class OpsServerCalls:
         f"PUT {ONE_SERVER}",
         Reply(200, {"server": examples.OPS_SERVER}),
         body={"placement": examples.PLACEMENT},
-        refusals=(errors.NodeNotFound, errors.ServerOnLiveNode, errors.ServerBusy),
+        refusals=(errors.ServerNotFound, errors.NodeNotFound, errors.ServerOnLiveNode, errors.ServerBusy),
     )
     async def ops_declare_server(self, request: web.Request, _: Token) -> web.Response:
         """Declare a server.

@@ -20,6 +20,7 @@ from worker.store.access.tokens import Permission
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import Job
 
+FULL = (errors.StoreNearlyFull, errors.TooManyDryRuns)
 CHECK_POLLS, CHECK_POLL_SECONDS = 100, 0.05  # a node's checks take 0.02 s for two disks, once it has no other job
 
 SNAPSHOTS = f"{API}snapshots/"
@@ -81,7 +82,7 @@ class SnapshotCalls:
         Reply(202, {"waits": examples.CHECK_WAITS}, DRY_RUN_WAITS, headers=JOB_HEADERS, links=(FOLLOW,)),
         query=DryRunQuery,
         body={"before_update": examples.CREATE},
-        refusals=(errors.ServerNotFound, errors.SnapshotLimitReached, errors.NameTaken, *TO_CHANGE),
+        refusals=(errors.ServerNotFound, errors.SnapshotLimitReached, errors.NameTaken, *FULL, *TO_CHANGE),
         permission=Permission.SNAPSHOTS_CREATE,
     )
     async def create_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
@@ -172,7 +173,7 @@ class SnapshotCalls:
         ),
         Reply(202, {"waits": examples.CHECK_RESTORE_WAITS}, DRY_RUN_WAITS, headers=JOB_HEADERS, links=(FOLLOW,)),
         query=RestoreQuery,
-        refusals=(errors.SnapshotNotFound, errors.SnapshotNotReady, *TO_CHANGE),
+        refusals=(errors.SnapshotNotFound, errors.SnapshotNotReady, *FULL, *TO_CHANGE),
         permission=Permission.SNAPSHOTS_RESTORE,
     )
     async def restore_snapshot(self, request: web.Request, caller: Caller) -> web.Response:

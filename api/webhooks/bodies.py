@@ -115,7 +115,7 @@ class Delivery(Open):
         Field(
             description=(
                 "of the last attempt: `bad_status`, `timeout`, `connection_failed`, `tls_failed`, `name_not_found`,"
-                " `address_refused`; more may be added"
+                " `address_refused`, or `too_many_waiting`: given up, as one of too many; more may be added"
             )
         ),
     ]

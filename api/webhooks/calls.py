@@ -55,7 +55,7 @@ class WebhookCalls:
             ),
         ),
         body={"terminal": examples.CREATE},
-        refusals=(errors.WebhookLimitReached,),
+        refusals=(errors.WebhookLimitReached, errors.StoreNearlyFull),
     )
     async def create_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Create a webhook.
@@ -130,7 +130,7 @@ class WebhookCalls:
     @call(
         f"POST {ONE_WEBHOOK}test/",
         Reply(202, {"waits": examples.TEST_WAITS}, "The delivery that was queued."),
-        refusals=(*NOT_FOUND, errors.WebhookNotReady),
+        refusals=(*NOT_FOUND, errors.WebhookNotReady, errors.StoreNearlyFull),
     )
     async def test_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Test a webhook.

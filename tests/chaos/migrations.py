@@ -55,6 +55,7 @@ async def _staged(folder: Path) -> AsyncIterator[tuple[Two, AcceptanceCell, Expe
                     (folder / f"{node.name}.log").write_text("".join(said))
                 if cell.api is not None:
                     await cell.api.stop()
+                await cell.gateway.stop()
     finally:
         await client.aclose(close_connection_pool=True)
         redis.kill()

@@ -338,7 +338,7 @@ class TestIdempotency:
         await api.cell.have([other], account=OTHERS)
         await api.cell.have([SERVER])
         assert (await api.call("POST", body=ONCE, headers=KEY)).status == 201
-        (key,) = [key async for key in api.cell.redis.scan_iter("idempotency:*")]
+        (key,) = [key async for key in api.cell.redis.scan_iter(_type="string", match="idempotency:*")]
         assert 86_000 < await api.cell.redis.ttl(key) <= 86_400
 
         stranger = await api.new_token(account=OTHERS)

@@ -15,6 +15,8 @@ CLOSED = {
     "SnapshotStatus": ["in_progress", "completed", "failed"],
     "JobState": ["queued", "in_progress", "completed", "failed"],
     "Health.status": "ok",
+    "Readiness.status": "ok",
+    "Readiness.reads": True,
     "RestoreStarted.status": "success",
     # the names of a stream's events; a reader ignores others
     "JobChanged.event": "job",

@@ -241,3 +241,29 @@ class TestAudit:
         await api.cell.redis.set(STREAM, "in the way")
         assert (await api.create()).status == 201
         assert "audit.failed" in capsys.readouterr().out
+
+
+class TestBudgetOfTheAuditLog:
+    @pytest.fixture
+    async def api(self, cell: Cell) -> AsyncIterator[FrontEnd]:
+        async with serving(cell, audit_entries_per_hour=3) as front_end:
+            yield front_end
+
+    async def test_calls_that_start_no_job_are_left_out_beyond_it_and_the_log_says_so(self, api: FrontEnd) -> None:
+        other = await api.new_token()
+        for _ in range(3):
+            (await api.call("DELETE", f"{SNAPSHOTS}1/")).refused(404, "snapshot_not_found")
+        for _ in range(3):
+            await api.call("DELETE", f"{SNAPSHOTS}2/")
+            await api.call("POST", f"{SNAPSHOTS}?dry_run=true", body={"server_id": 4, "name": "x"})
+        (await api.call("DELETE", f"{SNAPSHOTS}3/", token=other)).refused(404, "snapshot_not_found")
+        found = await entries(api.cell)
+        paths = [entry.fields["path"] for entry in found]
+        assert paths == [f"{SNAPSHOTS}1/"] * 3 + [f"{SNAPSHOTS}3/"]
+        assert ["program's log" in entry.fields.get("reason", "") for entry in found] == [False, False, True, False]
+
+    async def test_a_job_is_always_in_it(self, api: FrontEnd) -> None:
+        for _ in range(5):
+            await api.call("DELETE", f"{SNAPSHOTS}1/")
+        assert (await api.create()).status == 201
+        assert [entry.fields["method"] for entry in await entries(api.cell)] == ["DELETE"] * 3 + ["POST"]

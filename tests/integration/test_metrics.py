@@ -34,7 +34,7 @@ from worker.store.redis_client import RedisSettings, connect
 
 BOUNDED = {
     *("kind", "outcome", "code", "step", "finding", "pool", "event", "level", "error"),
-    *("method", "route", "status", "result", "node", "state", "le", "version", "python"),
+    *("method", "route", "status", "result", "node", "state", "le", "version", "python", "clock"),
 }
 
 
@@ -75,6 +75,7 @@ async def test_a_run_of_jobs_can_be_read_from_both_programs(
     assert value(found, "node_queued_jobs", node="node-1") == 0
     assert value(found, "cell_jobs", state="queued") == value(found, "cell_jobs", state="in_progress") == 0
     assert value(found, "cell_servers") == 3
+    assert value(found, "cell_store_memory_bytes") > value(found, "cell_store_memory_limit_bytes") == 0
     assert value(found, "http_problems_total", code="token_invalid") == 1
     asked = {"method": "POST", "route": "/api/v1/snapshots/{snapshot_id}/restore/", "status": "2xx"}
     assert value(found, "http_request_duration_seconds_count", **asked) == 1

@@ -139,7 +139,7 @@ async def test_a_dry_run_is_no_later_job_and_many_of_them_end_the_search(desk: D
     await desk.api.cell.node.begin(JobId(one["job_id"]))
     await desk.api.cell.node.finish(JobId(one["job_id"]), FAILED)
     for _ in range(200):
-        await check()
+        await desk.done(await check())
     assert "later job" in await desk.refused(JobId(one["job_id"]))
 
 

@@ -63,9 +63,9 @@ async def test_both_programs_tell_prometheus_of_themselves(service: Service) -> 
     assert value(front_end, "http_request_duration_seconds_count", **route) == 1
     assert value(worker, "jobs_total", kind="create", outcome="completed") == 1
     assert value(worker, "lease_held") == 1
-    for program in (front_end, worker):
-        assert value(program, "redis_up") == 1
-        assert value(program, "redis_command_duration_seconds_count") > 0
+    for program, reached, call in ((front_end, "redis", "redis_command"), (worker, "gateway", "gateway_request")):
+        assert value(program, f"{reached}_up") == 1
+        assert value(program, f"{call}_duration_seconds_count") > 0
         assert ("process_resident_memory_bytes", frozenset()) in program
 
 

@@ -1,5 +1,6 @@
 """What a caller's trace is handed on by, whatever becomes of the job, also where nothing is exported."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -8,19 +9,20 @@ from api.gateway.scheduler import Scheduler
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from worker.program import tracing
 from worker.store.chores.chores import Chores
-from worker.store.model import Failure, Job, JobId, JobState, SnapshotId, SnapshotStatus
+from worker.store.model import Failure, Job, JobId, JobKind, JobState, SnapshotId, SnapshotStatus
 from worker.store.outcome import Outcome
 from worker.store.schedules.schedules import Schedules, ScheduleSpec
 
 FIRST, SECOND = (f"00-4bf92f3577b34da6a3ce929d0e0e4736-{span}-01" for span in ("00f067aa0ba902b7", "53995c3f42cd8ad8"))
-DONE = Outcome(state=JobState.COMPLETED, snapshot_status=SnapshotStatus.COMPLETED, size_mb=1, undoable_seconds=60)
+DONE = Outcome(state=JobState.COMPLETED, snapshot_status=SnapshotStatus.COMPLETED, size_mb=1)
 BROKEN = Outcome(state=JobState.FAILED, failure=Failure(code="disk_failed", detail="vdb"))
 
 
 async def do(cell: Cell, job_id: JobId, outcome: Outcome = DONE) -> Job:
     """The job as the node gets it."""
     job = await cell.node.begin(job_id)
-    await cell.node.finish(job_id, outcome)
+    can_be_undone = job.kind in {JobKind.RESTORE, JobKind.UNDO} and outcome is DONE
+    await cell.node.finish(job_id, replace(outcome, undoable_seconds=60 if can_be_undone else None))
     return job
 
 

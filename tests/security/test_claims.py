@@ -10,6 +10,8 @@ import pytest
 from tests.integration.conftest import ACCOUNT, SERVER
 from tests.integration.front_end import DONE
 from tests.security.conftest import ITS_SERVER, Hostile
+from worker.store.bounds import Bounds
+from worker.store.chores.chores import Chores
 from worker.store.model import Failure, Job, JobId, JobKind, JobState, Snapshot, SnapshotId, SnapshotStatus, Step
 from worker.store.nodes.node_store import BeginRefused, BegunJob, ClaimRefused, LeaseLost, PublishedSnapshot
 from worker.store.outcome import Outcome
@@ -186,6 +188,7 @@ async def test_a_node_learns_nothing_of_a_snapshot_of_another_server(hostile: Ho
 
 
 async def test_jobs_that_a_node_adds_are_bounded(hostile: Hostile) -> None:
+    await Chores(hostile.cell.redis).keep_bounds(Bounds(jobs_per_server=1000))  # else the ended ones go before
     for _ in range(130):
         await hostile.node.publish(ITS_SERVER, [], [begun(5, job_id=JobId(uuid4().hex))])
     jobs = f"account:66:jobs:server:{ITS_SERVER}:in_progress"

@@ -112,6 +112,20 @@ def test_a_newer_safety_snapshot_makes_the_servers_older_one_due(opened: Callabl
     assert journal.due_safety_tags() == []
 
 
+def test_what_was_due_before_tags_had_an_age_is_due(opened: Callable[[], Journal], path: Path) -> None:
+    journal = opened()
+    journal.track_safety_tag(TASK.server_id, "vps-safety-replaced", kept_seconds=0)
+    journal.begin(TASK, Step.PREFLIGHT)
+    journal.track_safety_tag(TASK.server_id, "vps-safety-newest", kept_seconds=3600)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("ALTER TABLE spare_tags DROP COLUMN left_seconds")
+
+    journal = opened()
+    journal.age_safety_tags(30)
+
+    assert [safety.tag for safety in journal.due_safety_tags()] == ["vps-safety-replaced"]
+
+
 @pytest.mark.parametrize("facts", ['{"was_running": true}', '{"was_running": true, "found_out_later": {"a": 1}}'])
 def test_what_an_older_or_a_newer_version_knew_of_a_job_can_be_read(
     opened: Callable[[], Journal], tmp_path: Path, facts: str

@@ -29,7 +29,9 @@ Row = TypeVar("Row")
 Found = TypeVar("Found")
 TOLD_AGAIN_SECONDS = 600.0  # until an unreadable record that is met again is put into the operators' list anew
 TOLD_MOST = 1000  # unreadable records that a process remembers
-_UNREADABLE = re.compile(r"UNREADABLE (?P<kind>token:[a-z]+(?=:)|[a-z]+)")  # as `shared/records.lua` ends a script
+_UNREADABLE = re.compile(  # as `shared/records.lua` ends a script, and what Redis adds
+    r"UNREADABLE (?P<key>(?P<kind>token:[a-z]+(?=:)|[a-z]+)\S*) (?P<reason>.*?)(?: script: .*)?", re.DOTALL
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ def redis_answers(*, changing: bool = True) -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
-        if unreadable := _UNREADABLE.match(str(error)):
+        if unreadable := _UNREADABLE.fullmatch(str(error)):
             raise errors.RecordUnreadable.of(kind=unreadable["kind"]) from error
         if script_broke(error):
             log.exception("store.script_broke")
@@ -192,7 +194,16 @@ class Scripts:
     async def _run(self, name: str, ask: Mapping[str, Any]) -> Any:
         if name not in self._loaded:
             self._loaded[name] = self._redis.register_script(scripts.text(name))
-        return await self._loaded[name](args=[json.dumps(ask)])
+        try:
+            left_out, *answer = await self._loaded[name](args=[json.dumps(ask)])
+        except ResponseError as error:
+            if ended := _UNREADABLE.fullmatch(str(error)):
+                await self._tell_unreadable([Unreadable(key=ended["key"], reason=ended["reason"])])
+            raise
+        await self._tell_unreadable(
+            Unreadable(key=records.text(key), reason=records.text(why)) for key, why in left_out
+        )
+        return answer[0] if answer else None
 
     async def _find(
         self, what: str, key: int | str, account_id: AccountId, refused: type[errors.Refused], **more: int

@@ -218,6 +218,25 @@ class TooManyStreams(Refused):
     text = "Too many event streams are open. Close one first."
 
 
+class TooManyDryRuns(Refused):
+    """The account has as many dry runs that have not ended as it may have."""
+
+    code = "too_many_dry_runs"
+    text = "The account has reached the limit of {0} dry runs at a time. Wait until one has ended."
+
+
+class TokenLimitReached(Refused):
+    code = "token_limit_reached"
+    text = "The account has reached the limit of {0} tokens. Revoke one first."
+
+
+class StoreNearlyFull(Refused):
+    """Redis is short of memory: what can wait is refused, so that deletes and the ends of jobs still have room."""
+
+    code = "store_nearly_full"
+    text = "The service's data store is nearly full, so it accepts no request of this kind now. Nothing was changed."
+
+
 class NodeUnavailable(Refused):
     """The server's node has been silent for too long."""
 

@@ -1,28 +1,37 @@
 """The Lua scripts, each atomic in Redis, and the modules that they include.
 
-The first line of a script or of a module may name modules of `shared/`: `-- include: clock, records`. The module
-`states` is generated from `worker/store/model.py`, so that states, kinds and steps are defined once.
+The first lines of a script or of a module may name modules of `shared/`: `-- include: clock, records`. The module
+`states` is generated from `worker/store/model.py` and `worker/store/bounds.py`, so that what they say is defined once.
 
-A script with the line `-- Only reads.` writes nothing but the list of unreadable records, by the guard. One with
-`-- Only reads and notes.` writes only what it can do without, by the module `notes`. Both work while Redis refuses
-writes, and may be run again. Neither has Redis's flag `no-writes`: it would keep the guard from telling operators.
+Redis lets a script with the line `-- Only reads.` write nothing. One with `-- Only reads and notes.` writes only what
+it can do without, by the module `notes`. Both work while Redis refuses writes, and may be run again.
+
+Each script runs behind `shared/guard.lua`, and Redis's reply is {what could not be read: {{key, why}, ...}, answer}.
 """
 
 import json
 import re
 from functools import cache
 from importlib.resources import files
+from itertools import takewhile
 
+from worker.store.bounds import FULL_FROM, Bounds
 from worker.store.model import MAY_FOLLOW, STEPS, JobKind
 
-_INCLUDE = re.compile(r"-- include: ([a-z_, ]+)\n")
-_ONLY_READS = re.compile(r"^-- Only reads(?: and notes)?\.$", re.MULTILINE)
+GUARD = "shared/guard"
+_INCLUDE = "-- include: "
+_ONLY_READS = re.compile(r"^-- Only reads( and notes)?\.$", re.MULTILINE)
 
 
 @cache
 def text(name: str) -> str:
-    """The script `name` ("customers/admit"), preceded by its modules."""
-    return linked(source(name))
+    """The script `name` ("customers/admit"), as Redis runs it."""
+    script = source(name)
+    found = _ONLY_READS.search(script)
+    flags = "#!lua flags=no-writes\n" if found and not found[1] else ""
+    return (
+        f"{flags}{source(GUARD)}local function script()\n{_modules(script)}{script}end\nreturn {{left_out, script()}}\n"
+    )
 
 
 @cache
@@ -32,8 +41,12 @@ def only_reads(name: str) -> bool:
 
 
 def linked(script: str) -> str:
-    """A script, preceded by the guard against bad records and by the modules that its first line includes, each once
-    and after those that it needs."""
+    """A script, preceded by the guard and its modules. It answers without what could not be read."""
+    return source(GUARD) + _modules(script) + script
+
+
+def _modules(script: str) -> str:
+    """The modules that the first lines of a script include, each once and after those that it needs."""
     modules: dict[str, str] = {}
 
     def add(module: str) -> None:
@@ -45,7 +58,7 @@ def linked(script: str) -> str:
 
     for module in includes(script):
         add(module)
-    return source("shared/guard") + "".join(modules.values()) + script
+    return "".join(modules.values())
 
 
 def source(name: str) -> str:
@@ -54,12 +67,13 @@ def source(name: str) -> str:
         table = {state: dict.fromkeys(followers, True) for state, followers in MAY_FOLLOW.items()}
         only_look = {kind: True for kind in JobKind if kind.only_looks}
         steps_of = {kind: dict.fromkeys(steps, True) for kind, steps in STEPS.items()}
-        tables = {"MAY_FOLLOW": table, "ONLY_LOOKS": only_look, "STEPS_OF": steps_of}
+        tables: dict[str, object] = {"MAY_FOLLOW": table, "ONLY_LOOKS": only_look, "STEPS_OF": steps_of}
+        tables |= {"BOUNDS": Bounds().model_dump(), "FULL_FROM": FULL_FROM}
         return "".join(f"local {name} = cjson.decode('{json.dumps(held)}')\n" for name, held in tables.items())
     return (files(__package__) / f"{name}.lua").read_text()
 
 
 def includes(lua: str) -> list[str]:
-    """The modules that the first line names."""
-    named = _INCLUDE.match(lua)
-    return named[1].split(", ") if named else []
+    """The modules that the first lines name."""
+    lines = takewhile(lambda line: line.startswith(_INCLUDE), lua.splitlines())
+    return [module for line in lines for module in line.removeprefix(_INCLUDE).split(", ")]

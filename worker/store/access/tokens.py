@@ -178,7 +178,8 @@ class Tokens(Scripts):
     ) -> NewToken:
         """Create a token that expires after `lifetime` (None: never); Redis then deletes it. Repeated with the same
         `idempotency`, it returns the same token, although its secret is not stored: the secret is derived from `seed`,
-        which only the caller has, and a salt that is kept for a day. Raises IdempotencyKeyReused."""
+        which only the caller has, and a salt that is kept for a day. Raises IdempotencyKeyReused or
+        TokenLimitReached."""
         created_at = datetime.now(UTC).replace(microsecond=0)
         token = Token(
             id=secrets.token_hex(6),

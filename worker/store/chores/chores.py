@@ -10,6 +10,7 @@ from arq.connections import ArqRedis
 
 from worker.store import errors, records
 from worker.store.arq_queue import queue_parameters
+from worker.store.bounds import Bounds
 from worker.store.calls import Scripts
 from worker.store.model import (
     NODE_SILENT_SECONDS,
@@ -97,6 +98,12 @@ class Chores(Scripts):
         ask = {"kept_ms": FAILED_SNAPSHOT_KEPT_SECONDS * 1000, "limit": BATCH}
         forgotten: int = await self._call("chores/forget_failed", ask)
         return forgotten
+
+    async def keep_bounds(self, bounds: Bounds) -> None:
+        """Store the bounds of accounts for all scripts, and delete the dry runs that ended an hour ago."""
+        ask = {"bounds": bounds.model_dump(), "limit": BATCH}
+        while await self._call("chores/keep_bounds", ask) == BATCH:
+            pass
 
     async def expire(self) -> int:
         """Retire the expired snapshots of any node; returns their number."""

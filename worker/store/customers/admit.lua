@@ -1,4 +1,5 @@
 -- include: clock, records, states, nodes, show, enqueue, snapshots, last_id, retention, removal, schedules, idempotency
+-- include: room
 -- Admit a create, restore, delete or undo: write everything, or refuse it and write nothing. A dry run is decided in
 -- the same way, but its job holds no server and makes no snapshot. A scheduled create deletes older snapshots if it
 -- must.
@@ -63,6 +64,8 @@ local function create()
   if namesake then
     return {'refused', 'name_taken', namesake, redis.call('HGET', 'snapshot:' .. namesake, 'created_ms')}
   end
+  refused = refuse_if_full('new')
+  if refused then return refused end
 
   if ask.dry_run then
     return admit(server_id, server, '0', {name = ask.name, description = '', created_ms = tostring(now_ms())})
@@ -131,6 +134,7 @@ local function run_schedule()
   end
   local answer = create()
   local passes = answer[2] == 'server_busy' or answer[2] == 'node_unavailable' or answer[2] == 'server_not_ready'
+    or answer[2] == 'store_nearly_full'
   local next_ms = ask.schedule.next_ms
   local again_ms = passes and math.min(now_ms() + ask.schedule.retry_ms, next_ms) or next_ms
   redis.call('ZADD', 'schedules:due', again_ms, id)
@@ -166,7 +170,7 @@ end
 
 local function decide()
   if ask.schedule then return run_schedule() end
-  local refused = ask.retries and refuse_retry()
+  local refused = ask.retries and refuse_retry() or ask.dry_run and refuse_dry_run(ask.account)
   if refused then return refused end
   if ask.kind == 'create' then return create() end
   if ask.kind == 'undo' then return undo() end

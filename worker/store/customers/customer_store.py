@@ -5,7 +5,7 @@ or refuses the request and changes nothing. Every error of Redis becomes `StoreU
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NotRequired, TypedDict, Unpack
@@ -73,6 +73,20 @@ class SnapshotFilter:
     created_before: datetime | None = None
     sort: str = "-created_at"  # a field of the snapshot, with "-" in front for descending order
 
+    @property
+    def field(self) -> str:
+        """The field to sort by."""
+        return self.sort.removeprefix("-")
+
+    @property
+    def descending(self) -> bool:
+        return self.sort.startswith("-")
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether the list in Redis has this order, and all of its entries between two times match."""
+        return self.field == "created_at" and self.status is None and self.name is None
+
     def for_script(self) -> dict[str, str]:
         return given(
             server=self.server_id,
@@ -80,7 +94,6 @@ class SnapshotFilter:
             name=self.name,
             from_ms=self.created_from and records.milliseconds(self.created_from),
             before_ms=self.created_before and records.milliseconds(self.created_before),
-            sort=self.sort,
         )
 
 
@@ -207,8 +220,14 @@ class CustomerStore(Scripts):
         self, *, account_id: AccountId, wanted: SnapshotFilter = EVERY, offset: int, limit: int
     ) -> Page[Snapshot]:
         """An account's snapshots. Another account's server has none. Raises StoreUnavailable."""
-        ask = {"account": str(account_id), **wanted.for_script(), "offset": offset, "limit": limit}
-        count, *rows = await self._call("customers/list_snapshots", ask)
+        ask: dict[str, Any] = {"account": str(account_id), **wanted.for_script()}
+        if wanted.is_in_order:
+            ask |= {"descending": wanted.descending, "offset": offset, "limit": limit}
+            count, *rows = await self._call("customers/list_snapshots", ask)
+        else:
+            found = await self._matching(ask, wanted)
+            count, ids = len(found), found[offset : offset + limit]
+            rows = await self._call("customers/show_snapshots", {"account": str(account_id), "ids": ids}) if ids else []
         return Page(count=count, results=await self._many(_snapshot, rows, kind="snapshot"))
 
     async def job(self, *, account_id: AccountId, job_id: JobId) -> Job:
@@ -233,6 +252,24 @@ class CustomerStore(Scripts):
 
     async def _shown(self, shown: list[Any]) -> Job:
         return await self._one(shown_job, shown, kind="job")
+
+    async def _matching(self, ask: dict[str, Any], wanted: SnapshotFilter) -> list[str]:
+        """The IDs of the snapshots that match, in order. The list is read in parts, to bound how long each call blocks
+        Redis."""
+        found: list[list[bytes]] = []
+        while True:
+            after, *part = await self._call("customers/find_snapshots", ask)
+            found += part
+            if not after:
+                break
+            ask = ask | {"after": [item.decode() for item in after]}
+        keys: dict[str, Callable[[list[bytes]], bytes | int]] = {
+            "created_at": lambda _: 0,  # as found
+            "name": lambda one: one[1],
+            "size_mb": lambda one: int(one[2]),
+        }
+        places = sorted(range(len(found)), key=lambda n: (keys[wanted.field](found[n]), n), reverse=wanted.descending)
+        return [found[n][0].decode() for n in places]
 
     async def _job(
         self, kind: JobKind, target: ServerId | SnapshotId | JobId, request: Request, **more: str | bool

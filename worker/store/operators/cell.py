@@ -6,6 +6,7 @@ from typing import Any
 
 from worker.store import records
 from worker.store.calls import Scripts
+from worker.store.operators.memory import Memory, memory_of
 
 NEVER = 1 << 50  # a period after any other: no counts are read
 PAGE = 200  # nodes per script call
@@ -39,6 +40,7 @@ class CellNumbers:
     with_findings: int  # servers
     webhooks_due: int
     unreadable: int  # records
+    memory: Memory
     nodes: tuple[NodeNumbers, ...]
 
 
@@ -59,6 +61,7 @@ class Cell(Scripts):
             with_findings=findings,
             webhooks_due=webhooks,
             unreadable=unreadable,
+            memory=await memory_of(self._redis),
             nodes=tuple([node for node in await self._all_nodes() if not node.gone]),
         )
 

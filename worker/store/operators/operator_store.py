@@ -18,6 +18,7 @@ from worker.store.calls import Cursor, CursorPage, Idempotency, Scripts, accepte
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.model import NODE_SILENT_SECONDS, AccountId, Job, JobId, JobKind, JobState, ServerId
 from worker.store.operators import records as ops_records
+from worker.store.operators.memory import Memory, memory_of
 from worker.store.operators.overview import Counted, Overview, overview
 from worker.store.operators.records import (
     AuditEntry,
@@ -78,6 +79,9 @@ class OperatorStore(Scripts):
         ask = {"silent_ms": self._silent_ms, "since": self._counted.last}
         answer = await self._call("operators/overview", ask)
         return await self._read(lambda: overview(answer, self._counted))
+
+    async def memory(self) -> Memory:
+        return await memory_of(self._redis)
 
     # --- jobs ---
 

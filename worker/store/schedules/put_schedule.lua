@@ -1,4 +1,4 @@
--- include: clock, records, schedules, idempotency
+-- include: clock, records, schedules, idempotency, room
 -- Create or change a schedule.
 -- ask: {account, id, server (only to create), most, fields: {field: text}, due_ms ('': disabled; missing:
 -- unchanged), idempotency (see `replay`)}
@@ -14,6 +14,8 @@ local function put()
     local all = 'account:' .. ask.account .. ':schedules'
     local of_server = all .. ':server:' .. ask.server
     if redis.call('ZCARD', of_server) >= ask.most then return {'refused', 'schedule_limit_reached'} end
+    local refused = refuse_if_full('new')
+    if refused then return refused end
     local now = now_ms()
     redis.call('ZADD', all, now, ask.id)
     redis.call('ZADD', of_server, now, ask.id)

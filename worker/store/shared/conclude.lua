@@ -1,4 +1,4 @@
--- include: clock, records, states, job_lists, queue, transitions, stats, snapshots, retention, removal, events
+-- include: clock, records, states, job_lists, queue, transitions, stats, snapshots, retention, removal, events, kept
 -- The end of a job.
 
 -- snapshot: its record, which is in progress, or completed where a node has just lost it.
@@ -10,6 +10,7 @@ local function settle_create(id, snapshot, result, now)
   if result.snapshot_status == 'failed' then
     free_slot(id, snapshot) -- it stays listed, but the customer may retry at once
     redis.call('ZADD', 'snapshots:failed', now, id)
+    if snapshot.status == 'in_progress' then keep_failure(id, snapshot) end -- else a node has lost it
   end
 end
 
@@ -57,7 +58,6 @@ local function conclude(job_id, job, result)
   redis.call('HSET', 'job:' .. job_id, 'finished_ms', now, 'failure_code', result.failure_code,
     'failure_detail', result.failure_detail, 'stranded', result.stranded, 'downtime_seconds', result.downtime_seconds)
   keep_notes(job_id, job, result)
-  redis.call('PEXPIRE', 'job:' .. job_id, result.kept_ms)
   redis.call('ZREM', 'jobs:waiting', job_id)
   count_end(job, result, now)
   list_failure(job_id, job, result, now)
@@ -89,4 +89,5 @@ local function conclude(job_id, job, result)
     redis.call('LTRIM', durations, 0, 19)
   end
   tell(job_id, job, result.note_codes)
+  keep_job(job_id, job, result.kept_ms) -- last: it reads what the server's record refers to
 end

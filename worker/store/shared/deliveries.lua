@@ -1,8 +1,9 @@
--- include: clock, records, queue, show
+-- include: clock, records, queue, show, bounds
 -- Deliveries to webhooks.
 
 local DELIVERIES_KEPT_MS = 7 * 86400 * 1000
-local DELIVERIES_LISTED = 1000 -- of a webhook
+local DELIVERIES_LISTED = 1000 -- of a webhook; also the most that wait
+local GIVEN_UP_AT_ONCE = 20
 
 -- Whether a delivery is the webhook's. One of an earlier version does not say whose it is.
 local function is_delivery_of(id, delivery_id)
@@ -22,6 +23,34 @@ local function line_up(id)
   wake('webhooks:wake')
 end
 
+local function waiting_of(account)
+  return 'account:' .. account .. ':deliveries'
+end
+
+-- Give up a delivery that waits: it stays in the webhook's log, without its message.
+local function give_up(delivery_id)
+  local delivery = 'delivery:' .. delivery_id
+  local id = redis.call('HGET', delivery, 'webhook')
+  if not id then return end -- it has expired
+  redis.call('ZREM', 'webhook:' .. id .. ':due', delivery_id)
+  if not redis.call('ZSCORE', 'webhook:' .. id .. ':log', delivery_id) then return redis.call('DEL', delivery) end
+  redis.call('HSET', delivery, 'next_ms', '', 'error', 'too_many_waiting')
+  redis.call('HDEL', delivery, 'job')
+end
+
+-- Count a delivery that waits, and give up the oldest ones of the account if there are too many.
+local function keep_waiting(account, delivery_id, now)
+  local waiting = waiting_of(account)
+  redis.call('ZADD', waiting, now, delivery_id)
+  redis.call('PEXPIRE', waiting, DELIVERIES_KEPT_MS)
+  local over = math.min(redis.call('ZCARD', waiting) - bound('deliveries_per_account'), GIVEN_UP_AT_ONCE)
+  if over <= 0 then return end
+  for _, old in ipairs(redis.call('ZRANGE', waiting, 0, over - 1)) do
+    give_up(old)
+    redis.call('ZREM', waiting, old)
+  end
+end
+
 -- Add a delivery to the webhook's log, and to its queue, where it stays until it is delivered or given up.
 local function post(id, delivery_id, delivery)
   local now, log, queue = now_ms(), 'webhook:' .. id .. ':log', 'webhook:' .. id .. ':due'
@@ -32,10 +61,12 @@ local function post(id, delivery_id, delivery)
   redis.call('ZADD', queue, now, delivery_id)
   for _, key in ipairs({'delivery:' .. delivery_id, log, queue}) do redis.call('PEXPIRE', key, DELIVERIES_KEPT_MS) end
   redis.call('ZREMRANGEBYSCORE', log, '-inf', now - DELIVERIES_KEPT_MS)
+  local account = redis.call('HGET', 'webhook:' .. id, 'account')
   for _, old in ipairs(redis.call('ZRANGE', log, 0, -DELIVERIES_LISTED - 1)) do
-    redis.call('ZREM', log, old)
-    if is_delivery_of(id, old) and not redis.call('ZSCORE', queue, old) then redis.call('DEL', 'delivery:' .. old) end
+    for _, list in ipairs({log, queue, waiting_of(account)}) do redis.call('ZREM', list, old) end
+    if is_delivery_of(id, old) then redis.call('DEL', 'delivery:' .. old) end
   end
+  keep_waiting(account, delivery_id, now)
   line_up(id)
 end
 

@@ -1,4 +1,4 @@
--- include: clock, records, states, job_lists, queue, events
+-- include: clock, records, states, job_lists, queue, events, kept
 -- A new job.
 
 -- Write the job's record, hold its server (not for a dry run), add it to the node's queue and wake the node.
@@ -7,7 +7,12 @@ local function enqueue(job_id, job, queue)
   job.v, job.state, job.queued_ms, job.attempts = '1', 'queued', tostring(now), '0'
   write('job:' .. job_id, job)
   list_job(job_id, job)
-  if not ONLY_LOOKS[job.kind] then redis.call('HSET', 'server:' .. job.server, 'job', job_id) end
+  if ONLY_LOOKS[job.kind] then
+    redis.call('SADD', open_dry_runs(job.account), job_id)
+    redis.call('PEXPIRE', open_dry_runs(job.account), DRY_RUN_RECORD_MS)
+  else
+    redis.call('HSET', 'server:' .. job.server, 'job', job_id)
+  end
   redis.call('ZADD', 'jobs:waiting', now, job_id)
   -- arq's own record of the job. Its expiry is only a safety net: a job of a dead node fails long before.
   local payload = string.gsub(queue.payload, 'JOB_ID', job_id)

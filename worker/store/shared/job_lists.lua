@@ -3,13 +3,16 @@
 
 local JOBS_LISTED_MS = 31 * 86400 * 1000 -- a little longer than the record of a job that has ended
 local TRIMMED_MS = 3600 * 1000 -- between two trims of a list: each costs two writes, and a job is in ten lists
+local TRIMMED_AT_ONCE = 500
 
 local function put_into(lists, job_id, job)
   for _, key in ipairs(lists) do
     redis.call('ZADD', key, job.queued_ms, job_id)
     if redis.call('PTTL', key) < JOBS_LISTED_MS then -- it is new, or was not trimmed for an hour
-      redis.call('ZREMRANGEBYSCORE', key, '-inf', now_ms() - JOBS_LISTED_MS)
-      redis.call('PEXPIRE', key, JOBS_LISTED_MS + TRIMMED_MS)
+      local old = redis.call('ZCOUNT', key, '-inf', now_ms() - JOBS_LISTED_MS)
+      if old > 0 then redis.call('ZREMRANGEBYRANK', key, 0, math.min(old, TRIMMED_AT_ONCE) - 1) end
+      -- where more are left, the next job trims again
+      redis.call('PEXPIRE', key, JOBS_LISTED_MS + (old > TRIMMED_AT_ONCE and -1 or TRIMMED_MS))
     end
   end
 end

@@ -36,3 +36,16 @@ local function show_snapshot(id)
   local snapshot = read('snapshot:' .. id)
   return {id, redis.call('HGETALL', 'snapshot:' .. id), name_of(snapshot.server, snapshot.account)}
 end
+
+-- Whether a snapshot is in an account's list, or in that of its server: a list that is wrong shows nobody's data to
+-- another.
+local function is_listed(id, account, server)
+  local its_account, its_server = unpack(redis.call('HMGET', 'snapshot:' .. id, 'account', 'server'))
+  return its_account == account and its_server == (server or its_server)
+end
+
+-- The list of an account's snapshots, or of one of its servers; nil if the server is another account's.
+local function snapshots_of(account, server)
+  if not server then return 'account:' .. account .. ':snapshots' end
+  return redis.call('HGET', 'server:' .. server, 'account') == account and 'server:' .. server .. ':snapshots' or nil
+end

@@ -34,6 +34,7 @@ local function hide_snapshot(id, snapshot)
   redis.call('ZREM', 'server:' .. snapshot.server .. ':snapshots', id)
   free_slot(id, snapshot)
   redis.call('ZREM', 'snapshots:failed', id)
+  redis.call('ZREM', 'account:' .. snapshot.account .. ':snapshots:failed', id)
   redis.call('ZREM', 'snapshots:expiring', id)
 end
 

@@ -15,13 +15,15 @@ local function show(delivery_id)
   return one and {delivery_id, one.event, one.created_ms, one.attempts, job}
 end
 
-local function due(id)
+local function due(id, hook)
   local found, queue = {}, 'webhook:' .. id .. ':due'
   for _, delivery_id in ipairs(redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, ask.limit)) do
     local row = is_delivery_of(id, delivery_id) and attempt('delivery:' .. delivery_id, show, delivery_id) or nil
     found[#found + 1] = row
-    -- it has expired, can't be read, or is another webhook's
-    if not row then redis.call('ZREM', queue, delivery_id) end
+    if not row then -- it has expired, can't be read, or is another webhook's
+      redis.call('ZREM', queue, delivery_id)
+      redis.call('ZREM', waiting_of(hook.account), delivery_id)
+    end
   end
   return found
 end
@@ -70,7 +72,7 @@ for _ = 1, 10 do
   if not id then return nil end
   local key = 'webhook:' .. id
   local hook = look_up(key)
-  local deliveries = hook and hook.enabled == '1' and due(id) or {}
+  local deliveries = hook and hook.enabled == '1' and due(id, hook) or {}
   local signing = #deliveries > 0 and attempt(key, secrets, id)
   -- where nothing can sign the deliveries, they wait for another turn
   if #deliveries > 0 then redis.call('ZADD', 'webhooks:due', now + ask.lease_ms, id) else line_up(id) end

@@ -1,4 +1,4 @@
--- include: clock, records, deliveries, idempotency, show
+-- include: clock, records, deliveries, idempotency, show, room
 -- Create a webhook, change one, or give it a new secret.
 -- ask: {account, id, most (only to create), fields: {field: text}, secret, old_ms: how long the previous secret
 -- stays valid, idempotency (see `replay`)}
@@ -9,6 +9,8 @@ local key, all = 'webhook:' .. ask.id, 'account:' .. ask.account .. ':webhooks'
 local function put()
   if ask.most then
     if redis.call('ZCARD', all) >= ask.most then return {'refused', 'webhook_limit_reached'} end
+    local refused = refuse_if_full('new')
+    if refused then return refused end
     local now = now_ms()
     redis.call('ZADD', all, now, ask.id)
     ask.fields.v, ask.fields.account, ask.fields.created_ms = '1', ask.account, tostring(now)

@@ -1,4 +1,4 @@
--- include: records, deliveries, idempotency
+-- include: records, deliveries, idempotency, room
 -- Queue a test event for delivery.
 -- ask: {account, id, delivery_id, event, most, idempotency (see `replay`)}
 -- Answers {'admitted', {delivery id, {field, value, ...}}} or {'refused', code}.
@@ -10,6 +10,8 @@ local function test()
   if hook.enabled ~= '1' or redis.call('ZCARD', 'webhook:' .. ask.id .. ':due') >= ask.most then
     return {'refused', 'webhook_not_ready'}
   end
+  local refused = refuse_if_full('looks')
+  if refused then return refused end
   post(ask.id, ask.delivery_id, {event = ask.event})
   return {'admitted', {ask.delivery_id, redis.call('HGETALL', 'delivery:' .. ask.delivery_id)}}
 end

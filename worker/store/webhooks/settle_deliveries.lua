@@ -13,12 +13,14 @@ local function settle(result)
   if redis.call('EXISTS', delivery) == 0 then return end
   redis.call('HINCRBY', delivery, 'attempts', 1)
   redis.call('HSET', delivery, 'status', result.status, 'error', result.error)
-  if not result.delivered and result.retry_ms ~= '' then
+  -- one that was given up in the meantime is not retried: its message is gone
+  if not result.delivered and result.retry_ms ~= '' and redis.call('ZSCORE', queue, result.id) then
     redis.call('ZADD', queue, now + result.retry_ms, result.id)
     redis.call('HSET', delivery, 'next_ms', now + result.retry_ms)
     return
   end
   redis.call('ZREM', queue, result.id)
+  redis.call('ZREM', waiting_of(hook.account), result.id)
   redis.call('HSET', delivery, 'next_ms', '', 'delivered_ms', result.delivered and now or '')
   redis.call('HDEL', delivery, 'job')
   if not redis.call('ZSCORE', log, result.id) then redis.call('DEL', delivery) end
