@@ -1,8 +1,8 @@
 """Checks the chain of the audit log: whether entries are missing, changed or forged."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, TypeAlias
 
 from arq.connections import ArqRedis
 from redis.exceptions import ResponseError
@@ -14,6 +14,7 @@ from worker.store.calls import redis_answers
 AT_ONCE = 20_000  # entries that one call checks, about a second
 _BATCH = 500
 _FAULTS_MAX = 100  # the first ones tell the story
+_Entry: TypeAlias = tuple[bytes, dict[bytes, bytes]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,22 +107,31 @@ async def check(redis: ArqRedis, *, after: str | None = None, at_most: int = AT_
         head = await _Head.read(redis)
         walk = _Walk(first=head.first if after is None else None)
         if after is not None:
-            for entry_id, raw in reversed(await redis.xrevrange(STREAM, after, "-", count=_BATCH)):
+            for entry_id, raw in reversed(await _entries(redis.xrevrange(STREAM, after, "-", count=_BATCH))):
                 walk.look(entry_id, raw)
             walk = _Walk(first=None, number=walk.number, chain=walk.chain)
-        start = "-" if after is None else f"({after}"
+        walk.last = after or ""
         while walk.checked < at_most:
-            found = await redis.xrange(STREAM, start, "+", count=_BATCH)
+            found = await _entries(redis.xrange(STREAM, f"({walk.last}" if walk.last else "-", "+", count=_BATCH))
             for entry_id, raw in found:
                 walk.look(entry_id, raw)
             if len(found) < _BATCH:
-                return _ended(walk, head, after)
-            start = f"({walk.last}"
+                return _ended(walk, head)
     return _checked(walk, walk.last)
 
 
-def _ended(walk: _Walk, head: _Head, after: str | None) -> AuditCheck:
-    walk.last = walk.last or after or "0-0"
+async def _entries(reading: Awaitable[list[_Entry]]) -> list[_Entry]:
+    """None where the log holds another type of data: all of them are missing."""
+    try:
+        return await reading
+    except ResponseError as error:
+        if is_other_type(error):
+            return []
+        raise
+
+
+def _ended(walk: _Walk, head: _Head) -> AuditCheck:
+    walk.last = walk.last or "0-0"
     if not head.is_readable or (head.last is None and walk.number is not None):
         walk.fault("cut", HEAD_UNREADABLE)
     elif (walk.number or 0) < (head.last or 0):

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from worker.store import records
 from worker.store.calls import Scripts, reading, redis_answers
+from worker.store.unreadable import Unreadable
 
 OVERLAP = timedelta(minutes=10)  # how long the former credential is valid beside the new one
 PREFIX = "vpsnode_"  # so that a leaked one is found and its kind is known
@@ -88,7 +89,15 @@ class Credentials(Scripts):
         can't be read."""
         key = key_of(secret)
         found = await self._of([key]) if key else ()
-        return found[0] if found else None
+        if not found:
+            return None
+        # What its node's index does not lead to could not be revoked, and may be another node's.
+        index = f"node:{found[0].node}:credentials"
+        named = await self._unless_other_type(index, lambda: self._named(index, found[0].id), otherwise="")
+        if named == key:
+            return found[0]
+        await self._tell_unreadable([Unreadable(key=key, reason=f"{index} does not lead to it")])
+        return None
 
     async def all(self, node: str | None = None) -> list[Credential]:
         """The valid credentials of one node or of all nodes, by node, oldest first."""
@@ -98,6 +107,10 @@ class Credentials(Scripts):
         listed = await self._many(_keys, await self._hashes(indexes), kind="node", key_of=_key_of)
         valid = await self._of([key for keys in listed for key in keys])
         return sorted(valid, key=lambda credential: (credential.node, credential.created_at, credential.id))
+
+    async def _named(self, index: str, credential_id: str) -> str:
+        held = await self._redis.hget(index, credential_id)  # type: ignore[misc]  # typed for the blocking client too
+        return records.text(held or b"")
 
     async def _nodes(self) -> set[bytes]:
         nodes: set[bytes] = await self._redis.smembers("nodes:credentials")  # type: ignore[misc]  # typed for the blocking client too

@@ -23,7 +23,7 @@ end
 -- The stored answer, as {'replayed', ...}, if the request has a key and was answered before; else nil.
 local function replay(ask)
   if not ask.idempotency then return nil end
-  local key = answer_key(ask)
+  local key = answer_keys(ask)
   demand(key, 'string') -- to do it a second time would be worse than to refuse it
   local kept = redis.call('GET', key)
   if not kept then return nil end
