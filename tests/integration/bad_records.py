@@ -145,7 +145,7 @@ class World:
         return {one["key"] for one in findings["unreadable_records"]}
 
 
-async def _ended(node: NodeStore, job_id: JobId, outcome: Outcome) -> None:
+async def ended(node: NodeStore, job_id: JobId, outcome: Outcome) -> None:
     await node.begin(job_id)
     steps = (StepBegun(step=Step.PREFLIGHT, at=1.0, attempt=1),)
     await node.progress(job_id, Step.PREFLIGHT, JobReport(steps=steps, log=('{"event": "e"}',)))
@@ -162,11 +162,11 @@ async def _hosted(cell: Cell, number: int) -> Hosted:
     await node.publish(server, [], [])
     asked: Mapping[str, Any] = {"account_id": ACCOUNT, "server_id": server, "request_id": "r"}
     kept = await store.create(name="kept", description="d", **asked)
-    await _ended(node, kept.job.id, DONE)
+    await ended(node, kept.job.id, DONE)
     lost = await store.create(name="lost", description="d", **asked)
-    await _ended(node, lost.job.id, STRANDED)
+    await ended(node, lost.job.id, STRANDED)
     check, checked = [await store.check_create(name=name, **asked) for name in ("third", "fourth")]
-    await _ended(node, checked.id, DONE)
+    await ended(node, checked.id, DONE)
     spec = ScheduleSpec(name="nightly", when="daily", keep=2, expire_after=timedelta(days=1), enabled=True)
     schedule = await Schedules(cell.redis).create(account_id=ACCOUNT, server_id=server, spec=spec, idempotency=None)
     await node.tell_findings(server, [{"finding": "stray_tag", "tag": "vps-1", "at": "1"}])
@@ -302,7 +302,7 @@ async def _work_of(world: World, hosted: Hosted) -> None:
     await node.retry_deletes()
     held = await world.redis.hget(f"server:{server}", "job")
     if held is not None:
-        await _ended(node, JobId(held.decode()), DONE)
+        await ended(node, JobId(held.decode()), DONE)
 
 
 async def work_damaged(hosted: Hosted) -> None:

@@ -13,13 +13,17 @@ from uuid import uuid4
 import pytest
 from structlog.testing import capture_logs
 
-from tests.integration.bad_records import DAMAGES, LISTS, SINGLES, Hosted, World, made, work, work_damaged
+from tests.integration.bad_records import DAMAGES, LISTS, SINGLES, Hosted, World, ended, made, work, work_damaged
 from tests.integration.cli import Cli
 from tests.integration.conftest import ACCOUNT, Cell
 from tests.integration.test_keyspace import ROWS
+from tests.integration.test_ops_api import failed
 from worker.store.access.credentials import Credentials, key_of
-from worker.store.model import AccountId
+from worker.store.bounds import Bounds
+from worker.store.chores.chores import Chores
+from worker.store.model import AccountId, JobId
 from worker.store.operators.cell import Cell as CellStore
+from worker.store.operators.operator_store import OperatorStore
 
 # With "all", each damage of each field, and each key alone; else two of a field and several keys at once, by turns.
 ALL_WAYS = os.environ.get("BAD_RECORDS") == "all"
@@ -281,6 +285,39 @@ async def test_a_stranger_learns_nothing_of_a_damaged_record(world: World) -> No
         path = f"/api/v1/{kind}s/{record}/"
         (await world.api.call("GET", path)).refused(409, "record_unreadable")
         (await world.api.call("GET", path, token=stranger)).refused(404, f"{kind}_not_found")
+
+
+async def test_what_is_too_many_goes_although_some_of_it_cannot_be_read(world: World) -> None:
+    few = {name: 2 if name.startswith("failed") else 1 for name in Bounds.model_fields}
+    await Chores(world.redis).keep_bounds(Bounds(**few))
+    hosted = world.hosted[0]
+    for job in hosted.ids["job"]:
+        await world.damage(f"job:{job}", "state", b"some text")
+    await world.damage(f"snapshot:{hosted.ids['snapshot'][1]}", "created_ms", b"some text")
+    for number in range(3):
+        made = await world.api.call("POST", body={"server_id": hosted.server, "name": f"next-{number}"})
+        assert made.status == 201, made.raw
+        await ended(hosted.node, JobId(made.headers["X-Job-Id"]), failed("start_failed"))
+    counted = (await world.answered(f"api/v1/snapshots/?server_id={hosted.server}")).body["results"]
+    assert [one["name"] for one in counted] == ["next-2", "kept"]
+
+
+async def test_bounds_that_cannot_be_read_are_the_defaults(world: World) -> None:
+    for damage in (b"some text", b"-5", b"nan", b"9" * 30):
+        await world.redis.hset("bounds", mapping=dict.fromkeys(Bounds.model_fields, damage))
+        body = {"server_id": world.hosted[0].server, "name": "next"}
+        assert (await world.api.call("POST", "/api/v1/snapshots/?dry_run=true", body=body)).status == 202
+
+
+async def test_a_server_with_damaged_records_goes_to_another_account_and_node(world: World) -> None:
+    hosted, operators = world.hosted[0], OperatorStore(world.redis, world.api.cell.store)
+    await world.damage(f"snapshot:{hosted.ids['snapshot'][0]}", "created_ms", b"some text")
+    await operators.place(hosted.server, account_id=AccountId(78))
+    await world.damage(f"job:{hosted.ids['job'][0]}", "queued_ms", b"some text")
+    await world.redis.hset(f"server:{hosted.server}", mapping={"job": hosted.ids["job"][0], "missing": "1"})
+    await operators.place(hosted.server, node="n1")
+    record = await world.redis.hgetall(f"server:{hosted.server}")
+    assert (record[b"account"], record[b"node"], b"job" in record) == (b"78", b"n1", False)
 
 
 async def test_a_server_whose_job_is_gone_takes_the_next_one(world: World) -> None:
