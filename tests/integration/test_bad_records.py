@@ -21,9 +21,10 @@ from tests.integration.test_ops_api import failed
 from worker.store.access.credentials import Credentials, key_of
 from worker.store.bounds import Bounds
 from worker.store.chores.chores import Chores
-from worker.store.model import AccountId, JobId
+from worker.store.model import AccountId, JobId, WebhookId
 from worker.store.operators.cell import Cell as CellStore
 from worker.store.operators.operator_store import OperatorStore
+from worker.store.webhooks.webhooks import Webhooks
 
 # With "all", each damage of each field, and each key alone; else two of a field and several keys at once, by turns.
 ALL_WAYS = os.environ.get("BAD_RECORDS") == "all"
@@ -246,6 +247,18 @@ async def test_what_was_answered_before_and_cannot_be_read_is_not_done_again(wor
         again = await world.api.call("POST", "/api/v1/webhooks/", body=body, headers=key)
         again.refused(409, "record_unreadable")
     assert len((await world.api.call("GET", "/api/v1/webhooks/")).body["results"]) == 1
+
+
+async def test_a_waiting_process_is_woken_although_its_list_was_of_another_type(world: World) -> None:
+    hosted = world.hosted[0]
+    await world.redis.delete("webhooks:due")
+    await world.redis.set("webhooks:wake", "x")
+    await world.redis.set("arq:queue:n0:wake", "x")
+    made = await world.api.call("POST", body={"server_id": hosted.server, "name": "next"})
+    assert made.status == 201, made.raw
+    assert await world.redis.llen("arq:queue:n0:wake") == 1
+    await Webhooks(world.redis).test(account_id=ACCOUNT, webhook_id=WebhookId(world.webhooks[0]))
+    assert await world.redis.llen("webhooks:wake") == 1
 
 
 async def test_operators_are_told_the_key_on_every_way(world: World) -> None:
