@@ -49,7 +49,11 @@ DAMAGES: Mapping[str, bytes | None] = {
     "bytes": b"\xff\xfe\x00",
 }
 LISTS: Mapping[str, Sequence[str]] = {
-    "snapshot": ("snapshots/?page_size=500", "snapshots/?page_size=500&sort=-size_mb"),
+    "snapshot": (
+        "snapshots/?page_size=500",
+        "snapshots/?page_size=500&sort=-size_mb",
+        "snapshots/?page_size=500&sort=name",
+    ),
     "job": ("jobs/?page_size=500", "ops/jobs/?limit=500"),
     "schedule": ("schedules/?page_size=500",),
     "webhook": ("webhooks/",),
@@ -149,7 +153,7 @@ async def ended(node: NodeStore, job_id: JobId, outcome: Outcome) -> None:
     await node.begin(job_id)
     steps = (StepBegun(step=Step.PREFLIGHT, at=1.0, attempt=1),)
     await node.progress(job_id, Step.PREFLIGHT, JobReport(steps=steps, log=('{"event": "e"}',)))
-    await node.finish(job_id, outcome)
+    assert await node.finish(job_id, outcome) == "published"
 
 
 async def _hosted(cell: Cell, number: int) -> Hosted:

@@ -307,19 +307,22 @@ async def test_what_is_too_many_goes_although_some_of_it_cannot_be_read(world: W
     for job in hosted.ids["job"]:
         await world.damage(f"job:{job}", "state", b"some text")
     await world.damage(f"snapshot:{hosted.ids['snapshot'][1]}", "created_ms", b"some text")
-    for number in range(3):
-        made = await world.api.call("POST", body={"server_id": hosted.server, "name": f"next-{number}"})
+    await world.redis.lpush(f"idempotency:{ACCOUNT}:answers", "servers", b"\xff")
+    for number in range(6):
+        body, key = {"server_id": hosted.server, "name": f"next-{number}"}, {"Idempotency-Key": uuid4().hex}
+        made = await world.api.call("POST", body=body, headers=key)
         assert made.status == 201, made.raw
         await ended(hosted.node, JobId(made.headers["X-Job-Id"]), failed("start_failed"))
     counted = (await world.answered(f"api/v1/snapshots/?server_id={hosted.server}")).body["results"]
-    assert [one["name"] for one in counted] == ["next-2", "kept"]
+    assert [one["name"] for one in counted] == ["next-5", "kept"]
+    assert await world.redis.exists("servers")
 
 
 async def test_bounds_that_cannot_be_read_are_the_defaults(world: World) -> None:
     for damage in (b"some text", b"-5", b"nan", b"9" * 30):
         await world.redis.hset("bounds", mapping=dict.fromkeys(Bounds.model_fields, damage))
-        body = {"server_id": world.hosted[0].server, "name": "next"}
-        assert (await world.api.call("POST", "/api/v1/snapshots/?dry_run=true", body=body)).status == 202
+        check: Mapping[str, Any] = {"account_id": ACCOUNT, "server_id": world.hosted[0].server, "request_id": "r"}
+        await world.api.cell.store.check_create(name="next", **check)
 
 
 async def test_a_server_with_damaged_records_goes_to_another_account_and_node(world: World) -> None:
