@@ -29,7 +29,7 @@ from worker.store.webhooks.webhooks import Webhooks
 # With "all", each damage of each field, and each key alone; else two of a field and several keys at once, by turns.
 ALL_WAYS = os.environ.get("BAD_RECORDS") == "all"
 SERVERS = 25  # all but the last have one field damaged at a time
-KEYS_AT_ONCE = 1 if ALL_WAYS else 6
+KEYS_AT_ONCE = 1 if ALL_WAYS else 8
 
 
 @pytest.fixture
