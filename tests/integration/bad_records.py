@@ -188,7 +188,7 @@ async def _hosted(cell: Cell, number: int) -> Hosted:
         "server": [str(server)],
         "node": [f"n{number}"],
     }
-    secret = await Credentials(cell.redis).create(f"n{number}")
+    secret = (await Credentials(cell.redis).create(f"n{number}")).secret
     return Hosted(node=node, server=server, secret=secret, ids=ids)
 
 
