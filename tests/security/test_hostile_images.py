@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -549,6 +550,28 @@ async def test_a_child_that_writes_much_is_ended(tmp_path: Path) -> None:
     ended = await child.run(sys.executable, "-c", script, limits=FEW)
     assert ended.code != 0
     assert (tmp_path / "file").stat().st_size == 0
+
+
+async def test_a_child_that_complains_much_is_not_ended() -> None:
+    script = "import sys\nfor _ in range(500): sys.stderr.write('x' * 100000)"
+    ended = await child.run(sys.executable, "-c", script, limits=replace(FEW, cpu_seconds=60))
+    assert ended.code == 0
+    assert 0 < len(ended.err) < 1 << 20
+
+
+async def test_a_repair_that_reports_a_million_clusters_comes_to_its_end(tmp_path: Path) -> None:
+    """A change that was killed leaves as many leaks as the disk has clusters, and a repair writes a line for each."""
+    image = tmp_path / "image.qcow2"
+    qemu_img("create", "-f", "qcow2", "-o", "cluster_size=4k,preallocation=metadata", str(image), "3200M")
+    qemu_img("snapshot", "-c", "gone", str(image))
+    with image.open("r+b") as file:
+        file.seek(SNAPSHOTS)
+        file.write(bytes(4))
+    assert (await qcow2.damage(str(image))).leaks
+    await qcow2.repair(str(image))
+    left = await qcow2.damage(str(image))
+    assert not left.leaks
+    assert not left.corruptions
 
 
 async def test_a_child_that_says_much_is_ended() -> None:
