@@ -60,7 +60,7 @@ async def run(*command: str, limits: Limits, files: Sequence[int] = ()) -> Ended
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        pass_fds=(*files, *_inheritable()),
+        pass_fds=(*files, *_locks()),
         env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "1"},
     )
     ended = asyncio.get_running_loop().run_in_executor(_WAITING, _read_all, process)
@@ -109,14 +109,22 @@ def _may_drop() -> bool:
     return False
 
 
-def _inheritable() -> list[int]:
-    """The node's lock: the next worker waits until a child that outlives this process has exited."""
+def _locks() -> list[int]:
+    """The node's locks: the next worker waits until a child that outlives this process has exited.
+
+    Not every descriptor that can be inherited: libvirt opens some for a moment, and one that is closed before the child
+    starts would fail its start.
+    """
     found = []
     for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # the one that listed them
-            if int(name) not in {0, 1, 2} and os.get_inheritable(int(name)):
+        with suppress(OSError):  # closed meanwhile, as the one that listed them
+            if int(name) not in {0, 1, 2} and os.get_inheritable(int(name)) and _is_locked(name):
                 found.append(int(name))
     return found
+
+
+def _is_locked(descriptor: str) -> bool:
+    return " FLOCK " in Path(f"/proc/self/fdinfo/{descriptor}").read_text()
 
 
 def _read_all(process: subprocess.Popen[bytes]) -> Ended:

@@ -6,6 +6,7 @@ disk is refused in words before its server is stopped.
 
 import asyncio
 import ctypes
+import fcntl
 import os
 import resource
 import socket
@@ -624,8 +625,10 @@ def test_the_rights_of_the_workers_unit_are_enough(image: Path, without: str | N
 async def test_a_child_inherits_the_nodes_lock_and_no_other_file(tmp_path: Path) -> None:
     (tmp_path / "lock").touch()
     (tmp_path / "other").touch()
-    with (tmp_path / "lock").open() as lock, (tmp_path / "other").open():
-        os.set_inheritable(lock.fileno(), True)
+    with (tmp_path / "lock").open() as lock, (tmp_path / "other").open() as other:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for file in (lock, other):  # libvirt's own are for a moment: one that is closed then would fail the child
+            os.set_inheritable(file.fileno(), True)
         ended = await child.run("ls", "-l", "/proc/self/fd", limits=FEW)
     assert str(tmp_path / "lock") in ended.out
     assert str(tmp_path / "other") not in ended.out
