@@ -1,6 +1,5 @@
 """The command `credential`: create, rotate, revoke and list the credentials of nodes. It needs only Redis."""
 
-import re
 import sys
 from datetime import timedelta
 from typing import Annotated
@@ -11,15 +10,13 @@ from arq.connections import ArqRedis
 from api.gateway.settings import GatewaySettings
 from api.options import Config, Lifetime, fail, print_table, record, settings_of, span, with_redis
 from worker.store.access.audit import Audit
-from worker.store.access.credentials import OVERLAP, Credential, Credentials, NewCredential
-
-_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+from worker.store.access.credentials import NODE_NAME, OVERLAP, Credential, Credentials, NewCredential
 
 app = typer.Typer(no_args_is_help=True, help="Create, rotate, revoke and list the credentials of nodes.")
 
 
 def _node(text: str) -> str:
-    if not _NODE.fullmatch(text):
+    if not NODE_NAME.fullmatch(text):
         raise typer.BadParameter("a node's name: letters, digits, `.`, `_` and `-`, 63 at most")
     return text
 

@@ -20,6 +20,7 @@ from worker.inventory import Inventory
 from worker.journal import KEPT_FOR_A_PERSON, Journal
 from worker.procedures.disks import CLEANING_TRIES
 from worker.procedures.work import Policy, Task
+from worker.program.background import in_background
 from worker.publisher import Publisher
 from worker.reconcile import Reconciler
 from worker.runner import Limits, Runner
@@ -412,6 +413,21 @@ async def test_a_server_that_cannot_be_read_is_let_go_all_the_same(node: Node) -
     assert not node.hypervisor.server(SERVER).held
 
 
+async def test_a_server_that_could_not_be_let_go_after_its_job_is_within_seconds(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.reconcile.RECHECK_SECONDS", 0.01)
+    node.hypervisor.faults.fail(Effect.LET_GO, times=3)  # libvirt is away: at the job's end, and for two rechecks
+    async with in_background(node.reconciler.keep_reconciling()):
+        await node.create("a")
+
+        async def is_let_go() -> bool:
+            return not node.hypervisor.server(SERVER).held
+
+        await until_told(is_let_go)
+    assert not node.runner.still_held
+
+
 async def test_a_safety_snapshot_that_the_journal_lost_gets_its_usual_time(node: Node) -> None:
     await node.have_snapshot("vps-safety-abc", name="safety")
     await node.reconcile()
@@ -657,3 +673,15 @@ async def test_a_delete_that_keeps_failing_is_found_until_it_has_freed_the_space
 
     await node.runner.run(await node.cell.holder())
     assert await findings() == b""
+
+
+async def test_a_snapshot_that_the_store_cannot_read_is_left_as_it_is_and_the_others_are_compared(node: Node) -> None:
+    odd, gone = await node.create("odd"), await node.create("gone")
+    await node.cell.redis.hset(f"snapshot:{odd}", "status", "a new word")  # type: ignore[misc] # redis-py's types
+    await node.hypervisor.delete_snapshot(SERVER, f"vps-{gone}")
+    with capture_logs() as logs:
+        await node.reconcile()
+    assert [line["event"] for line in logs if line["event"].endswith((".broke", "put_off"))] == []
+    assert await node.tags() == {f"vps-{odd}"}
+    assert await node.listed() == {gone: SnapshotStatus.FAILED}
+    assert await node.cell.raw("HGET", f"snapshot:{odd}", "status") == b"a new word"

@@ -10,7 +10,8 @@ local index = 'node:' .. ask.node .. ':credentials'
 local function valid()
   local keys = {}
   for id, key in pairs(read(index) or {}) do
-    if redis.call('EXISTS', key) == 1 then keys[#keys + 1] = key else redis.call('HDEL', index, id) end
+    local is_valid = string.find(key, '^credential:') and redis.call('EXISTS', key) == 1
+    if is_valid then keys[#keys + 1] = key else redis.call('HDEL', index, id) end
   end
   return keys
 end

@@ -14,7 +14,11 @@ local function find(delivery_id)
   local one, values = {id = delivery_id}, redis.call('HMGET', 'delivery:' .. delivery_id, unpack(FIELDS))
   for i, field in ipairs(FIELDS) do one[field] = values[i] or '' end
   -- one of an earlier version does not say whose it is
-  if one.created_ms ~= '' and (one.webhook == '' or one.webhook == ask.id) then return one end
+  if one.created_ms == '' or one.webhook ~= '' and one.webhook ~= ask.id then return nil end
+  for _, field in ipairs({'attempts', 'created_ms'}) do
+    if not number(one[field]) then return unreadable('delivery:' .. delivery_id, field .. ' cannot be read') end
+  end
+  return one
 end
 
 -- Why a delivery can't be sent again: 'delivered' or 'gone'; nil: it can.
@@ -49,12 +53,12 @@ local function redeliver_one()
 end
 
 local function redeliver_all(hook)
-  local passed = now - (tonumber(hook.redelivered_ms) or 0)
+  local passed = now - (number(hook.redelivered_ms) or 0)
   if passed >= 0 and passed < ask.pause_ms then return {'refused', 'redelivered_recently'} end
   redis.call('HSET', key, 'redelivered_ms', now)
   local sent, gone = 0, 0
   for _, delivery_id in ipairs(redis.call('ZRANGE', log, 0, -1)) do
-    local one = find(delivery_id)
+    local one = attempt('delivery:' .. delivery_id, find, delivery_id)
     -- one that waits for its first attempt has not failed
     local has_failed = one and one.delivered_ms == '' and (one.next_ms == '' or tonumber(one.attempts) > 0)
     if has_failed and why_not(one) then
@@ -68,8 +72,8 @@ local function redeliver_all(hook)
 end
 
 local function redeliver()
-  local hook = read(key)
-  if not hook or hook.account ~= ask.account then return {'refused', 'webhook_not_found'} end
+  local hook = read_of(ask.account, key)
+  if not hook then return {'refused', 'webhook_not_found'} end
   if hook.enabled ~= '1' then return {'refused', 'webhook_disabled'} end
   local answer
   if ask.delivery_id then answer = redeliver_one() else answer = redeliver_all(hook) end
