@@ -219,7 +219,7 @@ class Journal:
 
     def left_frozen(self) -> list[Entry]:
         """The ended jobs that may have left their guest's file systems frozen."""
-        frozen = "outcome IS NOT NULL AND json_extract(facts, '$.frozen')"
+        frozen = "outcome IS NOT NULL AND CASE WHEN json_valid(facts) THEN json_extract(facts, '$.frozen') END"
         return [_entry(row) for row in self._db.execute(f"{_SELECT} WHERE {frozen}")]
 
     def thawed(self, job_id: JobId) -> None:

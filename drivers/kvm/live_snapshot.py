@@ -8,6 +8,8 @@ that the guest began after the end of one that is not. If a disk refuses, QEMU d
 from collections.abc import Iterable
 from typing import Any
 
+import libvirt
+
 from drivers.base import DiskFailed, InvalidState, Power, ServerInUse, SnapshotExists, UnsupportedServer
 from drivers.kvm import block_nodes, readiness
 from drivers.kvm.block_nodes import Node
@@ -21,6 +23,14 @@ class QemuRefused(Exception):
 def refuse_unfit(domain: Any, disks: Iterable[FileDisk]) -> None:
     """Raises what `Hypervisor.refuse_live` raises because of the disks."""
     _nodes(domain, disks)
+
+
+def qemu_answers(domain: Any) -> bool:
+    try:
+        block_nodes.ask(domain, "query-status")
+    except libvirt.libvirtError:
+        return False
+    return True
 
 
 def take(domain: Any, disks: Iterable[FileDisk], tag: str) -> None:

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pytest_asyncio
 from deploy.lab import domains
 from deploy.lab.domain import disk
 from deploy.lab.lab import make_disk
-from drivers.base import DiskFailed, DriverError, InvalidState, Power, ServerInUse, UnsupportedServer
+from drivers.base import DiskFailed, InvalidState, Power, ServerInUse, UnsupportedServer
 from tests.contract.harness import ACCOUNT_ID
 from tests.contract.kvm_bench import KvmBench, large_disk, qemu_img, read_text, write_text
 from tests.walking import SPEC
@@ -173,8 +172,10 @@ async def test_the_disks_of_a_qemu_that_dies_are_mended(kvm_bench: KvmBench) -> 
         taking = asyncio.ensure_future(kvm_bench.hypervisor.take_live_snapshot(1, SPEC))
         await asyncio.sleep(0.02 + 0.03 * number)
         os.kill(pid, signal.SIGKILL)
-        with suppress(DriverError):
+        try:
             await taking
+        except DiskFailed:
+            assert await kvm_bench.hypervisor.power(1) is Power.OFF, "or its disks would not be mended"
         assert await kvm_bench.hypervisor.wait_for_off(1, timeout_seconds=60)
         await without(kvm_bench.hypervisor, ServerId(1), SPEC.tag)
         assert [tagged(path) for path in paths] == [[], []]

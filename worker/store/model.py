@@ -262,11 +262,16 @@ class Job:
         return self.failure is not None and self.failure.stranded and self.resolved_at is None
 
     @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps that it may have, in order. A `live` create of a server that is off has those of any create."""
+        return tuple(step for step in STEPS[self.kind] if self.live or step not in WITHOUT_A_STOP)
+
+    @property
     def percent(self) -> int:
         """Progress in whole steps; of a failed job, up to the step that failed."""
         if self.state is JobState.COMPLETED:
             return 100
-        steps = [step for step in STEPS[self.kind] if self.live or step not in WITHOUT_A_STOP]
+        steps = self.steps
         return 100 * steps.index(self.step) // len(steps) if self.step in steps else 0
 
 
