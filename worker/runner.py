@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from drivers.base import DomainNotFound, DriverError, Hypervisor, Power, ServerInUse
+from drivers.base import AgentFailed, DomainNotFound, DriverError, Hypervisor, Power, ServerInUse
 from worker import left_frozen, traces
 from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed
 from worker.metrics import Metrics
@@ -40,7 +40,9 @@ class Limits:
     # One step; stopping gets the grace period on top. Ten times what `qemu-img snapshot -c` took for three disks of
     # 1 TB (12 s each).
     step_seconds: float = 360.0
-    thaw_seconds: float = 60.0  # to thaw a guest, within the job; after that, housekeeping goes on trying
+    # How long a guest's agent is asked to thaw, within the job; after that, housekeeping goes on asking. A guest that
+    # never answers must not keep the jobs of others waiting.
+    thaw_seconds: float = 60.0
     tries: int = 4  # attempts at a step whose error may be transient
     first_retry_seconds: float = 0.5  # doubled with each attempt
     # How long a lasting error is retried, for example while libvirtd restarts: the VM could not start without it.
@@ -270,7 +272,7 @@ class Runner:
         if step in FORWARD and not await self._may_go_on():
             return await self._failed(procedure, step, work, NODE_REPLACED)
         wait = self._limits.first_retry_seconds
-        limit = self._limit_seconds(step)
+        limit = self._limits.step_seconds + (self._policy.grace_seconds if step is Step.STOPPING else 0)
         strands = step in procedure.strands
         began, tries = time.monotonic(), 0
         while True:
@@ -302,16 +304,12 @@ class Runner:
                 break
         return await self._failed(procedure, step, work, reason)
 
-    def _limit_seconds(self, step: Step) -> float:
-        if step is Step.THAWING:
-            return min(self._limits.thaw_seconds, self._limits.step_seconds)
-        return self._limits.step_seconds + (self._policy.grace_seconds if step is Step.STOPPING else 0)
-
     def _patience_seconds(self, step: Step, error: DriverError, limit: float | None) -> float:
         """How long a step is retried, beyond the number of tries. `limit`: for a step whose failure strands the
         server, else None."""
         if error.lasting:
-            return self._limits.lasting_seconds if limit is None else limit
+            patience = self._limits.lasting_seconds if limit is None else limit
+            return min(patience, self._limits.thaw_seconds) if isinstance(error, AgentFailed) else patience
         return self._limits.start_seconds if step is Step.STARTING and error.retryable else 0.0
 
     async def _failed(self, procedure: Procedure, step: Step, work: Work, reason: Failure) -> Next:

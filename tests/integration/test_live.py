@@ -236,7 +236,7 @@ async def test_a_guest_that_does_not_thaw_is_stranded_and_thawed_as_soon_as_it_a
 ) -> None:
     node = await fresh(cell, tmp_path / "n")
     job_id = await node.admit(JobKind.CREATE)
-    node.limits = replace(LIMITS, step_seconds=0.05)
+    node.limits = replace(LIMITS, thaw_seconds=0.05)
     node.hypervisor.faults.fail(Effect.THAW, times=10_000)
     job = await node.settle(job_id)
     assert job.failure is not None
