@@ -5,7 +5,7 @@ import time
 import structlog
 
 from worker.journal import Journal, JournalFailed
-from worker.program.loop import every
+from worker.program.loop import every, guarded
 from worker.program.wall_clock import STEP_SECONDS, WallClock
 from worker.safety import SafetySnapshots
 from worker.store.errors import StoreUnavailable
@@ -40,17 +40,20 @@ class Housekeeping:
 
     async def round(self) -> None:
         self._look_at_the_clock()
-        try:
-            deletes = await self._store.retry_deletes()
-        except StoreUnavailable as error:
-            log.warning("housekeeping.store_unavailable", cause=str(error.__cause__))
-        else:
-            if deletes:
-                log.warning("delete.queued_again", jobs=deletes)
-        try:
-            self._journal.forget_old()
-            self._journal.age_safety_tags(self._seconds_since_last_round())
-            await self._safety.drop_due()
-            await self._safety.make_room()
-        except JournalFailed as error:  # the disk is full
-            log.warning("housekeeping.journal_failed", cause=str(error))
+        chores = (self._retry_deletes, self._tidy_journal, self._safety.drop_due, self._safety.make_room)
+        for chore in chores:  # one that fails must not keep the others from being done
+            try:
+                with guarded("housekeeping", StoreUnavailable, JournalFailed, chore=chore.__name__):
+                    await chore()
+            except StoreUnavailable as error:
+                log.warning("housekeeping.store_unavailable", cause=str(error.__cause__))
+            except JournalFailed as error:  # the disk is full
+                log.warning("housekeeping.journal_failed", cause=str(error))
+
+    async def _retry_deletes(self) -> None:
+        if deletes := await self._store.retry_deletes():
+            log.warning("delete.queued_again", jobs=deletes)
+
+    async def _tidy_journal(self) -> None:
+        self._journal.forget_old()
+        self._journal.age_safety_tags(self._seconds_since_last_round())

@@ -10,6 +10,7 @@ import structlog
 
 from drivers.base import About, Domain, DriverError, Hypervisor, HypervisorUnavailable
 from worker.metrics import Metrics
+from worker.program.loop import guarded
 from worker.store.errors import StoreUnavailable
 from worker.store.model import AccountId, ServerId
 from worker.store.nodes.node_store import ClaimRefused, LeaseLost, ReportedServer
@@ -132,7 +133,9 @@ class Inventory:
 
     async def publish_fresh(self) -> None:
         while self._fresh:
-            await self._publish(self._fresh.pop())
+            server_id = self._fresh.pop()
+            with guarded("inventory", server_id=server_id):
+                await self._publish(server_id)
 
     async def _facts(self) -> NodeFacts | None:
         """The node's versions and storage, at most once every FACTS_SECONDS; None in between or while it is slow."""
@@ -164,4 +167,6 @@ class Inventory:
             except TimeoutError:
                 pass  # no event, but the store's view may still be out of date
             self._changed.clear()
-            accepted = await self.report()
+            accepted = False
+            with guarded("inventory"):
+                accepted = await self.report()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from worker.program.loop import guarded
 from worker.store.errors import StoreUnavailable
 from worker.store.nodes.node_store import LeaseHeld
 from worker.store.nodes.port import NodePort
@@ -194,16 +195,20 @@ class Lease:
         """Run until cancelled: send heartbeats, and notice when the lease is lost or regained."""
         while True:
             await asyncio.sleep(self._heartbeat_seconds if self._held else RETRY_SECONDS)
-            try:
-                holder = await self._renewed()
-            except StoreUnavailable as error:
-                # The lease may expire, but while the store is unreachable no other worker can take it.
-                log.warning("lease.not_renewed", cause=str(error.__cause__))
-                self._held = False
-                continue
-            if holder is not None and self._held:
-                log.error("lease.lost", detail=_held_by(self._store.node, holder))
-            await self._turn(held=holder is None)
+            with guarded("lease"):
+                await self._beat()
+
+    async def _beat(self) -> None:
+        try:
+            holder = await self._renewed()
+        except StoreUnavailable as error:
+            # The lease may expire, but while the store is unreachable no other worker can take it.
+            log.warning("lease.not_renewed", cause=str(error.__cause__))
+            self._held = False
+            return
+        if holder is not None and self._held:
+            log.error("lease.lost", detail=_held_by(self._store.node, holder))
+        await self._turn(held=holder is None)
 
     async def give_back(self) -> None:
         """Release the lease at exit so that the next worker need not wait. If the store is unreachable, it expires."""

@@ -30,6 +30,7 @@ RETRY_SECONDS = 0.2  # between two attempts while the queue is in trouble
 BROKEN_AGAIN_SECONDS = 5.0  # until a job is retried whose run raised something unexpected (the journal's disk is full)
 ENDED_AGAIN_SECONDS = 1.0  # until a job is run again whose end the cell has not noted
 PUT_BACK_SECONDS = 1.0  # at exit, for arq to note that jobs were cancelled
+_DAMAGED = ("WRONGTYPE", "value is not an integer")  # what Redis says of a record of arq's
 NEVER_SECONDS = 10 * 365 * 86_400  # disables limits of arq that we do not want
 
 log = structlog.stdlib.get_logger()
@@ -164,12 +165,18 @@ class NodeWorker(Worker):
             pipe.zrange(self.queue_name, 0, -1, withscores=True)
             *_, queued = await pipe.execute()
         for raw, score in queued:
+            if not raw.isascii():  # no ID of ours
+                log.error("queue.record_unusable", job_id=repr(raw))
+                await self.pool.zrem(self.queue_name, raw)
+                continue
             job_id = raw.decode()
             # Replaces arq's start_jobs, which checks in four commands whether another worker was faster, leaks a slot
             # if Redis fails in between, and takes the mark of a dead process for that of a live worker.
             if self.allow_pick_jobs and job_id not in self.tasks and self.job_counter < self.max_jobs:
                 self.job_counter += 1
-                self.tasks[job_id] = task = self.loop.create_task(self.run_job(job_id, int(score)))
+                self.tasks[job_id] = task = self.loop.create_task(
+                    self.run_job(job_id, int(min(max(0.0, score), now_ms)))
+                )
                 task.add_done_callback(lambda _: self._release_sem_dec_counter_on_complete())
 
     def _forget_ended(self) -> None:
@@ -188,6 +195,8 @@ class NodeWorker(Worker):
         try:
             await super().run_job(job_id, score)
         except REDIS_TROUBLE as error:  # the job has not started and is still queued
+            if any(words in str(error) for words in _DAMAGED):
+                await self._insist(lambda: self._forget(job_id))  # the cell gives it again
             log.warning("queue.job_not_begun", job_id=job_id, cause=str(error))
             await asyncio.sleep(RETRY_SECONDS)  # keep its slot: if only this job fails, the loop would spin
 

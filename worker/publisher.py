@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from worker.program.loop import guarded
 from worker.store.errors import StoreUnavailable
 from worker.store.model import JobId, ServerId, Step
 from worker.store.nodes.node_store import ClaimRefused, LeaseLost
@@ -84,7 +85,8 @@ class Publisher:
                 job_id, step = self._steps.popitem()
                 report = self._taken(job_id)
                 try:
-                    await self._store.progress(job_id, step, report)
+                    with guarded("step", StoreUnavailable, LeaseLost, job_id=job_id):
+                        await self._store.progress(job_id, step, report)
                 except (StoreUnavailable, LeaseLost):  # a worker that has just started may not hold the lease yet
                     self._unpublished[job_id] = report + self._unpublished.get(job_id, EMPTY_REPORT)
                     log.info("step.not_published", job_id=job_id, step=step)

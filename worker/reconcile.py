@@ -30,8 +30,9 @@ from worker.metrics import Metrics
 from worker.procedures.disks import without
 from worker.procedures.notes import contents_held, contents_to_write
 from worker.procedures.work import SAFETY_PREFIX, Task
+from worker.program.loop import guarded
 from worker.runner import Runner
-from worker.store.errors import StoreUnavailable
+from worker.store.errors import RecordUnreadable, StoreUnavailable
 from worker.store.model import Contents, JobKind, ServerId, SnapshotId, SnapshotStatus, snapshot_id_of, snapshot_tag
 from worker.store.nodes.node_store import (
     BegunJob,
@@ -112,15 +113,19 @@ class Reconciler:
         """Run until cancelled: check every server now and every ROUND_SECONDS."""
         while True:
             self._asked.clear()
-            try:
-                async with asyncio.timeout(self._look_seconds):
-                    domains = await self._hypervisor.domains()
-                    await self._find_shared_disks()
-                for domain in domains:
-                    await self.server(ServerId(domain.server_id))
-            except (DriverError, TimeoutError) as error:
-                log.warning("reconcile.put_off", reason=str(error) or type(error).__name__)
+            with guarded("reconcile"):
+                await self._round()
             await self._recheck_until(time.monotonic() + ROUND_SECONDS)
+
+    async def _round(self) -> None:
+        try:
+            async with asyncio.timeout(self._look_seconds):
+                domains = await self._hypervisor.domains()
+                await self._find_shared_disks()
+            for domain in domains:
+                await self.server(ServerId(domain.server_id))
+        except (DriverError, TimeoutError) as error:
+            log.warning("reconcile.put_off", reason=str(error) or type(error).__name__)
 
     async def _find_shared_disks(self) -> None:
         """On failure the last result stays: hung storage of one server must not stop checks of the others."""
@@ -153,7 +158,15 @@ class Reconciler:
                 return
             async with lock, asyncio.timeout(self._look_seconds):
                 await self._compare(server_id)
-        except (DriverError, StoreUnavailable, LeaseLost, ClaimRefused, TimeoutError, JournalFailed) as error:
+        except (
+            DriverError,
+            StoreUnavailable,
+            RecordUnreadable,
+            LeaseLost,
+            ClaimRefused,
+            TimeoutError,
+            JournalFailed,
+        ) as error:
             log.warning("reconcile.put_off", server_id=server_id, reason=str(error) or type(error).__name__)
         except Exception:  # one odd server must not crash the worker over and over
             log.exception("reconcile.broke", server_id=server_id)
@@ -194,7 +207,8 @@ class Reconciler:
                 contents=held.get(snapshot_id),
             )
             for snapshot_id, (tag, spec) in taken.items()
-            if known.on_disk[snapshot_id] is None
+            if snapshot_id in known.on_disk
+            and known.on_disk[snapshot_id] is None
             and snapshot_id not in known.elsewhere
             and snapshot_id not in at_work
             and tag not in safety
@@ -202,7 +216,7 @@ class Reconciler:
         described = [  # of a known snapshot the store writes only the contents
             _published(snapshot_id, record, record.status, contents=contents)
             for snapshot_id, contents in held.items()
-            if (record := known.on_disk[snapshot_id]) is not None and record.contents is None
+            if (record := known.on_disk.get(snapshot_id)) is not None and record.contents is None
         ]
         open_tasks = self._open_tasks(server_id)  # read again: a job that has ended meanwhile must not reappear
         begun = [_begun(task) for task in open_tasks]
@@ -234,7 +248,10 @@ class Reconciler:
         else:
             self._pending.pop(server_id, None)
             safety = self._journal.safety_tags(server_id)
-            ours = {found_id: one for found_id, one in ids.items() if one.tag not in safety}
+            # what the store can't read is left as it is
+            ours = {
+                found_id: one for found_id, one in ids.items() if one.tag not in safety and found_id in known.on_disk
+            }
             whole = {found_id: one for found_id, one in ours.items() if one.complete}
             await self._hypervisor.let_go(server_id)  # a worker that died at the end of a job may have left the hold
             await self._settle(server_id, found)

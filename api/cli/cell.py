@@ -51,6 +51,7 @@ def follow_events(
 
 def _show_overview(output: Output, overview: Body) -> None:
     oldest, nodes, stranded = overview["oldest_queued"], overview["nodes"], overview["stranded_servers"]
+    unreadable = overview.get("unreadable_records", 0)
     output.facts(
         (
             ("stranded servers", formats.alarming(stranded)),
@@ -62,6 +63,7 @@ def _show_overview(output: Output, overview: Body) -> None:
             ("nodes", f"{nodes['alive']:,} alive, {nodes['paused']:,} paused"),
             ("silent nodes", formats.alarming(nodes["silent"])),
             ("findings", f"{words.plural(overview['servers_with_findings'], 'server')} with findings"),
+            ("unreadable records", formats.alarming(unreadable) if unreadable else None),
         )
     )
     if overview["charts"]:

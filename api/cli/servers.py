@@ -47,6 +47,11 @@ FINDING_COLUMNS = (
     Column(title="NODE", of=lambda found: found["node"], yields=3),
     Column(title="ACCOUNT", of=lambda found: found["account_id"], yields=4, right=True),
 )
+UNREADABLE_COLUMNS = (
+    Column(title="KEY IN REDIS", of=lambda record: record["key"]),
+    Column(title="REASON", of=lambda record: record["reason"], yields=1),
+    Column(title="LAST MET (UTC)", of=lambda record: formats.at(record["at"]), yields=2),
+)
 REFUSED_COLUMNS = (
     Column(title="NODE", of=lambda claim: claim["node"]),
     Column(title="CLAIM", of=lambda claim: claim["call"]),
@@ -130,7 +135,7 @@ def _put(context: typer.Context, server: int, part: str, body: Body, said: str, 
 def list_findings(
     context: typer.Context, *, limit: Limit = 100, everything: All = False, as_json: Json = False
 ) -> None:
-    """List the differences that reconciliation found, and the refused claims of nodes, newest first."""
+    """List what reconciliation found, newest first, refused claims of nodes, and records that cannot be read."""
 
     def show(output: Output, listed: Body) -> None:
         findings = [{**server, **finding} for server in listed["results"] for finding in server["findings"]]
@@ -138,6 +143,9 @@ def list_findings(
         if listed["refused_claims"]:
             output.heading("Refused claims")
             output.table(REFUSED_COLUMNS, listed["refused_claims"], none="")
+        if unreadable := listed.get("unreadable_records"):
+            output.heading("Unreadable records")
+            output.table(UNREADABLE_COLUMNS, unreadable, none="")
 
     rows = None if everything else limit
     perform(context, lambda client: client.collect("ops/findings/", {}, limit=rows), show, as_json=as_json)

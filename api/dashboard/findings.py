@@ -1,4 +1,4 @@
-"""The findings: differences between the service's records and the disks."""
+"""The findings: differences between the service's records and the disks, and unreadable records."""
 
 from collections.abc import Mapping
 
@@ -37,6 +37,7 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
         filters=read_filters(request, query),
         page=page,
         refused=await context.operators.refused_claims(),
+        unreadable=await context.operators.unreadable(),
         meanings=MEANINGS,
         runbook_url=context.runbook_url,
     )

@@ -69,12 +69,12 @@ async def _stranded(operators: OperatorStore, overview: Overview) -> list[Strand
 
 
 async def stranding_job(operators: OperatorStore, server: OpsServer) -> Job | None:
-    """The job that stranded the server; None if its record has expired."""
+    """The job that stranded the server; None if its record has expired or can't be read."""
     if server.stranded_by is None:
         return None
     try:
         return (await operators.job(server.stranded_by)).job
-    except errors.JobNotFound:
+    except (errors.JobNotFound, errors.RecordUnreadable):
         return None
 
 
@@ -93,6 +93,9 @@ async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
     if count := overview.servers_with_findings:
         text = f"Reconciliation found differences on {plural(count, 'server')}"
         found.append(Alarm(is_grave=False, text=text, href="/ops/findings/"))
+    if count := overview.unreadable_records:
+        text = f"{plural(count, 'record')} in Redis cannot be read"
+        found.append(Alarm(is_grave=False, text=text, href="/ops/findings/#unreadable"))
     return found
 
 

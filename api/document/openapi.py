@@ -326,6 +326,8 @@ def _problems_of(call: AnyCall) -> list[Problem]:
         kinds = (*kinds, errors.StoreReadOnly, errors.OutcomeUnknown)
     if call.takes_key:
         kinds = (*kinds, errors.IdempotencyKeyReused)
+    if call.takes_key or "{" in call.path:
+        kinds = (*kinds, errors.RecordUnreadable)  # what it names, or its key's answer
     late = [refusals.UNMATCHED, refusals.LATE] if call.changes else []  # even a refused body must arrive first
     large = [refusals.TOO_LARGE] if call.changes and call.id not in _TOO_LARGE_IS_INVALID else []
     refused = [_of(refusal, call.method) for refusal in kinds]

@@ -147,8 +147,8 @@ class Streams:
             await self._has_listeners.wait()
             return
         found = await self._events.next(self._seen, wait_seconds=READ_SECONDS)
-        for account_id, events in found.items():
-            self._seen[account_id] = events[-1].id
+        for account_id, (seen, events) in found.items():
+            self._seen[account_id] = seen
             for event in events:
                 for listener in tuple(self._listeners.get(account_id, ())):
                     listener.put(event)

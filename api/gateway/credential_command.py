@@ -15,20 +15,19 @@ import typer
 from api.gateway.settings import GatewaySettings
 from worker.program.configuration import ConfigurationError, load
 from worker.store.access.audit import Audit
-from worker.store.access.credentials import OVERLAP, Credential, Credentials, HasCredential
+from worker.store.access.credentials import NODE_NAME, OVERLAP, Credential, Credentials, HasCredential
 from worker.store.errors import StoreUnavailable
 from worker.store.redis_client import connect
 
 Result = TypeVar("Result")
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 app = typer.Typer(no_args_is_help=True, help="Create, rotate, revoke and list the credentials of nodes.")
 
 
 def _node(text: str) -> str:
-    if not _NODE.fullmatch(text):
+    if not NODE_NAME.fullmatch(text):
         raise typer.BadParameter("a node's name: letters, digits, `.`, `_` and `-`, 63 at most")
     return text
 

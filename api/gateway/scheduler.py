@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import structlog
 
-from worker.program.loop import every
+from worker.program.loop import every, guarded
 from worker.store.calls import script_broke
 from worker.store.chores.chores import BATCH, Chores, DueSchedule, RunRefused, UnreadableSchedule
-from worker.store.errors import StoreUnavailable
+from worker.store.errors import RecordUnreadable, StoreUnavailable
 from worker.store.model import ScheduleId
 
 ROUND_SECONDS = 15.0
@@ -38,16 +38,19 @@ class Scheduler:
 
     async def round(self) -> None:
         """Raises StoreUnavailable."""
+        if expired := await self._chores.expire():
+            log.info("snapshots.expired", snapshots=expired)
         still_due = 0
         is_full = True
         while is_full:
             # A skipped schedule stays due, for a worker that can read it, and must not hide those behind it.
             due = await self._chores.due_schedules(skip=still_due)
             for schedule in due:
-                still_due += not await self._ran(schedule)
+                is_done = False
+                with guarded("schedule", StoreUnavailable, schedule_id=schedule.id):
+                    is_done = await self._ran(schedule)
+                still_due += not is_done
             is_full = len(due) == BATCH
-        if expired := await self._chores.expire():
-            log.info("snapshots.expired", snapshots=expired)
 
     async def _ran(self, schedule: DueSchedule | UnreadableSchedule) -> bool:
         """Whether the store has decided on this run and recorded the time of the next."""
@@ -60,6 +63,9 @@ class Scheduler:
             if refused.code == NOT_DUE:
                 return False
             log.warning("schedule.refused", schedule_id=schedule.id, code=refused.code)
+        except RecordUnreadable as error:
+            self._leave_out(schedule.id, str(error.__cause__))
+            return False
         except StoreUnavailable as error:
             if not script_broke(error.__cause__):
                 raise

@@ -174,6 +174,14 @@ class RefusedClaim(Open):
     at: Annotated[Timestamp, Field(description="of the latest one")]
 
 
+class UnreadableRecord(Open):
+    """A record in Redis that is damaged, or that a newer version wrote. It is left out of every answer."""
+
+    key: Annotated[str, Field(description="in Redis; behind a space, the entry of a stream or hash")]
+    reason: str
+    at: Annotated[Timestamp, Field(description="when it was last met")]
+
+
 class FindingsList(Open):
     """One page of the list, newest first."""
 
@@ -183,6 +191,9 @@ class FindingsList(Open):
     refused_claims: Annotated[
         tuple[RefusedClaim, ...],
         Field(description="of all nodes in the last 30 days, newest first, at most 100; the same on each page"),
+    ]
+    unreadable_records: Annotated[
+        tuple[UnreadableRecord, ...], Field(description="met within the last 24 hours: the latest 100, on every page")
     ]
 
 
@@ -200,7 +211,7 @@ class AuditFault(Open):
         Field(
             description=(
                 "`gap`: entries before this one are missing; `changed`: it is not what was written; `forged`: the"
-                " keeper did not write it; `cut`: entries after the last one are missing; more may be added"
+                " keeper did not write it; `cut`: entries after the last one are missing, or may be; more may be added"
             )
         ),
     ]
@@ -283,6 +294,10 @@ def server_findings(record: records.ServerFindings) -> ServerFindings:
 
 def refused_claim(record: records.RefusedClaim) -> RefusedClaim:
     return from_record(RefusedClaim, record)
+
+
+def unreadable_record(record: records.UnreadableRecord) -> UnreadableRecord:
+    return from_record(UnreadableRecord, record)
 
 
 def token(record: Token) -> OpsToken:

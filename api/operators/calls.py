@@ -116,11 +116,15 @@ class OperatorCalls:
     async def ops_list_findings(self, request: web.Request, _: Token) -> web.Response:
         """List findings.
 
-        The differences that reconciliation found, by server, newest first, and the nodes' refused claims.
+        The differences that reconciliation found, by server, newest first, with the nodes' refused claims and the
+        records that cannot be read.
         """
         page = await self._operators.findings(reading.query(request, CursorQuery).cursor)
-        refused = tuple(map(bodies.refused_claim, await self._operators.refused_claims()))
-        return cursor_answer(request, page, bodies.FindingsList, bodies.server_findings, refused_claims=refused)
+        others = {
+            "refused_claims": tuple(map(bodies.refused_claim, await self._operators.refused_claims())),
+            "unreadable_records": tuple(map(bodies.unreadable_record, await self._operators.unreadable())),
+        }
+        return cursor_answer(request, page, bodies.FindingsList, bodies.server_findings, **others)
 
     @call(f"GET {OPS}audit/", Reply(200, {"audit": examples.AUDIT}), query=AuditQuery)
     async def ops_list_audit(self, request: web.Request, _: Token) -> web.Response:

@@ -40,6 +40,7 @@ FINDINGS = bodies.FindingsList(
             at=ASKED,
         ),
     ),
+    unreadable_records=(bodies.UnreadableRecord(key="snapshot:801", reason="created_ms cannot be read", at=ASKED),),
 )
 _ENTRY = {"token_name": "alice", "method": "POST", "path": "/api/v1/ops/nodes/node-17/pause/", "status": "200"}
 AUDIT = bodies.AuditList(
@@ -68,6 +69,7 @@ OVERVIEW = Overview(
     stranded_servers=0,
     nodes=NodeCounts(alive=47, silent=1, paused=1),
     servers_with_findings=1,
+    unreadable_records=1,
     charts=(
         Chart(
             kind=JobKind.CREATE,

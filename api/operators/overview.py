@@ -66,6 +66,7 @@ class Overview(Open):
     stranded_servers: int
     nodes: NodeCounts
     servers_with_findings: int
+    unreadable_records: Annotated[int, Field(description="met within the last 24 hours; see the findings")]
     charts: Annotated[tuple[Chart, ...], Field(description="only of the kinds of which any ended")]
 
 

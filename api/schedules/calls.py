@@ -76,7 +76,7 @@ class ScheduleCalls:
     @call(
         f"GET {ONE_SCHEDULE}",
         Reply(200, {"nightly": examples.SCHEDULE}, "The schedule."),
-        refusals=(errors.ScheduleNotFound, errors.RecordUnreadable),
+        refusals=(errors.ScheduleNotFound,),
     )
     async def show_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Show a schedule.
@@ -90,7 +90,7 @@ class ScheduleCalls:
         f"PATCH {ONE_SCHEDULE}",
         Reply(200, {"nightly": examples.SCHEDULE}, "The changed schedule."),
         body={"keep_less": examples.KEEP_LESS},
-        refusals=(errors.ScheduleNotFound, errors.RecordUnreadable),
+        refusals=(errors.ScheduleNotFound,),
     )
     async def edit_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Edit a schedule.

@@ -19,7 +19,6 @@ WEBHOOKS = f"{API}webhooks/"
 ONE_WEBHOOK = f"{WEBHOOKS}{{webhook_id}}/"
 OWN = {"webhook_id": "$response.body#/id"}
 NOT_FOUND = (errors.WebhookNotFound,)
-NO_RECORD = (*NOT_FOUND, errors.RecordUnreadable)
 
 call: Table[Caller] = Table("webhooks", WEBHOOK_ID)
 
@@ -73,7 +72,7 @@ class WebhookCalls:
         place = {"Location": f"{WEBHOOKS}{new.webhook.id}/"}
         return answer(bodies.webhook_with_secret(new), status=201, headers=place)
 
-    @call(f"GET {ONE_WEBHOOK}", Reply(200, {"terminal": examples.WEBHOOK}, "The webhook."), refusals=NO_RECORD)
+    @call(f"GET {ONE_WEBHOOK}", Reply(200, {"terminal": examples.WEBHOOK}, "The webhook."), refusals=NOT_FOUND)
     async def show_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Show a webhook.
 
@@ -86,7 +85,7 @@ class WebhookCalls:
         f"PATCH {ONE_WEBHOOK}",
         Reply(200, {"off": examples.DISABLED}, "The changed webhook."),
         body={"off": examples.DISABLE},
-        refusals=NO_RECORD,
+        refusals=NOT_FOUND,
     )
     async def edit_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Edit a webhook.
@@ -113,7 +112,7 @@ class WebhookCalls:
     @call(
         f"POST {ONE_WEBHOOK}rotate-secret/",
         Reply(200, {"new": examples.WITH_SECRET}, "The webhook, with its new secret."),
-        refusals=NO_RECORD,
+        refusals=NOT_FOUND,
     )
     async def rotate_webhook_secret(self, request: web.Request, caller: Caller) -> web.Response:
         """Rotate a webhook's secret.

@@ -16,6 +16,7 @@ from aiohttp.abc import AbstractResolver
 from api.measures.metrics import Metrics
 from api.webhooks import bodies, ssrf
 from worker.program.background import in_background
+from worker.program.loop import guarded
 from worker.store.errors import StoreUnavailable
 from worker.store.model import DeliveryId
 from worker.store.webhooks.deliveries import Claim, Deliveries, DueDelivery, Result
@@ -126,13 +127,12 @@ class Sender:
             await self._settle(claim, results)
 
     async def _settle(self, claim: Claim, results: dict[DeliveryId, Result]) -> None:
+        why = None
         try:
-            why = await self._deliveries.settle(claim, results, patience_seconds=PATIENCE_SECONDS)
+            with guarded("webhook", StoreUnavailable, webhook_id=claim.webhook_id):
+                why = await self._deliveries.settle(claim, results, patience_seconds=PATIENCE_SECONDS)
         except StoreUnavailable as error:  # sent again, once the claim has expired
             log.warning("webhooks.store_unavailable", cause=str(error.__cause__))
-            return
-        except Exception:  # a bug with one webhook must not end the sending to others
-            log.exception("webhook.broke", webhook_id=claim.webhook_id)
             return
         if why:
             log.warning("webhook.disabled", webhook_id=claim.webhook_id, reason=why)

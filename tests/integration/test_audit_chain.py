@@ -211,3 +211,57 @@ async def test_operators_are_told(cell: Cell) -> None:
 
     assert [whole.body[name] for name in ("checked", "unchained", "faults", "seq", "after")] == [2, 0, [], 2, None]
     assert [fault["kind"] for fault in cut.body["faults"]] == ["cut"]
+
+
+DAMAGES_OF_THE_HEAD = (
+    ("HSET", HEAD, "seq", "some text"),
+    ("HSET", HEAD, "seq", "-5"),
+    ("HSET", HEAD, "seq", "9" * 30),
+    ("HSET", HEAD, "seq", b"\xff"),
+    ("HSET", HEAD, "first", "some text"),
+    ("HDEL", HEAD, "seq"),
+    ("DEL", HEAD),
+    ("SET", HEAD, "some text"),
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES_OF_THE_HEAD, ids=lambda damage: repr(damage[::2]))
+async def test_a_head_that_cannot_be_read_is_a_broken_chain_and_stops_no_keeper(
+    log: Log, damage: tuple[str | bytes, ...]
+) -> None:
+    await log.have("/1", "/2")
+    await log.thief.execute_command(*damage)  # type: ignore[no-untyped-call]  # redis-py's gap
+    assert [kind for kind, _ in await log.faults()] == ["cut"]
+
+    await log.have("/3")
+    await log.have("/4")
+
+    paths = [fields[b"path"].decode() for _, fields in await log.keeper.xrange(STREAM)]
+    assert paths == ["/1", "/2", "/3", "/4"]
+    if b"first" not in damage and "first" not in damage:  # the keeper writes that one anew with each entry
+        assert "changed" in [kind for kind, _ in await log.faults()]
+
+
+async def test_two_keepers_that_cannot_read_the_head_move_each_entry_once(log: Log) -> None:
+    await log.have("/1")
+    await log.thief.set(HEAD, "some text")
+    for n in range(20):
+        await Audit(log.front_end).write({"path": f"/{n}"})
+
+    await asyncio.gather(*(AuditKeeper(log.keeper, kept=KEPT).keep() for _ in range(3)))
+    await AuditKeeper(log.keeper, kept=KEPT).keep()
+
+    assert [fields[b"path"].decode() for _, fields in await log.keeper.xrange(STREAM)] == [
+        "/1",
+        *(f"/{n}" for n in range(20)),
+    ]
+
+
+async def test_entries_that_cannot_be_read_are_told_as_faults(log: Log) -> None:
+    await log.have("/1")
+    await log.thief.execute_command("XADD", STREAM, "*", "seq", b"\xff", b"\xff", b"\xff")  # type: ignore[no-untyped-call]  # redis-py's gap
+    await log.thief.execute_command("XADD", STREAM, "*", "seq", "9" * 5000, "chain", b"\xff")  # type: ignore[no-untyped-call]  # redis-py's gap
+    assert [kind for kind, _ in await log.faults()] == ["forged", "forged"]
+
+    await log.thief.execute_command("SET", STREAM, "some text")  # type: ignore[no-untyped-call]  # redis-py's gap
+    assert await log.faults() == [("cut", "0-0")]

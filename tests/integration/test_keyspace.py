@@ -26,6 +26,7 @@ from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Permission
 from worker.store.chores.cell_clock import CellClock
 from worker.store.chores.chores import Chores
+from worker.store.errors import RecordUnreadable
 from worker.store.model import JobId, JobKind, JobState, ServerId, SnapshotId, Step
 from worker.store.nodes.node_store import BegunJob, ClaimRefused, ReportedServer
 from worker.store.reports import JobReport, NodeFacts, Pool, StepBegun
@@ -139,6 +140,7 @@ async def seen(cell: Cell) -> Keyspace:
         await seen.look()
     await _steps(seen)
     await _without_front_end(seen)
+    await _damaged(seen)
     return seen
 
 
@@ -300,6 +302,15 @@ async def _without_front_end(seen: Keyspace) -> None:
         await webhooks.test(account_id=ACCOUNT, webhook_id=webhook.id)
     await seen.look()
     await Deliveries(cell.redis).claim(lease_seconds=60, most=1)  # of the two that wait for their turn
+    await seen.look()
+
+
+async def _damaged(seen: Keyspace) -> None:
+    redis, store = seen.cell.redis, seen.cell.store
+    await redis.hset(f"server:{SERVER}", "account", str(ACCOUNT))  # type: ignore[misc] # redis-py's types
+    await redis.hset(f"server:{SERVER}", "power", "sideways")  # type: ignore[misc]
+    with pytest.raises(RecordUnreadable):
+        await store.server(account_id=ACCOUNT, server_id=SERVER)
     await seen.look()
 
 

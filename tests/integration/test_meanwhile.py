@@ -11,9 +11,8 @@ from worker.store.access.meanwhile import KEYS_MOST, Meanwhile
 
 WINDOW = timedelta(seconds=60)
 # with a clock of the test's own instead of Redis's
-TAKE = f"{scripts.source('shared/rate')}return {{take('k', tonumber(ARGV[2]), 60000)}}".replace(
-    "now_ms()", "ARGV[1] + 0"
-)
+MODULES = "".join(scripts.source(f"shared/{name}") for name in ("guard", "states", "records", "rate"))
+TAKE = f"{MODULES}return {{take('k', tonumber(ARGV[2]), 60000)}}".replace("now_ms()", "ARGV[1] + 0")
 
 
 class Clock:

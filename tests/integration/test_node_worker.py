@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
-from arq.constants import job_key_prefix
+from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 
 from tests.conftest import RedisServer, needs
 from tests.lossy import lossy_way
@@ -216,6 +216,31 @@ async def test_a_record_of_arq_that_is_of_no_use_takes_no_slot(
         await every_slot_works(redis, jobs)
     assert not jobs.starts["x"]
     assert not Path("opened").exists()
+
+
+@pytest.mark.parametrize("key", [job_key_prefix, retry_key_prefix, in_progress_key_prefix])
+async def test_a_job_with_a_key_of_another_type_runs_by_its_id(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs, key: str
+) -> None:
+    jobs.end("a", "b")
+    await put(redis, "a", "b")
+    await redis.delete(f"{key}a")
+    await redis.rpush(f"{key}a", "x")  # type: ignore[misc] # redis-py's types
+    async with at_work(redis_server.socket, jobs):
+        await jobs.have_ended("a", "b")
+        await nothing_left(redis)
+    assert jobs.starts["a"] == 1
+
+
+async def test_a_member_of_the_queue_that_is_no_job_keeps_no_job_from_starting(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+) -> None:
+    jobs.end("a")
+    nobody: dict[Any, Any] = {b"\xff\xfe": 1, b"\xff": 2, "endless": "-inf"}
+    await redis.zadd(QUEUE, nobody)
+    async with at_work(redis_server.socket, jobs):
+        await put(redis, "a")
+        await jobs.have_ended("a")
 
 
 class Broken(Jobs):

@@ -657,3 +657,15 @@ async def test_a_delete_that_keeps_failing_is_found_until_it_has_freed_the_space
 
     await node.runner.run(await node.cell.holder())
     assert await findings() == b""
+
+
+async def test_a_snapshot_that_the_store_cannot_read_is_left_as_it_is_and_the_others_are_compared(node: Node) -> None:
+    odd, gone = await node.create("odd"), await node.create("gone")
+    await node.cell.redis.hset(f"snapshot:{odd}", "status", "a new word")  # type: ignore[misc] # redis-py's types
+    await node.hypervisor.delete_snapshot(SERVER, f"vps-{gone}")
+    with capture_logs() as logs:
+        await node.reconcile()
+    assert [line["event"] for line in logs if line["event"].endswith((".broke", "put_off"))] == []
+    assert await node.tags() == {f"vps-{odd}"}
+    assert await node.listed() == {gone: SnapshotStatus.FAILED}
+    assert await node.cell.raw("HGET", f"snapshot:{odd}", "status") == b"a new word"

@@ -1,12 +1,14 @@
 """The loop in which programs repeat their work."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import Callable, Coroutine
 
 import pytest
 from structlog.testing import capture_logs
 
-from worker.program.loop import every
+from worker.program.background import in_background
+from worker.program.loop import every, guarded
 
 LONG = 3600.0
 
@@ -15,7 +17,7 @@ class Away(Exception):
     pass
 
 
-def failing(*errors: Exception | None) -> Callable[[], Awaitable[None]]:
+def failing(*errors: Exception | None) -> Callable[[], Coroutine[None, None, None]]:
     """Work whose rounds raise these in turn (None: a good round), and which is then cancelled."""
     left = list(errors)
 
@@ -45,3 +47,34 @@ async def test_an_expected_error_is_a_warning_with_its_cause() -> None:
 async def test_a_failed_round_may_be_repeated_sooner_than_the_next_is_due() -> None:
     with capture_logs(), pytest.raises(asyncio.CancelledError):
         await every(LONG, failing(ValueError(), ValueError()), name="chores", again_seconds=0.001)
+
+
+def test_an_unforeseen_error_of_one_item_ends_the_work_on_that_item_only() -> None:
+    done = []
+    with capture_logs() as logs:
+        for item in ("good", "odd", "next"):
+            with guarded("chores", Away, item=item):
+                done.append({"good": 1, "next": 2}[item])
+    assert done == [1, 2]
+    assert [(line["event"], line["item"]) for line in logs] == [("chores.broke", "odd")]
+
+
+def test_an_error_of_an_item_that_the_caller_handles_is_raised() -> None:
+    with pytest.raises(Away), guarded("chores", Away):
+        raise Away
+
+
+async def test_work_beside_the_requests_that_fails_ends_the_program() -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    try:
+        with capture_logs() as logs, pytest.raises(ValueError, match="odd"):
+            await beside(failing(ValueError("odd"))(), stop)
+    finally:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+    assert [(line["event"], line["log_level"]) for line in logs] == [("background.failed", "critical")]
+
+
+async def beside(work: Coroutine[None, None, None], stop: asyncio.Event) -> None:
+    async with in_background(work), asyncio.timeout(60):
+        await stop.wait()

@@ -1,12 +1,26 @@
 """Work that repeats for as long as the program runs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NoReturn
 
 import structlog
 
 log = structlog.stdlib.get_logger()
+
+
+@contextmanager
+def guarded(name: str, *but: type[Exception], **item: object) -> Iterator[None]:
+    """Work on one item of many: an unforeseen error is logged as `<name>.broke` with the fields `item`, and ends the
+    block only. `but`: errors that the caller handles."""
+    broke = f"{name}.broke"
+    try:
+        yield
+    except but:
+        raise
+    except Exception:
+        log.exception(broke, **item)
 
 
 async def every(

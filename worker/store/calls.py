@@ -1,8 +1,11 @@
 """How the store calls Redis: errors, scripts, and the answers that several classes read."""
 
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Self, TypeVar
 
@@ -14,14 +17,21 @@ from redis.exceptions import RedisError, ResponseError
 
 from worker.program import tracing
 from worker.store import errors, records, scripts, trouble
-from worker.store.model import AccountId, Job, JobId, JobKind
+from worker.store.model import AccountId, Job, JobId, JobKind, ServerState
+from worker.store.unreadable import Unreadable, noticing
 
 IDEMPOTENCY_KEPT_SECONDS = 86_400.0
 
 log = structlog.stdlib.get_logger()
 
 Item = TypeVar("Item")
+Row = TypeVar("Row")
 Found = TypeVar("Found")
+TOLD_AGAIN_SECONDS = 600.0  # until an unreadable record that is met again is put into the operators' list anew
+TOLD_MOST = 1000  # unreadable records that a process remembers
+_UNREADABLE = re.compile(  # as `shared/records.lua` ends a script, and what Redis adds
+    r"UNREADABLE (?P<key>(?P<kind>token:[a-z]+(?=:)|[a-z]+)\S*) (?P<reason>.*?)(?: script: .*)?", re.DOTALL
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +95,8 @@ def redis_answers(*, changing: bool = True) -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
+        if unreadable := _UNREADABLE.fullmatch(str(error)):
+            raise errors.RecordUnreadable.of(kind=unreadable["kind"]) from error
         if script_broke(error):
             log.exception("store.script_broke")
         if trouble.why_read_only(error) is not None:
@@ -110,10 +122,11 @@ class Scripts:
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
         self._loaded: dict[str, AsyncScript] = {}
+        self._unreadable_told: dict[str, float] = {}  # keys of unreadable records, and when the operators were told
 
     async def _call(self, name: str, ask: Mapping[str, Any]) -> Any:
-        """Run the script `name` ("customers/find"). Raises StoreUnavailable; if it changes something, also
-        StoreReadOnly and OutcomeUnknown."""
+        """Run the script `name` ("customers/find"). Raises StoreUnavailable or RecordUnreadable; if it changes
+        something, also StoreReadOnly and OutcomeUnknown."""
         if scripts.only_reads(name):
             return await reading(lambda: self._run(name, ask))
         with redis_answers():
@@ -131,10 +144,66 @@ class Scripts:
                     span.set_attribute("vps_snapshots.job.id", job_id.decode())
             return answer
 
+    async def _one(self, read: Callable[[list[Any]], Item], shown: list[Any], *, kind: str) -> Item:
+        """What a script has shown. Raises RecordUnreadable."""
+        return await self._read(lambda: records.one(read, shown, kind=kind))
+
+    async def _many(
+        self,
+        read: Callable[[Row], Item],
+        rows: Iterable[Row],
+        *,
+        kind: str,
+        key_of: Callable[[Row], str] | None = None,
+    ) -> tuple[Item, ...]:
+        """Those that can be read."""
+        return await self._read(lambda: records.many(read, rows, kind=kind, key_of=key_of))
+
+    async def _read(self, read: Callable[[], Item]) -> Item:
+        """What `read` makes of an answer. What can't be read of it is logged once and put into the operators' list."""
+        with noticing() as noticed:
+            try:
+                return read()
+            finally:
+                await self._tell_unreadable(noticed)
+
+    async def _unless_other_type(self, key: str, ask: Callable[[], Awaitable[Found]], *, otherwise: Found) -> Found:
+        """What `ask` finds in a key, outside of a script; `otherwise` where the key holds another type of data."""
+        try:
+            return await reading(ask)
+        except errors.StoreUnavailable as error:
+            if not str(error.__cause__).startswith("WRONGTYPE"):
+                raise
+            await self._tell_unreadable([Unreadable(key=key, reason="it holds another type of data")])
+            return otherwise
+
+    async def _tell_unreadable(self, noticed: Iterable[Unreadable]) -> None:
+        now = time.monotonic()
+        if not (
+            news := [one for one in noticed if now - self._unreadable_told.get(one.key, -math.inf) > TOLD_AGAIN_SECONDS]
+        ):
+            return
+        for one in news:
+            if one.key not in self._unreadable_told:
+                log.warning("record.unreadable", key=one.key, reason=one.reason)
+            self._unreadable_told[one.key] = now
+        self._unreadable_told = dict(list(self._unreadable_told.items())[-TOLD_MOST:])
+        with suppress(errors.StoreUnavailable):  # the others can be read all the same
+            await self._call("operators/set_aside", {"records": [[one.key, one.reason] for one in news]})
+
     async def _run(self, name: str, ask: Mapping[str, Any]) -> Any:
         if name not in self._loaded:
             self._loaded[name] = self._redis.register_script(scripts.text(name))
-        return await self._loaded[name](args=[json.dumps(ask)])
+        try:
+            left_out, *answer = await self._loaded[name](args=[json.dumps(ask)])
+        except ResponseError as error:
+            if ended := _UNREADABLE.fullmatch(str(error)):
+                await self._tell_unreadable([Unreadable(key=ended["key"], reason=ended["reason"])])
+            raise
+        await self._tell_unreadable(
+            Unreadable(key=records.text(key), reason=records.text(why)) for key, why in left_out
+        )
+        return answer[0] if answer else None
 
     async def _find(
         self, what: str, key: int | str, account_id: AccountId, refused: type[errors.Refused], **more: int
@@ -182,7 +251,14 @@ def kind_of(holding: bytes) -> JobKind | None:
 
 def shown_job(shown: list[Any]) -> Job:
     job_id, flat, durations, server, holding = shown
-    record = records.pairs(server)
+    record = records.pairs(flat)
+    key = f"server:{record.get('server', '')}"
+    state = records.part(lambda pair: _state_of(*pair), (server, holding), key=key, otherwise=None)
+    return records.job(JobId(job_id.decode()), record, durations, state)
+
+
+def _state_of(flat: list[bytes], holding: bytes) -> ServerState | None:
+    """None: the server is gone."""
+    record = records.pairs(flat)
     gone = not record or "missing" in record
-    state = None if gone else records.server_state(record, kind_of(holding))
-    return records.job(JobId(job_id.decode()), records.pairs(flat), durations, state)
+    return None if gone else records.server_state(record, kind_of(holding))

@@ -77,7 +77,7 @@ class RecordUnreadable(Refused):
     """The record was written by a newer version, or is damaged."""
 
     code = "record_unreadable"
-    text = "This version of the service cannot read the {kind}. Delete it, or wait until the service is upgraded."
+    text = "The service cannot read the {kind}: it is damaged, or a newer version wrote it. The operators were told."
 
 
 class JobNotFound(Refused):

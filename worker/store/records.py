@@ -1,13 +1,16 @@
-"""Parses records (Redis hashes of text) into the types of `worker.store.model`."""
+"""Parses records (Redis hashes of text) into the types of `worker.store.model`.
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+An unreadable one must not hide the others, whatever is wrong with it; see docs/adr/0021-unreadable-records.md.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from statistics import median
 from typing import Any, TypeVar
 
-import structlog
+from pydantic import TypeAdapter
 
 from worker.store import errors, written
 from worker.store.model import (
@@ -26,9 +29,12 @@ from worker.store.model import (
     SnapshotStatus,
     Step,
 )
+from worker.store.unreadable import notice
 
 Hash = dict[str, str]
 Read = TypeVar("Read")
+Row = TypeVar("Row")
+NUMBER_MAX = 1 << 53  # exact in Lua and in JSON
 
 _STATE_OF_POWER = {"on": ServerState.ACTIVE, "off": ServerState.STOPPED, "paused": ServerState.SUSPENDED}
 _STATE_UNDER = {
@@ -36,26 +42,59 @@ _STATE_UNDER = {
     JobKind.RESTORE: ServerState.RESTORING,
     JobKind.UNDO: ServerState.RESTORING,
 }
+_LABELS: TypeAdapter[Mapping[str, str]] = TypeAdapter(dict[str, str])
 
-log = structlog.stdlib.get_logger()
 
-
-def one(read: Callable[[list[Any]], Read], shown: list[Any], *, kind: str) -> Read:
-    """Parse one record of a script's answer. Raises RecordUnreadable if it is damaged or from a newer version."""
+def one(read: Callable[[Row], Read], shown: Row, *, kind: str, key_of: Callable[[Row], str] | None = None) -> Read:
+    """Parse one record of a script's answer. Its key is the kind and the first item of the row, or what `key_of`
+    returns. Raises RecordUnreadable if it is damaged or from a newer version."""
     try:
         return read(shown)
-    except (KeyError, ValueError, OverflowError, OSError) as error:
-        log.warning("record.unreadable", field=kind, id=shown[0].decode(), reason=str(error))
+    except Exception as error:  # whatever is wrong with this one: others can be read
+        first: Any = shown
+        notice(key_of(shown) if key_of else f"{kind}:{text(first[0])}", error)
         raise errors.RecordUnreadable.of(kind=kind) from error
 
 
-def many(read: Callable[[list[Any]], Read], rows: Iterable[list[Any]], *, kind: str) -> tuple[Read, ...]:
+def many(
+    read: Callable[[Row], Read], rows: Iterable[Row], *, kind: str, key_of: Callable[[Row], str] | None = None
+) -> tuple[Read, ...]:
     """Parse records; unreadable ones are left out, so that they do not hide the others."""
     found = []
     for shown in rows:
         with suppress(errors.RecordUnreadable):
-            found.append(one(read, shown, kind=kind))
+            found.append(one(read, shown, kind=kind, key_of=key_of))
     return tuple(found)
+
+
+def part(read: Callable[[Row], Read], shown: Row, *, key: str, otherwise: Read) -> Read:
+    """A part without which the record can be shown."""
+    try:
+        return read(shown)
+    except Exception as error:  # noqa: BLE001 - as above; it is noted
+        notice(key, error)
+        return otherwise
+
+
+def text(raw: bytes) -> str:
+    """For people: of what is no UTF-8, something."""
+    return raw.decode(errors="replace")
+
+
+def whole(text: str | bytes) -> int:
+    """Raises ValueError also for a number that no JSON reader keeps exact."""
+    number = int(text)
+    if abs(number) > NUMBER_MAX:
+        raise ValueError(f"{number:.3e} is too large")
+    return number
+
+
+def decimal(text: str) -> float:
+    """Raises ValueError also for one that JSON has no form for."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 def pairs(flat: Sequence[bytes]) -> Hash:
@@ -79,15 +118,15 @@ def moment(milliseconds: str | bytes | int) -> datetime:
 def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapshot:
     return Snapshot(
         id=snapshot_id,
-        server_id=ServerId(int(record["server"])),
+        server_id=ServerId(whole(record["server"])),
         server_name=server_name,
-        account_id=AccountId(int(record["account"])),
+        account_id=AccountId(whole(record["account"])),
         name=record["name"],
         description=record["description"],
         status=SnapshotStatus(record["status"]),
-        size_mb=int(record["size_mb"]) if record["size_mb"] else None,
+        size_mb=whole(record["size_mb"]) if record["size_mb"] else None,
         created_at=moment(record["created_ms"]),
-        labels=json.loads(record["labels"]) if record.get("labels") else {},
+        labels=_LABELS.validate_json(record.get("labels") or "{}"),
         protected=record.get("protected") == "1",
         expires_at=moment(record["expires_ms"]) if record.get("expires_ms") else None,
         schedule_id=ScheduleId(record["schedule"]) if record.get("schedule") else None,
@@ -106,12 +145,17 @@ def server(server_id: ServerId, record: Hash, holding: JobKind | None) -> Server
     return Server(
         id=server_id,
         name=record["name"],
-        account_id=AccountId(int(record["account"])),
+        account_id=AccountId(whole(record["account"])),
         node=record["node"],
         state=server_state(record, holding),
         job_id=JobId(record["job"]) if record.get("job") else None,
         job_kind=holding,
     )
+
+
+def _estimated(milliseconds: Sequence[bytes]) -> int | None:
+    """In seconds."""
+    return max(1, round(median(map(whole, milliseconds)) / 1000)) if milliseconds else None
 
 
 def job(
@@ -127,11 +171,11 @@ def job(
         id=job_id,
         kind=JobKind(record["kind"]),
         state=JobState(record["state"]),
-        server_id=ServerId(int(record["server"])),
+        server_id=ServerId(whole(record["server"])),
         server_name=record["server_name"],
-        account_id=AccountId(int(record["account"])),
+        account_id=AccountId(whole(record["account"])),
         node=record["node"],
-        snapshot_id=SnapshotId(int(record["snapshot"])),
+        snapshot_id=SnapshotId(whole(record["snapshot"])),
         snapshot_name=record["snapshot_name"],
         snapshot_description=record["snapshot_description"],
         snapshot_created_at=moment(record["snapshot_created_ms"]),
@@ -142,9 +186,9 @@ def job(
         step=Step(record["step"]) if record.get("step") else None,
         undoes=JobId(record["undoes"]) if record.get("undoes") else None,
         server_state=server_state,
-        attempts=int(record["attempts"]),
-        estimated_seconds=max(1, round(median(map(int, milliseconds)) / 1000)) if milliseconds else None,
-        downtime_seconds=float(record["downtime_seconds"]) if record.get("downtime_seconds") else None,
+        attempts=whole(record["attempts"]),
+        estimated_seconds=part(_estimated, milliseconds, key=f"node:{record['node']}:milliseconds", otherwise=None),
+        downtime_seconds=decimal(record["downtime_seconds"]) if record.get("downtime_seconds") else None,
         failure=failure,
         traceparent=record.get("traceparent", ""),
         resolved_at=moment(record["resolved_ms"]) if record.get("resolved_ms") else None,

@@ -5,6 +5,8 @@ The first lines of a script or of a module may name modules of `shared/`: `-- in
 
 Redis lets a script with the line `-- Only reads.` write nothing. One with `-- Only reads and notes.` writes only what
 it can do without, by the module `notes`. Both work while Redis refuses writes, and may be run again.
+
+Each script runs behind `shared/guard.lua`, and Redis's reply is {what could not be read: {{key, why}, ...}, answer}.
 """
 
 import json
@@ -16,16 +18,20 @@ from itertools import takewhile
 from worker.store.bounds import FULL_FROM, Bounds
 from worker.store.model import MAY_FOLLOW, STEPS, JobKind
 
+GUARD = "shared/guard"
 _INCLUDE = "-- include: "
 _ONLY_READS = re.compile(r"^-- Only reads( and notes)?\.$", re.MULTILINE)
 
 
 @cache
 def text(name: str) -> str:
-    """The script `name` ("customers/admit"), preceded by its modules."""
+    """The script `name` ("customers/admit"), as Redis runs it."""
     script = source(name)
     found = _ONLY_READS.search(script)
-    return ("#!lua flags=no-writes\n" if found and not found[1] else "") + linked(script)
+    flags = "#!lua flags=no-writes\n" if found and not found[1] else ""
+    return (
+        f"{flags}{source(GUARD)}local function script()\n{_modules(script)}{script}end\nreturn {{left_out, script()}}\n"
+    )
 
 
 @cache
@@ -35,7 +41,12 @@ def only_reads(name: str) -> bool:
 
 
 def linked(script: str) -> str:
-    """A script, preceded by the modules that its first lines include, each once and after those that it needs."""
+    """A script, preceded by the guard and its modules. It answers without what could not be read."""
+    return source(GUARD) + _modules(script) + script
+
+
+def _modules(script: str) -> str:
+    """The modules that the first lines of a script include, each once and after those that it needs."""
     modules: dict[str, str] = {}
 
     def add(module: str) -> None:
@@ -47,7 +58,7 @@ def linked(script: str) -> str:
 
     for module in includes(script):
         add(module)
-    return "".join(modules.values()) + script
+    return "".join(modules.values())
 
 
 def source(name: str) -> str:

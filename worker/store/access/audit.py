@@ -7,15 +7,18 @@ a forged entry shows.
 
 import asyncio
 import json
+import re
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Any
+from typing import Any, Self
 
 import structlog
 from arq.connections import ArqRedis
+from redis.exceptions import ResponseError
 
 from worker.store import records
 from worker.store.calls import Scripts, redis_answers
@@ -24,9 +27,11 @@ from worker.store.errors import StoreUnavailable
 STREAM, NEW, HEAD = "audit", "audit:new", "audit:head"
 MOST = 1_000_000  # entries, about 300 MB: one caller in a loop must not fill Redis
 _NEW_MOST = 100_000  # entries that may wait for a keeper
+_NUMBER = re.compile(r"[0-9]{1,15}")
 _BATCH = 200  # entries that are moved at once
 _TEXT_MAX = 2000  # characters of a field
 _WRITE_SECONDS = 1.0  # the caller waits for it
+HEAD_UNREADABLE = "The keeper's own record, `audit:head`, cannot be read: entries may be missing at either end."
 FIELDS = frozenset(
     {
         *("token", "token_name", "account", "method", "path", "server", "job", "made", "address", "status", "code"),
@@ -46,6 +51,41 @@ def chained(before: str, number: int, fields: Mapping[str, str]) -> str:
     own = {field: text for field, text in fields.items() if field != "chain"}
     text = json.dumps([before, number, own], sort_keys=True)
     return urlsafe_b64encode(sha256(text.encode()).digest()).decode().rstrip("=")
+
+
+def number_of(raw: bytes | None) -> int | None:
+    """The number of an entry, as the keeper writes it; None for anything else."""
+    text = records.text(raw or b"")
+    return int(text) if _NUMBER.fullmatch(text) else None
+
+
+def is_other_type(reply: object) -> bool:
+    """Whether a key holds another type of data."""
+    return isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Last:
+    """The last entry of the log. `head`: its number as in `audit:head`, "" where that has none. `newest`: its ID."""
+
+    number: int
+    chain: str
+    head: str
+    newest: str
+
+    @classmethod
+    def of(cls, head: Any, newest: Any) -> Self:
+        """From the replies of Redis. Where `audit:head` can't be read, the numbers continue after the newest entry,
+        and the chain begins anew: the break stays in the log."""
+        raw, chain = (None, None) if is_other_type(head) else head
+        entry_id, fields = newest[0] if newest else (b"", {})
+        number, kept = number_of(raw), number_of(fields.get(b"seq"))
+        if raw is not None and number is not None:
+            chained_before = records.text(chain or b"")
+            return cls(number=number, chain=chained_before, head=raw.decode(), newest=entry_id.decode())
+        if raw is not None or kept is not None or is_other_type(head):
+            log.error("audit.broken", kind="cut", entry=entry_id.decode(), detail=HEAD_UNREADABLE)
+        return cls(number=kept or 0, chain="", head="", newest=entry_id.decode())
 
 
 class AuditKeeper(Scripts):
@@ -68,18 +108,24 @@ class AuditKeeper(Scripts):
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.lrange(NEW, 0, _BATCH - 1)
                 pipe.hmget(HEAD, ["seq", "chain"])
-                waiting, (number, chain) = await pipe.execute()
+                pipe.xrevrange(STREAM, count=1)
+                waiting, head, newest = await pipe.execute(raise_on_error=False)
+            for reply in (waiting, newest, head):
+                if isinstance(reply, Exception) and not (reply is head and is_other_type(head)):
+                    raise reply
         if not waiting:
             return 0
-        last = int(number or 0)
-        entries, before = [], (chain or b"").decode()
+        kept = _Last.of(head, newest)
+        last, before, entries = kept.number, kept.chain, []
         for place, raw in enumerate(waiting, start=1):
             at_ms, fields = _read(raw)
             fields["seq"] = str(last + place)
             before = fields["chain"] = chained(before, last + place, fields)
             entries.append({"at_ms": at_ms, "fields": [part for pair in fields.items() for part in pair]})
         ask = {
-            "after": str(last),
+            "head": kept.head,
+            "newest": kept.newest,
+            "seq": str(last + len(entries)),
             "entries": entries,
             "chain": before,
             "now_ms": int(records.milliseconds(self._now())),

@@ -1,23 +1,26 @@
 """Checks the chain of the audit log: whether entries are missing, changed or forged."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
+from typing import Self, TypeAlias
 
 from arq.connections import ArqRedis
+from redis.exceptions import ResponseError
 
 from worker.store import records
-from worker.store.access.audit import HEAD, STREAM, chained
+from worker.store.access.audit import HEAD, HEAD_UNREADABLE, STREAM, chained, is_other_type, number_of
 from worker.store.calls import redis_answers
 
 AT_ONCE = 20_000  # entries that one call checks, about a second
 _BATCH = 500
 _FAULTS_MAX = 100  # the first ones tell the story
+_Entry: TypeAlias = tuple[bytes, dict[bytes, bytes]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditFault:
     """`kind`: `gap` (entries before this one are missing), `changed` (it is not what was written), `forged` (it was
-    not written by the keeper), `cut` (entries after the last one are missing). `entry`: an ID of the log."""
+    not written by the keeper), `cut` (entries after the last one are missing, or may be). `entry`: an ID of the log."""
 
     kind: str
     entry: str
@@ -38,6 +41,27 @@ class AuditCheck:
     chain: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """What the keeper has noted of the log: the numbers of its first and of its last entry; None where it has not."""
+
+    first: int | None
+    last: int | None
+    is_readable: bool
+
+    @classmethod
+    async def read(cls, redis: ArqRedis) -> Self:
+        try:
+            head = await redis.hgetall(HEAD)  # type: ignore[misc]  # typed for the blocking client too
+        except ResponseError as error:
+            if not is_other_type(error):
+                raise
+            return cls(first=None, last=None, is_readable=False)
+        first, last = head.get(b"first"), head.get(b"seq")
+        damaged = any(raw is not None and number_of(raw) is None for raw in (first, last))
+        return cls(first=number_of(first), last=number_of(last), is_readable=not damaged)
+
+
 @dataclass
 class _Walk:
     first: int | None  # the number with which the log must begin
@@ -48,16 +72,17 @@ class _Walk:
     last: str = ""
     faults: list[AuditFault] = field(default_factory=list)
 
-    def look(self, entry_id: str, fields: records.Hash) -> None:
-        self.checked, self.last = self.checked + 1, entry_id
-        text = fields.pop("seq", "")
-        if not text.isdecimal():
+    def look(self, entry_id: bytes, raw: dict[bytes, bytes]) -> None:
+        self.checked, self.last = self.checked + 1, entry_id.decode()
+        fields = {records.text(field): records.text(text) for field, text in raw.items()}
+        text, number = fields.pop("seq", ""), number_of(raw.get(b"seq"))
+        if number is None:
             if self.number is None:
                 self.unchained += 1
             else:
                 self.fault("forged", "The entry has no number.")
             return
-        number, known = int(text), self.number
+        known = self.number
         if known is None:
             if self.first is not None and number > self.first:
                 self.fault("gap", f"Entries {self.first} to {number - 1} are missing.")
@@ -79,27 +104,38 @@ async def check(redis: ArqRedis, *, after: str | None = None, at_most: int = AT_
     """Check the log from its oldest entry, or from the entry `after`, which was checked. The oldest entry itself can
     be checked by its number only: the entry before it is gone. Raises StoreUnavailable."""
     with redis_answers():
-        head = records.decoded(await redis.hgetall(HEAD))  # type: ignore[misc]  # typed for the blocking client too
-        walk = _Walk(first=int(head["first"]) if after is None and "first" in head else None)
+        head = await _Head.read(redis)
+        walk = _Walk(first=head.first if after is None else None)
         if after is not None:
-            for entry_id, raw in reversed(await redis.xrevrange(STREAM, after, "-", count=_BATCH)):
-                walk.look(entry_id.decode(), records.decoded(raw))
+            for entry_id, raw in reversed(await _entries(redis.xrevrange(STREAM, after, "-", count=_BATCH))):
+                walk.look(entry_id, raw)
             walk = _Walk(first=None, number=walk.number, chain=walk.chain)
-        start = "-" if after is None else f"({after}"
+        walk.last = after or ""
         while walk.checked < at_most:
-            found = await redis.xrange(STREAM, start, "+", count=_BATCH)
+            found = await _entries(redis.xrange(STREAM, f"({walk.last}" if walk.last else "-", "+", count=_BATCH))
             for entry_id, raw in found:
-                walk.look(entry_id.decode(), records.decoded(raw))
+                walk.look(entry_id, raw)
             if len(found) < _BATCH:
-                return _ended(walk, int(head.get("seq", 0)), after)
-            start = f"({walk.last}"
+                return _ended(walk, head)
     return _checked(walk, walk.last)
 
 
-def _ended(walk: _Walk, written: int, after: str | None) -> AuditCheck:
-    walk.last = walk.last or after or "0-0"
-    if (walk.number or 0) < written:
-        walk.fault("cut", f"Entries {(walk.number or 0) + 1} to {written} are missing.")
+async def _entries(reading: Awaitable[list[_Entry]]) -> list[_Entry]:
+    """None where the log holds another type of data: all of them are missing."""
+    try:
+        return await reading
+    except ResponseError as error:
+        if is_other_type(error):
+            return []
+        raise
+
+
+def _ended(walk: _Walk, head: _Head) -> AuditCheck:
+    walk.last = walk.last or "0-0"
+    if not head.is_readable or (head.last is None and walk.number is not None):
+        walk.fault("cut", HEAD_UNREADABLE)
+    elif (walk.number or 0) < (head.last or 0):
+        walk.fault("cut", f"Entries {(walk.number or 0) + 1} to {head.last} are missing.")
     return _checked(walk, None)
 
 

@@ -12,7 +12,7 @@ local ask = cjson.decode(ARGV[1])
 now_ms()
 redis.set_repl(redis.REPL_NONE)
 
-local token = ask.token ~= '' and read(ask.token)
+local token = ask.token ~= '' and look_up(ask.token)
 if not token then return {{}, try(take, 'calls:failed:' .. ask.address, ask.failed_logins, ask.window_ms)} end
 local account = token.account ~= '' and token.account or ask.account
 return {redis.call('HGETALL', ask.token), try(take, 'calls:' .. token.id .. ':' .. account, ask.calls, ask.window_ms)}

@@ -7,17 +7,22 @@ to their keys. A credential is no token, and a token is no credential: neither's
 import hashlib
 import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any, TypeAlias
 
 from worker.store import records
-from worker.store.calls import Scripts, redis_answers
+from worker.store.calls import Scripts, reading, redis_answers
+from worker.store.unreadable import Unreadable
 
 OVERLAP = timedelta(minutes=10)  # how long the former credential is valid beside the new one
 PREFIX = "vpsnode_"  # so that a leaked one is found and its kind is known
 _SECRET = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")  # 256 random bits in URL-safe base64
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _AT_ONCE = 1000  # keys that one command looks at
+
+_Row: TypeAlias = tuple[str, Any]  # a key, and what Redis has replied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,28 +85,51 @@ class Credentials(Scripts):
         return ended
 
     async def find(self, secret: str) -> Credential | None:
-        """The credential with that secret; None if there never was one, or it was revoked or has ended."""
+        """The credential with that secret; None if there never was one, it was revoked or has ended, or its record
+        can't be read."""
         key = key_of(secret)
-        if not key:
+        found = await self._of([key]) if key else ()
+        if not found:
             return None
-        with redis_answers():
-            record = await self._redis.hgetall(key)  # type: ignore[misc]  # typed for the blocking client too
-        return _credential(key, records.decoded(record)) if record else None
+        # What its node's index does not lead to could not be revoked, and may be another node's.
+        index = f"node:{found[0].node}:credentials"
+        named = await self._unless_other_type(index, lambda: self._named(index, found[0].id), otherwise="")
+        if named == key:
+            return found[0]
+        await self._tell_unreadable([Unreadable(key=key, reason=f"{index} does not lead to it")])
+        return None
 
     async def all(self, node: str | None = None) -> list[Credential]:
         """The valid credentials of one node or of all nodes, by node, oldest first."""
-        with redis_answers():
-            nodes = [node] if node else sorted(one.decode() for one in await self._redis.smembers("nodes:credentials"))  # type: ignore[misc]
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for one in nodes:
-                    pipe.hvals(f"node:{one}:credentials")
-                keys = [key.decode() for found in await pipe.execute() for key in found]
+        nobody: set[bytes] = set()
+        nodes = await self._unless_other_type("nodes:credentials", self._nodes, otherwise=nobody)
+        indexes = [f"node:{one}:credentials" for one in ([node] if node else sorted(map(records.text, nodes)))]
+        listed = await self._many(_keys, await self._hashes(indexes), kind="node", key_of=_key_of)
+        valid = await self._of([key for keys in listed for key in keys])
+        return sorted(valid, key=lambda credential: (credential.node, credential.created_at, credential.id))
+
+    async def _named(self, index: str, credential_id: str) -> str:
+        held = await self._redis.hget(index, credential_id)  # type: ignore[misc]  # typed for the blocking client too
+        return records.text(held or b"")
+
+    async def _nodes(self) -> set[bytes]:
+        nodes: set[bytes] = await self._redis.smembers("nodes:credentials")  # type: ignore[misc]  # typed for the blocking client too
+        return nodes
+
+    async def _of(self, keys: Sequence[str]) -> tuple[Credential, ...]:
+        """Those of the keys that hold a credential."""
+        return await self._many(_credential, await self._hashes(keys), kind="credential", key_of=_key_of)
+
+    async def _hashes(self, keys: Sequence[str]) -> list[_Row]:
+        """Those of the keys that exist, with what they hold, or the error where that is no hash."""
+
+        async def ask() -> list[Any]:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for key in keys:
                     pipe.hgetall(key)
-                found = await pipe.execute()
-        valid = [_credential(key, records.decoded(record)) for key, record in zip(keys, found, strict=True) if record]
-        return sorted(valid, key=lambda credential: (credential.node, credential.created_at, credential.id))
+                return await pipe.execute(raise_on_error=False)
+
+        return [(key, held) for key, held in zip(keys, await reading(ask), strict=True) if held]
 
     async def ended(self, keys: Collection[str]) -> set[str]:
         """Those of the keys whose credential is valid no longer. One command while there is none."""
@@ -120,7 +148,24 @@ class Credentials(Scripts):
         return gone
 
 
-def _credential(key: str, record: records.Hash) -> Credential:
+def _key_of(row: _Row) -> str:
+    return row[0]
+
+
+def _keys(row: _Row) -> list[str]:
+    """Those that an index leads to."""
+    if isinstance(row[1], Exception):
+        raise row[1]
+    return [key for key in map(records.text, row[1].values()) if key.startswith("credential:")]
+
+
+def _credential(row: _Row) -> Credential:
+    key, held = row
+    if isinstance(held, Exception):
+        raise held
+    record = records.decoded(held)
+    if not NODE_NAME.fullmatch(record["node"]):
+        raise ValueError(f"{record['node']} is no node")
     return Credential(
         id=record["id"],
         key=key,

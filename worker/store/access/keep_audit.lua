@@ -1,12 +1,14 @@
 -- Move the oldest entries of the list `audit:new` to the audit log.
--- ask: {after: number of the last entry that the log had when `entries` was made, entries: {{at_ms, fields: {field,
--- value, ...}}, ...}, chain: of the last of them, most: entries to keep, now_ms: by the keeper's clock, kept_ms:
--- how long entries are kept, false: without end}
+-- ask: {head, newest: number in `audit:head` ('': it has none) and ID of the last entry that the log had when `entries`
+-- was made, entries: {{at_ms, fields: {field, value, ...}}, ...}, seq, chain: of the last of them, most: entries to
+-- keep, now_ms: by the keeper's clock, kept_ms: how long entries are kept, false: without end}
 -- Answers 1, or 0 where another keeper has moved them.
 local ask = cjson.decode(ARGV[1])
 
-if (redis.call('HGET', 'audit:head', 'seq') or '0') ~= ask.after then return 0 end
+local head = redis.call('HGET', 'audit:head', 'seq') or ''
+if not string.find(head, '^%d+$') or #head > 15 then head = '' end
 local newest = redis.call('XREVRANGE', 'audit', '+', '-', 'COUNT', 1)[1]
+if head ~= ask.head or (newest and newest[1] or '') ~= ask.newest then return 0 end
 local last_ms = newest and tonumber(string.match(newest[1], '^%d+')) or 0
 for _, entry in ipairs(ask.entries) do
   -- never back, and never ahead: no clock of a front end can keep later entries out
@@ -14,7 +16,7 @@ for _, entry in ipairs(ask.entries) do
   redis.call('XADD', 'audit', string.format('%.0f-*', last_ms), unpack(entry.fields))
 end
 redis.call('LTRIM', 'audit:new', #ask.entries, -1)
-redis.call('HSET', 'audit:head', 'seq', string.format('%.0f', ask.after + #ask.entries), 'chain', ask.chain)
+redis.call('HSET', 'audit:head', 'seq', ask.seq, 'chain', ask.chain)
 redis.call('XTRIM', 'audit', 'MAXLEN', '~', ask.most)
 -- By the time of the newest entry, which is by the clock that is behind: one that is ahead must remove nothing.
 if ask.kept_ms and last_ms > ask.kept_ms then

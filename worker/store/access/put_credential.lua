@@ -6,7 +6,7 @@
 local ask = cjson.decode(ARGV[1])
 local index = 'node:' .. ask.node .. ':credentials'
 for id, key in pairs(read(index) or {}) do
-  if redis.call('EXISTS', key) == 0 then
+  if redis.call('EXISTS', key) == 0 or not string.find(key, '^credential:') then
     redis.call('HDEL', index, id)
   elseif not ask.overlap_ms then
     return 0

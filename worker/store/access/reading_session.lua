@@ -6,7 +6,7 @@
 -- it counted: allowed, left, ms until one more call is allowed}.
 local ask = cjson.decode(ARGV[1])
 local key = redis.call('HGET', 'tokens', ask.token)
-local token = key and read(key)
+local token = key and look_up(key)
 if not token then return {} end
 now_ms()
 redis.set_repl(redis.REPL_NONE) -- the counters are neither replicated nor persisted

@@ -6,11 +6,12 @@
 -- why Redis refused to count or '', and if it counted: allowed, left, ms until one more call is allowed}.
 local ask = cjson.decode(ARGV[1])
 local NOTED_MS = 60000 -- resolution of `seen_ms`, so that not every call costs a write to the disk
-local session = read(ask.key)
+local session = look_up(ask.key)
 if not session then return {} end
+local token = look_up(session.token)
 local now = now_ms()
 local over = now >= tonumber(session.ends_ms) or now - session.seen_ms >= ask.idle_ms
-if over or redis.call('EXISTS', session.token) == 0 then
+if over or not token then
   try(redis.call, 'DEL', ask.key)
   return {}
 end
@@ -20,6 +21,5 @@ if ask.by_person and now - session.seen_ms >= NOTED_MS then
   try(redis.call, 'PEXPIRE', ask.key, 2 * (session.ends_ms - now))
 end
 redis.set_repl(redis.REPL_NONE) -- the counters are neither replicated nor persisted
-local token = read(session.token)
 return {redis.call('HGETALL', ask.key), redis.call('HGETALL', session.token),
   try(take, 'calls:' .. token.id .. ':', ask.calls, ask.window_ms)}

@@ -14,6 +14,7 @@ import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from arq.connections import ArqRedis
 
@@ -96,6 +97,10 @@ class Sessions(Scripts):
         answer = await self._call("access/session", ask)
         if not answer:
             return None
+        found = await self._many(self._session, [answer], kind="token", key_of=lambda _: _key(session_id))
+        return found[0] if found else None
+
+    def _session(self, answer: list[Any]) -> Session:
         flat, token_flat, refused, *counted = answer
         record, token = records.pairs(flat), Token.of(records.pairs(token_flat))
         return Session(
@@ -117,12 +122,14 @@ class Sessions(Scripts):
         is_signed = hmac.compare_digest(signature.encode(), _signature(key.decode(), signed).encode())
         if not is_signed or not refused:
             return None
-        token = Token.of(records.pairs(flat))
+        tokens = await self._many(Token.of, [records.pairs(flat)], kind="token", key_of=lambda _: str(key.decode()))
+        if not tokens:
+            return None
         return Session(
             csrf=_signature(key.decode(), f"csrf.{signed}"),
             only_reads=True,
-            authenticated=self._limits.call_of(token, "", refused, counted),
-            token=token,
+            authenticated=self._limits.call_of(tokens[0], "", refused, counted),
+            token=tokens[0],
         )
 
     async def close(self, session_id: str) -> None:

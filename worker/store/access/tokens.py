@@ -8,7 +8,7 @@ import hmac
 import re
 import secrets
 from base64 import urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -83,10 +83,10 @@ class Token:
         return cls(
             id=text["id"],
             name=text["name"],
-            account_id=AccountId(int(text["account"])) if text["account"] else None,
+            account_id=AccountId(records.whole(text["account"])) if text["account"] else None,
             permissions=frozenset(Permission(word) for word in text["permissions"].split() if word in _KNOWN),
-            created_at=datetime.fromisoformat(text["created_at"]),
-            expires_at=datetime.fromisoformat(text["expires_at"]) if text["expires_at"] else None,
+            created_at=_moment(text["created_at"]),
+            expires_at=_moment(text["expires_at"]) if text["expires_at"] else None,
         )
 
 
@@ -139,6 +139,23 @@ def _secret(seed: str, salt: str) -> str:
 
 def _authenticated(token: Token | None, allowed: int, left: int, more_ms: int) -> Authenticated:
     return Authenticated(token=token, allowed=bool(allowed), left=left, more_in=timedelta(milliseconds=more_ms))
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text} has no time zone")
+    return moment
+
+
+def _token(row: list[Any]) -> Token:
+    """`row`: the key, and the record as a script or Redis itself answers it."""
+    flat = row[1]
+    return Token.of(records.decoded(flat) if isinstance(flat, dict) else records.pairs(flat))
+
+
+def _key_of(row: list[Any]) -> str:
+    return str(row[0])
 
 
 def key_of(secret: str) -> str:
@@ -197,28 +214,36 @@ class Tokens(Scripts):
             **limits.of_calls(),
         }
         flat, refused, *counted = await self._call("access/authenticate", ask)
-        if not flat:
+        tokens = await self._many(_token, [[ask["token"], flat]] if flat else [], kind="token", key_of=_key_of)
+        if not tokens:
             return limits.failed_login(address, refused, counted)
-        token = Token.of(records.pairs(flat))
+        token = tokens[0]
         account = ask["account"] if token.account_id is None else str(token.account_id)
         return limits.call_of(token, str(account), refused, counted)
 
     async def all(self) -> list[Token]:
         """Every valid token, oldest first; expired ones are removed from the index."""
-        index, found = await reading(self._indexed)
+        nothing: dict[Any, Any] = {}
+        index = await self._unless_other_type(_INDEX, self._index, otherwise=nothing)
+        found = await reading(lambda: self._records(index.values()))
         if ended := [token_id for token_id, record in zip(index, found, strict=True) if not record]:
             with suppress(errors.StoreReadOnly), redis_answers():
                 await self._redis.hdel(_INDEX, *ended)  # type: ignore[misc]  # typed for the blocking client too
-        valid = [Token.of(records.decoded(record)) for record in found if record]
+        rows = [[key.decode(errors="replace"), flat] for key, flat in zip(index.values(), found, strict=True) if flat]
+        valid = await self._many(_token, rows, kind="token", key_of=_key_of)
         return sorted(valid, key=lambda token: (token.created_at, token.id))
 
-    async def _indexed(self) -> tuple[dict[Any, Any], list[Any]]:
-        """The keys of tokens by id, and their records."""
-        index = await self._redis.hgetall(_INDEX)  # type: ignore[misc]  # typed for the blocking client too
+    async def _index(self) -> dict[Any, Any]:
+        """The keys of tokens by id."""
+        index: dict[Any, Any] = await self._redis.hgetall(_INDEX)  # type: ignore[misc]  # typed for the blocking client too
+        return index
+
+    async def _records(self, keys: Iterable[Any]) -> list[Any]:
+        """In place of one that can't be read: the error."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            for key in index.values():
+            for key in keys:
                 pipe.hgetall(key)
-            return index, await pipe.execute()
+            return await pipe.execute(raise_on_error=False)
 
     async def revoke(self, token_id: str) -> bool:
         """Revoke a token now. False: there is no token with this ID."""

@@ -1,4 +1,4 @@
--- include: clock
+-- include: clock, records
 -- Compare the time of the cell with the clocks of a process. Where Redis's clock is ahead and the process knows that
 -- so much time has passed, because all was down meanwhile, the time of the cell leaps. Where the process's wall clock
 -- agrees with Redis's, the two times are brought nearer by a tenth of the time that passes.
@@ -9,7 +9,7 @@
 local ask = cjson.decode(ARGV[1])
 local now = now_ms()
 local ahead, noted, step = unpack(redis.call('HMGET', 'clock', 'ahead_ms', 'noted_ms', 'step'))
-ahead = tonumber(ahead) or 0
+ahead = number(ahead) or 0
 local shown = now - ahead
 local agree = math.abs(ask.wall_ms - shown) < ask.agree_ms
 
@@ -31,7 +31,7 @@ if leapt > 0 then
 elseif ask.counted_ms ~= '' and ahead ~= 0 and step ~= '1' then
   redis.call('HSET', 'clock', 'step', '1') -- a process that has counted saw no time pass
 end
-if math.abs(shown - (tonumber(noted) or 0)) >= ask.each_ms then
+if math.abs(shown - (number(noted) or 0)) >= ask.each_ms then
   local nearer = agree and math.min(math.abs(ahead), ask.each_ms / 10) or 0
   ahead = ahead + (ahead < 0 and nearer or -nearer)
   redis.call('HSET', 'clock', 'shown_ms', shown, 'noted_ms', shown, 'ahead_ms', ahead)

@@ -7,9 +7,10 @@ local now = now_ms()
 local due = {now}
 local found = redis.call('ZRANGEBYSCORE', 'schedules:due', '-inf', now, 'WITHSCORES', 'LIMIT', ask.skip, ask.limit)
 for i = 1, #found, 2 do
-  local name, when, server = unpack(redis.call('HMGET', 'schedule:' .. found[i], 'name', 'when', 'server'))
-  if name then
-    due[#due + 1] = {found[i], found[i + 1], name, when, server}
+  local key = 'schedule:' .. found[i]
+  local name, when, server = unpack(redis.call('HMGET', key, 'name', 'when', 'server'))
+  if redis.call('EXISTS', key) == 1 then
+    due[#due + 1] = {found[i], found[i + 1], name or '', when or '', server or ''}
   else
     redis.call('ZREM', 'schedules:due', found[i])
   end

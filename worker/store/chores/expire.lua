@@ -1,22 +1,24 @@
 -- include: clock, records, snapshots
--- Retire the expired snapshots. One that is protected, or whose server has a job, is checked again after again_ms.
+-- Retire the expired snapshots. One that is protected or unreadable, or whose server has a job, is checked again after
+-- again_ms.
 -- ask: {again_ms, limit}
 -- Answers the number of snapshots that were retired.
 local ask = cjson.decode(ARGV[1])
 local retired, now = 0, now_ms()
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'snapshots:expiring', '-inf', now, 'LIMIT', 0, ask.limit)) do
+
+local function expire(id)
   local snapshot = read('snapshot:' .. id)
-  local server = snapshot and read('server:' .. snapshot.server)
-  local expires_ms = snapshot and tonumber(snapshot.expires_ms)
-  if not expires_ms or snapshot.status == 'deleting' then
-    redis.call('ZREM', 'snapshots:expiring', id)
-  elseif expires_ms > now then
-    redis.call('ZADD', 'snapshots:expiring', expires_ms, id)
-  elseif snapshot.protected == '1' or not server or server.job then
-    redis.call('ZADD', 'snapshots:expiring', now + ask.again_ms, id)
-  else
-    retire_snapshot(id, snapshot, server.node, now)
-    retired = retired + 1
-  end
+  local expires_ms = snapshot and number(snapshot.expires_ms)
+  if not expires_ms or snapshot.status == 'deleting' then return redis.call('ZREM', 'snapshots:expiring', id) end
+  if expires_ms > now then return redis.call('ZADD', 'snapshots:expiring', expires_ms, id) end
+  local server = read('server:' .. snapshot.server)
+  if snapshot.protected == '1' or not server or holder_of(server) then return end
+  retire_snapshot(id, snapshot, server.node, now)
+  retired = retired + 1
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'snapshots:expiring', '-inf', now, 'LIMIT', 0, ask.limit)) do
+  redis.call('ZADD', 'snapshots:expiring', now + ask.again_ms, id) -- before: also one that fails makes way for others
+  attempt('snapshot:' .. id, expire, id)
 end
 return retired

@@ -6,7 +6,8 @@
 local ask = cjson.decode(ARGV[1])
 local failed = {}
 local oldest = redis.call('ZRANGEBYSCORE', 'jobs:waiting', '-inf', now_ms() - ask.silent_ms, 'LIMIT', 0, ask.limit)
-for _, job_id in ipairs(oldest) do
+
+local function fail(job_id)
   local job = read('job:' .. job_id)
   if not job or job.state ~= 'queued' then
     redis.call('ZREM', 'jobs:waiting', job_id)
@@ -16,5 +17,10 @@ for _, job_id in ipairs(oldest) do
   else -- its node is alive: check again when it could have been silent for silent_ms
     redis.call('ZADD', 'jobs:waiting', redis.call('HGET', 'node:' .. job.node, 'heartbeat_ms'), job_id)
   end
+end
+
+for _, job_id in ipairs(oldest) do
+  redis.call('ZADD', 'jobs:waiting', now_ms(), job_id) -- before: also one that can't be read makes way for others
+  attempt('job:' .. job_id, fail, job_id)
 end
 return failed

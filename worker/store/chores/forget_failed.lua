@@ -4,12 +4,17 @@
 -- Answers the number of records.
 local ask = cjson.decode(ARGV[1])
 local old = redis.call('ZRANGEBYSCORE', 'snapshots:failed', '-inf', now_ms() - ask.kept_ms, 'LIMIT', 0, ask.limit)
-for _, id in ipairs(old) do
+local function forget(id)
   local snapshot = read('snapshot:' .. id)
   if snapshot and snapshot.status == 'failed' then
     forget_snapshot(id, snapshot)
   else
     redis.call('ZREM', 'snapshots:failed', id)
   end
+end
+
+for _, id in ipairs(old) do
+  redis.call('ZADD', 'snapshots:failed', now_ms(), id) -- before: also one that can't be read makes way for others
+  attempt('snapshot:' .. id, forget, id)
 end
 return #old

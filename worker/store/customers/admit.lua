@@ -14,18 +14,20 @@ local ask = cjson.decode(ARGV[1])
 
 -- The job that holds the server. What it does is told to its own account only: the server may have had another owner.
 local function refuse_busy(job_id, account)
-  local job = read('job:' .. job_id)
+  local job = look_up('job:' .. job_id)
   if not job or job.account ~= account then return {'refused', 'server_busy', job_id} end
   return {'refused', 'server_busy', job_id, job.kind, job.queued_ms, job.snapshot}
 end
 
 local function refuse_server(server)
   if node_is_silent(server.node, ask.silent_ms) then return {'refused', 'node_unavailable'} end
-  if server.job then return refuse_busy(server.job, server.account) end
+  local holder = holder_of(server)
+  if holder then return refuse_busy(holder, server.account) end
   if server.power == 'paused' and ask.kind ~= 'delete' then return {'refused', 'server_not_ready'} end
 end
 
 local function admit(server_id, server, snapshot_id, snapshot, undoes)
+  demand(ask.queue.prefix .. server.node, 'zset')
   enqueue(ask.job_id, {
     undoes = undoes,
     kind = ask.dry_run and 'check_' .. ask.kind or ask.kind,
@@ -42,12 +44,14 @@ end
 
 local function create()
   local server_id = ask.id
-  local server = read('server:' .. server_id)
-  if not server or server.account ~= ask.account or server.missing then return {'refused', 'server_not_found'} end
+  local server = read_of(ask.account, 'server:' .. server_id)
+  if not server or server.missing then return {'refused', 'server_not_found'} end
   local refused = refuse_server(server)
   if refused then return refused end
   -- the number of used slots is unknown until its node has published its snapshots
   if server.unpublished then return {'refused', 'node_unavailable'} end
+  demand('server:' .. server_id .. ':names', 'hash')
+  demand('server:' .. server_id .. ':counted', 'set')
   local namesake = redis.call('HGET', 'server:' .. server_id .. ':names', ask.name)
   if namesake and redis.call('HGET', 'snapshot:' .. namesake, 'server') ~= server_id then namesake = nil end
   local over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - tonumber(ask.limit)
@@ -96,12 +100,11 @@ local function delete(snapshot, server)
 end
 
 local function undo()
-  local restore = read('job:' .. ask.id)
-  if not restore or restore.account ~= ask.account then return {'refused', 'job_not_found'} end
-  local server = read('server:' .. restore.server)
-  -- the server may have a new owner since
-  if not server or server.account ~= ask.account or server.undoable ~= ask.id
-      or now_ms() > tonumber(restore.undoable_until_ms) then
+  local restore = read_of(ask.account, 'job:' .. ask.id)
+  if not restore then return {'refused', 'job_not_found'} end
+  local server = read_of(ask.account, 'server:' .. restore.server) -- it may have a new owner since
+  if not server or server.undoable ~= ask.id
+      or now_ms() > (number(restore.undoable_until_ms) or 0) then
     return {'refused', 'undo_unavailable'}
   end
   if server.missing then return {'refused', 'server_not_ready'} end
@@ -123,7 +126,12 @@ local function run_schedule()
     return {'refused', 'server_not_found'}
   end
   ask.account, ask.id = schedule.account, schedule.server
-  if schedule.expire_after_ms ~= '' then ask.expires_ms = string.format('%.0f', now_ms() + schedule.expire_after_ms) end
+  local expire_after_ms = number(schedule.expire_after_ms)
+  if expire_after_ms then
+    ask.expires_ms = string.format('%.0f', now_ms() + expire_after_ms)
+  elseif schedule.expire_after_ms ~= '' then
+    return unreadable('schedule:' .. id, 'expire_after_ms cannot be read')
+  end
   local answer = create()
   local passes = answer[2] == 'server_busy' or answer[2] == 'node_unavailable' or answer[2] == 'server_not_ready'
     or answer[2] == 'store_nearly_full'
@@ -166,8 +174,8 @@ local function decide()
   if refused then return refused end
   if ask.kind == 'create' then return create() end
   if ask.kind == 'undo' then return undo() end
-  local snapshot = read('snapshot:' .. ask.id)
-  if not snapshot or snapshot.account ~= ask.account or (snapshot.status == 'deleting' and not ask.again) then
+  local snapshot = read_of(ask.account, 'snapshot:' .. ask.id)
+  if not snapshot or (snapshot.status == 'deleting' and not ask.again) then
     return {'refused', 'snapshot_not_found'}
   end
   local server = read('server:' .. snapshot.server)

@@ -5,8 +5,8 @@
 local ask = cjson.decode(ARGV[1])
 
 local function cancel()
-  local job = read('job:' .. ask.id)
-  if not job or job.account ~= ask.account then return {'refused', 'job_not_found'} end
+  local job = read_of(ask.account, 'job:' .. ask.id)
+  if not job then return {'refused', 'job_not_found'} end
   -- a delete is already done for the customer: its job only frees the space
   if job.state ~= 'queued' or job.kind == 'delete' then return {'refused', 'job_not_cancellable', job.state} end
   conclude(ask.id, job, ask.result)

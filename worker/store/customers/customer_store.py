@@ -134,14 +134,14 @@ class CustomerStore(Scripts):
     async def create(self, *, server_id: ServerId, name: str, description: str, **request: Unpack[Request]) -> Admitted:
         """Admit a new snapshot. Raises ServerNotFound, NodeUnavailable, ServerBusy, ServerNotReady,
         SnapshotLimitReached, NameTaken or StoreUnavailable."""
-        return _admitted(await self._ask(JobKind.CREATE, server_id, request, name=name, description=description))
+        return await self._admitted(JobKind.CREATE, server_id, request, name=name, description=description)
 
     async def restore(
         self, *, snapshot_id: SnapshotId, present_only: bool = False, **request: Unpack[Request]
     ) -> Admitted:
         """Admit a restore; `present_only`: of the disks that are present. Raises SnapshotNotFound, SnapshotNotReady,
         NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
-        return _admitted(await self._ask(JobKind.RESTORE, snapshot_id, request, present_only=present_only))
+        return await self._admitted(JobKind.RESTORE, snapshot_id, request, present_only=present_only)
 
     async def check_create(self, *, server_id: ServerId, name: str, **request: Unpack[Request]) -> Job:
         """A dry run of `create`: the same refusals, and a job in which the node makes its own checks."""
@@ -164,7 +164,7 @@ class CustomerStore(Scripts):
         so there is no space to free. Raises SnapshotNotFound, SnapshotProtected, NodeUnavailable, ServerBusy or
         StoreUnavailable."""
         answer = await self._ask(JobKind.DELETE, snapshot_id, {"account_id": account_id, "request_id": request_id})
-        return shown_job(answer[0]) if answer else None
+        return await self._shown(answer[0]) if answer else None
 
     async def cancel(self, *, account_id: AccountId, job_id: JobId, idempotency: Idempotency | None = None) -> Job:
         """Cancel a job that its node has not started. Raises JobNotFound, JobNotCancellable or StoreUnavailable."""
@@ -179,7 +179,7 @@ class CustomerStore(Scripts):
             "result": cancelled.for_script(),
             "idempotency": for_script(idempotency),
         }
-        return shown_job(accepted(await self._call("customers/cancel", ask), idempotency, id=job_id)[0])
+        return await self._shown(accepted(await self._call("customers/cancel", ask), idempotency, id=job_id)[0])
 
     async def again(
         self, job: Job, *, request_id: str, in_bulk: bool = False, idempotency: Idempotency | None = None
@@ -199,7 +199,7 @@ class CustomerStore(Scripts):
         answer = await self._ask(job.kind, target, request, **more, retries=job.id, in_bulk=in_bulk)
         if not answer:
             raise errors.SnapshotNotFound("The snapshot went with its server: nothing is left to delete.")
-        return shown_job(answer[0])
+        return await self._shown(answer[0])
 
     async def edit(self, *, account_id: AccountId, snapshot_id: SnapshotId, edit: Edit) -> Snapshot:
         """Change a snapshot's fields. Raises SnapshotNotFound or StoreUnavailable."""
@@ -207,13 +207,14 @@ class CustomerStore(Scripts):
         found = await self._call("customers/edit", ask)
         if found is None:
             raise errors.SnapshotNotFound.of(id=snapshot_id)
-        return _snapshot(found)
+        return await self._one(_snapshot, found, kind="snapshot")
 
     # --- reads ---
 
     async def snapshot(self, *, account_id: AccountId, snapshot_id: SnapshotId) -> Snapshot:
         """Raises SnapshotNotFound, also for another account's, or StoreUnavailable."""
-        return _snapshot(await self._find("snapshot", snapshot_id, account_id, errors.SnapshotNotFound))
+        found = await self._find("snapshot", snapshot_id, account_id, errors.SnapshotNotFound)
+        return await self._one(_snapshot, found, kind="snapshot")
 
     async def snapshots(
         self, *, account_id: AccountId, wanted: SnapshotFilter = EVERY, offset: int, limit: int
@@ -227,11 +228,11 @@ class CustomerStore(Scripts):
             found = await self._matching(ask, wanted)
             count, ids = len(found), found[offset : offset + limit]
             rows = await self._call("customers/show_snapshots", {"account": str(account_id), "ids": ids}) if ids else []
-        return Page(count=count, results=tuple(map(_snapshot, rows)))
+        return Page(count=count, results=await self._many(_snapshot, rows, kind="snapshot"))
 
     async def job(self, *, account_id: AccountId, job_id: JobId) -> Job:
         """Raises JobNotFound, also for another account's, or StoreUnavailable."""
-        return shown_job(await self._find("job", job_id, account_id, errors.JobNotFound))
+        return await self._shown(await self._find("job", job_id, account_id, errors.JobNotFound))
 
     async def jobs(
         self, *, account_id: AccountId, server_id: ServerId | None, state: JobState | None, offset: int, limit: int
@@ -240,19 +241,17 @@ class CustomerStore(Scripts):
         StoreUnavailable."""
         ask = {"account": str(account_id), **given(server=server_id, state=state), "offset": offset, "limit": limit}
         count, *rows = await self._call("customers/list_jobs", ask)
-        return Page(count=count, results=tuple(map(shown_job, rows)))
+        return Page(count=count, results=await self._many(shown_job, rows, kind="job"))
 
     async def server(self, *, account_id: AccountId, server_id: ServerId) -> ServerView:
         """Raises ServerNotFound, also for another account's, or StoreUnavailable."""
         found = await self._find("server", server_id, account_id, errors.ServerNotFound, silent_ms=self._silent_ms)
-        flat, holding, counted, reachable = found
-        return ServerView(
-            server=records.server(server_id, records.pairs(flat), kind_of(holding)),
-            counted=counted,
-            reachable=bool(reachable),
-        )
+        return await self._one(_server, [str(server_id).encode(), *found], kind="server")
 
     # --- helpers ---
+
+    async def _shown(self, shown: list[Any]) -> Job:
+        return await self._one(shown_job, shown, kind="job")
 
     async def _matching(self, ask: dict[str, Any], wanted: SnapshotFilter) -> list[str]:
         """The IDs of the snapshots that match, in order. The list is read in parts, to bound how long each call blocks
@@ -267,7 +266,7 @@ class CustomerStore(Scripts):
         keys: dict[str, Callable[[list[bytes]], bytes | int]] = {
             "created_at": lambda _: 0,  # as found
             "name": lambda one: one[1],
-            "size_mb": lambda one: int(one[2] or -1),
+            "size_mb": lambda one: int(one[2]),
         }
         places = sorted(range(len(found)), key=lambda n: (keys[wanted.field](found[n]), n), reverse=wanted.descending)
         return [found[n][0].decode() for n in places]
@@ -275,7 +274,13 @@ class CustomerStore(Scripts):
     async def _job(
         self, kind: JobKind, target: ServerId | SnapshotId | JobId, request: Request, **more: str | bool
     ) -> Job:
-        return shown_job((await self._ask(kind, target, request, **more))[0])
+        return await self._shown((await self._ask(kind, target, request, **more))[0])
+
+    async def _admitted(
+        self, kind: JobKind, target: ServerId | SnapshotId, request: Request, **more: str | bool
+    ) -> Admitted:
+        job, snapshot = await self._ask(kind, target, request, **more)
+        return Admitted(job=await self._shown(job), snapshot=await self._one(_snapshot, snapshot, kind="snapshot"))
 
     async def _ask(
         self, kind: JobKind, target: ServerId | SnapshotId | JobId, request: Request, **more: str | bool
@@ -302,8 +307,13 @@ class CustomerStore(Scripts):
 
 def _snapshot(shown: list[Any]) -> Snapshot:
     snapshot_id, flat, server_name = shown
-    return records.snapshot(SnapshotId(int(snapshot_id)), records.pairs(flat), server_name.decode())
+    return records.snapshot(SnapshotId(int(snapshot_id)), records.pairs(flat), records.text(server_name))
 
 
-def _admitted(answer: list[Any]) -> Admitted:
-    return Admitted(job=shown_job(answer[0]), snapshot=_snapshot(answer[1]))
+def _server(shown: list[Any]) -> ServerView:
+    server_id, flat, holding, counted, reachable = shown
+    return ServerView(
+        server=records.server(ServerId(int(server_id)), records.pairs(flat), kind_of(holding)),
+        counted=counted,
+        reachable=bool(reachable),
+    )

@@ -3,8 +3,8 @@
 -- ask: {account, id, fields: {field: text}}; expires_ms '': never
 -- Answers the snapshot (see `show_snapshot`); nil if the account has no such snapshot.
 local ask = cjson.decode(ARGV[1])
-local snapshot = read('snapshot:' .. ask.id)
-if not snapshot or snapshot.account ~= ask.account or snapshot.status == 'deleting' then return nil end
+local snapshot = read_of(ask.account, 'snapshot:' .. ask.id)
+if not snapshot or snapshot.status == 'deleting' then return nil end
 if next(ask.fields) then write('snapshot:' .. ask.id, ask.fields) end
 if ask.fields.expires_ms == '' then redis.call('ZREM', 'snapshots:expiring', ask.id) end
 if (ask.fields.expires_ms or '') ~= '' then redis.call('ZADD', 'snapshots:expiring', ask.fields.expires_ms, ask.id) end

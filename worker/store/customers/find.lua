@@ -6,8 +6,8 @@
 -- that holds it or '', snapshots that take a slot, 1 if its node responds and has published its snapshots}. nil if the
 -- account has no such record.
 local ask = cjson.decode(ARGV[1])
-local record = read(ask.what .. ':' .. ask.id)
-if not record or record.account ~= ask.account or record.status == 'deleting' or record.missing then return nil end
+local record = read_of(ask.account, ask.what .. ':' .. ask.id)
+if not record or record.status == 'deleting' or record.missing then return nil end
 if ask.what == 'snapshot' then return show_snapshot(ask.id) end
 if ask.what == 'job' then return show_job(ask.id) end
 if ask.what == 'schedule' then return show_schedule(ask.id) end

@@ -1,8 +1,8 @@
--- include: show, walk
+-- include: records, show, walk
 -- The snapshots of an account that match, oldest first: of a part of its list, because the list has any length.
 -- Only reads.
 -- ask: {account, server, status, name, from_ms, before_ms, after (see `walk`)}; all but the account may be missing
--- Answers {after, {id, name, size_mb or ''}, ...}; after is {} at the end of the list.
+-- Answers {after, {id, name, size_mb or -1}, ...}; after is {} at the end of the list.
 local ask = cjson.decode(ARGV[1])
 local index = snapshots_of(ask.account, ask.server)
 if not index then return {{}} end
@@ -19,7 +19,7 @@ for i = 1, #part, 2 do
     unpack(redis.call('HMGET', 'snapshot:' .. part[i], 'account', 'server', 'status', 'name', 'size_mb'))
   local is_mine = account == ask.account and server == (ask.server or server)
   if is_mine and (not ask.status or status == ask.status) and (not ask.name or name == ask.name) then
-    found[#found + 1] = {part[i], name, size_mb}
+    found[#found + 1] = {part[i], name or '', string.format('%.0f', number(size_mb) or -1)}
   end
 end
 return found

@@ -1,4 +1,4 @@
--- include: show, notes
+-- include: records, show, notes
 -- One page of an account's jobs, newest first.
 -- Only reads and notes.
 -- ask: {account, server, state, offset, limit}; server and state may be missing
@@ -15,9 +15,10 @@ for _, id in ipairs(redis.call('ZRANGE', list, 0, GONE_AT_ONCE - 1)) do
 end
 local page = {redis.call('ZCARD', list)}
 for _, id in ipairs(redis.call('ZREVRANGE', list, ask.offset, ask.offset + ask.limit - 1)) do
-  local account, server, state = unpack(redis.call('HMGET', 'job:' .. id, 'account', 'server', 'state'))
+  local key = 'job:' .. id
+  local account, server, state = unpack(redis.call('HMGET', key, 'account', 'server', 'state'))
   local is_wanted = server == (ask.server or server) and state == (ask.state or state)
   -- also the account: a list that is wrong shows nobody's data to another
-  if account == ask.account and is_wanted then page[#page + 1] = show_job(id) end
+  if account == ask.account and is_wanted then page[#page + 1] = attempt(key, show_job, id) end
 end
 return page

@@ -1,4 +1,4 @@
--- include: show
+-- include: records, show
 -- One page of an account's snapshots, by the time of their creation.
 -- Only reads.
 -- ask: {account, server, from_ms, before_ms, descending, offset, limit}; server, from_ms and before_ms may be missing
@@ -15,6 +15,6 @@ local first = ask.descending and newer or older
 local stop = first + math.min(ask.offset + ask.limit, page[1]) -- not in the page
 if first + ask.offset >= stop then return page end
 for _, id in ipairs(redis.call(range, index, first + ask.offset, stop - 1)) do
-  if is_listed(id, ask.account, ask.server) then page[#page + 1] = show_snapshot(id) end
+  page[#page + 1] = show_listed(index, 'snapshot:', id, ask, show_snapshot)
 end
 return page

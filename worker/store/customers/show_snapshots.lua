@@ -1,4 +1,4 @@
--- include: show
+-- include: records, show
 -- Some of an account's snapshots. Those that it no longer has are left out.
 -- Only reads.
 -- ask: {account, ids}
@@ -6,6 +6,6 @@
 local ask = cjson.decode(ARGV[1])
 local shown = {}
 for _, id in ipairs(ask.ids) do
-  if is_listed(id, ask.account) then shown[#shown + 1] = show_snapshot(id) end
+  if is_listed(id, ask.account) then shown[#shown + 1] = attempt('snapshot:' .. id, show_snapshot, id) end
 end
 return shown

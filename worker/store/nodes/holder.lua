@@ -6,6 +6,6 @@
 -- Answers {0} where nobody else holds it, else {milliseconds left, who}.
 local ask = cjson.decode(ARGV[1])
 local node = read('node:' .. ask.node) or {}
-local left = (tonumber(node.lease_until_ms) or 0) - now_ms()
+local left = (number(node.lease_until_ms) or 0) - now_ms()
 if left <= 0 or node.owner == ask.owner or node.machine == ask.machine then return {0} end
 return {left, node.who}

@@ -6,9 +6,11 @@
 local ask = cjson.decode(ARGV[1])
 local LEASE_MOST_MS = 600000
 local key = 'node:' .. ask.node
-local node = read(key) or {}
+local node = look_up(key)
+if not node then redis.call('DEL', key) end -- what is no record of a node keeps no node from its work
+node = node or {}
 local now = now_ms()
-local left = (tonumber(node.lease_until_ms) or 0) - now
+local left = (number(node.lease_until_ms) or 0) - now
 if node.owner ~= ask.owner and node.machine ~= ask.machine and left > 0 then return {0, left, node.who} end
 redis.call('SADD', 'nodes', ask.node)
 redis.call('ZADD', 'nodes:by:name', 0, ask.node)

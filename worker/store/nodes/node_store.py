@@ -7,6 +7,7 @@ changes nothing, is told to operators, and is `ClaimRefused`. Any trouble with R
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -15,7 +16,7 @@ from uuid import uuid4
 
 from arq.connections import ArqRedis
 
-from worker.store import records, written
+from worker.store import errors, records, written
 from worker.store.arq_queue import queue_name, queue_parameters, wake_key
 from worker.store.calls import Scripts, redis_answers
 from worker.store.model import (
@@ -161,8 +162,10 @@ class Known:
     """What the store knows of one server's snapshots. `elsewhere`: those asked for that are another server's."""
 
     busy: bool  # a job holds the server: what differs now may be its work
-    on_disk: Mapping[SnapshotId, KnownSnapshot | None]  # of those asked for; None: it knows nothing of it
-    listed: Mapping[SnapshotId, SnapshotStatus]  # as the customer sees them
+    on_disk: Mapping[
+        SnapshotId, KnownSnapshot | None
+    ]  # of those asked for that it can read; None: it knows nothing of it
+    listed: Mapping[SnapshotId, SnapshotStatus]  # as the customer sees them, without those that it can't read
     undoable: JobId | None = None  # the latest restore that left a safety snapshot
     elsewhere: frozenset[SnapshotId] = frozenset()
 
@@ -222,12 +225,12 @@ class NodeStore(Scripts):
         """Take or renew the node's lease and record a heartbeat. Returns None, or who else holds the lease."""
         ask = self._us | {"machine": self._machine, "who": self._who, "lease_ms": round(seconds * 1000)}
         taken, left_ms, *who = await self._call("nodes/lease", ask)
-        return None if taken else LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000)
+        return None if taken else LeaseHeld(who=records.text(who[0]), seconds_left=left_ms / 1000)
 
     async def lease_holder(self) -> LeaseHeld | None:
         """Who holds the node's lease instead of us. Changes nothing."""
         left_ms, *who = await self._call("nodes/holder", self._us | {"machine": self._machine})
-        return LeaseHeld(who=who[0].decode(), seconds_left=left_ms / 1000) if who else None
+        return LeaseHeld(who=records.text(who[0]), seconds_left=left_ms / 1000) if who else None
 
     async def take(self, *, running: Sequence[JobId], free: int, seconds: float) -> tuple[JobId, ...]:
         """The jobs that the node is to run now, oldest first: at most `free`, and none of `running`. Waits for one as
@@ -247,24 +250,31 @@ class NodeStore(Scripts):
         """Mark a job as begun by us, the first time or again. Raises LeaseLost or BeginRefused."""
         try:
             verdict, answer = await self._claim("nodes/begin", {"job": job_id, "left": LEFT_ITS_NODE.for_script()})
+            if verdict == b"begun":
+                return await self._one(_job, [job_id.encode(), answer], kind="job")
         except ClaimRefused as refused:
             raise BeginRefused(refused.reason) from refused
-        if verdict == b"begun":
-            return records.job(job_id, records.pairs(answer))
+        except errors.RecordUnreadable as error:
+            raise BeginRefused(error.code) from error
         if answer == b"lease_lost":
             raise LeaseLost
         raise BeginRefused(answer.decode())
 
     async def progress(self, job_id: JobId, step: Step, report: JobReport = EMPTY_REPORT) -> None:
         """Publish how far a job has got; a job that is over stays as it is. Raises LeaseLost or ClaimRefused."""
-        await self._claim("nodes/progress", {"job": job_id, "step": step, "report": report.for_script()})
+        with suppress(errors.RecordUnreadable):  # the operators were told
+            await self._claim("nodes/progress", {"job": job_id, "step": step, "report": report.for_script()})
 
     async def finish(self, job_id: JobId, outcome: Outcome, report: JobReport = EMPTY_REPORT, power: str = "") -> str:
         """Publish how a job ended, and its server's power now ('': unknown). Doing it again changes nothing. Returns
-        "published", or why nothing was changed: see `finish.lua`. Raises LeaseLost or ClaimRefused."""
+        "published", or why nothing was changed: see `finish.lua`, or "record_unreadable". Raises LeaseLost or
+        ClaimRefused."""
         result = bounded_outcome(outcome).for_script()
         ask = {"job": job_id, "result": result, "report": report.for_script(), "power": power}
-        (answer,) = await self._claim("nodes/finish", ask)
+        try:
+            (answer,) = await self._claim("nodes/finish", ask)
+        except errors.RecordUnreadable as error:
+            return str(error.code)
         word: str = answer.decode()
         return word
 
@@ -284,12 +294,14 @@ class NodeStore(Scripts):
         _, *lists, accounts, asked, left_out = await self._claim("nodes/report", ask)
         for reason in left_out:
             self._refused("report", reason.decode())
-        conflicts, fresh, gone = (frozenset(ServerId(int(server)) for server in servers) for servers in lists)
+        conflicts, fresh, gone = (
+            frozenset(ServerId(int(server)) for server in servers if server.isdigit()) for servers in lists
+        )
         return Reported(
             conflicts=conflicts,
             fresh=fresh,
             gone=gone,
-            reconcile_asked=asked.decode(),
+            reconcile_asked=records.text(asked),
             accounts={ServerId(int(k)): AccountId(int(v)) for k, v in records.pairs(accounts).items()},
         )
 
@@ -314,16 +326,14 @@ class NodeStore(Scripts):
         ClaimRefused."""
         ask = {"server": str(server_id), "snapshots": [str(snapshot_id) for snapshot_id in on_disk]}
         _, holder, asked, listed, undoable = await self._claim("nodes/known", ask)
-        found = {snapshot_id: records.pairs(flat) for snapshot_id, flat in zip(on_disk, asked, strict=True)}
-        elsewhere = frozenset(snapshot_id for snapshot_id, record in found.items() if "elsewhere" in record)
+        elsewhere = frozenset(one for one, flat in zip(on_disk, asked, strict=True) if b"elsewhere" in flat[::2])
+        rows = [(str(one).encode(), [] if one in elsewhere else flat) for one, flat in zip(on_disk, asked, strict=True)]
+        statuses = zip(listed[::2], listed[1::2], strict=True)
         return Known(
             busy=bool(holder),
-            on_disk={
-                snapshot_id: _known(record) if record and snapshot_id not in elsewhere else None
-                for snapshot_id, record in found.items()
-            },
-            listed={SnapshotId(int(k)): SnapshotStatus(v) for k, v in records.pairs(listed).items()},
-            undoable=JobId(undoable.decode()) if undoable else None,
+            on_disk=dict(await self._many(_on_disk, rows, kind="snapshot")),
+            listed=dict(await self._many(_listed, statuses, kind="snapshot")),
+            undoable=JobId(records.text(undoable)) if undoable else None,
             elsewhere=elsewhere,
         )
 
@@ -357,6 +367,21 @@ class NodeStore(Scripts):
         return len(await self._call("nodes/retry_deletes", self._us | ask))
 
 
+def _job(shown: list[Any]) -> Job:
+    job_id, flat = shown
+    return records.job(JobId(job_id.decode()), records.pairs(flat))
+
+
+def _on_disk(shown: tuple[bytes, list[bytes]]) -> tuple[SnapshotId, KnownSnapshot | None]:
+    snapshot_id, flat = shown
+    return SnapshotId(int(snapshot_id)), _known(records.pairs(flat)) if flat else None
+
+
+def _listed(shown: tuple[bytes, bytes]) -> tuple[SnapshotId, SnapshotStatus]:
+    snapshot_id, status = shown
+    return SnapshotId(int(snapshot_id)), SnapshotStatus(status.decode())
+
+
 def _known(record: records.Hash) -> KnownSnapshot:
     return KnownSnapshot(
         status=SnapshotStatus(record["status"]),
@@ -365,5 +390,5 @@ def _known(record: records.Hash) -> KnownSnapshot:
         description=record["description"],
         created_at=records.moment(record["created_ms"]),
         contents=written.read_contents(record.get("contents", "")),
-        failed_deletes=int(record.get("failed_deletes", 0)),
+        failed_deletes=records.whole(record.get("failed_deletes", "0")),
     )

@@ -33,7 +33,7 @@ local function contest(id, holder)
   conflicts[#conflicts + 1] = id
   contested[id] = true
   redis.call('HSETNX', claimed, id, now_ms())
-  if now_ms() - redis.call('HGET', claimed, id) > CONFLICT_MS then
+  if now_ms() - (number(redis.call('HGET', claimed, id)) or 0) > CONFLICT_MS then
     leave_out(node_is_silent(holder, ask.silent_ms) and 'silent_node' or 'other_node', id)
   end
 end
@@ -61,7 +61,6 @@ local function have(found, known)
   if not is_here or known.unpublished then fresh[#fresh + 1] = found.id end
   redis.call('HDEL', key, 'missing', 'placed')
   redis.call('SADD', mine, found.id)
-  present[found.id] = true
 end
 
 local function lose(id, server)
@@ -86,13 +85,17 @@ for _, found in ipairs(ask.servers) do
     leave_out('malformed', found.id)
     present[found.id] = true -- it is here, whatever it is like
   else
-    local known = read('server:' .. found.id)
-    if not known and ask.placement == 'declared' then
+    local key = 'server:' .. found.id
+    local known = look_up(key)
+    if not known and redis.call('EXISTS', key) == 1 then
+      present[found.id] = true -- it can't be read and is left as it is; the operators are told
+    elseif not known and ask.placement == 'declared' then
       leave_out('undeclared_server', found.id)
     elseif known and known.node and known.node ~= node and (not known.missing or known.placed) then
       contest(found.id, known.node)
     else
-      have(found, known or {})
+      present[found.id] = true
+      attempt(key, have, found, known or {})
     end
   end
 end
@@ -100,7 +103,7 @@ for _, id in ipairs(redis.call('HKEYS', claimed)) do
   if not contested[id] then redis.call('HDEL', claimed, id) end
 end
 for _, id in ipairs(redis.call('SMEMBERS', mine)) do
-  if not present[id] then lose(id, read('server:' .. id) or {}) end
+  if not present[id] then lose(id, look_up('server:' .. id) or {}) end
 end
 if ask.about ~= '' then
   redis.call('HSET', 'node:' .. node, 'about', ask.about)

@@ -7,15 +7,17 @@ local ask = cjson.decode(ARGV[1])
 if not owns_lease(ask.node, ask.owner) then return {} end
 local due, now, queued = 'node:' .. ask.node .. ':deleting', now_ms(), {}
 local ids = redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, #ask.job_ids)
-for i, id in ipairs(ids) do
+
+local function retry(i, id)
   local snapshot = read('snapshot:' .. id)
   local server = snapshot and read('server:' .. snapshot.server)
   if not snapshot or snapshot.status ~= 'deleting' or server and server.node ~= ask.node then
     redis.call('ZREM', due, id)
   elseif not server or server.missing then
     forget_snapshot(id, snapshot)
-  elseif not server.job then
-    redis.call('ZADD', due, now + ask.retry_ms, id)
+  elseif holder_of(server) then
+    redis.call('ZADD', due, now, id)
+  else
     enqueue(ask.job_ids[i], {
       kind = 'delete', server = snapshot.server, server_name = server.name, account = snapshot.account,
       node = ask.node, snapshot = id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
@@ -23,5 +25,10 @@ for i, id in ipairs(ids) do
     }, ask.queue)
     queued[#queued + 1] = ask.job_ids[i]
   end
+end
+
+for i, id in ipairs(ids) do
+  redis.call('ZADD', due, now + ask.retry_ms, id) -- before: also one that can't be read makes way for others
+  attempt('snapshot:' .. id, retry, i, id)
 end
 return queued

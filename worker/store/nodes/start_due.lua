@@ -10,13 +10,15 @@ if #queued == 0 or redis.call('HEXISTS', 'node:' .. ask.node, 'paused_ms') == 1 
 local running = {}
 for _, id in ipairs(ask.running) do running[id] = true end
 for _, id in ipairs(queued) do
-  local found = redis.pcall('HMGET', 'job:' .. id, 'node', 'state') -- a record that is no hash holds up no other job
-  local node, state = found[1], found[2]
-  if not found.err and node ~= ask.node then
+  local key = 'job:' .. id
+  local node, state = unpack(redis.call('HMGET', key, 'node', 'state'))
+  if not node and redis.call('EXISTS', key) == 1 then
+    set_aside(key, 'node cannot be read') -- it holds up no other job, and runs when it is repaired
+  elseif node ~= ask.node then
     redis.call('ZREM', 'arq:queue:' .. ask.node, id)
   elseif state == 'completed' or state == 'failed' then
     forget_queued(id, {node = node})
-  elseif not found.err and not running[id] then
+  elseif not running[id] then
     answer[#answer + 1] = id
     if #answer == ask.free then break end
   end

@@ -1,8 +1,10 @@
 """Counts and ages over the whole cell, for its metrics. Each script call blocks Redis for a bounded time."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from worker.store import records
 from worker.store.calls import Scripts
 from worker.store.operators.memory import Memory, memory_of
 
@@ -37,6 +39,7 @@ class CellNumbers:
     stranded: int
     with_findings: int  # servers
     webhooks_due: int
+    unreadable: int  # records
     memory: Memory
     nodes: tuple[NodeNumbers, ...]
 
@@ -45,15 +48,19 @@ class Cell(Scripts):
     async def numbers(self) -> CellNumbers:
         """Raises StoreUnavailable."""
         totals = await self._call("operators/overview", {"silent_ms": 0, "since": NEVER})
-        now, queued, running, oldest, stranded, _, _, _, findings, servers, webhooks, _ = totals
+        now, queued, running, oldest, stranded, _, _, _, findings, servers, webhooks, unreadable, _ = totals
+        waits_since = oldest[1] if oldest else b""
         return CellNumbers(
             queued=queued,
-            queue_age=_age(now, oldest[1] if oldest else b""),
+            queue_age=await self._read(
+                lambda: records.part(partial(_age, now), waits_since, key="jobs:state:queued", otherwise=0.0)
+            ),
             running=running,
             servers=servers,
             stranded=stranded,
             with_findings=findings,
             webhooks_due=webhooks,
+            unreadable=unreadable,
             memory=await memory_of(self._redis),
             nodes=tuple([node for node in await self._all_nodes() if not node.gone]),
         )
@@ -63,7 +70,7 @@ class Cell(Scripts):
         ask: dict[str, Any] = {"limit": PAGE}
         while True:
             now, after, *rows = await self._call("operators/cell_nodes", ask)
-            nodes += [_node(now, row) for row in rows]
+            nodes += await self._many(partial(_node, now), rows, kind="node")
             if not after:
                 return nodes
             ask["after"] = [part.decode() for part in after]
@@ -84,4 +91,4 @@ def _node(now: int, row: list[Any]) -> NodeNumbers:
 
 def _age(now: int, moment: bytes) -> float:
     """Seconds between two times in Unix milliseconds."""
-    return max(0.0, (now - int(moment)) / 1000) if moment else 0.0
+    return max(0.0, (now - records.whole(moment)) / 1000) if moment else 0.0

@@ -17,4 +17,4 @@ local function show(name)
   }
 end
 
-return {now_ms(), unpack(walk(ask, 'nodes:by:name', show))}
+return {now_ms(), unpack(walk(ask, 'nodes:by:name', 'node:', show))}

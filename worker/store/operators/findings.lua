@@ -1,12 +1,12 @@
--- include: walk
+-- include: records, walk
 -- One page of the servers with findings, newest first.
 -- Only reads.
 -- ask: {limit, after (see `walk`)}
 -- Answers {servers with findings, after, {server id, name, account, node, findings as JSON}, ...}.
 local ask = cjson.decode(ARGV[1])
 ask.descending = true
-return {redis.call('ZCARD', 'findings'), unpack(walk(ask, 'findings', function(id)
-  local name, account, node = unpack(redis.call('HMGET', 'server:' .. id, 'name', 'account', 'node'))
-  local found = node and redis.call('HGET', 'node:' .. node .. ':findings', id)
-  return found and {id, name, account, node, found} or nil
+return {redis.call('ZCARD', 'findings'), unpack(walk(ask, 'findings', 'server:', function(id)
+  local server = read('server:' .. id)
+  local found = server and redis.call('HGET', 'node:' .. server.node .. ':findings', id)
+  return found and {id, server.name, server.account, server.node, found} or nil
 end))}

@@ -35,7 +35,7 @@ end
 
 local list = shortest(lists)
 local whole = not ask.text and #fields <= 1
-local page = walk(ask, list, function(id)
+local page = walk(ask, list, 'job:', function(id)
   return matches(id) and show_job(id) or nil
 end)
 return {whole and redis.call('ZCARD', list) or -1, unpack(page)}

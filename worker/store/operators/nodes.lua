@@ -18,4 +18,4 @@ local function show(name)
 end
 
 if ask.node then return redis.call('EXISTS', 'node:' .. ask.node) == 1 and {{}, show(ask.node)} or {{}} end
-return walk(ask, 'nodes:by:' .. ask.sort, show)
+return walk(ask, 'nodes:by:' .. ask.sort, 'node:', show)

@@ -20,10 +20,19 @@ from worker.store.model import NODE_SILENT_SECONDS, AccountId, Job, JobId, JobKi
 from worker.store.operators import records as ops_records
 from worker.store.operators.memory import Memory, memory_of
 from worker.store.operators.overview import Counted, Overview, overview
-from worker.store.operators.records import AuditEntry, Node, OpsJob, OpsServer, RefusedClaim, ServerFindings
+from worker.store.operators.records import (
+    AuditEntry,
+    Node,
+    OpsJob,
+    OpsServer,
+    RefusedClaim,
+    ServerFindings,
+    UnreadableRecord,
+)
 from worker.store.outcome import LEFT_ITS_NODE
 
 REFUSED_CLAIMS_SHOWN = 100
+UNREADABLE_LISTED = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +77,8 @@ class OperatorStore(Scripts):
 
     async def overview(self) -> Overview:
         ask = {"silent_ms": self._silent_ms, "since": self._counted.last}
-        return overview(await self._call("operators/overview", ask), self._counted)
+        answer = await self._call("operators/overview", ask)
+        return await self._read(lambda: overview(answer, self._counted))
 
     async def memory(self) -> Memory:
         return await memory_of(self._redis)
@@ -78,14 +88,14 @@ class OperatorStore(Scripts):
     async def jobs(self, wanted: JobFilter, cursor: Cursor) -> CursorPage[Job]:
         """Newest first."""
         count, after, *rows = await self._call("operators/jobs", wanted.for_script() | cursor.for_script())
-        return CursorPage.of(count, after, tuple(map(shown_job, rows)))
+        return CursorPage.of(count, after, await self._many(shown_job, rows, kind="job"))
 
     async def job(self, job_id: JobId) -> OpsJob:
         """Raises JobNotFound."""
         found = await self._call("operators/job", {"job": job_id})
         if found is None:
             raise errors.JobNotFound.of(id=job_id)
-        return ops_records.job(found)
+        return await self._one(ops_records.job, [job_id.encode(), *found], kind="job")
 
     async def once(self, idempotency: Idempotency) -> None:
         """Record a bulk request under its key, before its parts are executed one by one."""
@@ -117,14 +127,14 @@ class OperatorStore(Scripts):
         ask = {"sort": sort.lstrip("-"), "descending": sort.startswith("-"), "silent_ms": self._silent_ms}
         ask |= cursor.for_script() | ({"state": state} if state else {})
         after, *rows = await self._call("operators/nodes", ask)
-        return CursorPage.of(-1, after, tuple(map(ops_records.node, rows)))
+        return CursorPage.of(-1, after, await self._many(ops_records.node, rows, kind="node"))
 
     async def node(self, name: str) -> Node:
         """Raises NodeNotFound."""
         _, *rows = await self._call("operators/nodes", {"node": name, "silent_ms": self._silent_ms})
         if not rows:
             raise errors.NodeNotFound.of(id=name)
-        return ops_records.node(rows[0])
+        return await self._one(ops_records.node, rows[0], kind="node")
 
     async def pause(self, name: str, *, by: str, reason: str, idempotency: Idempotency | None = None) -> Node:
         """The node starts no new job; running jobs continue, waiting jobs wait. Raises NodeNotFound."""
@@ -152,14 +162,14 @@ class OperatorStore(Scripts):
         """In the order of their IDs; stranded ones in the order in which they were stranded."""
         ask = given(node=node, account=account_id, stranded=stranded or None) | cursor.for_script()
         count, after, *rows = await self._call("operators/servers", ask)
-        return CursorPage.of(count, after, tuple(map(ops_records.server, rows)))
+        return CursorPage.of(count, after, await self._many(ops_records.server, rows, kind="server"))
 
     async def server(self, server_id: ServerId) -> OpsServer:
         """Raises ServerNotFound."""
         _, _, *rows = await self._call("operators/servers", {"server": str(server_id)})
         if not rows:
             raise errors.ServerNotFound.of(id=server_id)
-        return ops_records.server(rows[0])
+        return await self._one(ops_records.server, rows[0], kind="server")
 
     async def place(
         self, server_id: ServerId, *, node: str | None = None, account_id: AccountId | None = None
@@ -182,12 +192,20 @@ class OperatorStore(Scripts):
     async def findings(self, cursor: Cursor) -> CursorPage[ServerFindings]:
         """Newest first."""
         count, after, *rows = await self._call("operators/findings", cursor.for_script())
-        return CursorPage.of(count, after, tuple(map(ops_records.server_findings, rows)))
+        read, key_of = ops_records.server_findings, ops_records.key_of_findings
+        return CursorPage.of(count, after, await self._many(read, rows, kind="findings", key_of=key_of))
+
+    async def unreadable(self) -> tuple[UnreadableRecord, ...]:
+        """The records that could not be read within the last day, latest first; 100 at most."""
+        rows = await self._call("operators/unreadable", {"limit": UNREADABLE_LISTED})
+        return await self._many(ops_records.unreadable, rows, kind="unreadable", key_of=lambda _: "unreadable")
 
     async def refused_claims(self) -> tuple[RefusedClaim, ...]:
         """What nodes said that was refused in the last 30 days, newest first; at most 100."""
         rows = await self._call("operators/refused_claims", {"limit": REFUSED_CLAIMS_SHOWN})
-        return tuple(map(ops_records.refused_claim, rows))
+        return await self._many(
+            ops_records.refused_claim, rows, kind="refused_claim", key_of=lambda _: "refused_claims"
+        )
 
     async def audit(
         self, wanted: Mapping[str, str], *, since: datetime | None, until: datetime | None, cursor: Cursor
@@ -202,7 +220,8 @@ class OperatorStore(Scripts):
             "limit": cursor.limit,
         }
         after, *rows = await self._call("operators/audit", ask)
-        return CursorPage(count=None, after=after.decode() or None, results=tuple(map(ops_records.audit_entry, rows)))
+        results = await self._many(ops_records.audit_entry, rows, kind="audit", key_of=ops_records.key_of_audit)
+        return CursorPage(count=None, after=after.decode() or None, results=results)
 
     async def check_audit(self, *, after: str | None) -> AuditCheck:
         """Whether the audit log is as it was written; from the entry `after`, or from its beginning."""

@@ -14,6 +14,9 @@ POINT = 3  # periods per point of a chart
 HOUR, DAY = 12, 288  # in periods
 BIN = 1.1  # ratio of two adjacent bins of durations: a percentile is off by 5 % at most
 
+COUNT_MAX = 1 << 32  # far above what five minutes can have
+BIN_MAX = 300  # far above the longest job: 1.1 ** 300 ms are 83 years
+
 Counts = Counter[str]
 
 
@@ -57,6 +60,7 @@ class Overview:
     nodes_alive: int
     nodes_paused: int
     servers_with_findings: int
+    unreadable_records: int
     charts: Mapping[JobKind, tuple[Point, ...]]  # kinds and points without ended jobs are left out
 
 
@@ -71,7 +75,7 @@ class Counted:
     def learn(self, last: int, stats: Iterable[tuple[int, list[bytes]]]) -> None:
         """`stats`: the counts from our `last` period on."""
         day = range(last - DAY + 1, last + 1)
-        read = {number: _counts(flat) for number, flat in stats}
+        read = {number: _counts(number, flat) for number, flat in stats}
         self._counts = {number: counts for number, counts in (self._counts | read).items() if number in day}
         self._points = {number: points for number, points in self._points.items() if number * POINT in day}
         self.last = last
@@ -100,13 +104,13 @@ class Counted:
 
 
 def overview(answer: list[Any], counted: Counted) -> Overview:
-    now, queued, running, oldest, stranded, nodes, alive, paused, findings, _, _, stats = answer
+    now, queued, running, oldest, stranded, nodes, alive, paused, findings, _, _, unreadable, stats = answer
     counted.learn(now // COUNTED_MS, stats)
     return Overview(
         at=records.moment(now),
         queued=queued,
         in_progress=running,
-        oldest=Oldest(job_id=JobId(oldest[0].decode()), queued_at=records.moment(oldest[1])) if oldest else None,
+        oldest=records.part(_oldest, oldest, key="jobs:state:queued", otherwise=None),
         completed_hour=counted.ended("completed", within=HOUR),
         failed_hour=counted.ended("failed", within=HOUR),
         completed_day=counted.ended("completed", within=DAY),
@@ -116,12 +120,27 @@ def overview(answer: list[Any], counted: Counted) -> Overview:
         nodes_alive=alive,
         nodes_paused=paused,
         servers_with_findings=findings,
+        unreadable_records=unreadable,
         charts=counted.charts(),
     )
 
 
-def _counts(flat: list[bytes]) -> Counts:
-    return Counter({name: int(count) for name, count in records.pairs(flat).items()})
+def _oldest(found: list[bytes]) -> Oldest | None:
+    return Oldest(job_id=JobId(found[0].decode()), queued_at=records.moment(found[1])) if found else None
+
+
+def _counts(number: int, flat: list[bytes]) -> Counts:
+    fields = zip(flat[::2], flat[1::2], strict=True)
+    counted = records.many(_counted, fields, kind="stats", key_of=lambda _: f"stats:{number}")
+    return Counter(dict(counted))
+
+
+def _counted(field: tuple[bytes, bytes]) -> tuple[str, int]:
+    name, count = field[0].decode(), records.whole(field[1])
+    *_, last = name.split(":")
+    if not 0 <= count <= COUNT_MAX or (last.lstrip("-").isdecimal() and not 0 <= int(last) <= BIN_MAX):
+        raise ValueError(f"{name}: {count}")
+    return name, count
 
 
 def _points(number: int, counts: Counts) -> Mapping[JobKind, Point]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from worker.store import records
@@ -101,6 +101,15 @@ class OpsJob:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnreadableRecord:
+    """`key` in Redis; of an entry in a stream or hash, the entry behind a space. `at`: when it was met last."""
+
+    key: str
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditEntry:
     id: str
     at: datetime
@@ -120,7 +129,7 @@ def node(shown: list[Any]) -> Node:
         pause=Pause(since=records.moment(paused), reason=record["paused_reason"], by=record["paused_by"])
         if paused
         else None,
-        facts=NodeFacts.model_validate_json(record["about"]) if "about" in record else None,
+        facts=records.part(_facts, record.get("about", ""), key=f"node:{name.decode()}", otherwise=None),
         queued=queued,
         running=running,
         servers=servers,
@@ -128,10 +137,15 @@ def node(shown: list[Any]) -> Node:
     )
 
 
+def _facts(text: str) -> NodeFacts | None:
+    return NodeFacts.model_validate_json(text) if text else None
+
+
 def _findings(text: bytes) -> tuple[Finding, ...]:
     found = json.loads(text) if text else []
     return tuple(
-        Finding(kind=one["finding"], tag=one["tag"], at=datetime.fromtimestamp(int(one["at"]), UTC)) for one in found
+        Finding(kind=str(one["finding"]), tag=str(one["tag"]), at=records.moment(1000 * int(one["at"])))
+        for one in found
     )
 
 
@@ -139,11 +153,16 @@ def server_findings(shown: list[bytes]) -> ServerFindings:
     server_id, name, account, at_node, found = shown
     return ServerFindings(
         server_id=ServerId(int(server_id)),
-        server_name=name.decode(),
+        server_name=records.text(name),
         account_id=AccountId(int(account)),
-        node=at_node.decode(),
+        node=records.text(at_node),
         findings=_findings(found),
     )
+
+
+def key_of_findings(shown: list[bytes]) -> str:
+    server_id, _, _, at_node, _ = map(records.text, shown)
+    return f"node:{at_node}:findings {server_id}"
 
 
 def refused_claim(shown: list[bytes]) -> RefusedClaim:
@@ -160,7 +179,7 @@ def refused_claim(shown: list[bytes]) -> RefusedClaim:
 
 
 def server(shown: list[Any]) -> OpsServer:
-    flat, holding, counted, found, server_id = shown
+    server_id, flat, holding, counted, found = shown
     record = records.pairs(flat)
     known = records.server(ServerId(int(server_id)), record, kind_of(holding))
     return OpsServer(
@@ -168,19 +187,20 @@ def server(shown: list[Any]) -> OpsServer:
         power=record["power"],
         missing="missing" in record,
         stranded_by=JobId(record["stranded"]) if "stranded" in record else None,
-        findings=_findings(found),
+        findings=records.part(_findings, found, key=f"node:{known.node}:findings {known.id}", otherwise=()),
     )
 
 
 def job(shown: list[Any]) -> OpsJob:
-    row, steps, lines, power_now = shown
+    job_id, row, steps, lines, power_now = shown
+    key = f"job:{job_id.decode()}"
     record = records.pairs(row[1])
     resolved = record.get("resolved_ms")
     return OpsJob(
         job=shown_job(row),
         power_found=record.get("power_found") or None,
-        power_now=power_now.decode() or None,
-        steps=_steps([json.loads(step) for step in steps]),
+        power_now=records.text(power_now) or None,
+        steps=records.part(_steps, steps, key=f"{key}:steps", otherwise=()),
         log=tuple(map(_line, lines)),
         resolution=Resolution(at=records.moment(resolved), by=record["resolved_by"], reason=record["resolved_reason"])
         if resolved
@@ -188,15 +208,16 @@ def job(shown: list[Any]) -> OpsJob:
     )
 
 
-def _steps(reported: Sequence[Mapping[str, Any]]) -> tuple[StepTaken, ...]:
+def _steps(texts: Sequence[bytes]) -> tuple[StepTaken, ...]:
     """A step lasts until the next one starts; the end of the job is reported as a step without a name."""
+    reported: list[Mapping[str, Any]] = [json.loads(text) for text in texts]
     ends = [float(step["ms"]) for step in reported[1:]]
     return tuple(
         StepTaken(
-            step=step["step"],
+            step=str(step["step"]),
             started_at=records.moment(step["ms"]),
             seconds=round((end - step["ms"]) / 1000, 3) if end is not None else None,
-            attempt=step["attempt"],
+            attempt=int(step["attempt"]),
         )
         for step, end in zip(reported, [*ends, None], strict=False)
         if step["step"]
@@ -206,8 +227,8 @@ def _steps(reported: Sequence[Mapping[str, Any]]) -> tuple[StepTaken, ...]:
 def _line(text: bytes) -> Mapping[str, Any]:
     try:
         return dict(json.loads(text))
-    except ValueError:  # it was too long and was cut
-        return {"event": text.decode()}
+    except (ValueError, TypeError):  # it was too long and was cut
+        return {"event": records.text(text)}
 
 
 def audit_entry(shown: list[Any]) -> AuditEntry:
@@ -216,5 +237,14 @@ def audit_entry(shown: list[Any]) -> AuditEntry:
         id=entry_id.decode(),
         at=records.moment(entry_id.decode().partition("-")[0]),
         fields=records.pairs(flat),
-        notes=tuple(noted.decode().split()),
+        notes=tuple(records.text(noted).split()),
     )
+
+
+def key_of_audit(shown: list[Any]) -> str:
+    return f"audit {records.text(shown[0])}"
+
+
+def unreadable(shown: list[bytes]) -> UnreadableRecord:
+    key, reason, at = shown
+    return UnreadableRecord(key=records.text(key), reason=records.text(reason), at=records.moment(at))

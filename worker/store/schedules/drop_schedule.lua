@@ -1,9 +1,9 @@
--- include: records, schedules
+-- include: schedules
 -- Delete a schedule, but not its snapshots.
 -- ask: {account, id}
 -- Answers 1, or 0 if the account has no such schedule.
 local ask = cjson.decode(ARGV[1])
-local schedule = read('schedule:' .. ask.id)
-if not schedule or schedule.account ~= ask.account then return 0 end
-forget_schedule(ask.id, schedule)
+local account, server = unpack(redis.call('HMGET', 'schedule:' .. ask.id, 'account', 'server'))
+if account ~= ask.account then return 0 end
+forget_schedule(ask.id, {account = account, server = server})
 return 1

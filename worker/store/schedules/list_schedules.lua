@@ -1,4 +1,4 @@
--- include: schedules
+-- include: records, schedules
 -- One page of an account's schedules, newest first.
 -- Only reads.
 -- ask: {account, server, offset, limit}; server may be missing
@@ -8,8 +8,6 @@ local list = 'account:' .. ask.account .. ':schedules'
 if ask.server then list = list .. ':server:' .. ask.server end
 local page = {redis.call('ZCARD', list)}
 for _, id in ipairs(redis.call('ZREVRANGE', list, ask.offset, ask.offset + ask.limit - 1)) do
-  local account, server = unpack(redis.call('HMGET', 'schedule:' .. id, 'account', 'server'))
-  -- a list that is wrong shows nobody's data to another
-  if account == ask.account and server == (ask.server or server) then page[#page + 1] = show_schedule(id) end
+  page[#page + 1] = show_listed(list, 'schedule:', id, ask, show_schedule)
 end
 return page

@@ -6,12 +6,11 @@
 local ask = cjson.decode(ARGV[1])
 
 local function put()
-  local schedule = read('schedule:' .. ask.id)
   if not ask.server then
-    if not schedule or schedule.account ~= ask.account then return {'refused', 'schedule_not_found'} end
+    if not read_of(ask.account, 'schedule:' .. ask.id) then return {'refused', 'schedule_not_found'} end
   else
-    local server = read('server:' .. ask.server)
-    if not server or server.account ~= ask.account or server.missing then return {'refused', 'server_not_found'} end
+    local server = read_of(ask.account, 'server:' .. ask.server)
+    if not server or server.missing then return {'refused', 'server_not_found'} end
     local all = 'account:' .. ask.account .. ':schedules'
     local of_server = all .. ':server:' .. ask.server
     if redis.call('ZCARD', of_server) >= ask.most then return {'refused', 'schedule_limit_reached'} end

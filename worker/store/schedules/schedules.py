@@ -130,7 +130,7 @@ class Schedules(Scripts):
     async def one(self, *, account_id: AccountId, schedule_id: ScheduleId) -> Schedule:
         """Raises ScheduleNotFound, also for another account's; RecordUnreadable."""
         found = await self._find("schedule", schedule_id, account_id, errors.ScheduleNotFound)
-        return records.one(_schedule, found, kind="schedule")
+        return await self._one(_schedule, found, kind="schedule")
 
     async def page(
         self, *, account_id: AccountId, server_id: ServerId | None, offset: int, limit: int
@@ -138,7 +138,7 @@ class Schedules(Scripts):
         """Newest first, of one server or of all. An unreadable one is counted and left out."""
         ask = {"account": str(account_id), **given(server=server_id), "offset": offset, "limit": limit}
         count, *rows = await self._call("schedules/list_schedules", ask)
-        return Page(count=count, results=records.many(_schedule, rows, kind="schedule"))
+        return Page(count=count, results=await self._many(_schedule, rows, kind="schedule"))
 
     async def _write(
         self, account_id: AccountId, schedule_id: ScheduleId, idempotency: Idempotency | None, **more: Any
@@ -152,7 +152,7 @@ class Schedules(Scripts):
         }
         facts = {"id": more.get("server", schedule_id), "limit": SCHEDULES_PER_SERVER}
         shown = accepted(await self._call("schedules/put_schedule", ask), idempotency, **facts)[0]
-        return records.one(_schedule, shown, kind="schedule")
+        return await self._one(_schedule, shown, kind="schedule")
 
     def _due_ms(self, spec: ScheduleSpec, server_id: ServerId) -> int | str:
         """The time of its next run; "" if it is disabled."""
@@ -167,15 +167,15 @@ def _schedule(shown: list[Any]) -> Schedule:
     spec = ScheduleSpec(
         name=record["name"],
         when=record["when"],
-        keep=int(record["keep"]),
-        expire_after=timedelta(milliseconds=int(expire_after)) if expire_after else None,
+        keep=records.whole(record["keep"]),
+        expire_after=timedelta(milliseconds=records.whole(expire_after)) if expire_after else None,
         enabled=record["enabled"] == "1",
     )
     return Schedule(
         id=ScheduleId(schedule_id.decode()),
-        account_id=AccountId(int(record["account"])),
-        server_id=ServerId(int(record["server"])),
-        server_name=server_name.decode(),
+        account_id=AccountId(records.whole(record["account"])),
+        server_id=ServerId(records.whole(record["server"])),
+        server_name=records.text(server_name),
         spec=spec,
         created_at=records.moment(record["created_ms"]),
         next_run_at=records.moment(record["next_ms"]) if record["next_ms"] else None,

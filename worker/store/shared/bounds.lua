@@ -1,6 +1,7 @@
--- include: states
+-- include: records, states
 -- What one account may leave in Redis: see worker/store/bounds.py.
 
 local function bound(name)
-  return tonumber(redis.call('HGET', 'bounds', name) or BOUNDS[name])
+  local stored = number(redis.call('HGET', 'bounds', name))
+  return stored and stored > 0 and stored or BOUNDS[name]
 end

@@ -1,4 +1,4 @@
--- include: clock, ids
+-- include: clock, ids, records
 -- What a node says is a claim. One that does not hold changes nothing, is counted, and is told to operators.
 
 local REFUSED_KEPT_MS = 30 * 86400 * 1000
@@ -26,7 +26,7 @@ end
 local function refuse_elsewhere(ask, call, server_id, server)
   if server and server.node == ask.node then return nil end
   if not server then return {'not_here', 'server_unknown'} end
-  local just_left = server.moved_from == ask.node and now_ms() - server.moved_ms < MOVING_MS
+  local just_left = server.moved_from == ask.node and now_ms() - (number(server.moved_ms) or 0) < MOVING_MS
   if just_left or redis.call('HEXISTS', 'node:' .. ask.node .. ':claimed', server_id) == 1 then
     return {'not_here', 'other_node'}
   end

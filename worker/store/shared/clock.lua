@@ -1,3 +1,4 @@
+-- include: records
 -- The time of the cell: Unix time by Redis's clock, except that it takes no part in the clock's steps. It goes on from
 -- where it was, whatever the clock is set to, until `chores/compare_clocks` brings the two together again.
 
@@ -12,8 +13,9 @@ local function now_ms()
   local time = redis.call('TIME')
   local shown = time[1] * 1000 + math.floor(time[2] / 1000)
   local last, ahead = unpack(redis.call('HMGET', 'clock', 'shown_ms', 'ahead_ms'))
-  local passed = shown - (tonumber(last) or shown)
-  ahead = tonumber(ahead) or 0
+  last = number(last)
+  local passed = shown - (last or shown)
+  ahead = number(ahead) or 0
   -- pcall: where Redis takes no writes, reads go on, by its clock as it is
   if passed < 0 or passed > SILENT_MS then
     local kept = redis.pcall('HSET', 'clock', 'shown_ms', shown, 'ahead_ms', ahead - passed, 'step', '')

@@ -61,12 +61,12 @@ local function conclude(job_id, job, result)
   redis.call('ZREM', 'jobs:waiting', job_id)
   count_end(job, result, now)
   list_failure(job_id, job, result, now)
-  local snapshot = read('snapshot:' .. job.snapshot)
+  local snapshot = look_up('snapshot:' .. job.snapshot)
   if snapshot and snapshot.server ~= job.server then snapshot = nil end
   if snapshot and job.kind == 'create' and snapshot.status == 'in_progress' then
     settle_create(job.snapshot, snapshot, result, now)
-    local keep = snapshot.schedule and redis.call('HGET', 'schedule:' .. snapshot.schedule, 'keep')
-    if keep then retire_oldest(scheduled_snapshots(job.server, snapshot.schedule), tonumber(keep), job.node) end
+    local keep = snapshot.schedule and number(redis.call('HGET', 'schedule:' .. snapshot.schedule, 'keep'))
+    if keep then retire_oldest(scheduled_snapshots(job.server, snapshot.schedule), keep, job.node) end
   end
   if snapshot and job.kind == 'delete' then
     if result.state == 'completed' then
@@ -82,9 +82,10 @@ local function conclude(job_id, job, result)
     redis.call('HSET', 'job:' .. job_id, 'undoable_until_ms', now + tonumber(result.undoable_ms))
     redis.call('HSET', 'server:' .. job.server, 'undoable', job_id) -- the latest only
   end
-  if result.state == 'completed' and job.started_ms then
+  local started_ms = number(job.started_ms)
+  if result.state == 'completed' and started_ms then
     local durations = 'node:' .. job.node .. ':milliseconds:' .. job.kind
-    redis.call('LPUSH', durations, now - job.started_ms)
+    redis.call('LPUSH', durations, now - started_ms)
     redis.call('LTRIM', durations, 0, 19)
   end
   tell(job_id, job, result.note_codes)

@@ -14,12 +14,12 @@ end
 -- of its claim. A webhook that is already due keeps its place.
 local function line_up(id)
   if redis.call('SISMEMBER', 'webhooks:ready', id) == 1 then return end
-  local hook, now = read('webhook:' .. id), now_ms()
+  local hook, now = look_up('webhook:' .. id), now_ms()
   local place = tonumber(redis.call('ZSCORE', 'webhooks:due', id) or nil)
   if place and place <= now then return end
   local first = redis.call('ZRANGE', 'webhook:' .. id .. ':due', 0, 0, 'WITHSCORES')
-  if not first[2] or hook.enabled ~= '1' then return redis.call('ZREM', 'webhooks:due', id) end
-  redis.call('ZADD', 'webhooks:due', math.max(now, tonumber(first[2]), tonumber(hook.claimed_until_ms) or 0), id)
+  if not first[2] or not hook or hook.enabled ~= '1' then return redis.call('ZREM', 'webhooks:due', id) end
+  redis.call('ZADD', 'webhooks:due', math.max(now, tonumber(first[2]), number(hook.claimed_until_ms) or 0), id)
   wake('webhooks:wake')
 end
 
@@ -74,9 +74,10 @@ end
 local function call_webhooks(job_id, job, event_id)
   local event, shown = 'job.' .. job.state, nil
   for _, id in ipairs(redis.call('ZRANGE', 'account:' .. job.account .. ':webhooks', 0, -1)) do
-    local hook = read('webhook:' .. id)
+    local hook = look_up('webhook:' .. id)
     local is_mine = hook and hook.account == job.account and hook.enabled == '1'
-    if is_mine and string.find(' ' .. hook.events .. ' ', ' ' .. event .. ' ', 1, true) then
+    local events = is_mine and hook.events or ''
+    if string.find(' ' .. events .. ' ', ' ' .. event .. ' ', 1, true) then
       shown = shown or cjson.encode(show_job(job_id))
       post(id, string.sub(redis.sha1hex(id .. event_id), 1, 32), {event = event, job = shown})
     end

@@ -8,7 +8,7 @@ local function tell(job_id, job, note_codes)
     local added = redis.call('XADD', key, 'MAXLEN', '~', most, '*', 'account', job.account, 'server', job.server,
       'snapshot', job.snapshot, 'job', job_id, 'kind', job.kind, 'state', job.state, 'step', job.step or '',
       'notes', note_codes or '')
-    if key == mine then event_id = added end
+    if key == mine then event_id = added or job_id .. job.state end -- the stream can't be written
   end
   redis.call('PEXPIRE', mine, 7 * 86400 * 1000)
   -- a new step does not change the state

@@ -1,4 +1,4 @@
--- include: bounds
+-- include: bounds, records
 -- Requests with an Idempotency-Key.
 
 local DRY_RUN_ANSWER_MS = 3600 * 1000 -- as long as its job is kept
@@ -15,15 +15,20 @@ local function keep_answers(answers)
   local over = redis.call('LLEN', answers) - bound('answers_per_account')
   for _ = 1, math.min(over, ANSWERS_DROPPED_AT_ONCE) do
     local key = redis.call('LPOP', answers)
+    if not key or not string.find(key, '^idempotency:') then return end -- the list holds something else
     redis.call('DEL', key, (string.gsub(key, '^idempotency', 'token:answer'))) -- the latter: the secret in the answer
   end
 end
 
 -- The stored answer, as {'replayed', ...}, if the request has a key and was answered before; else nil.
 local function replay(ask)
-  local seen = ask.idempotency and redis.call('GET', (answer_keys(ask)))
-  if not seen then return nil end
-  seen = cjson.decode(seen)
+  if not ask.idempotency then return nil end
+  local key = answer_keys(ask)
+  demand(key, 'string') -- to do it a second time would be worse than to refuse it
+  local kept = redis.call('GET', key)
+  if not kept then return nil end
+  local seen = json(kept)
+  if type(seen) ~= 'table' or type(seen.answer) ~= 'table' then return unreadable(key, 'it is no answer') end
   if seen.fingerprint ~= ask.idempotency.fingerprint then return {'refused', 'idempotency_key_reused'} end
   seen.answer[1] = 'replayed'
   return seen.answer

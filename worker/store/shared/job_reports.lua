@@ -5,9 +5,9 @@ local STEPS_KEPT_MS, LOG_KEPT_MS = JOBS_LISTED_MS, 7 * 86400 * 1000
 local MOST, LOG_BYTES = 200, 32768
 local LATEST_MS = 2 ^ 47 -- in the year 6429
 
--- Whether a number lies between the two; false for what is no number.
-local function is_between(number, least, most)
-  return type(number) == 'number' and number >= least and number <= most
+-- Whether a number lies between the two; false for what is none.
+local function is_between(given, least, most)
+  return type(given) == 'number' and given >= least and given <= most
 end
 
 local function is_step(kind, step)

@@ -25,7 +25,7 @@ end
 -- Whether a server's record still refers to the job: an operator must resolve it, or its customer may undo it.
 local function is_needed(id, job)
   local held, stranded, undoable = unpack(redis.call('HMGET', 'server:' .. job.server, 'job', 'stranded', 'undoable'))
-  return held == id or stranded == id or undoable == id and now_ms() <= (tonumber(job.undoable_until_ms) or 0)
+  return held == id or stranded == id or undoable == id and now_ms() <= (number(job.undoable_until_ms) or 0)
 end
 
 -- Delete the oldest ended jobs of a list of the account until `most` are left; not that which has just ended.
@@ -42,11 +42,11 @@ local function keep_latest(list, most, just_ended)
   local left = math.min(over, DROPPED_AT_ONCE)
   for _, one in ipairs(oldest) do
     if left == 0 then return end
-    local job = read('job:' .. one.id)
-    if not job then
+    local job = look_up('job:' .. one.id)
+    if redis.call('EXISTS', 'job:' .. one.id) == 0 then
       redis.call('ZREM', one.key, one.id)
       left = left - 1
-    elseif one.id ~= just_ended and not is_needed(one.id, job) then
+    elseif job and one.id ~= just_ended and not is_needed(one.id, job) then
       forget_job(one.id, job)
       left = left - 1
     end
@@ -58,7 +58,7 @@ end
 local function forget_dry_runs(list, before_ms, limit)
   local ids = redis.call('ZRANGEBYSCORE', list, '-inf', before_ms, 'LIMIT', 0, limit)
   for _, id in ipairs(ids) do
-    local job = read('job:' .. id)
+    local job = look_up('job:' .. id)
     if job then
       redis.call('ZREM', 'account:' .. job.account .. ':dry_runs', id)
       forget_job(id, job)
@@ -93,7 +93,7 @@ end
 
 -- Delete the record of a failed snapshot. One that a disk may still have is kept, and so is any other one.
 local function forget_failure(id, account)
-  local snapshot = read('snapshot:' .. id)
+  local snapshot = look_up('snapshot:' .. id)
   if not snapshot or snapshot.account ~= account or snapshot.status ~= 'failed' or snapshot.lost then return false end
   forget_snapshot(id, snapshot)
   return true

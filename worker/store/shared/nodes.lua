@@ -1,10 +1,10 @@
--- include: clock
+-- include: clock, records
 -- The worker of a node, by the node's record.
 
 local function node_is_silent(node, silent_ms)
-  local heartbeat = redis.call('HGET', 'node:' .. node, 'heartbeat_ms')
+  local heartbeat = number(redis.call('HGET', 'node:' .. node, 'heartbeat_ms'))
   if not heartbeat then return true end
-  local leapt = tonumber(redis.call('HGET', 'clock', 'leapt_ms') or nil) or 0 -- nobody could be heard before
+  local leapt = number(redis.call('HGET', 'clock', 'leapt_ms')) or 0 -- nobody could be heard before
   return now_ms() - math.max(heartbeat, leapt) > tonumber(silent_ms)
 end
 

@@ -24,12 +24,9 @@ end
 local function move_to_node(server_id, server, node, left)
   redis.call('SREM', 'node:' .. server.node .. ':servers', server_id)
   forget_findings(server.node, server_id)
-  local job = server.job and read('job:' .. server.job)
-  if job and job.server == server_id then
-    conclude(server.job, job, left)
-  elseif server.job then
-    redis.call('HDEL', 'server:' .. server_id, 'job')
-  end
+  local job = server.job and look_up('job:' .. server.job)
+  if job and job.server == server_id then attempt('job:' .. server.job, conclude, server.job, job, left) end
+  redis.call('HDEL', 'server:' .. server_id, 'job') -- also one that can't be read: it is the former node's
   local deleting = 'node:' .. server.node .. ':deleting'
   for _, id in ipairs(redis.call('ZRANGE', deleting, 0, -1)) do
     if redis.call('HGET', 'snapshot:' .. id, 'server') == server_id then

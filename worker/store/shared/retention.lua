@@ -5,7 +5,7 @@
 local function scheduled_snapshots(server_id, schedule_id)
   local made = {}
   for _, id in ipairs(redis.call('ZRANGE', 'server:' .. server_id .. ':snapshots', 0, -1)) do
-    local snapshot = read('snapshot:' .. id)
+    local snapshot = look_up('snapshot:' .. id)
     local is_here = snapshot and snapshot.server == server_id and snapshot.status == 'completed'
     if is_here and snapshot.schedule and snapshot.schedule == (schedule_id or snapshot.schedule) then
       made[#made + 1] = {id = id, snapshot = snapshot}

@@ -33,8 +33,8 @@ end
 
 -- A snapshot: {id, {field, value, ...}, name of its server}.
 local function show_snapshot(id)
-  local server, account = unpack(redis.call('HMGET', 'snapshot:' .. id, 'server', 'account'))
-  return {id, redis.call('HGETALL', 'snapshot:' .. id), name_of(server, account)}
+  local snapshot = read('snapshot:' .. id)
+  return {id, redis.call('HGETALL', 'snapshot:' .. id), name_of(snapshot.server, snapshot.account)}
 end
 
 -- Whether a snapshot is in an account's list, or in that of its server: a list that is wrong shows nobody's data to

@@ -1,3 +1,4 @@
+-- include: records
 -- Counts for the operators' charts.
 
 local STATS_MS, STATS_KEPT_MS = 300000, 25 * 3600 * 1000
@@ -12,7 +13,8 @@ local function count_end(job, result, now)
   end
   -- a cancelled job did not fail: someone wanted it
   count(result.failure_code == 'cancelled' and 'cancelled' or result.state)
-  if result.state == 'completed' and job.started_ms then count('ms', now - job.started_ms) end
+  local started_ms = number(job.started_ms)
+  if result.state == 'completed' and started_ms then count('ms', now - started_ms) end
   if result.downtime_seconds ~= '' then count('downtime', tonumber(result.downtime_seconds) * 1000) end
   redis.call('PEXPIRE', key, STATS_KEPT_MS)
 end

@@ -1,3 +1,4 @@
+-- include: records
 -- Pages of the operators' lists, which may have any length.
 
 local LOOKS = 2000 -- entries per call, to bound how long it blocks Redis
@@ -13,16 +14,17 @@ local function first_rank(list, descending, after)
   return redis.call('ZCOUNT', list, '-inf', '(' .. after[1])
 end
 
--- One page of a sorted set: the results of `show(member)`, without members for which it returns nil.
+-- One page of a sorted set: the results of `show(member)`, without members for which it fails or returns nil. kind: of
+-- the members' keys, 'job:'.
 -- ask: {descending, after, limit}. Returns {after, shown, ...}; after is {score, member} of the last entry that was
 -- read, or {} at the end of the list.
-local function walk(ask, list, show)
+local function walk(ask, list, kind, show)
   local rank, looked, page = first_rank(list, ask.descending, ask.after), 0, {{}}
   while looked < LOOKS do
     local many = math.min(ask.limit, LOOKS - looked)
     local found = redis.call(ask.descending and 'ZREVRANGE' or 'ZRANGE', list, rank, rank + many - 1, 'WITHSCORES')
     for i = 1, #found, 2 do
-      page[#page + 1] = show(found[i])
+      page[#page + 1] = attempt(kind .. found[i], show, found[i])
       looked, rank = looked + 1, rank + 1
       page[1] = {found[i + 1], found[i]}
       if #page > ask.limit then return page end

@@ -7,14 +7,21 @@
 local ask = cjson.decode(ARGV[1])
 local now = now_ms()
 
+local function show(delivery_id)
+  local key = 'delivery:' .. delivery_id
+  local one = read(key)
+  local job = one and one.job and json(one.job)
+  if one and one.job and not job then return unreadable(key, 'job is not JSON') end
+  return one and {delivery_id, one.event, one.created_ms, one.attempts, job}
+end
+
 local function due(id, hook)
   local found, queue = {}, 'webhook:' .. id .. ':due'
   for _, delivery_id in ipairs(redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, ask.limit)) do
-    local one = read('delivery:' .. delivery_id)
-    if one and is_delivery_of(id, delivery_id) then
-      found[#found + 1] = {delivery_id, one.event, one.created_ms, one.attempts, one.job and cjson.decode(one.job)}
-    else
-      redis.call('ZREM', queue, delivery_id) -- it expired before it was delivered, or is another webhook's
+    local row = is_delivery_of(id, delivery_id) and attempt('delivery:' .. delivery_id, show, delivery_id) or nil
+    found[#found + 1] = row
+    if not row then -- it has expired, can't be read, or is another webhook's
+      redis.call('ZREM', queue, delivery_id)
       redis.call('ZREM', waiting_of(hook.account), delivery_id)
     end
   end
@@ -22,21 +29,29 @@ local function due(id, hook)
 end
 
 local function secrets(id)
-  local kept = read('token:webhook:' .. id)
-  return {kept.secret, kept.old ~= '' and now < tonumber(kept.old_until_ms) and kept.old or nil}
+  local key = 'token:webhook:' .. id
+  local kept = read(key) or unreadable(key, 'it does not exist')
+  return {kept.secret, (kept.old or '') ~= '' and now < (number(kept.old_until_ms) or 0) and kept.old or nil}
 end
 
 local function ready_of(account) return 'account:' .. account .. ':webhooks:ready' end
 
--- Those whose moment has come wait with their account from now on.
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'webhooks:due', '-inf', now, 'LIMIT', 0, 100)) do
-  redis.call('ZREM', 'webhooks:due', id)
+local function make_ready(id)
   local account = redis.call('HGET', 'webhook:' .. id, 'account')
   if account then
+    demand('webhooks:turns', 'zset')
+    demand(ready_of(account), 'zset')
     redis.call('SADD', 'webhooks:ready', id)
     redis.call('ZADD', ready_of(account), 'NX', now, id)
     redis.call('ZADD', 'webhooks:turns', 'NX', now, account)
   end
+  redis.call('ZREM', 'webhooks:due', id)
+end
+
+-- Those whose moment has come wait with their account from now on.
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'webhooks:due', '-inf', now, 'LIMIT', 0, 100)) do
+  redis.call('ZADD', 'webhooks:due', now + ask.lease_ms, id) -- behind the others, if its account's can't be read
+  attempt('webhook:' .. id, make_ready, id)
 end
 
 -- The webhook whose turn it is; nil: none.
@@ -56,12 +71,13 @@ for _ = 1, 10 do
   local id = next_ready()
   if not id then return nil end
   local key = 'webhook:' .. id
-  local hook = read(key)
+  local hook = look_up(key)
   local deliveries = hook and hook.enabled == '1' and due(id, hook) or {}
-  if #deliveries > 0 then
+  local signing = #deliveries > 0 and attempt(key, secrets, id)
+  -- where nothing can sign the deliveries, they wait for another turn
+  if #deliveries > 0 then redis.call('ZADD', 'webhooks:due', now + ask.lease_ms, id) else line_up(id) end
+  if signing then
     redis.call('HSET', key, 'claim', ask.token, 'claimed_until_ms', now + ask.lease_ms)
-    redis.call('ZADD', 'webhooks:due', now + ask.lease_ms, id)
-    return {id, hook.url, secrets(id), deliveries}
+    return {id, hook.url, signing, deliveries}
   end
-  if hook then line_up(id) end
 end

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from worker.store import records
+from worker.store import errors, records
 from worker.store.calls import Scripts, redis_answers, shown_job
 from worker.store.model import DeliveryId, Job, WebhookId
 
@@ -37,6 +37,7 @@ class Claim:
     url: str
     secrets: tuple[str, ...]
     deliveries: tuple[DueDelivery, ...]
+    given_up: tuple[DeliveryId, ...] = ()  # what they were to say can't be read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,9 @@ class Result:
         }
 
 
+_UNREADABLE = Result(status=None, error=errors.RecordUnreadable.code)
+
+
 class Deliveries(Scripts):
     """Pending deliveries, for the senders. Every call may raise StoreUnavailable."""
 
@@ -72,12 +76,14 @@ class Deliveries(Scripts):
         if found is None:
             return None
         webhook_id, url, secrets, deliveries = found
+        due = await self._many(_due, deliveries, kind="delivery")
         return Claim(
             token=token,
             webhook_id=WebhookId(webhook_id.decode()),
-            url=url.decode(),
-            secrets=tuple(secret.decode() for secret in secrets),
-            deliveries=tuple(map(_due, deliveries)),
+            url=records.text(url),
+            secrets=tuple(records.text(secret) for secret in secrets),
+            deliveries=due,
+            given_up=tuple(row[0].decode() for row in deliveries if row[0].decode() not in {one.id for one in due}),
         )
 
     async def settle(
@@ -85,11 +91,12 @@ class Deliveries(Scripts):
     ) -> str | None:
         """End the claim; deliveries without a result are due at once. Returns the reason if this disabled the webhook:
         `gone`, or `failing` (nothing was delivered for `patience_seconds`)."""
+        all_results = {**results, **dict.fromkeys(claim.given_up, _UNREADABLE)}
         ask = {
             "id": claim.webhook_id,
             "token": claim.token,
             "patience_ms": round(patience_seconds * 1000),
-            "results": [{"id": delivery_id, **result.for_script()} for delivery_id, result in results.items()],
+            "results": [{"id": delivery_id, **result.for_script()} for delivery_id, result in all_results.items()],
         }
         why: bytes = await self._call("webhooks/settle_deliveries", ask)
         return why.decode() or None
@@ -106,6 +113,6 @@ def _due(found: list[Any]) -> DueDelivery:
         id=DeliveryId(delivery_id.decode()),
         event=event.decode(),
         created_at=records.moment(created_ms.decode()),
-        attempts=int(attempts),
+        attempts=records.whole(attempts),
         job=shown_job(job[0]) if job else None,
     )

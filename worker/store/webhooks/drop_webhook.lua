@@ -1,11 +1,10 @@
--- include: records, deliveries
+-- include: deliveries
 -- Delete a webhook with all its deliveries.
 -- ask: {account, id}
 -- Answers 1, or 0 if the account has no such webhook.
 local ask = cjson.decode(ARGV[1])
 local key = 'webhook:' .. ask.id
-local hook = read(key)
-if not hook or hook.account ~= ask.account then return 0 end
+if redis.call('HGET', key, 'account') ~= ask.account then return 0 end
 for _, list in ipairs({key .. ':log', key .. ':due'}) do
   for _, delivery_id in ipairs(redis.call('ZRANGE', list, 0, -1)) do
     if is_delivery_of(ask.id, delivery_id) then

@@ -1,11 +1,10 @@
--- include: clock, records, deliveries
+-- include: clock, deliveries
 -- One page of a webhook's deliveries, newest first.
 -- Only reads.
 -- ask: {account, id, offset, limit}
 -- Answers {total, {delivery id, {field, value, ...}}, ...}; nil if the account has no such webhook.
 local ask = cjson.decode(ARGV[1])
-local hook = read('webhook:' .. ask.id)
-if not hook or hook.account ~= ask.account then return nil end
+if redis.call('HGET', 'webhook:' .. ask.id, 'account') ~= ask.account then return nil end
 -- a second less than the retention of records, so that every listed delivery has one
 local log, oldest = 'webhook:' .. ask.id .. ':log', now_ms() - DELIVERIES_KEPT_MS + 1000
 local page = {redis.call('ZCOUNT', log, oldest, '+inf')}

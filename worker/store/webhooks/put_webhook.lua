@@ -7,7 +7,6 @@ local ask = cjson.decode(ARGV[1])
 local key, all = 'webhook:' .. ask.id, 'account:' .. ask.account .. ':webhooks'
 
 local function put()
-  local hook = read(key)
   if ask.most then
     if redis.call('ZCARD', all) >= ask.most then return {'refused', 'webhook_limit_reached'} end
     local refused = refuse_if_full('new')
@@ -15,7 +14,7 @@ local function put()
     local now = now_ms()
     redis.call('ZADD', all, now, ask.id)
     ask.fields.v, ask.fields.account, ask.fields.created_ms = '1', ask.account, tostring(now)
-  elseif not hook or hook.account ~= ask.account then
+  elseif not read_of(ask.account, key) then
     return {'refused', 'webhook_not_found'}
   end
   if next(ask.fields) then write(key, ask.fields) end

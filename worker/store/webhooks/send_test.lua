@@ -5,8 +5,8 @@
 local ask = cjson.decode(ARGV[1])
 
 local function test()
-  local hook = read('webhook:' .. ask.id)
-  if not hook or hook.account ~= ask.account then return {'refused', 'webhook_not_found'} end
+  local hook = read_of(ask.account, 'webhook:' .. ask.id)
+  if not hook then return {'refused', 'webhook_not_found'} end
   if hook.enabled ~= '1' or redis.call('ZCARD', 'webhook:' .. ask.id .. ':due') >= ask.most then
     return {'refused', 'webhook_not_ready'}
   end

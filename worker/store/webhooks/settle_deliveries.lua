@@ -5,7 +5,7 @@
 local ask = cjson.decode(ARGV[1])
 local key, now = 'webhook:' .. ask.id, now_ms()
 local log, queue = key .. ':log', key .. ':due'
-local hook = read(key)
+local hook = look_up(key)
 if not hook or hook.claim ~= ask.token then return '' end
 
 local function settle(result)
@@ -36,7 +36,7 @@ if works then
 elseif #ask.results > 0 then
   redis.call('HSETNX', key, 'failing_since_ms', now)
 end
-local since = tonumber(redis.call('HGET', key, 'failing_since_ms') or nil)
+local since = number(redis.call('HGET', key, 'failing_since_ms'))
 local why = gone and 'gone' or since and now - since > ask.patience_ms and 'failing' or ''
 if why ~= '' then redis.call('HSET', key, 'enabled', '', 'disabled_reason', why) end
 redis.call('HDEL', key, 'claim', 'claimed_until_ms')

@@ -113,12 +113,12 @@ class Webhooks(Scripts):
     async def one(self, *, account_id: AccountId, webhook_id: WebhookId) -> Webhook:
         """Raises WebhookNotFound, also for another account's; RecordUnreadable."""
         found = await self._find("webhook", webhook_id, account_id, errors.WebhookNotFound)
-        return records.one(_webhook, found, kind="webhook")
+        return await self._one(_webhook, found, kind="webhook")
 
     async def all(self, *, account_id: AccountId) -> tuple[Webhook, ...]:
         """Newest first. Unreadable ones are left out."""
         found = await self._call("webhooks/list_webhooks", {"account": str(account_id)})
-        return records.many(_webhook, found, kind="webhook")
+        return await self._many(_webhook, found, kind="webhook")
 
     async def test(
         self, *, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None = None
@@ -133,7 +133,8 @@ class Webhooks(Scripts):
             "idempotency": for_script(idempotency),
         }
         answer = await self._call("webhooks/send_test", ask)
-        return _delivery(accepted(answer, idempotency, limit=PENDING_MAX)[0])
+        shown = accepted(answer, idempotency, limit=PENDING_MAX)[0]
+        return await self._one(_delivery, shown, kind="delivery")
 
     async def deliveries(
         self, *, account_id: AccountId, webhook_id: WebhookId, offset: int, limit: int
@@ -144,7 +145,7 @@ class Webhooks(Scripts):
         if found is None:
             raise errors.WebhookNotFound.of()
         count, *rows = found
-        return Page(count=count, results=records.many(_delivery, rows, kind="delivery"))
+        return Page(count=count, results=await self._many(_delivery, rows, kind="delivery"))
 
     async def _write(
         self, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None, **more: Any
@@ -158,7 +159,7 @@ class Webhooks(Scripts):
         }
         answer = await self._call("webhooks/put_webhook", ask)
         shown, secret = accepted(answer, idempotency, limit=WEBHOOKS_PER_ACCOUNT)
-        return Secret(webhook=records.one(_webhook, shown, kind="webhook"), secret=secret.decode())
+        return Secret(webhook=await self._one(_webhook, shown, kind="webhook"), secret=secret.decode())
 
 
 def _new_secret() -> str:
@@ -189,8 +190,8 @@ def _delivery(shown: list[Any]) -> Delivery:
     return Delivery(
         id=DeliveryId(delivery_id.decode()),
         event=record["event"],
-        attempts=int(record["attempts"]),
-        status=int(record["status"]) if record.get("status") else None,
+        attempts=records.whole(record["attempts"]),
+        status=records.whole(record["status"]) if record.get("status") else None,
         error=record.get("error") or None,
         created_at=records.moment(record["created_ms"]),
         next_attempt_at=records.moment(next_ms) if next_ms else None,

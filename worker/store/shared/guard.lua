@@ -1,0 +1,38 @@
+-- In front of every script: a key that holds another type of data than it should counts as empty, and is in the reply.
+-- See docs/adr/0021-unreadable-records.md.
+
+local unguarded = redis
+local MOST_LEFT_OUT = 100 -- of one call
+local left_out, met = {}, {}
+local NO_MEMBERS = {
+  HGETALL = true, LRANGE = true, SMEMBERS = true, XRANGE = true, XREVRANGE = true, ZPOPMIN = true, ZRANGE = true,
+  ZRANGEBYSCORE = true, ZREVRANGE = true, ZREVRANGEBYSCORE = true,
+}
+local NO_VALUE = {GET = true, HGET = true, LPOP = true, XADD = true, ZRANK = true, ZREVRANK = true, ZSCORE = true}
+
+-- Note a key that can't be read. Who has called the script tells operators: a script that only reads can't.
+local function set_aside(key, why)
+  if met[key] or #left_out == MOST_LEFT_OUT then return end
+  met[key] = true
+  left_out[#left_out + 1] = {key, string.sub(why, 1, 200)}
+end
+
+local redis = setmetatable({}, {__index = unguarded})
+
+redis.call = function(command, ...)
+  local answer = unguarded.pcall(command, ...)
+  if type(answer) ~= 'table' or not answer.err then return answer end
+  local key, field = ...
+  if command == 'HINCRBY' and string.find(answer.err, '^ERR') then -- what is counted is no number
+    set_aside(key, field .. ' is not a number')
+    return 0
+  end
+  if not string.find(answer.err, '^WRONGTYPE') then return error(answer) end
+  set_aside(key, 'it holds another type of data')
+  if NO_MEMBERS[command] then return {} end
+  if NO_VALUE[command] then return false end
+  if command ~= 'HMGET' then return 0 end
+  local none = {}
+  for i = 1, select('#', ...) - 1 do none[i] = false end
+  return none
+end
