@@ -4,10 +4,11 @@ import json
 import math
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 import structlog
 from arq.connections import ArqRedis
@@ -83,6 +84,24 @@ class Idempotency:
         return replace(self, key=f"{self.key}:{item}")
 
 
+class Entry(ABC):
+    """A call over HTTP whose caller the first script that it runs checks: see `access/enter.lua`."""
+
+    account_id: AccountId | None = None  # once the caller is known
+
+    @abstractmethod
+    def for_script(self) -> dict[str, Any]:
+        """What the script takes of the caller."""
+
+    @abstractmethod
+    async def entered(self, caller: list[Any], *, is_audited: bool) -> AccountId:
+        """The account that the caller acts for, from what the script answers of him. `is_audited`: the script has added
+        the call to the audit log. Raises what refuses the caller."""
+
+
+By: TypeAlias = AccountId | Entry
+
+
 def script_broke(error: BaseException | None) -> bool:
     """Whether Redis works, but one of our scripts has failed, for example on a record that it cannot read."""
     return type(error) is ResponseError and "user_script" in str(error) and trouble.why_read_only(error) is None
@@ -121,22 +140,22 @@ class Scripts:
 
     def __init__(self, redis: ArqRedis) -> None:
         self._redis = redis
-        self._loaded: dict[str, AsyncScript] = {}
+        self._loaded: dict[tuple[Callable[[str], str], str], AsyncScript] = {}
         self._unreadable_told: dict[str, float] = {}  # keys of unreadable records, and when the operators were told
 
-    async def _call(self, name: str, ask: Mapping[str, Any]) -> Any:
-        """Run the script `name` ("customers/find"). Raises StoreUnavailable or RecordUnreadable; if it changes
-        something, also StoreReadOnly and OutcomeUnknown."""
+    async def _call(self, name: str, ask: Mapping[str, Any], by: By | None = None) -> Any:
+        """Run the script `name` ("customers/find"), which may need the account that asks. Raises StoreUnavailable or
+        RecordUnreadable; if it changes something, also StoreReadOnly and OutcomeUnknown; and what refuses a caller."""
         if scripts.only_reads(name):
-            return await reading(lambda: self._run(name, ask))
+            return await reading(lambda: self._run(name, ask, by))
         with redis_answers():
-            return await self._run(name, ask)
+            return await self._run(name, ask, by)
 
-    async def _admit(self, ask: Mapping[str, Any]) -> list[Any]:
+    async def _admit(self, ask: Mapping[str, Any], by: By | None = None) -> list[Any]:
         """Run `customers/admit` in a span that the job's span continues. Raises as `_call` does."""
         attributes = {"vps_snapshots.job.kind": ask["kind"]}
         with redis_answers(), tracing.span(f"admit {ask['kind']}", attributes, kind=SpanKind.PRODUCER) as span:
-            answer: list[Any] = await self._run("customers/admit", {**ask, **tracing.carried()})
+            answer: list[Any] = await self._run("customers/admit", {**ask, **tracing.carried()}, by)
             match answer:
                 case [b"refused", code, *_]:
                     span.set_attribute("vps_snapshots.refused", code.decode())
@@ -191,11 +210,21 @@ class Scripts:
         with suppress(errors.StoreUnavailable):  # the others can be read all the same
             await self._call("operators/set_aside", {"records": [[one.key, one.reason] for one in news]})
 
-    async def _run(self, name: str, ask: Mapping[str, Any]) -> Any:
-        if name not in self._loaded:
-            self._loaded[name] = self._redis.register_script(scripts.text(name))
+    async def _run(self, name: str, ask: Mapping[str, Any], by: By | None = None) -> Any:
+        if isinstance(by, Entry):
+            if by.account_id is None:
+                caller, *ran = await self._execute(scripts.entered, name, {**ask, "caller": by.for_script()})
+                by.account_id = await by.entered(caller, is_audited=bool(ran and ran[1]))
+                if ran:
+                    return ran[0][0] if ran[0] else None
+            by = by.account_id
+        return await self._execute(scripts.text, name, ask if by is None else {**ask, "account": str(by)})
+
+    async def _execute(self, text: Callable[[str], str], name: str, ask: Mapping[str, Any]) -> Any:
+        if (text, name) not in self._loaded:
+            self._loaded[text, name] = self._redis.register_script(text(name))
         try:
-            left_out, *answer = await self._loaded[name](args=[json.dumps(ask)])
+            left_out, *answer = await self._loaded[text, name](args=[json.dumps(ask)])
         except ResponseError as error:
             if ended := _UNREADABLE.fullmatch(str(error)):
                 await self._tell_unreadable([Unreadable(key=ended["key"], reason=ended["reason"])])
@@ -205,11 +234,9 @@ class Scripts:
         )
         return answer[0] if answer else None
 
-    async def _find(
-        self, what: str, key: int | str, account_id: AccountId, refused: type[errors.Refused], **more: int
-    ) -> Any:
+    async def _find(self, what: str, key: int | str, account_id: By, refused: type[errors.Refused], **more: int) -> Any:
         """The record `what` ("snapshot") of an account. Raises `refused` if the account has none with this ID."""
-        found = await self._call("customers/find", {"what": what, "id": str(key), "account": str(account_id), **more})
+        found = await self._call("customers/find", {"what": what, "id": str(key), **more}, account_id)
         if found is None:
             raise refused.of(id=key)
         return found

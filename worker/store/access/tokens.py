@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Self
 
 from worker.store import errors, records
@@ -163,6 +164,34 @@ def key_of(secret: str) -> str:
     return f"token:{hashlib.sha256(secret.encode()).hexdigest()}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Presented:
+    """What a call says of its caller. `address`: on which failed logins are counted; `named`: the account that it
+    names."""
+
+    secret: str
+    address: str
+    named: AccountId | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """Of the record of a token with that secret; '' if there can be none."""
+        return key_of(self.secret) if _SECRET.fullmatch(self.secret) else ""
+
+    @property
+    def account(self) -> str:
+        return "" if self.named is None else str(self.named)
+
+    def for_script(self, limits: Limits) -> dict[str, str | int]:
+        return {
+            "token": self.key,
+            "address": self.address,
+            "account": self.account,
+            "failed_logins": limits.failed_logins,
+            **limits.of_calls(),
+        }
+
+
 class Tokens(Scripts):
     """All tokens of the cell. Every call may raise `StoreUnavailable`."""
 
@@ -201,25 +230,22 @@ class Tokens(Scripts):
         made, first_salt = accepted(await self._call("access/put_token", ask), idempotency)
         return NewToken(token=Token.of(records.pairs(made)), secret=_secret(seed, first_salt.decode()))
 
-    async def authenticate(
-        self, secret: str, *, address: str, named: AccountId | None, limits: Limits
-    ) -> Authenticated:
+    async def authenticate(self, by: Presented, limits: Limits) -> Authenticated:
         """Look up the token with this secret; it is None if unknown, revoked or expired. Counts the call: on the token
         (of a service token: for the account that it names), or on the address if there is no such token."""
-        ask = {
-            "token": key_of(secret) if _SECRET.fullmatch(secret) else "",
-            "address": address,
-            "account": "" if named is None else str(named),
-            "failed_logins": limits.failed_logins,
-            **limits.of_calls(),
-        }
-        flat, refused, *counted = await self._call("access/authenticate", ask)
-        tokens = await self._many(_token, [[ask["token"], flat]] if flat else [], kind="token", key_of=_key_of)
+        answer = await self._call("access/authenticate", by.for_script(limits))
+        return await self.authenticated(by, limits, answer)
+
+    async def authenticated(self, by: Presented, limits: Limits, answer: list[Any]) -> Authenticated:
+        """The same, from the answer of a script that has done it."""
+        flat, refused, *counted = answer
+        tokens = await self._many(_token, [[by.key, flat]] if flat else [], kind="token", key_of=_key_of)
         if not tokens:
-            return limits.failed_login(address, refused, counted)
+            return limits.failed_login(by.address, refused, counted)
         token = tokens[0]
-        account = ask["account"] if token.account_id is None else str(token.account_id)
-        return limits.call_of(token, str(account), refused, counted)
+        return limits.call_of(
+            token, by.account if token.account_id is None else str(token.account_id), refused, counted
+        )
 
     async def all(self) -> list[Token]:
         """Every valid token, oldest first; expired ones are removed from the index."""

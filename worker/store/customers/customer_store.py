@@ -16,6 +16,7 @@ from arq.connections import ArqRedis
 from worker.store import errors, records
 from worker.store.arq_queue import queue_parameters
 from worker.store.calls import (
+    By,
     Idempotency,
     Page,
     Scripts,
@@ -29,7 +30,6 @@ from worker.store.calls import (
 from worker.store.model import (
     NODE_SILENT_SECONDS,
     SNAPSHOTS_PER_SERVER,
-    AccountId,
     Failure,
     Job,
     JobId,
@@ -49,7 +49,7 @@ CANCELLED = "cancelled"  # code of the failure of a job that was cancelled
 class Request(TypedDict):
     """Who requests work, and by which request. With an Idempotency-Key a repeated request is admitted once."""
 
-    account_id: AccountId
+    account_id: By
     request_id: str
     idempotency: NotRequired[Idempotency | None]
 
@@ -123,6 +123,7 @@ class CustomerStore(Scripts):
     """The store for the front end. `node_silent_seconds`: how old a node's last heartbeat may be.
 
     A repeated call with the same `Idempotency` returns what the first one returned, or raises IdempotencyKeyReused.
+    `account_id`: the account that asks, or the call over HTTP that the script is to check first.
     """
 
     def __init__(self, redis: ArqRedis, *, node_silent_seconds: float = NODE_SILENT_SECONDS) -> None:
@@ -159,14 +160,14 @@ class CustomerStore(Scripts):
         NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
         return await self._job(JobKind.UNDO, job_id, request, present_only=present_only)
 
-    async def delete(self, *, account_id: AccountId, snapshot_id: SnapshotId, request_id: str) -> Job | None:
+    async def delete(self, *, account_id: By, snapshot_id: SnapshotId, request_id: str) -> Job | None:
         """Delete a snapshot for the customer; its node then frees the space, with this job. None: the server is gone,
         so there is no space to free. Raises SnapshotNotFound, SnapshotProtected, NodeUnavailable, ServerBusy or
         StoreUnavailable."""
         answer = await self._ask(JobKind.DELETE, snapshot_id, {"account_id": account_id, "request_id": request_id})
         return await self._shown(answer[0]) if answer else None
 
-    async def cancel(self, *, account_id: AccountId, job_id: JobId, idempotency: Idempotency | None = None) -> Job:
+    async def cancel(self, *, account_id: By, job_id: JobId, idempotency: Idempotency | None = None) -> Job:
         """Cancel a job that its node has not started. Raises JobNotFound, JobNotCancellable or StoreUnavailable."""
         cancelled = Outcome(
             state=JobState.FAILED,
@@ -174,12 +175,13 @@ class CustomerStore(Scripts):
             snapshot_status=SnapshotStatus.FAILED,
         )
         ask = {
-            "account": str(account_id),
             "id": job_id,
             "result": cancelled.for_script(),
             "idempotency": for_script(idempotency),
         }
-        return await self._shown(accepted(await self._call("customers/cancel", ask), idempotency, id=job_id)[0])
+        return await self._shown(
+            accepted(await self._call("customers/cancel", ask, account_id), idempotency, id=job_id)[0]
+        )
 
     async def again(
         self, job: Job, *, request_id: str, in_bulk: bool = False, idempotency: Idempotency | None = None
@@ -201,49 +203,49 @@ class CustomerStore(Scripts):
             raise errors.SnapshotNotFound("The snapshot went with its server: nothing is left to delete.")
         return await self._shown(answer[0])
 
-    async def edit(self, *, account_id: AccountId, snapshot_id: SnapshotId, edit: Edit) -> Snapshot:
+    async def edit(self, *, account_id: By, snapshot_id: SnapshotId, edit: Edit) -> Snapshot:
         """Change a snapshot's fields. Raises SnapshotNotFound or StoreUnavailable."""
-        ask = {"account": str(account_id), "id": str(snapshot_id), "fields": edit.for_script()}
-        found = await self._call("customers/edit", ask)
+        ask = {"id": str(snapshot_id), "fields": edit.for_script()}
+        found = await self._call("customers/edit", ask, account_id)
         if found is None:
             raise errors.SnapshotNotFound.of(id=snapshot_id)
         return await self._one(_snapshot, found, kind="snapshot")
 
     # --- reads ---
 
-    async def snapshot(self, *, account_id: AccountId, snapshot_id: SnapshotId) -> Snapshot:
+    async def snapshot(self, *, account_id: By, snapshot_id: SnapshotId) -> Snapshot:
         """Raises SnapshotNotFound, also for another account's, or StoreUnavailable."""
         found = await self._find("snapshot", snapshot_id, account_id, errors.SnapshotNotFound)
         return await self._one(_snapshot, found, kind="snapshot")
 
     async def snapshots(
-        self, *, account_id: AccountId, wanted: SnapshotFilter = EVERY, offset: int, limit: int
+        self, *, account_id: By, wanted: SnapshotFilter = EVERY, offset: int, limit: int
     ) -> Page[Snapshot]:
         """An account's snapshots. Another account's server has none. Raises StoreUnavailable."""
-        ask: dict[str, Any] = {"account": str(account_id), **wanted.for_script()}
+        ask: dict[str, Any] = wanted.for_script()
         if wanted.is_in_order:
             ask |= {"descending": wanted.descending, "offset": offset, "limit": limit}
-            count, *rows = await self._call("customers/list_snapshots", ask)
+            count, *rows = await self._call("customers/list_snapshots", ask, account_id)
         else:
-            found = await self._matching(ask, wanted)
+            found = await self._matching(ask, wanted, account_id)
             count, ids = len(found), found[offset : offset + limit]
-            rows = await self._call("customers/show_snapshots", {"account": str(account_id), "ids": ids}) if ids else []
+            rows = await self._call("customers/show_snapshots", {"ids": ids}, account_id) if ids else []
         return Page(count=count, results=await self._many(_snapshot, rows, kind="snapshot"))
 
-    async def job(self, *, account_id: AccountId, job_id: JobId) -> Job:
+    async def job(self, *, account_id: By, job_id: JobId) -> Job:
         """Raises JobNotFound, also for another account's, or StoreUnavailable."""
         return await self._shown(await self._find("job", job_id, account_id, errors.JobNotFound))
 
     async def jobs(
-        self, *, account_id: AccountId, server_id: ServerId | None, state: JobState | None, offset: int, limit: int
+        self, *, account_id: By, server_id: ServerId | None, state: JobState | None, offset: int, limit: int
     ) -> Page[Job]:
         """An account's jobs of the last 30 days, newest first. Another account's server has none. Raises
         StoreUnavailable."""
-        ask = {"account": str(account_id), **given(server=server_id, state=state), "offset": offset, "limit": limit}
-        count, *rows = await self._call("customers/list_jobs", ask)
+        ask = {**given(server=server_id, state=state), "offset": offset, "limit": limit}
+        count, *rows = await self._call("customers/list_jobs", ask, account_id)
         return Page(count=count, results=await self._many(shown_job, rows, kind="job"))
 
-    async def server(self, *, account_id: AccountId, server_id: ServerId) -> ServerView:
+    async def server(self, *, account_id: By, server_id: ServerId) -> ServerView:
         """Raises ServerNotFound, also for another account's, or StoreUnavailable."""
         found = await self._find("server", server_id, account_id, errors.ServerNotFound, silent_ms=self._silent_ms)
         return await self._one(_server, [str(server_id).encode(), *found], kind="server")
@@ -253,12 +255,12 @@ class CustomerStore(Scripts):
     async def _shown(self, shown: list[Any]) -> Job:
         return await self._one(shown_job, shown, kind="job")
 
-    async def _matching(self, ask: dict[str, Any], wanted: SnapshotFilter) -> list[str]:
+    async def _matching(self, ask: dict[str, Any], wanted: SnapshotFilter, account_id: By) -> list[str]:
         """The IDs of the snapshots that match, in order. The list is read in parts, to bound how long each call blocks
         Redis."""
         found: list[list[bytes]] = []
         while True:
-            after, *part = await self._call("customers/find_snapshots", ask)
+            after, *part = await self._call("customers/find_snapshots", ask, account_id)
             found += part
             if not after:
                 break
@@ -288,7 +290,6 @@ class CustomerStore(Scripts):
         """Returns the records of the job and of its snapshot, as the script shows them."""
         ask = {
             "kind": kind,
-            "account": str(request["account_id"]),
             "id": str(target),
             "request_id": request["request_id"],
             "job_id": uuid4().hex,
@@ -299,7 +300,7 @@ class CustomerStore(Scripts):
             "idempotency": for_script(request.get("idempotency")),
             **more,
         }
-        answer = await self._admit(ask)
+        answer = await self._admit(ask, request["account_id"])
         if answer[:2] == [b"refused", errors.JobNotFound.code.encode()] and "retries" in more:
             target = JobId(str(more["retries"]))  # the job that is to be retried has expired
         return accepted(answer, request.get("idempotency"), id=target, limit=SNAPSHOTS_PER_SERVER)
