@@ -13,12 +13,12 @@ from typing import Any, Generic, Self, TypeAlias, TypeVar
 import structlog
 from arq.connections import ArqRedis
 from opentelemetry.trace import SpanKind
-from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError, ResponseError
 
 from worker.program import tracing
 from worker.store import errors, records, scripts, trouble
 from worker.store.model import AccountId, Job, JobId, JobKind, ServerState
+from worker.store.script_connection import RunsScripts, Script
 from worker.store.unreadable import Unreadable, noticing
 
 IDEMPOTENCY_KEPT_SECONDS = 86_400.0
@@ -139,8 +139,11 @@ class Scripts:
     """Base of the store's classes: runs the Lua scripts. Each takes one JSON object, `ask`."""
 
     def __init__(self, redis: ArqRedis) -> None:
-        self._redis = redis
-        self._loaded: dict[tuple[Callable[[str], str], str], AsyncScript] = {}
+        if not isinstance(redis, RunsScripts):
+            raise TypeError("not a client of worker.store.redis_client")
+        self._redis: ArqRedis = redis
+        self._runs: RunsScripts = redis
+        self._scripts: dict[tuple[Callable[[str], str], str], Script] = {}
         self._unreadable_told: dict[str, float] = {}  # keys of unreadable records, and when the operators were told
 
     async def _call(self, name: str, ask: Mapping[str, Any], by: By | None = None) -> Any:
@@ -221,10 +224,10 @@ class Scripts:
         return await self._execute(scripts.text, name, ask if by is None else {**ask, "account": str(by)})
 
     async def _execute(self, text: Callable[[str], str], name: str, ask: Mapping[str, Any]) -> Any:
-        if (text, name) not in self._loaded:
-            self._loaded[text, name] = self._redis.register_script(text(name))
+        if (text, name) not in self._scripts:
+            self._scripts[text, name] = Script(text(name))
         try:
-            left_out, *answer = await self._loaded[text, name](args=[json.dumps(ask)])
+            left_out, *answer = await self._runs.run_script(self._scripts[text, name], json.dumps(ask))
         except ResponseError as error:
             if ended := _UNREADABLE.fullmatch(str(error)):
                 await self._tell_unreadable([Unreadable(key=ended["key"], reason=ended["reason"])])

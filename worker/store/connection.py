@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from worker.store import trouble
@@ -42,6 +43,12 @@ class Careful(AbstractConnection):
         if task and task.cancelling() > before:
             await self.disconnect(nowait=True)  # the answer would be taken for the next command's
             raise asyncio.CancelledError
+
+    def write(self, packed: bytes) -> None:
+        """Send, whatever was sent and not answered before. Raises ConnectionError, and has sent nothing."""
+        if self._writer is None or self._writer.transport.is_closing():
+            raise RedisConnectionError("The connection is closed.")
+        self._writer.write(packed)
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         """Raises AnswerLost if it does not come."""
