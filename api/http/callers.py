@@ -79,6 +79,7 @@ class Callers:
         self._tokens = tokens
         self._limits = limits
         self._trusted_proxies = trusted_proxies
+        self._policy = f'"token";q={limits.calls};w={round(limits.window.total_seconds())}'
 
     async def identify(self, request: web.Request, permission: Permission) -> Caller:
         """The caller, if the token has that permission. Raises Problem (400, 401, 403, 429) or StoreUnavailable."""
@@ -146,9 +147,8 @@ class Callers:
 
     def _allowance(self, authenticated: Authenticated) -> dict[str, str]:
         """The headers of draft-ietf-httpapi-ratelimit-headers-10."""
-        window = round(self._limits.window.total_seconds())
         return {
-            "RateLimit-Policy": f'"token";q={self._limits.calls};w={window}',
+            "RateLimit-Policy": self._policy,
             "RateLimit": f'"token";r={authenticated.left};t={ceil(authenticated.more_in.total_seconds())}',
         }
 

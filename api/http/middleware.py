@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Awaitable, Callable
-from uuid import uuid4
+from secrets import token_hex
 
 import structlog
 from aiohttp import web
@@ -38,12 +38,15 @@ def around(callers: Callers, audit: Audit, budget: AuditBudget, metrics: Metrics
     async def middleware(request: web.Request, handler: Next) -> web.StreamResponse:
         began = time.monotonic()
         given = request.headers.get("X-Request-Id", "")
-        request_id = given if _SANE_ID.fullmatch(given) else uuid4().hex
+        request_id = given if _SANE_ID.fullmatch(given) else token_hex(16)
         request[REQUEST_ID] = request_id
         clear_contextvars()
         bind_contextvars(request_id=request_id)
-        with metrics.in_flight.track_inprogress():
+        metrics.in_flight += 1
+        try:
             response = await _answer(request, handler, refuse)
+        finally:
+            metrics.in_flight -= 1
         if PROBLEM in request:
             metrics.problem(request[PROBLEM])
         if job_id := response.headers.get("X-Job-Id"):

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from typing import TypeVar
 from urllib.parse import parse_qs
 
@@ -149,6 +150,8 @@ def _digest(text: str) -> str:
 def ensure_known_query(request: web.Request, model: type[BaseModel] | None) -> None:
     """Raises Problem for a query parameter that the call does not have: a mistyped `dry_run` must not start the
     real job. `model`: the call's query, None if it has none."""
+    if not request.query_string:
+        return
     known = list(model.model_fields) if model else []
     unknown = [name for name in dict.fromkeys(request.query) if name not in known][:_ERRORS_MAX]
     if unknown:
@@ -167,12 +170,21 @@ def ensure_no_precondition(request: web.Request) -> None:
 def query(request: web.Request, model: type[Model], *, skip_empty: bool = False) -> Model:
     """Raises Problem, also for a parameter that is given twice. `skip_empty`: ignore empty parameters, which a browser
     sends for empty fields of a form."""
+    if not request.query_string:
+        empty: Model = _without_any(model)
+        return empty
     given = {name: request.query.getall(name) for name in model.model_fields if name in request.query}
     if skip_empty:
         given = {name: filled for name, values in given.items() if (filled := [value for value in values if value])}
     if twice := [name for name, values in given.items() if len(values) > 1]:
         raise invalid(*(FieldError(field=name, detail="Must not be given more than once.") for name in twice))
     return validated({name: values[0] for name, values in given.items()}, model)
+
+
+@cache
+def _without_any(model: type[Model]) -> Model:
+    """The query of a call without parameters. No query has one that is required."""
+    return model.model_validate({})
 
 
 async def form(request: web.Request) -> dict[str, list[str]]:
@@ -212,6 +224,8 @@ async def _read(request: web.Request, if_too_large: Callable[[], Problem] = too_
     if {encoding.strip().lower() for encoding in ",".join(encodings).split(",")} - {"", "identity", "chunked"}:
         raise invalid(FieldError(field="Content-Encoding", detail="Send the body uncompressed."))
     try:
+        if request.content.is_eof():  # it came with the head
+            return await request.read()
         request[FROM_STRANGER] = TOKEN not in request
         async with asyncio.timeout(seconds):
             return await request.read()

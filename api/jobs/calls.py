@@ -83,7 +83,7 @@ class JobCalls:
             offset=query.offset,
             limit=query.page_size,
         )
-        return page_answer(request, query, page, bodies.JobList, bodies.job)
+        return page_answer(request, query, page, bodies.job)
 
     @call(
         f"GET {ONE_JOB}",

@@ -61,7 +61,7 @@ class SnapshotCalls:
         page = await self._store.snapshots(
             account_id=caller, wanted=query.filter, offset=query.offset, limit=query.page_size
         )
-        return page_answer(request, query, page, bodies.SnapshotList, bodies.snapshot)
+        return page_answer(request, query, page, bodies.snapshot)
 
     @call(
         f"POST {SNAPSHOTS}",

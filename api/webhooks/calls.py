@@ -163,7 +163,7 @@ class WebhookCalls:
             offset=query.offset,
             limit=query.page_size,
         )
-        return page_answer(request, query, page, bodies.DeliveryList, bodies.delivery)
+        return page_answer(request, query, page, bodies.delivery)
 
     def _check_url(self, url: str) -> None:
         if why := ssrf.url_error(url, self._reach):

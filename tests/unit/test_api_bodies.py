@@ -2,18 +2,21 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, cast
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from pydantic import BaseModel
 from yarl import URL
 
-from api.http.answers import answer, page_links
+from api.http.answers import answer, page_answer, page_links
 from api.jobs.bodies import job as job_body
 from api.snapshots import bodies
 from api.snapshots.bodies import ListQuery
+from worker.store.calls import Page
 from worker.store.customers.customer_store import Admitted
 from worker.store.model import (
     AccountId,
@@ -73,14 +76,16 @@ JOB = Job(
 )
 
 
-def sent(body: BaseModel) -> Any:
+def sent(body: BaseModel | Mapping[str, object]) -> Any:
     """The body as it goes over the wire."""
     return json.loads(bytes(cast("bytes", answer(body).body)))
 
 
 def test_the_list_is_the_contracts_example() -> None:
-    results = bodies.snapshot(BEFORE_MIGRATION), bodies.snapshot(WEEKLY)
-    assert sent(bodies.SnapshotList(count=2, results=results)) == {
+    request = make_mocked_request("GET", "/api/v1/snapshots/")
+    page = Page(count=2, results=(BEFORE_MIGRATION, WEEKLY))
+    listed = page_answer(request, ListQuery(), page, bodies.snapshot)
+    assert json.loads(bytes(cast("bytes", listed.body))) == {
         "count": 2,
         "results": [
             {
@@ -141,6 +146,20 @@ def test_the_answer_to_a_restore_is_the_contracts_example() -> None:
         "snapshot": {"id": 801, "name": "pre-migration-snapshot", "created_at": "2025-01-15T18:30:00Z"},
         "server": {"id": 12345, "name": "web-server-01", "status": "restoring"},
     }
+
+
+def test_what_is_sent_is_what_the_document_says() -> None:
+    """These are written without their models, which the document is made from."""
+    admitted = Admitted(job=JOB, snapshot=replace(WEEKLY, size_mb=None))
+    documented: dict[type[BaseModel], Mapping[str, object]] = {
+        bodies.Snapshot: bodies.snapshot(BEFORE_MIGRATION),
+        bodies.SnapshotCreated: bodies.created(admitted),
+        bodies.RestoreStarted: bodies.restoring(admitted),
+        bodies.SnapshotList: {"count": 1, "results": [bodies.snapshot(WEEKLY)]},
+    }
+    for model, body in documented.items():
+        assert list(sent(body)) == list(model.model_fields)
+        assert sent(model.model_validate(sent(body))) == sent(body)
 
 
 def test_times_are_utc_whatever_zone_they_come_in() -> None:

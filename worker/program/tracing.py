@@ -28,6 +28,9 @@ def span(
 ) -> Iterator[Span]:
     """A span for the block. `parent`: W3C Trace Context headers to continue from, if they are valid; None: continue
     the current span."""
+    if is_without(parent):
+        yield trace.INVALID_SPAN
+        return
     context = None if parent is None else _w3c.extract(parent, Context())
     begun = _tracer.start_span(name, context, kind, dict(attributes))
     if not begun.get_span_context().is_valid:  # not traced
@@ -39,6 +42,13 @@ def span(
         except BaseException as error:
             failed(getattr(error, "code", type(error).__name__))
             raise
+
+
+def is_without(parent: Mapping[str, str] | None) -> bool:
+    """Whether a span would be nothing: nobody records spans, and no caller's trace context is to be passed on."""
+    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return False
+    return not trace.get_current_span().get_span_context().is_valid if parent is None else TRACEPARENT not in parent
 
 
 def note(attributes: Attributes) -> None:

@@ -187,7 +187,8 @@ class Scripts:
             try:
                 return read()
             finally:
-                await self._tell_unreadable(noticed)
+                if noticed:
+                    await self._tell_unreadable(noticed)
 
     async def _unless_other_type(self, key: str, ask: Callable[[], Awaitable[Found]], *, otherwise: Found) -> Found:
         """What `ask` finds in a key, outside of a script; `otherwise` where the key holds another type of data."""
@@ -232,9 +233,10 @@ class Scripts:
             if ended := _UNREADABLE.fullmatch(str(error)):
                 await self._tell_unreadable([Unreadable(key=ended["key"], reason=ended["reason"])])
             raise
-        await self._tell_unreadable(
-            Unreadable(key=records.text(key), reason=records.text(why)) for key, why in left_out
-        )
+        if left_out:
+            await self._tell_unreadable(
+                Unreadable(key=records.text(key), reason=records.text(why)) for key, why in left_out
+            )
         return answer[0] if answer else None
 
     async def _find(self, what: str, key: int | str, account_id: By, refused: type[errors.Refused], **more: int) -> Any:

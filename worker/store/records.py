@@ -126,7 +126,7 @@ def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapsho
         status=SnapshotStatus(record["status"]),
         size_mb=whole(record["size_mb"]) if record["size_mb"] else None,
         created_at=moment(record["created_ms"]),
-        labels=_LABELS.validate_json(record.get("labels") or "{}"),
+        labels=_LABELS.validate_json(record["labels"]) if record.get("labels") else {},
         protected=record.get("protected") == "1",
         expires_at=moment(record["expires_ms"]) if record.get("expires_ms") else None,
         schedule_id=ScheduleId(record["schedule"]) if record.get("schedule") else None,

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, Self
 
 from worker.store import errors, records
@@ -22,6 +22,7 @@ from worker.store.calls import Idempotency, Scripts, accepted, for_script, readi
 from worker.store.model import AccountId
 
 _INDEX = "tokens"
+_PARSED = 1024  # records that are remembered as they were read last
 _SECRET = re.compile(r"vps_[A-Za-z0-9_-]{43}")  # 256 random bits in URL-safe base64
 
 
@@ -155,6 +156,12 @@ def _token(row: list[Any]) -> Token:
     return Token.of(records.decoded(flat) if isinstance(flat, dict) else records.pairs(flat))
 
 
+@lru_cache(_PARSED)
+def _token_of(*flat: bytes) -> Token:
+    """A record that is the same text is the same token."""
+    return Token.of(records.pairs(flat))
+
+
 def _key_of(row: list[Any]) -> str:
     return str(row[0])
 
@@ -173,7 +180,7 @@ class Presented:
     address: str
     named: AccountId | None = None
 
-    @cached_property
+    @property
     def key(self) -> str:
         """Of the record of a token with that secret; '' if there can be none."""
         return key_of(self.secret) if _SECRET.fullmatch(self.secret) else ""
@@ -239,13 +246,21 @@ class Tokens(Scripts):
     async def authenticated(self, by: Presented, limits: Limits, answer: list[Any]) -> Authenticated:
         """The same, from the answer of a script that has done it."""
         flat, refused, *counted = answer
-        tokens = await self._many(_token, [[by.key, flat]] if flat else [], kind="token", key_of=_key_of)
-        if not tokens:
+        token = await self._token(by, flat)
+        if token is None:
             return limits.failed_login(by.address, refused, counted)
-        token = tokens[0]
         return limits.call_of(
             token, by.account if token.account_id is None else str(token.account_id), refused, counted
         )
+
+    async def _token(self, by: Presented, flat: list[bytes]) -> Token | None:
+        """None also for a record that can't be read."""
+        if not flat:
+            return None
+        with suppress(Exception):  # it is told below why it can't be read
+            return _token_of(*flat)
+        found = await self._many(lambda flat: _token_of(*flat), [flat], kind="token", key_of=lambda _: by.key)
+        return found[0] if found else None
 
     async def all(self) -> list[Token]:
         """Every valid token, oldest first; expired ones are removed from the index."""

@@ -8,8 +8,8 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from secrets import token_hex
 from typing import Any, Literal, NotRequired, TypedDict, Unpack
-from uuid import uuid4
 
 from arq.connections import ArqRedis
 
@@ -282,7 +282,11 @@ class CustomerStore(Scripts):
         self, kind: JobKind, target: ServerId | SnapshotId, request: Request, **more: str | bool
     ) -> Admitted:
         job, snapshot = await self._ask(kind, target, request, **more)
-        return Admitted(job=await self._shown(job), snapshot=await self._one(_snapshot, snapshot, kind="snapshot"))
+        return await self._read(
+            lambda: Admitted(
+                job=records.one(shown_job, job, kind="job"), snapshot=records.one(_snapshot, snapshot, kind="snapshot")
+            )
+        )
 
     async def _ask(
         self, kind: JobKind, target: ServerId | SnapshotId | JobId, request: Request, **more: str | bool
@@ -292,7 +296,7 @@ class CustomerStore(Scripts):
             "kind": kind,
             "id": str(target),
             "request_id": request["request_id"],
-            "job_id": uuid4().hex,
+            "job_id": token_hex(16),
             "limit": SNAPSHOTS_PER_SERVER,
             "silent_ms": self._silent_ms,
             "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
