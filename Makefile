@@ -30,8 +30,8 @@ run: setup ## run the whole service with a real guest until Ctrl-C (DRIVER=fake:
 demo: setup ## run a scripted demo: write A, create, write B, restore, A is back, delete
 	@exec $(BIN)/python -m deploy.demo.demo
 
-# One process more than CPUs: tests spend much of their time waiting.
-WORKERS ?= $(shell expr $$(nproc) + 1)
+# Twice as many processes as CPUs: tests spend much of their time waiting.
+WORKERS ?= $(shell expr 2 \* $$(nproc))
 PYTEST = $(BIN)/pytest $(if $(CI),--durations=25)
 
 test: setup-tests ## run all tests, or those of T=tests/unit/test_journal.py

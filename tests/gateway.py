@@ -108,10 +108,14 @@ class GatewayProgram:
         self._folder = tempfile.TemporaryDirectory(prefix="vps-gateway-")  # a short path, for the socket
         self.process: Child | None = None
 
+    @property
+    def socket(self) -> Path:
+        return Path(self._folder.name) / "gateway.sock"
+
     async def start(self, log: Path) -> None:
         settings = {
             "VPS_SNAPSHOTS_REDIS__URL": self._redis.url,
-            "VPS_SNAPSHOTS_UNIX_SOCKET": f"{self._folder.name}/gateway.sock",
+            "VPS_SNAPSHOTS_UNIX_SOCKET": str(self.socket),
         }
         command = (Path(sys.executable).parent / "vps-snapshots-gateway", "serve")
         self.process = await Child.start("gateway", command, settings=settings, log=log)
@@ -131,7 +135,7 @@ class GatewayProgram:
         file.touch(mode=0o600)
         file.write_text(secret_of(node))
         return {
-            "VPS_SNAPSHOTS_GATEWAY__URLS": json.dumps([f"unix://{self._folder.name}/gateway.sock"]),
+            "VPS_SNAPSHOTS_GATEWAY__URLS": json.dumps([f"unix://{self.socket}"]),
             "VPS_SNAPSHOTS_GATEWAY__CREDENTIAL_FILE": str(file),
         }
 

@@ -11,20 +11,23 @@ from xdist.scheduler import LoadScopeScheduling
 
 TOGETHER = ("tests/browser",)  # share one browser and one service
 APART = (
-    *("tests/chaos/test_chaos.py", "tests/integration/test_schemathesis.py", "tests/integration/test_run.py"),
-    *("tests/contract/test_dry_run_kvm.py", "tests/compat/test_cell.py", "tests/compat/test_node.py"),
+    *("tests/integration/test_migration.py", "tests/chaos/test_chaos.py", "tests/integration/test_run.py"),
+    *("tests/integration/test_schemathesis.py", "tests/contract/test_dry_run_kvm.py"),
+    *("tests/compat/test_cell.py", "tests/compat/test_node.py"),
 )
 LONG = (  # in this order; a long one that begins last would run alone in the end
-    *("tests/integration/test_schemathesis.py", "tests/integration/test_migration.py"),
-    *("tests/acceptance/test_guests.py", "tests/chaos/test_chaos.py", "tests/integration/test_crashes.py"),
-    "tests/chaos/test_migrations.py",
-    *("tests/browser", "tests/contract/test_hypervisor.py", "tests/acceptance/test_refusals.py"),
-    *("tests/compat/test_cell.py", "tests/compat/test_node.py"),
-    *("tests/contract/test_kvm.py", "tests/integration/test_api_program.py", "tests/integration/test_run.py"),
-    *("tests/integration/test_worker_command_line.py", "tests/contract/test_libvirtd.py"),
-    *("tests/acceptance/test_demo.py", "tests/contract/test_images.py", "tests/integration/test_node_worker.py"),
-    *("tests/integration/test_stopping.py", "tests/integration/test_worker_program.py"),
-    *("tests/integration/test_cli_following.py", "tests/backups/test_backups.py"),
+    *("tests/integration/test_migration.py", "tests/integration/test_crashes.py", "tests/chaos/test_chaos.py"),
+    *("tests/integration/test_run.py", "tests/acceptance/test_guests.py", "tests/integration/test_schemathesis.py"),
+    *("tests/integration/test_api_program.py", "tests/contract/test_kvm.py", "tests/contract/test_dry_run_kvm.py"),
+    *("tests/browser", "tests/compat/test_cell.py", "tests/acceptance/test_refusals.py"),
+    *("tests/contract/test_images.py", "tests/contract/test_hypervisor.py", "tests/backups/test_backups.py"),
+    *("tests/integration/test_clients.py", "tests/compat/test_node.py", "tests/contract/test_libvirtd.py"),
+    *("tests/integration/test_worker_command_line.py", "tests/contract/test_volumes.py"),
+    *("tests/security/test_hostile_images.py", "tests/integration/test_stopping.py", "tests/integration/test_cli.py"),
+    *("tests/contract/test_kvm_state.py", "tests/integration/test_worker_program.py"),
+    *("tests/chaos/test_migrations.py", "tests/integration/test_cli_docs.py", "tests/acceptance/test_demo.py"),
+    *("tests/integration/test_node_worker.py", "tests/integration/test_api_http.py"),
+    *("tests/integration/test_failover.py", "tests/integration/test_clocks.py", "tests/integration/test_service.py"),
 )
 
 

@@ -109,9 +109,10 @@ class Service:
         port |= {f"VPS_SNAPSHOTS_{of}_PER_MINUTE": "1000000" for of in ("CALLS", "FAILED_LOGINS")}
         await self._start("front end", [_PROGRAMS / "vps-snapshots-api", "serve"], settings=shared | port)
         await self._ready("the front end", Client(self.url, "").is_up)
-        self.client = await self._authorized_client("token", _CUSTOMER_OPTIONS, shared, Client.is_authorized)
-        self.operator = await self._authorized_client(
-            self.operator_token_file.name, _OPERATOR_OPTIONS, shared, Client.is_operator
+        operator_token = self.operator_token_file.name
+        self.client, self.operator = await asyncio.gather(
+            self._authorized_client("token", _CUSTOMER_OPTIONS, shared, Client.is_authorized),
+            self._authorized_client(operator_token, _OPERATOR_OPTIONS, shared, Client.is_operator),
         )
         await self._ready("the worker", self._is_server_known)
         if self._driver is Driver.KVM:

@@ -16,7 +16,7 @@ def test_backups_beside_snapshots_are_right_or_told_broken() -> None:
         needs(program)
     needs_root()
     folder = Path(tempfile.mkdtemp(prefix="vps-", dir="/tmp"))  # short, for the sockets' sake
-    tally = asyncio.run(campaign(folder, rounds=12, seed=20261, quiet=True))
+    tally = asyncio.run(campaign(folder, rounds=8, seed=20261, quiet=True))
     assert tally.violations == [], f"{tally.text()}\nleft for a look: {folder}"
-    assert tally.compared >= 6
+    assert tally.compared >= 4
     shutil.rmtree(folder)

@@ -2,6 +2,7 @@
 
 N=steps: not by chance, but every moment of every step of every operation; N=steps:20, so many of them.
 LIBVIRT=daemon: with a libvirtd, which is killed too, in the place of the embedded one.
+A hostile node is in the cell all the while, and makes claims at random.
 SABOTAGE=repair, safety or journal takes that part out of the worker: then it must fail, or it proves nothing.
 """
 
@@ -24,6 +25,7 @@ from tests.chaos import model, moments
 from tests.chaos.campaign import Campaign
 from tests.chaos.deaths import Deaths
 from tests.chaos.halts import Halts
+from tests.chaos.hostile import HostileNode
 from tests.chaos.model import Expected
 from tests.chaos.others import arrive
 from tests.chaos.summary import Summary
@@ -42,8 +44,18 @@ async def campaign(
 ) -> Summary:
     """`folder`: short, for the sockets' sake. `wanted`: as N."""
     say: Callable[[str], None] = (lambda _: None) if quiet else print
-    async with staged(folder, _furnish, seed=seed, sabotage=sabotage, daemon=daemon, say=say) as (played, _, servers):
-        return await _play(played, wanted, servers)
+    async with staged(folder, _furnish, seed=seed, sabotage=sabotage, daemon=daemon, say=say) as (
+        played,
+        cell,
+        servers,
+    ):
+        hostile = HostileNode(cell, random.Random(seed))
+        async with hostile.at_work():
+            played.after_loss = hostile.let_in
+            summary = await _play(played, wanted, servers)
+        summary.claims = hostile.answers
+        summary.violations += hostile.violations
+        return summary
 
 
 @asynccontextmanager

@@ -51,6 +51,7 @@ class Campaign:
         self._say = say
         self._rounds = 0
         self._learning = Learning(cell, servers, self.summary)
+        self.after_loss: Callable[[], Awaitable[None]] = _nothing  # once all is published anew
         self.others = Others(cell, chance, by_libvirt=deaths.daemon is not None)
 
     async def run(self, kills: int) -> Summary:
@@ -135,6 +136,8 @@ class Campaign:
         self.summary.settle_seconds.append(time.monotonic() - restarted)
         if ended:
             await self._cell.is_published()
+            if target in {LOST, OLDER}:
+                await self.after_loss()
             await self._after_older_data(target, [expected, *beside])
         # a qemu-img that was killed has refused: what was begun goes back
         outcomes = self._learning.learn(
@@ -279,6 +282,10 @@ class Campaign:
             if rebuilds and not expected.running and expected.nvram is None and self.chance.random() < 0.5:
                 await self.others.rebuild(expected)
         await cell.start_worker()
+
+
+async def _nothing() -> None:
+    pass
 
 
 async def _until(is_so: Callable[[], bool], *, within_seconds: float) -> None:

@@ -15,6 +15,7 @@ class Summary:
     moments_wanted: int = 0  # exact ones
     moments_hit: int = 0
     settle_seconds: list[float] = field(default_factory=list)
+    claims: Counter[str] = field(default_factory=Counter)  # of the hostile node, by call and result
     violations: list[str] = field(default_factory=list)
 
     @property
@@ -31,6 +32,7 @@ class Summary:
             f"kills by the step that the journal had: {_counted(self.steps.items())}",
             f"settled, from the restart on: p50 {p50:.2f} s, p99 {p99:.2f} s, longest {times[-1]:.2f} s; "
             f"{late} of {len(times)} later than {SETTLED_SECONDS:.0f} s",
+            f"claims of the hostile node: {_counted(self.claims.items())}; {self.claims.total()} in all",
             f"violations: {len(self.violations)}",
         ]
         if self.moments_wanted:

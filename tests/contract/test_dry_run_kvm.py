@@ -20,8 +20,8 @@ from worker.store.model import JobKind, NoteCode, Step
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-STATES = int(os.environ.get("STATES") or "24")
-BATCH = 12
+STATES = int(os.environ.get("STATES") or "12")
+BATCH = 6
 FIRST = int(os.environ.get("SEED") or "0")
 GUEST_EACH = 24  # one of so many boots a real guest
 BATCHES = range(FIRST, FIRST + STATES, BATCH)

@@ -6,316 +6,42 @@ record itself may be missing, and operators are told its key.
 """
 
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from aiohttp import ClientSession
 from structlog.testing import capture_logs
 
-from api.app import build
-from api.gateway.scheduler import Scheduler
-from api.http.server import listening
-from api.settings import ApiSettings
-from tests.integration.browsing import Browser
+from tests.integration.bad_records import DAMAGES, LISTS, SINGLES, Hosted, World, ended, made, work, work_damaged
 from tests.integration.cli import Cli
-from tests.integration.conftest import ACCOUNT, Cell, node_store
-from tests.integration.front_end import NO_NAMES, READ_WRITE, Answer, FrontEnd
+from tests.integration.conftest import ACCOUNT, Cell
 from tests.integration.test_keyspace import ROWS
 from tests.integration.test_ops_api import failed
-from worker.store.access.audit import Audit, AuditKeeper
-from worker.store.access.tokens import Permission, Tokens
+from worker.store.access.credentials import Credentials, key_of
+from worker.store.bounds import Bounds
 from worker.store.chores.chores import Chores
-from worker.store.customers.events import NOTHING_BEFORE, Events
-from worker.store.errors import RecordUnreadable
-from worker.store.model import AccountId, JobId, JobState, ServerId, SnapshotId, SnapshotStatus, Step
-from worker.store.nodes.node_store import BeginRefused, ClaimRefused, NodeStore, ReportedServer
+from worker.store.model import AccountId, JobId, WebhookId
 from worker.store.operators.cell import Cell as CellStore
-from worker.store.outcome import Outcome
-from worker.store.reports import JobReport, NodeFacts, Pool, StepBegun
-from worker.store.schedules.schedules import Schedules, ScheduleSpec
-from worker.store.webhooks.deliveries import Deliveries
-from worker.store.webhooks.webhooks import JobEvent, WebhookChange, Webhooks
+from worker.store.operators.operator_store import OperatorStore
+from worker.store.webhooks.webhooks import Webhooks
 
+# With "all", each damage of each field, and each key alone; else two of a field and several keys at once, by turns.
+ALL_WAYS = os.environ.get("BAD_RECORDS") == "all"
 SERVERS = 25  # all but the last have one field damaged at a time
-DONE = Outcome(state=JobState.COMPLETED, snapshot_status=SnapshotStatus.COMPLETED, size_mb=5120, downtime_seconds=1.5)
-STRANDED = failed("start_failed", stranded=True)
-FACTS = NodeFacts(worker="1", hypervisor="h", emulator="e", pools=(Pool(path="/srv", free_bytes=1, total_bytes=9),))
-DAMAGES: Mapping[str, bytes | None] = {
-    "absent": None,
-    "empty": b"",
-    "text": b"some text",
-    "json": b'[{"a": [1]}]',
-    "huge": b"9" * 30,
-    "negative": b"-5",
-    "nan": b"nan",
-    "bytes": b"\xff\xfe\x00",
-}
-ALL_WAYS = os.environ.get("BAD_RECORDS") == "all"  # else three for each field, by turns: a minute instead of ten
-LISTS: Mapping[str, Sequence[str]] = {
-    "snapshot": ("snapshots/?page_size=500", "snapshots/?page_size=500&sort=-size_mb"),
-    "job": ("jobs/?page_size=500", "ops/jobs/?limit=500"),
-    "schedule": ("schedules/?page_size=500",),
-    "webhook": ("webhooks/",),
-    "server": ("ops/servers/?limit=500",),
-    "node": ("ops/nodes/?limit=500", "ops/nodes/?limit=500&sort=-heartbeat"),
-    "": ("ops/overview/", "ops/findings/?limit=500", "ops/audit/", "ops/tokens/", "ops/servers/?stranded=true"),
-}
-PAGES = ("", "jobs/", "jobs/?state=failed", "nodes/", "servers/", "findings/", "audit/", "tokens/")
-SINGLES: Mapping[str, Sequence[str]] = {
-    "snapshot": ("api/v1/snapshots/{}/",),
-    "job": ("api/v1/jobs/{}/", "api/v1/ops/jobs/{}/", "ops/jobs/{}/"),
-    "schedule": ("api/v1/schedules/{}/",),
-    "webhook": ("api/v1/webhooks/{}/", "api/v1/webhooks/{}/deliveries/"),
-    "server": ("api/v1/servers/{}/", "api/v1/ops/servers/{}/", "ops/servers/{}/"),
-    "node": ("api/v1/ops/nodes/{}/", "ops/nodes/{}/"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hosted:
-    """A node, its one server, and the ids of what the service knows of it, by kind."""
-
-    node: NodeStore
-    server: ServerId
-    ids: Mapping[str, Sequence[str]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    api: FrontEnd
-    browser: Browser
-    ops: str
-    hosted: Sequence[Hosted]
-    webhooks: Sequence[str]
-    dumped: Sequence[tuple[bytes, int, bytes]]
-
-    @property
-    def redis(self) -> Any:
-        return self.api.cell.redis
-
-    async def restore(self) -> None:
-        async with self.redis.pipeline(transaction=False) as pipe:
-            pipe.flushdb()
-            for key, ttl, value in self.dumped:
-                pipe.restore(key, max(0, ttl), value)
-            await pipe.execute()
-
-    async def ask(self, path: str) -> Answer:
-        """The path of a call or of a page."""
-        if path.startswith("ops/"):
-            page = await self.browser.get(f"/{path}")
-            return Answer(status=page.status, headers=page.headers, raw=page.text.encode())
-        token = self.ops if path.startswith("api/v1/ops/") else self.api.token
-        return await self.api.call("GET", f"/{path}", token=token)
-
-    async def answered(self, path: str) -> Answer:
-        answer = await self.ask(path)
-        assert answer.status == 200, (path, answer.raw[:2000])
-        return answer
-
-    async def damage(self, key: str, field: str, damage: bytes | None) -> None:
-        await (self.redis.hdel(key, field) if damage is None else self.redis.hset(key, field, damage))
-
-    def ids(self, kind: str) -> set[str]:
-        return set(self.webhooks) if kind == "webhook" else {one for h in self.hosted for one in h.ids[kind]}
-
-    async def lists(self, missing: Mapping[str, set[str]]) -> None:
-        """Every list and page answers, and lacks none but these records."""
-        for kind, paths in LISTS.items():
-            for path in paths:
-                rows = (await self.answered(f"api/v1/{path}")).body.get("results", [])
-                listed = {str(row["name"] if kind == "node" else row["id"]) for row in rows} if kind else set()
-                lacking = self.ids(kind) - missing.get(kind, set()) - listed if kind else set()
-                assert not lacking, (path, lacking)
-        for page in PAGES:
-            await self.answered(f"ops/{page}")
-
-    async def singles(self, kind: str, record: str) -> None:
-        """A record, asked for by its id, is shown or refused in clear words."""
-        for path in SINGLES[kind]:
-            answer = await self.ask(path.format(record))
-            assert answer.status in {200, 404, 409}, (path, answer.raw[:2000])
-            if answer.status == 409 and not path.startswith("ops/"):
-                answer.refused(409, "record_unreadable")
-
-    async def told(self) -> set[str]:
-        """The keys that operators are told."""
-        findings = (await self.answered("api/v1/ops/findings/")).body
-        return {one["key"] for one in findings["unreadable_records"]}
-
-
-async def _ended(node: NodeStore, job_id: JobId, outcome: Outcome) -> None:
-    await node.begin(job_id)
-    steps = (StepBegun(step=Step.PREFLIGHT, at=1.0, attempt=1),)
-    await node.progress(job_id, Step.PREFLIGHT, JobReport(steps=steps, log=('{"event": "e"}',)))
-    await node.finish(job_id, outcome)
-
-
-async def _hosted(cell: Cell, number: int) -> Hosted:
-    """With a completed job, one that stranded the server, a waiting dry run, a schedule that is due and a finding."""
-    server, store = ServerId(1000 + number), cell.store
-    node = node_store(cell.redis, node=f"n{number}", machine=f"m{number}")
-    assert await node.take_lease(seconds=600) is None
-    await node.report([ReportedServer(id=server, account_id=ACCOUNT, name=f"web-{number}", power="on")], FACTS)
-    await node.publish(server, [], [])
-    asked: Mapping[str, Any] = {"account_id": ACCOUNT, "server_id": server, "request_id": "r"}
-    kept = await store.create(name="kept", description="d", **asked)
-    await _ended(node, kept.job.id, DONE)
-    lost = await store.create(name="lost", description="d", **asked)
-    await _ended(node, lost.job.id, STRANDED)
-    check = await store.check_create(name="third", **asked)
-    spec = ScheduleSpec(name="nightly", when="daily", keep=2, expire_after=timedelta(days=1), enabled=True)
-    schedule = await Schedules(cell.redis).create(account_id=ACCOUNT, server_id=server, spec=spec, idempotency=None)
-    await node.tell_findings(server, [{"finding": "stray_tag", "tag": "vps-1", "at": "1"}])
-    async with cell.redis.pipeline() as pipe:
-        pipe.hset(f"snapshot:{kept.snapshot.id}", "expires_ms", "1000")
-        pipe.zadd("snapshots:expiring", {str(kept.snapshot.id): 1000})
-        pipe.zadd("snapshots:failed", {str(lost.snapshot.id): 1000})
-        pipe.zadd("schedules:due", {schedule.id: 1000})
-        pipe.zadd("jobs:waiting", {check.id: 1000})
-        await pipe.execute()
-    ids: Mapping[str, Sequence[str]] = {
-        "snapshot": [str(kept.snapshot.id), str(lost.snapshot.id)],
-        "job": [kept.job.id, lost.job.id, check.id],
-        "schedule": [schedule.id],
-        "server": [str(server)],
-        "node": [f"n{number}"],
-    }
-    return Hosted(node=node, server=server, ids=ids)
-
-
-async def _have_webhooks(cell: Cell) -> Sequence[str]:
-    """Ten, each with a test to be delivered; the last is told of a job too."""
-    webhooks = Webhooks(cell.redis)
-    made = []
-    for number in range(10):
-        events = [JobEvent.QUEUED] if number == 9 else []
-        change = WebhookChange(url="https://example.com/", description="", events=events, enabled=True)
-        made.append((await webhooks.create(account_id=ACCOUNT, change=change)).webhook.id)
-        await webhooks.test(account_id=ACCOUNT, webhook_id=made[-1])
-    return made
-
-
-@asynccontextmanager
-async def _serving(cell: Cell) -> AsyncIterator[FrontEnd]:
-    """Without what runs beside the requests: its rounds are run one by one."""
-    settings = ApiSettings.model_validate({"port": 0, "calls_per_minute": 10_000_000})
-    tokens = Tokens(cell.redis)
-    new = await tokens.create(name="a customer", account_id=ACCOUNT, permissions=READ_WRITE)
-    app = build(cell.redis, settings, resolver=NO_NAMES)
-    app.cleanup_ctx.clear()
-    async with listening(app, settings) as address, ClientSession() as client:
-        yield FrontEnd(app=app, client=client, port=int(address[1]), cell=cell, tokens=tokens, token=new.secret)
-
-
-@asynccontextmanager
-async def _made(cell: Cell, *, servers: int) -> AsyncIterator[World]:
-    await cell.redis.flushdb()
-    webhooks = await _have_webhooks(cell)
-    hosted = [await _hosted(cell, number) for number in range(servers)]
-    keeper = AuditKeeper(cell.redis, kept=timedelta(days=1))
-    await Audit(cell.redis, keeper=keeper).write({"token": "t", "job": "x"})
-    async with _serving(cell) as api:
-        ops = await api.new_token(account=None, permissions={Permission.OPERATOR})
-        browser = Browser(client=api.client, port=api.port)
-        assert (await browser.login(ops)).status == 303
-        keys = [key async for key in cell.redis.scan_iter(count=1000)]
-        async with cell.redis.pipeline(transaction=False) as pipe:
-            for key in keys:
-                pipe.pttl(key)
-                pipe.dump(key)
-            told = await pipe.execute()
-        # without what has expired since
-        dumped = [one for one in zip(keys, told[::2], told[1::2], strict=True) if one[2] is not None]
-        yield World(api=api, browser=browser, ops=ops, hosted=hosted, webhooks=webhooks, dumped=dumped)
+KEYS_AT_ONCE = 1 if ALL_WAYS else 8
 
 
 @pytest.fixture
 async def world(cell: Cell) -> AsyncIterator[World]:
-    async with _made(cell, servers=3) as world:
+    async with made(cell, servers=3) as world:
         yield world
 
 
 @pytest.fixture
 async def large(cell: Cell) -> AsyncIterator[World]:
-    async with _made(cell, servers=SERVERS) as world:
+    async with made(cell, servers=SERVERS) as world:
         yield world
-
-
-async def work(world: World, *, well: Hosted | None) -> None:
-    """A round of every chore and loop, none of which may break; what is `well` is served by them."""
-    redis = world.redis
-    with capture_logs() as logs:
-        await CellStore(redis).numbers()
-        chores = Chores(redis, node_silent_seconds=3600, waiting_seconds=0)
-        await chores.fail_stale_jobs()
-        await chores.forget_failed()
-        await Scheduler(chores=chores).round()
-        events = Events(redis)
-        for audience in (None, ACCOUNT):
-            await events.after(audience, NOTHING_BEFORE)
-            await events.newest(audience)
-        heard = await events.next({None: NOTHING_BEFORE, ACCOUNT: NOTHING_BEFORE}, wait_seconds=0.001)
-        claimed = [claim async for claim in _claims(Deliveries(redis))]
-        if well is not None:
-            await _work_of(world, well)
-    assert [line for line in logs if line["event"].endswith("broke")] == []
-    if well is None:
-        return
-    assert len(heard) == 2
-    assert world.webhooks[-1] in claimed
-    snapshot, lost = well.ids["snapshot"]
-    assert await redis.hget(f"snapshot:{snapshot}", "status") == b"deleting"
-    assert not await redis.exists(f"snapshot:{lost}")
-    assert await redis.hget(f"schedule:{well.ids['schedule'][0]}", "last_job")
-    assert await redis.hget(f"job:{well.ids['job'][2]}", "state") == b"failed"
-
-
-async def _claims(deliveries: Deliveries) -> AsyncIterator[str]:
-    for _ in range(50):
-        claim = await deliveries.claim(lease_seconds=60, most=8)
-        if claim is None:
-            return
-        yield claim.webhook_id
-        await deliveries.settle(claim, {}, patience_seconds=60)
-
-
-async def _work_of(world: World, hosted: Hosted) -> None:
-    """What the worker of a node asks of the store, where nothing of its own is damaged."""
-    node, server = hosted.node, hosted.server
-    assert await node.take_lease(seconds=600) is None
-    number = int(server) - 1000
-    await node.report([ReportedServer(id=server, account_id=ACCOUNT, name=f"web-{number}", power="on")], FACTS)
-    await node.known(server, [SnapshotId(int(one)) for one in hosted.ids["snapshot"]])
-    await node.publish(server, [], [])
-    await node.retry_deletes()
-    held = await world.redis.hget(f"server:{server}", "job")
-    if held is not None:
-        await _ended(node, JobId(held.decode()), DONE)
-
-
-async def _work_damaged(hosted: Hosted) -> None:
-    """The same where something is: it may refuse that, and nothing else."""
-    node, server = hosted.node, hosted.server
-    assert await node.take_lease(seconds=600) is None
-    await node.report([ReportedServer(id=server, account_id=ACCOUNT, name="web", power="on")], FACTS)
-    with suppress(RecordUnreadable, ClaimRefused):
-        await node.known(server, [SnapshotId(int(one)) for one in hosted.ids["snapshot"]])
-    await node.retry_deletes()
-    for job_id in hosted.ids["job"]:
-        with suppress(BeginRefused):
-            await node.begin(JobId(job_id))
-        with suppress(ClaimRefused):
-            await node.progress(JobId(job_id), Step.PREFLIGHT)
-        with suppress(ClaimRefused):
-            await node.finish(JobId(job_id), DONE)
-    with suppress(RecordUnreadable, ClaimRefused):
-        await node.publish(server, [], [])
 
 
 def fields_of(kind: str) -> list[str]:
@@ -330,35 +56,33 @@ def ways(fields: Iterable[str]) -> list[tuple[str, str]]:
     return [
         (field, name)
         for place, field in enumerate(sorted(fields))
-        for name in (names if ALL_WAYS else {"absent": 0, "text": 0, names[place % len(names)]: 0})
+        for name in (names if ALL_WAYS else {"absent": 0, names[1 + place % (len(names) - 1)]: 0})
     ]
 
 
-def batches(kind: str, many: int) -> Iterator[list[tuple[str, str]]]:
-    pairs = ways(fields_of(kind))
-    for first in range(0, len(pairs), many):
-        yield pairs[first : first + many]
-
-
-@pytest.mark.parametrize("kind", ["job", "snapshot", "server", "node", "schedule"])
-async def test_a_damaged_field_hides_its_own_record_only(large: World, kind: str) -> None:
-    world = large
+async def test_a_damaged_field_hides_its_own_record_only(large: World) -> None:
+    world, kinds = large, ("job", "snapshot", "server", "node", "schedule")
     await world.lists({})
     assert await world.told() == set()
-    for batch in batches(kind, SERVERS - 1):
+    damages = [(kind, *way) for kind in kinds for way in ways(fields_of(kind))]
+    for first in range(0, len(damages), SERVERS - 1):
         await world.restore()
-        damaged = []
-        for place, ((field, name), hosted) in enumerate(zip(batch, world.hosted, strict=False)):
+        damaged: dict[str, set[str]] = {kind: set() for kind in kinds}
+        hosts = world.hosted[: len(damages[first : first + SERVERS - 1])]
+        for place, ((kind, field, name), hosted) in enumerate(zip(damages[first:], hosts, strict=False)):
             record = hosted.ids[kind][place % len(hosted.ids[kind])]
             await world.damage(f"{kind}:{record}", field, DAMAGES[name])
-            damaged.append(record)
-        await world.lists({kind: set(damaged)})
-        for record in damaged:
-            await world.singles(kind, record)
+            damaged[kind].add(record)
+        await world.lists(damaged)
+        for kind, ids in damaged.items():
+            for record in ids:
+                await world.singles(kind, record)
+        indexed = tuple(f"account:{ACCOUNT}:{kind}s " for kind, ids in damaged.items() if ids)
         for key in await world.told():
-            assert key.startswith((f"{kind}:", f"account:{ACCOUNT}:{kind}s ")), key
-        for _, hosted in zip(batch, world.hosted, strict=False):
-            await _work_damaged(hosted)
+            kind, _, rest = key.partition(":")
+            assert rest.split(":")[0] in damaged.get(kind, ()) or key.startswith(indexed), key
+        for hosted in hosts:
+            await work_damaged(hosted)
         await work(world, well=world.hosted[-1])
 
 
@@ -412,25 +136,41 @@ async def _replace(world: World, key: str) -> None:
 def others(world: World, key: str) -> Hosted | None:
     """One whose records the damaged key says nothing of."""
     last = world.hosted[-1]
-    mine = {str(last.server), *(one for ids in last.ids.values() for one in ids)}
+    credential = key_of(last.secret).partition(":")[2]
+    mine = {str(last.server), credential, *(one for ids in last.ids.values() for one in ids)}
     is_shared = any(row.matches(key) for row in ROWS if row.pattern in SHARED)
     return None if is_shared or mine & set(key.split(":")) else last
 
 
-@pytest.mark.parametrize("section", ["job", "arq", "snapshot", "server", "node", "webhook", "account", ""])
-async def test_a_key_of_another_type_or_with_members_that_lead_nowhere_breaks_nothing(
-    world: World, section: str
-) -> None:
-    for pattern in _patterns(section):
-        for key in (await _not_of_the_last(world, keys_of(world, pattern)))[:1]:
-            await world.restore()
+@pytest.mark.parametrize("of_all", [True, False])
+async def test_keys_of_another_type_or_with_members_that_lead_nowhere_break_nothing(world: World, of_all: bool) -> None:
+    """`of_all`: keys that say something of every server, or those of one server, node or webhook."""
+    found = [(await _not_of_the_last(world, keys_of(world, pattern)))[:1] for pattern in _patterns()]
+    keys = [key for one in found for key in one if (others(world, key) is None) == of_all]
+    assert len(keys) > 30
+    rounds = -(-len(keys) // KEYS_AT_ONCE)
+    for batch in (keys[n::rounds] for n in range(rounds)):
+        await world.restore()
+        for key in batch:
             await _replace(world, key)
-            await _tried(world, key, missing=True)
-            await world.restore()
+        records = {one: world.ids(one) for one in LISTS if one} if of_all else _records(batch)
+        await _tried(world, records, well=None if of_all else world.hosted[-1])
+        await world.restore()
+        for key in batch:
             kind = (await world.redis.type(key)).decode()
             for command, *arguments in MEMBERS[kind]:
                 await world.api.cell.raw(command, key, *arguments)
-            await _tried(world, key, missing=False)
+        are_records = [key for key in batch if any(row.matches(key) and row.fields for row in ROWS)]
+        await _tried(world, _records(are_records), well=None)
+
+
+def _records(keys: Iterable[str]) -> dict[str, set[str]]:
+    """The records that the keys are of, by kind."""
+    found: dict[str, set[str]] = {}
+    for key in keys:
+        kind, _, rest = key.partition(":")
+        found.setdefault(kind, set()).add(rest.split(":")[0])
+    return found
 
 
 async def _not_of_the_last(world: World, keys: Sequence[str]) -> list[str]:
@@ -440,27 +180,17 @@ async def _not_of_the_last(world: World, keys: Sequence[str]) -> list[str]:
     return [key for key in keys if last not in key and key not in deliveries]
 
 
-def _patterns(section: str) -> list[str]:
-    """Of the keys that begin with the word; '' for all others, but for what callers prove themselves with."""
-    words = ("job", "arq", "snapshot", "server", "node", "webhook", "account")
-    beginning = {pattern: next((word for word in words if pattern.startswith(word)), "") for pattern in PATTERNS}
-    credentials = {"token:<sha256>", "token:session:<sha256>"}
-    return [pattern for pattern, word in beginning.items() if word == section and pattern not in credentials]
+def _patterns() -> list[str]:
+    """Of all keys but those that callers prove themselves with."""
+    return [pattern for pattern in PATTERNS if pattern not in {"token:<sha256>", "token:session:<sha256>"}]
 
 
-async def _tried(world: World, key: str, *, missing: bool) -> None:
-    kind, _, rest = key.partition(":")
-    if missing:  # all of what it lists may be
-        record = rest.split(":")[0]
-        gone = {one: world.ids(one) for one in LISTS if one} if others(world, key) is None else {kind: {record}}
-        await world.lists(gone)
-    else:
-        is_record = any(row.matches(key) and row.fields for row in ROWS)
-        await world.lists({kind: {rest}} if is_record else {})
-    await _work_damaged(world.hosted[0])
+async def _tried(world: World, missing: Mapping[str, set[str]], *, well: Hosted | None) -> None:
+    await world.lists(missing)
+    await work_damaged(world.hosted[0])
     for one in SINGLES:
         await world.singles(one, world.webhooks[0] if one == "webhook" else world.hosted[0].ids[one][0])
-    await work(world, well=others(world, key) if missing else None)
+    await work(world, well=well)
 
 
 @pytest.mark.parametrize("kind", ["token", "token:session"])
@@ -485,17 +215,50 @@ async def test_a_damaged_credential_lets_nobody_in_and_keeps_nobody_out(world: W
             await world.answered("api/v1/ops/overview/")
 
 
+async def test_a_damaged_credential_of_a_node_lets_nobody_in_and_is_told(world: World) -> None:
+    credentials, secret = Credentials(world.redis), world.hosted[0].secret
+    key = key_of(secret)
+    (fields,) = [row.fields for row in ROWS if row.pattern == "credential:<sha256>"]
+    kept = await world.redis.dump(key)
+    for field, name in ways(fields or ()):
+        await world.redis.restore(key, 0, kept, replace=True)
+        await world.damage(key, field, DAMAGES[name])
+        found = await credentials.find(secret)
+        assert found is None or (found.node == "n0" and field not in {"node", "id"}), (field, name)
+        assert {"n1", "n2"} <= {one.node for one in await credentials.all()}
+        assert await credentials.find(world.hosted[1].secret) is not None
+    assert key in await world.told()
+    await world.redis.restore(key, 0, kept, replace=True)
+    await world.redis.hset("node:n0:credentials", mapping={"x": "server:1000", b"\xff": b"\xff"})
+    assert len(await credentials.all("n0")) == 1
+    assert await credentials.revoke("n0") == 1
+    assert await world.redis.exists("server:1000")
+
+
 async def test_what_was_answered_before_and_cannot_be_read_is_not_done_again(world: World) -> None:
     key = {"Idempotency-Key": uuid4().hex}
     body = {"url": "https://example.com/"}
     await world.redis.delete(f"account:{ACCOUNT}:webhooks")
+    before = {one async for one in world.redis.scan_iter("idempotency:*")}
     assert (await world.api.call("POST", "/api/v1/webhooks/", body=body, headers=key)).status == 201
-    (kept,) = [one async for one in world.redis.scan_iter("idempotency:*")]
+    (kept,) = {one async for one in world.redis.scan_iter("idempotency:*")} - before
     for damage in (b"some text", b"[]", b'{"fingerprint": 1}', b"\xff"):
         await world.redis.set(kept, damage)
         again = await world.api.call("POST", "/api/v1/webhooks/", body=body, headers=key)
         again.refused(409, "record_unreadable")
     assert len((await world.api.call("GET", "/api/v1/webhooks/")).body["results"]) == 1
+
+
+async def test_a_waiting_process_is_woken_although_its_list_was_of_another_type(world: World) -> None:
+    hosted = world.hosted[0]
+    await world.redis.delete("webhooks:due")
+    await world.redis.set("webhooks:wake", "x")
+    await world.redis.set("arq:queue:n0:wake", "x")
+    made = await world.api.call("POST", body={"server_id": hosted.server, "name": "next"})
+    assert made.status == 201, made.raw
+    assert await world.redis.llen("arq:queue:n0:wake") == 1
+    await Webhooks(world.redis).test(account_id=ACCOUNT, webhook_id=WebhookId(world.webhooks[0]))
+    assert await world.redis.llen("webhooks:wake") == 1
 
 
 async def test_operators_are_told_the_key_on_every_way(world: World) -> None:
@@ -535,6 +298,42 @@ async def test_a_stranger_learns_nothing_of_a_damaged_record(world: World) -> No
         path = f"/api/v1/{kind}s/{record}/"
         (await world.api.call("GET", path)).refused(409, "record_unreadable")
         (await world.api.call("GET", path, token=stranger)).refused(404, f"{kind}_not_found")
+
+
+async def test_what_is_too_many_goes_although_some_of_it_cannot_be_read(world: World) -> None:
+    few = {name: 2 if name.startswith("failed") else 1 for name in Bounds.model_fields}
+    await Chores(world.redis).keep_bounds(Bounds(**few))
+    hosted = world.hosted[0]
+    for job in hosted.ids["job"]:
+        await world.damage(f"job:{job}", "state", b"some text")
+    await world.damage(f"snapshot:{hosted.ids['snapshot'][1]}", "created_ms", b"some text")
+    await world.redis.lpush(f"idempotency:{ACCOUNT}:answers", "servers", b"\xff")
+    for number in range(6):
+        body, key = {"server_id": hosted.server, "name": f"next-{number}"}, {"Idempotency-Key": uuid4().hex}
+        made = await world.api.call("POST", body=body, headers=key)
+        assert made.status == 201, made.raw
+        await ended(hosted.node, JobId(made.headers["X-Job-Id"]), failed("start_failed"))
+    counted = (await world.answered(f"api/v1/snapshots/?server_id={hosted.server}")).body["results"]
+    assert [one["name"] for one in counted] == ["next-5", "kept"]
+    assert await world.redis.exists("servers")
+
+
+async def test_bounds_that_cannot_be_read_are_the_defaults(world: World) -> None:
+    for damage in (b"some text", b"-5", b"nan", b"9" * 30):
+        await world.redis.hset("bounds", mapping=dict.fromkeys(Bounds.model_fields, damage))
+        check: Mapping[str, Any] = {"account_id": ACCOUNT, "server_id": world.hosted[0].server, "request_id": "r"}
+        await world.api.cell.store.check_create(name="next", **check)
+
+
+async def test_a_server_with_damaged_records_goes_to_another_account_and_node(world: World) -> None:
+    hosted, operators = world.hosted[0], OperatorStore(world.redis, world.api.cell.store)
+    await world.damage(f"snapshot:{hosted.ids['snapshot'][0]}", "created_ms", b"some text")
+    await operators.place(hosted.server, account_id=AccountId(78))
+    await world.damage(f"job:{hosted.ids['job'][0]}", "queued_ms", b"some text")
+    await world.redis.hset(f"server:{hosted.server}", mapping={"job": hosted.ids["job"][0], "missing": "1"})
+    await operators.place(hosted.server, node="n1")
+    record = await world.redis.hgetall(f"server:{hosted.server}")
+    assert (record[b"account"], record[b"node"], b"job" in record) == (b"78", b"n1", False)
 
 
 async def test_a_server_whose_job_is_gone_takes_the_next_one(world: World) -> None:

@@ -279,7 +279,7 @@ async def test_a_record_that_cannot_be_read_is_the_trouble_of_its_call_alone(cel
         await node.take_lease(seconds=15)
         job_id = (await cell.create()).job.id
         await cell.raw("HSET", f"job:{job_id}", "kind", "of_a_later_release")
-        with pytest.raises(Exception, match="cannot read the begin"):
+        with pytest.raises(BeginRefused, match="record_unreadable"):
             await node.begin(job_id)
         assert await node.republish() == 1
 

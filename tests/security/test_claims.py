@@ -2,11 +2,11 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
 
+from tests.claims import FAILED, MOMENT
 from tests.integration.conftest import ACCOUNT, SERVER
 from tests.integration.front_end import DONE
 from tests.security.conftest import ITS_SERVER, Hostile
@@ -17,12 +17,6 @@ from worker.store.nodes.node_store import BeginRefused, BegunJob, ClaimRefused, 
 from worker.store.outcome import Outcome
 from worker.store.reports import JobReport, StepBegun
 
-MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
-FAILED = Outcome(
-    state=JobState.FAILED,
-    failure=Failure(code="disk_failed", detail="vda", stranded=True),
-    snapshot_status=SnapshotStatus.FAILED,
-)
 UNKNOWN = JobId("f" * 32)
 
 

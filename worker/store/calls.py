@@ -6,7 +6,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
@@ -29,6 +29,7 @@ Item = TypeVar("Item")
 Row = TypeVar("Row")
 Found = TypeVar("Found")
 TOLD_AGAIN_SECONDS = 600.0  # until an unreadable record that is met again is put into the operators' list anew
+TRIED_AGAIN_SECONDS = 10.0  # the same, where that was not possible
 TOLD_MOST = 1000  # unreadable records that a process remembers
 _UNREADABLE = re.compile(  # as `shared/records.lua` ends a script, and what Redis adds
     r"UNREADABLE (?P<key>(?P<kind>token:[a-z]+(?=:)|[a-z]+)\S*) (?P<reason>.*?)(?: script: .*)?", re.DOTALL
@@ -211,8 +212,11 @@ class Scripts:
                 log.warning("record.unreadable", key=one.key, reason=one.reason)
             self._unreadable_told[one.key] = now
         self._unreadable_told = dict(list(self._unreadable_told.items())[-TOLD_MOST:])
-        with suppress(errors.StoreUnavailable):  # the others can be read all the same
+        try:
             await self._call("operators/set_aside", {"records": [[one.key, one.reason] for one in news]})
+        except errors.StoreUnavailable:  # Redis takes no writes: the others can be read all the same
+            again = now - TOLD_AGAIN_SECONDS + TRIED_AGAIN_SECONDS
+            self._unreadable_told |= {one.key: again for one in news}
 
     async def _run(self, name: str, ask: Mapping[str, Any], by: By | None = None) -> Any:
         if isinstance(by, Entry):

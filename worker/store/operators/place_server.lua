@@ -29,7 +29,7 @@ local function give_to(account)
     if server == ask.server then
       redis.call('HSET', 'snapshot:' .. id, 'account', account)
       redis.call('ZREM', 'account:' .. known.account .. ':snapshots', id)
-      redis.call('ZADD', 'account:' .. account .. ':snapshots', created_ms, id)
+      redis.call('ZADD', 'account:' .. account .. ':snapshots', number(created_ms) or 0, id)
     end
   end
   redis.call('HDEL', key, 'undoable')

@@ -32,6 +32,7 @@ end
 local function first_secret()
   if not ask.secret or not ask.idempotency then return ask.secret or '' end
   local kept = 'token:answer:' .. ask.account .. ':' .. ask.idempotency.key
+  demand(kept, 'string')
   redis.call('SET', kept, ask.secret, 'NX', 'PX', ask.idempotency.kept_ms)
   return redis.call('GET', kept)
 end

@@ -1,0 +1,56 @@
+"""Serves requests until a signal ends it."""
+
+import asyncio
+import logging
+import os
+import signal
+from contextlib import AsyncExitStack
+from socket import gethostname
+
+import structlog
+import uvloop
+
+from api.app import build
+from api.http.server import listening
+from api.measures.metrics import Metrics
+from api.settings import ApiSettings
+from worker.program import logs
+from worker.program.span_export import exporting
+from worker.store.redis_client import connect
+
+log = structlog.get_logger()
+
+
+def run(settings: ApiSettings) -> None:
+    """Return after SIGTERM or SIGINT. Raises OSError if it can't listen, and ConfigurationError."""
+    metrics = Metrics()
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    logs.configure(level=level, count=(metrics.log_events,))
+    with exporting(settings.tracing, service="vps-snapshots-api", instance=f"{gethostname()}:{os.getpid()}"):
+        uvloop.run(_serve(settings, metrics))
+
+
+async def _serve(settings: ApiSettings, metrics: Metrics) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    async with AsyncExitStack() as stack:
+        redis = connect(settings.redis, observer=metrics.redis)
+        stack.push_async_callback(redis.aclose, close_connection_pool=True)
+        address = await stack.enter_async_context(listening(build(redis, settings, metrics=metrics), settings))
+        log.info("api.listening", address=_shown(address))
+        await stop.wait()
+        log.info("api.stopping")
+
+
+def _shown(address: tuple[str, int] | str) -> str:
+    """As in a URL; a Unix socket by its path."""
+    if isinstance(address, str):
+        return address
+    host, port = address[:2]  # an IPv6 address has more parts
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def configured_address(settings: ApiSettings) -> str:
+    return str(settings.unix_socket) if settings.unix_socket is not None else f"{settings.host}:{settings.port}"
