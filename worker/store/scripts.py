@@ -84,8 +84,15 @@ def source(name: str) -> str:
         steps_of = {kind: dict.fromkeys(steps, True) for kind, steps in STEPS.items()}
         tables: dict[str, object] = {"MAY_FOLLOW": table, "ONLY_LOOKS": only_look, "STEPS_OF": steps_of}
         tables |= {"BOUNDS": Bounds().model_dump(), "FULL_FROM": FULL_FROM}
-        return "".join(f"local {name} = cjson.decode('{json.dumps(held)}')\n" for name, held in tables.items())
+        return "".join(f"local {name} = {_lua(held)}\n" for name, held in tables.items())
     return (files(__package__) / f"{name}.lua").read_text()
+
+
+def _lua(held: object) -> str:
+    """As Lua writes it: Redis compiles it once, and need not parse it in each run."""
+    if isinstance(held, dict):
+        return f"{{{', '.join(f'[{_lua(str(key))}] = {_lua(value)}' for key, value in held.items())}}}"
+    return json.dumps(held)
 
 
 def includes(lua: str) -> list[str]:

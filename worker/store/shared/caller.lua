@@ -11,12 +11,13 @@ local function count_call(caller)
   -- The counters are neither replicated nor persisted: a call that only reads must not cost a write to the disk.
   now_ms()
   redis.set_repl(redis.REPL_NONE)
-  local token = caller.token ~= '' and look_up(caller.token) or nil
+  local token, fields
+  if caller.token ~= '' then token, fields = look_up(caller.token) end
   local account, answer = caller.account, nil
   if token then
     if token.account ~= '' then account = token.account end
     local key = 'calls:' .. token.id .. ':' .. account
-    answer = {redis.call('HGETALL', caller.token), try(take, key, caller.calls, caller.window_ms)}
+    answer = {fields, try(take, key, caller.calls, caller.window_ms)}
   else
     answer = {{}, try(take, 'calls:failed:' .. caller.address, caller.failed_logins, caller.window_ms)}
   end
