@@ -260,9 +260,11 @@ def _handlers(
 
 
 def _called(call: Call[By], resource: object, identify: Callable[[web.Request, Permission], Awaitable[By]]) -> Handler:
+    is_valid = _ensured(call)
+
     async def handler(request: web.Request) -> web.StreamResponse:
         by = await identify(request, call.permission)
-        await _ensure_valid(request, call)
+        await is_valid(request)
         return await call.handle(resource, request, by)
 
     return handler
@@ -280,12 +282,14 @@ def _entered(call: Call[Entering], resource: object, callers: Callers) -> Handle
     """The script of the call checks its caller, too. A request that is refused for anything else is refused only to a
     caller who may make it."""
 
+    is_valid = _ensured(call)
+
     async def handler(request: web.Request) -> web.StreamResponse:
         by = callers.enter(request, call)
         try:
             if not request.content.is_eof():  # a stranger is not waited for
                 await by.identify()
-            await _ensure_valid(request, call)
+            await is_valid(request)
             return await call.handle(resource, request, by)
         except OutcomeUnknown:
             with suppress(StoreUnavailable, problems.Problem):  # for the log; it may be done, whatever is true now
@@ -298,13 +302,18 @@ def _entered(call: Call[Entering], resource: object, callers: Callers) -> Handle
     return handler
 
 
-async def _ensure_valid(request: web.Request, call: AnyCall) -> None:
-    """First, so that an invalid request changes nothing."""
-    reading.ensure_known_query(request, call.query)
-    if call.changes:
-        reading.ensure_no_precondition(request)
-    if call.changes and call.body is None:
-        await reading.ensure_no_body(request, call.query)
+def _ensured(call: AnyCall) -> Callable[[web.Request], Awaitable[None]]:
+    """Checked first, so that an invalid request changes nothing."""
+    changes, takes_body, query = call.changes, call.body is not None, call.query
+
+    async def ensure(request: web.Request) -> None:
+        reading.ensure_known_query(request, query)
+        if changes:
+            reading.ensure_no_precondition(request)
+            if not takes_body:
+                await reading.ensure_no_body(request, query)
+
+    return ensure
 
 
 def _serve(app: web.Application, calls: list[tuple[AnyCall, Handler]], *, seconds: float) -> None:
@@ -319,13 +328,16 @@ def _serve(app: web.Application, calls: list[tuple[AnyCall, Handler]], *, second
 def _bounded(call: AnyCall, handler: Handler, *, seconds: float) -> Handler:
     """With a time limit, and a 304 for a client that already has the answer."""
 
+    bound = None if call.is_stream else seconds
+    changes, is_cacheable = call.changes, call.is_cacheable
+
     async def bounded(request: web.Request) -> web.StreamResponse:
         try:
-            async with asyncio.timeout(None if call.is_stream else seconds):
+            async with asyncio.timeout(bound):
                 response = await handler(request)
         except TimeoutError as error:  # bodies and dry runs have their own limits, so Redis is slow
-            raise too_slow(changing=call.changes) from error
-        return conditional(request, response) if call.is_cacheable else response
+            raise too_slow(changing=changes) from error
+        return conditional(request, response) if is_cacheable else response
 
     return bounded
 

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Awaitable, Callable
-from secrets import token_hex
+from os import urandom
 
 import structlog
 from aiohttp import web
@@ -38,7 +38,7 @@ def around(callers: Callers, audit: Audit, budget: AuditBudget, metrics: Metrics
     async def middleware(request: web.Request, handler: Next) -> web.StreamResponse:
         began = time.monotonic()
         given = request.headers.get("X-Request-Id", "")
-        request_id = given if _SANE_ID.fullmatch(given) else token_hex(16)
+        request_id = given if _SANE_ID.fullmatch(given) else urandom(16).hex()
         request[REQUEST_ID] = request_id
         clear_contextvars()
         bind_contextvars(request_id=request_id)

@@ -67,7 +67,7 @@ class JobCalls:
             present_only=reading.query(request, DisksQuery).present_only,
             idempotency=reading.idempotency(request),
         )
-        return answer(bodies.job(job), status=202, headers=bodies.job_headers(job))
+        return answer(bodies.job(job), status=202, headers=bodies.job_headers(job.id))
 
     @call(f"GET {JOBS}", Reply(200, {"one_job": examples.JOBS}, "One page of the list."), query=JobsQuery)
     async def list_jobs(self, request: web.Request, caller: Entering) -> web.Response:
@@ -192,7 +192,7 @@ class OpsJobCalls:
         job = await self._operators.retry(
             in_path(request, JOB_ID), request_id=request[REQUEST_ID], idempotency=operator_key(request, token)
         )
-        return answer(bodies.ops_job_summary(job), status=202, headers=bodies.job_headers(job, base=OPS))
+        return answer(bodies.ops_job_summary(job), status=202, headers=bodies.job_headers(job.id, base=OPS))
 
     @ops_call(
         f"POST {ONE_OPS_JOB}cancel/",

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from api.http import fields
-from api.http.answers import Closed, ServerName, SnapshotName, StatusOfServer, Timestamp, Total, from_record, rfc3339
+from api.http.answers import Closed, ServerName, SnapshotName, StatusOfServer, Timestamp, Total, rfc3339
 from api.http.calls import API
-from api.jobs.bodies import Contents, DisksQuery, contents, job_headers, server_name
+from api.jobs.bodies import Contents, DisksQuery, contents, job_headers
 from worker.store import errors, model
 from worker.store.customers.customer_store import Admitted, Edit, SnapshotFilter
 from worker.store.model import NAME_MAX, ServerState, SnapshotId, SnapshotStatus
@@ -191,8 +191,16 @@ def snapshot(record: model.Snapshot) -> dict[str, object]:
     }
 
 
-def details(record: model.Snapshot) -> SnapshotDetails:
-    return from_record(SnapshotDetails, record, server=server_name(record), contents=contents(record.contents))
+def details(record: model.Snapshot) -> dict[str, object]:
+    """A `SnapshotDetails`, as JSON."""
+    held = contents(record.contents)
+    return snapshot(record) | {
+        "labels": dict(record.labels),
+        "protected": record.protected,
+        "expires_at": record.expires_at and rfc3339(record.expires_at),
+        "schedule_id": record.schedule_id,
+        "contents": held and held.model_dump(mode="json"),
+    }
 
 
 def created(admitted: Admitted) -> dict[str, object]:
@@ -202,16 +210,15 @@ def created(admitted: Admitted) -> dict[str, object]:
 
 def restoring(admitted: Admitted) -> dict[str, object]:
     """A `RestoreStarted`, as JSON."""
-    restore, of = admitted.job, admitted.snapshot
-    state = restore.server_state or ServerState.RESTORING  # the server exists, or the restore would have been refused
+    of = admitted.snapshot
     return {
         "status": "success",
         "message": RESTORE_MESSAGE,
         "snapshot": {"id": of.id, "name": of.name, "created_at": rfc3339(of.created_at)},
-        "server": {"id": restore.server_id, "name": restore.server_name, "status": state},
+        "server": {"id": of.server_id, "name": of.server_name, "status": ServerState.RESTORING},
     }
 
 
 def admitted_headers(admitted: Admitted) -> dict[str, str]:
     """The path of the snapshot, and where to follow the job."""
-    return {"Location": f"{API}snapshots/{admitted.snapshot.id}/"} | job_headers(admitted.job)
+    return {"Location": f"{API}snapshots/{admitted.snapshot.id}/"} | job_headers(admitted.started.id)

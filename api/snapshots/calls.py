@@ -158,7 +158,7 @@ class SnapshotCalls:
         job = await self._store.delete(
             account_id=caller, snapshot_id=in_path(request, SNAPSHOT_ID), request_id=request[REQUEST_ID]
         )
-        return web.Response(status=204, headers=job_headers(job) if job else {})
+        return web.Response(status=204, headers=job_headers(job.id) if job else {})
 
     @call(
         f"POST {ONE_SNAPSHOT}restore/",
@@ -205,7 +205,7 @@ class SnapshotCalls:
         """200 with the job of a dry run once it has ended; 202 if the node takes longer than a few seconds."""
         for _ in range(CHECK_POLLS):
             if check.state.is_final:
-                return answer(job_body(check), headers=job_headers(check))
+                return answer(job_body(check), headers=job_headers(check.id))
             await asyncio.sleep(CHECK_POLL_SECONDS)
             check = await self._store.job(account_id=caller, job_id=check.id)
-        return answer(job_body(check), status=202, headers=job_headers(check))
+        return answer(job_body(check), status=202, headers=job_headers(check.id))

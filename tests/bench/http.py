@@ -75,14 +75,18 @@ async def serving(folder: Path, redis: RedisServer) -> AsyncIterator[list[Loaded
         "VPS_SNAPSHOTS_REDIS__URL": f"unix://{socket}",
         "VPS_SNAPSHOTS_PORT": ports[OURS],
         "VPS_SNAPSHOTS_CALLS_PER_MINUTE": "100000000",  # counted, and never reached
+        "VPS_SNAPSHOTS_AUDIT_KEEPER": "false",  # as we ship it: the keeper is a program of its own
     }
+    program = Path(sys.executable).parent / "vps-snapshots-api"
     peers = "tests.bench.peers"
     commands: dict[str, tuple[list[str | Path], Mapping[str, str]]] = {
-        OURS: ([Path(sys.executable).parent / "vps-snapshots-api", "serve"], ours),
+        OURS: ([program, "serve"], ours),
         BARE: ([sys.executable, "-m", f"{peers}.bare", socket, ports[BARE], str(ACCOUNT)], {}),
         FASTAPI: ([PEERS_PYTHON, "-m", f"{peers}.with_fastapi", socket, ports[FASTAPI]], {}),
     }
     async with AsyncExitStack() as stack:
+        keeper = await Child.start("keeper", (program, "audit", "keep"), settings=ours, log=folder / "keeper.log")
+        stack.push_async_callback(keeper.stop)
         loaded = []
         for name, (command, settings) in commands.items():
             log = folder / f"{name.split()[0]}.log"

@@ -13,6 +13,7 @@ from typing import Any, Generic, Self, TypeAlias, TypeVar
 import structlog
 from arq.connections import ArqRedis
 from opentelemetry.trace import SpanKind
+from pydantic_core import PydanticSerializationError, to_json
 from redis.exceptions import RedisError, ResponseError
 
 from worker.program import tracing
@@ -31,6 +32,7 @@ Found = TypeVar("Found")
 TOLD_AGAIN_SECONDS = 600.0  # until an unreadable record that is met again is put into the operators' list anew
 TRIED_AGAIN_SECONDS = 10.0  # the same, where that was not possible
 TOLD_MOST = 1000  # unreadable records that a process remembers
+_OF_REDIS = (RedisError, OSError, TimeoutError)
 _UNREADABLE = re.compile(  # as `shared/records.lua` ends a script, and what Redis adds
     r"UNREADABLE (?P<key>(?P<kind>token:[a-z]+(?=:)|[a-z]+)\S*) (?P<reason>.*?)(?: script: .*)?", re.DOTALL
 )
@@ -114,26 +116,31 @@ def redis_answers(*, changing: bool = True) -> Iterator[None]:
     reply to a command that is `changing` something was lost."""
     try:
         yield
-    except (RedisError, OSError, TimeoutError) as error:
-        if unreadable := _UNREADABLE.fullmatch(str(error)):
-            raise errors.RecordUnreadable.of(kind=unreadable["kind"]) from error
-        if script_broke(error):
-            log.exception("store.script_broke")
-        if trouble.why_read_only(error) is not None:
-            raise errors.StoreReadOnly.of() from error
-        if changing and isinstance(error, trouble.AnswerLost):
-            raise errors.OutcomeUnknown.of() from error
-        raise errors.StoreUnavailable.of() from error
+    except _OF_REDIS as error:
+        raise _refused(error, changing=changing) from error
+
+
+def _refused(error: Exception, *, changing: bool) -> errors.Refused:
+    if unreadable := _UNREADABLE.fullmatch(str(error)):
+        return errors.RecordUnreadable.of(kind=unreadable["kind"])
+    if script_broke(error):
+        log.error("store.script_broke", exc_info=error)
+    if trouble.why_read_only(error) is not None:
+        return errors.StoreReadOnly.of()
+    lost = changing and isinstance(error, trouble.AnswerLost)
+    return errors.OutcomeUnknown.of() if lost else errors.StoreUnavailable.of()
 
 
 async def reading(ask: Callable[[], Awaitable[Found]]) -> Found:
     """What `ask` finds in Redis, which changes nothing: it is called once more if the connection is cut. Raises
     StoreUnavailable."""
-    with redis_answers(changing=False):
+    try:
         try:
             return await ask()
         except trouble.CutOff:  # the connection had been idle, or Redis was restarted
             return await ask()
+    except _OF_REDIS as error:
+        raise _refused(error, changing=False) from error
 
 
 class Scripts:
@@ -152,14 +159,20 @@ class Scripts:
         RecordUnreadable; if it changes something, also StoreReadOnly and OutcomeUnknown; and what refuses a caller."""
         if scripts.only_reads(name):
             return await reading(lambda: self._run(name, ask, by))
-        with redis_answers():
+        try:  # no context manager: this is in the way of each call
             return await self._run(name, ask, by)
+        except _OF_REDIS as error:
+            raise _refused(error, changing=True) from error
 
     async def _admit(self, ask: Mapping[str, Any], by: By | None = None) -> list[Any]:
         """Run `customers/admit` in a span that the job's span continues. Raises as `_call` does."""
+        answer: list[Any]
+        if tracing.is_without():
+            answer = await self._call("customers/admit", ask, by)
+            return answer
         attributes = {"vps_snapshots.job.kind": ask["kind"]}
-        with redis_answers(), tracing.span(f"admit {ask['kind']}", attributes, kind=SpanKind.PRODUCER) as span:
-            answer: list[Any] = await self._run("customers/admit", {**ask, **tracing.carried()}, by)
+        with tracing.span(f"admit {ask['kind']}", attributes, kind=SpanKind.PRODUCER) as span:
+            answer = await self._call("customers/admit", {**ask, **tracing.carried()}, by)
             match answer:
                 case [b"refused", code, *_]:
                     span.set_attribute("vps_snapshots.refused", code.decode())
@@ -232,7 +245,7 @@ class Scripts:
         if (text, name) not in self._scripts:
             self._scripts[text, name] = Script(text(name))
         try:
-            left_out, *answer = await self._runs.run_script(self._scripts[text, name], json.dumps(ask))
+            left_out, *answer = await self._runs.run_script(self._scripts[text, name], _as_json(ask))
         except ResponseError as error:
             if ended := _UNREADABLE.fullmatch(str(error)):
                 await self._tell_unreadable([Unreadable(key=ended["key"], reason=ended["reason"])])
@@ -249,6 +262,13 @@ class Scripts:
         if found is None:
             raise refused.of(id=key)
         return found
+
+
+def _as_json(ask: Mapping[str, Any]) -> bytes:
+    try:
+        return to_json(ask)
+    except PydanticSerializationError:  # half a character (a lone surrogate)
+        return json.dumps(ask).encode()
 
 
 def accepted(answer: Sequence[Any], idempotency: Idempotency | None = None, **facts: object) -> list[Any]:

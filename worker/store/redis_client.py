@@ -108,7 +108,7 @@ class _Client(ArqRedis):
         command = super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py's gap
         return await self._observed(command, waits=args[0] in WAITING)
 
-    async def run_script(self, script: Script, argument: str) -> Any:
+    async def run_script(self, script: Script, argument: bytes) -> Any:
         return await self._observed(self._of_scripts.run(script, argument))
 
     async def reconnect(self) -> None:

@@ -26,9 +26,9 @@ class Script:
         sha = sha1(text.encode(), usedforsecurity=False).hexdigest()
         self._evalsha = b"*4\r\n" + _parts("EVALSHA", sha, "0")
 
-    def run_with(self, argument: str) -> bytes:
+    def run_with(self, argument: bytes) -> bytes:
         """The command that runs it, as it goes to Redis."""
-        return self._evalsha + _parts(argument)
+        return b"%b$%d\r\n%b\r\n" % (self._evalsha, len(argument), argument)
 
     def load(self) -> bytes:
         return b"*3\r\n" + _parts("SCRIPT", "LOAD", self.text)
@@ -42,7 +42,7 @@ def _parts(*texts: str) -> bytes:
 class RunsScripts(Protocol):
     """A client of Redis with a connection for scripts."""
 
-    async def run_script(self, script: Script, argument: str) -> Any:
+    async def run_script(self, script: Script, argument: bytes) -> Any:
         """The script's answer. Raises RedisError: AnswerLost where Redis may have run it."""
         ...
 
@@ -155,7 +155,7 @@ class ScriptConnection:
         self._opening = asyncio.Lock()
         self._way: _Way | None = None
 
-    async def run(self, script: Script, argument: str) -> Any:
+    async def run(self, script: Script, argument: bytes) -> Any:
         """Raises RedisError: AnswerLost where Redis may have run it."""
         way = self._way
         if way is None or not self._is_good(way):

@@ -8,8 +8,8 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from secrets import token_hex
-from typing import Any, Literal, NotRequired, TypedDict, Unpack
+from os import urandom
+from typing import Any, Literal, NotRequired, Self, TypedDict, Unpack
 
 from arq.connections import ArqRedis
 
@@ -55,11 +55,33 @@ class Request(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Started:
+    """A job that was admitted. `shown`: its record, as the script shows it."""
+
+    id: JobId
+    shown: list[Any]
+
+    @property
+    def job(self) -> Job:
+        """Raises RecordUnreadable."""
+        return records.one(shown_job, self.shown, kind="job")
+
+    @classmethod
+    def of(cls, shown: list[Any]) -> Self:
+        return cls(id=JobId(shown[0].decode()), shown=shown)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Admitted:
     """A create or restore that was admitted."""
 
-    job: Job
+    started: Started
     snapshot: Snapshot
+
+    @property
+    def job(self) -> Job:
+        """Raises RecordUnreadable."""
+        return self.started.job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +182,12 @@ class CustomerStore(Scripts):
         NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
         return await self._job(JobKind.UNDO, job_id, request, present_only=present_only)
 
-    async def delete(self, *, account_id: By, snapshot_id: SnapshotId, request_id: str) -> Job | None:
+    async def delete(self, *, account_id: By, snapshot_id: SnapshotId, request_id: str) -> Started | None:
         """Delete a snapshot for the customer; its node then frees the space, with this job. None: the server is gone,
         so there is no space to free. Raises SnapshotNotFound, SnapshotProtected, NodeUnavailable, ServerBusy or
         StoreUnavailable."""
         answer = await self._ask(JobKind.DELETE, snapshot_id, {"account_id": account_id, "request_id": request_id})
-        return await self._shown(answer[0]) if answer else None
+        return Started.of(answer[0]) if answer else None
 
     async def cancel(self, *, account_id: By, job_id: JobId, idempotency: Idempotency | None = None) -> Job:
         """Cancel a job that its node has not started. Raises JobNotFound, JobNotCancellable or StoreUnavailable."""
@@ -282,11 +304,8 @@ class CustomerStore(Scripts):
         self, kind: JobKind, target: ServerId | SnapshotId, request: Request, **more: str | bool
     ) -> Admitted:
         job, snapshot = await self._ask(kind, target, request, **more)
-        return await self._read(
-            lambda: Admitted(
-                job=records.one(shown_job, job, kind="job"), snapshot=records.one(_snapshot, snapshot, kind="snapshot")
-            )
-        )
+        made = await self._one(_snapshot, snapshot, kind="snapshot")
+        return Admitted(started=Started.of(job), snapshot=made)
 
     async def _ask(
         self, kind: JobKind, target: ServerId | SnapshotId | JobId, request: Request, **more: str | bool
@@ -296,7 +315,7 @@ class CustomerStore(Scripts):
             "kind": kind,
             "id": str(target),
             "request_id": request["request_id"],
-            "job_id": token_hex(16),
+            "job_id": urandom(16).hex(),
             "limit": SNAPSHOTS_PER_SERVER,
             "silent_ms": self._silent_ms,
             "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
