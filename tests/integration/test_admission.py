@@ -284,7 +284,8 @@ async def test_what_is_old_leaves_the_lists_of_jobs_and_the_streams_of_events(ce
                 pipe.xadd(key, {"account": str(ACCOUNT)})
         await pipe.execute()
 
-    await cell.create()
+    admitted = await cell.create()
+    await cell.node.begin(admitted.job.id)
 
     assert [await redis.zcard(key) for key in lists] == [1] * len(lists)
     assert await redis.xlen(f"account:{ACCOUNT}:events") <= 1100  # whole nodes of a stream go, not single entries
