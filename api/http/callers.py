@@ -126,7 +126,8 @@ class Callers:
         return self._welcome(request, presented, found)
 
     def presented(self, request: web.Request, secret: str) -> Presented:
-        named = reading.account_id(request.headers.get(ACCOUNT_HEADER, ""))
+        header = request.headers.get(ACCOUNT_HEADER)
+        named = None if header is None else reading.account_id(header)
         return Presented(secret=secret, address=addresses.home(self.address(request)), named=named)
 
     def for_script(self, presented: Presented) -> dict[str, str | int]:

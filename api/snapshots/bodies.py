@@ -221,4 +221,4 @@ def restoring(admitted: Admitted) -> dict[str, object]:
 
 def admitted_headers(admitted: Admitted) -> dict[str, str]:
     """The path of the snapshot, and where to follow the job."""
-    return {"Location": f"{API}snapshots/{admitted.snapshot.id}/"} | job_headers(admitted.started.id)
+    return {"Location": f"{API}snapshots/{admitted.snapshot.id}/"} | job_headers(admitted.job.id)

@@ -17,7 +17,7 @@ from api.jobs.bodies import job as job_body
 from api.snapshots import bodies
 from api.snapshots.bodies import ListQuery
 from worker.store.calls import Page
-from worker.store.customers.customer_store import Admitted, Started
+from worker.store.customers.customer_store import Admitted, AdmittedJob
 from worker.store.model import (
     AccountId,
     Failure,
@@ -75,7 +75,7 @@ JOB = Job(
     queued_at=datetime(2025, 1, 16, 16, 15, tzinfo=UTC),
 )
 
-STARTED = Started(id=JOB_ID, shown=[])
+ADMITTED = AdmittedJob(id=JOB_ID)
 
 
 def sent(body: BaseModel | Mapping[str, object]) -> Any:
@@ -122,7 +122,7 @@ def test_the_answer_to_a_create_is_the_contracts_example() -> None:
         size_mb=None,
         created_at=datetime(2025, 1, 16, 16, 15, tzinfo=UTC),
     )
-    admitted = Admitted(started=STARTED, snapshot=snapshot)
+    admitted = Admitted(job=ADMITTED, snapshot=snapshot)
 
     assert sent(bodies.created(admitted)) == {
         "id": 802,
@@ -142,7 +142,7 @@ def test_the_answer_to_a_create_is_the_contracts_example() -> None:
 
 
 def test_the_answer_to_a_restore_is_the_contracts_example() -> None:
-    assert sent(bodies.restoring(Admitted(started=STARTED, snapshot=BEFORE_MIGRATION))) == {
+    assert sent(bodies.restoring(Admitted(job=ADMITTED, snapshot=BEFORE_MIGRATION))) == {
         "status": "success",
         "message": "Server is being restored from snapshot. This may take 5-15 minutes.",
         "snapshot": {"id": 801, "name": "pre-migration-snapshot", "created_at": "2025-01-15T18:30:00Z"},
@@ -152,7 +152,7 @@ def test_the_answer_to_a_restore_is_the_contracts_example() -> None:
 
 def test_what_is_sent_is_what_the_document_says() -> None:
     """These are written without their models, which the document is made from."""
-    admitted = Admitted(started=STARTED, snapshot=replace(WEEKLY, size_mb=None))
+    admitted = Admitted(job=ADMITTED, snapshot=replace(WEEKLY, size_mb=None))
     documented: dict[type[BaseModel], Mapping[str, object]] = {
         bodies.Snapshot: bodies.snapshot(BEFORE_MIGRATION),
         bodies.SnapshotCreated: bodies.created(admitted),

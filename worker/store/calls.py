@@ -20,7 +20,7 @@ from worker.program import tracing
 from worker.store import errors, records, scripts, trouble
 from worker.store.model import AccountId, Job, JobId, JobKind, ServerState
 from worker.store.script_connection import RunsScripts, Script
-from worker.store.unreadable import Unreadable, noticing
+from worker.store.unreadable import Noticing, Unreadable
 
 IDEMPOTENCY_KEPT_SECONDS = 86_400.0
 
@@ -197,7 +197,7 @@ class Scripts:
 
     async def _read(self, read: Callable[[], Item]) -> Item:
         """What `read` makes of an answer. What can't be read of it is logged once and put into the operators' list."""
-        with noticing() as noticed:
+        with Noticing() as noticed:
             try:
                 return read()
             finally:

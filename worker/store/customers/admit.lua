@@ -7,9 +7,10 @@
 -- for an undo, else of the snapshot, name, description, request_id, job_id, limit, silent_ms, retry_ms, queue (see
 -- `enqueue`), again: retry a delete that has not freed its space, present_only: of a restore or undo, retries: the
 -- failed job that this one repeats, in_bulk, schedule: {id, due_ms, next_ms, retry_ms}, traceparent or nil, idempotency
--- (see `replay`)}
--- Answers {'admitted', job (see `show_job`), snapshot (see `show_snapshot`; nil for the dry run of a create, and for an
--- undo whose snapshot is deleted)}, {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
+-- (see `replay`), whole_job}
+-- Answers {'admitted', job (see `show_job`; without `whole_job` it may be {its ID} alone), snapshot (see
+-- `show_snapshot`; nil for the dry run of a create, for a delete, and for an undo whose snapshot is deleted)},
+-- {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
 
 -- The job that holds the server. What it does is told to its own account only: the server may have had another owner.
@@ -40,10 +41,11 @@ local function admit(server_id, server, snapshot_id, snapshot, shown, undoes)
   enqueue(ask.job_id, job, ask.queue)
   if ask.retries then redis.call('HSET', 'job:' .. ask.retries, 'retried_by', ask.job_id) end
   if not ask.dry_run then server.job = ask.job_id end
+  if not ask.whole_job and not ask.idempotency then return {'admitted', {ask.job_id}, shown} end
   -- as `show_job` would show it, which would read all of it again
   local durations = redis.call('LRANGE', 'node:' .. job.node .. ':milliseconds:' .. job.kind, 0, -1)
-  local shown_job = {ask.job_id, flattened(job), durations, flattened(server), ask.dry_run and '' or job.kind}
-  return {'admitted', shown_job, shown}
+  local whole = {ask.job_id, flattened(job), durations, flattened(server), ask.dry_run and '' or job.kind}
+  return {'admitted', whole, shown}
 end
 
 -- A snapshot of the server, as `show_snapshot` would show it.

@@ -55,33 +55,22 @@ class Request(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Started:
-    """A job that was admitted. `shown`: its record, as the script shows it."""
+class AdmittedJob:
+    """A job that was admitted, and is queued."""
 
     id: JobId
-    shown: list[Any]
-
-    @property
-    def job(self) -> Job:
-        """Raises RecordUnreadable."""
-        return records.one(shown_job, self.shown, kind="job")
 
     @classmethod
-    def of(cls, shown: list[Any]) -> Self:
-        return cls(id=JobId(shown[0].decode()), shown=shown)
+    def of(cls, shown: list[bytes]) -> Self:
+        return cls(id=JobId(shown[0].decode()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Admitted:
     """A create or restore that was admitted."""
 
-    started: Started
+    job: AdmittedJob
     snapshot: Snapshot
-
-    @property
-    def job(self) -> Job:
-        """Raises RecordUnreadable."""
-        return self.started.job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,12 +171,12 @@ class CustomerStore(Scripts):
         NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
         return await self._job(JobKind.UNDO, job_id, request, present_only=present_only)
 
-    async def delete(self, *, account_id: By, snapshot_id: SnapshotId, request_id: str) -> Started | None:
+    async def delete(self, *, account_id: By, snapshot_id: SnapshotId, request_id: str) -> AdmittedJob | None:
         """Delete a snapshot for the customer; its node then frees the space, with this job. None: the server is gone,
         so there is no space to free. Raises SnapshotNotFound, SnapshotProtected, NodeUnavailable, ServerBusy or
         StoreUnavailable."""
         answer = await self._ask(JobKind.DELETE, snapshot_id, {"account_id": account_id, "request_id": request_id})
-        return Started.of(answer[0]) if answer else None
+        return AdmittedJob.of(answer[0]) if answer else None
 
     async def cancel(self, *, account_id: By, job_id: JobId, idempotency: Idempotency | None = None) -> Job:
         """Cancel a job that its node has not started. Raises JobNotFound, JobNotCancellable or StoreUnavailable."""
@@ -220,7 +209,7 @@ class CustomerStore(Scripts):
         if target is None:
             raise errors.JobNotRetryable(f"A job of the kind {job.kind} cannot be retried.")
         request: Request = {"account_id": job.account_id, "request_id": request_id, "idempotency": idempotency}
-        answer = await self._ask(job.kind, target, request, **more, retries=job.id, in_bulk=in_bulk)
+        answer = await self._ask(job.kind, target, request, **more, retries=job.id, in_bulk=in_bulk, whole_job=True)
         if not answer:
             raise errors.SnapshotNotFound("The snapshot went with its server: nothing is left to delete.")
         return await self._shown(answer[0])
@@ -298,19 +287,19 @@ class CustomerStore(Scripts):
     async def _job(
         self, kind: JobKind, target: ServerId | SnapshotId | JobId, request: Request, **more: str | bool
     ) -> Job:
-        return await self._shown((await self._ask(kind, target, request, **more))[0])
+        return await self._shown((await self._ask(kind, target, request, **more, whole_job=True))[0])
 
     async def _admitted(
         self, kind: JobKind, target: ServerId | SnapshotId, request: Request, **more: str | bool
     ) -> Admitted:
         job, snapshot = await self._ask(kind, target, request, **more)
         made = await self._one(_snapshot, snapshot, kind="snapshot")
-        return Admitted(started=Started.of(job), snapshot=made)
+        return Admitted(job=AdmittedJob.of(job), snapshot=made)
 
     async def _ask(
         self, kind: JobKind, target: ServerId | SnapshotId | JobId, request: Request, **more: str | bool
     ) -> list[Any]:
-        """Returns the records of the job and of its snapshot, as the script shows them."""
+        """Returns the job and the record of its snapshot, as the script shows them."""
         ask = {
             "kind": kind,
             "id": str(target),
