@@ -162,7 +162,9 @@ def ensure_known_query(request: web.Request, model: type[BaseModel] | None) -> N
 def ensure_no_precondition(request: web.Request) -> None:
     """Raises Problem for an If-Match, but for `*`, which only wants that the resource exists: a client that sends one
     must not believe that it was compared. The ETags are weak, and a weak one never matches (RFC 9110)."""
-    given = ",".join(request.headers.getall("If-Match", [])).strip()
+    if "If-Match" not in request.headers:
+        return
+    given = ",".join(request.headers.getall("If-Match")).strip()
     if given not in {"", "*"}:
         raise Problem(412, "precondition_failed", "If-Match is not supported. Nothing was changed.")
 
@@ -220,8 +222,12 @@ def account_id(text: str) -> AccountId | None:
 
 async def _read(request: web.Request, if_too_large: Callable[[], Problem] = too_large) -> bytes:
     seconds = request.app[BODY_SECONDS]
-    encodings = [*request.headers.getall("Content-Encoding", []), *request.headers.getall("Transfer-Encoding", [])]
-    if {encoding.strip().lower() for encoding in ",".join(encodings).split(",")} - {"", "identity", "chunked"}:
+    encodings = [*request.headers.getall("Content-Encoding", ()), *request.headers.getall("Transfer-Encoding", ())]
+    if encodings and {encoding.strip().lower() for encoding in ",".join(encodings).split(",")} - {
+        "",
+        "identity",
+        "chunked",
+    }:
         raise invalid(FieldError(field="Content-Encoding", detail="Send the body uncompressed."))
     try:
         if request.content.is_eof():  # it came with the head

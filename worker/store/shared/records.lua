@@ -104,15 +104,15 @@ local function look_up(key)
   return attempt(key, read, key)
 end
 
--- One that an index lists, as show(id, record, flat) shows it. nil, and the operators are told, if there is none, if it
--- can't be read, or if it is of another account or server than the list is asked for: no list shows anybody's data to
--- another.
+-- One that an index lists, as show(id, record, flat) shows it. nil, and the operators are told, if there is none, or if
+-- it is of another account or server than the list is asked for: no list shows anybody's data to another. Who reads what
+-- is shown sees whether its fields can be read.
 local function show_listed(index, kind, id, ask, show)
   local key = kind .. id
   local flat = redis.call('HGETALL', key)
   local record = named(flat)
   if record.account == ask.account and (not ask.server or record.server == ask.server) then
-    return attempt(key, function() return show(id, readable(key, record), flat) end)
+    return attempt(key, show, id, record, flat)
   end
   local why = redis.call('EXISTS', kind .. id) == 1 and 'it leads to another account or server' or 'it leads to nothing'
   set_aside(index .. ' ' .. id, why)
