@@ -16,7 +16,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from worker.store import arq_queue as queue
 from worker.store.connection import careful
-from worker.store.script_connection import Script, ScriptConnection
+from worker.store.script_connection import Script, ScriptConnections
 
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 ADDRESS = re.compile(r"rediss?://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?(/[0-9]+)?|unix:///[^?#]+(\?db=[0-9]+)?")
@@ -102,7 +102,7 @@ class _Client(ArqRedis):
     def __init__(self, *, pool: ConnectionPool, command_seconds: float, observer: Observer | None) -> None:
         super().__init__(pool_or_conn=pool, job_serializer=queue.serialize, job_deserializer=queue.deserialize)
         self._observer = observer
-        self._of_scripts = ScriptConnection(pool, seconds=command_seconds, idle_seconds=IDLE_CHECK_SECONDS)
+        self._of_scripts = ScriptConnections(pool, seconds=command_seconds, idle_seconds=IDLE_CHECK_SECONDS)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         command = super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py's gap

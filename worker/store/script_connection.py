@@ -10,11 +10,13 @@ from hashlib import sha1
 from typing import Any, Protocol, runtime_checkable
 
 from redis.asyncio import ConnectionPool
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from worker.store import trouble
 from worker.store.connection import Careful
 
+MANY = 4
 _PING = b"*1\r\n$4\r\nPING\r\n"
 
 
@@ -59,6 +61,7 @@ class _Way:
         self._connection = connection
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
+        self._unsent: list[tuple[bytes, asyncio.Future[Any]]] = []
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()  # and since when
         self._heard = self._loop.time()
         self._is_retired = False
@@ -71,14 +74,27 @@ class _Way:
 
     @property
     def idle_seconds(self) -> float:
-        return 0 if self._waiting else self._loop.time() - self._heard
+        return 0 if self._waiting or self._unsent else self._loop.time() - self._heard
 
     async def ask(self, command: bytes) -> Any:
         """Raises RedisError: AnswerLost where Redis may have got the command."""
-        self._connection.write(command)
         answer: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting.append((answer, self._loop.time()))
+        if not self._unsent:
+            self._loop.call_soon(self._send)
+        self._unsent.append((command, answer))
         return await answer
+
+    def _send(self) -> None:
+        """All commands of one turn of the event loop at once: each write is a system call, here and in Redis."""
+        unsent, self._unsent = self._unsent, []
+        try:
+            self._connection.write(b"".join(command for command, _ in unsent))
+        except RedisConnectionError as error:
+            for _, answer in unsent:
+                _fail(answer, error)
+            return
+        now = self._loop.time()
+        self._waiting.extend((answer, now) for _, answer in unsent)
 
     async def responds(self) -> bool:
         try:
@@ -92,7 +108,7 @@ class _Way:
     def retire(self) -> None:
         """Take no more commands, and end once all are answered."""
         self._is_retired = True
-        if not self._waiting:
+        if not self._waiting and not self._unsent:
             self._reading.cancel()
 
     async def close(self) -> None:
@@ -104,7 +120,7 @@ class _Way:
         lost: Exception = trouble.CutOff("The connection was closed.")
         timeout, self._connection.socket_timeout = self._connection.socket_timeout, None  # it may be idle
         try:
-            while not self._is_retired or self._waiting:
+            while not self._is_retired or self._waiting or self._unsent:
                 await self._read_one()
         except RedisError as error:
             lost = error
@@ -112,8 +128,7 @@ class _Way:
             self._watching.cancel()
             self._connection.socket_timeout = timeout
             for answer, _ in self._waiting:
-                if not answer.done():
-                    answer.set_exception(type(lost)(*lost.args))
+                _fail(answer, lost)
             await self._connection.disconnect(nowait=True)
             await self._pool.release(self._connection)
 
@@ -139,27 +154,36 @@ class _Way:
             self._watching = self._loop.call_later(since + self._seconds - now, self._watch)
             return
         for answer, asked in self._waiting:
-            if asked + self._seconds <= now and not answer.done():
-                answer.set_exception(trouble.TooSlow("Redis did not answer in time."))
+            if asked + self._seconds <= now:
+                _fail(answer, trouble.TooSlow("Redis did not answer in time."))
         self._reading.cancel()
 
 
-class ScriptConnection:
-    """Opens a connection of the pool at the first script, and again when it was cut. `seconds`: bound on an answer;
-    `idle_seconds`: after them it is tried before it is used."""
+def _fail(answer: asyncio.Future[Any], error: Exception) -> None:
+    if not answer.done():  # else who asked has gone
+        answer.set_exception(type(error)(*error.args))
+
+
+class ScriptConnections:
+    """A few connections of a pool, used in turn: Redis reads 16 KB of one before it writes to its disk what it has done,
+    so that on one alone each ten scripts would wait for a write. Each is opened when it is used first, and again
+    when it was cut. `seconds`: bound on an answer; `idle_seconds`: after them a connection is tried before it is used.
+    """
 
     def __init__(self, pool: ConnectionPool, *, seconds: float, idle_seconds: float) -> None:
         self._pool = pool
         self._seconds = seconds
         self._idle_seconds = idle_seconds
         self._opening = asyncio.Lock()
-        self._way: _Way | None = None
+        self._ways: list[_Way | None] = [None] * MANY
+        self._turn = 0
 
     async def run(self, script: Script, argument: bytes) -> Any:
         """Raises RedisError: AnswerLost where Redis may have run it."""
-        way = self._way
+        self._turn = turn = (self._turn + 1) % MANY
+        way = self._ways[turn]
         if way is None or not self._is_good(way):
-            way = await self._opened()
+            way = await self._opened(turn)
         command = script.run_with(argument)
         try:
             return await way.ask(command)
@@ -168,22 +192,23 @@ class ScriptConnection:
             return await way.ask(command)
 
     def retire(self) -> None:
-        """Use another connection from now on."""
-        if self._way is not None:
-            self._way.retire()
+        """Use other connections from now on."""
+        for way in filter(None, self._ways):
+            way.retire()
 
     async def close(self) -> None:
-        if self._way is not None:
-            await self._way.close()
+        for way in filter(None, self._ways):
+            await way.close()
 
     def _is_good(self, way: _Way) -> bool:
         return way.is_open and way.idle_seconds < self._idle_seconds
 
-    async def _opened(self) -> _Way:
+    async def _opened(self, turn: int) -> _Way:
         async with self._opening:
-            if self._way is None or not (
-                self._is_good(self._way) or (self._way.is_open and await self._way.responds())
-            ):
-                await self.close()
-                self._way = _Way(self._pool, await self._pool.get_connection(), seconds=self._seconds)
-            return self._way
+            way = self._ways[turn]
+            if way is not None and (self._is_good(way) or (way.is_open and await way.responds())):
+                return way
+            if way is not None:
+                await way.close()
+            self._ways[turn] = way = _Way(self._pool, await self._pool.get_connection(), seconds=self._seconds)
+            return way
