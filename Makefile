@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom lock clean bench-pickup bench-admission \
-    bench-ops bench-tracing bench-http chaos migrations backups-beside dry-runs screenshots survey
+    bench-ops bench-tracing bench-http chaos fuzz migrations backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -82,6 +82,9 @@ bench-pickup: setup ## measure the time from enqueue to start, compared with pla
 
 chaos: setup ## kill parts of a real cell during random work, and check every disk and record (N=50 SEED=7)
 	@exec $(BIN)/python -m tests.chaos
+
+fuzz: setup ## send N (100000) requests at random to a real service: no 5xx, no hang, no growth (SEED=7)
+	@exec $(BIN)/python -m tests.fuzz
 
 migrations: setup ## migrate a server with snapshots between two nodes with kills, and check everything (N=40 SEED=7)
 	@exec $(BIN)/python -m tests.chaos.migrations

@@ -11,6 +11,7 @@ from aiohttp import ThreadedResolver, hdrs, web
 from aiohttp.abc import AbstractResolver
 from arq.connections import ArqRedis
 
+from api.credentials import calls as credentials
 from api.dashboard import routes
 from api.dashboard.assets import Assets
 from api.dashboard.context import Context
@@ -45,6 +46,7 @@ from api.webhooks.ssrf import Reach
 from worker.program.background import in_background
 from worker.program.loop import every
 from worker.store.access.audit import Audit, AuditKeeper
+from worker.store.access.credentials import Credentials
 from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Permission, Token, Tokens
 from worker.store.access.writes import Writes
@@ -96,6 +98,7 @@ def build(
     ]
     for_operators: list[tuple[Table[Token], object]] = [
         (operators.call, operators.OperatorCalls(operator_store, tokens)),
+        (credentials.call, credentials.CredentialCalls(Credentials(redis))),
         (jobs.ops_call, jobs.OpsJobCalls(operator_store, runbook_url=settings.runbook_url)),
         (servers.ops_call, servers.OpsServerCalls(operator_store, store)),
         (events.ops_call, following),

@@ -33,7 +33,7 @@ def _audit() -> None:
 @app.command("keep")
 def keep(context: typer.Context, config: Config = None) -> None:
     """Move new entries to the audit log, remove old ones, and check the log every hour, until SIGTERM or SIGINT."""
-    settings = settings_of(context, config)
+    settings = settings_of(ApiSettings, context, config)
     logs.configure(level=logging.getLevelNamesMapping()[settings.log_level.upper()])
     asyncio.run(_keep(settings))
 

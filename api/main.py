@@ -28,7 +28,7 @@ def serve(context: typer.Context, config: Config = None) -> None:
     """Answer requests until SIGTERM or SIGINT."""
     from api import serving  # noqa: PLC0415 - importing it takes as long as all of another command
 
-    settings = settings_of(context, config)
+    settings = settings_of(ApiSettings, context, config)
     try:
         serving.run(settings)
     except ConfigurationError as error:

@@ -1,24 +1,81 @@
-"""What the commands of the front end share: `--config`, and how they fail."""
+"""What the commands of the front end and of the gateway share: options, the call of Redis, and how they fail."""
 
+import asyncio
+import re
 import sys
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from getpass import getuser
 from pathlib import Path
-from typing import Annotated, NoReturn
+from socket import gethostname
+from typing import Annotated, NoReturn, TypeVar
 
 import typer
+from arq.connections import ArqRedis
 
-from api.settings import ApiSettings
-from worker.program.configuration import ConfigurationError, load
+from worker.program.configuration import ConfigurationError, FileSettings, load
+from worker.store.access.audit import Audit
+from worker.store.errors import Refused, StoreUnavailable
+from worker.store.redis_client import RedisSettings, connect
+
+Result = TypeVar("Result")
+Settings = TypeVar("Settings", bound=FileSettings)
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def span(text: str | timedelta) -> timedelta:
+    if isinstance(text, timedelta):  # the parser also gets the default
+        return text
+    match = re.fullmatch(r"([1-9][0-9]{0,5})([smhd])", text)
+    if match is None:
+        raise typer.BadParameter("a number with a unit: 45s, 90m, 12h or 30d")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
 
 Config = Annotated[Path | None, typer.Option(help="A TOML file with the settings; environment variables override it.")]
+Lifetime = Annotated[
+    timedelta | None,
+    typer.Option("--expires-in", parser=span, metavar="30d", help="Lifetime; default: never expires."),
+]
 
 
-def settings_of(context: typer.Context, config: Path | None) -> ApiSettings:
+def settings_of(model: type[Settings], context: typer.Context, config: Path | None) -> Settings:
     try:
-        return load(ApiSettings, config or context.obj)
+        return load(model, config or context.obj)
     except ConfigurationError as error:
         fail(str(error))
 
 
+def with_redis(settings: RedisSettings, call: Callable[[ArqRedis], Awaitable[Result]]) -> Result:
+    """What the call returns. A refusal ends the program."""
+
+    async def run() -> Result:
+        redis = connect(settings)
+        try:
+            return await call(redis)
+        finally:
+            await redis.aclose(close_connection_pool=True)
+
+    try:
+        return asyncio.run(run())
+    except StoreUnavailable as error:
+        fail(f"{error.detail} ({error.__cause__})", code=1)
+    except Refused as refused:
+        fail(refused.detail, code=1)
+
+
+async def record(audit: Audit, what: str, **fields: str) -> None:
+    """Add a command to the audit log."""
+    await audit.write({**fields, "method": "CLI", "path": what, "address": f"{getuser()}@{gethostname()}"})
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    for row in (titles, *rows):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 def fail(why: str, *, code: int = 2) -> NoReturn:
-    typer.echo(f"vps-snapshots-api: {why}", err=True)
+    typer.echo(f"{Path(sys.argv[0]).name}: {why}", err=True)
     sys.exit(code)

@@ -19,8 +19,8 @@ from api.gateway.settings import GatewaySettings
 from deploy.demo.processes import Child
 from worker.gateway_client import GatewayAddress, GatewayClient
 from worker.program.background import in_background
-from worker.store.access.credentials import PREFIX, Credentials, HasCredential
-from worker.store.errors import StoreUnavailable
+from worker.store.access.credentials import PREFIX, Credentials
+from worker.store.errors import CredentialExists, StoreUnavailable
 from worker.store.redis_client import Observer, RedisSettings, connect
 
 RESTORE_SECONDS = 0.05
@@ -96,7 +96,7 @@ async def _keep_credential(credentials: Credentials, reached: Reached) -> None:
 
 
 async def _restored(credentials: Credentials, reached: Reached) -> None:
-    with suppress(StoreUnavailable, HasCredential):
+    with suppress(StoreUnavailable, CredentialExists):
         await credentials.restore(reached.node, secret_of(reached.node))
 
 
@@ -124,7 +124,7 @@ class GatewayProgram:
         """Its credential is valid, also if Redis has lost its data."""
         client = connect(self._redis)
         try:
-            with suppress(HasCredential):
+            with suppress(CredentialExists):
                 await Credentials(client).restore(node, secret_of(node))
         finally:
             await client.aclose(close_connection_pool=True)

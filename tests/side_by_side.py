@@ -26,7 +26,8 @@ LONG = (  # in this order; a long one that begins last would run alone in the en
     *("tests/security/test_hostile_images.py", "tests/integration/test_stopping.py", "tests/integration/test_cli.py"),
     *("tests/contract/test_kvm_state.py", "tests/integration/test_worker_program.py"),
     *("tests/chaos/test_migrations.py", "tests/integration/test_cli_docs.py", "tests/acceptance/test_demo.py"),
-    *("tests/integration/test_node_worker.py", "tests/integration/test_api_http.py"),
+    *("tests/integration/test_bad_records.py", "tests/integration/test_node_worker.py"),
+    *("tests/integration/test_api_http.py",),
     *("tests/integration/test_failover.py", "tests/integration/test_clocks.py", "tests/integration/test_service.py"),
 )
 

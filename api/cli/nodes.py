@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from api import words
-from api.cli import completion, formats, jobs
+from api.cli import completion, credentials, formats, jobs
 from api.cli.client import Body, Client, retrying, segment
 from api.cli.commands import list_all, perform
 from api.cli.exits import CliError, Exit, Unreachable
@@ -15,7 +15,8 @@ from api.cli.output import Column, Output
 
 POLL_SECONDS = 1.0
 
-app = typer.Typer(no_args_is_help=True, help="Show, drain, resume or reconcile a node.")
+app = typer.Typer(no_args_is_help=True, help="Show, drain, resume or reconcile a node, and manage its credentials.")
+app.add_typer(credentials.app, name="credential")
 
 
 State = Literal["alive", "silent", "paused"]

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,18 @@ def period(text: str | timedelta) -> timedelta:
     if match is None:
         raise typer.BadParameter("a number with a unit, such as 90m, 12h or 30d")
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def _lifetime(text: str | timedelta) -> timedelta:
+    found = period(text)
+    if found % timedelta(hours=1):
+        raise typer.BadParameter("must be whole hours")
+    return found
+
+
+def lifetime_hours(lifetime: timedelta | None) -> dict[str, Any]:
+    """The field of a body; left out: it never expires."""
+    return {} if lifetime is None else {"lifetime_hours": lifetime // timedelta(hours=1)}
 
 
 def moment(text: str | datetime) -> datetime:
@@ -55,6 +67,12 @@ Follow = Annotated[
 ]
 MaxWait = Annotated[
     float | None, typer.Option(min=0.1, metavar="SECONDS", help="Stop waiting after this time; default: no limit.")
+]
+Lifetime = Annotated[
+    timedelta | None,
+    typer.Option(
+        "--expires-in", parser=_lifetime, metavar="30d", help="Lifetime in whole hours; default: never expires."
+    ),
 ]
 Moment = Annotated[
     datetime | None, typer.Option(parser=moment, metavar="WHEN", help="Age (90m, 12h, 7d) or timestamp.")

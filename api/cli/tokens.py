@@ -1,6 +1,5 @@
 """Commands for API tokens and the audit log."""
 
-from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -10,7 +9,7 @@ from api.cli import formats
 from api.cli.client import Body, Client, segment
 from api.cli.commands import list_all, perform
 from api.cli.exits import Exit
-from api.cli.options import AccountId, All, Json, Limit, Moment, Yes, period, rfc3339
+from api.cli.options import AccountId, All, Json, Lifetime, Limit, Moment, Yes, lifetime_hours, rfc3339
 from api.cli.output import Column, Output
 
 app = typer.Typer(no_args_is_help=True, help="Create or revoke an API token.")
@@ -74,21 +73,16 @@ def create_token(
     service: Annotated[
         bool, typer.Option("--service", help="For service and operator tokens, which belong to no account.")
     ] = False,
-    expires_in: Annotated[
-        timedelta | None,
-        typer.Option(parser=period, metavar="30d", help="Lifetime in whole hours; default: never expires."),
-    ] = None,
+    expires_in: Lifetime = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Create a token. Its secret is printed once, on standard output."""
     if (account_id is None) is not service:
         raise typer.BadParameter("specify either --account-id or --service")
-    if expires_in is not None and expires_in % timedelta(hours=1):
-        raise typer.BadParameter("must be whole hours", param_hint="--expires-in")
     body: Body = {"name": name, "permissions": [*permission]}
     body |= {"account_id": account_id} if account_id is not None else {}
-    body |= {"lifetime_hours": expires_in // timedelta(hours=1)} if expires_in is not None else {}
+    body |= lifetime_hours(expires_in)
 
     def show(output: Output, new: Body) -> None:
         output.note(f"token {new['id']} created; its secret is shown only once:")

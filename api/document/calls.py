@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from api.credentials import calls as credentials
 from api.events import calls as events
 from api.http.calls import Call, Table
 from api.jobs import calls as jobs
@@ -15,7 +16,9 @@ from api.webhooks import calls as webhooks
 CUSTOMERS: tuple[Table[Any], ...] = (
     *(snapshots.call, jobs.call, events.call, servers.call, schedules.call, webhooks.call),
 )
-OPERATORS: tuple[Table[Any], ...] = (operators.call, jobs.ops_call, servers.ops_call, events.ops_call)
+OPERATORS: tuple[Table[Any], ...] = (
+    *(operators.call, credentials.call, jobs.ops_call, servers.ops_call, events.ops_call),
+)
 TABLES = (*CUSTOMERS, *OPERATORS)
 
 CUSTOMERS_CALLS: tuple[Call[Any], ...] = tuple(call for table in CUSTOMERS for call in table.calls)

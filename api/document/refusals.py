@@ -6,6 +6,7 @@ from api.http.problems import FieldError, Problem, internal_error, invalid, rate
 from api.http.reading import too_large
 from api.jobs.examples import JOB_ID
 from api.schedules.examples import SCHEDULE_ID
+from api.webhooks.examples import DELIVERY
 from worker.store import errors
 from worker.store.model import SNAPSHOTS_PER_SERVER
 from worker.store.schedules.schedules import SCHEDULES_PER_SERVER
@@ -21,6 +22,10 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.WebhookNotFound.of(),
     errors.WebhookLimitReached.of(limit=WEBHOOKS_PER_ACCOUNT),
     errors.WebhookNotReady.of(limit=PENDING_MAX),
+    errors.WebhookDisabled.of(),
+    errors.DeliveryNotFound.of(id=DELIVERY.id),
+    errors.DeliveryNotRedeliverable.of("delivered"),
+    errors.RedeliveredRecently.of(),
     errors.RecordUnreadable.of(kind="schedule"),
     errors.ServerBusy.of(JOB_ID, "create", REQUESTED_MS, "802"),
     errors.SnapshotLimitReached.of(limit=SNAPSHOTS_PER_SERVER),
@@ -30,6 +35,8 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.NodeNotFound.of(id="node-17"),
     errors.ServerOnLiveNode.of("node-17"),
     errors.TokenNotFound.of(id="0a1b2c3d4e5f"),
+    errors.CredentialNotFound.of(id="node-17"),
+    errors.CredentialExists.of(id="node-17"),
     errors.JobNotRetryable.of("completed"),
     errors.JobNotStranded.of(),
     errors.SnapshotProtected.of(id=801),

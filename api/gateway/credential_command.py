@@ -1,27 +1,16 @@
-"""The command `credential`: create, rotate, revoke and list the credentials of nodes."""
+"""The command `credential`: create, rotate, revoke and list the credentials of nodes. It needs only Redis."""
 
-import asyncio
-import re
 import sys
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from getpass import getuser
-from pathlib import Path
-from socket import gethostname
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated
 
 import typer
+from arq.connections import ArqRedis
 
 from api.gateway.settings import GatewaySettings
-from worker.program.configuration import ConfigurationError, load
+from api.options import Config, Lifetime, fail, print_table, record, settings_of, span, with_redis
 from worker.store.access.audit import Audit
-from worker.store.access.credentials import NODE_NAME, OVERLAP, Credential, Credentials, HasCredential
-from worker.store.errors import StoreUnavailable
-from worker.store.redis_client import connect
-
-Result = TypeVar("Result")
-
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+from worker.store.access.credentials import NODE_NAME, OVERLAP, Credential, Credentials, NewCredential
 
 app = typer.Typer(no_args_is_help=True, help="Create, rotate, revoke and list the credentials of nodes.")
 
@@ -32,33 +21,19 @@ def _node(text: str) -> str:
     return text
 
 
-def _span(text: str | timedelta) -> timedelta:
-    if isinstance(text, timedelta):  # the parser also gets the default
-        return text
-    match = re.fullmatch(r"([1-9][0-9]{0,5})([smhd])", text)
-    if match is None:
-        raise typer.BadParameter("a number with a unit: 45s, 90m, 12h or 30d")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
-
-
 Node = Annotated[str, typer.Argument(parser=_node, metavar="NODE", help="`node` of its worker.toml.")]
-Lifetime = Annotated[
-    timedelta | None,
-    typer.Option("--expires-in", parser=_span, metavar="90d", help="How long it is valid; by default until revoked."),
-]
-Config = Annotated[Path | None, typer.Option(help="A TOML file with the gateway's settings.")]
 
 
 @app.command("create")
 def create(context: typer.Context, node: Node, expires_in: Lifetime = None, config: Config = None) -> None:
     """Create a node's first credential. It is printed on standard output, and only this once."""
-    try:
-        secret = _with_store(
-            context, config, lambda store: store.create(node, lifetime=expires_in), f"credential create {node}"
-        )
-    except HasCredential:
-        _fail(f"node {node} has a credential; use rotate")
-    _show(node, secret)
+
+    async def call(redis: ArqRedis) -> NewCredential:
+        new = await Credentials(redis).create(node, lifetime=expires_in)
+        await record(Audit(redis), f"credential create {node}")
+        return new
+
+    _show(with_redis(settings_of(GatewaySettings, context, config).redis, call))
 
 
 @app.command("rotate")
@@ -67,38 +42,48 @@ def rotate(
     node: Node,
     expires_in: Lifetime = None,
     overlap: Annotated[
-        timedelta, typer.Option(parser=_span, metavar="10m", help="How long the former one stays valid.")
+        timedelta, typer.Option(parser=span, metavar="10m", help="How long the former one stays valid.")
     ] = OVERLAP,
     config: Config = None,
 ) -> None:
     """Create another credential for a node. The former one ends after the overlap."""
-    secret = _with_store(
-        context,
-        config,
-        lambda store: store.rotate(node, lifetime=expires_in, overlap=overlap),
-        f"credential rotate {node}",
-    )
-    _show(node, secret)
+
+    async def call(redis: ArqRedis) -> NewCredential:
+        new = await Credentials(redis).rotate(node, lifetime=expires_in, overlap=overlap)
+        await record(Audit(redis), f"credential rotate {node}")
+        return new
+
+    _show(with_redis(settings_of(GatewaySettings, context, config).redis, call))
 
 
 @app.command("restore")
 def restore(context: typer.Context, node: Node, config: Config = None) -> None:
     """Make the credential that a node has valid again after the store has lost its data. Reads standard input."""
     secret = sys.stdin.read().strip()
+
+    async def call(redis: ArqRedis) -> None:
+        await Credentials(redis).restore(node, secret)
+        await record(Audit(redis), f"credential restore {node}")
+
     try:
-        _with_store(context, config, lambda store: store.restore(node, secret), f"credential restore {node}")
+        with_redis(settings_of(GatewaySettings, context, config).redis, call)
     except ValueError:
-        _fail("standard input holds no credential")
-    except HasCredential:
-        _fail(f"node {node} has a credential; use rotate")
+        fail("standard input holds no credential", code=1)
     typer.echo(f"node {node} has its credential again", err=True)
 
 
 @app.command("revoke")
 def revoke(context: typer.Context, node: Node, config: Config = None) -> None:
     """End all credentials of a node. Its connections are cut within a second."""
-    if not _with_store(context, config, lambda store: store.revoke(node), f"credential revoke {node}"):
-        _fail(f"node {node} has no credential")
+
+    async def call(redis: ArqRedis) -> int:
+        ended = await Credentials(redis).revoke(node)
+        if ended:
+            await record(Audit(redis), f"credential revoke {node}")
+        return ended
+
+    if not with_redis(settings_of(GatewaySettings, context, config).redis, call):
+        fail(f"node {node} has no credential", code=1)
     typer.echo(f"the credentials of node {node} are revoked", err=True)
 
 
@@ -109,11 +94,9 @@ def list_credentials(
     config: Config = None,
 ) -> None:
     """List the valid credentials, without their secrets."""
-    rows = [["NODE", "ID", "CREATED", "EXPIRES"]]
-    rows += [_row(one) for one in _with_store(context, config, lambda store: store.all(node and _node(node)))]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    settings = settings_of(GatewaySettings, context, config)
+    found = with_redis(settings.redis, lambda redis: Credentials(redis).all(node and _node(node)))
+    print_table(("NODE", "ID", "CREATED", "EXPIRES"), [*map(_row, found)])
 
 
 def _row(one: Credential) -> list[str]:
@@ -121,39 +104,6 @@ def _row(one: Credential) -> list[str]:
     return [one.node, one.id, *(at.isoformat(timespec="seconds") if at else "never" for at in moments)]
 
 
-def _show(node: str, secret: str) -> None:
-    typer.echo(f"the credential of node {node}, shown only now:", err=True)
-    typer.echo(secret)
-
-
-def _with_store(
-    context: typer.Context,
-    config: Path | None,
-    call: Callable[[Credentials], Awaitable[Result]],
-    audited: str = "",
-) -> Result:
-    """What the call answers. `audited`: the entry of the audit log, "" for none."""
-    try:
-        settings = load(GatewaySettings, config or context.obj)
-        return asyncio.run(_asked(settings, call, audited))
-    except ConfigurationError as error:
-        _fail(str(error), code=2)
-    except StoreUnavailable as error:
-        _fail(f"{error.detail} ({error.__cause__})")
-
-
-async def _asked(settings: GatewaySettings, call: Callable[[Credentials], Awaitable[Result]], audited: str) -> Result:
-    redis = connect(settings.redis)
-    try:
-        answer = await call(Credentials(redis))
-        if audited and answer is not False and answer != 0:
-            entry = {"method": "CLI", "path": audited, "address": f"{getuser()}@{gethostname()}"}
-            await Audit(redis).write(entry)
-        return answer
-    finally:
-        await redis.aclose(close_connection_pool=True)
-
-
-def _fail(why: str, *, code: int = 1) -> NoReturn:
-    typer.echo(f"vps-snapshots-gateway: {why}", err=True)
-    sys.exit(code)
+def _show(new: NewCredential) -> None:
+    typer.echo(f"the credential of node {new.credential.node}, shown only now:", err=True)
+    typer.echo(new.secret)

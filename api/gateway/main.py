@@ -3,12 +3,9 @@
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from socket import gethostname
-from typing import Annotated, NoReturn
 
 import structlog
 import typer
@@ -19,16 +16,15 @@ from api.gateway.chores import CellChores
 from api.gateway.metrics import Metrics
 from api.gateway.server import Gateway, listening
 from api.gateway.settings import GatewaySettings
+from api.options import Config, fail, settings_of
 from worker.program import logs
 from worker.program.background import in_background
-from worker.program.configuration import ConfigurationError, help_text, load
+from worker.program.configuration import ConfigurationError, help_text
 from worker.program.exposition import exposed
 from worker.program.span_export import exporting
 from worker.store.chores.chores import Chores
 from worker.store.nodes.protocol import TAKE_SECONDS
 from worker.store.redis_client import connect
-
-Config = Annotated[Path | None, typer.Option(help="A TOML file with the settings; environment variables override it.")]
 
 log = structlog.stdlib.get_logger()
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -49,21 +45,14 @@ def serve(context: typer.Context, config: Config = None) -> None:
     """Answer the nodes, and do the cell's chores, until SIGTERM or SIGINT."""
     metrics = Metrics()
     logs.configure(count=(metrics.log_events,))
+    settings = settings_of(GatewaySettings, context, config)
     try:
-        settings = load(GatewaySettings, config or context.obj)
         with exporting(settings.tracing, service="vps-snapshots-gateway", instance=f"{gethostname()}:{os.getpid()}"):
             uvloop.run(_serve(settings, metrics))
     except ConfigurationError as error:
-        _fail(str(error))
+        fail(str(error))
     except OSError as error:
-        _fail(
-            f"can't listen on {settings.unix_socket or f'{settings.host}:{settings.port}'}: {error.strerror or error}"
-        )
-
-
-def _fail(why: str) -> NoReturn:
-    typer.echo(f"vps-snapshots-gateway: {why}", err=True)
-    sys.exit(2)
+        fail(f"can't listen on {settings.unix_socket or f'{settings.host}:{settings.port}'}: {error.strerror or error}")
 
 
 async def _serve(settings: GatewaySettings, metrics: Metrics) -> None:

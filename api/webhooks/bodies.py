@@ -11,7 +11,7 @@ from api.http.fields import NOT_NULL, Description, DescriptionIfAny, PathId, Req
 from api.jobs.bodies import Job, job
 from api.webhooks.ssrf import URL_MAX
 from worker.store import errors
-from worker.store.model import WebhookId
+from worker.store.model import DeliveryId, WebhookId
 from worker.store.webhooks import webhooks as records
 from worker.store.webhooks.deliveries import DueDelivery
 from worker.store.webhooks.webhooks import JobEvent, WebhookChange
@@ -21,6 +21,9 @@ TERMINAL = (JobEvent.COMPLETED, JobEvent.FAILED)
 EventOfJob = Annotated[JobEvent, more_may_come(JobEvent)]
 WebhookIdInPath = Annotated[WebhookId, *hex_id("webhook", "1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e5c")]
 WEBHOOK_ID: PathId[WebhookId] = PathId("webhook_id", TypeAdapter(WebhookIdInPath), errors.WebhookNotFound)
+
+DeliveryIdInPath = Annotated[DeliveryId, *hex_id("delivery", "9d6b1a0f8e7d6c5b0b5e5c1d8f3a4c2e")]
+DELIVERY_ID: PathId[DeliveryId] = PathId("delivery_id", TypeAdapter(DeliveryIdInPath), errors.DeliveryNotFound)
 
 
 def _once(events: tuple[JobEvent, ...]) -> tuple[JobEvent, ...]:
@@ -108,7 +111,7 @@ class Delivery(Open):
 
     id: Annotated[str, Field(description="the header `webhook-id` of each attempt")]
     event: str
-    attempts: int
+    attempts: Annotated[int, Field(description="counted anew when a delivery that was given up is sent again")]
     status_code: Annotated[int | None, Field(description="of the last attempt; null: no response")]
     error: Annotated[
         str | None,
@@ -131,6 +134,15 @@ class DeliveryList(Open):
 
     count: Total
     results: tuple[Delivery, ...]
+
+
+class Redelivery(Open):
+    """How many deliveries are sent again."""
+
+    redelivered: int
+    not_kept: Annotated[
+        int, Field(description="other failed deliveries, which cannot be sent again: their message is no longer kept")
+    ]
 
 
 class TestData(Open):
@@ -162,6 +174,10 @@ def webhooks(found: Iterable[records.Webhook]) -> WebhookList:
 
 def delivery(record: records.Delivery) -> Delivery:
     return from_record(Delivery, record, status_code=record.status)
+
+
+def redelivery(record: records.Redelivery) -> Redelivery:
+    return from_record(Redelivery, record)
 
 
 def message(webhook_id: WebhookId, due: DueDelivery) -> Message:

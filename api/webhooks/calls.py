@@ -11,7 +11,7 @@ from api.http.marks import MADE
 from api.http.problems import FieldError, invalid
 from api.http.reading import in_path
 from api.webhooks import bodies, examples, ssrf
-from api.webhooks.bodies import WEBHOOK_ID, WebhookBody, WebhookEditBody
+from api.webhooks.bodies import DELIVERY_ID, WEBHOOK_ID, WebhookBody, WebhookEditBody
 from worker.store import errors
 from worker.store.webhooks.webhooks import Webhooks
 
@@ -20,7 +20,7 @@ ONE_WEBHOOK = f"{WEBHOOKS}{{webhook_id}}/"
 OWN = {"webhook_id": "$response.body#/id"}
 NOT_FOUND = (errors.WebhookNotFound,)
 
-call: Table[Caller] = Table("webhooks", WEBHOOK_ID)
+call: Table[Caller] = Table("webhooks", WEBHOOK_ID, DELIVERY_ID)
 
 
 class WebhookCalls:
@@ -164,6 +164,43 @@ class WebhookCalls:
             limit=query.page_size,
         )
         return page_answer(request, query, page, bodies.delivery)
+
+    @call(
+        f"POST {ONE_WEBHOOK}deliveries/{{delivery_id}}/redeliver/",
+        Reply(202, {"again": examples.REDELIVERED}, "The delivery that was queued."),
+        refusals=(*NOT_FOUND, errors.DeliveryNotFound, errors.WebhookDisabled, errors.DeliveryNotRedeliverable),
+    )
+    async def redeliver(self, request: web.Request, caller: Caller) -> web.Response:
+        """Send a delivery again.
+
+        For a delivery that has failed: it is sent now, and again at the usual times if it fails. Its ID and its message
+        stay the same. No body, or `{}`.
+        """
+        delivery = await self._webhooks.redeliver(
+            account_id=caller.account_id,
+            webhook_id=in_path(request, WEBHOOK_ID),
+            delivery_id=in_path(request, DELIVERY_ID),
+            idempotency=reading.idempotency(request),
+        )
+        return answer(bodies.delivery(delivery), status=202)
+
+    @call(
+        f"POST {ONE_WEBHOOK}redeliver/",
+        Reply(202, {"all": examples.REDELIVERY}, "How many deliveries were queued."),
+        refusals=(*NOT_FOUND, errors.WebhookDisabled, errors.RedeliveredRecently),
+    )
+    async def redeliver_all(self, request: web.Request, caller: Caller) -> web.Response:
+        """Send all failed deliveries again.
+
+        Those of the last 7 days that were given up, or wait for another attempt after a failed one; at most once a
+        minute. No body, or `{}`.
+        """
+        sent = await self._webhooks.redeliver_all(
+            account_id=caller.account_id,
+            webhook_id=in_path(request, WEBHOOK_ID),
+            idempotency=reading.idempotency(request),
+        )
+        return answer(bodies.redelivery(sent), status=202)
 
     def _check_url(self, url: str) -> None:
         if why := ssrf.url_error(url, self._reach):

@@ -41,4 +41,15 @@ TEST_WAITS = bodies.Delivery(
     next_attempt_at=ASKED,
     delivered_at=None,
 )
+REDELIVERED = bodies.Delivery(
+    id=DELIVERY.id,
+    event=JobEvent.COMPLETED,
+    attempts=0,
+    status_code=503,
+    error="bad_status",
+    created_at=ASKED,
+    next_attempt_at=ASKED,
+    delivered_at=None,
+)
+REDELIVERY = bodies.Redelivery(redelivered=12, not_kept=0)
 DELIVERIES = bodies.DeliveryList(count=1, results=(DELIVERY,))

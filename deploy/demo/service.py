@@ -132,6 +132,10 @@ class Service:
             await child.stop()
             self._children.pop()
 
+    def pids(self) -> dict[str, int]:
+        """Process id of each part, by its name."""
+        return {child.name: child.pid for child in self._children}
+
     def kill(self) -> None:
         """Kill the parts that are still running."""
         for child in self._children:
@@ -155,8 +159,10 @@ class Service:
         here = {"VPS_SNAPSHOTS_UNIX_SOCKET": str(address)}
         await self._start("gateway", [_PROGRAMS / "vps-snapshots-gateway", "serve"], settings=settings | here)
         credential = self._state.folder / "credential"
+        how = "rotate" if credential.exists() else "create"
+        secret = await _printed("vps-snapshots-gateway", "credential", how, NODE, settings=settings)
         credential.touch(mode=0o600)
-        credential.write_text(await _printed("vps-snapshots-gateway", "credential", "rotate", NODE, settings=settings))
+        credential.write_text(secret)
         return {
             "VPS_SNAPSHOTS_GATEWAY__URLS": json.dumps([f"unix://{address}"]),
             "VPS_SNAPSHOTS_GATEWAY__CREDENTIAL_FILE": str(credential),

@@ -262,7 +262,7 @@ async def gateway_at(socket: Path, folder: Path) -> AsyncIterator[str]:
     make_certificate(certificate, key)
     redis = connect(RedisSettings(url=f"unix://{socket}"))
     credential.touch(mode=0o600)
-    credential.write_text(await Credentials(redis).create(NODE))
+    credential.write_text((await Credentials(redis).create(NODE)).secret)
     await redis.aclose(close_connection_pool=True)
     port = free_port()
     settings = {

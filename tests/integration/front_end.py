@@ -2,10 +2,12 @@
 
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from aiohttp import ClientSession, web
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -92,6 +94,15 @@ class FrontEnd:
         assert answer.status == 201, answer.raw
         await self.work(answer)
         return int(answer.body["id"])
+
+    async def have_failed_delivery(self, webhook_id: str) -> str:
+        """A test of a webhook that was given up."""
+        delivery_id, created_ms = uuid4().hex, round(time.time() * 1000)
+        record = {"v": "1", "webhook": webhook_id, "event": "webhook.test", "attempts": "10", "status": "500"}
+        record |= {"error": "bad_status", "created_ms": str(created_ms), "next_ms": "", "delivered_ms": ""}
+        await self.cell.redis.hset(f"delivery:{delivery_id}", mapping=record)  # type: ignore[misc]  # redis-py's types
+        await self.cell.redis.zadd(f"webhook:{webhook_id}:log", {delivery_id: created_ms})
+        return delivery_id
 
     async def work(self, answer: Answer, outcome: Outcome = DONE) -> None:
         """Let the node do the job that an answer points to."""

@@ -227,6 +227,22 @@ async def test_a_delivery_that_was_given_up_while_it_was_sent_does_not_wait_agai
     assert await small.raw("ZCARD", f"account:{ACCOUNT}:deliveries") == 4
 
 
+async def test_the_oldest_failed_deliveries_lose_their_message(small: Cell) -> None:
+    hook, deliveries, webhooks = await webhook(small), Deliveries(small.redis), Webhooks(small.redis)
+    refused = Result(status=500, error="bad_status")  # after the last attempt
+    for name in ("one", "two"):
+        await fail(small, name)
+        claim = await deliveries.claim(lease_seconds=60, most=8)
+        assert claim is not None
+        await deliveries.settle(claim, {one.id: refused for one in claim.deliveries}, patience_seconds=1000)
+    listed = (await webhooks.deliveries(account_id=ACCOUNT, webhook_id=hook.id, offset=0, limit=100)).results
+    assert [one.error for one in listed] == ["bad_status"] * 6
+    assert [await small.raw("HEXISTS", f"delivery:{one.id}", "job") for one in listed] == [1, 1, 1, 1, 0, 0]
+    found = await webhooks.redeliver_all(account_id=ACCOUNT, webhook_id=hook.id)
+    assert (found.redelivered, found.not_kept) == (4, 2)
+    assert await small.raw("ZCARD", f"account:{ACCOUNT}:deliveries") == 4
+
+
 async def test_the_oldest_answers_go(small: Cell) -> None:
     keys = [Idempotency(key=f"{n:064x}", fingerprint="f") for n in range(3)]
     jobs = []

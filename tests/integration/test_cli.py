@@ -36,6 +36,7 @@ CHANGES = (
     *(f"job retry {NO_JOB}", f"job cancel {NO_JOB}", f"job resolve {NO_JOB} --reason x"),
     *(f"retry {NO_JOB}", f"cancel {NO_JOB}", "cancel --match kind=create"),
     *("node drain n1 --reason x", "node resume n1 --reason x", "node reconcile n1", "reconcile --all"),
+    *("node credential create n9", "node credential rotate n9", "node credential revoke n9"),
     *("server declare 9 --node n1 --account-id 5", "server place 12345 --node n1", "server give 12345 --account-id 5"),
     *("token create --name x --permission operator --service", "token revoke 0a1b2c3d4e5f"),
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from drivers.base import DiskBusy, DiskFailed, HypervisorUnavailable, InvalidState, Power
+from drivers.base import DiskBusy, DiskFailed, DriverError, HypervisorUnavailable, InvalidState, Power, ServerInUse
 from drivers.fake_faults import Effect, Happening, Killed, Moment
 from drivers.fake_state import FakeDisk
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
@@ -187,6 +187,25 @@ async def test_a_guest_that_does_not_start_again_is_stranded_and_its_snapshot_ke
     assert job.failure is not None
     assert (job.failure.code, job.failure.stranded) == ("start_failed", True)
     await node.check_snapshots()
+
+
+@pytest.mark.parametrize("why", [ServerInUse("it is being migrated"), HypervisorUnavailable("no answer")], ids=type)
+async def test_a_server_that_leaves_in_a_job_is_stranded_unless_the_job_was_refused_because_it_moves(
+    cell: Cell, tmp_path: Path, why: DriverError
+) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.CREATE)
+    job_id = await node.admit(JobKind.CREATE)
+
+    def leave(happening: Happening) -> None:
+        if (happening.effect, happening.moment) == (Effect.CUT, Moment.BEFORE):
+            node.hypervisor.faults.hook = None
+            node.hypervisor.remove(SERVER)
+            raise why
+
+    node.hypervisor.faults.hook = leave
+    job = await node.settle(job_id)
+    assert job.failure is not None
+    assert job.failure.stranded is not isinstance(why, ServerInUse)
 
 
 async def test_a_start_that_fails_at_first_is_tried_again(cell: Cell, tmp_path: Path) -> None:

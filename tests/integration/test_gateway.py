@@ -27,10 +27,10 @@ from tests.gateway import GatewayProgram, Reached, gateway, make_certificate, se
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.queueing import until, until_told
 from worker.gateway_client import GatewayAddress, GatewayClient
-from worker.store.access.credentials import Credentials, HasCredential
+from worker.store.access.credentials import Credentials
 from worker.store.access.tokens import Limits, Permission, Presented, Tokens
 from worker.store.customers.customer_store import CustomerStore
-from worker.store.errors import StoreUnavailable
+from worker.store.errors import CredentialExists, StoreUnavailable
 from worker.store.model import AccountId, Failure, Job, JobState, ServerId, SnapshotStatus, Step
 from worker.store.nodes.node_store import BeginRefused, LeaseLost, ReportedServer
 from worker.store.nodes.protocol import FRAME_BYTES
@@ -152,7 +152,7 @@ async def test_a_file_that_others_can_read_is_no_credential(reached: Reached) ->
 # --- the life of a credential ---
 
 
-async def _gone(connection: ClientConnection) -> float:
+async def gone(connection: ClientConnection) -> float:
     """Seconds until the connection is closed from the other side."""
     began = time.monotonic()
     async with asyncio.timeout(60):
@@ -163,11 +163,11 @@ async def _gone(connection: ClientConnection) -> float:
 async def test_a_revoked_node_is_cut_within_a_second_and_stays_out(cell: Cell, redis_server: RedisServer) -> None:
     credentials = Credentials(cell.redis)
     async with gateway(redis_server.socket, node="other") as reached:
-        secret = await credentials.create("n1")
+        secret = (await credentials.create("n1")).secret
         async with raw(reached, secret=secret) as connection, raw(reached) as other:
             await ask(connection, "hello", **HELLO)
             assert await credentials.revoke("n1") == 1
-            assert await _gone(connection) < 1
+            assert await gone(connection) < 1
             with pytest.raises(InvalidStatus):
                 async with raw(reached, secret=secret):
                     pass
@@ -176,21 +176,21 @@ async def test_a_revoked_node_is_cut_within_a_second_and_stays_out(cell: Cell, r
 
 
 async def test_a_credential_ends_by_itself(cell: Cell, reached: Reached) -> None:
-    secret = await Credentials(cell.redis).create("n2", lifetime=timedelta(seconds=0.5))
+    secret = (await Credentials(cell.redis).create("n2", lifetime=timedelta(seconds=0.5))).secret
     async with raw(reached, secret=secret) as connection:
-        assert await _gone(connection) < 2
+        assert await gone(connection) < 2
     assert await Credentials(cell.redis).all("n2") == []
 
 
 async def test_a_rotated_credential_is_valid_beside_the_new_one_for_a_while(cell: Cell, reached: Reached) -> None:
     credentials = Credentials(cell.redis)
-    old = await credentials.create("n2")
-    with pytest.raises(HasCredential):
+    old = (await credentials.create("n2")).secret
+    with pytest.raises(CredentialExists):
         await credentials.create("n2")
-    new = await credentials.rotate("n2", overlap=timedelta(seconds=1))
+    new = (await credentials.rotate("n2", overlap=timedelta(seconds=1))).secret
     assert sorted(one.ends_at is None for one in await credentials.all("n2")) == [False, True]
     async with raw(reached, secret=old) as before, raw(reached, secret=new) as after:
-        await _gone(before)
+        await gone(before)
         assert (await ask(after, "hello", **(HELLO | {"node": "n2"})))["answer"]
     assert [(one.node, one.ends_at) for one in await credentials.all()] == [("n1", None), ("n2", None)]
 
@@ -204,14 +204,14 @@ async def test_a_rotation_never_makes_a_credential_last_longer(cell: Cell) -> No
 
 
 async def test_redis_holds_no_secret(cell: Cell, reached: Reached) -> None:
-    secret = await Credentials(cell.redis).create("n2")
+    secret = (await Credentials(cell.redis).create("n2")).secret
     held = await everything(cell.redis)
     assert not any(secret.encode() in key + (value or b"") for key, value in held.items())
 
 
 async def test_a_credential_is_restored_after_redis_has_lost_it(cell: Cell) -> None:
     credentials = Credentials(cell.redis)
-    secret = await credentials.create("n2")
+    secret = (await credentials.create("n2")).secret
     await cell.redis.flushdb()
     assert await credentials.find(secret) is None
     await credentials.restore("n2", secret)
@@ -305,7 +305,7 @@ BAD_FRAMES = {
 async def test_what_is_no_call_ends_the_connection(reached: Reached, frame: str | bytes) -> None:
     async with greeted(reached) as connection:
         await connection.send(frame)
-        await _gone(connection)
+        await gone(connection)
         assert connection.close_code == 1008
     assert refused(reached, "bad_frame") == 1
 
@@ -370,7 +370,7 @@ async def test_a_frame_that_is_too_long_ends_the_connection(reached: Reached) ->
     with suppress(AttributeError):  # of a transport that was closed while it was written to
         async with greeted(reached) as connection:
             await connection.send("x" * (FRAME_BYTES + 1))
-            await _gone(connection)
+            await gone(connection)
     assert connection.close_code == 1009
 
 
@@ -378,7 +378,7 @@ async def test_a_node_that_asks_too_often_waits_and_holds_up_nobody(cell: Cell, 
     async with AsyncExitStack() as stack:
         limits: dict[str, Any] = {"calls_per_second": 50, "calls_at_once": 10}
         reached = await stack.enter_async_context(gateway(redis_server.socket, **limits))
-        secret = await Credentials(cell.redis).create("n2")
+        secret = (await Credentials(cell.redis).create("n2")).secret
         flood = await stack.enter_async_context(greeted(reached))
         other = await stack.enter_async_context(raw(reached, secret=secret))
         assert (await ask(other, "hello", **(HELLO | {"node": "n2"})))["answer"]
@@ -404,7 +404,7 @@ async def test_a_second_connection_of_a_node_gives_it_no_second_allowance(redis_
 async def test_a_node_has_few_connections_and_the_oldest_is_cut(reached: Reached) -> None:
     async with AsyncExitStack() as stack:
         first, *others = [await stack.enter_async_context(greeted(reached)) for _ in range(5)]
-        await _gone(first)
+        await gone(first)
         for connection in others:
             assert (await ask(connection, "republish"))["answer"] >= 0
 
@@ -414,7 +414,7 @@ async def test_a_flood_of_pings_ends_the_connection(reached: Reached) -> None:
         with suppress(ConnectionClosed):
             for _ in range(1000):
                 await connection.ping()
-        await _gone(connection)
+        await gone(connection)
 
 
 async def test_who_does_not_read_his_answers_is_not_read_any_more(reached: Reached) -> None:
@@ -621,7 +621,7 @@ async def test_a_node_reaches_a_gateway_by_tls_and_only_the_right_one(
 ) -> None:
     file = tmp_path / "credential"
     file.touch(mode=0o600)
-    file.write_text(await Credentials(cell.redis).create("n1"))
+    file.write_text((await Credentials(cell.redis).create("n1")).secret)
     settings = GatewaySettings(
         port=0,
         tls_cert_file=certificate[0],

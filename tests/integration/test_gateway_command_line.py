@@ -33,7 +33,7 @@ async def test_a_credential_is_made_rotated_listed_and_revoked(redis: ArqRedis, 
     assert first is not None
     again = run(redis_server, "credential", "create", "n1")
     assert (again.returncode, again.stdout) == (1, "")
-    assert "use rotate" in again.stderr
+    assert "Rotate it instead" in again.stderr
     rotated = run(redis_server, "credential", "rotate", "n1", "--overlap", "1h")
     assert await Credentials(redis).find(rotated.stdout.strip())
     listed = run(redis_server, "credential", "list").stdout.splitlines()

@@ -24,6 +24,7 @@ NO_ONES = {
     "schedule_id": "0" * 32,
     "server_id": "999999",
     "webhook_id": "0" * 32,
+    "delivery_id": "0" * 32,
     "node": "n9",
     "token_id": "0" * 12,
 }
@@ -68,6 +69,7 @@ async def world(cell: Cell) -> AsyncIterator[World]:
         webhook = await api.call("POST", "/api/v1/webhooks/", body={"url": "https://theirs.example/"}, token=stranger)
         theirs = {
             "webhook_id": webhook.body["id"],
+            "delivery_id": await api.have_failed_delivery(webhook.body["id"]),
             "snapshot_id": str(created.body["id"]),
             "job_id": restored.headers["X-Job-Id"],
             "schedule_id": schedule.body["id"],

@@ -171,6 +171,7 @@ async def _webhooks(seen: Keyspace, api: FrontEnd) -> None:
         await seen.look()  # its sender has claimed the webhook
         good.open.set()
         await latest(api, created.body, lambda one: one["delivered_at"] is not None)
+        assert (await api.call("POST", f"{WEBHOOKS}{created.body['id']}/redeliver/")).status == 202
         await api.work(first)
 
         async def disabled() -> bool:

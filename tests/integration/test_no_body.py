@@ -10,6 +10,7 @@ from api.document.calls import CALLS
 from api.http.calls import OPS, Call
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd, serving
+from worker.store.access.credentials import Credentials
 from worker.store.access.tokens import OPERATORS, Permission
 
 AnyCall = Call[Any]
@@ -36,9 +37,15 @@ async def ids(api: FrontEnd) -> dict[str, str]:
         "job_id": restored.headers["X-Job-Id"],
         "schedule_id": schedule.body["id"],
         "webhook_id": webhook.body["id"],
-        "node": "n1",
+        "delivery_id": await api.have_failed_delivery(webhook.body["id"]),
+        "node": await with_credential(api, "n1"),
         "token_id": (await api.tokens.all())[-1].id,
     }
+
+
+async def with_credential(api: FrontEnd, node: str) -> str:
+    await Credentials(api.cell.redis).create(node)
+    return node
 
 
 async def token_for(api: FrontEnd, call: AnyCall) -> str:
@@ -57,6 +64,7 @@ async def kept(api: FrontEnd) -> dict[bytes, bytes]:
 def test_these_are_the_calls_that_overwrite_or_end_something() -> None:
     assert {"restore_snapshot", "undo_restore", "cancel_job", "delete_snapshot"} <= {call.id for call in WITHOUT}
     assert {"ops_retry_job", "ops_cancel_job", "ops_reconcile_node", "ops_revoke_token"} <= {c.id for c in WITHOUT}
+    assert "ops_revoke_credentials" in {call.id for call in WITHOUT}
 
 
 @each_call

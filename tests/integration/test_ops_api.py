@@ -494,9 +494,13 @@ class TestOnce:
         if call_id == "ops_cancel_job":
             return await ops.made("waits", None), None
         job = await ops.made("bad", failed(stranded=True))
+        if call_id == "ops_rotate_credential":
+            await ops.post("nodes/n1/credentials/", {}, status=201)
         bodies: dict[str, object] = {
             "ops_bulk_jobs": {"action": "retry", "ids": [job]},
             "ops_create_token": {"name": "billing", "permissions": ["snapshots:read"], "account_id": 77},
+            "ops_create_credential": {},
+            "ops_rotate_credential": {},
         }
         needs_none = call_id in {"ops_retry_job", "ops_reconcile_node"}
         return job, None if needs_none else bodies.get(call_id, {"reason": "a new disk"})

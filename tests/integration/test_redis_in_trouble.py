@@ -26,6 +26,7 @@ from tests.integration.scraping import samples, value
 from tests.integration.test_streams import listening
 from tests.queueing import Jobs, at_work, client, put, until, until_told
 from tests.trouble import TROUBLES
+from worker.store.access.credentials import Credentials
 from worker.store.access.tokens import OPERATORS, Tokens
 from worker.store.access.writes import Writes
 from worker.store.model import JobState
@@ -47,6 +48,8 @@ BODIES: dict[str, Any] = {
     "PlacementBody": {"node": "n1", "account_id": 78},
     "NodeBody": {"node": "n1"},
     "AccountBody": {"account_id": 78},
+    "CredentialBody": {},
+    "RotationBody": {},
 }
 
 
@@ -68,12 +71,14 @@ async def ids(api: FrontEnd) -> dict[str, str]:
     await api.work(restored, replace(DONE, undoable_seconds=3600))
     schedule = await api.call("POST", "/api/v1/schedules/", body={"server_id": SERVER, "name": "n", "when": "daily"})
     webhook = await api.call("POST", "/api/v1/webhooks/", body={"url": "https://hooks.example.com/"})
+    await Credentials(api.cell.redis).create("n1")
     return {
         "snapshot_id": str(snapshot),
         "server_id": str(SERVER),
         "job_id": restored.headers["X-Job-Id"],
         "schedule_id": schedule.body["id"],
         "webhook_id": webhook.body["id"],
+        "delivery_id": await api.have_failed_delivery(webhook.body["id"]),
         "node": "n1",
         "token_id": (await api.tokens.all())[-1].id,
     }
@@ -110,6 +115,7 @@ async def test_every_read_answers(
 # A full Redis lets pass what frees memory first, as a delete does; all others refuse every write.
 FREES = {
     *("delete_snapshot", "delete_schedule", "delete_webhook", "ops_revoke_token", "ops_resume_node", "edit_snapshot"),
+    "ops_revoke_credentials",
 }
 
 

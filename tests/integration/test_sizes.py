@@ -14,6 +14,7 @@ from worker.store.chores.chores import Chores
 from worker.store.model import STEPS, JobId, JobKind, JobState, ServerId
 from worker.store.outcome import Outcome
 from worker.store.reports import JobReport, StepBegun
+from worker.store.webhooks.deliveries import Deliveries, Result
 from worker.store.webhooks.webhooks import JobEvent, WebhookChange, Webhooks
 
 CONFIG = (Path(__file__).parents[2] / "deploy/redis/redis.conf").read_text()
@@ -108,3 +109,10 @@ async def test_what_a_waiting_delivery_takes(full: Cell) -> None:
     assert waiting == 200
     jobs = 20 * (stated("a job") + stated("a snapshot"))
     assert (with_webhooks - jobs) / waiting == pytest.approx(stated("a waiting delivery"), rel=0.4)
+
+    deliveries, refused = Deliveries(full.redis), Result(status=500, error="bad_status")
+    while claim := await deliveries.claim(lease_seconds=60, most=100):
+        await deliveries.settle(claim, {one.id: refused for one in claim.deliveries}, patience_seconds=1000)
+    with_failed = await _used(full) - before
+    assert await full.raw("ZCARD", f"account:{ACCOUNT}:deliveries") == waiting
+    assert with_failed < with_webhooks * 1.1  # one that was given up takes no more

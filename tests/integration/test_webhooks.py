@@ -16,7 +16,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from api.webhooks.sender import AT_ONCE, PATIENCE_SECONDS, RETRIES, signed
 from api.webhooks.ssrf import AddressRefused, Reach, client, is_public, url_error
 from tests.conftest import RedisServer
-from tests.integration.conftest import Cell
+from tests.integration.conftest import ACCOUNT, Cell
 from tests.integration.front_end import DONE, FrontEnd, Names, serving
 from tests.integration.test_api_program import Program
 from tests.queueing import until, until_told
@@ -220,6 +220,109 @@ class TestCalls:
         for readable in [name async for name in redis.scan_iter("[^t]*")]:
             assert b"whsec_" not in (await redis.dump(readable) or b"")
         assert (await redis.keys("token:answer:*")) != []
+
+
+class TestRedeliveries:
+    async def given_up(self, api: FrontEnd, webhook: dict[str, Any], name: str) -> dict[str, Any]:
+        """A delivery of a job whose attempts have all failed."""
+        await api.work(await api.create(name))
+        failed = await attempted(api, webhook)
+        await api.cell.raw("HSET", f"delivery:{failed['id']}", "attempts", str(len(RETRIES)))
+        await time_passes(api.cell, webhook["id"])
+        return await attempted(api, webhook, len(RETRIES) + 1)
+
+    def path(self, webhook: dict[str, Any], delivery_id: str = "") -> str:
+        one = f"deliveries/{delivery_id}/" if delivery_id else ""
+        return f"{WEBHOOKS}{webhook['id']}/{one}redeliver/"
+
+    async def test_one_that_was_given_up_is_sent_again_as_the_same_message(self, api: FrontEnd) -> None:
+        async with receiving(answers=[500]) as receiver:
+            webhook = await made(api, receiver.url)
+            failed = await self.given_up(api, webhook, "first")
+            assert (failed["next_attempt_at"], failed["delivered_at"]) == (None, None)
+            receiver.answers[:] = [500, 200]
+            key = {"Idempotency-Key": "again"}
+            answers = [await api.call("POST", self.path(webhook, failed["id"]), headers=key) for _ in range(2)]
+            assert [answer.status for answer in answers] == [202, 202]
+            assert answers[0].raw == answers[1].raw
+            assert (answers[0].body["id"], answers[0].body["attempts"]) == (failed["id"], 0)
+            assert answers[0].body["next_attempt_at"] is not None
+
+            again = await attempted(api, webhook)
+            assert (again["error"], again["next_attempt_at"] is None) == ("bad_status", False)  # it is tried as usual
+            await time_passes(api.cell, webhook["id"])
+            done = await attempted(api, webhook, 2)
+            assert (done["status_code"], done["delivered_at"] is None) == (200, False)
+            assert len(receiver.got) == 4
+            assert {headers["webhook-id"] for headers, _ in receiver.got} == {failed["id"]}
+            assert len({body for _, body in receiver.got}) == 1
+            assert receiver.messages(webhook["secret"])[-1]["data"]["state"] == "completed"
+            arrived = await api.call("POST", self.path(webhook, failed["id"]))
+            assert "arrived" in arrived.refused(409, "delivery_not_redeliverable")["detail"]
+            assert await api.cell.raw("ZCARD", f"account:{ACCOUNT}:deliveries") == 0
+
+    async def test_one_that_waits_is_sent_now(self, api: FrontEnd) -> None:
+        async with receiving(answers=[500, 500, 200]) as receiver:
+            webhook = await made(api, receiver.url)
+            await send_test(api, webhook)
+            await attempted(api, webhook)
+            await time_passes(api.cell, webhook["id"])
+            waits = await attempted(api, webhook, 2)
+            again = await api.call("POST", self.path(webhook, waits["id"]))
+            assert (again.status, again.body["attempts"]) == (202, 2)
+            assert (await attempted(api, webhook, 3))["delivered_at"] is not None
+
+    async def test_all_that_failed_are_sent_again_and_nothing_else(self, api: FrontEnd) -> None:
+        async with receiving(answers=[500]) as receiver:
+            webhook = await made(api, receiver.url)
+            up = await self.given_up(api, webhook, "first")
+            await send_test(api, webhook)
+            waits = await attempted(api, webhook)
+            old = await self.given_up(api, webhook, "second")
+            await api.cell.raw("HDEL", f"delivery:{old['id']}", "job")  # as an earlier version left it
+            receiver.answers[:] = [200]
+            await api.work(await api.create("third"))
+            arrived = await latest(api, webhook, lambda delivery: delivery["delivered_at"] is not None)
+            receiver.got.clear()
+
+            sent = await api.call("POST", self.path(webhook))
+            assert (sent.status, sent.body) == (202, {"redelivered": 2, "not_kept": 1})
+
+            async def have_arrived() -> bool:
+                log = {one["id"]: one["delivered_at"] for one in await log_of(api, webhook)}
+                return {one for one, at in log.items() if at is None} == {old["id"]}
+
+            await until_told(have_arrived)
+            assert {headers["webhook-id"] for headers, _ in receiver.got} == {up["id"], waits["id"]} - {arrived["id"]}
+            gone = await api.call("POST", self.path(webhook, old["id"]))
+            assert "no longer kept" in gone.refused(409, "delivery_not_redeliverable")["detail"]
+            soon = await api.call("POST", self.path(webhook))
+            soon.refused(429, "redelivered_recently")
+            assert soon.headers["Retry-After"] == "60"
+            await api.cell.raw("HINCRBY", f"webhook:{webhook['id']}", "redelivered_ms", -60_000)  # a minute later
+            assert (await api.call("POST", self.path(webhook))).body == {"redelivered": 0, "not_kept": 1}
+
+    async def test_a_disabled_webhook_gets_none_until_it_is_enabled(self, api: FrontEnd, receiver: Receiver) -> None:
+        webhook = await made(api, receiver.url)
+        failed = await api.have_failed_delivery(webhook["id"])
+        await api.call("PATCH", f"{WEBHOOKS}{webhook['id']}/", body={"enabled": False})
+        for path in (self.path(webhook), self.path(webhook, failed)):
+            (await api.call("POST", path)).refused(409, "webhook_disabled")
+        assert await api.cell.raw("ZCARD", f"webhook:{webhook['id']}:due") == 0
+        await api.call("PATCH", f"{WEBHOOKS}{webhook['id']}/", body={"enabled": True})
+        assert (await api.call("POST", self.path(webhook))).body == {"redelivered": 1, "not_kept": 0}
+        await receiver.has(1)
+
+    async def test_what_is_no_delivery_of_the_webhook_is_not_found(self, api: FrontEnd, receiver: Receiver) -> None:
+        mine, other = await made(api, receiver.url), await made(api, receiver.url)
+        of_other = await api.have_failed_delivery(other["id"])
+        for delivery_id in (of_other, "0" * 32, "no-id"):
+            (await api.call("POST", self.path(mine, delivery_id))).refused(404, "delivery_not_found")
+        await api.cell.raw("DEL", f"delivery:{of_other}")  # its week is over
+        (await api.call("POST", self.path(other, of_other))).refused(404, "delivery_not_found")
+        stranger = await api.new_token(account=OTHERS)
+        for path in (self.path(other), self.path(other, of_other)):
+            (await api.call("POST", path, token=stranger)).refused(404, "webhook_not_found")
 
 
 class TestDeliveries:

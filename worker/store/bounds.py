@@ -46,7 +46,7 @@ class Bounds(BaseModel):
     )
     deliveries_per_account: Bound = Field(
         default=2000,  # 3 MB: all events of 1,000 servers in a night in which each has a create and a delete
-        description="deliveries of all webhooks of an account that wait; the oldest are given up",
+        description="deliveries of an account that wait or were given up, with their messages; the oldest lose theirs",
     )
     answers_per_account: Bound = Field(
         default=3000,  # 7 MB: more than one client repeats, and servers and names refuse what is asked twice

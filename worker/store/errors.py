@@ -73,6 +73,39 @@ class WebhookNotReady(Refused):
     text = "The webhook is disabled, or it already has {limit} pending deliveries."
 
 
+class WebhookDisabled(Refused):
+    """Nothing is sent to a webhook that is disabled."""
+
+    code = "webhook_disabled"
+    text = "The webhook is disabled. Enable it first."
+
+
+class DeliveryNotFound(Refused):
+    code = "delivery_not_found"
+    text = "There is no delivery {id}."
+
+
+class DeliveryNotRedeliverable(Refused):
+    """The delivery has arrived, or there is nothing left to send."""
+
+    code = "delivery_not_redeliverable"
+    texts: ClassVar[Mapping[str, str]] = {
+        "delivered": "The delivery has arrived. Only a failed one can be sent again.",
+        "gone": "The message of the delivery is no longer kept. Read its job instead.",
+    }
+
+    @classmethod
+    def of(cls, *found: str, **_: object) -> Self:
+        return cls(cls.texts[found[0]])
+
+
+class RedeliveredRecently(Refused):
+    """All failed deliveries of a webhook are sent again at most once a minute."""
+
+    code = "redelivered_recently"
+    text = "The failed deliveries of the webhook were sent again less than a minute ago."
+
+
 class RecordUnreadable(Refused):
     """The record was written by a newer version, or is damaged."""
 
@@ -188,6 +221,18 @@ class ServerOnLiveNode(Refused):
 class TokenNotFound(Refused):
     code = "token_not_found"
     text = "There is no token {id}."
+
+
+class CredentialExists(Refused):
+    """A node's first credential was to be created, and it has one."""
+
+    code = "credential_exists"
+    text = "Node {id} has a credential already. Rotate it instead."
+
+
+class CredentialNotFound(Refused):
+    code = "credential_not_found"
+    text = "Node {id} has no valid credential."
 
 
 class IdempotencyKeyReused(Refused):

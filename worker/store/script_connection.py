@@ -165,8 +165,8 @@ def _fail(answer: asyncio.Future[Any], error: Exception) -> None:
 
 
 class ScriptConnections:
-    """A few connections of a pool, used in turn: Redis reads 16 KB of one before it writes to its disk what it has done,
-    so that on one alone each ten scripts would wait for a write. Each is opened when it is used first, and again
+    """A few connections of a pool, used in turn: Redis reads 16 KB of one before it writes to its disk what it has
+    done, so that on one alone each ten scripts would wait for a write. Each is opened when it is used first, and again
     when it was cut. `seconds`: bound on an answer; `idle_seconds`: after them a connection is tried before it is used.
     """
 

@@ -13,7 +13,8 @@ from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 from worker.store import records
-from worker.store.calls import Scripts, reading, redis_answers
+from worker.store.access.tokens import derived
+from worker.store.calls import Idempotency, Scripts, accepted, for_script, reading, redis_answers
 from worker.store.unreadable import Unreadable
 
 OVERLAP = timedelta(minutes=10)  # how long the former credential is valid beside the new one
@@ -36,12 +37,12 @@ class Credential:
     ends_at: datetime | None  # None: when it is revoked
 
 
-class HasCredential(Exception):
-    """The node has a credential already. Nothing was changed."""
+@dataclass(frozen=True, kw_only=True)
+class NewCredential:
+    """A new credential. Its secret is not stored and cannot be read again."""
 
-
-def _new_secret() -> str:
-    return f"{PREFIX}{secrets.token_urlsafe(32)}"
+    credential: Credential
+    secret: str
 
 
 def key_of(secret: str) -> str:
@@ -52,32 +53,52 @@ def key_of(secret: str) -> str:
 class Credentials(Scripts):
     """The credentials of the cell's nodes. Every call may raise StoreUnavailable."""
 
-    async def create(self, node: str, *, lifetime: timedelta | None = None) -> str:
-        """Make a node's first credential; its secret, which is not kept. Raises HasCredential."""
-        secret = _new_secret()
-        await self._put(node, secret, lifetime, {})
-        return secret
+    async def create(
+        self, node: str, *, lifetime: timedelta | None = None, idempotency: Idempotency | None = None, seed: str = ""
+    ) -> NewCredential:
+        """Make a node's first credential. It ends after `lifetime`; None: when it is revoked. Repeated with the same
+        `idempotency`, it returns the same one; `seed` as in `Tokens.create`. Raises CredentialExists or
+        IdempotencyKeyReused."""
+        return await self._new(node, lifetime, {}, idempotency, seed)
 
-    async def rotate(self, node: str, *, lifetime: timedelta | None = None, overlap: timedelta = OVERLAP) -> str:
-        """Make another credential; its secret. The former ones end after the overlap, if they do not end before."""
-        secret = _new_secret()
-        await self._put(node, secret, lifetime, {"overlap_ms": max(1, round(overlap.total_seconds() * 1000))})
-        return secret
+    async def rotate(
+        self,
+        node: str,
+        *,
+        lifetime: timedelta | None = None,
+        overlap: timedelta = OVERLAP,
+        idempotency: Idempotency | None = None,
+        seed: str = "",
+    ) -> NewCredential:
+        """Make another credential. The former ones end after the overlap, if they do not end before. Otherwise as
+        `create`. Raises CredentialNotFound or IdempotencyKeyReused."""
+        overlap_ms = max(1, round(overlap.total_seconds() * 1000))
+        return await self._new(node, lifetime, {"overlap_ms": overlap_ms}, idempotency, seed)
 
     async def restore(self, node: str, secret: str) -> None:
         """Make the credential that a node has valid again, after the store has lost its data. Raises ValueError for
-        what is no credential, and HasCredential."""
+        what is no credential, and CredentialExists."""
         if not key_of(secret):
             raise ValueError("not a credential")
-        await self._put(node, secret, None, {})
+        await self._put(node, {"key": key_of(secret), "salt": ""}, None)
 
-    async def _put(self, node: str, secret: str, lifetime: timedelta | None, overlap: dict[str, int]) -> None:
-        record = {"v": "1", "id": secrets.token_hex(6), "node": node}
-        ask = {"node": node, "key": key_of(secret), "record": record, **overlap}
+    async def _new(
+        self, node: str, lifetime: timedelta | None, more: dict[str, Any], idempotency: Idempotency | None, seed: str
+    ) -> NewCredential:
+        salt, seed = secrets.token_urlsafe(32), seed if idempotency else secrets.token_urlsafe(32)
+        ask = {"key": key_of(derived(PREFIX, seed, salt)), "salt": salt, **more}
         if lifetime is not None:
             ask["lifetime_ms"] = round(lifetime.total_seconds() * 1000)
-        if not await self._call("access/put_credential", ask):
-            raise HasCredential(node)
+        record, first_salt = await self._put(node, ask, idempotency)
+        secret = derived(PREFIX, seed, first_salt)
+        return NewCredential(credential=_credential(key_of(secret), record), secret=secret)
+
+    async def _put(self, node: str, ask: dict[str, Any], idempotency: Idempotency | None) -> tuple[records.Hash, str]:
+        """The record, and the salt of its secret."""
+        record = {"v": "1", "id": secrets.token_hex(6), "node": node}
+        asked = {"node": node, "record": record, "idempotency": for_script(idempotency), **ask}
+        made, salt = accepted(await self._call("access/put_credential", asked), idempotency, id=node)
+        return records.pairs(made), salt.decode()
 
     async def revoke(self, node: str) -> int:
         """End all credentials of a node now; how many were valid."""
@@ -118,7 +139,7 @@ class Credentials(Scripts):
 
     async def _of(self, keys: Sequence[str]) -> tuple[Credential, ...]:
         """Those of the keys that hold a credential."""
-        return await self._many(_credential, await self._hashes(keys), kind="credential", key_of=_key_of)
+        return await self._many(_read, await self._hashes(keys), kind="credential", key_of=_key_of)
 
     async def _hashes(self, keys: Sequence[str]) -> list[_Row]:
         """Those of the keys that exist, with what they hold, or the error where that is no hash."""
@@ -159,11 +180,13 @@ def _keys(row: _Row) -> list[str]:
     return [key for key in map(records.text, row[1].values()) if key.startswith("credential:")]
 
 
-def _credential(row: _Row) -> Credential:
-    key, held = row
-    if isinstance(held, Exception):
-        raise held
-    record = records.decoded(held)
+def _read(row: _Row) -> Credential:
+    if isinstance(row[1], Exception):
+        raise row[1]
+    return _credential(row[0], records.decoded(row[1]))
+
+
+def _credential(key: str, record: records.Hash) -> Credential:
     if not NODE_NAME.fullmatch(record["node"]):
         raise ValueError(f"{record['node']} is no node")
     return Credential(

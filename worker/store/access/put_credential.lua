@@ -1,24 +1,38 @@
--- include: clock, records
+-- include: clock, records, idempotency
 -- Give a node a credential.
--- ask: {node, key, record: {field: text}, lifetime_ms (missing: it never ends), overlap_ms: how long those before it
--- last; missing: there must be none}
--- Answers 1, or 0 if the node has a credential already.
+-- ask: {node, key, record: {field: text}, salt, lifetime_ms (missing: it never ends), overlap_ms: how long those before
+-- it last; missing: there must be none, idempotency (see `replay`)}
+-- Answers {'admitted', {field, value, ...}, salt} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 local index = 'node:' .. ask.node .. ':credentials'
-for id, key in pairs(read(index) or {}) do
-  if redis.call('EXISTS', key) == 0 or not string.find(key, '^credential:') then
-    redis.call('HDEL', index, id)
-  elseif not ask.overlap_ms then
-    return 0
-  elseif redis.call('PTTL', key) < 0 or redis.call('PTTL', key) > ask.overlap_ms then
-    redis.call('PEXPIRE', key, ask.overlap_ms)
-    redis.call('HSET', key, 'ends_ms', now_ms() + ask.overlap_ms)
+
+-- Those of the node that are valid.
+local function valid()
+  local keys = {}
+  for id, key in pairs(read(index) or {}) do
+    local is_valid = string.find(key, '^credential:') and redis.call('EXISTS', key) == 1
+    if is_valid then keys[#keys + 1] = key else redis.call('HDEL', index, id) end
   end
+  return keys
 end
-if ask.lifetime_ms then ask.record.ends_ms = tostring(now_ms() + ask.lifetime_ms) end
-ask.record.created_ms = tostring(now_ms())
-write(ask.key, ask.record)
-if ask.lifetime_ms then redis.call('PEXPIRE', ask.key, ask.lifetime_ms) end
-redis.call('HSET', index, ask.record.id, ask.key)
-redis.call('SADD', 'nodes:credentials', ask.node)
-return 1
+
+local function put()
+  local former = valid()
+  if ask.overlap_ms and #former == 0 then return {'refused', 'credential_not_found'} end
+  if not ask.overlap_ms and #former > 0 then return {'refused', 'credential_exists'} end
+  if ask.lifetime_ms then ask.record.ends_ms = tostring(now_ms() + ask.lifetime_ms) end
+  ask.record.created_ms = tostring(now_ms())
+  write(ask.key, ask.record)
+  if ask.lifetime_ms then redis.call('PEXPIRE', ask.key, ask.lifetime_ms) end
+  redis.call('HSET', index, ask.record.id, ask.key)
+  for _, key in ipairs(former) do
+    if redis.call('PTTL', key) < 0 or redis.call('PTTL', key) > ask.overlap_ms then
+      redis.call('PEXPIRE', key, ask.overlap_ms)
+      redis.call('HSET', key, 'ends_ms', now_ms() + ask.overlap_ms)
+    end
+  end
+  redis.call('SADD', 'nodes:credentials', ask.node)
+  return {'admitted', redis.call('HGETALL', ask.key), ask.salt}
+end
+
+return replay(ask) or remember(ask, put())

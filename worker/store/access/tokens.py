@@ -23,7 +23,8 @@ from worker.store.model import AccountId
 
 _INDEX = "tokens"
 _PARSED = 1024  # records that are remembered as they were read last
-_SECRET = re.compile(r"vps_[A-Za-z0-9_-]{43}")  # 256 random bits in URL-safe base64
+_PREFIX = "vps_"
+_SECRET = re.compile(_PREFIX + r"[A-Za-z0-9_-]{43}")  # 256 random bits in URL-safe base64
 
 
 class Permission(StrEnum):
@@ -134,9 +135,10 @@ class Authenticated:
     more_in: timedelta  # until one more call is allowed
 
 
-def _secret(seed: str, salt: str) -> str:
+def derived(prefix: str, seed: str, salt: str) -> str:
+    """A secret that only who has the seed can make again: 256 bits in URL-safe base64."""
     digest = hmac.digest(seed.encode(), salt.encode(), hashlib.sha256)
-    return f"vps_{urlsafe_b64encode(digest).decode().rstrip('=')}"
+    return f"{prefix}{urlsafe_b64encode(digest).decode().rstrip('=')}"
 
 
 def _authenticated(token: Token | None, allowed: int, left: int, more_ms: int) -> Authenticated:
@@ -227,7 +229,7 @@ class Tokens(Scripts):
         )
         salt, seed = secrets.token_urlsafe(32), seed if idempotency else secrets.token_urlsafe(32)
         ask: dict[str, Any] = {
-            "key": key_of(_secret(seed, salt)),
+            "key": key_of(derived(_PREFIX, seed, salt)),
             "record": token.record(),
             "salt": salt,
             "idempotency": for_script(idempotency),
@@ -235,7 +237,7 @@ class Tokens(Scripts):
         if lifetime is not None:  # no moment: this process's clock may be wrong
             ask["lifetime_ms"] = round(lifetime.total_seconds() * 1000)
         made, first_salt = accepted(await self._call("access/put_token", ask), idempotency)
-        return NewToken(token=Token.of(records.pairs(made)), secret=_secret(seed, first_salt.decode()))
+        return NewToken(token=Token.of(records.pairs(made)), secret=derived(_PREFIX, seed, first_salt.decode()))
 
     async def authenticate(self, by: Presented, limits: Limits) -> Authenticated:
         """Look up the token with this secret; it is None if unknown, revoked or expired. Counts the call: on the token

@@ -3,7 +3,7 @@
 
 local DELIVERIES_KEPT_MS = 7 * 86400 * 1000
 local DELIVERIES_LISTED = 1000 -- of a webhook; also the most that wait
-local GIVEN_UP_AT_ONCE = 20
+local MESSAGES_DROPPED_AT_ONCE = 20
 
 -- Whether a delivery is the webhook's. One of an earlier version does not say whose it is.
 local function is_delivery_of(id, delivery_id)
@@ -23,30 +23,31 @@ local function line_up(id)
   wake('webhooks:wake')
 end
 
+-- The account's deliveries whose message is kept: those that wait, and those that were given up after all attempts.
 local function waiting_of(account)
   return 'account:' .. account .. ':deliveries'
 end
 
--- Give up a delivery that waits: it stays in the webhook's log, without its message.
-local function give_up(delivery_id)
+-- Drop the message of a delivery, which stays in the webhook's log. If it waits, it is given up.
+local function drop_message(delivery_id)
   local delivery = 'delivery:' .. delivery_id
   local id = redis.call('HGET', delivery, 'webhook')
   if not id then return end -- it has expired
-  redis.call('ZREM', 'webhook:' .. id .. ':due', delivery_id)
+  local waited = redis.call('ZREM', 'webhook:' .. id .. ':due', delivery_id) == 1
   if not redis.call('ZSCORE', 'webhook:' .. id .. ':log', delivery_id) then return redis.call('DEL', delivery) end
-  redis.call('HSET', delivery, 'next_ms', '', 'error', 'too_many_waiting')
+  if waited then redis.call('HSET', delivery, 'next_ms', '', 'error', 'too_many_waiting') end
   redis.call('HDEL', delivery, 'job')
 end
 
--- Count a delivery that waits, and give up the oldest ones of the account if there are too many.
+-- Count a delivery that waits, and drop the oldest messages of the account if there are too many.
 local function keep_waiting(account, delivery_id, now)
   local waiting = waiting_of(account)
   redis.call('ZADD', waiting, now, delivery_id)
   redis.call('PEXPIRE', waiting, DELIVERIES_KEPT_MS)
-  local over = math.min(redis.call('ZCARD', waiting) - bound('deliveries_per_account'), GIVEN_UP_AT_ONCE)
+  local over = math.min(redis.call('ZCARD', waiting) - bound('deliveries_per_account'), MESSAGES_DROPPED_AT_ONCE)
   if over <= 0 then return end
   for _, old in ipairs(redis.call('ZRANGE', waiting, 0, over - 1)) do
-    give_up(old)
+    drop_message(old)
     redis.call('ZREM', waiting, old)
   end
 end

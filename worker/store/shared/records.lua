@@ -105,8 +105,8 @@ local function look_up(key)
 end
 
 -- One that an index lists, as show(id, record, flat) shows it. nil, and the operators are told, if there is none, or if
--- it is of another account or server than the list is asked for: no list shows anybody's data to another. Who reads what
--- is shown sees whether its fields can be read.
+-- it is of another account or server than the list is asked for: no list shows anybody's data to another. Whether its
+-- fields can be read is seen by who reads what is shown.
 local function show_listed(index, kind, id, ask, show)
   local key = kind .. id
   local flat = redis.call('HGETALL', key)

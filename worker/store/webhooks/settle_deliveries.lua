@@ -20,10 +20,13 @@ local function settle(result)
     return
   end
   redis.call('ZREM', queue, result.id)
-  redis.call('ZREM', waiting_of(hook.account), result.id)
   redis.call('HSET', delivery, 'next_ms', '', 'delivered_ms', result.delivered and now or '')
-  redis.call('HDEL', delivery, 'job')
-  if not redis.call('ZSCORE', log, result.id) then redis.call('DEL', delivery) end
+  local is_listed = redis.call('ZSCORE', log, result.id)
+  if result.delivered or not is_listed then -- else its customer can have it sent again
+    redis.call('HDEL', delivery, 'job')
+    redis.call('ZREM', waiting_of(hook.account), result.id)
+  end
+  if not is_listed then redis.call('DEL', delivery) end
 end
 
 local gone, works = false, false

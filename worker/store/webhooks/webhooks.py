@@ -24,6 +24,7 @@ OLD_SECRET_KEPT = timedelta(hours=24)
 TEST = "webhook.test"  # the event of a test; it is sent without a subscription
 DISABLED = frozenset({"gone", "failing"})  # by us: it responded with 410, or every delivery has failed for days
 PENDING_MAX = 100  # with more pending deliveries a test is refused
+REDELIVERY_PAUSE = timedelta(minutes=1)  # one request sends up to 1000 deliveries, so the limit of calls is no limit
 
 
 class JobEvent(StrEnum):
@@ -83,6 +84,14 @@ class Delivery:
     delivered_at: datetime | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Redelivery:
+    """How many deliveries are sent again, and how many others cannot be, because their message is gone."""
+
+    redelivered: int
+    not_kept: int
+
+
 class Webhooks(Scripts):
     """An account's webhooks, for the front end. Every call may raise StoreUnavailable."""
 
@@ -135,6 +144,41 @@ class Webhooks(Scripts):
         answer = await self._call("webhooks/send_test", ask)
         shown = accepted(answer, idempotency, limit=PENDING_MAX)[0]
         return await self._one(_delivery, shown, kind="delivery")
+
+    async def redeliver(
+        self,
+        *,
+        account_id: AccountId,
+        webhook_id: WebhookId,
+        delivery_id: DeliveryId,
+        idempotency: Idempotency | None = None,
+    ) -> Delivery:
+        """Send a delivery that has failed again. Raises WebhookNotFound, WebhookDisabled, DeliveryNotFound or
+        DeliveryNotRedeliverable."""
+        (shown,) = await self._redeliver(account_id, webhook_id, idempotency, delivery_id=delivery_id)
+        return _delivery(shown)
+
+    async def redeliver_all(
+        self, *, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None = None
+    ) -> Redelivery:
+        """Send all deliveries that have failed again. Raises WebhookNotFound, WebhookDisabled or
+        RedeliveredRecently."""
+        sent, gone = await self._redeliver(account_id, webhook_id, idempotency)
+        return Redelivery(redelivered=sent, not_kept=gone)
+
+    async def _redeliver(
+        self, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None, **more: str
+    ) -> list[Any]:
+        ask = {
+            "account": str(account_id),
+            "id": webhook_id,
+            "no_message": TEST,
+            "pause_ms": round(REDELIVERY_PAUSE.total_seconds() * 1000),
+            "idempotency": for_script(idempotency),
+            **more,
+        }
+        answer = await self._call("webhooks/redeliver", ask)
+        return accepted(answer, idempotency, id=more.get("delivery_id"))
 
     async def deliveries(
         self, *, account_id: AccountId, webhook_id: WebhookId, offset: int, limit: int

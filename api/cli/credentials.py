@@ -1,0 +1,137 @@
+"""Commands for the credentials of nodes."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api.cli import formats
+from api.cli.client import Body, Client, segment
+from api.cli.commands import perform
+from api.cli.exits import CliError, Exit
+from api.cli.options import Json, Lifetime, NodeArgument, Yes, lifetime_hours, period
+from api.cli.output import Column, Output
+
+app = typer.Typer(no_args_is_help=True, help="Create, rotate, revoke or list a node's credentials.")
+
+COLUMNS = (
+    Column(title="CREDENTIAL", of=lambda credential: credential["id"]),
+    Column(title="NODE", of=lambda credential: credential["node"]),
+    Column(title="CREATED (UTC)", of=lambda credential: formats.at(credential["created_at"])),
+    Column(title="EXPIRES (UTC)", of=lambda credential: formats.at(credential["expires_at"])),
+)
+
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write the secret to this file, which only you can read; default: print it."),
+]
+
+
+@app.command("create")
+def create_credential(
+    context: typer.Context,
+    node: NodeArgument,
+    *,
+    expires_in: Lifetime = None,
+    out: Out = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Create a node's first credential. Its secret is shown only once."""
+    body: Body = lifetime_hours(expires_in)
+    question = None if yes else f"Create a credential for node {node}?"
+    _make(context, f"{_path(node)}", body, out=out, as_json=as_json, question=question)
+
+
+@app.command("rotate")
+def rotate_credential(
+    context: typer.Context,
+    node: NodeArgument,
+    *,
+    expires_in: Lifetime = None,
+    overlap: Annotated[
+        timedelta, typer.Option(parser=period, metavar="10m", help="How long the former credential is still valid.")
+    ] = timedelta(minutes=10),
+    out: Out = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Create another credential for a node. The former one ends after the overlap."""
+    body: Body = lifetime_hours(expires_in) | {"overlap_minutes": overlap // timedelta(minutes=1)}
+    question = None if yes else f"Rotate the credential of node {node}? The former one ends after the overlap."
+    _make(context, f"{_path(node)}rotate/", body, out=out, as_json=as_json, question=question)
+
+
+@app.command("revoke")
+def revoke_credentials(context: typer.Context, node: NodeArgument, *, yes: Yes = False, as_json: Json = False) -> None:
+    """Revoke all credentials of a node. Its connections end within a second."""
+
+    async def revoke(client: Client) -> Body:
+        await client.delete(_path(node))
+        return {"node": node}
+
+    perform(
+        context,
+        revoke,
+        lambda output, _: output.say(f"the credentials of node {node} are revoked"),
+        as_json=as_json,
+        question=None if yes else f"Revoke the credentials of node {node}? It gets no more jobs.",
+    )
+
+
+@app.command("list")
+def list_credentials(context: typer.Context, node: NodeArgument, *, as_json: Json = False) -> None:
+    """List a node's valid credentials, without their secrets."""
+    perform(
+        context,
+        lambda client: client.get(_path(node)),
+        lambda output, listed: output.list(COLUMNS, listed, none=f"Node {node} has no valid credential."),
+        as_json=as_json,
+    )
+
+
+def _path(node: str) -> str:
+    return f"ops/nodes/{segment(node)}/credentials/"
+
+
+def _make(
+    context: typer.Context, path: str, body: Body, *, out: Path | None, as_json: bool, question: str | None
+) -> None:
+    async def make(client: Client) -> Body:
+        if out is None:
+            return await client.post(path, body)
+        with _private(out) as file:  # before the call: the secret cannot be had again
+            new = await client.post(path, body)
+            file.write_text(f"{new.pop('secret')}\n")
+        return new
+
+    def show(output: Output, new: Body) -> None:
+        where = "its secret is shown only once:" if out is None else f"its secret is in {out}"
+        output.note(f"credential {new['id']} of node {new['node']} created; {where}")
+        if out is None:
+            typer.echo(new["secret"])
+
+    perform(context, make, show, as_json=as_json, question=question)
+
+
+@contextmanager
+def _private(path: Path) -> Iterator[Path]:
+    """A new file that only its owner can read. It takes the place of `path` at the end. Raises CliError."""
+    if path.is_dir():
+        raise CliError(Exit.USAGE, f"Cannot write {path}: it is a folder.")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise CliError(Exit.USAGE, f"Cannot write {path}: {error.strerror}.") from error
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.replace(name, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)

@@ -1,0 +1,1 @@
+"""The credentials of nodes: the calls, for operators."""
