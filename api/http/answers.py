@@ -14,7 +14,6 @@ from api.http.fields import PageQuery
 from worker.store.calls import CursorPage, Page
 from worker.store.model import JobKind, ServerState, Step
 
-_ANY_PAGE = 10**12  # no page has that number
 _JSON = "application/json; charset=utf-8"
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -137,6 +136,11 @@ def page_links(url: URL, query: PageQuery, count: int) -> dict[str, str]:
         pages["prev"] = min(query.page - 1, last)
     if query.page < last:
         pages["next"] = query.page + 1
-    here = url.relative() if url.absolute else url
-    before, _, after = str(here.update_query(page=_ANY_PAGE)).partition(f"page={_ANY_PAGE}")
-    return {"Link": ", ".join(f'<{before}page={page}{after}>; rel="{name}"' for name, page in pages.items())}
+    # The query was read, so there is nothing in it that must be quoted.
+    parts = [part for part in url.raw_query_string.split("&") if part]
+    place = next((n for n, part in enumerate(parts) if part.startswith("page=")), len(parts))
+
+    def path(number: int) -> str:
+        return f"{url.raw_path}?{'&'.join([*parts[:place], f'page={number}', *parts[place + 1 :]])}"
+
+    return {"Link": ", ".join(f'<{path(number)}>; rel="{name}"' for name, number in pages.items())}

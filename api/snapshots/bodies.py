@@ -9,7 +9,7 @@ from api.http.answers import Closed, ServerName, SnapshotName, StatusOfServer, T
 from api.http.calls import API
 from api.jobs.bodies import Contents, DisksQuery, contents, job_headers
 from worker.store import errors, model
-from worker.store.customers.customer_store import Admitted, Edit, SnapshotFilter
+from worker.store.customers.customer_store import Admitted, Edit, ListedSnapshot, SnapshotFilter
 from worker.store.model import NAME_MAX, ServerState, SnapshotId, SnapshotStatus
 
 LABELS_MAX = 20
@@ -178,7 +178,7 @@ class RestoreStarted(Closed):
     server: RestoredServer
 
 
-def snapshot(record: model.Snapshot) -> dict[str, object]:
+def snapshot(record: model.Snapshot | ListedSnapshot) -> dict[str, object]:
     """A `Snapshot`, as JSON: there are up to 500 in an answer, and one model after the other would take most of it."""
     return {
         "id": record.id,

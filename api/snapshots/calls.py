@@ -58,7 +58,7 @@ class SnapshotCalls:
         The account's snapshots, of one server or of all; newest first unless `sort` is given.
         """
         query = reading.query(request, ListQuery)
-        page = await self._store.snapshots(
+        page = await self._store.listed(
             account_id=caller, wanted=query.filter, offset=query.offset, limit=query.page_size
         )
         return page_answer(request, query, page, bodies.snapshot)

@@ -235,6 +235,6 @@ def test_links_lead_to_the_pages_that_there_are(page: int, count: int, expected:
     links = re.findall(r'<([^>]+)>; rel="([a-z]+)"', page_links(url, query, count)["Link"])
 
     assert {name: target for target, name in links} == {
-        name: f"/api/v1/snapshots/?page={number}&page_size=2&server_id=12345&theirs=a+b"
+        name: f"/api/v1/snapshots/?page={number}&page_size=2&server_id=12345&theirs=a%20b"
         for name, number in expected.items()
     }

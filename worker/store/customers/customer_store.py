@@ -74,6 +74,20 @@ class Admitted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ListedSnapshot:
+    """A snapshot in a list, which may have hundreds."""
+
+    id: SnapshotId
+    server_id: ServerId
+    server_name: str
+    name: str
+    status: SnapshotStatus
+    size_mb: int | None
+    created_at: datetime
+    description: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SnapshotFilter:
     """Which snapshots to list, and in which order. None: any."""
 
@@ -233,15 +247,15 @@ class CustomerStore(Scripts):
         self, *, account_id: By, wanted: SnapshotFilter = EVERY, offset: int, limit: int
     ) -> Page[Snapshot]:
         """An account's snapshots. Another account's server has none. Raises StoreUnavailable."""
-        ask: dict[str, Any] = wanted.for_script()
-        if wanted.is_in_order:
-            ask |= {"descending": wanted.descending, "offset": offset, "limit": limit}
-            count, *rows = await self._call("customers/list_snapshots", ask, account_id)
-        else:
-            found = await self._matching(ask, wanted, account_id)
-            count, ids = len(found), found[offset : offset + limit]
-            rows = await self._call("customers/show_snapshots", {"ids": ids}, account_id) if ids else []
+        count, rows = await self._rows(account_id, wanted, offset, limit)
         return Page(count=count, results=await self._many(_snapshot, rows, kind="snapshot"))
+
+    async def listed(
+        self, *, account_id: By, wanted: SnapshotFilter = EVERY, offset: int, limit: int
+    ) -> Page[ListedSnapshot]:
+        """The same, with the fields alone that a list shows."""
+        count, rows = await self._rows(account_id, wanted, offset, limit, brief=True)
+        return Page(count=count, results=await self._many(_listed, rows, kind="snapshot"))
 
     async def job(self, *, account_id: By, job_id: JobId) -> Job:
         """Raises JobNotFound, also for another account's, or StoreUnavailable."""
@@ -262,6 +276,19 @@ class CustomerStore(Scripts):
         return await self._one(_server, [str(server_id).encode(), *found], kind="server")
 
     # --- helpers ---
+
+    async def _rows(
+        self, account_id: By, wanted: SnapshotFilter, offset: int, limit: int, **more: bool
+    ) -> tuple[int, list[Any]]:
+        """How many snapshots match, and those of one page, as the scripts show them."""
+        ask: dict[str, Any] = wanted.for_script()
+        if wanted.is_in_order:
+            ask |= {"descending": wanted.descending, "offset": offset, "limit": limit}
+            count, *rows = await self._call("customers/list_snapshots", ask | more, account_id)
+            return count, rows
+        found = await self._matching(ask, wanted, account_id)
+        ids = found[offset : offset + limit]
+        return len(found), await self._call("customers/show_snapshots", {"ids": ids, **more}, account_id) if ids else []
 
     async def _shown(self, shown: list[Any]) -> Job:
         return await self._one(shown_job, shown, kind="job")
@@ -321,6 +348,20 @@ class CustomerStore(Scripts):
 def _snapshot(shown: list[Any]) -> Snapshot:
     snapshot_id, flat, server_name = shown
     return records.snapshot(SnapshotId(int(snapshot_id)), records.pairs(flat), records.text(server_name))
+
+
+def _listed(shown: list[Any]) -> ListedSnapshot:
+    snapshot_id, server, name, status, size_mb, created_ms, description, server_name = shown
+    return ListedSnapshot(
+        id=SnapshotId(int(snapshot_id)),
+        server_id=ServerId(records.whole(server)),
+        server_name=records.text(server_name),
+        name=name.decode(),
+        status=SnapshotStatus(status.decode()),
+        size_mb=records.whole(size_mb) if size_mb else None,
+        created_at=records.moment(created_ms),
+        description=description.decode(),
+    )
 
 
 def _server(shown: list[Any]) -> ServerView:

@@ -45,6 +45,16 @@ local function show_snapshot(id, snapshot, flat)
   return {id, flat, name_of(snapshot.server, snapshot.account)}
 end
 
+-- The fields of a snapshot of the account, and of the server if one is given, that its list shows: {id, server, name,
+-- status, size_mb, created_ms, description, name of its server}. nil for another's.
+local function brief_snapshot(id, account, server)
+  local found = redis.call('HMGET', 'snapshot:' .. id, 'account', 'server', 'name', 'status', 'size_mb', 'created_ms',
+    'description')
+  if found[1] ~= account or not found[2] or server and found[2] ~= server then return nil end
+  found[1], found[8] = id, name_of(found[2], account)
+  return found
+end
+
 -- Whether a snapshot is in an account's list, or in that of its server: a list that is wrong shows nobody's data to
 -- another.
 local function is_listed(id, account, server)
