@@ -6,7 +6,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from worker.store import trouble
@@ -45,9 +44,9 @@ class Careful(AbstractConnection):
             raise asyncio.CancelledError
 
     def write(self, packed: bytes) -> None:
-        """Send, whatever was sent and not answered before. Raises ConnectionError, and has sent nothing."""
+        """Send, whatever was sent and not answered before. Raises NotSent."""
         if self._writer is None or self._writer.transport.is_closing():
-            raise RedisConnectionError("The connection is closed.")
+            raise trouble.NotSent("The connection is closed.")
         self._writer.write(packed)
 
     async def read_response(self, *args: Any, **options: Any) -> Any:

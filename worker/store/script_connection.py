@@ -10,7 +10,6 @@ from hashlib import sha1
 from typing import Any, Protocol, runtime_checkable
 
 from redis.asyncio import ConnectionPool
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from worker.store import trouble
@@ -70,7 +69,7 @@ class _Way:
 
     @property
     def is_open(self) -> bool:
-        return not (self._is_retired or self._reading.done())
+        return not (self._is_retired or self._reading.done() or self._reading.cancelling())
 
     @property
     def idle_seconds(self) -> float:
@@ -89,7 +88,8 @@ class _Way:
         unsent, self._unsent = self._unsent, []
         try:
             self._connection.write(b"".join(command for command, _ in unsent))
-        except RedisConnectionError as error:
+        except trouble.NotSent as error:
+            self._reading.cancel()
             for _, answer in unsent:
                 _fail(answer, error)
             return
@@ -181,6 +181,12 @@ class ScriptConnections:
     async def run(self, script: Script, argument: bytes) -> Any:
         """Raises RedisError: AnswerLost where Redis may have run it."""
         self._turn = turn = (self._turn + 1) % MANY
+        try:
+            return await self._run(turn, script, argument)
+        except trouble.NotSent:  # it was closed in this moment
+            return await self._run(turn, script, argument)
+
+    async def _run(self, turn: int, script: Script, argument: bytes) -> Any:
         way = self._ways[turn]
         if way is None or not self._is_good(way):
             way = await self._opened(turn)

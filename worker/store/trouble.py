@@ -24,6 +24,10 @@ class TooSlow(AnswerLost, RedisTimeoutError):
     """The answer did not come in time."""
 
 
+class NotSent(RedisConnectionError):
+    """The connection was closed before the command was sent."""
+
+
 def lost(error: Exception) -> AnswerLost | None:
     """The error of a command that was sent, as one of these; None if it is an answer of Redis."""
     # exactly: the answers LOADING and "max number of clients reached" are subclasses
