@@ -168,19 +168,21 @@ class ScriptConnections:
     """A few connections of a pool, used in turn: Redis reads 16 KB of one before it writes to its disk what it has
     done, so that on one alone each ten scripts would wait for a write. Each is opened when it is used first, and again
     when it was cut. `seconds`: bound on an answer; `idle_seconds`: after them a connection is tried before it is used.
+    At most a quarter of the pool: other commands need theirs.
     """
 
     def __init__(self, pool: ConnectionPool, *, seconds: float, idle_seconds: float) -> None:
         self._pool = pool
+        self._many = max(1, min(MANY, pool.max_connections // 4))
         self._seconds = seconds
         self._idle_seconds = idle_seconds
         self._opening = asyncio.Lock()
-        self._ways: list[_Way | None] = [None] * MANY
+        self._ways: list[_Way | None] = [None] * self._many
         self._turn = 0
 
     async def run(self, script: Script, argument: bytes) -> Any:
         """Raises RedisError: AnswerLost where Redis may have run it."""
-        self._turn = turn = (self._turn + 1) % MANY
+        self._turn = turn = (self._turn + 1) % self._many
         try:
             return await self._run(turn, script, argument)
         except trouble.NotSent:  # it was closed in this moment
