@@ -20,7 +20,8 @@ from functools import cache
 from pathlib import Path
 
 CHILDREN = 64  # at the same time
-MAX_OUTPUT_BYTES = 32 << 20  # 4096 snapshots with long names, as JSON
+MAX_OUTPUT_BYTES = 32 << 20  # on stdout: 4096 snapshots with long names, as JSON
+KEPT_ERROR_BYTES = 64 << 10  # of stderr, on which a repair writes a line for each cluster: 80 MB for 100 GB
 _WAITING = ThreadPoolExecutor(CHILDREN, thread_name_prefix="qemu-img")  # one thread waits for each child
 _CHUNK_BYTES = 1 << 16
 _KILL_AFTER_SECONDS = 5  # of CPU time, if a child ignores SIGXCPU
@@ -46,7 +47,7 @@ class Limits:
 class Ended:
     code: int  # negative: the signal that ended it
     out: str
-    err: str
+    err: str  # its start
 
 
 async def run(*command: str, limits: Limits, files: Sequence[int] = ()) -> Ended:
@@ -59,7 +60,7 @@ async def run(*command: str, limits: Limits, files: Sequence[int] = ()) -> Ended
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        pass_fds=(*files, *_inheritable()),
+        pass_fds=(*files, *_locks()),
         env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "1"},
     )
     ended = asyncio.get_running_loop().run_in_executor(_WAITING, _read_all, process)
@@ -108,20 +109,29 @@ def _may_drop() -> bool:
     return False
 
 
-def _inheritable() -> list[int]:
-    """The node's lock: the next worker waits until a child that outlives this process has exited."""
+def _locks() -> list[int]:
+    """The node's locks: the next worker waits until a child that outlives this process has exited.
+
+    Not every descriptor that can be inherited: libvirt opens some for a moment, and one that is closed before the child
+    starts would fail its start.
+    """
     found = []
     for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # the one that listed them
-            if int(name) not in {0, 1, 2} and os.get_inheritable(int(name)):
+        with suppress(OSError):  # closed meanwhile, as the one that listed them
+            if int(name) not in {0, 1, 2} and os.get_inheritable(int(name)) and _is_locked(name):
                 found.append(int(name))
     return found
 
 
+def _is_locked(descriptor: str) -> bool:
+    return " FLOCK " in Path(f"/proc/self/fdinfo/{descriptor}").read_text()
+
+
 def _read_all(process: subprocess.Popen[bytes]) -> Ended:
-    """Wait for the end of the child. Kills it if it writes too much."""
+    """Wait for the end of the child. Kills it if it writes too much on stdout; only the start of stderr is kept."""
     assert process.stdout is not None and process.stderr is not None, "both are pipes"  # noqa: S101, PT018 - for mypy
-    said = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    out, err = process.stdout.fileno(), process.stderr.fileno()
+    said = {out: bytearray(), err: bytearray()}
     says_too_much = False
     with selectors.DefaultSelector() as selector, process:
         for pipe in said:
@@ -132,10 +142,11 @@ def _read_all(process: subprocess.Popen[bytes]) -> Ended:
                 if not data:
                     selector.unregister(key.fd)
                 said[key.fd] += data
-                if len(said[key.fd]) > MAX_OUTPUT_BYTES:
+                del said[err][KEPT_ERROR_BYTES:]
+                if len(said[out]) > MAX_OUTPUT_BYTES:
                     says_too_much = True
                     process.kill()
-                    said[key.fd].clear()
+                    said[out].clear()
         process.wait()
-    out, err = (bytes(data).decode(errors="replace") for data in said.values())
-    return Ended(code=-signal.SIGXFSZ if says_too_much else process.returncode, out=out, err=err)
+    code = -signal.SIGXFSZ if says_too_much else process.returncode
+    return Ended(code=code, out=said[out].decode(errors="replace"), err=said[err].decode(errors="replace"))
