@@ -45,6 +45,7 @@ from api.webhooks.sender import Sender
 from api.webhooks.ssrf import Reach
 from worker.program.background import in_background
 from worker.program.loop import every
+from worker.store import trouble
 from worker.store.access.audit import Audit, AuditKeeper
 from worker.store.access.credentials import Credentials
 from worker.store.access.sessions import SessionLifetime, Sessions
@@ -294,9 +295,12 @@ def _entered(call: Call[Entering], resource: object, callers: Callers) -> Handle
                 await by.identify()
             await is_valid(request)
             return await call.handle(resource, request, by)
-        except OutcomeUnknown:
-            with suppress(StoreUnavailable, problems.Problem):  # for the log; it may be done, whatever is true now
-                await by.identify()
+        except StoreUnavailable as error:
+            # what may be done is not refused for a limit that it has reached itself
+            ignored = (StoreUnavailable, *((problems.Problem,) if isinstance(error, OutcomeUnknown) else ()))
+            if trouble.may_respond(error.__cause__):
+                with suppress(*ignored):
+                    await by.identify()
             raise
         except Exception:
             await by.identify()

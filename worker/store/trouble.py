@@ -36,6 +36,11 @@ def lost(error: Exception) -> AnswerLost | None:
     return TooSlow(str(error)) if type(error) is RedisTimeoutError else None
 
 
+def may_respond(error: BaseException | None) -> bool:
+    """Whether Redis can be expected to answer the next command: it has answered this one, or the connection was cut."""
+    return isinstance(error, ResponseError | CutOff)
+
+
 def why_read_only(error: BaseException) -> str | None:
     """The cause, one of CAUSES; None if the error is another one."""
     if isinstance(error, OutOfMemoryError):
