@@ -27,6 +27,7 @@ FORM_FIELDS_MAX = 1000
 _ERRORS_MAX = 20
 _FIELD_MAX = 100  # characters of a field's name in a problem: a key of the body is the caller's text
 
+_UNCOMPRESSED = frozenset({"", "identity", "chunked"})
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _ACCOUNT_ID: TypeAdapter[AccountId] = TypeAdapter(AccountIdInHeader)
 
@@ -223,15 +224,14 @@ def account_id(text: str) -> AccountId | None:
 async def _read(request: web.Request, if_too_large: Callable[[], Problem] = too_large) -> bytes:
     seconds = request.app[BODY_SECONDS]
     encodings = [*request.headers.getall("Content-Encoding", ()), *request.headers.getall("Transfer-Encoding", ())]
-    if encodings and {encoding.strip().lower() for encoding in ",".join(encodings).split(",")} - {
-        "",
-        "identity",
-        "chunked",
-    }:
+    if encodings and {encoding.strip().lower() for encoding in ",".join(encodings).split(",")} - _UNCOMPRESSED:
         raise invalid(FieldError(field="Content-Encoding", detail="Send the body uncompressed."))
     try:
         if request.content.is_eof():  # it came with the head
-            return await request.read()
+            raw = request.content.read_nowait()
+            if len(raw) > BODY_MAX_BYTES:
+                raise if_too_large()
+            return raw
         request[FROM_STRANGER] = TOKEN not in request
         async with asyncio.timeout(seconds):
             return await request.read()
