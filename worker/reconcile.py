@@ -146,6 +146,8 @@ class Reconciler:
                 await self.server(server_id)
                 if self._pending.get(server_id) == 0:
                     del self._pending[server_id]
+            for server_id in sorted(self._runner.still_held):  # until it succeeds: nobody can migrate it before
+                await self.server(server_id)
 
     async def server(self, server_id: ServerId) -> None:
         """Check one server. If a job is working on it, only publish its snapshots and jobs, and compare it later."""
@@ -253,7 +255,7 @@ class Reconciler:
                 found_id: one for found_id, one in ids.items() if one.tag not in safety and found_id in known.on_disk
             }
             whole = {found_id: one for found_id, one in ours.items() if one.complete}
-            await self._hypervisor.let_go(server_id)  # a worker that died at the end of a job may have left the hold
+            await self._let_go(server_id)  # a worker that died at the end of a job may have left the hold
             await self._settle(server_id, found)
             findings += await self._rewrite_metadata(server_id, whole, known)
             findings += await self._regain(server_id, whole, known)
@@ -277,7 +279,11 @@ class Reconciler:
     async def _let_go_if_idle(self, server_id: ServerId) -> None:
         known = await self._store.known(server_id, [])
         if not known.busy and not self._open_tasks(server_id):
-            await self._hypervisor.let_go(server_id)
+            await self._let_go(server_id)
+
+    async def _let_go(self, server_id: ServerId) -> None:
+        await self._hypervisor.let_go(server_id)
+        self._runner.still_held.discard(server_id)
 
     async def _is_in_use(self, server_id: ServerId) -> bool:
         """Whether another tool is working on the server, which is then left alone."""

@@ -80,6 +80,7 @@ class Runner:
         self._may_go_on = may_go_on
         self._running: dict[JobId, asyncio.Task[None]] = {}
         self._executing = 0
+        self.still_held: set[ServerId] = set()  # servers that no job holds, although libvirt still says so
         self._idle = asyncio.Event()  # set while no job works on a VM
         self._idle.set()
         self._servers: defaultdict[ServerId, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -317,11 +318,13 @@ class Runner:
         return Next(step=procedure.if_it_fails[step](facts), facts=facts)
 
     async def _let_go(self, server_id: ServerId) -> None:
-        """Allow others to migrate the server again. If this fails, reconciliation does it later."""
+        """Allow others to migrate the server again. If this fails, reconciliation does it within seconds."""
         try:
             async with asyncio.timeout(self._limits.step_seconds):
                 await self._hypervisor.let_go(server_id)
+            self.still_held.discard(server_id)
         except (DriverError, TimeoutError) as error:
+            self.still_held.add(server_id)
             log.warning("server.not_let_go", server_id=server_id, reason=str(error) or type(error).__name__)
 
 

@@ -146,7 +146,9 @@ class Campaign:
         for one in (expected, *beside):
             await asyncio.to_thread(self._after_others, one)
         self.summary.operations[f"{operation} {outcomes.get(expected.server.id, 'not done')}"] += 1
-        await self._look(self._servers if target in {LOST, OLDER} else [expected, *beside], patient=target == OLDER)
+        await self._look(
+            self._servers if target in {LOST, OLDER} else [expected, *beside], patient=target in {OLDER, "libvirtd"}
+        )
         if self.chance.random() < 0.2:
             self._deaths.keep_a_copy()
         also = "".join(f", {other.server.id}: {outcomes.get(other.server.id, 'not done')}" for other in beside)
@@ -241,7 +243,7 @@ class Campaign:
             others.mend(expected)
 
     async def _look(self, servers: Iterable[Expected], *, patient: bool = False) -> None:
-        """`patient`: the node has yet to judge what Redis says."""
+        """`patient`: the node has yet to judge what Redis says, or to let go of the server once libvirt answers."""
         for expected in servers:
             deadline = time.monotonic() + (RECONCILED_SECONDS if patient else 0)
             while found := await model.violations(self._cell, expected, model.safety_tags(self._journal)):

@@ -20,6 +20,7 @@ from worker.inventory import Inventory
 from worker.journal import KEPT_FOR_A_PERSON, Journal
 from worker.procedures.disks import CLEANING_TRIES
 from worker.procedures.work import Policy, Task
+from worker.program.background import in_background
 from worker.publisher import Publisher
 from worker.reconcile import Reconciler
 from worker.runner import Limits, Runner
@@ -410,6 +411,21 @@ async def test_a_server_that_cannot_be_read_is_let_go_all_the_same(node: Node) -
     node.hypervisor.faults.fail(Effect.LOOK, error=UnsupportedServer("disk vda has no file"))
     await node.reconcile()
     assert not node.hypervisor.server(SERVER).held
+
+
+async def test_a_server_that_could_not_be_let_go_after_its_job_is_within_seconds(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.reconcile.RECHECK_SECONDS", 0.01)
+    node.hypervisor.faults.fail(Effect.LET_GO, times=3)  # libvirt is away: at the job's end, and for two rechecks
+    async with in_background(node.reconciler.keep_reconciling()):
+        await node.create("a")
+
+        async def is_let_go() -> bool:
+            return not node.hypervisor.server(SERVER).held
+
+        await until_told(is_let_go)
+    assert not node.runner.still_held
 
 
 async def test_a_safety_snapshot_that_the_journal_lost_gets_its_usual_time(node: Node) -> None:
