@@ -3,11 +3,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom lock clean bench-pickup bench-admission \
-    bench-live bench-ops bench-tracing chaos fuzz migrations backups-beside dry-runs screenshots survey
+    bench-live bench-ops bench-tracing bench-http chaos fuzz migrations backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 CLIENT := $(VENV)-client
+PEERS := $(VENV)-peers
 # read by deploy/setup.sh and by deploy/demo/run.py
 export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER
 
@@ -58,6 +59,12 @@ $(CLIENT)/.lock: $(CLIENT_LOCKS) | setup
 	PATH="$$PWD/$(CLIENT)/bin:$$PATH" npm ci --prefix $(CLIENT) --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
+# What `make bench-http` compares the front end with.
+$(PEERS)/.lock: deploy/lock/peers.txt | setup
+	$(BIN)/python -m venv --clear $(PEERS)
+	$(PEERS)/bin/pip install -q --disable-pip-version-check --require-hashes -r deploy/lock/peers.txt
+	@touch $@
+
 format: setup ## format the code and apply ruff's fixes
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
@@ -94,6 +101,10 @@ bench-ops: setup ## measure the operators' lists and pages with N (100000) jobs,
 bench-live: setup ## measure how long a guest's writes wait for a snapshot without a stop (N=10 rounds)
 	$(BIN)/python -m tests.bench.live
 
+bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, compared with bare aiohttp and FastAPI (CALLS="create show")
+	@deploy/setup.sh bench
+	@CALLS="$(CALLS)" $(BIN)/python -m tests.bench.http
+
 bench-tracing: setup ## measure the cost of a request's spans, compared with the request
 	$(BIN)/python -m tests.bench.tracing
 
@@ -117,6 +128,7 @@ lock: setup $(CLIENT)/.lock ## resolve the dependencies into the lock files (UPG
 	$(UV) pyproject.toml --extra tracing -c deploy/lock/dev.txt -o deploy/lock/tracing.txt
 	$(UV) --group build -c deploy/lock/dev.txt -o deploy/lock/build.txt
 	$(UV) --group client -o deploy/lock/client.txt
+	$(UV) --group peers -o deploy/lock/peers.txt
 	cd tests/integration/clients && PATH="$(abspath $(CLIENT))/bin:$$PATH" npm install --package-lock-only --ignore-scripts \
 	    --omit-lockfile-registry-resolved --no-audit --no-fund --loglevel=error && sed -i -zE \
 	    's/,\n *"funding": (\{[^}]*\}|\[[^]]*\]|"[^"]*")//g' package-lock.json

@@ -24,7 +24,7 @@ from api.events.streams import Streams
 from api.http import problems, reading
 from api.http.audit_budget import AuditBudget
 from api.http.caching import Document, conditional
-from api.http.callers import Caller, Callers
+from api.http.callers import Caller, Callers, Entering
 from api.http.calls import Call, Table
 from api.http.marks import REQUEST_ID
 from api.http.middleware import around, finish_head
@@ -45,6 +45,7 @@ from api.webhooks.sender import Sender
 from api.webhooks.ssrf import Reach
 from worker.program.background import in_background
 from worker.program.loop import every
+from worker.store import trouble
 from worker.store.access.audit import Audit, AuditKeeper
 from worker.store.access.credentials import Credentials
 from worker.store.access.sessions import SessionLifetime, Sessions
@@ -54,7 +55,7 @@ from worker.store.chores.cell_clock import COMPARE_SECONDS, CellClock
 from worker.store.chores.chores import Chores
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.customers.events import Events
-from worker.store.errors import StoreUnavailable, too_slow
+from worker.store.errors import OutcomeUnknown, StoreUnavailable, too_slow
 from worker.store.operators.cell import Cell
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.schedules.schedules import Schedules
@@ -64,6 +65,7 @@ from worker.store.webhooks.webhooks import Webhooks
 TOKEN_CHECK_SECONDS = 30.0  # an event stream ends at most this long after its token was revoked
 FIRST_COMPARISON_SECONDS = 1.0  # a start does not wait longer for Redis
 SWEEP_SECONDS = 30.0  # how often jobs that have waited too long are failed
+AUDIT_SECONDS = 0.1  # how late an entry may be in the log
 STORE_LOOK_SECONDS = 5.0  # how often a write to Redis is tried
 
 By = TypeVar("By")
@@ -85,11 +87,13 @@ def build(
     store = CustomerStore(redis, node_silent_seconds=settings.node_silent_seconds)
     operator_store = OperatorStore(redis, store, node_silent_seconds=settings.node_silent_seconds)
     following = events.EventCalls(streams, callers)
-    for_customers: list[tuple[Table[Caller], object]] = [
+    for_entering: list[tuple[Table[Entering], object]] = [
         (snapshots.call, snapshots.SnapshotCalls(store, live=settings.live)),
         (jobs.call, jobs.JobCalls(store)),
-        (events.call, following),
         (servers.call, servers.ServerCalls(store)),
+    ]
+    for_customers: list[tuple[Table[Caller], object]] = [
+        (events.call, following),
         (schedules.call, schedules.ScheduleCalls(Schedules(redis, now=clock.now), live=settings.live)),
         (webhooks.call, webhooks.WebhookCalls(Webhooks(redis), reach=_reach(settings))),
     ]
@@ -111,7 +115,8 @@ def build(
         guard=SessionGuard(callers, _sessions(redis, settings, limits)),
         runbook_url=settings.runbook_url,
     )
-    audit = Audit(redis, keeper=_keeper(redis, settings, clock), now=clock.now)
+    keeper = _keeper(redis, settings, clock)
+    audit = Audit(redis, keeper=keeper, now=clock.now)
     budget = AuditBudget(settings.audit_entries_per_hour)
     app = web.Application(
         middlewares=[traced, around(callers, audit, budget, metrics, _refusing(context))],
@@ -119,12 +124,18 @@ def build(
     )
     app[BODY_SECONDS] = settings.body_seconds
     app.on_response_prepare.append(finish_head)
+    if keeper is not None:
+        app.cleanup_ctx.append(partial(_keeping, keeper))
     _add_background_work(
         app, redis, settings, streams=streams, watch=watch, clock=clock, metrics=metrics, resolver=resolver
     )
     _serve(
         app,
-        [*_handlers(for_customers, callers.identify), *_handlers(for_operators, callers.operator)],
+        [
+            *_entering_handlers(for_entering, callers),
+            *_handlers(for_customers, callers.identify),
+            *_handlers(for_operators, callers.operator),
+        ],
         seconds=settings.request_seconds,
     )
     probes = Probes(watch.look)
@@ -142,6 +153,12 @@ def build(
 def _keeper(redis: ArqRedis, settings: ApiSettings, clock: CellClock) -> AuditKeeper | None:
     kept = timedelta(days=settings.audit_days)
     return AuditKeeper(redis, kept=kept, now=clock.now) if settings.audit_keeper else None
+
+
+async def _keeping(keeper: AuditKeeper, _: web.Application) -> AsyncIterator[None]:
+    expected: dict[type[Exception], str] = {StoreUnavailable: "audit.store_unavailable"}
+    async with in_background(every(AUDIT_SECONDS, keeper.keep_news, name="audit", expected=expected)):
+        yield
 
 
 def _reach(settings: ApiSettings) -> Reach:
@@ -247,17 +264,63 @@ def _handlers(
 
 
 def _called(call: Call[By], resource: object, identify: Callable[[web.Request, Permission], Awaitable[By]]) -> Handler:
+    is_valid = _ensured(call)
+
     async def handler(request: web.Request) -> web.StreamResponse:
         by = await identify(request, call.permission)
-        # first, so that an invalid request changes nothing
-        reading.ensure_known_query(request, call.query)
-        if call.changes:
-            reading.ensure_no_precondition(request)
-        if call.changes and call.body is None:
-            await reading.ensure_no_body(request, call.query)
+        await is_valid(request)
         return await call.handle(resource, request, by)
 
     return handler
+
+
+def _entering_handlers(
+    resources: list[tuple[Table[Entering], object]], callers: Callers
+) -> Iterator[tuple[AnyCall, Handler]]:
+    for table, resource in resources:
+        for call in table.calls:
+            yield call, _entered(call, resource, callers)
+
+
+def _entered(call: Call[Entering], resource: object, callers: Callers) -> Handler:
+    """The script of the call checks its caller, too. A request that is refused for anything else is refused only to a
+    caller who may make it."""
+
+    is_valid = _ensured(call)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        by = callers.enter(request, call)
+        try:
+            if not request.content.is_eof():  # a stranger is not waited for
+                await by.identify()
+            await is_valid(request)
+            return await call.handle(resource, request, by)
+        except StoreUnavailable as error:
+            # what may be done is not refused for a limit that it has reached itself
+            ignored = (StoreUnavailable, *((problems.Problem,) if isinstance(error, OutcomeUnknown) else ()))
+            if trouble.may_respond(error.__cause__):
+                with suppress(*ignored):
+                    await by.identify()
+            raise
+        except Exception:
+            await by.identify()
+            raise
+
+    return handler
+
+
+def _ensured(call: AnyCall) -> Callable[[web.Request], Awaitable[None]]:
+    """Checked first, so that an invalid request changes nothing."""
+    changes, takes_body, query = call.changes, call.body is not None, call.query
+
+    async def ensure(request: web.Request) -> None:
+        reading.ensure_known_query(request, query)
+        if changes:
+            reading.ensure_no_precondition(request)
+            if not takes_body:
+                await reading.ensure_no_body(request, query)
+
+    return ensure
 
 
 def _serve(app: web.Application, calls: list[tuple[AnyCall, Handler]], *, seconds: float) -> None:
@@ -272,13 +335,16 @@ def _serve(app: web.Application, calls: list[tuple[AnyCall, Handler]], *, second
 def _bounded(call: AnyCall, handler: Handler, *, seconds: float) -> Handler:
     """With a time limit, and a 304 for a client that already has the answer."""
 
+    bound = None if call.is_stream else seconds
+    changes, is_cacheable = call.changes, call.is_cacheable
+
     async def bounded(request: web.Request) -> web.StreamResponse:
         try:
-            async with asyncio.timeout(None if call.is_stream else seconds):
+            async with asyncio.timeout(bound):
                 response = await handler(request)
         except TimeoutError as error:  # bodies and dry runs have their own limits, so Redis is slow
-            raise too_slow(changing=call.changes) from error
-        return conditional(request, response) if call.is_cacheable else response
+            raise too_slow(changing=changes) from error
+        return conditional(request, response) if is_cacheable else response
 
     return bounded
 

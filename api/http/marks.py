@@ -13,6 +13,7 @@ ACCOUNT = web.RequestKey("account", AccountId)
 MADE = web.RequestKey("made", str)  # what a call created, unless it is a job: "token 0a1b2c3d4e5f"
 REASON = web.RequestKey("reason", str)
 EACH = web.RequestKey("each", list[dict[str, str]])  # of a bulk call: the audit fields of each item
+AUDITED = web.RequestKey("audited", bool)  # whether the audit log has the call already
 ALLOWANCE = web.RequestKey("allowance", dict[str, str])  # the RateLimit headers
 FROM_STRANGER = web.RequestKey("from_stranger", bool)  # while its body arrives and nobody is known to send it
 IDEMPOTENCY = web.RequestKey("idempotency", Idempotency)

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from typing import TypeVar
 from urllib.parse import parse_qs
 
@@ -26,6 +27,7 @@ FORM_FIELDS_MAX = 1000
 _ERRORS_MAX = 20
 _FIELD_MAX = 100  # characters of a field's name in a problem: a key of the body is the caller's text
 
+_UNCOMPRESSED = frozenset({"", "identity", "chunked"})
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _ACCOUNT_ID: TypeAdapter[AccountId] = TypeAdapter(AccountIdInHeader)
 
@@ -149,6 +151,8 @@ def _digest(text: str) -> str:
 def ensure_known_query(request: web.Request, model: type[BaseModel] | None) -> None:
     """Raises Problem for a query parameter that the call does not have: a mistyped `dry_run` must not start the
     real job. `model`: the call's query, None if it has none."""
+    if not request.query_string:
+        return
     known = list(model.model_fields) if model else []
     unknown = [name for name in dict.fromkeys(request.query) if name not in known][:_ERRORS_MAX]
     if unknown:
@@ -159,7 +163,9 @@ def ensure_known_query(request: web.Request, model: type[BaseModel] | None) -> N
 def ensure_no_precondition(request: web.Request) -> None:
     """Raises Problem for an If-Match, but for `*`, which only wants that the resource exists: a client that sends one
     must not believe that it was compared. The ETags are weak, and a weak one never matches (RFC 9110)."""
-    given = ",".join(request.headers.getall("If-Match", [])).strip()
+    if "If-Match" not in request.headers:
+        return
+    given = ",".join(request.headers.getall("If-Match")).strip()
     if given not in {"", "*"}:
         raise Problem(412, "precondition_failed", "If-Match is not supported. Nothing was changed.")
 
@@ -167,12 +173,21 @@ def ensure_no_precondition(request: web.Request) -> None:
 def query(request: web.Request, model: type[Model], *, skip_empty: bool = False) -> Model:
     """Raises Problem, also for a parameter that is given twice. `skip_empty`: ignore empty parameters, which a browser
     sends for empty fields of a form."""
+    if not request.query_string:
+        empty: Model = _without_any(model)
+        return empty
     given = {name: request.query.getall(name) for name in model.model_fields if name in request.query}
     if skip_empty:
         given = {name: filled for name, values in given.items() if (filled := [value for value in values if value])}
     if twice := [name for name, values in given.items() if len(values) > 1]:
         raise invalid(*(FieldError(field=name, detail="Must not be given more than once.") for name in twice))
     return validated({name: values[0] for name, values in given.items()}, model)
+
+
+@cache
+def _without_any(model: type[Model]) -> Model:
+    """The query of a call without parameters. No query has one that is required."""
+    return model.model_validate({})
 
 
 async def form(request: web.Request) -> dict[str, list[str]]:
@@ -208,10 +223,15 @@ def account_id(text: str) -> AccountId | None:
 
 async def _read(request: web.Request, if_too_large: Callable[[], Problem] = too_large) -> bytes:
     seconds = request.app[BODY_SECONDS]
-    encodings = [*request.headers.getall("Content-Encoding", []), *request.headers.getall("Transfer-Encoding", [])]
-    if {encoding.strip().lower() for encoding in ",".join(encodings).split(",")} - {"", "identity", "chunked"}:
+    encodings = [*request.headers.getall("Content-Encoding", ()), *request.headers.getall("Transfer-Encoding", ())]
+    if encodings and {encoding.strip().lower() for encoding in ",".join(encodings).split(",")} - _UNCOMPRESSED:
         raise invalid(FieldError(field="Content-Encoding", detail="Send the body uncompressed."))
     try:
+        if request.content.is_eof():  # it came with the head
+            raw = request.content.read_nowait()
+            if len(raw) > BODY_MAX_BYTES:
+                raise if_too_large()
+            return raw
         request[FROM_STRANGER] = TOKEN not in request
         async with asyncio.timeout(seconds):
             return await request.read()

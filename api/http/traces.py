@@ -17,7 +17,7 @@ async def traced(
 ) -> web.StreamResponse:
     """Outermost, so that every log line of a request has its trace ID."""
     route = route_of(request)
-    if route in QUIET:
+    if route in QUIET or tracing.is_without(request.headers):
         return await handler(request)
     is_known = request.match_info.route.resource is not None
     method = request.method if request.method in hdrs.METH_ALL else "_OTHER"  # it may be any text

@@ -22,7 +22,7 @@ from api.http.answers import (
 from api.http.calls import API
 from api.http.consistency import Label
 from worker.store import model
-from worker.store.model import JobKind, JobState
+from worker.store.model import JobId, JobKind, JobState
 from worker.store.operators import records
 from worker.store.operators.operator_store import JobFilter
 
@@ -310,6 +310,6 @@ def ops_job(record: records.OpsJob, *, runbook_url: str) -> OpsJob:
     return from_record(OpsJob, record, **dict(ops_job_summary(record.job)), runbook=runbook)
 
 
-def job_headers(record: model.Job, *, base: str = API) -> dict[str, str]:
+def job_headers(job_id: JobId, *, base: str = API) -> dict[str, str]:
     """The job's path below `base`, and its ID, which no body of the contract has."""
-    return {"Operation-Location": f"{base}jobs/{record.id}/", "X-Job-Id": record.id}
+    return {"Operation-Location": f"{base}jobs/{job_id}/", "X-Job-Id": job_id}

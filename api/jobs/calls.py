@@ -4,7 +4,7 @@ from aiohttp import web
 
 from api.http import reading
 from api.http.answers import answer, cursor_answer, page_answer
-from api.http.callers import Caller
+from api.http.callers import Entering
 from api.http.calls import API, FOR_OPERATORS, JOB_HEADERS, OPS, Link, Reply, Table, links
 from api.http.fields import JOB_ID
 from api.http.marks import REQUEST_ID
@@ -33,7 +33,7 @@ RETRY = (
     *(errors.UndoUnavailable, *TO_CHANGE),
 )
 
-call: Table[Caller] = Table("jobs", JOB_ID)
+call: Table[Entering] = Table("jobs", JOB_ID)
 ops_call: Table[Token] = Table("operators", JOB_ID, **FOR_OPERATORS)
 
 
@@ -54,36 +54,36 @@ class JobCalls:
         refusals=(errors.JobNotFound, errors.UndoUnavailable, *TO_CHANGE),
         permission=Permission.SNAPSHOTS_RESTORE,
     )
-    async def undo_restore(self, request: web.Request, caller: Caller) -> web.Response:
+    async def undo_restore(self, request: web.Request, caller: Entering) -> web.Response:
         """Undo a restore.
 
         Brings back the data that the restore of that job overwrote. It is kept for 24 hours, for the latest restore of
         each server. An undo is itself a restore and can be undone. No body, or `{}`.
         """
         job = await self._store.undo(
-            account_id=caller.account_id,
+            account_id=caller,
             job_id=in_path(request, JOB_ID),
             request_id=request[REQUEST_ID],
             present_only=reading.query(request, DisksQuery).present_only,
             idempotency=reading.idempotency(request),
         )
-        return answer(bodies.job(job), status=202, headers=bodies.job_headers(job))
+        return answer(bodies.job(job), status=202, headers=bodies.job_headers(job.id))
 
     @call(f"GET {JOBS}", Reply(200, {"one_job": examples.JOBS}, "One page of the list."), query=JobsQuery)
-    async def list_jobs(self, request: web.Request, caller: Caller) -> web.Response:
+    async def list_jobs(self, request: web.Request, caller: Entering) -> web.Response:
         """List jobs.
 
         The account's jobs of the last 30 days, newest first; of one server or of all, in one state or in any.
         """
         query = reading.query(request, JobsQuery)
         page = await self._store.jobs(
-            account_id=caller.account_id,
+            account_id=caller,
             server_id=query.server_id,
             state=query.state and JobState(query.state),
             offset=query.offset,
             limit=query.page_size,
         )
-        return page_answer(request, query, page, bodies.JobList, bodies.job)
+        return page_answer(request, query, page, bodies.job)
 
     @call(
         f"GET {ONE_JOB}",
@@ -98,25 +98,25 @@ class JobCalls:
         ),
         refusals=(errors.JobNotFound,),
     )
-    async def show_job(self, request: web.Request, caller: Caller) -> web.Response:
+    async def show_job(self, request: web.Request, caller: Entering) -> web.Response:
         """Show a job.
 
         Its progress. `state` goes from `queued` to `in_progress`, then to `completed` or `failed`.
         """
-        return answer(bodies.job(await self._store.job(account_id=caller.account_id, job_id=in_path(request, JOB_ID))))
+        return answer(bodies.job(await self._store.job(account_id=caller, job_id=in_path(request, JOB_ID))))
 
     @call(
         f"POST {ONE_JOB}cancel/",
         Reply(200, {"cancelled": examples.CANCELLED}, "The job, which has ended."),
         refusals=(errors.JobNotFound, errors.JobNotCancellable),
     )
-    async def cancel_job(self, request: web.Request, caller: Caller) -> web.Response:
+    async def cancel_job(self, request: web.Request, caller: Entering) -> web.Response:
         """Cancel a job.
 
         Ends a job that its node has not started; it is then `failed` with the code `cancelled`. No body, or `{}`.
         """
         cancelled = await self._store.cancel(
-            account_id=caller.account_id, job_id=in_path(request, JOB_ID), idempotency=reading.idempotency(request)
+            account_id=caller, job_id=in_path(request, JOB_ID), idempotency=reading.idempotency(request)
         )
         return answer(bodies.job(cancelled))
 
@@ -192,7 +192,7 @@ class OpsJobCalls:
         job = await self._operators.retry(
             in_path(request, JOB_ID), request_id=request[REQUEST_ID], idempotency=operator_key(request, token)
         )
-        return answer(bodies.ops_job_summary(job), status=202, headers=bodies.job_headers(job, base=OPS))
+        return answer(bodies.ops_job_summary(job), status=202, headers=bodies.job_headers(job.id, base=OPS))
 
     @ops_call(
         f"POST {ONE_OPS_JOB}cancel/",

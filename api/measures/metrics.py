@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from aiohttp import hdrs, web
+from prometheus_client import Histogram
 from prometheus_client.registry import Collector
 
 from worker.program.metrics import StoreMetrics
@@ -34,7 +35,10 @@ class Metrics(StoreMetrics):
         self._problems = self._counter("http_problems", "Requests that were refused, by the problem's code.", "code")
         self._attempts = self._counter("webhook_attempts", "Attempts at a delivery, by result.", "result")
         self._given_up = self._counter("webhook_deliveries_given_up", "Deliveries whose last attempt failed.")
-        self.in_flight = self._gauge("http_requests_in_flight", "Requests in progress, including event streams.")
+        self.in_flight = 0
+        in_flight = self._gauge("http_requests_in_flight", "Requests in progress, including event streams.")
+        in_flight.set_function(lambda: self.in_flight)
+        self._requests_of: dict[tuple[str, str, int], Histogram] = {}
         self._read_only = self._gauge("redis_read_only", "1 if Redis responds but refused the last trial write.")
         self._clocks = self._gauge("clock_error_seconds", "Wall clock minus the time of the cell.", "clock")
         self._streams = self._gauge("event_streams_open", "Open event streams.")
@@ -49,9 +53,12 @@ class Metrics(StoreMetrics):
 
     def request(self, request: web.Request, response: web.StreamResponse, *, route: str, seconds: float) -> None:
         """Count a request, but not a stream, which lasts as long as its client likes. The method may be any text."""
-        if response.content_type != "text/event-stream":
-            method = request.method if request.method in _METHODS else "_OTHER"
-            self._requests.labels(method, route, f"{response.status // 100}xx").observe(seconds)
+        if response.content_type == "text/event-stream":
+            return
+        labels = (request.method if request.method in _METHODS else "_OTHER", route, response.status // 100)
+        if labels not in self._requests_of:
+            self._requests_of[labels] = self._requests.labels(*labels[:2], f"{labels[2]}xx")
+        self._requests_of[labels].observe(seconds)
 
     def problem(self, code: str) -> None:
         self._problems.labels(code).inc()

@@ -40,7 +40,7 @@ class ScheduleCalls:
         page = await self._schedules.page(
             account_id=caller.account_id, server_id=query.server_id, offset=query.offset, limit=query.page_size
         )
-        return page_answer(request, query, page, bodies.ScheduleList, bodies.schedule)
+        return page_answer(request, query, page, bodies.schedule)
 
     @call(
         f"POST {SCHEDULES}",

@@ -128,6 +128,6 @@ def ops_server_details(
 ) -> OpsServerDetails:
     return OpsServerDetails(
         **dict(ops_server(record)),
-        snapshot_list=tuple(map(details, snapshots.results)),
+        snapshot_list=tuple(SnapshotDetails.model_validate(details(one)) for one in snapshots.results),
         jobs=tuple(map(ops_job_summary, latest.results)),
     )

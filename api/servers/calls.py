@@ -4,7 +4,7 @@ from aiohttp import web
 
 from api.http import reading
 from api.http.answers import answer, cursor_answer
-from api.http.callers import Caller
+from api.http.callers import Entering
 from api.http.calls import API, FOR_OPERATORS, OPS, Reply, Table, links
 from api.http.fields import SERVER_ID
 from api.http.marks import ACCOUNT, MADE
@@ -22,7 +22,7 @@ ONE_SERVER = f"{OPS}servers/{{server_id}}/"
 LATEST_JOBS = Cursor(limit=100)
 SNAPSHOTS_MAX = 20 * SNAPSHOTS_PER_SERVER  # failed ones are listed too
 
-call: Table[Caller] = Table("servers", SERVER_ID)
+call: Table[Entering] = Table("servers", SERVER_ID)
 ops_call: Table[Token] = Table("operators", SERVER_ID, **FOR_OPERATORS)
 
 
@@ -35,12 +35,12 @@ class ServerCalls:
         Reply(200, {"restoring": examples.SERVER}, "The server."),
         refusals=(errors.ServerNotFound,),
     )
-    async def show_server(self, request: web.Request, caller: Caller) -> web.Response:
+    async def show_server(self, request: web.Request, caller: Entering) -> web.Response:
         """Show a server.
 
         Its current status, how many snapshots it has, and whether it accepts new jobs.
         """
-        found = await self._store.server(account_id=caller.account_id, server_id=in_path(request, SERVER_ID))
+        found = await self._store.server(account_id=caller, server_id=in_path(request, SERVER_ID))
         return answer(bodies.server(found))
 
 

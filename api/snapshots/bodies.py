@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from api.http import fields
-from api.http.answers import Closed, ServerName, SnapshotName, StatusOfServer, Timestamp, Total, from_record
+from api.http.answers import Closed, ServerName, SnapshotName, StatusOfServer, Timestamp, Total, rfc3339
 from api.http.calls import API
 from api.http.consistency import Asked, Label
-from api.jobs.bodies import Contents, DisksQuery, contents, job_headers, label, server_name
+from api.jobs.bodies import Contents, DisksQuery, contents, job_headers, label
 from worker.store import errors, model
-from worker.store.customers.customer_store import Admitted, Edit, SnapshotFilter
+from worker.store.customers.customer_store import Admitted, Edit, ListedSnapshot, SnapshotFilter
 from worker.store.model import NAME_MAX, ServerState, SnapshotId, SnapshotStatus
 
 LABELS_MAX = 20
@@ -181,36 +181,48 @@ class RestoreStarted(Closed):
     server: RestoredServer
 
 
-def snapshot(record: model.Snapshot) -> Snapshot:
-    return from_record(Snapshot, record, server=server_name(record))
+def snapshot(record: model.Snapshot | ListedSnapshot) -> dict[str, object]:
+    """A `Snapshot`, as JSON: there are up to 500 in an answer, and one model after the other would take most of it."""
+    return {
+        "id": record.id,
+        "server": {"id": record.server_id, "name": record.server_name},
+        "name": record.name,
+        "status": record.status,
+        "size_mb": record.size_mb,
+        "created_at": rfc3339(record.created_at),
+        "description": record.description,
+    }
 
 
-def details(record: model.Snapshot) -> SnapshotDetails:
-    return from_record(
-        SnapshotDetails,
-        record,
-        server=server_name(record),
-        contents=contents(record.contents),
-        consistency=label(record.contents),
-    )
+def details(record: model.Snapshot) -> dict[str, object]:
+    """A `SnapshotDetails`, as JSON."""
+    held = contents(record.contents)
+    return snapshot(record) | {
+        "labels": dict(record.labels),
+        "protected": record.protected,
+        "expires_at": record.expires_at and rfc3339(record.expires_at),
+        "schedule_id": record.schedule_id,
+        "contents": held and held.model_dump(mode="json"),
+        "consistency": label(record.contents),
+    }
 
 
-def created(admitted: Admitted) -> SnapshotCreated:
-    record = admitted.snapshot
-    return from_record(SnapshotCreated, record, server=server_name(record), message=CREATE_MESSAGE)
+def created(admitted: Admitted) -> dict[str, object]:
+    """A `SnapshotCreated`, as JSON."""
+    return snapshot(admitted.snapshot) | {"message": CREATE_MESSAGE}
 
 
-def restoring(admitted: Admitted) -> RestoreStarted:
-    restore = admitted.job
-    state = restore.server_state or ServerState.RESTORING  # the server exists, or the restore would have been refused
-    return RestoreStarted(
-        status="success",
-        message=RESTORE_MESSAGE,
-        snapshot=from_record(RestoredSnapshot, admitted.snapshot),
-        server=RestoredServer(id=restore.server_id, name=restore.server_name, status=state),
-    )
+def restoring(admitted: Admitted) -> dict[str, object]:
+    """A `RestoreStarted`, as JSON."""
+    of = admitted.snapshot
+    return {
+        "status": "success",
+        "message": RESTORE_MESSAGE,
+        "snapshot": {"id": of.id, "name": of.name, "created_at": rfc3339(of.created_at)},
+        "server": {"id": of.server_id, "name": of.server_name, "status": ServerState.RESTORING},
+    }
 
 
 def admitted_headers(admitted: Admitted) -> dict[str, str]:
     """The path of the snapshot, and where to follow the job."""
-    return {"Location": f"{API}snapshots/{admitted.snapshot.id}/"} | job_headers(admitted.job)
+    return {"Location": f"{API}snapshots/{admitted.snapshot.id}/"} | job_headers(admitted.job.id)

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from api.http import reading
 from api.http.answers import answer, page_answer
-from api.http.callers import Caller
+from api.http.callers import Entering
 from api.http.calls import API, JOB_HEADERS, Link, Reply, Table
 from api.http.consistency import is_live
 from api.http.marks import REQUEST_ID, SERVER_ID
@@ -37,7 +37,7 @@ UNDO = Link("undo_restore", JOB_OF_HEADER, "Undo the restore, once it is complet
 DRY_RUN_DONE = "`completed`, or `failed` with the error that the real job would end with."
 DRY_RUN_WAITS = "Dry run: the node is busy and will run the checks later; follow the job."
 
-call: Table[Caller] = Table("snapshots", SNAPSHOT_ID)
+call: Table[Entering] = Table("snapshots", SNAPSHOT_ID)
 
 
 class SnapshotCalls:
@@ -55,16 +55,16 @@ class SnapshotCalls:
         ),
         query=ListQuery,
     )
-    async def list_snapshots(self, request: web.Request, caller: Caller) -> web.Response:
+    async def list_snapshots(self, request: web.Request, caller: Entering) -> web.Response:
         """List snapshots.
 
         The account's snapshots, of one server or of all; newest first unless `sort` is given.
         """
         query = reading.query(request, ListQuery)
-        page = await self._store.snapshots(
-            account_id=caller.account_id, wanted=query.filter, offset=query.offset, limit=query.page_size
+        page = await self._store.listed(
+            account_id=caller, wanted=query.filter, offset=query.offset, limit=query.page_size
         )
-        return page_answer(request, query, page, bodies.SnapshotList, bodies.snapshot)
+        return page_answer(request, query, page, bodies.snapshot)
 
     @call(
         f"POST {SNAPSHOTS}",
@@ -88,7 +88,7 @@ class SnapshotCalls:
         refusals=(errors.ServerNotFound, errors.SnapshotLimitReached, errors.NameTaken, *FULL, *TO_CHANGE),
         permission=Permission.SNAPSHOTS_CREATE,
     )
-    async def create_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
+    async def create_snapshot(self, request: web.Request, caller: Entering) -> web.Response:
         """Create a snapshot.
 
         The server is stopped, its disks are snapshotted, and the server is started again if it was running. With
@@ -100,7 +100,7 @@ class SnapshotCalls:
         live = is_live(body.consistency, self._live)
         if reading.query(request, DryRunQuery).dry_run:
             check = await self._store.check_create(
-                account_id=caller.account_id,
+                account_id=caller,
                 server_id=body.server_id,
                 name=body.name,
                 live=live,
@@ -109,7 +109,7 @@ class SnapshotCalls:
             )
             return await self._checked(caller, check)
         admitted = await self._store.create(
-            account_id=caller.account_id,
+            account_id=caller,
             server_id=body.server_id,
             name=body.name,
             description=body.description or "",
@@ -124,13 +124,13 @@ class SnapshotCalls:
         Reply(200, {"completed": examples.DETAILS}, "The snapshot.", links=(RESTORE, DELETE)),
         refusals=(errors.SnapshotNotFound,),
     )
-    async def show_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
+    async def show_snapshot(self, request: web.Request, caller: Entering) -> web.Response:
         """Show a snapshot.
 
         A failed snapshot is kept for 7 days or until it is deleted.
         """
         snapshot_id = in_path(request, SNAPSHOT_ID)
-        return answer(bodies.details(await self._store.snapshot(account_id=caller.account_id, snapshot_id=snapshot_id)))
+        return answer(bodies.details(await self._store.snapshot(account_id=caller, snapshot_id=snapshot_id)))
 
     @call(
         f"PATCH {ONE_SNAPSHOT}",
@@ -138,15 +138,13 @@ class SnapshotCalls:
         body={"protect": examples.EDIT},
         refusals=(errors.SnapshotNotFound,),
     )
-    async def edit_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
+    async def edit_snapshot(self, request: web.Request, caller: Entering) -> web.Response:
         """Edit a snapshot.
 
         Changes its description, its labels, when it expires, and whether it may be deleted.
         """
         body = await reading.body(request, EditBody)
-        edited = await self._store.edit(
-            account_id=caller.account_id, snapshot_id=in_path(request, SNAPSHOT_ID), edit=body.edit
-        )
+        edited = await self._store.edit(account_id=caller, snapshot_id=in_path(request, SNAPSHOT_ID), edit=body.edit)
         return answer(bodies.details(edited))
 
     @call(
@@ -159,15 +157,15 @@ class SnapshotCalls:
         refusals=(errors.SnapshotNotFound, errors.SnapshotProtected, errors.NodeUnavailable, errors.ServerBusy),
         permission=Permission.SNAPSHOTS_DELETE,
     )
-    async def delete_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
+    async def delete_snapshot(self, request: web.Request, caller: Entering) -> web.Response:
         """Delete a snapshot.
 
         This cannot be undone. The snapshot is gone at once; its node frees the space. A running server is not stopped.
         """
         job = await self._store.delete(
-            account_id=caller.account_id, snapshot_id=in_path(request, SNAPSHOT_ID), request_id=request[REQUEST_ID]
+            account_id=caller, snapshot_id=in_path(request, SNAPSHOT_ID), request_id=request[REQUEST_ID]
         )
-        return web.Response(status=204, headers=job_headers(job) if job else {})
+        return web.Response(status=204, headers=job_headers(job.id) if job else {})
 
     @call(
         f"POST {ONE_SNAPSHOT}restore/",
@@ -183,7 +181,7 @@ class SnapshotCalls:
         refusals=(errors.SnapshotNotFound, errors.SnapshotNotReady, *FULL, *TO_CHANGE),
         permission=Permission.SNAPSHOTS_RESTORE,
     )
-    async def restore_snapshot(self, request: web.Request, caller: Caller) -> web.Response:
+    async def restore_snapshot(self, request: web.Request, caller: Entering) -> web.Response:
         """Restore a server from a snapshot.
 
         Overwrites all current data of the server. The server is stopped first, and started again if it was running. The
@@ -194,7 +192,7 @@ class SnapshotCalls:
         query, snapshot_id = reading.query(request, RestoreQuery), in_path(request, SNAPSHOT_ID)
         if query.dry_run:
             check = await self._store.check_restore(
-                account_id=caller.account_id,
+                account_id=caller,
                 snapshot_id=snapshot_id,
                 request_id=request[REQUEST_ID],
                 present_only=query.present_only,
@@ -202,7 +200,7 @@ class SnapshotCalls:
             )
             return await self._checked(caller, check)
         admitted = await self._store.restore(
-            account_id=caller.account_id,
+            account_id=caller,
             snapshot_id=snapshot_id,
             request_id=request[REQUEST_ID],
             present_only=query.present_only,
@@ -210,11 +208,11 @@ class SnapshotCalls:
         )
         return answer(bodies.restoring(admitted), headers=bodies.admitted_headers(admitted))
 
-    async def _checked(self, caller: Caller, check: Job) -> web.Response:
+    async def _checked(self, caller: Entering, check: Job) -> web.Response:
         """200 with the job of a dry run once it has ended; 202 if the node takes longer than a few seconds."""
         for _ in range(CHECK_POLLS):
             if check.state.is_final:
-                return answer(job_body(check), headers=job_headers(check))
+                return answer(job_body(check), headers=job_headers(check.id))
             await asyncio.sleep(CHECK_POLL_SECONDS)
-            check = await self._store.job(account_id=caller.account_id, job_id=check.id)
-        return answer(job_body(check), status=202, headers=job_headers(check))
+            check = await self._store.job(account_id=caller, job_id=check.id)
+        return answer(job_body(check), status=202, headers=job_headers(check.id))

@@ -163,7 +163,7 @@ class WebhookCalls:
             offset=query.offset,
             limit=query.page_size,
         )
-        return page_answer(request, query, page, bodies.DeliveryList, bodies.delivery)
+        return page_answer(request, query, page, bodies.delivery)
 
     @call(
         f"POST {ONE_WEBHOOK}deliveries/{{delivery_id}}/redeliver/",

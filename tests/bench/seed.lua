@@ -1,6 +1,6 @@
--- include: clock, records, states, stats, job_lists, conclude
--- Write a cell in bulk, for a test of its size only. ARGV: 'nodes', 'servers' or 'jobs', JSON [row, ...]. No job is
--- queued.
+-- include: clock, records, states, stats, job_lists, conclude, snapshots
+-- Write a cell in bulk, for a test of its size only. ARGV: 'nodes', 'servers', 'snapshots' or 'jobs', JSON
+-- [row, ...]. No job is queued.
 local now = now_ms()
 
 local function node(row)
@@ -42,7 +42,13 @@ local function job(row)
   list_failure(id, row, result, ended)
 end
 
-for _, row in ipairs(cjson.decode(ARGV[2])) do
-  if ARGV[1] == 'nodes' then node(row) elseif ARGV[1] == 'servers' then server(row) else job(row) end
+local function snapshot(row)
+  local id = row.id
+  row.id, row.created_ms = nil, string.format('%.0f', now - row.age_ms)
+  row.age_ms = nil
+  add_snapshot(id, row)
 end
+
+local write_row = {nodes = node, servers = server, snapshots = snapshot, jobs = job}
+for _, row in ipairs(cjson.decode(ARGV[2])) do write_row[ARGV[1]](row) end
 return 1

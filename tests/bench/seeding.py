@@ -31,7 +31,7 @@ class Size:
 
 async def seed(redis: ArqRedis, size: Size, *, chance: int = 7) -> None:
     """Fill an empty Redis. The same chance makes the same cell."""
-    await _write(redis, "nodes", _nodes(size))
+    await _write(redis, "nodes", nodes(size.nodes))
     await _write(redis, "servers", _servers(size))
     await write_jobs(redis, _jobs(size, Random(chance)))
 
@@ -41,14 +41,19 @@ async def write_jobs(redis: ArqRedis, jobs: Iterator[dict[str, str]]) -> None:
     await _write(redis, "jobs", jobs)
 
 
+async def write_rows(redis: ArqRedis, what: str, rows: Iterator[dict[str, Any]]) -> None:
+    """`what`: nodes, servers or snapshots."""
+    await _write(redis, what, rows)
+
+
 async def _write(redis: ArqRedis, what: str, rows: Iterator[dict[str, Any]]) -> None:
     write = redis.register_script(scripts.linked(Path(__file__).with_name("seed.lua").read_text()))
     while batch := list(islice(rows, BATCH)):
         await write(args=[what, json.dumps(batch)])
 
 
-def _nodes(size: Size) -> Iterator[dict[str, Any]]:
-    for n in range(size.nodes):
+def nodes(many: int) -> Iterator[dict[str, Any]]:
+    for n in range(many):
         about = {"worker": "0.1.0", "hypervisor": "libvirt 9.0.0", "emulator": "QEMU 7.2.0", "pools": []}
         yield {"name": f"node-{n}", "about": json.dumps(about), "free_bytes": n << 30}
 

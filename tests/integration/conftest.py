@@ -8,7 +8,7 @@ import pytest
 from arq.connections import ArqRedis
 
 from worker.store.customers.customer_store import Admitted, CustomerStore
-from worker.store.model import AccountId, JobId, ServerId
+from worker.store.model import AccountId, Job, JobId, ServerId
 from worker.store.nodes.node_store import NodeStore, ReportedServer
 from worker.store.operators.operator_store import OperatorStore
 
@@ -43,6 +43,10 @@ class Cell:
         return await self.store.create(
             account_id=ACCOUNT, server_id=server, name=name, description=description, live=live, request_id="r1"
         )
+
+    async def job(self, admitted: Admitted) -> Job:
+        """The record of an admitted job of ACCOUNT."""
+        return await self.store.job(account_id=ACCOUNT, job_id=admitted.job.id)
 
     async def holder(self, server: ServerId = SERVER) -> JobId:
         """The job that holds the server."""

@@ -8,7 +8,7 @@ import pytest
 from api.http.callers import ACCOUNT_HEADER
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import READ_WRITE, SNAPSHOTS, FrontEnd, serving
-from worker.store.access.tokens import Limits, Permission, Tokens, granting
+from worker.store.access.tokens import Limits, Permission, Presented, Tokens, granting
 from worker.store.model import AccountId
 
 CALLS = [
@@ -119,7 +119,7 @@ async def test_a_token_is_remembered_as_it_was_made(cell: Cell) -> None:
     )
 
     limits = Limits(calls=1, failed_logins=1)
-    assert (await tokens.authenticate(new.secret, address="", named=None, limits=limits)).token == new.token
+    assert (await tokens.authenticate(Presented(secret=new.secret, address=""), limits)).token == new.token
     assert await tokens.all() == [new.token]
     assert new.token.expires_at == new.token.created_at + timedelta(days=30)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
+from pydantic import SecretStr
 from redis.exceptions import NoPermissionError, ResponseError
 
 from tests.integration.conftest import Cell
@@ -18,6 +19,7 @@ from tests.integration.test_deployed import deployed as deployed  # noqa: PLC041
 from worker.store.access.audit import HEAD, NEW, STREAM, Audit, AuditKeeper
 from worker.store.access.audit_check import AuditCheck, check
 from worker.store.access.tokens import Permission
+from worker.store.redis_client import RedisSettings, connect
 
 KEPT = timedelta(days=90)
 
@@ -48,7 +50,8 @@ class Log:
 @pytest.fixture
 async def log(deployed: DeployedRedis) -> AsyncIterator[Log]:
     def client(name: str) -> ArqRedis:
-        return ArqRedis(unix_socket_path=str(deployed.socket), username=name, password=f"{name.upper()}-PASSWORD")
+        password = SecretStr(f"{name.upper()}-PASSWORD")
+        return connect(RedisSettings(url=f"unix://{deployed.socket}", username=name, password=password))
 
     log = Log(keeper=client("audit"), front_end=client("api"), thief=client("operator"))
     await log.thief.delete(STREAM, NEW, HEAD)

@@ -10,6 +10,7 @@ from tests.integration.browsing import Dashboard, dashboard_of
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.test_dashboard import failed, made, visible
 from tests.integration.test_notes import CHAIN, CREATED, HELD, RESTORED
+from tests.queueing import until_told
 from worker.store.model import JobId, JobState, LeftOut, Note, NoteCode
 from worker.store.outcome import Outcome
 
@@ -58,7 +59,11 @@ async def test_a_restore_tells_its_notes_and_the_audit_their_codes(dashboard: Da
     text = visible(await page_of(dashboard, job))
     assert f"backup chain ended {CHAIN.detail}" in text
     assert "present disks only" in text
-    assert "backup chain ended" in visible(await dashboard.browser.seen(f"/ops/audit/?job_id={job}"))
+
+    async def is_audited() -> bool:
+        return "backup chain ended" in visible(await dashboard.browser.seen(f"/ops/audit/?job_id={job}"))
+
+    await until_told(is_audited)
 
 
 async def test_what_a_node_says_is_text_and_no_page(dashboard: Dashboard) -> None:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -35,22 +36,35 @@ class DeployedRedis:
         return Redis(unix_socket_path=str(self.socket), username=name, password=f"{name.upper()}-PASSWORD")
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    needs("redis-server")
+    with tempfile.TemporaryDirectory(prefix="vps-redis-") as folder:  # a short path, for the socket
+        yield Path(folder)
+
+
 @pytest.fixture(scope="module")
 def deployed() -> Iterator[DeployedRedis]:
     needs("redis-server")
-    with tempfile.TemporaryDirectory(prefix="vps-redis-") as folder:
-        redis = DeployedRedis(socket=Path(folder) / "redis.sock")
-        configuration = Path(folder) / "redis.conf"
-        configuration.write_text(redis_configuration(Path(folder)))
-        here = ["--port", "0", "--bind", "", "--unixsocket", str(redis.socket)]
-        command = ["redis-server", str(configuration), *here, "--aclfile", str(ACCOUNTS)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        try:
-            _wait_for(redis)
-            yield redis
-        finally:
-            process.terminate()
-            process.wait()
+    with tempfile.TemporaryDirectory(prefix="vps-redis-") as folder, running(Path(folder)) as redis:
+        yield redis
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[DeployedRedis]:
+    """With the data that it has kept there."""
+    redis = DeployedRedis(socket=folder / "redis.sock")
+    configuration = folder / "redis.conf"
+    configuration.write_text(redis_configuration(folder))
+    here = ["--port", "0", "--bind", "", "--unixsocket", str(redis.socket)]
+    command = ["redis-server", str(configuration), *here, "--aclfile", str(ACCOUNTS)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        _wait_for(redis)
+        yield redis
+    finally:
+        process.kill()  # what it has answered is on the disk
+        process.wait()
 
 
 def _wait_for(redis: DeployedRedis) -> None:
@@ -71,6 +85,20 @@ def test_it_loses_nothing_it_answered_and_throws_nothing_away(deployed: Deployed
     wanted |= {"maxmemory-policy": "noeviction", "maxmemory": str(1 << 30)}
     with deployed.as_user("operator") as client:
         assert {name: client.config_get(name)[name] for name in wanted} == wanted
+
+
+def test_it_has_all_of_it_after_a_restart(folder: Path) -> None:
+    """Redis loads its file of commands as the account `default`: it must allow all of them, though nobody can log in as
+    it. What a script or a transaction has written was dropped otherwise."""
+    with running(folder) as redis, redis.as_user("api") as client:
+        client.eval("for n = 1, 3 do redis.call('HSET', 'token:' .. n, 'id', n) end", 0)
+        with client.pipeline(transaction=True) as pipe:
+            pipe.set("k", "v").zadd("z", {"member": 1.0}).xadd("s", {"f": "v"}).execute()
+        with redis.as_user("audit") as keeper:
+            keeper.eval("redis.call('XADD', 'audit', '*', 'f', 'v') redis.call('HSET', 'audit:head', 'seq', 1)", 0)
+        kept = client.dbsize()
+    with running(folder) as redis, redis.as_user("api") as client:
+        assert kept == client.dbsize() == 8
 
 
 def test_nobody_gets_in_without_an_account(deployed: DeployedRedis) -> None:

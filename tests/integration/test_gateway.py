@@ -28,7 +28,7 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.queueing import until, until_told
 from worker.gateway_client import GatewayAddress, GatewayClient
 from worker.store.access.credentials import Credentials
-from worker.store.access.tokens import Limits, Permission, Tokens
+from worker.store.access.tokens import Limits, Permission, Presented, Tokens
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.errors import CredentialExists, StoreUnavailable
 from worker.store.model import AccountId, Failure, Job, JobState, ServerId, SnapshotStatus, Step
@@ -97,7 +97,7 @@ async def test_a_token_of_the_api_is_no_credential_and_a_credential_no_token(cel
         async with raw(reached, secret=token.secret):
             pass
     found = await Tokens(cell.redis).authenticate(
-        reached.secret, address="a", named=None, limits=Limits(calls=5, failed_logins=5)
+        Presented(secret=reached.secret, address="a"), Limits(calls=5, failed_logins=5)
     )
     assert found.token is None
 

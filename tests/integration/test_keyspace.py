@@ -190,6 +190,7 @@ async def _snapshots(seen: Keyspace, api: FrontEnd) -> SnapshotId:
     await cell.node.begin(job_id)
     steps = (StepBegun(step=Step.PREFLIGHT, at=1.0, attempt=1),)
     await cell.node.progress(job_id, Step.PREFLIGHT, JobReport(steps=steps, log=("{}",)))
+    await seen.look()
     await cell.node.finish(job_id, CREATED)
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
     change = {"labels": {"a": "b"}, "protected": True, "expires_at": tomorrow}

@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import SNAPSHOTS, FrontEnd, serving
-from worker.store.access.audit import STREAM, Audit, AuditKeeper
+from worker.store.access.audit import NEW, STREAM, Audit, AuditKeeper
 from worker.store.calls import Cursor
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.operators.records import AuditEntry
@@ -36,7 +36,8 @@ async def behind_proxy(cell: Cell) -> AsyncIterator[FrontEnd]:
 
 
 async def entries(cell: Cell, **wanted: str) -> list[AuditEntry]:
-    """Oldest first."""
+    """Oldest first. Those of jobs come into the log a moment after the call."""
+    await AuditKeeper(cell.redis, kept=KEPT).keep()
     operators = OperatorStore(cell.redis, cell.store)
     since, found, after = datetime.now(UTC) - timedelta(hours=1), list[AuditEntry](), None
     while True:
@@ -238,8 +239,15 @@ class TestAudit:
     async def test_a_call_stands_whose_entry_could_not_be_written(
         self, api: FrontEnd, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        await api.cell.redis.set(STREAM, "in the way")
+        await api.cell.redis.set(NEW, "in the way")
         assert (await api.create()).status == 201
+        assert "audit.failed" in capsys.readouterr().out
+
+    async def test_a_refused_call_whose_entry_could_not_be_moved_is_in_the_log(
+        self, api: FrontEnd, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        await api.cell.redis.set(STREAM, "in the way")
+        (await api.call("DELETE", f"{SNAPSHOTS}1/")).refused(404, "snapshot_not_found")
         assert "audit.failed" in capsys.readouterr().out
 
 

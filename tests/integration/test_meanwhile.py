@@ -10,9 +10,10 @@ from worker.store import scripts
 from worker.store.access.meanwhile import KEYS_MOST, Meanwhile
 
 WINDOW = timedelta(seconds=60)
-# with a clock of the test's own instead of Redis's
+# with a clock of the test's own instead of Redis's, so nothing may expire by that one
 MODULES = "".join(scripts.source(f"shared/{name}") for name in ("guard", "states", "records", "rate"))
-TAKE = f"{MODULES}return {{take('k', tonumber(ARGV[2]), 60000)}}".replace("now_ms()", "ARGV[1] + 0")
+RATE = MODULES.replace(", 'PX', math.ceil(full - now)", "")
+TAKE = f"{RATE}return {{take('k', tonumber(ARGV[2]), 60000)}}".replace("now_ms()", "ARGV[1] + 0")
 
 
 class Clock:

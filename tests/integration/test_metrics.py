@@ -162,7 +162,8 @@ async def test_the_numbers_of_the_cell_are_those_of_the_moment_that_it_tells(api
 
     async def seen() -> bool:
         found = await scrape(api)
-        return bool(found.get(("vps_snapshots_node_paused", frozenset({("node", "n1")}))))
+        is_paused = bool(found.get(("vps_snapshots_node_paused", frozenset({("node", "n1")}))))
+        return is_paused and value(found, "cell_jobs", state="queued") == 1
 
     await until_told(seen)
     found = await scrape(api)

@@ -14,6 +14,7 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import DONE, SNAPSHOTS, Answer, FrontEnd, serving
 from tests.integration.test_streams import listening
 from tests.integration.test_webhooks import attempted, made, receiving
+from tests.queueing import until_told
 from worker.store.access.tokens import Permission
 from worker.store.model import (
     Contents,
@@ -246,7 +247,11 @@ class TestReported:
         created = await api.create()
         await api.work(created, CREATED)
         restored = await api.call("POST", f"{created.headers['Location']}restore/")
-        assert await audit() == [[], []]
+
+        async def has_both() -> bool:
+            return await audit() == [[], []]
+
+        await until_told(has_both)
         await api.work(restored, replace(RESTORED, notes=(CHAIN, LEFT_OUT)))
         assert await audit() == [["backup_chain_ended"], []], "what a snapshot leaves out is on the snapshot"
         assert await audit(f"&job_id={job_of(restored)}") == [["backup_chain_ended"]]

@@ -24,7 +24,7 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import DONE, READ_WRITE, SNAPSHOTS, FrontEnd, serving
 from tests.integration.scraping import samples, value
 from tests.integration.test_streams import listening
-from tests.queueing import Jobs, at_work, client, put, until_told
+from tests.queueing import Jobs, at_work, client, put, until, until_told
 from tests.trouble import TROUBLES
 from worker.store.access.credentials import Credentials
 from worker.store.access.tokens import OPERATORS, Tokens
@@ -250,13 +250,16 @@ async def test_a_stream_of_events_goes_on(dashboard: Dashboard, redis_server: Re
 async def test_a_replica_is_left_for_whoever_has_its_address_by_now(redis: ArqRedis, redis_server: RedisServer) -> None:
     async with client(redis_server.socket) as one:
         assert await Writes(one).refused() is None
+        await one.ping()
         (idle,) = one.connection_pool._available_connections
+        (of_scripts,) = one.connection_pool._in_use_connections
         async with TROUBLES["OOM"](redis, redis_server):
             assert await Writes(one).refused() == "OOM"
             assert idle.is_connected
+            assert of_scripts.is_connected
         async with TROUBLES["READONLY"](redis, redis_server):
             assert await Writes(one).refused() == "READONLY"
-            assert not idle.is_connected
+            await until(lambda: not (idle.is_connected or of_scripts.is_connected))
 
 
 async def test_an_ended_job_stays_in_its_list_until_it_can_be_removed(

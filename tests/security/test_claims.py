@@ -12,7 +12,8 @@ from tests.integration.front_end import DONE
 from tests.security.conftest import ITS_SERVER, Hostile
 from worker.store.bounds import Bounds
 from worker.store.chores.chores import Chores
-from worker.store.model import Failure, Job, JobId, JobKind, JobState, Snapshot, SnapshotId, SnapshotStatus, Step
+from worker.store.customers.customer_store import AdmittedJob
+from worker.store.model import Failure, JobId, JobKind, JobState, Snapshot, SnapshotId, SnapshotStatus, Step
 from worker.store.nodes.node_store import BeginRefused, BegunJob, ClaimRefused, LeaseLost, PublishedSnapshot
 from worker.store.outcome import Outcome
 from worker.store.reports import JobReport, StepBegun
@@ -48,7 +49,7 @@ def begun(snapshot_id: int, kind: JobKind = JobKind.DELETE, job_id: JobId = UNKN
 class Victim:
     """Account 77's completed snapshot, and its job, on the honest node."""
 
-    def __init__(self, hostile: Hostile, snapshot: Snapshot, job: Job) -> None:
+    def __init__(self, hostile: Hostile, snapshot: Snapshot, job: AdmittedJob) -> None:
         self.node, self.snapshot, self.job = hostile.node, snapshot.id, job.id
 
 

@@ -65,7 +65,7 @@ async def test_a_server_that_a_live_node_has_stays_there_and_the_claim_is_told_o
     await hostile.node.report([EVIL, CLAIM])
     assert hostile.refused == [("report", "other_node")]
     assert await hostile.everything() == before
-    assert (await cell.create()).job.node == "n1"
+    assert (await cell.job(await cell.create())).node == "n1"
 
 
 async def test_a_server_of_a_silent_node_waits_for_the_word_of_an_operator(

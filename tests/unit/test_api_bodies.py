@@ -2,19 +2,22 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, cast
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from pydantic import BaseModel
 from yarl import URL
 
-from api.http.answers import answer, page_links
+from api.http.answers import answer, page_answer, page_links
 from api.jobs.bodies import job as job_body
 from api.snapshots import bodies
 from api.snapshots.bodies import ListQuery
-from worker.store.customers.customer_store import Admitted
+from worker.store.calls import Page
+from worker.store.customers.customer_store import Admitted, AdmittedJob
 from worker.store.model import (
     AccountId,
     Failure,
@@ -72,15 +75,19 @@ JOB = Job(
     queued_at=datetime(2025, 1, 16, 16, 15, tzinfo=UTC),
 )
 
+ADMITTED = AdmittedJob(id=JOB_ID)
 
-def sent(body: BaseModel) -> Any:
+
+def sent(body: BaseModel | Mapping[str, object]) -> Any:
     """The body as it goes over the wire."""
     return json.loads(bytes(cast("bytes", answer(body).body)))
 
 
 def test_the_list_is_the_contracts_example() -> None:
-    results = bodies.snapshot(BEFORE_MIGRATION), bodies.snapshot(WEEKLY)
-    assert sent(bodies.SnapshotList(count=2, results=results)) == {
+    request = make_mocked_request("GET", "/api/v1/snapshots/")
+    page = Page(count=2, results=(BEFORE_MIGRATION, WEEKLY))
+    listed = page_answer(request, ListQuery(), page, bodies.snapshot)
+    assert json.loads(bytes(cast("bytes", listed.body))) == {
         "count": 2,
         "results": [
             {
@@ -115,7 +122,7 @@ def test_the_answer_to_a_create_is_the_contracts_example() -> None:
         size_mb=None,
         created_at=datetime(2025, 1, 16, 16, 15, tzinfo=UTC),
     )
-    admitted = Admitted(job=JOB, snapshot=snapshot)
+    admitted = Admitted(job=ADMITTED, snapshot=snapshot)
 
     assert sent(bodies.created(admitted)) == {
         "id": 802,
@@ -135,12 +142,27 @@ def test_the_answer_to_a_create_is_the_contracts_example() -> None:
 
 
 def test_the_answer_to_a_restore_is_the_contracts_example() -> None:
-    assert sent(bodies.restoring(Admitted(job=JOB, snapshot=BEFORE_MIGRATION))) == {
+    assert sent(bodies.restoring(Admitted(job=ADMITTED, snapshot=BEFORE_MIGRATION))) == {
         "status": "success",
         "message": "Server is being restored from snapshot. This may take 5-15 minutes.",
         "snapshot": {"id": 801, "name": "pre-migration-snapshot", "created_at": "2025-01-15T18:30:00Z"},
         "server": {"id": 12345, "name": "web-server-01", "status": "restoring"},
     }
+
+
+def test_what_is_sent_is_what_the_document_says() -> None:
+    """These are written without their models, which the document is made from."""
+    admitted = Admitted(job=ADMITTED, snapshot=replace(WEEKLY, size_mb=None))
+    documented: dict[type[BaseModel], Mapping[str, object]] = {
+        bodies.Snapshot: bodies.snapshot(BEFORE_MIGRATION),
+        bodies.SnapshotCreated: bodies.created(admitted),
+        bodies.RestoreStarted: bodies.restoring(admitted),
+        bodies.SnapshotDetails: bodies.details(BEFORE_MIGRATION),
+        bodies.SnapshotList: {"count": 1, "results": [bodies.snapshot(WEEKLY)]},
+    }
+    for model, body in documented.items():
+        assert list(sent(body)) == list(model.model_fields)
+        assert sent(model.model_validate(sent(body))) == sent(body)
 
 
 def test_times_are_utc_whatever_zone_they_come_in() -> None:
@@ -214,6 +236,6 @@ def test_links_lead_to_the_pages_that_there_are(page: int, count: int, expected:
     links = re.findall(r'<([^>]+)>; rel="([a-z]+)"', page_links(url, query, count)["Link"])
 
     assert {name: target for target, name in links} == {
-        name: f"/api/v1/snapshots/?page={number}&page_size=2&server_id=12345&theirs=a+b"
+        name: f"/api/v1/snapshots/?page={number}&page_size=2&server_id=12345&theirs=a%20b"
         for name, number in expected.items()
     }

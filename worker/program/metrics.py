@@ -79,6 +79,7 @@ class RedisMetrics(Instruments):
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)
         self._up = self._gauge("redis_up", "1 if the last command got a reply.")
+        self._is_up = False
         text = "Duration of commands and scripts that succeeded, without blocking ones."
         self._seconds = self._histogram("redis_command_duration_seconds", text, COMMAND_BUCKETS)
         text = "Commands that got no reply or an error reply."
@@ -87,10 +88,13 @@ class RedisMetrics(Instruments):
             self._errors.labels(error)
 
     def answered(self, seconds: float) -> None:
-        self._up.set(1)
+        if not self._is_up:
+            self._is_up = True
+            self._up.set(1)
         self._seconds.observe(seconds)
 
     def failed(self, error: Exception) -> None:
+        self._is_up = False
         self._up.set(0)
         slow = isinstance(error, TimeoutError | RedisTimeoutError)
         kind = "refused" if isinstance(error, ResponseError) else "timeout" if slow else "connection"

@@ -12,9 +12,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import structlog
-from opentelemetry import trace
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, field_validator
 
+from worker.program import tracing
 from worker.program.configuration import ConfigurationError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def exporting(settings: TracingSettings, *, service: str, instance: str) -> Iter
     logger.addHandler(_Complaints())
     logger.propagate = False
     provider = _provider(f"{str(settings.endpoint).rstrip('/')}/v1/traces", service, instance)
-    trace.set_tracer_provider(provider)
+    tracing.record(provider)
     log.info("tracing.exporting", endpoint=str(settings.endpoint))
     try:
         yield

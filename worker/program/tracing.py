@@ -16,6 +16,7 @@ from structlog.typing import EventDict, WrappedLogger
 TRACEPARENT = "traceparent"  # W3C Trace Context: a request's header and a field of the job's record
 OURS = "vps_snapshots"  # prefix of the attributes that no semantic convention defines
 
+_recorded = False  # OpenTelemetry would look into the environment each time
 _tracer = trace.get_tracer("vps-snapshots")
 _w3c = TraceContextTextMapPropagator()
 
@@ -28,6 +29,9 @@ def span(
 ) -> Iterator[Span]:
     """A span for the block. `parent`: W3C Trace Context headers to continue from, if they are valid; None: continue
     the current span."""
+    if is_without(parent):
+        yield trace.INVALID_SPAN
+        return
     context = None if parent is None else _w3c.extract(parent, Context())
     begun = _tracer.start_span(name, context, kind, dict(attributes))
     if not begun.get_span_context().is_valid:  # not traced
@@ -39,6 +43,20 @@ def span(
         except BaseException as error:
             failed(getattr(error, "code", type(error).__name__))
             raise
+
+
+def record(provider: trace.TracerProvider) -> None:
+    """Spans go there from now on."""
+    global _recorded  # noqa: PLW0603 - as OpenTelemetry's own provider is
+    trace.set_tracer_provider(provider)
+    _recorded = True
+
+
+def is_without(parent: Mapping[str, str] | None = None) -> bool:
+    """Whether a span would be nothing: nobody records spans, and no caller's trace context is to be passed on."""
+    if _recorded:
+        return False
+    return not trace.get_current_span().get_span_context().is_valid if parent is None else TRACEPARENT not in parent
 
 
 def note(attributes: Attributes) -> None:

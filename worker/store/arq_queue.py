@@ -1,6 +1,7 @@
 """The names and the wire format of the queues: arq's, with JSON instead of pickle."""
 
 import json
+from functools import cache
 from typing import Any
 
 from arq.jobs import serialize_job
@@ -37,6 +38,7 @@ def payload(job_id: str, enqueued_ms: int) -> bytes:
     return serialize_job(FUNCTION, (job_id,), {}, None, enqueued_ms, serializer=serialize)
 
 
+@cache
 def queue_parameters() -> dict[str, Any]:
     """What the scripts need to queue a job for arq. They fill in the job's ID and the time."""
     return {

@@ -4,21 +4,23 @@ import json
 import math
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 import structlog
 from arq.connections import ArqRedis
 from opentelemetry.trace import SpanKind
-from redis.commands.core import AsyncScript
+from pydantic_core import PydanticSerializationError, to_json
 from redis.exceptions import RedisError, ResponseError
 
 from worker.program import tracing
 from worker.store import errors, records, scripts, trouble
 from worker.store.model import AccountId, Job, JobId, JobKind, ServerState
-from worker.store.unreadable import Unreadable, noticing
+from worker.store.script_connection import RunsScripts, Script
+from worker.store.unreadable import Noticing, Unreadable
 
 IDEMPOTENCY_KEPT_SECONDS = 86_400.0
 
@@ -30,6 +32,7 @@ Found = TypeVar("Found")
 TOLD_AGAIN_SECONDS = 600.0  # until an unreadable record that is met again is put into the operators' list anew
 TRIED_AGAIN_SECONDS = 10.0  # the same, where that was not possible
 TOLD_MOST = 1000  # unreadable records that a process remembers
+_OF_REDIS = (RedisError, OSError, TimeoutError)
 _UNREADABLE = re.compile(  # as `shared/records.lua` ends a script, and what Redis adds
     r"UNREADABLE (?P<key>(?P<kind>token:[a-z]+(?=:)|[a-z]+)\S*) (?P<reason>.*?)(?: script: .*)?", re.DOTALL
 )
@@ -84,6 +87,24 @@ class Idempotency:
         return replace(self, key=f"{self.key}:{item}")
 
 
+class Entry(ABC):
+    """A call over HTTP whose caller the first script that it runs checks: see `access/enter.lua`."""
+
+    account_id: AccountId | None = None  # once the caller is known
+
+    @abstractmethod
+    def for_script(self) -> dict[str, Any]:
+        """What the script takes of the caller."""
+
+    @abstractmethod
+    async def entered(self, caller: list[Any], *, is_audited: bool) -> AccountId:
+        """The account that the caller acts for, from what the script answers of him. `is_audited`: the script has added
+        the call to the audit log. Raises what refuses the caller."""
+
+
+By: TypeAlias = AccountId | Entry
+
+
 def script_broke(error: BaseException | None) -> bool:
     """Whether Redis works, but one of our scripts has failed, for example on a record that it cannot read."""
     return type(error) is ResponseError and "user_script" in str(error) and trouble.why_read_only(error) is None
@@ -95,49 +116,63 @@ def redis_answers(*, changing: bool = True) -> Iterator[None]:
     reply to a command that is `changing` something was lost."""
     try:
         yield
-    except (RedisError, OSError, TimeoutError) as error:
-        if unreadable := _UNREADABLE.fullmatch(str(error)):
-            raise errors.RecordUnreadable.of(kind=unreadable["kind"]) from error
-        if script_broke(error):
-            log.exception("store.script_broke")
-        if trouble.why_read_only(error) is not None:
-            raise errors.StoreReadOnly.of() from error
-        if changing and isinstance(error, trouble.AnswerLost):
-            raise errors.OutcomeUnknown.of() from error
-        raise errors.StoreUnavailable.of() from error
+    except _OF_REDIS as error:
+        raise _refused(error, changing=changing) from error
+
+
+def _refused(error: Exception, *, changing: bool) -> errors.Refused:
+    if unreadable := _UNREADABLE.fullmatch(str(error)):
+        return errors.RecordUnreadable.of(kind=unreadable["kind"])
+    if script_broke(error):
+        log.error("store.script_broke", exc_info=error)
+    if trouble.why_read_only(error) is not None:
+        return errors.StoreReadOnly.of()
+    lost = changing and isinstance(error, trouble.AnswerLost)
+    return errors.OutcomeUnknown.of() if lost else errors.StoreUnavailable.of()
 
 
 async def reading(ask: Callable[[], Awaitable[Found]]) -> Found:
     """What `ask` finds in Redis, which changes nothing: it is called once more if the connection is cut. Raises
     StoreUnavailable."""
-    with redis_answers(changing=False):
+    try:
         try:
             return await ask()
         except trouble.CutOff:  # the connection had been idle, or Redis was restarted
             return await ask()
+    except _OF_REDIS as error:
+        raise _refused(error, changing=False) from error
 
 
 class Scripts:
     """Base of the store's classes: runs the Lua scripts. Each takes one JSON object, `ask`."""
 
     def __init__(self, redis: ArqRedis) -> None:
-        self._redis = redis
-        self._loaded: dict[str, AsyncScript] = {}
+        if not isinstance(redis, RunsScripts):
+            raise TypeError("not a client of worker.store.redis_client")
+        self._redis: ArqRedis = redis
+        self._runs: RunsScripts = redis
+        self._scripts: dict[tuple[Callable[[str], str], str], Script] = {}
         self._unreadable_told: dict[str, float] = {}  # keys of unreadable records, and when the operators were told
 
-    async def _call(self, name: str, ask: Mapping[str, Any]) -> Any:
-        """Run the script `name` ("customers/find"). Raises StoreUnavailable or RecordUnreadable; if it changes
-        something, also StoreReadOnly and OutcomeUnknown."""
+    async def _call(self, name: str, ask: Mapping[str, Any], by: By | None = None) -> Any:
+        """Run the script `name` ("customers/find"), which may need the account that asks. Raises StoreUnavailable or
+        RecordUnreadable; if it changes something, also StoreReadOnly and OutcomeUnknown; and what refuses a caller."""
         if scripts.only_reads(name):
-            return await reading(lambda: self._run(name, ask))
-        with redis_answers():
-            return await self._run(name, ask)
+            return await reading(lambda: self._run(name, ask, by))
+        try:  # no context manager: this is in the way of each call
+            return await self._run(name, ask, by)
+        except _OF_REDIS as error:
+            raise _refused(error, changing=True) from error
 
-    async def _admit(self, ask: Mapping[str, Any]) -> list[Any]:
+    async def _admit(self, ask: Mapping[str, Any], by: By | None = None) -> list[Any]:
         """Run `customers/admit` in a span that the job's span continues. Raises as `_call` does."""
+        answer: list[Any]
+        if tracing.is_without():
+            answer = await self._call("customers/admit", ask, by)
+            return answer
         attributes = {"vps_snapshots.job.kind": ask["kind"]}
-        with redis_answers(), tracing.span(f"admit {ask['kind']}", attributes, kind=SpanKind.PRODUCER) as span:
-            answer: list[Any] = await self._run("customers/admit", {**ask, **tracing.carried()})
+        with tracing.span(f"admit {ask['kind']}", attributes, kind=SpanKind.PRODUCER) as span:
+            answer = await self._call("customers/admit", {**ask, **tracing.carried()}, by)
             match answer:
                 case [b"refused", code, *_]:
                     span.set_attribute("vps_snapshots.refused", code.decode())
@@ -162,11 +197,12 @@ class Scripts:
 
     async def _read(self, read: Callable[[], Item]) -> Item:
         """What `read` makes of an answer. What can't be read of it is logged once and put into the operators' list."""
-        with noticing() as noticed:
+        with Noticing() as noticed:
             try:
                 return read()
             finally:
-                await self._tell_unreadable(noticed)
+                if noticed:
+                    await self._tell_unreadable(noticed)
 
     async def _unless_other_type(self, key: str, ask: Callable[[], Awaitable[Found]], *, otherwise: Found) -> Found:
         """What `ask` finds in a key, outside of a script; `otherwise` where the key holds another type of data."""
@@ -195,28 +231,44 @@ class Scripts:
             again = now - TOLD_AGAIN_SECONDS + TRIED_AGAIN_SECONDS
             self._unreadable_told |= {one.key: again for one in news}
 
-    async def _run(self, name: str, ask: Mapping[str, Any]) -> Any:
-        if name not in self._loaded:
-            self._loaded[name] = self._redis.register_script(scripts.text(name))
+    async def _run(self, name: str, ask: Mapping[str, Any], by: By | None = None) -> Any:
+        if isinstance(by, Entry):
+            if by.account_id is None:
+                caller, *ran = await self._execute(scripts.entered, name, {**ask, "caller": by.for_script()})
+                by.account_id = await by.entered(caller, is_audited=bool(ran and ran[1]))
+                if ran:
+                    return ran[0][0] if ran[0] else None
+            by = by.account_id
+        return await self._execute(scripts.text, name, ask if by is None else {**ask, "account": str(by)})
+
+    async def _execute(self, text: Callable[[str], str], name: str, ask: Mapping[str, Any]) -> Any:
+        if (text, name) not in self._scripts:
+            self._scripts[text, name] = Script(text(name))
         try:
-            left_out, *answer = await self._loaded[name](args=[json.dumps(ask)])
+            left_out, *answer = await self._runs.run_script(self._scripts[text, name], _as_json(ask))
         except ResponseError as error:
             if ended := _UNREADABLE.fullmatch(str(error)):
                 await self._tell_unreadable([Unreadable(key=ended["key"], reason=ended["reason"])])
             raise
-        await self._tell_unreadable(
-            Unreadable(key=records.text(key), reason=records.text(why)) for key, why in left_out
-        )
+        if left_out:
+            await self._tell_unreadable(
+                Unreadable(key=records.text(key), reason=records.text(why)) for key, why in left_out
+            )
         return answer[0] if answer else None
 
-    async def _find(
-        self, what: str, key: int | str, account_id: AccountId, refused: type[errors.Refused], **more: int
-    ) -> Any:
+    async def _find(self, what: str, key: int | str, account_id: By, refused: type[errors.Refused], **more: int) -> Any:
         """The record `what` ("snapshot") of an account. Raises `refused` if the account has none with this ID."""
-        found = await self._call("customers/find", {"what": what, "id": str(key), "account": str(account_id), **more})
+        found = await self._call("customers/find", {"what": what, "id": str(key), **more}, account_id)
         if found is None:
             raise refused.of(id=key)
         return found
+
+
+def _as_json(ask: Mapping[str, Any]) -> bytes:
+    try:
+        return to_json(ask)
+    except PydanticSerializationError:  # half a character (a lone surrogate)
+        return json.dumps(ask).encode()
 
 
 def accepted(answer: Sequence[Any], idempotency: Idempotency | None = None, **facts: object) -> list[Any]:

@@ -43,6 +43,12 @@ class Careful(AbstractConnection):
             await self.disconnect(nowait=True)  # the answer would be taken for the next command's
             raise asyncio.CancelledError
 
+    def write(self, packed: bytes) -> None:
+        """Send, whatever was sent and not answered before. Raises NotSent."""
+        if self._writer is None or self._writer.transport.is_closing():
+            raise trouble.NotSent("The connection is closed.")
+        self._writer.write(packed)
+
     async def read_response(self, *args: Any, **options: Any) -> Any:
         """Raises AnswerLost if it does not come."""
         with self._may_be_lost():

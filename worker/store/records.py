@@ -5,7 +5,6 @@ An unreadable one must not hide the others, whatever is wrong with it; see docs/
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from statistics import median
 from typing import Any, TypeVar
@@ -51,9 +50,13 @@ def one(read: Callable[[Row], Read], shown: Row, *, kind: str, key_of: Callable[
     try:
         return read(shown)
     except Exception as error:  # whatever is wrong with this one: others can be read
-        first: Any = shown
-        notice(key_of(shown) if key_of else f"{kind}:{text(first[0])}", error)
+        _notice(shown, error, kind, key_of)
         raise errors.RecordUnreadable.of(kind=kind) from error
+
+
+def _notice(shown: Row, error: Exception, kind: str, key_of: Callable[[Row], str] | None) -> None:
+    first: Any = shown
+    notice(key_of(shown) if key_of else f"{kind}:{text(first[0])}", error)
 
 
 def many(
@@ -62,8 +65,10 @@ def many(
     """Parse records; unreadable ones are left out, so that they do not hide the others."""
     found = []
     for shown in rows:
-        with suppress(errors.RecordUnreadable):
-            found.append(one(read, shown, kind=kind, key_of=key_of))
+        try:
+            found.append(read(shown))
+        except Exception as error:  # noqa: BLE001 - as in `one`; it is noted
+            _notice(shown, error, kind, key_of)
     return tuple(found)
 
 
@@ -126,7 +131,7 @@ def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapsho
         status=SnapshotStatus(record["status"]),
         size_mb=whole(record["size_mb"]) if record["size_mb"] else None,
         created_at=moment(record["created_ms"]),
-        labels=_LABELS.validate_json(record.get("labels") or "{}"),
+        labels=_LABELS.validate_json(record["labels"]) if record.get("labels") else {},
         protected=record.get("protected") == "1",
         expires_at=moment(record["expires_ms"]) if record.get("expires_ms") else None,
         schedule_id=ScheduleId(record["schedule"]) if record.get("schedule") else None,

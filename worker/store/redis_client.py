@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Awaitable
 from typing import Annotated, Any, Protocol, Self
 
 from arq.connections import ArqRedis
@@ -15,6 +16,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from worker.store import arq_queue as queue
 from worker.store.connection import careful
+from worker.store.script_connection import Script, ScriptConnections
 
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 ADDRESS = re.compile(r"rediss?://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?(/[0-9]+)?|unix:///[^?#]+(\?db=[0-9]+)?")
@@ -96,21 +98,39 @@ class Observer(Protocol):
     def failed(self, error: Exception) -> None: ...
 
 
-class _Observed(ArqRedis):
-    def __init__(self, observer: Observer, **options: Any) -> None:
-        super().__init__(**options)
+class _Client(ArqRedis):
+    def __init__(self, *, pool: ConnectionPool, command_seconds: float, observer: Observer | None) -> None:
+        super().__init__(pool_or_conn=pool, job_serializer=queue.serialize, job_deserializer=queue.deserialize)
         self._observer = observer
+        self._of_scripts = ScriptConnections(pool, seconds=command_seconds, idle_seconds=IDLE_CHECK_SECONDS)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
+        command = super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py's gap
+        return await self._observed(command, waits=args[0] in WAITING)
+
+    async def run_script(self, script: Script, argument: bytes) -> Any:
+        return await self._observed(self._of_scripts.run(script, argument))
+
+    async def reconnect(self) -> None:
+        self._of_scripts.retire()
+        await self.connection_pool.disconnect(inuse_connections=False)
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        await self._of_scripts.close()
+        await super().aclose(close_connection_pool)
+
+    async def _observed(self, command: Awaitable[Any], *, waits: bool = False) -> Any:
+        if self._observer is None:
+            return await command
         began = time.perf_counter()
         try:
-            answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py's gap
+            answer = await command
         except NoScriptError:  # redis-py sends the script next
             raise
         except (RedisError, OSError) as error:
             self._observer.failed(error)
             raise
-        if args[0] not in WAITING:
+        if not waits:
             self._observer.answered(time.perf_counter() - began)
         return answer
 
@@ -145,10 +165,7 @@ def connect(
     else:
         pool = BlockingConnectionPool.from_url(settings.url, **options, **size)
     pool.connection_class = careful(pool.connection_class)
-    serializers: dict[str, Any] = {"job_serializer": queue.serialize, "job_deserializer": queue.deserialize}
-    if observer is None:
-        return ArqRedis(pool_or_conn=pool, **serializers)
-    return _Observed(observer, pool_or_conn=pool, **serializers)
+    return _Client(pool=pool, command_seconds=options["socket_timeout"], observer=observer)
 
 
 def _tls(settings: RedisSettings) -> dict[str, Any]:

@@ -6,6 +6,8 @@ The first lines of a script or of a module may name modules of `shared/`: `-- in
 Redis lets a script with the line `-- Only reads.` write nothing. One with `-- Only reads and notes.` writes only what
 it can do without, by the module `notes`. Both work while Redis refuses writes, and may be run again.
 
+A call over HTTP is one script, `entered`: who calls, how often, what is asked, and the entry of the audit log.
+
 Each script runs behind `shared/guard.lua`, and Redis's reply is {what could not be read: {{key, why}, ...}, answer}.
 """
 
@@ -19,6 +21,8 @@ from worker.store.bounds import FULL_FROM, Bounds
 from worker.store.model import MAY_FOLLOW, STEPS, JobKind
 
 GUARD = "shared/guard"
+ENTER = "access/enter"
+_ASK = "local ask = cjson.decode(ARGV[1])\n"
 _INCLUDE = "-- include: "
 _ONLY_READS = re.compile(r"^-- Only reads( and notes)?\.$", re.MULTILINE)
 
@@ -29,9 +33,19 @@ def text(name: str) -> str:
     script = source(name)
     found = _ONLY_READS.search(script)
     flags = "#!lua flags=no-writes\n" if found and not found[1] else ""
-    return (
-        f"{flags}{source(GUARD)}local function script()\n{_modules(script)}{script}end\nreturn {{left_out, script()}}\n"
-    )
+    return flags + _guarded(_modules(script) + script)
+
+
+@cache
+def entered(name: str) -> str:
+    """The script `name` as part of `access/enter`, which checks its caller first."""
+    script, enter = source(name), source(ENTER)
+    body = f"local function body(ask)\n{script.replace(_ASK, '')}end\n"
+    return _guarded(_modules(script, enter) + body + enter)
+
+
+def _guarded(lua: str) -> str:
+    return f"{source(GUARD)}local function script()\n{lua}end\nreturn {{left_out, script()}}\n"
 
 
 @cache
@@ -45,8 +59,8 @@ def linked(script: str) -> str:
     return source(GUARD) + _modules(script) + script
 
 
-def _modules(script: str) -> str:
-    """The modules that the first lines of a script include, each once and after those that it needs."""
+def _modules(*scripts: str) -> str:
+    """The modules that the first lines of scripts include, each once and after those that it needs."""
     modules: dict[str, str] = {}
 
     def add(module: str) -> None:
@@ -56,8 +70,9 @@ def _modules(script: str) -> str:
                 add(needed)
             modules[module] = lua
 
-    for module in includes(script):
-        add(module)
+    for script in scripts:
+        for module in includes(script):
+            add(module)
     return "".join(modules.values())
 
 
@@ -69,8 +84,15 @@ def source(name: str) -> str:
         steps_of = {kind: dict.fromkeys(steps, True) for kind, steps in STEPS.items()}
         tables: dict[str, object] = {"MAY_FOLLOW": table, "ONLY_LOOKS": only_look, "STEPS_OF": steps_of}
         tables |= {"BOUNDS": Bounds().model_dump(), "FULL_FROM": FULL_FROM}
-        return "".join(f"local {name} = cjson.decode('{json.dumps(held)}')\n" for name, held in tables.items())
+        return "".join(f"local {name} = {_lua(held)}\n" for name, held in tables.items())
     return (files(__package__) / f"{name}.lua").read_text()
+
+
+def _lua(held: object) -> str:
+    """As Lua writes it: Redis compiles it once, and need not parse it in each run."""
+    if isinstance(held, dict):
+        return f"{{{', '.join(f'[{_lua(str(key))}] = {_lua(value)}' for key, value in held.items())}}}"
+    return json.dumps(held)
 
 
 def includes(lua: str) -> list[str]:

@@ -24,12 +24,21 @@ class TooSlow(AnswerLost, RedisTimeoutError):
     """The answer did not come in time."""
 
 
+class NotSent(RedisConnectionError):
+    """The connection was closed before the command was sent."""
+
+
 def lost(error: Exception) -> AnswerLost | None:
     """The error of a command that was sent, as one of these; None if it is an answer of Redis."""
     # exactly: the answers LOADING and "max number of clients reached" are subclasses
     if type(error) is RedisConnectionError:
         return CutOff(str(error))
     return TooSlow(str(error)) if type(error) is RedisTimeoutError else None
+
+
+def may_respond(error: BaseException | None) -> bool:
+    """Whether Redis can be expected to answer the next command: it has answered this one, or the connection was cut."""
+    return isinstance(error, ResponseError | CutOff)
 
 
 def why_read_only(error: BaseException) -> str | None:

@@ -1,7 +1,5 @@
 """Records that can't be read: noticed where they are read, then put into the operators' list by who reads the store."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -19,15 +17,16 @@ class Unreadable:
 _noticed: ContextVar[list[Unreadable] | None] = ContextVar("noticed", default=None)
 
 
-@contextmanager
-def noticing() -> Iterator[list[Unreadable]]:
-    """What is noticed within the block."""
-    noticed: list[Unreadable] = []
-    token = _noticed.set(noticed)
-    try:
-        yield noticed
-    finally:
-        _noticed.reset(token)
+class Noticing:
+    """Collects what is noticed within the block. A class, because it stands around each record that is read."""
+
+    def __enter__(self) -> list[Unreadable]:
+        noticed: list[Unreadable] = []
+        self._before = _noticed.set(noticed)
+        return noticed
+
+    def __exit__(self, *_: object) -> None:
+        _noticed.reset(self._before)
 
 
 def notice(key: str, error: Exception) -> None:

@@ -26,7 +26,7 @@ from worker.store.errors import StoreUnavailable
 
 STREAM, NEW, HEAD = "audit", "audit:new", "audit:head"
 MOST = 1_000_000  # entries, about 300 MB: one caller in a loop must not fill Redis
-_NEW_MOST = 100_000  # entries that may wait for a keeper
+NEW_MOST = 100_000  # entries that may wait for a keeper
 _NUMBER = re.compile(r"[0-9]{1,15}")
 _BATCH = 200  # entries that are moved at once
 _TEXT_MAX = 2000  # characters of a field
@@ -96,6 +96,22 @@ class AuditKeeper(Scripts):
         super().__init__(redis)
         self._kept = kept
         self._now = now
+        self._news = asyncio.Event()
+        self._news.set()  # what an earlier process has left
+
+    def told(self) -> None:
+        """There is an entry to move."""
+        self._news.set()
+
+    async def keep_news(self) -> None:
+        """Wait for an entry, and move all."""
+        await self._news.wait()
+        self._news.clear()
+        try:
+            await self.keep()
+        except StoreUnavailable:
+            self._news.set()
+            raise
 
     async def keep(self) -> None:
         """Move all entries that wait."""
@@ -137,8 +153,8 @@ class AuditKeeper(Scripts):
 
 
 class Audit:
-    """Appends entries. Every call may raise StoreUnavailable. `keeper`: moves them at once, where no other program
-    does. `now`: the time of the cell."""
+    """Appends entries. Every call may raise StoreUnavailable. `keeper`: moves them, where no other program does. `now`:
+    the time of the cell."""
 
     def __init__(
         self, redis: ArqRedis, *, keeper: AuditKeeper | None = None, now: Callable[[], datetime] = _utc
@@ -147,11 +163,17 @@ class Audit:
         self._keeper = keeper
         self._now = now
 
+    def told(self) -> None:
+        """A script has appended an entry."""
+        if self._keeper is not None:
+            self._keeper.told()
+
     async def write(self, *entries: Mapping[str, str]) -> None:
+        """Append entries, and have them moved."""
         texts = [json.dumps({"at_ms": records.milliseconds(self._now()), **entry}) for entry in entries]
         with redis_answers():
             async with asyncio.timeout(_WRITE_SECONDS):
-                if await self._redis.llen(NEW) >= _NEW_MOST:  # type: ignore[misc]  # typed for the blocking client too
+                if await self._redis.llen(NEW) >= NEW_MOST:  # type: ignore[misc]  # typed for the blocking client too
                     raise StoreUnavailable("The audit log has no keeper.")
                 await self._redis.rpush(NEW, *texts)  # type: ignore[misc]  # typed for the blocking client too
         if self._keeper is not None:

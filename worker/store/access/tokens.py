@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Self
 
 from worker.store import errors, records
@@ -21,6 +22,7 @@ from worker.store.calls import Idempotency, Scripts, accepted, for_script, readi
 from worker.store.model import AccountId
 
 _INDEX = "tokens"
+_PARSED = 1024  # records that are remembered as they were read last
 _PREFIX = "vps_"
 _SECRET = re.compile(_PREFIX + r"[A-Za-z0-9_-]{43}")  # 256 random bits in URL-safe base64
 
@@ -156,6 +158,12 @@ def _token(row: list[Any]) -> Token:
     return Token.of(records.decoded(flat) if isinstance(flat, dict) else records.pairs(flat))
 
 
+@lru_cache(_PARSED)
+def _token_of(*flat: bytes) -> Token:
+    """A record that is the same text is the same token."""
+    return Token.of(records.pairs(flat))
+
+
 def _key_of(row: list[Any]) -> str:
     return str(row[0])
 
@@ -163,6 +171,34 @@ def _key_of(row: list[Any]) -> str:
 def key_of(secret: str) -> str:
     """The key of the token's record."""
     return f"token:{hashlib.sha256(secret.encode()).hexdigest()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presented:
+    """What a call says of its caller. `address`: on which failed logins are counted; `named`: the account that it
+    names."""
+
+    secret: str
+    address: str
+    named: AccountId | None = None
+
+    @property
+    def key(self) -> str:
+        """Of the record of a token with that secret; '' if there can be none."""
+        return key_of(self.secret) if _SECRET.fullmatch(self.secret) else ""
+
+    @property
+    def account(self) -> str:
+        return "" if self.named is None else str(self.named)
+
+    def for_script(self, limits: Limits) -> dict[str, str | int]:
+        return {
+            "token": self.key,
+            "address": self.address,
+            "account": self.account,
+            "failed_logins": limits.failed_logins,
+            **limits.of_calls(),
+        }
 
 
 class Tokens(Scripts):
@@ -203,25 +239,30 @@ class Tokens(Scripts):
         made, first_salt = accepted(await self._call("access/put_token", ask), idempotency)
         return NewToken(token=Token.of(records.pairs(made)), secret=derived(_PREFIX, seed, first_salt.decode()))
 
-    async def authenticate(
-        self, secret: str, *, address: str, named: AccountId | None, limits: Limits
-    ) -> Authenticated:
+    async def authenticate(self, by: Presented, limits: Limits) -> Authenticated:
         """Look up the token with this secret; it is None if unknown, revoked or expired. Counts the call: on the token
         (of a service token: for the account that it names), or on the address if there is no such token."""
-        ask = {
-            "token": key_of(secret) if _SECRET.fullmatch(secret) else "",
-            "address": address,
-            "account": "" if named is None else str(named),
-            "failed_logins": limits.failed_logins,
-            **limits.of_calls(),
-        }
-        flat, refused, *counted = await self._call("access/authenticate", ask)
-        tokens = await self._many(_token, [[ask["token"], flat]] if flat else [], kind="token", key_of=_key_of)
-        if not tokens:
-            return limits.failed_login(address, refused, counted)
-        token = tokens[0]
-        account = ask["account"] if token.account_id is None else str(token.account_id)
-        return limits.call_of(token, str(account), refused, counted)
+        answer = await self._call("access/authenticate", by.for_script(limits))
+        return await self.authenticated(by, limits, answer)
+
+    async def authenticated(self, by: Presented, limits: Limits, answer: list[Any]) -> Authenticated:
+        """The same, from the answer of a script that has done it."""
+        flat, refused, *counted = answer
+        token = await self._token(by, flat)
+        if token is None:
+            return limits.failed_login(by.address, refused, counted)
+        return limits.call_of(
+            token, by.account if token.account_id is None else str(token.account_id), refused, counted
+        )
+
+    async def _token(self, by: Presented, flat: list[bytes]) -> Token | None:
+        """None also for a record that can't be read."""
+        if not flat:
+            return None
+        with suppress(Exception):  # it is told below why it can't be read
+            return _token_of(*flat)
+        found = await self._many(lambda flat: _token_of(*flat), [flat], kind="token", key_of=lambda _: by.key)
+        return found[0] if found else None
 
     async def all(self) -> list[Token]:
         """Every valid token, oldest first; expired ones are removed from the index."""

@@ -12,5 +12,5 @@ class Writes(Scripts):
         why: bytes = await self._call("access/try_write", {})
         if why == REPLICA.encode():
             # The name or the Sentinels may lead to another Redis by now: they are asked when a connection is opened.
-            await self._redis.connection_pool.disconnect(inuse_connections=False)
+            await self._runs.reconnect()
         return why.decode() or None

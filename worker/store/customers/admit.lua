@@ -7,9 +7,10 @@
 -- for an undo, else of the snapshot, name, description, request_id, job_id, limit, silent_ms, retry_ms, queue (see
 -- `enqueue`), again: retry a delete that has not freed its space, present_only: of a restore or undo, live: of a
 -- create, retries: the failed job that this one repeats, in_bulk, schedule: {id, due_ms, next_ms, retry_ms},
--- traceparent or nil, idempotency (see `replay`)}
--- Answers {'admitted', job (see `show_job`), snapshot (see `show_snapshot`; nil for the dry run of a create, and for an
--- undo whose snapshot is deleted)}, {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
+-- traceparent or nil, idempotency (see `replay`), whole_job}
+-- Answers {'admitted', job (see `show_job`; without `whole_job` it may be {its ID} alone), snapshot (see
+-- `show_snapshot`; nil for the dry run of a create, for a delete, and for an undo whose snapshot is deleted)},
+-- {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
 
 -- The job that holds the server. What it does is told to its own account only: the server may have had another owner.
@@ -24,22 +25,32 @@ local function refuse_server(server)
   local holder = holder_of(server)
   if holder then return refuse_busy(holder, server.account) end
   if server.power == 'paused' and ask.kind ~= 'delete' then return {'refused', 'server_not_ready'} end
+  demand(ask.queue.prefix .. server.node, 'zset')
 end
 
-local function admit(server_id, server, snapshot_id, snapshot, undoes)
-  demand(ask.queue.prefix .. server.node, 'zset')
-  enqueue(ask.job_id, {
+-- shown: the snapshot for the answer (see `show_snapshot`), or nil
+local function admit(server_id, server, snapshot_id, snapshot, shown, undoes)
+  local job = {
     undoes = undoes,
     kind = ask.dry_run and 'check_' .. ask.kind or ask.kind,
     server = server_id, server_name = server.name, account = server.account, node = server.node,
     snapshot = snapshot_id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
     snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id, traceparent = ask.traceparent,
     present_only = ask.present_only and '1' or nil, live = ask.live and '1' or nil,
-  }, ask.queue)
+  }
+  enqueue(ask.job_id, job, ask.queue)
   if ask.retries then redis.call('HSET', 'job:' .. ask.retries, 'retried_by', ask.job_id) end
-  -- the snapshot of an undo may be deleted
-  local is_ours = redis.call('HGET', 'snapshot:' .. snapshot_id, 'account') == server.account
-  return {'admitted', show_job(ask.job_id), is_ours and show_snapshot(snapshot_id) or nil}
+  if not ask.dry_run then server.job = ask.job_id end
+  if not ask.whole_job and not ask.idempotency then return {'admitted', {ask.job_id}, shown} end
+  -- as `show_job` would show it, which would read all of it again
+  local durations = redis.call('LRANGE', 'node:' .. job.node .. ':milliseconds:' .. job.kind, 0, -1)
+  local whole = {ask.job_id, flattened(job), durations, flattened(server), ask.dry_run and '' or job.kind}
+  return {'admitted', whole, shown}
+end
+
+-- A snapshot of the server, as `show_snapshot` would show it.
+local function as_shown(id, snapshot, server)
+  return {id, flattened(snapshot), server.name}
 end
 
 local function create()
@@ -50,11 +61,11 @@ local function create()
   if refused then return refused end
   -- the number of used slots is unknown until its node has published its snapshots
   if server.unpublished then return {'refused', 'node_unavailable'} end
-  demand('server:' .. server_id .. ':names', 'hash')
-  demand('server:' .. server_id .. ':counted', 'set')
   local namesake = redis.call('HGET', 'server:' .. server_id .. ':names', ask.name)
   if namesake and redis.call('HGET', 'snapshot:' .. namesake, 'server') ~= server_id then namesake = nil end
   local over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - tonumber(ask.limit)
+  demand_as_read('server:' .. server_id .. ':names')
+  demand_as_read('server:' .. server_id .. ':counted')
   if ask.schedule and over > 0 and not namesake then
     local made = scheduled_snapshots(server_id)
     retire_oldest(made, #made - over, server.node)
@@ -76,14 +87,14 @@ local function create()
     description = ask.description, status = 'in_progress', size_mb = '', created_ms = tostring(now_ms()),
     schedule = ask.schedule and ask.schedule.id, expires_ms = ask.expires_ms,
   }
-  add_snapshot(id, snapshot)
-  return admit(server_id, server, id, snapshot)
+  add_snapshot(id, snapshot, true)
+  return admit(server_id, server, id, snapshot, as_shown(id, snapshot, server))
 end
 
 local function restore(snapshot, server)
   if snapshot.status ~= 'completed' then return {'refused', 'snapshot_not_ready', snapshot.status} end
   if not server or server.missing then return {'refused', 'server_not_ready'} end
-  return refuse_server(server) or admit(snapshot.server, server, ask.id, snapshot)
+  return refuse_server(server) or admit(snapshot.server, server, ask.id, snapshot, as_shown(ask.id, snapshot, server))
 end
 
 local function delete(snapshot, server)
@@ -108,9 +119,13 @@ local function undo()
     return {'refused', 'undo_unavailable'}
   end
   if server.missing then return {'refused', 'server_not_ready'} end
-  return refuse_server(server) or admit(restore.server, server, restore.snapshot, {
+  local refused = refuse_server(server)
+  if refused then return refused end
+  local key = 'snapshot:' .. restore.snapshot -- it may be deleted
+  local is_ours = redis.call('HGET', key, 'account') == server.account
+  return admit(restore.server, server, restore.snapshot, {
     name = restore.snapshot_name, description = restore.snapshot_description, created_ms = restore.snapshot_created_ms,
-  }, ask.id)
+  }, is_ours and attempt(key, show_snapshot, restore.snapshot) or nil, ask.id)
 end
 
 -- Only the first worker that finds a run due executes it. This also records the next run, even if this one is refused.

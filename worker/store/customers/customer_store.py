@@ -8,14 +8,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, NotRequired, TypedDict, Unpack
-from uuid import uuid4
+from os import urandom
+from typing import Any, Literal, NotRequired, Self, TypedDict, Unpack
 
 from arq.connections import ArqRedis
 
 from worker.store import errors, records
 from worker.store.arq_queue import queue_parameters
 from worker.store.calls import (
+    By,
     Idempotency,
     Page,
     Scripts,
@@ -29,7 +30,6 @@ from worker.store.calls import (
 from worker.store.model import (
     NODE_SILENT_SECONDS,
     SNAPSHOTS_PER_SERVER,
-    AccountId,
     Failure,
     Job,
     JobId,
@@ -49,17 +49,42 @@ CANCELLED = "cancelled"  # code of the failure of a job that was cancelled
 class Request(TypedDict):
     """Who requests work, and by which request. With an Idempotency-Key a repeated request is admitted once."""
 
-    account_id: AccountId
+    account_id: By
     request_id: str
     idempotency: NotRequired[Idempotency | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdmittedJob:
+    """A job that was admitted, and is queued."""
+
+    id: JobId
+
+    @classmethod
+    def of(cls, shown: list[bytes]) -> Self:
+        return cls(id=JobId(shown[0].decode()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Admitted:
     """A create or restore that was admitted."""
 
-    job: Job
+    job: AdmittedJob
     snapshot: Snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedSnapshot:
+    """A snapshot in a list, which may have hundreds."""
+
+    id: SnapshotId
+    server_id: ServerId
+    server_name: str
+    name: str
+    status: SnapshotStatus
+    size_mb: int | None
+    created_at: datetime
+    description: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +148,7 @@ class CustomerStore(Scripts):
     """The store for the front end. `node_silent_seconds`: how old a node's last heartbeat may be.
 
     A repeated call with the same `Idempotency` returns what the first one returned, or raises IdempotencyKeyReused.
+    `account_id`: the account that asks, or the call over HTTP that the script is to check first.
     """
 
     def __init__(self, redis: ArqRedis, *, node_silent_seconds: float = NODE_SILENT_SECONDS) -> None:
@@ -163,14 +189,14 @@ class CustomerStore(Scripts):
         NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
         return await self._job(JobKind.UNDO, job_id, request, present_only=present_only)
 
-    async def delete(self, *, account_id: AccountId, snapshot_id: SnapshotId, request_id: str) -> Job | None:
+    async def delete(self, *, account_id: By, snapshot_id: SnapshotId, request_id: str) -> AdmittedJob | None:
         """Delete a snapshot for the customer; its node then frees the space, with this job. None: the server is gone,
         so there is no space to free. Raises SnapshotNotFound, SnapshotProtected, NodeUnavailable, ServerBusy or
         StoreUnavailable."""
         answer = await self._ask(JobKind.DELETE, snapshot_id, {"account_id": account_id, "request_id": request_id})
-        return await self._shown(answer[0]) if answer else None
+        return AdmittedJob.of(answer[0]) if answer else None
 
-    async def cancel(self, *, account_id: AccountId, job_id: JobId, idempotency: Idempotency | None = None) -> Job:
+    async def cancel(self, *, account_id: By, job_id: JobId, idempotency: Idempotency | None = None) -> Job:
         """Cancel a job that its node has not started. Raises JobNotFound, JobNotCancellable or StoreUnavailable."""
         cancelled = Outcome(
             state=JobState.FAILED,
@@ -178,12 +204,13 @@ class CustomerStore(Scripts):
             snapshot_status=SnapshotStatus.FAILED,
         )
         ask = {
-            "account": str(account_id),
             "id": job_id,
             "result": cancelled.for_script(),
             "idempotency": for_script(idempotency),
         }
-        return await self._shown(accepted(await self._call("customers/cancel", ask), idempotency, id=job_id)[0])
+        return await self._shown(
+            accepted(await self._call("customers/cancel", ask, account_id), idempotency, id=job_id)[0]
+        )
 
     async def again(
         self, job: Job, *, request_id: str, in_bulk: bool = False, idempotency: Idempotency | None = None
@@ -203,69 +230,82 @@ class CustomerStore(Scripts):
         if target is None:
             raise errors.JobNotRetryable(f"A job of the kind {job.kind} cannot be retried.")
         request: Request = {"account_id": job.account_id, "request_id": request_id, "idempotency": idempotency}
-        answer = await self._ask(job.kind, target, request, **more, retries=job.id, in_bulk=in_bulk)
+        answer = await self._ask(job.kind, target, request, **more, retries=job.id, in_bulk=in_bulk, whole_job=True)
         if not answer:
             raise errors.SnapshotNotFound("The snapshot went with its server: nothing is left to delete.")
         return await self._shown(answer[0])
 
-    async def edit(self, *, account_id: AccountId, snapshot_id: SnapshotId, edit: Edit) -> Snapshot:
+    async def edit(self, *, account_id: By, snapshot_id: SnapshotId, edit: Edit) -> Snapshot:
         """Change a snapshot's fields. Raises SnapshotNotFound or StoreUnavailable."""
-        ask = {"account": str(account_id), "id": str(snapshot_id), "fields": edit.for_script()}
-        found = await self._call("customers/edit", ask)
+        ask = {"id": str(snapshot_id), "fields": edit.for_script()}
+        found = await self._call("customers/edit", ask, account_id)
         if found is None:
             raise errors.SnapshotNotFound.of(id=snapshot_id)
         return await self._one(_snapshot, found, kind="snapshot")
 
     # --- reads ---
 
-    async def snapshot(self, *, account_id: AccountId, snapshot_id: SnapshotId) -> Snapshot:
+    async def snapshot(self, *, account_id: By, snapshot_id: SnapshotId) -> Snapshot:
         """Raises SnapshotNotFound, also for another account's, or StoreUnavailable."""
         found = await self._find("snapshot", snapshot_id, account_id, errors.SnapshotNotFound)
         return await self._one(_snapshot, found, kind="snapshot")
 
     async def snapshots(
-        self, *, account_id: AccountId, wanted: SnapshotFilter = EVERY, offset: int, limit: int
+        self, *, account_id: By, wanted: SnapshotFilter = EVERY, offset: int, limit: int
     ) -> Page[Snapshot]:
         """An account's snapshots. Another account's server has none. Raises StoreUnavailable."""
-        ask: dict[str, Any] = {"account": str(account_id), **wanted.for_script()}
-        if wanted.is_in_order:
-            ask |= {"descending": wanted.descending, "offset": offset, "limit": limit}
-            count, *rows = await self._call("customers/list_snapshots", ask)
-        else:
-            found = await self._matching(ask, wanted)
-            count, ids = len(found), found[offset : offset + limit]
-            rows = await self._call("customers/show_snapshots", {"account": str(account_id), "ids": ids}) if ids else []
+        count, rows = await self._rows(account_id, wanted, offset, limit)
         return Page(count=count, results=await self._many(_snapshot, rows, kind="snapshot"))
 
-    async def job(self, *, account_id: AccountId, job_id: JobId) -> Job:
+    async def listed(
+        self, *, account_id: By, wanted: SnapshotFilter = EVERY, offset: int, limit: int
+    ) -> Page[ListedSnapshot]:
+        """The same, with the fields alone that a list shows."""
+        count, rows = await self._rows(account_id, wanted, offset, limit, brief=True)
+        return Page(count=count, results=await self._many(_listed, rows, kind="snapshot"))
+
+    async def job(self, *, account_id: By, job_id: JobId) -> Job:
         """Raises JobNotFound, also for another account's, or StoreUnavailable."""
         return await self._shown(await self._find("job", job_id, account_id, errors.JobNotFound))
 
     async def jobs(
-        self, *, account_id: AccountId, server_id: ServerId | None, state: JobState | None, offset: int, limit: int
+        self, *, account_id: By, server_id: ServerId | None, state: JobState | None, offset: int, limit: int
     ) -> Page[Job]:
         """An account's jobs of the last 30 days, newest first. Another account's server has none. Raises
         StoreUnavailable."""
-        ask = {"account": str(account_id), **given(server=server_id, state=state), "offset": offset, "limit": limit}
-        count, *rows = await self._call("customers/list_jobs", ask)
+        ask = {**given(server=server_id, state=state), "offset": offset, "limit": limit}
+        count, *rows = await self._call("customers/list_jobs", ask, account_id)
         return Page(count=count, results=await self._many(shown_job, rows, kind="job"))
 
-    async def server(self, *, account_id: AccountId, server_id: ServerId) -> ServerView:
+    async def server(self, *, account_id: By, server_id: ServerId) -> ServerView:
         """Raises ServerNotFound, also for another account's, or StoreUnavailable."""
         found = await self._find("server", server_id, account_id, errors.ServerNotFound, silent_ms=self._silent_ms)
         return await self._one(_server, [str(server_id).encode(), *found], kind="server")
 
     # --- helpers ---
 
+    async def _rows(
+        self, account_id: By, wanted: SnapshotFilter, offset: int, limit: int, **more: bool
+    ) -> tuple[int, list[Any]]:
+        """How many snapshots match, and those of one page, as the scripts show them."""
+        ask: dict[str, Any] = wanted.for_script()
+        if wanted.is_in_order:
+            ask |= {"descending": wanted.descending, "offset": offset, "limit": limit}
+            count, *rows = await self._call("customers/list_snapshots", ask | more, account_id)
+            return count, rows
+        found = await self._matching(ask, wanted, account_id)
+        ids = found[offset : offset + limit]
+        return len(found), await self._call("customers/show_snapshots", {"ids": ids, **more}, account_id) if ids else []
+
     async def _shown(self, shown: list[Any]) -> Job:
         return await self._one(shown_job, shown, kind="job")
 
-    async def _matching(self, ask: dict[str, Any], wanted: SnapshotFilter) -> list[str]:
+    async def _matching(self, ask: dict[str, Any], wanted: SnapshotFilter, account_id: By) -> list[str]:
         """The IDs of the snapshots that match, in order. The list is read in parts, to bound how long each call blocks
         Redis."""
         found: list[list[bytes]] = []
         while True:
-            after, *part = await self._call("customers/find_snapshots", ask)
+            after, *part = await self._call("customers/find_snapshots", ask, account_id)
             found += part
             if not after:
                 break
@@ -281,24 +321,24 @@ class CustomerStore(Scripts):
     async def _job(
         self, kind: JobKind, target: ServerId | SnapshotId | JobId, request: Request, **more: str | bool
     ) -> Job:
-        return await self._shown((await self._ask(kind, target, request, **more))[0])
+        return await self._shown((await self._ask(kind, target, request, **more, whole_job=True))[0])
 
     async def _admitted(
         self, kind: JobKind, target: ServerId | SnapshotId, request: Request, **more: str | bool
     ) -> Admitted:
         job, snapshot = await self._ask(kind, target, request, **more)
-        return Admitted(job=await self._shown(job), snapshot=await self._one(_snapshot, snapshot, kind="snapshot"))
+        made = await self._one(_snapshot, snapshot, kind="snapshot")
+        return Admitted(job=AdmittedJob.of(job), snapshot=made)
 
     async def _ask(
         self, kind: JobKind, target: ServerId | SnapshotId | JobId, request: Request, **more: str | bool
     ) -> list[Any]:
-        """Returns the records of the job and of its snapshot, as the script shows them."""
+        """Returns the job and the record of its snapshot, as the script shows them."""
         ask = {
             "kind": kind,
-            "account": str(request["account_id"]),
             "id": str(target),
             "request_id": request["request_id"],
-            "job_id": uuid4().hex,
+            "job_id": urandom(16).hex(),
             "limit": SNAPSHOTS_PER_SERVER,
             "silent_ms": self._silent_ms,
             "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
@@ -306,7 +346,7 @@ class CustomerStore(Scripts):
             "idempotency": for_script(request.get("idempotency")),
             **more,
         }
-        answer = await self._admit(ask)
+        answer = await self._admit(ask, request["account_id"])
         if answer[:2] == [b"refused", errors.JobNotFound.code.encode()] and "retries" in more:
             target = JobId(str(more["retries"]))  # the job that is to be retried has expired
         return accepted(answer, request.get("idempotency"), id=target, limit=SNAPSHOTS_PER_SERVER)
@@ -315,6 +355,20 @@ class CustomerStore(Scripts):
 def _snapshot(shown: list[Any]) -> Snapshot:
     snapshot_id, flat, server_name = shown
     return records.snapshot(SnapshotId(int(snapshot_id)), records.pairs(flat), records.text(server_name))
+
+
+def _listed(shown: list[Any]) -> ListedSnapshot:
+    snapshot_id, server, name, status, size_mb, created_ms, description, server_name = shown
+    return ListedSnapshot(
+        id=SnapshotId(int(snapshot_id)),
+        server_id=ServerId(records.whole(server)),
+        server_name=records.text(server_name),
+        name=name.decode(),
+        status=SnapshotStatus(status.decode()),
+        size_mb=records.whole(size_mb) if size_mb else None,
+        created_at=records.moment(created_ms),
+        description=description.decode(),
+    )
 
 
 def _server(shown: list[Any]) -> ServerView:

@@ -6,12 +6,12 @@
 -- that holds it or '', snapshots that take a slot, 1 if its node responds and has published its snapshots}. nil if the
 -- account has no such record.
 local ask = cjson.decode(ARGV[1])
-local record = read_of(ask.account, ask.what .. ':' .. ask.id)
+local record, flat = read_of(ask.account, ask.what .. ':' .. ask.id)
 if not record or record.status == 'deleting' or record.missing then return nil end
-if ask.what == 'snapshot' then return show_snapshot(ask.id) end
-if ask.what == 'job' then return show_job(ask.id) end
+if ask.what == 'snapshot' then return show_snapshot(ask.id, record, flat) end
+if ask.what == 'job' then return show_job(ask.id, record, flat) end
 if ask.what == 'schedule' then return show_schedule(ask.id) end
 if ask.what == 'webhook' then return show_webhook(ask.id) end
-local server, holding = show_server(ask.id)
+local server, holding = show_server(ask.id, flat)
 return {server, holding, redis.call('SCARD', 'server:' .. ask.id .. ':counted'),
   (node_is_silent(record.node, ask.silent_ms) or record.unpublished) and 0 or 1}

@@ -1,8 +1,9 @@
 -- include: records, show
 -- One page of an account's snapshots, by the time of their creation.
 -- Only reads.
--- ask: {account, server, from_ms, before_ms, descending, offset, limit}; server, from_ms and before_ms may be missing
--- Answers {total, snapshot (see `show_snapshot`), ...}.
+-- ask: {account, server, from_ms, before_ms, descending, offset, limit, brief}; server, from_ms, before_ms and brief
+-- may be missing
+-- Answers {total, snapshot (see `show_snapshot`; if brief, see `brief_snapshot`), ...}.
 local ask = cjson.decode(ARGV[1])
 local index = snapshots_of(ask.account, ask.server)
 if not index then return {0} end
@@ -15,6 +16,7 @@ local first = ask.descending and newer or older
 local stop = first + math.min(ask.offset + ask.limit, page[1]) -- not in the page
 if first + ask.offset >= stop then return page end
 for _, id in ipairs(redis.call(range, index, first + ask.offset, stop - 1)) do
-  page[#page + 1] = show_listed(index, 'snapshot:', id, ask, show_snapshot)
+  local row = ask.brief and brief_snapshot(id, ask.account, ask.server)
+  page[#page + 1] = row or show_listed(index, 'snapshot:', id, ask, show_snapshot)
 end
 return page

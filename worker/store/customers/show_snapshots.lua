@@ -1,11 +1,15 @@
 -- include: records, show
 -- Some of an account's snapshots. Those that it no longer has are left out.
 -- Only reads.
--- ask: {account, ids}
--- Answers {snapshot (see `show_snapshot`), ...}.
+-- ask: {account, ids, brief}; brief may be missing
+-- Answers {snapshot (see `show_snapshot`; if brief, see `brief_snapshot`), ...}.
 local ask = cjson.decode(ARGV[1])
 local shown = {}
 for _, id in ipairs(ask.ids) do
-  if is_listed(id, ask.account) then shown[#shown + 1] = attempt('snapshot:' .. id, show_snapshot, id) end
+  if ask.brief then
+    shown[#shown + 1] = brief_snapshot(id, ask.account)
+  elseif is_listed(id, ask.account) then
+    shown[#shown + 1] = attempt('snapshot:' .. id, show_snapshot, id)
+  end
 end
 return shown

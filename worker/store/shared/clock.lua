@@ -4,7 +4,7 @@
 
 local SILENT_MS = 10000 -- a live cell runs a script every few seconds: a longer gap is a step, or all was down
 local NOTED_MS = 200 -- how often what Redis's clock showed is noted
-local moment
+local moment, leapt
 
 -- The time, in milliseconds: the same for the whole of one script. A script whose writes are not persisted reads it
 -- before it calls redis.set_repl.
@@ -12,7 +12,8 @@ local function now_ms()
   if moment then return moment end
   local time = redis.call('TIME')
   local shown = time[1] * 1000 + math.floor(time[2] / 1000)
-  local last, ahead = unpack(redis.call('HMGET', 'clock', 'shown_ms', 'ahead_ms'))
+  local last, ahead
+  last, ahead, leapt = unpack(redis.call('HMGET', 'clock', 'shown_ms', 'ahead_ms', 'leapt_ms'))
   last = number(last)
   local passed = shown - (last or shown)
   ahead = number(ahead) or 0
@@ -27,4 +28,10 @@ local function now_ms()
   end
   moment = shown + ahead
   return moment
+end
+
+-- When the clock last leapt over a time in which nobody could be heard; 0: never.
+local function leapt_ms()
+  now_ms()
+  return number(leapt) or 0
 end

@@ -17,7 +17,9 @@ end
 -- Put a failed job into the operators' lists.
 local function list_failure(job_id, job, result, now)
   if result.failure_code == '' then return end
-  put_into({'jobs:error:' .. result.failure_code}, job_id, job)
+  local list = {'jobs:error:' .. result.failure_code}
+  put_into(list, job_id, job)
+  trim(list)
   if result.stranded == '1' then
     redis.call('HSET', 'server:' .. job.server, 'stranded', job_id)
     redis.call('ZADD', 'servers:stranded', now, job.server)

@@ -1,7 +1,7 @@
 -- In front of every script: a key that holds another type of data than it should counts as empty, and is in the reply.
 -- See docs/adr/0021-unreadable-records.md.
 
-local unguarded = redis
+local unguarded, call = redis, redis.pcall
 local MOST_LEFT_OUT = 100 -- of one call
 local left_out, met = {}, {}
 local NO_MEMBERS = {
@@ -20,7 +20,7 @@ end
 local redis = setmetatable({}, {__index = unguarded})
 
 redis.call = function(command, ...)
-  local answer = unguarded.pcall(command, ...)
+  local answer = call(command, ...)
   if type(answer) ~= 'table' or not answer.err then return answer end
   local key, field = ...
   if command == 'HINCRBY' and string.find(answer.err, '^ERR') then -- what is counted is no number

@@ -6,9 +6,15 @@ local TRIMMED_MS = 3600 * 1000 -- between two trims of a list: each costs two wr
 local TRIMMED_AT_ONCE = 500
 
 local function put_into(lists, job_id, job)
+  for _, key in ipairs(lists) do redis.call('ZADD', key, job.queued_ms, job_id) end
+end
+
+-- Remove what is too old, and let a list expire to which no job is added any more. When jobs change their state, not
+-- when they are admitted: a customer waits for that.
+local function trim(lists)
   for _, key in ipairs(lists) do
-    redis.call('ZADD', key, job.queued_ms, job_id)
-    if redis.call('PTTL', key) < JOBS_LISTED_MS then -- it is new, or was not trimmed for an hour
+    local left = redis.call('PTTL', key)
+    if left ~= -2 and left < JOBS_LISTED_MS then -- it is new, or was not trimmed for an hour
       local old = redis.call('ZCOUNT', key, '-inf', now_ms() - JOBS_LISTED_MS)
       if old > 0 then redis.call('ZREMRANGEBYRANK', key, 0, math.min(old, TRIMMED_AT_ONCE) - 1) end
       -- where more are left, the next job trims again

@@ -57,24 +57,33 @@ local function named(flat)
   return record
 end
 
--- A hash as a table; nil if it does not exist. Ends the script if the record can't be read.
-local function read(key)
-  local flat = redis.call('HGETALL', key)
-  if #flat == 0 then
-    demand(key, 'hash')
-    return nil
-  end
-  local record, kind = named(flat), string.match(key, '^(token:%a+):') or string.match(key, '^%a+')
+-- The record that was read from that key. Ends the script if it can't be read.
+local function readable(key, record)
+  local kind = string.match(key, '^(token:%a+):') or string.match(key, '^%a+')
   for field, what in pairs(NEEDED[kind] or {}) do
     if not is_a(what, record[field]) then return unreadable(key, field .. ' cannot be read') end
   end
   return record
 end
 
+-- A hash as a table, and as {field, value, ...}; nil if it does not exist. Ends the script if the record can't be read.
+local function read(key)
+  local flat = redis.call('HGETALL', key)
+  if #flat > 0 then return readable(key, named(flat)), flat end
+  demand(key, 'hash')
+end
+
 -- The same, if the record is that account's. One whose account can't be read is nobody's.
 local function read_of(account, key)
-  if redis.call('HGET', key, 'account') ~= account then return nil end
-  return read(key)
+  local flat = redis.call('HGETALL', key)
+  local record = named(flat)
+  if record.account == account then return readable(key, record), flat end
+end
+
+-- After a read of that key: it holds the type of data that was read, or nothing. Else the script ends, because it is
+-- about to write there, and a write would be lost.
+local function demand_as_read(key)
+  if met[key] then return unreadable(key, 'it holds another type of data') end
 end
 
 -- What work(...) answers about the record of that key. Where it fails, the record is set aside and the answer is nil:
@@ -95,11 +104,16 @@ local function look_up(key)
   return attempt(key, read, key)
 end
 
--- One that an index lists, as show(id) shows it. nil, and the operators are told, if there is none, if it can't be
--- read, or if it is of another account or server than the list is asked for: no list shows anybody's data to another.
+-- One that an index lists, as show(id, record, flat) shows it. nil, and the operators are told, if there is none, or if
+-- it is of another account or server than the list is asked for: no list shows anybody's data to another. Whether its
+-- fields can be read is seen by who reads what is shown.
 local function show_listed(index, kind, id, ask, show)
-  local account, server = unpack(redis.call('HMGET', kind .. id, 'account', 'server'))
-  if account == ask.account and (not ask.server or server == ask.server) then return attempt(kind .. id, show, id) end
+  local key = kind .. id
+  local flat = redis.call('HGETALL', key)
+  local record = named(flat)
+  if record.account == ask.account and (not ask.server or record.server == ask.server) then
+    return attempt(key, show, id, record, flat)
+  end
   local why = redis.call('EXISTS', kind .. id) == 1 and 'it leads to another account or server' or 'it leads to nothing'
   set_aside(index .. ' ' .. id, why)
   return nil
@@ -110,11 +124,15 @@ local function holder_of(server)
   return server.job and redis.call('EXISTS', 'job:' .. server.job) == 1 and server.job or nil
 end
 
-local function write(key, record)
-  local flat = {}
+-- A table as {field, value, ...}.
+local function flattened(record)
+  local parts, n = {}, 0
   for field, value in pairs(record) do
-    flat[#flat + 1] = field
-    flat[#flat + 1] = value
+    parts[n + 1], parts[n + 2], n = field, value, n + 2
   end
-  redis.call('HSET', key, unpack(flat))
+  return parts
+end
+
+local function write(key, record)
+  redis.call('HSET', key, unpack(flattened(record)))
 end

@@ -2,21 +2,24 @@
 -- Records in the form that the store's Python code parses.
 
 -- A server: {field, value, ...}, kind of the job that holds it or ''.
-local function show_server(server_id)
-  local holder = redis.call('HGET', 'server:' .. server_id, 'job')
+local function show_server(server_id, flat)
+  flat = flat or redis.call('HGETALL', 'server:' .. server_id)
+  local holder = named(flat).job
   local of, kind = unpack(holder and redis.call('HMGET', 'job:' .. holder, 'server', 'kind') or {})
-  return redis.call('HGETALL', 'server:' .. server_id), of == server_id and kind or ''
+  return flat, of == server_id and kind or ''
 end
 
 -- A job: {id, {field, value, ...}, {durations in ms of the node's latest jobs of its kind},
 -- {its server's field, value, ...}, kind of the job that holds the server or ''}.
-local function show_job(job_id)
-  local job = read('job:' .. job_id)
-  local server, holding = {}, ''
-  if redis.call('HGET', 'server:' .. job.server, 'account') == job.account then -- else the server has a new owner
-    server, holding = show_server(job.server)
+local function show_job(job_id, job, flat)
+  if not job then job, flat = read('job:' .. job_id) end
+  local server, holding = redis.call('HGETALL', 'server:' .. job.server), ''
+  if named(server).account == job.account then
+    server, holding = show_server(job.server, server)
+  else
+    server = {} -- it has a new owner
   end
-  return {job_id, redis.call('HGETALL', 'job:' .. job_id),
+  return {job_id, flat,
     redis.call('LRANGE', 'node:' .. job.node .. ':milliseconds:' .. job.kind, 0, -1), server, holding}
 end
 
@@ -26,15 +29,30 @@ local function show_webhook(id)
 end
 
 -- The name of a server that is the account's, else ''.
+local names_of_servers = {}
 local function name_of(server_id, account)
-  local name, owner = unpack(redis.call('HMGET', 'server:' .. server_id, 'name', 'account'))
-  return owner == account and name or ''
+  local key = server_id .. ' ' .. account
+  if not names_of_servers[key] then
+    local name, owner = unpack(redis.call('HMGET', 'server:' .. server_id, 'name', 'account'))
+    names_of_servers[key] = owner == account and name or ''
+  end
+  return names_of_servers[key]
 end
 
--- A snapshot: {id, {field, value, ...}, name of its server}.
-local function show_snapshot(id)
-  local snapshot = read('snapshot:' .. id)
-  return {id, redis.call('HGETALL', 'snapshot:' .. id), name_of(snapshot.server, snapshot.account)}
+-- A snapshot: {id, {field, value, ...}, name of its server}. The record, if it was read before.
+local function show_snapshot(id, snapshot, flat)
+  if not snapshot then snapshot, flat = read('snapshot:' .. id) end
+  return {id, flat, name_of(snapshot.server, snapshot.account)}
+end
+
+-- The fields of a snapshot of the account, and of the server if one is given, that its list shows: {id, server, name,
+-- status, size_mb, created_ms, description, name of its server}. nil for another's.
+local function brief_snapshot(id, account, server)
+  local found = redis.call('HMGET', 'snapshot:' .. id, 'account', 'server', 'name', 'status', 'size_mb', 'created_ms',
+    'description')
+  if found[1] ~= account or not found[2] or server and found[2] ~= server then return nil end
+  found[1], found[8] = id, name_of(found[2], account)
+  return found
 end
 
 -- Whether a snapshot is in an account's list, or in that of its server: a list that is wrong shows nobody's data to

@@ -1,11 +1,11 @@
 -- include: records
 -- Snapshot records and the lists that they are in.
 
--- Give a snapshot one of its server's slots, and its name unless another snapshot has it.
-local function take_slot(id, snapshot)
+-- Give a snapshot one of its server's slots, and its name unless another snapshot has it. is_free: nobody has it.
+local function take_slot(id, snapshot, is_free)
   redis.call('SADD', 'server:' .. snapshot.server .. ':counted', id)
   local names = 'server:' .. snapshot.server .. ':names'
-  local holder = redis.call('HGET', names, snapshot.name)
+  local holder = not is_free and redis.call('HGET', names, snapshot.name)
   -- a name that a snapshot of another server holds here is free
   if not holder or redis.call('HGET', 'snapshot:' .. holder, 'server') ~= snapshot.server then
     redis.call('HSET', names, snapshot.name, id)
@@ -18,14 +18,14 @@ local function free_slot(id, snapshot)
   if redis.call('HGET', names, snapshot.name) == id then redis.call('HDEL', names, snapshot.name) end
 end
 
--- Write a snapshot's record and add it to every list.
-local function add_snapshot(id, snapshot)
+-- Write a snapshot's record and add it to every list. is_free: no snapshot of the server has its name.
+local function add_snapshot(id, snapshot, is_free)
   if snapshot.expires_ms then redis.call('ZADD', 'snapshots:expiring', snapshot.expires_ms, id) end
   snapshot.v = '1'
   write('snapshot:' .. id, snapshot)
   redis.call('ZADD', 'account:' .. snapshot.account .. ':snapshots', snapshot.created_ms, id)
   redis.call('ZADD', 'server:' .. snapshot.server .. ':snapshots', snapshot.created_ms, id)
-  take_slot(id, snapshot)
+  take_slot(id, snapshot, is_free)
 end
 
 -- Remove a snapshot from every list: the customer no longer sees it.

@@ -8,9 +8,12 @@ local function become(job_id, job, state)
   end
   local _, before = job_lists(job)
   for _, key in ipairs(before) do redis.call('ZREM', key, job_id) end
+  trim(before)
   job.state = state
   redis.call('HSET', 'job:' .. job_id, 'state', state)
-  local _, lists = job_lists(job)
+  local always, lists = job_lists(job)
   put_into(lists, job_id, job)
+  trim(always)
+  trim(lists)
   count_queue(job.node)
 end

@@ -1,0 +1,72 @@
+"""The audit log's entry of a call."""
+
+import re
+
+import structlog
+from aiohttp import web
+
+from api.http.audit_budget import AuditBudget
+from api.http.marks import ACCOUNT, EACH, MADE, PROBLEM, REASON, REQUEST_ID, SERVER_ID, TOKEN
+from worker.store.access.tokens import Permission
+
+_CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_PATH_MAX = 200  # characters: before it is validated, an ID in it may be any text
+_JOB_ID = re.compile(r"[0-9a-f]{32}")
+
+log = structlog.get_logger()
+
+
+def is_to_be(request: web.Request, response: web.StreamResponse) -> bool:
+    """Only calls with a valid token and within its limit: a stranger's calls must not push other entries out. They are
+    in the log."""
+    limited = response.status == web.HTTPTooManyRequests.status_code
+    return request.method in _CHANGING and TOKEN in request and not limited
+
+
+def fits(request: web.Request, response: web.StreamResponse, budget: AuditBudget) -> bool:
+    """Whether the token may add an entry to the audit log. It always may for a job, which limits itself, and always as
+    an operator."""
+    token = request[TOKEN]
+    is_dry_run = "dry_run" in request.query
+    starts_job = "X-Job-Id" in response.headers and not is_dry_run and response.status < web.HTTPBadRequest.status_code
+    if starts_job or Permission.OPERATOR in token.permissions:
+        return True
+    left = budget.left(token.id, str(request.get(ACCOUNT, "")))
+    if left == 1:
+        request[REASON] = "Further calls of this token within the hour that start no job are only in the program's log."
+        log.warning("audit.limit_reached", token=token.id)
+    return left > 0
+
+
+def known(request: web.Request, address: str, *, status: int) -> dict[str, str]:
+    """What does not depend on the caller and on what the call did."""
+    fields = {
+        "method": request.method,
+        "path": request.rel_url.raw_path[:_PATH_MAX],
+        "address": address,
+        "status": str(status),
+        "request_id": request[REQUEST_ID],
+    }
+    return fields | ({"server": str(request[SERVER_ID])} if SERVER_ID in request else {})
+
+
+def entries(request: web.Request, response: web.StreamResponse, address: str) -> list[dict[str, str]]:
+    """Who did what, from where, and the result; one entry for each item of a bulk call."""
+    token = request[TOKEN]
+    entry = known(request, address, status=response.status) | {
+        "token": token.id,
+        "token_name": token.name,
+        "account": str(request.get(ACCOUNT, "")),
+        "job": response.headers.get("X-Job-Id") or _job_in_path(request),
+        "made": request.get(MADE, ""),
+        "code": request.get(PROBLEM, ""),
+        "reason": request.get(REASON, ""),
+    }
+    each = [entry | one for one in request.get(EACH, ())] or [entry]
+    return [{field: text for field, text in one.items() if text} for one in each]
+
+
+def _job_in_path(request: web.Request) -> str:
+    """The job that the path names, if that is a valid ID."""
+    text = request.match_info.get("job_id", "")
+    return text if _JOB_ID.fullmatch(text) else ""

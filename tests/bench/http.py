@@ -1,0 +1,224 @@
+"""How many calls a second the front end answers, beside two peers: `make bench-http`, in under three minutes.
+
+The baseline is an aiohttp handler with one Lua call that writes the essentials of the same change, for no one in
+particular: no token, no limit, no Idempotency-Key, no audit, no log. The other peer is what one would write with
+FastAPI: pydantic, a token that is looked up, the same Lua call. Ours does all that it does in production. Each is one
+process, on a Redis with the durability of production. They are loaded in turn, by wrk with 64 connections.
+"""
+
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from aiohttp import ClientError, ClientSession
+from arq.connections import ArqRedis
+
+from deploy.demo.processes import Child
+from deploy.demo.service import free_port
+from tests.bench import seeding
+from tests.conftest import RedisServer
+from tests.queueing import client, until_told
+from worker.store.access.tokens import Permission, Tokens
+from worker.store.model import AccountId
+
+ACCOUNT = AccountId(77)
+CONNECTIONS = 64
+ROUNDS = 3
+SECONDS = 2
+SETTLED_SECONDS = 0.3  # wrk ends without the answers to its last calls, which would be made in the next cell
+NODES = 50
+MANY = 16_000  # servers, each with one snapshot: more than a round changes
+FEW = 500  # servers with five snapshots each, of the rounds that only read
+CHANGES = ("create", "restore", "delete")
+READS = ("show", "list_of_server", "list_of_100")
+OURS, BARE, FASTAPI = "ours", "bare aiohttp", "FastAPI"
+ROOT = Path(__file__).parents[2]
+PEERS_PYTHON = Path(f"{sys.prefix}-peers") / "bin" / "python"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One run. Both times are of the CPU, for each call."""
+
+    calls_per_second: float
+    p50_ms: float
+    p99_ms: float
+    server_us: float
+    redis_us: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A program that is loaded."""
+
+    name: str
+    port: int
+    child: Child
+
+
+@asynccontextmanager
+async def serving(folder: Path, redis: RedisServer) -> AsyncIterator[list[Loaded]]:
+    """All three, idle until they are loaded."""
+    socket = str(redis.socket)
+    ports = {name: str(free_port()) for name in (OURS, BARE, FASTAPI)}
+    ours = {
+        "VPS_SNAPSHOTS_REDIS__URL": f"unix://{socket}",
+        "VPS_SNAPSHOTS_PORT": ports[OURS],
+        "VPS_SNAPSHOTS_CALLS_PER_MINUTE": "100000000",  # counted, and never reached
+        "VPS_SNAPSHOTS_AUDIT_KEEPER": "false",  # as we ship it: the keeper is a program of its own
+    }
+    program = Path(sys.executable).parent / "vps-snapshots-api"
+    peers = "tests.bench.peers"
+    commands: dict[str, tuple[list[str | Path], Mapping[str, str]]] = {
+        OURS: ([program, "serve"], ours),
+        BARE: ([sys.executable, "-m", f"{peers}.bare", socket, ports[BARE], str(ACCOUNT)], {}),
+        FASTAPI: ([PEERS_PYTHON, "-m", f"{peers}.with_fastapi", socket, ports[FASTAPI]], {}),
+    }
+    async with AsyncExitStack() as stack:
+        keeper = await Child.start("keeper", (program, "audit", "keep"), settings=ours, log=folder / "keeper.log")
+        stack.push_async_callback(keeper.stop)
+        loaded = []
+        for name, (command, settings) in commands.items():
+            log = folder / f"{name.split()[0]}.log"
+            child = await Child.start(name, command, settings={"PYTHONPATH": str(ROOT), **settings}, log=log)
+            stack.push_async_callback(child.stop)
+            await until_told(lambda port=ports[name]: is_up(port))  # type: ignore[misc]  # bound at once
+            loaded.append(Loaded(name=name, port=int(ports[name]), child=child))
+        yield loaded
+
+
+async def is_up(port: str) -> bool:
+    async with ClientSession() as session:
+        try:
+            async with session.get(f"http://127.0.0.1:{port}/") as response:
+                return response.status > 0
+        except ClientError:
+            return False
+
+
+def _servers(many: int) -> Iterator[dict[str, str]]:
+    for n in range(1, many + 1):
+        yield {"id": str(n), "account": str(ACCOUNT), "node": f"node-{n % NODES}", "name": f"web-{n}"}
+
+
+def _snapshots(many: int, of_each: int) -> Iterator[dict[str, Any]]:
+    for n in range(1, many * of_each + 1):
+        server = str((n - 1) // of_each + 1)
+        about = {"name": f"weekly-{n}", "description": "Weekly snapshot", "size_mb": "4856", "status": "completed"}
+        where = {"server": server, "account": str(ACCOUNT), "node": f"node-{int(server) % NODES}"}
+        yield {"id": str(n), "age_ms": 86_400_000 + many * of_each - n, **about, **where}
+
+
+async def seed(redis: ArqRedis, what: str) -> tuple[str, int]:
+    """A new cell; the secret of a token, and how many ids wrk may use, from 1 on."""
+    await asyncio.sleep(SETTLED_SECONDS)
+    await redis.flushdb()
+    await redis.config_set("appendfsync", "no")
+    of_each = 1 if what in CHANGES else 5
+    many = MANY if what in CHANGES else FEW
+    await seeding.write_rows(redis, "nodes", seeding.nodes(NODES))
+    await seeding.write_rows(redis, "servers", _servers(many))
+    if what != "create":
+        await seeding.write_rows(redis, "snapshots", _snapshots(many, of_each))
+        await redis.set("snapshots:last_id", str(many * of_each))
+    await redis.config_set("appendfsync", "always")
+    permissions = frozenset({Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE})
+    token = await Tokens(redis).create(name="public tier", account_id=ACCOUNT, permissions=permissions)
+    return token.secret, many
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of all threads of a process."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+async def load(loaded: Loaded, redis: ArqRedis, redis_pid: int, what: str) -> Round:
+    secret, ids = await seed(redis, what)
+    arguments = [what, secret, "1", str(ids)]
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{CONNECTIONS}",
+        f"-d{SECONDS}s",
+        "--timeout=10s",
+        "-s",
+        str(Path(__file__).with_name("http.lua")),
+    ]
+    before = cpu_seconds(loaded.child.pid), cpu_seconds(redis_pid)
+    process = await asyncio.create_subprocess_exec(
+        *command, f"http://127.0.0.1:{loaded.port}", "--", *arguments, stdout=subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    after = cpu_seconds(loaded.child.pid), cpu_seconds(redis_pid)
+    found = json.loads(out.decode().split("RESULT ")[1])
+    assert not found["refused"], f"{loaded.name}, {what}: {found}"
+    assert not found["broken"], f"{loaded.name}, {what}: {found}"
+    assert what not in CHANGES or found["requests"] < ids, "more calls than servers"
+    requests = found["requests"]
+    server_us, redis_us = ((end - start) / requests * 1e6 for start, end in zip(before, after, strict=True))
+    return Round(
+        calls_per_second=requests / found["seconds"],
+        p50_ms=found["p50_ms"],
+        p99_ms=found["p99_ms"],
+        server_us=server_us,
+        redis_us=redis_us,
+    )
+
+
+def median_of(rounds: list[Round]) -> Round:
+    columns = [asdict(each) for each in rounds]
+    return Round(**{field: statistics.median(column[field] for column in columns) for field in columns[0]})
+
+
+async def measure(folder: Path, wanted: tuple[str, ...]) -> dict[str, dict[str, Round]]:
+    async with AsyncExitStack() as stack:
+        server = RedisServer(folder)
+        stack.callback(server.kill)
+        server.start()
+        assert server.process is not None
+        redis = await stack.enter_async_context(client(server.socket))
+        await redis.config_set("auto-aof-rewrite-percentage", "0")  # none in the midst of a round
+        programs = await stack.enter_async_context(serving(folder, server))
+        found: dict[str, dict[str, list[Round]]] = {}
+        for _ in range(ROUNDS):
+            for what in wanted:
+                for program in programs:
+                    if program.name != FASTAPI or what in CHANGES:
+                        one = await load(program, redis, server.process.pid, what)
+                        found.setdefault(what, {}).setdefault(program.name, []).append(one)
+        return {what: {name: median_of(rounds) for name, rounds in by.items()} for what, by in found.items()}
+
+
+def tell(found: dict[str, dict[str, Round]]) -> None:
+    print(f"{ROUNDS} rounds of {SECONDS} s, {CONNECTIONS} connections, medians; the baseline is {BARE}")
+    print(f"{'':<16}{'':<14}{'calls/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'CPU us':>9}{'Redis us':>10}{'ours is':>11}")
+    for what, by in found.items():
+        for name, one in by.items():
+            ratio = by[OURS].calls_per_second / one.calls_per_second
+            print(
+                f"{what:<16}{name:<14}{one.calls_per_second:>9,.0f}{one.p50_ms:>9.1f}{one.p99_ms:>9.1f}"
+                f"{one.server_us:>9.0f}{one.redis_us:>10.0f}{ratio:>10.2f}x"
+            )
+    shown = {what: {name: asdict(one) for name, one in by.items()} for what, by in found.items()}
+    print(json.dumps({"connections": CONNECTIONS, "rounds": ROUNDS, "seconds": SECONDS, "medians": shown}))
+
+
+async def main() -> None:
+    wanted = tuple(filter(None, os.environ.get("CALLS", "").split())) or (*CHANGES, *READS)
+    with tempfile.TemporaryDirectory(prefix="vps-bench-") as folder:
+        tell(await measure(Path(folder), wanted))
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

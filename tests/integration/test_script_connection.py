@@ -1,0 +1,116 @@
+"""The connections that all scripts of a process share: each gets its own answer, whatever becomes of the others."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+from redis.exceptions import ResponseError
+
+from tests.conftest import RedisServer
+from tests.queueing import until, until_told
+from worker.store.redis_client import RedisSettings, connect
+from worker.store.script_connection import MANY, RunsScripts, Script
+from worker.store.trouble import CutOff, TooSlow
+
+ECHO = Script("return ARGV[1]")
+WRITE = Script("redis.call('LPUSH', 'written', ARGV[1]) return redis.call('LLEN', 'written')")
+BROKEN = Script("return redis.call('NO SUCH COMMAND')")
+SECONDS = 0.3
+
+
+@pytest.fixture
+async def scripts(redis: ArqRedis, redis_server: RedisServer) -> AsyncIterator[RunsScripts]:
+    settings = RedisSettings(url=f"unix://{redis_server.socket}", command_seconds=SECONDS)
+    client = connect(settings)
+    assert isinstance(client, RunsScripts)
+    yield client
+    await client.aclose(close_connection_pool=True)
+
+
+async def test_each_gets_its_own_answer_over_a_few_connections(scripts: RunsScripts, redis: ArqRedis) -> None:
+    await redis.script_flush()
+    before = len(await redis.client_list())
+    texts = [b"%d" % n for n in range(500)]
+    assert await asyncio.gather(*(scripts.run_script(ECHO, text) for text in texts)) == texts
+    assert len(await redis.client_list()) == before + MANY
+
+
+async def test_a_small_pool_has_connections_left(redis: ArqRedis, redis_server: RedisServer) -> None:
+    client = connect(RedisSettings(url=f"unix://{redis_server.socket}", max_connections=4))
+    assert isinstance(client, RunsScripts)
+    await asyncio.gather(*(client.run_script(ECHO, b"x") for _ in range(20)))
+    assert len(in_use(client)) == 1
+    assert await client.ping()
+    await client.aclose(close_connection_pool=True)
+
+
+async def test_an_error_is_of_the_script_that_broke_alone(scripts: RunsScripts) -> None:
+    asked = [scripts.run_script(BROKEN if n % 7 == 3 else ECHO, b"x") for n in range(50)]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert [isinstance(answer, ResponseError) for answer in answers] == [n % 7 == 3 for n in range(50)]
+
+
+async def test_who_no_longer_waits_keeps_nobody_from_an_answer(scripts: RunsScripts) -> None:
+    asked = [asyncio.create_task(scripts.run_script(ECHO, b"%d" % n)) for n in range(40)]
+    await asyncio.sleep(0)
+    for task in asked[::3]:
+        task.cancel()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    left = [answer for n, answer in enumerate(answers) if n % 3]
+    assert left == [b"%d" % n for n in range(40) if n % 3]
+
+
+def in_use(scripts: RunsScripts) -> set[Any]:
+    assert isinstance(scripts, ArqRedis)
+    return set(scripts.connection_pool._in_use_connections)
+
+
+async def test_all_that_wait_are_told_that_the_answer_is_lost_and_the_next_is_answered(
+    scripts: RunsScripts, redis: ArqRedis
+) -> None:
+    await asyncio.gather(*(scripts.run_script(WRITE, b"x") for _ in range(MANY)))
+    await redis.client_pause(60_000, all=False)  # what may write waits
+    asked = [asyncio.create_task(scripts.run_script(WRITE, b"x")) for _ in range(3 * MANY)]
+
+    async def has_all() -> bool:
+        clients: list[dict[str, str]] = await redis.client_list()
+        return sum(client["cmd"] == "evalsha" and client["qbuf"] != "0" for client in clients) == MANY
+
+    await until_told(has_all)
+    await redis.client_kill_filter(_type="normal", skipme=True)
+    await redis.client_unpause()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {CutOff}
+    assert isinstance(await scripts.run_script(WRITE, b"x"), int)
+
+
+async def test_a_late_answer_is_given_up_with_all_behind_it(scripts: RunsScripts, redis: ArqRedis) -> None:
+    await asyncio.gather(*(scripts.run_script(ECHO, b"x") for _ in range(MANY)))
+    await redis.client_pause(int(SECONDS * 4000))
+    began = asyncio.get_running_loop().time()
+    asked = [scripts.run_script(ECHO, b"x") for _ in range(MANY)]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {TooSlow}
+    assert asyncio.get_running_loop().time() - began >= SECONDS
+    await redis.client_unpause()
+    assert await scripts.run_script(ECHO, b"y") == b"y"
+
+
+async def test_a_connection_that_was_cut_while_idle_costs_nothing(scripts: RunsScripts, redis: ArqRedis) -> None:
+    for _ in range(MANY):
+        await scripts.run_script(WRITE, b"x")
+    before = in_use(scripts)
+    await redis.client_kill_filter(_type="normal", skipme=True)
+    await until(lambda: not any(connection.is_connected for connection in before))
+    answers = [await scripts.run_script(WRITE, b"x") for _ in range(MANY)]
+    assert answers == list(range(MANY + 1, 2 * MANY + 1))
+
+
+async def test_all_connections_are_left_for_others(scripts: RunsScripts) -> None:
+    await asyncio.gather(*(scripts.run_script(ECHO, b"x") for _ in range(MANY)))
+    before = in_use(scripts)
+    await scripts.reconnect()
+    await until(lambda: not any(connection.is_connected for connection in before))
+    assert await scripts.run_script(ECHO, b"z") == b"z"

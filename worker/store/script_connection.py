@@ -1,0 +1,222 @@
+"""One connection for all scripts of a process: each is sent at once, behind those whose answers are still to come.
+
+Redis answers in order, so no script needs a connection of its own. redis-py takes one from its pool for each command,
+sends it in a task, and sets a timer for its answer: see docs/benchmarks.md for what that costs.
+"""
+
+import asyncio
+from collections import deque
+from hashlib import sha1
+from typing import Any, Protocol, runtime_checkable
+
+from redis.asyncio import ConnectionPool
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from worker.store import trouble
+from worker.store.connection import Careful
+
+MANY = 4
+_PING = b"*1\r\n$4\r\nPING\r\n"
+
+
+class Script:
+    """A Lua script, which Redis knows by its SHA-1."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        sha = sha1(text.encode(), usedforsecurity=False).hexdigest()
+        self._evalsha = b"*4\r\n" + _parts("EVALSHA", sha, "0")
+
+    def run_with(self, argument: bytes) -> bytes:
+        """The command that runs it, as it goes to Redis."""
+        return b"%b$%d\r\n%b\r\n" % (self._evalsha, len(argument), argument)
+
+    def load(self) -> bytes:
+        return b"*3\r\n" + _parts("SCRIPT", "LOAD", self.text)
+
+
+def _parts(*texts: str) -> bytes:
+    return b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in (text.encode() for text in texts))
+
+
+@runtime_checkable
+class RunsScripts(Protocol):
+    """A client of Redis with a connection for scripts."""
+
+    async def run_script(self, script: Script, argument: bytes) -> Any:
+        """The script's answer. Raises RedisError: AnswerLost where Redis may have run it."""
+        ...
+
+    async def reconnect(self) -> None:
+        """Use no connection that is open now for what comes."""
+        ...
+
+
+class _Way:
+    """A connection that is open, and who waits for its answers, in order. `seconds`: bound on an answer."""
+
+    def __init__(self, pool: ConnectionPool, connection: Careful, *, seconds: float) -> None:
+        self._pool = pool
+        self._connection = connection
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._unsent: list[tuple[bytes, asyncio.Future[Any]]] = []
+        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()  # and since when
+        self._heard = self._loop.time()
+        self._is_retired = False
+        self._reading = self._loop.create_task(self._read())
+        self._watching = self._loop.call_later(seconds, self._watch)
+
+    @property
+    def is_open(self) -> bool:
+        return not (self._is_retired or self._reading.done() or self._reading.cancelling())
+
+    @property
+    def idle_seconds(self) -> float:
+        return 0 if self._waiting or self._unsent else self._loop.time() - self._heard
+
+    async def ask(self, command: bytes) -> Any:
+        """Raises RedisError: AnswerLost where Redis may have got the command."""
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        if not self._unsent:
+            self._loop.call_soon(self._send)
+        self._unsent.append((command, answer))
+        return await answer
+
+    def _send(self) -> None:
+        """All commands of one turn of the event loop at once: each write is a system call, here and in Redis."""
+        unsent, self._unsent = self._unsent, []
+        try:
+            self._connection.write(b"".join(command for command, _ in unsent))
+        except trouble.NotSent as error:
+            self._reading.cancel()
+            for _, answer in unsent:
+                _fail(answer, error)
+            return
+        now = self._loop.time()
+        self._waiting.extend((answer, now) for _, answer in unsent)
+
+    async def responds(self) -> bool:
+        try:
+            await self.ask(_PING)
+        except ResponseError:  # it refuses, and is there
+            return True
+        except RedisError:
+            return False
+        return True
+
+    def retire(self) -> None:
+        """Take no more commands, and end once all are answered."""
+        self._is_retired = True
+        if not self._waiting and not self._unsent:
+            self._reading.cancel()
+
+    async def close(self) -> None:
+        self.retire()
+        self._reading.cancel()
+        await asyncio.wait({self._reading})
+
+    async def _read(self) -> None:
+        lost: Exception = trouble.CutOff("The connection was closed.")
+        timeout, self._connection.socket_timeout = self._connection.socket_timeout, None  # it may be idle
+        try:
+            while not self._is_retired or self._waiting or self._unsent:
+                await self._read_one()
+        except RedisError as error:
+            lost = error
+        finally:
+            self._watching.cancel()
+            self._connection.socket_timeout = timeout
+            for answer, _ in self._waiting:
+                _fail(answer, lost)
+            await self._connection.disconnect(nowait=True)
+            await self._pool.release(self._connection)
+
+    async def _read_one(self) -> None:
+        try:
+            found, refused = await self._connection.read_response(), None
+        except ResponseError as error:
+            found, refused = None, error
+        self._heard = self._loop.time()
+        answer, _ = self._waiting.popleft()
+        if answer.done():  # who asked has gone
+            return
+        if refused is None:
+            answer.set_result(found)
+        else:
+            answer.set_exception(refused)
+
+    def _watch(self) -> None:
+        """One timer for all answers. Redis answers in order: if the first is late, the connection is of no use."""
+        now = self._loop.time()
+        since = self._waiting[0][1] if self._waiting else now
+        if since + self._seconds > now:
+            self._watching = self._loop.call_later(since + self._seconds - now, self._watch)
+            return
+        for answer, asked in self._waiting:
+            if asked + self._seconds <= now:
+                _fail(answer, trouble.TooSlow("Redis did not answer in time."))
+        self._reading.cancel()
+
+
+def _fail(answer: asyncio.Future[Any], error: Exception) -> None:
+    if not answer.done():  # else who asked has gone
+        answer.set_exception(type(error)(*error.args))
+
+
+class ScriptConnections:
+    """A few connections of a pool, used in turn: Redis reads 16 KB of one before it writes to its disk what it has
+    done, so that on one alone each ten scripts would wait for a write. Each is opened when it is used first, and again
+    when it was cut. `seconds`: bound on an answer; `idle_seconds`: after them a connection is tried before it is used.
+    At most a quarter of the pool: other commands need theirs.
+    """
+
+    def __init__(self, pool: ConnectionPool, *, seconds: float, idle_seconds: float) -> None:
+        self._pool = pool
+        self._many = max(1, min(MANY, pool.max_connections // 4))
+        self._seconds = seconds
+        self._idle_seconds = idle_seconds
+        self._opening = asyncio.Lock()
+        self._ways: list[_Way | None] = [None] * self._many
+        self._turn = 0
+
+    async def run(self, script: Script, argument: bytes) -> Any:
+        """Raises RedisError: AnswerLost where Redis may have run it."""
+        self._turn = turn = (self._turn + 1) % self._many
+        try:
+            return await self._run(turn, script, argument)
+        except trouble.NotSent:  # it was closed in this moment
+            return await self._run(turn, script, argument)
+
+    async def _run(self, turn: int, script: Script, argument: bytes) -> Any:
+        way = self._ways[turn]
+        if way is None or not self._is_good(way):
+            way = await self._opened(turn)
+        command = script.run_with(argument)
+        try:
+            return await way.ask(command)
+        except NoScriptError:
+            await way.ask(script.load())
+            return await way.ask(command)
+
+    def retire(self) -> None:
+        """Use other connections from now on."""
+        for way in filter(None, self._ways):
+            way.retire()
+
+    async def close(self) -> None:
+        for way in filter(None, self._ways):
+            await way.close()
+
+    def _is_good(self, way: _Way) -> bool:
+        return way.is_open and way.idle_seconds < self._idle_seconds
+
+    async def _opened(self, turn: int) -> _Way:
+        async with self._opening:
+            way = self._ways[turn]
+            if way is not None and (self._is_good(way) or (way.is_open and await way.responds())):
+                return way
+            if way is not None:
+                await way.close()
+            self._ways[turn] = way = _Way(self._pool, await self._pool.get_connection(), seconds=self._seconds)
+            return way
