@@ -240,6 +240,10 @@ async def test_a_credential_is_restored_after_redis_has_lost_it(cell: Cell) -> N
     found = await credentials.find(secret)
     assert found is not None
     assert found.node == "n2"
+    await credentials.restore("n2", secret)
+    assert await credentials.find(secret) == found
+    with pytest.raises(CredentialExists):
+        await credentials.restore("n2", secret_of("other"))
 
 
 # --- the calls ---
