@@ -69,7 +69,8 @@ class Cell(Scripts):
         )
 
     async def _audit_waiting(self) -> int:
-        return await self._redis.llen(NEW)  # type: ignore[misc]  # typed for the blocking client too
+        waiting: int = await self._redis.llen(NEW)  # type: ignore[misc]  # typed for the blocking client too
+        return waiting
 
     async def _all_nodes(self) -> list[NodeNumbers]:
         nodes: list[NodeNumbers] = []
