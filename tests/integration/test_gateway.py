@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
+from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -149,6 +150,27 @@ async def test_a_file_that_others_can_read_is_no_credential(reached: Reached) ->
     assert "can be read by others" in str(told.value.__cause__)
 
 
+async def test_a_missing_or_refused_credential_is_named_with_its_file(reached: Reached) -> None:
+    file = reached.address.credential_file
+    for text, why in [
+        (None, f"{file} does not exist: create a credential with"),
+        ("", f"{file} is empty: create a credential with"),
+        ("vpsnode_" + "y" * 43, f"HTTP 401: the gateway refused the credential in {file}: it is wrong, revoked or"),
+    ]:
+        file.unlink(missing_ok=True)
+        if text is not None:
+            file.touch(mode=0o600)
+            file.write_text(text)
+        with capture_logs() as lines:
+            async with reached.client() as client:
+                await asyncio.sleep(0.3)
+                with pytest.raises(StoreUnavailable) as told:
+                    await client.republish()
+        assert why in str(told.value.__cause__)
+        assert [why in line["cause"] for line in lines if line["event"] == "gateway.not_reached"] == [True]
+    assert {line["address"] for line in lines if line["event"] == "gateway.turned_away"} == {"unix"}
+
+
 # --- the life of a credential ---
 
 
@@ -218,6 +240,10 @@ async def test_a_credential_is_restored_after_redis_has_lost_it(cell: Cell) -> N
     found = await credentials.find(secret)
     assert found is not None
     assert found.node == "n2"
+    await credentials.restore("n2", secret)
+    assert await credentials.find(secret) == found
+    with pytest.raises(CredentialExists):
+        await credentials.restore("n2", secret_of("other"))
 
 
 # --- the calls ---
