@@ -133,5 +133,5 @@ lock: setup $(CLIENT)/.lock ## resolve the dependencies into the lock files (UPG
 	    --omit-lockfile-registry-resolved --no-audit --no-fund --loglevel=error && sed -i -zE \
 	    's/,\n *"funding": (\{[^}]*\}|\[[^]]*\]|"[^"]*")//g' package-lock.json
 
-clean: setup ## delete the state of `make run` (STATE_DIR; without it, of both drivers)
+clean: setup ## delete the state of `make run` (of DRIVER or STATE_DIR; without either, of both drivers)
 	@exec $(BIN)/python -m deploy.demo.run --clean

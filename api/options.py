@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn, TypeVar
 
 import typer
 from arq.connections import ArqRedis
+from redis.exceptions import NoPermissionError
 
 from worker.program.configuration import ConfigurationError, FileSettings, load
 from worker.store.access.audit import Audit
@@ -21,6 +22,7 @@ from worker.store.redis_client import RedisSettings, connect
 Result = TypeVar("Result")
 Settings = TypeVar("Settings", bound=FileSettings)
 
+_KEEPER = " If vps-snapshots-audit keeps the audit log, set `audit_keeper = false` in api.toml."
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -60,6 +62,11 @@ def with_redis(settings: RedisSettings, call: Callable[[ArqRedis], Awaitable[Res
     try:
         return asyncio.run(run())
     except StoreUnavailable as error:
+        if isinstance(error.__cause__, NoPermissionError):
+            fail(
+                f"the Redis account {settings.username or 'default'} may not do this ({error.__cause__}).{_KEEPER}",
+                code=1,
+            )
         fail(f"{error.detail} ({error.__cause__})", code=1)
     except Refused as refused:
         fail(refused.detail, code=1)

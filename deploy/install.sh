@@ -69,4 +69,6 @@ if [ "$role" = node ]; then
     install -D -m 755 deploy/libvirt/hook.sh /etc/libvirt/hooks/qemu.d/vps-snapshots
 fi
 if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
-say "done; next: systemctl enable --now vps-snapshots-$unit"
+units=vps-snapshots-$unit
+if [ "$role" = front-end ]; then units+=" vps-snapshots-audit   # after you have edited /etc/vps-snapshots/audit.toml"; fi
+say "done; next: systemctl enable --now $units"

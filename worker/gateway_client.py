@@ -10,6 +10,7 @@ import stat
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Self
 from uuid import uuid4
@@ -48,6 +49,7 @@ AGAIN_SECONDS = (0.05, 1.0)  # between two attempts to connect: the first wait, 
 LASTING_SECONDS = 1.0  # a connection that lasted so long is replaced at once
 ELSEWHERE_SECONDS = 5.0  # of nothing but trouble behind one gateway, until the next is tried
 
+_CREATE = "create a credential with `vps-snapshots node credential create NODE` and write it to this file"
 _TOLD_APART = frozenset({LEASE_LOST, BEGIN_REFUSED, CLAIM_REFUSED, BROKE})
 _ADDRESS = re.compile(r"wss://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?|unix:///[^?#]+")
 
@@ -87,7 +89,11 @@ class GatewayAddress(BaseModel):
         try:
             if stat.S_IMODE(self.credential_file.stat().st_mode) & 0o077:
                 raise GatewayTrouble(f"{self.credential_file} can be read by others: chmod 600")
-            return self.credential_file.read_text().strip()
+            if credential := self.credential_file.read_text().strip():
+                return credential
+            raise GatewayTrouble(f"{self.credential_file} is empty: {_CREATE}")
+        except FileNotFoundError as error:
+            raise GatewayTrouble(f"{self.credential_file} does not exist: {_CREATE}") from error
         except (OSError, ValueError) as error:
             raise GatewayTrouble(f"{self.credential_file}: {error}") from error
 
@@ -156,7 +162,7 @@ class GatewayClient:
         return max(0.0, time.monotonic() - began)
 
     def _lost(self, link: asyncio.Future[ClientConnection], url: str, error: Exception | None) -> None:
-        cause = _cause(error) if error else "this process stops"
+        cause = self._cause(error) if error else "this process stops"
         trouble = GatewayTrouble(f"{url}: {cause}")
         self._link = asyncio.get_running_loop().create_future()
         for waiting in (link, self._link, *self._asked.values()):
@@ -166,6 +172,17 @@ class GatewayClient:
         if error and cause != self._last_cause:
             self._last_cause = cause
             log.warning("gateway.not_reached", url=url, cause=cause)
+
+    def _cause(self, error: Exception) -> str:
+        if isinstance(error, InvalidStatus):
+            if error.response.status_code == HTTPStatus.UNAUTHORIZED:
+                return (
+                    f"HTTP 401: the gateway refused the credential in {self._address.credential_file}: it is wrong, "
+                    f"revoked or expired; {_CREATE}"
+                )
+            what = error.response.body.decode(errors="replace").strip() if error.response.body else ""
+            return f"HTTP {error.response.status_code} {what}".strip()
+        return str(error) or type(error).__name__
 
     @asynccontextmanager
     async def _opened(self, url: str) -> AsyncIterator[ClientConnection]:
@@ -329,10 +346,3 @@ def _read(frame: str | bytes) -> tuple[int, Any]:
         case {"id": int(call_id), "error": str(code), **rest}:
             return call_id, GatewayTrouble(str(rest.get("detail") or code), code=code)
     raise ValueError("the gateway has sent what is no answer")
-
-
-def _cause(error: Exception) -> str:
-    if isinstance(error, InvalidStatus):
-        what = error.response.body.decode(errors="replace").strip() if error.response.body else ""
-        return f"HTTP {error.response.status_code} {what}".strip()
-    return str(error) or type(error).__name__

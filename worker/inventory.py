@@ -57,6 +57,7 @@ class Inventory:
         self._conflicts: dict[ServerId, float] = {}  # server -> start of the conflict, on the monotonic clock
         self._logged_conflicts: frozenset[ServerId] = frozenset()
         self._duplicates: frozenset[int] = frozenset()
+        self._told_trouble: str | None = None  # why the last report was not accepted
         self._fresh: set[ServerId] = set()
         self._has_fresh = asyncio.Event()
 
@@ -73,8 +74,9 @@ class Inventory:
             ]
             reported = await self._store.report(reported_servers, await self._facts())
         except (DriverError, StoreUnavailable, LeaseLost, ClaimRefused) as error:
-            log.warning("inventory.not_reported", reason=type(error).__name__, detail=str(error))
+            self._not_reported(error)
             return False
+        self._told_trouble = None
         counts = Counter(domain.server_id for domain in domains)
         duplicates = frozenset(server_id for server_id, count in counts.items() if count > 1)
         for server_id in duplicates - self._duplicates:
@@ -91,6 +93,14 @@ class Inventory:
         self._fresh |= reported.fresh
         self._has_fresh.set()
         return True
+
+    def _not_reported(self, error: Exception) -> None:
+        """Log it once, until the next report is accepted or the trouble is another."""
+        trouble = f"{type(error).__name__} {error}"
+        if trouble != self._told_trouble:
+            cause = error.__cause__ if isinstance(error, StoreUnavailable) else None
+            log.warning("inventory.not_reported", reason=type(error).__name__, detail=str(cause or error))
+        self._told_trouble = trouble
 
     async def _correct(self, domain: Domain, account_id: AccountId) -> None:
         """Write the account that the store holds into the domain: after a loss of the store, only the domain has it."""

@@ -155,6 +155,7 @@ class Lease:
         self._gained = gained
         self._lost = lost
         self._held = False
+        self._in_trouble = False  # since the last answer of the store
         self._valid_until = -math.inf  # on CLOCK_BOOTTIME, which advances while the process or the machine is suspended
 
     @property
@@ -183,7 +184,7 @@ class Lease:
             try:
                 holder = await self._renewed()
             except StoreUnavailable as error:
-                log.warning("lease.store_unavailable", cause=str(error.__cause__))
+                self._trouble("lease.store_unavailable", error)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             if holder is not None:
@@ -203,12 +204,18 @@ class Lease:
             holder = await self._renewed()
         except StoreUnavailable as error:
             # The lease may expire, but while the store is unreachable no other worker can take it.
-            log.warning("lease.not_renewed", cause=str(error.__cause__))
+            self._trouble("lease.not_renewed", error)
             self._held = False
             return
         if holder is not None and self._held:
             log.error("lease.lost", detail=_held_by(self._store.node, holder))
         await self._turn(held=holder is None)
+
+    def _trouble(self, event: str, error: StoreUnavailable) -> None:
+        """Once for each outage: `gateway.not_reached` tells each change of its cause."""
+        if not self._in_trouble:
+            log.warning(event, cause=str(error.__cause__))
+        self._in_trouble = True
 
     async def give_back(self) -> None:
         """Release the lease at exit so that the next worker need not wait. If the store is unreachable, it expires."""
@@ -221,6 +228,7 @@ class Lease:
     async def _renewed(self) -> LeaseHeld | None:
         asked_at = _now()
         holder = await self._store.take_lease(seconds=LEASE_SECONDS)
+        self._in_trouble = False
         self._valid_until = asked_at + LEASE_SECONDS if holder is None else -math.inf
         return holder
 

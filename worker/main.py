@@ -158,10 +158,14 @@ def survey(
 
     Changes nothing and needs no gateway.
     """
+    if folder is not None and not folder.is_dir():
+        _refuse(f"{folder} is no folder")
     try:
         surveyed = asyncio.run(_survey(folder, libvirt))
     except (DriverError, OSError) as error:
         _refuse(str(error))
+    if folder is not None and not surveyed:
+        typer.echo(f"vps-snapshots-worker: {folder} has no domain XML (*.xml) and no disk image", err=True)
     typer.echo(survey_as_json(surveyed) if as_json else survey_as_text(surveyed))
 
 

@@ -61,7 +61,10 @@ def rotate_credential(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Create another credential for a node. The former one ends after the overlap."""
+    """Create another credential for a node. The former one ends after the overlap.
+
+    The new one never expires without --expires-in, even if the former one did.
+    """
     body: Body = lifetime_hours(expires_in) | {"overlap_minutes": overlap // timedelta(minutes=1)}
     question = None if yes else f"Rotate the credential of node {node}? The former one ends after the overlap."
     _make(context, f"{_path(node)}rotate/", body, out=out, as_json=as_json, question=question)

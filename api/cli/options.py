@@ -5,6 +5,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -53,6 +54,17 @@ def moment(text: str | datetime) -> datetime:
     return found.astimezone(UTC)
 
 
+def _id_of(what: str, command: str) -> Callable[[str], int]:
+    """Parses an ID of the API. `command`: what lists them."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[1-9][0-9]{0,18}", text):
+            raise typer.BadParameter(f"{text!r} must be a {what}'s ID, a number: see `vps-snapshots {command}`")
+        return int(text)
+
+    return parse
+
+
 def rfc3339(when: datetime | None) -> str | None:
     return None if when is None else when.strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -85,8 +97,12 @@ NodeFilter = Annotated[
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", autocompletion=completion.jobs)]
 JobArguments = Annotated[list[str] | None, typer.Argument(metavar="JOB...", autocompletion=completion.jobs)]
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", autocompletion=completion.nodes)]
-ServerArgument = Annotated[int, typer.Argument(metavar="SERVER", min=1, autocompletion=completion.servers)]
-SnapshotArgument = Annotated[int, typer.Argument(metavar="SNAPSHOT", min=1, autocompletion=completion.snapshots)]
+ServerArgument = Annotated[
+    int, typer.Argument(metavar="SERVER", parser=_id_of("server", "servers"), autocompletion=completion.servers)
+]
+SnapshotArgument = Annotated[
+    int, typer.Argument(metavar="SNAPSHOT", parser=_id_of("snapshot", "snapshots"), autocompletion=completion.snapshots)
+]
 
 
 def confirm(question: str) -> None:

@@ -60,7 +60,8 @@ class CredentialCalls:
     async def ops_rotate_credential(self, request: web.Request, token: Token) -> web.Response:
         """Rotate a node's credential.
 
-        Creates another one; the former one ends after the overlap. The secret is shown only in this response.
+        Creates another one; the former one ends after the overlap. Without `lifetime_hours`, the new one does not
+        expire, even if the former one did. The secret is shown only in this response.
         """
         node, body = in_path(request, NODE), await reading.body(request, RotationBody)
         new = await self._credentials.rotate(
@@ -84,7 +85,7 @@ class CredentialCalls:
         """
         node = in_path(request, NODE)
         if not await self._credentials.revoke(node):
-            raise errors.CredentialNotFound.of(id=node)
+            raise errors.CredentialNotFound(f"Node {node} has no valid credential.")
         return web.Response(status=204)
 
 

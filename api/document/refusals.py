@@ -10,7 +10,7 @@ from api.webhooks.examples import DELIVERY
 from worker.store import errors
 from worker.store.model import SNAPSHOTS_PER_SERVER
 from worker.store.schedules.schedules import SCHEDULES_PER_SERVER
-from worker.store.webhooks.webhooks import PENDING_MAX, WEBHOOKS_PER_ACCOUNT
+from worker.store.webhooks.webhooks import WEBHOOKS_PER_ACCOUNT
 
 REQUESTED_MS = "1737044100000"
 REFUSALS: tuple[errors.Refused, ...] = (
@@ -21,7 +21,7 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.ScheduleLimitReached.of(limit=SCHEDULES_PER_SERVER),
     errors.WebhookNotFound.of(),
     errors.WebhookLimitReached.of(limit=WEBHOOKS_PER_ACCOUNT),
-    errors.WebhookNotReady.of(limit=PENDING_MAX),
+    errors.WebhookNotReady.of("disabled"),
     errors.WebhookDisabled.of(),
     errors.DeliveryNotFound.of(id=DELIVERY.id),
     errors.DeliveryNotRedeliverable.of("delivered"),

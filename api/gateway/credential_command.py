@@ -46,7 +46,10 @@ def rotate(
     ] = OVERLAP,
     config: Config = None,
 ) -> None:
-    """Create another credential for a node. The former one ends after the overlap."""
+    """Create another credential for a node. The former one ends after the overlap.
+
+    The new one never expires without --expires-in, even if the former one did.
+    """
 
     async def call(redis: ArqRedis) -> NewCredential:
         new = await Credentials(redis).rotate(node, lifetime=expires_in, overlap=overlap)

@@ -89,7 +89,7 @@ class Gateway:
 
     def _turned_away(self, connection: ServerConnection, status: HTTPStatus, why: str) -> Response:
         self._metrics.handshake(why)
-        log.info("gateway.turned_away", reason=why, address=str(connection.remote_address or "unix"))
+        log.info("gateway.turned_away", reason=why, address=_address(connection))
         return connection.respond(status, f"{why}\n")
 
     async def serve(self, connection: ServerConnection) -> None:
@@ -221,6 +221,11 @@ def tls_of(settings: GatewaySettings) -> ssl.SSLContext | None:
     except OSError as error:  # also of TLS
         raise ConfigurationError(f"{settings.tls_cert_file}, {settings.tls_key_file}: {error}") from error
     return context
+
+
+def _address(connection: ServerConnection) -> str:
+    peer = connection.remote_address
+    return str(peer[0]) if isinstance(peer, tuple) else "unix"
 
 
 def _bearer(request: Request) -> str:

@@ -1,7 +1,7 @@
 """`make run`: runs the whole service on this machine until Ctrl-C.
 
 Environment variables: PORT (default 8080), DRIVER (kvm; fake: simulated servers without a hypervisor), STATE_DIR
-(default ./state; ./state-fake with DRIVER=fake).
+(default ./state; ./state-fake with DRIVER=fake), and the front end's settings of webhooks, VPS_SNAPSHOTS_WEBHOOK*.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from deploy.demo.state import State, StateRefused
 
 _MANUAL = """
 The service is running: {url}
-  server {server} "{name}" of account {account}: {what}
+  server {server} "{name}"{others} of account {account}: {what}
   state and tokens: {folder}; `{clean}` deletes them
   dashboard for operators: {url}/ops/, log in with {operator}
   API documentation: {url}/docs
@@ -32,6 +32,7 @@ URL={url} TOKEN={token}
 Ctrl-C stops everything.
 """
 
+OTHERS = ", 12346 and 12347"  # that the driver `fake` simulates besides
 _CALLS = Path(__file__).with_name("calls.sh")
 _DEFAULT_FOLDERS = {each: Path("state" if each is Driver.KVM else f"state-{each}").resolve() for each in Driver}
 _COMMAND_LINE = os.path.relpath(Path(sys.executable).with_name("vps-snapshots"))
@@ -52,6 +53,7 @@ async def serve(service: Service, *, driver: Driver, folder: Path) -> None:
                 url=service.url,
                 server=SERVER_ID,
                 name=SERVER_NAME,
+                others=OTHERS if driver is Driver.FAKE else "",
                 account=ACCOUNT_ID,
                 what="simulated" if driver is Driver.FAKE else "a real guest in QEMU",
                 folder=folder,
@@ -128,20 +130,21 @@ def start() -> int:
 
 
 def clean() -> int:
-    """Delete the folder that STATE_DIR names, or the default folders of both drivers."""
-    chosen = chosen_folder()
-    folders = [chosen] if chosen else list(_DEFAULT_FOLDERS.values())
+    """Delete the folder that STATE_DIR names, or the default folder of DRIVER; without either, of both drivers."""
+    chosen, driver = chosen_folder(), chosen_driver() if os.environ.get("DRIVER") else None
+    folders = [chosen] if chosen else [_DEFAULT_FOLDERS[driver]] if driver else list(_DEFAULT_FOLDERS.values())
     for folder in folders:
         if folder.exists():
-            forget(folder)
+            forget(folder, driver)
         else:
             say(f"make clean: {folder} does not exist")
     return 0
 
 
-def forget(folder: Path) -> None:
-    """Delete the folder, after stopping a guest that a killed run has left running."""
-    state = State.open(folder)
+def forget(folder: Path, driver: Driver | None) -> None:
+    """Delete the folder, after stopping a guest that a killed run has left running. Raises StateRefused if it was made
+    with another driver."""
+    state = State.open(folder, driver=driver)
     try:
         asyncio.run(Guest(state, server_id=SERVER_ID, name=SERVER_NAME, account_id=ACCOUNT_ID).stop())
     except GuestFailed:
@@ -154,7 +157,7 @@ def forget(folder: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make run", description=__doc__)
     parser.add_argument(
-        "--clean", action="store_true", help="delete the state folder instead (without STATE_DIR: both)"
+        "--clean", action="store_true", help="delete the state folder instead (without DRIVER and STATE_DIR: both)"
     )
     command = "clean" if parser.parse_args().clean else "run"
     try:

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import os
 import random
 import re
 import socket
@@ -28,6 +29,7 @@ READY_SECONDS = 60.0  # ten times the slowest start seen on a loaded machine
 
 _CUSTOMER_OPTIONS = f"--account {ACCOUNT_ID} --permission snapshots:read --permission snapshots:write".split()
 _OPERATOR_OPTIONS = ["--service", "--permission", "operator"]
+_PASSED_ON = "VPS_SNAPSHOTS_WEBHOOK"  # settings of the front end that whoever tries it out may choose
 _PROGRAMS = Path(sys.executable).parent
 _REDIS_CONF = Path(__file__).parent.parent / "redis" / "redis.conf"
 
@@ -108,12 +110,13 @@ class Service:
         port["VPS_SNAPSHOTS_LIVE"] = "allowed"
         # effectively without rate limits
         port |= {f"VPS_SNAPSHOTS_{of}_PER_MINUTE": "1000000" for of in ("CALLS", "FAILED_LOGINS")}
-        await self._start("front end", [_PROGRAMS / "vps-snapshots-api", "serve"], settings=shared | port)
+        own = {key: text for key, text in os.environ.items() if key.startswith(_PASSED_ON)}
+        await self._start("front end", [_PROGRAMS / "vps-snapshots-api", "serve"], settings=own | shared | port)
         await self._ready("the front end", Client(self.url, "").is_up)
         operator_token = self.operator_token_file.name
         self.client, self.operator = await asyncio.gather(
-            self._authorized_client("token", _CUSTOMER_OPTIONS, shared, Client.is_authorized),
-            self._authorized_client(operator_token, _OPERATOR_OPTIONS, shared, Client.is_operator),
+            self._authorized_client("token", "customer", _CUSTOMER_OPTIONS, shared, Client.is_authorized),
+            self._authorized_client(operator_token, "operator", _OPERATOR_OPTIONS, shared, Client.is_operator),
         )
         await self._ready("the worker", self._is_server_known)
         if self._driver is Driver.KVM:
@@ -210,19 +213,20 @@ class Service:
 
     async def _authorized_client(
         self,
-        name: str,
+        file_name: str,
+        whose: str,
         options: Sequence[str],
         settings: dict[str, str],
         has_access: Callable[[Client], Awaitable[bool]],
     ) -> Client:
         """A client with the token of the last run, or with a new token if there is none or it is no longer valid."""
-        file = self._state.folder / name
+        file = self._state.folder / file_name
         if file.exists():
             client = Client(self.url, file.read_text().strip())
             if await has_access(client):
                 return client
         file.touch(mode=0o600)
-        arguments = ("token", "create", "--name", "make run", *options)
+        arguments = ("token", "create", "--name", f"make run: {whose}", *options)
         file.write_text(await _printed("vps-snapshots-api", *arguments, settings=settings))
         return Client(self.url, file.read_text().strip())
 

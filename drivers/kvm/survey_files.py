@@ -73,6 +73,11 @@ class _Folder:
             text = "has a file at the same path: they share it if they are on one node"
         yield from (f"disk {disk.target}: {self.names[uuid]} {text}" for uuid in sorted(same - {of.uuid}))
 
+    def twins(self, of: _Definition) -> Iterator[str]:
+        """Remarks about other files that define the same domain."""
+        twins = (each for each in self.definitions if each.uuid == of.uuid and each.path != of.path)
+        yield from (f"{each.shown} is the same domain, by its UUID; both are counted" for each in twins)
+
 
 async def survey_folder(path: Path) -> list[Surveyed]:
     """Survey every domain definition in the folder and its subfolders, and every image that is in no definition.
@@ -87,7 +92,7 @@ async def survey_folder(path: Path) -> list[Surveyed]:
 
 def _read(path: Path) -> tuple[_Folder, list[Surveyed], list[Path]]:
     """The definitions, the unreadable ones, and the files that may be disk images and are in no definition."""
-    files = [file for file in sorted(path.resolve(strict=True).rglob("*")) if file.is_file()]
+    files = [*_once(file for file in sorted(path.resolve(strict=True).rglob("*")) if file.is_file())]
     by_name: defaultdict[str, list[Path]] = defaultdict(list)
     for file in files:
         by_name[file.name].append(file)
@@ -101,6 +106,13 @@ def _read(path: Path) -> tuple[_Folder, list[Surveyed], list[Path]]:
             definitions += [found] if found is not None else []
     images = _of_nobody([file for file in files if file.suffix != ".xml"], definitions)
     return _folder(definitions), unread, images
+
+
+def _once(files: Iterable[Path]) -> Iterator[Path]:
+    """Without the links to files of the folder, as libvirt makes them in `autostart`."""
+    files = [*files]
+    own = {file.resolve() for file in files if not file.is_symlink()}
+    return (file for file in files if not file.is_symlink() or file.resolve() not in own)
 
 
 def _definition(file: Path, by_name: Mapping[str, Sequence[Path]]) -> _Definition | None:
@@ -197,7 +209,7 @@ async def _of_definition(of: _Definition, folder: _Folder) -> Surveyed:
             *map(sharing.refusal, shared),
         ),
         not_judged=(*found.away, *away),
-        noticed=tuple(text for disk in found.disks for text in folder.shares_with(of, disk)),
+        noticed=(*folder.twins(of), *(text for disk in found.disks for text in folder.shares_with(of, disk))),
     )
 
 

@@ -83,6 +83,8 @@ async def test_a_folder_of_definitions_and_images_is_surveyed_and_stays_as_it_is
     make_disk(tmp_path / "alone.raw", format="raw")
     (tmp_path / "forged").write_bytes(b"QFI\xfb" + b"\xff" * 200)
     (tmp_path / "readme.txt").write_text("no image")
+    (tmp_path / "autostart").mkdir()
+    (tmp_path / "autostart" / "web.xml").symlink_to(tmp_path / "web.xml")
     before = contents(tmp_path)
     surveyed = await survey_folder(tmp_path)
     assert contents(tmp_path) == before
@@ -93,7 +95,8 @@ async def test_a_folder_of_definitions_and_images_is_surveyed_and_stays_as_it_is
         ("vda", 64 << 20, 1),
         ("vdb", None, 0),
     ]
-    assert web.noticed == ()  # status.xml is the same domain
+    (twin,) = web.noticed
+    assert "/status.xml) is the same domain" in twin
     assert named(surveyed, "/status.xml").refused == ()
     assert "XML" in named(surveyed, "/torn.xml").refused[0]
     assert named(surveyed, "/alone.qcow2").refused == ()

@@ -61,8 +61,9 @@ class Scraped:
         await self.ended(made)
         path = made.headers["Location"]
         await self.ended(await self.front_end.call("POST", f"{path}restore/"))
-        assert (await self.front_end.call("DELETE", path)).status == 204
-        for answer in (failed, *stranded):
+        deleted = await self.front_end.call("DELETE", path)
+        assert deleted.status == 204
+        for answer in (deleted, failed, *stranded):
             await self.ended(answer)
         for token in ("vps_wrong", self.front_end.token):
             await self.front_end.call("GET", "/api/v1/snapshots/999/", token=token)

@@ -392,6 +392,8 @@ class TestExits:
             (cli, "job show ../nodes"): (Exit.NOT_FOUND, "job_not_found"),
             (cli, f"job show {NO_JOB} --follow"): (Exit.NOT_FOUND, "job_not_found"),
             (cli, "node show n9"): (Exit.NOT_FOUND, "node_not_found"),
+            (cli, "server show web-server-01"): (Exit.USAGE, "must be a server's ID"),
+            (customer, "snapshot show cli-1"): (Exit.USAGE, "must be a snapshot's ID"),
             (cli, "server show 999"): (Exit.NOT_FOUND, "server_not_found"),
             (cli, "servers --node no/node"): (Exit.REFUSED, "node: "),
             (cli, "audit --since yesterday"): (Exit.USAGE, "--since"),

@@ -106,6 +106,20 @@ def test_nobody_gets_in_without_an_account(deployed: DeployedRedis) -> None:
         client.ping()
 
 
+def test_who_lacks_a_permission_is_told_so_and_what_to_set(deployed: DeployedRedis) -> None:
+    settings = {"URL": f"unix://{deployed.socket}", "USERNAME": "api", "PASSWORD": "API-PASSWORD"}
+    done = subprocess.run(
+        [PROGRAMS / "vps-snapshots-api", *["token", "create", "--name", "a", "--service", "--permission", "operator"]],
+        env={f"VPS_SNAPSHOTS_REDIS__{key}": text for key, text in settings.items()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the Redis account api may not do this" in done.stderr
+    assert "set `audit_keeper = false`" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["HGETALL token:x", "HSET token:x id x", "HGETALL tokens", "KEYS *"])
 def test_a_gateway_can_neither_read_nor_make_a_token(deployed: DeployedRedis, command: str) -> None:
     words = command.split()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
+from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -149,25 +150,44 @@ async def test_a_file_that_others_can_read_is_no_credential(reached: Reached) ->
     assert "can be read by others" in str(told.value.__cause__)
 
 
+async def test_a_missing_or_refused_credential_is_named_with_its_file(reached: Reached) -> None:
+    file = reached.address.credential_file
+    for text, why in [
+        (None, f"{file} does not exist: create a credential with"),
+        ("", f"{file} is empty: create a credential with"),
+        ("vpsnode_" + "y" * 43, f"HTTP 401: the gateway refused the credential in {file}: it is wrong, revoked or"),
+    ]:
+        file.unlink(missing_ok=True)
+        if text is not None:
+            file.touch(mode=0o600)
+            file.write_text(text)
+        with capture_logs() as lines:
+            async with reached.client() as client:
+                await asyncio.sleep(0.3)
+                with pytest.raises(StoreUnavailable) as told:
+                    await client.republish()
+        assert why in str(told.value.__cause__)
+        assert [why in line["cause"] for line in lines if line["event"] == "gateway.not_reached"] == [True]
+    assert {line["address"] for line in lines if line["event"] == "gateway.turned_away"} == {"unix"}
+
+
 # --- the life of a credential ---
 
 
-async def gone(connection: ClientConnection) -> float:
-    """Seconds until the connection is closed from the other side."""
-    began = time.monotonic()
+async def gone(connection: ClientConnection) -> None:
+    """Wait until the connection is closed from the other side."""
     async with asyncio.timeout(60):
         await connection.wait_closed()
-    return time.monotonic() - began
 
 
-async def test_a_revoked_node_is_cut_within_a_second_and_stays_out(cell: Cell, redis_server: RedisServer) -> None:
+async def test_a_revoked_node_is_cut_and_stays_out(cell: Cell, redis_server: RedisServer) -> None:
     credentials = Credentials(cell.redis)
     async with gateway(redis_server.socket, node="other") as reached:
         secret = (await credentials.create("n1")).secret
         async with raw(reached, secret=secret) as connection, raw(reached) as other:
             await ask(connection, "hello", **HELLO)
             assert await credentials.revoke("n1") == 1
-            assert await gone(connection) < 1
+            await gone(connection)
             with pytest.raises(InvalidStatus):
                 async with raw(reached, secret=secret):
                     pass
@@ -176,10 +196,14 @@ async def test_a_revoked_node_is_cut_within_a_second_and_stays_out(cell: Cell, r
 
 
 async def test_a_credential_ends_by_itself(cell: Cell, reached: Reached) -> None:
-    secret = (await Credentials(cell.redis).create("n2", lifetime=timedelta(seconds=0.5))).secret
+    credentials = Credentials(cell.redis)
+    secret = (await credentials.create("n2", lifetime=timedelta(minutes=10))).secret
+    (one,) = await credentials.all("n2")
+    assert 0 < await cell.redis.pttl(one.key) <= 600_000
     async with raw(reached, secret=secret) as connection:
-        assert await gone(connection) < 2
-    assert await Credentials(cell.redis).all("n2") == []
+        await cell.redis.pexpire(one.key, 1)
+        await gone(connection)
+    assert await credentials.all("n2") == []
 
 
 async def test_a_rotated_credential_is_valid_beside_the_new_one_for_a_while(cell: Cell, reached: Reached) -> None:
@@ -187,9 +211,11 @@ async def test_a_rotated_credential_is_valid_beside_the_new_one_for_a_while(cell
     old = (await credentials.create("n2")).secret
     with pytest.raises(CredentialExists):
         await credentials.create("n2")
-    new = (await credentials.rotate("n2", overlap=timedelta(seconds=1))).secret
-    assert sorted(one.ends_at is None for one in await credentials.all("n2")) == [False, True]
+    new = (await credentials.rotate("n2", overlap=timedelta(minutes=10))).secret
+    (ending,) = [one for one in await credentials.all("n2") if one.ends_at is not None]
+    assert len(await credentials.all("n2")) == 2
     async with raw(reached, secret=old) as before, raw(reached, secret=new) as after:
+        await cell.redis.pexpire(ending.key, 1)
         await gone(before)
         assert (await ask(after, "hello", **(HELLO | {"node": "n2"})))["answer"]
     assert [(one.node, one.ends_at) for one in await credentials.all()] == [("n1", None), ("n2", None)]
@@ -197,10 +223,10 @@ async def test_a_rotated_credential_is_valid_beside_the_new_one_for_a_while(cell
 
 async def test_a_rotation_never_makes_a_credential_last_longer(cell: Cell) -> None:
     credentials = Credentials(cell.redis)
-    await credentials.create("n2", lifetime=timedelta(seconds=5))
+    await credentials.create("n2", lifetime=timedelta(minutes=5))
     await credentials.rotate("n2", overlap=timedelta(hours=1))
     (first,) = [one for one in await credentials.all("n2") if one.ends_at is not None]
-    assert await cell.redis.pttl(first.key) <= 5000
+    assert 0 < await cell.redis.pttl(first.key) <= 300_000
 
 
 async def test_redis_holds_no_secret(cell: Cell, reached: Reached) -> None:
@@ -218,6 +244,10 @@ async def test_a_credential_is_restored_after_redis_has_lost_it(cell: Cell) -> N
     found = await credentials.find(secret)
     assert found is not None
     assert found.node == "n2"
+    await credentials.restore("n2", secret)
+    assert await credentials.find(secret) == found
+    with pytest.raises(CredentialExists):
+        await credentials.restore("n2", secret_of("other"))
 
 
 # --- the calls ---
@@ -596,11 +626,10 @@ async def test_calls_of_a_node_without_a_gateway_are_answered_at_once(tmp_path: 
     node = GatewayClient(address, node="n1", machine="m1", who="x")
     keeping = asyncio.create_task(node.keep_connected())
     await asyncio.sleep(0.1)
-    began = time.monotonic()
-    for _ in range(20):
-        with pytest.raises(StoreUnavailable):
-            await node.take_lease(seconds=15)
-    assert time.monotonic() - began < 1
+    async with asyncio.timeout(20):  # each would take 5 s if it waited for a connection
+        for _ in range(20):
+            with pytest.raises(StoreUnavailable):
+                await node.take_lease(seconds=15)
     keeping.cancel()
 
 

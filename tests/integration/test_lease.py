@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from arq.connections import ArqRedis
+from structlog.testing import capture_logs
 
 from tests.conftest import RedisServer, needs
 from tests.integration.conftest import Cell, node_store
 from tests.queueing import PATIENCE_SECONDS, client, until
-from worker.lease import HypervisorLock, Lease, NodeLock, NodeTaken, machine_id, who_am_i
+from worker.lease import RETRY_SECONDS, HypervisorLock, Lease, NodeLock, NodeTaken, machine_id, who_am_i
 from worker.store.errors import StoreUnavailable
 from worker.store.nodes.node_store import LeaseLost, NodeStore
 
@@ -275,12 +276,14 @@ def server() -> Iterator[RedisServer]:
 async def test_a_worker_that_starts_before_redis_takes_its_lease_when_redis_comes(server: RedisServer) -> None:
     async with client(server.socket) as redis:
         told = Told(node_store(redis))
-        taking = asyncio.create_task(told.lease.take_at_start())
-        await asyncio.sleep(0.1)
-        assert not taking.done()
-        await asyncio.to_thread(server.start)
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            await taking
+        with capture_logs() as lines:
+            taking = asyncio.create_task(told.lease.take_at_start())
+            await asyncio.sleep(2.5 * RETRY_SECONDS)
+            assert not taking.done()
+            await asyncio.to_thread(server.start)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await taking
+        assert [line["event"] for line in lines].count("lease.store_unavailable") == 1
         assert told.gained == 1
 
 

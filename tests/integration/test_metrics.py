@@ -27,6 +27,7 @@ from tests.queueing import until_told
 from worker.metrics import Metrics
 from worker.program.exposition import exposed
 from worker.program.metrics import REDIS_ERRORS, RedisMetrics, registry
+from worker.store.access.audit import Audit, AuditKeeper
 from worker.store.model import JobKind
 from worker.store.operators.cell import GONE_SECONDS, PAGE
 from worker.store.operators.cell import Cell as CellLooks
@@ -171,6 +172,17 @@ async def test_the_numbers_of_the_cell_are_those_of_the_moment_that_it_tells(api
     assert value(found, "node_queue_age_seconds", node="n1") >= 0
     assert [value(found, "cell_nodes", state=state) for state in ("silent", "paused", "working")] == [0, 1, 0]
     assert value(found, "cell_view_timestamp_seconds") > 0
+
+
+async def test_entries_that_no_keeper_takes_are_counted(redis: ArqRedis) -> None:
+    looks = CellLooks(redis)
+    assert (await looks.numbers()).audit_waiting == 0
+    await Audit(redis).write({"token": "a"}, {"token": "b"})
+    assert (await looks.numbers()).audit_waiting == 2
+    await AuditKeeper(redis, kept=None).keep()
+    assert (await looks.numbers()).audit_waiting == 0
+    await redis.set("audit:new", "no list")
+    assert (await looks.numbers()).audit_waiting == 0
 
 
 async def test_what_was_seen_too_long_ago_is_not_told_any_more(cell: Cell) -> None:

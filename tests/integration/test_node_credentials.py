@@ -57,12 +57,12 @@ async def made(ops: Ops, path: str = PATH, **body: Any) -> dict[str, Any]:
 
 
 class TestCalls:
-    async def test_a_revoked_node_is_cut_within_a_second_and_stays_out(self, ops: Ops, reached: Reached) -> None:
+    async def test_a_revoked_node_is_cut_and_stays_out(self, ops: Ops, reached: Reached) -> None:
         secret = (await made(ops))["secret"]
         async with raw(reached, secret=secret) as connection:
             assert (await ask(connection, "hello", **(HELLO | {"node": "n2"})))["answer"]
             assert (await ops.call("DELETE", PATH)).status == 204
-            assert await gone(connection) < 1
+            await gone(connection)
         assert not await is_let_in(reached, secret)
         assert (await ops.get(PATH))["results"] == []
         (await ops.call("DELETE", PATH)).refused(404, "credential_not_found")
@@ -82,7 +82,7 @@ class TestCalls:
 
         async with raw(reached, secret=first["secret"]) as before:
             third = await made(ops, f"{PATH}rotate/", overlap_minutes=0)
-            assert await gone(before) < 1
+            await gone(before)
         secrets = [one["secret"] for one in (first, second, third)]
         assert [await is_let_in(reached, secret) for secret in secrets] == [False, False, True]
 
@@ -94,7 +94,7 @@ class TestCalls:
         assert found is not None
         async with raw(reached, secret=new["secret"]) as connection:
             await ops.api.cell.redis.pexpire(found.key, 1)  # the hour is over
-            assert await gone(connection) < 1
+            await gone(connection)
         assert not await is_let_in(reached, new["secret"])
         (await ops.call("POST", f"{PATH}rotate/", {})).refused(404, "credential_not_found")
 

@@ -477,6 +477,19 @@ async def test_what_is_left_of_a_server_that_went_to_another_node_is_forgotten(n
     assert [line["event"] for line in logs] == ["spare_tag.gone_with_server"]
 
 
+async def test_a_report_that_is_not_accepted_is_told_once(node: Node) -> None:
+    other = node_store(node.cell.redis, node="n2", machine="m2")
+    inventory = Inventory(node.hypervisor, other, publish=node.reconciler.server)
+    with capture_logs() as logs:
+        assert [await inventory.report() for _ in range(3)] == [False] * 3
+        await other.take_lease(seconds=60)
+        assert await inventory.report()
+        await other.take_lease(seconds=0)
+        await node_store(node.cell.redis, node="n2", machine="m3").take_lease(seconds=60)
+        assert not await inventory.report()
+    assert [line["event"] for line in logs].count("inventory.not_reported") == 2
+
+
 async def test_servers_of_two_nodes_are_told_once_that_lasts(node: Node) -> None:
     other = node_store(node.cell.redis, node="n2", machine="m2")
     await other.take_lease(seconds=60)

@@ -241,10 +241,34 @@ async def test_without_a_folder_each_driver_has_its_own_and_a_clean_forgets_both
     async with running(tmp_path / "state-fake", options={"DRIVER": "kvm"}) as run:
         status, said = await run.ended()
         assert (status, "was created with DRIVER=fake" in said) == (2, True), said
-    async with running(tmp_path, "--clean", options=no_folder, cwd=tmp_path) as clean:
+    async with running(tmp_path, "--clean", options=no_folder | {"DRIVER": ""}, cwd=tmp_path) as clean:
         status, said = await clean.ended()
         assert (status, said.count("deleted ")) == (0, 2), said
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_clean_of_one_driver_leaves_what_the_other_has(tmp_path: Path) -> None:
+    no_folder = {"STATE_DIR": "", "PYTHONPATH": str(PROJECT)}
+    for folder, driver in [("state", "kvm"), ("state-fake", "fake")]:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / ".vps-snapshots").write_text(driver)
+    async with running(tmp_path / "state", "--clean") as clean:
+        status, said = await clean.ended()
+        assert (status, "was created with DRIVER=kvm" in said) == (2, True), said
+    async with running(tmp_path, "--clean", options=no_folder, cwd=tmp_path) as clean:
+        status, said = await clean.ended()
+        assert (status, said) == (0, f"make clean: deleted {tmp_path}/state-fake\n")
+    assert [folder.name for folder in tmp_path.iterdir()] == ["state"]
+
+
+async def test_the_front_end_gets_the_settings_of_webhooks(tmp_path: Path) -> None:
+    webhook = {"url": "http://127.0.0.1:9/"}
+    async with running(tmp_path / "state", options={"VPS_SNAPSHOTS_WEBHOOKS_TO_PRIVATE": "true"}) as run:
+        client = await run.up()
+        assert (await client.call("POST", "/api/v1/webhooks/", webhook)).status == 201
+        tokens = await Client(client.url, run.operators[0].decode()).call("GET", "/api/v1/ops/tokens/")
+        assert {token["name"] for token in tokens.body["results"]} == {"make run: customer", "make run: operator"}
+        assert '"web-server-01", 12346 and 12347 of account 77' in "".join(run.said)
 
 
 async def test_the_command_line_that_it_prints_works(tmp_path: Path) -> None:

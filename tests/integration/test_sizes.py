@@ -51,6 +51,12 @@ async def _used(cell: Cell) -> int:
     return int((await cell.redis.info("memory"))["used_memory"])
 
 
+async def _of_keys(cell: Cell) -> int:
+    """All that is kept. The memory in use also has scripts, from their first run on, and buffers."""
+    keys = [key async for key in cell.redis.scan_iter(count=1000)]
+    return sum([await cell.raw("MEMORY", "USAGE", key, "SAMPLES", 0) or 0 for key in keys])
+
+
 async def _create(cell: Cell, server: ServerId, name: str) -> JobId:
     return (await cell.create(name, server=server, description=DESCRIPTION)).job.id
 
@@ -110,9 +116,9 @@ async def test_what_a_waiting_delivery_takes(full: Cell) -> None:
     jobs = 20 * (stated("a job") + stated("a snapshot"))
     assert (with_webhooks - jobs) / waiting == pytest.approx(stated("a waiting delivery"), rel=0.4)
 
+    kept = await _of_keys(full)
     deliveries, refused = Deliveries(full.redis), Result(status=500, error="bad_status")
     while claim := await deliveries.claim(lease_seconds=60, most=100):
         await deliveries.settle(claim, {one.id: refused for one in claim.deliveries}, patience_seconds=1000)
-    with_failed = await _used(full) - before
     assert await full.raw("ZCARD", f"account:{ACCOUNT}:deliveries") == waiting
-    assert with_failed < with_webhooks * 1.1  # one that was given up takes no more
+    assert await _of_keys(full) < kept * 1.1  # one that was given up takes no more

@@ -143,6 +143,7 @@ def test_help_tells_all() -> None:
         key for key in WorkerSettings.model_fields if f" {key}:" not in settings and f" {key}." not in settings
     ] == []
     assert "gateway.tls_ca_file:" in settings
+    assert "redis" not in settings.partition("Settings")[2].partition("node:")[0]
     assert {"--server-id", "--account", "--config"} <= set(run("adopt", "--help").stdout.split())
 
 
@@ -159,7 +160,12 @@ def test_the_survey_needs_no_settings_and_ends_well_whatever_it_finds(tmp_path: 
 
 
 def test_a_survey_of_what_is_not_there_says_so(tmp_path: Path) -> None:
-    assert "No such file" in refuses("survey", str(tmp_path / "none"))
+    assert f"{tmp_path / 'none'} is no folder" in refuses("survey", str(tmp_path / "none"))
+    (tmp_path / "file").touch()
+    assert f"{tmp_path / 'file'} is no folder" in refuses("survey", str(tmp_path / "file"))
+    (tmp_path / "empty").mkdir()
+    done = run("survey", str(tmp_path / "empty"))
+    assert (done.returncode, "has no domain XML (*.xml) and no disk image" in done.stderr) == (0, True)
 
 
 def test_a_survey_of_a_libvirt_that_does_not_answer_names_it_and_what_to_do(tmp_path: Path) -> None:

@@ -219,6 +219,14 @@ class TestApi:
         assert [entry["fields"]["path"] for entry in entries][:2] == [f"/api/v1/ops/{path}node/"] * 2
         assert entries[0]["fields"]["made"] == "node n2"
 
+    async def test_a_node_with_a_credential_is_known_before_it_reports(self, ops: Ops) -> None:
+        path, body = f"servers/{NEW}/", {"node": "n7", "account_id": 5}
+        (await ops.call("PUT", path, body)).refused(404, "node_not_found")
+        assert (await ops.call("POST", "nodes/n7/credentials/", {})).status == 201
+        declared = await ops.call("PUT", path, body)
+        assert (declared.status, declared.body["node"], declared.body["missing"]) == (200, "n7", True)
+        assert (await ops.get(f"servers/{NEW}/"))["node"] == "n7"
+
     async def test_what_cannot_be_is_refused(self, ops: Ops) -> None:
         (await ops.call("PUT", f"servers/{NEW}/node/", {"node": "n1"})).refused(404, "server_not_found")
         (await ops.call("PUT", f"servers/{SERVER}/node/", {"node": "n9"})).refused(404, "node_not_found")

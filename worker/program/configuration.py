@@ -44,17 +44,26 @@ def load(kind: type[Settings], file: Path | None) -> Settings:
     try:
         return kind(**(_read(file) if file else {}))
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, problem['loc'])) or 'all'}: {problem['msg']}" for problem in error.errors()]
+        lines = [
+            f"  {'.'.join(map(str, problem['loc'])) or 'all'}: {_said(problem['msg'])}" for problem in error.errors()
+        ]
         where = f"{file} and the environment ({ENV_PREFIX}*)" if file else f"the environment ({ENV_PREFIX}*)"
         raise ConfigurationError("\n".join([f"settings from {where}:", *lines])) from error
     except SettingsError as error:  # a variable for a table or list that is not JSON
         raise ConfigurationError(f"settings from the environment ({ENV_PREFIX}*): {error}") from error
 
 
+def _said(text: str) -> str:
+    return text.removeprefix("Value error, ")
+
+
 def help_text(kind: type[BaseModel]) -> str:
     """A list of all settings, for the end of a program's --help."""
-    how = "Settings, as keys of the file; as a variable redis.url is VPS_SNAPSHOTS_REDIS__URL. Times are in seconds."
-    return "\n\n".join([how, *_described(kind)])
+    described = [*_described(kind)]
+    key = next((name for name, _, _ in (line.partition(":") for line in described) if "." in name), "log_level")
+    variable = f"{ENV_PREFIX}{key.upper().replace('.', '__')}"
+    how = f"Settings, as keys of the file; as a variable {key} is {variable}. Times are in seconds."
+    return "\n\n".join([how, *described])
 
 
 def _described(kind: type[BaseModel], above: str = "") -> Iterator[str]:

@@ -70,7 +70,14 @@ class WebhookNotReady(Refused):
     """A test of a webhook that is disabled, or has too much to deliver already."""
 
     code = "webhook_not_ready"
-    text = "The webhook is disabled, or it already has {limit} pending deliveries."
+    texts: ClassVar[Mapping[str, str]] = {
+        "disabled": "The webhook is disabled. Enable it first.",
+        "pending": "The webhook already has {limit} pending deliveries.",
+    }
+
+    @classmethod
+    def of(cls, *found: str, **facts: object) -> Self:
+        return cls(cls.texts[found[0]].format(**facts))
 
 
 class WebhookDisabled(Refused):
@@ -232,7 +239,7 @@ class CredentialExists(Refused):
 
 class CredentialNotFound(Refused):
     code = "credential_not_found"
-    text = "Node {id} has no valid credential."
+    text = "Node {id} has no valid credential: create one."
 
 
 class IdempotencyKeyReused(Refused):

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from worker.store import records
 from worker.store.access.tokens import derived
 from worker.store.calls import Idempotency, Scripts, accepted, for_script, reading, redis_answers
+from worker.store.errors import CredentialExists
 from worker.store.unreadable import Unreadable
 
 OVERLAP = timedelta(minutes=10)  # how long the former credential is valid beside the new one
@@ -76,11 +77,16 @@ class Credentials(Scripts):
         return await self._new(node, lifetime, {"overlap_ms": overlap_ms}, idempotency, seed)
 
     async def restore(self, node: str, secret: str) -> None:
-        """Make the credential that a node has valid again, after the store has lost its data. Raises ValueError for
-        what is no credential, and CredentialExists."""
+        """Make the credential that a node has valid again, after the store has lost its data. Nothing happens if it is
+        valid. Raises ValueError for what is no credential, and CredentialExists if the node has another one."""
         if not key_of(secret):
             raise ValueError("not a credential")
-        await self._put(node, {"key": key_of(secret), "salt": ""}, None)
+        try:
+            await self._put(node, {"key": key_of(secret), "salt": ""}, None)
+        except CredentialExists:
+            found = await self.find(secret)
+            if found is None or found.node != node:
+                raise
 
     async def _new(
         self, node: str, lifetime: timedelta | None, more: dict[str, Any], idempotency: Idempotency | None, seed: str

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from worker.store import records
+from worker.store.access.audit import NEW
 from worker.store.calls import Scripts
 from worker.store.operators.memory import Memory, memory_of
 
@@ -40,6 +41,7 @@ class CellNumbers:
     with_findings: int  # servers
     webhooks_due: int
     unreadable: int  # records
+    audit_waiting: int  # entries that no keeper has moved to the audit log
     memory: Memory
     nodes: tuple[NodeNumbers, ...]
 
@@ -61,9 +63,14 @@ class Cell(Scripts):
             with_findings=findings,
             webhooks_due=webhooks,
             unreadable=unreadable,
+            audit_waiting=await self._unless_other_type(NEW, self._audit_waiting, otherwise=0),
             memory=await memory_of(self._redis),
             nodes=tuple([node for node in await self._all_nodes() if not node.gone]),
         )
+
+    async def _audit_waiting(self) -> int:
+        waiting: int = await self._redis.llen(NEW)  # type: ignore[misc]  # typed for the blocking client too
+        return waiting
 
     async def _all_nodes(self) -> list[NodeNumbers]:
         nodes: list[NodeNumbers] = []

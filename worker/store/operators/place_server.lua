@@ -7,10 +7,13 @@ local ask = cjson.decode(ARGV[1])
 local key = 'server:' .. ask.server
 local known = read(key)
 
+-- A node is known once its worker has reported, or before, once it has a credential.
+local function knows_node(node)
+  return redis.call('SISMEMBER', 'nodes', node) == 1 or redis.call('SISMEMBER', 'nodes:credentials', node) == 1
+end
+
 local function refuse()
-  if ask.node and redis.call('SISMEMBER', 'nodes', ask.node) == 0 then
-    return {'refused', 'node_not_found', ask.node}
-  end
+  if ask.node and not knows_node(ask.node) then return {'refused', 'node_not_found', ask.node} end
   if not known or not known.node then
     return not (ask.node and ask.account) and {'refused', 'server_not_found'} or nil
   end

@@ -1,7 +1,7 @@
 -- include: clock, records, deliveries, idempotency
 -- Send failed deliveries of a webhook again: one, or all.
 -- ask: {account, id, delivery_id (missing: all), no_message: the event that needs no stored message, pause_ms: the
--- least time between two requests for all, idempotency (see `replay`)}
+-- least time after a request for all that sent something, idempotency (see `replay`)}
 -- Answers {'admitted', {delivery id, {field, value, ...}}}, for all {'admitted', how many, how many others whose
 -- message is gone}, or {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
@@ -55,7 +55,6 @@ end
 local function redeliver_all(hook)
   local passed = now - (number(hook.redelivered_ms) or 0)
   if passed >= 0 and passed < ask.pause_ms then return {'refused', 'redelivered_recently'} end
-  redis.call('HSET', key, 'redelivered_ms', now)
   local sent, gone = 0, 0
   for _, delivery_id in ipairs(redis.call('ZRANGE', log, 0, -1)) do
     local one = attempt('delivery:' .. delivery_id, find, delivery_id)
@@ -68,6 +67,7 @@ local function redeliver_all(hook)
       sent = sent + 1
     end
   end
+  if sent > 0 then redis.call('HSET', key, 'redelivered_ms', now) end
   return {'admitted', sent, gone}
 end
 

@@ -1,14 +1,15 @@
 -- include: records, deliveries, idempotency, room
 -- Queue a test event for delivery.
 -- ask: {account, id, delivery_id, event, most, idempotency (see `replay`)}
--- Answers {'admitted', {delivery id, {field, value, ...}}} or {'refused', code}.
+-- Answers {'admitted', {delivery id, {field, value, ...}}} or {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
 
 local function test()
   local hook = read_of(ask.account, 'webhook:' .. ask.id)
   if not hook then return {'refused', 'webhook_not_found'} end
-  if hook.enabled ~= '1' or redis.call('ZCARD', 'webhook:' .. ask.id .. ':due') >= ask.most then
-    return {'refused', 'webhook_not_ready'}
+  if hook.enabled ~= '1' then return {'refused', 'webhook_not_ready', 'disabled'} end
+  if redis.call('ZCARD', 'webhook:' .. ask.id .. ':due') >= ask.most then
+    return {'refused', 'webhook_not_ready', 'pending'}
   end
   local refused = refuse_if_full('looks')
   if refused then return refused end
