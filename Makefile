@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom lock clean bench-pickup bench-admission \
-    bench-ops bench-tracing bench-http chaos fuzz migrations backups-beside dry-runs screenshots survey
+    bench-live bench-ops bench-tracing bench-http chaos fuzz migrations backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -97,6 +97,9 @@ dry-runs: setup-tests ## compare dry run and job over N (300) states of servers 
 
 bench-ops: setup ## measure the operators' lists and pages with N (100000) jobs, compared with 1,000
 	$(BIN)/python -m tests.bench.ops
+
+bench-live: setup ## measure how long a guest's writes wait for a snapshot without a stop (N=10 rounds)
+	$(BIN)/python -m tests.bench.live
 
 bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, compared with bare aiohttp and FastAPI (CALLS="create show")
 	@deploy/setup.sh bench

@@ -88,13 +88,13 @@ def build(
     operator_store = OperatorStore(redis, store, node_silent_seconds=settings.node_silent_seconds)
     following = events.EventCalls(streams, callers)
     for_entering: list[tuple[Table[Entering], object]] = [
-        (snapshots.call, snapshots.SnapshotCalls(store)),
+        (snapshots.call, snapshots.SnapshotCalls(store, live=settings.live)),
         (jobs.call, jobs.JobCalls(store)),
         (servers.call, servers.ServerCalls(store)),
     ]
     for_customers: list[tuple[Table[Caller], object]] = [
         (events.call, following),
-        (schedules.call, schedules.ScheduleCalls(Schedules(redis, now=clock.now))),
+        (schedules.call, schedules.ScheduleCalls(Schedules(redis, now=clock.now), live=settings.live)),
         (webhooks.call, webhooks.WebhookCalls(Webhooks(redis), reach=_reach(settings))),
     ]
     for_operators: list[tuple[Table[Token], object]] = [

@@ -1,5 +1,6 @@
 """The front end's settings, from the environment or a TOML file, checked at start."""
 
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +12,14 @@ from worker.store.settings import CellSettings
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+
+class Live(StrEnum):
+    """Whether snapshots are taken without a stop of the server."""
+
+    REFUSED = "refused"
+    ALLOWED = "allowed"  # if a request asks for it
+    DEFAULT = "default"  # unless a request asks for a stop
 
 
 class ApiSettings(CellSettings):
@@ -74,6 +83,10 @@ class ApiSettings(CellSettings):
     webhook_proxy: HttpUrl | None = Field(
         default=None,
         description="proxy for webhooks; it resolves their names, so it must refuse what they may not reach",
+    )
+    live: Live = Field(
+        default=Live.REFUSED,
+        description="snapshots without a stop of the server: refused, allowed on request, or the default of a request",
     )
     session_seconds: Seconds = Field(default=43_200.0, description="how long a login to the dashboard lasts")
     session_idle_seconds: Seconds = Field(default=3600.0, description="how long a login lasts without activity")
