@@ -101,9 +101,9 @@ bench-ops: setup ## measure the operators' lists and pages with N (100000) jobs,
 bench-live: setup ## measure how long a guest's writes wait for a snapshot without a stop (N=10 rounds)
 	$(BIN)/python -m tests.bench.live
 
-bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, compared with bare aiohttp and FastAPI (CALLS="create show")
+bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, compared with bare aiohttp and FastAPI (CALLS="create show" PROCESSES=2)
 	@deploy/setup.sh bench
-	@CALLS="$(CALLS)" $(BIN)/python -m tests.bench.http
+	@CALLS="$(CALLS)" PROCESSES="$(PROCESSES)" $(BIN)/python -m tests.bench.http
 
 bench-tracing: setup ## measure the cost of a request's spans, compared with the request
 	$(BIN)/python -m tests.bench.tracing
