@@ -85,7 +85,12 @@ def build(
     callers = Callers(tokens, limits, trusted_proxies=settings.trusted_proxies)
     streams = _streams(redis, settings)
     store = CustomerStore(redis, node_silent_seconds=settings.node_silent_seconds)
-    operator_store = OperatorStore(redis, store, node_silent_seconds=settings.node_silent_seconds)
+    operator_store = OperatorStore(
+        redis,
+        store,
+        node_silent_seconds=settings.node_silent_seconds,
+        retry_within_seconds=settings.retry_within_seconds,
+    )
     following = events.EventCalls(streams, callers)
     for_entering: list[tuple[Table[Entering], object]] = [
         (snapshots.call, snapshots.SnapshotCalls(store)),

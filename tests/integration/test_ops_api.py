@@ -210,6 +210,23 @@ class TestJobs:
         assert (await ops.post(f"jobs/{new}/cancel/"))["error"]["code"] == "cancelled"
         (await ops.call("POST", f"jobs/{new}/cancel/")).refused(409, "job_not_cancellable")
 
+    async def test_those_that_were_cancelled_are_listed_apart(self, ops: Ops) -> None:
+        bad, cancelled = await ops.made("bad", failed()), await ops.made("cancelled", None)
+        await ops.post(f"jobs/{cancelled}/cancel/")
+        done = await ops.made("done")
+        for query, found, count in (
+            ("?state=failed", {bad, cancelled}, 2),
+            ("?state=failed&cancelled=false", {bad}, 1),
+            ("?cancelled=true", {cancelled}, 1),
+            ("?cancelled=true&state=failed", {cancelled}, None),
+            ("?cancelled=false", {bad, done}, None),
+            ("?cancelled=true&node=n2", set(), None),
+            ("?cancelled=false&node=n1", {bad, done}, None),
+        ):
+            page = await ops.get(f"jobs/{query}")
+            assert ({one["id"] for one in page["results"]}, page["count"]) == (found, count), query
+        (await ops.call("GET", "jobs/?cancelled=maybe")).refused_fields()
+
     @pytest.mark.parametrize("kind", ["restore", "delete", "undo", "check_create"])
     async def test_each_kind_of_work_can_be_tried_again(self, ops: Ops, kind: str) -> None:
         api, node = ops.api, ops.api.cell.node
@@ -236,7 +253,7 @@ class TestJobs:
         await node.begin(JobId(job))
         await node.finish(JobId(job), failed())
 
-        answer = await ops.call("POST", f"jobs/{job}/retry/")
+        answer = await ops.call("POST", f"jobs/{job}/retry/?force=true")
         if asked is not None:
             assert (await asked).status == 200
             answer.refused(409, "job_not_retryable")
@@ -493,7 +510,7 @@ class TestOnce:
         """A job for the call to be about, and its body."""
         if call_id == "ops_cancel_job":
             return await ops.made("waits", None), None
-        job = await ops.made("bad", failed(stranded=True))
+        job = await ops.made("bad", failed(stranded=call_id == "ops_resolve_job"))
         if call_id == "ops_rotate_credential":
             await ops.post("nodes/n1/credentials/", {}, status=201)
         bodies: dict[str, object] = {
