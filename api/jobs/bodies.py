@@ -61,7 +61,13 @@ class DisksQuery(fields.Query):
 class OpsJobsQuery(fields.CursorQuery):
     """The query of the list of all jobs."""
 
-    state: State | None = None
+    state: (
+        Annotated[
+            Literal["queued", "in_progress", "completed", "failed", "cancelled"],
+            Field(description="`cancelled`: the jobs of the state `failed` that were cancelled"),
+        ]
+        | None
+    ) = None
     kind: Literal["create", "restore", "delete", "check_create", "check_restore", "undo"] | None = None
     node: fields.NodeInPath | None = None
     account_id: fields.OfAccount | None = None
@@ -98,14 +104,15 @@ class OpsJobsQuery(fields.CursorQuery):
 
     @property
     def filter(self) -> JobFilter:
+        state, cancelled = ("failed", True) if self.state == "cancelled" else (self.state, self.cancelled)
         return JobFilter(
-            state=self.state and JobState(self.state),
+            state=state and JobState(state),
             kind=self.kind and JobKind(self.kind),
             node=self.node,
             account_id=self.account_id,
             server_id=self.server_id,
             error_code=self.error_code,
-            cancelled=self.cancelled,
+            cancelled=cancelled,
             text=self.text,
         )
 
