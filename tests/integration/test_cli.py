@@ -247,11 +247,48 @@ class TestWhatIsChanged:
         assert done.code == Exit.REFUSED
         assert "1 retried, 1 refused" in done.err
         new = (await ops.get(f"jobs/{latest}/"))["retried_by"]
-        assert f"The server has had a later job, {new}" in done.out
+        assert f"The server has had a later job, {latest}" in done.out
         assert f"retried by  {new}" in (await cli.run("job", "show", latest)).out
+        listed = await cli.run("jobs", "--state", "failed")
+        assert [line.split()[0] for line in listed.out.splitlines() if "not_enough_space, retried" in line] == [latest]
         again = await cli.run("job", "retry", latest, "--yes")
         assert (again.code, f"as job {new}" in again.err) == (Exit.REFUSED, True)
         assert (await ops.get(f"jobs/{earlier}/"))["retried_by"] is None
+        assert "To retry it" not in (await cli.run("job", "show", latest)).err
+
+    async def test_what_would_run_over_something_newer_is_forced(self, ops: Ops, cli: Cli) -> None:
+        earlier, latest = await ops.made("earlier", failed()), await ops.made("latest")
+        shown = await cli.run("job", "show", earlier)
+        assert f"The server has had a later job, {latest}" in shown.err
+        assert f"job retry {earlier} --force" in shown.err
+        for line in (("job", "retry", earlier), ("retry", earlier)):
+            refused = await cli.run(*line, "--yes")
+            assert refused.code == Exit.REFUSED
+            assert "retry_needs_force" in refused.out + refused.err
+        assert (await ops.get(f"jobs/{earlier}/"))["retried_by"] is None
+        forced = (await cli.run("job", "retry", earlier, "--force", "--yes", "--json")).body
+        assert (await ops.get(f"jobs/{earlier}/"))["retried_by"] == forced["id"]
+
+        await ops.api.cell.node.begin(JobId(forced["id"]))
+        await ops.api.cell.node.finish(JobId(forced["id"]), failed())
+        await ops.made("newer")
+        many = await cli.run("retry", "--match", "kind=create", "--force", "--yes", "--json")
+        assert many.code == Exit.REFUSED
+        assert {one["id"]: one["done"] for one in json.loads(many.out)["results"]} == {
+            forced["id"]: True,
+            earlier: False,
+        }
+
+    async def test_a_cancelled_one_is_no_failed_one(self, ops: Ops, cli: Cli) -> None:
+        bad, waits = await ops.made("bad", failed()), await ops.made("waits", None)
+        await ops.post(f"jobs/{waits}/cancel/")
+        for state, job in (("failed", bad), ("cancelled", waits)):
+            listed = await cli.run("jobs", "--state", state)
+            assert [line.split()[:2] for line in listed.out.splitlines()[1:]] == [[job, state]]
+        none = await cli.run("retry", "--match", "error_code=cancelled", "--yes")
+        assert (none.code, none.out) == (0, "")
+        left_out = await cli.run("retry", waits, "--yes")
+        assert (left_out.code, "The job was cancelled" in left_out.out) == (Exit.REFUSED, True)
 
     async def test_a_node_is_drained_until_nothing_runs_and_goes_on(self, ops: Ops, cli: Cli) -> None:
         running = await ops.made("runs", None)
