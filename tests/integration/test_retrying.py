@@ -226,8 +226,11 @@ async def test_nothing_is_retried_while_the_server_is_stranded(desk: Desk) -> No
     path = f"{SNAPSHOTS}{await desk.api.have_snapshot()}/restore/"
     earlier = await desk.create("a")
     failure = Failure(code="start_failed", detail="The server does not start.", stranded=True)
-    stranded = await desk.asked(path, Outcome(state=JobState.FAILED, failure=failure))
+    stranded = await desk.asked(path, None)
+    await cell.node.begin(stranded)
     await desk.has_power("off")
+    await asyncio.sleep(0.002)
+    await cell.node.finish(stranded, Outcome(state=JobState.FAILED, failure=failure))
     for job_id in (earlier, stranded):
         detail = (await desk.retry(job_id, force=True)).refused(409, "job_not_retryable")["detail"]
         assert f"Job {stranded} stranded the server" in detail
