@@ -7,10 +7,10 @@ import typer
 
 from api import words
 from api.cli import formats
-from api.cli.client import PAGE_MAX, Body, Client
+from api.cli.client import Body, Client
 from api.cli.connection import run
 from api.cli.exits import Exit
-from api.cli.options import Force, JobArguments, Json, Yes, confirm, ensure_terminal, period
+from api.cli.options import Force, JobArguments, Json, Yes, confirm, ensure_terminal, period, rfc3339
 from api.cli.output import Column, Output
 from worker.store.model import JobKind
 
@@ -147,15 +147,8 @@ def _filters(jobs: list[str] | None, match: list[str] | None) -> dict[str, str]:
 
 
 async def _matching(client: Client, query: dict[str, str], since: timedelta) -> list[Body]:
-    found: list[Body] = []
-    oldest, after = datetime.now(UTC) - since, None
-    while True:  # newest first: the first job that is too old is the last one read
-        page = await client.get("ops/jobs/", {**query, "limit": PAGE_MAX, "after": after})
-        recent = [job for job in page["results"] if formats.moment(job["queued_at"]) >= oldest]
-        found += recent
-        after = page["after"]
-        if after is None or len(recent) < len(page["results"]):
-            return found
+    oldest = rfc3339(datetime.now(UTC) - since)
+    return list((await client.collect("ops/jobs/", {**query, "since": oldest}, limit=None))["results"])
 
 
 def _show(output: Output, done: str, results: list[Body]) -> Exit:

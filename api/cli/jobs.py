@@ -63,6 +63,8 @@ def list_jobs(  # noqa: PLR0913 - an option is a parameter, and the API has so m
     text: Annotated[
         str | None, typer.Option(help="Search in the job's ID, names, error detail and request ID.")
     ] = None,
+    since: options.Moment = None,
+    until: options.Moment = None,
     limit: options.Limit = 50,
     everything: options.All = False,
     as_json: options.Json = False,
@@ -70,7 +72,8 @@ def list_jobs(  # noqa: PLR0913 - an option is a parameter, and the API has so m
     """List jobs, newest first. An account token lists its own jobs, by state and server."""
     filters = {"state": state, "kind": kind, "node": node, "account_id": account_id, "server_id": server_id}
     filters |= {"error_code": error_code, "text": text}
-    query: dict[str, str | int] = {name: value for name, value in filters.items() if value is not None}
+    filters |= {"since": options.rfc3339(since), "until": options.rfc3339(until)}
+    query = {name: value for name, value in filters.items() if value is not None}
     rows, output = None if everything else limit, Output(as_json=as_json)
 
     async def of_all(client: Client) -> tuple[Body, Body | None]:

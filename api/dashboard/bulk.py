@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Annotated, Any
 
 from aiohttp import web
@@ -9,16 +11,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from api.dashboard import retries
 from api.dashboard.context import Context, Pages
-from api.dashboard.jobs import JOBS, NEEDED_STATE, as_shown
+from api.dashboard.jobs import JOBS, NEEDED_STATE, JobsQuery, as_shown
 from api.dashboard.rendering import Question, address
 from api.dashboard.session import OperatorRequest
 from api.http import reading
 from api.http.fields import JobIdInPath, truth
 from api.http.problems import FieldError, invalid
 from api.jobs import bulk
-from api.jobs.bodies import BulkAction, OpsJobsQuery
-from api.words import plain, plural
-from worker.store.calls import Cursor
+from api.jobs.bodies import BulkAction
+from api.words import machine, plain, plural
 from worker.store.model import JobId
 from worker.store.operators.records import Retry
 
@@ -44,7 +45,7 @@ class Selected(BaseModel):
         return {"action": self.action, "ids": list(self.ids)}
 
 
-class Matching(OpsJobsQuery):
+class Matching(JobsQuery):
     """An action on all jobs that match the filters."""
 
     action: BulkAction
@@ -53,7 +54,7 @@ class Matching(OpsJobsQuery):
     @property
     def filters(self) -> dict[str, str]:
         given = self.model_dump(exclude={"action", "force", "limit", "after"}, exclude_none=True)
-        return {name: str(value) for name, value in given.items()}
+        return {name: machine(value) if isinstance(value, datetime) else str(value) for name, value in given.items()}
 
     @property
     def fields(self) -> dict[str, str | list[str]]:
@@ -74,7 +75,7 @@ async def _ask_cancel(context: Context, order: Selected | Matching) -> Question:
     if isinstance(order, Selected):
         jobs = plural(len(order.ids), "job")
     else:
-        count = (await context.operators.jobs(as_shown(order), Cursor(limit=1))).count
+        count = (await context.operators.jobs(as_shown(order), replace(order.cursor, limit=1))).count
         jobs = "all matching jobs" if count is None else plural(count, "matching job")
     return Question(
         title=f"Cancel {jobs}?",
@@ -125,7 +126,7 @@ async def _matching(context: Context, order: Matching) -> tuple[Sequence[JobId],
     found: list[JobId] = []
     after: str | None = None
     for _ in range(_PAGES_MAX):
-        page = await context.operators.jobs(as_shown(order), Cursor(limit=_PAGE, after=after))
+        page = await context.operators.jobs(as_shown(order), replace(order.cursor, limit=_PAGE, after=after))
         found += [job.id for job in page.results]
         after = page.after
         if after is None or len(found) >= MATCHING_MAX:

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from api.dashboard import retries
-from api.dashboard.context import Context, Pages, read_filters, read_query, read_reason
+from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_query, read_reason
 from api.dashboard.rendering import Question
 from api.dashboard.session import OperatorRequest
 from api.http.fields import JOB_ID
@@ -27,8 +27,15 @@ RARE = frozenset({Step.CLEARING, Step.ADAPTING, Step.UNDOING, Step.CLEANING})
 NEEDED_STATE = {"retry": "failed", "cancel": "queued"}  # by the action
 
 
+class JobsQuery(OpsJobsQuery):
+    """The API's query, with moments as browsers send them."""
+
+    since: LocalMoment | None = None
+    until: LocalMoment | None = None
+
+
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
-    query = read_query(request, OpsJobsQuery, limit=LIMIT)
+    query = read_query(request, JobsQuery, limit=LIMIT)
     page = await context.operators.jobs(as_shown(query), query.cursor)
     filters = read_filters(request, query)
     return context.rendering.page(

@@ -58,7 +58,7 @@ class DisksQuery(fields.Query):
         return self.disks == "present"
 
 
-class OpsJobsQuery(fields.CursorQuery):
+class OpsJobsQuery(fields.PeriodQuery):
     """The query of the list of all jobs."""
 
     state: (

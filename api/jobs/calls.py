@@ -141,8 +141,8 @@ class OpsJobCalls:
     async def ops_list_jobs(self, request: web.Request, _: Token) -> web.Response:
         """List all jobs.
 
-        The jobs of the last 30 days, newest first. With several filters, a page can be short or empty although
-        more entries follow.
+        The jobs of the last 30 days, newest first, by the time at which they were queued. With several filters, a page
+        can be short or empty although more entries follow.
         """
         query = reading.query(request, OpsJobsQuery)
         page = await self._operators.jobs(query.filter, query.cursor)

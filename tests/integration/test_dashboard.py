@@ -129,6 +129,8 @@ class TestJobs:
             f"?server_id={SERVER}&state=queued": {waiting},
             f"?account_id={ACCOUNT}&kind=create": {bad, waiting},
             "?node=other": set(),
+            "?since=2025-01-16T16:15&until=2999-01-01T00:00": {bad, waiting},
+            "?until=2025-01-16T16:15": set(),
         }.items():
             page = await dashboard.browser.seen(f"/ops/jobs/{query}")
             assert set(re.findall(r'<tr id="job-([0-9a-f]{32})"', page)) == found, query

@@ -34,8 +34,9 @@ async def a_failed_restore(dashboard: Dashboard, *, power: str = "on") -> JobId:
     await asyncio.sleep(0.002)  # in a millisecond of its own: that is what the lists go by
     restored = await cell.store.restore(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
     await cell.node.begin(restored.job.id)
-    await cell.node.finish(restored.job.id, failed())
     await cell.have([SERVER, OTHER], power=power)
+    await asyncio.sleep(0.002)
+    await cell.node.finish(restored.job.id, failed())
     return restored.job.id
 
 
@@ -149,6 +150,16 @@ class TestMany:
             assert "Nothing to retry" in page
             assert '<button type="submit"' not in page[page.index('class="ask"') :]
             assert "0 retried, 1 refused." in visible(await dashboard.browser.done("/ops/jobs/bulk/", fields))
+
+    async def test_all_of_a_time_are_those_of_that_time(self, dashboard: Dashboard) -> None:
+        job = await made(dashboard, failed())
+        for since, found in (("2025-01-16T16:15", True), ("2999-01-01T00:00", False)):
+            path = f"/ops/jobs/bulk/?action=retry&all=true&state=failed&since={since}"
+            page = await dashboard.browser.seen(path)
+            assert (job[:8] in page) is found, since
+            assert f"since {since}:00Z" in page
+        fields = {"action": "retry", "all": "true", "state": "failed", "since": "2999-01-01T00:00:00Z"}
+        assert "0 retried, 0 refused." in visible(await dashboard.browser.done("/ops/jobs/bulk/", fields))
 
     async def test_what_does_not_exist_is_left_out(self, dashboard: Dashboard) -> None:
         page = visible(await dashboard.browser.seen(f"/ops/jobs/bulk/?action=retry&ids={'0' * 32}"))

@@ -210,6 +210,30 @@ class TestJobs:
         assert (await ops.post(f"jobs/{new}/cancel/"))["error"]["code"] == "cancelled"
         (await ops.call("POST", f"jobs/{new}/cancel/")).refused(409, "job_not_cancellable")
 
+    async def test_a_time_is_a_filter(self, ops: Ops) -> None:
+        jobs = [await ops.made(name, failed()) for name in "abcdef"]
+        for hour, job in enumerate(jobs):  # queued at 2025-01-16, from 00:00 on
+            await ops.api.cell.raw("HSET", f"job:{job}", "queued_ms", at(hour))
+            for key in await ops.api.cell.redis.keys("*jobs*"):
+                if await ops.api.cell.raw("TYPE", key) == b"zset":
+                    await ops.api.cell.raw("ZADD", key, "XX", at(hour), job)
+        for query, found in (
+            ("since=2025-01-16T02:00:00Z&until=2025-01-16T04:00:00Z", jobs[2:4]),
+            ("since=2025-01-16T05:00:00%2B01:00", jobs[4:]),
+            ("until=2025-01-16T01:00:00Z&state=failed", jobs[:1]),
+            ("since=2025-01-16T04:00:00Z&node=n1&kind=create", jobs[4:]),
+            ("since=2025-01-17T00:00:00Z", []),
+            ("until=1960-01-01T00:00:00Z", []),
+        ):
+            assert await ops.listed(f"?{query}") == [*reversed(found)], query
+        page = await ops.get("jobs/?since=2025-01-16T01:00:00Z&until=2025-01-16T05:00:00Z&state=failed&limit=3")
+        assert ([one["id"] for one in page["results"]], page["count"]) == ([*reversed(jobs[2:5])], 4)
+        rest = await ops.listed(f"?since=2025-01-16T01:00:00Z&until=2025-01-16T05:00:00Z&after={page['after']}")
+        assert rest == [jobs[1]]
+        without = await ops.get("jobs/?since=2025-01-16T04:00:00Z&state=failed&cancelled=false")
+        assert without["count"] == 2
+        (await ops.call("GET", "jobs/?since=yesterday")).refused_fields()
+
     async def test_those_that_were_cancelled_are_listed_apart(self, ops: Ops) -> None:
         bad, cancelled = await ops.made("bad", failed()), await ops.made("cancelled", None)
         await ops.post(f"jobs/{cancelled}/cancel/")
@@ -440,6 +464,10 @@ class TestServersAndFindings:
         listed = await ops.get("findings/")
         assert (listed["count"], listed["results"][0]["findings"]) == (1, found)
         assert (await ops.get("overview/"))["servers_with_findings"] == 1
+        await ops.api.cell.raw("ZADD", "findings", at(2), SERVER)
+        for query, count in (("since=2025-01-16T02:00:00Z", 1), ("until=2025-01-16T02:00:00Z", 0)):
+            page = await ops.get(f"findings/?{query}")
+            assert (len(page["results"]), page["count"]) == (count, count), query
         await ops.api.cell.node.tell_findings(SERVER, [])
         assert (await ops.get("findings/"))["results"] == []
 
@@ -497,6 +525,11 @@ class TestTokens:
         (await ops.call("DELETE", f"tokens/{made['id']}/")).refused(404, "token_not_found")
         both = await ops.call("POST", "tokens/", asked | {"permissions": ["operator"]})
         assert both.refused_fields() == ["account_id"]
+
+
+def at(hour: int) -> int:
+    """A time of 2025-01-16, in ms."""
+    return round(datetime(2025, 1, 16, hour, tzinfo=UTC).timestamp() * 1000)
 
 
 KEY = {"Idempotency-Key": "9c07602c-94ec"}

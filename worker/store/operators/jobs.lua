@@ -2,7 +2,7 @@
 -- One page of the cell's jobs, newest first.
 -- Only reads.
 -- ask: {match: {field of the record: value}, text or nil, cancelled: whether only those that were cancelled, or all
--- others; or nil, limit, after (see `walk`)}
+-- others; or nil, limit, after, since_ms, until_ms (see `walk`)}
 -- Answers {number of jobs if every job of a list matches, else -1, after, job (see `show_job`), ...}.
 local ask = cjson.decode(ARGV[1])
 ask.descending = true
@@ -42,9 +42,9 @@ local list = shortest(lists)
 -- How many there are, where every job of a list matches; else -1.
 local function count()
   if ask.text or #fields > 1 or #fields == 1 and ask.cancelled then return -1 end
-  if ask.cancelled ~= false then return redis.call('ZCARD', list) end
+  if ask.cancelled ~= false then return count_within(ask, list) end
   if match.state ~= 'failed' then return -1 end
-  return math.max(0, redis.call('ZCARD', list) - redis.call('ZCARD', CANCELLED))
+  return math.max(0, count_within(ask, list) - count_within(ask, CANCELLED))
 end
 
 local page = walk(ask, list, 'job:', function(id)

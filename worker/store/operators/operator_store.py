@@ -5,7 +5,6 @@ Each list is read by one script, which looks at a bounded number of entries.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 from arq.connections import ArqRedis
@@ -241,11 +240,10 @@ class OperatorStore(Scripts):
             ops_records.refused_claim, rows, kind="refused_claim", key_of=lambda _: "refused_claims"
         )
 
-    async def audit(
-        self, wanted: Mapping[str, str], *, since: datetime | None, until: datetime | None, cursor: Cursor
-    ) -> CursorPage[AuditEntry]:
+    async def audit(self, wanted: Mapping[str, str], cursor: Cursor) -> CursorPage[AuditEntry]:
         """Newest first; `wanted`: only entries with these fields."""
         # a stream has no IDs before 1970
+        since, until = cursor.since, cursor.until
         before = str(max(0, int(records.milliseconds(until)) - 1)) if until else "+"
         ask = {
             "match": dict(wanted),
