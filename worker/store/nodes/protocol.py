@@ -121,6 +121,7 @@ class Contents(Message):
     firmware: Word = "bios"
     nvram: Flag = False
     tpm: Flag = False
+    consistency: Word | None = None
 
 
 class Failure(Message):
@@ -198,6 +199,7 @@ class BegunJob(Message):
     request_id: Word
     undoes: JobNumber | None
     present_only: Flag = False
+    live: Flag = False
 
 
 class Finding(Message):
