@@ -50,7 +50,7 @@ def for_many(found: Sequence[Retry], *, missing: Sequence[JobId], force: bool, w
         _part(_kinds(others), list(map(_named, others))),
         _part(f"{_kinds(over)}, overwriting all data of the server", list(map(_named, over)), grave=True),
         _part(
-            f"{plural(len(needing), 'job')} left out, for which something newer exists",
+            f"{plural(len(needing), 'job')} left out, for they need force",
             [(one.job.id, one.refusal.detail) for one in needing if one.refusal],
         ),
         _part(f"{plural(len(never), 'job')} left out, which cannot be retried", never),

@@ -118,7 +118,7 @@ class OpsJobsQuery(fields.PeriodQuery):
         )
 
 
-_FORCE = "also if something newer is run over: a later job of the server, or what it has written since a restore failed"
+_FORCE = "also if something newer is run over, such as what the server has written since a restore failed"
 
 
 class RetryQuery(fields.Query):

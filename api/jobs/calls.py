@@ -154,8 +154,9 @@ class OpsJobCalls:
     async def ops_bulk_jobs(self, request: web.Request, token: Token) -> web.Response:
         """Retry or cancel several jobs.
 
-        Each job succeeds or fails on its own. A retry follows the rules of a single one, and leaves out jobs that were
-        cancelled. With `dry_run`, nothing is changed: `done` says which jobs would be retried.
+        Each job succeeds or fails on its own. A retry follows the rules of a single one. It also leaves out, with
+        `job_not_retryable`, jobs that were cancelled or whose server has had a later job: retry these one by one. With
+        `dry_run`, nothing is changed: `done` says which jobs would be retried.
         """
         body = await reading.body(request, BulkBody)
         if body.dry_run:

@@ -17,7 +17,7 @@ from tests.integration.front_end import serving
 from tests.integration.test_ops_api import DONE, THEIRS, Ops, failed, have_theirs
 from tests.queueing import PATIENCE_SECONDS
 from worker.store.access.tokens import Permission
-from worker.store.model import JobId, Step
+from worker.store.model import JobId, ServerId, Step
 from worker.store.reports import JobReport, StepBegun
 
 
@@ -166,17 +166,20 @@ class TestTerminal:
         assert await ops.listed("?state=queued") == []
 
     async def test_a_restore_is_named_apart_for_it_overwrites(self, ops: Ops, cli: Cli) -> None:
-        older, newer = await ops.made("older", failed()), await ops.made("newer")
-        snapshot = (await ops.get(f"jobs/{newer}/"))["snapshot"]["id"]
+        await ops.api.cell.have([SERVER, ServerId(3)])
+        create, done = (await ops.api.cell.create("other", server=ServerId(3))).job.id, await ops.made("done")
+        await ops.api.cell.node.begin(create)
+        await ops.api.cell.node.finish(create, failed())
+        snapshot = (await ops.get(f"jobs/{done}/"))["snapshot"]["id"]
         restore = (await ops.api.call("POST", f"/api/v1/snapshots/{snapshot}/restore/")).headers["X-Job-Id"]
         await ops.api.cell.node.begin(JobId(restore))
         await ops.api.cell.node.finish(JobId(restore), failed())
-        async with cli.at_terminal("retry", restore, older, "--force", width=200) as terminal:
+        async with cli.at_terminal("retry", restore, create, "--force", width=200) as terminal:
             shown = await terminal.shows(
                 "Force the retry of 2 jobs, 1 of them overwriting all data of the server? [y/N]:"
             )
             assert "Overwriting all data of the server:" in shown
-            assert shown.index("create of older on web-server-01") < shown.index("restore of newer on web-server-01")
+            assert shown.index(f"{create}  create of other") < shown.index(f"{restore}  restore of done")
             terminal.type("n\n")
             assert await terminal.ends() != 0
         async with cli.at_terminal("job", "retry", restore, "--force", width=400) as terminal:

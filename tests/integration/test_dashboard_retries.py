@@ -16,6 +16,7 @@ from tests.integration.front_end import DONE
 from tests.integration.test_dashboard import FRAGMENT, audited, failed, made, visible
 from worker.store.access.tokens import Permission
 from worker.store.model import JobId, ServerId
+from worker.store.nodes.node_store import ReportedServer
 
 OTHER, THIRD = ServerId(12346), ServerId(12347)
 
@@ -26,15 +27,20 @@ async def dashboard(cell: Cell) -> AsyncIterator[Dashboard]:
         yield dashboard
 
 
-async def a_failed_restore(dashboard: Dashboard, *, power: str = "on") -> JobId:
+async def a_failed_restore(dashboard: Dashboard, *, server: ServerId = SERVER, off: ServerId | None = None) -> JobId:
+    """`off`: the server that is off when it fails; all others run."""
     cell = dashboard.cell
-    admitted = await cell.create("to-restore")
+    await cell.have([SERVER, OTHER, THIRD])
+    admitted = await cell.create("to-restore", server=server)
     await cell.node.begin(admitted.job.id)
     await cell.node.finish(admitted.job.id, DONE)
     await asyncio.sleep(0.002)  # in a millisecond of its own: that is what the lists go by
     restored = await cell.store.restore(account_id=ACCOUNT, snapshot_id=admitted.snapshot.id, request_id="r")
     await cell.node.begin(restored.job.id)
-    await cell.have([SERVER, OTHER], power=power)
+    powers = {one: "off" if one == off else "on" for one in (SERVER, OTHER, THIRD)}
+    await cell.node.report(
+        [ReportedServer(id=one, account_id=ACCOUNT, name="web-server-01", power=powers[one]) for one in powers]
+    )
     await asyncio.sleep(0.002)
     await cell.node.finish(restored.job.id, failed())
     return restored.job.id
@@ -69,7 +75,7 @@ class TestOne:
         assert (await audited(dashboard))[-1]["reason"] == "forced"
 
     async def test_a_restore_of_a_server_that_is_off_overwrites_and_needs_no_typing(self, dashboard: Dashboard) -> None:
-        job = await a_failed_restore(dashboard, power="off")
+        job = await a_failed_restore(dashboard, off=SERVER)
         page = await dashboard.browser.seen(f"/ops/jobs/{job}/retry/")
         assert "Retry this restore?" in page
         assert f"It overwrites all data of server {SERVER}." in visible(page)
@@ -107,7 +113,8 @@ class TestMany:
     async def test_the_question_counts_and_names_what_it_does_with_the_restores_apart(
         self, dashboard: Dashboard
     ) -> None:
-        restore, browser = await a_failed_restore(dashboard, power="off"), dashboard.browser
+        used, browser = await a_failed_restore(dashboard, server=THIRD), dashboard.browser
+        restore = await a_failed_restore(dashboard, off=SERVER)
         older = await made(dashboard, failed(), name="older", server=OTHER)
         await asyncio.sleep(0.002)
         create = await made(dashboard, failed(), name="newer", server=OTHER)
@@ -118,7 +125,8 @@ class TestMany:
             "The oldest failed",
             f"1 create {create[:8]} create of newer on web-server-01 ({OTHER}), failed",
             f"1 restore, overwriting all data of the server {restore[:8]} restore of to-restore on web-server-01",
-            f"1 job left out, for which something newer exists {older[:8]} The server has had a later job, {create}.",
+            f"1 job left out, which cannot be retried {older[:8]} The server has had a later job, {create}.",
+            f"1 job left out, for they need force {used[:8]} The server has been running since the job failed",
             "Include 1 job with force",
         ):
             assert said in text, said
@@ -129,16 +137,16 @@ class TestMany:
         page = await browser.seen(wider.replace("&amp;", "&"))
         assert "Force the retry of 3 jobs?" in page
         assert "Type 3 , the number of jobs, to confirm" in visible(page)
-        fields = {"action": "retry", "ids": [create, restore, older], "force": "true"}
-        assert (await browser.post("/ops/jobs/bulk/", fields | {"typed": "2"})).status == 400
-        # the two of one server can't run at once
-        assert "2 retried, 1 refused. server_busy 1" in visible(
-            await browser.done("/ops/jobs/bulk/", fields | {"typed": "3"})
-        )
+        named = [("ids", job) for job in (create, restore, used)]
+        assert hidden(page) == [("action", "retry"), *named, ("force", "true")]
+        fields = {"action": "retry", "ids": [create, restore, used, older], "force": "true"}
+        assert (await browser.post("/ops/jobs/bulk/", fields | {"typed": "3"})).status == 400
+        text = visible(await browser.done("/ops/jobs/bulk/", fields | {"typed": "4"}))
+        assert "3 retried, 1 refused. job_not_retryable 1" in text
         assert {entry["reason"] for entry in (await audited(dashboard))[1:]} == {"retry, forced"}
 
     async def test_pressed_three_times_it_restores_once(self, dashboard: Dashboard) -> None:
-        await a_failed_restore(dashboard, power="off")
+        await a_failed_restore(dashboard, off=SERVER)
         query = "/ops/jobs/bulk/?action=retry&all=true&state=failed"
         fields = {"action": "retry", "all": "true", "state": "failed"}
         assert "1 retried, 0 refused." in visible(await dashboard.browser.done("/ops/jobs/bulk/", fields))

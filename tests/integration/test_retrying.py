@@ -120,9 +120,10 @@ async def test_a_restore_that_ran_into_trouble_three_times_is_done_once(desk: De
 
     newest, *older = await desk.bulk(*reversed(failed))
     assert newest["done"]
-    assert [(one["code"], "later job" in one["detail"]) for one in older] == [("retry_needs_force", True)] * 2
+    assert [(one["code"], "later job" in one["detail"]) for one in older] == [("job_not_retryable", True)] * 2
     await desk.done(JobId(newest["job_id"]))
-    assert [one["done"] for one in await desk.bulk(*failed)] == [False] * 3
+    for force in (False, True):
+        assert [one["done"] for one in await desk.bulk(*failed, force=force)] == [False] * 3
 
 
 async def test_what_its_owner_has_cancelled_is_not_done_in_bulk_but_alone(desk: Desk) -> None:
@@ -140,7 +141,11 @@ async def test_one_whose_server_has_had_a_later_job_is_done_only_with_force(
 ) -> None:
     job_id = await desk.create("a")
     later = await desk.create("b", outcome)
-    assert later in await desk.needs_force(job_id)
+    assert later in (await desk.retry(job_id)).refused(409, "retry_needs_force")["detail"]
+    possible, needs_force, detail = await desk.offered(job_id)
+    assert (possible, needs_force, later in str(detail)) == (True, True, True)
+    assert later in await desk.refused(job_id)
+    assert (await desk.bulk(job_id, force=True))[0]["code"] == "job_not_retryable"
     answer = await desk.retry(job_id, force=True)
     if outcome is None:
         answer.refused(400, "server_busy")
@@ -209,7 +214,7 @@ class TestOverwriting:
         later = await desk.create("b")
         await desk.has_power("on")
         await desk.api.cell.raw("HINCRBY", f"job:{failed}", "finished_ms", -3601 * 1000)
-        detail = await desk.needs_force(failed)
+        detail = str((await desk.retry(failed)).refused(409, "retry_needs_force")["detail"])
         for part in (later, "too long ago", "has been running", "force the retry"):
             assert part in detail
 
@@ -250,17 +255,15 @@ async def test_a_server_whose_stranding_job_is_gone_is_retried(desk: Desk) -> No
 class TestForetelling:
     async def test_it_names_what_would_be_done_and_changes_nothing(self, desk: Desk) -> None:
         snapshot_id = await desk.api.have_snapshot()
-        older = await desk.asked(f"{SNAPSHOTS}{snapshot_id}/restore/")
-        newest, nobodys = await desk.create("a"), JobId("0" * 32)
-        keys = await desk.api.cell.raw("ZCARD", "jobs")
-        first, second, third = await desk.bulk(newest, older, nobodys, dry_run=True)
-        assert (first["done"], first["code"], first["job"]["kind"]) == (True, None, "create")
-        assert (second["done"], second["code"], second["job"]["kind"]) == (False, "retry_needs_force", "restore")
-        assert (third["done"], third["code"], third["job"]) == (False, "job_not_found", None)
-        assert await desk.api.cell.raw("ZCARD", "jobs") == keys
-        assert (await desk.job(newest))["retried_by"] is None
-        forced = await desk.bulk(newest, older, dry_run=True, force=True)
-        assert [one["done"] for one in forced] == [True, True]
+        failed, nobodys = await desk.asked(f"{SNAPSHOTS}{snapshot_id}/restore/"), JobId("0" * 32)
+        count = await desk.api.cell.raw("ZCARD", "jobs")
+        one, other = await desk.bulk(failed, nobodys, dry_run=True)
+        assert (one["done"], one["code"], one["job"]["kind"]) == (False, "retry_needs_force", "restore")
+        assert (other["done"], other["code"], other["job"]) == (False, "job_not_found", None)
+        (forced,) = await desk.bulk(failed, dry_run=True, force=True)
+        assert (forced["done"], forced["job_id"], forced["code"]) == (True, None, None)
+        assert await desk.api.cell.raw("ZCARD", "jobs") == count
+        assert (await desk.job(failed))["retried_by"] is None
 
     async def test_a_cancel_is_not_foretold_nor_forced(self, desk: Desk) -> None:
         for more in ({"dry_run": True}, {"force": True}):
@@ -289,7 +292,7 @@ async def test_a_dry_run_is_no_later_job_and_many_of_them_end_the_search(desk: D
     await desk.api.cell.node.finish(JobId(one["job_id"]), FAILED)
     for _ in range(200):
         await desk.done(await check())
-    assert "later job" in await desk.refused(JobId(one["job_id"]), "retry_needs_force")
+    assert "later job" in await desk.refused(JobId(one["job_id"]))
 
 
 async def test_of_many_at_once_one_retries(desk: Desk) -> None:

@@ -197,6 +197,7 @@ class JobNotRetryable(Refused):
         "retried": "The job was already retried as job {1}.",
         "stranded": "Job {1} stranded the server. Repair the server and mark that job as resolved first.",
         "cancelled": "The job was cancelled. A bulk retry skips cancelled jobs; retry this job individually.",
+        "later": "The server has had a later job, {1}. A bulk retry skips such jobs; retry this job individually.",
     }
 
     @classmethod

@@ -147,8 +147,8 @@ class Edit:
 @dataclass(frozen=True, kw_only=True)
 class RetryRule:
     """When a failed job is retried. `in_bulk`: nobody has checked the single job, so one that was cancelled is left
-    out. `force`: also if the server has had a later job, the job failed more than `within_seconds` ago, or it would
-    overwrite what the server has written since."""
+    out, and all but the last of a server. `force`: also if the server has had a later job, the job failed more than
+    `within_seconds` ago, or it would overwrite what the server has written since."""
 
     in_bulk: bool = False
     force: bool = False

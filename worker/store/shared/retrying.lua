@@ -13,10 +13,8 @@ local function later_job(job)
 end
 
 -- What has happened since the job failed, that a retry would run over: {reason, about it, ...}.
-local function newer_than(job, server, within_ms)
-  local newer, ended_ms = {}, number(job.finished_ms) or number(job.queued_ms)
-  local later = later_job(job)
-  if later then newer = {'later', later} end
+local function newer_than(job, server, later, within_ms)
+  local newer, ended_ms = later and {'later', later} or {}, number(job.finished_ms) or number(job.queued_ms)
   if now_ms() - ended_ms > within_ms then
     newer[#newer + 1], newer[#newer + 2] = 'old', string.format('%.0f', ended_ms)
   end
@@ -27,8 +25,9 @@ local function newer_than(job, server, within_ms)
 end
 
 -- Why a job is not retried: {'refused', code, ...}, or nil.
--- rule: {in_bulk: nobody has checked the single job, so one that its owner has cancelled is left out, force: also if
--- something newer is run over, within_ms: how long after its failure a job is retried without force}
+-- rule: {in_bulk: nobody has checked the single job, so one that its owner has cancelled is left out, and all but the
+-- last of a server, also with force, force: also if something newer is run over, within_ms: how long after its failure
+-- a job is retried without force}
 local function refuse_retry(job, rule)
   local function never(...) return {'refused', 'job_not_retryable', ...} end
   if job.state ~= 'failed' then return never(job.state) end
@@ -39,7 +38,9 @@ local function refuse_retry(job, rule)
   if server.stranded and redis.call('EXISTS', 'job:' .. server.stranded) == 1 then
     return never('stranded', server.stranded)
   end
+  local later = later_job(job)
   if rule.in_bulk and job.failure_code == 'cancelled' then return never('cancelled') end
-  local newer = rule.force and {} or newer_than(job, server, rule.within_ms)
+  if rule.in_bulk and later then return never('later', later) end
+  local newer = rule.force and {} or newer_than(job, server, later, rule.within_ms)
   return #newer > 0 and {'refused', 'retry_needs_force', unpack(newer)} or nil
 end
