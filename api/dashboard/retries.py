@@ -43,17 +43,15 @@ def for_many(found: Sequence[Retry], *, missing: Sequence[JobId], force: bool, w
     retried = [one.job for one in found if one.refusal is None]
     over = [job for job in retried if job.kind.overwrites]
     others = [job for job in retried if not job.kind.overwrites]
-    needing = [one for one in found if one.needs_force]
-    never = [(str(one.job.id), one.refusal.detail) for one in found if one.refusal and not one.needs_force]
+    refused = [(one, (str(one.job.id), f"{_named(one.job)[1]}. {one.refusal.detail}")) for one in found if one.refusal]
+    needing = [told for one, told in refused if one.needs_force]
+    never = [told for one, told in refused if not one.needs_force]
     never += [(job_id, "There is no such job.") for job_id in missing]
     parts = [
         _part(_kinds(others), list(map(_named, others))),
         _part(f"{_kinds(over)}, overwriting all data of the server", list(map(_named, over)), grave=True),
-        _part(
-            f"{plural(len(needing), 'job')} left out, for they need force",
-            [(one.job.id, one.refusal.detail) for one in needing if one.refusal],
-        ),
-        _part(f"{plural(len(never), 'job')} left out, which cannot be retried", never),
+        _part(f"{plural(len(needing), 'job')} left out: only with force", needing),
+        _part(f"{plural(len(never), 'job')} left out: not possible", never),
     ]
     ids: list[str] = [job.id for job in retried]
     fields: dict[str, str | list[str]] = {"action": "retry", "ids": ids}
@@ -92,5 +90,6 @@ def _kinds(jobs: Sequence[Job]) -> str:
 
 def _named(job: Job) -> tuple[str, str]:
     snapshot = f" of {job.snapshot_name}" if job.snapshot_name else ""
-    failed = ago(job.finished_at or job.queued_at)
-    return job.id, f"{plain(job.kind)}{snapshot} on {job.server_name} ({job.server_id}), failed {failed}"
+    ended = "cancelled" if job.is_cancelled else str(job.state)
+    when = f"{ended} {ago(job.finished_at)}" if job.finished_at else f"queued {ago(job.queued_at)}"
+    return job.id, f"{plain(job.kind)}{snapshot} on {job.server_name} ({job.server_id}), {when}"

@@ -219,7 +219,8 @@ class TestMany:
         query = f"?action=retry&ids={bad[0]}&ids={waiting}"
         question = await dashboard.browser.seen(f"/ops/jobs/bulk/{query}")
         assert "Retry 1 job?" in question
-        assert f"1 job left out, which cannot be retried {waiting[:8]} The job is queued." in visible(question)
+        assert f"1 job left out: not possible {waiting[:8]} create of a on web-server-01" in visible(question)
+        assert ". The job is queued. Only a failed job can be retried." in visible(question)
         fields = re.findall(r'<input type="hidden" name="(action|ids)" value="([^"]+)">', question)
         assert fields == [("action", "retry"), ("ids", bad[0])]
 

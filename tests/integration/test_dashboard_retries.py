@@ -125,8 +125,10 @@ class TestMany:
             "The oldest failed",
             f"1 create {create[:8]} create of newer on web-server-01 ({OTHER}), failed",
             f"1 restore, overwriting all data of the server {restore[:8]} restore of to-restore on web-server-01",
-            f"1 job left out, which cannot be retried {older[:8]} The server has had a later job, {create}.",
-            f"1 job left out, for they need force {used[:8]} The server has been running since the job failed",
+            f"1 job left out: not possible {older[:8]} create of older on web-server-01 ({OTHER}), failed",
+            f"1 job left out: only with force {used[:8]} restore of to-restore on web-server-01 ({THIRD}), failed",
+            f". The server has had a later job, {create}.",
+            ". The server has been running since the job failed",
             "Include 1 job with force",
         ):
             assert said in text, said
@@ -171,7 +173,7 @@ class TestMany:
 
     async def test_what_does_not_exist_is_left_out(self, dashboard: Dashboard) -> None:
         page = visible(await dashboard.browser.seen(f"/ops/jobs/bulk/?action=retry&ids={'0' * 32}"))
-        assert "1 job left out, which cannot be retried 00000000 There is no such job." in page
+        assert "1 job left out: not possible 00000000 There is no such job." in page
 
 
 class TestCancelled:
@@ -191,7 +193,7 @@ class TestCancelled:
         cancelled = await made(dashboard)
         await dashboard.browser.done(f"/ops/jobs/{cancelled}/cancel/")
         text = visible(await dashboard.browser.seen(f"/ops/jobs/bulk/?action=retry&ids={cancelled}"))
-        assert "1 job left out, which cannot be retried" in text
+        assert "1 job left out: not possible" in text
         assert "The job was cancelled." in text
         assert "Retry this create?" in await dashboard.browser.seen(f"/ops/jobs/{cancelled}/retry/")
 
