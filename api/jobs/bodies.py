@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from api.http import fields
@@ -129,6 +129,13 @@ class RetryQuery(fields.Query):
 
 class BulkBody(fields.RequestBody):
     """An action on several jobs."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"action": {"const": "cancel"}}},
+            "then": {"properties": {"force": {"const": False}, "dry_run": {"const": False}}},
+        }
+    )
 
     action: BulkAction
     ids: Annotated[list[fields.JobIdInPath], Field(min_length=1, max_length=BULK_MAX)]
