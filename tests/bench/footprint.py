@@ -4,7 +4,7 @@ A cell of one node with simulated servers; each program is one process, with the
 medians of RUNS starts and of as many windows of idle time. The baseline is a Python that only imports aiohttp, redis,
 arq and pydantic: what the libraries alone cost. For `--help` it is one that imports typer.
 
-RUNS=5, SECONDS=20 of idle time in all, GROWTH=1000 jobs: two minutes. GROWTH=0 leaves the jobs out.
+RUNS=5, IDLE=20 seconds in all, GROWTH=1000 jobs: two minutes. GROWTH=0 leaves the jobs out.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from worker.store.access.tokens import Permission, Tokens
 from worker.store.model import AccountId
 
 RUNS = int(os.environ.get("RUNS") or 5)
-SECONDS = float(os.environ.get("SECONDS") or 20)
+IDLE_SECONDS = float(os.environ.get("IDLE") or 20)
 GROWTH = int(os.environ.get("GROWTH") or 1000)
 SETTLED_SECONDS = 1.0  # after a start, before anything is counted
 NODE = "n1"
@@ -196,9 +196,9 @@ async def idle_percent(cell: Cell) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for _ in range(RUNS):
         before = cell.cpu()
-        await asyncio.sleep(SECONDS / RUNS)
+        await asyncio.sleep(IDLE_SECONDS / RUNS)
         for name, seconds in cell.cpu().items():
-            found.setdefault(name, []).append((seconds - before[name]) / (SECONDS / RUNS) * 100)
+            found.setdefault(name, []).append((seconds - before[name]) / (IDLE_SECONDS / RUNS) * 100)
     return {name: statistics.median(windows) for name, windows in found.items()}
 
 
@@ -287,7 +287,14 @@ def tell(figures: Mapping[str, Mapping[str, float]], samples: Mapping[str, Seque
     limits = {f"{name}, {column}": limit for (name, column), limit in LIMITS.items()}
     print(
         json.dumps(
-            {"runs": RUNS, "seconds": SECONDS, "jobs": GROWTH, "limits": limits, "medians": figures, "growth": samples}
+            {
+                "runs": RUNS,
+                "idle_seconds": IDLE_SECONDS,
+                "jobs": GROWTH,
+                "limits": limits,
+                "medians": figures,
+                "growth": samples,
+            }
         )
     )
 
