@@ -38,10 +38,10 @@ class Cell:
         await OperatorStore(self.redis, self.store).place(server, account_id=account)
 
     async def create(
-        self, name: str = "before-update", *, server: ServerId = SERVER, description: str = ""
+        self, name: str = "before-update", *, server: ServerId = SERVER, description: str = "", live: bool = False
     ) -> Admitted:
         return await self.store.create(
-            account_id=ACCOUNT, server_id=server, name=name, description=description, request_id="r1"
+            account_id=ACCOUNT, server_id=server, name=name, description=description, live=live, request_id="r1"
         )
 
     async def job(self, admitted: Admitted) -> Job:

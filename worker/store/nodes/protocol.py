@@ -124,6 +124,7 @@ class Contents(Message):
     firmware: Word = "bios"
     nvram: Flag = False
     tpm: Flag = False
+    consistency: Word | None = None
 
 
 class Failure(Message):
@@ -201,6 +202,7 @@ class BegunJob(Message):
     request_id: Word
     undoes: JobNumber | None
     present_only: Flag = False
+    live: Flag = False
 
 
 class Finding(Message):
