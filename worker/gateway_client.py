@@ -9,7 +9,8 @@ import ssl
 import stat
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -35,7 +36,17 @@ from worker.store.nodes.node_store import (
     Reported,
     ReportedServer,
 )
-from worker.store.nodes.protocol import BEGIN_REFUSED, BROKE, CALLS, CLAIM_REFUSED, LEASE_LOST, PATH, PROTOCOLS, Message
+from worker.store.nodes.protocol import (
+    BEGIN_REFUSED,
+    BEGINS_WITH_TAKE,
+    BROKE,
+    CALLS,
+    CLAIM_REFUSED,
+    LEASE_LOST,
+    PATH,
+    PROTOCOLS,
+    Message,
+)
 from worker.store.outcome import Outcome
 from worker.store.redis_client import Observer
 from worker.store.reports import EMPTY_REPORT, JobReport, NodeFacts
@@ -106,6 +117,14 @@ class GatewayTrouble(Exception):
         self.code = code
 
 
+@dataclass(frozen=True)
+class _Link:
+    """A connection on which a gateway knows us, and the protocol that both speak."""
+
+    connection: ClientConnection
+    protocol: int
+
+
 class GatewayClient:
     """A `NodePort`. No call is sent a second time by itself: one whose answer was lost may have been done.
 
@@ -123,7 +142,8 @@ class GatewayClient:
         self._observer = observer
         self._ids = itertools.count(1)
         self._asked: dict[int, asyncio.Future[Any]] = {}
-        self._link: asyncio.Future[ClientConnection] = asyncio.get_running_loop().create_future()
+        self._link: asyncio.Future[_Link] = asyncio.get_running_loop().create_future()
+        self._stopping: set[asyncio.Task[None]] = set()
         self._trouble_since: float | None = None
         self._last_cause = ""
 
@@ -147,12 +167,12 @@ class GatewayClient:
         trouble: Exception | None = None
         began = math.inf
         try:
-            async with self._opened(url) as connection:
+            async with self._opened(url) as opened:
                 log.info("gateway.reached", url=url)
                 self._last_cause, self._trouble_since = "", None
                 began = time.monotonic()
-                link.set_result(connection)
-                async for frame in connection:
+                link.set_result(opened)
+                async for frame in opened.connection:
                     self._take_answer(frame)
                 trouble = GatewayTrouble("the gateway has closed the connection")
         except Exception as error:  # noqa: BLE001 - a broken connection may raise anything
@@ -161,7 +181,7 @@ class GatewayClient:
             self._lost(link, url, trouble)
         return max(0.0, time.monotonic() - began)
 
-    def _lost(self, link: asyncio.Future[ClientConnection], url: str, error: Exception | None) -> None:
+    def _lost(self, link: asyncio.Future[_Link], url: str, error: Exception | None) -> None:
         cause = self._cause(error) if error else "this process stops"
         trouble = GatewayTrouble(f"{url}: {cause}")
         self._link = asyncio.get_running_loop().create_future()
@@ -185,7 +205,7 @@ class GatewayClient:
         return str(error) or type(error).__name__
 
     @asynccontextmanager
-    async def _opened(self, url: str) -> AsyncIterator[ClientConnection]:
+    async def _opened(self, url: str) -> AsyncIterator[_Link]:
         """A connection on which the gateway knows us."""
         options: dict[str, Any] = {
             "additional_headers": {"Authorization": f"Bearer {self._address.credential()}"},
@@ -207,7 +227,7 @@ class GatewayClient:
                 _, told = _read(await connection.recv())
             if isinstance(told, GatewayTrouble):
                 raise told
-            yield connection
+            yield _Link(connection, CALLS["hello"].answer.validate_python(told).protocol)
 
     def _take_answer(self, frame: str | bytes) -> None:
         call_id, told = _read(frame)
@@ -244,11 +264,12 @@ class GatewayClient:
         return answer
 
     async def _asked_for(self, name: str, ask: Message) -> Any:
-        connection = await asyncio.shield(self._link)
+        link = await asyncio.shield(self._link)
         call_id = next(self._ids)
         answer = self._asked[call_id] = asyncio.get_running_loop().create_future()
         try:
-            await connection.send(f'{{"id":{call_id},"call":"{name}","ask":{ask.model_dump_json()}}}')
+            said = CALLS[name].said(ask, link.protocol)
+            await link.connection.send(f'{{"id":{call_id},"call":"{name}","ask":{said}}}')
             return await answer
         finally:
             del self._asked[call_id]
@@ -262,7 +283,7 @@ class GatewayClient:
         if now - self._trouble_since > ELSEWHERE_SECONDS and len(self._address.urls) > 1:
             self._trouble_since = None
             if self._link.done() and not self._link.exception():
-                self._link.result().transport.abort()
+                self._link.result().connection.transport.abort()
 
     async def _claim(self, name: str, **fields: Any) -> Any:
         """As `_call`, for a call that makes a claim. Raises LeaseLost, BeginRefused or ClaimRefused."""
@@ -287,9 +308,24 @@ class GatewayClient:
         held: LeaseHeld | None = await self._call("lease_holder")
         return held
 
-    async def take(self, *, running: Sequence[JobId], free: int, seconds: float) -> tuple[JobId, ...]:
-        given: tuple[JobId, ...] = await self._call("take", waits=seconds, running=running, free=free, seconds=seconds)
+    async def take(self, *, running: Sequence[JobId], free: int, seconds: float) -> tuple[JobId | Job, ...]:
+        ask = {"running": running, "free": free, "seconds": seconds, "begin": True}
+        try:
+            given: tuple[JobId | Job, ...] = await self._call("take", waits=seconds, **ask)
+        except asyncio.CancelledError:  # the gateway still waits, and would begin a job that nobody starts
+            stopping = asyncio.ensure_future(self._stop_taking())
+            self._stopping.add(stopping)
+            stopping.add_done_callback(self._stopping.discard)
+            raise
         return given
+
+    async def _stop_taking(self) -> None:
+        with suppress(StoreUnavailable):
+            await self.stop_taking()
+
+    async def stop_taking(self) -> None:
+        if self._link.done() and not self._link.exception() and self._link.result().protocol >= BEGINS_WITH_TAKE:
+            await self._call("stop_taking")
 
     async def begin(self, job_id: JobId) -> Job:
         job: Job = await self._claim("begin", job_id=job_id)

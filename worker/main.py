@@ -412,7 +412,7 @@ def _wired(means: _Means) -> _Parts:
         means.local_redis.client,
         take=store.take,
         node=settings.node,
-        run=lambda job_id: runner.run(JobId(job_id)),
+        run=lambda job_id, begun: runner.run(JobId(job_id), begun),
         max_jobs=settings.max_jobs,
     )
     reconciler = Reconciler(

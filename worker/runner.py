@@ -92,8 +92,9 @@ class Runner:
             step_seconds=limits.step_seconds,
         )
 
-    async def run(self, job_id: JobId) -> None:
-        """Run a job from the queue; returns once its outcome is published, or if the store refuses the job.
+    async def run(self, job_id: JobId, begun: Job | None = None) -> None:
+        """Run a job from the queue; returns once its outcome is published, or if the store refuses the job. `begun`:
+        the job, if the store has begun it for us as it gave it.
 
         A job that has already started is not started again: this waits for its current run.
         """
@@ -105,7 +106,7 @@ class Runner:
                 await self._publisher.outcome(job_id, entry.task.server_id, entry.outcome)
                 return
             if entry is None:
-                job = await self._begin(job_id)
+                job = begun or await self._begin(job_id)
                 if job is None:
                     return
                 self._metrics.begun(job)

@@ -38,6 +38,25 @@ CONTENTS = model.Contents(
     nvram=True,
 )
 
+BEGUN = model.Job(
+    id=model.JobId("b" * 32),
+    kind=model.JobKind.CREATE,
+    state=model.JobState.IN_PROGRESS,
+    server_id=model.ServerId(1),
+    server_name="web",
+    account_id=model.AccountId(2),
+    node="n1",
+    snapshot_id=model.SnapshotId(3),
+    snapshot_name="n",
+    snapshot_description="d",
+    snapshot_created_at=AT,
+    request_id="r",
+    queued_at=AT,
+    started_at=AT,
+    attempts=1,
+    contents=CONTENTS,
+)
+
 
 @pytest.mark.parametrize(("message", "own"), TWINS, ids=lambda kind: kind.__name__)
 def test_a_part_has_the_fields_of_the_stores_own_type(message: type[protocol.Message], own: Any) -> None:
@@ -84,6 +103,7 @@ def test_what_a_node_says_arrives_as_it_was(own: Any) -> None:
         ("take_lease", node_store.LeaseHeld(who="x", seconds_left=1.5)),
         ("take_lease", None),
         ("take", (JOB,)),
+        ("take", (BEGUN, JOB)),
         (
             "known",
             node_store.Known(
@@ -114,6 +134,13 @@ def test_what_a_node_says_arrives_as_it_was(own: Any) -> None:
 def test_what_a_gateway_answers_arrives_as_it_was(call: str, answer: Any) -> None:
     kind: TypeAdapter[Any] = protocol.CALLS[call].answer
     assert kind.validate_python(from_json(kind.dump_json(answer))) == answer
+
+
+def test_an_older_gateway_is_told_nothing_that_it_would_refuse() -> None:
+    take = protocol.CALLS["take"]
+    ask = take.ask.fitting(running=(), free=1, seconds=5, begin=True)
+    assert set(from_json(take.said(ask, 1))) == {"running", "free", "seconds"}
+    assert from_json(take.said(ask, 2))["begin"] is True
 
 
 def test_each_call_is_answered_asked_and_part_of_the_port() -> None:
