@@ -81,6 +81,7 @@ async def _work(node: NodePort, take: Take, seconds: float, slots: int) -> None:
         _say("began", job_id)
         await asyncio.sleep(seconds)
         _say("ended", job_id)
+        worker.free_slot(job_id)
         await node.finish(JobId(job_id), DONE)
 
     with tempfile.TemporaryDirectory(prefix="vps-node-") as folder:

@@ -30,6 +30,7 @@ REDIS_TROUBLE = (RedisError, OSError, TimeoutError)  # unreachable, slow, or rep
 RETRY_SECONDS = 0.2  # between two attempts while the queue is in trouble
 BROKEN_AGAIN_SECONDS = 5.0  # until a job is retried whose run raised something unexpected (the journal's disk is full)
 ENDED_AGAIN_SECONDS = 1.0  # until a job is run again whose end the cell has not noted
+MOST_TASKS = 500  # jobs that work or whose end is not told yet: `take` names them
 PUT_BACK_SECONDS = 1.0  # at exit, for arq to note that jobs were cancelled
 _DAMAGED = ("WRONGTYPE", "value is not an integer")  # what Redis says of a record of arq's
 NEVER_SECONDS = 10 * 365 * 86_400  # disables limits of arq that we do not want
@@ -184,7 +185,7 @@ class NodeWorker(Worker):
 
     async def _given(self) -> Sequence[JobId | Job]:
         """The jobs to start now, once there are any; none from time to time, and after a pause."""
-        free = self.max_jobs - len(self._busy)
+        free = min(self.max_jobs - len(self._busy), MOST_TASKS - len(self.tasks))
         if free <= 0 or not self.allow_pick_jobs:
             await _wait(self._wake, TAKE_SECONDS)
             return ()
@@ -212,6 +213,11 @@ class NodeWorker(Worker):
             self.tasks[job_id] = task = self.loop.create_task(self.run_job(job_id, int(time.time() * 1000)))
             self._busy.add(task)
             task.add_done_callback(self._let_go)
+
+    def free_slot(self, job_id: str) -> None:
+        """The job's work is over, and only its end is to be told: the next one need not wait for that."""
+        if job_id in self.tasks:
+            self._let_go(self.tasks[job_id])
 
     def _let_go(self, task: asyncio.Task[None]) -> None:
         self._busy.discard(task)
@@ -246,7 +252,7 @@ class NodeWorker(Worker):
         incr_score: int | None,  # noqa: ARG002
         keep_in_progress: float | None,  # noqa: ARG002
     ) -> None:
-        self._let_go(self.tasks[job_id])  # what is left to do of it here does not hold up the next one
+        self.free_slot(job_id)
         # Whether it is over, the cell's queue knows: it gives a job again that is not.
         self._resting[job_id] = time.monotonic() + (ENDED_AGAIN_SECONDS if finish else BROKEN_AGAIN_SECONDS)
         await self._insist(lambda: self._forget(job_id))

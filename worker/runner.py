@@ -68,8 +68,10 @@ class Runner:
         limits: Limits,
         metrics: Metrics | None = None,
         may_go_on: Callable[[], Awaitable[bool]] = _always,
+        worked: Callable[[JobId], None] = lambda _: None,
     ) -> None:
-        """`may_go_on`: whether this worker still holds the node; asked before each forward step."""
+        """`may_go_on`: whether this worker still holds the node; asked before each forward step. `worked`: called when
+        a job works on its VM no more, and before its outcome is published."""
         self._journal = journal
         self._hypervisor = hypervisor
         self._store = store
@@ -78,6 +80,7 @@ class Runner:
         self._limits = limits
         self._metrics = metrics or Metrics()
         self._may_go_on = may_go_on
+        self._worked = worked
         self._running: dict[JobId, asyncio.Task[None]] = {}
         self._executing = 0
         self.still_held: set[ServerId] = set()  # servers that no job holds, although libvirt still says so
@@ -192,6 +195,7 @@ class Runner:
                     await asyncio.sleep(RETRY_MOST_SECONDS)
                     entry, resumed = self._journal.find(task.job_id) or entry, True  # resume as after a crash
             traces.job_over(outcome)
+            self._worked(task.job_id)
             power = await self._power(task.server_id)
             await self._publisher.outcome(task.job_id, task.server_id, outcome, power=power)
             with suppress(JournalFailed):  # the next process publishes it again, which is harmless

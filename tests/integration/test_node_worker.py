@@ -132,6 +132,26 @@ async def test_as_many_run_as_there_are_slots_and_the_next_when_one_is_free(
         await jobs.have_ended("b", "c")
 
 
+async def test_a_slot_is_free_before_the_end_of_its_job_is_told(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+) -> None:
+    async with at_work(redis_server.socket, jobs, max_jobs=1) as worker:
+        await put(redis, "a", "b", "c")
+        await jobs.have_started("a")
+        worker.free_slot("a")  # its work is over
+        await jobs.have_started("b")
+        await wake(redis)
+        assert not jobs.starts["c"]
+        jobs.end("a")  # and now its end is told: that frees no second slot
+        await jobs.have_ended("a")
+        await until(lambda: "a" not in worker.tasks)
+        assert not jobs.starts["c"]
+        jobs.end("b", "c")
+        await jobs.have_ended("b", "c")
+        await nothing_left(redis)
+    assert jobs.starts == {"a": 1, "b": 1, "c": 1}
+
+
 async def test_more_jobs_than_one_look_reads_all_run(redis: ArqRedis, redis_server: RedisServer, jobs: Jobs) -> None:
     job_ids = [f"j{n}" for n in range(250)]
     jobs.end(*job_ids)
