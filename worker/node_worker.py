@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
@@ -96,6 +97,7 @@ class NodeWorker(Worker):
     ) -> None:
         async def run_job(context: dict[Any, Any], /, *_arguments: Any, **_named: Any) -> None:
             job_id = context["job_id"]  # the rest of arq's record is not used
+            self._has_started(job_id)
             try:
                 await run(job_id, self._begun.pop(job_id, None))
             except Exception as error:
@@ -125,6 +127,8 @@ class NodeWorker(Worker):
         self._take = take
         self._taking: asyncio.Task[Sequence[JobId | Job]] | None = None
         self._begun: dict[str, Job] = {}  # jobs that the cell has begun and that have not started
+        self._starting: set[str] = set()  # jobs that arq does not run yet
+        self._started = asyncio.Event()  # set when the last of them runs
         self._busy: set[asyncio.Task[None]] = set()  # tasks of the jobs that hold a slot
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -172,7 +176,7 @@ class NodeWorker(Worker):
         self._wake.clear()
         self._forget_ended()
         try:
-            self._start(await self._given())
+            await self._start(await self._given())
         except (*REDIS_TROUBLE, StoreUnavailable) as error:
             if not self._in_trouble:
                 log.warning("queue.trouble", cause=str(error.__cause__ or error))
@@ -201,7 +205,8 @@ class NodeWorker(Worker):
             self._taking.cancel()
             self._taking = None
 
-    def _start(self, given: Iterable[JobId | Job]) -> None:
+    async def _start(self, given: Iterable[JobId | Job]) -> None:
+        """Start the jobs. Returns when arq runs them: to ask the cell for more before that would delay them."""
         # Replaces arq's start_jobs, which looks for jobs in its queue, checks in four commands whether another worker
         # was faster, leaks a slot if Redis fails in between, and takes the mark of a dead process for a live worker's.
         for one in given:
@@ -213,6 +218,16 @@ class NodeWorker(Worker):
             self.tasks[job_id] = task = self.loop.create_task(self.run_job(job_id, int(time.time() * 1000)))
             self._busy.add(task)
             task.add_done_callback(self._let_go)
+            self._starting.add(job_id)
+            task.add_done_callback(partial(self._has_started, job_id))
+        self._started.clear()
+        if self._starting:
+            await self._started.wait()
+
+    def _has_started(self, job_id: str, _task: asyncio.Task[None] | None = None) -> None:
+        self._starting.discard(job_id)
+        if not self._starting:
+            self._started.set()
 
     def free_slot(self, job_id: str) -> None:
         """The job's work is over, and only its end is to be told: the next one need not wait for that."""

@@ -57,7 +57,7 @@ async def _always() -> bool:
 class Runner:
     """Runs the jobs of one node, one job per server at a time."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is named where it is given
         self,
         *,
         journal: Journal,
