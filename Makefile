@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom lock clean bench-pickup bench-admission \
-    bench-ops bench-tracing bench-http chaos fuzz migrations backups-beside dry-runs screenshots survey
+    bench-live bench-ops bench-tracing bench-http chaos fuzz migrations backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -98,9 +98,12 @@ dry-runs: setup-tests ## compare dry run and job over N (300) states of servers 
 bench-ops: setup ## measure the operators' lists and pages with N (100000) jobs, compared with 1,000
 	$(BIN)/python -m tests.bench.ops
 
-bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, compared with bare aiohttp and FastAPI (CALLS="create show")
+bench-live: setup ## measure how long a guest's writes wait for a snapshot without a stop (N=10 rounds)
+	$(BIN)/python -m tests.bench.live
+
+bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, compared with bare aiohttp and FastAPI (CALLS="create show" PROCESSES=2)
 	@deploy/setup.sh bench
-	@CALLS="$(CALLS)" $(BIN)/python -m tests.bench.http
+	@CALLS="$(CALLS)" PROCESSES="$(PROCESSES)" $(BIN)/python -m tests.bench.http
 
 bench-tracing: setup ## measure the cost of a request's spans, compared with the request
 	$(BIN)/python -m tests.bench.tracing

@@ -20,6 +20,7 @@ from api.dashboard.session import SessionGuard
 from api.document import openapi, page
 from api.document.calls import CALLS
 from api.events import calls as events
+from api.events.places import Places
 from api.events.streams import Streams
 from api.http import problems, reading
 from api.http.audit_budget import AuditBudget
@@ -28,14 +29,16 @@ from api.http.callers import Caller, Callers, Entering
 from api.http.calls import Call, Table
 from api.http.marks import REQUEST_ID
 from api.http.middleware import around, finish_head
-from api.http.probes import METRICS, PROBES, Probes, exposition
+from api.http.probes import METRICS, PROBES, Probes, exposing
 from api.http.reading import BODY_MAX_BYTES, BODY_SECONDS
 from api.http.traces import traced
 from api.jobs import calls as jobs
 from api.measures.cell_view import CellView
+from api.measures.exposition import Exposition, SharedExposition
 from api.measures.metrics import Metrics
 from api.measures.store_watch import StoreWatch
 from api.operators import calls as operators
+from api.processes import Process
 from api.schedules import calls as schedules
 from api.servers import calls as servers
 from api.settings import ApiSettings
@@ -74,27 +77,33 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def build(
-    redis: ArqRedis, settings: ApiSettings, *, metrics: Metrics | None = None, resolver: AbstractResolver | None = None
+    redis: ArqRedis,
+    settings: ApiSettings,
+    *,
+    metrics: Metrics | None = None,
+    resolver: AbstractResolver | None = None,
+    process: Process | None = None,
 ) -> web.Application:
     """The application. It neither opens nor closes the Redis client. `resolver`: resolves the host names of webhooks,
-    in place of the system's resolver."""
+    in place of the system's resolver. `process`: which one of a front end of several processes this is."""
     metrics = metrics or Metrics()
+    process = process or Process()
     limits = Limits(calls=settings.calls_per_minute, failed_logins=settings.failed_logins_per_minute)
     tokens = Tokens(redis)
     clock = CellClock(redis, compared=metrics.clocks)
     callers = Callers(tokens, limits, trusted_proxies=settings.trusted_proxies)
-    streams = _streams(redis, settings)
+    streams = _streams(redis, settings, process)
     store = CustomerStore(redis, node_silent_seconds=settings.node_silent_seconds)
     operator_store = OperatorStore(redis, store, node_silent_seconds=settings.node_silent_seconds)
     following = events.EventCalls(streams, callers)
     for_entering: list[tuple[Table[Entering], object]] = [
-        (snapshots.call, snapshots.SnapshotCalls(store)),
+        (snapshots.call, snapshots.SnapshotCalls(store, live=settings.live)),
         (jobs.call, jobs.JobCalls(store)),
         (servers.call, servers.ServerCalls(store)),
     ]
     for_customers: list[tuple[Table[Caller], object]] = [
         (events.call, following),
-        (schedules.call, schedules.ScheduleCalls(Schedules(redis, now=clock.now))),
+        (schedules.call, schedules.ScheduleCalls(Schedules(redis, now=clock.now), live=settings.live)),
         (webhooks.call, webhooks.WebhookCalls(Webhooks(redis), reach=_reach(settings))),
     ]
     for_operators: list[tuple[Table[Token], object]] = [
@@ -115,7 +124,7 @@ def build(
         guard=SessionGuard(callers, _sessions(redis, settings, limits)),
         runbook_url=settings.runbook_url,
     )
-    keeper = _keeper(redis, settings, clock)
+    keeper = _keeper(redis, settings, clock) if process.does_chores else None
     audit = Audit(redis, keeper=keeper, now=clock.now)
     budget = AuditBudget(settings.audit_entries_per_hour)
     app = web.Application(
@@ -126,9 +135,14 @@ def build(
     app.on_response_prepare.append(finish_head)
     if keeper is not None:
         app.cleanup_ctx.append(partial(_keeping, keeper))
-    _add_background_work(
-        app, redis, settings, streams=streams, watch=watch, clock=clock, metrics=metrics, resolver=resolver
-    )
+    exposition = _exposition(metrics, process)
+    if isinstance(exposition, SharedExposition):
+        app.cleanup_ctx.append(exposition.running)
+    metrics.follow(streams=lambda: streams.open)
+    app.on_shutdown.append(streams.end_all)
+    app.cleanup_ctx.extend([_comparing(clock), streams.running, watch.running])
+    if process.does_chores:
+        _add_chores(app, redis, settings, clock=clock, metrics=metrics, resolver=resolver)
     _serve(
         app,
         [
@@ -141,7 +155,7 @@ def build(
     probes = Probes(watch.look)
     for probe in PROBES:
         _add(app, "GET", probe.path, partial(probe.handle, probes))
-    app.router.add_route("*", METRICS, exposition(metrics, settings.metrics_networks))
+    app.router.add_route("*", METRICS, exposing(exposition.read, settings.metrics_networks))
     routes.add(app, context, assets, request_seconds=settings.request_seconds)
     for path, handler in _documents().items():
         _add(app, "GET", path, handler)
@@ -171,11 +185,21 @@ def _reach(settings: ApiSettings) -> Reach:
     )
 
 
-def _streams(redis: ArqRedis, settings: ApiSettings) -> Streams:
+def _exposition(metrics: Metrics, process: Process) -> Exposition:
+    if process.shared is None:
+        return Exposition(metrics.registry)
+    shared = process.shared
+    return SharedExposition(metrics.registry, shared.folder, index=process.index, processes=shared.processes)
+
+
+def _streams(redis: ArqRedis, settings: ApiSettings, process: Process) -> Streams:
     return Streams(
         Events(redis),
-        per_account=settings.streams_per_account,
-        of_operators=settings.operators_streams,
+        places=Places(
+            per_account=settings.streams_per_account,
+            of_operators=settings.operators_streams,
+            file=process.shared.places if process.shared else None,
+        ),
         limit=settings.streams,
         heartbeat_seconds=settings.heartbeat_seconds,
         check_seconds=TOKEN_CHECK_SECONDS,
@@ -198,32 +222,35 @@ def _refusing(context: Context) -> Callable[[web.Request, problems.Problem], web
     return refuse
 
 
-def _add_background_work(
+def _comparing(clock: CellClock) -> Callable[[web.Application], AsyncIterator[None]]:
+    comparing = partial(
+        every, COMPARE_SECONDS, clock.compare, name="clock", expected={StoreUnavailable: "clock.store_unavailable"}
+    )
+
+    async def timing(_: web.Application) -> AsyncIterator[None]:
+        with suppress(StoreUnavailable, TimeoutError):  # before a call that needs the time
+            async with asyncio.timeout(FIRST_COMPARISON_SECONDS):
+                await clock.compare()
+        async with in_background(comparing()):
+            yield
+
+    return timing
+
+
+def _add_chores(
     app: web.Application,
     redis: ArqRedis,
     settings: ApiSettings,
     *,
-    streams: Streams,
-    watch: StoreWatch,
     clock: CellClock,
     metrics: Metrics,
     resolver: AbstractResolver | None,
 ) -> None:
-    """Add the work that runs in the background for as long as the application runs."""
+    """Add what one process does for the cell for as long as the application runs."""
     chores = Chores(redis, waiting_seconds=settings.waiting_seconds, given_up=metrics.jobs_given_up.inc)
     view = CellView(
         Cell(redis), read_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
     )
-
-    async def timing(_: web.Application) -> AsyncIterator[None]:
-        comparing = every(
-            COMPARE_SECONDS, clock.compare, name="clock", expected={StoreUnavailable: "clock.store_unavailable"}
-        )
-        with suppress(StoreUnavailable, TimeoutError):  # before a call that needs the time
-            async with asyncio.timeout(FIRST_COMPARISON_SECONDS):
-                await clock.compare()
-        async with in_background(comparing):
-            yield
 
     expected: dict[type[Exception], str] = {StoreUnavailable: "sweeper.store_unavailable"}
 
@@ -250,9 +277,8 @@ def _add_background_work(
         async for _ in sender.running(app):
             yield
 
-    metrics.follow(streams=lambda: streams.open, cell=view)
-    app.on_shutdown.append(streams.end_all)
-    app.cleanup_ctx.extend([timing, streams.running, sending, sweeping, bounding, view.running, watch.running])
+    metrics.registry.register(view)
+    app.cleanup_ctx.extend([sending, sweeping, bounding, view.running])
 
 
 def _handlers(

@@ -5,14 +5,17 @@ import logging
 import os
 import signal
 from contextlib import AsyncExitStack
+from functools import partial
 from socket import gethostname
 
 import structlog
 import uvloop
 
+from api import processes
 from api.app import build
 from api.http.server import listening
 from api.measures.metrics import Metrics
+from api.processes import Process
 from api.settings import ApiSettings
 from worker.program import logs
 from worker.program.span_export import exporting
@@ -23,23 +26,34 @@ log = structlog.get_logger()
 
 def run(settings: ApiSettings) -> None:
     """Return after SIGTERM or SIGINT. Raises OSError if it can't listen, and ConfigurationError."""
+    logs.configure(level=_level(settings))
+    processes.run(settings, partial(_run, settings))
+
+
+def _run(settings: ApiSettings, process: Process) -> None:
     metrics = Metrics()
-    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    logs.configure(level=level, count=(metrics.log_events,))
+    logs.configure(level=_level(settings), count=(metrics.log_events,))
     with exporting(settings.tracing, service="vps-snapshots-api", instance=f"{gethostname()}:{os.getpid()}"):
-        uvloop.run(_serve(settings, metrics))
+        uvloop.run(_serve(settings, metrics, process))
 
 
-async def _serve(settings: ApiSettings, metrics: Metrics) -> None:
+def _level(settings: ApiSettings) -> int:
+    return logging.getLevelNamesMapping()[settings.log_level.upper()]
+
+
+async def _serve(settings: ApiSettings, metrics: Metrics, process: Process) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
+    if process.shared is not None:
+        loop.add_reader(process.shared.parent, stop.set)
     async with AsyncExitStack() as stack:
         redis = connect(settings.redis, observer=metrics.redis)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
-        address = await stack.enter_async_context(listening(build(redis, settings, metrics=metrics), settings))
-        log.info("api.listening", address=_shown(address))
+        app = build(redis, settings, metrics=metrics, process=process)
+        address = await stack.enter_async_context(listening(app, settings, process.sockets))
+        log.info("api.listening", address=_shown(address), **({"process": process.index} if process.shared else {}))
         await stop.wait()
         log.info("api.stopping")
 

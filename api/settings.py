@@ -1,5 +1,6 @@
 """The front end's settings, from the environment or a TOML file, checked at start."""
 
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +12,14 @@ from worker.store.settings import CellSettings
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+
+class Live(StrEnum):
+    """Whether snapshots are taken without a stop of the server."""
+
+    REFUSED = "refused"
+    ALLOWED = "allowed"  # if a request asks for it
+    DEFAULT = "default"  # unless a request asks for a stop
 
 
 class ApiSettings(CellSettings):
@@ -27,9 +36,14 @@ class ApiSettings(CellSettings):
     stalled_seconds: Seconds = Field(
         default=30.0, description="how long a client may accept nothing of its response before its connection is closed"
     )
+    processes: Annotated[int, Field(ge=1, le=256)] = Field(
+        default=1,
+        description="processes that answer requests, one for each CPU of the machine at most; "
+        "limits that are not of one process are of all of them",
+    )
     connections: Count = Field(
         default=5000,
-        description="connections of this process at a time; another one replaces an idle one, or is refused",
+        description="connections of one process at a time; another one replaces an idle one, or is refused",
     )
     calls_per_minute: Count = Field(default=600, description="with one token; with a service token, for each account")
     failed_logins_per_minute: Count = Field(default=30, description="calls with invalid tokens, from one address")
@@ -45,20 +59,20 @@ class ApiSettings(CellSettings):
     audit_entries_per_hour: Count = Field(
         # the log then holds the entries of 40 tokens that do their worst for a day
         default=1000,
-        description="audit entries of a token in this process for calls that start no job; others are only in the log",
+        description="audit entries of a token in one process for calls that start no job; others are only in the log",
     )
     audit_keeper: bool = Field(
         default=True,
-        description="keep the audit log in this process; false: `vps-snapshots-api audit keep` does, which is safer",
+        description="keep the audit log here; false: `vps-snapshots-api audit keep` does, which is safer",
     )
     streams_per_account: Count = Field(default=20, description="event streams of an account at a time")
     operators_streams: Count = Field(
         default=200, description="event streams of all operators at a time: one for each open page of the dashboard"
     )
-    streams: Count = Field(default=1000, description="event streams of this process at a time")
+    streams: Count = Field(default=1000, description="event streams of one process at a time")
     heartbeat_seconds: Seconds = Field(default=15.0, description="the longest silence on an event stream")
     webhook_seconds: Seconds = Field(default=15.0, description="how long the receiver of a webhook may take to answer")
-    webhooks: Count = Field(default=100, description="webhooks that this process serves at a time")
+    webhooks: Count = Field(default=100, description="webhooks that the front end serves at a time")
     webhooks_to_private: bool = Field(
         default=False, description="allow webhooks to http and to private networks: for development only"
     )
@@ -74,6 +88,10 @@ class ApiSettings(CellSettings):
     webhook_proxy: HttpUrl | None = Field(
         default=None,
         description="proxy for webhooks; it resolves their names, so it must refuse what they may not reach",
+    )
+    live: Live = Field(
+        default=Live.REFUSED,
+        description="snapshots without a stop of the server: refused, allowed on request, or the default of a request",
     )
     session_seconds: Seconds = Field(default=43_200.0, description="how long a login to the dashboard lasts")
     session_idle_seconds: Seconds = Field(default=3600.0, description="how long a login lasts without activity")

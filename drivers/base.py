@@ -103,6 +103,7 @@ class Contents:
     firmware: Firmware = Firmware.BIOS
     nvram: bool = False
     tpm: bool = False
+    consistency: str | None = None  # of the guest's data, in a word of the caller's; None: unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +292,14 @@ class HypervisorUnavailable(DriverError):
     lasting = True
 
 
+class AgentFailed(DriverError):
+    """The guest's agent did not answer in time: its file systems may be frozen. Call `thaw` until it succeeds."""
+
+    code = "guest_agent_failed"
+    retryable = True
+    lasting = True
+
+
 class Hypervisor(Protocol):
     """The hypervisor of one node. Calls may run concurrently in one event loop if they are for different servers.
 
@@ -390,18 +399,67 @@ class Hypervisor(Protocol):
         """Every tag on the server's disks or in its records, ours (`vps-`) and others'."""
         ...
 
-    async def take_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
-        """Snapshot all disks (and NVRAM and TPM) of a domain that is off, and record its contents.
+    async def refuse_live(self, server_id: int) -> bool:
+        """Raises what prevents a snapshot of the running domain: `UnsupportedServer`, `ServerInUse` (also if another
+        tool has frozen the guest's file systems) or `InvalidState` (not running). Read-only, on top of `layout`.
 
-        Raises `SnapshotExists`, `InvalidState` (not off), or `DiskFailed`, after which some disks may have the tag.
+        Returns whether the guest's agent answers, so that `freeze` can be expected to work.
         """
         ...
 
-    async def list_snapshot(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
+    async def freeze(self, server_id: int, *, timeout_seconds: float) -> bool:
+        """Let the agent of a running guest write everything to its disks and hold its file systems until `thaw`.
+
+        Record the call durably first: a guest whose file systems stay frozen hangs. Returns False if the agent refuses
+        or holds no file system; then nothing is frozen. Raises `ServerInUse` if they are frozen already, `InvalidState`
+        (not running), or `AgentFailed`, after which they may be frozen.
+        """
+        ...
+
+    async def thaw(self, server_id: int) -> bool:
+        """End `freeze`; no effect if the domain is off or not frozen. Returns whether the file systems were frozen
+        until now. Raises `AgentFailed`: call again until it succeeds."""
+        ...
+
+    async def take_live_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
+        """Snapshot all disks of a running domain at one instant. The guest is not stopped.
+
+        Does not record the snapshot: call `list_snapshot`, after `thaw`. Raises `SnapshotExists`, `InvalidState` (not
+        running), `UnsupportedServer`, `ServerInUse`, or `DiskFailed`, after which some disks may have the tag.
+        """
+        ...
+
+    async def save_state(self, server_id: int, tag: str) -> None:
+        """Copy NVRAM and TPM of a running domain for `take_live_snapshot`, shortly before it. Idempotent.
+
+        Raises `DiskFailed`.
+        """
+        ...
+
+    async def state_is_at(self, server_id: int, tag: str) -> bool:
+        """Whether NVRAM and TPM are as they were copied for the tag; works whether the domain runs or not."""
+        ...
+
+    async def take_snapshot(self, server_id: int, spec: SnapshotSpec, *, consistency: str | None = None) -> None:
+        """Snapshot all disks (and NVRAM and TPM) of a domain that is off, and record its contents.
+
+        `consistency`: recorded with them. Raises `SnapshotExists`, `InvalidState` (not off), or `DiskFailed`, after
+        which some disks may have the tag.
+        """
+        ...
+
+    async def list_snapshot(
+        self,
+        server_id: int,
+        spec: SnapshotSpec,
+        contents: Contents | None = None,
+        *,
+        consistency: str | None = None,
+    ) -> None:
         """Record a snapshot that every disk has, in the domain's metadata; works whether the domain runs or not.
 
-        `contents`: its known contents; None: read them from the disks. Raises `SnapshotNotFound` if a disk lacks the
-        tag.
+        `contents`: its known contents; None: read them from the disks, with this `consistency`. Raises
+        `SnapshotNotFound` if a disk lacks the tag.
         """
         ...
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from drivers import fake_plan
 from drivers.base import (
     About,
+    AgentFailed,
     Contents,
     Disk,
     DiskCorrupt,
@@ -139,7 +140,7 @@ class FakeHypervisor:
 
         def change() -> None:
             server.presses_needed = max(0, server.presses_needed - 1)
-            if server.power is Power.ON and not server.deaf and not server.presses_needed:
+            if server.power is Power.ON and not (server.deaf or server.frozen or server.presses_needed):
                 server.power = Power.OFF
 
         await self._do(Effect.PRESS, server, change=change)
@@ -156,7 +157,11 @@ class FakeHypervisor:
 
     async def cut_power(self, server_id: int) -> None:
         server = self.server(server_id)
-        await self._do(Effect.CUT, server, change=lambda: setattr(server, "power", Power.OFF))
+
+        def change() -> None:
+            server.power, server.frozen = Power.OFF, False
+
+        await self._do(Effect.CUT, server, change=change)
         await self._power_changed()
 
     async def start(self, server_id: int) -> None:
@@ -233,7 +238,56 @@ class FakeHypervisor:
         await self._look(server := self.server(server_id))
         return tuple(server.listed)
 
-    async def take_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
+    async def refuse_live(self, server_id: int) -> bool:
+        await self._look(server := self.server(server_id))
+        self._running(server_id)
+        if server.frozen:
+            raise ServerInUse("the server's file systems are frozen by another tool")
+        for target in server.disks:
+            if server.needs_stop:
+                raise UnsupportedServer(f"disk {target} {server.needs_stop}")
+        return server.agent
+
+    async def freeze(self, server_id: int, *, timeout_seconds: float) -> bool:
+        server = self._running(server_id)
+        if not server.agent:
+            return False
+        if server.frozen:
+            raise ServerInUse("the server's file systems are frozen by another tool")
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._do(Effect.FREEZE, server, change=functools.partial(setattr, server, "frozen", True))
+        except TimeoutError as error:
+            raise AgentFailed("the guest's agent did not freeze the file systems in time") from error
+        return True
+
+    async def thaw(self, server_id: int) -> bool:
+        server = self.server(server_id)
+        if server.power is Power.OFF or not server.agent:
+            return False
+        was_frozen = server.frozen
+        await self._do(Effect.THAW, server, change=functools.partial(setattr, server, "frozen", False))
+        return was_frozen
+
+    async def save_state(self, server_id: int, tag: str) -> None:
+        await self._save_nvram(self.server(server_id), tag)
+
+    async def take_live_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
+        server = self._running(server_id)
+        if any(spec.tag in disk.tags for disk in server.disks.values()):
+            raise SnapshotExists(f"a disk of the server already has the tag {spec.tag}")
+
+        def change() -> None:
+            for disk in server.disks.values():
+                _take(disk, spec.tag)
+
+        await self._do(Effect.TRANSACTION, server, change=change)
+
+    async def state_is_at(self, server_id: int, tag: str) -> bool:
+        await self._look(server := self.server(server_id))
+        return _nvram_is_at(server, tag)
+
+    async def take_snapshot(self, server_id: int, spec: SnapshotSpec, *, consistency: str | None = None) -> None:
         server = self._off(server_id)
         self._layout(server)
         if spec.tag in _tags(server):
@@ -242,21 +296,25 @@ class FakeHypervisor:
             # An interrupted snapshot may leave a broken entry in the image, which must be deleted.
             half = functools.partial(_take, disk, spec.tag)
             await self._change_disk(Effect.SNAPSHOT_DISK, server, target, half=half, change=half)
-        if server.nvram is not None:
-            saved = functools.partial(server.nvram_copies.__setitem__, spec.tag, server.nvram)
-            await self._do(Effect.SAVE_NVRAM, server, change=saved)
-        await self._list(server, spec, fake_plan.contents_now(server, spec.tag))
+        await self._save_nvram(server, spec.tag)
+        await self._list(server, spec, fake_plan.contents_now(server, spec.tag, consistency))
 
-    async def list_snapshot(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
+    async def list_snapshot(
+        self,
+        server_id: int,
+        spec: SnapshotSpec,
+        contents: Contents | None = None,
+        *,
+        consistency: str | None = None,
+    ) -> None:
         server = self.server(server_id)
         if not all(spec.tag in disk.tags for disk in server.disks.values()):
             raise SnapshotNotFound(f"not every disk of server {server.server_id} has the tag {spec.tag}")
-        await self._list(server, spec, contents or fake_plan.contents_now(server, spec.tag))
+        await self._list(server, spec, contents or fake_plan.contents_now(server, spec.tag, consistency))
 
     async def is_at(self, server_id: int, tag: str) -> bool:
         server = self._off(server_id)
-        nvram = server.nvram is None or server.nvram_copies.get(tag) == server.nvram
-        return nvram and all(_is_at(disk, tag) for disk in server.disks.values())
+        return _nvram_is_at(server, tag) and all(_is_at(disk, tag) for disk in server.disks.values())
 
     async def clear_bitmaps(self, server_id: int) -> tuple[str, ...]:
         server = self._off(server_id)
@@ -418,6 +476,17 @@ class FakeHypervisor:
             free_bytes=self.free_bytes,
         )
 
+    async def _save_nvram(self, server: FakeServer, tag: str) -> None:
+        if server.nvram is not None:
+            saved = functools.partial(server.nvram_copies.__setitem__, tag, server.nvram)
+            await self._do(Effect.SAVE_NVRAM, server, change=saved)
+
+    def _running(self, server_id: int) -> FakeServer:
+        server = self.server(server_id)
+        if server.power is not Power.ON:
+            raise InvalidState("the server is not running")
+        return server
+
     def _off(self, server_id: int) -> FakeServer:
         server = self.server(server_id)
         if server.power is not Power.OFF:
@@ -447,6 +516,10 @@ class FakeHypervisor:
 
 def _tags(server: FakeServer) -> set[str]:
     return {tag for disk in server.disks.values() for tag in disk.tags} | {*server.nvram_copies, *server.listed}
+
+
+def _nvram_is_at(server: FakeServer, tag: str) -> bool:
+    return server.nvram is None or server.nvram_copies.get(tag) == server.nvram
 
 
 def _refuse_if_in_use(server: FakeServer) -> None:

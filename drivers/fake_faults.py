@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from drivers.base import DiskFailed, DriverError, HypervisorUnavailable, StartFailed
+from drivers.base import AgentFailed, DiskFailed, DriverError, HypervisorUnavailable, StartFailed
 
 
 class Effect(StrEnum):
@@ -22,6 +22,9 @@ class Effect(StrEnum):
     PRESS = "press"
     CUT = "cut"
     START = "start"
+    FREEZE = "freeze"
+    THAW = "thaw"
+    TRANSACTION = "transaction"  # a snapshot of all disks under a running guest: all or none
     SNAPSHOT_DISK = "snapshot_disk"
     REVERT_DISK = "revert_disk"
     DELETE_TAG = "delete_tag"
@@ -70,6 +73,10 @@ def usual_error(effect: Effect, target: str) -> DriverError:
         return StartFailed("the domain did not start")
     if effect in _ON_DISKS:
         return DiskFailed(f"disk {target} failed: {effect}")
+    if effect in {Effect.FREEZE, Effect.THAW}:
+        return AgentFailed(f"the guest's agent did not answer: {effect}")
+    if effect is Effect.TRANSACTION:
+        return DiskFailed("QEMU could not take the snapshot of the running server")
     if effect in _ON_NVRAM:
         return DiskFailed(f"the UEFI variables failed: {effect}")
     return HypervisorUnavailable(f"the hypervisor did not answer: {effect}")

@@ -20,7 +20,7 @@ def path(server: FakeServer, target: str) -> str:
     return f"/simulated/{server.name}/{target}.qcow2"
 
 
-def contents_now(server: FakeServer, tag: str) -> Contents:
+def contents_now(server: FakeServer, tag: str, consistency: str | None) -> Contents:
     """The contents of a snapshot that has just been taken."""
     return Contents(
         disks=tuple(
@@ -35,6 +35,7 @@ def contents_now(server: FakeServer, tag: str) -> Contents:
         left_out=tuple(SkippedDisk(target=target, reason=reason) for target, reason in server.skipped.items()),
         firmware=Firmware.BIOS if server.nvram is None else Firmware.UEFI,
         nvram=server.nvram is not None,
+        consistency=consistency,
     )
 
 

@@ -46,6 +46,9 @@ class FakeServer:
     checkpoints: list[str] = field(default_factory=list)
     in_use: str = ""  # what another tool does with it, to follow "the server "; for example "is being migrated"
     reduced: list[str] = field(default_factory=list)  # what it has less of after a stop: "2 vCPUs instead of 4"
+    agent: bool = False  # the guest has an agent that answers
+    frozen: bool = False  # its file systems: it hangs at its next write, and at the power button
+    needs_stop: str = ""  # why no snapshot can be taken while it runs, to follow "disk vda "
     held: bool = False  # migration is blocked
     current: str = ""  # the tag that someone has reverted to outside the driver
 

@@ -43,6 +43,7 @@ async def walk(
     hypervisor: Hypervisor,
     *,
     present_only: bool = False,
+    live: bool = False,
     tries: int = 1,
     before_each: Callable[[Step], Awaitable[None]] = nothing,
 ) -> End:
@@ -57,6 +58,7 @@ async def walk(
         created_at=SPEC.created_at,
         request_id="r1",
         present_only=present_only,
+        live=live,
     )
     procedure, end = PROCEDURES[kind], End()
     step: Step | None = procedure.first

@@ -1,4 +1,4 @@
-"""Periodic cleanup of a node: failed deletes, old journal entries, expired safety snapshots, disk space."""
+"""Periodic cleanup of a node: frozen guests, failed deletes, old journal entries, expired safety snapshots, space."""
 
 import time
 
@@ -7,7 +7,7 @@ import structlog
 from worker.journal import Journal, JournalFailed
 from worker.program.loop import every, guarded
 from worker.program.wall_clock import STEP_SECONDS, WallClock
-from worker.safety import SafetySnapshots
+from worker.runner import Runner
 from worker.store.errors import StoreUnavailable
 from worker.store.nodes.port import NodePort
 
@@ -17,10 +17,10 @@ log = structlog.stdlib.get_logger()
 
 
 class Housekeeping:
-    def __init__(self, *, store: NodePort, journal: Journal, safety: SafetySnapshots) -> None:
+    def __init__(self, *, store: NodePort, journal: Journal, runner: Runner) -> None:
         self._store = store
         self._journal = journal
-        self._safety = safety
+        self._runner = runner
         self._last_round = time.monotonic()
         self._wall_clock = WallClock()
 
@@ -40,7 +40,10 @@ class Housekeeping:
 
     async def round(self) -> None:
         self._look_at_the_clock()
-        chores = (self._retry_deletes, self._tidy_journal, self._safety.drop_due, self._safety.make_room)
+        chores = (
+            self._runner.thaw_left,  # first: such a guest hangs
+            *(self._retry_deletes, self._tidy_journal, self._runner.safety.drop_due, self._runner.safety.make_room),
+        )
         for chore in chores:  # one that fails must not keep the others from being done
             try:
                 with guarded("housekeeping", StoreUnavailable, JournalFailed, chore=chore.__name__):

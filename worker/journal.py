@@ -217,6 +217,15 @@ class Journal:
         """The jobs that have started and whose outcome the store does not have yet, oldest first."""
         return [_entry(row) for row in self._db.execute(f"{_SELECT} WHERE published = 0 ORDER BY rowid")]
 
+    def left_frozen(self) -> list[Entry]:
+        """The ended jobs that may have left their guest's file systems frozen."""
+        frozen = "outcome IS NOT NULL AND CASE WHEN json_valid(facts) THEN json_extract(facts, '$.frozen') END"
+        return [_entry(row) for row in self._db.execute(f"{_SELECT} WHERE {frozen}")]
+
+    def thawed(self, job_id: JobId) -> None:
+        """Record that the guest of an ended job is not frozen any more."""
+        self._durably(("UPDATE jobs SET facts = json_set(facts, '$.frozen', json('false')) WHERE id = ?", (job_id,)))
+
     def age_safety_tags(self, seconds: float) -> None:
         """Count down the retention of each safety tag by the seconds that the worker has run.
 

@@ -447,7 +447,7 @@ def _wired(means: _Means) -> _Parts:
         reconciler=reconciler,
         inventory=inventory,
         lease=lease,
-        housekeeping=Housekeeping(store=store, journal=journal, safety=runner.safety),
+        housekeeping=Housekeeping(store=store, journal=journal, runner=runner),
         local_redis=means.local_redis,
     )
 

@@ -437,6 +437,7 @@ def _begun(task: Task) -> BegunJob:
         request_id=task.request_id,
         undoes=task.undoes,
         present_only=task.present_only,
+        live=task.live,
     )
 
 

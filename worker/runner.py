@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from drivers.base import DomainNotFound, DriverError, Hypervisor, Power, ServerInUse
-from worker import traces
+from drivers.base import AgentFailed, DomainNotFound, DriverError, Hypervisor, Power, ServerInUse
+from worker import left_frozen, traces
 from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed
 from worker.metrics import Metrics
 from worker.procedures import PROCEDURES
@@ -40,6 +40,9 @@ class Limits:
     # One step; stopping gets the grace period on top. Ten times what `qemu-img snapshot -c` took for three disks of
     # 1 TB (12 s each).
     step_seconds: float = 360.0
+    # How long a guest's agent is asked to thaw, within the job; after that, housekeeping goes on asking. A guest that
+    # never answers must not keep the jobs of others waiting.
+    thaw_seconds: float = 60.0
     tries: int = 4  # attempts at a step whose error may be transient
     first_retry_seconds: float = 0.5  # doubled with each attempt
     # How long a lasting error is retried, for example while libvirtd restarts: the VM could not start without it.
@@ -124,6 +127,10 @@ class Runner:
     def resume(self) -> list[asyncio.Task[None]]:
         """Resume the unfinished jobs of an earlier process, immediately and without the store."""
         return [self._pursue(entry, resumed=True) for entry in self._journal.owed()]
+
+    async def thaw_left(self) -> None:
+        """Thaw the guests that failed jobs have left frozen. Raises JournalFailed."""
+        await left_frozen.thaw_all(self._journal, self._hypervisor, self._servers)
 
     async def drain(self, seconds: float) -> None:
         """Return once no job is working on a VM, or after `seconds`.
@@ -306,7 +313,8 @@ class Runner:
         """How long a step is retried, beyond the number of tries. `limit`: for a step whose failure strands the
         server, else None."""
         if error.lasting:
-            return self._limits.lasting_seconds if limit is None else limit
+            patience = self._limits.lasting_seconds if limit is None else limit
+            return min(patience, self._limits.thaw_seconds) if isinstance(error, AgentFailed) else patience
         return self._limits.start_seconds if step is Step.STARTING and error.retryable else 0.0
 
     async def _failed(self, procedure: Procedure, step: Step, work: Work, reason: Failure) -> Next:

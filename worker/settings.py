@@ -40,6 +40,16 @@ class WorkerSettings(FileSettings):
     grace_seconds: float = Field(
         default=Policy.grace_seconds, ge=0, le=3600, description="time for a guest to shut down before its power is cut"
     )
+    live_snapshots: bool = Field(
+        default=True,
+        description="whether snapshots without a stop, which the front ends' setting `live` allows, are taken here",
+    )
+    freeze_seconds: float = Field(
+        default=Policy.freeze_seconds,
+        ge=0,
+        le=60,
+        description="time for the agent of a running guest to freeze its file systems; 0: never freeze them",
+    )
     free_floor_mb: int = Field(
         default=Policy.free_floor_bytes >> 20, ge=0, description="MiB of storage kept free for the guests' writes"
     )
@@ -73,7 +83,12 @@ class WorkerSettings(FileSettings):
 
     @property
     def policy(self) -> Policy:
-        return Policy(grace_seconds=self.grace_seconds, free_floor_bytes=self.free_floor_mb << 20)
+        return Policy(
+            grace_seconds=self.grace_seconds,
+            live=self.live_snapshots,
+            freeze_seconds=self.freeze_seconds,
+            free_floor_bytes=self.free_floor_mb << 20,
+        )
 
     @property
     def limits(self) -> Limits:

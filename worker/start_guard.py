@@ -26,7 +26,7 @@ LOCKED_SECONDS = 2.0  # limit for the worker to finish a write to its journal
 # ADAPTING: until it is done, a disk may be smaller than the one that the customer pays for.
 TEARING = frozenset(
     {
-        *(Step.CHECKING, Step.SNAPSHOTTING, Step.SAFEGUARDING, Step.CLEARING),
+        *(Step.CHECKING, Step.SNAPSHOTTING, Step.THAWING, Step.SAFEGUARDING, Step.CLEARING),
         *(Step.REVERTING, Step.ADAPTING, Step.UNDOING, Step.CLEANING),
     }
 )

@@ -96,22 +96,25 @@ def create_snapshot(  # noqa: PLR0913 - an option is a parameter
     name: Annotated[str, typer.Argument(metavar="NAME")],
     *,
     description: Annotated[str, typer.Option(help="Description of the snapshot.")] = "",
+    live: Annotated[bool, typer.Option("--live", help="Do not stop the server, if the provider allows that.")] = False,
     dry_run: DryRun = False,
     follow: options.Follow = False,
     max_wait: options.MaxWait = None,
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> None:
-    """Create a snapshot of a server. The server is stopped and started again."""
+    """Create a snapshot of a server. The server is stopped and started again, except with --live."""
 
     async def question(client: Client) -> str:
         return f"Stop {formats.named(await client.get(f'servers/{server}/'))} and create snapshot {name}?"
 
     async def create(client: Client) -> Answer:
         body = {"server_id": server, "name": name, "description": description}
+        if live:
+            body["consistency"] = "live"
         return await client.start("snapshots/", body, {"dry_run": "true" if dry_run else None})
 
-    asks = None if yes or dry_run else question
+    asks = None if yes or dry_run or live else question
     _start(context, create, asks, follow=follow, max_wait=max_wait, as_json=as_json)
 
 

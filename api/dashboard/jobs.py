@@ -15,7 +15,7 @@ from api.http.fields import JOB_ID
 from api.http.marks import REQUEST_ID
 from api.http.reading import in_path
 from api.jobs.bodies import OpsJobsQuery
-from worker.store.model import STEPS, Job, JobKind, JobState, Step
+from worker.store.model import Job, JobKind, JobState, Step
 from worker.store.operators.records import OpsJob, StepTaken
 
 JOBS = "/ops/jobs/"
@@ -84,7 +84,7 @@ def _pending(found: OpsJob) -> list[str]:
     """The steps that an unfinished job may still take, without those that few jobs need."""
     if found.job.state.is_final:
         return []
-    steps = [step for step in STEPS[found.job.kind] if step not in RARE]
+    steps = [step for step in found.job.steps if step not in RARE]
     taken = {step.step for step in found.steps}
     last = max((place for place, step in enumerate(steps) if step in taken), default=-1)
     return [str(step) for step in steps[last + 1 :]]

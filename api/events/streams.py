@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from aiohttp import web
 
 from api.events import bodies
+from api.events.places import Places
 from api.http.answers import from_record
 from api.http.server import on_disconnect
 from worker.program.background import in_background
@@ -37,35 +38,28 @@ class _Listener:
 
 
 class Streams:
-    """`per_account`, `of_operators`, `limit`: how many streams may be open for an account, for all operators, and in
-    total. `heartbeat_seconds`: the longest silence on a
-    stream. `check_seconds`: how often the token of a stream is checked."""
+    """`places`: how many streams may be open for an account and for all operators. `limit`: how many in this process.
+    `heartbeat_seconds`: the longest silence on a stream. `check_seconds`: how often the token of a stream is checked.
+    """
 
     def __init__(
         self,
         events: Events,
         *,
-        per_account: int,
-        of_operators: int,
+        places: Places,
         limit: int,
         heartbeat_seconds: float,
         check_seconds: float,
     ) -> None:
         self._events = events
-        self._per_account = per_account
-        self._of_operators = of_operators
+        self._places = places
         self._limit = limit
         self._heartbeat_seconds = heartbeat_seconds
         self._check_seconds = check_seconds
         self._listeners: defaultdict[Audience, set[_Listener]] = defaultdict(set)
         self._seen: dict[Audience, str] = {}
-        self._open: Counter[Audience] = Counter()
+        self.open = 0
         self._has_listeners = asyncio.Event()
-
-    @property
-    def open(self) -> int:
-        """How many streams are open."""
-        return self._open.total()
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
         """Read events while the application runs."""
@@ -155,16 +149,15 @@ class Streams:
 
     @contextmanager
     def _counted(self, account_id: Audience) -> Iterator[None]:
-        limit = self._per_account if account_id is not None else self._of_operators
-        if self._open[account_id] >= limit or self._open.total() >= self._limit:
+        place = self._places.take(account_id) if self.open < self._limit else None
+        if place is None:
             raise TooManyStreams.of()
-        self._open[account_id] += 1
+        self.open += 1
         try:
             yield
         finally:
-            self._open[account_id] -= 1
-            if not self._open[account_id]:
-                del self._open[account_id]
+            self.open -= 1
+            self._places.free(place)
 
     @contextmanager
     def _listening(self, account_id: Audience) -> Iterator[_Listener]:

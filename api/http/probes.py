@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from aiohttp import hdrs, web
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from api.http import addresses
 from api.http.addresses import Network
 from api.http.answers import Health, Readiness, answer
-from api.measures.metrics import Metrics
 from worker.store import errors
 
 METRICS = "/metrics"
@@ -52,7 +52,9 @@ PROBES = (
 )
 
 
-def exposition(metrics: Metrics, networks: Sequence[Network]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def exposing(
+    read: Callable[[], Awaitable[Collector]], networks: Sequence[Network]
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """Answers Prometheus. From other networks the path does not exist, whatever the method."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -62,9 +64,7 @@ def exposition(metrics: Metrics, networks: Sequence[Network]) -> Callable[[web.R
             raise web.HTTPMethodNotAllowed(request.method, [hdrs.METH_GET, hdrs.METH_HEAD])
         encode, kind = choose_encoder(",".join(request.headers.getall(hdrs.ACCEPT, [])))
         # in a thread: with a thousand nodes it takes a tenth of a second
-        response = web.Response(
-            body=await asyncio.to_thread(encode, metrics.registry), headers={hdrs.CONTENT_TYPE: kind}
-        )
+        response = web.Response(body=await asyncio.to_thread(encode, await read()), headers={hdrs.CONTENT_TYPE: kind})
         response.enable_compression()
         return response
 

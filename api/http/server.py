@@ -1,11 +1,11 @@
 """Listens for connections, limits their number, and answers invalid HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from itertools import chain
-from socket import IPPROTO_TCP, TCP_USER_TIMEOUT
 from typing import Any, cast
 from uuid import uuid4
 
@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from multidict import CIMultiDictProxy
 
-from api.http import problems
+from api.http import listeners, problems
 from api.http.marks import FROM_STRANGER
 from api.http.middleware import SERVER
 from api.settings import ApiSettings
@@ -101,16 +101,22 @@ def on_disconnect(request: web.Request, call: Callable[[], None]) -> None:
 
 
 @asynccontextmanager
-async def listening(app: web.Application, settings: ApiSettings) -> AsyncIterator[tuple[str, int] | str]:
-    """Serve until the end of the block, then let running requests finish. Yields the address. Raises OSError."""
+async def listening(
+    app: web.Application, settings: ApiSettings, sockets: Sequence[socket.socket] = ()
+) -> AsyncIterator[tuple[str, int] | str]:
+    """Serve until the end of the block, then let running requests finish. Yields the address. `sockets`: those of
+    listeners.bind, if they are bound already. Raises OSError."""
+    sockets = sockets or listeners.bind(settings)[0]
     runner = web.AppRunner(app, shutdown_timeout=settings.drain_seconds)
     await runner.setup()
     try:
-        server = await _listen(runner, settings)
+        address = sockets[0].getsockname()
+        servers = await _listen(runner, settings, sockets)
         try:
-            yield server.sockets[0].getsockname()
+            yield address
         finally:
-            server.close()  # not waited for: from Python 3.12 on it ends with the last stream, which the runner ends
+            for server in servers:  # not waited for: from Python 3.12 on each ends with its last stream
+                server.close()
     finally:
         await runner.cleanup()
 
@@ -146,7 +152,9 @@ def _close_idle(server: web.Server) -> bool:
     return first is not None
 
 
-async def _listen(runner: web.AppRunner, settings: ApiSettings) -> asyncio.Server:
+async def _listen(
+    runner: web.AppRunner, settings: ApiSettings, sockets: Sequence[socket.socket]
+) -> list[asyncio.Server]:
     # Not by aiohttp's sites: they accept any number of connections, and wait forever for one that does not read.
     server = cast("web.Server", runner.server)  # set up
     server.request_factory = _without_other_expectations(server.request_factory)
@@ -166,9 +174,5 @@ async def _listen(runner: web.AppRunner, settings: ApiSettings) -> asyncio.Serve
         )
 
     if settings.unix_socket is not None:
-        return await loop.create_unix_server(protocol, settings.unix_socket)
-    listening = await loop.create_server(protocol, settings.host, settings.port, start_serving=False)
-    for listener in listening.sockets:  # accepted sockets inherit it
-        listener.setsockopt(IPPROTO_TCP, TCP_USER_TIMEOUT, round(settings.stalled_seconds * 1000))
-    await listening.start_serving()
-    return listening
+        return [await loop.create_unix_server(protocol, sock=one) for one in sockets]
+    return [await loop.create_server(protocol, sock=one) for one in sockets]

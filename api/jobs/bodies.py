@@ -20,6 +20,7 @@ from api.http.answers import (
     from_record,
 )
 from api.http.calls import API
+from api.http.consistency import Label
 from worker.store import model
 from worker.store.model import JobId, JobKind, JobState
 from worker.store.operators import records
@@ -192,6 +193,7 @@ class Job(Open):
         Contents | None,
         Field(description="of a completed create: what the snapshot contains; of its dry run: what it would contain"),
     ]
+    consistency: Label
     retried_by: Annotated[str | None, Field(description="the job that retries this one")]
 
 
@@ -276,6 +278,11 @@ def contents(held: model.Contents | None) -> Contents | None:
     return from_record(Contents, held, disks=disks)
 
 
+def label(held: model.Contents | None) -> str | None:
+    """How consistent a snapshot with these contents is; None: unknown."""
+    return None if held is None else held.consistency
+
+
 def _parts(record: model.Job) -> dict[str, object]:
     """The fields of a job's body that have other names in its record."""
     return {
@@ -284,6 +291,7 @@ def _parts(record: model.Job) -> dict[str, object]:
         "error": record.failure,
         "disks": "present" if record.present_only else "all",
         "contents": contents(record.contents),
+        "consistency": label(record.contents),
     }
 
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from api.http.answers import ServerName, SnapshotName
 from api.http.fields import ReasonBody
 from api.jobs import bodies
-from worker.store.model import JobId, JobKind, JobState, NoteCode, ServerState
+from worker.store.model import Consistency, JobId, JobKind, JobState, NoteCode, ServerState
 
 JOB_ID = "0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b"
 REQUEST_ID = "4f6c1d2e8b9a4c3d9e7f0a1b2c3d4e5f"
@@ -51,6 +51,7 @@ def job(
         disks="all",
         notes=notes,
         contents=CONTENTS if kind is JobKind.CHECK_CREATE and ended else None,
+        consistency=Consistency.CLEAN_SHUTDOWN if kind is JobKind.CHECK_CREATE and ended else None,
         retried_by=None,
     )
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from aiohttp import hdrs, web
 from prometheus_client import Histogram
-from prometheus_client.registry import Collector
 
 from worker.program.metrics import StoreMetrics
 from worker.store.chores.cell_clock import ClockErrors
@@ -46,10 +45,9 @@ class Metrics(StoreMetrics):
             self._problems.labels(code)
         self._attempts.labels(DELIVERED)
 
-    def follow(self, *, streams: Callable[[], int], cell: Collector) -> None:
+    def follow(self, *, streams: Callable[[], int]) -> None:
         """Register what is read at each scrape, from the thread of the scrape."""
         self._streams.set_function(streams)
-        self.registry.register(cell)
 
     def request(self, request: web.Request, response: web.StreamResponse, *, route: str, seconds: float) -> None:
         """Count a request, but not a stream, which lasts as long as its client likes. The method may be any text."""

@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from api.http import fields
 from api.http.answers import Open, ServerName, Timestamp, Total, from_record
+from api.http.consistency import Asked
 from worker.store import errors
 from worker.store.model import NAME_MAX, SNAPSHOTS_PER_SERVER, ScheduleId
 from worker.store.schedules import schedules as records
@@ -77,15 +78,17 @@ class ScheduleBody(fields.RequestBody):
     keep: Keep = 3
     expire_after_hours: ExpireAfterHours | None = None
     enabled: bool = True
+    consistency: Asked = None
 
-    @property
-    def spec(self) -> ScheduleSpec:
+    def spec(self, *, live: bool) -> ScheduleSpec:
+        """`live`: whether its snapshots do not stop the server."""
         return ScheduleSpec(
             name=self.name,
             when=self.when,
             keep=self.keep,
             expire_after=_hours(self.expire_after_hours),
             enabled=self.enabled,
+            live=live,
         )
 
 
@@ -97,9 +100,10 @@ class ScheduleEditBody(fields.RequestBody):
     keep: Annotated[Keep | None, *fields.NOT_NULL] = None
     expire_after_hours: Annotated[ExpireAfterHours | None, fields.LEFT_OUT, Field(description="null: never")] = None
     enabled: Annotated[bool | None, *fields.NOT_NULL] = None
+    consistency: Asked = None
 
-    def applied(self, spec: ScheduleSpec) -> ScheduleSpec:
-        """The schedule with these changes."""
+    def applied(self, spec: ScheduleSpec, *, live: bool | None) -> ScheduleSpec:
+        """The schedule with these changes. `live`: as its `consistency` asks for; None: unchanged."""
         expires = "expire_after_hours" in self.model_fields_set
         return ScheduleSpec(
             name=self.name or spec.name,
@@ -107,6 +111,7 @@ class ScheduleEditBody(fields.RequestBody):
             keep=self.keep or spec.keep,
             expire_after=_hours(self.expire_after_hours) if expires else spec.expire_after,
             enabled=spec.enabled if self.enabled is None else self.enabled,
+            live=spec.live if live is None else live,
         )
 
 
@@ -128,6 +133,7 @@ class Schedule(Open):
     keep: Annotated[int, Field(description="how many of its completed snapshots to keep: the newest")]
     expire_after_hours: int | None
     enabled: bool
+    consistency: Annotated[str, Field(description="of its snapshots, `stop` or `live`; more may be added")]
     created_at: Timestamp
     next_run_at: Annotated[Timestamp | None, Field(description="null: it is not enabled")]
     last_run: ScheduleRun | None
@@ -155,5 +161,6 @@ def schedule(record: records.Schedule) -> Schedule:
         keep=spec.keep,
         expire_after_hours=spec.expire_after // timedelta(hours=1) if spec.expire_after else None,
         enabled=spec.enabled,
+        consistency="live" if spec.live else "stop",
         last_run=ScheduleRun(at=ran_at, job_id=record.last_job_id, error=record.last_error) if ran_at else None,
     )

@@ -6,11 +6,13 @@ from api.http import reading
 from api.http.answers import answer, page_answer
 from api.http.callers import Caller
 from api.http.calls import API, Link, Reply, Table
+from api.http.consistency import is_live
 from api.http.marks import MADE, SERVER_ID
 from api.http.problems import FieldError, invalid
 from api.http.reading import in_path
 from api.schedules import bodies, examples
 from api.schedules.bodies import SCHEDULE_ID, ScheduleBody, ScheduleEditBody, SchedulesQuery
+from api.settings import Live
 from worker.store import errors
 from worker.store.schedules.schedules import BadCron, Schedules
 
@@ -22,8 +24,9 @@ call: Table[Caller] = Table("schedules", SCHEDULE_ID)
 
 
 class ScheduleCalls:
-    def __init__(self, schedules: Schedules) -> None:
+    def __init__(self, schedules: Schedules, *, live: Live = Live.REFUSED) -> None:
         self._schedules = schedules
+        self._live = live
 
     @call(
         f"GET {SCHEDULES}", Reply(200, {"nightly": examples.SCHEDULES}, "One page of the list."), query=SchedulesQuery
@@ -67,7 +70,7 @@ class ScheduleCalls:
         created = await self._schedules.create(
             account_id=caller.account_id,
             server_id=body.server_id,
-            spec=body.spec,
+            spec=body.spec(live=is_live(body.consistency, self._live)),
             idempotency=reading.idempotency(request, body),
         )
         request[MADE] = f"schedule {created.id}"
@@ -98,9 +101,10 @@ class ScheduleCalls:
         Fields that are left out stay unchanged.
         """
         body, schedule_id = await reading.body(request, ScheduleEditBody), in_path(request, SCHEDULE_ID)
+        live = None if body.consistency is None else is_live(body.consistency, self._live)
         before = await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)
         try:
-            changed = await self._schedules.change(before, body.applied(before.spec))
+            changed = await self._schedules.change(before, body.applied(before.spec, live=live))
         except BadCron as error:
             text = f"This version does not support the current value, {before.spec.when}. Set another. ({error}.)"
             raise invalid(FieldError(field="when", detail=text)) from error

@@ -18,6 +18,7 @@ SCHEDULE = Schedule(
     keep=NIGHTLY.keep,
     expire_after_hours=None,
     enabled=True,
+    consistency="stop",
     created_at=ASKED,
     next_run_at=datetime(2025, 1, 18, 3, tzinfo=UTC),
     last_run=ScheduleRun(at=datetime(2025, 1, 17, 3, tzinfo=UTC), job_id=JOB_ID, error=None),

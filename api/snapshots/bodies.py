@@ -7,7 +7,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 from api.http import fields
 from api.http.answers import Closed, ServerName, SnapshotName, StatusOfServer, Timestamp, Total, rfc3339
 from api.http.calls import API
-from api.jobs.bodies import Contents, DisksQuery, contents, job_headers
+from api.http.consistency import Asked, Label
+from api.jobs.bodies import Contents, DisksQuery, contents, job_headers, label
 from worker.store import errors, model
 from worker.store.customers.customer_store import Admitted, Edit, ListedSnapshot, SnapshotFilter
 from worker.store.model import NAME_MAX, ServerState, SnapshotId, SnapshotStatus
@@ -86,6 +87,7 @@ class CreateBody(fields.RequestBody):
         Field(description=f"letters, digits, hyphens, underscores; at most {NAME_MAX}; unique on its server"),
     ]
     description: fields.DescriptionIfAny = ""
+    consistency: Asked = None
 
 
 class EditBody(fields.RequestBody):
@@ -142,6 +144,7 @@ class SnapshotDetails(Snapshot):
     contents: Annotated[
         Contents | None, Field(description="null until completed, and for a snapshot of an earlier version")
     ]
+    consistency: Label
 
 
 class SnapshotCreated(Snapshot):
@@ -200,6 +203,7 @@ def details(record: model.Snapshot) -> dict[str, object]:
         "expires_at": record.expires_at and rfc3339(record.expires_at),
         "schedule_id": record.schedule_id,
         "contents": held and held.model_dump(mode="json"),
+        "consistency": label(record.contents),
     }
 
 

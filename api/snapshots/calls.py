@@ -8,11 +8,13 @@ from api.http import reading
 from api.http.answers import answer, page_answer
 from api.http.callers import Entering
 from api.http.calls import API, JOB_HEADERS, Link, Reply, Table
+from api.http.consistency import is_live
 from api.http.marks import REQUEST_ID, SERVER_ID
 from api.http.reading import in_path
 from api.jobs.bodies import job as job_body
 from api.jobs.bodies import job_headers
 from api.jobs.calls import FOLLOW, JOB_OF_HEADER, TO_CHANGE
+from api.settings import Live
 from api.snapshots import bodies, examples
 from api.snapshots.bodies import SNAPSHOT_ID, CreateBody, DryRunQuery, EditBody, ListQuery, RestoreQuery
 from worker.store import errors
@@ -39,8 +41,9 @@ call: Table[Entering] = Table("snapshots", SNAPSHOT_ID)
 
 
 class SnapshotCalls:
-    def __init__(self, store: CustomerStore) -> None:
+    def __init__(self, store: CustomerStore, *, live: Live = Live.REFUSED) -> None:
         self._store = store
+        self._live = live
 
     @call(
         f"GET {SNAPSHOTS}",
@@ -88,16 +91,19 @@ class SnapshotCalls:
     async def create_snapshot(self, request: web.Request, caller: Entering) -> web.Response:
         """Create a snapshot.
 
-        The server is stopped, its disks are snapshotted, and the server is started again if it was running. A server
-        has at most 5 snapshots; failed ones do not count.
+        The server is stopped, its disks are snapshotted, and the server is started again if it was running. With
+        `"consistency": "live"` it is not stopped, if the provider allows that. A server has at most 5 snapshots; failed
+        ones do not count.
         """
         body = await reading.body(request, CreateBody, if_too_large=reading.too_large_to_be_valid)
         request[SERVER_ID] = body.server_id
+        live = is_live(body.consistency, self._live)
         if reading.query(request, DryRunQuery).dry_run:
             check = await self._store.check_create(
                 account_id=caller,
                 server_id=body.server_id,
                 name=body.name,
+                live=live,
                 request_id=request[REQUEST_ID],
                 idempotency=reading.idempotency(request, body),
             )
@@ -107,6 +113,7 @@ class SnapshotCalls:
             server_id=body.server_id,
             name=body.name,
             description=body.description or "",
+            live=live,
             request_id=request[REQUEST_ID],
             idempotency=reading.idempotency(request, body),
         )

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from api.jobs.examples import ASKED, CONTENTS, LEFT_OUT, SERVER_NAME, SNAPSHOT_NAME, job
 from api.snapshots import bodies
-from worker.store.model import JobKind, JobState, ServerId, ServerState, SnapshotStatus
+from worker.store.model import Consistency, JobKind, JobState, ServerId, ServerState, SnapshotStatus
 
 CREATE = bodies.CreateBody(
     server_id=ServerId(12345), name="before-update-snapshot", description="Snapshot before system update"
@@ -19,7 +19,13 @@ SNAPSHOT = bodies.Snapshot(
     description="Before major migration",
 )
 DETAILS = bodies.SnapshotDetails(
-    **dict(SNAPSHOT), labels={"env": "production"}, protected=True, expires_at=None, schedule_id=None, contents=CONTENTS
+    **dict(SNAPSHOT),
+    labels={"env": "production"},
+    protected=True,
+    expires_at=None,
+    schedule_id=None,
+    contents=CONTENTS,
+    consistency=Consistency.CLEAN_SHUTDOWN,
 )
 _WEEKLY = bodies.Snapshot(
     id=798,

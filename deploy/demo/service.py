@@ -107,6 +107,7 @@ class Service:
         }
         await self._start("worker", [_PROGRAMS / "vps-snapshots-worker", "run"], settings=worker)
         port = {"VPS_SNAPSHOTS_HOST": "127.0.0.1", "VPS_SNAPSHOTS_PORT": str(self._port)}
+        port["VPS_SNAPSHOTS_LIVE"] = "allowed"
         # effectively without rate limits
         port |= {f"VPS_SNAPSHOTS_{of}_PER_MINUTE": "1000000" for of in ("CALLS", "FAILED_LOGINS")}
         own = {key: text for key, text in os.environ.items() if key.startswith(_PASSED_ON)}

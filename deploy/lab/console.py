@@ -21,6 +21,15 @@ class Ready:
     end: int  # offset of the message's end in the log: `ready(after=end)` waits for the next boot
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gaps:
+    """How long the guest could not write, seen from inside; a write is due every 10 ms."""
+
+    count: int
+    p99_ms: int
+    longest_ms: int
+
+
 class Console:
     """Reads the guest's output from the log, to which libvirt appends at each start, and writes to the socket, which is
     new at each start. Needs no connection to libvirt."""
@@ -66,6 +75,22 @@ class Console:
                     await self._send(line, answer, after=after)
                     return
                 await asyncio.sleep(_POLL_SECONDS)
+
+    async def tick(self, *, timeout_seconds: float = 30.0) -> None:
+        """Let the guest write the time to its first disk every 10 ms from now on. Raises TimeoutError."""
+        await self._answer("tick x", rb"", timeout_seconds=timeout_seconds)
+
+    async def gaps(self, *, timeout_seconds: float = 30.0) -> Gaps:
+        """The gaps between two writes of `tick` so far. Raises TimeoutError."""
+        found = await self._answer("gaps x", rb" (\d+) (\d+) (\d+)", timeout_seconds=timeout_seconds)
+        return Gaps(count=int(found[1]), p99_ms=int(found[2]), longest_ms=int(found[3]))
+
+    async def _answer(self, line: str, values: bytes, *, timeout_seconds: float) -> re.Match[bytes]:
+        answer = re.compile(rb"^OK " + line.encode() + values + rb"\r?\n", re.MULTILINE)
+        after = self.end()
+        async with asyncio.timeout(timeout_seconds):
+            await self._send(line, answer, after=after)
+            return await self._wait_for(answer, after=after, timeout_seconds=timeout_seconds)
 
     async def _send(self, line: str, answer: re.Pattern[bytes], *, after: int) -> None:
         _, writer = await asyncio.open_unix_connection(self.socket)

@@ -72,12 +72,14 @@ def domain_xml(  # noqa: PLR0913 - keyword arguments for the parts of a server
     deaf: bool = False,
     nvram: Path | None = None,
     tpm: bool = False,
+    agent: bool = False,
 ) -> str:
     """The XML to define. Disks become vda, vdb, ... in their order, CD-ROMs sda, sdb, ...
 
     `image`: None boots nothing; QEMU starts in 0.2 s, idles, and ignores the power button. `metadata`: elements for
     `<metadata>`. `deaf`: the guest ignores the power button. `nvram`: boot with UEFI and these variables, which libvirt
-    creates at the first start. `tpm`: add an emulated TPM; needs swtpm. `memory_mib`: None for enough to boot.
+    creates at the first start. `tpm`: add an emulated TPM; needs swtpm. `agent`: add the channel of a guest agent.
+    `memory_mib`: None for enough to boot.
     """
     disks = [device for device in devices if not device.cdrom]
     cdroms = [device for device in devices if device.cdrom]
@@ -85,6 +87,9 @@ def domain_xml(  # noqa: PLR0913 - keyword arguments for the parts of a server
     lines += [_disk_xml(device, f"sd{_letter(index)}", "sata") for index, device in enumerate(cdroms)]
     if tpm:
         lines.append("<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>")
+    if agent:
+        target = "<target type='virtio' name='org.qemu.guest_agent.0'/>"
+        lines.append(f"<channel type='unix'><source mode='bind'/>{target}</channel>")
     firmware = ""
     if nvram:
         firmware = f"<loader readonly='yes' type='pflash'>{UEFI_CODE}</loader>"

@@ -78,7 +78,7 @@ class Lab:
     def console(self, name: str) -> Console:
         return Console(socket=self.folder / f"{name}.sock", log=self.folder / f"{name}.log")
 
-    def domain_xml(
+    def domain_xml(  # noqa: PLR0913 - keyword arguments for the parts of a server
         self,
         name: str,
         devices: Sequence[Device],
@@ -89,14 +89,15 @@ class Lab:
         uefi: bool = False,
         tpm: bool = False,
         guest: bool = True,
+        agent: bool = False,
     ) -> str:
         """See `deploy.lab.domain.domain_xml`. `uefi`: boot with UEFI and the variables in `nvram_path(name)`. `guest`:
-        False boots nothing."""
+        False boots nothing. `agent`: boot the guest that has an agent."""
         console = self.console(name)
         return domain_xml(
             name,
             devices,
-            image=self.image if guest else None,
+            image=self._image_for(agent=agent) if guest else None,
             socket=console.socket,
             log=console.log,
             memory_mib=memory_mib,
@@ -104,7 +105,11 @@ class Lab:
             deaf=deaf,
             nvram=self.nvram_path(name) if uefi else None,
             tpm=tpm,
+            agent=agent,
         )
+
+    def _image_for(self, *, agent: bool) -> GuestImage:
+        return guest_image(agent=True) if agent else self.image
 
     def nvram_path(self, name: str) -> Path:
         return self.disk_path(f"{name}.nvram")

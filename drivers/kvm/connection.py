@@ -113,10 +113,14 @@ class Connection:
         *,
         otherwise: type[DriverError] = HypervisorUnavailable,
         text: str = "the hypervisor refused the request",
+        if_hung: bool = False,
     ) -> Answer:
         """Run `work(domain)` in a thread, on the domain adopted as this server. Raises DomainNotFound, or an
-        unclassified libvirt error as `otherwise(text)`."""
-        if server_id in self._hung:
+        unclassified libvirt error as `otherwise(text)`.
+
+        `if_hung`: even if an earlier call on the server has not returned.
+        """
+        if server_id in self._hung and not if_hung:
             raise HypervisorUnavailable("the hypervisor has not responded to an earlier call on the server")
 
         def run(handle: Any) -> Answer:

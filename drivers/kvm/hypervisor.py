@@ -14,6 +14,7 @@ from typing import Self
 from drivers import qcow2
 from drivers.base import (
     About,
+    AgentFailed,
     Contents,
     Disk,
     DiskBusy,
@@ -34,7 +35,7 @@ from drivers.base import (
     is_ours,
     refuse_missing,
 )
-from drivers.kvm import deleting, disks, domain, in_use, listing, plan, readiness, sharing
+from drivers.kvm import deleting, disks, domain, guest_agent, in_use, listing, live_snapshot, plan, readiness, sharing
 from drivers.kvm.connection import Connection
 from drivers.kvm.domain_xml import Hardware, Kind
 from drivers.kvm.judgement import judge
@@ -42,6 +43,7 @@ from drivers.kvm.neighbours import Neighbours
 from drivers.kvm.places import places_of
 from drivers.kvm.snapshots import View, copies_of, left_behind, look, read_disks
 
+QEMU_DEATH_SECONDS = 10.0  # limit for libvirt to notice that a QEMU has died; observed: 1.6 s
 POLL_SECONDS = 0.3  # while waiting for a stop: libvirt's event was observed up to 1.6 s late
 
 
@@ -197,6 +199,11 @@ class KvmHypervisor:
     async def refuse_if_in_use(self, server_id: int) -> None:
         await self._libvirt.on(server_id, in_use.refuse)
 
+    async def refuse_live(self, server_id: int) -> bool:
+        found = (await self._hardware(server_id)).disks
+        await self._libvirt.on(server_id, partial(live_snapshot.refuse_unfit, disks=found))
+        return await self._libvirt.on(server_id, guest_agent.refuse_frozen)
+
     async def hold(self, server_id: int) -> None:
         await self.refuse_if_in_use(server_id)  # otherwise libvirt waits for half a minute before it refuses
         await self._libvirt.on(server_id, listing.hold)
@@ -230,15 +237,47 @@ class KvmHypervisor:
     async def is_at(self, server_id: int, tag: str) -> bool:
         await self._must_be_off(server_id)
         view = await self._view(server_id)
-        if view.differing_state(tag):
-            return False
-        with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM cannot be read"):
-            state_is_at = await asyncio.to_thread(copies_of(view.hardware, view.contents(tag)).is_at, tag)
-        return state_is_at and await disks.are_at(view.hardware.disks, tag)
+        return await self._state_is_at(view, tag) and await disks.are_at(view.hardware.disks, tag)
+
+    async def state_is_at(self, server_id: int, tag: str) -> bool:
+        return await self._state_is_at(await self._view(server_id), tag)
 
     # --- changing ---
 
-    async def take_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
+    async def freeze(self, server_id: int, *, timeout_seconds: float) -> bool:
+        return await self._libvirt.on(
+            server_id,
+            partial(guest_agent.freeze, timeout_seconds=timeout_seconds),
+            otherwise=AgentFailed,
+            text="the guest's agent could not be asked to freeze the file systems",
+        )
+
+    async def thaw(self, server_id: int) -> bool:
+        text = "the guest's agent could not be asked to thaw the file systems"
+        try:
+            # also beside a call that hangs: libvirt sends commands to the agent while one to QEMU is running
+            return await self._libvirt.on(server_id, guest_agent.thaw, otherwise=AgentFailed, text=text, if_hung=True)
+        except ServerInUse as error:  # another tool is talking to the agent
+            raise AgentFailed(text) from error
+
+    async def save_state(self, server_id: int, tag: str) -> None:
+        with disks.refused_as(DiskFailed, "the UEFI variables or the TPM cannot be copied"):
+            await asyncio.to_thread(copies_of(await self._hardware(server_id)).save, tag)
+
+    async def take_live_snapshot(self, server_id: int, spec: SnapshotSpec) -> None:
+        found = (await self._hardware(server_id)).disks
+        take = partial(live_snapshot.take, disks=found, tag=spec.tag)
+        try:
+            await self._libvirt.on(
+                server_id, take, otherwise=DiskFailed, text="the snapshot of the running server could not be taken"
+            )
+        except DiskFailed:
+            if not await self._libvirt.on(server_id, live_snapshot.qemu_answers):
+                # It has died, which libvirt notices late: its disks must not be taken for those of a running server.
+                await self.wait_for_off(server_id, timeout_seconds=QEMU_DEATH_SECONDS)
+            raise
+
+    async def take_snapshot(self, server_id: int, spec: SnapshotSpec, *, consistency: str | None = None) -> None:
         found = await self._ready_and_off(server_id)
         if any(snapshot.tag == spec.tag for snapshot in await self.snapshots(server_id)):
             raise SnapshotExists(f"the server already has the tag {spec.tag}")
@@ -247,10 +286,17 @@ class KvmHypervisor:
         await disks.on_every(
             found.disks, lambda disk: qcow2.create_snapshot(disk.path, spec.tag), text="the snapshot could not be taken"
         )
-        await self._write_down(server_id, spec)
+        await self._write_down(server_id, spec, consistency=consistency)
 
-    async def list_snapshot(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
-        await self._write_down(server_id, spec, contents)
+    async def list_snapshot(
+        self,
+        server_id: int,
+        spec: SnapshotSpec,
+        contents: Contents | None = None,
+        *,
+        consistency: str | None = None,
+    ) -> None:
+        await self._write_down(server_id, spec, contents, consistency=consistency)
 
     async def list_for_people(self, server_id: int) -> tuple[str, ...]:
         await self.refuse_if_in_use(server_id)
@@ -324,6 +370,12 @@ class KvmHypervisor:
 
     # --- helpers ---
 
+    async def _state_is_at(self, view: View, tag: str) -> bool:
+        if view.differing_state(tag):
+            return False
+        with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM cannot be read"):
+            return await asyncio.to_thread(copies_of(view.hardware, view.contents(tag)).is_at, tag)
+
     def _wake_waiting(self) -> None:
         for changed in self._waiting_for_off:
             changed.set()
@@ -349,9 +401,11 @@ class KvmHypervisor:
         written = await self._libvirt.on(server_id, lambda one: listing.written_down(one, self._places))
         return await look(found, written)
 
-    async def _write_down(self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None) -> None:
+    async def _write_down(
+        self, server_id: int, spec: SnapshotSpec, contents: Contents | None = None, *, consistency: str | None = None
+    ) -> None:
         view = await self._view(server_id)
-        record = view.record(spec, contents)
+        record = view.record(spec, contents, consistency=consistency)
         if record is None:
             raise SnapshotNotFound("not every disk of the server has the snapshot")
         with disks.refused_as(DiskFailed, "the copy of the UEFI variables cannot be moved next to the disks"):

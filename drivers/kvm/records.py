@@ -22,6 +22,7 @@ DISKS_MAX = 100  # read per entry
 TEXT_MAX = 10_000  # characters per text; the API allows a tenth of it
 BYTES_MAX = (1 << 63) - 1  # size of a disk, QEMU's limit
 _STAMP = re.compile(r"[0-9]{1,10}\.[0-9]{9}")
+_WORD = re.compile(r"[a-z][a-z_]{0,31}")
 # Any other text is written as JSON: control characters, leading or trailing spaces, which libvirt takes for
 # indentation, and lone surrogates do not survive in XML.
 _SURVIVES = re.compile(r"[\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]*")
@@ -55,6 +56,7 @@ class Record:
             firmware=Firmware(element.get("firmware", Firmware.BIOS)),
             nvram=element.get("nvram") == "yes",
             tpm=element.get("tpm") == "yes",
+            consistency=_word(element.get("consistency")),
         )
         return cls(spec=spec, contents=contents)
 
@@ -65,6 +67,8 @@ class Record:
         for part in ("nvram", "tpm"):
             if getattr(contents, part):
                 element.set(part, "yes")
+        if contents.consistency is not None:
+            element.set("consistency", contents.consistency)
         _add_text(element, "name", spec.name)
         _add_text(element, "description", spec.description)
         for disk in contents.disks:
@@ -127,6 +131,10 @@ def _children(element: ET.Element, name: str) -> list[ET.Element]:
 def _name(element: ET.Element) -> str:
     # ElementTree gives a comment a function as its tag
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
+
+
+def _word(text: str | None) -> str | None:
+    return text if text is not None and _WORD.fullmatch(text) else None
 
 
 def _held_disk(element: ET.Element) -> HeldDisk:

@@ -94,8 +94,9 @@ class View:
             settled=not (is_ours(tag) and (tag in written.listed or tag in written.unsettled)),
         )
 
-    def record(self, spec: SnapshotSpec, contents: Contents | None) -> Record | None:
-        """The record to write for a snapshot; None if its contents are unknown and a disk lacks it."""
+    def record(self, spec: SnapshotSpec, contents: Contents | None, *, consistency: str | None = None) -> Record | None:
+        """The record to write for a snapshot; None if its contents are unknown and a disk lacks it. `consistency`: for
+        contents that are unknown."""
         known = contents or self.contents(spec.tag)
         if known is not None:
             comparison = compare(spec.tag, known, self.disks, self.hardware.skipped)
@@ -107,7 +108,9 @@ class View:
         copies = self._copied(spec.tag)
         now = contents_of(self.hardware)
         left_out = (*now.left_out, *not_yet(self.hardware.parts, self.copies.get(spec.tag, frozenset())))
-        contents = replace(now, disks=held, nvram=copies.nvram, tpm=copies.tpm, left_out=left_out)
+        contents = replace(
+            now, disks=held, nvram=copies.nvram, tpm=copies.tpm, left_out=left_out, consistency=consistency
+        )
         return Record(spec=spec, contents=contents)
 
 

@@ -71,9 +71,11 @@ class AcceptanceCell:
         uefi: bool = False,
         tpm: bool = False,
         guest: bool = True,
+        agent: bool = False,
     ) -> Server:
         name = f"s{server_id}"
-        await self.lab.define(self.lab.domain_xml(name, devices, deaf=deaf, uefi=uefi, tpm=tpm, guest=guest))
+        xml = self.lab.domain_xml(name, devices, deaf=deaf, uefi=uefi, tpm=tpm, guest=guest, agent=agent)
+        await self.lab.define(xml)
         arguments = ("adopt", name, "--server-id", str(server_id), "--account", str(ACCOUNT))
         await self.program("vps-snapshots-worker", *arguments)
         disks = [device.path for device in devices if device.path and device.format == "qcow2" and not device.readonly]
@@ -176,17 +178,17 @@ class AcceptanceCell:
         answer = await self.client.call(method, path, body)
         return answer.status, answer.body or {}
 
-    async def create(self, server: Server, name: str) -> tuple[int, dict[str, object]]:
-        """The snapshot's id and the ended job."""
-        answer = await self.begin_create(server, name)
+    async def create(self, server: Server, name: str, **more: object) -> tuple[int, dict[str, object]]:
+        """The snapshot's id and the ended job. `more`: fields of the request."""
+        answer = await self.begin_create(server, name, **more)
         assert self.client is not None
         job = await self.client.follow(answer.headers["Operation-Location"], timeout_seconds=90)
         return answer.body["id"], job
 
-    async def begin_create(self, server: Server, name: str) -> Answer:
+    async def begin_create(self, server: Server, name: str, **more: object) -> Answer:
         assert self.client is not None
         self.changed.add(server.id)
-        answer = await self.client.call("POST", "/api/v1/snapshots/", {"server_id": server.id, "name": name})
+        answer = await self.client.call("POST", "/api/v1/snapshots/", {"server_id": server.id, "name": name, **more})
         assert answer.status == 201, answer.body
         return answer
 

@@ -4,6 +4,7 @@ The baseline is an aiohttp handler with one Lua call that writes the essentials 
 particular: no token, no limit, no Idempotency-Key, no audit, no log. The other peer is what one would write with
 FastAPI: pydantic, a token that is looked up, the same Lua call. Ours does all that it does in production. Each is one
 process, on a Redis with the durability of production. They are loaded in turn, by wrk with 64 connections.
+With PROCESSES=2, ours is measured with two processes as well: that needs more CPUs than wrk and Redis use.
 """
 
 import asyncio
@@ -41,7 +42,8 @@ MANY = 16_000  # servers, each with one snapshot: more than a round changes
 FEW = 500  # servers with five snapshots each, of the rounds that only read
 CHANGES = ("create", "restore", "delete")
 READS = ("show", "list_of_server", "list_of_100")
-OURS, BARE, FASTAPI = "ours", "bare aiohttp", "FastAPI"
+OURS, SEVERAL, BARE, FASTAPI = "ours", "processes", "bare aiohttp", "FastAPI"
+PROCESSES = int(os.environ.get("PROCESSES") or 1)
 ROOT = Path(__file__).parents[2]
 PEERS_PYTHON = Path(f"{sys.prefix}-peers") / "bin" / "python"
 
@@ -70,7 +72,7 @@ class Loaded:
 async def serving(folder: Path, redis: RedisServer) -> AsyncIterator[list[Loaded]]:
     """All three, idle until they are loaded."""
     socket = str(redis.socket)
-    ports = {name: str(free_port()) for name in (OURS, BARE, FASTAPI)}
+    ports = {name: str(free_port()) for name in (OURS, SEVERAL, BARE, FASTAPI)}
     ours = {
         "VPS_SNAPSHOTS_REDIS__URL": f"unix://{socket}",
         "VPS_SNAPSHOTS_PORT": ports[OURS],
@@ -84,6 +86,9 @@ async def serving(folder: Path, redis: RedisServer) -> AsyncIterator[list[Loaded
         BARE: ([sys.executable, "-m", f"{peers}.bare", socket, ports[BARE], str(ACCOUNT)], {}),
         FASTAPI: ([PEERS_PYTHON, "-m", f"{peers}.with_fastapi", socket, ports[FASTAPI]], {}),
     }
+    if PROCESSES > 1:
+        several = {"VPS_SNAPSHOTS_PORT": ports[SEVERAL], "VPS_SNAPSHOTS_PROCESSES": str(PROCESSES)}
+        commands[SEVERAL] = [program, "serve"], ours | several
     async with AsyncExitStack() as stack:
         keeper = await Child.start("keeper", (program, "audit", "keep"), settings=ours, log=folder / "keeper.log")
         stack.push_async_callback(keeper.stop)
@@ -138,9 +143,10 @@ async def seed(redis: ArqRedis, what: str) -> tuple[str, int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of all threads of a process."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    """Of all threads of a process and of its children."""
+    tasks = tuple(Path(f"/proc/{pid}/task").iterdir())
+    own = sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    return own + sum(cpu_seconds(int(child)) for task in tasks for child in (task / "children").read_text().split())
 
 
 async def load(loaded: Loaded, redis: ArqRedis, redis_pid: int, what: str) -> Round:

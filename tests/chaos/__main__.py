@@ -1,5 +1,6 @@
 """`make chaos N=200 SEED=7`: a campaign of so many kills; exit code 1 where anything was not as it must be.
 
+N=frozen:500: a guest with an agent, killed around its freeze.
 N=steps: not by chance, but every moment of every step of every operation; N=steps:20, so many of them.
 LIBVIRT=daemon: with a libvirtd, which is killed too, in the place of the embedded one.
 A hostile node is in the cell all the while, and makes claims at random.
@@ -21,9 +22,10 @@ from pathlib import Path
 from deploy.lab.domain import disk
 from deploy.lab.lab import Lab, make_disk
 from tests.acceptance.cell import AcceptanceCell
-from tests.chaos import model, moments
+from tests.chaos import freezing, model, moments
 from tests.chaos.campaign import Campaign
 from tests.chaos.deaths import Deaths
+from tests.chaos.freezing import Freezing
 from tests.chaos.halts import Halts
 from tests.chaos.hostile import HostileNode
 from tests.chaos.model import Expected
@@ -44,6 +46,9 @@ async def campaign(
 ) -> Summary:
     """`folder`: short, for the sockets' sake. `wanted`: as N."""
     say: Callable[[str], None] = (lambda _: None) if quiet else print
+    if wanted.startswith("frozen:"):
+        async with staged(folder, freezing.furnish, seed=seed, daemon=daemon, say=say) as (played, cell, servers):
+            return await Freezing(played, cell, servers[0], say=say).run(int(wanted.removeprefix("frozen:")))
     async with staged(folder, _furnish, seed=seed, sabotage=sabotage, daemon=daemon, say=say) as (
         played,
         cell,
@@ -79,7 +84,11 @@ async def staged(
         folder=folder,
         redis=redis,
         lab=DaemonLab(libvirtd) if libvirtd else Lab(folder / "l"),
-        overrides={"VPS_SNAPSHOTS_GRACE_SECONDS": "0.3", "PATH": f"{programs}:{os.environ['PATH']}"},
+        overrides={
+            "VPS_SNAPSHOTS_GRACE_SECONDS": "0.3",
+            "VPS_SNAPSHOTS_LIVE": "allowed",
+            "PATH": f"{programs}:{os.environ['PATH']}",
+        },
         worker_command=(sys.executable, "-m", "tests.chaos.stage", folder, sabotage, "run"),
     )
     try:
@@ -100,7 +109,7 @@ async def staged(
 async def _play(played: Campaign, wanted: str, servers: list[Expected]) -> Summary:
     if not wanted.startswith("steps"):
         return await played.run(int(wanted))
-    plays = list(moments.plays())
+    plays = [*moments.plays(), *moments.live_plays()]
     if how_many := wanted.removeprefix("steps").lstrip(":"):
         plays = played.chance.sample(plays, int(how_many))
     return await moments.run(played, plays, off=servers[SLOW[0] - 1], running=servers[SLOW[1] - 1])

@@ -9,7 +9,9 @@ from deploy.demo.client import Answer
 from tests.acceptance.cell import AcceptanceCell
 from tests.chaos.model import SAFETY_PREFIX, Expected
 
-OPERATIONS = ("create", "create", "restore", "restore", "restore", "delete", "undo")
+OPERATIONS = ("create", "live", "restore", "restore", "restore", "delete", "undo")
+
+CREATES = {"create", "live"}  # live: without a stop, if the server runs
 
 
 class Asking:
@@ -24,7 +26,7 @@ class Asking:
             operation = "restore"
         if operation in {"restore", "delete"} and not expected.snapshots:
             operation = "create"
-        if operation == "create" and len(expected.snapshots) == 5:
+        if operation in CREATES and len(expected.snapshots) == 5:
             operation = "delete"
         return operation
 
@@ -35,8 +37,9 @@ class Asking:
         call = self._cell.client.call
         snapshot = self._chance.choice(sorted(expected.snapshots)) if expected.snapshots else 0
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
-            if operation == "create":
+            if operation in CREATES:
                 body = {"server_id": expected.server.id, "name": f"n{self._names}"}
+                body |= {"consistency": "live"} if operation == "live" else {}
                 return await call("POST", "/api/v1/snapshots/", body)
             if operation == "restore":
                 return await call(

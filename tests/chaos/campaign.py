@@ -46,7 +46,7 @@ class Campaign:
         self.halts = halts
         self._cell = cell
         self._servers = servers
-        self._deaths = deaths
+        self.deaths = deaths
         self._asking = Asking(cell, chance)
         self._say = say
         self._rounds = 0
@@ -81,7 +81,7 @@ class Campaign:
         refused = operation in REFUSALS and chance.random() < 0.3
         if refused:
             self.halts.refuse(REFUSALS[operation], expected.server.disks[-1])
-        target = chance.choice(self._deaths.targets) if chance.random() < 0.9 else "nothing"
+        target = chance.choice(self.deaths.targets) if chance.random() < 0.9 else "nothing"
         step = chance.choice(list(Step)) if chance.random() < 0.5 else None
         beside = [other for other in self._servers if other is not expected and chance.random() < 0.15][:1]
         asks = {
@@ -130,8 +130,8 @@ class Campaign:
         killed += f" beside {await tool}" if tool else ""
         answers = {server_id: await ask for server_id, ask in asked.items()}
         self.halts.forget()
-        restarted = await self._deaths.start_again(target)
-        self.summary.violations += [f"server {torn}: booted on torn disks" for torn in self._deaths.booted_torn]
+        restarted = await self.deaths.start_again(target)
+        self.summary.violations += [f"server {torn}: booted on torn disks" for torn in self.deaths.booted_torn]
         ended = await self._have_ended([expected, *beside])
         self.summary.settle_seconds.append(time.monotonic() - restarted)
         if ended:
@@ -150,7 +150,7 @@ class Campaign:
             self._servers if target in {LOST, OLDER} else [expected, *beside], patient=target in {OLDER, "libvirtd"}
         )
         if self.chance.random() < 0.2:
-            self._deaths.keep_a_copy()
+            self.deaths.keep_a_copy()
         also = "".join(f", {other.server.id}: {outcomes.get(other.server.id, 'not done')}" for other in beside)
         outcome = outcomes.get(expected.server.id, "not done")
         took = f"{self.summary.settle_seconds[-1]:5.1f} s"
@@ -166,7 +166,7 @@ class Campaign:
         else:
             await asyncio.sleep(self.chance.random() * typical)
         if target == "qemu-img":
-            await _until(lambda: bool(self._deaths.qemu_imgs()), within_seconds=typical)
+            await _until(lambda: bool(self.deaths.qemu_imgs()), within_seconds=typical)
             await asyncio.sleep(self.chance.random() * CHANGE_SECONDS)  # right before, during, or after its change
         return await self.kill(target, expected)
 
@@ -184,7 +184,7 @@ class Campaign:
 
     async def kill(self, target: str, expected: Expected, children: Iterable[int] = ()) -> str:
         under_way = model.under_way(self._journal)
-        killed = await self._deaths.kill(target, expected, tuple(children))
+        killed = await self.deaths.kill(target, expected, tuple(children))
         if not killed:
             return "nothing"
         mine = under_way.get(expected.server.id)
@@ -231,7 +231,7 @@ class Campaign:
             for expected in self._servers:
                 expected.undoable = None
         if target == OLDER:
-            await self._deaths.rebuild()
+            await self.deaths.rebuild()
             await self._have_ended(servers)
 
     def _after_others(self, expected: Expected) -> None:

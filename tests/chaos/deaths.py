@@ -20,7 +20,7 @@ from worker.start_guard import TEARING
 
 LOST, OLDER = "redis's data", "redis's newer data"  # it comes back with none, or with those of some time ago
 UNTOUCHED = UnderWay(step="no job", was_running=False)
-STARTED_STEPS = {"starting", "measuring"}  # a QEMU that dies in these is the new one: it had been started
+STARTED_STEPS = {"starting", "recording", "measuring"}  # the job does not start a QEMU again that dies in these
 
 
 @dataclass(kw_only=True)

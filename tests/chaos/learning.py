@@ -10,6 +10,7 @@ from tests.chaos.model import SAFETY_PREFIX, End, Expected
 from tests.chaos.summary import Summary
 
 OVERWRITING = {"restore", "undo"}
+WITHOUT_ITS_QEMU = {"server_not_ready", "disk_failed", "hypervisor_unavailable"}  # of a create without a stop
 CHAIN_ENDED = "backup_chain_ended"
 
 
@@ -35,6 +36,7 @@ class Learning:
             expected = self._servers[end.server_id]
             refused = end.code == "disks_differ" and expected.differs(end.tag) and not end.present_only
             refused |= end.code in self._refusals
+            refused |= end.live and expected.qemu_was_killed and end.code in WITHOUT_ITS_QEMU
             if end.state == "failed" and not (may_fail or expected.disturbed or refused or end.stranded):
                 self._violated(end, f"failed: {end.code}")
             self._learn(expected, end, undoable=not may_vanish)

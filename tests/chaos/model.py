@@ -216,6 +216,7 @@ class End:
     stranded: bool
     present_only: bool  # a restore of the disks that are there
     notes: frozenset[str]  # by code
+    live: bool  # a create without a stop, of a server that ran
 
     @property
     def tag(self) -> str:
@@ -230,7 +231,8 @@ def ends(journal: Path, *, after: int) -> list[End]:
         "SELECT rowid, id, json_extract(task, '$.server_id'), json_extract(task, '$.kind'),"
         " json_extract(task, '$.snapshot_id'), json_extract(task, '$.undoes'), json_extract(outcome, '$.state'),"
         " json_extract(outcome, '$.failure.code'), coalesce(json_extract(outcome, '$.failure.stranded'), 0),"
-        " coalesce(json_extract(task, '$.present_only'), 0), json_extract(outcome, '$.notes')"
+        " coalesce(json_extract(task, '$.present_only'), 0), json_extract(outcome, '$.notes'),"
+        " coalesce(json_extract(facts, '$.live'), 0)"
         " FROM jobs WHERE outcome IS NOT NULL AND rowid > ? ORDER BY rowid",
         after,
     )
@@ -247,8 +249,9 @@ def ends(journal: Path, *, after: int) -> list[End]:
             stranded=bool(stranded),
             present_only=bool(present),
             notes=frozenset(note["code"] for note in json.loads(notes or "[]")),
+            live=bool(live),
         )
-        for row, job_id, server_id, kind, snapshot_id, undoes, state, code, stranded, present, notes in rows
+        for row, job_id, server_id, kind, snapshot_id, undoes, state, code, stranded, present, notes, live in rows
     ]
 
 

@@ -9,7 +9,7 @@ from tests.chaos.campaign import REFUSALS, Campaign
 from tests.chaos.halts import Halt, Moment
 from tests.chaos.model import Expected
 from tests.chaos.summary import Summary
-from worker.store.model import STEPS, JobKind, Step
+from worker.store.model import STEPS, WITHOUT_A_STOP, JobKind, Step
 
 KINDS = (JobKind.CREATE, JobKind.RESTORE, JobKind.UNDO, JobKind.DELETE)
 POWER_STEPS = {Step.STOPPING, Step.STARTING}
@@ -42,11 +42,14 @@ class Play:
     moment: Moment
     target: str
     running: bool  # the server
+    live: bool = False  # a create without a stop
 
 
 def plays() -> Iterator[Play]:
     for kind in KINDS:
         for step in STEPS[kind]:
+            if step in WITHOUT_A_STOP:
+                continue
             for moment in Moment:
                 for target in ("worker", "qemu" if step in POWER_STEPS else "qemu-img", "everything"):
                     for running in (False, True):
@@ -54,6 +57,14 @@ def plays() -> Iterator[Play]:
                             continue
                         if target != "qemu" or (running and (step, moment) in QEMU_MOMENTS):
                             yield Play(kind=kind, step=step, moment=moment, target=target, running=running)
+
+
+def live_plays() -> Iterator[Play]:
+    """Of a running server without an agent; `freezing` has one with an agent."""
+    for step in (Step.PREFLIGHT, Step.SNAPSHOTTING, Step.RECORDING, Step.MEASURING):
+        for moment in Moment:
+            for target in ("worker", "qemu", "everything"):
+                yield Play(kind=JobKind.CREATE, step=step, moment=moment, target=target, running=True, live=True)
 
 
 def _has_child(step: Step, *, running: bool) -> bool:
@@ -90,7 +101,7 @@ def _others_act(campaign: Campaign, step: Step, expected: Expected) -> None:
 
 
 async def _hit(campaign: Campaign, play: Play, expected: Expected) -> None:
-    has_child = _has_child(play.step, running=play.running)
+    has_child = _has_child(play.step, running=play.running) and not play.live
     by_child = has_child and (play.target == "qemu-img" or play.moment is Moment.DURING)
     pattern = PATTERNS.get(play.step, "")
     if play.step is Step.DELETING and not play.running:
@@ -105,7 +116,7 @@ async def _hit(campaign: Campaign, play: Play, expected: Expected) -> None:
     )
     await campaign.play(
         expected,
-        play.kind,
+        "live" if play.live else play.kind,
         play.target,
         lambda: campaign.kill_at(halt, play.target, expected),
         may_fail=play.step in ON_THE_WAY_BACK,

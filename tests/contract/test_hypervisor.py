@@ -51,6 +51,12 @@ ON_A_SERVER: list[Callable[[Hypervisor], Awaitable[object]]] = [
     lambda hypervisor: hypervisor.snapshots(404),
     lambda hypervisor: hypervisor.take_snapshot(404, spec()),
     lambda hypervisor: hypervisor.list_snapshot(404, spec()),
+    lambda hypervisor: hypervisor.refuse_live(404),
+    lambda hypervisor: hypervisor.freeze(404, timeout_seconds=1),
+    lambda hypervisor: hypervisor.thaw(404),
+    lambda hypervisor: hypervisor.save_state(404, "vps-801"),
+    lambda hypervisor: hypervisor.take_live_snapshot(404, spec()),
+    lambda hypervisor: hypervisor.state_is_at(404, "vps-801"),
     lambda hypervisor: hypervisor.revert(404, "vps-801"),
     lambda hypervisor: hypervisor.delete_snapshot(404, "vps-801"),
     lambda hypervisor: hypervisor.repair(404),
@@ -376,6 +382,80 @@ class TestSnapshots:
         assert await bench.hypervisor.size_mb(1, "vps-801") > 0
         with pytest.raises(SnapshotNotFound):
             await bench.hypervisor.size_mb(1, "vps-802")
+
+
+class TestLive:
+    """Snapshots of a running server. A guest with an agent takes long to boot: see test_live_kvm."""
+
+    async def test_it_holds_every_disk_and_the_server_runs_on(self, bench: Bench) -> None:
+        await bench.add_server(1)
+        bench.write(1, "A")
+        await bench.hypervisor.start(1)
+        assert await bench.hypervisor.refuse_live(1) is False
+        await bench.hypervisor.take_live_snapshot(1, spec())
+        assert await tags(bench) == {"vps-801": frozenset({"vda", "vdb"})}
+        await bench.hypervisor.list_snapshot(1, spec(), consistency="crash_consistent")
+        assert await bench.hypervisor.power(1) is Power.ON
+        (found,) = await bench.hypervisor.snapshots(1)
+        assert found.complete
+        assert found.contents is not None
+        assert found.contents.consistency == "crash_consistent"
+        assert await bench.hypervisor.size_mb(1, "vps-801") > 0
+        await bench.hypervisor.cut_power(1)
+        assert await bench.hypervisor.repair(1) == ()
+        bench.write(1, "B")
+        await bench.hypervisor.revert(1, "vps-801")
+        assert bench.read(1) == both("A")
+
+    async def test_a_tag_is_never_given_twice(self, bench: Bench) -> None:
+        await bench.add_server(1)
+        bench.plant_tag(1, "vdb", "vps-801")
+        await bench.hypervisor.start(1)
+        with pytest.raises(SnapshotExists):
+            await bench.hypervisor.take_live_snapshot(1, spec())
+        assert await tags(bench) == {"vps-801": frozenset({"vdb"})}
+
+    @pytest.mark.parametrize("power", [Power.OFF, Power.PAUSED])
+    async def test_only_a_server_that_runs_has_one(self, bench: Bench, power: Power) -> None:
+        await bench.add_server(1, running=power is Power.PAUSED)
+        if power is Power.PAUSED:
+            bench.suspend(1)
+        for call in (
+            bench.hypervisor.refuse_live(1),
+            bench.hypervisor.freeze(1, timeout_seconds=1),
+            bench.hypervisor.take_live_snapshot(1, spec()),
+        ):
+            with pytest.raises(InvalidState):
+                await call
+        assert await tags(bench) == {}
+
+    @pytest.mark.parametrize("running", [False, True])
+    async def test_without_an_agent_nothing_is_frozen(self, bench: Bench, running: bool) -> None:
+        await bench.add_server(1, running=running)
+        if running:
+            assert not await bench.hypervisor.freeze(1, timeout_seconds=1)
+        assert not await bench.hypervisor.thaw(1)
+
+    async def test_it_is_deleted_while_the_server_runs(self, bench: Bench) -> None:
+        await bench.add_server(1, running=True)
+        await bench.hypervisor.take_live_snapshot(1, spec())
+        await bench.hypervisor.delete_snapshot(1, "vps-801")
+        assert await tags(bench) == {}
+        assert await bench.hypervisor.power(1) is Power.ON
+
+    async def test_uefi_variables_that_change_meanwhile_are_noticed(self, bench: Bench) -> None:
+        await bench.add_server(1, uefi=True)
+        await bench.hypervisor.save_state(1, "vps-801")
+        assert await bench.hypervisor.state_is_at(1, "vps-801")
+        bench.write_nvram(1, "changed")
+        assert not await bench.hypervisor.state_is_at(1, "vps-801")
+
+    async def test_how_a_server_was_stopped_is_recorded(self, bench: Bench) -> None:
+        await bench.add_server(1)
+        await bench.hypervisor.take_snapshot(1, spec(), consistency="clean_shutdown")
+        (found,) = await bench.hypervisor.snapshots(1)
+        assert found.contents is not None
+        assert found.contents.consistency == "clean_shutdown"
 
 
 class TestDelete:

@@ -36,6 +36,7 @@ from tests.contract.kvm_bench import (
     cut_off_start,
     held,
     image_options,
+    large_disk,
     qemu_img,
     read_text,
     write_text,
@@ -189,7 +190,7 @@ class TestKilledMidway:
         self, kvm_bench: KvmBench, change: str
     ) -> None:
         hypervisor = kvm_bench.hypervisor
-        paths = [_large_disk(kvm_bench.path(1, target)) for target in ("vda", "vdb")]
+        paths = [large_disk(kvm_bench.path(1, target)) for target in ("vda", "vdb")]
         await kvm_bench.add_domain(1, [disk(path) for path in paths])
         kvm_bench.write(1, "A")
         await hypervisor.take_snapshot(1, SPEC)
@@ -435,10 +436,3 @@ def _forget_backing_format(path: Path) -> None:
 def _fill(path: Path, mebibytes: int) -> None:
     command = ["qemu-io", "--image-opts", image_options(path), "-c", f"write -q 0 {mebibytes}M"]
     subprocess.run(command, check=True, capture_output=True)
-
-
-def _large_disk(path: Path) -> Path:
-    """A fully mapped disk whose snapshot takes long enough to be killed midway; it takes little space."""
-    options = "cluster_size=64k,preallocation=metadata"
-    qemu_img("create", "-q", "-f", "qcow2", "-o", options, str(path), "20G")
-    return path

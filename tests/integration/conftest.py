@@ -1,12 +1,15 @@
 """A cell in Redis: a front end's store, a node's store, and a server for them to talk about."""
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
 
+from tests.conftest import in_memory
 from worker.store.customers.customer_store import Admitted, CustomerStore
 from worker.store.model import AccountId, Job, JobId, ServerId
 from worker.store.nodes.node_store import NodeStore, ReportedServer
@@ -38,10 +41,10 @@ class Cell:
         await OperatorStore(self.redis, self.store).place(server, account_id=account)
 
     async def create(
-        self, name: str = "before-update", *, server: ServerId = SERVER, description: str = ""
+        self, name: str = "before-update", *, server: ServerId = SERVER, description: str = "", live: bool = False
     ) -> Admitted:
         return await self.store.create(
-            account_id=ACCOUNT, server_id=server, name=name, description=description, request_id="r1"
+            account_id=ACCOUNT, server_id=server, name=name, description=description, live=live, request_id="r1"
         )
 
     async def job(self, admitted: Admitted) -> Job:
@@ -73,3 +76,10 @@ async def cell(redis: ArqRedis) -> Cell:
     cell = Cell(redis=redis, store=CustomerStore(redis), node=node)
     await cell.have()
     return cell
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In memory if possible: journals wait for their file at each step."""
+    with tempfile.TemporaryDirectory(prefix="vps-test-", dir=in_memory()) as folder:
+        yield Path(folder)

@@ -36,13 +36,21 @@ class DyingNode:
     happened: list[Happening] = field(default_factory=list)
     die_at: set[int] = field(default_factory=set)
     past: Past = Past.QUIET
+    without_a_stop: bool = False  # creates are live, and the guest has an agent
     held: dict[SnapshotId, Held] = field(default_factory=dict)
     found: Found | None = None  # by the job that was admitted last
     metrics: Metrics = field(default_factory=Metrics)  # of all its lives, as if each had been scraped at its end
 
     @classmethod
     async def make(
-        cls, cell: Cell, folder: Path, *, power: Power, limits: Limits = LIMITS, past: Past = Past.QUIET
+        cls,
+        cell: Cell,
+        folder: Path,
+        *,
+        power: Power,
+        limits: Limits = LIMITS,
+        past: Past = Past.QUIET,
+        live: bool = False,
     ) -> "DyingNode":
         """With one snapshot, taken of BEFORE; the guest has NOW, after that past."""
         server = FakeServer(
@@ -53,8 +61,11 @@ class DyingNode:
             disks={target: FakeDisk(content=BEFORE) for target in TARGETS},
             nvram=BEFORE,
             generation=1 if past is Past.WORN else None,
+            agent=live,
         )
-        node = cls(cell=cell, folder=folder, hypervisor=FakeHypervisor([server]), limits=limits, past=past)
+        node = cls(
+            cell=cell, folder=folder, hypervisor=FakeHypervisor([server]), limits=limits, past=past, without_a_stop=live
+        )
         await cell.have(power=power)
         admitted = await cell.create("first")
         await node.live(admitted.job.id)
@@ -77,7 +88,7 @@ class DyingNode:
         server, store, present_only = self.hypervisor.server(SERVER), self.cell.store, self.past is Past.REBUILT
         if kind is JobKind.CREATE:
             self.found = Found.now(server, goes_back_to=None)
-            admitted = await self.cell.create("second")
+            admitted = await self.cell.create("second", live=self.without_a_stop)
             self.held[admitted.snapshot.id] = Held.now(server, NOW)
             return admitted.job.id
         if kind is JobKind.DELETE:
@@ -148,6 +159,7 @@ class DyingNode:
         assert job.state in {JobState.COMPLETED, JobState.FAILED}
         assert not (job.failure and job.failure.stranded), job.failure
         assert server.power is power
+        assert not server.frozen
         assert not any(disk.dirty for disk in server.disks.values())
         assert not server.held, "nobody can migrate it any more"
         assert self.found is not None

@@ -61,6 +61,7 @@ async def test_a_create_says_where_to_follow_it(api: FrontEnd) -> None:
     assert answer.headers["Location"] == one(answer.body["id"])
     followed = await api.call("GET", answer.headers["Location"])
     ours = {"labels": {}, "protected": False, "expires_at": None, "schedule_id": None, "contents": None}
+    ours["consistency"] = None
     assert followed.body == {key: answer.body[key] for key in SNAPSHOT_KEYS} | ours
     job = (await api.call("GET", answer.headers["Operation-Location"])).body
     assert (job["id"], job["kind"], job["state"]) == (job_id(answer), "create", "queued")
@@ -69,7 +70,15 @@ async def test_a_create_says_where_to_follow_it(api: FrontEnd) -> None:
 async def test_a_completed_snapshot_has_its_size(api: FrontEnd) -> None:
     snapshot = (await api.call("GET", one(await api.have_snapshot()))).body
 
-    assert list(snapshot) == [*SNAPSHOT_KEYS, "labels", "protected", "expires_at", "schedule_id", "contents"]
+    assert list(snapshot) == [
+        *SNAPSHOT_KEYS,
+        "labels",
+        "protected",
+        "expires_at",
+        "schedule_id",
+        "contents",
+        "consistency",
+    ]
     assert (snapshot["status"], snapshot["size_mb"]) == ("completed", 5120)
 
 
@@ -170,7 +179,8 @@ async def test_a_job_tells_how_it_went(api: FrontEnd) -> None:
 
     assert list(running) == [
         *["id", "kind", "state", "step", "percent", "server", "snapshot", "attempts", "queued_at", "started_at"],
-        *["finished_at", "estimated_seconds", "downtime_seconds", "error", "disks", "notes", "contents", "retried_by"],
+        *["finished_at", "estimated_seconds", "downtime_seconds", "error", "disks", "notes", "contents", "consistency"],
+        "retried_by",
     ]
     assert (running["state"], running["step"], running["attempts"]) == ("in_progress", "snapshotting", 1)
     assert running["percent"] == 42

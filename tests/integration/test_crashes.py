@@ -197,7 +197,7 @@ async def test_a_server_that_leaves_in_a_job_is_stranded_unless_the_job_was_refu
     job_id = await node.admit(JobKind.CREATE)
 
     def leave(happening: Happening) -> None:
-        if (happening.effect, happening.moment) == (Effect.CUT, Moment.BEFORE):
+        if (happening.effect, happening.moment) == (Effect.PRESS, Moment.AFTER):
             node.hypervisor.faults.hook = None
             node.hypervisor.remove(SERVER)
             raise why

@@ -197,7 +197,7 @@ async def _snapshots(seen: Keyspace, api: FrontEnd) -> SnapshotId:
     change = {"labels": {"a": "b"}, "protected": True, "expires_at": tomorrow}
     assert (await api.call("PATCH", f"{SNAPSHOTS}{snapshot_id}/", body=change)).status == 200
     assert (await api.call("DELETE", f"{SNAPSHOTS}{snapshot_id}/")).body["code"] == "snapshot_protected"
-    check = await cell.store.check_create(account_id=ACCOUNT, server_id=SERVER, name="third", request_id="r")
+    check = await cell.store.check_create(account_id=ACCOUNT, server_id=SERVER, name="third", live=True, request_id="r")
     await seen.look()
     await cell.node.begin(check.id)
     await cell.node.finish(check.id, CREATED)

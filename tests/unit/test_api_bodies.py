@@ -191,6 +191,7 @@ def test_a_job_that_waits_has_no_step_no_times_and_no_error() -> None:
         "disks": "all",
         "notes": [],
         "contents": None,
+        "consistency": None,
         "retried_by": None,
     }
 

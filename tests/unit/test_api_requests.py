@@ -176,7 +176,7 @@ def test_any_body_is_either_right_or_refused_by_name(raw: bytes) -> None:
         ({"server_id": 0}, "Must be at least 1."),
         ({"description": "a" * 1001}, "Must have at most 1000 characters."),
         ({"description": "a\x00"}, "The character U+0000 is not allowed."),
-        ({"more": 1}, "Unknown field. Known fields: server_id, name, description."),
+        ({"more": 1}, "Unknown field. Known fields: server_id, name, description, consistency."),
     ],
 )
 def test_the_refusal_says_what_the_field_must_be(change: dict[str, object], detail: str) -> None:

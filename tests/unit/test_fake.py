@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,7 +30,14 @@ def fake() -> FakeHypervisor:
 def _server() -> FakeServer:
     disks = {target: FakeDisk(content="A", virtual_bytes=20 * GIB) for target in ("vda", "vdb")}
     return FakeServer(
-        name="server-1", server_id=1, account_id=77, disks=disks, nvram="as installed", generation=1, checkpoints=["c0"]
+        name="server-1",
+        server_id=1,
+        account_id=77,
+        disks=disks,
+        nvram="as installed",
+        generation=1,
+        checkpoints=["c0"],
+        agent=True,
     )
 
 
@@ -51,6 +59,9 @@ async def all_effects(fake: FakeHypervisor) -> None:
     await fake.renew_generation_id(1)
     await fake.size_mb(1, "vps-801")
     await fake.start(1)
+    await fake.freeze(1, timeout_seconds=60)
+    await fake.take_live_snapshot(1, replace(SPEC, tag="vps-802"))
+    await fake.thaw(1)
     await fake.press_power_button(1)
     await fake.cut_power(1)
     await fake.delete_snapshot(1, "vps-801")

@@ -141,6 +141,20 @@ def test_an_older_gateway_is_told_nothing_that_it_would_refuse() -> None:
     ask = take.ask.fitting(running=(), free=1, seconds=5, begin=True)
     assert set(from_json(take.said(ask, 1))) == {"running", "free", "seconds"}
     assert from_json(take.said(ask, 2))["begin"] is True
+    finish = protocol.CALLS["finish"]
+    for contents in (None, CONTENTS):
+        ended = outcome.Outcome(state=model.JobState.COMPLETED, contents=contents)
+        ask = finish.ask.fitting(job_id=JOB, outcome=ended, report=reports.EMPTY_REPORT, power="")
+        assert "consistency" not in finish.said(ask, 1)
+    assert "consistency" in finish.said(ask, 2)
+    publish = protocol.CALLS["publish"]
+    snapshot = {"id": 1, "name": "n", "description": "", "created_at": AT, "size_mb": 1, "status": "completed"}
+    begun = {"id": JOB, "kind": "create", "snapshot_id": 1, "snapshot_name": "n", "snapshot_description": ""}
+    begun |= {"snapshot_created_at": AT, "request_id": "r", "undoes": None}
+    ask = publish.ask.fitting(server_id=1, snapshots=[snapshot | {"contents": CONTENTS}], begun=[begun])
+    said = from_json(publish.said(ask, 1))
+    assert "consistency" not in said["snapshots"][0]["contents"]
+    assert "live" not in said["begun"][0]
 
 
 def test_each_call_is_answered_asked_and_part_of_the_port() -> None:

@@ -24,6 +24,7 @@ RECORD = records.Record(
         left_out=(SkippedDisk(target="sda", reason="it is a cdrom"),),
         firmware=Firmware.UEFI,
         nvram=True,
+        consistency="agent_frozen",
         tpm=True,
     ),
 )

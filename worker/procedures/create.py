@@ -1,48 +1,86 @@
-"""Create: stop the guest, snapshot every disk, start the guest again, measure the snapshot's size."""
+"""Create: stop the guest, snapshot every disk, start the guest again, measure the snapshot's size.
 
+Or, on request, without a stop: see `worker.procedures.live`.
+"""
+
+import time
 from dataclasses import replace
 
-from drivers.base import SnapshotExists
-from worker.procedures import notes
+from drivers.base import InvalidState, Power, SnapshotExists
+from worker.procedures import live, notes
 from worker.procedures.disks import checked, cleaned, roomy_layout, without
 from worker.procedures.power import as_found, claimed, ensure_off, ensure_off_gently, power_remembered
 from worker.procedures.work import Facts, Next, Procedure, Work, over, then
-from worker.store.model import Step
+from worker.store.model import Consistency, Step
 
 
 async def _check(work: Work) -> Next:
-    """Every check that can refuse a create before the guest is stopped. Changes nothing."""
+    """Every check that can refuse a create before its first effect. Changes nothing.
+
+    The contents have the consistency that the snapshot would have, if the guest shuts down when it is asked to.
+    """
     layout = await roomy_layout(work)
-    contents = notes.contents_of(layout)
+    expected = await live.prospect(work)
+    is_stopped = expected is None and await work.hypervisor.power(work.task.server_id) is not Power.OFF
+    stopped = Consistency.CLEAN_SHUTDOWN if is_stopped else Consistency.ALREADY_OFF
+    contents = replace(notes.contents_of(layout), consistency=expected or stopped)
     if any(found.tag == work.task.tag for found in await work.hypervisor.snapshots(work.task.server_id)):
         raise SnapshotExists(f"the server's disks already have the tag {work.task.tag}")
-    noted = (*notes.left_out(contents), *notes.resources_reduced(layout.reduced))
+    noted = (*notes.left_out(contents), *notes.resources_reduced(layout.reduced if is_stopped else ()))
     return Next(step=None, facts=replace(work.facts, contents=contents).noting(*noted))
 
 
 async def _preflight(work: Work) -> Next:
-    checked_facts = (await _check(work)).facts
-    return Next(step=Step.STOPPING, facts=await power_remembered(replace(work, facts=checked_facts)))
+    facts = await power_remembered(replace(work, facts=(await _check(work)).facts))
+    assert facts.contents is not None, "just checked"  # noqa: S101 - for mypy
+    expected, facts = facts.contents.consistency, replace(facts, contents=replace(facts.contents, consistency=None))
+    if expected in live.WITHOUT_A_STOP:
+        return live.begun(facts, freezes=expected == Consistency.AGENT_FROZEN)
+    return Next(step=Step.STOPPING, facts=facts)
 
 
 async def _stop(work: Work) -> Next:
+    if work.task.live and await work.hypervisor.power(work.task.server_id) is not Power.OFF:
+        raise InvalidState("the server was started while the job began")  # it must not be stopped
     await claimed(work)
     # Gracefully: data that the guest has not written to its disks yet would be missing from the snapshot.
-    await ensure_off_gently(work.hypervisor, work.task.server_id, work.policy)
-    return Next(step=Step.CHECKING, facts=work.facts)
+    by_itself = await ensure_off_gently(work.hypervisor, work.task.server_id, work.policy)
+    return Next(step=Step.CHECKING, facts=replace(work.facts, consistency=_how_stopped(work, by_itself=by_itself)))
+
+
+def _how_stopped(work: Work, *, by_itself: bool) -> Consistency | None:
+    """None: unknown. `by_itself`: without a cut of its power in this run of the step."""
+    if not by_itself:
+        return Consistency.FORCED_OFF
+    if work.facts.off_since is None:
+        return Consistency.ALREADY_OFF
+    # An earlier process may have cut its power, but not before the end of the grace period.
+    may_be_cut = work.interrupted and time.time() >= work.facts.off_since + work.policy.grace_seconds
+    return None if may_be_cut else Consistency.CLEAN_SHUTDOWN
 
 
 async def _check_disks(work: Work) -> Next:
+    work = await _off_again(work)
     return Next(step=Step.SNAPSHOTTING, facts=await checked(work))
 
 
+async def _off_again(work: Work) -> Work:
+    """After an interruption: cut the power of a guest that someone has started since."""
+    if not work.interrupted or await work.hypervisor.power(work.task.server_id) is Power.OFF:
+        return work
+    await ensure_off(work.hypervisor, work.task.server_id)
+    return replace(work, facts=replace(work.facts, consistency=Consistency.FORCED_OFF))
+
+
 async def _snapshot(work: Work) -> Next:
-    if work.interrupted:
-        # Someone may have started the guest since, and some disks may already have the tag.
-        await ensure_off(work.hypervisor, work.task.server_id)
+    if work.facts.live:
+        return await live.snapshot(work)
+    work = await _off_again(work)
+    if work.interrupted:  # some disks may already have the tag
         await without(work.hypervisor, work.task.server_id, work.task.tag)
-    await work.hypervisor.take_snapshot(work.task.server_id, work.task.spec)
-    return Next(step=Step.STARTING, facts=replace(work.facts, taken=True))
+    facts = work.facts
+    await work.hypervisor.take_snapshot(work.task.server_id, work.task.spec, consistency=facts.consistency)
+    return Next(step=Step.STARTING, facts=replace(facts, taken=True))
 
 
 async def _clean(work: Work) -> Next:
@@ -82,7 +120,10 @@ CREATE = Procedure(
         Step.PREFLIGHT: _preflight,
         Step.STOPPING: _stop,
         Step.CHECKING: _check_disks,
+        Step.FREEZING: live.freeze,
         Step.SNAPSHOTTING: _snapshot,
+        Step.THAWING: live.thaw,
+        Step.RECORDING: live.record,
         Step.CLEANING: _clean,
         Step.STARTING: _start,
         Step.MEASURING: _measure,
@@ -91,12 +132,15 @@ CREATE = Procedure(
         Step.PREFLIGHT: over,
         Step.STOPPING: then(Step.STARTING),
         Step.CHECKING: then(Step.STARTING),  # nothing was changed, so it may start, damaged or not
-        Step.SNAPSHOTTING: then(Step.CLEANING),
+        Step.FREEZING: then(Step.THAWING),
+        Step.SNAPSHOTTING: live.after_snapshot_failed,
+        Step.THAWING: then(Step.CLEANING),
+        Step.RECORDING: then(Step.CLEANING),
         Step.CLEANING: over,
         Step.STARTING: _after_starting,
         Step.MEASURING: _after_measuring_failed,
     },
-    strands=frozenset({Step.CLEANING, Step.STARTING}),
+    strands=frozenset({Step.THAWING, Step.CLEANING, Step.STARTING}),
 )
 
 CHECK_CREATE = Procedure(first=Step.PREFLIGHT, steps={Step.PREFLIGHT: _check}, if_it_fails={Step.PREFLIGHT: over})

@@ -80,6 +80,11 @@ def resources_reduced(less: Sequence[str]) -> tuple[Note, ...]:
     return (Note(code=NoteCode.RESOURCES_REDUCED, detail=detail),) if less else ()
 
 
+STATE_CHANGED = Note(
+    code=NoteCode.STATE_CHANGED,
+    detail="The server's UEFI variables or its TPM changed while the snapshot was taken. The snapshot holds them from a"
+    " moment before that of the disks.",
+)
 GENERATION_ID_CHANGED = Note(
     code=NoteCode.GENERATION_ID_CHANGED, detail="The server got a new VM generation ID, as with every restore."
 )

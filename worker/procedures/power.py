@@ -9,17 +9,21 @@ from worker.procedures.work import Facts, Policy, Work
 from worker.store.model import ServerId
 
 
-async def ensure_off_gently(hypervisor: Hypervisor, server_id: ServerId, policy: Policy) -> None:
-    """Ask the guest to shut down, repeatedly until the grace period ends, then cut its power."""
+async def ensure_off_gently(hypervisor: Hypervisor, server_id: ServerId, policy: Policy) -> bool:
+    """Ask the guest to shut down, repeatedly until the grace period ends, then cut its power.
+
+    Returns whether it was off without that.
+    """
     deadline = time.monotonic() + policy.grace_seconds
     while (left := deadline - time.monotonic()) > 0:
         if await hypervisor.power(server_id) is Power.OFF:
-            break
+            return True
         with suppress(InvalidState):  # it may be shutting down already; if it cannot be asked, its power is cut
             await hypervisor.press_power_button(server_id)
         if await hypervisor.wait_for_off(server_id, timeout_seconds=min(left, policy.press_again_seconds)):
-            break
+            return True
     await ensure_off(hypervisor, server_id)
+    return False
 
 
 async def claimed(work: Work) -> None:

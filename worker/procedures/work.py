@@ -31,6 +31,7 @@ class Task:
     undoes: JobId | None = None
     traceparent: str = ""  # continues the trace after a crash
     present_only: bool = False  # restore: revert the disks that are present, whatever else the snapshot holds
+    live: bool = False  # create: do not stop the guest
     # Undo: the disks that the restore overwrote, if not all. The others have been in use since and are left alone.
     overwritten: frozenset[str] | None = None
 
@@ -48,6 +49,7 @@ class Task:
             undoes=job.undoes,
             traceparent=job.traceparent,
             present_only=job.present_only,
+            live=job.live,
         )
 
     @property
@@ -83,6 +85,9 @@ class Facts:
     grown: tuple[GrownDisk, ...] = ()  # enlarged after the snapshot; the restore enlarges them again
     clears: tuple[str, ...] | None = None  # disks with dirty bitmaps; empty: only checkpoints; None: neither
     renews_generation: bool = False
+    live: bool = False  # create: the guest is not stopped
+    frozen: bool = False  # the job may have frozen the guest's file systems, and has not thawed them
+    consistency: str | None = None  # of the snapshot: a word of `Consistency`
 
     def failed(self, failure: Failure) -> Self:
         """A copy with this failure. An earlier failure stays the reason; a stranded job stays stranded."""
@@ -107,6 +112,8 @@ class Policy:
     """How long to wait, and how much space to keep free."""
 
     grace_seconds: float = 90.0  # time for a guest to shut down before its power is cut
+    live: bool = True  # whether snapshots without a stop may be taken on this node
+    freeze_seconds: float = 10.0  # time for a guest's agent to freeze its file systems; 0: never freeze
     press_again_seconds: float = 5.0  # a guest that is still booting ignores the power button, so press it again
     free_floor_bytes: int = 1 << 30  # no snapshot is taken below this: after one, a guest's writes copy clusters
 
@@ -146,7 +153,9 @@ class Procedure:
 
 
 # Steps that carry the job forward: a worker that has lost its lease must not start one. The others roll back.
-FORWARD = frozenset(Step) - {Step.UNDOING, Step.CLEANING, Step.STARTING, Step.MEASURING}
+FORWARD = frozenset(Step) - {
+    *(Step.UNDOING, Step.THAWING, Step.RECORDING, Step.CLEANING, Step.STARTING, Step.MEASURING)
+}
 
 
 def over(_facts: Facts) -> Step | None:

@@ -76,7 +76,10 @@ class Step(StrEnum):
 
     PREFLIGHT = "preflight"
     STOPPING = "stopping"
+    FREEZING = "freezing"  # hold a running guest's file systems, by its agent
     SNAPSHOTTING = "snapshotting"
+    THAWING = "thawing"  # end `freezing`
+    RECORDING = "recording"  # write down a snapshot that was taken under a running guest
     CHECKING = "checking"  # check and repair the disks before the first change
     SAFEGUARDING = "safeguarding"  # take the safety snapshot, before a restore overwrites
     CLEARING = "clearing"  # remove dirty bitmaps and checkpoints of incremental backups, which a revert invalidates
@@ -96,8 +99,8 @@ _OVERWRITING = (
 )
 STEPS: dict[JobKind, tuple[Step, ...]] = {
     JobKind.CREATE: (
-        *(Step.PREFLIGHT, Step.STOPPING, Step.CHECKING, Step.SNAPSHOTTING),
-        *(Step.CLEANING, Step.STARTING, Step.MEASURING),
+        *(Step.PREFLIGHT, Step.STOPPING, Step.CHECKING, Step.FREEZING, Step.SNAPSHOTTING, Step.THAWING),
+        *(Step.RECORDING, Step.CLEANING, Step.STARTING, Step.MEASURING),
     ),
     JobKind.RESTORE: _OVERWRITING,
     JobKind.UNDO: _OVERWRITING,
@@ -105,6 +108,8 @@ STEPS: dict[JobKind, tuple[Step, ...]] = {
     JobKind.CHECK_CREATE: (Step.PREFLIGHT,),
     JobKind.CHECK_RESTORE: (Step.PREFLIGHT,),
 }
+
+WITHOUT_A_STOP = frozenset({Step.FREEZING, Step.THAWING, Step.RECORDING})  # only in a create that is `live`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +151,16 @@ class LeftOut:
     reason: str
 
 
+class Consistency(StrEnum):
+    """The state of the guest's data in a snapshot: how the guest was stopped, or what it did meanwhile."""
+
+    CLEAN_SHUTDOWN = "clean_shutdown"  # it was asked to shut down, and did
+    FORCED_OFF = "forced_off"  # its power was cut: its last writes may be missing
+    ALREADY_OFF = "already_off"  # it was off before the job
+    AGENT_FROZEN = "agent_frozen"  # it ran; its agent had written everything to the disks and held all file systems
+    CRASH_CONSISTENT = "crash_consistent"  # it ran: as after a power failure at this moment, over all disks
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contents:
     """What a snapshot holds: the same fields as `drivers.base.Contents`, which the node records with the disks."""
@@ -155,6 +170,7 @@ class Contents:
     firmware: str = "bios"  # or "uefi"
     nvram: bool = False
     tpm: bool = False
+    consistency: str | None = None  # a word of `Consistency`, or of a later version; None: unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +211,7 @@ class NoteCode(StrEnum):
     NOT_RESTORED = "not_restored"  # only the present disks were restored
     LEFT_OUT = "left_out"  # the snapshot does not hold it
     GENERATION_ID_CHANGED = "generation_id_changed"
+    STATE_CHANGED = "state_changed"  # UEFI variables or TPM were written while the snapshot was taken
     RESOURCES_REDUCED = "resources_reduced"  # fewer vCPUs or less memory than before the job stopped the server
 
 
@@ -234,6 +251,7 @@ class Job:
     traceparent: str = ""  # the parent span, as in W3C Trace Context; "": none
     resolved_at: datetime | None = None  # when an operator marked the stranded job as resolved
     present_only: bool = False  # of a restore or undo: revert only the disks that are present
+    live: bool = False  # of a create: do not stop the server
     notes: tuple[Note, ...] = ()
     contents: Contents | None = None  # of a create or its dry run: what the snapshot holds, or would hold
     retried_by: JobId | None = None  # the job that repeats it
@@ -244,11 +262,16 @@ class Job:
         return self.failure is not None and self.failure.stranded and self.resolved_at is None
 
     @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps that it may have, in order. A `live` create of a server that is off has those of any create."""
+        return tuple(step for step in STEPS[self.kind] if self.live or step not in WITHOUT_A_STOP)
+
+    @property
     def percent(self) -> int:
         """Progress in whole steps; of a failed job, up to the step that failed."""
         if self.state is JobState.COMPLETED:
             return 100
-        steps = STEPS[self.kind]
+        steps = self.steps
         return 100 * steps.index(self.step) // len(steps) if self.step in steps else 0
 
 

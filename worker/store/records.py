@@ -198,6 +198,7 @@ def job(
         traceparent=record.get("traceparent", ""),
         resolved_at=moment(record["resolved_ms"]) if record.get("resolved_ms") else None,
         present_only=record.get("present_only") == "1",
+        live=record.get("live") == "1",
         notes=written.read_notes(record.get("notes", "")),
         contents=written.read_contents(record.get("contents", "")),
         retried_by=JobId(record["retried_by"]) if record.get("retried_by") else None,

@@ -5,9 +5,9 @@
 -- must.
 -- ask: {kind, dry_run, account and id (not for a scheduled run): ID of the server for a create, of the restore's job
 -- for an undo, else of the snapshot, name, description, request_id, job_id, limit, silent_ms, retry_ms, queue (see
--- `enqueue`), again: retry a delete that has not freed its space, present_only: of a restore or undo, retries: the
--- failed job that this one repeats, in_bulk, schedule: {id, due_ms, next_ms, retry_ms}, traceparent or nil, idempotency
--- (see `replay`), whole_job}
+-- `enqueue`), again: retry a delete that has not freed its space, present_only: of a restore or undo, live: of a
+-- create, retries: the failed job that this one repeats, in_bulk, schedule: {id, due_ms, next_ms, retry_ms},
+-- traceparent or nil, idempotency (see `replay`), whole_job}
 -- Answers {'admitted', job (see `show_job`; without `whole_job` it may be {its ID} alone), snapshot (see
 -- `show_snapshot`; nil for the dry run of a create, for a delete, and for an undo whose snapshot is deleted)},
 -- {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
@@ -36,7 +36,7 @@ local function admit(server_id, server, snapshot_id, snapshot, shown, undoes)
     server = server_id, server_name = server.name, account = server.account, node = server.node,
     snapshot = snapshot_id, snapshot_name = snapshot.name, snapshot_description = snapshot.description,
     snapshot_created_ms = snapshot.created_ms, request_id = ask.request_id, traceparent = ask.traceparent,
-    present_only = ask.present_only and '1' or nil,
+    present_only = ask.present_only and '1' or nil, live = ask.live and '1' or nil,
   }
   enqueue(ask.job_id, job, ask.queue)
   if ask.retries then redis.call('HSET', 'job:' .. ask.retries, 'retried_by', ask.job_id) end
@@ -140,7 +140,7 @@ local function run_schedule()
     forget_schedule(id, schedule)
     return {'refused', 'server_not_found'}
   end
-  ask.account, ask.id = schedule.account, schedule.server
+  ask.account, ask.id, ask.live = schedule.account, schedule.server, schedule.live == '1'
   local expire_after_ms = number(schedule.expire_after_ms)
   if expire_after_ms then
     ask.expires_ms = string.format('%.0f', now_ms() + expire_after_ms)

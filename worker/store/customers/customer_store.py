@@ -157,10 +157,12 @@ class CustomerStore(Scripts):
 
     # --- requests for work ---
 
-    async def create(self, *, server_id: ServerId, name: str, description: str, **request: Unpack[Request]) -> Admitted:
-        """Admit a new snapshot. Raises ServerNotFound, NodeUnavailable, ServerBusy, ServerNotReady,
-        SnapshotLimitReached, NameTaken or StoreUnavailable."""
-        return await self._admitted(JobKind.CREATE, server_id, request, name=name, description=description)
+    async def create(
+        self, *, server_id: ServerId, name: str, description: str, live: bool = False, **request: Unpack[Request]
+    ) -> Admitted:
+        """Admit a new snapshot; `live`: without a stop of the server. Raises ServerNotFound, NodeUnavailable,
+        ServerBusy, ServerNotReady, SnapshotLimitReached, NameTaken or StoreUnavailable."""
+        return await self._admitted(JobKind.CREATE, server_id, request, name=name, description=description, live=live)
 
     async def restore(
         self, *, snapshot_id: SnapshotId, present_only: bool = False, **request: Unpack[Request]
@@ -169,9 +171,11 @@ class CustomerStore(Scripts):
         NodeUnavailable, ServerBusy, ServerNotReady or StoreUnavailable."""
         return await self._admitted(JobKind.RESTORE, snapshot_id, request, present_only=present_only)
 
-    async def check_create(self, *, server_id: ServerId, name: str, **request: Unpack[Request]) -> Job:
+    async def check_create(
+        self, *, server_id: ServerId, name: str, live: bool = False, **request: Unpack[Request]
+    ) -> Job:
         """A dry run of `create`: the same refusals, and a job in which the node makes its own checks."""
-        return await self._job(JobKind.CREATE, server_id, request, name=name, dry_run=True)
+        return await self._job(JobKind.CREATE, server_id, request, name=name, live=live, dry_run=True)
 
     async def check_restore(
         self, *, snapshot_id: SnapshotId, present_only: bool = False, **request: Unpack[Request]
@@ -214,7 +218,10 @@ class CustomerStore(Scripts):
         """Admit a new job that does the same as a failed one. `in_bulk`: nobody has checked this job, so it is refused
         if it was cancelled or its server has had a later job. Raises JobNotRetryable, or what its kind raises."""
         asked: dict[JobKind, tuple[ServerId | SnapshotId | JobId | None, dict[str, str | bool]]] = {
-            JobKind.CREATE: (job.server_id, {"name": job.snapshot_name, "description": job.snapshot_description}),
+            JobKind.CREATE: (
+                job.server_id,
+                {"name": job.snapshot_name, "description": job.snapshot_description, "live": job.live},
+            ),
             JobKind.RESTORE: (job.snapshot_id, {"present_only": job.present_only}),
             JobKind.DELETE: (job.snapshot_id, {"again": True}),
             JobKind.UNDO: (job.undoes, {"present_only": job.present_only}),

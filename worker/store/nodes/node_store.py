@@ -130,6 +130,7 @@ class BegunJob:
     request_id: str
     undoes: JobId | None
     present_only: bool = False
+    live: bool = False
 
     def for_script(self) -> dict[str, str]:
         return {
@@ -142,6 +143,7 @@ class BegunJob:
             "request_id": self.request_id,
             "undoes": self.undoes or "",
             "present_only": "1" if self.present_only else "",
+            "live": "1" if self.live else "",
         }
 
 

@@ -8,7 +8,8 @@ So a new field or call needs a new number in PROTOCOLS, and the gateways are upg
 each side the highest number that both know; a node says nothing to an older gateway that it would refuse.
 
 - 1: as of the first release.
-- 2: `take` has the field `begin`, and may give jobs that it has begun; `stop_taking`.
+- 2: `take` has the field `begin`, and may give jobs that it has begun; `stop_taking`; a snapshot's `consistency`; a
+  begun job's `live`.
 """
 
 from collections.abc import Mapping
@@ -126,6 +127,7 @@ class Contents(Message):
     firmware: Word = "bios"
     nvram: Flag = False
     tpm: Flag = False
+    consistency: Word | None = None
 
 
 class Failure(Message):
@@ -203,6 +205,7 @@ class BegunJob(Message):
     request_id: Word
     undoes: JobNumber | None
     present_only: Flag = False
+    live: Flag = False
 
 
 class Finding(Message):
@@ -301,32 +304,39 @@ class Greeting(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A call of a node, with the type of its answer. `newer`: fields that a gateway must know a protocol for."""
+    """A call of a node, with the type of its answer. `newer`: fields that protocol 1 does not have."""
 
     ask: type[Message]
     answer: TypeAdapter[Any]
-    newer: Mapping[str, int]
+    newer: dict[str, Any]
 
     def said(self, ask: Message, protocol: int) -> str:
         """The message as JSON, without what a gateway of that protocol would refuse."""
-        return ask.model_dump_json(exclude={field for field, since in self.newer.items() if since > protocol})
+        return ask.model_dump_json(exclude=self.newer if protocol == 1 else None)
 
 
-def _call(ask: type[Message], answer: Any, **newer: int) -> Call:
-    return Call(ask=ask, answer=TypeAdapter(answer), newer=newer)
+def _call(ask: type[Message], answer: Any, *, newer: dict[str, Any] | None = None) -> Call:
+    return Call(ask=ask, answer=TypeAdapter(answer), newer=newer or {})
+
+
+_NEWER_CONTENTS = {"contents": {"consistency"}}
 
 
 CALLS: Mapping[str, Call] = {
     "hello": _call(Hello, Greeting),
     "take_lease": _call(TakeLease, LeaseHeld | None),
     "lease_holder": _call(Nothing, LeaseHeld | None),
-    "take": _call(Take, tuple[JobId | Job, ...], begin=BEGINS_WITH_TAKE),
+    "take": _call(Take, tuple[JobId | Job, ...], newer={"begin": True}),
     "stop_taking": _call(Nothing, None),
     "begin": _call(Begin, Job),
     "progress": _call(Progress, None),
-    "finish": _call(Finish, str),
+    "finish": _call(Finish, str, newer={"outcome": _NEWER_CONTENTS}),
     "report": _call(Report, Reported),
-    "publish": _call(Publish, tuple[SnapshotId, ...]),
+    "publish": _call(
+        Publish,
+        tuple[SnapshotId, ...],
+        newer={"snapshots": {"__all__": _NEWER_CONTENTS}, "begun": {"__all__": {"live"}}},
+    ),
     "known": _call(AskKnown, Known),
     "lose": _call(Lose, bool),
     "regain": _call(Regain, bool),

@@ -3,7 +3,7 @@
 -- store has stay as they are; contents that it lacks are added. What does not hold is left out.
 -- ask: {node, owner, server, snapshots: [{id, name, description, created_ms, size_mb, status, contents (JSON or '')}],
 -- jobs: [{id, kind, snapshot, snapshot_name, snapshot_description, snapshot_created_ms, request_id, undoes,
--- present_only ('1' or '')}]}
+-- present_only and live ('1' or '')}]}
 -- Answers {'published', {ids of the snapshots that were not known}, {reasons of what was left out}}, {'lease_lost'},
 -- {'not_here', why} or {'claim_refused', reason}.
 local ask = cjson.decode(ARGV[1])
@@ -71,7 +71,7 @@ local function add_job(begun)
     account = server.account, node = node, snapshot = begun.snapshot, snapshot_name = begun.snapshot_name,
     snapshot_description = begun.snapshot_description, snapshot_created_ms = begun.snapshot_created_ms,
     request_id = begun.request_id, undoes = begun.undoes, queued_ms = now, started_ms = now, attempts = '1',
-    present_only = begun.present_only == '1' and '1' or nil,
+    present_only = begun.present_only == '1' and '1' or nil, live = begun.live == '1' and '1' or nil,
   }
   write('job:' .. begun.id, job)
   list_job(begun.id, job)

@@ -35,6 +35,7 @@ class ScheduleSpec:
     keep: int  # completed snapshots of its own
     expire_after: timedelta | None
     enabled: bool
+    live: bool = False  # its snapshots do not stop the server
 
     def for_script(self) -> dict[str, str]:
         return {
@@ -43,6 +44,7 @@ class ScheduleSpec:
             "keep": str(self.keep),
             "expire_after_ms": str(round(self.expire_after.total_seconds() * 1000)) if self.expire_after else "",
             "enabled": "1" if self.enabled else "",
+            "live": "1" if self.live else "",
         }
 
 
@@ -170,6 +172,7 @@ def _schedule(shown: list[Any]) -> Schedule:
         keep=records.whole(record["keep"]),
         expire_after=timedelta(milliseconds=records.whole(expire_after)) if expire_after else None,
         enabled=record["enabled"] == "1",
+        live=record.get("live") == "1",
     )
     return Schedule(
         id=ScheduleId(schedule_id.decode()),

@@ -1,0 +1,46 @@
+"""The sockets that a front end listens on."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+from api.settings import ApiSettings
+
+
+def bind(settings: ApiSettings) -> list[list[socket.socket]]:
+    """The listening sockets of each process. Raises OSError.
+
+    Each process has its own sockets for a host and a port, and the kernel spreads new connections evenly. The processes
+    share a Unix socket: there the kernel has no such option.
+    """
+    if settings.unix_socket is not None:
+        return [[_at_path(settings.unix_socket)]] * settings.processes
+    found = socket.getaddrinfo(
+        settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )  # such as ::1 and 127.0.0.1 of localhost
+    shared = settings.processes > 1
+    if shared and settings.port:  # shared ports can be bound twice: another front end would get half of the connections
+        for family, _, _, _, address in found:
+            socket.create_server(address, family=family).close()
+    first = [_at_address(family, address, settings, shared=shared) for family, _, _, _, address in found]
+    others = [
+        [_at_address(one.family, one.getsockname(), settings, shared=shared) for one in first]
+        for _ in range(settings.processes - 1)
+    ]
+    return [first, *others]
+
+
+def _at_address(family: int, address: Any, settings: ApiSettings, *, shared: bool) -> socket.socket:
+    listener = socket.create_server(address, family=family, reuse_port=shared)
+    # accepted sockets inherit it
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(settings.stalled_seconds * 1000))
+    return listener
+
+
+def _at_path(path: Path) -> socket.socket:
+    if path.is_socket():  # left by a process that was killed
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen()
+    return listener

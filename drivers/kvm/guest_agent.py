@@ -1,0 +1,93 @@
+"""Freezes and thaws the file systems of a running guest by its QEMU agent. All calls block, and raise libvirt's own
+errors where the daemon, not the agent, is the cause.
+
+libvirt's `fsFreeze` waits for the agent without a limit, so the commands are sent with limits of their own. An agent
+executes one command after the other: one that answers has ended every command before it, also one whose answer came
+too late for libvirt.
+"""
+
+import json
+import math
+from contextlib import suppress
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+
+from drivers.base import AgentFailed, InvalidState, Power, ServerInUse
+from drivers.kvm import readiness
+from drivers.kvm.libvirt_xml import read
+
+CHANNEL = "./devices/channel/target[@name='org.qemu.guest_agent.0']"
+ANSWER_SECONDS = 5  # limit for a status and for a thaw; libvirt adds up to 5 s of its own for a silent agent
+FROZEN, THAWED = "frozen", "thawed"
+# The agent is not configured, not connected, does not answer, or refuses. libvirt's older Python bindings lack some.
+_AGENTS = frozenset(
+    {
+        *(libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED),
+        *(getattr(libvirt, f"VIR_ERR_AGENT_COMMAND_{which}", None) for which in ("TIMEOUT", "FAILED")),
+    }
+)
+
+
+def status(domain: Any) -> str | None:
+    """FROZEN or THAWED; None if no agent answers."""
+    try:
+        answer = _ask(domain, "guest-fsfreeze-status", ANSWER_SECONDS)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in _AGENTS:
+            raise
+        return None
+    return next((word for word in (FROZEN, THAWED) if word == answer), None)
+
+
+def refuse_frozen(domain: Any) -> bool:
+    """Raises ServerInUse if the file systems are frozen. Returns whether the agent answers."""
+    found = status(domain)
+    if found == FROZEN:
+        raise ServerInUse("the server's file systems are frozen by another tool")
+    return found is not None
+
+
+def freeze(domain: Any, *, timeout_seconds: float) -> bool:
+    """See `Hypervisor.freeze`."""
+    if readiness.power(domain) is not Power.ON:
+        raise InvalidState("the server is not running")
+    if not refuse_frozen(domain):
+        return False
+    try:
+        held = _ask(domain, "guest-fsfreeze-freeze", timeout_seconds)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in _AGENTS:
+            raise
+        if status(domain) != THAWED:
+            raise AgentFailed("the guest's agent did not freeze the file systems in time") from error
+        return False
+    if not held:
+        thaw(domain)
+    return bool(held)
+
+
+def thaw(domain: Any) -> bool:
+    """See `Hypervisor.thaw`."""
+    if not domain.isActive() or read(domain.XMLDesc(0)).find(CHANNEL) is None:
+        return False
+    before = status(domain)
+    try:
+        # Also if it says that they are not frozen: an agent that was started again may not know.
+        _ask(domain, "guest-fsfreeze-thaw", ANSWER_SECONDS)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in _AGENTS:
+            raise
+        if status(domain) != THAWED:
+            raise AgentFailed("the guest's agent does not answer: its file systems may be frozen") from error
+        return False  # Windows ends a freeze by itself after some seconds, and then refuses
+    return before == FROZEN
+
+
+def _ask(domain: Any, command: str, timeout_seconds: float) -> Any:
+    """The agent's answer; None if it makes no sense: the guest's owner decides what the agent says."""
+    answer = libvirt_qemu.qemuAgentCommand(domain, json.dumps({"execute": command}), math.ceil(timeout_seconds), 0)
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        return json.loads(answer)["return"]
+    return None

@@ -1,0 +1,116 @@
+"""Snapshots without a stop, of a real guest with an agent, through the whole service; the guest is the witness."""
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from deploy.lab.domain import disk
+from deploy.lab.lab import Lab, make_disk
+from tests.acceptance.cell import AcceptanceCell, Server, eventually
+from tests.chaos.halts import Halt, Halts, Moment
+from tests.conftest import RedisServer, needs
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LIVE = {"consistency": "live"}
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    for program in ("redis-server", "qemu-system-x86_64", "qemu-img", "setpriv"):
+        needs(program)
+    with tempfile.TemporaryDirectory(prefix="vps-", dir="/tmp") as name:  # short: sockets lie below
+        yield Path(name)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cell(folder: Path) -> AsyncIterator[AcceptanceCell]:
+    (folder / "r").mkdir()
+    redis = RedisServer(folder / "r")
+    redis.start()
+    cell = AcceptanceCell(
+        folder=folder,
+        redis=redis,
+        lab=Lab(folder / "l"),
+        overrides={"VPS_SNAPSHOTS_LIVE": "allowed"},
+        worker_command=(sys.executable, "-m", "tests.chaos.stage", folder, "none", "run"),
+    )
+    try:
+        devices = [disk(make_disk(cell.lab.disk_path(name))) for name in ("a0", "a1")]
+        server = await cell.add(1, devices, agent=True)
+        await server.ready()
+        await cell.start()
+        await eventually(lambda: _freezes(cell))
+        yield cell
+    finally:
+        await cell.stop()
+
+
+async def _freezes(cell: AcceptanceCell) -> bool:
+    """Whether the guest's agent is up: it starts a moment after the guest is."""
+    _, checked = await cell.call("POST", "/api/v1/snapshots/?dry_run=true", {"server_id": 1, "name": "dry", **LIVE})
+    return checked.get("consistency") == "agent_frozen"
+
+
+@pytest.fixture
+def server(cell: AcceptanceCell) -> Server:
+    return cell.servers[1]
+
+
+async def test_the_guest_runs_on_and_a_restore_brings_its_data_back(cell: AcceptanceCell, server: Server) -> None:
+    qemu = cell.pid(server)
+    await server.console.write("A")
+    await server.console.tick()
+    snapshot_id, job = await cell.create(server, "live", **LIVE)
+    gaps = await server.console.gaps()
+    print(f"writes of the guest: {gaps.count}, gaps in ms: p99 {gaps.p99_ms}, longest {gaps.longest_ms}")  # noqa: T201 - a figure to read; the machine decides it
+    assert (job["state"], job["consistency"], job["downtime_seconds"]) == ("completed", "agent_frozen", None)
+    assert gaps.count > 0
+    assert cell.pid(server) == qemu, "the server was not stopped"
+    await server.console.write("B")
+
+    assert (await cell.restore(snapshot_id))["state"] == "completed"
+    booted = await server.ready()
+    assert set(booted.markers.values()) == {"A"}
+    await cell.delete(server, snapshot_id)
+    await eventually(lambda: _freezes(cell))
+    await cell.check_disks()
+
+
+@pytest.mark.parametrize(
+    ("step", "label"),
+    # The freeze is done again; a snapshot that was interrupted is taken again, without one.
+    [("freezing", "agent_frozen"), ("snapshotting", "crash_consistent"), ("thawing", "agent_frozen")],
+)
+async def test_a_worker_that_dies_leaves_the_guest_frozen_until_the_next_one_starts(
+    cell: AcceptanceCell, server: Server, folder: Path, step: str, label: str
+) -> None:
+    halts, qemu = Halts(folder), cell.pid(server)
+    moment = Moment.BEFORE if step == "thawing" else Moment.AFTER
+    halts.ask(Halt(kind="create", step=step, moment=moment, seconds=0))
+    answer = await cell.begin_create(server, step, **LIVE)
+
+    async def halted() -> bool:
+        return halts.reached() is not None
+
+    await eventually(halted)
+    assert cell.worker is not None
+    os.kill(cell.worker.pid, signal.SIGKILL)
+    await cell.worker.ended()
+    with pytest.raises(TimeoutError):
+        await server.console.write("held", timeout_seconds=1)
+    halts.forget()
+    await cell.start_worker()
+    await server.console.write("thawed")
+    assert cell.client is not None
+    job = await cell.client.follow(answer.headers["Operation-Location"], timeout_seconds=90)
+    assert (job["state"], job["consistency"]) == ("completed", label)
+    assert cell.pid(server) == qemu
+    await cell.delete(server, answer.body["id"])
+    await cell.check_disks()

@@ -1,0 +1,208 @@
+"""Snapshots of running servers on real QEMU: a guest with an agent that is frozen, and what other tools leave."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+import pytest
+import pytest_asyncio
+
+from deploy.lab import domains
+from deploy.lab.domain import disk
+from deploy.lab.lab import make_disk
+from drivers.base import DiskFailed, InvalidState, Power, ServerInUse, UnsupportedServer
+from tests.contract.harness import ACCOUNT_ID
+from tests.contract.kvm_bench import KvmBench, large_disk, qemu_img, read_text, write_text
+from tests.walking import SPEC
+from worker.procedures.disks import without
+from worker.store.model import ServerId
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+def tagged(path: Path) -> list[str]:
+    info = json.loads(qemu_img("info", "-U", "-f", "qcow2", "--output=json", str(path)))
+    return [snapshot["name"] for snapshot in info.get("snapshots", [])]
+
+
+def monitor(domain: Any, command: str, **arguments: object) -> Any:
+    asked = json.dumps({"execute": command, "arguments": arguments})
+    return json.loads(libvirt_qemu.qemuMonitorCommand(domain, asked, 0))["return"]
+
+
+@pytest_asyncio.fixture(scope="class", loop_scope="session")
+async def guest(node: KvmBench) -> AsyncIterator[KvmBench]:
+    """A running server with an agent; it takes 10 s to boot here."""
+    lab = node.lab
+    devices = [disk(make_disk(lab.disk_path(name))) for name in ("ga", "gb")]
+    domains.define(node.connection, lab.domain_xml("server-1", devices, agent=True))
+    await node.hypervisor.adopt("server-1", server_id=1, account_id=ACCOUNT_ID)
+    await node.hypervisor.start(1)
+    await lab.console("server-1").ready(after=0)
+    async with asyncio.timeout(60):
+        while not await node.hypervisor.refuse_live(1):  # noqa: ASYNC110 - the agent comes up a moment later
+            await asyncio.sleep(0.1)
+    yield node
+    await node.close()
+
+
+class TestAgent:
+    async def test_its_file_systems_are_frozen_at_the_snapshot_and_thawed_after_it(self, guest: KvmBench) -> None:
+        console = guest.lab.console("server-1")
+        await console.write("before")
+        await console.write("unwritten", synced=False)  # in the guest's memory, until it is frozen
+        assert await guest.hypervisor.freeze(1, timeout_seconds=30)
+        await guest.hypervisor.take_live_snapshot(1, SPEC)
+        assert await guest.hypervisor.thaw(1)
+        await guest.hypervisor.list_snapshot(1, SPEC, consistency="agent_frozen")
+        await console.write("after")
+        copies = [guest.lab.disk_path(f"copy-{name}") for name in ("ga", "gb")]
+        for copy in copies:
+            image = guest.lab.disk_path(copy.name.removeprefix("copy-"))
+            qemu_img("convert", "-U", "-l", f"snapshot.name={SPEC.tag}", "-O", "raw", str(image), str(copy))
+            assert b"unwritten\n" in copy.read_bytes(), "the agent had it written"
+        await guest.hypervisor.delete_snapshot(1, SPEC.tag)
+
+    async def test_one_that_another_tool_has_frozen_is_refused_and_stays_frozen(self, guest: KvmBench) -> None:
+        domain = guest.domain(1)
+        domain.fsFreeze()
+        for call in (guest.hypervisor.refuse_live(1), guest.hypervisor.freeze(1, timeout_seconds=5)):
+            with pytest.raises(ServerInUse, match="frozen by another tool"):
+                await call
+        assert domain.fsThaw() == 2
+
+    async def test_a_thaw_may_be_asked_for_at_any_time(self, guest: KvmBench) -> None:
+        assert not await guest.hypervisor.thaw(1)
+        assert await guest.hypervisor.freeze(1, timeout_seconds=30)
+        assert await guest.hypervisor.thaw(1)
+        assert not await guest.hypervisor.thaw(1)
+
+    async def test_one_that_the_driver_froze_is_thawed_by_the_next_process(self, guest: KvmBench) -> None:
+        assert await guest.hypervisor.freeze(1, timeout_seconds=30)
+        await guest.reopen()
+        assert await guest.hypervisor.thaw(1)
+        await guest.lab.console("server-1").write("again")
+
+
+async def test_a_disk_behind_a_filter_is_refused_by_name(kvm_bench: KvmBench) -> None:
+    await _running(kvm_bench, instead=("<driver name='qemu'", "<driver name='qemu' copy_on_read='on'"))
+    for call in (kvm_bench.hypervisor.refuse_live(1), kvm_bench.hypervisor.take_live_snapshot(1, SPEC)):
+        with pytest.raises(UnsupportedServer, match="vda"):
+            await call
+    assert _tags(kvm_bench) == [[], []]
+
+
+async def test_where_one_disk_refuses_no_disk_has_the_snapshot(kvm_bench: KvmBench) -> None:
+    await _running(kvm_bench)
+    copy = kvm_bench.lab.disk_path("copy")
+    target = make_disk(copy)
+    node = _node(kvm_bench, "vdb")
+    monitor(kvm_bench.domain(1), "blockdev-add", driver="qcow2", **{"node-name": "c"}, file=_file(target))
+    monitor(kvm_bench.domain(1), "blockdev-mirror", device=node, target="c", sync="full", **{"job-id": "j"})
+    with pytest.raises(DiskFailed):
+        await kvm_bench.hypervisor.take_live_snapshot(1, SPEC)
+    assert _tags(kvm_bench) == [[], []]
+    assert await kvm_bench.hypervisor.power(1) is Power.ON
+
+
+async def test_dirty_bitmaps_and_backing_files_stay_as_they_are(kvm_bench: KvmBench) -> None:
+    base = make_disk(kvm_bench.lab.disk_path("base"))
+    write_text(base, "of the base")
+    before = base.read_bytes()
+    over = make_disk(kvm_bench.lab.disk_path("over"), backing=base)
+    plain = make_disk(kvm_bench.lab.disk_path("plain"))
+    qemu_img("bitmap", "--add", "-f", "qcow2", str(plain), "b0")
+    await kvm_bench.add_domain(1, [disk(over), disk(plain)])
+    await kvm_bench.hypervisor.start(1)
+    await kvm_bench.hypervisor.take_live_snapshot(1, SPEC)
+    await kvm_bench.hypervisor.list_snapshot(1, SPEC)
+    assert kvm_bench.domain(1).listAllSnapshots() == [], "libvirt would not migrate it"
+    await kvm_bench.hypervisor.cut_power(1)
+    assert await kvm_bench.hypervisor.repair(1) == ()
+    (vda, vdb) = (await kvm_bench.hypervisor.layout(1)).disks
+    assert (vda.bitmaps, vdb.bitmaps) == ((), ("b0",))
+    write_text(over, "own")
+    assert (await kvm_bench.hypervisor.restore_plan(1, SPEC.tag)).bitmaps == ("vdb",)
+    await kvm_bench.hypervisor.clear_bitmaps(1)
+    await kvm_bench.hypervisor.revert(1, SPEC.tag)
+    assert read_text(over) == "of the base"
+    assert base.read_bytes() == before
+
+
+async def test_disks_of_different_threads_have_it_together(kvm_bench: KvmBench) -> None:
+    devices = [disk(make_disk(kvm_bench.lab.disk_path(name))) for name in ("a", "b")]
+    xml = kvm_bench.lab.domain_xml("server-1", devices).replace("<vcpu>", "<iothreads>2</iothreads><vcpu>")
+    for number in (1, 2):
+        xml = xml.replace("<driver name='qemu' type", f"<driver name='qemu' iothread='{number}' type", 1)
+    domains.define(kvm_bench.connection, xml)
+    await kvm_bench.hypervisor.adopt("server-1", server_id=1, account_id=ACCOUNT_ID)
+    await kvm_bench.hypervisor.start(1)
+    for number in range(5):
+        await kvm_bench.hypervisor.take_live_snapshot(1, replace(SPEC, tag=f"vps-{number + 1}"))
+    assert all(found.complete for found in await kvm_bench.hypervisor.snapshots(1))
+
+
+async def test_a_disk_that_the_running_server_lacks_is_refused(kvm_bench: KvmBench) -> None:
+    await _running(kvm_bench)
+    path = make_disk(kvm_bench.lab.disk_path("new"))
+    xml = (
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
+        f"<source file='{path}'/><target dev='vdz' bus='virtio'/></disk>"
+    )
+    kvm_bench.domain(1).attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    with pytest.raises(InvalidState, match="vdz"):
+        await kvm_bench.hypervisor.take_live_snapshot(1, SPEC)
+    assert _tags(kvm_bench) == [[], []]
+
+
+async def test_the_disks_of_a_qemu_that_dies_are_mended(kvm_bench: KvmBench) -> None:
+    """Killed at a random moment around the transaction; the disks take long enough for it."""
+    paths = [large_disk(kvm_bench.lab.disk_path(name)) for name in ("a", "b")]
+    await kvm_bench.add_domain(1, [disk(path) for path in paths])
+    for number in range(2):
+        await kvm_bench.hypervisor.start(1)
+        pid = int((kvm_bench.lab.folder / "run" / "qemu" / "server-1.pid").read_text())
+        taking = asyncio.ensure_future(kvm_bench.hypervisor.take_live_snapshot(1, SPEC))
+        await asyncio.sleep(0.02 + 0.03 * number)
+        os.kill(pid, signal.SIGKILL)
+        try:
+            await taking
+        except DiskFailed:
+            assert await kvm_bench.hypervisor.power(1) is Power.OFF, "or its disks would not be mended"
+        assert await kvm_bench.hypervisor.wait_for_off(1, timeout_seconds=60)
+        await without(kvm_bench.hypervisor, ServerId(1), SPEC.tag)
+        assert [tagged(path) for path in paths] == [[], []]
+        assert await kvm_bench.hypervisor.repair(1) == ()
+
+
+async def _running(bench: KvmBench, *, instead: tuple[str, str] = ("", "")) -> None:
+    """A server with two disks, whose definition has this text replaced."""
+    devices = [disk(make_disk(bench.path(1, target))) for target in ("vda", "vdb")]
+    xml = bench.lab.domain_xml("server-1", devices, guest=False)
+    domains.define(bench.connection, xml.replace(*instead) if instead[0] else xml)
+    await bench.hypervisor.adopt("server-1", server_id=1, account_id=ACCOUNT_ID)
+    await bench.hypervisor.start(1)
+
+
+def _tags(bench: KvmBench) -> list[list[str]]:
+    return [tagged(bench.path(1, target)) for target in ("vda", "vdb")]
+
+
+def _node(bench: KvmBench, target: str) -> str:
+    devices = monitor(bench.domain(1), "query-block")
+    return next(
+        str(device["inserted"]["node-name"])
+        for device in devices
+        if str(bench.path(1, target)) in json.dumps(device.get("inserted", {}).get("image", {}))
+    )
+
+
+def _file(path: Path) -> dict[str, str]:
+    return {"driver": "file", "filename": str(path)}

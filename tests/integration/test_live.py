@@ -1,0 +1,257 @@
+"""Creates without a stop: what the guest goes through, and that it is never left frozen, wherever the worker dies."""
+
+import asyncio
+import itertools
+import random
+from collections import defaultdict
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from drivers.base import AgentFailed, HypervisorUnavailable, Power
+from drivers.fake_faults import Effect, Happening, Killed, Moment
+from tests.integration.conftest import SERVER, Cell
+from tests.integration.dying import LIMITS, DyingNode
+from tests.integration.pasts import Past
+from worker.journal import Journal
+from worker.left_frozen import thaw_all
+from worker.store.model import Consistency, Job, JobKind, JobState, NoteCode
+
+REACHED = (
+    *(Effect.LOOK, Effect.HOLD, Effect.SAVE_NVRAM, Effect.FREEZE, Effect.TRANSACTION, Effect.THAW, Effect.LIST),
+    *(Effect.MEASURE, Effect.LET_GO),
+)
+STOPS = {Effect.PRESS, Effect.CUT, Effect.START}
+
+
+async def fresh(cell: Cell, folder: Path, *, past: Past = Past.QUIET, power: Power = Power.ON) -> DyingNode:
+    await cell.redis.flushdb()
+    await cell.node.take_lease(seconds=600)
+    folder.mkdir()
+    return await DyingNode.make(cell, folder, power=power, past=past, live=True)
+
+
+async def create(node: DyingNode) -> Job:
+    return await node.settle(await node.admit(JobKind.CREATE))
+
+
+def label(job: Job) -> str | None:
+    assert job.contents is not None
+    return job.contents.consistency
+
+
+def effects(node: DyingNode) -> set[Effect]:
+    return {happening.effect for happening in node.happened}
+
+
+async def test_the_guest_is_frozen_for_the_transaction_and_never_stopped(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    frozen_at: dict[Effect, bool] = {}
+
+    def watch(happening: Happening) -> None:
+        frozen_at.setdefault(happening.effect, node.hypervisor.server(SERVER).frozen)
+
+    node.hypervisor.faults.hook = watch
+    job = await create(node)
+    assert (job.state, label(job), job.downtime_seconds) == (JobState.COMPLETED, Consistency.AGENT_FROZEN, None)
+    assert not frozen_at.keys() & STOPS
+    assert [effect for effect, frozen in frozen_at.items() if frozen] == [Effect.TRANSACTION, Effect.THAW]
+    await node.check(job, power=Power.ON)
+
+
+async def test_a_server_that_is_off_is_snapshotted_as_ever(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n", power=Power.OFF)
+    job = await create(node)
+    assert (job.state, label(job)) == (JobState.COMPLETED, Consistency.ALREADY_OFF)
+    assert Effect.SNAPSHOT_DISK in effects(node)
+    await node.check(job, power=Power.OFF)
+
+
+async def test_a_stopped_guest_is_labelled_by_how_it_was_stopped(cell: Cell, tmp_path: Path) -> None:
+    for deaf in (False, True):
+        node = await fresh(cell, tmp_path / f"{deaf}")
+        node.without_a_stop = False
+        node.hypervisor.server(SERVER).deaf = deaf
+        job = await create(node)
+        assert label(job) == (Consistency.FORCED_OFF if deaf else Consistency.CLEAN_SHUTDOWN)
+        await node.check(job, power=Power.ON)
+
+
+async def test_no_stop_that_was_interrupted_is_called_clean_where_it_may_not_have_been(
+    cell: Cell, tmp_path: Path
+) -> None:
+    # a slow machine may be past the grace period after the first as well
+    for effect, expected in ((Effect.PRESS, {Consistency.CLEAN_SHUTDOWN, None}), (Effect.CUT, {None})):
+        node = await fresh(cell, tmp_path / effect)
+        node.without_a_stop = False
+        node.hypervisor.server(SERVER).deaf = effect is Effect.CUT
+        job_id = await node.admit(JobKind.CREATE)
+        node.hypervisor.faults.fail(effect, at=Moment.AFTER, error=Killed("there"))
+        assert not await node.live(job_id)
+        assert label(await node.settle(job_id)) in expected
+
+
+async def test_without_an_agent_it_is_crash_consistent(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    node.hypervisor.server(SERVER).agent = False
+    job = await create(node)
+    assert label(job) == Consistency.CRASH_CONSISTENT
+    assert not effects(node) & {*STOPS, Effect.FREEZE, Effect.THAW}
+    await node.check(job, power=Power.ON)
+
+
+@pytest.mark.parametrize("at", list(Moment))
+async def test_an_agent_that_fails_to_freeze_costs_the_label_and_nothing_else(
+    cell: Cell, tmp_path: Path, at: Moment
+) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    node.hypervisor.faults.fail(Effect.FREEZE, at=at)
+    job = await create(node)
+    assert job.state is JobState.COMPLETED
+    assert label(job) == (Consistency.AGENT_FROZEN if at is Moment.DURING else Consistency.CRASH_CONSISTENT)
+    await node.check(job, power=Power.ON)
+
+
+async def test_a_guest_that_ended_the_freeze_by_itself_is_labelled_as_it_is(cell: Cell, tmp_path: Path) -> None:
+    """As Windows does after ten seconds."""
+    node = await fresh(cell, tmp_path / "n")
+
+    def give_up(happening: Happening) -> None:
+        if happening.effect is Effect.TRANSACTION:
+            node.hypervisor.server(SERVER).frozen = False
+
+    node.hypervisor.faults.hook = give_up
+    job = await create(node)
+    assert (job.state, label(job)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
+
+
+async def test_a_guest_that_another_tool_has_frozen_is_left_to_it(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    job_id = await node.admit(JobKind.CREATE)
+
+    def freeze(happening: Happening) -> None:
+        if happening.effect is Effect.HOLD:  # behind the checks
+            node.hypervisor.server(SERVER).frozen = True
+
+    node.hypervisor.faults.hook = freeze
+    job = await node.settle(job_id)
+    assert (job.failure and job.failure.code) == "server_busy"
+    assert node.hypervisor.server(SERVER).frozen, "its owner thaws it"
+
+
+async def test_uefi_variables_that_change_meanwhile_are_told(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n")
+
+    def change(happening: Happening) -> None:
+        if happening.effect is Effect.TRANSACTION:
+            node.hypervisor.server(SERVER).nvram = "changed"
+
+    node.hypervisor.faults.hook = change
+    job = await create(node)
+    assert job.state is JobState.COMPLETED
+    assert NoteCode.STATE_CHANGED in {note.code for note in job.notes}
+
+
+@pytest.mark.parametrize("past", [Past.QUIET, Past.WORN])
+async def test_a_job_whose_worker_dies_once_anywhere_is_completed(cell: Cell, tmp_path: Path, past: Past) -> None:
+    node = await fresh(cell, tmp_path / "whole", past=past)
+    job_id = await node.admit(JobKind.CREATE)
+    node.start_over()
+    await node.settle(job_id)
+    moments = list(node.happened)
+    assert {Effect.FREEZE, Effect.TRANSACTION, Effect.THAW} <= {happening.effect for happening in moments}
+    for moment in range(1, len(moments) + 1):
+        node = await fresh(cell, tmp_path / f"{moment}", past=past)
+        job_id = await node.admit(JobKind.CREATE)
+        node.start_over(die_at=[moment])
+        job = await node.settle(job_id)
+        assert job.state is JobState.COMPLETED, moments[moment - 1]
+        assert label(job) in {Consistency.AGENT_FROZEN, Consistency.CRASH_CONSISTENT}
+        assert not effects(node) & {Effect.PRESS, Effect.CUT}, "it was not stopped"
+        await node.check(job, power=Power.ON)
+
+
+async def test_what_comes_first_after_a_death_is_the_thaw(cell: Cell, tmp_path: Path) -> None:
+    for effect, at in itertools.product(
+        (Effect.FREEZE, Effect.TRANSACTION, Effect.THAW), (Moment.BEFORE, Moment.AFTER)
+    ):
+        node = await fresh(cell, tmp_path / f"{effect}{at}")
+        job_id = await node.admit(JobKind.CREATE)
+        node.hypervisor.faults.fail(effect, at=at, error=Killed("there"))
+        assert not await node.live(job_id)
+        was_frozen = node.hypervisor.server(SERVER).frozen
+        node.start_over()
+        job = await node.settle(job_id)
+        if was_frozen:
+            assert next(one.effect for one in node.happened if one.effect is not Effect.LOOK) is Effect.THAW
+        await node.check(job, power=Power.ON)
+
+
+async def test_a_worker_that_dies_again_and_again_leaves_no_guest_frozen(cell: Cell, tmp_path: Path) -> None:
+    chance = random.Random("live")  # noqa: S311 - a campaign that can be repeated, not a secret
+    for campaign in range(20):
+        node = await fresh(cell, tmp_path / f"{campaign}", past=chance.choice([Past.QUIET, Past.WORN]))
+        job_id = await node.admit(JobKind.CREATE)
+        node.start_over(die_at=sorted(chance.sample(range(1, 60), chance.randint(2, 6))))
+        job = await node.settle(job_id)
+        await node.reconcile()
+        await node.check(job, power=Power.ON)
+
+
+@pytest.mark.parametrize("effect", REACHED)
+async def test_an_effect_that_fails_once_or_for_ever_leaves_nothing_half_done(
+    cell: Cell, tmp_path: Path, effect: Effect
+) -> None:
+    for at, times in itertools.product((Moment.BEFORE, Moment.AFTER), (1, 2)):
+        node = await fresh(cell, tmp_path / f"{at}{times}")
+        job_id = await node.admit(JobKind.CREATE)
+        node.hypervisor.faults.fail(effect, times=times, at=at)
+        job = await node.settle(job_id)
+        node.hypervisor.faults.heal()
+        await node.reconcile()
+        await node.check(job, power=Power.ON)
+
+
+async def test_a_qemu_that_dies_meanwhile_is_started_again_on_checked_disks(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n")
+
+    def die(happening: Happening) -> None:
+        server = node.hypervisor.server(SERVER)
+        if happening.effect is Effect.TRANSACTION and server.power is Power.ON:
+            server.power, server.frozen = Power.OFF, False
+            for disk in server.disks.values():
+                disk.dirty = True
+            raise HypervisorUnavailable("the connection to QEMU was lost")
+
+    node.hypervisor.faults.hook = die
+    job = await create(node)
+    assert job.state is JobState.FAILED
+    await node.check(job, power=Power.ON)
+
+
+async def test_a_guest_that_does_not_thaw_is_stranded_and_thawed_as_soon_as_it_answers(
+    cell: Cell, tmp_path: Path
+) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    job_id = await node.admit(JobKind.CREATE)
+    node.limits = replace(LIMITS, thaw_seconds=0.05)
+    node.hypervisor.faults.fail(Effect.THAW, times=10_000)
+    job = await node.settle(job_id)
+    assert job.failure is not None
+    assert (job.failure.code, job.failure.stranded) == (AgentFailed.code, True)
+    assert node.hypervisor.server(SERVER).frozen
+    await _thaw_left(node)
+    assert node.hypervisor.server(SERVER).frozen
+    node.hypervisor.faults.heal()
+    await _thaw_left(node)
+    assert not node.hypervisor.server(SERVER).frozen
+    node.hypervisor.server(SERVER).frozen = True
+    await _thaw_left(node)
+    assert node.hypervisor.server(SERVER).frozen, "it is not ours any more"
+
+
+async def _thaw_left(node: DyingNode) -> None:
+    with closing(Journal(node.folder / "journal.sqlite")) as journal:
+        await thaw_all(journal, node.hypervisor, defaultdict(asyncio.Lock))
