@@ -23,7 +23,8 @@ from arq.connections import ArqRedis
 from arq.worker import Worker, func
 
 from tests.queueing import CELL, NODE, QUEUE, taker
-from worker.gateway_client import GatewayAddress, GatewayClient
+from worker.gateway_address import GatewayAddress
+from worker.gateway_client import GatewayClient
 from worker.local_redis import local_redis
 from worker.node_worker import NodeWorker, Take
 from worker.program.background import in_background

@@ -4,24 +4,22 @@ import asyncio
 import itertools
 import math
 import random
-import re
 import ssl
-import stat
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 from uuid import uuid4
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 from pydantic_core import from_json
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
+from worker.gateway_address import CREATE, GatewayAddress, GatewayTrouble
 from worker.store import errors
 from worker.store.errors import StoreUnavailable
 from worker.store.model import Job, JobId, ServerId, SnapshotId, Step
@@ -60,61 +58,9 @@ AGAIN_SECONDS = (0.05, 1.0)  # between two attempts to connect: the first wait, 
 LASTING_SECONDS = 1.0  # a connection that lasted so long is replaced at once
 ELSEWHERE_SECONDS = 5.0  # of nothing but trouble behind one gateway, until the next is tried
 
-_CREATE = "create a credential with `vps-snapshots node credential create NODE` and write it to this file"
 _TOLD_APART = frozenset({LEASE_LOST, BEGIN_REFUSED, CLAIM_REFUSED, BROKE})
-_ADDRESS = re.compile(r"wss://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?|unix:///[^?#]+")
 
 log = structlog.stdlib.get_logger()
-
-
-class GatewayAddress(BaseModel):
-    """Where the gateways are, and what lets this node in."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    urls: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)] = Field(
-        default=("wss://localhost:7443",),
-        description="wss://HOST:PORT of each gateway, or unix:///SOCKET on the same machine",
-    )
-    credential_file: Path = Field(
-        default=Path("/etc/vps-snapshots/credential"), description="the node's credential; readable by its owner alone"
-    )
-    tls_ca_file: FilePath | None = Field(default=None, description="instead of the system's authorities")
-
-    @field_validator("urls")
-    @classmethod
-    def _are_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        for url in urls:
-            if not _ADDRESS.fullmatch(url):
-                raise ValueError(f"{url!r} is not wss://HOST:PORT or unix:///SOCKET")
-        return urls
-
-    @model_validator(mode="after")
-    def _authority_is_used(self) -> Self:
-        if self.tls_ca_file and not any(url.startswith("wss:") for url in self.urls):
-            raise ValueError("tls_ca_file is set, and no url is wss://")
-        return self
-
-    def credential(self) -> str:
-        """Read anew for each connection, so that a rotated one is used at once. Raises GatewayTrouble."""
-        try:
-            if stat.S_IMODE(self.credential_file.stat().st_mode) & 0o077:
-                raise GatewayTrouble(f"{self.credential_file} can be read by others: chmod 600")
-            if credential := self.credential_file.read_text().strip():
-                return credential
-            raise GatewayTrouble(f"{self.credential_file} is empty: {_CREATE}")
-        except FileNotFoundError as error:
-            raise GatewayTrouble(f"{self.credential_file} does not exist: {_CREATE}") from error
-        except (OSError, ValueError) as error:
-            raise GatewayTrouble(f"{self.credential_file}: {error}") from error
-
-
-class GatewayTrouble(Exception):
-    """The gateway can't be reached, does not let us in, or could not do what was asked. `code`: the gateway's word."""
-
-    def __init__(self, text: str, *, code: str = "") -> None:
-        super().__init__(text)
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -198,7 +144,7 @@ class GatewayClient:
             if error.response.status_code == HTTPStatus.UNAUTHORIZED:
                 return (
                     f"HTTP 401: the gateway refused the credential in {self._address.credential_file}: it is wrong, "
-                    f"revoked or expired; {_CREATE}"
+                    f"revoked or expired; {CREATE}"
                 )
             what = error.response.body.decode(errors="replace").strip() if error.response.body else ""
             return f"HTTP {error.response.status_code} {what}".strip()

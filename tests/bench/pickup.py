@@ -29,7 +29,8 @@ from tests.conftest import RedisServer
 from tests.gateway import make_certificate
 from tests.node_process import Kind
 from tests.queueing import NODE, until_told
-from worker.gateway_client import GatewayAddress, GatewayClient
+from worker.gateway_address import GatewayAddress
+from worker.gateway_client import GatewayClient
 from worker.program.background import in_background
 from worker.store.access.credentials import Credentials
 from worker.store.redis_client import RedisSettings, connect

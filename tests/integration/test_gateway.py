@@ -27,7 +27,8 @@ from tests.conftest import RedisServer, needs
 from tests.gateway import GatewayProgram, Reached, gateway, make_certificate, secret_of
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.queueing import until, until_told
-from worker.gateway_client import GatewayAddress, GatewayClient
+from worker.gateway_address import GatewayAddress
+from worker.gateway_client import GatewayClient
 from worker.store.access.credentials import Credentials
 from worker.store.access.tokens import Limits, Permission, Presented, Tokens
 from worker.store.customers.customer_store import CustomerStore

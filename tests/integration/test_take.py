@@ -15,7 +15,8 @@ from tests.conftest import RedisServer
 from tests.gateway import Reached, gateway, secret_of
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.queueing import until, until_told
-from worker.gateway_client import GatewayAddress, GatewayClient
+from worker.gateway_address import GatewayAddress
+from worker.gateway_client import GatewayClient
 from worker.program.background import in_background
 from worker.store.errors import JobNotCancellable
 from worker.store.model import Job, JobId, JobState, ServerId

@@ -11,7 +11,8 @@ from pydantic_core import from_json
 
 from api.gateway.answers import ANSWERS
 from api.gateway.limits import Allowance
-from worker.gateway_client import GatewayAddress, GatewayClient
+from worker.gateway_address import GatewayAddress
+from worker.gateway_client import GatewayClient
 from worker.store import model, outcome, reports
 from worker.store.nodes import node_store, protocol
 from worker.store.nodes.port import NodePort
