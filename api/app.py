@@ -41,7 +41,7 @@ from api.operators import calls as operators
 from api.processes import Process
 from api.schedules import calls as schedules
 from api.servers import calls as servers
-from api.settings import ApiSettings
+from api.settings import ApiSettings, Live
 from api.snapshots import calls as snapshots
 from api.webhooks import calls as webhooks
 from api.webhooks.sender import Sender
@@ -93,13 +93,15 @@ def build(
     clock = CellClock(redis, compared=metrics.clocks)
     callers = Callers(tokens, limits, trusted_proxies=settings.trusted_proxies)
     streams = _streams(redis, settings, process)
-    store = CustomerStore(redis, node_silent_seconds=settings.node_silent_seconds)
+    store = CustomerStore(
+        redis, node_silent_seconds=settings.node_silent_seconds, live_by_default=settings.live is Live.DEFAULT
+    )
     operator_store = OperatorStore(redis, store, node_silent_seconds=settings.node_silent_seconds)
     following = events.EventCalls(streams, callers)
     for_entering: list[tuple[Table[Entering], object]] = [
         (snapshots.call, snapshots.SnapshotCalls(store, live=settings.live)),
         (jobs.call, jobs.JobCalls(store)),
-        (servers.call, servers.ServerCalls(store)),
+        (servers.call, servers.ServerCalls(store, live=settings.live)),
     ]
     for_customers: list[tuple[Table[Caller], object]] = [
         (events.call, following),

@@ -94,6 +94,11 @@ class Client:
         """Retried while the service is unreachable: doing it again changes nothing."""
         return await retrying(lambda: self._call("PUT", path, body=body), max_seconds=2 * LONGEST_WAIT_SECONDS)
 
+    async def patch(self, path: str, body: Body) -> Body:
+        """Retried as PUT is."""
+        changed = await retrying(lambda: self._call("PATCH", path, body=body), max_seconds=2 * LONGEST_WAIT_SECONDS)
+        return changed.body
+
     async def delete(self, path: str) -> Answer:
         return await self._call("DELETE", path)
 

@@ -1,6 +1,6 @@
 """Commands for servers and findings."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -87,6 +87,29 @@ def show_server(context: typer.Context, server: ServerArgument, *, as_json: Json
         return await client.either(lambda: client.get(f"ops/{path}"), lambda: client.get(path))
 
     perform(context, get, _show_one, as_json=as_json)
+
+
+@app.command("set")
+def set_server(
+    context: typer.Context,
+    server: ServerArgument,
+    *,
+    consistency: Annotated[
+        Literal["stop", "live", "default"],
+        typer.Option("--consistency", help="Whether creates stop it, if they do not say so; default: the provider's."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Say whether creates stop a server, if they do not say so themselves."""
+    body: Body = {"consistency": None if consistency == "default" else consistency}
+
+    async def patch(client: Client) -> Body:
+        return await client.patch(f"servers/{server}/", body)
+
+    def show(output: Output, _: Body) -> None:
+        output.say(f"server {server}: {consistency}")
+
+    perform(context, patch, show, as_json=as_json)
 
 
 @app.command("declare")

@@ -11,13 +11,15 @@ from api.settings import Live
 from worker.store.model import Consistency
 
 FIELD = "consistency"
+Choice = Literal["stop", "live"]
 Asked = Annotated[
-    Literal["stop", "live"] | None,
+    Choice | None,
     *NOT_NULL,
     Field(
         description=(
             "`stop`: the server is shut down for the snapshot. `live`: it runs on, if the provider allows that, and its"
-            " agent, if it has one, holds the file systems meanwhile. Left out: the provider's choice, usually `stop`"
+            " agent, if it has one, holds the file systems meanwhile. Left out: as is set for the server, or else the"
+            " provider's default, usually `stop`"
         ),
         exclude_if=lambda asked: (
             asked is None
@@ -30,8 +32,17 @@ Label = Annotated[
 ]
 
 
-def is_live(asked: Literal["stop", "live"] | None, live: Live) -> bool:
-    """Whether the server is not stopped. Raises Problem if the provider does not allow what was asked for."""
-    if asked == "live" and live is Live.REFUSED:
+def allowed(asked: Choice | None, live: Live) -> Choice | None:
+    """What was asked for; `stop` if nothing else is possible. Raises Problem if the provider does not allow it."""
+    if live is not Live.REFUSED:
+        return asked
+    if asked == "live":
         raise invalid(FieldError(field=FIELD, detail="This provider takes no snapshots of running servers: use stop."))
-    return asked == "live" or (asked is None and live is Live.DEFAULT)
+    return "stop"
+
+
+def is_live(asked: Choice | None, live: Live) -> bool | None:
+    """Whether the server is not stopped; None: as is set for the server, or else by the provider. Raises Problem if the
+    provider does not allow what was asked for."""
+    choice = allowed(asked, live)
+    return None if choice is None else choice == "live"

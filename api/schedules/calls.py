@@ -6,7 +6,7 @@ from api.http import reading
 from api.http.answers import answer, page_answer
 from api.http.callers import Caller
 from api.http.calls import API, Link, Reply, Table
-from api.http.consistency import is_live
+from api.http.consistency import Choice, is_live
 from api.http.marks import MADE, SERVER_ID
 from api.http.problems import FieldError, invalid
 from api.http.reading import in_path
@@ -70,7 +70,7 @@ class ScheduleCalls:
         created = await self._schedules.create(
             account_id=caller.account_id,
             server_id=body.server_id,
-            spec=body.spec(live=is_live(body.consistency, self._live)),
+            spec=body.spec(live=self._is_live(body.consistency)),
             idempotency=reading.idempotency(request, body),
         )
         request[MADE] = f"schedule {created.id}"
@@ -101,7 +101,7 @@ class ScheduleCalls:
         Fields that are left out stay unchanged.
         """
         body, schedule_id = await reading.body(request, ScheduleEditBody), in_path(request, SCHEDULE_ID)
-        live = None if body.consistency is None else is_live(body.consistency, self._live)
+        live = None if body.consistency is None else self._is_live(body.consistency)
         before = await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)
         try:
             changed = await self._schedules.change(before, body.applied(before.spec, live=live))
@@ -118,3 +118,8 @@ class ScheduleCalls:
         """
         await self._schedules.drop(account_id=caller.account_id, schedule_id=in_path(request, SCHEDULE_ID))
         return web.Response(status=204)
+
+    def _is_live(self, asked: Choice | None) -> bool:
+        """Decided when the schedule is made: a schedule keeps its choice."""
+        live = is_live(asked, self._live)
+        return self._live is Live.DEFAULT if live is None else live

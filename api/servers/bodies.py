@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from api.http.answers import After, KindOfJob, Open, StatusOfServer, Timestamp, TotalIfKnown, from_record
+from api.http.consistency import Choice
 from api.http.fields import AccountIdInBody, CursorQuery, NodeInPath, NodeName, OfAccount, RequestBody, truth
 from api.jobs.bodies import OpsJobSummary, ops_job_summary
 from api.snapshots.bodies import SnapshotDetails, details
@@ -58,6 +59,21 @@ class Server(Open):
     snapshots_max: int
     job: Annotated[BusyJob | None, Field(description="the job that it is busy with")]
     reachable: Annotated[bool, Field(description="its node responds, so new jobs are accepted")]
+    consistency: Annotated[
+        str | None,
+        Field(
+            description="whether creates stop it, if they do not say so: `stop` or `live`; more may be added. null: the"
+            " provider's default"
+        ),
+    ]
+
+
+class ServerEdit(RequestBody):
+    """Whether creates stop a server, if they do not say so themselves."""
+
+    consistency: Annotated[
+        Choice | None, Field(description="`stop`, `live` where the provider allows it, or null: the provider's default")
+    ]
 
 
 class Finding(Open):
@@ -103,6 +119,7 @@ def _parts(view: model.ServerView) -> dict[str, object]:
         "snapshots_max": model.SNAPSHOTS_PER_SERVER,
         "job": BusyJob(id=record.job_id, kind=record.job_kind) if record.job_id and record.job_kind else None,
         "reachable": view.reachable,
+        "consistency": record.consistency,
     }
 
 

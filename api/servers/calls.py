@@ -6,11 +6,13 @@ from api.http import reading
 from api.http.answers import answer, cursor_answer
 from api.http.callers import Entering
 from api.http.calls import API, FOR_OPERATORS, OPS, Reply, Table, links
+from api.http.consistency import allowed
 from api.http.fields import SERVER_ID
 from api.http.marks import ACCOUNT, MADE
 from api.http.reading import in_path
 from api.servers import bodies, examples
-from api.servers.bodies import AccountBody, NodeBody, OpsServersQuery, PlacementBody
+from api.servers.bodies import AccountBody, NodeBody, OpsServersQuery, PlacementBody, ServerEdit
+from api.settings import Live
 from worker.store import errors
 from worker.store.access.tokens import Token
 from worker.store.calls import Cursor
@@ -27,8 +29,11 @@ ops_call: Table[Token] = Table("operators", SERVER_ID, **FOR_OPERATORS)
 
 
 class ServerCalls:
-    def __init__(self, store: CustomerStore) -> None:
+    """`live`: whether the provider allows snapshots of running servers."""
+
+    def __init__(self, store: CustomerStore, *, live: Live = Live.REFUSED) -> None:
         self._store = store
+        self._live = live
 
     @call(
         f"GET {API}servers/{{server_id}}/",
@@ -42,6 +47,25 @@ class ServerCalls:
         """
         found = await self._store.server(account_id=caller, server_id=in_path(request, SERVER_ID))
         return answer(bodies.server(found))
+
+    @call(
+        f"PATCH {API}servers/{{server_id}}/",
+        Reply(200, {"restoring": examples.SERVER}, "The changed server."),
+        body={"live": examples.EDIT},
+        refusals=(errors.ServerNotFound,),
+    )
+    async def edit_server(self, request: web.Request, caller: Entering) -> web.Response:
+        """Edit a server.
+
+        Changes whether creates stop it, if they do not say so themselves. A schedule keeps its own choice.
+        """
+        body = await reading.body(request, ServerEdit)
+        if body.consistency is not None:
+            allowed(body.consistency, self._live)
+        edited = await self._store.edit_server(
+            account_id=caller, server_id=in_path(request, SERVER_ID), consistency=body.consistency
+        )
+        return answer(bodies.server(edited))
 
 
 class OpsServerCalls:

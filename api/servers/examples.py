@@ -11,6 +11,7 @@ from api.servers.bodies import (
     OpsServerList,
     PlacementBody,
     Server,
+    ServerEdit,
 )
 from api.snapshots.examples import DETAILS
 from worker.store.model import SNAPSHOTS_PER_SERVER, AccountId, JobKind, ServerState
@@ -22,7 +23,9 @@ SERVER = Server(
     snapshots_max=SNAPSHOTS_PER_SERVER,
     job=BusyJob(id=JOB_ID, kind=JobKind.RESTORE),
     reachable=True,
+    consistency=None,
 )
+EDIT = ServerEdit(consistency="live")
 FINDINGS = (Finding(kind="torn_snapshot", tag="vps-801", at=ASKED),)
 OPS_SERVER = OpsServer(
     **dict(SERVER), account_id=77, node="node-17", power="on", missing=False, stranded_by=None, findings=FINDINGS

@@ -56,7 +56,7 @@ class World:
 
 @pytest.fixture
 async def world(cell: Cell) -> AsyncIterator[World]:
-    async with serving(cell, calls_per_minute=100_000, failed_logins_per_minute=100_000) as api:
+    async with serving(cell, calls_per_minute=100_000, failed_logins_per_minute=100_000, live="allowed") as api:
         stranger = await api.new_token(account=OTHERS, permissions=set(Permission))
         await cell.have([THEIR_SERVER], account=OTHERS)
         created = await api.call("POST", body={"server_id": THEIR_SERVER, "name": "theirs"}, token=stranger)

@@ -196,6 +196,7 @@ async def _snapshots(seen: Keyspace, api: FrontEnd) -> SnapshotId:
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
     change = {"labels": {"a": "b"}, "protected": True, "expires_at": tomorrow}
     assert (await api.call("PATCH", f"{SNAPSHOTS}{snapshot_id}/", body=change)).status == 200
+    assert (await api.call("PATCH", f"/api/v1/servers/{SERVER}/", body={"consistency": "stop"})).status == 200
     assert (await api.call("DELETE", f"{SNAPSHOTS}{snapshot_id}/")).body["code"] == "snapshot_protected"
     check = await cell.store.check_create(account_id=ACCOUNT, server_id=SERVER, name="third", live=True, request_id="r")
     await seen.look()

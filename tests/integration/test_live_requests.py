@@ -11,7 +11,8 @@ from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import DONE, FrontEnd, serving
 from tests.integration.test_notes import CREATED, HELD, job, job_of, snapshot
 from tests.integration.test_schedules import run
-from worker.store.model import Consistency, Failure, Job, JobState, ServerId, SnapshotStatus
+from worker.store.access.tokens import Permission
+from worker.store.model import AccountId, Consistency, Failure, Job, JobState, ServerId, SnapshotStatus
 from worker.store.outcome import Outcome
 
 LIVE: dict[str, Any] = {"server_id": SERVER, "name": "a", "consistency": "live"}
@@ -58,6 +59,55 @@ async def test_the_node_is_told(cell: Cell, setting: str, asked: dict[str, str],
             account_id=ACCOUNT, server_id=SERVER, name="b", live=live, request_id="r"
         )
         assert (await api.cell.node.begin(check.id)).live is live
+
+
+@pytest.mark.parametrize(
+    ("setting", "of_server", "asked", "live"),
+    [
+        ("allowed", "live", {}, True),
+        ("allowed", "live", {"consistency": "stop"}, False),
+        ("default", "stop", {}, False),
+        ("default", None, {}, True),
+    ],
+)
+async def test_a_server_has_its_own_default(
+    cell: Cell, setting: str, of_server: str | None, asked: dict[str, str], live: bool
+) -> None:
+    async with serving(cell, live=setting) as api:
+        path = f"/api/v1/servers/{SERVER}/"
+        await api.call("PATCH", path, body={"consistency": "live"})
+        edited = await api.call("PATCH", path, body={"consistency": of_server})
+        assert (edited.status, edited.body["consistency"]) == (200, of_server)
+        assert (await api.call("GET", path)).body["consistency"] == of_server
+        check = await api.call(
+            "POST", "/api/v1/snapshots/?dry_run=true", body={"server_id": SERVER, "name": "a", **asked}
+        )
+        assert check.status in {200, 202}
+        assert (await api.call("POST", body={"server_id": SERVER, "name": "a", **asked})).status == 201
+        assert (await begun(api)).live is live
+
+
+async def test_the_default_of_a_server_is_its_owners_and_what_the_provider_allows(cell: Cell) -> None:
+    path = f"/api/v1/servers/{SERVER}/"
+    async with serving(cell, live="allowed") as api:
+        stranger = await api.new_token(account=AccountId(78))
+        refused = await api.call("PATCH", path, body={"consistency": "live"}, token=stranger)
+        assert (refused.status, refused.body["code"]) == (404, "server_not_found")
+        reader = await api.new_token(permissions={Permission.SNAPSHOTS_READ})
+        assert (await api.call("PATCH", path, body={"consistency": "live"}, token=reader)).status == 403
+        assert (await api.call("GET", path)).body["consistency"] is None
+        for body in ({}, {"consistency": "paused"}, {"consistency": 1}):
+            assert (await api.call("PATCH", path, body=body)).status == 400
+        assert (await api.call("PATCH", path, body={"consistency": "live"})).status == 200
+    async with serving(cell) as api:  # the provider allows it no longer
+        assert (await api.call("PATCH", path, body={"consistency": "live"})).status == 400
+        assert (await api.create()).status == 201
+        assert not (await begun(api)).live
+        assert (await api.call("PATCH", path, body={"consistency": None})).body["consistency"] is None
+    await cell.store.edit_server(account_id=ACCOUNT, server_id=SERVER, consistency="live")
+    await cell.node.finish(await cell.holder(), DONE)
+    await cell.give(AccountId(78))
+    assert (await cell.store.server(account_id=AccountId(78), server_id=SERVER)).server.consistency is None
 
 
 async def test_other_words_are_refused(cell: Cell) -> None:

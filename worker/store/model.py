@@ -121,6 +121,7 @@ class Server:
     state: ServerState
     job_id: JobId | None  # the job that holds the server
     job_kind: JobKind | None
+    consistency: str | None = None  # of its snapshots, "stop" or "live", if a create does not say; None: the provider's
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,6 +155,7 @@ def server(server_id: ServerId, record: Hash, holding: JobKind | None) -> Server
         state=server_state(record, holding),
         job_id=JobId(record["job"]) if record.get("job") else None,
         job_kind=holding,
+        consistency=record.get("consistency") or None,
     )
 
 

@@ -6,8 +6,9 @@
 -- ask: {kind, dry_run, account and id (not for a scheduled run): ID of the server for a create, of the restore's job
 -- for an undo, else of the snapshot, name, description, request_id, job_id, limit, silent_ms, retry_ms, queue (see
 -- `enqueue`), again: retry a delete that has not freed its space, present_only: of a restore or undo, live: of a
--- create, retries: the failed job that this one repeats, in_bulk, schedule: {id, due_ms, next_ms, retry_ms},
--- traceparent or nil, idempotency (see `replay`), whole_job}
+-- create, if it says so; nil: as its server has it, or else live_by_default, retries: the failed job that this one
+-- repeats, in_bulk, schedule: {id, due_ms, next_ms, retry_ms}, traceparent or nil, idempotency (see `replay`),
+-- whole_job}
 -- Answers {'admitted', job (see `show_job`; without `whole_job` it may be {its ID} alone), snapshot (see
 -- `show_snapshot`; nil for the dry run of a create, for a delete, and for an undo whose snapshot is deleted)},
 -- {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
@@ -78,6 +79,8 @@ local function create()
   refused = refuse_if_full('new')
   if refused then return refused end
 
+  if ask.live == nil and server.consistency then ask.live = server.consistency == 'live' end
+  if ask.live == nil then ask.live = ask.live_by_default end
   if ask.dry_run then
     return admit(server_id, server, '0', {name = ask.name, description = '', created_ms = tostring(now_ms())})
   end

@@ -151,18 +151,29 @@ class CustomerStore(Scripts):
     `account_id`: the account that asks, or the call over HTTP that the script is to check first.
     """
 
-    def __init__(self, redis: ArqRedis, *, node_silent_seconds: float = NODE_SILENT_SECONDS) -> None:
+    def __init__(
+        self, redis: ArqRedis, *, node_silent_seconds: float = NODE_SILENT_SECONDS, live_by_default: bool = False
+    ) -> None:
         super().__init__(redis)
+        self._live_by_default = live_by_default
         self._silent_ms = round(node_silent_seconds * 1000)
 
     # --- requests for work ---
 
     async def create(
-        self, *, server_id: ServerId, name: str, description: str, live: bool = False, **request: Unpack[Request]
+        self,
+        *,
+        server_id: ServerId,
+        name: str,
+        description: str,
+        live: bool | None = None,
+        **request: Unpack[Request],
     ) -> Admitted:
-        """Admit a new snapshot; `live`: without a stop of the server. Raises ServerNotFound, NodeUnavailable,
-        ServerBusy, ServerNotReady, SnapshotLimitReached, NameTaken or StoreUnavailable."""
-        return await self._admitted(JobKind.CREATE, server_id, request, name=name, description=description, live=live)
+        """Admit a new snapshot; `live`: without a stop of the server; None: as is set for the server, or else by the
+        provider. Raises ServerNotFound, NodeUnavailable, ServerBusy, ServerNotReady, SnapshotLimitReached, NameTaken or
+        StoreUnavailable."""
+        about: dict[str, str | bool] = {"name": name, "description": description, **self._stopping(live)}
+        return await self._admitted(JobKind.CREATE, server_id, request, **about)
 
     async def restore(
         self, *, snapshot_id: SnapshotId, present_only: bool = False, **request: Unpack[Request]
@@ -172,10 +183,10 @@ class CustomerStore(Scripts):
         return await self._admitted(JobKind.RESTORE, snapshot_id, request, present_only=present_only)
 
     async def check_create(
-        self, *, server_id: ServerId, name: str, live: bool = False, **request: Unpack[Request]
+        self, *, server_id: ServerId, name: str, live: bool | None = None, **request: Unpack[Request]
     ) -> Job:
         """A dry run of `create`: the same refusals, and a job in which the node makes its own checks."""
-        return await self._job(JobKind.CREATE, server_id, request, name=name, live=live, dry_run=True)
+        return await self._job(JobKind.CREATE, server_id, request, name=name, **self._stopping(live), dry_run=True)
 
     async def check_restore(
         self, *, snapshot_id: SnapshotId, present_only: bool = False, **request: Unpack[Request]
@@ -243,6 +254,14 @@ class CustomerStore(Scripts):
             raise errors.SnapshotNotFound.of(id=snapshot_id)
         return await self._one(_snapshot, found, kind="snapshot")
 
+    async def edit_server(self, *, account_id: By, server_id: ServerId, consistency: str | None) -> ServerView:
+        """Say whether creates stop the server if they do not say so themselves: "stop", "live", or None for the
+        provider's default. Raises ServerNotFound or StoreUnavailable."""
+        ask = {"id": str(server_id), "consistency": consistency or ""}
+        if await self._call("customers/edit_server", ask, account_id) is None:
+            raise errors.ServerNotFound.of(id=server_id)
+        return await self.server(account_id=account_id, server_id=server_id)
+
     # --- reads ---
 
     async def snapshot(self, *, account_id: By, snapshot_id: SnapshotId) -> Snapshot:
@@ -283,6 +302,9 @@ class CustomerStore(Scripts):
         return await self._one(_server, [str(server_id).encode(), *found], kind="server")
 
     # --- helpers ---
+
+    def _stopping(self, live: bool | None) -> dict[str, str | bool]:
+        return {"live_by_default": self._live_by_default} if live is None else {"live": live}
 
     async def _rows(
         self, account_id: By, wanted: SnapshotFilter, offset: int, limit: int, **more: bool

@@ -1,0 +1,11 @@
+-- include: records
+-- Say whether creates stop a server if they do not say so themselves.
+-- ask: {account, id, consistency: 'stop', 'live' or '' (as the provider has it)}
+-- Answers {1}; nil if the account has no such server.
+local ask = cjson.decode(ARGV[1])
+local key = 'server:' .. ask.id
+local server = read_of(ask.account, key)
+if not server or server.missing then return nil end
+if ask.consistency == '' then redis.call('HDEL', key, 'consistency') end
+if ask.consistency ~= '' then redis.call('HSET', key, 'consistency', ask.consistency) end
+return {1}
