@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom lock clean bench-pickup bench-admission \
-    bench-live bench-ops bench-tracing bench-http chaos fuzz migrations backups-beside dry-runs screenshots survey
+    bench-live bench-ops bench-tracing bench-http bench-footprint chaos fuzz migrations backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,6 +11,8 @@ CLIENT := $(VENV)-client
 PEERS := $(VENV)-peers
 # read by deploy/setup.sh and by deploy/demo/run.py
 export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER
+# Containers often set it. Each of the hundreds of programs that the tests start would then compile all our modules.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## print this help
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -107,6 +109,9 @@ bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, co
 
 bench-tracing: setup ## measure the cost of a request's spans, compared with the request
 	$(BIN)/python -m tests.bench.tracing
+
+bench-footprint: setup ## measure memory, idle CPU time and start of each program; RUNS=5 IDLE=20 (seconds) GROWTH=1000 (jobs)
+	@RUNS="$(RUNS)" IDLE="$(IDLE)" GROWTH="$(GROWTH)" $(BIN)/python -m tests.bench.footprint
 
 survey: setup ## show what a snapshot of each server would hold, or why it is refused (FOLDER=… or LIBVIRT=qemu:///system)
 	@$(BIN)/vps-snapshots-worker survey $(if $(FOLDER),"$$FOLDER") $(if $(LIBVIRT),--libvirt "$$LIBVIRT") $(if $(JSON),--json)

@@ -4,6 +4,7 @@ The parent serves nothing. It holds the listening sockets, so that connections w
 starts each process that died again, and ends once all have ended after SIGTERM or SIGINT.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -75,6 +76,7 @@ def run(settings: ApiSettings, serve: Callable[[Process], None]) -> None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             _serve_and_exit(serve, Process(index=index, sockets=sockets[index], shared=shared))
 
+        gc.freeze()  # a collection would write to the memory that the processes share, and so copy it
         _Parent(start, settings.processes, drain_seconds=settings.drain_seconds).run()
 
 

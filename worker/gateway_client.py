@@ -322,7 +322,7 @@ class GatewayClient:
 
 def _read(frame: str | bytes) -> tuple[int, Any]:
     """The id of a call and what it was answered: a value, or GatewayTrouble. Raises ValueError."""
-    match from_json(frame):
+    match from_json(frame, cache_strings="none"):
         case {"id": int(call_id), "answer": answer}:
             return call_id, answer
         case {"id": int(call_id), "error": str(code), **rest}:

@@ -1,5 +1,7 @@
 """The worker program: its commands, and the only place that wires its parts together."""
 
+from worker.program import lean  # noqa: F401, I001 - before all others
+
 import asyncio
 import faulthandler
 import signal

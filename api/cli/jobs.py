@@ -1,6 +1,5 @@
 """Commands for jobs."""
 
-import asyncio
 from typing import Annotated
 
 import typer
@@ -10,10 +9,12 @@ from api.cli.client import Body, Client, segment
 from api.cli.commands import Question, perform
 from api.cli.connection import run
 from api.cli.exits import CliError, Exit
+from api.cli.help import group
+from api.cli.later import asyncio
 from api.cli.output import Column, Output
 from worker.store.model import JobKind, JobState
 
-app = typer.Typer(no_args_is_help=True, help="Show, follow, retry, cancel or resolve a job.")
+app = group("Show, follow, retry, cancel or resolve a job.")
 
 COLUMNS = (
     Column(title="JOB", of=lambda job: job["id"]),

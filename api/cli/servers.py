@@ -7,13 +7,14 @@ import typer
 from api.cli import completion, formats, jobs
 from api.cli.client import Body, Client
 from api.cli.commands import list_all, perform
+from api.cli.help import group
 from api.cli.options import AccountId, All, Json, Limit, NodeFilter, ServerArgument, Yes
 from api.cli.output import Column, Output
 
 TheNode = Annotated[str, typer.Option("--node", metavar="NAME", help="The node.", autocompletion=completion.nodes)]
 TheAccount = Annotated[int, typer.Option("--account-id", metavar="ID", min=1, help="The account.")]
 
-app = typer.Typer(no_args_is_help=True, help="Show a server, or say where it is and whose.")
+app = group("Show a server, or say where it is and whose.")
 
 COLUMNS = (
     Column(title="SERVER", of=lambda server: server["id"]),

@@ -4,10 +4,9 @@ import gzip
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from yarl import URL
 
 from api import words
@@ -17,6 +16,9 @@ from api.http.caching import PACKED_FROM_BYTES, accepts_gzip
 from api.http.marks import REQUEST_ID
 from api.http.problems import Problem
 from worker.store import trouble
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # No inline script or style and nothing from other hosts, in case a text ever gets past the escaping.
 POLICY = (
@@ -66,7 +68,10 @@ def is_fragment(request: web.Request) -> bool:
 
 
 @cache  # compiled templates serve every application of the process
-def _templates() -> Environment:
+def _templates() -> "Environment":
+    # imported with the first page: many front ends never show one
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
+
     environment = Environment(
         loader=PackageLoader("api.dashboard"),
         autoescape=True,

@@ -192,7 +192,9 @@ class TestWhatIsShown:
     async def test_help_and_version_need_nothing(self, cli: Cli) -> None:
         told, version = await asyncio.gather(cli.run("--help", VPS_SNAPSHOTS_TOKEN=""), cli.run("--version"))
         assert told.code == version.code == 0
-        assert all(f"{code.value}: " in told.out for code in Exit)
+        assert all(f"\n    {code.value}: {code.meaning}\n" in told.out for code in Exit)
+        titles = [line for line in told.out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+        assert titles == ["Options:", "View:", "Act:", "Access and audit:"]
         assert version.out.startswith("vps-snapshots 0.")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from api.document import openapi
+from api.document import served
 from api.document.calls import CUSTOMERS_CALLS, OPERATORS_CALLS
 from api.http.calls import OPS
 from api.http.probes import PROBES
@@ -88,7 +88,7 @@ async def tried(service: Service, folder: Path, *, auth: str, examples: int, cal
             "--config-file",
             configuration,
             "run",
-            f"{service.url}{openapi.PATH}",
+            f"{service.url}{served.PATH}",
             "--checks=all",
             f"--exclude-path-regex={STREAMS}",
             calls,

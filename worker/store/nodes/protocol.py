@@ -28,6 +28,7 @@ from pydantic import (
     ValidationInfo,
 )
 
+from worker.program.adapters import adapter
 from worker.store.model import (
     AccountId,
     Job,
@@ -96,7 +97,9 @@ Power = Annotated[str, StringConstraints(pattern=r"^(on|off|paused)$")]
 class Message(BaseModel):
     """A message, or a part of one. Parts can be made from the store's own dataclasses."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, from_attributes=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, from_attributes=True, hide_input_in_errors=True, defer_build=True
+    )
 
     @classmethod
     def fitting(cls, **fields: Any) -> Self:
@@ -348,10 +351,4 @@ CALLS: Mapping[str, Call] = {
 
 def told(kind: type[Read], part: Message) -> Read:
     """A part of a message as the store's own dataclass, which has the same fields."""
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind)  # takes milliseconds
-    read: Read = _ADAPTERS[kind].validate_python(part.model_dump())
-    return read
-
-
-_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
+    return adapter(kind).validate_python(part.model_dump())
