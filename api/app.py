@@ -96,7 +96,12 @@ def build(
     store = CustomerStore(
         redis, node_silent_seconds=settings.node_silent_seconds, live_by_default=settings.live is Live.DEFAULT
     )
-    operator_store = OperatorStore(redis, store, node_silent_seconds=settings.node_silent_seconds)
+    operator_store = OperatorStore(
+        redis,
+        store,
+        node_silent_seconds=settings.node_silent_seconds,
+        retry_within_seconds=settings.retry_within_seconds,
+    )
     following = events.EventCalls(streams, callers)
     for_entering: list[tuple[Table[Entering], object]] = [
         (snapshots.call, snapshots.SnapshotCalls(store, live=settings.live)),

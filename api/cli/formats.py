@@ -15,6 +15,7 @@ STYLES = {
     "in_progress": "cyan",
     "completed": "green",
     "failed": "red",
+    "cancelled": "yellow",
     "stranded": "bold red",
     "alive": "green",
     "paused": "yellow",
@@ -70,7 +71,7 @@ def job_state(job: Body) -> "Text":
     """The state, or the progress of a running job."""
     if job["state"] == "in_progress":
         return styled(progress(job), STYLES["in_progress"])
-    return word("stranded" if is_stranded(job) else job["state"])
+    return word("stranded" if is_stranded(job) else "cancelled" if job_error(job) == "cancelled" else job["state"])
 
 
 def is_stranded(job: Body) -> bool:
