@@ -19,7 +19,8 @@ import structlog
 import uvloop
 
 from tests.gateway import secret_of
-from worker.gateway_client import GatewayAddress, GatewayClient
+from worker.gateway_address import GatewayAddress
+from worker.gateway_client import GatewayClient
 from worker.inventory import REPORT_SECONDS
 from worker.lease import HEARTBEAT_SECONDS, LEASE_SECONDS
 from worker.store.errors import StoreUnavailable
