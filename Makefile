@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom lock clean bench-pickup bench-admission \
-    bench-live bench-ops bench-tracing bench-http bench-footprint chaos fuzz migrations backups-beside dry-runs screenshots survey
+    bench-live bench-ops bench-tracing bench-http bench-fleet bench-footprint chaos fuzz migrations backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -106,6 +106,9 @@ bench-live: setup ## measure how long a guest's writes wait for a snapshot witho
 bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, compared with bare aiohttp and FastAPI (CALLS="create show" PROCESSES=2)
 	@deploy/setup.sh bench
 	@CALLS="$(CALLS)" PROCESSES="$(PROCESSES)" $(BIN)/python -m tests.bench.http
+
+bench-fleet: setup ## measure how a cell grows with its nodes (NODES="100 300 1000")
+	@NODES="$(NODES)" OPERATORS="$(OPERATORS)" $(BIN)/python -m tests.bench.fleet
 
 bench-tracing: setup ## measure the cost of a request's spans, compared with the request
 	$(BIN)/python -m tests.bench.tracing
