@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom lock clean bench-pickup bench-admission \
+.PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom lock clean bench bench-pickup bench-admission \
     bench-live bench-ops bench-tracing bench-http bench-fleet bench-footprint chaos fuzz migrations backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
@@ -78,6 +78,10 @@ openapi: setup ## generate the OpenAPI document, docs/openapi.json
 sbom: setup $(CLIENT)/.lock ## write the software bill of materials, sbom.json: all locked packages with their licenses
 	$(BIN)/python -m deploy.sbom >sbom.json.new
 	@mv sbom.json.new sbom.json
+
+bench: setup $(PEERS)/.lock ## run all benchmarks in a short form, and write docs/benchmarks.md: about 15 minutes
+	@deploy/setup.sh bench
+	@$(BIN)/python -m tests.bench
 
 bench-pickup: setup $(PEERS)/.lock ## measure the time from enqueue to start, compared with other job queues
 	$(BIN)/python -m tests.bench.pickup
