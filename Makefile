@@ -2,8 +2,9 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom lock clean bench bench-pickup bench-admission \
-    bench-live bench-ops bench-tracing bench-http bench-fleet bench-footprint chaos fuzz migrations backups-beside dry-runs screenshots survey
+.PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom lock clean bench bench-pickup \
+    bench-admission bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
+    bench-footprint chaos fuzz migrations backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -110,6 +111,12 @@ bench-live: setup ## measure how long a guest's writes wait for a snapshot witho
 bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, compared with bare aiohttp and FastAPI (CALLS="create show" PROCESSES=2)
 	@deploy/setup.sh bench
 	@CALLS="$(CALLS)" PROCESSES="$(PROCESSES)" $(BIN)/python -m tests.bench.http
+
+bench-disk: setup ## measure the disk's part of each job by the disk's size, compared with qemu-img (SIZES="1 10 100" GB)
+	@SIZES="$(SIZES)" $(BIN)/python -m tests.bench.disk
+
+bench-downtime: setup ## measure how long a guest is away for a create and a restore, compared with a script (N=3 rounds)
+	$(BIN)/python -m tests.bench.downtime
 
 bench-fleet: setup ## measure how a cell grows with its nodes (NODES="100 300 1000")
 	@NODES="$(NODES)" OPERATORS="$(OPERATORS)" $(BIN)/python -m tests.bench.fleet
