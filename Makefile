@@ -2,8 +2,9 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom lock clean bench-pickup bench-admission \
-    bench-live bench-ops bench-tracing bench-http chaos fuzz migrations backups-beside dry-runs screenshots survey
+.PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom lock clean bench bench-pickup \
+    bench-admission bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
+    bench-footprint chaos fuzz migrations backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,6 +12,8 @@ CLIENT := $(VENV)-client
 PEERS := $(VENV)-peers
 # read by deploy/setup.sh and by deploy/demo/run.py
 export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER
+# Containers often set it. Each of the hundreds of programs that the tests start would then compile all our modules.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## print this help
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
@@ -59,7 +62,7 @@ $(CLIENT)/.lock: $(CLIENT_LOCKS) | setup
 	PATH="$$PWD/$(CLIENT)/bin:$$PATH" npm ci --prefix $(CLIENT) --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
-# What `make bench-http` compares the front end with.
+# What `make bench-http` and `make bench-pickup` compare with.
 $(PEERS)/.lock: deploy/lock/peers.txt | setup
 	$(BIN)/python -m venv --clear $(PEERS)
 	$(PEERS)/bin/pip install -q --disable-pip-version-check --require-hashes -r deploy/lock/peers.txt
@@ -77,7 +80,11 @@ sbom: setup $(CLIENT)/.lock ## write the software bill of materials, sbom.json: 
 	$(BIN)/python -m deploy.sbom >sbom.json.new
 	@mv sbom.json.new sbom.json
 
-bench-pickup: setup ## measure the time from enqueue to start, compared with plain arq
+bench: setup $(PEERS)/.lock ## run all benchmarks in a short form, and write docs/benchmarks.md: about 15 minutes
+	@deploy/setup.sh bench
+	@$(BIN)/python -m tests.bench
+
+bench-pickup: setup $(PEERS)/.lock ## measure the time from enqueue to start, compared with other job queues
 	$(BIN)/python -m tests.bench.pickup
 
 chaos: setup ## kill parts of a real cell during random work, and check every disk and record (N=50 SEED=7)
@@ -105,8 +112,20 @@ bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, co
 	@deploy/setup.sh bench
 	@CALLS="$(CALLS)" PROCESSES="$(PROCESSES)" $(BIN)/python -m tests.bench.http
 
+bench-disk: setup ## measure the disk's part of each job by the disk's size, compared with qemu-img (SIZES="1 10 100" GB)
+	@SIZES="$(SIZES)" $(BIN)/python -m tests.bench.disk
+
+bench-downtime: setup ## measure how long a guest is away for a create and a restore, compared with a script (N=3 rounds)
+	$(BIN)/python -m tests.bench.downtime
+
+bench-fleet: setup ## measure how a cell grows with its nodes (NODES="100 300 1000")
+	@NODES="$(NODES)" OPERATORS="$(OPERATORS)" $(BIN)/python -m tests.bench.fleet
+
 bench-tracing: setup ## measure the cost of a request's spans, compared with the request
 	$(BIN)/python -m tests.bench.tracing
+
+bench-footprint: setup ## measure memory, idle CPU time and start of each program; RUNS=5 IDLE=20 (seconds) GROWTH=1000 (jobs)
+	@RUNS="$(RUNS)" IDLE="$(IDLE)" GROWTH="$(GROWTH)" $(BIN)/python -m tests.bench.footprint
 
 survey: setup ## show what a snapshot of each server would hold, or why it is refused (FOLDER=… or LIBVIRT=qemu:///system)
 	@$(BIN)/vps-snapshots-worker survey $(if $(FOLDER),"$$FOLDER") $(if $(LIBVIRT),--libvirt "$$LIBVIRT") $(if $(JSON),--json)

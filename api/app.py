@@ -1,10 +1,10 @@
 """The application: the handlers of each resource, and the routes that are made from its calls."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
-from functools import cache, partial
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from aiohttp import ThreadedResolver, hdrs, web
@@ -17,14 +17,14 @@ from api.dashboard.assets import Assets
 from api.dashboard.context import Context
 from api.dashboard.rendering import Rendering
 from api.dashboard.session import SessionGuard
-from api.document import openapi, page
+from api.document import served
 from api.document.calls import CALLS
 from api.events import calls as events
 from api.events.places import Places
 from api.events.streams import Streams
 from api.http import problems, reading
 from api.http.audit_budget import AuditBudget
-from api.http.caching import Document, conditional
+from api.http.caching import conditional
 from api.http.callers import Caller, Callers, Entering
 from api.http.calls import Call, Table
 from api.http.marks import REQUEST_ID
@@ -96,7 +96,12 @@ def build(
     store = CustomerStore(
         redis, node_silent_seconds=settings.node_silent_seconds, live_by_default=settings.live is Live.DEFAULT
     )
-    operator_store = OperatorStore(redis, store, node_silent_seconds=settings.node_silent_seconds)
+    operator_store = OperatorStore(
+        redis,
+        store,
+        node_silent_seconds=settings.node_silent_seconds,
+        retry_within_seconds=settings.retry_within_seconds,
+    )
     following = events.EventCalls(streams, callers)
     for_entering: list[tuple[Table[Entering], object]] = [
         (snapshots.call, snapshots.SnapshotCalls(store, live=settings.live)),
@@ -159,7 +164,7 @@ def build(
         _add(app, "GET", probe.path, partial(probe.handle, probes))
     app.router.add_route("*", METRICS, exposing(exposition.read, settings.metrics_networks))
     routes.add(app, context, assets, request_seconds=settings.request_seconds)
-    for path, handler in _documents().items():
+    for path, handler in served.PAGES.items():
         _add(app, "GET", path, handler)
     for path in dict.fromkeys(call.path for call in CALLS):
         app.router.add_route("*", path.removesuffix("/"), _with_slash)
@@ -383,18 +388,6 @@ def _add(app: web.Application, method: str, path: str, handler: Handler, *, head
         app.router.add_get(path, handler, allow_head=head)
     else:
         app.router.add_route(method, path, handler)
-
-
-@cache
-def _documents() -> Mapping[str, Handler]:
-    """The document and its HTML page, made once: they are the same for everyone."""
-    document = openapi.document()
-    html = page.page(document, document_path=openapi.PATH)
-    headers = {"Content-Security-Policy": page.POLICY, "X-Content-Type-Options": "nosniff"}
-    return {
-        openapi.PATH: Document.of(openapi.text(document).encode(), kind="application/json").show,
-        page.PATH: Document.of(html.encode(), kind="text/html", headers=headers).show,
-    }
 
 
 async def _another_method(request: web.Request) -> NoReturn:

@@ -1,5 +1,7 @@
 """The program of the front end."""
 
+from worker.program import lean  # noqa: F401, I001 - before all others
+
 import typer
 
 from api import audit_command, token_command

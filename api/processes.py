@@ -4,6 +4,7 @@ The parent serves nothing. It holds the listening sockets, so that connections w
 starts each process that died again, and ends once all have ended after SIGTERM or SIGINT.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -81,6 +82,7 @@ def run(settings: ApiSettings, serve: Callable[[Process], None]) -> None:
         def start(index: int) -> int:
             return os.fork() or _exit_after(serve_as, index)
 
+        gc.freeze()  # a collection would write to the memory that the processes share, and so copy it
         _Parent(start, sockets, drain_seconds=settings.drain_seconds).run()
 
 

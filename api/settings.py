@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, HttpUrl
 
 from worker.store.bounds import Bounds
+from worker.store.model import RETRY_WITHIN_SECONDS
 from worker.store.settings import CellSettings
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -95,6 +96,10 @@ class ApiSettings(CellSettings):
     )
     session_seconds: Seconds = Field(default=43_200.0, description="how long a login to the dashboard lasts")
     session_idle_seconds: Seconds = Field(default=3600.0, description="how long a login lasts without activity")
+    retry_within_seconds: Seconds = Field(
+        default=RETRY_WITHIN_SECONDS,
+        description="how long after its failure operators can retry a job without force; equal on all front ends",
+    )
     runbook_url: str = Field(default="/ops/runbook/", description="URL of docs/runbook.md, as your operators read it")
     drain_seconds: Seconds = Field(default=30.0, description="how long requests may run on after SIGTERM")
     bounds: Bounds = Field(

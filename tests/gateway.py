@@ -17,7 +17,8 @@ from api.gateway.main import running
 from api.gateway.metrics import Metrics
 from api.gateway.settings import GatewaySettings
 from deploy.demo.processes import Child
-from worker.gateway_client import GatewayAddress, GatewayClient
+from worker.gateway_address import GatewayAddress
+from worker.gateway_client import GatewayClient
 from worker.program.background import in_background
 from worker.store.access.credentials import PREFIX, Credentials
 from worker.store.errors import CredentialExists, StoreUnavailable

@@ -1,17 +1,19 @@
 """A worker as a process of its own, to be killed or measured: `python -m tests.node_process KIND PLACE SECONDS SLOTS`.
 
-KIND is gateway: our loop behind a gateway, as in production; direct: our loop on Redis itself; or plain: arq's own
-worker as it comes. PLACE is Redis's socket; for a gateway JSON with `redis` and the settings of `gateway`. A job takes
-SECONDS. Prints a line for each beginning and end of a job: `began ID MOMENT`, the moment in seconds of the machine's
-monotonic clock.
+KIND is gateway: our loop behind a gateway, as in production; direct: the same on the cell's Redis itself; list: our
+loop with the jobs of `tests.queueing.CELL`; plain: arq's own worker as it comes; or polling: the same with a look every
+10 ms. PLACE is Redis's socket; for a gateway JSON with the settings of `gateway`. A job takes SECONDS. Prints a line
+for each beginning and end of a job: `began ID MOMENT`, the moment in seconds of the machine's monotonic clock. Where
+there is a cell, a job has begun there too by then.
 """
 
 import asyncio
-import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Coroutine
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,22 +23,32 @@ from arq.connections import ArqRedis
 from arq.worker import Worker, func
 
 from tests.queueing import CELL, NODE, QUEUE, taker
-from worker.gateway_client import GatewayAddress, GatewayClient
+from worker.gateway_address import GatewayAddress
+from worker.gateway_client import GatewayClient
 from worker.local_redis import local_redis
-from worker.node_worker import NodeWorker
+from worker.node_worker import NodeWorker, Take
 from worker.program.background import in_background
 from worker.store import arq_queue as queue
+from worker.store.model import Job, JobId, JobState, SnapshotStatus
+from worker.store.nodes.node_store import NodeStore
+from worker.store.nodes.port import NodePort
 from worker.store.nodes.protocol import TAKE_SECONDS
+from worker.store.outcome import Outcome
 from worker.store.redis_client import RedisSettings, connect
 
 if TYPE_CHECKING:
     from arq.typing import WorkerCoroutine
 
 
+DONE = Outcome(state=JobState.COMPLETED, size_mb=5, snapshot_status=SnapshotStatus.COMPLETED)
+
+
 class Kind(StrEnum):
     GATEWAY = "gateway"
     DIRECT = "direct"
+    LIST = "list"
     PLAIN = "plain"
+    POLLING = "polling"
 
 
 def command(kind: Kind, socket: object, *, seconds: float, slots: int) -> list[str]:
@@ -49,50 +61,61 @@ def _say(word: str, job_id: str = "-") -> None:
     sys.stdout.flush()
 
 
-async def _gateway(place: str, seconds: float, slots: int) -> None:
-    reached = json.loads(place)
-    cell = connect(RedisSettings(url=f"unix://{reached.pop('redis')}"))
+def _no_power() -> None:
+    """In place of the call by which the runner asks libvirt for the server's power, before it tells the end."""
 
-    async def run(job_id: str) -> None:
+
+async def _gateway(place: str, seconds: float, slots: int) -> None:
+    address = GatewayAddress.model_validate_json(place)
+    node = GatewayClient(address, node=NODE, machine="m1", who="a benchmark")
+    async with in_background(node.keep_connected()):
+        await _work(node, node.take, seconds, slots)
+
+
+async def _direct(socket: str, seconds: float, slots: int) -> None:
+    settings = RedisSettings(url=f"unix://{socket}")
+    waiting = connect(settings, command_seconds=2 * TAKE_SECONDS)
+    node = NodeStore(connect(settings), node=NODE, machine="m1", who="a benchmark", waiting=waiting)
+    await _work(node, partial(node.take, begin=True), seconds, slots)
+
+
+async def _work(node: NodePort, take: Take, seconds: float, slots: int) -> None:
+    async def run(job_id: str, begun: Job | None) -> None:
+        if begun is None:
+            await node.begin(JobId(job_id))
         _say("began", job_id)
         await asyncio.sleep(seconds)
         _say("ended", job_id)
-        async with cell.pipeline(transaction=True) as pipe:  # what `finish` would do
-            pipe.hset(f"job:{job_id}", "state", "completed")
-            pipe.zrem(QUEUE, job_id)
-            await pipe.execute()
+        worker.free_slot(job_id)
+        await asyncio.to_thread(_no_power)
+        await node.finish(JobId(job_id), DONE)
 
-    node = GatewayClient(GatewayAddress.model_validate(reached), node=NODE, machine="m1", who="a benchmark")
     with tempfile.TemporaryDirectory(prefix="vps-node-") as folder:
-        async with in_background(node.keep_connected()), local_redis(Path(folder) / "queue") as local:
-            worker = NodeWorker(local.client, take=node.take, node=NODE, run=run, max_jobs=slots)
+        async with local_redis(Path(folder) / "queue") as local:
+            worker = NodeWorker(local.client, take=take, node=NODE, run=run, max_jobs=slots)
+            await node.take_lease(seconds=15)
             worker.resume()
-            await node.republish()  # it is connected
             _say("ready")
             await worker.work()
 
 
-async def _direct(socket: str, seconds: float, slots: int) -> None:
-    async def run(job_id: str) -> None:
+async def _list(socket: str, seconds: float, slots: int) -> None:
+    settings = RedisSettings(url=f"unix://{socket}")
+    redis, waiting = connect(settings), connect(settings, command_seconds=2 * TAKE_SECONDS)
+
+    async def run(job_id: str, _begun: Job | None) -> None:
         _say("began", job_id)
         await asyncio.sleep(seconds)
         _say("ended", job_id)
-
-    settings = RedisSettings(url=f"unix://{socket}")
-    waiting = connect(settings, command_seconds=2 * TAKE_SECONDS)
-    redis = connect(settings)
-
-    async def run_and_tell(job_id: str) -> None:
-        await run(job_id)
         await redis.zrem(CELL, job_id)
 
-    worker = NodeWorker(redis, take=taker(waiting), node=NODE, run=run_and_tell, max_jobs=slots)
+    worker = NodeWorker(redis, take=taker(waiting), node=NODE, run=run, max_jobs=slots)
     worker.resume()
     _say("ready")
     await worker.work()
 
 
-async def _plain(socket: str, seconds: float, slots: int) -> None:
+async def _plain(socket: str, seconds: float, slots: int, *, poll_seconds: float = 0.5) -> None:
     async def run(_context: dict[Any, Any], job_id: str) -> None:
         _say("began", job_id)
         await asyncio.sleep(seconds)
@@ -100,7 +123,11 @@ async def _plain(socket: str, seconds: float, slots: int) -> None:
 
     redis = ArqRedis(unix_socket_path=socket)
     worker = Worker(
-        [func(cast("WorkerCoroutine", run), name=queue.FUNCTION)], queue_name=QUEUE, redis_pool=redis, max_jobs=slots
+        [func(cast("WorkerCoroutine", run), name=queue.FUNCTION)],
+        queue_name=QUEUE,
+        redis_pool=redis,
+        max_jobs=slots,
+        poll_delay=poll_seconds,
     )
     _say("ready")
     await worker.async_run()
@@ -109,5 +136,11 @@ async def _plain(socket: str, seconds: float, slots: int) -> None:
 if __name__ == "__main__":
     _, wanted, *(path, job_seconds, max_jobs) = sys.argv
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    serve = {Kind.GATEWAY: _gateway, Kind.DIRECT: _direct, Kind.PLAIN: _plain}[Kind(wanted)]
-    uvloop.run(serve(path, float(job_seconds), int(max_jobs)))
+    works: dict[Kind, Callable[[str, float, int], Coroutine[Any, Any, None]]] = {
+        Kind.GATEWAY: _gateway,
+        Kind.DIRECT: _direct,
+        Kind.LIST: _list,
+        Kind.PLAIN: _plain,
+        Kind.POLLING: partial(_plain, poll_seconds=0.01),
+    }
+    uvloop.run(works[Kind(wanted)](path, float(job_seconds), int(max_jobs)))

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from worker.node_worker import NodeWorker, Take
 from worker.store import arq_queue as queue
 from worker.store.calls import redis_answers
-from worker.store.model import JobId
+from worker.store.model import Job, JobId
 from worker.store.nodes.protocol import TAKE_SECONDS
 from worker.store.redis_client import RedisSettings, connect
 
@@ -63,7 +63,7 @@ class Jobs:
         self.ended: set[str] = set()
         self._ends: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
-    async def run(self, job_id: str) -> None:
+    async def run(self, job_id: str, _begun: Job | None = None) -> None:
         self.starts[job_id] += 1
         self.started[job_id] = time.time()
         await self._ends[job_id].wait()
@@ -95,10 +95,10 @@ def taker(redis: ArqRedis) -> Take:
     return take
 
 
-def runner(redis: ArqRedis, jobs: Jobs) -> Callable[[str], Awaitable[None]]:
+def runner(redis: ArqRedis, jobs: Jobs) -> Callable[[str, Job | None], Awaitable[None]]:
     """Runs jobs, and tells the cell of their end, however long that takes."""
 
-    async def run(job_id: str) -> None:
+    async def run(job_id: str, _begun: Job | None) -> None:
         await jobs.run(job_id)
         while True:
             with suppress(RedisError, OSError):

@@ -45,6 +45,7 @@ async def walk(
     present_only: bool = False,
     live: bool = False,
     tries: int = 1,
+    policy: Policy = POLICY,
     before_each: Callable[[Step], Awaitable[None]] = nothing,
 ) -> End:
     """A restore is of SPEC, a create makes NEW_TAG. `tries`: of a step whose error may pass, or that would strand."""
@@ -65,7 +66,7 @@ async def walk(
     while step is not None:
         await before_each(step)
         end.steps.append(step)
-        work = Work(task=task, facts=end.facts, hypervisor=hypervisor, policy=POLICY, interrupted=False)
+        work = Work(task=task, facts=end.facts, hypervisor=hypervisor, policy=policy, interrupted=False)
         strands = step in procedure.strands
         try:
             after = await _take(procedure.steps[step], work, tries=tries, strands=strands)

@@ -4,23 +4,22 @@ import asyncio
 import itertools
 import math
 import random
-import re
 import ssl
-import stat
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 from uuid import uuid4
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 from pydantic_core import from_json
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
+from worker.gateway_address import CREATE, GatewayAddress, GatewayTrouble
 from worker.store import errors
 from worker.store.errors import StoreUnavailable
 from worker.store.model import Job, JobId, ServerId, SnapshotId, Step
@@ -35,7 +34,17 @@ from worker.store.nodes.node_store import (
     Reported,
     ReportedServer,
 )
-from worker.store.nodes.protocol import BEGIN_REFUSED, BROKE, CALLS, CLAIM_REFUSED, LEASE_LOST, PATH, PROTOCOLS, Message
+from worker.store.nodes.protocol import (
+    BEGIN_REFUSED,
+    BEGINS_WITH_TAKE,
+    BROKE,
+    CALLS,
+    CLAIM_REFUSED,
+    LEASE_LOST,
+    PATH,
+    PROTOCOLS,
+    Message,
+)
 from worker.store.outcome import Outcome
 from worker.store.redis_client import Observer
 from worker.store.reports import EMPTY_REPORT, JobReport, NodeFacts
@@ -49,61 +58,17 @@ AGAIN_SECONDS = (0.05, 1.0)  # between two attempts to connect: the first wait, 
 LASTING_SECONDS = 1.0  # a connection that lasted so long is replaced at once
 ELSEWHERE_SECONDS = 5.0  # of nothing but trouble behind one gateway, until the next is tried
 
-_CREATE = "create a credential with `vps-snapshots node credential create NODE` and write it to this file"
 _TOLD_APART = frozenset({LEASE_LOST, BEGIN_REFUSED, CLAIM_REFUSED, BROKE})
-_ADDRESS = re.compile(r"wss://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?|unix:///[^?#]+")
 
 log = structlog.stdlib.get_logger()
 
 
-class GatewayAddress(BaseModel):
-    """Where the gateways are, and what lets this node in."""
+@dataclass(frozen=True)
+class _Link:
+    """A connection on which a gateway knows us, and the protocol that both speak."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    urls: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)] = Field(
-        default=("wss://localhost:7443",),
-        description="wss://HOST:PORT of each gateway, or unix:///SOCKET on the same machine",
-    )
-    credential_file: Path = Field(
-        default=Path("/etc/vps-snapshots/credential"), description="the node's credential; readable by its owner alone"
-    )
-    tls_ca_file: FilePath | None = Field(default=None, description="instead of the system's authorities")
-
-    @field_validator("urls")
-    @classmethod
-    def _are_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        for url in urls:
-            if not _ADDRESS.fullmatch(url):
-                raise ValueError(f"{url!r} is not wss://HOST:PORT or unix:///SOCKET")
-        return urls
-
-    @model_validator(mode="after")
-    def _authority_is_used(self) -> Self:
-        if self.tls_ca_file and not any(url.startswith("wss:") for url in self.urls):
-            raise ValueError("tls_ca_file is set, and no url is wss://")
-        return self
-
-    def credential(self) -> str:
-        """Read anew for each connection, so that a rotated one is used at once. Raises GatewayTrouble."""
-        try:
-            if stat.S_IMODE(self.credential_file.stat().st_mode) & 0o077:
-                raise GatewayTrouble(f"{self.credential_file} can be read by others: chmod 600")
-            if credential := self.credential_file.read_text().strip():
-                return credential
-            raise GatewayTrouble(f"{self.credential_file} is empty: {_CREATE}")
-        except FileNotFoundError as error:
-            raise GatewayTrouble(f"{self.credential_file} does not exist: {_CREATE}") from error
-        except (OSError, ValueError) as error:
-            raise GatewayTrouble(f"{self.credential_file}: {error}") from error
-
-
-class GatewayTrouble(Exception):
-    """The gateway can't be reached, does not let us in, or could not do what was asked. `code`: the gateway's word."""
-
-    def __init__(self, text: str, *, code: str = "") -> None:
-        super().__init__(text)
-        self.code = code
+    connection: ClientConnection
+    protocol: int
 
 
 class GatewayClient:
@@ -123,7 +88,8 @@ class GatewayClient:
         self._observer = observer
         self._ids = itertools.count(1)
         self._asked: dict[int, asyncio.Future[Any]] = {}
-        self._link: asyncio.Future[ClientConnection] = asyncio.get_running_loop().create_future()
+        self._link: asyncio.Future[_Link] = asyncio.get_running_loop().create_future()
+        self._stopping: set[asyncio.Task[None]] = set()
         self._trouble_since: float | None = None
         self._last_cause = ""
 
@@ -147,12 +113,12 @@ class GatewayClient:
         trouble: Exception | None = None
         began = math.inf
         try:
-            async with self._opened(url) as connection:
+            async with self._opened(url) as opened:
                 log.info("gateway.reached", url=url)
                 self._last_cause, self._trouble_since = "", None
                 began = time.monotonic()
-                link.set_result(connection)
-                async for frame in connection:
+                link.set_result(opened)
+                async for frame in opened.connection:
                     self._take_answer(frame)
                 trouble = GatewayTrouble("the gateway has closed the connection")
         except Exception as error:  # noqa: BLE001 - a broken connection may raise anything
@@ -161,7 +127,7 @@ class GatewayClient:
             self._lost(link, url, trouble)
         return max(0.0, time.monotonic() - began)
 
-    def _lost(self, link: asyncio.Future[ClientConnection], url: str, error: Exception | None) -> None:
+    def _lost(self, link: asyncio.Future[_Link], url: str, error: Exception | None) -> None:
         cause = self._cause(error) if error else "this process stops"
         trouble = GatewayTrouble(f"{url}: {cause}")
         self._link = asyncio.get_running_loop().create_future()
@@ -178,14 +144,14 @@ class GatewayClient:
             if error.response.status_code == HTTPStatus.UNAUTHORIZED:
                 return (
                     f"HTTP 401: the gateway refused the credential in {self._address.credential_file}: it is wrong, "
-                    f"revoked or expired; {_CREATE}"
+                    f"revoked or expired; {CREATE}"
                 )
             what = error.response.body.decode(errors="replace").strip() if error.response.body else ""
             return f"HTTP {error.response.status_code} {what}".strip()
         return str(error) or type(error).__name__
 
     @asynccontextmanager
-    async def _opened(self, url: str) -> AsyncIterator[ClientConnection]:
+    async def _opened(self, url: str) -> AsyncIterator[_Link]:
         """A connection on which the gateway knows us."""
         options: dict[str, Any] = {
             "additional_headers": {"Authorization": f"Bearer {self._address.credential()}"},
@@ -207,7 +173,7 @@ class GatewayClient:
                 _, told = _read(await connection.recv())
             if isinstance(told, GatewayTrouble):
                 raise told
-            yield connection
+            yield _Link(connection, CALLS["hello"].answer.validate_python(told).protocol)
 
     def _take_answer(self, frame: str | bytes) -> None:
         call_id, told = _read(frame)
@@ -244,11 +210,12 @@ class GatewayClient:
         return answer
 
     async def _asked_for(self, name: str, ask: Message) -> Any:
-        connection = await asyncio.shield(self._link)
+        link = await asyncio.shield(self._link)
         call_id = next(self._ids)
         answer = self._asked[call_id] = asyncio.get_running_loop().create_future()
         try:
-            await connection.send(f'{{"id":{call_id},"call":"{name}","ask":{ask.model_dump_json()}}}')
+            said = CALLS[name].said(ask, link.protocol)
+            await link.connection.send(f'{{"id":{call_id},"call":"{name}","ask":{said}}}')
             return await answer
         finally:
             del self._asked[call_id]
@@ -262,7 +229,7 @@ class GatewayClient:
         if now - self._trouble_since > ELSEWHERE_SECONDS and len(self._address.urls) > 1:
             self._trouble_since = None
             if self._link.done() and not self._link.exception():
-                self._link.result().transport.abort()
+                self._link.result().connection.transport.abort()
 
     async def _claim(self, name: str, **fields: Any) -> Any:
         """As `_call`, for a call that makes a claim. Raises LeaseLost, BeginRefused or ClaimRefused."""
@@ -287,9 +254,24 @@ class GatewayClient:
         held: LeaseHeld | None = await self._call("lease_holder")
         return held
 
-    async def take(self, *, running: Sequence[JobId], free: int, seconds: float) -> tuple[JobId, ...]:
-        given: tuple[JobId, ...] = await self._call("take", waits=seconds, running=running, free=free, seconds=seconds)
+    async def take(self, *, running: Sequence[JobId], free: int, seconds: float) -> tuple[JobId | Job, ...]:
+        ask = {"running": running, "free": free, "seconds": seconds, "begin": True}
+        try:
+            given: tuple[JobId | Job, ...] = await self._call("take", waits=seconds, **ask)
+        except asyncio.CancelledError:  # the gateway still waits, and would begin a job that nobody starts
+            stopping = asyncio.ensure_future(self._stop_taking())
+            self._stopping.add(stopping)
+            stopping.add_done_callback(self._stopping.discard)
+            raise
         return given
+
+    async def _stop_taking(self) -> None:
+        with suppress(StoreUnavailable):
+            await self.stop_taking()
+
+    async def stop_taking(self) -> None:
+        if self._link.done() and not self._link.exception() and self._link.result().protocol >= BEGINS_WITH_TAKE:
+            await self._call("stop_taking")
 
     async def begin(self, job_id: JobId) -> Job:
         job: Job = await self._claim("begin", job_id=job_id)
@@ -340,7 +322,7 @@ class GatewayClient:
 
 def _read(frame: str | bytes) -> tuple[int, Any]:
     """The id of a call and what it was answered: a value, or GatewayTrouble. Raises ValueError."""
-    match from_json(frame):
+    match from_json(frame, cache_strings="none"):
         case {"id": int(call_id), "answer": answer}:
             return call_id, answer
         case {"id": int(call_id), "error": str(code), **rest}:

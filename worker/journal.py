@@ -13,24 +13,27 @@ from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
-from pydantic import TypeAdapter
+from pydantic_core import from_json
 
 from worker.procedures.work import Facts, Task
+from worker.program.adapters import adapter
 from worker.store.model import JobId, ServerId, Step
 from worker.store.outcome import JOB_KEPT_SECONDS, Outcome
 
 VERSION = 2
 PRIVATE_MODE = 0o600
 BALLAST_BYTES = 4 << 20  # enough for 300 steps: each writes two or three pages of 4 KiB to the write-ahead log
+CACHE_KIB = 256  # of pages: SQLite's own 2 MiB would fill with jobs that have ended
 KEPT_FOR_A_PERSON = math.inf  # retention in seconds of a safety tag that only an operator may release
 KEPT_SECONDS = JOB_KEPT_SECONDS  # retention of a finished, published job: that of its record in the store
 
 LEFT_AT_LEAST_SECONDS = 3600.0  # of a tag that knows a moment only: the wall clock alone must not end its retention
 
-_TASK, _FACTS, _OUTCOME = TypeAdapter(Task), TypeAdapter(Facts), TypeAdapter(Outcome)
+Record = TypeVar("Record", Task, Facts, Outcome)
+
 _SELECT = "SELECT task, step, facts, interruptions, outcome, published FROM jobs"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -172,7 +175,7 @@ class Journal:
             "INSERT INTO jobs (id, task, step, facts, interruptions, changed_at) VALUES (?, ?, ?, ?, 0, ?)"
             " ON CONFLICT DO NOTHING"
         )
-        self._durably((insert, (task.job_id, _json(_TASK, task), step, _json(_FACTS, Facts()), time.time())))
+        self._durably((insert, (task.job_id, _json(task), step, _json(Facts()), time.time())))
         entry = self.find(task.job_id)
         assert entry is not None, "just written"  # noqa: S101 - for mypy
         return entry
@@ -180,7 +183,7 @@ class Journal:
     def enter(self, job_id: JobId, step: Step, facts: Facts) -> None:
         """Record the next step, before its first effect."""
         update = "UPDATE jobs SET step = ?, facts = ?, interruptions = 0, changed_at = ? WHERE id = ?"
-        self._durably((update, (step, _json(_FACTS, facts), time.time(), job_id)))
+        self._durably((update, (step, _json(facts), time.time(), job_id)))
 
     def interrupted(self, job_id: JobId) -> None:
         """Count one more worker process that died in the job's current step."""
@@ -192,7 +195,7 @@ class Journal:
         `safety_kept_seconds`: retention of that tag.
         """
         now, task, tag = time.time(), entry.task, entry.facts.spare_tag
-        facts, ended = _json(_FACTS, entry.facts), _json(_OUTCOME, outcome)
+        facts, ended = _json(entry.facts), _json(outcome)
         statements: list[tuple[str, tuple[Any, ...]]] = [
             ("UPDATE jobs SET facts = ?, outcome = ?, changed_at = ? WHERE id = ?", (facts, ended, now, task.job_id))
         ]
@@ -325,6 +328,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         if _ensure_known(db, path) < VERSION:
             db.executescript(_SCHEMA)
             db.execute(f"PRAGMA user_version = {VERSION}")
@@ -360,17 +364,22 @@ def _ensure_ages(db: sqlite3.Connection) -> None:
         db.execute("UPDATE spare_tags SET left_seconds = 0 WHERE drop_after <= (SELECT MAX(changed_at) FROM jobs)")
 
 
-def _json(kind: TypeAdapter[Any], record: Any) -> str:
-    return kind.dump_json(record).decode()
+def _json(record: Task | Facts | Outcome) -> str:
+    return adapter(type(record)).dump_json(record).decode()
+
+
+def _read(kind: type[Record], text: str) -> Record:
+    """Without the cache of strings that pydantic's own reading of JSON fills, with those of the last 4,000 jobs."""
+    return adapter(kind).validate_python(from_json(text, cache_strings="none"))
 
 
 def _entry(row: tuple[str, str, str, int, str | None, int]) -> Entry:
     task, step, facts, interruptions, outcome, published = row
     return Entry(
-        task=_TASK.validate_json(task),
+        task=_read(Task, task),
         step=Step(step),
-        facts=_FACTS.validate_json(facts),
+        facts=_read(Facts, facts),
         interruptions=interruptions,
-        outcome=_OUTCOME.validate_json(outcome) if outcome else None,
+        outcome=_read(Outcome, outcome) if outcome else None,
         published=bool(published),
     )

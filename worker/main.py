@@ -1,5 +1,7 @@
 """The worker program: its commands, and the only place that wires its parts together."""
 
+from worker.program import lean  # noqa: F401, I001 - before all others
+
 import asyncio
 import faulthandler
 import signal
@@ -407,12 +409,13 @@ def _wired(means: _Means) -> _Parts:
         limits=settings.limits,
         metrics=metrics,
         may_go_on=lambda: lease.still_ours(),  # noqa: PLW0108 - made below
+        worked=lambda job_id: queue.free_slot(job_id),  # noqa: PLW0108 - made below
     )
     queue = NodeWorker(
         means.local_redis.client,
         take=store.take,
         node=settings.node,
-        run=lambda job_id: runner.run(JobId(job_id)),
+        run=lambda job_id, begun: runner.run(JobId(job_id), begun),
         max_jobs=settings.max_jobs,
     )
     reconciler = Reconciler(

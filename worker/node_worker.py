@@ -9,17 +9,19 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from arq.worker import Retry, Worker, func
+from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
 from worker.store import arq_queue as queue
 from worker.store.errors import StoreUnavailable
-from worker.store.model import JobId
+from worker.store.model import Job, JobId
 from worker.store.nodes.protocol import TAKE_SECONDS
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ REDIS_TROUBLE = (RedisError, OSError, TimeoutError)  # unreachable, slow, or rep
 RETRY_SECONDS = 0.2  # between two attempts while the queue is in trouble
 BROKEN_AGAIN_SECONDS = 5.0  # until a job is retried whose run raised something unexpected (the journal's disk is full)
 ENDED_AGAIN_SECONDS = 1.0  # until a job is run again whose end the cell has not noted
+MOST_TASKS = 500  # jobs that work or whose end is not told yet: `take` names them
 PUT_BACK_SECONDS = 1.0  # at exit, for arq to note that jobs were cancelled
 _DAMAGED = ("WRONGTYPE", "value is not an integer")  # what Redis says of a record of arq's
 NEVER_SECONDS = 10 * 365 * 86_400  # disables limits of arq that we do not want
@@ -39,22 +42,64 @@ log = structlog.stdlib.get_logger()
 class Take(Protocol):
     """`take` of `worker.store.nodes.port.NodePort`."""
 
-    async def __call__(self, *, running: Sequence[JobId], free: int, seconds: float) -> Sequence[JobId]: ...
+    async def __call__(self, *, running: Sequence[JobId], free: int, seconds: float) -> Sequence[JobId | Job]: ...
+
+
+class _Putting(Pipeline):
+    """Puts a job into arq's queue before it does what arq wants of it."""
+
+    def put(self, queue_name: str, job_id: str) -> None:
+        now_ms = int(time.time() * 1000)
+        self.set(job_key_prefix + job_id, queue.payload(job_id, now_ms))
+        self.zadd(queue_name, {job_id: now_ms})
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        _, _, *answers = await super().execute(raise_on_error)
+        return answers
+
+
+class _Queue:
+    """arq's Redis, as arq sees it."""
+
+    def __init__(self, redis: ArqRedis, name: str) -> None:
+        self._redis = redis
+        self._name = name
+        self._next = ""
+
+    def put_with_next(self, job_id: str) -> None:
+        """Put the job into the queue with the next transaction: each trip to Redis delays the job's start."""
+        self._next = job_id
+
+    def pipeline(self, *, transaction: bool) -> Pipeline:
+        job_id, self._next = self._next, ""
+        if not job_id:
+            return self._redis.pipeline(transaction=transaction)
+        pipe = _Putting(self._redis.connection_pool, self._redis.response_callbacks, transaction, None)
+        pipe.put(self._name, job_id)
+        return pipe
 
 
 class NodeWorker(Worker):
-    """Takes jobs from the cell, up to `max_jobs` at a time, and awaits `run(job_id)` for each.
+    """Takes jobs from the cell, up to `max_jobs` at a time, and awaits `run(job_id, job)` for each; the job is None if
+    the cell has not begun it now.
 
     `redis`: of this process's own.
     """
 
     def __init__(
-        self, redis: ArqRedis, *, take: Take, node: str, run: Callable[[str], Awaitable[None]], max_jobs: int
+        self,
+        redis: ArqRedis,
+        *,
+        take: Take,
+        node: str,
+        run: Callable[[str, Job | None], Awaitable[None]],
+        max_jobs: int,
     ) -> None:
         async def run_job(context: dict[Any, Any], /, *_arguments: Any, **_named: Any) -> None:
             job_id = context["job_id"]  # the rest of arq's record is not used
+            self._has_started(job_id)
             try:
-                await run(job_id)
+                await run(job_id, self._begun.pop(job_id, None))
             except Exception as error:
                 log.exception("job.broke", job_id=job_id)
                 raise Retry(BROKEN_AGAIN_SECONDS) from error
@@ -77,8 +122,14 @@ class NodeWorker(Worker):
             job_serializer=queue.serialize,
             job_deserializer=queue.deserialize,
         )
+        self._queue = _Queue(redis, self.queue_name)
+        self._pool = cast("ArqRedis", self._queue)
         self._take = take
-        self._taking: asyncio.Task[Sequence[JobId]] | None = None
+        self._taking: asyncio.Task[Sequence[JobId | Job]] | None = None
+        self._begun: dict[str, Job] = {}  # jobs that the cell has begun and that have not started
+        self._starting: set[str] = set()  # jobs that arq does not run yet
+        self._started = asyncio.Event()  # set when the last of them runs
+        self._busy: set[asyncio.Task[None]] = set()  # tasks of the jobs that hold a slot
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._over = asyncio.Event()
@@ -125,8 +176,7 @@ class NodeWorker(Worker):
         self._wake.clear()
         self._forget_ended()
         try:
-            if given := await self._given():
-                await self._start(given)
+            await self._start(await self._given())
         except (*REDIS_TROUBLE, StoreUnavailable) as error:
             if not self._in_trouble:
                 log.warning("queue.trouble", cause=str(error.__cause__ or error))
@@ -137,9 +187,9 @@ class NodeWorker(Worker):
                 self._in_trouble = False
                 log.info("queue.answers")
 
-    async def _given(self) -> Sequence[JobId]:
+    async def _given(self) -> Sequence[JobId | Job]:
         """The jobs to start now, once there are any; none from time to time, and after a pause."""
-        free = self.max_jobs - self.job_counter
+        free = min(self.max_jobs - len(self._busy), MOST_TASKS - len(self.tasks))
         if free <= 0 or not self.allow_pick_jobs:
             await _wait(self._wake, TAKE_SECONDS)
             return ()
@@ -155,44 +205,51 @@ class NodeWorker(Worker):
             self._taking.cancel()
             self._taking = None
 
-    async def _start(self, given: Iterable[JobId]) -> None:
-        """Put the jobs into arq's queue, and start what is in it."""
-        now_ms = int(time.time() * 1000)
-        async with self.pool.pipeline(transaction=True) as pipe:
-            for job_id in given:
-                pipe.set(job_key_prefix + job_id, queue.payload(job_id, now_ms))
-                pipe.zadd(self.queue_name, {job_id: now_ms})
-            pipe.zrange(self.queue_name, 0, -1, withscores=True)
-            *_, queued = await pipe.execute()
-        for raw, score in queued:
-            if not raw.isascii():  # no ID of ours
-                log.error("queue.record_unusable", job_id=repr(raw))
-                await self.pool.zrem(self.queue_name, raw)
+    async def _start(self, given: Iterable[JobId | Job]) -> None:
+        """Start the jobs. Returns when arq runs them: to ask the cell for more before that would delay them."""
+        # Replaces arq's start_jobs, which looks for jobs in its queue, checks in four commands whether another worker
+        # was faster, leaks a slot if Redis fails in between, and takes the mark of a dead process for a live worker's.
+        for one in given:
+            job_id = one.id if isinstance(one, Job) else one
+            if not self.allow_pick_jobs or job_id in self.tasks:
                 continue
-            job_id = raw.decode()
-            # Replaces arq's start_jobs, which checks in four commands whether another worker was faster, leaks a slot
-            # if Redis fails in between, and takes the mark of a dead process for that of a live worker.
-            if self.allow_pick_jobs and job_id not in self.tasks and self.job_counter < self.max_jobs:
-                self.job_counter += 1
-                self.tasks[job_id] = task = self.loop.create_task(
-                    self.run_job(job_id, int(min(max(0.0, score), now_ms)))
-                )
-                task.add_done_callback(lambda _: self._release_sem_dec_counter_on_complete())
+            if isinstance(one, Job):
+                self._begun[job_id] = one
+            self.tasks[job_id] = task = self.loop.create_task(self.run_job(job_id, int(time.time() * 1000)))
+            self._busy.add(task)
+            task.add_done_callback(self._let_go)
+            self._starting.add(job_id)
+            task.add_done_callback(partial(self._has_started, job_id))
+        self._started.clear()
+        if self._starting:
+            await self._started.wait()
+
+    def _has_started(self, job_id: str, _task: asyncio.Task[None] | None = None) -> None:
+        self._starting.discard(job_id)
+        if not self._starting:
+            self._started.set()
+
+    def free_slot(self, job_id: str) -> None:
+        """The job's work is over, and only its end is to be told: the next one need not wait for that."""
+        if job_id in self.tasks:
+            self._let_go(self.tasks[job_id])
+
+    def _let_go(self, task: asyncio.Task[None]) -> None:
+        self._busy.discard(task)
+        self._wake.set()  # start the next job now, not at the next look
 
     def _forget_ended(self) -> None:
         for job_id, task in list(self.tasks.items()):
             if task.done():
                 del self.tasks[job_id]
+                self._begun.pop(job_id, None)
                 task.result()  # an unexpected exception ends the worker
 
     # --- methods of arq that would end the worker, leak a slot or lose a job ---
 
-    def _release_sem_dec_counter_on_complete(self) -> None:
-        self.job_counter -= 1  # arq's semaphore is not used: only its own start_jobs needs it
-        self._wake.set()  # start the next job now, not at the next look
-
     async def run_job(self, job_id: str, score: int) -> None:
         try:
+            self._queue.put_with_next(job_id)  # it is the first that arq asks of Redis
             await super().run_job(job_id, score)
         except REDIS_TROUBLE as error:  # the job has not started and is still queued
             if any(words in str(error) for words in _DAMAGED):
@@ -210,6 +267,7 @@ class NodeWorker(Worker):
         incr_score: int | None,  # noqa: ARG002
         keep_in_progress: float | None,  # noqa: ARG002
     ) -> None:
+        self.free_slot(job_id)
         # Whether it is over, the cell's queue knows: it gives a job again that is not.
         self._resting[job_id] = time.monotonic() + (ENDED_AGAIN_SECONDS if finish else BROKEN_AGAIN_SECONDS)
         await self._insist(lambda: self._forget(job_id))

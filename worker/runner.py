@@ -60,7 +60,7 @@ async def _always() -> bool:
 class Runner:
     """Runs the jobs of one node, one job per server at a time."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is named where it is given
         self,
         *,
         journal: Journal,
@@ -71,8 +71,10 @@ class Runner:
         limits: Limits,
         metrics: Metrics | None = None,
         may_go_on: Callable[[], Awaitable[bool]] = _always,
+        worked: Callable[[JobId], None] = lambda _: None,
     ) -> None:
-        """`may_go_on`: whether this worker still holds the node; asked before each forward step."""
+        """`may_go_on`: whether this worker still holds the node; asked before each forward step. `worked`: called when
+        a job works on its VM no more, and before its outcome is published."""
         self._journal = journal
         self._hypervisor = hypervisor
         self._store = store
@@ -81,6 +83,7 @@ class Runner:
         self._limits = limits
         self._metrics = metrics or Metrics()
         self._may_go_on = may_go_on
+        self._worked = worked
         self._running: dict[JobId, asyncio.Task[None]] = {}
         self._executing = 0
         self.still_held: set[ServerId] = set()  # servers that no job holds, although libvirt still says so
@@ -95,8 +98,9 @@ class Runner:
             step_seconds=limits.step_seconds,
         )
 
-    async def run(self, job_id: JobId) -> None:
-        """Run a job from the queue; returns once its outcome is published, or if the store refuses the job.
+    async def run(self, job_id: JobId, begun: Job | None = None) -> None:
+        """Run a job from the queue; returns once its outcome is published, or if the store refuses the job. `begun`:
+        the job, if the store has begun it for us as it gave it.
 
         A job that has already started is not started again: this waits for its current run.
         """
@@ -108,7 +112,7 @@ class Runner:
                 await self._publisher.outcome(job_id, entry.task.server_id, entry.outcome)
                 return
             if entry is None:
-                job = await self._begin(job_id)
+                job = begun or await self._begin(job_id)
                 if job is None:
                     return
                 self._metrics.begun(job)
@@ -201,6 +205,7 @@ class Runner:
                             await left_frozen.thaw(self._hypervisor, entry)
                     await asyncio.sleep(RETRY_MOST_SECONDS)
             traces.job_over(outcome)
+            self._worked(task.job_id)
             power = await self._power(task.server_id)
             await self._publisher.outcome(task.job_id, task.server_id, outcome, power=power)
             with suppress(JournalFailed):  # the next process publishes it again, which is harmless

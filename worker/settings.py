@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, model_validator
 
-from worker.gateway_client import GatewayAddress
+from worker.gateway_address import GatewayAddress
 from worker.procedures.work import Policy
 from worker.program.configuration import FileSettings
 from worker.program.span_export import TracingSettings

@@ -1,6 +1,5 @@
 """Retry or cancel several jobs: those named, or all that match filters."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -8,17 +7,17 @@ import typer
 
 from api import words
 from api.cli import formats
-from api.cli.client import PAGE_MAX, Body, Client
+from api.cli.client import Body, Client
 from api.cli.connection import run
 from api.cli.exits import Exit
-from api.cli.options import JobArguments, Json, Yes, confirm, period
+from api.cli.options import Force, JobArguments, Json, Yes, confirm, ensure_terminal, period, rfc3339
 from api.cli.output import Column, Output
+from worker.store.model import JobKind
 
 BULK_MAX = 100  # jobs of one call
 FILTERS = ("kind", "node", "account_id", "server_id", "error_code", "text")
-STATE = {"cancel": "queued", "retry": "failed"}
-DONE = {"cancel": "cancelled", "retry": "retried"}
-PREVIEW = 10  # matching jobs that are listed before the confirmation
+OVERWRITING = {kind for kind in JobKind if kind.overwrites}
+PREVIEW = 10  # jobs of each part that are listed before the confirmation
 
 COLUMNS = (
     Column(title="JOB", of=lambda one: one["id"]),
@@ -41,57 +40,105 @@ Since = Annotated[
 _DAY = timedelta(hours=24)
 
 
-def _command(action: str, text: str) -> Callable[..., None]:
-    def command(
-        context: typer.Context,
-        jobs: JobArguments = None,
-        *,
-        match: Match = None,
-        since: Since = _DAY,
-        yes: Yes = False,
-        as_json: Json = False,
-    ) -> None:
-        if bool(jobs) is bool(match):
-            raise typer.BadParameter("specify either job IDs or --match")
-        filters, output = _filters(match or []), Output(as_json=as_json)
+def cancel_jobs(
+    context: typer.Context,
+    jobs: JobArguments = None,
+    *,
+    match: Match = None,
+    since: Since = _DAY,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Cancel queued jobs, by ID or by --match."""
+    filters, output = _filters(jobs, match), Output(as_json=as_json)
 
-        async def act(client: Client) -> Exit:
-            found = await _matching(client, filters | {"state": STATE[action]}, since) if match else []
-            ids = jobs or [job["id"] for job in found]
-            if ids:
-                _preview(output, found)
-                if not yes:
-                    confirm(f"{action.capitalize()} {words.plural(len(ids), 'job')}?")
-            return _show(output, DONE[action], await _post(client, action, ids))
+    async def cancel(client: Client) -> Exit:
+        found = await _matching(client, filters | {"state": "queued"}, since) if match else []
+        ids = jobs or [job["id"] for job in found]
+        if ids:
+            _list(output, [(job["id"], f"{formats.what(job)}, {_ago(job['queued_at'])}") for job in found])
+            if not yes:
+                confirm(f"Cancel {words.plural(len(ids), 'job')}?")
+        return _show(output, "cancelled", await _post(client, {"action": "cancel"}, ids))
 
-        run(context, act)
-
-    command.__doc__ = text
-    return command
+    run(context, cancel)
 
 
-cancel_jobs = _command("cancel", "Cancel queued jobs, by ID or by --match.")
-retry_jobs = _command("retry", "Retry failed jobs, by ID or by --match.")
+def retry_jobs(
+    context: typer.Context,
+    jobs: JobArguments = None,
+    *,
+    match: Match = None,
+    since: Since = _DAY,
+    force: Force = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Retry failed jobs, by ID or by --match."""
+    filters, output = _filters(jobs, match), Output(as_json=as_json)
+
+    async def retry(client: Client) -> Exit:
+        if not yes:
+            ensure_terminal("Retry?")
+        wanted = filters | {"state": "failed", "cancelled": "false"}
+        ids = jobs or [job["id"] for job in await _matching(client, wanted, since)]
+        order = {"action": "retry", "force": force}
+        told = await _post(client, order | {"dry_run": True}, ids)
+        retried = [one["job"] for one in told if one["done"]]
+        if retried:
+            _foretell(output, told, retried)
+            if not yes:
+                confirm(_question(retried, force=force))
+        left_out = [one | {"job": None} for one in told if not one["done"]]
+        return _show(output, "retried", await _post(client, order, [job["id"] for job in retried]) + left_out)
+
+    run(context, retry)
 
 
-def _preview(output: Output, found: list[Body]) -> None:
-    for job in found[:PREVIEW]:
-        output.note(f"{job['id']}  {formats.what(job)}, {words.ago(formats.moment(job['queued_at']))}")
-    if len(found) > PREVIEW:
-        output.note(f"... and {len(found) - PREVIEW} more")
+def _question(retried: list[Body], *, force: bool) -> str:
+    over = sum(job["kind"] in OVERWRITING for job in retried)
+    overwriting = f", {over} of them overwriting all data of the server" if over else ""
+    return f"{'Force the retry of' if force else 'Retry'} {words.plural(len(retried), 'job')}{overwriting}?"
 
 
-async def _post(client: Client, action: str, ids: list[str]) -> list[Body]:
+def _foretell(output: Output, told: list[Body], retried: list[Body]) -> None:
+    """What a retry will do, restores apart, and what it leaves out."""
+    described = [
+        (job, f"{formats.what(job)}, failed {_ago(job['finished_at'] or job['queued_at'])}") for job in retried
+    ]
+    _list(output, [(job["id"], text) for job, text in described if job["kind"] not in OVERWRITING])
+    if over := [(job["id"], text) for job, text in described if job["kind"] in OVERWRITING]:
+        output.note("Overwriting all data of the server:")
+        _list(output, over)
+    if left_out := [(one["id"], one["detail"]) for one in told if not one["done"]]:
+        output.note("Left out:")
+        _list(output, left_out)
+
+
+def _list(output: Output, jobs: list[tuple[str, str]]) -> None:
+    for job_id, text in jobs[:PREVIEW]:
+        output.note(f"{job_id}  {text}")
+    if len(jobs) > PREVIEW:
+        output.note(f"... and {len(jobs) - PREVIEW} more")
+
+
+def _ago(text: str) -> str:
+    return words.ago(formats.moment(text))
+
+
+async def _post(client: Client, order: Body, ids: list[str]) -> list[Body]:
     results: list[Body] = []
     for n in range(0, len(ids), BULK_MAX):
-        body = {"action": action, "ids": ids[n : n + BULK_MAX]}
-        results += (await client.post("ops/jobs/bulk/", body))["results"]
+        results += (await client.post("ops/jobs/bulk/", order | {"ids": ids[n : n + BULK_MAX]}))["results"]
     return results
 
 
-def _filters(match: list[str]) -> dict[str, str]:
+def _filters(jobs: list[str] | None, match: list[str] | None) -> dict[str, str]:
+    """Those of --match, which is given if no jobs are."""
+    if bool(jobs) is bool(match):
+        raise typer.BadParameter("specify either job IDs or --match")
     filters: dict[str, str] = {}
-    for one in match:
+    for one in match or []:
         name, _, value = one.partition("=")
         if name not in FILTERS or not value or name in filters:
             raise typer.BadParameter(f"--match {one}: use FILTER=VALUE, each of {', '.join(FILTERS)} at most once")
@@ -100,15 +147,8 @@ def _filters(match: list[str]) -> dict[str, str]:
 
 
 async def _matching(client: Client, query: dict[str, str], since: timedelta) -> list[Body]:
-    found: list[Body] = []
-    oldest, after = datetime.now(UTC) - since, None
-    while True:  # newest first: the first job that is too old is the last one read
-        page = await client.get("ops/jobs/", {**query, "limit": PAGE_MAX, "after": after})
-        recent = [job for job in page["results"] if formats.moment(job["queued_at"]) >= oldest]
-        found += recent
-        after = page["after"]
-        if after is None or len(recent) < len(page["results"]):
-            return found
+    oldest = rfc3339(datetime.now(UTC) - since)
+    return list((await client.collect("ops/jobs/", {**query, "since": oldest}, limit=None))["results"])
 
 
 def _show(output: Output, done: str, results: list[Body]) -> Exit:

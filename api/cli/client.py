@@ -1,6 +1,5 @@
 """A client of the API: it takes paths below /api/v1/ and returns the API's bodies. Raises only CliError."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -11,6 +10,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from api.cli.exits import CliError, Exit, Refused, Unreachable
+from api.cli.later import asyncio
 
 Result = TypeVar("Result")
 Body = dict[str, Any]  # as in the API's document; `--json` prints it unchanged

@@ -1,6 +1,5 @@
 """Shell completion of IDs and names, from the service."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 import typer
@@ -9,6 +8,7 @@ from api.cli.access import Options, access
 from api.cli.client import PAGE_MAX, Body, Client
 from api.cli.connection import connected
 from api.cli.exits import CliError
+from api.cli.later import asyncio
 
 _SECONDS = 2.0  # the user waits after pressing Tab
 _OFFERED = 50

@@ -1,6 +1,5 @@
 """Runs a command against the service, and exits with its code."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -9,6 +8,7 @@ import typer
 from api.cli.access import Access, access
 from api.cli.client import Client
 from api.cli.exits import CliError, Exit
+from api.cli.later import asyncio
 from api.cli.output import printable
 
 PROGRAM = "vps-snapshots"

@@ -1,6 +1,5 @@
 """Follows a job until it ends: a progress bar at a terminal, lines in a log, or JSON lines."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from api import words
 from api.cli import formats
 from api.cli.client import Body, Client, retrying, segment
 from api.cli.exits import CliError, Exit, Unreachable
+from api.cli.later import asyncio
 from api.cli.output import Output
 
 if TYPE_CHECKING:

@@ -1,17 +1,21 @@
 """The API's values as text."""
 
 from datetime import UTC, datetime
-
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from api import words
 from api.cli.client import Body
+from api.cli.output import styled
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 STYLES = {
     "queued": "yellow",
     "in_progress": "cyan",
     "completed": "green",
     "failed": "red",
+    "cancelled": "yellow",
     "stranded": "bold red",
     "alive": "green",
     "paused": "yellow",
@@ -53,21 +57,21 @@ def clock(event_id: str) -> str:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%H:%M:%S")
 
 
-def alarming(count: int) -> Text:
+def alarming(count: int) -> "Text":
     """A number that should be 0."""
-    return Text(f"{count:,}", style="bold red" if count else "")
+    return styled(f"{count:,}", "bold red" if count else "")
 
 
-def word(text: str) -> Text:
+def word(text: str) -> "Text":
     """A state, in its color."""
-    return Text(text, style=STYLES.get(text, ""))
+    return styled(text, STYLES.get(text, ""))
 
 
-def job_state(job: Body) -> Text:
+def job_state(job: Body) -> "Text":
     """The state, or the progress of a running job."""
     if job["state"] == "in_progress":
-        return Text(progress(job), style=STYLES["in_progress"])
-    return word("stranded" if is_stranded(job) else job["state"])
+        return styled(progress(job), STYLES["in_progress"])
+    return word("stranded" if is_stranded(job) else "cancelled" if job_error(job) == "cancelled" else job["state"])
 
 
 def is_stranded(job: Body) -> bool:
@@ -129,7 +133,7 @@ def what(job: Body) -> str:
     return f"{job['kind'].replace('_', ' ')}{of} on {named(job['server'])}"
 
 
-def node_state(node: Body) -> Text:
+def node_state(node: Body) -> "Text":
     if node["alive"] and node["paused"]:
         return word("paused")
     return word("alive" if node["alive"] else "silent")
@@ -147,7 +151,7 @@ def log_line(line: Body) -> str:
     return " ".join(first + rest)
 
 
-def summary(overview: Body) -> Text:
+def summary(overview: Body) -> "Text":
     """The cell in one line, problems in red."""
     nodes, stranded = overview["nodes"], overview["stranded_servers"]
     parts = [
@@ -160,4 +164,4 @@ def summary(overview: Body) -> Text:
             "red" if nodes["silent"] else "",
         ),
     ]
-    return Text(", ").join(Text(text, style=style) for text, style in parts)
+    return styled(", ").join(styled(text, style) for text, style in parts)

@@ -1,6 +1,6 @@
 """Commands for jobs."""
 
-import asyncio
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -10,10 +10,27 @@ from api.cli.client import Body, Client, segment
 from api.cli.commands import Question, perform
 from api.cli.connection import run
 from api.cli.exits import CliError, Exit
+from api.cli.help import group
+from api.cli.later import asyncio
 from api.cli.output import Column, Output
-from worker.store.model import JobKind, JobState
+from worker.store.model import JobKind
 
-app = typer.Typer(no_args_is_help=True, help="Show, follow, retry, cancel or resolve a job.")
+app = group("Show, follow, retry, cancel or resolve a job.")
+
+
+class ShownState(StrEnum):
+    """A job's state for people: to them, a cancelled job has not failed."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+def _error(job: Body) -> str:
+    return f"{formats.job_error(job)}{', retried' if job.get('retried_by') else ''}"
+
 
 COLUMNS = (
     Column(title="JOB", of=lambda job: job["id"]),
@@ -22,7 +39,7 @@ COLUMNS = (
     Column(title="SERVER", of=lambda job: job["server"]["id"]),
     Column(title="NAME", of=lambda job: job["server"]["name"], yields=3),
     Column(title="AGE", of=lambda job: formats.age(job["queued_at"]), yields=2, right=True),
-    Column(title="ERROR", of=formats.job_error, yields=1),
+    Column(title="ERROR", of=_error, yields=1),
     Column(title="NODE", of=lambda job: job.get("node", "-"), yields=4),
     Column(title="SNAPSHOT", of=lambda job: formats.named(job["snapshot"]), yields=5),
     Column(title="ACCOUNT", of=lambda job: job.get("account_id", "-"), yields=6, right=True),
@@ -38,7 +55,7 @@ STEP_COLUMNS = (
 def list_jobs(  # noqa: PLR0913 - an option is a parameter, and the API has so many filters
     context: typer.Context,
     *,
-    state: Annotated[JobState | None, typer.Option(help="Filter by state.")] = None,
+    state: Annotated[ShownState | None, typer.Option(help="Filter by state.")] = None,
     kind: Annotated[JobKind | None, typer.Option(help="Filter by kind.")] = None,
     node: options.NodeFilter = None,
     account_id: options.AccountId = None,
@@ -47,6 +64,8 @@ def list_jobs(  # noqa: PLR0913 - an option is a parameter, and the API has so m
     text: Annotated[
         str | None, typer.Option(help="Search in the job's ID, names, error detail and request ID.")
     ] = None,
+    since: options.Moment = None,
+    until: options.Moment = None,
     limit: options.Limit = 50,
     everything: options.All = False,
     as_json: options.Json = False,
@@ -54,20 +73,22 @@ def list_jobs(  # noqa: PLR0913 - an option is a parameter, and the API has so m
     """List jobs, newest first. An account token lists its own jobs, by state and server."""
     filters = {"state": state, "kind": kind, "node": node, "account_id": account_id, "server_id": server_id}
     filters |= {"error_code": error_code, "text": text}
+    filters |= {"since": options.rfc3339(since), "until": options.rfc3339(until)}
     query = {name: value for name, value in filters.items() if value is not None}
     rows, output = None if everything else limit, Output(as_json=as_json)
 
     async def of_all(client: Client) -> tuple[Body, Body | None]:
+        listing = client.collect("ops/jobs/", {**query, **_without_cancelled(state)}, limit=rows)
         if output.as_json:
-            return await client.collect("ops/jobs/", query, limit=rows), None
-        listed, overview = await asyncio.gather(
-            client.collect("ops/jobs/", query, limit=rows), client.get("ops/overview/")
-        )
+            return await listing, None
+        listed, overview = await asyncio.gather(listing, client.get("ops/overview/"))
         return listed, overview
 
     async def of_account(client: Client) -> tuple[Body, None]:
         if denied := query.keys() - {"state", "server_id"}:
             raise CliError(Exit.NOT_ALLOWED, f"Only an operator token can filter by {', '.join(sorted(denied))}.")
+        if state is ShownState.CANCELLED:
+            raise CliError(Exit.NOT_ALLOWED, "Only an operator token can filter by the state cancelled.")
         return await client.collect_pages("jobs/", query, limit=rows), None
 
     async def show(client: Client) -> None:
@@ -80,6 +101,10 @@ def list_jobs(  # noqa: PLR0913 - an option is a parameter, and the API has so m
             output.note(formats.summary(overview))
 
     run(context, show)
+
+
+def _without_cancelled(state: ShownState | None) -> dict[str, str]:
+    return {"cancelled": "false"} if state is ShownState.FAILED else {}
 
 
 @app.command("show")
@@ -106,6 +131,7 @@ def retry_job(
     *,
     follow: options.Follow = False,
     max_wait: options.MaxWait = None,
+    force: options.Force = False,
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> None:
@@ -114,8 +140,9 @@ def retry_job(
 
     async def retry(client: Client) -> Exit:
         if not yes:
-            options.confirm(await _describe(client, "Retry: {}?", job))
-        new = await client.post(f"ops/jobs/{segment(job)}/retry/")
+            options.confirm(await _ask_retry(client, job, force=force))
+        query = {"force": "true"} if force else None
+        new = (await client.start(f"ops/jobs/{segment(job)}/retry/", query=query)).body
         if not as_json:
             output.say(f"job {new['id']}: {formats.what(new)}")
         if follow:
@@ -167,6 +194,18 @@ async def _describe(client: Client, question: str, job_id: str) -> str:
     return question.format(f"{formats.what(found)}, {found['state']}")
 
 
+async def _ask_retry(client: Client, job_id: str, *, force: bool) -> str:
+    """Raises CliError if it would be refused."""
+    options.ensure_terminal("Retry?")
+    found = await following.job(client, job_id)
+    retry = found.get("retry")
+    if retry and (not retry["possible"] or (retry["needs_force"] and not force)):
+        raise CliError(Exit.REFUSED, f"{retry['detail']}{' Use --force.' if retry['needs_force'] else ''}")
+    why = f"{retry['detail']} " if retry and retry["detail"] else ""
+    over = ", overwriting all data of the server" if JobKind(found["kind"]).overwrites else ""
+    return f"{why}Retry: {formats.what(found)}, {found['state']}{over}?"
+
+
 def _question(text: str, job_id: str) -> Question:
     return lambda client: _describe(client, text, job_id)
 
@@ -213,6 +252,9 @@ def _advice(job: Body) -> str | None:
         return None
     if formats.is_stranded(job):
         return f"After you have repaired the server: vps-snapshots job resolve {job['id']} --reason ..."
-    if job["state"] == "failed":
-        return f"To retry it: vps-snapshots job retry {job['id']}"
+    retry = job.get("retry")
+    if retry and job["state"] == "failed":
+        force = " --force" if retry["needs_force"] else ""
+        command = f"To retry it: vps-snapshots job retry {job['id']}{force}" if retry["possible"] else None
+        return " ".join(filter(None, (retry["detail"], command)))
     return f"To cancel it: vps-snapshots job cancel {job['id']}" if job["state"] == "queued" else None

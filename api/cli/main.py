@@ -9,11 +9,15 @@ from api.cli import bulk, cell, jobs, nodes, servers, snapshots, tokens, top
 from api.cli.access import TOKEN_VARIABLE, Options
 from api.cli.connection import PROGRAM
 from api.cli.exits import Exit
+from api.cli.help import Sections
 
 _VIEW, _ACT, _ADMINISTER = "View", "Act", "Access and audit"
-_EXITS = "\n\n".join(["Exit codes:", *(f"{code.value}: {code.meaning}" for code in Exit)])
+# \b: the lines are printed as they are
+_EXITS = "\n".join(["\b", "Exit codes:", *(f"  {code.value}: {code.meaning}" for code in Exit)])
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, epilog=_EXITS)
+app = typer.Typer(
+    cls=Sections, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, epilog=_EXITS
+)
 
 
 def _version(requested: bool) -> None:

@@ -1,6 +1,5 @@
 """Commands for nodes."""
 
-import asyncio
 from typing import Annotated, Literal
 
 import typer
@@ -10,12 +9,14 @@ from api.cli import completion, credentials, formats, jobs
 from api.cli.client import Body, Client, retrying, segment
 from api.cli.commands import list_all, perform
 from api.cli.exits import CliError, Exit, Unreachable
+from api.cli.help import group
+from api.cli.later import asyncio
 from api.cli.options import All, Json, Limit, MaxWait, NodeArgument, Reason, Yes, confirm
 from api.cli.output import Column, Output
 
 POLL_SECONDS = 1.0
 
-app = typer.Typer(no_args_is_help=True, help="Show, drain, resume or reconcile a node, and manage its credentials.")
+app = group("Show, drain, resume or reconcile a node, and manage its credentials.")
 app.add_typer(credentials.app, name="credential")
 
 

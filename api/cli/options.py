@@ -71,6 +71,9 @@ def rfc3339(when: datetime | None) -> str | None:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Retry also if something newer is run over, such as a later job of the server.")
+]
 Limit = Annotated[int, typer.Option(min=1, help="Maximum number of rows.")]
 All = Annotated[bool, typer.Option("--all", help="Print all rows.")]
 Reason = Annotated[str, typer.Option(help="Reason; it is recorded in the audit log.")]
@@ -107,8 +110,7 @@ SnapshotArgument = Annotated[
 
 def confirm(question: str) -> None:
     """Raises Abort if the answer is no, CliError if there is no terminal."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise CliError(Exit.USAGE, f"{question} No terminal to ask on; use --yes.")
+    ensure_terminal(question)
     # asyncio's handler would act only after the answer
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -120,6 +122,12 @@ def confirm(question: str) -> None:
         raise typer.Abort from None
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def ensure_terminal(question: str) -> None:
+    """Raises CliError if there is nobody to ask."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise CliError(Exit.USAGE, f"{question} No terminal to ask on; use --yes.")
 
 
 _ANSWERS = {"y": True, "yes": True, "n": False, "no": False, "": False}

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 _GAP = 2
 
@@ -18,7 +20,7 @@ class Column:
     """`yields`: columns with the highest are dropped first if the terminal is too narrow; those with 0 stay."""
 
     title: str
-    of: Callable[[dict[str, Any]], str | int | Text]
+    of: "Callable[[dict[str, Any]], str | int | Text]"
     yields: int = 0
     right: bool = False
 
@@ -27,6 +29,8 @@ class Output:
     """Results go to standard output, everything else to standard error."""
 
     def __init__(self, *, as_json: bool) -> None:
+        from rich.console import Console  # noqa: PLC0415 - a command imports rich when it prints: --help is quick
+
         self.as_json = as_json
         self.console = Console(highlight=False)
         self.errors = Console(stderr=True, highlight=False)
@@ -37,10 +41,10 @@ class Output:
     def line(self, body: Any) -> None:
         typer.echo(json.dumps(body))
 
-    def say(self, text: str | Text) -> None:
+    def say(self, text: "str | Text") -> None:
         self._print(self.console, text)
 
-    def note(self, text: str | Text) -> None:
+    def note(self, text: "str | Text") -> None:
         self._print(self.errors, text)
 
     def table(self, columns: Sequence[Column], rows: Sequence[dict[str, Any]], *, none: str) -> None:
@@ -60,16 +64,16 @@ class Output:
             of = f" of {count:,}" if count is not None else ""
             self.note(f"{rows:,}{of} rows; use --limit or --all for more")
 
-    def facts(self, pairs: Iterable[tuple[str, str | Text | None]]) -> None:
+    def facts(self, pairs: "Iterable[tuple[str, str | Text | None]]") -> None:
         """Names and values, one per line, without those that have no value."""
         known = [(name, _clean(value)) for name, value in pairs if value]
         wide = max((len(name) for name, _ in known), default=0)
         for name, value in known:
-            self.say(Text.assemble((name.ljust(wide + _GAP), "dim"), value))
+            self.say(styled(name.ljust(wide + _GAP), "dim") + value)
 
     def heading(self, text: str) -> None:
         self.say("")
-        self.say(Text(text, style="bold"))
+        self.say(styled(text, "bold"))
 
     def _plain(self, columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> None:
         cells = [
@@ -80,8 +84,15 @@ class Output:
         for row in cells:
             typer.echo((" " * _GAP).join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip())
 
-    def _print(self, console: Console, text: str | Text) -> None:
+    def _print(self, console: "Console", text: "str | Text") -> None:
         console.print(_clean(text), soft_wrap=not console.is_terminal)
+
+
+def styled(text: str, style: str = "") -> "Text":
+    """Our own text, for a terminal."""
+    from rich.text import Text  # noqa: PLC0415 - as above
+
+    return Text(text, style=style)
 
 
 def printable(text: str) -> str:
@@ -89,8 +100,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def table(columns: Sequence[Column], rows: Sequence[dict[str, Any]], *, width: int) -> Table:
+def table(columns: Sequence[Column], rows: Sequence[dict[str, Any]], *, width: int) -> "Table":
     """At most `width` wide: columns are dropped, then texts are cut."""
+    from rich.table import Table  # noqa: PLC0415 - as above
+
     kept = _fitting(columns, rows, width)
     grid = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim")
     for column in kept:
@@ -114,11 +127,11 @@ def _fitting(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: i
     return [columns[n] for n in kept]
 
 
-def _cells(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> list[list[Text]]:
+def _cells(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> "list[list[Text]]":
     return [[_clean(column.of(row)) for column in columns] for row in rows]
 
 
-def _clean(value: str | int | Text) -> Text:
-    if isinstance(value, Text):  # our own text
-        return value
-    return Text(printable(str(value)).replace("\n", " "))
+def _clean(value: "str | int | Text") -> "Text":
+    if isinstance(value, str | int):
+        return styled(printable(str(value)).replace("\n", " "))
+    return value  # our own text

@@ -7,13 +7,14 @@ import typer
 from api.cli import completion, formats, jobs
 from api.cli.client import Body, Client
 from api.cli.commands import list_all, perform
-from api.cli.options import AccountId, All, Json, Limit, NodeFilter, ServerArgument, Yes
+from api.cli.help import group
+from api.cli.options import AccountId, All, Json, Limit, Moment, NodeFilter, ServerArgument, Yes, rfc3339
 from api.cli.output import Column, Output
 
 TheNode = Annotated[str, typer.Option("--node", metavar="NAME", help="The node.", autocompletion=completion.nodes)]
 TheAccount = Annotated[int, typer.Option("--account-id", metavar="ID", min=1, help="The account.")]
 
-app = typer.Typer(no_args_is_help=True, help="Show a server, or say where it is and whose.")
+app = group("Show a server, or say where it is and whose.")
 
 COLUMNS = (
     Column(title="SERVER", of=lambda server: server["id"]),
@@ -156,7 +157,13 @@ def _put(context: typer.Context, server: int, part: str, body: Body, said: str, 
 
 
 def list_findings(
-    context: typer.Context, *, limit: Limit = 100, everything: All = False, as_json: Json = False
+    context: typer.Context,
+    *,
+    since: Moment = None,
+    until: Moment = None,
+    limit: Limit = 100,
+    everything: All = False,
+    as_json: Json = False,
 ) -> None:
     """List what reconciliation found, newest first, refused claims of nodes, and records that cannot be read."""
 
@@ -171,7 +178,8 @@ def list_findings(
             output.table(UNREADABLE_COLUMNS, unreadable, none="")
 
     rows = None if everything else limit
-    perform(context, lambda client: client.collect("ops/findings/", {}, limit=rows), show, as_json=as_json)
+    query = {"since": rfc3339(since), "until": rfc3339(until)}
+    perform(context, lambda client: client.collect("ops/findings/", query, limit=rows), show, as_json=as_json)
 
 
 def _show_one(output: Output, server: Body) -> None:

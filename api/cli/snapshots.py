@@ -10,12 +10,11 @@ from api.cli.client import Answer, Body, Client, segment
 from api.cli.commands import perform
 from api.cli.connection import run
 from api.cli.exits import Exit, Refused
+from api.cli.help import group
 from api.cli.output import Column, Output
 from api.cli.servers import SNAPSHOT_COLUMNS
 
-app = typer.Typer(
-    no_args_is_help=True, help="Show, create, restore or delete a snapshot, or undo a restore (account token)."
-)
+app = group("Show, create, restore or delete a snapshot, or undo a restore (account token).")
 
 
 COLUMNS = (

@@ -9,10 +9,11 @@ from api.cli import formats
 from api.cli.client import Body, Client, segment
 from api.cli.commands import list_all, perform
 from api.cli.exits import Exit
+from api.cli.help import group
 from api.cli.options import AccountId, All, Json, Lifetime, Limit, Moment, Yes, lifetime_hours, rfc3339
 from api.cli.output import Column, Output
 
-app = typer.Typer(no_args_is_help=True, help="Create or revoke an API token.")
+app = group("Create or revoke an API token.")
 
 
 Method = Literal["POST", "PUT", "PATCH", "DELETE", "CLI"]

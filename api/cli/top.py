@@ -1,6 +1,5 @@
 """`top`: a live view of the cell, worst first."""
 
-import asyncio
 import os
 import sys
 import termios
@@ -9,18 +8,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Group, RenderableType
-from rich.text import Text
 
 from api.cli import formats, jobs, nodes, servers
 from api.cli.client import Body, Client
 from api.cli.connection import PROGRAM, run
 from api.cli.exits import Unreachable
+from api.cli.later import asyncio
 from api.cli.options import Json
-from api.cli.output import Column, Output, table
+from api.cli.output import Column, Output, styled, table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 LIMIT = 50  # rows of each list; as many as fit are shown
 _OVERHEAD = 3  # lines of a section besides its rows: an empty one, the title, the table's header
@@ -123,7 +124,10 @@ async def _watch(client: Client, now: Body, output: Output, *, interval: float) 
                     outage = error
 
 
-def _screen(now: Body, seen_at: datetime, outage: Unreachable | None, *, width: int, height: int) -> RenderableType:
+def _screen(now: Body, seen_at: datetime, outage: Unreachable | None, *, width: int, height: int) -> "RenderableType":
+    from rich.console import Group  # noqa: PLC0415 - slow to import
+    from rich.text import Text  # noqa: PLC0415
+
     head = Text.assemble((PROGRAM, "bold"), f"  {seen_at:%H:%M:%S} UTC  ", ("q quits", "dim"))
     if outage is not None:
         head.append(f"  {outage}", style="bold red")
@@ -135,7 +139,7 @@ def _screen(now: Body, seen_at: datetime, outage: Unreachable | None, *, width: 
     for section, share in zip(sections, shares, strict=True):
         more = "" if section.total is None or section.total <= share else f", first {share}"
         style = "bold red" if section.title == "Stranded" else "bold"
-        lines += [Text(""), Text(f"{section.title} ({section.total}{more})", style=style)]
+        lines += [styled(""), styled(f"{section.title} ({section.total}{more})", style)]
         lines.append(table(section.columns, section.rows[:share], width=width))
     return Group(*lines)
 
@@ -149,7 +153,7 @@ def _shares(rows: list[int], height: int) -> list[int]:
 
 
 @contextmanager
-def _keys(ended: asyncio.Event) -> Iterator[None]:
+def _keys(ended: "asyncio.Event") -> Iterator[None]:
     """Sets `ended` when q is pressed, and restores the terminal afterwards."""
     stdin = sys.stdin.fileno()
     before = termios.tcgetattr(stdin)

@@ -2,28 +2,32 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Annotated, Any
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from api.dashboard import retries
 from api.dashboard.context import Context, Pages
-from api.dashboard.jobs import JOBS, NEEDED_STATE
-from api.dashboard.rendering import Question
+from api.dashboard.jobs import JOBS, NEEDED_STATE, JobsQuery, as_shown
+from api.dashboard.rendering import Question, address
 from api.dashboard.session import OperatorRequest
 from api.http import reading
-from api.http.fields import JobIdInPath
+from api.http.fields import JobIdInPath, truth
 from api.http.problems import FieldError, invalid
 from api.jobs import bulk
-from api.jobs.bodies import BULK_MAX, BulkAction, OpsJobsQuery
-from api.words import plain, plural
-from worker.store.calls import Cursor
+from api.jobs.bodies import BulkAction
+from api.words import machine, plain, plural
 from worker.store.model import JobId
+from worker.store.operators.records import Retry
 
 BULK = f"{JOBS}bulk/"
 MATCHING_MAX = 500  # jobs of one request, which then takes seconds
 REFUSED_LIMIT = 20
 _PAGE = 100
+Force = Annotated[bool, BeforeValidator(truth)]
 _PAGES_MAX = 50  # that are searched: a page may have few that match a text
 
 
@@ -33,59 +37,76 @@ class Selected(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     action: BulkAction
-    ids: Annotated[tuple[JobIdInPath, ...], Field(min_length=1, max_length=BULK_MAX)]
+    ids: Annotated[tuple[JobIdInPath, ...], Field(min_length=1, max_length=MATCHING_MAX)]
+    force: Force = False
 
     @property
     def fields(self) -> dict[str, str | list[str]]:
         return {"action": self.action, "ids": list(self.ids)}
 
 
-class Matching(OpsJobsQuery):
+class Matching(JobsQuery):
     """An action on all jobs that match the filters."""
 
     action: BulkAction
+    force: Force = False
 
     @property
     def filters(self) -> dict[str, str]:
-        given = self.model_dump(exclude={"action", "limit", "after"}, exclude_none=True)
-        return {name: str(value) for name, value in given.items()}
+        given = self.model_dump(exclude={"action", "force", "limit", "after"}, exclude_none=True)
+        return {name: machine(value) if isinstance(value, datetime) else str(value) for name, value in given.items()}
 
     @property
     def fields(self) -> dict[str, str | list[str]]:
         return {"action": self.action, "all": "true", **self.filters}
 
 
-_TEXTS: Mapping[BulkAction, str] = {
-    "retry": "New jobs will do the same again and may stop the VMs. Jobs that were cancelled or retried before, or"
-    " whose server has had a later job, are refused.",
-    "cancel": "Queued jobs end as cancelled; jobs that have started continue.",
-}
-
-
 async def ask(context: Context, request: OperatorRequest) -> web.Response:
     order = _order({name: request.http.query.getall(name) for name in request.http.query})
-    if isinstance(order, Selected):
-        jobs, subject = plural(len(order.ids), "job"), ""
-    else:
-        count = (await context.operators.jobs(order.filter, Cursor(limit=1))).count
-        jobs = "all matching jobs" if count is None else plural(count, "matching job")
+    question = await (_ask_retry if order.action == "retry" else _ask_cancel)(context, order)
+    subject = ""
+    if isinstance(order, Matching):
         filters = ", ".join(f"{plain(name)} {plain(value)}" for name, value in order.filters.items())
         subject = f"Jobs with {filters} (at most {MATCHING_MAX}, newest first)"
-    question = Question(
-        title=f"{order.action.capitalize()} {jobs}?",
-        text=f"{_TEXTS[order.action]} Each job succeeds or fails on its own.",
-        verb="Retry" if order.action == "retry" else "Cancel the jobs",
-        dismiss="Cancel" if order.action == "retry" else "Keep the jobs",
-        is_grave=order.action == "cancel",
+    return context.rendering.ask(request.http, question, back=JOBS, subject=subject)
+
+
+async def _ask_cancel(context: Context, order: Selected | Matching) -> Question:
+    if isinstance(order, Selected):
+        jobs = plural(len(order.ids), "job")
+    else:
+        count = (await context.operators.jobs(as_shown(order), replace(order.cursor, limit=1))).count
+        jobs = "all matching jobs" if count is None else plural(count, "matching job")
+    return Question(
+        title=f"Cancel {jobs}?",
+        text="Queued jobs end as cancelled; jobs that have started continue. Each job succeeds or fails on its own.",
+        verb="Cancel the jobs",
+        dismiss="Keep the jobs",
+        is_grave=True,
         fields=order.fields,
     )
-    return context.rendering.ask(request.http, question, back=JOBS, subject=subject)
+
+
+async def _ask_retry(context: Context, order: Selected | Matching) -> Question:
+    """The form sends what the question names, and nothing that fails later."""
+    job_ids, _ = (order.ids, False) if isinstance(order, Selected) else await _matching(context, order)
+    found: list[Retry] = []
+    for n in range(0, len(job_ids), _PAGE):
+        found += await context.operators.retries(job_ids[n : n + _PAGE], force=order.force)
+    known = {one.job.id for one in found}
+    missing = [job_id for job_id in job_ids if job_id not in known]
+    wider = address(BULK, order.fields, force="true")
+    return retries.for_many(found, missing=missing, force=order.force, wider=wider)
 
 
 async def do(context: Context, request: OperatorRequest) -> web.Response:
     order = _order(request.form)
+    if order.force:
+        if isinstance(order, Matching):
+            raise invalid(FieldError(field="ids", detail="Only named jobs are forced."))
+        retries.ensure_typed(request.form, str(len(order.ids)))
     job_ids, has_more = (order.ids, False) if isinstance(order, Selected) else await _matching(context, order)
-    results = await bulk.act(context.operators, request.http, order.action, job_ids)
+    results = await bulk.act(context.operators, request.http, order.action, job_ids, force=order.force)
     refused = [result for result in results if not result.done]
     return context.rendering.page(
         request.http,
@@ -105,7 +126,7 @@ async def _matching(context: Context, order: Matching) -> tuple[Sequence[JobId],
     found: list[JobId] = []
     after: str | None = None
     for _ in range(_PAGES_MAX):
-        page = await context.operators.jobs(order.filter, Cursor(limit=_PAGE, after=after))
+        page = await context.operators.jobs(as_shown(order), replace(order.cursor, limit=_PAGE, after=after))
         found += [job.id for job in page.results]
         after = page.after
         if after is None or len(found) >= MATCHING_MAX:
@@ -126,5 +147,5 @@ def _order(given: Mapping[str, Sequence[str]]) -> Selected | Matching:
     return order
 
 
-PAGES: Pages = {BULK: ask}
+QUESTIONS: Pages = {BULK: ask}
 ACTIONS: Pages = {BULK: do}

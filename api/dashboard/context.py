@@ -1,17 +1,19 @@
 """What the handlers of all pages and actions share."""
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from datetime import datetime
+from typing import Annotated, TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 from api.dashboard.rendering import Rendering
 from api.dashboard.session import OperatorRequest, SessionGuard
 from api.events.streams import Streams
 from api.http import reading
-from api.http.fields import ReasonBody
+from api.http.fields import Moment, ReasonBody
 from api.http.marks import REASON
 from worker.store.access.tokens import Tokens
 from worker.store.customers.customer_store import CustomerStore
@@ -34,6 +36,19 @@ class Context:
 Handler = Callable[[Context, OperatorRequest], Awaitable[web.StreamResponse]]
 Query = TypeVar("Query", bound=BaseModel)
 Pages = Mapping[str, Handler]  # by path
+
+
+_DATETIME_LOCAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?")
+
+
+def _as_utc(text: object) -> object:
+    """A `datetime-local` input sends no zone, and no seconds if they are 0."""
+    if isinstance(text, str) and _DATETIME_LOCAL.fullmatch(text):
+        return f"{datetime.fromisoformat(text).isoformat()}Z"
+    return text
+
+
+LocalMoment = Annotated[Moment, BeforeValidator(_as_utc)]  # as a browser sends it
 
 
 def read_reason(request: OperatorRequest) -> str:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from api.dashboard.context import Context, Pages, read_filters, read_query
+from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_query
 from api.dashboard.session import OperatorRequest
-from api.http.fields import CursorQuery
+from api.http.fields import PeriodQuery
 
 FINDINGS = "/ops/findings/"
 LIMIT = 50
@@ -28,13 +28,21 @@ MEANINGS: Mapping[str, str] = {
 }
 
 
+class Query(PeriodQuery):
+    """The API's query, with moments as browsers send them."""
+
+    since: LocalMoment | None = None
+    until: LocalMoment | None = None
+
+
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
-    query = read_query(request, CursorQuery, limit=LIMIT)
+    query = read_query(request, Query, limit=LIMIT)
     page = await context.operators.findings(query.cursor)
     return context.rendering.page(
         request.http,
         "findings.html",
         filters=read_filters(request, query),
+        query=query,
         page=page,
         refused=await context.operators.refused_claims(),
         unreadable=await context.operators.unreadable(),

@@ -2,20 +2,22 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
 
-from api.dashboard.context import Context, Pages, read_filters, read_query, read_reason
+from api.dashboard import retries
+from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_query, read_reason
 from api.dashboard.rendering import Question
 from api.dashboard.session import OperatorRequest
 from api.http.fields import JOB_ID
-from api.http.marks import REQUEST_ID
+from api.http.marks import REASON, REQUEST_ID
 from api.http.reading import in_path
 from api.jobs.bodies import OpsJobsQuery
 from worker.store.model import Job, JobKind, JobState, Step
+from worker.store.operators.operator_store import JobFilter
 from worker.store.operators.records import OpsJob, StepTaken
 
 JOBS = "/ops/jobs/"
@@ -25,13 +27,27 @@ RARE = frozenset({Step.CLEARING, Step.ADAPTING, Step.UNDOING, Step.CLEANING})
 NEEDED_STATE = {"retry": "failed", "cancel": "queued"}  # by the action
 
 
+class JobsQuery(OpsJobsQuery):
+    """The API's query, with moments as browsers send them."""
+
+    since: LocalMoment | None = None
+    until: LocalMoment | None = None
+
+
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
-    query = read_query(request, OpsJobsQuery, limit=LIMIT)
-    page = await context.operators.jobs(query.filter, query.cursor)
+    query = read_query(request, JobsQuery, limit=LIMIT)
+    page = await context.operators.jobs(as_shown(query), query.cursor)
     filters = read_filters(request, query)
     return context.rendering.page(
         request.http, "jobs.html", filters=filters, page=page, bulk=_bulk(filters), query=query, kinds=tuple(JobKind)
     )
+
+
+def as_shown(query: OpsJobsQuery) -> JobFilter:
+    """The filter of a list for people, to whom a cancelled job has not failed."""
+    wanted = query.filter
+    is_failed = wanted.state is JobState.FAILED and wanted.cancelled is None
+    return replace(wanted, cancelled=False) if is_failed else wanted
 
 
 def _bulk(filters: Mapping[str, str]) -> list[str]:
@@ -113,26 +129,16 @@ def _line(record: Mapping[str, Any]) -> Line:
     )
 
 
-def _is_retryable(found: OpsJob) -> bool:
-    job = found.job
-    return job.state is JobState.FAILED and not job.kind.only_looks and job.retried_by is None
-
-
 def _is_cancellable(found: OpsJob) -> bool:
     return found.job.state is JobState.QUEUED and found.job.kind is not JobKind.DELETE
 
 
 _APPLIES: Mapping[str, Callable[[OpsJob], bool]] = {
-    "retry": _is_retryable,
+    "resolve": lambda found: found.job.needs_person,  # first: until then the others do not help the server
+    "retry": lambda found: found.retry.is_possible,
     "cancel": _is_cancellable,
-    "resolve": lambda found: found.job.needs_person,
 }
 _QUESTIONS: Mapping[str, Question] = {
-    "retry": Question(
-        title="Retry this job?",
-        text="A new job will do the same again and may stop the VM. It is refused if limits no longer allow it.",
-        verb="Retry",
-    ),
     "cancel": Question(
         title="Cancel this job?",
         text="It has not started. The customer sees it as failed (cancelled). A create's snapshot is marked as failed.",
@@ -150,8 +156,8 @@ _QUESTIONS: Mapping[str, Question] = {
 
 
 async def ask(context: Context, request: OperatorRequest) -> web.Response:
-    job = (await context.operators.job(in_path(request.http, JOB_ID))).job
-    question = _QUESTIONS[request.http.match_info["action"]]
+    found, action = await context.operators.job(in_path(request.http, JOB_ID)), request.http.match_info["action"]
+    job, question = found.job, retries.for_one(found) if action == "retry" else _QUESTIONS[action]
     return context.rendering.ask(request.http, question, back=f"{JOBS}{job.id}/", subject=_named(job))
 
 
@@ -162,8 +168,11 @@ def _named(job: Job) -> str:
 
 
 async def retry(context: Context, request: OperatorRequest) -> web.Response:
-    job_id = in_path(request.http, JOB_ID)
-    new = await context.operators.retry(job_id, request_id=request.http[REQUEST_ID])
+    job_id, force = in_path(request.http, JOB_ID), "force" in request.form
+    if force:
+        retries.ensure_typed(request.form, str((await context.operators.job(job_id)).job.server_id))
+        request.http[REASON] = "forced"
+    new = await context.operators.retry(job_id, request_id=request.http[REQUEST_ID], force=force)
     text = f"Job {job_id[:8]} retried as job {new.id[:8]}."
     response = context.rendering.done(request.http, text, back=f"{JOBS}{job_id}/", link=f"{JOBS}{new.id}/")
     response.headers["X-Job-Id"] = new.id
@@ -183,5 +192,6 @@ async def resolve(context: Context, request: OperatorRequest) -> web.Response:
     return context.rendering.done(request.http, text, back=f"{JOBS}{job_id}/")
 
 
-PAGES: Pages = {JOBS: show_all, JOB: show_one, f"{JOB}{{action:retry|cancel|resolve}}/": ask}
+PAGES: Pages = {JOBS: show_all, JOB: show_one}
+QUESTIONS: Pages = {f"{JOB}{{action:retry|cancel|resolve}}/": ask}
 ACTIONS: Pages = {f"{JOB}retry/": retry, f"{JOB}cancel/": cancel, f"{JOB}resolve/": resolve}

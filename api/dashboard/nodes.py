@@ -35,7 +35,10 @@ async def show_one(context: Context, request: OperatorRequest) -> web.Response:
     name = in_path(request.http, fields.NODE)
     found = await context.operators.node(name)
     lists = {
-        state: await context.operators.jobs(JobFilter(node=name, state=state), Cursor(limit=JOBS_LIMIT))
+        state: await context.operators.jobs(
+            JobFilter(node=name, state=state, cancelled=False if state is JobState.FAILED else None),
+            Cursor(limit=JOBS_LIMIT),
+        )
         for state in (JobState.IN_PROGRESS, JobState.QUEUED, JobState.FAILED)
     }
     return context.rendering.page(request.http, "node.html", node=found, lists=lists, is_low=is_low)
@@ -85,5 +88,6 @@ async def reconcile(context: Context, request: OperatorRequest) -> web.Response:
     return context.rendering.done(request.http, text, back=f"{NODES}{name}/")
 
 
-PAGES: Pages = {NODES: show_all, NODE: show_one, f"{NODE}{{action:pause|resume|reconcile}}/": ask}
+PAGES: Pages = {NODES: show_all, NODE: show_one}
+QUESTIONS: Pages = {f"{NODE}{{action:pause|resume|reconcile}}/": ask}
 ACTIONS: Pages = {f"{NODE}pause/": pause, f"{NODE}resume/": resume, f"{NODE}reconcile/": reconcile}

@@ -46,9 +46,8 @@ async def show(context: Context, request: OperatorRequest) -> web.Response:
     overview = await operators.overview()
     stranded = await _stranded(operators, overview)
     running = await operators.jobs(JobFilter(state=JobState.IN_PROGRESS), Cursor(limit=LIMIT))
-    failed = (
-        await operators.jobs(JobFilter(state=JobState.FAILED), Cursor(limit=LIMIT)) if overview.failed_day else None
-    )
+    lately = JobFilter(state=JobState.FAILED, cancelled=False)
+    failed = await operators.jobs(lately, Cursor(limit=LIMIT)) if overview.failed_day else None
     return context.rendering.page(
         request.http,
         "overview.html",

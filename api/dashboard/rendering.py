@@ -1,22 +1,24 @@
 """HTML responses: templates, and headers that restrict what a browser may do with a page."""
 
 import gzip
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from yarl import URL
 
 from api import words
 from api.dashboard.assets import Assets
-from api.dashboard.session import LIVE_HEADER, SESSION
+from api.dashboard.session import LIVE_HEADER, SESSION, may_change
 from api.http.caching import PACKED_FROM_BYTES, accepts_gzip
 from api.http.marks import REQUEST_ID
 from api.http.problems import Problem
 from worker.store import trouble
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # No inline script or style and nothing from other hosts, in case a text ever gets past the escaping.
 POLICY = (
@@ -43,19 +45,33 @@ READ_ONLY = {  # the banner, by cause
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """A list within a question, of jobs and what is said of them."""
+
+    title: str
+    jobs: Sequence[tuple[str, str]]  # ID and text
+    count: int  # of all, of which `jobs` are the first
+    is_grave: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Question:
     """The confirmation that an action needs. Its form is posted to the page's own path."""
 
     title: str
     text: str
-    verb: str  # on the button
+    verb: str  # on the button; "": there is nothing to do
     dismiss: str = "Cancel"  # on the other button
     wants_reason: bool = False
+    typed: str = ""  # what must be typed to confirm
+    typed_as: str = ""  # what that is
     is_grave: bool = False  # a red button
     fields: Mapping[str, str | list[str]] = field(default_factory=dict)  # hidden inputs
+    parts: Sequence[Part] = ()
+    wider: tuple[str, str] | None = None  # path and text of a question that includes more
 
 
-def address(path: str, given: Mapping[str, str] | None = None, **other: str | None) -> str:
+def address(path: str, given: Mapping[str, str | list[str]] | None = None, **other: str | None) -> str:
     """A path with a query: `given`, overridden by `other`; None or '' removes a parameter."""
     return str(URL(path).with_query({name: text for name, text in ({**(given or {}), **other}).items() if text}))
 
@@ -66,7 +82,10 @@ def is_fragment(request: web.Request) -> bool:
 
 
 @cache  # compiled templates serve every application of the process
-def _templates() -> Environment:
+def _templates() -> "Environment":
+    # imported with the first page: many front ends never show one
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
+
     environment = Environment(
         loader=PackageLoader("api.dashboard"),
         autoescape=True,
@@ -99,13 +118,15 @@ class Rendering:
 
     def page(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
         """`values`: what the template uses beside what every page has."""
+        session = request.get(SESSION)
         text = (
             _templates()
             .get_template(template)
             .render(
                 asset=self._assets.url,
                 layout="inside.html" if is_fragment(request) else "layout.html",
-                session=request.get(SESSION),
+                session=session,
+                may_change=session is not None and may_change(session),
                 path=request.path,
                 here=str(request.rel_url),
                 request_id=request.get(REQUEST_ID, ""),

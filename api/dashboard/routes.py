@@ -1,4 +1,4 @@
-"""The dashboard's routes: pages (GET) and actions (POST) that need a session, and the login."""
+"""The dashboard's routes: pages and questions (GET) and actions (POST) that need a session, and the login."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -19,13 +19,13 @@ PAGES: Pages = {
     **overview.PAGES,
     **nodes.PAGES,
     **jobs.PAGES,
-    **bulk.PAGES,
     **servers.PAGES,
     **findings.PAGES,
     **audit.PAGES,
     **tokens.PAGES,
     **runbook.PAGES,
 }
+QUESTIONS: Pages = {**nodes.QUESTIONS, **jobs.QUESTIONS, **bulk.QUESTIONS, **tokens.QUESTIONS}
 ACTIONS: Pages = {**nodes.ACTIONS, **jobs.ACTIONS, **bulk.ACTIONS, **tokens.ACTIONS, **login.ACTIONS}
 
 Plain = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -44,9 +44,9 @@ def add(app: web.Application, context: Context, assets: Assets, *, request_secon
 
         return answer
 
-    def guarded(handler: Handler) -> Plain:
+    def guarded(handler: Handler, *, to_change: bool = False) -> Plain:
         async def answer(request: web.Request) -> web.StreamResponse:
-            return await handler(context, await context.guard.admit(request))
+            return await handler(context, await context.guard.admit(request, to_change=to_change))
 
         return answer
 
@@ -55,6 +55,8 @@ def add(app: web.Application, context: Context, assets: Assets, *, request_secon
     app.router.add_get(EVENTS, guarded(live.follow), allow_head=False)
     for path, page in PAGES.items():
         app.router.add_get(path, bounded(guarded(page)))
+    for path, question in QUESTIONS.items():
+        app.router.add_get(path, bounded(guarded(question, to_change=True)))
     for path, action in ACTIONS.items():
         app.router.add_post(path, bounded(guarded(action)))
     app.router.add_get(f"{STATIC}{{mark}}/{{name:.+}}", assets.serve)

@@ -4,14 +4,16 @@ import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiohttp import web
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from markupsafe import Markup
 
 from api.dashboard.context import Context, Pages
 from api.dashboard.session import OperatorRequest
+
+if TYPE_CHECKING:
+    from markdown_it.token import Token
 
 RUNBOOK = "/ops/runbook/"
 _IN_CHECKOUT = Path(__file__).parents[2] / "docs" / "runbook.md"
@@ -23,6 +25,8 @@ async def show(context: Context, request: OperatorRequest) -> web.Response:
 
 @cache
 def _html() -> Markup:
+    from markdown_it import MarkdownIt  # noqa: PLC0415 - few front ends ever show the page
+
     packaged = files("api.dashboard") / "runbook.md"
     source = packaged.read_text() if packaged.is_file() else _IN_CHECKOUT.read_text()
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
@@ -40,7 +44,7 @@ def _anchor(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
-def _without_relative_links(tokens: list[Token]) -> list[Token]:
+def _without_relative_links(tokens: "list[Token]") -> "list[Token]":
     """Files beside the runbook in the checkout are not served: their links become text."""
     kept, dropped = [], False
     for token in tokens:

@@ -61,18 +61,21 @@ class SessionGuard:
         except StoreReadOnly:
             return self._sessions.open_for_reading(secret, token)
 
-    async def admit(self, request: web.Request) -> OperatorRequest:
-        """Raises Problem: 401 without a session, 403 if another site may have sent the request, 429."""
+    async def admit(self, request: web.Request, *, to_change: bool = False) -> OperatorRequest:
+        """`to_change`: the request leads to a change, as a question does. Raises Problem: 401 without a session, 403 if
+        another site may have sent the request or the token changes nothing, 429."""
         session = await self._session(request)
         request[TOKEN] = session.token
         request[SESSION] = session
         bind_contextvars(token=session.token.id, token_name=session.token.name)
         _ensure_operator(session.token)
-        if request.method != "POST":
-            return OperatorRequest(http=request, session=session)
-        _ensure_same_origin(request)
-        if request.path != LOGOUT and not session.token.allows(Permission.OPERATOR):
+        is_post = request.method == "POST"
+        if is_post:
+            _ensure_same_origin(request)
+        if (to_change or is_post) and request.path != LOGOUT and not may_change(session):
             raise Problem(403, "permission_denied", "The token may see everything and change nothing.")
+        if not is_post:
+            return OperatorRequest(http=request, session=session)
         form = await reading.form(request)
         csrf = request.headers.get(CSRF_HEADER) or form.get(CSRF_FIELD, [""])[0]
         if not hmac.compare_digest(csrf.encode(errors="surrogateescape"), session.csrf.encode()):
@@ -115,6 +118,11 @@ def local(path: str) -> str:
     # a path that begins with HOME can't name another host: `//` or a scheme would come first
     ours = path.startswith(HOME) and not path.startswith(LOGIN) and len(path) <= NEXT_MAX
     return path if ours and path.isprintable() and "\\" not in path and ".." not in path.partition("?")[0] else HOME
+
+
+def may_change(session: Session) -> bool:
+    """Whether the session's token may change something."""
+    return session.token.allows(Permission.OPERATOR)
 
 
 def _is_operator(token: Token) -> bool:

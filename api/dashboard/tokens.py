@@ -81,5 +81,6 @@ async def _token(context: Context, token_id: str) -> Token:
     return found
 
 
-PAGES: Pages = {TOKENS: show_all, NEW: ask_for_new, REVOKE: ask_to_revoke}
+PAGES: Pages = {TOKENS: show_all}
+QUESTIONS: Pages = {NEW: ask_for_new, REVOKE: ask_to_revoke}
 ACTIONS: Pages = {TOKENS: create, REVOKE: revoke}

@@ -11,8 +11,9 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 
 from api.document import refusals
 from api.document.calls import CALLS, TABLES
+from api.document.served import PATH
 from api.http import problems
-from api.http.calls import API, Call, Link, Reply, prose
+from api.http.calls import Call, Link, Reply, prose
 from api.http.fields import AccountIdInHeader, JobIdInPath
 from api.http.probes import PROBES, Probe
 from api.http.problems import Problem, ProblemDocument
@@ -22,7 +23,6 @@ from worker.store import errors
 from worker.store.access.tokens import OPERATORS, Permission, granting
 from worker.store.model import SnapshotStatus
 
-PATH = f"{API}openapi.json"
 VERSION = "1.0.0"  # of the API, not of the program
 
 Json = dict[str, Any]

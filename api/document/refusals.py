@@ -38,6 +38,7 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.CredentialNotFound.of(id="node-17"),
     errors.CredentialExists.of(id="node-17"),
     errors.JobNotRetryable.of("completed"),
+    errors.RetryNeedsForce.of("later", JOB_ID),
     errors.JobNotStranded.of(),
     errors.SnapshotProtected.of(id=801),
     errors.JobNotCancellable.of("in_progress"),

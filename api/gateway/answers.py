@@ -12,7 +12,8 @@ from worker.store.reports import JobReport, NodeFacts
 ANSWERS: Mapping[str, Callable[[NodeStore, Any], Awaitable[Any]]] = {
     "take_lease": lambda node, ask: node.take_lease(seconds=ask.seconds),
     "lease_holder": lambda node, _: node.lease_holder(),
-    "take": lambda node, ask: node.take(running=ask.running, free=ask.free, seconds=ask.seconds),
+    "take": lambda node, ask: node.take(running=ask.running, free=ask.free, seconds=ask.seconds, begin=ask.begin),
+    "stop_taking": lambda node, _: node.stop_taking(),
     "begin": lambda node, ask: node.begin(ask.job_id),
     "progress": lambda node, ask: node.progress(ask.job_id, ask.step, told(JobReport, ask.report)),
     "finish": lambda node, ask: node.finish(

@@ -1,5 +1,7 @@
 """The program of the gateway."""
 
+from worker.program import lean  # noqa: F401, I001 - before all others
+
 import asyncio
 import os
 import signal

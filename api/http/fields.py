@@ -208,6 +208,17 @@ class CursorQuery(Query):
         return Cursor(limit=self.limit, after=self.after)
 
 
+class PeriodQuery(CursorQuery):
+    """A page of a list by time."""
+
+    since: Annotated[Moment, Field(description="at this time or later")] | None = None
+    until: Annotated[Moment, Field(description="before this time")] | None = None
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(limit=self.limit, after=self.after, since=self.since, until=self.until)
+
+
 class ReasonBody(RequestBody):
     """The reason, which the audit log records."""
 

@@ -34,6 +34,7 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.SnapshotProtected: 409,
     errors.RecordUnreadable: 409,
     errors.JobNotRetryable: 409,
+    errors.RetryNeedsForce: 409,
     errors.JobNotStranded: 409,
     errors.JobNotCancellable: 409,
     errors.WebhookNotReady: 409,

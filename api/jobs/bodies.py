@@ -1,9 +1,10 @@
 """The bodies of jobs, for customers and for operators."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from api.http import fields
 from api.http.answers import (
@@ -21,7 +22,7 @@ from api.http.answers import (
 )
 from api.http.calls import API
 from api.http.consistency import Label
-from worker.store import model
+from worker.store import errors, model
 from worker.store.model import JobId, JobKind, JobState
 from worker.store.operators import records
 from worker.store.operators.operator_store import JobFilter
@@ -58,10 +59,16 @@ class DisksQuery(fields.Query):
         return self.disks == "present"
 
 
-class OpsJobsQuery(fields.CursorQuery):
+class OpsJobsQuery(fields.PeriodQuery):
     """The query of the list of all jobs."""
 
-    state: State | None = None
+    state: (
+        Annotated[
+            Literal["queued", "in_progress", "completed", "failed", "cancelled"],
+            Field(description="`cancelled`: the jobs of the state `failed` that were cancelled"),
+        ]
+        | None
+    ) = None
     kind: Literal["create", "restore", "delete", "check_create", "check_restore", "undo"] | None = None
     node: fields.NodeInPath | None = None
     account_id: fields.OfAccount | None = None
@@ -71,6 +78,14 @@ class OpsJobsQuery(fields.CursorQuery):
             str,
             fields.matches(r"^[a-z_]{1,64}$", "1 to 64 lower-case letters or underscores."),
             Field(description="the code of the failure"),
+        ]
+        | None
+    ) = None
+    cancelled: (
+        Annotated[
+            bool,
+            Field(description="true: only jobs that were cancelled; false: without them. Their `state` is `failed`"),
+            BeforeValidator(fields.truth),
         ]
         | None
     ) = None
@@ -90,22 +105,48 @@ class OpsJobsQuery(fields.CursorQuery):
 
     @property
     def filter(self) -> JobFilter:
+        state, cancelled = ("failed", True) if self.state == "cancelled" else (self.state, self.cancelled)
         return JobFilter(
-            state=self.state and JobState(self.state),
+            state=state and JobState(state),
             kind=self.kind and JobKind(self.kind),
             node=self.node,
             account_id=self.account_id,
             server_id=self.server_id,
             error_code=self.error_code,
+            cancelled=cancelled,
             text=self.text,
         )
+
+
+_FORCE = "also if something newer is run over, such as what the server has written since a restore failed"
+
+
+class RetryQuery(fields.Query):
+    """The query of a retry."""
+
+    force: Annotated[bool, Field(description=_FORCE), BeforeValidator(fields.truth)] = False
 
 
 class BulkBody(fields.RequestBody):
     """An action on several jobs."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"action": {"const": "cancel"}}},
+            "then": {"properties": {"force": {"const": False}, "dry_run": {"const": False}}},
+        }
+    )
+
     action: BulkAction
     ids: Annotated[list[fields.JobIdInPath], Field(min_length=1, max_length=BULK_MAX)]
+    force: Annotated[bool, Field(description=f"of a retry: {_FORCE}")] = False
+    dry_run: Annotated[bool, Field(description="of a retry: only say what would be done; change nothing")] = False
+
+    @model_validator(mode="after")
+    def _of_a_retry(self) -> Self:
+        if self.action != "retry" and (self.force or self.dry_run):
+            raise PydanticCustomError("only_of_a_retry", "Only a retry takes `force` and `dry_run`.")
+        return self
 
 
 class HeldDisk(Open):
@@ -237,8 +278,18 @@ class Resolution(Open):
     reason: str
 
 
+class Retry(Open):
+    """Whether an operator can retry the job."""
+
+    possible: Annotated[bool, Field(description="true also if only with `force`; a limit may still refuse it")]
+    needs_force: bool
+    detail: Annotated[str | None, Field(description="why not, or why only with `force`")]
+
+
 class OpsJob(OpsJobSummary):
     """A job with its steps, log lines and resolution."""
+
+    retry: Retry
 
     power_found: Annotated[str | None, Field(description="`on`, `off` or `paused`, when its node started it")]
     power_now: str | None
@@ -254,10 +305,11 @@ class BulkResult(Open):
     """The result for one of the jobs."""
 
     id: str
-    done: bool
+    done: Annotated[bool, Field(description="of a dry run: it would be retried")]
     job_id: Annotated[str | None, Field(description="the new job of a retry")]
     code: Annotated[str | None, Field(description="the code of the refusal")]
     detail: str | None
+    job: Annotated[OpsJobSummary | None, Field(description="of a dry run: the job, if it exists")] = None
 
 
 class BulkResults(Open):
@@ -307,7 +359,23 @@ def ops_job(record: records.OpsJob, *, runbook_url: str) -> OpsJob:
     """`runbook_url`: of the page that has a section for each error of a job."""
     failure = record.job.failure
     runbook = f"{runbook_url}#{failure.code}" if failure else None
-    return from_record(OpsJob, record, **dict(ops_job_summary(record.job)), runbook=runbook)
+    return from_record(OpsJob, record, **dict(ops_job_summary(record.job)), runbook=runbook, retry=_retry(record.retry))
+
+
+def _retry(record: records.Retry) -> Retry:
+    detail = record.refusal.detail if record.refusal else None
+    return Retry(possible=record.is_possible, needs_force=record.needs_force, detail=detail)
+
+
+def would_retry(job_id: JobId, record: records.Retry | None) -> BulkResult:
+    """The result of a dry run; None: there is no such job."""
+    if record is None:
+        missing = errors.JobNotFound.of(id=job_id)
+        return BulkResult(id=job_id, done=False, job_id=None, code=missing.code, detail=missing.detail)
+    refusal, shown = record.refusal, ops_job_summary(record.job)
+    if refusal is None:
+        return BulkResult(id=job_id, done=True, job_id=None, code=None, detail=None, job=shown)
+    return BulkResult(id=job_id, done=False, job_id=None, code=refusal.code, detail=refusal.detail, job=shown)
 
 
 def job_headers(job_id: JobId, *, base: str = API) -> dict[str, str]:

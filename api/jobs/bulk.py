@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from api.http.marks import EACH, REQUEST_ID
-from api.jobs.bodies import BulkAction, BulkResult
+from api.jobs.bodies import BulkAction, BulkResult, would_retry
 from worker.store import errors
 from worker.store.calls import Idempotency
 from worker.store.model import JobId
@@ -18,23 +18,33 @@ async def act(
     action: BulkAction,
     job_ids: Sequence[JobId],
     *,
+    force: bool = False,
     idempotency: Idempotency | None = None,
 ) -> list[BulkResult]:
-    """Retry or cancel the jobs, one after another, and note each result for the audit log."""
+    """Retry or cancel the jobs, one after another, and note each result for the audit log. `force`: of a retry."""
     results: list[BulkResult] = []
     entries = request[EACH] = []  # filled job by job: the request may be cut off
     for job_id in job_ids:
         new_job, own = None, idempotency and idempotency.of_one(job_id)
         try:
             if action == "retry":
-                request_id = request[REQUEST_ID]
-                new_job = (await operators.retry(job_id, request_id=request_id, in_bulk=True, idempotency=own)).id
+                new_job = (
+                    await operators.retry(
+                        job_id, request_id=request[REQUEST_ID], force=force, in_bulk=True, idempotency=own
+                    )
+                ).id
             else:
                 await operators.cancel(job_id, idempotency=own)
             result = BulkResult(id=job_id, done=True, job_id=new_job, code=None, detail=None)
         except errors.Refused as refusal:
             result = BulkResult(id=job_id, done=False, job_id=None, code=refusal.code, detail=refusal.detail)
         results.append(result)
-        entry = {"job": job_id, "reason": action, "code": result.code or ""}
+        entry = {"job": job_id, "reason": f"{action}, forced" if force else action, "code": result.code or ""}
         entries.append(entry | ({"made": f"job {new_job}"} if new_job else {}))
     return results
+
+
+async def foretell(operators: OperatorStore, job_ids: Sequence[JobId], *, force: bool) -> list[BulkResult]:
+    """What a retry of the jobs would do."""
+    found = {one.job.id: one for one in await operators.retries(job_ids, force=force)}
+    return [would_retry(job_id, found.get(job_id)) for job_id in job_ids]

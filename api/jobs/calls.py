@@ -7,10 +7,10 @@ from api.http.answers import answer, cursor_answer, page_answer
 from api.http.callers import Entering
 from api.http.calls import API, FOR_OPERATORS, JOB_HEADERS, OPS, Link, Reply, Table, links
 from api.http.fields import JOB_ID
-from api.http.marks import REQUEST_ID
+from api.http.marks import REASON, REQUEST_ID
 from api.http.reading import in_path, operator_key
 from api.jobs import bodies, bulk, examples
-from api.jobs.bodies import BulkBody, BulkResults, DisksQuery, JobsQuery, OpsJobsQuery
+from api.jobs.bodies import BulkBody, BulkResults, DisksQuery, JobsQuery, OpsJobsQuery, RetryQuery
 from worker.store import errors
 from worker.store.access.tokens import Permission, Token
 from worker.store.customers.customer_store import CustomerStore
@@ -28,8 +28,9 @@ OPS_ACTIONS = ("ops_retry_job", "ops_cancel_job", "ops_resolve_job")
 TO_CHANGE = (errors.NodeUnavailable, errors.ServerBusy, errors.ServerNotReady)
 # what the admission of a retry may refuse
 RETRY = (
-    *(errors.JobNotFound, errors.JobNotRetryable, errors.ServerNotFound, errors.SnapshotNotFound),
-    *(errors.SnapshotNotReady, errors.SnapshotProtected, errors.SnapshotLimitReached, errors.NameTaken),
+    *(errors.JobNotFound, errors.JobNotRetryable, errors.RetryNeedsForce),
+    *(errors.ServerNotFound, errors.SnapshotNotFound, errors.SnapshotNotReady),
+    *(errors.SnapshotProtected, errors.SnapshotLimitReached, errors.NameTaken),
     *(errors.UndoUnavailable, *TO_CHANGE),
 )
 
@@ -140,8 +141,8 @@ class OpsJobCalls:
     async def ops_list_jobs(self, request: web.Request, _: Token) -> web.Response:
         """List all jobs.
 
-        The jobs of the last 30 days, newest first. With several filters, a page can be short or empty although
-        more entries follow.
+        The jobs of the last 30 days, newest first, by the time at which they were queued. With several filters, a page
+        can be short or empty although more entries follow.
         """
         query = reading.query(request, OpsJobsQuery)
         page = await self._operators.jobs(query.filter, query.cursor)
@@ -153,14 +154,19 @@ class OpsJobCalls:
     async def ops_bulk_jobs(self, request: web.Request, token: Token) -> web.Response:
         """Retry or cancel several jobs.
 
-        Each job succeeds or fails on its own. A retry is also refused, with `job_not_retryable`, for a job that was
-        cancelled or whose server has had a later job: check such a job and retry it individually.
+        Each job succeeds or fails on its own. A retry follows the rules of a single one. It also leaves out, with
+        `job_not_retryable`, jobs that were cancelled or whose server has had a later job: retry these one by one. With
+        `dry_run`, nothing is changed: `done` says which jobs would be retried.
         """
         body = await reading.body(request, BulkBody)
+        if body.dry_run:
+            request[REASON] = "retry, dry run"
+            results = await bulk.foretell(self._operators, body.ids, force=body.force)
+            return answer(BulkResults(results=tuple(results)))
         key = operator_key(request, token, body)
         if key is not None:
             await self._operators.once(key)
-        results = await bulk.act(self._operators, request, body.action, body.ids, idempotency=key)
+        results = await bulk.act(self._operators, request, body.action, body.ids, force=body.force, idempotency=key)
         return answer(BulkResults(results=tuple(results)))
 
     @ops_call(
@@ -181,16 +187,23 @@ class OpsJobCalls:
         Reply(
             202, {"retried": examples.OPS_RETRIED}, headers=JOB_HEADERS, links=(Link("ops_show_job", JOB_OF_HEADER),)
         ),
+        query=RetryQuery,
         refusals=RETRY,
     )
     async def ops_retry_job(self, request: web.Request, token: Token) -> web.Response:
         """Retry a failed job.
 
         A new job does the same again, if the limits allow it. A job can be retried once; `retried_by` then names the
-        new job. No body, or `{}`.
+        new job. While its server is stranded, it cannot be retried. A retry that would run over something newer is
+        refused with `retry_needs_force`: the server has had a later job, the job failed more than an hour ago
+        (`retry_within_seconds`), or a restore or undo would overwrite what the server has written since. No body, or
+        `{}`.
         """
+        job_id, force = in_path(request, JOB_ID), reading.query(request, RetryQuery).force
+        if force:
+            request[REASON] = "forced"
         job = await self._operators.retry(
-            in_path(request, JOB_ID), request_id=request[REQUEST_ID], idempotency=operator_key(request, token)
+            job_id, request_id=request[REQUEST_ID], force=force, idempotency=operator_key(request, token)
         )
         return answer(bodies.ops_job_summary(job), status=202, headers=bodies.job_headers(job.id, base=OPS))
 

@@ -80,6 +80,12 @@ OPS_CANCELLED = _ops(CANCELLED)
 OPS_RETRIED = _ops(UNDO_WAITS)
 OPS_JOBS = bodies.OpsJobList(count=1, after=None, results=(OPS_COMPLETED,))
 OPS_FAILED = bodies.OpsJob(
+    retry=bodies.Retry(
+        possible=True,
+        needs_force=True,
+        detail="The server has been running since the job failed: the restore would overwrite what it has written. If"
+        " the job is still wanted, force the retry.",
+    ),
     **dict(_ops(FAILED)),
     power_found="on",
     power_now="on",

@@ -31,7 +31,7 @@ class OpsNodesQuery(fields.CursorQuery):
     ] = "name"
 
 
-class AuditQuery(fields.CursorQuery):
+class AuditQuery(fields.PeriodQuery):
     """The query of the audit log."""
 
     after: Annotated[str, *fields.cursor_text(r"^[1-9][0-9]{0,17}-[0-9]{1,18}$")] | None = None
@@ -47,8 +47,6 @@ class AuditQuery(fields.CursorQuery):
         | None
     ) = None
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE", "CLI"] | None = None
-    since: Annotated[fields.Moment, Field(description="at this time or later")] | None = None
-    until: Annotated[fields.Moment, Field(description="before this time")] | None = None
 
     @property
     def filter(self) -> dict[str, str]:

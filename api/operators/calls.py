@@ -6,7 +6,7 @@ from api.http import reading
 from api.http.answers import answer, cursor_answer, from_record
 from api.http.callers import bearer
 from api.http.calls import FOR_OPERATORS, OPS, Link, Reply, Table, links
-from api.http.fields import NODE, CursorQuery
+from api.http.fields import NODE, PeriodQuery
 from api.http.marks import MADE
 from api.http.reading import in_path, operator_key
 from api.jobs.examples import REASON
@@ -112,14 +112,14 @@ class OperatorCalls:
 
     # --- findings, audit ---
 
-    @call(f"GET {OPS}findings/", Reply(200, {"findings": examples.FINDINGS}), query=CursorQuery)
+    @call(f"GET {OPS}findings/", Reply(200, {"findings": examples.FINDINGS}), query=PeriodQuery)
     async def ops_list_findings(self, request: web.Request, _: Token) -> web.Response:
         """List findings.
 
         The differences that reconciliation found, by server, newest first, with the nodes' refused claims and the
-        records that cannot be read.
+        records that cannot be read. The time of a server is that of its latest findings.
         """
-        page = await self._operators.findings(reading.query(request, CursorQuery).cursor)
+        page = await self._operators.findings(reading.query(request, PeriodQuery).cursor)
         others = {
             "refused_claims": tuple(map(bodies.refused_claim, await self._operators.refused_claims())),
             "unreadable_records": tuple(map(bodies.unreadable_record, await self._operators.unreadable())),
@@ -133,7 +133,7 @@ class OperatorCalls:
         Who did what, newest first. With filters, a page can be short or empty although more entries follow.
         """
         query = reading.query(request, AuditQuery)
-        page = await self._operators.audit(query.filter, since=query.since, until=query.until, cursor=query.cursor)
+        page = await self._operators.audit(query.filter, query.cursor)
         return cursor_answer(request, page, bodies.AuditList, bodies.AuditEntry.model_validate)
 
     @call(f"GET {OPS}audit/check/", Reply(200, {"whole": examples.AUDIT_CHECK}), query=AuditCheckQuery)

@@ -59,8 +59,8 @@ async def measure(lab: Lab, size: str, clusters: str, *, rounds: int) -> Times:
     options = f"cluster_size={clusters},preallocation=metadata"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, str(large), size], check=True)  # noqa: ASYNC221
     for number in range(rounds):
-        times.offline.append(await _took(_qemu_img("-c", f"o{number}", large)))
-        await _qemu_img("-d", f"o{number}", large)
+        times.offline.append(await took(qemu_img("-c", f"o{number}", large)))
+        await qemu_img("-d", f"o{number}", large)
     xml = lab.domain_xml("server-1", [disk(make_disk(lab.disk_path("small"))), disk(large)], agent=True)
     # on a bus that the guest has no driver for: it must not format it
     domains.define(connection, xml.replace("<target dev='vdb' bus='virtio'/>", "<target dev='sda' bus='sata'/>"))
@@ -76,25 +76,25 @@ async def measure(lab: Lab, size: str, clusters: str, *, rounds: int) -> Times:
         spec = SnapshotSpec(tag=tag, name="x", description="", created_at=datetime.now(UTC))
         await console.tick()
         await asyncio.sleep(0.5)
-        times.freeze.append(await _took(hypervisor.freeze(1, timeout_seconds=30)))
-        times.transaction.append(await _took(hypervisor.take_live_snapshot(1, spec)))
-        times.thaw.append(await _took(hypervisor.thaw(1)))
+        times.freeze.append(await took(hypervisor.freeze(1, timeout_seconds=30)))
+        times.transaction.append(await took(hypervisor.take_live_snapshot(1, spec)))
+        times.thaw.append(await took(hypervisor.thaw(1)))
         await asyncio.sleep(0.5)
         times.gap.append((await console.gaps()).longest_ms)
-        times.delete.append(await _took(hypervisor.delete_snapshot(1, tag)))
+        times.delete.append(await took(hypervisor.delete_snapshot(1, tag)))
     domains.remove_all(connection)
     connection.close()
     await hypervisor.close()
     return times
 
 
-async def _took(call: Awaitable[object]) -> float:
+async def took(call: Awaitable[object]) -> float:
     began = time.perf_counter()
     await call
     return 1000 * (time.perf_counter() - began)
 
 
-async def _qemu_img(action: str, tag: str, path: Path) -> None:
+async def qemu_img(action: str, tag: str, path: Path) -> None:
     process = await asyncio.create_subprocess_exec("qemu-img", "snapshot", action, tag, str(path))
     assert await process.wait() == 0
 

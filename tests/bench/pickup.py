@@ -1,15 +1,14 @@
-"""How soon a queued job starts: our worker behind a gateway, the same on Redis itself, and plain arq's, in one run.
-`make bench-pickup`, two minutes.
+"""How soon a queued job starts, and what an idle worker costs: our worker behind a gateway, the same on Redis itself,
+arq's own, and those of other job queues, in one run. `make bench-pickup`, in under four minutes.
 
 Each worker is a process of its own and has a private Redis of its own, with the durability of production. The gateway
-is reached over TLS. Jobs do nothing. Plain arq is as it comes: a look every 0.5 s, pickle. Figures are medians of the
-rounds, and the rounds of the kinds take turns.
+is reached over TLS. Jobs do nothing. Ours are begun as in production: their start is on the disk before they start.
+Figures are medians of the rounds, and the rounds of the contestants take turns.
 """
 
 import asyncio
 import json
 import math
-import random
 import statistics
 import sys
 import tempfile
@@ -18,246 +17,178 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from arq.connections import ArqRedis
-from arq.constants import in_progress_key_prefix
 
 from deploy.demo.processes import Child
 from deploy.demo.service import free_port
+from tests.bench.contestants import PEERS, Arq, Contestant, Ours, Peer, enter, peer_command, running
 from tests.conftest import RedisServer
 from tests.gateway import make_certificate
-from tests.node_process import Kind, command
-from tests.queueing import CELL, NODE, QUEUE, client, put, until_told
-from worker.gateway_client import GatewayAddress, GatewayClient
+from tests.node_process import Kind
+from tests.queueing import NODE, until_told
+from worker.gateway_address import GatewayAddress
+from worker.gateway_client import GatewayClient
 from worker.program.background import in_background
-from worker.store import arq_queue as queue
 from worker.store.access.credentials import Credentials
 from worker.store.redis_client import RedisSettings, connect
 
-ROUNDS = 5
-PICKUPS = {Kind.GATEWAY: 120, Kind.DIRECT: 120, Kind.PLAIN: 25}  # a round, at random moments
-APART_SECONDS = {Kind.GATEWAY: 0.02, Kind.DIRECT: 0.02, Kind.PLAIN: 0.1}  # far enough not to wait for each other
-AFTER_SLOTS = {Kind.GATEWAY: 10, Kind.DIRECT: 10, Kind.PLAIN: 2}  # a round
+ROUNDS = 4
+PICKUPS, APART_SECONDS = 100, 0.02  # a round
+SLOT_ROUNDS, AFTER_SLOTS = 3, 10  # of those that do not look every half second
 BUSY_SECONDS = 0.02  # how long a job holds the only slot
-IDLE_SECONDS = 10.0
-RESTARTS = 5
-
-
-@dataclass
-class Bench:
-    """A Redis, and what is asked of one kind of worker on it."""
-
-    kind: Kind
-    server: RedisServer
-    redis: ArqRedis
-    place: str  # for the worker
-    jobs: int = 0
-
-    async def put(self, number: int = 1) -> list[str]:
-        """Queue jobs as this kind of worker expects them."""
-        job_ids = [f"{self.jobs + n:032x}" for n in range(number)]
-        self.jobs += number
-        if self.kind is Kind.GATEWAY:
-            await self._admit(job_ids)
-        elif self.kind is Kind.DIRECT:
-            await put(self.redis, *job_ids)
-        else:
-            for job_id in job_ids:
-                await self.redis.enqueue_job(queue.FUNCTION, job_id, _job_id=job_id, _queue_name=QUEUE)
-        return job_ids
-
-    async def _admit(self, job_ids: list[str]) -> None:
-        """What `take` reads of an admitted job."""
-        async with self.redis.pipeline(transaction=True) as pipe:
-            for job_id in job_ids:
-                pipe.hset(f"job:{job_id}", mapping={"node": NODE, "state": "queued"})
-                pipe.zadd(QUEUE, {job_id: int(time.time() * 1000)})
-            pipe.lpush(queue.wake_key(QUEUE), "1")
-            pipe.ltrim(queue.wake_key(QUEUE), 0, 0)
-            await pipe.execute()
-
-    @asynccontextmanager
-    async def worker(self, *, job_seconds: float = 0, slots: int = 10) -> AsyncIterator["Process"]:
-        program = command(self.kind, self.place, seconds=job_seconds, slots=slots)
-        child = await asyncio.create_subprocess_exec(*program, stdout=asyncio.subprocess.PIPE)
-        process = Process(child)
-        try:
-            process.ready = (await process.heard(1))[0].at
-            yield process
-        finally:
-            child.kill()
-            await child.wait()
-
-    async def all_told(self) -> None:
-        """Return when Redis knows the end of every job: the worker may be killed then."""
-
-        async def empty() -> bool:
-            return not await self.redis.zcard(CELL if self.kind is Kind.DIRECT else QUEUE)
-
-        await until_told(empty)
-
-    async def commands(self) -> int:
-        stats = await self.redis.info("stats")
-        return int(stats["total_commands_processed"])
-
-
-@dataclass(frozen=True)
-class Said:
-    word: str
-    job_id: str
-    at: float
-
-
-class Process:
-    """A running worker, heard through what it prints."""
-
-    def __init__(self, child: asyncio.subprocess.Process) -> None:
-        self._child = child
-        self.ready = 0.0
-
-    async def heard(self, lines: int) -> list[Said]:
-        assert self._child.stdout is not None
-        said: list[Said] = []
-        async with asyncio.timeout(30):
-            while len(said) < lines:
-                word, job_id, at = (await self._child.stdout.readline()).split()
-                said.append(Said(word.decode(), job_id.decode(), float(at)))
-        return said
-
-
-async def pickups(bench: Bench) -> list[float]:
-    """Milliseconds from queueing to start."""
-    queued = {}
-    async with bench.worker() as process:
-        await bench.put()  # opens the connections
-        await process.heard(2)
-        for _ in range(PICKUPS[bench.kind]):
-            await asyncio.sleep(APART_SECONDS[bench.kind] * random.uniform(0.5, 1.5))
-            before = time.monotonic()
-            (job_id,) = await bench.put()
-            queued[job_id] = before
-        said = await process.heard(2 * PICKUPS[bench.kind])
-        await bench.all_told()
-    return [(line.at - queued[line.job_id]) * 1000 for line in said if line.word == "began"]
-
-
-async def after_slots(bench: Bench) -> list[float]:
-    """Milliseconds from the end of the job in the only slot to the start of the next."""
-    count = AFTER_SLOTS[bench.kind] + 1
-    async with bench.worker(job_seconds=BUSY_SECONDS, slots=1) as process:
-        await bench.put(count)
-        said = await process.heard(2 * count)
-        await bench.all_told()
-    return [(began.at - ended.at) * 1000 for ended, began in zip(said[1::2], said[2::2], strict=False)]
-
-
-@asynccontextmanager
-async def connected(place: str) -> AsyncIterator[None]:
-    """Another connection of the node, without a call."""
-    address = json.loads(place)
-    del address["redis"]
-    node = GatewayClient(GatewayAddress.model_validate(address), node=NODE, machine="m1", who="a benchmark")
-    async with in_background(node.keep_connected()):
-        await node.republish()
-        yield
-
-
-async def idle(bench: Bench) -> float:
-    """Commands a second that Redis gets for a worker without jobs, without those that a gateway needs for itself."""
-
-    async def commands() -> float:
-        before = await bench.commands()
-        await asyncio.sleep(IDLE_SECONDS)
-        return (await bench.commands() - before - 1) / IDLE_SECONDS  # without our own
-
-    async with AsyncExitStack() as stack:
-        if bench.kind is Kind.GATEWAY:  # it looks for credentials that have ended, of all connected nodes at once
-            await stack.enter_async_context(connected(bench.place))
-        alone = await commands()
-        await stack.enter_async_context(bench.worker())
-        await asyncio.sleep(1)  # its start is over
-        return await commands() - alone
+IDLE_SECONDS = 30.0  # each of a gateway's chores comes as often in any such span
+RESTARTS = 3
 
 
 @dataclass(frozen=True)
 class Rerun:
-    """Seconds until a job whose worker was killed with SIGKILL runs again; `mark` is how long its mark lives yet."""
+    """Seconds until a job whose worker was killed with SIGKILL runs again."""
 
-    mark: float
-    since_ready: float = math.nan
-    since_exec: float = math.nan
+    since_ready: float
+    since_exec: float
 
 
-async def rerun(bench: Bench) -> Rerun:
-    async with bench.worker(job_seconds=3600) as process:
-        (job_id,) = await bench.put()
-        await process.heard(1)
-    mark = await bench.redis.pttl(in_progress_key_prefix + job_id) / 1000
-    if bench.kind is Kind.PLAIN:
-        await bench.redis.zrem(QUEUE, job_id)  # nobody waits for it here
-        return Rerun(mark)
+async def pickups(one: Contestant) -> list[float]:
+    """Milliseconds from queueing to start."""
+    many = 20 if one.name == "arq" else PICKUPS
+    async with one.worker() as process:
+        queued = await one.queue(many, apart_seconds=APART_SECONDS)
+        said = await process.heard("ended", queued)
+    return [(line.at - queued[line.job_id]) * 1000 for line in said if line.word == "began"]
+
+
+async def after_slots(one: Contestant) -> list[float]:
+    """Milliseconds from the end of the job in the only slot to the start of the next."""
+    many = 1 + (2 if one.name == "arq" else AFTER_SLOTS)
+    async with one.worker(job_seconds=BUSY_SECONDS, slots=1) as process:
+        said = await process.heard("ended", await one.queue(many))
+    return [(began.at - ended.at) * 1000 for ended, began in zip(said[1::2], said[2::2], strict=False)]
+
+
+async def idle(one: Contestant) -> float:
+    """Commands a second that Redis gets for a worker without jobs."""
+    async with one.worker():
+        await asyncio.sleep(1)  # its start is over
+        return await commands(one)
+
+
+async def commands(one: Contestant) -> float:
+    before = await one.commands()
+    await asyncio.sleep(IDLE_SECONDS)
+    return (await one.commands() - before - 1) / IDLE_SECONDS  # without our own
+
+
+async def rerun(one: Contestant) -> Rerun:
+    async with one.cold_worker(job_seconds=3600) as process:
+        queued = await one.queue(1)
+        await process.heard("began", queued)
     executed = time.monotonic()
-    async with bench.worker() as process:
-        began, _ = await process.heard(2)
-        await bench.all_told()
-    return Rerun(mark, began.at - process.ready, began.at - executed)
+    async with one.cold_worker() as process:
+        ready = await process.line()
+        began = (await process.heard("ended", queued))[0]
+        await one.settled()
+    return Rerun(began.at - ready.at, began.at - executed)
 
 
 def percentile(numbers: list[float], share: float) -> float:
     return sorted(numbers)[math.ceil(share * len(numbers)) - 1]
 
 
-async def rounds(of: Callable[[Bench], Awaitable[list[float]]], *benches: Bench) -> list[list[list[float]]]:
-    """Of each bench; they take turns, so that a busy moment of the machine is one of all."""
-    found = [[await of(bench) for bench in benches] for _ in range(ROUNDS)]
-    return [list(of_one) for of_one in zip(*found, strict=True)]
+Rounds = dict[str, list[list[float]]]  # of each contestant
+
+
+async def rounds(of: Callable[[Any], Awaitable[list[float]]], contestants: list[Contestant], many: int) -> Rounds:
+    """They take turns, so that a busy moment of the machine is one of all."""
+    found: Rounds = {}
+    for _ in range(many):
+        for one in contestants:
+            found.setdefault(one.name, []).append(await of(one))
+    return found
 
 
 def median(found: list[list[float]], share: float) -> float:
     return statistics.median(percentile(one, share) for one in found)
 
 
-def tell(what: str, unit: str, *figures: float) -> None:
-    print(f"{what:<46}" + "".join(f"{figure:>12.2f}" for figure in figures) + f" {unit}")
-
-
-async def writes(bench: Bench) -> list[float]:
+async def writes(redis: ArqRedis) -> list[float]:
     """Milliseconds that one durable write takes from here: of what is measured, the disk's share."""
     seen = []
     for _ in range(200):
         before = time.monotonic()
-        await bench.redis.set("written", b"1")
+        await redis.set("written", b"1")
         seen.append((time.monotonic() - before) * 1000)
     return seen
 
 
-async def measure(gateway: Bench, direct: Bench, plain: Bench) -> None:
-    benches = (gateway, direct, plain)
-    print(f"{ROUNDS} rounds, medians{'':<29}{'gateway':>12}{'direct':>12}{'plain arq':>12}")
-    found = await rounds(pickups, *benches)
-    tell("queued to started, p50", "ms", *(median(one, 0.5) for one in found))
-    tell("queued to started, p99", "ms", *(median(one, 0.99) for one in found))
-    paired = [[percentile(a, 0.99) - percentile(b, 0.99)] for a, b in zip(found[0], found[1], strict=True)]
-    tell("  gateway less direct, p99, median of the pairs", "ms", median(paired, 0.5))
-    found = await rounds(after_slots, *benches)
-    tell("next job after the only slot is free, p50", "ms", *(median(one, 0.5) for one in found))
-    tell(f"idle, over {IDLE_SECONDS:.0f} s", "commands/s", *await asyncio.gather(*map(idle, benches)))
-    again = [[await rerun(bench) for bench in (gateway, direct)] for _ in range(RESTARTS)]
-    mark = (await rerun(plain)).mark
-    since_ready = [statistics.median(pair[n].since_ready for pair in again) for n in range(2)]
-    since_exec = [statistics.median(pair[n].since_exec for pair in again) for n in range(2)]
-    tell("job runs again, from the new worker's start", "s", *since_ready, mark)
-    tell("  with Python's own start and imports", "s", *since_exec, mark)
-    (one,) = await rounds(writes, gateway)
-    print(f"One durable write of Redis here: p50 {median(one, 0.5):.2f} ms, p99 {median(one, 0.99):.2f} ms.")
-    print(f"After kill -9, plain arq waits until the dead worker's mark runs out: {mark:.0f} s here, its default")
-    print("job_timeout of 300 s and 10; a longer job_timeout makes it longer.")
+async def measure(contestants: list[Contestant], gateway_alone: Contestant) -> None:
+    found = await rounds(pickups, contestants, ROUNDS)
+    after = await rounds(after_slots, contestants, SLOT_ROUNDS)
+    *idling, alone = await asyncio.gather(*map(idle, contestants), commands(gateway_alone))
+    idle_of = {one.name: rate for one, rate in zip(contestants, idling, strict=True)}
+    gateway, direct = contestants[:2]
+    idle_of[gateway.name] -= alone  # what a gateway needs for itself, however many nodes it has
+    figures = {
+        name: {
+            "p50_ms": median(of_one, 0.5),
+            "p99_ms": median(of_one, 0.99),
+            "after_slot_p50_ms": median(after[name], 0.5),
+            "idle_commands_per_second": idle_of[name],
+        }
+        for name, of_one in found.items()
+    }
+    tell(figures, ours=gateway.name)
+    pairs = [
+        [
+            percentile(a, share) - percentile(b, share)
+            for a, b in zip(found[gateway.name], found[direct.name], strict=True)
+        ]
+        for share in (0.5, 0.99)
+    ]
+    less = [statistics.median(of_share) for of_share in pairs]
+    print(f"Gateway less direct, medians of the pairs: p50 {less[0]:.2f} ms, p99 {less[1]:.2f} ms.")
+    again = {one.name: [await rerun(one) for _ in range(RESTARTS)] for one in (gateway, direct)}
+    reruns = {
+        name: (
+            statistics.median(one.since_ready for one in of_one),
+            statistics.median(one.since_exec for one in of_one),
+        )
+        for name, of_one in again.items()
+    }
+    for name, (since_ready, since_exec) in reruns.items():
+        print(f"{name}: after kill -9, the job runs again {since_ready:.2f} s after the new worker's start, ", end="")
+        print(f"{since_exec:.2f} s with Python's own start and imports.")
+    disk = await writes(gateway.redis)
+    written = {"p50_ms": percentile(disk, 0.5), "p99_ms": percentile(disk, 0.99)}
+    print(f"One durable write of Redis here: p50 {written['p50_ms']:.2f} ms, p99 {written['p99_ms']:.2f} ms.")
+    print(json.dumps({"rounds": ROUNDS, "medians": figures, "gateway_less_direct_ms": less, "write": written}))
+
+
+def tell(figures: dict[str, dict[str, float]], *, ours: str) -> None:
+    print(f"{ROUNDS} rounds, medians; the ratios are those of a contestant to {ours}")
+    print(f"{'':<18}{'p50 ms':>10}{'ratio':>8}{'p99 ms':>10}{'ratio':>8}{'next job ms':>14}{'idle commands/s':>18}")
+    for name, of_one in figures.items():
+        p50, p99 = (of_one[column] / figures[ours][column] for column in ("p50_ms", "p99_ms"))
+        print(
+            f"{name:<18}{of_one['p50_ms']:>10.2f}{p50:>8.2f}{of_one['p99_ms']:>10.2f}{p99:>8.2f}"
+            f"{of_one['after_slot_p50_ms']:>14.2f}{of_one['idle_commands_per_second']:>18.2f}"
+        )
+
+
+async def listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("localhost", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 @asynccontextmanager
-async def gateway_at(socket: Path, folder: Path) -> AsyncIterator[str]:
-    """A gateway over TLS; the place for its node."""
+async def gateway_at(socket: Path, folder: Path) -> AsyncIterator[GatewayAddress]:
+    """A gateway over TLS; the address for its node."""
     certificate, key, credential = folder / "gateway.crt", folder / "gateway.key", folder / "credential"
     make_certificate(certificate, key)
     redis = connect(RedisSettings(url=f"unix://{socket}"))
@@ -273,37 +204,51 @@ async def gateway_at(socket: Path, folder: Path) -> AsyncIterator[str]:
     }
     program = Path(sys.executable).parent / "vps-snapshots-gateway"
     child = await Child.start("gateway", (program, "serve"), settings=settings, log=folder / "gateway.log")
-    address = {
-        "redis": str(socket),
-        "urls": [f"wss://localhost:{port}"],
-        "credential_file": str(credential),
-        "tls_ca_file": str(certificate),
-    }
     try:
-        await asyncio.sleep(1)  # it listens
-        yield json.dumps(address)
+        await until_told(lambda: listens(port))
+        yield GatewayAddress(urls=(f"wss://localhost:{port}",), credential_file=credential, tls_ca_file=certificate)
     finally:
         await child.stop()
 
 
+async def a_redis(stack: AsyncExitStack) -> tuple[RedisServer, Path]:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vps-bench-")))
+    server = RedisServer(folder)
+    stack.callback(server.kill)
+    server.start()
+    return server, folder
+
+
+async def behind_gateway(stack: AsyncExitStack) -> tuple[Contestant, GatewayAddress]:
+    server, folder = await a_redis(stack)
+    redis = await enter(stack, server)
+    address = await stack.enter_async_context(gateway_at(server.socket, folder))
+    return Ours(Kind.GATEWAY, server, redis, place=address.model_dump_json()), address
+
+
+async def contestant(stack: AsyncExitStack, kind: str) -> Contestant:
+    """`kind`: one of Kind, or of PEERS."""
+    server, _ = await a_redis(stack)
+    redis = await enter(stack, server)
+    if kind == Kind.DIRECT:
+        return Ours(Kind.DIRECT, server, redis)
+    if kind not in PEERS:
+        arq = ArqRedis(unix_socket_path=str(server.socket))  # pickles, as arq does
+        stack.push_async_callback(arq.aclose, close_connection_pool=True)
+        return Arq(Kind(kind), server, redis, arq)
+    queueing = running(peer_command(kind, str(server.socket)))
+    return Peer(kind, server, redis, await stack.enter_async_context(queueing))
+
+
 async def main() -> None:
     async with AsyncExitStack() as stack:
-        benches = []
-        for kind in Kind:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vps-bench-")))
-            server = RedisServer(folder)
-            stack.callback(server.kill)
-            server.start()
-            place = str(server.socket)
-            if kind is Kind.PLAIN:
-                redis = ArqRedis(unix_socket_path=str(server.socket))  # pickles, as arq does
-                stack.push_async_callback(redis.aclose, close_connection_pool=True)
-            else:
-                redis = await stack.enter_async_context(client(server.socket))
-            if kind is Kind.GATEWAY:
-                place = await stack.enter_async_context(gateway_at(server.socket, folder))
-            benches.append(Bench(kind, server, redis, place))
-        await measure(*benches)
+        gateway, _ = await behind_gateway(stack)
+        others = [await contestant(stack, kind) for kind in (Kind.DIRECT, Kind.PLAIN, Kind.POLLING, *PEERS)]
+        alone, address = await behind_gateway(stack)
+        node = GatewayClient(address, node=NODE, machine="m1", who="a benchmark")
+        async with in_background(node.keep_connected()):  # it looks for the credentials of connected nodes
+            await node.republish()
+            await measure([gateway, *others], alone)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ async def paths(stage: Stage, unused: list[ServerId]) -> AsyncIterator[Paths]:
         "audit": "audit/",
         "tokens": "tokens/",
         "question": f"jobs/{jobs['stranded']}/resolve/",
+        "question, forced": "jobs/bulk/?action=retry&all=true&state=failed&force=true",
         "new token": "tokens/new/",
     }
 

@@ -67,8 +67,23 @@ async def small(cell: Cell) -> Cell:
     return cell
 
 
+async def next_millisecond(cell: Cell) -> None:
+    """What happens in one millisecond has no order."""
+    now = began = await milliseconds(cell)
+    while now == began:
+        now = await milliseconds(cell)
+
+
+async def milliseconds(cell: Cell) -> int:
+    seconds, microseconds = await cell.raw("TIME")
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
 async def end(cell: Cell, job_id: JobId, outcome: Outcome = BROKEN) -> JobId:
+    """Each change is in a millisecond of its own."""
+    await next_millisecond(cell)
     await cell.node.begin(job_id)
+    await next_millisecond(cell)
     assert await cell.node.finish(job_id, outcome, JobReport(log=("a line",))) == "published"
     return job_id
 

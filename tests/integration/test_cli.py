@@ -110,6 +110,9 @@ class TestWhatIsShown:
             f"jobs --account-id {OTHERS} --server-id {THEIRS} --text waits": f"jobs/?{theirs}",
             "jobs --error-code not_enough_space": "jobs/?error_code=not_enough_space",
             "jobs --limit 1": "jobs/?limit=1",
+            "jobs --since 1h --until 2999-01-01T00:00:00Z": "jobs/",
+            "jobs --until 2025-01-16T16:15:00Z": "jobs/?until=2025-01-16T16:15:00Z",
+            "findings --since 2999-01-01T00:00:00Z": "findings/?since=2999-01-01T00:00:00Z",
             f"job show {bad}": f"jobs/{bad}/",
             f"job show {waiting}": f"jobs/{waiting}/",
             "nodes": "nodes/",
@@ -192,7 +195,9 @@ class TestWhatIsShown:
     async def test_help_and_version_need_nothing(self, cli: Cli) -> None:
         told, version = await asyncio.gather(cli.run("--help", VPS_SNAPSHOTS_TOKEN=""), cli.run("--version"))
         assert told.code == version.code == 0
-        assert all(f"{code.value}: " in told.out for code in Exit)
+        assert all(f"\n    {code.value}: {code.meaning}\n" in told.out for code in Exit)
+        titles = [line for line in told.out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+        assert titles == ["Options:", "View:", "Act:", "Access and audit:"]
         assert version.out.startswith("vps-snapshots 0.")
 
 
@@ -247,11 +252,45 @@ class TestWhatIsChanged:
         assert done.code == Exit.REFUSED
         assert "1 retried, 1 refused" in done.err
         new = (await ops.get(f"jobs/{latest}/"))["retried_by"]
-        assert f"The server has had a later job, {new}" in done.out
+        assert f"The server has had a later job, {latest}" in done.out
         assert f"retried by  {new}" in (await cli.run("job", "show", latest)).out
+        listed = await cli.run("jobs", "--state", "failed")
+        assert [line.split()[0] for line in listed.out.splitlines() if "not_enough_space, retried" in line] == [latest]
         again = await cli.run("job", "retry", latest, "--yes")
         assert (again.code, f"as job {new}" in again.err) == (Exit.REFUSED, True)
         assert (await ops.get(f"jobs/{earlier}/"))["retried_by"] is None
+        assert "To retry it" not in (await cli.run("job", "show", latest)).err
+
+    async def test_what_would_run_over_something_newer_is_forced(self, ops: Ops, cli: Cli) -> None:
+        earlier, latest = await ops.made("earlier", failed()), await ops.made("latest")
+        shown = await cli.run("job", "show", earlier)
+        assert f"The server has had a later job, {latest}" in shown.err
+        assert f"job retry {earlier} --force" in shown.err
+        refused = await cli.run("job", "retry", earlier, "--yes")
+        assert (refused.code, "retry_needs_force" in refused.err) == (Exit.REFUSED, True)
+        left_out = await cli.run("retry", earlier, "--force", "--yes")
+        assert (left_out.code, "retry this job individually" in left_out.out) == (Exit.REFUSED, True)
+        assert (await ops.get(f"jobs/{earlier}/"))["retried_by"] is None
+        forced = (await cli.run("job", "retry", earlier, "--force", "--yes", "--json")).body
+        assert (await ops.get(f"jobs/{earlier}/"))["retried_by"] == forced["id"]
+
+        await ops.api.cell.node.begin(JobId(forced["id"]))
+        await ops.api.cell.node.finish(JobId(forced["id"]), failed())
+        await ops.api.cell.raw("HINCRBY", f"job:{forced['id']}", "finished_ms", -3601 * 1000)
+        many = [await cli.run("retry", forced["id"], *force, "--yes") for force in ((), ("--force",))]
+        assert [one.code for one in many] == [Exit.REFUSED, 0]
+        assert "retry_needs_force" in many[0].out
+
+    async def test_a_cancelled_one_is_no_failed_one(self, ops: Ops, cli: Cli) -> None:
+        bad, waits = await ops.made("bad", failed()), await ops.made("waits", None)
+        await ops.post(f"jobs/{waits}/cancel/")
+        for state, job in (("failed", bad), ("cancelled", waits)):
+            listed = await cli.run("jobs", "--state", state)
+            assert [line.split()[:2] for line in listed.out.splitlines()[1:]] == [[job, state]]
+        none = await cli.run("retry", "--match", "error_code=cancelled", "--yes")
+        assert (none.code, none.out) == (0, "")
+        left_out = await cli.run("retry", waits, "--yes")
+        assert (left_out.code, "The job was cancelled" in left_out.out) == (Exit.REFUSED, True)
 
     async def test_a_node_is_drained_until_nothing_runs_and_goes_on(self, ops: Ops, cli: Cli) -> None:
         running = await ops.made("runs", None)

@@ -17,7 +17,7 @@ from tests.integration.front_end import serving
 from tests.integration.test_ops_api import DONE, THEIRS, Ops, failed, have_theirs
 from tests.queueing import PATIENCE_SECONDS
 from worker.store.access.tokens import Permission
-from worker.store.model import Step
+from worker.store.model import JobId, ServerId, Step
 from worker.store.reports import JobReport, StepBegun
 
 
@@ -164,6 +164,32 @@ class TestTerminal:
             terminal.type("\x03")
             assert await terminal.ends() != 0
         assert await ops.listed("?state=queued") == []
+
+    async def test_a_restore_is_named_apart_for_it_overwrites(self, ops: Ops, cli: Cli) -> None:
+        await ops.api.cell.have([SERVER, ServerId(3)])
+        create, done = (await ops.api.cell.create("other", server=ServerId(3))).job.id, await ops.made("done")
+        await ops.api.cell.node.begin(create)
+        await ops.api.cell.node.finish(create, failed())
+        snapshot = (await ops.get(f"jobs/{done}/"))["snapshot"]["id"]
+        restore = (await ops.api.call("POST", f"/api/v1/snapshots/{snapshot}/restore/")).headers["X-Job-Id"]
+        await ops.api.cell.node.begin(JobId(restore))
+        await ops.api.cell.node.finish(JobId(restore), failed())
+        async with cli.at_terminal("retry", restore, create, "--force", width=200) as terminal:
+            shown = await terminal.shows(
+                "Force the retry of 2 jobs, 1 of them overwriting all data of the server? [y/N]:"
+            )
+            assert "Overwriting all data of the server:" in shown
+            assert shown.index(f"{create}  create of other") < shown.index(f"{restore}  restore of done")
+            terminal.type("n\n")
+            assert await terminal.ends() != 0
+        async with cli.at_terminal("job", "retry", restore, "--force", width=400) as terminal:
+            shown = await terminal.shows("overwriting all data of the server? [y/N]:")
+            assert "The server has been running since the job failed" in shown
+            terminal.type("y\n")
+            assert await terminal.ends() == 0
+        async with cli.at_terminal("job", "retry", restore, width=400) as terminal:
+            await terminal.shows("already retried as job")
+            assert await terminal.ends() == 1
 
     async def test_a_job_has_a_bar_and_ctrl_c_leaves_it_alone(self, ops: Ops, cli: Cli) -> None:
         job, node = await ops.made("a", None), ops.api.cell.node

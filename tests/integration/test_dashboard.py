@@ -11,7 +11,7 @@ import pytest
 
 from api.dashboard.assets import STATIC, Assets
 from api.dashboard.bulk import MATCHING_MAX
-from api.dashboard.routes import PAGES
+from api.dashboard.routes import PAGES, QUESTIONS
 from tests.bench.seeding import Size, seed
 from tests.integration.browsing import Dashboard, dashboard_of
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
@@ -129,6 +129,8 @@ class TestJobs:
             f"?server_id={SERVER}&state=queued": {waiting},
             f"?account_id={ACCOUNT}&kind=create": {bad, waiting},
             "?node=other": set(),
+            "?since=2025-01-16T16:15&until=2999-01-01T00:00": {bad, waiting},
+            "?until=2025-01-16T16:15": set(),
         }.items():
             page = await dashboard.browser.seen(f"/ops/jobs/{query}")
             assert set(re.findall(r'<tr id="job-([0-9a-f]{32})"', page)) == found, query
@@ -180,7 +182,7 @@ class TestJobs:
 
     async def test_a_failed_one_is_tried_again_and_a_waiting_one_cancelled(self, dashboard: Dashboard) -> None:
         job = await made(dashboard, failed())
-        assert "Retry this job?" in await dashboard.browser.seen(f"/ops/jobs/{job}/retry/")
+        assert "Retry this create?" in await dashboard.browser.seen(f"/ops/jobs/{job}/retry/")
         page = await dashboard.browser.post(f"/ops/jobs/{job}/retry/", **FRAGMENT)
         new = page.headers["X-Job-Id"]
         assert f'href="/ops/jobs/{new}/"' in page.text
@@ -216,9 +218,11 @@ class TestMany:
         bad, waiting = await have_many(dashboard, 1, failed()), await made(dashboard)
         query = f"?action=retry&ids={bad[0]}&ids={waiting}"
         question = await dashboard.browser.seen(f"/ops/jobs/bulk/{query}")
-        assert "Retry 2 jobs?" in question
+        assert "Retry 1 job?" in question
+        assert f"1 job left out: not possible {waiting[:8]} create of a on web-server-01" in visible(question)
+        assert ". The job is queued. Only a failed job can be retried." in visible(question)
         fields = re.findall(r'<input type="hidden" name="(action|ids)" value="([^"]+)">', question)
-        assert fields == [("action", "retry"), ("ids", bad[0]), ("ids", waiting)]
+        assert fields == [("action", "retry"), ("ids", bad[0])]
 
         text = visible(await dashboard.browser.done("/ops/jobs/bulk/", {"action": "retry", "ids": [bad[0], waiting]}))
         assert "1 retried, 1 refused." in text
@@ -242,7 +246,10 @@ class TestMany:
         [
             {"action": "retry"},
             {"action": "retry", "ids": ["x"]},
-            {"action": "retry", "ids": [NO_JOB] * 101},
+            {"action": "retry", "ids": [NO_JOB] * 501},
+            {"action": "retry", "ids": [NO_JOB], "force": "true"},
+            {"action": "retry", "ids": [NO_JOB], "force": "true", "typed": "2"},
+            {"action": "retry", "all": "true", "state": "failed", "force": "true", "typed": "1"},
             {"action": "explode", "ids": [NO_JOB]},
             {"action": "retry", "all": "true"},
             {"action": "retry", "all": "true", "state": "queued"},
@@ -308,7 +315,7 @@ class TestEveryPage:
             .replace("{server_id}", str(SERVER))
             .replace("{token_id}", token.id)
             .replace("/bulk/", f"/bulk/?action=retry&ids={job}")
-            for path in PAGES
+            for path in (*PAGES, *QUESTIONS)
         ]
 
     async def test_shows_what_others_wrote_as_text(self, dashboard: Dashboard) -> None:

@@ -88,7 +88,8 @@ class TestFindings:
     async def test_they_are_listed_with_what_they_mean_until_they_are_gone(self, dashboard: Dashboard) -> None:
         assert "No findings" in await dashboard.browser.seen("/ops/findings/")
         await dashboard.cell.node.tell_findings(SERVER, [TORN])
-        text = visible(await dashboard.browser.seen("/ops/findings/"))
+        assert "No findings at that time." in await dashboard.browser.seen("/ops/findings/?until=2025-01-16T16:15")
+        text = visible(await dashboard.browser.seen("/ops/findings/?since=2025-01-16T16:15"))
         assert f"{SERVER} web-server-01 {ACCOUNT} n1 torn snapshot vps-1 {MEANINGS['torn_snapshot']}" in text
         await dashboard.cell.node.tell_findings(SERVER, [])
         assert "torn" not in await dashboard.browser.seen("/ops/findings/")

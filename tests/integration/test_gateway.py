@@ -27,7 +27,8 @@ from tests.conftest import RedisServer, needs
 from tests.gateway import GatewayProgram, Reached, gateway, make_certificate, secret_of
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.queueing import until, until_told
-from worker.gateway_client import GatewayAddress, GatewayClient
+from worker.gateway_address import GatewayAddress
+from worker.gateway_client import GatewayClient
 from worker.store.access.credentials import Credentials
 from worker.store.access.tokens import Limits, Permission, Presented, Tokens
 from worker.store.customers.customer_store import CustomerStore
@@ -136,9 +137,9 @@ async def test_a_node_is_the_one_of_its_credential(reached: Reached) -> None:
 async def test_a_newer_node_is_told_which_protocols_the_gateway_speaks(reached: Reached) -> None:
     async with raw(reached) as connection:
         answer = await ask(connection, "hello", **(HELLO | {"protocols": [7], "of_a_later_release": True}))
-        assert answer == {"id": 1, "error": "protocol", "detail": "this gateway speaks protocol 1, the node (7,)"}
-        answer = await ask(connection, "hello", **(HELLO | {"protocols": [7, 1], "of_a_later_release": True}))
-        assert answer["answer"]["protocol"] == 1
+        assert answer == {"id": 1, "error": "protocol", "detail": "this gateway speaks protocol 1, 2, the node (7,)"}
+        answer = await ask(connection, "hello", **(HELLO | {"protocols": [7, 2, 1], "of_a_later_release": True}))
+        assert answer["answer"]["protocol"] == 2
 
 
 async def test_a_file_that_others_can_read_is_no_credential(reached: Reached) -> None:
@@ -258,8 +259,8 @@ async def test_a_job_goes_its_whole_way(cell: Cell, reached: Reached) -> None:
         assert await node.take_lease(seconds=15) is None
         taking = asyncio.create_task(node.take(running=[], free=4, seconds=5))
         admitted = await cell.create()
-        assert await taking == (admitted.job.id,)
-        job = await node.begin(admitted.job.id)
+        (job,) = await taking
+        assert isinstance(job, Job)  # the gateway has begun it
         assert (job.server_id, job.snapshot_name, job.state) == (SERVER, "before-update", JobState.IN_PROGRESS)
         assert await node.take(running=[admitted.job.id], free=3, seconds=0) == ()
         assert await node.take(running=[], free=4, seconds=0) == (admitted.job.id,)  # the node has crashed
@@ -479,11 +480,12 @@ WORDS = [
 ]
 FIELDS = (
     *("job_id", "server_id", "snapshot_id", "outcome", "report", "power", "servers", "about", "snapshots", "begun"),
-    *("on_disk", "size_mb", "findings", "running", "free", "seconds", "step", "id", "account_id", "name", "state"),
+    *("on_disk", "size_mb", "findings", "running", "free", "seconds", "begin", "step", "id", "account_id", "name"),
+    "state",
 )
 CALLS = (
     *("take_lease", "lease_holder", "take", "begin", "progress", "finish", "report", "publish", "known", "lose"),
-    *("regain", "tell_findings", "republish", "retry_deletes", "hello", "nonsense"),
+    *("regain", "tell_findings", "republish", "retry_deletes", "hello", "nonsense", "stop_taking"),
 )
 
 
@@ -547,6 +549,7 @@ def _likely(chance: random.Random, ids: list[str]) -> dict[str, Any]:
         "running": [],
         "free": 1,
         "seconds": 0,
+        "begin": True,
         "step": "stopping",
     }
     fitting = chance.choice(
@@ -558,6 +561,7 @@ def _likely(chance: random.Random, ids: list[str]) -> dict[str, Any]:
             ("server_id", "snapshot_id", "size_mb"),
             ("server_id", "on_disk"),
             ("running", "free", "seconds"),
+            ("running", "free", "seconds", "begin"),
             (),
         ]
     )
@@ -584,7 +588,7 @@ async def test_a_node_goes_to_the_other_gateway_when_one_dies(cell: Cell, redis_
         assert await _once(node.finish, job_id, DONE) in {"published", "job_over"}
         taking = asyncio.create_task(_once(node.take, running=[], free=1, seconds=5))
         again = (await cell.create("again")).job.id
-        assert await taking == (again,)
+        assert [job.id for job in await taking] == [again]
 
 
 async def _once(call: Any, *arguments: Any, **named: Any) -> Any:
@@ -725,6 +729,7 @@ async def test_jobs_finish_while_no_gateway_is_there_and_are_told_when_one_is(
             return (await job()).state is JobState.COMPLETED
 
         await until_told(is_told)
+        assert (await job()).attempts == 1
     finally:
         await worker.stop()
         await program.stop()

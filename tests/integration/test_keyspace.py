@@ -249,6 +249,7 @@ async def _nodes(seen: Keyspace, ops: Ops) -> None:
     await cell.node.tell_findings(SERVER, [{"finding": "stray_tag", "tag": "vps-1", "at": "1"}])
     pools = (Pool(path="/srv", free_bytes=1, total_bytes=2),)
     facts = NodeFacts(worker="1", hypervisor="fake", emulator="fake", pools=pools)
+    await cell.have((SERVER, GONE), power="off")
     left = ReportedServer(id=SERVER, account_id=ACCOUNT, name="web-server-01", power="on")
     assert GONE in (await cell.node.report([left], facts)).gone
     published = BegunJob(

@@ -43,7 +43,7 @@ async def entries(cell: Cell, **wanted: str) -> list[AuditEntry]:
     operators = OperatorStore(cell.redis, cell.store)
     since, found, after = datetime.now(UTC) - timedelta(hours=1), list[AuditEntry](), None
     while True:
-        part = await operators.audit(wanted, since=since, until=None, cursor=Cursor(limit=500, after=after))
+        part = await operators.audit(wanted, Cursor(limit=500, after=after, since=since))
         found += part.results
         after = part.after
         if after is None:

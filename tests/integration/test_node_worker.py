@@ -3,11 +3,11 @@
 import asyncio
 import gc
 import json
-import pickle
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tests.lossy import lossy_way
 from tests.node_process import Kind, command
 from tests.queueing import (
     CELL,
+    NODE,
     PATIENCE_SECONDS,
     QUEUE,
     WAKE,
@@ -33,6 +34,7 @@ from tests.queueing import (
     wake,
 )
 from worker.node_worker import BROKEN_AGAIN_SECONDS, NodeWorker
+from worker.store.model import AccountId, Job, JobId, JobKind, JobState, ServerId, SnapshotId
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +132,26 @@ async def test_as_many_run_as_there_are_slots_and_the_next_when_one_is_free(
         await jobs.have_ended("b", "c")
 
 
+async def test_a_slot_is_free_before_the_end_of_its_job_is_told(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+) -> None:
+    async with at_work(redis_server.socket, jobs, max_jobs=1) as worker:
+        await put(redis, "a", "b", "c")
+        await jobs.have_started("a")
+        worker.free_slot("a")  # its work is over
+        await jobs.have_started("b")
+        await wake(redis)
+        assert not jobs.starts["c"]
+        jobs.end("a")  # and now its end is told: that frees no second slot
+        await jobs.have_ended("a")
+        await until(lambda: "a" not in worker.tasks)
+        assert not jobs.starts["c"]
+        jobs.end("b", "c")
+        await jobs.have_ended("b", "c")
+        await nothing_left(redis)
+    assert jobs.starts == {"a": 1, "b": 1, "c": 1}
+
+
 async def test_more_jobs_than_one_look_reads_all_run(redis: ArqRedis, redis_server: RedisServer, jobs: Jobs) -> None:
     job_ids = [f"j{n}" for n in range(250)]
     jobs.end(*job_ids)
@@ -180,44 +202,6 @@ async def test_a_job_travels_as_json(redis: ArqRedis, redis_server: RedisServer,
         assert {job.job_id for job in await arq.queued_jobs(queue_name=QUEUE)} == {"a"}
 
 
-class Trap:
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.file,)
-
-
-UNUSABLE = {
-    "none": None,
-    "not JSON": b"\x80\x04nonsense",
-    "no object": b"[]",
-    "another function": b'{"t":null,"f":"other","a":["x"],"k":{},"et":0}',
-    "function of a wrong type": b'{"t":null,"f":[],"a":["x"],"k":{},"et":0}',
-    "a time beyond all calendars": b'{"t":null,"f":"run","a":["x"],"k":{},"et":1e30}',
-    "too many tries": b'{"t":9999999999,"f":"run","a":["x"],"k":{},"et":0}',
-    "a pickle": pickle.dumps({"f": "run", "a": [Trap(Path("opened"))], "k": {}, "t": None, "et": 0}),
-}
-
-
-@pytest.mark.parametrize("record", UNUSABLE.values(), ids=UNUSABLE)
-async def test_a_record_of_arq_that_is_of_no_use_takes_no_slot(
-    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs, record: bytes | None
-) -> None:
-    await redis.zadd(QUEUE, {"x": 1})
-    if record is not None:
-        await redis.set(job_key_prefix + "x", record)
-    async with at_work(redis_server.socket, jobs):
-        await put(redis, "a")
-        await jobs.have_started("a")
-        jobs.end("a")
-        await jobs.have_ended("a")
-        await nothing_left(redis)
-        await every_slot_works(redis, jobs)
-    assert not jobs.starts["x"]
-    assert not Path("opened").exists()
-
-
 @pytest.mark.parametrize("key", [job_key_prefix, retry_key_prefix, in_progress_key_prefix])
 async def test_a_job_with_a_key_of_another_type_runs_by_its_id(
     redis: ArqRedis, redis_server: RedisServer, jobs: Jobs, key: str
@@ -232,21 +216,23 @@ async def test_a_job_with_a_key_of_another_type_runs_by_its_id(
     assert jobs.starts["a"] == 1
 
 
-async def test_a_member_of_the_queue_that_is_no_job_keeps_no_job_from_starting(
+async def test_what_is_left_in_the_queue_of_arq_is_not_run(
     redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
 ) -> None:
-    jobs.end("a")
-    nobody: dict[Any, Any] = {b"\xff\xfe": 1, b"\xff": 2, "endless": "-inf"}
-    await redis.zadd(QUEUE, nobody)
+    leftovers: dict[Any, Any] = {b"\xff\xfe": 1, "ended-elsewhere": 2, "endless": "-inf"}
+    await redis.zadd(QUEUE, leftovers)
+    await redis.set(job_key_prefix + "ended-elsewhere", b'{"t":null,"f":"run","a":["x"],"k":{},"et":0}')
     async with at_work(redis_server.socket, jobs):
         await put(redis, "a")
+        jobs.end("a")
         await jobs.have_ended("a")
+    assert jobs.starts == {"a": 1}
 
 
 class Broken(Jobs):
     """Meets something unexpected the first time."""
 
-    async def run(self, job_id: str) -> None:
+    async def run(self, job_id: str, _begun: Job | None = None) -> None:
         self.starts[job_id] += 1
         if self.starts[job_id] == 1:
             raise RuntimeError("the journal's disk is full")
@@ -263,6 +249,48 @@ async def test_a_job_whose_run_broke_is_tried_again_later(redis: ArqRedis, redis
         assert time.monotonic() - broke > BROKEN_AGAIN_SECONDS / 2
         await nothing_left(redis)
     assert jobs.starts == {"a": 2}
+
+
+async def test_a_job_that_the_cell_has_begun_is_handed_on_whole(
+    redis: ArqRedis, redis_server: RedisServer, jobs: Jobs
+) -> None:
+    given = [(job("a"), JobId("b"))]
+    handed: dict[str, Job | None] = {}
+
+    async def take(*, running: Sequence[JobId], free: int, seconds: float) -> Sequence[JobId | Job]:
+        if not given:
+            await asyncio.sleep(seconds)
+        return given.pop() if given else ()
+
+    async def run(job_id: str, begun: Job | None) -> None:
+        handed[job_id] = begun
+
+    worker = NodeWorker(redis, take=take, node=NODE, run=run, max_jobs=2)
+    worker.resume()
+    working = asyncio.create_task(worker.work())
+    await until(lambda: len(handed) == 2)
+    await worker.stop(PATIENCE_SECONDS)
+    await working
+    assert handed == {"a": job("a"), "b": None}
+
+
+def job(job_id: str) -> Job:
+    now = datetime(2026, 11, 27, tzinfo=UTC)
+    return Job(
+        id=JobId(job_id),
+        kind=JobKind.CREATE,
+        state=JobState.IN_PROGRESS,
+        server_id=ServerId(1),
+        server_name="web",
+        account_id=AccountId(1),
+        node=NODE,
+        snapshot_id=SnapshotId(1),
+        snapshot_name="n",
+        snapshot_description="",
+        snapshot_created_at=now,
+        request_id="r",
+        queued_at=now,
+    )
 
 
 # --- Redis in trouble ---
@@ -367,7 +395,7 @@ async def test_a_redis_that_became_a_replica_is_survived(server: RedisServer, jo
 
 
 async def test_a_successor_takes_up_the_job_of_a_killed_worker(server: RedisServer, jobs: Jobs) -> None:
-    program = command(Kind.DIRECT, server.socket, seconds=3600, slots=1)
+    program = command(Kind.LIST, server.socket, seconds=3600, slots=1)
     process = await asyncio.create_subprocess_exec(*program, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
     async with client(server.socket) as redis:

@@ -266,7 +266,10 @@ class TestReported:
         failure = Failure(code="disk_failed", detail="Disk vdb refused.")
         await api.work(restored, Outcome(state=JobState.FAILED, failure=failure))
         bulk = await api.call(
-            "POST", f"{OPS}jobs/bulk/", body={"action": "retry", "ids": [job_of(restored)]}, token=operator
+            "POST",
+            f"{OPS}jobs/bulk/",
+            body={"action": "retry", "ids": [job_of(restored)], "force": True},
+            token=operator,
         )
         new = JobId(bulk.body["results"][0]["job_id"])
         await api.cell.node.begin(new)

@@ -12,7 +12,7 @@ import jsonschema_rs
 import pytest
 from aiohttp import ClientSession
 
-from api.document import openapi
+from api.document import openapi, served
 from api.document import page as html
 from api.document.calls import on_one_page
 from api.http.probes import PROBES
@@ -41,12 +41,12 @@ def test_the_committed_document_is_the_programs() -> None:
 
 
 async def test_it_is_served_to_everyone(api: FrontEnd) -> None:
-    async with api.client.get(f"http://127.0.0.1:{api.port}{openapi.PATH}") as answer:
+    async with api.client.get(f"http://127.0.0.1:{api.port}{served.PATH}") as answer:
         assert (answer.status, answer.content_type) == (200, "application/json")
         assert await answer.text() == COMMITTED.read_text()
 
 
-@pytest.mark.parametrize("path", [openapi.PATH, html.PATH])
+@pytest.mark.parametrize("path", [served.PATH, html.PATH])
 async def test_it_is_packed_and_not_sent_to_who_has_it(api: FrontEnd, path: str) -> None:
     plain = await api.call("GET", path, headers={"Accept-Encoding": "identity"})
     async with ClientSession(auto_decompress=False) as client:
@@ -107,7 +107,7 @@ def test_every_id_in_a_path_has_its_parameter() -> None:
 
 def test_every_call_is_listed_on_one_page() -> None:
     listed = [line.split()[:2] for line in on_one_page()]
-    service = {f"GET {probe.path}" for probe in PROBES} | {f"GET {openapi.PATH}"}
+    service = {f"GET {probe.path}" for probe in PROBES} | {f"GET {served.PATH}"}
     assert {" ".join(line) for line in listed} == {name for name, _ in calls()} - service
 
 
@@ -149,7 +149,7 @@ async def test_the_page_for_people_needs_nothing_from_outside(api: FrontEnd) -> 
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     assert page.open == []
     assert page.tags.isdisjoint({"script", "link", "img", "iframe", "form", "object"})
-    assert page.refers == {f"#{name}" for name in page.ids} | {openapi.PATH}
+    assert page.refers == {f"#{name}" for name in page.ids} | {served.PATH}
     assert {call["operationId"] for _, call in calls()} <= page.ids
 
 

@@ -210,6 +210,47 @@ class TestJobs:
         assert (await ops.post(f"jobs/{new}/cancel/"))["error"]["code"] == "cancelled"
         (await ops.call("POST", f"jobs/{new}/cancel/")).refused(409, "job_not_cancellable")
 
+    async def test_a_time_is_a_filter(self, ops: Ops) -> None:
+        jobs = [await ops.made(name, failed()) for name in "abcdef"]
+        for hour, job in enumerate(jobs):  # queued at 2025-01-16, from 00:00 on
+            await ops.api.cell.raw("HSET", f"job:{job}", "queued_ms", at(hour))
+            for key in await ops.api.cell.redis.keys("*jobs*"):
+                if await ops.api.cell.raw("TYPE", key) == b"zset":
+                    await ops.api.cell.raw("ZADD", key, "XX", at(hour), job)
+        for query, found in (
+            ("since=2025-01-16T02:00:00Z&until=2025-01-16T04:00:00Z", jobs[2:4]),
+            ("since=2025-01-16T05:00:00%2B01:00", jobs[4:]),
+            ("until=2025-01-16T01:00:00Z&state=failed", jobs[:1]),
+            ("since=2025-01-16T04:00:00Z&node=n1&kind=create", jobs[4:]),
+            ("since=2025-01-17T00:00:00Z", []),
+            ("until=1960-01-01T00:00:00Z", []),
+        ):
+            assert await ops.listed(f"?{query}") == [*reversed(found)], query
+        page = await ops.get("jobs/?since=2025-01-16T01:00:00Z&until=2025-01-16T05:00:00Z&state=failed&limit=3")
+        assert ([one["id"] for one in page["results"]], page["count"]) == ([*reversed(jobs[2:5])], 4)
+        rest = await ops.listed(f"?since=2025-01-16T01:00:00Z&until=2025-01-16T05:00:00Z&after={page['after']}")
+        assert rest == [jobs[1]]
+        without = await ops.get("jobs/?since=2025-01-16T04:00:00Z&state=failed&cancelled=false")
+        assert without["count"] == 2
+        (await ops.call("GET", "jobs/?since=yesterday")).refused_fields()
+
+    async def test_those_that_were_cancelled_are_listed_apart(self, ops: Ops) -> None:
+        bad, cancelled = await ops.made("bad", failed()), await ops.made("cancelled", None)
+        await ops.post(f"jobs/{cancelled}/cancel/")
+        done = await ops.made("done")
+        for query, found, count in (
+            ("?state=failed", {bad, cancelled}, 2),
+            ("?state=failed&cancelled=false", {bad}, 1),
+            ("?cancelled=true", {cancelled}, 1),
+            ("?cancelled=true&state=failed", {cancelled}, None),
+            ("?cancelled=false", {bad, done}, None),
+            ("?cancelled=true&node=n2", set(), None),
+            ("?cancelled=false&node=n1", {bad, done}, None),
+        ):
+            page = await ops.get(f"jobs/{query}")
+            assert ({one["id"] for one in page["results"]}, page["count"]) == (found, count), query
+        (await ops.call("GET", "jobs/?cancelled=maybe")).refused_fields()
+
     @pytest.mark.parametrize("kind", ["restore", "delete", "undo", "check_create"])
     async def test_each_kind_of_work_can_be_tried_again(self, ops: Ops, kind: str) -> None:
         api, node = ops.api, ops.api.cell.node
@@ -236,7 +277,7 @@ class TestJobs:
         await node.begin(JobId(job))
         await node.finish(JobId(job), failed())
 
-        answer = await ops.call("POST", f"jobs/{job}/retry/")
+        answer = await ops.call("POST", f"jobs/{job}/retry/?force=true")
         if asked is not None:
             assert (await asked).status == 200
             answer.refused(409, "job_not_retryable")
@@ -423,6 +464,10 @@ class TestServersAndFindings:
         listed = await ops.get("findings/")
         assert (listed["count"], listed["results"][0]["findings"]) == (1, found)
         assert (await ops.get("overview/"))["servers_with_findings"] == 1
+        await ops.api.cell.raw("ZADD", "findings", at(2), SERVER)
+        for query, count in (("since=2025-01-16T02:00:00Z", 1), ("until=2025-01-16T02:00:00Z", 0)):
+            page = await ops.get(f"findings/?{query}")
+            assert (len(page["results"]), page["count"]) == (count, count), query
         await ops.api.cell.node.tell_findings(SERVER, [])
         assert (await ops.get("findings/"))["results"] == []
 
@@ -482,6 +527,11 @@ class TestTokens:
         assert both.refused_fields() == ["account_id"]
 
 
+def at(hour: int) -> int:
+    """A time of 2025-01-16, in ms."""
+    return round(datetime(2025, 1, 16, hour, tzinfo=UTC).timestamp() * 1000)
+
+
 KEY = {"Idempotency-Key": "9c07602c-94ec"}
 POSTS = [call for call in OPERATORS_CALLS if call.method == "POST"]
 
@@ -493,7 +543,7 @@ class TestOnce:
         """A job for the call to be about, and its body."""
         if call_id == "ops_cancel_job":
             return await ops.made("waits", None), None
-        job = await ops.made("bad", failed(stranded=True))
+        job = await ops.made("bad", failed(stranded=call_id == "ops_resolve_job"))
         if call_id == "ops_rotate_credential":
             await ops.post("nodes/n1/credentials/", {}, status=201)
         bodies: dict[str, object] = {

@@ -12,7 +12,7 @@ from deploy.demo.service import Driver, Service, free_port
 from deploy.demo.state import State
 from drivers import base
 from tests.conftest import needs
-from worker.store.customers.customer_store import CANCELLED
+from worker.store.model import CANCELLED
 
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text()

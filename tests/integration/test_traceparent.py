@@ -9,6 +9,7 @@ from api.gateway.scheduler import Scheduler
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from worker.program import tracing
 from worker.store.chores.chores import Chores
+from worker.store.customers.customer_store import RetryRule
 from worker.store.model import Failure, Job, JobId, JobKind, JobState, SnapshotId, SnapshotStatus
 from worker.store.outcome import Outcome
 from worker.store.schedules.schedules import Schedules, ScheduleSpec
@@ -43,7 +44,7 @@ async def test_a_create_a_restore_its_undo_and_a_second_try_each_carry_the_trace
         undo = await cell.store.undo(account_id=ACCOUNT, job_id=restore.job.id, request_id="r")
     assert (await do(cell, undo.id, BROKEN)).traceparent == FIRST
     with tracing.span("a request", {}, parent={"traceparent": SECOND}):
-        again = await cell.store.again(undo, request_id="r")
+        again = await cell.store.again(undo, request_id="r", rule=RetryRule(force=True))
     assert (await do(cell, again.id)).traceparent == SECOND
 
 

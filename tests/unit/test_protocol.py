@@ -11,7 +11,8 @@ from pydantic_core import from_json
 
 from api.gateway.answers import ANSWERS
 from api.gateway.limits import Allowance
-from worker.gateway_client import GatewayAddress, GatewayClient
+from worker.gateway_address import GatewayAddress
+from worker.gateway_client import GatewayClient
 from worker.store import model, outcome, reports
 from worker.store.nodes import node_store, protocol
 from worker.store.nodes.port import NodePort
@@ -36,6 +37,25 @@ CONTENTS = model.Contents(
     left_out=(model.LeftOut(target="sda", reason="a CD-ROM"),),
     firmware="uefi",
     nvram=True,
+)
+
+BEGUN = model.Job(
+    id=model.JobId("b" * 32),
+    kind=model.JobKind.CREATE,
+    state=model.JobState.IN_PROGRESS,
+    server_id=model.ServerId(1),
+    server_name="web",
+    account_id=model.AccountId(2),
+    node="n1",
+    snapshot_id=model.SnapshotId(3),
+    snapshot_name="n",
+    snapshot_description="d",
+    snapshot_created_at=AT,
+    request_id="r",
+    queued_at=AT,
+    started_at=AT,
+    attempts=1,
+    contents=CONTENTS,
 )
 
 
@@ -84,6 +104,7 @@ def test_what_a_node_says_arrives_as_it_was(own: Any) -> None:
         ("take_lease", node_store.LeaseHeld(who="x", seconds_left=1.5)),
         ("take_lease", None),
         ("take", (JOB,)),
+        ("take", (BEGUN, JOB)),
         (
             "known",
             node_store.Known(
@@ -114,6 +135,27 @@ def test_what_a_node_says_arrives_as_it_was(own: Any) -> None:
 def test_what_a_gateway_answers_arrives_as_it_was(call: str, answer: Any) -> None:
     kind: TypeAdapter[Any] = protocol.CALLS[call].answer
     assert kind.validate_python(from_json(kind.dump_json(answer))) == answer
+
+
+def test_an_older_gateway_is_told_nothing_that_it_would_refuse() -> None:
+    take = protocol.CALLS["take"]
+    ask = take.ask.fitting(running=(), free=1, seconds=5, begin=True)
+    assert set(from_json(take.said(ask, 1))) == {"running", "free", "seconds"}
+    assert from_json(take.said(ask, 2))["begin"] is True
+    finish = protocol.CALLS["finish"]
+    for contents in (None, CONTENTS):
+        ended = outcome.Outcome(state=model.JobState.COMPLETED, contents=contents)
+        ask = finish.ask.fitting(job_id=JOB, outcome=ended, report=reports.EMPTY_REPORT, power="")
+        assert "consistency" not in finish.said(ask, 1)
+    assert "consistency" in finish.said(ask, 2)
+    publish = protocol.CALLS["publish"]
+    snapshot = {"id": 1, "name": "n", "description": "", "created_at": AT, "size_mb": 1, "status": "completed"}
+    begun = {"id": JOB, "kind": "create", "snapshot_id": 1, "snapshot_name": "n", "snapshot_description": ""}
+    begun |= {"snapshot_created_at": AT, "request_id": "r", "undoes": None}
+    ask = publish.ask.fitting(server_id=1, snapshots=[snapshot | {"contents": CONTENTS}], begun=[begun])
+    said = from_json(publish.said(ask, 1))
+    assert "consistency" not in said["snapshots"][0]["contents"]
+    assert "live" not in said["begun"][0]
 
 
 def test_each_call_is_answered_asked_and_part_of_the_port() -> None:

@@ -114,7 +114,7 @@ class Policy:
     grace_seconds: float = 90.0  # time for a guest to shut down before its power is cut
     live: bool = True  # whether snapshots without a stop may be taken on this node
     freeze_seconds: float = 10.0  # time for a guest's agent to freeze its file systems; 0: never freeze
-    press_again_seconds: float = 5.0  # a guest that is still booting ignores the power button, so press it again
+    press_again_seconds: float = 1.0  # a guest that is still booting ignores the power button, so press it again
     free_floor_bytes: int = 1 << 30  # no snapshot is taken below this: after one, a guest's writes copy clusters
 
 

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 import structlog
@@ -48,13 +49,20 @@ class Page(Generic[Item]):
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """Which page of a list: `limit` entries after a cursor."""
+    """Which page of a list: `limit` entries after a cursor. `since` and `until`: of a list by time, newest first, only
+    what lies between the two; the latter is not included."""
 
     limit: int
     after: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
 
     def for_script(self) -> dict[str, Any]:
-        return {"limit": self.limit} | ({"after": self.after.split(":", 1)} if self.after else {})
+        bounds = given(
+            since_ms=self.since and records.milliseconds(self.since),
+            until_ms=self.until and records.milliseconds(self.until),
+        )
+        return {"limit": self.limit} | bounds | ({"after": self.after.split(":", 1)} if self.after else {})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -188,12 +188,14 @@ class JobNotCancellable(Refused):
 
 
 class JobNotRetryable(Refused):
-    """The job has not failed, or is of a kind that cannot be retried (a dry run)."""
+    """The job has not failed, was retried, is a dry run, or its server is stranded."""
 
     code = "job_not_retryable"
     text = "The job is {0}. Only a failed job can be retried."
     texts: ClassVar[Mapping[str, str]] = {
+        "dry_run": "A dry run cannot be retried. Request it again.",
         "retried": "The job was already retried as job {1}.",
+        "stranded": "Job {1} stranded the server. Repair the server and mark that job as resolved first.",
         "cancelled": "The job was cancelled. A bulk retry skips cancelled jobs; retry this job individually.",
         "later": "The server has had a later job, {1}. A bulk retry skips such jobs; retry this job individually.",
     }
@@ -201,6 +203,24 @@ class JobNotRetryable(Refused):
     @classmethod
     def of(cls, *found: str, **facts: object) -> Self:
         return cls(cls.texts.get(found[0], cls.text).format(*found, **facts))
+
+
+class RetryNeedsForce(Refused):
+    """Since the job failed, something has happened that a retry would run over."""
+
+    code = "retry_needs_force"
+    texts: ClassVar[Mapping[str, str]] = {
+        "later": "The server has had a later job, {0}.",
+        "old": "The job failed at {0}, too long ago to be retried without a check.",
+        "used": "The server has been running since the job failed: the {0} would overwrite what it has written.",
+    }
+
+    @classmethod
+    def of(cls, *found: str, **_: object) -> Self:
+        """`found`: each reason, and what it is about."""
+        told = zip(found[::2], found[1::2], strict=True)
+        reasons = [cls.texts[why].format(_shown(_moment(about)) if why == "old" else about) for why, about in told]
+        return cls(f"{' '.join(reasons)} If the job is still wanted, force the retry.")
 
 
 class JobNotStranded(Refused):

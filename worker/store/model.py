@@ -17,8 +17,10 @@ DeliveryId = NewType("DeliveryId", str)
 
 SNAPSHOTS_PER_SERVER = 5  # the public contract's limit
 NODE_SILENT_SECONDS = 60.0  # the public contract: a node that is silent for over a minute gets no new job
+RETRY_WITHIN_SECONDS = 3600.0  # how long after its failure a job is retried without force
 WAITING_SECONDS = 600.0  # how long a job waits for a silent node
 NAME_MAX = 64  # characters of a snapshot's name
+CANCELLED = "cancelled"  # code of the failure of a job that was cancelled
 DESCRIPTION_MAX = 1000  # characters of a snapshot's description
 
 
@@ -33,6 +35,11 @@ class JobKind(StrEnum):
     @property
     def only_looks(self) -> bool:
         return self in {JobKind.CHECK_CREATE, JobKind.CHECK_RESTORE}
+
+    @property
+    def overwrites(self) -> bool:
+        """It replaces all data of its server."""
+        return self in {JobKind.RESTORE, JobKind.UNDO}
 
 
 class JobState(StrEnum):
@@ -256,6 +263,10 @@ class Job:
     notes: tuple[Note, ...] = ()
     contents: Contents | None = None  # of a create or its dry run: what the snapshot holds, or would hold
     retried_by: JobId | None = None  # the job that repeats it
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.failure is not None and self.failure.code == CANCELLED
 
     @property
     def needs_person(self) -> bool:

@@ -81,9 +81,10 @@ def source(name: str) -> str:
     if name == "shared/states":
         table = {state: dict.fromkeys(followers, True) for state, followers in MAY_FOLLOW.items()}
         only_look = {kind: True for kind in JobKind if kind.only_looks}
+        overwrites = {kind: True for kind in JobKind if kind.overwrites}
         steps_of = {kind: dict.fromkeys(steps, True) for kind, steps in STEPS.items()}
         tables: dict[str, object] = {"MAY_FOLLOW": table, "ONLY_LOOKS": only_look, "STEPS_OF": steps_of}
-        tables |= {"BOUNDS": Bounds().model_dump(), "FULL_FROM": FULL_FROM}
+        tables |= {"OVERWRITES": overwrites, "BOUNDS": Bounds().model_dump(), "FULL_FROM": FULL_FROM}
         return "".join(f"local {name} = {_lua(held)}\n" for name, held in tables.items())
     return (files(__package__) / f"{name}.lua").read_text()
 

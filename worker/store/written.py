@@ -4,40 +4,36 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import structlog
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
+from worker.program.adapters import adapter
 from worker.store.model import Contents, Note
 
 Parsed = TypeVar("Parsed")
-
-_NOTE = TypeAdapter(Note)
-_NOTES = TypeAdapter(tuple[Note, ...])
-_RAW_NOTES = TypeAdapter(tuple[object, ...])
-_CONTENTS = TypeAdapter(Contents)
 
 log = structlog.stdlib.get_logger()
 
 
 def notes(found: tuple[Note, ...]) -> str:
     """The text of the field; "" for no notes."""
-    return _NOTES.dump_json(found).decode() if found else ""
+    return adapter(tuple[Note, ...]).dump_json(found).decode() if found else ""
 
 
 def contents(held: Contents | None) -> str:
     """The text of the field; "" if they are unknown."""
-    return "" if held is None else _CONTENTS.dump_json(held).decode()
+    return "" if held is None else adapter(Contents).dump_json(held).decode()
 
 
 def read_notes(text: str) -> tuple[Note, ...]:
     """A note that this version does not know, from a newer worker, is left out."""
-    raw = _read(_RAW_NOTES.validate_json, text, "notes") if text else None
-    notes = [_read(_NOTE.validate_python, one, "notes") for one in raw or ()]
+    raw = _read(adapter(tuple[object, ...]).validate_json, text, "notes") if text else None
+    notes = [_read(adapter(Note).validate_python, one, "notes") for one in raw or ()]
     return tuple(note for note in notes if note is not None)
 
 
 def read_contents(text: str) -> Contents | None:
     """None also for contents that this version cannot read."""
-    return _read(_CONTENTS.validate_json, text, "contents") if text else None
+    return _read(adapter(Contents).validate_json, text, "contents") if text else None
 
 
 def _read(parse: Callable[[Any], Parsed], value: object, field: str) -> Parsed | None:

@@ -119,8 +119,8 @@
   document.addEventListener("htmx:after:swap", (event) => {
     const { ctx } = event.detail;
     const target = ctx.target;
-    if (target === ask && ctx.response.status === 200 && !ask.open) {
-      ask.showModal();
+    if (target === ask && ctx.response.status === 200) {
+      if (!ask.open) ask.showModal();
       ask.querySelector("[autofocus]")?.focus();
     }
     if (ctx.request.method === "POST" && ask.contains(ctx.sourceElement)) {

@@ -1,5 +1,5 @@
--- include: clock, records, states, nodes, show, enqueue, snapshots, last_id, retention, removal, schedules, idempotency
--- include: room
+-- include: clock, records, nodes, show, enqueue, snapshots, last_id, retention, removal, schedules, idempotency
+-- include: room, retrying
 -- Admit a create, restore, delete or undo: write everything, or refuse it and write nothing. A dry run is decided in
 -- the same way, but its job holds no server and makes no snapshot. A scheduled create deletes older snapshots if it
 -- must.
@@ -7,8 +7,8 @@
 -- for an undo, else of the snapshot, name, description, request_id, job_id, limit, silent_ms, retry_ms, queue (see
 -- `enqueue`), again: retry a delete that has not freed its space, present_only: of a restore or undo, live: of a
 -- create, if it says so; nil: as its server has it, or else live_by_default, retries: the failed job that this one
--- repeats, in_bulk, schedule: {id, due_ms, next_ms, retry_ms}, traceparent or nil, idempotency (see `replay`),
--- whole_job}
+-- repeats, rule: of its retry (see `refuse_retry`), schedule: {id, due_ms, next_ms, retry_ms}, traceparent or nil,
+-- idempotency (see `replay`), whole_job}
 -- Answers {'admitted', job (see `show_job`; without `whole_job` it may be {its ID} alone), snapshot (see
 -- `show_snapshot`; nil for the dry run of a create, for a delete, and for an undo whose snapshot is deleted)},
 -- {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
@@ -162,33 +162,15 @@ local function run_schedule()
   return answer
 end
 
--- A later job of the same server, or nil. Dry runs do not count: they change nothing.
-local function later_job(job)
-  local LOOKS = 200
-  local list = 'jobs:server:' .. job.server
-  local later = redis.call('ZREVRANGEBYSCORE', list, '+inf', '(' .. job.queued_ms, 'LIMIT', 0, LOOKS)
-  for _, id in ipairs(later) do
-    if not ONLY_LOOKS[redis.call('HGET', 'job:' .. id, 'kind')] then return id end
-  end
-  return later[LOOKS] -- only dry runs among the latest jobs: stop searching
-end
-
--- Why a failed job is not retried. In a bulk retry nobody has checked the single job, so cancelled jobs, and those
--- whose server has had a later job, are left out.
-local function refuse_retry()
+local function refuse_again()
   local job = read('job:' .. ask.retries)
   if not job then return {'refused', 'job_not_found'} end
-  if job.state ~= 'failed' then return {'refused', 'job_not_retryable', job.state} end
-  if job.retried_by then return {'refused', 'job_not_retryable', 'retried', job.retried_by} end
-  if not ask.in_bulk then return nil end
-  if job.failure_code == 'cancelled' then return {'refused', 'job_not_retryable', 'cancelled'} end
-  local later = later_job(job)
-  return later and {'refused', 'job_not_retryable', 'later', later} or nil
+  return refuse_retry(job, ask.rule)
 end
 
 local function decide()
   if ask.schedule then return run_schedule() end
-  local refused = ask.retries and refuse_retry() or ask.dry_run and refuse_dry_run(ask.account)
+  local refused = ask.retries and refuse_again() or ask.dry_run and refuse_dry_run(ask.account)
   if refused then return refused end
   if ask.kind == 'create' then return create() end
   if ask.kind == 'undo' then return undo() end

@@ -28,7 +28,9 @@ from worker.store.calls import (
     shown_job,
 )
 from worker.store.model import (
+    CANCELLED,
     NODE_SILENT_SECONDS,
+    RETRY_WITHIN_SECONDS,
     SNAPSHOTS_PER_SERVER,
     Failure,
     Job,
@@ -42,8 +44,6 @@ from worker.store.model import (
     SnapshotStatus,
 )
 from worker.store.outcome import DELETE_RETRY_SECONDS, Outcome
-
-CANCELLED = "cancelled"  # code of the failure of a job that was cancelled
 
 
 class Request(TypedDict):
@@ -144,6 +144,23 @@ class Edit:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RetryRule:
+    """When a failed job is retried. `in_bulk`: nobody has checked the single job, so one that was cancelled is left
+    out, and all but the last of a server. `force`: also if the server has had a later job, the job failed more than
+    `within_seconds` ago, or it would overwrite what the server has written since."""
+
+    in_bulk: bool = False
+    force: bool = False
+    within_seconds: float = RETRY_WITHIN_SECONDS
+
+    def for_script(self) -> dict[str, bool | int]:
+        return {"in_bulk": self.in_bulk, "force": self.force, "within_ms": round(self.within_seconds * 1000)}
+
+
+CHECKED = RetryRule()  # a retry of one job
+
+
 class CustomerStore(Scripts):
     """The store for the front end. `node_silent_seconds`: how old a node's last heartbeat may be.
 
@@ -224,10 +241,10 @@ class CustomerStore(Scripts):
         )
 
     async def again(
-        self, job: Job, *, request_id: str, in_bulk: bool = False, idempotency: Idempotency | None = None
+        self, job: Job, *, request_id: str, rule: RetryRule = CHECKED, idempotency: Idempotency | None = None
     ) -> Job:
-        """Admit a new job that does the same as a failed one. `in_bulk`: nobody has checked this job, so it is refused
-        if it was cancelled or its server has had a later job. Raises JobNotRetryable, or what its kind raises."""
+        """Admit a new job that does the same as a failed one. Raises JobNotRetryable, RetryNeedsForce, or what its kind
+        raises."""
         asked: dict[JobKind, tuple[ServerId | SnapshotId | JobId | None, dict[str, str | bool]]] = {
             JobKind.CREATE: (
                 job.server_id,
@@ -241,7 +258,8 @@ class CustomerStore(Scripts):
         if target is None:
             raise errors.JobNotRetryable(f"A job of the kind {job.kind} cannot be retried.")
         request: Request = {"account_id": job.account_id, "request_id": request_id, "idempotency": idempotency}
-        answer = await self._ask(job.kind, target, request, **more, retries=job.id, in_bulk=in_bulk, whole_job=True)
+        retry = {"retries": job.id, "rule": rule.for_script()}
+        answer = await self._ask(job.kind, target, request, **more, **retry, whole_job=True)
         if not answer:
             raise errors.SnapshotNotFound("The snapshot went with its server: nothing is left to delete.")
         return await self._shown(answer[0])
@@ -353,7 +371,7 @@ class CustomerStore(Scripts):
         return Admitted(job=AdmittedJob.of(job), snapshot=made)
 
     async def _ask(
-        self, kind: JobKind, target: ServerId | SnapshotId | JobId, request: Request, **more: str | bool
+        self, kind: JobKind, target: ServerId | SnapshotId | JobId, request: Request, **more: Any
     ) -> list[Any]:
         """Returns the job and the record of its snapshot, as the script shows them."""
         ask = {

@@ -5,6 +5,7 @@ changes nothing. What a node says is a claim: the scripts check it against what 
 changes nothing, is told to operators, and is `ClaimRefused`. Any trouble with Redis is `StoreUnavailable`.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -204,6 +205,8 @@ class NodeStore(Scripts):
         self._owner = owner or uuid4().hex
         self._waiting = waiting or redis
         self._silent_ms = round(node_silent_seconds * 1000)
+        self._wakings: set[asyncio.Future[Any]] = set()  # the waits of `take`
+        self._stops = 0
 
     @property
     def _us(self) -> dict[str, str]:
@@ -234,19 +237,53 @@ class NodeStore(Scripts):
         left_ms, *who = await self._call("nodes/holder", self._us | {"machine": self._machine})
         return LeaseHeld(who=records.text(who[0]), seconds_left=left_ms / 1000) if who else None
 
-    async def take(self, *, running: Sequence[JobId], free: int, seconds: float) -> tuple[JobId, ...]:
+    async def take(
+        self, *, running: Sequence[JobId], free: int, seconds: float, begin: bool = False
+    ) -> tuple[JobId | Job, ...]:
         """The jobs that the node is to run now, oldest first: at most `free`, and none of `running`. Waits for one as
-        long as `seconds`; returns none after that. A job is given again until it is over or named in `running`."""
-        until = time.monotonic() + seconds
+        long as `seconds`; returns none after that, or after `stop_taking`. A job is given again until it is over or
+        named in `running`.
+
+        With `begin`, jobs that have not begun are begun, as `begin` does, and given whole. Those that had begun before
+        are given by their id: the node knows whether it has started them. Without the lease none is given."""
+        ask = self._us | {"running": running, "free": free, "limit": MOST_QUEUED, "begin": begin}
+        ask["left"] = LEFT_ITS_NODE.for_script()
+        until, stops = time.monotonic() + seconds, self._stops
         while True:
-            ask = {"node": self.node, "running": running, "free": free, "limit": MOST_QUEUED}
-            due: list[bytes] = await self._call("nodes/start_due", ask)
+            due: list[list[Any]] = await self._call("nodes/take", ask)
             left = until - time.monotonic()
-            if due or left <= 0:
-                return tuple(JobId(job_id.decode()) for job_id in due)
-            with redis_answers():
-                wait: Any = max(left, _SHORTEST)  # typed for whole seconds only
-                await self._waiting.blpop([wake_key(queue_name(self.node))], timeout=wait)  # type: ignore[misc]
+            if due or left <= 0 or self._stops > stops:
+                return tuple([await self._given(*one) for one in due])
+            await self._woken(max(left, _SHORTEST))
+            if self._stops > stops:
+                return ()
+
+    async def _given(self, job_id: bytes, *begun: list[bytes]) -> JobId | Job:
+        with suppress(errors.RecordUnreadable):  # the operators were told, and `begin` tells the node
+            if begun:
+                return await self._one(_job, [job_id, *begun], kind="job")
+        return JobId(job_id.decode())
+
+    async def _woken(self, seconds: float) -> None:
+        """Wait until the node is woken or `stop_taking` is called, at most `seconds`."""
+        wait: Any = seconds  # typed for whole seconds only
+        blpop: Any = self._waiting.blpop([wake_key(queue_name(self.node))], timeout=wait)  # as is its answer
+        waking: asyncio.Future[Any] = asyncio.ensure_future(blpop)
+        with redis_answers():
+            self._wakings.add(waking)
+            try:
+                await asyncio.wait({waking})
+                if not waking.cancelled():
+                    waking.result()
+            finally:
+                self._wakings.discard(waking)
+                waking.cancel()
+
+    async def stop_taking(self) -> None:
+        """End each `take` that waits: nobody would start what it gives."""
+        self._stops += 1
+        for waking in self._wakings:
+            waking.cancel()
 
     async def begin(self, job_id: JobId) -> Job:
         """Mark a job as begun by us, the first time or again. Raises LeaseLost or BeginRefused."""

@@ -4,7 +4,12 @@ A node asks `{"id": 7, "call": "begin", "ask": {...}}`; the gateway answers `{"i
 `{"id": 7, "error": "lease_lost"}` with a `detail` in words. Many calls may be open at once. The first call is `hello`.
 
 What a node says is a claim: every field has a type and a bound, and a field that this module does not know is refused.
-So a new field or call needs a new number in PROTOCOLS, and the gateways are upgraded before the nodes.
+So a new field or call needs a new number in PROTOCOLS, and the gateways are upgraded before the nodes. `hello` tells
+each side the highest number that both know; a node says nothing to an older gateway that it would refuse.
+
+- 1: as of the first release.
+- 2: `take` has the field `begin`, and may give jobs that it has begun; `stop_taking`; a snapshot's `consistency`; a
+  begun job's `live`.
 """
 
 from collections.abc import Mapping
@@ -23,6 +28,7 @@ from pydantic import (
     ValidationInfo,
 )
 
+from worker.program.adapters import adapter
 from worker.store.model import (
     AccountId,
     Job,
@@ -37,7 +43,8 @@ from worker.store.model import (
 )
 from worker.store.nodes.node_store import Known, LeaseHeld, Reported
 
-PROTOCOLS = frozenset({1})  # those that this release speaks
+PROTOCOLS = frozenset({1, 2})  # those that this release speaks
+BEGINS_WITH_TAKE = 2
 PATH = "/node"
 FRAME_BYTES = 1 << 20  # the longest frame that a gateway reads
 TAKE_SECONDS = 5.0  # how long `take` waits for a job: a lost wake-up delays a job by no more than this
@@ -90,7 +97,9 @@ Power = Annotated[str, StringConstraints(pattern=r"^(on|off|paused)$")]
 class Message(BaseModel):
     """A message, or a part of one. Parts can be made from the store's own dataclasses."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, from_attributes=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, from_attributes=True, hide_input_in_errors=True, defer_build=True
+    )
 
     @classmethod
     def fitting(cls, **fields: Any) -> Self:
@@ -235,6 +244,7 @@ class Take(Message):
     running: Annotated[tuple[JobNumber, ...], Field(max_length=1000)]
     free: Annotated[int, Field(strict=True, ge=1, le=100)]
     seconds: Annotated[float, Field(ge=0, le=TAKE_SECONDS, allow_inf_nan=False)]
+    begin: Flag = False
 
 
 class Begin(Message):
@@ -297,26 +307,39 @@ class Greeting(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A call of a node, with the type of its answer."""
+    """A call of a node, with the type of its answer. `newer`: fields that protocol 1 does not have."""
 
     ask: type[Message]
     answer: TypeAdapter[Any]
+    newer: dict[str, Any]
+
+    def said(self, ask: Message, protocol: int) -> str:
+        """The message as JSON, without what a gateway of that protocol would refuse."""
+        return ask.model_dump_json(exclude=self.newer if protocol == 1 else None)
 
 
-def _call(ask: type[Message], answer: Any) -> Call:
-    return Call(ask=ask, answer=TypeAdapter(answer))
+def _call(ask: type[Message], answer: Any, *, newer: dict[str, Any] | None = None) -> Call:
+    return Call(ask=ask, answer=TypeAdapter(answer), newer=newer or {})
+
+
+_NEWER_CONTENTS = {"contents": {"consistency"}}
 
 
 CALLS: Mapping[str, Call] = {
     "hello": _call(Hello, Greeting),
     "take_lease": _call(TakeLease, LeaseHeld | None),
     "lease_holder": _call(Nothing, LeaseHeld | None),
-    "take": _call(Take, tuple[JobId, ...]),
+    "take": _call(Take, tuple[JobId | Job, ...], newer={"begin": True}),
+    "stop_taking": _call(Nothing, None),
     "begin": _call(Begin, Job),
     "progress": _call(Progress, None),
-    "finish": _call(Finish, str),
+    "finish": _call(Finish, str, newer={"outcome": _NEWER_CONTENTS}),
     "report": _call(Report, Reported),
-    "publish": _call(Publish, tuple[SnapshotId, ...]),
+    "publish": _call(
+        Publish,
+        tuple[SnapshotId, ...],
+        newer={"snapshots": {"__all__": _NEWER_CONTENTS}, "begun": {"__all__": {"live"}}},
+    ),
     "known": _call(AskKnown, Known),
     "lose": _call(Lose, bool),
     "regain": _call(Regain, bool),
@@ -328,10 +351,4 @@ CALLS: Mapping[str, Call] = {
 
 def told(kind: type[Read], part: Message) -> Read:
     """A part of a message as the store's own dataclass, which has the same fields."""
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind)  # takes milliseconds
-    read: Read = _ADAPTERS[kind].validate_python(part.model_dump())
-    return read
-
-
-_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
+    return adapter(kind).validate_python(part.model_dump())

@@ -56,7 +56,11 @@ local function have(found, known)
   local account = account_of(found, known)
   if known.node and not is_here then move_to_node(found.id, known, node, ask.left) end
   list_server(found.id, known, node, account)
-  redis.call('HSET', key, 'v', LISTED, 'name', found.name, 'account', account, 'node', node, 'power', found.power)
+  -- each write goes to Redis's file, and a node reports all of its servers every few seconds
+  if not (is_here and known.v == LISTED and known.name == found.name and known.power == found.power) then
+    redis.call('HSET', key, 'v', LISTED, 'name', found.name, 'account', account, 'node', node, 'power', found.power)
+  end
+  if known.power == 'on' and found.power ~= 'on' then redis.call('HSET', key, 'ran_ms', now_ms()) end -- until then
   if not is_here then redis.call('HSET', key, 'unpublished', '1') end
   if not is_here or known.unpublished then fresh[#fresh + 1] = found.id end
   redis.call('HDEL', key, 'missing', 'placed')

@@ -1,11 +1,11 @@
 -- include: records, walk
 -- One page of the servers with findings, newest first.
 -- Only reads.
--- ask: {limit, after (see `walk`)}
--- Answers {servers with findings, after, {server id, name, account, node, findings as JSON}, ...}.
+-- ask: {limit, after, since_ms, until_ms (see `walk`)}
+-- Answers {servers with findings in that time, after, {server id, name, account, node, findings as JSON}, ...}.
 local ask = cjson.decode(ARGV[1])
 ask.descending = true
-return {redis.call('ZCARD', 'findings'), unpack(walk(ask, 'findings', 'server:', function(id)
+return {count_within(ask, 'findings'), unpack(walk(ask, 'findings', 'server:', function(id)
   local server = read('server:' .. id)
   local found = server and redis.call('HGET', 'node:' .. server.node .. ':findings', id)
   return found and {id, server.name, server.account, server.node, found} or nil

@@ -3,9 +3,8 @@
 Each list is read by one script, which looks at a bounded number of entries.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from arq.connections import ArqRedis
@@ -15,8 +14,17 @@ from worker.store import errors, records
 from worker.store.access import audit_check
 from worker.store.access.audit_check import AuditCheck
 from worker.store.calls import Cursor, CursorPage, Idempotency, Scripts, accepted, for_script, given, shown_job
-from worker.store.customers.customer_store import CustomerStore
-from worker.store.model import NODE_SILENT_SECONDS, AccountId, Job, JobId, JobKind, JobState, ServerId
+from worker.store.customers.customer_store import CustomerStore, RetryRule
+from worker.store.model import (
+    NODE_SILENT_SECONDS,
+    RETRY_WITHIN_SECONDS,
+    AccountId,
+    Job,
+    JobId,
+    JobKind,
+    JobState,
+    ServerId,
+)
 from worker.store.operators import records as ops_records
 from worker.store.operators.memory import Memory, memory_of
 from worker.store.operators.overview import Counted, Overview, overview
@@ -26,6 +34,7 @@ from worker.store.operators.records import (
     OpsJob,
     OpsServer,
     RefusedClaim,
+    Retry,
     ServerFindings,
     UnreadableRecord,
 )
@@ -45,6 +54,7 @@ class JobFilter:
     account_id: AccountId | None = None
     server_id: ServerId | None = None
     error_code: str | None = None
+    cancelled: bool | None = None  # whether only those that were cancelled, or all others
     text: str | None = None  # part of the ID, server or snapshot name, error detail or request ID; case-insensitive
 
     def for_script(self) -> dict[str, Any]:
@@ -56,16 +66,24 @@ class JobFilter:
             server=self.server_id,
             failure_code=self.error_code,
         )
-        return {"match": match} | ({"text": self.text.lower()} if self.text else {})
+        ask: dict[str, Any] = {"match": match} | ({"text": self.text.lower()} if self.text else {})
+        return ask | ({} if self.cancelled is None else {"cancelled": self.cancelled})
 
 
 class OperatorStore(Scripts):
     """Every call may raise StoreUnavailable, and one that takes an `Idempotency` IdempotencyKeyReused."""
 
     def __init__(
-        self, redis: ArqRedis, store: CustomerStore, *, node_silent_seconds: float = NODE_SILENT_SECONDS
+        self,
+        redis: ArqRedis,
+        store: CustomerStore,
+        *,
+        node_silent_seconds: float = NODE_SILENT_SECONDS,
+        retry_within_seconds: float = RETRY_WITHIN_SECONDS,
     ) -> None:
+        """`retry_within_seconds`: how long after its failure a job is retried without force."""
         super().__init__(redis)
+        self._rule = RetryRule(within_seconds=retry_within_seconds)
         self._store = store
         self._silent_ms = round(node_silent_seconds * 1000)
         self._counted = Counted()
@@ -92,7 +110,7 @@ class OperatorStore(Scripts):
 
     async def job(self, job_id: JobId) -> OpsJob:
         """Raises JobNotFound."""
-        found = await self._call("operators/job", {"job": job_id})
+        found = await self._call("operators/job", {"job": job_id, "rule": self._rule.for_script()})
         if found is None:
             raise errors.JobNotFound.of(id=job_id)
         return await self._one(ops_records.job, [job_id.encode(), *found], kind="job")
@@ -101,13 +119,28 @@ class OperatorStore(Scripts):
         """Record a bulk request under its key, before its parts are executed one by one."""
         await self._do("operators/same_request", idempotency)
 
+    async def retries(self, job_ids: Sequence[JobId], *, force: bool) -> tuple[Retry, ...]:
+        """What a bulk retry of these jobs would do, without those that do not exist. It may refuse more, by the limits
+        of accounts and servers."""
+        ask = {"jobs": job_ids, "rule": replace(self._rule, in_bulk=True, force=force).for_script()}
+        rows = await self._call("operators/retries", ask)
+        return await self._many(
+            ops_records.retry, rows, kind="job", key_of=lambda row: f"job:{records.text(row[0][0])}"
+        )
+
     async def retry(
-        self, job_id: JobId, *, request_id: str, in_bulk: bool = False, idempotency: Idempotency | None = None
+        self,
+        job_id: JobId,
+        *,
+        request_id: str,
+        force: bool = False,
+        in_bulk: bool = False,
+        idempotency: Idempotency | None = None,
     ) -> Job:
-        """Admit a new job that does the same as a failed one. `in_bulk`: see `CustomerStore.again`. Raises JobNotFound,
-        JobNotRetryable, or what the admission of its kind raises."""
-        job = (await self.job(job_id)).job
-        return await self._store.again(job, request_id=request_id, in_bulk=in_bulk, idempotency=idempotency)
+        """Admit a new job that does the same as a failed one. `force` and `in_bulk`: see `RetryRule`. Raises
+        JobNotFound, JobNotRetryable, RetryNeedsForce, or what the admission of its kind raises."""
+        job, rule = (await self.job(job_id)).job, replace(self._rule, force=force, in_bulk=in_bulk)
+        return await self._store.again(job, request_id=request_id, rule=rule, idempotency=idempotency)
 
     async def cancel(self, job_id: JobId, *, idempotency: Idempotency | None = None) -> Job:
         """Raises JobNotFound or JobNotCancellable."""
@@ -207,11 +240,10 @@ class OperatorStore(Scripts):
             ops_records.refused_claim, rows, kind="refused_claim", key_of=lambda _: "refused_claims"
         )
 
-    async def audit(
-        self, wanted: Mapping[str, str], *, since: datetime | None, until: datetime | None, cursor: Cursor
-    ) -> CursorPage[AuditEntry]:
+    async def audit(self, wanted: Mapping[str, str], cursor: Cursor) -> CursorPage[AuditEntry]:
         """Newest first; `wanted`: only entries with these fields."""
         # a stream has no IDs before 1970
+        since, until = cursor.since, cursor.until
         before = str(max(0, int(records.milliseconds(until)) - 1)) if until else "+"
         ask = {
             "match": dict(wanted),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from worker.store import records
+from worker.store import errors, records
 from worker.store.calls import kind_of, shown_job
 from worker.store.model import AccountId, Job, JobId, ServerId, ServerView
 from worker.store.reports import NodeFacts
@@ -89,15 +89,36 @@ class Resolution:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retry:
+    """Whether a job can be retried. `refusal`: why not, or why only with force; None: it can."""
+
+    job: Job
+    refusal: errors.Refused | None
+
+    @property
+    def needs_force(self) -> bool:
+        return isinstance(self.refusal, errors.RetryNeedsForce)
+
+    @property
+    def is_possible(self) -> bool:
+        """Also if only with force."""
+        return self.refusal is None or self.needs_force
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpsJob:
     """A job with its steps and log."""
 
-    job: Job
+    retry: Retry
     power_found: str | None  # as last reported when the job started
     power_now: str | None
     steps: tuple[StepTaken, ...]
     log: tuple[Mapping[str, Any], ...]
     resolution: Resolution | None
+
+    @property
+    def job(self) -> Job:
+        return self.retry.job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,12 +213,12 @@ def server(shown: list[Any]) -> OpsServer:
 
 
 def job(shown: list[Any]) -> OpsJob:
-    job_id, row, steps, lines, power_now = shown
+    job_id, row, steps, lines, power_now, refused = shown
     key = f"job:{job_id.decode()}"
     record = records.pairs(row[1])
     resolved = record.get("resolved_ms")
     return OpsJob(
-        job=shown_job(row),
+        retry=retry([row, refused]),
         power_found=record.get("power_found") or None,
         power_now=records.text(power_now) or None,
         steps=records.part(_steps, steps, key=f"{key}:steps", otherwise=()),
@@ -206,6 +227,12 @@ def job(shown: list[Any]) -> OpsJob:
         if resolved
         else None,
     )
+
+
+def retry(shown: list[Any]) -> Retry:
+    row, refused = shown
+    _, *found = map(records.text, refused) if refused else [""]
+    return Retry(job=shown_job(row), refusal=errors.refusal(*found) if found else None)
 
 
 def _steps(texts: Sequence[bytes]) -> tuple[StepTaken, ...]:

@@ -4,9 +4,10 @@
 local LOOKS = 2000 -- entries per call, to bound how long it blocks Redis
 
 -- The rank at which a page starts: after the last entry of the previous page, or at its former place if it was moved or
--- removed. after: {score, member} or nil.
-local function first_rank(list, descending, after)
-  if not after then return 0 end
+-- removed.
+local function first_rank(ask, list)
+  local after, descending = ask.after, ask.descending
+  if not after then return ask.until_ms and redis.call('ZCOUNT', list, ask.until_ms, '+inf') or 0 end
   if redis.call('ZSCORE', list, after[2]) == after[1] then
     return redis.call(descending and 'ZREVRANK' or 'ZRANK', list, after[2]) + 1
   end
@@ -16,14 +17,19 @@ end
 
 -- One page of a sorted set: the results of `show(member)`, without members for which it fails or returns nil. kind: of
 -- the members' keys, 'job:'.
--- ask: {descending, after, limit}. Returns {after, shown, ...}; after is {score, member} of the last entry that was
--- read, or {} at the end of the list.
+-- ask: {descending, after: {score, member} or nil, limit, since_ms and until_ms: of a descending list by time its
+-- bounds, the latter not included, or nil}. Returns {after, shown, ...}; after is {score, member} of the last entry
+-- that was read, or {} at the end of the list.
 local function walk(ask, list, kind, show)
-  local rank, looked, page = first_rank(list, ask.descending, ask.after), 0, {{}}
+  local rank, looked, page = first_rank(ask, list), 0, {{}}
   while looked < LOOKS do
     local many = math.min(ask.limit, LOOKS - looked)
     local found = redis.call(ask.descending and 'ZREVRANGE' or 'ZRANGE', list, rank, rank + many - 1, 'WITHSCORES')
     for i = 1, #found, 2 do
+      if ask.since_ms and tonumber(found[i + 1]) < tonumber(ask.since_ms) then
+        page[1] = {}
+        return page
+      end
       page[#page + 1] = attempt(kind .. found[i], show, found[i])
       looked, rank = looked + 1, rank + 1
       page[1] = {found[i + 1], found[i]}
@@ -35,6 +41,11 @@ local function walk(ask, list, kind, show)
     end
   end
   return page
+end
+
+-- How many entries of a list by time lie between the bounds.
+local function count_within(ask, list)
+  return redis.call('ZCOUNT', list, ask.since_ms or '-inf', ask.until_ms and '(' .. ask.until_ms or '+inf')
 end
 
 -- The shortest of the lists.

@@ -1,0 +1,26 @@
+"""Plain help, as git and Docker print it: a tenth of a second faster than with rich, and the same in a pipe."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+_LINE = 200  # characters of a command's help, which is wrapped; without a limit typer cuts it
+
+
+class Sections(TyperGroup):
+    """A list of commands under the titles that their `rich_help_panel` names, in the order of their registration."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - the signature of the library
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            title = getattr(command, "rich_help_panel", None) or "Commands"
+            sections.setdefault(title, []).append((name, command.get_short_help_str(_LINE)))
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def group(text: str) -> typer.Typer:
+    """Commands below a word, such as `job`."""
+    return typer.Typer(cls=Sections, no_args_is_help=True, rich_markup_mode=None, help=text)

@@ -1,0 +1,137 @@
+"""How long a guest is away for a create and for a restore: `make bench-downtime` (N=3 rounds, four minutes).
+
+The baseline is the shortest script one could write with virsh's calls and qemu-img: ask the guest to shut down and wait
+(for a restore: cut its power), one qemu-img call for each disk, start the domain. Ours is the whole procedure of the
+job; a restore takes its safety snapshot as well. The time is that from the first press of the power button, or from the
+cut, until the call that starts the domain has returned: the guest's own shutdown and libvirt's start are in both. They
+take turns; medians. The disks besides the first one are fully mapped.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import libvirt
+
+from deploy.lab import domains
+from deploy.lab.domain import disk
+from deploy.lab.lab import Lab, make_disk
+from drivers.kvm import KvmHypervisor
+from tests.bench.live import qemu_img
+from tests.walking import NEW_TAG, SERVER, SPEC, walk
+from worker.procedures.work import Policy
+from worker.store.model import JobKind, Step
+
+ROUNDS = int(os.environ.get("N") or 3)
+SHAPES = {"one disk of 64 MB": (), "and 3 of 100 GB": ("100G",) * 3}
+NAME, PLAIN = "server-1", "plain"
+POLICY = Policy(grace_seconds=60, press_again_seconds=1)
+
+
+@dataclass(kw_only=True)
+class Bench:
+    lab: Lab
+    hypervisor: KvmHypervisor
+    connection: Any
+    disks: list[Path]
+    log_end: int = 0  # of the guest's console: up to the last boot
+    off: dict[tuple[str, str], list[float]] = field(default_factory=dict)  # by call and by whom, in ms
+
+    @property
+    def _domain(self) -> Any:
+        return self.connection.lookupByName(NAME)
+
+    async def booted(self) -> None:
+        """Wait for the boot that comes after the last one."""
+        self.log_end = (await self.lab.console(NAME).ready(after=self.log_end)).end
+
+    async def script(self, call: str) -> None:
+        began = time.perf_counter()
+        if call == "create":
+            await asyncio.to_thread(domains.shut_down, self.connection, NAME, timeout_seconds=60)
+        else:
+            await asyncio.to_thread(self._domain.destroy)
+        for path in self.disks:
+            await qemu_img("-c" if call == "create" else "-a", PLAIN, path)
+        await asyncio.to_thread(self._domain.create)
+        self._note(call, "script", time.perf_counter() - began)
+
+    async def job(self, call: str) -> None:
+        moments: dict[Step, float] = {}
+
+        async def note(step: Step) -> None:
+            moments[step] = time.perf_counter()
+
+        end = await walk(JobKind(call), self.hypervisor, policy=POLICY, before_each=note)
+        assert end.code is None, f"{call}: {end.code} {end.detail}"
+        after = end.steps.index(Step.STARTING) + 1
+        ended = moments[end.steps[after]] if after < len(end.steps) else time.perf_counter()
+        self._note(call, "ours", ended - moments[Step.STOPPING])
+
+    def _note(self, call: str, whom: str, seconds: float) -> None:
+        self.off.setdefault((call, whom), []).append(1000 * seconds)
+
+
+async def measure(lab: Lab, sizes: tuple[str, ...]) -> dict[tuple[str, str], list[float]]:
+    hypervisor, connection = await KvmHypervisor.open(lab.uri), libvirt.open(lab.uri)
+    paths = [make_disk(lab.disk_path("small"))]
+    for number, size in enumerate(sizes):
+        paths.append(lab.disk_path(f"large-{number}"))
+        options = ("-o", "preallocation=metadata", str(paths[-1]), size)
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options], check=True)  # noqa: ASYNC221
+    xml = lab.domain_xml(NAME, [disk(path) for path in paths])
+    for letter in "bcd":  # on a bus that the guest has no driver for: it must not format them
+        xml = xml.replace(f"<target dev='vd{letter}' bus='virtio'/>", f"<target dev='sd{letter}' bus='sata'/>")
+    domains.define(connection, xml)
+    await hypervisor.adopt(NAME, server_id=SERVER, account_id=1)
+    await hypervisor.take_snapshot(SERVER, SPEC)
+    bench = Bench(lab=lab, hypervisor=hypervisor, connection=connection, disks=paths)
+    await hypervisor.start(SERVER)
+    for _ in range(ROUNDS):
+        await bench.booted()
+        await bench.script("create")
+        await bench.booted()
+        await bench.job("create")
+        await bench.booted()
+        await bench.script("restore")
+        await bench.booted()
+        await bench.job("restore")
+        await hypervisor.delete_snapshot(SERVER, NEW_TAG)
+        await hypervisor.cut_power(SERVER)
+        for path in paths:
+            await qemu_img("-d", PLAIN, path)
+        await hypervisor.start(SERVER)
+    domains.remove_all(connection)
+    connection.close()
+    await hypervisor.close()
+    shutil.rmtree(lab.folder / "disks")
+    return bench.off
+
+
+async def main() -> None:
+    print(f"{ROUNDS} rounds, medians, ms that the guest is away; the ratio is to the script")
+    rows = []
+    folder = Path(tempfile.mkdtemp(prefix="vps-"))  # a process can open one libvirt root only
+    for shape, sizes in SHAPES.items():
+        off = await measure(Lab(folder), sizes)
+        for call in ("create", "restore"):
+            ours, script = (statistics.median(off[call, whom]) for whom in ("ours", "script"))
+            print(
+                f"{shape:<22}{call:<10}{'ours':>6}{ours:>8.0f}{'script':>9}{script:>8.0f}{ours / script:>8.2f}",
+                flush=True,
+            )
+            rows.append({"disks": shape, "call": call, "ours_ms": ours, "script_ms": script})
+    shutil.rmtree(folder)
+    print(json.dumps({"rounds": ROUNDS, "rows": rows}))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

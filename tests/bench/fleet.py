@@ -1,0 +1,331 @@
+"""How a cell grows with its nodes: `make bench-fleet` (NODES="100 300 1000", about five minutes).
+
+Each size is a cell of its own: one Redis with the durability of production, one front end, two gateways, and simulated
+nodes with 100 servers each, all all on this machine. A node holds its lease, reports its
+servers, takes jobs and says each step, as a worker does; its jobs take no time (`tests.bench.fleet_nodes`).
+
+First nothing happens for a while: what the nodes' heartbeats and reports cost. Then some creates come while operators
+follow the events of all accounts, and then ten creates a node, in 64 requests at a time. Admission is the rate of 201
+responses; pick-up the time from the response to the beginning of the job on its node.
+"""
+
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import uvloop
+from aiohttp import ClientSession, TCPConnector
+from arq.connections import ArqRedis
+
+from deploy.demo.processes import Child
+from deploy.demo.service import free_port
+from tests.bench import seeding
+from tests.bench.fleet_nodes import ACCOUNT, node_name
+from tests.bench.http import cpu_seconds
+from tests.conftest import RedisServer
+from tests.gateway import GatewayProgram, secret_of
+from tests.queueing import client, until_told
+from worker.store.access.credentials import Credentials
+from worker.store.access.tokens import Permission, Tokens
+
+SIZES = [int(size) for size in (os.environ.get("NODES") or "100 300 1000").split()]
+SERVERS = 100  # of a node
+CREATES = 10  # for each node
+AT_ONCE = 64  # requests
+SLOTS = 2  # jobs of a node at a time
+GATEWAYS = 2
+NODE_PROCESSES = 2
+IDLE_SECONDS = float(os.environ.get("IDLE") or 10)
+OPERATORS = int(os.environ.get("OPERATORS") or 200)
+FOLLOWED = 200  # creates while the operators follow: each of their events goes to each of them
+
+
+@dataclass(kw_only=True)
+class Jobs:
+    """When jobs were admitted, began and ended, in seconds of the monotonic clock."""
+
+    admitted: dict[str, float] = field(default_factory=dict)
+    began: dict[str, float] = field(default_factory=dict)
+    ended: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Programs:
+    """The PIDs of a cell."""
+
+    redis: int
+    front_end: int
+    gateways: list[int]
+    nodes: list[int]
+
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds until now."""
+        gateways = sum(map(cpu_seconds, self.gateways))
+        return {"redis": cpu_seconds(self.redis), "front_end": cpu_seconds(self.front_end), "gateways": gateways}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grown:
+    """What one size of the cell takes. CPU in percent of one CPU."""
+
+    nodes: int
+    idle_commands: float  # a second, of all nodes; the cell's own included
+    idle_redis: float
+    idle_gateways: float
+    admitted: float  # a second
+    pick_up_p50_ms: float
+    pick_up_p99_ms: float
+    done_seconds: float  # from the first request to the last end
+    redis_ms: float  # CPU of Redis for a job, from the request to the end
+    gateways_ms: float
+    front_end_ms: float
+    redis_mib: float
+    event_p99_ms: float  # from the end of a job to the event at an operator
+
+
+@dataclass(kw_only=True)
+class Cell:
+    redis: ArqRedis
+    url: str
+    token: str
+    operator: str
+    programs: Programs
+    jobs: Jobs
+
+
+@asynccontextmanager
+async def cell_of(folder: Path, nodes: int) -> AsyncIterator[Cell]:
+    async with AsyncExitStack() as stack:
+        server = RedisServer(folder)
+        stack.callback(server.kill)
+        server.start()
+        assert server.process is not None
+        redis = await stack.enter_async_context(client(server.socket))
+        await seed(redis, nodes)
+        port = str(free_port())
+        settings = {
+            "VPS_SNAPSHOTS_REDIS__URL": f"unix://{server.socket}",
+            "VPS_SNAPSHOTS_PORT": port,
+            "VPS_SNAPSHOTS_CALLS_PER_MINUTE": "100000000",
+            "VPS_SNAPSHOTS_AUDIT_KEEPER": "false",
+            "VPS_SNAPSHOTS_OPERATORS_STREAMS": str(OPERATORS),
+        }
+        command = (Path(sys.executable).parent / "vps-snapshots-api", "serve")
+        front_end = await Child.start("api", command, settings=settings, log=folder / "api.log")
+        stack.push_async_callback(front_end.stop)
+        gateways = [GatewayProgram(server.socket) for _ in range(GATEWAYS)]
+        for n, gateway in enumerate(gateways):
+            await gateway.start(folder / f"gateway-{n}.log")
+            stack.push_async_callback(gateway.stop)
+        await until_told(lambda: _are_there([gateway.socket for gateway in gateways]))
+        jobs = Jobs()
+        started = await stack.enter_async_context(_nodes(folder, [str(one.socket) for one in gateways], nodes, jobs))
+        tokens = Tokens(redis)
+        may_change = frozenset({Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE})
+        token = await tokens.create(name="public tier", account_id=ACCOUNT, permissions=may_change)
+        operator = await tokens.create(name="night", account_id=None, permissions=frozenset({Permission.OPERATOR}))
+        yield Cell(
+            redis=redis,
+            url=f"http://127.0.0.1:{port}",
+            token=token.secret,
+            operator=operator.secret,
+            programs=Programs(
+                redis=server.process.pid,
+                front_end=front_end.pid,
+                gateways=[one.process.pid for one in gateways if one.process],
+                nodes=started,
+            ),
+            jobs=jobs,
+        )
+
+
+async def seed(redis: ArqRedis, nodes: int) -> None:
+    await redis.config_set("appendfsync", "no")
+    await redis.config_set("auto-aof-rewrite-percentage", "0")
+    servers = (
+        {"id": str(n + 1), "account": str(ACCOUNT), "node": node_name(n % nodes), "name": f"web-{n + 1}"}
+        for n in range(nodes * SERVERS)
+    )
+    await seeding.write_rows(redis, "servers", servers)
+    credentials = Credentials(redis)
+    for n in range(nodes):
+        await credentials.restore(node_name(n), secret_of(node_name(n)))
+    await redis.config_set("appendfsync", "always")
+
+
+async def _are_there(sockets: list[Path]) -> bool:
+    return all(socket.is_socket() for socket in sockets)
+
+
+@asynccontextmanager
+async def _nodes(folder: Path, gateways: list[str], nodes: int, jobs: Jobs) -> AsyncIterator[list[int]]:
+    """The processes of the simulated nodes, once all of them hold their lease."""
+    share = -(-nodes // NODE_PROCESSES)
+    processes, reading = [], []
+    for first in range(0, nodes, share):
+        numbers = (first, min(share, nodes - first), nodes, SERVERS, SLOTS)
+        command = (sys.executable, "-m", "tests.bench.fleet_nodes", json.dumps(gateways), *map(str, numbers))
+        with (folder / f"nodes-{first}.log").open("wb") as log:
+            process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=log)
+        ready = asyncio.Event()
+        processes.append(process)
+        reading.append((asyncio.create_task(_read(process, jobs, ready)), ready))
+    try:
+        for task, ready in reading:
+            waiting = asyncio.create_task(ready.wait())
+            await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            assert ready.is_set(), f"a process of nodes has ended: {folder}"
+        yield [process.pid for process in processes]
+    finally:
+        for process in processes:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+async def _read(process: asyncio.subprocess.Process, jobs: Jobs, ready: asyncio.Event) -> None:
+    assert process.stdout
+    async for line in process.stdout:
+        word, job_id, moment = line.decode().split()
+        if word == "ready":
+            ready.set()
+        elif word == "began":
+            jobs.began[job_id] = float(moment)
+        else:
+            jobs.ended[job_id] = float(moment)
+
+
+async def create(cell: Cell, servers: list[int], name: str) -> None:
+    """A snapshot of each server, AT_ONCE requests at a time; returns when all of their jobs have ended."""
+    waiting = iter(servers)
+    made: list[str] = []
+    headers = {"Authorization": f"Bearer {cell.token}"}
+    async with ClientSession(cell.url, headers=headers, connector=TCPConnector(limit=0)) as session:
+
+        async def caller() -> None:
+            for server in waiting:
+                body = {"server_id": server, "name": name}
+                async with session.post("/api/v1/snapshots/", json=body) as response:
+                    moment = time.monotonic()
+                    assert response.status == 201, await response.text()
+                job_id = response.headers["Operation-Location"].rstrip("/").rpartition("/")[2]
+                cell.jobs.admitted[job_id] = moment
+                made.append(job_id)
+
+        await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
+    while not all(job_id in cell.jobs.ended for job_id in made):  # noqa: ASYNC110 - other tasks read the lines
+        await asyncio.sleep(0.05)
+
+
+async def followed(cell: Cell, servers: list[int]) -> float:
+    """p99 of the milliseconds from the end of a job to its event, over all operators' streams."""
+    late: list[float] = []
+    opened = [asyncio.Event() for _ in range(OPERATORS)]
+
+    async def follow(session: ClientSession, is_open: asyncio.Event) -> None:
+        async with session.get("/api/v1/ops/events/") as response:
+            assert response.status == 200, await response.text()
+            async for line in response.content:
+                is_open.set()
+                if line.startswith(b"data: {") and b'"completed"' in line:
+                    job_id = json.loads(line[6:])["job_id"]
+                    late.append((time.monotonic() - cell.jobs.ended.get(job_id, time.monotonic())) * 1000)
+
+    headers = {"Authorization": f"Bearer {cell.operator}"}
+    async with ClientSession(cell.url, headers=headers, connector=TCPConnector(limit=0), read_bufsize=2**20) as session:
+        streams = [asyncio.create_task(follow(session, is_open)) for is_open in opened]
+        for is_open in opened:
+            await is_open.wait()
+        await create(cell, servers, "followed")
+        async with asyncio.timeout(60):
+            while len(late) < OPERATORS * len(servers):  # noqa: ASYNC110 - other tasks read the streams
+                await asyncio.sleep(0.05)
+        for stream in streams:
+            stream.cancel()
+        await asyncio.gather(*streams, return_exceptions=True)
+    return quantile(late, 0.99)
+
+
+def quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+async def measure(folder: Path, nodes: int) -> Grown:
+    async with cell_of(folder, nodes) as cell:
+        await asyncio.sleep(2)  # the first reports
+        idle = cell.programs.cpu(), (await cell.redis.info("stats"))["total_commands_processed"]
+        await asyncio.sleep(IDLE_SECONDS)
+        after = cell.programs.cpu(), (await cell.redis.info("stats"))["total_commands_processed"]
+        used = {name: (after[0][name] - idle[0][name]) / IDLE_SECONDS * 100 for name in idle[0]}
+
+        followed_p99 = await followed(cell, list(range(1, FOLLOWED + 1))) if OPERATORS else 0.0
+
+        cell.jobs.admitted.clear()
+        before, began = cell.programs.cpu(), time.monotonic()
+        many = CREATES * nodes
+        await create(cell, [FOLLOWED + 1 + n for n in range(many)], "burst")
+        burst = {name: (value - before[name]) / many * 1000 for name, value in cell.programs.cpu().items()}
+        jobs = cell.jobs
+        pick_up = [(jobs.began[one] - at) * 1000 for one, at in jobs.admitted.items()]
+        memory = (await cell.redis.info("memory"))["used_memory"]
+        return Grown(
+            nodes=nodes,
+            idle_commands=(after[1] - idle[1]) / IDLE_SECONDS,
+            idle_redis=used["redis"],
+            idle_gateways=used["gateways"],
+            admitted=many / (max(jobs.admitted.values()) - began),
+            pick_up_p50_ms=statistics.median(pick_up),
+            pick_up_p99_ms=quantile(pick_up, 0.99),
+            done_seconds=max(jobs.ended[one] for one in jobs.admitted) - began,
+            redis_ms=burst["redis"],
+            gateways_ms=burst["gateways"],
+            front_end_ms=burst["front_end"],
+            redis_mib=memory / 2**20,
+            event_p99_ms=followed_p99,
+        )
+
+
+ROWS = {
+    "idle_commands": "idle: commands a second at Redis",
+    "idle_redis": "idle: CPU of Redis, %",
+    "idle_gateways": "idle: CPU of both gateways, %",
+    "admitted": "creates admitted a second",
+    "pick_up_p50_ms": "pick-up p50, ms",
+    "pick_up_p99_ms": "pick-up p99, ms",
+    "done_seconds": "all jobs done, seconds",
+    "redis_ms": "CPU of Redis for a job, ms",
+    "gateways_ms": "CPU of gateways for a job, ms",
+    "front_end_ms": "CPU of the front end for a job, ms",
+    "redis_mib": "memory of Redis, MiB",
+    "event_p99_ms": "event at an operator p99, ms",
+}
+
+
+def show(grown: list[Grown]) -> None:
+    print(f"{SERVERS} servers and {CREATES} creates a node; the ratio is to {grown[0].nodes} nodes")
+    print(f"{'nodes':<38}" + "".join(f"{one.nodes:>10,}{'':>8}" for one in grown))
+    base = asdict(grown[0])
+    for name, text in ROWS.items():
+        figures = ((asdict(one)[name], base[name]) for one in grown)
+        print(f"{text:<38}" + "".join(f"{value:>10,.1f}{value / (first or 1):>7.1f}x" for value, first in figures))
+    print(json.dumps({"servers": SERVERS, "creates": CREATES, "sizes": [asdict(one) for one in grown]}))
+
+
+async def main() -> None:
+    grown = []
+    for nodes in SIZES:
+        with tempfile.TemporaryDirectory(prefix="vps-bench-") as folder:
+            grown.append(await measure(Path(folder), nodes))
+    show(grown)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

@@ -1,0 +1,322 @@
+"""What the programs cost while nothing happens, and whether they grow with the jobs: `make bench-footprint`.
+
+A cell of one node with simulated servers; each program is one process, with the settings that are shipped. Figures are
+medians of RUNS starts and of as many windows of idle time. The baseline is a Python that only imports aiohttp, redis,
+arq and pydantic: what the libraries alone cost. For `--help` it is one that imports typer.
+
+RUNS=5, IDLE=20 seconds in all, GROWTH=1000 jobs: two minutes. GROWTH=0 leaves the jobs out.
+"""
+
+import asyncio
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from arq.connections import ArqRedis
+
+from deploy.demo.client import Answer, Client
+from deploy.demo.processes import Child
+from deploy.demo.service import free_port
+from tests.bench.http import cpu_seconds
+from tests.conftest import RedisServer
+from tests.gateway import GatewayProgram
+from tests.queueing import client, until_told
+from worker.store.access.tokens import Permission, Tokens
+from worker.store.model import AccountId
+
+RUNS = int(os.environ.get("RUNS") or 5)
+IDLE_SECONDS = float(os.environ.get("IDLE") or 20)
+GROWTH = int(os.environ.get("GROWTH") or 1000)
+SETTLED_SECONDS, SETTLED_SHARE = 1.0, 0.02  # a start is over once a program takes no more of a CPU than this
+NODE = "n1"
+FIRST_SERVER, SERVERS = 12345, 50
+ACCOUNT = AccountId(77)  # of the simulated servers
+BIN = Path(sys.executable).parent
+WORKER, FRONT_END, GATEWAY, KEEPER, HELP = "worker", "front end", "gateway", "audit keeper", "vps-snapshots --help"
+LIBRARIES, TYPER = "aiohttp, redis, arq, pydantic", "typer"  # the baselines
+SAMPLES = 10  # of memory while jobs run
+WARM = SAMPLES // 5  # samples until all code is loaded and all caches are filled
+
+LIMITS = {
+    (WORKER, "rss_mb"): 60.0,
+    (WORKER, "cpu_percent"): 0.2,
+    (WORKER, "ready_ms"): 1000.0,
+    (FRONT_END, "rss_mb"): 80.0,
+    (FRONT_END, "ready_ms"): 1000.0,
+    (GATEWAY, "ready_ms"): 1000.0,
+    (HELP, "ready_ms"): 150.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A program that stays. `is_ready`: None if nobody waits for it."""
+
+    command: Sequence[str | Path]
+    settings: Mapping[str, str]
+    is_ready: Callable[[], Awaitable[bool]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """One start. `cpu_ms`: of the whole start, until the program has settled."""
+
+    rss_mb: float
+    cpu_ms: float
+    ready_ms: float | None
+
+
+class Cell:
+    """A Redis, and the programs; each can be started again."""
+
+    def __init__(self, folder: Path, redis_server: RedisServer, redis: ArqRedis) -> None:
+        self.redis = redis
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self._folder = folder
+        self._at_redis = {"VPS_SNAPSHOTS_REDIS__URL": f"unix://{redis_server.socket}"}
+        self._gateway = GatewayProgram(redis_server.socket)
+        self._children: dict[str, Child] = {}
+
+    async def programs(self) -> dict[str, Program]:
+        await self._gateway.let_in(NODE)
+        at_gateway = {"VPS_SNAPSHOTS_UNIX_SOCKET": str(self._gateway.socket)}
+        front_end = {
+            "VPS_SNAPSHOTS_PORT": self.url.rpartition(":")[2],
+            "VPS_SNAPSHOTS_CALLS_PER_MINUTE": "1000000",
+            "VPS_SNAPSHOTS_AUDIT_KEEPER": "false",
+        }
+        node = {
+            "VPS_SNAPSHOTS_NODE": NODE,
+            "VPS_SNAPSHOTS_DRIVER": "fake",
+            "VPS_SNAPSHOTS_FAKE_SERVERS": str(SERVERS),
+            "VPS_SNAPSHOTS_STATE_DIR": str(self._folder / "node"),
+        }
+        imported = self._folder / "imported"
+        wait = f"import {LIBRARIES}, pathlib, signal; pathlib.Path({str(imported)!r}).touch(); signal.pause()"
+
+        async def has_imported() -> bool:
+            return imported.exists()
+
+        return {
+            LIBRARIES: Program(command=(sys.executable, "-c", wait), settings={}, is_ready=has_imported),
+            GATEWAY: Program(
+                command=(BIN / "vps-snapshots-gateway", "serve"),
+                settings=self._at_redis | at_gateway,
+                is_ready=self._gateway_listens,
+            ),
+            FRONT_END: Program(
+                command=(BIN / "vps-snapshots-api", "serve"),
+                settings=self._at_redis | front_end,
+                is_ready=Client(self.url, "").is_up,
+            ),
+            KEEPER: Program(command=(BIN / "vps-snapshots-api", "audit", "keep"), settings=self._at_redis),
+            WORKER: Program(
+                command=(BIN / "vps-snapshots-worker", "run"),
+                settings=node | self._gateway.settings_of(NODE),
+                is_ready=self._node_takes_jobs,
+            ),
+        }
+
+    async def _gateway_listens(self) -> bool:
+        with suppress(OSError):
+            _, writer = await asyncio.open_unix_connection(str(self._gateway.socket))
+            writer.close()
+            return True
+        return False
+
+    async def _node_takes_jobs(self) -> bool:
+        """It has its lease and has reported its servers."""
+        return bool(await self.redis.hexists(f"node:{NODE}", "about"))  # type: ignore[misc]  # redis-py's types
+
+    async def start(self, name: str, program: Program) -> Started:
+        if name in self._children:
+            await self._children.pop(name).stop()
+        (self._folder / "imported").unlink(missing_ok=True)
+        await self.redis.hdel(f"node:{NODE}", "about")  # type: ignore[misc]  # redis-py's types
+        begun = time.monotonic()
+        log = self._folder / f"{name}.log"
+        child = await Child.start(name, program.command, settings=program.settings, log=log)
+        self._children[name] = child
+        ready_ms = None
+        if program.is_ready is not None:
+            await until_told(program.is_ready)
+            ready_ms = (time.monotonic() - begun) * 1000
+        await settled(child.pid)
+        return Started(rss_mb=rss_mb(child.pid), cpu_ms=cpu_seconds(child.pid) * 1000, ready_ms=ready_ms)
+
+    def cpu(self) -> dict[str, float]:
+        """Seconds of CPU time of each program until now."""
+        return {name: cpu_seconds(child.pid) for name, child in self._children.items()}
+
+    def rss(self) -> dict[str, float]:
+        return {name: rss_mb(child.pid) for name, child in self._children.items() if name != LIBRARIES}
+
+    async def stop(self) -> None:
+        for child in reversed(self._children.values()):
+            await child.stop()
+        await self._gateway.stop()
+
+
+def rss_mb(pid: int) -> float:
+    """Resident memory with the pages of shared libraries, in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+async def settled(pid: int) -> None:
+    """Return when the program has nothing more to do."""
+    before = -math.inf
+    while (now := cpu_seconds(pid)) - before > SETTLED_SHARE * SETTLED_SECONDS:
+        before = now
+        await asyncio.sleep(SETTLED_SECONDS)
+
+
+@asynccontextmanager
+async def cell() -> AsyncIterator[Cell]:
+    with tempfile.TemporaryDirectory(prefix="vps-bench-") as path:
+        folder = Path(path)
+        (folder / "redis").mkdir()
+        server = RedisServer(folder / "redis")
+        server.start()
+        try:
+            async with client(server.socket) as redis:
+                made = Cell(folder, server, redis)
+                try:
+                    yield made
+                finally:
+                    await made.stop()
+        finally:
+            server.kill()
+
+
+async def idle_percent(cell: Cell) -> dict[str, float]:
+    """CPU time of each program while nothing happens, in percent of one core: the median of RUNS windows."""
+    found: dict[str, list[float]] = {}
+    for _ in range(RUNS):
+        before = cell.cpu()
+        await asyncio.sleep(IDLE_SECONDS / RUNS)
+        for name, seconds in cell.cpu().items():
+            found.setdefault(name, []).append((seconds - before[name]) / (IDLE_SECONDS / RUNS) * 100)
+    return {name: statistics.median(windows) for name, windows in found.items()}
+
+
+async def command(*words: str | Path) -> dict[str, float]:
+    """Milliseconds until it ends, and of CPU time: medians of RUNS."""
+    found = []
+    for _ in range(RUNS):
+        before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        process = await asyncio.create_subprocess_exec(*words, stdout=subprocess.DEVNULL)
+        assert await process.wait() == 0, words
+        ended, after = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        found.append((cpu_seconds * 1000, (ended - begun) * 1000))
+    cpu_ms, ready_ms = (statistics.median(column) for column in zip(*found, strict=True))
+    return {"cpu_ms": cpu_ms, "ready_ms": ready_ms}
+
+
+async def growth(cell: Cell) -> dict[str, list[float]]:
+    """Memory of each program before the first job and after each tenth of GROWTH jobs, which create snapshots of all
+    servers and delete them again."""
+    permissions = frozenset({Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE})
+    token = await Tokens(cell.redis).create(name="a customer", account_id=ACCOUNT, permissions=permissions)
+    customer = Client(cell.url, token.secret)
+    samples = [cell.rss()]
+    for done in range(2 * SERVERS, GROWTH + 1, 2 * SERVERS):
+        await _one_round(cell, customer, done)
+        if done * SAMPLES // GROWTH >= len(samples):
+            samples.append(cell.rss())
+    return {name: [sample[name] for sample in samples] for name in samples[0]}
+
+
+async def _one_round(cell: Cell, customer: Client, number: int) -> None:
+    created = []
+    for server in range(FIRST_SERVER, FIRST_SERVER + SERVERS):
+        body = {"server_id": server, "name": f"snapshot-{number}"}
+        created.append((await _accepted(customer, "POST", "/api/v1/snapshots/", body)).body["id"])
+    await until_told(lambda: _are_done(cell.redis))
+    for snapshot in created:
+        await _accepted(customer, "DELETE", f"/api/v1/snapshots/{snapshot}/")
+    await until_told(lambda: _are_done(cell.redis))
+
+
+async def _accepted(customer: Client, method: str, path: str, body: Mapping[str, Any] | None = None) -> Answer:
+    """The answer, once there is one: on a busy machine a node may be late with its heartbeat."""
+    while (answer := await customer.call(method, path, body)).status == HTTPStatus.SERVICE_UNAVAILABLE:  # noqa: ASYNC110
+        await asyncio.sleep(0.5)
+    assert answer.status < HTTPStatus.BAD_REQUEST, answer
+    return answer
+
+
+async def _are_done(redis: ArqRedis) -> bool:
+    open_jobs = [await redis.zcard(f"jobs:node:{NODE}:{state}") for state in ("queued", "in_progress")]
+    return not any(open_jobs)
+
+
+def medians(starts: Sequence[Started]) -> dict[str, float]:
+    columns = [asdict(start) for start in starts]
+    return {
+        key: statistics.median(column[key] for column in columns) for key in columns[0] if columns[0][key] is not None
+    }
+
+
+async def measure(cell: Cell) -> tuple[dict[str, dict[str, float]], dict[str, list[float]]]:
+    """The figures of each program, and its memory while it works."""
+    starts: dict[str, list[Started]] = {}
+    programs = await cell.programs()
+    for _ in range(RUNS):  # in turn, so that a busy moment of the machine is one of all
+        for name, program in programs.items():
+            starts.setdefault(name, []).append(await cell.start(name, program))
+    figures = {name: medians(of_one) for name, of_one in starts.items()}
+    for name, percent in (await idle_percent(cell)).items():
+        figures[name]["cpu_percent"] = percent
+    figures[TYPER] = await command(sys.executable, "-c", f"import {TYPER}")
+    figures[HELP] = await command(BIN / "vps-snapshots", "--help")
+    return figures, await growth(cell) if GROWTH else {}
+
+
+def tell(figures: Mapping[str, Mapping[str, float]], samples: Mapping[str, Sequence[float]]) -> None:
+    print(f"Medians of {RUNS} starts; the ratio is to a Python that imports {LIBRARIES}, for --help {TYPER}")
+    columns = {
+        "rss_mb": "RSS MiB",
+        "cpu_percent": "idle CPU %",
+        "ready_ms": "ready or ended, ms",
+        "cpu_ms": "start, CPU ms",
+    }
+    print(f"{'':<30}{'':<18}{'measured':>10}{'at most':>10}{'ratio':>8}")
+    for name, figure in figures.items():
+        baseline = figures[TYPER if name in {HELP, TYPER} else LIBRARIES]
+        for column, title in columns.items():
+            if column in figure:
+                limit = LIMITS.get((name, column))
+                ratio = f"{figure[column] / baseline[column]:.2f}" if baseline.get(column) else ""
+                over = " over" if limit is not None and figure[column] > limit else ""
+                at_most = "" if limit is None else f"{limit:g}"
+                print(f"{name:<30}{title:<18}{figure[column]:>10.2f}{at_most:>10}{ratio:>8}{over}")
+    for name, sizes in samples.items():
+        shown, grown = " ".join(f"{size:.1f}" for size in sizes), sizes[-1] - sizes[min(WARM, len(sizes) - 1)]
+        print(f"{name}, RSS MiB over {GROWTH} jobs: {shown}; grown since the first fifth: {grown:.2f}")
+    limits = {f"{name}, {column}": limit for (name, column), limit in LIMITS.items()}
+    how = {"runs": RUNS, "idle_seconds": IDLE_SECONDS, "jobs": GROWTH}
+    print(json.dumps({**how, "limits": limits, "medians": figures, "growth": samples}))
+
+
+async def main() -> None:
+    async with cell() as made:
+        tell(*await measure(made))
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

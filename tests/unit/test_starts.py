@@ -1,0 +1,20 @@
+"""What a program imports at its start: each library that it may never need costs every start time and memory."""
+
+import subprocess
+import sys
+
+import pytest
+
+LATER = {
+    "worker.main": ("rich", "aiohttp", "libvirt", "opentelemetry.sdk"),
+    "api.gateway.main": ("rich", "aiohttp", "libvirt", "opentelemetry.sdk"),
+    "api.main, api.serving": ("rich", "jinja2", "markdown_it", "api.document.openapi", "opentelemetry.sdk"),
+    "api.cli.main": ("rich", "asyncio.events", "aiohttp", "pydantic", "structlog"),
+}
+
+
+@pytest.mark.parametrize("program", LATER)
+def test_a_start_imports_nothing_that_may_never_be_needed(program: str) -> None:
+    code = f"import sys, {program}; print(*set({LATER[program]}).intersection(sys.modules))"
+    imported = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert not imported.strip()

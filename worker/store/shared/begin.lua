@@ -1,0 +1,21 @@
+-- include: clock, records, transitions, conclude, events
+-- The beginning of a job.
+
+-- Mark a job of the asking node as begun. One whose server is on another node by now is ended with `ask.left`.
+-- Answers nil, or why the job must not run.
+local function begin(ask, job_id, job)
+  local key = 'job:' .. job_id
+  local server = read('server:' .. job.server)
+  if server and server.node ~= ask.node then
+    conclude(job_id, job, ask.left)
+    return 'server_moved'
+  end
+  redis.call('HINCRBY', key, 'attempts', 1)
+  if job.state == 'queued' then
+    become(job_id, job, 'in_progress')
+    redis.call('HSET', key, 'started_ms', now_ms(), 'power_found', server and server.power or '')
+    redis.call('ZREM', 'jobs:waiting', job_id)
+    tell(job_id, job)
+  end
+  return nil
+end
