@@ -131,7 +131,7 @@ def build(
         guard=SessionGuard(callers, _sessions(redis, settings, limits)),
         runbook_url=settings.runbook_url,
     )
-    keeper = _keeper(redis, settings, clock) if process.does_chores else None
+    keeper = _keeper(redis, settings, clock)  # of each process: it is woken by the calls of its own
     audit = Audit(redis, keeper=keeper, now=clock.now)
     budget = AuditBudget(settings.audit_entries_per_hour)
     app = web.Application(

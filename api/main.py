@@ -7,7 +7,7 @@ import typer
 from api import audit_command, token_command
 from api.options import Config, fail, settings_of
 from api.settings import ApiSettings
-from worker.program.configuration import ConfigurationError, help_text
+from worker.program.configuration import help_text
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(token_command.app, name="token")
@@ -33,8 +33,6 @@ def serve(context: typer.Context, config: Config = None) -> None:
     settings = settings_of(ApiSettings, context, config)
     try:
         serving.run(settings)
-    except ConfigurationError as error:
-        fail(str(error))
     except OSError as error:
         fail(f"can't listen on {serving.configured_address(settings)}: {error.strerror or error}")
 

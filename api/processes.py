@@ -8,11 +8,13 @@ import gc
 import os
 import signal
 import socket
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,6 +25,7 @@ from api.settings import ApiSettings
 
 AGAIN_SECONDS = 1.0  # until a process that died is started again: one that dies at its start must not take a whole CPU
 OVERDUE_SECONDS = 10.0  # beyond `drain_seconds`, until processes that have not ended are killed
+MISCONFIGURED = 2  # exit code of a process that was refused its settings: it is not started again
 
 _ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
 _SIGNALS = _ENDING | {signal.SIGCHLD}
@@ -58,7 +61,8 @@ class Process:
 
 
 def run(settings: ApiSettings, serve: Callable[[Process], None]) -> None:
-    """Run `serve` in each process until SIGTERM or SIGINT. Raises OSError if it can't listen."""
+    """Run `serve` in each process until SIGTERM or SIGINT. Raises OSError if it can't listen, and SystemExit if a
+    process has ended with MISCONFIGURED."""
     sockets = listeners.bind(settings)
     if settings.processes == 1:
         serve(Process(sockets=sockets[0]))
@@ -69,15 +73,23 @@ def run(settings: ApiSettings, serve: Callable[[Process], None]) -> None:
             processes=settings.processes, folder=Path(folder), places=os.memfd_create("streams"), parent=reading
         )
 
-        def start(index: int) -> int:
-            if pid := os.fork():
-                return pid
+        def serve_as(index: int) -> None:
             os.close(writing)
+            _close(sockets, but=sockets[index])
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            _serve_and_exit(serve, Process(index=index, sockets=sockets[index], shared=shared))
+            serve(Process(index=index, sockets=sockets[index], shared=shared))
+
+        def start(index: int) -> int:
+            return os.fork() or _exit_after(serve_as, index)
 
         gc.freeze()  # a collection would write to the memory that the processes share, and so copy it
-        _Parent(start, settings.processes, drain_seconds=settings.drain_seconds).run()
+        _Parent(start, sockets, drain_seconds=settings.drain_seconds).run()
+
+
+def _close(sockets: Iterable[Sequence[socket.socket]], *, but: Sequence[socket.socket] = ()) -> None:
+    for listener in chain.from_iterable(sockets):
+        if listener not in but:
+            listener.close()
 
 
 @contextmanager
@@ -90,45 +102,62 @@ def _signals_blocked() -> Iterator[set[int]]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve_and_exit(serve: Callable[[Process], None], process: Process) -> NoReturn:
+def _exit_after(serve: Callable[[int], None], index: int) -> NoReturn:
     code = 1
     try:
-        serve(process)
+        serve(index)
         code = 0
+    except SystemExit as error:  # the process has said why
+        code = error.code if isinstance(error.code, int) else code
+    except KeyboardInterrupt:  # during its start
+        pass
     except BaseException:
-        log.exception("api.process_broke", process=process.index)
+        log.exception("api.process_broke", process=index)
     finally:
         os._exit(code)  # or the child would do what is for the parent to do at its end
 
 
 class _Parent:
-    """`start` starts the process of an index, and returns its PID."""
+    """`start` starts the process of an index, and returns its PID. `sockets`: of each process."""
 
-    def __init__(self, start: Callable[[int], int], processes: int, *, drain_seconds: float) -> None:
+    def __init__(
+        self, start: Callable[[int], int], sockets: Sequence[Sequence[socket.socket]], *, drain_seconds: float
+    ) -> None:
         self._start = start
+        self._sockets = sockets
         self._running: dict[int, int] = {}  # index by PID
-        self._due = dict.fromkeys(range(processes), 0.0)  # index: when it starts, on the monotonic clock
+        self._due = dict.fromkeys(range(len(sockets)), 0.0)  # index: when it starts, on the monotonic clock
         self._drain_seconds = drain_seconds
 
     def run(self) -> None:
+        """Return after SIGTERM or SIGINT. Raises SystemExit if the processes cannot work with these settings."""
         while True:
             self._start_due()
             if _next_signal(until=min(self._due.values(), default=None)) in _ENDING:
                 break
             for index, code in self._ended():
                 log.error("api.process_ended", process=index, code=code)
+                if code == MISCONFIGURED:
+                    self._end()
+                    sys.exit(code)
                 self._due[index] = time.monotonic() + AGAIN_SECONDS
-        log.info("api.stopping")
         self._end()
 
     def _start_due(self) -> None:
         for index, at in tuple(self._due.items()):
-            if at <= time.monotonic():
+            if at > time.monotonic():
+                continue
+            try:
                 self._running[self._start(index)] = index
                 del self._due[index]
+            except OSError as error:  # such as no memory: the others go on
+                log.error("api.process_not_started", process=index, reason=str(error))  # noqa: TRY400 - the reason is enough
+                self._due[index] = time.monotonic() + AGAIN_SECONDS
 
     def _end(self) -> None:
         """Let the processes finish their requests; kill those that do not end."""
+        log.info("api.stopping")
+        _close(self._sockets)  # or connections would wait for a process until all have ended
         self._send(signal.SIGTERM)
         overdue = time.monotonic() + self._drain_seconds + OVERDUE_SECONDS
         while self._running:
@@ -149,7 +178,8 @@ class _Parent:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            yield self._running.pop(pid), os.waitstatus_to_exitcode(status)
+            if pid in self._running:  # not an orphan, which the kernel gives to the process 1 of a container
+                yield self._running.pop(pid), os.waitstatus_to_exitcode(status)
 
 
 def _next_signal(*, until: float | None) -> int | None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from socket import gethostname
@@ -15,9 +16,11 @@ from api import processes
 from api.app import build
 from api.http.server import listening
 from api.measures.metrics import Metrics
+from api.options import fail
 from api.processes import Process
 from api.settings import ApiSettings
 from worker.program import logs
+from worker.program.configuration import ConfigurationError
 from worker.program.span_export import exporting
 from worker.store.redis_client import connect
 
@@ -25,7 +28,8 @@ log = structlog.get_logger()
 
 
 def run(settings: ApiSettings) -> None:
-    """Return after SIGTERM or SIGINT. Raises OSError if it can't listen, and ConfigurationError."""
+    """Return after SIGTERM or SIGINT. Raises OSError if it can't listen. Ends the program if its settings can't be
+    used."""
     logs.configure(level=_level(settings))
     processes.run(settings, partial(_run, settings))
 
@@ -33,8 +37,11 @@ def run(settings: ApiSettings) -> None:
 def _run(settings: ApiSettings, process: Process) -> None:
     metrics = Metrics()
     logs.configure(level=_level(settings), count=(metrics.log_events,))
-    with exporting(settings.tracing, service="vps-snapshots-api", instance=f"{gethostname()}:{os.getpid()}"):
-        uvloop.run(_serve(settings, metrics, process))
+    try:
+        with exporting(settings.tracing, service="vps-snapshots-api", instance=f"{gethostname()}:{os.getpid()}"):
+            uvloop.run(_serve(settings, metrics, process))
+    except ConfigurationError as error:
+        fail(str(error))
 
 
 def _level(settings: ApiSettings) -> int:
@@ -47,7 +54,7 @@ async def _serve(settings: ApiSettings, metrics: Metrics, process: Process) -> N
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     if process.shared is not None:
-        loop.add_reader(process.shared.parent, stop.set)
+        _on_end_of(process.shared.parent, stop.set)
     async with AsyncExitStack() as stack:
         redis = connect(settings.redis, observer=metrics.redis)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
@@ -56,6 +63,17 @@ async def _serve(settings: ApiSettings, metrics: Metrics, process: Process) -> N
         log.info("api.listening", address=_shown(address), **({"process": process.index} if process.shared else {}))
         await stop.wait()
         log.info("api.stopping")
+
+
+def _on_end_of(file: int, call: Callable[[], None]) -> None:
+    """Call it once the file descriptor is at its end."""
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        loop.remove_reader(file)  # or it would be called again and again
+        call()
+
+    loop.add_reader(file, ended)
 
 
 def _shown(address: tuple[str, int] | str) -> str:

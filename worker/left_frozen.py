@@ -1,4 +1,4 @@
-"""Thaws guests that a failed job has left frozen: the job has waited as long as it may, the guest still waits."""
+"""Thaws guests outside of the steps of a job: a failed job has left one frozen, or one cannot go on for now."""
 
 import asyncio
 from collections import defaultdict
@@ -6,7 +6,7 @@ from collections import defaultdict
 import structlog
 
 from drivers.base import DomainNotFound, DriverError, Hypervisor
-from worker.journal import Journal
+from worker.journal import Entry, Journal
 from worker.store.model import ServerId
 
 THAW_SECONDS = 30.0  # limit for one attempt
@@ -21,14 +21,22 @@ async def thaw_all(journal: Journal, hypervisor: Hypervisor, locks: defaultdict[
         if locks[server_id].locked():
             continue
         async with locks[server_id]:
-            try:
-                async with asyncio.timeout(THAW_SECONDS):
-                    were_frozen = await hypervisor.thaw(server_id)
-            except DomainNotFound:
-                were_frozen = False
-            except (DriverError, TimeoutError) as error:
-                reason = str(error) or type(error).__name__
-                log.error("guest.left_frozen", server_id=server_id, job_id=entry.task.job_id, reason=reason)  # noqa: TRY400 - the reason is enough
-                continue
+            were_frozen = await thaw(hypervisor, entry)
+        if were_frozen is not None:
             journal.thawed(entry.task.job_id)
             log.warning("guest.thawed_late", server_id=server_id, job_id=entry.task.job_id, were_frozen=were_frozen)
+
+
+async def thaw(hypervisor: Hypervisor, entry: Entry) -> bool | None:
+    """Try once. Returns whether the guest was frozen until now; None if it may still be. The caller holds the server's
+    lock."""
+    server_id = entry.task.server_id
+    try:
+        async with asyncio.timeout(THAW_SECONDS):
+            return await hypervisor.thaw(server_id)
+    except DomainNotFound:
+        return False
+    except (DriverError, TimeoutError) as error:
+        reason = str(error) or type(error).__name__
+        log.error("guest.left_frozen", server_id=server_id, job_id=entry.task.job_id, reason=reason)  # noqa: TRY400 - the reason is enough
+        return None

@@ -199,8 +199,11 @@ class Runner:
                         outcome = await self._execute(entry, resumed=resumed)
                 except JournalFailed as error:
                     log.error("job.not_written_down", reason=str(error), again_in_seconds=RETRY_MOST_SECONDS)  # noqa: TRY400 - the reason is enough
-                    await asyncio.sleep(RETRY_MOST_SECONDS)
                     entry, resumed = self._journal.find(task.job_id) or entry, True  # resume as after a crash
+                    if entry.facts.frozen:
+                        async with self._servers[task.server_id]:
+                            await left_frozen.thaw(self._hypervisor, entry)
+                    await asyncio.sleep(RETRY_MOST_SECONDS)
             traces.job_over(outcome)
             self._worked(task.job_id)
             power = await self._power(task.server_id)

@@ -1,5 +1,6 @@
 """The sockets that a front end listens on."""
 
+import errno
 import socket
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,33 @@ def bind(settings: ApiSettings) -> list[list[socket.socket]]:
     """
     if settings.unix_socket is not None:
         return [[_at_path(settings.unix_socket)]] * settings.processes
-    found = socket.getaddrinfo(
-        settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )  # such as ::1 and 127.0.0.1 of localhost
+    found = _addresses(settings)
     shared = settings.processes > 1
     if shared and settings.port:  # shared ports can be bound twice: another front end would get half of the connections
-        for family, _, _, _, address in found:
+        for family, address in found:
             socket.create_server(address, family=family).close()
-    first = [_at_address(family, address, settings, shared=shared) for family, _, _, _, address in found]
+    first = [_at_address(family, address, settings, shared=shared) for family, address in found]
     others = [
         [_at_address(one.family, one.getsockname(), settings, shared=shared) for one in first]
         for _ in range(settings.processes - 1)
     ]
     return [first, *others]
+
+
+def _addresses(settings: ApiSettings) -> list[tuple[int, Any]]:
+    """Each with its family, such as ::1 and 127.0.0.1 of localhost. Without those of a family that the kernel lacks,
+    unless there are no others."""
+    answers = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    found: list[tuple[int, Any]] = [(family, address) for family, _, _, _, address in answers]
+    return [each for each in found if _knows(each[0])] or found
+
+
+def _knows(family: int) -> bool:
+    try:
+        socket.socket(family, socket.SOCK_STREAM).close()
+    except OSError as error:
+        return error.errno != errno.EAFNOSUPPORT
+    return True
 
 
 def _at_address(family: int, address: Any, settings: ApiSettings, *, shared: bool) -> socket.socket:

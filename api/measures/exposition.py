@@ -62,7 +62,7 @@ class SharedExposition(Exposition):
         try:
             async with (
                 ClientSession(connector=connector, timeout=timeout) as client,
-                client.get("http://-/") as response,
+                client.get("http://-/", raise_for_status=True) as response,
             ):
                 return await response.text()
         except (ClientError, OSError, TimeoutError) as error:

@@ -16,6 +16,7 @@ from yarl import URL
 from api.app import build
 from api.http.server import listening
 from api.measures.metrics import Metrics
+from api.processes import Process
 from api.settings import ApiSettings
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from worker.store.access.tokens import Permission, Tokens
@@ -135,13 +136,19 @@ NO_NAMES = Names({})
 
 @asynccontextmanager
 async def serving(
-    cell: Cell, *, names: Names = NO_NAMES, metrics: Metrics | None = None, token: str | None = None, **settings: Any
+    cell: Cell,
+    *,
+    names: Names = NO_NAMES,
+    metrics: Metrics | None = None,
+    token: str | None = None,
+    process: Process | None = None,
+    **settings: Any,
 ) -> AsyncIterator[FrontEnd]:
     """`token`: a customer's that is there already. `settings`: those that the test shortens or changes."""
     given = ApiSettings.model_validate({"port": 0, **settings})
     tokens = Tokens(cell.redis)
     if token is None:
         token = (await tokens.create(name="a customer", account_id=ACCOUNT, permissions=READ_WRITE)).secret
-    app = build(cell.redis, given, metrics=metrics, resolver=names)
+    app = build(cell.redis, given, metrics=metrics, resolver=names, process=process)
     async with listening(app, given) as address, ClientSession() as client:
         yield FrontEnd(app=app, client=client, port=int(address[1]), cell=cell, tokens=tokens, token=token)

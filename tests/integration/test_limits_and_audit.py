@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from api.processes import Process
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import SNAPSHOTS, FrontEnd, serving
+from tests.queueing import until_told
 from worker.store.access.audit import NEW, STREAM, Audit, AuditKeeper
 from worker.store.calls import Cursor
 from worker.store.operators.operator_store import OperatorStore
@@ -235,6 +237,14 @@ class TestAudit:
 
         assert [entry.fields["path"] for entry in await entries(cell)] == [str(n) for n in range(1100)]
         assert await cell.redis.xlen(STREAM) <= 1100 + 100  # whole nodes of the stream go, not single entries
+
+    async def test_each_process_of_a_front_end_moves_its_own_entries(self, cell: Cell) -> None:
+        async with serving(cell, process=Process(index=1)) as api:
+            await api.create()
+            await until_told(lambda: self._has_moved(cell))
+
+    async def _has_moved(self, cell: Cell) -> bool:
+        return bool(await cell.raw("XLEN", STREAM))
 
     async def test_a_call_stands_whose_entry_could_not_be_written(
         self, api: FrontEnd, capsys: pytest.CaptureFixture[str]

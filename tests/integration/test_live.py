@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+import sqlite3
 from collections import defaultdict
 from contextlib import closing
 from dataclasses import replace
@@ -15,6 +16,7 @@ from drivers.fake_faults import Effect, Happening, Killed, Moment
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.dying import LIMITS, DyingNode
 from tests.integration.pasts import Past
+from tests.queueing import until
 from worker.journal import Journal
 from worker.left_frozen import thaw_all
 from worker.store.model import Consistency, Job, JobKind, JobState, NoteCode
@@ -250,6 +252,30 @@ async def test_a_guest_that_does_not_thaw_is_stranded_and_thawed_as_soon_as_it_a
     node.hypervisor.server(SERVER).frozen = True
     await _thaw_left(node)
     assert node.hypervisor.server(SERVER).frozen, "it is not ours any more"
+
+
+async def test_a_guest_does_not_stay_frozen_while_the_journal_cannot_be_written(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    job_id = await node.admit(JobKind.CREATE)
+    with closing(sqlite3.connect(tmp_path / "n" / "journal.sqlite", isolation_level=None)) as disk:
+
+        def fill(happening: Happening) -> None:
+            if happening.effect is Effect.TRANSACTION:
+                node.hypervisor.faults.hook = None
+                disk.execute("CREATE TRIGGER full BEFORE UPDATE ON jobs BEGIN SELECT no_such_function(); END")
+                filled.set()
+
+        filled = asyncio.Event()
+        node.hypervisor.faults.hook = fill
+        running = asyncio.create_task(node.live(job_id))
+        await filled.wait()
+        assert node.hypervisor.server(SERVER).frozen
+        await until(lambda: not node.hypervisor.server(SERVER).frozen)
+        disk.execute("DROP TRIGGER full")
+        await running
+    job = await node.job(job_id)
+    assert (job.state, label(job)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
+    await node.check(job, power=Power.ON)
 
 
 async def _thaw_left(node: DyingNode) -> None:

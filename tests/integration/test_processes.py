@@ -127,6 +127,36 @@ async def test_an_event_reaches_a_stream_whichever_process_has_it(program: Progr
                     pass
 
 
+async def test_while_it_drains_new_connections_are_refused(program: Program, cell: Cell) -> None:
+    async with several(program, cell, body_seconds="300", request_seconds="300", drain_seconds="300") as front_end:
+        head = f"POST {SNAPSHOTS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {front_end.token}\r\n"
+        head += "Content-Type: application/json\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", front_end.port)
+        writer.write(head.encode())
+        assert await asyncio.wait_for(reader.readline(), 60) == b"HTTP/1.1 100 Continue\r\n"
+        front_end.parent.send_signal(signal.SIGTERM)
+        await until_told(lambda: _refuses(front_end.port))
+        writer.close()
+        assert await front_end.parent.wait() == 0
+
+
+async def _refuses(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except ConnectionRefusedError:
+        return True
+    writer.close()
+    return False
+
+
+async def test_settings_that_cannot_be_used_end_all_of_them(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "-1")
+    refused = await asyncio.to_thread(program.run, processes="2", port="0", tracing__endpoint="http://127.0.0.1:9")
+    assert refused.returncode == 2
+    assert "tracing, from the environment (OTEL_*)" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 async def test_without_its_parent_none_is_left(program: Program, cell: Cell) -> None:
     async with several(program, cell) as front_end:
         children = front_end.children()

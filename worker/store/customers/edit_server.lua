@@ -6,6 +6,9 @@ local ask = cjson.decode(ARGV[1])
 local key = 'server:' .. ask.id
 local server = read_of(ask.account, key)
 if not server or server.missing then return nil end
-if ask.consistency == '' then redis.call('HDEL', key, 'consistency') end
-if ask.consistency ~= '' then redis.call('HSET', key, 'consistency', ask.consistency) end
+if ask.consistency == '' then
+  redis.call('HDEL', key, 'consistency')
+else
+  redis.call('HSET', key, 'consistency', ask.consistency)
+end
 return {1}
