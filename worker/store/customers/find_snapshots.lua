@@ -7,7 +7,7 @@ local ask = cjson.decode(ARGV[1])
 local index = snapshots_of(ask.account, ask.server)
 if not index then return {{}} end
 local older = ask.from_ms and redis.call('ZCOUNT', index, '-inf', '(' .. ask.from_ms) or 0
-local rank = ask.after and first_rank(index, false, ask.after) or older
+local rank = ask.after and first_rank(ask, index) or older
 local part = redis.call('ZRANGE', index, rank, rank + LOOKS - 1, 'WITHSCORES')
 local found = {#part == 2 * LOOKS and {part[#part], part[#part - 1]} or {}}
 for i = 1, #part, 2 do
