@@ -369,6 +369,7 @@ async def _live(parts: _Parts, settings: WorkerSettings, stop: asyncio.Event) ->
                 parts.queue.pause()
                 await parts.runner.drain(settings.drain_seconds)
                 await parts.queue.stop(LAST_WORDS_SECONDS)
+                await parts.runner.thaw_interrupted()
     finally:
         await parts.lease.give_back()  # after the heartbeats have stopped: one more would take the lease again
     log.info("worker.stopped")

@@ -143,6 +143,16 @@ class Runner:
         if self._running:
             await asyncio.wait(self._running.values(), timeout=LAST_WORDS_SECONDS)
 
+    async def thaw_interrupted(self) -> None:
+        """End the jobs whose guests are frozen, and thaw these: nobody knows when the next process goes on."""
+        frozen = [entry for entry in self._journal.owed() if entry.facts.frozen]
+        tasks = [self._running[entry.task.job_id] for entry in frozen if entry.task.job_id in self._running]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await asyncio.gather(*(left_frozen.thaw(self._hypervisor, entry) for entry in frozen))
+
     @property
     def working(self) -> int:
         """The number of jobs that are working on a VM."""

@@ -278,6 +278,25 @@ async def test_a_guest_does_not_stay_frozen_while_the_journal_cannot_be_written(
     await node.check(job, power=Power.ON)
 
 
+async def test_a_guest_does_not_stay_frozen_when_a_stop_ends_before_its_job(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    job_id = await node.admit(JobKind.CREATE)
+    hangs = node.hypervisor.faults.hang(Effect.TRANSACTION)
+    with closing(Journal(node.folder / "journal.sqlite")) as journal:
+        runner = node._runner(journal)
+        job = asyncio.create_task(runner.run(job_id))
+        await until(lambda: node.hypervisor.server(SERVER).frozen)
+        await runner.drain(0.01)
+        assert node.hypervisor.server(SERVER).frozen
+        await runner.thaw_interrupted()
+        assert not node.hypervisor.server(SERVER).frozen
+        job.cancel()
+    hangs.set()
+    done = await node.settle(job_id)  # the next process goes on
+    assert (done.state, label(done)) == (JobState.COMPLETED, Consistency.CRASH_CONSISTENT)
+    await node.check(done, power=Power.ON)
+
+
 async def _thaw_left(node: DyingNode) -> None:
     with closing(Journal(node.folder / "journal.sqlite")) as journal:
         await thaw_all(journal, node.hypervisor, defaultdict(asyncio.Lock))
