@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-STOP_SECONDS = 330.0  # the worker may take 300 s to finish its running jobs
+STOP_SECONDS = 340.0  # the worker may take 300 s to finish its running jobs
 
 
 class Child:
