@@ -32,7 +32,7 @@ PATHS = {
     "/api/v1/jobs/": {"GET", "HEAD"},
     "/api/v1/jobs/1/": {"GET", "HEAD"},
     "/api/v1/jobs/1/cancel/": {"POST"},
-    "/api/v1/servers/1/": {"GET", "HEAD"},
+    "/api/v1/servers/1/": {"GET", "HEAD", "PATCH"},
     "/healthz": {"GET", "HEAD"},
     "/readyz": {"GET", "HEAD"},
 }
