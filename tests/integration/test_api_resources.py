@@ -172,6 +172,7 @@ class TestServer:
             "snapshots_max": 5,
             "job": None,
             "reachable": True,
+            "consistency": None,
         }
         assert (busy["status"], busy["snapshots"]) == ("snapshotting", 2)
         assert busy["job"] == {"id": job.headers["X-Job-Id"], "kind": "create"}

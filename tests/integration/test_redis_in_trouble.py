@@ -38,6 +38,7 @@ each_trouble = pytest.mark.parametrize("cause", TROUBLES)
 BODIES: dict[str, Any] = {
     "CreateBody": {"server_id": SERVER, "name": "another"},
     "EditBody": {"description": "other"},
+    "ServerEdit": {"consistency": "stop"},
     "ScheduleBody": {"server_id": SERVER, "name": "other", "when": "daily"},
     "ScheduleEditBody": {"name": "other"},
     "WebhookBody": {"url": "https://hooks.example.com/other"},
