@@ -80,9 +80,9 @@ sbom: setup $(CLIENT)/.lock ## write the software bill of materials, sbom.json: 
 	$(BIN)/python -m deploy.sbom >sbom.json.new
 	@mv sbom.json.new sbom.json
 
-bench: setup $(PEERS)/.lock ## run all benchmarks in a short form, and write docs/benchmarks.md: about 15 minutes
+bench: setup $(PEERS)/.lock ## run all benchmarks in a short form, and write docs/benchmarks.md: about 15 minutes (ONLY="http disk")
 	@deploy/setup.sh bench
-	@$(BIN)/python -m tests.bench
+	@ONLY="$(ONLY)" $(BIN)/python -m tests.bench
 
 bench-pickup: setup $(PEERS)/.lock ## measure the time from enqueue to start, compared with other job queues
 	$(BIN)/python -m tests.bench.pickup

@@ -1,4 +1,5 @@
-"""Runs every benchmark in a short form, one after the other, and writes docs/benchmarks.md: `make bench`.
+"""Runs every benchmark in a short form, one after the other, and writes docs/benchmarks.md: `make bench`. With
+ONLY="http disk" it runs these.
 
 The page's text is written by hand. What this program measures stands between two marks at its end: the machine, the
 versions, what each benchmark printed, and plots, which are in docs/benchmarks/ beside the results as JSON.
@@ -120,7 +121,8 @@ def draw() -> list[str]:
 
 
 def main() -> None:
-    results = [run(bench) for bench in BENCHES]
+    only = (os.environ.get("ONLY") or " ".join(bench.name for bench in BENCHES)).split()
+    results = [run(bench) for bench in BENCHES if bench.name in only]
     FOLDER.mkdir(exist_ok=True)
     for one in results:
         if one.figures is not None:
