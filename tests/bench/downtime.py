@@ -26,7 +26,7 @@ from deploy.lab.domain import disk
 from deploy.lab.lab import Lab, make_disk
 from drivers.kvm import KvmHypervisor
 from tests.bench.live import qemu_img
-from tests.walking import NEW_TAG, SERVER, SPEC, walk
+from tests.walking import SERVER, SPEC, walk
 from worker.procedures.work import Policy
 from worker.store.model import JobKind, Step
 
@@ -104,8 +104,10 @@ async def measure(lab: Lab, sizes: tuple[str, ...]) -> dict[tuple[str, str], lis
         await bench.script("restore")
         await bench.booted()
         await bench.job("restore")
-        await hypervisor.delete_snapshot(SERVER, NEW_TAG)
         await hypervisor.cut_power(SERVER)
+        for found in await hypervisor.snapshots(SERVER):  # also the safety snapshot of the restore
+            if found.tag not in {SPEC.tag, PLAIN}:
+                await hypervisor.delete_snapshot(SERVER, found.tag)
         for path in paths:
             await qemu_img("-d", PLAIN, path)
         await hypervisor.start(SERVER)
