@@ -149,8 +149,8 @@ class Runner:
         tasks = [self._running[entry.task.job_id] for entry in frozen if entry.task.job_id in self._running]
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if tasks:  # a call that hangs holds up neither the thaw nor the stop
+            await asyncio.wait(tasks, timeout=LAST_WORDS_SECONDS)
         await asyncio.gather(*(left_frozen.thaw(self._hypervisor, entry) for entry in frozen))
 
     @property
