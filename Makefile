@@ -80,7 +80,7 @@ sbom: setup $(CLIENT)/.lock ## write the software bill of materials, sbom.json: 
 	$(BIN)/python -m deploy.sbom >sbom.json.new
 	@mv sbom.json.new sbom.json
 
-bench: setup $(PEERS)/.lock ## run all benchmarks in a short form, and write docs/benchmarks.md: about 15 minutes (ONLY="http disk")
+bench: setup $(PEERS)/.lock ## run all benchmarks in a short form, and write docs/benchmarks.md (ONLY="http disk")
 	@deploy/setup.sh bench
 	@ONLY="$(ONLY)" $(BIN)/python -m tests.bench
 

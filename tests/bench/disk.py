@@ -1,5 +1,5 @@
 """How long the disk's part of a create, a restore and a delete takes, by the size of the disk: `make bench-disk`
-(SIZES="1 10 100", GB; three minutes).
+(SIZES="1 10 100", GB).
 
 Each disk is fully mapped: its tables are those of a disk on which every cluster of 64 KiB has been written. It has 0 or
 4 older snapshots. The baseline is the plain qemu-img call on the same disk (`snapshot -c`, `-a`, `-d`); ours is the

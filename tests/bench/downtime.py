@@ -1,4 +1,4 @@
-"""How long a guest is away for a create and for a restore: `make bench-downtime` (N=3 rounds, four minutes).
+"""How long a guest is away for a create and for a restore: `make bench-downtime` (N=3 rounds).
 
 The baseline is the shortest script one could write with virsh's calls and qemu-img: ask the guest to shut down and wait
 (for a restore: cut its power), one qemu-img call for each disk, start the domain. Ours is the whole procedure of the

@@ -1,4 +1,4 @@
-"""How a cell grows with its nodes: `make bench-fleet` (NODES="100 300 1000", about five minutes).
+"""How a cell grows with its nodes: `make bench-fleet` (NODES="100 300 1000").
 
 Each size is a cell of its own: one Redis with the durability of production, one front end, two gateways, and simulated
 nodes with 100 servers each, all all on this machine. A node holds its lease, reports its
