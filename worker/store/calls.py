@@ -24,6 +24,7 @@ from worker.store.script_connection import RunsScripts, Script
 from worker.store.unreadable import Noticing, Unreadable
 
 IDEMPOTENCY_KEPT_SECONDS = 86_400.0
+LAST_BACKUP = "backups:last_ms"
 
 log = structlog.stdlib.get_logger()
 
