@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -160,9 +161,13 @@ async def test_a_cell_with_the_example_settings_serves(deployed: DeployedRedis, 
         "VPS_SNAPSHOTS_DRIVER": "fake",
         "VPS_SNAPSHOTS_STATE_DIR": str(tmp_path),
     }
-    api = [f"{PROGRAMS}/vps-snapshots-api", "--config", f"{EXAMPLES}/api.toml"]
-    worker = [f"{PROGRAMS}/vps-snapshots-worker", "run", "--config", f"{EXAMPLES}/worker.toml"]
-    gateway = [f"{PROGRAMS}/vps-snapshots-gateway", "--config", f"{EXAMPLES}/gateway.toml"]
+    examples = tmp_path / "etc"
+    shutil.copytree(EXAMPLES, examples)
+    for file in examples.iterdir():
+        file.chmod(0o600)  # as install.sh does: they have passwords
+    api = [f"{PROGRAMS}/vps-snapshots-api", "--config", f"{examples}/api.toml"]
+    worker = [f"{PROGRAMS}/vps-snapshots-worker", "run", "--config", f"{examples}/worker.toml"]
+    gateway = [f"{PROGRAMS}/vps-snapshots-gateway", "--config", f"{examples}/gateway.toml"]
     at = {"VPS_SNAPSHOTS_UNIX_SOCKET": str(deployed.socket.with_name("gateway.sock"))}
     credential = tmp_path / "credential"
     credential.touch(mode=0o600)
