@@ -1,4 +1,4 @@
--- include: clock, records, nodes, placement, last_id, restored
+-- include: clock, ids, records, nodes, placement, last_id, restored
 -- Write rows of a backup. A record that exists stays as it is: only what it lacks is added.
 -- ask: {last_id ('': none), age_ms: of the backup, rows: [{kind, key, record: {field: text}, lifetime_ms (missing: it
 -- does not end)}]}
@@ -49,6 +49,7 @@ PUT.secret = put
 -- As `operators/place_server` declares one: until its node reports it.
 function PUT.server(row)
   local of = row.record
+  forget_report(of.node)
   list_server(id_of(row), {}, of.node, of.account)
   redis.call('HSET', row.key, 'v', LISTED, 'power', 'off', 'missing', '1', 'unpublished', '1')
   put(row)

@@ -6,15 +6,15 @@ local ask = cjson.decode(ARGV[1])
 if redis.call('HGET', 'audit:head', 'seq') then return {0, 0} end
 local newest = redis.call('XREVRANGE', 'audit', '+', '-', 'COUNT', 1)[1]
 local function place(id)
-  local ms, number = string.match(id, '^(%d+)%-(%d+)$')
-  return tonumber(ms), tonumber(number)
+  local ms, counted = string.match(id, '^(%d+)%-(%d+)$')
+  return tonumber(ms), tonumber(counted)
 end
 
-local last_ms, last_number = place(newest and newest[1] or '0-0')
+local last_ms, last_counted = place(newest and newest[1] or '0-0')
 local written = 0
 for _, entry in ipairs(ask.entries) do
-  local ms, number = place(entry.id)
-  if ms > last_ms or (ms == last_ms and number > last_number) then
+  local ms, counted = place(entry.id)
+  if ms > last_ms or (ms == last_ms and counted > last_counted) then
     redis.call('XADD', 'audit', entry.id, unpack(entry.fields))
     written = written + 1
   end

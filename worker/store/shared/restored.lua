@@ -27,7 +27,7 @@ local function add_restored(id, kept)
   if kept.server ~= snapshot.server or kept.account ~= snapshot.account then return 0 end
   local added = 0
   for _, field in ipairs(RESTORED_FIELDS) do
-    if kept[field] and field ~= 'expires_ms' then added = math.max(added, redis.call('HSETNX', key, field, kept[field])) end
+    if kept[field] and field ~= 'expires_ms' and redis.call('HSETNX', key, field, kept[field]) == 1 then added = 1 end
   end
   if number(kept.expires_ms) and redis.call('HSETNX', key, 'expires_ms', kept.expires_ms) == 1 then
     redis.call('ZADD', 'snapshots:expiring', kept.expires_ms, id)
