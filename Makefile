@@ -144,10 +144,11 @@ UV = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --g
     --no-header --no-annotate --no-emit-index-url --no-emit-find-links $(UPGRADE)
 lock: setup $(CLIENT)/.lock ## resolve the dependencies into the lock files (UPGRADE=--upgrade: to the newest versions)
 	@test -x .venv-lock/bin/uv || { $(BIN)/python -m venv .venv-lock && .venv-lock/bin/pip install -q uv; }
-	$(UV) pyproject.toml --extra node --extra tracing --group build --group dev -o deploy/lock/dev.txt
+	$(UV) pyproject.toml --all-extras --group build --group dev -o deploy/lock/dev.txt
 	$(UV) pyproject.toml --extra node -c deploy/lock/dev.txt -o deploy/lock/node.txt
-	$(UV) pyproject.toml -c deploy/lock/dev.txt -o deploy/lock/front-end.txt
-	$(UV) pyproject.toml --extra tracing -c deploy/lock/dev.txt -o deploy/lock/tracing.txt
+	$(UV) pyproject.toml --extra front-end -c deploy/lock/dev.txt -o deploy/lock/front-end.txt
+	$(UV) pyproject.toml --extra cli -c deploy/lock/dev.txt -o deploy/lock/cli.txt
+	$(UV) pyproject.toml --extra service --extra tracing -c deploy/lock/dev.txt -o deploy/lock/tracing.txt
 	$(UV) --group build -c deploy/lock/dev.txt -o deploy/lock/build.txt
 	$(UV) --group client -o deploy/lock/client.txt
 	$(UV) --group peers -o deploy/lock/peers.txt
