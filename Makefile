@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom lock clean bench bench-pickup \
+.PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom deb test-packages release lock clean bench bench-pickup \
     bench-admission bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
     bench-footprint chaos fuzz migrations backups-beside dry-runs screenshots survey
 
@@ -82,6 +82,18 @@ openapi: setup ## generate the OpenAPI document, docs/openapi.json
 sbom: setup $(CLIENT)/.lock ## write the software bill of materials, sbom.json: all locked packages with their licenses
 	$(BIN)/python -m deploy.sbom >sbom.json.new
 	@mv sbom.json.new sbom.json
+
+DIST ?= dist
+deb: setup ## build the wheel and the Debian packages for Debian 12 and 13, each with its SBOM and licenses (DIST=dist DEBIAN=12 REVISION=1)
+	@deploy/setup.sh packaging
+	$(BIN)/python -m deploy.packages $(DIST) $(addprefix --debian ,$(DEBIAN)) --revision $(or $(REVISION),1)
+
+test-packages: setup ## build the packages twice, and install, use, upgrade and purge them in chroots of Debian 12 and 13 (as root; DEBIAN=12)
+	@deploy/setup.sh packaging
+	@DEBIAN="$(DEBIAN)" tests/packages/run.sh
+
+release: setup-tests ## run all checks, date the changelog, tag the version of pyproject.toml and build its packages, in dist/VERSION
+	@$(BIN)/python -m deploy.release
 
 bench: setup $(PEERS)/.lock ## run all benchmarks in a short form, and write docs/benchmarks.md (ONLY="http disk")
 	@deploy/setup.sh bench
