@@ -4,17 +4,26 @@ would take a quarter of a second of each start."""
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
 from aiohttp import web
 
 from api.document import page
+from api.http.answers import answer
 from api.http.caching import Document
 from api.http.calls import API
 
 PATH = f"{API}openapi.json"
 _IN_CHECKOUT = Path(__file__).parents[2] / "docs" / "openapi.json"
+
+
+async def show_root(request: web.Request) -> web.StreamResponse:
+    """Where the documentation is: for programs as JSON; a browser goes there."""
+    if "text/html" in request.headers.get("Accept", ""):
+        return web.Response(status=302, headers={"Location": page.PATH})
+    return answer({"name": "vps-snapshots", "version": _version(), "documentation": page.PATH, "openapi": PATH})
 
 
 async def show(request: web.Request) -> web.StreamResponse:
@@ -42,4 +51,13 @@ def _text() -> bytes:
     return packaged.read_bytes() if packaged.is_file() else _IN_CHECKOUT.read_bytes()
 
 
-PAGES: Mapping[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {PATH: show, page.PATH: show_page}
+@cache
+def _version() -> str:
+    return version("vps-snapshots")
+
+
+PAGES: Mapping[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
+    "/": show_root,
+    PATH: show,
+    page.PATH: show_page,
+}

@@ -3,8 +3,10 @@
 import gzip
 import json
 import re
+import tomllib
 from collections.abc import AsyncIterator, Iterator
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from api.http.probes import PROBES
 from api.http.problems import STATUS
 from tests.integration.conftest import Cell
 from tests.integration.front_end import FrontEnd, serving
+from worker.store.webhooks.webhooks import TEST, JobEvent
 
-COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
+PROJECT = Path(__file__).parents[2]
+COMMITTED = PROJECT / "docs" / "openapi.json"
 DOCUMENT = openapi.document()
 
 
@@ -70,7 +74,7 @@ async def test_every_route_is_in_it(api: FrontEnd) -> None:
         if not route.resource.canonical.startswith("/ops")  # for browsers
     }
 
-    assert routes - {"GET /docs"} == {name for name, _ in calls()}
+    assert routes - {"GET /", "GET /docs"} == {name for name, _ in calls()}
 
 
 @pytest.mark.parametrize("call", [pytest.param(call, id=name) for name, call in calls()])
@@ -111,6 +115,37 @@ def test_every_call_is_listed_on_one_page() -> None:
     assert {" ".join(line) for line in listed} == {name for name, _ in calls()} - service
 
 
+async def test_the_root_leads_to_the_documentation(api: FrontEnd) -> None:
+    program = await api.call("GET", "/", headers={"Authorization": ""})
+    browser = await api.call("GET", "/", headers={"Authorization": "", "Accept": "text/html,*/*;q=0.8"})
+
+    assert program.body == {
+        "name": "vps-snapshots",
+        "version": version("vps-snapshots"),
+        "documentation": "/docs",
+        "openapi": "/api/v1/openapi.json",
+    }
+    assert (browser.status, browser.headers["Location"]) == (302, "/docs")
+
+
+def test_every_version_is_that_of_the_package() -> None:
+    package = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    changelog = (PROJECT / "CHANGELOG.md").read_text()
+
+    assert DOCUMENT["info"]["version"] == version(package["name"]) == package["version"]
+    assert re.findall(r"^## (\S+)", changelog, re.MULTILINE)[0] == package["version"]
+
+
+def test_every_event_of_a_webhook_has_its_message() -> None:
+    assert set(DOCUMENT["webhooks"]) == {*JobEvent, TEST}
+    for event, item in DOCUMENT["webhooks"].items():
+        (media,) = item["post"]["requestBody"]["content"].values()
+        (example,) = media["examples"].values()
+        assert example["value"]["type"] == event
+        schema = {"$ref": "#/schema", "schema": media["schema"], "components": DOCUMENT["components"]}
+        jsonschema_rs.validate(schema, example["value"])
+
+
 def test_every_refusal_is_in_it() -> None:
     assert {kind.code for kind in STATUS} <= set(DOCUMENT["components"]["examples"])
 
@@ -149,7 +184,7 @@ async def test_the_page_for_people_needs_nothing_from_outside(api: FrontEnd) -> 
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     assert page.open == []
     assert page.tags.isdisjoint({"script", "link", "img", "iframe", "form", "object"})
-    assert page.refers == {f"#{name}" for name in page.ids} | {served.PATH}
+    assert page.refers <= {f"#{name}" for name in page.ids} | {served.PATH}
     assert {call["operationId"] for _, call in calls()} <= page.ids
 
 
