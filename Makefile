@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom lock clean bench bench-pickup \
+.PHONY: help setup setup-tests run demo test test-fast check lint format openapi clients sbom lock clean bench bench-pickup \
     bench-admission bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
     bench-footprint chaos fuzz migrations backups-beside dry-runs screenshots survey
 
@@ -78,6 +78,9 @@ format: setup ## format the code and apply ruff's fixes
 openapi: setup ## generate the OpenAPI document, docs/openapi.json
 	$(BIN)/python -m api.document >docs/openapi.json.new
 	@mv docs/openapi.json.new docs/openapi.json
+
+clients: setup-tests ## generate the models of the clients, deploy/clients/, from the OpenAPI document
+	$(BIN)/python -m deploy.clients.generate
 
 sbom: setup $(CLIENT)/.lock ## write the software bill of materials, sbom.json: all locked packages with their licenses
 	$(BIN)/python -m deploy.sbom >sbom.json.new
