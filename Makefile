@@ -57,10 +57,11 @@ lint: setup ## check format, lint, types and import contracts
 
 # Tools with which the tests generate API clients. They have their own venv, because they need other versions of our
 # dependencies.
-CLIENT_LOCKS := deploy/lock/client.txt tests/integration/clients/package.json tests/integration/clients/package-lock.json
+CLIENT_LOCKS := deploy/lock/client.txt deploy/lock/ansible.txt tests/integration/clients/package.json tests/integration/clients/package-lock.json
 $(CLIENT)/.lock: $(CLIENT_LOCKS) | setup
 	$(BIN)/python -m venv --clear $(CLIENT)
-	$(CLIENT)/bin/pip install -q --disable-pip-version-check --require-hashes -r deploy/lock/client.txt
+	$(CLIENT)/bin/pip install -q --disable-pip-version-check --require-hashes -r deploy/lock/client.txt \
+	    -r deploy/lock/ansible.txt
 	cp tests/integration/clients/package*.json $(CLIENT)
 	PATH="$$PWD/$(CLIENT)/bin:$$PATH" npm ci --prefix $(CLIENT) --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
@@ -153,6 +154,7 @@ lock: setup $(CLIENT)/.lock ## resolve the dependencies into the lock files (UPG
 	$(UV) pyproject.toml --extra tracing -c deploy/lock/dev.txt -o deploy/lock/tracing.txt
 	$(UV) --group build -c deploy/lock/dev.txt -o deploy/lock/build.txt
 	$(UV) --group client -o deploy/lock/client.txt
+	$(UV) --group ansible -c deploy/lock/client.txt -o deploy/lock/ansible.txt
 	$(UV) --group peers -o deploy/lock/peers.txt
 	cd tests/integration/clients && PATH="$(abspath $(CLIENT))/bin:$$PATH" npm install --package-lock-only --ignore-scripts \
 	    --omit-lockfile-registry-resolved --no-audit --no-fund --loglevel=error && sed -i -zE \

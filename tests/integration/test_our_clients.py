@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, closing
@@ -20,7 +22,7 @@ from deploy.demo.service import SERVER_ID, Service
 from deploy.demo.state import State
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.front_end import BROKE, DONE, FrontEnd, serving
-from tests.integration.test_clients import PROGRAMS, did, run
+from tests.integration.test_clients import PROGRAMS, RUN_SECONDS, TOOLS, did, run
 from tests.integration.test_clients import tools as tools  # noqa: PLC0414 - a fixture
 from tests.integration.whole_service import running
 from worker.store.model import JobId
@@ -273,3 +275,76 @@ def test_the_models_are_those_of_the_document(tools: Path, tmp_path: Path) -> No
 
     for path in (generate.PYTHON, generate.TYPESCRIPT):
         assert (tmp_path / path).read_text() == (generate.HERE / path).read_text(), "make clients writes them anew"
+
+
+UNDO = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  tasks:
+    - {vps.snapshots.snapshot: {server_id: 12345, name: checked}, check_mode: true}
+    - vps.snapshots.snapshot: {server_id: 12345, name: before-update, state: absent}
+      register: kept
+      ignore_errors: true
+    - {ansible.builtin.assert: {that: kept.code == "snapshot_protected"}}
+    - {vps.snapshots.snapshot: {server_id: 12345, name: before-update, protected: false}}
+    - {vps.snapshots.snapshot: {server_id: 12345, name: before-update, state: absent}}
+    - {vps.snapshots.schedule: {server_id: 12345, name: nightly, state: absent}}
+"""
+
+
+async def ansible(folder: Path, service: Service, program: str, *arguments: str | Path) -> str:
+    """What a program of Ansible says, with the collection below the folder."""
+    process = await asyncio.create_subprocess_exec(
+        *(TOOLS / "bin" / program, *arguments),
+        cwd=folder,
+        env={
+            "PATH": f"{TOOLS / 'bin'}:/usr/bin:/bin",
+            "HOME": str(folder),
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": str(generate.HERE / "python"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "ANSIBLE_COLLECTIONS_PATH": str(folder),
+            "ANSIBLE_PIPELINING": "true",
+            "VPS_SNAPSHOTS_URL": service.url,
+            "VPS_SNAPSHOTS_TOKEN": service.client.token,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    async with asyncio.timeout(RUN_SECONDS):
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
+
+
+async def play(folder: Path, service: Service, playbook: str) -> dict[str, int]:
+    """The counts of the recap."""
+    variables = f"server_id={SERVER_ID} ansible_python_interpreter={TOOLS / 'bin' / 'python'}"
+    told = await ansible(folder, service, "ansible-playbook", "-i", "localhost,", playbook, "-e", variables)
+    return {name: int(count) for name, count in re.findall(r"(\w+)=(\d+)", told.partition("PLAY RECAP")[2])}
+
+
+async def test_the_ansible_modules_change_nothing_when_they_run_again(
+    tools: Path, service: Service, tmp_path: Path
+) -> None:
+    place = tmp_path / "ansible_collections" / "vps"
+    place.mkdir(parents=True)
+    (place / "snapshots").symlink_to(generate.HERE / "ansible")
+    (tmp_path / "undo.yml").write_text(UNDO)
+    modules = [f"vps.snapshots.{name}" for name in ("snapshot", "restore", "schedule")]
+    documented = json.loads(await ansible(tmp_path, service, "ansible-doc", "--json", *modules))
+    assert {name for name in modules if {"api_url", "server_id"} <= set(documented[name]["doc"]["options"])} == {
+        *modules
+    }
+
+    first = await play(tmp_path, service, "vps.snapshots.example")
+    second = await play(tmp_path, service, "vps.snapshots.example")
+    undone = await play(tmp_path, service, "undo.yml")
+
+    assert (first["ok"], first["changed"]) == (3, 3)
+    assert (second["ok"], second["changed"]) == (3, 0)
+    assert (undone["changed"], undone["ignored"]) == (4, 1)
+    with ours.Client(service.url, service.client.token) as client:
+        left = await asyncio.to_thread(lambda: [*client.snapshots.list(), *client.schedules.list()])
+    assert left == []
