@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run demo test test-fast check lint format openapi clients sbom lock clean bench bench-pickup \
+.PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi clients sbom lock clean bench bench-pickup \
     bench-admission bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
     bench-footprint chaos fuzz migrations backups-beside dry-runs screenshots survey
 
@@ -25,13 +25,20 @@ help: ## print this help
 	@echo '         T=tests/unit/test_journal.py (make test), WORKERS=3 (parallel test processes)'
 
 setup: ## install Debian packages, and .venv from the lock
+	@DRIVER= deploy/setup.sh
+
+# with DRIVER=fake, only what the service needs without a hypervisor
+setup-run:
 	@deploy/setup.sh
 
 setup-tests: setup $(CLIENT)/.lock
 	@deploy/setup.sh tests
 
-run: setup ## run the whole service with a real guest until Ctrl-C (DRIVER=fake: no hypervisor)
+run: setup-run ## run the whole service with a real guest until Ctrl-C (DRIVER=fake: no hypervisor)
 	@exec $(REAPING) $(BIN)/python -m deploy.demo.run
+
+scene: setup ## run a staged cell with incidents until Ctrl-C: a filled dashboard (PORT=8080)
+	@exec $(BIN)/python -m tests.browser.show
 
 demo: setup ## run a scripted demo: write A, create, write B, restore, A is back, delete
 	@exec $(REAPING) $(BIN)/python -m deploy.demo.demo
@@ -160,5 +167,5 @@ lock: setup $(CLIENT)/.lock ## resolve the dependencies into the lock files (UPG
 	    --omit-lockfile-registry-resolved --no-audit --no-fund --loglevel=error && sed -i -zE \
 	    's/,\n *"funding": (\{[^}]*\}|\[[^]]*\]|"[^"]*")//g' package-lock.json
 
-clean: setup ## delete the state of `make run` (of DRIVER or STATE_DIR; without either, of both drivers)
+clean: setup-run ## delete the state of `make run` (of DRIVER or STATE_DIR; without either, of both drivers)
 	@exec $(BIN)/python -m deploy.demo.run --clean
