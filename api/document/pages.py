@@ -47,7 +47,7 @@ def _of_operators(title: str, *below: str) -> Page:
 
 
 PAGES = (
-    Page(group=CUSTOMERS, name=FIRST, title="First steps"),
+    Page(group=CUSTOMERS, name=FIRST, title="Overview"),
     Page(group=CUSTOMERS, name="requests", title="Requests"),
     Page(group=CUSTOMERS, name="following", title="Follow a job"),
     Page(group=CUSTOMERS, name="errors", title="Errors"),
@@ -75,12 +75,13 @@ _ORDER = ("jobs", "servers", "snapshots")
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What a search can find. `title` is worth more than `text`."""
+    """What a search can find. `title` is worth more than `text`; of several, those that are no detail come first."""
 
     title: str
     where: str
     url: str
     text: str
+    is_detail: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,19 +99,22 @@ class Content:
         return of_guide + [(call.id, call.title) for call in self.calls]
 
     def entries(self) -> Iterator[Entry]:
-        where, path = self.page.title, self.page.path
+        path = self.page.path
+        where = self.page.title if self.page.group != OPERATORS else f"{self.page.title}, for operators"
         yield Entry(title=where, where=self.page.group, url=path, text="")
         for section in self.guide.sections if self.guide else ():
             yield Entry(title=section.title, where=where, url=f"{path}#{section.id}", text=section.text)
         for name, row in self.guide.codes if self.guide else ():
-            yield Entry(title=name, where=where, url=f"{path}#{row}", text="error code")
+            of = "errors of jobs" if row.startswith("job-") else "errors of requests"
+            yield Entry(title=name, where=of, url=f"{path}#{row}", text="error code")
         for call in (*self.calls, *self.messages):
             names = " ".join(each.name for each in (*call.parameters, *call.headers, *call.body))
             text = f"{call.route} {call.text.striptags()} {names}"
             yield Entry(title=call.title, where=call.route, url=f"{path}#{call.id}", text=text)
         for each in self.objects:
             text = " ".join([each.text.striptags(), *each.words, *(f"{of.name} {of.text}" for of in each.fields)])
-            yield Entry(title=each.name, where=f"{where}, object", url=f"{path}#{object_id(each.name)}", text=text)
+            url = f"{path}#{object_id(each.name)}"
+            yield Entry(title=each.name, where=f"{where}, object", url=url, text=text, is_detail=True)
 
 
 @dataclass
@@ -204,13 +208,13 @@ class Site:
         )
 
 
-def _rank(entry: Entry, words: Sequence[str]) -> tuple[int, int] | None:
+def _rank(entry: Entry, words: Sequence[str]) -> tuple[int, ...] | None:
     """Lower is better; None if a word is missing."""
     title, whole = entry.title.lower(), f"{entry.title} {entry.where} {entry.text}".lower()
     if not words or not all(word in whole for word in words):
         return None
     missed = sum(word not in title for word in words)
-    return (missed, 0 if title.startswith(words[0]) else 1)
+    return (missed, entry.is_detail, not title.startswith(words[0]))
 
 
 def _templates() -> "Environment":

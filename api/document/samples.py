@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LANGUAGES: Mapping[str, str] = {"sh": "curl", "python": "Python", "js": "JavaScript"}
+LANGUAGES: Mapping[str, str] = {"sh": "Shell", "python": "Python", "js": "JavaScript"}
 
 Json = Mapping[str, Any]
 _WIDTH = 100  # of a line of a sample

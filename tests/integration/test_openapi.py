@@ -132,6 +132,10 @@ def test_every_version_is_that_of_the_package() -> None:
 
     assert DOCUMENT["info"]["version"] == version(package["name"]) == package["version"]
     assert re.findall(r"^## (\S+)", changelog, re.MULTILINE)[0] == package["version"]
+    clients = PROJECT / "deploy" / "clients"
+    for path in ("python/pyproject.toml", "typescript/package.json", "ansible/galaxy.yml"):
+        (stated,) = re.findall(r'^\s*"?version"?\s*[=:]\s*"?([0-9.]+)', (clients / path).read_text(), re.MULTILINE)
+        assert stated == package["version"], path
 
 
 def test_every_event_of_a_webhook_has_its_message() -> None:
