@@ -25,7 +25,8 @@ build() { # FOLDER RELEASE...
     local folder=$1 options=()
     shift
     for release; do options+=(--debian "$release"); done
-    "$python" -m deploy.packages "$folder" "${options[@]}" >/dev/null
+    "$python" -m deploy.packages "$folder" "${options[@]}" >"$work/build.log" 2>&1 ||
+        { tail -n 20 "$work/build.log" >&2; exit 1; }
 }
 next_revision() { # DEB FOLDER: the same files, as the package that comes after it
     local tree=$work/next.tree
