@@ -48,16 +48,20 @@ RELEASES = {
     "13": Release(number="13", python="3.13.5", glibc_minor=41, libvirt="11.3.0"),
 }
 UNITS = "lib/systemd/system"  # debian/rules moves it to /usr/lib
+WORKER_UNIT = "vps-snapshots-worker.service"
+
+
+def _units() -> list[str]:
+    return sorted(file.name for file in (PROJECT / "deploy" / "systemd").glob("vps-snapshots-*"))
+
+
 PACKAGES = (
     Package(
         side="api",
         locks=("front-end", "tracing"),
         programs=("vps-snapshots-api", "vps-snapshots-gateway"),
         files={f"etc/vps-snapshots/{name}.toml": f"examples/{name}.toml" for name in ("api", "audit", "gateway")}
-        | {
-            f"{UNITS}/vps-snapshots-{unit}": f"systemd/vps-snapshots-{unit}"
-            for unit in ("api.service", "audit.service", "backup.service", "backup.timer", "gateway.service")
-        },
+        | {f"{UNITS}/{name}": f"systemd/{name}" for name in _units() if name != WORKER_UNIT},
     ),
     Package(
         side="worker",
@@ -66,7 +70,7 @@ PACKAGES = (
         files={
             "etc/vps-snapshots/worker.toml": "examples/worker.toml",
             "etc/libvirt/hooks/qemu.d/vps-snapshots": "libvirt/hook.sh",
-            f"{UNITS}/vps-snapshots-worker.service": "systemd/vps-snapshots-worker.service",
+            f"{UNITS}/{WORKER_UNIT}": f"systemd/{WORKER_UNIT}",
             f"{UNITS}/libvirtd.service.d/vps-snapshots.conf": "systemd/libvirtd.conf",
         },
         has_libvirt=True,

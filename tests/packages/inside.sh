@@ -72,7 +72,7 @@ try_packages() {
     absent dpkg-query -W gcc
     /usr/lib/vps-snapshots/worker/bin/python -I -c 'import libvirt, libvirt_qemu, libvirtaio; libvirt.getVersion()'
     absent /usr/lib/vps-snapshots/worker/bin/python -I -c 'import aiohttp'
-    systemd-analyze verify --man=no /usr/lib/systemd/system/vps-snapshots-*.{service,timer}
+    systemd-analyze verify --man=no /usr/lib/systemd/system/vps-snapshots-*
     [ -z "$(find /etc/systemd/system -name 'vps-snapshots-*')" ] || die "a unit is enabled before its settings are edited"
     [ "$(stat -c %a /etc/vps-snapshots/*.toml | sort -u)" = 600 ] || die "settings are not private"
     [ -z "$(find /usr/lib/vps-snapshots -perm /022 ! -type l)" ] || die "users can write programs"
