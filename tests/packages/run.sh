@@ -59,7 +59,7 @@ fresh() {
     mount -t proc proc "$root/proc" && mounted=("$root/proc" "${mounted[@]}")
     mount --bind "$chroots/debs-$1" "$root/var/cache/apt/archives" && mounted=("$root/var/cache/apt/archives" "${mounted[@]}")
 }
-inside() { chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 "${PIP[@]}" "$@"; }
+inside() { chroot "$root" env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 "${PIP[@]}" "$@"; }
 mapfile -t PIP < <(env | grep -E '^PIP_(INDEX_URL|CERT|DEFAULT_TIMEOUT)=' || true)
 
 say "building for Debian ${releases[*]}, and for ${releases[0]} again"
