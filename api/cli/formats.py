@@ -74,6 +74,19 @@ def job_state(job: Body) -> "Text":
     return word("stranded" if is_stranded(job) else "cancelled" if job_error(job) == "cancelled" else job["state"])
 
 
+def server_state(server: Body) -> "Text":
+    """The most important part of a server's state. A service of an earlier version does not tell its job's state."""
+    if server.get("stranded_by"):
+        return word("stranded")
+    return word("queued" if (server["job"] or {}).get("state") == "queued" else server["status"])
+
+
+def off_for(thing: Body) -> str | None:
+    """How long the guest of a server or a job is off for a job."""
+    since = thing.get("off_since")
+    return words.elapsed(moment(since)) if since else None
+
+
 def is_stranded(job: Body) -> bool:
     """Whether the server still needs a repair. Jobs in lists have no `resolution` and count as unresolved."""
     return bool(job["error"] and job["error"]["stranded"] and not job.get("resolution"))
@@ -111,6 +124,7 @@ def run_facts(job: Body) -> tuple[tuple[str, str | None], ...]:
     return (
         ("took", between(job["started_at"], job["finished_at"])),
         ("downtime", None if downtime is None else words.span(downtime)),
+        ("off for", off_for(job)),
     )
 
 

@@ -19,7 +19,8 @@ app = group("Show a server, or say where it is and whose.")
 COLUMNS = (
     Column(title="SERVER", of=lambda server: server["id"]),
     Column(title="NAME", of=lambda server: server["name"]),
-    Column(title="STATUS", of=lambda server: formats.word("stranded" if server["stranded_by"] else server["status"])),
+    Column(title="STATUS", of=formats.server_state),
+    Column(title="OFF FOR", of=lambda server: formats.off_for(server) or "-", yields=7, right=True),
     Column(title="POWER", of=lambda server: server["power"], yields=4),
     Column(title="SNAPSHOTS", of=lambda server: f"{server['snapshots']}/{server['snapshots_max']}", yields=3),
     Column(title="NODE", of=lambda server: server["node"], yields=1),
@@ -69,12 +70,16 @@ def list_servers(
     node: NodeFilter = None,
     account_id: AccountId = None,
     stranded: Annotated[bool, typer.Option("--stranded", help="Only stranded servers.")] = False,
+    off: Annotated[
+        bool, typer.Option("--off", help="Only servers whose guests are off for a job, longest first.")
+    ] = False,
     limit: Limit = 100,
     everything: All = False,
     as_json: Json = False,
 ) -> None:
     """List servers."""
-    query = {"node": node, "account_id": account_id, "stranded": "true" if stranded else None}
+    query = {"node": node, "account_id": account_id}
+    query |= {name: "true" for name, wanted in (("stranded", stranded), ("off", off)) if wanted}
     rows = None if everything else limit
     list_all(context, "ops/servers/", query, COLUMNS, limit=rows, as_json=as_json, none="No matching servers.")
 
@@ -187,9 +192,13 @@ def _show_one(output: Output, server: Body) -> None:
     output.facts(
         (
             ("server", formats.named(server)),
-            ("status", formats.word("stranded" if stranded_by else server["status"])),
+            ("status", formats.server_state(server)),
+            ("off for", formats.off_for(server)),
             ("stranded by", stranded_by),
-            ("job", f"{job['id']} ({job['kind']})" if job else None),
+            (
+                "job",
+                f"{job['id']} ({job['kind']}{', queued' if job.get('state') == 'queued' else ''})" if job else None,
+            ),
             ("snapshots", f"{server['snapshots']} of {server['snapshots_max']}"),
             ("reachable", "yes" if server["reachable"] else "no: its node is not responding or no longer has it"),
             ("power", server.get("power")),

@@ -53,6 +53,7 @@ async def show(context: Context, request: OperatorRequest) -> web.Response:
         "overview.html",
         overview=overview,
         stranded=stranded,
+        off=await _off(operators, overview),
         alarms=await alarms(operators, overview),
         running=running.results,
         failed=failed.results if failed else (),
@@ -65,6 +66,14 @@ async def _stranded(operators: OperatorStore, overview: Overview) -> list[Strand
         return []
     page = await operators.servers(node=None, account_id=None, stranded=True, cursor=Cursor(limit=LIMIT))
     return [Stranded(server=server, job=await stranding_job(operators, server)) for server in page.results]
+
+
+async def _off(operators: OperatorStore, overview: Overview) -> tuple[OpsServer, ...]:
+    """The servers whose guests are off for a job, longest first."""
+    if not overview.servers_off:
+        return ()
+    page = await operators.servers(node=None, account_id=None, stranded=False, off=True, cursor=Cursor(limit=LIMIT))
+    return tuple(page.results)
 
 
 async def stranding_job(operators: OperatorStore, server: OpsServer) -> Job | None:

@@ -97,6 +97,8 @@ def _templates() -> "Environment":
     filters = (
         words.span,
         words.ago,
+        words.elapsed,
+        words.seconds_since,
         words.absolute,
         words.machine,
         words.size,

@@ -24,7 +24,7 @@ JOBS_LIMIT = 25
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     query = read_query(request, OpsServersQuery, limit=LIMIT)
     page = await context.operators.servers(
-        node=query.node, account_id=query.account_id, stranded=query.stranded, cursor=query.cursor
+        node=query.node, account_id=query.account_id, stranded=query.stranded, off=query.off, cursor=query.cursor
     )
     return context.rendering.page(
         request.http, "servers.html", filters=read_filters(request, query), page=page, slots=SNAPSHOTS_PER_SERVER

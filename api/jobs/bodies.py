@@ -245,12 +245,19 @@ class JobList(Open):
     results: tuple[Job, ...]
 
 
+OffSince = Annotated[
+    Timestamp | None,
+    Field(description="since when the guest is off for a job: when it was asked to stop; null: it is not off for one"),
+]
+
+
 class OpsJobSummary(Job):
     """A job of any account."""
 
     account_id: int
     node: str
     request_id: str
+    off_since: OffSince
 
 
 class OpsJobList(Open):

@@ -72,7 +72,7 @@ JOBS = bodies.JobList(count=1, results=(COMPLETED,))
 
 
 def _ops(job: bodies.Job) -> bodies.OpsJobSummary:
-    return bodies.OpsJobSummary(**dict(job), account_id=77, node="node-17", request_id=REQUEST_ID)
+    return bodies.OpsJobSummary(**dict(job), account_id=77, node="node-17", request_id=REQUEST_ID, off_since=None)
 
 
 OPS_COMPLETED = _ops(COMPLETED)

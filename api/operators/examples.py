@@ -67,6 +67,7 @@ OVERVIEW = Overview(
     completed=Ended(hour=31, day=702),
     failed=Ended(hour=0, day=2),
     stranded_servers=0,
+    servers_off=1,
     nodes=NodeCounts(alive=47, silent=1, paused=1),
     servers_with_findings=1,
     unreadable_records=1,

@@ -85,11 +85,11 @@ class OpsServerCalls:
     async def ops_list_servers(self, request: web.Request, _: Token) -> web.Response:
         """List all servers.
 
-        Sorted by ID; with `stranded`, by the time at which they were stranded.
+        Sorted by ID; with `stranded` or `off`, those that have been so for longest first.
         """
         query = reading.query(request, OpsServersQuery)
         page = await self._operators.servers(
-            node=query.node, account_id=query.account_id, stranded=query.stranded, cursor=query.cursor
+            node=query.node, account_id=query.account_id, stranded=query.stranded, off=query.off, cursor=query.cursor
         )
         return cursor_answer(request, page, bodies.OpsServerList, bodies.ops_server)
 

@@ -6,6 +6,7 @@ from api.servers.bodies import (
     BusyJob,
     Finding,
     NodeBody,
+    OpsBusyJob,
     OpsServer,
     OpsServerDetails,
     OpsServerList,
@@ -14,7 +15,7 @@ from api.servers.bodies import (
     ServerEdit,
 )
 from api.snapshots.examples import DETAILS
-from worker.store.model import SNAPSHOTS_PER_SERVER, AccountId, JobKind, ServerState
+from worker.store.model import SNAPSHOTS_PER_SERVER, AccountId, JobKind, JobState, ServerState
 
 SERVER = Server(
     **dict(SERVER_NAME),
@@ -28,7 +29,14 @@ SERVER = Server(
 EDIT = ServerEdit(consistency="live")
 FINDINGS = (Finding(kind="torn_snapshot", tag="vps-801", at=ASKED),)
 OPS_SERVER = OpsServer(
-    **dict(SERVER), account_id=77, node="node-17", power="on", missing=False, stranded_by=None, findings=FINDINGS
+    **dict(SERVER) | {"job": OpsBusyJob(id=JOB_ID, kind=JobKind.RESTORE, state=JobState.IN_PROGRESS)},
+    account_id=77,
+    node="node-17",
+    power="off",
+    off_since=ASKED,
+    missing=False,
+    stranded_by=None,
+    findings=FINDINGS,
 )
 OPS_SERVERS = OpsServerList(count=1, after=None, results=(OPS_SERVER,))
 OPS_DETAILS = OpsServerDetails(**dict(OPS_SERVER), snapshot_list=(DETAILS,), jobs=(OPS_COMPLETED,))

@@ -2,6 +2,7 @@
 them."""
 
 import re
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -234,6 +235,10 @@ async def _schedules(seen: Keyspace, api: FrontEnd) -> None:
 async def _failures(seen: Keyspace, ops: Ops, snapshot_id: SnapshotId) -> None:
     cell = ops.api.cell
     answer = await ops.api.create("stranded")
+    await cell.node.begin(_job_of(answer))
+    stopping = StepBegun(step=Step.STOPPING, at=time.time(), attempt=1)
+    await cell.node.progress(_job_of(answer), Step.STOPPING, JobReport(steps=(stopping,)))
+    await seen.look()
     await ops.api.work(answer, failed("start_failed", stranded=True))
     await seen.look()
     await ops.post(f"jobs/{_job_of(answer)}/resolve/", {"reason": "started by hand"})

@@ -1,4 +1,4 @@
--- include: clock, records, nodes, findings, placement, claims
+-- include: clock, records, nodes, findings, placement, claims, off
 -- A node reports which servers it has and, from time to time, what it runs on.
 -- ask: {node, owner, silent_ms, placement: 'claim' or 'declared', servers: [{id, account, name, power}] (all as text),
 -- left: result (see `conclude`) of a job whose server has left its node, about: JSON of the node or '', free_bytes: of
@@ -61,6 +61,7 @@ local function have(found, known)
     redis.call('HSET', key, 'v', LISTED, 'name', found.name, 'account', account, 'node', node, 'power', found.power)
   end
   if known.power == 'on' and found.power ~= 'on' then redis.call('HSET', key, 'ran_ms', now_ms()) end -- until then
+  if known.power ~= 'on' and found.power == 'on' then back_on(found.id, known) end
   if not is_here then redis.call('HSET', key, 'unpublished', '1') end
   if not is_here or known.unpublished then fresh[#fresh + 1] = found.id end
   redis.call('HDEL', key, 'missing', 'placed')

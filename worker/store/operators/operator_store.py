@@ -190,10 +190,10 @@ class OperatorStore(Scripts):
     # --- servers, findings, audit ---
 
     async def servers(
-        self, *, node: str | None, account_id: AccountId | None, stranded: bool, cursor: Cursor
+        self, *, node: str | None, account_id: AccountId | None, stranded: bool, off: bool = False, cursor: Cursor
     ) -> CursorPage[OpsServer]:
-        """In the order of their IDs; stranded ones in the order in which they were stranded."""
-        ask = given(node=node, account=account_id, stranded=stranded or None) | cursor.for_script()
+        """In the order of their IDs; those that are stranded, or whose guests are `off` for a job, longest first."""
+        ask = given(node=node, account=account_id, stranded=stranded or None, off=off or None) | cursor.for_script()
         count, after, *rows = await self._call("operators/servers", ask)
         return CursorPage.of(count, after, await self._many(ops_records.server, rows, kind="server"))
 

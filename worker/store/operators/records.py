@@ -8,7 +8,7 @@ from typing import Any
 
 from worker.store import errors, records
 from worker.store.calls import kind_of, shown_job
-from worker.store.model import AccountId, Job, JobId, ServerId, ServerView
+from worker.store.model import AccountId, Job, JobId, JobState, ServerId, ServerView
 from worker.store.reports import NodeFacts
 
 
@@ -69,6 +69,8 @@ class OpsServer:
     missing: bool  # its node no longer reports it
     stranded_by: JobId | None
     findings: tuple[Finding, ...]
+    job_state: JobState | None = None  # of the job that holds it
+    off_since: datetime | None = None  # when a job asked the running guest to stop; None: it is not off for a job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +202,7 @@ def refused_claim(shown: list[bytes]) -> RefusedClaim:
 
 
 def server(shown: list[Any]) -> OpsServer:
-    server_id, flat, holding, counted, found = shown
+    server_id, flat, holding, state, counted, found, off_ms = shown
     record = records.pairs(flat)
     known = records.server(ServerId(int(server_id)), record, kind_of(holding))
     return OpsServer(
@@ -209,6 +211,8 @@ def server(shown: list[Any]) -> OpsServer:
         missing="missing" in record,
         stranded_by=JobId(record["stranded"]) if "stranded" in record else None,
         findings=records.part(_findings, found, key=f"node:{known.node}:findings {known.id}", otherwise=()),
+        job_state=JobState(state.decode()) if state else None,
+        off_since=records.moment(off_ms) if off_ms else None,
     )
 
 

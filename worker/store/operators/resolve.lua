@@ -1,4 +1,4 @@
--- include: clock, records, idempotency
+-- include: clock, records, idempotency, off
 -- Mark a stranded job as resolved. A server that a later job has stranded as well stays stranded.
 -- ask: {job, by, reason, idempotency (see `replay`)}
 -- Answers {'admitted'} or {'refused', code}.
@@ -11,6 +11,7 @@ local function resolve()
   if job.stranded ~= '1' or job.resolved_ms then return {'refused', 'job_not_stranded'} end
   redis.call('HSET', key, 'resolved_ms', now_ms(), 'resolved_by', ask.by, 'resolved_reason', ask.reason)
   if redis.call('HGET', 'server:' .. job.server, 'stranded') == ask.job then
+    back_on(job.server, {stranded = ask.job})
     redis.call('HDEL', 'server:' .. job.server, 'stranded')
     redis.call('ZREM', 'servers:stranded', job.server)
   end

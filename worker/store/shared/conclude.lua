@@ -1,4 +1,5 @@
--- include: clock, records, states, job_lists, queue, transitions, stats, snapshots, retention, removal, events, kept
+-- include: clock, records, states, job_lists, queue, transitions, stats, snapshots, retention, removal, events
+-- include: kept, off
 -- The end of a job.
 
 -- snapshot: its record, which is in progress, or completed where a node has just lost it.
@@ -80,6 +81,8 @@ local function conclude(job_id, job, result)
   if redis.call('HGET', 'server:' .. job.server, 'job') == job_id then
     redis.call('HDEL', 'server:' .. job.server, 'job')
   end
+  local is_off = result.stranded == '1' and redis.call('HGET', 'server:' .. job.server, 'power') ~= 'on'
+  if job.off_ms and not is_off then forget_off(job_id, job.server) end
   if result.undoable_ms ~= '' then
     redis.call('HSET', 'job:' .. job_id, 'undoable_until_ms', now + tonumber(result.undoable_ms))
     redis.call('HSET', 'server:' .. job.server, 'undoable', job_id) -- the latest only
