@@ -218,6 +218,7 @@ def show_one(output: Output, job: Body) -> None:
             ("what", formats.what(job)),
             ("state", formats.job_state(job)),
             ("error", f"{error['code']}: {error['detail']}" if error else None),
+            ("cause", job.get("cause")),
             ("runbook", job.get("runbook")),
             (
                 "resolved",

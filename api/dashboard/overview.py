@@ -15,7 +15,7 @@ from worker.store.model import Job, JobState
 from worker.store.operators.memory import Memory
 from worker.store.operators.operator_store import JobFilter, OperatorStore
 from worker.store.operators.overview import Overview
-from worker.store.operators.records import Node, OpsServer
+from worker.store.operators.records import Node, OpsJob, OpsServer
 from worker.store.reports import Pool
 
 LIMIT = 10  # of each list; the page links to the rest
@@ -65,7 +65,10 @@ async def _stranded(operators: OperatorStore, overview: Overview) -> list[Strand
     if not overview.stranded_servers:
         return []
     page = await operators.servers(node=None, account_id=None, stranded=True, cursor=Cursor(limit=LIMIT))
-    return [Stranded(server=server, job=await stranding_job(operators, server)) for server in page.results]
+    return [
+        Stranded(server=server, job=found.job if (found := await stranding_job(operators, server)) else None)
+        for server in page.results
+    ]
 
 
 async def _off(operators: OperatorStore, overview: Overview) -> tuple[OpsServer, ...]:
@@ -76,12 +79,12 @@ async def _off(operators: OperatorStore, overview: Overview) -> tuple[OpsServer,
     return tuple(page.results)
 
 
-async def stranding_job(operators: OperatorStore, server: OpsServer) -> Job | None:
+async def stranding_job(operators: OperatorStore, server: OpsServer) -> OpsJob | None:
     """The job that stranded the server; None if its record has expired or can't be read."""
     if server.stranded_by is None:
         return None
     try:
-        return (await operators.job(server.stranded_by)).job
+        return await operators.job(server.stranded_by)
     except (errors.JobNotFound, errors.RecordUnreadable):
         return None
 

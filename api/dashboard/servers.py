@@ -34,6 +34,7 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
 async def show_one(context: Context, request: OperatorRequest) -> web.Response:
     server_id = in_path(request.http, SERVER_ID)
     found = await context.operators.server(server_id)
+    stranding = await stranding_job(context.operators, found)
     snapshots = await context.store.snapshots(
         account_id=found.view.server.account_id,
         wanted=SnapshotFilter(server_id=server_id),
@@ -46,7 +47,8 @@ async def show_one(context: Context, request: OperatorRequest) -> web.Response:
         found=found,
         server=found.view.server,
         slots=SNAPSHOTS_PER_SERVER,
-        stranding=await stranding_job(context.operators, found),
+        stranding=stranding.job if stranding else None,
+        cause=stranding.cause if stranding else None,
         snapshots=snapshots.results,
         jobs=await context.operators.jobs(JobFilter(server_id=server_id), Cursor(limit=JOBS_LIMIT)),
         meanings=MEANINGS,

@@ -298,6 +298,10 @@ class OpsJob(OpsJobSummary):
 
     retry: Retry
 
+    cause: Annotated[
+        str | None,
+        Field(description="of its failure: what libvirt, QEMU or qemu-img said, with host paths; not for customers"),
+    ]
     power_found: Annotated[str | None, Field(description="`on`, `off` or `paused`, when its node started it")]
     power_now: str | None
     runbook: Annotated[str | None, Field(description="the section of the runbook on its error")]

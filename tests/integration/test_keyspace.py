@@ -5,7 +5,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -239,7 +239,7 @@ async def _failures(seen: Keyspace, ops: Ops, snapshot_id: SnapshotId) -> None:
     stopping = StepBegun(step=Step.STOPPING, at=time.time(), attempt=1)
     await cell.node.progress(_job_of(answer), Step.STOPPING, JobReport(steps=(stopping,)))
     await seen.look()
-    await ops.api.work(answer, failed("start_failed", stranded=True))
+    await ops.api.work(answer, replace(failed("start_failed", stranded=True), cause="starting: no memory"))
     await seen.look()
     await ops.post(f"jobs/{_job_of(answer)}/resolve/", {"reason": "started by hand"})
     retried = await ops.call("POST", f"jobs/{_job_of(answer)}/retry/", {}, headers={KEY: "retry"})

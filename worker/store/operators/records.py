@@ -117,6 +117,7 @@ class OpsJob:
     steps: tuple[StepTaken, ...]
     log: tuple[Mapping[str, Any], ...]
     resolution: Resolution | None
+    cause: str | None  # of its failure: the hypervisor's own words, with paths of the host; never shown to customers
 
     @property
     def job(self) -> Job:
@@ -230,6 +231,7 @@ def job(shown: list[Any]) -> OpsJob:
         resolution=Resolution(at=records.moment(resolved), by=record["resolved_by"], reason=record["resolved_reason"])
         if resolved
         else None,
+        cause=record.get("failure_cause"),
     )
 
 

@@ -51,7 +51,8 @@ local function put_off_delete(id, job, result, now)
 end
 
 -- End a job: set its state, take it out of its node's queue, settle its snapshot, free its server.
--- result: state, kept_ms: retention of the job's record, failure_code, failure_detail, stranded, downtime_seconds,
+-- result: state, kept_ms: retention of the job's record, failure_code, failure_detail, failure_cause: for operators
+-- only, or '', stranded, downtime_seconds,
 -- snapshot_status, size_mb, retry_ms, retry_most_ms, undoable_ms, notes and contents (JSON or ''), note_codes,
 -- audited_codes, note_codes_ms
 local function conclude(job_id, job, result)
@@ -60,6 +61,9 @@ local function conclude(job_id, job, result)
   forget_queued(job_id, job)
   redis.call('HSET', 'job:' .. job_id, 'finished_ms', now, 'failure_code', result.failure_code,
     'failure_detail', result.failure_detail, 'stranded', result.stranded, 'downtime_seconds', result.downtime_seconds)
+  if (result.failure_cause or '') ~= '' then
+    redis.call('HSET', 'job:' .. job_id, 'failure_cause', result.failure_cause)
+  end
   keep_notes(job_id, job, result)
   redis.call('ZREM', 'jobs:waiting', job_id)
   count_end(job, result, now)
