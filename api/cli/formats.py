@@ -87,6 +87,14 @@ def off_for(thing: Body) -> str | None:
     return words.elapsed(moment(since)) if since else None
 
 
+def waiting_facts(job: Body) -> tuple[tuple[str, str | None], ...]:
+    """Why a queued job has not begun. A service of an earlier version does not say."""
+    waiting = job.get("waiting")
+    if not waiting:
+        return ()
+    return ("waits", waiting["detail"]), ("given up", waiting["given_up_at"] and f"{at(waiting['given_up_at'])} UTC")
+
+
 def is_stranded(job: Body) -> bool:
     """Whether the server still needs a repair. Jobs in lists have no `resolution` and count as unresolved."""
     return bool(job["error"] and job["error"]["stranded"] and not job.get("resolution"))

@@ -13,9 +13,10 @@ from worker.store import errors
 from worker.store.calls import Cursor
 from worker.store.model import Job, JobState
 from worker.store.operators.memory import Memory
+from worker.store.operators.nodes import Node
 from worker.store.operators.operator_store import JobFilter, OperatorStore
 from worker.store.operators.overview import Overview
-from worker.store.operators.records import Node, OpsJob, OpsServer
+from worker.store.operators.records import OpsJob, OpsServer
 from worker.store.reports import Pool
 
 LIMIT = 10  # of each list; the page links to the rest

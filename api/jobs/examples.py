@@ -87,6 +87,7 @@ OPS_FAILED = bodies.OpsJob(
         " the job is still wanted, force the retry.",
     ),
     **dict(_ops(FAILED)),
+    waiting=None,
     cause=None,
     power_found="on",
     power_now="on",

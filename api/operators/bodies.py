@@ -14,7 +14,7 @@ from worker.store import errors
 from worker.store.access.tokens import OPERATORS, NewToken, Permission, Token
 from worker.store.calls import CursorPage
 from worker.store.model import AccountId, Job
-from worker.store.operators import records
+from worker.store.operators import nodes, records
 from worker.store.reports import NodeFacts
 
 TokenIdInPath = Annotated[str, *fields.hex_id("token", "0a1b2c3d4e5f")]
@@ -132,6 +132,7 @@ class OpsNode(Open):
     paused: Annotated[Pause | None, Field(description="set while it starts no new jobs")]
     versions: Annotated[dict[str, str], Field(description="of `worker`, `hypervisor` and `emulator`")]
     pools: tuple[dict[str, Any], ...]
+    slots: Annotated[int | None, Field(description="jobs that it runs at a time; null: not reported")]
     queued: int
     running: int
     servers: int
@@ -270,19 +271,20 @@ class TokenList(Open):
     results: tuple[OpsToken, ...]
 
 
-def node(record: records.Node) -> OpsNode:
+def node(record: nodes.Node) -> OpsNode:
     facts = record.facts or NodeFacts(worker="", hypervisor="", emulator="", pools=())
-    versions = facts.model_dump(exclude={"pools"})
+    versions = facts.model_dump(include={"worker", "hypervisor", "emulator"})
     return from_record(
         OpsNode,
         record,
         paused=record.pause,
         versions={program: version for program, version in versions.items() if version},
         pools=tuple(pool.model_dump() for pool in facts.pools),
+        slots=facts.slots or None,
     )
 
 
-def node_details(record: records.Node, running: CursorPage[Job]) -> OpsNodeDetails:
+def node_details(record: nodes.Node, running: CursorPage[Job]) -> OpsNodeDetails:
     return OpsNodeDetails(**dict(node(record)), jobs=tuple(map(ops_job_summary, running.results)))
 
 

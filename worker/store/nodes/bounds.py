@@ -43,4 +43,6 @@ def bounded_facts(facts: NodeFacts) -> NodeFacts:
             Pool(path=pool.path[:NAME_MAX], free_bytes=pool.free_bytes, total_bytes=pool.total_bytes)
             for pool in facts.pools[:POOLS_MAX]
         ),
+        slots=max(0, facts.slots),
+        boot=facts.boot[:NAME_MAX],
     )

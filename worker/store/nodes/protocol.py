@@ -10,7 +10,7 @@ each side the highest number that both know; a node says nothing to an older gat
 - 1: as of the first release.
 - 2: `take` has the field `begin`, and may give jobs that it has begun; `stop_taking`; a snapshot's `consistency`; a
   begun job's `live`.
-- 3: the `cause` of a job's outcome.
+- 3: the `cause` of a job's outcome; a node's `slots` and `boot`.
 """
 
 from collections.abc import Mapping
@@ -190,6 +190,8 @@ class NodeFacts(Message):
     hypervisor: Word
     emulator: Word
     pools: Annotated[tuple[Pool, ...], Field(max_length=64)]
+    slots: Count = 0
+    boot: Word = ""
 
 
 class PublishedSnapshot(Message):
@@ -329,6 +331,7 @@ def _call(ask: type[Message], answer: Any, *, newer: Mapping[int, Excluded] | No
     return Call(ask=ask, answer=TypeAdapter(answer), newer=newer or {})
 
 
+_NEWER_FACTS = {"about": {"slots", "boot"}}
 _NEWER_CONTENTS = {"contents": {"consistency"}}
 
 
@@ -343,7 +346,7 @@ CALLS: Mapping[str, Call] = {
     "finish": _call(
         Finish, str, newer={1: {"outcome": _NEWER_CONTENTS | {"cause": True}}, 2: {"outcome": {"cause": True}}}
     ),
-    "report": _call(Report, Reported),
+    "report": _call(Report, Reported, newer={1: _NEWER_FACTS, 2: _NEWER_FACTS}),
     "publish": _call(
         Publish,
         tuple[SnapshotId, ...],

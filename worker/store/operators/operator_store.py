@@ -5,6 +5,7 @@ Each list is read by one script, which looks at a bounded number of entries.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from arq.connections import ArqRedis
@@ -18,6 +19,7 @@ from worker.store.customers.customer_store import CustomerStore, RetryRule
 from worker.store.model import (
     NODE_SILENT_SECONDS,
     RETRY_WITHIN_SECONDS,
+    WAITING_SECONDS,
     AccountId,
     Job,
     JobId,
@@ -25,12 +27,13 @@ from worker.store.model import (
     JobState,
     ServerId,
 )
+from worker.store.operators import nodes
 from worker.store.operators import records as ops_records
 from worker.store.operators.memory import Memory, memory_of
+from worker.store.operators.nodes import Node
 from worker.store.operators.overview import Counted, Overview, overview
 from worker.store.operators.records import (
     AuditEntry,
-    Node,
     OpsJob,
     OpsServer,
     RefusedClaim,
@@ -80,12 +83,15 @@ class OperatorStore(Scripts):
         *,
         node_silent_seconds: float = NODE_SILENT_SECONDS,
         retry_within_seconds: float = RETRY_WITHIN_SECONDS,
+        waiting_seconds: float = WAITING_SECONDS,
     ) -> None:
-        """`retry_within_seconds`: how long after its failure a job is retried without force."""
+        """`retry_within_seconds`: how long after its failure a job is retried without force. `waiting_seconds`: how
+        long a job waits for a silent node."""
         super().__init__(redis)
         self._rule = RetryRule(within_seconds=retry_within_seconds)
         self._store = store
         self._silent_ms = round(node_silent_seconds * 1000)
+        self._waiting_seconds = waiting_seconds
         self._counted = Counted()
 
     async def _do(self, name: str, idempotency: Idempotency | None, *, about: str = "", **ask: str) -> None:
@@ -110,10 +116,12 @@ class OperatorStore(Scripts):
 
     async def job(self, job_id: JobId) -> OpsJob:
         """Raises JobNotFound."""
-        found = await self._call("operators/job", {"job": job_id, "rule": self._rule.for_script()})
+        ask = {"job": job_id, "rule": self._rule.for_script(), "silent_ms": self._silent_ms}
+        found = await self._call("operators/job", ask)
         if found is None:
             raise errors.JobNotFound.of(id=job_id)
-        return await self._one(ops_records.job, [job_id.encode(), *found], kind="job")
+        read = partial(ops_records.job, waiting_seconds=self._waiting_seconds)
+        return await self._one(read, [job_id.encode(), *found], kind="job")
 
     async def once(self, idempotency: Idempotency) -> None:
         """Record a bulk request under its key, before its parts are executed one by one."""
@@ -160,14 +168,14 @@ class OperatorStore(Scripts):
         ask = {"sort": sort.lstrip("-"), "descending": sort.startswith("-"), "silent_ms": self._silent_ms}
         ask |= cursor.for_script() | ({"state": state} if state else {})
         after, *rows = await self._call("operators/nodes", ask)
-        return CursorPage.of(-1, after, await self._many(ops_records.node, rows, kind="node"))
+        return CursorPage.of(-1, after, await self._many(nodes.node, rows, kind="node"))
 
     async def node(self, name: str) -> Node:
         """Raises NodeNotFound."""
         _, *rows = await self._call("operators/nodes", {"node": name, "silent_ms": self._silent_ms})
         if not rows:
             raise errors.NodeNotFound.of(id=name)
-        return await self._one(ops_records.node, rows[0], kind="node")
+        return await self._one(nodes.node, rows[0], kind="node")
 
     async def pause(self, name: str, *, by: str, reason: str, idempotency: Idempotency | None = None) -> Node:
         """The node starts no new job; running jobs continue, waiting jobs wait. Raises NodeNotFound."""

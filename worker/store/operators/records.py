@@ -9,28 +9,8 @@ from typing import Any
 from worker.store import errors, records
 from worker.store.calls import kind_of, shown_job
 from worker.store.model import AccountId, Job, JobId, JobState, ServerId, ServerView
-from worker.store.reports import NodeFacts
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pause:
-    since: datetime
-    reason: str
-    by: str  # name of the operator's token
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    name: str
-    alive: bool
-    heartbeat_at: datetime
-    worker_at: str  # its worker's process and machine, readable
-    pause: Pause | None
-    facts: NodeFacts | None  # None: not reported yet
-    queued: int
-    running: int
-    servers: int
-    findings: int  # servers with findings
+from worker.store.operators import waiting
+from worker.store.operators.waiting import Waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +97,7 @@ class OpsJob:
     steps: tuple[StepTaken, ...]
     log: tuple[Mapping[str, Any], ...]
     resolution: Resolution | None
+    waiting: Waiting | None  # of a queued job
     cause: str | None  # of its failure: the hypervisor's own words, with paths of the host; never shown to customers
 
     @property
@@ -139,30 +120,6 @@ class AuditEntry:
     at: datetime
     fields: Mapping[str, str]
     notes: tuple[str, ...] = ()  # codes of the notes of the entry's job
-
-
-def node(shown: list[Any]) -> Node:
-    name, flat, silent, queued, running, servers, findings = shown
-    record = records.pairs(flat)
-    paused = record.get("paused_ms")
-    return Node(
-        name=name.decode(),
-        alive=not silent,
-        heartbeat_at=records.moment(record["heartbeat_ms"]),
-        worker_at=record["who"],
-        pause=Pause(since=records.moment(paused), reason=record["paused_reason"], by=record["paused_by"])
-        if paused
-        else None,
-        facts=records.part(_facts, record.get("about", ""), key=f"node:{name.decode()}", otherwise=None),
-        queued=queued,
-        running=running,
-        servers=servers,
-        findings=findings,
-    )
-
-
-def _facts(text: str) -> NodeFacts | None:
-    return NodeFacts.model_validate_json(text) if text else None
 
 
 def _findings(text: bytes) -> tuple[Finding, ...]:
@@ -217,8 +174,9 @@ def server(shown: list[Any]) -> OpsServer:
     )
 
 
-def job(shown: list[Any]) -> OpsJob:
-    job_id, row, steps, lines, power_now, refused = shown
+def job(shown: list[Any], *, waiting_seconds: float) -> OpsJob:
+    """`waiting_seconds`: how long a job waits for a silent node."""
+    job_id, row, steps, lines, power_now, refused, waits = shown
     key = f"job:{job_id.decode()}"
     record = records.pairs(row[1])
     resolved = record.get("resolved_ms")
@@ -231,6 +189,7 @@ def job(shown: list[Any]) -> OpsJob:
         resolution=Resolution(at=records.moment(resolved), by=record["resolved_by"], reason=record["resolved_reason"])
         if resolved
         else None,
+        waiting=waiting.waiting(record["node"], waits, waiting_seconds) if waits else None,
         cause=record.get("failure_cause"),
     )
 

@@ -1,0 +1,40 @@
+"""Why a queued job has not begun, in words."""
+
+from api.words import ago, plural, rough
+from worker.store.operators.nodes import Pause
+from worker.store.operators.waiting import Waiting, WaitReason
+
+
+def why(waiting: Waiting) -> str:
+    """A sentence or two for operators."""
+    match waiting.reason:
+        case WaitReason.SILENT:
+            last = f"its last heartbeat was {ago(waiting.heartbeat_at)}" if waiting.heartbeat_at else "it never has"
+            return f"{waiting.node} does not respond; {last}."
+        case WaitReason.PAUSED if waiting.pause is not None:
+            return f"{paused(waiting.node, waiting.pause)} Its jobs wait until it is resumed."
+        case WaitReason.SERVER_BUSY if waiting.busy_with is not None:
+            return f"The server is busy with job {waiting.busy_with[:8]}."
+        case WaitReason.SLOTS_FULL:
+            return f"All slots of {waiting.node} are taken: it runs {plural(waiting.running, 'job')}."
+    return f"{waiting.node} takes it within seconds."
+
+
+def paused(node: str, pause: Pause) -> str:
+    """A sentence."""
+    return f"{pause.by} paused {node} {ago(pause.since)}: {pause.reason.rstrip('.')}."
+
+
+def place(waiting: Waiting) -> str:
+    """Its place in the queue."""
+    if waiting.queued <= 1:
+        return f"It is the only job in the queue of {waiting.node}."
+    return f"It is number {waiting.place} of {waiting.queued} in the queue of {waiting.node}."
+
+
+def given_up(waiting: Waiting) -> str:
+    """When it is given up."""
+    if waiting.given_up_at is None:
+        most = rough(waiting.given_up_after_seconds)
+        return f"It waits as long as {waiting.node} responds, and is given up after {most} of silence."
+    return f"It is given up {ago(waiting.given_up_at)}, unless the node responds before."

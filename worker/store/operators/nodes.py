@@ -1,0 +1,57 @@
+"""Nodes as operators see them, parsed from the scripts' answers."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from worker.store import records
+from worker.store.reports import NodeFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pause:
+    since: datetime
+    reason: str
+    by: str  # name of the operator's token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    name: str
+    alive: bool
+    heartbeat_at: datetime
+    worker_at: str  # its worker's process and machine, readable
+    pause: Pause | None
+    facts: NodeFacts | None  # None: not reported yet
+    queued: int
+    running: int
+    servers: int
+    findings: int  # servers with findings
+
+
+def node(shown: list[Any]) -> Node:
+    name, flat, silent, queued, running, servers, findings = shown
+    record = records.pairs(flat)
+    return Node(
+        name=name.decode(),
+        alive=not silent,
+        heartbeat_at=records.moment(record["heartbeat_ms"]),
+        worker_at=record["who"],
+        pause=read_pause(record),
+        facts=records.part(read_facts, record.get("about", ""), key=f"node:{name.decode()}", otherwise=None),
+        queued=queued,
+        running=running,
+        servers=servers,
+        findings=findings,
+    )
+
+
+def read_pause(record: records.Hash) -> Pause | None:
+    since = record.get("paused_ms")
+    if not since:
+        return None
+    return Pause(since=records.moment(since), reason=record["paused_reason"], by=record["paused_by"])
+
+
+def read_facts(text: str) -> NodeFacts | None:
+    return NodeFacts.model_validate_json(text) if text else None
