@@ -20,6 +20,7 @@ STYLES = {
     "alive": "green",
     "paused": "yellow",
     "silent": "bold red",
+    "failing": "bold red",
 }
 
 
@@ -158,7 +159,20 @@ def what(job: Body) -> str:
 def node_state(node: Body) -> "Text":
     if node["alive"] and node["paused"]:
         return word("paused")
-    return word("alive" if node["alive"] else "silent")
+    return word("silent" if not node["alive"] else "failing" if node.get("failing") else "alive")
+
+
+def failed_lately(node: Body) -> str:
+    """The jobs that failed in the last hour, stranded ones in brackets; "-" where an older service does not say."""
+    ended = node.get("last_hour")
+    if not ended:
+        return "-"
+    return f"{ended['failed']} ({ended['stranded']} stranded)" if ended["stranded"] else str(ended["failed"])
+
+
+def ended_lately(node: Body) -> str | None:
+    ended = node.get("last_hour")
+    return ended and f"{ended['completed']} completed, {ended['failed']} failed, {ended['stranded']} stranded"
 
 
 def free(node: Body) -> str:

@@ -20,8 +20,8 @@ app = group("Show, drain, resume or reconcile a node, and manage its credentials
 app.add_typer(credentials.app, name="credential")
 
 
-State = Literal["alive", "silent", "paused"]
-Sort = Literal["name", "-name", "heartbeat", "-heartbeat", "queued", "-queued", "free", "-free"]
+State = Literal["alive", "silent", "paused", "failing"]
+Sort = Literal["name", "-name", "heartbeat", "-heartbeat", "queued", "-queued", "free", "-free", "failed", "-failed"]
 
 COLUMNS = (
     Column(title="NODE", of=lambda node: node["name"]),
@@ -29,6 +29,7 @@ COLUMNS = (
     Column(title="LAST SEEN", of=lambda node: formats.age(node["heartbeat_at"]), yields=3, right=True),
     Column(title="QUEUED", of=lambda node: node["queued"], right=True),
     Column(title="RUNNING", of=lambda node: node["running"], right=True),
+    Column(title="FAILED", of=formats.failed_lately, yields=1, right=True),
     Column(title="SERVERS", of=lambda node: node["servers"], yields=4, right=True),
     Column(title="FREE", of=formats.free, yields=1, right=True),
     Column(title="FINDINGS", of=lambda node: node["findings"], yields=2, right=True),
@@ -189,6 +190,7 @@ def _show_one(output: Output, node: Body) -> None:
             ("hypervisor", node["versions"].get("hypervisor")),
             ("emulator", node["versions"].get("emulator")),
             ("jobs", f"{node['queued']} queued, {node['running']} running"),
+            ("last hour", formats.ended_lately(node)),
             ("servers", f"{node['servers']}, {node['findings']} with findings"),
         )
     )

@@ -94,6 +94,7 @@ async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
     """Graver ones first."""
     found = [
         *await _silent(operators, overview.nodes - overview.nodes_alive),
+        *await _failing(operators),
         *_waiting(overview),
         *_nearly_full(await operators.memory()),
         *await _full(operators),
@@ -117,6 +118,19 @@ async def _silent(operators: OperatorStore, count: int) -> Iterable[Alarm]:
     page = await operators.nodes(state="silent", sort="heartbeat", cursor=Cursor(limit=min(count, LIMIT)))
     text = f"{_nodes(count)} not responding; new jobs for {'its' if count == 1 else 'their'} servers are refused"
     return (Alarm(is_grave=True, text=text, more=_names(page.results, count), href="/ops/nodes/?state=silent"),)
+
+
+async def _failing(operators: OperatorStore) -> Iterable[Alarm]:
+    page = await operators.nodes(state="failing", sort="-failed", cursor=Cursor(limit=LIMIT))
+    return [
+        Alarm(
+            is_grave=True,
+            text=f"All jobs of {node.name} fail",
+            more=f"{plural(node.ended.failed, 'job')} in the last hour",
+            href=f"/ops/nodes/{node.name}/",
+        )
+        for node in page.results
+    ]
 
 
 def _waiting(overview: Overview) -> Iterable[Alarm]:

@@ -24,9 +24,11 @@ TOKEN_ID: fields.PathId[str] = fields.PathId("token_id", TypeAdapter(TokenIdInPa
 class OpsNodesQuery(fields.CursorQuery):
     """The query of the list of nodes."""
 
-    state: Annotated[Literal["alive", "silent", "paused"], Field(description="only in this state")] | None = None
+    state: (
+        Annotated[Literal["alive", "silent", "paused", "failing"], Field(description="only in this state")] | None
+    ) = None
     sort: Annotated[
-        Literal["name", "-name", "heartbeat", "-heartbeat", "queued", "-queued", "free", "-free"],
+        Literal["name", "-name", "heartbeat", "-heartbeat", "queued", "-queued", "free", "-free", "failed", "-failed"],
         Field(description="ascending, or descending with `-`"),
     ] = "name"
 
@@ -122,6 +124,14 @@ class Pause(Open):
     by: Annotated[str, Field(description="the name of the token")]
 
 
+class EndedLately(Open):
+    """How many jobs ended in the last hour, to within five minutes. Cancelled jobs and dry runs do not count."""
+
+    completed: int
+    failed: int
+    stranded: Annotated[int, Field(description="of the failed ones")]
+
+
 class OpsNode(Open):
     """A node, as it last reported."""
 
@@ -137,6 +147,8 @@ class OpsNode(Open):
     running: int
     servers: int
     findings: Annotated[int, Field(description="servers on which reconciliation found differences")]
+    last_hour: EndedLately
+    failing: Annotated[bool, Field(description="all jobs of the last hour have failed, at least two")]
 
 
 class OpsNodeDetails(OpsNode):
@@ -281,6 +293,7 @@ def node(record: nodes.Node) -> OpsNode:
         versions={program: version for program, version in versions.items() if version},
         pools=tuple(pool.model_dump() for pool in facts.pools),
         slots=facts.slots or None,
+        last_hour=record.ended,
     )
 
 

@@ -22,6 +22,8 @@ NODE = bodies.OpsNode(
     running=1,
     servers=48,
     findings=0,
+    last_hour=bodies.EndedLately(completed=7, failed=1, stranded=0),
+    failing=False,
 )
 PAUSED = NODE.model_copy(update={"paused": bodies.Pause(since=ASKED, reason=REASON.reason, by="alice")})
 NODE_DETAILS = bodies.OpsNodeDetails(**dict(NODE), jobs=(OPS_COMPLETED,))

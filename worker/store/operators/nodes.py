@@ -16,6 +16,15 @@ class Pause:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EndedLately:
+    """Numbers of jobs that ended in the last hour, to within five minutes. Stranded ones have failed, too."""
+
+    completed: int
+    failed: int
+    stranded: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Node:
     name: str
     alive: bool
@@ -27,10 +36,12 @@ class Node:
     running: int
     servers: int
     findings: int  # servers with findings
+    ended: EndedLately
+    failing: bool  # all its jobs of the last hour have failed, at least two
 
 
 def node(shown: list[Any]) -> Node:
-    name, flat, silent, queued, running, servers, findings = shown
+    name, flat, silent, queued, running, servers, findings, ended, failing = shown
     record = records.pairs(flat)
     return Node(
         name=name.decode(),
@@ -43,6 +54,8 @@ def node(shown: list[Any]) -> Node:
         running=running,
         servers=servers,
         findings=findings,
+        ended=EndedLately(completed=ended[0], failed=ended[1], stranded=ended[2]),
+        failing=bool(failing),
     )
 
 

@@ -163,8 +163,8 @@ class OperatorStore(Scripts):
     # --- nodes ---
 
     async def nodes(self, *, state: str | None, sort: str, cursor: Cursor) -> CursorPage[Node]:
-        """`state`: alive, silent or paused; `sort`: name, heartbeat, queued or free, with "-" in front for descending
-        order."""
+        """`state`: alive, silent, paused or failing; `sort`: name, heartbeat, queued, free or failed, with "-" in front
+        for descending order."""
         ask = {"sort": sort.lstrip("-"), "descending": sort.startswith("-"), "silent_ms": self._silent_ms}
         ask |= cursor.for_script() | ({"state": state} if state else {})
         after, *rows = await self._call("operators/nodes", ask)

@@ -1,5 +1,5 @@
 -- include: clock, records, states, job_lists, queue, transitions, stats, snapshots, retention, removal, events
--- include: kept, off
+-- include: kept, off, health
 -- The end of a job.
 
 -- snapshot: its record, which is in progress, or completed where a node has just lost it.
@@ -67,6 +67,7 @@ local function conclude(job_id, job, result)
   keep_notes(job_id, job, result)
   redis.call('ZREM', 'jobs:waiting', job_id)
   count_end(job, result, now)
+  note_end(job, result)
   list_failure(job_id, job, result, now)
   local snapshot = look_up('snapshot:' .. job.snapshot)
   if snapshot and snapshot.server ~= job.server then snapshot = nil end
