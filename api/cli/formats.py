@@ -82,6 +82,12 @@ def server_state(server: Body) -> "Text":
     return word("queued" if (server["job"] or {}).get("state") == "queued" else server["status"])
 
 
+def taken(server: Body) -> str:
+    """Who repairs a stranded server."""
+    hands = server.get("taken")
+    return f"{hands['by']}, {age(hands['at'])} ago" if hands else "nobody"
+
+
 def off_for(thing: Body) -> str | None:
     """How long the guest of a server or a job is off for a job."""
     since = thing.get("off_since")

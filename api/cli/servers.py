@@ -26,6 +26,7 @@ COLUMNS = (
     Column(title="NODE", of=lambda server: server["node"], yields=1),
     Column(title="ACCOUNT", of=lambda server: server["account_id"], yields=2, right=True),
     Column(title="FINDINGS", of=lambda server: ", ".join({one["kind"]: 1 for one in server["findings"]}), yields=5),
+    Column(title="TAKEN BY", of=lambda server: (server.get("taken") or {}).get("by", ""), yields=8),
     Column(title="JOB", of=lambda server: server["stranded_by"] or (server["job"] or {}).get("id", ""), yields=6),
 )
 SNAPSHOT_COLUMNS = (
@@ -93,6 +94,32 @@ def show_server(context: typer.Context, server: ServerArgument, *, as_json: Json
         return await client.either(lambda: client.get(f"ops/{path}"), lambda: client.get(path))
 
     perform(context, get, _show_one, as_json=as_json)
+
+
+@app.command("take")
+def take_server(context: typer.Context, server: ServerArgument, *, yes: Yes = False, as_json: Json = False) -> None:
+    """Tell the other operators that you repair a stranded server."""
+    _hands(context, server, "take", "is yours, until it is resolved", yes=yes, as_json=as_json)
+
+
+@app.command("release")
+def release_server(context: typer.Context, server: ServerArgument, *, yes: Yes = False, as_json: Json = False) -> None:
+    """Tell the other operators that you do not repair a stranded server any more."""
+    _hands(context, server, "release", "is released", yes=yes, as_json=as_json)
+
+
+def _hands(context: typer.Context, server: int, what: str, said: str, *, yes: bool, as_json: bool) -> None:
+    async def question(client: Client) -> str:
+        found = await client.get(f"ops/servers/{server}/")
+        return f"{what.capitalize()} {formats.named(found)}, taken by {formats.taken(found)}?"
+
+    perform(
+        context,
+        lambda client: client.post(f"ops/servers/{server}/{what}/"),
+        lambda output, found: output.say(f"server {formats.named(found)} {said}"),
+        as_json=as_json,
+        question=None if yes else question,
+    )
 
 
 @app.command("set")
@@ -195,6 +222,7 @@ def _show_one(output: Output, server: Body) -> None:
             ("status", formats.server_state(server)),
             ("off for", formats.off_for(server)),
             ("stranded by", stranded_by),
+            ("taken by", formats.taken(server) if stranded_by else None),
             (
                 "job",
                 f"{job['id']} ({job['kind']}{', queued' if job.get('state') == 'queued' else ''})" if job else None,

@@ -25,8 +25,8 @@ PAGES: Pages = {
     **tokens.PAGES,
     **runbook.PAGES,
 }
-QUESTIONS: Pages = {**nodes.QUESTIONS, **jobs.QUESTIONS, **bulk.QUESTIONS, **tokens.QUESTIONS}
-ACTIONS: Pages = {**nodes.ACTIONS, **jobs.ACTIONS, **bulk.ACTIONS, **tokens.ACTIONS, **login.ACTIONS}
+QUESTIONS: Pages = {**nodes.QUESTIONS, **jobs.QUESTIONS, **servers.QUESTIONS, **bulk.QUESTIONS, **tokens.QUESTIONS}
+ACTIONS: Pages = {**nodes.ACTIONS, **jobs.ACTIONS, **servers.ACTIONS, **bulk.ACTIONS, **tokens.ACTIONS, **login.ACTIONS}
 
 Plain = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

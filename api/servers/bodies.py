@@ -93,6 +93,13 @@ class Finding(Open):
     at: Timestamp
 
 
+class Taken(Open):
+    """Who repairs a stranded server."""
+
+    by: Annotated[str, Field(description="the name of the token")]
+    at: Timestamp
+
+
 class OpsServer(Server):
     """A server of any account."""
 
@@ -103,6 +110,7 @@ class OpsServer(Server):
     off_since: OffSince
     missing: Annotated[bool, Field(description="its node no longer reports it")]
     stranded_by: Annotated[str | None, Field(description="the job that could not put it back as it was")]
+    taken: Annotated[Taken | None, Field(description="of a stranded server: who repairs it")]
     findings: tuple[Finding, ...]
 
 

@@ -13,6 +13,7 @@ from api.servers.bodies import (
     PlacementBody,
     Server,
     ServerEdit,
+    Taken,
 )
 from api.snapshots.examples import DETAILS
 from worker.store.model import SNAPSHOTS_PER_SERVER, AccountId, JobKind, JobState, ServerState
@@ -36,7 +37,11 @@ OPS_SERVER = OpsServer(
     off_since=ASKED,
     missing=False,
     stranded_by=None,
+    taken=None,
     findings=FINDINGS,
+)
+TAKEN = OPS_SERVER.model_copy(
+    update={"job": None, "off_since": ASKED, "stranded_by": JOB_ID, "taken": Taken(by="alice", at=ASKED)}
 )
 OPS_SERVERS = OpsServerList(count=1, after=None, results=(OPS_SERVER,))
 OPS_DETAILS = OpsServerDetails(**dict(OPS_SERVER), snapshot_list=(DETAILS,), jobs=(OPS_COMPLETED,))

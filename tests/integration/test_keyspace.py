@@ -240,6 +240,7 @@ async def _failures(seen: Keyspace, ops: Ops, snapshot_id: SnapshotId) -> None:
     await cell.node.progress(_job_of(answer), Step.STOPPING, JobReport(steps=(stopping,)))
     await seen.look()
     await ops.api.work(answer, replace(failed("start_failed", stranded=True), cause="starting: no memory"))
+    await ops.post(f"servers/{SERVER}/take/")
     await seen.look()
     await ops.post(f"jobs/{_job_of(answer)}/resolve/", {"reason": "started by hand"})
     retried = await ops.call("POST", f"jobs/{_job_of(answer)}/retry/", {}, headers={KEY: "retry"})

@@ -230,6 +230,13 @@ class JobNotStranded(Refused):
     text = "The job did not strand a server, or it was already resolved."
 
 
+class ServerNotStranded(Refused):
+    """Nobody needs to repair the server."""
+
+    code = "server_not_stranded"
+    text = "The server is not stranded, or was already marked as resolved."
+
+
 class NodeNotFound(Refused):
     code = "node_not_found"
     text = "There is no node {id}."

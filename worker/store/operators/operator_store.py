@@ -230,6 +230,19 @@ class OperatorStore(Scripts):
         accepted(answer, id=about)
         return await self.server(server_id)
 
+    async def take(self, server_id: ServerId, *, by: str, idempotency: Idempotency | None = None) -> OpsServer:
+        """A person repairs a stranded server; whoever had taken it before has not any more. Raises ServerNotFound or
+        ServerNotStranded."""
+        return await self._taken(server_id, by, idempotency)
+
+    async def release(self, server_id: ServerId, *, idempotency: Idempotency | None = None) -> OpsServer:
+        """Nobody repairs the stranded server now. Raises ServerNotFound or ServerNotStranded."""
+        return await self._taken(server_id, "", idempotency)
+
+    async def _taken(self, server_id: ServerId, by: str, idempotency: Idempotency | None) -> OpsServer:
+        await self._do("operators/take_server", idempotency, about=str(server_id), server=str(server_id), by=by)
+        return await self.server(server_id)
+
     async def findings(self, cursor: Cursor) -> CursorPage[ServerFindings]:
         """Newest first."""
         count, after, *rows = await self._call("operators/findings", cursor.for_script())

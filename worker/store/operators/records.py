@@ -43,11 +43,20 @@ class RefusedClaim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Taken:
+    """Who repairs a stranded server."""
+
+    by: str  # name of the operator's token
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpsServer:
     view: ServerView
     power: str  # as last reported
     missing: bool  # its node no longer reports it
     stranded_by: JobId | None
+    taken: Taken | None  # only of a stranded one
     findings: tuple[Finding, ...]
     job_state: JobState | None = None  # of the job that holds it
     off_since: datetime | None = None  # when a job asked the running guest to stop; None: it is not off for a job
@@ -98,6 +107,7 @@ class OpsJob:
     log: tuple[Mapping[str, Any], ...]
     resolution: Resolution | None
     waiting: Waiting | None  # of a queued job
+    taken: Taken | None  # of a job that has stranded its server
     cause: str | None  # of its failure: the hypervisor's own words, with paths of the host; never shown to customers
 
     @property
@@ -168,10 +178,16 @@ def server(shown: list[Any]) -> OpsServer:
         power=record["power"],
         missing="missing" in record,
         stranded_by=JobId(record["stranded"]) if "stranded" in record else None,
+        taken=_taken(record),
         findings=records.part(_findings, found, key=f"node:{known.node}:findings {known.id}", otherwise=()),
         job_state=JobState(state.decode()) if state else None,
         off_since=records.moment(off_ms) if off_ms else None,
     )
+
+
+def _taken(server: records.Hash) -> Taken | None:
+    by = server.get("taken_by")
+    return Taken(by=by, at=records.moment(server["taken_ms"])) if by else None
 
 
 def job(shown: list[Any], *, waiting_seconds: float) -> OpsJob:
@@ -180,6 +196,7 @@ def job(shown: list[Any], *, waiting_seconds: float) -> OpsJob:
     key = f"job:{job_id.decode()}"
     record = records.pairs(row[1])
     resolved = record.get("resolved_ms")
+    server_now = records.pairs(row[3])
     return OpsJob(
         retry=retry([row, refused]),
         power_found=record.get("power_found") or None,
@@ -190,6 +207,7 @@ def job(shown: list[Any], *, waiting_seconds: float) -> OpsJob:
         if resolved
         else None,
         waiting=waiting.waiting(record["node"], waits, waiting_seconds) if waits else None,
+        taken=_taken(server_now) if server_now.get("stranded") == job_id.decode() else None,
         cause=record.get("failure_cause"),
     )
 

@@ -12,7 +12,7 @@ local function resolve()
   redis.call('HSET', key, 'resolved_ms', now_ms(), 'resolved_by', ask.by, 'resolved_reason', ask.reason)
   if redis.call('HGET', 'server:' .. job.server, 'stranded') == ask.job then
     back_on(job.server, {stranded = ask.job})
-    redis.call('HDEL', 'server:' .. job.server, 'stranded')
+    redis.call('HDEL', 'server:' .. job.server, 'stranded', 'taken_by', 'taken_ms')
     redis.call('ZREM', 'servers:stranded', job.server)
   end
   return {'admitted'}
