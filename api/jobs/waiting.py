@@ -1,6 +1,6 @@
 """Why a queued job has not begun, in words."""
 
-from api.words import ago, plural, rough
+from api.words import absolute, ago, plural, rough
 from worker.store.operators.nodes import Pause
 from worker.store.operators.waiting import Waiting, WaitReason
 
@@ -12,7 +12,7 @@ def why(waiting: Waiting) -> str:
             last = f"its last heartbeat was {ago(waiting.heartbeat_at)}" if waiting.heartbeat_at else "it never has"
             return f"{waiting.node} does not respond; {last}."
         case WaitReason.PAUSED if waiting.pause is not None:
-            return f"{paused(waiting.node, waiting.pause)} Its jobs wait until it is resumed."
+            return f"{paused(waiting.node, waiting.pause)} Its jobs wait {pause_end(waiting.pause)}."
         case WaitReason.SERVER_BUSY if waiting.busy_with is not None:
             return f"The server is busy with job {waiting.busy_with[:8]}."
         case WaitReason.SLOTS_FULL:
@@ -23,6 +23,13 @@ def why(waiting: Waiting) -> str:
 def paused(node: str, pause: Pause) -> str:
     """A sentence."""
     return f"{pause.by} paused {node} {ago(pause.since)}: {pause.reason.rstrip('.')}."
+
+
+def pause_end(pause: Pause) -> str:
+    """Until when it lasts."""
+    if pause.until_back:
+        return "until its host has been started again"
+    return f"until {absolute(pause.until)} ({ago(pause.until)})" if pause.until else "until it is resumed"
 
 
 def place(waiting: Waiting) -> str:

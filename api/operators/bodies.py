@@ -1,15 +1,16 @@
 """The bodies of nodes, findings, the audit log and tokens."""
 
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from api.http import fields
 from api.http.answers import After, Open, ServerName, Timestamp, TotalIfKnown, from_record
 from api.jobs.bodies import OpsJobSummary, ops_job_summary
 from api.servers.bodies import Finding
+from api.words import absolute
 from worker.store import errors
 from worker.store.access.tokens import OPERATORS, NewToken, Permission, Token
 from worker.store.calls import CursorPage
@@ -116,12 +117,34 @@ class TokenBody(fields.RequestBody):
         return timedelta(hours=self.lifetime_hours) if self.lifetime_hours else None
 
 
+class PauseBody(fields.ReasonBody):
+    """Why a node is paused, and when the pause ends by itself. Without an end, it lasts until the node is resumed."""
+
+    until: Annotated[fields.ExpiresAt | None, Field(description="when it ends")] = None
+    until_back: Annotated[bool, Field(description="true: it ends when the node's host has been started again")] = False
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Self:
+        if self.until is not None and self.until_back:
+            raise PydanticCustomError("one_end", "A pause has one end: `until` or `until_back`.")
+        return self
+
+    @property
+    def audited(self) -> str:
+        """The reason, with the end."""
+        if self.until_back:
+            return f"{self.reason} (until its host is back)"
+        return f"{self.reason} (until {absolute(self.until)})" if self.until else self.reason
+
+
 class Pause(Open):
     """Why a node starts no new jobs."""
 
     since: Timestamp
     reason: str
     by: Annotated[str, Field(description="the name of the token")]
+    until: Annotated[Timestamp | None, Field(description="when it ends by itself")]
+    until_back: Annotated[bool, Field(description="it ends when the node's host has been started again")]
 
 
 class EndedLately(Open):

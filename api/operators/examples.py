@@ -25,7 +25,10 @@ NODE = bodies.OpsNode(
     last_hour=bodies.EndedLately(completed=7, failed=1, stranded=0),
     failing=False,
 )
-PAUSED = NODE.model_copy(update={"paused": bodies.Pause(since=ASKED, reason=REASON.reason, by="alice")})
+PAUSED = NODE.model_copy(
+    update={"paused": bodies.Pause(since=ASKED, reason=REASON.reason, by="alice", until=None, until_back=True)}
+)
+PAUSE = bodies.PauseBody(reason="kernel upgrade", until_back=True)
 NODE_DETAILS = bodies.OpsNodeDetails(**dict(NODE), jobs=(OPS_COMPLETED,))
 NODES = bodies.OpsNodeList(after=None, results=(NODE,))
 FINDINGS = bodies.FindingsList(

@@ -254,7 +254,7 @@ async def _nodes(seen: Keyspace, ops: Ops) -> None:
     cell = ops.api.cell
     await cell.node.tell_findings(SERVER, [{"finding": "stray_tag", "tag": "vps-1", "at": "1"}])
     pools = (Pool(path="/srv", free_bytes=1, total_bytes=2),)
-    facts = NodeFacts(worker="1", hypervisor="fake", emulator="fake", pools=pools)
+    facts = NodeFacts(worker="1", hypervisor="fake", emulator="fake", pools=pools, slots=4, boot="first")
     await cell.have((SERVER, GONE), power="off")
     left = ReportedServer(id=SERVER, account_id=ACCOUNT, name="web-server-01", power="on")
     assert GONE in (await cell.node.report([left], facts)).gone
@@ -280,8 +280,9 @@ async def _nodes(seen: Keyspace, ops: Ops) -> None:
     await seen.look()
     await second.report([])
     await ops.post("nodes/n1/reconcile/", status=202)
-    await ops.post("nodes/n1/pause/", {"reason": "new disks"})
-    await seen.look()
+    for end in ({"until": "2030-01-01T00:00:00Z"}, {"until_back": True}):
+        await ops.post("nodes/n1/pause/", {"reason": "new disks", **end})
+        await seen.look()
     await ops.post("nodes/n1/resume/", {"reason": "done"})
 
 

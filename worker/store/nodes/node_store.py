@@ -320,6 +320,7 @@ class NodeStore(Scripts):
     async def report(self, servers: Iterable[ReportedServer], about: NodeFacts | None = None) -> Reported:
         """Report which servers the node has, and what it runs on; None: as reported before. Raises LeaseLost or
         ClaimRefused."""
+        facts = None if about is None else bounded_facts(about)
         ask = {
             "silent_ms": self._silent_ms,
             "placement": self._placement,
@@ -327,8 +328,9 @@ class NodeStore(Scripts):
                 {"id": str(s.id), "account": str(s.account_id), "name": s.name, "power": s.power} for s in servers
             ],
             "left": LEFT_ITS_NODE.for_script(),
-            "about": "" if about is None else bounded_facts(about).model_dump_json(),
-            "free_bytes": 0 if about is None else about.free_bytes,
+            "about": "" if facts is None else facts.model_dump_json(),
+            "free_bytes": 0 if facts is None else facts.free_bytes,
+            "boot": "" if facts is None else facts.boot,
         }
         _, *lists, accounts, asked, left_out = await self._claim("nodes/report", ask)
         for reason in left_out:

@@ -1,8 +1,8 @@
--- include: clock, records, nodes, findings, placement, claims, off
+-- include: clock, records, nodes, findings, placement, claims, off, pause
 -- A node reports which servers it has and, from time to time, what it runs on.
 -- ask: {node, owner, silent_ms, placement: 'claim' or 'declared', servers: [{id, account, name, power}] (all as text),
 -- left: result (see `conclude`) of a job whose server has left its node, about: JSON of the node or '', free_bytes: of
--- the fullest pool}
+-- the fullest pool, boot: ID of the start of its host's kernel, or ''}
 -- Answers {'reported', conflicts, fresh, gone, accounts, moment at which an operator asked for a reconciliation, or '',
 -- reasons of what was left out}, {'lease_lost'} or {'claim_refused', reason}.
 -- conflicts: servers that another node has; they keep it until it lets them go, or an operator places them here. fresh:
@@ -112,6 +112,9 @@ for _, id in ipairs(redis.call('SMEMBERS', mine)) do
 end
 if ask.about ~= '' then
   redis.call('HSET', 'node:' .. node, 'about', ask.about)
+  local paused_boot = redis.call('HGET', 'node:' .. node, 'paused_boot')
+  if ask.boot ~= '' then redis.call('HSET', 'node:' .. node, 'boot', ask.boot) end
+  if paused_boot and ask.boot ~= '' and ask.boot ~= paused_boot then resume_node(node) end -- it is back
   redis.call('ZADD', 'nodes:by:free', ask.free_bytes, node)
 end
 local reconcile_ms = redis.call('HGET', 'node:' .. node, 'reconcile_ms') or ''

@@ -1,4 +1,4 @@
--- include: nodes, walk, health
+-- include: nodes, walk, health, pause
 -- Nodes as operators see them.
 -- Only reads.
 -- ask: {node, silent_ms} for one, or {sort, descending, state or nil, silent_ms, limit, after (see `walk`)} for a page
@@ -10,7 +10,7 @@ local function show(name)
   local silent, ended = node_is_silent(name, ask.silent_ms), ended_lately(name)
   if ask.state == 'failing' and not is_failing(ended) then return nil end
   if ask.state == 'alive' and silent or ask.state == 'silent' and not silent then return nil end
-  if ask.state == 'paused' and redis.call('HEXISTS', 'node:' .. name, 'paused_ms') == 0 then return nil end
+  if ask.state == 'paused' and not is_paused(name) then return nil end
   return {
     name, redis.call('HGETALL', 'node:' .. name), silent and 1 or 0,
     redis.call('ZCARD', 'jobs:node:' .. name .. ':queued'), redis.call('ZCARD', 'jobs:node:' .. name .. ':in_progress'),

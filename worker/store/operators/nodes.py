@@ -1,7 +1,7 @@
 """Nodes as operators see them, parsed from the scripts' answers."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from worker.store import records
@@ -13,6 +13,8 @@ class Pause:
     since: datetime
     reason: str
     by: str  # name of the operator's token
+    until: datetime | None = None  # when it ends by itself
+    until_back: bool = False  # it ends when the node's host has been started again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +62,18 @@ def node(shown: list[Any]) -> Node:
 
 
 def read_pause(record: records.Hash) -> Pause | None:
-    since = record.get("paused_ms")
-    if not since:
+    """None also for a pause that is over and that the node has not noticed yet."""
+    since, until_ms = record.get("paused_ms"), record.get("paused_until_ms")
+    until = records.moment(until_ms) if until_ms else None
+    if not since or (until is not None and until <= datetime.now(UTC)):
         return None
-    return Pause(since=records.moment(since), reason=record["paused_reason"], by=record["paused_by"])
+    return Pause(
+        since=records.moment(since),
+        reason=record["paused_reason"],
+        by=record["paused_by"],
+        until=until,
+        until_back="paused_boot" in record,
+    )
 
 
 def read_facts(text: str) -> NodeFacts | None:

@@ -5,6 +5,7 @@ Each list is read by one script, which looks at a bounded number of entries.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -94,7 +95,7 @@ class OperatorStore(Scripts):
         self._waiting_seconds = waiting_seconds
         self._counted = Counted()
 
-    async def _do(self, name: str, idempotency: Idempotency | None, *, about: str = "", **ask: str) -> None:
+    async def _do(self, name: str, idempotency: Idempotency | None, *, about: str = "", **ask: Any) -> None:
         """Run a script that changes something, unless it already ran with this key. Raises its refusals; `about`: the
         ID of what it changes."""
         accepted(await self._call(name, {**ask, "idempotency": for_script(idempotency)}), idempotency, id=about)
@@ -177,17 +178,29 @@ class OperatorStore(Scripts):
             raise errors.NodeNotFound.of(id=name)
         return await self._one(nodes.node, rows[0], kind="node")
 
-    async def pause(self, name: str, *, by: str, reason: str, idempotency: Idempotency | None = None) -> Node:
-        """The node starts no new job; running jobs continue, waiting jobs wait. Raises NodeNotFound."""
-        return await self._turn(name, reason, by, idempotency)
+    async def pause(
+        self,
+        name: str,
+        *,
+        by: str,
+        reason: str,
+        until: datetime | None = None,
+        until_back: bool = False,
+        idempotency: Idempotency | None = None,
+    ) -> Node:
+        """The node starts no new job; running jobs continue, waiting jobs wait. The pause ends at `until`, or with
+        `until_back` when the node's host has been started again. Raises NodeNotFound or NodeBootUnknown."""
+        until_ms = records.milliseconds(until) if until else ""
+        pausing = {"reason": reason, "by": by, "until_ms": until_ms, "until_back": until_back}
+        return await self._turn(name, idempotency, pausing)
 
     async def resume(self, name: str, *, idempotency: Idempotency | None = None) -> Node:
         """Raises NodeNotFound."""
-        return await self._turn(name, "", "", idempotency)
+        return await self._turn(name, idempotency, {"reason": "", "by": "", "until_ms": "", "until_back": False})
 
-    async def _turn(self, name: str, reason: str, by: str, idempotency: Idempotency | None) -> Node:
+    async def _turn(self, name: str, idempotency: Idempotency | None, ask: Mapping[str, Any]) -> Node:
         wake = queue.wake_key(queue.queue_name(name))
-        await self._do("operators/pause", idempotency, about=name, node=name, reason=reason, by=by, wake=wake)
+        await self._do("operators/pause", idempotency, about=name, node=name, wake=wake, **ask)
         return await self.node(name)
 
     async def reconcile(self, name: str, *, idempotency: Idempotency | None = None) -> Node:

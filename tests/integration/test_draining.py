@@ -1,0 +1,103 @@
+"""Nodes are drained for a kernel upgrade: paused with an end, waited for until they are empty."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.integration.browsing import Dashboard, dashboard_of
+from tests.integration.conftest import Cell, node_store
+from tests.integration.front_end import Answer
+from worker.store.reports import NodeFacts
+
+FACTS = NodeFacts(worker="1", hypervisor="h", emulator="e", pools=(), slots=4, boot="first")
+UPGRADE = {"reason": "kernel upgrade"}
+SOON = (datetime.now(UTC) + timedelta(hours=2)).replace(microsecond=0)
+
+
+@pytest.fixture
+async def dashboard(cell: Cell) -> AsyncIterator[Dashboard]:
+    async with dashboard_of(cell) as dashboard:
+        yield dashboard
+
+
+async def post(dashboard: Dashboard, path: str, body: object) -> Answer:
+    return await dashboard.api.call("POST", f"/api/v1/ops/nodes/{path}", body=body, token=dashboard.token)
+
+
+async def paused(dashboard: Dashboard, node: str = "n1") -> Any:
+    answer = await dashboard.api.call("GET", f"/api/v1/ops/nodes/{node}/", token=dashboard.token)
+    assert answer.status == 200, answer.raw
+    return answer.body["paused"]
+
+
+async def given(cell: Cell) -> int:
+    """How many jobs the node would be given now."""
+    return len(await cell.node.take(running=[], free=4, seconds=0))
+
+
+async def pass_until(cell: Cell, moment: datetime) -> None:
+    """As if the end of the pause had come."""
+    assert await cell.raw("HGET", "node:n1", "paused_until_ms") == str(round(moment.timestamp() * 1000)).encode()
+    await cell.raw("HSET", "node:n1", "paused_until_ms", round(datetime.now(UTC).timestamp() * 1000) - 1)
+
+
+class TestTheEndOfAPause:
+    async def test_a_pause_ends_at_its_time(self, dashboard: Dashboard) -> None:
+        cell = dashboard.cell
+        answer = await post(dashboard, "n1/pause/", UPGRADE | {"until": SOON.isoformat()})
+        assert datetime.fromisoformat(answer.body["paused"]["until"]) == SOON
+        await cell.create()
+        assert await given(cell) == 0
+        await pass_until(cell, SOON)
+        assert await paused(dashboard) is None
+        assert "No paused nodes" in await dashboard.browser.seen("/ops/nodes/?state=paused")
+        assert await given(cell) == 1
+        assert await cell.raw("SCARD", "nodes:paused") == 0
+
+    async def test_a_node_that_has_nothing_to_do_ends_it_with_its_heartbeat(self, dashboard: Dashboard) -> None:
+        await post(dashboard, "n1/pause/", UPGRADE | {"until": SOON.isoformat()})
+        await pass_until(dashboard.cell, SOON)
+        await dashboard.cell.node.take_lease(seconds=60)
+        assert await dashboard.cell.raw("HEXISTS", "node:n1", "paused_ms") == 0
+        assert await dashboard.cell.raw("SCARD", "nodes:paused") == 0
+
+    async def test_a_pause_ends_when_the_host_is_back_and_not_with_its_worker(self, dashboard: Dashboard) -> None:
+        cell = dashboard.cell
+        await cell.node.report([], FACTS)
+        assert (await post(dashboard, "n1/pause/", UPGRADE | {"until_back": True})).body["paused"]["until_back"] is True
+        restarted = node_store(cell.redis)
+        await restarted.take_lease(seconds=60)
+        await restarted.report([], FACTS)
+        assert await paused(dashboard) is not None
+        await restarted.report([], replace_boot("second"))
+        assert await paused(dashboard) is None
+
+    async def test_a_pause_without_an_end_lasts_through_a_start_of_the_host(self, dashboard: Dashboard) -> None:
+        await dashboard.cell.node.report([], FACTS)
+        await post(dashboard, "n1/pause/", UPGRADE)
+        await dashboard.cell.node.report([], replace_boot("second"))
+        assert (await paused(dashboard))["until"] is None
+
+    async def test_one_that_does_not_report_its_starts_is_not_paused_until_it_is_back(
+        self, dashboard: Dashboard
+    ) -> None:
+        (await post(dashboard, "n1/pause/", UPGRADE | {"until_back": True})).refused(409, "node_boot_unknown")
+        assert await paused(dashboard) is None
+
+    async def test_an_end_is_in_the_future_and_one(self, dashboard: Dashboard) -> None:
+        past = await post(dashboard, "n1/pause/", UPGRADE | {"until": "2025-01-16T16:15:00Z"})
+        assert past.refused_fields() == ["until"]
+        both = await post(dashboard, "n1/pause/", UPGRADE | {"until": SOON.isoformat(), "until_back": True})
+        assert both.refused(400, "invalid_request")
+
+    async def test_a_later_pause_replaces_the_end(self, dashboard: Dashboard) -> None:
+        await post(dashboard, "n1/pause/", UPGRADE | {"until": SOON.isoformat()})
+        await post(dashboard, "n1/pause/", {"reason": "a new disk"})
+        assert (await paused(dashboard))["until"] is None
+        assert (await post(dashboard, "n1/resume/", UPGRADE)).body["paused"] is None
+
+
+def replace_boot(boot: str) -> NodeFacts:
+    return FACTS.model_copy(update={"boot": boot})
