@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
+from api.cli.exits import Exit
 from tests.integration.browsing import Dashboard, dashboard_of
-from tests.integration.conftest import Cell, node_store
-from tests.integration.front_end import Answer
+from tests.integration.cli import Cli
+from tests.integration.conftest import SERVER, Cell, node_store
+from tests.integration.front_end import DONE, Answer
+from tests.integration.test_dashboard import audited, visible
+from worker.store.access.tokens import Permission
 from worker.store.reports import NodeFacts
 
 FACTS = NodeFacts(worker="1", hypervisor="h", emulator="e", pools=(), slots=4, boot="first")
@@ -101,3 +105,39 @@ class TestTheEndOfAPause:
 
 def replace_boot(boot: str) -> NodeFacts:
     return FACTS.model_copy(update={"boot": boot})
+
+
+class TestTheCommandLine:
+    async def test_several_nodes_are_drained_until_all_are_empty_and_resumed(self, dashboard: Dashboard) -> None:
+        cell, cli = dashboard.cell, Cli(url=f"http://127.0.0.1:{dashboard.api.port}", token=dashboard.token)
+        assert await node_store(cell.redis, node="n2", machine="m2").take_lease(seconds=60) is None
+        job = (await cell.create()).job.id
+        await cell.node.begin(job)
+        late = await cli.run("node", "drain", "n1", "n2", "--reason", "kernel", "--max-wait", 0.5, "--yes")
+        assert late.code == Exit.STILL_RUNNING
+        assert "n1 still runs 1 job." in late.err
+        arguments = ("node", "drain", "n1", "n2", "--reason", "kernel", "--until", "2h", "--yes")
+        async with cli.running(*arguments) as draining:
+            assert draining.stderr
+            noted = sorted([await draining.stderr.readline(), await draining.stderr.readline()])
+            assert noted[0].startswith(b"n1: 1 running: create of before-update on web-server-01")
+            assert noted[1] == b"n2: no running jobs\n"
+            await cell.node.finish(job, DONE)
+            out, _ = await draining.communicate()
+        assert draining.returncode == 0
+        lines = out.decode().splitlines()
+        assert [line.split()[0] for line in lines] == ["n1", "n2"]
+        assert all(" UTC, no running jobs, 0 queued" in line for line in lines)
+        assert (await paused(dashboard, "n2"))["until"] is not None
+        assert "pause ends" in (await cli.run("node", "show", "n1")).out
+        done = await cli.run("node", "resume", "n1", "n2", "--reason", "done", "--yes", "--json")
+        assert [node["paused"] for node in done.body["results"]] == [None, None]
+
+    async def test_a_node_is_drained_until_its_host_is_back(self, dashboard: Dashboard) -> None:
+        cli = Cli(url=f"http://127.0.0.1:{dashboard.api.port}", token=dashboard.token)
+        await dashboard.cell.node.report([], FACTS)
+        done = await cli.run("node", "drain", "n1", "--reason", "kernel", "--until-back", "--yes")
+        assert "until its host is back" in done.out
+        assert (await paused(dashboard))["until_back"] is True
+        both = await cli.run("node", "drain", "n1", "--reason", "x", "--until-back", "--until", "2h", "--yes")
+        assert both.code == Exit.USAGE
