@@ -141,3 +141,64 @@ class TestTheCommandLine:
         assert (await paused(dashboard))["until_back"] is True
         both = await cli.run("node", "drain", "n1", "--reason", "x", "--until-back", "--until", "2h", "--yes")
         assert both.code == Exit.USAGE
+
+
+class TestTheDashboard:
+    async def test_several_nodes_are_paused_with_an_end_followed_until_empty_and_resumed(
+        self, dashboard: Dashboard
+    ) -> None:
+        cell, browser = dashboard.cell, dashboard.browser
+        assert await node_store(cell.redis, node="n2", machine="m2").take_lease(seconds=60) is None
+        await cell.node.report([], FACTS)
+        await cell.have()
+        job = (await cell.create()).job.id
+        await cell.node.begin(job)
+        assert "/ops/drain/?action=pause" in await browser.seen("/ops/nodes/")
+        question = await browser.seen("/ops/drain/?action=pause&nodes=n1&nodes=n2")
+        assert "Pause 2 nodes?" in question
+        assert 'name="until_back"' in question
+        fields = {"action": "pause", "nodes": ["n1", "n2"], "reason": "kernel", "until": f"{SOON:%Y-%m-%dT%H:%M}"}
+        said = visible(await browser.done("/ops/drain/", fields))
+        assert "2 nodes paused; 1 job still running." in said
+
+        listed = visible(await browser.seen("/ops/nodes/?state=paused"))
+        assert "1 of 2 paused nodes is drained; 1 job still running." in listed
+        assert "draining: 1 job running" in listed
+        text = visible(await browser.seen("/ops/nodes/n1/"))
+        assert f"Draining: waits for 1 job: create of server {SERVER}" in text
+        assert f"until {SOON:%Y-%m-%d %H:%M}" in text
+        await cell.node.finish(job, DONE)
+        assert "2 of 2 paused nodes are drained." in visible(await browser.seen("/ops/nodes/"))
+
+        await browser.done("/ops/drain/", {"action": "resume", "nodes": ["n1", "n2"], "reason": "done"})
+        assert await paused(dashboard) is None
+        assert await paused(dashboard, "n2") is None
+        entries = {(entry["path"], entry["reason"].split(" (")[0]) for entry in await audited(dashboard)}
+        assert {("/ops/nodes/n1/pause/", "kernel"), ("/ops/nodes/n2/resume/", "done")} <= entries
+
+    async def test_each_node_that_is_refused_is_named(self, dashboard: Dashboard) -> None:
+        fields = {"action": "pause", "nodes": ["n1", "n9"], "reason": "kernel", "until_back": "true"}
+        said = visible(await dashboard.browser.done("/ops/drain/", fields))
+        assert "0 nodes paused." in said
+        assert "n1: The node's worker does not report the starts of its host." in said
+        assert "n9: " in said
+
+    async def test_one_node_is_paused_until_its_host_is_back(self, dashboard: Dashboard) -> None:
+        await dashboard.cell.node.report([], FACTS)
+        await dashboard.browser.done("/ops/nodes/n1/pause/", UPGRADE | {"until_back": "true"})
+        assert "until its host is back" in visible(await dashboard.browser.seen("/ops/nodes/n1/"))
+        past = await dashboard.browser.post("/ops/nodes/n1/pause/", UPGRADE | {"until": "2025-01-16T16:15"})
+        assert past.status == 400
+
+    async def test_who_only_reads_can_not(self, dashboard: Dashboard) -> None:
+        token = await dashboard.api.new_token(account=None, permissions={Permission.OPERATOR_READ})
+        reader = dashboard.stranger()
+        await reader.login(token)
+        page = await reader.seen("/ops/nodes/")
+        assert "/ops/drain/" not in page
+        assert "data-pick" not in page
+        fields = {"action": "pause", "nodes": ["n1"], "reason": "kernel"}
+        assert (await reader.get("/ops/drain/?action=pause&nodes=n1")).status == 403
+        assert (await reader.post("/ops/drain/", fields)).status == 403
+        refused = await dashboard.api.call("POST", "/api/v1/ops/nodes/n1/pause/", body=UPGRADE, token=token)
+        refused.refused(403, "permission_denied")
