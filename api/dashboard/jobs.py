@@ -17,6 +17,7 @@ from api.http.marks import REASON, REQUEST_ID
 from api.http.reading import in_path
 from api.jobs import waiting
 from api.jobs.bodies import OpsJobsQuery
+from api.words import ago
 from worker.store.model import Job, JobKind, JobState, Step
 from worker.store.operators.operator_store import JobFilter
 from worker.store.operators.records import OpsJob, StepTaken
@@ -86,7 +87,9 @@ class Told:
 
 
 def _told(found: Waiting) -> Told:
-    return Told(waiting=found, why=waiting.why(found), place=waiting.place(found), given_up=waiting.given_up(found))
+    return Told(
+        waiting=found, why=waiting.why(found, when=ago), place=waiting.place(found), given_up=waiting.given_up(found)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from api.http.answers import (
 )
 from api.http.calls import API
 from api.http.consistency import Label
-from api.jobs.waiting import place, why
+from api.jobs.waiting import at, place, why
 from worker.store import errors, model
 from worker.store.model import JobId, JobKind, JobState
 from worker.store.operators import records
@@ -401,7 +401,7 @@ def ops_job(record: records.OpsJob, *, runbook_url: str) -> OpsJob:
 def _waiting(record: WaitingRecord | None) -> Waiting | None:
     if record is None:
         return None
-    return from_record(Waiting, record, reason=str(record.reason), detail=f"{why(record)} {place(record)}")
+    return from_record(Waiting, record, reason=str(record.reason), detail=f"{why(record, when=at)} {place(record)}")
 
 
 def _retry(record: records.Retry) -> Retry:

@@ -1,18 +1,22 @@
 """Why a queued job has not begun, in words."""
 
+from collections.abc import Callable
+from datetime import datetime
+
 from api.words import absolute, ago, plural, rough
 from worker.store.operators.nodes import Pause
 from worker.store.operators.waiting import Waiting, WaitReason
 
 
-def why(waiting: Waiting) -> str:
-    """A sentence or two for operators."""
+def why(waiting: Waiting, *, when: Callable[[datetime], str]) -> str:
+    """A sentence or two for operators. `when`: a moment in words, such as "3 min ago"."""
     match waiting.reason:
         case WaitReason.SILENT:
-            last = f"its last heartbeat was {ago(waiting.heartbeat_at)}" if waiting.heartbeat_at else "it never has"
+            heartbeat = waiting.heartbeat_at
+            last = f"its last heartbeat was {when(heartbeat)}" if heartbeat else "it never has"
             return f"{waiting.node} does not respond; {last}."
         case WaitReason.PAUSED if waiting.pause is not None:
-            return f"{paused(waiting.node, waiting.pause)} Its jobs wait {pause_end(waiting.pause)}."
+            return f"{paused(waiting.node, waiting.pause, when=when)} Its jobs wait {pause_end(waiting.pause)}."
         case WaitReason.SERVER_BUSY if waiting.busy_with is not None:
             return f"The server is busy with job {waiting.busy_with[:8]}."
         case WaitReason.SLOTS_FULL:
@@ -20,16 +24,21 @@ def why(waiting: Waiting) -> str:
     return f"{waiting.node} takes it within seconds."
 
 
-def paused(node: str, pause: Pause) -> str:
+def paused(node: str, pause: Pause, *, when: Callable[[datetime], str]) -> str:
     """A sentence."""
-    return f"{pause.by} paused {node} {ago(pause.since)}: {pause.reason.rstrip('.')}."
+    return f"{pause.by} paused {node} {when(pause.since)}: {pause.reason.rstrip('.')}."
+
+
+def at(moment: datetime) -> str:
+    """Always the same, unlike an age."""
+    return f"at {absolute(moment)}"
 
 
 def pause_end(pause: Pause) -> str:
     """Until when it lasts."""
     if pause.until_back:
         return "until its host has been started again"
-    return f"until {absolute(pause.until)} ({ago(pause.until)})" if pause.until else "until it is resumed"
+    return f"until {absolute(pause.until)}" if pause.until else "until it is resumed"
 
 
 def place(waiting: Waiting) -> str:
