@@ -41,14 +41,14 @@ Pages = Mapping[str, Handler]  # by path
 _DATETIME_LOCAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?")
 
 
-def _as_utc(text: object) -> object:
+def as_utc(text: object) -> object:
     """A `datetime-local` input sends no zone, and no seconds if they are 0."""
     if isinstance(text, str) and _DATETIME_LOCAL.fullmatch(text):
         return f"{datetime.fromisoformat(text).isoformat()}Z"
     return text
 
 
-LocalMoment = Annotated[Moment, BeforeValidator(_as_utc)]  # as a browser sends it
+LocalMoment = Annotated[Moment, BeforeValidator(as_utc)]  # as a browser sends it
 
 
 def read_reason(request: OperatorRequest) -> str:

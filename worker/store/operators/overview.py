@@ -56,6 +56,7 @@ class Overview:
     completed_day: int
     failed_day: int
     stranded_servers: int
+    servers_off: int  # whose guests are off for a job
     nodes: int
     nodes_alive: int
     nodes_paused: int
@@ -104,7 +105,7 @@ class Counted:
 
 
 def overview(answer: list[Any], counted: Counted) -> Overview:
-    now, queued, running, oldest, stranded, nodes, alive, paused, findings, _, _, unreadable, stats = answer
+    now, queued, running, oldest, stranded, nodes, alive, paused, off, findings, _, _, unreadable, stats = answer
     counted.learn(now // COUNTED_MS, stats)
     return Overview(
         at=records.moment(now),
@@ -116,6 +117,7 @@ def overview(answer: list[Any], counted: Counted) -> Overview:
         completed_day=counted.ended("completed", within=DAY),
         failed_day=counted.ended("failed", within=DAY),
         stranded_servers=stranded,
+        servers_off=off,
         nodes=nodes,
         nodes_alive=alive,
         nodes_paused=paused,
