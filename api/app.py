@@ -38,6 +38,7 @@ from api.measures.exposition import Exposition, SharedExposition
 from api.measures.metrics import Metrics
 from api.measures.store_watch import StoreWatch
 from api.operators import calls as operators
+from api.operators import lookups
 from api.processes import Process
 from api.schedules import calls as schedules
 from api.servers import calls as servers
@@ -115,6 +116,7 @@ def build(
     ]
     for_operators: list[tuple[Table[Token], object]] = [
         (operators.call, operators.OperatorCalls(operator_store, tokens)),
+        (lookups.call, lookups.LookupCalls(operator_store)),
         (credentials.call, credentials.CredentialCalls(Credentials(redis))),
         (jobs.ops_call, jobs.OpsJobCalls(operator_store, runbook_url=settings.runbook_url)),
         (servers.ops_call, servers.OpsServerCalls(operator_store, store)),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli import bulk, cell, jobs, nodes, servers, snapshots, tokens, top
+from api.cli import bulk, cell, find, jobs, nodes, servers, snapshots, tokens, top
 from api.cli.access import TOKEN_VARIABLE, Options
 from api.cli.connection import PROGRAM
 from api.cli.exits import Exit
@@ -61,6 +61,7 @@ def start(
 for name, command, panel in (
     ("top", top.top, _VIEW),
     ("overview", cell.show_overview, _VIEW),
+    ("find", find.find, _VIEW),
     ("events", cell.follow_events, _VIEW),
     ("jobs", jobs.list_jobs, _VIEW),
     ("nodes", nodes.list_nodes, _VIEW),

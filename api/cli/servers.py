@@ -87,7 +87,7 @@ def show_server(context: typer.Context, server: ServerArgument, *, as_json: Json
     async def get(client: Client) -> Body:
         return await client.either(lambda: client.get(f"ops/{path}"), lambda: client.get(path))
 
-    perform(context, get, _show_one, as_json=as_json)
+    perform(context, get, show_one, as_json=as_json)
 
 
 @app.command("set")
@@ -182,7 +182,7 @@ def list_findings(
     perform(context, lambda client: client.collect("ops/findings/", query, limit=rows), show, as_json=as_json)
 
 
-def _show_one(output: Output, server: Body) -> None:
+def show_one(output: Output, server: Body) -> None:
     job, stranded_by = server["job"], server.get("stranded_by")
     output.facts(
         (

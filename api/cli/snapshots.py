@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from api import words
 from api.cli import following, formats, options
 from api.cli.client import Answer, Body, Client, segment
 from api.cli.commands import perform
@@ -66,8 +67,44 @@ def list_snapshots(
 
 @app.command("show")
 def show_snapshot(context: typer.Context, snapshot: options.SnapshotArgument, *, as_json: options.Json = False) -> None:
-    """Show a snapshot with its contents, labels and expiry."""
-    perform(context, lambda client: client.get(f"snapshots/{snapshot}/"), _show_one, as_json=as_json)
+    """Show a snapshot with its contents, labels and expiry. An operator token also shows who did what to it."""
+    path = f"snapshots/{snapshot}/"
+
+    async def get(client: Client) -> Body:
+        return await client.either(lambda: client.get(f"ops/{path}"), lambda: client.get(path))
+
+    perform(context, get, show_known, as_json=as_json)
+
+
+HISTORY_COLUMNS = (
+    Column(title="TIME (UTC)", of=lambda entry: formats.at(entry["at"])),
+    Column(title="WHAT", of=lambda entry: words.plain(entry["what"])),
+    Column(title="BY", of=lambda entry: entry["token_name"] or (entry["schedule_id"] and "its schedule") or "-"),
+    Column(title="TOKEN", of=lambda entry: entry["token"] or "-", yields=2),
+    Column(title="JOB", of=lambda entry: (entry["job_id"] or "-")[:8], yields=1),
+    Column(title="REQUEST", of=lambda entry: entry["request_id"] or "-", yields=3),
+)
+
+
+def show_known(output: Output, snapshot: Body) -> None:
+    """A snapshot as its account sees it, or as operators do, who also see one that is deleted."""
+    if "history" not in snapshot:
+        _show_one(output, snapshot)
+        return
+    if snapshot["snapshot"]:
+        _show_one(output, snapshot["snapshot"])
+    else:
+        output.facts(
+            (
+                ("snapshot", formats.named(snapshot)),
+                ("status", formats.word(snapshot["status"])),
+                ("server", snapshot["server"] and str(snapshot["server"]["id"])),
+                ("created", f"{formats.at(snapshot['created_at'])} UTC"),
+            )
+        )
+    output.facts((("account", str(snapshot["account_id"] or "-")),))
+    output.heading("History")
+    output.table(HISTORY_COLUMNS, snapshot["history"], none="An earlier version of the service kept none.")
 
 
 def _show_one(output: Output, snapshot: Body) -> None:

@@ -172,7 +172,9 @@ async def retry(context: Context, request: OperatorRequest) -> web.Response:
     if force:
         retries.ensure_typed(request.form, str((await context.operators.job(job_id)).job.server_id))
         request.http[REASON] = "forced"
-    new = await context.operators.retry(job_id, request_id=request.http[REQUEST_ID], force=force)
+    new = await context.operators.retry(
+        job_id, request_id=request.http[REQUEST_ID], force=force, by=request.token.actor
+    )
     text = f"Job {job_id[:8]} retried as job {new.id[:8]}."
     response = context.rendering.done(request.http, text, back=f"{JOBS}{job_id}/", link=f"{JOBS}{new.id}/")
     response.headers["X-Job-Id"] = new.id

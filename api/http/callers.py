@@ -63,13 +63,16 @@ class Entering(Entry):
     async def entered(self, caller: list[Any], *, is_audited: bool) -> AccountId:
         self._is_checked, self._request[AUDITED] = True, is_audited
         token = await self._callers.authenticated(self._request, self._presented, caller)
+        self.actor = token.actor
         return _acting_for(self._request, token, self._call.permission)
 
     async def identify(self) -> None:
         """Check the caller alone, if no script has. Raises Problem (400, 401, 403, 429) or StoreUnavailable."""
         if not self._is_checked:
             self._is_checked = True
-            self.account_id = (await self._callers.identify(self._request, self._call.permission)).account_id
+            caller = await self._callers.identify(self._request, self._call.permission)
+            self.account_id = caller.account_id
+            self.actor = caller.token.actor
 
 
 class Callers:

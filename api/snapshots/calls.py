@@ -144,7 +144,12 @@ class SnapshotCalls:
         Changes its description, its labels, when it expires, and whether it may be deleted.
         """
         body = await reading.body(request, EditBody)
-        edited = await self._store.edit(account_id=caller, snapshot_id=in_path(request, SNAPSHOT_ID), edit=body.edit)
+        edited = await self._store.edit(
+            account_id=caller,
+            snapshot_id=in_path(request, SNAPSHOT_ID),
+            edit=body.edit,
+            request_id=request[REQUEST_ID],
+        )
         return answer(bodies.details(edited))
 
     @call(

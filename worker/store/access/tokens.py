@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from worker.store import errors, records
 from worker.store.access.meanwhile import Meanwhile
-from worker.store.calls import Idempotency, Scripts, accepted, for_script, reading, redis_answers
+from worker.store.calls import Actor, Idempotency, Scripts, accepted, for_script, reading, redis_answers
 from worker.store.model import AccountId
 
 _INDEX = "tokens"
@@ -69,6 +69,10 @@ class Token:
 
     def allows(self, permission: Permission) -> bool:
         return not self.permissions.isdisjoint(granting(permission))
+
+    @property
+    def actor(self) -> Actor:
+        return Actor(token=self.id, token_name=self.name)
 
     def record(self) -> dict[str, str]:
         return {

@@ -13,7 +13,7 @@ from worker.store import arq_queue as queue
 from worker.store import errors, records
 from worker.store.access import audit_check
 from worker.store.access.audit_check import AuditCheck
-from worker.store.calls import Cursor, CursorPage, Idempotency, Scripts, accepted, for_script, given, shown_job
+from worker.store.calls import Actor, Cursor, CursorPage, Idempotency, Scripts, accepted, for_script, given, shown_job
 from worker.store.customers.customer_store import CustomerStore, RetryRule
 from worker.store.model import (
     NODE_SILENT_SECONDS,
@@ -24,8 +24,10 @@ from worker.store.model import (
     JobKind,
     JobState,
     ServerId,
+    SnapshotId,
 )
 from worker.store.operators import records as ops_records
+from worker.store.operators.finding import HITS_MOST, Hit, KnownSnapshot, asked, hit, key_of_hit, known_snapshot
 from worker.store.operators.memory import Memory, memory_of
 from worker.store.operators.overview import Counted, Overview, overview
 from worker.store.operators.records import (
@@ -135,12 +137,13 @@ class OperatorStore(Scripts):
         request_id: str,
         force: bool = False,
         in_bulk: bool = False,
+        by: Actor | None = None,
         idempotency: Idempotency | None = None,
     ) -> Job:
         """Admit a new job that does the same as a failed one. `force` and `in_bulk`: see `RetryRule`. Raises
         JobNotFound, JobNotRetryable, RetryNeedsForce, or what the admission of its kind raises."""
         job, rule = (await self.job(job_id)).job, replace(self._rule, force=force, in_bulk=in_bulk)
-        return await self._store.again(job, request_id=request_id, rule=rule, idempotency=idempotency)
+        return await self._store.again(job, request_id=request_id, rule=rule, by=by, idempotency=idempotency)
 
     async def cancel(self, job_id: JobId, *, idempotency: Idempotency | None = None) -> Job:
         """Raises JobNotFound or JobNotCancellable."""
@@ -151,6 +154,25 @@ class OperatorStore(Scripts):
         """Mark a stranded job as resolved. Raises JobNotFound or JobNotStranded."""
         await self._do("operators/resolve", idempotency, about=job_id, job=job_id, by=by, reason=reason)
         return await self.job(job_id)
+
+    # --- search, snapshots ---
+
+    async def search(self, text: str) -> tuple[Hit, ...]:
+        """What an ID, the first digits of a job's ID (8 or more), a name or its beginning may mean; at most 20 of each
+        kind."""
+        kind, wanted = asked(text)
+        if not wanted:
+            return ()
+        rows = await self._call("operators/search", {"text": wanted, "lower": wanted.lower(), "limit": HITS_MOST})
+        hits = await self._many(hit, rows, kind="hit", key_of=key_of_hit)
+        return tuple(one for one in hits if kind in {"", one.kind})
+
+    async def snapshot(self, snapshot_id: SnapshotId) -> KnownSnapshot:
+        """Also a deleted one, while its history is kept. Raises SnapshotNotFound."""
+        found = await self._call("operators/snapshot", {"id": str(snapshot_id)})
+        if found is None:
+            raise errors.SnapshotNotFound.of(id=snapshot_id)
+        return await self._one(known_snapshot, [str(snapshot_id).encode(), *found], kind="snapshot")
 
     # --- nodes ---
 
