@@ -10,12 +10,25 @@ from api.cli.client import Body, Client, segment
 from api.cli.commands import list_all, perform
 from api.cli.exits import Exit
 from api.cli.help import group
-from api.cli.options import AccountId, All, Json, Lifetime, Limit, Moment, Yes, lifetime_hours, rfc3339
+from api.cli.options import (
+    AccountId,
+    All,
+    Json,
+    Lifetime,
+    Limit,
+    Moment,
+    NodeFilter,
+    ServerFilter,
+    Yes,
+    lifetime_hours,
+    rfc3339,
+)
 from api.cli.output import Column, Output
 
 app = group("Create or revoke an API token.")
 
 
+What = Literal["changes", "logins", "all"]
 Method = Literal["POST", "PUT", "PATCH", "DELETE", "CLI"]
 
 
@@ -39,18 +52,13 @@ COLUMNS = (
 )
 AUDIT_COLUMNS = (
     Column(title="TIME (UTC)", of=lambda entry: formats.at(entry["at"])),
-    Column(title="TOKEN", of=lambda entry: entry["fields"].get("token_name") or entry["fields"].get("token", "-")),
-    Column(title="METHOD", of=lambda entry: entry["fields"].get("method", "-"), yields=3),
-    Column(title="PATH", of=lambda entry: entry["fields"].get("path", "-")),
-    Column(title="STATUS", of=lambda entry: entry["fields"].get("status", "-"), yields=1, right=True),
-    Column(title="CODE", of=lambda entry: entry["fields"].get("code", ""), yields=4),
-    Column(title="REASON", of=lambda entry: entry["fields"].get("reason", ""), yields=2),
-    Column(title="ACCOUNT", of=lambda entry: entry["fields"].get("account", "-"), yields=5, right=True),
-    Column(title="ADDRESS", of=lambda entry: entry["fields"].get("address", "-"), yields=6),
-    Column(title="REQUEST", of=lambda entry: entry["fields"].get("request_id", "-"), yields=8),
-    Column(title="JOB", of=lambda entry: entry["fields"].get("job", ""), yields=7),
-    Column(title="NOTES", of=lambda entry: ", ".join(entry.get("notes", ())), yields=3),
-    Column(title="CREATED", of=lambda entry: entry["fields"].get("made", ""), yields=4),
+    Column(title="WHAT", of=lambda entry: entry["text"]),
+    Column(title="ACCOUNT", of=lambda entry: entry["fields"].get("account", "-"), yields=3, right=True),
+    Column(title="SERVER", of=lambda entry: entry["fields"].get("server", "-"), yields=4, right=True),
+    Column(title="JOB", of=lambda entry: entry["fields"].get("job", "")[:8], yields=2),
+    Column(title="NOTES", of=lambda entry: ", ".join(entry.get("notes", ())), yields=1),
+    Column(title="ADDRESS", of=lambda entry: entry["fields"].get("address", "-"), yields=5),
+    Column(title="REQUEST", of=lambda entry: entry["fields"].get("request_id", "-"), yields=6),
 )
 
 
@@ -122,9 +130,14 @@ def show_audit(  # noqa: PLR0913 - an option is a parameter, and the API has so 
     *,
     account_id: AccountId = None,
     token_id: Annotated[str | None, typer.Option(metavar="ID", help="Filter by token.")] = None,
+    token_name: Annotated[str | None, typer.Option(metavar="NAME", help="Filter by the token's name.")] = None,
+    server_id: ServerFilter = None,
+    snapshot_id: Annotated[int | None, typer.Option(min=1, metavar="ID", help="Filter by snapshot.")] = None,
+    node: NodeFilter = None,
     job_id: Annotated[str | None, typer.Option(metavar="ID", help="Filter by job.")] = None,
     request_id: Annotated[str | None, typer.Option(metavar="ID", help="Filter by request.")] = None,
     method: Annotated[Method | None, typer.Option(help="Filter by method.")] = None,
+    what: Annotated[What, typer.Option(help="Changes, logins to the dashboard, or all.")] = "changes",
     since: Moment = None,
     until: Moment = None,
     limit: Limit = 50,
@@ -134,11 +147,13 @@ def show_audit(  # noqa: PLR0913 - an option is a parameter, and the API has so 
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the audit log, newest first: every request that changes something."""
+    """Show the audit log in words, newest first: every request that changes something."""
     if verify:
         perform(context, _checked, _show_check, as_json=as_json)
         return
     query = {"account_id": account_id, "token_id": token_id, "job_id": job_id, "request_id": request_id}
+    query |= {"token_name": token_name, "server_id": server_id, "snapshot_id": snapshot_id, "node": node}
+    query |= {"what": None if what == "all" else what}
     query |= {"method": method, "since": rfc3339(since), "until": rfc3339(until)}
     rows = None if everything else limit
     list_all(context, "ops/audit/", query, AUDIT_COLUMNS, limit=rows, as_json=as_json, none="No matching entries.")

@@ -21,7 +21,7 @@ async def find(context: Context, request: OperatorRequest) -> web.Response:
     q = reading.query(request.http, SearchQuery).q
     hits = await context.operators.search(q)
     if (only := _only(hits)) is not None:
-        return web.Response(status=303, headers={"Location": page_of(only), "Cache-Control": "no-store"})
+        return web.Response(status=303, headers={"Location": page_of(only.kind, only.id), "Cache-Control": "no-store"})
     return context.rendering.page(request.http, "find.html", q=q, hits=hits, page_of=page_of)
 
 
@@ -32,12 +32,12 @@ def _only(hits: Sequence[Hit]) -> Hit | None:
     return likely[0] if len(likely) == 1 else None
 
 
-def page_of(hit: Hit) -> str:
-    if hit.kind == "account":
-        return address("/ops/servers/", account_id=hit.id)
-    if hit.kind == "token":
-        return address("/ops/audit/", token_id=hit.id)
-    return f"/ops/{hit.kind}s/{hit.id}/"
+def page_of(kind: str, found: str) -> str:
+    if kind == "account":
+        return address("/ops/servers/", account_id=found)
+    if kind == "token":
+        return address("/ops/audit/", token_id=found)
+    return f"/ops/{kind}s/{found}/"
 
 
 PAGES: Pages = {FIND: find}

@@ -134,7 +134,7 @@ class OperatorCalls:
         """
         query = reading.query(request, AuditQuery)
         page = await self._operators.audit(query.filter, query.cursor)
-        return cursor_answer(request, page, bodies.AuditList, bodies.AuditEntry.model_validate)
+        return cursor_answer(request, page, bodies.AuditList, bodies.audit_entry)
 
     @call(f"GET {OPS}audit/check/", Reply(200, {"whole": examples.AUDIT_CHECK}), query=AuditCheckQuery)
     async def ops_check_audit(self, request: web.Request, _: Token) -> web.Response:

@@ -43,6 +43,7 @@ PLACEHOLDERS = {
     "token": "[0-9a-f]{12}",
     "sha256": "[0-9a-f]{64}",
     "hex3": "[0-9a-f]{3}",
+    "object": "[a-z]+:.+",
     "node": "[^:]+",
     **dict.fromkeys(("code", "call", "reason"), "[a-z_]+"),
     "address": "[0-9.]+",

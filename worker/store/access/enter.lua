@@ -21,11 +21,13 @@ local function job_of(answer)
   return is_admitted and not ask.dry_run and answer[2] and answer[2][1]
 end
 
-local function add_to_audit(token, job_id)
+-- snapshot_id: of a snapshot that was created
+local function add_to_audit(token, job_id, snapshot_id)
   if redis.call('LLEN', 'audit:new') >= caller.audit_most then return 0 end
   local entry = caller.audit
   entry.at_ms = string.format('%.0f', now_ms())
   entry.token, entry.token_name, entry.account, entry.job = token.id, token.name, ask.account, job_id
+  if snapshot_id then entry.made = 'snapshot ' .. snapshot_id end
   return redis.call('RPUSH', 'audit:new', cjson.encode(entry)) > 0 and 1 or 0 -- 0: the key holds something else
 end
 
@@ -36,4 +38,5 @@ if not token or not is_counted or not may_call(token, account) then return {answ
 ask.account, ask.by = account, {token = token.id, token_name = token.name}
 local done = body(ask)
 local job_id = caller.audit and done and job_of(done)
-return {answer, {done}, job_id and add_to_audit(token, job_id) or 0}
+local snapshot_id = ask.kind == 'create' and job_id and done[3] and done[3][1]
+return {answer, {done}, job_id and add_to_audit(token, job_id, snapshot_id) or 0}

@@ -4,7 +4,7 @@ Each list is read by one script, which looks at a bounded number of entries.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from arq.connections import ArqRedis
@@ -12,6 +12,7 @@ from arq.connections import ArqRedis
 from worker.store import arq_queue as queue
 from worker.store import errors, records
 from worker.store.access import audit_check
+from worker.store.access.audit import list_of
 from worker.store.access.audit_check import AuditCheck
 from worker.store.calls import Actor, Cursor, CursorPage, Idempotency, Scripts, accepted, for_script, given, shown_job
 from worker.store.customers.customer_store import CustomerStore, RetryRule
@@ -70,6 +71,29 @@ class JobFilter:
         )
         ask: dict[str, Any] = {"match": match} | ({"text": self.text.lower()} if self.text else {})
         return ask | ({} if self.cancelled is None else {"cancelled": self.cancelled})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditFilter:
+    """Which entries of the audit log to list. `about`: IDs that an entry must name, by `snapshot`, `server` or `node`.
+    `what`: `changes` or `logins`; None: both."""
+
+    fields: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, str] = field(default_factory=dict)
+    what: str | None = None
+
+    def for_script(self) -> dict[str, Any]:
+        return {"match": dict(self.fields), "about": dict(self.about)} | given(what=self.what, list=self._list)
+
+    @property
+    def _list(self) -> str | None:
+        """The list that has all entries that match: of what has the fewest."""
+        of_fields = {"request": "request_id", "job": "job", "token": "token", "server": "server", "account": "account"}
+        named = {kind: self.fields[name] for kind, name in of_fields.items() if name in self.fields} | {**self.about}
+        for kind in ("request", "job", "snapshot", "server", "node", "token", "account"):
+            if kind in named:
+                return list_of(kind, named[kind])
+        return None
 
 
 class OperatorStore(Scripts):
@@ -262,13 +286,15 @@ class OperatorStore(Scripts):
             ops_records.refused_claim, rows, kind="refused_claim", key_of=lambda _: "refused_claims"
         )
 
-    async def audit(self, wanted: Mapping[str, str], cursor: Cursor) -> CursorPage[AuditEntry]:
-        """Newest first; `wanted`: only entries with these fields."""
+    async def audit(self, wanted: AuditFilter | Mapping[str, str], cursor: Cursor) -> CursorPage[AuditEntry]:
+        """Newest first; a mapping: only entries with these fields."""
+        if not isinstance(wanted, AuditFilter):
+            wanted = AuditFilter(fields=wanted)
         # a stream has no IDs before 1970
         since, until = cursor.since, cursor.until
         before = str(max(0, int(records.milliseconds(until)) - 1)) if until else "+"
         ask = {
-            "match": dict(wanted),
+            **wanted.for_script(),
             "from": str(max(0, int(records.milliseconds(since)))) if since else "-",
             "to": f"({cursor.after}" if cursor.after else before,
             "limit": cursor.limit,
