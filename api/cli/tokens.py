@@ -47,8 +47,9 @@ COLUMNS = (
     Column(title="NAME", of=lambda token: token["name"]),
     Column(title="ACCOUNT", of=lambda token: token["account_id"] or "-", right=True),
     Column(title="PERMISSIONS", of=lambda token: ", ".join(token["permissions"])),
-    Column(title="CREATED (UTC)", of=lambda token: formats.at(token["created_at"]), yields=2),
-    Column(title="EXPIRES (UTC)", of=lambda token: formats.at(token["expires_at"]), yields=1),
+    Column(title="LAST USED", of=lambda token: formats.age(token.get("last_used_at")), yields=1, right=True),
+    Column(title="CREATED (UTC)", of=lambda token: formats.at(token["created_at"]), yields=3),
+    Column(title="EXPIRES (UTC)", of=lambda token: formats.at(token["expires_at"]), yields=2),
 )
 AUDIT_COLUMNS = (
     Column(title="TIME (UTC)", of=lambda entry: formats.at(entry["at"])),

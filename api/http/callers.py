@@ -1,6 +1,6 @@
 """The caller of a request, from its token and its X-Account-Id."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -78,10 +78,14 @@ class Entering(Entry):
 class Callers:
     """Authenticates callers by their tokens."""
 
-    def __init__(self, tokens: Tokens, limits: Limits, *, trusted_proxies: Sequence[Network]) -> None:
+    def __init__(
+        self, tokens: Tokens, limits: Limits, *, trusted_proxies: Sequence[Network], used: Callable[[str], None]
+    ) -> None:
+        """`used` is told the ID of each token that is used."""
         self._tokens = tokens
         self._limits = limits
         self._trusted_proxies = trusted_proxies
+        self.used = used
         self._policy = f'"token";q={limits.calls};w={round(limits.window.total_seconds())}'
 
     async def identify(self, request: web.Request, permission: Permission) -> Caller:
@@ -147,6 +151,7 @@ class Callers:
             raise unauthenticated(presented.secret)
         bind_contextvars(token=token.id, token_name=token.name)
         request[TOKEN] = token
+        self.used(token.id)
         return token
 
     def _allowance(self, authenticated: Authenticated) -> dict[str, str]:

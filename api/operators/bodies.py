@@ -1,7 +1,7 @@
 """The bodies of nodes, findings, the audit log and tokens."""
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationInfo, field_validator
@@ -286,6 +286,14 @@ class OpsToken(Open):
     expires_at: Timestamp | None
 
 
+class ListedToken(OpsToken):
+    """A token in the list."""
+
+    last_used_at: Annotated[
+        Timestamp | None, Field(description="accurate to a minute; null if it was not used since this is noted")
+    ]
+
+
 class NewOpsToken(OpsToken):
     """The token that was created."""
 
@@ -295,7 +303,7 @@ class NewOpsToken(OpsToken):
 class TokenList(Open):
     """The valid tokens, oldest first."""
 
-    results: tuple[OpsToken, ...]
+    results: tuple[ListedToken, ...]
 
 
 def node(record: records.Node) -> OpsNode:
@@ -332,6 +340,10 @@ def unreadable_record(record: records.UnreadableRecord) -> UnreadableRecord:
 
 def token(record: Token) -> OpsToken:
     return from_record(OpsToken, record, permissions=tuple(sorted(record.permissions)))
+
+
+def listed_token(record: Token, used_at: datetime | None) -> ListedToken:
+    return ListedToken(**dict(token(record)), last_used_at=used_at)
 
 
 def new_token(new: NewToken) -> NewOpsToken:

@@ -15,6 +15,7 @@ from api.operators.bodies import TOKEN_ID, AuditCheckQuery, AuditQuery, OpsNodes
 from api.operators.overview import overview
 from worker.store import errors
 from worker.store.access.tokens import Token, Tokens
+from worker.store.access.usage import TokenUses
 from worker.store.calls import Cursor
 from worker.store.model import JobState
 from worker.store.operators.operator_store import JobFilter, OperatorStore
@@ -28,9 +29,10 @@ call: Table[Token] = Table("operators", NODE, TOKEN_ID, **FOR_OPERATORS)
 
 
 class OperatorCalls:
-    def __init__(self, operators: OperatorStore, tokens: Tokens) -> None:
+    def __init__(self, operators: OperatorStore, tokens: Tokens, uses: TokenUses) -> None:
         self._operators = operators
         self._tokens = tokens
+        self._uses = uses
 
     @call(f"GET {OPS}overview/", Reply(200, {"overview": examples.OVERVIEW}))
     async def ops_overview(self, _: web.Request, __: Token) -> web.Response:
@@ -158,7 +160,8 @@ class OperatorCalls:
         """
         account_id = reading.query(request, TokensQuery).account_id
         found = [token for token in await self._tokens.all() if account_id in {None, token.account_id}]
-        return answer(TokenList(results=tuple(map(bodies.token, found))))
+        used = await self._uses.all()
+        return answer(TokenList(results=tuple(bodies.listed_token(one, used.get(one.id)) for one in found)))
 
     @call(
         f"POST {OPS}tokens/",

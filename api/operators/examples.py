@@ -58,7 +58,7 @@ _TOKEN = bodies.OpsToken(
     expires_at=None,
 )
 NEW_TOKEN = bodies.NewOpsToken(**dict(_TOKEN), secret="vps_…")  # noqa: S106 - an example
-TOKENS = bodies.TokenList(results=(_TOKEN,))
+TOKENS = bodies.TokenList(results=(bodies.ListedToken(**dict(_TOKEN), last_used_at=ASKED),))
 _SECONDS = Durations(p50=41.2, p95=88.9)
 OVERVIEW = Overview(
     at=ASKED,

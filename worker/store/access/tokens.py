@@ -22,6 +22,7 @@ from worker.store.calls import Actor, Idempotency, Scripts, accepted, for_script
 from worker.store.model import AccountId
 
 _INDEX = "tokens"
+USED = "tokens:used"  # when each was used last: see `usage`
 _PARSED = 1024  # records that are remembered as they were read last
 _PREFIX = "vps_"
 _SECRET = re.compile(_PREFIX + r"[A-Za-z0-9_-]{43}")  # 256 random bits in URL-safe base64
@@ -276,6 +277,7 @@ class Tokens(Scripts):
         if ended := [token_id for token_id, record in zip(index, found, strict=True) if not record]:
             with suppress(errors.StoreReadOnly), redis_answers():
                 await self._redis.hdel(_INDEX, *ended)  # type: ignore[misc]  # typed for the blocking client too
+                await self._redis.hdel(USED, *ended)  # type: ignore[misc]
         rows = [[key.decode(errors="replace"), flat] for key, flat in zip(index.values(), found, strict=True) if flat]
         valid = await self._many(_token, rows, kind="token", key_of=_key_of)
         return sorted(valid, key=lambda token: (token.created_at, token.id))
@@ -301,5 +303,6 @@ class Tokens(Scripts):
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.delete(key)
                 pipe.hdel(_INDEX, token_id)
-                revoked, _ = await pipe.execute()
+                pipe.hdel(USED, token_id)
+                revoked, *_ = await pipe.execute()
         return bool(revoked)
