@@ -2,6 +2,8 @@
 
 import os
 import re
+import stat
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -62,6 +64,8 @@ def _token(options: Options) -> str:
 
 def _read(file: Path) -> str:
     try:
+        if file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH) and file.is_file():  # a pipe is nobody else's
+            sys.stderr.write(f"vps-snapshots: Other users can read {file}. Use: chmod 600 {file}\n")
         return file.read_text()
     except OSError as error:
         raise CliError(Exit.NOT_ALLOWED, f"Cannot read {file}: {error.strerror}.") from error

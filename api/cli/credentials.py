@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -106,17 +106,35 @@ def _path(node: str) -> str:
 def _make(
     context: typer.Context, path: str, body: Body, *, out: Path | None, as_json: bool, question: str | None
 ) -> None:
+    def made(new: Body) -> str:
+        return f"credential {new['id']} of node {new['node']}"
+
+    make_secret(context, path, body, made, out=out, as_json=as_json, question=question)
+
+
+def make_secret(
+    context: typer.Context,
+    path: str,
+    body: Body,
+    made: Callable[[Body], str],
+    *,
+    out: Path | None,
+    as_json: bool,
+    question: str | None,
+) -> None:
+    """Create something with a secret, which is written to `out` or printed. `made`: what the body says was created."""
+
     async def make(client: Client) -> Body:
         if out is None:
             return await client.post(path, body)
-        with _private(out) as file:  # before the call: the secret cannot be had again
+        with private(out) as file:  # before the call: the secret cannot be had again
             new = await client.post(path, body)
             file.write_text(f"{new.pop('secret')}\n")
         return new
 
     def show(output: Output, new: Body) -> None:
         where = "its secret is shown only once:" if out is None else f"its secret is in {out}"
-        output.note(f"credential {new['id']} of node {new['node']} created; {where}")
+        output.note(f"{made(new)} created; {where}")
         if out is None:
             typer.echo(new["secret"])
 
@@ -124,7 +142,7 @@ def _make(
 
 
 @contextmanager
-def _private(path: Path) -> Iterator[Path]:
+def private(path: Path) -> Iterator[Path]:
     """A new file that only its owner can read. It takes the place of `path` at the end. Raises CliError."""
     if path.is_dir():
         raise CliError(Exit.USAGE, f"Cannot write {path}: it is a folder.")

@@ -9,7 +9,7 @@ from api.cli import following, formats, options
 from api.cli.client import Body, Client, segment
 from api.cli.commands import Question, perform
 from api.cli.connection import run
-from api.cli.exits import CliError, Exit
+from api.cli.exits import CliError, Exit, OperatorsOnly
 from api.cli.help import group
 from api.cli.later import asyncio
 from api.cli.output import Column, Output
@@ -86,9 +86,9 @@ def list_jobs(  # noqa: PLR0913 - an option is a parameter, and the API has so m
 
     async def of_account(client: Client) -> tuple[Body, None]:
         if denied := query.keys() - {"state", "server_id"}:
-            raise CliError(Exit.NOT_ALLOWED, f"Only an operator token can filter by {', '.join(sorted(denied))}.")
+            raise OperatorsOnly(f"Only an operator token can filter by {', '.join(sorted(denied))}.")
         if state is ShownState.CANCELLED:
-            raise CliError(Exit.NOT_ALLOWED, "Only an operator token can filter by the state cancelled.")
+            raise OperatorsOnly("Only an operator token can filter by the state cancelled.")
         return await client.collect_pages("jobs/", query, limit=rows), None
 
     async def show(client: Client) -> None:
@@ -161,9 +161,14 @@ def cancel_job(
     """Cancel a job that has not started."""
 
     path = f"jobs/{segment(job)}/cancel/"
+
+    async def cancel(client: Client) -> Body:
+        await following.job(client, job)  # says whose token it is: a refused change would be in the audit log
+        return await client.either(lambda: client.post(f"ops/{path}"), lambda: client.post(path))
+
     perform(
         context,
-        lambda client: client.either(lambda: client.post(f"ops/{path}"), lambda: client.post(path)),
+        cancel,
         lambda output, ended: output.say(f"cancelled: {formats.what(ended)}"),
         as_json=as_json,
         question=None if yes else _question("Cancel: {}?", job),

@@ -109,7 +109,7 @@ SnapshotArgument = Annotated[
 
 
 def confirm(question: str) -> None:
-    """Raises Abort if the answer is no, CliError if there is no terminal."""
+    """Raises Abort if the answer is no, CliError if it is Ctrl-C or there is no terminal."""
     ensure_terminal(question)
     # asyncio's handler would act only after the answer
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -119,7 +119,8 @@ def confirm(question: str) -> None:
                 raise typer.Abort
             typer.echo("Answer y or n.", err=True)
     except KeyboardInterrupt:
-        raise typer.Abort from None
+        typer.echo(err=True)
+        raise CliError(Exit.INTERRUPTED, "Interrupted; nothing was changed.") from None
     finally:
         signal.signal(signal.SIGINT, handler)
 

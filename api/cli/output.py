@@ -31,8 +31,12 @@ class Output:
     def __init__(self, *, as_json: bool) -> None:
         from rich.console import Console  # noqa: PLC0415 - a command imports rich when it prints: --help is quick
 
+        class Printing(Console):
+            def on_broken_pipe(self) -> None:  # rich would exit with 1
+                raise BrokenPipeError
+
         self.as_json = as_json
-        self.console = Console(highlight=False)
+        self.console = Printing(highlight=False)
         self.errors = Console(stderr=True, highlight=False)
 
     def document(self, body: Any) -> None:

@@ -10,7 +10,7 @@ from api.cli import following, formats, options
 from api.cli.client import Answer, Body, Client, segment
 from api.cli.commands import perform
 from api.cli.connection import run
-from api.cli.exits import Exit, Refused
+from api.cli.exits import CliError, Exit
 from api.cli.help import group
 from api.cli.output import Column, Output
 from api.cli.servers import SNAPSHOT_COLUMNS
@@ -47,17 +47,17 @@ def list_snapshots(
     query = {"server_id": server_id, "status": status, "name": name, "sort": sort}
     rows = None if everything else limit
 
+    async def of_server(client: Client) -> Body:
+        if server_id is None:
+            await client.get("ops/nodes/", {"limit": 1})  # refused for a token that is no operator's
+            raise CliError(Exit.NOT_ALLOWED, "With an operator token, name a server with --server-id.")
+        found = (await client.get(f"ops/servers/{server_id}/"))["snapshot_list"]
+        return {"count": len(found), "results": found[:rows]}
+
     async def collect(client: Client) -> Body:
-        try:
-            return await client.collect_pages("snapshots/", query, limit=rows)
-        except Refused as refused:
-            if refused.code != "permission_denied":
-                raise
-            if server_id is None:
-                text = f"{refused} With an operator token, name a server with --server-id."
-                raise Refused(refused.exit_code, text, code=refused.code) from refused
-            found = (await client.get(f"ops/servers/{server_id}/"))["snapshot_list"]
-            return {"count": len(found), "results": found[:rows]}
+        return await client.either(
+            lambda: of_server(client), lambda: client.collect_pages("snapshots/", query, limit=rows)
+        )
 
     def show(output: Output, listed: Body) -> None:
         output.list(COLUMNS, listed, none="No matching snapshots.")

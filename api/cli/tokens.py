@@ -8,6 +8,7 @@ import typer
 from api.cli import formats
 from api.cli.client import Body, Client, segment
 from api.cli.commands import list_all, perform
+from api.cli.credentials import Out, make_secret
 from api.cli.exits import Exit
 from api.cli.help import group
 from api.cli.options import (
@@ -74,7 +75,7 @@ def list_tokens(context: typer.Context, *, account_id: AccountId = None, as_json
 
 
 @app.command("create")
-def create_token(
+def create_token(  # noqa: PLR0913 - an option is a parameter
     context: typer.Context,
     *,
     name: Annotated[str, typer.Option(help="Purpose or owner; shown in lists and logs.")],
@@ -84,23 +85,27 @@ def create_token(
         bool, typer.Option("--service", help="For service and operator tokens, which belong to no account.")
     ] = False,
     expires_in: Lifetime = None,
+    out: Out = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Create a token. Its secret is printed once, on standard output."""
+    """Create a token. Its secret is shown only once."""
     if (account_id is None) is not service:
         raise typer.BadParameter("specify either --account-id or --service")
     body: Body = {"name": name, "permissions": [*permission]}
     body |= {"account_id": account_id} if account_id is not None else {}
     body |= lifetime_hours(expires_in)
 
-    def show(output: Output, new: Body) -> None:
-        output.note(f"token {new['id']} created; its secret is shown only once:")
-        typer.echo(new["secret"])
-
     whose = "any account" if account_id is None else f"account {account_id}"
-    question = None if yes else f"Create a token with {', '.join(permission)} for {whose}?"
-    perform(context, lambda client: client.post("ops/tokens/", body), show, as_json=as_json, question=question)
+    make_secret(
+        context,
+        "ops/tokens/",
+        body,
+        lambda new: f"token {new['id']}",
+        out=out,
+        as_json=as_json,
+        question=None if yes else f"Create a token with {', '.join(permission)} for {whose}?",
+    )
 
 
 @app.command("revoke")
