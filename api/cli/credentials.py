@@ -1,9 +1,6 @@
 """Commands for the credentials of nodes."""
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +10,7 @@ import typer
 from api.cli import formats
 from api.cli.client import Body, Client, segment
 from api.cli.commands import perform
-from api.cli.exits import CliError, Exit
+from api.cli.files import private
 from api.cli.help import group
 from api.cli.options import Json, Lifetime, NodeArgument, Yes, lifetime_hours, period
 from api.cli.output import Column, Output
@@ -114,8 +111,8 @@ def _make(
 
 def make_secret(
     context: typer.Context,
-    path: str,
-    body: Body,
+    path: str | Callable[[Client], Awaitable[str]],
+    body: Body | None,
     made: Callable[[Body], str],
     *,
     out: Path | None,
@@ -125,10 +122,11 @@ def make_secret(
     """Create something with a secret, which is written to `out` or printed. `made`: what the body says was created."""
 
     async def make(client: Client) -> Body:
+        to = path if isinstance(path, str) else await path(client)
         if out is None:
-            return await client.post(path, body)
+            return await client.post(to, body)
         with private(out) as file:  # before the call: the secret cannot be had again
-            new = await client.post(path, body)
+            new = await client.post(to, body)
             file.write_text(f"{new.pop('secret')}\n")
         return new
 
@@ -139,21 +137,3 @@ def make_secret(
             typer.echo(new["secret"])
 
     perform(context, make, show, as_json=as_json, question=question)
-
-
-@contextmanager
-def private(path: Path) -> Iterator[Path]:
-    """A new file that only its owner can read. It takes the place of `path` at the end. Raises CliError."""
-    if path.is_dir():
-        raise CliError(Exit.USAGE, f"Cannot write {path}: it is a folder.")
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise CliError(Exit.USAGE, f"Cannot write {path}: {error.strerror}.") from error
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.replace(name, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(name)

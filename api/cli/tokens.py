@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from api.cli import formats
+from api.cli import formats, resolve
 from api.cli.client import Body, Client, segment
-from api.cli.commands import list_all, perform
+from api.cli.commands import perform
 from api.cli.credentials import Out, make_secret
 from api.cli.exits import Exit
 from api.cli.help import group
@@ -157,12 +157,23 @@ def show_audit(  # noqa: PLR0913 - an option is a parameter, and the API has so 
     if verify:
         perform(context, _checked, _show_check, as_json=as_json)
         return
-    query = {"account_id": account_id, "token_id": token_id, "job_id": job_id, "request_id": request_id}
-    query |= {"token_name": token_name, "server_id": server_id, "snapshot_id": snapshot_id, "node": node}
+    query: dict[str, str | int | None] = {"account_id": account_id, "token_id": token_id, "request_id": request_id}
+    query |= {"token_name": token_name, "snapshot_id": snapshot_id, "node": node}
     query |= {"what": None if what == "all" else what}
     query |= {"method": method, "since": rfc3339(since), "until": rfc3339(until)}
     rows = None if everything else limit
-    list_all(context, "ops/audit/", query, AUDIT_COLUMNS, limit=rows, as_json=as_json, none="No matching entries.")
+
+    async def collect(client: Client) -> Body:
+        about = {
+            "server_id": await resolve.server_if_any(client, server_id),
+            "job_id": None if job_id is None else await resolve.job(client, job_id),
+        }
+        return await client.collect("ops/audit/", query | about, limit=rows)
+
+    def show(output: Output, listed: Body) -> None:
+        output.list(AUDIT_COLUMNS, listed, none="No matching entries.")
+
+    perform(context, collect, show, as_json=as_json)
 
 
 async def _checked(client: Client) -> Body:

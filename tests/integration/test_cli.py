@@ -84,7 +84,9 @@ def test_every_command_has_json_and_every_one_that_changes_something_asks() -> N
     assert {words for words, has in options.items() if "--json" not in has} == set()
     asks = {" ".join(words) for words, has in options.items() if "--yes" in has}
     listed = {change for change in asks if any(one.startswith(f"{change} ") for one in CHANGES)}
-    assert asks - listed == {f"snapshot {what}" for what in ("create", "restore", "undo", "delete")}
+    of_customers = {f"snapshot {what}" for what in ("create", "restore", "undo", "delete")}
+    of_customers |= {"schedule delete", "webhook delete", "webhook rotate-secret"}
+    assert asks - listed == of_customers | {"context delete"}
     assert all(command.help for command in found.values())
 
 
@@ -434,8 +436,8 @@ class TestExits:
             (cli, "job show ../nodes"): (Exit.NOT_FOUND, "job_not_found"),
             (cli, f"job show {NO_JOB} --follow"): (Exit.NOT_FOUND, "job_not_found"),
             (cli, "node show n9"): (Exit.NOT_FOUND, "node_not_found"),
-            (cli, "server show web-server-01"): (Exit.USAGE, "must be a server's ID"),
-            (customer, "snapshot show cli-1"): (Exit.USAGE, "must be a snapshot's ID"),
+            (cli, "server show no-such-server"): (Exit.NOT_FOUND, "There is no server no-such-server"),
+            (customer, "snapshot show no-such"): (Exit.NOT_FOUND, "There is no snapshot no-such"),
             (cli, "server show 999"): (Exit.NOT_FOUND, "server_not_found"),
             (cli, "servers --node no/node"): (Exit.REFUSED, "node: "),
             (cli, "audit --since yesterday"): (Exit.USAGE, "--since"),
