@@ -72,6 +72,8 @@ def job_state(job: Body) -> "Text":
     """The state, or the progress of a running job."""
     if job["state"] == "in_progress":
         return styled(progress(job), STYLES["in_progress"])
+    if job.get("resolved_at"):
+        return word("resolved")
     return word("stranded" if is_stranded(job) else "cancelled" if job_error(job) == "cancelled" else job["state"])
 
 
@@ -103,8 +105,8 @@ def waiting_facts(job: Body) -> tuple[tuple[str, str | None], ...]:
 
 
 def is_stranded(job: Body) -> bool:
-    """Whether the server still needs a repair. Jobs in lists have no `resolution` and count as unresolved."""
-    return bool(job["error"] and job["error"]["stranded"] and not job.get("resolution"))
+    """Whether the server still needs a repair. A job as its account sees it does not say whether it was repaired."""
+    return bool(job["error"] and job["error"]["stranded"] and not job.get("resolution") and not job.get("resolved_at"))
 
 
 def contents(held: Body) -> str:

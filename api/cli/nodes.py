@@ -57,7 +57,7 @@ def list_nodes(
 @app.command("show")
 def show_node(context: typer.Context, node: NodeArgument, *, as_json: Json = False) -> None:
     """Show a node with its storage pools and running jobs."""
-    perform(context, lambda client: client.get(f"ops/nodes/{segment(node)}/"), _show_one, as_json=as_json)
+    perform(context, lambda client: client.get(f"ops/nodes/{segment(node)}/"), show_one, as_json=as_json)
 
 
 @app.command("drain")
@@ -169,7 +169,7 @@ def _reconcile(context: typer.Context, nodes: list[str], *, everything: bool, ye
     perform(context, reconcile, show, as_json=as_json)
 
 
-def _show_one(output: Output, node: Body) -> None:
+def show_one(output: Output, node: Body) -> None:
     paused = node["paused"]
     output.facts(
         (

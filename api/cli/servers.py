@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from api.cli import completion, formats, jobs
+from api.cli import completion, formats, jobs, resolve
 from api.cli.client import Body, Client
 from api.cli.commands import list_all, perform
 from api.cli.help import group
@@ -88,12 +88,12 @@ def list_servers(
 @app.command("show")
 def show_server(context: typer.Context, server: ServerArgument, *, as_json: Json = False) -> None:
     """Show a server. An operator token also shows its snapshots, latest jobs and findings."""
-    path = f"servers/{server}/"
 
     async def get(client: Client) -> Body:
+        path = f"servers/{await resolve.server(client, server)}/"
         return await client.either(lambda: client.get(f"ops/{path}"), lambda: client.get(path))
 
-    perform(context, get, _show_one, as_json=as_json)
+    perform(context, get, show_one, as_json=as_json)
 
 
 @app.command("take")
@@ -108,14 +108,17 @@ def release_server(context: typer.Context, server: ServerArgument, *, yes: Yes =
     _hands(context, server, "release", "is released", yes=yes, as_json=as_json)
 
 
-def _hands(context: typer.Context, server: int, what: str, said: str, *, yes: bool, as_json: bool) -> None:
+def _hands(context: typer.Context, server: str, what: str, said: str, *, yes: bool, as_json: bool) -> None:
     async def question(client: Client) -> str:
-        found = await client.get(f"ops/servers/{server}/")
+        found = await client.get(f"ops/servers/{await resolve.server(client, server)}/")
         return f"{what.capitalize()} {formats.named(found)}, taken by {formats.taken(found)}?"
+
+    async def post(client: Client) -> Body:
+        return await client.post(f"ops/servers/{await resolve.server(client, server)}/{what}/")
 
     perform(
         context,
-        lambda client: client.post(f"ops/servers/{server}/{what}/"),
+        post,
         lambda output, found: output.say(f"server {formats.named(found)} {said}"),
         as_json=as_json,
         question=None if yes else question,
@@ -137,7 +140,7 @@ def set_server(
     body: Body = {"consistency": None if consistency == "default" else consistency}
 
     async def patch(client: Client) -> Body:
-        return await client.patch(f"servers/{server}/", body)
+        return await client.patch(f"servers/{await resolve.server(client, server)}/", body)
 
     def show(output: Output, _: Body) -> None:
         output.say(f"server {server}: {consistency}")
@@ -157,7 +160,7 @@ def declare_server(
 ) -> None:
     """Say that a server exists, on which node it is and which account owns it."""
     body = {"node": node, "account_id": account_id}
-    _put(context, server, "", body, f"is on {node}, of account {account_id}", yes=yes, as_json=as_json)
+    _put(context, str(server), "", body, f"is on {node}, of account {account_id}", yes=yes, as_json=as_json)
 
 
 @app.command("place")
@@ -177,9 +180,9 @@ def give_server(
     _put(context, server, "account/", body, f"is of account {account_id}", yes=yes, as_json=as_json)
 
 
-def _put(context: typer.Context, server: int, part: str, body: Body, said: str, *, yes: bool, as_json: bool) -> None:
+def _put(context: typer.Context, server: str, part: str, body: Body, said: str, *, yes: bool, as_json: bool) -> None:
     async def put(client: Client) -> Body:
-        return (await client.put(f"ops/servers/{server}/{part}", body)).body
+        return (await client.put(f"ops/servers/{await resolve.server(client, server)}/{part}", body)).body
 
     def show(output: Output, _: Body) -> None:
         output.say(f"server {server} {said}")
@@ -214,7 +217,7 @@ def list_findings(
     perform(context, lambda client: client.collect("ops/findings/", query, limit=rows), show, as_json=as_json)
 
 
-def _show_one(output: Output, server: Body) -> None:
+def show_one(output: Output, server: Body) -> None:
     job, stranded_by = server["job"], server.get("stranded_by")
     output.facts(
         (

@@ -16,6 +16,7 @@ from api.http import reading
 from api.http.fields import Moment, ReasonBody
 from api.http.marks import REASON
 from worker.store.access.tokens import Tokens
+from worker.store.access.usage import TokenUses
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.operators.operator_store import OperatorStore
 
@@ -27,6 +28,7 @@ class Context:
     operators: OperatorStore
     store: CustomerStore
     tokens: Tokens
+    uses: TokenUses
     streams: Streams
     rendering: Rendering
     guard: SessionGuard

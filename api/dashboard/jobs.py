@@ -102,15 +102,9 @@ class StepRow:
 
 
 def _steps(found: OpsJob) -> list[StepRow]:
-    """A step that was tried again failed before; the log says which step failed last."""
-    failed = {line.get("step") for line in found.log if line.get("event") == "step.failed"}
-    names = [taken.step for taken in found.steps]
     steps = []
-    for place, taken in enumerate(found.steps):
-        rest = names[place + 1 :]
-        is_tried_again = bool(rest) and rest[0] == taken.step
-        is_bad = is_tried_again or (taken.step in failed and taken.step not in rest)
-        tone = "now" if taken.seconds is None else "bad" if is_bad else "past"
+    for taken in found.steps:
+        tone = "now" if taken.seconds is None else "bad" if taken.failed else "past"
         so_far = (datetime.now(UTC) - taken.started_at).total_seconds() if taken.seconds is None else taken.seconds
         steps.append(StepRow(taken=taken, tone=tone, seconds=max(0.0, so_far)))
     return steps
@@ -192,7 +186,9 @@ async def retry(context: Context, request: OperatorRequest) -> web.Response:
     if force:
         retries.ensure_typed(request.form, str((await context.operators.job(job_id)).job.server_id))
         request.http[REASON] = "forced"
-    new = await context.operators.retry(job_id, request_id=request.http[REQUEST_ID], force=force)
+    new = await context.operators.retry(
+        job_id, request_id=request.http[REQUEST_ID], force=force, by=request.token.actor
+    )
     text = f"Job {job_id[:8]} retried as job {new.id[:8]}."
     response = context.rendering.done(request.http, text, back=f"{JOBS}{job_id}/", link=f"{JOBS}{new.id}/")
     response.headers["X-Job-Id"] = new.id

@@ -7,7 +7,22 @@ from urllib.parse import urlencode, urlsplit
 
 from aiohttp import web
 
-from api.dashboard import audit, bulk, draining, findings, jobs, live, login, nodes, overview, runbook, servers, tokens
+from api.dashboard import (
+    audit,
+    bulk,
+    draining,
+    finding,
+    findings,
+    jobs,
+    live,
+    login,
+    nodes,
+    overview,
+    runbook,
+    servers,
+    snapshots,
+    tokens,
+)
 from api.dashboard.assets import STATIC, Assets
 from api.dashboard.context import Context, Handler, Pages
 from api.dashboard.rendering import is_fragment
@@ -20,6 +35,8 @@ PAGES: Pages = {
     **nodes.PAGES,
     **jobs.PAGES,
     **servers.PAGES,
+    **snapshots.PAGES,
+    **finding.PAGES,
     **findings.PAGES,
     **audit.PAGES,
     **tokens.PAGES,

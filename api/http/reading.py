@@ -159,7 +159,7 @@ def ensure_no_precondition(request: web.Request) -> None:
 def query(request: web.Request, model: type[Model], *, skip_empty: bool = False) -> Model:
     """Raises Problem, also for a parameter that is given twice. `skip_empty`: ignore empty parameters, which a browser
     sends for empty fields of a form."""
-    if not request.query_string:
+    if not request.query_string and not _requires_any(model):
         empty: Model = _without_any(model)
         return empty
     given = {name: request.query.getall(name) for name in model.model_fields if name in request.query}
@@ -171,8 +171,13 @@ def query(request: web.Request, model: type[Model], *, skip_empty: bool = False)
 
 
 @cache
+def _requires_any(model: type[BaseModel]) -> bool:
+    return any(field.is_required() for field in model.model_fields.values())
+
+
+@cache
 def _without_any(model: type[Model]) -> Model:
-    """The query of a call without parameters. No query has one that is required."""
+    """The query of a call without parameters."""
     return model.model_validate({})
 
 

@@ -260,6 +260,9 @@ class OpsJobSummary(Job):
     node: str
     request_id: str
     off_since: OffSince
+    resolved_at: Annotated[
+        Timestamp | None, Field(description="when an operator marked the server that it stranded as repaired")
+    ]
 
 
 class OpsJobList(Open):
@@ -277,6 +280,7 @@ class StepTaken(Open):
     started_at: Annotated[datetime, Field(description="by the node's clock")]
     seconds: Annotated[float | None, Field(description="null: it is running")]
     attempt: int
+    failed: Annotated[bool, Field(description="this attempt failed")]
 
 
 class Resolution(Open):

@@ -203,7 +203,11 @@ class OpsJobCalls:
         if force:
             request[REASON] = "forced"
         job = await self._operators.retry(
-            job_id, request_id=request[REQUEST_ID], force=force, idempotency=operator_key(request, token)
+            job_id,
+            request_id=request[REQUEST_ID],
+            force=force,
+            by=token.actor,
+            idempotency=operator_key(request, token),
         )
         return answer(bodies.ops_job_summary(job), status=202, headers=bodies.job_headers(job.id, base=OPS))
 

@@ -1,21 +1,33 @@
 """The bodies of nodes, findings, the audit log and tokens."""
 
-from datetime import timedelta
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from api.http import fields
 from api.http.answers import After, Open, ServerName, Timestamp, TotalIfKnown, from_record
 from api.jobs.bodies import OpsJobSummary, ops_job_summary
+from api.operators.audit_words import said
 from api.servers.bodies import Finding
 from api.words import absolute
 from worker.store import errors
 from worker.store.access.tokens import OPERATORS, NewToken, Permission, Token
 from worker.store.calls import CursorPage
-from worker.store.model import AccountId, Job
+from worker.store.model import AccountId, Job, SnapshotId
 from worker.store.operators import nodes, records
+from worker.store.operators.operator_store import AuditFilter
 from worker.store.reports import NodeFacts
 
 TokenIdInPath = Annotated[str, *fields.hex_id("token", "0a1b2c3d4e5f")]
@@ -50,12 +62,36 @@ class AuditQuery(fields.PeriodQuery):
         | None
     ) = None
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE", "CLI"] | None = None
+    token_name: (
+        Annotated[str, StringConstraints(max_length=64), Field(description="the name of the token that asked")] | None
+    ) = None
+    server_id: fields.OfServer | None = None
+    snapshot_id: (
+        Annotated[
+            SnapshotId,
+            Field(ge=1, le=fields.ID_MAX, description="only of this snapshot"),
+            BeforeValidator(fields.digits),
+        ]
+        | None
+    ) = None
+    node: Annotated[fields.NodeName, Field(description="only of this node")] | None = None
+    what: (
+        Annotated[
+            Literal["changes", "logins"], Field(description="`logins` and logouts of the dashboard, or all others")
+        ]
+        | None
+    ) = None
 
     @property
-    def filter(self) -> dict[str, str]:
+    def filter(self) -> AuditFilter:
         fields = {"account": self.account_id, "token": self.token_id, "job": self.job_id, "method": self.method}
-        fields |= {"request_id": self.request_id}
-        return {field: str(value) for field, value in fields.items() if value is not None}
+        fields |= {"request_id": self.request_id, "token_name": self.token_name}
+        about = {"server": self.server_id, "snapshot": self.snapshot_id, "node": self.node}
+        return AuditFilter(fields=_given(fields), about=_given(about), what=self.what)
+
+
+def _given(fields: Mapping[str, object]) -> dict[str, str]:
+    return {field: str(value) for field, value in fields.items() if value is not None}
 
 
 class TokensQuery(fields.Query):
@@ -277,6 +313,7 @@ class AuditEntry(Open):
 
     id: str
     at: Timestamp
+    text: Annotated[str, Field(description="the same in words")]
     fields: dict[str, str]
     notes: Annotated[
         tuple[str, ...],
@@ -302,6 +339,14 @@ class OpsToken(Open):
     expires_at: Timestamp | None
 
 
+class ListedToken(OpsToken):
+    """A token in the list."""
+
+    last_used_at: Annotated[
+        Timestamp | None, Field(description="accurate to a minute; null if it was not used since this is noted")
+    ]
+
+
 class NewOpsToken(OpsToken):
     """The token that was created."""
 
@@ -311,7 +356,7 @@ class NewOpsToken(OpsToken):
 class TokenList(Open):
     """The valid tokens, oldest first."""
 
-    results: tuple[OpsToken, ...]
+    results: tuple[ListedToken, ...]
 
 
 def node(record: nodes.Node) -> OpsNode:
@@ -332,6 +377,10 @@ def node_details(record: nodes.Node, running: CursorPage[Job]) -> OpsNodeDetails
     return OpsNodeDetails(**dict(node(record)), jobs=tuple(map(ops_job_summary, running.results)))
 
 
+def audit_entry(record: records.AuditEntry) -> AuditEntry:
+    return from_record(AuditEntry, record, fields=dict(record.fields), text=str(said(record.fields)))
+
+
 def server_findings(record: records.ServerFindings) -> ServerFindings:
     return from_record(ServerFindings, record, server=ServerName(id=record.server_id, name=record.server_name))
 
@@ -346,6 +395,10 @@ def unreadable_record(record: records.UnreadableRecord) -> UnreadableRecord:
 
 def token(record: Token) -> OpsToken:
     return from_record(OpsToken, record, permissions=tuple(sorted(record.permissions)))
+
+
+def listed_token(record: Token, used_at: datetime | None) -> ListedToken:
+    return ListedToken(**dict(token(record)), last_used_at=used_at)
 
 
 def new_token(new: NewToken) -> NewOpsToken:

@@ -23,6 +23,7 @@ from api.operators.bodies import (
 from api.operators.overview import overview
 from worker.store import errors
 from worker.store.access.tokens import Token, Tokens
+from worker.store.access.usage import TokenUses
 from worker.store.calls import Cursor
 from worker.store.model import JobState
 from worker.store.operators.operator_store import JobFilter, OperatorStore
@@ -36,9 +37,10 @@ call: Table[Token] = Table("operators", NODE, TOKEN_ID, **FOR_OPERATORS)
 
 
 class OperatorCalls:
-    def __init__(self, operators: OperatorStore, tokens: Tokens) -> None:
+    def __init__(self, operators: OperatorStore, tokens: Tokens, uses: TokenUses) -> None:
         self._operators = operators
         self._tokens = tokens
+        self._uses = uses
 
     @call(f"GET {OPS}overview/", Reply(200, {"overview": examples.OVERVIEW}))
     async def ops_overview(self, _: web.Request, __: Token) -> web.Response:
@@ -152,7 +154,7 @@ class OperatorCalls:
         """
         query = reading.query(request, AuditQuery)
         page = await self._operators.audit(query.filter, query.cursor)
-        return cursor_answer(request, page, bodies.AuditList, bodies.AuditEntry.model_validate)
+        return cursor_answer(request, page, bodies.AuditList, bodies.audit_entry)
 
     @call(f"GET {OPS}audit/check/", Reply(200, {"whole": examples.AUDIT_CHECK}), query=AuditCheckQuery)
     async def ops_check_audit(self, request: web.Request, _: Token) -> web.Response:
@@ -176,7 +178,8 @@ class OperatorCalls:
         """
         account_id = reading.query(request, TokensQuery).account_id
         found = [token for token in await self._tokens.all() if account_id in {None, token.account_id}]
-        return answer(TokenList(results=tuple(map(bodies.token, found))))
+        used = await self._uses.all()
+        return answer(TokenList(results=tuple(bodies.listed_token(one, used.get(one.id)) for one in found)))
 
     @call(
         f"POST {OPS}tokens/",

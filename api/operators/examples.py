@@ -49,8 +49,9 @@ FINDINGS = bodies.FindingsList(
     unreadable_records=(bodies.UnreadableRecord(key="snapshot:801", reason="created_ms cannot be read", at=ASKED),),
 )
 _ENTRY = {"token_name": "alice", "method": "POST", "path": "/api/v1/ops/nodes/node-17/pause/", "status": "200"}
+_IN_WORDS = "token alice paused node-17"
 AUDIT = bodies.AuditList(
-    after=None, results=(bodies.AuditEntry(id="1737044100000-0", at=ASKED, fields=_ENTRY, notes=()),)
+    after=None, results=(bodies.AuditEntry(id="1737044100000-0", at=ASKED, text=_IN_WORDS, fields=_ENTRY, notes=()),)
 )
 CREATE_TOKEN = bodies.TokenBody(name="billing", permissions=["snapshots:read"], account_id=AccountId(77))
 TOKEN_ID = "0a1b2c3d4e5f"  # noqa: S105 - an ID, not a secret
@@ -63,7 +64,7 @@ _TOKEN = bodies.OpsToken(
     expires_at=None,
 )
 NEW_TOKEN = bodies.NewOpsToken(**dict(_TOKEN), secret="vps_…")  # noqa: S106 - an example
-TOKENS = bodies.TokenList(results=(_TOKEN,))
+TOKENS = bodies.TokenList(results=(bodies.ListedToken(**dict(_TOKEN), last_used_at=ASKED),))
 _SECONDS = Durations(p50=41.2, p95=88.9)
 OVERVIEW = Overview(
     at=ASKED,

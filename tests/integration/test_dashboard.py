@@ -308,11 +308,13 @@ class TestNodes:
 class TestEveryPage:
     async def paths(self, dashboard: Dashboard, job: JobId) -> list[str]:
         token = next(token for token in await dashboard.api.tokens.all() if token.account_id is None)
+        snapshot_id = (await dashboard.cell.raw("HGET", f"job:{job}", "snapshot")).decode()
         return [
             re.sub(r"\{action:(\w+)[^}]*\}", r"\1", path)
             .replace("{job_id}", job)
             .replace("{node}", "n1")
             .replace("{server_id}", str(SERVER))
+            .replace("{snapshot_id}", snapshot_id)
             .replace("{token_id}", token.id)
             .replace("/bulk/", f"/bulk/?action=retry&ids={job}")
             .replace("/drain/", "/drain/?action=pause&nodes=n1")
@@ -337,6 +339,10 @@ class TestEveryPage:
         await cell.raw("ZADD", "refused_claims", 1, "n1:report:other_node")
         refused = ("count", 1, "first_ms", 1, "about", HOSTILE)
         await cell.raw("HSET", "refused_claim:n1:report:other_node", *refused)
+        snapshot = f"snapshot:{(await cell.raw('HGET', f'job:{job}', 'snapshot')).decode()}"
+        await cell.raw("HSET", snapshot, "name", HOSTILE, "description", HOSTILE)
+        entry = {"what": HOSTILE, "ms": "1", "token": HOSTILE, "token_name": HOSTILE, "request": HOSTILE}
+        await cell.raw("RPUSH", f"{snapshot}:history", json.dumps(entry))
         await cell.raw("RPUSH", f"job:{job}:steps", '{"step": "<script>", "ms": 1, "attempt": 1}')
         await dashboard.browser.done("/ops/nodes/n1/pause/", {"reason": HOSTILE})
         await dashboard.browser.done(f"/ops/jobs/{job}/resolve/", {"reason": HOSTILE})

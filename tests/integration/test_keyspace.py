@@ -47,6 +47,8 @@ PLACEHOLDERS = {
     **dict.fromkeys(("job", "schedule", "webhook", "delivery"), "[0-9a-f]{32}"),
     "token": "[0-9a-f]{12}",
     "sha256": "[0-9a-f]{64}",
+    "hex3": "[0-9a-f]{3}",
+    "object": "[a-z]+:.+",
     "node": "[^:]+",
     **dict.fromkeys(("code", "call", "reason"), "[a-z_]+"),
     "address": "[0-9.]+",
@@ -224,6 +226,9 @@ async def _snapshots(seen: Keyspace, api: FrontEnd) -> SnapshotId:
     await cell.node.begin(delete.id)
     await cell.node.finish(delete.id, failed("disk_failed"))
     await seen.look()
+    forgotten = SnapshotId(await api.have_snapshot("forgotten"))
+    deleted = await api.call("DELETE", f"{SNAPSHOTS}{forgotten}/")
+    await api.work(deleted)
     return snapshot_id
 
 

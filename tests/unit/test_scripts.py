@@ -150,6 +150,7 @@ BOUNDED = {
     "lines": "MOST of job_reports",
     "key .. ':steps'": "MOST of job_reports",
     "key .. ':log'": "MOST of job_reports",
+    "key .. ':history'": "HISTORY_MOST of history",
     "list": "webhooks/drop_webhook: DELIVERIES_LISTED twice",
     "log": "DELIVERIES_LISTED",
     "mine": "access/put_token: tokens_per_account; nodes/report: the servers of one node",

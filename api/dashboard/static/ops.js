@@ -178,8 +178,9 @@
     const page = going && document.querySelector(`nav [data-key="${CSS.escape(event.key)}"]`);
     going = event.key === "g";
     if (page) page.click();
-    else if (event.key === "/") {
-      const field = document.querySelector("[data-search]");
+    else if (event.key === "/" || event.key === "f") {
+      const filter = event.key === "/" && document.querySelector("[data-search]");
+      const field = filter || document.querySelector("[data-find]");
       if (!field) return;
       event.preventDefault();
       field.focus();

@@ -57,7 +57,7 @@ local function have(found, known)
   local key, is_here = 'server:' .. found.id, known.node == node
   local account = account_of(found, known)
   if known.node and not is_here then move_to_node(found.id, known, node, ask.left) end
-  list_server(found.id, known, node, account)
+  list_server(found.id, known, node, account, found.name)
   -- each write goes to Redis's file, and a node reports all of its servers every few seconds
   if not (is_here and known.v == LISTED and known.name == found.name and known.power == found.power) then
     redis.call('HSET', key, 'v', LISTED, 'name', found.name, 'account', account, 'node', node, 'power', found.power)

@@ -4,7 +4,7 @@ Each list is read by one script, which looks at a bounded number of entries.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -14,8 +14,9 @@ from arq.connections import ArqRedis
 from worker.store import arq_queue as queue
 from worker.store import errors, records
 from worker.store.access import audit_check
+from worker.store.access.audit import list_of
 from worker.store.access.audit_check import AuditCheck
-from worker.store.calls import Cursor, CursorPage, Idempotency, Scripts, accepted, for_script, given, shown_job
+from worker.store.calls import Actor, Cursor, CursorPage, Idempotency, Scripts, accepted, for_script, given, shown_job
 from worker.store.customers.customer_store import CustomerStore, RetryRule
 from worker.store.model import (
     NODE_SILENT_SECONDS,
@@ -27,9 +28,11 @@ from worker.store.model import (
     JobKind,
     JobState,
     ServerId,
+    SnapshotId,
 )
 from worker.store.operators import nodes
 from worker.store.operators import records as ops_records
+from worker.store.operators.finding import HITS_MOST, Hit, KnownSnapshot, asked, hit, key_of_hit, known_snapshot
 from worker.store.operators.memory import Memory, memory_of
 from worker.store.operators.nodes import Node
 from worker.store.operators.overview import Counted, Overview, overview
@@ -72,6 +75,29 @@ class JobFilter:
         )
         ask: dict[str, Any] = {"match": match} | ({"text": self.text.lower()} if self.text else {})
         return ask | ({} if self.cancelled is None else {"cancelled": self.cancelled})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditFilter:
+    """Which entries of the audit log to list. `about`: IDs that an entry must name, by `snapshot`, `server` or `node`.
+    `what`: `changes` or `logins`; None: both."""
+
+    fields: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, str] = field(default_factory=dict)
+    what: str | None = None
+
+    def for_script(self) -> dict[str, Any]:
+        return {"match": dict(self.fields), "about": dict(self.about)} | given(what=self.what, list=self._list)
+
+    @property
+    def _list(self) -> str | None:
+        """The list that has all entries that match: of what has the fewest."""
+        of_fields = {"request": "request_id", "job": "job", "token": "token", "server": "server", "account": "account"}
+        named = {kind: self.fields[name] for kind, name in of_fields.items() if name in self.fields} | {**self.about}
+        for kind in ("request", "job", "snapshot", "server", "node", "token", "account"):
+            if kind in named:
+                return list_of(kind, named[kind])
+        return None
 
 
 class OperatorStore(Scripts):
@@ -144,12 +170,13 @@ class OperatorStore(Scripts):
         request_id: str,
         force: bool = False,
         in_bulk: bool = False,
+        by: Actor | None = None,
         idempotency: Idempotency | None = None,
     ) -> Job:
         """Admit a new job that does the same as a failed one. `force` and `in_bulk`: see `RetryRule`. Raises
         JobNotFound, JobNotRetryable, RetryNeedsForce, or what the admission of its kind raises."""
         job, rule = (await self.job(job_id)).job, replace(self._rule, force=force, in_bulk=in_bulk)
-        return await self._store.again(job, request_id=request_id, rule=rule, idempotency=idempotency)
+        return await self._store.again(job, request_id=request_id, rule=rule, by=by, idempotency=idempotency)
 
     async def cancel(self, job_id: JobId, *, idempotency: Idempotency | None = None) -> Job:
         """Raises JobNotFound or JobNotCancellable."""
@@ -160,6 +187,25 @@ class OperatorStore(Scripts):
         """Mark a stranded job as resolved. Raises JobNotFound or JobNotStranded."""
         await self._do("operators/resolve", idempotency, about=job_id, job=job_id, by=by, reason=reason)
         return await self.job(job_id)
+
+    # --- search, snapshots ---
+
+    async def search(self, text: str) -> tuple[Hit, ...]:
+        """What an ID, the first digits of a job's ID (8 or more), a name or its beginning may mean; at most 20 of each
+        kind."""
+        kind, wanted = asked(text)
+        if not wanted:
+            return ()
+        rows = await self._call("operators/search", {"text": wanted, "lower": wanted.lower(), "limit": HITS_MOST})
+        hits = await self._many(hit, rows, kind="hit", key_of=key_of_hit)
+        return tuple(one for one in hits if kind in {"", one.kind})
+
+    async def snapshot(self, snapshot_id: SnapshotId) -> KnownSnapshot:
+        """Also a deleted one, while its history is kept. Raises SnapshotNotFound."""
+        found = await self._call("operators/snapshot", {"id": str(snapshot_id)})
+        if found is None:
+            raise errors.SnapshotNotFound.of(id=snapshot_id)
+        return await self._one(known_snapshot, [str(snapshot_id).encode(), *found], kind="snapshot")
 
     # --- nodes ---
 
@@ -274,13 +320,15 @@ class OperatorStore(Scripts):
             ops_records.refused_claim, rows, kind="refused_claim", key_of=lambda _: "refused_claims"
         )
 
-    async def audit(self, wanted: Mapping[str, str], cursor: Cursor) -> CursorPage[AuditEntry]:
-        """Newest first; `wanted`: only entries with these fields."""
+    async def audit(self, wanted: AuditFilter | Mapping[str, str], cursor: Cursor) -> CursorPage[AuditEntry]:
+        """Newest first; a mapping: only entries with these fields."""
+        if not isinstance(wanted, AuditFilter):
+            wanted = AuditFilter(fields=wanted)
         # a stream has no IDs before 1970
         since, until = cursor.since, cursor.until
         before = str(max(0, int(records.milliseconds(until)) - 1)) if until else "+"
         ask = {
-            "match": dict(wanted),
+            **wanted.for_script(),
             "from": str(max(0, int(records.milliseconds(since)))) if since else "-",
             "to": f"({cursor.after}" if cursor.after else before,
             "limit": cursor.limit,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -70,6 +70,7 @@ class StepTaken:
     started_at: datetime
     seconds: float | None  # None: running
     attempt: int
+    failed: bool = False  # it was tried again, or is what the log says has failed last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,12 +198,13 @@ def job(shown: list[Any], *, waiting_seconds: float) -> OpsJob:
     record = records.pairs(row[1])
     resolved = record.get("resolved_ms")
     server_now = records.pairs(row[3])
+    log = tuple(map(_line, lines))
     return OpsJob(
         retry=retry([row, refused]),
         power_found=record.get("power_found") or None,
         power_now=records.text(power_now) or None,
-        steps=records.part(_steps, steps, key=f"{key}:steps", otherwise=()),
-        log=tuple(map(_line, lines)),
+        steps=_marked(records.part(_steps, steps, key=f"{key}:steps", otherwise=()), log),
+        log=log,
         resolution=Resolution(at=records.moment(resolved), by=record["resolved_by"], reason=record["resolved_reason"])
         if resolved
         else None,
@@ -232,6 +234,18 @@ def _steps(texts: Sequence[bytes]) -> tuple[StepTaken, ...]:
         for step, end in zip(reported, [*ends, None], strict=False)
         if step["step"]
     )
+
+
+def _marked(steps: tuple[StepTaken, ...], log: Sequence[Mapping[str, Any]]) -> tuple[StepTaken, ...]:
+    """Which attempts failed: a step that was tried again failed before; the log says which step failed last."""
+    failed = {line.get("step") for line in log if line.get("event") == "step.failed"}
+    names = [taken.step for taken in steps]
+    marked = []
+    for place, taken in enumerate(steps):
+        rest = names[place + 1 :]
+        is_tried_again = bool(rest) and rest[0] == taken.step
+        marked.append(replace(taken, failed=is_tried_again or (taken.step in failed and taken.step not in rest)))
+    return tuple(marked)
 
 
 def _line(text: bytes) -> Mapping[str, Any]:
