@@ -152,7 +152,8 @@ class Rendering:
 
     def refuse(self, request: web.Request, problem: Problem) -> web.Response:
         """An error: a page, or for htmx a notice in the page that is open."""
-        response = self.page(request, "refused.html", problem=problem, status=problem.status)
+        comes_back = request.method == "GET" and problem.status == web.HTTPServiceUnavailable.status_code
+        response = self.page(request, "refused.html", problem=problem, comes_back=comes_back, status=problem.status)
         if is_fragment(request):
             response.headers["HX-Retarget"] = "#trouble" if request.method == "GET" else "#notice"
             response.headers["HX-Reswap"] = "innerHTML"
