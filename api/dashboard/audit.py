@@ -4,7 +4,7 @@ from collections import defaultdict
 
 from aiohttp import web
 
-from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_query
+from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_page, read_query
 from api.dashboard.session import OperatorRequest
 from api.operators.bodies import AuditQuery
 
@@ -22,7 +22,7 @@ class Query(AuditQuery):
 
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     query = read_query(request, Query, limit=LIMIT)
-    page = await context.operators.audit(query.filter, query.cursor)
+    page = await read_page(request, lambda: context.operators.audit(query.filter, query.cursor))
     return context.rendering.page(
         request.http,
         "audit.html",

@@ -2,25 +2,34 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from aiohttp import web
 
 from api.dashboard.charts import charts
 from api.dashboard.context import Context, Pages
 from api.dashboard.session import HOME, OperatorRequest
+from api.http import reading
+from api.http.fields import Query
 from api.words import plural, size, span
 from worker.store import errors
 from worker.store.calls import Cursor
 from worker.store.model import Job, JobState
 from worker.store.operators.memory import Memory
 from worker.store.operators.operator_store import JobFilter, OperatorStore
-from worker.store.operators.overview import Overview
+from worker.store.operators.overview import LAST_DAY, WINDOWS, Overview
 from worker.store.operators.records import Node, OpsServer
 from worker.store.reports import Pool
 
 LIMIT = 10  # of each list; the page links to the rest
 LOW_SHARE = 0.1  # of a pool's bytes that are free
 WAITS_LONG_SECONDS = 300.0  # longer is an alarm: an idle node starts a job within milliseconds
+
+
+class ChartsQuery(Query):
+    """The query of the overview."""
+
+    window: Literal["1h", "6h", "24h", "7d"] = "24h"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +52,9 @@ class Alarm:
 
 async def show(context: Context, request: OperatorRequest) -> web.Response:
     operators = context.operators
-    overview = await operators.overview()
+    wanted = reading.query(request.http, ChartsQuery, skip_empty=True).window
+    window = next(one for one in WINDOWS if one.name == wanted)
+    overview = await operators.overview(window)
     stranded = await _stranded(operators, overview)
     running = await operators.jobs(JobFilter(state=JobState.IN_PROGRESS), Cursor(limit=LIMIT))
     lately = JobFilter(state=JobState.FAILED, cancelled=False)
@@ -57,6 +68,8 @@ async def show(context: Context, request: OperatorRequest) -> web.Response:
         running=running.results,
         failed=failed.results if failed else (),
         charts=charts(overview),
+        windows=[one.name for one in WINDOWS],
+        default_window=LAST_DAY.name,
     )
 
 

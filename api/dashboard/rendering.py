@@ -3,6 +3,7 @@
 import gzip
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from aiohttp import web
 from yarl import URL
 
 from api import words
+from api.dashboard import zones
 from api.dashboard.assets import Assets
 from api.dashboard.session import LIVE_HEADER, SESSION, may_change
 from api.http.caching import PACKED_FROM_BYTES, accepts_gzip
@@ -19,6 +21,7 @@ from worker.store import trouble
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from jinja2.runtime import Context
 
 # No inline script or style and nothing from other hosts, in case a text ever gets past the escaping.
 POLICY = (
@@ -35,6 +38,8 @@ HEADERS = {
     "Vary": "HX-Request, Cookie, Accept-Encoding",
 }
 
+
+WRONG = web.RequestKey("wrong", dict[str, str])  # parameters of the query that are wrong, with the errors
 
 READ_ONLY = {  # the banner, by cause
     trouble.FULL: "Redis is full.",
@@ -81,10 +86,19 @@ def is_fragment(request: web.Request) -> bool:
     return request.headers.get("HX-Request") == "true"
 
 
+# filters for a moment, in the zone of the page
+_IN_ZONE: Mapping[str, Callable[["Context", datetime], str]] = {
+    "absolute": lambda page, moment: words.absolute(moment, page["zone"]),
+    "clock": lambda page, moment: f"{moment.astimezone(page['zone']):%H:%M:%S}",
+    "minute": lambda page, moment: f"{moment.astimezone(page['zone']):%Y-%m-%d %H:%M}",
+    "for_input": lambda page, moment: f"{moment.astimezone(page['zone']):%Y-%m-%dT%H:%M}",
+}
+
+
 @cache  # compiled templates serve every application of the process
 def _templates() -> "Environment":
     # imported with the first page: many front ends never show one
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
+    from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context  # noqa: PLC0415
 
     environment = Environment(
         loader=PackageLoader("api.dashboard"),
@@ -97,7 +111,6 @@ def _templates() -> "Environment":
     filters = (
         words.span,
         words.ago,
-        words.absolute,
         words.machine,
         words.size,
         words.number,
@@ -105,6 +118,7 @@ def _templates() -> "Environment":
         words.plain,
     )
     environment.filters |= {function.__name__: function for function in filters}
+    environment.filters |= {name: pass_context(show) for name, show in _IN_ZONE.items()}
     return environment
 
 
@@ -117,8 +131,8 @@ class Rendering:
         self._why_read_only = why_read_only
 
     def page(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
-        """`values`: what the template uses beside what every page has."""
-        session = request.get(SESSION)
+        """`values`: what the template uses beside what every page has. A query with an error makes the status 400."""
+        session, wrong = request.get(SESSION), request.get(WRONG, {})
         text = (
             _templates()
             .get_template(template)
@@ -131,10 +145,13 @@ class Rendering:
                 here=str(request.rel_url),
                 request_id=request.get(REQUEST_ID, ""),
                 read_only=self._read_only(request),
+                zone=zones.of(request),
+                zone_name=zones.name_of(request),
+                wrong=wrong,
                 **values,
             )
         )
-        return _response(request, text, status=status)
+        return _response(request, text, status=400 if wrong else status)
 
     def _read_only(self, request: web.Request) -> str | None:
         """The banner's text; None without a session, and in what htmx puts into a part of a page."""

@@ -20,10 +20,29 @@
 
   // --- all pages, also the login ---
 
+  const zone = document.documentElement.dataset.zone;
+  const local = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  const zoneSwitch = document.getElementById("zone");
+
+  function showZone(name) {
+    document.cookie = `ops-zone=${name}; Path=/ops/; SameSite=Strict; Max-Age=31536000`;
+    if (document.cookie.includes(`ops-zone=${name}`)) location.reload();
+  }
+  const switchZone = () => showZone(zone === "UTC" ? local : "UTC");
+  if (zoneSwitch && local && local !== "UTC") {
+    zoneSwitch.hidden = false;
+    zoneSwitch.addEventListener("click", switchZone);
+    if (zone !== "UTC" && zone !== local) showZone(local); // the operator has traveled
+  }
+
   // empty fields of a filter stay out of the URL
   document.addEventListener("formdata", (event) => {
     if (event.target.method !== "get") return;
     for (const [name, value] of [...event.formData]) if (!value) event.formData.delete(name);
+    // with the zone, so that the address means the same to others
+    for (const { name, value } of event.target.querySelectorAll("[type=datetime-local]")) {
+      if (value) event.formData.set(name, zone === "UTC" ? `${value}:00Z` : new Date(value).toISOString().replace(".000", ""));
+    }
   });
   document.addEventListener("change", (event) => {
     if (event.target.matches(".filter select")) event.target.form.requestSubmit();
@@ -262,7 +281,8 @@
       event.preventDefault();
       field.focus();
       field.select();
-    } else if (event.key === "?") document.getElementById("keys").showModal();
+    } else if (event.key === "u") zoneSwitch.click();
+    else if (event.key === "?") document.getElementById("keys").showModal();
     // Space presses links that look like buttons
     else if (event.key === " " && event.target.matches("a[role=button]")) {
       event.preventDefault();

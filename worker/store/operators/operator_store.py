@@ -5,6 +5,7 @@ Each list is read by one script, which looks at a bounded number of entries.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from arq.connections import ArqRedis
@@ -27,7 +28,7 @@ from worker.store.model import (
 )
 from worker.store.operators import records as ops_records
 from worker.store.operators.memory import Memory, memory_of
-from worker.store.operators.overview import Counted, Overview, overview
+from worker.store.operators.overview import HOUR_MS, LAST_DAY, WEEK, Counted, Overview, Window, learned, overview
 from worker.store.operators.records import (
     AuditEntry,
     Node,
@@ -56,6 +57,8 @@ class JobFilter:
     error_code: str | None = None
     cancelled: bool | None = None  # whether only those that were cancelled, or all others
     text: str | None = None  # part of the ID, server or snapshot name, error detail or request ID; case-insensitive
+    ended_since: datetime | None = None
+    ended_until: datetime | None = None  # not included
 
     def for_script(self) -> dict[str, Any]:
         match = given(
@@ -67,6 +70,10 @@ class JobFilter:
             failure_code=self.error_code,
         )
         ask: dict[str, Any] = {"match": match} | ({"text": self.text.lower()} if self.text else {})
+        ask |= given(
+            ended_since_ms=self.ended_since and records.milliseconds(self.ended_since),
+            ended_until_ms=self.ended_until and records.milliseconds(self.ended_until),
+        )
         return ask | ({} if self.cancelled is None else {"cancelled": self.cancelled})
 
 
@@ -87,16 +94,23 @@ class OperatorStore(Scripts):
         self._store = store
         self._silent_ms = round(node_silent_seconds * 1000)
         self._counted = Counted()
+        self._counted_by_hour = Counted(period_ms=HOUR_MS, kept=WEEK)
 
     async def _do(self, name: str, idempotency: Idempotency | None, *, about: str = "", **ask: str) -> None:
         """Run a script that changes something, unless it already ran with this key. Raises its refusals; `about`: the
         ID of what it changes."""
         accepted(await self._call(name, {**ask, "idempotency": for_script(idempotency)}), idempotency, id=about)
 
-    async def overview(self) -> Overview:
+    async def overview(self, window: Window = LAST_DAY) -> Overview:
+        """`window`: of its charts."""
         ask = {"silent_ms": self._silent_ms, "since": self._counted.last}
         answer = await self._call("operators/overview", ask)
-        return await self._read(lambda: overview(answer, self._counted))
+        by_hour = await self._hours() if window.period_ms == HOUR_MS else None
+        return await self._read(lambda: overview(answer, self._counted, window, by_hour))
+
+    async def _hours(self) -> Counted:
+        hours = await self._call("operators/hours", {"since": self._counted_by_hour.last})
+        return await self._read(lambda: learned(self._counted_by_hour, hours))
 
     async def memory(self) -> Memory:
         return await memory_of(self._redis)
