@@ -21,6 +21,7 @@ from worker.store.operators.overview import LAST_DAY, WINDOWS, Overview
 from worker.store.operators.records import Node, OpsServer
 from worker.store.reports import Pool
 
+FEW_ALARMS = 3  # more are one list, so that the page still shows what follows
 LIMIT = 10  # of each list; the page links to the rest
 LOW_SHARE = 0.1  # of a pool's bytes that are free
 WAITS_LONG_SECONDS = 300.0  # longer is an alarm: an idle node starts a job within milliseconds
@@ -65,6 +66,7 @@ async def show(context: Context, request: OperatorRequest) -> web.Response:
         overview=overview,
         stranded=stranded,
         alarms=await alarms(operators, overview),
+        few=FEW_ALARMS,
         running=running.results,
         failed=failed.results if failed else (),
         charts=charts(overview),
@@ -140,6 +142,12 @@ def _nearly_full(memory: Memory) -> Iterable[Alarm]:
 async def _full(operators: OperatorStore) -> Iterable[Alarm]:
     page = await operators.nodes(state=None, sort="free", cursor=Cursor(limit=LIMIT))
     full = [(node, pool) for node in page.results if node.facts for pool in node.facts.pools if is_low(pool)]
+    names = list(dict.fromkeys(node.name for node, _ in full))
+    if len(names) > 1:
+        many = f"{len(names)}{' or more' if len(names) == LIMIT else ''} nodes"
+        return [
+            Alarm(is_grave=False, text=f"Storage is low on {many}", more=", ".join(names), href="/ops/nodes/?sort=free")
+        ]
     return [
         Alarm(
             is_grave=False,

@@ -95,6 +95,11 @@ _IN_ZONE: Mapping[str, Callable[["Context", datetime], str]] = {
 }
 
 
+def _is_whole(request: web.Request) -> bool:
+    """Whether it asks for a page, or for its refresh, and not for a part that is put into another page."""
+    return not is_fragment(request) or LIVE_HEADER in request.headers
+
+
 @cache  # compiled templates serve every application of the process
 def _templates() -> "Environment":
     # imported with the first page: many front ends never show one
@@ -148,6 +153,7 @@ class Rendering:
                 zone=zones.of(request),
                 zone_name=zones.name_of(request),
                 wrong=wrong,
+                heading=1 if _is_whole(request) else 2,
                 **values,
             )
         )
@@ -156,8 +162,7 @@ class Rendering:
     def _read_only(self, request: web.Request) -> str | None:
         """The banner's text; None without a session, and in what htmx puts into a part of a page."""
         why = self._why_read_only()
-        is_whole = not is_fragment(request) or LIVE_HEADER in request.headers
-        return READ_ONLY[why] if why is not None and is_whole and SESSION in request else None
+        return READ_ONLY[why] if why is not None and _is_whole(request) and SESSION in request else None
 
     def ask(self, request: web.Request, question: Question, *, back: str, subject: str = "") -> web.Response:
         """`back`: the page that the other button leads to. `subject`: what the action is for, before the text."""
