@@ -2,16 +2,18 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 from aiohttp import web
 
 from api.dashboard.charts import charts
 from api.dashboard.context import Context, Pages
+from api.dashboard.rendering import address
 from api.dashboard.session import HOME, OperatorRequest
 from api.http import reading
 from api.http.fields import Query
-from api.words import plural, size, span
+from api.words import machine, plural, size, span
 from worker.store import errors
 from worker.store.calls import Cursor
 from worker.store.model import Job, JobState
@@ -67,6 +69,7 @@ async def show(context: Context, request: OperatorRequest) -> web.Response:
         stranded=stranded,
         alarms=await alarms(operators, overview),
         few=FEW_ALARMS,
+        an_hour_ago=_an_hour_before(overview),
         running=running.results,
         failed=failed.results if failed else (),
         charts=charts(overview),
@@ -103,7 +106,8 @@ async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
     ]
     if count := overview.failed_hour:
         text = f"{plural(count, 'job')} failed in the last hour"
-        found.append(Alarm(is_grave=False, text=text, href="/ops/jobs/?state=failed"))
+        href = address("/ops/jobs/", state=JobState.FAILED, ended_since=_an_hour_before(overview))
+        found.append(Alarm(is_grave=False, text=text, href=href))
     if count := overview.servers_with_findings:
         text = f"Reconciliation found differences on {plural(count, 'server')}"
         found.append(Alarm(is_grave=False, text=text, href="/ops/findings/"))
@@ -111,6 +115,11 @@ async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
         text = f"{plural(count, 'record')} in Redis cannot be read"
         found.append(Alarm(is_grave=False, text=text, href="/ops/findings/#unreadable"))
     return found
+
+
+def _an_hour_before(overview: Overview) -> str:
+    """To the minute: a link that changes with each refresh is hard to press."""
+    return machine((overview.at - timedelta(hours=1)).replace(second=0, microsecond=0))
 
 
 async def _silent(operators: OperatorStore, count: int) -> Iterable[Alarm]:

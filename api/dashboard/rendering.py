@@ -2,8 +2,9 @@
 
 import gzip
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,6 @@ from worker.store import trouble
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-    from jinja2.runtime import Context
 
 # No inline script or style and nothing from other hosts, in case a text ever gets past the escaping.
 POLICY = (
@@ -86,12 +86,13 @@ def is_fragment(request: web.Request) -> bool:
     return request.headers.get("HX-Request") == "true"
 
 
-# filters for a moment, in the zone of the page
-_IN_ZONE: Mapping[str, Callable[["Context", datetime], str]] = {
-    "absolute": lambda page, moment: words.absolute(moment, page["zone"]),
-    "clock": lambda page, moment: f"{moment.astimezone(page['zone']):%H:%M:%S}",
-    "minute": lambda page, moment: f"{moment.astimezone(page['zone']):%Y-%m-%d %H:%M}",
-    "for_input": lambda page, moment: f"{moment.astimezone(page['zone']):%Y-%m-%dT%H:%M}",
+_zone: ContextVar[tzinfo] = ContextVar("zone", default=UTC)  # of the page that is being rendered
+# filters for a moment
+_IN_ZONE: Mapping[str, Callable[[datetime], str]] = {
+    "absolute": lambda moment: words.absolute(moment, _zone.get()),
+    "clock": lambda moment: f"{moment.astimezone(_zone.get()):%H:%M:%S}",
+    "minute": lambda moment: f"{moment.astimezone(_zone.get()):%Y-%m-%d %H:%M}",
+    "for_input": lambda moment: f"{moment.astimezone(_zone.get()):%Y-%m-%dT%H:%M}",
 }
 
 
@@ -103,7 +104,7 @@ def _is_whole(request: web.Request) -> bool:
 @cache  # compiled templates serve every application of the process
 def _templates() -> "Environment":
     # imported with the first page: many front ends never show one
-    from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context  # noqa: PLC0415
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
 
     environment = Environment(
         loader=PackageLoader("api.dashboard"),
@@ -123,7 +124,7 @@ def _templates() -> "Environment":
         words.plain,
     )
     environment.filters |= {function.__name__: function for function in filters}
-    environment.filters |= {name: pass_context(show) for name, show in _IN_ZONE.items()}
+    environment.filters |= _IN_ZONE
     return environment
 
 
@@ -138,6 +139,7 @@ class Rendering:
     def page(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
         """`values`: what the template uses beside what every page has. A query with an error makes the status 400."""
         session, wrong = request.get(SESSION), request.get(WRONG, {})
+        _zone.set(zones.of(request))
         text = (
             _templates()
             .get_template(template)
@@ -150,7 +152,6 @@ class Rendering:
                 here=str(request.rel_url),
                 request_id=request.get(REQUEST_ID, ""),
                 read_only=self._read_only(request),
-                zone=zones.of(request),
                 zone_name=zones.name_of(request),
                 wrong=wrong,
                 heading=1 if _is_whole(request) else 2,
