@@ -18,7 +18,7 @@ DEFAULT = 1_000_000  # jobs
 async def main(jobs: int) -> None:
     async with staged() as stage, chromium() as browser:
         await fill(stage, jobs)
-        facts = await night.befall(stage)
+        facts = {**await night.befall(stage), "then": "tbody"}  # many ended then: any row of the first page
         page = await browser.new_page()
         page.set_default_timeout(PATIENCE_MS)
         await log_in(page, stage, (await stage.new_operator()).secret)

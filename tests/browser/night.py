@@ -52,5 +52,5 @@ async def befall(stage: Stage) -> Mapping[str, str]:
         "broken": BROKEN,
         "drained": BROKEN,
         "night": night.isoformat(),
-        "then": THEN,
+        "then": f"#job-{THEN}",
     }

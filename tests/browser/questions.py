@@ -92,7 +92,7 @@ QUESTIONS: Mapping[str, tuple[Step, ...]] = {
     ),
     "what happened last night at two?": (
         press_moment("ended", "night"),
-        see("completed", within="#job-{then}"),
+        see("completed", within="{then}"),
     ),
     "retry all that a node broke, once": (
         press("failed in the last hour", within="#alarms"),
