@@ -15,6 +15,9 @@ export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER
 # Containers often set it. Each of the hundreds of programs that the tests start would then compile all our modules.
 unexport PYTHONDONTWRITEBYTECODE
 
+# Reaps the processes that libvirt leaves to the first process of a container, which may take seconds.
+REAPING = $(BIN)/python -m deploy.lab.reaping
+
 help: ## print this help
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do \
 	    printf '  make %-16s %s\n' "$$target" "$$text"; done
@@ -28,14 +31,14 @@ setup-tests: setup $(CLIENT)/.lock
 	@deploy/setup.sh tests
 
 run: setup ## run the whole service with a real guest until Ctrl-C (DRIVER=fake: no hypervisor)
-	@exec $(BIN)/python -m deploy.demo.run
+	@exec $(REAPING) $(BIN)/python -m deploy.demo.run
 
 demo: setup ## run a scripted demo: write A, create, write B, restore, A is back, delete
-	@exec $(BIN)/python -m deploy.demo.demo
+	@exec $(REAPING) $(BIN)/python -m deploy.demo.demo
 
 # Twice as many processes as CPUs: tests spend much of their time waiting.
 WORKERS ?= $(shell expr 2 \* $$(nproc))
-PYTEST = $(BIN)/pytest $(if $(CI),--durations=25)
+PYTEST = $(REAPING) $(BIN)/pytest $(if $(CI),--durations=25)
 
 test: setup-tests ## run all tests, or those of T=tests/unit/test_journal.py
 	$(PYTEST) $(if $(T),$(T),-n $(WORKERS))
@@ -82,25 +85,25 @@ sbom: setup $(CLIENT)/.lock ## write the software bill of materials, sbom.json: 
 
 bench: setup $(PEERS)/.lock ## run all benchmarks in a short form, and write docs/benchmarks.md (ONLY="http disk")
 	@deploy/setup.sh bench
-	@ONLY="$(ONLY)" $(BIN)/python -m tests.bench
+	@ONLY="$(ONLY)" $(REAPING) $(BIN)/python -m tests.bench
 
 bench-pickup: setup $(PEERS)/.lock ## measure the time from enqueue to start, compared with other job queues
 	$(BIN)/python -m tests.bench.pickup
 
 chaos: setup ## kill parts of a real cell during random work, and check every disk and record (N=50 SEED=7)
-	@exec $(BIN)/python -m tests.chaos
+	@exec $(REAPING) $(BIN)/python -m tests.chaos
 
 fuzz: setup ## send N (100000) requests at random to a real service: no 5xx, no hang, no growth (SEED=7)
 	@exec $(BIN)/python -m tests.fuzz
 
 migrations: setup ## migrate a server with snapshots between two nodes with kills, and check everything (N=40 SEED=7)
-	@exec $(BIN)/python -m tests.chaos.migrations
+	@exec $(REAPING) $(BIN)/python -m tests.chaos.migrations
 
 backups-beside: setup-tests ## run virtnbdbackup with random jobs and kills, then restore and compare each chain (N=200 SEED=7)
-	@exec $(BIN)/python -m tests.backups
+	@exec $(REAPING) $(BIN)/python -m tests.backups
 
 dry-runs: setup-tests ## compare dry run and job over N (300) states of servers on real QEMU (SEED=1000)
-	STATES=$${N:-300} $(BIN)/pytest -q -n $(WORKERS) tests/contract/test_dry_run_kvm.py
+	STATES=$${N:-300} $(REAPING) $(BIN)/pytest -q -n $(WORKERS) tests/contract/test_dry_run_kvm.py
 
 bench-ops: setup ## measure the operators' lists and pages with N (100000) jobs, compared with 1,000
 	$(BIN)/python -m tests.bench.ops
@@ -109,17 +112,17 @@ bench-dashboard: setup-tests ## measure how soon the dashboard answers an operat
 	$(BIN)/python -m tests.bench.dashboard
 
 bench-live: setup ## measure how long a guest's writes wait for a snapshot without a stop (N=10 rounds)
-	$(BIN)/python -m tests.bench.live
+	$(REAPING) $(BIN)/python -m tests.bench.live
 
 bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, compared with bare aiohttp and FastAPI (CALLS="create show" PROCESSES=2)
 	@deploy/setup.sh bench
 	@CALLS="$(CALLS)" PROCESSES="$(PROCESSES)" $(BIN)/python -m tests.bench.http
 
 bench-disk: setup ## measure the disk's part of each job by the disk's size, compared with qemu-img (SIZES="1 10 100" GB)
-	@SIZES="$(SIZES)" $(BIN)/python -m tests.bench.disk
+	@SIZES="$(SIZES)" $(REAPING) $(BIN)/python -m tests.bench.disk
 
 bench-downtime: setup ## measure how long a guest is away for a create and a restore, compared with a script (N=3 rounds)
-	$(BIN)/python -m tests.bench.downtime
+	$(REAPING) $(BIN)/python -m tests.bench.downtime
 
 bench-fleet: setup ## measure how a cell grows with its nodes (NODES="100 300 1000")
 	@NODES="$(NODES)" OPERATORS="$(OPERATORS)" $(BIN)/python -m tests.bench.fleet
@@ -128,7 +131,7 @@ bench-tracing: setup ## measure the cost of a request's spans, compared with the
 	$(BIN)/python -m tests.bench.tracing
 
 bench-footprint: setup ## measure memory, idle CPU time and start of each program; RUNS=5 IDLE=20 (seconds) GROWTH=1000 (jobs)
-	@RUNS="$(RUNS)" IDLE="$(IDLE)" GROWTH="$(GROWTH)" $(BIN)/python -m tests.bench.footprint
+	@RUNS="$(RUNS)" IDLE="$(IDLE)" GROWTH="$(GROWTH)" $(REAPING) $(BIN)/python -m tests.bench.footprint
 
 survey: setup ## show what a snapshot of each server would hold, or why it is refused (FOLDER=… or LIBVIRT=qemu:///system)
 	@$(BIN)/vps-snapshots-worker survey $(if $(FOLDER),"$$FOLDER") $(if $(LIBVIRT),--libvirt "$$LIBVIRT") $(if $(JSON),--json)

@@ -4,7 +4,7 @@ from worker.program import lean  # noqa: F401, I001 - before all others
 
 import typer
 
-from api import audit_command, token_command
+from api import audit_command, backup_command, token_command
 from api.options import Config, fail, settings_of
 from api.settings import ApiSettings
 from worker.program.configuration import help_text
@@ -12,6 +12,8 @@ from worker.program.configuration import help_text
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(token_command.app, name="token")
 app.add_typer(audit_command.app, name="audit")
+app.command()(backup_command.backup)
+app.command()(backup_command.restore)
 
 
 @app.callback(invoke_without_command=True)

@@ -53,7 +53,7 @@ def create_token(
             permissions=frozenset(permission),
             lifetime=expires_in,
         )
-        await record(_audit(redis, settings), "token create", token=new.token.id)
+        await record(audit_of(redis, settings), "token create", token=new.token.id)
         return new
 
     new = with_redis(settings.redis, create)
@@ -79,7 +79,7 @@ def revoke_token(
     async def revoke(redis: ArqRedis) -> bool:
         revoked = await Tokens(redis).revoke(token_id)
         if revoked:
-            await record(_audit(redis, settings), "token revoke", token=token_id)
+            await record(audit_of(redis, settings), "token revoke", token=token_id)
         return revoked
 
     if not with_redis(settings.redis, revoke):
@@ -87,7 +87,7 @@ def revoke_token(
     typer.echo(f"token {token_id} revoked", err=True)
 
 
-def _audit(redis: ArqRedis, settings: ApiSettings) -> Audit:
+def audit_of(redis: ArqRedis, settings: ApiSettings) -> Audit:
     # it removes no entries, for it does not know the time of the cell
     return Audit(redis, keeper=AuditKeeper(redis, kept=None) if settings.audit_keeper else None)
 

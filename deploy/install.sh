@@ -4,6 +4,7 @@
 # Installs Debian packages, the programs in their own venv in /opt/vps-snapshots (from the lock, with hashes), the unit, and
 # the example settings if there are none yet. Starts nothing. Run it again to upgrade, then restart the unit.
 set -euo pipefail
+umask 022 # programs that the service's user can run, and nobody but root can write
 cd "$(dirname "$0")/.."
 
 say() { printf 'install: %s\n' "$*" >&2; }
@@ -15,7 +16,7 @@ case $role in
         unit=worker lock=node programs=(vps-snapshots-worker)
         packages=(libvirt-daemon-system qemu-utils redis-server libvirt-dev pkg-config gcc python3-dev)
         ;;
-    front-end) unit=api lock=front-end programs=(vps-snapshots-api vps-snapshots) packages=() ;;
+    front-end) unit=api lock=front-end programs=(vps-snapshots-api vps-snapshots) packages=(curl) ;;
     gateway) unit=gateway lock=front-end programs=(vps-snapshots-gateway) packages=() ;;
     *) die "usage: deploy/install.sh node | front-end | gateway [tracing]" ;;
 esac
@@ -62,7 +63,7 @@ fi
 install -D -m 644 "deploy/systemd/vps-snapshots-$unit.service" "/etc/systemd/system/vps-snapshots-$unit.service"
 if [ "$role" = front-end ]; then
     [ -e /etc/vps-snapshots/audit.toml ] || install -D -m 600 deploy/examples/audit.toml /etc/vps-snapshots/audit.toml
-    install -D -m 644 deploy/systemd/vps-snapshots-audit.service /etc/systemd/system/vps-snapshots-audit.service
+    install -D -m 644 -t /etc/systemd/system deploy/systemd/vps-snapshots-{audit.service,backup.service,backup.timer}
 fi
 if [ "$role" = node ]; then
     install -D -m 644 deploy/systemd/libvirtd.conf /etc/systemd/system/libvirtd.service.d/vps-snapshots.conf

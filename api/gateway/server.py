@@ -137,6 +137,7 @@ class Gateway:
             node_silent_seconds=self._settings.node_silent_seconds,
             placement=self._settings.placement,
             refused=lambda call, reason: self._refusals.refused(node, call, reason),
+            remembers_reports=True,
             waiting=self._waiting,
         )
 

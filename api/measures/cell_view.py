@@ -79,6 +79,7 @@ def _of_cell(seen: CellNumbers) -> Iterator[Metric]:
     yield _gauge("cell_servers_with_findings", "Servers on which reconciliation found differences.", seen.with_findings)
     yield _gauge("cell_unreadable_records", "Records that could not be read within the last day.", seen.unreadable)
     yield _gauge("cell_audit_entries_waiting", "Entries that wait for the audit log's keeper.", seen.audit_waiting)
+    yield _gauge("cell_backup_timestamp_seconds", "When the last backup was made; 0: never.", seen.backup_made)
     yield _gauge("cell_webhooks_due", "Webhooks with deliveries due now.", seen.webhooks_due)
     yield _gauge("cell_store_memory_bytes", "Memory that Redis uses.", seen.memory.used)
     yield _gauge("cell_store_memory_limit_bytes", "Memory that Redis may use; 0: no limit.", seen.memory.most)

@@ -83,9 +83,13 @@ async def refuse_unfit(disk: FileDisk, image: Image) -> None:
         raise UnsupportedServer(f"{name} cannot be written to")
     _refuse_too_many(name, image)
     await backing.refuse_unfit(disk, image)
-    with refused_as(UnsupportedServer, f"{name} cannot be accessed"):
+
+
+async def refuse_unopenable(disk: FileDisk) -> None:
+    """Raises UnsupportedServer if QEMU cannot open the disk."""
+    with refused_as(UnsupportedServer, f"disk {disk.target} cannot be accessed"):
         if not await qcow2.can_be_opened(disk.path):
-            raise UnsupportedServer(f"QEMU cannot open {name} with all its backing files")
+            raise UnsupportedServer(f"QEMU cannot open disk {disk.target} with all its backing files")
 
 
 def _refuse_too_many(name: str, image: Image) -> None:
@@ -126,16 +130,21 @@ async def _holder(disk: FileDisk, deadline: float) -> Holder | None:
 async def ids_of(disks: Sequence[FileDisk], tag: str) -> dict[FileDisk, str]:
     """The snapshot's id in each image.
 
-    Raises SnapshotNotFound if a disk lacks the tag or has several snapshots of this name.
+    Raises SnapshotNotFound if a disk lacks the tag, or its name or id is not unique in the image, and UnsupportedServer
+    if one cannot be read as qcow2.
     """
+    return {disk: await asyncio.to_thread(_id_of, disk, tag) for disk in disks}
 
-    async def id_of(disk: FileDisk) -> str:
-        try:
-            return (await readable(disk)).only(tag).id
-        except NoSuchSnapshot as error:
-            raise SnapshotNotFound(f"disk {disk.target} has no snapshot of this name, or several") from error
 
-    return dict(zip(disks, await asyncio.gather(*map(id_of, disks)), strict=True))
+def _id_of(disk: FileDisk, tag: str) -> str:
+    try:
+        entries = qcow2_tables.read(disk.path).snapshots
+    except TablesUnreadable as error:
+        raise UnsupportedServer(f"disk {disk.target} cannot be read as qcow2") from error
+    ids = [entry.id for entry in entries if entry.name == tag]
+    if len(ids) != 1 or sum(entry.id == ids[0] for entry in entries) != 1:
+        raise SnapshotNotFound(f"disk {disk.target} has no snapshot of this name, or several")
+    return ids[0]
 
 
 async def are_at(disks: Iterable[FileDisk], tag: str) -> bool:

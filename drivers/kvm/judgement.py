@@ -59,13 +59,22 @@ async def judge_disks(of: Sequence[FileDisk]) -> tuple[dict[FileDisk, Image], li
 
 
 async def _judge_disk(disk: FileDisk) -> tuple[Image | None, DriverError | None]:
-    image = None
+    # side by side: a server that is off waits for both programs
+    image, opened = await asyncio.gather(disks.readable(disk), disks.refuse_unopenable(disk), return_exceptions=True)
+    if isinstance(image, BaseException):
+        return None, _expected(image)
     try:
-        image = await disks.readable(disk)
         await disks.refuse_unfit(disk, image)
     except DriverError as error:
         return image, error
-    return image, None
+    return image, _expected(opened) if opened is not None else None
+
+
+def _expected(error: BaseException) -> DriverError:
+    """Raises an error that is not about the disk."""
+    if not isinstance(error, DriverError):
+        raise error
+    return error
 
 
 def _same_files(of: Sequence[FileDisk]) -> list[DriverError]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -24,6 +25,9 @@ from worker.store.access.audit import Audit
 from worker.store.access.credentials import Credentials
 from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Permission
+from worker.store.backup.file import BackupFile, write
+from worker.store.backup.restore import Restore
+from worker.store.backup.rows import Backup, Row
 from worker.store.chores.cell_clock import CellClock
 from worker.store.chores.chores import Chores
 from worker.store.errors import RecordUnreadable
@@ -61,7 +65,7 @@ READ_AND_WRITE = {  # of each type: what an account that may touch a key may do 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Line:
     """A line of KEYS.md. `fields` None: any."""
 
     pattern: str
@@ -78,11 +82,11 @@ class Row:
         )
 
 
-def documented() -> list[Row]:
+def documented() -> list[Line]:
     lines = (ROOT / "worker/store/KEYS.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
     return [
-        Row(
+        Line(
             pattern=key.strip("`"),
             type=kind,
             fields=frozenset(members.split("`")[1].split())
@@ -140,6 +144,7 @@ async def seen(cell: Cell) -> Keyspace:
         await seen.look()
     await _steps(seen)
     await _without_front_end(seen)
+    await _restored(seen)
     await _damaged(seen)
     return seen
 
@@ -307,6 +312,22 @@ async def _without_front_end(seen: Keyspace) -> None:
         await webhooks.test(account_id=ACCOUNT, webhook_id=webhook.id)
     await seen.look()
     await Deliveries(cell.redis).claim(lease_seconds=60, most=1)  # of the two that wait for their turn
+    await seen.look()
+
+
+async def _restored(seen: Keyspace) -> None:
+    """A snapshot of a backup, which its node has not published."""
+    record = {"server": str(SERVER), "account": str(ACCOUNT), "description": "", "labels": "{}", "protected": "1"}
+    record |= {"status": "completed", "expires_ms": "1", "schedule": "a" * 32}
+
+    async def rows() -> AsyncIterator[Row]:
+        yield {"kind": "snapshot", "key": "snapshot:999", "record": record}
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "backup"
+        await write(path, rows(), made_ms=0, last_id="", recipient=None)
+        await Backup(seen.cell.redis).made(1)
+        await Restore(seen.cell.redis).records(BackupFile.open(path, identity=None), now_ms=0)
     await seen.look()
 
 

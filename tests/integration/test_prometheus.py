@@ -54,7 +54,7 @@ async def prometheus(folder: Path, run: Scraped) -> AsyncIterator[Prometheus]:
     """With the example's configuration, on this run and in shorter intervals."""
     needs("prometheus")
     text = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
-    here = {"front-end-1:8080": f"127.0.0.1:{run.front_end.port}", "node-1:9752": f"127.0.0.1:{run.worker_port}"}
+    here = {"front-end-1:8080": f"127.0.0.1:{run.front_end.port}", "10.20.0.21:9752": f"127.0.0.1:{run.worker_port}"}
     here |= {'"gateway-1:9753", "gateway-2:9753"': f'"127.0.0.1:{run.gateway_port}"'}
     for example, ours in ({"15s": "1s"} | here).items():
         assert example in text
@@ -83,6 +83,7 @@ async def test_every_query_of_the_dashboard_has_something_to_show(
             return await server.values("sum(up)") == [3.0]
 
         await until_told(all_scraped)
+        assert await server.values('up{job="vps-snapshots-worker", node="node-1"}') == [1.0]  # scraped at its address
         await _webhook_to_nowhere(run)
         asked, number = expressions(), 0
         async with asyncio.timeout(ROUNDS_SECONDS):

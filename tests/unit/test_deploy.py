@@ -2,6 +2,8 @@
 
 import configparser
 import os
+import re
+import stat
 import subprocess
 import sys
 import tomllib
@@ -12,7 +14,7 @@ import pytest
 from api.gateway.settings import GatewaySettings
 from api.settings import ApiSettings
 from tests.conftest import needs
-from worker.program.configuration import ENV_PREFIX, FileSettings, load
+from worker.program.configuration import ENV_PREFIX, ConfigurationError, FileSettings, load
 from worker.program.span_export import SHUTDOWN_SECONDS
 from worker.runner import LAST_WORDS_SECONDS
 from worker.settings import WorkerSettings
@@ -72,8 +74,41 @@ def test_each_unit_is_shut_in(name: str, installed_units: dict[str, Path]) -> No
 
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.usefixtures("no_settings_in_environment")
-def test_the_programs_take_their_example_settings(name: str) -> None:
-    load(EXAMPLES[name], DEPLOY / "examples" / name)
+def test_the_programs_take_their_example_settings(name: str, tmp_path: Path) -> None:
+    load(EXAMPLES[name], copied(name, tmp_path, mode=0o640))
+
+
+def copied(name: str, folder: Path, *, mode: int) -> Path:
+    file = folder / name
+    file.write_text((DEPLOY / "examples" / name).read_text())
+    file.chmod(mode)
+    return file
+
+
+@pytest.mark.usefixtures("no_settings_in_environment")
+def test_a_password_that_every_user_can_read_is_refused(tmp_path: Path) -> None:
+    file = copied("api.toml", tmp_path, mode=0o644)
+    with pytest.raises(ConfigurationError) as refused:
+        load(ApiSettings, file)
+    assert str(refused.value) == f"{file}: every user can read redis.password: chmod o-r {file}"
+
+
+@pytest.mark.usefixtures("no_settings_in_environment")
+def test_a_file_without_a_password_may_be_read(tmp_path: Path) -> None:
+    load(WorkerSettings, copied("worker.toml", tmp_path, mode=0o644))
+
+
+def test_passwords_are_made_in_the_file_itself(tmp_path: Path) -> None:
+    """A password among the arguments of a program can be seen by every user."""
+    file = tmp_path / "users.acl"
+    file.write_text((DEPLOY / "redis" / "users.acl").read_text())
+    file.chmod(0o640)
+    for _ in range(2):  # the second time, nothing is left to make
+        subprocess.run([sys.executable, DEPLOY / "redis" / "passwords.py", file], check=True)
+        made = re.findall(r">([0-9a-f]{64})\b", file.read_text())
+        assert len(made) == len({*made}) == 6
+        assert "-PASSWORD" not in file.read_text()
+        assert stat.S_IMODE(file.stat().st_mode) == 0o640
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -41,7 +41,7 @@ def test_promtool_finds_nothing_wrong(command: list[str]) -> None:
 
 
 def test_there_are_alerts() -> None:
-    assert len(ALERTS) == len(set(ALERTS)) == 23
+    assert len(ALERTS) == len(set(ALERTS)) == 24
 
 
 @pytest.mark.parametrize("alert", ALERTS)
@@ -56,7 +56,7 @@ def test_each_alert_says_how_bad_it_is_and_leads_to_its_section_of_the_runbook(a
     (rule,) = re.findall(rf"- alert: {alert}\n(.*?)(?=\n\n|\Z)", RULES, re.DOTALL)
     assert re.search(r"severity: (warning|critical)\n", rule)
     assert re.search(r"summary: \S", rule)
-    assert f"runbook_url: docs/runbook.md#{alert.lower()}" in rule
+    assert f'runbook_url: "{{{{ $externalLabels.vps_snapshots }}}}/ops/runbook/#{alert.lower()}"' in rule
     section = re.search(rf"\n### {alert}\n\n(.*?)\n\n##", RUNBOOK, re.DOTALL)
     assert section
     assert [word for word in ("**Customer impact:**", "**Check:**", "**Action:**") if word not in section[1]] == []

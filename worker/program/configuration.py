@@ -1,12 +1,13 @@
 """Settings from the environment and a TOML file, validated at start; errors name the key."""
 
 import os
+import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 ENV_PREFIX = "VPS_SNAPSHOTS_"
@@ -41,8 +42,9 @@ def load(kind: type[Settings], file: Path | None) -> Settings:
     """Settings from the environment and the file (default: VPS_SNAPSHOTS_CONFIG). Raises ConfigurationError."""
     if file is None and os.environ.get(CONFIG_VARIABLE):
         file = Path(os.environ[CONFIG_VARIABLE])
+    given = _read(file) if file else {}
     try:
-        return kind(**(_read(file) if file else {}))
+        settings = kind(**given)
     except ValidationError as error:
         lines = [
             f"  {'.'.join(map(str, problem['loc'])) or 'all'}: {_said(problem['msg'])}" for problem in error.errors()
@@ -51,6 +53,24 @@ def load(kind: type[Settings], file: Path | None) -> Settings:
         raise ConfigurationError("\n".join([f"settings from {where}:", *lines])) from error
     except SettingsError as error:  # a variable for a table or list that is not JSON
         raise ConfigurationError(f"settings from the environment ({ENV_PREFIX}*): {error}") from error
+    if file:
+        _refuse_readable_secrets(file, [*_secrets(settings, given)])
+    return settings
+
+
+def _refuse_readable_secrets(file: Path, secrets: list[str]) -> None:
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if secrets and mode & stat.S_IROTH:
+        raise ConfigurationError(f"{file}: every user can read {', '.join(secrets)}: chmod o-r {file}")
+
+
+def _secrets(settings: BaseModel, given: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """The keys of the secrets that the file gives."""
+    for name, value in settings:
+        if isinstance(value, SecretStr) and name in given:
+            yield f"{above}{name}"
+        elif isinstance(value, BaseModel) and isinstance(given.get(name), Mapping):
+            yield from _secrets(value, given[name], f"{above}{name}.")
 
 
 def _said(text: str) -> str:

@@ -24,6 +24,7 @@ from worker.store.script_connection import RunsScripts, Script
 from worker.store.unreadable import Noticing, Unreadable
 
 IDEMPOTENCY_KEPT_SECONDS = 86_400.0
+LAST_BACKUP = "backups:last_ms"
 
 log = structlog.stdlib.get_logger()
 
@@ -253,7 +254,7 @@ class Scripts:
         if (text, name) not in self._scripts:
             self._scripts[text, name] = Script(text(name))
         try:
-            left_out, *answer = await self._runs.run_script(self._scripts[text, name], _as_json(ask))
+            left_out, *answer = await self._runs.run_script(self._scripts[text, name], as_json(ask))
         except ResponseError as error:
             if ended := _UNREADABLE.fullmatch(str(error)):
                 await self._tell_unreadable([Unreadable(key=ended["key"], reason=ended["reason"])])
@@ -272,7 +273,8 @@ class Scripts:
         return found
 
 
-def _as_json(ask: Mapping[str, Any]) -> bytes:
+def as_json(ask: object) -> bytes:
+    """As scripts take it."""
     try:
         return to_json(ask)
     except PydanticSerializationError:  # half a character (a lone surrogate)

@@ -34,6 +34,7 @@ if job.step then redis.call('HSET', key, 'step', job.step) end
 -- A customer who sees the end may ask for the next job at once, before the node's next report of its servers' power.
 if POWERS[ask.power] and redis.call('HGET', 'server:' .. job.server, 'node') == job.node then
   redis.call('HSET', 'server:' .. job.server, 'power', ask.power)
+  forget_report(job.node)
 end
 conclude(ask.job, job, ask.result)
 return {'published'}

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
@@ -19,7 +20,7 @@ from arq.connections import ArqRedis
 
 from worker.store import errors, records, written
 from worker.store.arq_queue import queue_name, queue_parameters, wake_key
-from worker.store.calls import Scripts, redis_answers
+from worker.store.calls import Scripts, as_json, redis_answers
 from worker.store.model import (
     NODE_SILENT_SECONDS,
     AccountId,
@@ -86,9 +87,9 @@ class ReportedServer:
 class Reported:
     """What the store made of a node's report."""
 
-    conflicts: frozenset[ServerId]  # another node has them
-    fresh: frozenset[ServerId]  # their snapshots must be published
-    gone: frozenset[ServerId]  # the node had them when it reported last
+    conflicts: frozenset[ServerId] = frozenset()  # another node has them
+    fresh: frozenset[ServerId] = frozenset()  # their snapshots must be published
+    gone: frozenset[ServerId] = frozenset()  # the node had them when it reported last
     reconcile_asked: str  # the moment at which an operator last asked for a reconciliation; "": none has
     accounts: Mapping[ServerId, AccountId] = field(default_factory=dict)  # of those that were reported with another one
 
@@ -180,7 +181,9 @@ class NodeStore(Scripts):
     file, so that a restarted one takes over at once; `who` tells people where the worker runs.
     `node_silent_seconds`: how old a node's last heartbeat may be; after that an operator may place its servers on
     another node. `placement`: which servers it may add. `refused` is called with the call and the reason of each claim
-    that is told to operators. `waiting`: a client for `take`, whose commands may last longer than its wait.
+    that is told to operators. `remembers_reports`: a report that is as the last one is not looked at whole, unless
+    somebody has changed something about the node's servers, or a minute has passed. `waiting`: a client for `take`,
+    whose commands may last longer than its wait.
     """
 
     def __init__(  # noqa: PLR0913 - each is named where it is given
@@ -194,11 +197,13 @@ class NodeStore(Scripts):
         node_silent_seconds: float = NODE_SILENT_SECONDS,
         placement: Placement = Placement.CLAIM,
         refused: Callable[[str, str], None] = lambda _call, _reason: None,
+        remembers_reports: bool = False,
         waiting: ArqRedis | None = None,
     ) -> None:
         super().__init__(redis)
         self.node = node
         self._refused = refused
+        self._remembers_reports = remembers_reports
         self._placement = placement
         self._machine = machine[:NAME_MAX]
         self._who = who[:NAME_MAX]
@@ -320,16 +325,16 @@ class NodeStore(Scripts):
     async def report(self, servers: Iterable[ReportedServer], about: NodeFacts | None = None) -> Reported:
         """Report which servers the node has, and what it runs on; None: as reported before. Raises LeaseLost or
         ClaimRefused."""
-        ask = {
-            "silent_ms": self._silent_ms,
-            "placement": self._placement,
-            "servers": [
-                {"id": str(s.id), "account": str(s.account_id), "name": s.name, "power": s.power} for s in servers
-            ],
-            "left": LEFT_ITS_NODE.for_script(),
+        listed = [{"id": str(s.id), "account": str(s.account_id), "name": s.name, "power": s.power} for s in servers]
+        rule = {"silent_ms": self._silent_ms, "placement": self._placement}
+        facts: dict[str, Any] = {
             "about": "" if about is None else bounded_facts(about).model_dump_json(),
             "free_bytes": 0 if about is None else about.free_bytes,
+            "digest": sha256(as_json([rule, listed])).hexdigest(),
         }
+        if self._remembers_reports and (again := await self._claim("nodes/report_again", facts)):
+            return Reported(reconcile_asked=records.text(again[0]))
+        ask = {"servers": listed, "left": LEFT_ITS_NODE.for_script(), **rule, **facts}
         _, *lists, accounts, asked, left_out = await self._claim("nodes/report", ask)
         for reason in left_out:
             self._refused("report", reason.decode())

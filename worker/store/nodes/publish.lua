@@ -1,4 +1,4 @@
--- include: clock, records, nodes, states, events, job_lists, snapshots, rate, last_id, claims
+-- include: clock, records, nodes, states, events, job_lists, snapshots, rate, last_id, claims, restored
 -- A node publishes what it has of a server: the snapshots on its disks and the jobs that it has begun. Records that the
 -- store has stay as they are; contents that it lacks are added. What does not hold is left out.
 -- ask: {node, owner, server, snapshots: [{id, name, description, created_ms, size_mb, status, contents (JSON or '')}],
@@ -83,11 +83,13 @@ local function add_job(begun)
 end
 
 local function add(snapshot, contents)
-  add_snapshot(snapshot.id, {
+  local record = {
     server = server_id, account = server.account, node = node, name = snapshot.name,
     description = snapshot.description, status = snapshot.status, size_mb = snapshot.size_mb,
     created_ms = snapshot.created_ms, contents = contents,
-  })
+  }
+  take_restored(snapshot.id, record)
+  add_snapshot(snapshot.id, record)
   learn_id(snapshot.id)
   new[#new + 1] = snapshot.id
 end

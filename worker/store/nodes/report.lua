@@ -2,7 +2,7 @@
 -- A node reports which servers it has and, from time to time, what it runs on.
 -- ask: {node, owner, silent_ms, placement: 'claim' or 'declared', servers: [{id, account, name, power}] (all as text),
 -- left: result (see `conclude`) of a job whose server has left its node, about: JSON of the node or '', free_bytes: of
--- the fullest pool}
+-- the fullest pool, digest: of the servers}
 -- Answers {'reported', conflicts, fresh, gone, accounts, moment at which an operator asked for a reconciliation, or '',
 -- reasons of what was left out}, {'lease_lost'} or {'claim_refused', reason}.
 -- conflicts: servers that another node has; they keep it until it lets them go, or an operator places them here. fresh:
@@ -13,6 +13,8 @@ local ask = cjson.decode(ARGV[1])
 local MOST = 4096 -- servers of one node
 local NAME_BYTES, ID_DIGITS = 256, 19
 local CONFLICT_MS = 60000 -- far longer than the end of a migration takes
+local REPORTED_MS = 60000 -- until a report is looked at whole again, though nobody has changed anything that we know of
+local is_clean = true -- nothing is told to the node, and all of its servers are recorded as they are
 
 if not owns_lease(ask.node, ask.owner) then return {'lease_lost'} end
 if #ask.servers > MOST then return refuse_claim(ask, 'report', 'too_many', '') end
@@ -65,6 +67,7 @@ local function have(found, known)
   if not is_here or known.unpublished then fresh[#fresh + 1] = found.id end
   redis.call('HDEL', key, 'missing', 'placed')
   redis.call('SADD', mine, found.id)
+  return true
 end
 
 local function lose(id, server)
@@ -93,13 +96,14 @@ for _, found in ipairs(ask.servers) do
     local known = look_up(key)
     if not known and redis.call('EXISTS', key) == 1 then
       present[found.id] = true -- it can't be read and is left as it is; the operators are told
+      is_clean = false
     elseif not known and ask.placement == 'declared' then
       leave_out('undeclared_server', found.id)
     elseif known and known.node and known.node ~= node and (not known.missing or known.placed) then
       contest(found.id, known.node)
     else
       present[found.id] = true
-      attempt(key, have, found, known or {})
+      is_clean = attempt(key, have, found, known or {}) and is_clean
     end
   end
 end
@@ -109,9 +113,12 @@ end
 for _, id in ipairs(redis.call('SMEMBERS', mine)) do
   if not present[id] then lose(id, look_up('server:' .. id) or {}) end
 end
-if ask.about ~= '' then
-  redis.call('HSET', 'node:' .. node, 'about', ask.about)
-  redis.call('ZADD', 'nodes:by:free', ask.free_bytes, node)
+note_about(ask)
+for _, told in ipairs({conflicts, fresh, gone, accounts, left_out}) do is_clean = is_clean and #told == 0 end
+if is_clean then
+  redis.call('SET', 'node:' .. node .. ':reported', ask.digest, 'PX', REPORTED_MS)
+else
+  forget_report(node)
 end
 local reconcile_ms = redis.call('HGET', 'node:' .. node, 'reconcile_ms') or ''
 return {'reported', conflicts, fresh, gone, accounts, reconcile_ms, left_out}

@@ -4,4 +4,5 @@
 local ask = cjson.decode(ARGV[1])
 local servers = redis.call('SMEMBERS', 'node:' .. ask.node .. ':servers')
 for _, id in ipairs(servers) do redis.call('HSET', 'server:' .. id, 'unpublished', '1') end
+redis.call('DEL', 'node:' .. ask.node .. ':reported')
 return #servers

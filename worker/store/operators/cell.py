@@ -6,7 +6,7 @@ from typing import Any
 
 from worker.store import records
 from worker.store.access.audit import NEW
-from worker.store.calls import Scripts
+from worker.store.calls import LAST_BACKUP, Scripts
 from worker.store.operators.memory import Memory, memory_of
 
 NEVER = 1 << 50  # a period after any other: no counts are read
@@ -42,6 +42,7 @@ class CellNumbers:
     webhooks_due: int
     unreadable: int  # records
     audit_waiting: int  # entries that no keeper has moved to the audit log
+    backup_made: float  # when the last backup was made, in Unix time; 0: never
     memory: Memory
     nodes: tuple[NodeNumbers, ...]
 
@@ -64,6 +65,7 @@ class Cell(Scripts):
             webhooks_due=webhooks,
             unreadable=unreadable,
             audit_waiting=await self._unless_other_type(NEW, self._audit_waiting, otherwise=0),
+            backup_made=await self._backup_made(),
             memory=await memory_of(self._redis),
             nodes=tuple([node for node in await self._all_nodes() if not node.gone]),
         )
@@ -71,6 +73,11 @@ class Cell(Scripts):
     async def _audit_waiting(self) -> int:
         waiting: int = await self._redis.llen(NEW)  # type: ignore[misc]  # typed for the blocking client too
         return waiting
+
+    async def _backup_made(self) -> float:
+        nothing: bytes | None = None
+        made = await self._unless_other_type(LAST_BACKUP, lambda: self._redis.get(LAST_BACKUP), otherwise=nothing)
+        return await self._read(lambda: records.part(_seconds, made or b"0", key=LAST_BACKUP, otherwise=0.0))
 
     async def _all_nodes(self) -> list[NodeNumbers]:
         nodes: list[NodeNumbers] = []
@@ -81,6 +88,10 @@ class Cell(Scripts):
             if not after:
                 return nodes
             ask["after"] = [part.decode() for part in after]
+
+
+def _seconds(milliseconds: bytes) -> float:
+    return records.whole(milliseconds) / 1000
 
 
 def _node(now: int, row: list[Any]) -> NodeNumbers:

@@ -45,6 +45,7 @@ known = known or {}
 local node, account = ask.node or known.node, ask.account or known.account
 if known.node and known.node ~= node then move_to_node(ask.server, known, node, ask.left) end
 if known.account and known.account ~= account then give_to(account) end
+forget_report(node)
 list_server(ask.server, known, node, account)
 redis.call('HSET', key, 'v', LISTED, 'node', node, 'account', account)
 if known.node ~= node then -- until the node reports it

@@ -7,6 +7,18 @@ local function node_is_silent(node, silent_ms)
   return now_ms() - math.max(heartbeat, leapt_ms()) > tonumber(silent_ms)
 end
 
+-- Nothing is as the node reported it last: its next report is looked at whole.
+local function forget_report(node)
+  redis.call('DEL', 'node:' .. node .. ':reported')
+end
+
+-- What the node runs on, as it says from time to time.
+local function note_about(ask)
+  if ask.about == '' then return end
+  redis.call('HSET', 'node:' .. ask.node, 'about', ask.about)
+  redis.call('ZADD', 'nodes:by:free', ask.free_bytes, ask.node)
+end
+
 local function owns_lease(node, owner)
   return redis.call('HGET', 'node:' .. node, 'owner') == owner
 end

@@ -1,4 +1,4 @@
--- include: clock, records, findings, conclude
+-- include: clock, records, nodes, findings, conclude
 -- On which node a server is, and whose it is.
 
 local LISTED = '2' -- version of a record that is in the operators' lists
@@ -22,6 +22,7 @@ end
 -- The server goes to another node: the one before is silent or has let it go, and will end none of its jobs.
 -- left: result (see `conclude`) of the job that holds it
 local function move_to_node(server_id, server, node, left)
+  forget_report(server.node)
   redis.call('SREM', 'node:' .. server.node .. ':servers', server_id)
   forget_findings(server.node, server_id)
   local job = server.job and look_up('job:' .. server.job)

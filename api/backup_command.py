@@ -1,0 +1,101 @@
+"""The commands `backup` and `restore`: of what only Redis knows."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from arq.connections import ArqRedis
+
+from api.options import Config, fail, print_table, record, settings_of, with_redis
+from api.settings import ApiSettings
+from api.token_command import audit_of
+from worker.store.backup.file import BackupFile, BackupUnusable, Written, write
+from worker.store.backup.restore import AuditLogInUse, Restore
+from worker.store.backup.rows import Backup, Row
+
+_NAME = "vps-snapshots-*.backup"
+
+Identity = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="File with age's secret key, of an encrypted backup.")
+]
+
+
+def backup(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Where the file is written.")],
+    *,
+    keep: Annotated[int, typer.Option(min=1, help="How many backups to keep in the folder.")] = 14,
+    recipient: Annotated[
+        str | None, typer.Option(metavar="AGE1...", help="age's public key: encrypts the file (needs the program age).")
+    ] = None,
+    audit: Annotated[bool, typer.Option("--audit/--no-audit", help="With the audit log.")] = True,
+    config: Config = None,
+) -> None:
+    """Write what only Redis knows into a file: tokens, node credentials, schedules, webhooks, which server is whose,
+    labels, protection and expiry of snapshots, paused nodes, and the audit log. Prints the file's path."""
+    settings = settings_of(ApiSettings, context, config)
+
+    async def run(redis: ArqRedis) -> tuple[Path, Written]:
+        store = Backup(redis)
+        made_ms = await store.now_ms()
+
+        async def rows() -> AsyncIterator[Row]:
+            async for row in store.records():
+                yield row
+            if audit:
+                async for row in store.audit():
+                    yield row
+
+        name = _NAME.replace("*", datetime.fromtimestamp(made_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ"))
+        last_id = await store.last_id()
+        path = folder / name
+        written = await write(path, rows(), made_ms=made_ms, last_id=last_id, recipient=recipient)
+        await store.made(made_ms)
+        return path, written
+
+    try:
+        path, written = with_redis(settings.redis, run)
+    except OSError as error:
+        fail(f"the backup was not written: {error}", code=1)
+    for old in sorted(folder.glob(_NAME))[:-keep]:
+        old.unlink(missing_ok=True)
+    typer.echo(f"{written.rows} rows, {written.file_bytes} bytes", err=True)
+    typer.echo(path)
+
+
+def restore(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    *,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Only the audit log, with the Redis account `audit` (--config audit.toml).")
+    ] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Add to a Redis that has tokens what it lacks.")] = False,
+    identity: Identity = None,
+    config: Config = None,
+) -> None:
+    """Write a backup into Redis after its data was lost. What Redis has stays as it is."""
+    settings = settings_of(ApiSettings, context, config)
+    try:
+        found = BackupFile.open(file, identity=identity)
+        if audit:
+            entries = with_redis(settings.redis, lambda redis: Restore(redis).audit(found))
+            typer.echo(f"{entries} entries of the audit log restored", err=True)
+            return
+        written = with_redis(settings.redis, lambda redis: _restore(redis, found, settings, merge=merge))
+    except AuditLogInUse:
+        fail("the audit log has entries since the loss; only an empty one can be restored", code=1)
+    except (BackupUnusable, OSError) as error:
+        fail(f"{file}: {error}", code=1)
+    print_table(("KIND", "RESTORED"), [(kind, str(number)) for kind, number in sorted(written.items())])
+
+
+async def _restore(redis: ArqRedis, found: BackupFile, settings: ApiSettings, *, merge: bool) -> dict[str, int]:
+    store = Restore(redis)
+    if not merge and not await store.is_empty():
+        fail("Redis has tokens: it has not lost its data. --merge adds what it lacks", code=1)
+    written = await store.records(found, now_ms=await Backup(redis).now_ms())
+    await record(audit_of(redis, settings), "restore", reason=found.path.name)
+    return dict(written)

@@ -1,0 +1,315 @@
+"""What only Redis knows is in a backup, and back after all of Redis's data was lost."""
+
+import gzip
+import json
+import os
+import resource
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import RedisServer, needs
+from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from tests.integration.test_reconcile import Node, lose_redis_data, node, report
+from tests.security.conftest import kept
+from worker.store.access.audit import Audit, AuditKeeper
+from worker.store.access.credentials import Credentials
+from worker.store.access.tokens import Limits, Permission, Presented, Tokens
+from worker.store.backup.file import BackupFile, BackupUnusable, write
+from worker.store.backup.restore import AuditLogInUse, Restore
+from worker.store.backup.rows import Backup, Row
+from worker.store.customers.customer_store import Edit
+from worker.store.model import SnapshotId
+from worker.store.operators.cell import Cell as CellNumbers
+from worker.store.operators.operator_store import OperatorStore
+from worker.store.schedules.schedules import Schedules, ScheduleSpec
+from worker.store.webhooks.webhooks import WebhookChange, Webhooks
+
+__all__ = ["node"]
+
+PROGRAM = Path(sys.executable).parent / "vps-snapshots-api"
+LIMITS = Limits(calls=100, failed_logins=100)
+
+
+async def back_up(cell: Cell, folder: Path, *, recipient: str | None = None) -> Path:
+    store, path = Backup(cell.redis), folder / "one.backup"
+
+    async def rows() -> AsyncIterator[Row]:
+        async for row in store.records():
+            yield row
+        async for row in store.audit():
+            yield row
+
+    await write(path, rows(), made_ms=await store.now_ms(), last_id=await store.last_id(), recipient=recipient)
+    return path
+
+
+async def put_back(cell: Cell, path: Path) -> dict[str, int]:
+    found = BackupFile.open(path, identity=None)
+    restore = Restore(cell.redis)
+    written = dict(await restore.records(found, now_ms=await Backup(cell.redis).now_ms()))
+    return written | {"audit": await restore.audit(found)}
+
+
+async def have_all(node: Node) -> tuple[SnapshotId, dict[str, str]]:
+    """One of each thing that only Redis knows; the secrets."""
+    cell = node.cell
+    snapshot_id = await node.create("kept")
+    expires_at = datetime.now(UTC) + timedelta(days=90)
+    edit = Edit(description="as edited", labels={"team": "web"}, protected=True, expires_at=expires_at)
+    await cell.store.edit(account_id=ACCOUNT, snapshot_id=snapshot_id, edit=edit)
+    await cell.store.edit_server(account_id=ACCOUNT, server_id=SERVER, consistency="stop")
+    schedule = ScheduleSpec(name="nightly", when="daily", keep=3, expire_after=None, enabled=True, live=False)
+    await Schedules(cell.redis).create(account_id=ACCOUNT, server_id=SERVER, spec=schedule, idempotency=None)
+    hook = WebhookChange(url="https://hooks.example.net/", description="", events=(), enabled=True)
+    secret = await Webhooks(cell.redis).create(account_id=ACCOUNT, change=hook)
+    token = await Tokens(cell.redis).create(
+        name="tier", account_id=ACCOUNT, permissions=frozenset({Permission.SNAPSHOTS_READ}), lifetime=timedelta(days=9)
+    )
+    credential = await Credentials(cell.redis).create("n1")
+    operators = OperatorStore(cell.redis, cell.store)
+    await operators.pause("n1", by="anna", reason="kernel upgrade")
+    audit = Audit(cell.redis, keeper=AuditKeeper(cell.redis, kept=None))
+    for number in range(250):
+        await audit.write({"path": f"/{number}"})
+    secrets = {"token": token.secret, "credential": credential.secret, "webhook": secret.secret}
+    return snapshot_id, secrets
+
+
+async def known(node: Node, snapshot_id: SnapshotId, secrets: dict[str, str]) -> dict[str, Any]:
+    """All of that, as its readers see it."""
+    cell = node.cell
+    snapshot = await cell.store.snapshot(account_id=ACCOUNT, snapshot_id=snapshot_id)
+    caller = await Tokens(cell.redis).authenticate(Presented(secret=secrets["token"], address="10.0.0.1"), LIMITS)
+    assert caller.token
+    webhooks = await Webhooks(cell.redis).all(account_id=ACCOUNT)
+    return {
+        "snapshot": (snapshot.description, dict(snapshot.labels), snapshot.protected, snapshot.expires_at),
+        "server": await cell.raw("HGET", f"server:{SERVER}", "consistency"),
+        "token": (caller.token, [token.id for token in await Tokens(cell.redis).all()]),
+        "credential": await Credentials(cell.redis).find(secrets["credential"]),
+        "schedules": await Schedules(cell.redis).page(account_id=ACCOUNT, server_id=SERVER, offset=0, limit=9),
+        "due": await cell.raw("ZRANGE", "schedules:due", 0, -1, "WITHSCORES"),
+        "webhooks": webhooks,
+        "secret": await cell.raw("HGET", f"token:webhook:{webhooks[0].id}", "secret"),
+        "paused": await cell.raw("HMGET", "node:n1", "paused_reason", "paused_by"),
+        "paused nodes": await cell.raw("SMEMBERS", "nodes:paused"),
+        "audit": await cell.raw("XRANGE", "audit", "-", "+"),
+        "head": await cell.raw("HGETALL", "audit:head"),
+    }
+
+
+@pytest.mark.parametrize("nodes_first", [False, True])
+async def test_all_is_back_whoever_comes_first(node: Node, tmp_path: Path, nodes_first: bool) -> None:
+    snapshot_id, secrets = await have_all(node)
+    before = await known(node, snapshot_id, secrets)
+    path = await back_up(node.cell, tmp_path)
+    await lose_redis_data(node)
+
+    if nodes_first:
+        await report(node)
+    written = await put_back(node.cell, path)
+    await report(node)
+
+    after = await known(node, snapshot_id, secrets)
+    if nodes_first:  # the node has published the description that the snapshot was made with
+        before["snapshot"] = ("", *before["snapshot"][1:])
+    assert after == before
+    assert written.pop("server", 1) == 1
+    assert written == {
+        **dict.fromkeys(("token", "credential", "schedule", "webhook", "secret", "snapshot", "node"), 1),
+        "audit": 250,
+    }
+
+
+async def everything(cell: Cell) -> dict[bytes, Any]:
+    keys = [key async for key in cell.redis.scan_iter(count=1000) if key != b"clock"]
+    return {key: await kept(cell, key) for key in keys}
+
+
+async def test_it_can_be_repeated_and_changes_nothing_that_is_there(node: Node, tmp_path: Path) -> None:
+    await have_all(node)
+    path = await back_up(node.cell, tmp_path)
+    await node.cell.raw("DEL", "audit", "audit:head")
+    await put_back(node.cell, path)
+    before = await everything(node.cell)
+    with pytest.raises(AuditLogInUse):
+        await put_back(node.cell, path)
+    assert await everything(node.cell) == before
+
+
+async def test_what_another_account_has_now_gets_nothing(node: Node, tmp_path: Path) -> None:
+    snapshot_id, _ = await have_all(node)
+    path = await back_up(node.cell, tmp_path)
+    await lose_redis_data(node)
+    rows = BackupFile.open(path, identity=None)
+    await Restore(node.cell.redis).records(rows, now_ms=await Backup(node.cell.redis).now_ms())
+    await node.cell.raw("HSET", f"snapshot:{snapshot_id}:restored", "account", "66")
+    await report(node)
+    snapshot = await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=snapshot_id)
+    assert (dict(snapshot.labels), snapshot.protected, snapshot.expires_at) == ({}, False, None)
+
+
+async def test_no_snapshot_expires_at_once(node: Node, tmp_path: Path) -> None:
+    """Its owner may have asked for more time after the backup was made."""
+    snapshot_id = await node.create("kept")
+    expires_at = datetime.now(UTC) + timedelta(hours=1)
+    await node.cell.store.edit(account_id=ACCOUNT, snapshot_id=snapshot_id, edit=Edit(expires_at=expires_at))
+    path = await back_up(node.cell, tmp_path)
+    await lose_redis_data(node)
+    await put_back(node.cell, path)
+    await report(node)
+    snapshot = await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=snapshot_id)
+    assert snapshot.expires_at
+    assert snapshot.expires_at > datetime.now(UTC) + timedelta(days=6)
+
+
+async def test_a_token_that_has_ended_meanwhile_does_not_come_back(node: Node, tmp_path: Path) -> None:
+    await have_all(node)
+    path = await back_up(node.cell, tmp_path)
+    await lose_redis_data(node)
+    ten_days = 10 * 86_400_000
+    found = BackupFile.open(path, identity=None)
+    written = await Restore(node.cell.redis).records(found, now_ms=found.made_ms + ten_days)
+    assert (written["token"], written["credential"]) == (0, 1)
+
+
+async def test_an_unreadable_record_keeps_no_other_out(node: Node, tmp_path: Path) -> None:
+    snapshot_id, secrets = await have_all(node)
+    before = await known(node, snapshot_id, secrets)
+    await node.cell.raw("HSET", f"schedule:{'0' * 32}", b"\xff", b"\xff")
+    path = await back_up(node.cell, tmp_path)
+    await lose_redis_data(node)
+    await put_back(node.cell, path)
+    await report(node)
+    assert await known(node, snapshot_id, secrets) == before
+
+
+class TestTheFile:
+    @pytest.fixture
+    async def path(self, node: Node, tmp_path: Path) -> Path:
+        await have_all(node)
+        return await back_up(node.cell, tmp_path)
+
+    def test_only_its_owner_can_read_it(self, path: Path) -> None:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert [file.name for file in path.parent.iterdir() if file.name.startswith(".")] == []
+
+    @pytest.mark.parametrize("part", [0.0, 0.3, 0.9, 0.999])
+    def test_one_that_was_cut_off_is_refused(self, path: Path, part: float) -> None:
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
+        with pytest.raises(BackupUnusable):
+            BackupFile.open(path, identity=None)
+
+    def test_one_that_was_changed_is_refused(self, path: Path) -> None:
+        text = gzip.decompress(path.read_bytes())
+        path.write_bytes(gzip.compress(text.replace(b"anna", b"eve")))
+        with pytest.raises(BackupUnusable, match="damaged"):
+            BackupFile.open(path, identity=None)
+
+    def test_one_of_a_later_release_is_refused(self, path: Path) -> None:
+        text = gzip.decompress(path.read_bytes())
+        path.write_bytes(gzip.compress(text.replace(b'"vps_snapshots_backup":1', b'"vps_snapshots_backup":2')))
+        with pytest.raises(BackupUnusable, match="it has version 2; this program reads 1"):
+            BackupFile.open(path, identity=None)
+
+    async def test_one_that_names_another_key_is_refused(self, node: Node, tmp_path: Path) -> None:
+        async def forged() -> AsyncIterator[Row]:
+            yield {"kind": "token", "key": "tokens", "record": {"id": "x", "account": ""}}
+
+        path = tmp_path / "forged"
+        await write(path, forged(), made_ms=0, last_id="", recipient=None)
+        with pytest.raises(BackupUnusable, match="a row of kind token for the key tokens"):
+            await put_back(node.cell, path)
+
+    async def test_a_full_disk_leaves_the_former_one(self, node: Node, path: Path) -> None:
+        before = path.read_bytes()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                await back_up(node.cell, path.parent)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert path.read_bytes() == before
+        assert [file.name for file in path.parent.iterdir() if file.name.endswith(".new")] == []
+
+    async def test_it_is_encrypted_for_whoever_has_the_key(self, node: Node, path: Path) -> None:
+        needs("age")
+        keys = [path.parent / "key", path.parent / "other"]
+        recipient, _ = [key_pair(key) for key in keys]
+        plain = names(path, None)
+        await back_up(node.cell, path.parent, recipient=recipient)
+        assert b"anna" not in path.read_bytes()
+        assert names(path, keys[0]) == plain
+        for identity in (None, keys[1]):
+            with pytest.raises(BackupUnusable):
+                BackupFile.open(path, identity=identity)
+        with pytest.raises(OSError, match=r"age|Broken pipe"):
+            await back_up(node.cell, path.parent, recipient="age1nobody")
+
+
+def names(path: Path, identity: Path | None) -> list[tuple[str, str]]:
+    """What is in a backup."""
+    return [(row["kind"], row.get("key", "")) for row in BackupFile.open(path, identity=identity).rows()]
+
+
+def key_pair(secret: Path) -> str:
+    """Write a secret key of age; its public key."""
+    subprocess.run(["age-keygen", "--output", secret], check=True, capture_output=True)
+    shown = subprocess.run(["age-keygen", "-y", secret], check=True, capture_output=True, text=True)
+    return shown.stdout.strip()
+
+
+def program(cell_url: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "VPS_SNAPSHOTS_REDIS__URL": cell_url}
+    return subprocess.run([PROGRAM, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
+async def test_the_commands(node: Node, redis_server: RedisServer, tmp_path: Path) -> None:
+    snapshot_id, secrets = await have_all(node)
+    before = await known(node, snapshot_id, secrets)
+    for name in ("vps-snapshots-20250101T000000Z.backup", "vps-snapshots-20250102T000000Z.backup"):
+        (tmp_path / name).touch()
+    done = program(f"unix://{redis_server.socket}", "backup", tmp_path, "--keep", "2")
+    assert done.returncode == 0, done.stderr
+    path = Path(done.stdout.strip())
+    assert (await CellNumbers(node.cell.redis).numbers()).backup_made > datetime.now(UTC).timestamp() - 3600
+    assert sorted(file.name for file in tmp_path.glob("*.backup")) == [
+        "vps-snapshots-20250102T000000Z.backup",
+        path.name,
+    ]
+
+    refused = program(f"unix://{redis_server.socket}", "restore", path)
+    assert (refused.returncode, "Redis has tokens" in refused.stderr) == (1, True)
+    await lose_redis_data(node)
+    audited = program(f"unix://{redis_server.socket}", "restore", path, "--audit")
+    assert (audited.returncode, audited.stderr) == (0, "250 entries of the audit log restored\n")
+    done = program(f"unix://{redis_server.socket}", "restore", path)
+    assert done.returncode == 0, done.stderr
+    assert "token       1" in done.stdout
+    await report(node)
+    after = await known(node, snapshot_id, secrets)
+    for part in ("audit", "head"):  # the restore itself is an entry
+        del before[part], after[part]
+    assert after == before
+    again = program(f"unix://{redis_server.socket}", "restore", path, "--audit")
+    assert (again.returncode, "only an empty one can be restored" in again.stderr) == (1, True)
+
+
+async def test_a_line_of_the_file_is_json(tmp_path: Path) -> None:
+    """So that a person can read it: `zcat FILE | jq`."""
+
+    async def one() -> AsyncIterator[Row]:
+        yield {"kind": "server", "key": "server:1", "record": {"account": "7"}}
+
+    await write(tmp_path / "b", one(), made_ms=5, last_id="9", recipient=None)
+    lines = [json.loads(line) for line in gzip.decompress((tmp_path / "b").read_bytes()).splitlines()]
+    assert lines[0] == {"vps_snapshots_backup": 1, "made_ms": 5, "last_id": "9"}
+    assert lines[2]["rows"] == 1

@@ -1,0 +1,99 @@
+-- include: clock, ids, records, nodes, placement, last_id, restored
+-- Write rows of a backup. A record that exists stays as it is: only what it lacks is added.
+-- ask: {last_id ('': none), age_ms: of the backup, rows: [{kind, key, record: {field: text}, lifetime_ms (missing: it
+-- does not end)}]}
+-- Answers {number of rows that were written}.
+local ask = cjson.decode(ARGV[1])
+local SHORTEST_MS = 7 * 86400000 -- until a snapshot expires: the backup may be older than what its owner asked for last
+local written = 0
+
+local function id_of(row)
+  return string.match(row.key, '([^:]+)$')
+end
+
+local function put(row)
+  write(row.key, row.record)
+  if row.lifetime_ms then redis.call('PEXPIRE', row.key, row.lifetime_ms - ask.age_ms) end
+end
+
+local PUT = {}
+
+function PUT.token(row)
+  put(row)
+  redis.call('HSET', 'tokens', row.record.id, row.key)
+  if row.record.account ~= '' then redis.call('SADD', 'tokens:account:' .. row.record.account, row.key) end
+end
+
+function PUT.credential(row)
+  put(row)
+  redis.call('HSET', 'node:' .. row.record.node .. ':credentials', row.record.id, row.key)
+  redis.call('SADD', 'nodes:credentials', row.record.node)
+end
+
+function PUT.schedule(row)
+  put(row)
+  local of = 'account:' .. row.record.account .. ':schedules'
+  redis.call('ZADD', of, row.record.created_ms, id_of(row))
+  redis.call('ZADD', of .. ':server:' .. row.record.server, row.record.created_ms, id_of(row))
+  if number(row.record.next_ms) then redis.call('ZADD', 'schedules:due', row.record.next_ms, id_of(row)) end
+end
+
+function PUT.webhook(row)
+  row.record.claim, row.record.claimed_until_ms = nil, nil -- of a sender that is gone
+  put(row)
+  redis.call('ZADD', 'account:' .. row.record.account .. ':webhooks', row.record.created_ms, id_of(row))
+end
+
+PUT.secret = put
+
+-- As `operators/place_server` declares one: until its node reports it.
+function PUT.server(row)
+  local of = row.record
+  forget_report(of.node)
+  list_server(id_of(row), {}, of.node, of.account)
+  redis.call('HSET', row.key, 'v', LISTED, 'power', 'off', 'missing', '1', 'unpublished', '1')
+  put(row)
+end
+
+-- The record of a snapshot comes from its node, and then takes this over.
+function PUT.snapshot(row)
+  local expires_ms = number(row.record.expires_ms)
+  if expires_ms then
+    row.record.expires_ms = string.format('%.0f', math.max(expires_ms, now_ms() + SHORTEST_MS))
+  end
+  keep_restored(id_of(row), row.record)
+end
+
+function PUT.node(row)
+  put(row)
+  if row.record.paused_ms then redis.call('SADD', 'nodes:paused', id_of(row)) end
+end
+
+-- Whether there is something to write. A pause of a node that runs already, or what a server or a snapshot that was
+-- published already lacks, is added to its record.
+local function is_lacking(row)
+  if row.lifetime_ms and row.lifetime_ms <= ask.age_ms then return false end
+  if redis.call('EXISTS', row.key) == 0 then return true end
+  return row.kind == 'node' and redis.call('HEXISTS', row.key, 'paused_ms') == 0
+end
+
+local function put_row(row)
+  if is_lacking(row) then
+    PUT[row.kind](row)
+  elseif row.kind == 'snapshot' then
+    return add_restored(id_of(row), row.record)
+  elseif row.kind == 'server' and row.record.consistency then
+    return redis.call('HSETNX', row.key, 'consistency', row.record.consistency)
+  else
+    return 0
+  end
+  return 1
+end
+
+if is_id(ask.last_id) and tonumber(ask.last_id) > last_id() and may_be_given(ask.last_id) then
+  redis.call('SET', 'snapshots:last_id', ask.last_id)
+end
+for _, row in ipairs(ask.rows) do
+  if PUT[row.kind] then written = written + (attempt(row.key, put_row, row) or 0) end
+end
+return {written}

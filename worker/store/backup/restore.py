@@ -1,0 +1,68 @@
+"""Writes what a backup has into Redis. What Redis has stays as it is."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+from worker.store.access.audit import HEAD
+from worker.store.backup.file import BackupFile, BackupUnusable
+from worker.store.backup.rows import Row, kind_of
+from worker.store.calls import Scripts, reading
+
+AT_ONCE = 200  # rows that one script writes
+
+
+class AuditLogInUse(Exception):
+    """The audit log has entries since the loss: a keeper was started before the log was restored."""
+
+
+class Restore(Scripts):
+    """Every call may raise StoreUnavailable, StoreReadOnly, OutcomeUnknown and BackupUnusable, and can be repeated."""
+
+    async def is_empty(self) -> bool:
+        """Whether there are no tokens: then no customer can have changed anything since the loss."""
+        return not await reading(lambda: self._redis.exists("tokens"))
+
+    async def records(self, backup: BackupFile, *, now_ms: int) -> Mapping[str, int]:
+        """Write all but the audit log. `now_ms`: Redis's clock. Returns the number of rows written, by kind."""
+        written: Counter[str] = Counter()
+        age_ms = max(0, now_ms - backup.made_ms)
+        by_kind: dict[str, list[Row]] = {}
+
+        async def put(kind: str) -> None:
+            ask = {"last_id": backup.last_id, "age_ms": age_ms, "rows": by_kind.pop(kind)}
+            written[kind] += (await self._call("backup/put_back", ask))[0]
+
+        for row in backup.rows():
+            if row["kind"] in {"audit", "audit_head"}:
+                continue
+            if row["kind"] != kind_of(row["key"]):  # nothing but what a backup writes
+                raise BackupUnusable(f"it has a row of kind {row['kind']} for the key {row['key']}")
+            rows = by_kind.setdefault(row["kind"], [])
+            rows.append(row)
+            if len(rows) == AT_ONCE:
+                await put(row["kind"])
+        for kind in [*by_kind]:
+            await put(kind)
+        return written
+
+    async def audit(self, backup: BackupFile) -> int:
+        """Write the audit log, with the Redis account `audit`. Returns the number of entries. Raises AuditLogInUse."""
+        rows = (row for row in backup.rows() if row["kind"] == "audit")
+        written = 0
+        while batch := [*islice(rows, AT_ONCE)]:
+            written += await self._put_audit(batch, head=False)
+        head = next((row["record"] for row in backup.rows() if row["kind"] == "audit_head"), None)
+        return written + (await self._put_audit((), head=_flat(head)) if head else 0)
+
+    async def _put_audit(self, rows: Iterable[Row], *, head: list[str] | bool) -> int:
+        entries = [{"id": row["id"], "fields": _flat(row["record"])} for row in rows]
+        is_ours, written = await self._call("backup/put_back_audit", {"entries": entries, "head": head})
+        if not is_ours:
+            raise AuditLogInUse(f"`{HEAD}` has an entry")
+        return int(written)
+
+
+def _flat(record: Mapping[str, Any]) -> list[str]:
+    return [text for pair in record.items() for text in pair]

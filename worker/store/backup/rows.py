@@ -1,0 +1,122 @@
+"""Reads what only Redis knows, as rows of text.
+
+The rows are found by a scan of all keys, not by the lists that lead to them: a backup is made while the service runs,
+and must not depend on an index that may be damaged. Redis answers other calls meanwhile.
+"""
+
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+from worker.store import records
+from worker.store.access.audit import HEAD, STREAM
+from worker.store.calls import LAST_BACKUP, Scripts, reading, redis_answers
+from worker.store.errors import StoreReadOnly
+from worker.store.unreadable import Unreadable
+
+Row: TypeAlias = dict[str, Any]
+SCANNED_AT_ONCE = 1000
+SNAPSHOTS_KEPT = frozenset({"completed", "in_progress"})
+_HEX32 = "[0-9a-f]{32}"
+_PATTERNS = {
+    "token": re.compile(r"token:[0-9a-f]{64}"),
+    "credential": re.compile(r"credential:[0-9a-f]{64}"),
+    "schedule": re.compile(f"schedule:{_HEX32}"),
+    "webhook": re.compile(f"webhook:{_HEX32}"),
+    "secret": re.compile(f"token:webhook:{_HEX32}"),
+    "server": re.compile(r"server:[0-9]+"),
+    "snapshot": re.compile(r"snapshot:[0-9]+"),
+    "node": re.compile(r"node:[^:]+"),
+}
+# Of these, the nodes know the rest. A field that ends with * stands for all that begin so.
+_FIELDS = {
+    "server": ("account", "node", "name", "placed", "consistency"),
+    "snapshot": ("server", "account", "status", "description", "labels", "protected", "expires_ms", "schedule"),
+    "node": ("paused*",),
+}
+
+
+class Backup(Scripts):
+    """Every call may raise StoreUnavailable."""
+
+    async def now_ms(self) -> int:
+        """Redis's clock."""
+        seconds, microseconds = await reading(self._redis.time)
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    async def last_id(self) -> str:
+        """The highest ID that a snapshot was given; "" if none was."""
+        return records.text(await reading(lambda: self._redis.get("snapshots:last_id")) or b"")
+
+    async def made(self, made_ms: int) -> None:
+        """Note a backup that was written: alerts tell when the last one is old."""
+        with suppress(StoreReadOnly), redis_answers():
+            await self._redis.set(LAST_BACKUP, made_ms)
+
+    async def records(self) -> AsyncIterator[Row]:
+        """{kind, key, record: {field: text}, lifetime_ms: that is left, only of a record that ends}"""
+        cursor = 0
+        while True:
+            cursor, keys = await reading(lambda at=cursor: self._scan(at))  # type: ignore[misc]
+            for row in await self._rows([key for key in map(records.text, keys) if kind_of(key)]):
+                yield row
+            if not cursor:
+                return
+
+    async def audit(self) -> AsyncIterator[Row]:
+        """{kind: "audit", id, record} of each entry, oldest first; then {kind: "audit_head", record}."""
+        # first: entries that are added meanwhile are then behind the head, and are left out
+        head = await reading(lambda: self._redis.hgetall(HEAD))  # type: ignore[arg-type,return-value]
+        last, after = records.text(head.get(b"seq", b"0")), "-"
+        while entries := await reading(lambda at=after: self._redis.xrange(STREAM, at, "+", SCANNED_AT_ONCE)):  # type: ignore[misc]
+            for entry_id, fields in entries:
+                record = records.decoded(fields)
+                if int(record.get("seq", 0)) <= int(last):
+                    yield {"kind": "audit", "id": records.text(entry_id), "record": record}
+            after = f"({records.text(entries[-1][0])}"
+        if head:
+            yield {"kind": "audit_head", "record": records.decoded(head)}
+
+    async def _scan(self, cursor: int) -> tuple[int, list[bytes]]:
+        found: tuple[int, list[bytes]] = await self._redis.scan(cursor, count=SCANNED_AT_ONCE, _type="hash")
+        return found
+
+    async def _rows(self, keys: list[str]) -> list[Row]:
+        async def ask() -> list[Any]:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for key in keys:
+                    pipe.hgetall(key)
+                    pipe.pttl(key)
+                return await pipe.execute(raise_on_error=False)
+
+        replies = await reading(ask) if keys else []
+        rows: list[Row] = []
+        unreadable: list[Unreadable] = []
+        for key, held, left_ms in zip(keys, replies[::2], replies[1::2], strict=True):
+            try:
+                rows += _row(key, records.decoded(held), left_ms)
+            except Exception as error:  # noqa: BLE001 - one record must not keep the others out of the backup; it is told
+                unreadable.append(Unreadable(key=key, reason=str(error)))
+        await self._tell_unreadable(unreadable)
+        return rows
+
+
+def kind_of(key: str) -> str | None:
+    """What a key holds, of what is in a backup; None for all other keys."""
+    return next((kind for kind, pattern in _PATTERNS.items() if pattern.fullmatch(key)), None)
+
+
+def _row(key: str, record: Mapping[str, str], left_ms: int) -> Iterable[Row]:
+    """None for a record that has gone meanwhile, or of which only Redis knows nothing."""
+    kind = kind_of(key)
+    if kind == "snapshot" and record.get("status") not in SNAPSHOTS_KEPT:
+        return
+    kept = {field: text for field, text in record.items() if _is_kept(kind, field)}
+    if kept:
+        yield {"kind": kind, "key": key, "record": kept} | ({"lifetime_ms": left_ms} if left_ms >= 0 else {})
+
+
+def _is_kept(kind: str | None, field: str) -> bool:
+    fields = _FIELDS.get(kind or "")
+    return fields is None or any(field == name or (name[-1] == "*" and field.startswith(name[:-1])) for name in fields)

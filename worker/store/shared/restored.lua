@@ -1,0 +1,37 @@
+-- include: records
+-- What a backup knows about a snapshot, and its node does not: `snapshot:<id>:restored`, until the node publishes it.
+
+local RESTORED_MS = 30 * 86400000
+local RESTORED_FIELDS = {'description', 'labels', 'protected', 'expires_ms', 'schedule'}
+
+local function keep_restored(id, kept)
+  local key = 'snapshot:' .. id .. ':restored'
+  kept.status = nil
+  write(key, kept)
+  redis.call('PEXPIRE', key, RESTORED_MS)
+end
+
+-- Add to a snapshot that is about to be published what a backup knows about it.
+local function take_restored(id, snapshot)
+  local key = 'snapshot:' .. id .. ':restored'
+  local kept = redis.call('TYPE', key).ok == 'hash' and named(redis.call('HGETALL', key)) or {}
+  redis.call('DEL', key)
+  if kept.server ~= snapshot.server or kept.account ~= snapshot.account then return end
+  for _, field in ipairs(RESTORED_FIELDS) do snapshot[field] = kept[field] or snapshot[field] end
+end
+
+-- The same for one that was published before. What its record has stays. Answers 1 if something was added.
+local function add_restored(id, kept)
+  local key = 'snapshot:' .. id
+  local snapshot = read(key)
+  if kept.server ~= snapshot.server or kept.account ~= snapshot.account then return 0 end
+  local added = 0
+  for _, field in ipairs(RESTORED_FIELDS) do
+    if kept[field] and field ~= 'expires_ms' and redis.call('HSETNX', key, field, kept[field]) == 1 then added = 1 end
+  end
+  if number(kept.expires_ms) and redis.call('HSETNX', key, 'expires_ms', kept.expires_ms) == 1 then
+    redis.call('ZADD', 'snapshots:expiring', kept.expires_ms, id)
+    added = 1
+  end
+  return added
+end
