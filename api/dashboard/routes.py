@@ -7,7 +7,7 @@ from urllib.parse import urlencode, urlsplit
 
 from aiohttp import web
 
-from api.dashboard import audit, bulk, findings, jobs, live, login, nodes, overview, runbook, servers, tokens
+from api.dashboard import audit, bulk, findings, jobs, live, login, nodes, overview, runbook, schedules, servers, tokens
 from api.dashboard.assets import STATIC, Assets
 from api.dashboard.context import Context, Handler, Pages
 from api.dashboard.rendering import is_fragment
@@ -20,6 +20,7 @@ PAGES: Pages = {
     **nodes.PAGES,
     **jobs.PAGES,
     **servers.PAGES,
+    **schedules.PAGES,
     **findings.PAGES,
     **audit.PAGES,
     **tokens.PAGES,

@@ -44,6 +44,8 @@ async def befall(stage: Stage) -> Mapping[str, str]:
     )
     await seeding.write_jobs(stage.redis, iter([then | {"id": THEN}]))
     night = datetime.now(UTC) - timedelta(hours=NIGHT_HOURS) + timedelta(seconds=float(then["seconds"]))
+    body = {"server_id": first, "name": "tonight", "when": "daily"}
+    schedule = await (await stage.customer()).call("POST", "/api/v1/schedules/", body)
     used = (await stage.redis.info("memory"))["used_memory"]
     await stage.redis.config_set("maxmemory", round(used * 1.1))
     return {
@@ -52,5 +54,6 @@ async def befall(stage: Stage) -> Mapping[str, str]:
         "broken": BROKEN,
         "drained": BROKEN,
         "night": night.isoformat(),
+        "schedule": schedule.body["id"],
         "then": f"#job-{THEN}",
     }

@@ -107,6 +107,10 @@ QUESTIONS: Mapping[str, tuple[Step, ...]] = {
         press("Pause", role="button", within="dialog"),
         see("paused", within="#node-{drained}"),
     ),
+    "what will run tonight?": (
+        press("Schedules", within="nav"),
+        see("tonight-", within="#schedule-{schedule}"),
+    ),
     "is the store in trouble?": (
         see("Redis is", within="#alarms"),
         press("Redis is", within="#alarms"),

@@ -49,6 +49,8 @@ async def paths(stage: Stage, unused: list[ServerId]) -> AsyncIterator[Paths]:
     for name in ("stranded", "failed"):
         await stage.ended(jobs[name])
     await stage.at_step(jobs["slow"], "snapshotting")
+    schedule = {"server_id": HOSTILE_SERVER, "name": "nightly", "when": "daily"}
+    assert (await (await stage.customer()).call("POST", "/api/v1/schedules/", schedule)).status == 201
     await stage.operators.pause(hostile.name, by="Olga", reason=HOSTILE)
     waiting = await stage.create(HOSTILE_SERVER, "waits", HOSTILE)
     yield {
@@ -69,6 +71,7 @@ async def paths(stage: Stage, unused: list[ServerId]) -> AsyncIterator[Paths]:
         "server": f"servers/{HOSTILE_SERVER}/",
         "server, stranded": f"servers/{stranded}/",
         "findings": "findings/",
+        "schedules": "schedules/",
         "audit": "audit/",
         "tokens": "tokens/",
         "question": f"jobs/{jobs['stranded']}/resolve/",
@@ -123,6 +126,7 @@ async def test_the_pages_of_an_empty_cell_tell_the_first_step_and_have_no_findin
             "nodes/": "Install the worker",
             "servers/": "vps-snapshots-worker adopt",
             "findings/": "agree",
+            "schedules/": "POST /api/v1/schedules/",
         }.items():
             await page.goto(f"{stage.url}/ops/{path}")
             await expect(page.locator("#live .empty").first).to_contain_text(step)
@@ -211,7 +215,7 @@ async def test_a_page_weighs_little_and_needs_nothing_from_elsewhere(operator: O
 
 
 async def test_hostile_text_is_shown_as_text(operator: Operator, paths: Paths) -> None:
-    for name in ("overview", "jobs", "job, waiting", "nodes", "node", "servers", "server"):
+    for name in ("overview", "jobs", "job, waiting", "nodes", "node", "servers", "server", "schedules"):
         await operator.open(paths[name])
         await expect(operator.page.locator("main")).to_contain_text(HOSTILE if name != "overview" else "paused")
         assert await operator.page.evaluate("window.hostile") is None, name

@@ -40,6 +40,7 @@ from worker.store.operators.records import (
     UnreadableRecord,
 )
 from worker.store.outcome import LEFT_ITS_NODE
+from worker.store.schedules.schedules import Schedule, shown_schedule
 
 REFUSED_CLAIMS_SHOWN = 100
 UNREADABLE_LISTED = 100
@@ -217,6 +218,14 @@ class OperatorStore(Scripts):
         if not rows:
             raise errors.ServerNotFound.of(id=server_id)
         return await self._one(ops_records.server, rows[0], kind="server")
+
+    async def schedules(
+        self, *, account_id: AccountId | None, server_id: ServerId | None, cursor: Cursor
+    ) -> CursorPage[Schedule]:
+        """Enabled ones, by their next run; the cursor's bounds are of that."""
+        ask = given(account=account_id, server=server_id) | cursor.for_script()
+        count, after, *rows = await self._call("operators/schedules", ask)
+        return CursorPage.of(count, after, await self._many(shown_schedule, rows, kind="schedule"))
 
     async def place(
         self, server_id: ServerId, *, node: str | None = None, account_id: AccountId | None = None
