@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,9 +10,10 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
+from typing import Self
 
 import pytest
 from redis import Redis, exceptions
@@ -25,6 +27,7 @@ from tests.conftest import needs
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ACCOUNTS = DEPLOY / "redis" / "users.acl"
 EXAMPLES = DEPLOY / "examples"
+EVERY_PROGRAM = (("api", "serve"), ("gateway", "serve"), ("worker", "run"))
 PROGRAMS = Path(sys.executable).parent
 
 
@@ -152,37 +155,80 @@ def test_neither_side_can_run_the_server(deployed: DeployedRedis, user: str, com
         client.execute_command(*command.split())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """A front end, a gateway and a node with the example settings, on one machine."""
+
+    socket: Path  # Redis's
+    folder: Path
+    port: int = field(default_factory=free_port)
+
+    @classmethod
+    def of(cls, redis: DeployedRedis, folder: Path) -> Self:
+        machines = cls(socket=redis.socket, folder=folder)
+        shutil.copytree(EXAMPLES, machines.etc)
+        for file in machines.etc.iterdir():
+            file.chmod(0o600)  # as install.sh does: they have passwords
+        machines.credential.touch(mode=0o600)
+        return machines
+
+    @property
+    def etc(self) -> Path:
+        return self.folder / "etc"
+
+    @property
+    def credential(self) -> Path:
+        return self.folder / "credential"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Where things are here."""
+        gateway = f"{self.socket.with_name('gateway.sock')}"
+        return {
+            "VPS_SNAPSHOTS_REDIS__URL": f"unix://{self.socket}",
+            "VPS_SNAPSHOTS_DRIVER": "fake",
+            "VPS_SNAPSHOTS_STATE_DIR": str(self.folder),
+            "VPS_SNAPSHOTS_GATEWAY__URLS": json.dumps([f"unix://{gateway}"]),
+            "VPS_SNAPSHOTS_GATEWAY__CREDENTIAL_FILE": str(self.credential),
+        }
+
+    async def say(self, program: str, settings: str, *arguments: str) -> str:
+        """What a program prints."""
+        command = [f"{PROGRAMS}/vps-snapshots-{program}", "--config", f"{self.etc}/{settings}.toml", *arguments]
+        process = await asyncio.create_subprocess_exec(
+            *command, env=self.settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        output, trouble = await process.communicate()
+        assert process.returncode == 0, trouble.decode()
+        return output.decode().strip()
+
+    async def new_token(self) -> str:
+        permissions = ("--permission", "snapshots:read", "--permission", "snapshots:write")
+        return await self.say("api", "api", "token", "create", "--name", "test", "--account", "77", *permissions)
+
+    async def start(self, program: str, command: str) -> Child:
+        arguments = [command, "--config", f"{self.etc}/{program}.toml"]
+        own = {
+            "api": {"VPS_SNAPSHOTS_PORT": str(self.port)},
+            "gateway": {"VPS_SNAPSHOTS_UNIX_SOCKET": str(self.socket.with_name("gateway.sock"))},
+        }
+        return await Child.start(
+            program,
+            [f"{PROGRAMS}/vps-snapshots-{program}", *arguments],
+            settings=self.settings | own.get(program, {}),
+            log=self.log(program),
+        )
+
+    def log(self, program: str) -> Path:
+        return self.folder / f"{program}.log"
+
+
 async def test_a_cell_with_the_example_settings_serves(deployed: DeployedRedis, tmp_path: Path) -> None:
     """Redis's accounts suffice for all that the programs do, from the token to the deleted snapshot."""
-    port = free_port()
-    here = {
-        "VPS_SNAPSHOTS_REDIS__URL": f"unix://{deployed.socket}",
-        "VPS_SNAPSHOTS_PORT": str(port),
-        "VPS_SNAPSHOTS_DRIVER": "fake",
-        "VPS_SNAPSHOTS_STATE_DIR": str(tmp_path),
-    }
-    examples = tmp_path / "etc"
-    shutil.copytree(EXAMPLES, examples)
-    for file in examples.iterdir():
-        file.chmod(0o600)  # as install.sh does: they have passwords
-    api = [f"{PROGRAMS}/vps-snapshots-api", "--config", f"{examples}/api.toml"]
-    worker = [f"{PROGRAMS}/vps-snapshots-worker", "run", "--config", f"{examples}/worker.toml"]
-    gateway = [f"{PROGRAMS}/vps-snapshots-gateway", "--config", f"{examples}/gateway.toml"]
-    at = {"VPS_SNAPSHOTS_UNIX_SOCKET": str(deployed.socket.with_name("gateway.sock"))}
-    credential = tmp_path / "credential"
-    credential.touch(mode=0o600)
-    credential.write_text(await _printed([*gateway, "credential", "create", "node-1"], here | at))
-    reach = {
-        "VPS_SNAPSHOTS_GATEWAY__URLS": json.dumps([f"unix://{at['VPS_SNAPSHOTS_UNIX_SOCKET']}"]),
-        "VPS_SNAPSHOTS_GATEWAY__CREDENTIAL_FILE": str(credential),
-    }
-    client = Client(f"http://127.0.0.1:{port}", await _new_token(api, here))
-    logs = [tmp_path / "api.log", tmp_path / "gateway.log", tmp_path / "worker.log"]
-    children = [
-        await Child.start("api", [*api, "serve"], settings=here, log=logs[0]),
-        await Child.start("gateway", [*gateway, "serve"], settings=here | at, log=logs[1]),
-        await Child.start("worker", worker, settings=here | reach, log=logs[2]),
-    ]
+    machines = Machines.of(deployed, tmp_path)
+    machines.credential.write_text(await machines.say("gateway", "gateway", "credential", "create", "node-1"))
+    client = Client(f"http://127.0.0.1:{machines.port}", await machines.new_token())
+    children = [await machines.start(*command) for command in EVERY_PROGRAM]
     try:
         await _becomes(client.is_up)
         created = await _create(client)
@@ -194,21 +240,50 @@ async def test_a_cell_with_the_example_settings_serves(deployed: DeployedRedis, 
     finally:
         statuses = [await child.stop() for child in reversed(children)]
     assert statuses == [0, 0, 0]
-    assert not [log for log in logs if "NOPERM" in log.read_text()]
+    assert not [one for one, _ in EVERY_PROGRAM if "NOPERM" in machines.log(one).read_text()]
 
 
-async def _new_token(api: list[str], settings: dict[str, str]) -> str:
-    whose = ["--name", "test", "--account", "77", "--permission", "snapshots:read", "--permission", "snapshots:write"]
-    return await _printed([*api, "token", "create", *whose], settings)
+async def test_all_is_back_after_the_front_sides_disks_have_burnt(folder: Path, tmp_path: Path) -> None:
+    """By the commands of the instructions, to the letter. The nodes run on."""
+    text = (DEPLOY / "README.md").read_text().split("### After a loss of all data")[1].split("### ")[0]
+    restores = re.findall(r"^ +vps-snapshots-api --config /etc/vps-snapshots/(\w+)\.toml (.*)$", text, re.MULTILINE)
+    assert [settings for settings, _ in restores] == ["audit", "api"]
+    with running(folder) as redis:
+        machines = Machines.of(redis, tmp_path)
+        machines.credential.write_text(await machines.say("gateway", "gateway", "credential", "create", "node-1"))
+        client = Client(f"http://127.0.0.1:{machines.port}", await machines.new_token())
+        api, gateway, worker = [await machines.start(*command) for command in EVERY_PROGRAM]
+        await _becomes(client.is_up)
+        snapshot = (await _create(client)).headers["Location"]
+        change = {"protected": True, "labels": {"team": "web"}, "description": "as edited"}
+        before = (await client.call("PATCH", snapshot, change)).body
+        schedule = {"server_id": 12345, "name": "nightly", "when": "daily", "keep": 3}
+        schedules = (await client.call("POST", "/api/v1/schedules/", schedule)).body
+        backup = await machines.say("api", "api", "backup", str(tmp_path))
+        for burning in (api, gateway):
+            burning.kill()
+            await burning.ended()
+    for burnt in folder.iterdir():
+        shutil.rmtree(burnt) if burnt.is_dir() else burnt.unlink()
 
+    with running(folder):
+        for settings, command in restores:
+            await machines.say("api", settings, *command.replace("FILE", backup).split())
+        children = [await machines.start(*command) for command in EVERY_PROGRAM[:2]]
+        try:
+            await _becomes(client.is_up)
 
-async def _printed(command: list[str], settings: dict[str, str]) -> str:
-    process = await asyncio.create_subprocess_exec(
-        *command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    output, trouble = await process.communicate()
-    assert process.returncode == 0, trouble.decode()
-    return output.decode().strip()
+            async def is_back() -> bool:
+                return (await client.call("GET", snapshot)).status == HTTPStatus.OK
+
+            await _becomes(is_back)
+            assert (await client.call("GET", snapshot)).body == before
+            assert (await client.call("GET", "/api/v1/schedules/")).body["results"] == [schedules]
+            assert (await client.call("DELETE", snapshot)).body["code"] == "snapshot_protected"
+            await _completed(client, await client.call("POST", f"{snapshot}restore/"))
+        finally:
+            statuses = [await child.stop() for child in (worker, *children)]
+    assert statuses == [0, 0, 0]
 
 
 async def _create(client: Client) -> Answer:

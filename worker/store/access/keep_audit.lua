@@ -24,7 +24,10 @@ if ask.kept_ms and last_ms > ask.kept_ms then
 end
 -- A log that was cut by anyone else then begins later than this says.
 local first = redis.call('XRANGE', 'audit', '-', '+', 'COUNT', 1)[1]
+local known = redis.call('HGET', 'audit:head', 'first')
 for i = 1, first and #first[2] or 0, 2 do
-  if first[2][i] == 'seq' then redis.call('HSET', 'audit:head', 'first', first[2][i + 1]) end
+  if first[2][i] == 'seq' and first[2][i + 1] ~= known then
+    redis.call('HSET', 'audit:head', 'first', first[2][i + 1])
+  end
 end
 return 1
