@@ -69,12 +69,17 @@ def list_servers(
     node: NodeFilter = None,
     account_id: AccountId = None,
     stranded: Annotated[bool, typer.Option("--stranded", help="Only stranded servers.")] = False,
+    no_snapshot_days: Annotated[
+        int | None,
+        typer.Option(min=1, max=366, metavar="DAYS", help="Only servers without a completed snapshot of these days."),
+    ] = None,
     limit: Limit = 100,
     everything: All = False,
     as_json: Json = False,
 ) -> None:
     """List servers."""
     query = {"node": node, "account_id": account_id, "stranded": "true" if stranded else None}
+    query |= {"no_snapshot_days": no_snapshot_days}
     rows = None if everything else limit
     list_all(context, "ops/servers/", query, COLUMNS, limit=rows, as_json=as_json, none="No matching servers.")
 

@@ -26,7 +26,11 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     page = await read_page(
         request,
         lambda: context.operators.servers(
-            node=query.node, account_id=query.account_id, stranded=query.stranded, cursor=query.cursor
+            node=query.node,
+            account_id=query.account_id,
+            stranded=query.stranded,
+            cursor=query.cursor,
+            without_snapshot_of=query.without_snapshot_of,
         ),
     )
     return context.rendering.page(

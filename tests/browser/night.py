@@ -7,6 +7,7 @@ from random import Random
 from drivers.fake_faults import Effect, Rule
 from tests.bench import seeding
 from tests.browser.stage import ACCOUNT, Stage, running
+from worker.store.calls import Cursor
 from worker.store.model import JobState
 
 BROKEN, SILENT = "hv-7", "hv-9"
@@ -46,6 +47,13 @@ async def befall(stage: Stage) -> Mapping[str, str]:
     night = datetime.now(UTC) - timedelta(hours=NIGHT_HOURS) + timedelta(seconds=float(then["seconds"]))
     body = {"server_id": first, "name": "tonight", "when": "daily"}
     schedule = await (await stage.customer()).call("POST", "/api/v1/schedules/", body)
+    unsaved = await stage.operators.servers(
+        node=None,
+        account_id=None,
+        stranded=False,
+        cursor=Cursor(limit=1),
+        without_snapshot_of=timedelta(days=7),
+    )
     used = (await stage.redis.info("memory"))["used_memory"]
     await stage.redis.config_set("maxmemory", round(used * 1.1))
     return {
@@ -55,5 +63,6 @@ async def befall(stage: Stage) -> Mapping[str, str]:
         "drained": BROKEN,
         "night": night.isoformat(),
         "schedule": schedule.body["id"],
+        "unsaved": str(unsaved.results[0].view.server.id),
         "then": f"#job-{THEN}",
     }

@@ -46,6 +46,16 @@ def enter(label: str, text: str) -> Step:
     return do
 
 
+def choose(label: str, option: str) -> Step:
+    """One of a filter's choices: a click."""
+
+    async def do(asking: Asking) -> None:
+        await asking.page.get_by_label(label).select_option(option)
+        asking.clicks += 1
+
+    return do
+
+
 def fill(label: str, text: str) -> Step:
     """Text in a dialog."""
 
@@ -110,6 +120,11 @@ QUESTIONS: Mapping[str, tuple[Step, ...]] = {
     "what will run tonight?": (
         press("Schedules", within="nav"),
         see("tonight-", within="#schedule-{schedule}"),
+    ),
+    "which servers have no snapshot younger than a week?": (
+        press("Servers", within="nav"),
+        choose("No snapshot for", "7 days"),
+        see("{unsaved}", within="#server-{unsaved}"),
     ),
     "is the store in trouble?": (
         see("Redis is", within="#alarms"),

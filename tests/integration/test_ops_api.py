@@ -326,6 +326,26 @@ class TestJobs:
         too_many = await ops.call("POST", "jobs/bulk/", {"action": "retry", "ids": [NO_JOB] * 101})
         assert too_many.refused_fields() == ["ids"]
 
+    async def test_those_without_a_recent_snapshot_are_a_filter(self, ops: Ops) -> None:
+        servers = [ServerId(n) for n in (2, 3, 4, 5)]
+        await ops.api.cell.have(servers, account=OTHERS)
+        fresh, old, broken, none = servers
+        for server in (fresh, old):
+            await ops.made(f"of-{server}", server=server)
+        await ops.made("broken", failed(), server=broken)
+        (snapshot,) = await ops.api.cell.redis.smembers(f"server:{old}:counted")  # type: ignore[misc] # redis-py: sync or async
+        eight_days_ago = (datetime.now(UTC) - timedelta(days=8)).timestamp() * 1000
+        await ops.api.cell.raw("HSET", f"snapshot:{int(snapshot)}", "created_ms", round(eight_days_ago))
+
+        async def ids(days: int) -> list[int]:
+            page = await ops.get(f"servers/?no_snapshot_days={days}")
+            assert page["count"] is None
+            return [one["id"] for one in page["results"] if one["id"] in servers]
+
+        assert await ids(7) == [old, broken, none]
+        assert await ids(30) == [broken, none]
+        (await ops.call("GET", "servers/?no_snapshot_days=0")).refused_fields()
+
     async def test_a_stranded_server_is_listed_until_it_is_resolved(self, ops: Ops) -> None:
         fine, job = await ops.made("fine", failed()), await ops.made("bad", failed("start_failed", stranded=True))
         (server,) = (await ops.get("servers/?stranded=true"))["results"]

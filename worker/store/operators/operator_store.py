@@ -5,7 +5,7 @@ Each list is read by one script, which looks at a bounded number of entries.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from arq.connections import ArqRedis
@@ -205,10 +205,19 @@ class OperatorStore(Scripts):
     # --- servers, findings, audit ---
 
     async def servers(
-        self, *, node: str | None, account_id: AccountId | None, stranded: bool, cursor: Cursor
+        self,
+        *,
+        node: str | None,
+        account_id: AccountId | None,
+        stranded: bool,
+        cursor: Cursor,
+        without_snapshot_of: timedelta | None = None,
     ) -> CursorPage[OpsServer]:
-        """In the order of their IDs; stranded ones in the order in which they were stranded."""
-        ask = given(node=node, account=account_id, stranded=stranded or None) | cursor.for_script()
+        """In the order of their IDs; stranded ones in the order in which they were stranded. `without_snapshot_of`:
+        only those that have no completed snapshot which is younger."""
+        ask: dict[str, Any] = given(node=node, account=account_id, stranded=stranded or None) | cursor.for_script()
+        if without_snapshot_of is not None:
+            ask["no_snapshot_ms"] = round(without_snapshot_of.total_seconds() * 1000)
         count, after, *rows = await self._call("operators/servers", ask)
         return CursorPage.of(count, after, await self._many(ops_records.server, rows, kind="server"))
 
