@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run demo test test-fast check lint format openapi sbom lock clean bench bench-pickup \
+.PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi clients sbom lock clean bench bench-pickup \
     bench-admission bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
     bench-footprint chaos fuzz migrations backups-beside dry-runs screenshots survey
 
@@ -25,13 +25,20 @@ help: ## print this help
 	@echo '         T=tests/unit/test_journal.py (make test), WORKERS=3 (parallel test processes)'
 
 setup: ## install Debian packages, and .venv from the lock
+	@DRIVER= deploy/setup.sh
+
+# with DRIVER=fake, only what the service needs without a hypervisor
+setup-run:
 	@deploy/setup.sh
 
 setup-tests: setup $(CLIENT)/.lock
 	@deploy/setup.sh tests
 
-run: setup ## run the whole service with a real guest until Ctrl-C (DRIVER=fake: no hypervisor)
+run: setup-run ## run the whole service with a real guest until Ctrl-C (DRIVER=fake: no hypervisor)
 	@exec $(REAPING) $(BIN)/python -m deploy.demo.run
+
+scene: setup ## run a staged cell with incidents until Ctrl-C: a filled dashboard (PORT=8080)
+	@exec $(BIN)/python -m tests.browser.show
 
 demo: setup ## run a scripted demo: write A, create, write B, restore, A is back, delete
 	@exec $(REAPING) $(BIN)/python -m deploy.demo.demo
@@ -57,10 +64,11 @@ lint: setup ## check format, lint, types and import contracts
 
 # Tools with which the tests generate API clients. They have their own venv, because they need other versions of our
 # dependencies.
-CLIENT_LOCKS := deploy/lock/client.txt tests/integration/clients/package.json tests/integration/clients/package-lock.json
+CLIENT_LOCKS := deploy/lock/client.txt deploy/lock/ansible.txt tests/integration/clients/package.json tests/integration/clients/package-lock.json
 $(CLIENT)/.lock: $(CLIENT_LOCKS) | setup
 	$(BIN)/python -m venv --clear $(CLIENT)
-	$(CLIENT)/bin/pip install -q --disable-pip-version-check --require-hashes -r deploy/lock/client.txt
+	$(CLIENT)/bin/pip install -q --disable-pip-version-check --require-hashes -r deploy/lock/client.txt \
+	    -r deploy/lock/ansible.txt
 	cp tests/integration/clients/package*.json $(CLIENT)
 	PATH="$$PWD/$(CLIENT)/bin:$$PATH" npm ci --prefix $(CLIENT) --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
@@ -78,6 +86,9 @@ format: setup ## format the code and apply ruff's fixes
 openapi: setup ## generate the OpenAPI document, docs/openapi.json
 	$(BIN)/python -m api.document >docs/openapi.json.new
 	@mv docs/openapi.json.new docs/openapi.json
+
+clients: setup-tests ## generate the models of the clients, deploy/clients/, from the OpenAPI document
+	$(BIN)/python -m deploy.clients.generate
 
 sbom: setup $(CLIENT)/.lock ## write the software bill of materials, sbom.json: all locked packages with their licenses
 	$(BIN)/python -m deploy.sbom >sbom.json.new
@@ -153,10 +164,11 @@ lock: setup $(CLIENT)/.lock ## resolve the dependencies into the lock files (UPG
 	$(UV) pyproject.toml --extra tracing -c deploy/lock/dev.txt -o deploy/lock/tracing.txt
 	$(UV) --group build -c deploy/lock/dev.txt -o deploy/lock/build.txt
 	$(UV) --group client -o deploy/lock/client.txt
+	$(UV) --group ansible -c deploy/lock/client.txt -o deploy/lock/ansible.txt
 	$(UV) --group peers -o deploy/lock/peers.txt
 	cd tests/integration/clients && PATH="$(abspath $(CLIENT))/bin:$$PATH" npm install --package-lock-only --ignore-scripts \
 	    --omit-lockfile-registry-resolved --no-audit --no-fund --loglevel=error && sed -i -zE \
 	    's/,\n *"funding": (\{[^}]*\}|\[[^]]*\]|"[^"]*")//g' package-lock.json
 
-clean: setup ## delete the state of `make run` (of DRIVER or STATE_DIR; without either, of both drivers)
+clean: setup-run ## delete the state of `make run` (of DRIVER or STATE_DIR; without either, of both drivers)
 	@exec $(BIN)/python -m deploy.demo.run --clean

@@ -136,7 +136,7 @@ def build(
     audit = Audit(redis, keeper=keeper, now=clock.now)
     budget = AuditBudget(settings.audit_entries_per_hour)
     app = web.Application(
-        middlewares=[traced, around(callers, audit, budget, metrics, _refusing(context))],
+        middlewares=[traced, around(callers, audit, budget, metrics, _refusing(context, settings.docs_url))],
         client_max_size=BODY_MAX_BYTES,
     )
     app[BODY_SECONDS] = settings.body_seconds
@@ -219,13 +219,13 @@ def _sessions(redis: ArqRedis, settings: ApiSettings, limits: Limits) -> Session
     return Sessions(redis, lifetime=SessionLifetime(at_most=at_most, idle=idle), limits=limits)
 
 
-def _refusing(context: Context) -> Callable[[web.Request, problems.Problem], web.Response]:
+def _refusing(context: Context, docs_url: str) -> Callable[[web.Request, problems.Problem], web.Response]:
     """A browser at the dashboard gets a page, any other client a problem document."""
 
     def refuse(request: web.Request, problem: problems.Problem) -> web.Response:
         if routes.is_ours(request):
             return routes.refuse(context, request, problem)
-        return problems.respond(problem, request_id=request[REQUEST_ID])
+        return problems.respond(problem, request_id=request[REQUEST_ID], docs_url=docs_url)
 
     return refuse
 

@@ -101,6 +101,9 @@ class ApiSettings(CellSettings):
         description="how long after its failure operators can retry a job without force; equal on all front ends",
     )
     runbook_url: str = Field(default="/ops/runbook/", description="URL of docs/runbook.md, as your operators read it")
+    docs_url: str = Field(
+        default="/docs", description="URL of the API's documentation, as your customers read it; errors link to it"
+    )
     drain_seconds: Seconds = Field(default=30.0, description="how long requests may run on after SIGTERM")
     bounds: Bounds = Field(
         default_factory=Bounds, description="what one account may leave in Redis; must equal on all front ends"

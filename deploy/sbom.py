@@ -25,7 +25,7 @@ PROJECT = Path(__file__).parents[1]
 LOCKS = sorted((PROJECT / "deploy" / "lock").glob("*.txt"))
 NPM_LOCK = PROJECT / "tests" / "integration" / "clients" / "package-lock.json"
 LOCK_PROPERTY = (
-    "vps-snapshots:lock"  # which lock has the package: front-end, node, tracing, build, dev, client, peers, npm
+    "vps-snapshots:lock"  # which lock has the package: front-end, node, tracing, build, dev, client, ansible, npm ...
 )
 # Packages that other platforms or older Pythons need and that are not installed here, or that do not state a license.
 STATED = {

@@ -7,7 +7,7 @@
 #   deploy/setup.sh bench        only the additional Debian packages for the benchmarks
 #   PYTHON=/usr/bin/python3.12   interpreter of the venv, 3.11 or later (default: the venv's own, for a new one python3)
 #   VENV=.venv                   folder of the venv
-#   DRIVER=fake                  without the hypervisor, for `make run DRIVER=fake`
+#   DRIVER=fake                  only what the service needs without a hypervisor: for `DRIVER=fake make run`
 # Prints one line per step; the output of apt and pip goes to $VENV-setup.log.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,12 +17,12 @@ LOG=$VENV-setup.log
 
 # Debian 12 packages that `make` needs besides git, make and python3, and why:
 PACKAGES=(
-    libvirt-dev pkg-config gcc                      # libvirt-python is shipped as source only
     redis-server                                    # we start it ourselves, never as a service
     curl openssl                                    # the calls in `make run` and the README; TLS to Redis in the tests
-    systemd                                         # the tests verify the units with it
 )
 HYPERVISOR_PACKAGES=(
+    libvirt-dev pkg-config gcc                      # libvirt-python is shipped as source only
+    systemd                                         # the tests verify the units with it
     libvirt-daemon-driver-qemu libvirt-daemon       # libvirt's QEMU driver and its helper programs, without a service
     qemu-system-x86 qemu-utils ovmf
     swtpm swtpm-tools                               # servers with a TPM
@@ -33,7 +33,8 @@ TEST_PACKAGES=(chromium prometheus virtnbdbackup age)
 # Only for the benchmarks: wrk makes the calls of `make bench-http`
 BENCH_PACKAGES=(wrk)
 # If PYTHON is Debian's own, which comes without venv and headers:
-DEBIAN_PYTHON_PACKAGES=(python3-venv python3-dev)
+DEBIAN_PYTHON_PACKAGES=(python3-venv)
+DEBIAN_PYTHON_HEADERS=(python3-dev)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -51,7 +52,7 @@ step() {
 # What this venv was built from. The interpreter counts only if PYTHON is set.
 fingerprint() { { pwd && cat "$LOCK"/*.txt pyproject.toml deploy/setup.sh; } | sha256sum | cut -d ' ' -f 1; }
 is_current() { [ "$(sed -n 1p "$VENV/.setup" 2>/dev/null)" = "$(fingerprint)" ]; }
-# A setup with DRIVER=fake does not install the hypervisor; all other drivers need it.
+# A setup with DRIVER=fake installs neither the hypervisor nor the tools for development; all else needs them.
 has_hypervisor() { [ "${DRIVER:-}" = fake ] || [ "$(sed -n 3p "$VENV/.setup" 2>/dev/null)" = hypervisor ]; }
 is_of_python() { [ -z "${PYTHON:-}" ] || [ "$(sed -n 2p "$VENV/.setup" 2>/dev/null)" = "$(command -v "$PYTHON")" ]; }
 
@@ -118,8 +119,10 @@ ensure_venv() {
     local pip=("$VENV/bin/pip" install --disable-pip-version-check --no-input --progress-bar off)
     # In two steps, so that the build tools are locked, too: otherwise, pip would fetch them without hashes.
     step "installing the build tools from the lock" "${pip[@]}" --require-hashes -r "$LOCK/build.txt"
-    step "installing $(grep -c '^[a-z]' "$LOCK/dev.txt") Python packages from the lock" \
-        "${pip[@]}" --no-build-isolation --require-hashes -r "$LOCK/dev.txt"
+    local lock=$LOCK/dev.txt
+    [ -n "$hypervisor" ] || lock=$LOCK/front-end.txt
+    step "installing $(grep -c '^[a-z]' "$lock") Python packages from the lock" \
+        "${pip[@]}" --no-build-isolation --require-hashes -r "$lock"
     step "installing this project, editable" "${pip[@]}" --no-build-isolation --no-deps -e .
     printf '%s\n%s\n%s\n' "$(fingerprint)" "$(command -v "$python")" "$hypervisor" >"$VENV/.setup"
     say "ready"
@@ -137,11 +140,13 @@ python=${PYTHON:-$(sed -n 2p "$VENV/.setup" 2>/dev/null || true)}
 python=${python:-python3}
 command -v "$python" >/dev/null || die "$python: no such interpreter"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "$("$python" --version): 3.11 or later is needed, set PYTHON="
-[ "$("$python" -c 'import sys; print(sys.base_prefix)')" != /usr ] || PACKAGES+=("${DEBIAN_PYTHON_PACKAGES[@]}")
+is_debian=; [ "$("$python" -c 'import sys; print(sys.base_prefix)')" != /usr ] || is_debian=yes
+[ -z "$is_debian" ] || PACKAGES+=("${DEBIAN_PYTHON_PACKAGES[@]}")
 hypervisor=
 if [ "${DRIVER:-}" != fake ]; then
     hypervisor=hypervisor
     PACKAGES+=("${HYPERVISOR_PACKAGES[@]}")
+    [ -z "$is_debian" ] || PACKAGES+=("${DEBIAN_PYTHON_HEADERS[@]}")
 fi
 ensure_packages "${PACKAGES[@]}"
 [ -z "$hypervisor" ] || ensure_hypervisor_account

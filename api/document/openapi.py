@@ -4,13 +4,15 @@ import json
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
+from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
-from api.document import refusals
+from api.document import messages, refusals
 from api.document.calls import CALLS, TABLES
+from api.document.messages import MESSAGES, Message
 from api.document.served import PATH
 from api.http import problems
 from api.http.calls import Call, Link, Reply, prose
@@ -23,7 +25,7 @@ from worker.store import errors
 from worker.store.access.tokens import OPERATORS, Permission, granting
 from worker.store.model import SnapshotStatus
 
-VERSION = "1.0.0"  # of the API, not of the program
+VERSION = version("vps-snapshots")
 
 Json = dict[str, Any]
 AnyCall = Call[Any]
@@ -135,6 +137,7 @@ def document() -> Json:
         ],
         "security": [{"token": []}],
         "paths": paths,
+        "webhooks": {message.event: {"post": _message(message)} for message in MESSAGES},
         "components": {
             "schemas": _schemas(),
             "parameters": {name: {"name": name, **parameter} for name, parameter in _parameters().items()},
@@ -163,6 +166,7 @@ def _schemas() -> Json:
     asked: set[tuple[type[BaseModel], JsonSchemaMode]] = {(model, "serialization") for model in answers}
     asked |= {(type(probe.example), "serialization") for probe in PROBES}
     asked.add((ProblemDocument, "serialization"))
+    asked |= {(type(message.example), "serialization") for message in MESSAGES}
     asked |= {(call.body, "validation") for call in CALLS if call.body is not None}
     in_order = sorted(asked, key=lambda pair: pair[0].__name__)
     _, found = models_json_schema(in_order, ref_template=_REFS, schema_generator=_Schemas)
@@ -228,6 +232,30 @@ def _probe(probe: Probe) -> Json:
         "parameters": [_component("parameters", "X-Request-Id")],
         "responses": {"200": _reply(Reply(200, {"ok": probe.example}, "OK."))}
         | _refused([*refused, refusals.INTERNAL]),
+    }
+
+
+def _message(message: Message) -> Json:
+    return {
+        "operationId": f"receive_{message.event.replace('.', '_')}",
+        "tags": ["webhooks"],
+        "summary": message.summary,
+        "description": message.text,
+        "security": [],
+        "parameters": [
+            {"name": name, "in": "header", "required": True, "description": text, "schema": _STRING}
+            for name, text in messages.HEADERS.items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": _ref(type(message.example)),
+                    "examples": {message.event.replace(".", "_"): {"value": _value(message.example)}},
+                }
+            },
+        },
+        "responses": {status: {"description": text} for status, text in messages.ANSWERS.items()},
     }
 
 

@@ -33,8 +33,8 @@ _ID = re.compile(r"[1-9][0-9]{0,18}")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _DIGITS = re.compile(r"[0-9]{1,19}")  # int() itself would take " 1", "1_0" and other scripts' digits
 # Descriptions are kept in XML, which can't hold these characters; some of them also control a terminal.
-_NOT_STORABLE = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff"
-_UNSTORABLE = re.compile(rf"[{_NOT_STORABLE}]")  # JSON itself excludes half a character (a lone surrogate)
+NOT_STORABLE = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff"
+_UNSTORABLE = re.compile(rf"[{NOT_STORABLE}]")  # JSON itself excludes half a character (a lone surrogate)
 
 Id = TypeVar("Id")
 
@@ -133,7 +133,7 @@ def _in_future(moment: datetime) -> datetime:
 
 STORABLE = (
     AfterValidator(_storable),
-    Field(description="no control characters", json_schema_extra={"pattern": f"^[^{_NOT_STORABLE}]*$"}),
+    Field(description="no control characters", json_schema_extra={"pattern": f"^[^{NOT_STORABLE}]*$"}),
 )
 LEFT_OUT = Field(json_schema_extra=_without_default)
 NOT_NULL = BeforeValidator(_not_null), Field(json_schema_extra=_without_null)
@@ -154,7 +154,11 @@ AccountIdInHeader = Annotated[AccountId, Field(ge=1, le=ID_MAX, examples=[77]), 
 
 # In the validator's regex engine `$` is the end of the text, never before a line break.
 Name = Annotated[
-    str, matches(rf"^[A-Za-z0-9_-]{{1,{NAME_MAX}}}$", f"1 to {NAME_MAX} letters, digits, hyphens or underscores.")
+    str,
+    matches(
+        rf"^[A-Za-z0-9_-]{{1,{NAME_MAX}}}$",
+        f"Must be 1 to {NAME_MAX} letters (A-Z, a-z), digits, hyphens or underscores.",
+    ),
 ]
 Description = Annotated[str, StringConstraints(max_length=DESCRIPTION_MAX), *STORABLE]
 # of what is created: many clients send null for what they leave out

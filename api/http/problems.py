@@ -53,6 +53,7 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.StoreReadOnly: 503,
     errors.OutcomeUnknown: 503,
 }
+DOCS_URL = "/docs"  # of the API's documentation, as callers reach it
 _CHALLENGE = 'Bearer realm="vps-snapshots"'
 RETRY_AFTER_SECONDS: dict[type[errors.Refused], int] = {
     errors.TooManyStreams: 30,
@@ -92,7 +93,10 @@ class ProblemDocument(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    type: Annotated[str, Field(description="a URN that ends with the code")]
+    type: Annotated[
+        str,
+        Field(description="URL of the documentation of the code", json_schema_extra={"format": "uri-reference"}),
+    ]
     title: str
     status: Annotated[int, Field(description="the HTTP status")]
     detail: Annotated[str, Field(description="the reason, for a person to read")]
@@ -168,9 +172,10 @@ def internal_error(status: int = 500) -> Problem:
     return Problem(status, "internal_error", "An internal error occurred. It was logged.")
 
 
-def document(problem: Problem, *, request_id: str) -> ProblemDocument:
+def document(problem: Problem, *, request_id: str, docs_url: str = DOCS_URL) -> ProblemDocument:
+    """`docs_url`: of the documentation, whose page of errors has a section for each code."""
     return ProblemDocument(
-        type=f"urn:problem-type:vps-snapshots:{problem.code}",
+        type=f"{docs_url}/errors/#{problem.code}",
         title=problem.code.replace("_", " ").capitalize(),
         status=problem.status,
         detail=problem.detail,
@@ -181,9 +186,10 @@ def document(problem: Problem, *, request_id: str) -> ProblemDocument:
     )
 
 
-def respond(problem: Problem, *, request_id: str) -> web.Response:
+def respond(problem: Problem, *, request_id: str, docs_url: str = DOCS_URL) -> web.Response:
+    content = document(problem, request_id=request_id, docs_url=docs_url)
     return web.Response(
-        body=json.dumps(document(problem, request_id=request_id).model_dump(mode="json")).encode(),
+        body=json.dumps(content.model_dump(mode="json")).encode(),
         status=problem.status,
         headers=problem.headers,
         content_type="application/problem+json",

@@ -12,9 +12,11 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from api.http.fields import PATTERNS, AccountIdInHeader, PathId, ReasonBody
+from api.http import rules
+from api.http.fields import AccountIdInHeader, PathId, ReasonBody
 from api.http.marks import FROM_STRANGER, IDEMPOTENCY, REASON, TOKEN
 from api.http.problems import FieldError, Problem, invalid
+from api.http.rules import ERRORS_MAX, FIELD_MAX, refused
 from worker.store.access.tokens import Token
 from worker.store.calls import Idempotency
 from worker.store.model import AccountId
@@ -24,34 +26,10 @@ KEY_HEADER = "Idempotency-Key"
 LAST_EVENT_HEADER = "Last-Event-ID"
 BODY_MAX_BYTES = 64 * 1024
 FORM_FIELDS_MAX = 1000
-_ERRORS_MAX = 20
-_FIELD_MAX = 100  # characters of a field's name in a problem: a key of the body is the caller's text
 
 _UNCOMPRESSED = frozenset({"", "identity", "chunked"})
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _ACCOUNT_ID: TypeAdapter[AccountId] = TypeAdapter(AccountIdInHeader)
-
-# by pydantic's error type; its context fills the placeholders
-_RULES = {
-    "missing": "Required.",
-    "model_type": "Must be a JSON object.",
-    "string_type": "Must be a string.",
-    "int_type": "Must be an integer.",
-    "int_from_float": "Must be an integer.",
-    "int_parsing_size": "Must be an integer.",
-    "bool_type": "Must be true or false.",
-    "dict_type": "Must be an object.",
-    "list_type": "Must be a list.",
-    "tuple_type": "Must be a list.",
-    "literal_error": "Must be {expected}.",
-    "enum": "Must be {expected}.",
-    "greater_than_equal": "Must be at least {ge}.",
-    "less_than_equal": "Must be at most {le}.",
-    "string_too_short": "Must have {min_length} or more characters.",
-    "string_too_long": "Must have at most {max_length} characters.",
-    "too_short": "Must have {min_length} or more items.",
-    "too_long": "Must have at most {max_length} items.",
-}
 
 Id = TypeVar("Id")
 Model = TypeVar("Model", bound=BaseModel)
@@ -89,7 +67,7 @@ async def ensure_no_body(request: web.Request, query: type[BaseModel] | None) ->
         NoBody.model_validate_json(raw)
     except ValidationError as error:
         known = query.model_fields if query else {}
-        raise invalid(*(_unexpected(found, known) for found in _found_in(error))) from error
+        raise invalid(*(_unexpected(found, known) for found in rules.found_in(error))) from error
 
 
 def _unexpected(error: ErrorDetails, known: Collection[str]) -> FieldError:
@@ -97,7 +75,7 @@ def _unexpected(error: ErrorDetails, known: Collection[str]) -> FieldError:
         return FieldError(field="body", detail="This call takes no body. Send an empty body or {}.")
     field = str(error["loc"][0])
     where = f" Send it as the query parameter {field}." if field in known else ""
-    return FieldError(field=field[:_FIELD_MAX] or "body", detail=f"This call takes no fields in its body.{where}")
+    return FieldError(field=field[:FIELD_MAX] or "body", detail=f"This call takes no fields in its body.{where}")
 
 
 def parse(raw: bytes, model: type[Model]) -> Model:
@@ -105,7 +83,7 @@ def parse(raw: bytes, model: type[Model]) -> Model:
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
-        raise _invalid(error, model) from error
+        raise refused(error, model, raw) from error
 
 
 def validated(
@@ -115,7 +93,7 @@ def validated(
     try:
         return model.model_validate(values, context=context)
     except ValidationError as error:
-        raise _invalid(error, model) from error
+        raise refused(error, model) from error
 
 
 def idempotency(request: web.Request, content: BaseModel | None = None, *, owner: str = "") -> Idempotency | None:
@@ -156,10 +134,18 @@ def ensure_known_query(request: web.Request, model: type[BaseModel] | None) -> N
     if not request.query_string:
         return
     known = list(model.model_fields) if model else []
-    unknown = [name for name in dict.fromkeys(request.query) if name not in known][:_ERRORS_MAX]
+    unknown = [name for name in dict.fromkeys(request.query) if name not in known][:ERRORS_MAX]
     if unknown:
-        detail = f"Unknown query parameter. Known parameters: {', '.join(known) or 'none'}."
-        raise invalid(*(FieldError(field=name[:_FIELD_MAX] or "query", detail=detail) for name in unknown))
+        detail = f"Known parameters: {', '.join(known) or 'none'}."
+        raise invalid(
+            *(
+                FieldError(
+                    field=name[:FIELD_MAX] or "query",
+                    detail=f"Unknown query parameter.{rules.meant(name, known)} {detail}",
+                )
+                for name in unknown
+            )
+        )
 
 
 def ensure_no_precondition(request: web.Request) -> None:
@@ -252,29 +238,3 @@ async def _read(request: web.Request, if_too_large: Callable[[], Problem] = too_
         raise Problem(408, "request_timeout", late, headers={"Connection": "close"}) from error
     finally:
         request[FROM_STRANGER] = False
-
-
-def _invalid(error: ValidationError, model: type[BaseModel]) -> Problem:
-    return invalid(*(_field_error(found, model) for found in _found_in(error)))
-
-
-def _found_in(error: ValidationError) -> list[ErrorDetails]:
-    return error.errors(include_url=False, include_input=False)[:_ERRORS_MAX]
-
-
-def _field_error(error: ErrorDetails, model: type[BaseModel]) -> FieldError:
-    field = str(error["loc"][0])[:_FIELD_MAX] if error["loc"] else ""
-    return FieldError(field=field or "body", detail=_rule(error, model))
-
-
-def _rule(error: ErrorDetails, model: type[BaseModel]) -> str:
-    """What the field must be, in our own words."""
-    context = error.get("ctx", {})
-    match error["type"]:
-        case "extra_forbidden" if len(error["loc"]) == 1:
-            return f"Unknown field. Known fields: {', '.join(model.model_fields)}."
-        case "string_pattern_mismatch" if context["pattern"] in PATTERNS:
-            return PATTERNS[context["pattern"]]
-        case kind if kind in _RULES:
-            return _RULES[kind].format(**context)
-    return error["msg"].removesuffix(".") + "."

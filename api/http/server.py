@@ -30,6 +30,7 @@ class _Connection(web.RequestHandler):
     client disconnects, which aiohttp would let a handler notice only at its next write."""
 
     gone: Callable[[], None] | None = None
+    docs_url = problems.DOCS_URL
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
@@ -74,7 +75,7 @@ class _Connection(web.RequestHandler):
             problem = problems.internal_error(status)
         else:
             problem = _problem_with(exc, status)
-        response = problems.respond(problem, request_id=request_id)
+        response = problems.respond(problem, request_id=request_id, docs_url=self.docs_url)
         response.headers["X-Request-Id"] = request_id
         response.headers["Server"] = SERVER
         response.headers["X-Content-Type-Options"] = "nosniff"
@@ -164,7 +165,7 @@ async def _listen(
     def protocol() -> asyncio.BaseProtocol:
         if len(server.connections) >= settings.connections and not _close_idle(server):
             return _Rejected()
-        return _Connection(
+        connection = _Connection(
             server,
             loop=loop,
             access_log=None,  # type: ignore[arg-type]  # a gap in its type; `request.done` is the line of a request
@@ -172,6 +173,8 @@ async def _listen(
             lingering_time=LINGERING_SECONDS,
             auto_decompress=False,  # a small body that unpacks to gigabytes must not get in
         )
+        connection.docs_url = settings.docs_url
+        return connection
 
     if settings.unix_socket is not None:
         return [await loop.create_unix_server(protocol, sock=one) for one in sockets]

@@ -78,7 +78,7 @@ class OpsJobsQuery(fields.PeriodQuery):
     error_code: (
         Annotated[
             str,
-            fields.matches(r"^[a-z_]{1,64}$", "1 to 64 lower-case letters or underscores."),
+            fields.matches(r"^[a-z_]{1,64}$", "Must be 1 to 64 lower-case letters or underscores."),
             Field(description="the code of the failure"),
         ]
         | None

@@ -41,7 +41,7 @@ class AuditQuery(fields.PeriodQuery):
     request_id: (
         Annotated[
             str,
-            fields.matches(r"^[A-Za-z0-9._-]{1,64}$", "1 to 64 letters, digits, dots, underscores or hyphens."),
+            fields.matches(r"^[A-Za-z0-9._-]{1,64}$", "Must be 1 to 64 letters, digits, dots, underscores or hyphens."),
             Field(description="the request ID of the call"),
         ]
         | None
@@ -85,7 +85,8 @@ class TokenBody(fields.RequestBody):
     name: Annotated[
         str,
         fields.matches(
-            r"^[A-Za-z0-9 ._@-]{1,64}$", "1 to 64 letters, digits, spaces, dots, underscores, at signs or hyphens."
+            r"^[A-Za-z0-9 ._@-]{1,64}$",
+            "Must be 1 to 64 letters, digits, spaces, dots, underscores, at signs or hyphens.",
         ),
     ]
     permissions: Annotated[list[_Permission], Field(min_length=1, max_length=len(Permission))]

@@ -35,7 +35,7 @@ ScheduleName = Annotated[
     str,
     fields.matches(
         rf"^[A-Za-z0-9_-]{{1,{NAME_OF_SCHEDULE_MAX}}}$",
-        f"1 to {NAME_OF_SCHEDULE_MAX} letters, digits, hyphens or underscores.",
+        f"Must be 1 to {NAME_OF_SCHEDULE_MAX} letters (A-Z, a-z), digits, hyphens or underscores.",
     ),
     Field(description="the start of its snapshots' names, which end with the time of the run"),
 ]

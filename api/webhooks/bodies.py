@@ -1,7 +1,7 @@
 """The bodies of webhooks, and the messages that their receivers get."""
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter
 from pydantic_core import PydanticCustomError
@@ -14,7 +14,7 @@ from worker.store import errors
 from worker.store.model import DeliveryId, WebhookId
 from worker.store.webhooks import webhooks as records
 from worker.store.webhooks.deliveries import DueDelivery
-from worker.store.webhooks.webhooks import JobEvent, WebhookChange
+from worker.store.webhooks.webhooks import TEST, JobEvent, WebhookChange
 
 TERMINAL = (JobEvent.COMPLETED, JobEvent.FAILED)
 
@@ -151,12 +151,20 @@ class TestData(Open):
     webhook_id: str
 
 
-class Message(Open):
-    """The message that a receiver gets."""
+class JobMessage(Open):
+    """The message that a receiver gets about a job."""
 
-    type: str
+    type: Annotated[str, more_may_come(JobEvent)]
+    timestamp: Annotated[Timestamp, Field(description="when the event occurred")]
+    data: Annotated[Job, Field(description="the job as it was then")]
+
+
+class TestMessage(Open):
+    """The message that a receiver gets of a test."""
+
+    type: Literal["webhook.test"] = TEST
     timestamp: Timestamp
-    data: Job | TestData
+    data: TestData
 
 
 def webhook(record: records.Webhook) -> Webhook:
@@ -180,7 +188,8 @@ def redelivery(record: records.Redelivery) -> Redelivery:
     return from_record(Redelivery, record)
 
 
-def message(webhook_id: WebhookId, due: DueDelivery) -> Message:
+def message(webhook_id: WebhookId, due: DueDelivery) -> JobMessage | TestMessage:
     """The message of a delivery, the same at each attempt: with the job as it was at the event."""
-    data = TestData(webhook_id=webhook_id) if due.job is None else job(due.job)
-    return Message(type=due.event, timestamp=due.created_at, data=data)
+    if due.job is None:
+        return TestMessage(timestamp=due.created_at, data=TestData(webhook_id=webhook_id))
+    return JobMessage(type=due.event, timestamp=due.created_at, data=job(due.job))

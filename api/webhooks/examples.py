@@ -1,7 +1,9 @@
 """Examples of webhooks, for the document."""
 
-from api.jobs.examples import ASKED
+from api.jobs.bodies import JobError
+from api.jobs.examples import ASKED, COMPLETED, job
 from api.webhooks import bodies
+from worker.store.model import JobKind, JobState
 from worker.store.webhooks.webhooks import JobEvent
 
 WEBHOOK_ID = "1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e5c"
@@ -52,4 +54,14 @@ REDELIVERED = bodies.Delivery(
     delivered_at=None,
 )
 REDELIVERY = bodies.Redelivery(redelivered=12, not_kept=0)
+MESSAGES = {
+    JobEvent.QUEUED: job(JobKind.CREATE, JobState.QUEUED),
+    JobEvent.IN_PROGRESS: job(JobKind.CREATE, JobState.IN_PROGRESS),
+    JobEvent.COMPLETED: COMPLETED,
+    JobEvent.FAILED: job(
+        JobKind.CREATE,
+        JobState.FAILED,
+        error=JobError(code="disk_failed", detail="Disk vda: Input/output error.", stranded=False),
+    ),
+}
 DELIVERIES = bodies.DeliveryList(count=1, results=(DELIVERY,))

@@ -18,7 +18,7 @@ from deploy.demo.state import State, StateRefused
 
 _MANUAL = """
 The service is running: {url}
-  server {server} "{name}"{others} of account {account}: {what}
+  {what}, of account {account}: {servers}
   state and tokens: {folder}; `{clean}` deletes them
   dashboard for operators: {url}/ops/, log in with {operator}
   API documentation: {url}/docs
@@ -32,7 +32,6 @@ URL={url} TOKEN={token}
 Ctrl-C stops everything.
 """
 
-OTHERS = ", 12346 and 12347"  # that the driver `fake` simulates besides
 _CALLS = Path(__file__).with_name("calls.sh")
 _DEFAULT_FOLDERS = {each: Path("state" if each is Driver.KVM else f"state-{each}").resolve() for each in Driver}
 _COMMAND_LINE = os.path.relpath(Path(sys.executable).with_name("vps-snapshots"))
@@ -51,11 +50,9 @@ async def serve(service: Service, *, driver: Driver, folder: Path) -> None:
         say(
             _MANUAL.format(
                 url=service.url,
-                server=SERVER_ID,
-                name=SERVER_NAME,
-                others=OTHERS if driver is Driver.FAKE else "",
                 account=ACCOUNT_ID,
-                what="simulated" if driver is Driver.FAKE else "a real guest in QEMU",
+                servers=", ".join(f'{one["id"]} "{one["name"]}"' for one in await service.servers()),
+                what="simulated servers" if driver is Driver.FAKE else "a real guest in QEMU",
                 folder=folder,
                 metrics=" and ".join(service.metrics_urls),
                 clean="make clean" if folder in _DEFAULT_FOLDERS.values() else f"STATE_DIR={folder} make clean",

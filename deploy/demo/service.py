@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -121,6 +122,11 @@ class Service:
         await self._ready("the worker", self._is_server_known)
         if self._driver is Driver.KVM:
             self.booted = await self.guest.ready(after=booted_after)
+
+    async def servers(self) -> list[dict[str, Any]]:
+        """All servers, as operators see them, by their ID."""
+        answer = await self.operator.call("GET", "/api/v1/ops/servers/")
+        return sorted(answer.body["results"], key=lambda server: int(server["id"]))
 
     async def ended(self) -> str:
         """Wait until a part ends unexpectedly; returns a text that names it."""

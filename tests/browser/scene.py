@@ -184,7 +184,7 @@ class Scene:
         for name in NODES:
             free_gib = 38 if name == FULL else 310 + 37 * (NODES.index(name) % 4)
             pool = Pool(path="/var/lib/libvirt/images", free_bytes=free_gib << 30, total_bytes=900 << 30)
-            facts = NodeFacts(worker="0.1.0", hypervisor="libvirt 9.0.0", emulator="QEMU 7.2.0", pools=(pool,))
+            facts = NodeFacts(worker="1.0.0", hypervisor="libvirt 9.0.0", emulator="QEMU 7.2.0", pools=(pool,))
             await self._stage.redis.hset(f"node:{name}", "about", facts.model_dump_json())  # type: ignore[misc] # redis-py: sync or async
             await self._stage.redis.zadd("nodes:by:free", {name: pool.free_bytes})
 

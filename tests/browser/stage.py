@@ -28,6 +28,7 @@ from worker.store.operators.records import OpsJob
 
 ACCOUNT = AccountId(77)
 GRACE_SECONDS = 5.0
+PORT = "VPS_SNAPSHOTS_PORT"
 
 _PROGRAMS = Path(sys.executable).parent
 _CUSTOMER = frozenset({Permission.SNAPSHOTS_READ, Permission.SNAPSHOTS_WRITE})
@@ -79,7 +80,7 @@ class Stage:
 
     async def start_front_end(self) -> None:
         """Return when it answers. Always on the same port."""
-        settings = self._shared | {"VPS_SNAPSHOTS_PORT": str(self.port), **self.settings}
+        settings = self._shared | {PORT: str(self.port), **self.settings}
         settings |= {f"VPS_SNAPSHOTS_{of}_PER_MINUTE": "1000000" for of in ("CALLS", "FAILED_LOGINS")}
         command = (_PROGRAMS / "vps-snapshots-api", "serve")
         self.front_end = await Child.start("front end", command, settings=settings, log=self.folder / "front-end.log")
@@ -184,7 +185,9 @@ class Stage:
 
 @asynccontextmanager
 async def staged(**settings: str) -> AsyncIterator[Stage]:
-    """A front end and no node yet; `settings`: the front end's, by their names in the environment."""
+    """A front end and no node yet. `settings`: the front end's, by their names in the environment; any free port,
+    unless they name one."""
+    port = int(settings.get(PORT) or free_port())
     needs("redis-server")
     async with AsyncExitStack() as stack:
         # not below pytest's own folder: a socket's path may have 107 characters at most
@@ -194,7 +197,7 @@ async def staged(**settings: str) -> AsyncIterator[Stage]:
         stack.callback(redis_server.kill)
         redis_server.start()
         redis = await stack.enter_async_context(client(redis_server.socket))
-        stage = Stage(folder=folder, redis_server=redis_server, redis=redis, settings=settings)
+        stage = Stage(folder=folder, redis_server=redis_server, redis=redis, settings=settings, port=port)
         stack.push_async_callback(stage.stop)
         await stage.start_front_end()
         yield stage

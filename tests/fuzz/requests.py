@@ -46,6 +46,8 @@ PLACES = (
     METRICS,
     "/",
     "/docs",
+    "/docs/errors/",
+    "/docs/search/?q=busy",
     "/api/v1/openapi.json",
     "/ops/",
     "/ops/login/",

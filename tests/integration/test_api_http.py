@@ -75,7 +75,7 @@ async def test_a_create_that_forgot_the_slash_arrives(api: FrontEnd) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/api/v1/", "/api/v1/snapshots//", "//api/v1/snapshots/", "//evil.example/..", "/api/v1/snapshots/1/x/"],
+    ["/api/v1/", "/api/v1/snapshots//", "//api/v1/snapshots/", "//evil.example/..", "/api/v1/snapshots/1/x/"],
 )
 async def test_any_other_path_is_404(api: FrontEnd, path: str) -> None:
     (await api.call("GET", path)).refused(404, "not_found")

@@ -200,7 +200,7 @@ class TestWhatIsShown:
         assert all(f"\n    {code.value}: {code.meaning}\n" in told.out for code in Exit)
         titles = [line for line in told.out.splitlines() if line.endswith(":") and not line.startswith(" ")]
         assert titles == ["Options:", "View:", "Act:", "Access and audit:"]
-        assert version.out.startswith("vps-snapshots 0.")
+        assert version.out.startswith("vps-snapshots 1.")
 
 
 class TestWhatIsChanged:

@@ -17,7 +17,7 @@ from worker.store.model import CANCELLED
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text()
 CONTRIBUTING = (PROJECT / "CONTRIBUTING.md").read_text()
-API = (PROJECT / "docs" / "api.md").read_text()
+API = (PROJECT / "docs" / "api" / "errors.md").read_text()
 
 
 async def test_the_calls_in_the_readme_do_what_it_says(tmp_path: Path) -> None:

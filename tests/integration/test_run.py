@@ -268,7 +268,7 @@ async def test_the_front_end_gets_the_settings_of_webhooks(tmp_path: Path) -> No
         assert (await client.call("POST", "/api/v1/webhooks/", webhook)).status == 201
         tokens = await Client(client.url, run.operators[0].decode()).call("GET", "/api/v1/ops/tokens/")
         assert {token["name"] for token in tokens.body["results"]} == {"make run: customer", "make run: operator"}
-        assert '"web-server-01", 12346 and 12347 of account 77' in "".join(run.said)
+        assert 'of account 77: 12345 "web-server-01", 12346 "web-server-02", 12347 "web-server-03"' in "".join(run.said)
 
 
 async def test_the_command_line_that_it_prints_works(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_refusal_becomes_a_problem_document(kind: type[errors.Refused]) -> Non
     assert list(body) == ["type", "title", "status", "detail", "code", "request_id"]
     assert body["status"] == response.status == problems.STATUS[kind]
     assert (body["code"], body["detail"], body["request_id"]) == (kind.code, refusal.detail, "r1")
-    assert body["type"].endswith(f":{kind.code}")
+    assert body["type"] == f"/docs/errors/#{kind.code}"
 
 
 @pytest.mark.parametrize(("method", "status"), [("POST", 400), ("DELETE", 409)])

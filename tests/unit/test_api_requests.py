@@ -1,12 +1,15 @@
 """What callers may send, and that all else is refused by name."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.document.calls import CALLS
+from api.http.fields import NOT_STORABLE, PATTERNS
 from api.http.problems import Problem
 from api.http.reading import parse
 from api.snapshots.bodies import CreateBody
@@ -171,14 +174,55 @@ def test_any_body_is_either_right_or_refused_by_name(raw: bytes) -> None:
 @pytest.mark.parametrize(
     ("change", "detail"),
     [
-        ({"name": "two words"}, "1 to 64 letters, digits, hyphens or underscores."),
+        ({"name": "two words"}, "Must be 1 to 64 letters (A-Z, a-z), digits, hyphens or underscores."),
         ({"server_id": "1"}, "Must be an integer."),
         ({"server_id": 0}, "Must be at least 1."),
         ({"description": "a" * 1001}, "Must have at most 1000 characters."),
         ({"description": "a\x00"}, "The character U+0000 is not allowed."),
         ({"more": 1}, "Unknown field. Known fields: server_id, name, description, consistency."),
+        (
+            {"serverId": 1},
+            "Unknown field. Did you mean server_id? Known fields: server_id, name, description, consistency.",
+        ),
     ],
 )
 def test_the_refusal_says_what_the_field_must_be(change: dict[str, object], detail: str) -> None:
     (field,) = refused(json.dumps(GOOD | change).encode()).fields
     assert field.detail == detail
+
+
+WANTED = (
+    "Send a JSON object with Content-Type: application/json. Its fields: server_id, name, description, consistency."
+)
+
+
+@pytest.mark.parametrize(
+    ("raw", "detail"),
+    [
+        (b"server_id=12345&name=x", f"The body is a form. {WANTED}"),
+        (b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--x--', f"The body is a form. {WANTED}"),
+        (b"", f"The body is empty. {WANTED}"),
+        (b'{"server_id": 1,}', "Invalid JSON: trailing comma at line 1 column 17."),
+    ],
+)
+def test_a_body_that_is_no_json_is_told_what_to_send(raw: bytes, detail: str) -> None:
+    (field,) = refused(raw).fields
+    assert (field.field, field.detail) == ("body", detail)
+
+
+def patterns(thing: Any) -> Iterator[str]:
+    if isinstance(thing, dict):
+        yield from ([thing["pattern"]] if isinstance(thing.get("pattern"), str) else [])
+        yield from thing.get("patternProperties", {})
+        thing = list(thing.values())
+    for each in thing if isinstance(thing, list) else ():
+        yield from patterns(each)
+
+
+def test_no_refusal_tells_a_pattern() -> None:
+    models = [model for call in CALLS for model in (call.body, call.query) if model is not None]
+    found = {pattern for model in models for pattern in patterns(model.model_json_schema())}
+    storable = f"^[^{NOT_STORABLE}]*$"
+
+    assert len(found) > 5
+    assert found - set(PATTERNS) <= {storable}  # of its own validator, which names the character

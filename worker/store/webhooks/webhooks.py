@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from secrets import token_bytes
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from worker.store import errors, records
@@ -21,7 +21,7 @@ WEBHOOKS_PER_ACCOUNT = 10
 SECRET_PREFIX = "whsec_"  # noqa: S105 - the specification's mark on a secret, no secret
 SECRET_BYTES = 32  # the specification: 24 to 64
 OLD_SECRET_KEPT = timedelta(hours=24)
-TEST = "webhook.test"  # the event of a test; it is sent without a subscription
+TEST: Final = "webhook.test"  # the event of a test; it is sent without a subscription
 DISABLED = frozenset({"gone", "failing"})  # by us: it responded with 410, or every delivery has failed for days
 PENDING_MAX = 100  # with more pending deliveries a test is refused
 REDELIVERY_PAUSE = timedelta(minutes=1)  # one request sends up to 1000 deliveries, so the limit of calls is no limit

@@ -1,0 +1,5 @@
+export { type Accepted, Client, type ClientOptions } from './client.ts'
+export * from './errors.ts'
+export type { Event } from './following.ts'
+export { InvalidSignature, verifyMessage } from './messages.ts'
+export type * from './models.ts'
