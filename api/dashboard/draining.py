@@ -10,22 +10,25 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from api.dashboard import zones
 from api.dashboard.context import ZONE, Context, Pages, in_zone
-from api.dashboard.rendering import Question
+from api.dashboard.rendering import Part, Question
 from api.dashboard.session import OperatorRequest
 from api.http import reading
 from api.http.fields import ExpiresAt, NodeInPath
 from api.http.marks import EACH, REASON
 from api.http.problems import FieldError, invalid
 from api.operators.bodies import PauseBody
-from api.words import plural
+from api.words import plain, plural
 from worker.store import errors
-from worker.store.model import Job
+from worker.store.calls import Cursor
+from worker.store.model import Job, JobState
 from worker.store.operators.nodes import Node
+from worker.store.operators.operator_store import JobFilter
 
 NODES = "/ops/nodes/"
 PAUSED = f"{NODES}?state=paused"
 DRAIN = "/ops/drain/"
 NODES_MAX = 100  # of one request
+LISTED = 10  # jobs of a question
 
 PAUSE = Question(
     title="Pause {}?",
@@ -92,6 +95,25 @@ def _left(running: Sequence[Job]) -> float | None:
     return max(0.0, *left) if len(left) == len(running) and left else None
 
 
+async def waits_for(context: Context, names: Iterable[str]) -> list[Part]:
+    """The jobs that pauses of these nodes would wait for. Raises NodeNotFound."""
+    count, told = 0, list[tuple[str, str]]()
+    for name in names:
+        running = (await context.operators.node(name)).running
+        count += running
+        if running and len(told) < LISTED:
+            jobs = await context.operators.jobs(
+                JobFilter(node=name, state=JobState.IN_PROGRESS), Cursor(limit=LISTED - len(told))
+            )
+            told += [(job.id, _doing(job)) for job in jobs.results]
+    return [Part(title=f"{plural(count, 'running job')} to wait for", jobs=told, count=count)] if count else []
+
+
+def _doing(job: Job) -> str:
+    step = plain(job.step) if job.step else "starting"
+    return f"{plain(job.kind)} on {job.server_name} ({job.server_id}), {job.node}: {step}, {job.percent} %"
+
+
 async def ask(context: Context, request: OperatorRequest) -> web.Response:
     query = request.http.query
     order = _order(query.getall("action", []), query.getall("nodes", []))
@@ -103,6 +125,7 @@ async def ask(context: Context, request: OperatorRequest) -> web.Response:
         wants_reason=True,
         include=question.include,
         fields={"action": order.action, "nodes": list(order.nodes)},
+        parts=await waits_for(context, order.nodes) if order.action == "pause" else (),
     )
     return context.rendering.ask(request.http, many, back=NODES, subject=", ".join(order.nodes))
 

@@ -72,9 +72,9 @@ _QUESTIONS: Mapping[str, Question] = {
 
 
 async def ask(context: Context, request: OperatorRequest) -> web.Response:
-    node = await context.operators.node(in_path(request.http, fields.NODE))
-    question = _QUESTIONS[request.http.match_info["action"]]
-    question = replace(question, title=question.title.format(node.name))
+    node, action = await context.operators.node(in_path(request.http, fields.NODE)), request.http.match_info["action"]
+    parts = await draining.waits_for(context, [node.name]) if action == "pause" else ()
+    question = replace(_QUESTIONS[action], title=_QUESTIONS[action].title.format(node.name), parts=parts)
     return context.rendering.ask(request.http, question, back=f"{NODES}{node.name}/")
 
 

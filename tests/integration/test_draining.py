@@ -156,6 +156,10 @@ class TestTheDashboard:
         assert "/ops/drain/?action=pause" in await browser.seen("/ops/nodes/")
         question = await browser.seen("/ops/drain/?action=pause&nodes=n1&nodes=n2")
         assert "Pause 2 nodes?" in question
+        for asked in (question, await browser.seen("/ops/nodes/n1/pause/")):
+            text = visible(asked)
+            assert "1 running job to wait for" in text
+            assert f"create on web-server-01 ({SERVER}), n1: starting, 0 %" in text
         assert 'name="until_back"' in question
         fields = {"action": "pause", "nodes": ["n1", "n2"], "reason": "kernel", "until": f"{SOON:%Y-%m-%dT%H:%M}"}
         said = visible(await browser.done("/ops/drain/", fields))
