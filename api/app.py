@@ -101,6 +101,7 @@ def build(
         store,
         node_silent_seconds=settings.node_silent_seconds,
         retry_within_seconds=settings.retry_within_seconds,
+        waiting_seconds=settings.waiting_seconds,
     )
     following = events.EventCalls(streams, callers)
     for_entering: list[tuple[Table[Entering], object]] = [

@@ -37,6 +37,16 @@ def age(moment: datetime) -> str:
     return rough(max(0.0, (datetime.now(UTC) - moment).total_seconds()))
 
 
+def seconds_since(moment: datetime) -> int:
+    """0 if it is in the future."""
+    return max(0, int((datetime.now(UTC) - moment).total_seconds()))
+
+
+def elapsed(moment: datetime) -> str:
+    """The time since then, as `span` has it."""
+    return span(seconds_since(moment))
+
+
 def ago(moment: datetime) -> str:
     seconds = (datetime.now(UTC) - moment).total_seconds()
     if abs(seconds) < 1:

@@ -221,6 +221,7 @@ def show_one(output: Output, job: Body) -> None:
             ("what", formats.what(job)),
             ("state", formats.job_state(job)),
             ("error", f"{error['code']}: {error['detail']}" if error else None),
+            ("cause", job.get("cause")),
             ("runbook", job.get("runbook")),
             (
                 "resolved",
@@ -228,6 +229,7 @@ def show_one(output: Output, job: Body) -> None:
             ),
             ("queued", f"{formats.at(job['queued_at'])} UTC"),
             ("waited", formats.between(job["queued_at"], job["started_at"])),
+            *formats.waiting_facts(job),
             *formats.run_facts(job),
             *formats.job_facts(job),
             ("attempts", str(job["attempts"]) if job["attempts"] > 1 else None),

@@ -54,6 +54,15 @@ def moment(text: str | datetime) -> datetime:
     return found.astimezone(UTC)
 
 
+def _future(text: str | datetime) -> datetime:
+    """A timestamp, or the time from now."""
+    if isinstance(text, datetime):
+        return text
+    if re.fullmatch(r"[0-9]+[mhd]", text):
+        return datetime.now(UTC) + period(text)
+    return moment(text)
+
+
 def _id_of(what: str, command: str) -> Callable[[str], int]:
     """Parses an ID of the API. `command`: what lists them."""
 
@@ -92,6 +101,10 @@ Lifetime = Annotated[
 Moment = Annotated[
     datetime | None, typer.Option(parser=moment, metavar="WHEN", help="Age (90m, 12h, 7d) or timestamp.")
 ]
+Until = Annotated[
+    datetime | None,
+    typer.Option(parser=_future, metavar="WHEN", help="Resume at this time: from now (90m, 12h, 7d), or a timestamp."),
+]
 AccountId = Annotated[int | None, typer.Option(min=1, metavar="ID", help="Filter by account.")]
 ServerFilter = Annotated[int | None, typer.Option("--server-id", min=1, metavar="ID", help="Filter by server.")]
 NodeFilter = Annotated[
@@ -100,6 +113,7 @@ NodeFilter = Annotated[
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", autocompletion=completion.jobs)]
 JobArguments = Annotated[list[str] | None, typer.Argument(metavar="JOB...", autocompletion=completion.jobs)]
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", autocompletion=completion.nodes)]
+NodeArguments = Annotated[list[str], typer.Argument(metavar="NODE...", autocompletion=completion.nodes)]
 ServerArgument = Annotated[
     int, typer.Argument(metavar="SERVER", parser=_id_of("server", "servers"), autocompletion=completion.servers)
 ]

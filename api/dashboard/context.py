@@ -45,11 +45,12 @@ Pages = Mapping[str, Handler]  # by path
 ZONE = "zone"  # in the context of a validation
 
 
-def _in_zone(text: object, info: ValidationInfo) -> object:
+def in_zone(text: object, info: ValidationInfo) -> object:
+    """A moment of a form, in the zone of the validation's context."""
     return zones.with_zone(text, (info.context or {}).get(ZONE, UTC))
 
 
-LocalMoment = Annotated[Moment, BeforeValidator(_in_zone)]  # as a browser sends it
+LocalMoment = Annotated[Moment, BeforeValidator(in_zone)]  # as a browser sends it
 
 
 def read_reason(request: OperatorRequest) -> str:

@@ -15,10 +15,13 @@ from api.dashboard.session import OperatorRequest
 from api.http.fields import JOB_ID
 from api.http.marks import REASON, REQUEST_ID
 from api.http.reading import in_path
+from api.jobs import waiting
 from api.jobs.bodies import OpsJobsQuery
+from api.words import ago
 from worker.store.model import Job, JobKind, JobState, Step
 from worker.store.operators.operator_store import JobFilter
 from worker.store.operators.records import OpsJob, StepTaken
+from worker.store.operators.waiting import Waiting
 
 JOBS = "/ops/jobs/"
 JOB = f"{JOBS}{{job_id}}/"
@@ -69,8 +72,25 @@ async def show_one(context: Context, request: OperatorRequest) -> web.Response:
         longest=max((step.seconds for step in steps), default=0) or 1,
         actions=[action for action, applies in _APPLIES.items() if applies(found)],
         pending=_pending(found),
+        told=_told(found.waiting) if found.waiting else None,
         lines=[_line(line) for line in found.log],
         runbook_url=context.runbook_url,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """Why a queued job has not begun, in words."""
+
+    waiting: Waiting
+    why: str
+    place: str
+    given_up: str
+
+
+def _told(found: Waiting) -> Told:
+    return Told(
+        waiting=found, why=waiting.why(found, when=ago), place=waiting.place(found), given_up=waiting.given_up(found)
     )
 
 

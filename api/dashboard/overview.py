@@ -18,9 +18,10 @@ from worker.store import errors
 from worker.store.calls import Cursor
 from worker.store.model import Job, JobState
 from worker.store.operators.memory import Memory
+from worker.store.operators.nodes import Node
 from worker.store.operators.operator_store import JobFilter, OperatorStore
 from worker.store.operators.overview import LAST_DAY, WINDOWS, Overview
-from worker.store.operators.records import Node, OpsServer
+from worker.store.operators.records import OpsJob, OpsServer
 from worker.store.reports import Pool
 
 FEW_ALARMS = 3  # more are one list, so that the page still shows what follows
@@ -67,6 +68,7 @@ async def show(context: Context, request: OperatorRequest) -> web.Response:
         "overview.html",
         overview=overview,
         stranded=stranded,
+        off=await _off(operators, overview),
         alarms=await alarms(operators, overview),
         few=FEW_ALARMS,
         an_hour_ago=_an_hour_before(overview),
@@ -82,15 +84,26 @@ async def _stranded(operators: OperatorStore, overview: Overview) -> list[Strand
     if not overview.stranded_servers:
         return []
     page = await operators.servers(node=None, account_id=None, stranded=True, cursor=Cursor(limit=LIMIT))
-    return [Stranded(server=server, job=await stranding_job(operators, server)) for server in page.results]
+    return [
+        Stranded(server=server, job=found.job if (found := await stranding_job(operators, server)) else None)
+        for server in page.results
+    ]
 
 
-async def stranding_job(operators: OperatorStore, server: OpsServer) -> Job | None:
+async def _off(operators: OperatorStore, overview: Overview) -> tuple[OpsServer, ...]:
+    """The servers whose guests are off for a job, longest first."""
+    if not overview.servers_off:
+        return ()
+    page = await operators.servers(node=None, account_id=None, stranded=False, off=True, cursor=Cursor(limit=LIMIT))
+    return tuple(page.results)
+
+
+async def stranding_job(operators: OperatorStore, server: OpsServer) -> OpsJob | None:
     """The job that stranded the server; None if its record has expired or can't be read."""
     if server.stranded_by is None:
         return None
     try:
-        return (await operators.job(server.stranded_by)).job
+        return await operators.job(server.stranded_by)
     except (errors.JobNotFound, errors.RecordUnreadable):
         return None
 
@@ -99,6 +112,7 @@ async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
     """Graver ones first."""
     found = [
         *await _silent(operators, overview.nodes - overview.nodes_alive),
+        *await _failing(operators),
         *_waiting(overview),
         *_nearly_full(await operators.memory()),
         *await _full(operators),
@@ -128,6 +142,19 @@ async def _silent(operators: OperatorStore, count: int) -> Iterable[Alarm]:
     page = await operators.nodes(state="silent", sort="heartbeat", cursor=Cursor(limit=min(count, LIMIT)))
     text = f"{_nodes(count)} not responding; new jobs for {'its' if count == 1 else 'their'} servers are refused"
     return (Alarm(is_grave=True, text=text, more=_names(page.results, count), href="/ops/nodes/?state=silent"),)
+
+
+async def _failing(operators: OperatorStore) -> Iterable[Alarm]:
+    page = await operators.nodes(state="failing", sort="-failed", cursor=Cursor(limit=LIMIT))
+    return [
+        Alarm(
+            is_grave=True,
+            text=f"All jobs of {node.name} fail",
+            more=f"{plural(node.ended.failed, 'job')} in the last hour",
+            href=f"/ops/nodes/{node.name}/",
+        )
+        for node in page.results
+    ]
 
 
 def _waiting(overview: Overview) -> Iterable[Alarm]:

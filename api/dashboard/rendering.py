@@ -73,6 +73,7 @@ class Question:
     is_grave: bool = False  # a red button
     fields: Mapping[str, str | list[str]] = field(default_factory=dict)  # hidden inputs
     parts: Sequence[Part] = ()
+    include: str = ""  # a template with further fields of the form
     wider: tuple[str, str] | None = None  # path and text of a question that includes more
 
 
@@ -117,6 +118,8 @@ def _templates() -> "Environment":
     filters = (
         words.span,
         words.ago,
+        words.elapsed,
+        words.seconds_since,
         words.machine,
         words.size,
         words.number,

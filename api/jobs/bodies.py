@@ -22,10 +22,12 @@ from api.http.answers import (
 )
 from api.http.calls import API
 from api.http.consistency import Label
+from api.jobs.waiting import at, place, why
 from worker.store import errors, model
 from worker.store.model import JobId, JobKind, JobState
 from worker.store.operators import records
 from worker.store.operators.operator_store import JobFilter
+from worker.store.operators.waiting import Waiting as WaitingRecord
 
 BULK_MAX = 100
 MIB = 1 << 20
@@ -258,12 +260,19 @@ class JobList(Open):
     results: tuple[Job, ...]
 
 
+OffSince = Annotated[
+    Timestamp | None,
+    Field(description="since when the guest is off for a job: when it was asked to stop; null: it is not off for one"),
+]
+
+
 class OpsJobSummary(Job):
     """A job of any account."""
 
     account_id: int
     node: str
     request_id: str
+    off_since: OffSince
 
 
 class OpsJobList(Open):
@@ -291,6 +300,22 @@ class Resolution(Open):
     reason: str
 
 
+class Waiting(Open):
+    """Why a queued job has not begun."""
+
+    reason: Annotated[
+        str,
+        Field(
+            description="`node_silent`, `node_paused`, `slots_full`, `server_busy`, or `node`: its node is about to"
+            " take it; more may be added"
+        ),
+    ]
+    detail: Annotated[str, Field(description="the same in words")]
+    place: Annotated[int, Field(description="in the queue of its node; 1: it is next")]
+    queued: Annotated[int, Field(description="jobs in that queue")]
+    given_up_at: Annotated[Timestamp | None, Field(description="when it fails; null: not while its node responds")]
+
+
 class Retry(Open):
     """Whether an operator can retry the job."""
 
@@ -303,7 +328,11 @@ class OpsJob(OpsJobSummary):
     """A job with its steps, log lines and resolution."""
 
     retry: Retry
-
+    waiting: Annotated[Waiting | None, Field(description="of a queued job")]
+    cause: Annotated[
+        str | None,
+        Field(description="of its failure: what libvirt, QEMU or qemu-img said, with host paths; not for customers"),
+    ]
     power_found: Annotated[str | None, Field(description="`on`, `off` or `paused`, when its node started it")]
     power_now: str | None
     runbook: Annotated[str | None, Field(description="the section of the runbook on its error")]
@@ -372,7 +401,20 @@ def ops_job(record: records.OpsJob, *, runbook_url: str) -> OpsJob:
     """`runbook_url`: of the page that has a section for each error of a job."""
     failure = record.job.failure
     runbook = f"{runbook_url}#{failure.code}" if failure else None
-    return from_record(OpsJob, record, **dict(ops_job_summary(record.job)), runbook=runbook, retry=_retry(record.retry))
+    return from_record(
+        OpsJob,
+        record,
+        **dict(ops_job_summary(record.job)),
+        runbook=runbook,
+        retry=_retry(record.retry),
+        waiting=_waiting(record.waiting),
+    )
+
+
+def _waiting(record: WaitingRecord | None) -> Waiting | None:
+    if record is None:
+        return None
+    return from_record(Waiting, record, reason=str(record.reason), detail=f"{why(record, when=at)} {place(record)}")
 
 
 def _retry(record: records.Retry) -> Retry:

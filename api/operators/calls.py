@@ -2,16 +2,24 @@
 
 from aiohttp import web
 
-from api.http import reading
+from api.http import marks, reading
 from api.http.answers import answer, cursor_answer, from_record
 from api.http.callers import bearer
 from api.http.calls import FOR_OPERATORS, OPS, Link, Reply, Table, links
 from api.http.fields import NODE, PeriodQuery
-from api.http.marks import MADE
 from api.http.reading import in_path, operator_key
 from api.jobs.examples import REASON
 from api.operators import bodies, examples
-from api.operators.bodies import TOKEN_ID, AuditCheckQuery, AuditQuery, OpsNodesQuery, TokenBody, TokenList, TokensQuery
+from api.operators.bodies import (
+    TOKEN_ID,
+    AuditCheckQuery,
+    AuditQuery,
+    OpsNodesQuery,
+    PauseBody,
+    TokenBody,
+    TokenList,
+    TokensQuery,
+)
 from api.operators.overview import overview
 from worker.store import errors
 from worker.store.access.tokens import Token, Tokens
@@ -74,17 +82,27 @@ class OperatorCalls:
     @call(
         f"POST {ONE_NODE}pause/",
         Reply(200, {"paused": examples.PAUSED}),
-        body={"reason": REASON},
-        refusals=(errors.NodeNotFound,),
+        body={"for_an_upgrade": examples.PAUSE},
+        refusals=(errors.NodeNotFound, errors.NodeBootUnknown),
     )
     async def ops_pause_node(self, request: web.Request, token: Token) -> web.Response:
         """Pause a node.
 
-        The node starts no new jobs; running jobs finish. The service still accepts jobs, which stay `queued`.
+        The node starts no new jobs; running jobs finish. The service still accepts jobs, which stay `queued`. The pause
+        ends with a resume, at `until`, or with `until_back` when the node's host has been started again, for example
+        with a new kernel. A pause of a paused node replaces it.
         """
-        name, why = in_path(request, NODE), await reading.reason(request)
-        key = operator_key(request, token, why)
-        return answer(bodies.node(await self._operators.pause(name, by=token.name, reason=why.reason, idempotency=key)))
+        name, why = in_path(request, NODE), await reading.body(request, PauseBody)
+        request[marks.REASON] = why.audited
+        paused = await self._operators.pause(
+            name,
+            by=token.name,
+            reason=why.reason,
+            until=why.until,
+            until_back=why.until_back,
+            idempotency=operator_key(request, token, why),
+        )
+        return answer(bodies.node(paused))
 
     @call(
         f"POST {ONE_NODE}resume/",
@@ -184,7 +202,7 @@ class OperatorCalls:
             idempotency=operator_key(request, token, body),
             seed=bearer(request),
         )
-        request[MADE] = f"token {new.token.id}"
+        request[marks.MADE] = f"token {new.token.id}"
         return answer(bodies.new_token(new), status=201, headers={"Cache-Control": "no-store"})
 
     @call(

@@ -17,12 +17,18 @@ NODE = bodies.OpsNode(
     paused=None,
     versions={"worker": "1.0.0", "hypervisor": "libvirt 9.0.0", "emulator": "QEMU 7.2.0"},
     pools=({"path": "/var/lib/libvirt/images", "free_bytes": 107_374_182_400, "total_bytes": 1_099_511_627_776},),
+    slots=4,
     queued=2,
     running=1,
     servers=48,
     findings=0,
+    last_hour=bodies.EndedLately(completed=7, failed=1, stranded=0),
+    failing=False,
 )
-PAUSED = NODE.model_copy(update={"paused": bodies.Pause(since=ASKED, reason=REASON.reason, by="alice")})
+PAUSED = NODE.model_copy(
+    update={"paused": bodies.Pause(since=ASKED, reason=REASON.reason, by="alice", until=None, until_back=True)}
+)
+PAUSE = bodies.PauseBody(reason="kernel upgrade", until_back=True)
 NODE_DETAILS = bodies.OpsNodeDetails(**dict(NODE), jobs=(OPS_COMPLETED,))
 NODES = bodies.OpsNodeList(after=None, results=(NODE,))
 FINDINGS = bodies.FindingsList(
@@ -67,6 +73,7 @@ OVERVIEW = Overview(
     completed=Ended(hour=31, day=702),
     failed=Ended(hour=0, day=2),
     stranded_servers=0,
+    servers_off=1,
     nodes=NodeCounts(alive=47, silent=1, paused=1),
     servers_with_findings=1,
     unreadable_records=1,

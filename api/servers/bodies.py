@@ -8,11 +8,11 @@ from pydantic import BeforeValidator, Field
 from api.http.answers import After, KindOfJob, Open, StatusOfServer, Timestamp, TotalIfKnown, from_record
 from api.http.consistency import Choice
 from api.http.fields import AccountIdInBody, CursorQuery, NodeInPath, NodeName, OfAccount, RequestBody, digits, truth
-from api.jobs.bodies import OpsJobSummary, ops_job_summary
+from api.jobs.bodies import OffSince, OpsJobSummary, ops_job_summary
 from api.snapshots.bodies import SnapshotDetails, details
 from worker.store import model
 from worker.store.calls import CursorPage, Page
-from worker.store.model import Job, Snapshot
+from worker.store.model import Job, JobState, Snapshot
 from worker.store.operators import records
 
 
@@ -22,6 +22,9 @@ class OpsServersQuery(CursorQuery):
     node: NodeInPath | None = None
     account_id: OfAccount | None = None
     stranded: Annotated[bool, Field(description="only stranded servers"), BeforeValidator(truth)] = False
+    off: Annotated[bool, Field(description="only servers whose guests are off for a job"), BeforeValidator(truth)] = (
+        False
+    )
     no_snapshot_days: (
         Annotated[
             int,
@@ -62,6 +65,12 @@ class BusyJob(Open):
     kind: KindOfJob
 
 
+class OpsBusyJob(BusyJob):
+    """The job that a server is busy with, or waits for."""
+
+    state: JobState
+
+
 class Server(Open):
     """A server, and whether it accepts new jobs."""
 
@@ -97,14 +106,24 @@ class Finding(Open):
     at: Timestamp
 
 
+class Taken(Open):
+    """Who repairs a stranded server."""
+
+    by: Annotated[str, Field(description="the name of the token")]
+    at: Timestamp
+
+
 class OpsServer(Server):
     """A server of any account."""
 
+    job: Annotated[OpsBusyJob | None, Field(description="the job that it is busy with, or waits for")]
     account_id: int
     node: str
     power: str
+    off_since: OffSince
     missing: Annotated[bool, Field(description="its node no longer reports it")]
     stranded_by: Annotated[str | None, Field(description="the job that could not put it back as it was")]
+    taken: Annotated[Taken | None, Field(description="of a stranded server: who repairs it")]
     findings: tuple[Finding, ...]
 
 
@@ -142,10 +161,13 @@ def server(view: model.ServerView) -> Server:
 
 def ops_server(record: records.OpsServer) -> OpsServer:
     known = record.view.server
+    job = None
+    if known.job_id and known.job_kind and record.job_state:
+        job = OpsBusyJob(id=known.job_id, kind=known.job_kind, state=record.job_state)
     return from_record(
         OpsServer,
         record,
-        **_parts(record.view),
+        **_parts(record.view) | {"job": job},
         id=known.id,
         name=known.name,
         account_id=known.account_id,

@@ -121,6 +121,7 @@ QUESTIONS: Mapping[str, tuple[Step, ...]] = {
         press("Schedules", within="nav"),
         see("tonight-", within="#schedule-{schedule}"),
     ),
+    "how long is the longest guest off?": (see(" s", within="#off tbody [data-clock]"),),
     "which servers have no snapshot younger than a week?": (
         press("Servers", within="nav"),
         choose("No snapshot for", "7 days"),

@@ -74,6 +74,8 @@ async def paths(stage: Stage, unused: list[ServerId]) -> AsyncIterator[Paths]:
         "schedules": "schedules/",
         "audit": "audit/",
         "tokens": "tokens/",
+        "nodes, paused": "nodes/?state=paused",
+        "question, pause": "drain/?action=pause&nodes=node-1&nodes=node-2",
         "question": f"jobs/{jobs['stranded']}/resolve/",
         "question, forced": "jobs/bulk/?action=retry&all=true&state=failed&force=true",
         "new token": "tokens/new/",

@@ -38,6 +38,7 @@ CHANGES = (
     *("node drain n1 --reason x", "node resume n1 --reason x", "node reconcile n1", "reconcile --all"),
     *("node credential create n9", "node credential rotate n9", "node credential revoke n9"),
     *("server declare 9 --node n1 --account-id 5", "server place 12345 --node n1", "server give 12345 --account-id 5"),
+    *("server take 12345", "server release 12345"),
     *("token create --name x --permission operator --service", "token revoke 0a1b2c3d4e5f"),
 )
 

@@ -375,6 +375,7 @@ class TestEveryPage:
             .replace("{server_id}", str(SERVER))
             .replace("{token_id}", token.id)
             .replace("/bulk/", f"/bulk/?action=retry&ids={job}")
+            .replace("/drain/", "/drain/?action=pause&nodes=n1")
             for path in (*PAGES, *QUESTIONS)
         ]
 

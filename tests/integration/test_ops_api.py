@@ -574,6 +574,7 @@ def at(hour: int) -> int:
 
 
 KEY = {"Idempotency-Key": "9c07602c-94ec"}
+TAKING = {"ops_take_server", "ops_release_server"}
 POSTS = [call for call in OPERATORS_CALLS if call.method == "POST"]
 
 
@@ -584,7 +585,7 @@ class TestOnce:
         """A job for the call to be about, and its body."""
         if call_id == "ops_cancel_job":
             return await ops.made("waits", None), None
-        job = await ops.made("bad", failed(stranded=call_id == "ops_resolve_job"))
+        job = await ops.made("bad", failed(stranded=call_id in {"ops_resolve_job", *TAKING}))
         if call_id == "ops_rotate_credential":
             await ops.post("nodes/n1/credentials/", {}, status=201)
         bodies: dict[str, object] = {
@@ -593,13 +594,14 @@ class TestOnce:
             "ops_create_credential": {},
             "ops_rotate_credential": {},
         }
-        needs_none = call_id in {"ops_retry_job", "ops_reconcile_node"}
+        needs_none = call_id in {"ops_retry_job", "ops_reconcile_node", *TAKING}
         return job, None if needs_none else bodies.get(call_id, {"reason": "a new disk"})
 
     @pytest.mark.parametrize("operation", POSTS, ids=[call.id for call in POSTS])
     async def test_of_twins_at_once_one_works_and_all_get_its_answer(self, ops: Ops, operation: Any) -> None:
         job, body = await self.body(ops, operation.id)
         path = operation.path.removeprefix(OPS).replace("{job_id}", job).replace("{node}", "n1")
+        path = path.replace("{server_id}", str(SERVER))
         jobs, tokens = len(await ops.listed()), len((await ops.get("tokens/"))["results"])
 
         answers = await asyncio.gather(*[ops.call("POST", path, body, headers=KEY) for _ in range(5)])

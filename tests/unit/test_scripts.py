@@ -158,6 +158,7 @@ BOUNDED = {
     "key .. ':snapshots'": "operators/place_server: of one server, as above",
     "'refused_claims'": "REFUSED_LISTED of claims",
     "'unreadable'": "operators/set_aside: 1000",
+    "ended": "shared/health: three outcomes in each five minutes of an hour",
     "deleting": "nodes/report: what one node has not freed",
 }
 WHOLE = re.compile(

@@ -1,8 +1,8 @@
--- include: clock, records, nodes, findings, placement, claims
+-- include: clock, records, nodes, findings, placement, claims, off
 -- A node reports which servers it has and, from time to time, what it runs on.
 -- ask: {node, owner, silent_ms, placement: 'claim' or 'declared', servers: [{id, account, name, power}] (all as text),
 -- left: result (see `conclude`) of a job whose server has left its node, about: JSON of the node or '', free_bytes: of
--- the fullest pool, digest: of the servers}
+-- the fullest pool, boot: ID of the start of its host's kernel, or '', digest: of the servers}
 -- Answers {'reported', conflicts, fresh, gone, accounts, moment at which an operator asked for a reconciliation, or '',
 -- reasons of what was left out}, {'lease_lost'} or {'claim_refused', reason}.
 -- conflicts: servers that another node has; they keep it until it lets them go, or an operator places them here. fresh:
@@ -63,6 +63,7 @@ local function have(found, known)
     redis.call('HSET', key, 'v', LISTED, 'name', found.name, 'account', account, 'node', node, 'power', found.power)
   end
   if known.power == 'on' and found.power ~= 'on' then redis.call('HSET', key, 'ran_ms', now_ms()) end -- until then
+  if known.power ~= 'on' and found.power == 'on' then back_on(found.id, known) end
   if not is_here then redis.call('HSET', key, 'unpublished', '1') end
   if not is_here or known.unpublished then fresh[#fresh + 1] = found.id end
   redis.call('HDEL', key, 'missing', 'placed')

@@ -6,6 +6,7 @@ Each list is read by one script, which looks at a bounded number of entries.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from arq.connections import ArqRedis
@@ -19,6 +20,7 @@ from worker.store.customers.customer_store import CustomerStore, RetryRule
 from worker.store.model import (
     NODE_SILENT_SECONDS,
     RETRY_WITHIN_SECONDS,
+    WAITING_SECONDS,
     AccountId,
     Job,
     JobId,
@@ -26,12 +28,13 @@ from worker.store.model import (
     JobState,
     ServerId,
 )
+from worker.store.operators import nodes
 from worker.store.operators import records as ops_records
 from worker.store.operators.memory import Memory, memory_of
+from worker.store.operators.nodes import Node
 from worker.store.operators.overview import HOUR_MS, LAST_DAY, WEEK, Counted, Overview, Window, learned, overview
 from worker.store.operators.records import (
     AuditEntry,
-    Node,
     OpsJob,
     OpsServer,
     RefusedClaim,
@@ -88,16 +91,19 @@ class OperatorStore(Scripts):
         *,
         node_silent_seconds: float = NODE_SILENT_SECONDS,
         retry_within_seconds: float = RETRY_WITHIN_SECONDS,
+        waiting_seconds: float = WAITING_SECONDS,
     ) -> None:
-        """`retry_within_seconds`: how long after its failure a job is retried without force."""
+        """`retry_within_seconds`: how long after its failure a job is retried without force. `waiting_seconds`: how
+        long a job waits for a silent node."""
         super().__init__(redis)
         self._rule = RetryRule(within_seconds=retry_within_seconds)
         self._store = store
         self._silent_ms = round(node_silent_seconds * 1000)
+        self._waiting_seconds = waiting_seconds
         self._counted = Counted()
         self._counted_by_hour = Counted(period_ms=HOUR_MS, kept=WEEK)
 
-    async def _do(self, name: str, idempotency: Idempotency | None, *, about: str = "", **ask: str) -> None:
+    async def _do(self, name: str, idempotency: Idempotency | None, *, about: str = "", **ask: Any) -> None:
         """Run a script that changes something, unless it already ran with this key. Raises its refusals; `about`: the
         ID of what it changes."""
         accepted(await self._call(name, {**ask, "idempotency": for_script(idempotency)}), idempotency, id=about)
@@ -125,10 +131,12 @@ class OperatorStore(Scripts):
 
     async def job(self, job_id: JobId) -> OpsJob:
         """Raises JobNotFound."""
-        found = await self._call("operators/job", {"job": job_id, "rule": self._rule.for_script()})
+        ask = {"job": job_id, "rule": self._rule.for_script(), "silent_ms": self._silent_ms}
+        found = await self._call("operators/job", ask)
         if found is None:
             raise errors.JobNotFound.of(id=job_id)
-        return await self._one(ops_records.job, [job_id.encode(), *found], kind="job")
+        read = partial(ops_records.job, waiting_seconds=self._waiting_seconds)
+        return await self._one(read, [job_id.encode(), *found], kind="job")
 
     async def once(self, idempotency: Idempotency) -> None:
         """Record a bulk request under its key, before its parts are executed one by one."""
@@ -170,31 +178,43 @@ class OperatorStore(Scripts):
     # --- nodes ---
 
     async def nodes(self, *, state: str | None, sort: str, cursor: Cursor) -> CursorPage[Node]:
-        """`state`: alive, silent or paused; `sort`: name, heartbeat, queued or free, with "-" in front for descending
-        order."""
+        """`state`: alive, silent, paused or failing; `sort`: name, heartbeat, queued, free or failed, with "-" in front
+        for descending order."""
         ask = {"sort": sort.lstrip("-"), "descending": sort.startswith("-"), "silent_ms": self._silent_ms}
         ask |= cursor.for_script() | ({"state": state} if state else {})
         after, *rows = await self._call("operators/nodes", ask)
-        return CursorPage.of(-1, after, await self._many(ops_records.node, rows, kind="node"))
+        return CursorPage.of(-1, after, await self._many(nodes.node, rows, kind="node"))
 
     async def node(self, name: str) -> Node:
         """Raises NodeNotFound."""
         _, *rows = await self._call("operators/nodes", {"node": name, "silent_ms": self._silent_ms})
         if not rows:
             raise errors.NodeNotFound.of(id=name)
-        return await self._one(ops_records.node, rows[0], kind="node")
+        return await self._one(nodes.node, rows[0], kind="node")
 
-    async def pause(self, name: str, *, by: str, reason: str, idempotency: Idempotency | None = None) -> Node:
-        """The node starts no new job; running jobs continue, waiting jobs wait. Raises NodeNotFound."""
-        return await self._turn(name, reason, by, idempotency)
+    async def pause(
+        self,
+        name: str,
+        *,
+        by: str,
+        reason: str,
+        until: datetime | None = None,
+        until_back: bool = False,
+        idempotency: Idempotency | None = None,
+    ) -> Node:
+        """The node starts no new job; running jobs continue, waiting jobs wait. The pause ends at `until`, or with
+        `until_back` when the node's host has been started again. Raises NodeNotFound or NodeBootUnknown."""
+        until_ms = records.milliseconds(until) if until else ""
+        pausing = {"reason": reason, "by": by, "until_ms": until_ms, "until_back": until_back}
+        return await self._turn(name, idempotency, pausing)
 
     async def resume(self, name: str, *, idempotency: Idempotency | None = None) -> Node:
         """Raises NodeNotFound."""
-        return await self._turn(name, "", "", idempotency)
+        return await self._turn(name, idempotency, {"reason": "", "by": "", "until_ms": "", "until_back": False})
 
-    async def _turn(self, name: str, reason: str, by: str, idempotency: Idempotency | None) -> Node:
+    async def _turn(self, name: str, idempotency: Idempotency | None, ask: Mapping[str, Any]) -> Node:
         wake = queue.wake_key(queue.queue_name(name))
-        await self._do("operators/pause", idempotency, about=name, node=name, reason=reason, by=by, wake=wake)
+        await self._do("operators/pause", idempotency, about=name, node=name, wake=wake, **ask)
         return await self.node(name)
 
     async def reconcile(self, name: str, *, idempotency: Idempotency | None = None) -> Node:
@@ -210,12 +230,14 @@ class OperatorStore(Scripts):
         node: str | None,
         account_id: AccountId | None,
         stranded: bool,
+        off: bool = False,
         cursor: Cursor,
         without_snapshot_of: timedelta | None = None,
     ) -> CursorPage[OpsServer]:
-        """In the order of their IDs; stranded ones in the order in which they were stranded. `without_snapshot_of`:
-        only those that have no completed snapshot which is younger."""
-        ask: dict[str, Any] = given(node=node, account=account_id, stranded=stranded or None) | cursor.for_script()
+        """In the order of their IDs; those that are stranded, or whose guests are `off` for a job, longest first.
+        `without_snapshot_of`: only those that have no completed snapshot which is younger."""
+        ask: dict[str, Any] = given(node=node, account=account_id, stranded=stranded or None, off=off or None)
+        ask |= cursor.for_script()
         if without_snapshot_of is not None:
             ask["no_snapshot_ms"] = round(without_snapshot_of.total_seconds() * 1000)
         count, after, *rows = await self._call("operators/servers", ask)
@@ -252,6 +274,19 @@ class OperatorStore(Scripts):
         answer = await self._call("operators/place_server", ask)
         about = node if answer[:2] == [b"refused", errors.NodeNotFound.code.encode()] else server_id
         accepted(answer, id=about)
+        return await self.server(server_id)
+
+    async def take(self, server_id: ServerId, *, by: str, idempotency: Idempotency | None = None) -> OpsServer:
+        """A person repairs a stranded server; whoever had taken it before has not any more. Raises ServerNotFound or
+        ServerNotStranded."""
+        return await self._taken(server_id, by, idempotency)
+
+    async def release(self, server_id: ServerId, *, idempotency: Idempotency | None = None) -> OpsServer:
+        """Nobody repairs the stranded server now. Raises ServerNotFound or ServerNotStranded."""
+        return await self._taken(server_id, "", idempotency)
+
+    async def _taken(self, server_id: ServerId, by: str, idempotency: Idempotency | None) -> OpsServer:
+        await self._do("operators/take_server", idempotency, about=str(server_id), server=str(server_id), by=by)
         return await self.server(server_id)
 
     async def findings(self, cursor: Cursor) -> CursorPage[ServerFindings]:

@@ -79,6 +79,7 @@ class Overview:
     completed_day: int
     failed_day: int
     stranded_servers: int
+    servers_off: int  # whose guests are off for a job
     nodes: int
     nodes_alive: int
     nodes_paused: int
@@ -147,7 +148,7 @@ def learned(counted: Counted, hours: list[Any]) -> Counted:
 
 def overview(answer: list[Any], counted: Counted, window: Window, by_hour: Counted | None = None) -> Overview:
     """`by_hour`: the counts of a window whose periods are hours."""
-    now, queued, running, oldest, stranded, nodes, alive, paused, findings, _, _, unreadable, stats = answer
+    now, queued, running, oldest, stranded, nodes, alive, paused, off, findings, _, _, unreadable, stats = answer
     counted.learn(now // COUNTED_MS, stats)
     return Overview(
         at=records.moment(now),
@@ -159,6 +160,7 @@ def overview(answer: list[Any], counted: Counted, window: Window, by_hour: Count
         completed_day=counted.ended("completed", within=DAY),
         failed_day=counted.ended("failed", within=DAY),
         stranded_servers=stranded,
+        servers_off=off,
         nodes=nodes,
         nodes_alive=alive,
         nodes_paused=paused,
