@@ -121,6 +121,13 @@ class TokenBody(fields.RequestBody):
 class PauseBody(fields.ReasonBody):
     """Why a node is paused, and when the pause ends by itself. Without an end, it lasts until the node is resumed."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"required": ["until_back"], "properties": {"until_back": {"const": True}}},
+            "then": {"properties": {"until": {"type": "null"}}},
+        }
+    )
+
     until: Annotated[fields.ExpiresAt | None, Field(description="when it ends")] = None
     until_back: Annotated[bool, Field(description="true: it ends when the node's host has been started again")] = False
 

@@ -44,6 +44,7 @@ BODIES: dict[str, Any] = {
     "WebhookBody": {"url": "https://hooks.example.com/other"},
     "WebhookEditBody": {"description": "other"},
     "ReasonBody": {"reason": "a test"},
+    "PauseBody": {"reason": "a test"},
     "TokenBody": {"name": "other", "permissions": ["operator"]},
     "BulkBody": {"action": "retry", "ids": ["0" * 32]},
     "PlacementBody": {"node": "n1", "account_id": 78},

@@ -72,7 +72,7 @@ def read_pause(record: records.Hash) -> Pause | None:
         reason=record["paused_reason"],
         by=record["paused_by"],
         until=until,
-        until_back="paused_boot" in record,
+        until_back=bool(record.get("paused_boot")),
     )
 
 

@@ -11,14 +11,14 @@ local function turn()
   if redis.call('EXISTS', key) == 0 then return {'refused', 'node_not_found'} end
   local boot = redis.call('HGET', key, 'boot')
   if ask.until_back and not boot then return {'refused', 'node_boot_unknown'} end
-  resume_node(ask.node)
   if ask.reason == '' then
+    resume_node(ask.node)
     wake(ask.wake)
     return {'admitted'}
   end
-  redis.call('HSET', key, 'paused_ms', now_ms(), 'paused_reason', ask.reason, 'paused_by', ask.by)
-  if ask.until_ms ~= '' then redis.call('HSET', key, 'paused_until_ms', ask.until_ms) end
-  if ask.until_back then redis.call('HSET', key, 'paused_boot', boot) end
+  -- first what a full Redis refuses
+  redis.call('HSET', key, 'paused_ms', now_ms(), 'paused_reason', ask.reason, 'paused_by', ask.by,
+    'paused_until_ms', ask.until_ms, 'paused_boot', ask.until_back and boot or '')
   redis.call('SADD', 'nodes:paused', ask.node)
   return {'admitted'}
 end
