@@ -124,6 +124,7 @@ def build(
         (credentials.call, credentials.CredentialCalls(Credentials(redis))),
         (jobs.ops_call, jobs.OpsJobCalls(operator_store, runbook_url=settings.runbook_url)),
         (servers.ops_call, servers.OpsServerCalls(operator_store, store)),
+        (schedules.ops_call, schedules.OpsScheduleCalls(operator_store)),
         (events.ops_call, following),
     ]
     assets = Assets()

@@ -70,14 +70,17 @@ def list_jobs(  # noqa: PLR0913 - an option is a parameter, and the API has so m
     ] = None,
     since: options.Moment = None,
     until: options.Moment = None,
+    ended_since: options.Moment = None,
+    ended_until: options.Moment = None,
     limit: options.Limit = 50,
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
-    """List jobs, newest first. An account token lists its own jobs, by state and server."""
+    """List jobs, newest first. An account token lists its own jobs, by state, server and time."""
     filters = {"state": state, "kind": kind, "node": node, "account_id": account_id, "server_id": server_id}
     filters |= {"error_code": error_code, "text": text}
     filters |= {"since": options.rfc3339(since), "until": options.rfc3339(until)}
+    filters |= {"ended_since": options.rfc3339(ended_since), "ended_until": options.rfc3339(ended_until)}
     query = {name: value for name, value in filters.items() if value is not None}
     rows, output = None if everything else limit, Output(as_json=as_json)
 
@@ -91,7 +94,7 @@ def list_jobs(  # noqa: PLR0913 - an option is a parameter, and the API has so m
         return listed, overview
 
     async def of_account(client: Client) -> tuple[Body, None]:
-        if denied := query.keys() - {"state", "server_id"}:
+        if denied := query.keys() - {"state", "server_id", "since", "until"}:
             raise OperatorsOnly(f"Only an operator token can filter by {', '.join(sorted(denied))}.")
         if state is ShownState.CANCELLED:
             raise OperatorsOnly("Only an operator token can filter by the state cancelled.")

@@ -65,12 +65,16 @@ REFUSED_COLUMNS = (
 )
 
 
-def list_servers(
+def list_servers(  # noqa: PLR0913 - an option is a parameter, and the API has so many filters
     context: typer.Context,
     *,
     node: NodeFilter = None,
     account_id: AccountId = None,
     stranded: Annotated[bool, typer.Option("--stranded", help="Only stranded servers.")] = False,
+    no_snapshot_days: Annotated[
+        int | None,
+        typer.Option(min=1, max=366, metavar="DAYS", help="Only servers without a completed snapshot of these days."),
+    ] = None,
     off: Annotated[
         bool, typer.Option("--off", help="Only servers whose guests are off for a job, longest first.")
     ] = False,
@@ -79,7 +83,7 @@ def list_servers(
     as_json: Json = False,
 ) -> None:
     """List servers."""
-    query = {"node": node, "account_id": account_id}
+    query = {"node": node, "account_id": account_id, "no_snapshot_days": no_snapshot_days}
     query |= {name: "true" for name, wanted in (("stranded", stranded), ("off", off)) if wanted}
     rows = None if everything else limit
     list_all(context, "ops/servers/", query, COLUMNS, limit=rows, as_json=as_json, none="No matching servers.")

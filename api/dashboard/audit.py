@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import Field, StringConstraints
 
-from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_query
+from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_page, read_query
 from api.dashboard.finding import page_of
+from api.dashboard.rendering import WRONG
 from api.dashboard.session import OperatorRequest
 from api.http import reading
-from api.http.problems import FieldError, invalid
+from api.http.problems import FieldError, Problem, invalid
 from api.operators.audit_words import Named, said
 from api.operators.bodies import AuditQuery
 
@@ -47,7 +48,8 @@ class Query(AuditQuery):
 
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     query = read_query(request, Query, limit=LIMIT)
-    page = await context.operators.audit(_meant(query).filter, query.cursor)
+    meant = _meant(request, query)
+    page = await read_page(request, lambda: context.operators.audit(meant.filter, query.cursor))
     return context.rendering.page(
         request.http,
         "audit.html",
@@ -67,8 +69,18 @@ def page_of_named(named: Named) -> str:
     return page_of(named.kind, named.id)
 
 
-def _meant(query: Query) -> AuditQuery:
-    """The API's query for it. Raises Problem."""
+def _meant(request: OperatorRequest, query: Query) -> AuditQuery:
+    """The API's query for it. An error stands beside the field, as in `read_query`."""
+    try:
+        return _read_texts(query)
+    except Problem as problem:
+        errors = {"by" if error.field.startswith("token_") else "about": error.detail for error in problem.fields}
+        request.http[WRONG] = {**request.http.get(WRONG, {}), **errors}
+        return query
+
+
+def _read_texts(query: Query) -> AuditQuery:
+    """Raises Problem."""
     given: dict[str, Any] = {}
     if query.about:
         given |= _read_about(query.about)

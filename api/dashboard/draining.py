@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from api.dashboard.context import Context, Pages, as_utc
+from api.dashboard import zones
+from api.dashboard.context import ZONE, Context, Pages, in_zone
 from api.dashboard.rendering import Part, Question
 from api.dashboard.session import OperatorRequest
 from api.http import reading
@@ -42,7 +43,7 @@ RESUME = Question(title="Resume {}?", text="Waiting jobs start immediately.", ve
 class PauseForm(PauseBody):
     """The API's body, with a moment as browsers send it."""
 
-    until: Annotated[ExpiresAt | None, BeforeValidator(as_utc)] = None
+    until: Annotated[ExpiresAt | None, BeforeValidator(in_zone)] = None
 
 
 class Selected(BaseModel):
@@ -72,7 +73,7 @@ def read_pause(request: OperatorRequest) -> PauseForm:
         "until": form.get("until", [""])[0] or None,
         "until_back": "until_back" in form,
     }
-    pause = reading.validated(given, PauseForm)
+    pause = reading.validated(given, PauseForm, context={ZONE: zones.of(request.http)})
     request.http[REASON] = pause.audited
     return pause
 

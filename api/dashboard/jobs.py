@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from api.dashboard import retries
-from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_query, read_reason
+from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_page, read_query, read_reason
 from api.dashboard.rendering import Question
 from api.dashboard.session import OperatorRequest
 from api.http.fields import JOB_ID
@@ -35,11 +35,13 @@ class JobsQuery(OpsJobsQuery):
 
     since: LocalMoment | None = None
     until: LocalMoment | None = None
+    ended_since: LocalMoment | None = None
+    ended_until: LocalMoment | None = None
 
 
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     query = read_query(request, JobsQuery, limit=LIMIT)
-    page = await context.operators.jobs(as_shown(query), query.cursor)
+    page = await read_page(request, lambda: context.operators.jobs(as_shown(query), query.cursor))
     filters = read_filters(request, query)
     return context.rendering.page(
         request.http, "jobs.html", filters=filters, page=page, bulk=_bulk(filters), query=query, kinds=tuple(JobKind)
@@ -122,9 +124,9 @@ def _pending(found: OpsJob) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line of the worker's log. `level`: '' below warning."""
+    """A line of the worker's log. `at`: None if the line does not say. `level`: '' below warning."""
 
-    clock: str
+    at: datetime | None
     level: str
     event: str
     tone: str
@@ -135,12 +137,20 @@ def _line(record: Mapping[str, Any]) -> Line:
     words = {name: text if isinstance(text, str) else json.dumps(text) for name, text in record.items()}
     level = words.pop("level", "info")
     return Line(
-        clock=words.pop("timestamp", "")[11:19],
+        at=_moment(words.pop("timestamp", "")),
         level="" if level in {"info", "debug"} else level,
         event=words.pop("event", ""),
         tone={"warning": "warn", "error": "bad", "critical": "bad"}.get(level, ""),
         fields=words,
     )
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _is_cancellable(found: OpsJob) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from aiohttp import web
 
 from api.dashboard import draining
-from api.dashboard.context import Context, Pages, read_filters, read_query, read_reason
+from api.dashboard.context import Context, Pages, read_filters, read_page, read_query, read_reason
 from api.dashboard.overview import is_low
 from api.dashboard.rendering import Question
 from api.dashboard.session import OperatorRequest
@@ -26,7 +26,9 @@ JOBS_LIMIT = 25
 
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     query = read_query(request, OpsNodesQuery, limit=LIMIT)
-    page = await context.operators.nodes(state=query.state, sort=query.sort, cursor=query.cursor)
+    page = await read_page(
+        request, lambda: context.operators.nodes(state=query.state, sort=query.sort, cursor=query.cursor)
+    )
     return context.rendering.page(
         request.http,
         "nodes.html",

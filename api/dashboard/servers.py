@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from api.dashboard.context import Context, Pages, read_filters, read_query
+from api.dashboard.context import Context, Pages, read_filters, read_page, read_query
 from api.dashboard.findings import MEANINGS
 from api.dashboard.overview import stranding_job
 from api.dashboard.rendering import Question
@@ -25,8 +25,16 @@ JOBS_LIMIT = 25
 
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     query = read_query(request, OpsServersQuery, limit=LIMIT)
-    page = await context.operators.servers(
-        node=query.node, account_id=query.account_id, stranded=query.stranded, off=query.off, cursor=query.cursor
+    page = await read_page(
+        request,
+        lambda: context.operators.servers(
+            node=query.node,
+            account_id=query.account_id,
+            stranded=query.stranded,
+            off=query.off,
+            cursor=query.cursor,
+            without_snapshot_of=query.without_snapshot_of,
+        ),
     )
     return context.rendering.page(
         request.http, "servers.html", filters=read_filters(request, query), page=page, slots=SNAPSHOTS_PER_SERVER

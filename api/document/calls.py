@@ -18,7 +18,8 @@ CUSTOMERS: tuple[Table[Any], ...] = (
     *(snapshots.call, jobs.call, events.call, servers.call, schedules.call, webhooks.call),
 )
 OPERATORS: tuple[Table[Any], ...] = (
-    *(operators.call, lookups.call, credentials.call, jobs.ops_call, servers.ops_call, events.ops_call),
+    *(operators.call, lookups.call, credentials.call, jobs.ops_call, servers.ops_call, schedules.ops_call),
+    *(events.ops_call,),
 )
 TABLES = (*CUSTOMERS, *OPERATORS)
 

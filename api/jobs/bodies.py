@@ -41,6 +41,8 @@ class JobsQuery(fields.PageQuery):
 
     server_id: fields.OfServer | None = None
     state: State | None = None
+    since: fields.Since | None = None
+    until: fields.Until | None = None
 
 
 class DisksQuery(fields.Query):
@@ -105,6 +107,15 @@ class OpsJobsQuery(fields.PeriodQuery):
         | None
     ) = None
 
+    ended_since: (
+        Annotated[
+            fields.Moment,
+            Field(description="only jobs that ended at this time or later, within a day of their admission"),
+        ]
+        | None
+    ) = None
+    ended_until: Annotated[fields.Moment, Field(description="only jobs that ended before this time")] | None = None
+
     @property
     def filter(self) -> JobFilter:
         state, cancelled = ("failed", True) if self.state == "cancelled" else (self.state, self.cancelled)
@@ -117,6 +128,8 @@ class OpsJobsQuery(fields.PeriodQuery):
             error_code=self.error_code,
             cancelled=cancelled,
             text=self.text,
+            ended_since=self.ended_since,
+            ended_until=self.ended_until,
         )
 
 

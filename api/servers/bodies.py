@@ -1,12 +1,13 @@
 """The bodies of servers, for customers and for operators."""
 
+from datetime import timedelta
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
 from api.http.answers import After, KindOfJob, Open, StatusOfServer, Timestamp, TotalIfKnown, from_record
 from api.http.consistency import Choice
-from api.http.fields import AccountIdInBody, CursorQuery, NodeInPath, NodeName, OfAccount, RequestBody, truth
+from api.http.fields import AccountIdInBody, CursorQuery, NodeInPath, NodeName, OfAccount, RequestBody, digits, truth
 from api.jobs.bodies import OffSince, OpsJobSummary, ops_job_summary
 from api.snapshots.bodies import SnapshotDetails, details
 from worker.store import model
@@ -24,6 +25,18 @@ class OpsServersQuery(CursorQuery):
     off: Annotated[bool, Field(description="only servers whose guests are off for a job"), BeforeValidator(truth)] = (
         False
     )
+    no_snapshot_days: (
+        Annotated[
+            int,
+            Field(ge=1, le=366, description="only servers without a completed snapshot of the last so many days"),
+            BeforeValidator(digits),
+        ]
+        | None
+    ) = None
+
+    @property
+    def without_snapshot_of(self) -> timedelta | None:
+        return None if self.no_snapshot_days is None else timedelta(days=self.no_snapshot_days)
 
 
 class NodeBody(RequestBody):

@@ -89,7 +89,12 @@ class OpsServerCalls:
         """
         query = reading.query(request, OpsServersQuery)
         page = await self._operators.servers(
-            node=query.node, account_id=query.account_id, stranded=query.stranded, off=query.off, cursor=query.cursor
+            node=query.node,
+            account_id=query.account_id,
+            stranded=query.stranded,
+            off=query.off,
+            cursor=query.cursor,
+            without_snapshot_of=query.without_snapshot_of,
         )
         return cursor_answer(request, page, bodies.OpsServerList, bodies.ops_server)
 

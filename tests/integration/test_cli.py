@@ -116,6 +116,8 @@ class TestWhatIsShown:
             "jobs --limit 1": "jobs/?limit=1",
             "jobs --since 1h --until 2999-01-01T00:00:00Z": "jobs/",
             "jobs --until 2025-01-16T16:15:00Z": "jobs/?until=2025-01-16T16:15:00Z",
+            "servers --no-snapshot-days 7": "servers/?no_snapshot_days=7",
+            "jobs --ended-until 2999-01-01T00:00:00Z": "jobs/?ended_until=2999-01-01T00:00:00Z",
             "findings --since 2999-01-01T00:00:00Z": "findings/?since=2999-01-01T00:00:00Z",
             f"job show {bad}": f"jobs/{bad}/",
             f"job show {waiting}": f"jobs/{waiting}/",

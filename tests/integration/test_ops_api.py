@@ -234,6 +234,27 @@ class TestJobs:
         assert without["count"] == 2
         (await ops.call("GET", "jobs/?since=yesterday")).refused_fields()
 
+    async def test_the_time_at_which_they_ended_is_a_filter(self, ops: Ops) -> None:
+        jobs = [await ops.made(name, failed()) for name in "abcd"]
+        waiting = await ops.made("waits", None)
+        now_ms = int(await ops.api.cell.raw("HGET", f"job:{waiting}", "queued_ms"))
+        for hours, job in enumerate(jobs):  # queued now, and ended in as many hours
+            await ops.api.cell.raw("HSET", f"job:{job}", "finished_ms", now_ms + hours * 3_600_000)
+
+        def at_end(hours: int) -> str:
+            return datetime.fromtimestamp(now_ms / 1000 + hours * 3600, UTC).isoformat().replace("+00:00", "Z")
+
+        for query, found in (
+            (f"ended_since={at_end(1)}&ended_until={at_end(3)}", jobs[1:3]),
+            (f"ended_since={at_end(2)}&state=failed&node=n1", jobs[2:]),
+            (f"ended_until={at_end(2)}", jobs[:2]),
+            (f"ended_since={at_end(1)}&until={at_end(-1)}", []),
+            (f"ended_since={at_end(25)}", []),
+        ):
+            assert await ops.listed(f"?{query}") == [*reversed(found)], query
+        assert (await ops.get(f"jobs/?ended_since={at_end(1)}"))["count"] is None
+        (await ops.call("GET", "jobs/?ended_since=yesterday")).refused_fields()
+
     async def test_those_that_were_cancelled_are_listed_apart(self, ops: Ops) -> None:
         bad, cancelled = await ops.made("bad", failed()), await ops.made("cancelled", None)
         await ops.post(f"jobs/{cancelled}/cancel/")
@@ -304,6 +325,26 @@ class TestJobs:
         assert await ops.listed("?state=queued") == [results[0]["job_id"]]
         too_many = await ops.call("POST", "jobs/bulk/", {"action": "retry", "ids": [NO_JOB] * 101})
         assert too_many.refused_fields() == ["ids"]
+
+    async def test_those_without_a_recent_snapshot_are_a_filter(self, ops: Ops) -> None:
+        servers = [ServerId(n) for n in (2, 3, 4, 5)]
+        await ops.api.cell.have(servers, account=OTHERS)
+        fresh, old, broken, none = servers
+        for server in (fresh, old):
+            await ops.made(f"of-{server}", server=server)
+        await ops.made("broken", failed(), server=broken)
+        (snapshot,) = await ops.api.cell.redis.smembers(f"server:{old}:counted")  # type: ignore[misc] # redis-py: sync or async
+        eight_days_ago = (datetime.now(UTC) - timedelta(days=8)).timestamp() * 1000
+        await ops.api.cell.raw("HSET", f"snapshot:{int(snapshot)}", "created_ms", round(eight_days_ago))
+
+        async def ids(days: int) -> list[int]:
+            page = await ops.get(f"servers/?no_snapshot_days={days}")
+            assert page["count"] is None
+            return [one["id"] for one in page["results"] if one["id"] in servers]
+
+        assert await ids(7) == [old, broken, none]
+        assert await ids(30) == [broken, none]
+        (await ops.call("GET", "servers/?no_snapshot_days=0")).refused_fields()
 
     async def test_a_stranded_server_is_listed_until_it_is_resolved(self, ops: Ops) -> None:
         fine, job = await ops.made("fine", failed()), await ops.made("bad", failed("start_failed", stranded=True))

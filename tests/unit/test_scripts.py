@@ -147,6 +147,7 @@ BOUNDED = {
     "'account:' .. ask.account .. ':webhooks'": "WEBHOOKS_PER_ACCOUNT",
     "'node:' .. job.node .. ':milliseconds:' .. job.kind": "20",
     "'node:' .. ask.node .. ':servers'": "the servers of one node",
+    "'server:' .. id .. ':counted'": "SNAPSHOTS_PER_SERVER",
     "lines": "MOST of job_reports",
     "key .. ':steps'": "MOST of job_reports",
     "key .. ':log'": "MOST of job_reports",

@@ -50,8 +50,8 @@ class Page(Generic[Item]):
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """Which page of a list: `limit` entries after a cursor. `since` and `until`: of a list by time, newest first, only
-    what lies between the two; the latter is not included."""
+    """Which page of a list: `limit` entries after a cursor. `since` and `until`: of a list by time, only what lies
+    between the two; the latter is not included."""
 
     limit: int
     after: str | None = None

@@ -314,11 +314,20 @@ class CustomerStore(Scripts):
         return await self._shown(await self._find("job", job_id, account_id, errors.JobNotFound))
 
     async def jobs(
-        self, *, account_id: By, server_id: ServerId | None, state: JobState | None, offset: int, limit: int
+        self,
+        *,
+        account_id: By,
+        server_id: ServerId | None,
+        state: JobState | None,
+        offset: int,
+        limit: int,
+        since: datetime | None = None,
+        until: datetime | None = None,
     ) -> Page[Job]:
-        """An account's jobs of the last 30 days, newest first. Another account's server has none. Raises
-        StoreUnavailable."""
-        ask = {**given(server=server_id, state=state), "offset": offset, "limit": limit}
+        """An account's jobs of the last 30 days, newest first; only those that were queued between `since` and `until`,
+        the latter not included. Another account's server has none. Raises StoreUnavailable."""
+        bounds = given(since_ms=since and records.milliseconds(since), until_ms=until and records.milliseconds(until))
+        ask = {**given(server=server_id, state=state), **bounds, "offset": offset, "limit": limit}
         count, *rows = await self._call("customers/list_jobs", ask, account_id)
         return Page(count=count, results=await self._many(shown_job, rows, kind="job"))
 

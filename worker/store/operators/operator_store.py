@@ -5,7 +5,7 @@ Each list is read by one script, which looks at a bounded number of entries.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,7 @@ from worker.store.operators import records as ops_records
 from worker.store.operators.finding import HITS_MOST, Hit, KnownSnapshot, asked, hit, key_of_hit, known_snapshot
 from worker.store.operators.memory import Memory, memory_of
 from worker.store.operators.nodes import Node
-from worker.store.operators.overview import Counted, Overview, overview
+from worker.store.operators.overview import HOUR_MS, LAST_DAY, WEEK, Counted, Overview, Window, learned, overview
 from worker.store.operators.records import (
     AuditEntry,
     OpsJob,
@@ -46,6 +46,7 @@ from worker.store.operators.records import (
     UnreadableRecord,
 )
 from worker.store.outcome import LEFT_ITS_NODE
+from worker.store.schedules.schedules import Schedule, shown_schedule
 
 REFUSED_CLAIMS_SHOWN = 100
 UNREADABLE_LISTED = 100
@@ -63,6 +64,8 @@ class JobFilter:
     error_code: str | None = None
     cancelled: bool | None = None  # whether only those that were cancelled, or all others
     text: str | None = None  # part of the ID, server or snapshot name, error detail or request ID; case-insensitive
+    ended_since: datetime | None = None
+    ended_until: datetime | None = None  # not included
 
     def for_script(self) -> dict[str, Any]:
         match = given(
@@ -74,6 +77,10 @@ class JobFilter:
             failure_code=self.error_code,
         )
         ask: dict[str, Any] = {"match": match} | ({"text": self.text.lower()} if self.text else {})
+        ask |= given(
+            ended_since_ms=self.ended_since and records.milliseconds(self.ended_since),
+            ended_until_ms=self.ended_until and records.milliseconds(self.ended_until),
+        )
         return ask | ({} if self.cancelled is None else {"cancelled": self.cancelled})
 
 
@@ -120,16 +127,23 @@ class OperatorStore(Scripts):
         self._silent_ms = round(node_silent_seconds * 1000)
         self._waiting_seconds = waiting_seconds
         self._counted = Counted()
+        self._counted_by_hour = Counted(period_ms=HOUR_MS, kept=WEEK)
 
     async def _do(self, name: str, idempotency: Idempotency | None, *, about: str = "", **ask: Any) -> None:
         """Run a script that changes something, unless it already ran with this key. Raises its refusals; `about`: the
         ID of what it changes."""
         accepted(await self._call(name, {**ask, "idempotency": for_script(idempotency)}), idempotency, id=about)
 
-    async def overview(self) -> Overview:
+    async def overview(self, window: Window = LAST_DAY) -> Overview:
+        """`window`: of its charts."""
         ask = {"silent_ms": self._silent_ms, "since": self._counted.last}
         answer = await self._call("operators/overview", ask)
-        return await self._read(lambda: overview(answer, self._counted))
+        by_hour = await self._hours() if window.period_ms == HOUR_MS else None
+        return await self._read(lambda: overview(answer, self._counted, window, by_hour))
+
+    async def _hours(self) -> Counted:
+        hours = await self._call("operators/hours", {"since": self._counted_by_hour.last})
+        return await self._read(lambda: learned(self._counted_by_hour, hours))
 
     async def memory(self) -> Memory:
         return await memory_of(self._redis)
@@ -257,10 +271,21 @@ class OperatorStore(Scripts):
     # --- servers, findings, audit ---
 
     async def servers(
-        self, *, node: str | None, account_id: AccountId | None, stranded: bool, off: bool = False, cursor: Cursor
+        self,
+        *,
+        node: str | None,
+        account_id: AccountId | None,
+        stranded: bool,
+        off: bool = False,
+        cursor: Cursor,
+        without_snapshot_of: timedelta | None = None,
     ) -> CursorPage[OpsServer]:
-        """In the order of their IDs; those that are stranded, or whose guests are `off` for a job, longest first."""
-        ask = given(node=node, account=account_id, stranded=stranded or None, off=off or None) | cursor.for_script()
+        """In the order of their IDs; those that are stranded, or whose guests are `off` for a job, longest first.
+        `without_snapshot_of`: only those that have no completed snapshot which is younger."""
+        ask: dict[str, Any] = given(node=node, account=account_id, stranded=stranded or None, off=off or None)
+        ask |= cursor.for_script()
+        if without_snapshot_of is not None:
+            ask["no_snapshot_ms"] = round(without_snapshot_of.total_seconds() * 1000)
         count, after, *rows = await self._call("operators/servers", ask)
         return CursorPage.of(count, after, await self._many(ops_records.server, rows, kind="server"))
 
@@ -270,6 +295,14 @@ class OperatorStore(Scripts):
         if not rows:
             raise errors.ServerNotFound.of(id=server_id)
         return await self._one(ops_records.server, rows[0], kind="server")
+
+    async def schedules(
+        self, *, account_id: AccountId | None, server_id: ServerId | None, cursor: Cursor
+    ) -> CursorPage[Schedule]:
+        """Enabled ones, by their next run; the cursor's bounds are of that."""
+        ask = given(account=account_id, server=server_id) | cursor.for_script()
+        count, after, *rows = await self._call("operators/schedules", ask)
+        return CursorPage.of(count, after, await self._many(shown_schedule, rows, kind="schedule"))
 
     async def place(
         self, server_id: ServerId, *, node: str | None = None, account_id: AccountId | None = None

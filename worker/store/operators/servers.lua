@@ -1,4 +1,4 @@
--- include: records, show, walk
+-- include: clock, records, show, walk
 -- Servers as operators see them.
 -- Only reads.
 -- ask: {server} for one, or {node, account, stranded, off, limit, after (see `walk`)} for a page; all but limit may be
@@ -6,7 +6,17 @@
 -- Answers {number of servers if every server of a list matches, else -1, after, server, ...}; a server is {id, {field,
 -- value, ...}, kind of the job that holds it or '', state of that job or '', snapshots that take a slot, its findings
 -- as JSON or '', the moment since which its guest is off for a job or ''}.
+-- no_snapshot_ms: only servers without a completed snapshot of that time; may be missing
 local ask = cjson.decode(ARGV[1])
+local since = ask.no_snapshot_ms and now_ms() - ask.no_snapshot_ms
+
+local function has_snapshot(id)
+  for _, snapshot in ipairs(redis.call('SMEMBERS', 'server:' .. id .. ':counted')) do
+    local status, created_ms = unpack(redis.call('HMGET', 'snapshot:' .. snapshot, 'status', 'created_ms'))
+    if status == 'completed' and (number(created_ms) or 0) >= since then return true end
+  end
+  return false
+end
 
 local function show(id)
   local record = read('server:' .. id)
@@ -30,6 +40,8 @@ local page = walk(ask, list, 'server:', function(id)
   local is_other = ask.node and node ~= ask.node or ask.account and account ~= ask.account
   if is_other or ask.stranded and not stranded then return nil end
   if ask.off and not redis.call('ZSCORE', 'servers:off', id) then return nil end
+  if since and has_snapshot(id) then return nil end
   return show(id)
 end)
-return {#lists <= 2 and not (ask.stranded and ask.off) and redis.call('ZCARD', list) or -1, unpack(page)}
+local counts = #lists <= 2 and not since and not (ask.stranded and ask.off)
+return {counts and redis.call('ZCARD', list) or -1, unpack(page)}
