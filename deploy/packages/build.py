@@ -73,7 +73,7 @@ def _stage(root: Path, package: Package, release: Release, *, wheel: Path, machi
         (programs / program).symlink_to(f"../lib/vps-snapshots/{package.side}/bin/{program}")
     if package.has_completion:
         _write_completion(root)
-        _write_manual(root)
+        _said(sys.executable, "-m", "api.cli.man", str(root / "usr/share/man/man1"))
     documents = root / "usr/share/doc" / package.name
     documents.mkdir(parents=True)
     (documents / "sbom.json").write_text(bill(name=package.name, only={(e.name, e.version) for e in entries}))
@@ -97,11 +97,6 @@ def _write_completion(root: Path) -> None:
         file.parent.mkdir(parents=True)
         environment = os.environ | {"_VPS_SNAPSHOTS_COMPLETE": f"source_{shell}"}
         file.write_text(_said(str(Path(sys.executable).with_name("vps-snapshots")), environment=environment) + "\n")
-
-
-def _write_manual(root: Path) -> None:
-    if (PROJECT / "api" / "cli" / "man.py").exists():
-        _said(sys.executable, "-m", "api.cli.man", str(root / "usr/share/man/man1"))
 
 
 def _changelog(full_version: str) -> str:

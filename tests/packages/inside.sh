@@ -65,6 +65,7 @@ try_packages() {
     install /srv/old/vps-snapshots-api_*.deb /srv/old/vps-snapshots-cli_*.deb
     absent dpkg-query -W libvirt0 gcc python3-libvirt
     vps-snapshots --help >/dev/null
+    [[ $(dpkg-deb --contents /srv/old/vps-snapshots-cli_*.deb) == */usr/share/man/man1/vps-snapshots.1.gz* ]] || die "no manual pages"
     bash -c '. /usr/share/bash-completion/completions/vps-snapshots && complete -p vps-snapshots' >/dev/null
 
     step "node: Debian's libvirt"
