@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi clients sbom lock clean bench bench-pickup \
-    bench-admission bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
+    bench-admission bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
     bench-footprint chaos fuzz migrations failovers backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
@@ -121,6 +121,9 @@ dry-runs: setup-tests ## compare dry run and job over N (300) states of servers 
 
 bench-ops: setup ## measure the operators' lists and pages with N (100000) jobs, compared with 1,000
 	$(BIN)/python -m tests.bench.ops
+
+bench-dashboard: setup-tests ## measure how soon the dashboard answers an operator's questions with N (1000000) jobs, in a real browser
+	$(BIN)/python -m tests.bench.dashboard
 
 bench-live: setup ## measure how long a guest's writes wait for a snapshot without a stop (N=10 rounds)
 	$(REAPING) $(BIN)/python -m tests.bench.live
