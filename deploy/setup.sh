@@ -29,8 +29,9 @@ HYPERVISOR_PACKAGES=(
     swtpm swtpm-tools                               # servers with a TPM
     busybox-static cpio xz-utils                    # to build the guest of the demo and the tests from Debian's kernel
 )
-# Only for the tests: a browser for the dashboard, Prometheus with promtool for metrics and alerts, a backup tool, encryption
-TEST_PACKAGES=(chromium prometheus virtnbdbackup age)
+# Only for the tests: a browser for the dashboard, Prometheus with promtool for metrics and alerts, a backup tool, encryption,
+# and for failovers a proxy before two front ends and network namespaces
+TEST_PACKAGES=(chromium prometheus virtnbdbackup age haproxy iproute2)
 # Only for the benchmarks: wrk makes the calls of `make bench-http`
 BENCH_PACKAGES=(wrk)
 # Only for `make deb` and `make test-packages`
