@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli import bulk, cell, jobs, nodes, servers, snapshots, tokens, top
+from api.cli import accounts, bulk, cell, jobs, nodes, servers, snapshots, tokens, top
 from api.cli.access import TOKEN_VARIABLE, Options
 from api.cli.connection import PROGRAM
 from api.cli.exits import Exit
@@ -80,6 +80,7 @@ for name, group, panel in (
     ("node", nodes.app, _ACT),
     ("server", servers.app, _VIEW),
     ("snapshot", snapshots.app, _ACT),
+    ("account", accounts.app, _ADMINISTER),
     ("token", tokens.app, _ADMINISTER),
 ):
     app.add_typer(group, name=name, rich_help_panel=panel)

@@ -12,7 +12,6 @@ from api.servers.bodies import OpsServersQuery
 from api.servers.calls import SNAPSHOTS_MAX
 from worker.store.calls import Cursor
 from worker.store.customers.customer_store import SnapshotFilter
-from worker.store.model import SNAPSHOTS_PER_SERVER
 from worker.store.operators.operator_store import JobFilter
 
 SERVERS = "/ops/servers/"
@@ -26,9 +25,7 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     page = await context.operators.servers(
         node=query.node, account_id=query.account_id, stranded=query.stranded, cursor=query.cursor
     )
-    return context.rendering.page(
-        request.http, "servers.html", filters=read_filters(request, query), page=page, slots=SNAPSHOTS_PER_SERVER
-    )
+    return context.rendering.page(request.http, "servers.html", filters=read_filters(request, query), page=page)
 
 
 async def show_one(context: Context, request: OperatorRequest) -> web.Response:
@@ -45,7 +42,6 @@ async def show_one(context: Context, request: OperatorRequest) -> web.Response:
         "server.html",
         found=found,
         server=found.view.server,
-        slots=SNAPSHOTS_PER_SERVER,
         stranding=await stranding_job(context.operators, found),
         snapshots=snapshots.results,
         jobs=await context.operators.jobs(JobFilter(server_id=server_id), Cursor(limit=JOBS_LIMIT)),

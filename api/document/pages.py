@@ -62,7 +62,7 @@ PAGES = (
     _of_operators("Cell and events", "overview/", "events/"),
     _of_operators("Nodes", "nodes/"),
     _of_operators("Jobs", "jobs/"),
-    _of_operators("Servers", "servers/"),
+    _of_operators("Servers and accounts", "servers/", "accounts/"),
     _of_operators("Audit and findings", "audit/", "findings/"),
     _of_operators("Tokens", "tokens/"),
     Page(group=OPERATORS, name="service", title="Health checks", has_guide=False, tag="service"),

@@ -46,6 +46,8 @@ _ENTRY = {"token_name": "alice", "method": "POST", "path": "/api/v1/ops/nodes/no
 AUDIT = bodies.AuditList(
     after=None, results=(bodies.AuditEntry(id="1737044100000-0", at=ASKED, fields=_ENTRY, notes=()),)
 )
+LIMITS = bodies.LimitsBody(snapshots_max=20)
+ACCOUNT = bodies.AccountLimits(account_id=77, snapshots_max=20, is_default=False, servers=3)
 CREATE_TOKEN = bodies.TokenBody(name="billing", permissions=["snapshots:read"], account_id=AccountId(77))
 TOKEN_ID = "0a1b2c3d4e5f"  # noqa: S105 - an ID, not a secret
 _TOKEN = bodies.OpsToken(

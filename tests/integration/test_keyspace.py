@@ -279,6 +279,7 @@ async def _nodes(seen: Keyspace, ops: Ops) -> None:
     await seen.look()
     await second.report([])
     await ops.post("nodes/n1/reconcile/", status=202)
+    await ops.call("PUT", f"accounts/{ACCOUNT}/", {"snapshots_max": 6})
     await ops.post("nodes/n1/pause/", {"reason": "new disks"})
     await seen.look()
     await ops.post("nodes/n1/resume/", {"reason": "done"})

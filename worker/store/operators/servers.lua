@@ -1,10 +1,11 @@
--- include: records, show, walk
+-- include: records, show, walk, account_limits
 -- Servers as operators see them.
 -- Only reads.
 -- ask: {server} for one, or {node, account, stranded, limit, after (see `walk`)} for a page; node, account and stranded
 -- may be missing
 -- Answers {number of servers if every server of a list matches, else -1, after, server, ...}; a server is {id, {field,
--- value, ...}, kind of the job that holds it or '', snapshots that take a slot, its findings as JSON or ''}.
+-- value, ...}, kind of the job that holds it or '', snapshots that take a slot, its findings as JSON or '',
+-- snapshots that it may have}.
 local ask = cjson.decode(ARGV[1])
 
 local function show(id)
@@ -12,7 +13,7 @@ local function show(id)
   if not record then return nil end
   local node, server, holding = record.node, show_server(id)
   return {id, server, holding, redis.call('SCARD', 'server:' .. id .. ':counted'),
-    redis.call('HGET', 'node:' .. node .. ':findings', id) or ''}
+    redis.call('HGET', 'node:' .. node .. ':findings', id) or '', snapshots_max(record.account)}
 end
 
 if ask.server then return {-1, {}, show(ask.server)} end
