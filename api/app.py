@@ -38,6 +38,7 @@ from api.measures.exposition import Exposition, SharedExposition
 from api.measures.metrics import Metrics
 from api.measures.store_watch import StoreWatch
 from api.operators import calls as operators
+from api.operators import lookups
 from api.processes import Process
 from api.schedules import calls as schedules
 from api.servers import calls as servers
@@ -53,6 +54,7 @@ from worker.store.access.audit import Audit, AuditKeeper
 from worker.store.access.credentials import Credentials
 from worker.store.access.sessions import SessionLifetime, Sessions
 from worker.store.access.tokens import Limits, Permission, Token, Tokens
+from worker.store.access.usage import NOTED_SECONDS, TokenUses
 from worker.store.access.writes import Writes
 from worker.store.chores.cell_clock import COMPARE_SECONDS, CellClock
 from worker.store.chores.chores import Chores
@@ -69,6 +71,7 @@ TOKEN_CHECK_SECONDS = 30.0  # an event stream ends at most this long after its t
 FIRST_COMPARISON_SECONDS = 1.0  # a start does not wait longer for Redis
 SWEEP_SECONDS = 30.0  # how often jobs that have waited too long are failed
 AUDIT_SECONDS = 0.1  # how late an entry may be in the log
+LAST_NOTE_SECONDS = 1.0  # a stop does not wait longer to write which tokens were used
 STORE_LOOK_SECONDS = 5.0  # how often a write to Redis is tried
 
 By = TypeVar("By")
@@ -91,7 +94,8 @@ def build(
     limits = Limits(calls=settings.calls_per_minute, failed_logins=settings.failed_logins_per_minute)
     tokens = Tokens(redis)
     clock = CellClock(redis, compared=metrics.clocks)
-    callers = Callers(tokens, limits, trusted_proxies=settings.trusted_proxies)
+    uses = TokenUses(redis, now=clock.now)
+    callers = Callers(tokens, limits, trusted_proxies=settings.trusted_proxies, used=uses.note)
     streams = _streams(redis, settings, process)
     store = CustomerStore(
         redis, node_silent_seconds=settings.node_silent_seconds, live_by_default=settings.live is Live.DEFAULT
@@ -101,6 +105,7 @@ def build(
         store,
         node_silent_seconds=settings.node_silent_seconds,
         retry_within_seconds=settings.retry_within_seconds,
+        waiting_seconds=settings.waiting_seconds,
     )
     following = events.EventCalls(streams, callers)
     for_entering: list[tuple[Table[Entering], object]] = [
@@ -114,10 +119,12 @@ def build(
         (webhooks.call, webhooks.WebhookCalls(Webhooks(redis), reach=_reach(settings))),
     ]
     for_operators: list[tuple[Table[Token], object]] = [
-        (operators.call, operators.OperatorCalls(operator_store, tokens)),
+        (operators.call, operators.OperatorCalls(operator_store, tokens, uses)),
+        (lookups.call, lookups.LookupCalls(operator_store)),
         (credentials.call, credentials.CredentialCalls(Credentials(redis))),
         (jobs.ops_call, jobs.OpsJobCalls(operator_store, runbook_url=settings.runbook_url)),
         (servers.ops_call, servers.OpsServerCalls(operator_store, store)),
+        (schedules.ops_call, schedules.OpsScheduleCalls(operator_store)),
         (events.ops_call, following),
     ]
     assets = Assets()
@@ -126,6 +133,7 @@ def build(
         operators=operator_store,
         store=store,
         tokens=tokens,
+        uses=uses,
         streams=streams,
         rendering=Rendering(assets, why_read_only=lambda: watch.refused),
         guard=SessionGuard(callers, _sessions(redis, settings, limits)),
@@ -147,7 +155,7 @@ def build(
         app.cleanup_ctx.append(exposition.running)
     metrics.follow(streams=lambda: streams.open)
     app.on_shutdown.append(streams.end_all)
-    app.cleanup_ctx.extend([_comparing(clock), streams.running, watch.running])
+    app.cleanup_ctx.extend([_comparing(clock), streams.running, watch.running, partial(_noting, uses)])
     if process.does_chores:
         _add_chores(app, redis, settings, clock=clock, metrics=metrics, resolver=resolver)
     _serve(
@@ -180,6 +188,15 @@ async def _keeping(keeper: AuditKeeper, _: web.Application) -> AsyncIterator[Non
     expected: dict[type[Exception], str] = {StoreUnavailable: "audit.store_unavailable"}
     async with in_background(every(AUDIT_SECONDS, keeper.keep_news, name="audit", expected=expected)):
         yield
+
+
+async def _noting(uses: TokenUses, _: web.Application) -> AsyncIterator[None]:
+    expected: dict[type[Exception], str] = {StoreUnavailable: "token_uses.store_unavailable"}
+    async with in_background(every(NOTED_SECONDS, uses.keep, name="token_uses", expected=expected)):
+        yield
+    with suppress(StoreUnavailable, TimeoutError):
+        async with asyncio.timeout(LAST_NOTE_SECONDS):
+            await uses.keep()
 
 
 def _reach(settings: ApiSettings) -> Reach:

@@ -1,6 +1,6 @@
 """Durations, moments, sizes and counts as people read them, in the dashboard and the command line."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _KIB = 1024
@@ -37,6 +37,16 @@ def age(moment: datetime) -> str:
     return rough(max(0.0, (datetime.now(UTC) - moment).total_seconds()))
 
 
+def seconds_since(moment: datetime) -> int:
+    """0 if it is in the future."""
+    return max(0, int((datetime.now(UTC) - moment).total_seconds()))
+
+
+def elapsed(moment: datetime) -> str:
+    """The time since then, as `span` has it."""
+    return span(seconds_since(moment))
+
+
 def ago(moment: datetime) -> str:
     seconds = (datetime.now(UTC) - moment).total_seconds()
     if abs(seconds) < 1:
@@ -44,8 +54,8 @@ def ago(moment: datetime) -> str:
     return f"in {rough(-seconds)}" if seconds < 0 else f"{rough(seconds)} ago"
 
 
-def absolute(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+def absolute(moment: datetime, zone: tzinfo = UTC) -> str:
+    return moment.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def machine(moment: datetime) -> str:

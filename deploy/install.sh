@@ -52,6 +52,7 @@ if [ -n "$extra" ]; then "$home/bin/pip" install -q --no-build-isolation --requi
 "$home/bin/pip" install -q --no-build-isolation --no-deps --force-reinstall .
 
 ln -sf "${programs[@]/#/$home/bin/}" /usr/local/bin/
+[ "$role" != front-end ] || "$home/bin/python" -m api.cli.man /usr/local/share/man/man1
 
 settings=/etc/vps-snapshots/$unit.toml
 if [ -e "$settings" ]; then

@@ -207,6 +207,16 @@ class DriverError(Exception):
         text = str(self)
         return f"{text[:1].upper()}{text[1:]}."
 
+    @property
+    def cause(self) -> str:
+        """What libvirt, QEMU or qemu-img said, in one line of their own words. For operators: it names host paths.
+        "": nothing."""
+        said, error = list[str](), self.__cause__
+        while error is not None:
+            said.append(" ".join(str(error).split()) or type(error).__name__)
+            error = error.__cause__
+        return ": ".join(said)
+
 
 class DomainNotFound(DriverError):
     """No adopted domain has this server id. Nothing was changed."""

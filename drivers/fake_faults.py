@@ -67,10 +67,19 @@ _ON_DISKS = {
 _ON_NVRAM = {Effect.SAVE_NVRAM, Effect.RESTORE_NVRAM, Effect.DELETE_NVRAM}
 
 
+# what libvirt says of a start that fails, in the words of QEMU
+NO_MEMORY = (
+    "internal error: process exited while connecting to monitor: qemu-system-x86_64:"
+    " cannot set up guest memory 'pc.ram': Cannot allocate memory"
+)
+
+
 def usual_error(effect: Effect, target: str) -> DriverError:
     """The error that the real driver raises when the effect fails."""
     if effect is Effect.START:
-        return StartFailed("the domain did not start")
+        failed = StartFailed("the domain did not start")
+        failed.__cause__ = OSError(NO_MEMORY)
+        return failed
     if effect in _ON_DISKS:
         return DiskFailed(f"disk {target} failed: {effect}")
     if effect in {Effect.FREEZE, Effect.THAW}:

@@ -29,7 +29,7 @@ log = structlog.stdlib.get_logger()
 
 
 class Inventory:
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is named where it is given
         self,
         hypervisor: Hypervisor,
         store: NodePort,
@@ -37,17 +37,22 @@ class Inventory:
         reconcile: Callable[[], None] = lambda: None,
         metrics: Metrics | None = None,
         *,
+        slots: int = 0,
+        boot: str = "",
         report_seconds: float = REPORT_SECONDS,
         conflict_seconds: float = CONFLICT_SECONDS,
     ) -> None:
         """`publish` sends a server's snapshots to the store when the store does not know the server. `reconcile` is
-        called when an operator has requested reconciliation. `report_seconds`: interval between reports while nothing
+        called when an operator has requested reconciliation. `slots`: jobs that the node runs at a time; 0: not told.
+        `boot`: the ID of the kernel's start; "": not told. `report_seconds`: interval between reports while nothing
         changes. `conflict_seconds`: how long two nodes may both report a server before it is logged as an error."""
         self._hypervisor = hypervisor
         self._store = store
         self._publish = publish
         self._reconcile = reconcile
         self._metrics = metrics or Metrics()
+        self._slots = slots
+        self._boot = boot
         self._report_seconds = report_seconds
         self._conflict_seconds = conflict_seconds
         self._reconcile_asked = ""
@@ -161,7 +166,12 @@ class Inventory:
         pools = tuple(Pool.model_validate(pool, from_attributes=True) for pool in about.pools)
         self._metrics.storage(pools)
         return NodeFacts(
-            worker=version("vps-snapshots"), hypervisor=about.hypervisor, emulator=about.emulator, pools=pools
+            worker=version("vps-snapshots"),
+            hypervisor=about.hypervisor,
+            emulator=about.emulator,
+            pools=pools,
+            slots=self._slots,
+            boot=self._boot,
         )
 
     async def keep_reporting(self) -> None:

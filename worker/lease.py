@@ -44,6 +44,14 @@ def machine_id(state_folder: Path) -> str:
     return f"{machine}:{state_folder.resolve()}"
 
 
+def boot_id() -> str:
+    """Identifies this start of the host's kernel; "" if it cannot be read."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 class HypervisorLock:
     """A lock on a folder that is the same for all workers of one hypervisor, whatever their settings.
 

@@ -22,7 +22,7 @@ from worker.inventory import REPORT_SECONDS, Inventory
 from worker.job_log import JobLog
 from worker.journal import Journal, JournalFailed, NewerJournal
 from worker.journal import drop_kept as drop_kept_tag
-from worker.lease import HypervisorLock, Lease, NodeLock, NodeTaken, machine_id, who_am_i
+from worker.lease import HypervisorLock, Lease, NodeLock, NodeTaken, boot_id, machine_id, who_am_i
 from worker.local_redis import LocalRedis, LocalRedisDied, local_redis
 from worker.metrics import Metrics
 from worker.node_worker import NodeWorker
@@ -420,7 +420,13 @@ def _wired(means: _Means) -> _Parts:
         metrics=metrics,
     )
     inventory = Inventory(
-        means.hypervisor, store, publish=reconciler.server, reconcile=reconciler.soon, metrics=metrics
+        means.hypervisor,
+        store,
+        publish=reconciler.server,
+        reconcile=reconciler.soon,
+        metrics=metrics,
+        slots=settings.max_jobs,
+        boot=boot_id(),
     )
 
     async def lease_gained() -> None:

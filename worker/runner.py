@@ -22,7 +22,7 @@ from worker.store.errors import StoreUnavailable
 from worker.store.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
 from worker.store.nodes.node_store import BeginRefused, LeaseLost
 from worker.store.nodes.port import NodePort
-from worker.store.outcome import Outcome
+from worker.store.outcome import Outcome, bounded_cause
 
 RETRY_MOST_SECONDS = 5.0  # longest wait between two attempts at a step
 POWER_SECONDS = 2.0  # limit for reading a server's power state at the end of a job
@@ -292,7 +292,7 @@ class Runner:
         wait = self._limits.first_retry_seconds
         limit = self._limits.step_seconds + (self._policy.grace_seconds if step is Step.STOPPING else 0)
         strands = step in procedure.strands
-        began, tries = time.monotonic(), 0
+        began, tries, cause = time.monotonic(), 0, ""
         while True:
             tries += 1
             self._publisher.step(work.task.job_id, step, attempt=tried + tries)
@@ -304,23 +304,24 @@ class Runner:
                 reason = Failure(code="step_timeout", detail=f"The step took longer than {limit:.0f} seconds.")
                 break
             except DriverError as error:
-                reason = Failure(code=error.code, detail=error.detail)
+                reason, cause = Failure(code=error.code, detail=error.detail), error.cause
                 if isinstance(error, NotEnoughSpace) and await self.safety.make_room_for(work.task):
                     continue
                 # A step whose failure strands the VM is retried after any error: giving up is the worst outcome.
                 waits = time.monotonic() - began < self._patience_seconds(step, error, limit if strands else None)
                 if not waits and (tries >= self._limits.tries or not (strands or error.retryable)):
-                    log.warning("step.failed", step=step, code=error.code, exc_info=error)
+                    log.warning("step.failed", step=step, code=error.code, cause=cause or None, exc_info=error)
                     break
-                log.warning("step.tried", step=step, code=error.code, again_in_seconds=wait)
+                log.warning("step.tried", step=step, code=error.code, cause=cause or None, again_in_seconds=wait)
                 self._metrics.tried_again(work.task.kind, step)
                 await asyncio.sleep(wait)
                 wait, work = min(2 * wait, RETRY_MOST_SECONDS), replace(work, interrupted=True)
             except Exception as error:
                 log.error("step.broke", step=step, exc_info=error)  # noqa: TRY400 - exc_info has it
                 reason = Failure(code="internal_error", detail="An unexpected error occurred; it was logged.")
+                cause = f"{type(error).__name__}: {error}"
                 break
-        return await self._failed(procedure, step, work, reason)
+        return await self._failed(procedure, step, work, reason, cause)
 
     def _patience_seconds(self, step: Step, error: DriverError, limit: float | None) -> float:
         """How long a step is retried, beyond the number of tries. `limit`: for a step whose failure strands the
@@ -330,8 +331,8 @@ class Runner:
             return min(patience, self._limits.thaw_seconds) if isinstance(error, AgentFailed) else patience
         return self._limits.start_seconds if step is Step.STARTING and error.retryable else 0.0
 
-    async def _failed(self, procedure: Procedure, step: Step, work: Work, reason: Failure) -> Next:
-        """The step after one that has failed for good."""
+    async def _failed(self, procedure: Procedure, step: Step, work: Work, reason: Failure, cause: str = "") -> Next:
+        """The step after one that has failed for good. `cause`: what the hypervisor said."""
         facts = work.facts
         # The start may have succeeded although the worker died or the reply was lost: check before reporting it as off.
         if step is Step.STARTING and await self._power(work.task.server_id) == Power.ON:
@@ -340,7 +341,7 @@ class Runner:
         else:
             traces.step_failed(reason.code)
             strands = step in procedure.strands and not _has_moved(facts, reason)
-            facts = facts.failed(replace(reason, stranded=strands))
+            facts = facts.failed(replace(reason, stranded=strands), f"{step}: {cause}" if cause else "")
         return Next(step=procedure.if_it_fails[step](facts), facts=facts)
 
     async def _let_go(self, server_id: ServerId) -> None:
@@ -370,6 +371,7 @@ def _outcome(task: Task, facts: Facts, *, safety_kept_seconds: float) -> Outcome
     return Outcome(
         state=JobState.COMPLETED if facts.failure is None else JobState.FAILED,
         failure=facts.failure,
+        cause=bounded_cause(facts.cause),
         downtime_seconds=facts.downtime_seconds,
         size_mb=facts.size_mb,
         snapshot_status=status,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from api import words
-from api.cli import formats
+from api.cli import formats, resolve
 from api.cli.client import Body, Client
 from api.cli.connection import run
 from api.cli.exits import Exit
@@ -54,7 +54,7 @@ def cancel_jobs(
 
     async def cancel(client: Client) -> Exit:
         found = await _matching(client, filters | {"state": "queued"}, since) if match else []
-        ids = jobs or [job["id"] for job in found]
+        ids = await resolve.jobs(client, jobs or []) or [job["id"] for job in found]
         if ids:
             _list(output, [(job["id"], f"{formats.what(job)}, {_ago(job['queued_at'])}") for job in found])
             if not yes:
@@ -81,7 +81,7 @@ def retry_jobs(
         if not yes:
             ensure_terminal("Retry?")
         wanted = filters | {"state": "failed", "cancelled": "false"}
-        ids = jobs or [job["id"] for job in await _matching(client, wanted, since)]
+        ids = await resolve.jobs(client, jobs or []) or [job["id"] for job in await _matching(client, wanted, since)]
         order = {"action": "retry", "force": force}
         told = await _post(client, order | {"dry_run": True}, ids)
         retried = [one["job"] for one in told if one["done"]]

@@ -55,6 +55,7 @@ def _show_overview(output: Output, overview: Body) -> None:
     output.facts(
         (
             ("stranded servers", formats.alarming(stranded)),
+            ("guests off", words.number(off) if (off := overview.get("servers_off")) else None),
             ("queued", words.number(overview["queued"])),
             ("oldest", f"{oldest['id']}, waiting for {formats.age(oldest['queued_at'])}" if oldest else None),
             ("in progress", words.number(overview["in_progress"])),

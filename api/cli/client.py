@@ -1,6 +1,7 @@
 """A client of the API: it takes paths below /api/v1/ and returns the API's bodies. Raises only CliError."""
 
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-from api.cli.exits import CliError, Exit, Refused, Unreachable
+from api.cli.exits import CliError, Exit, OperatorsOnly, Refused, Unreachable
 from api.cli.later import asyncio
 
 Result = TypeVar("Result")
@@ -23,6 +24,9 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 5.0  # between tries while the s
 READ_ONLY = "store_read_only"  # a problem's code: it lasts until an operator has repaired Redis
 MISSED = "missed"  # the client's own kind of event: events were lost
 OUTAGE_SECONDS = 600.0  # how long the API may be unreachable while a job or the events are followed
+
+LIMIT_WINDOW_SECONDS = 60.0  # of the service's rate limits
+_RATE_LIMIT = re.compile(r";r=([0-9]{1,9});t=([0-9]{1,9})")
 
 _RETRYABLE = {
     HTTPStatus.TOO_MANY_REQUESTS,
@@ -75,6 +79,17 @@ class Client:
     def __init__(self, wire: Wire, *, account: int | None) -> None:
         self._wire = wire
         self._headers = {} if account is None else {"X-Account-Id": str(account)}
+        self._is_operator: bool | None = None if account is None else False
+        self._allowance: tuple[int, int] | None = None
+
+    @property
+    def seconds_for_each_call(self) -> float:
+        """How long to wait between calls for the token's limit to last: the rest of its calls, spread over the time
+        until it has more. 0 if the service names no limit."""
+        if self._allowance is None:
+            return 0.0
+        left, seconds = self._allowance
+        return min(LIMITED_SECONDS, max(seconds, LIMIT_WINDOW_SECONDS) / (left + 1))
 
     async def get(self, path: str, query: Query | None = None) -> Body:
         return (await self._call("GET", path, query=query)).body
@@ -105,14 +120,26 @@ class Client:
     async def either(
         self, operators: Callable[[], Awaitable[Result]], customers: Callable[[], Awaitable[Result]]
     ) -> Result:
-        """The operators' call, or the customers' if the token lacks the permission."""
-        if not self._headers:
-            try:
-                return await operators()
-            except Refused as refused:
-                if refused.code != "permission_denied":
-                    raise
-        return await customers()
+        """The customers' call, or the operators' if the token acts for no account. Which it is, is asked once."""
+        if self._is_operator:
+            return await operators()
+        try:
+            found = await customers()
+        except (Refused, OperatorsOnly) as refused:
+            if self._is_operator is False or not (isinstance(refused, OperatorsOnly) or _acts_for_nobody(refused)):
+                raise
+            found = await self._as_operator(operators, refused)
+            self._is_operator = True
+            return found
+        self._is_operator = False
+        return found
+
+    async def _as_operator(self, operators: Callable[[], Awaitable[Result]], refused: CliError) -> Result:
+        """Raises `refused` for a customer's token that lacks a permission."""
+        try:
+            return await operators()
+        except Refused as also:
+            raise refused if also.code == "permission_denied" else also from also
 
     async def collect(self, path: str, query: Query, *, limit: int | None) -> Body:
         """An operators' list, from all of its cursor pages. `limit` None: no limit."""
@@ -145,7 +172,7 @@ class Client:
     ) -> AsyncIterator[Event]:
         """Events from now on: of all accounts, or of the token's account. It resumes after a lost connection.
         Raises Unreachable if the first connection fails, or if there was none for OUTAGE_SECONDS."""
-        path = "events/" if self._headers else "ops/events/"
+        path = "ops/events/" if self._is_operator else "events/"
         seen: dict[str, str] = {}  # the Last-Event-ID header, if any
         clock = asyncio.get_running_loop().time
         heard_at: float | None = None
@@ -161,9 +188,9 @@ class Client:
                         yield event
                 lost(Unreachable("The service closed the stream."))
             except Refused as refused:
-                if refused.code != "permission_denied" or path == "events/":
+                if self._is_operator is False or path == "ops/events/" or not _acts_for_nobody(refused):
                     raise
-                path = "events/"
+                path = "ops/events/"
                 continue
             except Unreachable as error:
                 if heard_at is None or clock() - heard_at > OUTAGE_SECONDS:
@@ -189,8 +216,21 @@ class Client:
                 break
             after = reply.headers.get("Retry-After", "")  # a proxy may send a date
             await asyncio.sleep(min(int(after), LIMITED_SECONDS) if after.isdecimal() and after.isascii() else 1.0)
+        self._allowance = _allowance(reply.headers)
         _check(reply)
         return Answer(body=_json(reply.raw) if reply.raw else {}, job_id=reply.headers.get("X-Job-Id"))
+
+
+def _acts_for_nobody(refused: Refused) -> bool:
+    """Whether a customer's call was refused as one with an operator's token is: for a permission that it lacks, or for
+    the account that it does not name."""
+    return refused.code == "permission_denied" or "X-Account-Id" in str(refused)
+
+
+def _allowance(headers: Mapping[str, str]) -> tuple[int, int] | None:
+    """How many calls are left, and the seconds until there are more: of the header RateLimit."""
+    found = _RATE_LIMIT.search(headers.get("RateLimit", ""))
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def segment(text: str) -> str:

@@ -9,6 +9,7 @@ from api.cli.client import PAGE_MAX, Body, Client
 from api.cli.connection import connected
 from api.cli.exits import CliError
 from api.cli.later import asyncio
+from api.cli.profiles import profile
 
 _SECONDS = 2.0  # the user waits after pressing Tab
 _OFFERED = 50
@@ -22,7 +23,11 @@ def _completing(
     async def ask(context: typer.Context) -> list[Offer]:
         given = context.find_root().params
         options = Options(
-            url=given["url"], token_file=given["token_file"], account=given["account"], timeout_seconds=_SECONDS
+            url=given["url"],
+            token_file=given["token_file"],
+            account=given["account"],
+            timeout_seconds=_SECONDS,
+            profile=lambda: profile(given["name"]),
         )
         async with connected(access(options)) as client:
             return [offer(one) for one in (await collect(client))["results"]]

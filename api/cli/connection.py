@@ -1,5 +1,7 @@
 """Runs a command against the service, and exits with its code."""
 
+import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -25,10 +27,12 @@ def run(context: typer.Context, action: Callable[[Client], Awaitable[Exit | None
 
     try:
         code = asyncio.run(call()) or Exit.OK
+        sys.stdout.flush()
     except CliError as error:
         code = _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        raise  # `| head`: typer ends silently
+    except BrokenPipeError:  # `| head` has what it wants
+        _discard_output()
+        code = Exit.OK
     except OSError as error:  # network errors are Unreachable
         code = _fail(f"Cannot write the output: {error.strerror}.", Exit.REFUSED)
     except UNREADABLE as error:
@@ -39,6 +43,13 @@ def run(context: typer.Context, action: Callable[[Client], Awaitable[Exit | None
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
     raise typer.Exit(code)
+
+
+def _discard_output() -> None:
+    """What is still buffered would be written at the exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _fail(text: str, code: Exit) -> Exit:

@@ -1,9 +1,6 @@
 """Commands for the credentials of nodes."""
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +10,7 @@ import typer
 from api.cli import formats
 from api.cli.client import Body, Client, segment
 from api.cli.commands import perform
-from api.cli.exits import CliError, Exit
+from api.cli.files import private
 from api.cli.help import group
 from api.cli.options import Json, Lifetime, NodeArgument, Yes, lifetime_hours, period
 from api.cli.output import Column, Output
@@ -106,36 +103,37 @@ def _path(node: str) -> str:
 def _make(
     context: typer.Context, path: str, body: Body, *, out: Path | None, as_json: bool, question: str | None
 ) -> None:
+    def made(new: Body) -> str:
+        return f"credential {new['id']} of node {new['node']}"
+
+    make_secret(context, path, body, made, out=out, as_json=as_json, question=question)
+
+
+def make_secret(
+    context: typer.Context,
+    path: str | Callable[[Client], Awaitable[str]],
+    body: Body | None,
+    made: Callable[[Body], str],
+    *,
+    out: Path | None,
+    as_json: bool,
+    question: str | None,
+) -> None:
+    """Create something with a secret, which is written to `out` or printed. `made`: what the body says was created."""
+
     async def make(client: Client) -> Body:
+        to = path if isinstance(path, str) else await path(client)
         if out is None:
-            return await client.post(path, body)
-        with _private(out) as file:  # before the call: the secret cannot be had again
-            new = await client.post(path, body)
+            return await client.post(to, body)
+        with private(out) as file:  # before the call: the secret cannot be had again
+            new = await client.post(to, body)
             file.write_text(f"{new.pop('secret')}\n")
         return new
 
     def show(output: Output, new: Body) -> None:
         where = "its secret is shown only once:" if out is None else f"its secret is in {out}"
-        output.note(f"credential {new['id']} of node {new['node']} created; {where}")
+        output.note(f"{made(new)} created; {where}")
         if out is None:
             typer.echo(new["secret"])
 
     perform(context, make, show, as_json=as_json, question=question)
-
-
-@contextmanager
-def _private(path: Path) -> Iterator[Path]:
-    """A new file that only its owner can read. It takes the place of `path` at the end. Raises CliError."""
-    if path.is_dir():
-        raise CliError(Exit.USAGE, f"Cannot write {path}: it is a folder.")
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise CliError(Exit.USAGE, f"Cannot write {path}: {error.strerror}.") from error
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.replace(name, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(name)

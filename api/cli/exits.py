@@ -43,6 +43,13 @@ class Refused(CliError):
         self.code = code
 
 
+class OperatorsOnly(CliError):
+    """A customer's token cannot do this."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(Exit.NOT_ALLOWED, text)
+
+
 class Unreachable(CliError):
     """No response, or one that asks to retry later."""
 

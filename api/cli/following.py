@@ -1,21 +1,24 @@
 """Follows a job until it ends: a progress bar at a terminal, lines in a log, or JSON lines."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from api import words
 from api.cli import formats
-from api.cli.client import Body, Client, retrying, segment
-from api.cli.exits import CliError, Exit, Unreachable
+from api.cli.client import MISSED, Body, Client, retrying, segment
+from api.cli.exits import CliError, Exit, Refused, Unreachable
 from api.cli.later import asyncio
 from api.cli.output import Output
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-POLL_SECONDS = 0.5
+POLL_SECONDS, POLL_FACTOR, POLL_MOST_SECONDS = 0.5, 1.5, 10.0  # without a stream of events
+SURE_SECONDS = 30.0  # with one: an event may be lost where nobody notices it
+LISTEN_AGAIN_SECONDS = 30.0  # until a stream is asked for again that was refused
+TICK_SECONDS = 0.5  # how often the time shown goes on
 ENDED = {"completed", "failed"}
 
 
@@ -30,9 +33,13 @@ async def to_the_end(client: Client, job_id: str, output: Output, *, max_seconds
     found = await job(client, job_id)
     command = f"vps-snapshots job show {job_id} --follow"
     try:
-        async with asyncio.timeout(max_seconds), _reporter(found, output) as reporter:
+        async with (
+            asyncio.timeout(max_seconds),
+            _reporter(found, output) as reporter,
+            _news(client, job_id, is_needed=found["state"] not in ENDED) as news,
+        ):
             while found["state"] not in ENDED:
-                await asyncio.sleep(POLL_SECONDS)
+                await news.wait(reporter.tick)
                 found = await retrying(lambda: job(client, job_id), on_outage=reporter.outage)
                 reporter.report(found)
     except TimeoutError:
@@ -45,6 +52,63 @@ async def to_the_end(client: Client, job_id: str, output: Output, *, max_seconds
     if not output.as_json:
         _show_end(output, found)
     return exit_of(found)
+
+
+class _News:
+    """Says when to look at a job: after each of its events, or, where there is no stream of events, from time to time,
+    ever more seldom while nothing changes, and only as often as the token's limit lasts."""
+
+    def __init__(self, client: Client, job_id: str) -> None:
+        self._client = client
+        self._job_id = job_id
+        self._changed = asyncio.Event()
+        self._is_listening = False
+        self._poll_seconds = POLL_SECONDS
+
+    async def listen(self) -> None:
+        while True:
+            with suppress(Refused, Unreachable):  # polled meanwhile
+                async for event in self._client.events(listening=self._heard, lost=self._lost):
+                    if event.kind == MISSED or event.data.get("job_id") == self._job_id:
+                        self._changed.set()
+            self._is_listening = False
+            await asyncio.sleep(LISTEN_AGAIN_SECONDS)
+
+    async def wait(self, tick: Callable[[], None]) -> None:
+        """Until it is time to look; `tick` is called meanwhile."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + (SURE_SECONDS if self._is_listening else self._next_poll())
+        while not self._changed.is_set() and (left := until - clock()) > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, TICK_SECONDS)):
+                    await self._changed.wait()
+            tick()
+        self._changed.clear()
+
+    def _next_poll(self) -> float:
+        seconds = max(self._poll_seconds, self._client.seconds_for_each_call)
+        self._poll_seconds = min(self._poll_seconds * POLL_FACTOR, POLL_MOST_SECONDS)
+        return seconds
+
+    def _heard(self) -> None:
+        self._is_listening = True
+        self._changed.set()  # something may have happened before
+
+    def _lost(self, _: Unreachable) -> None:
+        self._is_listening, self._poll_seconds = False, POLL_SECONDS
+        self._changed.set()
+
+
+@asynccontextmanager
+async def _news(client: Client, job_id: str, *, is_needed: bool) -> AsyncIterator[_News]:
+    news = _News(client, job_id)
+    listening = asyncio.create_task(news.listen()) if is_needed else None
+    try:
+        yield news
+    finally:
+        if listening is not None:
+            listening.cancel()
+            await asyncio.wait({listening})
 
 
 def exit_of(job: Body) -> Exit:
@@ -89,6 +153,9 @@ class _Lines:
         else:
             self._output.note(formats.job_state(job))
 
+    def tick(self) -> None:
+        """Nothing: a line says no time."""
+
     def outage(self, error: Unreachable) -> None:
         if not self._has_outage:
             self._output.note(f"{error} Retrying.")
@@ -101,12 +168,20 @@ class _Bar:
     def __init__(self, bar: "Progress", task: "TaskID") -> None:
         self._bar = bar
         self._task = task
+        self._job: Body | None = None
+
+    def tick(self) -> None:
+        """The time goes on."""
+        if self._job is not None:
+            self._bar.update(self._task, left=_left(self._job))
 
     def report(self, job: Body) -> None:
+        self._job = job
         now = job["step"] if job["state"] == "in_progress" else job["state"]
         self._bar.update(self._task, completed=job["percent"], now=now or "starting", left=_left(job))
 
     def outage(self, _: Unreachable) -> None:
+        self._job = None
         self._bar.update(self._task, left="[yellow]not responding, retrying[/]")
 
 

@@ -20,6 +20,7 @@ STYLES = {
     "alive": "green",
     "paused": "yellow",
     "silent": "bold red",
+    "failing": "bold red",
 }
 
 
@@ -71,12 +72,41 @@ def job_state(job: Body) -> "Text":
     """The state, or the progress of a running job."""
     if job["state"] == "in_progress":
         return styled(progress(job), STYLES["in_progress"])
+    if job.get("resolved_at"):
+        return word("resolved")
     return word("stranded" if is_stranded(job) else "cancelled" if job_error(job) == "cancelled" else job["state"])
 
 
+def server_state(server: Body) -> "Text":
+    """The most important part of a server's state. A service of an earlier version does not tell its job's state."""
+    if server.get("stranded_by"):
+        return word("stranded")
+    return word("queued" if (server["job"] or {}).get("state") == "queued" else server["status"])
+
+
+def taken(server: Body) -> str:
+    """Who repairs a stranded server."""
+    hands = server.get("taken")
+    return f"{hands['by']}, {age(hands['at'])} ago" if hands else "nobody"
+
+
+def off_for(thing: Body) -> str | None:
+    """How long the guest of a server or a job is off for a job."""
+    since = thing.get("off_since")
+    return words.elapsed(moment(since)) if since else None
+
+
+def waiting_facts(job: Body) -> tuple[tuple[str, str | None], ...]:
+    """Why a queued job has not begun. A service of an earlier version does not say."""
+    waiting = job.get("waiting")
+    if not waiting:
+        return ()
+    return ("waits", waiting["detail"]), ("given up", waiting["given_up_at"] and f"{at(waiting['given_up_at'])} UTC")
+
+
 def is_stranded(job: Body) -> bool:
-    """Whether the server still needs a repair. Jobs in lists have no `resolution` and count as unresolved."""
-    return bool(job["error"] and job["error"]["stranded"] and not job.get("resolution"))
+    """Whether the server still needs a repair. A job as its account sees it does not say whether it was repaired."""
+    return bool(job["error"] and job["error"]["stranded"] and not job.get("resolution") and not job.get("resolved_at"))
 
 
 def contents(held: Body) -> str:
@@ -111,6 +141,7 @@ def run_facts(job: Body) -> tuple[tuple[str, str | None], ...]:
     return (
         ("took", between(job["started_at"], job["finished_at"])),
         ("downtime", None if downtime is None else words.span(downtime)),
+        ("off for", off_for(job)),
     )
 
 
@@ -136,7 +167,20 @@ def what(job: Body) -> str:
 def node_state(node: Body) -> "Text":
     if node["alive"] and node["paused"]:
         return word("paused")
-    return word("alive" if node["alive"] else "silent")
+    return word("silent" if not node["alive"] else "failing" if node.get("failing") else "alive")
+
+
+def failed_lately(node: Body) -> str:
+    """The jobs that failed in the last hour, stranded ones in brackets; "-" where an older service does not say."""
+    ended = node.get("last_hour")
+    if not ended:
+        return "-"
+    return f"{ended['failed']} ({ended['stranded']} stranded)" if ended["stranded"] else str(ended["failed"])
+
+
+def ended_lately(node: Body) -> str | None:
+    ended = node.get("last_hour")
+    return ended and f"{ended['completed']} completed, {ended['failed']} failed, {ended['stranded']} stranded"
 
 
 def free(node: Body) -> str:

@@ -5,17 +5,20 @@ from typing import Annotated
 
 import typer
 
-from api.cli import following, formats, options
+from api.cli import following, formats, options, resolve
 from api.cli.client import Body, Client, segment
 from api.cli.commands import Question, perform
 from api.cli.connection import run
-from api.cli.exits import CliError, Exit
+from api.cli.exits import CliError, Exit, OperatorsOnly
 from api.cli.help import group
 from api.cli.later import asyncio
 from api.cli.output import Column, Output
 from worker.store.model import JobKind
 
 app = group("Show, follow, retry, cancel or resolve a job.")
+
+
+SHORT_ID = 8  # digits of a job's ID at a terminal: they are enough for every command
 
 
 class ShownState(StrEnum):
@@ -33,14 +36,14 @@ def _error(job: Body) -> str:
 
 
 COLUMNS = (
-    Column(title="JOB", of=lambda job: job["id"]),
+    Column(title="JOB", of=lambda job: job["id"], digits=SHORT_ID),
     Column(title="STATE", of=formats.job_state),
-    Column(title="KIND", of=lambda job: job["kind"]),
+    Column(title="KIND", of=lambda job: job["kind"], yields=3),
     Column(title="SERVER", of=lambda job: job["server"]["id"]),
-    Column(title="NAME", of=lambda job: job["server"]["name"], yields=3),
-    Column(title="AGE", of=lambda job: formats.age(job["queued_at"]), yields=2, right=True),
-    Column(title="ERROR", of=_error, yields=1),
-    Column(title="NODE", of=lambda job: job.get("node", "-"), yields=4),
+    Column(title="NAME", of=lambda job: job["server"]["name"], yields=4),
+    Column(title="AGE", of=lambda job: formats.age(job["queued_at"]), yields=1, right=True),
+    Column(title="ERROR", of=_error),
+    Column(title="NODE", of=lambda job: job.get("node", "-"), yields=2),
     Column(title="SNAPSHOT", of=lambda job: formats.named(job["snapshot"]), yields=5),
     Column(title="ACCOUNT", of=lambda job: job.get("account_id", "-"), yields=6, right=True),
 )
@@ -49,6 +52,7 @@ STEP_COLUMNS = (
     Column(title="ATTEMPT", of=lambda step: step["attempt"], right=True),
     Column(title="STARTED (UTC)", of=lambda step: formats.at(step["started_at"])),
     Column(title="TOOK", of=lambda step: "running" if step["seconds"] is None else formats.seconds(step["seconds"])),
+    Column(title="RESULT", of=lambda step: formats.word("failed") if step.get("failed") else "", yields=1),
 )
 
 
@@ -66,30 +70,36 @@ def list_jobs(  # noqa: PLR0913 - an option is a parameter, and the API has so m
     ] = None,
     since: options.Moment = None,
     until: options.Moment = None,
+    ended_since: options.Moment = None,
+    ended_until: options.Moment = None,
     limit: options.Limit = 50,
     everything: options.All = False,
     as_json: options.Json = False,
 ) -> None:
-    """List jobs, newest first. An account token lists its own jobs, by state and server."""
+    """List jobs, newest first. An account token lists its own jobs, by state, server and time."""
     filters = {"state": state, "kind": kind, "node": node, "account_id": account_id, "server_id": server_id}
     filters |= {"error_code": error_code, "text": text}
     filters |= {"since": options.rfc3339(since), "until": options.rfc3339(until)}
+    filters |= {"ended_since": options.rfc3339(ended_since), "ended_until": options.rfc3339(ended_until)}
     query = {name: value for name, value in filters.items() if value is not None}
     rows, output = None if everything else limit, Output(as_json=as_json)
 
     async def of_all(client: Client) -> tuple[Body, Body | None]:
-        listing = client.collect("ops/jobs/", {**query, **_without_cancelled(state)}, limit=rows)
+        server = await resolve.server_if_any(client, server_id)
+        wanted = query | ({"server_id": server} if server else {})
+        listing = client.collect("ops/jobs/", {**wanted, **_without_cancelled(state)}, limit=rows)
         if output.as_json:
             return await listing, None
         listed, overview = await asyncio.gather(listing, client.get("ops/overview/"))
         return listed, overview
 
     async def of_account(client: Client) -> tuple[Body, None]:
-        if denied := query.keys() - {"state", "server_id"}:
-            raise CliError(Exit.NOT_ALLOWED, f"Only an operator token can filter by {', '.join(sorted(denied))}.")
+        if denied := query.keys() - {"state", "server_id", "since", "until"}:
+            raise OperatorsOnly(f"Only an operator token can filter by {', '.join(sorted(denied))}.")
         if state is ShownState.CANCELLED:
-            raise CliError(Exit.NOT_ALLOWED, "Only an operator token can filter by the state cancelled.")
-        return await client.collect_pages("jobs/", query, limit=rows), None
+            raise OperatorsOnly("Only an operator token can filter by the state cancelled.")
+        server = await resolve.server_if_any(client, server_id)
+        return await client.collect_pages("jobs/", query | ({"server_id": server} if server else {}), limit=rows), None
 
     async def show(client: Client) -> None:
         listed, overview = await client.either(lambda: of_all(client), lambda: of_account(client))
@@ -119,9 +129,17 @@ def show_job(
     """Show a job with its steps, log and error. With --follow, --json prints a line per change."""
     if follow:
         output = Output(as_json=as_json)
-        run(context, lambda client: following.to_the_end(client, job, output, max_seconds=max_wait))
+
+        async def follow_job(client: Client) -> Exit:
+            return await following.to_the_end(client, await resolve.job(client, job), output, max_seconds=max_wait)
+
+        run(context, follow_job)
     else:
-        perform(context, lambda client: following.job(client, job), show_one, as_json=as_json)
+        perform(context, lambda client: _found(client, job), show_one, as_json=as_json)
+
+
+async def _found(client: Client, job: str) -> Body:
+    return await following.job(client, await resolve.job(client, job))
 
 
 @app.command("retry")
@@ -139,10 +157,11 @@ def retry_job(
     output = Output(as_json=as_json)
 
     async def retry(client: Client) -> Exit:
+        job_id = await resolve.job(client, job)
         if not yes:
-            options.confirm(await _ask_retry(client, job, force=force))
+            options.confirm(await _ask_retry(client, job_id, force=force))
         query = {"force": "true"} if force else None
-        new = (await client.start(f"ops/jobs/{segment(job)}/retry/", query=query)).body
+        new = (await client.start(f"ops/jobs/{segment(job_id)}/retry/", query=query)).body
         if not as_json:
             output.say(f"job {new['id']}: {formats.what(new)}")
         if follow:
@@ -160,10 +179,14 @@ def cancel_job(
 ) -> None:
     """Cancel a job that has not started."""
 
-    path = f"jobs/{segment(job)}/cancel/"
+    async def cancel(client: Client) -> Body:
+        found = await _found(client, job)  # says whose token it is: a refused change would be in the audit log
+        path = f"jobs/{segment(found['id'])}/cancel/"
+        return await client.either(lambda: client.post(f"ops/{path}"), lambda: client.post(path))
+
     perform(
         context,
-        lambda client: client.either(lambda: client.post(f"ops/{path}"), lambda: client.post(path)),
+        cancel,
         lambda output, ended: output.say(f"cancelled: {formats.what(ended)}"),
         as_json=as_json,
         question=None if yes else _question("Cancel: {}?", job),
@@ -180,17 +203,21 @@ def resolve_job(
     as_json: options.Json = False,
 ) -> None:
     """Mark a stranded server as repaired."""
+
+    async def mark(client: Client) -> Body:
+        return await client.post(f"ops/jobs/{segment(await resolve.job(client, job))}/resolve/", {"reason": reason})
+
     perform(
         context,
-        lambda client: client.post(f"ops/jobs/{segment(job)}/resolve/", {"reason": reason}),
+        mark,
         lambda output, resolved: output.say(f"resolved: {formats.what(resolved)}"),
         as_json=as_json,
         question=None if yes else _question("Mark the server as repaired: {}?", job),
     )
 
 
-async def _describe(client: Client, question: str, job_id: str) -> str:
-    found = await following.job(client, job_id)
+async def _describe(client: Client, question: str, job: str) -> str:
+    found = await _found(client, job)
     return question.format(f"{formats.what(found)}, {found['state']}")
 
 
@@ -218,6 +245,7 @@ def show_one(output: Output, job: Body) -> None:
             ("what", formats.what(job)),
             ("state", formats.job_state(job)),
             ("error", f"{error['code']}: {error['detail']}" if error else None),
+            ("cause", job.get("cause")),
             ("runbook", job.get("runbook")),
             (
                 "resolved",
@@ -225,6 +253,7 @@ def show_one(output: Output, job: Body) -> None:
             ),
             ("queued", f"{formats.at(job['queued_at'])} UTC"),
             ("waited", formats.between(job["queued_at"], job["started_at"])),
+            *formats.waiting_facts(job),
             *formats.run_facts(job),
             *formats.job_facts(job),
             ("attempts", str(job["attempts"]) if job["attempts"] > 1 else None),

@@ -5,8 +5,23 @@ from typing import Annotated
 
 import typer
 
-from api.cli import accounts, bulk, cell, jobs, nodes, servers, snapshots, tokens, top
-from api.cli.access import TOKEN_VARIABLE, Options
+from api.cli import (
+    accounts,
+    bulk,
+    cell,
+    contexts,
+    find,
+    jobs,
+    nodes,
+    profiles,
+    schedules,
+    servers,
+    snapshots,
+    tokens,
+    top,
+    webhooks,
+)
+from api.cli.access import DEFAULT_URL, TOKEN_VARIABLE, Options
 from api.cli.connection import PROGRAM
 from api.cli.exits import Exit
 from api.cli.help import Sections
@@ -32,7 +47,15 @@ def _version(requested: bool) -> None:
 def start(
     context: typer.Context,
     *,
-    url: Annotated[str, typer.Option(envvar="VPS_SNAPSHOTS_URL", help="URL of the service.")] = "http://127.0.0.1:8080",
+    url: Annotated[
+        str | None, typer.Option(envvar="VPS_SNAPSHOTS_URL", help=f"URL of the service; default {DEFAULT_URL}.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--context", envvar="VPS_SNAPSHOTS_CONTEXT", help="Context to use; default: that of `context use`."
+        ),
+    ] = None,
     token_file: Annotated[
         Path | None,
         typer.Option(
@@ -51,21 +74,31 @@ def start(
 ) -> None:
     """Operate the snapshot service through its HTTP API.
 
-    The token is read from VPS_SNAPSHOTS_TOKEN or from a file. It cannot be an argument, which other users could see.
+    The token is read from VPS_SNAPSHOTS_TOKEN, a file or a context. It cannot be an argument, which other users could
+    see.
 
     Commands that change something ask for confirmation; --yes skips it. --json prints the API's own JSON.
     """
-    context.obj = Options(url=url, token_file=token_file, account=account, timeout_seconds=timeout)
+    context.obj = Options(
+        url=url,
+        token_file=token_file,
+        account=account,
+        timeout_seconds=timeout,
+        profile=lambda: profiles.profile(name),
+    )
 
 
 for name, command, panel in (
     ("top", top.top, _VIEW),
     ("overview", cell.show_overview, _VIEW),
+    ("find", find.find, _VIEW),
     ("events", cell.follow_events, _VIEW),
     ("jobs", jobs.list_jobs, _VIEW),
     ("nodes", nodes.list_nodes, _VIEW),
     ("servers", servers.list_servers, _VIEW),
     ("snapshots", snapshots.list_snapshots, _VIEW),
+    ("schedules", schedules.list_schedules, _VIEW),
+    ("webhooks", webhooks.list_webhooks, _VIEW),
     ("findings", servers.list_findings, _VIEW),
     ("retry", bulk.retry_jobs, _ACT),
     ("cancel", bulk.cancel_jobs, _ACT),
@@ -81,7 +114,10 @@ for name, group, panel in (
     ("server", servers.app, _VIEW),
     ("snapshot", snapshots.app, _ACT),
     ("account", accounts.app, _ADMINISTER),
+    ("schedule", schedules.app, _ACT),
+    ("webhook", webhooks.app, _ACT),
     ("token", tokens.app, _ADMINISTER),
+    ("context", contexts.app, _ADMINISTER),
 ):
     app.add_typer(group, name=name, rich_help_panel=panel)
 

@@ -1,27 +1,24 @@
 """Commands for nodes."""
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Literal
 
 import typer
 
 from api import words
-from api.cli import completion, credentials, formats, jobs
-from api.cli.client import Body, Client, retrying, segment
+from api.cli import completion, credentials, draining, formats, jobs
+from api.cli.client import Body, Client, segment
 from api.cli.commands import list_all, perform
-from api.cli.exits import CliError, Exit, Unreachable
 from api.cli.help import group
-from api.cli.later import asyncio
-from api.cli.options import All, Json, Limit, MaxWait, NodeArgument, Reason, Yes, confirm
+from api.cli.options import All, Json, Limit, MaxWait, NodeArgument, NodeArguments, Reason, Until, Yes, confirm, rfc3339
 from api.cli.output import Column, Output
-
-POLL_SECONDS = 1.0
 
 app = group("Show, drain, resume or reconcile a node, and manage its credentials.")
 app.add_typer(credentials.app, name="credential")
 
 
-State = Literal["alive", "silent", "paused"]
-Sort = Literal["name", "-name", "heartbeat", "-heartbeat", "queued", "-queued", "free", "-free"]
+State = Literal["alive", "silent", "paused", "failing"]
+Sort = Literal["name", "-name", "heartbeat", "-heartbeat", "queued", "-queued", "free", "-free", "failed", "-failed"]
 
 COLUMNS = (
     Column(title="NODE", of=lambda node: node["name"]),
@@ -29,6 +26,7 @@ COLUMNS = (
     Column(title="LAST SEEN", of=lambda node: formats.age(node["heartbeat_at"]), yields=3, right=True),
     Column(title="QUEUED", of=lambda node: node["queued"], right=True),
     Column(title="RUNNING", of=lambda node: node["running"], right=True),
+    Column(title="FAILED", of=formats.failed_lately, yields=1, right=True),
     Column(title="SERVERS", of=lambda node: node["servers"], yields=4, right=True),
     Column(title="FREE", of=formats.free, yields=1, right=True),
     Column(title="FINDINGS", of=lambda node: node["findings"], yields=2, right=True),
@@ -59,47 +57,78 @@ def list_nodes(
 @app.command("show")
 def show_node(context: typer.Context, node: NodeArgument, *, as_json: Json = False) -> None:
     """Show a node with its storage pools and running jobs."""
-    perform(context, lambda client: client.get(f"ops/nodes/{segment(node)}/"), _show_one, as_json=as_json)
+    perform(context, lambda client: client.get(f"ops/nodes/{segment(node)}/"), show_one, as_json=as_json)
 
 
 @app.command("drain")
-def drain_node(
+def drain_nodes(  # noqa: PLR0913 - an option is a parameter
     context: typer.Context,
-    node: NodeArgument,
+    nodes: NodeArguments,
     *,
     reason: Reason,
+    until: Until = None,
+    until_back: Annotated[
+        bool, typer.Option("--until-back", help="Resume each node when its host has been started again.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until no job is running.")] = True,
     max_wait: MaxWait = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Stop giving jobs to a node, and wait until none is running. Its worker can then be stopped."""
+    """Stop giving jobs to nodes, and wait until none is running. Their workers can then be stopped."""
+    if until and until_back:
+        raise typer.BadParameter("specify either --until or --until-back")
     notes = Output(as_json=as_json)
+    body: Body = {"reason": reason} | ({"until": rfc3339(until)} if until else {})
+    body |= {"until_back": True} if until_back else {}
 
-    async def drain(client: Client) -> Body:
-        paused = await client.post(f"ops/nodes/{segment(node)}/pause/", {"reason": reason})
-        return await _drained(client, paused, notes, max_seconds=max_wait) if wait else paused
+    async def drain(client: Client) -> list[Body]:
+        paused = [await client.post(f"ops/nodes/{segment(node)}/pause/", body) for node in nodes]
+        return await draining.empty(client, paused, notes, max_seconds=max_wait) if wait else paused
 
     def show(output: Output, paused: Body) -> None:
         running = "no running jobs" if wait else f"{paused['running']} running"
-        output.say(f"{node} is paused, {running}, {paused['queued']} queued")
+        output.say(f"{paused['name']} is paused{draining.end(paused)}, {running}, {paused['queued']} queued")
 
-    question = None if yes else f"Drain {node}? It starts no new jobs until it is resumed."
-    perform(context, drain, show, as_json=as_json, question=question)
+    end = "until its host is back" if until_back else f"until {rfc3339(until)}" if until else "until it is resumed"
+    question = None if yes else f"Drain {', '.join(nodes)}? Each starts no new jobs {end}."
+    _each(context, drain, show, as_json=as_json, question=question)
 
 
 @app.command("resume")
-def resume_node(
-    context: typer.Context, node: NodeArgument, *, reason: Reason, yes: Yes = False, as_json: Json = False
+def resume_nodes(
+    context: typer.Context, nodes: NodeArguments, *, reason: Reason, yes: Yes = False, as_json: Json = False
 ) -> None:
-    """Give jobs to a paused node again."""
-    perform(
-        context,
-        lambda client: client.post(f"ops/nodes/{segment(node)}/resume/", {"reason": reason}),
-        lambda output, resumed: output.say(f"{node} resumed, {resumed['queued']} queued"),
-        as_json=as_json,
-        question=None if yes else f"Resume {node}?",
-    )
+    """Give jobs to paused nodes again."""
+
+    async def resume(client: Client) -> list[Body]:
+        return [await client.post(f"ops/nodes/{segment(node)}/resume/", {"reason": reason}) for node in nodes]
+
+    def show(output: Output, resumed: Body) -> None:
+        output.say(f"{resumed['name']} resumed, {resumed['queued']} queued")
+
+    _each(context, resume, show, as_json=as_json, question=None if yes else f"Resume {', '.join(nodes)}?")
+
+
+def _each(
+    context: typer.Context,
+    call: Callable[[Client], Awaitable[list[Body]]],
+    show: Callable[[Output, Body], None],
+    *,
+    as_json: bool,
+    question: str | None,
+) -> None:
+    """As `perform`, for several nodes. The JSON of one is the node itself."""
+
+    async def several(client: Client) -> Body:
+        found = await call(client)
+        return found[0] if len(found) == 1 else {"results": found}
+
+    def show_each(output: Output, body: Body) -> None:
+        for node in body.get("results", [body]):
+            show(output, node)
+
+    perform(context, several, show_each, as_json=as_json, question=question)
 
 
 @app.command("reconcile")
@@ -140,55 +169,20 @@ def _reconcile(context: typer.Context, nodes: list[str], *, everything: bool, ye
     perform(context, reconcile, show, as_json=as_json)
 
 
-async def _drained(client: Client, node: Body, output: Output, *, max_seconds: float | None) -> Body:
-    """The node once no job is running. Raises CliError if it is silent, or after `max_seconds`."""
-    path, noted = f"ops/nodes/{segment(node['name'])}/", -1
-    was_idle = False  # a job that its worker took just before the pause appears only in the second poll
-
-    def note_outage(error: Unreachable) -> None:
-        output.note(f"{error} Retrying.")
-
-    try:
-        async with asyncio.timeout(max_seconds):
-            while True:
-                node = await retrying(lambda: client.get(path), on_outage=note_outage)
-                if not node["running"] and was_idle:
-                    return node
-                if not node["alive"]:
-                    raise CliError(
-                        Exit.REFUSED,
-                        f"{node['name']} is paused, but has been silent for {formats.age(node['heartbeat_at'])}."
-                        f" Its {node['running']} running jobs finish once its worker is back.",
-                    )
-                was_idle = not node["running"]
-                if node["running"] != noted and node["running"]:
-                    noted = node["running"]
-                    output.note(f"{noted} running: " + ", ".join(map(_doing, node["jobs"])))
-                await asyncio.sleep(POLL_SECONDS)
-    except TimeoutError:
-        left = words.plural(node["running"], "job")
-        raise CliError(Exit.STILL_RUNNING, f"{node['name']} still runs {left}. It stays paused.") from None
-    except asyncio.CancelledError:
-        output.note(f"{node['name']} stays paused. To resume it: vps-snapshots node resume {node['name']} --reason ...")
-        raise
-
-
-def _doing(job: Body) -> str:
-    return f"{formats.what(job)} ({formats.progress(job)})"
-
-
-def _show_one(output: Output, node: Body) -> None:
+def show_one(output: Output, node: Body) -> None:
     paused = node["paused"]
     output.facts(
         (
             ("node", node["name"]),
             ("state", formats.node_state(node)),
             ("paused", f"{formats.at(paused['since'])} UTC by {paused['by']}: {paused['reason']}" if paused else None),
+            ("pause ends", draining.end(node).strip() or None),
             ("last seen", f"{formats.age(node['heartbeat_at'])} ago"),
             ("worker", f"{node['worker_at']}, version {node['versions'].get('worker', 'unknown')}"),
             ("hypervisor", node["versions"].get("hypervisor")),
             ("emulator", node["versions"].get("emulator")),
             ("jobs", f"{node['queued']} queued, {node['running']} running"),
+            ("last hour", formats.ended_lately(node)),
             ("servers", f"{node['servers']}, {node['findings']} with findings"),
         )
     )

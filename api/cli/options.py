@@ -5,7 +5,6 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -27,7 +26,7 @@ def period(text: str | timedelta) -> timedelta:
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
-def _lifetime(text: str | timedelta) -> timedelta:
+def whole_hours(text: str | timedelta) -> timedelta:
     found = period(text)
     if found % timedelta(hours=1):
         raise typer.BadParameter("must be whole hours")
@@ -54,15 +53,13 @@ def moment(text: str | datetime) -> datetime:
     return found.astimezone(UTC)
 
 
-def _id_of(what: str, command: str) -> Callable[[str], int]:
-    """Parses an ID of the API. `command`: what lists them."""
-
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[1-9][0-9]{0,18}", text):
-            raise typer.BadParameter(f"{text!r} must be a {what}'s ID, a number: see `vps-snapshots {command}`")
-        return int(text)
-
-    return parse
+def _future(text: str | datetime) -> datetime:
+    """A timestamp, or the time from now."""
+    if isinstance(text, datetime):
+        return text
+    if re.fullmatch(r"[0-9]+[mhd]", text):
+        return datetime.now(UTC) + period(text)
+    return moment(text)
 
 
 def rfc3339(when: datetime | None) -> str | None:
@@ -86,30 +83,38 @@ MaxWait = Annotated[
 Lifetime = Annotated[
     timedelta | None,
     typer.Option(
-        "--expires-in", parser=_lifetime, metavar="30d", help="Lifetime in whole hours; default: never expires."
+        "--expires-in", parser=whole_hours, metavar="30d", help="Lifetime in whole hours; default: never expires."
     ),
 ]
 Moment = Annotated[
     datetime | None, typer.Option(parser=moment, metavar="WHEN", help="Age (90m, 12h, 7d) or timestamp.")
 ]
+Until = Annotated[
+    datetime | None,
+    typer.Option(parser=_future, metavar="WHEN", help="Resume at this time: from now (90m, 12h, 7d), or a timestamp."),
+]
 AccountId = Annotated[int | None, typer.Option(min=1, metavar="ID", help="Filter by account.")]
-ServerFilter = Annotated[int | None, typer.Option("--server-id", min=1, metavar="ID", help="Filter by server.")]
+ServerFilter = Annotated[
+    str | None,
+    typer.Option("--server-id", metavar="SERVER", help="Filter by server.", autocompletion=completion.servers),
+]
 NodeFilter = Annotated[
     str | None, typer.Option("--node", metavar="NAME", help="Filter by node.", autocompletion=completion.nodes)
 ]
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", autocompletion=completion.jobs)]
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="ID, or 8 digits of it or more.", autocompletion=completion.jobs)
+]
 JobArguments = Annotated[list[str] | None, typer.Argument(metavar="JOB...", autocompletion=completion.jobs)]
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", autocompletion=completion.nodes)]
-ServerArgument = Annotated[
-    int, typer.Argument(metavar="SERVER", parser=_id_of("server", "servers"), autocompletion=completion.servers)
-]
+NodeArguments = Annotated[list[str], typer.Argument(metavar="NODE...", autocompletion=completion.nodes)]
+ServerArgument = Annotated[str, typer.Argument(metavar="SERVER", help="ID or name.", autocompletion=completion.servers)]
 SnapshotArgument = Annotated[
-    int, typer.Argument(metavar="SNAPSHOT", parser=_id_of("snapshot", "snapshots"), autocompletion=completion.snapshots)
+    str, typer.Argument(metavar="SNAPSHOT", help="ID or name.", autocompletion=completion.snapshots)
 ]
 
 
 def confirm(question: str) -> None:
-    """Raises Abort if the answer is no, CliError if there is no terminal."""
+    """Raises Abort if the answer is no, CliError if it is Ctrl-C or there is no terminal."""
     ensure_terminal(question)
     # asyncio's handler would act only after the answer
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -119,7 +124,8 @@ def confirm(question: str) -> None:
                 raise typer.Abort
             typer.echo("Answer y or n.", err=True)
     except KeyboardInterrupt:
-        raise typer.Abort from None
+        typer.echo(err=True)
+        raise CliError(Exit.INTERRUPTED, "Interrupted; nothing was changed.") from None
     finally:
         signal.signal(signal.SIGINT, handler)
 

@@ -1,6 +1,11 @@
 """Printing: tables that fit the terminal, complete plain tables in a pipe, or JSON."""
 
 import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +28,7 @@ class Column:
     of: "Callable[[dict[str, Any]], str | int | Text]"
     yields: int = 0
     right: bool = False
+    digits: int | None = None  # of an ID, how many a terminal shows; None: all
 
 
 class Output:
@@ -31,8 +37,12 @@ class Output:
     def __init__(self, *, as_json: bool) -> None:
         from rich.console import Console  # noqa: PLC0415 - a command imports rich when it prints: --help is quick
 
+        class Printing(Console):
+            def on_broken_pipe(self) -> None:  # rich would exit with 1
+                raise BrokenPipeError
+
         self.as_json = as_json
-        self.console = Console(highlight=False)
+        self.console = Printing(highlight=False)
         self.errors = Console(stderr=True, highlight=False)
 
     def document(self, body: Any) -> None:
@@ -52,7 +62,7 @@ class Output:
         if not rows:
             self.note(none)
         elif self.console.is_terminal:
-            self.console.print(table(columns, rows, width=self.console.width))
+            self._paged(table(columns, rows, width=self.console.width), lines=len(rows) + 1)
         else:
             self._plain(columns, rows)
 
@@ -74,6 +84,18 @@ class Output:
     def heading(self, text: str) -> None:
         self.say("")
         self.say(styled(text, "bold"))
+
+    def _paged(self, shown: "Table", *, lines: int) -> None:
+        """By a pager, if it is longer than the screen."""
+        pager = shlex.split(os.environ.get("PAGER", "less"))
+        if lines < self.console.height or not pager or not sys.stdin.isatty() or shutil.which(pager[0]) is None:
+            self.console.print(shown)
+            return
+        with self.console.capture() as captured:
+            self.console.print(shown)
+        # F: ends by itself if all fits, R: colors, X: leaves the screen as it is
+        environment = {"LESS": "FRX", **os.environ}
+        subprocess.run(pager, input=captured.get().encode(), env=environment, check=False)
 
     def _plain(self, columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> None:
         cells = [
@@ -108,13 +130,13 @@ def table(columns: Sequence[Column], rows: Sequence[dict[str, Any]], *, width: i
     grid = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim")
     for column in kept:
         grid.add_column(column.title, justify="right" if column.right else "left", no_wrap=True, overflow="ellipsis")
-    for row in _cells(kept, rows):
+    for row in _cells(kept, rows, short=True):
         grid.add_row(*row)
     return grid
 
 
 def _fitting(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: int) -> Sequence[Column]:
-    texts = list(zip(*_cells(columns, rows), strict=True))
+    texts = list(zip(*_cells(columns, rows, short=True), strict=True))
     widths = [
         max(len(column.title), *(text.cell_len for text in own)) + _GAP
         for column, own in zip(columns, texts, strict=True)
@@ -127,8 +149,9 @@ def _fitting(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: i
     return [columns[n] for n in kept]
 
 
-def _cells(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> "list[list[Text]]":
-    return [[_clean(column.of(row)) for column in columns] for row in rows]
+def _cells(columns: Sequence[Column], rows: Sequence[dict[str, Any]], *, short: bool = False) -> "list[list[Text]]":
+    """`short`: with as many digits of IDs as a terminal shows."""
+    return [[_clean(column.of(row))[: column.digits if short else None] for column in columns] for row in rows]
 
 
 def _clean(value: "str | int | Text") -> "Text":

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from api.cli import completion, formats, jobs
+from api.cli import completion, formats, jobs, resolve
 from api.cli.client import Body, Client
 from api.cli.commands import list_all, perform
 from api.cli.help import group
@@ -19,12 +19,14 @@ app = group("Show a server, or say where it is and whose.")
 COLUMNS = (
     Column(title="SERVER", of=lambda server: server["id"]),
     Column(title="NAME", of=lambda server: server["name"]),
-    Column(title="STATUS", of=lambda server: formats.word("stranded" if server["stranded_by"] else server["status"])),
+    Column(title="STATUS", of=formats.server_state),
+    Column(title="OFF FOR", of=lambda server: formats.off_for(server) or "-", yields=7, right=True),
     Column(title="POWER", of=lambda server: server["power"], yields=4),
     Column(title="SNAPSHOTS", of=lambda server: f"{server['snapshots']}/{server['snapshots_max']}", yields=3),
     Column(title="NODE", of=lambda server: server["node"], yields=1),
     Column(title="ACCOUNT", of=lambda server: server["account_id"], yields=2, right=True),
     Column(title="FINDINGS", of=lambda server: ", ".join({one["kind"]: 1 for one in server["findings"]}), yields=5),
+    Column(title="TAKEN BY", of=lambda server: (server.get("taken") or {}).get("by", ""), yields=8),
     Column(title="JOB", of=lambda server: server["stranded_by"] or (server["job"] or {}).get("id", ""), yields=6),
 )
 SNAPSHOT_COLUMNS = (
@@ -63,18 +65,26 @@ REFUSED_COLUMNS = (
 )
 
 
-def list_servers(
+def list_servers(  # noqa: PLR0913 - an option is a parameter, and the API has so many filters
     context: typer.Context,
     *,
     node: NodeFilter = None,
     account_id: AccountId = None,
     stranded: Annotated[bool, typer.Option("--stranded", help="Only stranded servers.")] = False,
+    no_snapshot_days: Annotated[
+        int | None,
+        typer.Option(min=1, max=366, metavar="DAYS", help="Only servers without a completed snapshot of these days."),
+    ] = None,
+    off: Annotated[
+        bool, typer.Option("--off", help="Only servers whose guests are off for a job, longest first.")
+    ] = False,
     limit: Limit = 100,
     everything: All = False,
     as_json: Json = False,
 ) -> None:
     """List servers."""
-    query = {"node": node, "account_id": account_id, "stranded": "true" if stranded else None}
+    query = {"node": node, "account_id": account_id, "no_snapshot_days": no_snapshot_days}
+    query |= {name: "true" for name, wanted in (("stranded", stranded), ("off", off)) if wanted}
     rows = None if everything else limit
     list_all(context, "ops/servers/", query, COLUMNS, limit=rows, as_json=as_json, none="No matching servers.")
 
@@ -82,12 +92,41 @@ def list_servers(
 @app.command("show")
 def show_server(context: typer.Context, server: ServerArgument, *, as_json: Json = False) -> None:
     """Show a server. An operator token also shows its snapshots, latest jobs and findings."""
-    path = f"servers/{server}/"
 
     async def get(client: Client) -> Body:
+        path = f"servers/{await resolve.server(client, server)}/"
         return await client.either(lambda: client.get(f"ops/{path}"), lambda: client.get(path))
 
-    perform(context, get, _show_one, as_json=as_json)
+    perform(context, get, show_one, as_json=as_json)
+
+
+@app.command("take")
+def take_server(context: typer.Context, server: ServerArgument, *, yes: Yes = False, as_json: Json = False) -> None:
+    """Tell the other operators that you repair a stranded server."""
+    _hands(context, server, "take", "is yours, until it is resolved", yes=yes, as_json=as_json)
+
+
+@app.command("release")
+def release_server(context: typer.Context, server: ServerArgument, *, yes: Yes = False, as_json: Json = False) -> None:
+    """Tell the other operators that you do not repair a stranded server any more."""
+    _hands(context, server, "release", "is released", yes=yes, as_json=as_json)
+
+
+def _hands(context: typer.Context, server: str, what: str, said: str, *, yes: bool, as_json: bool) -> None:
+    async def question(client: Client) -> str:
+        found = await client.get(f"ops/servers/{await resolve.server(client, server)}/")
+        return f"{what.capitalize()} {formats.named(found)}, taken by {formats.taken(found)}?"
+
+    async def post(client: Client) -> Body:
+        return await client.post(f"ops/servers/{await resolve.server(client, server)}/{what}/")
+
+    perform(
+        context,
+        post,
+        lambda output, found: output.say(f"server {formats.named(found)} {said}"),
+        as_json=as_json,
+        question=None if yes else question,
+    )
 
 
 @app.command("set")
@@ -105,7 +144,7 @@ def set_server(
     body: Body = {"consistency": None if consistency == "default" else consistency}
 
     async def patch(client: Client) -> Body:
-        return await client.patch(f"servers/{server}/", body)
+        return await client.patch(f"servers/{await resolve.server(client, server)}/", body)
 
     def show(output: Output, _: Body) -> None:
         output.say(f"server {server}: {consistency}")
@@ -125,7 +164,7 @@ def declare_server(
 ) -> None:
     """Say that a server exists, on which node it is and which account owns it."""
     body = {"node": node, "account_id": account_id}
-    _put(context, server, "", body, f"is on {node}, of account {account_id}", yes=yes, as_json=as_json)
+    _put(context, str(server), "", body, f"is on {node}, of account {account_id}", yes=yes, as_json=as_json)
 
 
 @app.command("place")
@@ -145,9 +184,9 @@ def give_server(
     _put(context, server, "account/", body, f"is of account {account_id}", yes=yes, as_json=as_json)
 
 
-def _put(context: typer.Context, server: int, part: str, body: Body, said: str, *, yes: bool, as_json: bool) -> None:
+def _put(context: typer.Context, server: str, part: str, body: Body, said: str, *, yes: bool, as_json: bool) -> None:
     async def put(client: Client) -> Body:
-        return (await client.put(f"ops/servers/{server}/{part}", body)).body
+        return (await client.put(f"ops/servers/{await resolve.server(client, server)}/{part}", body)).body
 
     def show(output: Output, _: Body) -> None:
         output.say(f"server {server} {said}")
@@ -182,14 +221,19 @@ def list_findings(
     perform(context, lambda client: client.collect("ops/findings/", query, limit=rows), show, as_json=as_json)
 
 
-def _show_one(output: Output, server: Body) -> None:
+def show_one(output: Output, server: Body) -> None:
     job, stranded_by = server["job"], server.get("stranded_by")
     output.facts(
         (
             ("server", formats.named(server)),
-            ("status", formats.word("stranded" if stranded_by else server["status"])),
+            ("status", formats.server_state(server)),
+            ("off for", formats.off_for(server)),
             ("stranded by", stranded_by),
-            ("job", f"{job['id']} ({job['kind']})" if job else None),
+            ("taken by", formats.taken(server) if stranded_by else None),
+            (
+                "job",
+                f"{job['id']} ({job['kind']}{', queued' if job.get('state') == 'queued' else ''})" if job else None,
+            ),
             ("snapshots", f"{server['snapshots']} of {server['snapshots_max']}"),
             ("reachable", "yes" if server["reachable"] else "no: its node is not responding or no longer has it"),
             ("power", server.get("power")),

@@ -1,20 +1,22 @@
 """Commands for snapshots, with a token that acts for an account."""
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 import typer
 
-from api.cli import following, formats, options
+from api import words
+from api.cli import following, formats, options, resolve
 from api.cli.client import Answer, Body, Client, segment
 from api.cli.commands import perform
 from api.cli.connection import run
-from api.cli.exits import Exit, Refused
+from api.cli.exits import CliError, Exit
 from api.cli.help import group
 from api.cli.output import Column, Output
 from api.cli.servers import SNAPSHOT_COLUMNS
 
-app = group("Show, create, restore or delete a snapshot, or undo a restore (account token).")
+app = group("Show, create, change, restore or delete a snapshot, or undo a restore (account token).")
 
 
 COLUMNS = (
@@ -43,20 +45,22 @@ def list_snapshots(
     as_json: options.Json = False,
 ) -> None:
     """List an account's snapshots. An operator token lists those of one server."""
-    query = {"server_id": server_id, "status": status, "name": name, "sort": sort}
+    query = {"status": status, "name": name, "sort": sort}
     rows = None if everything else limit
 
+    async def of_server(client: Client) -> Body:
+        if server_id is None:
+            await client.get("ops/nodes/", {"limit": 1})  # refused for a token that is no operator's
+            raise CliError(Exit.NOT_ALLOWED, "With an operator token, name a server with --server-id.")
+        found = (await client.get(f"ops/servers/{await resolve.server(client, server_id)}/"))["snapshot_list"]
+        return {"count": len(found), "results": found[:rows]}
+
+    async def of_account(client: Client) -> Body:
+        server = await resolve.server_if_any(client, server_id)
+        return await client.collect_pages("snapshots/", query | {"server_id": server}, limit=rows)
+
     async def collect(client: Client) -> Body:
-        try:
-            return await client.collect_pages("snapshots/", query, limit=rows)
-        except Refused as refused:
-            if refused.code != "permission_denied":
-                raise
-            if server_id is None:
-                text = f"{refused} With an operator token, name a server with --server-id."
-                raise Refused(refused.exit_code, text, code=refused.code) from refused
-            found = (await client.get(f"ops/servers/{server_id}/"))["snapshot_list"]
-            return {"count": len(found), "results": found[:rows]}
+        return await client.either(lambda: of_server(client), lambda: of_account(client))
 
     def show(output: Output, listed: Body) -> None:
         output.list(COLUMNS, listed, none="No matching snapshots.")
@@ -66,8 +70,44 @@ def list_snapshots(
 
 @app.command("show")
 def show_snapshot(context: typer.Context, snapshot: options.SnapshotArgument, *, as_json: options.Json = False) -> None:
-    """Show a snapshot with its contents, labels and expiry."""
-    perform(context, lambda client: client.get(f"snapshots/{snapshot}/"), _show_one, as_json=as_json)
+    """Show a snapshot with its contents, labels and expiry. An operator token also shows who did what to it."""
+
+    async def get(client: Client) -> Body:
+        path = f"snapshots/{await resolve.snapshot(client, snapshot)}/"
+        return await client.either(lambda: client.get(f"ops/{path}"), lambda: client.get(path))
+
+    perform(context, get, show_known, as_json=as_json)
+
+
+HISTORY_COLUMNS = (
+    Column(title="TIME (UTC)", of=lambda entry: formats.at(entry["at"])),
+    Column(title="WHAT", of=lambda entry: words.plain(entry["what"])),
+    Column(title="BY", of=lambda entry: entry["token_name"] or (entry["schedule_id"] and "its schedule") or "-"),
+    Column(title="TOKEN", of=lambda entry: entry["token"] or "-", yields=2),
+    Column(title="JOB", of=lambda entry: (entry["job_id"] or "-")[:8], yields=1),
+    Column(title="REQUEST", of=lambda entry: entry["request_id"] or "-", yields=3),
+)
+
+
+def show_known(output: Output, snapshot: Body) -> None:
+    """A snapshot as its account sees it, or as operators do, who also see one that is deleted."""
+    if "history" not in snapshot:
+        _show_one(output, snapshot)
+        return
+    if snapshot["snapshot"]:
+        _show_one(output, snapshot["snapshot"])
+    else:
+        output.facts(
+            (
+                ("snapshot", formats.named(snapshot)),
+                ("status", formats.word(snapshot["status"])),
+                ("server", snapshot["server"] and str(snapshot["server"]["id"])),
+                ("created", f"{formats.at(snapshot['created_at'])} UTC"),
+            )
+        )
+    output.facts((("account", str(snapshot["account_id"] or "-")),))
+    output.heading("History")
+    output.table(HISTORY_COLUMNS, snapshot["history"], none="An earlier version of the service kept none.")
 
 
 def _show_one(output: Output, snapshot: Body) -> None:
@@ -105,10 +145,11 @@ def create_snapshot(  # noqa: PLR0913 - an option is a parameter
     """Create a snapshot of a server. The server is stopped and started again, except with --live."""
 
     async def question(client: Client) -> str:
-        return f"Stop {formats.named(await client.get(f'servers/{server}/'))} and create snapshot {name}?"
+        found = await client.get(f"servers/{await resolve.server(client, server)}/")
+        return f"Stop {formats.named(found)} and create snapshot {name}?"
 
     async def create(client: Client) -> Answer:
-        body = {"server_id": server, "name": name, "description": description}
+        body: Body = {"server_id": await resolve.server(client, server), "name": name, "description": description}
         if live:
             body["consistency"] = "live"
         return await client.start("snapshots/", body, {"dry_run": "true" if dry_run else None})
@@ -132,13 +173,13 @@ def restore_snapshot(
     """Restore a server to a snapshot. The server is stopped and started again."""
 
     async def question(client: Client) -> str:
-        found = await client.get(f"snapshots/{snapshot}/")
+        found = await client.get(f"snapshots/{await resolve.snapshot(client, snapshot)}/")
         age = formats.age(found["created_at"])
         return f"Stop {formats.named(found['server'])} and overwrite its disks with {formats.named(found)}, {age} old?"
 
     async def restore(client: Client) -> Answer:
         query = {"dry_run": "true" if dry_run else None, "disks": None if disks == "all" else disks}
-        return await client.start(f"snapshots/{snapshot}/restore/", query=query)
+        return await client.start(f"snapshots/{await resolve.snapshot(client, snapshot)}/restore/", query=query)
 
     asks = None if yes or dry_run else question
     _start(context, restore, asks, follow=follow, max_wait=max_wait, as_json=as_json)
@@ -158,12 +199,80 @@ def undo_restore(
     """Undo a restore, given the restore's job. The server is stopped and started again."""
 
     async def question(client: Client) -> str:
-        return f"Stop the server and undo this: {formats.what(await following.job(client, job))}?"
+        found = await following.job(client, await resolve.job(client, job))
+        return f"Stop the server and undo this: {formats.what(found)}?"
 
     async def undo(client: Client) -> Answer:
-        return await client.start(f"restores/{segment(job)}/undo/", query={"disks": None if disks == "all" else disks})
+        query = {"disks": None if disks == "all" else disks}
+        return await client.start(f"restores/{segment(await resolve.job(client, job))}/undo/", query=query)
 
     _start(context, undo, None if yes else question, follow=follow, max_wait=max_wait, as_json=as_json)
+
+
+@app.command("protect")
+def protect_snapshot(
+    context: typer.Context,
+    snapshot: options.SnapshotArgument,
+    *,
+    off: Annotated[bool, typer.Option("--off", help="Allow deletion again.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Protect a snapshot from deletion."""
+    _edit(context, snapshot, {"protected": not off}, as_json=as_json)
+
+
+@app.command("label")
+def label_snapshot(
+    context: typer.Context,
+    snapshot: options.SnapshotArgument,
+    labels: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="KEY= removes a label.")],
+    *,
+    as_json: options.Json = False,
+) -> None:
+    """Set or remove labels of a snapshot. The others stay."""
+    pairs = [label.partition("=") for label in labels]
+    if not all(key and equals for key, equals, _ in pairs):
+        raise typer.BadParameter("labels look like KEY=VALUE")
+    changes = {key: value for key, _, value in pairs}
+
+    async def edit(client: Client) -> Body:
+        path = f"snapshots/{await resolve.snapshot(client, snapshot)}/"
+        before = (await client.get(path))["labels"]
+        after = {key: value for key, value in {**before, **changes}.items() if value}
+        return await client.patch(path, {"labels": after})
+
+    perform(context, edit, _show_one, as_json=as_json)
+
+
+@app.command("edit")
+def edit_snapshot(
+    context: typer.Context,
+    snapshot: options.SnapshotArgument,
+    *,
+    description: Annotated[str | None, typer.Option(help="New description.")] = None,
+    expires_in: Annotated[
+        timedelta | None,
+        typer.Option("--expires-in", parser=options.period, metavar="30d", help="Delete it after this time."),
+    ] = None,
+    never_expire: Annotated[bool, typer.Option("--never-expire", help="Keep it until it is deleted.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Change a snapshot's description, or when it expires."""
+    body: Body = {} if description is None else {"description": description}
+    if expires_in is not None:
+        body["expires_at"] = options.rfc3339(datetime.now(UTC) + expires_in)
+    if never_expire:
+        body["expires_at"] = None
+    if not body:
+        raise typer.BadParameter("say what to change")
+    _edit(context, snapshot, body, as_json=as_json)
+
+
+def _edit(context: typer.Context, snapshot: str, body: Body, *, as_json: bool) -> None:
+    async def edit(client: Client) -> Body:
+        return await client.patch(f"snapshots/{await resolve.snapshot(client, snapshot)}/", body)
+
+    perform(context, edit, _show_one, as_json=as_json)
 
 
 @app.command("delete")
@@ -179,12 +288,13 @@ def delete_snapshot(
     """Delete a snapshot permanently. It leaves the list at once; a job frees its space."""
 
     async def question(client: Client) -> str:
-        found = await client.get(f"snapshots/{snapshot}/")
+        found = await client.get(f"snapshots/{await resolve.snapshot(client, snapshot)}/")
         return f"Permanently delete {formats.named(found)} of {formats.named(found['server'])}?"
 
     async def delete(client: Client) -> Answer:
-        answer = await client.delete(f"snapshots/{snapshot}/")
-        body = {"id": snapshot, "message": f"snapshot {snapshot} deleted"}
+        snapshot_id = await resolve.snapshot(client, snapshot)
+        answer = await client.delete(f"snapshots/{snapshot_id}/")
+        body = {"id": snapshot_id, "message": f"snapshot {snapshot} deleted"}
         return Answer(body=body, job_id=answer.job_id)
 
     _start(context, delete, None if yes else question, follow=follow, max_wait=max_wait, as_json=as_json)

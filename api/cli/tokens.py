@@ -5,17 +5,31 @@ from typing import Annotated, Literal
 
 import typer
 
-from api.cli import formats
+from api.cli import formats, resolve
 from api.cli.client import Body, Client, segment
-from api.cli.commands import list_all, perform
+from api.cli.commands import perform
+from api.cli.credentials import Out, make_secret
 from api.cli.exits import Exit
 from api.cli.help import group
-from api.cli.options import AccountId, All, Json, Lifetime, Limit, Moment, Yes, lifetime_hours, rfc3339
+from api.cli.options import (
+    AccountId,
+    All,
+    Json,
+    Lifetime,
+    Limit,
+    Moment,
+    NodeFilter,
+    ServerFilter,
+    Yes,
+    lifetime_hours,
+    rfc3339,
+)
 from api.cli.output import Column, Output
 
 app = group("Create or revoke an API token.")
 
 
+What = Literal["changes", "logins", "all"]
 Method = Literal["POST", "PUT", "PATCH", "DELETE", "CLI"]
 
 
@@ -34,23 +48,19 @@ COLUMNS = (
     Column(title="NAME", of=lambda token: token["name"]),
     Column(title="ACCOUNT", of=lambda token: token["account_id"] or "-", right=True),
     Column(title="PERMISSIONS", of=lambda token: ", ".join(token["permissions"])),
-    Column(title="CREATED (UTC)", of=lambda token: formats.at(token["created_at"]), yields=2),
-    Column(title="EXPIRES (UTC)", of=lambda token: formats.at(token["expires_at"]), yields=1),
+    Column(title="LAST USED", of=lambda token: formats.age(token.get("last_used_at")), yields=1, right=True),
+    Column(title="CREATED (UTC)", of=lambda token: formats.at(token["created_at"]), yields=3),
+    Column(title="EXPIRES (UTC)", of=lambda token: formats.at(token["expires_at"]), yields=2),
 )
 AUDIT_COLUMNS = (
     Column(title="TIME (UTC)", of=lambda entry: formats.at(entry["at"])),
-    Column(title="TOKEN", of=lambda entry: entry["fields"].get("token_name") or entry["fields"].get("token", "-")),
-    Column(title="METHOD", of=lambda entry: entry["fields"].get("method", "-"), yields=3),
-    Column(title="PATH", of=lambda entry: entry["fields"].get("path", "-")),
-    Column(title="STATUS", of=lambda entry: entry["fields"].get("status", "-"), yields=1, right=True),
-    Column(title="CODE", of=lambda entry: entry["fields"].get("code", ""), yields=4),
-    Column(title="REASON", of=lambda entry: entry["fields"].get("reason", ""), yields=2),
-    Column(title="ACCOUNT", of=lambda entry: entry["fields"].get("account", "-"), yields=5, right=True),
-    Column(title="ADDRESS", of=lambda entry: entry["fields"].get("address", "-"), yields=6),
-    Column(title="REQUEST", of=lambda entry: entry["fields"].get("request_id", "-"), yields=8),
-    Column(title="JOB", of=lambda entry: entry["fields"].get("job", ""), yields=7),
-    Column(title="NOTES", of=lambda entry: ", ".join(entry.get("notes", ())), yields=3),
-    Column(title="CREATED", of=lambda entry: entry["fields"].get("made", ""), yields=4),
+    Column(title="WHAT", of=lambda entry: entry["text"]),
+    Column(title="ACCOUNT", of=lambda entry: entry["fields"].get("account", "-"), yields=3, right=True),
+    Column(title="SERVER", of=lambda entry: entry["fields"].get("server", "-"), yields=4, right=True),
+    Column(title="JOB", of=lambda entry: entry["fields"].get("job", "")[:8], yields=2),
+    Column(title="NOTES", of=lambda entry: ", ".join(entry.get("notes", ())), yields=1),
+    Column(title="ADDRESS", of=lambda entry: entry["fields"].get("address", "-"), yields=5),
+    Column(title="REQUEST", of=lambda entry: entry["fields"].get("request_id", "-"), yields=6),
 )
 
 
@@ -65,7 +75,7 @@ def list_tokens(context: typer.Context, *, account_id: AccountId = None, as_json
 
 
 @app.command("create")
-def create_token(
+def create_token(  # noqa: PLR0913 - an option is a parameter
     context: typer.Context,
     *,
     name: Annotated[str, typer.Option(help="Purpose or owner; shown in lists and logs.")],
@@ -75,23 +85,27 @@ def create_token(
         bool, typer.Option("--service", help="For service and operator tokens, which belong to no account.")
     ] = False,
     expires_in: Lifetime = None,
+    out: Out = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Create a token. Its secret is printed once, on standard output."""
+    """Create a token. Its secret is shown only once."""
     if (account_id is None) is not service:
         raise typer.BadParameter("specify either --account-id or --service")
     body: Body = {"name": name, "permissions": [*permission]}
     body |= {"account_id": account_id} if account_id is not None else {}
     body |= lifetime_hours(expires_in)
 
-    def show(output: Output, new: Body) -> None:
-        output.note(f"token {new['id']} created; its secret is shown only once:")
-        typer.echo(new["secret"])
-
     whose = "any account" if account_id is None else f"account {account_id}"
-    question = None if yes else f"Create a token with {', '.join(permission)} for {whose}?"
-    perform(context, lambda client: client.post("ops/tokens/", body), show, as_json=as_json, question=question)
+    make_secret(
+        context,
+        "ops/tokens/",
+        body,
+        lambda new: f"token {new['id']}",
+        out=out,
+        as_json=as_json,
+        question=None if yes else f"Create a token with {', '.join(permission)} for {whose}?",
+    )
 
 
 @app.command("revoke")
@@ -122,9 +136,14 @@ def show_audit(  # noqa: PLR0913 - an option is a parameter, and the API has so 
     *,
     account_id: AccountId = None,
     token_id: Annotated[str | None, typer.Option(metavar="ID", help="Filter by token.")] = None,
+    token_name: Annotated[str | None, typer.Option(metavar="NAME", help="Filter by the token's name.")] = None,
+    server_id: ServerFilter = None,
+    snapshot_id: Annotated[int | None, typer.Option(min=1, metavar="ID", help="Filter by snapshot.")] = None,
+    node: NodeFilter = None,
     job_id: Annotated[str | None, typer.Option(metavar="ID", help="Filter by job.")] = None,
     request_id: Annotated[str | None, typer.Option(metavar="ID", help="Filter by request.")] = None,
     method: Annotated[Method | None, typer.Option(help="Filter by method.")] = None,
+    what: Annotated[What, typer.Option(help="Changes, logins to the dashboard, or all.")] = "changes",
     since: Moment = None,
     until: Moment = None,
     limit: Limit = 50,
@@ -134,14 +153,27 @@ def show_audit(  # noqa: PLR0913 - an option is a parameter, and the API has so 
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the audit log, newest first: every request that changes something."""
+    """Show the audit log in words, newest first: every request that changes something."""
     if verify:
         perform(context, _checked, _show_check, as_json=as_json)
         return
-    query = {"account_id": account_id, "token_id": token_id, "job_id": job_id, "request_id": request_id}
+    query: dict[str, str | int | None] = {"account_id": account_id, "token_id": token_id, "request_id": request_id}
+    query |= {"token_name": token_name, "snapshot_id": snapshot_id, "node": node}
+    query |= {"what": None if what == "all" else what}
     query |= {"method": method, "since": rfc3339(since), "until": rfc3339(until)}
     rows = None if everything else limit
-    list_all(context, "ops/audit/", query, AUDIT_COLUMNS, limit=rows, as_json=as_json, none="No matching entries.")
+
+    async def collect(client: Client) -> Body:
+        about = {
+            "server_id": await resolve.server_if_any(client, server_id),
+            "job_id": None if job_id is None else await resolve.job(client, job_id),
+        }
+        return await client.collect("ops/audit/", query | about, limit=rows)
+
+    def show(output: Output, listed: Body) -> None:
+        output.list(AUDIT_COLUMNS, listed, none="No matching entries.")
+
+    perform(context, collect, show, as_json=as_json)
 
 
 async def _checked(client: Client) -> Body:

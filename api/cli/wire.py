@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from urllib.request import getproxies_environment, proxy_bypass
 
 import aiohttp
 from aiohttp.http import HttpProcessingError
@@ -22,6 +23,7 @@ class Wire:
     def __init__(self, access: Access, session: aiohttp.ClientSession) -> None:
         self._access = access
         self._session = session
+        self._proxy = _proxy_for(URL(access.url))
 
     async def send(
         self, method: str, path: str, *, query: Query, body: Body | None, headers: Mapping[str, str]
@@ -34,6 +36,7 @@ class Wire:
                 json=body,
                 headers=self._with_token(headers),
                 timeout=limit,
+                proxy=self._proxy,
                 allow_redirects=False,  # the token is for this host only
             ) as response:
                 return Reply(status=response.status, headers=response.headers, raw=await _whole(response))
@@ -44,7 +47,11 @@ class Wire:
         limit = aiohttp.ClientTimeout(sock_connect=self._access.timeout_seconds, sock_read=SILENCE_SECONDS)
         with self._translate():
             async with self._session.get(
-                self._url(path, {}), headers=self._with_token(headers), timeout=limit, allow_redirects=False
+                self._url(path, {}),
+                headers=self._with_token(headers),
+                timeout=limit,
+                proxy=self._proxy,
+                allow_redirects=False,
             ) as response:
                 raw = b"" if response.ok else await _whole(response)
                 yield (
@@ -65,6 +72,18 @@ class Wire:
             yield
         except (aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError) as error:
             raise Unreachable(f"{self._access.url} is not responding: {_reason(error)}.") from error
+
+
+def _proxy_for(url: URL) -> str | None:
+    """From HTTPS_PROXY, HTTP_PROXY and NO_PROXY, as curl and git read them; not for this machine itself. aiohttp's
+    own reading of them would also take a password from ~/.netrc, in the place of the token."""
+    host = url.host or ""
+    if host == "localhost" or host.startswith("127.") or host == "::1":
+        return None
+    if proxy_bypass(host if url.is_default_port() else f"{host}:{url.port}"):
+        return None
+    proxies = getproxies_environment()
+    return proxies.get(url.scheme) or proxies.get("all")
 
 
 @asynccontextmanager

@@ -1,13 +1,12 @@
-"""Chart series of the last 24 hours: a value per 15 minutes, null if no job finished."""
+"""Chart series of a window: a value per point, null if no job finished."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from worker.store.model import JobKind
-from worker.store.operators.overview import COUNTED_MS, POINT, Durations, Overview, Point
+from worker.store.operators.overview import Durations, Overview, Point
 
-POINT_SECONDS = COUNTED_MS * POINT // 1000
-POINTS = 86_400 // POINT_SECONDS
+JOBS, SECONDS = "jobs", "s"  # units
 
 Value = float | None
 
@@ -25,6 +24,7 @@ class Chart:
     id: str
     title: str
     unit: str
+    step: int  # seconds between two points
     times: tuple[int, ...]  # Unix seconds
     series: tuple[Series, ...]
 
@@ -36,12 +36,13 @@ class Chart:
     def data(self) -> Mapping[str, object]:
         """What charts.js reads."""
         series = [{"label": s.label, "hue": s.hue, "dashed": s.is_dashed, "values": s.values} for s in self.series]
-        return {"unit": self.unit, "times": self.times, "series": series}
+        return {"unit": self.unit, "step": self.step, "times": self.times, "series": series}
 
 
 def charts(overview: Overview) -> tuple[Chart, ...]:
-    last = int(overview.at.timestamp()) // POINT_SECONDS * POINT_SECONDS
-    times = tuple(range(last - (POINTS - 1) * POINT_SECONDS, last + 1, POINT_SECONDS))
+    step, points = overview.window.point_seconds, overview.window.points
+    last = int(overview.at.timestamp()) // step * step
+    times = tuple(range(last - (points - 1) * step, last + 1, step))
     at = {kind: {int(point.at.timestamp()): point for point in points} for kind, points in overview.charts.items()}
 
     def series(
@@ -59,10 +60,11 @@ def charts(overview: Overview) -> tuple[Chart, ...]:
     done = [series(kind, "", lambda point: point.completed, none=0) for kind in at]
     seconds = tuple(percentiles(lambda point: point.seconds))
     downtime = tuple(line for line in percentiles(lambda point: point.downtime_seconds) if any(line.values))
+    ended = (*done, _failed(overview, times))
     return (
-        Chart(id="ended", title="Jobs finished", unit="", times=times, series=(*done, _failed(overview, times))),
-        Chart(id="seconds", title="Durations", unit="s", times=times, series=seconds),
-        Chart(id="downtime", title="Guest downtime", unit="s", times=times, series=downtime),
+        Chart(id="ended", title="Jobs finished", unit=JOBS, step=step, times=times, series=ended),
+        Chart(id="seconds", title="Durations", unit=SECONDS, step=step, times=times, series=seconds),
+        Chart(id="downtime", title="Guest downtime", unit=SECONDS, step=step, times=times, series=downtime),
     )
 
 

@@ -1,21 +1,25 @@
 """What the handlers of all pages and actions share."""
 
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, ValidationInfo
 
-from api.dashboard.rendering import Rendering
+from api.dashboard import zones
+from api.dashboard.rendering import WRONG, Rendering
 from api.dashboard.session import OperatorRequest, SessionGuard
 from api.events.streams import Streams
 from api.http import reading
 from api.http.fields import Moment, ReasonBody
 from api.http.marks import REASON
+from api.http.problems import Problem
+from api.words import machine
 from worker.store.access.tokens import Tokens
+from worker.store.access.usage import TokenUses
+from worker.store.calls import CursorPage
 from worker.store.customers.customer_store import CustomerStore
 from worker.store.operators.operator_store import OperatorStore
 
@@ -27,6 +31,7 @@ class Context:
     operators: OperatorStore
     store: CustomerStore
     tokens: Tokens
+    uses: TokenUses
     streams: Streams
     rendering: Rendering
     guard: SessionGuard
@@ -35,20 +40,19 @@ class Context:
 
 Handler = Callable[[Context, OperatorRequest], Awaitable[web.StreamResponse]]
 Query = TypeVar("Query", bound=BaseModel)
+Item = TypeVar("Item")
 Pages = Mapping[str, Handler]  # by path
 
 
-_DATETIME_LOCAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?")
+ZONE = "zone"  # in the context of a validation
 
 
-def _as_utc(text: object) -> object:
-    """A `datetime-local` input sends no zone, and no seconds if they are 0."""
-    if isinstance(text, str) and _DATETIME_LOCAL.fullmatch(text):
-        return f"{datetime.fromisoformat(text).isoformat()}Z"
-    return text
+def in_zone(text: object, info: ValidationInfo) -> object:
+    """A moment of a form, in the zone of the validation's context."""
+    return zones.with_zone(text, (info.context or {}).get(ZONE, UTC))
 
 
-LocalMoment = Annotated[Moment, BeforeValidator(_as_utc)]  # as a browser sends it
+LocalMoment = Annotated[Moment, BeforeValidator(in_zone)]  # as a browser sends it
 
 
 def read_reason(request: OperatorRequest) -> str:
@@ -59,12 +63,28 @@ def read_reason(request: OperatorRequest) -> str:
 
 
 def read_filters(request: OperatorRequest, query: BaseModel) -> dict[str, str]:
-    """The parameters that other pages of the same list need."""
+    """The parameters that other pages of the same list need, times in UTC; a wrong one as it was given."""
     given = request.http.query
-    return {name: given[name] for name in type(query).model_fields if given.get(name) and name != "after"}
+    names = [name for name in type(query).model_fields if given.get(name) and name != "after"]
+    values = {name: getattr(query, name) for name in names}
+    return {name: machine(value) if isinstance(value := values[name], datetime) else given[name] for name in names}
 
 
 def read_query(request: OperatorRequest, model: type[Query], *, limit: int) -> Query:
-    """The query of a list, without the fields that a form left empty. `limit` is the default. Raises Problem."""
-    found = reading.query(request.http, model, skip_empty=True)
+    """The query of a list, without the fields that a form left empty, and without those that are wrong, which the page
+    shows with the error. `limit` is the default."""
+    http, context = request.http, {ZONE: zones.of(request.http)}
+    try:
+        found = reading.query(http, model, skip_empty=True, context=context)
+    except Problem as problem:
+        http[WRONG] = {error.field: error.detail for error in problem.fields}
+        right = {
+            name: http.query[name] for name in model.model_fields if http.query.get(name) and name not in http[WRONG]
+        }
+        found = reading.validated(right, model, context=context)
     return found if "limit" in found.model_fields_set else found.model_copy(update={"limit": limit})
+
+
+async def read_page(request: OperatorRequest, read: Callable[[], Awaitable[CursorPage[Item]]]) -> CursorPage[Item]:
+    """The page of a list; of a query with an error, an empty one."""
+    return CursorPage(count=None, results=(), after=None) if request.http.get(WRONG) else await read()

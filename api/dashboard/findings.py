@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_query
+from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_page, read_query
 from api.dashboard.session import OperatorRequest
 from api.http.fields import PeriodQuery
 
@@ -37,7 +37,7 @@ class Query(PeriodQuery):
 
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     query = read_query(request, Query, limit=LIMIT)
-    page = await context.operators.findings(query.cursor)
+    page = await read_page(request, lambda: context.operators.findings(query.cursor))
     return context.rendering.page(
         request.http,
         "findings.html",

@@ -9,16 +9,19 @@ from typing import Any
 from aiohttp import web
 
 from api.dashboard import retries
-from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_query, read_reason
+from api.dashboard.context import Context, LocalMoment, Pages, read_filters, read_page, read_query, read_reason
 from api.dashboard.rendering import Question
 from api.dashboard.session import OperatorRequest
 from api.http.fields import JOB_ID
 from api.http.marks import REASON, REQUEST_ID
 from api.http.reading import in_path
+from api.jobs import waiting
 from api.jobs.bodies import OpsJobsQuery
+from api.words import ago
 from worker.store.model import Job, JobKind, JobState, Step
 from worker.store.operators.operator_store import JobFilter
 from worker.store.operators.records import OpsJob, StepTaken
+from worker.store.operators.waiting import Waiting
 
 JOBS = "/ops/jobs/"
 JOB = f"{JOBS}{{job_id}}/"
@@ -32,11 +35,13 @@ class JobsQuery(OpsJobsQuery):
 
     since: LocalMoment | None = None
     until: LocalMoment | None = None
+    ended_since: LocalMoment | None = None
+    ended_until: LocalMoment | None = None
 
 
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     query = read_query(request, JobsQuery, limit=LIMIT)
-    page = await context.operators.jobs(as_shown(query), query.cursor)
+    page = await read_page(request, lambda: context.operators.jobs(as_shown(query), query.cursor))
     filters = read_filters(request, query)
     return context.rendering.page(
         request.http, "jobs.html", filters=filters, page=page, bulk=_bulk(filters), query=query, kinds=tuple(JobKind)
@@ -67,8 +72,25 @@ async def show_one(context: Context, request: OperatorRequest) -> web.Response:
         longest=max((step.seconds for step in steps), default=0) or 1,
         actions=[action for action, applies in _APPLIES.items() if applies(found)],
         pending=_pending(found),
+        told=_told(found.waiting) if found.waiting else None,
         lines=[_line(line) for line in found.log],
         runbook_url=context.runbook_url,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """Why a queued job has not begun, in words."""
+
+    waiting: Waiting
+    why: str
+    place: str
+    given_up: str
+
+
+def _told(found: Waiting) -> Told:
+    return Told(
+        waiting=found, why=waiting.why(found, when=ago), place=waiting.place(found), given_up=waiting.given_up(found)
     )
 
 
@@ -82,15 +104,9 @@ class StepRow:
 
 
 def _steps(found: OpsJob) -> list[StepRow]:
-    """A step that was tried again failed before; the log says which step failed last."""
-    failed = {line.get("step") for line in found.log if line.get("event") == "step.failed"}
-    names = [taken.step for taken in found.steps]
     steps = []
-    for place, taken in enumerate(found.steps):
-        rest = names[place + 1 :]
-        is_tried_again = bool(rest) and rest[0] == taken.step
-        is_bad = is_tried_again or (taken.step in failed and taken.step not in rest)
-        tone = "now" if taken.seconds is None else "bad" if is_bad else "past"
+    for taken in found.steps:
+        tone = "now" if taken.seconds is None else "bad" if taken.failed else "past"
         so_far = (datetime.now(UTC) - taken.started_at).total_seconds() if taken.seconds is None else taken.seconds
         steps.append(StepRow(taken=taken, tone=tone, seconds=max(0.0, so_far)))
     return steps
@@ -108,9 +124,9 @@ def _pending(found: OpsJob) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line of the worker's log. `level`: '' below warning."""
+    """A line of the worker's log. `at`: None if the line does not say. `level`: '' below warning."""
 
-    clock: str
+    at: datetime | None
     level: str
     event: str
     tone: str
@@ -121,12 +137,20 @@ def _line(record: Mapping[str, Any]) -> Line:
     words = {name: text if isinstance(text, str) else json.dumps(text) for name, text in record.items()}
     level = words.pop("level", "info")
     return Line(
-        clock=words.pop("timestamp", "")[11:19],
+        at=_moment(words.pop("timestamp", "")),
         level="" if level in {"info", "debug"} else level,
         event=words.pop("event", ""),
         tone={"warning": "warn", "error": "bad", "critical": "bad"}.get(level, ""),
         fields=words,
     )
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _is_cancellable(found: OpsJob) -> bool:
@@ -172,7 +196,9 @@ async def retry(context: Context, request: OperatorRequest) -> web.Response:
     if force:
         retries.ensure_typed(request.form, str((await context.operators.job(job_id)).job.server_id))
         request.http[REASON] = "forced"
-    new = await context.operators.retry(job_id, request_id=request.http[REQUEST_ID], force=force)
+    new = await context.operators.retry(
+        job_id, request_id=request.http[REQUEST_ID], force=force, by=request.token.actor
+    )
     text = f"Job {job_id[:8]} retried as job {new.id[:8]}."
     response = context.rendering.done(request.http, text, back=f"{JOBS}{job_id}/", link=f"{JOBS}{new.id}/")
     response.headers["X-Job-Id"] = new.id

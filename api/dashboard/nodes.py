@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from api.dashboard.context import Context, Pages, read_filters, read_query, read_reason
+from api.dashboard import draining
+from api.dashboard.context import Context, Pages, read_filters, read_page, read_query, read_reason
 from api.dashboard.overview import is_low
 from api.dashboard.rendering import Question
 from api.dashboard.session import OperatorRequest
@@ -25,9 +26,17 @@ JOBS_LIMIT = 25
 
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
     query = read_query(request, OpsNodesQuery, limit=LIMIT)
-    page = await context.operators.nodes(state=query.state, sort=query.sort, cursor=query.cursor)
+    page = await read_page(
+        request, lambda: context.operators.nodes(state=query.state, sort=query.sort, cursor=query.cursor)
+    )
     return context.rendering.page(
-        request.http, "nodes.html", filters=read_filters(request, query), query=query, page=page, is_low=is_low
+        request.http,
+        "nodes.html",
+        filters=read_filters(request, query),
+        query=query,
+        page=page,
+        is_low=is_low,
+        drain=draining.progress(page.results),
     )
 
 
@@ -41,17 +50,19 @@ async def show_one(context: Context, request: OperatorRequest) -> web.Response:
         )
         for state in (JobState.IN_PROGRESS, JobState.QUEUED, JobState.FAILED)
     }
-    return context.rendering.page(request.http, "node.html", node=found, lists=lists, is_low=is_low)
+    return context.rendering.page(
+        request.http,
+        "node.html",
+        node=found,
+        lists=lists,
+        is_low=is_low,
+        drain=draining.progress([found], lists[JobState.IN_PROGRESS].results),
+    )
 
 
 _QUESTIONS: Mapping[str, Question] = {
-    "pause": Question(
-        title="Pause {}?",
-        text="It starts no new jobs; running jobs finish. New jobs are accepted and wait until you resume the node.",
-        verb="Pause",
-        wants_reason=True,
-    ),
-    "resume": Question(title="Resume {}?", text="Waiting jobs start immediately.", verb="Resume", wants_reason=True),
+    "pause": draining.PAUSE,
+    "resume": draining.RESUME,
     "reconcile": Question(
         title="Reconcile {}?",
         text="The worker compares all servers, disks and snapshots with the service's records. No VM is stopped.",
@@ -61,15 +72,15 @@ _QUESTIONS: Mapping[str, Question] = {
 
 
 async def ask(context: Context, request: OperatorRequest) -> web.Response:
-    node = await context.operators.node(in_path(request.http, fields.NODE))
-    question = _QUESTIONS[request.http.match_info["action"]]
-    question = replace(question, title=question.title.format(node.name))
+    node, action = await context.operators.node(in_path(request.http, fields.NODE)), request.http.match_info["action"]
+    parts = await draining.waits_for(context, [node.name]) if action == "pause" else ()
+    question = replace(_QUESTIONS[action], title=_QUESTIONS[action].title.format(node.name), parts=parts)
     return context.rendering.ask(request.http, question, back=f"{NODES}{node.name}/")
 
 
 async def pause(context: Context, request: OperatorRequest) -> web.Response:
-    name, reason = in_path(request.http, fields.NODE), read_reason(request)
-    node = await context.operators.pause(name, by=request.token.name, reason=reason)
+    name = in_path(request.http, fields.NODE)
+    node = await draining.pause_one(context, request, name, draining.read_pause(request))
     running = f"; {plural(node.running, 'job')} still running" if node.running else ""
     return context.rendering.done(request.http, f"{name} paused{running}.", back=f"{NODES}{name}/")
 

@@ -2,25 +2,38 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
 
 from aiohttp import web
 
 from api.dashboard.charts import charts
 from api.dashboard.context import Context, Pages
+from api.dashboard.rendering import address
 from api.dashboard.session import HOME, OperatorRequest
-from api.words import plural, size, span
+from api.http import reading
+from api.http.fields import Query
+from api.words import machine, plural, size, span
 from worker.store import errors
 from worker.store.calls import Cursor
 from worker.store.model import Job, JobState
 from worker.store.operators.memory import Memory
+from worker.store.operators.nodes import Node
 from worker.store.operators.operator_store import JobFilter, OperatorStore
-from worker.store.operators.overview import Overview
-from worker.store.operators.records import Node, OpsServer
+from worker.store.operators.overview import LAST_DAY, WINDOWS, Overview
+from worker.store.operators.records import OpsJob, OpsServer
 from worker.store.reports import Pool
 
+FEW_ALARMS = 3  # more are one list, so that the page still shows what follows
 LIMIT = 10  # of each list; the page links to the rest
 LOW_SHARE = 0.1  # of a pool's bytes that are free
 WAITS_LONG_SECONDS = 300.0  # longer is an alarm: an idle node starts a job within milliseconds
+
+
+class ChartsQuery(Query):
+    """The query of the overview."""
+
+    window: Literal["1h", "6h", "24h", "7d"] = "24h"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +56,9 @@ class Alarm:
 
 async def show(context: Context, request: OperatorRequest) -> web.Response:
     operators = context.operators
-    overview = await operators.overview()
+    wanted = reading.query(request.http, ChartsQuery, skip_empty=True).window
+    window = next(one for one in WINDOWS if one.name == wanted)
+    overview = await operators.overview(window)
     stranded = await _stranded(operators, overview)
     running = await operators.jobs(JobFilter(state=JobState.IN_PROGRESS), Cursor(limit=LIMIT))
     lately = JobFilter(state=JobState.FAILED, cancelled=False)
@@ -53,10 +68,15 @@ async def show(context: Context, request: OperatorRequest) -> web.Response:
         "overview.html",
         overview=overview,
         stranded=stranded,
+        off=await _off(operators, overview),
         alarms=await alarms(operators, overview),
+        few=FEW_ALARMS,
+        an_hour_ago=_an_hour_before(overview),
         running=running.results,
         failed=failed.results if failed else (),
         charts=charts(overview),
+        windows=[one.name for one in WINDOWS],
+        default_window=LAST_DAY.name,
     )
 
 
@@ -64,15 +84,26 @@ async def _stranded(operators: OperatorStore, overview: Overview) -> list[Strand
     if not overview.stranded_servers:
         return []
     page = await operators.servers(node=None, account_id=None, stranded=True, cursor=Cursor(limit=LIMIT))
-    return [Stranded(server=server, job=await stranding_job(operators, server)) for server in page.results]
+    return [
+        Stranded(server=server, job=found.job if (found := await stranding_job(operators, server)) else None)
+        for server in page.results
+    ]
 
 
-async def stranding_job(operators: OperatorStore, server: OpsServer) -> Job | None:
+async def _off(operators: OperatorStore, overview: Overview) -> tuple[OpsServer, ...]:
+    """The servers whose guests are off for a job, longest first."""
+    if not overview.servers_off:
+        return ()
+    page = await operators.servers(node=None, account_id=None, stranded=False, off=True, cursor=Cursor(limit=LIMIT))
+    return tuple(page.results)
+
+
+async def stranding_job(operators: OperatorStore, server: OpsServer) -> OpsJob | None:
     """The job that stranded the server; None if its record has expired or can't be read."""
     if server.stranded_by is None:
         return None
     try:
-        return (await operators.job(server.stranded_by)).job
+        return await operators.job(server.stranded_by)
     except (errors.JobNotFound, errors.RecordUnreadable):
         return None
 
@@ -81,6 +112,7 @@ async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
     """Graver ones first."""
     found = [
         *await _silent(operators, overview.nodes - overview.nodes_alive),
+        *await _failing(operators),
         *_waiting(overview),
         *_nearly_full(await operators.memory()),
         *await _full(operators),
@@ -88,7 +120,8 @@ async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
     ]
     if count := overview.failed_hour:
         text = f"{plural(count, 'job')} failed in the last hour"
-        found.append(Alarm(is_grave=False, text=text, href="/ops/jobs/?state=failed"))
+        href = address("/ops/jobs/", state=JobState.FAILED, ended_since=_an_hour_before(overview))
+        found.append(Alarm(is_grave=False, text=text, href=href))
     if count := overview.servers_with_findings:
         text = f"Reconciliation found differences on {plural(count, 'server')}"
         found.append(Alarm(is_grave=False, text=text, href="/ops/findings/"))
@@ -98,12 +131,30 @@ async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
     return found
 
 
+def _an_hour_before(overview: Overview) -> str:
+    """To the minute: a link that changes with each refresh is hard to press."""
+    return machine((overview.at - timedelta(hours=1)).replace(second=0, microsecond=0))
+
+
 async def _silent(operators: OperatorStore, count: int) -> Iterable[Alarm]:
     if count <= 0:
         return ()
     page = await operators.nodes(state="silent", sort="heartbeat", cursor=Cursor(limit=min(count, LIMIT)))
     text = f"{_nodes(count)} not responding; new jobs for {'its' if count == 1 else 'their'} servers are refused"
     return (Alarm(is_grave=True, text=text, more=_names(page.results, count), href="/ops/nodes/?state=silent"),)
+
+
+async def _failing(operators: OperatorStore) -> Iterable[Alarm]:
+    page = await operators.nodes(state="failing", sort="-failed", cursor=Cursor(limit=LIMIT))
+    return [
+        Alarm(
+            is_grave=True,
+            text=f"All jobs of {node.name} fail",
+            more=f"{plural(node.ended.failed, 'job')} in the last hour",
+            href=f"/ops/nodes/{node.name}/",
+        )
+        for node in page.results
+    ]
 
 
 def _waiting(overview: Overview) -> Iterable[Alarm]:
@@ -127,6 +178,12 @@ def _nearly_full(memory: Memory) -> Iterable[Alarm]:
 async def _full(operators: OperatorStore) -> Iterable[Alarm]:
     page = await operators.nodes(state=None, sort="free", cursor=Cursor(limit=LIMIT))
     full = [(node, pool) for node in page.results if node.facts for pool in node.facts.pools if is_low(pool)]
+    names = list(dict.fromkeys(node.name for node, _ in full))
+    if len(names) > 1:
+        many = f"{len(names)}{' or more' if len(names) == LIMIT else ''} nodes"
+        return [
+            Alarm(is_grave=False, text=f"Storage is low on {many}", more=", ".join(names), href="/ops/nodes/?sort=free")
+        ]
     return [
         Alarm(
             is_grave=False,

@@ -2,7 +2,9 @@
 
 import gzip
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, tzinfo
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from aiohttp import web
 from yarl import URL
 
 from api import words
+from api.dashboard import zones
 from api.dashboard.assets import Assets
 from api.dashboard.session import LIVE_HEADER, SESSION, may_change
 from api.http.caching import PACKED_FROM_BYTES, accepts_gzip
@@ -35,6 +38,8 @@ HEADERS = {
     "Vary": "HX-Request, Cookie, Accept-Encoding",
 }
 
+
+WRONG = web.RequestKey("wrong", dict[str, str])  # parameters of the query that are wrong, with the errors
 
 READ_ONLY = {  # the banner, by cause
     trouble.FULL: "Redis is full.",
@@ -68,6 +73,7 @@ class Question:
     is_grave: bool = False  # a red button
     fields: Mapping[str, str | list[str]] = field(default_factory=dict)  # hidden inputs
     parts: Sequence[Part] = ()
+    include: str = ""  # a template with further fields of the form
     wider: tuple[str, str] | None = None  # path and text of a question that includes more
 
 
@@ -79,6 +85,21 @@ def address(path: str, given: Mapping[str, str | list[str]] | None = None, **oth
 def is_fragment(request: web.Request) -> bool:
     """Whether htmx asked for it, to put it into a page that is open."""
     return request.headers.get("HX-Request") == "true"
+
+
+_zone: ContextVar[tzinfo] = ContextVar("zone", default=UTC)  # of the page that is being rendered
+# filters for a moment
+_IN_ZONE: Mapping[str, Callable[[datetime], str]] = {
+    "absolute": lambda moment: words.absolute(moment, _zone.get()),
+    "clock": lambda moment: f"{moment.astimezone(_zone.get()):%H:%M:%S}",
+    "minute": lambda moment: f"{moment.astimezone(_zone.get()):%Y-%m-%d %H:%M}",
+    "for_input": lambda moment: f"{moment.astimezone(_zone.get()):%Y-%m-%dT%H:%M}",
+}
+
+
+def _is_whole(request: web.Request) -> bool:
+    """Whether it asks for a page, or for its refresh, and not for a part that is put into another page."""
+    return not is_fragment(request) or LIVE_HEADER in request.headers
 
 
 @cache  # compiled templates serve every application of the process
@@ -97,7 +118,8 @@ def _templates() -> "Environment":
     filters = (
         words.span,
         words.ago,
-        words.absolute,
+        words.elapsed,
+        words.seconds_since,
         words.machine,
         words.size,
         words.number,
@@ -105,6 +127,7 @@ def _templates() -> "Environment":
         words.plain,
     )
     environment.filters |= {function.__name__: function for function in filters}
+    environment.filters |= _IN_ZONE
     return environment
 
 
@@ -117,8 +140,9 @@ class Rendering:
         self._why_read_only = why_read_only
 
     def page(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
-        """`values`: what the template uses beside what every page has."""
-        session = request.get(SESSION)
+        """`values`: what the template uses beside what every page has. A query with an error makes the status 400."""
+        session, wrong = request.get(SESSION), request.get(WRONG, {})
+        _zone.set(zones.of(request))
         text = (
             _templates()
             .get_template(template)
@@ -131,16 +155,18 @@ class Rendering:
                 here=str(request.rel_url),
                 request_id=request.get(REQUEST_ID, ""),
                 read_only=self._read_only(request),
+                zone_name=zones.name_of(request),
+                wrong=wrong,
+                heading=1 if _is_whole(request) else 2,
                 **values,
             )
         )
-        return _response(request, text, status=status)
+        return _response(request, text, status=400 if wrong else status)
 
     def _read_only(self, request: web.Request) -> str | None:
         """The banner's text; None without a session, and in what htmx puts into a part of a page."""
         why = self._why_read_only()
-        is_whole = not is_fragment(request) or LIVE_HEADER in request.headers
-        return READ_ONLY[why] if why is not None and is_whole and SESSION in request else None
+        return READ_ONLY[why] if why is not None and _is_whole(request) and SESSION in request else None
 
     def ask(self, request: web.Request, question: Question, *, back: str, subject: str = "") -> web.Response:
         """`back`: the page that the other button leads to. `subject`: what the action is for, before the text."""
@@ -152,7 +178,8 @@ class Rendering:
 
     def refuse(self, request: web.Request, problem: Problem) -> web.Response:
         """An error: a page, or for htmx a notice in the page that is open."""
-        response = self.page(request, "refused.html", problem=problem, status=problem.status)
+        comes_back = request.method == "GET" and problem.status == web.HTTPServiceUnavailable.status_code
+        response = self.page(request, "refused.html", problem=problem, comes_back=comes_back, status=problem.status)
         if is_fragment(request):
             response.headers["HX-Retarget"] = "#trouble" if request.method == "GET" else "#notice"
             response.headers["HX-Reswap"] = "innerHTML"

@@ -7,7 +7,23 @@ from urllib.parse import urlencode, urlsplit
 
 from aiohttp import web
 
-from api.dashboard import audit, bulk, findings, jobs, live, login, nodes, overview, runbook, servers, tokens
+from api.dashboard import (
+    audit,
+    bulk,
+    draining,
+    finding,
+    findings,
+    jobs,
+    live,
+    login,
+    nodes,
+    overview,
+    runbook,
+    schedules,
+    servers,
+    snapshots,
+    tokens,
+)
 from api.dashboard.assets import STATIC, Assets
 from api.dashboard.context import Context, Handler, Pages
 from api.dashboard.rendering import is_fragment
@@ -20,13 +36,31 @@ PAGES: Pages = {
     **nodes.PAGES,
     **jobs.PAGES,
     **servers.PAGES,
+    **snapshots.PAGES,
+    **finding.PAGES,
+    **schedules.PAGES,
     **findings.PAGES,
     **audit.PAGES,
     **tokens.PAGES,
     **runbook.PAGES,
 }
-QUESTIONS: Pages = {**nodes.QUESTIONS, **jobs.QUESTIONS, **bulk.QUESTIONS, **tokens.QUESTIONS}
-ACTIONS: Pages = {**nodes.ACTIONS, **jobs.ACTIONS, **bulk.ACTIONS, **tokens.ACTIONS, **login.ACTIONS}
+QUESTIONS: Pages = {
+    **nodes.QUESTIONS,
+    **draining.QUESTIONS,
+    **jobs.QUESTIONS,
+    **servers.QUESTIONS,
+    **bulk.QUESTIONS,
+    **tokens.QUESTIONS,
+}
+ACTIONS: Pages = {
+    **nodes.ACTIONS,
+    **draining.ACTIONS,
+    **jobs.ACTIONS,
+    **servers.ACTIONS,
+    **bulk.ACTIONS,
+    **tokens.ACTIONS,
+    **login.ACTIONS,
+}
 
 Plain = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

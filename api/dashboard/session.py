@@ -67,6 +67,7 @@ class SessionGuard:
         session = await self._session(request)
         request[TOKEN] = session.token
         request[SESSION] = session
+        self._callers.used(session.token.id)
         bind_contextvars(token=session.token.id, token_name=session.token.name)
         _ensure_operator(session.token)
         is_post = request.method == "POST"

@@ -25,8 +25,13 @@ _NUMBER = re.compile(r"[0-9]{1,19}")  # no ID is longer
 
 
 async def show_all(context: Context, request: OperatorRequest) -> web.Response:
-    tokens = await context.tokens.all()
-    return context.rendering.page(request.http, "tokens.html", tokens=tokens, operator=Permission.OPERATOR_READ)
+    return context.rendering.page(
+        request.http,
+        "tokens.html",
+        tokens=await context.tokens.all(),
+        used=await context.uses.all(),
+        operator=Permission.OPERATOR_READ,
+    )
 
 
 async def ask_for_new(context: Context, request: OperatorRequest) -> web.Response:

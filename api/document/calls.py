@@ -8,6 +8,7 @@ from api.events import calls as events
 from api.http.calls import Call, Table
 from api.jobs import calls as jobs
 from api.operators import calls as operators
+from api.operators import lookups
 from api.schedules import calls as schedules
 from api.servers import calls as servers
 from api.snapshots import calls as snapshots
@@ -17,7 +18,8 @@ CUSTOMERS: tuple[Table[Any], ...] = (
     *(snapshots.call, jobs.call, events.call, servers.call, schedules.call, webhooks.call),
 )
 OPERATORS: tuple[Table[Any], ...] = (
-    *(operators.call, credentials.call, jobs.ops_call, servers.ops_call, events.ops_call),
+    *(operators.call, lookups.call, credentials.call, jobs.ops_call, servers.ops_call, schedules.ops_call),
+    *(events.ops_call,),
 )
 TABLES = (*CUSTOMERS, *OPERATORS)
 

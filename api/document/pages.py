@@ -63,6 +63,8 @@ PAGES = (
     _of_operators("Nodes", "nodes/"),
     _of_operators("Jobs", "jobs/"),
     _of_operators("Servers and accounts", "servers/", "accounts/"),
+    _of_operators("Schedules", "schedules/"),
+    _of_operators("Search and snapshots", "search/", "snapshots/"),
     _of_operators("Audit and findings", "audit/", "findings/"),
     _of_operators("Tokens", "tokens/"),
     Page(group=OPERATORS, name="service", title="Health checks", has_guide=False, tag="service"),

@@ -41,6 +41,8 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.JobNotRetryable.of("completed"),
     errors.RetryNeedsForce.of("later", JOB_ID),
     errors.JobNotStranded.of(),
+    errors.NodeBootUnknown.of(),
+    errors.ServerNotStranded.of(),
     errors.SnapshotProtected.of(id=801),
     errors.JobNotCancellable.of("in_progress"),
     errors.IdempotencyKeyReused.of(),

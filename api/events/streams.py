@@ -26,7 +26,8 @@ HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 
 
 class _Listener:
-    def __init__(self) -> None:
+    def __init__(self, alive_seconds: float | None) -> None:
+        self.alive_seconds = alive_seconds
         self.events: asyncio.Queue[Event | None] = asyncio.Queue(QUEUE)  # None: the end
         self.cut_off: Callable[[], None] = lambda: None
 
@@ -59,6 +60,7 @@ class Streams:
         self._listeners: defaultdict[Audience, set[_Listener]] = defaultdict(set)
         self._seen: dict[Audience, str] = {}
         self.open = 0
+        self._answered = 0.0  # when the store last answered, by time.monotonic()
         self._has_listeners = asyncio.Event()
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
@@ -80,11 +82,14 @@ class Streams:
         *,
         last_event_id: str | None,
         still_allowed: Callable[[], Awaitable[bool]],
+        alive_seconds: float | None = None,
     ) -> web.StreamResponse:
         """Send the events of the account, or of all accounts, until the client disconnects or may no longer read them.
-        Raises TooManyStreams or StoreUnavailable before anything is sent."""
-        with self._counted(account_id), self._listening(account_id) as listener:
+        `alive_seconds`: how often an `alive` event says that the store answers; None: never. Raises TooManyStreams or
+        StoreUnavailable before anything is sent."""
+        with self._counted(account_id), self._listening(account_id, alive_seconds) as listener:
             newest = await self._events.newest(account_id)
+            self._answered = time.monotonic()
             self._seen.setdefault(account_id, newest)
             self._has_listeners.set()
             missed = last_event_id is not None and not await self._events.has(account_id, last_event_id)
@@ -100,7 +105,8 @@ class Streams:
                 for event in late:
                     if _is_for(event, account_id):
                         await self._write(response, _text(event, account_id))
-                await self._follow(response, listener, account_id, late[-1].id if late else start, still_allowed)
+                after = late[-1].id if late else start
+                await self._follow(response, listener, account_id, after, still_allowed)
             return response
 
     async def _follow(
@@ -115,12 +121,12 @@ class Streams:
         while True:
             event: Event | None = None
             try:
-                async with asyncio.timeout(self._heartbeat_seconds):
+                async with asyncio.timeout(listener.alive_seconds or self._heartbeat_seconds):
                     event = await listener.events.get()
                 if event is None:
                     return
             except TimeoutError:
-                await self._write(response, ": still here\n\n")
+                await self._write(response, self._sign(listener.alive_seconds))
             # it may have been sent among the late ones
             if event is not None and place(event.id) > place(after) and _is_for(event, account_id):
                 await self._write(response, _text(event, account_id))
@@ -129,6 +135,11 @@ class Streams:
                     if not await still_allowed():
                         return
                 checked = time.monotonic()
+
+    def _sign(self, alive_seconds: float | None) -> str:
+        """What breaks a silence. A page that shows data of the store must not take a comment for its life."""
+        answers = alive_seconds is not None and time.monotonic() - self._answered < alive_seconds
+        return "event: alive\ndata: {}\n\n" if answers else ": still here\n\n"
 
     async def _write(self, response: web.StreamResponse, text: str) -> None:
         async with asyncio.timeout(WRITE_SECONDS):
@@ -141,6 +152,7 @@ class Streams:
             await self._has_listeners.wait()
             return
         found = await self._events.next(self._seen, wait_seconds=READ_SECONDS)
+        self._answered = time.monotonic()
         for account_id, (seen, events) in found.items():
             self._seen[account_id] = seen
             for event in events:
@@ -160,8 +172,8 @@ class Streams:
             self._places.free(place)
 
     @contextmanager
-    def _listening(self, account_id: Audience) -> Iterator[_Listener]:
-        listener = _Listener()
+    def _listening(self, account_id: Audience, alive_seconds: float | None) -> Iterator[_Listener]:
+        listener = _Listener(alive_seconds)
         self._listeners[account_id].add(listener)
         try:
             yield listener

@@ -1,6 +1,6 @@
 """The caller of a request, from its token and its X-Account-Id."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -63,22 +63,29 @@ class Entering(Entry):
     async def entered(self, caller: list[Any], *, is_audited: bool) -> AccountId:
         self._is_checked, self._request[AUDITED] = True, is_audited
         token = await self._callers.authenticated(self._request, self._presented, caller)
+        self.actor = token.actor
         return _acting_for(self._request, token, self._call.permission)
 
     async def identify(self) -> None:
         """Check the caller alone, if no script has. Raises Problem (400, 401, 403, 429) or StoreUnavailable."""
         if not self._is_checked:
             self._is_checked = True
-            self.account_id = (await self._callers.identify(self._request, self._call.permission)).account_id
+            caller = await self._callers.identify(self._request, self._call.permission)
+            self.account_id = caller.account_id
+            self.actor = caller.token.actor
 
 
 class Callers:
     """Authenticates callers by their tokens."""
 
-    def __init__(self, tokens: Tokens, limits: Limits, *, trusted_proxies: Sequence[Network]) -> None:
+    def __init__(
+        self, tokens: Tokens, limits: Limits, *, trusted_proxies: Sequence[Network], used: Callable[[str], None]
+    ) -> None:
+        """`used` is told the ID of each token that is used."""
         self._tokens = tokens
         self._limits = limits
         self._trusted_proxies = trusted_proxies
+        self.used = used
         self._policy = f'"token";q={limits.calls};w={round(limits.window.total_seconds())}'
 
     async def identify(self, request: web.Request, permission: Permission) -> Caller:
@@ -144,6 +151,7 @@ class Callers:
             raise unauthenticated(presented.secret)
         bind_contextvars(token=token.id, token_name=token.name)
         request[TOKEN] = token
+        self.used(token.id)
         return token
 
     def _allowance(self, authenticated: Authenticated) -> dict[str, str]:

@@ -216,11 +216,15 @@ class CursorQuery(Query):
         return Cursor(limit=self.limit, after=self.after)
 
 
+Since = Annotated[Moment, Field(description="at this time or later")]
+Until = Annotated[Moment, Field(description="before this time")]
+
+
 class PeriodQuery(CursorQuery):
     """A page of a list by time."""
 
-    since: Annotated[Moment, Field(description="at this time or later")] | None = None
-    until: Annotated[Moment, Field(description="before this time")] | None = None
+    since: Since | None = None
+    until: Until | None = None
 
     @property
     def cursor(self) -> Cursor:

@@ -37,6 +37,8 @@ STATUS: dict[type[errors.Refused], int] = {
     errors.JobNotRetryable: 409,
     errors.RetryNeedsForce: 409,
     errors.JobNotStranded: 409,
+    errors.NodeBootUnknown: 409,
+    errors.ServerNotStranded: 409,
     errors.JobNotCancellable: 409,
     errors.WebhookNotReady: 409,
     errors.WebhookDisabled: 409,

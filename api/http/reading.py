@@ -86,10 +86,12 @@ def parse(raw: bytes, model: type[Model]) -> Model:
         raise refused(error, model, raw) from error
 
 
-def validated(values: Mapping[str, object], model: type[Model]) -> Model:
-    """Raises Problem."""
+def validated(
+    values: Mapping[str, object], model: type[Model], *, context: Mapping[str, object] | None = None
+) -> Model:
+    """`context`: what validators need beside the values. Raises Problem."""
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context=context)
     except ValidationError as error:
         raise refused(error, model) from error
 
@@ -156,10 +158,16 @@ def ensure_no_precondition(request: web.Request) -> None:
         raise Problem(412, "precondition_failed", "If-Match is not supported. Nothing was changed.")
 
 
-def query(request: web.Request, model: type[Model], *, skip_empty: bool = False) -> Model:
+def query(
+    request: web.Request,
+    model: type[Model],
+    *,
+    skip_empty: bool = False,
+    context: Mapping[str, object] | None = None,
+) -> Model:
     """Raises Problem, also for a parameter that is given twice. `skip_empty`: ignore empty parameters, which a browser
-    sends for empty fields of a form."""
-    if not request.query_string:
+    sends for empty fields of a form. `context`: what validators need beside the parameters."""
+    if not request.query_string and not _requires_any(model):
         empty: Model = _without_any(model)
         return empty
     given = {name: request.query.getall(name) for name in model.model_fields if name in request.query}
@@ -167,12 +175,17 @@ def query(request: web.Request, model: type[Model], *, skip_empty: bool = False)
         given = {name: filled for name, values in given.items() if (filled := [value for value in values if value])}
     if twice := [name for name, values in given.items() if len(values) > 1]:
         raise invalid(*(FieldError(field=name, detail="Must not be given more than once.") for name in twice))
-    return validated({name: values[0] for name, values in given.items()}, model)
+    return validated({name: values[0] for name, values in given.items()}, model, context=context)
+
+
+@cache
+def _requires_any(model: type[BaseModel]) -> bool:
+    return any(field.is_required() for field in model.model_fields.values())
 
 
 @cache
 def _without_any(model: type[Model]) -> Model:
-    """The query of a call without parameters. No query has one that is required."""
+    """The query of a call without parameters."""
     return model.model_validate({})
 
 

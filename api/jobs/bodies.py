@@ -22,10 +22,12 @@ from api.http.answers import (
 )
 from api.http.calls import API
 from api.http.consistency import Label
+from api.jobs.waiting import at, place, why
 from worker.store import errors, model
 from worker.store.model import JobId, JobKind, JobState
 from worker.store.operators import records
 from worker.store.operators.operator_store import JobFilter
+from worker.store.operators.waiting import Waiting as WaitingRecord
 
 BULK_MAX = 100
 MIB = 1 << 20
@@ -39,6 +41,8 @@ class JobsQuery(fields.PageQuery):
 
     server_id: fields.OfServer | None = None
     state: State | None = None
+    since: fields.Since | None = None
+    until: fields.Until | None = None
 
 
 class DisksQuery(fields.Query):
@@ -103,6 +107,15 @@ class OpsJobsQuery(fields.PeriodQuery):
         | None
     ) = None
 
+    ended_since: (
+        Annotated[
+            fields.Moment,
+            Field(description="only jobs that ended at this time or later, within a day of their admission"),
+        ]
+        | None
+    ) = None
+    ended_until: Annotated[fields.Moment, Field(description="only jobs that ended before this time")] | None = None
+
     @property
     def filter(self) -> JobFilter:
         state, cancelled = ("failed", True) if self.state == "cancelled" else (self.state, self.cancelled)
@@ -115,6 +128,8 @@ class OpsJobsQuery(fields.PeriodQuery):
             error_code=self.error_code,
             cancelled=cancelled,
             text=self.text,
+            ended_since=self.ended_since,
+            ended_until=self.ended_until,
         )
 
 
@@ -245,12 +260,22 @@ class JobList(Open):
     results: tuple[Job, ...]
 
 
+OffSince = Annotated[
+    Timestamp | None,
+    Field(description="since when the guest is off for a job: when it was asked to stop; null: it is not off for one"),
+]
+
+
 class OpsJobSummary(Job):
     """A job of any account."""
 
     account_id: int
     node: str
     request_id: str
+    off_since: OffSince
+    resolved_at: Annotated[
+        Timestamp | None, Field(description="when an operator marked the server that it stranded as repaired")
+    ]
 
 
 class OpsJobList(Open):
@@ -268,6 +293,7 @@ class StepTaken(Open):
     started_at: Annotated[datetime, Field(description="by the node's clock")]
     seconds: Annotated[float | None, Field(description="null: it is running")]
     attempt: int
+    failed: Annotated[bool, Field(description="this attempt failed")]
 
 
 class Resolution(Open):
@@ -276,6 +302,22 @@ class Resolution(Open):
     at: Timestamp
     by: str
     reason: str
+
+
+class Waiting(Open):
+    """Why a queued job has not begun."""
+
+    reason: Annotated[
+        str,
+        Field(
+            description="`node_silent`, `node_paused`, `slots_full`, `server_busy`, or `node`: its node is about to"
+            " take it; more may be added"
+        ),
+    ]
+    detail: Annotated[str, Field(description="the same in words")]
+    place: Annotated[int, Field(description="in the queue of its node; 1: it is next")]
+    queued: Annotated[int, Field(description="jobs in that queue")]
+    given_up_at: Annotated[Timestamp | None, Field(description="when it fails; null: not while its node responds")]
 
 
 class Retry(Open):
@@ -290,7 +332,11 @@ class OpsJob(OpsJobSummary):
     """A job with its steps, log lines and resolution."""
 
     retry: Retry
-
+    waiting: Annotated[Waiting | None, Field(description="of a queued job")]
+    cause: Annotated[
+        str | None,
+        Field(description="of its failure: what libvirt, QEMU or qemu-img said, with host paths; not for customers"),
+    ]
     power_found: Annotated[str | None, Field(description="`on`, `off` or `paused`, when its node started it")]
     power_now: str | None
     runbook: Annotated[str | None, Field(description="the section of the runbook on its error")]
@@ -359,7 +405,20 @@ def ops_job(record: records.OpsJob, *, runbook_url: str) -> OpsJob:
     """`runbook_url`: of the page that has a section for each error of a job."""
     failure = record.job.failure
     runbook = f"{runbook_url}#{failure.code}" if failure else None
-    return from_record(OpsJob, record, **dict(ops_job_summary(record.job)), runbook=runbook, retry=_retry(record.retry))
+    return from_record(
+        OpsJob,
+        record,
+        **dict(ops_job_summary(record.job)),
+        runbook=runbook,
+        retry=_retry(record.retry),
+        waiting=_waiting(record.waiting),
+    )
+
+
+def _waiting(record: WaitingRecord | None) -> Waiting | None:
+    if record is None:
+        return None
+    return from_record(Waiting, record, reason=str(record.reason), detail=f"{why(record, when=at)} {place(record)}")
 
 
 def _retry(record: records.Retry) -> Retry:

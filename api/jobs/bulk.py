@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from api.http.marks import EACH, REQUEST_ID
+from api.http.marks import EACH, REQUEST_ID, TOKEN
 from api.jobs.bodies import BulkAction, BulkResult, would_retry
 from worker.store import errors
 from worker.store.calls import Idempotency
@@ -30,7 +30,12 @@ async def act(
             if action == "retry":
                 new_job = (
                     await operators.retry(
-                        job_id, request_id=request[REQUEST_ID], force=force, in_bulk=True, idempotency=own
+                        job_id,
+                        request_id=request[REQUEST_ID],
+                        force=force,
+                        in_bulk=True,
+                        by=request[TOKEN].actor,
+                        idempotency=own,
                     )
                 ).id
             else:

@@ -74,7 +74,8 @@ class JobCalls:
     async def list_jobs(self, request: web.Request, caller: Entering) -> web.Response:
         """List jobs.
 
-        The account's jobs of the last 30 days, newest first; of one server or of all, in one state or in any.
+        The account's jobs of the last 30 days, newest first; of one server or of all, in one state or in any, queued
+        at any time or between `since` and `until`.
         """
         query = reading.query(request, JobsQuery)
         page = await self._store.jobs(
@@ -83,6 +84,8 @@ class JobCalls:
             state=query.state and JobState(query.state),
             offset=query.offset,
             limit=query.page_size,
+            since=query.since,
+            until=query.until,
         )
         return page_answer(request, query, page, bodies.job)
 
@@ -203,7 +206,11 @@ class OpsJobCalls:
         if force:
             request[REASON] = "forced"
         job = await self._operators.retry(
-            job_id, request_id=request[REQUEST_ID], force=force, idempotency=operator_key(request, token)
+            job_id,
+            request_id=request[REQUEST_ID],
+            force=force,
+            by=token.actor,
+            idempotency=operator_key(request, token),
         )
         return answer(bodies.ops_job_summary(job), status=202, headers=bodies.job_headers(job.id, base=OPS))
 

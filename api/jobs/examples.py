@@ -72,7 +72,9 @@ JOBS = bodies.JobList(count=1, results=(COMPLETED,))
 
 
 def _ops(job: bodies.Job) -> bodies.OpsJobSummary:
-    return bodies.OpsJobSummary(**dict(job), account_id=77, node="node-17", request_id=REQUEST_ID)
+    return bodies.OpsJobSummary(
+        **dict(job), account_id=77, node="node-17", request_id=REQUEST_ID, off_since=None, resolved_at=None
+    )
 
 
 OPS_COMPLETED = _ops(COMPLETED)
@@ -87,11 +89,13 @@ OPS_FAILED = bodies.OpsJob(
         " the job is still wanted, force the retry.",
     ),
     **dict(_ops(FAILED)),
+    waiting=None,
+    cause=None,
     power_found="on",
     power_now="on",
     runbook="/ops/runbook/#not_enough_space",
     resolution=None,
-    steps=(bodies.StepTaken(step="preflight", started_at=ASKED, seconds=0.021, attempt=1),),
+    steps=(bodies.StepTaken(step="preflight", started_at=ASKED, seconds=0.021, attempt=1, failed=False),),
     log=({"event": "job.failed", "level": "warning", "code": "not_enough_space"},),
 )
 OPS_RESOLVED = OPS_FAILED.model_copy(

@@ -1,20 +1,33 @@
 """The bodies of nodes, findings, the audit log and tokens."""
 
-from datetime import timedelta
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from api.http import fields
 from api.http.answers import After, Open, ServerName, Timestamp, TotalIfKnown, from_record
 from api.jobs.bodies import OpsJobSummary, ops_job_summary
+from api.operators.audit_words import said
 from api.servers.bodies import Finding
+from api.words import absolute
 from worker.store import errors
 from worker.store.access.tokens import OPERATORS, NewToken, Permission, Token
 from worker.store.calls import CursorPage
-from worker.store.model import SNAPSHOTS_PER_SERVER_MOST, AccountId, Job
-from worker.store.operators import records
+from worker.store.model import SNAPSHOTS_PER_SERVER_MOST, AccountId, Job, SnapshotId
+from worker.store.operators import nodes, records
+from worker.store.operators.operator_store import AuditFilter
 from worker.store.reports import NodeFacts
 
 TokenIdInPath = Annotated[str, *fields.hex_id("token", "0a1b2c3d4e5f")]
@@ -42,9 +55,11 @@ class AccountLimits(Open):
 class OpsNodesQuery(fields.CursorQuery):
     """The query of the list of nodes."""
 
-    state: Annotated[Literal["alive", "silent", "paused"], Field(description="only in this state")] | None = None
+    state: (
+        Annotated[Literal["alive", "silent", "paused", "failing"], Field(description="only in this state")] | None
+    ) = None
     sort: Annotated[
-        Literal["name", "-name", "heartbeat", "-heartbeat", "queued", "-queued", "free", "-free"],
+        Literal["name", "-name", "heartbeat", "-heartbeat", "queued", "-queued", "free", "-free", "failed", "-failed"],
         Field(description="ascending, or descending with `-`"),
     ] = "name"
 
@@ -65,12 +80,36 @@ class AuditQuery(fields.PeriodQuery):
         | None
     ) = None
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE", "CLI"] | None = None
+    token_name: (
+        Annotated[str, StringConstraints(max_length=64), Field(description="the name of the token that asked")] | None
+    ) = None
+    server_id: fields.OfServer | None = None
+    snapshot_id: (
+        Annotated[
+            SnapshotId,
+            Field(ge=1, le=fields.ID_MAX, description="only of this snapshot"),
+            BeforeValidator(fields.digits),
+        ]
+        | None
+    ) = None
+    node: Annotated[fields.NodeName, Field(description="only of this node")] | None = None
+    what: (
+        Annotated[
+            Literal["changes", "logins"], Field(description="`logins` and logouts of the dashboard, or all others")
+        ]
+        | None
+    ) = None
 
     @property
-    def filter(self) -> dict[str, str]:
+    def filter(self) -> AuditFilter:
         fields = {"account": self.account_id, "token": self.token_id, "job": self.job_id, "method": self.method}
-        fields |= {"request_id": self.request_id}
-        return {field: str(value) for field, value in fields.items() if value is not None}
+        fields |= {"request_id": self.request_id, "token_name": self.token_name}
+        about = {"server": self.server_id, "snapshot": self.snapshot_id, "node": self.node}
+        return AuditFilter(fields=_given(fields), about=_given(about), what=self.what)
+
+
+def _given(fields: Mapping[str, object]) -> dict[str, str]:
+    return {field: str(value) for field, value in fields.items() if value is not None}
 
 
 class TokensQuery(fields.Query):
@@ -133,12 +172,49 @@ class TokenBody(fields.RequestBody):
         return timedelta(hours=self.lifetime_hours) if self.lifetime_hours else None
 
 
+class PauseBody(fields.ReasonBody):
+    """Why a node is paused, and when the pause ends by itself. Without an end, it lasts until the node is resumed."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"required": ["until_back"], "properties": {"until_back": {"const": True}}},
+            "then": {"properties": {"until": {"type": "null"}}},
+        }
+    )
+
+    until: Annotated[fields.ExpiresAt | None, Field(description="when it ends")] = None
+    until_back: Annotated[bool, Field(description="true: it ends when the node's host has been started again")] = False
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Self:
+        if self.until is not None and self.until_back:
+            raise PydanticCustomError("one_end", "A pause has one end: `until` or `until_back`.")
+        return self
+
+    @property
+    def audited(self) -> str:
+        """The reason, with the end."""
+        if self.until_back:
+            return f"{self.reason} (until its host is back)"
+        return f"{self.reason} (until {absolute(self.until)})" if self.until else self.reason
+
+
 class Pause(Open):
     """Why a node starts no new jobs."""
 
     since: Timestamp
     reason: str
     by: Annotated[str, Field(description="the name of the token")]
+    until: Annotated[Timestamp | None, Field(description="when it ends by itself")]
+    until_back: Annotated[bool, Field(description="it ends when the node's host has been started again")]
+
+
+class EndedLately(Open):
+    """How many jobs ended in the last hour, to within five minutes. Cancelled jobs and dry runs do not count."""
+
+    completed: int
+    failed: int
+    stranded: Annotated[int, Field(description="of the failed ones")]
 
 
 class OpsNode(Open):
@@ -151,10 +227,13 @@ class OpsNode(Open):
     paused: Annotated[Pause | None, Field(description="set while it starts no new jobs")]
     versions: Annotated[dict[str, str], Field(description="of `worker`, `hypervisor` and `emulator`")]
     pools: tuple[dict[str, Any], ...]
+    slots: Annotated[int | None, Field(description="jobs that it runs at a time; null: not reported")]
     queued: int
     running: int
     servers: int
     findings: Annotated[int, Field(description="servers on which reconciliation found differences")]
+    last_hour: EndedLately
+    failing: Annotated[bool, Field(description="all jobs of the last hour have failed, at least two")]
 
 
 class OpsNodeDetails(OpsNode):
@@ -252,6 +331,7 @@ class AuditEntry(Open):
 
     id: str
     at: Timestamp
+    text: Annotated[str, Field(description="the same in words")]
     fields: dict[str, str]
     notes: Annotated[
         tuple[str, ...],
@@ -277,6 +357,14 @@ class OpsToken(Open):
     expires_at: Timestamp | None
 
 
+class ListedToken(OpsToken):
+    """A token in the list."""
+
+    last_used_at: Annotated[
+        Timestamp | None, Field(description="accurate to a minute; null if it was not used since this is noted")
+    ]
+
+
 class NewOpsToken(OpsToken):
     """The token that was created."""
 
@@ -286,27 +374,33 @@ class NewOpsToken(OpsToken):
 class TokenList(Open):
     """The valid tokens, oldest first."""
 
-    results: tuple[OpsToken, ...]
+    results: tuple[ListedToken, ...]
 
 
-def node(record: records.Node) -> OpsNode:
+def node(record: nodes.Node) -> OpsNode:
     facts = record.facts or NodeFacts(worker="", hypervisor="", emulator="", pools=())
-    versions = facts.model_dump(exclude={"pools"})
+    versions = facts.model_dump(include={"worker", "hypervisor", "emulator"})
     return from_record(
         OpsNode,
         record,
         paused=record.pause,
         versions={program: version for program, version in versions.items() if version},
         pools=tuple(pool.model_dump() for pool in facts.pools),
+        slots=facts.slots or None,
+        last_hour=record.ended,
     )
 
 
-def node_details(record: records.Node, running: CursorPage[Job]) -> OpsNodeDetails:
+def node_details(record: nodes.Node, running: CursorPage[Job]) -> OpsNodeDetails:
     return OpsNodeDetails(**dict(node(record)), jobs=tuple(map(ops_job_summary, running.results)))
 
 
 def account(record: records.AccountLimits) -> AccountLimits:
     return from_record(AccountLimits, record)
+
+
+def audit_entry(record: records.AuditEntry) -> AuditEntry:
+    return from_record(AuditEntry, record, fields=dict(record.fields), text=str(said(record.fields)))
 
 
 def server_findings(record: records.ServerFindings) -> ServerFindings:
@@ -323,6 +417,10 @@ def unreadable_record(record: records.UnreadableRecord) -> UnreadableRecord:
 
 def token(record: Token) -> OpsToken:
     return from_record(OpsToken, record, permissions=tuple(sorted(record.permissions)))
+
+
+def listed_token(record: Token, used_at: datetime | None) -> ListedToken:
+    return ListedToken(**dict(token(record)), last_used_at=used_at)
 
 
 def new_token(new: NewToken) -> NewOpsToken:

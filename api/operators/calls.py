@@ -2,12 +2,11 @@
 
 from aiohttp import web
 
-from api.http import reading
+from api.http import marks, reading
 from api.http.answers import answer, cursor_answer, from_record
 from api.http.callers import bearer
 from api.http.calls import FOR_OPERATORS, OPS, Link, Reply, Table, links
 from api.http.fields import ACCOUNT_ID, NODE, PeriodQuery
-from api.http.marks import ACCOUNT, MADE
 from api.http.reading import in_path, operator_key
 from api.jobs.examples import REASON
 from api.operators import bodies, examples
@@ -17,6 +16,7 @@ from api.operators.bodies import (
     AuditQuery,
     LimitsBody,
     OpsNodesQuery,
+    PauseBody,
     TokenBody,
     TokenList,
     TokensQuery,
@@ -24,6 +24,7 @@ from api.operators.bodies import (
 from api.operators.overview import overview
 from worker.store import errors
 from worker.store.access.tokens import Token, Tokens
+from worker.store.access.usage import TokenUses
 from worker.store.calls import Cursor
 from worker.store.model import JobState
 from worker.store.operators.operator_store import JobFilter, OperatorStore
@@ -38,9 +39,10 @@ call: Table[Token] = Table("operators", NODE, TOKEN_ID, ACCOUNT_ID, **FOR_OPERAT
 
 
 class OperatorCalls:
-    def __init__(self, operators: OperatorStore, tokens: Tokens) -> None:
+    def __init__(self, operators: OperatorStore, tokens: Tokens, uses: TokenUses) -> None:
         self._operators = operators
         self._tokens = tokens
+        self._uses = uses
 
     @call(f"GET {OPS}overview/", Reply(200, {"overview": examples.OVERVIEW}))
     async def ops_overview(self, _: web.Request, __: Token) -> web.Response:
@@ -84,17 +86,27 @@ class OperatorCalls:
     @call(
         f"POST {ONE_NODE}pause/",
         Reply(200, {"paused": examples.PAUSED}),
-        body={"reason": REASON},
-        refusals=(errors.NodeNotFound,),
+        body={"for_an_upgrade": examples.PAUSE},
+        refusals=(errors.NodeNotFound, errors.NodeBootUnknown),
     )
     async def ops_pause_node(self, request: web.Request, token: Token) -> web.Response:
         """Pause a node.
 
-        The node starts no new jobs; running jobs finish. The service still accepts jobs, which stay `queued`.
+        The node starts no new jobs; running jobs finish. The service still accepts jobs, which stay `queued`. The pause
+        ends with a resume, at `until`, or with `until_back` when the node's host has been started again, for example
+        with a new kernel. A pause of a paused node replaces it.
         """
-        name, why = in_path(request, NODE), await reading.reason(request)
-        key = operator_key(request, token, why)
-        return answer(bodies.node(await self._operators.pause(name, by=token.name, reason=why.reason, idempotency=key)))
+        name, why = in_path(request, NODE), await reading.body(request, PauseBody)
+        request[marks.REASON] = why.audited
+        paused = await self._operators.pause(
+            name,
+            by=token.name,
+            reason=why.reason,
+            until=why.until,
+            until_back=why.until_back,
+            idempotency=operator_key(request, token, why),
+        )
+        return answer(bodies.node(paused))
 
     @call(
         f"POST {ONE_NODE}resume/",
@@ -143,7 +155,7 @@ class OperatorCalls:
         until enough snapshots are deleted, and the next run of a schedule deletes the oldest scheduled ones.
         """
         account_id, body = in_path(request, ACCOUNT_ID), await reading.body(request, LimitsBody)
-        request[ACCOUNT], request[MADE] = account_id, f"snapshots_max {body.snapshots_max or 'default'}"
+        request[marks.ACCOUNT], request[marks.MADE] = account_id, f"snapshots_max {body.snapshots_max or 'default'}"
         return answer(bodies.account(await self._operators.limit_account(account_id, snapshots_max=body.snapshots_max)))
 
     # --- findings, audit ---
@@ -170,7 +182,7 @@ class OperatorCalls:
         """
         query = reading.query(request, AuditQuery)
         page = await self._operators.audit(query.filter, query.cursor)
-        return cursor_answer(request, page, bodies.AuditList, bodies.AuditEntry.model_validate)
+        return cursor_answer(request, page, bodies.AuditList, bodies.audit_entry)
 
     @call(f"GET {OPS}audit/check/", Reply(200, {"whole": examples.AUDIT_CHECK}), query=AuditCheckQuery)
     async def ops_check_audit(self, request: web.Request, _: Token) -> web.Response:
@@ -194,7 +206,8 @@ class OperatorCalls:
         """
         account_id = reading.query(request, TokensQuery).account_id
         found = [token for token in await self._tokens.all() if account_id in {None, token.account_id}]
-        return answer(TokenList(results=tuple(map(bodies.token, found))))
+        used = await self._uses.all()
+        return answer(TokenList(results=tuple(bodies.listed_token(one, used.get(one.id)) for one in found)))
 
     @call(
         f"POST {OPS}tokens/",
@@ -220,7 +233,7 @@ class OperatorCalls:
             idempotency=operator_key(request, token, body),
             seed=bearer(request),
         )
-        request[MADE] = f"token {new.token.id}"
+        request[marks.MADE] = f"token {new.token.id}"
         return answer(bodies.new_token(new), status=201, headers={"Cache-Control": "no-store"})
 
     @call(

@@ -17,12 +17,18 @@ NODE = bodies.OpsNode(
     paused=None,
     versions={"worker": "1.0.0", "hypervisor": "libvirt 9.0.0", "emulator": "QEMU 7.2.0"},
     pools=({"path": "/var/lib/libvirt/images", "free_bytes": 107_374_182_400, "total_bytes": 1_099_511_627_776},),
+    slots=4,
     queued=2,
     running=1,
     servers=48,
     findings=0,
+    last_hour=bodies.EndedLately(completed=7, failed=1, stranded=0),
+    failing=False,
 )
-PAUSED = NODE.model_copy(update={"paused": bodies.Pause(since=ASKED, reason=REASON.reason, by="alice")})
+PAUSED = NODE.model_copy(
+    update={"paused": bodies.Pause(since=ASKED, reason=REASON.reason, by="alice", until=None, until_back=True)}
+)
+PAUSE = bodies.PauseBody(reason="kernel upgrade", until_back=True)
 NODE_DETAILS = bodies.OpsNodeDetails(**dict(NODE), jobs=(OPS_COMPLETED,))
 NODES = bodies.OpsNodeList(after=None, results=(NODE,))
 FINDINGS = bodies.FindingsList(
@@ -43,8 +49,9 @@ FINDINGS = bodies.FindingsList(
     unreadable_records=(bodies.UnreadableRecord(key="snapshot:801", reason="created_ms cannot be read", at=ASKED),),
 )
 _ENTRY = {"token_name": "alice", "method": "POST", "path": "/api/v1/ops/nodes/node-17/pause/", "status": "200"}
+_IN_WORDS = "token alice paused node-17"
 AUDIT = bodies.AuditList(
-    after=None, results=(bodies.AuditEntry(id="1737044100000-0", at=ASKED, fields=_ENTRY, notes=()),)
+    after=None, results=(bodies.AuditEntry(id="1737044100000-0", at=ASKED, text=_IN_WORDS, fields=_ENTRY, notes=()),)
 )
 LIMITS = bodies.LimitsBody(snapshots_max=20)
 ACCOUNT = bodies.AccountLimits(account_id=77, snapshots_max=20, is_default=False, servers=3)
@@ -59,7 +66,7 @@ _TOKEN = bodies.OpsToken(
     expires_at=None,
 )
 NEW_TOKEN = bodies.NewOpsToken(**dict(_TOKEN), secret="vps_…")  # noqa: S106 - an example
-TOKENS = bodies.TokenList(results=(_TOKEN,))
+TOKENS = bodies.TokenList(results=(bodies.ListedToken(**dict(_TOKEN), last_used_at=ASKED),))
 _SECONDS = Durations(p50=41.2, p95=88.9)
 OVERVIEW = Overview(
     at=ASKED,
@@ -69,6 +76,7 @@ OVERVIEW = Overview(
     completed=Ended(hour=31, day=702),
     failed=Ended(hour=0, day=2),
     stranded_servers=0,
+    servers_off=1,
     nodes=NodeCounts(alive=47, silent=1, paused=1),
     servers_with_findings=1,
     unreadable_records=1,

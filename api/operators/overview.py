@@ -64,6 +64,7 @@ class Overview(Open):
     completed: Ended
     failed: Ended
     stranded_servers: int
+    servers_off: Annotated[int, Field(description="whose guests are off for a job; see the servers with `off`")]
     nodes: NodeCounts
     servers_with_findings: int
     unreadable_records: Annotated[int, Field(description="met within the last 24 hours; see the findings")]

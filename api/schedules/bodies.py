@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 from pydantic_core import PydanticCustomError
 
 from api.http import fields
-from api.http.answers import Open, ServerName, Timestamp, Total, from_record
+from api.http.answers import After, Body, Open, ServerName, Timestamp, Total, TotalIfKnown, from_record
 from api.http.consistency import Asked
 from worker.store import errors
 from worker.store.model import NAME_MAX, SNAPSHOTS_PER_SERVER, ScheduleId
@@ -146,14 +146,43 @@ class ScheduleList(Open):
     results: tuple[Schedule, ...]
 
 
+class OpsSchedulesQuery(fields.PeriodQuery):
+    """The query of the list of all schedules: `since` and `until` are of their next runs."""
+
+    account_id: fields.OfAccount | None = None
+    server_id: fields.OfServer | None = None
+
+
+class OpsSchedule(Schedule):
+    """When a server of any account is snapshotted automatically."""
+
+    account_id: int
+
+
+class OpsScheduleList(Open):
+    """One page of the list, by the next run."""
+
+    count: TotalIfKnown
+    after: After
+    results: tuple[OpsSchedule, ...]
+
+
 def _hours(hours: int | None) -> timedelta | None:
     return None if hours is None else timedelta(hours=hours)
 
 
 def schedule(record: records.Schedule) -> Schedule:
+    return _of(Schedule, record)
+
+
+def ops_schedule(record: records.Schedule) -> OpsSchedule:
+    return _of(OpsSchedule, record)
+
+
+def _of(body: type[Body], record: records.Schedule) -> Body:
     spec, ran_at = record.spec, record.last_run_at
     return from_record(
-        Schedule,
+        body,
         record,
         server=ServerName(id=record.server_id, name=record.server_name),
         name=spec.name,

@@ -3,17 +3,19 @@
 from aiohttp import web
 
 from api.http import reading
-from api.http.answers import answer, page_answer
+from api.http.answers import answer, cursor_answer, page_answer
 from api.http.callers import Caller
-from api.http.calls import API, Link, Reply, Table
+from api.http.calls import API, FOR_OPERATORS, OPS, Link, Reply, Table, links
 from api.http.consistency import Choice, is_live
 from api.http.marks import MADE, SERVER_ID
 from api.http.problems import FieldError, invalid
 from api.http.reading import in_path
 from api.schedules import bodies, examples
-from api.schedules.bodies import SCHEDULE_ID, ScheduleBody, ScheduleEditBody, SchedulesQuery
+from api.schedules.bodies import SCHEDULE_ID, OpsSchedulesQuery, ScheduleBody, ScheduleEditBody, SchedulesQuery
 from api.settings import Live
 from worker.store import errors
+from worker.store.access.tokens import Token
+from worker.store.operators.operator_store import OperatorStore
 from worker.store.schedules.schedules import BadCron, Schedules
 
 SCHEDULES = f"{API}schedules/"
@@ -21,6 +23,7 @@ ONE_SCHEDULE = f"{SCHEDULES}{{schedule_id}}/"
 OWN = {"schedule_id": "$response.body#/id"}
 
 call: Table[Caller] = Table("schedules", SCHEDULE_ID)
+ops_call: Table[Token] = Table("operators", **FOR_OPERATORS)
 
 
 class ScheduleCalls:
@@ -123,3 +126,28 @@ class ScheduleCalls:
         """Decided when the schedule is made: a schedule keeps its choice."""
         live = is_live(asked, self._live)
         return self._live is Live.DEFAULT if live is None else live
+
+
+class OpsScheduleCalls:
+    def __init__(self, operators: OperatorStore) -> None:
+        self._operators = operators
+
+    @ops_call(
+        f"GET {OPS}schedules/",
+        Reply(
+            200,
+            {"schedules": examples.OPS_SCHEDULES},
+            links=links("ops_show_server", server_id="$response.body#/results/0/server/id"),
+        ),
+        query=OpsSchedulesQuery,
+    )
+    async def ops_list_schedules(self, request: web.Request, _: Token) -> web.Response:
+        """List all schedules.
+
+        The enabled schedules of all accounts, by their next run: what will run, and when.
+        """
+        query = reading.query(request, OpsSchedulesQuery)
+        page = await self._operators.schedules(
+            account_id=query.account_id, server_id=query.server_id, cursor=query.cursor
+        )
+        return cursor_answer(request, page, bodies.OpsScheduleList, bodies.ops_schedule)

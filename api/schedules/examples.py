@@ -3,7 +3,15 @@
 from datetime import UTC, datetime
 
 from api.jobs.examples import ASKED, JOB_ID, SERVER_NAME
-from api.schedules.bodies import Schedule, ScheduleBody, ScheduleEditBody, ScheduleList, ScheduleRun
+from api.schedules.bodies import (
+    OpsSchedule,
+    OpsScheduleList,
+    Schedule,
+    ScheduleBody,
+    ScheduleEditBody,
+    ScheduleList,
+    ScheduleRun,
+)
 from worker.store.model import ServerId
 
 SCHEDULE_ID = "5c1d8f3a4c2e9d6b1a0f8e7d6c5b0b5e"
@@ -23,4 +31,5 @@ SCHEDULE = Schedule(
     next_run_at=datetime(2025, 1, 18, 3, tzinfo=UTC),
     last_run=ScheduleRun(at=datetime(2025, 1, 17, 3, tzinfo=UTC), job_id=JOB_ID, error=None),
 )
+OPS_SCHEDULES = OpsScheduleList(count=None, after=None, results=(OpsSchedule(account_id=77, **dict(SCHEDULE)),))
 SCHEDULES = ScheduleList(count=1, results=(SCHEDULE,))

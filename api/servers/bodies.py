@@ -1,17 +1,18 @@
 """The bodies of servers, for customers and for operators."""
 
+from datetime import timedelta
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
 from api.http.answers import After, KindOfJob, Open, StatusOfServer, Timestamp, TotalIfKnown, from_record
 from api.http.consistency import Choice
-from api.http.fields import AccountIdInBody, CursorQuery, NodeInPath, NodeName, OfAccount, RequestBody, truth
-from api.jobs.bodies import OpsJobSummary, ops_job_summary
+from api.http.fields import AccountIdInBody, CursorQuery, NodeInPath, NodeName, OfAccount, RequestBody, digits, truth
+from api.jobs.bodies import OffSince, OpsJobSummary, ops_job_summary
 from api.snapshots.bodies import SnapshotDetails, details
 from worker.store import model
 from worker.store.calls import CursorPage, Page
-from worker.store.model import Job, Snapshot
+from worker.store.model import Job, JobState, Snapshot
 from worker.store.operators import records
 
 
@@ -21,6 +22,21 @@ class OpsServersQuery(CursorQuery):
     node: NodeInPath | None = None
     account_id: OfAccount | None = None
     stranded: Annotated[bool, Field(description="only stranded servers"), BeforeValidator(truth)] = False
+    off: Annotated[bool, Field(description="only servers whose guests are off for a job"), BeforeValidator(truth)] = (
+        False
+    )
+    no_snapshot_days: (
+        Annotated[
+            int,
+            Field(ge=1, le=366, description="only servers without a completed snapshot of the last so many days"),
+            BeforeValidator(digits),
+        ]
+        | None
+    ) = None
+
+    @property
+    def without_snapshot_of(self) -> timedelta | None:
+        return None if self.no_snapshot_days is None else timedelta(days=self.no_snapshot_days)
 
 
 class NodeBody(RequestBody):
@@ -47,6 +63,12 @@ class BusyJob(Open):
 
     id: str
     kind: KindOfJob
+
+
+class OpsBusyJob(BusyJob):
+    """The job that a server is busy with, or waits for."""
+
+    state: JobState
 
 
 class Server(Open):
@@ -84,14 +106,24 @@ class Finding(Open):
     at: Timestamp
 
 
+class Taken(Open):
+    """Who repairs a stranded server."""
+
+    by: Annotated[str, Field(description="the name of the token")]
+    at: Timestamp
+
+
 class OpsServer(Server):
     """A server of any account."""
 
+    job: Annotated[OpsBusyJob | None, Field(description="the job that it is busy with, or waits for")]
     account_id: int
     node: str
     power: str
+    off_since: OffSince
     missing: Annotated[bool, Field(description="its node no longer reports it")]
     stranded_by: Annotated[str | None, Field(description="the job that could not put it back as it was")]
+    taken: Annotated[Taken | None, Field(description="of a stranded server: who repairs it")]
     findings: tuple[Finding, ...]
 
 
@@ -129,10 +161,13 @@ def server(view: model.ServerView) -> Server:
 
 def ops_server(record: records.OpsServer) -> OpsServer:
     known = record.view.server
+    job = None
+    if known.job_id and known.job_kind and record.job_state:
+        job = OpsBusyJob(id=known.job_id, kind=known.job_kind, state=record.job_state)
     return from_record(
         OpsServer,
         record,
-        **_parts(record.view),
+        **_parts(record.view) | {"job": job},
         id=known.id,
         name=known.name,
         account_id=known.account_id,

@@ -9,7 +9,7 @@ from api.http.calls import API, FOR_OPERATORS, OPS, Reply, Table, links
 from api.http.consistency import allowed
 from api.http.fields import SERVER_ID
 from api.http.marks import ACCOUNT, MADE
-from api.http.reading import in_path
+from api.http.reading import in_path, operator_key
 from api.servers import bodies, examples
 from api.servers.bodies import AccountBody, NodeBody, OpsServersQuery, PlacementBody, ServerEdit
 from api.settings import Live
@@ -85,11 +85,16 @@ class OpsServerCalls:
     async def ops_list_servers(self, request: web.Request, _: Token) -> web.Response:
         """List all servers.
 
-        Sorted by ID; with `stranded`, by the time at which they were stranded.
+        Sorted by ID; with `stranded` or `off`, those that have been so for longest first.
         """
         query = reading.query(request, OpsServersQuery)
         page = await self._operators.servers(
-            node=query.node, account_id=query.account_id, stranded=query.stranded, cursor=query.cursor
+            node=query.node,
+            account_id=query.account_id,
+            stranded=query.stranded,
+            off=query.off,
+            cursor=query.cursor,
+            without_snapshot_of=query.without_snapshot_of,
         )
         return cursor_answer(request, page, bodies.OpsServerList, bodies.ops_server)
 
@@ -163,3 +168,30 @@ class OpsServerCalls:
         request[ACCOUNT] = body.account_id
         given = await self._operators.place(in_path(request, SERVER_ID), account_id=body.account_id)
         return answer(bodies.ops_server(given))
+
+    @ops_call(
+        f"POST {ONE_SERVER}take/",
+        Reply(200, {"taken": examples.TAKEN}),
+        refusals=(errors.ServerNotFound, errors.ServerNotStranded),
+    )
+    async def ops_take_server(self, request: web.Request, token: Token) -> web.Response:
+        """Take a stranded server.
+
+        Tells the other operators who repairs it, until it is resolved. Whoever had taken it before has not any more. No
+        body, or `{}`.
+        """
+        server_id, key = in_path(request, SERVER_ID), operator_key(request, token)
+        return answer(bodies.ops_server(await self._operators.take(server_id, by=token.name, idempotency=key)))
+
+    @ops_call(
+        f"POST {ONE_SERVER}release/",
+        Reply(200, {"server": examples.OPS_SERVER}),
+        refusals=(errors.ServerNotFound, errors.ServerNotStranded),
+    )
+    async def ops_release_server(self, request: web.Request, token: Token) -> web.Response:
+        """Release a stranded server.
+
+        Nobody repairs it now: another operator may take it. No body, or `{}`.
+        """
+        server_id, key = in_path(request, SERVER_ID), operator_key(request, token)
+        return answer(bodies.ops_server(await self._operators.release(server_id, idempotency=key)))

@@ -6,15 +6,17 @@ from api.servers.bodies import (
     BusyJob,
     Finding,
     NodeBody,
+    OpsBusyJob,
     OpsServer,
     OpsServerDetails,
     OpsServerList,
     PlacementBody,
     Server,
     ServerEdit,
+    Taken,
 )
 from api.snapshots.examples import DETAILS
-from worker.store.model import SNAPSHOTS_PER_SERVER, AccountId, JobKind, ServerState
+from worker.store.model import SNAPSHOTS_PER_SERVER, AccountId, JobKind, JobState, ServerState
 
 SERVER = Server(
     **dict(SERVER_NAME),
@@ -28,7 +30,18 @@ SERVER = Server(
 EDIT = ServerEdit(consistency="live")
 FINDINGS = (Finding(kind="torn_snapshot", tag="vps-801", at=ASKED),)
 OPS_SERVER = OpsServer(
-    **dict(SERVER), account_id=77, node="node-17", power="on", missing=False, stranded_by=None, findings=FINDINGS
+    **dict(SERVER) | {"job": OpsBusyJob(id=JOB_ID, kind=JobKind.RESTORE, state=JobState.IN_PROGRESS)},
+    account_id=77,
+    node="node-17",
+    power="off",
+    off_since=ASKED,
+    missing=False,
+    stranded_by=None,
+    taken=None,
+    findings=FINDINGS,
+)
+TAKEN = OPS_SERVER.model_copy(
+    update={"job": None, "off_since": ASKED, "stranded_by": JOB_ID, "taken": Taken(by="alice", at=ASKED)}
 )
 OPS_SERVERS = OpsServerList(count=1, after=None, results=(OPS_SERVER,))
 OPS_DETAILS = OpsServerDetails(**dict(OPS_SERVER), snapshot_list=(DETAILS,), jobs=(OPS_COMPLETED,))

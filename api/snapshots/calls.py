@@ -9,7 +9,7 @@ from api.http.answers import answer, page_answer
 from api.http.callers import Entering
 from api.http.calls import API, JOB_HEADERS, Link, Reply, Table
 from api.http.consistency import is_live
-from api.http.marks import REQUEST_ID, SERVER_ID
+from api.http.marks import MADE, REQUEST_ID, SERVER_ID
 from api.http.reading import in_path
 from api.jobs.bodies import job as job_body
 from api.jobs.bodies import job_headers
@@ -117,6 +117,7 @@ class SnapshotCalls:
             request_id=request[REQUEST_ID],
             idempotency=reading.idempotency(request, body),
         )
+        request[MADE] = f"snapshot {admitted.snapshot.id}"
         return answer(bodies.created(admitted), status=201, headers=bodies.admitted_headers(admitted))
 
     @call(
@@ -144,7 +145,12 @@ class SnapshotCalls:
         Changes its description, its labels, when it expires, and whether it may be deleted.
         """
         body = await reading.body(request, EditBody)
-        edited = await self._store.edit(account_id=caller, snapshot_id=in_path(request, SNAPSHOT_ID), edit=body.edit)
+        edited = await self._store.edit(
+            account_id=caller,
+            snapshot_id=in_path(request, SNAPSHOT_ID),
+            edit=body.edit,
+            request_id=request[REQUEST_ID],
+        )
         return answer(bodies.details(edited))
 
     @call(

@@ -83,14 +83,18 @@ async def pages(stage: Stage, visitor: ClientSession, jobs: int) -> dict[str, Ca
     }
 
 
-async def medians(stage: Stage, jobs: int) -> dict[str, float]:
-    await stage.redis.flushdb()
+async def fill(stage: Stage, jobs: int) -> None:
     began = time.perf_counter()
     await stage.redis.config_set("appendfsync", "no")  # bulk: as an import would, and no rewrite in the midst of it
     await stage.redis.config_set("auto-aof-rewrite-percentage", "0")
     await seed(stage.redis, Size(nodes=NODES, servers_per_node=SERVERS_PER_NODE, jobs=jobs, open_jobs=OPEN_JOBS))
     await stage.redis.config_set("appendfsync", "always")
-    print(f"{jobs:,} jobs written in {time.perf_counter() - began:.0f} s")
+    print(f"{jobs:,} jobs written in {time.perf_counter() - began:.0f} s", flush=True)
+
+
+async def medians(stage: Stage, jobs: int) -> dict[str, float]:
+    await stage.redis.flushdb()
+    await fill(stage, jobs)
     await stage.stop_front_end()
     await stage.start_front_end()  # it remembers counts of the cell before
     async with ClientSession() as visitor:

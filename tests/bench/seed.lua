@@ -35,7 +35,7 @@ local function job(row)
     row.finished_ms = string.format('%.0f', ended)
     row.failure_detail, row.stranded = row.failure_detail or '', result.stranded
     row.downtime_seconds = result.downtime_seconds
-    if ended > now - 86400000 then count_end(row, result, ended) end
+    if ended > now - 7 * 86400000 then count_end(row, result, ended) end
   end
   write('job:' .. id, row)
   list_job(id, row)

@@ -16,10 +16,10 @@ from arq.connections import ArqRedis
 
 Row = dict[str, Any]  # key, type, pttl (ms; absent: it does not expire), value
 
-STATS_MS = 300_000
+STATS_MS = {"": 300_000, "hour:": 3_600_000}
 _NUMBER = re.compile(r"(?<![\w.-])(1[789][0-9]{8})([0-9]{3}|\.[0-9]+)?(?![\w.])")
 _ISO = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?=[.0-9]*(?:Z|\+00:00))")
-_STATS = re.compile(r"(?<=^stats:)[0-9]+$")
+_STATS = re.compile(r"^stats:(hour:)?([0-9]+)$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,10 @@ class Shift:
 
     def key(self, key: str) -> str:
         """The key of an interval's statistics has the interval's number."""
-        return _STATS.sub(lambda found: str(int(found[0]) + round(1000 * self.seconds / STATS_MS)), key)
+        if not (found := _STATS.match(key)):
+            return key
+        period = found[1] or ""
+        return f"stats:{period}{int(found[2]) + round(1000 * self.seconds / STATS_MS[period])}"
 
     def _iso(self, text: str) -> str:
         moved = datetime.fromisoformat(text).replace(tzinfo=UTC) + timedelta(seconds=self.seconds)

@@ -175,8 +175,9 @@ class TestDisks:
         await kvm_bench.add_server(1)
         kvm_bench.write(1, "A")
         break_a_cluster(kvm_bench.path(1, "vdb"))
-        with pytest.raises(DiskFailed, match="vdb"):
+        with pytest.raises(DiskFailed, match="vdb") as refused:
             await kvm_bench.hypervisor.take_snapshot(1, SPEC)
+        assert "qemu-img" in refused.value.cause
         (found,) = await kvm_bench.hypervisor.snapshots(1)
         assert found.targets == {"vda"}
         assert not found.complete

@@ -164,6 +164,8 @@ class TestNextStart:
         with pytest.raises(StartFailed) as refused:
             await kvm_bench.hypervisor.start(1)
         assert refused.value.retryable
+        assert str(path) in refused.value.cause  # for operators: libvirt's and QEMU's own words
+        assert str(path) not in refused.value.detail  # for customers
         away.rename(path)
         await kvm_bench.hypervisor.start(1)
 

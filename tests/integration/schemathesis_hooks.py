@@ -10,7 +10,11 @@ from urllib.parse import urljoin
 import schemathesis
 
 JOB_SECONDS = 20.0
-VALUES = {"when": "daily", "expires_at": "2030-12-31T23:59:59Z", "url": "https://hooks.example.com/"}
+VALUES = {
+    "when": "daily",
+    **dict.fromkeys(("expires_at", "until"), "2030-12-31T23:59:59Z"),
+    "url": "https://hooks.example.com/",
+}
 OF_NO_CALL = {"not_found", "method_not_allowed"}  # of a path or a method that the document does not have
 
 
@@ -27,7 +31,7 @@ def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
         }
         case.query.update(whole)
     if isinstance(case.body, dict):  # what no schema can say: a cron expression, a moment that is to come
-        case.body.update({field: value for field, value in VALUES.items() if field in case.body})
+        case.body.update({field: value for field, value in VALUES.items() if case.body.get(field) is not None})
 
 
 @schemathesis.hook

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from tests.integration.conftest import SERVER, Cell
+from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import BROKE, DONE, SNAPSHOTS, FrontEnd, serving
 from worker.store.model import AccountId, JobId, JobState, ServerId, Step
 from worker.store.outcome import Outcome
@@ -138,6 +138,26 @@ class TestJobs:
         assert await kinds("?state=in_progress") == [("restore", SERVER)]
         assert await kinds("?state=failed") == []
         (await api.call("GET", f"{JOBS}?state=over")).refused(400, "invalid_request")
+
+    async def test_a_time_is_a_filter(self, api: FrontEnd) -> None:
+        servers = [ServerId(n) for n in range(2, 7)]
+        await api.cell.have(servers)
+        jobs = [(await api.call("POST", body={"server_id": server, "name": "a"})) for server in servers]
+        ids = [job.headers["X-Job-Id"] for job in jobs]
+        for hour, job in enumerate(ids):
+            for key in (f"account:{ACCOUNT}:jobs", f"account:{ACCOUNT}:jobs:queued"):
+                await api.cell.raw("ZADD", key, "XX", 1_737_000_000_000 + hour * 3_600_000, job)
+
+        async def listed(query: str) -> tuple[list[str], int]:
+            body = (await api.call("GET", f"{JOBS}?{query}")).body
+            return [job["id"] for job in body["results"]], body["count"]
+
+        one, three = "2025-01-16T05:00:00Z", "2025-01-16T07:00:00Z"  # the first was queued at 04:00
+        assert await listed(f"since={one}&until={three}") == ([ids[2], ids[1]], 2)
+        assert await listed(f"since={one}&page_size=3&page=2") == ([ids[1]], 4)
+        assert await listed(f"until={three}&state=queued") == ([*reversed(ids[:3])], 3)
+        assert await listed(f"since={three}&until={one}") == ([], 0)
+        (await api.call("GET", f"{JOBS}?since=yesterday")).refused_fields()
 
     async def test_what_is_not_kept_any_more_is_not_counted(self, api: FrontEnd) -> None:
         for n in range(3):

@@ -103,7 +103,7 @@ async def known(node: Node, snapshot_id: SnapshotId, secrets: dict[str, str]) ->
         "paused": await cell.raw("HMGET", "node:n1", "paused_reason", "paused_by"),
         "paused nodes": await cell.raw("SMEMBERS", "nodes:paused"),
         "audit": await cell.raw("XRANGE", "audit", "-", "+"),
-        "head": await cell.raw("HGETALL", "audit:head"),
+        "head": await cell.raw("HMGET", "audit:head", "seq", "chain", "first"),
     }
 
 

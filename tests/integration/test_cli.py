@@ -31,6 +31,7 @@ from worker.store.reports import NodeFacts, Pool
 
 NOWHERE = "http://127.0.0.1:1"
 BAD = "vps_" + "A" * 43
+QUICK = {"HTTPS_PROXY": "", "COLUMNS": "80"}
 # what changes something, and needs a yes
 CHANGES = (
     *(f"job retry {NO_JOB}", f"job cancel {NO_JOB}", f"job resolve {NO_JOB} --reason x"),
@@ -39,6 +40,7 @@ CHANGES = (
     *("node credential create n9", "node credential rotate n9", "node credential revoke n9"),
     *("server declare 9 --node n1 --account-id 5", "server place 12345 --node n1", "server give 12345 --account-id 5"),
     "account limit 77 --snapshots 9",
+    *("server take 12345", "server release 12345"),
     *("token create --name x --permission operator --service", "token revoke 0a1b2c3d4e5f"),
 )
 
@@ -84,7 +86,9 @@ def test_every_command_has_json_and_every_one_that_changes_something_asks() -> N
     assert {words for words, has in options.items() if "--json" not in has} == set()
     asks = {" ".join(words) for words, has in options.items() if "--yes" in has}
     listed = {change for change in asks if any(one.startswith(f"{change} ") for one in CHANGES)}
-    assert asks - listed == {f"snapshot {what}" for what in ("create", "restore", "undo", "delete")}
+    of_customers = {f"snapshot {what}" for what in ("create", "restore", "undo", "delete")}
+    of_customers |= {"schedule delete", "webhook delete", "webhook rotate-secret"}
+    assert asks - listed == of_customers | {"context delete"}
     assert all(command.help for command in found.values())
 
 
@@ -113,6 +117,8 @@ class TestWhatIsShown:
             "jobs --limit 1": "jobs/?limit=1",
             "jobs --since 1h --until 2999-01-01T00:00:00Z": "jobs/",
             "jobs --until 2025-01-16T16:15:00Z": "jobs/?until=2025-01-16T16:15:00Z",
+            "servers --no-snapshot-days 7": "servers/?no_snapshot_days=7",
+            "jobs --ended-until 2999-01-01T00:00:00Z": "jobs/?ended_until=2999-01-01T00:00:00Z",
             "findings --since 2999-01-01T00:00:00Z": "findings/?since=2999-01-01T00:00:00Z",
             f"job show {bad}": f"jobs/{bad}/",
             f"job show {waiting}": f"jobs/{waiting}/",
@@ -134,6 +140,8 @@ class TestWhatIsShown:
             wanted, got = await ops.get(by[line]), one.body
             for body in (wanted, got):
                 body.pop("at", None)  # of the look
+                for listed in body.get("results", ()):
+                    listed.pop("last_used_at", None)
             assert got == wanted, line
 
         own = await customer.run("jobs", "--state", "failed", "--json")
@@ -206,12 +214,12 @@ class TestWhatIsChanged:
     async def test_nothing_where_nobody_can_be_asked(self, ops: Ops, cli: Cli) -> None:
         job = await ops.made("waits", None)
         lines = [line.replace(NO_JOB, job) for line in CHANGES]
-        before = await ops.get("tokens/")
+        before = [token.id for token in await ops.api.tokens.all()]
         for line, done in zip(lines, await asyncio.gather(*(cli.run(*one.split()) for one in lines)), strict=True):
             assert (done.code, done.out) == (Exit.USAGE, ""), line
             assert "--yes" in done.err, line
         assert (await ops.get("audit/?method=POST"))["results"] == []
-        assert await ops.get("tokens/") == before
+        assert [token.id for token in await ops.api.tokens.all()] == before
 
     async def test_an_account_gets_another_limit(self, ops: Ops, cli: Cli) -> None:
         changed = await cli.run("account", "limit", str(ACCOUNT), "--snapshots", "9", "--yes")
@@ -441,8 +449,8 @@ class TestExits:
             (cli, "job show ../nodes"): (Exit.NOT_FOUND, "job_not_found"),
             (cli, f"job show {NO_JOB} --follow"): (Exit.NOT_FOUND, "job_not_found"),
             (cli, "node show n9"): (Exit.NOT_FOUND, "node_not_found"),
-            (cli, "server show web-server-01"): (Exit.USAGE, "must be a server's ID"),
-            (customer, "snapshot show cli-1"): (Exit.USAGE, "must be a snapshot's ID"),
+            (cli, "server show no-such-server"): (Exit.NOT_FOUND, "There is no server no-such-server"),
+            (customer, "snapshot show no-such"): (Exit.NOT_FOUND, "There is no snapshot no-such"),
             (cli, "server show 999"): (Exit.NOT_FOUND, "server_not_found"),
             (cli, "servers --node no/node"): (Exit.REFUSED, "node: "),
             (cli, "audit --since yesterday"): (Exit.USAGE, "--since"),
@@ -473,6 +481,42 @@ class TestExits:
 
         nobody = await replace(cli, token="").run("jobs", VPS_SNAPSHOTS_TOKEN_FILE="")
         assert nobody.code == Exit.NOT_ALLOWED
+
+    async def test_of_a_token_file_that_others_may_read_is_warned(self, cli: Cli, tmp_path: Path) -> None:
+        file = tmp_path / "token"
+        file.write_text(cli.token)
+        for mode, warned in ((0o600, False), (0o640, True), (0o604, True)):
+            file.chmod(mode)
+            done = await replace(cli, token="").run("--token-file", file, "nodes")
+            assert done.code == 0
+            assert ("chmod 600" in done.err) == warned
+
+    async def test_a_proxy_of_the_environment_is_used_but_not_for_this_machine(self, cli: Cli) -> None:
+        asked: list[str] = []
+
+        def answer(request: web.Request) -> web.Response:
+            asked.append(str(request.url))
+            return web.json_response({"results": [], "after": None, "count": 0})
+
+        async with _answering(answer) as proxy:
+            elsewhere = replace(cli, url="http://snapshots.example.com")
+            assert (await elsewhere.run("nodes", HTTP_PROXY=proxy)).code == 0
+            assert (await elsewhere.run("nodes", all_proxy=proxy)).code == 0
+            assert (await elsewhere.run("nodes", HTTP_PROXY=proxy, NO_PROXY="example.com", **QUICK)).code == 5
+            assert (await cli.run("nodes", HTTP_PROXY=proxy)).code == 0
+        assert asked == ["http://snapshots.example.com/api/v1/ops/nodes/?sort=name&limit=100"] * 2
+
+    async def test_a_closed_pipe_is_no_error(self, ops: Ops, cli: Cli) -> None:
+        job = await ops.made("one")
+        for command in ("jobs", "jobs --json", f"job show {job}", f"job show {job} --follow"):
+            process = await asyncio.create_subprocess_exec(
+                *("bash", "-c", f"{PROGRAM} {command} | true; exit ${{PIPESTATUS[0]}}"),
+                env=cli.environment(),
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            _, said = await process.communicate()
+            assert (process.returncode, b"Error" in said) == (0, False), (command, said)
 
     async def test_a_token_may_lie_in_a_file(self, cli: Cli, tmp_path: Path) -> None:
         file = tmp_path / "token"

@@ -12,6 +12,7 @@ import pytest
 from api.dashboard.assets import STATIC, Assets
 from api.dashboard.bulk import MATCHING_MAX
 from api.dashboard.routes import PAGES, QUESTIONS
+from api.dashboard.session import COOKIE
 from tests.bench.seeding import Size, seed
 from tests.integration.browsing import Dashboard, dashboard_of
 from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
@@ -111,6 +112,16 @@ class TestOverview:
         ):
             assert alarm in text
 
+    async def test_the_window_of_the_charts_is_chosen(self, dashboard: Dashboard) -> None:
+        await made(dashboard, replace(DONE, size_mb=1, downtime_seconds=2.0))
+        for window, step, points in (("1h", 300, 12), ("6h", 300, 72), ("24h", 900, 96), ("7d", 3600, 168)):
+            page = await dashboard.browser.seen(f"/ops/?window={window}")
+            ended, *_ = [json.loads(unescape(text)) for text in re.findall(r'data-chart="([^"]+)"', page)]
+            assert (ended["step"], len(ended["times"]), ended["unit"]) == (step, points, "jobs")
+            (created,) = [one["values"] for one in ended["series"] if one["label"] == "create"]
+            assert sum(created) == 1, window
+        assert (await dashboard.browser.get("/ops/?window=1y")).status == 400
+
     async def test_the_last_day_is_drawn_by_kind(self, dashboard: Dashboard) -> None:
         await made(dashboard, replace(DONE, size_mb=1, downtime_seconds=2.0))
         page = await dashboard.browser.seen("/ops/")
@@ -135,10 +146,59 @@ class TestJobs:
             page = await dashboard.browser.seen(f"/ops/jobs/{query}")
             assert set(re.findall(r'<tr id="job-([0-9a-f]{32})"', page)) == found, query
 
-    async def test_a_filter_that_can_not_be_is_told(self, dashboard: Dashboard) -> None:
-        page = await dashboard.browser.get("/ops/jobs/?state=lost")
+    @pytest.mark.parametrize(
+        ("path", "field", "text"),
+        [
+            ("jobs/", "server_id", "web-1"),
+            ("jobs/", "state", "lost"),
+            ("servers/", "node", "no/node"),
+            ("nodes/", "state", "lost"),
+            ("audit/", "about", "server:x"),
+        ],
+    )
+    async def test_a_filter_that_can_not_be_is_kept_and_told_beside_its_field(
+        self, dashboard: Dashboard, path: str, field: str, text: str
+    ) -> None:
+        await made(dashboard)
+        page = await dashboard.browser.get(f"/ops/{path}?{field}={text}&account_id={ACCOUNT}")
         assert page.status == 400
-        assert "state: Must be" in visible(page.text)
+        of_field = re.search(
+            rf'<(input|select) name="{field}"[^>]*aria-describedby="wrong-{field}".*?</label>', page.text, re.DOTALL
+        )
+        assert of_field
+        assert f'value="{text}"' in of_field[0]
+        assert "Must be" in visible(of_field[0])
+        assert f'id="filter-account_id" value="{ACCOUNT}"' in page.text or path in {"nodes/", "audit/"}
+        assert "<tbody>" not in page.text
+        assert "hx-get" not in page.text
+
+    @pytest.mark.parametrize(
+        "query", ["since=then", "until=0000-00-00T00:00", "since=0001-01-01T00:00", "after=x", "limit=0"]
+    )
+    async def test_a_query_that_can_not_be_is_told(self, dashboard: Dashboard, query: str) -> None:
+        page = await dashboard.browser.get(
+            f"/ops/jobs/?{query}", Cookie=f"{COOKIE}={dashboard.browser.session}; ops-zone=Asia/Tokyo"
+        )
+        assert page.status == 400
+        assert f"{query.partition('=')[0]}: Must" in visible(page.text)
+
+    async def test_times_are_in_the_zone_of_the_browser(self, dashboard: Dashboard) -> None:
+        job = await made(dashboard)
+        await dashboard.cell.raw("HSET", f"job:{job}", "queued_ms", 1_737_044_100_000)  # 16:15 in UTC
+        await dashboard.cell.raw("ZADD", "jobs", 1_737_044_100_000, job)
+        browser = dashboard.browser
+        query = "since=2025-01-17T01:15&until=2025-01-17T01:16"
+        for zone, shown, is_found in (
+            ("Asia/Tokyo", "2025-01-17 01:15:00 JST", True),
+            ("UTC", "2025-01-16 16:15:00 UTC", False),
+            ("Nowhere/Town", "2025-01-16 16:15:00 UTC", False),
+            ("../../etc/passwd", "2025-01-16 16:15:00 UTC", False),
+        ):
+            cookie = f"{COOKIE}={browser.session}; ops-zone={zone}"
+            assert f'title="{shown}"' in (await browser.get(f"/ops/jobs/{job}/", Cookie=cookie)).text, zone
+            page = (await browser.get(f"/ops/jobs/?{query}", Cookie=cookie)).text
+            assert (f'id="job-{job}"' in page) == is_found, zone
+            assert 'value="2025-01-17T01:15"' in page
 
     async def test_next_leads_through_all_of_them_and_first_leads_back(self, dashboard: Dashboard) -> None:
         jobs = await have_many(dashboard, 7, None)
@@ -308,13 +368,16 @@ class TestNodes:
 class TestEveryPage:
     async def paths(self, dashboard: Dashboard, job: JobId) -> list[str]:
         token = next(token for token in await dashboard.api.tokens.all() if token.account_id is None)
+        snapshot_id = (await dashboard.cell.raw("HGET", f"job:{job}", "snapshot")).decode()
         return [
             re.sub(r"\{action:(\w+)[^}]*\}", r"\1", path)
             .replace("{job_id}", job)
             .replace("{node}", "n1")
             .replace("{server_id}", str(SERVER))
+            .replace("{snapshot_id}", snapshot_id)
             .replace("{token_id}", token.id)
             .replace("/bulk/", f"/bulk/?action=retry&ids={job}")
+            .replace("/drain/", "/drain/?action=pause&nodes=n1")
             for path in (*PAGES, *QUESTIONS)
         ]
 
@@ -336,6 +399,10 @@ class TestEveryPage:
         await cell.raw("ZADD", "refused_claims", 1, "n1:report:other_node")
         refused = ("count", 1, "first_ms", 1, "about", HOSTILE)
         await cell.raw("HSET", "refused_claim:n1:report:other_node", *refused)
+        snapshot = f"snapshot:{(await cell.raw('HGET', f'job:{job}', 'snapshot')).decode()}"
+        await cell.raw("HSET", snapshot, "name", HOSTILE, "description", HOSTILE)
+        entry = {"what": HOSTILE, "ms": "1", "token": HOSTILE, "token_name": HOSTILE, "request": HOSTILE}
+        await cell.raw("RPUSH", f"{snapshot}:history", json.dumps(entry))
         await cell.raw("RPUSH", f"job:{job}:steps", '{"step": "<script>", "ms": 1, "attempt": 1}')
         await dashboard.browser.done("/ops/nodes/n1/pause/", {"reason": HOSTILE})
         await dashboard.browser.done(f"/ops/jobs/{job}/resolve/", {"reason": HOSTILE})

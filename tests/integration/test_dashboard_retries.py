@@ -215,7 +215,9 @@ class TestReader:
         await made(dashboard, failed(), server=THIRD)
         job = await made(dashboard, server=OTHER)
         token = next(token for token in await dashboard.api.tokens.all() if token.account_id is None)
-        return {"{job_id}": job, "{node}": "n1", "{server_id}": str(SERVER), "{token_id}": token.id}
+        snapshot_id = (await dashboard.cell.raw("HGET", f"job:{job}", "snapshot")).decode()
+        ids = {"{job_id}": job, "{node}": "n1", "{server_id}": str(SERVER), "{token_id}": token.id}
+        return ids | {"{snapshot_id}": snapshot_id}
 
     def path(self, path: str, ids: dict[str, str]) -> str:
         path = re.sub(r"\{action:(\w+)[^}]*\}", r"\1", path)

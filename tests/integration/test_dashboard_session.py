@@ -36,6 +36,7 @@ def filled(path: str) -> str:
         .replace("{job_id}", "0" * 32)
         .replace("{server_id}", "12345")
         .replace("{token_id}", "0" * 12)
+        .replace("{snapshot_id}", "801")
     )
 
 

@@ -2,9 +2,10 @@
 them."""
 
 import re
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,6 +47,8 @@ PLACEHOLDERS = {
     **dict.fromkeys(("job", "schedule", "webhook", "delivery"), "[0-9a-f]{32}"),
     "token": "[0-9a-f]{12}",
     "sha256": "[0-9a-f]{64}",
+    "hex3": "[0-9a-f]{3}",
+    "object": "[a-z]+:.+",
     "node": "[^:]+",
     **dict.fromkeys(("code", "call", "reason"), "[a-z_]+"),
     "address": "[0-9.]+",
@@ -223,6 +226,9 @@ async def _snapshots(seen: Keyspace, api: FrontEnd) -> SnapshotId:
     await cell.node.begin(delete.id)
     await cell.node.finish(delete.id, failed("disk_failed"))
     await seen.look()
+    forgotten = SnapshotId(await api.have_snapshot("forgotten"))
+    deleted = await api.call("DELETE", f"{SNAPSHOTS}{forgotten}/")
+    await api.work(deleted)
     return snapshot_id
 
 
@@ -239,7 +245,12 @@ async def _schedules(seen: Keyspace, api: FrontEnd) -> None:
 async def _failures(seen: Keyspace, ops: Ops, snapshot_id: SnapshotId) -> None:
     cell = ops.api.cell
     answer = await ops.api.create("stranded")
-    await ops.api.work(answer, failed("start_failed", stranded=True))
+    await cell.node.begin(_job_of(answer))
+    stopping = StepBegun(step=Step.STOPPING, at=time.time(), attempt=1)
+    await cell.node.progress(_job_of(answer), Step.STOPPING, JobReport(steps=(stopping,)))
+    await seen.look()
+    await ops.api.work(answer, replace(failed("start_failed", stranded=True), cause="starting: no memory"))
+    await ops.post(f"servers/{SERVER}/take/")
     await seen.look()
     await ops.post(f"jobs/{_job_of(answer)}/resolve/", {"reason": "started by hand"})
     retried = await ops.call("POST", f"jobs/{_job_of(answer)}/retry/", {}, headers={KEY: "retry"})
@@ -253,7 +264,7 @@ async def _nodes(seen: Keyspace, ops: Ops) -> None:
     cell = ops.api.cell
     await cell.node.tell_findings(SERVER, [{"finding": "stray_tag", "tag": "vps-1", "at": "1"}])
     pools = (Pool(path="/srv", free_bytes=1, total_bytes=2),)
-    facts = NodeFacts(worker="1", hypervisor="fake", emulator="fake", pools=pools)
+    facts = NodeFacts(worker="1", hypervisor="fake", emulator="fake", pools=pools, slots=4, boot="first")
     await cell.have((SERVER, GONE), power="off")
     left = ReportedServer(id=SERVER, account_id=ACCOUNT, name="web-server-01", power="on")
     assert GONE in (await cell.node.report([left], facts)).gone
@@ -280,8 +291,9 @@ async def _nodes(seen: Keyspace, ops: Ops) -> None:
     await second.report([])
     await ops.post("nodes/n1/reconcile/", status=202)
     await ops.call("PUT", f"accounts/{ACCOUNT}/", {"snapshots_max": 6})
-    await ops.post("nodes/n1/pause/", {"reason": "new disks"})
-    await seen.look()
+    for end in ({"until": "2030-01-01T00:00:00Z"}, {"until_back": True}):
+        await ops.post("nodes/n1/pause/", {"reason": "new disks", **end})
+        await seen.look()
     await ops.post("nodes/n1/resume/", {"reason": "done"})
 
 

@@ -167,6 +167,7 @@ class TestAudit:
             "path": SNAPSHOTS,
             "server": str(SERVER),
             "job": created.headers["X-Job-Id"],
+            "made": f"snapshot {created.body['id']}",
             "status": "201",
             "request_id": created.headers["X-Request-Id"],
         }
@@ -186,7 +187,7 @@ class TestAudit:
 
         told = [(entry.fields.get("job"), entry.fields.get("made")) for entry in await entries(api.cell)]
         assert told == [
-            (job_id, None),
+            (job_id, f"snapshot {created.body['id']}"),
             (None, f"schedule {schedule.body['id']}"),
             (None, f"webhook {webhook.body['id']}"),
             (job_id, None),

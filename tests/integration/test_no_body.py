@@ -39,6 +39,7 @@ async def ids(api: FrontEnd) -> dict[str, str]:
         "webhook_id": webhook.body["id"],
         "delivery_id": await api.have_failed_delivery(webhook.body["id"]),
         "node": await with_credential(api, "n1"),
+        "server_id": str(SERVER),
         "token_id": (await api.tokens.all())[-1].id,
     }
 

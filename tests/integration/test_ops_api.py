@@ -85,7 +85,7 @@ class TestCallers:
     async def test_only_an_operators_own_token_gets_in(self, ops: Ops, operation: Any) -> None:
         path = operation.path.replace("{job_id}", NO_JOB).replace("{node}", "n1").replace("{server_id}", "1")
         path = path.replace("{account_id}", "1")
-        path = path.replace("{token_id}", "0" * 12)
+        path = path.replace("{token_id}", "0" * 12).replace("{snapshot_id}", "1")
         of_account = await ops.api.new_token(permissions=set(Permission))
         service = await ops.api.new_token(account=None)
         for token in (of_account, service, ops.api.token):
@@ -235,6 +235,27 @@ class TestJobs:
         assert without["count"] == 2
         (await ops.call("GET", "jobs/?since=yesterday")).refused_fields()
 
+    async def test_the_time_at_which_they_ended_is_a_filter(self, ops: Ops) -> None:
+        jobs = [await ops.made(name, failed()) for name in "abcd"]
+        waiting = await ops.made("waits", None)
+        now_ms = int(await ops.api.cell.raw("HGET", f"job:{waiting}", "queued_ms"))
+        for hours, job in enumerate(jobs):  # queued now, and ended in as many hours
+            await ops.api.cell.raw("HSET", f"job:{job}", "finished_ms", now_ms + hours * 3_600_000)
+
+        def at_end(hours: int) -> str:
+            return datetime.fromtimestamp(now_ms / 1000 + hours * 3600, UTC).isoformat().replace("+00:00", "Z")
+
+        for query, found in (
+            (f"ended_since={at_end(1)}&ended_until={at_end(3)}", jobs[1:3]),
+            (f"ended_since={at_end(2)}&state=failed&node=n1", jobs[2:]),
+            (f"ended_until={at_end(2)}", jobs[:2]),
+            (f"ended_since={at_end(1)}&until={at_end(-1)}", []),
+            (f"ended_since={at_end(25)}", []),
+        ):
+            assert await ops.listed(f"?{query}") == [*reversed(found)], query
+        assert (await ops.get(f"jobs/?ended_since={at_end(1)}"))["count"] is None
+        (await ops.call("GET", "jobs/?ended_since=yesterday")).refused_fields()
+
     async def test_those_that_were_cancelled_are_listed_apart(self, ops: Ops) -> None:
         bad, cancelled = await ops.made("bad", failed()), await ops.made("cancelled", None)
         await ops.post(f"jobs/{cancelled}/cancel/")
@@ -305,6 +326,26 @@ class TestJobs:
         assert await ops.listed("?state=queued") == [results[0]["job_id"]]
         too_many = await ops.call("POST", "jobs/bulk/", {"action": "retry", "ids": [NO_JOB] * 101})
         assert too_many.refused_fields() == ["ids"]
+
+    async def test_those_without_a_recent_snapshot_are_a_filter(self, ops: Ops) -> None:
+        servers = [ServerId(n) for n in (2, 3, 4, 5)]
+        await ops.api.cell.have(servers, account=OTHERS)
+        fresh, old, broken, none = servers
+        for server in (fresh, old):
+            await ops.made(f"of-{server}", server=server)
+        await ops.made("broken", failed(), server=broken)
+        (snapshot,) = await ops.api.cell.redis.smembers(f"server:{old}:counted")  # type: ignore[misc] # redis-py: sync or async
+        eight_days_ago = (datetime.now(UTC) - timedelta(days=8)).timestamp() * 1000
+        await ops.api.cell.raw("HSET", f"snapshot:{int(snapshot)}", "created_ms", round(eight_days_ago))
+
+        async def ids(days: int) -> list[int]:
+            page = await ops.get(f"servers/?no_snapshot_days={days}")
+            assert page["count"] is None
+            return [one["id"] for one in page["results"] if one["id"] in servers]
+
+        assert await ids(7) == [old, broken, none]
+        assert await ids(30) == [broken, none]
+        (await ops.call("GET", "servers/?no_snapshot_days=0")).refused_fields()
 
     async def test_a_stranded_server_is_listed_until_it_is_resolved(self, ops: Ops) -> None:
         fine, job = await ops.made("fine", failed()), await ops.made("bad", failed("start_failed", stranded=True))
@@ -534,6 +575,7 @@ def at(hour: int) -> int:
 
 
 KEY = {"Idempotency-Key": "9c07602c-94ec"}
+TAKING = {"ops_take_server", "ops_release_server"}
 POSTS = [call for call in OPERATORS_CALLS if call.method == "POST"]
 
 
@@ -544,7 +586,7 @@ class TestOnce:
         """A job for the call to be about, and its body."""
         if call_id == "ops_cancel_job":
             return await ops.made("waits", None), None
-        job = await ops.made("bad", failed(stranded=call_id == "ops_resolve_job"))
+        job = await ops.made("bad", failed(stranded=call_id in {"ops_resolve_job", *TAKING}))
         if call_id == "ops_rotate_credential":
             await ops.post("nodes/n1/credentials/", {}, status=201)
         bodies: dict[str, object] = {
@@ -553,13 +595,14 @@ class TestOnce:
             "ops_create_credential": {},
             "ops_rotate_credential": {},
         }
-        needs_none = call_id in {"ops_retry_job", "ops_reconcile_node"}
+        needs_none = call_id in {"ops_retry_job", "ops_reconcile_node", *TAKING}
         return job, None if needs_none else bodies.get(call_id, {"reason": "a new disk"})
 
     @pytest.mark.parametrize("operation", POSTS, ids=[call.id for call in POSTS])
     async def test_of_twins_at_once_one_works_and_all_get_its_answer(self, ops: Ops, operation: Any) -> None:
         job, body = await self.body(ops, operation.id)
         path = operation.path.removeprefix(OPS).replace("{job_id}", job).replace("{node}", "n1")
+        path = path.replace("{server_id}", str(SERVER))
         jobs, tokens = len(await ops.listed()), len((await ops.get("tokens/"))["results"])
 
         answers = await asyncio.gather(*[ops.call("POST", path, body, headers=KEY) for _ in range(5)])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from drivers.base import Power
+from drivers.base import Power, StartFailed
 from drivers.fake import FakeHypervisor
 from drivers.fake_faults import Effect, Happening
 from drivers.fake_state import FakeServer
@@ -195,3 +195,18 @@ def test_a_jobs_log_is_bounded_in_every_way() -> None:
         log(None, "info", {"event": "e", "job_id": str(n), "step": Step.STOPPING})
     assert log.taken("0") == ()
     assert json.loads(log.taken(str(MAX_JOBS))[0]) == {"event": "e", "step": "stopping"}
+
+
+async def test_what_qemu_said_is_told_to_operators_in_its_own_words(node: Node, logged: None) -> None:
+    refused = StartFailed("the server did not start")
+    refused.__cause__ = OSError("internal error: process exited:\ncannot set up guest memory: Cannot allocate memory")
+    node.hypervisor.faults.fail(Effect.START, times=1000, error=refused)
+    job = (await node.cell.create()).job
+    await node.runner.run(job.id)
+
+    said = "internal error: process exited: cannot set up guest memory: Cannot allocate memory"
+    shown = await node.operators.job(job.id)
+    assert shown.job.failure is not None
+    assert (shown.job.failure.code, shown.job.failure.detail) == ("start_failed", "The server did not start.")
+    assert shown.cause == f"starting: {said}"
+    assert {line["cause"] for line in shown.log if line["event"] in {"step.tried", "step.failed"}} == {said}

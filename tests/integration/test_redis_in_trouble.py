@@ -44,6 +44,7 @@ BODIES: dict[str, Any] = {
     "WebhookBody": {"url": "https://hooks.example.com/other"},
     "WebhookEditBody": {"description": "other"},
     "ReasonBody": {"reason": "a test"},
+    "PauseBody": {"reason": "a test"},
     "TokenBody": {"name": "other", "permissions": ["operator"]},
     "BulkBody": {"action": "retry", "ids": ["0" * 32]},
     "PlacementBody": {"node": "n1", "account_id": 78},
@@ -88,7 +89,7 @@ async def ids(api: FrontEnd) -> dict[str, str]:
 async def asked(dashboard: Dashboard, call: AnyCall, ids: dict[str, str], **headers: str) -> Any:
     operator = call.permission in OPERATORS
     body = BODIES[call.body.__name__] if call.body else None
-    path = call.path.format(**ids)
+    path = call.path.format(**ids) + ("?q=web" if call.id == "ops_search" else "")
     token = dashboard.token if operator else dashboard.api.token
     return await dashboard.api.call(call.method, path, body=body, token=token, headers=headers)
 

@@ -11,8 +11,9 @@ import structlog
 from api.gateway.scheduler import Scheduler
 from api.gateway.settings import GatewaySettings
 from api.settings import ApiSettings
-from tests.integration.conftest import SERVER, Cell
+from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import BROKE, DONE, SNAPSHOTS, FrontEnd, serving
+from worker.store.access.tokens import Permission
 from worker.store.chores.chores import Chores
 from worker.store.model import AccountId, ServerId
 from worker.store.nodes.node_store import BATCH
@@ -62,6 +63,35 @@ async def listed(api: FrontEnd) -> list[str]:
 
 async def shown(api: FrontEnd, schedule_id: str) -> dict[str, Any]:
     return dict((await api.call("GET", f"{SCHEDULES}{schedule_id}/")).body)
+
+
+class TestOperators:
+    async def test_they_see_what_will_run_and_when(self, api: FrontEnd) -> None:
+        other = ServerId(2)
+        await api.cell.have([SERVER, other])
+        operator = await api.new_token(account=None, permissions={Permission.OPERATOR_READ})
+        made_at = {
+            hour: await made(api, NIGHTLY | {"when": f"0 {hour} * * *", "name": f"at-{hour}", "server_id": server})
+            for hour, server in ((4, SERVER), (2, other), (3, SERVER))
+        }
+        disabled = await made(api, NIGHTLY | {"name": "never", "enabled": False})
+        for hour, schedule in made_at.items():
+            moment = datetime(2030, 1, 1, hour, tzinfo=UTC).timestamp() * 1000
+            await api.cell.redis.zadd("schedules:due", {schedule["id"]: moment})
+
+        async def names(query: str = "") -> tuple[list[str], int | None]:
+            body = (await api.call("GET", f"/api/v1/ops/schedules/{query}", token=operator)).body
+            return [one["name"] for one in body["results"]], body["count"]
+
+        assert await names() == (["at-2", "at-3", "at-4"], 3)
+        assert await names("?since=2030-01-01T03:00:00Z") == (["at-3", "at-4"], 2)
+        assert await names("?since=2030-01-01T02:30:00Z&until=2030-01-01T04:00:00Z") == (["at-3"], 1)
+        assert await names(f"?server_id={SERVER}") == (["at-3", "at-4"], None)
+        assert await names(f"?account_id={OTHERS}") == ([], None)
+        first = (await api.call("GET", "/api/v1/ops/schedules/?limit=2", token=operator)).body
+        assert await names(f"?limit=2&after={first['after']}") == (["at-4"], 3)
+        assert (first["results"][0]["account_id"], first["results"][0]["server"]["id"]) == (ACCOUNT, other)
+        assert disabled["id"] not in str(first)
 
 
 class TestCalls:

@@ -160,7 +160,9 @@ async def test_the_text_of_an_outcome_and_of_a_report_is_cut_short(hostile: Host
     steps = tuple(StepBegun(step=Step.STOPPING, at=1.0, attempt=n) for n in range(3000))
     report = JobReport(steps=steps, log=("x" * 1000,) * 3000, resumed=2**60)
     failure = Failure(code="disk_failed", detail="x" * 100_000)
-    await cell.node.finish(job.id, replace(FAILED, failure=failure, downtime_seconds=float("inf")), report)
+    outcome = replace(FAILED, failure=failure, downtime_seconds=float("inf"), cause="x" * 100_000)
+    await cell.node.finish(job.id, outcome, report)
+    assert await cell.raw("HSTRLEN", f"job:{job.id}", "failure_cause") < 8192
     assert await cell.raw("LLEN", f"job:{job.id}:steps") == 200
     assert sum(len(line) for line in await cell.raw("LRANGE", f"job:{job.id}:log", 0, -1)) <= 32_768
     ended = await cell.store.job(account_id=ACCOUNT, job_id=job.id)

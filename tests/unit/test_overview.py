@@ -1,7 +1,7 @@
 """What is remembered of the counts that are over is the same as what is read anew."""
 
 from worker.store.model import JobKind
-from worker.store.operators.overview import DAY, HOUR, Counted
+from worker.store.operators.overview import DAY, HOUR, HOUR_MS, LAST_WEEK, WEEK, WINDOWS, Counted
 
 FIRST = 5_985_000
 
@@ -34,6 +34,26 @@ def test_it_is_the_same_as_if_all_was_read_at_once() -> None:
         assert (
             remembered.charts()[JobKind.CREATE][1:] == anew.charts()[JobKind.CREATE][1:]
         )  # the first is on its way out
+
+
+def test_each_window_shows_its_own_part_and_is_the_same_when_asked_again() -> None:
+    counts, last = written(FIRST + DAY), FIRST + DAY
+    remembered = Counted()
+    remembered.learn(last, told(counts, last=last, since=0))
+    for window in WINDOWS[:3]:
+        points = remembered.charts(window)[JobKind.CREATE]
+        assert remembered.charts(window)[JobKind.CREATE] == points
+        ended = sum(row["create:completed"] for number, row in counts.items() if number > last - window.periods)
+        at_its_edge = 9 * window.per_point  # a point may begin before the window
+        assert ended <= sum(point.completed for point in points) <= ended + at_its_edge
+
+
+def test_a_week_is_counted_by_the_hour() -> None:
+    last = FIRST // 12
+    counted = Counted(period_ms=HOUR_MS, kept=WEEK)
+    counted.learn(last, [(last - WEEK, [b"create:completed", b"1"]), (last - WEEK + 1, [b"create:completed", b"2"])])
+    (point,) = counted.charts(LAST_WEEK)[JobKind.CREATE]
+    assert (point.completed, point.at.timestamp()) == (2, (last - WEEK + 1) * 3600)
 
 
 def test_what_is_older_than_a_day_is_forgotten() -> None:

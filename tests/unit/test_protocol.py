@@ -75,6 +75,7 @@ def test_a_part_has_the_fields_of_the_stores_own_type(message: type[protocol.Mes
             undoable_seconds=60,
             notes=(model.Note(code=model.NoteCode.LEFT_OUT, detail="x", disks=("vda",)),),
             contents=CONTENTS,
+            cause="starting: no memory",
         ),
         reports.JobReport(steps=(reports.StepBegun(step=None, at=1e9, attempt=2),), log=('{"event": "x"}',), resumed=1),
         reports.NodeFacts(
@@ -148,6 +149,8 @@ def test_an_older_gateway_is_told_nothing_that_it_would_refuse() -> None:
         ask = finish.ask.fitting(job_id=JOB, outcome=ended, report=reports.EMPTY_REPORT, power="")
         assert "consistency" not in finish.said(ask, 1)
     assert "consistency" in finish.said(ask, 2)
+    assert "cause" not in finish.said(ask, 2)
+    assert "cause" in finish.said(ask, 3)
     publish = protocol.CALLS["publish"]
     snapshot = {"id": 1, "name": "n", "description": "", "created_at": AT, "size_mb": 1, "status": "completed"}
     begun = {"id": JOB, "kind": "create", "snapshot_id": 1, "snapshot_name": "n", "snapshot_description": ""}

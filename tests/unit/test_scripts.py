@@ -147,9 +147,11 @@ BOUNDED = {
     "'account:' .. ask.account .. ':webhooks'": "WEBHOOKS_PER_ACCOUNT",
     "'node:' .. job.node .. ':milliseconds:' .. job.kind": "20",
     "'node:' .. ask.node .. ':servers'": "the servers of one node",
+    "'server:' .. id .. ':counted'": "SNAPSHOTS_PER_SERVER",
     "lines": "MOST of job_reports",
     "key .. ':steps'": "MOST of job_reports",
     "key .. ':log'": "MOST of job_reports",
+    "key .. ':history'": "HISTORY_MOST of history",
     "list": "webhooks/drop_webhook: DELIVERIES_LISTED twice",
     "log": "DELIVERIES_LISTED",
     "mine": "access/put_token: tokens_per_account; nodes/report: the servers of one node",
@@ -157,6 +159,7 @@ BOUNDED = {
     "key .. ':snapshots'": "operators/place_server: of one server, as above",
     "'refused_claims'": "REFUSED_LISTED of claims",
     "'unreadable'": "operators/set_aside: 1000",
+    "ended": "shared/health: three outcomes in each five minutes of an hour",
     "deleting": "nodes/report: what one node has not freed",
 }
 WHOLE = re.compile(

@@ -79,6 +79,7 @@ class Facts:
     size_mb: int | None = None
     spare_tag: str | None = None  # a tag on the disks that is deleted some time after the job
     failure: Failure | None = None  # the first failure: the reason to roll back
+    cause: str = ""  # of each failure what the hypervisor said, a line each; never shown to customers
     contents: Contents | None = None  # what the snapshot holds, or would hold
     notes: tuple[Note, ...] = ()
     targets: frozenset[str] | None = None  # restore: the disks to revert; None: all
@@ -89,11 +90,13 @@ class Facts:
     frozen: bool = False  # the job may have frozen the guest's file systems, and has not thawed them
     consistency: str | None = None  # of the snapshot: a word of `Consistency`
 
-    def failed(self, failure: Failure) -> Self:
-        """A copy with this failure. An earlier failure stays the reason; a stranded job stays stranded."""
+    def failed(self, failure: Failure, cause: str = "") -> Self:
+        """A copy with this failure. An earlier failure stays the reason; a stranded job stays stranded. `cause`: what
+        the hypervisor said, if anything."""
+        known = replace(self, cause="\n".join(filter(None, (self.cause, cause))))
         if self.failure is None:
-            return replace(self, failure=failure)
-        return replace(self, failure=replace(self.failure, stranded=self.failure.stranded or failure.stranded))
+            return replace(known, failure=failure)
+        return replace(known, failure=replace(self.failure, stranded=self.failure.stranded or failure.stranded))
 
     def noting(self, *notes: Note) -> Self:
         """A copy with these notes; a note replaces an earlier one with the same code and disks."""

@@ -44,6 +44,10 @@ class Bounds(BaseModel):
         default=500,  # 0.7 MB
         description="failed snapshots of an account that are listed, within their 7 days",
     )
+    deleted_snapshots_per_account: Bound = Field(
+        default=5000,  # 3 MB
+        description="deleted snapshots of an account whose history is kept, within 30 days",
+    )
     deliveries_per_account: Bound = Field(
         default=2000,  # 3 MB: all events of 1,000 servers in a night in which each has a create and a delete
         description="deliveries of an account that wait or were given up, with their messages; the oldest lose theirs",

@@ -50,8 +50,8 @@ class Page(Generic[Item]):
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """Which page of a list: `limit` entries after a cursor. `since` and `until`: of a list by time, newest first, only
-    what lies between the two; the latter is not included."""
+    """Which page of a list: `limit` entries after a cursor. `since` and `until`: of a list by time, only what lies
+    between the two; the latter is not included."""
 
     limit: int
     after: str | None = None
@@ -96,10 +96,19 @@ class Idempotency:
         return replace(self, key=f"{self.key}:{item}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Actor:
+    """Who asks: a token, by its ID and name."""
+
+    token: str
+    token_name: str
+
+
 class Entry(ABC):
     """A call over HTTP whose caller the first script that it runs checks: see `access/enter.lua`."""
 
     account_id: AccountId | None = None  # once the caller is known
+    actor: "Actor | None" = None  # the same
 
     @abstractmethod
     def for_script(self) -> dict[str, Any]:
@@ -247,7 +256,7 @@ class Scripts:
                 by.account_id = await by.entered(caller, is_audited=bool(ran and ran[1]))
                 if ran:
                     return ran[0][0] if ran[0] else None
-            by = by.account_id
+            ask, by = {**ask, **by_actor(by.actor)}, by.account_id
         return await self._execute(scripts.text, name, ask if by is None else {**ask, "account": str(by)})
 
     async def _execute(self, text: Callable[[str], str], name: str, ask: Mapping[str, Any]) -> Any:
@@ -271,6 +280,11 @@ class Scripts:
         if found is None:
             raise refused.of(id=key)
         return found
+
+
+def by_actor(actor: Actor | None) -> dict[str, dict[str, str]]:
+    """The field `by` of a script's `ask`."""
+    return {} if actor is None else {"by": {"token": actor.token, "token_name": actor.token_name}}
 
 
 def as_json(ask: object) -> bytes:

@@ -237,6 +237,22 @@ class JobNotStranded(Refused):
     text = "The job did not strand a server, or it was already resolved."
 
 
+class NodeBootUnknown(Refused):
+    """The service cannot notice that the node's host has been started again."""
+
+    code = "node_boot_unknown"
+    text = (
+        "The node's worker does not report the starts of its host. Give the pause a time, or resume the node yourself."
+    )
+
+
+class ServerNotStranded(Refused):
+    """Nobody needs to repair the server."""
+
+    code = "server_not_stranded"
+    text = "The server is not stranded, or was already marked as resolved."
+
+
 class NodeNotFound(Refused):
     code = "node_not_found"
     text = "There is no node {id}."

@@ -265,6 +265,7 @@ class Job:
     notes: tuple[Note, ...] = ()
     contents: Contents | None = None  # of a create or its dry run: what the snapshot holds, or would hold
     retried_by: JobId | None = None  # the job that repeats it
+    off_since: datetime | None = None  # when it asked the running guest to stop; None: the guest is not off for it
 
     @property
     def is_cancelled(self) -> bool:

@@ -11,6 +11,7 @@ DELETE_RETRY_MOST_SECONDS = 3600.0
 # In the audit log; without the note of nearly every create, which is also in the contents of its snapshot.
 NOTE_CODES_KEPT_SECONDS = 90 * 86_400
 NOT_AUDITED = frozenset({NoteCode.LEFT_OUT})
+CAUSE_MAX = 2000  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class Outcome:
     undoable_seconds: float | None = None  # of a restore: retention of the data that it has overwritten
     notes: tuple[Note, ...] = ()
     contents: Contents | None = None  # of a create or its dry run: what the snapshot holds, or would
+    cause: str = ""  # of a failure: the hypervisor's own words, with paths of the host, for operators only
 
     def for_script(self) -> dict[str, str | int]:
         failure = self.failure
@@ -33,6 +35,7 @@ class Outcome:
             "state": self.state,
             "failure_code": failure.code if failure else "",
             "failure_detail": failure.detail if failure else "",
+            "failure_cause": self.cause,
             "stranded": "1" if failure and failure.stranded else "0",
             "downtime_seconds": "" if self.downtime_seconds is None else f"{self.downtime_seconds:.3f}",
             "size_mb": "" if self.size_mb is None else str(self.size_mb),
@@ -47,6 +50,16 @@ class Outcome:
             "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
             "retry_most_ms": round(DELETE_RETRY_MOST_SECONDS * 1000),
         }
+
+
+def bounded_cause(text: str) -> str:
+    """A cause of at most CAUSE_MAX characters, which a terminal can print: its start and, because the reason is often
+    last, its end."""
+    printable = "".join(one if one.isprintable() or one == "\n" else " " for one in text)
+    if len(printable) <= CAUSE_MAX:
+        return printable
+    half = (CAUSE_MAX - 3) // 2
+    return f"{printable[:half]} … {printable[-half:]}"
 
 
 LEFT_ITS_NODE = Outcome(

@@ -203,4 +203,5 @@ def job(
         notes=written.read_notes(record.get("notes", "")),
         contents=written.read_contents(record.get("contents", "")),
         retried_by=JobId(record["retried_by"]) if record.get("retried_by") else None,
+        off_since=moment(record["off_ms"]) if record.get("off_ms") else None,
     )

@@ -19,7 +19,7 @@ class Pool(BaseModel):
 
 
 class NodeFacts(BaseModel):
-    """The versions of a node's software, and its storage."""
+    """The versions of a node's software, its storage, and how much it does at a time."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -27,6 +27,8 @@ class NodeFacts(BaseModel):
     hypervisor: str
     emulator: str
     pools: tuple[Pool, ...]
+    slots: int = 0  # jobs that it runs at a time; 0: an older worker, which does not say
+    boot: str = ""  # of its host: the ID of the kernel's start; "": unknown
 
     @property
     def free_bytes(self) -> int:

@@ -5,7 +5,12 @@
   const DELAY_MS = 250; // after an event: others often follow
   const INTERVAL_MS = 1000; // between two refreshes; a page may set another with data-refresh-ms
   const IDLE_MS = 10_000; // between refreshes for what sends no events (heartbeats, storage)
-  const RETRY_MS = 3000; // after the stream was refused
+  const RETRY_MS = 3000; // after the stream or a page was refused
+  const SILENT_MS = 5000; // without a sign of life, which the server sends every 2 seconds
+  const LISTEN_MS = 10_000; // between two attempts to open a stream that stays silent
+  const WATCH_MS = 1000; // between two looks at the connection
+  const STATES = { live: "Live", connecting: "Connecting", lost: "Reconnecting" };
+  const PAGE_MS = 35_000; // for a page to arrive; the server gives up after 30 seconds
 
   const live = document.getElementById("live");
   const badge = document.getElementById("connection");
@@ -15,20 +20,60 @@
 
   // --- all pages, also the login ---
 
+  const zone = document.documentElement.dataset.zone;
+  const local = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  const zoneSwitch = document.getElementById("zone");
+
+  function showZone(name) {
+    document.cookie = `ops-zone=${name}; Path=/ops/; SameSite=Strict; Max-Age=31536000`;
+    if (document.cookie.includes(`ops-zone=${name}`)) location.reload();
+  }
+  const switchZone = () => showZone(zone === "UTC" ? local : "UTC");
+  if (zoneSwitch && local && local !== "UTC") {
+    zoneSwitch.hidden = false;
+    zoneSwitch.addEventListener("click", switchZone);
+    if (zone !== "UTC" && zone !== local) showZone(local); // the operator has traveled
+  }
+
   // empty fields of a filter stay out of the URL
   document.addEventListener("formdata", (event) => {
     if (event.target.method !== "get") return;
     for (const [name, value] of [...event.formData]) if (!value) event.formData.delete(name);
+    // with the zone, so that the address means the same to others
+    for (const { name, value } of event.target.querySelectorAll("[type=datetime-local]")) {
+      if (value) event.formData.set(name, zone === "UTC" ? `${value}:00Z` : new Date(value).toISOString().replace(".000", ""));
+    }
   });
   document.addEventListener("change", (event) => {
     if (event.target.matches(".filter select")) event.target.form.requestSubmit();
   });
+  // the page of an error that passes: open what was asked for when it can be shown
+  const comesBack = document.querySelector("[data-comes-back]");
+  async function lookAgain() {
+    try {
+      const init = { headers: { "X-Live": "idle" }, redirect: "manual", signal: AbortSignal.timeout(PAGE_MS) };
+      if (!document.hidden && (await fetch(location.href, init)).status !== 503) return location.reload();
+    } catch {
+      // no response: look again
+    }
+    setTimeout(lookAgain, RETRY_MS);
+  }
+  if (comesBack) {
+    comesBack.hidden = false;
+    setTimeout(lookAgain, RETRY_MS);
+  }
   if (!badge) return;
 
   // --- refresh ---
 
   let source, waiting, again;
-  let last = 0;
+  let last = 0; // when the latest refresh was started
+  let asked = null; // when the refresh was sent that has no response yet
+  let shown = performance.timeOrigin; // when the data on the page was read, or a little earlier
+  let sign = Date.now(); // when the server last said that it and Redis respond
+  let listened = 0; // when the stream was last requested
+  let isOpen = false; // the stream
+  let hasFailed = false; // the latest refresh
   let touched = true; // there was input since the last refresh
 
   function refresh() {
@@ -44,29 +89,57 @@
     waiting ??= setTimeout(refresh, Math.max(DELAY_MS, last + interval() - Date.now()));
   }
 
-  function showConnection(state, text) {
-    if (badge.dataset.state === state) return;
-    badge.dataset.state = state;
-    badge.textContent = text;
+  const isLate = (moment) => Date.now() - moment > SILENT_MS;
+
+  function rough(milliseconds) {
+    const seconds = Math.max(0, Math.floor(milliseconds / 1000));
+    for (const [unit, name] of [[86_400, "d"], [3600, "h"], [60, "min"]]) {
+      if (seconds >= unit) return `${Math.floor(seconds / unit)} ${name}`;
+    }
+    return `${seconds} s`;
+  }
+
+  function setConnection(state) {
+    if (badge.dataset.state !== state) {
+      badge.dataset.state = state;
+      badge.querySelector("#connection-state").textContent = STATES[state];
+    }
+    // outside of the live region: a screen reader announces the state, not each second
+    badge.querySelector("#connection-age").textContent = state === "lost" ? `as of ${rough(Date.now() - shown)} ago` : "";
+  }
+
+  function showConnection() {
+    const isLive = isOpen && !hasFailed && !isLate(sign) && !(asked && isLate(asked));
+    const isNew = badge.dataset.state === "connecting" && !isLate(listened);
+    setConnection(isLive ? "live" : isNew ? "connecting" : "lost");
   }
 
   function listen() {
     clearTimeout(again);
     source?.close();
+    isOpen = false;
+    listened = Date.now();
     source = new EventSource(EVENTS);
     source.addEventListener("open", () => {
-      showConnection("live", "Live");
+      isOpen = true;
+      sign = Date.now();
+      htmx.trigger(live, "htmx:abort"); // a refresh may wait on a connection that is dead
       refresh(); // for events that the stream missed
+      showConnection();
     });
-    source.addEventListener("job", () => refreshSoon());
+    source.addEventListener("alive", () => {
+      sign = Date.now();
+      showConnection();
+    });
+    source.addEventListener("job", () => {
+      sign = Date.now();
+      refreshSoon();
+    });
     source.addEventListener("error", () => {
-      lost();
+      isOpen = false;
+      showConnection();
       if (source?.readyState === EventSource.CLOSED) reconnect(); // else the browser reconnects by itself
     });
-  }
-
-  function lost() {
-    showConnection("lost", "Reconnecting …");
   }
 
   function reconnect() {
@@ -83,15 +156,26 @@
     source = undefined;
   }
 
+  function watch() {
+    if (document.hidden) return;
+    showConnection();
+    if (hasFailed && !asked && Date.now() - last > RETRY_MS) refresh();
+    // a connection that is dead may stay open for minutes
+    if (isLate(sign) && Date.now() - listened > LISTEN_MS) listen();
+  }
+
   // A hidden page closes its stream: browsers allow few connections to one host.
   function onVisibility() {
-    if (document.hidden) disconnect();
-    else if (!source) listen();
+    if (document.hidden) return disconnect();
+    if (source) return;
+    setConnection("connecting");
+    listen();
   }
   document.addEventListener("visibilitychange", onVisibility);
   window.addEventListener("pagehide", disconnect);
   window.addEventListener("pageshow", (event) => event.persisted && onVisibility());
   setInterval(() => document.hidden || Date.now() - last < IDLE_MS / 2 || refresh(), IDLE_MS);
+  setInterval(watch, WATCH_MS);
   for (const kind of ["pointerdown", "keydown", "wheel", "touchstart"]) {
     document.addEventListener(kind, () => (touched = true), { passive: true });
   }
@@ -103,10 +187,22 @@
     request.headers["X-Live"] = touched ? "used" : "idle";
     touched = false;
   });
+  document.addEventListener("htmx:before:request", (event) => {
+    if (event.detail.ctx.sourceElement === live) asked = Date.now();
+  });
+  document.addEventListener("htmx:finally:request", (event) => {
+    if (event.detail.ctx.sourceElement === live) asked = null;
+  });
   document.addEventListener("htmx:after:swap", (event) => {
     const { sourceElement, response } = event.detail.ctx;
-    if (sourceElement === live && response?.status === 200) trouble.replaceChildren();
-    if (sourceElement === live) updateSelection();
+    if (sourceElement !== live) return;
+    hasFailed = response?.status !== 200;
+    if (!hasFailed) {
+      shown = asked;
+      trouble.replaceChildren();
+    }
+    showConnection();
+    updateSelection();
   });
   // keep what the operator has opened
   htmx.registerExtension("ops", {
@@ -132,8 +228,9 @@
   document.addEventListener("htmx:error", (event) => {
     const { ctx } = event.detail;
     if (ctx?.sourceElement === live) {
-      lost(); // the stream may not notice a dead connection
+      hasFailed = true; // the stream may not notice a dead connection
       reconnect();
+      showConnection();
     }
     if (ctx?.request?.method !== "POST") return;
     const text = "No response. Check whether the action took effect before you try again.";
@@ -178,13 +275,15 @@
     const page = going && document.querySelector(`nav [data-key="${CSS.escape(event.key)}"]`);
     going = event.key === "g";
     if (page) page.click();
-    else if (event.key === "/") {
-      const field = document.querySelector("[data-search]");
+    else if (event.key === "/" || event.key === "f") {
+      const filter = event.key === "/" && document.querySelector("[data-search]");
+      const field = filter || document.querySelector("[data-find]");
       if (!field) return;
       event.preventDefault();
       field.focus();
       field.select();
-    } else if (event.key === "?") document.getElementById("keys").showModal();
+    } else if (event.key === "u") zoneSwitch.click();
+    else if (event.key === "?") document.getElementById("keys").showModal();
     // Space presses links that look like buttons
     else if (event.key === " " && event.target.matches("a[role=button]")) {
       event.preventDefault();

@@ -88,6 +88,32 @@ class _Last:
         return cls(number=kept or 0, chain="", head="", newest=entry_id.decode())
 
 
+_OBJECT = re.compile(r"/(snapshot|server|node|token|job)s/([A-Za-z0-9._-]{1,64})/")
+_MADE = re.compile(r"(snapshot|node|token) ([A-Za-z0-9._-]{1,64})")
+_MANY = frozenset({"snapshot", "job", "request"})  # kinds with few entries each: 4,096 lists for all
+
+
+def lists_of(fields: Mapping[str, str]) -> list[str]:
+    """The lists in which the entry is found: of the objects that it names, of its actor and of its request."""
+    given = (
+        ("server", "server"),
+        ("account", "account"),
+        ("token", "token"),
+        ("job", "job"),
+        ("request_id", "request"),
+    )
+    named = {(kind, fields[field]) for field, kind in given if fields.get(field)}
+    named |= {(kind, found) for kind, found in _OBJECT.findall(fields.get("path", "")) if found != "bulk"}
+    if made := _MADE.fullmatch(fields.get("made", "")):
+        named.add((made[1], made[2]))
+    return sorted({list_of(kind, found) for kind, found in named})
+
+
+def list_of(kind: str, found: str) -> str:
+    """The list of the entries about an object. It may have others: who reads it looks at each."""
+    return f"audit:of:{kind}:{sha256(found.encode()).hexdigest()[:3] if kind in _MANY else found}"
+
+
 class AuditKeeper(Scripts):
     """Moves new entries to the log, and removes those that are older than `kept` (None: none) by `now` and by the
     time of the front ends. Any number may run at a time. Every call may raise StoreUnavailable."""
@@ -137,7 +163,8 @@ class AuditKeeper(Scripts):
             at_ms, fields = _read(raw)
             fields["seq"] = str(last + place)
             before = fields["chain"] = chained(before, last + place, fields)
-            entries.append({"at_ms": at_ms, "fields": [part for pair in fields.items() for part in pair]})
+            flat = [part for pair in fields.items() for part in pair]
+            entries.append({"at_ms": at_ms, "fields": flat, "lists": lists_of(fields)})
         ask = {
             "head": kept.head,
             "newest": kept.newest,

@@ -1,8 +1,8 @@
 -- include: caller, clock
 -- Stands behind another script, which is `body(ask)`: checks the caller and counts the call, does what that script does
 -- if the caller may, and adds a job that was admitted to the audit log. So a call is one script.
--- ask: {what that script takes, but the account; caller: {see `count_call`; account_is_named, permissions: of which the
--- token needs one, audit: the known fields of the entry, or nil: the front end adds it, audit_most}}
+-- ask: {what that script takes, but account and by; caller: {see `count_call`; account_is_named, permissions: of which
+-- the token needs one, audit: the known fields of the entry, or nil: the front end adds it, audit_most}}
 -- Answers {what `authenticate` answers}; if the script was run also {its answer}, and 1 if the audit log has the call.
 local ask = cjson.decode(ARGV[1])
 local caller = ask.caller
@@ -21,11 +21,13 @@ local function job_of(answer)
   return is_admitted and not ask.dry_run and answer[2] and answer[2][1]
 end
 
-local function add_to_audit(token, job_id)
+-- snapshot_id: of a snapshot that was created
+local function add_to_audit(token, job_id, snapshot_id)
   if redis.call('LLEN', 'audit:new') >= caller.audit_most then return 0 end
   local entry = caller.audit
   entry.at_ms = string.format('%.0f', now_ms())
   entry.token, entry.token_name, entry.account, entry.job = token.id, token.name, ask.account, job_id
+  if snapshot_id then entry.made = 'snapshot ' .. snapshot_id end
   return redis.call('RPUSH', 'audit:new', cjson.encode(entry)) > 0 and 1 or 0 -- 0: the key holds something else
 end
 
@@ -33,7 +35,8 @@ local token, account, answer = count_call(caller)
 -- while Redis refuses to count, the front end does, and then runs the script by itself
 local is_counted = answer[2] == '' and answer[3] == 1
 if not token or not is_counted or not may_call(token, account) then return {answer} end
-ask.account = account
+ask.account, ask.by = account, {token = token.id, token_name = token.name}
 local done = body(ask)
 local job_id = caller.audit and done and job_of(done)
-return {answer, {done}, job_id and add_to_audit(token, job_id) or 0}
+local snapshot_id = ask.kind == 'create' and job_id and done[3] and done[3][1]
+return {answer, {done}, job_id and add_to_audit(token, job_id, snapshot_id) or 0}

@@ -1,9 +1,20 @@
 -- Move the oldest entries of the list `audit:new` to the audit log.
 -- ask: {head, newest: number in `audit:head` ('': it has none) and ID of the last entry that the log had when `entries`
--- was made, entries: {{at_ms, fields: {field, value, ...}}, ...}, seq, chain: of the last of them, most: entries to
--- keep, now_ms: by the keeper's clock, kept_ms: how long entries are kept, false: without end}
+-- was made, entries: {{at_ms, fields: {field, value, ...}, lists: keys}, ...}, seq, chain: of the last of them, most:
+-- entries to keep, now_ms: by the keeper's clock, kept_ms: how long entries are kept, false: without end}
 -- Answers 1, or 0 where another keeper has moved them.
 local ask = cjson.decode(ARGV[1])
+local LISTED = 2000 -- entries of a list that are found by an object: the latest
+local first_listed, lists = nil, {}
+
+-- Put an entry into its lists. Where an account of an earlier version may not do that, the log has none.
+local function list(id, ms, keys)
+  for _, key in ipairs(keys) do
+    if not pcall(redis.call, 'ZADD', key, ms, id) then return end
+    lists[key] = true
+  end
+  first_listed = first_listed or id
+end
 
 local head = redis.call('HGET', 'audit:head', 'seq') or ''
 if not string.find(head, '^%d+$') or #head > 15 then head = '' end
@@ -13,8 +24,17 @@ local last_ms = newest and tonumber(string.match(newest[1], '^%d+')) or 0
 for _, entry in ipairs(ask.entries) do
   -- never back, and never ahead: no clock of a front end can keep later entries out
   last_ms = math.max(last_ms, math.min(tonumber(entry.at_ms), ask.now_ms))
-  redis.call('XADD', 'audit', string.format('%.0f-*', last_ms), unpack(entry.fields))
+  local id = redis.call('XADD', 'audit', string.format('%.0f-*', last_ms), unpack(entry.fields))
+  if id then list(id, string.format('%.0f', last_ms), entry.lists or {}) end
 end
+for key in pairs(lists) do
+  redis.call('ZREMRANGEBYRANK', key, 0, -LISTED - 1)
+  if ask.kept_ms then redis.call('PEXPIRE', key, ask.kept_ms) end
+end
+-- From this entry on, all are in their lists. Where a keeper of an earlier version has moved some, it begins anew.
+local listed_to = redis.call('HGET', 'audit:head', 'listed_seq')
+if first_listed and listed_to ~= head then redis.call('HSET', 'audit:head', 'listed_from', first_listed) end
+if first_listed then redis.call('HSET', 'audit:head', 'listed_seq', ask.seq) end
 redis.call('LTRIM', 'audit:new', #ask.entries, -1)
 redis.call('HSET', 'audit:head', 'seq', ask.seq, 'chain', ask.chain)
 redis.call('XTRIM', 'audit', 'MAXLEN', '~', ask.most)

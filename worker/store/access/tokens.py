@@ -18,10 +18,11 @@ from typing import Any, Self
 
 from worker.store import errors, records
 from worker.store.access.meanwhile import Meanwhile
-from worker.store.calls import Idempotency, Scripts, accepted, for_script, reading, redis_answers
+from worker.store.calls import Actor, Idempotency, Scripts, accepted, for_script, reading, redis_answers
 from worker.store.model import AccountId
 
 _INDEX = "tokens"
+USED = "tokens:used"  # when each was used last: see `usage`
 _PARSED = 1024  # records that are remembered as they were read last
 _PREFIX = "vps_"
 _SECRET = re.compile(_PREFIX + r"[A-Za-z0-9_-]{43}")  # 256 random bits in URL-safe base64
@@ -69,6 +70,10 @@ class Token:
 
     def allows(self, permission: Permission) -> bool:
         return not self.permissions.isdisjoint(granting(permission))
+
+    @property
+    def actor(self) -> Actor:
+        return Actor(token=self.id, token_name=self.name)
 
     def record(self) -> dict[str, str]:
         return {
@@ -272,6 +277,7 @@ class Tokens(Scripts):
         if ended := [token_id for token_id, record in zip(index, found, strict=True) if not record]:
             with suppress(errors.StoreReadOnly), redis_answers():
                 await self._redis.hdel(_INDEX, *ended)  # type: ignore[misc]  # typed for the blocking client too
+                await self._redis.hdel(USED, *ended)  # type: ignore[misc]
         rows = [[key.decode(errors="replace"), flat] for key, flat in zip(index.values(), found, strict=True) if flat]
         valid = await self._many(_token, rows, kind="token", key_of=_key_of)
         return sorted(valid, key=lambda token: (token.created_at, token.id))
@@ -297,5 +303,6 @@ class Tokens(Scripts):
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.delete(key)
                 pipe.hdel(_INDEX, token_id)
-                revoked, _ = await pipe.execute()
+                pipe.hdel(USED, token_id)
+                revoked, *_ = await pipe.execute()
         return bool(revoked)

@@ -52,7 +52,7 @@ PUT.account = put
 function PUT.server(row)
   local of = row.record
   forget_report(of.node)
-  list_server(id_of(row), {}, of.node, of.account)
+  list_server(id_of(row), {}, of.node, of.account, of.name or id_of(row))
   redis.call('HSET', row.key, 'v', LISTED, 'power', 'off', 'missing', '1', 'unpublished', '1')
   put(row)
 end

@@ -11,6 +11,7 @@ from worker.store.backup.rows import Row, kind_of
 from worker.store.calls import Scripts, reading
 
 AT_ONCE = 200  # rows that one script writes
+OF_LISTS = {"listed_from", "listed_seq"}  # the lists by object are not in a backup: the restored log is searched
 
 
 class AuditLogInUse(Exception):
@@ -54,7 +55,8 @@ class Restore(Scripts):
         while batch := [*islice(rows, AT_ONCE)]:
             written += await self._put_audit(batch, head=False)
         head = next((row["record"] for row in backup.rows() if row["kind"] == "audit_head"), None)
-        return written + (await self._put_audit((), head=_flat(head)) if head else 0)
+        kept = {name: text for name, text in (head or {}).items() if name not in OF_LISTS}
+        return written + (await self._put_audit((), head=_flat(kept)) if kept else 0)
 
     async def _put_audit(self, rows: Iterable[Row], *, head: list[str] | bool) -> int:
         entries = [{"id": row["id"], "fields": _flat(row["record"])} for row in rows]

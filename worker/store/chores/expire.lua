@@ -1,4 +1,4 @@
--- include: clock, records, snapshots
+-- include: clock, records, snapshots, history
 -- Retire the expired snapshots. One that is protected or unreadable, or whose server has a job, is checked again after
 -- again_ms.
 -- ask: {again_ms, limit}
@@ -14,6 +14,7 @@ local function expire(id)
   local server = read('server:' .. snapshot.server)
   if snapshot.protected == '1' or not server or holder_of(server) then return end
   retire_snapshot(id, snapshot, server.node, now)
+  chronicle(id, 'expired')
   retired = retired + 1
 end
 

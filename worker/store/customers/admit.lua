@@ -1,5 +1,5 @@
 -- include: clock, records, nodes, show, enqueue, snapshots, last_id, retention, removal, schedules, idempotency
--- include: room, retrying, account_limits
+-- include: room, retrying, history, account_limits
 -- Admit a create, restore, delete or undo: write everything, or refuse it and write nothing. A dry run is decided in
 -- the same way, but its job holds no server and makes no snapshot. A scheduled create deletes older snapshots if it
 -- must.
@@ -8,7 +8,7 @@
 -- `enqueue`), again: retry a delete that has not freed its space, present_only: of a restore or undo, live: of a
 -- create, if it says so; nil: as its server has it, or else live_by_default, retries: the failed job that this one
 -- repeats, rule: of its retry (see `refuse_retry`), schedule: {id, due_ms, next_ms, retry_ms}, traceparent or nil,
--- idempotency (see `replay`), whole_job}
+-- idempotency (see `replay`), whole_job, by: the token that asks (see `chronicle`), or nil}
 -- Answers {'admitted', job (see `show_job`; without `whole_job` it may be {its ID} alone), snapshot (see
 -- `show_snapshot`; nil for the dry run of a create, for a delete, and for an undo whose snapshot is deleted)},
 -- {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
@@ -27,6 +27,12 @@ local function refuse_server(server)
   if holder then return refuse_busy(holder, server.account) end
   if server.power == 'paused' and ask.kind ~= 'delete' then return {'refused', 'server_not_ready'} end
   demand(ask.queue.prefix .. server.node, 'zset')
+end
+
+local function chronicle_request(id, what)
+  chronicle(id, what, ask.by, {
+    request = ask.request_id, job = ask.job_id, retries = ask.retries, schedule = ask.schedule and ask.schedule.id,
+  })
 end
 
 -- shown: the snapshot for the answer (see `show_snapshot`), or nil
@@ -92,24 +98,30 @@ local function create()
     schedule = ask.schedule and ask.schedule.id, expires_ms = ask.expires_ms,
   }
   add_snapshot(id, snapshot, true)
+  chronicle_request(id, 'created')
   return admit(server_id, server, id, snapshot, as_shown(id, snapshot, server))
 end
 
 local function restore(snapshot, server)
   if snapshot.status ~= 'completed' then return {'refused', 'snapshot_not_ready', snapshot.status} end
   if not server or server.missing then return {'refused', 'server_not_ready'} end
-  return refuse_server(server) or admit(snapshot.server, server, ask.id, snapshot, as_shown(ask.id, snapshot, server))
+  local refused = refuse_server(server)
+  if refused then return refused end
+  if not ask.dry_run then chronicle_request(ask.id, 'restored') end
+  return admit(snapshot.server, server, ask.id, snapshot, as_shown(ask.id, snapshot, server))
 end
 
 local function delete(snapshot, server)
   if snapshot.protected == '1' then return {'refused', 'snapshot_protected'} end
   if not server or server.missing then -- its disks are gone, too: there is no space to free
+    chronicle(ask.id, 'deleted', ask.by, {request = ask.request_id})
     forget_snapshot(ask.id, snapshot)
     return {'admitted'}
   end
   local refused = refuse_server(server)
   if refused then return refused end
   retire_snapshot(ask.id, snapshot, server.node, now_ms() + tonumber(ask.retry_ms))
+  chronicle_request(ask.id, 'deleted')
   if ask.traceparent then redis.call('HSET', 'snapshot:' .. ask.id, 'traceparent', ask.traceparent) end
   return admit(snapshot.server, server, ask.id, snapshot)
 end

@@ -16,11 +16,13 @@ from arq.connections import ArqRedis
 from worker.store import errors, records
 from worker.store.arq_queue import queue_parameters
 from worker.store.calls import (
+    Actor,
     By,
     Idempotency,
     Page,
     Scripts,
     accepted,
+    by_actor,
     flag,
     for_script,
     given,
@@ -240,10 +242,16 @@ class CustomerStore(Scripts):
         )
 
     async def again(
-        self, job: Job, *, request_id: str, rule: RetryRule = CHECKED, idempotency: Idempotency | None = None
+        self,
+        job: Job,
+        *,
+        request_id: str,
+        rule: RetryRule = CHECKED,
+        by: Actor | None = None,
+        idempotency: Idempotency | None = None,
     ) -> Job:
-        """Admit a new job that does the same as a failed one. Raises JobNotRetryable, RetryNeedsForce, or what its kind
-        raises."""
+        """Admit a new job that does the same as a failed one; `by`: who asks. Raises JobNotRetryable, RetryNeedsForce,
+        or what its kind raises."""
         asked: dict[JobKind, tuple[ServerId | SnapshotId | JobId | None, dict[str, str | bool]]] = {
             JobKind.CREATE: (
                 job.server_id,
@@ -257,15 +265,15 @@ class CustomerStore(Scripts):
         if target is None:
             raise errors.JobNotRetryable(f"A job of the kind {job.kind} cannot be retried.")
         request: Request = {"account_id": job.account_id, "request_id": request_id, "idempotency": idempotency}
-        retry = {"retries": job.id, "rule": rule.for_script()}
+        retry = {"retries": job.id, "rule": rule.for_script(), **by_actor(by)}
         answer = await self._ask(job.kind, target, request, **more, **retry, whole_job=True)
         if not answer:
             raise errors.SnapshotNotFound("The snapshot went with its server: nothing is left to delete.")
         return await self._shown(answer[0])
 
-    async def edit(self, *, account_id: By, snapshot_id: SnapshotId, edit: Edit) -> Snapshot:
+    async def edit(self, *, account_id: By, snapshot_id: SnapshotId, edit: Edit, request_id: str = "") -> Snapshot:
         """Change a snapshot's fields. Raises SnapshotNotFound or StoreUnavailable."""
-        ask = {"id": str(snapshot_id), "fields": edit.for_script()}
+        ask = {"id": str(snapshot_id), "fields": edit.for_script(), "request_id": request_id}
         found = await self._call("customers/edit", ask, account_id)
         if found is None:
             raise errors.SnapshotNotFound.of(id=snapshot_id)
@@ -305,11 +313,20 @@ class CustomerStore(Scripts):
         return await self._shown(await self._find("job", job_id, account_id, errors.JobNotFound))
 
     async def jobs(
-        self, *, account_id: By, server_id: ServerId | None, state: JobState | None, offset: int, limit: int
+        self,
+        *,
+        account_id: By,
+        server_id: ServerId | None,
+        state: JobState | None,
+        offset: int,
+        limit: int,
+        since: datetime | None = None,
+        until: datetime | None = None,
     ) -> Page[Job]:
-        """An account's jobs of the last 30 days, newest first. Another account's server has none. Raises
-        StoreUnavailable."""
-        ask = {**given(server=server_id, state=state), "offset": offset, "limit": limit}
+        """An account's jobs of the last 30 days, newest first; only those that were queued between `since` and `until`,
+        the latter not included. Another account's server has none. Raises StoreUnavailable."""
+        bounds = given(since_ms=since and records.milliseconds(since), until_ms=until and records.milliseconds(until))
+        ask = {**given(server=server_id, state=state), **bounds, "offset": offset, "limit": limit}
         count, *rows = await self._call("customers/list_jobs", ask, account_id)
         return Page(count=count, results=await self._many(shown_job, rows, kind="job"))
 

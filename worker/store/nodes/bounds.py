@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from worker.store import written
 from worker.store.model import Note
-from worker.store.outcome import JOB_KEPT_SECONDS, Outcome
+from worker.store.outcome import JOB_KEPT_SECONDS, Outcome, bounded_cause
 from worker.store.reports import NodeFacts, Pool
 
 TEXT_MAX = 2000  # characters of a failure's or a note's detail
@@ -21,6 +21,7 @@ def bounded_outcome(outcome: Outcome) -> Outcome:
     fits = len(written.contents(outcome.contents)) <= CONTENTS_MAX
     return replace(
         outcome,
+        cause=bounded_cause(outcome.cause) if failure else "",
         failure=failure and replace(failure, detail=failure.detail[:TEXT_MAX]),
         downtime_seconds=None if downtime is None or math.isnan(downtime) else min(max(0.0, downtime), DOWNTIME_MAX),
         undoable_seconds=outcome.undoable_seconds and min(max(0.0, outcome.undoable_seconds), JOB_KEPT_SECONDS),
@@ -42,4 +43,6 @@ def bounded_facts(facts: NodeFacts) -> NodeFacts:
             Pool(path=pool.path[:NAME_MAX], free_bytes=pool.free_bytes, total_bytes=pool.total_bytes)
             for pool in facts.pools[:POOLS_MAX]
         ),
+        slots=max(0, facts.slots),
+        boot=facts.boot[:NAME_MAX],
     )

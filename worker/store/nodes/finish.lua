@@ -5,6 +5,7 @@
 -- Answers {'published'}, or why nothing was changed: {'lease_lost'}, {'job_unknown'}, {'job_over'} or
 -- {'claim_refused', reason}.
 local ask = cjson.decode(ARGV[1])
+local CAUSE_BYTES = 8192
 
 -- Whether the result is one that a job of this kind can have.
 local function is_possible(kind, result)
@@ -12,7 +13,7 @@ local function is_possible(kind, result)
   if not completed and result.state ~= 'failed' then return false end
   if completed ~= (result.failure_code == '') or completed and result.stranded == '1' then return false end
   if not string.find(result.failure_code, '^[a-z_]*$') or not fits(result.failure_code, 64) then return false end
-  if not is_size(result.size_mb) then return false end
+  if not is_size(result.size_mb) or not fits(result.failure_cause or '', CAUSE_BYTES) then return false end
   local status = result.snapshot_status
   if kind == 'create' and status ~= 'completed' and (completed or status ~= 'failed') then return false end
   return result.undoable_ms == '' or completed and (kind == 'restore' or kind == 'undo')

@@ -1,4 +1,4 @@
--- include: clock, records
+-- include: clock, records, health, pause
 -- Take or renew the lease of a node, and record its heartbeat. The same machine may take it over at once: its lock file
 -- has proved that the process before is dead.
 -- ask: {node, owner, machine, who: for people, lease_ms: 0 gives the lease back}
@@ -18,4 +18,6 @@ redis.call('ZADD', 'nodes:by:heartbeat', now, ask.node)
 for _, order in ipairs({'queued', 'free'}) do redis.call('ZADD', 'nodes:by:' .. order, 'NX', 0, ask.node) end
 redis.call('HSET', key, 'owner', ask.owner, 'machine', ask.machine, 'who', ask.who,
   'lease_until_ms', now + math.min(ask.lease_ms, LEASE_MOST_MS), 'heartbeat_ms', now)
+rank_by_failures(ask.node)
+still_paused(ask.node)
 return {1, 0}

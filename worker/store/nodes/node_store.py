@@ -325,11 +325,13 @@ class NodeStore(Scripts):
     async def report(self, servers: Iterable[ReportedServer], about: NodeFacts | None = None) -> Reported:
         """Report which servers the node has, and what it runs on; None: as reported before. Raises LeaseLost or
         ClaimRefused."""
+        known = None if about is None else bounded_facts(about)
         listed = [{"id": str(s.id), "account": str(s.account_id), "name": s.name, "power": s.power} for s in servers]
         rule = {"silent_ms": self._silent_ms, "placement": self._placement}
         facts: dict[str, Any] = {
-            "about": "" if about is None else bounded_facts(about).model_dump_json(),
-            "free_bytes": 0 if about is None else about.free_bytes,
+            "about": "" if known is None else known.model_dump_json(),
+            "free_bytes": 0 if known is None else known.free_bytes,
+            "boot": "" if known is None else known.boot,
             "digest": sha256(as_json([rule, listed])).hexdigest(),
         }
         if self._remembers_reports and (again := await self._claim("nodes/report_again", facts)):

@@ -10,6 +10,7 @@ each side the highest number that both know; a node says nothing to an older gat
 - 1: as of the first release.
 - 2: `take` has the field `begin`, and may give jobs that it has begun; `stop_taking`; a snapshot's `consistency`; a
   begun job's `live`.
+- 3: the `cause` of a job's outcome; a node's `slots` and `boot`.
 """
 
 from collections.abc import Mapping
@@ -42,8 +43,9 @@ from worker.store.model import (
     Step,
 )
 from worker.store.nodes.node_store import Known, LeaseHeld, Reported
+from worker.store.outcome import CAUSE_MAX
 
-PROTOCOLS = frozenset({1, 2})  # those that this release speaks
+PROTOCOLS = frozenset({1, 2, 3})  # those that this release speaks
 BEGINS_WITH_TAKE = 2
 PATH = "/node"
 FRAME_BYTES = 1 << 20  # the longest frame that a gateway reads
@@ -89,6 +91,7 @@ Code = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 NodeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Word = Annotated[str, StringConstraints(max_length=128), _fitted(128)]
 Text = Annotated[str, StringConstraints(max_length=1000), _fitted(1000)]
+Cause = Annotated[str, StringConstraints(max_length=CAUSE_MAX), _fitted(CAUSE_MAX)]
 Place = Annotated[str, StringConstraints(max_length=4096), _fitted(4096)]  # PATH_MAX of Linux
 LogLine = Annotated[str, StringConstraints(max_length=8192), _fitted(8192)]
 Power = Annotated[str, StringConstraints(pattern=r"^(on|off|paused)$")]
@@ -154,6 +157,7 @@ class Outcome(Message):
     undoable_seconds: Seconds | None = None
     notes: Annotated[tuple[Note, ...], Field(max_length=64), _fitted(64)] = ()
     contents: Contents | None = None
+    cause: Cause = ""
 
 
 class StepBegun(Message):
@@ -186,6 +190,8 @@ class NodeFacts(Message):
     hypervisor: Word
     emulator: Word
     pools: Annotated[tuple[Pool, ...], Field(max_length=64)]
+    slots: Count = 0
+    boot: Word = ""
 
 
 class PublishedSnapshot(Message):
@@ -305,23 +311,27 @@ class Greeting(Message):
     node: str
 
 
+Excluded = dict[str, Any]  # fields, as `model_dump` takes them
+
+
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A call of a node, with the type of its answer. `newer`: fields that protocol 1 does not have."""
+    """A call of a node, with the type of its answer. `newer`: by protocol, the fields that it does not have."""
 
     ask: type[Message]
     answer: TypeAdapter[Any]
-    newer: dict[str, Any]
+    newer: Mapping[int, Excluded]
 
     def said(self, ask: Message, protocol: int) -> str:
         """The message as JSON, without what a gateway of that protocol would refuse."""
-        return ask.model_dump_json(exclude=self.newer if protocol == 1 else None)
+        return ask.model_dump_json(exclude=self.newer.get(protocol))
 
 
-def _call(ask: type[Message], answer: Any, *, newer: dict[str, Any] | None = None) -> Call:
+def _call(ask: type[Message], answer: Any, *, newer: Mapping[int, Excluded] | None = None) -> Call:
     return Call(ask=ask, answer=TypeAdapter(answer), newer=newer or {})
 
 
+_NEWER_FACTS = {"about": {"slots", "boot"}}
 _NEWER_CONTENTS = {"contents": {"consistency"}}
 
 
@@ -329,16 +339,18 @@ CALLS: Mapping[str, Call] = {
     "hello": _call(Hello, Greeting),
     "take_lease": _call(TakeLease, LeaseHeld | None),
     "lease_holder": _call(Nothing, LeaseHeld | None),
-    "take": _call(Take, tuple[JobId | Job, ...], newer={"begin": True}),
+    "take": _call(Take, tuple[JobId | Job, ...], newer={1: {"begin": True}}),
     "stop_taking": _call(Nothing, None),
     "begin": _call(Begin, Job),
     "progress": _call(Progress, None),
-    "finish": _call(Finish, str, newer={"outcome": _NEWER_CONTENTS}),
-    "report": _call(Report, Reported),
+    "finish": _call(
+        Finish, str, newer={1: {"outcome": _NEWER_CONTENTS | {"cause": True}}, 2: {"outcome": {"cause": True}}}
+    ),
+    "report": _call(Report, Reported, newer={1: _NEWER_FACTS, 2: _NEWER_FACTS}),
     "publish": _call(
         Publish,
         tuple[SnapshotId, ...],
-        newer={"snapshots": {"__all__": _NEWER_CONTENTS}, "begun": {"__all__": {"live"}}},
+        newer={1: {"snapshots": {"__all__": _NEWER_CONTENTS}, "begun": {"__all__": {"live"}}}},
     ),
     "known": _call(AskKnown, Known),
     "lose": _call(Lose, bool),

@@ -1,8 +1,8 @@
--- include: clock, records, nodes, findings, placement, claims
+-- include: clock, records, nodes, findings, placement, claims, off
 -- A node reports which servers it has and, from time to time, what it runs on.
 -- ask: {node, owner, silent_ms, placement: 'claim' or 'declared', servers: [{id, account, name, power}] (all as text),
 -- left: result (see `conclude`) of a job whose server has left its node, about: JSON of the node or '', free_bytes: of
--- the fullest pool, digest: of the servers}
+-- the fullest pool, boot: ID of the start of its host's kernel, or '', digest: of the servers}
 -- Answers {'reported', conflicts, fresh, gone, accounts, moment at which an operator asked for a reconciliation, or '',
 -- reasons of what was left out}, {'lease_lost'} or {'claim_refused', reason}.
 -- conflicts: servers that another node has; they keep it until it lets them go, or an operator places them here. fresh:
@@ -57,12 +57,13 @@ local function have(found, known)
   local key, is_here = 'server:' .. found.id, known.node == node
   local account = account_of(found, known)
   if known.node and not is_here then move_to_node(found.id, known, node, ask.left) end
-  list_server(found.id, known, node, account)
+  list_server(found.id, known, node, account, found.name)
   -- each write goes to Redis's file, and a node reports all of its servers every few seconds
   if not (is_here and known.v == LISTED and known.name == found.name and known.power == found.power) then
     redis.call('HSET', key, 'v', LISTED, 'name', found.name, 'account', account, 'node', node, 'power', found.power)
   end
   if known.power == 'on' and found.power ~= 'on' then redis.call('HSET', key, 'ran_ms', now_ms()) end -- until then
+  if known.power ~= 'on' and found.power == 'on' then back_on(found.id, known) end
   if not is_here then redis.call('HSET', key, 'unpublished', '1') end
   if not is_here or known.unpublished then fresh[#fresh + 1] = found.id end
   redis.call('HDEL', key, 'missing', 'placed')

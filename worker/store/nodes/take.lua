@@ -1,4 +1,4 @@
--- include: records, nodes, queue, begin
+-- include: records, nodes, queue, begin, pause
 -- Choose the jobs of a node's queue that it is to start now, and begin those that have not begun, if the node asks for
 -- that. While an operator has paused the node none starts; the operator's resume wakes the node. A job that is over, or
 -- not the node's, leaves the queue.
@@ -9,7 +9,7 @@ local ask = cjson.decode(ARGV[1])
 local BEGUN_MOST = 20 -- at once: a bound on how long the script holds Redis; the node asks again for the others
 local answer = {}
 local queued = redis.call('ZRANGE', 'arq:queue:' .. ask.node, 0, ask.limit - 1)
-if #queued == 0 or redis.call('HEXISTS', 'node:' .. ask.node, 'paused_ms') == 1 then return answer end
+if #queued == 0 or still_paused(ask.node) then return answer end
 if ask.begin and not owns_lease(ask.node, ask.owner) then return answer end
 local running = {}
 for _, id in ipairs(ask.running) do running[id] = true end

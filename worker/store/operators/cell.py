@@ -51,7 +51,7 @@ class Cell(Scripts):
     async def numbers(self) -> CellNumbers:
         """Raises StoreUnavailable."""
         totals = await self._call("operators/overview", {"silent_ms": 0, "since": NEVER})
-        now, queued, running, oldest, stranded, _, _, _, findings, servers, webhooks, unreadable, _ = totals
+        now, queued, running, oldest, stranded, _, _, _, _, findings, servers, webhooks, unreadable, _ = totals
         waits_since = oldest[1] if oldest else b""
         return CellNumbers(
             queued=queued,

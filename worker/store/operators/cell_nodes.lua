@@ -1,4 +1,4 @@
--- include: clock, walk
+-- include: clock, walk, pause
 -- One page of nodes with counts, sorted by name.
 -- Only reads.
 -- ask: {limit, after (see `walk`)}
@@ -7,11 +7,11 @@
 local ask = cjson.decode(ARGV[1])
 
 local function show(name)
-  local heartbeat, paused = unpack(redis.call('HMGET', 'node:' .. name, 'heartbeat_ms', 'paused_ms'))
+  local heartbeat = redis.call('HGET', 'node:' .. name, 'heartbeat_ms')
   if not heartbeat then return nil end
   local queued = 'jobs:node:' .. name .. ':queued'
   return {
-    name, heartbeat, paused and 1 or 0, redis.call('ZCARD', queued),
+    name, heartbeat, is_paused(name) and 1 or 0, redis.call('ZCARD', queued),
     redis.call('ZRANGE', queued, 0, 0, 'WITHSCORES')[2] or '',
     redis.call('ZCARD', 'jobs:node:' .. name .. ':in_progress'), redis.call('ZCARD', 'servers:node:' .. name),
   }

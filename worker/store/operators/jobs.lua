@@ -1,11 +1,21 @@
--- include: show, states, walk
+-- include: records, show, states, walk
 -- One page of the cell's jobs, newest first.
 -- Only reads.
 -- ask: {match: {field of the record: value}, text or nil, cancelled: whether only those that were cancelled, or all
--- others; or nil, limit, after, since_ms, until_ms (see `walk`)}
+-- others; or nil, ended_since_ms, ended_until_ms: bounds of the job's end, the latter not included, or nil, limit,
+-- after, since_ms, until_ms (see `walk`)}
 -- Answers {number of jobs if every job of a list matches, else -1, after, job (see `show_job`), ...}.
 local ask = cjson.decode(ARGV[1])
 ask.descending = true
+local LONGEST_MS = 86400000 -- from a job's admission to its end
+local ended_since, ended_until = tonumber(ask.ended_since_ms), tonumber(ask.ended_until_ms)
+-- The lists are by the time of admission: only a part of them has jobs that ended then.
+if ended_since then
+  ask.since_ms = string.format('%.0f', math.max(tonumber(ask.since_ms) or 0, ended_since - LONGEST_MS))
+end
+if ended_until then
+  ask.until_ms = string.format('%.0f', math.min(tonumber(ask.until_ms) or ended_until, ended_until))
+end
 local match = ask.match
 local CANCELLED = 'jobs:error:cancelled'
 local LISTS = {
@@ -25,12 +35,15 @@ local SEARCHED = {'server_name', 'snapshot_name', 'failure_detail', 'request_id'
 if ask.cancelled then lists[#lists + 1] = CANCELLED end
 
 local function matches(id)
-  local found = redis.call('HMGET', 'job:' .. id, 'state', 'failure_code', unpack(fields))
+  local found = redis.call('HMGET', 'job:' .. id, 'state', 'failure_code', 'finished_ms', unpack(fields))
   if not found[1] then return false end -- its record has expired
   if ask.cancelled ~= nil and ask.cancelled ~= (found[2] == 'cancelled') then return false end
   for i, value in ipairs(values) do
-    if found[i + 2] ~= value then return false end
+    if found[i + 3] ~= value then return false end
   end
+  local ended = number(found[3])
+  if ended_since and not (ended and ended >= ended_since) then return false end
+  if ended_until and not (ended and ended < ended_until) then return false end
   if not ask.text then return true end
   for _, text in ipairs({id, unpack(redis.call('HMGET', 'job:' .. id, unpack(SEARCHED)))}) do
     if text and string.find(string.lower(text), ask.text, 1, true) then return true end
@@ -41,7 +54,7 @@ end
 local list = shortest(lists)
 -- How many there are, where every job of a list matches; else -1.
 local function count()
-  if ask.text or #fields > 1 or #fields == 1 and ask.cancelled then return -1 end
+  if ask.text or ended_since or ended_until or #fields > 1 or #fields == 1 and ask.cancelled then return -1 end
   if ask.cancelled ~= false then return count_within(ask, list) end
   if match.state ~= 'failed' then return -1 end
   return math.max(0, count_within(ask, list) - count_within(ask, CANCELLED))

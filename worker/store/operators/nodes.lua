@@ -1,21 +1,24 @@
--- include: nodes, walk
+-- include: nodes, walk, health, pause
 -- Nodes as operators see them.
 -- Only reads.
 -- ask: {node, silent_ms} for one, or {sort, descending, state or nil, silent_ms, limit, after (see `walk`)} for a page
 -- Answers {after, node, ...}; a node is {name, {field, value, ...}, 1 if it is silent, queued jobs, jobs in progress,
--- servers, servers with findings}.
+-- servers, servers with findings, {completed, failed, stranded jobs of the last hour}, 1 if all of them failed}.
 local ask = cjson.decode(ARGV[1])
 
 local function show(name)
-  local silent = node_is_silent(name, ask.silent_ms)
+  local silent, ended = node_is_silent(name, ask.silent_ms), ended_lately(name)
+  if ask.state == 'failing' and not is_failing(ended) then return nil end
   if ask.state == 'alive' and silent or ask.state == 'silent' and not silent then return nil end
-  if ask.state == 'paused' and redis.call('HEXISTS', 'node:' .. name, 'paused_ms') == 0 then return nil end
+  if ask.state == 'paused' and not is_paused(name) then return nil end
   return {
     name, redis.call('HGETALL', 'node:' .. name), silent and 1 or 0,
     redis.call('ZCARD', 'jobs:node:' .. name .. ':queued'), redis.call('ZCARD', 'jobs:node:' .. name .. ':in_progress'),
     redis.call('ZCARD', 'servers:node:' .. name), redis.call('HLEN', 'node:' .. name .. ':findings'),
+    {ended.completed, ended.failed, ended.stranded}, is_failing(ended) and 1 or 0,
   }
 end
 
 if ask.node then return redis.call('EXISTS', 'node:' .. ask.node) == 1 and {{}, show(ask.node)} or {{}} end
+if ask.state == 'failing' and ask.sort == 'failed' and ask.descending then ask.since_ms = 1 end -- the rest has none
 return walk(ask, 'nodes:by:' .. ask.sort, 'node:', show)

@@ -4,7 +4,9 @@ Each list is read by one script, which looks at a bounded number of entries.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from arq.connections import ArqRedis
@@ -12,26 +14,31 @@ from arq.connections import ArqRedis
 from worker.store import arq_queue as queue
 from worker.store import errors, records
 from worker.store.access import audit_check
+from worker.store.access.audit import list_of
 from worker.store.access.audit_check import AuditCheck
-from worker.store.calls import Cursor, CursorPage, Idempotency, Scripts, accepted, for_script, given, shown_job
+from worker.store.calls import Actor, Cursor, CursorPage, Idempotency, Scripts, accepted, for_script, given, shown_job
 from worker.store.customers.customer_store import CustomerStore, RetryRule
 from worker.store.model import (
     NODE_SILENT_SECONDS,
     RETRY_WITHIN_SECONDS,
+    WAITING_SECONDS,
     AccountId,
     Job,
     JobId,
     JobKind,
     JobState,
     ServerId,
+    SnapshotId,
 )
+from worker.store.operators import nodes
 from worker.store.operators import records as ops_records
+from worker.store.operators.finding import HITS_MOST, Hit, KnownSnapshot, asked, hit, key_of_hit, known_snapshot
 from worker.store.operators.memory import Memory, memory_of
-from worker.store.operators.overview import Counted, Overview, overview
+from worker.store.operators.nodes import Node
+from worker.store.operators.overview import HOUR_MS, LAST_DAY, WEEK, Counted, Overview, Window, learned, overview
 from worker.store.operators.records import (
     AccountLimits,
     AuditEntry,
-    Node,
     OpsJob,
     OpsServer,
     RefusedClaim,
@@ -40,6 +47,7 @@ from worker.store.operators.records import (
     UnreadableRecord,
 )
 from worker.store.outcome import LEFT_ITS_NODE
+from worker.store.schedules.schedules import Schedule, shown_schedule
 
 REFUSED_CLAIMS_SHOWN = 100
 UNREADABLE_LISTED = 100
@@ -57,6 +65,8 @@ class JobFilter:
     error_code: str | None = None
     cancelled: bool | None = None  # whether only those that were cancelled, or all others
     text: str | None = None  # part of the ID, server or snapshot name, error detail or request ID; case-insensitive
+    ended_since: datetime | None = None
+    ended_until: datetime | None = None  # not included
 
     def for_script(self) -> dict[str, Any]:
         match = given(
@@ -68,7 +78,34 @@ class JobFilter:
             failure_code=self.error_code,
         )
         ask: dict[str, Any] = {"match": match} | ({"text": self.text.lower()} if self.text else {})
+        ask |= given(
+            ended_since_ms=self.ended_since and records.milliseconds(self.ended_since),
+            ended_until_ms=self.ended_until and records.milliseconds(self.ended_until),
+        )
         return ask | ({} if self.cancelled is None else {"cancelled": self.cancelled})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditFilter:
+    """Which entries of the audit log to list. `about`: IDs that an entry must name, by `snapshot`, `server` or `node`.
+    `what`: `changes` or `logins`; None: both."""
+
+    fields: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, str] = field(default_factory=dict)
+    what: str | None = None
+
+    def for_script(self) -> dict[str, Any]:
+        return {"match": dict(self.fields), "about": dict(self.about)} | given(what=self.what, list=self._list)
+
+    @property
+    def _list(self) -> str | None:
+        """The list that has all entries that match: of what has the fewest."""
+        of_fields = {"request": "request_id", "job": "job", "token": "token", "server": "server", "account": "account"}
+        named = {kind: self.fields[name] for kind, name in of_fields.items() if name in self.fields} | {**self.about}
+        for kind in ("request", "job", "snapshot", "server", "node", "token", "account"):
+            if kind in named:
+                return list_of(kind, named[kind])
+        return None
 
 
 class OperatorStore(Scripts):
@@ -81,23 +118,33 @@ class OperatorStore(Scripts):
         *,
         node_silent_seconds: float = NODE_SILENT_SECONDS,
         retry_within_seconds: float = RETRY_WITHIN_SECONDS,
+        waiting_seconds: float = WAITING_SECONDS,
     ) -> None:
-        """`retry_within_seconds`: how long after its failure a job is retried without force."""
+        """`retry_within_seconds`: how long after its failure a job is retried without force. `waiting_seconds`: how
+        long a job waits for a silent node."""
         super().__init__(redis)
         self._rule = RetryRule(within_seconds=retry_within_seconds)
         self._store = store
         self._silent_ms = round(node_silent_seconds * 1000)
+        self._waiting_seconds = waiting_seconds
         self._counted = Counted()
+        self._counted_by_hour = Counted(period_ms=HOUR_MS, kept=WEEK)
 
-    async def _do(self, name: str, idempotency: Idempotency | None, *, about: str = "", **ask: str) -> None:
+    async def _do(self, name: str, idempotency: Idempotency | None, *, about: str = "", **ask: Any) -> None:
         """Run a script that changes something, unless it already ran with this key. Raises its refusals; `about`: the
         ID of what it changes."""
         accepted(await self._call(name, {**ask, "idempotency": for_script(idempotency)}), idempotency, id=about)
 
-    async def overview(self) -> Overview:
+    async def overview(self, window: Window = LAST_DAY) -> Overview:
+        """`window`: of its charts."""
         ask = {"silent_ms": self._silent_ms, "since": self._counted.last}
         answer = await self._call("operators/overview", ask)
-        return await self._read(lambda: overview(answer, self._counted))
+        by_hour = await self._hours() if window.period_ms == HOUR_MS else None
+        return await self._read(lambda: overview(answer, self._counted, window, by_hour))
+
+    async def _hours(self) -> Counted:
+        hours = await self._call("operators/hours", {"since": self._counted_by_hour.last})
+        return await self._read(lambda: learned(self._counted_by_hour, hours))
 
     async def memory(self) -> Memory:
         return await memory_of(self._redis)
@@ -111,10 +158,12 @@ class OperatorStore(Scripts):
 
     async def job(self, job_id: JobId) -> OpsJob:
         """Raises JobNotFound."""
-        found = await self._call("operators/job", {"job": job_id, "rule": self._rule.for_script()})
+        ask = {"job": job_id, "rule": self._rule.for_script(), "silent_ms": self._silent_ms}
+        found = await self._call("operators/job", ask)
         if found is None:
             raise errors.JobNotFound.of(id=job_id)
-        return await self._one(ops_records.job, [job_id.encode(), *found], kind="job")
+        read = partial(ops_records.job, waiting_seconds=self._waiting_seconds)
+        return await self._one(read, [job_id.encode(), *found], kind="job")
 
     async def once(self, idempotency: Idempotency) -> None:
         """Record a bulk request under its key, before its parts are executed one by one."""
@@ -136,12 +185,13 @@ class OperatorStore(Scripts):
         request_id: str,
         force: bool = False,
         in_bulk: bool = False,
+        by: Actor | None = None,
         idempotency: Idempotency | None = None,
     ) -> Job:
         """Admit a new job that does the same as a failed one. `force` and `in_bulk`: see `RetryRule`. Raises
         JobNotFound, JobNotRetryable, RetryNeedsForce, or what the admission of its kind raises."""
         job, rule = (await self.job(job_id)).job, replace(self._rule, force=force, in_bulk=in_bulk)
-        return await self._store.again(job, request_id=request_id, rule=rule, idempotency=idempotency)
+        return await self._store.again(job, request_id=request_id, rule=rule, by=by, idempotency=idempotency)
 
     async def cancel(self, job_id: JobId, *, idempotency: Idempotency | None = None) -> Job:
         """Raises JobNotFound or JobNotCancellable."""
@@ -153,34 +203,65 @@ class OperatorStore(Scripts):
         await self._do("operators/resolve", idempotency, about=job_id, job=job_id, by=by, reason=reason)
         return await self.job(job_id)
 
+    # --- search, snapshots ---
+
+    async def search(self, text: str) -> tuple[Hit, ...]:
+        """What an ID, the first digits of a job's ID (8 or more), a name or its beginning may mean; at most 20 of each
+        kind."""
+        kind, wanted = asked(text)
+        if not wanted:
+            return ()
+        rows = await self._call("operators/search", {"text": wanted, "lower": wanted.lower(), "limit": HITS_MOST})
+        hits = await self._many(hit, rows, kind="hit", key_of=key_of_hit)
+        return tuple(one for one in hits if kind in {"", one.kind})
+
+    async def snapshot(self, snapshot_id: SnapshotId) -> KnownSnapshot:
+        """Also a deleted one, while its history is kept. Raises SnapshotNotFound."""
+        found = await self._call("operators/snapshot", {"id": str(snapshot_id)})
+        if found is None:
+            raise errors.SnapshotNotFound.of(id=snapshot_id)
+        return await self._one(known_snapshot, [str(snapshot_id).encode(), *found], kind="snapshot")
+
     # --- nodes ---
 
     async def nodes(self, *, state: str | None, sort: str, cursor: Cursor) -> CursorPage[Node]:
-        """`state`: alive, silent or paused; `sort`: name, heartbeat, queued or free, with "-" in front for descending
-        order."""
+        """`state`: alive, silent, paused or failing; `sort`: name, heartbeat, queued, free or failed, with "-" in front
+        for descending order."""
         ask = {"sort": sort.lstrip("-"), "descending": sort.startswith("-"), "silent_ms": self._silent_ms}
         ask |= cursor.for_script() | ({"state": state} if state else {})
         after, *rows = await self._call("operators/nodes", ask)
-        return CursorPage.of(-1, after, await self._many(ops_records.node, rows, kind="node"))
+        return CursorPage.of(-1, after, await self._many(nodes.node, rows, kind="node"))
 
     async def node(self, name: str) -> Node:
         """Raises NodeNotFound."""
         _, *rows = await self._call("operators/nodes", {"node": name, "silent_ms": self._silent_ms})
         if not rows:
             raise errors.NodeNotFound.of(id=name)
-        return await self._one(ops_records.node, rows[0], kind="node")
+        return await self._one(nodes.node, rows[0], kind="node")
 
-    async def pause(self, name: str, *, by: str, reason: str, idempotency: Idempotency | None = None) -> Node:
-        """The node starts no new job; running jobs continue, waiting jobs wait. Raises NodeNotFound."""
-        return await self._turn(name, reason, by, idempotency)
+    async def pause(
+        self,
+        name: str,
+        *,
+        by: str,
+        reason: str,
+        until: datetime | None = None,
+        until_back: bool = False,
+        idempotency: Idempotency | None = None,
+    ) -> Node:
+        """The node starts no new job; running jobs continue, waiting jobs wait. The pause ends at `until`, or with
+        `until_back` when the node's host has been started again. Raises NodeNotFound or NodeBootUnknown."""
+        until_ms = records.milliseconds(until) if until else ""
+        pausing = {"reason": reason, "by": by, "until_ms": until_ms, "until_back": until_back}
+        return await self._turn(name, idempotency, pausing)
 
     async def resume(self, name: str, *, idempotency: Idempotency | None = None) -> Node:
         """Raises NodeNotFound."""
-        return await self._turn(name, "", "", idempotency)
+        return await self._turn(name, idempotency, {"reason": "", "by": "", "until_ms": "", "until_back": False})
 
-    async def _turn(self, name: str, reason: str, by: str, idempotency: Idempotency | None) -> Node:
+    async def _turn(self, name: str, idempotency: Idempotency | None, ask: Mapping[str, Any]) -> Node:
         wake = queue.wake_key(queue.queue_name(name))
-        await self._do("operators/pause", idempotency, about=name, node=name, reason=reason, by=by, wake=wake)
+        await self._do("operators/pause", idempotency, about=name, node=name, wake=wake, **ask)
         return await self.node(name)
 
     async def reconcile(self, name: str, *, idempotency: Idempotency | None = None) -> Node:
@@ -191,10 +272,21 @@ class OperatorStore(Scripts):
     # --- servers, findings, audit ---
 
     async def servers(
-        self, *, node: str | None, account_id: AccountId | None, stranded: bool, cursor: Cursor
+        self,
+        *,
+        node: str | None,
+        account_id: AccountId | None,
+        stranded: bool,
+        off: bool = False,
+        cursor: Cursor,
+        without_snapshot_of: timedelta | None = None,
     ) -> CursorPage[OpsServer]:
-        """In the order of their IDs; stranded ones in the order in which they were stranded."""
-        ask = given(node=node, account=account_id, stranded=stranded or None) | cursor.for_script()
+        """In the order of their IDs; those that are stranded, or whose guests are `off` for a job, longest first.
+        `without_snapshot_of`: only those that have no completed snapshot which is younger."""
+        ask: dict[str, Any] = given(node=node, account=account_id, stranded=stranded or None, off=off or None)
+        ask |= cursor.for_script()
+        if without_snapshot_of is not None:
+            ask["no_snapshot_ms"] = round(without_snapshot_of.total_seconds() * 1000)
         count, after, *rows = await self._call("operators/servers", ask)
         return CursorPage.of(count, after, await self._many(ops_records.server, rows, kind="server"))
 
@@ -204,6 +296,14 @@ class OperatorStore(Scripts):
         if not rows:
             raise errors.ServerNotFound.of(id=server_id)
         return await self._one(ops_records.server, rows[0], kind="server")
+
+    async def schedules(
+        self, *, account_id: AccountId | None, server_id: ServerId | None, cursor: Cursor
+    ) -> CursorPage[Schedule]:
+        """Enabled ones, by their next run; the cursor's bounds are of that."""
+        ask = given(account=account_id, server=server_id) | cursor.for_script()
+        count, after, *rows = await self._call("operators/schedules", ask)
+        return CursorPage.of(count, after, await self._many(shown_schedule, rows, kind="schedule"))
 
     async def place(
         self, server_id: ServerId, *, node: str | None = None, account_id: AccountId | None = None
@@ -234,6 +334,19 @@ class OperatorStore(Scripts):
         await self._call("operators/limit_account", {"account": str(account_id), "snapshots_max": most})
         return await self.account(account_id)
 
+    async def take(self, server_id: ServerId, *, by: str, idempotency: Idempotency | None = None) -> OpsServer:
+        """A person repairs a stranded server; whoever had taken it before has not any more. Raises ServerNotFound or
+        ServerNotStranded."""
+        return await self._taken(server_id, by, idempotency)
+
+    async def release(self, server_id: ServerId, *, idempotency: Idempotency | None = None) -> OpsServer:
+        """Nobody repairs the stranded server now. Raises ServerNotFound or ServerNotStranded."""
+        return await self._taken(server_id, "", idempotency)
+
+    async def _taken(self, server_id: ServerId, by: str, idempotency: Idempotency | None) -> OpsServer:
+        await self._do("operators/take_server", idempotency, about=str(server_id), server=str(server_id), by=by)
+        return await self.server(server_id)
+
     async def findings(self, cursor: Cursor) -> CursorPage[ServerFindings]:
         """Newest first."""
         count, after, *rows = await self._call("operators/findings", cursor.for_script())
@@ -252,13 +365,15 @@ class OperatorStore(Scripts):
             ops_records.refused_claim, rows, kind="refused_claim", key_of=lambda _: "refused_claims"
         )
 
-    async def audit(self, wanted: Mapping[str, str], cursor: Cursor) -> CursorPage[AuditEntry]:
-        """Newest first; `wanted`: only entries with these fields."""
+    async def audit(self, wanted: AuditFilter | Mapping[str, str], cursor: Cursor) -> CursorPage[AuditEntry]:
+        """Newest first; a mapping: only entries with these fields."""
+        if not isinstance(wanted, AuditFilter):
+            wanted = AuditFilter(fields=wanted)
         # a stream has no IDs before 1970
         since, until = cursor.since, cursor.until
         before = str(max(0, int(records.milliseconds(until)) - 1)) if until else "+"
         ask = {
-            "match": dict(wanted),
+            **wanted.for_script(),
             "from": str(max(0, int(records.milliseconds(since)))) if since else "-",
             "to": f"({cursor.after}" if cursor.after else before,
             "limit": cursor.limit,

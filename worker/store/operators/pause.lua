@@ -1,20 +1,25 @@
--- include: clock, queue, idempotency
--- Pause a node, or resume it: it then reads its queue at once.
--- ask: {node, reason: '' to resume, by, wake: key, idempotency (see `replay`)}
+-- include: clock, queue, idempotency, pause
+-- Pause a node, or resume it: it then reads its queue at once. A pause ends by itself at a moment, or when the node's
+-- host has been started again.
+-- ask: {node, reason: '' to resume, by, until_ms: '' for no moment, until_back: whether it ends with the host's start,
+-- wake: key, idempotency (see `replay`)}
 -- Answers {'admitted'} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 
 local function turn()
   local key = 'node:' .. ask.node
   if redis.call('EXISTS', key) == 0 then return {'refused', 'node_not_found'} end
-  if ask.reason ~= '' then
-    redis.call('HSET', key, 'paused_ms', now_ms(), 'paused_reason', ask.reason, 'paused_by', ask.by)
-    redis.call('SADD', 'nodes:paused', ask.node)
-  else
-    redis.call('HDEL', key, 'paused_ms', 'paused_reason', 'paused_by')
-    redis.call('SREM', 'nodes:paused', ask.node)
+  local boot = redis.call('HGET', key, 'boot')
+  if ask.until_back and not boot then return {'refused', 'node_boot_unknown'} end
+  if ask.reason == '' then
+    resume_node(ask.node)
     wake(ask.wake)
+    return {'admitted'}
   end
+  -- first what a full Redis refuses
+  redis.call('HSET', key, 'paused_ms', now_ms(), 'paused_reason', ask.reason, 'paused_by', ask.by,
+    'paused_until_ms', ask.until_ms, 'paused_boot', ask.until_back and boot or '')
+  redis.call('SADD', 'nodes:paused', ask.node)
   return {'admitted'}
 end
 

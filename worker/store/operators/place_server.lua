@@ -46,7 +46,7 @@ local node, account = ask.node or known.node, ask.account or known.account
 if known.node and known.node ~= node then move_to_node(ask.server, known, node, ask.left) end
 if known.account and known.account ~= account then give_to(account) end
 forget_report(node)
-list_server(ask.server, known, node, account)
+list_server(ask.server, known, node, account, known.name or ask.server)
 redis.call('HSET', key, 'v', LISTED, 'node', node, 'account', account)
 if known.node ~= node then -- until the node reports it
   redis.call('HSET', key, 'missing', '1', 'unpublished', '1', 'placed', '1')

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from worker.store import errors, records
 from worker.store.calls import kind_of, shown_job
-from worker.store.model import AccountId, Job, JobId, ServerId, ServerView
-from worker.store.reports import NodeFacts
+from worker.store.model import AccountId, Job, JobId, JobState, ServerId, ServerView
+from worker.store.operators import waiting
+from worker.store.operators.waiting import Waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,27 +19,6 @@ class AccountLimits:
     snapshots_max: int  # of each of its servers
     is_default: bool
     servers: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pause:
-    since: datetime
-    reason: str
-    by: str  # name of the operator's token
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    name: str
-    alive: bool
-    heartbeat_at: datetime
-    worker_at: str  # its worker's process and machine, readable
-    pause: Pause | None
-    facts: NodeFacts | None  # None: not reported yet
-    queued: int
-    running: int
-    servers: int
-    findings: int  # servers with findings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +51,23 @@ class RefusedClaim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Taken:
+    """Who repairs a stranded server."""
+
+    by: str  # name of the operator's token
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpsServer:
     view: ServerView
     power: str  # as last reported
     missing: bool  # its node no longer reports it
     stranded_by: JobId | None
+    taken: Taken | None  # only of a stranded one
     findings: tuple[Finding, ...]
+    job_state: JobState | None = None  # of the job that holds it
+    off_since: datetime | None = None  # when a job asked the running guest to stop; None: it is not off for a job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +78,7 @@ class StepTaken:
     started_at: datetime
     seconds: float | None  # None: running
     attempt: int
+    failed: bool = False  # it was tried again, or is what the log says has failed last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +115,9 @@ class OpsJob:
     steps: tuple[StepTaken, ...]
     log: tuple[Mapping[str, Any], ...]
     resolution: Resolution | None
+    waiting: Waiting | None  # of a queued job
+    taken: Taken | None  # of a job that has stranded its server
+    cause: str | None  # of its failure: the hypervisor's own words, with paths of the host; never shown to customers
 
     @property
     def job(self) -> Job:
@@ -144,30 +139,6 @@ class AuditEntry:
     at: datetime
     fields: Mapping[str, str]
     notes: tuple[str, ...] = ()  # codes of the notes of the entry's job
-
-
-def node(shown: list[Any]) -> Node:
-    name, flat, silent, queued, running, servers, findings = shown
-    record = records.pairs(flat)
-    paused = record.get("paused_ms")
-    return Node(
-        name=name.decode(),
-        alive=not silent,
-        heartbeat_at=records.moment(record["heartbeat_ms"]),
-        worker_at=record["who"],
-        pause=Pause(since=records.moment(paused), reason=record["paused_reason"], by=record["paused_by"])
-        if paused
-        else None,
-        facts=records.part(_facts, record.get("about", ""), key=f"node:{name.decode()}", otherwise=None),
-        queued=queued,
-        running=running,
-        servers=servers,
-        findings=findings,
-    )
-
-
-def _facts(text: str) -> NodeFacts | None:
-    return NodeFacts.model_validate_json(text) if text else None
 
 
 def _findings(text: bytes) -> tuple[Finding, ...]:
@@ -208,7 +179,7 @@ def refused_claim(shown: list[bytes]) -> RefusedClaim:
 
 
 def server(shown: list[Any]) -> OpsServer:
-    server_id, flat, holding, counted, found, snapshots_max = shown
+    server_id, flat, holding, state, counted, found, off_ms, snapshots_max = shown
     record = records.pairs(flat)
     known = records.server(ServerId(int(server_id)), record, kind_of(holding))
     return OpsServer(
@@ -216,24 +187,38 @@ def server(shown: list[Any]) -> OpsServer:
         power=record["power"],
         missing="missing" in record,
         stranded_by=JobId(record["stranded"]) if "stranded" in record else None,
+        taken=_taken(record),
         findings=records.part(_findings, found, key=f"node:{known.node}:findings {known.id}", otherwise=()),
+        job_state=JobState(state.decode()) if state else None,
+        off_since=records.moment(off_ms) if off_ms else None,
     )
 
 
-def job(shown: list[Any]) -> OpsJob:
-    job_id, row, steps, lines, power_now, refused = shown
+def _taken(server: records.Hash) -> Taken | None:
+    by = server.get("taken_by")
+    return Taken(by=by, at=records.moment(server["taken_ms"])) if by else None
+
+
+def job(shown: list[Any], *, waiting_seconds: float) -> OpsJob:
+    """`waiting_seconds`: how long a job waits for a silent node."""
+    job_id, row, steps, lines, power_now, refused, waits = shown
     key = f"job:{job_id.decode()}"
     record = records.pairs(row[1])
     resolved = record.get("resolved_ms")
+    server_now = records.pairs(row[3])
+    log = tuple(map(_line, lines))
     return OpsJob(
         retry=retry([row, refused]),
         power_found=record.get("power_found") or None,
         power_now=records.text(power_now) or None,
-        steps=records.part(_steps, steps, key=f"{key}:steps", otherwise=()),
-        log=tuple(map(_line, lines)),
+        steps=_marked(records.part(_steps, steps, key=f"{key}:steps", otherwise=()), log),
+        log=log,
         resolution=Resolution(at=records.moment(resolved), by=record["resolved_by"], reason=record["resolved_reason"])
         if resolved
         else None,
+        waiting=waiting.waiting(record["node"], waits, waiting_seconds) if waits else None,
+        taken=_taken(server_now) if server_now.get("stranded") == job_id.decode() else None,
+        cause=record.get("failure_cause"),
     )
 
 
@@ -257,6 +242,18 @@ def _steps(texts: Sequence[bytes]) -> tuple[StepTaken, ...]:
         for step, end in zip(reported, [*ends, None], strict=False)
         if step["step"]
     )
+
+
+def _marked(steps: tuple[StepTaken, ...], log: Sequence[Mapping[str, Any]]) -> tuple[StepTaken, ...]:
+    """Which attempts failed: a step that was tried again failed before; the log says which step failed last."""
+    failed = {line.get("step") for line in log if line.get("event") == "step.failed"}
+    names = [taken.step for taken in steps]
+    marked = []
+    for place, taken in enumerate(steps):
+        rest = names[place + 1 :]
+        is_tried_again = bool(rest) and rest[0] == taken.step
+        marked.append(replace(taken, failed=is_tried_again or (taken.step in failed and taken.step not in rest)))
+    return tuple(marked)
 
 
 def _line(text: bytes) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
--- include: clock, records, idempotency
+-- include: clock, records, idempotency, off
 -- Mark a stranded job as resolved. A server that a later job has stranded as well stays stranded.
 -- ask: {job, by, reason, idempotency (see `replay`)}
 -- Answers {'admitted'} or {'refused', code}.
@@ -11,7 +11,8 @@ local function resolve()
   if job.stranded ~= '1' or job.resolved_ms then return {'refused', 'job_not_stranded'} end
   redis.call('HSET', key, 'resolved_ms', now_ms(), 'resolved_by', ask.by, 'resolved_reason', ask.reason)
   if redis.call('HGET', 'server:' .. job.server, 'stranded') == ask.job then
-    redis.call('HDEL', 'server:' .. job.server, 'stranded')
+    back_on(job.server, {stranded = ask.job})
+    redis.call('HDEL', 'server:' .. job.server, 'stranded', 'taken_by', 'taken_ms')
     redis.call('ZREM', 'servers:stranded', job.server)
   end
   return {'admitted'}

@@ -132,7 +132,7 @@ class Schedules(Scripts):
     async def one(self, *, account_id: AccountId, schedule_id: ScheduleId) -> Schedule:
         """Raises ScheduleNotFound, also for another account's; RecordUnreadable."""
         found = await self._find("schedule", schedule_id, account_id, errors.ScheduleNotFound)
-        return await self._one(_schedule, found, kind="schedule")
+        return await self._one(shown_schedule, found, kind="schedule")
 
     async def page(
         self, *, account_id: AccountId, server_id: ServerId | None, offset: int, limit: int
@@ -140,7 +140,7 @@ class Schedules(Scripts):
         """Newest first, of one server or of all. An unreadable one is counted and left out."""
         ask = {"account": str(account_id), **given(server=server_id), "offset": offset, "limit": limit}
         count, *rows = await self._call("schedules/list_schedules", ask)
-        return Page(count=count, results=await self._many(_schedule, rows, kind="schedule"))
+        return Page(count=count, results=await self._many(shown_schedule, rows, kind="schedule"))
 
     async def _write(
         self, account_id: AccountId, schedule_id: ScheduleId, idempotency: Idempotency | None, **more: Any
@@ -154,7 +154,7 @@ class Schedules(Scripts):
         }
         facts = {"id": more.get("server", schedule_id), "limit": SCHEDULES_PER_SERVER}
         shown = accepted(await self._call("schedules/put_schedule", ask), idempotency, **facts)[0]
-        return await self._one(_schedule, shown, kind="schedule")
+        return await self._one(shown_schedule, shown, kind="schedule")
 
     def _due_ms(self, spec: ScheduleSpec, server_id: ServerId) -> int | str:
         """The time of its next run; "" if it is disabled."""
@@ -162,7 +162,8 @@ class Schedules(Scripts):
         return records.milliseconds(next_run(cron, self._now())) if spec.enabled else ""
 
 
-def _schedule(shown: list[Any]) -> Schedule:
+def shown_schedule(shown: list[Any]) -> Schedule:
+    """From a script's answer."""
     schedule_id, flat, server_name = shown
     record = records.pairs(flat)
     expire_after = record["expire_after_ms"]

@@ -1,4 +1,5 @@
--- include: clock, records, states, job_lists, queue, transitions, stats, snapshots, retention, removal, events, kept
+-- include: clock, records, states, job_lists, queue, transitions, stats, snapshots, retention, removal, events
+-- include: kept, off, health
 -- The end of a job.
 
 -- snapshot: its record, which is in progress, or completed where a node has just lost it.
@@ -50,7 +51,8 @@ local function put_off_delete(id, job, result, now)
 end
 
 -- End a job: set its state, take it out of its node's queue, settle its snapshot, free its server.
--- result: state, kept_ms: retention of the job's record, failure_code, failure_detail, stranded, downtime_seconds,
+-- result: state, kept_ms: retention of the job's record, failure_code, failure_detail, failure_cause: for operators
+-- only, or '', stranded, downtime_seconds,
 -- snapshot_status, size_mb, retry_ms, retry_most_ms, undoable_ms, notes and contents (JSON or ''), note_codes,
 -- audited_codes, note_codes_ms
 local function conclude(job_id, job, result)
@@ -59,9 +61,13 @@ local function conclude(job_id, job, result)
   forget_queued(job_id, job)
   redis.call('HSET', 'job:' .. job_id, 'finished_ms', now, 'failure_code', result.failure_code,
     'failure_detail', result.failure_detail, 'stranded', result.stranded, 'downtime_seconds', result.downtime_seconds)
+  if (result.failure_cause or '') ~= '' then
+    redis.call('HSET', 'job:' .. job_id, 'failure_cause', result.failure_cause)
+  end
   keep_notes(job_id, job, result)
   redis.call('ZREM', 'jobs:waiting', job_id)
   count_end(job, result, now)
+  note_end(job, result)
   list_failure(job_id, job, result, now)
   local snapshot = look_up('snapshot:' .. job.snapshot)
   if snapshot and snapshot.server ~= job.server then snapshot = nil end
@@ -80,6 +86,8 @@ local function conclude(job_id, job, result)
   if redis.call('HGET', 'server:' .. job.server, 'job') == job_id then
     redis.call('HDEL', 'server:' .. job.server, 'job')
   end
+  local is_off = result.stranded == '1' and redis.call('HGET', 'server:' .. job.server, 'power') ~= 'on'
+  if job.off_ms and not is_off then forget_off(job_id, job.server) end
   if result.undoable_ms ~= '' then
     redis.call('HSET', 'job:' .. job_id, 'undoable_until_ms', now + tonumber(result.undoable_ms))
     redis.call('HSET', 'server:' .. job.server, 'undoable', job_id) -- the latest only

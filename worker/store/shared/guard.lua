@@ -6,9 +6,11 @@ local MOST_LEFT_OUT = 100 -- of one call
 local left_out, met = {}, {}
 local NO_MEMBERS = {
   HGETALL = true, LRANGE = true, SMEMBERS = true, XRANGE = true, XREVRANGE = true, ZPOPMIN = true, ZRANGE = true,
-  ZRANGEBYSCORE = true, ZREVRANGE = true, ZREVRANGEBYSCORE = true,
+  ZRANGEBYLEX = true, ZRANGEBYSCORE = true, ZREVRANGE = true, ZREVRANGEBYSCORE = true,
 }
-local NO_VALUE = {GET = true, HGET = true, LPOP = true, XADD = true, ZRANK = true, ZREVRANK = true, ZSCORE = true}
+local NO_VALUE = {
+  GET = true, HGET = true, LINDEX = true, LPOP = true, XADD = true, ZRANK = true, ZREVRANK = true, ZSCORE = true,
+}
 
 -- Note a key that can't be read. Who has called the script tells operators: a script that only reads can't.
 local function set_aside(key, why)

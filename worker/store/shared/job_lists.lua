@@ -24,14 +24,16 @@ local function trim(lists)
 end
 
 -- The lists of the account and of the operators that a job is in: those that are independent of its state, and those
--- of its state.
-local function job_lists(job)
+-- of its state. An operator may give the first digits of its ID only.
+local function job_lists(job_id, job)
   local mine = 'account:' .. job.account .. ':jobs'
   local of_server = mine .. ':server:' .. job.server
   local of_state = {mine .. ':' .. job.state, of_server .. ':' .. job.state, 'jobs:state:' .. job.state}
   if next(MAY_FOLLOW[job.state]) then of_state[4] = 'jobs:node:' .. job.node .. ':' .. job.state end
-  return {mine, of_server, 'jobs', 'jobs:kind:' .. job.kind, 'jobs:node:' .. job.node, 'jobs:server:' .. job.server},
-    of_state
+  local to_find = 'jobs:id:' .. string.sub(job_id, 1, 3)
+  return {
+    mine, of_server, 'jobs', 'jobs:kind:' .. job.kind, 'jobs:node:' .. job.node, 'jobs:server:' .. job.server, to_find,
+  }, of_state
 end
 
 -- Update the number of queued jobs in the operators' list of nodes.
@@ -40,6 +42,6 @@ local function count_queue(node)
 end
 
 local function list_job(job_id, job)
-  for _, lists in ipairs({job_lists(job)}) do put_into(lists, job_id, job) end
+  for _, lists in ipairs({job_lists(job_id, job)}) do put_into(lists, job_id, job) end
   count_queue(job.node)
 end

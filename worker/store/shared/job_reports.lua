@@ -1,4 +1,4 @@
--- include: states, job_lists
+-- include: states, job_lists, off
 -- What a node reports of a job for operators only.
 
 local STEPS_KEPT_MS, LOG_KEPT_MS = JOBS_LISTED_MS, 7 * 86400 * 1000
@@ -29,6 +29,7 @@ local function keep_report(job_id, job, report)
     if is_step(job.kind, step) then
       redis.call('RPUSH', steps, cjson.encode({step = step.step, ms = step.ms, attempt = step.attempt}))
       if step.step ~= '' then job.step = step.step end
+      if step.step == 'stopping' then note_off(job_id, job, step.ms) end
     end
   end
   for _, line in ipairs(latest(report.log)) do redis.call('RPUSH', lines, line) end

@@ -14,7 +14,7 @@ end
 
 -- Delete a job that has ended, and its entries in all lists.
 local function forget_job(id, job)
-  for _, lists in ipairs({job_lists(job)}) do
+  for _, lists in ipairs({job_lists(id, job)}) do
     for _, key in ipairs(lists) do redis.call('ZREM', key, id) end
   end
   if (job.failure_code or '') ~= '' then redis.call('ZREM', 'jobs:error:' .. job.failure_code, id) end

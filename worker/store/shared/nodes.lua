@@ -1,4 +1,4 @@
--- include: clock, records
+-- include: clock, records, pause
 -- The worker of a node, by the node's record.
 
 local function node_is_silent(node, silent_ms)
@@ -15,7 +15,10 @@ end
 -- What the node runs on, as it says from time to time.
 local function note_about(ask)
   if ask.about == '' then return end
+  local paused_boot = redis.call('HGET', 'node:' .. ask.node, 'paused_boot') or ''
   redis.call('HSET', 'node:' .. ask.node, 'about', ask.about)
+  if ask.boot ~= '' then redis.call('HSET', 'node:' .. ask.node, 'boot', ask.boot) end
+  if paused_boot ~= '' and ask.boot ~= '' and ask.boot ~= paused_boot then resume_node(ask.node) end -- its host is back
   redis.call('ZADD', 'nodes:by:free', ask.free_bytes, ask.node)
 end
 

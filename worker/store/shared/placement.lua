@@ -1,7 +1,7 @@
--- include: clock, records, nodes, findings, conclude
+-- include: clock, records, nodes, findings, snapshots, conclude
 -- On which node a server is, and whose it is.
 
-local LISTED = '2' -- version of a record that is in the operators' lists
+local LISTED = '3' -- version of a record that is in the operators' lists
 
 local function lists_of(server)
   return {'servers', 'servers:node:' .. (server.node or ''), 'servers:account:' .. (server.account or '')}
@@ -9,14 +9,17 @@ end
 
 local function unlist_server(server_id, known)
   for _, key in ipairs(lists_of(known)) do redis.call('ZREM', key, server_id) end
+  if known.name then redis.call('ZREM', 'servers:by:name', by_name(server_id, known.name)) end
 end
 
--- Put it into the operators' lists, sorted by id. known: the record, which has changed since where `node` and `account`
--- are others.
-local function list_server(server_id, known, node, account)
-  if known.v == LISTED and known.node == node and known.account == account and not known.missing then return end
+-- Put it into the operators' lists: sorted by id, and by its name. known: the record, which has changed since where
+-- `node`, `account` and `name` are others.
+local function list_server(server_id, known, node, account, name)
+  local is_same = known.node == node and known.account == account and known.name == name
+  if known.v == LISTED and is_same and not known.missing then return end
   unlist_server(server_id, known)
   for _, key in ipairs(lists_of({node = node, account = account})) do redis.call('ZADD', key, server_id, server_id) end
+  redis.call('ZADD', 'servers:by:name', 0, by_name(server_id, name))
 end
 
 -- The server goes to another node: the one before is silent or has let it go, and will end none of its jobs.

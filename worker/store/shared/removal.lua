@@ -1,4 +1,4 @@
--- include: snapshots, findings
+-- include: snapshots, findings, history
 -- Deletes the record of a snapshot.
 
 local function forget_snapshot(id, snapshot)
@@ -9,5 +9,6 @@ local function forget_snapshot(id, snapshot)
     forget_findings(redis.call('HGET', key, 'node') or snapshot.node, snapshot.server)
   end
   redis.call('ZREM', 'node:' .. snapshot.node .. ':deleting', id)
+  close_history(id, snapshot)
   redis.call('DEL', 'snapshot:' .. id)
 end

@@ -1,4 +1,4 @@
--- include: clock, records, snapshots
+-- include: clock, records, snapshots, history
 -- Retention of scheduled snapshots.
 
 -- A server's completed snapshots made by this schedule (nil: by any), oldest first.
@@ -20,6 +20,7 @@ local function retire_oldest(made, left, node)
   for _, one in ipairs(made) do
     if over > 0 and one.snapshot.protected ~= '1' then
       retire_snapshot(one.id, one.snapshot, node, now_ms())
+      chronicle(one.id, 'rotated', nil, {schedule = one.snapshot.schedule})
       over = over - 1
     end
   end

@@ -2,6 +2,13 @@
 -- Snapshot records and the lists that they are in.
 
 -- Give a snapshot one of its server's slots, and its name unless another snapshot has it. is_free: nobody has it.
+local NAMES = 'snapshots:by:name'
+
+-- The entry of a snapshot, or of a server, in the list in which operators find it by its name.
+local function by_name(id, name)
+  return string.lower(name) .. '\0' .. id
+end
+
 local function take_slot(id, snapshot, is_free)
   redis.call('SADD', 'server:' .. snapshot.server .. ':counted', id)
   local names = 'server:' .. snapshot.server .. ':names'
@@ -25,6 +32,7 @@ local function add_snapshot(id, snapshot, is_free)
   write('snapshot:' .. id, snapshot)
   redis.call('ZADD', 'account:' .. snapshot.account .. ':snapshots', snapshot.created_ms, id)
   redis.call('ZADD', 'server:' .. snapshot.server .. ':snapshots', snapshot.created_ms, id)
+  redis.call('ZADD', NAMES, 0, by_name(id, snapshot.name))
   take_slot(id, snapshot, is_free)
 end
 
@@ -36,6 +44,7 @@ local function hide_snapshot(id, snapshot)
   redis.call('ZREM', 'snapshots:failed', id)
   redis.call('ZREM', 'account:' .. snapshot.account .. ':snapshots:failed', id)
   redis.call('ZREM', 'snapshots:expiring', id)
+  redis.call('ZREM', NAMES, by_name(id, snapshot.name))
 end
 
 -- Delete a snapshot for the customer. It stays in the node's list until a job of the node has freed its space.

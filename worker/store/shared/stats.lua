@@ -2,19 +2,26 @@
 -- Counts for the operators' charts.
 
 local STATS_MS, STATS_KEPT_MS = 300000, 25 * 3600 * 1000
+local STATS_HOUR_MS, STATS_HOURS_KEPT_MS = 3600000, 169 * 3600 * 1000
 
--- Count the end of a job in the hash of the current five minutes. Durations are counted in bins, each 10 % above the
--- one before.
+-- Count the end of a job in the hashes of the current five minutes and of the current hour. Durations are counted in
+-- bins, each 10 % above the one before.
 local function count_end(job, result, now)
-  local key = 'stats:' .. math.floor(now / STATS_MS)
+  local fields = {}
   local function count(what, ms)
     local bin = ms and ':' .. math.floor(math.log(math.max(ms, 1)) / math.log(1.1)) or ''
-    redis.call('HINCRBY', key, job.kind .. ':' .. what .. bin, 1)
+    fields[#fields + 1] = job.kind .. ':' .. what .. bin
   end
   -- a cancelled job did not fail: someone wanted it
   count(result.failure_code == 'cancelled' and 'cancelled' or result.state)
   local started_ms = number(job.started_ms)
   if result.state == 'completed' and started_ms then count('ms', now - started_ms) end
   if result.downtime_seconds ~= '' then count('downtime', tonumber(result.downtime_seconds) * 1000) end
-  redis.call('PEXPIRE', key, STATS_KEPT_MS)
+  for key, kept_ms in pairs({
+    ['stats:' .. math.floor(now / STATS_MS)] = STATS_KEPT_MS,
+    ['stats:hour:' .. math.floor(now / STATS_HOUR_MS)] = STATS_HOURS_KEPT_MS,
+  }) do
+    for _, field in ipairs(fields) do redis.call('HINCRBY', key, field, 1) end
+    redis.call('PEXPIRE', key, kept_ms)
+  end
 end

@@ -6,12 +6,12 @@ local function become(job_id, job, state)
   if not MAY_FOLLOW[job.state][state] then
     return error('job ' .. job_id .. ': ' .. state .. ' may not follow ' .. job.state)
   end
-  local _, before = job_lists(job)
+  local _, before = job_lists(job_id, job)
   for _, key in ipairs(before) do redis.call('ZREM', key, job_id) end
   trim(before)
   job.state = state
   redis.call('HSET', 'job:' .. job_id, 'state', state)
-  local always, lists = job_lists(job)
+  local always, lists = job_lists(job_id, job)
   put_into(lists, job_id, job)
   trim(always)
   trim(lists)

@@ -7,7 +7,8 @@ local LOOKS = 2000 -- entries per call, to bound how long it blocks Redis
 -- removed.
 local function first_rank(ask, list)
   local after, descending = ask.after, ask.descending
-  if not after then return ask.until_ms and redis.call('ZCOUNT', list, ask.until_ms, '+inf') or 0 end
+  if not after and descending then return ask.until_ms and redis.call('ZCOUNT', list, ask.until_ms, '+inf') or 0 end
+  if not after then return ask.since_ms and redis.call('ZCOUNT', list, '-inf', '(' .. ask.since_ms) or 0 end
   if redis.call('ZSCORE', list, after[2]) == after[1] then
     return redis.call(descending and 'ZREVRANK' or 'ZRANK', list, after[2]) + 1
   end
@@ -15,10 +16,16 @@ local function first_rank(ask, list)
   return redis.call('ZCOUNT', list, '-inf', '(' .. after[1])
 end
 
+-- Whether a list by time has no entries between the bounds from this one on.
+local function is_beyond(ask, score)
+  if ask.descending then return ask.since_ms and score < tonumber(ask.since_ms) end
+  return ask.until_ms and score >= tonumber(ask.until_ms)
+end
+
 -- One page of a sorted set: the results of `show(member)`, without members for which it fails or returns nil. kind: of
 -- the members' keys, 'job:'.
--- ask: {descending, after: {score, member} or nil, limit, since_ms and until_ms: of a descending list by time its
--- bounds, the latter not included, or nil}. Returns {after, shown, ...}; after is {score, member} of the last entry
+-- ask: {descending, after: {score, member} or nil, limit, since_ms and until_ms: of a list by time its bounds, the
+-- latter not included, or nil}. Returns {after, shown, ...}; after is {score, member} of the last entry
 -- that was read, or {} at the end of the list.
 local function walk(ask, list, kind, show)
   local rank, looked, page = first_rank(ask, list), 0, {{}}
@@ -26,7 +33,7 @@ local function walk(ask, list, kind, show)
     local many = math.min(ask.limit, LOOKS - looked)
     local found = redis.call(ask.descending and 'ZREVRANGE' or 'ZRANGE', list, rank, rank + many - 1, 'WITHSCORES')
     for i = 1, #found, 2 do
-      if ask.since_ms and tonumber(found[i + 1]) < tonumber(ask.since_ms) then
+      if is_beyond(ask, tonumber(found[i + 1])) then
         page[1] = {}
         return page
       end

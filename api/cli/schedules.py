@@ -1,0 +1,170 @@
+"""Commands for schedules, with a token that acts for an account."""
+
+from datetime import timedelta
+from typing import Annotated, Literal
+
+import typer
+
+from api.cli import formats, options, resolve
+from api.cli.client import Body, Client
+from api.cli.commands import perform
+from api.cli.help import group
+from api.cli.output import Column, Output
+
+app = group("Create, change or delete a schedule, which makes snapshots of a server (account token).")
+
+SCHEDULES = "schedules/"
+
+
+def _last(schedule: Body) -> str:
+    last = schedule["last_run"]
+    return "-" if last is None else f"{formats.age(last['at'])} ago{': ' + last['error'] if last['error'] else ''}"
+
+
+COLUMNS = (
+    Column(title="SCHEDULE", of=lambda schedule: schedule["id"][:8]),
+    Column(title="NAME", of=lambda schedule: schedule["name"]),
+    Column(title="SERVER", of=lambda schedule: formats.named(schedule["server"])),
+    Column(title="WHEN", of=lambda schedule: schedule["when"], yields=1),
+    Column(title="KEEP", of=lambda schedule: schedule["keep"], yields=3, right=True),
+    Column(title="NEXT RUN (UTC)", of=lambda schedule: formats.at(schedule["next_run_at"]), yields=2),
+    Column(title="LAST RUN", of=_last, yields=4),
+)
+
+ScheduleArgument = Annotated[str, typer.Argument(metavar="SCHEDULE", help="ID, 8 digits of it or more, or name.")]
+WHEN = "hourly, daily, weekly, or a cron expression in UTC."
+Keep = Annotated[int | None, typer.Option(min=1, help="How many of its snapshots to keep.")]
+ExpireAfter = Annotated[
+    timedelta | None,
+    typer.Option(parser=options.whole_hours, metavar="30d", help="Delete each of its snapshots after this time."),
+]
+Consistency = Annotated[Literal["stop", "live"] | None, typer.Option(help="Whether its snapshots stop the server.")]
+
+
+def list_schedules(
+    context: typer.Context,
+    *,
+    server_id: options.ServerFilter = None,
+    limit: options.Limit = 100,
+    everything: options.All = False,
+    as_json: options.Json = False,
+) -> None:
+    """List an account's schedules, newest first."""
+    rows = None if everything else limit
+
+    async def collect(client: Client) -> Body:
+        query = {"server_id": await resolve.server_if_any(client, server_id)}
+        return await client.collect_pages(SCHEDULES, query, limit=rows)
+
+    def show(output: Output, listed: Body) -> None:
+        output.list(COLUMNS, listed, none="No schedules.")
+
+    perform(context, collect, show, as_json=as_json)
+
+
+@app.command("show")
+def show_schedule(context: typer.Context, schedule: ScheduleArgument, *, as_json: options.Json = False) -> None:
+    """Show a schedule with its last run."""
+
+    async def get(client: Client) -> Body:
+        return await client.get(await _path(client, schedule))
+
+    perform(context, get, _show_one, as_json=as_json)
+
+
+@app.command("create")
+def create_schedule(
+    context: typer.Context,
+    server: options.ServerArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Start of the names of its snapshots.")],
+    *,
+    when: Annotated[str, typer.Option(help=WHEN)],
+    keep: Keep = None,
+    expire_after: ExpireAfter = None,
+    consistency: Consistency = None,
+    as_json: options.Json = False,
+) -> None:
+    """Create a schedule."""
+    body = _given(name=name, when=when, keep=keep, consistency=consistency) | _hours(expire_after)
+
+    async def create(client: Client) -> Body:
+        return await client.post(SCHEDULES, {"server_id": await resolve.server(client, server), **body})
+
+    perform(context, create, _show_one, as_json=as_json)
+
+
+@app.command("edit")
+def edit_schedule(  # noqa: PLR0913 - an option is a parameter
+    context: typer.Context,
+    schedule: ScheduleArgument,
+    *,
+    name: Annotated[str | None, typer.Option(help="Start of the names of its snapshots.")] = None,
+    when: Annotated[str | None, typer.Option(help=WHEN)] = None,
+    keep: Keep = None,
+    expire_after: ExpireAfter = None,
+    never_expire: Annotated[bool, typer.Option("--never-expire", help="Keep its snapshots for ever.")] = False,
+    consistency: Consistency = None,
+    enabled: Annotated[bool | None, typer.Option("--enable/--disable", help="Whether it runs.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Change a schedule, or switch it on or off."""
+    body = _given(name=name, when=when, keep=keep, consistency=consistency, enabled=enabled) | _hours(expire_after)
+    body |= {"expire_after_hours": None} if never_expire else {}
+    if not body:
+        raise typer.BadParameter("say what to change")
+
+    async def edit(client: Client) -> Body:
+        return await client.patch(await _path(client, schedule), body)
+
+    perform(context, edit, _show_one, as_json=as_json)
+
+
+@app.command("delete")
+def delete_schedule(
+    context: typer.Context, schedule: ScheduleArgument, *, yes: options.Yes = False, as_json: options.Json = False
+) -> None:
+    """Delete a schedule. Its snapshots stay."""
+
+    async def question(client: Client) -> str:
+        found = await client.get(await _path(client, schedule))
+        return f"Delete schedule {found['name']} of {formats.named(found['server'])}?"
+
+    async def delete(client: Client) -> Body:
+        path = await _path(client, schedule)
+        await client.delete(path)
+        return {"id": path.split("/")[-2]}
+
+    def show(output: Output, deleted: Body) -> None:
+        output.say(f"schedule {deleted['id']} deleted")
+
+    perform(context, delete, show, as_json=as_json, question=None if yes else question)
+
+
+async def _path(client: Client, text: str) -> str:
+    return f"{SCHEDULES}{await resolve.listed(client, 'schedule', SCHEDULES, text, named='name')}/"
+
+
+def _given(**fields: object) -> Body:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _hours(period: timedelta | None) -> Body:
+    return {} if period is None else {"expire_after_hours": period // timedelta(hours=1)}
+
+
+def _show_one(output: Output, schedule: Body) -> None:
+    expires, last = schedule["expire_after_hours"], schedule["last_run"]
+    output.facts(
+        (
+            ("schedule", schedule["id"]),
+            ("name", schedule["name"]),
+            ("server", formats.named(schedule["server"])),
+            ("when", schedule["when"]),
+            ("enabled", "yes" if schedule["enabled"] else "no"),
+            ("keeps", f"the newest {schedule['keep']}"),
+            ("expire after", None if expires is None else f"{expires} hours"),
+            ("consistency", schedule["consistency"]),
+            ("next run", schedule["next_run_at"] and f"{formats.at(schedule['next_run_at'])} UTC"),
+            ("last run", last and f"{formats.at(last['at'])} UTC, {last['error'] or 'job ' + str(last['job_id'])}"),
+        )
+    )

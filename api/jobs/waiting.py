@@ -1,0 +1,56 @@
+"""Why a queued job has not begun, in words."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from api.words import absolute, ago, plural, rough
+from worker.store.operators.nodes import Pause
+from worker.store.operators.waiting import Waiting, WaitReason
+
+
+def why(waiting: Waiting, *, when: Callable[[datetime], str]) -> str:
+    """A sentence or two for operators. `when`: a moment in words, such as "3 min ago"."""
+    match waiting.reason:
+        case WaitReason.SILENT:
+            heartbeat = waiting.heartbeat_at
+            last = f"its last heartbeat was {when(heartbeat)}" if heartbeat else "it never has"
+            return f"{waiting.node} does not respond; {last}."
+        case WaitReason.PAUSED if waiting.pause is not None:
+            return f"{paused(waiting.node, waiting.pause, when=when)} Its jobs wait {pause_end(waiting.pause)}."
+        case WaitReason.SERVER_BUSY if waiting.busy_with is not None:
+            return f"The server is busy with job {waiting.busy_with[:8]}."
+        case WaitReason.SLOTS_FULL:
+            return f"All slots of {waiting.node} are taken: it runs {plural(waiting.running, 'job')}."
+    return f"{waiting.node} takes it within seconds."
+
+
+def paused(node: str, pause: Pause, *, when: Callable[[datetime], str]) -> str:
+    """A sentence."""
+    return f"{pause.by} paused {node} {when(pause.since)}: {pause.reason.rstrip('.')}."
+
+
+def at(moment: datetime) -> str:
+    """Always the same, unlike an age."""
+    return f"at {absolute(moment)}"
+
+
+def pause_end(pause: Pause) -> str:
+    """Until when it lasts."""
+    if pause.until_back:
+        return "until its host has been started again"
+    return f"until {absolute(pause.until)}" if pause.until else "until it is resumed"
+
+
+def place(waiting: Waiting) -> str:
+    """Its place in the queue."""
+    if waiting.queued <= 1:
+        return f"It is the only job in the queue of {waiting.node}."
+    return f"It is number {waiting.place} of {waiting.queued} in the queue of {waiting.node}."
+
+
+def given_up(waiting: Waiting) -> str:
+    """When it is given up."""
+    if waiting.given_up_at is None:
+        most = rough(waiting.given_up_after_seconds)
+        return f"It waits as long as {waiting.node} responds, and is given up after {most} of silence."
+    return f"It is given up {ago(waiting.given_up_at)}, unless the node responds before."

@@ -1,0 +1,168 @@
+"""What the dashboard and the API can do, the command line can: schedules, webhooks, protection, contexts, names."""
+
+import json
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from api.cli.exits import Exit
+from tests.integration.cli import Cli
+from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from tests.integration.front_end import serving
+from tests.integration.test_cli import cli as cli  # noqa: PLC0414 - a fixture
+from tests.integration.test_cli import customer as customer  # noqa: PLC0414 - a fixture
+from tests.integration.test_ops_api import Ops, failed
+from worker.store.access.tokens import Permission
+from worker.store.model import ServerId
+
+
+@pytest.fixture
+async def ops(cell: Cell) -> Ops:  # type: ignore[misc]  # an async generator
+    async with serving(cell, calls_per_minute=100_000, webhooks_to_private=True) as api:
+        yield Ops(api=api, token=await api.new_token(account=None, permissions={Permission.OPERATOR}))
+
+
+class TestNames:
+    async def test_eight_digits_of_a_job_are_enough_for_both_sides(self, ops: Ops, cli: Cli, customer: Cli) -> None:
+        job = await ops.made("bad", failed())
+        waiting = await ops.made("waits", None)
+        for side in (cli, customer):
+            assert job in (await side.run("job", "show", job[:8].upper())).out
+            assert (await side.run("job", "show", "0" * 8)).code == Exit.NOT_FOUND
+        assert (await customer.run("job", "cancel", waiting[:8], "--yes")).code == 0
+        assert (await cli.run("job", "retry", job[:10], "--yes", "--force")).code == 0
+        assert (await cli.run("audit", "--job-id", waiting[:8])).out.count("cancelled job") == 1
+
+    async def test_a_server_and_a_snapshot_are_named(self, ops: Ops, cli: Cli, customer: Cli) -> None:
+        created = await customer.run("snapshot", "create", SERVER, "before", "--yes", "--json")
+        await ops.api.cell.node.begin(created.body["job_id"])
+        name = "web-server-01"
+        for side in (cli, customer):
+            assert str(SERVER) in (await side.run("server", "show", name)).out
+            assert (await side.run("snapshots", "--server-id", name)).out.count("before") == 1
+            shown = await side.run("snapshot", "show", "before")
+            assert "before" in shown.out
+            assert (await side.run("server", "show", "nobody")).code == Exit.NOT_FOUND
+        await ops.api.cell.have([SERVER, ServerId(3)])
+        several = await cli.run("server", "show", name)
+        assert (several.code, "Use an ID" in several.err) == (Exit.USAGE, True)
+
+
+class TestSnapshots:
+    async def test_one_is_protected_labelled_and_edited(self, ops: Ops, customer: Cli) -> None:
+        snapshot = await ops.api.have_snapshot("before")
+        assert "protected" in (await customer.run("snapshot", "protect", snapshot)).out
+        refused = await customer.run("snapshot", "delete", snapshot, "--yes")
+        assert "snapshot_protected" in refused.err
+        assert (await customer.run("snapshot", "protect", "before", "--off")).code == 0
+        await customer.run("snapshot", "label", snapshot, "env=test", "team=a")
+        labelled = await customer.run("snapshot", "label", snapshot, "team=", "tier=1", "--json")
+        assert labelled.body["labels"] == {"env": "test", "tier": "1"}
+        edited = await customer.run("snapshot", "edit", snapshot, "--description", "d", "--expires-in", "7d", "--json")
+        assert (edited.body["description"], edited.body["protected"]) == ("d", False)
+        assert edited.body["expires_at"]
+        assert (await customer.run("snapshot", "edit", snapshot, "--never-expire", "--json")).body["expires_at"] is None
+        assert (await customer.run("snapshot", "edit", snapshot)).code == Exit.USAGE
+
+
+class TestSchedules:
+    async def test_one_is_made_changed_and_deleted(self, ops: Ops, customer: Cli) -> None:
+        await ops.made("known")
+        made = await customer.run(
+            *("schedule", "create", "web-server-01", "nightly", "--when", "daily", "--keep", 2, "--json")
+        )
+        schedule = made.body["id"]
+        assert (made.body["server"]["id"], made.body["keep"]) == (SERVER, 2)
+        assert "nightly" in (await customer.run("schedules", "--server-id", SERVER)).out
+        assert "the newest 2" in (await customer.run("schedule", "show", "nightly")).out
+        changed = await customer.run(
+            *("schedule", "edit", schedule[:8], "--disable", "--keep", 1, "--expire-after", "48h", "--json")
+        )
+        assert (changed.body["enabled"], changed.body["keep"], changed.body["expire_after_hours"]) == (False, 1, 48)
+        assert (await customer.run("schedule", "edit", schedule)).code == Exit.USAGE
+        assert (await customer.run("schedule", "delete", "nightly", "--yes")).code == 0
+        assert (await customer.run("schedule", "show", "nightly")).code == Exit.NOT_FOUND
+
+
+class TestWebhooks:
+    async def test_one_is_made_tested_and_deleted(self, customer: Cli, tmp_path: Path) -> None:
+        url, secret = "http://127.0.0.1:1/", tmp_path / "secret"
+        made = await customer.run("webhook", "create", url, "--event", "job.failed", "--out", secret, "--json")
+        webhook = made.body["id"]
+        assert secret.read_text().startswith("whsec_")
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+        assert url in (await customer.run("webhooks")).out
+        assert (await customer.run("webhook", "edit", url, "--description", "mine", "--json")).body[
+            "description"
+        ] == "mine"
+        delivery = await customer.run("webhook", "test", webhook[:8], "--json")
+        assert delivery.body["id"] in (await customer.run("webhook", "deliveries", webhook)).out
+        assert "queued" in (await customer.run("webhook", "redeliver", webhook)).out
+        rotated = await customer.run("webhook", "rotate-secret", webhook, "--yes")
+        assert rotated.out.startswith("whsec_")
+        assert (await customer.run("webhook", "delete", webhook, "--yes")).code == 0
+        assert (await customer.run("webhooks", "--json")).body["count"] == 0
+
+
+class TestContexts:
+    async def test_a_context_has_the_url_the_account_and_the_token(self, ops: Ops, cli: Cli, tmp_path: Path) -> None:
+        file = tmp_path / "config" / "contexts.json"
+        bare = replace(cli, url="", token="")
+        service = await ops.api.new_token(account=None)
+
+        async def run(*line: object, side: Cli = bare, **variables: str) -> tuple[int | None, str, str]:
+            done = await side.run(*line, VPS_SNAPSHOTS_CONFIG=str(file), **variables)
+            return done.code, done.out, done.err
+
+        assert (await run("context", "list"))[0] == 0
+        for name, token, account in (("cell", cli.token, ()), ("shop", service, ("--account", ACCOUNT))):
+            line = ("--url", cli.url, *account, "context", "create", name)
+            assert (await run(*line, side=replace(cli, url="", token=token)))[0] == 0
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert json.loads(file.read_text())["current"] == "shop"
+        code, out, _ = await run("context", "list")
+        assert (code, out.split()[4:]) == (0, ["cell", "-", cli.url, "-", "shop", "yes", cli.url, str(ACCOUNT)])
+        assert cli.token not in out
+
+        assert (await run("snapshots"))[0] == 0  # for the account of the context
+        assert "n1" in (await run("--context", "cell", "nodes"))[1]
+        assert (await run("nodes"))[0] == Exit.NOT_ALLOWED
+        assert (await run("context", "use", "cell"))[0] == 0
+        assert "n1" in (await run("nodes"))[1]
+        assert (await run("--url", "http://127.0.0.1:1", "nodes"))[0] == Exit.NOT_ALLOWED  # its token goes nowhere else
+        assert (await run("--context", "none", "nodes"))[0] == Exit.USAGE
+        assert (await run("context", "use", "none"))[0] == Exit.NOT_FOUND
+        file.chmod(0o644)
+        assert "chmod 600" in (await run("nodes"))[2]
+        assert (await run("context", "delete", "cell", "--yes"))[0] == 0
+        assert (await run("nodes"))[0] == Exit.NOT_ALLOWED
+        file.write_text("{}")
+        assert (await run("nodes"))[0] == Exit.USAGE
+
+
+class TestTerminal:
+    async def test_what_decides_fits_in_80_columns(self, ops: Ops, cli: Cli) -> None:
+        job = await ops.made("a", failed("not_enough_space", stranded=True))
+        async with cli.at_terminal("jobs", width=80) as terminal:
+            assert await terminal.ends() == 0
+            table = (await terminal.shows("in the last hour")).splitlines()[:2]
+        assert table[0].split() == ["JOB", "STATE", "KIND", "SERVER", "NAME", "AGE", "ERROR", "NODE"]
+        assert table[1].split()[0] == job[:8]
+        assert "not_enough_space" in table[1]
+        assert "n1" in table[1].split()
+        assert max(map(len, table)) <= 80
+
+    async def test_a_list_that_is_longer_than_the_screen_is_paged(self, ops: Ops, cli: Cli) -> None:
+        for n in range(4):
+            await ops.made(f"a{n}", failed())
+        async with cli.at_terminal("jobs", height=4, PAGER="sed s/^/paged:/") as terminal:
+            assert await terminal.ends() == 0
+            assert (await terminal.shows("in the last hour")).count("paged:") == 5
+
+    async def test_what_was_put_right_is_not_stranded_any_more(self, ops: Ops, cli: Cli) -> None:
+        job = await ops.made("a", failed("start_failed", stranded=True))
+        assert "stranded" in (await cli.run("jobs", "--state", "failed")).out
+        await ops.post(f"jobs/{job}/resolve/", {"reason": "by hand"})
+        assert "resolved" in (await cli.run("jobs", "--state", "failed")).out

@@ -1,0 +1,59 @@
+"""When each token was used last.
+
+Each front end notes it in memory and writes it once a minute, all tokens in one call: a call of a customer that only
+reads must not cost a write to the disk.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from arq.connections import ArqRedis
+
+from worker.store import records
+from worker.store.access.tokens import USED
+from worker.store.calls import Scripts
+from worker.store.errors import StoreUnavailable
+
+NOTED_SECONDS = 60.0  # between two writes
+
+
+def _utc() -> datetime:
+    return datetime.now(UTC)
+
+
+class TokenUses(Scripts):
+    """`now`: the time of the cell."""
+
+    def __init__(self, redis: ArqRedis, *, now: Callable[[], datetime] = _utc) -> None:
+        super().__init__(redis)
+        self._now = now
+        self._used: dict[str, str] = {}
+
+    def note(self, token_id: str) -> None:
+        """The token is used now."""
+        self._used[token_id] = records.milliseconds(self._now())
+
+    async def keep(self) -> None:
+        """Write what was noted. Raises StoreUnavailable: it is written later."""
+        used, self._used = self._used, {}
+        if not used:
+            return
+        try:
+            await self._call("access/note_uses", {"used": used})
+        except StoreUnavailable:
+            self._used = used | self._used
+            raise
+
+    async def all(self) -> Mapping[str, datetime]:
+        """By the token's ID. One that is missing was not used since this is noted. Raises StoreUnavailable."""
+        with suppress(StoreUnavailable):  # while Redis takes no writes, what it has can be read
+            await self.keep()
+        nothing: dict[bytes, bytes] = {}
+
+        async def read() -> dict[bytes, bytes]:
+            found: dict[bytes, bytes] = await self._redis.hgetall(USED)  # type: ignore[misc]  # typed for the blocking client too
+            return found
+
+        found = await self._unless_other_type(USED, read, otherwise=nothing)
+        return {records.text(token): records.moment(moment) for token, moment in found.items() if moment.isdigit()}

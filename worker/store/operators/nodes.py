@@ -1,0 +1,80 @@
+"""Nodes as operators see them, parsed from the scripts' answers."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from worker.store import records
+from worker.store.reports import NodeFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pause:
+    since: datetime
+    reason: str
+    by: str  # name of the operator's token
+    until: datetime | None = None  # when it ends by itself
+    until_back: bool = False  # it ends when the node's host has been started again
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndedLately:
+    """Numbers of jobs that ended in the last hour, to within five minutes. Stranded ones have failed, too."""
+
+    completed: int
+    failed: int
+    stranded: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    name: str
+    alive: bool
+    heartbeat_at: datetime
+    worker_at: str  # its worker's process and machine, readable
+    pause: Pause | None
+    facts: NodeFacts | None  # None: not reported yet
+    queued: int
+    running: int
+    servers: int
+    findings: int  # servers with findings
+    ended: EndedLately
+    failing: bool  # all its jobs of the last hour have failed, at least two
+
+
+def node(shown: list[Any]) -> Node:
+    name, flat, silent, queued, running, servers, findings, ended, failing = shown
+    record = records.pairs(flat)
+    return Node(
+        name=name.decode(),
+        alive=not silent,
+        heartbeat_at=records.moment(record["heartbeat_ms"]),
+        worker_at=record["who"],
+        pause=read_pause(record),
+        facts=records.part(read_facts, record.get("about", ""), key=f"node:{name.decode()}", otherwise=None),
+        queued=queued,
+        running=running,
+        servers=servers,
+        findings=findings,
+        ended=EndedLately(completed=ended[0], failed=ended[1], stranded=ended[2]),
+        failing=bool(failing),
+    )
+
+
+def read_pause(record: records.Hash) -> Pause | None:
+    """None also for a pause that is over and that the node has not noticed yet."""
+    since, until_ms = record.get("paused_ms"), record.get("paused_until_ms")
+    until = records.moment(until_ms) if until_ms else None
+    if not since or (until is not None and until <= datetime.now(UTC)):
+        return None
+    return Pause(
+        since=records.moment(since),
+        reason=record["paused_reason"],
+        by=record["paused_by"],
+        until=until,
+        until_back=bool(record.get("paused_boot")),
+    )
+
+
+def read_facts(text: str) -> NodeFacts | None:
+    return NodeFacts.model_validate_json(text) if text else None

@@ -1,0 +1,87 @@
+-- include: records, walk
+-- What an ID or a name may mean.
+-- Only reads.
+-- ask: {text, lower: in lower case, limit: results of each kind}
+-- Answers {{kind, ID, name, account, ID of the server, state, '1' if it is exactly that}, ...}; texts may be ''.
+local ask = cjson.decode(ARGV[1])
+local hits = {}
+
+local function hit(kind, id, found)
+  hits[#hits + 1] = {kind, id, found.name or '', found.account or '', found.server or '', found.state or '',
+    found.is_exact and '1' or ''}
+end
+
+local function server(id, is_exact)
+  local name, owner, node, missing = unpack(redis.call('HMGET', 'server:' .. id, 'name', 'account', 'node', 'missing'))
+  if not name then return end
+  hit('server', id, {name = name, account = owner, state = missing and 'missing' or node, is_exact = is_exact})
+end
+
+-- Also one that is deleted, while its history is kept.
+local function snapshot(id, is_exact)
+  local key = 'snapshot:' .. id
+  local name, account, of, status = unpack(redis.call('HMGET', key, 'name', 'account', 'server', 'status'))
+  local last = not name and json(redis.call('LINDEX', key .. ':history', -1) or '')
+  if type(last) == 'table' then name, account, of, status = last.name, last.account, last.server, 'deleted' end
+  if not name and not last then return end
+  hit('snapshot', id, {name = name, account = account, server = of, state = status, is_exact = is_exact})
+end
+
+local function account(id)
+  local servers = redis.call('ZCARD', 'servers:account:' .. id)
+  local keys = {'account:' .. id .. ':jobs', 'account:' .. id .. ':snapshots', 'tokens:account:' .. id}
+  if servers == 0 and redis.call('EXISTS', unpack(keys)) == 0 then return end
+  hit('account', id, {state = tostring(servers), is_exact = true})
+end
+
+local function job(id)
+  local kind, state, of, owner, name = unpack(redis.call('HMGET', 'job:' .. id, 'kind', 'state', 'server', 'account',
+    'server_name'))
+  if not kind then return end
+  hit('job', id, {name = kind .. ' ' .. (name or ''), account = owner, server = of, state = state, is_exact = true})
+end
+
+-- The first digits of an ID. Jobs of an earlier version are only in the list of all.
+local function jobs(digits)
+  local before = #hits
+  for _, list in ipairs({'jobs:id:' .. string.sub(digits, 1, 3), 'jobs'}) do
+    for _, id in ipairs(redis.call('ZREVRANGE', list, 0, LOOKS - 1)) do
+      if string.sub(id, 1, #digits) == digits and #hits - before < ask.limit then attempt('job:' .. id, job, id) end
+    end
+    if #hits > before then return end
+  end
+end
+
+local function named(list, kind, show)
+  local from = '[' .. ask.lower
+  for _, member in ipairs(redis.call('ZRANGEBYLEX', list, from, from .. '\255', 'LIMIT', 0, ask.limit)) do
+    local name, id = string.match(member, '^(.*)%z(%d+)$')
+    if id then attempt(kind .. id, show, id, name == ask.lower) end
+  end
+end
+
+local function nodes()
+  local from = '[' .. ask.text
+  for _, name in ipairs(redis.call('ZRANGEBYLEX', 'nodes:by:name', from, from .. '\255', 'LIMIT', 0, ask.limit)) do
+    hit('node', name, {name = name, is_exact = name == ask.text})
+  end
+end
+
+local function token(id)
+  local key = redis.call('HGET', 'tokens', id)
+  local name, owner = unpack(key and redis.call('HMGET', key, 'name', 'account') or {})
+  if name then hit('token', id, {name = name, account = owner, is_exact = true}) end
+end
+
+local digits = #ask.lower >= 8 and #ask.lower <= 32 and string.match(ask.lower, '^%x+$')
+if string.find(ask.text, '^[1-9]%d*$') and #ask.text <= 19 then
+  attempt('server:' .. ask.text, server, ask.text, true)
+  attempt('snapshot:' .. ask.text, snapshot, ask.text, true)
+  account(ask.text)
+end
+if digits then jobs(digits) end
+if digits and #digits == 12 then attempt('token:', token, digits) end
+nodes()
+named('servers:by:name', 'server:', server)
+named('snapshots:by:name', 'snapshot:', snapshot)
+return hits

@@ -1,0 +1,61 @@
+"""Why a queued job has not begun."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from worker.store import records
+from worker.store.model import JobId
+from worker.store.operators.nodes import Pause, read_facts, read_pause
+
+
+class WaitReason(StrEnum):
+    """What a queued job waits for."""
+
+    SILENT = "node_silent"
+    PAUSED = "node_paused"
+    SLOTS_FULL = "slots_full"
+    SERVER_BUSY = "server_busy"
+    NODE = "node"  # the node is about to take it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """Why a queued job has not begun."""
+
+    reason: WaitReason
+    place: int  # in its node's queue; 1: it is next
+    queued: int  # jobs in that queue
+    running: int  # jobs that its node runs
+    node: str
+    heartbeat_at: datetime | None  # None: the node has never reported
+    pause: Pause | None
+    busy_with: JobId | None  # another job that holds the server
+    given_up_at: datetime | None  # None: not while the node responds
+    given_up_after_seconds: float  # of the node's silence
+
+
+def waiting(at_node: str, shown: list[Any], waiting_seconds: float) -> Waiting:
+    place, queued, running, flat, silent, waits_ms, holder = shown
+    record = records.pairs(flat)
+    facts = records.part(read_facts, record.get("about", ""), key=f"node:{at_node}", otherwise=None)
+    paused, slots = read_pause(record), facts.slots if facts else 0
+    reasons = {
+        WaitReason.SILENT: silent,
+        WaitReason.PAUSED: paused,
+        WaitReason.SLOTS_FULL: running >= slots if slots else running,
+        WaitReason.SERVER_BUSY: holder,
+    }
+    return Waiting(
+        reason=next((reason for reason, holds in reasons.items() if holds), WaitReason.NODE),
+        place=place,
+        queued=queued,
+        running=running,
+        node=at_node,
+        heartbeat_at=records.moment(record["heartbeat_ms"]) if record.get("heartbeat_ms") else None,
+        pause=paused,
+        busy_with=JobId(holder.decode()) if holder else None,
+        given_up_at=records.moment(waits_ms) + timedelta(seconds=waiting_seconds) if silent else None,
+        given_up_after_seconds=waiting_seconds,
+    )

@@ -1,0 +1,40 @@
+-- include: clock, records, states, stats
+-- How the jobs of a node have ended in the last hour, to within five minutes: a hash of counts per five minutes.
+
+local HOUR = 3600000 / STATS_MS
+local FAILING_FROM = 2 -- jobs: a single one may have failed by the fault of its own server
+
+-- {completed, failed, stranded}: jobs of the last hour. A stranded one has failed, too.
+local function ended_lately(node)
+  local first, sums = math.floor(now_ms() / STATS_MS) - HOUR + 1, {completed = 0, failed = 0, stranded = 0}
+  for field, count in pairs(named(redis.call('HGETALL', 'node:' .. node .. ':ended'))) do
+    local period, outcome = string.match(field, '^(%d+):(%a+)$')
+    if sums[outcome] and tonumber(period) >= first then sums[outcome] = sums[outcome] + (number(count) or 0) end
+  end
+  return sums
+end
+
+-- Whether all its jobs of the last hour have failed.
+local function is_failing(ended)
+  return ended.completed == 0 and ended.failed >= FAILING_FROM
+end
+
+-- Sort the operators' list of nodes by what is counted now. A silent node keeps its place.
+local function rank_by_failures(node)
+  redis.call('ZADD', 'nodes:by:failed', ended_lately(node).failed, node)
+end
+
+-- Count the end of a job. Not of one that someone has cancelled, or that only looked.
+local function note_end(job, result)
+  if result.failure_code == 'cancelled' or ONLY_LOOKS[job.kind] then return end
+  local ended, period = 'node:' .. job.node .. ':ended', math.floor(now_ms() / STATS_MS)
+  local is_first = redis.call('HINCRBY', ended, period .. ':' .. result.state, 1) == 1
+  if result.stranded == '1' then redis.call('HINCRBY', ended, period .. ':stranded', 1) end
+  if is_first then
+    for _, field in ipairs(redis.call('HKEYS', ended)) do
+      if (tonumber(string.match(field, '^%d+')) or 0) <= period - HOUR then redis.call('HDEL', ended, field) end
+    end
+  end
+  redis.call('PEXPIRE', ended, 3600000 + STATS_MS)
+  rank_by_failures(job.node)
+end

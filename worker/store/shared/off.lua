@@ -1,0 +1,24 @@
+-- include: clock, records
+-- The guests that a job has stopped, by the moment at which it asked them to.
+
+-- A job has begun to stop its server. A guest that was off before is not off for the job.
+-- ms: by the node's clock; now, where that can't be
+local function note_off(job_id, job, ms)
+  if job.power_found ~= 'on' or job.off_ms then return end
+  local now, started_ms = now_ms(), number(job.started_ms)
+  job.off_ms = string.format('%.0f', started_ms and ms >= started_ms and ms <= now and ms or now)
+  redis.call('HSET', 'job:' .. job_id, 'off_ms', job.off_ms)
+  redis.call('ZADD', 'servers:off', job.off_ms, job.server)
+end
+
+local function forget_off(job_id, server_id)
+  redis.call('HDEL', 'job:' .. job_id, 'off_ms')
+  redis.call('ZREM', 'servers:off', server_id)
+end
+
+-- The guest runs again, or nobody waits for it any more. server: its record
+local function back_on(server_id, server)
+  if redis.call('ZSCORE', 'servers:off', server_id) then
+    forget_off(server.job or server.stranded or '', server_id)
+  end
+end

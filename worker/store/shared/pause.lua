@@ -1,0 +1,20 @@
+-- include: clock, records
+-- The pause of a node: it starts no new job.
+
+local function resume_node(node)
+  redis.call('HDEL', 'node:' .. node, 'paused_ms', 'paused_reason', 'paused_by', 'paused_until_ms', 'paused_boot')
+  redis.call('SREM', 'nodes:paused', node)
+end
+
+-- Whether the node is paused now: a pause may have an end.
+local function is_paused(node)
+  local since, until_ms = unpack(redis.call('HMGET', 'node:' .. node, 'paused_ms', 'paused_until_ms'))
+  return since and (number(until_ms) or math.huge) > now_ms()
+end
+
+-- Whether the node is paused now; a pause that is over is ended.
+local function still_paused(node)
+  if is_paused(node) then return true end
+  if redis.call('HEXISTS', 'node:' .. node, 'paused_ms') == 1 then resume_node(node) end
+  return false
+end
