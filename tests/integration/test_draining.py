@@ -13,6 +13,8 @@ from tests.integration.conftest import SERVER, Cell, node_store
 from tests.integration.front_end import DONE, Answer
 from tests.integration.test_dashboard import audited, visible
 from worker.store.access.tokens import Permission
+from worker.store.operators.operator_store import OperatorStore
+from worker.store.operators.waiting import WaitReason
 from worker.store.reports import NodeFacts
 
 FACTS = NodeFacts(worker="1", hypervisor="h", emulator="e", pools=(), slots=4, boot="first")
@@ -59,6 +61,18 @@ class TestTheEndOfAPause:
         assert "No paused nodes" in await dashboard.browser.seen("/ops/nodes/?state=paused")
         assert await given(cell) == 1
         assert await cell.raw("SCARD", "nodes:paused") == 0
+
+    async def test_it_ends_by_the_time_of_the_cell(self, dashboard: Dashboard) -> None:
+        cell = dashboard.cell
+        await post(dashboard, "n1/pause/", UPGRADE | {"until": SOON.isoformat()})
+        job_id = (await cell.create()).job.id
+        await cell.raw("HSET", "clock", "ahead_ms", 3 * 3_600_000)
+        operators = OperatorStore(cell.redis, cell.store, node_silent_seconds=4 * 3600)
+        assert (await operators.node("n1")).pause is None
+        waiting = (await operators.job(job_id)).waiting
+        assert waiting
+        assert (waiting.reason, waiting.pause) == (WaitReason.NODE, None)
+        assert await given(cell) == 1
 
     async def test_a_node_that_has_nothing_to_do_ends_it_with_its_heartbeat(self, dashboard: Dashboard) -> None:
         await post(dashboard, "n1/pause/", UPGRADE | {"until": SOON.isoformat()})
