@@ -44,9 +44,11 @@ end
 
 -- The first digits of an ID. Jobs of an earlier version are only in the list of all.
 local function jobs(digits)
-  local before = #hits
+  local before, looks = #hits, LOOKS
   for _, list in ipairs({'jobs:id:' .. string.sub(digits, 1, 3), 'jobs'}) do
-    for _, id in ipairs(redis.call('ZREVRANGE', list, 0, LOOKS - 1)) do
+    local latest = looks > 0 and redis.call('ZREVRANGE', list, 0, looks - 1) or {}
+    looks = looks - #latest
+    for _, id in ipairs(latest) do
       if string.sub(id, 1, #digits) == digits and #hits - before < ask.limit then attempt('job:' .. id, job, id) end
     end
     if #hits > before then return end
