@@ -147,6 +147,17 @@ class TestTheCommandLine:
         done = await cli.run("node", "resume", "n1", "n2", "--reason", "done", "--yes", "--json")
         assert [node["paused"] for node in done.body["results"]] == [None, None]
 
+    async def test_a_drain_ends_with_the_pause(self, dashboard: Dashboard) -> None:
+        cell, cli = dashboard.cell, Cli(url=f"http://127.0.0.1:{dashboard.api.port}", token=dashboard.token)
+        await cell.node.begin((await cell.create()).job.id)
+        async with cli.running("node", "drain", "n1", "--reason", "kernel", "--until", "2h", "--yes") as draining:
+            assert draining.stderr
+            await draining.stderr.readline()
+            await cell.raw("HSET", "node:n1", "paused_until_ms", 1)
+            _, told = await draining.communicate()
+        assert draining.returncode == Exit.REFUSED
+        assert b"The pause of n1 ended before the node was drained." in told
+
     async def test_a_node_is_drained_until_its_host_is_back(self, dashboard: Dashboard) -> None:
         cli = Cli(url=f"http://127.0.0.1:{dashboard.api.port}", token=dashboard.token)
         await dashboard.cell.node.report([], FACTS)
