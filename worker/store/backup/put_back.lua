@@ -46,6 +46,8 @@ end
 
 PUT.secret = put
 
+PUT.account = put
+
 -- As `operators/place_server` declares one: until its node reports it.
 function PUT.server(row)
   local of = row.record
