@@ -213,6 +213,13 @@ async def test_an_unreadable_record_keeps_no_other_out(node: Node, tmp_path: Pat
     assert await known(node, snapshot_id, secrets) == before
 
 
+async def test_a_head_that_cannot_be_read_leaves_no_entry_out(node: Node, tmp_path: Path) -> None:
+    await have_all(node)
+    await node.cell.raw("HSET", "audit:head", "seq", "some text")
+    path = await back_up(node.cell, tmp_path)
+    assert sum(row["kind"] == "audit" for row in BackupFile.open(path, identity=None).rows()) == 250
+
+
 class TestTheFile:
     @pytest.fixture
     async def path(self, node: Node, tmp_path: Path) -> Path:

@@ -70,10 +70,10 @@ class Backup(Scripts):
         number cannot be read is in the backup: whoever checks the log must see it."""
         # first: entries that are added meanwhile are then behind the head, and are left out
         head = await reading(lambda: self._redis.hgetall(HEAD))  # type: ignore[arg-type,return-value]
-        last, after = number_of(head.get(b"seq")) or 0, "-"
+        last, after = number_of(head.get(b"seq")), "-"
         while entries := await reading(lambda at=after: self._redis.xrange(STREAM, at, "+", SCANNED_AT_ONCE)):  # type: ignore[misc]
             for entry_id, fields in entries:
-                if (number_of(fields.get(b"seq")) or 0) <= last:
+                if last is None or (number_of(fields.get(b"seq")) or 0) <= last:
                     yield {"kind": "audit", "id": records.text(entry_id), "record": records.decoded(fields)}
             after = f"({records.text(entries[-1][0])}"
         if head:
