@@ -21,8 +21,8 @@ def end(node: Body) -> str:
 
 
 async def empty(client: Client, nodes: list[Body], output: Output, *, max_seconds: float | None) -> list[Body]:
-    """The nodes, once no job is running on any of them. Raises CliError if one is silent or still busy after
-    `max_seconds`, once the others are empty."""
+    """The nodes, once no job is running on any of them. Raises CliError if one is silent, no longer paused or still
+    busy after `max_seconds`, once the others are empty."""
     named = len(nodes) > 1
     waits = [_one(client, node, output, max_seconds=max_seconds, named=named) for node in nodes]
     found = await asyncio.gather(*waits, return_exceptions=True)
@@ -48,6 +48,8 @@ async def _one(client: Client, node: Body, output: Output, *, max_seconds: float
         async with asyncio.timeout(max_seconds):
             while True:
                 node = await retrying(lambda: client.get(path), on_outage=note_outage)
+                if not node["paused"]:
+                    raise CliError(Exit.REFUSED, f"The pause of {node['name']} ended before the node was drained.")
                 if not node["running"] and was_idle:
                     return node
                 if not node["alive"]:

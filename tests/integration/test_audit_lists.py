@@ -1,6 +1,8 @@
 """Of a long audit log, the entries about one object are found without looking at all of it."""
 
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 
 import pytest
 from arq.connections import ArqRedis
@@ -10,6 +12,7 @@ from tests.conftest import RedisServer
 from tests.integration.conftest import Cell
 from worker.store.access.audit import HEAD, NEW, Audit, AuditKeeper
 from worker.store.calls import Cursor
+from worker.store.customers.customer_store import CustomerStore
 from worker.store.operators.operator_store import AuditFilter, OperatorStore
 from worker.store.redis_client import RedisSettings, connect
 
@@ -102,18 +105,31 @@ async def test_a_list_is_as_long_as_one_call_may_look_and_what_is_older_is_found
     assert len(await log.whole(limit=500, fields={"token": "b" * 12})) == MANY
 
 
-async def test_an_account_of_redis_that_may_keep_no_lists_keeps_the_log(log: Log, redis_server: RedisServer) -> None:
-    rights = ("~audit", "~audit:new", "~audit:head", "~clock", "+@all")
+@asynccontextmanager
+async def account_of_an_earlier_version(log: Log, server: RedisServer, *rights: str) -> AsyncIterator[ArqRedis]:
     await log.redis.execute_command("ACL", "SETUSER", "earlier", "on", ">secret", *rights)  # type: ignore[no-untyped-call]
-    redis = connect(
-        RedisSettings(url=f"unix://{redis_server.socket}", username="earlier", password=SecretStr("secret"))
-    )
+    redis = connect(RedisSettings(url=f"unix://{server.socket}", username="earlier", password=SecretStr("secret")))
     try:
-        await log.audit.write(PAUSED)
-        await AuditKeeper(redis, kept=None).keep()
+        yield redis
     finally:
         await redis.aclose(close_connection_pool=True)
         await log.redis.execute_command("ACL", "DELUSER", "earlier")  # type: ignore[no-untyped-call]
+
+
+async def test_an_account_of_redis_that_may_read_no_lists_searches_the_log(log: Log, redis_server: RedisServer) -> None:
+    await log.add()
+    of_the_log = "(%R~audit %R~audit:head resetchannels +xrange +xrevrange +xlen +hgetall)"
+    rights = ("~[^a]*", "~a[^u]*", "+@read", "+@write", "+@connection", "+@scripting", "+time", of_the_log)
+    async with account_of_an_earlier_version(log, redis_server, *rights) as redis:
+        earlier = replace(log, store=OperatorStore(redis, CustomerStore(redis)))
+        assert await earlier.whole(about={"node": "n7"}) == ["r-7"]
+
+
+async def test_an_account_of_redis_that_may_keep_no_lists_keeps_the_log(log: Log, redis_server: RedisServer) -> None:
+    rights = ("~audit", "~audit:new", "~audit:head", "~clock", "+@all")
+    async with account_of_an_earlier_version(log, redis_server, *rights) as redis:
+        await log.audit.write(PAUSED)
+        await AuditKeeper(redis, kept=None).keep()
     assert await log.redis.llen(NEW) == 0  # type: ignore[misc]  # redis-py's types
     assert await log.whole(about={"node": "n7"}) == ["r-7"]
     assert await log.redis.hget(HEAD, "listed_from") is None  # type: ignore[misc]

@@ -158,18 +158,36 @@ async def test_what_another_account_has_now_gets_nothing(node: Node, tmp_path: P
     assert (dict(snapshot.labels), snapshot.protected, snapshot.expires_at) == ({}, False, None)
 
 
-async def test_no_snapshot_expires_at_once(node: Node, tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes_first", [False, True])
+async def test_no_snapshot_expires_at_once(node: Node, tmp_path: Path, nodes_first: bool) -> None:
     """Its owner may have asked for more time after the backup was made."""
     snapshot_id = await node.create("kept")
     expires_at = datetime.now(UTC) + timedelta(hours=1)
     await node.cell.store.edit(account_id=ACCOUNT, snapshot_id=snapshot_id, edit=Edit(expires_at=expires_at))
     path = await back_up(node.cell, tmp_path)
     await lose_redis_data(node)
+    if nodes_first:
+        await report(node)
     await put_back(node.cell, path)
     await report(node)
     snapshot = await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=snapshot_id)
     assert snapshot.expires_at
     assert snapshot.expires_at > datetime.now(UTC) + timedelta(days=6)
+
+
+@pytest.mark.parametrize("nodes_first", [False, True])
+async def test_a_snapshot_whose_expiry_was_removed_is_back(node: Node, tmp_path: Path, nodes_first: bool) -> None:
+    snapshot_id = await node.create("kept")
+    edit = Edit(labels={"team": "web"}, protected=True, expires_at="never")
+    await node.cell.store.edit(account_id=ACCOUNT, snapshot_id=snapshot_id, edit=edit)
+    path = await back_up(node.cell, tmp_path)
+    await lose_redis_data(node)
+    if nodes_first:
+        await report(node)
+    await put_back(node.cell, path)
+    await report(node)
+    snapshot = await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=snapshot_id)
+    assert (dict(snapshot.labels), snapshot.protected, snapshot.expires_at) == ({"team": "web"}, True, None)
 
 
 async def test_a_token_that_has_ended_meanwhile_does_not_come_back(node: Node, tmp_path: Path) -> None:
@@ -186,11 +204,20 @@ async def test_an_unreadable_record_keeps_no_other_out(node: Node, tmp_path: Pat
     snapshot_id, secrets = await have_all(node)
     before = await known(node, snapshot_id, secrets)
     await node.cell.raw("HSET", f"schedule:{'0' * 32}", b"\xff", b"\xff")
+    await node.cell.raw("XADD", "audit", "*", "seq", "some text", "chain", "")
+    before["audit"] = await node.cell.raw("XRANGE", "audit", "-", "+")
     path = await back_up(node.cell, tmp_path)
     await lose_redis_data(node)
     await put_back(node.cell, path)
     await report(node)
     assert await known(node, snapshot_id, secrets) == before
+
+
+async def test_a_head_that_cannot_be_read_leaves_no_entry_out(node: Node, tmp_path: Path) -> None:
+    await have_all(node)
+    await node.cell.raw("HSET", "audit:head", "seq", "some text")
+    path = await back_up(node.cell, tmp_path)
+    assert sum(row["kind"] == "audit" for row in BackupFile.open(path, identity=None).rows()) == 250
 
 
 class TestTheFile:
@@ -214,6 +241,13 @@ class TestTheFile:
         path.write_bytes(gzip.compress(text.replace(b"anna", b"eve")))
         with pytest.raises(BackupUnusable, match="damaged"):
             BackupFile.open(path, identity=None)
+
+    def test_one_with_wrong_bytes_is_refused(self, path: Path) -> None:
+        whole = path.read_bytes()
+        for place in range(20, len(whole) - 8, len(whole) // 20):
+            path.write_bytes(whole[:place] + b"\xff\xff\xff\xff" + whole[place + 4 :])
+            with pytest.raises(BackupUnusable, match="damaged"):
+                BackupFile.open(path, identity=None)
 
     def test_one_of_a_later_release_is_refused(self, path: Path) -> None:
         text = gzip.decompress(path.read_bytes())

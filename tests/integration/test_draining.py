@@ -13,6 +13,8 @@ from tests.integration.conftest import SERVER, Cell, node_store
 from tests.integration.front_end import DONE, Answer
 from tests.integration.test_dashboard import audited, visible
 from worker.store.access.tokens import Permission
+from worker.store.operators.operator_store import OperatorStore
+from worker.store.operators.waiting import WaitReason
 from worker.store.reports import NodeFacts
 
 FACTS = NodeFacts(worker="1", hypervisor="h", emulator="e", pools=(), slots=4, boot="first")
@@ -59,6 +61,18 @@ class TestTheEndOfAPause:
         assert "No paused nodes" in await dashboard.browser.seen("/ops/nodes/?state=paused")
         assert await given(cell) == 1
         assert await cell.raw("SCARD", "nodes:paused") == 0
+
+    async def test_it_ends_by_the_time_of_the_cell(self, dashboard: Dashboard) -> None:
+        cell = dashboard.cell
+        await post(dashboard, "n1/pause/", UPGRADE | {"until": SOON.isoformat()})
+        job_id = (await cell.create()).job.id
+        await cell.raw("HSET", "clock", "ahead_ms", 3 * 3_600_000)
+        operators = OperatorStore(cell.redis, cell.store, node_silent_seconds=4 * 3600)
+        assert (await operators.node("n1")).pause is None
+        waiting = (await operators.job(job_id)).waiting
+        assert waiting
+        assert (waiting.reason, waiting.pause) == (WaitReason.NODE, None)
+        assert await given(cell) == 1
 
     async def test_a_node_that_has_nothing_to_do_ends_it_with_its_heartbeat(self, dashboard: Dashboard) -> None:
         await post(dashboard, "n1/pause/", UPGRADE | {"until": SOON.isoformat()})
@@ -132,6 +146,17 @@ class TestTheCommandLine:
         assert "pause ends" in (await cli.run("node", "show", "n1")).out
         done = await cli.run("node", "resume", "n1", "n2", "--reason", "done", "--yes", "--json")
         assert [node["paused"] for node in done.body["results"]] == [None, None]
+
+    async def test_a_drain_ends_with_the_pause(self, dashboard: Dashboard) -> None:
+        cell, cli = dashboard.cell, Cli(url=f"http://127.0.0.1:{dashboard.api.port}", token=dashboard.token)
+        await cell.node.begin((await cell.create()).job.id)
+        async with cli.running("node", "drain", "n1", "--reason", "kernel", "--until", "2h", "--yes") as draining:
+            assert draining.stderr
+            await draining.stderr.readline()
+            await cell.raw("HSET", "node:n1", "paused_until_ms", 1)
+            _, told = await draining.communicate()
+        assert draining.returncode == Exit.REFUSED
+        assert b"The pause of n1 ended before the node was drained." in told
 
     async def test_a_node_is_drained_until_its_host_is_back(self, dashboard: Dashboard) -> None:
         cli = Cli(url=f"http://127.0.0.1:{dashboard.api.port}", token=dashboard.token)

@@ -14,6 +14,7 @@ from tests.integration.test_ops_api import Ops
 from worker.store.bounds import Bounds
 from worker.store.chores.chores import Chores
 from worker.store.model import ServerId, SnapshotId
+from worker.store.nodes.node_store import ReportedServer
 
 SECOND = ServerId(9)
 
@@ -99,6 +100,17 @@ class TestSearch:
         await ops.api.cell.have([ServerId(ACCOUNT)])
         assert await found(ops, f"{ACCOUNT}") == [f"server {ACCOUNT}*", f"account {ACCOUNT}*"]
         assert await found(ops, f"account%20{ACCOUNT}") == [f"account {ACCOUNT}*"]
+
+    async def test_a_name_is_found_as_it_is_written_in_any_script(self, ops: Ops) -> None:
+        servers = [ReportedServer(id=SERVER, account_id=ACCOUNT, name="Übung-ДБ", power="on")]
+        await ops.api.cell.node.report(servers)
+        assert await found(ops, "%C3%9Cbung-%D0%94%D0%91") == [f"server {SERVER}*"]
+        assert await found(ops, "%C3%9CBUNG") == [f"server {SERVER}"]
+
+    async def test_what_is_exactly_meant_comes_first(self, ops: Ops) -> None:
+        servers = [ReportedServer(id=SERVER, account_id=ACCOUNT, name="n", power="on")]
+        await ops.api.cell.node.report(servers)
+        assert await found(ops, "n") == [f"server {SERVER}*", "node n1"]
 
     async def test_no_text_is_refused_by_the_api(self, ops: Ops) -> None:
         assert (await ops.call("GET", "search/")).refused_fields() == ["q"]

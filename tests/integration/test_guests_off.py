@@ -100,6 +100,36 @@ async def test_a_stranded_one_stays_off_until_it_is_resolved_or_runs_again(dashb
     assert (await ops(dashboard, f"jobs/{job.id}/"))["off_since"] is None
 
 
+@pytest.mark.parametrize("seen_by", ["report", "end of a job"])
+async def test_a_stranded_one_that_runs_again_during_a_later_job_is_not_off(dashboard: Dashboard, seen_by: str) -> None:
+    cell, stranding = dashboard.cell, await create(dashboard)
+    await stop(dashboard, stranding.id)
+    await cell.have(power="off")
+    await cell.node.finish(stranding.id, STRANDED, power="off")
+    later = (await cell.create("later")).job
+    await cell.node.begin(later.id)
+    if seen_by == "report":
+        await cell.have(power="on")
+    else:
+        await cell.node.finish(later.id, DONE, power="on")
+    assert await off(dashboard) == []
+    assert (await ops(dashboard, f"jobs/{stranding.id}/"))["off_since"] is None
+
+
+async def test_one_that_two_jobs_have_stranded_is_off_for_neither_once_both_are_resolved(dashboard: Dashboard) -> None:
+    cell, first = dashboard.cell, await create(dashboard)
+    await stop(dashboard, first.id)
+    await cell.have(power="off")
+    await cell.node.finish(first.id, STRANDED, power="off")
+    second = (await cell.create("later")).job
+    await cell.node.begin(second.id)
+    await cell.node.finish(second.id, STRANDED, power="off")
+    for job in (first, second):
+        await dashboard.browser.done(f"/ops/jobs/{job.id}/resolve/", {"reason": "started by hand"})
+        assert (await ops(dashboard, f"jobs/{job.id}/"))["off_since"] is None
+    assert await off(dashboard) == []
+
+
 async def test_a_moment_that_cannot_be_is_now(dashboard: Dashboard) -> None:
     """What a node says is a claim."""
     before = time.time()

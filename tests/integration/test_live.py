@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from drivers.base import AgentFailed, HypervisorUnavailable, Power
+from drivers.base import AgentFailed, HypervisorUnavailable, Power, ServerInUse
 from drivers.fake_faults import Effect, Happening, Killed, Moment
 from tests.integration.conftest import SERVER, Cell
 from tests.integration.dying import LIMITS, DyingNode
@@ -141,6 +141,15 @@ async def test_a_guest_that_another_tool_has_frozen_is_left_to_it(cell: Cell, tm
     job = await node.settle(job_id)
     assert (job.failure and job.failure.code) == "server_busy"
     assert node.hypervisor.server(SERVER).frozen, "its owner thaws it"
+
+
+async def test_what_libvirt_said_of_a_refused_freeze_names_the_step(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n")
+    refused = ServerInUse("another tool is at work")
+    refused.__cause__ = OSError("domain is locked")
+    node.hypervisor.faults.fail(Effect.FREEZE, error=refused)
+    job = await create(node)
+    assert await cell.raw("HGET", f"job:{job.id}", "failure_cause") == b"freezing: domain is locked"
 
 
 async def test_uefi_variables_that_change_meanwhile_are_told(cell: Cell, tmp_path: Path) -> None:

@@ -138,3 +138,9 @@ async def test_whoever_has_lost_the_lease_is_told(node: Node) -> None:
     await node_store(node.cell.redis).take_lease(seconds=60)
     with pytest.raises(LeaseLost):
         await node.store.report([named()])
+
+
+async def test_claims_that_cannot_be_read_hide_no_server(node: Node) -> None:
+    await node.cell.raw("SET", "node:n1:claimed", "some text")
+    answer, _ = await node.report(named(), named(OTHER))
+    assert answer.fresh == {OTHER}

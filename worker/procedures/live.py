@@ -67,7 +67,8 @@ async def freeze(work: Work) -> Next:
     except DriverError as error:
         # Refused before the freeze: a guest that another tool has frozen meanwhile must stay so.
         log.warning("step.failed", step=Step.FREEZING, code=error.code, cause=error.cause or None, exc_info=error)
-        facts = work.facts.failed(Failure(code=error.code, detail=error.detail), error.cause)
+        said = f"{Step.FREEZING}: {error.cause}" if error.cause else ""
+        facts = work.facts.failed(Failure(code=error.code, detail=error.detail), said)
         return Next(step=Step.CLEANING, facts=replace(facts, frozen=False))
     return Next(step=Step.SNAPSHOTTING, facts=replace(work.facts, frozen=frozen))
 

@@ -91,8 +91,8 @@ class Facts:
     consistency: str | None = None  # of the snapshot: a word of `Consistency`
 
     def failed(self, failure: Failure, cause: str = "") -> Self:
-        """A copy with this failure. An earlier failure stays the reason; a stranded job stays stranded. `cause`: what
-        the hypervisor said, if anything."""
+        """A copy with this failure. An earlier failure stays the reason; a stranded job stays stranded. `cause`: the
+        step and what the hypervisor said, if anything."""
         known = replace(self, cause="\n".join(filter(None, (self.cause, cause))))
         if self.failure is None:
             return replace(known, failure=failure)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import subprocess
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ def _lines(path: Path, identity: Path | None) -> Iterator[bytes]:
     try:
         with _source(path, identity) as raw, gzip.GzipFile(fileobj=raw) as lines:
             yield from lines
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BackupUnusable("it is damaged, was cut off, or is no backup") from error
 
 

@@ -59,10 +59,6 @@ end
 
 -- The record of a snapshot comes from its node, and then takes this over.
 function PUT.snapshot(row)
-  local expires_ms = number(row.record.expires_ms)
-  if expires_ms then
-    row.record.expires_ms = string.format('%.0f', math.max(expires_ms, now_ms() + SHORTEST_MS))
-  end
   keep_restored(id_of(row), row.record)
 end
 
@@ -79,7 +75,14 @@ local function is_lacking(row)
   return row.kind == 'node' and redis.call('HEXISTS', row.key, 'paused_ms') == 0
 end
 
+-- When a snapshot expires; nil: never. A customer who has removed an expiry leaves an empty field.
+local function expiry_of(snapshot)
+  local expires_ms = number(snapshot.expires_ms)
+  return expires_ms and string.format('%.0f', math.max(expires_ms, now_ms() + SHORTEST_MS))
+end
+
 local function put_row(row)
+  if row.kind == 'snapshot' then row.record.expires_ms = expiry_of(row.record) end
   if is_lacking(row) then
     PUT[row.kind](row)
   elseif row.kind == 'snapshot' then

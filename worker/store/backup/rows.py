@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 
 from worker.store import records
-from worker.store.access.audit import HEAD, STREAM
+from worker.store.access.audit import HEAD, STREAM, number_of
 from worker.store.calls import LAST_BACKUP, Scripts, reading, redis_answers
 from worker.store.errors import StoreReadOnly
 from worker.store.unreadable import Unreadable
@@ -66,15 +66,15 @@ class Backup(Scripts):
                 return
 
     async def audit(self) -> AsyncIterator[Row]:
-        """{kind: "audit", id, record} of each entry, oldest first; then {kind: "audit_head", record}."""
+        """{kind: "audit", id, record} of each entry, oldest first; then {kind: "audit_head", record}. An entry whose
+        number cannot be read is in the backup: whoever checks the log must see it."""
         # first: entries that are added meanwhile are then behind the head, and are left out
         head = await reading(lambda: self._redis.hgetall(HEAD))  # type: ignore[arg-type,return-value]
-        last, after = records.text(head.get(b"seq", b"0")), "-"
+        last, after = number_of(head.get(b"seq")), "-"
         while entries := await reading(lambda at=after: self._redis.xrange(STREAM, at, "+", SCANNED_AT_ONCE)):  # type: ignore[misc]
             for entry_id, fields in entries:
-                record = records.decoded(fields)
-                if int(record.get("seq", 0)) <= int(last):
-                    yield {"kind": "audit", "id": records.text(entry_id), "record": record}
+                if last is None or (number_of(fields.get(b"seq")) or 0) <= last:
+                    yield {"kind": "audit", "id": records.text(entry_id), "record": records.decoded(fields)}
             after = f"({records.text(entries[-1][0])}"
         if head:
             yield {"kind": "audit_head", "record": records.decoded(head)}

@@ -1,4 +1,4 @@
--- include: records, nodes, transitions, conclude, job_reports, claims
+-- include: records, nodes, transitions, conclude, job_reports, claims, off
 -- A node publishes how a job ended. Publishing it again changes nothing.
 -- ask: {job, node, owner, result (see `conclude`), report (see `keep_report`), power: of the server now, '' where
 -- unknown}
@@ -33,9 +33,11 @@ if job.state == 'queued' then become(ask.job, job, 'in_progress') end -- Redis h
 keep_report(ask.job, job, ask.report)
 if job.step then redis.call('HSET', key, 'step', job.step) end
 -- A customer who sees the end may ask for the next job at once, before the node's next report of its servers' power.
-if POWERS[ask.power] and redis.call('HGET', 'server:' .. job.server, 'node') == job.node then
+local server = named(redis.call('HGETALL', 'server:' .. job.server))
+if POWERS[ask.power] and server.node == job.node then
   redis.call('HSET', 'server:' .. job.server, 'power', ask.power)
   forget_report(job.node)
+  if ask.power == 'on' then back_on(job.server, server) end
 end
 conclude(ask.job, job, ask.result)
 return {'published'}

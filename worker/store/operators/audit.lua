@@ -86,8 +86,9 @@ local function look_at_listed(oldest)
   return false
 end
 
-local oldest = listed_from()
-if oldest and (to == '+' or is_older(oldest, to)) and look_at_listed(oldest) then return page end
+-- Where an account of an earlier version may not read the lists, the log is searched.
+local may_read, oldest = pcall(listed_from)
+if may_read and oldest and (to == '+' or is_older(oldest, to)) and look_at_listed(oldest) then return page end
 while looked < LOOKS do
   local found = redis.call('XREVRANGE', 'audit', to, ask.from, 'COUNT', 500)
   for _, entry in ipairs(found) do

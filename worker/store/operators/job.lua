@@ -1,4 +1,4 @@
--- include: clock, records, nodes, show, retrying
+-- include: clock, records, nodes, pause, show, retrying
 -- One job with its steps and log.
 -- Only reads.
 -- ask: {job, rule (see `refuse_retry`), silent_ms}
@@ -18,7 +18,7 @@ local function why_it_waits()
   local holder = redis.call('HGET', 'server:' .. job.server, 'job')
   local waits_ms = math.max(number(job.queued_ms), number(redis.call('HGET', node, 'heartbeat_ms')) or 0, leapt_ms())
   return {(redis.call('ZRANK', queued, ask.job) or -1) + 1, redis.call('ZCARD', queued),
-    redis.call('ZCARD', 'jobs:node:' .. job.node .. ':in_progress'), redis.call('HGETALL', node),
+    redis.call('ZCARD', 'jobs:node:' .. job.node .. ':in_progress'), node_as_paused(job.node),
     node_is_silent(job.node, ask.silent_ms) and 1 or 0, waits_ms, holder and holder ~= ask.job and holder or ''}
 end
 

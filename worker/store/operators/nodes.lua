@@ -12,7 +12,7 @@ local function show(name)
   if ask.state == 'alive' and silent or ask.state == 'silent' and not silent then return nil end
   if ask.state == 'paused' and not is_paused(name) then return nil end
   return {
-    name, redis.call('HGETALL', 'node:' .. name), silent and 1 or 0,
+    name, node_as_paused(name), silent and 1 or 0,
     redis.call('ZCARD', 'jobs:node:' .. name .. ':queued'), redis.call('ZCARD', 'jobs:node:' .. name .. ':in_progress'),
     redis.call('ZCARD', 'servers:node:' .. name), redis.call('HLEN', 'node:' .. name .. ':findings'),
     {ended.completed, ended.failed, ended.stranded}, is_failing(ended) and 1 or 0,

@@ -1,7 +1,7 @@
 """Nodes as operators see them, parsed from the scripts' answers."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from worker.store import records
@@ -62,16 +62,14 @@ def node(shown: list[Any]) -> Node:
 
 
 def read_pause(record: records.Hash) -> Pause | None:
-    """None also for a pause that is over and that the node has not noticed yet."""
     since, until_ms = record.get("paused_ms"), record.get("paused_until_ms")
-    until = records.moment(until_ms) if until_ms else None
-    if not since or (until is not None and until <= datetime.now(UTC)):
+    if not since:
         return None
     return Pause(
         since=records.moment(since),
         reason=record["paused_reason"],
         by=record["paused_by"],
-        until=until,
+        until=records.moment(until_ms) if until_ms else None,
         until_back=bool(record.get("paused_boot")),
     )
 

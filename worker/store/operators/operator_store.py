@@ -207,13 +207,13 @@ class OperatorStore(Scripts):
 
     async def search(self, text: str) -> tuple[Hit, ...]:
         """What an ID, the first digits of a job's ID (8 or more), a name or its beginning may mean; at most 20 of each
-        kind."""
+        kind, first those that are exactly meant."""
         kind, wanted = asked(text)
         if not wanted:
             return ()
-        rows = await self._call("operators/search", {"text": wanted, "lower": wanted.lower(), "limit": HITS_MOST})
+        rows = await self._call("operators/search", {"text": wanted, "limit": HITS_MOST})
         hits = await self._many(hit, rows, kind="hit", key_of=key_of_hit)
-        return tuple(one for one in hits if kind in {"", one.kind})
+        return tuple(sorted((one for one in hits if kind in {"", one.kind}), key=lambda one: not one.exact))
 
     async def snapshot(self, snapshot_id: SnapshotId) -> KnownSnapshot:
         """Also a deleted one, while its history is kept. Raises SnapshotNotFound."""

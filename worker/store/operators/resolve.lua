@@ -10,6 +10,7 @@ local function resolve()
   if not job then return {'refused', 'job_not_found'} end
   if job.stranded ~= '1' or job.resolved_ms then return {'refused', 'job_not_stranded'} end
   redis.call('HSET', key, 'resolved_ms', now_ms(), 'resolved_by', ask.by, 'resolved_reason', ask.reason)
+  redis.call('HDEL', key, 'off_ms')
   if redis.call('HGET', 'server:' .. job.server, 'stranded') == ask.job then
     back_on(job.server, {stranded = ask.job})
     redis.call('HDEL', 'server:' .. job.server, 'stranded', 'taken_by', 'taken_ms')

@@ -1,9 +1,10 @@
 -- include: records, walk
 -- What an ID or a name may mean.
 -- Only reads.
--- ask: {text, lower: in lower case, limit: results of each kind}
+-- ask: {text, limit: results of each kind}
 -- Answers {{kind, ID, name, account, ID of the server, state, '1' if it is exactly that}, ...}; texts may be ''.
 local ask = cjson.decode(ARGV[1])
+local lower = string.lower(ask.text) -- as names are listed: only the letters a to z
 local hits = {}
 
 local function hit(kind, id, found)
@@ -43,9 +44,11 @@ end
 
 -- The first digits of an ID. Jobs of an earlier version are only in the list of all.
 local function jobs(digits)
-  local before = #hits
+  local before, looks = #hits, LOOKS
   for _, list in ipairs({'jobs:id:' .. string.sub(digits, 1, 3), 'jobs'}) do
-    for _, id in ipairs(redis.call('ZREVRANGE', list, 0, LOOKS - 1)) do
+    local latest = looks > 0 and redis.call('ZREVRANGE', list, 0, looks - 1) or {}
+    looks = looks - #latest
+    for _, id in ipairs(latest) do
       if string.sub(id, 1, #digits) == digits and #hits - before < ask.limit then attempt('job:' .. id, job, id) end
     end
     if #hits > before then return end
@@ -53,10 +56,10 @@ local function jobs(digits)
 end
 
 local function named(list, kind, show)
-  local from = '[' .. ask.lower
+  local from = '[' .. lower
   for _, member in ipairs(redis.call('ZRANGEBYLEX', list, from, from .. '\255', 'LIMIT', 0, ask.limit)) do
     local name, id = string.match(member, '^(.*)%z(%d+)$')
-    if id then attempt(kind .. id, show, id, name == ask.lower) end
+    if id then attempt(kind .. id, show, id, name == lower) end
   end
 end
 
@@ -73,7 +76,7 @@ local function token(id)
   if name then hit('token', id, {name = name, account = owner, is_exact = true}) end
 end
 
-local digits = #ask.lower >= 8 and #ask.lower <= 32 and string.match(ask.lower, '^%x+$')
+local digits = #lower >= 8 and #lower <= 32 and string.match(lower, '^%x+$')
 if string.find(ask.text, '^[1-9]%d*$') and #ask.text <= 19 then
   attempt('server:' .. ask.text, server, ask.text, true)
   attempt('snapshot:' .. ask.text, snapshot, ask.text, true)

@@ -52,9 +52,8 @@ end
 
 -- End a job: set its state, take it out of its node's queue, settle its snapshot, free its server.
 -- result: state, kept_ms: retention of the job's record, failure_code, failure_detail, failure_cause: for operators
--- only, or '', stranded, downtime_seconds,
--- snapshot_status, size_mb, retry_ms, retry_most_ms, undoable_ms, notes and contents (JSON or ''), note_codes,
--- audited_codes, note_codes_ms
+-- only, or '', stranded, downtime_seconds, snapshot_status, size_mb, retry_ms, retry_most_ms, undoable_ms, notes and
+-- contents (JSON or ''), note_codes, audited_codes, note_codes_ms
 local function conclude(job_id, job, result)
   local now = now_ms()
   become(job_id, job, result.state)

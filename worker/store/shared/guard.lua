@@ -5,8 +5,8 @@ local unguarded, call = redis, redis.pcall
 local MOST_LEFT_OUT = 100 -- of one call
 local left_out, met = {}, {}
 local NO_MEMBERS = {
-  HGETALL = true, LRANGE = true, SMEMBERS = true, XRANGE = true, XREVRANGE = true, ZPOPMIN = true, ZRANGE = true,
-  ZRANGEBYLEX = true, ZRANGEBYSCORE = true, ZREVRANGE = true, ZREVRANGEBYSCORE = true,
+  HGETALL = true, HKEYS = true, LRANGE = true, SMEMBERS = true, XRANGE = true, XREVRANGE = true, ZPOPMIN = true,
+  ZRANGE = true, ZRANGEBYLEX = true, ZRANGEBYSCORE = true, ZREVRANGE = true, ZREVRANGEBYSCORE = true,
 }
 local NO_VALUE = {
   GET = true, HGET = true, LINDEX = true, LPOP = true, XADD = true, ZRANK = true, ZREVRANK = true, ZSCORE = true,

@@ -16,9 +16,10 @@ local function forget_off(job_id, server_id)
   redis.call('ZREM', 'servers:off', server_id)
 end
 
--- The guest runs again, or nobody waits for it any more. server: its record
+-- The guest runs again, or nobody waits for it any more. server: its record. The job that holds it now may be another
+-- than the one that stranded it.
 local function back_on(server_id, server)
-  if redis.call('ZSCORE', 'servers:off', server_id) then
-    forget_off(server.job or server.stranded or '', server_id)
-  end
+  if not redis.call('ZSCORE', 'servers:off', server_id) then return end
+  if server.job then forget_off(server.job, server_id) end
+  if server.stranded then forget_off(server.stranded, server_id) end
 end

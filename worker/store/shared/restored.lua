@@ -29,7 +29,7 @@ local function add_restored(id, kept)
   for _, field in ipairs(RESTORED_FIELDS) do
     if kept[field] and field ~= 'expires_ms' and redis.call('HSETNX', key, field, kept[field]) == 1 then added = 1 end
   end
-  if number(kept.expires_ms) and redis.call('HSETNX', key, 'expires_ms', kept.expires_ms) == 1 then
+  if kept.expires_ms and redis.call('HSETNX', key, 'expires_ms', kept.expires_ms) == 1 then
     redis.call('ZADD', 'snapshots:expiring', kept.expires_ms, id)
     added = 1
   end

@@ -1,7 +1,6 @@
 -- include: records
 -- Snapshot records and the lists that they are in.
 
--- Give a snapshot one of its server's slots, and its name unless another snapshot has it. is_free: nobody has it.
 local NAMES = 'snapshots:by:name'
 
 -- The entry of a snapshot, or of a server, in the list in which operators find it by its name.
@@ -9,6 +8,7 @@ local function by_name(id, name)
   return string.lower(name) .. '\0' .. id
 end
 
+-- Give a snapshot one of its server's slots, and its name unless another snapshot has it. is_free: nobody has it.
 local function take_slot(id, snapshot, is_free)
   redis.call('SADD', 'server:' .. snapshot.server .. ':counted', id)
   local names = 'server:' .. snapshot.server .. ':names'
