@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 from worker.store import errors
 from worker.store.calls import Cursor
 from worker.store.model import DESCRIPTION_MAX, NAME_MAX, AccountId, JobId, ServerId
+from worker.store.records import NUMBER_MAX
 
 EXPIRE_HOURS_MAX = 87_600
 REASON_MAX = 500
@@ -152,7 +153,7 @@ NodeInPath = Annotated[
     NodeName,
     Field(description="the name of a node", examples=["node-17"]),
 ]
-AccountIdInBody = Annotated[AccountId, Field(ge=1, le=ID_MAX), BeforeValidator(whole)]
+AccountIdInBody = Annotated[AccountId, Field(ge=1, le=NUMBER_MAX), BeforeValidator(whole)]
 AccountIdInHeader = Annotated[AccountId, Field(ge=1, le=ID_MAX, examples=[77]), BeforeValidator(id_text)]
 
 # In the validator's regex engine `$` is the end of the text, never before a line break.

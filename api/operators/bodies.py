@@ -28,6 +28,7 @@ from worker.store.calls import CursorPage
 from worker.store.model import SNAPSHOTS_PER_SERVER_MOST, AccountId, Job, SnapshotId
 from worker.store.operators import nodes, records
 from worker.store.operators.operator_store import AuditFilter
+from worker.store.records import NUMBER_MAX
 from worker.store.reports import NodeFacts
 
 TokenIdInPath = Annotated[str, *fields.hex_id("token", "0a1b2c3d4e5f")]
@@ -38,7 +39,7 @@ class LimitsBody(fields.RequestBody):
     """The limits of an account."""
 
     snapshots_max: Annotated[
-        Annotated[int, Field(ge=1, le=SNAPSHOTS_PER_SERVER_MOST)] | None,
+        Annotated[int, Field(ge=1, le=SNAPSHOTS_PER_SERVER_MOST), BeforeValidator(fields.whole)] | None,
         Field(description="how many snapshots each server of the account may have; null: the default, 5"),
     ]
 
@@ -148,7 +149,7 @@ class TokenBody(fields.RequestBody):
     ]
     permissions: Annotated[list[_Permission], Field(min_length=1, max_length=len(Permission))]
     account_id: Annotated[
-        Annotated[AccountId, Field(ge=1, le=fields.ID_MAX), BeforeValidator(fields.whole)] | None,
+        Annotated[AccountId, Field(ge=1, le=NUMBER_MAX), BeforeValidator(fields.whole)] | None,
         Field(description="null: a service token or an operator token"),
     ] = None
     lifetime_hours: Annotated[
