@@ -1,6 +1,8 @@
 """What only Redis knows is in a backup, and back after all of Redis's data was lost."""
 
+import asyncio
 import gzip
+import hashlib
 import json
 import os
 import resource
@@ -21,7 +23,7 @@ from tests.security.conftest import kept
 from worker.store.access.audit import Audit, AuditKeeper
 from worker.store.access.credentials import Credentials
 from worker.store.access.tokens import Limits, Permission, Presented, Tokens
-from worker.store.backup.file import BackupFile, BackupUnusable, write
+from worker.store.backup.file import LINE_BYTES, BackupFile, BackupUnusable, write
 from worker.store.backup.restore import AuditLogInUse, Restore
 from worker.store.backup.rows import Backup, Row
 from worker.store.customers.customer_store import Edit
@@ -219,13 +221,37 @@ class TestTheFile:
         with pytest.raises(BackupUnusable, match="it has version 2; this program reads 1"):
             BackupFile.open(path, identity=None)
 
+    @pytest.mark.parametrize("place", [12, 30, 60, 120, 250])
+    def test_a_bit_that_changed_on_the_disk_is_noticed(self, path: Path, place: int) -> None:
+        held = bytearray(path.read_bytes())
+        held[place] ^= 0x5A
+        path.write_bytes(held)
+        with pytest.raises(BackupUnusable):
+            BackupFile.open(path, identity=None)
+
+    async def test_two_at_once_are_both_whole(self, node: Node, path: Path) -> None:
+        """Each has a file of its own until it is whole."""
+        both_write = asyncio.Barrier(2)
+
+        async def one() -> None:
+            async def rows() -> AsyncIterator[Row]:
+                await both_write.wait()
+                async for row in Backup(node.cell.redis).records():
+                    yield row
+
+            await write(path, rows(), made_ms=1, last_id="", recipient=None)
+            BackupFile.open(path, identity=None)
+
+        await asyncio.gather(one(), one())
+        assert [file.name for file in path.parent.iterdir() if file.name.endswith(".new")] == []
+
     async def test_one_that_names_another_key_is_refused(self, node: Node, tmp_path: Path) -> None:
         async def forged() -> AsyncIterator[Row]:
             yield {"kind": "token", "key": "tokens", "record": {"id": "x", "account": ""}}
 
         path = tmp_path / "forged"
         await write(path, forged(), made_ms=0, last_id="", recipient=None)
-        with pytest.raises(BackupUnusable, match="a row of kind token for the key tokens"):
+        with pytest.raises(BackupUnusable, match="a row of kind 'token' for the key 'tokens'"):
             await put_back(node.cell, path)
 
     async def test_a_full_disk_leaves_the_former_one(self, node: Node, path: Path) -> None:
@@ -255,6 +281,47 @@ class TestTheFile:
             await back_up(node.cell, path.parent, recipient="age1nobody")
 
 
+HEAD = b'{"vps_snapshots_backup":1,"made_ms":5,"last_id":""}'
+SERVER_ROW = b'{"kind":"server","key":"server:1","record":{"account":"7"}}'
+
+
+def forged(path: Path, *lines: bytes) -> Path:
+    """A file with these lines and the end that belongs to them."""
+    text = b"".join(line + b"\n" for line in lines)
+    end = json.dumps({"rows": len(lines) - 1, "sha256": hashlib.sha256(text).hexdigest()}).encode()
+    path.write_bytes(gzip.compress(text + end, compresslevel=1))
+    return path
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (HEAD.replace(b"5", b'"x"'),),
+        (HEAD.replace(b"5", b"1e999"),),
+        (HEAD.replace(b'"made_ms":5,', b""),),
+        (b"[" * 100_000,),
+        (HEAD, b"[" * 100_000),
+        (HEAD, b"x" * (LINE_BYTES + 1)),
+        (HEAD, b"{}"),
+        (HEAD, SERVER_ROW.replace(b'"server",', b'["server"],')),
+        (HEAD, SERVER_ROW.replace(b'"server:1"', b"1")),
+        (HEAD, SERVER_ROW.replace(b'"server:1"', b'"server:1\\u0000"')),
+        (HEAD, SERVER_ROW.replace(b'"7"', b"7")),
+        (HEAD, SERVER_ROW.replace(b'"7"', b"null")),
+        (HEAD, SERVER_ROW[:-1] + b',"lifetime_ms":1e300}'),
+        (HEAD, SERVER_ROW[:-1] + b',"lifetime_ms":-1}'),
+        (HEAD, b'{"kind":"audit","record":{"seq":"1"},"id":"99999999999999999999-0"}'),
+        (HEAD, b'{"kind":"audit_head","record":[]}'),
+    ],
+)
+def test_a_file_with_rows_that_no_backup_has_is_refused_before_anything_is_written(
+    tmp_path: Path, lines: tuple[bytes, ...]
+) -> None:
+    BackupFile.open(forged(tmp_path / "good", HEAD, SERVER_ROW), identity=None)
+    with pytest.raises(BackupUnusable):
+        BackupFile.open(forged(tmp_path / "forged", *lines), identity=None)
+
+
 def names(path: Path, identity: Path | None) -> list[tuple[str, str]]:
     """What is in a backup."""
     return [(row["kind"], row.get("key", "")) for row in BackupFile.open(path, identity=identity).rows()]
@@ -277,6 +344,10 @@ async def test_the_commands(node: Node, redis_server: RedisServer, tmp_path: Pat
     before = await known(node, snapshot_id, secrets)
     for name in ("vps-snapshots-20250101T000000Z.backup", "vps-snapshots-20250102T000000Z.backup"):
         (tmp_path / name).touch()
+    killed, being_written = (tmp_path / f".vps-snapshots-20250103T000000Z.backup.{one}.new" for one in "ab")
+    killed.touch()
+    os.utime(killed, (0, 0))
+    being_written.touch()
     done = program(f"unix://{redis_server.socket}", "backup", tmp_path, "--keep", "2")
     assert done.returncode == 0, done.stderr
     path = Path(done.stdout.strip())
@@ -285,6 +356,7 @@ async def test_the_commands(node: Node, redis_server: RedisServer, tmp_path: Pat
         "vps-snapshots-20250102T000000Z.backup",
         path.name,
     ]
+    assert (killed.exists(), being_written.exists()) == (False, True)
 
     refused = program(f"unix://{redis_server.socket}", "restore", path)
     assert (refused.returncode, "Redis has tokens" in refused.stderr) == (1, True)
