@@ -106,7 +106,7 @@ def restore(
 async def _restore(redis: ArqRedis, found: BackupFile, settings: ApiSettings, *, merge: bool) -> dict[str, int]:
     store = Restore(redis)
     if not merge and not await store.is_empty():
-        fail("Redis has tokens: it has not lost its data. --merge adds what it lacks", code=1)
+        fail("Redis has tokens: its data is not lost, or a restore was interrupted. --merge adds what it lacks", code=1)
     written = await store.records(found, now_ms=await Backup(redis).now_ms())
     await record(audit_of(redis, settings), "restore", reason=found.path.name)
     return dict(written)

@@ -172,6 +172,24 @@ async def test_no_snapshot_expires_at_once(node: Node, tmp_path: Path) -> None:
     assert snapshot.expires_at > datetime.now(UTC) + timedelta(days=6)
 
 
+@pytest.mark.parametrize("nodes_first", [False, True])
+async def test_a_snapshot_whose_expiry_was_taken_away_is_published(
+    node: Node, tmp_path: Path, nodes_first: bool
+) -> None:
+    snapshot_id = await node.create("kept")
+    edits = (Edit(expires_at=datetime.now(UTC) + timedelta(hours=1)), Edit(expires_at="never"))
+    for edit in edits:
+        await node.cell.store.edit(account_id=ACCOUNT, snapshot_id=snapshot_id, edit=edit)
+    path = await back_up(node.cell, tmp_path)
+    await lose_redis_data(node)
+    if nodes_first:
+        await report(node)
+    await put_back(node.cell, path)
+    await report(node)
+    assert (await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=snapshot_id)).expires_at is None
+    assert await node.cell.raw("ZCARD", "snapshots:expiring") == 0
+
+
 async def test_a_token_that_has_ended_meanwhile_does_not_come_back(node: Node, tmp_path: Path) -> None:
     await have_all(node)
     path = await back_up(node.cell, tmp_path)
