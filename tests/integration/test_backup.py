@@ -27,6 +27,7 @@ from worker.store.backup.file import LINE_BYTES, BackupFile, BackupUnusable, wri
 from worker.store.backup.restore import AuditLogInUse, Restore
 from worker.store.backup.rows import Backup, Row
 from worker.store.customers.customer_store import Edit
+from worker.store.errors import NodeNotFound
 from worker.store.model import SnapshotId
 from worker.store.operators.cell import Cell as CellNumbers
 from worker.store.operators.operator_store import OperatorStore
@@ -156,6 +157,22 @@ async def test_what_another_account_has_now_gets_nothing(node: Node, tmp_path: P
     await report(node)
     snapshot = await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=snapshot_id)
     assert (dict(snapshot.labels), snapshot.protected, snapshot.expires_at) == ({}, False, None)
+
+
+async def test_a_paused_node_that_has_not_come_back_is_not_a_damaged_record(node: Node, tmp_path: Path) -> None:
+    await have_all(node)
+    path = await back_up(node.cell, tmp_path)
+    await node.cell.raw("FLUSHALL")
+    await put_back(node.cell, path)
+    operators = OperatorStore(node.cell.redis, node.cell.store)
+    for call in (operators.node, operators.resume, operators.reconcile):
+        with pytest.raises(NodeNotFound):
+            await call("n1")
+    assert await operators.unreadable() == ()
+    await node.cell.node.take_lease(seconds=60)
+    pause = (await operators.node("n1")).pause
+    assert pause
+    assert pause.reason == "kernel upgrade"
 
 
 async def test_no_snapshot_expires_at_once(node: Node, tmp_path: Path) -> None:
