@@ -228,6 +228,16 @@ async def test_an_unreadable_record_keeps_no_other_out(node: Node, tmp_path: Pat
     assert await known(node, snapshot_id, secrets) == before
 
 
+async def test_an_unreadable_entry_of_the_audit_log_keeps_no_other_out(node: Node, tmp_path: Path) -> None:
+    await have_all(node)
+    await node.cell.raw("XADD", "audit", "*", "seq", b"\xff")
+    await node.cell.raw("XADD", "audit", "*", "seq", "soon")
+    path = await back_up(node.cell, tmp_path)
+    assert [kind for kind, _ in names(path, None)].count("audit") == 250
+    operators = OperatorStore(node.cell.redis, node.cell.store)
+    assert {one.key.split()[0] for one in await operators.unreadable()} == {"audit"}
+
+
 class TestTheFile:
     @pytest.fixture
     async def path(self, node: Node, tmp_path: Path) -> Path:

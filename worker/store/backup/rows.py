@@ -70,10 +70,17 @@ class Backup(Scripts):
         head = await reading(lambda: self._redis.hgetall(HEAD))  # type: ignore[arg-type,return-value]
         last, after = records.text(head.get(b"seq", b"0")), "-"
         while entries := await reading(lambda at=after: self._redis.xrange(STREAM, at, "+", SCANNED_AT_ONCE)):  # type: ignore[misc]
+            unreadable: list[Unreadable] = []
             for entry_id, fields in entries:
-                record = records.decoded(fields)
-                if int(record.get("seq", 0)) <= int(last):
-                    yield {"kind": "audit", "id": records.text(entry_id), "record": record}
+                try:
+                    row: Row = {"kind": "audit", "id": records.text(entry_id), "record": records.decoded(fields)}
+                    is_whole = int(row["record"].get("seq", 0)) <= int(last)
+                except ValueError as error:
+                    unreadable.append(Unreadable(key=f"{STREAM} {records.text(entry_id)}", reason=str(error)))
+                    continue
+                if is_whole:
+                    yield row
+            await self._tell_unreadable(unreadable)
             after = f"({records.text(entries[-1][0])}"
         if head:
             yield {"kind": "audit_head", "record": records.decoded(head)}
