@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import RedisServer, needs
-from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.test_reconcile import Node, lose_redis_data, node, report
 from tests.security.conftest import kept
 from worker.store.access.audit import Audit, AuditKeeper
@@ -29,6 +29,7 @@ from worker.store.backup.rows import Backup, Row
 from worker.store.customers.customer_store import Edit
 from worker.store.errors import NodeNotFound
 from worker.store.model import SnapshotId
+from worker.store.nodes.node_store import ReportedServer
 from worker.store.operators.cell import Cell as CellNumbers
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.schedules.schedules import Schedules, ScheduleSpec
@@ -173,6 +174,21 @@ async def test_a_paused_node_that_has_not_come_back_is_not_a_damaged_record(node
     pause = (await operators.node("n1")).pause
     assert pause
     assert pause.reason == "kernel upgrade"
+
+
+async def test_no_other_node_gets_a_server_before_its_own_reports(node: Node, tmp_path: Path) -> None:
+    """Then one that has it may: it was moved there after the backup."""
+    await have_all(node)
+    path = await back_up(node.cell, tmp_path)
+    await node.cell.raw("FLUSHALL")
+    await put_back(node.cell, path)
+    other = node_store(node.cell.redis, node="n2", machine="m2")
+    for store in (other, node.cell.node):
+        assert await store.take_lease(seconds=60) is None
+    server = ReportedServer(id=SERVER, account_id=ACCOUNT, name="web-server-01", power="on")
+    assert (await other.report([server])).conflicts == {SERVER}
+    assert (await node.cell.node.report([])).gone == {SERVER}
+    assert (await other.report([server])).fresh == {SERVER}
 
 
 async def test_no_snapshot_expires_at_once(node: Node, tmp_path: Path) -> None:
