@@ -2,9 +2,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi clients sbom lock clean bench bench-pickup \
+.PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi clients sbom deb test-packages release \
+    lock clean bench bench-pickup \
     bench-admission bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
-    bench-footprint chaos fuzz migrations backups-beside dry-runs screenshots survey
+    bench-footprint chaos fuzz migrations failovers backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -94,6 +95,18 @@ sbom: setup $(CLIENT)/.lock ## write the software bill of materials, sbom.json: 
 	$(BIN)/python -m deploy.sbom >sbom.json.new
 	@mv sbom.json.new sbom.json
 
+DIST ?= dist
+deb: setup ## build the wheel and the Debian packages for Debian 12 and 13, each with its SBOM and licenses (DIST=dist DEBIAN=12 REVISION=1)
+	@deploy/setup.sh packaging
+	$(BIN)/python -m deploy.packages $(DIST) $(addprefix --debian ,$(DEBIAN)) --revision $(or $(REVISION),1)
+
+test-packages: setup ## build the packages twice, and install, use, upgrade and purge them in chroots of Debian 12 and 13 (as root; DEBIAN=12)
+	@deploy/setup.sh packaging
+	@DEBIAN="$(DEBIAN)" tests/packages/run.sh
+
+release: setup-tests ## run all checks, date the changelog, tag the version of pyproject.toml and build its packages, in dist/VERSION
+	@$(BIN)/python -m deploy.release
+
 bench: setup $(PEERS)/.lock ## run all benchmarks in a short form, and write docs/benchmarks.md (ONLY="http disk")
 	@deploy/setup.sh bench
 	@ONLY="$(ONLY)" $(REAPING) $(BIN)/python -m tests.bench
@@ -109,6 +122,9 @@ fuzz: setup ## send N (100000) requests at random to a real service: no 5xx, no 
 
 migrations: setup ## migrate a server with snapshots between two nodes with kills, and check everything (N=40 SEED=7)
 	@exec $(REAPING) $(BIN)/python -m tests.chaos.migrations
+
+failovers: setup-tests ## kill, freeze and cut off the primary of Redis under load, N (20) times, and kill front ends (SEED=7 WAIT=1 MIN=1)
+	@exec $(BIN)/python -m tests.chaos.failovers
 
 backups-beside: setup-tests ## run virtnbdbackup with random jobs and kills, then restore and compare each chain (N=200 SEED=7)
 	@exec $(REAPING) $(BIN)/python -m tests.backups
@@ -158,10 +174,11 @@ UV = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --g
     --no-header --no-annotate --no-emit-index-url --no-emit-find-links $(UPGRADE)
 lock: setup $(CLIENT)/.lock ## resolve the dependencies into the lock files (UPGRADE=--upgrade: to the newest versions)
 	@test -x .venv-lock/bin/uv || { $(BIN)/python -m venv .venv-lock && .venv-lock/bin/pip install -q uv; }
-	$(UV) pyproject.toml --extra node --extra tracing --group build --group dev -o deploy/lock/dev.txt
+	$(UV) pyproject.toml --all-extras --group build --group dev -o deploy/lock/dev.txt
 	$(UV) pyproject.toml --extra node -c deploy/lock/dev.txt -o deploy/lock/node.txt
-	$(UV) pyproject.toml -c deploy/lock/dev.txt -o deploy/lock/front-end.txt
-	$(UV) pyproject.toml --extra tracing -c deploy/lock/dev.txt -o deploy/lock/tracing.txt
+	$(UV) pyproject.toml --extra front-end -c deploy/lock/dev.txt -o deploy/lock/front-end.txt
+	$(UV) pyproject.toml --extra cli -c deploy/lock/dev.txt -o deploy/lock/cli.txt
+	$(UV) pyproject.toml --extra service --extra tracing -c deploy/lock/dev.txt -o deploy/lock/tracing.txt
 	$(UV) --group build -c deploy/lock/dev.txt -o deploy/lock/build.txt
 	$(UV) --group client -o deploy/lock/client.txt
 	$(UV) --group ansible -c deploy/lock/client.txt -o deploy/lock/ansible.txt

@@ -10,7 +10,8 @@ import typer
 
 from api.options import Config, settings_of
 from api.settings import ApiSettings
-from worker.program import logs
+from worker.program import alive, logs
+from worker.program.alive import Turns
 from worker.program.background import in_background
 from worker.program.loop import every
 from worker.store.access import audit_check
@@ -20,6 +21,7 @@ from worker.store.redis_client import connect
 
 KEEP_SECONDS = 1.0  # how late an entry may be in the log
 CHECK_SECONDS = 3600.0
+TURN_SECONDS = 300.0  # of the keeper; its calls have limits that are far shorter
 
 app = typer.Typer(no_args_is_help=True, help="Keep the audit log.")
 log = structlog.stdlib.get_logger()
@@ -44,7 +46,13 @@ async def _keep(settings: ApiSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     redis = connect(settings.redis)
     keeper = AuditKeeper(redis, kept=timedelta(days=settings.audit_days))
+    turns = Turns(TURN_SECONDS)
+    turned = turns.counted("audit")
     expected: dict[type[Exception], str] = {StoreUnavailable: "audit.store_unavailable"}
+
+    async def keep() -> None:
+        turned()
+        await keeper.keep()
 
     async def check() -> None:
         after: str | None = None
@@ -59,9 +67,11 @@ async def _keep(settings: ApiSettings) -> None:
         log.info("audit.checked", entries=checked, faults=faults, seq=found.seq, chain=found.chain)
 
     try:
-        keeping = every(KEEP_SECONDS, keeper.keep, name="audit", expected=expected)
+        keeping = every(KEEP_SECONDS, keep, name="audit", expected=expected)
         checking = every(CHECK_SECONDS, check, name="audit_check", expected=expected)
-        async with in_background(keeping), in_background(checking):
+        async with in_background(alive.prove_alive(turns)), in_background(keeping), in_background(checking):
+            alive.tell(alive.READY)
             await stop.wait()
+            alive.tell(alive.STOPPING)
     finally:
         await redis.aclose(close_connection_pool=True)

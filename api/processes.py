@@ -5,6 +5,7 @@ starts each process that died again, and ends once all have ended after SIGTERM 
 """
 
 import gc
+import math
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ import structlog
 
 from api.http import listeners
 from api.settings import ApiSettings
+from worker.program import alive
 
 AGAIN_SECONDS = 1.0  # until a process that died is started again: one that dies at its start must not take a whole CPU
 OVERDUE_SECONDS = 10.0  # beyond `drain_seconds`, until processes that have not ended are killed
@@ -76,6 +78,7 @@ def run(settings: ApiSettings, serve: Callable[[Process], None]) -> None:
         def serve_as(index: int) -> None:
             os.close(writing)
             _close(sockets, but=sockets[index])
+            alive.leave_to_parent()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             serve(Process(index=index, sockets=sockets[index], shared=shared))
 
@@ -133,7 +136,8 @@ class _Parent:
         """Return after SIGTERM or SIGINT. Raises SystemExit if the processes cannot work with these settings."""
         while True:
             self._start_due()
-            if _next_signal(until=min(self._due.values(), default=None)) in _ENDING:
+            alive.tell(alive.READY)
+            if self._next_signal() in _ENDING:
                 break
             for index, code in self._ended():
                 log.error("api.process_ended", process=index, code=code)
@@ -142,6 +146,16 @@ class _Parent:
                     sys.exit(code)
                 self._due[index] = time.monotonic() + AGAIN_SECONDS
         self._end()
+
+    def _next_signal(self) -> int | None:
+        """The next one; None once a process is to be started. Meanwhile, systemd is told that the parent lives."""
+        while True:
+            alive.tell(alive.ALIVE)
+            due = min(self._due.values(), default=math.inf)
+            told = time.monotonic() + alive.TOLD_EACH_SECONDS
+            found = _next_signal(until=min(due, told))
+            if found is not None or due <= told:
+                return found
 
     def _start_due(self) -> None:
         for index, at in tuple(self._due.items()):
@@ -156,6 +170,7 @@ class _Parent:
 
     def _end(self) -> None:
         """Let the processes finish their requests; kill those that do not end."""
+        alive.tell(alive.STOPPING)
         log.info("api.stopping")
         _close(self._sockets)  # or connections would wait for a process until all have ended
         self._send(signal.SIGTERM)
@@ -163,6 +178,7 @@ class _Parent:
         while self._running:
             if time.monotonic() > overdue:
                 self._send(signal.SIGKILL)
+            alive.tell(alive.ALIVE)
             _next_signal(until=max(overdue, time.monotonic() + AGAIN_SECONDS))
             for index, code in self._ended():
                 if code:
@@ -182,9 +198,7 @@ class _Parent:
                 yield self._running.pop(pid), os.waitstatus_to_exitcode(status)
 
 
-def _next_signal(*, until: float | None) -> int | None:
+def _next_signal(*, until: float) -> int | None:
     """The next one; None if none has come by then, on the monotonic clock."""
-    if until is None:
-        return signal.sigwait(_SIGNALS)
     found = signal.sigtimedwait(_SIGNALS, max(0.0, until - time.monotonic()))
     return found.si_signo if found else None

@@ -19,7 +19,8 @@ from api.measures.metrics import Metrics
 from api.options import fail
 from api.processes import Process
 from api.settings import ApiSettings
-from worker.program import logs
+from worker.program import alive, logs
+from worker.program.background import in_background
 from worker.program.configuration import ConfigurationError
 from worker.program.span_export import exporting
 from worker.store.redis_client import connect
@@ -56,12 +57,15 @@ async def _serve(settings: ApiSettings, metrics: Metrics, process: Process) -> N
     if process.shared is not None:
         _on_end_of(process.shared.parent, stop.set)
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(in_background(alive.prove_alive()))
         redis = connect(settings.redis, observer=metrics.redis)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)
         app = build(redis, settings, metrics=metrics, process=process)
         address = await stack.enter_async_context(listening(app, settings, process.sockets))
         log.info("api.listening", address=_shown(address), **({"process": process.index} if process.shared else {}))
+        alive.tell(alive.READY)
         await stop.wait()
+        alive.tell(alive.STOPPING)
         log.info("api.stopping")
 
 

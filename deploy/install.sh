@@ -64,7 +64,7 @@ fi
 install -D -m 644 "deploy/systemd/vps-snapshots-$unit.service" "/etc/systemd/system/vps-snapshots-$unit.service"
 if [ "$role" = front-end ]; then
     [ -e /etc/vps-snapshots/audit.toml ] || install -D -m 600 deploy/examples/audit.toml /etc/vps-snapshots/audit.toml
-    install -D -m 644 -t /etc/systemd/system deploy/systemd/vps-snapshots-{audit.service,backup.service,backup.timer}
+    install -D -m 644 -t /etc/systemd/system deploy/systemd/vps-snapshots-{api.socket,audit.service,backup.service,backup.timer}
 fi
 if [ "$role" = node ]; then
     install -D -m 644 deploy/systemd/libvirtd.conf /etc/systemd/system/libvirtd.service.d/vps-snapshots.conf

@@ -9,7 +9,7 @@ import re
 import sys
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
@@ -102,7 +102,7 @@ def _licenses() -> dict[tuple[str, str], str]:
     found = {}
     for path in (*_site_packages(Path(f"{sys.prefix}-client")), *_site_packages(Path(sys.prefix))):
         for package in distributions(path=[str(path)]):
-            if stated := _license(package):
+            if stated := license_of(package):
                 found["pypi", normalized(package.name)] = stated
     for path_, entry in json.loads(NPM_LOCK.read_text())["packages"].items():
         if "license" in entry:
@@ -114,7 +114,7 @@ def _site_packages(venv: Path) -> Iterator[Path]:
     return venv.glob("lib/python3*/site-packages")
 
 
-def _license(package: Distribution) -> str | None:
+def license_of(package: Distribution) -> str | None:
     metadata = package.metadata
     for field in ("License-Expression", "License"):
         stated = metadata[field].strip() if field in metadata else ""
@@ -125,19 +125,24 @@ def _license(package: Distribution) -> str | None:
     return " and ".join(names) or None
 
 
-def bill() -> str:
-    """The document. Raises LookupError if the license of a package is unknown."""
+def bill(*, name: str | None = None, only: Set[tuple[str, str]] | None = None) -> str:
+    """The document of all locked packages, or of what contains `only` these names and versions from PyPI.
+
+    Raises LookupError if the license of a package is unknown.
+    """
     licenses, factory = _licenses(), LicenseFactory()
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     bom = Bom()
     bom.metadata.component = root = Component(
         type=ComponentType.APPLICATION,
-        name=project["name"],
+        name=name or project["name"],
         version=project["version"],
-        bom_ref=project["name"],
+        bom_ref=name or project["name"],
         licenses=[factory.make_from_string(project["license"])],
     )
     for package, locks in sorted(locked().items()):
+        if only is not None and (package.kind != "pypi" or (package.name, package.version) not in only):
+            continue
         stated = licenses.get((package.kind, package.name)) or STATED.get(package.name)
         if stated is None:
             raise LookupError(f"{package.name} states no license: add it to deploy/sbom.py")

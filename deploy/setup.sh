@@ -4,6 +4,7 @@
 # Can be run from any folder and repeatedly: installed packages are kept, and a second run takes milliseconds.
 #   deploy/setup.sh packages     only the Debian packages, which need root
 #   deploy/setup.sh tests        only the additional Debian packages for the tests
+#   deploy/setup.sh packaging    only those to build Debian packages and to test them
 #   deploy/setup.sh bench        only the additional Debian packages for the benchmarks
 #   PYTHON=/usr/bin/python3.12   interpreter of the venv, 3.11 or later (default: the venv's own, for a new one python3)
 #   VENV=.venv                   folder of the venv
@@ -28,10 +29,13 @@ HYPERVISOR_PACKAGES=(
     swtpm swtpm-tools                               # servers with a TPM
     busybox-static cpio xz-utils                    # to build the guest of the demo and the tests from Debian's kernel
 )
-# Only for the tests: a browser for the dashboard, Prometheus with promtool for metrics and alerts, a backup tool, encryption
-TEST_PACKAGES=(chromium prometheus virtnbdbackup age)
+# Only for the tests: a browser for the dashboard, Prometheus with promtool for metrics and alerts, a backup tool, encryption,
+# and for failovers a proxy before two front ends and network namespaces
+TEST_PACKAGES=(chromium prometheus virtnbdbackup age haproxy iproute2)
 # Only for the benchmarks: wrk makes the calls of `make bench-http`
 BENCH_PACKAGES=(wrk)
+# Only for `make deb` and `make test-packages`
+PACKAGING_PACKAGES=(debhelper debootstrap lintian)
 # If PYTHON is Debian's own, which comes without venv and headers:
 DEBIAN_PYTHON_PACKAGES=(python3-venv)
 DEBIAN_PYTHON_HEADERS=(python3-dev)
@@ -133,6 +137,7 @@ exec 9<.
 flock 9
 : >"$LOG"
 if [ "${1:-}" = tests ]; then ensure_packages "${TEST_PACKAGES[@]}"; exit 0; fi
+if [ "${1:-}" = packaging ]; then ensure_packages "${PACKAGING_PACKAGES[@]}"; exit 0; fi
 if [ "${1:-}" = bench ]; then ensure_packages "${BENCH_PACKAGES[@]}"; exit 0; fi
 if [ -z "${1:-}" ] && is_current && is_of_python && has_hypervisor; then exit 0; fi
 

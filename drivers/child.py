@@ -20,6 +20,9 @@ from functools import cache
 from pathlib import Path
 
 CHILDREN = 64  # at the same time
+# Below the guests on the CPU and, with the scheduler bfq, on the disk: the kernel derives the priority of I/O from it.
+# Not the idle class: a guest that is stopped for the child would wait for as long as other guests keep the disk busy.
+NICE = 19
 MAX_OUTPUT_BYTES = 32 << 20  # on stdout: 4096 snapshots with long names, as JSON
 KEPT_ERROR_BYTES = 64 << 10  # of stderr, on which a repair writes a line for each cluster: 80 MB for 100 GB
 _WAITING = ThreadPoolExecutor(CHILDREN, thread_name_prefix="qemu-img")  # one thread waits for each child
@@ -63,6 +66,8 @@ async def run(*command: str, limits: Limits, files: Sequence[int] = ()) -> Ended
         pass_fds=(*files, *_locks()),
         env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "1"},
     )
+    with suppress(ProcessLookupError):  # it may have ended
+        os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
     ended = asyncio.get_running_loop().run_in_executor(_WAITING, _read_all, process)
     try:
         return await asyncio.shield(ended)

@@ -147,7 +147,7 @@ def _is_alive(holder: str) -> bool:
 class Lease:
     """Keeps the node's lease in the store. Without the lease no new job may start; running jobs continue.
 
-    `gained` is awaited and `lost` called when the lease is gained or lost.
+    `gained` is awaited and `lost` called when the lease is gained or lost. `turned` is called before each heartbeat.
     """
 
     def __init__(
@@ -157,8 +157,10 @@ class Lease:
         gained: Callable[[], Awaitable[None]],
         lost: Callable[[], None],
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        turned: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
+        self._turned = turned
         self._heartbeat_seconds = heartbeat_seconds
         self._gained = gained
         self._lost = lost
@@ -203,6 +205,7 @@ class Lease:
     async def keep(self) -> None:
         """Run until cancelled: send heartbeats, and notice when the lease is lost or regained."""
         while True:
+            self._turned()
             await asyncio.sleep(self._heartbeat_seconds if self._held else RETRY_SECONDS)
             with guarded("lease"):
                 await self._beat()

@@ -3,7 +3,6 @@
 from worker.program import lean  # noqa: F401, I001 - before all others
 
 import asyncio
-import faulthandler
 import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -27,7 +26,8 @@ from worker.lease import HypervisorLock, Lease, NodeLock, NodeTaken, boot_id, ma
 from worker.local_redis import LocalRedis, LocalRedisDied, local_redis
 from worker.metrics import Metrics
 from worker.node_worker import NodeWorker
-from worker.program import logs
+from worker.program import alive, logs
+from worker.program.alive import Turns, prove_alive
 from worker.program.background import in_background
 from worker.program.configuration import ConfigurationError, help_text, load
 from worker.program.exposition import exposed
@@ -44,7 +44,7 @@ from worker.survey import as_text as survey_as_text
 from worker.traces import of_calls
 
 ID_MAX = 2**63 - 1  # the largest id that the API accepts and SQLite can store
-HUNG_SECONDS = 30.0  # without one turn of the event loop; its longest blocking call, a journal write, takes far less
+TURN_SECONDS = 300.0  # of the loops for jobs and heartbeats; their calls have limits that are far shorter
 
 log = structlog.stdlib.get_logger()
 app = typer.Typer(
@@ -278,20 +278,6 @@ def _fence(settings: WorkerSettings) -> HypervisorLock | None:
     return lock
 
 
-async def _prove_alive() -> None:
-    """Run until cancelled: a watchdog for the event loop.
-
-    If the loop hangs for HUNG_SECONDS, so that not even step timeouts fire, the process prints its stack and exits.
-    The worker that systemd then starts resumes the unfinished jobs.
-    """
-    try:
-        while True:
-            faulthandler.dump_traceback_later(HUNG_SECONDS, exit=True)
-            await asyncio.sleep(HUNG_SECONDS / 10)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Means:
     """What the parts of the worker are made from."""
@@ -315,6 +301,7 @@ class _Parts:
     lease: Lease
     housekeeping: Housekeeping
     local_redis: LocalRedis
+    turns: Turns
 
 
 async def _serve(settings: WorkerSettings, job_log: JobLog, metrics: Metrics) -> None:
@@ -358,13 +345,15 @@ async def _live(parts: _Parts, settings: WorkerSettings, stop: asyncio.Event) ->
     """Work until asked to stop or a part fails, then wait for the running jobs. Raises what the failed part raised."""
     owed = parts.runner.resume()  # first: started jobs must be finished even if the store is unreachable
     log.info("worker.started", node=settings.node, driver=settings.driver, owed_jobs=len(owed))
+    alive.tell(alive.READY)
     taken = asyncio.Event()
-    until_the_end = (parts.publisher.publish_steps(), _prove_alive(), _keep_lease(parts.lease, taken))
+    until_the_end = (parts.publisher.publish_steps(), prove_alive(parts.turns), _keep_lease(parts.lease, taken))
     try:
         async with _beside(*until_the_end), _beside(_work_with_others(parts, taken), parts.local_redis.keep_watch()):
             try:
                 await stop.wait()
             finally:  # also if a part has failed
+                alive.tell(alive.STOPPING)
                 log.info("worker.stopping", drain_seconds=settings.drain_seconds)
                 parts.queue.pause()
                 await parts.runner.drain(settings.drain_seconds)
@@ -396,6 +385,7 @@ async def _beside(*parts: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 def _wired(means: _Means) -> _Parts:
     settings, journal, metrics, store = means.settings, means.journal, means.metrics, means.store
+    turns = Turns(TURN_SECONDS)
     publisher = Publisher(
         store,
         publish_again=lambda server_id: reconciler.server(server_id),  # noqa: PLW0108 - made below
@@ -418,6 +408,7 @@ def _wired(means: _Means) -> _Parts:
         node=settings.node,
         run=lambda job_id, begun: runner.run(JobId(job_id), begun),
         max_jobs=settings.max_jobs,
+        turned=turns.counted("jobs"),
     )
     reconciler = Reconciler(
         hypervisor=means.hypervisor,
@@ -442,7 +433,7 @@ def _wired(means: _Means) -> _Parts:
         await inventory.report()  # before taking jobs: one may be queued for a server that the store has lost
         queue.resume()
 
-    lease = Lease(store, gained=lease_gained, lost=queue.pause)
+    lease = Lease(store, gained=lease_gained, lost=queue.pause, turned=turns.counted("heartbeats"))
     metrics.follow(
         running=lambda: runner.working,
         owed=lambda: runner.owed,
@@ -458,6 +449,7 @@ def _wired(means: _Means) -> _Parts:
         lease=lease,
         housekeeping=Housekeeping(store=store, journal=journal, runner=runner),
         local_redis=means.local_redis,
+        turns=turns,
     )
 
 

@@ -83,7 +83,7 @@ class NodeWorker(Worker):
     """Takes jobs from the cell, up to `max_jobs` at a time, and awaits `run(job_id, job)` for each; the job is None if
     the cell has not begun it now.
 
-    `redis`: of this process's own.
+    `redis`: of this process's own. `turned` is called at each turn of its loop.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class NodeWorker(Worker):
         node: str,
         run: Callable[[str, Job | None], Awaitable[None]],
         max_jobs: int,
+        turned: Callable[[], None] = lambda: None,
     ) -> None:
         async def run_job(context: dict[Any, Any], /, *_arguments: Any, **_named: Any) -> None:
             job_id = context["job_id"]  # the rest of arq's record is not used
@@ -125,6 +126,7 @@ class NodeWorker(Worker):
         self._queue = _Queue(redis, self.queue_name)
         self._pool = cast("ArqRedis", self._queue)
         self._take = take
+        self._turned = turned
         self._taking: asyncio.Task[Sequence[JobId | Job]] | None = None
         self._begun: dict[str, Job] = {}  # jobs that the cell has begun and that have not started
         self._starting: set[str] = set()  # jobs that arq does not run yet
@@ -155,6 +157,7 @@ class NodeWorker(Worker):
         self._over.clear()
         try:
             while not self._stopping.is_set():
+                self._turned()
                 await self._look()
         finally:
             self._over.set()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from api.cli import (
+    accounts,
     bulk,
     cell,
     contexts,
@@ -114,6 +115,7 @@ for name, group, panel in (
     ("node", nodes.app, _ACT),
     ("server", servers.app, _VIEW),
     ("snapshot", snapshots.app, _ACT),
+    ("account", accounts.app, _ADMINISTER),
     ("schedule", schedules.app, _ACT),
     ("webhook", webhooks.app, _ACT),
     ("token", tokens.app, _ADMINISTER),

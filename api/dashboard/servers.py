@@ -14,7 +14,6 @@ from api.servers.calls import SNAPSHOTS_MAX
 from api.words import ago
 from worker.store.calls import Cursor
 from worker.store.customers.customer_store import SnapshotFilter
-from worker.store.model import SNAPSHOTS_PER_SERVER
 from worker.store.operators.operator_store import JobFilter
 
 SERVERS = "/ops/servers/"
@@ -36,9 +35,7 @@ async def show_all(context: Context, request: OperatorRequest) -> web.Response:
             without_snapshot_of=query.without_snapshot_of,
         ),
     )
-    return context.rendering.page(
-        request.http, "servers.html", filters=read_filters(request, query), page=page, slots=SNAPSHOTS_PER_SERVER
-    )
+    return context.rendering.page(request.http, "servers.html", filters=read_filters(request, query), page=page)
 
 
 async def show_one(context: Context, request: OperatorRequest) -> web.Response:
@@ -56,7 +53,6 @@ async def show_one(context: Context, request: OperatorRequest) -> web.Response:
         "server.html",
         found=found,
         server=found.view.server,
-        slots=SNAPSHOTS_PER_SERVER,
         stranding=stranding.job if stranding else None,
         cause=stranding.cause if stranding else None,
         snapshots=snapshots.results,

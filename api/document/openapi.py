@@ -290,10 +290,13 @@ def _parameters_of(call: AnyCall) -> list[Json]:
     in_path = re.findall(r"{(\w+)}", call.path)
     in_query: list[Json] = []
     if call.query is not None:
-        for name, schema in call.query.model_json_schema(schema_generator=_Schemas)["properties"].items():
+        model = call.query.model_json_schema(schema_generator=_Schemas)
+        for name, schema in model["properties"].items():
             given = _never_null(schema)
             text = given.pop("description", None)
-            in_query.append({"name": name, "in": "query", **({"description": text} if text else {}), "schema": given})
+            more = {"description": text} if text else {}
+            more |= {"required": True} if name in model.get("required", ()) else {}
+            in_query.append({"name": name, "in": "query", **more, "schema": given})
     for_method = [KEY_HEADER] if call.takes_key else ["If-None-Match"] if call.is_cacheable else []
     of_stream = [LAST_EVENT_HEADER] if call.is_stream else []
     account = [] if call.permission in OPERATORS else ["X-Account-Id"]

@@ -62,7 +62,7 @@ PAGES = (
     _of_operators("Cell and events", "overview/", "events/"),
     _of_operators("Nodes", "nodes/"),
     _of_operators("Jobs", "jobs/"),
-    _of_operators("Servers", "servers/"),
+    _of_operators("Servers and accounts", "servers/", "accounts/"),
     _of_operators("Schedules", "schedules/"),
     _of_operators("Search and snapshots", "search/", "snapshots/"),
     _of_operators("Audit and findings", "audit/", "findings/"),

@@ -14,6 +14,7 @@ from worker.store.webhooks.webhooks import WEBHOOKS_PER_ACCOUNT
 
 REQUESTED_MS = "1737044100000"
 REFUSALS: tuple[errors.Refused, ...] = (
+    errors.AccountNotFound.of(id=77),
     errors.ServerNotFound.of(id=12345),
     errors.SnapshotNotFound.of(id=801),
     errors.JobNotFound.of(id=JOB_ID),
@@ -28,7 +29,7 @@ REFUSALS: tuple[errors.Refused, ...] = (
     errors.RedeliveredRecently.of(),
     errors.RecordUnreadable.of(kind="schedule"),
     errors.ServerBusy.of(JOB_ID, "create", REQUESTED_MS, "802"),
-    errors.SnapshotLimitReached.of(limit=SNAPSHOTS_PER_SERVER),
+    errors.SnapshotLimitReached.of(str(SNAPSHOTS_PER_SERVER)),
     errors.NameTaken.of("801", REQUESTED_MS),
     errors.SnapshotNotReady.of("in_progress", id=801),
     errors.UndoUnavailable.of(),

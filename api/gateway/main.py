@@ -19,7 +19,7 @@ from api.gateway.metrics import Metrics
 from api.gateway.server import Gateway, listening
 from api.gateway.settings import GatewaySettings
 from api.options import Config, fail, settings_of
-from worker.program import logs
+from worker.program import alive, logs
 from worker.program.background import in_background
 from worker.program.configuration import ConfigurationError, help_text
 from worker.program.exposition import exposed
@@ -62,9 +62,11 @@ async def _serve(settings: GatewaySettings, metrics: Metrics) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    async with running(settings, metrics) as address:
+    async with in_background(alive.prove_alive()), running(settings, metrics) as address:
         log.info("gateway.listening", address=address)
+        alive.tell(alive.READY)
         await stop.wait()
+        alive.tell(alive.STOPPING)
         log.info("gateway.stopping")
 
 

@@ -140,6 +140,9 @@ NOT_NULL = BeforeValidator(_not_null), Field(json_schema_extra=_without_null)
 
 # Limits come before the parser, or the schema lacks them.
 ServerIdInBody = Annotated[ServerId, Field(ge=1, le=ID_MAX), BeforeValidator(whole)]
+AccountIdInPath = Annotated[
+    AccountId, Field(ge=1, le=ID_MAX, description="ID of an account", examples=[77]), BeforeValidator(id_text)
+]
 ServerIdInPath = Annotated[
     ServerId, Field(ge=1, le=ID_MAX, description="ID of a server", examples=[12345]), BeforeValidator(id_text)
 ]
@@ -180,6 +183,7 @@ class PathId(Generic[Id]):
     not_found: type[errors.Refused]
 
 
+ACCOUNT_ID: PathId[AccountId] = PathId("account_id", TypeAdapter(AccountIdInPath), errors.AccountNotFound)
 SERVER_ID: PathId[ServerId] = PathId("server_id", TypeAdapter(ServerIdInPath), errors.ServerNotFound)
 JOB_ID: PathId[JobId] = PathId("job_id", TypeAdapter(JobIdInPath), errors.JobNotFound)
 NODE: PathId[str] = PathId("node", TypeAdapter(NodeInPath), errors.NodeNotFound)

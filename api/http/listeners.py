@@ -1,19 +1,25 @@
 """The sockets that a front end listens on."""
 
 import errno
+import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from api.settings import ApiSettings
 
+_FIRST = 3  # the number of the first descriptor that systemd passes
+
 
 def bind(settings: ApiSettings) -> list[list[socket.socket]]:
-    """The listening sockets of each process. Raises OSError.
+    """The listening sockets of each process: those that systemd passes, else those of the settings. Raises OSError.
 
     Each process has its own sockets for a host and a port, and the kernel spreads new connections evenly. The processes
     share a Unix socket: there the kernel has no such option.
     """
+    if given := _given():
+        return _dealt([_with_timeout(one, settings) for one in given], settings.processes)
     if settings.unix_socket is not None:
         return [[_at_path(settings.unix_socket)]] * settings.processes
     found = _addresses(settings)
@@ -27,6 +33,30 @@ def bind(settings: ApiSettings) -> list[list[socket.socket]]:
         for _ in range(settings.processes - 1)
     ]
     return [first, *others]
+
+
+def _given() -> list[socket.socket]:
+    """What systemd has opened for this process (sd_listen_fds(3)). Only the first call has them."""
+    is_ours = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
+    count = int(os.environ.pop("LISTEN_FDS", "0")) if is_ours else 0
+    given = [socket.socket(fileno=number) for number in range(_FIRST, _FIRST + count)]
+    for one in given:
+        one.set_inheritable(False)
+        one.setblocking(False)
+    return given
+
+
+def _dealt(given: Iterable[socket.socket], processes: int) -> list[list[socket.socket]]:
+    """The sockets of each process. If several have one address (SO_REUSEPORT), each is some process's own; a socket
+    that nobody accepts from would keep its connections waiting forever. With fewer than processes, they are shared."""
+    by_address: dict[object, list[socket.socket]] = {}
+    for one in given:
+        by_address.setdefault(one.getsockname(), []).append(one)
+    of_all = list(by_address.values())
+    return [
+        [one for same in of_all for one in same[index::processes] or [same[index % len(same)]]]
+        for index in range(processes)
+    ]
 
 
 def _addresses(settings: ApiSettings) -> list[tuple[int, Any]]:
@@ -46,9 +76,12 @@ def _knows(family: int) -> bool:
 
 
 def _at_address(family: int, address: Any, settings: ApiSettings, *, shared: bool) -> socket.socket:
-    listener = socket.create_server(address, family=family, reuse_port=shared)
-    # accepted sockets inherit it
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(settings.stalled_seconds * 1000))
+    return _with_timeout(socket.create_server(address, family=family, reuse_port=shared), settings)
+
+
+def _with_timeout(listener: socket.socket, settings: ApiSettings) -> socket.socket:
+    if listener.family != socket.AF_UNIX:  # accepted sockets inherit it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(settings.stalled_seconds * 1000))
     return listener
 
 

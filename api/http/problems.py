@@ -14,6 +14,7 @@ from api.http.answers import Timestamp
 from worker.store import errors
 
 STATUS: dict[type[errors.Refused], int] = {
+    errors.AccountNotFound: 404,
     errors.ServerNotFound: 404,
     errors.SnapshotNotFound: 404,
     errors.JobNotFound: 404,

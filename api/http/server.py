@@ -3,7 +3,8 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from http import HTTPStatus
 from itertools import chain
 from typing import Any, cast
@@ -20,6 +21,7 @@ from api.http.middleware import SERVER
 from api.settings import ApiSettings
 
 _TOO_MANY = "Too many headers"  # aiohttp's words
+HANDOVER_SECONDS = 1.0  # in which a client may use its idle connection once more: closed at once, it would be reset
 LINGERING_SECONDS = 2.0  # for a client that still sends: if closed at once, it might never read its answer
 
 log = structlog.get_logger()
@@ -105,9 +107,12 @@ def on_disconnect(request: web.Request, call: Callable[[], None]) -> None:
 async def listening(
     app: web.Application, settings: ApiSettings, sockets: Sequence[socket.socket] = ()
 ) -> AsyncIterator[tuple[str, int] | str]:
-    """Serve until the end of the block, then let running requests finish. Yields the address. `sockets`: those of
+    """Serve until the end of the block, then let running requests finish, and answer those that come on open
+    connections within HANDOVER_SECONDS. Yields the address. `sockets`: those of
     listeners.bind, if they are bound already. Raises OSError."""
     sockets = sockets or listeners.bind(settings)[0]
+    ending = asyncio.Event()
+    app.on_response_prepare.append(partial(_tell_last, ending))
     runner = web.AppRunner(app, shutdown_timeout=settings.drain_seconds)
     await runner.setup()
     try:
@@ -118,8 +123,24 @@ async def listening(
         finally:
             for server in servers:  # not waited for: from Python 3.12 on each ends with its last stream
                 server.close()
+            ending.set()
+            await _until_used(cast("web.Server", runner.server))
     finally:
         await runner.cleanup()
+
+
+async def _tell_last(ending: asyncio.Event, _: web.Request, response: web.StreamResponse) -> None:
+    if ending.is_set():
+        response.force_close()
+        response.headers[hdrs.CONNECTION] = "close"
+
+
+async def _until_used(server: web.Server) -> None:
+    """Wait until all connections are closed, at most HANDOVER_SECONDS. Each closes with its next response."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(HANDOVER_SECONDS):
+            while server.connections:  # noqa: ASYNC110 - aiohttp has no event for it
+                await asyncio.sleep(HANDOVER_SECONDS / 50)
 
 
 def _without_other_expectations(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
@@ -176,6 +197,11 @@ async def _listen(
         connection.docs_url = settings.docs_url
         return connection
 
-    if settings.unix_socket is not None:
-        return [await loop.create_unix_server(protocol, sock=one) for one in sockets]
-    return [await loop.create_server(protocol, sock=one) for one in sockets]
+    return [
+        await (
+            loop.create_unix_server(protocol, sock=one)
+            if one.family == socket.AF_UNIX
+            else loop.create_server(protocol, sock=one)
+        )
+        for one in sockets
+    ]

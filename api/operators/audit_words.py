@@ -43,6 +43,7 @@ _SAYINGS = tuple(
         ),
         ("PUT", "servers/(?P<server>[^/]+)/node/", "placed {server} on {made}", "place {server} on {made}"),
         ("PUT", "servers/(?P<server>[^/]+)/account/", "gave {server} to {account}", "give {server} to {account}"),
+        ("PUT", "accounts/[^/]+/", "set {made} for {account}", "set the limits of {account}"),
         ("POST", "drain/", "paused or resumed several nodes", "pause or resume several nodes"),
         ("POST", "servers/(?P<server>[^/]+)/take/", "took {server} to repair it", "take {server} to repair it"),
         ("POST", "servers/(?P<server>[^/]+)/release/", "released {server}", "release {server}"),

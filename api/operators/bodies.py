@@ -25,13 +25,31 @@ from api.words import absolute
 from worker.store import errors
 from worker.store.access.tokens import OPERATORS, NewToken, Permission, Token
 from worker.store.calls import CursorPage
-from worker.store.model import AccountId, Job, SnapshotId
+from worker.store.model import SNAPSHOTS_PER_SERVER_MOST, AccountId, Job, SnapshotId
 from worker.store.operators import nodes, records
 from worker.store.operators.operator_store import AuditFilter
 from worker.store.reports import NodeFacts
 
 TokenIdInPath = Annotated[str, *fields.hex_id("token", "0a1b2c3d4e5f")]
 TOKEN_ID: fields.PathId[str] = fields.PathId("token_id", TypeAdapter(TokenIdInPath), errors.TokenNotFound)
+
+
+class LimitsBody(fields.RequestBody):
+    """The limits of an account."""
+
+    snapshots_max: Annotated[
+        Annotated[int, Field(ge=1, le=SNAPSHOTS_PER_SERVER_MOST)] | None,
+        Field(description="how many snapshots each server of the account may have; null: the default, 5"),
+    ]
+
+
+class AccountLimits(Open):
+    """The limits of an account, and how many servers they are for."""
+
+    account_id: int
+    snapshots_max: Annotated[int, Field(description="how many snapshots each of its servers may have")]
+    is_default: bool
+    servers: int
 
 
 class OpsNodesQuery(fields.CursorQuery):
@@ -375,6 +393,10 @@ def node(record: nodes.Node) -> OpsNode:
 
 def node_details(record: nodes.Node, running: CursorPage[Job]) -> OpsNodeDetails:
     return OpsNodeDetails(**dict(node(record)), jobs=tuple(map(ops_job_summary, running.results)))
+
+
+def account(record: records.AccountLimits) -> AccountLimits:
+    return from_record(AccountLimits, record)
 
 
 def audit_entry(record: records.AuditEntry) -> AuditEntry:

@@ -6,7 +6,7 @@ from api.http import marks, reading
 from api.http.answers import answer, cursor_answer, from_record
 from api.http.callers import bearer
 from api.http.calls import FOR_OPERATORS, OPS, Link, Reply, Table, links
-from api.http.fields import NODE, PeriodQuery
+from api.http.fields import ACCOUNT_ID, NODE, PeriodQuery
 from api.http.reading import in_path, operator_key
 from api.jobs.examples import REASON
 from api.operators import bodies, examples
@@ -14,6 +14,7 @@ from api.operators.bodies import (
     TOKEN_ID,
     AuditCheckQuery,
     AuditQuery,
+    LimitsBody,
     OpsNodesQuery,
     PauseBody,
     TokenBody,
@@ -29,11 +30,12 @@ from worker.store.model import JobState
 from worker.store.operators.operator_store import JobFilter, OperatorStore
 
 NODES = f"{OPS}nodes/"
+ONE_ACCOUNT = f"{OPS}accounts/{{account_id}}/"
 ONE_NODE = f"{NODES}{{node}}/"
 NODE_ACTIONS = ("ops_pause_node", "ops_resume_node", "ops_reconcile_node")
 RUNNING_JOBS = Cursor(limit=100)
 
-call: Table[Token] = Table("operators", NODE, TOKEN_ID, **FOR_OPERATORS)
+call: Table[Token] = Table("operators", NODE, TOKEN_ID, ACCOUNT_ID, **FOR_OPERATORS)
 
 
 class OperatorCalls:
@@ -129,6 +131,32 @@ class OperatorCalls:
         """
         node = await self._operators.reconcile(in_path(request, NODE), idempotency=operator_key(request, token))
         return answer(bodies.node(node), status=202)
+
+    # --- accounts ---
+
+    @call(f"GET {ONE_ACCOUNT}", Reply(200, {"account": examples.ACCOUNT}), refusals=(errors.AccountNotFound,))
+    async def ops_show_account(self, request: web.Request, _: Token) -> web.Response:
+        """Show an account.
+
+        Its limits. The service learns of accounts from their servers; one that it does not know has the defaults.
+        """
+        return answer(bodies.account(await self._operators.account(in_path(request, ACCOUNT_ID))))
+
+    @call(
+        f"PUT {ONE_ACCOUNT}",
+        Reply(200, {"account": examples.ACCOUNT}),
+        body={"limits": examples.LIMITS},
+        refusals=(errors.AccountNotFound,),
+    )
+    async def ops_limit_account(self, request: web.Request, _: Token) -> web.Response:
+        """Limit an account.
+
+        How many snapshots each of its servers may have. A lower limit deletes nothing by itself: creates are refused
+        until enough snapshots are deleted, and the next run of a schedule deletes the oldest scheduled ones.
+        """
+        account_id, body = in_path(request, ACCOUNT_ID), await reading.body(request, LimitsBody)
+        request[marks.ACCOUNT], request[marks.MADE] = account_id, f"snapshots_max {body.snapshots_max or 'default'}"
+        return answer(bodies.account(await self._operators.limit_account(account_id, snapshots_max=body.snapshots_max)))
 
     # --- findings, audit ---
 

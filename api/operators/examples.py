@@ -53,6 +53,8 @@ _IN_WORDS = "token alice paused node-17"
 AUDIT = bodies.AuditList(
     after=None, results=(bodies.AuditEntry(id="1737044100000-0", at=ASKED, text=_IN_WORDS, fields=_ENTRY, notes=()),)
 )
+LIMITS = bodies.LimitsBody(snapshots_max=20)
+ACCOUNT = bodies.AccountLimits(account_id=77, snapshots_max=20, is_default=False, servers=3)
 CREATE_TOKEN = bodies.TokenBody(name="billing", permissions=["snapshots:read"], account_id=AccountId(77))
 TOKEN_ID = "0a1b2c3d4e5f"  # noqa: S105 - an ID, not a secret
 _TOKEN = bodies.OpsToken(

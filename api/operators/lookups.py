@@ -35,7 +35,8 @@ class SearchQuery(fields.Query):
             description=(
                 "an ID, the first 8 or more digits of a job's ID, a name or its beginning; with a kind in front, only"
                 " of that kind: `snapshot 801`"
-            )
+            ),
+            json_schema_extra={"pattern": r"\S"},
         ),
     ]
 

@@ -78,7 +78,7 @@ class Server(Open):
     name: str
     status: StatusOfServer
     snapshots: Annotated[int, Field(description="how many snapshots it has; failed ones do not count")]
-    snapshots_max: int
+    snapshots_max: Annotated[int, Field(description="how many it may have: 5, or what the provider has set")]
     job: Annotated[BusyJob | None, Field(description="the job that it is busy with")]
     reachable: Annotated[bool, Field(description="its node responds, so new jobs are accepted")]
     consistency: Annotated[
@@ -148,7 +148,7 @@ def _parts(view: model.ServerView) -> dict[str, object]:
     return {
         "status": record.state,
         "snapshots": view.counted,
-        "snapshots_max": model.SNAPSHOTS_PER_SERVER,
+        "snapshots_max": view.snapshots_max,
         "job": BusyJob(id=record.job_id, kind=record.job_kind) if record.job_id and record.job_kind else None,
         "reachable": view.reachable,
         "consistency": record.consistency,

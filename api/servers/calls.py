@@ -17,12 +17,12 @@ from worker.store import errors
 from worker.store.access.tokens import Token
 from worker.store.calls import Cursor
 from worker.store.customers.customer_store import CustomerStore, SnapshotFilter
-from worker.store.model import SNAPSHOTS_PER_SERVER
+from worker.store.model import SNAPSHOTS_PER_SERVER_MOST
 from worker.store.operators.operator_store import JobFilter, OperatorStore
 
 ONE_SERVER = f"{OPS}servers/{{server_id}}/"
 LATEST_JOBS = Cursor(limit=100)
-SNAPSHOTS_MAX = 20 * SNAPSHOTS_PER_SERVER  # failed ones are listed too
+SNAPSHOTS_MAX = 2 * SNAPSHOTS_PER_SERVER_MOST  # failed ones are listed too
 
 call: Table[Entering] = Table("servers", SERVER_ID)
 ops_call: Table[Token] = Table("operators", SERVER_ID, **FOR_OPERATORS)

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,8 @@ class Program:
     """`vps-snapshots-api` with a Redis of its own to talk to."""
 
     redis_url: str
+    command: Sequence[str] = tuple(PROGRAM)
+    pass_fds: Sequence[int] = ()
     lines: list[dict[str, Any]] = field(default_factory=list)
 
     def environment(self, **settings: str) -> dict[str, str]:
@@ -59,7 +61,11 @@ class Program:
     @asynccontextmanager
     async def serving(self, *arguments: str, **settings: str) -> AsyncIterator[asyncio.subprocess.Process]:
         process = await asyncio.create_subprocess_exec(
-            *PROGRAM, *arguments, env=self.environment(**settings), stderr=asyncio.subprocess.PIPE
+            *self.command,
+            *arguments,
+            env=self.environment(**settings),
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=self.pass_fds,
         )
         self.lines.clear()
         try:
@@ -68,7 +74,7 @@ class Program:
         finally:
             if process.returncode is None:
                 process.kill()
-            await self._rest(process)
+            await self.rest(process)
 
     async def line(self, process: asyncio.subprocess.Process, event: str) -> dict[str, Any]:
         """Read the log up to the line of that event."""
@@ -81,10 +87,10 @@ class Program:
 
     async def stop(self, process: asyncio.subprocess.Process) -> int:
         process.send_signal(signal.SIGTERM)
-        await self._rest(process)
+        await self.rest(process)
         return await process.wait()
 
-    async def _rest(self, process: asyncio.subprocess.Process) -> None:
+    async def rest(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr
         rest = (await asyncio.wait_for(process.stderr.read(), 20)).splitlines()
         self.lines += [json.loads(line) for line in rest]

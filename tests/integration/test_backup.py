@@ -78,6 +78,7 @@ async def have_all(node: Node) -> tuple[SnapshotId, dict[str, str]]:
     )
     credential = await Credentials(cell.redis).create("n1")
     operators = OperatorStore(cell.redis, cell.store)
+    await operators.limit_account(ACCOUNT, snapshots_max=9)
     await operators.pause("n1", by="anna", reason="kernel upgrade")
     audit = Audit(cell.redis, keeper=AuditKeeper(cell.redis, kept=None))
     for number in range(250):
@@ -102,6 +103,7 @@ async def known(node: Node, snapshot_id: SnapshotId, secrets: dict[str, str]) ->
         "due": await cell.raw("ZRANGE", "schedules:due", 0, -1, "WITHSCORES"),
         "webhooks": webhooks,
         "secret": await cell.raw("HGET", f"token:webhook:{webhooks[0].id}", "secret"),
+        "limits": (await OperatorStore(cell.redis, cell.store).account(ACCOUNT)).snapshots_max,
         "paused": await cell.raw("HMGET", "node:n1", "paused_reason", "paused_by"),
         "paused nodes": await cell.raw("SMEMBERS", "nodes:paused"),
         "audit": await cell.raw("XRANGE", "audit", "-", "+"),
@@ -127,7 +129,7 @@ async def test_all_is_back_whoever_comes_first(node: Node, tmp_path: Path, nodes
     assert after == before
     assert written.pop("server", 1) == 1
     assert written == {
-        **dict.fromkeys(("token", "credential", "schedule", "webhook", "secret", "snapshot", "node"), 1),
+        **dict.fromkeys(("account", "token", "credential", "schedule", "webhook", "secret", "snapshot", "node"), 1),
         "audit": 250,
     }
 

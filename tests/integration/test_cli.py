@@ -39,6 +39,7 @@ CHANGES = (
     *("node drain n1 --reason x", "node resume n1 --reason x", "node reconcile n1", "reconcile --all"),
     *("node credential create n9", "node credential rotate n9", "node credential revoke n9"),
     *("server declare 9 --node n1 --account-id 5", "server place 12345 --node n1", "server give 12345 --account-id 5"),
+    "account limit 77 --snapshots 9",
     *("server take 12345", "server release 12345"),
     *("token create --name x --permission operator --service", "token revoke 0a1b2c3d4e5f"),
 )
@@ -219,6 +220,15 @@ class TestWhatIsChanged:
             assert "--yes" in done.err, line
         assert (await ops.get("audit/?method=POST"))["results"] == []
         assert [token.id for token in await ops.api.tokens.all()] == before
+
+    async def test_an_account_gets_another_limit(self, ops: Ops, cli: Cli) -> None:
+        changed = await cli.run("account", "limit", str(ACCOUNT), "--snapshots", "9", "--yes")
+        assert "9\n" in changed.out
+        assert (await ops.get(f"accounts/{ACCOUNT}/"))["snapshots_max"] == 9
+        (audited,) = (await ops.get("audit/?method=PUT"))["results"]
+        assert (audited["fields"]["account"], audited["fields"]["made"]) == (str(ACCOUNT), "snapshots_max 9")
+        assert (await cli.run("account", "limit", str(ACCOUNT), "--yes")).code == 0
+        assert "5 (the default)" in (await cli.run("account", "show", str(ACCOUNT))).out
 
     async def test_a_job_is_cancelled_retried_and_resolved(self, ops: Ops, cli: Cli) -> None:
         job = await ops.made("again", failed("start_failed", stranded=True))

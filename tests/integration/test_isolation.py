@@ -25,6 +25,7 @@ NO_ONES = {
     "server_id": "999999",
     "webhook_id": "0" * 32,
     "delivery_id": "0" * 32,
+    "account_id": "999999",
     "node": "n9",
     "token_id": "0" * 12,
 }
@@ -74,6 +75,7 @@ async def world(cell: Cell) -> AsyncIterator[World]:
             "job_id": restored.headers["X-Job-Id"],
             "schedule_id": schedule.body["id"],
             "server_id": str(THEIR_SERVER),
+            "account_id": str(OTHERS),
             "node": "n1",
             "token_id": (await api.tokens.all())[-1].id,
         }

@@ -290,6 +290,7 @@ async def _nodes(seen: Keyspace, ops: Ops) -> None:
     await seen.look()
     await second.report([])
     await ops.post("nodes/n1/reconcile/", status=202)
+    await ops.call("PUT", f"accounts/{ACCOUNT}/", {"snapshots_max": 6})
     for end in ({"until": "2030-01-01T00:00:00Z"}, {"until_back": True}):
         await ops.post("nodes/n1/pause/", {"reason": "new disks", **end})
         await seen.look()

@@ -84,6 +84,7 @@ class TestCallers:
     @pytest.mark.parametrize("operation", OPERATORS_CALLS, ids=[call.id for call in OPERATORS_CALLS])
     async def test_only_an_operators_own_token_gets_in(self, ops: Ops, operation: Any) -> None:
         path = operation.path.replace("{job_id}", NO_JOB).replace("{node}", "n1").replace("{server_id}", "1")
+        path = path.replace("{account_id}", "1")
         path = path.replace("{token_id}", "0" * 12).replace("{snapshot_id}", "1")
         of_account = await ops.api.new_token(permissions=set(Permission))
         service = await ops.api.new_token(account=None)

@@ -11,6 +11,7 @@ from api.operators.audit_words import Named, said
 IDS = {
     "job_id": "0b5e7c1d8f3a4c2e9d6b1a0f8e7d6c5b",
     "snapshot_id": "801",
+    "account_id": "77",
     "server_id": "12345",
     "node": "fra1-hv02",
     "token_id": "0a1b2c3d4e5f",

@@ -261,7 +261,7 @@ class Scripts:
 
     async def _execute(self, text: Callable[[str], str], name: str, ask: Mapping[str, Any]) -> Any:
         if (text, name) not in self._scripts:
-            self._scripts[text, name] = Script(text(name))
+            self._scripts[text, name] = Script(text(name), changes=not scripts.only_reads(name))
         try:
             left_out, *answer = await self._runs.run_script(self._scripts[text, name], as_json(ask))
         except ResponseError as error:

@@ -36,6 +36,13 @@ class Refused(Exception):
         return cls(cls.text.format(*found, **facts))
 
 
+class AccountNotFound(Refused):
+    """The text is not the ID of an account."""
+
+    code = "account_not_found"
+    text = "There is no account {id}."
+
+
 class ServerNotFound(Refused):
     code = "server_not_found"
     text = "There is no server {id}."
@@ -148,7 +155,7 @@ class ServerBusy(Refused):
 
 class SnapshotLimitReached(Refused):
     code = "snapshot_limit_reached"
-    text = "The server has reached the limit of {limit} snapshots. Delete one first."
+    text = "The server has reached the limit of {0} snapshots. Delete one first."
 
 
 class NameTaken(Refused):

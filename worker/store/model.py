@@ -15,7 +15,8 @@ ScheduleId = NewType("ScheduleId", str)
 WebhookId = NewType("WebhookId", str)
 DeliveryId = NewType("DeliveryId", str)
 
-SNAPSHOTS_PER_SERVER = 5  # the public contract's limit
+SNAPSHOTS_PER_SERVER = 5  # the public contract's limit, where an operator has set none for the account
+SNAPSHOTS_PER_SERVER_MOST = 100  # that an operator may set
 NODE_SILENT_SECONDS = 60.0  # the public contract: a node that is silent for over a minute gets no new job
 RETRY_WITHIN_SECONDS = 3600.0  # how long after its failure a job is retried without force
 WAITING_SECONDS = 600.0  # how long a job waits for a silent node
@@ -137,6 +138,7 @@ class ServerView:
 
     server: Server
     counted: int  # snapshots that take one of its slots
+    snapshots_max: int  # of its account
     reachable: bool  # its node responds
 
 

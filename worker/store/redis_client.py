@@ -1,5 +1,6 @@
 """Connects to Redis: at one address or the one that Sentinels name; with TLS, which checks the host name."""
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable
@@ -10,18 +11,21 @@ from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_va
 from redis.asyncio import BlockingConnectionPool, ConnectionPool
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from worker.store import arq_queue as queue
+from worker.store import trouble
 from worker.store.connection import careful
-from worker.store.script_connection import Script, ScriptConnections
+from worker.store.script_connection import Copies, Script, ScriptConnections
 
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 ADDRESS = re.compile(r"rediss?://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?(/[0-9]+)?|unix:///[^?#]+(\?db=[0-9]+)?")
 WAITING = frozenset({"BLPOP", "XREAD"})  # blocking as we call them: their duration tells nothing about Redis
 IDLE_CHECK_SECONDS = 15  # after this idle time a connection is checked with a PING before it is used
+
+LOOK_SECONDS = 0.5  # between two such looks for another primary: each opens all connections anew
 
 
 class RedisSettings(BaseModel):
@@ -46,6 +50,9 @@ class RedisSettings(BaseModel):
     tls_check_hostname: bool = True
     connect_seconds: Seconds = 2.0
     command_seconds: Seconds = Field(default=5.0, description="bound on one command with its answer")
+    wait_for_replicas: Annotated[int, Field(ge=0, le=10)] = Field(
+        default=0, description="how many replicas must have a change before the call is answered; 1 with Sentinel"
+    )
     max_connections: Annotated[int, Field(ge=4, le=10_000)] = 200
 
     @field_validator("url")
@@ -99,40 +106,60 @@ class Observer(Protocol):
 
 
 class _Client(ArqRedis):
-    def __init__(self, *, pool: ConnectionPool, command_seconds: float, observer: Observer | None) -> None:
+    def __init__(
+        self, *, pool: ConnectionPool, command_seconds: float, observer: Observer | None, replicas: int
+    ) -> None:
         super().__init__(pool_or_conn=pool, job_serializer=queue.serialize, job_deserializer=queue.deserialize)
         self._observer = observer
+        self._looked = -LOOK_SECONDS
         self._of_scripts = ScriptConnections(pool, seconds=command_seconds, idle_seconds=IDLE_CHECK_SECONDS)
+        self._of_changes = self._of_scripts
+        if replicas:  # on connections of their own: what only reads would wait behind them
+            copies = Copies(replicas=replicas, seconds=command_seconds / 2)
+            self._of_changes = ScriptConnections(
+                pool, seconds=command_seconds, idle_seconds=IDLE_CHECK_SECONDS, copies=copies
+            )
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         command = super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py's gap
         return await self._observed(command, waits=args[0] in WAITING)
 
     async def run_script(self, script: Script, argument: bytes) -> Any:
-        return await self._observed(self._of_scripts.run(script, argument))
+        connections = self._of_changes if script.changes else self._of_scripts
+        return await self._observed(connections.run(script, argument))
 
     async def reconnect(self) -> None:
-        self._of_scripts.retire()
+        for connections in {self._of_scripts, self._of_changes}:
+            connections.retire()
         await self.connection_pool.disconnect(inuse_connections=False)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        await self._of_scripts.close()
+        for connections in {self._of_scripts, self._of_changes}:
+            await connections.close()
         await super().aclose(close_connection_pool)
 
     async def _observed(self, command: Awaitable[Any], *, waits: bool = False) -> Any:
-        if self._observer is None:
-            return await command
         began = time.perf_counter()
         try:
             answer = await command
         except NoScriptError:  # redis-py sends the script next
             raise
         except (RedisError, OSError) as error:
-            self._observer.failed(error)
+            if self._observer is not None:
+                self._observer.failed(error)
+            await self._look_elsewhere(error)
             raise
-        if not waits:
+        if self._observer is not None and not waits:
             self._observer.answered(time.perf_counter() - began)
         return answer
+
+    async def _look_elsewhere(self, error: Exception) -> None:
+        """Redis without its replicas may be cut off from them, and another one be the primary by now: the Sentinels are
+        asked when a connection is opened."""
+        is_alone = isinstance(error, trouble.NotCopied) or trouble.why_read_only(error) == trouble.ALONE
+        if is_alone and (now := time.monotonic()) - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            await self.reconnect()
 
 
 def connect(
@@ -165,7 +192,12 @@ def connect(
     else:
         pool = BlockingConnectionPool.from_url(settings.url, **options, **size)
     pool.connection_class = careful(pool.connection_class)
-    return _Client(pool=pool, command_seconds=options["socket_timeout"], observer=observer)
+    return _Client(
+        pool=pool,
+        command_seconds=options["socket_timeout"],
+        observer=observer,
+        replicas=settings.wait_for_replicas,
+    )
 
 
 def _tls(settings: RedisSettings) -> dict[str, Any]:
@@ -177,6 +209,35 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
     return {"ssl_check_hostname": settings.tls_check_hostname, "ssl_cert_reqs": "required"} | {
         option: str(file) for option, file in files.items() if file is not None
     }
+
+
+class _Sentinels(Sentinel):
+    """Asks all at once, and believes the newest of what most say: one that is cut off together with a former primary
+    still names it, and one whose machine is down must not hold up the others."""
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        asked = [
+            asyncio.ensure_future(sentinel.sentinel_masters())  # type: ignore[no-untyped-call] # redis-py's gap
+            for sentinel in self.sentinels
+        ]
+        states: list[dict[str, Any]] = []
+        failed: list[str] = []
+        try:
+            for answer in asyncio.as_completed(asked):
+                try:
+                    states += filter(None, [(await answer).get(service_name)])
+                except (RedisError, OSError) as error:
+                    failed.append(repr(error))
+                if len(states) > len(asked) // 2:
+                    break
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        newest = max(states, key=lambda state: int(state["config-epoch"]), default=None)
+        if newest is None or not self.check_master_state(newest, service_name):
+            raise MasterNotFoundError("; ".join([f"No primary found for {service_name!r}", *failed]))
+        return newest["ip"], newest["port"]
 
 
 class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
@@ -197,7 +258,7 @@ def _sentinel_pool(settings: RedisSettings, options: dict[str, Any], size: dict[
     if settings.sentinel_password is not None:
         for_sentinels["password"] = settings.sentinel_password.get_secret_value()
     hosts = [(host.strip("[]"), int(port)) for host, _, port in (text.rpartition(":") for text in settings.sentinels)]
-    sentinel = Sentinel(hosts, sentinel_kwargs=for_sentinels, **options)  # type: ignore[no-untyped-call] # redis-py's gap
+    sentinel = _Sentinels(hosts, sentinel_kwargs=for_sentinels, **options)  # type: ignore[no-untyped-call] # redis-py's gap
     database = parse_url(settings.url).get("db", 0)
     client = sentinel.master_for(settings.sentinel_master, connection_pool_class=_SentinelPool, db=database, **size)
     pool: ConnectionPool = client.connection_pool

@@ -6,6 +6,7 @@ sends it in a task, and sets a timer for its answer: see docs/benchmarks.md for 
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass
 from hashlib import sha1
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,10 +21,11 @@ _PING = b"*1\r\n$4\r\nPING\r\n"
 
 
 class Script:
-    """A Lua script, which Redis knows by its SHA-1."""
+    """A Lua script, which Redis knows by its SHA-1. `changes`: what it writes must not be lost once it has answered."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, changes: bool = False) -> None:
         self.text = text
+        self.changes = changes
         sha = sha1(text.encode(), usedforsecurity=False).hexdigest()
         self._evalsha = b"*4\r\n" + _parts("EVALSHA", sha, "0")
 
@@ -33,6 +35,18 @@ class Script:
 
     def load(self) -> bytes:
         return b"*3\r\n" + _parts("SCRIPT", "LOAD", self.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copies:
+    """How many replicas must have a change before it is answered, and how long that may take."""
+
+    replicas: int
+    seconds: float
+
+    def wait(self) -> bytes:
+        """The command that waits for all that its connection has written."""
+        return b"*3\r\n" + _parts("WAIT", str(self.replicas), str(round(self.seconds * 1000)))
 
 
 def _parts(*texts: str) -> bytes:
@@ -53,12 +67,17 @@ class RunsScripts(Protocol):
 
 
 class _Way:
-    """A connection that is open, and who waits for its answers, in order. `seconds`: bound on an answer."""
+    """A connection that is open, and who waits for its answers, in order. `seconds`: bound on an answer. With `copies`,
+    a command is answered once so many replicas have what it changed."""
 
-    def __init__(self, pool: ConnectionPool, connection: Careful, *, seconds: float) -> None:
+    def __init__(
+        self, pool: ConnectionPool, connection: Careful, *, seconds: float, copies: Copies | None = None
+    ) -> None:
         self._pool = pool
         self._connection = connection
         self._seconds = seconds
+        self._copies = copies
+        self._copied: asyncio.Future[Any] | None = None  # how many have what the unsent commands change
         self._loop = asyncio.get_running_loop()
         self._unsent: list[tuple[bytes, asyncio.Future[Any]]] = []
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()  # and since when
@@ -81,11 +100,23 @@ class _Way:
         if not self._unsent:
             self._loop.call_soon(self._send)
         self._unsent.append((command, answer))
-        return await answer
+        if self._copies is None:
+            return await answer
+        if self._copied is None:
+            self._copied = self._loop.create_future()
+        copied = self._copied
+        found = await answer
+        if await asyncio.shield(copied) < self._copies.replicas:
+            raise trouble.NotCopied("Too few replicas have the change.")
+        return found
 
     def _send(self) -> None:
         """All commands of one turn of the event loop at once: each write is a system call, here and in Redis."""
         unsent, self._unsent = self._unsent, []
+        if self._copies is not None and self._copied is not None:
+            self._copied.add_done_callback(_retrieve)
+            unsent.append((self._copies.wait(), self._copied))  # one for all: Redis reads no further while it waits
+            self._copied = None
         try:
             self._connection.write(b"".join(command for command, _ in unsent))
         except trouble.NotSent as error:
@@ -113,7 +144,8 @@ class _Way:
 
     async def close(self) -> None:
         self.retire()
-        self._reading.cancel()
+        if not self._reading.cancelling():  # a second time would keep it from closing the connection
+            self._reading.cancel()
         await asyncio.wait({self._reading})
 
     async def _read(self) -> None:
@@ -159,6 +191,12 @@ class _Way:
         self._reading.cancel()
 
 
+def _retrieve(answer: asyncio.Future[Any]) -> None:
+    """Nobody may be left who asked."""
+    if not answer.cancelled():
+        answer.exception()
+
+
 def _fail(answer: asyncio.Future[Any], error: Exception) -> None:
     if not answer.done():  # else who asked has gone
         answer.set_exception(type(error)(*error.args))
@@ -171,8 +209,11 @@ class ScriptConnections:
     At most a quarter of the pool: other commands need theirs.
     """
 
-    def __init__(self, pool: ConnectionPool, *, seconds: float, idle_seconds: float) -> None:
+    def __init__(
+        self, pool: ConnectionPool, *, seconds: float, idle_seconds: float, copies: Copies | None = None
+    ) -> None:
         self._pool = pool
+        self._copies = copies
         self._many = max(1, min(MANY, pool.max_connections // 4))
         self._seconds = seconds
         self._idle_seconds = idle_seconds
@@ -218,5 +259,6 @@ class ScriptConnections:
                 return way
             if way is not None:
                 await way.close()
-            self._ways[turn] = way = _Way(self._pool, await self._pool.get_connection(), seconds=self._seconds)
+            connection = await self._pool.get_connection()
+            self._ways[turn] = way = _Way(self._pool, connection, seconds=self._seconds, copies=self._copies)
             return way

@@ -18,7 +18,7 @@ from importlib.resources import files
 from itertools import takewhile
 
 from worker.store.bounds import FULL_FROM, Bounds
-from worker.store.model import MAY_FOLLOW, STEPS, JobKind
+from worker.store.model import MAY_FOLLOW, SNAPSHOTS_PER_SERVER, STEPS, JobKind
 
 GUARD = "shared/guard"
 ENTER = "access/enter"
@@ -84,7 +84,12 @@ def source(name: str) -> str:
         overwrites = {kind: True for kind in JobKind if kind.overwrites}
         steps_of = {kind: dict.fromkeys(steps, True) for kind, steps in STEPS.items()}
         tables: dict[str, object] = {"MAY_FOLLOW": table, "ONLY_LOOKS": only_look, "STEPS_OF": steps_of}
-        tables |= {"OVERWRITES": overwrites, "BOUNDS": Bounds().model_dump(), "FULL_FROM": FULL_FROM}
+        tables |= {
+            "OVERWRITES": overwrites,
+            "BOUNDS": Bounds().model_dump(),
+            "FULL_FROM": FULL_FROM,
+            "SNAPSHOTS_PER_SERVER": SNAPSHOTS_PER_SERVER,
+        }
         return "".join(f"local {name} = {_lua(held)}\n" for name, held in tables.items())
     return (files(__package__) / f"{name}.lua").read_text()
 

@@ -24,6 +24,10 @@ class TooSlow(AnswerLost, RedisTimeoutError):
     """The answer did not come in time."""
 
 
+class NotCopied(AnswerLost):
+    """The command was done, and too few replicas have it: a failover could lose it."""
+
+
 class NotSent(RedisConnectionError):
     """The connection was closed before the command was sent."""
 

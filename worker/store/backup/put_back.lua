@@ -46,6 +46,8 @@ end
 
 PUT.secret = put
 
+PUT.account = put
+
 -- As `operators/place_server` declares one: no other node gets it until its node reports, with it or without it.
 function PUT.server(row)
   local of = row.record

@@ -20,6 +20,7 @@ SCANNED_AT_ONCE = 1000
 SNAPSHOTS_KEPT = frozenset({"completed", "in_progress"})
 _HEX32 = "[0-9a-f]{32}"
 _PATTERNS = {
+    "account": re.compile(r"account:[0-9]+"),
     "token": re.compile(r"token:[0-9a-f]{64}"),
     "credential": re.compile(r"credential:[0-9a-f]{64}"),
     "schedule": re.compile(f"schedule:{_HEX32}"),

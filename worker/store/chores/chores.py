@@ -14,7 +14,6 @@ from worker.store.bounds import Bounds
 from worker.store.calls import Scripts
 from worker.store.model import (
     NODE_SILENT_SECONDS,
-    SNAPSHOTS_PER_SERVER,
     WAITING_SECONDS,
     Failure,
     JobId,
@@ -132,7 +131,6 @@ class Chores(Scripts):
             "description": "",
             "request_id": "",
             "job_id": job_id,
-            "limit": SNAPSHOTS_PER_SERVER,
             "silent_ms": self._silent_ms,
             "queue": queue_parameters(),
         }

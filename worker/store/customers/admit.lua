@@ -1,10 +1,10 @@
 -- include: clock, records, nodes, show, enqueue, snapshots, last_id, retention, removal, schedules, idempotency
--- include: room, retrying, history
+-- include: room, retrying, history, account_limits
 -- Admit a create, restore, delete or undo: write everything, or refuse it and write nothing. A dry run is decided in
 -- the same way, but its job holds no server and makes no snapshot. A scheduled create deletes older snapshots if it
 -- must.
 -- ask: {kind, dry_run, account and id (not for a scheduled run): ID of the server for a create, of the restore's job
--- for an undo, else of the snapshot, name, description, request_id, job_id, limit, silent_ms, retry_ms, queue (see
+-- for an undo, else of the snapshot, name, description, request_id, job_id, silent_ms, retry_ms, queue (see
 -- `enqueue`), again: retry a delete that has not freed its space, present_only: of a restore or undo, live: of a
 -- create, if it says so; nil: as its server has it, or else live_by_default, retries: the failed job that this one
 -- repeats, rule: of its retry (see `refuse_retry`), schedule: {id, due_ms, next_ms, retry_ms}, traceparent or nil,
@@ -70,15 +70,16 @@ local function create()
   if server.unpublished then return {'refused', 'node_unavailable'} end
   local namesake = redis.call('HGET', 'server:' .. server_id .. ':names', ask.name)
   if namesake and redis.call('HGET', 'snapshot:' .. namesake, 'server') ~= server_id then namesake = nil end
-  local over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - tonumber(ask.limit)
+  local most = snapshots_max(server.account)
+  local over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - most
   demand_as_read('server:' .. server_id .. ':names')
   demand_as_read('server:' .. server_id .. ':counted')
   if ask.schedule and over > 0 and not namesake then
     local made = scheduled_snapshots(server_id)
     retire_oldest(made, #made - over, server.node)
-    over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - tonumber(ask.limit)
+    over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - most
   end
-  if over > 0 then return {'refused', 'snapshot_limit_reached'} end
+  if over > 0 then return {'refused', 'snapshot_limit_reached', tostring(most)} end
   if namesake then
     return {'refused', 'name_taken', namesake, redis.call('HGET', 'snapshot:' .. namesake, 'created_ms')}
   end

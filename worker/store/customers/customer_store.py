@@ -33,7 +33,6 @@ from worker.store.model import (
     CANCELLED,
     NODE_SILENT_SECONDS,
     RETRY_WITHIN_SECONDS,
-    SNAPSHOTS_PER_SERVER,
     Failure,
     Job,
     JobId,
@@ -396,7 +395,6 @@ class CustomerStore(Scripts):
             "id": str(target),
             "request_id": request["request_id"],
             "job_id": urandom(16).hex(),
-            "limit": SNAPSHOTS_PER_SERVER,
             "silent_ms": self._silent_ms,
             "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
             "queue": queue_parameters(),
@@ -406,7 +404,7 @@ class CustomerStore(Scripts):
         answer = await self._admit(ask, request["account_id"])
         if answer[:2] == [b"refused", errors.JobNotFound.code.encode()] and "retries" in more:
             target = JobId(str(more["retries"]))  # the job that is to be retried has expired
-        return accepted(answer, request.get("idempotency"), id=target, limit=SNAPSHOTS_PER_SERVER)
+        return accepted(answer, request.get("idempotency"), id=target)
 
 
 def _snapshot(shown: list[Any]) -> Snapshot:
@@ -429,9 +427,10 @@ def _listed(shown: list[Any]) -> ListedSnapshot:
 
 
 def _server(shown: list[Any]) -> ServerView:
-    server_id, flat, holding, counted, reachable = shown
+    server_id, flat, holding, counted, reachable, snapshots_max = shown
     return ServerView(
         server=records.server(ServerId(int(server_id)), records.pairs(flat), kind_of(holding)),
         counted=counted,
+        snapshots_max=snapshots_max,
         reachable=bool(reachable),
     )

@@ -37,6 +37,7 @@ from worker.store.operators.memory import Memory, memory_of
 from worker.store.operators.nodes import Node
 from worker.store.operators.overview import HOUR_MS, LAST_DAY, WEEK, Counted, Overview, Window, learned, overview
 from worker.store.operators.records import (
+    AccountLimits,
     AuditEntry,
     OpsJob,
     OpsServer,
@@ -321,6 +322,17 @@ class OperatorStore(Scripts):
         about = node if answer[:2] == [b"refused", errors.NodeNotFound.code.encode()] else server_id
         accepted(answer, id=about)
         return await self.server(server_id)
+
+    async def account(self, account_id: AccountId) -> AccountLimits:
+        """An account need not exist: the service learns of accounts from their servers."""
+        snapshots_max, is_set, servers = await self._call("operators/account", {"account": str(account_id)})
+        return AccountLimits(account_id=account_id, snapshots_max=snapshots_max, is_default=not is_set, servers=servers)
+
+    async def limit_account(self, account_id: AccountId, *, snapshots_max: int | None) -> AccountLimits:
+        """Set how many snapshots each of its servers may have; None: SNAPSHOTS_PER_SERVER. Existing ones stay."""
+        most = "" if snapshots_max is None else str(snapshots_max)
+        await self._call("operators/limit_account", {"account": str(account_id), "snapshots_max": most})
+        return await self.account(account_id)
 
     async def take(self, server_id: ServerId, *, by: str, idempotency: Idempotency | None = None) -> OpsServer:
         """A person repairs a stranded server; whoever had taken it before has not any more. Raises ServerNotFound or

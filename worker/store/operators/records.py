@@ -14,6 +14,14 @@ from worker.store.operators.waiting import Waiting
 
 
 @dataclass(frozen=True, kw_only=True)
+class AccountLimits:
+    account_id: AccountId
+    snapshots_max: int  # of each of its servers
+    is_default: bool
+    servers: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     kind: str
     tag: str
@@ -171,11 +179,11 @@ def refused_claim(shown: list[bytes]) -> RefusedClaim:
 
 
 def server(shown: list[Any]) -> OpsServer:
-    server_id, flat, holding, state, counted, found, off_ms = shown
+    server_id, flat, holding, state, counted, found, off_ms, snapshots_max = shown
     record = records.pairs(flat)
     known = records.server(ServerId(int(server_id)), record, kind_of(holding))
     return OpsServer(
-        view=ServerView(server=known, counted=counted, reachable="missing" not in record),
+        view=ServerView(server=known, counted=counted, snapshots_max=snapshots_max, reachable="missing" not in record),
         power=record["power"],
         missing="missing" in record,
         stranded_by=JobId(record["stranded"]) if "stranded" in record else None,

@@ -1,11 +1,12 @@
--- include: clock, records, show, walk
+-- include: clock, records, show, walk, account_limits
 -- Servers as operators see them.
 -- Only reads.
 -- ask: {server} for one, or {node, account, stranded, off, limit, after (see `walk`)} for a page; all but limit may be
 -- missing. stranded, off: only those servers, longest first
 -- Answers {number of servers if every server of a list matches, else -1, after, server, ...}; a server is {id, {field,
 -- value, ...}, kind of the job that holds it or '', state of that job or '', snapshots that take a slot, its findings
--- as JSON or '', the moment since which its guest is off for a job or ''}.
+-- as JSON or '', the moment since which its guest is off for a job or '',
+-- snapshots that it may have}.
 -- no_snapshot_ms: only servers without a completed snapshot of that time; may be missing
 local ask = cjson.decode(ARGV[1])
 local since = ask.no_snapshot_ms and now_ms() - ask.no_snapshot_ms
@@ -24,7 +25,8 @@ local function show(id)
   local server, holding = show_server(id)
   return {id, server, holding, holding ~= '' and redis.call('HGET', 'job:' .. record.job, 'state') or '',
     redis.call('SCARD', 'server:' .. id .. ':counted'),
-    redis.call('HGET', 'node:' .. record.node .. ':findings', id) or '', redis.call('ZSCORE', 'servers:off', id) or ''}
+    redis.call('HGET', 'node:' .. record.node .. ':findings', id) or '', redis.call('ZSCORE', 'servers:off', id) or '',
+    snapshots_max(record.account)}
 end
 
 if ask.server then return {-1, {}, show(ask.server)} end

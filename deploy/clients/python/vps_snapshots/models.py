@@ -368,6 +368,9 @@ class Server(TypedDict):
     how many snapshots it has; failed ones do not count
     """
     snapshots_max: int
+    """
+    how many it may have: 5, or what the provider has set
+    """
     job: BusyJob | None
     """
     the job that it is busy with

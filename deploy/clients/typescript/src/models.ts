@@ -466,6 +466,7 @@ export interface components {
             status: string;
             /** @description how many snapshots it has; failed ones do not count */
             snapshots: number;
+            /** @description how many it may have: 5, or what the provider has set */
             snapshots_max: number;
             /** @description the job that it is busy with */
             job: components["schemas"]["BusyJob"] | null;

@@ -1,0 +1,1 @@
+"""Builds the wheel and the Debian packages: `make deb`."""

@@ -1,0 +1,46 @@
+"""`python -m deploy.packages dist --debian 12 --debian 13`: the wheel and the packages for these releases, in `dist`.
+
+The same commit gives the same bytes.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.packages.build import debs, wheel
+from deploy.packages.parts import PROJECT, RELEASES
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def build(
+    dist: Annotated[Path, typer.Argument(help="Where the packages are written.")],
+    debian: Annotated[list[str] | None, typer.Option(help="Debian release; can be repeated. Default: all.")] = None,
+    revision: Annotated[str, typer.Option(help="Counts the packages of one version.")] = "1",
+) -> None:
+    """Build the wheel, and the Debian packages."""
+    os.umask(0o022)
+    committed = subprocess.run(
+        ["git", "log", "-1", "--format=%ct"], cwd=PROJECT, check=True, capture_output=True, text=True
+    )
+    os.environ.setdefault("SOURCE_DATE_EPOCH", committed.stdout.strip())
+    dist.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="vps-snapshots-") as work:
+        made = wheel(Path(work))
+        shutil.copy(made, dist)
+        for number in debian or RELEASES:
+            folder = Path(work) / number / "vps-snapshots"
+            folder.mkdir(parents=True)
+            debs(RELEASES[number], wheel=made, revision=revision, folder=folder, dist=dist)
+    for file in sorted(dist.iterdir()):
+        typer.echo(f"{file.stat().st_size:>12,} {file}")
+
+
+if __name__ == "__main__":
+    app()

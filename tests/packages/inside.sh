@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# In a chroot, as root: inside.sh packages | checkout. See run.sh.
+set -euo pipefail
+export DEBIAN_FRONTEND=noninteractive
+cell=/run/cell
+pids=()
+
+step() { printf '    %s\n' "$*" >&2; }
+die() { printf '    FAILED: %s\n' "$*" >&2; tail -n 20 $cell/*.log >&2 2>/dev/null || true; exit 1; }
+holds() { "$@" || die "$*"; }
+absent() { ! "$@" 2>/dev/null || die "not absent: $*"; }
+install() { apt-get -q -y --no-install-recommends --allow-downgrades install "$@" >>/var/log/apt-test.log 2>&1 || { tail -n 30 /var/log/apt-test.log >&2; exit 1; }; }
+until_true() { # for at most 60 s
+    for _ in $(seq 600); do if "$@"; then return; fi; sleep 0.1; done
+    die "not within 60 s: $*"
+}
+# As the units run the programs: without root, and with a copy of the settings of their own.
+start() { # NAME COMMAND...
+    local name=$1; shift
+    setpriv --reuid=65534 --regid=65534 --clear-groups "$@" >>"$cell/$name.log" 2>&1 &
+    pids+=($!)
+}
+start_worker() {
+    VPS_SNAPSHOTS_DRIVER=fake VPS_SNAPSHOTS_GATEWAY__URLS="[\"unix://$cell/gateway.sock\"]" \
+        vps-snapshots-worker run --config /etc/vps-snapshots/worker.toml >>$cell/worker.log 2>&1 &
+    pids+=($!)
+}
+stop() { for pid in "${pids[@]}"; do kill "$pid"; wait "$pid" || die "a program ended with $?"; done; pids=(); }
+call() { curl -s -H "Authorization: Bearer $(cat $cell/token)" -H 'X-Account-Id: 77' "http://127.0.0.1:8080$1" "${@:2}"; }
+can_create() { call /api/v1/snapshots/ -D $cell/headers -d "{\"server_id\": 12345, \"name\": \"$name\"}" | grep -q '"id"'; }
+is_completed() { call "$job" | grep -qE '"state": ?"completed"'; }
+revision_is() {
+    for package in api worker cli; do
+        case $(dpkg-query -W -f '${Version}' "vps-snapshots-$package") in *-"$1"~*) ;; *) die "$package is not of revision $1" ;; esac
+    done
+}
+snapshot() { # NAME
+    name=$1
+    until_true can_create
+    job=$(sed -n 's/^[Oo]peration-[Ll]ocation: *\(\/[^ \r]*\).*/\1/p' $cell/headers)
+    until_true is_completed
+}
+
+serve() {
+    chmod 700 $cell && chown nobody $cell
+    for name in api gateway; do cp /etc/vps-snapshots/$name.toml $cell/ && chown nobody $cell/$name.toml; done
+    export VPS_SNAPSHOTS_REDIS__URL=unix://$cell/redis.sock
+    redis-server --port 0 --unixsocket $cell/redis.sock --unixsocketperm 777 --aclfile /srv/users.acl --dir $cell >$cell/redis.log &
+    redis=$!
+    until_true test -S $cell/redis.sock
+    vps-snapshots-api --config $cell/api.toml token create --name tier --service --permission snapshots:read \
+        --permission snapshots:write >$cell/token
+    vps-snapshots-gateway --config $cell/gateway.toml credential create node-1 >/etc/vps-snapshots/credential
+    chmod 600 /etc/vps-snapshots/credential
+}
+start_cell() {
+    start api vps-snapshots-api serve --config $cell/api.toml
+    VPS_SNAPSHOTS_UNIX_SOCKET=$cell/gateway.sock start gateway vps-snapshots-gateway serve --config $cell/gateway.toml
+    start_worker
+}
+
+try_packages() {
+    step "front end and command line: no libvirt, no compiler"
+    apt-get -q update >/dev/null
+    install /srv/old/vps-snapshots-api_*.deb /srv/old/vps-snapshots-cli_*.deb
+    absent dpkg-query -W libvirt0 gcc python3-libvirt
+    vps-snapshots --help >/dev/null
+    [[ $(dpkg-deb --contents /srv/old/vps-snapshots-cli_*.deb) == */usr/share/man/man1/vps-snapshots.1.gz* ]] || die "no manual pages"
+    bash -c '. /usr/share/bash-completion/completions/vps-snapshots && complete -p vps-snapshots' >/dev/null
+
+    step "node: Debian's libvirt"
+    install /srv/old/vps-snapshots-worker_*.deb redis-server curl systemd
+    absent dpkg-query -W gcc
+    /usr/lib/vps-snapshots/worker/bin/python -I -c 'import libvirt, libvirt_qemu, libvirtaio; libvirt.getVersion()'
+    absent /usr/lib/vps-snapshots/worker/bin/python -I -c 'import aiohttp'
+    systemd-analyze verify --man=no /usr/lib/systemd/system/vps-snapshots-*
+    [ -z "$(find /etc/systemd/system -name 'vps-snapshots-*')" ] || die "a unit is enabled before its settings are edited"
+    [ "$(stat -c %a /etc/vps-snapshots/*.toml | sort -u)" = 600 ] || die "settings are not private"
+    [ -z "$(find /usr/lib/vps-snapshots -perm /022 ! -type l)" ] || die "users can write programs"
+    /etc/libvirt/hooks/qemu.d/vps-snapshots web-1 prepare begin - <<<'<domain type="kvm"><name>web-1</name></domain>'
+
+    step "a snapshot"
+    mkdir -p $cell
+    serve
+    start_cell
+    snapshot before-upgrade
+
+    step "upgrade: edited settings and state stay"
+    stop
+    echo '# edited' >>/etc/vps-snapshots/api.toml
+    install /srv/new/*.deb
+    revision_is 2
+    holds grep -q '^# edited' /etc/vps-snapshots/api.toml
+    [ "$(stat -c %a /etc/vps-snapshots/*.toml | sort -u)" = 600 ] || die "settings are not private"
+    start_cell
+    snapshot after-upgrade
+
+    step "roll back"
+    stop
+    install /srv/old/*.deb
+    revision_is 1
+    start_cell
+    snapshot after-roll-back
+    stop
+    kill $redis && wait $redis
+
+    step "no removal while a job is unfinished"
+    change_journal "INSERT INTO jobs VALUES ('x', '{}', 'x', '{}', 0, NULL, 0, 0)"
+    absent dpkg --remove vps-snapshots-worker
+    holds dpkg-query -W vps-snapshots-worker
+    change_journal "DELETE FROM jobs WHERE id = 'x'"
+
+    step "remove and purge"
+    dpkg --remove vps-snapshots-api vps-snapshots-worker vps-snapshots-cli >/dev/null
+    holds test -e /etc/vps-snapshots/worker.toml -a -e /var/lib/vps-snapshots/journal.sqlite
+    holds /etc/libvirt/hooks/qemu.d/vps-snapshots web-1 prepare begin - </dev/null 2>/dev/null
+    dpkg --purge vps-snapshots-api vps-snapshots-worker vps-snapshots-cli >/dev/null
+    left=$(find /etc /usr /var/lib -path /var/lib/apt -prune -o -name '*vps-snapshots*' -print)
+    [ -z "$left" ] || die "left after a purge: $left"
+}
+change_journal() {
+    python3 -c 'import sqlite3, sys
+with sqlite3.connect("/var/lib/vps-snapshots/journal.sqlite") as journal:
+    journal.execute(sys.argv[1])' "$1"
+}
+
+try_checkout() {
+    bash /srv/checkout/deploy/install.sh front-end >/var/log/install.log 2>&1 || { tail -n 20 /var/log/install.log >&2; exit 1; }
+    setpriv --reuid=65534 --regid=65534 --clear-groups vps-snapshots-api --help >/dev/null
+    setpriv --reuid=65534 --regid=65534 --clear-groups vps-snapshots --help >/dev/null
+    for tree in /opt/vps-snapshots /usr/local/bin /etc/vps-snapshots /etc/systemd/system; do
+        [ -z "$(find $tree -perm /022 ! -type l)" ] || die "users can write in $tree"
+    done
+    [ "$(stat -c %a /etc/vps-snapshots/*.toml | sort -u)" = 600 ] || die "settings are not private"
+}
+
+"try_$1"

@@ -1,0 +1,80 @@
+"""Tells systemd that a program is ready, stops, and lives (sd_notify(3)), and ends a program that hangs."""
+
+import asyncio
+import faulthandler
+import os
+import socket
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+
+import structlog
+
+READY = "READY=1"
+STOPPING = "STOPPING=1"
+ALIVE = "WATCHDOG=1"
+HUNG_SECONDS = 30.0  # without one turn of the event loop; its longest blocking call, a journal write, takes far less
+TOLD_EACH_SECONDS = HUNG_SECONDS / 10
+SEND_SECONDS = 1.0
+
+_SOCKET = "NOTIFY_SOCKET"
+
+log = structlog.stdlib.get_logger()
+
+
+def tell(state: str) -> None:
+    """Tell systemd, if it has started this program. A message that cannot be sent is dropped: the next one follows."""
+    address = os.environ.get(_SOCKET)
+    if not address:
+        return
+    if address[0] == "@":  # an abstract socket
+        address = f"\0{address[1:]}"
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.settimeout(SEND_SECONDS)
+        sender.sendto(state.encode(), address)
+
+
+def leave_to_parent() -> None:
+    """Tell nothing from now on: systemd listens to the main process only."""
+    os.environ.pop(_SOCKET, None)
+
+
+class Turns:
+    """When each of the loops that matter last came round. `limit_seconds`: the longest that a turn may take."""
+
+    def __init__(self, limit_seconds: float, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._limit_seconds = limit_seconds
+        self._now = now
+        self._last: dict[str, float] = {}
+
+    def counted(self, name: str) -> Callable[[], None]:
+        """What the loop of that name calls at each turn. The loop is watched from its first call on."""
+
+        def turned() -> None:
+            self._last[name] = self._now()
+
+        return turned
+
+    def hung(self) -> Collection[str]:
+        return [name for name, at in self._last.items() if self._now() - at > self._limit_seconds]
+
+
+async def prove_alive(turns: Turns | None = None, *, hung_seconds: float = HUNG_SECONDS) -> None:
+    """Run until cancelled: a watchdog for the event loop and the loops of `turns`.
+
+    If the event loop hangs for `hung_seconds`, so that not even timeouts fire, the process prints its stack and exits.
+    If another loop hangs, systemd is told no more that the program lives, and kills it after the unit's WatchdogSec.
+    """
+    told = False
+    try:
+        while True:
+            faulthandler.dump_traceback_later(hung_seconds, exit=True)
+            hung = turns.hung() if turns else ()
+            if not hung:
+                tell(ALIVE)
+            elif not told:
+                log.critical("loop.hung", loops=sorted(hung))
+            told = bool(hung)
+            await asyncio.sleep(hung_seconds / 10)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
