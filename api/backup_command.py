@@ -1,6 +1,8 @@
 """The commands `backup` and `restore`: of what only Redis knows."""
 
+import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +18,7 @@ from worker.store.backup.restore import AuditLogInUse, Restore
 from worker.store.backup.rows import Backup, Row
 
 _NAME = "vps-snapshots-*.backup"
+LEFT_SECONDS = 86_400.0  # far longer than a backup takes
 
 Identity = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="File with age's secret key, of an encrypted backup.")
@@ -59,10 +62,18 @@ def backup(
         path, written = with_redis(settings.redis, run)
     except OSError as error:
         fail(f"the backup was not written: {error}", code=1)
-    for old in sorted(folder.glob(_NAME))[:-keep]:
-        old.unlink(missing_ok=True)
+    _tidy(folder, keep=keep)
     typer.echo(f"{written.rows} rows, {written.file_bytes} bytes", err=True)
     typer.echo(path)
+
+
+def _tidy(folder: Path, *, keep: int) -> None:
+    for old in sorted(folder.glob(_NAME))[:-keep]:
+        old.unlink(missing_ok=True)
+    for left in folder.glob(f".{_NAME}*.new"):  # of backups that were killed, but not one that is being written
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                left.unlink()
 
 
 def restore(
@@ -95,7 +106,7 @@ def restore(
 async def _restore(redis: ArqRedis, found: BackupFile, settings: ApiSettings, *, merge: bool) -> dict[str, int]:
     store = Restore(redis)
     if not merge and not await store.is_empty():
-        fail("Redis has tokens: it has not lost its data. --merge adds what it lacks", code=1)
+        fail("Redis has tokens: its data is not lost, or a restore was interrupted. --merge adds what it lacks", code=1)
     written = await store.records(found, now_ms=await Backup(redis).now_ms())
     await record(audit_of(redis, settings), "restore", reason=found.path.name)
     return dict(written)

@@ -1,5 +1,7 @@
 """The program `vps-snapshots`: global options and all commands."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -123,6 +125,8 @@ for name, group, panel in (
 
 
 def main() -> None:
+    if sys.stdout is None:  # closed, as by `>&-`: nobody wants the output
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the exit
     app()
 
 

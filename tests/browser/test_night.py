@@ -17,7 +17,7 @@ async def test_a_stranded_server_is_taken_and_its_time_runs_on(operator: Operato
     await operator.stage.ended(job)
     operator.node.befall()
     await operator.open(f"servers/{server}/")
-    await expect(page.get_by_role("region", name="Cause")).to_contain_text("Cannot allocate memory")
+    await expect(page.get_by_role("group", name="Cause")).to_contain_text("Cannot allocate memory")
     await press(operator, "I'm on it", answer="I'm on it")
     await expect(page.locator("#live")).to_contain_text("is on it, since")
     await expect(page.get_by_role("button", name="Release", exact=True)).to_be_visible()

@@ -1,6 +1,8 @@
 """What only Redis knows is in a backup, and back after all of Redis's data was lost."""
 
+import asyncio
 import gzip
+import hashlib
 import json
 import os
 import resource
@@ -15,17 +17,19 @@ from typing import Any
 import pytest
 
 from tests.conftest import RedisServer, needs
-from tests.integration.conftest import ACCOUNT, SERVER, Cell
+from tests.integration.conftest import ACCOUNT, SERVER, Cell, node_store
 from tests.integration.test_reconcile import Node, lose_redis_data, node, report
 from tests.security.conftest import kept
 from worker.store.access.audit import Audit, AuditKeeper
 from worker.store.access.credentials import Credentials
 from worker.store.access.tokens import Limits, Permission, Presented, Tokens
-from worker.store.backup.file import BackupFile, BackupUnusable, write
+from worker.store.backup.file import LINE_BYTES, BackupFile, BackupUnusable, write
 from worker.store.backup.restore import AuditLogInUse, Restore
 from worker.store.backup.rows import Backup, Row
 from worker.store.customers.customer_store import Edit
+from worker.store.errors import NodeNotFound
 from worker.store.model import SnapshotId
+from worker.store.nodes.node_store import ReportedServer
 from worker.store.operators.cell import Cell as CellNumbers
 from worker.store.operators.operator_store import OperatorStore
 from worker.store.schedules.schedules import Schedules, ScheduleSpec
@@ -158,6 +162,37 @@ async def test_what_another_account_has_now_gets_nothing(node: Node, tmp_path: P
     assert (dict(snapshot.labels), snapshot.protected, snapshot.expires_at) == ({}, False, None)
 
 
+async def test_a_paused_node_that_has_not_come_back_is_not_a_damaged_record(node: Node, tmp_path: Path) -> None:
+    await have_all(node)
+    path = await back_up(node.cell, tmp_path)
+    await node.cell.raw("FLUSHALL")
+    await put_back(node.cell, path)
+    operators = OperatorStore(node.cell.redis, node.cell.store)
+    for call in (operators.node, operators.resume, operators.reconcile):
+        with pytest.raises(NodeNotFound):
+            await call("n1")
+    assert await operators.unreadable() == ()
+    await node.cell.node.take_lease(seconds=60)
+    pause = (await operators.node("n1")).pause
+    assert pause
+    assert pause.reason == "kernel upgrade"
+
+
+async def test_no_other_node_gets_a_server_before_its_own_reports(node: Node, tmp_path: Path) -> None:
+    """Then one that has it may: it was moved there after the backup."""
+    await have_all(node)
+    path = await back_up(node.cell, tmp_path)
+    await node.cell.raw("FLUSHALL")
+    await put_back(node.cell, path)
+    other = node_store(node.cell.redis, node="n2", machine="m2")
+    for store in (other, node.cell.node):
+        assert await store.take_lease(seconds=60) is None
+    server = ReportedServer(id=SERVER, account_id=ACCOUNT, name="web-server-01", power="on")
+    assert (await other.report([server])).conflicts == {SERVER}
+    assert (await node.cell.node.report([])).gone == {SERVER}
+    assert (await other.report([server])).fresh == {SERVER}
+
+
 @pytest.mark.parametrize("nodes_first", [False, True])
 async def test_no_snapshot_expires_at_once(node: Node, tmp_path: Path, nodes_first: bool) -> None:
     """Its owner may have asked for more time after the backup was made."""
@@ -176,10 +211,16 @@ async def test_no_snapshot_expires_at_once(node: Node, tmp_path: Path, nodes_fir
 
 
 @pytest.mark.parametrize("nodes_first", [False, True])
-async def test_a_snapshot_whose_expiry_was_removed_is_back(node: Node, tmp_path: Path, nodes_first: bool) -> None:
+async def test_a_snapshot_whose_expiry_was_taken_away_is_published(
+    node: Node, tmp_path: Path, nodes_first: bool
+) -> None:
     snapshot_id = await node.create("kept")
-    edit = Edit(labels={"team": "web"}, protected=True, expires_at="never")
-    await node.cell.store.edit(account_id=ACCOUNT, snapshot_id=snapshot_id, edit=edit)
+    edits = (
+        Edit(expires_at=datetime.now(UTC) + timedelta(hours=1)),
+        Edit(labels={"team": "web"}, protected=True, expires_at="never"),
+    )
+    for edit in edits:
+        await node.cell.store.edit(account_id=ACCOUNT, snapshot_id=snapshot_id, edit=edit)
     path = await back_up(node.cell, tmp_path)
     await lose_redis_data(node)
     if nodes_first:
@@ -188,6 +229,7 @@ async def test_a_snapshot_whose_expiry_was_removed_is_back(node: Node, tmp_path:
     await report(node)
     snapshot = await node.cell.store.snapshot(account_id=ACCOUNT, snapshot_id=snapshot_id)
     assert (dict(snapshot.labels), snapshot.protected, snapshot.expires_at) == ({"team": "web"}, True, None)
+    assert await node.cell.raw("ZCARD", "snapshots:expiring") == 0
 
 
 async def test_a_token_that_has_ended_meanwhile_does_not_come_back(node: Node, tmp_path: Path) -> None:
@@ -220,6 +262,16 @@ async def test_a_head_that_cannot_be_read_leaves_no_entry_out(node: Node, tmp_pa
     assert sum(row["kind"] == "audit" for row in BackupFile.open(path, identity=None).rows()) == 250
 
 
+async def test_an_unreadable_entry_of_the_audit_log_keeps_no_other_out(node: Node, tmp_path: Path) -> None:
+    await have_all(node)
+    await node.cell.raw("XADD", "audit", "*", "seq", b"\xff")
+    await node.cell.raw("XADD", "audit", "*", "seq", "soon")
+    path = await back_up(node.cell, tmp_path)
+    assert [kind for kind, _ in names(path, None)].count("audit") == 251  # also the one without a number
+    operators = OperatorStore(node.cell.redis, node.cell.store)
+    assert {one.key.split()[0] for one in await operators.unreadable()} == {"audit"}
+
+
 class TestTheFile:
     @pytest.fixture
     async def path(self, node: Node, tmp_path: Path) -> Path:
@@ -246,7 +298,7 @@ class TestTheFile:
         whole = path.read_bytes()
         for place in range(20, len(whole) - 8, len(whole) // 20):
             path.write_bytes(whole[:place] + b"\xff\xff\xff\xff" + whole[place + 4 :])
-            with pytest.raises(BackupUnusable, match="damaged"):
+            with pytest.raises(BackupUnusable, match=r"damaged|no backup has"):
                 BackupFile.open(path, identity=None)
 
     def test_one_of_a_later_release_is_refused(self, path: Path) -> None:
@@ -255,13 +307,37 @@ class TestTheFile:
         with pytest.raises(BackupUnusable, match="it has version 2; this program reads 1"):
             BackupFile.open(path, identity=None)
 
+    @pytest.mark.parametrize("place", [12, 30, 60, 120, 250])
+    def test_a_bit_that_changed_on_the_disk_is_noticed(self, path: Path, place: int) -> None:
+        held = bytearray(path.read_bytes())
+        held[place] ^= 0x5A
+        path.write_bytes(held)
+        with pytest.raises(BackupUnusable):
+            BackupFile.open(path, identity=None)
+
+    async def test_two_at_once_are_both_whole(self, node: Node, path: Path) -> None:
+        """Each has a file of its own until it is whole."""
+        both_write = asyncio.Barrier(2)
+
+        async def one() -> None:
+            async def rows() -> AsyncIterator[Row]:
+                await both_write.wait()
+                async for row in Backup(node.cell.redis).records():
+                    yield row
+
+            await write(path, rows(), made_ms=1, last_id="", recipient=None)
+            BackupFile.open(path, identity=None)
+
+        await asyncio.gather(one(), one())
+        assert [file.name for file in path.parent.iterdir() if file.name.endswith(".new")] == []
+
     async def test_one_that_names_another_key_is_refused(self, node: Node, tmp_path: Path) -> None:
         async def forged() -> AsyncIterator[Row]:
             yield {"kind": "token", "key": "tokens", "record": {"id": "x", "account": ""}}
 
         path = tmp_path / "forged"
         await write(path, forged(), made_ms=0, last_id="", recipient=None)
-        with pytest.raises(BackupUnusable, match="a row of kind token for the key tokens"):
+        with pytest.raises(BackupUnusable, match="a row of kind 'token' for the key 'tokens'"):
             await put_back(node.cell, path)
 
     async def test_a_full_disk_leaves_the_former_one(self, node: Node, path: Path) -> None:
@@ -291,6 +367,47 @@ class TestTheFile:
             await back_up(node.cell, path.parent, recipient="age1nobody")
 
 
+HEAD = b'{"vps_snapshots_backup":1,"made_ms":5,"last_id":""}'
+SERVER_ROW = b'{"kind":"server","key":"server:1","record":{"account":"7"}}'
+
+
+def forged(path: Path, *lines: bytes) -> Path:
+    """A file with these lines and the end that belongs to them."""
+    text = b"".join(line + b"\n" for line in lines)
+    end = json.dumps({"rows": len(lines) - 1, "sha256": hashlib.sha256(text).hexdigest()}).encode()
+    path.write_bytes(gzip.compress(text + end, compresslevel=1))
+    return path
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (HEAD.replace(b"5", b'"x"'),),
+        (HEAD.replace(b"5", b"1e999"),),
+        (HEAD.replace(b'"made_ms":5,', b""),),
+        (b"[" * 100_000,),
+        (HEAD, b"[" * 100_000),
+        (HEAD, b"x" * (LINE_BYTES + 1)),
+        (HEAD, b"{}"),
+        (HEAD, SERVER_ROW.replace(b'"server",', b'["server"],')),
+        (HEAD, SERVER_ROW.replace(b'"server:1"', b"1")),
+        (HEAD, SERVER_ROW.replace(b'"server:1"', b'"server:1\\u0000"')),
+        (HEAD, SERVER_ROW.replace(b'"7"', b"7")),
+        (HEAD, SERVER_ROW.replace(b'"7"', b"null")),
+        (HEAD, SERVER_ROW[:-1] + b',"lifetime_ms":1e300}'),
+        (HEAD, SERVER_ROW[:-1] + b',"lifetime_ms":-1}'),
+        (HEAD, b'{"kind":"audit","record":{"seq":"1"},"id":"99999999999999999999-0"}'),
+        (HEAD, b'{"kind":"audit_head","record":[]}'),
+    ],
+)
+def test_a_file_with_rows_that_no_backup_has_is_refused_before_anything_is_written(
+    tmp_path: Path, lines: tuple[bytes, ...]
+) -> None:
+    BackupFile.open(forged(tmp_path / "good", HEAD, SERVER_ROW), identity=None)
+    with pytest.raises(BackupUnusable):
+        BackupFile.open(forged(tmp_path / "forged", *lines), identity=None)
+
+
 def names(path: Path, identity: Path | None) -> list[tuple[str, str]]:
     """What is in a backup."""
     return [(row["kind"], row.get("key", "")) for row in BackupFile.open(path, identity=identity).rows()]
@@ -313,6 +430,10 @@ async def test_the_commands(node: Node, redis_server: RedisServer, tmp_path: Pat
     before = await known(node, snapshot_id, secrets)
     for name in ("vps-snapshots-20250101T000000Z.backup", "vps-snapshots-20250102T000000Z.backup"):
         (tmp_path / name).touch()
+    killed, being_written = (tmp_path / f".vps-snapshots-20250103T000000Z.backup.{one}.new" for one in "ab")
+    killed.touch()
+    os.utime(killed, (0, 0))
+    being_written.touch()
     done = program(f"unix://{redis_server.socket}", "backup", tmp_path, "--keep", "2")
     assert done.returncode == 0, done.stderr
     path = Path(done.stdout.strip())
@@ -321,6 +442,7 @@ async def test_the_commands(node: Node, redis_server: RedisServer, tmp_path: Pat
         "vps-snapshots-20250102T000000Z.backup",
         path.name,
     ]
+    assert (killed.exists(), being_written.exists()) == (False, True)
 
     refused = program(f"unix://{redis_server.socket}", "restore", path)
     assert (refused.returncode, "Redis has tokens" in refused.stderr) == (1, True)

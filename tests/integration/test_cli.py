@@ -622,6 +622,12 @@ class TestExits:
         assert b"No space left" in said
         assert b"Traceback" not in said
 
+    async def test_an_output_that_nobody_wants_is_no_failure(self, cli: Cli) -> None:
+        words = ("sh", "-c", '"$0" overview >&-', PROGRAM)
+        ended = await asyncio.create_subprocess_exec(*words, env=cli.environment(), stderr=subprocess.PIPE)
+        _, said = await ended.communicate()
+        assert (ended.returncode, said) == (Exit.OK, b"")
+
     async def test_a_certificate_that_nobody_signed_is_refused(self, tmp_path: Path) -> None:
         needs("openssl")
         made = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"

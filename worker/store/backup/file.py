@@ -1,7 +1,7 @@
 """The file of a backup: lines of JSON, compressed, and encrypted if wanted.
 
 The first line is {vps_snapshots_backup: version, made_ms, last_id}, the last one {rows, sha256: of the lines before}.
-So a file that was cut off or changed is noticed before anything of it is used.
+So a file that was cut off or changed, or has rows that no backup has, is noticed before anything of it is used.
 """
 
 import gzip
@@ -9,14 +9,21 @@ import hashlib
 import json
 import os
 import subprocess
+import tempfile
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self, cast
+from typing import IO, Annotated, Any, Self, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from worker.store.backup.rows import kind_of
+from worker.store.records import NUMBER_MAX
 
 VERSION = 1
+LINE_BYTES = 1 << 20  # far longer than any record: a file may unpack to more than fits in memory
 _AGE_MAGIC = b"age-encryption.org/"
 
 
@@ -37,22 +44,15 @@ async def write(
 
     `recipient`: a public key of age, which encrypts it. Raises OSError, also if age fails.
     """
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    count = file_bytes = 0
-    try:
-        with _sink(new, recipient) as raw, gzip.GzipFile(fileobj=raw, mode="wb") as compressed:
-            lines = _Lines(compressed)
-            lines.add({"vps_snapshots_backup": VERSION, "made_ms": made_ms, "last_id": last_id})
-            async for row in rows:
-                lines.add(row)
-                count += 1
-            lines.add({"rows": count, "sha256": lines.digest.hexdigest()})
-        file_bytes = _moved(new, path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    return Written(rows=count, file_bytes=file_bytes)
+    count = 0
+    with _new_file(path, recipient) as raw, gzip.GzipFile(fileobj=raw, mode="wb") as compressed:
+        lines = _Lines(compressed)
+        lines.add({"vps_snapshots_backup": VERSION, "made_ms": made_ms, "last_id": last_id})
+        async for row in rows:
+            lines.add(row)
+            count += 1
+        lines.add({"rows": count, "sha256": lines.digest.hexdigest()})
+    return Written(rows=count, file_bytes=_size(path))
 
 
 class _Lines:
@@ -67,8 +67,8 @@ class _Lines:
 
 
 @contextmanager
-def _sink(path: Path, recipient: str | None) -> Iterator[IO[bytes]]:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+def _sink(opened: int, recipient: str | None) -> Iterator[IO[bytes]]:
+    with open(opened, "wb") as file:
         if recipient is None:
             yield file
             return
@@ -79,11 +79,24 @@ def _sink(path: Path, recipient: str | None) -> Iterator[IO[bytes]]:
             raise OSError(f"age ended with {age.returncode}")
 
 
-def _moved(new: Path, path: Path) -> int:
-    """The bytes of the file, once it is safe on the disk."""
-    _sync(new)
-    new.replace(path)
-    _sync(path.parent)
+@contextmanager
+def _new_file(path: Path, recipient: str | None) -> Iterator[IO[bytes]]:
+    """A file that takes its name when it is whole and safe on the disk. Until then it has a name of its own, because
+    another backup may be written at the same time."""
+    opened, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
+    new = Path(name)
+    try:
+        with _sink(opened, recipient) as raw:
+            yield raw
+        _sync(new)
+        new.replace(path)
+        _sync(path.parent)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def _size(path: Path) -> int:
     return path.stat().st_size
 
 
@@ -93,6 +106,30 @@ def _sync(path: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+Milliseconds = Annotated[int, Field(ge=0, le=NUMBER_MAX)]
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class _Head(_Checked):
+    vps_snapshots_backup: int
+    made_ms: Milliseconds
+    last_id: str
+
+
+class _Row(_Checked):
+    kind: str
+    record: dict[str, str]
+    key: str = ""
+    lifetime_ms: Milliseconds = 0
+    id: Annotated[str, Field(pattern=r"^[0-9]{1,15}-[0-9]{1,15}$")] = "0-0"  # of an entry of the audit log
+
+
+_Form = TypeVar("_Form", bound=_Checked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,21 +144,17 @@ class BackupFile:
     @classmethod
     def open(cls, path: Path, *, identity: Path | None) -> Self:
         """Raises BackupUnusable or OSError."""
-        digest, count, first, last, line = hashlib.sha256(), -1, b"", b"", b""
+        digest, count, head, last = hashlib.sha256(), -1, None, b""
         for line in _lines(path, identity):
             if last:
                 digest.update(last)
                 count += 1
-            first, last = first or line, line
-        head, end = _parsed(first), _parsed(last)
-        if head.get("vps_snapshots_backup") != VERSION:
-            version = head.get("vps_snapshots_backup")
-            raise BackupUnusable(
-                f"it has version {version}; this program reads {VERSION}" if version else "it is no backup"
-            )
-        if end != {"rows": count, "sha256": digest.hexdigest()}:
+            if count > 0:
+                _check_row(last)
+            head, last = head or _head(line), line
+        if head is None or _parsed(last) != {"rows": count, "sha256": digest.hexdigest()}:
             raise BackupUnusable("it is damaged or was cut off")
-        return cls(path=path, identity=identity, made_ms=int(head["made_ms"]), last_id=str(head["last_id"]))
+        return cls(path=path, identity=identity, made_ms=head.made_ms, last_id=head.last_id)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         for line in _lines(self.path, self.identity):
@@ -130,10 +163,35 @@ class BackupFile:
                 yield row
 
 
+def _head(line: bytes) -> _Head:
+    version = _parsed(line).get("vps_snapshots_backup")
+    if version is None:
+        raise BackupUnusable("it is no backup")
+    if version != VERSION:
+        raise BackupUnusable(f"it has version {version!a:.100}; this program reads {VERSION}")
+    return _checked(_Head, line)
+
+
+def _check_row(line: bytes) -> None:
+    """Nothing but what a backup writes."""
+    row = _checked(_Row, line)
+    if row.kind not in {"audit", "audit_head"} and row.kind != kind_of(row.key):
+        raise BackupUnusable(f"it has a row of kind {row.kind!a:.100} for the key {row.key!a:.100}")
+
+
+def _checked(form: type[_Form], line: bytes) -> _Form:
+    try:
+        return form.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BackupUnusable(f"it has a row that no backup has: {where!a:.100}: {first['msg']}") from error
+
+
 def _parsed(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BackupUnusable("it is damaged or was cut off") from error
     if not isinstance(row, dict):
         raise BackupUnusable("it is no backup")
@@ -143,7 +201,10 @@ def _parsed(line: bytes) -> dict[str, Any]:
 def _lines(path: Path, identity: Path | None) -> Iterator[bytes]:
     try:
         with _source(path, identity) as raw, gzip.GzipFile(fileobj=raw) as lines:
-            yield from lines
+            while line := lines.readline(LINE_BYTES + 1):
+                if len(line) > LINE_BYTES:
+                    raise BackupUnusable("it has a line that no backup has: it is too long")
+                yield line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BackupUnusable("it is damaged, was cut off, or is no backup") from error
 

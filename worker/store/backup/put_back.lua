@@ -48,12 +48,13 @@ PUT.secret = put
 
 PUT.account = put
 
--- As `operators/place_server` declares one: until its node reports it.
+-- As `operators/place_server` declares one: no other node gets it until its node reports, with it or without it.
 function PUT.server(row)
   local of = row.record
   forget_report(of.node)
   list_server(id_of(row), {}, of.node, of.account, of.name or id_of(row))
-  redis.call('HSET', row.key, 'v', LISTED, 'power', 'off', 'missing', '1', 'unpublished', '1')
+  redis.call('HSET', row.key, 'v', LISTED, 'power', 'off', 'missing', '1', 'unpublished', '1', 'placed', '1')
+  redis.call('SADD', 'node:' .. of.node .. ':servers', id_of(row))
   put(row)
 end
 

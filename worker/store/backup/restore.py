@@ -6,8 +6,8 @@ from itertools import islice
 from typing import Any
 
 from worker.store.access.audit import HEAD
-from worker.store.backup.file import BackupFile, BackupUnusable
-from worker.store.backup.rows import Row, kind_of
+from worker.store.backup.file import BackupFile
+from worker.store.backup.rows import Row
 from worker.store.calls import Scripts, reading
 
 AT_ONCE = 200  # rows that one script writes
@@ -38,8 +38,6 @@ class Restore(Scripts):
         for row in backup.rows():
             if row["kind"] in {"audit", "audit_head"}:
                 continue
-            if row["kind"] != kind_of(row["key"]):  # nothing but what a backup writes
-                raise BackupUnusable(f"it has a row of kind {row['kind']} for the key {row['key']}")
             rows = by_kind.setdefault(row["kind"], [])
             rows.append(row)
             if len(rows) == AT_ONCE:

@@ -72,9 +72,16 @@ class Backup(Scripts):
         head = await reading(lambda: self._redis.hgetall(HEAD))  # type: ignore[arg-type,return-value]
         last, after = number_of(head.get(b"seq")), "-"
         while entries := await reading(lambda at=after: self._redis.xrange(STREAM, at, "+", SCANNED_AT_ONCE)):  # type: ignore[misc]
+            unreadable: list[Unreadable] = []
             for entry_id, fields in entries:
+                try:
+                    row: Row = {"kind": "audit", "id": records.text(entry_id), "record": records.decoded(fields)}
+                except ValueError as error:
+                    unreadable.append(Unreadable(key=f"{STREAM} {records.text(entry_id)}", reason=str(error)))
+                    continue
                 if last is None or (number_of(fields.get(b"seq")) or 0) <= last:
-                    yield {"kind": "audit", "id": records.text(entry_id), "record": records.decoded(fields)}
+                    yield row
+            await self._tell_unreadable(unreadable)
             after = f"({records.text(entries[-1][0])}"
         if head:
             yield {"kind": "audit_head", "record": records.decoded(head)}

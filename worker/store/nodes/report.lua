@@ -77,6 +77,7 @@ local function lose(id, server)
   if server.node ~= node then return end
   unlist_server(id, server)
   redis.call('HSET', 'server:' .. id, 'missing', '1')
+  redis.call('HDEL', 'server:' .. id, 'placed')
   if redis.call('EXISTS', 'server:' .. id .. ':snapshots') == 1 then
     local found = {finding = 'missing_server', tag = '', at = string.format('%.0f', now_ms() / 1000)}
     redis.call('HSET', 'node:' .. node .. ':findings', id, cjson.encode({found}))

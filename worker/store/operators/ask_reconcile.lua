@@ -6,7 +6,7 @@ local ask = cjson.decode(ARGV[1])
 
 local function note()
   local key = 'node:' .. ask.node
-  if redis.call('EXISTS', key) == 0 then return {'refused', 'node_not_found'} end
+  if redis.call('SISMEMBER', 'nodes', ask.node) == 0 then return {'refused', 'node_not_found'} end
   redis.call('HSET', key, 'reconcile_ms', now_ms())
   return {'admitted'}
 end

@@ -19,6 +19,6 @@ local function show(name)
   }
 end
 
-if ask.node then return redis.call('EXISTS', 'node:' .. ask.node) == 1 and {{}, show(ask.node)} or {{}} end
+if ask.node then return redis.call('SISMEMBER', 'nodes', ask.node) == 1 and {{}, show(ask.node)} or {{}} end
 if ask.state == 'failing' and ask.sort == 'failed' and ask.descending then ask.since_ms = 1 end -- the rest has none
 return walk(ask, 'nodes:by:' .. ask.sort, 'node:', show)

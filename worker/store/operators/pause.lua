@@ -8,7 +8,7 @@ local ask = cjson.decode(ARGV[1])
 
 local function turn()
   local key = 'node:' .. ask.node
-  if redis.call('EXISTS', key) == 0 then return {'refused', 'node_not_found'} end
+  if redis.call('SISMEMBER', 'nodes', ask.node) == 0 then return {'refused', 'node_not_found'} end
   local boot = redis.call('HGET', key, 'boot')
   if ask.until_back and not boot then return {'refused', 'node_boot_unknown'} end
   if ask.reason == '' then

@@ -17,6 +17,7 @@ local function take_restored(id, snapshot)
   local kept = redis.call('TYPE', key).ok == 'hash' and named(redis.call('HGETALL', key)) or {}
   redis.call('DEL', key)
   if kept.server ~= snapshot.server or kept.account ~= snapshot.account then return end
+  if not number(kept.expires_ms) then kept.expires_ms = nil end -- '': its owner has taken the expiry away
   for _, field in ipairs(RESTORED_FIELDS) do snapshot[field] = kept[field] or snapshot[field] end
 end
 
