@@ -1,6 +1,6 @@
 """The calls in which operators look something up: the search, and a snapshot with its history."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from aiohttp import web
 from pydantic import Field, StringConstraints
@@ -95,8 +95,11 @@ class OpsSnapshot(Open):
     id: int
     name: str
     status: Annotated[
-        Literal["in_progress", "completed", "failed", "deleting", "deleted"] | str,
-        Field(description="`deleting`: deleted, and its space is not freed yet"),
+        str,
+        Field(
+            description="`in_progress`, `completed`, `failed`, `deleting` (deleted, and its space is not freed yet) or"
+            " `deleted`; others may come"
+        ),
     ]
     server: ServerName | None
     account_id: int | None

@@ -216,7 +216,13 @@ class TestReader:
         job = await made(dashboard, server=OTHER)
         token = next(token for token in await dashboard.api.tokens.all() if token.account_id is None)
         snapshot_id = (await dashboard.cell.raw("HGET", f"job:{job}", "snapshot")).decode()
-        ids = {"{job_id}": job, "{node}": "n1", "{server_id}": str(SERVER), "{token_id}": token.id}
+        ids = {
+            "{job_id}": job,
+            "{node}": "n1",
+            "{server_id}": str(SERVER),
+            "{account_id}": "77",
+            "{token_id}": token.id,
+        }
         return ids | {"{snapshot_id}": snapshot_id}
 
     def path(self, path: str, ids: dict[str, str]) -> str:

@@ -243,14 +243,21 @@ def test_every_sample_is_well_formed(tmp_path: Path, node: Path) -> None:
 
 
 BODY = '{"type": "webhook.test", "data": {"webhook_id": "ü"}}'.encode()
-CASES = {  # the headers and the body of a message, and whether it is genuine
-    "genuine": (signed([SECRET], "m1", BODY, moment=round(time.time())), BODY, True),
-    "two signatures": (signed([OTHER_SECRET, SECRET], "m1", BODY, moment=round(time.time())), BODY, True),
-    "another secret": (signed([OTHER_SECRET], "m1", BODY, moment=round(time.time())), BODY, False),
-    "another body": (signed([SECRET], "m1", BODY, moment=round(time.time())), BODY + b" ", False),
-    "an old one": (signed([SECRET], "m1", BODY, moment=round(time.time()) - 400), BODY, False),
-    "another ID": (signed([SECRET], "m1", BODY, moment=round(time.time())) | {"webhook-id": "m2"}, BODY, False),
-}
+
+
+def messages() -> dict[str, tuple[dict[str, str], bytes, bool]]:
+    """The headers and the body of messages of this moment, and whether they are genuine."""
+    now = round(time.time())
+    return {  # the headers and the body of a message, and whether it is genuine
+        "genuine": (signed([SECRET], "m1", BODY, moment=now), BODY, True),
+        "two signatures": (signed([OTHER_SECRET, SECRET], "m1", BODY, moment=now), BODY, True),
+        "another secret": (signed([OTHER_SECRET], "m1", BODY, moment=now), BODY, False),
+        "another body": (signed([SECRET], "m1", BODY, moment=now), BODY + b" ", False),
+        "an old one": (signed([SECRET], "m1", BODY, moment=now - 400), BODY, False),
+        "another ID": (signed([SECRET], "m1", BODY, moment=now) | {"webhook-id": "m2"}, BODY, False),
+    }
+
+
 CHECKS = {
     "python": """
 import json
@@ -268,19 +275,20 @@ console.log(JSON.stringify(cases.map(({ secret, headers, body }) => verify(secre
 @pytest.mark.parametrize("language", samples.LANGUAGES)
 async def test_the_samples_that_verify_a_message_tell_a_genuine_one(tmp_path: Path, node: Path, language: str) -> None:
     needs("openssl")
-    cases = [{"secret": SECRET, "headers": of, "body": body.decode()} for of, body, _ in CASES.values()]
+    sent = messages()
+    cases = [{"secret": SECRET, "headers": of, "body": body.decode()} for of, body, _ in sent.values()]
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     program = fences("api/webhooks.md", language)[0]
     if language == "sh":
-        for number, (_, body, _) in enumerate(CASES.values()):
+        for number, (_, body, _) in enumerate(sent.values()):
             (tmp_path / str(number)).write_bytes(body)
         program += "said=\n" + "".join(
             f"cp {number} body.json; WEBHOOK_SECRET={SECRET} WEBHOOK_ID={of['webhook-id']}"
             f" WEBHOOK_TIMESTAMP={of['webhook-timestamp']} WEBHOOK_SIGNATURE='{of['webhook-signature']}'"
             " verify && said=$said,true || said=$said,false\n"
-            for number, (of, _, _) in enumerate(CASES.values())
+            for number, (of, _, _) in enumerate(sent.values())
         )
         program += 'printf "[%s]" "${said#,}"\n'
     said = json.loads(await run(tmp_path, language, program + CHECKS.get(language, ""), node))
 
-    assert dict(zip(CASES, said, strict=True)) == {name: is_genuine for name, (_, _, is_genuine) in CASES.items()}
+    assert dict(zip(sent, said, strict=True)) == {name: is_genuine for name, (_, _, is_genuine) in sent.items()}
