@@ -66,7 +66,7 @@ def _stage(root: Path, package: Package, release: Release, *, wheel: Path, machi
         file = root / there
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text((DEPLOY / here).read_text().replace(CHECKOUT_HOME, f"/{HOME}/{package.side}/bin/"))
-        file.chmod(0o600 if here.startswith("examples/") else 0o755 if here.endswith(".sh") else 0o644)
+        file.chmod(0o600 if there.endswith(".toml") else 0o755 if here.endswith(".sh") else 0o644)
     programs = root / "usr/bin"
     programs.mkdir(parents=True)
     for program in package.programs:

@@ -61,6 +61,7 @@ PACKAGES = (
         locks=("front-end", "tracing"),
         programs=("vps-snapshots-api", "vps-snapshots-gateway"),
         files={f"etc/vps-snapshots/{name}.toml": f"examples/{name}.toml" for name in ("api", "audit", "gateway")}
+        | {"usr/share/doc/vps-snapshots-api/examples/haproxy.cfg": "examples/haproxy.cfg"}
         | {f"{UNITS}/{name}": f"systemd/{name}" for name in _units() if name != WORKER_UNIT},
     ),
     Package(

@@ -50,6 +50,7 @@ BODIES: dict[str, Any] = {
     "PlacementBody": {"node": "n1", "account_id": 78},
     "NodeBody": {"node": "n1"},
     "AccountBody": {"account_id": 78},
+    "LimitsBody": {"snapshots_max": 6},
     "CredentialBody": {},
     "RotationBody": {},
 }
@@ -77,6 +78,7 @@ async def ids(api: FrontEnd) -> dict[str, str]:
     return {
         "snapshot_id": str(snapshot),
         "server_id": str(SERVER),
+        "account_id": str(ACCOUNT),
         "job_id": restored.headers["X-Job-Id"],
         "schedule_id": schedule.body["id"],
         "webhook_id": webhook.body["id"],
