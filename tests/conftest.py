@@ -22,7 +22,7 @@ from worker.store.redis_client import RedisSettings, connect
 
 TESTS = Path(__file__).parent
 MEMORY, ROOM_BYTES = Path("/dev/shm"), 2 << 30
-START_SECONDS = 30  # far above what Redis takes, for a machine with much else to do
+START_SECONDS = 120  # far above what Redis takes, for a machine with much else to do
 
 
 def pytest_configure() -> None:
