@@ -5,7 +5,7 @@ import asyncio
 import signal
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +141,50 @@ async def test_a_change_that_no_replica_has_is_not_answered_and_reads_are(cell: 
         await redis.aclose(close_connection_pool=True)
     async with cell.operator(1) as replica:
         assert await replica.get("changed") == "3"
+
+
+def _state(epoch: int, *, flags: str = "master") -> dict[str, str]:
+    known = {"name": "vps-snapshots", "ip": "192.0.2.1", "port": "6379", "flags": flags, "config-epoch": str(epoch)}
+    return known | {"num-other-sentinels": "2", "quorum": "2"}
+
+
+@asynccontextmanager
+async def _sentinel(state: dict[str, str], *, names: str) -> AsyncIterator[str]:
+    """One that answers with that state of the primary, and names that address; its own."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while count := int((await reader.readuntil(b"\r\n"))[1:]):
+                command = []
+                for _ in range(count):
+                    length = int((await reader.readuntil(b"\r\n"))[1:])
+                    command.append((await reader.readexactly(length + 2))[:-2].decode().upper())
+                if "MASTERS" in command:
+                    words = [word for pair in state.items() for word in pair]
+                    writer.write(b"*1\r\n" + _array(words))
+                elif "GET-MASTER-ADDR-BY-NAME" in command:
+                    writer.write(_array([names, "6379"]))
+                else:
+                    writer.write(b"+PONG\r\n" if "PING" in command else b"+OK\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+def _array(words: list[str]) -> bytes:
+    parts = (f"${len(word)}\r\n{word}\r\n" for word in words)
+    return f"*{len(words)}\r\n{''.join(parts)}".encode()
+
+
+async def test_a_primary_is_found_while_its_replicas_do_not_follow_it_yet() -> None:
+    """The Sentinel that leads the failover has the former address in its state until they do."""
+    leads = _sentinel(_state(2, flags="master,s_down,o_down,failover_in_progress"), names="192.0.2.2")
+    late = _sentinel(_state(1, flags="master,s_down"), names="192.0.2.1")
+    async with leads as first, late as second:
+        redis = connect(RedisSettings(sentinels=[first, second]))
+        try:
+            assert await redis.connection_pool.get_master_address() == ("192.0.2.2", 6379)  # type: ignore[attr-defined]
+        finally:
+            await redis.aclose(close_connection_pool=True)

@@ -4,16 +4,18 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, Self
 
 from arq.connections import ArqRedis
 from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
-from redis.asyncio import BlockingConnectionPool, ConnectionPool
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
+from redis.utils import str_if_bytes
 
 from worker.store import arq_queue as queue
 from worker.store import trouble
@@ -211,33 +213,51 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Named:
+    """What a Sentinel says of the primary. `epoch`: rises with each failover. `is_up`: as far as it knows."""
+
+    epoch: int
+    is_up: bool
+    address: tuple[str, int]
+
+
 class _Sentinels(Sentinel):
     """Asks all at once, and believes the newest of what most say: one that is cut off together with a former primary
     still names it, and one whose machine is down must not hold up the others."""
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        asked = [
-            asyncio.ensure_future(sentinel.sentinel_masters())  # type: ignore[no-untyped-call] # redis-py's gap
-            for sentinel in self.sentinels
-        ]
-        states: list[dict[str, Any]] = []
+        asked = [asyncio.ensure_future(self._asked(sentinel, service_name)) for sentinel in self.sentinels]
+        named: list[_Named] = []
         failed: list[str] = []
         try:
             for answer in asyncio.as_completed(asked):
                 try:
-                    states += filter(None, [(await answer).get(service_name)])
+                    named += filter(None, [await answer])
                 except (RedisError, OSError) as error:
                     failed.append(repr(error))
-                if len(states) > len(asked) // 2:
+                if len(named) > len(asked) // 2:
                     break
         finally:
             for task in asked:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
-        newest = max(states, key=lambda state: int(state["config-epoch"]), default=None)
-        if newest is None or not self.check_master_state(newest, service_name):
+        newest = max(named, key=lambda one: (one.epoch, one.is_up), default=None)
+        if newest is None or not newest.is_up:
             raise MasterNotFoundError("; ".join([f"No primary found for {service_name!r}", *failed]))
-        return newest["ip"], newest["port"]
+        return newest.address
+
+    async def _asked(self, sentinel: Redis, name: str) -> _Named | None:
+        """While it leads a failover, its state of the primary has the former address until all replicas follow the new
+        primary, which takes seconds. Asked for the address alone, it names the new one as soon as that is promoted."""
+        state = (await sentinel.sentinel_masters()).get(name)  # type: ignore[no-untyped-call] # redis-py's gap
+        address = await sentinel.sentinel_get_master_addr_by_name(name)  # type: ignore[no-untyped-call] # the same
+        if state is None or address is None:
+            return None
+        host, port = str_if_bytes(address[0]), address[1]
+        is_promoted = (host, port) != (state["ip"], state["port"])
+        is_up = is_promoted or self.check_master_state(state, name)
+        return _Named(epoch=int(state["config-epoch"]), is_up=is_up, address=(host, port))
 
 
 class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
