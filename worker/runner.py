@@ -12,6 +12,7 @@ import structlog
 from drivers.base import AgentFailed, DomainNotFound, DriverError, Hypervisor, Power, ServerInUse
 from worker import left_frozen, traces
 from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed
+from worker.left import has_left
 from worker.metrics import Metrics
 from worker.procedures import PROCEDURES
 from worker.procedures.disks import NotEnoughSpace
@@ -22,7 +23,7 @@ from worker.store.errors import StoreUnavailable
 from worker.store.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
 from worker.store.nodes.node_store import BeginRefused, LeaseLost
 from worker.store.nodes.port import NodePort
-from worker.store.outcome import Outcome, bounded_cause
+from worker.store.outcome import LEFT_ITS_NODE, Outcome, bounded_cause
 
 RETRY_MOST_SECONDS = 5.0  # longest wait between two attempts at a step
 POWER_SECONDS = 2.0  # limit for reading a server's power state at the end of a job
@@ -205,6 +206,9 @@ class Runner:
             while outcome is None:
                 try:
                     async with self._servers[task.server_id], self._busy():
+                        if resumed and await has_left(self._store, task.server_id):
+                            outcome = self._give_up(entry)
+                            break
                         await self.safety.mend(task.server_id)
                         outcome = await self._execute(entry, resumed=resumed)
                 except JournalFailed as error:
@@ -271,6 +275,17 @@ class Runner:
         outcome = _outcome(task, facts, safety_kept_seconds=self._limits.safety_kept_seconds)
         self._journal.conclude(replace(entry, facts=facts), outcome, safety_kept_seconds=self._keep(outcome))
         seconds = max(0.0, time.time() - facts.begun_at)  # wall clock: the job may span several processes
+        self._metrics.ended(task.kind, outcome, seconds=seconds)
+        _log_end(outcome, seconds=seconds)
+        return outcome
+
+    def _give_up(self, entry: Entry) -> Outcome:
+        """End a job whose server another node has: its disks are left as they are."""
+        task = entry.task
+        snapshot_status = SnapshotStatus.FAILED if task.kind is JobKind.CREATE else None
+        outcome = replace(LEFT_ITS_NODE, snapshot_status=snapshot_status)
+        self._journal.conclude(entry, outcome, safety_kept_seconds=KEPT_FOR_A_PERSON)
+        seconds = max(0.0, time.time() - entry.facts.begun_at)
         self._metrics.ended(task.kind, outcome, seconds=seconds)
         _log_end(outcome, seconds=seconds)
         return outcome
