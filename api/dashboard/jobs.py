@@ -96,7 +96,7 @@ def _told(found: Waiting) -> Told:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRow:
-    """`tone`: past, bad if it failed, now. `seconds`: of the current step, until now."""
+    """`tone`: past, bad if it failed, now. `seconds`: of the current step, until its node was heard last."""
 
     taken: StepTaken
     tone: str
@@ -104,10 +104,10 @@ class StepRow:
 
 
 def _steps(found: OpsJob) -> list[StepRow]:
-    steps = []
+    steps, until = [], found.job.silent_since or datetime.now(UTC)
     for taken in found.steps:
         tone = "now" if taken.seconds is None else "bad" if taken.failed else "past"
-        so_far = (datetime.now(UTC) - taken.started_at).total_seconds() if taken.seconds is None else taken.seconds
+        so_far = (until - taken.started_at).total_seconds() if taken.seconds is None else taken.seconds
         steps.append(StepRow(taken=taken, tone=tone, seconds=max(0.0, so_far)))
     return steps
 

@@ -266,6 +266,7 @@ class Job:
     contents: Contents | None = None  # of a create or its dry run: what the snapshot holds, or would hold
     retried_by: JobId | None = None  # the job that repeats it
     off_since: datetime | None = None  # when it asked the running guest to stop; None: the guest is not off for it
+    silent_since: datetime | None = None  # for operators, of one in progress: when its node, now silent, was heard last
 
     @property
     def is_cancelled(self) -> bool:
