@@ -17,8 +17,8 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from tests.conftest import needs
 from tests.sentinel import READY_SECONDS, Cell, Machine, certificate, password_of
 from worker.store.redis_client import RedisSettings, connect
-from worker.store.script_connection import RunsScripts, Script
-from worker.store.trouble import NotCopied
+from worker.store.script_connection import MANY, RunsScripts, Script
+from worker.store.trouble import CutOff, NotCopied
 
 CHANGE = Script("redis.call('SET', 'changed', ARGV[1]) return 1", changes=True)
 READ = Script("return redis.call('GET', 'changed')")
@@ -141,6 +141,30 @@ async def test_a_change_that_no_replica_has_is_not_answered_and_reads_are(cell: 
         await redis.aclose(close_connection_pool=True)
     async with cell.operator(1) as replica:
         assert await replica.get("changed") == "3"
+
+
+@pytest.mark.parametrize("wait_for_replicas", [0, 1])
+async def test_what_a_frozen_primary_was_asked_does_not_wait_until_the_limit(
+    cell: Cell, wait_for_replicas: int
+) -> None:
+    await cell.ready()
+    settings = cell.settings_of("api", wait_for_replicas=wait_for_replicas)
+    redis = connect(settings.model_copy(update={"command_seconds": 10.0 * READY_SECONDS}))
+    try:
+        assert isinstance(redis, RunsScripts)
+        await asyncio.gather(*(redis.run_script(CHANGE, b"1") for _ in range(MANY)))  # all connections are open
+        cell.processes[0].send_signal(signal.SIGSTOP)
+        with pytest.raises(CutOff):
+            await asyncio.wait_for(redis.run_script(CHANGE, b"2"), READY_SECONDS)
+        cell.processes[0].send_signal(signal.SIGCONT)
+        async with asyncio.timeout(READY_SECONDS):
+            while True:
+                with suppress(RedisError, OSError):
+                    assert await redis.run_script(CHANGE, b"3") == 1
+                    break
+                await asyncio.sleep(0.1)
+    finally:
+        await redis.aclose(close_connection_pool=True)
 
 
 def _state(epoch: int, *, flags: str = "master") -> dict[str, str]:

@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, Self
 
@@ -27,7 +28,7 @@ ADDRESS = re.compile(r"rediss?://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?(/[0-9
 WAITING = frozenset({"BLPOP", "XREAD"})  # blocking as we call them: their duration tells nothing about Redis
 IDLE_CHECK_SECONDS = 15  # after this idle time a connection is checked with a PING before it is used
 
-LOOK_SECONDS = 0.5  # between two such looks for another primary: each opens all connections anew
+LOOK_SECONDS = 0.5  # between two looks for another Redis without Sentinels: each opens all connections anew
 
 
 class RedisSettings(BaseModel):
@@ -114,13 +115,13 @@ class _Client(ArqRedis):
         super().__init__(pool_or_conn=pool, job_serializer=queue.serialize, job_deserializer=queue.deserialize)
         self._observer = observer
         self._looked = -LOOK_SECONDS
-        self._of_scripts = ScriptConnections(pool, seconds=command_seconds, idle_seconds=IDLE_CHECK_SECONDS)
+        self._looking: asyncio.Task[None] | None = None
+        every: dict[str, Any] = {"seconds": command_seconds, "idle_seconds": IDLE_CHECK_SECONDS, "late": self._look}
+        self._of_scripts = ScriptConnections(pool, **every)
         self._of_changes = self._of_scripts
         if replicas:  # on connections of their own: what only reads would wait behind them
             copies = Copies(replicas=replicas, seconds=command_seconds / 2)
-            self._of_changes = ScriptConnections(
-                pool, seconds=command_seconds, idle_seconds=IDLE_CHECK_SECONDS, copies=copies
-            )
+            self._of_changes = ScriptConnections(pool, copies=copies, **every)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         command = super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py's gap
@@ -136,6 +137,9 @@ class _Client(ArqRedis):
         await self.connection_pool.disconnect(inuse_connections=False)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
         for connections in {self._of_scripts, self._of_changes}:
             await connections.close()
         await super().aclose(close_connection_pool)
@@ -156,12 +160,27 @@ class _Client(ArqRedis):
         return answer
 
     async def _look_elsewhere(self, error: Exception) -> None:
-        """Redis without its replicas may be cut off from them, and another one be the primary by now: the Sentinels are
-        asked when a connection is opened."""
-        is_alone = isinstance(error, trouble.NotCopied) or trouble.why_read_only(error) == trouble.ALONE
-        if is_alone and (now := time.monotonic()) - self._looked >= LOOK_SECONDS:
-            self._looked = now
-            await self.reconnect()
+        """Redis without its replicas may be cut off from them, and another one be the primary by now."""
+        if not (isinstance(error, trouble.NotCopied) or trouble.why_read_only(error) == trouble.ALONE):
+            return
+        self._look()
+        if not isinstance(self.connection_pool, SentinelConnectionPool):  # its name may lead to another
+            now = time.monotonic()
+            if now - self._looked >= LOOK_SECONDS:
+                self._looked = now
+                await self.reconnect()
+
+    def _look(self) -> None:
+        """Ask the Sentinels, in the background, and leave a former primary at once. Not only new connections must find
+        the new one: a primary that hangs or is cut off from its replicas answers what it was asked after seconds."""
+        if isinstance(self.connection_pool, SentinelConnectionPool) and (self._looking is None or self._looking.done()):
+            self._looking = asyncio.get_running_loop().create_task(self._leave_former(self.connection_pool))
+
+    async def _leave_former(self, pool: SentinelConnectionPool) -> None:
+        with suppress(RedisError, OSError):
+            primary = await pool.get_master_address()  # type: ignore[no-untyped-call] # redis-py's gap
+            for connections in {self._of_scripts, self._of_changes}:
+                connections.leave_others(primary)
 
 
 def connect(

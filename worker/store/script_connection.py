@@ -6,6 +6,7 @@ sends it in a task, and sets a timer for its answer: see docs/benchmarks.md for 
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha1
 from typing import Any, Protocol, runtime_checkable
@@ -17,6 +18,7 @@ from worker.store import trouble
 from worker.store.connection import Careful
 
 MANY = 4
+LATE_SECONDS = 0.5  # an answer that takes longer is a reason to look for another primary
 _PING = b"*1\r\n$4\r\nPING\r\n"
 
 
@@ -68,15 +70,22 @@ class RunsScripts(Protocol):
 
 class _Way:
     """A connection that is open, and who waits for its answers, in order. `seconds`: bound on an answer. With `copies`,
-    a command is answered once so many replicas have what it changed."""
+    a command is answered once so many replicas have what it changed. `late`: called while an answer is late."""
 
     def __init__(
-        self, pool: ConnectionPool, connection: Careful, *, seconds: float, copies: Copies | None = None
+        self,
+        pool: ConnectionPool,
+        connection: Careful,
+        *,
+        seconds: float,
+        copies: Copies | None,
+        late: Callable[[], None],
     ) -> None:
         self._pool = pool
         self._connection = connection
         self._seconds = seconds
         self._copies = copies
+        self._late = late
         self._copied: asyncio.Future[Any] | None = None  # how many have what the unsent commands change
         self._loop = asyncio.get_running_loop()
         self._unsent: list[tuple[bytes, asyncio.Future[Any]]] = []
@@ -85,6 +94,13 @@ class _Way:
         self._is_retired = False
         self._reading = self._loop.create_task(self._read())
         self._watching = self._loop.call_later(seconds, self._watch)
+        self._hurrying: asyncio.TimerHandle | None = None  # while answers are to come
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """None: a socket."""
+        host, port = getattr(self._connection, "host", None), getattr(self._connection, "port", None)
+        return (host, port) if host and port else None
 
     @property
     def is_open(self) -> bool:
@@ -126,6 +142,8 @@ class _Way:
             return
         now = self._loop.time()
         self._waiting.extend((answer, now) for _, answer in unsent)
+        if self._hurrying is None:
+            self._hurrying = self._loop.call_later(LATE_SECONDS, self._hurry)
 
     async def responds(self) -> bool:
         try:
@@ -142,10 +160,14 @@ class _Way:
         if not self._waiting and not self._unsent:
             self._reading.cancel()
 
-    async def close(self) -> None:
-        self.retire()
+    def cut(self) -> None:
+        """Take no more commands, and wait for no answer."""
+        self._is_retired = True
         if not self._reading.cancelling():  # a second time would keep it from closing the connection
             self._reading.cancel()
+
+    async def close(self) -> None:
+        self.cut()
         await asyncio.wait({self._reading})
 
     async def _read(self) -> None:
@@ -158,6 +180,8 @@ class _Way:
             lost = error
         finally:
             self._watching.cancel()
+            if self._hurrying is not None:
+                self._hurrying.cancel()
             self._connection.socket_timeout = timeout
             for answer, _ in self._waiting:
                 _fail(answer, lost)
@@ -190,6 +214,16 @@ class _Way:
                 _fail(answer, trouble.TooSlow("Redis did not answer in time."))
         self._reading.cancel()
 
+    def _hurry(self) -> None:
+        """Tell that the first answer is late, again and again. Without answers to come, no timer runs."""
+        self._hurrying = None
+        if not self._waiting:
+            return
+        left = self._waiting[0][1] + LATE_SECONDS - self._loop.time()
+        if left <= 0:
+            self._late()
+        self._hurrying = self._loop.call_later(left if left > 0 else LATE_SECONDS, self._hurry)
+
 
 def _retrieve(answer: asyncio.Future[Any]) -> None:
     """Nobody may be left who asked."""
@@ -205,14 +239,21 @@ def _fail(answer: asyncio.Future[Any], error: Exception) -> None:
 class ScriptConnections:
     """A few connections of a pool, used in turn: Redis reads 16 KB of one before it writes to its disk what it has
     done, so that on one alone each ten scripts would wait for a write. Each is opened when it is used first, and again
-    when it was cut. `seconds`: bound on an answer; `idle_seconds`: after them a connection is tried before it is used.
-    At most a quarter of the pool: other commands need theirs.
+    when it was cut. `seconds`: bound on an answer; `idle_seconds`: after them a connection is tried before it is used;
+    `late`: called while an answer is late. At most a quarter of the pool: other commands need theirs.
     """
 
     def __init__(
-        self, pool: ConnectionPool, *, seconds: float, idle_seconds: float, copies: Copies | None = None
+        self,
+        pool: ConnectionPool,
+        *,
+        seconds: float,
+        idle_seconds: float,
+        late: Callable[[], None],
+        copies: Copies | None = None,
     ) -> None:
         self._pool = pool
+        self._late = late
         self._copies = copies
         self._many = max(1, min(MANY, pool.max_connections // 4))
         self._seconds = seconds
@@ -245,6 +286,12 @@ class ScriptConnections:
         for way in filter(None, self._ways):
             way.retire()
 
+    def leave_others(self, address: tuple[str, int]) -> None:
+        """Cut the connections to any other Redis. What waits on them may have been done."""
+        for way in filter(None, self._ways):
+            if way.address != address:
+                way.cut()
+
     async def close(self) -> None:
         for way in filter(None, self._ways):
             await way.close()
@@ -260,5 +307,7 @@ class ScriptConnections:
             if way is not None:
                 await way.close()
             connection = await self._pool.get_connection()
-            self._ways[turn] = way = _Way(self._pool, connection, seconds=self._seconds, copies=self._copies)
+            self._ways[turn] = way = _Way(
+                self._pool, connection, seconds=self._seconds, copies=self._copies, late=self._late
+            )
             return way
