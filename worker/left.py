@@ -1,4 +1,4 @@
-"""Whether a server was given to another node while this one did not run: then its disks and its guest are not ours."""
+"""Whether a server was given to another node while this one was away: then its disks and its guest are not ours."""
 
 import asyncio
 from contextlib import suppress
@@ -8,7 +8,7 @@ from worker.store.model import ServerId
 from worker.store.nodes.node_store import ClaimRefused, LeaseLost
 from worker.store.nodes.port import NodePort
 
-ASK_SECONDS = 5.0  # limit for the answer, at the start of a process: the guest of an interrupted job may be off
+ASK_SECONDS = 5.0  # limit for the answer, at the start of a process or after a silence: the guest of a job may be off
 AGAIN_SECONDS = 0.1  # the connection and the lease take that long
 
 

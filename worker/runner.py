@@ -72,10 +72,11 @@ class Runner:
         limits: Limits,
         metrics: Metrics | None = None,
         may_go_on: Callable[[], Awaitable[bool]] = _always,
+        absences: Callable[[], int] = lambda: 0,
         worked: Callable[[JobId], None] = lambda _: None,
     ) -> None:
-        """`may_go_on`: whether this worker still holds the node; asked before each forward step. `worked`: called when
-        a job works on its VM no more, and before its outcome is published."""
+        """`may_go_on`: whether this worker still holds the node; asked before each forward step. `absences`: see
+        `Lease`. `worked`: called when a job works on its VM no more, and before its outcome is published."""
         self._journal = journal
         self._hypervisor = hypervisor
         self._store = store
@@ -84,6 +85,7 @@ class Runner:
         self._limits = limits
         self._metrics = metrics or Metrics()
         self._may_go_on = may_go_on
+        self._absences = absences
         self._worked = worked
         self._running: dict[JobId, asyncio.Task[None]] = {}
         self._executing = 0
@@ -251,7 +253,7 @@ class Runner:
         """Run the steps, each recorded before its first effect, and record the outcome."""
         task, procedure = entry.task, PROCEDURES[entry.task.kind]
         step: Step | None = entry.step
-        facts, interruptions, interrupted = entry.facts, entry.interruptions, resumed
+        facts, interruptions, interrupted, absences = entry.facts, entry.interruptions, resumed, self._absences()
         if resumed:
             interruptions += 1
             self._journal.interrupted(task.job_id)
@@ -259,6 +261,10 @@ class Runner:
             self._publisher.resumed(task.job_id)
             log.warning("job.resumed", step=step, interruptions=interruptions)
         while step is not None:
+            if (now := self._absences()) != absences:
+                absences = now
+                if await has_left(self._store, task.server_id):
+                    return self._give_up(replace(entry, facts=facts))
             with traces.step(step, resumed=interrupted), self._metrics.step(task.kind, step):
                 if interruptions > self._limits.interruptions:
                     detail = f"The node's worker died {interruptions} times in this step."

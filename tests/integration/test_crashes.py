@@ -128,6 +128,28 @@ async def test_a_node_that_comes_back_leaves_a_server_alone_that_another_has_by_
     assert moment > 3, "nothing happened: the hook is not in the way"
 
 
+@pytest.mark.parametrize(("kind", "stop"), [(JobKind.CREATE, Effect.PRESS), (JobKind.RESTORE, Effect.CUT)])
+async def test_a_worker_that_was_away_for_long_leaves_a_server_alone_that_another_node_has_by_now(
+    cell: Cell, tmp_path: Path, kind: JobKind, stop: Effect
+) -> None:
+    """Away: its host hung, or was cut off. It stops the guest, and it is not this node that starts it again."""
+    node = await fresh(cell, tmp_path / "n", Power.ON, kind)
+    job_id = await node.admit(kind)
+    begun = await cell.node.begin(job_id)
+    await cell.raw("SADD", "nodes", "n2")
+    await OperatorStore(cell.redis, cell.store, node_silent_seconds=0.001).place(SERVER, node="n2")
+    node.start_over()
+    node.away_at = stop
+    before = node.data()
+    await node.live(job_id, begun)
+    server = node.hypervisor.server(SERVER)
+    assert server.power is Power.OFF
+    assert {tag for disk in server.disks.values() for tag in disk.tags} == {f"vps-{node.first}"}
+    assert node.data() == before
+    failure = (await node.job(job_id)).failure
+    assert (failure and failure.code) == "node_unavailable"
+
+
 async def test_a_restore_that_one_disk_refuses_brings_all_disks_back(cell: Cell, tmp_path: Path) -> None:
     node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
     job_id = await node.admit(JobKind.RESTORE)
