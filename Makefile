@@ -123,7 +123,7 @@ fuzz: setup ## send N (100000) requests at random to a real service: no 5xx, no 
 migrations: setup ## migrate a server with snapshots between two nodes with kills, and check everything (N=40 SEED=7)
 	@exec $(REAPING) $(BIN)/python -m tests.chaos.migrations
 
-cell: setup-tests ## cut off, kill, drain and upgrade nodes and move servers, and compare the dashboard with the machines (N=11 SEED=7)
+cell: setup-tests ## cut off, kill, drain and upgrade nodes and move servers, and compare the dashboard with the machines (N=12 SEED=7)
 	@exec $(REAPING) $(BIN)/python -m tests.chaos.cell
 
 failovers: setup-tests ## kill, freeze and cut off the primary of Redis under load, N (20) times, and kill front ends (SEED=7 WAIT=1 MIN=1)

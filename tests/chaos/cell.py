@@ -1,4 +1,4 @@
-"""`make cell N=11 SEED=7`: nodes are cut off, killed, drained, upgraded, servers move, Redis fails over, during jobs.
+"""`make cell N=12 SEED=7`: nodes are cut off, killed, drained, upgraded, servers move, Redis fails over, during jobs.
 
 After each event, what both front ends say in the operators' calls and on the dashboard's pages is compared with what
 libvirt, qemu-img and the nodes' journals say. N: events, each kind in its turn.
@@ -45,6 +45,7 @@ class Event(StrEnum):
     PARTITION = "partition"  # a node is cut off within a job, which it ends meanwhile
     OUTLAST = "outlast"  # the same, for longer than a job waits for it
     DEATH = "death"  # of a node within a job; its servers are placed on others, and it comes back
+    HANG = "hang"  # of a node within a job; its servers are placed on others, and it goes on
     APART = "apart"  # both at once: a node is cut off, another one dies
     MIGRATION = "migration"
     DRAIN = "drain"  # of a node with a job; its worker is started again before the end
@@ -101,6 +102,7 @@ class _Played:
             Event.PARTITION: self._partition,
             Event.OUTLAST: self._outlast,
             Event.DEATH: self._death,
+            Event.HANG: self._hang,
             Event.APART: self._apart,
             Event.MIGRATION: self._migration,
             Event.DRAIN: self._drain,
@@ -158,6 +160,16 @@ class _Played:
         await self._compare(f"{host.name} is dead")
         await self._is_replaced(host, others, job)
 
+    async def _hang(self) -> None:
+        host, *others = self._some_hosts(3)
+        job = await self._held_job(host)
+        host.hang()
+        await self._compare(f"{host.name} hangs")
+        for guest in self._cell.on(host):  # whoever starts them elsewhere sees to it that none runs here
+            if (await asyncio.to_thread(host.domains))[guest.name] == "on":
+                host.ask(guest, "destroy")
+        await self._is_replaced(host, others, job)
+
     async def _apart(self) -> None:
         cut, dead, *others = self._some_hosts(4)
         jobs = [await self._held_job(host) for host in (cut, dead)]
@@ -178,9 +190,13 @@ class _Played:
         await self._ends(job, JobState.FAILED, codes=LEFT)
         await self._compare(f"the servers of {host.name} are on {', '.join(heir.name for heir in others)}")
         again = await self._job(guests[0])
-        await host.boot()
-        host.join()
-        await host.start_worker()
+        if host.hangs:
+            host.go_on()
+            host.let_go()
+        else:
+            await host.boot()
+            host.join()
+            await host.start_worker()
         await self._ends(again, JobState.COMPLETED)
         await self._compare(f"{host.name} is back, with definitions of guests that others have")
         for guest in guests:
@@ -193,7 +209,9 @@ class _Played:
         target = self._chance.choice([host for host in self._cell.hosts if host is not source])
         guest = self._chance.choice(self._cell.on(source))
         command = source.migration_to(guest, target)
-        virsh = await asyncio.create_subprocess_exec(*map(str, command), stderr=subprocess.PIPE)
+        virsh = await asyncio.create_subprocess_exec(
+            *map(str, command), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         job = await self._job(guest, refused=REVOKED)
         _, trouble = await virsh.communicate()
         if virsh.returncode == 0:

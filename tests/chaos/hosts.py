@@ -66,6 +66,7 @@ class Host:
     version: str = field(default_factory=lambda: version("vps-snapshots"))  # of its program
     is_on: bool = False
     is_cut: bool = False
+    hangs: bool = False
     worker: Child | None = None
     daemon: Daemon = field(init=False)
 
@@ -92,7 +93,7 @@ class Host:
     @property
     def is_heard(self) -> bool:
         """Whether its worker runs and reaches the gateways."""
-        return self.worker is not None and not self.is_cut
+        return self.worker is not None and not self.is_cut and not self.hangs
 
     # --- the machine ---
 
@@ -139,6 +140,17 @@ class Host:
         if self.worker is not None:
             await self.worker.stop()
             self.worker = None
+
+    def hang(self) -> None:
+        """Its worker goes on later, as if no time had passed. What its guests do is not told."""
+        assert self.worker is not None
+        os.kill(self.worker.pid, signal.SIGSTOP)
+        self.hangs = True
+
+    def go_on(self) -> None:
+        assert self.worker is not None
+        os.kill(self.worker.pid, signal.SIGCONT)
+        self.hangs = False
 
     async def worker_dies(self) -> None:
         """With the qemu-img that it has started."""
