@@ -80,7 +80,8 @@ async def test_the_password_is_sent_to_no_address_but_one_that_proves_itself(cel
     async with server, cell.operator_of_sentinel() as sentinel:
         for order in ("REMOVE vps-snapshots", f"MONITOR vps-snapshots 127.0.0.1 {port} 1"):
             await sentinel.execute_command("SENTINEL", *order.split())  # type: ignore[no-untyped-call] # redis-py's gap
-        redis = connect(cell.settings.model_copy(update={"tls_ca_file": both}))
+        deceived = {"tls_ca_file": both, "sentinels": cell.settings.sentinels[:1]}  # the other one names the primary
+        redis = connect(cell.settings.model_copy(update=deceived))
         with pytest.raises(RedisError, match="certificate verify failed"):
             await redis.ping()
         await redis.aclose(close_connection_pool=True)
@@ -143,12 +144,9 @@ async def test_a_change_that_no_replica_has_is_not_answered_and_reads_are(cell: 
         assert await replica.get("changed") == "3"
 
 
-@pytest.mark.parametrize("wait_for_replicas", [0, 1])
-async def test_what_a_frozen_primary_was_asked_does_not_wait_until_the_limit(
-    cell: Cell, wait_for_replicas: int
-) -> None:
+async def test_what_a_frozen_primary_was_asked_does_not_wait_until_the_limit(cell: Cell) -> None:
     await cell.ready()
-    settings = cell.settings_of("api", wait_for_replicas=wait_for_replicas)
+    settings = cell.settings_of("api", wait_for_replicas=1)
     redis = connect(settings.model_copy(update={"command_seconds": 10.0 * READY_SECONDS}))
     try:
         assert isinstance(redis, RunsScripts)
@@ -173,8 +171,9 @@ def _state(epoch: int, *, flags: str = "master") -> dict[str, str]:
 
 
 @asynccontextmanager
-async def _sentinel(state: dict[str, str], *, names: str) -> AsyncIterator[str]:
-    """One that answers with that state of the primary, and names that address; its own."""
+async def _sentinel(state: dict[str, str], *, names: list[str]) -> AsyncIterator[str]:
+    """One that answers with that state of the primary, and names that address and port; its own. As far as connections
+    go, it is a Redis, too."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError):
@@ -187,7 +186,7 @@ async def _sentinel(state: dict[str, str], *, names: str) -> AsyncIterator[str]:
                     words = [word for pair in state.items() for word in pair]
                     writer.write(b"*1\r\n" + _array(words))
                 elif "GET-MASTER-ADDR-BY-NAME" in command:
-                    writer.write(_array([names, "6379"]))
+                    writer.write(_array(names))
                 else:
                     writer.write(b"+PONG\r\n" if "PING" in command else b"+OK\r\n")
         writer.close()
@@ -204,11 +203,37 @@ def _array(words: list[str]) -> bytes:
 
 async def test_a_primary_is_found_while_its_replicas_do_not_follow_it_yet() -> None:
     """The Sentinel that leads the failover has the former address in its state until they do."""
-    leads = _sentinel(_state(2, flags="master,s_down,o_down,failover_in_progress"), names="192.0.2.2")
-    late = _sentinel(_state(1, flags="master,s_down"), names="192.0.2.1")
+    leads = _sentinel(_state(2, flags="master,s_down,o_down,failover_in_progress"), names=["192.0.2.2", "6379"])
+    late = _sentinel(_state(1, flags="master,s_down"), names=["192.0.2.1", "6379"])
     async with leads as first, late as second:
         redis = connect(RedisSettings(sentinels=[first, second]))
         try:
             assert await redis.connection_pool.get_master_address() == ("192.0.2.2", 6379)  # type: ignore[attr-defined]
         finally:
+            await redis.aclose(close_connection_pool=True)
+
+
+async def test_a_connection_to_a_primary_that_hangs_goes_on_to_its_successor() -> None:
+    is_asked = asyncio.Event()
+
+    async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        is_asked.set()
+        await is_left.wait()
+        writer.close()
+
+    is_left = asyncio.Event()
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    names = ["127.0.0.1", str(server.sockets[0].getsockname()[1])]
+    state = _state(1) | {"ip": names[0], "port": names[1]}
+    async with server, _sentinel(state, names=names) as sentinel:
+        hours = {"connect_seconds": 3600.0, "command_seconds": 3600.0}
+        redis = connect(RedisSettings(sentinels=[sentinel], **hours))  # type: ignore[arg-type]
+        try:
+            pinged = asyncio.ensure_future(redis.ping())
+            async with asyncio.timeout(READY_SECONDS):
+                await is_asked.wait()
+                names[1] = sentinel.rpartition(":")[2]
+                assert await pinged
+        finally:
+            is_left.set()
             await redis.aclose(close_connection_pool=True)

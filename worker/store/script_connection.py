@@ -15,10 +15,9 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from worker.store import trouble
-from worker.store.connection import Careful
+from worker.store.connection import LATE_SECONDS, Careful
 
 MANY = 4
-LATE_SECONDS = 0.5  # an answer that takes longer is a reason to look for another primary
 _PING = b"*1\r\n$4\r\nPING\r\n"
 
 
