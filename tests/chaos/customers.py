@@ -12,6 +12,7 @@ import aiohttp
 
 AGAIN_SECONDS = 0.2
 BUSY_SECONDS = 0.05
+BUSY = (HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT)  # of a create; of a delete
 CALL_SECONDS = 10.0
 SNAPSHOTS = "/api/v1/snapshots/"
 
@@ -88,7 +89,7 @@ class Customers:
         """The call once the server's former job has ended."""
         while True:
             status, answer = await self._insist(session, method, path, body)
-            if status != HTTPStatus.BAD_REQUEST or answer["code"] != "server_busy":
+            if status not in BUSY or answer["code"] != "server_busy":
                 return status, answer
             await asyncio.sleep(BUSY_SECONDS)
 
