@@ -4,7 +4,8 @@
 -- ask: {silent_ms, match: {field of the record: value}, text or nil, cancelled: whether only those that were cancelled,
 -- or all others; or nil, ended_since_ms, ended_until_ms: bounds of the job's end, the latter not included, or nil,
 -- limit, after, since_ms, until_ms (see `walk`)}
--- Answers {number of jobs if every job of a list matches, else -1, after, job (see `show_job` and `with_silence`), ...}.
+-- Answers {number of jobs if every job of a list matches, else -1, after, job (see `show_job` and `with_silence`),
+-- ...}.
 local ask = cjson.decode(ARGV[1])
 ask.descending = true
 local LONGEST_MS = 86400000 -- from a job's admission to its end
