@@ -1,5 +1,6 @@
 """Hypervisors in network namespaces, each with its libvirtd, a worker, and guests on storage that all share."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -69,6 +70,7 @@ class Host:
     hangs: bool = False
     worker: Child | None = None
     daemon: Daemon = field(init=False)
+    _watching: "asyncio.Task[None] | None" = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.daemon = Daemon(self.folder / "l", inside=self.network.inside(self.place))
@@ -134,12 +136,19 @@ class Host:
         settings |= {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(self._release())}
         command: list[str | Path] = [*self.network.inside(self.place), _WORKER, "run"]
         self.worker = await Child.start(self.name, command, settings=settings, log=self.log)
+        self._watching = asyncio.create_task(self._start_again(self.worker))
+
+    async def _start_again(self, worker: Child) -> None:
+        """As systemd does, of one that has ended by itself: after it hung for long, its watchdog ends it."""
+        await worker.ended()
+        if self.worker is worker:
+            await self.start_worker()
 
     async def stop_worker(self) -> None:
         """As systemd does: it finishes its jobs."""
-        if self.worker is not None:
-            await self.worker.stop()
-            self.worker = None
+        worker, self.worker = self.worker, None
+        if worker is not None:
+            await worker.stop()
 
     def hang(self) -> None:
         """Its worker goes on later, as if no time had passed. What its guests do is not told."""
@@ -154,10 +163,10 @@ class Host:
 
     async def worker_dies(self) -> None:
         """With the qemu-img that it has started."""
-        if self.worker is not None:
-            self.worker.kill()
-            await self.worker.ended()
-            self.worker = None
+        worker, self.worker = self.worker, None
+        if worker is not None:
+            worker.kill()
+            await worker.ended()
         with suppress(OSError, ValueError):
             os.kill(int(self._held.read_text()), signal.SIGKILL)
         self.let_go()

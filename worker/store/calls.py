@@ -335,7 +335,7 @@ def shown_job(shown: list[Any]) -> Job:
     key = f"server:{record.get('server', '')}"
     state = records.part(lambda pair: _state_of(*pair), (server, holding), key=key, otherwise=None)
     job = records.job(JobId(job_id.decode()), record, durations, state)
-    return replace(job, silent_since=records.silent_since(silence[0])) if silence else job
+    return replace(job, silent_since=records.silent_since(silence[0], node=job.node)) if silence else job
 
 
 def _state_of(flat: list[bytes], holding: bytes) -> ServerState | None:

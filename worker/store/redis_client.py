@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, Self
@@ -245,6 +245,10 @@ class _Sentinels(Sentinel):
     """Asks all at once, and believes the newest of what most say: one that is cut off together with a former primary
     still names it, and one whose machine is down must not hold up the others."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)  # type: ignore[no-untyped-call] # redis-py's gap
+        self._left: set[asyncio.Task[_Named | None]] = set()  # whose answers nobody waits for
+
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         asked = [asyncio.ensure_future(self._asked(sentinel, service_name)) for sentinel in self.sentinels]
         named: list[_Named] = []
@@ -258,13 +262,25 @@ class _Sentinels(Sentinel):
                 if len(named) > len(asked) // 2:
                     break
         finally:
-            for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
+            self._leave(asked)
         newest = max(named, key=lambda one: (one.epoch, one.is_up), default=None)
         if newest is None or not newest.is_up:
             raise MasterNotFoundError("; ".join([f"No primary found for {service_name!r}", *failed]))
         return newest.address
+
+    def _leave(self, asked: Iterable[asyncio.Task[_Named | None]]) -> None:
+        """Not awaited: to close a connection to a machine that is gone takes connect_seconds."""
+        for task in asked:
+            if task.cancel():
+                self._left.add(task)
+                task.add_done_callback(self._left.discard)
+
+    async def aclose(self) -> None:
+        """Also the connections, which redis-py leaves open."""
+        if self._left:
+            await asyncio.wait(self._left)
+        for sentinel in self.sentinels:
+            await sentinel.aclose()
 
     async def _asked(self, sentinel: Redis, name: str) -> _Named | None:
         """While it leads a failover, its state of the primary has the former address until all replicas follow the new
@@ -282,9 +298,8 @@ class _Sentinels(Sentinel):
 class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
     async def disconnect(self, inuse_connections: bool = True) -> None:
         await super().disconnect(inuse_connections)
-        if inuse_connections:  # at exit: redis-py leaves the connections to the Sentinels open
-            for sentinel in self.sentinel_manager.sentinels:
-                await sentinel.aclose()
+        if inuse_connections:  # at exit
+            await self.sentinel_manager.aclose()
 
 
 def _sentinel_pool(settings: RedisSettings, options: dict[str, Any], size: dict[str, Any]) -> ConnectionPool:
@@ -297,7 +312,7 @@ def _sentinel_pool(settings: RedisSettings, options: dict[str, Any], size: dict[
     if settings.sentinel_password is not None:
         for_sentinels["password"] = settings.sentinel_password.get_secret_value()
     hosts = [(host.strip("[]"), int(port)) for host, _, port in (text.rpartition(":") for text in settings.sentinels)]
-    sentinel = _Sentinels(hosts, sentinel_kwargs=for_sentinels, **options)  # type: ignore[no-untyped-call] # redis-py's gap
+    sentinel = _Sentinels(hosts, sentinel_kwargs=for_sentinels, **options)
     database = parse_url(settings.url).get("db", 0)
     client = sentinel.master_for(settings.sentinel_master, connection_pool_class=_SentinelPool, db=database, **size)
     pool: ConnectionPool = client.connection_pool

@@ -199,7 +199,7 @@ def server(shown: list[Any]) -> OpsServer:
         job_state=JobState(state.decode()) if state else None,
         off_since=records.moment(off_ms) if off_ms else None,
         is_silent=bool(silence),
-        silent_since=records.silent_since(silence),
+        silent_since=records.silent_since(silence, node=known.node),
     )
 
 
