@@ -17,7 +17,7 @@ from worker.store.model import JobKind
 BULK_MAX = 100  # jobs of one call
 FILTERS = ("kind", "node", "account_id", "server_id", "error_code", "text")
 OVERWRITING = {kind for kind in JobKind if kind.overwrites}
-PREVIEW = 10  # jobs of each part that are listed before the confirmation
+PREVIEW = 10  # jobs listed in each part of the confirmation
 
 COLUMNS = (
     Column(title="JOB", of=lambda one: one["id"]),
@@ -102,7 +102,7 @@ def _question(retried: list[Body], *, force: bool) -> str:
 
 
 def _foretell(output: Output, told: list[Body], retried: list[Body]) -> None:
-    """What a retry will do, restores apart, and what it leaves out."""
+    """List what a retry will do, restores separately, and what it leaves out."""
     described = [
         (job, f"{formats.what(job)}, failed {_ago(job['finished_at'] or job['queued_at'])}") for job in retried
     ]
@@ -134,7 +134,7 @@ async def _post(client: Client, order: Body, ids: list[str]) -> list[Body]:
 
 
 def _filters(jobs: list[str] | None, match: list[str] | None) -> dict[str, str]:
-    """Those of --match, which is given if no jobs are."""
+    """The filters of --match, which is required if no jobs are given."""
     if bool(jobs) is bool(match):
         raise typer.BadParameter("specify either job IDs or --match")
     filters: dict[str, str] = {}

@@ -68,7 +68,7 @@ def drain_nodes(  # noqa: PLR0913 - an option is a parameter
     reason: Reason,
     until: Until = None,
     until_back: Annotated[
-        bool, typer.Option("--until-back", help="Resume each node when its host has been started again.")
+        bool, typer.Option("--until-back", help="Resume each node when its host has rebooted.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until no job is running.")] = True,
     max_wait: MaxWait = None,
@@ -118,7 +118,7 @@ def _each(
     as_json: bool,
     question: str | None,
 ) -> None:
-    """As `perform`, for several nodes. The JSON of one is the node itself."""
+    """Like `perform`, for several nodes. With one node, the JSON is the node itself."""
 
     async def several(client: Client) -> Body:
         found = await call(client)

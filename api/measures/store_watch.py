@@ -14,16 +14,17 @@ log = structlog.stdlib.get_logger()
 
 
 class StoreWatch:
-    """`look_seconds`: between two looks. `told` gets the result of each."""
+    """`look_seconds`: interval between checks. `told` is called with the result of each."""
 
     def __init__(self, writes: Writes, *, look_seconds: float, told: Callable[[str | None], None]) -> None:
         self._writes = writes
         self._look_seconds = look_seconds
         self._told = told
-        self.refused: str | None = None  # why Redis refused the last write; None: it accepted it, or did not answer
+        # why Redis refused the last write; None: it accepted the write, or did not respond
+        self.refused: str | None = None
 
     async def running(self, _: web.Application) -> AsyncIterator[None]:
-        """Look while the application runs."""
+        """Check while the application runs."""
         expected: dict[type[Exception], str] = {StoreUnavailable: "store_watch.store_unavailable"}
         looking = every(self._look_seconds, self.look, name="store_watch", expected=expected)
         async with in_background(looking):
@@ -34,7 +35,7 @@ class StoreWatch:
         try:
             refused = await self._writes.refused()
         except StoreUnavailable:
-            self.refused = None  # not known
+            self.refused = None  # unknown
             self._told(None)
             raise
         if refused != self.refused:
