@@ -66,7 +66,7 @@ FAILED = job(
 CANCELLED = job(
     JobKind.CREATE,
     JobState.FAILED,
-    error=bodies.JobError(code="cancelled", detail="The job was cancelled before its node began it.", stranded=False),
+    error=bodies.JobError(code="cancelled", detail="The job was cancelled before its node started it.", stranded=False),
 )
 JOBS = bodies.JobList(count=1, results=(COMPLETED,))
 

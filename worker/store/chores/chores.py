@@ -1,4 +1,4 @@
-"""Chores for the whole cell. Every worker does them; each is one script, so nothing is done twice."""
+"""Chores for the whole cell. Every gateway runs them; each is one script, so nothing is done twice."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from worker.store.model import (
 from worker.store.outcome import DELETE_RETRY_SECONDS, Outcome
 from worker.store.schedules.schedules import BadCron, cron_of, next_run, snapshot_name
 
-FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
+FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # public contract: a failed create stays listed for 7 days
 # A run that was refused for a temporary reason (server busy, node silent) is retried until the next one is due.
 SCHEDULE_RETRY_SECONDS = 300.0
 BATCH = 100  # records per script call, to bound how long it blocks Redis
@@ -35,7 +35,8 @@ log = structlog.stdlib.get_logger()
 
 
 class RunRefused(Exception):
-    """A run was not admitted. `code`: of the refusal; `schedule_not_due` if another worker was first."""
+    """A run was not admitted. `code`: the error code of the refusal, or `schedule_not_due` if another gateway was
+    first."""
 
     def __init__(self, code: str) -> None:
         super().__init__(code)
@@ -44,7 +45,7 @@ class RunRefused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class DueSchedule:
-    """A run that is due. `next_run_at` is after now: of several missed runs, only one is made up for."""
+    """A run that is due. `next_run_at` is in the future: of several missed runs, only one is caught up."""
 
     id: ScheduleId
     due_ms: int
@@ -54,7 +55,7 @@ class DueSchedule:
 
 @dataclass(frozen=True, kw_only=True)
 class UnreadableSchedule:
-    """A due schedule that this release cannot read: it is damaged, or from a newer release."""
+    """A due schedule that this version cannot read: it is damaged, or a newer version wrote it."""
 
     id: ScheduleId
     reason: str
@@ -82,7 +83,7 @@ class Chores(Scripts):
         """Fail the queued jobs of any node that has been silent for too long, which frees their servers; returns
         them."""
         seconds, code = self._waiting_seconds, errors.NodeUnavailable.code
-        detail = f"The server's node was silent for {seconds:.0f} seconds; the job was not begun."
+        detail = f"The server's node was silent for {seconds:.0f} seconds; the job was not started."
         failure = Failure(code=code, detail=detail)
         outcome = Outcome(state=JobState.FAILED, failure=failure, snapshot_status=SnapshotStatus.FAILED)
         ask = {"silent_ms": round(seconds * 1000), "limit": BATCH, "result": outcome.for_script()}
