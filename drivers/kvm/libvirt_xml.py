@@ -31,6 +31,6 @@ def _escaped_part(part: re.Match[str]) -> str:
     text = part[0]
     if part.lastgroup == "tag":
         return _QUOTED.sub(lambda value: value[0].translate(_ESCAPES), text)
-    if part.lastgroup == "text" and text.strip():  # outside of the root element no escape is allowed
+    if part.lastgroup == "text" and text.strip():  # escapes are not allowed outside of the root element
         return text.replace("\r", "&#13;")
     return text

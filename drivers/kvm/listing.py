@@ -38,7 +38,7 @@ class Written:
 
     records: dict[str, Record]
     listed: dict[str, Listed]
-    unsettled: frozenset[str]  # records in only one of the domain's definitions: a start or a migration may lose them
+    unsettled: frozenset[str]  # records in only one of the domain's definitions, which a start or a migration may lose
     current: str | None  # libvirt's current snapshot: set by `virsh snapshot-revert`, never by us
 
     def spec(self, tag: str) -> SnapshotSpec | None:

@@ -1,4 +1,4 @@
-"""A queued job tells operators why it has not begun, its place in the queue, and when it is given up."""
+"""A queued job tells operators why it has not started, its place in the queue, and when it will fail."""
 
 import time
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Why a queued job has not begun."""
+"""Why a queued job has not started."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -22,7 +22,7 @@ class WaitReason(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
-    """Why a queued job has not begun."""
+    """Why a queued job has not started."""
 
     reason: WaitReason
     place: int  # position in its node's queue; 1: it is next
