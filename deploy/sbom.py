@@ -126,7 +126,7 @@ def license_of(package: Distribution) -> str | None:
 
 
 def bill(*, name: str | None = None, only: Set[tuple[str, str]] | None = None) -> str:
-    """The document of all locked packages, or of what contains `only` these names and versions from PyPI.
+    """The document of all locked packages, or only of the names and versions from PyPI in `only`.
 
     Raises LookupError if the license of a package is unknown.
     """
