@@ -194,7 +194,7 @@ class TestTheDashboard:
         assert "1 of 2 paused nodes is drained; 1 job still running." in listed
         assert "draining: 1 job running" in listed
         text = visible(await browser.seen("/ops/nodes/n1/"))
-        assert f"Draining: waits for 1 job: create of server {SERVER}" in text
+        assert f"Draining: waiting for 1 job: create of server {SERVER}" in text
         assert f"until {SOON:%Y-%m-%d %H:%M}" in text
         await cell.node.finish(job, DONE)
         assert "2 of 2 paused nodes are drained." in visible(await browser.seen("/ops/nodes/"))

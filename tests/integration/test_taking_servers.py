@@ -69,7 +69,7 @@ async def test_it_can_be_taken_over_and_released(dashboard: Dashboard) -> None:
     assert (await call(dashboard, "POST", "take/")).body["taken"]["by"] == "a test"
     assert (await call(dashboard, "POST", "release/")).body["taken"] is None
     cli = Cli(url=f"http://127.0.0.1:{dashboard.api.port}", token=dashboard.token)
-    assert "is yours" in (await cli.run("server", "take", SERVER, "--yes")).out
+    assert "is taken by you" in (await cli.run("server", "take", SERVER, "--yes")).out
     assert "a test" in (await cli.run("servers", "--stranded")).out
     assert "is released" in (await cli.run("server", "release", SERVER, "--yes")).out
     assert await taken(dashboard) is None
