@@ -72,7 +72,7 @@ FIRST_COMPARISON_SECONDS = 1.0  # how long a start waits for Redis
 SWEEP_SECONDS = 30.0  # how often jobs that have waited too long are failed
 AUDIT_SECONDS = 0.1  # an entry appears in the log at most this much later
 LAST_NOTE_SECONDS = 1.0  # how long a stop waits to record which tokens were used
-STORE_LOOK_SECONDS = 5.0  # interval between trial writes to Redis
+STORE_CHECK_SECONDS = 5.0  # interval between trial writes to Redis
 
 By = TypeVar("By")
 AnyCall = Call[Any]
@@ -128,7 +128,7 @@ def build(
         (events.ops_call, following),
     ]
     assets = Assets()
-    watch = StoreWatch(Writes(redis), look_seconds=STORE_LOOK_SECONDS, told=metrics.tried_to_write)
+    watch = StoreWatch(Writes(redis), check_seconds=STORE_CHECK_SECONDS, on_result=metrics.tried_to_write)
     context = Context(
         operators=operator_store,
         store=store,
@@ -167,7 +167,7 @@ def build(
         ],
         seconds=settings.request_seconds,
     )
-    probes = Probes(watch.look)
+    probes = Probes(watch.check)
     for probe in PROBES:
         _add(app, "GET", probe.path, partial(probe.handle, probes))
     app.router.add_route("*", METRICS, exposing(exposition.read, settings.metrics_networks))
@@ -271,7 +271,7 @@ def _add_chores(
     resolver: AbstractResolver | None,
 ) -> None:
     """Add the tasks that one process runs for the whole cell while the application runs."""
-    chores = Chores(redis, waiting_seconds=settings.waiting_seconds, given_up=metrics.jobs_given_up.inc)
+    chores = Chores(redis, waiting_seconds=settings.waiting_seconds, on_stale_job=metrics.jobs_given_up.inc)
     view = CellView(
         Cell(redis), read_seconds=settings.metrics_look_seconds, node_silent_seconds=settings.node_silent_seconds
     )

@@ -202,7 +202,7 @@ class GatewayClient:
         except (OSError, WebSocketException, TimeoutError, GatewayTrouble) as error:
             if isinstance(error, GatewayTrouble) and error.code in _TOLD_APART:
                 raise
-            self._meet(error)
+            self._count_trouble(error)
             raise StoreUnavailable.of() from error
         self._trouble_since = None
         if self._observer is not None and not waits:
@@ -220,7 +220,7 @@ class GatewayClient:
         finally:
             del self._asked[call_id]
 
-    def _meet(self, error: Exception) -> None:
+    def _count_trouble(self, error: Exception) -> None:
         """Count the error. If errors last, try another gateway."""
         if self._observer is not None:
             self._observer.failed(error)

@@ -404,8 +404,8 @@ def _wired(means: _Means) -> _Parts:
         policy=settings.policy,
         limits=settings.limits,
         metrics=metrics,
-        may_go_on=lambda: lease.still_ours(),  # noqa: PLW0108 - made below
-        worked=lambda job_id: queue.free_slot(job_id),  # noqa: PLW0108 - made below
+        may_continue=lambda: lease.still_ours(),  # noqa: PLW0108 - made below
+        on_work_done=lambda job_id: queue.free_slot(job_id),  # noqa: PLW0108 - made below
     )
     queue = NodeWorker(
         means.local_redis.client,

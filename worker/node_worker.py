@@ -258,7 +258,7 @@ class NodeWorker(Worker):
             await super().run_job(job_id, score)
         except REDIS_TROUBLE as error:  # the job has not started and is still queued
             if any(words in str(error) for words in _DAMAGED):
-                await self._insist(lambda: self._forget(job_id))  # the cell will give it again
+                await self._retry_until_done(lambda: self._forget(job_id))  # the cell will give it again
             log.warning("queue.job_not_begun", job_id=job_id, cause=str(error))
             await asyncio.sleep(RETRY_SECONDS)  # keep its slot for a while: if only this job fails, the loop would spin
 
@@ -275,12 +275,12 @@ class NodeWorker(Worker):
         self.free_slot(job_id)
         # The cell's queue knows whether the job is over; if not, it gives the job again.
         self._resting[job_id] = time.monotonic() + (ENDED_AGAIN_SECONDS if finish else BROKEN_AGAIN_SECONDS)
-        await self._insist(lambda: self._forget(job_id))
+        await self._retry_until_done(lambda: self._forget(job_id))
 
     async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:  # noqa: ARG002 - arq's signature
         log.error("queue.record_unusable", job_id=job_id)  # the cell gives the job again, with a new record
         self._resting[job_id] = time.monotonic() + ENDED_AGAIN_SECONDS
-        await self._insist(lambda: self._forget(job_id))
+        await self._retry_until_done(lambda: self._forget(job_id))
 
     async def _forget(self, job_id: str) -> None:
         async with self.pool.pipeline(transaction=True) as pipe:
@@ -288,7 +288,7 @@ class NodeWorker(Worker):
             pipe.delete(*(prefix + job_id for prefix in (job_key_prefix, in_progress_key_prefix, retry_key_prefix)))
             await pipe.execute()
 
-    async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
+    async def _retry_until_done(self, call: Callable[[], Awaitable[None]]) -> None:
         """Retry the call until Redis accepts it or the worker stops; the next worker finds the outcome in the
         journal."""
         task = asyncio.ensure_future(self._until_taken(call))

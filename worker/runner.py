@@ -70,11 +70,11 @@ class Runner:
         policy: Policy,
         limits: Limits,
         metrics: Metrics | None = None,
-        may_go_on: Callable[[], Awaitable[bool]] = _always,
-        worked: Callable[[JobId], None] = lambda _: None,
+        may_continue: Callable[[], Awaitable[bool]] = _always,
+        on_work_done: Callable[[JobId], None] = lambda _: None,
     ) -> None:
-        """`may_go_on`: returns whether this worker still holds the node; called before each forward step. `worked`:
-        called when a job no longer works on its VM, before its outcome is published."""
+        """`may_continue`: returns whether this worker still holds the node; called before each forward step.
+        `on_work_done`: called when a job no longer works on its VM, before its outcome is published."""
         self._journal = journal
         self._hypervisor = hypervisor
         self._store = store
@@ -82,8 +82,8 @@ class Runner:
         self._policy = policy
         self._limits = limits
         self._metrics = metrics or Metrics()
-        self._may_go_on = may_go_on
-        self._worked = worked
+        self._may_continue = may_continue
+        self._on_work_done = on_work_done
         self._running: dict[JobId, asyncio.Task[None]] = {}
         self._executing = 0
         self.still_held: set[ServerId] = set()  # servers that no job holds, although libvirt still says so
@@ -117,7 +117,7 @@ class Runner:
                     return
                 self._metrics.begun(job)
                 entry = self._journal.begin(self._task_of(job), PROCEDURES[job.kind].first)
-            await asyncio.shield(self._pursue(entry, resumed=known))
+            await asyncio.shield(self._run_to_end(entry, resumed=known))
 
     def _task_of(self, job: Job) -> Task:
         undone = self._journal.find(job.undoes) if job.undoes else None
@@ -126,7 +126,7 @@ class Runner:
 
     def resume(self) -> list[asyncio.Task[None]]:
         """Resume the unfinished jobs of an earlier process, immediately and without the store."""
-        return [self._pursue(entry, resumed=True) for entry in self._journal.owed()]
+        return [self._run_to_end(entry, resumed=True) for entry in self._journal.owed()]
 
     async def thaw_left(self) -> None:
         """Thaw the guests that failed jobs have left frozen. Raises JournalFailed."""
@@ -182,7 +182,7 @@ class Runner:
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, longest)
 
-    def _pursue(self, entry: Entry, *, resumed: bool) -> asyncio.Task[None]:
+    def _run_to_end(self, entry: Entry, *, resumed: bool) -> asyncio.Task[None]:
         """The task that runs the job to its end. There is one per job, and only the exit of the process cancels it."""
         job_id = entry.task.job_id
         if job_id not in self._running:
@@ -215,7 +215,7 @@ class Runner:
                             await left_frozen.thaw(self._hypervisor, entry)
                     await asyncio.sleep(RETRY_MOST_SECONDS)
             traces.job_over(outcome)
-            self._worked(task.job_id)
+            self._on_work_done(task.job_id)
             power = await self._power(task.server_id)
             await self._publisher.outcome(task.job_id, task.server_id, outcome, power=power)
             with suppress(JournalFailed):  # the next process publishes it again, which is harmless
@@ -287,7 +287,7 @@ class Runner:
 
     async def _take(self, procedure: Procedure, step: Step, work: Work, *, tried: int) -> Next:
         """Run one step, with retries. `tried`: how many times earlier processes have started it."""
-        if step in FORWARD and not await self._may_go_on():
+        if step in FORWARD and not await self._may_continue():
             return await self._failed(procedure, step, work, NODE_REPLACED)
         wait = self._limits.first_retry_seconds
         limit = self._limits.step_seconds + (self._policy.grace_seconds if step is Step.STOPPING else 0)

@@ -86,7 +86,7 @@ def retry_jobs(
         told = await _post(client, order | {"dry_run": True}, ids)
         retried = [one["job"] for one in told if one["done"]]
         if retried:
-            _foretell(output, told, retried)
+            _print_preview(output, told, retried)
             if not yes:
                 confirm(_question(retried, force=force))
         left_out = [one | {"job": None} for one in told if not one["done"]]
@@ -101,7 +101,7 @@ def _question(retried: list[Body], *, force: bool) -> str:
     return f"{'Force the retry of' if force else 'Retry'} {words.plural(len(retried), 'job')}{overwriting}?"
 
 
-def _foretell(output: Output, told: list[Body], retried: list[Body]) -> None:
+def _print_preview(output: Output, told: list[Body], retried: list[Body]) -> None:
     """List what a retry will do, restores separately, and what it leaves out."""
     described = [
         (job, f"{formats.what(job)}, failed {_ago(job['finished_at'] or job['queued_at'])}") for job in retried

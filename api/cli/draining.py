@@ -20,7 +20,9 @@ def end(node: Body) -> str:
     return f" until {formats.at(paused['until'])} UTC" if paused.get("until") else ""
 
 
-async def empty(client: Client, nodes: list[Body], output: Output, *, max_seconds: float | None) -> list[Body]:
+async def wait_until_empty(
+    client: Client, nodes: list[Body], output: Output, *, max_seconds: float | None
+) -> list[Body]:
     """Wait until no job is running on any of the nodes, and return them. If a node is silent, no longer paused, or
     still busy after `max_seconds`, raises CliError once the others are empty."""
     named = len(nodes) > 1

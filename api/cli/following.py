@@ -28,7 +28,7 @@ async def job(client: Client, job_id: str) -> Body:
     return await client.either(lambda: client.get(f"ops/{path}"), lambda: client.get(path))
 
 
-async def to_the_end(client: Client, job_id: str, output: Output, *, max_seconds: float | None) -> Exit:
+async def until_end(client: Client, job_id: str, output: Output, *, max_seconds: float | None) -> Exit:
     """Follow the job and print its result. Raises CliError: STILL_RUNNING after `max_seconds`."""
     found = await job(client, job_id)
     command = f"vps-snapshots job show {job_id} --follow"
@@ -36,10 +36,10 @@ async def to_the_end(client: Client, job_id: str, output: Output, *, max_seconds
         async with (
             asyncio.timeout(max_seconds),
             _reporter(found, output) as reporter,
-            _news(client, job_id, is_needed=found["state"] not in ENDED) as news,
+            _watching(client, job_id, is_needed=found["state"] not in ENDED) as watch,
         ):
             while found["state"] not in ENDED:
-                await news.wait(reporter.tick)
+                await watch.wait(reporter.tick)
                 found = await retrying(lambda: job(client, job_id), on_outage=reporter.outage)
                 reporter.report(found)
     except TimeoutError:
@@ -54,7 +54,7 @@ async def to_the_end(client: Client, job_id: str, output: Output, *, max_seconds
     return exit_of(found)
 
 
-class _News:
+class _JobWatch:
     """Says when to read the job: after each of its events, or, without an event stream, at intervals that grow while
     nothing changes and that stay within the token's rate limit."""
 
@@ -100,11 +100,11 @@ class _News:
 
 
 @asynccontextmanager
-async def _news(client: Client, job_id: str, *, is_needed: bool) -> AsyncIterator[_News]:
-    news = _News(client, job_id)
-    listening = asyncio.create_task(news.listen()) if is_needed else None
+async def _watching(client: Client, job_id: str, *, is_needed: bool) -> AsyncIterator[_JobWatch]:
+    watch = _JobWatch(client, job_id)
+    listening = asyncio.create_task(watch.listen()) if is_needed else None
     try:
-        yield news
+        yield watch
     finally:
         if listening is not None:
             listening.cancel()

@@ -131,7 +131,7 @@ def show_job(
         output = Output(as_json=as_json)
 
         async def follow_job(client: Client) -> Exit:
-            return await following.to_the_end(client, await resolve.job(client, job), output, max_seconds=max_wait)
+            return await following.until_end(client, await resolve.job(client, job), output, max_seconds=max_wait)
 
         run(context, follow_job)
     else:
@@ -165,7 +165,7 @@ def retry_job(
         if not as_json:
             output.say(f"job {new['id']}: {formats.what(new)}")
         if follow:
-            return await following.to_the_end(client, new["id"], output, max_seconds=max_wait)
+            return await following.until_end(client, new["id"], output, max_seconds=max_wait)
         if as_json:
             output.document(new)
         return Exit.OK

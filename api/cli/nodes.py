@@ -84,7 +84,7 @@ def drain_nodes(  # noqa: PLR0913 - an option is a parameter
 
     async def drain(client: Client) -> list[Body]:
         paused = [await client.post(f"ops/nodes/{segment(node)}/pause/", body) for node in nodes]
-        return await draining.empty(client, paused, notes, max_seconds=max_wait) if wait else paused
+        return await draining.wait_until_empty(client, paused, notes, max_seconds=max_wait) if wait else paused
 
     def show(output: Output, paused: Body) -> None:
         running = "no running jobs" if wait else f"{paused['running']} running"

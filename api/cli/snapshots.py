@@ -318,7 +318,7 @@ def _start(
         answer = await call(client)
         _show_started(output, answer, follow=follow)
         if answer.job_id and (follow or answer.body.get("state") == "failed"):
-            return await following.to_the_end(client, answer.job_id, output, max_seconds=max_wait)
+            return await following.until_end(client, answer.job_id, output, max_seconds=max_wait)
         return Exit.OK
 
     run(context, start)

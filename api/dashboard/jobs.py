@@ -72,14 +72,14 @@ async def show_one(context: Context, request: OperatorRequest) -> web.Response:
         longest=max((step.seconds for step in steps), default=0) or 1,
         actions=[action for action, applies in _APPLIES.items() if applies(found)],
         pending=_pending(found),
-        told=_told(found.waiting) if found.waiting else None,
+        waiting_text=_waiting_text(found.waiting) if found.waiting else None,
         lines=[_line(line) for line in found.log],
         runbook_url=context.runbook_url,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class WaitingText:
     """Why a queued job has not started, in words."""
 
     waiting: Waiting
@@ -88,8 +88,8 @@ class Told:
     given_up: str
 
 
-def _told(found: Waiting) -> Told:
-    return Told(
+def _waiting_text(found: Waiting) -> WaitingText:
+    return WaitingText(
         waiting=found, why=waiting.why(found, when=ago), place=waiting.place(found), given_up=waiting.given_up(found)
     )
 

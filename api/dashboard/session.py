@@ -87,7 +87,7 @@ class SessionGuard:
 
     async def is_valid(self, request: web.Request) -> bool:
         """Whether the request's session still exists. Raises StoreUnavailable."""
-        session = await self._sessions.look(request.cookies.get(COOKIE, ""), by_person=False)
+        session = await self._sessions.find(request.cookies.get(COOKIE, ""), by_person=False)
         return session is not None and _is_operator(session.token)
 
     async def logout(self, request: OperatorRequest) -> None:
@@ -97,7 +97,7 @@ class SessionGuard:
         cookie = request.cookies.get(COOKIE, "")
         # an EventSource cannot send our header, and it reconnects by itself
         by_page = request.path == EVENTS or request.headers.get(LIVE_HEADER) == "idle"
-        session = await self._sessions.look(cookie, by_person=not by_page)
+        session = await self._sessions.find(cookie, by_person=not by_page)
         if session is None:
             code = "session_ended" if cookie else "session_missing"
             raise Problem(401, code, "Log in with an operator token.")

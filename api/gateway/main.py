@@ -86,7 +86,7 @@ async def running(settings: GatewaySettings, metrics: Metrics) -> AsyncIterator[
             redis,
             node_silent_seconds=settings.node_silent_seconds,
             waiting_seconds=settings.waiting_seconds,
-            given_up=metrics.jobs_given_up.inc,
+            on_stale_job=metrics.jobs_given_up.inc,
         )
         # Jobs that have waited too long fail before their node's first heartbeat: nobody expects them to run any
         # longer.

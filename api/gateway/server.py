@@ -31,7 +31,7 @@ from worker.store.nodes.node_store import NodeStore
 from worker.store.nodes.protocol import FRAME_BYTES, PATH, Hello
 
 # interval between checks for ended credentials, so that their connections are closed within a second
-LOOK_SECONDS = 0.5
+CREDENTIAL_CHECK_SECONDS = 0.5
 # connections at a time: the worker's, one that it has abandoned, a command's; one more closes the oldest
 OF_ONE_NODE = 4
 HANDSHAKES = 64  # concurrent lookups of credentials
@@ -148,7 +148,7 @@ class Gateway:
         """Close the connections whose credential has ended, until cancelled. While Redis is unavailable, none is
         closed, and none can do anything."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CREDENTIAL_CHECK_SECONDS)
             try:
                 await self.cut_ended()
             except StoreUnavailable:

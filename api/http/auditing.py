@@ -16,14 +16,14 @@ _JOB_ID = re.compile(r"[0-9a-f]{32}")
 log = structlog.get_logger()
 
 
-def is_to_be(request: web.Request, response: web.StreamResponse) -> bool:
+def is_audited(request: web.Request, response: web.StreamResponse) -> bool:
     """Whether the call is audited: only calls with a valid token and within its limit, so that an unauthenticated
     client cannot push out entries. The program's log has the others."""
     limited = response.status == web.HTTPTooManyRequests.status_code
     return request.method in _CHANGING and TOKEN in request and not limited
 
 
-def fits(request: web.Request, response: web.StreamResponse, budget: AuditBudget) -> bool:
+def is_within_budget(request: web.Request, response: web.StreamResponse, budget: AuditBudget) -> bool:
     """Whether the token may add an entry to the audit log. Calls that start a job, which limit themselves, and
     operators always may."""
     token = request[TOKEN]

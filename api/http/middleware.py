@@ -54,7 +54,7 @@ def around(callers: Callers, audit: Audit, budget: AuditBudget, metrics: Metrics
         address = callers.address(request)
         if request.get(AUDITED, False):
             audit.told()
-        elif auditing.is_to_be(request, response) and auditing.fits(request, response, budget):
+        elif auditing.is_audited(request, response) and auditing.is_within_budget(request, response, budget):
             await _record(audit, auditing.entries(request, response, address))
         route = route_of(request)
         write = log.debug if route in QUIET else log.info

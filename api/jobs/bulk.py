@@ -49,7 +49,7 @@ async def act(
     return results
 
 
-async def foretell(operators: OperatorStore, job_ids: Sequence[JobId], *, force: bool) -> list[BulkResult]:
+async def preview(operators: OperatorStore, job_ids: Sequence[JobId], *, force: bool) -> list[BulkResult]:
     """Show what a retry of the jobs would do."""
     found = {one.job.id: one for one in await operators.retries(job_ids, force=force)}
     return [would_retry(job_id, found.get(job_id)) for job_id in job_ids]

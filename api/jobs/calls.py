@@ -165,7 +165,7 @@ class OpsJobCalls:
         body = await reading.body(request, BulkBody)
         if body.dry_run:
             request[REASON] = "retry, dry run"
-            results = await bulk.foretell(self._operators, body.ids, force=body.force)
+            results = await bulk.preview(self._operators, body.ids, force=body.force)
             return answer(BulkResults(results=tuple(results)))
         key = operator_key(request, token, body)
         if key is not None:

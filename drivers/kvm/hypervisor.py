@@ -362,7 +362,9 @@ class KvmHypervisor:
         with disks.refused_as(DiskFailed, "the copies of the UEFI variables or the TPM cannot be deleted"):
             await asyncio.to_thread(copies_of(found, held, former=former).delete, tag)
         text = "the record of the snapshot could not be deleted"
-        await self._libvirt.on(server_id, lambda found: listing.strike_out(found, tag), otherwise=DiskFailed, text=text)
+        await self._libvirt.on(
+            server_id, lambda found: listing.delete_record(found, tag), otherwise=DiskFailed, text=text
+        )
 
     async def repair(self, server_id: int) -> tuple[str, ...]:
         await self._must_be_off(server_id)
@@ -413,7 +415,7 @@ class KvmHypervisor:
             await asyncio.to_thread(copies_of(view.hardware).move_former, spec.tag)
         text = "the snapshot could not be recorded in the domain's metadata"
         await self._libvirt.on(
-            server_id, lambda found: listing.write_down(found, record), otherwise=DiskFailed, text=text
+            server_id, lambda found: listing.write_record(found, record), otherwise=DiskFailed, text=text
         )
 
     async def _ready_and_off(self, server_id: int) -> Hardware:

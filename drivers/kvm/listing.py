@@ -64,7 +64,7 @@ def written_down(domain: Any, places: Places) -> Written:
     )
 
 
-def write_down(domain: Any, record: Record) -> None:
+def write_record(domain: Any, record: Record) -> None:
     """Write the record to each of the domain's definitions, and remove it from libvirt's list, where older versions
     recorded it."""
     for which in _definitions(domain):
@@ -72,7 +72,7 @@ def write_down(domain: Any, record: Record) -> None:
     unlist(domain, record.spec.tag)
 
 
-def strike_out(domain: Any, tag: str) -> None:
+def delete_record(domain: Any, tag: str) -> None:
     """Delete the snapshot's record and its entry in libvirt's list. The disks are not changed."""
     unlist(domain, tag)
     for which in _definitions(domain):

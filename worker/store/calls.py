@@ -31,9 +31,11 @@ log = structlog.stdlib.get_logger()
 Item = TypeVar("Item")
 Row = TypeVar("Row")
 Found = TypeVar("Found")
-TOLD_AGAIN_SECONDS = 600.0  # interval at which a record that is still unreadable is added to the operators' list again
-TRIED_AGAIN_SECONDS = 10.0  # the same interval after a failed attempt
-TOLD_MOST = 1000  # unreadable records that a process remembers
+REPORT_AGAIN_SECONDS = (
+    600.0  # interval at which a record that is still unreadable is added to the operators' list again
+)
+RETRY_REPORT_SECONDS = 10.0  # the same interval after a failed attempt
+REPORTED_MAX = 1000  # unreadable records that a process remembers
 _OF_REDIS = (RedisError, OSError, TimeoutError)
 _UNREADABLE = re.compile(  # the error with which `shared/records.lua` ends a script, and Redis's suffix
     r"UNREADABLE (?P<key>(?P<kind>token:[a-z]+(?=:)|[a-z]+)\S*) (?P<reason>.*?)(?: script: .*)?", re.DOTALL
@@ -170,7 +172,7 @@ class Scripts:
         self._runs: RunsScripts = redis
         self._scripts: dict[tuple[Callable[[str], str], str], Script] = {}
         # keys of unreadable records, and when they were reported to operators
-        self._unreadable_told: dict[str, float] = {}
+        self._reported_unreadable: dict[str, float] = {}
 
     async def _call(self, name: str, ask: Mapping[str, Any], by: By | None = None) -> Any:
         """Run the script `name` ("customers/find"), if needed on behalf of an account. Raises StoreUnavailable or
@@ -236,19 +238,21 @@ class Scripts:
     async def _tell_unreadable(self, noticed: Iterable[Unreadable]) -> None:
         now = time.monotonic()
         if not (
-            news := [one for one in noticed if now - self._unreadable_told.get(one.key, -math.inf) > TOLD_AGAIN_SECONDS]
+            news := [
+                one for one in noticed if now - self._reported_unreadable.get(one.key, -math.inf) > REPORT_AGAIN_SECONDS
+            ]
         ):
             return
         for one in news:
-            if one.key not in self._unreadable_told:
+            if one.key not in self._reported_unreadable:
                 log.warning("record.unreadable", key=one.key, reason=one.reason)
-            self._unreadable_told[one.key] = now
-        self._unreadable_told = dict(list(self._unreadable_told.items())[-TOLD_MOST:])
+            self._reported_unreadable[one.key] = now
+        self._reported_unreadable = dict(list(self._reported_unreadable.items())[-REPORTED_MAX:])
         try:
             await self._call("operators/set_aside", {"records": [[one.key, one.reason] for one in news]})
         except errors.StoreUnavailable:  # Redis refuses writes; the other records can still be read
-            again = now - TOLD_AGAIN_SECONDS + TRIED_AGAIN_SECONDS
-            self._unreadable_told |= {one.key: again for one in news}
+            again = now - REPORT_AGAIN_SECONDS + RETRY_REPORT_SECONDS
+            self._reported_unreadable |= {one.key: again for one in news}
 
     async def _run(self, name: str, ask: Mapping[str, Any], by: By | None = None) -> Any:
         if isinstance(by, Entry):

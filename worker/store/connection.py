@@ -11,7 +11,7 @@ from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from worker.store import trouble
 
 
-class Careful(AbstractConnection):
+class TrackedConnection(AbstractConnection):
     """A mixin for redis-py's connection classes.
 
     redis-py sends with asyncio.wait_for, which before Python 3.12 drops a cancellation that arrives in the same turn
@@ -76,6 +76,6 @@ class Careful(AbstractConnection):
             raise lost from error
 
 
-def careful(connection: type[AbstractConnection]) -> type[AbstractConnection]:
-    """A subclass of the connection class with Careful mixed in."""
-    return type("CarefulConnection", (Careful, connection), {})
+def tracked(connection: type[AbstractConnection]) -> type[AbstractConnection]:
+    """A subclass of the connection class with TrackedConnection mixed in."""
+    return type("Tracked", (TrackedConnection, connection), {})

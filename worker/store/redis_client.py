@@ -17,7 +17,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from worker.store import arq_queue as queue
 from worker.store import trouble
-from worker.store.connection import careful
+from worker.store.connection import tracked
 from worker.store.script_connection import Copies, Script, ScriptConnections
 
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
@@ -25,7 +25,7 @@ ADDRESS = re.compile(r"rediss?://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?(/[0-9
 WAITING = frozenset({"BLPOP", "XREAD"})  # blocking commands, whose duration says nothing about Redis
 IDLE_CHECK_SECONDS = 15  # after this idle time, a connection is checked with a PING before it is used
 
-LOOK_SECONDS = 0.5  # minimum interval between searches for another primary; each reopens all connections
+SEARCH_SECONDS = 0.5  # minimum interval between searches for another primary; each reopens all connections
 
 
 class RedisSettings(BaseModel):
@@ -116,7 +116,7 @@ class _Client(ArqRedis):
     ) -> None:
         super().__init__(pool_or_conn=pool, job_serializer=queue.serialize, job_deserializer=queue.deserialize)
         self._observer = observer
-        self._looked = -LOOK_SECONDS
+        self._searched_at = -SEARCH_SECONDS
         self._of_scripts = ScriptConnections(pool, seconds=command_seconds, idle_seconds=IDLE_CHECK_SECONDS)
         self._of_changes = self._of_scripts
         if replicas:  # on separate connections, because reads would wait behind them
@@ -152,18 +152,18 @@ class _Client(ArqRedis):
         except (RedisError, OSError) as error:
             if self._observer is not None:
                 self._observer.failed(error)
-            await self._look_elsewhere(error)
+            await self._find_primary(error)
             raise
         if self._observer is not None and not waits:
             self._observer.answered(time.perf_counter() - began)
         return answer
 
-    async def _look_elsewhere(self, error: Exception) -> None:
+    async def _find_primary(self, error: Exception) -> None:
         """Reconnect. A Redis without its replicas may be cut off, and another one may be the primary by now; the
         Sentinels are queried when a connection is opened."""
         is_alone = isinstance(error, trouble.NotCopied) or trouble.why_read_only(error) == trouble.ALONE
-        if is_alone and (now := time.monotonic()) - self._looked >= LOOK_SECONDS:
-            self._looked = now
+        if is_alone and (now := time.monotonic()) - self._searched_at >= SEARCH_SECONDS:
+            self._searched_at = now
             await self.reconnect()
 
 
@@ -196,7 +196,7 @@ def connect(
         pool: ConnectionPool = _sentinel_pool(settings, options, size)
     else:
         pool = BlockingConnectionPool.from_url(settings.url, **options, **size)
-    pool.connection_class = careful(pool.connection_class)
+    pool.connection_class = tracked(pool.connection_class)
     return _Client(
         pool=pool,
         command_seconds=options["socket_timeout"],

@@ -14,7 +14,7 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from worker.store import trouble
-from worker.store.connection import Careful
+from worker.store.connection import TrackedConnection
 
 MANY = 4
 _PING = b"*1\r\n$4\r\nPING\r\n"
@@ -66,12 +66,12 @@ class RunsScripts(Protocol):
         ...
 
 
-class _Way:
+class _Pipeline:
     """An open connection with the queue of expected answers. `seconds`: limit for an answer. With `copies`, a command
     is answered once that many replicas have its changes."""
 
     def __init__(
-        self, pool: ConnectionPool, connection: Careful, *, seconds: float, copies: Copies | None = None
+        self, pool: ConnectionPool, connection: TrackedConnection, *, seconds: float, copies: Copies | None = None
     ) -> None:
         self._pool = pool
         self._connection = connection
@@ -225,7 +225,7 @@ class ScriptConnections:
         self._seconds = seconds
         self._idle_seconds = idle_seconds
         self._opening = asyncio.Lock()
-        self._ways: list[_Way | None] = [None] * self._many
+        self._pipelines: list[_Pipeline | None] = [None] * self._many
         self._turn = 0
 
     async def run(self, script: Script, argument: bytes) -> Any:
@@ -237,35 +237,37 @@ class ScriptConnections:
             return await self._run(turn, script, argument)
 
     async def _run(self, turn: int, script: Script, argument: bytes) -> Any:
-        way = self._ways[turn]
-        if way is None or not self._is_good(way):
-            way = await self._opened(turn)
+        pipeline = self._pipelines[turn]
+        if pipeline is None or not self._is_good(pipeline):
+            pipeline = await self._opened(turn)
         command = script.run_with(argument)
         try:
-            return await way.ask(command)
+            return await pipeline.ask(command)
         except NoScriptError:
-            await way.ask(script.load())
-            return await way.ask(command)
+            await pipeline.ask(script.load())
+            return await pipeline.ask(command)
 
     def retire(self) -> None:
         """Use new connections from now on."""
-        for way in filter(None, self._ways):
-            way.retire()
+        for pipeline in filter(None, self._pipelines):
+            pipeline.retire()
 
     async def close(self) -> None:
-        for way in filter(None, self._ways):
-            await way.close()
+        for pipeline in filter(None, self._pipelines):
+            await pipeline.close()
 
-    def _is_good(self, way: _Way) -> bool:
-        return way.is_open and way.idle_seconds < self._idle_seconds
+    def _is_good(self, pipeline: _Pipeline) -> bool:
+        return pipeline.is_open and pipeline.idle_seconds < self._idle_seconds
 
-    async def _opened(self, turn: int) -> _Way:
+    async def _opened(self, turn: int) -> _Pipeline:
         async with self._opening:
-            way = self._ways[turn]
-            if way is not None and (self._is_good(way) or (way.is_open and await way.responds())):
-                return way
-            if way is not None:
-                await way.close()
+            pipeline = self._pipelines[turn]
+            if pipeline is not None and (self._is_good(pipeline) or (pipeline.is_open and await pipeline.responds())):
+                return pipeline
+            if pipeline is not None:
+                await pipeline.close()
             connection = await self._pool.get_connection()
-            self._ways[turn] = way = _Way(self._pool, connection, seconds=self._seconds, copies=self._copies)
-            return way
+            self._pipelines[turn] = pipeline = _Pipeline(
+                self._pool, connection, seconds=self._seconds, copies=self._copies
+            )
+            return pipeline

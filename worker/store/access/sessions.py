@@ -82,7 +82,7 @@ class Sessions(Scripts):
         signed = f"{_READING}{token.id}.{records.milliseconds(ends)}"
         return f"{signed}.{_signature(key_of(secret), signed)}"
 
-    async def look(self, session_id: str, *, by_person: bool) -> Session | None:
+    async def find(self, session_id: str, *, by_person: bool) -> Session | None:
         """The session; None if it has ended or the text is not a session's ID. Counts the call toward its
         token's limit. `by_person`: the call counts as activity."""
         if session_id.startswith(_READING) and session_id.isascii():

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any, Self
 
 from worker.store import errors, records
-from worker.store.access.meanwhile import Meanwhile
+from worker.store.access.local_rates import LocalRates
 from worker.store.calls import Actor, Idempotency, Scripts, accepted, for_script, reading, redis_answers
 from worker.store.model import AccountId
 
@@ -108,12 +108,12 @@ class NewToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Rate limits per window. `meanwhile` counts while Redis refuses writes."""
+    """Rate limits per window. `local_rates` counts while Redis refuses writes."""
 
     calls: int  # per token
     failed_logins: int  # per address
     window: timedelta = timedelta(minutes=1)
-    meanwhile: Meanwhile = field(default_factory=Meanwhile, compare=False)
+    local_rates: LocalRates = field(default_factory=LocalRates, compare=False)
 
     def of_calls(self) -> dict[str, int]:
         """The limits in the form that scripts take."""
@@ -121,12 +121,12 @@ class Limits:
 
     def call_of(self, token: "Token", account: str, refused: bytes, counted: Sequence[int]) -> "Authenticated":
         """Count a call with the token, for that account or ''. `refused`: why Redis did not count it, b'' if it did."""
-        taken = self.meanwhile.take(f"{token.id}:{account}", self.calls, self.window) if refused else counted
+        taken = self.local_rates.take(f"{token.id}:{account}", self.calls, self.window) if refused else counted
         return _authenticated(token, *taken)
 
     def failed_login(self, address: str, refused: bytes, counted: Sequence[int]) -> "Authenticated":
         """Count a call without a valid token from that address."""
-        taken = self.meanwhile.take(f"failed:{address}", self.failed_logins, self.window) if refused else counted
+        taken = self.local_rates.take(f"failed:{address}", self.failed_logins, self.window) if refused else counted
         return _authenticated(None, *taken)
 
 

@@ -63,8 +63,8 @@ class UnreadableSchedule:
 
 class Chores(Scripts):
     """Every call may raise StoreUnavailable. `node_silent_seconds`: how old a node's last heartbeat may be for a
-    scheduled run of its servers. `waiting_seconds`: how long a job may wait for a silent node; `given_up` is called for
-    each job that has waited longer."""
+    scheduled run of its servers. `waiting_seconds`: how long a job may wait for a silent node; `on_stale_job` is called
+    for each job that has waited longer."""
 
     def __init__(
         self,
@@ -72,12 +72,12 @@ class Chores(Scripts):
         *,
         node_silent_seconds: float = NODE_SILENT_SECONDS,
         waiting_seconds: float = WAITING_SECONDS,
-        given_up: Callable[[], None] = lambda: None,
+        on_stale_job: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(redis)
         self._silent_ms = round(node_silent_seconds * 1000)
         self._waiting_seconds = waiting_seconds
-        self._given_up = given_up
+        self._on_stale_job = on_stale_job
 
     async def fail_stale_jobs(self) -> tuple[JobId, ...]:
         """Fail the queued jobs of any node that has been silent for too long, which frees their servers; returns
@@ -90,7 +90,7 @@ class Chores(Scripts):
         failed = tuple(JobId(job_id.decode()) for job_id in await self._call("chores/fail_stale_jobs", ask))
         for job_id in failed:
             log.warning("job.failed", job_id=job_id, code=code, waited_seconds=seconds)
-            self._given_up()
+            self._on_stale_job()
         return failed
 
     async def forget_failed(self) -> int:

@@ -8,7 +8,7 @@ from math import ceil
 KEYS_MOST = 10_000  # beyond this, the least recent caller is dropped
 
 
-class Meanwhile:
+class LocalRates:
     """Counts like the script `shared/rate.lua`, with the generic cell rate algorithm. `clock`: returns seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
