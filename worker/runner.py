@@ -205,7 +205,7 @@ class Runner:
             while outcome is None:
                 try:
                     async with self._servers[task.server_id], self._busy():
-                        await self.safety.mend(task.server_id)
+                        await self.safety.repair_interrupted(task.server_id)
                         outcome = await self._execute(entry, resumed=resumed)
                 except JournalFailed as error:
                     log.error("job.not_written_down", reason=str(error), again_in_seconds=RETRY_MOST_SECONDS)  # noqa: TRY400 - the reason is enough

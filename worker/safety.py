@@ -46,7 +46,7 @@ class SafetySnapshots:
         for server_id in self._journal.changing():
             if not self._locks[server_id].locked():
                 async with self._locks[server_id]:
-                    await self.mend(server_id)
+                    await self.repair_interrupted(server_id)
         for due in self._journal.due_safety_tags():
             if not self._locks[due.server_id].locked():
                 async with self._locks[due.server_id]:
@@ -68,7 +68,7 @@ class SafetySnapshots:
         await self._give_up(task.server_id, tags)
         return bool(tags - self._journal.safety_tags(task.server_id))
 
-    async def mend(self, server_id: ServerId) -> None:
+    async def repair_interrupted(self, server_id: ServerId) -> None:
         """Repair the disks if a process died while it changed them outside of a job. Call it before anything else
         touches them; the caller holds the server's lock."""
         if server_id in self._journal.changing():
