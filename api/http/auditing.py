@@ -33,8 +33,9 @@ def is_within_budget(request: web.Request, response: web.StreamResponse, budget:
         return True
     left = budget.left(token.id, str(request.get(ACCOUNT, "")))
     if left == 1:
-        request[REASON] = "Until the end of the hour, further calls of this token that start no job are "
-        "only in the program's log."
+        request[REASON] = (
+            "Until the end of the hour, further calls of this token that start no job are only in the program's log."
+        )
         log.warning("audit.limit_reached", token=token.id)
     return left > 0
 

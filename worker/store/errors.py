@@ -124,8 +124,10 @@ class RecordUnreadable(Refused):
     """The record was written by a newer version, or is damaged."""
 
     code = "record_unreadable"
-    text = "The service cannot read the {kind}: it is damaged, or a newer version wrote it. The operators "
-    "have been notified."
+    text = (
+        "The service cannot read the {kind}: it is damaged, or a newer version wrote it. The operators "
+        "have been notified."
+    )
 
 
 class JobNotFound(Refused):
@@ -332,8 +334,9 @@ class StoreNearlyFull(Refused):
     """Redis is short of memory. Less important calls are refused, to keep memory for deletes and outcomes of jobs."""
 
     code = "store_nearly_full"
-    text = "The service's data store is nearly full and currently accepts no requests of this kind. "
-    "Nothing was changed."
+    text = (
+        "The service's data store is nearly full and currently accepts no requests of this kind. Nothing was changed."
+    )
 
 
 class NodeUnavailable(Refused):

@@ -39,7 +39,8 @@ if first_listed then redis.call('HSET', 'audit:head', 'listed_seq', ask.seq) end
 redis.call('LTRIM', 'audit:new', #ask.entries, -1)
 redis.call('HSET', 'audit:head', 'seq', ask.seq, 'chain', ask.chain)
 redis.call('XTRIM', 'audit', 'MAXLEN', '~', ask.most)
--- Uses the earlier of the two clocks, because a clock that is ahead must not remove anything.
+-- By the time of the newest entry, which is never ahead of the keeper's clock: a clock that is ahead must not remove
+-- anything.
 if ask.kept_ms and last_ms > ask.kept_ms then
   redis.call('XTRIM', 'audit', 'MINID', '~', string.format('%.0f', last_ms - ask.kept_ms))
 end
