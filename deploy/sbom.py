@@ -98,7 +98,7 @@ def normalized(name: str) -> str:
 
 
 def _licenses() -> dict[tuple[str, str], str]:
-    """By kind and name of a package."""
+    """The licenses, by kind and name of a package."""
     found = {}
     for path in (*_site_packages(Path(f"{sys.prefix}-client")), *_site_packages(Path(sys.prefix))):
         for package in distributions(path=[str(path)]):

@@ -105,7 +105,7 @@ class Contents:
     firmware: Firmware = Firmware.BIOS
     nvram: bool = False
     tpm: bool = False
-    consistency: str | None = None  # of the guest's data, in the caller's terms; None: unknown
+    consistency: str | None = None  # consistency of the guest's data, in the caller's terms; None: unknown
 
 
 @dataclass(frozen=True, kw_only=True)

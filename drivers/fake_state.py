@@ -16,7 +16,8 @@ class FakeDisk:
     tags: dict[str, str] = field(default_factory=dict)  # tag -> its content
     image: str = field(default_factory=lambda: uuid4().hex)  # identifies the file, wherever it is attached
     tag_bytes: dict[str, int] = field(default_factory=dict)  # tag -> size of the disk
-    bitmaps: list[str] = field(default_factory=list)  # of incremental backups; a revert is refused while there are any
+    # dirty bitmaps of incremental backups; a revert is refused while there are any
+    bitmaps: list[str] = field(default_factory=list)
     can_grow: bool = True  # False: an old format that cannot be enlarged while it has snapshots
     dirty: bool = False  # a change was interrupted
     damaged: bool = False  # not because of an interrupted change; the guest does not notice, and `repair` fixes it

@@ -18,7 +18,7 @@ from drivers.image_chain import DEPTH
 from drivers.qcow2_header import Header, TablesUnreadable, backing_in, header_in
 from drivers.qcow2_image import Backing, UnknownBacking, backing_named
 
-# of backing files: formats that refer to no other file, and qcow2, whose references are checked here
+# formats of backing files: those that refer to no other file, and qcow2, whose references are checked here
 FORMATS = frozenset({"raw", "qcow2", "qcow", "qed", "vdi", "vpc", "vhdx"})
 
 

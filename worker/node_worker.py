@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 REDIS_TROUBLE = (RedisError, OSError, TimeoutError)  # unreachable, slow, or replying with errors (full, read-only)
 RETRY_SECONDS = 0.2  # between two attempts while the queue is in trouble
-BROKEN_AGAIN_SECONDS = 5.0  # until a job whose run raised an unexpected error (such as a full disk) is retried
-ENDED_AGAIN_SECONDS = 1.0  # until a job that the cell gives again after its end is run again
+BROKEN_AGAIN_SECONDS = 5.0  # delay before a job whose run raised an unexpected error (such as a full disk) is retried
+ENDED_AGAIN_SECONDS = 1.0  # delay before a job that the cell gives again after its end is run again
 MOST_TASKS = 500  # jobs that run or whose end is not published yet; `take` lists them
 PUT_BACK_SECONDS = 1.0  # at exit, for arq to record that jobs were cancelled
 _DAMAGED = ("WRONGTYPE", "value is not an integer")  # Redis's errors for a damaged record of arq's

@@ -40,7 +40,7 @@ class Options:
     profile: Callable[[], Profile | None] = lambda: None
 
     def token(self) -> str:
-        """Of the file or the variable; '' if neither is given. Raises CliError."""
+        """The token of the file or the variable; '' if neither is given. Raises CliError."""
         return os.environ.get(TOKEN_VARIABLE, "") if self.token_file is None else _read(self.token_file)
 
 

@@ -14,7 +14,7 @@ from api.cli.exits import CliError, Exit, OperatorsOnly, Refused, Unreachable
 from api.cli.later import asyncio
 
 Result = TypeVar("Result")
-Body = dict[str, Any]  # as in the API's document; `--json` prints it unchanged
+Body = dict[str, Any]  # in the form of the API's document; `--json` prints it unchanged
 Query = Mapping[str, str | int | None]  # None: left out
 
 PAGE_MAX = 500  # results of one page

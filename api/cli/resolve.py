@@ -77,7 +77,7 @@ async def listed(client: Client, kind: str, path: str, text: str, *, named: str)
 
 
 async def in_whole_list(client: Client, kind: str, path: str, text: str, *, named: str) -> str:
-    """The same, for a list without pages."""
+    """Like `listed`, for a list without pages."""
     return text if _JOB_ID.fullmatch(text) else _among((await client.get(path))["results"], kind, text, named)
 
 

@@ -67,7 +67,7 @@ def top(
 
 
 async def _poll(client: Client) -> Body:
-    """One document, as `--json` prints it."""
+    """Poll once. Returns the document that `--json` prints."""
     overview, stranded, silent, busy, running, waiting = await asyncio.gather(
         client.get("ops/overview/"),
         client.get("ops/servers/", {"stranded": "true", "limit": LIMIT}),

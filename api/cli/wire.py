@@ -76,7 +76,7 @@ class Wire:
 
 
 def _proxy_for(url: URL) -> str | None:
-    """From HTTPS_PROXY, HTTP_PROXY and NO_PROXY, as curl and git read them; not for this machine itself. aiohttp's
+    """The proxy from HTTPS_PROXY, HTTP_PROXY and NO_PROXY, as in curl and git; none for this machine itself. aiohttp's
     own reading of them would also take a password from ~/.netrc and send it instead of the token."""
     host = url.host or ""
     if host == "localhost" or host.startswith("127.") or host == "::1":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
 HOME = "usr/lib/vps-snapshots"  # each package has its own venv in this folder
-CHECKOUT_HOME = "/opt/vps-snapshots/bin/"  # where install.sh puts the programs, and units and hook look for them
+CHECKOUT_HOME = "/opt/vps-snapshots/bin/"  # install.sh puts the programs here; units and the hook refer to it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class Release:
 
     number: str
     python: str
-    glibc_minor: int  # of glibc 2
+    glibc_minor: int  # minor version of glibc 2
     libvirt: str  # version of libvirt-python in Debian's python3-libvirt
 
     @property

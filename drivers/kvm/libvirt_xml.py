@@ -18,7 +18,7 @@ _ESCAPES = str.maketrans({"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"})
 
 
 def escaped(xml: str) -> str:
-    """The same document with line breaks and tabs in attributes, and all carriage returns, escaped."""
+    """Escape line breaks and tabs in attributes, and all carriage returns, of a document."""
     return _PARTS.sub(_escaped_part, xml)
 
 

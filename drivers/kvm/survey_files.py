@@ -117,7 +117,7 @@ def _once(files: Iterable[Path]) -> Iterator[Path]:
 
 
 def _definition(file: Path, by_name: Mapping[str, Sequence[Path]]) -> _Definition | None:
-    """None if the XML is not of a domain."""
+    """The definition; None if the XML is not that of a domain."""
     if file.stat().st_size > MAX_XML_BYTES:
         return None
     text = file.read_text()
@@ -215,7 +215,7 @@ async def _of_definition(of: _Definition, folder: _Folder) -> Surveyed:
 
 
 async def _of_image(path: Path) -> Surveyed | None:
-    """None if the file is not a disk image."""
+    """The survey of an image; None if the file is not a disk image."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))

@@ -87,7 +87,7 @@ def text(raw: bytes) -> str:
 
 
 def whole(text: str | bytes) -> int:
-    """Parse an integer. Raises ValueError, also for a number that JSON readers do not keep exact."""
+    """Parse an integer. Raises ValueError, also for numbers that JSON readers do not keep exact."""
     number = int(text)
     if abs(number) > NUMBER_MAX:
         raise ValueError(f"{number:.3e} is too large")

@@ -37,7 +37,7 @@ def read_contents(text: str) -> Contents | None:
 
 
 def _read(parse: Callable[[Any], Parsed], value: object, field: str) -> Parsed | None:
-    """None for an invalid value, which is logged."""
+    """Parse a field; None for an invalid value, which is logged."""
     try:
         return parse(value)
     except ValidationError as error:

@@ -116,7 +116,7 @@ def kind_of(key: str) -> str | None:
 
 
 def _row(key: str, record: Mapping[str, str], left_ms: int) -> Iterable[Row]:
-    """None for a record that no longer exists, or that has no data that exists only in Redis."""
+    """The row of a key; None if the record no longer exists or has no data that exists only in Redis."""
     kind = kind_of(key)
     if kind == "snapshot" and record.get("status") not in SNAPSHOTS_KEPT:
         return

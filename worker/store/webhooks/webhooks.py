@@ -113,7 +113,7 @@ class Webhooks(Scripts):
         self, *, account_id: AccountId, webhook_id: WebhookId, idempotency: Idempotency | None = None
     ) -> Secret:
         """Create a new secret; the previous one also signs for a day. Raises WebhookNotFound or RecordUnreadable."""
-        await self.one(account_id=account_id, webhook_id=webhook_id)  # as above
+        await self.one(account_id=account_id, webhook_id=webhook_id)  # an unreadable webhook must not be changed
         return await self._write(account_id, webhook_id, idempotency, secret=_new_secret(), fields={})
 
     async def drop(self, *, account_id: AccountId, webhook_id: WebhookId) -> None:
