@@ -75,7 +75,7 @@ _MAX_NAME = 64  # characters of a license's name; some packages state its whole 
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Package:
-    kind: str  # of its package URL: pypi, npm
+    kind: str  # type in its package URL: pypi, npm
     name: str
     version: str
 

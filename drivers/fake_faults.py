@@ -32,7 +32,7 @@ class Effect(StrEnum):
     SAVE_NVRAM = "save_nvram"
     RESTORE_NVRAM = "restore_nvram"
     DELETE_NVRAM = "delete_nvram"
-    CLEAR_BITMAPS = "clear_bitmaps"  # of one disk
+    CLEAR_BITMAPS = "clear_bitmaps"  # on one disk
     CLEAR_CHECKPOINTS = "clear_checkpoints"
     RESIZE_DISK = "resize_disk"
     RENEW_GENERATION = "renew_generation"

@@ -49,7 +49,7 @@ class Access:
     url: str
     token: str = field(repr=False)
     account: int | None
-    timeout_seconds: float  # of one call
+    timeout_seconds: float  # limit for one call
 
 
 def access(options: Options) -> Access:

@@ -27,7 +27,7 @@ from worker.store.operators.operator_store import JobFilter
 NODES = "/ops/nodes/"
 PAUSED = f"{NODES}?state=paused"
 DRAIN = "/ops/drain/"
-NODES_MAX = 100  # of one request
+NODES_MAX = 100  # nodes per request
 LISTED = 10  # jobs listed in a question
 
 PAUSE = Question(

@@ -25,8 +25,8 @@ from worker.store.operators.records import OpsJob, OpsServer
 from worker.store.reports import Pool
 
 FEW_ALARMS = 3  # if there are more, they become one list, so that the rest of the page stays visible
-LIMIT = 10  # of each list; the page links to the rest
-LOW_SHARE = 0.1  # of a pool's bytes
+LIMIT = 10  # rows of each list; the page links to the rest
+LOW_SHARE = 0.1  # a pool with a smaller free share is low
 WAITS_LONG_SECONDS = 300.0  # a longer wait is an alarm: an idle node starts a job within milliseconds
 
 

@@ -55,7 +55,7 @@ class Part:
 
     title: str
     jobs: Sequence[tuple[str, str]]  # ID and text
-    count: int  # of all jobs; `jobs` has the first ones
+    count: int  # number of all jobs; `jobs` has the first ones
     is_grave: bool = False
 
 

@@ -37,7 +37,7 @@ class AuditCheck:
     unchained: int
     faults: tuple[AuditFault, ...]
     after: str | None
-    seq: int  # of the last entry
+    seq: int  # number of the last entry
     chain: str
 
 
@@ -65,7 +65,7 @@ class _Head:
 @dataclass
 class _Walk:
     first: int | None  # the number with which the log must begin
-    number: int | None = None  # of the last entry
+    number: int | None = None  # number of the last entry
     chain: str = ""
     checked: int = 0
     unchained: int = 0
