@@ -85,8 +85,8 @@ OPS_FAILED = bodies.OpsJob(
     retry=bodies.Retry(
         possible=True,
         needs_force=True,
-        detail="The server has been running since the job failed: the restore would overwrite what it has written. If"
-        " the job is still wanted, force the retry.",
+        detail="The server has been running since the job failed: the restore would overwrite the data that it has"
+        " written. If the job is still wanted, force the retry.",
     ),
     **dict(_ops(FAILED)),
     waiting=None,

@@ -209,7 +209,7 @@ class TestTheDashboard:
         fields = {"action": "pause", "nodes": ["n1", "n9"], "reason": "kernel", "until_back": "true"}
         said = visible(await dashboard.browser.done("/ops/drain/", fields))
         assert "0 nodes paused." in said
-        assert "n1: The node's worker does not report the starts of its host." in said
+        assert "n1: The node's worker does not report when its host booted." in said
         assert "n9: " in said
 
     async def test_one_node_is_paused_until_its_host_is_back(self, dashboard: Dashboard) -> None:

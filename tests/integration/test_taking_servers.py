@@ -43,7 +43,7 @@ async def test_the_others_see_who_is_on_it_until_it_is_resolved(dashboard: Dashb
     other = await colleague(dashboard)
     for page in pages[1:]:
         text = visible(await other.seen(f"/ops/{page}"))
-        assert "a test is on it" in text
+        assert "a test took it" in text
         assert "Take over" in text
     assert "a test now" in visible(await other.seen("/ops/"))
     assert "a test took it" in await other.seen(f"/ops/servers/{SERVER}/take/")
@@ -90,7 +90,7 @@ async def test_who_only_reads_sees_it_and_has_no_button(dashboard: Dashboard) ->
     await reader.login(token)
     for page in (f"servers/{SERVER}/", f"jobs/{job}/"):
         text = visible(await reader.seen(f"/ops/{page}"))
-        assert "a test is on it" in text
+        assert "a test took it" in text
         assert "Take over" not in text
         assert "Release" not in text
     assert (await reader.get(f"/ops/servers/{SERVER}/take/")).status == 403

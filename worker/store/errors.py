@@ -223,7 +223,7 @@ class RetryNeedsForce(Refused):
         "later": "The server has had a later job, {0}.",
         "old": "The job failed at {0}, too long ago to be retried without a check.",
         "used": "The server has been running since the job failed: the {0} would overwrite the data that "
-        "it has written since.",
+        "it has written.",
     }
 
     @classmethod
