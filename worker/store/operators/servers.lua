@@ -1,12 +1,12 @@
 -- include: clock, records, nodes, show, walk, account_limits
--- Servers as operators see them.
+-- List servers for operators.
 -- Only reads.
 -- ask: {silent_ms, server} for one, or {silent_ms, node, account, stranded, off, no_snapshot_ms, limit, after (see
 -- `walk`)} for a page; all but silent_ms and limit may be missing. stranded, off: only those servers, longest first.
--- no_snapshot_ms: only servers without a completed snapshot of that time
+-- no_snapshot_ms: only servers without a completed snapshot in that time
 -- Answers {number of servers if every server of a list matches, else -1, after, server, ...}; a server is {id, {field,
 -- value, ...}, kind of the job that holds it or '', state of that job or '', snapshots that take a slot, its findings
--- as JSON or '', the moment since which its guest is off for a job or '', snapshots that it may have, the silence of
+-- as JSON or '', since when its guest is off for a job or '', snapshots that it may have, the silence of
 -- its node (see `silence_of`)}.
 local ask = cjson.decode(ARGV[1])
 local since = ask.no_snapshot_ms and now_ms() - ask.no_snapshot_ms
