@@ -88,4 +88,4 @@ async def test_a_drain_waits_for_what_ran_when_it_was_last_heard(dashboard: Dash
     assert "last heard" not in await page(dashboard, "nodes/")
     await falls_silent(dashboard)
     assert "draining: 1 job running when last heard" in await page(dashboard, "nodes/")
-    assert "waits for 1 job that ran when it was last heard" in await page(dashboard, "nodes/n1/")
+    assert "waiting for 1 job that ran when it was last heard" in await page(dashboard, "nodes/n1/")
