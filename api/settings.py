@@ -108,4 +108,6 @@ class ApiSettings(CellSettings):
     bounds: Bounds = Field(
         default_factory=Bounds, description="what one account may leave in Redis; must equal on all front ends"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="log lines of this level and above are written"
+    )
