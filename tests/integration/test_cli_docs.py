@@ -92,7 +92,7 @@ def test_the_runbook_names_the_command_beside_each_call() -> None:
 def test_every_command_in_a_document_is_one() -> None:
     documents = [
         path.read_text()
-        for pattern in ("docs/*.md", "docs/api/*.md", "*.md", "deploy/*.md")
+        for pattern in ("docs/*.md", "docs/api/*.md", "docs/operations/*.md", "*.md", "deploy/*.md")
         for path in PROJECT.glob(pattern)
     ]
     named = {words for text in documents for words in re.findall(r"[`$ ]vps-snapshots ([a-z][^`\n|>]*)", text)}
