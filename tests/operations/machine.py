@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -213,7 +212,3 @@ def _end_all(net: Network, count: int) -> None:
                 break
             subprocess.run(["kill", "-KILL", *pids], check=False, stderr=subprocess.DEVNULL)
             time.sleep(0.05)
-
-
-def needed() -> list[str]:
-    return [name for name in ("redis-server", "ip", "nsenter", "unshare", "setpriv") if shutil.which(name) is None]
