@@ -5,7 +5,7 @@ machines that resemble a small cell. What cannot be run so is run by another tes
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -142,12 +142,16 @@ def test_a_cell_is_installed_and_run_as_the_pages_say(folder: Path) -> None:
     }
     (folder / "domains.xml").write_text(DOMAINS)
     with machines(folder, CELL, edits=as_the_pages_say(), environment=environment) as cell:
-        shown = {str(block): cell[block.kind].follow(block.text) for block in commands() if block.kind in CELL}
-        text = "\n".join(shown.values())
+        shown = {block: cell[block.kind].follow(block.text) for block in commands() if block.kind in CELL}
+        snapshots = cell["front-end"].follow("vps-snapshots --token-file public-tier.token --account 77 snapshots")
+        (*_, encrypted) = sorted(cell["front-end"].file("/var/lib/vps-snapshots-backup").glob("*.backup"))
+        newest_backup = encrypted.read_bytes()
         running = {name: machine.follow("systemctl list-units").split() for name, machine in cell.items()}
         left = {name: machine.edits_left() for name, machine in cell.items()}
-    assert "first" in text
-    assert text.count("PONG") == 2
+    assert "first" in snapshots  # created at the beginning; Redis has lost its data since
+    assert "bob" in last_of(shown, "vps-snapshots tokens")  # restored from the backup
+    assert "\n".join(shown.values()).count("PONG") == 2
+    assert newest_backup.startswith(b"age-encryption.org/")
     assert running == {
         "redis": ["redis-server.service"],
         "front-end": [f"vps-snapshots-{unit}" for unit in UNITS_OF_A_FRONT_END],
@@ -157,6 +161,11 @@ def test_a_cell_is_installed_and_run_as_the_pages_say(folder: Path) -> None:
         "vault": [],
     }
     assert left == {name: {} for name in CELL}
+
+
+def last_of(shown: Mapping[Block, str], beginning: str) -> str:
+    """What the terminal showed for the last block that begins so."""
+    return [text for block, text in shown.items() if block.text.startswith(beginning)][-1]
 
 
 UNITS_OF_A_FRONT_END = ("api.service", "api.socket", "audit.service", "backup.timer")
