@@ -65,7 +65,7 @@ def page() -> str:
             *_section("Front ends and gateways", ("api", "gateway"), _own(CellSettings)),
             *_section("Redis", ("api", "audit", "gateway"), _of(RedisSettings, "redis.")),
             *_section("Front end", ("api",), _own(ApiSettings, CellSettings)),
-            *_section("Bounds of an account", ("api",), _of(Bounds, "bounds.")),
+            *_section("Limits of what an account stores", ("api",), _of(Bounds, "bounds.")),
             *_section("Gateway", ("gateway",), _own(GatewaySettings, CellSettings)),
             *_section("Worker", ("worker",), _own(WorkerSettings)),
             *_section("Gateways, as a worker reaches them", ("worker",), _of(GatewayAddress, "gateway.")),
