@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi config-docs clients sbom deb test-packages release \
     lock clean bench bench-pickup \
     bench-admission bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
-    bench-footprint chaos fuzz migrations failovers backups-beside dry-runs screenshots survey
+    bench-footprint cell chaos fuzz migrations failovers backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -126,6 +126,9 @@ fuzz: setup ## send N (100000) requests at random to a real service: no 5xx, no 
 
 migrations: setup ## migrate a server with snapshots between two nodes with kills, and check everything (N=40 SEED=7)
 	@exec $(REAPING) $(BIN)/python -m tests.chaos.migrations
+
+cell: setup-tests ## cut off, kill, drain and upgrade nodes and move servers, and compare the dashboard with the machines (N=12 SEED=7)
+	@exec $(REAPING) $(BIN)/python -m tests.chaos.cell
 
 failovers: setup-tests ## kill, freeze and partition the primary of Redis under load, N (20) times, and kill front ends (SEED=7 WAIT=1 MIN=1)
 	@exec $(BIN)/python -m tests.chaos.failovers

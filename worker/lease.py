@@ -167,11 +167,18 @@ class Lease:
         self._lost = lost
         self._held = False
         self._in_trouble = False  # whether the store has been unreachable since its last answer
+        self._absences = 0
         self._valid_until = -math.inf  # on CLOCK_BOOTTIME, which advances while the process or the machine is suspended
 
     @property
     def held(self) -> bool:
         return self._held
+
+    @property
+    def absences(self) -> int:
+        """Another number whenever the lease has run out, or was renewed after that: servers may have been placed on
+        other nodes meanwhile."""
+        return self._absences + (_now() >= self._valid_until)
 
     async def still_ours(self) -> bool:
         """Whether no other worker has taken the lease, for example while this process was suspended.
@@ -241,6 +248,7 @@ class Lease:
         asked_at = _now()
         holder = await self._store.take_lease(seconds=LEASE_SECONDS)
         self._in_trouble = False
+        self._absences = self.absences + 1 if _now() >= self._valid_until else self._absences
         self._valid_until = asked_at + LEASE_SECONDS if holder is None else -math.inf
         return holder
 

@@ -405,6 +405,7 @@ def _wired(means: _Means) -> _Parts:
         limits=settings.limits,
         metrics=metrics,
         may_continue=lambda: lease.still_ours(),  # noqa: PLW0108 - made below
+        absences=lambda: lease.absences,
         on_work_done=lambda job_id: queue.free_slot(job_id),  # noqa: PLW0108 - made below
     )
     queue = NodeWorker(

@@ -12,6 +12,7 @@ import structlog
 from drivers.base import AgentFailed, DomainNotFound, DriverError, Hypervisor, Power, ServerInUse
 from worker import left_frozen, traces
 from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed
+from worker.left import has_left
 from worker.metrics import Metrics
 from worker.procedures import PROCEDURES
 from worker.procedures.disks import NotEnoughSpace
@@ -22,7 +23,7 @@ from worker.store.errors import StoreUnavailable
 from worker.store.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
 from worker.store.nodes.node_store import BeginRefused, LeaseLost
 from worker.store.nodes.port import NodePort
-from worker.store.outcome import Outcome, bounded_cause
+from worker.store.outcome import LEFT_ITS_NODE, Outcome, bounded_cause
 
 RETRY_MOST_SECONDS = 5.0  # longest wait between two attempts at a step
 POWER_SECONDS = 2.0  # limit for reading a server's power state at the end of a job
@@ -71,10 +72,12 @@ class Runner:
         limits: Limits,
         metrics: Metrics | None = None,
         may_continue: Callable[[], Awaitable[bool]] = _always,
+        absences: Callable[[], int] = lambda: 0,
         on_work_done: Callable[[JobId], None] = lambda _: None,
     ) -> None:
         """`may_continue`: returns whether this worker still holds the node; called before each forward step.
-        `on_work_done`: called when a job no longer works on its VM, before its outcome is published."""
+        `absences`: see `Lease`. `on_work_done`: called when a job no longer works on its VM, before its outcome is
+        published."""
         self._journal = journal
         self._hypervisor = hypervisor
         self._store = store
@@ -83,6 +86,7 @@ class Runner:
         self._limits = limits
         self._metrics = metrics or Metrics()
         self._may_continue = may_continue
+        self._absences = absences
         self._on_work_done = on_work_done
         self._running: dict[JobId, asyncio.Task[None]] = {}
         self._executing = 0
@@ -205,6 +209,9 @@ class Runner:
             while outcome is None:
                 try:
                     async with self._servers[task.server_id], self._busy():
+                        if resumed and await has_left(self._store, task.server_id):
+                            outcome = self._give_up(entry)
+                            break
                         await self.safety.repair_interrupted(task.server_id)
                         outcome = await self._execute(entry, resumed=resumed)
                 except JournalFailed as error:
@@ -247,7 +254,7 @@ class Runner:
         """Run the steps, each recorded before its first effect, and record the outcome."""
         task, procedure = entry.task, PROCEDURES[entry.task.kind]
         step: Step | None = entry.step
-        facts, interruptions, interrupted = entry.facts, entry.interruptions, resumed
+        facts, interruptions, interrupted, absences = entry.facts, entry.interruptions, resumed, self._absences()
         if resumed:
             interruptions += 1
             self._journal.interrupted(task.job_id)
@@ -255,6 +262,10 @@ class Runner:
             self._publisher.resumed(task.job_id)
             log.warning("job.resumed", step=step, interruptions=interruptions)
         while step is not None:
+            if (now := self._absences()) != absences:
+                absences = now
+                if await has_left(self._store, task.server_id):
+                    return self._give_up(replace(entry, facts=facts))
             with traces.step(step, resumed=interrupted), self._metrics.step(task.kind, step):
                 if interruptions > self._limits.interruptions:
                     detail = f"The node's worker died {interruptions} times in this step."
@@ -271,6 +282,17 @@ class Runner:
         outcome = _outcome(task, facts, safety_kept_seconds=self._limits.safety_kept_seconds)
         self._journal.conclude(replace(entry, facts=facts), outcome, safety_kept_seconds=self._keep(outcome))
         seconds = max(0.0, time.time() - facts.begun_at)  # wall clock: the job may span several processes
+        self._metrics.ended(task.kind, outcome, seconds=seconds)
+        _log_end(outcome, seconds=seconds)
+        return outcome
+
+    def _give_up(self, entry: Entry) -> Outcome:
+        """End a job whose server another node has: its disks are left as they are."""
+        task = entry.task
+        snapshot_status = SnapshotStatus.FAILED if task.kind is JobKind.CREATE else None
+        outcome = replace(LEFT_ITS_NODE, snapshot_status=snapshot_status)
+        self._journal.conclude(entry, outcome, safety_kept_seconds=KEPT_FOR_A_PERSON)
+        seconds = max(0.0, time.time() - entry.facts.begun_at)
         self._metrics.ended(task.kind, outcome, seconds=seconds)
         _log_end(outcome, seconds=seconds)
         return outcome

@@ -96,7 +96,10 @@ def _waiting_text(found: Waiting) -> WaitingText:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRow:
-    """`tone`: "past", "bad" if the step failed, or "now". `seconds`: for the current step, until now."""
+    """`tone`: "past", "bad" if the step failed, or "now". `seconds`: for the current step, until now.
+
+    If the node is silent, until its last heartbeat.
+    """
 
     taken: StepTaken
     tone: str
@@ -104,10 +107,10 @@ class StepRow:
 
 
 def _steps(found: OpsJob) -> list[StepRow]:
-    steps = []
+    steps, until = [], found.job.silent_since or datetime.now(UTC)
     for taken in found.steps:
         tone = "now" if taken.seconds is None else "bad" if taken.failed else "past"
-        so_far = (datetime.now(UTC) - taken.started_at).total_seconds() if taken.seconds is None else taken.seconds
+        so_far = (until - taken.started_at).total_seconds() if taken.seconds is None else taken.seconds
         steps.append(StepRow(taken=taken, tone=tone, seconds=max(0.0, so_far)))
     return steps
 

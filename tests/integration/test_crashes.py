@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import sqlite3
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from worker.journal import Journal
 from worker.runner import Limits
 from worker.store.customers.customer_store import SnapshotFilter
 from worker.store.model import JobKind, JobState, NoteCode
+from worker.store.operators.operator_store import OperatorStore
 
 KINDS = (JobKind.CREATE, JobKind.RESTORE, JobKind.DELETE, JobKind.UNDO)
 POWERS = (Power.ON, Power.OFF)
@@ -99,6 +101,53 @@ async def test_an_effect_that_fails_once_or_for_ever_leaves_nothing_half_done(
                 continue  # queued again by housekeeping until it has freed the space
             await node.reconcile()
             await node.check(job, power=Power.ON)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_node_that_comes_back_leaves_a_server_alone_that_another_has_by_now(
+    cell: Cell, tmp_path: Path, kind: JobKind
+) -> None:
+    """Its host has died at any moment of the job, and an operator has placed the server on another node."""
+    moment, is_over = 0, False
+    while not is_over:
+        moment += 1
+        node = await fresh(cell, tmp_path / f"{moment}", Power.ON, kind)
+        job_id = await node.admit(kind)
+        node.start_over(die_at=[moment])
+        if await node.live(job_id):
+            break
+        await cell.raw("SADD", "nodes", "n2")
+        await OperatorStore(cell.redis, cell.store, node_silent_seconds=0.001).place(SERVER, node="n2")
+        is_over = (await node.job(job_id)).state is JobState.COMPLETED  # its end was told before the death
+        before, node.hypervisor.server(SERVER).power = deepcopy(node.hypervisor.server(SERVER)), Power.OFF
+        before.power = Power.OFF  # on the other node it may be on its way to be started
+        node.start_over()
+        job = await node.settle(job_id)
+        assert is_over or (job.failure and job.failure.code) == "node_unavailable"
+        assert node.hypervisor.server(SERVER) == before
+    assert moment > 3, "nothing happened: the hook is not in the way"
+
+
+@pytest.mark.parametrize(("kind", "stop"), [(JobKind.CREATE, Effect.PRESS), (JobKind.RESTORE, Effect.CUT)])
+async def test_a_worker_that_was_away_for_long_leaves_a_server_alone_that_another_node_has_by_now(
+    cell: Cell, tmp_path: Path, kind: JobKind, stop: Effect
+) -> None:
+    """Away: its host hung, or was cut off. It stops the guest, and it is not this node that starts it again."""
+    node = await fresh(cell, tmp_path / "n", Power.ON, kind)
+    job_id = await node.admit(kind)
+    begun = await cell.node.begin(job_id)
+    await cell.raw("SADD", "nodes", "n2")
+    await OperatorStore(cell.redis, cell.store, node_silent_seconds=0.001).place(SERVER, node="n2")
+    node.start_over()
+    node.away_at = stop
+    before = node.data()
+    await node.live(job_id, begun)
+    server = node.hypervisor.server(SERVER)
+    assert server.power is Power.OFF
+    assert {tag for disk in server.disks.values() for tag in disk.tags} == {f"vps-{node.first}"}
+    assert node.data() == before
+    failure = (await node.job(job_id)).failure
+    assert (failure and failure.code) == "node_unavailable"
 
 
 async def test_a_restore_that_one_disk_refuses_brings_all_disks_back(cell: Cell, tmp_path: Path) -> None:

@@ -175,6 +175,15 @@ async def test_a_lease_that_is_lost_pauses_and_one_that_is_ours_again_resumes(re
         await ours.report([])
 
 
+async def test_a_lease_that_had_run_out_is_told_from_one_that_was_kept(redis: ArqRedis) -> None:
+    lease = Told(node_store(redis)).lease
+    before = lease.absences  # it has run out, as after a long sleep
+    await lease.take_at_start()
+    had_again = lease.absences
+    await lease.take_at_start()
+    assert before != had_again == lease.absences
+
+
 async def test_a_worker_that_wakes_after_its_lease_went_to_another_knows_before_its_heart_beats(
     redis: ArqRedis,
 ) -> None:

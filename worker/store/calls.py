@@ -335,11 +335,12 @@ def kind_of(holding: bytes) -> JobKind | None:
 
 
 def shown_job(shown: list[Any]) -> Job:
-    job_id, flat, durations, server, holding = shown
+    job_id, flat, durations, server, holding, *silence = shown
     record = records.pairs(flat)
     key = f"server:{record.get('server', '')}"
     state = records.part(lambda pair: _state_of(*pair), (server, holding), key=key, otherwise=None)
-    return records.job(JobId(job_id.decode()), record, durations, state)
+    job = records.job(JobId(job_id.decode()), record, durations, state)
+    return replace(job, silent_since=records.silent_since(silence[0], node=job.node)) if silence else job
 
 
 def _state_of(flat: list[bytes], holding: bytes) -> ServerState | None:

@@ -6,9 +6,12 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.sentinel import SentinelManagedConnection
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from worker.store import trouble
+
+LATE_SECONDS = 0.5  # a connection or an answer that takes longer is a reason to look for another primary
 
 
 class TrackedConnection(AbstractConnection):
@@ -76,6 +79,31 @@ class TrackedConnection(AbstractConnection):
             raise lost from error
 
 
+class _ToPrimary(TrackedConnection, SentinelManagedConnection):
+    """A former primary that hangs takes connections and answers nothing. It is left once the Sentinels name another."""
+
+    async def connect_to(self, address: tuple[str, int] | None) -> None:
+        while address is not None:
+            address = await self._connected_unless_moved(address)
+
+    async def _connected_unless_moved(self, address: tuple[str, int]) -> tuple[str, int] | None:
+        """The address of another primary; None once this one is connected."""
+        connecting = asyncio.ensure_future(super().connect_to(address))  # type: ignore[no-untyped-call] # redis-py's gap
+        try:
+            while not (await asyncio.wait({connecting}, timeout=LATE_SECONDS))[0]:
+                with suppress(RedisError, OSError):
+                    primary: tuple[str, int] = await self.connection_pool.get_master_address()
+                    if primary != address:
+                        return primary
+            await connecting
+        finally:
+            if connecting.cancel():
+                await asyncio.wait({connecting})
+                await self.disconnect(nowait=True)
+        return None
+
+
 def tracked(connection: type[AbstractConnection]) -> type[AbstractConnection]:
     """A subclass of the connection class with TrackedConnection mixed in."""
-    return type("Tracked", (TrackedConnection, connection), {})
+    mixin = _ToPrimary if issubclass(connection, SentinelManagedConnection) else TrackedConnection
+    return type("Tracked", (mixin, connection), {})

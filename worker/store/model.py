@@ -267,6 +267,7 @@ class Job:
     contents: Contents | None = None  # for a create or its dry run: what the snapshot holds or would hold
     retried_by: JobId | None = None  # the job that retries it
     off_since: datetime | None = None  # when the job asked the running guest to stop; None: the guest is not off for it
+    silent_since: datetime | None = None  # for operators, of a job in progress: the last heartbeat of its silent node
 
     @property
     def is_cancelled(self) -> bool:

@@ -164,6 +164,11 @@ def _estimated(milliseconds: Sequence[bytes]) -> int | None:
     return max(1, round(median(map(whole, milliseconds)) / 1000)) if milliseconds else None
 
 
+def silent_since(silence: Sequence[bytes], *, node: str) -> datetime | None:
+    """When a silent node was heard last, from a script's answer. None: it responds, or nobody knows."""
+    return part(moment, silence[0], key=f"node:{node}", otherwise=None) if silence and silence[0] else None
+
+
 def job(
     job_id: JobId, record: Hash, milliseconds: Sequence[bytes] = (), server_state: ServerState | None = None
 ) -> Job:

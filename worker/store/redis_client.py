@@ -3,17 +3,20 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, Self
 
 from arq.connections import ArqRedis
 from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
-from redis.asyncio import BlockingConnectionPool, ConnectionPool
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
+from redis.utils import str_if_bytes
 
 from worker.store import arq_queue as queue
 from worker.store import trouble
@@ -25,7 +28,7 @@ ADDRESS = re.compile(r"rediss?://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?(/[0-9
 WAITING = frozenset({"BLPOP", "XREAD"})  # blocking commands, whose duration says nothing about Redis
 IDLE_CHECK_SECONDS = 15  # after this idle time, a connection is checked with a PING before it is used
 
-SEARCH_SECONDS = 0.5  # minimum interval between searches for another primary; each reopens all connections
+SEARCH_SECONDS = 0.5  # minimum interval between searches without Sentinels; each reopens all connections
 
 
 class RedisSettings(BaseModel):
@@ -121,13 +124,13 @@ class _Client(ArqRedis):
         super().__init__(pool_or_conn=pool, job_serializer=queue.serialize, job_deserializer=queue.deserialize)
         self._observer = observer
         self._searched_at = -SEARCH_SECONDS
-        self._of_scripts = ScriptConnections(pool, seconds=command_seconds, idle_seconds=IDLE_CHECK_SECONDS)
+        self._looking: asyncio.Task[None] | None = None
+        every: dict[str, Any] = {"seconds": command_seconds, "idle_seconds": IDLE_CHECK_SECONDS, "late": self._look}
+        self._of_scripts = ScriptConnections(pool, **every)
         self._of_changes = self._of_scripts
         if replicas:  # on separate connections, because reads would wait behind them
             copies = Copies(replicas=replicas, seconds=command_seconds / 2)
-            self._of_changes = ScriptConnections(
-                pool, seconds=command_seconds, idle_seconds=IDLE_CHECK_SECONDS, copies=copies
-            )
+            self._of_changes = ScriptConnections(pool, copies=copies, **every)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         command = super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py's gap
@@ -143,6 +146,9 @@ class _Client(ArqRedis):
         await self.connection_pool.disconnect(inuse_connections=False)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
         for connections in {self._of_scripts, self._of_changes}:
             await connections.close()
         await super().aclose(close_connection_pool)
@@ -163,12 +169,27 @@ class _Client(ArqRedis):
         return answer
 
     async def _find_primary(self, error: Exception) -> None:
-        """Reconnect. A Redis without its replicas may be cut off, and another one may be the primary by now; the
-        Sentinels are queried when a connection is opened."""
-        is_alone = isinstance(error, trouble.NotCopied) or trouble.why_read_only(error) == trouble.ALONE
-        if is_alone and (now := time.monotonic()) - self._searched_at >= SEARCH_SECONDS:
-            self._searched_at = now
-            await self.reconnect()
+        """Redis without its replicas may be cut off from them, and another one be the primary by now."""
+        if not (isinstance(error, trouble.NotCopied) or trouble.why_read_only(error) == trouble.ALONE):
+            return
+        self._look()
+        if not isinstance(self.connection_pool, SentinelConnectionPool):  # its name may lead to another
+            now = time.monotonic()
+            if now - self._searched_at >= SEARCH_SECONDS:
+                self._searched_at = now
+                await self.reconnect()
+
+    def _look(self) -> None:
+        """Ask the Sentinels, in the background, and leave a former primary at once. Not only new connections must find
+        the new one: a primary that hangs or is cut off from its replicas answers what it was asked after seconds."""
+        if isinstance(self.connection_pool, SentinelConnectionPool) and (self._looking is None or self._looking.done()):
+            self._looking = asyncio.get_running_loop().create_task(self._leave_former(self.connection_pool))
+
+    async def _leave_former(self, pool: SentinelConnectionPool) -> None:
+        with suppress(RedisError, OSError):
+            primary = await pool.get_master_address()  # type: ignore[no-untyped-call] # redis-py's gap
+            for connections in {self._of_scripts, self._of_changes}:
+                connections.leave_others(primary)
 
 
 def connect(
@@ -220,41 +241,74 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Named:
+    """What a Sentinel says of the primary. `epoch`: rises with each failover. `is_up`: as far as it knows."""
+
+    epoch: int
+    is_up: bool
+    address: tuple[str, int]
+
+
 class _Sentinels(Sentinel):
     """Queries all Sentinels at once, and uses the newest answer of the majority. A Sentinel that is cut off together
     with a former primary still names it, and one whose machine is down must not delay the others."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)  # type: ignore[no-untyped-call] # redis-py's gap
+        self._left: set[asyncio.Task[_Named | None]] = set()  # whose answers nobody waits for
+
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        asked = [
-            asyncio.ensure_future(sentinel.sentinel_masters())  # type: ignore[no-untyped-call] # redis-py's gap
-            for sentinel in self.sentinels
-        ]
-        states: list[dict[str, Any]] = []
+        asked = [asyncio.ensure_future(self._asked(sentinel, service_name)) for sentinel in self.sentinels]
+        named: list[_Named] = []
         failed: list[str] = []
         try:
             for answer in asyncio.as_completed(asked):
                 try:
-                    states += filter(None, [(await answer).get(service_name)])
+                    named += filter(None, [await answer])
                 except (RedisError, OSError) as error:
                     failed.append(repr(error))
-                if len(states) > len(asked) // 2:
+                if len(named) > len(asked) // 2:
                     break
         finally:
-            for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
-        newest = max(states, key=lambda state: int(state["config-epoch"]), default=None)
-        if newest is None or not self.check_master_state(newest, service_name):
+            self._leave(asked)
+        newest = max(named, key=lambda one: (one.epoch, one.is_up), default=None)
+        if newest is None or not newest.is_up:
             raise MasterNotFoundError("; ".join([f"No primary found for {service_name!r}", *failed]))
-        return newest["ip"], newest["port"]
+        return newest.address
+
+    def _leave(self, asked: Iterable[asyncio.Task[_Named | None]]) -> None:
+        """Not awaited: to close a connection to a machine that is gone takes connect_seconds."""
+        for task in asked:
+            if task.cancel():
+                self._left.add(task)
+                task.add_done_callback(self._left.discard)
+
+    async def aclose(self) -> None:
+        """Also the connections, which redis-py leaves open."""
+        if self._left:
+            await asyncio.wait(self._left)
+        for sentinel in self.sentinels:
+            await sentinel.aclose()
+
+    async def _asked(self, sentinel: Redis, name: str) -> _Named | None:
+        """While it leads a failover, its state of the primary has the former address until all replicas follow the new
+        primary, which takes seconds. Asked for the address alone, it names the new one as soon as that is promoted."""
+        state = (await sentinel.sentinel_masters()).get(name)  # type: ignore[no-untyped-call] # redis-py's gap
+        address = await sentinel.sentinel_get_master_addr_by_name(name)  # type: ignore[no-untyped-call] # the same
+        if state is None or address is None:
+            return None
+        host, port = str_if_bytes(address[0]), address[1]
+        is_promoted = (host, port) != (state["ip"], state["port"])
+        is_up = is_promoted or self.check_master_state(state, name)
+        return _Named(epoch=int(state["config-epoch"]), is_up=is_up, address=(host, port))
 
 
 class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
     async def disconnect(self, inuse_connections: bool = True) -> None:
         await super().disconnect(inuse_connections)
-        if inuse_connections:  # at exit, because redis-py leaves the connections to the Sentinels open
-            for sentinel in self.sentinel_manager.sentinels:
-                await sentinel.aclose()
+        if inuse_connections:  # at exit
+            await self.sentinel_manager.aclose()
 
 
 def _sentinel_pool(settings: RedisSettings, options: dict[str, Any], size: dict[str, Any]) -> ConnectionPool:
@@ -267,7 +321,7 @@ def _sentinel_pool(settings: RedisSettings, options: dict[str, Any], size: dict[
     if settings.sentinel_password is not None:
         for_sentinels["password"] = settings.sentinel_password.get_secret_value()
     hosts = [(host.strip("[]"), int(port)) for host, _, port in (text.rpartition(":") for text in settings.sentinels)]
-    sentinel = _Sentinels(hosts, sentinel_kwargs=for_sentinels, **options)  # type: ignore[no-untyped-call] # redis-py's gap
+    sentinel = _Sentinels(hosts, sentinel_kwargs=for_sentinels, **options)
     database = parse_url(settings.url).get("db", 0)
     client = sentinel.master_for(settings.sentinel_master, connection_pool_class=_SentinelPool, db=database, **size)
     pool: ConnectionPool = client.connection_pool

@@ -6,6 +6,7 @@ sends it in a task, and sets a timer for its answer; docs/benchmarks.md shows th
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha1
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +15,7 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from worker.store import trouble
-from worker.store.connection import TrackedConnection
+from worker.store.connection import LATE_SECONDS, TrackedConnection
 
 MANY = 4
 _PING = b"*1\r\n$4\r\nPING\r\n"
@@ -68,15 +69,22 @@ class RunsScripts(Protocol):
 
 class _Pipeline:
     """An open connection with the queue of expected answers. `seconds`: limit for an answer. With `copies`, a command
-    is answered once that many replicas have its changes."""
+    is answered once that many replicas have its changes. `late`: called while an answer is late."""
 
     def __init__(
-        self, pool: ConnectionPool, connection: TrackedConnection, *, seconds: float, copies: Copies | None = None
+        self,
+        pool: ConnectionPool,
+        connection: TrackedConnection,
+        *,
+        seconds: float,
+        copies: Copies | None,
+        late: Callable[[], None],
     ) -> None:
         self._pool = pool
         self._connection = connection
         self._seconds = seconds
         self._copies = copies
+        self._late = late
         # the number of replicas that have the changes of the unsent commands
         self._copied: asyncio.Future[Any] | None = None
         self._loop = asyncio.get_running_loop()
@@ -87,6 +95,13 @@ class _Pipeline:
         self._is_retired = False
         self._reading = self._loop.create_task(self._read())
         self._watching = self._loop.call_later(seconds, self._watch)
+        self._hurrying: asyncio.TimerHandle | None = None  # while answers are to come
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """None: a socket."""
+        host, port = getattr(self._connection, "host", None), getattr(self._connection, "port", None)
+        return (host, port) if host and port else None
 
     @property
     def is_open(self) -> bool:
@@ -130,6 +145,8 @@ class _Pipeline:
             return
         now = self._loop.time()
         self._waiting.extend((answer, now) for _, answer in unsent)
+        if self._hurrying is None:
+            self._hurrying = self._loop.call_later(LATE_SECONDS, self._hurry)
 
     async def responds(self) -> bool:
         try:
@@ -146,10 +163,14 @@ class _Pipeline:
         if not self._waiting and not self._unsent:
             self._reading.cancel()
 
-    async def close(self) -> None:
-        self.retire()
+    def cut(self) -> None:
+        """Take no more commands, and wait for no answer."""
+        self._is_retired = True
         if not self._reading.cancelling():  # a second cancellation would keep it from closing the connection
             self._reading.cancel()
+
+    async def close(self) -> None:
+        self.cut()
         await asyncio.wait({self._reading})
 
     async def _read(self) -> None:
@@ -163,6 +184,8 @@ class _Pipeline:
             lost = error
         finally:
             self._watching.cancel()
+            if self._hurrying is not None:
+                self._hurrying.cancel()
             self._connection.socket_timeout = timeout
             for answer, _ in self._waiting:
                 _fail(answer, lost)
@@ -196,6 +219,16 @@ class _Pipeline:
                 _fail(answer, trouble.TooSlow("Redis did not answer in time."))
         self._reading.cancel()
 
+    def _hurry(self) -> None:
+        """Tell that the first answer is late, again and again. Without answers to come, no timer runs."""
+        self._hurrying = None
+        if not self._waiting:
+            return
+        left = self._waiting[0][1] + LATE_SECONDS - self._loop.time()
+        if left <= 0:
+            self._late()
+        self._hurrying = self._loop.call_later(left if left > 0 else LATE_SECONDS, self._hurry)
+
 
 def _retrieve(answer: asyncio.Future[Any]) -> None:
     """Mark the exception as retrieved, because the caller may be gone."""
@@ -212,14 +245,21 @@ class ScriptConnections:
     """A few connections of a pool, used in turn. Redis reads at most 16 KB of one connection before it writes to
     its disk, so on a single connection every ten scripts would wait for a write. Each connection is opened at its first
     use and reopened after it was cut. `seconds`: limit for an answer; `idle_seconds`: after this idle time, a
-    connection is checked before it is used. At most a quarter of the pool is used, because other commands need
-    connections too.
+    connection is checked before it is used; `late`: called while an answer is late. At most a quarter of the pool is
+    used, because other commands need connections too.
     """
 
     def __init__(
-        self, pool: ConnectionPool, *, seconds: float, idle_seconds: float, copies: Copies | None = None
+        self,
+        pool: ConnectionPool,
+        *,
+        seconds: float,
+        idle_seconds: float,
+        late: Callable[[], None],
+        copies: Copies | None = None,
     ) -> None:
         self._pool = pool
+        self._late = late
         self._copies = copies
         self._many = max(1, min(MANY, pool.max_connections // 4))
         self._seconds = seconds
@@ -252,6 +292,12 @@ class ScriptConnections:
         for pipeline in filter(None, self._pipelines):
             pipeline.retire()
 
+    def leave_others(self, address: tuple[str, int]) -> None:
+        """Cut the connections to any other Redis. What waits on them may have been done."""
+        for pipeline in filter(None, self._pipelines):
+            if pipeline.address != address:
+                pipeline.cut()
+
     async def close(self) -> None:
         for pipeline in filter(None, self._pipelines):
             await pipeline.close()
@@ -268,6 +314,6 @@ class ScriptConnections:
                 await pipeline.close()
             connection = await self._pool.get_connection()
             self._pipelines[turn] = pipeline = _Pipeline(
-                self._pool, connection, seconds=self._seconds, copies=self._copies
+                self._pool, connection, seconds=self._seconds, copies=self._copies, late=self._late
             )
             return pipeline

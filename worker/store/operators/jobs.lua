@@ -1,10 +1,11 @@
--- include: records, show, states, walk
+-- include: records, nodes, show, states, walk
 -- One page of the cell's jobs, newest first.
 -- Only reads.
--- ask: {match: {field of the record: value}, text or nil, cancelled: true: only cancelled jobs, false: only others,
--- or nil, ended_since_ms (inclusive), ended_until_ms (exclusive): bounds of the job's end, or nil, limit,
+-- ask: {silent_ms, match: {field of the record: value}, text or nil, cancelled: true: only cancelled jobs, false: only
+-- others, or nil, ended_since_ms (inclusive), ended_until_ms (exclusive): bounds of the job's end, or nil, limit,
 -- after, since_ms, until_ms (see `walk`)}
--- Answers {number of jobs if every job of a list matches, else -1, after, job (see `show_job`), ...}.
+-- Answers {number of jobs if every job of a list matches, else -1, after, job (see `show_job` and `with_silence`),
+-- ...}.
 local ask = cjson.decode(ARGV[1])
 ask.descending = true
 local LONGEST_MS = 86400000 -- longest time from a job's admission to its end
@@ -61,6 +62,6 @@ local function count()
 end
 
 local page = walk(ask, list, 'job:', function(id)
-  return matches(id) and show_job(id) or nil
+  return matches(id) and with_silence(show_job(id), ask.silent_ms) or nil
 end)
 return {count(), unpack(page)}

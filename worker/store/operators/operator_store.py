@@ -153,7 +153,9 @@ class OperatorStore(Scripts):
 
     async def jobs(self, wanted: JobFilter, cursor: Cursor) -> CursorPage[Job]:
         """Newest first."""
-        count, after, *rows = await self._call("operators/jobs", wanted.for_script() | cursor.for_script())
+        count, after, *rows = await self._call(
+            "operators/jobs", wanted.for_script() | cursor.for_script() | {"silent_ms": self._silent_ms}
+        )
         return CursorPage.of(count, after, await self._many(shown_job, rows, kind="job"))
 
     async def job(self, job_id: JobId) -> OpsJob:
@@ -284,7 +286,7 @@ class OperatorStore(Scripts):
         """Sorted by ID; stranded servers and those whose guest is `off` for a job, longest first.
         `without_snapshot_of`: only servers without a completed snapshot that is younger than this."""
         ask: dict[str, Any] = given(node=node, account=account_id, stranded=stranded or None, off=off or None)
-        ask |= cursor.for_script()
+        ask |= cursor.for_script() | {"silent_ms": self._silent_ms}
         if without_snapshot_of is not None:
             ask["no_snapshot_ms"] = round(without_snapshot_of.total_seconds() * 1000)
         count, after, *rows = await self._call("operators/servers", ask)
@@ -292,7 +294,7 @@ class OperatorStore(Scripts):
 
     async def server(self, server_id: ServerId) -> OpsServer:
         """Raises ServerNotFound."""
-        _, _, *rows = await self._call("operators/servers", {"server": str(server_id)})
+        _, _, *rows = await self._call("operators/servers", {"server": str(server_id), "silent_ms": self._silent_ms})
         if not rows:
             raise errors.ServerNotFound.of(id=server_id)
         return await self._one(ops_records.server, rows[0], kind="server")

@@ -69,6 +69,8 @@ class OpsServer:
     findings: tuple[Finding, ...]
     job_state: JobState | None = None  # state of the job that holds it
     off_since: datetime | None = None  # when a job asked the running guest to stop; None: it is not off for a job
+    is_silent: bool = False  # its node does not respond: all this is as it was
+    silent_since: datetime | None = None  # when a silent node was heard last; None: never
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,11 +182,16 @@ def refused_claim(shown: list[bytes]) -> RefusedClaim:
 
 
 def server(shown: list[Any]) -> OpsServer:
-    server_id, flat, holding, state, counted, found, off_ms, snapshots_max = shown
+    server_id, flat, holding, state, counted, found, off_ms, snapshots_max, silence = shown
     record = records.pairs(flat)
     known = records.server(ServerId(int(server_id)), record, kind_of(holding))
     return OpsServer(
-        view=ServerView(server=known, counted=counted, snapshots_max=snapshots_max, reachable="missing" not in record),
+        view=ServerView(
+            server=known,
+            counted=counted,
+            snapshots_max=snapshots_max,
+            reachable=not (silence or record.keys() & {"missing", "unpublished"}),
+        ),
         power=record["power"],
         missing="missing" in record,
         stranded_by=JobId(record["stranded"]) if "stranded" in record else None,
@@ -192,6 +199,8 @@ def server(shown: list[Any]) -> OpsServer:
         findings=records.part(_findings, found, key=f"node:{known.node}:findings {known.id}", otherwise=()),
         job_state=JobState(state.decode()) if state else None,
         off_since=records.moment(off_ms) if off_ms else None,
+        is_silent=bool(silence),
+        silent_since=records.silent_since(silence, node=known.node),
     )
 
 

@@ -7,6 +7,18 @@ local function node_is_silent(node, silent_ms)
   return now_ms() - math.max(heartbeat, leapt_ms()) > tonumber(silent_ms)
 end
 
+-- When a silent node was heard last: {moment, or '' if it never was}; {} for a node that responds.
+local function silence_of(node, silent_ms)
+  return node_is_silent(node, silent_ms) and {redis.call('HGET', 'node:' .. node, 'heartbeat_ms') or ''} or {}
+end
+
+-- Add the silence of its node to a job that is in progress. shown: as `show_job` shows it
+local function with_silence(shown, silent_ms)
+  local job = named(shown[2])
+  if job.state == 'in_progress' then shown[6] = silence_of(job.node, silent_ms) end
+  return shown
+end
+
 -- Make the node's next report be processed completely.
 local function forget_report(node)
   redis.call('DEL', 'node:' .. node .. ':reported')
