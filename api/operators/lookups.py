@@ -33,8 +33,8 @@ class SearchQuery(fields.Query):
         StringConstraints(min_length=1, max_length=TEXT_MAX, strip_whitespace=True),
         Field(
             description=(
-                "an ID, the first 8 or more digits of a job's ID, a name or its beginning; with a kind in front, only"
-                " of that kind: `snapshot 801`"
+                "an ID, the first 8 or more digits of a job's ID, a name or its beginning, or the ID of a request that"
+                " is in the audit log; with a kind in front, only of that kind: `snapshot 801`"
             ),
             json_schema_extra={"pattern": r"\S"},
         ),
@@ -45,10 +45,10 @@ class Found(Open):
     """Something that the text may mean."""
 
     kind: Annotated[
-        str, Field(description="`server`, `snapshot`, `job`, `account`, `node` or `token`; others may come")
+        str, Field(description="`server`, `snapshot`, `job`, `account`, `node`, `token` or `request`; others may come")
     ]
     id: str
-    name: str
+    name: Annotated[str, Field(description="of a request, its method and path")]
     account_id: int | None
     server_id: int | None
     state: Annotated[
@@ -56,7 +56,8 @@ class Found(Open):
         Field(
             description=(
                 "of a job or snapshot, its state (`deleted` if it is gone); of a server, its node; of an account, the"
-                " number of its servers"
+                " number of its servers; of a token, `valid`, or `ended` if it was revoked or has expired; of a"
+                " request, the status of its response"
             )
         ),
     ]
@@ -171,7 +172,8 @@ class LookupCalls:
     async def ops_search(self, request: web.Request, _: Token) -> web.Response:
         """Search.
 
-        Servers, snapshots (also deleted ones), jobs, accounts, nodes and tokens, by ID or name; at most 20 of each.
+        Servers, snapshots (also deleted ones), jobs, accounts, nodes and tokens, by ID or name, and requests of the
+        audit log by ID; at most 20 of each.
         """
         hits = await self._operators.search(reading.query(request, SearchQuery).q)
         return answer(FoundList(results=tuple(map(found, hits))))
