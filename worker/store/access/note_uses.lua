@@ -1,7 +1,7 @@
 -- include: token_names
--- Note when tokens were used last. One of an earlier version, which listed no names, gets into the list of names, too.
--- ask: {used: {token: moment in ms, as text}}
--- Answers 1, without a meaning.
+-- Record when tokens were last used. A token of an earlier version, which listed no names, is added to the list of names.
+-- ask: {used: {token: time in ms, as text}}
+-- Answers 1 always.
 local ask = cjson.decode(ARGV[1])
 for token, moment in pairs(ask.used) do
   local key = redis.call('HGET', 'tokens', token)

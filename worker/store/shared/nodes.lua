@@ -1,5 +1,5 @@
 -- include: clock, records, pause
--- The worker of a node, by the node's record.
+-- The worker of a node, from the node's record.
 
 local function node_is_silent(node, silent_ms)
   local heartbeat = number(redis.call('HGET', 'node:' .. node, 'heartbeat_ms'))
@@ -7,12 +7,12 @@ local function node_is_silent(node, silent_ms)
   return now_ms() - math.max(heartbeat, leapt_ms()) > tonumber(silent_ms)
 end
 
--- Nothing is as the node reported it last: its next report is looked at whole.
+-- Make the node's next report be processed completely.
 local function forget_report(node)
   redis.call('DEL', 'node:' .. node .. ':reported')
 end
 
--- What the node runs on, as it says from time to time.
+-- Store the node's facts, which it reports from time to time.
 local function note_about(ask)
   if ask.about == '' then return end
   local paused_boot = redis.call('HGET', 'node:' .. ask.node, 'paused_boot') or ''
