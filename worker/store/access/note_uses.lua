@@ -1,5 +1,5 @@
 -- include: token_names
--- Record when tokens were last used. A token of an earlier version, which listed no names, is added to the list of names.
+-- Record when tokens were last used, and list their names: an earlier version did not list them.
 -- ask: {used: {token: time in ms, as text}}
 -- Answers 1 always.
 local ask = cjson.decode(ARGV[1])
