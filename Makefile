@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi config-docs clients sbom deb test-packages release \
     lock clean bench bench-pickup \
     bench-admission bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
-    bench-footprint cell chaos fuzz migrations failovers backups-beside dry-runs screenshots survey
+    bench-footprint cell chaos fuzz migrations failovers backups-beside dry-runs screenshots survey test-axe
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -166,6 +166,9 @@ bench-tracing: setup ## measure the cost of a request's spans, compared with the
 
 bench-footprint: setup ## measure memory, idle CPU time and start-up time of each program; RUNS=5 IDLE=20 (seconds) GROWTH=1000 (jobs)
 	@RUNS="$(RUNS)" IDLE="$(IDLE)" GROWTH="$(GROWTH)" $(REAPING) $(BIN)/python -m tests.bench.footprint
+
+test-axe: setup-tests ## have axe look at every page of the dashboard and of the documentation, with all rules in light, dark and on a phone
+	AXE=all $(BIN)/pytest tests/browser/test_looks.py tests/browser/test_states.py tests/browser/test_docs.py -k "axe or states"
 
 survey: setup ## show what a snapshot of each server would hold, or why it is refused (FOLDER=… or LIBVIRT=qemu:///system)
 	@$(BIN)/vps-snapshots-worker survey $(if $(FOLDER),"$$FOLDER") $(if $(LIBVIRT),--libvirt "$$LIBVIRT") $(if $(JSON),--json)

@@ -30,7 +30,7 @@ from api.http.calls import Call, Table
 from api.http.marks import REQUEST_ID
 from api.http.middleware import around, finish_head
 from api.http.probes import METRICS, PROBES, Probes, exposing
-from api.http.reading import BODY_MAX_BYTES, BODY_SECONDS
+from api.http.reading import BODY_MAX_BYTES, BODY_SECONDS, CELL_TIME
 from api.http.traces import traced
 from api.jobs import calls as jobs
 from api.measures.cell_view import CellView
@@ -147,6 +147,7 @@ def build(
         client_max_size=BODY_MAX_BYTES,
     )
     app[BODY_SECONDS] = settings.body_seconds
+    app[CELL_TIME] = clock.now
     app.on_response_prepare.append(finish_head)
     if keeper is not None:
         app.cleanup_ctx.append(partial(_keeping, keeper))

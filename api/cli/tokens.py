@@ -30,7 +30,7 @@ app = group("Create or revoke an API token.")
 
 
 What = Literal["changes", "logins", "all"]
-Method = Literal["POST", "PUT", "PATCH", "DELETE", "CLI"]
+Method = Literal["POST", "PUT", "PATCH", "DELETE", "CLI", "SERVICE"]
 
 
 class Permission(StrEnum):  # typer does not support lists of a Literal

@@ -19,7 +19,7 @@ from api.operators.bodies import AuditQuery
 
 AUDIT = "/ops/audit/"
 LIMIT = 50
-METHODS = ("POST", "PATCH", "PUT", "DELETE", "CLI")
+METHODS = ("POST", "PATCH", "PUT", "DELETE", "CLI", "SERVICE")
 TEXT_MAX = 100
 
 _ABOUT = {  # the kinds that the filter "About" takes, and the API's filter for each
@@ -82,6 +82,8 @@ def _meant(request: OperatorRequest, query: Query) -> AuditQuery:
 def _read_texts(query: Query) -> AuditQuery:
     """Raises Problem."""
     given: dict[str, Any] = {}
+    if query.request_id:
+        query = query.model_copy(update={"what": None})  # a request is shown whatever it did
     if query.about:
         given |= _read_about(query.about)
     if query.by:

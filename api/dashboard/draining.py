@@ -73,7 +73,9 @@ def read_pause(request: OperatorRequest) -> PauseForm:
         "until": form.get("until", [""])[0] or None,
         "until_back": "until_back" in form,
     }
-    pause = reading.validated(given, PauseForm, context={ZONE: zones.of(request.http)})
+    pause = reading.validated(
+        given, PauseForm, context={ZONE: zones.of(request.http), **reading.at_cell_time(request.http)}
+    )
     request.http[REASON] = pause.audited
     return pause
 

@@ -35,8 +35,8 @@ def _only(hits: Sequence[Hit]) -> Hit | None:
 def page_of(kind: str, found: str) -> str:
     if kind == "account":
         return address("/ops/servers/", account_id=found)
-    if kind == "token":
-        return address("/ops/audit/", token_id=found)
+    if kind in {"token", "request"}:
+        return address("/ops/audit/", {f"{kind}_id": found})
     return f"/ops/{kind}s/{found}/"
 
 

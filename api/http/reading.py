@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
 from functools import cache
 from typing import TypeVar
 from urllib.parse import parse_qs
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from api.http import rules
-from api.http.fields import AccountIdInHeader, PathId, ReasonBody
+from api.http.fields import NOW, AccountIdInHeader, PathId, ReasonBody
 from api.http.marks import FROM_STRANGER, IDEMPOTENCY, REASON, TOKEN
 from api.http.problems import FieldError, Problem, invalid
 from api.http.rules import ERRORS_MAX, FIELD_MAX, refused
@@ -22,6 +23,7 @@ from worker.store.calls import Idempotency
 from worker.store.model import AccountId
 
 BODY_SECONDS = web.AppKey("body_seconds", float)  # how long a client may take to send a body
+CELL_TIME = web.AppKey[Callable[[], datetime]]("cell_time")
 KEY_HEADER = "Idempotency-Key"
 LAST_EVENT_HEADER = "Last-Event-ID"
 BODY_MAX_BYTES = 64 * 1024
@@ -52,7 +54,12 @@ def too_large_to_be_valid() -> Problem:
 
 async def body(request: web.Request, model: type[Model], *, if_too_large: Callable[[], Problem] = too_large) -> Model:
     """The parsed body. Ignores the Content-Type, because `curl -d` sends JSON as a form. Raises Problem."""
-    return parse(await _read(request, if_too_large), model)
+    return parse(await _read(request, if_too_large), model, context=at_cell_time(request))
+
+
+def at_cell_time(request: web.Request) -> Mapping[str, object]:
+    """The context of a validation in which the time of the cell decides what is in the future."""
+    return {NOW: request.app[CELL_TIME]}
 
 
 async def ensure_no_body(request: web.Request, query: type[BaseModel] | None) -> None:
@@ -78,10 +85,10 @@ def _unexpected(error: ErrorDetails, known: Collection[str]) -> FieldError:
     return FieldError(field=field[:FIELD_MAX] or "body", detail=f"This call takes no fields in its body.{where}")
 
 
-def parse(raw: bytes, model: type[Model]) -> Model:
+def parse(raw: bytes, model: type[Model], *, context: Mapping[str, object] | None = None) -> Model:
     """Raises Problem."""
     try:
-        return model.model_validate_json(raw)
+        return model.model_validate_json(raw, context=context)
     except ValidationError as error:
         raise refused(error, model, raw) from error
 

@@ -75,6 +75,7 @@ _SAYINGS = tuple(
             "had the deliveries of {webhook} sent again",
             "have the deliveries of {webhook} sent again",
         ),
+        ("SERVICE", "nodes/(?P<node>[^/]+)/resume/", "ended the pause of {node}", "end the pause of {node}"),
         ("CLI", "token create", "created {made} on a front end", "create a token on a front end"),
         ("CLI", "restore", "restored a backup on a front end", "restore a backup on a front end"),
         ("CLI", "token revoke", "revoked {made} on a front end", "revoke a token on a front end"),
@@ -130,7 +131,7 @@ def said(fields: Mapping[str, str]) -> Said:
 
 def _actor(fields: Mapping[str, str]) -> str:
     name = fields.get("token_name") or fields.get("token")
-    return f"token {name}" if name else "someone"
+    return f"token {name}" if name else "the service" if fields.get("method") == "SERVICE" else "someone"
 
 
 def _deed(fields: Mapping[str, str], *, is_refused: bool) -> tuple[tuple[str | Named, ...], str]:

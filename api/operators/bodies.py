@@ -80,7 +80,13 @@ class AuditQuery(fields.PeriodQuery):
         ]
         | None
     ) = None
-    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE", "CLI"] | None = None
+    method: (
+        Annotated[
+            Literal["GET", "POST", "PUT", "PATCH", "DELETE", "CLI", "SERVICE"],
+            Field(description="`CLI`: a command on a front end; `SERVICE`: nobody's call, such as the end of a pause"),
+        ]
+        | None
+    ) = None
     token_name: (
         Annotated[str, StringConstraints(max_length=64), Field(description="the name of the token that made the call")]
         | None

@@ -33,8 +33,8 @@ class SearchQuery(fields.Query):
         StringConstraints(min_length=1, max_length=TEXT_MAX, strip_whitespace=True),
         Field(
             description=(
-                "an ID, at least the first 8 digits of a job's ID, or a name or its beginning; a kind in front, as in"
-                " `snapshot 801`, limits the search to that kind"
+                "an ID, at least the first 8 digits of a job's ID, a name or its beginning, or the ID of a request in"
+                " the audit log; a kind in front, as in `snapshot 801`, limits the search to that kind"
             ),
             json_schema_extra={"pattern": r"\S"},
         ),
@@ -45,10 +45,11 @@ class Found(Open):
     """A match of the search."""
 
     kind: Annotated[
-        str, Field(description="`server`, `snapshot`, `job`, `account`, `node` or `token`; more may be added")
+        str,
+        Field(description="`server`, `snapshot`, `job`, `account`, `node`, `token` or `request`; more may be added"),
     ]
     id: str
-    name: str
+    name: Annotated[str, Field(description="of a request, its method and path")]
     account_id: int | None
     server_id: int | None
     state: Annotated[
@@ -56,7 +57,8 @@ class Found(Open):
         Field(
             description=(
                 "for a job or snapshot, its state (`deleted` if it is gone); for a server, its node; for an account,"
-                " the number of its servers"
+                " the number of its servers; for a token, `valid`, or `ended` if it was revoked or has expired; for a"
+                " request, the status of its response"
             )
         ),
     ]
@@ -176,8 +178,8 @@ class LookupCalls:
     async def ops_search(self, request: web.Request, _: Token) -> web.Response:
         """Search.
 
-        Finds servers, snapshots (including deleted ones), jobs, accounts, nodes and tokens by ID or name; at most 20 of
-        each.
+        Finds servers, snapshots (including deleted ones), jobs, accounts, nodes and tokens by ID or name, and requests
+        in the audit log by ID; at most 20 of each.
         """
         hits = await self._operators.search(reading.query(request, SearchQuery).q)
         return answer(FoundList(results=tuple(map(found, hits))))

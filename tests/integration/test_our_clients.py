@@ -47,6 +47,18 @@ class Clock:
         self._at_sleep(len(self.slept))
 
 
+class Hasty(Clock):
+    """Each look at it is ten seconds later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0.0
+
+    def monotonic(self) -> float:
+        self._now += 10.0
+        return self._now
+
+
 class Lossy(HTTPAdapter):
     """Loses the response to the first request."""
 
@@ -136,10 +148,11 @@ async def test_the_clients_for_python_and_typescript_do_the_work(tools: Path, se
     modules.symlink_to(tools / "node_modules")
     tsc = modules / ".bin" / "tsc"
     await run(tmp_path, tsc, "--project", TYPESCRIPT / "tsconfig.json", "--outDir", tmp_path / "client")
-    (tmp_path / "ours.ts").write_text((PROGRAMS / "ours.ts").read_text())
+    for program in ("ours.ts", "polls.ts"):
+        (tmp_path / program).write_text((PROGRAMS / program).read_text())
     (tmp_path / "package.json").write_text('{"type": "module"}')
     strict = ("--strict", "--noEmit", "--target", "es2024", "--module", "nodenext", "--skipLibCheck")
-    await run(tmp_path, tsc, *strict, "--types", "node", "ours.ts")
+    await run(tmp_path, tsc, *strict, "--types", "node", "ours.ts", "polls.ts")
     assert await did(tmp_path, service, "node", "ours.ts") == {
         "jobs": ["create completed", "restore completed", "undo completed"],
         "refused": True,
@@ -149,6 +162,29 @@ async def test_the_clients_for_python_and_typescript_do_the_work(tools: Path, se
         "genuine": "webhook.test",
         "forged": True,
     }
+    told = await did(tmp_path, service, "node", "polls.ts")
+    # the look at the beginning, and the one after the stream was refused, come before the first wait
+    assert (told["ended"], told["polled"]) == ("completed", [min(1.5**n, 15.0) for n in range(7)])
+    assert (told["still"], told["rare"]) == ("still in_progress", [15, 15, 10])
+    assert (told["silent"]["end"], told["silent"]["waited"]) == ("completed", [])
+    assert told["silent"]["looks"] <= 5  # each after half a minute of its clock, and the last to be sure
+
+
+async def test_an_event_that_is_lost_is_not_waited_for_without_end(cell: Cell) -> None:
+    async with serving(cell, heartbeat_seconds=0.05) as api:
+        clock = Hasty()
+        with client_of(api, clock) as client:
+            created = await asyncio.to_thread(client.snapshots.create, server_id=SERVER, name="n")
+            waiting = asyncio.create_task(asyncio.to_thread(client.wait_for_job, created.job_id))
+            async with asyncio.timeout(60):
+                while b"event_streams_open 1.0" not in (await api.call("GET", "/metrics")).raw:  # noqa: ASYNC110 - it tells no event
+                    await asyncio.sleep(0.01)
+            ended = {"state": "completed", "finished_ms": str(round(time.time() * 1000))}
+            await cell.redis.hset(f"job:{created.job_id}", mapping=ended)  # type: ignore[misc]  # redis-py's types
+            async with asyncio.timeout(60):
+                job = await waiting
+
+    assert (job["state"], clock.slept) == ("completed", [])
 
 
 async def test_a_job_is_followed_by_the_stream_without_a_poll(api: FrontEnd) -> None:

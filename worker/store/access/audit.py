@@ -30,6 +30,7 @@ NEW_MOST = 100_000  # entries that can wait for a keeper
 _NUMBER = re.compile(r"[0-9]{1,15}")
 _BATCH = 200  # entries that are moved in one batch
 _TEXT_MAX = 2000  # characters of a field
+LOOK_SECONDS = 5.0  # until entries are moved of which the keeper is not told
 _WRITE_SECONDS = 1.0  # short, because the caller waits for the write
 HEAD_UNREADABLE = "The keeper's own record, `audit:head`, cannot be read: entries may be missing at either end."
 FIELDS = frozenset(
@@ -130,8 +131,10 @@ class AuditKeeper(Scripts):
         self._news.set()
 
     async def keep_news(self) -> None:
-        """Wait for an entry, then move all."""
-        await self._news.wait()
+        """Wait for an entry, then move all. An entry that a node's script appended waits for LOOK_SECONDS at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                await self._news.wait()
         self._news.clear()
         try:
             await self.keep()

@@ -1,4 +1,4 @@
--- include: records, idempotency, bounds
+-- include: records, idempotency, bounds, token_names
 -- Create a token.
 -- ask: {key, record: {field: text}, lifetime_ms (missing: it never ends), salt, idempotency (see `replay`)}
 -- Answers {'admitted', {field, value, ...}, salt} or {'refused', code}.
@@ -24,6 +24,7 @@ local function put()
   write(ask.key, ask.record)
   if ask.lifetime_ms then redis.call('PEXPIRE', ask.key, ask.lifetime_ms) end
   redis.call('HSET', 'tokens', ask.record.id, ask.key)
+  list_token(ask.record.id, ask.record.name)
   return {'admitted', redis.call('HGETALL', ask.key), ask.salt}
 end
 

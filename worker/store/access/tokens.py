@@ -8,7 +8,7 @@ import hmac
 import re
 import secrets
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,6 +22,7 @@ from worker.store.calls import Actor, Idempotency, Scripts, accepted, for_script
 from worker.store.model import AccountId
 
 _INDEX = "tokens"
+_NAMES = "tokens:by:name"  # name in lower case, NUL, ID: `shared/token_names` adds them
 USED = "tokens:used"  # when each token was last used: see `usage`
 _PARSED = 1024  # parsed records in the cache
 _PREFIX = "vps_"
@@ -278,9 +279,16 @@ class Tokens(Scripts):
             with suppress(errors.StoreReadOnly), redis_answers():
                 await self._redis.hdel(_INDEX, *ended)  # type: ignore[misc]  # typed for the blocking client too
                 await self._redis.hdel(USED, *ended)  # type: ignore[misc]
+                await self._unlist(set(ended))
         rows = [[key.decode(errors="replace"), flat] for key, flat in zip(index.values(), found, strict=True) if flat]
         valid = await self._many(_token, rows, kind="token", key_of=_key_of)
         return sorted(valid, key=lambda token: (token.created_at, token.id))
+
+    async def _unlist(self, ended: Collection[bytes]) -> None:
+        """Take the names of tokens that have expired from their list: it does not know an expired token's name."""
+        names = await self._redis.zrange(_NAMES, 0, -1)
+        if gone := [name for name in names if name.rpartition(b"\0")[2] in ended]:
+            await self._redis.zrem(_NAMES, *gone)
 
     async def _index(self) -> dict[Any, Any]:
         """The keys of tokens, by ID."""
@@ -300,9 +308,11 @@ class Tokens(Scripts):
             key = await self._redis.hget(_INDEX, token_id)  # type: ignore[misc]  # typed for the blocking client too
             if key is None:
                 return False
+            name = await self._redis.hget(key, "name")  # type: ignore[misc]
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.delete(key)
                 pipe.hdel(_INDEX, token_id)
                 pipe.hdel(USED, token_id)
+                pipe.zrem(_NAMES, (name or b"").lower() + b"\0" + token_id.encode())
                 revoked, *_ = await pipe.execute()
         return bool(revoked)

@@ -1,4 +1,4 @@
--- include: clock, ids, records, nodes, placement, last_id, restored
+-- include: clock, ids, records, nodes, placement, last_id, restored, token_names
 -- Write rows of a backup. Existing fields are not changed: only missing ones are added.
 -- ask: {last_id ('': none), age_ms: age of the backup, rows: [{kind, key, record: {field: text}, lifetime_ms (missing:
 -- it does not end)}]}
@@ -22,6 +22,7 @@ local PUT = {}
 function PUT.token(row)
   put(row)
   redis.call('HSET', 'tokens', row.record.id, row.key)
+  list_token(row.record.id, row.record.name or '')
   if row.record.account ~= '' then redis.call('SADD', 'tokens:account:' .. row.record.account, row.key) end
 end
 

@@ -10,7 +10,7 @@ from worker.store import records
 from worker.store.model import AccountId, JobId, ServerId, Snapshot, SnapshotId
 
 HITS_MOST = 20  # matches of each kind
-KINDS = ("server", "snapshot", "job", "account", "node", "token")
+KINDS = ("server", "snapshot", "job", "account", "node", "token", "request")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -209,11 +209,12 @@ class OperatorStore(Scripts):
 
     async def search(self, text: str) -> tuple[Hit, ...]:
         """Find objects by ID, the first digits of a job's ID (at least 8), or a name or its beginning. Returns at most
-        20 of each kind, exact matches first."""
+        20 of each kind, exact matches first. A request is found by its entry in the audit log."""
         kind, wanted = asked(text)
         if not wanted:
             return ()
-        rows = await self._call("operators/search", {"text": wanted, "limit": HITS_MOST})
+        lists = {"requests": list_of("request", wanted), "uses": list_of("token", wanted.lower())}
+        rows = await self._call("operators/search", {"text": wanted, "limit": HITS_MOST, **lists})
         hits = await self._many(hit, rows, kind="hit", key_of=key_of_hit)
         return tuple(sorted((one for one in hits if kind in {"", one.kind}), key=lambda one: not one.exact))
 

@@ -11,6 +11,7 @@ local function turn()
   if redis.call('SISMEMBER', 'nodes', ask.node) == 0 then return {'refused', 'node_not_found'} end
   local boot = redis.call('HGET', key, 'boot')
   if ask.until_back and not boot then return {'refused', 'node_boot_unknown'} end
+  still_paused(ask.node) -- one whose end has come and which its node, being silent, has not ended
   if ask.reason == '' then
     resume_node(ask.node)
     wake(ask.wake)

@@ -11,6 +11,7 @@ from .wire import LONGEST_WAIT_SECONDS, Clock, Wire, calls_left
 
 FIRST_POLL_SECONDS = 1.0
 FEW_CALLS = 60  # of a token's 600 a minute; with fewer calls left, the longest poll interval is used
+SURE_SECONDS = 30.0  # between two reads of the job while the stream is open: an event may be lost
 ENDED = frozenset({"completed", "failed"})
 
 
@@ -42,6 +43,7 @@ class Following:
 
     def _until_event(self) -> None:
         """Returns when the job has ended, or when the stream or the time ends."""
+        looked = self._clock.monotonic()
         with self._wire.stream("events/", {}, seconds=self._left_seconds()) as lines:
             if self._job()["state"] in ENDED:  # the job may have ended before the stream opened
                 return
@@ -51,6 +53,10 @@ class Following:
                     return
                 if data.get("job_id") == self._job_id and data.get("state") in ENDED:
                     return
+                if self._clock.monotonic() - looked >= SURE_SECONDS:
+                    if self._job()["state"] in ENDED:
+                        return
+                    looked = self._clock.monotonic()
 
     def _polled(self, job: Job) -> Job:
         wait = FIRST_POLL_SECONDS

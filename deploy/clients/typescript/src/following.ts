@@ -4,6 +4,7 @@ import type { Job } from './models.ts'
 import { callsLeft, LONGEST_WAIT_SECONDS, pause, type Wire } from './wire.ts'
 
 const FIRST_POLL_SECONDS = 1
+const SURE_MS = 30_000 // between two looks at the job while the stream is alive: an event may be lost
 const FEW_CALLS = 60 // left of a token's 600 a minute: from there on polls are as rare as they get
 
 export interface Event {
@@ -46,12 +47,16 @@ async function shown(wire: Wire, jobId: string): Promise<{ body: Job; left: numb
 /** Returns when the job has ended, or when the stream or the time ends. */
 async function untilEvent(wire: Wire, jobId: string, left: () => number): Promise<void> {
   const lines = wire.stream('events/', {}, left())
+  let looked = Date.now()
   try {
     await lines.next() // a stream begins with an ID
     if (hasEnded((await shown(wire, jobId)).body.state)) return // before the stream was open
     for await (const { event, data } of events(lines)) {
       if (event === 'missed' || left() === 0) return
       if (data['job_id'] === jobId && hasEnded(data['state'])) return
+      if (Date.now() - looked < SURE_MS) continue
+      if (hasEnded((await shown(wire, jobId)).body.state)) return
+      looked = Date.now()
     }
   } finally {
     await lines.return(undefined)
