@@ -5,14 +5,14 @@ SHELL := /bin/bash
 .PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi clients sbom deb test-packages release \
     lock clean bench bench-pickup \
     bench-admission bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
-    bench-footprint chaos fuzz migrations failovers backups-beside dry-runs screenshots survey
+    bench-footprint chaos fuzz migrations failovers upgrades backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 CLIENT := $(VENV)-client
 PEERS := $(VENV)-peers
 # read by deploy/setup.sh and by deploy/demo/run.py
-export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER
+export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER FROM
 # Containers often set it. Each of the hundreds of programs that the tests start would then compile all our modules.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -125,6 +125,9 @@ migrations: setup ## migrate a server with snapshots between two nodes with kill
 
 failovers: setup-tests ## kill, freeze and cut off the primary of Redis under load, N (20) times, and kill front ends (SEED=7 WAIT=1 MIN=1)
 	@exec $(BIN)/python -m tests.chaos.failovers
+
+upgrades: setup-tests ## upgrade a cell under load, from former releases and to the following one, and go back (FROM="v1.0.0 today")
+	@exec $(BIN)/python -m tests.upgrades
 
 backups-beside: setup-tests ## run virtnbdbackup with random jobs and kills, then restore and compare each chain (N=200 SEED=7)
 	@exec $(REAPING) $(BIN)/python -m tests.backups

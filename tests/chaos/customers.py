@@ -88,7 +88,7 @@ class Customers:
         """The call once the server's former job has ended."""
         while True:
             status, answer = await self._insist(session, method, path, body)
-            if status != HTTPStatus.BAD_REQUEST or answer["code"] != "server_busy":
+            if status not in {HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT} or answer["code"] != "server_busy":
                 return status, answer
             await asyncio.sleep(BUSY_SECONDS)
 
