@@ -72,8 +72,8 @@ CHANGES = {
         "    was_running: bool = False\n    new: str = 'new'\n",
     ),
     "worker/journal.py": (
-        "        _ensure_ages(db)\n    except",
-        "        _ensure_ages(db)\n"
+        "        _migrate(db, path)\n    except",
+        "        _migrate(db, path)\n"
         "        with suppress(sqlite3.OperationalError):\n"
         "            db.execute('ALTER TABLE jobs ADD COLUMN new TEXT')\n    except",
     ),
