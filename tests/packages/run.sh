@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the packages twice and compares them, runs lintian, and tries the packages and install.sh in fresh chroots of each
 # Debian release (inside.sh). Root only. Takes minutes; downloads Debian packages from MIRROR, and keeps the bare systems
-# in .chroots.
+# in .chroots. TRANSCRIPT: a file for what was done in the chroots with the packages.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 here=$PWD
@@ -79,6 +79,7 @@ for release in "${releases[@]}"; do
     done
     cp deploy/redis/users.acl tests/packages/inside.sh "$root/srv/"
     inside bash /srv/inside.sh packages
+    { printf '\n## Debian %s\n' "$release"; cat "$root/srv/transcript"; } >>"$work/transcript"
     for mask in 077 000; do
         say "Debian $release: install.sh under umask $mask"
         fresh "$release" "checkout-$release-$mask"
@@ -87,4 +88,5 @@ for release in "${releases[@]}"; do
         (umask "$mask" && inside bash /srv/inside.sh checkout)
     done
 done
+[ -z "${TRANSCRIPT:-}" ] || { cat tests/packages/transcript.md "$work/transcript" >"$TRANSCRIPT"; say "see $TRANSCRIPT"; }
 say "all hold"
