@@ -12,8 +12,7 @@ step() { # SECONDS is bash's: since the start
 }
 shows() { # COMMAND...: into the transcript, with its output
     printf '    $ %s\n' "$*" >>$transcript
-    "$@" > >(sed 's/^/    /' >>$transcript) 2>&1 || die "$*"
-    wait $!
+    "$@" 2>&1 | sed 's/^/    /' >>$transcript || die "$*"
 }
 die() { printf '    FAILED: %s\n' "$*" >&2; tail -n 20 $cell/*.log >&2 2>/dev/null || true; exit 1; }
 holds() { "$@" || die "$*"; }
