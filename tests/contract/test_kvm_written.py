@@ -43,7 +43,7 @@ def attach(bench: KvmBench, devices: Sequence[Device]) -> None:
     kept = listing.written_down(domain, SYSTEM).records.values()
     bench.connection.defineXML(bench.lab.domain_xml("server-1", devices))
     for record in kept:
-        listing.write_down(domain, record)
+        listing.write_record(domain, record)
 
 
 async def adopted_with(bench: KvmBench, devices: Sequence[Device]) -> None:
@@ -261,7 +261,7 @@ class TestOlderVersions:
         assert found.contents is not None
 
         with pytest.raises(Killed):
-            listing.write_down(Dying(domain, calls), records.Record(spec=SPEC, contents=found.contents))
+            listing.write_record(Dying(domain, calls), records.Record(spec=SPEC, contents=found.contents))
 
         (left,) = await kvm_bench.hypervisor.snapshots(1)
         assert (left.spec, left.complete, left.settled) == (SPEC, True, False)
