@@ -327,7 +327,7 @@ def test_a_kill_at_any_statement_of_a_migration_leaves_a_journal_that_is_migrate
 NEWER = {
     "version": "UPDATE jobs SET task = json_set(task, '$.v', 2)",
     "step": "UPDATE jobs SET step = 'of a newer version'",
-    "outcome": 'outcome = \'{"state": "of a newer version"}\'',
+    "outcome": 'UPDATE jobs SET outcome = \'{"state": "of a newer version"}\'',
 }
 
 
