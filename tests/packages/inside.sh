@@ -5,6 +5,7 @@ export DEBIAN_FRONTEND=noninteractive
 cell=/run/cell
 pids=()
 
+trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT # a program that is left would hold the port of the next run
 transcript=/srv/transcript
 step() { # SECONDS is bash's: since the start
     printf '    %s\n' "$*" >&2
