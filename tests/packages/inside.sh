@@ -97,7 +97,7 @@ is_back() {
     local listed
     listed=$(call /api/v1/snapshots/)
     for name in before-upgrade after-upgrade after-roll-back; do [[ $listed == *"\"$name\""* ]] || return 1; done
-    [[ $listed == *'"tier"'*'"gold"'* ]]
+    call "/api/v1/snapshots/$labeled/" | grep -q '"tier": *"gold"'
 }
 
 try_packages() {
@@ -145,8 +145,8 @@ try_packages() {
 
     step "a backup, then Redis loses all of its data"
     mkdir -m 700 /srv/backups
-    path=$(call /api/v1/snapshots/ | grep -oE '"id": ?[0-9]+' | head -1 | grep -oE '[0-9]+')
-    call "/api/v1/snapshots/$path/" -X PATCH -d '{"protected": true, "labels": {"tier": "gold"}}' | grep -q gold || die "no label"
+    labeled=$(call /api/v1/snapshots/ | grep -oE '"id": ?[0-9]+' | head -1 | grep -oE '[0-9]+')
+    call "/api/v1/snapshots/$labeled/" -X PATCH -d '{"protected": true, "labels": {"tier": "gold"}}' | grep -q gold || die "no label"
     shows vps-snapshots-api --config /etc/vps-snapshots/api.toml backup /srv/backups
     stop_front
     burn
