@@ -2,17 +2,17 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi config-docs clients sbom deb test-packages release \
+.PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi config-docs clients sbom deb test-packages transcript release \
     lock clean bench bench-pickup \
     bench-admission bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
-    bench-footprint cell chaos fuzz migrations failovers backups-beside dry-runs screenshots survey test-axe
+    bench-footprint cell chaos fuzz migrations failovers upgrades backups-beside dry-runs screenshots survey test-axe
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 CLIENT := $(VENV)-client
 PEERS := $(VENV)-peers
 # read by deploy/setup.sh and by deploy/demo/run.py
-export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER
+export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER FROM
 # Containers often set it. The hundreds of programs that the tests start would then each compile all our modules.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -108,6 +108,9 @@ test-packages: setup ## build the packages twice, and install, use, upgrade and 
 	@deploy/setup.sh packaging
 	@DEBIAN="$(DEBIAN)" tests/packages/run.sh
 
+transcript: ## write docs/transcript.md: a run of `make test-packages`, command by command
+	@TRANSCRIPT=docs/transcript.md $(MAKE) test-packages
+
 release: setup-tests ## run all checks, date the changelog, tag the version of pyproject.toml and build its packages, in dist/VERSION
 	@$(BIN)/python -m deploy.release
 
@@ -132,6 +135,9 @@ cell: setup-tests ## cut off, kill, drain and upgrade nodes and move servers, an
 
 failovers: setup-tests ## kill, freeze and partition the primary of Redis under load, N (20) times, and kill front ends (SEED=7 WAIT=1 MIN=1)
 	@exec $(BIN)/python -m tests.chaos.failovers
+
+upgrades: setup-tests ## upgrade a cell under load, from former releases and to the following one, and go back (FROM="v1.0.0 today")
+	@exec $(BIN)/python -m tests.upgrades
 
 backups-beside: setup-tests ## run virtnbdbackup with random jobs and kills, then restore and compare each chain (N=200 SEED=7)
 	@exec $(REAPING) $(BIN)/python -m tests.backups

@@ -16,7 +16,7 @@ from deploy.packages.build import version
 from deploy.packages.parts import PROJECT
 
 CHANGELOG = PROJECT / "CHANGELOG.md"
-CHECKS = ("check", "test-packages")  # targets of make
+CHECKS = ("check", "test-packages", "upgrades")  # targets of make
 SUMS = "SHA256SUMS"
 
 

@@ -23,7 +23,8 @@ from worker.program.adapters import adapter
 from worker.store.model import JobId, ServerId, Step
 from worker.store.outcome import JOB_KEPT_SECONDS, Outcome
 
-VERSION = 2
+VERSION = 2  # of the file; an older worker does not open one with a higher number
+JOB_VERSION = 1  # of one job, in its task; an older worker leaves a job with a higher number to a newer one
 PRIVATE_MODE = 0o600
 BALLAST_BYTES = 4 << 20  # enough for 300 steps: each writes two or three pages of 4 KiB to the write-ahead log
 CACHE_KIB = 256  # page cache: SQLite's default of 2 MiB would fill with ended jobs
@@ -36,8 +37,8 @@ LEFT_AT_LEAST_SECONDS = 3600.0
 Record = TypeVar("Record", Task, Facts, Outcome)
 
 _SELECT = "SELECT task, step, facts, interruptions, outcome, published FROM jobs"
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
+_SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY,
     task TEXT NOT NULL,                  -- JSON: what to do
     step TEXT NOT NULL,                  -- recorded; it may or may not have started or finished
@@ -46,18 +47,18 @@ CREATE TABLE IF NOT EXISTS jobs (
     outcome TEXT,                        -- JSON; NULL until the job has ended
     published INTEGER NOT NULL DEFAULT 0,
     changed_at REAL NOT NULL             -- Unix seconds
-) STRICT;
-CREATE INDEX IF NOT EXISTS owed ON jobs (published) WHERE published = 0;
-CREATE TABLE IF NOT EXISTS spare_tags (
+) STRICT""",
+    "CREATE INDEX IF NOT EXISTS owed ON jobs (published) WHERE published = 0",
+    """CREATE TABLE IF NOT EXISTS spare_tags (
     tag TEXT PRIMARY KEY,
     server_id INTEGER NOT NULL,
     drop_after REAL NOT NULL,            -- Unix seconds; used by versions that do not know `left_seconds`
     left_seconds REAL                    -- until it is deleted; NULL: written by such a version
-) STRICT;
-CREATE TABLE IF NOT EXISTS changing (    -- servers whose disks are being changed outside of any job
+) STRICT""",
+    """CREATE TABLE IF NOT EXISTS changing (    -- servers whose disks are being changed outside of any job
     server_id INTEGER PRIMARY KEY
-) STRICT;
-"""
+) STRICT""",
+)
 
 log = structlog.stdlib.get_logger()
 
@@ -86,6 +87,10 @@ class NewerJournal(Exception):
     """A later version of the worker wrote the journal. Nothing was changed."""
 
 
+class JobUnreadable(Exception):
+    """A later version of the worker wrote that job, or it is damaged."""
+
+
 class JournalFailed(Exception):
     """The write failed (disk full, I/O error). The journal is unchanged."""
 
@@ -93,7 +98,8 @@ class JournalFailed(Exception):
 class Journal:
     """The journal of one node, open in one process at a time (the one that holds the node's lock file).
 
-    Opening it and every write may raise JournalFailed.
+    Opening it and every write may raise JournalFailed. Opening it may also raise NewerJournal; otherwise all jobs that
+    have not ended can be read. `find` may raise JobUnreadable.
     """
 
     def __init__(self, path: Path) -> None:
@@ -104,6 +110,13 @@ class Journal:
             self._db = self._open()
         except sqlite3.DatabaseError as error:
             raise JournalFailed(f"{path} cannot be opened: {error}") from error
+        try:
+            self.owed()  # its guest may be off: no part of the worker may go on without it
+        except JobUnreadable as error:
+            self.close()
+            raise NewerJournal(
+                f"{path}: {error}. It has not ended. Install the version that began it again, and let it end"
+            ) from error
         self._reserve_ballast()
 
     def _open(self) -> sqlite3.Connection:
@@ -173,10 +186,10 @@ class Journal:
     def begin(self, task: Task, step: Step) -> Entry:
         """Record a job before its first effect. A job that is already in the journal is left unchanged."""
         insert = (
-            "INSERT INTO jobs (id, task, step, facts, interruptions, changed_at) VALUES (?, ?, ?, ?, 0, ?)"
-            " ON CONFLICT DO NOTHING"
+            "INSERT INTO jobs (id, task, step, facts, interruptions, changed_at)"
+            " VALUES (?, json_set(?, '$.v', ?), ?, ?, 0, ?) ON CONFLICT DO NOTHING"
         )
-        self._durably((insert, (task.job_id, _json(task), step, _json(Facts()), time.time())))
+        self._durably((insert, (task.job_id, _json(task), JOB_VERSION, step, _json(Facts()), time.time())))
         entry = self.find(task.job_id)
         assert entry is not None, "just written"  # noqa: S101 - for mypy
         return entry
@@ -222,9 +235,13 @@ class Journal:
         return [_entry(row) for row in self._db.execute(f"{_SELECT} WHERE published = 0 ORDER BY rowid")]
 
     def left_frozen(self) -> list[Entry]:
-        """The ended jobs that may have left their guest's file systems frozen."""
+        """The ended jobs that may have left their guest's file systems frozen. Unreadable ones are left out."""
         frozen = "outcome IS NOT NULL AND CASE WHEN json_valid(facts) THEN json_extract(facts, '$.frozen') END"
-        return [_entry(row) for row in self._db.execute(f"{_SELECT} WHERE {frozen}")]
+        found = []
+        for row in self._db.execute(f"{_SELECT} WHERE {frozen}"):
+            with suppress(JobUnreadable):
+                found.append(_entry(row))
+        return found
 
     def thawed(self, job_id: JobId) -> None:
         """Record that the guest of an ended job is no longer frozen."""
@@ -306,20 +323,41 @@ def drop_kept(path: Path, tag: str) -> ServerId | None:
     )
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)) as db:
-            _ensure_known(db, path)
-            _ensure_ages(db)
+            _migrate(db, path)
             found = db.execute(update, (time.time(), tag, KEPT_FOR_A_PERSON)).fetchall()
     except sqlite3.Error as error:
         raise JournalFailed(f"{path}: {error}") from error
     return ServerId(found[0][0]) if found else None
 
 
-def _ensure_known(db: sqlite3.Connection, path: Path) -> int:
-    """Returns the journal's version. Raises NewerJournal."""
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    """In one transaction: a kill leaves the journal as it was. Raises NewerJournal."""
     version: int = db.execute("PRAGMA user_version").fetchone()[0]
     if version > VERSION:
         raise NewerJournal(f"{path} has version {version}; this program supports up to {VERSION}")
-    return version
+    if version == VERSION and _has_ages(db):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in _SCHEMA:
+            db.execute(statement)
+        if not _has_ages(db):  # added without a new version: older workers ignore the column
+            db.execute("ALTER TABLE spare_tags ADD COLUMN left_seconds REAL")
+            # Tags that a newer restore has replaced were due from the moment of its record. No clock is asked.
+            db.execute("UPDATE spare_tags SET left_seconds = 0 WHERE drop_after <= (SELECT MAX(changed_at) FROM jobs)")
+        db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.OperationalError):
+            db.execute("ROLLBACK")
+        raise
+    if version:
+        log.info("journal.migrated", journal=str(path), former_version=version, version=VERSION)
+
+
+def _has_ages(db: sqlite3.Connection) -> bool:
+    found = db.execute("SELECT 1 FROM pragma_table_info('spare_tags') WHERE name = 'left_seconds'").fetchone()
+    return found is not None
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -330,10 +368,7 @@ def _opened(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        if _ensure_known(db, path) < VERSION:
-            db.executescript(_SCHEMA)
-            db.execute(f"PRAGMA user_version = {VERSION}")
-        _ensure_ages(db)
+        _migrate(db, path)
     except BaseException:
         db.close()
         raise
@@ -357,14 +392,6 @@ def _make_private(path: Path) -> None:
         raise sqlite3.OperationalError(str(error)) from error
 
 
-def _ensure_ages(db: sqlite3.Connection) -> None:
-    # Added without a new version: older workers ignore the column and can still use the journal.
-    if not db.execute("SELECT 1 FROM pragma_table_info('spare_tags') WHERE name = 'left_seconds'").fetchone():
-        db.execute("ALTER TABLE spare_tags ADD COLUMN left_seconds REAL")
-        # Tags that a newer restore has replaced were due from the time of its record. This does not read the clock.
-        db.execute("UPDATE spare_tags SET left_seconds = 0 WHERE drop_after <= (SELECT MAX(changed_at) FROM jobs)")
-
-
 def _json(record: Task | Facts | Outcome) -> str:
     return adapter(type(record)).dump_json(record).decode()
 
@@ -375,12 +402,26 @@ def _read(kind: type[Record], text: str) -> Record:
 
 
 def _entry(row: tuple[str, str, str, int, str | None, int]) -> Entry:
+    """Raises JobUnreadable."""
     task, step, facts, interruptions, outcome, published = row
-    return Entry(
-        task=_read(Task, task),
-        step=Step(step),
-        facts=_read(Facts, facts),
-        interruptions=interruptions,
-        outcome=_read(Outcome, outcome) if outcome else None,
-        published=bool(published),
-    )
+    try:
+        return Entry(
+            task=_known_task(task),
+            step=Step(step),
+            facts=_read(Facts, facts),
+            interruptions=interruptions,
+            outcome=_read(Outcome, outcome) if outcome else None,
+            published=bool(published),
+        )
+    except ValueError as error:  # pydantic's, too
+        reason = str(error).splitlines()[0]
+        raise JobUnreadable(
+            f"a job at the step {step} was written by a newer version or is damaged ({reason})"
+        ) from error
+
+
+def _known_task(text: str) -> Task:
+    version = from_json(text).get("v", 1)
+    if version > JOB_VERSION:
+        raise ValueError(f"version {version}; this program supports up to {JOB_VERSION}")
+    return _read(Task, text)

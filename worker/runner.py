@@ -11,7 +11,7 @@ import structlog
 
 from drivers.base import AgentFailed, DomainNotFound, DriverError, Hypervisor, Power, ServerInUse
 from worker import left_frozen, traces
-from worker.journal import KEPT_FOR_A_PERSON, Entry, Journal, JournalFailed
+from worker.journal import KEPT_FOR_A_PERSON, Entry, JobUnreadable, Journal, JournalFailed
 from worker.left import has_left
 from worker.metrics import Metrics
 from worker.procedures import PROCEDURES
@@ -106,22 +106,29 @@ class Runner:
         """Run a job from the queue; returns once its outcome is published, or if the store refuses the job. `begun`:
         the job, if the store has already begun it.
 
-        A job that has already started is not started again: this waits for its current run.
+        A job that has already started is not started again: this waits for its current run. One that the journal has
+        from a newer version, or that undoes such a one, waits for that version.
         """
         with structlog.contextvars.bound_contextvars(job_id=job_id):
-            entry = self._journal.find(job_id)
-            known = entry is not None
-            if entry is not None and entry.outcome is not None and entry.published:
-                # Delivered again: the worker died before the queue was updated, or Redis was restored from a backup.
-                await self._publisher.outcome(job_id, entry.task.server_id, entry.outcome)
+            try:
+                await self._run(job_id, begun)
+            except JobUnreadable as error:
+                log.error("job.unreadable", reason=str(error))  # noqa: TRY400 - the reason is enough
+
+    async def _run(self, job_id: JobId, begun: Job | None) -> None:
+        entry = self._journal.find(job_id)
+        known = entry is not None
+        if entry is not None and entry.outcome is not None and entry.published:
+            # Delivered again: the worker died before the queue was updated, or Redis was restored from a backup.
+            await self._publisher.outcome(job_id, entry.task.server_id, entry.outcome)
+            return
+        if entry is None:
+            job = begun or await self._begin(job_id)
+            if job is None:
                 return
-            if entry is None:
-                job = begun or await self._begin(job_id)
-                if job is None:
-                    return
-                self._metrics.begun(job)
-                entry = self._journal.begin(self._task_of(job), PROCEDURES[job.kind].first)
-            await asyncio.shield(self._run_to_end(entry, resumed=known))
+            self._metrics.begun(job)
+            entry = self._journal.begin(self._task_of(job), PROCEDURES[job.kind].first)
+        await asyncio.shield(self._run_to_end(entry, resumed=known))
 
     def _task_of(self, job: Job) -> Task:
         undone = self._journal.find(job.undoes) if job.undoes else None

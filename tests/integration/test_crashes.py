@@ -4,10 +4,12 @@ import itertools
 import json
 import random
 import sqlite3
+from contextlib import closing
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from drivers.base import DiskBusy, DiskFailed, DriverError, HypervisorUnavailable, InvalidState, Power, ServerInUse
 from drivers.fake_faults import Effect, Happening, Killed, Moment
@@ -15,10 +17,10 @@ from drivers.fake_state import FakeDisk
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.dying import BEFORE, LIMITS, NOW, DyingNode
 from tests.integration.pasts import Found, Past
-from worker.journal import Journal
+from worker.journal import Journal, NewerJournal
 from worker.runner import Limits
 from worker.store.customers.customer_store import SnapshotFilter
-from worker.store.model import JobKind, JobState, NoteCode
+from worker.store.model import JobId, JobKind, JobState, NoteCode
 from worker.store.operators.operator_store import OperatorStore
 
 KINDS = (JobKind.CREATE, JobKind.RESTORE, JobKind.DELETE, JobKind.UNDO)
@@ -456,4 +458,46 @@ async def test_a_restore_that_an_earlier_version_began_keeps_the_sizes_too(cell:
     assert job.state is JobState.COMPLETED
     assert node.hypervisor.server(SERVER).disks["vdb"].virtual_bytes == size
     assert NoteCode.DISK_KEPT_SIZE in {note.code for note in job.notes}
+    await node.check(job, power=Power.ON)
+
+
+def with_step(folder: Path, job_id: JobId, step: str) -> str:
+    """Change the step of a job in the journal, as if a newer version had left it there; the step before."""
+    with closing(sqlite3.connect(folder / "journal.sqlite", isolation_level=None)) as db:
+        (before,) = db.execute("SELECT step FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        db.execute("UPDATE jobs SET step = ? WHERE id = ?", (step, job_id))
+    return str(before)
+
+
+async def test_a_job_that_a_newer_version_has_begun_waits_for_that_version(cell: Cell, tmp_path: Path) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.RESTORE)
+    job_id = await node.admit(JobKind.RESTORE)
+    node.start_over(die_at=[8])
+    assert not await node.live(job_id)
+    step, died = with_step(node.folder, job_id, "of a newer version"), len(node.happened)
+    with pytest.raises(NewerJournal, match="of a newer version"):
+        await node.live(job_id)
+    assert len(node.happened) == died
+    with_step(node.folder, job_id, step)
+    job = await node.settle(job_id)
+    assert job.state is JobState.COMPLETED
+    await node.check(job, power=Power.ON)
+
+
+async def test_an_undo_of_a_restore_that_only_a_newer_version_can_read_waits_for_that_version(
+    cell: Cell, tmp_path: Path
+) -> None:
+    node = await fresh(cell, tmp_path / "n", Power.ON, JobKind.UNDO)
+    undo = await node.admit(JobKind.UNDO)
+    restore = (await node.job(undo)).undoes
+    assert restore is not None
+    step = with_step(node.folder, restore, "of a newer version")
+    node.start_over()
+    with capture_logs() as logs:
+        await node.live(undo)
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["job.unreadable"]
+    assert node.happened == []
+    with_step(node.folder, restore, step)
+    job = await node.settle(undo)
+    assert job.state is JobState.COMPLETED
     await node.check(job, power=Power.ON)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from contextlib import closing
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_module
+from tests.unit.test_journal import TASK
 from worker.journal import KEPT_FOR_A_PERSON, Journal
 from worker.program.configuration import ENV_PREFIX
 from worker.settings import WorkerSettings
-from worker.store.model import ServerId
+from worker.store.model import ServerId, Step
 
 PROGRAM = [sys.executable, "-c", "from worker.main import main; main()"]
 ADOPT = ["--server-id", "12345", "--account", "77"]
@@ -134,6 +136,19 @@ def test_what_was_kept_for_a_person_is_let_go_also_beside_a_running_worker(tmp_p
         done = run("drop-kept", "vps-safety-j1", **node)
         assert (done.returncode, "vps-safety-j1 from the disks of server 12345" in done.stdout) == (0, True), done
         assert [safety.tag for safety in journal.due_safety_tags()] == ["vps-safety-j1"]
+
+
+def test_a_journal_that_only_a_newer_version_can_read_ends_the_start_in_words(tmp_path: Path) -> None:
+    path, node = tmp_path / "journal.sqlite", {"state_dir": str(tmp_path), "driver": "fake"}
+    with closing(Journal(path)) as journal:
+        journal.begin(TASK, Step.PREFLIGHT)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE jobs SET step = 'cooling'")
+        said = refuses("run", **node)
+        assert f"{path}: a job at the step cooling was written by a newer version or is damaged" in said
+        assert "Install the version that began it again, and let it end" in said
+        db.execute("PRAGMA user_version = 3")
+        assert f"{path} has version 3; this program supports up to 2" in refuses("run", **node)
 
 
 def test_help_tells_all() -> None:

@@ -33,6 +33,7 @@ from worker.store.unreadable import notice
 Hash = dict[str, str]
 Read = TypeVar("Read")
 Row = TypeVar("Row")
+VERSION = 1  # of each kind of record but a server's, whose version only says in which lists it is
 NUMBER_MAX = 1 << 53  # exact in Lua and in JSON
 
 _STATE_OF_POWER = {"on": ServerState.ACTIVE, "off": ServerState.STOPPED, "paused": ServerState.SUSPENDED}
@@ -81,6 +82,13 @@ def part(read: Callable[[Row], Read], shown: Row, *, key: str, otherwise: Read) 
         return otherwise
 
 
+def known(record: Hash) -> Hash:
+    """The record. Raises ValueError if a newer release wrote it: this one must not guess what it means."""
+    if (version := record.get("v", "1")).isdecimal() and int(version) > VERSION:
+        raise ValueError(f"a newer release wrote it: version {version}")
+    return record
+
+
 def text(raw: bytes) -> str:
     """Decode text for people; invalid UTF-8 is replaced."""
     return raw.decode(errors="replace")
@@ -121,6 +129,7 @@ def moment(milliseconds: str | bytes | int) -> datetime:
 
 
 def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapshot:
+    known(record)
     return Snapshot(
         id=snapshot_id,
         server_id=ServerId(whole(record["server"])),
@@ -173,6 +182,7 @@ def job(
     job_id: JobId, record: Hash, milliseconds: Sequence[bytes] = (), server_state: ServerState | None = None
 ) -> Job:
     """`milliseconds`: durations of the node's latest completed jobs of this kind."""
+    known(record)
     failure = None
     if record.get("failure_code"):
         failure = Failure(

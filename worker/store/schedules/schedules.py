@@ -165,7 +165,7 @@ class Schedules(Scripts):
 def shown_schedule(shown: list[Any]) -> Schedule:
     """Parse a schedule in a script's answer."""
     schedule_id, flat, server_name = shown
-    record = records.pairs(flat)
+    record = records.known(records.pairs(flat))
     expire_after = record["expire_after_ms"]
     spec = ScheduleSpec(
         name=record["name"],

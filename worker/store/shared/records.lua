@@ -57,9 +57,16 @@ local function named(flat)
   return record
 end
 
+-- Whether a newer release wrote the record, and an older one must not guess what it means. The version of a server only
+-- says in which lists it is.
+local function is_newer(kind, record)
+  return kind ~= 'server' and (tonumber(record.v) or 1) > 1
+end
+
 -- Check the record that was read from that key. Ends the script if it is unreadable.
 local function readable(key, record)
   local kind = string.match(key, '^(token:%a+):') or string.match(key, '^%a+')
+  if is_newer(kind, record) then return unreadable(key, 'a newer release wrote it: version ' .. record.v) end
   for field, what in pairs(NEEDED[kind] or {}) do
     if not is_a(what, record[field]) then return unreadable(key, field .. ' cannot be read') end
   end

@@ -214,7 +214,7 @@ def _new_secret() -> str:
 
 def _webhook(shown: list[Any]) -> Webhook:
     webhook_id, flat = shown
-    record = records.pairs(flat)
+    record = records.known(records.pairs(flat))
     since = record.get("failing_since_ms")
     return Webhook(
         id=WebhookId(webhook_id.decode()),
@@ -231,7 +231,7 @@ def _webhook(shown: list[Any]) -> Webhook:
 
 def _delivery(shown: list[Any]) -> Delivery:
     delivery_id, flat = shown
-    record = records.pairs(flat)
+    record = records.known(records.pairs(flat))
     next_ms, delivered_ms = record["next_ms"], record.get("delivered_ms")
     return Delivery(
         id=DeliveryId(delivery_id.decode()),
