@@ -29,7 +29,8 @@ from tests.trouble import TROUBLES
 from worker.store.access.credentials import Credentials
 from worker.store.access.tokens import OPERATORS, Tokens
 from worker.store.access.writes import Writes
-from worker.store.model import JobState
+from worker.store.errors import StoreReadOnly
+from worker.store.model import Job, JobState
 
 AnyCall = Call[Any]
 READS = [call for call in CALLS if not call.changes and not call.is_stream]
@@ -138,6 +139,23 @@ async def test_every_write_is_refused_by_its_own_code_and_changes_nothing(
             assert int(answer.headers["Retry-After"]) > 0
     assert (await dashboard.api.call("GET")).body["count"] == 1
     assert (await dashboard.api.create("afterwards")).status == 201
+
+
+@each_trouble
+async def test_a_refused_write_is_not_taken_for_a_record_that_cannot_be_read(
+    cell: Cell, redis_server: RedisServer, cause: str
+) -> None:
+    """Where one record of many is begun, and one that can't be read is left out."""
+    job = (await cell.create()).job
+    async with TROUBLES[cause](cell.redis, redis_server):
+        if cause == "OOM":
+            (taken,) = await cell.node.take(running=[], free=1, seconds=0, begin=True)
+            assert isinstance(taken, Job)
+            assert taken.id == job.id
+        else:
+            with pytest.raises(StoreReadOnly):
+                await cell.node.take(running=[], free=1, seconds=0, begin=True)
+    assert not await cell.redis.exists("unreadable")
 
 
 @each_trouble

@@ -1,4 +1,5 @@
 -- Move the oldest entries of the list `audit:new` to the audit log.
+-- Also when full.
 -- ask: {head, newest: number in `audit:head` ('': it has none) and ID of the last entry that the log had when `entries`
 -- was made, entries: {{at_ms, fields: {field, value, ...}, lists: keys}, ...}, seq, chain: of the last of them, most:
 -- entries to keep, now_ms: by the keeper's clock, kept_ms: how long entries are kept, false: without end}

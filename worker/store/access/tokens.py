@@ -296,13 +296,4 @@ class Tokens(Scripts):
 
     async def revoke(self, token_id: str) -> bool:
         """Revoke a token now. False: there is no token with this ID."""
-        with redis_answers():
-            key = await self._redis.hget(_INDEX, token_id)  # type: ignore[misc]  # typed for the blocking client too
-            if key is None:
-                return False
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.delete(key)
-                pipe.hdel(_INDEX, token_id)
-                pipe.hdel(USED, token_id)
-                revoked, *_ = await pipe.execute()
-        return bool(revoked)
+        return bool(await self._call("access/revoke_token", {"token": token_id}))

@@ -2,6 +2,7 @@
 -- Compare the time of the cell with the clocks of a process. Where Redis's clock is ahead and the process knows that
 -- so much time has passed, because all was down meanwhile, the time of the cell leaps. Where the process's wall clock
 -- agrees with Redis's, the two times are brought nearer by a tenth of the time that passes.
+-- Also when full.
 -- ask: {wall_ms: the process's wall clock, counted_ms: the time of the cell as the process has counted it on since its
 -- last comparison, '' at its first, unsure_ms: by how much it may be wrong, agree_ms: how far apart clocks that agree
 -- may be, each_ms: how often the times are brought nearer and noted on the disk}

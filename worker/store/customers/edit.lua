@@ -1,5 +1,6 @@
 -- include: records, show, history
 -- Change the fields of a snapshot that a customer sets.
+-- Also when full.
 -- ask: {account, id, fields: {field: text}, request_id, by: the token that asks (see `chronicle`), or nil};
 -- expires_ms '': never
 -- Answers the snapshot (see `show_snapshot`); nil if the account has no such snapshot.

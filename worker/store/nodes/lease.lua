@@ -1,6 +1,7 @@
 -- include: clock, records, health, pause
 -- Take or renew the lease of a node, and record its heartbeat. The same machine may take it over at once: its lock file
 -- has proved that the process before is dead.
+-- Also when full.
 -- ask: {node, owner, machine, who: for people, lease_ms: 0 gives the lease back}
 -- Answers {1, 0}, or {0, milliseconds left, who} where another holds it.
 local ask = cjson.decode(ARGV[1])

@@ -1,5 +1,6 @@
 -- include: records, nodes, events, states, job_reports, claims
 -- A node reports how far a job has got. A report that comes late changes nothing.
+-- Also when full.
 -- ask: {job, node, owner, step, report (see `keep_report`)}
 -- Answers {'lease_lost'} where the node must report it again, {'claim_refused', reason}, else {''}.
 local ask = cjson.decode(ARGV[1])

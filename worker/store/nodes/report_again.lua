@@ -1,5 +1,6 @@
 -- include: nodes
 -- A node reports the servers that it reported last, and nobody has changed anything about them since.
+-- Also when full.
 -- ask: {node, owner, digest: of the servers, about, free_bytes, boot: see `nodes/report`}
 -- Answers {moment at which an operator asked for a reconciliation, or ''}, {'lease_lost'}, or {} where the report must
 -- be looked at whole.

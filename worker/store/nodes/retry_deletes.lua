@@ -1,6 +1,7 @@
 -- include: clock, records, nodes, enqueue, removal
 -- Queue again the deletes of a node that have not freed their space, at most one for each of job_ids. One whose server
 -- has a job stays due.
+-- Also when full.
 -- ask: {node, owner, retry_ms, queue (see `enqueue`), job_ids}
 -- Answers the ids of the queued jobs.
 local ask = cjson.decode(ARGV[1])

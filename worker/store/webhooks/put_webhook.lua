@@ -16,6 +16,9 @@ local function put()
     ask.fields.v, ask.fields.account, ask.fields.created_ms = '1', ask.account, tostring(now)
   elseif not read_of(ask.account, key) then
     return {'refused', 'webhook_not_found'}
+  elseif ask.secret then -- the answer is kept for a day
+    local refused = refuse_if_full('changes')
+    if refused then return refused end
   end
   if next(ask.fields) then write(key, ask.fields) end
   if ask.fields.enabled == '1' then redis.call('HDEL', key, 'failing_since_ms', 'disabled_reason') end
