@@ -160,7 +160,6 @@ BOUNDED = {
     "'refused_claims'": "REFUSED_LISTED of claims",
     "'unreadable'": "operators/set_aside: 1000",
     "ended": "shared/health: three outcomes in each five minutes of an hour",
-    "deleting": "nodes/report: what one node has not freed",
 }
 WHOLE = re.compile(
     r"redis\.call\('(?:SMEMBERS|HKEYS|HVALS)', ([^)]+)\)"

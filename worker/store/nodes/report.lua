@@ -10,7 +10,8 @@
 -- data. gone: servers that the node had before. accounts: {server, account, ...} of those that the node reports with an
 -- account that does not hold.
 local ask = cjson.decode(ARGV[1])
-local MOST = 4096 -- servers of one node
+local MOST = 2000 -- servers of one node
+local CHANGED_MOST = 400 -- servers that one report adds or takes away; the next report goes on with the others
 local NAME_BYTES, ID_DIGITS = 256, 19
 local CONFLICT_MS = 60000 -- far longer than the end of a migration takes
 local REPORTED_MS = 60000 -- until a report is looked at whole again, though nobody has changed anything that we know of
@@ -21,6 +22,14 @@ if #ask.servers > MOST then return refuse_claim(ask, 'report', 'too_many', '') e
 local node = ask.node
 local mine, claimed = 'node:' .. node .. ':servers', 'node:' .. node .. ':claimed'
 local conflicts, fresh, gone, accounts, left_out, present, contested = {}, {}, {}, {}, {}, {}, {}
+
+local changed = 0
+
+local function may_change()
+  changed = changed + 1
+  is_clean = is_clean and changed <= CHANGED_MOST
+  return changed <= CHANGED_MOST
+end
 
 local function leave_out(reason, id)
   left_out[#left_out + 1] = refuse_claim(ask, 'report', reason, 'server:' .. id)[2]
@@ -105,7 +114,8 @@ for _, found in ipairs(ask.servers) do
       contest(found.id, known.node)
     else
       present[found.id] = true
-      is_clean = attempt(key, have, found, known or {}) and is_clean
+      known = known or {}
+      if known.node == node or may_change() then is_clean = attempt(key, have, found, known) and is_clean end
     end
   end
 end
@@ -113,7 +123,7 @@ for _, id in ipairs(redis.call('HKEYS', claimed)) do
   if not contested[id] then redis.call('HDEL', claimed, id) end
 end
 for _, id in ipairs(redis.call('SMEMBERS', mine)) do
-  if not present[id] then lose(id, look_up('server:' .. id) or {}) end
+  if not present[id] and may_change() then lose(id, look_up('server:' .. id) or {}) end
 end
 note_about(ask)
 for _, told in ipairs({conflicts, fresh, gone, accounts, left_out}) do is_clean = is_clean and #told == 0 end
