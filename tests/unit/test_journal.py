@@ -15,7 +15,7 @@ from tests.conftest import lacking
 from worker.journal import BALLAST_BYTES, KEPT_FOR_A_PERSON, Journal, JournalFailed, NewerJournal
 from worker.lease import NodeLock, NodeTaken
 from worker.procedures.work import Facts, Task
-from worker.store.model import Failure, JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus, Step
+from worker.store.model import CAUSE_MAX, Failure, JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus, Step
 from worker.store.outcome import Outcome
 
 TASK = Task(
@@ -255,3 +255,12 @@ def test_a_link_in_its_place_is_not_followed(path: Path) -> None:
     with pytest.raises(JournalFailed):
         Journal(path)
     assert not path.with_name("elsewhere").exists()
+
+
+def test_what_the_hypervisor_said_of_many_failures_stays_short() -> None:
+    facts = Facts()
+    for step in range(10):
+        facts = facts.failed(Failure(code="disk_failed", detail="vda"), f"{step}: {'x' * 100_000} the reason {step}")
+    assert len(facts.cause) <= CAUSE_MAX
+    assert facts.cause.startswith("0: x")
+    assert facts.cause.endswith("the reason 9")

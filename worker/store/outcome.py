@@ -11,7 +11,6 @@ DELETE_RETRY_MOST_SECONDS = 3600.0
 # In the audit log; without the note of nearly every create, which is also in the contents of its snapshot.
 NOTE_CODES_KEPT_SECONDS = 90 * 86_400
 NOT_AUDITED = frozenset({NoteCode.LEFT_OUT})
-CAUSE_MAX = 2000  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +49,6 @@ class Outcome:
             "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
             "retry_most_ms": round(DELETE_RETRY_MOST_SECONDS * 1000),
         }
-
-
-def bounded_cause(text: str) -> str:
-    """A cause of at most CAUSE_MAX characters, which a terminal can print: its start and, because the reason is often
-    last, its end."""
-    printable = "".join(one if one.isprintable() or one == "\n" else " " for one in text)
-    if len(printable) <= CAUSE_MAX:
-        return printable
-    half = (CAUSE_MAX - 3) // 2
-    return f"{printable[:half]} … {printable[-half:]}"
 
 
 LEFT_ITS_NODE = Outcome(

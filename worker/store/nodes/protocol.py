@@ -31,6 +31,7 @@ from pydantic import (
 
 from worker.program.adapters import adapter
 from worker.store.model import (
+    CAUSE_MAX,
     AccountId,
     Job,
     JobId,
@@ -43,7 +44,6 @@ from worker.store.model import (
     Step,
 )
 from worker.store.nodes.node_store import Known, LeaseHeld, Reported
-from worker.store.outcome import CAUSE_MAX
 
 PROTOCOLS = frozenset({1, 2, 3})  # those that this release speaks
 BEGINS_WITH_TAKE = 2
