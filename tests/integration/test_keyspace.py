@@ -340,6 +340,7 @@ async def _restored(seen: Keyspace) -> None:
         path = Path(folder) / "backup"
         await write(path, rows(), made_ms=0, last_id="", recipient=None)
         await Backup(seen.cell.redis).made(1)
+        await Backup(seen.cell.redis).life()
         await Restore(seen.cell.redis).records(BackupFile.open(path, identity=None), now_ms=0)
     await seen.look()
 

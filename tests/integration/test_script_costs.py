@@ -53,7 +53,7 @@ async def test_a_list_of_servers_without_a_snapshot(cell: Cell, redis_server: Re
     await have_old_snapshots(cell)
     async with cell.redis.pipeline(transaction=False) as pipe:  # all but the last one have a snapshot of today
         for server in range(1, SERVERS):
-            pipe.hset(f"snapshot:{server}4", "created_ms", 2**42)
+            pipe.hset(f"snapshot:{server}4", "created_ms", str(2**42))
         await pipe.execute()
     operators, found, after = OperatorStore(cell.redis, cell.store), [], None
     async with counting(cell, redis_server.socket) as commands:

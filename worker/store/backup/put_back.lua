@@ -1,6 +1,6 @@
 -- include: clock, ids, records, nodes, placement, last_id, restored
 -- Write rows of a backup. A record that exists stays as it is: only what it lacks is added.
--- ask: {last_id ('': none), age_ms: of the backup, rows: [{kind, key, record: {field: text}, lifetime_ms (missing: it
+-- ask: {last_id ('': none), made_ms, age_ms: of the backup, rows: [{kind, key, record: {field: text}, lifetime_ms (missing: it
 -- does not end)}]}
 -- Answers {number of rows that were written}.
 local ask = cjson.decode(ARGV[1])
@@ -60,7 +60,7 @@ end
 
 -- The record of a snapshot comes from its node, and then takes this over.
 function PUT.snapshot(row)
-  keep_restored(id_of(row), row.record)
+  keep_restored(id_of(row), row.record, ask.made_ms)
 end
 
 function PUT.node(row)
