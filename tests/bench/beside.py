@@ -31,8 +31,8 @@ SERVERS = 4000  # each with one snapshot, unless creates are measured
 SECONDS = 1
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-TOKEN = (*("token", "create", "--name", "bench", "--account", "77"), *("--permission", "snapshots:read"))
-TOKEN += ("--permission", "snapshots:write")
+PERMISSIONS = ("--permission", "snapshots:read", "--permission", "snapshots:write")
+TOKEN = ("token", "create", "--name", "bench", "--account", "77", *PERMISSIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,11 @@ class Version:
 
     async def says(self, *command: str) -> str:
         process = await asyncio.create_subprocess_exec(
-            *command, cwd=self.tree, env=os.environ | self.settings, stdout=subprocess.PIPE
+            *command,
+            cwd=self.tree,
+            env=os.environ | self.settings,
+            stdout=subprocess.PIPE,
+            stderr=None if command[0] == "wrk" else subprocess.DEVNULL,
         )
         out, _ = await process.communicate()
         assert process.returncode == 0, command

@@ -1,4 +1,4 @@
--- include: clock, records, nodes, findings, placement, claims, off
+-- include: clock, records, nodes, findings, placement, claims, off, rate
 -- A node reports which servers it has and, from time to time, what it runs on.
 -- ask: {node, owner, silent_ms, placement: 'claim' or 'declared', servers: [{id, account, name, power}] (all as text),
 -- left: result (see `conclude`) of a job whose server has left its node, about: JSON of the node or '', free_bytes: of
@@ -12,6 +12,7 @@
 local ask = cjson.decode(ARGV[1])
 local MOST = 2000 -- servers of one node
 local CHANGED_MOST = 400 -- servers that one report adds or takes away; the next report goes on with the others
+local ADDED_MOST, ADDED_MS = 4000, 4000 * 60000 -- servers that a node may add: so many at once, then one a minute
 local NAME_BYTES, ID_DIGITS = 256, 19
 local CONFLICT_MS = 60000 -- far longer than the end of a migration takes
 local REPORTED_MS = 60000 -- until a report is looked at whole again, though nobody has changed anything that we know of
@@ -20,6 +21,7 @@ local is_clean = true -- nothing is told to the node, and all of its servers are
 if not owns_lease(ask.node, ask.owner) then return {'lease_lost'} end
 if #ask.servers > MOST then return refuse_claim(ask, 'report', 'too_many', '') end
 local node = ask.node
+local added = 'node:' .. node .. ':added'
 local mine, claimed = 'node:' .. node .. ':servers', 'node:' .. node .. ':claimed'
 local conflicts, fresh, gone, accounts, left_out, present, contested = {}, {}, {}, {}, {}, {}, {}
 
@@ -110,6 +112,8 @@ for _, found in ipairs(ask.servers) do
       is_clean = false
     elseif not known and ask.placement == 'declared' then
       leave_out('undeclared_server', found.id)
+    elseif not known and changed < CHANGED_MOST and take(added, ADDED_MOST, ADDED_MS) == 0 then
+      leave_out('too_many', found.id)
     elseif known and known.node and known.node ~= node and (not known.missing or known.placed) then
       contest(found.id, known.node)
     else
