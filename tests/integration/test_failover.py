@@ -86,7 +86,8 @@ async def test_the_password_is_sent_to_no_address_but_one_that_proves_itself(cel
     async with server, cell.operator_of_sentinel() as sentinel:
         for order in ("REMOVE vps-snapshots", f"MONITOR vps-snapshots 127.0.0.1 {port} 1"):
             await sentinel.execute_command("SENTINEL", *order.split())  # type: ignore[no-untyped-call] # redis-py's gap
-        redis = connect(cell.settings.model_copy(update={"tls_ca_file": both}))
+        only = {"sentinels": cell.settings.sentinels[:1], "connect_seconds": 60, "command_seconds": 60}
+        redis = connect(cell.settings.model_copy(update={"tls_ca_file": both, **only}))
         with pytest.raises(RedisError, match="certificate verify failed"):
             await redis.ping()
         await redis.aclose(close_connection_pool=True)
