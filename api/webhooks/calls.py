@@ -85,7 +85,7 @@ class WebhookCalls:
         f"PATCH {ONE_WEBHOOK}",
         Reply(200, {"off": examples.DISABLED}, "The changed webhook."),
         body={"off": examples.DISABLE},
-        refusals=NOT_FOUND,
+        refusals=(*NOT_FOUND, errors.StoreNearlyFull),
     )
     async def edit_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Edit a webhook.

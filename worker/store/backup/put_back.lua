@@ -1,7 +1,7 @@
 -- include: clock, ids, records, nodes, placement, last_id, restored
 -- Write rows of a backup. A record that exists stays as it is: only what it lacks is added.
--- ask: {last_id ('': none), made_ms, age_ms: of the backup, rows: [{kind, key, record: {field: text}, lifetime_ms (missing: it
--- does not end)}]}
+-- ask: {last_id ('': none), made_ms, age_ms: of the backup, rows: [{kind, key, record: {field: text}, lifetime_ms
+-- (missing: it does not end)}]}
 -- Answers {number of rows that were written}.
 local ask = cjson.decode(ARGV[1])
 local SHORTEST_MS = 7 * 86400000 -- until a snapshot expires: the backup may be older than what its owner asked for last

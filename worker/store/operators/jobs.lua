@@ -1,10 +1,10 @@
 -- include: records, show, states, walk
 -- One page of the cell's jobs, newest first.
 -- Only reads.
--- ask: {match: {field of the record: value}, text: in lower case, or nil, fold: {its letters beyond a to z in upper case:
--- in lower case}, cancelled: whether only those that were cancelled, or all
--- others; or nil, ended_since_ms, ended_until_ms: bounds of the job's end, the latter not included, or nil, limit,
--- after, since_ms, until_ms (see `walk`)}
+-- ask: {match: {field of the record: value}, text: in lower case, or nil, fold: {its letters beyond a to z in upper
+-- case: in lower case}, cancelled: whether only those that were cancelled, or all others; or nil, ended_since_ms,
+-- ended_until_ms: bounds of the job's end, the latter not included, or nil, limit, after, since_ms, until_ms (see
+-- `walk`)}
 -- Answers {number of jobs if every job of a list matches, else -1, after, job (see `show_job`), ...}.
 local ask = cjson.decode(ARGV[1])
 ask.descending = true

@@ -15,3 +15,12 @@ local function refuse_dry_run(account)
   if open >= most then return {'refused', 'too_many_dry_runs', tostring(most)} end
   return refuse_if_full('looks')
 end
+
+-- A refusal if Redis has no room for longer texts of a customer than those that the record has.
+local function refuse_growth(record, fields)
+  local more = 0
+  for _, field in ipairs({'description', 'labels', 'url'}) do
+    if fields[field] then more = more + #fields[field] - #(record[field] or '') end
+  end
+  return more > 0 and refuse_if_full('changes') or nil
+end
