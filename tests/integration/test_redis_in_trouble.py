@@ -89,9 +89,9 @@ async def ids(api: FrontEnd) -> dict[str, str]:
     }
 
 
-async def asked(dashboard: Dashboard, call: AnyCall, ids: dict[str, str], **headers: str) -> Any:
+async def asked(dashboard: Dashboard, call: AnyCall, ids: dict[str, str], body: object = None, **headers: str) -> Any:
     operator = call.permission in OPERATORS
-    body = BODIES[call.body.__name__] if call.body else None
+    body = body or (BODIES[call.body.__name__] if call.body else None)
     path = call.path.format(**ids) + ("?q=web" if call.id == "ops_search" else "")
     token = dashboard.token if operator else dashboard.api.token
     return await dashboard.api.call(call.method, path, body=body, token=token, headers=headers)
@@ -117,11 +117,22 @@ async def test_every_read_answers(
             assert 'id="read-only"' not in page.text  # until it is noticed
 
 
-# A full Redis lets pass what frees memory first, as a delete does; all others refuse every write.
-FREES = {
-    *("delete_snapshot", "delete_schedule", "delete_webhook", "ops_revoke_token", "ops_resume_node", "edit_snapshot"),
-    "ops_revoke_credentials",
-}
+# A full Redis does what frees memory. In this order: a token or a snapshot that is gone can't be used by the next call.
+FREES = (
+    *("edit_snapshot", "delete_snapshot", "delete_schedule", "delete_webhook", "ops_resume_node"),
+    *("ops_revoke_credentials", "ops_revoke_token"),
+)
+
+
+async def test_what_frees_memory_is_done_while_redis_is_full(
+    dashboard: Dashboard, redis_server: RedisServer, ids: dict[str, str]
+) -> None:
+    calls = {call.id: call for call in WRITES}
+    async with TROUBLES["OOM"](dashboard.cell.redis, redis_server):
+        for call in FREES:
+            body = {"protected": False} if call == "edit_snapshot" else None
+            answer = await asked(dashboard, calls[call], ids, body)
+            assert answer.status < 300, (call, answer.raw)
 
 
 @each_trouble
