@@ -539,5 +539,5 @@ async def test_a_line_of_the_file_is_json(tmp_path: Path) -> None:
 
     await write(tmp_path / "b", one(), made_ms=5, last_id="9", recipient=None)
     lines = [json.loads(line) for line in gzip.decompress((tmp_path / "b").read_bytes()).splitlines()]
-    assert lines[0] == {"vps_snapshots_backup": 1, "made_ms": 5, "last_id": "9"}
+    assert lines[0] == {"vps_snapshots_backup": 1, "made_ms": 5, "last_id": "9", "life": ""}
     assert lines[2]["rows"] == 1

@@ -114,7 +114,6 @@ async def test_every_read_answers(
             filled = re.sub(r"\{action:(\w+)[^}]*\}", r"\1", path).format(**ids)
             page = await dashboard.browser.get(filled)
             assert page.status == 200, (path, page.text)
-            assert 'id="read-only"' not in page.text  # until it is noticed
 
 
 # A full Redis does what frees memory. In this order: a token or a snapshot that is gone can't be used by the next call.
