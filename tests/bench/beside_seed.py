@@ -18,9 +18,10 @@ async def main(socket: str, what: str, servers: int) -> None:
         await redis.flushdb()
         await redis.config_set("appendfsync", "no")
         store = Cell.__dataclass_fields__["store"].type(redis)  # type: ignore[operator]
-        first = 1 if what == "create" else 0
+        first, nodes = 1 if what == "create" else 0, []
         for number in range(servers // OF_A_NODE):
             node = node_store(redis, node=f"n{number}", machine=f"m{number}")
+            nodes.append(node)
             assert await node.take_lease(seconds=600) is None
             cell = Cell(redis=redis, store=store, node=node)
             mine = range(number * OF_A_NODE + 1, (number + 1) * OF_A_NODE + 1)
@@ -30,6 +31,8 @@ async def main(socket: str, what: str, servers: int) -> None:
                 await node.begin(made.job.id)
                 await node.finish(made.job.id, DONE)
                 first = first or int(made.snapshot.id)
+        for node in nodes:  # their heartbeats may be old by now
+            await node.take_lease(seconds=600)
         await redis.config_set("appendfsync", "always")
         print(first)
 
