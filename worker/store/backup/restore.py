@@ -1,4 +1,4 @@
-"""Writes what a backup has into Redis. What Redis has stays as it is."""
+"""Writes a backup into Redis. Existing data is not changed."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,11 +10,12 @@ from worker.store.backup.file import BackupFile
 from worker.store.backup.rows import LIFE, Row, life_of
 from worker.store.calls import Scripts, reading, redis_answers
 
-AT_ONCE = 200  # rows that one script writes
+AT_ONCE = 200  # rows per script call
+# backups do not contain the lists by object, so the restored log is searched instead
 # Of a backup since which Redis has lost nothing: what these add to records that are there. All else that is missing was
 # removed since.
 NEVER_REMOVED = frozenset({"server", "snapshot"})
-OF_LISTS = {"listed_from", "listed_seq"}  # the lists by object are not in a backup: the restored log is searched
+OF_LISTS = {"listed_from", "listed_seq"}
 
 
 class AuditLogInUse(Exception):
@@ -25,7 +26,7 @@ class Restore(Scripts):
     """Every call may raise StoreUnavailable, StoreReadOnly, OutcomeUnknown and BackupUnusable, and can be repeated."""
 
     async def is_empty(self) -> bool:
-        """Whether there are no tokens: then no customer can have changed anything since the loss."""
+        """Whether there are no tokens, so that no customer can have changed anything since the loss."""
         return not await reading(lambda: self._redis.exists("tokens"))
 
     async def has_lost_nothing(self, backup: BackupFile) -> bool:

@@ -1,7 +1,7 @@
 -- include: records, show, history, room
--- Change the fields of a snapshot that a customer sets.
+-- Change the customer's fields of a snapshot.
 -- Also when full.
--- ask: {account, id, fields: {field: text}, request_id, by: the token that asks (see `chronicle`), or nil};
+-- ask: {account, id, fields: {field: text}, request_id, by: the calling token (see `chronicle`), or nil};
 -- expires_ms '': never
 -- Answers the snapshot (see `show_snapshot`) or {'refused', code}; nil if the account has no such snapshot.
 local ask = cjson.decode(ARGV[1])

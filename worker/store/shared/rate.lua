@@ -5,8 +5,8 @@
 -- this one counts, or nil: as one. Returns allowed, left, ms until one more call is allowed.
 local function take(key, most, window_ms, units)
   local now, each = now_ms(), window_ms / most
-  local full = math.max(number(redis.call('GET', key)) or 0, now) -- when the full rate is available again
-  if full > now + window_ms then full = now end -- the time went back
+  local full = math.max(number(redis.call('GET', key)) or 0, now) -- when the full burst is available again
+  if full > now + window_ms then full = now end -- the clock went back
   local counts = each * (units or 1)
   local allowed = full + counts - window_ms <= now
   if allowed then

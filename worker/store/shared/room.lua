@@ -1,5 +1,5 @@
 -- include: states, kept, bounds
--- What is refused so that Redis does not become full for everyone.
+-- Refusals that keep Redis from becoming full.
 
 -- A refusal if Redis has no room for this kind of request ('looks', 'new' or 'changes'), else nil.
 local function refuse_if_full(kind)
