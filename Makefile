@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi clients sbom deb test-packages release \
+.PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi config-docs clients sbom deb test-packages release \
     lock clean bench bench-pickup \
     bench-admission bench-beside bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
     bench-footprint chaos fuzz migrations failovers backups-beside dry-runs screenshots survey
@@ -87,6 +87,10 @@ format: setup ## format the code and apply ruff's fixes
 openapi: setup ## generate the OpenAPI document, docs/openapi.json
 	$(BIN)/python -m api.document >docs/openapi.json.new
 	@mv docs/openapi.json.new docs/openapi.json
+
+config-docs: setup ## generate the page of all settings, docs/operations/settings.md
+	$(BIN)/python -m deploy.settings_page >docs/operations/settings.md.new
+	@mv docs/operations/settings.md.new docs/operations/settings.md
 
 clients: setup-tests ## generate the models of the clients, deploy/clients/, from the OpenAPI document
 	$(BIN)/python -m deploy.clients.generate

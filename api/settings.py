@@ -118,4 +118,6 @@ class ApiSettings(CellSettings):
         default_factory=Bounds,
         description="limits on what one account may store in Redis; must be equal on all front ends",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="log lines of this level and above are written"
+    )

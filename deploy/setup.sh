@@ -30,8 +30,8 @@ HYPERVISOR_PACKAGES=(
     busybox-static cpio xz-utils                    # to build the guest of the demo and the tests from Debian's kernel
 )
 # Only for the tests: a browser for the dashboard, Prometheus with promtool for metrics and alerts, a backup tool, encryption,
-# and for failovers a proxy before two front ends and network namespaces
-TEST_PACKAGES=(chromium prometheus virtnbdbackup age haproxy iproute2)
+# for failovers a proxy before two front ends and network namespaces, and virsh, which a page for providers uses
+TEST_PACKAGES=(chromium prometheus virtnbdbackup age haproxy iproute2 libvirt-clients)
 # Only for the benchmarks: wrk makes the calls of `make bench-http`
 BENCH_PACKAGES=(wrk)
 # Only for `make deb` and `make test-packages`

@@ -32,7 +32,7 @@ class WorkerSettings(FileSettings):
     gateway: GatewayAddress = Field(default_factory=GatewayAddress)
     tracing: TracingSettings = Field(default_factory=TracingSettings)
     driver: Driver = Field(default=Driver.KVM, description="fake: simulated servers, for demos and load tests")
-    libvirt_uri: str = Field(default="qemu:///system")
+    libvirt_uri: str = Field(default="qemu:///system", description="libvirt of this node")
     fake_servers: int = Field(
         default=3,
         ge=0,
@@ -82,7 +82,7 @@ class WorkerSettings(FileSettings):
             if "redis" in given:
                 raise ValueError(
                     "[redis]: nodes now connect to a gateway instead of Redis. Replace it with [gateway] and its urls,"
-                    " and put the node's credential into a file: see deploy/README.md, Add a node"
+                    " and put the node's credential into a file: see docs/operations/install.md, Node"
                 )
             if moved := sorted(given.keys() & {"node_silent_seconds", "waiting_seconds"}):
                 raise ValueError(f"{', '.join(moved)}: now a setting of the gateway and the front ends; remove it here")

@@ -23,7 +23,7 @@ class GatewaySettings(CellSettings):
     tls_cert_file: Path | None = Field(
         default=None, description="certificate with its chain; needed unless host is a loopback address"
     )
-    tls_key_file: Path | None = None
+    tls_key_file: Path | None = Field(default=None, description="key of that certificate")
     placement: Placement = Field(
         default=Placement.CLAIM,
         description="which servers a node may add: claim: any that no other node has; declared: only those that"

@@ -72,7 +72,8 @@ def _provider(url: str, service: str, instance: str) -> "TracerProvider":
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError as error:
         raise ConfigurationError(
-            f"tracing.endpoint is set, but the extra `tracing` is not installed ({error}): see deploy/README.md"
+            f"tracing.endpoint is set, but the extra `tracing` is not installed ({error}):"
+            " see docs/operations/configure.md"
         ) from error
     ours = {"service.name": service, "service.version": version("vps-snapshots"), "service.instance.id": instance}
     try:

@@ -40,25 +40,29 @@ class RedisSettings(BaseModel):
     sentinel_master: str = Field(
         default="vps-snapshots", description="name of the primary in the Sentinels (master name)"
     )
-    username: str | None = None
-    password: SecretStr | None = None
-    sentinel_username: str | None = None
-    sentinel_password: SecretStr | None = None
+    username: str | None = Field(default=None, description="account of Redis")
+    password: SecretStr | None = Field(default=None, description="password of that account")
+    sentinel_username: str | None = Field(default=None, description="account of the Sentinels")
+    sentinel_password: SecretStr | None = Field(default=None, description="password of that account")
     sentinels_are_trusted: bool = Field(
         default=False,
         description="send the password to the address from a Sentinel without checking a certificate",
     )
     tls_ca_file: FilePath | None = Field(default=None, description="CA certificates, instead of the system's")
-    tls_cert_file: FilePath | None = None
-    tls_key_file: FilePath | None = None
-    tls_check_hostname: bool = True
-    connect_seconds: Seconds = 2.0
+    tls_cert_file: FilePath | None = Field(
+        default=None, description="certificate of this program, if Redis requires one"
+    )
+    tls_key_file: FilePath | None = Field(default=None, description="key of that certificate")
+    tls_check_hostname: bool = Field(default=True, description="whether Redis's certificate must name its host")
+    connect_seconds: Seconds = Field(default=2.0, description="limit for a new connection")
     command_seconds: Seconds = Field(default=5.0, description="limit for a command and its reply")
     wait_for_replicas: Annotated[int, Field(ge=0, le=10)] = Field(
         default=0,
-        description="how many replicas must confirm a change before the call succeeds; default 1 with Sentinel",
+        description="how many replicas must confirm a change before the call succeeds; set 1 with Sentinel",
     )
-    max_connections: Annotated[int, Field(ge=4, le=10_000)] = 200
+    max_connections: Annotated[int, Field(ge=4, le=10_000)] = Field(
+        default=200, description="connections of one process to Redis"
+    )
 
     @field_validator("url")
     @classmethod
