@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi config-docs clients sbom deb test-packages transcript release \
     lock clean bench bench-pickup \
-    bench-admission bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
+    bench-admission bench-beside bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
     bench-footprint cell chaos fuzz migrations failovers upgrades backups-beside dry-runs screenshots survey test-axe
 
 VENV ?= .venv
@@ -157,6 +157,10 @@ bench-live: setup ## measure how long a guest's writes wait for a snapshot witho
 bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, compared with bare aiohttp and FastAPI (CALLS="create show" PROCESSES=2)
 	@deploy/setup.sh bench
 	@CALLS="$(CALLS)" PROCESSES="$(PROCESSES)" $(BIN)/python -m tests.bench.http
+
+bench-beside: setup ## measure the front end's calls per second beside an earlier version, in turn (REV=0a79ed0 CALLS="create show" ROUNDS=4)
+	@deploy/setup.sh bench
+	@REV="$(REV)" CALLS="$(CALLS)" ROUNDS="$(ROUNDS)" $(BIN)/python -m tests.bench.beside
 
 bench-disk: setup ## measure the disk's share of each job by disk size, compared with qemu-img (SIZES="1 10 100" GB)
 	@SIZES="$(SIZES)" $(REAPING) $(BIN)/python -m tests.bench.disk

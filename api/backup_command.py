@@ -52,9 +52,9 @@ def backup(
                     yield row
 
         name = _NAME.replace("*", datetime.fromtimestamp(made_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ"))
-        last_id = await store.last_id()
+        last_id, life = await store.last_id(), await store.life()
         path = folder / name
-        written = await write(path, rows(), made_ms=made_ms, last_id=last_id, recipient=recipient)
+        written = await write(path, rows(), made_ms=made_ms, last_id=last_id, recipient=recipient, life=life)
         await store.made(made_ms)
         return path, written
 
@@ -89,6 +89,9 @@ def restore(
     merge: Annotated[
         bool, typer.Option("--merge", help="Add missing data to a Redis that already has tokens.")
     ] = False,
+    removed: Annotated[
+        bool, typer.Option("--removed", help="With --merge: also what was removed since the backup.")
+    ] = False,
     identity: Identity = None,
     config: Config = None,
 ) -> None:
@@ -100,7 +103,9 @@ def restore(
             entries = with_redis(settings.redis, lambda redis: Restore(redis).audit(found))
             typer.echo(f"{entries} entries of the audit log restored", err=True)
             return
-        written = with_redis(settings.redis, lambda redis: _restore(redis, found, settings, merge=merge))
+        written = with_redis(
+            settings.redis, lambda redis: _restore(redis, found, settings, merge=merge, removed=removed)
+        )
     except AuditLogInUse:
         fail("the audit log has entries since the loss; only an empty one can be restored", code=1)
     except (BackupUnusable, OSError) as error:
@@ -108,13 +113,23 @@ def restore(
     print_table(("KIND", "RESTORED"), [(kind, str(number)) for kind, number in sorted(written.items())])
 
 
-async def _restore(redis: ArqRedis, found: BackupFile, settings: ApiSettings, *, merge: bool) -> dict[str, int]:
+async def _restore(
+    redis: ArqRedis, found: BackupFile, settings: ApiSettings, *, merge: bool, removed: bool
+) -> dict[str, int]:
     store = Restore(redis)
     if not merge and not await store.is_empty():
         fail(
             "Redis has tokens: its data is not lost, or a restore was interrupted. --merge adds the missing data",
             code=1,
         )
-    written = await store.records(found, now_ms=await Backup(redis).now_ms())
+    if not removed and await store.has_lost_nothing(found):
+        typer.echo(
+            "Redis has lost nothing since this backup: what is missing was removed, and stays so. If Redis was set back"
+            " to an earlier state, --removed adds it",
+            err=True,
+        )
+    else:
+        removed = True
+    written = await store.records(found, now_ms=await Backup(redis).now_ms(), removed=removed)
     await record(audit_of(redis, settings), "restore", reason=found.path.name)
     return dict(written)

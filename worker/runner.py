@@ -20,10 +20,10 @@ from worker.procedures.work import FORWARD, Facts, Next, Policy, Procedure, Task
 from worker.publisher import RETRY_SECONDS, Publisher
 from worker.safety import SafetySnapshots
 from worker.store.errors import StoreUnavailable
-from worker.store.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step
+from worker.store.model import Failure, Job, JobId, JobKind, JobState, ServerId, SnapshotStatus, Step, bounded_cause
 from worker.store.nodes.node_store import BeginRefused, LeaseLost
 from worker.store.nodes.port import NodePort
-from worker.store.outcome import LEFT_ITS_NODE, Outcome, bounded_cause
+from worker.store.outcome import LEFT_ITS_NODE, Outcome
 
 RETRY_MOST_SECONDS = 5.0  # longest wait between two attempts at a step
 POWER_SECONDS = 2.0  # limit for reading a server's power state at the end of a job

@@ -31,7 +31,7 @@ RETRY = (
     *(errors.JobNotFound, errors.JobNotRetryable, errors.RetryNeedsForce),
     *(errors.ServerNotFound, errors.SnapshotNotFound, errors.SnapshotNotReady),
     *(errors.SnapshotProtected, errors.SnapshotLimitReached, errors.NameTaken),
-    *(errors.UndoUnavailable, *TO_CHANGE),
+    *(errors.UndoUnavailable, errors.StoreNearlyFull, *TO_CHANGE),
 )
 
 call: Table[Entering] = Table("jobs", JOB_ID)
@@ -52,7 +52,7 @@ class JobCalls:
             links=(FOLLOW,),
         ),
         query=DisksQuery,
-        refusals=(errors.JobNotFound, errors.UndoUnavailable, *TO_CHANGE),
+        refusals=(errors.JobNotFound, errors.UndoUnavailable, errors.StoreNearlyFull, *TO_CHANGE),
         permission=Permission.SNAPSHOTS_RESTORE,
     )
     async def undo_restore(self, request: web.Request, caller: Entering) -> web.Response:

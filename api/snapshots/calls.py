@@ -137,7 +137,7 @@ class SnapshotCalls:
         f"PATCH {ONE_SNAPSHOT}",
         Reply(200, {"edited": examples.DETAILS}, "The changed snapshot."),
         body={"protect": examples.EDIT},
-        refusals=(errors.SnapshotNotFound,),
+        refusals=(errors.SnapshotNotFound, errors.StoreNearlyFull),
     )
     async def edit_snapshot(self, request: web.Request, caller: Entering) -> web.Response:
         """Edit a snapshot.

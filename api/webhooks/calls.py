@@ -85,7 +85,7 @@ class WebhookCalls:
         f"PATCH {ONE_WEBHOOK}",
         Reply(200, {"off": examples.DISABLED}, "The changed webhook."),
         body={"off": examples.DISABLE},
-        refusals=NOT_FOUND,
+        refusals=(*NOT_FOUND, errors.StoreNearlyFull),
     )
     async def edit_webhook(self, request: web.Request, caller: Caller) -> web.Response:
         """Edit a webhook.
@@ -112,7 +112,7 @@ class WebhookCalls:
     @call(
         f"POST {ONE_WEBHOOK}rotate-secret/",
         Reply(200, {"new": examples.WITH_SECRET}, "The webhook, with its new secret."),
-        refusals=NOT_FOUND,
+        refusals=(*NOT_FOUND, errors.StoreNearlyFull),
     )
     async def rotate_webhook_secret(self, request: web.Request, caller: Caller) -> web.Response:
         """Rotate a webhook's secret.
@@ -168,7 +168,13 @@ class WebhookCalls:
     @call(
         f"POST {ONE_WEBHOOK}deliveries/{{delivery_id}}/redeliver/",
         Reply(202, {"again": examples.REDELIVERED}, "The delivery that was queued."),
-        refusals=(*NOT_FOUND, errors.DeliveryNotFound, errors.WebhookDisabled, errors.DeliveryNotRedeliverable),
+        refusals=(
+            *NOT_FOUND,
+            errors.DeliveryNotFound,
+            errors.WebhookDisabled,
+            errors.DeliveryNotRedeliverable,
+            errors.StoreNearlyFull,
+        ),
     )
     async def redeliver(self, request: web.Request, caller: Caller) -> web.Response:
         """Send a delivery again.
@@ -187,7 +193,7 @@ class WebhookCalls:
     @call(
         f"POST {ONE_WEBHOOK}redeliver/",
         Reply(202, {"all": examples.REDELIVERY}, "How many deliveries were queued."),
-        refusals=(*NOT_FOUND, errors.WebhookDisabled, errors.RedeliveredRecently),
+        refusals=(*NOT_FOUND, errors.WebhookDisabled, errors.RedeliveredRecently, errors.StoreNearlyFull),
     )
     async def redeliver_all(self, request: web.Request, caller: Caller) -> web.Response:
         """Send all failed deliveries again.

@@ -93,6 +93,21 @@ class TestTheEndOfAPause:
         await restarted.report([], replace_boot("second"))
         assert await paused(dashboard) is None
 
+    async def test_a_host_that_has_just_been_started_is_not_taken_for_the_one_before(
+        self, dashboard: Dashboard
+    ) -> None:
+        """Its worker has the lease, and has not reported the start yet."""
+        cell = dashboard.cell
+        await cell.node.report([], FACTS)
+        restarted = node_store(cell.redis)
+        await restarted.take_lease(seconds=60)
+        until_back = UPGRADE | {"until_back": True}
+        (await post(dashboard, "n1/pause/", until_back)).refused(409, "node_boot_unknown")
+        await restarted.report([], replace_boot("second"))
+        assert (await post(dashboard, "n1/pause/", until_back)).status == 200
+        await restarted.report([], replace_boot("second"))
+        assert await paused(dashboard) is not None
+
     async def test_a_pause_without_an_end_lasts_through_a_start_of_the_host(self, dashboard: Dashboard) -> None:
         await dashboard.cell.node.report([], FACTS)
         await post(dashboard, "n1/pause/", UPGRADE)

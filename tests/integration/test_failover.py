@@ -6,6 +6,7 @@ import signal
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from tests.conftest import needs
 from tests.sentinel import READY_SECONDS, Cell, Machine, certificate, password_of
+from worker.store.access.audit import Audit
+from worker.store.access.credentials import Credentials
+from worker.store.access.sessions import SessionLifetime, Sessions
+from worker.store.access.tokens import Limits, Permission, Tokens
+from worker.store.errors import OutcomeUnknown, StoreUnavailable
 from worker.store.redis_client import RedisSettings, connect
 from worker.store.script_connection import MANY, RunsScripts, Script
 from worker.store.trouble import CutOff, NotCopied
@@ -237,3 +243,26 @@ async def test_a_connection_to_a_primary_that_hangs_goes_on_to_its_successor() -
         finally:
             is_left.set()
             await redis.aclose(close_connection_pool=True)
+
+
+async def test_what_was_revoked_does_not_come_back_by_a_failover(cell: Cell) -> None:
+    """It is answered once a replica has it, also when it is asked for again; the audit log's entry, too."""
+    await cell.ready()
+    redis = connect(cell.settings_of("api", wait_for_replicas=1))
+    lifetime = SessionLifetime(at_most=timedelta(hours=1), idle=timedelta(hours=1))
+    tokens, credentials = Tokens(redis), Credentials(redis)
+    sessions = Sessions(redis, lifetime=lifetime, limits=Limits(calls=100, failed_logins=100))
+    try:
+        token = await tokens.create(name="t", account_id=None, permissions=frozenset({Permission.OPERATOR}))
+        session = await sessions.open(token.secret)
+        await credentials.create("n1")
+        cell.processes[1].send_signal(signal.SIGSTOP)
+        for _ in range(2):
+            revoked = (tokens.revoke(token.token.id), credentials.revoke("n1"), sessions.close(session.id))
+            answers = await asyncio.gather(*revoked, return_exceptions=True)
+            assert [type(answer) for answer in answers] == [OutcomeUnknown] * 3
+            with pytest.raises(StoreUnavailable):
+                await Audit(redis).write({"path": "token revoke"})
+        cell.processes[1].send_signal(signal.SIGCONT)
+    finally:
+        await redis.aclose(close_connection_pool=True)

@@ -32,8 +32,8 @@ from worker.store.backup.rows import Backup, Row
 from worker.store.chores.cell_clock import CellClock
 from worker.store.chores.chores import Chores
 from worker.store.errors import RecordUnreadable
-from worker.store.model import JobId, JobKind, JobState, ServerId, SnapshotId, Step
-from worker.store.nodes.node_store import BegunJob, ClaimRefused, ReportedServer
+from worker.store.model import JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus, Step
+from worker.store.nodes.node_store import BegunJob, ClaimRefused, PublishedSnapshot, ReportedServer
 from worker.store.reports import JobReport, NodeFacts, Pool, StepBegun
 from worker.store.webhooks.deliveries import Deliveries
 from worker.store.webhooks.webhooks import WebhookChange, Webhooks
@@ -278,7 +278,15 @@ async def _nodes(seen: Keyspace, ops: Ops) -> None:
         request_id="",
         undoes=None,
     )
-    await cell.node.publish(SERVER, [], [published])
+    found = PublishedSnapshot(
+        id=SnapshotId(3),
+        name="found",
+        description="",
+        created_at=datetime.now(UTC),
+        size_mb=1,
+        status=SnapshotStatus.COMPLETED,
+    )
+    await cell.node.publish(SERVER, [found], [published])
     with pytest.raises(ClaimRefused):
         await cell.node.finish(published.id, failed("NO CODE"))
     await cell.node.republish()
@@ -340,6 +348,7 @@ async def _restored(seen: Keyspace) -> None:
         path = Path(folder) / "backup"
         await write(path, rows(), made_ms=0, last_id="", recipient=None)
         await Backup(seen.cell.redis).made(1)
+        await Backup(seen.cell.redis).life()
         await Restore(seen.cell.redis).records(BackupFile.open(path, identity=None), now_ms=0)
     await seen.look()
 

@@ -20,7 +20,7 @@ from tests.conftest import lacking
 from worker.journal import BALLAST_BYTES, KEPT_FOR_A_PERSON, JobUnreadable, Journal, JournalFailed, NewerJournal
 from worker.lease import NodeLock, NodeTaken
 from worker.procedures.work import Facts, Task
-from worker.store.model import Failure, JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus, Step
+from worker.store.model import CAUSE_MAX, Failure, JobId, JobKind, JobState, ServerId, SnapshotId, SnapshotStatus, Step
 from worker.store.outcome import Outcome
 
 TASK = Task(
@@ -366,3 +366,12 @@ def test_a_job_says_its_version_and_a_worker_that_knows_none_can_read_it(path: P
         (text,) = db.execute("SELECT task FROM jobs").fetchone()
     assert json.loads(text)["v"] == 1
     assert TypeAdapter(Task).validate_json(text) == TASK
+
+
+def test_what_the_hypervisor_said_of_many_failures_stays_short() -> None:
+    facts = Facts()
+    for step in range(10):
+        facts = facts.failed(Failure(code="disk_failed", detail="vda"), f"{step}: {'x' * 100_000} the reason {step}")
+    assert len(facts.cause) <= CAUSE_MAX
+    assert facts.cause.startswith("0: x")
+    assert facts.cause.endswith("the reason 9")

@@ -11,7 +11,19 @@ from datetime import datetime
 from typing import Self
 
 from drivers.base import GrownDisk, Hypervisor, SnapshotSpec
-from worker.store.model import Contents, Failure, Job, JobId, JobKind, Note, ServerId, SnapshotId, Step, snapshot_tag
+from worker.store.model import (
+    Contents,
+    Failure,
+    Job,
+    JobId,
+    JobKind,
+    Note,
+    ServerId,
+    SnapshotId,
+    Step,
+    bounded_cause,
+    snapshot_tag,
+)
 
 SAFETY_PREFIX = "vps-safety-"  # a safety snapshot's tag is this and the restore's job id
 
@@ -94,7 +106,7 @@ class Facts:
     def failed(self, failure: Failure, cause: str = "") -> Self:
         """A copy with this failure. An earlier failure remains the reason, and a stranded job remains stranded.
         `cause`: the step and the hypervisor's message, if any."""
-        known = replace(self, cause="\n".join(filter(None, (self.cause, cause))))
+        known = replace(self, cause=bounded_cause("\n".join(filter(None, (self.cause, cause)))))
         if self.failure is None:
             return replace(known, failure=failure)
         return replace(known, failure=replace(self.failure, stranded=self.failure.stranded or failure.stranded))

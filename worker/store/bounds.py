@@ -9,8 +9,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 # Shares of Redis's `maxmemory` at which requests are refused: first dry runs and webhook tests, which change
-# nothing, then new snapshots, schedules and webhooks. The rest is reserved for deletes, restores and outcomes of jobs.
-FULL_FROM = {"looks": 0.8, "new": 0.9}
+# nothing; new snapshots, schedules and webhooks; then all else that a customer may ask for, such as restores. The rest
+# is for deletes and for the ends of jobs, which go on beyond `maxmemory`.
+FULL_FROM = {"looks": 0.8, "new": 0.9, "changes": 0.95}
+# While new snapshots are refused, each job that ends makes room: of history, no more than this is kept.
+KEPT_WHEN_SHORT = {"jobs_per_server": 10, "jobs_per_account": 500}
 
 Bound = Annotated[int, Field(ge=1, le=1_000_000)]
 

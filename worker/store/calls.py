@@ -15,7 +15,7 @@ import structlog
 from arq.connections import ArqRedis
 from opentelemetry.trace import SpanKind
 from pydantic_core import PydanticSerializationError, to_json
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from worker.program import tracing
 from worker.store import errors, records, scripts, trouble
@@ -262,7 +262,13 @@ class Scripts:
                 if ran:
                     return ran[0][0] if ran[0] else None
             ask, by = {**ask, **by_actor(by.actor)}, by.account_id
-        return await self._execute(scripts.text, name, ask if by is None else {**ask, "account": str(by)})
+        ask = ask if by is None else {**ask, "account": str(by)}
+        try:
+            return await self._execute(scripts.text, name, ask)
+        except OutOfMemoryError:  # nothing was changed: Redis refuses a script's first write, and no later one
+            if not scripts.runs_when_full(name):
+                raise
+        return await self._execute(scripts.when_full, name, ask)
 
     async def _execute(self, text: Callable[[str], str], name: str, ask: Mapping[str, Any]) -> Any:
         if (text, name) not in self._scripts:

@@ -383,7 +383,8 @@ def _shown(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-_BY_CODE = {refused.code: refused for refused in Refused.__subclasses__()}
+_REFUSALS: list[type[Refused]] = [*Refused.__subclasses__(), StoreReadOnly]
+_BY_CODE = {refused.code: refused for refused in _REFUSALS}
 
 
 def refusal(code: str, *found: str, **facts: object) -> Refused:

@@ -21,6 +21,7 @@ NODE_SILENT_SECONDS = 60.0  # the public contract: a node that is silent for ove
 RETRY_WITHIN_SECONDS = 3600.0  # how long after its failure a job can be retried without force
 WAITING_SECONDS = 600.0  # how long a job waits for a silent node
 NAME_MAX = 64  # characters of a snapshot's name
+CAUSE_MAX = 2000  # characters of what the hypervisor said of a failure
 CANCELLED = "cancelled"  # error code of a cancelled job
 DESCRIPTION_MAX = 1000  # characters of a snapshot's description
 
@@ -302,3 +303,13 @@ def snapshot_id_of(tag: str) -> SnapshotId | None:
     because Lua's numbers are not exact beyond that."""
     match = re.fullmatch(r"vps-([1-9][0-9]{0,14})", tag)
     return SnapshotId(int(match[1])) if match else None
+
+
+def bounded_cause(text: str) -> str:
+    """A cause of at most CAUSE_MAX characters, which a terminal can print: its start and, because the reason is often
+    last, its end."""
+    printable = "".join(one if one.isprintable() or one == "\n" else " " for one in text)
+    if len(printable) <= CAUSE_MAX:
+        return printable
+    half = (CAUSE_MAX - 3) // 2
+    return f"{printable[:half]} … {printable[-half:]}"

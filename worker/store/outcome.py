@@ -11,7 +11,6 @@ DELETE_RETRY_MOST_SECONDS = 3600.0
 # Notes in the audit log. LEFT_OUT is omitted: nearly every create has it, and the snapshot's contents show it.
 NOTE_CODES_KEPT_SECONDS = 90 * 86_400
 NOT_AUDITED = frozenset({NoteCode.LEFT_OUT})
-CAUSE_MAX = 2000  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +49,6 @@ class Outcome:
             "retry_ms": round(DELETE_RETRY_SECONDS * 1000),
             "retry_most_ms": round(DELETE_RETRY_MOST_SECONDS * 1000),
         }
-
-
-def bounded_cause(text: str) -> str:
-    """The cause without control characters, at most CAUSE_MAX characters: its start and its end, which often has the
-    reason."""
-    printable = "".join(one if one.isprintable() or one == "\n" else " " for one in text)
-    if len(printable) <= CAUSE_MAX:
-        return printable
-    half = (CAUSE_MAX - 3) // 2
-    return f"{printable[:half]} … {printable[-half:]}"
 
 
 LEFT_ITS_NODE = Outcome(

@@ -7,6 +7,9 @@ once.
 A script with the line `-- Only reads.` cannot write; Redis enforces that. One with `-- Only reads and notes.` writes
 only optional data, with the module `notes`. Both work while Redis refuses writes, and can be repeated.
 
+A script with the line `-- Also when full.` frees memory, or ends what was begun: it is run also while Redis has no
+memory left for anything else. What it adds is bounded by what Redis has already.
+
 An HTTP call runs as one script, `entered`: it checks the caller and the rate limit, runs the call, and writes the audit
 entry.
 
@@ -19,7 +22,7 @@ from functools import cache
 from importlib.resources import files
 from itertools import takewhile
 
-from worker.store.bounds import FULL_FROM, Bounds
+from worker.store.bounds import FULL_FROM, KEPT_WHEN_SHORT, Bounds
 from worker.store.model import MAY_FOLLOW, SNAPSHOTS_PER_SERVER, STEPS, JobKind
 
 GUARD = "shared/guard"
@@ -27,6 +30,7 @@ ENTER = "access/enter"
 _ASK = "local ask = cjson.decode(ARGV[1])\n"
 _INCLUDE = "-- include: "
 _ONLY_READS = re.compile(r"^-- Only reads( and notes)?\.$", re.MULTILINE)
+_ALSO_WHEN_FULL = re.compile(r"^-- Also when full\.$", re.MULTILINE)
 
 
 @cache
@@ -46,6 +50,13 @@ def entered(name: str) -> str:
     return _guarded(_modules(script, enter) + body + enter)
 
 
+@cache
+def when_full(name: str) -> str:
+    """The script `name`, as a full Redis runs it. Only then: with these flags, Redis would also refuse it before its
+    first write while it accepts no writes for another reason."""
+    return f"#!lua flags=allow-oom\n{text(name)}"
+
+
 def _guarded(lua: str) -> str:
     return f"{source(GUARD)}local function script()\n{lua}end\nreturn {{left_out, script()}}\n"
 
@@ -54,6 +65,12 @@ def _guarded(lua: str) -> str:
 def only_reads(name: str) -> bool:
     """Whether the script `name` writes nothing except notes."""
     return _ONLY_READS.search(source(name)) is not None
+
+
+@cache
+def runs_when_full(name: str) -> bool:
+    """Whether the script `name` is run also while Redis is full."""
+    return _ALSO_WHEN_FULL.search(source(name)) is not None
 
 
 def linked(script: str) -> str:
@@ -90,6 +107,7 @@ def source(name: str) -> str:
             "OVERWRITES": overwrites,
             "BOUNDS": Bounds().model_dump(),
             "FULL_FROM": FULL_FROM,
+            "KEPT_WHEN_SHORT": KEPT_WHEN_SHORT,
             "SNAPSHOTS_PER_SERVER": SNAPSHOTS_PER_SERVER,
         }
         return "".join(f"local {name} = {_lua(held)}\n" for name, held in tables.items())

@@ -150,11 +150,13 @@ class AuditKeeper(Scripts):
     async def _move(self) -> int:
         """Move a batch. Returns how many entries were taken from the list, by this keeper or another one."""
         with redis_answers():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.lrange(NEW, 0, _BATCH - 1)
+            # No transaction, which a full Redis would refuse. The head comes first: if another keeper moves entries in
+            # between, it is no longer the head, and the script moves none.
+            async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.hmget(HEAD, ["seq", "chain"])
                 pipe.xrevrange(STREAM, count=1)
-                waiting, head, newest = await pipe.execute(raise_on_error=False)
+                pipe.lrange(NEW, 0, _BATCH - 1)
+                head, newest, waiting = await pipe.execute(raise_on_error=False)
             for reply in (waiting, newest, head):
                 if isinstance(reply, Exception) and not (reply is head and is_other_type(head)):
                     raise reply
@@ -182,14 +184,14 @@ class AuditKeeper(Scripts):
         return len(waiting)
 
 
-class Audit:
+class Audit(Scripts):
     """Appends entries. Every call may raise StoreUnavailable. `keeper`: moves them, if no other program does. `now`:
     returns the time of the cell."""
 
     def __init__(
         self, redis: ArqRedis, *, keeper: AuditKeeper | None = None, now: Callable[[], datetime] = _utc
     ) -> None:
-        self._redis = redis
+        super().__init__(redis)
         self._keeper = keeper
         self._now = now
 
@@ -203,9 +205,8 @@ class Audit:
         texts = [json.dumps({"at_ms": records.milliseconds(self._now()), **entry}) for entry in entries]
         with redis_answers():
             async with asyncio.timeout(_WRITE_SECONDS):
-                if await self._redis.llen(NEW) >= NEW_MOST:  # type: ignore[misc]  # typed for the blocking client too
-                    raise StoreUnavailable("The audit log has no keeper.")
-                await self._redis.rpush(NEW, *texts)  # type: ignore[misc]  # typed for the blocking client too
+                if not await self._call("access/append_audit", {"entries": texts, "most": NEW_MOST}):
+                    raise StoreUnavailable("The audit log takes no more entries: it has no keeper.")
         if self._keeper is not None:
             with redis_answers():
                 async with asyncio.timeout(_WRITE_SECONDS):

@@ -1,4 +1,5 @@
 -- Move the oldest entries of the list `audit:new` to the audit log.
+-- Also when full.
 -- ask: {head, newest: number in `audit:head` ('': none) and ID of the log's last entry when `entries` was made,
 -- entries: {{at_ms, fields: {field, value, ...}, lists: keys}, ...}, seq, chain: of the last of them, most:
 -- entries to keep, now_ms: by the keeper's clock, kept_ms: how long entries are kept, false: forever}

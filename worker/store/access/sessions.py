@@ -21,7 +21,7 @@ from arq.connections import ArqRedis
 
 from worker.store import records
 from worker.store.access.tokens import Authenticated, Limits, Token, key_of
-from worker.store.calls import Scripts, redis_answers
+from worker.store.calls import Scripts
 
 _ID_BYTES = 32
 _ID = re.compile(r"[A-Za-z0-9_-]{43}")  # that many bytes in URL-safe base64
@@ -136,8 +136,7 @@ class Sessions(Scripts):
     async def close(self, session_id: str) -> None:
         if session_id.startswith(_READING):
             return
-        with redis_answers():
-            await self._redis.delete(_key(session_id))
+        await self._call("access/close_session", {"key": _key(session_id)})
 
 
 def _signature(key: str, text: str) -> str:

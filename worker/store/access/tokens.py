@@ -304,15 +304,4 @@ class Tokens(Scripts):
 
     async def revoke(self, token_id: str) -> bool:
         """Revoke a token now. False: there is no token with this ID."""
-        with redis_answers():
-            key = await self._redis.hget(_INDEX, token_id)  # type: ignore[misc]  # typed for the blocking client too
-            if key is None:
-                return False
-            name = await self._redis.hget(key, "name")  # type: ignore[misc]
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.delete(key)
-                pipe.hdel(_INDEX, token_id)
-                pipe.hdel(USED, token_id)
-                pipe.zrem(_NAMES, (name or b"").lower() + b"\0" + token_id.encode())
-                revoked, *_ = await pipe.execute()
-        return bool(revoked)
+        return bool(await self._call("access/revoke_token", {"token": token_id}))

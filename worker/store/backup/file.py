@@ -1,7 +1,8 @@
 """The backup file: lines of JSON, compressed and optionally encrypted.
 
-The first line is {vps_snapshots_backup: version, made_ms, last_id}, the last one {rows, sha256: of the lines before}.
-So a truncated, changed or invalid file is detected before any of it is used.
+The first line is {vps_snapshots_backup: version, made_ms, last_id, life}, the last one {rows, sha256: of the lines
+before}. So a file that was cut off or changed, or has rows that no backup has, is noticed before anything of it is
+used.
 """
 
 import gzip
@@ -38,7 +39,13 @@ class Written:
 
 
 async def write(
-    path: Path, rows: AsyncIterator[dict[str, Any]], *, made_ms: int, last_id: str, recipient: str | None
+    path: Path,
+    rows: AsyncIterator[dict[str, Any]],
+    *,
+    made_ms: int,
+    last_id: str,
+    recipient: str | None,
+    life: str = "",
 ) -> Written:
     """Write the file atomically; only its owner can read it.
 
@@ -47,7 +54,7 @@ async def write(
     count = 0
     with _new_file(path, recipient) as raw, gzip.GzipFile(fileobj=raw, mode="wb") as compressed:
         lines = _Lines(compressed)
-        lines.add({"vps_snapshots_backup": VERSION, "made_ms": made_ms, "last_id": last_id})
+        lines.add({"vps_snapshots_backup": VERSION, "made_ms": made_ms, "last_id": last_id, "life": life})
         async for row in rows:
             lines.add(row)
             count += 1
@@ -119,6 +126,7 @@ class _Head(_Checked):
     vps_snapshots_backup: int
     made_ms: Milliseconds
     last_id: str
+    life: str = ""  # missing in older files
 
 
 class _Row(_Checked):
@@ -140,6 +148,7 @@ class BackupFile:
     identity: Path | None  # file with age's secret key; None: the backup is not encrypted
     made_ms: int
     last_id: str
+    life: str  # see `Backup.life`
 
     @classmethod
     def open(cls, path: Path, *, identity: Path | None) -> Self:
@@ -154,7 +163,7 @@ class BackupFile:
             head, last = head or _head(line), line
         if head is None or _parsed(last) != {"rows": count, "sha256": digest.hexdigest()}:
             raise BackupUnusable("it is damaged or truncated")
-        return cls(path=path, identity=identity, made_ms=head.made_ms, last_id=head.last_id)
+        return cls(path=path, identity=identity, made_ms=head.made_ms, last_id=head.last_id, life=head.life)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         for line in _lines(self.path, self.identity):

@@ -1,7 +1,7 @@
 -- include: clock, ids, records, nodes, placement, last_id, restored, token_names
 -- Write rows of a backup. Existing fields are not changed: only missing ones are added.
--- ask: {last_id ('': none), age_ms: age of the backup, rows: [{kind, key, record: {field: text}, lifetime_ms (missing:
--- it does not end)}]}
+-- ask: {last_id ('': none), made_ms, age_ms: of the backup, rows: [{kind, key, record: {field: text}, lifetime_ms
+-- (missing: it does not end)}]}
 -- Answers {number of rows that were written}.
 local ask = cjson.decode(ARGV[1])
 -- minimum time until a snapshot expires, because its owner may have changed the expiry after the backup
@@ -63,7 +63,7 @@ end
 
 -- A snapshot's record comes from its node, and then takes over these fields.
 function PUT.snapshot(row)
-  keep_restored(id_of(row), row.record)
+  keep_restored(id_of(row), row.record, ask.made_ms)
 end
 
 function PUT.node(row)

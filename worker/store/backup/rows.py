@@ -5,9 +5,12 @@ running during a backup.
 """
 
 import re
+import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, TypeAlias
+
+from arq.connections import ArqRedis
 
 from worker.store import records
 from worker.store.access.audit import HEAD, STREAM, number_of
@@ -17,6 +20,7 @@ from worker.store.unreadable import Unreadable
 
 Row: TypeAlias = dict[str, Any]
 SCANNED_AT_ONCE = 1000
+LIFE = "backups:life"  # a random text, which is gone if Redis loses its data
 SNAPSHOTS_KEPT = frozenset({"completed", "in_progress"})
 _HEX32 = "[0-9a-f]{32}"
 _PATTERNS = {
@@ -49,6 +53,12 @@ class Backup(Scripts):
     async def last_id(self) -> str:
         """The highest snapshot ID so far; "" if there is none."""
         return records.text(await reading(lambda: self._redis.get("snapshots:last_id")) or b"")
+
+    async def life(self) -> str:
+        """By which a restore notices that Redis has lost nothing since. "" while Redis takes no writes."""
+        with suppress(StoreReadOnly), redis_answers():
+            await self._redis.set(LIFE, secrets.token_hex(16), nx=True)
+        return await life_of(self._redis)
 
     async def made(self, made_ms: int) -> None:
         """Record that a backup was written; an alert fires if the last one is old."""
@@ -108,6 +118,11 @@ class Backup(Scripts):
                 unreadable.append(Unreadable(key=key, reason=str(error)))
         await self._tell_unreadable(unreadable)
         return rows
+
+
+async def life_of(redis: ArqRedis) -> str:
+    """Raises StoreUnavailable."""
+    return records.text(await reading(lambda: redis.get(LIFE)) or b"")
 
 
 def kind_of(key: str) -> str | None:

@@ -2,6 +2,7 @@
 -- Compare the time of the cell with the clocks of a process. If Redis's clock is ahead and the process knows that
 -- this much time has passed during an outage, the time of the cell leaps. If the process's wall clock agrees with
 -- Redis's, the two times approach each other by a tenth of the elapsed time.
+-- Also when full.
 -- ask: {wall_ms: the process's wall clock, counted_ms: the time of the cell as the process has counted it on since its
 -- last comparison, '' at its first, unsure_ms: its uncertainty, agree_ms: how far apart agreeing clocks may be,
 -- each_ms: how often the times approach each other and are written to the disk}

@@ -1,6 +1,7 @@
 -- include: clock, records, snapshots, history
 -- Retire the expired snapshots. A snapshot that is protected or unreadable, or whose server has a job, is checked
 -- again after again_ms.
+-- Also when full.
 -- ask: {again_ms, limit}
 -- Answers the number of snapshots that were retired.
 local ask = cjson.decode(ARGV[1])

@@ -1,6 +1,7 @@
 -- include: clock, records, nodes, conclude
 -- Fail the queued jobs whose node has been silent for silent_ms. A job that has started is not failed here, because
 -- its node reports its outcome.
+-- Also when full.
 -- ask: {silent_ms, limit, result (see `conclude`)}
 -- Answers the ids of the failed jobs.
 local ask = cjson.decode(ARGV[1])

@@ -1,5 +1,6 @@
 -- include: clock, records, removal
 -- Delete the records of snapshots that failed more than kept_ms ago.
+-- Also when full.
 -- ask: {kept_ms, limit}
 -- Answers the number of records.
 local ask = cjson.decode(ARGV[1])

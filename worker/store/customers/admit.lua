@@ -3,6 +3,7 @@
 -- Admit a create, restore, delete or undo: write everything, or refuse it and write nothing. A dry run is decided in
 -- the same way, but its job holds no server and creates no snapshot. A scheduled create deletes older snapshots if
 -- necessary.
+-- Also when full.
 -- ask: {kind, dry_run, account and id (not for a scheduled run): ID of the server for a create, of the restore's job
 -- for an undo, else of the snapshot, name, description, request_id, job_id, silent_ms, retry_ms, queue (see
 -- `enqueue`), again: retry a delete that has not freed its space, present_only: of a restore or undo, live: of a
@@ -76,6 +77,8 @@ local function create()
   demand_as_read('server:' .. server_id .. ':names')
   demand_as_read('server:' .. server_id .. ':counted')
   if ask.schedule and over > 0 and not namesake then
+    refused = refuse_if_full('new')
+    if refused then return refused end -- before anything is deleted for the new one
     local made = scheduled_snapshots(server_id)
     retire_oldest(made, #made - over, server.node)
     over = redis.call('SCARD', 'server:' .. server_id .. ':counted') + 1 - most
@@ -106,7 +109,7 @@ end
 local function restore(snapshot, server)
   if snapshot.status ~= 'completed' then return {'refused', 'snapshot_not_ready', snapshot.status} end
   if not server or server.missing then return {'refused', 'server_not_ready'} end
-  local refused = refuse_server(server)
+  local refused = refuse_server(server) or refuse_if_full('changes')
   if refused then return refused end
   if not ask.dry_run then chronicle_request(ask.id, 'restored') end
   return admit(snapshot.server, server, ask.id, snapshot, as_shown(ask.id, snapshot, server))
@@ -136,7 +139,7 @@ local function undo()
     return {'refused', 'undo_unavailable'}
   end
   if server.missing then return {'refused', 'server_not_ready'} end
-  local refused = refuse_server(server)
+  local refused = refuse_server(server) or refuse_if_full('changes')
   if refused then return refused end
   local key = 'snapshot:' .. restore.snapshot -- it may have been deleted
   local is_ours = redis.call('HGET', key, 'account') == server.account
@@ -166,7 +169,7 @@ local function run_schedule()
   end
   local answer = create()
   local passes = answer[2] == 'server_busy' or answer[2] == 'node_unavailable' or answer[2] == 'server_not_ready'
-    or answer[2] == 'store_nearly_full'
+    or answer[2] == 'store_nearly_full' or answer[2] == 'store_read_only'
   local next_ms = ask.schedule.next_ms
   local again_ms = passes and math.min(now_ms() + ask.schedule.retry_ms, next_ms) or next_ms
   redis.call('ZADD', 'schedules:due', again_ms, id)

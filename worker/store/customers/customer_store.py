@@ -272,11 +272,13 @@ class CustomerStore(Scripts):
         return await self._shown(answer[0])
 
     async def edit(self, *, account_id: By, snapshot_id: SnapshotId, edit: Edit, request_id: str = "") -> Snapshot:
-        """Change a snapshot's fields. Raises SnapshotNotFound or StoreUnavailable."""
+        """Change a snapshot's fields. Raises SnapshotNotFound, StoreNearlyFull or StoreUnavailable."""
         ask = {"id": str(snapshot_id), "fields": edit.for_script(), "request_id": request_id}
         found = await self._call("customers/edit", ask, account_id)
         if found is None:
             raise errors.SnapshotNotFound.of(id=snapshot_id)
+        if found[0] == b"refused":
+            raise errors.refusal(found[1].decode())
         return await self._one(_snapshot, found, kind="snapshot")
 
     async def edit_server(self, *, account_id: By, server_id: ServerId, consistency: str | None) -> ServerView:

@@ -4,8 +4,8 @@ import math
 from dataclasses import replace
 
 from worker.store import written
-from worker.store.model import Note
-from worker.store.outcome import JOB_KEPT_SECONDS, Outcome, bounded_cause
+from worker.store.model import Note, bounded_cause
+from worker.store.outcome import JOB_KEPT_SECONDS, Outcome
 from worker.store.reports import NodeFacts, Pool
 
 TEXT_MAX = 2000  # characters of a failure's or a note's detail

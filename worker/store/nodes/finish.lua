@@ -1,5 +1,6 @@
 -- include: records, nodes, transitions, conclude, job_reports, claims, off
 -- A node publishes a job's outcome. Publishing it again changes nothing.
+-- Also when full.
 -- ask: {job, node, owner, result (see `conclude`), report (see `keep_report`), power: the server's current power
 -- state, '' if unknown}
 -- Answers {'published'}, or why nothing was changed: {'lease_lost'}, {'job_unknown'}, {'job_over'} or

@@ -1,6 +1,7 @@
 -- include: clock, records, health, pause
 -- Take or renew the lease of a node, and record its heartbeat. The same machine may take it over at once, because its
 -- lock file proves that the previous process is dead.
+-- Also when full.
 -- ask: {node, owner, machine, who: for people, lease_ms: 0 releases the lease}
 -- Answers {1, 0}, or {0, milliseconds left, who} if another process holds it.
 local ask = cjson.decode(ARGV[1])

@@ -1,5 +1,6 @@
 -- include: records, nodes, events, states, job_reports, claims
 -- A node reports a job's progress. A late report changes nothing.
+-- Also when full.
 -- ask: {job, node, owner, step, report (see `keep_report`)}
 -- Answers {'lease_lost'} if the node must report it again, {'claim_refused', reason}, else {''}.
 local ask = cjson.decode(ARGV[1])

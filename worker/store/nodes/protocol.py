@@ -32,6 +32,7 @@ from pydantic import (
 
 from worker.program.adapters import adapter
 from worker.store.model import (
+    CAUSE_MAX,
     AccountId,
     Job,
     JobId,
@@ -44,7 +45,6 @@ from worker.store.model import (
     Step,
 )
 from worker.store.nodes.node_store import Known, LeaseHeld, Reported
-from worker.store.outcome import CAUSE_MAX
 
 PROTOCOLS = frozenset({1, 2, 3})  # the versions that this release supports
 BEGINS_WITH_TAKE = 2

@@ -12,6 +12,8 @@ local SLOTS_MOST = 20 -- per server: more than can be on its disks after a loss 
 local JOBS_MOST = 100 -- unfinished jobs per server: more than a node runs at a time
 local NAME_BYTES, DESCRIPTION_BYTES, CONTENTS_BYTES = 256, 4096, 65536
 local BEGUN_MOST, BEGUN_MS = 500, 500 * 60000 -- jobs that a node may add: a burst of 500, then one a minute
+local TOLD_BYTES, TOLD_MS = 64 * 2 ^ 20, 86400000 -- of snapshots that a node adds: so much at once, and in a day
+local RECORD_BYTES = 1500 -- of a snapshot, besides its texts
 local LATEST_MS = 2 ^ 47 -- in the year 6429
 
 if not owns_lease(ask.node, ask.owner) then return {'lease_lost'} end
@@ -61,7 +63,9 @@ local function why_not_snapshot(snapshot)
   if snapshot.status ~= 'completed' and not (snapshot.status == 'in_progress' and making[snapshot.id]) then
     return 'status_impossible'
   end
-  return redis.call('SCARD', key .. ':counted') >= SLOTS_MOST and 'too_many' or nil
+  if redis.call('SCARD', key .. ':counted') >= SLOTS_MOST then return 'too_many' end
+  local bytes = RECORD_BYTES + #snapshot.name + #snapshot.description + #(snapshot.contents or '')
+  return take('node:' .. node .. ':told', TOLD_BYTES, TOLD_MS, bytes) == 0 and 'too_many' or nil
 end
 
 local function add_job(begun)

@@ -1,4 +1,4 @@
--- include: clock, records, nodes, findings, placement, claims, off
+-- include: clock, records, nodes, findings, placement, claims, off, rate
 -- A node reports its servers and, from time to time, its software and storage.
 -- ask: {node, owner, silent_ms, placement: 'claim' or 'declared', servers: [{id, account, name, power}] (all as text),
 -- left: result (see `conclude`) of a job whose server has left its node, about: JSON of the node or '', free_bytes: of
@@ -10,7 +10,9 @@
 -- or Redis has lost its data. gone: servers that the node had before. accounts: {server, account, ...} of those that
 -- the node reports with a wrong account.
 local ask = cjson.decode(ARGV[1])
-local MOST = 4096 -- servers of one node
+local MOST = 2000 -- servers of one node
+local CHANGED_MOST = 400 -- servers that one report adds or takes away; the next report goes on with the others
+local ADDED_MOST, ADDED_MS = 4000, 4000 * 60000 -- servers that a node may add: so many at once, then one a minute
 local NAME_BYTES, ID_DIGITS = 256, 19
 local CONFLICT_MS = 60000 -- much longer than the end of a migration takes
 local REPORTED_MS = 60000 -- interval at which a report is processed completely even without known changes
@@ -19,8 +21,17 @@ local is_clean = true -- there is nothing to tell the node, and the records of i
 if not owns_lease(ask.node, ask.owner) then return {'lease_lost'} end
 if #ask.servers > MOST then return refuse_claim(ask, 'report', 'too_many', '') end
 local node = ask.node
+local added = 'node:' .. node .. ':added'
 local mine, claimed = 'node:' .. node .. ':servers', 'node:' .. node .. ':claimed'
 local conflicts, fresh, gone, accounts, left_out, present, contested = {}, {}, {}, {}, {}, {}, {}
+
+local changed = 0
+
+local function may_change()
+  changed = changed + 1
+  is_clean = is_clean and changed <= CHANGED_MOST
+  return changed <= CHANGED_MOST
+end
 
 local function leave_out(reason, id)
   left_out[#left_out + 1] = refuse_claim(ask, 'report', reason, 'server:' .. id)[2]
@@ -102,11 +113,14 @@ for _, found in ipairs(ask.servers) do
       is_clean = false
     elseif not known and ask.placement == 'declared' then
       leave_out('undeclared_server', found.id)
+    elseif not known and changed < CHANGED_MOST and take(added, ADDED_MOST, ADDED_MS) == 0 then
+      leave_out('too_many', found.id)
     elseif known and known.node and known.node ~= node and (not known.missing or known.placed) then
       contest(found.id, known.node)
     else
       present[found.id] = true
-      is_clean = attempt(key, have, found, known or {}) and is_clean
+      known = known or {}
+      if known.node == node or may_change() then is_clean = attempt(key, have, found, known) and is_clean end
     end
   end
 end
@@ -114,7 +128,7 @@ for _, id in ipairs(redis.call('HKEYS', claimed)) do
   if not contested[id] then redis.call('HDEL', claimed, id) end
 end
 for _, id in ipairs(redis.call('SMEMBERS', mine)) do
-  if not present[id] then lose(id, look_up('server:' .. id) or {}) end
+  if not present[id] and may_change() then lose(id, look_up('server:' .. id) or {}) end
 end
 note_about(ask)
 for _, told in ipairs({conflicts, fresh, gone, accounts, left_out}) do is_clean = is_clean and #told == 0 end

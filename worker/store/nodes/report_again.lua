@@ -1,5 +1,6 @@
 -- include: nodes
 -- A node repeats its last report, and nobody has changed its servers since.
+-- Also when full.
 -- ask: {node, owner, digest: of the servers, about, free_bytes, boot: see `nodes/report`}
 -- Answers {when an operator last requested a reconciliation, or ''}, {'lease_lost'}, or {} if the complete report is
 -- needed.

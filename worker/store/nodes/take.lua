@@ -2,6 +2,7 @@
 -- Select the jobs in a node's queue that it must start now, and if requested begin those that have not begun. While
 -- the node is paused, no job starts; a resume wakes the node. Jobs that are over or belong to another node are removed
 -- from the queue.
+-- Also when full.
 -- ask: {node, owner, free: slots, limit: jobs of the queue to read, running: ids, begin, left (see `nodes/begin`)}
 -- Answers {{id} or {id, {field, value, ...} of a job that has begun now}, ...}, earliest first. With `begin`, answers
 -- nothing without the lease.

@@ -1,11 +1,11 @@
 -- include: records, nodes, show, states, walk
 -- One page of the cell's jobs, newest first.
 -- Only reads.
--- ask: {silent_ms, match: {field of the record: value}, text or nil, cancelled: true: only cancelled jobs, false: only
--- others, or nil, ended_since_ms (inclusive), ended_until_ms (exclusive): bounds of the job's end, or nil, limit,
--- after, since_ms, until_ms (see `walk`)}
--- Answers {number of jobs if every job of a list matches, else -1, after, job (see `show_job` and `with_silence`),
--- ...}.
+-- ask: {silent_ms, match: {field of the record: value}, text: in lower case, or nil, fold: {its letters beyond a to z in upper
+-- case: in lower case}, cancelled: whether only those that were cancelled, or all others; or nil, ended_since_ms,
+-- ended_until_ms: bounds of the job's end, the latter not included, or nil, limit, after, since_ms, until_ms (see
+-- `walk`)}
+-- Answers {number of jobs if every job of a list matches, else -1, after, job (see `show_job` and `with_silence`), ...}.
 local ask = cjson.decode(ARGV[1])
 ask.descending = true
 local LONGEST_MS = 86400000 -- longest time from a job's admission to its end
@@ -35,6 +35,12 @@ local SEARCHED = {'server_name', 'snapshot_name', 'failure_detail', 'request_id'
 
 if ask.cancelled then lists[#lists + 1] = CANCELLED end
 
+local function folded(text)
+  text = string.lower(text) -- only the letters a to z
+  for upper, lower in pairs(ask.fold) do text = string.gsub(text, upper, lower) end
+  return text
+end
+
 local function matches(id)
   local found = redis.call('HMGET', 'job:' .. id, 'state', 'failure_code', 'finished_ms', unpack(fields))
   if not found[1] then return false end -- its record has expired
@@ -47,7 +53,7 @@ local function matches(id)
   if ended_until and not (ended and ended < ended_until) then return false end
   if not ask.text then return true end
   for _, text in ipairs({id, unpack(redis.call('HMGET', 'job:' .. id, unpack(SEARCHED)))}) do
-    if text and string.find(string.lower(text), ask.text, 1, true) then return true end
+    if text and string.find(folded(text), ask.text, 1, true) then return true end
   end
   return false
 end

@@ -77,12 +77,19 @@ class JobFilter:
             server=self.server_id,
             failure_code=self.error_code,
         )
-        ask: dict[str, Any] = {"match": match} | ({"text": self.text.lower()} if self.text else {})
+        ask: dict[str, Any] = {"match": match} | (_text(self.text) if self.text else {})
         ask |= given(
             ended_since_ms=self.ended_since and records.milliseconds(self.ended_since),
             ended_until_ms=self.ended_until and records.milliseconds(self.ended_until),
         )
         return ask | ({} if self.cancelled is None else {"cancelled": self.cancelled})
+
+
+def _text(text: str) -> dict[str, Any]:
+    """A text that is searched for in any case. Lua knows only the letters a to z."""
+    lower = text.lower()
+    others = {letter.upper(): letter for letter in lower if not letter.isascii()}
+    return {"text": lower, "fold": {upper: low for upper, low in others.items() if upper != low and len(upper) == 1}}
 
 
 @dataclass(frozen=True, kw_only=True)

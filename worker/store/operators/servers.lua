@@ -13,6 +13,7 @@ local since = ask.no_snapshot_ms and now_ms() - ask.no_snapshot_ms
 
 local function has_snapshot(id)
   for _, snapshot in ipairs(redis.call('SMEMBERS', 'server:' .. id .. ':counted')) do
+    look_further(1)
     local status, created_ms = unpack(redis.call('HMGET', 'snapshot:' .. snapshot, 'status', 'created_ms'))
     if status == 'completed' and (number(created_ms) or 0) >= since then return true end
   end

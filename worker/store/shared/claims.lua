@@ -7,11 +7,15 @@ local REFUSED_LISTED = 10000
 local MOST_MB = 2 ^ 43 -- 8 EiB, the largest size of a qcow2 image
 local MOVING_MS = 600000 -- how long a server's former node may still finish its work on it
 
+local refused_before = {} -- by the same script
+
 -- Refuse a claim of the calling node. about: the object of the claim, for people. Answers {'claim_refused', reason}.
 local function refuse_claim(ask, call, reason, about)
   local now, name = now_ms(), ask.node .. ':' .. call .. ':' .. reason
   local key = 'refused_claim:' .. name
   redis.call('HINCRBY', key, 'count', 1)
+  if refused_before[key] then return {'claim_refused', reason} end
+  refused_before[key] = true
   redis.call('HSETNX', key, 'first_ms', now)
   redis.call('HSET', key, 'about', string.match(about, '^[%w_.:-]*$') and string.sub(about, 1, 64) or '')
   redis.call('PEXPIRE', key, REFUSED_KEPT_MS)

@@ -22,6 +22,23 @@ local function list_server(server_id, known, node, account, name)
   redis.call('ZADD', 'servers:by:name', 0, by_name(server_id, name))
 end
 
+local DELETING_LOOKED_AT = 2000 -- of a node; those that are due first
+local deleting_of = {}
+
+-- The deleted snapshots of a server whose space the node has not freed. Read once for all servers of a script.
+local function deleting_on(node, server_id)
+  if not deleting_of[node] then
+    local found = {}
+    for _, id in ipairs(redis.call('ZRANGE', 'node:' .. node .. ':deleting', 0, DELETING_LOOKED_AT - 1)) do
+      local server = redis.call('HGET', 'snapshot:' .. id, 'server') or ''
+      found[server] = found[server] or {}
+      table.insert(found[server], id)
+    end
+    deleting_of[node] = found
+  end
+  return deleting_of[node][server_id] or {}
+end
+
 -- The server moves to another node. Its former node is silent or no longer reports it, and will not end its jobs.
 -- left: result (see `conclude`) of the job that holds it
 local function move_to_node(server_id, server, node, left)
@@ -31,13 +48,10 @@ local function move_to_node(server_id, server, node, left)
   local job = server.job and look_up('job:' .. server.job)
   if job and job.server == server_id then attempt('job:' .. server.job, conclude, server.job, job, left) end
   redis.call('HDEL', 'server:' .. server_id, 'job') -- also an unreadable job, which belongs to the former node
-  local deleting = 'node:' .. server.node .. ':deleting'
-  for _, id in ipairs(redis.call('ZRANGE', deleting, 0, -1)) do
-    if redis.call('HGET', 'snapshot:' .. id, 'server') == server_id then
-      redis.call('ZREM', deleting, id)
-      redis.call('HSET', 'snapshot:' .. id, 'node', node)
-      redis.call('ZADD', 'node:' .. node .. ':deleting', now_ms(), id)
-    end
+  for _, id in ipairs(deleting_on(server.node, server_id)) do
+    redis.call('ZREM', 'node:' .. server.node .. ':deleting', id)
+    redis.call('HSET', 'snapshot:' .. id, 'node', node)
+    redis.call('ZADD', 'node:' .. node .. ':deleting', now_ms(), id)
   end
   redis.call('HSET', 'server:' .. server_id, 'moved_from', server.node, 'moved_ms', now_ms())
 end

@@ -98,10 +98,8 @@ end
 local function attempt(key, work, ...)
   local done, answer, more = pcall(work, ...)
   if done then return answer, more end
-  local why = type(answer) == 'table' and answer.err or string.gsub(tostring(answer), '^user_script:%d+: ', '')
-  if type(answer) == 'table' and not string.find(why, '^UNREADABLE') and not string.find(why, '^ERR') then
-    return error(answer) -- Redis refuses writes: it is full or read-only
-  end
+  if why_refused(answer) then return error({err = text_of(answer)}) end
+  local why = string.gsub(text_of(answer), '^user_script:%d+: ', '')
   if not string.find(why, '^UNREADABLE') then set_aside(key, why) end -- otherwise it is already noted
   return nil
 end

@@ -4,9 +4,12 @@
 local RESTORED_MS = 30 * 86400000
 local RESTORED_FIELDS = {'description', 'labels', 'protected', 'expires_ms', 'schedule'}
 
-local function keep_restored(id, kept)
+-- made_ms: when that backup was made. What a later one knows stays.
+local function keep_restored(id, kept, made_ms)
   local key = 'snapshot:' .. id .. ':restored'
-  kept.status = nil
+  if (number(redis.call('HGET', key, 'made_ms')) or 0) > made_ms then return end
+  kept.status, kept.made_ms = nil, string.format('%.0f', made_ms)
+  redis.call('DEL', key)
   write(key, kept)
   redis.call('PEXPIRE', key, RESTORED_MS)
 end

@@ -2,6 +2,12 @@
 -- Pages of the operators' lists, which can be long.
 
 local LOOKS = 2000 -- entries per call, to limit how long it blocks Redis
+local looked = 0
+
+-- Count what is looked at for the sake of an entry.
+local function look_further(many)
+  looked = looked + many
+end
 
 -- The rank at which a page starts: after the last entry of the previous page, or at its former place if that was moved
 -- or removed.
@@ -28,7 +34,7 @@ end
 -- a list by time, or nil}. Returns {after, shown, ...}; after is {score, member} of the last entry
 -- that was read, or {} at the end of the list.
 local function walk(ask, list, kind, show)
-  local rank, looked, page = first_rank(ask, list), 0, {{}}
+  local rank, page = first_rank(ask, list), {{}}
   while looked < LOOKS do
     local many = math.min(ask.limit, LOOKS - looked)
     local found = redis.call(ask.descending and 'ZREVRANGE' or 'ZRANGE', list, rank, rank + many - 1, 'WITHSCORES')
@@ -40,7 +46,7 @@ local function walk(ask, list, kind, show)
       page[#page + 1] = attempt(kind .. found[i], show, found[i])
       looked, rank = looked + 1, rank + 1
       page[1] = {found[i + 1], found[i]}
-      if #page > ask.limit then return page end
+      if #page > ask.limit or looked >= LOOKS then return page end
     end
     if #found < 2 * many then
       page[1] = {}

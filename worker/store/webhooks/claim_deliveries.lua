@@ -1,6 +1,7 @@
 -- include: clock, records, deliveries
 -- Claim a webhook with the deliveries that are due. Accounts take turns; of an account's webhooks, the one that has
 -- waited longest is next. No other sender gets it until the claim is settled or lease_ms have passed.
+-- Also when full.
 -- ask: {token: of the claim, lease_ms, limit}
 -- Answers nil if nothing is due, else {id, url, {secret, ...}, {{delivery id, event, created_ms, attempts, job as it
 -- was shown (not for a test)}, ...}}.

@@ -1,4 +1,4 @@
--- include: clock, records, deliveries, idempotency
+-- include: clock, records, deliveries, idempotency, room
 -- Send failed deliveries of a webhook again: one, or all.
 -- ask: {account, id, delivery_id (missing: all), no_message: the event that needs no stored message, pause_ms:
 -- minimum time after a request for all that sent something, idempotency (see `replay`)}
@@ -75,7 +75,8 @@ local function redeliver()
   local hook = read_of(ask.account, key)
   if not hook then return {'refused', 'webhook_not_found'} end
   if hook.enabled ~= '1' then return {'refused', 'webhook_disabled'} end
-  local answer
+  local answer = refuse_if_full('changes')
+  if answer then return answer end
   if ask.delivery_id then answer = redeliver_one() else answer = redeliver_all(hook) end
   redis.call('PEXPIRE', queue, DELIVERIES_KEPT_MS)
   line_up(ask.id)

@@ -1,5 +1,6 @@
 -- include: clock, records, deliveries
 -- Record the results of a claim's attempts and end the claim. No effect if the webhook was claimed again.
+-- Also when full.
 -- ask: {id, token, patience_ms, results: [{id, status, error, delivered, retry_ms ('': give up)}]}
 -- Answers the reason if this disabled the webhook: 'gone', 'failing', or ''.
 local ask = cjson.decode(ARGV[1])
