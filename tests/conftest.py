@@ -7,18 +7,23 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from importlib import import_module
+from contextlib import suppress
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 from arq.connections import ArqRedis
+from redis import Redis
+from redis.exceptions import RedisError
 from xdist.remote import Producer
 
+from tests import redis_program
 from tests.side_by_side import SideBySide, longest_first
 from worker.store.redis_client import RedisSettings, connect
 
+redis_program.choose()
 TESTS = Path(__file__).parent
 MEMORY, ROOM_BYTES = Path("/dev/shm"), 2 << 30
 START_SECONDS = 30  # far above what Redis takes, for a machine with much else to do
@@ -27,6 +32,12 @@ START_SECONDS = 30  # far above what Redis takes, for a machine with much else t
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> SideBySide:
     return SideBySide(config, log)
+
+
+def pytest_report_header() -> str:
+    """What the tests stand on, for `make matrix`."""
+    server = redis_program.version() if shutil.which(redis_program.NAME) else "none"
+    return f"redis-server: {server}; redis-py {metadata.version('redis')}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -80,12 +91,8 @@ class RedisServer:
         )
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            answer = subprocess.run(
-                ["redis-cli", "-s", str(self.socket), "ping"],
-                capture_output=True,
-                check=False,
-            )
-            if answer.stdout.strip() == b"PONG":
+            with suppress(RedisError), Redis(unix_socket_path=str(self.socket)) as client:
+                client.ping()
                 return
             time.sleep(0.02)
         raise RuntimeError(f"redis-server did not answer within {START_SECONDS} s")

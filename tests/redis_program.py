@@ -1,0 +1,34 @@
+"""Which program the tests start as `redis-server`: the first on PATH, or that of the environment variable REDIS_SERVER.
+
+The one place that reads it. Tests, the programs under test and their children all look on PATH.
+"""
+
+import atexit
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+NAME = "redis-server"
+SETTING = "REDIS_SERVER"
+
+
+def choose() -> None:
+    """Raises FileNotFoundError if the setting names no program."""
+    wanted = os.environ.get(SETTING)
+    if not wanted:
+        return
+    program = shutil.which(wanted)
+    if program is None:
+        raise FileNotFoundError(f"{SETTING}={wanted}: no such program")
+    folder = tempfile.mkdtemp(prefix="vps-redis-program-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (Path(folder) / NAME).symlink_to(Path(program).absolute())
+    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def version() -> str:
+    """As the program says it: `Redis server v=7.0.15 ...`."""
+    done = subprocess.run([NAME, "--version"], capture_output=True, text=True, check=False, timeout=60)
+    return done.stdout.partition(" sha=")[0]
