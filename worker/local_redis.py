@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from worker.program.configuration import ConfigurationError
 from worker.store.redis_client import RedisSettings, connect
 
+PROGRAMS = ("redis-server", "valkey-server")  # the first that is installed; either will do
 START_SECONDS = 10.0
 MEMORY = "64mb"  # a job takes less than 1 kB, and at most 100 run
 
@@ -49,10 +50,11 @@ class LocalRedis:
 
 @asynccontextmanager
 async def local_redis(folder: Path) -> AsyncIterator[LocalRedis]:
-    """A redis-server while the block runs. `folder` is made, or made empty. Raises ConfigurationError."""
-    program = shutil.which("redis-server")
+    """A Redis or Valkey while the block runs. `folder` is made, or made empty. Raises ConfigurationError."""
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
-        raise ConfigurationError("redis-server is not installed: the worker starts one of its own for arq's queue")
+        names = " nor ".join(PROGRAMS)
+        raise ConfigurationError(f"neither {names} is installed: the worker starts one of its own for arq's queue")
     place = _emptied(folder)
     try:
         process = _started(program, folder)

@@ -176,6 +176,7 @@ def connect(
         "socket_connect_timeout": settings.connect_seconds,
         "health_check_interval": IDLE_CHECK_SECONDS,
         "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,  # answers have one form, whatever redis-py and the server prefer
     }
     if settings.username is not None:
         options["username"] = settings.username
