@@ -179,7 +179,9 @@ lock: setup $(CLIENT)/.lock ## resolve the dependencies into the lock files (UPG
 	$(UV) pyproject.toml --extra front-end -c deploy/lock/dev.txt -o deploy/lock/front-end.txt
 	$(UV) pyproject.toml --extra cli -c deploy/lock/dev.txt -o deploy/lock/cli.txt
 	$(UV) pyproject.toml --extra service --extra tracing -c deploy/lock/dev.txt -o deploy/lock/tracing.txt
+	$(UV) pyproject.toml --extra front-end --extra worker -c deploy/lock/dev.txt -o deploy/lock/simulated.txt
 	$(UV) --group build -c deploy/lock/dev.txt -o deploy/lock/build.txt
+	$(UV) --group newest -o deploy/lock/newest.txt
 	$(UV) --group client -o deploy/lock/client.txt
 	$(UV) --group ansible -c deploy/lock/client.txt -o deploy/lock/ansible.txt
 	$(UV) --group peers -o deploy/lock/peers.txt

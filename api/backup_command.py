@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from api.options import Config, fail, print_table, record, settings_of, with_redis
 from api.settings import ApiSettings
@@ -40,7 +40,7 @@ def backup(
     labels, protection and expiry of snapshots, paused nodes, and the audit log. Prints the file's path."""
     settings = settings_of(ApiSettings, context, config)
 
-    async def run(redis: ArqRedis) -> tuple[Path, Written]:
+    async def run(redis: Redis) -> tuple[Path, Written]:
         store = Backup(redis)
         made_ms = await store.now_ms()
 
@@ -103,7 +103,7 @@ def restore(
     print_table(("KIND", "RESTORED"), [(kind, str(number)) for kind, number in sorted(written.items())])
 
 
-async def _restore(redis: ArqRedis, found: BackupFile, settings: ApiSettings, *, merge: bool) -> dict[str, int]:
+async def _restore(redis: Redis, found: BackupFile, settings: ApiSettings, *, merge: bool) -> dict[str, int]:
     store = Restore(redis)
     if not merge and not await store.is_empty():
         fail("Redis has tokens: its data is not lost, or a restore was interrupted. --merge adds what it lacks", code=1)

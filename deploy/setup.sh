@@ -124,7 +124,7 @@ ensure_venv() {
     # In two steps, so that the build tools are locked, too: otherwise, pip would fetch them without hashes.
     step "installing the build tools from the lock" "${pip[@]}" --require-hashes -r "$LOCK/build.txt"
     local lock=$LOCK/dev.txt
-    [ -n "$hypervisor" ] || lock=$LOCK/front-end.txt
+    [ -n "$hypervisor" ] || lock=$LOCK/simulated.txt
     step "installing $(grep -c '^[a-z]' "$lock") Python packages from the lock" \
         "${pip[@]}" --no-build-isolation --require-hashes -r "$lock"
     step "installing this project, editable" "${pip[@]}" --no-build-isolation --no-deps -e .

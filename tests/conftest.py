@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from arq.connections import ArqRedis
-from redis import Redis
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from xdist.remote import Producer
 
@@ -91,7 +91,7 @@ class RedisServer:
         )
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            with suppress(RedisError), Redis(unix_socket_path=str(self.socket)) as client:
+            with suppress(RedisError), SyncRedis(unix_socket_path=str(self.socket)) as client:
                 client.ping()
                 return
             time.sleep(0.02)
@@ -111,7 +111,7 @@ class RedisServer:
             else:
                 name.unlink()
 
-    def client(self) -> ArqRedis:
+    def client(self) -> Redis:
         return connect(RedisSettings(url=f"unix://{self.socket}"))
 
 
@@ -136,7 +136,7 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-async def redis(redis_server: RedisServer) -> AsyncIterator[ArqRedis]:
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     client = redis_server.client()
     await client.flushdb()
     yield client

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import structlog
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from worker.program.configuration import ConfigurationError
@@ -31,7 +31,7 @@ class LocalRedisDied(Exception):
 
 
 class LocalRedis:
-    def __init__(self, client: ArqRedis, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, client: Redis, process: "subprocess.Popen[bytes]") -> None:
         self.client = client
         self.process = process
 
@@ -101,7 +101,7 @@ def _started(program: str, folder: Path) -> "subprocess.Popen[bytes]":
     )
 
 
-async def _answers(client: ArqRedis, process: "subprocess.Popen[bytes]") -> None:
+async def _answers(client: Redis, process: "subprocess.Popen[bytes]") -> None:
     """Return when it does. Raises ConfigurationError if it does not start."""
     with suppress(TimeoutError):
         async with asyncio.timeout(START_SECONDS):

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from arq.connections import ArqRedis
 from pydantic import SecretStr
+from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from tests.integration.conftest import Cell
@@ -28,9 +28,9 @@ KEPT = timedelta(days=90)
 class Log:
     """The log as its keeper, as a front end, and as whoever may do everything."""
 
-    keeper: ArqRedis
-    front_end: ArqRedis
-    thief: ArqRedis
+    keeper: Redis
+    front_end: Redis
+    thief: Redis
 
     async def have(self, *paths: str) -> None:
         for path in paths:
@@ -49,7 +49,7 @@ class Log:
 
 @pytest.fixture
 async def log(deployed: DeployedRedis) -> AsyncIterator[Log]:
-    def client(name: str) -> ArqRedis:
+    def client(name: str) -> Redis:
         password = SecretStr(f"{name.upper()}-PASSWORD")
         return connect(RedisSettings(url=f"unix://{deployed.socket}", username=name, password=password))
 

@@ -6,16 +6,14 @@ import time
 from collections.abc import Awaitable
 from typing import Annotated, Any, Protocol, Self
 
-from arq.connections import ArqRedis
 from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
-from redis.asyncio import BlockingConnectionPool, ConnectionPool
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-from worker.store import arq_queue as queue
 from worker.store import trouble
 from worker.store.connection import careful
 from worker.store.script_connection import Copies, Script, ScriptConnections
@@ -105,11 +103,11 @@ class Observer(Protocol):
     def failed(self, error: Exception) -> None: ...
 
 
-class _Client(ArqRedis):
+class _Client(Redis):
     def __init__(
         self, *, pool: ConnectionPool, command_seconds: float, observer: Observer | None, replicas: int
     ) -> None:
-        super().__init__(pool_or_conn=pool, job_serializer=queue.serialize, job_deserializer=queue.deserialize)
+        super().__init__(connection_pool=pool)
         self._observer = observer
         self._looked = -LOOK_SECONDS
         self._of_scripts = ScriptConnections(pool, seconds=command_seconds, idle_seconds=IDLE_CHECK_SECONDS)
@@ -164,7 +162,7 @@ class _Client(ArqRedis):
 
 def connect(
     settings: RedisSettings, *, command_seconds: float | None = None, observer: Observer | None = None
-) -> ArqRedis:
+) -> Redis:
     """A client that connects at its first command; `command_seconds` overrides the setting. `observer` gets the result
     of each command and script outside of pipelines.
 

@@ -17,7 +17,7 @@ from hashlib import sha256
 from typing import Any, Self
 
 import structlog
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from worker.store import records
@@ -118,7 +118,7 @@ class AuditKeeper(Scripts):
     """Moves new entries to the log, and removes those that are older than `kept` (None: none) by `now` and by the
     time of the front ends. Any number may run at a time. Every call may raise StoreUnavailable."""
 
-    def __init__(self, redis: ArqRedis, *, kept: timedelta | None, now: Callable[[], datetime] = _utc) -> None:
+    def __init__(self, redis: Redis, *, kept: timedelta | None, now: Callable[[], datetime] = _utc) -> None:
         super().__init__(redis)
         self._kept = kept
         self._now = now
@@ -183,9 +183,7 @@ class Audit:
     """Appends entries. Every call may raise StoreUnavailable. `keeper`: moves them, where no other program does. `now`:
     the time of the cell."""
 
-    def __init__(
-        self, redis: ArqRedis, *, keeper: AuditKeeper | None = None, now: Callable[[], datetime] = _utc
-    ) -> None:
+    def __init__(self, redis: Redis, *, keeper: AuditKeeper | None = None, now: Callable[[], datetime] = _utc) -> None:
         self._redis = redis
         self._keeper = keeper
         self._now = now
