@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -36,8 +37,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> SideByS
 
 def pytest_report_header() -> str:
     """What the tests stand on, for `make matrix`."""
-    server = redis_program.version() if shutil.which(redis_program.NAME) else "none"
-    return f"redis-server: {server}; redis-py {metadata.version('redis')}"
+    found = {
+        "server": redis_program.version(),
+        "redis-py": metadata.version("redis"),
+        "Python": platform.python_version(),
+        "libvirt": _version_of_libvirt(),
+    }
+    return "versions: " + "; ".join(f"{name}={version}" for name, version in found.items())
+
+
+def _version_of_libvirt() -> str:
+    if find_spec("libvirt") is None:
+        return "none"
+    number = import_module("libvirt").getVersion()
+    return f"{number // 1_000_000}.{number // 1_000 % 1_000}.{number % 1_000}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

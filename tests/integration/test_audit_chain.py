@@ -16,6 +16,7 @@ from tests.integration.conftest import Cell
 from tests.integration.front_end import serving
 from tests.integration.test_deployed import DeployedRedis
 from tests.integration.test_deployed import deployed as deployed  # noqa: PLC0414 - a fixture
+from tests.redis_program import NOT_ALLOWED_IN_SCRIPT
 from worker.store.access.audit import HEAD, NEW, STREAM, Audit, AuditKeeper
 from worker.store.access.audit_check import AuditCheck, check
 from worker.store.access.tokens import Permission
@@ -104,7 +105,7 @@ async def test_a_front_end_can_only_append(log: Log, command: str) -> None:
 
     with pytest.raises(NoPermissionError):
         await log.front_end.execute_command(*words)  # type: ignore[no-untyped-call]  # redis-py's gap
-    with pytest.raises(ResponseError, match="The user executing the script can't"):
+    with pytest.raises(ResponseError, match=NOT_ALLOWED_IN_SCRIPT):
         await log.front_end.execute_command("EVAL", script, "0")  # type: ignore[no-untyped-call]  # redis-py's gap
 
 
