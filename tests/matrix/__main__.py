@@ -39,7 +39,7 @@ class Row:
 
 
 def main() -> None:
-    wanted, python = os.environ.get("ONLY", "").split(), os.environ.get("PYTHON", "")
+    wanted, python = os.environ.get("ONLY", "").split(), os.environ.get("MATRIX_PYTHON", "")
     rows = [Path(python).name] if python and not wanted else wanted or ROWS
     if unknown := set(rows) - {*ROWS, Path(python).name}:
         sys.exit(f"no such row: {', '.join(sorted(unknown))}; there are: {', '.join(ROWS)}")
@@ -89,7 +89,9 @@ def _prepared(row: str, python: str) -> Row:
         inside = (chroot, str(root), "run", *_reaping(".venv/bin/python"), ".venv/bin/python")
         return Row(tests=ON_DEBIAN, command=inside, settings={}, root=root / "srv" / "checkout")
     venv = f"{sys.prefix}-{row}"
-    subprocess.run(["make", "setup-tests", f"VENV={venv}", f"PYTHON={python or row}"], cwd=ROOT, check=True)
+    plain = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "PYTHON"}}
+    setup = ["make", "setup-tests", f"VENV={venv}", f"PYTHON={python or row}"]
+    subprocess.run(setup, cwd=ROOT, env=plain, check=True)
     program = f"{venv}/bin/python"
     return Row(tests=ON_A_PYTHON, command=(*_reaping(program), program), settings={})
 

@@ -28,7 +28,7 @@ if [ "$suite" = run ]; then
     exit
 fi
 if ! [ -d "$root" ]; then
-    debootstrap --variant=minbase --include=ca-certificates,git,make "$suite" "$root.new" "$mirror"
+    debootstrap --variant=minbase --include=ca-certificates,git,make,python3 "$suite" "$root.new" "$mirror"
     printf '#!/bin/sh\nexit 101\n' >"$root.new/usr/sbin/policy-rc.d" && chmod 755 "$root.new/usr/sbin/policy-rc.d"
     mv "$root.new" "$root"
 fi
