@@ -16,6 +16,7 @@ from tests.integration.conftest import Cell
 from tests.integration.front_end import serving
 from tests.integration.test_deployed import DeployedRedis
 from tests.integration.test_deployed import deployed as deployed  # noqa: PLC0414 - a fixture
+from tests.queueing import until_told
 from tests.redis_program import NOT_ALLOWED_IN_SCRIPT
 from worker.store.access.audit import HEAD, NEW, STREAM, Audit, AuditKeeper
 from worker.store.access.audit_check import AuditCheck, check
@@ -209,6 +210,11 @@ async def test_operators_are_told(cell: Cell) -> None:
         token = await api.new_token(account=None, permissions={Permission.OPERATOR_READ})
         await api.create()
         await api.create("again")
+
+        async def has_both() -> bool:
+            return bool(await cell.redis.xlen(STREAM) >= 2)
+
+        await until_told(has_both)
         whole = await api.call("GET", "/api/v1/ops/audit/check/", token=token)
         await cell.redis.xtrim(STREAM, maxlen=0, approximate=False)
         cut = await api.call("GET", "/api/v1/ops/audit/check/", token=token)

@@ -76,7 +76,7 @@ async def test_all_that_wait_are_told_that_the_answer_is_lost_and_the_next_is_an
 
     async def has_all() -> bool:
         clients: list[dict[str, str]] = await redis.client_list()
-        return sum(client["cmd"] == "evalsha" and client["qbuf"] != "0" for client in clients) == MANY
+        return sum(client["cmd"] == "evalsha" and "b" in client["flags"] for client in clients) == MANY
 
     await until_told(has_all)
     await redis.client_kill_filter(_type="normal", skipme=True)
