@@ -9,6 +9,7 @@ mirror=${MIRROR:-http://deb.debian.org/debian}
 
 mounts() {
     # in namespaces of its own: whatever ends this script, no mount is left
+    mount --bind "$root" "$root" # what is / inside must be a mount, for namespaces inside
     mount -t proc proc "$root/proc"
     mount --rbind /sys "$root/sys"
     mount --rbind /dev "$root/dev"
