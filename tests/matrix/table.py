@@ -46,11 +46,11 @@ def read(row: str, log: str, junit: Path) -> Result:
     )
 
 
-def write(result: Result) -> None:
+def write(result: Result, page: Path = PAGE) -> None:
     """Replace the row's line."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
+    before, _, rest = page.read_text().partition(BEGIN)
     table, _, after = rest.partition(END)
     lines = {line.split(" ", 2)[1]: line for line in table.strip().splitlines()[2:]} | {result.row: result.line}
     rule = "|".join(["", *("---" for _ in HEAD.split(" | ")), ""])
     written = "\n".join([HEAD, rule, *(lines[name] for name in sorted(lines))])
-    PAGE.write_text(f"{before}{BEGIN}\n{written}\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n{written}\n{END}{after}")
