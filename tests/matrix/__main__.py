@@ -1,7 +1,8 @@
 """Runs the tests on other versions than the lock's and this machine's, row by row, and writes docs/versions.md.
 
 ONLY="valkey-9 redis-py-8" runs these rows; T="tests/security" other tests than a row's own, T=store those of `make
-newest`. PYTHON=python3.12 runs the row of this interpreter. A row's output and programs stay in .matrix. Exits with 1 if a test failed.
+newest`. PYTHON=python3.12 runs the row of this interpreter. A row's output and programs stay in .matrix.
+Exits with 1 if a test failed.
 """
 
 import os
