@@ -29,6 +29,8 @@ HYPERVISOR_PACKAGES=(
     swtpm swtpm-tools                               # servers with a TPM
     busybox-static cpio xz-utils                    # to build the guest of the demo and the tests from Debian's kernel
 )
+# Since Debian 13 libvirt's storage pools are a package of their own
+if [ "$(. /etc/os-release && echo "${VERSION_ID:-13}")" != 12 ]; then HYPERVISOR_PACKAGES+=(libvirt-daemon-driver-storage); fi
 # Only for the tests: a browser for the dashboard, Prometheus with promtool for metrics and alerts, a backup tool, encryption,
 # and for failovers a proxy before two front ends and network namespaces
 TEST_PACKAGES=(chromium prometheus virtnbdbackup age haproxy iproute2)
