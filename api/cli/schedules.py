@@ -31,7 +31,7 @@ COLUMNS = (
     Column(title="LAST RUN", of=_last, yields=4),
 )
 
-ScheduleArgument = Annotated[str, typer.Argument(metavar="SCHEDULE", help="ID, 8 digits of it or more, or name.")]
+ScheduleArgument = Annotated[str, typer.Argument(metavar="SCHEDULE", help="ID, at least its first 8 digits, or name.")]
 WHEN = "hourly, daily, weekly, or a cron expression in UTC."
 Keep = Annotated[int | None, typer.Option(min=1, help="How many of its snapshots to keep.")]
 ExpireAfter = Annotated[
@@ -102,7 +102,7 @@ def edit_schedule(  # noqa: PLR0913 - an option is a parameter
     when: Annotated[str | None, typer.Option(help=WHEN)] = None,
     keep: Keep = None,
     expire_after: ExpireAfter = None,
-    never_expire: Annotated[bool, typer.Option("--never-expire", help="Keep its snapshots for ever.")] = False,
+    never_expire: Annotated[bool, typer.Option("--never-expire", help="Keep its snapshots forever.")] = False,
     consistency: Consistency = None,
     enabled: Annotated[bool | None, typer.Option("--enable/--disable", help="Whether it runs.")] = None,
     as_json: options.Json = False,
@@ -111,7 +111,7 @@ def edit_schedule(  # noqa: PLR0913 - an option is a parameter
     body = _given(name=name, when=when, keep=keep, consistency=consistency, enabled=enabled) | _hours(expire_after)
     body |= {"expire_after_hours": None} if never_expire else {}
     if not body:
-        raise typer.BadParameter("say what to change")
+        raise typer.BadParameter("specify what to change")
 
     async def edit(client: Client) -> Body:
         return await client.patch(await _path(client, schedule), body)

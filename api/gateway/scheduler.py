@@ -18,7 +18,8 @@ log = structlog.stdlib.get_logger()
 
 
 class Scheduler:
-    """Every gateway has one; the first that finds a schedule due runs it, so that no run depends on one gateway.
+    """Every gateway has a scheduler. The first one that finds a schedule due runs it, so that no run depends on one
+    gateway.
 
     `unreadable` is called once per process for each due schedule that this release cannot read.
     """
@@ -30,7 +31,7 @@ class Scheduler:
 
     async def keep_running(self) -> None:
         """Run until cancelled. A failed round is retried in the next one."""
-        # Nodes that no gateway has heard come back to this one first: a run before then would be refused.
+        # After an outage, let the nodes reconnect first: before then, a run would be refused.
         await asyncio.sleep(ROUND_SECONDS)
         await every(
             ROUND_SECONDS, self.round, name="scheduler", expected={StoreUnavailable: "scheduler.store_unavailable"}
@@ -43,7 +44,7 @@ class Scheduler:
         still_due = 0
         is_full = True
         while is_full:
-            # A skipped schedule stays due, for a worker that can read it, and must not hide those behind it.
+            # A skipped schedule stays due, for a gateway that can read it, and must not block the schedules behind it.
             due = await self._chores.due_schedules(skip=still_due)
             for schedule in due:
                 is_done = False
@@ -53,7 +54,7 @@ class Scheduler:
             is_full = len(due) == BATCH
 
     async def _ran(self, schedule: DueSchedule | UnreadableSchedule) -> bool:
-        """Whether the store has decided on this run and recorded the time of the next."""
+        """Whether the store has decided on this run and recorded the time of the next one."""
         if isinstance(schedule, UnreadableSchedule):
             self._leave_out(schedule.id, schedule.reason)
             return False

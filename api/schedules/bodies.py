@@ -37,7 +37,7 @@ ScheduleName = Annotated[
         rf"^[A-Za-z0-9_-]{{1,{NAME_OF_SCHEDULE_MAX}}}$",
         f"Must be 1 to {NAME_OF_SCHEDULE_MAX} letters (A-Z, a-z), digits, hyphens or underscores.",
     ),
-    Field(description="the start of its snapshots' names, which end with the time of the run"),
+    Field(description="prefix of its snapshots' names, which end with the time of the run"),
 ]
 When = Annotated[
     str,
@@ -53,12 +53,14 @@ When = Annotated[
 ]
 Keep = Annotated[
     int,
-    Field(ge=1, le=SNAPSHOTS_PER_SERVER, description="how many of its completed snapshots to keep: the newest"),
+    Field(
+        ge=1, le=SNAPSHOTS_PER_SERVER, description="how many of its completed snapshots to keep; the newest are kept"
+    ),
     BeforeValidator(fields.whole),
 ]
 ExpireAfterHours = Annotated[
     int,
-    Field(ge=1, le=fields.EXPIRE_HOURS_MAX, description="each of its snapshots is deleted after that time"),
+    Field(ge=1, le=fields.EXPIRE_HOURS_MAX, description="the age at which each of its snapshots is deleted"),
     BeforeValidator(fields.whole),
 ]
 
@@ -81,7 +83,7 @@ class ScheduleBody(fields.RequestBody):
     consistency: Asked = None
 
     def spec(self, *, live: bool) -> ScheduleSpec:
-        """`live`: whether its snapshots do not stop the server."""
+        """`live`: whether its snapshots are taken without stopping the server."""
         return ScheduleSpec(
             name=self.name,
             when=self.when,
@@ -93,7 +95,7 @@ class ScheduleBody(fields.RequestBody):
 
 
 class ScheduleEditBody(fields.RequestBody):
-    """The fields to change; fields that are left out stay."""
+    """The fields to change; omitted fields keep their values."""
 
     name: Annotated[ScheduleName | None, *fields.NOT_NULL] = None
     when: Annotated[When | None, *fields.NOT_NULL] = None
@@ -103,7 +105,7 @@ class ScheduleEditBody(fields.RequestBody):
     consistency: Asked = None
 
     def applied(self, spec: ScheduleSpec, *, live: bool | None) -> ScheduleSpec:
-        """The schedule with these changes. `live`: as its `consistency` asks for; None: unchanged."""
+        """The schedule with these changes. `live`: according to its `consistency`; None: unchanged."""
         expires = "expire_after_hours" in self.model_fields_set
         return ScheduleSpec(
             name=self.name or spec.name,
@@ -119,8 +121,8 @@ class ScheduleRun(Open):
     """The result of a schedule's last run."""
 
     at: Timestamp
-    job_id: Annotated[str | None, Field(description="null: it was refused")]
-    error: Annotated[str | None, Field(description="the code of the refusal")]
+    job_id: Annotated[str | None, Field(description="null: the run was refused")]
+    error: Annotated[str | None, Field(description="the error code of the refusal")]
 
 
 class Schedule(Open):
@@ -128,14 +130,14 @@ class Schedule(Open):
 
     id: str
     server: ServerName
-    name: Annotated[str, Field(description="the start of its snapshots' names, which end with the time of the run")]
+    name: Annotated[str, Field(description="prefix of its snapshots' names, which end with the time of the run")]
     when: Annotated[str, Field(description="`hourly`, `daily`, `weekly`, or a cron expression in UTC")]
-    keep: Annotated[int, Field(description="how many of its completed snapshots to keep: the newest")]
+    keep: Annotated[int, Field(description="how many of its completed snapshots to keep; the newest are kept")]
     expire_after_hours: int | None
     enabled: bool
-    consistency: Annotated[str, Field(description="of its snapshots, `stop` or `live`; more may be added")]
+    consistency: Annotated[str, Field(description="consistency of its snapshots: `stop` or `live`; more may be added")]
     created_at: Timestamp
-    next_run_at: Annotated[Timestamp | None, Field(description="null: it is not enabled")]
+    next_run_at: Annotated[Timestamp | None, Field(description="null: the schedule is not enabled")]
     last_run: ScheduleRun | None
 
 
@@ -147,7 +149,7 @@ class ScheduleList(Open):
 
 
 class OpsSchedulesQuery(fields.PeriodQuery):
-    """The query of the list of all schedules: `since` and `until` are of their next runs."""
+    """The query of the list of all schedules; `since` and `until` apply to their next runs."""
 
     account_id: fields.OfAccount | None = None
     server_id: fields.OfServer | None = None

@@ -37,7 +37,7 @@ class ScheduleCalls:
     async def list_schedules(self, request: web.Request, caller: Caller) -> web.Response:
         """List schedules.
 
-        The account's schedules, newest first, of one server or of all.
+        Lists the account's schedules, newest first; all or those of one server.
         """
         query = reading.query(request, SchedulesQuery)
         page = await self._schedules.page(
@@ -64,9 +64,9 @@ class ScheduleCalls:
     async def create_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Create a schedule.
 
-        Each run creates a snapshot. If the server already has its 5 snapshots, the oldest that a schedule created is
-        deleted first, but never one that was created by hand or is protected. Of the schedule's own snapshots, the
-        newest `keep` are kept.
+        Each run creates a snapshot. If the server already has 5 snapshots, the oldest one that a schedule created is
+        deleted first, but never one that was created by hand or is protected. The schedule keeps its newest `keep`
+        snapshots.
         """
         body = await reading.body(request, ScheduleBody)
         request[SERVER_ID] = body.server_id
@@ -87,7 +87,7 @@ class ScheduleCalls:
     async def show_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Show a schedule.
 
-        A schedule with its next run and the result of the last run.
+        Shows a schedule with its next run and the result of its last run.
         """
         schedule_id = in_path(request, SCHEDULE_ID)
         return answer(bodies.schedule(await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)))
@@ -101,7 +101,7 @@ class ScheduleCalls:
     async def edit_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Edit a schedule.
 
-        Fields that are left out stay unchanged.
+        Omitted fields keep their values.
         """
         body, schedule_id = await reading.body(request, ScheduleEditBody), in_path(request, SCHEDULE_ID)
         live = None if body.consistency is None else self._is_live(body.consistency)
@@ -123,7 +123,7 @@ class ScheduleCalls:
         return web.Response(status=204)
 
     def _is_live(self, asked: Choice | None) -> bool:
-        """Decided when the schedule is made: a schedule keeps its choice."""
+        """Whether its snapshots are live. Decided when the schedule is created: a schedule keeps its value."""
         live = is_live(asked, self._live)
         return self._live is Live.DEFAULT if live is None else live
 
@@ -144,7 +144,7 @@ class OpsScheduleCalls:
     async def ops_list_schedules(self, request: web.Request, _: Token) -> web.Response:
         """List all schedules.
 
-        The enabled schedules of all accounts, by their next run: what will run, and when.
+        Lists the enabled schedules of all accounts, sorted by their next run.
         """
         query = reading.query(request, OpsSchedulesQuery)
         page = await self._operators.schedules(

@@ -1,5 +1,5 @@
 -- include: clock
--- The schedules that are due, oldest first.
+-- List the due schedules, oldest first.
 -- ask: {skip, limit}
 -- Answers {now_ms, {id, due_ms, name, when, server id}, ...}.
 local ask = cjson.decode(ARGV[1])

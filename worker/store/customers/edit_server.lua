@@ -1,6 +1,6 @@
 -- include: records
--- Say whether creates stop a server if they do not say so themselves.
--- ask: {account, id, consistency: 'stop', 'live' or '' (as the provider has it)}
+-- Set whether creates stop a server by default.
+-- ask: {account, id, consistency: 'stop', 'live' or '' (the provider's default)}
 -- Answers {1}; nil if the account has no such server.
 local ask = cjson.decode(ARGV[1])
 local key = 'server:' .. ask.id

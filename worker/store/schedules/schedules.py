@@ -1,4 +1,4 @@
-"""Schedules: snapshots that the service makes of a server at fixed times."""
+"""Schedules: snapshots that the service creates at fixed times."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -16,8 +16,8 @@ from worker.store.calls import Idempotency, Page, Scripts, accepted, for_script,
 from worker.store.model import AccountId, JobId, ScheduleId, ServerId
 
 SCHEDULES_PER_SERVER = 5
-CLOSEST = timedelta(hours=1)  # between two runs: each stops the server
-RUNS_CHECKED = 60  # to find the closest two: a list of minutes repeats every hour, one of hours every day
+CLOSEST = timedelta(hours=1)  # minimum interval between runs, because each stops the server
+RUNS_CHECKED = 60  # enough runs to find the shortest interval: minutes repeat every hour, hours every day
 
 _FIVE_FIELDS = re.compile(r"\S+( \S+){4}", re.ASCII)
 
@@ -32,7 +32,7 @@ class ScheduleSpec:
 
     name: str  # prefix of its snapshots' names
     when: str  # see `cron_of`
-    keep: int  # completed snapshots of its own
+    keep: int  # how many of its completed snapshots are kept
     expire_after: timedelta | None
     enabled: bool
     live: bool = False  # its snapshots do not stop the server
@@ -59,13 +59,13 @@ class Schedule:
     next_run_at: datetime | None  # None: disabled
     last_run_at: datetime | None
     last_job_id: JobId | None  # None: the run was refused
-    last_error: str | None  # the code of its refusal
+    last_error: str | None  # the error code of its refusal
 
 
 def cron_of(when: str, server_id: ServerId) -> str:
     """A schedule's `when` as a cron expression."""
     minute, hour, weekday = server_id % 60, server_id // 60 % 24, server_id // 1440 % 7
-    # each server at its own time, so that the servers of a cell do not all stop at midnight
+    # spread over servers, so that they do not all stop at midnight
     every = {
         "hourly": f"{minute} * * * *",
         "daily": f"{minute} {hour} * * *",
@@ -80,8 +80,8 @@ def next_run(cron: str, after: datetime) -> datetime:
 
 
 def check(when: str, now: datetime) -> None:
-    """Raises BadCron if it is neither one of our words nor a cron expression of five fields, never runs, or runs too
-    often."""
+    """Raises BadCron if it is neither hourly, daily or weekly nor a five-field cron expression, or if it never runs
+    or runs too often."""
     runs = list(islice(_runs(cron_of(when, ServerId(0)), now), RUNS_CHECKED))
     if any(later - earlier < CLOSEST for earlier, later in pairwise(runs)):
         raise BadCron("Two runs must be at least an hour apart")
@@ -94,7 +94,7 @@ def _runs(cron: str, after: datetime) -> Iterator[datetime]:
         yield from CronSim(cron, after.astimezone(UTC))
     except CronSimError as error:
         raise BadCron(f"Must be a cron expression: {error}") from error
-    raise BadCron("No such time ever comes")
+    raise BadCron("This time never occurs")
 
 
 def snapshot_name(name: str, due: datetime) -> str:
@@ -102,8 +102,8 @@ def snapshot_name(name: str, due: datetime) -> str:
 
 
 class Schedules(Scripts):
-    """An account's schedules, for the front end. `now`: the time of the cell. Every call may raise
-    StoreUnavailable."""
+    """An account's schedules, for the front end. `now`: returns the time of the cell. Every call
+    may raise StoreUnavailable."""
 
     def __init__(self, redis: Redis, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         super().__init__(redis)
@@ -137,7 +137,7 @@ class Schedules(Scripts):
     async def page(
         self, *, account_id: AccountId, server_id: ServerId | None, offset: int, limit: int
     ) -> Page[Schedule]:
-        """Newest first, of one server or of all. An unreadable one is counted and left out."""
+        """The schedules of one server or of all, newest first. Unreadable ones are counted and left out."""
         ask = {"account": str(account_id), **given(server=server_id), "offset": offset, "limit": limit}
         count, *rows = await self._call("schedules/list_schedules", ask)
         return Page(count=count, results=await self._many(shown_schedule, rows, kind="schedule"))
@@ -163,7 +163,7 @@ class Schedules(Scripts):
 
 
 def shown_schedule(shown: list[Any]) -> Schedule:
-    """From a script's answer."""
+    """Parse a schedule in a script's answer."""
     schedule_id, flat, server_name = shown
     record = records.pairs(flat)
     expire_after = record["expire_after_ms"]
