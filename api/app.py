@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 from aiohttp import ThreadedResolver, hdrs, web
 from aiohttp.abc import AbstractResolver
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from api.credentials import calls as credentials
 from api.dashboard import routes
@@ -80,7 +80,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def build(
-    redis: ArqRedis,
+    redis: Redis,
     settings: ApiSettings,
     *,
     metrics: Metrics | None = None,
@@ -180,7 +180,7 @@ def build(
     return app
 
 
-def _keeper(redis: ArqRedis, settings: ApiSettings, clock: CellClock) -> AuditKeeper | None:
+def _keeper(redis: Redis, settings: ApiSettings, clock: CellClock) -> AuditKeeper | None:
     kept = timedelta(days=settings.audit_days)
     return AuditKeeper(redis, kept=kept, now=clock.now) if settings.audit_keeper else None
 
@@ -217,7 +217,7 @@ def _exposition(metrics: Metrics, process: Process) -> Exposition:
     return SharedExposition(metrics.registry, shared.folder, index=process.index, processes=shared.processes)
 
 
-def _streams(redis: ArqRedis, settings: ApiSettings, process: Process) -> Streams:
+def _streams(redis: Redis, settings: ApiSettings, process: Process) -> Streams:
     return Streams(
         Events(redis),
         places=Places(
@@ -231,7 +231,7 @@ def _streams(redis: ArqRedis, settings: ApiSettings, process: Process) -> Stream
     )
 
 
-def _sessions(redis: ArqRedis, settings: ApiSettings, limits: Limits) -> Sessions:
+def _sessions(redis: Redis, settings: ApiSettings, limits: Limits) -> Sessions:
     at_most, idle = timedelta(seconds=settings.session_seconds), timedelta(seconds=settings.session_idle_seconds)
     return Sessions(redis, lifetime=SessionLifetime(at_most=at_most, idle=idle), limits=limits)
 
@@ -264,7 +264,7 @@ def _comparing(clock: CellClock) -> Callable[[web.Application], AsyncIterator[No
 
 def _add_chores(
     app: web.Application,
-    redis: ArqRedis,
+    redis: Redis,
     settings: ApiSettings,
     *,
     clock: CellClock,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from api.options import Config, fail, print_table, record, settings_of, with_redis
 from api.settings import ApiSettings
@@ -40,7 +40,7 @@ def backup(
     servers, labels, protection and expiry of snapshots, paused nodes, and the audit log. Prints the file's path."""
     settings = settings_of(ApiSettings, context, config)
 
-    async def run(redis: ArqRedis) -> tuple[Path, Written]:
+    async def run(redis: Redis) -> tuple[Path, Written]:
         store = Backup(redis)
         made_ms = await store.now_ms()
 
@@ -114,7 +114,7 @@ def restore(
 
 
 async def _restore(
-    redis: ArqRedis, found: BackupFile, settings: ApiSettings, *, merge: bool, removed: bool
+    redis: Redis, found: BackupFile, settings: ApiSettings, *, merge: bool, removed: bool
 ) -> dict[str, int]:
     store = Restore(redis)
     if not merge and not await store.is_empty():

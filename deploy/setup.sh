@@ -29,6 +29,8 @@ HYPERVISOR_PACKAGES=(
     swtpm swtpm-tools                               # servers with a TPM
     busybox-static cpio xz-utils                    # to build the guest of the demo and the tests from Debian's kernel
 )
+# Since Debian 13 libvirt's storage pools are a package of their own
+if [ "$(. /etc/os-release && echo "${VERSION_ID:-13}")" != 12 ]; then HYPERVISOR_PACKAGES+=(libvirt-daemon-driver-storage); fi
 # Only for the tests: a browser for the dashboard, Prometheus with promtool for metrics and alerts, a backup tool, encryption,
 # for failovers a proxy before two front ends and network namespaces, and virsh, which a page for providers uses
 TEST_PACKAGES=(chromium prometheus virtnbdbackup age haproxy iproute2 libvirt-clients)
@@ -124,7 +126,7 @@ ensure_venv() {
     # In two steps, so that the build tools are also locked: otherwise, pip would fetch them without hashes.
     step "installing the build tools from the lock" "${pip[@]}" --require-hashes -r "$LOCK/build.txt"
     local lock=$LOCK/dev.txt
-    [ -n "$hypervisor" ] || lock=$LOCK/front-end.txt
+    [ -n "$hypervisor" ] || lock=$LOCK/simulated.txt
     step "installing $(grep -c '^[a-z]' "$lock") Python packages from the lock" \
         "${pip[@]}" --no-build-isolation --require-hashes -r "$lock"
     step "installing this project, editable" "${pip[@]}" --no-build-isolation --no-deps -e .

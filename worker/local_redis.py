@@ -13,12 +13,13 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import structlog
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from worker.program.configuration import ConfigurationError
 from worker.store.redis_client import RedisSettings, connect
 
+PROGRAMS = ("redis-server", "valkey-server")  # the first that is installed; either will do
 START_SECONDS = 10.0
 MEMORY = "64mb"  # a job takes less than 1 kB, and at most 100 run
 
@@ -30,7 +31,7 @@ class LocalRedisDied(Exception):
 
 
 class LocalRedis:
-    def __init__(self, client: ArqRedis, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, client: Redis, process: "subprocess.Popen[bytes]") -> None:
         self.client = client
         self.process = process
 
@@ -49,10 +50,11 @@ class LocalRedis:
 
 @asynccontextmanager
 async def local_redis(folder: Path) -> AsyncIterator[LocalRedis]:
-    """A redis-server while the block runs. `folder` is created or emptied. Raises ConfigurationError."""
-    program = shutil.which("redis-server")
+    """A Redis or Valkey while the block runs. `folder` is created or emptied. Raises ConfigurationError."""
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
-        raise ConfigurationError("redis-server is not installed: the worker starts one of its own for arq's queue")
+        names = " nor ".join(PROGRAMS)
+        raise ConfigurationError(f"neither {names} is installed: the worker starts one of its own for arq's queue")
     place = _emptied(folder)
     try:
         process = _started(program, folder)
@@ -100,7 +102,7 @@ def _started(program: str, folder: Path) -> "subprocess.Popen[bytes]":
     )
 
 
-async def _answers(client: ArqRedis, process: "subprocess.Popen[bytes]") -> None:
+async def _answers(client: Redis, process: "subprocess.Popen[bytes]") -> None:
     """Wait until it responds. Raises ConfigurationError if it does not start."""
     with suppress(TimeoutError):
         async with asyncio.timeout(START_SECONDS):

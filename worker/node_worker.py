@@ -13,9 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import structlog
-from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from arq.worker import Retry, Worker, func
+from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
@@ -25,6 +25,7 @@ from worker.store.model import Job, JobId
 from worker.store.nodes.protocol import TAKE_SECONDS
 
 if TYPE_CHECKING:
+    from arq.connections import ArqRedis
     from arq.typing import WorkerCoroutine
 
 REDIS_TROUBLE = (RedisError, OSError, TimeoutError)  # unreachable, slow, or replying with errors (full, read-only)
@@ -61,7 +62,7 @@ class _Putting(Pipeline):
 class _Queue:
     """arq's Redis, as arq sees it."""
 
-    def __init__(self, redis: ArqRedis, name: str) -> None:
+    def __init__(self, redis: Redis, name: str) -> None:
         self._redis = redis
         self._name = name
         self._next = ""
@@ -88,7 +89,7 @@ class NodeWorker(Worker):
 
     def __init__(
         self,
-        redis: ArqRedis,
+        redis: Redis,
         *,
         take: Take,
         node: str,
@@ -117,7 +118,7 @@ class NodeWorker(Worker):
                 )
             ],
             queue_name=queue.queue_name(node),
-            redis_pool=redis,
+            redis_pool=cast("ArqRedis", redis),  # it calls nothing that arq has added
             max_jobs=max_jobs,
             handle_signals=False,
             job_serializer=queue.serialize,

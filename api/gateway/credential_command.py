@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Annotated
 
 import typer
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from api.gateway.settings import GatewaySettings
 from api.options import Config, Lifetime, fail, print_table, record, settings_of, span, with_redis
@@ -28,7 +28,7 @@ Node = Annotated[str, typer.Argument(parser=_node, metavar="NODE", help="`node` 
 def create(context: typer.Context, node: Node, expires_in: Lifetime = None, config: Config = None) -> None:
     """Create a node's first credential. It is printed once, on standard output."""
 
-    async def call(redis: ArqRedis) -> NewCredential:
+    async def call(redis: Redis) -> NewCredential:
         new = await Credentials(redis).create(node, lifetime=expires_in)
         await record(Audit(redis), f"credential create {node}")
         return new
@@ -51,7 +51,7 @@ def rotate(
     The new one never expires without --expires-in, even if the former one did.
     """
 
-    async def call(redis: ArqRedis) -> NewCredential:
+    async def call(redis: Redis) -> NewCredential:
         new = await Credentials(redis).rotate(node, lifetime=expires_in, overlap=overlap)
         await record(Audit(redis), f"credential rotate {node}")
         return new
@@ -64,7 +64,7 @@ def restore(context: typer.Context, node: Node, config: Config = None) -> None:
     """Make a node's credential valid again after Redis has lost its data. Reads the credential from standard input."""
     secret = sys.stdin.read().strip()
 
-    async def call(redis: ArqRedis) -> None:
+    async def call(redis: Redis) -> None:
         await Credentials(redis).restore(node, secret)
         await record(Audit(redis), f"credential restore {node}")
 
@@ -79,7 +79,7 @@ def restore(context: typer.Context, node: Node, config: Config = None) -> None:
 def revoke(context: typer.Context, node: Node, config: Config = None) -> None:
     """Revoke all credentials of a node. Its connections are closed within a second."""
 
-    async def call(redis: ArqRedis) -> int:
+    async def call(redis: Redis) -> int:
         ended = await Credentials(redis).revoke(node)
         if ended:
             await record(Audit(redis), f"credential revoke {node}")

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any, NoReturn
 
 import structlog
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from websockets.asyncio.server import Server, ServerConnection, serve, unix_serve
 from websockets.datastructures import MultipleValuesError
 from websockets.frames import Frame, Opcode
@@ -49,8 +49,8 @@ class Gateway:
 
     def __init__(
         self,
-        redis: ArqRedis,
-        waiting: ArqRedis,
+        redis: Redis,
+        waiting: Redis,
         *,
         settings: GatewaySettings,
         metrics: Metrics,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from tests.conftest import in_memory
 from worker.store.customers.customer_store import Admitted, CustomerStore
@@ -23,7 +23,7 @@ SERVER = ServerId(12345)
 class Cell:
     """One node `n1` that holds its lease, seen from both sides of Redis."""
 
-    redis: ArqRedis
+    redis: Redis
     store: CustomerStore
     node: NodeStore
 
@@ -62,7 +62,7 @@ class Cell:
         return await self.redis.execute_command(*command)  # type: ignore[no-untyped-call] # redis-py's gap
 
 
-def node_store(redis: ArqRedis, *, node: str = "n1", machine: str = "m1", who: str = "pid 1 on m1") -> NodeStore:
+def node_store(redis: Redis, *, node: str = "n1", machine: str = "m1", who: str = "pid 1 on m1") -> NodeStore:
     return NodeStore(redis, node=node, machine=machine, who=who)
 
 
@@ -71,7 +71,7 @@ async def nothing_more(_: ServerId) -> None:
 
 
 @pytest.fixture
-async def cell(redis: ArqRedis) -> Cell:
+async def cell(redis: Redis) -> Cell:
     node = node_store(redis)
     assert await node.take_lease(seconds=60) is None
     cell = Cell(redis=redis, store=CustomerStore(redis), node=node)

@@ -23,6 +23,7 @@ from deploy.demo.client import Answer, Client
 from deploy.demo.processes import Child
 from deploy.demo.service import free_port, redis_configuration
 from tests.conftest import needs
+from tests.redis_program import NOT_ALLOWED_IN_SCRIPT
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ACCOUNTS = DEPLOY / "redis" / "users.acl"
@@ -130,7 +131,7 @@ def test_a_gateway_can_neither_read_nor_make_a_token(deployed: DeployedRedis, co
     with deployed.as_user("gateway") as client:
         with pytest.raises(NoPermissionError):
             client.execute_command(*words)
-        with pytest.raises(ResponseError, match="The user executing the script can't"):
+        with pytest.raises(ResponseError, match=NOT_ALLOWED_IN_SCRIPT):
             client.eval(f"return redis.call({','.join(map(repr, words))})", 0)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from drivers.base import Power
 from tests.conftest import RedisServer
@@ -125,7 +125,7 @@ def _restoring(server: RedisServer, path: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-async def _killed_beyond(redis: ArqRedis, server: RedisServer, path: Path, *, keys: int) -> None:
+async def _killed_beyond(redis: Redis, server: RedisServer, path: Path, *, keys: int) -> None:
     """Once Redis has so many keys, and before it has all."""
     restoring = _restoring(server, path)
     try:
@@ -140,7 +140,7 @@ async def _killed_beyond(redis: ArqRedis, server: RedisServer, path: Path, *, ke
     assert await redis.dbsize() < SNAPSHOTS + TOKENS
 
 
-async def everything_restored(redis: ArqRedis) -> dict[bytes, Any]:
+async def everything_restored(redis: Redis) -> dict[bytes, Any]:
     """Without the entry of the command."""
     found: dict[bytes, Any] = {}
     async for key in redis.scan_iter(count=1000):

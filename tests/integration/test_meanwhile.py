@@ -4,7 +4,7 @@ import random
 from datetime import timedelta
 
 import pytest
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.store import scripts
 from worker.store.access.local_rates import KEYS_MOST, LocalRates
@@ -25,7 +25,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 10, 600])
-async def test_it_answers_what_the_script_answers(redis: ArqRedis, most: int) -> None:
+async def test_it_answers_what_the_script_answers(redis: Redis, most: int) -> None:
     clock, pauses = Clock(), random.Random(most)  # noqa: S311 # the same pauses each time
     limits, script = LocalRates(clock), redis.register_script(TAKE)
     for _ in range(300):

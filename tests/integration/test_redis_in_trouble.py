@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
@@ -279,7 +279,7 @@ async def test_a_stream_of_events_goes_on(dashboard: Dashboard, redis_server: Re
             assert job["state"] == JobState.QUEUED
 
 
-async def test_a_replica_is_left_for_whoever_has_its_address_by_now(redis: ArqRedis, redis_server: RedisServer) -> None:
+async def test_a_replica_is_left_for_whoever_has_its_address_by_now(redis: Redis, redis_server: RedisServer) -> None:
     async with client(redis_server.socket) as one:
         assert await Writes(one).refused() is None
         await one.ping()
@@ -378,7 +378,7 @@ async def test_a_full_disk(cell: Cell, small_disk: Path) -> None:
 
 @each_trouble
 async def test_a_worker_ends_its_job_meanwhile_and_takes_the_next_one_afterwards(
-    redis: ArqRedis, redis_server: RedisServer, cause: str
+    redis: Redis, redis_server: RedisServer, cause: str
 ) -> None:
     jobs = Jobs()
     async with at_work(redis_server.socket, jobs):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from drivers.base import Power
 from drivers.fake_state import FakeDisk, FakeServer, StateFile
@@ -54,7 +54,7 @@ def state(tmp_path: Path) -> Path:
 
 
 class Customer:
-    def __init__(self, redis: ArqRedis) -> None:
+    def __init__(self, redis: Redis) -> None:
         self.redis = redis
         self.store = CustomerStore(redis)
 
@@ -184,17 +184,17 @@ async def test_one_whose_time_to_stop_is_over_leaves_the_rest_to_the_next(
 # --- Redis in trouble under a job ---
 
 
-async def _away(server: RedisServer, _: ArqRedis) -> Callable[[], Awaitable[object]]:
+async def _away(server: RedisServer, _: Redis) -> Callable[[], Awaitable[object]]:
     server.kill()
     return lambda: asyncio.to_thread(server.start)
 
 
-async def _read_only(_: RedisServer, redis: ArqRedis) -> Callable[[], Awaitable[object]]:
+async def _read_only(_: RedisServer, redis: Redis) -> Callable[[], Awaitable[object]]:
     await redis.execute_command("REPLICAOF", "127.0.0.1", "1")  # type: ignore[no-untyped-call]
     return lambda: redis.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]
 
 
-async def _unable_to_save(server: RedisServer, redis: ArqRedis) -> Callable[[], Awaitable[object]]:
+async def _unable_to_save(server: RedisServer, redis: Redis) -> Callable[[], Awaitable[object]]:
     """MISCONF, as when its disk is full."""
     (server.folder / "dump.rdb").mkdir()
     await redis.config_set("save", "3600 1")
@@ -211,7 +211,7 @@ async def _unable_to_save(server: RedisServer, redis: ArqRedis) -> Callable[[], 
 async def test_what_was_begun_is_done_though_redis_is_in_trouble_and_told_when_it_is_well(
     redis_of_ours: RedisServer,
     state: Path,
-    trouble: Callable[[RedisServer, ArqRedis], Awaitable[Callable[[], Awaitable[object]]]],
+    trouble: Callable[[RedisServer, Redis], Awaitable[Callable[[], Awaitable[object]]]],
 ) -> None:
     async with (
         worker_process(redis_of_ours.socket, state, GRACE_SECONDS=GRACE_SECONDS) as worker,

@@ -12,9 +12,9 @@ from datetime import datetime
 from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 import structlog
-from arq.connections import ArqRedis
 from opentelemetry.trace import SpanKind
 from pydantic_core import PydanticSerializationError, to_json
+from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from worker.program import tracing
@@ -165,10 +165,10 @@ async def reading(ask: Callable[[], Awaitable[Found]]) -> Found:
 class Scripts:
     """Base of the store's classes: runs the Lua scripts. Each takes one JSON object, `ask`."""
 
-    def __init__(self, redis: ArqRedis) -> None:
+    def __init__(self, redis: Redis) -> None:
         if not isinstance(redis, RunsScripts):
             raise TypeError("not a client of worker.store.redis_client")
-        self._redis: ArqRedis = redis
+        self._redis: Redis = redis
         self._runs: RunsScripts = redis
         self._scripts: dict[tuple[Callable[[str], str], str], Script] = {}
         # keys of unreadable records, and when they were reported to operators

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, Self
 
-from arq.connections import ArqRedis
 from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator, model_validator
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.connection import parse_url
@@ -18,7 +17,6 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 from redis.utils import str_if_bytes
 
-from worker.store import arq_queue as queue
 from worker.store import trouble
 from worker.store.connection import tracked
 from worker.store.script_connection import Copies, Script, ScriptConnections
@@ -117,11 +115,11 @@ class Observer(Protocol):
     def failed(self, error: Exception) -> None: ...
 
 
-class _Client(ArqRedis):
+class _Client(Redis):
     def __init__(
         self, *, pool: ConnectionPool, command_seconds: float, observer: Observer | None, replicas: int
     ) -> None:
-        super().__init__(pool_or_conn=pool, job_serializer=queue.serialize, job_deserializer=queue.deserialize)
+        super().__init__(connection_pool=pool)
         self._observer = observer
         self._searched_at = -SEARCH_SECONDS
         self._looking: asyncio.Task[None] | None = None
@@ -194,7 +192,7 @@ class _Client(ArqRedis):
 
 def connect(
     settings: RedisSettings, *, command_seconds: float | None = None, observer: Observer | None = None
-) -> ArqRedis:
+) -> Redis:
     """A client that connects at its first command; `command_seconds` overrides the setting. `observer` gets the result
     of each command and script outside of pipelines.
 
@@ -206,6 +204,7 @@ def connect(
         "socket_connect_timeout": settings.connect_seconds,
         "health_check_interval": IDLE_CHECK_SECONDS,
         "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,  # answers have one form, whatever redis-py and the server prefer
     }
     if settings.username is not None:
         options["username"] = settings.username

@@ -17,7 +17,7 @@ from hashlib import sha256
 from typing import Any, Self
 
 import structlog
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from worker.store import records
@@ -119,7 +119,7 @@ class AuditKeeper(Scripts):
     """Moves new entries to the log, and removes entries that are older than `kept` (None: removes none) by `now`
     and by the time of the front ends. Several can run at a time. Every call may raise StoreUnavailable."""
 
-    def __init__(self, redis: ArqRedis, *, kept: timedelta | None, now: Callable[[], datetime] = _utc) -> None:
+    def __init__(self, redis: Redis, *, kept: timedelta | None, now: Callable[[], datetime] = _utc) -> None:
         super().__init__(redis)
         self._kept = kept
         self._now = now
@@ -188,9 +188,7 @@ class Audit(Scripts):
     """Appends entries. Every call may raise StoreUnavailable. `keeper`: moves them, if no other program does. `now`:
     returns the time of the cell."""
 
-    def __init__(
-        self, redis: ArqRedis, *, keeper: AuditKeeper | None = None, now: Callable[[], datetime] = _utc
-    ) -> None:
+    def __init__(self, redis: Redis, *, keeper: AuditKeeper | None = None, now: Callable[[], datetime] = _utc) -> None:
         super().__init__(redis)
         self._keeper = keeper
         self._now = now

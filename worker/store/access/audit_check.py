@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Self, TypeAlias
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from worker.store import records
@@ -50,7 +50,7 @@ class _Head:
     is_readable: bool
 
     @classmethod
-    async def read(cls, redis: ArqRedis) -> Self:
+    async def read(cls, redis: Redis) -> Self:
         try:
             head = await redis.hgetall(HEAD)  # type: ignore[misc]  # typed for the blocking client too
         except ResponseError as error:
@@ -100,7 +100,7 @@ class _Walk:
             self.faults.append(AuditFault(kind=kind, entry=self.last, detail=detail))
 
 
-async def check(redis: ArqRedis, *, after: str | None = None, at_most: int = AT_ONCE) -> AuditCheck:
+async def check(redis: Redis, *, after: str | None = None, at_most: int = AT_ONCE) -> AuditCheck:
     """Check the log from its oldest entry, or from the entry `after`, which was checked. Only the number of the
     oldest entry can be checked, because its predecessor is gone. Raises StoreUnavailable."""
     with redis_answers():

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.store import records
 from worker.store.access.tokens import Authenticated, Limits, Token, key_of
@@ -60,7 +60,7 @@ class NewSession:
 class Sessions(Scripts):
     """Every call may raise StoreUnavailable."""
 
-    def __init__(self, redis: ArqRedis, *, lifetime: SessionLifetime, limits: Limits) -> None:
+    def __init__(self, redis: Redis, *, lifetime: SessionLifetime, limits: Limits) -> None:
         super().__init__(redis)
         self._lifetime = lifetime
         self._limits = limits

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.store import records
 from worker.store.access.tokens import USED
@@ -25,7 +25,7 @@ def _utc() -> datetime:
 class TokenUses(Scripts):
     """`now`: the time of the cell."""
 
-    def __init__(self, redis: ArqRedis, *, now: Callable[[], datetime] = _utc) -> None:
+    def __init__(self, redis: Redis, *, now: Callable[[], datetime] = _utc) -> None:
         super().__init__(redis)
         self._now = now
         self._used: dict[str, str] = {}

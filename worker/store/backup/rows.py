@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, TypeAlias
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.store import records
 from worker.store.access.audit import HEAD, STREAM, number_of
@@ -120,7 +120,7 @@ class Backup(Scripts):
         return rows
 
 
-async def life_of(redis: ArqRedis) -> str:
+async def life_of(redis: Redis) -> str:
     """Raises StoreUnavailable."""
     return records.text(await reading(lambda: redis.get(LIFE)) or b"")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.program.wall_clock import STEP_SECONDS
 from worker.store.calls import Scripts
@@ -48,7 +48,7 @@ class _Comparison:
 class CellClock(Scripts):
     """`compared` is called with the errors of the wall clocks after each comparison."""
 
-    def __init__(self, redis: ArqRedis, *, compared: Callable[[ClockErrors], None] = lambda _: None) -> None:
+    def __init__(self, redis: Redis, *, compared: Callable[[ClockErrors], None] = lambda _: None) -> None:
         super().__init__(redis)
         self._compared = compared
         self._last: _Comparison | None = None

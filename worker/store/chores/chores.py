@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 import structlog
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.store import errors, records
 from worker.store.arq_queue import queue_parameters
@@ -68,7 +68,7 @@ class Chores(Scripts):
 
     def __init__(
         self,
-        redis: ArqRedis,
+        redis: Redis,
         *,
         node_silent_seconds: float = NODE_SILENT_SECONDS,
         waiting_seconds: float = WAITING_SECONDS,

@@ -11,7 +11,7 @@ from datetime import datetime
 from os import urandom
 from typing import Any, Literal, NotRequired, Self, TypedDict, Unpack
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.store import errors, records
 from worker.store.arq_queue import queue_parameters
@@ -170,7 +170,7 @@ class CustomerStore(Scripts):
     """
 
     def __init__(
-        self, redis: ArqRedis, *, node_silent_seconds: float = NODE_SILENT_SECONDS, live_by_default: bool = False
+        self, redis: Redis, *, node_silent_seconds: float = NODE_SILENT_SECONDS, live_by_default: bool = False
     ) -> None:
         super().__init__(redis)
         self._live_by_default = live_by_default

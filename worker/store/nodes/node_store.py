@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.store import errors, records, written
 from worker.store.arq_queue import queue_name, queue_parameters, wake_key
@@ -189,7 +189,7 @@ class NodeStore(Scripts):
 
     def __init__(  # noqa: PLR0913 - each is named where it is given
         self,
-        redis: ArqRedis,
+        redis: Redis,
         *,
         node: str,
         machine: str,
@@ -199,7 +199,7 @@ class NodeStore(Scripts):
         placement: Placement = Placement.CLAIM,
         refused: Callable[[str, str], None] = lambda _call, _reason: None,
         remembers_reports: bool = False,
-        waiting: ArqRedis | None = None,
+        waiting: Redis | None = None,
     ) -> None:
         super().__init__(redis)
         self.node = node

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from arq.connections import ArqRedis
+from redis.asyncio import Redis
 
 from worker.store import arq_queue as queue
 from worker.store import errors, records
@@ -120,7 +120,7 @@ class OperatorStore(Scripts):
 
     def __init__(
         self,
-        redis: ArqRedis,
+        redis: Redis,
         store: CustomerStore,
         *,
         node_silent_seconds: float = NODE_SILENT_SECONDS,

@@ -8,8 +8,8 @@ from itertools import islice, pairwise
 from typing import Any
 from uuid import uuid4
 
-from arq.connections import ArqRedis
 from cronsim import CronSim, CronSimError
+from redis.asyncio import Redis
 
 from worker.store import errors, records
 from worker.store.calls import Idempotency, Page, Scripts, accepted, for_script, given
@@ -105,7 +105,7 @@ class Schedules(Scripts):
     """An account's schedules, for the front end. `now`: returns the time of the cell. Every call
     may raise StoreUnavailable."""
 
-    def __init__(self, redis: ArqRedis, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(self, redis: Redis, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         super().__init__(redis)
         self._now = now
 
