@@ -28,6 +28,7 @@ REASON_MAX = 500
 ID_MAX = 2**63 - 1
 PAGE_MAX = 10**9  # far beyond any list, and its offset is still exact in Redis's scripts
 PAGE_SIZE_MAX = 500
+LABELS_MAX = 20
 _EXACT_MAX = 2**53  # up to here a float is exactly one integer
 
 _ID = re.compile(r"[1-9][0-9]{0,18}")
@@ -170,6 +171,23 @@ DescriptionIfAny = Annotated[Description | None, AfterValidator(lambda text: tex
 # not strict: pydantic gets the validator's text as a Python object, not as JSON
 Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_moment)]
 ExpiresAt = Annotated[Moment, AfterValidator(_in_future)]
+
+LabelKey = Annotated[
+    str,
+    matches(
+        r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$",
+        "Keys are 1 to 63 letters, digits, dots, underscores, slashes or hyphens, and start with a letter or digit.",
+    ),
+]
+LabelValue = Annotated[
+    str,
+    matches(
+        r"^[A-Za-z0-9._/-]{0,63}$", "Values are at most 63 letters, digits, dots, underscores, slashes or hyphens."
+    ),
+]
+Labels = Annotated[
+    dict[LabelKey, LabelValue], Field(max_length=LABELS_MAX, json_schema_extra={"additionalProperties": False})
+]
 
 OfServer = Annotated[ServerId, Field(ge=1, le=ID_MAX, description="only of this server"), BeforeValidator(digits)]
 OfAccount = Annotated[AccountId, Field(ge=1, le=ID_MAX, description="only of this account"), BeforeValidator(digits)]

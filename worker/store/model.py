@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import NewType
@@ -22,6 +22,7 @@ RETRY_WITHIN_SECONDS = 3600.0  # how long after its failure a job is retried wit
 WAITING_SECONDS = 600.0  # how long a job waits for a silent node
 NAME_MAX = 64  # characters of a snapshot's name
 CANCELLED = "cancelled"  # code of the failure of a job that was cancelled
+WINDOW_MISSED = "window_missed"  # the same, of a job that had not started when the window of its schedule ended
 DESCRIPTION_MAX = 1000  # characters of a snapshot's description
 
 
@@ -130,6 +131,7 @@ class Server:
     job_id: JobId | None  # the job that holds the server
     job_kind: JobKind | None
     consistency: str | None = None  # of its snapshots, "stop" or "live", if a create does not say; None: the provider's
+    labels: Mapping[str, str] = field(default_factory=dict)  # of its customer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ _PATTERNS = {
 }
 # Of these, the nodes know the rest. A field that ends with * stands for all that begin so.
 _FIELDS = {
-    "server": ("account", "node", "name", "placed", "consistency"),
+    "server": ("account", "node", "name", "placed", "consistency", "labels"),
     "snapshot": ("server", "account", "status", "description", "labels", "protected", "expires_ms", "schedule"),
     "node": ("paused*",),
 }

@@ -1,6 +1,7 @@
 -- include: records, nodes, begin, claims
 -- A node begins a job, for the first time or again after a crash. A job whose server has gone to another node is ended.
--- ask: {job, node, owner, left: result (see `conclude`) of a job whose server has left its node}
+-- ask: {job, node, owner, left: result (see `conclude`) of a job whose server has left its node, late: that of one that
+-- had to start before now}
 -- Answers {'begun', {field, value, ...} of the job}, {'refused', why}: then the job must not run, or
 -- {'claim_refused', reason}.
 local ask = cjson.decode(ARGV[1])

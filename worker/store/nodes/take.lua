@@ -2,7 +2,8 @@
 -- Choose the jobs of a node's queue that it is to start now, and begin those that have not begun, if the node asks for
 -- that. While an operator has paused the node none starts; the operator's resume wakes the node. A job that is over, or
 -- not the node's, leaves the queue.
--- ask: {node, owner, free: slots, limit: jobs of the queue to look at, running: ids, begin, left (see `nodes/begin`)}
+-- ask: {node, owner, free: slots, limit: jobs of the queue to look at, running: ids, begin, left and late (see
+-- `nodes/begin`)}
 -- Answers {{id} or {id, {field, value, ...} of a job that has begun now}, ...}, earliest first. To who begins jobs and
 -- has not the lease, nothing.
 local ask = cjson.decode(ARGV[1])
