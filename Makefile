@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi clients sbom deb test-packages release \
     lock clean bench bench-pickup \
     bench-admission bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
-    bench-footprint chaos fuzz migrations failovers backups-beside dry-runs screenshots survey
+    bench-footprint bench-neighbors chaos fuzz migrations failovers backups-beside dry-runs screenshots survey
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -147,6 +147,9 @@ bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, co
 
 bench-disk: setup ## measure the disk's part of each job by the disk's size, compared with qemu-img (SIZES="1 10 100" GB)
 	@SIZES="$(SIZES)" $(REAPING) $(BIN)/python -m tests.bench.disk
+
+bench-neighbors: setup ## measure how long a neighbor's writes wait while a large image is changed (N=5 rounds, SIZE=100 GB, DIR=/tmp)
+	@N="$(N)" SIZE="$(SIZE)" DIR="$(DIR)" $(BIN)/python -m tests.bench.neighbors
 
 bench-downtime: setup ## measure how long a guest is away for a create and a restore, compared with a script (N=3 rounds)
 	$(REAPING) $(BIN)/python -m tests.bench.downtime

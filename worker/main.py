@@ -16,6 +16,7 @@ import typer
 import uvloop
 
 from drivers.base import DriverError, Hypervisor, HypervisorUnavailable, Surveyed
+from worker.disk_load import DiskLoad
 from worker.gateway_client import GatewayClient
 from worker.housekeeping import ROUND_SECONDS, Housekeeping
 from worker.inventory import REPORT_SECONDS, Inventory
@@ -298,6 +299,7 @@ class _Parts:
     queue: NodeWorker
     reconciler: Reconciler
     inventory: Inventory
+    load: DiskLoad
     lease: Lease
     housekeeping: Housekeeping
     local_redis: LocalRedis
@@ -402,6 +404,7 @@ def _wired(means: _Means) -> _Parts:
         may_go_on=lambda: lease.still_ours(),  # noqa: PLW0108 - made below
         worked=lambda job_id: queue.free_slot(job_id),  # noqa: PLW0108 - made below
     )
+    load = DiskLoad(most=settings.max_jobs, busy_percent=settings.disk_busy_percent, pressure=settings.io_pressure_file)
     queue = NodeWorker(
         means.local_redis.client,
         take=store.take,
@@ -409,6 +412,7 @@ def _wired(means: _Means) -> _Parts:
         run=lambda job_id, begun: runner.run(JobId(job_id), begun),
         max_jobs=settings.max_jobs,
         turned=turns.counted("jobs"),
+        allowed=lambda: load.allowed,
     )
     reconciler = Reconciler(
         hypervisor=means.hypervisor,
@@ -425,9 +429,11 @@ def _wired(means: _Means) -> _Parts:
         publish=reconciler.server,
         reconcile=reconciler.soon,
         metrics=metrics,
-        slots=settings.max_jobs,
+        slots=lambda: load.allowed,
+        slots_max=settings.max_jobs,
         boot=boot_id(),
     )
+    load.on_change(inventory.tell_facts)
 
     async def lease_gained() -> None:
         await inventory.report()  # before taking jobs: one may be queued for a server that the store has lost
@@ -436,6 +442,7 @@ def _wired(means: _Means) -> _Parts:
     lease = Lease(store, gained=lease_gained, lost=queue.pause, turned=turns.counted("heartbeats"))
     metrics.follow(
         running=lambda: runner.working,
+        allowed=lambda: load.allowed,
         owed=lambda: runner.owed,
         lease_held=lambda: lease.held,
         journal_bytes=journal.size_bytes,
@@ -446,6 +453,7 @@ def _wired(means: _Means) -> _Parts:
         queue=queue,
         reconciler=reconciler,
         inventory=inventory,
+        load=load,
         lease=lease,
         housekeeping=Housekeeping(store=store, journal=journal, runner=runner),
         local_redis=means.local_redis,
@@ -467,6 +475,7 @@ async def _work_with_others(parts: _Parts, taken: asyncio.Event) -> None:
         group.create_task(parts.inventory.keep_reporting())
         group.create_task(parts.inventory.keep_publishing())
         group.create_task(parts.housekeeping.keep_house())
+        group.create_task(parts.load.keep_looking())
         group.create_task(parts.reconciler.keep_reconciling())
 
 

@@ -10,8 +10,10 @@ import pytest
 import structlog
 
 from api.gateway.scheduler import Scheduler
+from tests.integration.browsing import dashboard_of
 from tests.integration.conftest import ACCOUNT, SERVER, Cell
 from tests.integration.front_end import DONE, SNAPSHOTS, FrontEnd, serving
+from tests.integration.test_dashboard import visible
 from tests.integration.test_schedules import OTHERS, SCHEDULES, fall_due, made, shown
 from worker.store.access.tokens import Permission
 from worker.store.chores.chores import PLANNED_AT_ONCE, Chores
@@ -393,6 +395,19 @@ class TestCalls:
         cleared = (await api.call("PATCH", path, body={"consistency": None})).body
         assert (cleared["consistency"], cleared["labels"]) == (None, {"a": ""})
         assert (await api.call("PATCH", path, body={})).body == cleared
+
+
+class TestDashboard:
+    async def test_it_shows_what_is_covered_and_how_far_the_window_has_come(self, cell: Cell, api: FrontEnd) -> None:
+        await planned(api, time_zone="Etc/UTC")
+        await let_start(api, SERVERS[0])
+        await round_of(api)
+        async with dashboard_of(cell) as dashboard:
+            text = visible(await dashboard.browser.seen("/ops/schedules/"))
+            for said in ("labels backup=nightly", "Etc/UTC", "2 h", "1 of 6 started"):
+                assert said in text
+            assert "backup=nightly" in visible(await dashboard.browser.seen(f"/ops/servers/{SERVERS[0]}/"))
+            assert "No matching schedules" in visible(await dashboard.browser.seen("/ops/schedules/?target=server"))
 
 
 class TestUnreadable:

@@ -11,6 +11,7 @@ each side the highest number that both know; a node says nothing to an older gat
 - 2: `take` has the field `begin`, and may give jobs that it has begun; `stop_taking`; a snapshot's `consistency`; a
   begun job's `live`.
 - 3: the `cause` of a job's outcome; a node's `slots` and `boot`.
+- 4: a node's `slots_max`.
 """
 
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ from worker.store.model import (
 from worker.store.nodes.node_store import Known, LeaseHeld, Reported
 from worker.store.outcome import CAUSE_MAX
 
-PROTOCOLS = frozenset({1, 2, 3})  # those that this release speaks
+PROTOCOLS = frozenset({1, 2, 3, 4})  # those that this release speaks
 BEGINS_WITH_TAKE = 2
 PATH = "/node"
 FRAME_BYTES = 1 << 20  # the longest frame that a gateway reads
@@ -191,6 +192,7 @@ class NodeFacts(Message):
     emulator: Word
     pools: Annotated[tuple[Pool, ...], Field(max_length=64)]
     slots: Count = 0
+    slots_max: Count = 0
     boot: Word = ""
 
 
@@ -331,7 +333,7 @@ def _call(ask: type[Message], answer: Any, *, newer: Mapping[int, Excluded] | No
     return Call(ask=ask, answer=TypeAdapter(answer), newer=newer or {})
 
 
-_NEWER_FACTS = {"about": {"slots", "boot"}}
+_NEWER_FACTS = {"about": {"slots", "boot", "slots_max"}}
 _NEWER_CONTENTS = {"contents": {"consistency"}}
 
 
@@ -346,7 +348,7 @@ CALLS: Mapping[str, Call] = {
     "finish": _call(
         Finish, str, newer={1: {"outcome": _NEWER_CONTENTS | {"cause": True}}, 2: {"outcome": {"cause": True}}}
     ),
-    "report": _call(Report, Reported, newer={1: _NEWER_FACTS, 2: _NEWER_FACTS}),
+    "report": _call(Report, Reported, newer={1: _NEWER_FACTS, 2: _NEWER_FACTS, 3: {"about": {"slots_max"}}}),
     "publish": _call(
         Publish,
         tuple[SnapshotId, ...],
