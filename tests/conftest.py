@@ -16,12 +16,17 @@ import pytest
 from arq.connections import ArqRedis
 from xdist.remote import Producer
 
+from tests.logs import log_plainly
 from tests.side_by_side import SideBySide, longest_first
 from worker.store.redis_client import RedisSettings, connect
 
 TESTS = Path(__file__).parent
 MEMORY, ROOM_BYTES = Path("/dev/shm"), 2 << 30
-START_SECONDS = 30  # far above what Redis takes, for a machine with much else to do
+START_SECONDS = 120  # far above what Redis takes, for a machine with much else to do
+
+
+def pytest_configure() -> None:
+    log_plainly()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -22,6 +22,7 @@ import uvloop
 from arq.connections import ArqRedis
 from arq.worker import Worker, func
 
+from tests.logs import log_plainly
 from tests.queueing import CELL, NODE, QUEUE, taker
 from worker.gateway_address import GatewayAddress
 from worker.gateway_client import GatewayClient
@@ -135,7 +136,7 @@ async def _plain(socket: str, seconds: float, slots: int, *, poll_seconds: float
 
 if __name__ == "__main__":
     _, wanted, *(path, job_seconds, max_jobs) = sys.argv
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    log_plainly(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     works: dict[Kind, Callable[[str, float, int], Coroutine[Any, Any, None]]] = {
         Kind.GATEWAY: _gateway,
         Kind.DIRECT: _direct,

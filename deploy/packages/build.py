@@ -75,7 +75,7 @@ def _stage(root: Path, package: Package, release: Release, *, wheel: Path, machi
         _write_completion(root)
         _said(sys.executable, "-m", "api.cli.man", str(root / "usr/share/man/man1"))
     documents = root / "usr/share/doc" / package.name
-    documents.mkdir(parents=True)
+    documents.mkdir(parents=True, exist_ok=True)  # an example may be there
     (documents / "sbom.json").write_text(bill(name=package.name, only={(e.name, e.version) for e in entries}))
     (documents / "licenses.txt").write_text(licenses_of(site))
     shutil.copy(PROJECT / "CHANGELOG.md", documents / "NEWS.md")

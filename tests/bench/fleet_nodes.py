@@ -19,6 +19,7 @@ import structlog
 import uvloop
 
 from tests.gateway import secret_of
+from tests.logs import log_plainly
 from worker.gateway_address import GatewayAddress
 from worker.gateway_client import GatewayClient
 from worker.inventory import REPORT_SECONDS
@@ -137,5 +138,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    log_plainly(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     uvloop.run(main())
