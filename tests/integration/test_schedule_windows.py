@@ -18,7 +18,7 @@ from tests.integration.test_schedules import OTHERS, SCHEDULES, fall_due, made, 
 from worker.store.access.tokens import Permission
 from worker.store.chores.chores import PLANNED_AT_ONCE, Chores
 from worker.store.model import JobId, ServerId
-from worker.store.schedules.timing import BadCron, check_zone, closest_runs, next_run, zone_of
+from worker.store.schedules.timing import BadCron, check_zone, closest_runs, next_run, open_since, zone_of
 
 SERVERS = [ServerId(number) for number in range(101, 107)]
 NIGHTLY = {"backup": "nightly"}
@@ -461,6 +461,14 @@ class TestClockChanges:
             moment = next_run(cron, moment, zone_of("Europe/Berlin"))
             found.append(f"{moment:%dT%H:%M}")
         assert found == runs
+
+    def test_the_window_of_the_day_is_open_though_that_of_the_day_before_is_too(self) -> None:
+        """On the day that has 23 hours."""
+        day, zone = timedelta(days=1), zone_of("Europe/Berlin")
+        begun = datetime(2026, 3, 29, 1, 0, 5, tzinfo=UTC)
+        assert open_since("0 3 * * *", begun, day, zone) == begun.replace(second=0)
+        assert open_since("0 3 * * *", begun - timedelta(seconds=10), day, zone) == datetime(2026, 3, 28, 2, tzinfo=UTC)
+        assert open_since("0 3 * * *", begun + timedelta(hours=2), timedelta(hours=2), zone) is None
 
     def test_a_zone_is_known_by_its_iana_name_only(self) -> None:
         check_zone("Europe/Berlin")

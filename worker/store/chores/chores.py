@@ -25,7 +25,7 @@ from worker.store.model import (
     SnapshotStatus,
 )
 from worker.store.outcome import DELETE_RETRY_SECONDS, STARTS_TOO_LATE, Outcome
-from worker.store.schedules.timing import IN_UTC, BadCron, cron_of, next_run, snapshot_name, zone_of
+from worker.store.schedules.timing import IN_UTC, BadCron, cron_of, next_run, open_since, snapshot_name, zone_of
 
 FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
 # A run that was refused for a temporary reason (server busy, node silent) is retried until the next one is due.
@@ -204,8 +204,7 @@ def _due(row: Sequence[bytes], now: datetime) -> DueSchedule | DueWindow | Unrea
             due_at = datetime.fromtimestamp(int(due_ms) / 1000, UTC)
             run = snapshot_name(name, due_at)
             return DueSchedule(id=ScheduleId(schedule_id), due_ms=int(due_ms), snapshot_name=run, next_run_at=next_at)
-        latest = next_run(cron, now - timedelta(milliseconds=records.whole(window_ms)), clocks)
-        starts_at = latest if latest <= now else None
+        starts_at = open_since(cron, now, timedelta(milliseconds=records.whole(window_ms)), clocks)
         return DueWindow(id=ScheduleId(schedule_id), due_ms=int(due_ms), starts_at=starts_at, next_run_at=next_at)
     except (BadCron, ValueError, OverflowError, OSError) as error:
         reason = f"when={when!r}, server={spread!r}, time_zone={zone!r}, window_ms={window_ms!r}: {error}"

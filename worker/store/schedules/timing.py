@@ -40,6 +40,16 @@ def next_run(cron: str, after: datetime, zone: tzinfo = UTC) -> datetime:
     return next(run for run in _runs(cron, after, zone) if run > after)
 
 
+def open_since(cron: str, now: datetime, window: timedelta, zone: tzinfo = UTC) -> datetime | None:
+    """The begin of the window that is open now, in UTC: of two, on a day that the clocks make shorter, the later one.
+    None: none is open. Raises BadCron."""
+    latest = None
+    begin = next_run(cron, now - window, zone)
+    while begin <= now:
+        latest, begin = begin, next_run(cron, begin, zone)
+    return latest
+
+
 def check(when: str, now: datetime) -> None:
     """Raises BadCron if it is neither one of our words nor a cron expression of five fields, never runs, or runs too
     often."""
