@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi clients sbom deb test-packages release \
+.PHONY: help setup setup-run setup-tests run scene demo test test-fast check lint format openapi config-docs clients sbom deb test-packages release \
     lock clean bench bench-pickup \
     bench-admission bench-dashboard bench-live bench-ops bench-tracing bench-http bench-disk bench-downtime bench-fleet \
     bench-footprint bench-neighbors chaos fuzz migrations failovers backups-beside dry-runs screenshots survey
@@ -13,10 +13,10 @@ CLIENT := $(VENV)-client
 PEERS := $(VENV)-peers
 # read by deploy/setup.sh and by deploy/demo/run.py
 export VENV PYTHON PORT STATE_DIR DRIVER N SEED LIBVIRT SABOTAGE FOLDER
-# Containers often set it. Each of the hundreds of programs that the tests start would then compile all our modules.
+# Containers often set it. The hundreds of programs that the tests start would then each compile all our modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Reaps the processes that libvirt leaves to the first process of a container, which may take seconds.
+# Reaps orphans of libvirt, because the first process of a container may take seconds to do so.
 REAPING = $(BIN)/python -m deploy.lab.reaping
 
 help: ## print this help
@@ -38,7 +38,7 @@ setup-tests: setup $(CLIENT)/.lock
 run: setup-run ## run the whole service with a real guest until Ctrl-C (DRIVER=fake: no hypervisor)
 	@exec $(REAPING) $(BIN)/python -m deploy.demo.run
 
-scene: setup ## run a staged cell with incidents until Ctrl-C: a filled dashboard (PORT=8080)
+scene: setup ## run a demo cell with staged incidents until Ctrl-C (PORT=8080)
 	@exec $(BIN)/python -m tests.browser.show
 
 demo: setup ## run a scripted demo: write A, create, write B, restore, A is back, delete
@@ -88,6 +88,10 @@ openapi: setup ## generate the OpenAPI document, docs/openapi.json
 	$(BIN)/python -m api.document >docs/openapi.json.new
 	@mv docs/openapi.json.new docs/openapi.json
 
+config-docs: setup ## generate the page of all settings, docs/operations/settings.md
+	$(BIN)/python -m deploy.settings_page >docs/operations/settings.md.new
+	@mv docs/operations/settings.md.new docs/operations/settings.md
+
 clients: setup-tests ## generate the models of the clients, deploy/clients/, from the OpenAPI document
 	$(BIN)/python -m deploy.clients.generate
 
@@ -123,7 +127,7 @@ fuzz: setup ## send N (100000) requests at random to a real service: no 5xx, no 
 migrations: setup ## migrate a server with snapshots between two nodes with kills, and check everything (N=40 SEED=7)
 	@exec $(REAPING) $(BIN)/python -m tests.chaos.migrations
 
-failovers: setup-tests ## kill, freeze and cut off the primary of Redis under load, N (20) times, and kill front ends (SEED=7 WAIT=1 MIN=1)
+failovers: setup-tests ## kill, freeze and partition the primary of Redis under load, N (20) times, and kill front ends (SEED=7 WAIT=1 MIN=1)
 	@exec $(BIN)/python -m tests.chaos.failovers
 
 backups-beside: setup-tests ## run virtnbdbackup with random jobs and kills, then restore and compare each chain (N=200 SEED=7)
@@ -135,7 +139,7 @@ dry-runs: setup-tests ## compare dry run and job over N (300) states of servers 
 bench-ops: setup ## measure the operators' lists and pages with N (100000) jobs, compared with 1,000
 	$(BIN)/python -m tests.bench.ops
 
-bench-dashboard: setup-tests ## measure how soon the dashboard answers an operator's questions with N (1000000) jobs, in a real browser
+bench-dashboard: setup-tests ## measure the response times of the dashboard with N (1000000) jobs, in a real browser
 	$(BIN)/python -m tests.bench.dashboard
 
 bench-live: setup ## measure how long a guest's writes wait for a snapshot without a stop (N=10 rounds)
@@ -145,7 +149,7 @@ bench-http: setup $(PEERS)/.lock ## measure the front end's calls per second, co
 	@deploy/setup.sh bench
 	@CALLS="$(CALLS)" PROCESSES="$(PROCESSES)" $(BIN)/python -m tests.bench.http
 
-bench-disk: setup ## measure the disk's part of each job by the disk's size, compared with qemu-img (SIZES="1 10 100" GB)
+bench-disk: setup ## measure the disk's share of each job by disk size, compared with qemu-img (SIZES="1 10 100" GB)
 	@SIZES="$(SIZES)" $(REAPING) $(BIN)/python -m tests.bench.disk
 
 bench-neighbors: setup ## measure how long a neighbor's writes wait while a large image is changed (N=5 rounds, SIZE=100 GB, DIR=/tmp)
@@ -154,13 +158,13 @@ bench-neighbors: setup ## measure how long a neighbor's writes wait while a larg
 bench-downtime: setup ## measure how long a guest is away for a create and a restore, compared with a script (N=3 rounds)
 	$(REAPING) $(BIN)/python -m tests.bench.downtime
 
-bench-fleet: setup ## measure how a cell grows with its nodes (NODES="100 300 1000")
+bench-fleet: setup ## measure the load of a cell by its number of nodes (NODES="100 300 1000")
 	@NODES="$(NODES)" OPERATORS="$(OPERATORS)" $(BIN)/python -m tests.bench.fleet
 
 bench-tracing: setup ## measure the cost of a request's spans, compared with the request
 	$(BIN)/python -m tests.bench.tracing
 
-bench-footprint: setup ## measure memory, idle CPU time and start of each program; RUNS=5 IDLE=20 (seconds) GROWTH=1000 (jobs)
+bench-footprint: setup ## measure memory, idle CPU time and start-up time of each program; RUNS=5 IDLE=20 (seconds) GROWTH=1000 (jobs)
 	@RUNS="$(RUNS)" IDLE="$(IDLE)" GROWTH="$(GROWTH)" $(REAPING) $(BIN)/python -m tests.bench.footprint
 
 survey: setup ## show what a snapshot of each server would hold, or why it is refused (FOLDER=… or LIBVIRT=qemu:///system)

@@ -1,4 +1,4 @@
-"""The commands `backup` and `restore`: of what only Redis knows."""
+"""The commands `backup` and `restore`, for the data that exists only in Redis."""
 
 import time
 from collections.abc import AsyncIterator
@@ -21,23 +21,23 @@ _NAME = "vps-snapshots-*.backup"
 LEFT_SECONDS = 86_400.0  # far longer than a backup takes
 
 Identity = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="File with age's secret key, of an encrypted backup.")
+    Path | None, typer.Option(exists=True, dir_okay=False, help="File with age's secret key, for an encrypted backup.")
 ]
 
 
 def backup(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Where the file is written.")],
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder for the backup file.")],
     *,
     keep: Annotated[int, typer.Option(min=1, help="How many backups to keep in the folder.")] = 14,
     recipient: Annotated[
         str | None, typer.Option(metavar="AGE1...", help="age's public key: encrypts the file (needs the program age).")
     ] = None,
-    audit: Annotated[bool, typer.Option("--audit/--no-audit", help="With the audit log.")] = True,
+    audit: Annotated[bool, typer.Option("--audit/--no-audit", help="Include the audit log.")] = True,
     config: Config = None,
 ) -> None:
-    """Write what only Redis knows into a file: tokens, node credentials, schedules, webhooks, which server is whose,
-    labels, protection and expiry of snapshots, paused nodes, and the audit log. Prints the file's path."""
+    """Back up the data that exists only in Redis to a file: tokens, node credentials, schedules, webhooks, owners of
+    servers, labels, protection and expiry of snapshots, paused nodes, and the audit log. Prints the file's path."""
     settings = settings_of(ApiSettings, context, config)
 
     async def run(redis: ArqRedis) -> tuple[Path, Written]:
@@ -70,7 +70,7 @@ def backup(
 def _tidy(folder: Path, *, keep: int) -> None:
     for old in sorted(folder.glob(_NAME))[:-keep]:
         old.unlink(missing_ok=True)
-    for left in folder.glob(f".{_NAME}*.new"):  # of backups that were killed, but not one that is being written
+    for left in folder.glob(f".{_NAME}*.new"):  # files of killed backups, but not one that is being written
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > LEFT_SECONDS:
                 left.unlink()
@@ -81,13 +81,18 @@ def restore(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
     *,
     audit: Annotated[
-        bool, typer.Option("--audit", help="Only the audit log, with the Redis account `audit` (--config audit.toml).")
+        bool,
+        typer.Option(
+            "--audit", help="Restore only the audit log, with the Redis account `audit` (--config audit.toml)."
+        ),
     ] = False,
-    merge: Annotated[bool, typer.Option("--merge", help="Add to a Redis that has tokens what it lacks.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Add missing data to a Redis that already has tokens.")
+    ] = False,
     identity: Identity = None,
     config: Config = None,
 ) -> None:
-    """Write a backup into Redis after its data was lost. What Redis has stays as it is."""
+    """Restore a backup into Redis after its data was lost. Existing data is not changed."""
     settings = settings_of(ApiSettings, context, config)
     try:
         found = BackupFile.open(file, identity=identity)
@@ -106,7 +111,10 @@ def restore(
 async def _restore(redis: ArqRedis, found: BackupFile, settings: ApiSettings, *, merge: bool) -> dict[str, int]:
     store = Restore(redis)
     if not merge and not await store.is_empty():
-        fail("Redis has tokens: its data is not lost, or a restore was interrupted. --merge adds what it lacks", code=1)
+        fail(
+            "Redis has tokens: its data is not lost, or a restore was interrupted. --merge adds the missing data",
+            code=1,
+        )
     written = await store.records(found, now_ms=await Backup(redis).now_ms())
     await record(audit_of(redis, settings), "restore", reason=found.path.name)
     return dict(written)

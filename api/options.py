@@ -1,4 +1,4 @@
-"""What the commands of the front end and of the gateway share: options, the call of Redis, and how they fail."""
+"""Shared by the commands of the front end and the gateway: options, access to Redis, and errors."""
 
 import asyncio
 import re
@@ -50,7 +50,7 @@ def settings_of(model: type[Settings], context: typer.Context, config: Path | No
 
 
 def with_redis(settings: RedisSettings, call: Callable[[ArqRedis], Awaitable[Result]]) -> Result:
-    """What the call returns. A refusal ends the program."""
+    """Run the call and return its result. A refusal ends the program."""
 
     async def run() -> Result:
         redis = connect(settings)

@@ -35,7 +35,7 @@ def create_token(
     ],
     account: Annotated[int | None, typer.Option(min=1, help="Account that owns the token.")] = None,
     service: Annotated[
-        bool, typer.Option("--service", help="It acts for the account that each request names in X-Account-Id.")
+        bool, typer.Option("--service", help="The token acts for the account that each request names in X-Account-Id.")
     ] = False,
     expires_in: Lifetime = None,
     config: Config = None,
@@ -88,7 +88,7 @@ def revoke_token(
 
 
 def audit_of(redis: ArqRedis, settings: ApiSettings) -> Audit:
-    # it removes no entries, for it does not know the time of the cell
+    # removes no entries, because it does not know the time of the cell
     return Audit(redis, keeper=AuditKeeper(redis, kept=None) if settings.audit_keeper else None)
 
 

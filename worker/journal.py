@@ -26,11 +26,12 @@ from worker.store.outcome import JOB_KEPT_SECONDS, Outcome
 VERSION = 2
 PRIVATE_MODE = 0o600
 BALLAST_BYTES = 4 << 20  # enough for 300 steps: each writes two or three pages of 4 KiB to the write-ahead log
-CACHE_KIB = 256  # of pages: SQLite's own 2 MiB would fill with jobs that have ended
+CACHE_KIB = 256  # page cache: SQLite's default of 2 MiB would fill with ended jobs
 KEPT_FOR_A_PERSON = math.inf  # retention in seconds of a safety tag that only an operator may release
-KEPT_SECONDS = JOB_KEPT_SECONDS  # retention of a finished, published job: that of its record in the store
+KEPT_SECONDS = JOB_KEPT_SECONDS  # retention of a finished, published job, equal to that of its record in the store
 
-LEFT_AT_LEAST_SECONDS = 3600.0  # of a tag that knows a moment only: the wall clock alone must not end its retention
+# minimum retention of a tag that has only a deadline, because a wrong wall clock must not end it
+LEFT_AT_LEAST_SECONDS = 3600.0
 
 Record = TypeVar("Record", Task, Facts, Outcome)
 
@@ -124,7 +125,7 @@ class Journal:
                 os.posix_fallocate(file, 0, BALLAST_BYTES)
             finally:
                 os.close(file)
-        except OSError:  # no room now; housekeeping tries again
+        except OSError:  # no space now; housekeeping tries again
             self._ballast.unlink(missing_ok=True)
 
     def _durably(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
@@ -140,7 +141,7 @@ class Journal:
                 raise JournalFailed(str(still)) from still
 
     def _release_ballast(self) -> bool:
-        """Returns False if there was nothing to release."""
+        """Release the reserved space. Returns False if none was reserved."""
         if not self._ballast.exists():
             return False
         log.error("journal.disk_full", detail="the reserved disk space was released", ballast=str(self._ballast))
@@ -190,7 +191,7 @@ class Journal:
         self._durably(("UPDATE jobs SET interruptions = interruptions + 1 WHERE id = ?", (job_id,)))
 
     def conclude(self, entry: Entry, outcome: Outcome, *, safety_kept_seconds: float) -> None:
-        """Record the outcome, before it is published, and with it the job's safety tag, if it left one.
+        """Record the outcome before it is published, together with the job's safety tag if it left one.
 
         `safety_kept_seconds`: retention of that tag.
         """
@@ -209,7 +210,7 @@ class Journal:
         self._durably(*statements)
 
     def published(self, job_id: JobId) -> None:
-        """Record that the store has the outcome: nothing is left to do for the job."""
+        """Record that the store has the outcome, so that nothing is left to do for the job."""
         self._durably(("UPDATE jobs SET published = 1 WHERE id = ?", (job_id,)))
 
     def find(self, job_id: JobId) -> Entry | None:
@@ -226,7 +227,7 @@ class Journal:
         return [_entry(row) for row in self._db.execute(f"{_SELECT} WHERE {frozen}")]
 
     def thawed(self, job_id: JobId) -> None:
-        """Record that the guest of an ended job is not frozen any more."""
+        """Record that the guest of an ended job is no longer frozen."""
         self._durably(("UPDATE jobs SET facts = json_set(facts, '$.frozen', json('false')) WHERE id = ?", (job_id,)))
 
     def age_safety_tags(self, seconds: float) -> None:
@@ -290,16 +291,16 @@ class Journal:
         return frozenset(ServerId(server_id) for (server_id,) in self._db.execute("SELECT server_id FROM changing"))
 
     def forget_old(self) -> None:
-        """Delete the jobs whose outcome was published more than KEPT_SECONDS ago, by this process's time: the wall
-        clock's at its start, counted on."""
+        """Delete the jobs whose outcome was published more than KEPT_SECONDS ago. The time is the wall clock at
+        the start of this process plus the monotonic time since then."""
         self._reserve_ballast()
         now = self._uptime_began_at + time.clock_gettime(time.CLOCK_BOOTTIME)
         self._durably(("DELETE FROM jobs WHERE published = 1 AND changed_at < ?", (now - KEPT_SECONDS,)))
 
 
 def drop_kept(path: Path, tag: str) -> ServerId | None:
-    """End the retention of a tag that a stranded job has left: the journal's worker, which may be running, deletes it
-    in its next round. Returns the tag's server; None if no such tag is kept. Raises JournalFailed or NewerJournal."""
+    """End the retention of a tag that a stranded job has left. The node's worker deletes the tag in its next round.
+    Returns the tag's server; None if no such tag is kept. Raises JournalFailed or NewerJournal."""
     update = (
         "UPDATE spare_tags SET drop_after = ?, left_seconds = 0 WHERE tag = ? AND drop_after = ? RETURNING server_id"
     )
@@ -322,7 +323,7 @@ def _ensure_known(db: sqlite3.Connection, path: Path) -> int:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """Does not write to an up-to-date journal: it must open on a full disk."""
+    """Open the database. An up-to-date journal is not written to, so that it also opens on a full disk."""
     _make_private(path)
     db = sqlite3.connect(path, isolation_level=None)
     try:
@@ -340,8 +341,8 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def _make_private(path: Path) -> None:
-    """Create the journal, or correct its mode, so that only its owner can read it: it holds customers' names and texts.
-    SQLite gives its other files the mode of the database. Raises sqlite3.OperationalError."""
+    """Create the journal, or correct its mode, so that only its owner can read it: it contains customers' names and
+    texts. SQLite gives its other files the mode of the database. Raises sqlite3.OperationalError."""
     try:
         for file in (path, *(path.with_name(f"{path.name}{suffix}") for suffix in ("-wal", "-shm"))):
             create = os.O_CREAT if file == path else 0
@@ -360,7 +361,7 @@ def _ensure_ages(db: sqlite3.Connection) -> None:
     # Added without a new version: older workers ignore the column and can still use the journal.
     if not db.execute("SELECT 1 FROM pragma_table_info('spare_tags') WHERE name = 'left_seconds'").fetchone():
         db.execute("ALTER TABLE spare_tags ADD COLUMN left_seconds REAL")
-        # Tags that a newer restore has replaced were due from the moment of its record. No clock is asked.
+        # Tags that a newer restore has replaced were due from the time of its record. This does not read the clock.
         db.execute("UPDATE spare_tags SET left_seconds = 0 WHERE drop_after <= (SELECT MAX(changed_at) FROM jobs)")
 
 
@@ -369,7 +370,7 @@ def _json(record: Task | Facts | Outcome) -> str:
 
 
 def _read(kind: type[Record], text: str) -> Record:
-    """Without the cache of strings that pydantic's own reading of JSON fills, with those of the last 4,000 jobs."""
+    """Parse JSON without pydantic's string cache, which would keep the strings of the last 4,000 jobs."""
     return adapter(kind).validate_python(from_json(text, cache_strings="none"))
 
 

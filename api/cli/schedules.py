@@ -183,7 +183,7 @@ def edit_schedule(  # noqa: PLR0913 - an option is a parameter
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help=LABELS)] = None,
     keep: Keep = None,
     expire_after: ExpireAfter = None,
-    never_expire: Annotated[bool, typer.Option("--never-expire", help="Keep its snapshots for ever.")] = False,
+    never_expire: Annotated[bool, typer.Option("--never-expire", help="Keep its snapshots forever.")] = False,
     consistency: Consistency = None,
     enabled: Annotated[bool | None, typer.Option("--enable/--disable", help="Whether it runs.")] = None,
     as_json: options.Json = False,
@@ -194,7 +194,7 @@ def edit_schedule(  # noqa: PLR0913 - an option is a parameter
     body |= {"server_labels": options.label_pairs(label)} if label else {}
     body |= {"expire_after_hours": None} if never_expire else {}
     if not body:
-        raise typer.BadParameter("say what to change")
+        raise typer.BadParameter("specify what to change")
 
     async def edit(client: Client) -> Body:
         return await client.patch(await _path(client, schedule), body)

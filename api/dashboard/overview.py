@@ -1,4 +1,4 @@
-"""The overview: what needs an operator comes first."""
+"""The overview: problems that need an operator come first."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ from worker.store.operators.overview import LAST_DAY, WINDOWS, Overview
 from worker.store.operators.records import OpsJob, OpsServer
 from worker.store.reports import Pool
 
-FEW_ALARMS = 3  # more are one list, so that the page still shows what follows
-LIMIT = 10  # of each list; the page links to the rest
-LOW_SHARE = 0.1  # of a pool's bytes that are free
-WAITS_LONG_SECONDS = 300.0  # longer is an alarm: an idle node starts a job within milliseconds
+FEW_ALARMS = 3  # if there are more, they become one list, so that the rest of the page stays visible
+LIMIT = 10  # rows of each list; the page links to the rest
+LOW_SHARE = 0.1  # a pool with a smaller free share is low
+WAITS_LONG_SECONDS = 300.0  # a longer wait is an alarm: an idle node starts a job within milliseconds
 
 
 class ChartsQuery(Query):
@@ -91,7 +91,7 @@ async def _stranded(operators: OperatorStore, overview: Overview) -> list[Strand
 
 
 async def _off(operators: OperatorStore, overview: Overview) -> tuple[OpsServer, ...]:
-    """The servers whose guests are off for a job, longest first."""
+    """The servers whose guest is off for a job, longest first."""
     if not overview.servers_off:
         return ()
     page = await operators.servers(node=None, account_id=None, stranded=False, off=True, cursor=Cursor(limit=LIMIT))
@@ -109,7 +109,7 @@ async def stranding_job(operators: OperatorStore, server: OpsServer) -> OpsJob |
 
 
 async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
-    """Graver ones first."""
+    """The alarms, grave ones first."""
     found = [
         *await _silent(operators, overview.nodes - overview.nodes_alive),
         *await _failing(operators),
@@ -132,7 +132,7 @@ async def alarms(operators: OperatorStore, overview: Overview) -> list[Alarm]:
 
 
 def _an_hour_before(overview: Overview) -> str:
-    """To the minute: a link that changes with each refresh is hard to press."""
+    """One hour before, rounded to the minute: a link that changes with each refresh is hard to click."""
     return machine((overview.at - timedelta(hours=1)).replace(second=0, microsecond=0))
 
 

@@ -13,7 +13,7 @@ LIMIT = 50
 
 
 class Query(OpsSchedulesQuery):
-    """The API's query, with moments as browsers send them."""
+    """The API's query, with times as browsers send them."""
 
     since: LocalMoment | None = None
     until: LocalMoment | None = None

@@ -34,7 +34,8 @@ class Find(Protocol):
 
 
 class Scheduler:
-    """Every gateway has one; the first that finds a schedule due runs it, so that no run depends on one gateway.
+    """Every gateway has a scheduler. The first one that finds a schedule due runs it, so that no run depends on one
+    gateway.
 
     `unreadable` is called once per process for each due schedule that this release cannot read.
     """
@@ -46,7 +47,7 @@ class Scheduler:
 
     async def keep_running(self) -> None:
         """Run until cancelled. A failed round is retried in the next one."""
-        # Nodes that no gateway has heard come back to this one first: a run before then would be refused.
+        # After an outage, let the nodes reconnect first: before then, a run would be refused.
         await asyncio.sleep(ROUND_SECONDS)
         await every(
             ROUND_SECONDS, self.round, name="scheduler", expected={StoreUnavailable: "scheduler.store_unavailable"}

@@ -49,7 +49,7 @@ ScheduleName = Annotated[
         rf"^[A-Za-z0-9_-]{{1,{NAME_OF_SCHEDULE_MAX}}}$",
         f"Must be 1 to {NAME_OF_SCHEDULE_MAX} letters (A-Z, a-z), digits, hyphens or underscores.",
     ),
-    Field(description="the start of its snapshots' names, which end with the time of the run"),
+    Field(description="prefix of its snapshots' names, which end with the time of the run"),
 ]
 When = Annotated[
     str,
@@ -74,7 +74,7 @@ Keep = Annotated[
 ]
 ExpireAfterHours = Annotated[
     int,
-    Field(ge=1, le=fields.EXPIRE_HOURS_MAX, description="each of its snapshots is deleted after that time"),
+    Field(ge=1, le=fields.EXPIRE_HOURS_MAX, description="the age at which each of its snapshots is deleted"),
     BeforeValidator(fields.whole),
 ]
 
@@ -152,7 +152,7 @@ class ScheduleBody(fields.RequestBody):
         return self
 
     def spec(self, *, live: bool) -> ScheduleSpec:
-        """`live`: whether its snapshots do not stop the server."""
+        """`live`: whether its snapshots are taken without stopping the server."""
         return ScheduleSpec(
             name=self.name,
             when=self.when,
@@ -167,7 +167,7 @@ class ScheduleBody(fields.RequestBody):
 
 
 class ScheduleEditBody(fields.RequestBody):
-    """The fields to change; fields that are left out stay."""
+    """The fields to change; omitted fields keep their values."""
 
     name: Annotated[ScheduleName | None, *fields.NOT_NULL] = None
     when: Annotated[When | None, *fields.NOT_NULL] = None
@@ -203,8 +203,8 @@ class ScheduleRun(Open):
     """The result of a schedule's last run."""
 
     at: Timestamp
-    job_id: Annotated[str | None, Field(description="null: it was refused")]
-    error: Annotated[str | None, Field(description="the code of the refusal")]
+    job_id: Annotated[str | None, Field(description="null: the run was refused")]
+    error: Annotated[str | None, Field(description="the error code of the refusal")]
 
 
 class ScheduleWindow(Open):
@@ -232,7 +232,7 @@ class Schedule(Open):
     keep: Annotated[int, Field(description="how many of its completed snapshots of each server to keep: the newest")]
     expire_after_hours: int | None
     enabled: bool
-    consistency: Annotated[str, Field(description="of its snapshots, `stop` or `live`; more may be added")]
+    consistency: Annotated[str, Field(description="consistency of its snapshots: `stop` or `live`; more may be added")]
     created_at: Timestamp
     next_run_at: Annotated[
         Timestamp | None, Field(description="or the begin of its next window; null: it is not enabled")
@@ -265,7 +265,7 @@ class CoveredServerList(Open):
 
 
 class OpsSchedulesQuery(fields.PeriodQuery):
-    """The query of the list of all schedules: `since` and `until` are of their next runs."""
+    """The query of the list of all schedules; `since` and `until` apply to their next runs."""
 
     account_id: fields.OfAccount | None = None
     server_id: fields.OfServer | None = None

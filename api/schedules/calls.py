@@ -101,7 +101,7 @@ class ScheduleCalls:
     async def show_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Show a schedule.
 
-        A schedule with its next run and the result of the last run.
+        Shows a schedule with its next run and the result of its last run.
         """
         schedule_id = in_path(request, SCHEDULE_ID)
         return answer(bodies.schedule(await self._schedules.one(account_id=caller.account_id, schedule_id=schedule_id)))
@@ -115,7 +115,7 @@ class ScheduleCalls:
     async def edit_schedule(self, request: web.Request, caller: Caller) -> web.Response:
         """Edit a schedule.
 
-        Fields that are left out stay unchanged.
+        Omitted fields keep their values.
         """
         body, schedule_id = await reading.body(request, ScheduleEditBody), in_path(request, SCHEDULE_ID)
         live = None if body.consistency is None else self._is_live(body.consistency)
@@ -154,7 +154,7 @@ class ScheduleCalls:
         return web.Response(status=204)
 
     def _is_live(self, asked: Choice | None) -> bool:
-        """Decided when the schedule is made: a schedule keeps its choice."""
+        """Whether its snapshots are live. Decided when the schedule is created: a schedule keeps its value."""
         live = is_live(asked, self._live)
         return self._live is Live.DEFAULT if live is None else live
 
@@ -183,7 +183,7 @@ class OpsScheduleCalls:
     async def ops_list_schedules(self, request: web.Request, _: Token) -> web.Response:
         """List all schedules.
 
-        The enabled schedules of all accounts, by their next run: what will run, and when.
+        Lists the enabled schedules of all accounts, sorted by their next run.
         """
         query = reading.query(request, OpsSchedulesQuery)
         page = await self._operators.schedules(

@@ -41,7 +41,7 @@ def attach(bench: KvmBench, devices: Sequence[Device]) -> None:
     kept = listing.written_down(domain, SYSTEM).records.values()
     bench.connection.defineXML(bench.lab.domain_xml("server-1", devices))
     for record in kept:
-        listing.write_down(domain, record)
+        listing.write_record(domain, record)
 
 
 async def adopted_with(bench: KvmBench, devices: Sequence[Device]) -> None:

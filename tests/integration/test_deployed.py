@@ -245,8 +245,9 @@ async def test_a_cell_with_the_example_settings_serves(deployed: DeployedRedis, 
 
 async def test_all_is_back_after_the_front_sides_disks_have_burnt(folder: Path, tmp_path: Path) -> None:
     """By the commands of the instructions, to the letter. The nodes run on."""
-    text = (DEPLOY / "README.md").read_text().split("### After a loss of all data")[1].split("### ")[0]
-    restores = re.findall(r"^ +vps-snapshots-api --config /etc/vps-snapshots/(\w+)\.toml (.*)$", text, re.MULTILINE)
+    text = (DEPLOY.parent / "docs" / "operations" / "recover.md").read_text()
+    text = text.split("## All data of Redis is lost")[1].split("## ")[0]
+    restores = re.findall(r"^vps-snapshots-api --config /etc/vps-snapshots/(\w+)\.toml (.*)$", text, re.MULTILINE)
     assert [settings for settings, _ in restores] == ["audit", "api"]
     with running(folder) as redis:
         machines = Machines.of(redis, tmp_path)
@@ -268,7 +269,7 @@ async def test_all_is_back_after_the_front_sides_disks_have_burnt(folder: Path, 
 
     with running(folder):
         for settings, command in restores:
-            await machines.say("api", settings, *command.replace("FILE", backup).split())
+            await machines.say("api", settings, *command.replace("$FILE", backup).split())
         children = [await machines.start(*command) for command in EVERY_PROGRAM[:2]]
         try:
             await _becomes(client.is_up)

@@ -194,7 +194,7 @@ class TestTheDashboard:
         assert "1 of 2 paused nodes is drained; 1 job still running." in listed
         assert "draining: 1 job running" in listed
         text = visible(await browser.seen("/ops/nodes/n1/"))
-        assert f"Draining: waits for 1 job: create of server {SERVER}" in text
+        assert f"Draining: waiting for 1 job: create of server {SERVER}" in text
         assert f"until {SOON:%Y-%m-%d %H:%M}" in text
         await cell.node.finish(job, DONE)
         assert "2 of 2 paused nodes are drained." in visible(await browser.seen("/ops/nodes/"))
@@ -209,7 +209,7 @@ class TestTheDashboard:
         fields = {"action": "pause", "nodes": ["n1", "n9"], "reason": "kernel", "until_back": "true"}
         said = visible(await dashboard.browser.done("/ops/drain/", fields))
         assert "0 nodes paused." in said
-        assert "n1: The node's worker does not report the starts of its host." in said
+        assert "n1: The node's worker does not report when its host booted." in said
         assert "n9: " in said
 
     async def test_one_node_is_paused_until_its_host_is_back(self, dashboard: Dashboard) -> None:

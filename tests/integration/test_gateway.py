@@ -129,7 +129,7 @@ async def test_a_node_is_the_one_of_its_credential(reached: Reached) -> None:
     async with raw(reached) as connection:
         answer = await ask(connection, "hello", **(HELLO | {"node": "n2"}))
         assert answer["error"] == "wrong_node"
-        assert "credential is that of node n1" in answer["detail"]
+        assert "credential belongs to node n1" in answer["detail"]
         assert (await ask(connection, "republish"))["error"] == "no_hello"
     assert refused(reached, "wrong_node") == 1
 

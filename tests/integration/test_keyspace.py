@@ -165,7 +165,7 @@ async def _callers(seen: Keyspace, ops: Ops) -> None:
         limits=Limits(calls=100, failed_logins=100),
     )
     session = await sessions.open(ops.token)
-    assert await sessions.look(session.id, by_person=True)
+    assert await sessions.find(session.id, by_person=True)
 
 
 async def _webhooks(seen: Keyspace, api: FrontEnd) -> None:

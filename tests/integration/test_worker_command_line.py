@@ -104,7 +104,7 @@ def test_a_domain_that_is_not_there_and_a_server_that_is_another_are_named(tmp_p
     adopted = run("adopt", "web-server-01", *ADOPT, **node)
     first, second = adopted.stdout.splitlines()
     assert (adopted.returncode, first) == (0, "domain web-server-01 is server 12345 of account 77")
-    assert "`vps-snapshots server give` changes it" in second
+    assert "To change it, use `vps-snapshots server give`" in second
     assert "12345" in refuses("adopt", "web-server-02", *ADOPT, **node)
 
 
@@ -160,9 +160,9 @@ def test_the_survey_needs_no_settings_and_ends_well_whatever_it_finds(tmp_path: 
 
 
 def test_a_survey_of_what_is_not_there_says_so(tmp_path: Path) -> None:
-    assert f"{tmp_path / 'none'} is no folder" in refuses("survey", str(tmp_path / "none"))
+    assert f"{tmp_path / 'none'} is not a folder" in refuses("survey", str(tmp_path / "none"))
     (tmp_path / "file").touch()
-    assert f"{tmp_path / 'file'} is no folder" in refuses("survey", str(tmp_path / "file"))
+    assert f"{tmp_path / 'file'} is not a folder" in refuses("survey", str(tmp_path / "file"))
     (tmp_path / "empty").mkdir()
     done = run("survey", str(tmp_path / "empty"))
     assert (done.returncode, "has no domain XML (*.xml) and no disk image" in done.stderr) == (0, True)

@@ -1,6 +1,6 @@
 """Parses records (Redis hashes of text) into the types of `worker.store.model`.
 
-An unreadable one must not hide the others, whatever is wrong with it; see docs/adr/0021-unreadable-records.md.
+An unreadable record must not hide the others; see docs/adr/0021-unreadable-records.md.
 """
 
 import math
@@ -45,11 +45,11 @@ _LABELS: TypeAdapter[Mapping[str, str]] = TypeAdapter(dict[str, str])
 
 
 def one(read: Callable[[Row], Read], shown: Row, *, kind: str, key_of: Callable[[Row], str] | None = None) -> Read:
-    """Parse one record of a script's answer. Its key is the kind and the first item of the row, or what `key_of`
-    returns. Raises RecordUnreadable if it is damaged or from a newer version."""
+    """Parse one record of a script's answer. Its key consists of the kind and the first item of the row, or is
+    returned by `key_of`. Raises RecordUnreadable if it is damaged or from a newer version."""
     try:
         return read(shown)
-    except Exception as error:  # whatever is wrong with this one: others can be read
+    except Exception as error:  # whatever is wrong with this record, others can be read
         _notice(shown, error, kind, key_of)
         raise errors.RecordUnreadable.of(kind=kind) from error
 
@@ -73,7 +73,7 @@ def many(
 
 
 def part(read: Callable[[Row], Read], shown: Row, *, key: str, otherwise: Read) -> Read:
-    """A part without which the record can be shown."""
+    """Parse an optional part; the record can be shown without it."""
     try:
         return read(shown)
     except Exception as error:  # noqa: BLE001 - as above; it is noted
@@ -82,12 +82,12 @@ def part(read: Callable[[Row], Read], shown: Row, *, key: str, otherwise: Read) 
 
 
 def text(raw: bytes) -> str:
-    """For people: of what is no UTF-8, something."""
+    """Decode text for people; invalid UTF-8 is replaced."""
     return raw.decode(errors="replace")
 
 
 def whole(text: str | bytes) -> int:
-    """Raises ValueError also for a number that no JSON reader keeps exact."""
+    """Parse an integer. Raises ValueError, also for numbers that JSON readers do not keep exact."""
     number = int(text)
     if abs(number) > NUMBER_MAX:
         raise ValueError(f"{number:.3e} is too large")
@@ -95,7 +95,7 @@ def whole(text: str | bytes) -> int:
 
 
 def decimal(text: str) -> float:
-    """Raises ValueError also for one that JSON has no form for."""
+    """Parse a number. Raises ValueError, also for values that JSON cannot express."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text} is not a finite number")
@@ -145,7 +145,7 @@ def snapshot(snapshot_id: SnapshotId, record: Hash, server_name: str) -> Snapsho
 
 
 def server_state(record: Hash, holding: JobKind | None) -> ServerState:
-    """`holding`: the kind of the job that holds the server; it determines the state while the job lasts."""
+    """`holding`: the kind of the job that holds the server; it determines the state during the job."""
     state = _STATE_OF_POWER[record["power"]]
     return _STATE_UNDER.get(holding, state) if holding else state
 
@@ -166,7 +166,7 @@ def server(server_id: ServerId, record: Hash, holding: JobKind | None) -> Server
 
 
 def _estimated(milliseconds: Sequence[bytes]) -> int | None:
-    """In seconds."""
+    """The median in seconds."""
     return max(1, round(median(map(whole, milliseconds)) / 1000)) if milliseconds else None
 
 

@@ -1,4 +1,4 @@
-"""Connects to Redis: at one address or the one that Sentinels name; with TLS, which checks the host name."""
+"""Connects to Redis, at one address or the address from Sentinels, optionally with TLS and a check of the host name."""
 
 import asyncio
 import re
@@ -17,15 +17,15 @@ from redis.exceptions import NoScriptError, RedisError
 
 from worker.store import arq_queue as queue
 from worker.store import trouble
-from worker.store.connection import careful
+from worker.store.connection import tracked
 from worker.store.script_connection import Copies, Script, ScriptConnections
 
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 ADDRESS = re.compile(r"rediss?://([^][/?#@:]+|\[[0-9a-fA-F:.]+])(:[0-9]+)?(/[0-9]+)?|unix:///[^?#]+(\?db=[0-9]+)?")
-WAITING = frozenset({"BLPOP", "XREAD"})  # blocking as we call them: their duration tells nothing about Redis
-IDLE_CHECK_SECONDS = 15  # after this idle time a connection is checked with a PING before it is used
+WAITING = frozenset({"BLPOP", "XREAD"})  # blocking commands, whose duration says nothing about Redis
+IDLE_CHECK_SECONDS = 15  # after this idle time, a connection is checked with a PING before it is used
 
-LOOK_SECONDS = 0.5  # between two such looks for another primary: each opens all connections anew
+SEARCH_SECONDS = 0.5  # minimum interval between searches for another primary; each reopens all connections
 
 
 class RedisSettings(BaseModel):
@@ -34,34 +34,43 @@ class RedisSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     url: str = Field(default="redis://127.0.0.1:6379/0", description="redis://, rediss:// (TLS) or unix://")
-    sentinels: list[str] = Field(default=[], description="host:port of each; they know the address, not the url")
-    sentinel_master: str = Field(default="vps-snapshots", description="what the Sentinels call the master")
-    username: str | None = None
-    password: SecretStr | None = None
-    sentinel_username: str | None = None
-    sentinel_password: SecretStr | None = None
+    sentinels: list[str] = Field(
+        default=[], description="host:port of each Sentinel; the address of Redis then comes from them, not from url"
+    )
+    sentinel_master: str = Field(
+        default="vps-snapshots", description="name of the primary in the Sentinels (master name)"
+    )
+    username: str | None = Field(default=None, description="account of Redis")
+    password: SecretStr | None = Field(default=None, description="password of that account")
+    sentinel_username: str | None = Field(default=None, description="account of the Sentinels")
+    sentinel_password: SecretStr | None = Field(default=None, description="password of that account")
     sentinels_are_trusted: bool = Field(
         default=False,
-        description="send the password to the address that a Sentinel names, without checking a certificate",
+        description="send the password to the address from a Sentinel without checking a certificate",
     )
-    tls_ca_file: FilePath | None = Field(default=None, description="instead of the system's authorities")
-    tls_cert_file: FilePath | None = None
-    tls_key_file: FilePath | None = None
-    tls_check_hostname: bool = True
-    connect_seconds: Seconds = 2.0
-    command_seconds: Seconds = Field(default=5.0, description="bound on one command with its answer")
+    tls_ca_file: FilePath | None = Field(default=None, description="CA certificates, instead of the system's")
+    tls_cert_file: FilePath | None = Field(
+        default=None, description="certificate of this program, if Redis requires one"
+    )
+    tls_key_file: FilePath | None = Field(default=None, description="key of that certificate")
+    tls_check_hostname: bool = Field(default=True, description="whether Redis's certificate must name its host")
+    connect_seconds: Seconds = Field(default=2.0, description="limit for a new connection")
+    command_seconds: Seconds = Field(default=5.0, description="limit for a command and its reply")
     wait_for_replicas: Annotated[int, Field(ge=0, le=10)] = Field(
-        default=0, description="how many replicas must have a change before the call is answered; 1 with Sentinel"
+        default=0,
+        description="how many replicas must confirm a change before the call succeeds; set 1 with Sentinel",
     )
-    max_connections: Annotated[int, Field(ge=4, le=10_000)] = 200
+    max_connections: Annotated[int, Field(ge=4, le=10_000)] = Field(
+        default=200, description="connections of one process to Redis"
+    )
 
     @field_validator("url")
     @classmethod
     def _is_a_url(cls, url: str) -> str:
-        # redis-py lets options in a query override ours, accepts any path, and ignores what it cannot parse
+        # redis-py lets options in a query override ours, accepts any path, and ignores invalid options
         if not ADDRESS.fullmatch(url):
             forms = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///SOCKET?db=DB"
-            raise ValueError(f"is not {forms}; username and password have keys of their own")
+            raise ValueError(f"is not {forms}; username and password have their own keys")
         parse_url(url)  # ValueError if the port is invalid
         return url
 
@@ -79,12 +88,12 @@ class RedisSettings(BaseModel):
         if (self.tls_cert_file is None) is not (self.tls_key_file is None):
             raise ValueError("tls_cert_file and tls_key_file go together")
         if not self.uses_tls and (self.tls_ca_file or self.tls_cert_file):
-            raise ValueError("tls_ca_file and tls_cert_file say TLS, url does not: it would be rediss://")
+            raise ValueError("tls_ca_file and tls_cert_file need TLS: use a rediss:// url")
         return self
 
     @model_validator(mode="after")
     def _never_tell_anyone_the_password(self) -> Self:
-        # whoever answers for a Sentinel, or may change one, names the address that is sent the password
+        # whoever controls a Sentinel determines the address to which the password is sent
         is_checked = self.uses_tls and self.tls_check_hostname
         if self.sentinels and self.password and not is_checked and not self.sentinels_are_trusted:
             raise ValueError(
@@ -98,7 +107,7 @@ class RedisSettings(BaseModel):
 
 
 class Observer(Protocol):
-    """Gets the result of each command."""
+    """Receives the result of each command."""
 
     def answered(self, seconds: float) -> None: ...
 
@@ -111,10 +120,10 @@ class _Client(ArqRedis):
     ) -> None:
         super().__init__(pool_or_conn=pool, job_serializer=queue.serialize, job_deserializer=queue.deserialize)
         self._observer = observer
-        self._looked = -LOOK_SECONDS
+        self._searched_at = -SEARCH_SECONDS
         self._of_scripts = ScriptConnections(pool, seconds=command_seconds, idle_seconds=IDLE_CHECK_SECONDS)
         self._of_changes = self._of_scripts
-        if replicas:  # on connections of their own: what only reads would wait behind them
+        if replicas:  # on separate connections, because reads would wait behind them
             copies = Copies(replicas=replicas, seconds=command_seconds / 2)
             self._of_changes = ScriptConnections(
                 pool, seconds=command_seconds, idle_seconds=IDLE_CHECK_SECONDS, copies=copies
@@ -142,23 +151,23 @@ class _Client(ArqRedis):
         began = time.perf_counter()
         try:
             answer = await command
-        except NoScriptError:  # redis-py sends the script next
+        except NoScriptError:  # redis-py then sends the script itself
             raise
         except (RedisError, OSError) as error:
             if self._observer is not None:
                 self._observer.failed(error)
-            await self._look_elsewhere(error)
+            await self._find_primary(error)
             raise
         if self._observer is not None and not waits:
             self._observer.answered(time.perf_counter() - began)
         return answer
 
-    async def _look_elsewhere(self, error: Exception) -> None:
-        """Redis without its replicas may be cut off from them, and another one be the primary by now: the Sentinels are
-        asked when a connection is opened."""
+    async def _find_primary(self, error: Exception) -> None:
+        """Reconnect. A Redis without its replicas may be cut off, and another one may be the primary by now; the
+        Sentinels are queried when a connection is opened."""
         is_alone = isinstance(error, trouble.NotCopied) or trouble.why_read_only(error) == trouble.ALONE
-        if is_alone and (now := time.monotonic()) - self._looked >= LOOK_SECONDS:
-            self._looked = now
+        if is_alone and (now := time.monotonic()) - self._searched_at >= SEARCH_SECONDS:
+            self._searched_at = now
             await self.reconnect()
 
 
@@ -168,8 +177,8 @@ def connect(
     """A client that connects at its first command; `command_seconds` overrides the setting. `observer` gets the result
     of each command and script outside of pipelines.
 
-    Commands are never retried: one whose reply was lost may have been executed. It raises AnswerLost, and the caller
-    must decide. Close it with `aclose(close_connection_pool=True)`.
+    Commands are never retried, because one whose reply was lost may have been executed. It raises AnswerLost, and
+    the caller must decide. Close it with `aclose(close_connection_pool=True)`.
     """
     options: dict[str, Any] = {
         "socket_timeout": command_seconds or settings.command_seconds,
@@ -185,13 +194,13 @@ def connect(
         options["socket_keepalive"] = True
     if settings.uses_tls:
         options |= _tls(settings)
-    # if all connections are in use, wait for one for as long as for a command
+    # if all connections are in use, wait for one as long as for a command
     size = {"max_connections": settings.max_connections, "timeout": settings.command_seconds}
     if settings.sentinels:
         pool: ConnectionPool = _sentinel_pool(settings, options, size)
     else:
         pool = BlockingConnectionPool.from_url(settings.url, **options, **size)
-    pool.connection_class = careful(pool.connection_class)
+    pool.connection_class = tracked(pool.connection_class)
     return _Client(
         pool=pool,
         command_seconds=options["socket_timeout"],
@@ -212,8 +221,8 @@ def _tls(settings: RedisSettings) -> dict[str, Any]:
 
 
 class _Sentinels(Sentinel):
-    """Asks all at once, and believes the newest of what most say: one that is cut off together with a former primary
-    still names it, and one whose machine is down must not hold up the others."""
+    """Queries all Sentinels at once, and uses the newest answer of the majority. A Sentinel that is cut off together
+    with a former primary still names it, and one whose machine is down must not delay the others."""
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         asked = [
@@ -243,7 +252,7 @@ class _Sentinels(Sentinel):
 class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
     async def disconnect(self, inuse_connections: bool = True) -> None:
         await super().disconnect(inuse_connections)
-        if inuse_connections:  # at exit: redis-py leaves the connections to the Sentinels open
+        if inuse_connections:  # at exit, because redis-py leaves the connections to the Sentinels open
             for sentinel in self.sentinel_manager.sentinels:
                 await sentinel.aclose()
 

@@ -1,6 +1,6 @@
--- Note when tokens were used last.
--- ask: {used: {token: moment in ms, as text}}
--- Answers 1, without a meaning.
+-- Record when tokens were last used.
+-- ask: {used: {token: time in ms, as text}}
+-- Answers 1 always.
 local ask = cjson.decode(ARGV[1])
 for token, moment in pairs(ask.used) do
   if redis.call('HEXISTS', 'tokens', token) == 1 then redis.call('HSET', 'tokens:used', token, moment) end

@@ -1,10 +1,10 @@
 -- include: records, idempotency, bounds
 -- Create a token.
--- ask: {key, record: {field: text}, lifetime_ms (missing: without end), salt, idempotency (see `replay`)}
+-- ask: {key, record: {field: text}, lifetime_ms (missing: it never ends), salt, idempotency (see `replay`)}
 -- Answers {'admitted', {field, value, ...}, salt} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
 
--- A refusal if the account has too many tokens. Tokens that have ended are removed from its list only here.
+-- A refusal if the account has too many tokens. Expired tokens are removed from its list only here.
 local function refuse_token(mine)
   local most = bound('tokens_per_account')
   if redis.call('SCARD', mine) < most then return nil end

@@ -1,5 +1,5 @@
 -- include: records
--- End all credentials of a node at once.
+-- Revoke all credentials of a node.
 -- ask: {node}
 -- Answers how many were valid.
 local ask = cjson.decode(ARGV[1])

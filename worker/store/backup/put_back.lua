@@ -1,10 +1,11 @@
 -- include: clock, ids, records, nodes, placement, last_id, restored
--- Write rows of a backup. A record that exists stays as it is: only what it lacks is added.
--- ask: {last_id ('': none), age_ms: of the backup, rows: [{kind, key, record: {field: text}, lifetime_ms (missing: it
--- does not end)}]}
+-- Write rows of a backup. Existing fields are not changed: only missing ones are added.
+-- ask: {last_id ('': none), age_ms: age of the backup, rows: [{kind, key, record: {field: text}, lifetime_ms (missing:
+-- it does not end)}]}
 -- Answers {number of rows that were written}.
 local ask = cjson.decode(ARGV[1])
-local SHORTEST_MS = 7 * 86400000 -- until a snapshot expires: the backup may be older than what its owner asked for last
+-- minimum time until a snapshot expires, because its owner may have changed the expiry after the backup
+local SHORTEST_MS = 7 * 86400000
 local written = 0
 
 local function id_of(row)
@@ -39,7 +40,7 @@ function PUT.schedule(row)
 end
 
 function PUT.webhook(row)
-  row.record.claim, row.record.claimed_until_ms = nil, nil -- of a sender that is gone
+  row.record.claim, row.record.claimed_until_ms = nil, nil -- its sender is gone
   put(row)
   redis.call('ZADD', 'account:' .. row.record.account .. ':webhooks', row.record.created_ms, id_of(row))
 end
@@ -48,7 +49,8 @@ PUT.secret = put
 
 PUT.account = put
 
--- As `operators/place_server` declares one: no other node gets it until its node reports, with it or without it.
+-- Like a declaration by `operators/place_server`: no other node gets the server until its node reports, with or without
+-- it.
 function PUT.server(row)
   local of = row.record
   forget_report(of.node)
@@ -58,7 +60,7 @@ function PUT.server(row)
   put(row)
 end
 
--- The record of a snapshot comes from its node, and then takes this over.
+-- A snapshot's record comes from its node, and then takes over these fields.
 function PUT.snapshot(row)
   keep_restored(id_of(row), row.record)
 end
@@ -68,15 +70,15 @@ function PUT.node(row)
   if row.record.paused_ms then redis.call('SADD', 'nodes:paused', id_of(row)) end
 end
 
--- Whether there is something to write. A pause of a node that runs already, or what a server or a snapshot that was
--- published already lacks, is added to its record.
+-- Whether there is something to write. The pause of a running node, and missing fields of a published server or
+-- snapshot, are added to the record.
 local function is_lacking(row)
   if row.lifetime_ms and row.lifetime_ms <= ask.age_ms then return false end
   if redis.call('EXISTS', row.key) == 0 then return true end
   return row.kind == 'node' and redis.call('HEXISTS', row.key, 'paused_ms') == 0
 end
 
--- When a snapshot expires; nil: never. A customer who has removed an expiry leaves an empty field.
+-- When a snapshot expires; nil: never. If a customer has removed the expiry, the field is empty.
 local function expiry_of(snapshot)
   local expires_ms = number(snapshot.expires_ms)
   return expires_ms and string.format('%.0f', math.max(expires_ms, now_ms() + SHORTEST_MS))

@@ -1,4 +1,4 @@
-"""Writes what a backup has into Redis. What Redis has stays as it is."""
+"""Writes a backup into Redis. Existing data is not changed."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,8 +10,9 @@ from worker.store.backup.file import BackupFile
 from worker.store.backup.rows import Row
 from worker.store.calls import Scripts, reading
 
-AT_ONCE = 200  # rows that one script writes
-OF_LISTS = {"listed_from", "listed_seq"}  # the lists by object are not in a backup: the restored log is searched
+AT_ONCE = 200  # rows per script call
+# backups do not contain the lists by object, so the restored log is searched instead
+OF_LISTS = {"listed_from", "listed_seq"}
 
 
 class AuditLogInUse(Exception):
@@ -22,11 +23,12 @@ class Restore(Scripts):
     """Every call may raise StoreUnavailable, StoreReadOnly, OutcomeUnknown and BackupUnusable, and can be repeated."""
 
     async def is_empty(self) -> bool:
-        """Whether there are no tokens: then no customer can have changed anything since the loss."""
+        """Whether there are no tokens, so that no customer can have changed anything since the loss."""
         return not await reading(lambda: self._redis.exists("tokens"))
 
     async def records(self, backup: BackupFile, *, now_ms: int) -> Mapping[str, int]:
-        """Write all but the audit log. `now_ms`: Redis's clock. Returns the number of rows written, by kind."""
+        """Write everything except the audit log. `now_ms`: Redis's clock. Returns the number of rows written, by
+        kind."""
         written: Counter[str] = Counter()
         age_ms = max(0, now_ms - backup.made_ms)
         by_kind: dict[str, list[Row]] = {}

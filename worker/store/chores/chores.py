@@ -1,4 +1,4 @@
-"""Chores for the whole cell. Every worker does them; each is one script, so nothing is done twice."""
+"""Chores for the whole cell. Every gateway runs them; each is one script, so nothing is done twice."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from worker.store.model import (
 from worker.store.outcome import DELETE_RETRY_SECONDS, STARTS_TOO_LATE, Outcome
 from worker.store.schedules.timing import IN_UTC, BadCron, cron_of, next_run, open_since, snapshot_name, zone_of
 
-FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # the contract: a failed create stays listed for 7 days
+FAILED_SNAPSHOT_KEPT_SECONDS = 7 * 86_400  # public contract: a failed create stays listed for 7 days
 # A run that was refused for a temporary reason (server busy, node silent) is retried until the next one is due.
 SCHEDULE_RETRY_SECONDS = 300.0
 BATCH = 100  # records per script call, to bound how long it blocks Redis
@@ -37,7 +37,8 @@ log = structlog.stdlib.get_logger()
 
 
 class RunRefused(Exception):
-    """A run was not admitted. `code`: of the refusal; `schedule_not_due` if another worker was first."""
+    """A run was not admitted. `code`: the error code of the refusal, or `schedule_not_due` if another gateway was
+    first."""
 
     def __init__(self, code: str) -> None:
         super().__init__(code)
@@ -46,7 +47,7 @@ class RunRefused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class DueSchedule:
-    """A run that is due. `next_run_at` is after now: of several missed runs, only one is made up for."""
+    """A run that is due. `next_run_at` is in the future: of several missed runs, only one is caught up."""
 
     id: ScheduleId
     due_ms: int
@@ -77,7 +78,7 @@ class DueRun:
 
 @dataclass(frozen=True, kw_only=True)
 class UnreadableSchedule:
-    """A due schedule that this release cannot read: it is damaged, or from a newer release."""
+    """A due schedule that this version cannot read: it is damaged, or a newer version wrote it."""
 
     id: ScheduleId
     reason: str
@@ -85,8 +86,8 @@ class UnreadableSchedule:
 
 class Chores(Scripts):
     """Every call may raise StoreUnavailable. `node_silent_seconds`: how old a node's last heartbeat may be for a
-    scheduled run of its servers. `waiting_seconds`: how long a job may wait for a silent node; `given_up` is called for
-    each job that has waited longer."""
+    scheduled run of its servers. `waiting_seconds`: how long a job may wait for a silent node; `on_stale_job` is called
+    for each job that has waited longer."""
 
     def __init__(
         self,
@@ -94,25 +95,25 @@ class Chores(Scripts):
         *,
         node_silent_seconds: float = NODE_SILENT_SECONDS,
         waiting_seconds: float = WAITING_SECONDS,
-        given_up: Callable[[], None] = lambda: None,
+        on_stale_job: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(redis)
         self._silent_ms = round(node_silent_seconds * 1000)
         self._waiting_seconds = waiting_seconds
-        self._given_up = given_up
+        self._on_stale_job = on_stale_job
 
     async def fail_stale_jobs(self) -> tuple[JobId, ...]:
         """Fail the queued jobs of any node that has been silent for too long, which frees their servers; returns
         them."""
         seconds, code = self._waiting_seconds, errors.NodeUnavailable.code
-        detail = f"The server's node was silent for {seconds:.0f} seconds; the job was not begun."
+        detail = f"The server's node was silent for {seconds:.0f} seconds; the job was not started."
         failure = Failure(code=code, detail=detail)
         outcome = Outcome(state=JobState.FAILED, failure=failure, snapshot_status=SnapshotStatus.FAILED)
         ask = {"silent_ms": round(seconds * 1000), "limit": BATCH, "result": outcome.for_script()}
         failed = tuple(JobId(job_id.decode()) for job_id in await self._call("chores/fail_stale_jobs", ask))
         for job_id in failed:
             log.warning("job.failed", job_id=job_id, code=code, waited_seconds=seconds)
-            self._given_up()
+            self._on_stale_job()
         return failed
 
     async def forget_failed(self) -> int:

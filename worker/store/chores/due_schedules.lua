@@ -1,5 +1,5 @@
 -- include: clock
--- The schedules that are due, oldest first.
+-- List the due schedules, oldest first.
 -- ask: {skip, limit}
 -- Answers {now_ms, {id, due_ms, name, when, server ID, or account of one by label, time_zone or '', window_ms or ''},
 -- ...}.

@@ -14,7 +14,8 @@ local function forget(id)
 end
 
 for _, id in ipairs(old) do
-  redis.call('ZADD', 'snapshots:failed', now_ms(), id) -- before: also one that can't be read makes way for others
+  -- set first, so that an unreadable snapshot does not block the others
+  redis.call('ZADD', 'snapshots:failed', now_ms(), id)
   attempt('snapshot:' .. id, forget, id)
 end
 return #old

@@ -1,8 +1,8 @@
 -- include: clock, records, nodes, show, enqueue, snapshots, last_id, retention, removal, schedules, idempotency
 -- include: room, retrying, history, account_limits, windows
 -- Admit a create, restore, delete or undo: write everything, or refuse it and write nothing. A dry run is decided in
--- the same way, but its job holds no server and makes no snapshot. A scheduled create deletes older snapshots if it
--- must.
+-- the same way, but its job holds no server and creates no snapshot. A scheduled create deletes older snapshots if
+-- necessary.
 -- ask: {kind, dry_run, account and id (not for a scheduled run): ID of the server for a create, of the restore's job
 -- for an undo, else of the snapshot, name, description, request_id, job_id, silent_ms, retry_ms, queue (see
 -- `enqueue`), again: retry a delete that has not freed its space, present_only: of a restore or undo, live: of a
@@ -15,7 +15,8 @@
 -- {'admitted'} alone for a delete whose server is gone, or {'refused', code, ...}.
 local ask = cjson.decode(ARGV[1])
 
--- The job that holds the server. What it does is told to its own account only: the server may have had another owner.
+-- The job that holds the server. Its details are shown only to its own account, because the server may have had another
+-- owner.
 local function refuse_busy(job_id, account)
   local job = look_up('job:' .. job_id)
   if not job or job.account ~= account then return {'refused', 'server_busy', job_id} end
@@ -50,13 +51,13 @@ local function admit(server_id, server, snapshot_id, snapshot, shown, undoes)
   if ask.retries then redis.call('HSET', 'job:' .. ask.retries, 'retried_by', ask.job_id) end
   if not ask.dry_run then server.job = ask.job_id end
   if not ask.whole_job and not ask.idempotency then return {'admitted', {ask.job_id}, shown} end
-  -- as `show_job` would show it, which would read all of it again
+  -- equals the result of `show_job`, which would read all records again
   local durations = redis.call('LRANGE', 'node:' .. job.node .. ':milliseconds:' .. job.kind, 0, -1)
   local whole = {ask.job_id, flattened(job), durations, flattened(server), ask.dry_run and '' or job.kind}
   return {'admitted', whole, shown}
 end
 
--- A snapshot of the server, as `show_snapshot` would show it.
+-- A snapshot of the server, in the form of `show_snapshot`.
 local function as_shown(id, snapshot, server)
   return {id, flattened(snapshot), server.name}
 end
@@ -113,7 +114,7 @@ end
 
 local function delete(snapshot, server)
   if snapshot.protected == '1' then return {'refused', 'snapshot_protected'} end
-  if not server or server.missing then -- its disks are gone, too: there is no space to free
+  if not server or server.missing then -- its disks are gone too, so there is no space to free
     chronicle(ask.id, 'deleted', ask.by, {request = ask.request_id})
     forget_snapshot(ask.id, snapshot)
     return {'admitted'}
@@ -129,7 +130,7 @@ end
 local function undo()
   local restore = read_of(ask.account, 'job:' .. ask.id)
   if not restore then return {'refused', 'job_not_found'} end
-  local server = read_of(ask.account, 'server:' .. restore.server) -- it may have a new owner since
+  local server = read_of(ask.account, 'server:' .. restore.server) -- it may have a new owner
   if not server or server.undoable ~= ask.id
       or now_ms() > (number(restore.undoable_until_ms) or 0) then
     return {'refused', 'undo_unavailable'}
@@ -137,7 +138,7 @@ local function undo()
   if server.missing then return {'refused', 'server_not_ready'} end
   local refused = refuse_server(server)
   if refused then return refused end
-  local key = 'snapshot:' .. restore.snapshot -- it may be deleted
+  local key = 'snapshot:' .. restore.snapshot -- it may have been deleted
   local is_ours = redis.call('HGET', key, 'account') == server.account
   return admit(restore.server, server, restore.snapshot, {
     name = restore.snapshot_name, description = restore.snapshot_description, created_ms = restore.snapshot_created_ms,

@@ -1,6 +1,6 @@
 -- include: records, show, history
--- Change the fields of a snapshot that a customer sets.
--- ask: {account, id, fields: {field: text}, request_id, by: the token that asks (see `chronicle`), or nil};
+-- Change the customer's fields of a snapshot.
+-- ask: {account, id, fields: {field: text}, request_id, by: the calling token (see `chronicle`), or nil};
 -- expires_ms '': never
 -- Answers the snapshot (see `show_snapshot`); nil if the account has no such snapshot.
 local ask = cjson.decode(ARGV[1])

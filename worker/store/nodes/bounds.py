@@ -1,4 +1,4 @@
-"""How much of what a node says is kept: a node that says more is cut short, so that its honest rest still counts."""
+"""Limits on data from a node. Longer data is cut instead of refused, so that the rest of the message still counts."""
 
 import math
 from dataclasses import replace

@@ -1,5 +1,5 @@
 -- include: clock, records, nodes, enqueue, removal
--- Queue again the deletes of a node that have not freed their space, at most one for each of job_ids. One whose server
+-- Queue a node's deletes that have not freed their space again, at most one for each of job_ids. A delete whose server
 -- has a job stays due.
 -- ask: {node, owner, retry_ms, queue (see `enqueue`), job_ids}
 -- Answers the ids of the queued jobs.
@@ -28,7 +28,7 @@ local function retry(i, id)
 end
 
 for i, id in ipairs(ids) do
-  redis.call('ZADD', due, now + ask.retry_ms, id) -- before: also one that can't be read makes way for others
+  redis.call('ZADD', due, now + ask.retry_ms, id) -- set first, so that an unreadable snapshot does not block the others
   attempt('snapshot:' .. id, retry, i, id)
 end
 return queued

@@ -7,7 +7,7 @@
 -- Answers {{id} or {id, {field, value, ...} of a job that has begun now}, ...}, earliest first. To who begins jobs and
 -- has not the lease, nothing.
 local ask = cjson.decode(ARGV[1])
-local BEGUN_MOST = 20 -- at once: a bound on how long the script holds Redis; the node asks again for the others
+local BEGUN_MOST = 20 -- per call, to limit how long it blocks Redis; the node asks again for the others
 local answer = {}
 local queued = redis.call('ZRANGE', 'arq:queue:' .. ask.node, 0, ask.limit - 1)
 if #queued == 0 or still_paused(ask.node) then return answer end
@@ -26,13 +26,13 @@ for _, id in ipairs(queued) do
   local key = 'job:' .. id
   local node, state = unpack(redis.call('HMGET', key, 'node', 'state'))
   if not node and redis.call('EXISTS', key) == 1 then
-    set_aside(key, 'node cannot be read') -- it holds up no other job, and runs when it is repaired
+    set_aside(key, 'node cannot be read') -- it does not block other jobs, and runs once it is repaired
   elseif node ~= ask.node then
     redis.call('ZREM', 'arq:queue:' .. ask.node, id)
   elseif state == 'completed' or state == 'failed' then
     forget_queued(id, {node = node})
   elseif not running[id] then
-    -- one that has begun is given again: the answer was lost, or the node has crashed, and its journal knows which
+    -- a job that has begun is returned again: the answer was lost or the node crashed, and its journal knows which
     local given = {id}
     if ask.begin and state ~= 'in_progress' then given = attempt(key, begun, id) end
     answer[#answer + 1] = given

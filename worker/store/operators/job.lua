@@ -3,10 +3,10 @@
 -- Only reads.
 -- ask: {job, rule (see `refuse_retry`), silent_ms}
 -- Answers {job (see `show_job`), {step as JSON, ...}, {log line, ...}, its server's power now or '', {'refused', code,
--- ...}: why it is not retried, or {}, of a queued job why it waits, or {}}; nil if there is no such job.
+-- ...} if it cannot be retried, or {}, why it waits if it is queued, or {}}; nil if there is no such job.
 -- Why it waits is {place in its node's queue, 1 for the first, jobs in that queue, jobs that its node runs, {field,
--- value, ...} of the node, 1 if the node is silent, moment from which a silent node is waited for, ID of another job
--- that holds the server or ''}.
+-- value, ...} of the node, 1 if the node is silent, when the wait for a silent node began, ID of another job that
+-- holds the server or ''}.
 local ask = cjson.decode(ARGV[1])
 local key = 'job:' .. ask.job
 local job = read(key)

@@ -1,15 +1,15 @@
 -- include: records, show, states, walk
 -- One page of the cell's jobs, newest first.
 -- Only reads.
--- ask: {match: {field of the record: value}, text or nil, cancelled: whether only those that were cancelled, or all
--- others; or nil, ended_since_ms, ended_until_ms: bounds of the job's end, the latter not included, or nil, limit,
+-- ask: {match: {field of the record: value}, text or nil, cancelled: true: only cancelled jobs, false: only others,
+-- or nil, ended_since_ms (inclusive), ended_until_ms (exclusive): bounds of the job's end, or nil, limit,
 -- after, since_ms, until_ms (see `walk`)}
 -- Answers {number of jobs if every job of a list matches, else -1, after, job (see `show_job`), ...}.
 local ask = cjson.decode(ARGV[1])
 ask.descending = true
-local LONGEST_MS = 86400000 -- from a job's admission to its end
+local LONGEST_MS = 86400000 -- longest time from a job's admission to its end
 local ended_since, ended_until = tonumber(ask.ended_since_ms), tonumber(ask.ended_until_ms)
--- The lists are by the time of admission: only a part of them has jobs that ended then.
+-- The lists are sorted by admission, so only a part of them can have jobs that ended in that period.
 if ended_since then
   ask.since_ms = string.format('%.0f', math.max(tonumber(ask.since_ms) or 0, ended_since - LONGEST_MS))
 end
@@ -52,7 +52,7 @@ local function matches(id)
 end
 
 local list = shortest(lists)
--- How many there are, where every job of a list matches; else -1.
+-- The number of jobs if every job of a list matches, otherwise -1.
 local function count()
   if ask.text or ended_since or ended_until or #fields > 1 or #fields == 1 and ask.cancelled then return -1 end
   if ask.cancelled ~= false then return count_within(ask, list) end

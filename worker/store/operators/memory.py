@@ -10,7 +10,7 @@ from worker.store.calls import redis_answers
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """In bytes. `most` 0: Redis has no limit."""
+    """Memory in bytes. `most` 0: Redis has no limit."""
 
     used: int
     most: int

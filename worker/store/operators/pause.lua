@@ -1,7 +1,7 @@
 -- include: clock, queue, idempotency, pause
--- Pause a node, or resume it: it then reads its queue at once. A pause ends by itself at a moment, or when the node's
--- host has been started again.
--- ask: {node, reason: '' to resume, by, until_ms: '' for no moment, until_back: whether it ends with the host's start,
+-- Pause or resume a node. A resumed node reads its queue at once. A pause can end automatically at a time, or when
+-- the node's host has rebooted.
+-- ask: {node, reason: '' to resume, by, until_ms: '' for no end, until_back: whether it ends when the host reboots,
 -- wake: key, idempotency (see `replay`)}
 -- Answers {'admitted'} or {'refused', code}.
 local ask = cjson.decode(ARGV[1])
@@ -16,7 +16,7 @@ local function turn()
     wake(ask.wake)
     return {'admitted'}
   end
-  -- first what a full Redis refuses
+  -- comes first, because a full Redis refuses it
   redis.call('HSET', key, 'paused_ms', now_ms(), 'paused_reason', ask.reason, 'paused_by', ask.by,
     'paused_until_ms', ask.until_ms, 'paused_boot', ask.until_back and boot or '')
   redis.call('SADD', 'nodes:paused', ask.node)

@@ -1,10 +1,10 @@
 -- include: records, walk
--- What an ID or a name may mean.
+-- Find objects by ID or name.
 -- Only reads.
 -- ask: {text, limit: results of each kind}
--- Answers {{kind, ID, name, account, ID of the server, state, '1' if it is exactly that}, ...}; texts may be ''.
+-- Answers {{kind, ID, name, account, ID of the server, state, '1' for an exact match}, ...}; texts may be ''.
 local ask = cjson.decode(ARGV[1])
-local lower = string.lower(ask.text) -- as names are listed: only the letters a to z
+local lower = string.lower(ask.text) -- as in the lists of names: lowers only the letters a to z
 local hits = {}
 
 local function hit(kind, id, found)
@@ -18,7 +18,7 @@ local function server(id, is_exact)
   hit('server', id, {name = name, account = owner, state = missing and 'missing' or node, is_exact = is_exact})
 end
 
--- Also one that is deleted, while its history is kept.
+-- Includes a deleted snapshot while its history is kept.
 local function snapshot(id, is_exact)
   local key = 'snapshot:' .. id
   local name, account, of, status = unpack(redis.call('HMGET', key, 'name', 'account', 'server', 'status'))
@@ -42,7 +42,7 @@ local function job(id)
   hit('job', id, {name = kind .. ' ' .. (name or ''), account = owner, server = of, state = state, is_exact = true})
 end
 
--- The first digits of an ID. Jobs of an earlier version are only in the list of all.
+-- Search by the first digits of an ID. Jobs of an earlier version are only in the list of all jobs.
 local function jobs(digits)
   local before, looks = #hits, LOOKS
   for _, list in ipairs({'jobs:id:' .. string.sub(digits, 1, 3), 'jobs'}) do

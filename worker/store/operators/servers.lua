@@ -1,12 +1,12 @@
 -- include: clock, records, show, walk, account_limits
--- Servers as operators see them.
+-- List servers for operators.
 -- Only reads.
 -- ask: {server} for one, or {node, account, stranded, off, no_snapshot_ms, limit, after (see `walk`)} for a page;
 -- all but limit may be missing. stranded, off: only those servers, longest first. no_snapshot_ms: only servers without
--- a completed snapshot of that time
+-- a completed snapshot in that time
 -- Answers {number of servers if every server of a list matches, else -1, after, server, ...}; a server is {id, {field,
 -- value, ...}, kind of the job that holds it or '', state of that job or '', snapshots that take a slot, its findings
--- as JSON or '', the moment since which its guest is off for a job or '', snapshots that it may have}.
+-- as JSON or '', since when its guest is off for a job or '', snapshots that it may have}.
 local ask = cjson.decode(ARGV[1])
 local since = ask.no_snapshot_ms and now_ms() - ask.no_snapshot_ms
 

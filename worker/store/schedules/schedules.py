@@ -99,8 +99,8 @@ class Schedule:
 
 
 class Schedules(Scripts):
-    """An account's schedules, for the front end. `now`: the time of the cell. Every call may raise
-    StoreUnavailable."""
+    """An account's schedules, for the front end. `now`: returns the time of the cell. Every call
+    may raise StoreUnavailable."""
 
     def __init__(self, redis: ArqRedis, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         super().__init__(redis)
@@ -179,7 +179,7 @@ class Schedules(Scripts):
 
 
 def shown_schedule(shown: list[Any]) -> Schedule:
-    """From a script's answer."""
+    """Parse a schedule in a script's answer."""
     schedule_id, flat, server_name = shown
     record = records.pairs(flat)
     labels = record.get("server_labels")

@@ -1,5 +1,5 @@
 -- include: records, states
--- What one account may leave in Redis: see worker/store/bounds.py.
+-- Limits on what one account can store in Redis: see worker/store/bounds.py.
 
 local function bound(name)
   local stored = number(redis.call('HGET', 'bounds', name))

@@ -1,5 +1,5 @@
 -- include: clock, records, states, job_lists, queue, events, kept
--- A new job.
+-- Creates a job.
 
 -- Write the job's record, hold its server (not for a dry run), add it to the node's queue and wake the node.
 local function enqueue(job_id, job, queue)

@@ -1,9 +1,9 @@
--- What a script that reads writes beside, and can do without: a counter, the trimming of a list.
+-- Optional writes of read-only scripts: a counter, the trimming of a list.
 
-local WRITES_REFUSED = {'OOM', 'READONLY', 'MISCONF', 'NOREPLICAS'} -- how Redis begins its refusal of a write
+-- the first words of Redis's errors for refused writes
+local WRITES_REFUSED = {'OOM', 'READONLY', 'MISCONF', 'NOREPLICAS'}
 
--- Call `act`, which writes, with the arguments. Answers why Redis refused it, '' if it did not, and then what `act`
--- answered.
+-- Call `act`, which writes, with the arguments. Returns why Redis refused the write or '', and the result of `act`.
 local function try(act, ...)
   local answer = {pcall(act, ...)}
   if answer[1] then return '', unpack(answer, 2) end

@@ -12,14 +12,14 @@ local function is_paused(node)
   return since and (number(until_ms) or math.huge) > now_ms()
 end
 
--- A node's record, {field, value, ...}, for who only reads: without a pause that is over.
+-- A node's record, {field, value, ...}, for read-only scripts: without a pause that is over.
 local function node_as_paused(node)
   local record = named(redis.call('HGETALL', 'node:' .. node))
   if not is_paused(node) then record.paused_ms = nil end
   return flattened(record)
 end
 
--- Whether the node is paused now; a pause that is over is ended.
+-- Whether the node is paused now; removes a pause that is over.
 local function still_paused(node)
   if is_paused(node) then return true end
   if redis.call('HEXISTS', 'node:' .. node, 'paused_ms') == 1 then resume_node(node) end

@@ -1,12 +1,12 @@
 -- include: clock, records
 -- Rate limits.
 
--- The generic cell rate algorithm: `most` calls at once, and one more every window_ms / most. Returns allowed, left, ms
--- until one more call is allowed.
+-- The generic cell rate algorithm: a burst of `most` calls, and one more every window_ms / most. Returns allowed, left,
+-- ms until the next call is allowed.
 local function take(key, most, window_ms)
   local now, each = now_ms(), window_ms / most
-  local full = math.max(number(redis.call('GET', key)) or 0, now) -- when the full rate is available again
-  if full > now + window_ms then full = now end -- the time went back
+  local full = math.max(number(redis.call('GET', key)) or 0, now) -- when the full burst is available again
+  if full > now + window_ms then full = now end -- the clock went back
   local allowed = full + each - window_ms <= now
   if allowed then
     full = full + each

@@ -1,8 +1,8 @@
 -- include: states, kept, bounds
--- What is refused so that Redis does not become full for everyone.
+-- Refusals that keep Redis from becoming full.
 
--- A refusal if Redis has no room for this kind of request ('looks' or 'new'), else nil. If it is full, Redis itself
--- refuses writes.
+-- A refusal if Redis has no room for this kind of request ('looks' or 'new'), else nil. If Redis is full, it
+-- refuses writes itself.
 local function refuse_if_full(kind)
   local about = redis.call('INFO', 'memory')
   local used = tonumber(string.match(about, 'used_memory:(%d+)'))

@@ -1,5 +1,5 @@
 -- include: clock, records, deliveries, idempotency, show, room
--- Create a webhook, change one, or give it a new secret.
+-- Create or change a webhook, or give it a new secret.
 -- ask: {account, id, most (only to create), fields: {field: text}, secret, old_ms: how long the previous secret
 -- stays valid, idempotency (see `replay`)}
 -- Answers {'admitted', webhook (see `show_webhook`), secret or ''} or {'refused', code}.

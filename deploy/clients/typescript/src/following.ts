@@ -1,4 +1,4 @@
-// Waits for a job: by the event stream, or else by polling.
+// Waits for a job: with the event stream, or else by polling.
 import { StillRunning } from './errors.ts'
 import type { Job } from './models.ts'
 import { callsLeft, LONGEST_WAIT_SECONDS, pause, type Wire } from './wire.ts'
@@ -16,7 +16,7 @@ export function hasEnded(state: unknown): boolean {
   return state === 'completed' || state === 'failed'
 }
 
-/** The job once it has ended, whether it is completed or failed. */
+/** Waits until the job is completed or failed, and returns it. */
 export async function ended(wire: Wire, jobId: string, timeoutSeconds: number): Promise<Job> {
   const deadline = Date.now() + timeoutSeconds * 1000
   const left = () => Math.max(0, (deadline - Date.now()) / 1000)
@@ -25,7 +25,7 @@ export async function ended(wire: Wire, jobId: string, timeoutSeconds: number): 
     try {
       await untilEvent(wire, jobId, left)
     } catch {
-      // it cannot be followed: too many streams, a proxy that keeps them back, a connection that ended
+      // streams may be unavailable: too many streams, a proxy that buffers them, a connection that ended
     }
     job = await shown(wire, jobId)
   }
@@ -58,7 +58,7 @@ async function untilEvent(wire: Wire, jobId: string, left: () => number): Promis
   }
 }
 
-/** The events of a stream. A comment, which keeps the stream open, is an event `alive`. */
+/** The events of a stream. A comment, which keeps the stream open, is returned as an event `alive`. */
 export async function* events(lines: AsyncIterable<string>): AsyncGenerator<Event> {
   let fields: Record<string, string> = {}
   for await (const line of lines) {

@@ -2,7 +2,7 @@ DOCUMENTATION = """
 module: schedule
 short_description: Ensures that a server, or all with some labels, have a schedule of snapshots, or do not have it
 description:
-  - Creates, edits or deletes the schedule of this name. Options that are left out stay as they are.
+  - Creates, edits or deletes the schedule of this name. Omitted options keep their values.
 options:
   name:
     description:
@@ -11,7 +11,7 @@ options:
     required: true
   state:
     description:
-      - Whether the schedule is to exist.
+      - Whether the schedule must exist.
     type: str
     choices: [present, absent]
     default: present
@@ -42,16 +42,16 @@ options:
     type: int
   expire_after_hours:
     description:
-      - The age at which its snapshots are deleted. V(0) is never.
+      - The age at which its snapshots are deleted. V(0) means never.
     type: int
   consistency:
     description:
-      - How its snapshots are taken.
+      - Whether its snapshots stop the server.
     type: str
     choices: [stop, live]
   enabled:
     description:
-      - Whether it runs. A new schedule does.
+      - Whether it runs. Default for a new schedule: true.
     type: bool
 extends_documentation_fragment: vps.snapshots.api
 attributes:
